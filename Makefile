@@ -1,0 +1,71 @@
+# `make help` lists what there is. Everything runs in .venv, which `make setup` makes and keeps up to date.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+DEMO_TRAIN ?=
+DEMO_EVAL ?=
+export PYTHON PIP_ARGS DEMO_TRAIN DEMO_EVAL
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up-in
+
+# A .venv that was copied from another checkout, or whose Python is gone, is not up to date whatever its age.
+ifneq ($(shell $(BIN)/python -c "print(open('$(STAMP)').read().strip())" 2>/dev/null),$(CURDIR))
+$(STAMP): FORCE
+endif
+
+.PHONY: help setup opengl constraints demo test test-fast lint format typecheck bench wheel clean FORCE
+FORCE:
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+	@echo
+	@echo '  PYTHON=python3.12       the Python that .venv is made with (3.11 or newer)'
+	@echo '  PIP_ARGS=...            for pip, e.g. --extra-index-url https://download.pytorch.org/whl/cpu (torch without CUDA: much smaller)'
+	@echo '  PYTEST_ARGS=...         for pytest, e.g. "-n 2 -k composition"'
+	@echo '  DEMO_TRAIN=, DEMO_EVAL= more flags for the two commands of the demo'
+
+setup: $(STAMP) ## make .venv and install everything; does nothing when it is up to date
+$(STAMP): pyproject.toml constraints.txt scripts/setup.sh scripts/opengl.py
+	@scripts/setup.sh
+
+opengl: setup ## look again for an OpenGL library (videos and cameras need one)
+	@$(BIN)/python scripts/opengl.py
+
+constraints: ## write constraints.txt anew, with today's newest versions
+	@scripts/constraints.sh
+
+demo: setup ## train a residual on the SO-101 task, evaluate it beside its base, write a report and a video
+	@scripts/demo.sh
+
+test: setup lint typecheck ## lint, type check, all tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: setup ## the tests that take under two minutes together
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+lint: setup ## ruff: rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: setup ## mend what ruff can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+typecheck: setup ## mypy on src
+	$(BIN)/mypy
+
+bench: setup ## steps per second, beside raw MuJoCo and Stable-Baselines3
+	$(BIN)/residual-rl bench so101-paper
+
+wheel: setup ## build a wheel into dist/ and try it in a fresh environment
+	$(BIN)/python scripts/check_wheel.py dist
+
+clean: ## remove .venv, builds and caches; runs/ stays
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

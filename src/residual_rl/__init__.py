@@ -1,0 +1,37 @@
+"""Learn a small bounded residual on top of any frozen base policy.
+
+The public names are imported on first use, so that `import residual_rl` and the command line's help stay quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "BasePolicy": "residual_rl.types",
+    "Learner": "residual_rl.types",
+    "Metrics": "residual_rl.types",
+    "Obs": "residual_rl.types",
+    "ResidualRLError": "residual_rl.errors",
+    "State": "residual_rl.types",
+    "Transition": "residual_rl.types",
+    "VecEnv": "residual_rl.envs.vec_env",
+}
+"""Public name -> the module that holds it."""
+
+__all__ = ["__version__", *_MODULE_OF]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    globals()[name] = value  # the next access skips this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

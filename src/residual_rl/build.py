@@ -1,0 +1,53 @@
+"""From settings to objects: envs, base policies, learners."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from residual_rl.base_policies.executor import BasePolicyExecutor
+from residual_rl.config import TrainCfg
+from residual_rl.envs.vec_env import VecEnv
+from residual_rl.errors import ConfigError
+from residual_rl.learners.ppo import PPO
+from residual_rl.registry import BASE_POLICIES, TASKS, load
+from residual_rl.residual_env import ResidualEnv
+
+
+def make_vec_env(task: str, num_envs: int = 32, *, num_threads: int = 0, device: str = "cpu", **settings: Any) -> VecEnv:
+    """The bare worlds of a registered task, without a base policy.
+
+    Args:
+        task: its id.
+        num_envs: B.
+        num_threads: simulator threads; 0 means one a CPU core.
+        device: where the tensors are.
+        settings: fields of the task's settings that differ from their defaults.
+    """
+    spec = TASKS.get(task)
+    try:
+        cfg = load(spec.config)(**{**spec.config_overrides, **settings})
+    except TypeError as error:
+        raise ConfigError(f"task {task!r}: {error}") from None
+    return load(spec.make)(cfg, num_envs, num_threads, device)
+
+
+def make_base_policy(base_policy_id: str, cfg: Any, env: VecEnv) -> BasePolicyExecutor:
+    """A fresh base policy for `env`, in its executor. `cfg` None means its defaults."""
+    spec = BASE_POLICIES.get(base_policy_id)
+    policy = load(spec.make)(spec.default_config() if cfg is None else cfg, env)
+    return BasePolicyExecutor(policy, env, f"base policy {base_policy_id!r}")
+
+
+def make_residual_env(cfg: TrainCfg, num_envs: int, *, base_policy_id: str | None = None) -> ResidualEnv:
+    """Worlds, base policy and composition of a run. Another `base_policy_id` stands in with its own defaults."""
+    env = load(TASKS.get(cfg.task_id).make)(cfg.task, num_envs, cfg.run.num_threads, cfg.run.device)
+    if base_policy_id is None or base_policy_id == cfg.base_policy_id:
+        base_policy = make_base_policy(cfg.base_policy_id, cfg.base, env)
+    else:
+        base_policy = make_base_policy(base_policy_id, None, env)
+    return ResidualEnv(env, base_policy, cfg.residual.residual_scale, cfg.residual.residual_penalty)
+
+
+def make_learner(cfg: TrainCfg, env: ResidualEnv) -> PPO:
+    """The learner of a run, for what `env` observes."""
+    return PPO(cfg.learner, env.observation_space, env.action_dim, env.num_envs, env.device, cfg.run.seed)

@@ -1,0 +1,194 @@
+"""`residual-rl eval`: a trained run against its base policy and doing nothing, or a base policy alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.console import Console
+
+from residual_rl.build import make_residual_env
+from residual_rl.cli.flags import parts_of, peek, split_target
+from residual_rl.compare import summarize
+from residual_rl.config import TrainCfg
+from residual_rl.errors import ConfigError, MissingDependencyError
+from residual_rl.evaluate import Episodes, evaluate, no_residual
+from residual_rl.files import write_json
+from residual_rl.logger import ProgressBar
+from residual_rl.policy import ExportedPolicy, find_policy, load_policy
+from residual_rl.recording import Recording, record, write_comparison
+from residual_rl.registry import TASKS
+from residual_rl.report import format_table, write_report
+from residual_rl.run_folder import RunFolder
+from residual_rl.seeding import EVAL_SEED
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalFlags:
+    """What to evaluate and what to make of it."""
+
+    n_episodes: int = 200
+    """Episodes of each policy, the same for all."""
+    first_seed: int = EVAL_SEED
+    """Seed of the first episode; the others count on from it. Training and its evaluations use others."""
+    eval_envs: int = 100
+    """Worlds stepped together; the results do not depend on it."""
+    model: str = "best"
+    """best, final, interrupted, or the path of an exported policy."""
+    compare_base: bool = False
+    """Evaluate the base policy alone on the same episodes."""
+    compare_zero: bool = False
+    """Evaluate doing nothing on the same episodes."""
+    plot: bool = False
+    """Save the plots as PNG files, besides the report."""
+    save_video: bool = False
+    """Write video.mp4: base beside residual on the same episodes."""
+    video_episodes: int = 4
+    """Episodes of the video: the first of the evaluation."""
+    output: Path | None = None
+    """Where to write the figures as JSON, when a base policy is evaluated alone."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_episodes", "eval_envs", "video_episodes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.first_seed < 0:
+            raise ConfigError(f"first_seed must be 0 or more, not {self.first_seed}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse, evaluate, print a table."""
+    target, rest = split_target(argv)
+    if target is None:
+        tyro.cli(_usage, args=[*rest, "--help"] if not rest else rest, prog="residual-rl eval")
+        raise ConfigError("eval needs a run folder or a task id")
+    if Path(target).is_dir():
+        return _evaluate_run(Path(target), rest)
+    if any(sep in target for sep in ("/", "\\")):
+        raise ConfigError(f"{target} is not a folder; eval needs a run folder or a task id")
+    return _evaluate_base(target, rest)
+
+
+def _usage() -> None:
+    """Evaluate a run or a base policy: residual-rl eval RUN|TASK [options]   (with --help behind RUN or TASK: all options)."""
+
+
+def _parse(argv: Sequence[str], target: str, cfg: TrainCfg, own: list[tuple[str, Any, Any]]) -> tuple[EvalFlags, TrainCfg, Any]:
+    """The flags, and `cfg` with the settings that they change."""
+    parts = ("task", "base")
+    what = ("what", Annotated[EvalFlags, tyro.conf.arg(name="")], dataclasses.field(default=EvalFlags()))
+    flags = tyro.cli(
+        dataclasses.make_dataclass("Eval", [what, *own, *parts_of(cfg, parts)]),
+        args=list(argv),
+        prog=f"residual-rl eval {target}",
+        description="Evaluate on fixed episodes, each once.",
+    )
+    changed = {name: getattr(flags, name) for name in parts if getattr(cfg, name) is not None}
+    return flags.what, dataclasses.replace(cfg, **changed), flags
+
+
+def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
+    run = RunFolder(path)
+    exported = load_policy(find_policy(path, peek(argv, "--model") or "best"))
+    flags, cfg, _ = _parse(argv, str(path), exported.cfg, [])
+    torch.set_num_threads(cfg.run.torch_threads)
+    results = {"residual": _run_episodes(cfg, flags, exported)}
+    if flags.compare_base:
+        results["base"] = _run_episodes(cfg, flags)
+    if flags.compare_zero:
+        results["zero"] = _run_episodes(cfg, flags, base_policy_id="zero")
+    settings = _settings(cfg, flags) | {
+        "model": flags.model,
+        "model_step": exported.step,
+        "residual_scale": exported.residual_scale,
+        "changed_from_training": _changes(exported.cfg, cfg),
+    }
+    evaluation = summarize(results, _seeds(flags), cfg.task_id, settings, _units(cfg))
+    write_json(run.eval_file, evaluation)
+    console = Console()
+    if flags.save_video:
+        try:
+            _write_video(run.path / "video.mp4", cfg, flags, exported)
+        except MissingDependencyError as error:
+            console.print(f"no video: {error}", soft_wrap=True)
+    report = write_report(run.path, evaluation, plot=flags.plot)
+    console.print(format_table(evaluation))
+    console.print(f"Run folder: {run.path}\nReport: {report}", soft_wrap=True)
+    return 0
+
+
+def _evaluate_base(task_id: str, argv: Sequence[str]) -> int:
+    cfg = TrainCfg.default(task_id, peek(argv, "--base-policy", "--expert-type"))
+    hint = Annotated[str, tyro.conf.arg(aliases=["--expert-type"], help="The policy to evaluate: an id that `residual-rl list` shows.")]
+    flags, cfg, _ = _parse(argv, task_id, cfg, [("base_policy", hint, dataclasses.field(default=cfg.base_policy_id))])
+    for name in ("compare_base", "plot", "save_video"):
+        if getattr(flags, name):
+            raise ConfigError(f"--{name.replace('_', '-')} needs a run folder: train first, then `residual-rl eval RUN`")
+    torch.set_num_threads(cfg.run.torch_threads)
+    results = {"base": _run_episodes(cfg, flags)}
+    if flags.compare_zero:
+        results["zero"] = _run_episodes(cfg, flags, base_policy_id="zero")
+    evaluation = summarize(results, _seeds(flags), task_id, _settings(cfg, flags), _units(cfg))
+    if flags.output is not None:
+        write_json(flags.output, evaluation)
+    Console().print(format_table(evaluation))
+    return 0
+
+
+def _seeds(flags: EvalFlags) -> range:
+    return range(flags.first_seed, flags.first_seed + flags.n_episodes)
+
+
+def _run_episodes(cfg: TrainCfg, flags: EvalFlags, exported: ExportedPolicy | None = None, base_policy_id: str | None = None) -> Episodes:
+    """Evaluate base + residual, or without `exported` the base alone."""
+    env = make_residual_env(cfg, min(flags.n_episodes, flags.eval_envs), base_policy_id=base_policy_id)
+    if exported is not None:
+        env.residual_scale = exported.residual_scale
+    policy = exported.actor(env) if exported else no_residual(env)
+    name = "residual" if exported else base_policy_id or "base"
+    with ProgressBar(flags.n_episodes, unit="episodes", title=name) as bar:
+        episodes = evaluate(env, policy, _seeds(flags), on_progress=bar.update)
+    env.close()
+    return episodes
+
+
+def _write_video(path: Path, cfg: TrainCfg, flags: EvalFlags, exported: ExportedPolicy) -> None:
+    seeds = _seeds(flags)[: flags.video_episodes]
+    recordings: dict[str, list[Recording]] = {}
+    for name, policy in (("base", None), ("residual", exported)):
+        env = make_residual_env(cfg, len(seeds))
+        env.residual_scale = exported.residual_scale
+        recordings[name] = record(env, policy.actor(env) if policy else no_residual(env), seeds)
+    write_comparison(path, env.env, recordings)
+    env.close()
+
+
+def _settings(cfg: TrainCfg, flags: EvalFlags) -> dict[str, Any]:
+    return {
+        "n_episodes": flags.n_episodes,
+        "first_seed": flags.first_seed,
+        "base_policy": cfg.base_policy_id,
+        "task": dataclasses.asdict(cfg.task),
+        "base": dataclasses.asdict(cfg.base) if cfg.base is not None else None,
+    }
+
+
+def _changes(trained: TrainCfg, evaluated: TrainCfg) -> dict[str, Any]:
+    """Settings that differ between training and this evaluation: `{name: [trained, evaluated]}`."""
+    changes = {}
+    for part in ("task", "base"):
+        before, after = getattr(trained, part), getattr(evaluated, part)
+        if before is not None:
+            for field in dataclasses.fields(before):
+                pair = [getattr(before, field.name), getattr(after, field.name)]
+                if pair[0] != pair[1]:
+                    changes[f"{part}.{field.name}"] = pair
+    return changes
+
+
+def _units(cfg: TrainCfg) -> dict[str, str]:
+    return dict(TASKS.get(cfg.task_id).metric_units)

@@ -1,0 +1,71 @@
+"""`residual-rl`: picks the command. Nothing heavy is imported before it is known which one runs."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+
+import residual_rl
+
+COMMANDS = {
+    "list": "show the registered tasks and base policies",
+    "train": "train a residual on a task: residual-rl train TASK [options], or --resume RUN",
+    "eval": "evaluate a run against its base policy, or a base policy alone: residual-rl eval RUN|TASK [options]",
+    "view": "watch a task and its policies in MuJoCo's viewer, or save what its cameras see",
+    "doctor": "check that a task's physics, rewards and episodes are what they should be",
+    "bench": "measure the speed of stepping and of training",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the process's exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"residual-rl {residual_rl.__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"residual-rl: error: unknown command {argv[0]!r}; commands: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return _run(argv[0], argv[1:])
+
+
+def _run(command: str, argv: list[str]) -> int:
+    from residual_rl.errors import ResidualRLError
+
+    logging.basicConfig(format="residual-rl: %(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        code: int = importlib.import_module(f"residual_rl.cli.{command}").main(argv)
+        sys.stdout.flush()  # a closed pipe shows here, where it is handled, and not in the interpreter's last breath
+        return code
+    except ResidualRLError as error:
+        print(f"residual-rl: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("residual-rl: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "residual-rl: learn a small bounded residual on top of a frozen robot policy until it works every time.",
+            "",
+            "usage: residual-rl COMMAND [options]      (residual-rl COMMAND --help tells all options)",
+            "",
+            *lines,
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""`residual-rl train`: train a residual into a run folder, or go on with one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from residual_rl.cli.flags import parts_of, peek, split_target
+from residual_rl.config import TrainCfg, replace_fields
+from residual_rl.errors import CheckpointError, ConfigError
+from residual_rl.logger import clock_time
+from residual_rl.run_folder import RunFolder
+from residual_rl.runner import Runner
+
+QUICK = {"num_envs": 8, "num_steps": 32, "minibatch_size": 64, "total_timesteps": 2048, "eval_episodes": 4, "eval_freq": 0, "save_freq": 1024}
+"""Settings of `--quick`."""
+_PARTS = ("residual", "run", "learner", "task", "base")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse, train, and tell what came of it."""
+    if peek(argv, "--resume"):
+        return _resume(argv)
+    task_id, rest = split_target(argv)
+    if task_id is None:
+        tyro.cli(_usage, args=[*rest, "--help"] if not rest else rest, prog="residual-rl train")
+        raise ConfigError("train needs a task id or --resume RUN; `residual-rl list` shows the tasks")
+    cfg = TrainCfg.default(task_id, peek(rest, "--base-policy", "--expert-type"))
+    quick = "--quick" in rest
+    if quick:
+        cfg = replace_fields(cfg, dict(QUICK))
+    flags = tyro.cli(
+        _flags(cfg), args=rest, prog=f"residual-rl train {task_id}", description="Train a residual on top of a frozen base policy."
+    )
+    cfg = dataclasses.replace(cfg, **{name: getattr(flags, name) for name in _PARTS if getattr(cfg, name) is not None})
+    output = flags.output_dir or Path("runs") / f"{task_id}-{time.strftime('%Y%m%d-%H%M%S')}"
+    with RunFolder(output).start(cfg.to_dict()) as folder:
+        code = _train(Runner(cfg, folder), folder)
+    if quick and code == 0:
+        from residual_rl.cli import eval as evaluation
+
+        return evaluation.main([str(output), "--n-episodes", "8", "--compare-base", "--compare-zero", "--plot"])
+    return code
+
+
+def _flags(cfg: TrainCfg) -> type:
+    """A dataclass of all that `train` can be told for this task and base policy."""
+    own: list[tuple[str, Any, Any]] = [
+        (
+            "base_policy",
+            Annotated[str, tyro.conf.arg(aliases=["--expert-type"], help="Frozen policy to learn on top of: an id that `residual-rl list` shows.")],
+            dataclasses.field(default=cfg.base_policy_id),
+        ),
+        (
+            "output_dir",
+            Annotated[Path | None, tyro.conf.arg(help="Run folder to make. None: runs/TASK-DATE-TIME.")],
+            dataclasses.field(default=None),
+        ),
+        (
+            "quick",
+            Annotated[bool, tyro.conf.arg(help="The whole pipeline, report included, in under 30 s: for a first look.")],
+            dataclasses.field(default=False),
+        ),
+    ]
+    return dataclasses.make_dataclass("Train", [*own, *parts_of(cfg, _PARTS)])
+
+
+def _resume(argv: Sequence[str]) -> int:
+    options = tyro.cli(_Resume, args=list(argv), prog="residual-rl train", description="Go on with a run that was interrupted.")
+    run = RunFolder(options.resume)
+    with run.resume():
+        cfg = read_config(run)
+        if options.total_timesteps is not None:
+            cfg = replace_fields(cfg, {"total_timesteps": options.total_timesteps})
+        return _train(Runner(cfg, run, resume=True), run)
+
+
+@dataclasses.dataclass
+class _Resume:
+    resume: Path
+    """Run folder to go on with."""
+    total_timesteps: int | None = None
+    """Train up to this many env steps instead of what the run was started with; schedules stretch with it."""
+
+
+def _usage() -> None:
+    """Train a residual: residual-rl train TASK [options]   (residual-rl train TASK --help tells all options of the task),
+    or residual-rl train --resume RUN."""
+
+
+def read_config(run: RunFolder) -> TrainCfg:
+    """The settings of a run folder."""
+    try:
+        return TrainCfg.from_dict(json.loads(run.config_file.read_text()))
+    except FileNotFoundError:
+        raise CheckpointError(f"{run.config_file} does not exist; {run.path} is not a run folder") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{run.config_file} is not the configuration of a run: {error}") from error
+
+
+def _train(runner: Runner, folder: RunFolder) -> int:
+    console = Console()
+    summary = runner.learn()
+    best = summary["best_success_rate"]
+    steps, took = f"{summary['steps']:,} steps", clock_time(summary["wall_time"])
+    if summary["signal"] is not None:
+        console.print(f"Stopped after {steps}, saved. Go on with: residual-rl train --resume {folder.path}", soft_wrap=True)
+        return 128 + int(summary["signal"])
+    console.print(f"Trained {steps} in {took}; best evaluation in training: {100 * best:.1f} % success.", soft_wrap=True)
+    if summary["time_to_95"] is not None:
+        console.print(f"95 % of the evaluation's episodes after {clock_time(summary['time_to_95'])} and {summary['step_to_95']:,} steps.")
+    console.print(f"Run folder: {folder.path}\nEvaluate it: residual-rl eval {folder.path} --compare-base --plot --save-video", soft_wrap=True)
+    return 0

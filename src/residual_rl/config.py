@@ -1,0 +1,165 @@
+"""Settings of a training run; what they are called here is what their flags are called."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from residual_rl.errors import ConfigError, UnknownNameError
+from residual_rl.registry import BASE_POLICIES, TASKS, load
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ResidualCfg:
+    """The residual: how far it may reach, and what that costs."""
+
+    residual_scale: Annotated[float, tyro.conf.arg(aliases=["--alpha"])] = 0.6
+    """Bound of the residual, as a share of the action range; 0 leaves the base policy alone."""
+    residual_scale_start: float | None = None
+    """Scale at the first step; none means the scale is constant."""
+    residual_scale_schedule: Literal["linear", "cosine"] = "linear"
+    """How the scale goes from its start to its final value."""
+    residual_scale_fraction: float = 0.5
+    """Share of the training after which the final scale is reached."""
+    residual_penalty: float = 0.001
+    """Weight of the squared size of the scaled residual in the reward."""
+
+    def __post_init__(self) -> None:
+        for name in ("residual_scale", "residual_scale_start"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value <= 2.0:
+                raise ConfigError(f"{name} must be from 0 to 2 (2 lets the residual outweigh any base action), not {value}")
+        if not 0.0 < self.residual_scale_fraction <= 1.0:
+            raise ConfigError(f"residual_scale_fraction must be above 0 and at most 1, not {self.residual_scale_fraction}")
+        if self.residual_penalty < 0.0:
+            raise ConfigError(f"residual_penalty must be 0 or more, not {self.residual_penalty}")
+
+    def scale_at(self, fraction: float) -> float:
+        """The scale after `fraction` of the training, in [0, 1]."""
+        if self.residual_scale_start is None:
+            return self.residual_scale
+        x = min(max(fraction / self.residual_scale_fraction, 0.0), 1.0)
+        if self.residual_scale_schedule == "cosine":
+            x = 0.5 - 0.5 * math.cos(math.pi * x)
+        return self.residual_scale_start + x * (self.residual_scale - self.residual_scale_start)
+
+
+@dataclass(frozen=True)
+class RunCfg:
+    """The run: how much, how often, where to."""
+
+    num_envs: Annotated[int, tyro.conf.arg(aliases=["--n-envs"])] = 32
+    """Worlds stepped together."""
+    total_timesteps: int = 250_000
+    """Env steps of the training, over all worlds."""
+    seed: int = 1
+    """Seed of the networks, the exploration and the training episodes."""
+    eval_freq: int = 25_000
+    """Env steps between two evaluations; 0 evaluates at the end only."""
+    eval_episodes: int = 64
+    """Episodes of an evaluation in training, on fixed seeds of its own."""
+    save_freq: int = 10_000
+    """Env steps between two checkpoints."""
+    keep_checkpoints: int = 3
+    """How many of the newest checkpoints are kept."""
+    num_threads: int = 0
+    """Simulator threads; 0 means one a CPU core."""
+    torch_threads: int = 1
+    """Threads of the networks; more than one loses when the simulator uses the cores."""
+    device: str = "cpu"
+    """Device of learner and env."""
+    wandb_project: str | None = None
+    """Weights & Biases project to log to, besides the run folder."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_envs", "total_timesteps", "eval_episodes", "save_freq", "keep_checkpoints", "torch_threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("eval_freq", "num_threads", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class TrainCfg:
+    """Everything that a run is made of."""
+
+    task_id: str
+    """Registered task."""
+    base_policy_id: str
+    """Registered base policy."""
+    task: Any
+    """The task's own settings."""
+    base: Any
+    """The base policy's own settings, or None."""
+    learner: Any
+    """The learner's settings."""
+    residual: ResidualCfg = field(default_factory=ResidualCfg)
+    run: RunCfg = field(default_factory=RunCfg)
+
+    @classmethod
+    def default(cls, task_id: str, base_policy_id: str | None = None) -> TrainCfg:
+        """The registered defaults of a task, with its own base policy unless another is named."""
+        from residual_rl.learners.ppo import PPOCfg
+
+        spec = TASKS.get(task_id)
+        base_policy_id = base_policy_id or spec.base_policy
+        base = BASE_POLICIES.get(base_policy_id).default_config()
+        cfg = cls(task_id, base_policy_id, spec.default_config(), base, PPOCfg())
+        return replace_fields(cfg, dict(spec.train_overrides))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON: tuples become lists."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TrainCfg:
+        """The settings that `to_dict` gave."""
+        from residual_rl.learners.ppo import PPOCfg
+
+        base_config = BASE_POLICIES.get(data["base_policy_id"]).config
+        return cls(
+            task_id=data["task_id"],
+            base_policy_id=data["base_policy_id"],
+            task=from_plain(load(TASKS.get(data["task_id"]).config), data["task"]),
+            base=from_plain(load(base_config), data["base"]) if base_config else None,
+            learner=from_plain(PPOCfg, data["learner"]),
+            residual=from_plain(ResidualCfg, data["residual"]),
+            run=from_plain(RunCfg, data["run"]),
+        )
+
+
+def replace_fields(cfg: TrainCfg, values: dict[str, Any]) -> TrainCfg:
+    """`cfg` with the named settings changed, wherever among its parts each lives."""
+    parts = {}
+    for name in ("task", "base", "learner", "residual", "run"):
+        part = getattr(cfg, name)
+        mine = {k: values.pop(k) for k in [f.name for f in dataclasses.fields(part)] if k in values} if part is not None else {}
+        parts[name] = dataclasses.replace(part, **mine) if mine else part
+    if values:
+        raise ConfigError(f"no such setting: {', '.join(sorted(values))}")
+    return dataclasses.replace(cfg, **parts)
+
+
+def from_plain(cls: type[T], data: dict[str, Any]) -> T:
+    """A dataclass of flat fields from JSON: lists become the tuples that its types ask for."""
+    hints = typing.get_type_hints(cls)
+    unknown = set(data) - set(hints)
+    if unknown:
+        raise UnknownNameError(f"setting of {cls.__name__}", sorted(unknown)[0], hints)
+    return cls(**{name: _typed(hints[name], value) for name, value in data.items()})
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType) and value is not None:
+        hint = next(h for h in typing.get_args(hint) if h is not type(None))
+    return tuple(value) if typing.get_origin(hint) is tuple and value is not None else value

@@ -1,0 +1,201 @@
+"""The vec_env of a task on a physics backend: commands, rewards, ends of episodes, resets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+from torch import Tensor
+
+from residual_rl.envs.task import Physics, Quantities, Task
+from residual_rl.envs.vec_env import EpisodeSeeds, VecEnv
+from residual_rl.errors import ConfigError, NonFiniteError
+from residual_rl.types import Obs, State, check_finite
+
+class TaskEnv(VecEnv):
+    """B worlds of `task` on `physics`. Where the task observes through cameras, their images [B, H, W, 3] uint8 go by the cameras' names."""
+
+    def __init__(self, task: Task, physics: Physics):
+        self.task, self.physics = task, physics
+        self.num_envs, self.device = physics.num_envs, physics.device
+        self.max_episode_steps = task.max_episode_steps
+        self.control_hz, self.deterministic = physics.control_hz, physics.deterministic
+        self.action_size = task.action_size
+        images = {name: spaces.Box(0, 255, (*task.image_size, 3), np.uint8) for name in task.obs_cameras}
+        self.single_observation_space = spaces.Dict({**task.observation_space().spaces, **images})
+        self.single_action_space = spaces.Box(-1.0, 1.0, (len(task.action_size),), np.float32)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.episode_seeds = EpisodeSeeds()
+        zeros = torch.zeros(self.num_envs, device=self.device)
+        self._seed = torch.full((self.num_envs,), -1, dtype=torch.int64, device=self.device)
+        self._length = zeros.long()
+        self._hold_steps = zeros.long()
+        self._return = zeros.clone()
+        self._success_once = zeros.bool()
+        self._episode: Quantities = {}
+        self._command: Quantities = {}
+        self._obs: Obs = {}
+
+    # --- the contract -------------------------------------------------------------------------------------------
+
+    def reset(  # type: ignore[override]
+        self, *, seed: int | Sequence[int] | None = None, mask: Tensor | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Obs, dict[str, Any]]:
+        if options:
+            raise ConfigError(f"reset takes no options; got {sorted(options)}")
+        if mask is None:
+            mask = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        elif not self._obs:
+            raise ConfigError("the first reset must be of all worlds: leave out mask")
+        worlds = mask.nonzero().flatten()
+        if seed is None:
+            seeds = self.episode_seeds.draw(len(worlds))
+        elif isinstance(seed, int | np.integer):
+            seeds = seed + worlds.cpu()
+            self.episode_seeds.use_counter(seed + self.num_envs)
+        else:
+            seeds = torch.as_tensor(seed, dtype=torch.int64)
+            if seeds.shape != worlds.shape:
+                raise ConfigError(f"{len(worlds)} world(s) are reset but {len(seeds)} seed(s) were given")
+        self._start_episodes(worlds, seeds.to(self.device))
+        self._obs = self._observe(self._quantities())
+        return dict(self._obs), {"seed": self._seed.clone()}
+
+    def step(self, actions: Tensor) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:  # type: ignore[override]
+        if not self._obs:
+            raise ConfigError("step was called before reset")
+        if actions.shape != self.action_space.shape:
+            raise ConfigError(f"actions must have shape {self.action_space.shape}, not {tuple(actions.shape)}")
+        check_finite("action", actions)
+        action = actions.clamp(-1.0, 1.0)
+        command = self._command
+        target = self.task.joint_target(action, {**command, **self._last})
+        active = self._seed >= 0  # worlds without an episode stand still: what they cost would be lost
+        try:
+            self.physics.step(target, None if active.all() else active.nonzero().flatten())
+        except NonFiniteError as error:
+            raise self._with_context(error, action) from None
+        self._command = {"joint_target": target, "action": action}
+
+        q = self._quantities()
+        self._hold_steps = (self._hold_steps + 1) * (self.task.holds(q) & active)
+        q["hold_steps"] = self._hold_steps
+        q["success"] = self._hold_steps >= self.task.success_hold_steps
+        terms = {name: value.float() for name, value in self.task.reward_terms(q).items()}
+        metrics = {name: value.float() for name, value in self.task.metrics(q).items()}
+        reward = torch.stack(list(terms.values())).sum(0)
+        obs = self._observe(q)
+        for name, value in (("reward", reward), *((name, value) for name, value in obs.items() if value.is_floating_point())):
+            check_finite(name, value)
+
+        self._length = self._length + active
+        self._return = self._return + reward
+        self._success_once = self._success_once | q["success"]
+        terminated = q["success"]
+        truncated = (self._length >= self.max_episode_steps) & ~terminated
+        ended = terminated | truncated
+        info: dict[str, Any] = {
+            "reward_terms": terms,
+            "task_metrics": metrics,
+            "final_obs": obs,
+            "_final_obs": ended,
+            "final_info": {
+                "seed": self._seed,
+                "episode_return": self._return,
+                "episode_length": self._length,
+                "success_once": self._success_once,
+                "success_at_end": q["success"],
+                **metrics,
+            },
+            "_final_info": ended,
+        }
+        if ended.any():
+            worlds = ended.nonzero().flatten()
+            self._start_episodes(worlds, self.episode_seeds.draw(len(worlds)).to(self.device))
+            obs = self._observe(self._quantities())
+        self._obs = obs
+        return dict(obs), reward, terminated, truncated, info
+
+    def observations(self) -> Obs:
+        return dict(self._obs)
+
+    def set_training_progress(self, fraction: float, success_rate: float) -> dict[str, float]:
+        return self.task.set_training_progress(fraction, success_rate)
+
+    def scenes(self) -> Tensor:
+        return self.physics.scenes()
+
+    def render_scenes(self, scenes: Tensor, size: tuple[int, int], camera: str | None = None) -> NDArray[np.uint8]:
+        camera = camera or self.task.best_camera
+        return self.physics.render(scenes, (camera,), size)[camera]
+
+    def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002
+        self.physics.close()
+
+    # --- resuming -----------------------------------------------------------------------------------------------
+
+    _COUNTERS = ("_seed", "_length", "_hold_steps", "_return", "_success_once")
+
+    def state_dict(self) -> State:
+        return {
+            "physics": self.physics.state_dict(),
+            "task": self.task.state_dict(),
+            "episode_seeds": self.episode_seeds.state_dict(),
+            "counters": {name: getattr(self, name).clone() for name in self._COUNTERS},
+            "episode": {name: value.clone() for name, value in self._episode.items()},
+            "command": {name: value.clone() for name, value in self._command.items()},
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        if len(state["counters"]["_seed"]) != self.num_envs:
+            raise ConfigError(f"the saved state has {len(state['counters']['_seed'])} worlds, this env {self.num_envs}")
+        self.task.load_state_dict(state["task"])
+        self.episode_seeds.load_state_dict(state["episode_seeds"])
+        self._episode = {name: value.to(self.device) for name, value in state["episode"].items()}
+        self._command = {name: value.to(self.device) for name, value in state["command"].items()}
+        for name in self._COUNTERS:
+            setattr(self, name, state["counters"][name].to(self.device))
+        everything = torch.arange(self.num_envs, device=self.device)
+        self.physics.reset(everything, self._episode)  # the fields that vary by episode are not part of the physics' state
+        self.physics.load_state_dict(state["physics"])
+        self._obs = self._observe(self._quantities())
+
+    # --- parts --------------------------------------------------------------------------------------------------
+
+    def _start_episodes(self, worlds: Tensor, seeds: Tensor) -> None:
+        drawn = self.task.randomize(seeds)
+        self.physics.reset(worlds, drawn)
+        if len(worlds) == self.num_envs:
+            self._episode = drawn
+        else:  # written into copies: earlier steps' tensors belong to the caller
+            self._episode = {name: value.index_copy(0, worlds, drawn[name]) for name, value in self._episode.items()}
+        start = self.physics.read()["joint_position"]
+        zero = torch.zeros(self.num_envs, len(self.action_size), device=self.device)
+        if not self._command:
+            self._command = {"joint_target": start, "action": zero}
+        else:
+            fresh = {"joint_target": start, "action": zero}
+            self._command = {name: value.index_copy(0, worlds, fresh[name][worlds]) for name, value in self._command.items()}
+        self._seed = self._seed.index_copy(0, worlds, seeds)
+        for name in ("_length", "_hold_steps", "_return", "_success_once"):
+            setattr(self, name, getattr(self, name).index_fill(0, worlds, 0))
+
+    def _quantities(self) -> Quantities:
+        self._last = self.physics.read()
+        return {**self._last, **self._episode, **self._command, "hold_steps": self._hold_steps}
+
+    def _observe(self, q: Quantities) -> Obs:
+        obs = self.task.observe(q)
+        if self.task.obs_cameras:
+            images = self.physics.render(self.physics.scenes(), self.task.obs_cameras, self.task.image_size)
+            obs |= {name: torch.from_numpy(image).to(self.device) for name, image in images.items()}
+        return obs
+
+    def _with_context(self, error: NonFiniteError, action: Tensor) -> NonFiniteError:
+        return NonFiniteError(str(error), dump={**error.dump, "action": action, "seed": self._seed, "step": self._length})

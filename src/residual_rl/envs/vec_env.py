@@ -1,0 +1,121 @@
+"""The vec_env contract: a `gymnasium.vector.VectorEnv` whose arrays are torch tensors on one device."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+from torch import Tensor
+
+from residual_rl.kinematics import KinematicChain
+from residual_rl.types import Obs, State
+
+
+class EpisodeSeeds:
+    """The queue that each world draws its next episode's seed from.
+
+    Evaluation fills it with a fixed list; when that is empty a world gets -1: it has no episode and stands still.
+    Without a list the seeds are endless: `start`, `start + 1`, … in the order in which worlds ask.
+    """
+
+    def __init__(self, start: int = 0):
+        self.use_counter(start)
+
+    def use_counter(self, start: int) -> None:
+        """Hand out `start`, `start + 1`, … without end."""
+        self._next, self._queue = int(start), None
+
+    def use_list(self, seeds: Iterable[int]) -> None:
+        """Hand out `seeds`, each once, then -1."""
+        self._queue: deque[int] | None = deque(int(s) for s in seeds)
+
+    def draw(self, n: int) -> Tensor:
+        """The next `n` seeds [n] int64."""
+        if self._queue is None:
+            first, self._next = self._next, self._next + n
+            return torch.arange(first, first + n)
+        return torch.tensor([self._queue.popleft() if self._queue else -1 for _ in range(n)], dtype=torch.int64)
+
+    def state_dict(self) -> State:
+        return {"next": self._next, "queue": None if self._queue is None else list(self._queue)}
+
+    def load_state_dict(self, state: State) -> None:
+        self._next = int(state["next"])
+        self._queue = None if state["queue"] is None else deque(state["queue"])
+
+
+class VecEnv(gymnasium.vector.VectorEnv):
+    """B worlds stepped together.
+
+    `step` takes actions [B, A] in [-1, 1] and returns `(obs, reward [B], terminated [B], truncated [B], info)`.
+    Worlds whose episode ended are reset in the same step; `info` then holds, as full-shape tensors,
+
+    - `final_obs`: the observation before any reset, and so the true last one where the mask `_final_obs` [B] is true;
+    - `final_info`: the episode's figures, valid where `_final_info` [B] is true: `seed`, `episode_return`, `episode_length`,
+      `success_once`, `success_at_end`, and the task's own;
+    - `reward_terms`: each term of the reward by name, [B];
+    - `task_metrics`: the task's figures of this step by name, [B].
+
+    Tensors in what `step` returns belong to the caller: later steps do not write into them.
+    """
+
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 (Gymnasium's own form)
+    num_envs: int
+    device: torch.device
+    max_episode_steps: int
+    control_hz: float
+    """Policy steps per second of simulated time [Hz]."""
+    action_unit: str = "rad"
+    """What `action_size` is measured in."""
+    action_size: Tensor
+    """[A]: what an action of 1 means, in `action_unit`."""
+    deterministic: bool = True
+    """Whether an episode is a function of its seed and its actions alone, bit for bit."""
+    episode_seeds: EpisodeSeeds
+    kinematics: KinematicChain | None = None
+    """The arm, from the world to its tool, where the env has one."""
+
+    @abstractmethod
+    def reset(  # type: ignore[override]
+        self, *, seed: int | Sequence[int] | None = None, mask: Tensor | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Obs, dict[str, Any]]:
+        """Start new episodes in the worlds of `mask` [B] bool (all without it).
+
+        An integer seed means `seed + i` for world i, and further episodes go on counting from there; a sequence gives one
+        seed a world. Without `seed` each world draws from `episode_seeds`.
+        """
+
+    @abstractmethod
+    def step(self, actions: Tensor) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:  # type: ignore[override]
+        """Execute `actions` [B, A]."""
+
+    @abstractmethod
+    def state_dict(self) -> State:
+        """All that makes the following steps the same: physics, counters, episode seeds."""
+
+    @abstractmethod
+    def load_state_dict(self, state: State) -> None:
+        """Take back what `state_dict` gave, in an env made with the same settings."""
+
+    def observations(self) -> Obs:
+        """The current observation of all worlds, without stepping."""
+        raise NotImplementedError
+
+    def scenes(self) -> Tensor:
+        """What drawing all worlds as they stand needs [B, S]."""
+        raise NotImplementedError
+
+    def render_scenes(self, scenes: Tensor, size: tuple[int, int], camera: str | None = None) -> NDArray[np.uint8]:
+        """Draw `scenes` [N, S] as images [N, H, W, 3] of `size` (H, W), from a camera of the scene or from where it is seen best."""
+        raise NotImplementedError
+
+    def set_training_progress(self, fraction: float, success_rate: float) -> dict[str, float]:  # noqa: ARG002
+        """Tell a task's curriculum how far training is ([0, 1]) and how it goes; returns what to log of it."""
+        return {}

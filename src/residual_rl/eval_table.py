@@ -1,0 +1,117 @@
+"""What `eval.json` holds: reading it, the words for its metrics, and its table for the terminal.
+
+- `format_version` (1), `task`, `settings`, `episode_seeds` [int, …], and if wanted `units` {metric: "m"}
+- `policies` {"residual": {metric: {"mean": x, "interval": [low, high] or null, "per_episode": {seed: value}}}, "base": …, "zero": …}
+- `paired` {"residual-base": {metric: {"mean": x, "interval": [low, high] or null}}}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from residual_rl.errors import CheckpointError
+
+FORMAT_VERSION = 1
+PAIR = "residual-base"
+LABELS = {
+    "success_once": "Success (once)",
+    "success_at_end": "Success (at the end)",
+    "return": "Return",
+    "episode_length": "Episode length",
+}
+UNITS = {"episode_length": "steps"}
+
+
+def read_evaluation(path: Path | str) -> dict[str, Any]:
+    """The evaluation in `path`. Raises `CheckpointError` naming the file when it is missing, damaged or foreign."""
+    path = Path(path)
+    mend = f"make it with `residual-rl eval {path.parent}`"
+    try:
+        evaluation = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist; {mend}") from error
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read as an evaluation ({error}); {mend}") from error
+    version = evaluation.get("format_version") if isinstance(evaluation, dict) else None
+    if version != FORMAT_VERSION or not isinstance(evaluation.get("policies"), dict):
+        raise CheckpointError(f"{path} is no evaluation of format version {FORMAT_VERSION}; {mend}")
+    return evaluation
+
+
+def policies_of(evaluation: Mapping[str, Any]) -> list[str]:
+    """The policies' names: residual, base, zero, then others."""
+    order = ["residual", "base", "zero"]
+    return sorted(evaluation["policies"], key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+def metrics_of(evaluation: Mapping[str, Any]) -> list[str]:
+    """The metrics' names: success, return and length first, then the task's own as they come."""
+    names = dict.fromkeys(metric for policy in policies_of(evaluation) for metric in evaluation["policies"][policy])
+    return [m for m in LABELS if m in names] + [m for m in names if m not in LABELS]
+
+
+def is_rate(metric: str) -> bool:
+    """Whether `metric` is a share of episodes, shown in percent."""
+    return metric.startswith("success")
+
+
+def label(metric: str, evaluation: Mapping[str, Any] | None = None, unit: bool = True) -> str:
+    """What people call `metric`, with its unit in brackets."""
+    text = LABELS.get(metric) or metric.replace("_", " ").replace("/", ": ").capitalize()
+    shown = (evaluation or {}).get("units", {}).get(metric) or UNITS.get(metric)
+    return f"{text} [{shown}]" if shown and unit else text
+
+
+def number(value: float, sign: bool = False) -> str:
+    """Three significant digits, without an exponent where it can be helped."""
+    form = ",.0f" if abs(value) >= 1000 else ".2e" if value and abs(value) < 1e-4 else ".3g"
+    return _minus(f"{value:{'+' if sign and value else ''}{form}}")
+
+
+def value_text(metric: str, value: float, sign: bool = False) -> str:
+    """`98.5 %` for a rate, else `number`. With `sign`, a difference: `+12.5 pp` (percentage points) for a rate."""
+    if not is_rate(metric):
+        return number(value, sign)
+    return _minus(f"{100 * value:+.1f} pp" if sign else f"{100 * value:.1f} %")
+
+
+def interval_text(metric: str, interval: Sequence[float] | None) -> str:
+    """`[95.0, 99.2]`, in the unit of `value_text`; nothing without an interval."""
+    if interval is None:
+        return ""
+    low, high = (_minus(f"{100 * v:.1f}") if is_rate(metric) else number(v) for v in interval)
+    return f"[{low}, {high}]"
+
+
+def format_table(evaluation: Mapping[str, Any]) -> Table:
+    """The policies side by side, mean and 95 % interval, with the paired difference of residual and base: to print with rich."""
+    names = policies_of(evaluation)
+    paired = evaluation.get("paired", {}).get(PAIR, {})
+    episodes = len(evaluation.get("episode_seeds", ()))
+    table = Table(title=escape(f"{evaluation.get('task', '')}: {episodes} episodes, mean [95 % interval]"), title_justify="left")
+    table.add_column("metric")
+    for name in names:
+        table.add_column(escape(name), justify="right")
+    if paired:
+        table.add_column("residual − base", justify="right")
+    for metric in metrics_of(evaluation):
+        row = [_cell(metric, evaluation["policies"][name].get(metric)) for name in names]
+        table.add_row(escape(label(metric, evaluation)), *row, *([_cell(metric, paired.get(metric), sign=True)] if paired else []))
+    return table
+
+
+def _cell(metric: str, summary: Mapping[str, Any] | None, sign: bool = False) -> str:
+    if summary is None:
+        return "–"
+    interval = interval_text(metric, summary["interval"])
+    return value_text(metric, summary["mean"], sign) + (f"\n[dim]{escape(interval)}[/dim]" if interval else "")
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")

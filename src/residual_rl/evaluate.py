@@ -1,0 +1,91 @@
+"""Evaluation on a fixed list of episode seeds, each once, whatever the number of worlds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from residual_rl.residual_env import ResidualEnv
+from residual_rl.types import Obs, Transition
+
+Policy = Callable[[Obs], Tensor]
+"""Residual action [B, A] of an observation."""
+Episodes = dict[str, Tensor]
+"""Figures by name, each [N], in the order of the seeds."""
+
+
+def no_residual(env: ResidualEnv) -> Policy:
+    """The residual policy that leaves the base policy alone."""
+    zero = torch.zeros(env.num_envs, env.action_dim, device=env.device)
+    return lambda obs: zero  # noqa: ARG005
+
+
+@torch.no_grad()
+def evaluate(
+    env: ResidualEnv,
+    policy: Policy,
+    seeds: Sequence[int],
+    on_step: Callable[[Transition, dict[str, Any]], None] | None = None,
+    on_progress: Callable[[int, float], None] | None = None,
+) -> Episodes:
+    """Run the episodes of `seeds`, each once.
+
+    Args:
+        env: its worlds draw the seeds one after the other, so short episodes are not favoured: all of them count.
+        policy: the residual policy, deterministic.
+        seeds: N distinct episode seeds.
+        on_step: called after each step with the transition and the env's info.
+        on_progress: called with the number of episodes done and their success rate.
+
+    Returns:
+        `success_once`, `success_at_end`, `return` (the residual's penalty included), `episode_length`, `residual_size` (mean of
+        ‖residual_scale · residual_action‖), `action_change` (mean of ‖actionₜ - actionₜ₋₁‖: smaller is smoother), and the task's figures at
+        the end of the episode.
+    """
+    if len(set(seeds)) != len(seeds):
+        raise ValueError("episode seeds must be distinct")
+    row = {int(seed): i for i, seed in enumerate(seeds)}
+    env.env.episode_seeds.use_list(seeds)
+    obs = env.reset()
+    done = torch.zeros(len(seeds), dtype=torch.bool)
+    episodes: Episodes = {}
+    sums = {name: torch.zeros(env.num_envs, device=env.device) for name in ("return", "residual_size", "action_change")}
+    last_action = torch.full((env.num_envs, env.action_dim), torch.nan, device=env.device)  # NaN: the episode has just begun
+    while not done.all():
+        transition, info = env.step(policy(obs))
+        obs = env.obs
+        change = transition.action - last_action
+        sums["return"] += transition.reward
+        sums["residual_size"] += (env.residual_scale * transition.residual_action).norm(dim=1)
+        sums["action_change"] += change.norm(dim=1).nan_to_num(0.0)
+        if on_step is not None:
+            on_step(transition, info)
+        last_action = transition.action
+        ended = info["_final_info"]
+        if not ended.any():
+            continue
+        final = info["final_info"]
+        length = final["episode_length"]
+        # An episode of n steps has n residuals, and n - 1 changes of action: its first step has nothing to differ from.
+        figures = {
+            "success_once": final["success_once"],
+            "success_at_end": final["success_at_end"],
+            "return": sums["return"],
+            "episode_length": length,
+            "residual_size": sums["residual_size"] / length,
+            "action_change": sums["action_change"] / (length - 1).clamp(min=1),
+            **{name: value for name, value in final.items() if name in info["task_metrics"]},
+        }
+        for world in ended.nonzero().flatten().tolist():
+            episode = row[int(final["seed"][world])]
+            done[episode] = True
+            for name, values in figures.items():
+                episodes.setdefault(name, torch.zeros(len(seeds)))[episode] = float(values[world])
+        sums = {name: value.masked_fill(ended, 0.0) for name, value in sums.items()}
+        last_action = torch.where(ended[:, None], torch.nan, last_action)
+        if on_progress is not None:
+            on_progress(int(done.sum()), float(episodes["success_once"][done].mean()))
+    return episodes

@@ -1,0 +1,208 @@
+"""Where a run's figures go: JSON lines and TensorBoard always, Weights & Biases when asked; and the progress bar."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from residual_rl.errors import CheckpointError, MissingDependencyError
+from residual_rl.files import make_folder, write_atomically, write_json, writing
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Logger:
+    """Writes figures by tag and step.
+
+    `metrics.jsonl` gets one line a call, `{"step": …, tag: value, …}`, with null for a figure that is NaN or infinite (JSON has
+    no other word for it). `tensorboard/` gets scalars, flushed every 30 s and at the end.
+
+    With `resume_step` = S what was logged after S is dropped from both: training goes on from S and logs it again. W&B goes on in
+    the same run (its id lies in `wandb.json`), where figures of steps that it has already stay as they were.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path | str,
+        wandb_project: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        resume_step: int | None = None,
+    ):
+        run_dir = Path(run_dir)
+        self._wandb = _start_wandb(run_dir, wandb_project, config) if wandb_project else None
+        make_folder(run_dir)
+        self._path = run_dir / METRICS_FILE
+        if resume_step is not None and self._path.exists():
+            _drop_after(self._path, resume_step)
+        with writing(self._path):
+            self._file = self._path.open("a", encoding="utf-8")
+        with writing(run_dir / "tensorboard"):
+            self._tensorboard = _TensorBoard(run_dir / "tensorboard", None if resume_step is None else resume_step + 1)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Write `metrics` as figures of `step` (env steps so far). Raises `WriteError`."""
+        values = {tag: float(value) for tag, value in metrics.items()}
+        line = {"step": int(step), **{tag: value if math.isfinite(value) else None for tag, value in values.items()}}
+        with writing(self._path):
+            self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+            self._file.flush()
+        with writing(self._tensorboard.folder):
+            self._tensorboard.log(values, step)
+        if self._wandb is not None:
+            self._wandb.log(values, step=step)
+
+    def close(self) -> None:
+        """Write out what is pending. Raises `WriteError`."""
+        with writing(self._path):
+            self._file.close()
+        with writing(self._tensorboard.folder):
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def __enter__(self) -> Logger:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def read_metrics(path: Path | str) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, in order; null figures are None.
+
+    A last line that a kill or a full disk cut off is left out. Raises `CheckpointError` naming the file and line of anything else.
+    """
+    path = Path(path)
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        if number == len(lines):  # what follows the last newline: nothing, or a line that was cut off
+            break
+        try:
+            row = json.loads(line)
+            row["step"] = int(row["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}:{number} is no line of metrics; expected a JSON object with a step") from error
+        rows.append(row)
+    return rows
+
+
+def _drop_after(path: Path, step: int) -> None:
+    rows = [row for row in read_metrics(path) if row["step"] <= step]
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+class _TensorBoard:
+    """Scalars through TensorBoard's own writer: no import of torch or TensorFlow, and the purge of a resume, which
+    `tensorboard.summary.Writer` lacks."""
+
+    def __init__(self, folder: Path, purge_step: int | None):
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self.folder = folder
+        self._event, self._summary = Event, Summary
+        self._writer = EventFileWriter(str(folder), flush_secs=30)
+        if purge_step is not None:  # TensorBoard then forgets what earlier files hold from this step on
+            start = SessionLog(status=SessionLog.START)
+            self._writer.add_event(Event(step=purge_step, wall_time=time.time(), session_log=start))
+            self._writer.flush()
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        figures = [self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self._writer.add_event(self._event(step=step, wall_time=time.time(), summary=self._summary(value=figures)))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _start_wandb(run_dir: Path, project: str, config: Mapping[str, Any] | None) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise MissingDependencyError("wandb", "install it with `pip install wandb`, or leave out --wandb-project") from error
+    make_folder(run_dir)
+    id_file = run_dir / "wandb.json"
+    run_id = json.loads(id_file.read_text())["id"] if id_file.exists() else None
+    run = wandb.init(project=project, dir=str(run_dir), config=dict(config or {}), id=run_id, resume="allow", name=run_dir.name)
+    write_json(id_file, {"project": project, "id": run.id})
+    return run
+
+
+class ProgressBar:
+    """Steps done of `total`, steps/s, success and the time to go: a live bar on a terminal, else a plain line every `every` seconds.
+
+    Use it with `with`, and call `update` once an iteration. Steps/s is over the last half minute.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        start: int = 0,
+        every: float = 10.0,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        title: str = "train",
+        unit: str = "steps",
+    ):
+        self.total, self.step, self.every, self.title, self.unit = total, start, every, title, unit
+        self._console = console or Console(stderr=True)
+        self._clock = clock
+        self._recent: deque[tuple[float, int]] = deque([(clock(), start)])
+        self._last_line = clock()
+        self._text = ""
+        self._bar: Progress | None = None
+        if self._console.is_terminal:
+            texts = (TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[text]}"))
+            self._bar = Progress(BarColumn(bar_width=30), *texts, console=self._console, refresh_per_second=4)
+            self._task = self._bar.add_task(title, total=total, completed=start, text="")
+
+    def __enter__(self) -> ProgressBar:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self._text:
+            self._print()
+
+    def update(self, step: int, success: float | None = None) -> None:
+        """`step` env steps are done; `success` is the rate of late in [0, 1], None while there is none."""
+        now = self._clock()
+        self.step = step
+        self._recent.append((now, step))
+        while len(self._recent) > 2 and now - self._recent[0][0] > 30.0:
+            self._recent.popleft()
+        then, before = self._recent[0]
+        speed = (step - before) / (now - then) if now > then else 0.0
+        rate = "  –  " if success is None else f"{100 * success:5.1f}%"
+        left = clock_time((self.total - step) / speed) if speed > 0 else "–"
+        self._text = f"{step:,}/{self.total:,} {self.unit}  {speed:,.0f} {self.unit}/s  success {rate}  ETA {left}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, text=self._text)
+        elif now - self._last_line >= self.every:
+            self._print()
+
+    def _print(self) -> None:
+        self._console.print(f"{self.title}: {self._text}", highlight=False, soft_wrap=True)
+        self._last_line = self._clock()
+        self._text = ""
+
+
+def clock_time(seconds: float) -> str:
+    """`m:ss`, or `h:mm:ss` from an hour on."""
+    minutes, second = divmod(max(0, round(seconds)), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

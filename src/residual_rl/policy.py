@@ -1,0 +1,63 @@
+"""Exported policies: what deploying a residual needs, and nothing of its training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from residual_rl import checkpoint
+from residual_rl.config import TrainCfg
+from residual_rl.errors import CheckpointError
+from residual_rl.files import make_folder, write_json
+from residual_rl.learners.networks import load_module_state
+from residual_rl.learners.ppo import make_policy
+from residual_rl.residual_env import ResidualEnv
+from residual_rl.types import Learner, Obs, State
+
+POLICY_FILE = "policy.safetensors"
+
+
+def export_policy(folder: Path, cfg: TrainCfg, learner: Learner, residual_scale: float, step: int) -> None:
+    """Write the residual policy that `learner` would deploy now, with the settings it was trained with, into `folder`."""
+    make_folder(folder)
+    state = {"policy": learner.policy_state_dict(), "residual_scale": residual_scale, "step": step, "config": cfg.to_dict()}
+    checkpoint.save(folder / POLICY_FILE, state, "policy")
+    write_json(folder / "config.json", cfg.to_dict())
+
+
+@dataclass
+class ExportedPolicy:
+    """A residual policy as it was exported."""
+
+    cfg: TrainCfg
+    """The settings of the run it comes from."""
+    residual_scale: float
+    """The scale it was exported with, which is the one to run it with."""
+    step: int
+    """Env steps of training before the export."""
+    weights: State
+
+    def actor(self, env: ResidualEnv) -> Callable[[Obs], Tensor]:
+        """The deterministic residual policy for what `env` observes. A mismatch is a `CheckpointError` that names it."""
+        policy = make_policy(self.cfg.learner, env.observation_space, env.action_dim, env.device)
+        load_module_state(policy, self.weights, "the exported residual policy")
+        return policy.act
+
+
+def load_policy(file: Path) -> ExportedPolicy:
+    """Read what `export_policy` wrote."""
+    state = checkpoint.load(file, "policy")
+    return ExportedPolicy(TrainCfg.from_dict(state["config"]), state["residual_scale"], state["step"], state["policy"])
+
+
+def find_policy(run: Path, model: str) -> Path:
+    """The policy file of `model` (`best`, `final`, `interrupted`, or a path) in the run folder `run`."""
+    folder = run / f"{model}_model" if model in ("best", "final", "interrupted") else Path(model)
+    file = folder / POLICY_FILE if folder.is_dir() or not folder.suffix else folder
+    if not file.is_file():
+        known = sorted(p.parent.name.removesuffix("_model") for p in run.glob(f"*_model/{POLICY_FILE}"))
+        raise CheckpointError(f"{file} does not exist; {run} has {', '.join(known) or 'no model yet'}")
+    return file

@@ -1,0 +1,70 @@
+"""Recording episodes and showing several policies side by side on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from residual_rl.envs.vec_env import VecEnv
+from residual_rl.evaluate import Policy, evaluate
+from residual_rl.residual_env import ResidualEnv
+from residual_rl.types import Transition
+from residual_rl.video import Frame, caption, side_by_side, write_video
+
+
+@dataclass
+class Recording:
+    """One episode: what was drawn of it, and how it went."""
+
+    seed: int
+    scenes: Tensor
+    """[T, S]: what `VecEnv.render_scenes` takes."""
+    magnitude: Tensor
+    """[T]: largest component of the scaled residual at each step."""
+    success: bool
+
+
+def record(env: ResidualEnv, policy: Policy, seeds: Sequence[int]) -> list[Recording]:
+    """Run the episodes of `seeds`, one a world, and keep what is needed to draw them. `env` needs as many worlds as there are seeds."""
+    scenes: list[Tensor] = []
+    magnitudes: list[Tensor] = []
+
+    def keep(transition: Transition, info: dict[str, Any]) -> None:  # noqa: ARG001
+        scenes.append(env.env.scenes())
+        magnitudes.append((env.residual_scale * transition.residual_action).abs().amax(1))
+
+    episodes = evaluate(env, policy, seeds, on_step=keep)
+    recordings = []
+    for i, seed in enumerate(seeds):
+        steps = int(episodes["episode_length"][i])
+        # The world is reset in the step that ends its episode, so that step's scene is already the next episode's.
+        steps = max(steps - 1, 1)
+        drawn = torch.stack([scene[i] for scene in scenes[:steps]])
+        recordings.append(Recording(seed, drawn, torch.stack([m[i] for m in magnitudes[:steps]]), bool(episodes["success_once"][i])))
+    return recordings
+
+
+def write_comparison(path: Path, env: VecEnv, recordings: Mapping[str, list[Recording]], size: tuple[int, int] = (360, 480)) -> int:
+    """Write a video that shows the policies of `recordings` beside each other, one episode after the other. Returns the number of frames."""
+    return write_video(path, _frames(env, recordings, size), env.control_hz)
+
+
+def _frames(env: VecEnv, recordings: Mapping[str, list[Recording]], size: tuple[int, int]) -> Iterator[Frame]:
+    for episode in zip(*recordings.values(), strict=True):
+        length = max(len(recording.scenes) for recording in episode) + round(0.7 * env.control_hz)  # a moment to see the end
+        drawn = [env.render_scenes(recording.scenes, size) for recording in episode]
+        for t in range(length):
+            yield side_by_side([_panel(name, r, d, t) for name, r, d in zip(recordings, episode, drawn, strict=True)])
+
+
+def _panel(name: str, recording: Recording, drawn: np.ndarray, t: int) -> Frame:
+    last = len(recording.scenes) - 1
+    outcome = "" if t < last else "  ·  success" if recording.success else "  ·  failed"
+    magnitude = float(recording.magnitude[min(t, last)])
+    return caption(drawn[min(t, last)], f"{name}  ·  episode {recording.seed}{outcome}", magnitude)

@@ -1,0 +1,122 @@
+"""Tasks and base policies by id.
+
+Each module in `residual_rl.tasks` and `residual_rl.base_policies` registers itself when it is imported; other packages name a module that
+registers theirs under the entry point groups `residual_rl.tasks` and `residual_rl.base_policies`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from residual_rl.errors import ConfigError, UnknownNameError
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A registered task. `config` and `make` are `module:attribute` strings, so that listing tasks imports no simulator."""
+
+    id: str
+    summary: str
+    config: str
+    """Dataclass of the task's settings; its fields are the task's flags on the command line."""
+    make: str
+    """`make(cfg, num_envs, num_threads, device) -> VecEnv`."""
+    base_policy: str
+    """Id of the default base policy."""
+    config_overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Values of `config` that differ from its defaults."""
+    train_overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Values of the training settings and of the learner's that differ from their defaults."""
+    metric_units: Mapping[str, str] = field(default_factory=dict)
+    """Units of the task's own metrics, by name."""
+    doctor: str | None = None
+    """`doctor(cfg) -> list[Check]`: the task's own checks in the sanity suite."""
+    oracle: str | None = None
+    """Id of a base policy that solves the task, for the sanity suite and demonstrations."""
+
+    def default_config(self) -> Any:
+        """The task's settings with their defaults."""
+        return load(self.config)(**self.config_overrides)
+
+
+@dataclass(frozen=True)
+class BasePolicySpec:
+    """A registered base policy. `make` is a `module:attribute` string."""
+
+    id: str
+    summary: str
+    make: str
+    """`make(cfg, env) -> BasePolicy`, where `cfg` is None without `config`."""
+    config: str | None = None
+    """Dataclass of its settings; its fields become `--base.*` flags."""
+
+    def default_config(self) -> Any:
+        """Its settings with their defaults, or None where it has none."""
+        return load(self.config)() if self.config else None
+
+
+Spec = TypeVar("Spec", TaskSpec, BasePolicySpec)
+
+
+class Registry(Generic[Spec]):
+    """Specs of one kind by id, filled from a package of ours and from an entry point group."""
+
+    def __init__(self, kind: str, source: str):
+        self._kind, self._source = kind, source
+        self._specs: dict[str, Spec] = {}
+        self._discovered = False
+
+    def register(self, spec: Spec) -> Spec:
+        """Add `spec`; its id must be new."""
+        if spec.id in self._specs:
+            raise ConfigError(f"{self._kind} {spec.id!r} is registered already")
+        self._specs[spec.id] = spec
+        return spec
+
+    def get(self, id: str) -> Spec:
+        """The spec of `id`; an unknown one is an error that lists what exists."""
+        if id not in self._specs:
+            self._discover()
+        if id not in self._specs:
+            raise UnknownNameError(self._kind, id, self._specs)
+        return self._specs[id]
+
+    def all(self) -> list[Spec]:
+        """Every spec, by id."""
+        self._discover()
+        return [self._specs[k] for k in sorted(self._specs)]
+
+    def _discover(self) -> None:
+        if self._discovered:
+            return
+        self._discovered = True
+        package = importlib.import_module(self._source)
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{self._source}.{module.name}")
+        for entry in entry_points(group=self._source):
+            entry.load()
+
+
+TASKS: Registry[TaskSpec] = Registry("task", "residual_rl.tasks")
+BASE_POLICIES: Registry[BasePolicySpec] = Registry("base policy", "residual_rl.base_policies")
+
+
+def register_task(spec: TaskSpec) -> TaskSpec:
+    """Make `spec` known by its id."""
+    return TASKS.register(spec)
+
+
+def register_base_policy(spec: BasePolicySpec) -> BasePolicySpec:
+    """Make `spec` known by its id."""
+    return BASE_POLICIES.register(spec)
+
+
+def load(reference: str) -> Callable[..., Any]:
+    """The object that `module:attribute` names."""
+    module, _, attribute = reference.partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,119 @@
+"""A vec_env, a base policy and the composition of actions, put together: the decision process that a learner sees."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from residual_rl.base_policies.executor import BasePolicyExecutor
+from residual_rl.composition import compose, residual_penalty
+from residual_rl.envs.vec_env import VecEnv
+from residual_rl.types import Obs, State, Transition
+
+
+@dataclass
+class Clock:
+    """Wall time spent [s], by part."""
+
+    simulation: float = 0.0
+    base_policy: float = 0.0
+
+
+class ResidualEnv:
+    """Executes `compose(base_action, residual_action, residual_scale)` in `env`.
+
+    The base policy is asked once per observation: first for the final observations of ending episodes, then, after its reset in
+    those worlds, for the new ones. The base action of an observation is the one that is executed, and the one that the transition holds.
+
+    Args:
+        env: the worlds.
+        base_policy: checked against `env`; not shared with another ResidualEnv.
+        residual_scale: the bound of the residual; may be set between steps.
+        penalty: weight of `‖residual_scale · residual_action‖²` in the reward.
+    """
+
+    def __init__(self, env: VecEnv, base_policy: BasePolicyExecutor, residual_scale: float, penalty: float = 0.0):
+        self.env, self.base_policy = env, base_policy
+        self.residual_scale, self.penalty = residual_scale, penalty
+        self.num_envs, self.device = env.num_envs, env.device
+        self.clock = Clock()
+        self.obs: Obs = {}
+        """The current observation, `base_action` [B, A] included."""
+
+    @property
+    def observation_space(self) -> spaces.Dict:
+        """What one world observes, `base_action` included."""
+        assert isinstance(self.env.single_observation_space, spaces.Dict)
+        return spaces.Dict({**self.env.single_observation_space.spaces, "base_action": self.env.single_action_space})
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return len(self.env.action_size)
+
+    def reset(self, seed: int | Sequence[int] | None = None) -> Obs:
+        """Start a new episode in every world."""
+        obs, _ = self.env.reset(seed=seed)
+        self.base_policy.reset(torch.ones(self.num_envs, dtype=torch.bool, device=self.device))
+        self.obs = {**obs, "base_action": self.base_policy.act(obs)}
+        return self.obs
+
+    def step(self, residual_action: Tensor) -> tuple[Transition, dict[str, Any]]:
+        """Execute `residual_action` [B, A] in [-1, 1]. `info` is the env's, with the penalty among the reward's terms."""
+        obs, base_action = self.obs, self.obs["base_action"]
+        action = compose(base_action, residual_action, self.residual_scale)
+        start = time.perf_counter()
+        next_obs, reward, terminated, truncated, info = self.env.step(action)
+        middle = time.perf_counter()
+
+        penalty = residual_penalty(residual_action, self.residual_scale, self.penalty)
+        info["reward_terms"]["residual"] = penalty
+        ended, final_obs = info["_final_obs"], info["final_obs"]
+        if ended.any():
+            final_base_action = self.base_policy.act(final_obs, ended)
+            self.base_policy.reset(ended)
+            next_base_action = self.base_policy.act(next_obs)
+            true_next_base_action = torch.where(ended[:, None], final_base_action, next_base_action)
+        else:
+            next_base_action = true_next_base_action = self.base_policy.act(next_obs)
+        self.clock.simulation += middle - start
+        self.clock.base_policy += time.perf_counter() - middle
+
+        self.obs = {**next_obs, "base_action": next_base_action}
+        transition = Transition(
+            obs=obs,
+            residual_action=residual_action,
+            reward=reward + penalty,
+            terminated=terminated,
+            truncated=truncated,
+            next_obs={**final_obs, "base_action": true_next_base_action},
+            base_action=base_action,
+            action=action,
+        )
+        return transition, info
+
+    def state_dict(self) -> State:
+        """Env, base policy and the current base action."""
+        return {
+            "env": self.env.state_dict(),
+            "base_policy": self.base_policy.state_dict(),
+            "base_action": self.obs["base_action"],
+            "residual_scale": self.residual_scale,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Take back what `state_dict` gave."""
+        self.env.load_state_dict(state["env"])
+        self.base_policy.load_state_dict(state["base_policy"])
+        self.residual_scale = state["residual_scale"]
+        self.obs = {**self.env.observations(), "base_action": state["base_action"].to(self.device)}
+
+    def close(self) -> None:
+        """Free the worlds."""
+        self.env.close()

@@ -1,0 +1,293 @@
+"""The training loop: collect, update, log, evaluate, save."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from residual_rl import checkpoint
+from residual_rl.build import make_learner, make_residual_env
+from residual_rl.config import TrainCfg
+from residual_rl.errors import CheckpointError, NonFiniteError
+from residual_rl.evaluate import Episodes, evaluate
+from residual_rl.files import make_folder, write_json
+from residual_rl.logger import Logger, ProgressBar
+from residual_rl.policy import export_policy
+from residual_rl.run_folder import RunFolder
+from residual_rl.seeding import TRAINING_EVAL_SEED, training_seed_start
+from residual_rl.types import Metrics, State, Transition
+
+
+@dataclass
+class Progress:
+    """Where training stands; part of every checkpoint."""
+
+    step: int = 0
+    """Env steps done."""
+    best: tuple[float, float] | None = None
+    """Success rate and mean return of the best evaluation so far."""
+    wall_time: float = 0.0
+    """Seconds of training, evaluations included, over all sessions."""
+    time_to_95: float | None = None
+    """Wall time at the end of the first evaluation with a success rate of at least 95 % [s]."""
+    step_to_95: int | None = None
+    """Env steps before that evaluation."""
+    success: deque[float] = field(default_factory=lambda: deque(maxlen=100))
+    returns: deque[float] = field(default_factory=lambda: deque(maxlen=100))
+    lengths: deque[float] = field(default_factory=lambda: deque(maxlen=100))
+
+    def state_dict(self) -> State:
+        return {k: list(v) if isinstance(v, deque | tuple) else v for k, v in vars(self).items()}
+
+    def load_state_dict(self, state: State) -> None:
+        for name, value in state.items():
+            old = getattr(self, name)
+            setattr(self, name, deque(value, maxlen=100) if isinstance(old, deque) else tuple(value) if isinstance(value, list) else value)
+
+
+@dataclass
+class Timer:
+    """Wall time of this session [s], by part."""
+
+    collection: float = 0.0
+    update: float = 0.0
+    evaluation: float = 0.0
+
+
+class Runner:
+    """Trains a residual on top of a base policy, in a run folder.
+
+    Args:
+        cfg: the settings.
+        folder: started or resumed.
+        resume: go on from the newest checkpoint that is whole.
+    """
+
+    def __init__(self, cfg: TrainCfg, folder: RunFolder, resume: bool = False):
+        torch.set_num_threads(cfg.run.torch_threads)
+        self.cfg, self.folder = cfg, folder
+        self.env = make_residual_env(cfg, cfg.run.num_envs)
+        self.eval_env = make_residual_env(cfg, cfg.run.eval_episodes)
+        self.learner = make_learner(cfg, self.env)
+        self.progress, self.timer = Progress(), Timer()
+        make_folder(folder.eval_results)
+        self.checkpoints = checkpoint.CheckpointFolder(folder.checkpoints, cfg.run.keep_checkpoints)
+        if resume:
+            self._resume()
+        else:
+            self.env.reset(seed=training_seed_start(cfg.run.seed))
+
+    def learn(self) -> dict[str, Any]:
+        """Train to the end, or until SIGINT or SIGTERM. Returns the summary, whose `signal` says what ended it."""
+        cfg, progress = self.cfg.run, self.progress
+        session = time.perf_counter() - progress.wall_time
+        resume_step = progress.step if progress.step else None
+        with (
+            stop_signals() as stop,
+            Logger(self.folder.path, cfg.wandb_project, self.cfg.to_dict(), resume_step) as logger,
+            ProgressBar(cfg.total_timesteps, progress.step) as bar,
+            self._dumping(),
+        ):
+            if progress.step == 0:
+                logger.log(self._evaluate(), 0)
+            while progress.step < cfg.total_timesteps and stop.signal is None:
+                before = progress.step
+                metrics = self._collect()
+                metrics |= self._update()
+                progress.wall_time = time.perf_counter() - session
+                if self._due(cfg.eval_freq, before) or self._finished:
+                    metrics |= self._evaluate()
+                    progress.wall_time = time.perf_counter() - session
+                    self._note_95(metrics["eval/success_rate"])
+                metrics |= self._times()
+                logger.log(metrics, progress.step)
+                bar.update(progress.step, metrics.get("rollout/success_rate_100"))
+                if self._due(cfg.save_freq, before) or self._finished or stop.signal is not None:
+                    self.checkpoints.save(progress.step, self.state_dict())
+        return self._finish(stop.signal)
+
+    # --- one iteration ------------------------------------------------------------------------------------------
+
+    def _collect(self) -> Metrics:
+        """Step all worlds `num_steps` times with the exploring residual."""
+        start = time.perf_counter()
+        self._set_schedules()
+        sums: dict[str, torch.Tensor] = {}
+        for _ in range(self.learner.num_steps):
+            transition, info = self.env.step(self.learner.act(self.env.obs))
+            self.learner.observe(transition)
+            self._track_episodes(info)
+            for name, value in _step_figures(transition, info, self.env.residual_scale).items():
+                sums[name] = sums.get(name, 0.0) + value
+        self.progress.step += self.learner.num_steps * self.env.num_envs
+        self.timer.collection += time.perf_counter() - start
+        metrics = {name: float(value) / self.learner.num_steps for name, value in sums.items()}
+        metrics["residual/scale"] = self.env.residual_scale
+        if self.progress.success:
+            metrics["rollout/success_rate_100"] = _mean(self.progress.success)
+            metrics["rollout/ep_rew_mean"] = _mean(self.progress.returns)
+            metrics["rollout/ep_len_mean"] = _mean(self.progress.lengths)
+        return metrics
+
+    def _update(self) -> Metrics:
+        start = time.perf_counter()
+        metrics = self.learner.update()
+        self.timer.update += time.perf_counter() - start
+        return metrics
+
+    def _set_schedules(self) -> None:
+        fraction = self.progress.step / self.cfg.run.total_timesteps
+        self.learner.set_progress(fraction)
+        self.env.residual_scale = self.cfg.residual.scale_at(fraction)
+        self.env.env.set_training_progress(fraction, _mean(self.progress.success))
+
+    def _track_episodes(self, info: dict[str, Any]) -> None:
+        ended = info["_final_info"]
+        if not ended.any():
+            return
+        final = info["final_info"]
+        self.progress.success.extend(final["success_once"][ended].float().tolist())
+        self.progress.returns.extend(final["episode_return"][ended].tolist())
+        self.progress.lengths.extend(final["episode_length"][ended].float().tolist())
+
+    @property
+    def _finished(self) -> bool:
+        return self.progress.step >= self.cfg.run.total_timesteps
+
+    def _times(self) -> Metrics:
+        """Seconds spent so far, by part, and env steps per second of the wall; parts are of this session."""
+        clock, timer = self.env.clock, self.timer
+        return {
+            "time/fps": self.progress.step / self.progress.wall_time,
+            "time/wall": self.progress.wall_time,
+            "time/simulation": clock.simulation,
+            "time/base_policy": clock.base_policy,
+            "time/learner": timer.collection - clock.simulation - clock.base_policy + timer.update,
+            "time/evaluation": timer.evaluation,
+        }
+
+    def _due(self, freq: int, before: int) -> bool:
+        return freq > 0 and self.progress.step // freq > before // freq
+
+    # --- evaluation ---------------------------------------------------------------------------------------------
+
+    def _evaluate(self) -> Metrics:
+        """Evaluate what would be deployed now, and keep it if it is the best so far."""
+        start = time.perf_counter()
+        self.eval_env.residual_scale = self.env.residual_scale
+        seeds = range(TRAINING_EVAL_SEED, TRAINING_EVAL_SEED + self.cfg.run.eval_episodes)
+        episodes = evaluate(self.eval_env, lambda obs: self.learner.act(obs, deterministic=True), seeds)
+        metrics = _eval_metrics(episodes)
+        score = (metrics["eval/success_rate"], metrics["eval/mean_reward"])
+        write_json(self.folder.eval_results / f"step_{self.progress.step:09d}.json", {k: v.tolist() for k, v in episodes.items()})
+        if self.progress.best is None or score > self.progress.best:
+            self.progress.best = score
+            export_policy(self.folder.best_model, self.cfg, self.learner, self.env.residual_scale, self.progress.step)
+        self.timer.evaluation += time.perf_counter() - start
+        return metrics
+
+    def _note_95(self, success_rate: float) -> None:
+        if success_rate >= 0.95 and self.progress.time_to_95 is None:
+            self.progress.time_to_95, self.progress.step_to_95 = self.progress.wall_time, self.progress.step
+
+    # --- saving -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> State:
+        """All that resuming needs."""
+        return {"progress": self.progress.state_dict(), "learner": self.learner.state_dict(), "env": self.env.state_dict()}
+
+    def _resume(self) -> None:
+        latest = self.checkpoints.latest()
+        if latest is None:
+            raise CheckpointError(f"{self.folder.checkpoints} holds no checkpoint to resume from; train into a new --output-dir")
+        _, state = latest
+        self.progress.load_state_dict(state["progress"])
+        self.learner.load_state_dict(state["learner"])
+        self.env.load_state_dict(state["env"])
+
+    def _finish(self, stopped_by: int | None) -> dict[str, Any]:
+        model = self.folder.final_model if stopped_by is None else self.folder.interrupted_model
+        export_policy(model, self.cfg, self.learner, self.env.residual_scale, self.progress.step)
+        progress = self.progress
+        summary = {
+            "finished": self._finished,
+            "signal": stopped_by,
+            "steps": progress.step,
+            "wall_time": progress.wall_time,
+            "steps_per_second": progress.step / progress.wall_time if progress.wall_time else 0.0,
+            "best_success_rate": progress.best[0] if progress.best else None,
+            "time_to_95": progress.time_to_95,
+            "step_to_95": progress.step_to_95,
+            "model": str(model.name),
+        }
+        write_json(self.folder.summary_file, summary)
+        return summary
+
+    @contextlib.contextmanager
+    def _dumping(self) -> Iterator[None]:
+        """Keep what a `NonFiniteError` knows of the states before it."""
+        try:
+            yield
+        except NonFiniteError as error:
+            if error.dump:
+                path = self.folder.path / "nonfinite_dump.safetensors"
+                checkpoint.save_dump(path, error.dump)
+                raise NonFiniteError(f"{error}; the states before it are in {path}") from error
+            raise
+
+
+@dataclass
+class StopRequest:
+    """The signal that asked training to stop, if any."""
+
+    signal: int | None = None
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[StopRequest]:
+    """Turn SIGINT and SIGTERM into a request to stop after the current iteration; a second SIGINT stops at once."""
+    request = StopRequest()
+
+    def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        if request.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        request.signal = number
+
+    earlier = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def _step_figures(transition: Transition, info: dict[str, Any], residual_scale: float) -> dict[str, torch.Tensor]:
+    """Means over the worlds of one step, left on the device."""
+    figures = {f"reward/{name}": value.mean() for name, value in info["reward_terms"].items()}
+    figures |= {f"task/{name}": value.mean() for name, value in info["task_metrics"].items()}
+    figures["residual/magnitude"] = (residual_scale * transition.residual_action).norm(dim=1).mean()
+    figures["residual/penalty"] = figures.pop("reward/residual")
+    return figures
+
+
+def _eval_metrics(episodes: Episodes) -> Metrics:
+    means = {name: float(values.mean()) for name, values in episodes.items()}
+    return {
+        "eval/success_rate": means.pop("success_once"),
+        "eval/mean_reward": means.pop("return"),
+        "eval/mean_ep_length": means.pop("episode_length"),
+        **{f"eval/{name}": value for name, value in means.items()},
+    }
+
+
+def _mean(values: deque[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

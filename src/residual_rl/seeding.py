@@ -1,0 +1,53 @@
+"""Seeds: apart for training, its evaluations and the final evaluation; and random numbers that depend on an episode's seed alone.
+
+The draws are counter-based (SplitMix64; Steele, Lea and Flood, OOPSLA 2014), so that they are batched over worlds, run on any device,
+and do not depend on which world asks or when.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+EVAL_SEED = 10_000_000
+"""First episode seed of `residual-rl eval`."""
+TRAINING_EVAL_SEED = 20_000_000
+"""First episode seed of the evaluations during training."""
+_TRAINING_SEED = 1 << 40
+_EPISODES_PER_RUN = 1 << 36
+
+_GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
+
+
+def training_seed_start(seed: int) -> int:
+    """First episode seed of the training run `seed`: 2^36 of its own, disjoint from every evaluation's and other run's."""
+    if not 0 <= seed < 1 << 22:
+        from residual_rl.errors import ConfigError
+
+        raise ConfigError(f"seed must be from 0 to {(1 << 22) - 1}, not {seed}")
+    return _TRAINING_SEED + seed * _EPISODES_PER_RUN
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # int64 shifts keep the sign; SplitMix64's do not
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shift_right(z, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+    z = (z ^ _shift_right(z, 27)) * -7723592293110705685  # 0x94D049BB133111EB
+    return z ^ _shift_right(z, 31)
+
+
+def splitmix64(seed: Tensor, n: int) -> Tensor:
+    """The first `n` outputs of SplitMix64 for each `seed` [B] int64, as int64 [B, n] (the bits of the unsigned number)."""
+    counter = torch.arange(1, n + 1, device=seed.device)
+    return _mix(seed[:, None] + counter * _GAMMA)
+
+
+def uniform(seed: Tensor, stream: int, n: int) -> Tensor:
+    """Numbers in [0, 1), float64 [B, n], that depend on each `seed` [B] int64 and on `stream` alone.
+
+    Seeds are mixed before they are counted from, so that neighbours give unrelated streams.
+    """
+    start = _mix(_mix(seed) + stream * _GAMMA)
+    return _shift_right(splitmix64(start, n), 11).double() * 2.0**-53

@@ -1,0 +1,127 @@
+"""Means with 95 % intervals: of proportions, of continuous figures, of paired differences, and across training runs."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, fmean, stdev
+from typing import Any
+
+from residual_rl.errors import ConfigError
+
+LEVEL = 0.95
+Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
+"""1.95996…: the normal quantile of a two-sided 95 % interval."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A mean with its two-sided 95 % interval; `low` and `high` are None where there is too little to tell (a mean of one)."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"mean": …, "interval": [low, high] or null, "n": …}`"""
+        return {"mean": self.mean, "interval": None if self.low is None else [self.low, self.high], "n": self.n}
+
+
+def proportion(outcomes: Sequence[float | bool]) -> Summary:
+    """The share of ones among zeros and ones, with Wilson's score interval (Wilson 1927, no continuity correction)."""
+    n = _count(outcomes)
+    p = fmean(_binary(outcomes))
+    low, high = _wilson(p, n)
+    return Summary(p, low, high, n)
+
+
+def mean(values: Sequence[float], bounds: tuple[float, float] = (-math.inf, math.inf)) -> Summary:
+    """The mean, with Student's t interval cut to `bounds`; of a single value there is none."""
+    n = _count(values)
+    average = fmean(values)
+    if n == 1:
+        return Summary(average, None, None, 1)
+    half = student_t(n - 1) * stdev(values) / math.sqrt(n)
+    return Summary(average, max(bounds[0], average - half), min(bounds[1], average + half), n)
+
+
+def summarize(values: Sequence[float | bool], binary: bool) -> Summary:
+    """`proportion` where outcomes are binary, else `mean`."""
+    return proportion(values) if binary else mean(values)
+
+
+def paired_difference(a: Mapping[int, float], b: Mapping[int, float], binary: bool = False) -> Summary:
+    """The mean of a − b over the episode seeds, which must be the same in both.
+
+    Continuous: Student's t interval of the differences. Binary: the adjusted Wald interval of Agresti & Min (2005, "Simple improved
+    confidence intervals for comparing matched proportions", Statistics in Medicine 24), which adds half an episode to each of the four
+    outcomes, cut to [-1, 1]; it keeps its width when no pair differs.
+    """
+    if set(a) != set(b):
+        odd = sorted(set(a) ^ set(b))
+        raise ConfigError(f"a paired difference needs the same episode seeds in both; {len(odd)} are in one only, e.g. {odd[0]}")
+    n = _count(a)
+    if not binary:
+        return mean([a[seed] - b[seed] for seed in a])
+    first, second = _binary([a[seed] for seed in a]), _binary([b[seed] for seed in a])
+    only_a = sum(x > y for x, y in zip(first, second, strict=True))
+    only_b = sum(x < y for x, y in zip(first, second, strict=True))
+    centre = (only_a - only_b) / (n + 2)
+    half = Z * math.sqrt(only_a + only_b + 1 - (only_a - only_b) ** 2 / (n + 2)) / (n + 2)
+    return Summary((only_a - only_b) / n, max(-1.0, centre - half), min(1.0, centre + half), n)
+
+
+def across_runs(runs: Sequence[Sequence[float | bool]], binary: bool = False) -> Summary:
+    """The mean over training runs (one sequence of episodes for each training seed), with Student's t interval of the runs' means.
+
+    The run is the unit: episodes of one run share its luck, so pooling them would give an interval that is too narrow.
+    """
+    _count(runs)
+    means = [fmean(_binary(run) if binary else run) for run in runs if _count(run)]
+    return mean(means, (0.0, 1.0) if binary else (-math.inf, math.inf))
+
+
+@functools.cache
+def student_t(degrees: int) -> float:
+    """The two-sided 95 % quantile of Student's t, by bisection of the finite series for whole degrees of freedom
+    (Abramowitz & Stegun 26.7.3 and 26.7.4)."""
+    low, high = 0.0, 13.0  # the quantile of one degree is 12.706, the largest
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_within(middle, degrees) < LEVEL else (low, middle)
+    return (low + high) / 2
+
+
+def _t_within(t: float, degrees: int) -> float:
+    """The probability that a Student's t variable lies in [-t, t]."""
+    angle = math.atan(t / math.sqrt(degrees))
+    cos2 = math.cos(angle) ** 2
+    odd = degrees % 2 == 1
+    term = math.cos(angle) if odd else 1.0
+    total = 0.0
+    for k in range(2 if odd else 1, degrees, 2):
+        total += term
+        term *= cos2 * k / (k + 1)
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+
+
+def _wilson(p: float, n: int) -> tuple[float, float]:
+    centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
+    return (0.0 if p == 0 else centre - half), (1.0 if p == 1 else centre + half)
+
+
+def _binary(outcomes: Sequence[float | bool]) -> list[float]:
+    values = [float(x) for x in outcomes]
+    if not set(values) <= {0.0, 1.0}:
+        raise ConfigError(f"an outcome is 0 or 1, not {next(v for v in values if v not in (0.0, 1.0))}")
+    return values
+
+
+def _count(values: Sequence[Any] | Mapping[int, Any]) -> int:
+    if len(values) == 0:
+        raise ConfigError("there is nothing to summarize: no episode ended")
+    return len(values)

@@ -1,0 +1,98 @@
+"""Settings of the task `so101-paper`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from residual_rl.errors import ConfigError
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class SO101PaperCfg:
+    """Slide an A5 sheet into a taped rectangle with an SO-101 arm."""
+
+    # --- the goal ---
+    tolerance: float = 0.02
+    """How much wider than the sheet the rectangle is, to each side [m]."""
+    tape_center: tuple[float, float] = (0.22, 0.0)
+    """Centre of the rectangle [m]; its long side lies along y."""
+    success_hold_steps: int = 10
+    """Policy steps in a row with all four corners inside that make a success."""
+    max_episode_steps: int = 400
+    """Policy steps after which an episode is cut off."""
+
+    # --- the reward ---
+    reward_success: float = 10.0
+    """Reward of success, once."""
+    reward_distance: float = -2.0
+    """Reward per metre between the sheet's centre and the rectangle's, each step [1/m]."""
+    reward_yaw: float = -0.1
+    """Reward per radian of yaw error, each step [1/rad]."""
+    reward_step: float = -0.01
+    """Reward of each step."""
+    reward_reach: float = 0.0
+    """Reward per metre between fingertip and sheet centre, each step [1/m]; shaping for learning without a base policy, off by default."""
+
+    # --- what varies between episodes; every draw depends on the episode's seed alone ---
+    randomization: Literal["on", "off"] = "on"
+    """`off` puts every quantity below at the middle of its range."""
+    sheet_x: Range = (0.20, 0.35)
+    """Start of the sheet's centre along x [m]."""
+    sheet_y: Range = (-0.15, 0.15)
+    """Start of the sheet's centre along y [m]."""
+    sheet_yaw: Range = (-0.4, 0.4)
+    """Start of the sheet's yaw [rad]."""
+    friction_scale: Range = (0.8, 1.2)
+    """Factor on all friction coefficients."""
+    mass_scale: Range = (0.9, 1.1)
+    """Factor on the sheet's mass."""
+
+    # --- curriculum ---
+    curriculum: Literal["none", "schedule", "success"] = "none"
+    """Tolerance from wide to narrow in training: over time, or a step narrower whenever the success rate is high. Never in evaluation."""
+    curriculum_tolerance: float = 0.05
+    """Tolerance that a curriculum begins with [m]."""
+    curriculum_fraction: float = 0.5
+    """`schedule`: share of the training after which the final tolerance is reached."""
+    curriculum_success_rate: float = 0.9
+    """`success`: success rate over the last 100 episodes that narrows the tolerance by a tenth of the way."""
+
+    # --- the robot and its commands ---
+    action_scale: float = 0.02
+    """Change of a joint's target that an action of 1 commands, each step [rad]."""
+    max_target_error: float = 0.2
+    """The targets stay within this of the measured joint positions [rad]."""
+    servo: Literal["identified", "old"] = "identified"
+    """Servo constants: kp 998.22 (newer identification) or kp 17.8 (older; the arm sags)."""
+    robot_xml: str | None = None
+    """A MuJoCo model of the robot to use instead of the built-in one; it must have the same joint names and a site `gripperframe`."""
+
+    # --- what is observed ---
+    obs_mode: Literal["state", "rgb", "rgb+state"] = "state"
+    """`rgb` adds the cameras' images and leaves out `state`; the named quantities that base policies need stay."""
+    cameras: tuple[str, ...] = ("top", "wrist")
+    """Cameras of the image observations."""
+    image_size: tuple[int, int] = (128, 128)
+    """Height and width of the images [px]."""
+
+    def __post_init__(self) -> None:
+        for name in ("tolerance", "curriculum_tolerance", "action_scale", "max_target_error"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("success_hold_steps", "max_episode_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("sheet_x", "sheet_y", "sheet_yaw", "friction_scale", "mass_scale"):
+            low, high = getattr(self, name)
+            if not low <= high:
+                raise ConfigError(f"{name} must be a range from low to high, not ({low}, {high})")
+        for name in ("friction_scale", "mass_scale"):
+            if getattr(self, name)[0] <= 0:
+                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
+        if min(self.image_size) < 1:
+            raise ConfigError(f"image_size must be at least 1 x 1, not {self.image_size}")
+        if self.curriculum != "none" and self.curriculum_tolerance < self.tolerance:
+            raise ConfigError(f"curriculum_tolerance ({self.curriculum_tolerance}) must not be below tolerance ({self.tolerance})")

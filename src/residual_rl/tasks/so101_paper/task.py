@@ -1,0 +1,168 @@
+"""The task's observation, reward, success and randomisation, on batched tensors of named quantities.
+
+The physics gives `joint_position`, `joint_velocity` [B, 6], `ee_position` [B, 3], `sheet_position` [B, 3] and `sheet_quaternion` [B, 4]
+(w, x, y, z), in [m] and [rad] in the frame of the robot's base.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from residual_rl.envs.task import Quantities, Task
+from residual_rl.seeding import uniform
+from residual_rl.tasks.so101_paper.config import SO101PaperCfg
+from residual_rl.types import Obs
+
+SHEET_HALF_SIZE = (0.074, 0.105, 0.000075)
+"""A5 paper: half of 148 mm × 210 mm × 0.15 mm [m]."""
+
+
+def yaw_of(quat: Tensor) -> Tensor:
+    """Rotation about the vertical [..., ] in [rad] of quaternions (w, x, y, z) [..., 4]."""
+    w, x, y, z = quat.unbind(-1)
+    return torch.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
+
+
+def wrap_half_turn(angle: Tensor) -> Tensor:
+    """The same angle modulo π, in [-π/2, π/2): a rectangle turned by 180° is the same."""
+    return torch.remainder(angle + math.pi / 2, math.pi) - math.pi / 2
+
+
+def corners(position: Tensor, yaw: Tensor) -> Tensor:
+    """The sheet's corners [B, 4, 2] for its centre [B, 2 or 3] and yaw [B]."""
+    x, y = SHEET_HALF_SIZE[:2]
+    local = position.new_tensor([[x, y], [x, -y], [-x, -y], [-x, y]])
+    c, s = yaw.cos()[:, None], yaw.sin()[:, None]
+    turned = torch.stack([c * local[:, 0] - s * local[:, 1], s * local[:, 0] + c * local[:, 1]], -1)
+    return position[:, None, :2] + turned
+
+
+class SO101Paper(Task):
+    """Slide the sheet into the rectangle by pressing a fingertip on it and dragging.
+
+    An action is the change of the six joint targets, in units of `action_scale`. It is added to the targets and never to the
+    measured positions: that would let the arm sag to the table.
+
+    Args:
+        cfg: the settings.
+        joint_range: [6, 2] lower and upper joint limits [rad].
+    """
+
+    def __init__(self, cfg: SO101PaperCfg, joint_range: Tensor):
+        self.cfg = cfg
+        self.obs_cameras = () if cfg.obs_mode == "state" else cfg.cameras
+        self.image_size = cfg.image_size
+        self.max_episode_steps, self.success_hold_steps = cfg.max_episode_steps, cfg.success_hold_steps
+        self.action_size = torch.full((len(joint_range),), cfg.action_scale, device=joint_range.device)
+        self._joint_low, self._joint_high = joint_range.unbind(1)
+        self._goal = joint_range.new_tensor(cfg.tape_center)
+        self._extent = joint_range.new_tensor(SHEET_HALF_SIZE[:2])
+        self.tolerance = cfg.tolerance if cfg.curriculum == "none" else cfg.curriculum_tolerance
+        """Tolerance of the episodes that begin now [m]."""
+
+    def observation_space(self) -> spaces.Dict:
+        joints = np.stack([self._joint_low.cpu().numpy(), self._joint_high.cpu().numpy()])
+        slack = 0.2  # soft joint limits give way a little
+        reach = 10.0  # a sheet that was flung off the table is still in bounds for a while [m]
+        low = {
+            "joint_position": joints[0] - slack,
+            "joint_velocity": np.full(6, -50.0),
+            "joint_target": joints[0],
+            "ee_position": np.full(3, -1.0),
+            "sheet_pose": np.concatenate([np.full(3, -reach), np.full(4, -1.0)]),
+            "goal": np.array([-reach, -reach, -math.pi / 2]),
+        }
+        high = {name: -bound for name, bound in low.items()} | {"joint_position": joints[1] + slack, "joint_target": joints[1]}
+        named = {name: spaces.Box(low[name].astype(np.float32), high[name].astype(np.float32)) for name in low}
+        if self.cfg.obs_mode == "rgb":
+            return spaces.Dict(named)
+        order = ("joint_position", "joint_velocity", "sheet_pose", "goal", "ee_position")
+        state = spaces.Box(np.concatenate([named[n].low for n in order]), np.concatenate([named[n].high for n in order]))
+        return spaces.Dict({"state": state, **named})
+
+    def randomize(self, seed: Tensor) -> Quantities:
+        cfg = self.cfg
+        ranges = [cfg.sheet_x, cfg.sheet_y, cfg.sheet_yaw, cfg.friction_scale, cfg.mass_scale]
+        share = uniform(seed, stream=0, n=len(ranges))
+        if cfg.randomization == "off":
+            share = torch.full_like(share, 0.5)
+        low, high = share.new_tensor(ranges).unbind(1)
+        x, y, yaw, friction, mass = (low + share * (high - low)).unbind(1)
+        return {
+            "start_position": torch.stack([x, y], 1),
+            "start_yaw": yaw,
+            "friction_scale": friction,
+            "mass_scale": mass,
+            "tolerance": torch.full_like(x, self.tolerance),
+        }
+
+    def joint_target(self, action: Tensor, q: Quantities) -> Tensor:
+        reach = self.cfg.max_target_error
+        target = q["joint_target"] + action * self.cfg.action_scale
+        target = target.maximum(q["joint_position"] - reach).minimum(q["joint_position"] + reach)
+        return target.maximum(self._joint_low).minimum(self._joint_high)
+
+    def _errors(self, q: Quantities) -> tuple[Tensor, Tensor]:
+        """From the sheet to the goal: offset [B, 2] in [m], and yaw of the sheet against the goal [B] in [rad]."""
+        return self._goal - q["sheet_position"][:, :2], wrap_half_turn(yaw_of(q["sheet_quaternion"]))
+
+    def observe(self, q: Quantities) -> Obs:
+        offset, yaw = self._errors(q)
+        named = {
+            "joint_position": q["joint_position"],
+            "joint_velocity": q["joint_velocity"],
+            "joint_target": q["joint_target"],
+            "ee_position": q["ee_position"],
+            "sheet_pose": torch.cat([q["sheet_position"], q["sheet_quaternion"]], 1),
+            "goal": torch.cat([offset, -yaw[:, None]], 1),
+        }
+        named = {name: value.float() for name, value in named.items()}
+        if self.cfg.obs_mode == "rgb":
+            return named
+        state = [named[n] for n in ("joint_position", "joint_velocity", "sheet_pose", "goal", "ee_position")]
+        return {"state": torch.cat(state, 1), **named}
+
+    def holds(self, q: Quantities) -> Tensor:
+        limit = self._extent + q["tolerance"][:, None]
+        away = (corners(q["sheet_position"], yaw_of(q["sheet_quaternion"])) - self._goal).abs()
+        return (away <= limit[:, None]).flatten(1).all(1)
+
+    def reward_terms(self, q: Quantities) -> dict[str, Tensor]:
+        cfg = self.cfg
+        offset, yaw = self._errors(q)
+        terms = {
+            "success": cfg.reward_success * q["success"],
+            "distance": cfg.reward_distance * offset.norm(dim=1),
+            "yaw": cfg.reward_yaw * yaw.abs(),
+            "step": torch.full_like(yaw, cfg.reward_step),
+        }
+        if cfg.reward_reach:
+            terms["reach"] = cfg.reward_reach * (q["ee_position"] - q["sheet_position"]).norm(dim=1)
+        return terms
+
+    def metrics(self, q: Quantities) -> dict[str, Tensor]:
+        offset, yaw = self._errors(q)
+        return {"dist_to_goal": offset.norm(dim=1), "yaw_error": yaw.abs()}
+
+    def set_training_progress(self, fraction: float, success_rate: float) -> dict[str, float]:
+        cfg = self.cfg
+        if cfg.curriculum == "none":
+            return {}
+        if cfg.curriculum == "schedule":
+            left = max(1.0 - fraction / cfg.curriculum_fraction, 0.0)
+            self.tolerance = cfg.tolerance + left * (cfg.curriculum_tolerance - cfg.tolerance)
+        elif success_rate >= cfg.curriculum_success_rate:
+            self.tolerance = max(self.tolerance - 0.1 * (cfg.curriculum_tolerance - cfg.tolerance), cfg.tolerance)
+        return {"curriculum/tolerance": self.tolerance}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tolerance": self.tolerance}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.tolerance = float(state["tolerance"])
