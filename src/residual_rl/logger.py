@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import platform
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -24,7 +26,7 @@ class Logger:
     """Writes figures by tag and step.
 
     `metrics.jsonl` gets one line a call, `{"step": …, tag: value, …}`, with null for a figure that is NaN or infinite (JSON has
-    no other word for it). `tensorboard/` gets scalars, flushed every 30 s and at the end.
+    no other word for it). `tensorboard/` gets scalars.
 
     With `resume_step` = S what was logged after S is dropped from both: training goes on from S and logs it again. W&B goes on in
     the same run (its id lies in `wandb.json`), where figures of steps that it has already stay as they were.
@@ -102,28 +104,34 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 class _TensorBoard:
-    """Scalars through TensorBoard's own writer: no import of torch or TensorFlow, and the purge of a resume, which
-    `tensorboard.summary.Writer` lacks."""
+    """Scalars in TensorBoard's event files, written at once. Its own writer does so in a thread, where a full disk is nobody's to catch;
+    and `tensorboard.summary.Writer` lacks the purge of a resume."""
 
     def __init__(self, folder: Path, purge_step: int | None):
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         self.folder = folder
         self._event, self._summary = Event, Summary
-        self._writer = EventFileWriter(str(folder), flush_secs=30)
+        folder.mkdir(exist_ok=True)
+        # Read in the order of their names: a later file's purge must come after what it purges.
+        self._file = (folder / f"events.out.tfevents.{time.time():017.6f}.{platform.node()}.{os.getpid()}").open("xb")
+        self._writer = RecordWriter(self._file)
+        self._write(file_version="brain.Event:2")
         if purge_step is not None:  # TensorBoard then forgets what earlier files hold from this step on
-            start = SessionLog(status=SessionLog.START)
-            self._writer.add_event(Event(step=purge_step, wall_time=time.time(), session_log=start))
-            self._writer.flush()
+            self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         figures = [self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-        self._writer.add_event(self._event(step=step, wall_time=time.time(), summary=self._summary(value=figures)))
+        self._write(step=step, summary=self._summary(value=figures))
+
+    def _write(self, **fields: Any) -> None:
+        self._writer.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+        self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
 
 
 def _start_wandb(run_dir: Path, project: str, config: Mapping[str, Any] | None) -> Any:

@@ -30,7 +30,7 @@ LOSSES = (
     ("train/clip_fraction", "Clipped fraction"),
     ("train/entropy_loss", "Entropy loss"),
 )
-NO_DURATIONS = ("time/fps", "time/iterations", "time/total_timesteps", "time/elapsed", "time/time_elapsed")
+NO_DURATIONS = ("time/fps", "time/iterations", "time/total_timesteps", "time/elapsed", "time/time_elapsed", "time/wall")
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -47,7 +47,7 @@ class Plot:
 
 def make_plots(rows: Rows, evaluation: Mapping[str, Any] | None = None) -> list[Plot]:
     """All figures that the metrics `rows` (see `logger.read_metrics`) and the evaluation have data for."""
-    makers = (success_plot, curves_plot, episodes_plot, residual_plot, losses_plot, time_plot)
+    makers = (success_plot, curves_plot, episodes_plot, residual_plot, task_plot, losses_plot, time_plot)
     with _style():
         plots = [make(rows, evaluation) for make in makers]
     return [plot for plot in plots if plot is not None]
@@ -165,6 +165,13 @@ def residual_plot(rows: Rows, evaluation: Mapping[str, Any] | None) -> Plot | No
     return Plot("residual", "The residual", "Its size and its penalty over environment steps.", figure) if figure else None
 
 
+def task_plot(rows: Rows, evaluation: Mapping[str, Any] | None) -> Plot | None:  # noqa: ARG001
+    """The task's own figures and the terms of its reward."""
+    tags = [(t, label(t.removeprefix("task/"))) for kind in ("task/", "reward/") for t in tags_of(rows) if t.startswith(kind)]
+    figure = _small_multiples(rows, tags[:9])
+    return Plot("task", "The task", "Its figures and the terms of its reward, means over environment steps.", figure) if figure else None
+
+
 def losses_plot(rows: Rows, evaluation: Mapping[str, Any] | None) -> Plot | None:  # noqa: ARG001
     """The learner's own figures."""
     figure = _small_multiples(rows, LOSSES)
@@ -172,20 +179,22 @@ def losses_plot(rows: Rows, evaluation: Mapping[str, Any] | None) -> Plot | None
 
 
 def time_plot(rows: Rows, evaluation: Mapping[str, Any] | None) -> Plot | None:  # noqa: ARG001
-    """Where the time goes: the share of each `time/…` duration, and steps per second."""
+    """Where the time went: each `time/…` part's share of all seconds so far, and steps per second."""
     tags = [t for t in tags_of(rows) if t.startswith("time/") and t not in NO_DURATIONS]
-    both = [row for row in rows if tags and all(row.get(t) is not None for t in tags) and sum(row[t] for t in tags) > 0]
+    timed = [row for row in rows if tags and all(row.get(t) is not None for t in tags)]
+    seconds = [_over_sessions([row[t] for row in timed]) for t in tags]
     steps, speed = series(rows, "time/fps")
-    if not both and not steps:
+    if not timed and not steps:
         return None
-    figure, axes = _grid(bool(both) + bool(steps), columns=2, height=2.8)
-    if both:
+    figure, axes = _grid(bool(timed) + bool(steps), columns=2, height=2.8)
+    if timed:
         axis = axes[0]
-        shares = [[row[t] / sum(row[u] for u in tags) for row in both] for t in tags]
+        totals = [max(sum(column), 1e-9) for column in zip(*seconds, strict=True)]
+        shares = [[value / total for value, total in zip(line, totals, strict=True)] for line in seconds]
         colors = (COLORS["residual"], COLORS["base"], *OTHER_COLORS, COLORS["zero"])
         names = [label(t.split("/", 1)[1]) for t in tags]
-        axis.stackplot([row["step"] for row in both], shares, labels=names, colors=colors, alpha=0.8)
-        axis.set_title("Share of the time")
+        axis.stackplot([row["step"] for row in timed], shares, labels=names, colors=colors, alpha=0.8)
+        axis.set_title("Share of the time so far")
         _percent(axis, "y")
         axis.set_ylim(0, 1)
         _steps(axis)
@@ -195,7 +204,16 @@ def time_plot(rows: Rows, evaluation: Mapping[str, Any] | None) -> Plot | None: 
         axes[-1].set_title("Steps per second")
         axes[-1].set_ylim(bottom=0)
         _steps(axes[-1])
-    return Plot("time", "Time", "Where the time of an iteration goes.", figure)
+    return Plot("time", "Time", "Where the wall time went, by part, and environment steps per second of it.", figure)
+
+
+def _over_sessions(seconds: Sequence[float]) -> list[float]:
+    """Seconds that start from zero again in a resumed session, as one running total."""
+    total, last, totals = 0.0, 0.0, []
+    for value in seconds:
+        total, last = total + (value - last if value >= last else value), value
+        totals.append(total)
+    return totals
 
 
 def series(rows: Rows, tag: str, limit: int = 1000) -> tuple[list[int], list[float]]:

@@ -48,9 +48,16 @@ class ExportedPolicy:
 
 
 def load_policy(file: Path) -> ExportedPolicy:
-    """Read what `export_policy` wrote."""
+    """Read what `export_policy` wrote. Raises `CheckpointError` naming the file and what is wrong with it."""
     state = checkpoint.load(file, "policy")
-    return ExportedPolicy(TrainCfg.from_dict(state["config"]), state["residual_scale"], state["step"], state["policy"])
+    missing = {"config", "residual_scale", "step", "policy"} - state.keys()
+    if missing:
+        raise CheckpointError(f"{file} lacks {', '.join(sorted(missing))}; expected a policy that training exported")
+    try:
+        cfg = TrainCfg.from_dict(state["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file} holds settings that cannot be read here: {error}") from error
+    return ExportedPolicy(cfg, state["residual_scale"], state["step"], state["policy"])
 
 
 def find_policy(run: Path, model: str) -> Path:

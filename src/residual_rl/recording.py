@@ -51,7 +51,7 @@ def record(env: ResidualEnv, policy: Policy, seeds: Sequence[int]) -> list[Recor
 
 
 def write_comparison(path: Path, env: VecEnv, recordings: Mapping[str, list[Recording]], size: tuple[int, int] = (360, 480)) -> int:
-    """Write a video that shows the policies of `recordings` beside each other, one episode after the other. Returns the number of frames."""
+    """Write a video of the policies of `recordings` beside each other, episode after episode. Returns the number of frames."""
     return write_video(path, _frames(env, recordings, size), env.control_hz)
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 from residual_rl.errors import ConfigError, UnknownNameError
+from residual_rl.gymnasium_ids import announce
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class TaskSpec:
     """`doctor(cfg) -> list[Check]`: the task's own checks in the sanity suite."""
     oracle: str | None = None
     """Id of a base policy that solves the task, for the sanity suite and demonstrations."""
+    gymnasium_id: str | None = None
+    """What `gymnasium.make` calls one world of it, e.g. `my_lab/Reach-v0`."""
 
     def default_config(self) -> Any:
         """The task's settings with their defaults."""
@@ -86,6 +89,10 @@ class Registry(Generic[Spec]):
             raise UnknownNameError(self._kind, id, self._specs)
         return self._specs[id]
 
+    def known(self) -> list[Spec]:
+        """The specs registered so far, without looking for more."""
+        return list(self._specs.values())
+
     def all(self) -> list[Spec]:
         """Every spec, by id."""
         self._discover()
@@ -99,7 +106,15 @@ class Registry(Generic[Spec]):
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self._source}.{module.name}")
         for entry in entry_points(group=self._source):
-            entry.load()
+            try:
+                entry.load()
+            except Exception as error:
+                self._discovered = False
+                package_name = entry.dist.name if entry.dist else "an unknown package"
+                raise ConfigError(
+                    f"entry point {entry.name!r} ({entry.value}) of {package_name} failed: {type(error).__name__}: {error}; "
+                    f"mend that package or uninstall it"
+                ) from error
 
 
 TASKS: Registry[TaskSpec] = Registry("task", "residual_rl.tasks")
@@ -107,8 +122,10 @@ BASE_POLICIES: Registry[BasePolicySpec] = Registry("base policy", "residual_rl.b
 
 
 def register_task(spec: TaskSpec) -> TaskSpec:
-    """Make `spec` known by its id."""
-    return TASKS.register(spec)
+    """Make `spec` known by its id, and to Gymnasium by its `gymnasium_id`."""
+    TASKS.register(spec)
+    announce(spec)
+    return spec
 
 
 def register_base_policy(spec: BasePolicySpec) -> BasePolicySpec:
@@ -116,7 +133,7 @@ def register_base_policy(spec: BasePolicySpec) -> BasePolicySpec:
     return BASE_POLICIES.register(spec)
 
 
-def load(reference: str) -> Callable[..., Any]:
+def load(reference: str) -> Any:
     """The object that `module:attribute` names."""
     module, _, attribute = reference.partition(":")
     return getattr(importlib.import_module(module), attribute)

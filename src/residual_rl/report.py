@@ -32,17 +32,17 @@ def write_report(run_dir: Path | str, evaluation: Mapping[str, Any] | None = Non
         evaluation = read_evaluation(run.eval_file)
     rows = read_metrics(run.metrics_file) if run.metrics_file.exists() else []
     plots = make_plots(rows, evaluation)
-    if plot:
-        save_pngs(plots, run.eval_results)
     path = run.path / "report.html"
     write_atomically(path, "".join(_page(run, evaluation, rows, plots)))
+    if plot:
+        save_pngs(plots, run.eval_results)
     return path
 
 
 def _page(run: RunFolder, evaluation: Mapping[str, Any] | None, rows: list[dict[str, Any]], plots: list[Plot]) -> Iterator[str]:
     config = _read_json(run.config_file)
     summary = _read_json(run.summary_file)
-    task = str((evaluation or {}).get("task") or config.get("task") or run.path.name)
+    task = str((evaluation or {}).get("task") or config.get("task_id") or run.path.name)
     yield '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
     yield f"<title>{escape(task)} · residual_rl</title>\n<style>\n{_css()}</style>\n</head>\n<body>\n<main>\n"
@@ -82,10 +82,11 @@ def _lead(evaluation: Mapping[str, Any] | None, run: RunFolder) -> str:
     seeds = evaluation.get("episode_seeds", [])
     span = f", seeds {min(seeds)} to {max(seeds)}" if seeds else ""
     text = f"Measured on {len(seeds)} fresh episodes{span}, the same for every policy."
-    changed = evaluation.get("settings", {}).get("env_overrides")
+    changed = evaluation.get("settings", {}).get("changed_from_training")
     if changed:
-        return f"{text} The env settings differ from those of training: {', '.join(f'{k} = {v}' for k, v in changed.items())}."
-    return text if changed is None else f"{text} The env settings are those of training, randomisation included."
+        changes = ", ".join(f"{name} = {now} (was {before})" for name, (before, now) in changed.items())
+        return f"{text} The env settings differ from those of training: {changes}."
+    return text if changed is None else f"{text} The env settings, randomisation among them, are those of training."
 
 
 def _cards(evaluation: Mapping[str, Any] | None, rows: list[dict[str, Any]], summary: Mapping[str, Any]) -> str:
@@ -99,9 +100,11 @@ def _cards(evaluation: Mapping[str, Any] | None, rows: list[dict[str, Any]], sum
         text = value_text("success_once", difference["mean"], sign=True)
         cards.append(("difference", "Residual − base", text, _interval("success_once", difference)))
     if rows:
-        seconds = summary.get("wall_time_s")
-        more = f"in {clock_time(seconds)} of wall time" if isinstance(seconds, (int, float)) else "environment steps"
+        seconds = summary.get("wall_time")
+        more = f"steps in {clock_time(seconds)}" if seconds else "environment steps"
         cards.append(("steps", "Trained for", f"{rows[-1]['step']:,}", more))
+    if summary.get("time_to_95"):
+        cards.append(("steps", "95 % success after", clock_time(summary["time_to_95"]), f"{summary.get('step_to_95', 0):,} steps"))
     body = "".join(
         f'<div class="card {escape(kind)}"><div class="name">{escape(name)}</div><div class="value">{escape(value)}</div>'
         f'<div class="more">{escape(more)}</div></div>\n'

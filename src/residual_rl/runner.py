@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -68,7 +67,7 @@ class Runner:
 
     Args:
         cfg: the settings.
-        folder: started or resumed.
+        folder: started or resumed before `learn`; nothing is written before it.
         resume: go on from the newest checkpoint that is whole.
     """
 
@@ -79,25 +78,25 @@ class Runner:
         self.eval_env = make_residual_env(cfg, cfg.run.eval_episodes)
         self.learner = make_learner(cfg, self.env)
         self.progress, self.timer = Progress(), Timer()
-        make_folder(folder.eval_results)
         self.checkpoints = checkpoint.CheckpointFolder(folder.checkpoints, cfg.run.keep_checkpoints)
         if resume:
             self._resume()
         else:
+            self._set_schedules()  # a curriculum holds from the first episode on
             self.env.reset(seed=training_seed_start(cfg.run.seed))
 
     def learn(self) -> dict[str, Any]:
         """Train to the end, or until SIGINT or SIGTERM. Returns the summary, whose `signal` says what ended it."""
         cfg, progress = self.cfg.run, self.progress
         session = time.perf_counter() - progress.wall_time
-        resume_step = progress.step if progress.step else None
+        resume_step = None if progress.best is None else progress.step
         with (
             stop_signals() as stop,
             Logger(self.folder.path, cfg.wandb_project, self.cfg.to_dict(), resume_step) as logger,
             ProgressBar(cfg.total_timesteps, progress.step) as bar,
             self._dumping(),
         ):
-            if progress.step == 0:
+            if progress.best is None:
                 logger.log(self._evaluate(), 0)
             while progress.step < cfg.total_timesteps and stop.signal is None:
                 before = progress.step
@@ -111,8 +110,10 @@ class Runner:
                 metrics |= self._times()
                 logger.log(metrics, progress.step)
                 bar.update(progress.step, metrics.get("rollout/success_rate_100"))
-                if self._due(cfg.save_freq, before) or self._finished or stop.signal is not None:
+                if self._due(cfg.save_freq, before) or self._finished:
                     self.checkpoints.save(progress.step, self.state_dict())
+            if stop.signal is not None:  # whenever it came: before the first iteration, or while a checkpoint was written
+                self.checkpoints.save(progress.step, self.state_dict())
         return self._finish(stop.signal)
 
     # --- one iteration ------------------------------------------------------------------------------------------
@@ -120,7 +121,7 @@ class Runner:
     def _collect(self) -> Metrics:
         """Step all worlds `num_steps` times with the exploring residual."""
         start = time.perf_counter()
-        self._set_schedules()
+        schedules = self._set_schedules()
         sums: dict[str, torch.Tensor] = {}
         for _ in range(self.learner.num_steps):
             transition, info = self.env.step(self.learner.act(self.env.obs))
@@ -131,7 +132,7 @@ class Runner:
         self.progress.step += self.learner.num_steps * self.env.num_envs
         self.timer.collection += time.perf_counter() - start
         metrics = {name: float(value) / self.learner.num_steps for name, value in sums.items()}
-        metrics["residual/scale"] = self.env.residual_scale
+        metrics |= schedules
         if self.progress.success:
             metrics["rollout/success_rate_100"] = _mean(self.progress.success)
             metrics["rollout/ep_rew_mean"] = _mean(self.progress.returns)
@@ -144,11 +145,12 @@ class Runner:
         self.timer.update += time.perf_counter() - start
         return metrics
 
-    def _set_schedules(self) -> None:
+    def _set_schedules(self) -> Metrics:
         fraction = self.progress.step / self.cfg.run.total_timesteps
         self.learner.set_progress(fraction)
         self.env.residual_scale = self.cfg.residual.scale_at(fraction)
-        self.env.env.set_training_progress(fraction, _mean(self.progress.success))
+        curriculum = self.env.env.set_training_progress(fraction, _mean(self.progress.success))
+        return {"residual/scale": self.env.residual_scale, **curriculum}
 
     def _track_episodes(self, info: dict[str, Any]) -> None:
         ended = info["_final_info"]
@@ -187,6 +189,7 @@ class Runner:
         seeds = range(TRAINING_EVAL_SEED, TRAINING_EVAL_SEED + self.cfg.run.eval_episodes)
         episodes = evaluate(self.eval_env, lambda obs: self.learner.act(obs, deterministic=True), seeds)
         metrics = _eval_metrics(episodes)
+        make_folder(self.folder.eval_results)
         score = (metrics["eval/success_rate"], metrics["eval/mean_reward"])
         write_json(self.folder.eval_results / f"step_{self.progress.step:09d}.json", {k: v.tolist() for k, v in episodes.items()})
         if self.progress.best is None or score > self.progress.best:
@@ -215,7 +218,7 @@ class Runner:
         self.env.load_state_dict(state["env"])
 
     def _finish(self, stopped_by: int | None) -> dict[str, Any]:
-        model = self.folder.final_model if stopped_by is None else self.folder.interrupted_model
+        model = self.folder.final_model if self._finished else self.folder.interrupted_model
         export_policy(model, self.cfg, self.learner, self.env.residual_scale, self.progress.step)
         progress = self.progress
         summary = {
@@ -234,15 +237,13 @@ class Runner:
 
     @contextlib.contextmanager
     def _dumping(self) -> Iterator[None]:
-        """Keep what a `NonFiniteError` knows of the states before it."""
+        """Keep the states before a `NonFiniteError`: what it knows of them, the last observation, and the learner with its rollout."""
         try:
             yield
         except NonFiniteError as error:
-            if error.dump:
-                path = self.folder.path / "nonfinite_dump.safetensors"
-                checkpoint.save_dump(path, error.dump)
-                raise NonFiniteError(f"{error}; the states before it are in {path}") from error
-            raise
+            path = self.folder.path / "nonfinite_dump.safetensors"
+            checkpoint.save_dump(path, {**error.dump, "last_obs": self.env.obs, "learner": self.learner.state_dict()})
+            raise NonFiniteError(f"{error}; the states before it are in {path}") from error
 
 
 @dataclass

@@ -17,7 +17,7 @@ from residual_rl.compare import summarize
 from residual_rl.config import TrainCfg
 from residual_rl.errors import ConfigError, MissingDependencyError
 from residual_rl.evaluate import Episodes, evaluate, no_residual
-from residual_rl.files import write_json
+from residual_rl.files import make_folder, write_json
 from residual_rl.logger import ProgressBar
 from residual_rl.policy import ExportedPolicy, find_policy, load_policy
 from residual_rl.recording import Recording, record, write_comparison
@@ -50,7 +50,7 @@ class EvalFlags:
     video_episodes: int = 4
     """Episodes of the video: the first of the evaluation."""
     output: Path | None = None
-    """Where to write the figures as JSON, when a base policy is evaluated alone."""
+    """Where to write the figures as JSON too; a run's go to RUN/eval.json in any case."""
 
     def __post_init__(self) -> None:
         for name in ("n_episodes", "eval_envs", "video_episodes"):
@@ -64,12 +64,12 @@ def main(argv: Sequence[str]) -> int:
     """Parse, evaluate, print a table."""
     target, rest = split_target(argv)
     if target is None:
-        tyro.cli(_usage, args=[*rest, "--help"] if not rest else rest, prog="residual-rl eval")
-        raise ConfigError("eval needs a run folder or a task id")
+        tyro.cli(_usage, args=rest, prog="residual-rl eval")
+        raise ConfigError("eval needs a run folder or a task id: residual-rl eval RUN|TASK [options]")
     if Path(target).is_dir():
         return _evaluate_run(Path(target), rest)
     if any(sep in target for sep in ("/", "\\")):
-        raise ConfigError(f"{target} is not a folder; eval needs a run folder or a task id")
+        raise ConfigError(f"{target} is no folder; eval needs a run folder or a task id")
     return _evaluate_base(target, rest)
 
 
@@ -81,12 +81,14 @@ def _parse(argv: Sequence[str], target: str, cfg: TrainCfg, own: list[tuple[str,
     """The flags, and `cfg` with the settings that they change."""
     parts = ("task", "base")
     what = ("what", Annotated[EvalFlags, tyro.conf.arg(name="")], dataclasses.field(default=EvalFlags()))
-    flags = tyro.cli(
+    flags: Any = tyro.cli(
         dataclasses.make_dataclass("Eval", [what, *own, *parts_of(cfg, parts)]),
         args=list(argv),
         prog=f"residual-rl eval {target}",
         description="Evaluate on fixed episodes, each once.",
     )
+    if flags.what.output is not None:
+        make_folder(flags.what.output.parent)  # before the work, not after it
     changed = {name: getattr(flags, name) for name in parts if getattr(cfg, name) is not None}
     return flags.what, dataclasses.replace(cfg, **changed), flags
 
@@ -109,6 +111,8 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
     }
     evaluation = summarize(results, _seeds(flags), cfg.task_id, settings, _units(cfg))
     write_json(run.eval_file, evaluation)
+    if flags.output is not None:
+        write_json(flags.output, evaluation)
     console = Console()
     if flags.save_video:
         try:

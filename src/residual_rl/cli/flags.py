@@ -23,7 +23,7 @@ def peek(argv: Sequence[str], *names: str) -> str | None:
     value = None
     for i, word in enumerate(argv):
         flag, equals, given = word.partition("=")
-        if flag in names:
+        if flag.replace("_", "-") in names:  # tyro takes either
             value = given if equals else argv[i + 1] if i + 1 < len(argv) else None
     return value
 

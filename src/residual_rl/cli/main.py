@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
 
 import residual_rl
@@ -21,7 +22,23 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the process's exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        code = _dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()  # a closed pipe or a full disk shows here, where it is handled, and not in the interpreter's last breath
+        return code
+    except BrokenPipeError:
+        return _closed_pipe()
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # what rich makes of it
+            return _closed_pipe()
+        raise
+    except OSError as error:  # stdout on a full disk, a file that may not be read: the system's own words name it
+        print(f"residual-rl: error: {error}", file=sys.stderr)
+        _drop_output()
+        return 2
+
+
+def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())
         return 0 if argv else 2
@@ -40,7 +57,6 @@ def _run(command: str, argv: list[str]) -> int:
     logging.basicConfig(format="residual-rl: %(levelname)s: %(message)s", level=logging.WARNING)
     try:
         code: int = importlib.import_module(f"residual_rl.cli.{command}").main(argv)
-        sys.stdout.flush()  # a closed pipe shows here, where it is handled, and not in the interpreter's last breath
         return code
     except ResidualRLError as error:
         print(f"residual-rl: error: {error}", file=sys.stderr)
@@ -48,9 +64,19 @@ def _run(command: str, argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("residual-rl: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
+
+
+def _closed_pipe() -> int:
+    _drop_output()
+    return 128 + signal.SIGPIPE
+
+
+def _drop_output() -> None:
+    """Where stdout cannot be written, what is left for it goes nowhere: the interpreter's attempt at exit would fail again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
 
 
 def _help() -> str:

@@ -15,11 +15,20 @@ from rich.console import Console
 from residual_rl.cli.flags import parts_of, peek, split_target
 from residual_rl.config import TrainCfg, replace_fields
 from residual_rl.errors import CheckpointError, ConfigError
+from residual_rl.files import write_json
 from residual_rl.logger import clock_time
 from residual_rl.run_folder import RunFolder
 from residual_rl.runner import Runner
 
-QUICK = {"num_envs": 8, "num_steps": 32, "minibatch_size": 64, "total_timesteps": 2048, "eval_episodes": 4, "eval_freq": 0, "save_freq": 1024}
+QUICK = {
+    "num_envs": 8,
+    "num_steps": 32,
+    "minibatch_size": 64,
+    "total_timesteps": 2048,
+    "eval_episodes": 4,
+    "eval_freq": 0,
+    "save_freq": 1024,
+}
 """Settings of `--quick`."""
 _PARTS = ("residual", "run", "learner", "task", "base")
 
@@ -30,19 +39,20 @@ def main(argv: Sequence[str]) -> int:
         return _resume(argv)
     task_id, rest = split_target(argv)
     if task_id is None:
-        tyro.cli(_usage, args=[*rest, "--help"] if not rest else rest, prog="residual-rl train")
+        tyro.cli(_usage, args=rest, prog="residual-rl train")
         raise ConfigError("train needs a task id or --resume RUN; `residual-rl list` shows the tasks")
     cfg = TrainCfg.default(task_id, peek(rest, "--base-policy", "--expert-type"))
     quick = "--quick" in rest
     if quick:
         cfg = replace_fields(cfg, dict(QUICK))
-    flags = tyro.cli(
+    flags: Any = tyro.cli(
         _flags(cfg), args=rest, prog=f"residual-rl train {task_id}", description="Train a residual on top of a frozen base policy."
     )
     cfg = dataclasses.replace(cfg, **{name: getattr(flags, name) for name in _PARTS if getattr(cfg, name) is not None})
     output = flags.output_dir or Path("runs") / f"{task_id}-{time.strftime('%Y%m%d-%H%M%S')}"
-    with RunFolder(output).start(cfg.to_dict()) as folder:
-        code = _train(Runner(cfg, folder), folder)
+    runner = Runner(cfg, RunFolder(output))  # before the folder is made: a wrong setting leaves none behind
+    with runner.folder.start(cfg.to_dict()):
+        code = _train(runner, runner.folder)
     if quick and code == 0:
         from residual_rl.cli import eval as evaluation
 
@@ -55,7 +65,9 @@ def _flags(cfg: TrainCfg) -> type:
     own: list[tuple[str, Any, Any]] = [
         (
             "base_policy",
-            Annotated[str, tyro.conf.arg(aliases=["--expert-type"], help="Frozen policy to learn on top of: an id that `residual-rl list` shows.")],
+            Annotated[
+                str, tyro.conf.arg(aliases=["--expert-type"], help="Frozen policy to learn on top of: an id of `residual-rl list`.")
+            ],
             dataclasses.field(default=cfg.base_policy_id),
         ),
         (
@@ -79,7 +91,9 @@ def _resume(argv: Sequence[str]) -> int:
         cfg = read_config(run)
         if options.total_timesteps is not None:
             cfg = replace_fields(cfg, {"total_timesteps": options.total_timesteps})
-        return _train(Runner(cfg, run, resume=True), run)
+        runner = Runner(cfg, run, resume=True)
+        write_json(run.config_file, cfg.to_dict())
+        return _train(runner, run)
 
 
 @dataclasses.dataclass
@@ -116,5 +130,6 @@ def _train(runner: Runner, folder: RunFolder) -> int:
     console.print(f"Trained {steps} in {took}; best evaluation in training: {100 * best:.1f} % success.", soft_wrap=True)
     if summary["time_to_95"] is not None:
         console.print(f"95 % of the evaluation's episodes after {clock_time(summary['time_to_95'])} and {summary['step_to_95']:,} steps.")
-    console.print(f"Run folder: {folder.path}\nEvaluate it: residual-rl eval {folder.path} --compare-base --plot --save-video", soft_wrap=True)
+    console.print(f"Run folder: {folder.path}", soft_wrap=True)
+    console.print(f"Evaluate it: residual-rl eval {folder.path} --compare-base --plot --save-video", soft_wrap=True)
     return 0

@@ -63,9 +63,8 @@ class CameraRenderer:
             raise ConfigError(f"images of {height} x {width} pixels by {num_threads} threads with {samples} samples are not possible")
         gl_context_class()  # a missing library is told here, before any thread starts
         self.cameras, self.height, self.width, self.nq = tuple(cameras), height, width, model.nq
-        drawn = copy.copy(model)
-        size = getattr(drawn.vis, "global_")
-        size.offwidth, size.offheight = width, height
+        drawn = self._model = copy.copy(model)
+        drawn.vis.global_.offwidth, drawn.vis.global_.offheight = width, height
         drawn.vis.quality.offsamples = samples
         if not shadows:
             drawn.vis.quality.shadowsize = 0
@@ -77,9 +76,7 @@ class CameraRenderer:
             self.close()
             raise
 
-    def render(
-        self, qpos: NDArray[Any], out: Images | None = None, model_fields: Mapping[str, NDArray[Any]] | None = None
-    ) -> Images:
+    def render(self, qpos: NDArray[Any], out: Images | None = None, model_fields: Mapping[str, NDArray[Any]] | None = None) -> Images:
         """Draw all cameras for each row of `qpos` [B, nq].
 
         Args:
@@ -95,8 +92,11 @@ class CameraRenderer:
             raise ConfigError(f"qpos is of shape {qpos.shape}; the renderer needs [B, {self.nq}]")
         num, fields = len(qpos), dict(model_fields or {})
         for name, value in fields.items():
-            if len(value) != num:
-                raise ConfigError(f"model field {name} has {len(value)} rows for {num} worlds")
+            field = getattr(self._model, name, None)
+            if not isinstance(field, np.ndarray):
+                raise ConfigError(f"model field {name!r} does not exist")
+            if value.shape != (num, *field.shape):
+                raise ConfigError(f"model field {name} is of shape {value.shape}; it must be {(num, *field.shape)}")
         shape = (num, self.height, self.width, 3)
         if out is None:
             out = {camera: np.empty(shape, np.uint8) for camera in self.cameras}

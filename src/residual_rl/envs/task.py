@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -86,6 +86,11 @@ class Physics(Protocol):
     device: torch.device
     control_hz: float
     deterministic: bool
+
+    @property
+    def model(self) -> Any:
+        """The compiled model that all worlds share, in the backend's own type (MuJoCo: `mujoco.MjModel`)."""
+        ...
 
     def reset(self, worlds: Tensor, episode: Quantities) -> None:
         """Put the `worlds` [n] int64 at the start of the episodes drawn by `Task.randomize` (rows [n, …])."""

@@ -17,8 +17,9 @@ from residual_rl.envs.vec_env import EpisodeSeeds, VecEnv
 from residual_rl.errors import ConfigError, NonFiniteError
 from residual_rl.types import Obs, State, check_finite
 
+
 class TaskEnv(VecEnv):
-    """B worlds of `task` on `physics`. Where the task observes through cameras, their images [B, H, W, 3] uint8 go by the cameras' names."""
+    """B worlds of `task` on `physics`. Where the task observes through cameras, images [B, H, W, 3] uint8 go by the cameras' names."""
 
     def __init__(self, task: Task, physics: Physics):
         self.task, self.physics = task, physics
@@ -44,7 +45,7 @@ class TaskEnv(VecEnv):
 
     # --- the contract -------------------------------------------------------------------------------------------
 
-    def reset(  # type: ignore[override]
+    def reset(
         self, *, seed: int | Sequence[int] | None = None, mask: Tensor | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Obs, dict[str, Any]]:
         if options:
@@ -67,7 +68,7 @@ class TaskEnv(VecEnv):
         self._obs = self._observe(self._quantities())
         return dict(self._obs), {"seed": self._seed.clone()}
 
-    def step(self, actions: Tensor) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:  # type: ignore[override]
+    def step(self, actions: Tensor) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
         if not self._obs:
             raise ConfigError("step was called before reset")
         if actions.shape != self.action_space.shape:
@@ -117,10 +118,15 @@ class TaskEnv(VecEnv):
         }
         if ended.any():
             worlds = ended.nonzero().flatten()
+            info["final_scenes"] = self.scenes()
             self._start_episodes(worlds, self.episode_seeds.draw(len(worlds)).to(self.device))
             obs = self._observe(self._quantities())
         self._obs = obs
         return dict(obs), reward, terminated, truncated, info
+
+    @property
+    def model(self) -> Any:
+        return self.physics.model
 
     def observations(self) -> Obs:
         return dict(self._obs)

@@ -26,7 +26,8 @@ class EpisodeSeeds:
     """
 
     def __init__(self, start: int = 0):
-        self.use_counter(start)
+        self._next = int(start)
+        self._queue: deque[int] | None = None
 
     def use_counter(self, start: int) -> None:
         """Hand out `start`, `start + 1`, … without end."""
@@ -34,7 +35,7 @@ class EpisodeSeeds:
 
     def use_list(self, seeds: Iterable[int]) -> None:
         """Hand out `seeds`, each once, then -1."""
-        self._queue: deque[int] | None = deque(int(s) for s in seeds)
+        self._queue = deque(int(s) for s in seeds)
 
     def draw(self, n: int) -> Tensor:
         """The next `n` seeds [n] int64."""
@@ -61,7 +62,8 @@ class VecEnv(gymnasium.vector.VectorEnv):
     - `final_info`: the episode's figures, valid where `_final_info` [B] is true: `seed`, `episode_return`, `episode_length`,
       `success_once`, `success_at_end`, and the task's own;
     - `reward_terms`: each term of the reward by name, [B];
-    - `task_metrics`: the task's figures of this step by name, [B].
+    - `task_metrics`: the task's figures of this step by name, [B];
+    - `final_scenes`: `scenes()` before any reset, where an env can be drawn and an episode ended.
 
     Tensors in what `step` returns belong to the caller: later steps do not write into them.
     """
@@ -83,7 +85,7 @@ class VecEnv(gymnasium.vector.VectorEnv):
     """The arm, from the world to its tool, where the env has one."""
 
     @abstractmethod
-    def reset(  # type: ignore[override]
+    def reset(
         self, *, seed: int | Sequence[int] | None = None, mask: Tensor | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Obs, dict[str, Any]]:
         """Start new episodes in the worlds of `mask` [B] bool (all without it).
@@ -93,7 +95,7 @@ class VecEnv(gymnasium.vector.VectorEnv):
         """
 
     @abstractmethod
-    def step(self, actions: Tensor) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:  # type: ignore[override]
+    def step(self, actions: Tensor) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Execute `actions` [B, A]."""
 
     @abstractmethod
@@ -106,6 +108,11 @@ class VecEnv(gymnasium.vector.VectorEnv):
 
     def observations(self) -> Obs:
         """The current observation of all worlds, without stepping."""
+        raise NotImplementedError
+
+    @property
+    def model(self) -> Any:
+        """The simulator's compiled model that all worlds share (MuJoCo: `mujoco.MjModel`)."""
         raise NotImplementedError
 
     def scenes(self) -> Tensor:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, cast
 
 import torch
-
-Function = TypeVar("Function", bound=Callable[..., object])
+from torch import Tensor
 
 log = logging.getLogger(__name__)
 
 
-def compiled(function: Function, enabled: bool) -> Function:
+def compiled(function: Callable[..., Any], enabled: bool) -> Callable[..., Any]:
     """`function` through `torch.compile`, for static shapes. On a CPU it needs a C++ compiler and gains little."""
     return torch.compile(function, dynamic=False) if enabled else function
 
 
-def cuda_graphed(function: Function, enabled: bool, device: torch.device, is_compiled: bool) -> Function:
+def cuda_graphed(function: Callable[..., Tensor], enabled: bool, device: torch.device, is_compiled: bool) -> Callable[..., Tensor]:
     """`function` recorded as a CUDA graph and replayed; it takes tensors of constant shapes and must not wait for the device.
 
     Without a GPU it runs eagerly, and says so once in the log.
@@ -30,4 +29,5 @@ def cuda_graphed(function: Function, enabled: bool, device: torch.device, is_com
         return function
     from tensordict.nn import CudaGraphModule
 
-    return CudaGraphModule(function, warmup=4 if is_compiled else 2, device=device)  # compilation must be over before the recording
+    warmup = 4 if is_compiled else 2  # compilation must be over before the recording
+    return cast("Callable[..., Tensor]", CudaGraphModule(cast("Any", function), warmup=warmup, device=device))

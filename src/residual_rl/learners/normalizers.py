@@ -23,11 +23,11 @@ class RunningMeanStd(nn.Module):
     _shift: Tensor
     _scale: Tensor
 
-    def __init__(
-        self, shape: tuple[int, ...], name: str = "observation", clip: float = 10.0, epsilon: float = 1e-8, device: torch.device | None = None
-    ):
+    epsilon = 1e-8
+
+    def __init__(self, shape: tuple[int, ...], name: str = "observation", clip: float = 10.0, device: torch.device | None = None):
         super().__init__()
-        self.name, self.clip, self.epsilon, self.frozen = name, clip, epsilon, False
+        self.name, self.clip, self.frozen = name, clip, False
         self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64, device=device))
         self.register_buffer("var", torch.ones(shape, dtype=torch.float64, device=device))
         self.register_buffer("count", torch.full((), 1e-4, dtype=torch.float64, device=device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -27,22 +28,21 @@ class FlatAdam:
         self._flat = torch.cat([p.detach().flatten() for p in self.parameters])
         for p, view in zip(self.parameters, self._flat.split(self._sizes), strict=True):
             p.data = view.view_as(p)
-        self._grad = torch.zeros_like(self._flat)
-        self._flat.grad = self._grad
+        self._grad = self._flat.grad = torch.zeros_like(self._flat)
         self._bad = torch.zeros((), device=self._flat.device)
         self.learning_rate = torch.tensor(learning_rate, device=self._flat.device)
-        self._adam = torch.optim.Adam([self._flat], lr=self.learning_rate, eps=epsilon, fused=True)
+        self._adam = torch.optim.Adam([self._flat], lr=self.learning_rate, eps=epsilon, fused=True, capturable=self._flat.is_cuda)
         self._state = {name: torch.zeros_like(self._flat) for name in ("exp_avg", "exp_avg_sq")}
         self._state["step"] = torch.zeros((), device=self._flat.device)
         self._adam.state[self._flat] = self._state
-        self._adam.found_inf = self._bad  # type: ignore[attr-defined]  # torch's own hook for GradScaler: skips on the device
+        self._adam.found_inf = self._bad  # type: ignore[attr-defined]  # torch's hook for GradScaler: skips the step on the device
 
     def step(self, gradients: Sequence[Tensor]) -> None:
         """One step along `gradients`, in the order of `parameters`."""
         flat = torch.cat([g.flatten() for g in gradients])
         torch.addcmul(flat, self._grad, self._bad, out=self._grad)  # once bad, always bad: NaN stays in its place
         norm = torch.linalg.vector_norm(self._grad)
-        self._bad.copy_(~torch.isfinite(norm))
+        torch.logical_not(norm < math.inf, out=self._bad)
         self._adam.grad_scale = (norm / self.max_grad_norm).clamp_(min=1.0)  # type: ignore[attr-defined]  # divides the gradient
         self._adam.step()
 
@@ -52,20 +52,23 @@ class FlatAdam:
             return
         pieces = zip(self.named, self._grad.split(self._sizes), strict=True)
         names = [name for name, piece in pieces if not torch.isfinite(piece).all()]
-        raise NonFiniteError(f"the gradient of {', '.join(names) or 'the loss'} is not finite; the weights were left as they were")
+        what = f"the gradient of {', '.join(names)}" if names else "the norm of the gradient"
+        raise NonFiniteError(f"{what} is not finite; the weights were left as they were")
 
     def state_dict(self) -> State:
-        moments = {
-            kind: {name: m.view_as(p).clone() for (name, p), m in zip(self.named.items(), self._state[kind].split(self._sizes), strict=True)}
-            for kind in ("exp_avg", "exp_avg_sq")
-        }
-        return {"step": self._state["step"].clone(), **moments}
+        """Step count and both moments, by parameter."""
+        return {"step": self._state["step"].clone(), "exp_avg": self._by_name("exp_avg"), "exp_avg_sq": self._by_name("exp_avg_sq")}
 
     def load_state_dict(self, state: State) -> None:
-        for kind in ("exp_avg", "exp_avg_sq"):
-            if state[kind].keys() != self.named.keys():
-                raise CheckpointError(f"the optimiser's state is of other parameters: {sorted(state[kind].keys() ^ self.named.keys())}")
-            self._state[kind].copy_(torch.cat([state[kind][name].flatten() for name in self.named]))
+        """Take back what `state_dict` gave. Raises `CheckpointError` where it is of other parameters."""
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if state[moment].keys() != self.named.keys():
+                raise CheckpointError(f"the optimiser's state is of other parameters: {sorted(state[moment].keys() ^ self.named.keys())}")
+            self._state[moment].copy_(torch.cat([state[moment][name].flatten() for name in self.named]))
         self._state["step"].copy_(state["step"])
         self._grad.zero_()
         self._bad.zero_()
+
+    def _by_name(self, moment: str) -> dict[str, Tensor]:
+        pieces = self._state[moment].split(self._sizes)
+        return {name: piece.view_as(p).clone() for (name, p), piece in zip(self.named.items(), pieces, strict=True)}

@@ -22,7 +22,7 @@ def gae(
     Deviation: the paper knows no truncation.
     """
     delta = reward + gamma * next_value * ~terminated - value
-    decay = gamma * gae_lambda * ~ended
+    decay = gamma * gae_lambda * (~ended).to(delta.dtype)
     advantage = torch.empty_like(delta)
     trace = torch.zeros_like(delta[0])
     for t in range(delta.shape[0] - 1, -1, -1):

@@ -1,20 +1,29 @@
 """An SO-101 arm slides an A5 sheet into a taped rectangle."""
 
+import dataclasses
+
 from residual_rl.registry import TaskSpec, register_task
 
-_COMMON = {
-    "config": "residual_rl.tasks.so101_paper.config:SO101PaperCfg",
-    "make": "residual_rl.tasks.so101_paper.mujoco_backend:make",
-    "base_policy": "jacobian",
-    "metric_units": {"dist_to_goal": "m", "yaw_error": "rad"},
-}
-
-register_task(TaskSpec(id="so101-paper", summary="SO-101 slides an A5 sheet into a taped rectangle (tolerance 2 cm)", **_COMMON))
-register_task(
+SPEC = register_task(
     TaskSpec(
+        id="so101-paper",
+        summary="SO-101 slides an A5 sheet into a taped rectangle (tolerance 2 cm)",
+        config=f"{__name__}.config:SO101PaperCfg",
+        make=f"{__name__}.mujoco_backend:make",
+        base_policy="jacobian",
+        train_overrides={"noise_correlation": 0.9},
+        metric_units={"dist_to_goal": "m", "yaw_error": "rad"},
+        doctor=f"{__name__}.doctor:doctor",
+        oracle="oracle",
+        gymnasium_id="residual_rl/SO101Paper-v0",
+    )
+)
+register_task(
+    dataclasses.replace(
+        SPEC,
         id="so101-paper-precise",
         summary="The same with a tolerance of 0.5 cm",
         config_overrides={"tolerance": 0.005},
-        **_COMMON,
+        gymnasium_id="residual_rl/SO101PaperPrecise-v0",
     )
 )

@@ -9,6 +9,9 @@ from residual_rl.errors import ConfigError
 
 Range = tuple[float, float]
 
+SHEET_HALF_SIZE = (0.074, 0.105, 0.000075)
+"""Half of an A5 sheet of 0.15 mm thickness [m]; the long side is along y."""
+
 
 @dataclass(frozen=True)
 class SO101PaperCfg:
@@ -73,7 +76,7 @@ class SO101PaperCfg:
     # --- what is observed ---
     obs_mode: Literal["state", "rgb", "rgb+state"] = "state"
     """`rgb` adds the cameras' images and leaves out `state`; the named quantities that base policies need stay."""
-    cameras: tuple[str, ...] = ("top", "wrist")
+    obs_cameras: tuple[str, ...] = ("top", "wrist")
     """Cameras of the image observations."""
     image_size: tuple[int, int] = (128, 128)
     """Height and width of the images [px]."""

@@ -13,7 +13,7 @@ from residual_rl.kinematics import KinematicChain
 from residual_rl.tasks.so101_paper.config import SO101PaperCfg
 from residual_rl.tasks.so101_paper.robot import JOINTS
 from residual_rl.tasks.so101_paper.scene import SceneCfg, build_scene
-from residual_rl.tasks.so101_paper.task import SHEET_HALF_SIZE, SO101Paper
+from residual_rl.tasks.so101_paper.task import SO101Paper
 
 TICK_STEPS = (6, 5, 6, 5, 6, 5)
 """Physics steps of 1 ms in each tick of the control loop: the policy acts every 33 steps (30 Hz), the loop at about 180 Hz."""

@@ -15,11 +15,10 @@ import mujoco
 import numpy as np
 
 from residual_rl.errors import ConfigError, ModelError
+from residual_rl.tasks.so101_paper.config import SHEET_HALF_SIZE
 from residual_rl.tasks.so101_paper.robot import EE_SITE, HOME, JOINTS, SERVO_IDENTIFIED, SERVO_OLD, build_robot
 from residual_rl.tasks.so101_paper.user_robot import load_robot
 
-SHEET_HALF_SIZE = (0.074, 0.105, 0.000075)
-"""Half of an A5 sheet of 0.15 mm thickness [m]; the long side is along y."""
 FINGERTIP_RADIUS = 0.008
 """Radius of the fingertip [m]."""
 SERVOS = {"identified": SERVO_IDENTIFIED, "old": SERVO_OLD}
@@ -149,8 +148,8 @@ def _set_options(spec: mujoco.MjSpec, cfg: SceneCfg) -> None:
 def tape_layout(cfg: SceneCfg) -> dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]]:
     """Position and half size [m] of the four tape strips and the patch, by geom name.
 
-    For a tolerance that changes at run time, write them to the model's `geom_pos` and `geom_size`, in a model that was built with the widest
-    tolerance (MuJoCo's bounding spheres stay those of the build).
+    For a tolerance that changes at run time, write them to the model's `geom_pos` and `geom_size`, in a model that was built with the
+    widest tolerance (MuJoCo's bounding spheres stay those of the build).
     """
     (x, y), (inner_x, inner_y), (outer_x, outer_y) = cfg.tape_center, cfg.tape_inner_half_size, cfg.tape_outer_half_size
     half = cfg.tape_width / 2

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from residual_rl.envs.task import Quantities, Task
 from residual_rl.seeding import uniform
-from residual_rl.tasks.so101_paper.config import SO101PaperCfg
+from residual_rl.tasks.so101_paper.config import SHEET_HALF_SIZE, SO101PaperCfg
 from residual_rl.types import Obs
 
-SHEET_HALF_SIZE = (0.074, 0.105, 0.000075)
-"""A5 paper: half of 148 mm × 210 mm × 0.15 mm [m]."""
+STATE = ("joint_position", "joint_velocity", "sheet_pose", "goal", "ee_position")
+"""What `state` [25] is made of, in order."""
 
 
 def yaw_of(quat: Tensor) -> Tensor:
@@ -56,35 +56,33 @@ class SO101Paper(Task):
 
     def __init__(self, cfg: SO101PaperCfg, joint_range: Tensor):
         self.cfg = cfg
-        self.obs_cameras = () if cfg.obs_mode == "state" else cfg.cameras
+        self.obs_cameras = () if cfg.obs_mode == "state" else cfg.obs_cameras
         self.image_size = cfg.image_size
         self.max_episode_steps, self.success_hold_steps = cfg.max_episode_steps, cfg.success_hold_steps
         self.action_size = torch.full((len(joint_range),), cfg.action_scale, device=joint_range.device)
         self._joint_low, self._joint_high = joint_range.unbind(1)
         self._goal = joint_range.new_tensor(cfg.tape_center)
         self._extent = joint_range.new_tensor(SHEET_HALF_SIZE[:2])
-        self.tolerance = cfg.tolerance if cfg.curriculum == "none" else cfg.curriculum_tolerance
-        """Tolerance of the episodes that begin now [m]."""
+        self.tolerance = cfg.tolerance
+        """Tolerance of the episodes that begin now [m]; only training, which tells its progress, has a curriculum."""
 
     def observation_space(self) -> spaces.Dict:
-        joints = np.stack([self._joint_low.cpu().numpy(), self._joint_high.cpu().numpy()])
+        joint_low, joint_high = self._joint_low.cpu().numpy(), self._joint_high.cpu().numpy()
         slack = 0.2  # soft joint limits give way a little
-        reach = 10.0  # a sheet that was flung off the table is still in bounds for a while [m]
-        low = {
-            "joint_position": joints[0] - slack,
-            "joint_velocity": np.full(6, -50.0),
-            "joint_target": joints[0],
-            "ee_position": np.full(3, -1.0),
-            "sheet_pose": np.concatenate([np.full(3, -reach), np.full(4, -1.0)]),
-            "goal": np.array([-reach, -reach, -math.pi / 2]),
+        pose = np.array([10.0] * 3 + [1.0] * 4)  # a sheet that was flung off the table is still in bounds for a while
+        away = np.array([10.0, 10.0, math.pi / 2])
+        bounds = {
+            "joint_position": (joint_low - slack, joint_high + slack),
+            "joint_velocity": (np.full(6, -50.0), np.full(6, 50.0)),
+            "joint_target": (joint_low, joint_high),
+            "ee_position": (np.full(3, -1.0), np.full(3, 1.0)),
+            "sheet_pose": (-pose, pose),
+            "goal": (-away, away),
         }
-        high = {name: -bound for name, bound in low.items()} | {"joint_position": joints[1] + slack, "joint_target": joints[1]}
-        named = {name: spaces.Box(low[name].astype(np.float32), high[name].astype(np.float32)) for name in low}
-        if self.cfg.obs_mode == "rgb":
-            return spaces.Dict(named)
-        order = ("joint_position", "joint_velocity", "sheet_pose", "goal", "ee_position")
-        state = spaces.Box(np.concatenate([named[n].low for n in order]), np.concatenate([named[n].high for n in order]))
-        return spaces.Dict({"state": state, **named})
+        if self.cfg.obs_mode != "rgb":
+            low, high = zip(*(bounds[name] for name in STATE), strict=True)
+            bounds["state"] = np.concatenate(low), np.concatenate(high)
+        return spaces.Dict({name: spaces.Box(low.astype(np.float32), high.astype(np.float32)) for name, (low, high) in bounds.items()})
 
     def randomize(self, seed: Tensor) -> Quantities:
         cfg = self.cfg
@@ -125,7 +123,7 @@ class SO101Paper(Task):
         named = {name: value.float() for name, value in named.items()}
         if self.cfg.obs_mode == "rgb":
             return named
-        state = [named[n] for n in ("joint_position", "joint_velocity", "sheet_pose", "goal", "ee_position")]
+        state = [named[n] for n in STATE]
         return {"state": torch.cat(state, 1), **named}
 
     def holds(self, q: Quantities) -> Tensor:
@@ -157,6 +155,8 @@ class SO101Paper(Task):
         if cfg.curriculum == "schedule":
             left = max(1.0 - fraction / cfg.curriculum_fraction, 0.0)
             self.tolerance = cfg.tolerance + left * (cfg.curriculum_tolerance - cfg.tolerance)
+        elif fraction == 0.0:
+            self.tolerance = cfg.curriculum_tolerance
         elif success_rate >= cfg.curriculum_success_rate:
             self.tolerance = max(self.tolerance - 0.1 * (cfg.curriculum_tolerance - cfg.tolerance), cfg.tolerance)
         return {"curriculum/tolerance": self.tolerance}

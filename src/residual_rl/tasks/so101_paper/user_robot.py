@@ -74,7 +74,8 @@ def _check_actuators(model: mujoco.MjModel, path: str) -> None:
     driven = [model.joint(i).name if ok else "?" for i, ok in zip(model.actuator_trnid[:, 0], on_joint, strict=True)]
     if driven != list(JOINTS):
         raise ModelError(
-            f"robot model {path}: needs one actuator per joint, in the order {', '.join(JOINTS)} (or none at all); they drive: {_listed(driven)}"
+            f"robot model {path}: needs one actuator per joint, in the order {', '.join(JOINTS)}, or none at all; "
+            f"its actuators drive: {_listed(driven)}"
         )
     gain, bias = model.actuator_gainprm[:, 0], model.actuator_biasprm[:, 1]
     servo = (model.actuator_biastype == mujoco.mjtBias.mjBIAS_AFFINE) & (gain > 0) & np.isclose(bias, -gain)

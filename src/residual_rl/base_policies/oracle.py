@@ -1,0 +1,100 @@
+"""A scripted policy that solves the drag: the `jacobian` controller, and the wrist's roll turns the sheet while it is pressed and dragged.
+
+It shows that a task can be solved, and makes demonstrations. A sheet under a finger turns easily while it slides and hardly while it
+rests, so where yaw is left over the finger stirs: it circles the goal, in circles that shrink with the yaw error.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from residual_rl.base_policies.jacobian import DRAG, JacobianCfg, JacobianPolicy
+from residual_rl.envs.vec_env import VecEnv
+from residual_rl.errors import ConfigError
+from residual_rl.kinematics import KinematicChain
+from residual_rl.registry import BasePolicySpec, register_base_policy
+from residual_rl.types import Obs, State
+
+
+@dataclass(frozen=True)
+class OracleCfg(JacobianCfg):
+    """Settings of the `oracle` base policy."""
+
+    yaw_gain: float = 0.1
+    """Share of the yaw error that the finger is turned by, each step while dragging."""
+    stir_radius: float = 0.01
+    """Radius of the circles around the goal while there is much yaw left [m]."""
+    stir_yaw_error: float = 0.1
+    """Yaw error below which the circles shrink in proportion to it [rad]."""
+    stir_period: int = 15
+    """Steps of a circle."""
+
+
+class OraclePolicy(JacobianPolicy):
+    """`JacobianPolicy` with the wrist's roll, the last joint of its chain, under control of the sheet's yaw.
+
+    Args:
+        cfg: the settings.
+        chain: kinematics of the arm's first joints up to the fingertip, the wrist's roll included.
+        action_size: [A], joint steps that an action of 1 means [rad].
+        num_envs: B.
+    """
+
+    def __init__(self, cfg: OracleCfg, chain: KinematicChain, action_size: Tensor, num_envs: int):
+        super().__init__(cfg, chain, action_size, num_envs)
+        self._oracle_cfg = cfg
+        self._steps = torch.zeros_like(self._phase)
+
+    def reset(self, mask: Tensor) -> None:
+        super().reset(mask)
+        self._steps = self._steps.masked_fill(mask, 0)
+
+    def plan(self, obs: Obs, worlds: Tensor) -> Tensor:
+        action = super().plan({**obs, "goal": self._stirred(obs["goal"], self._steps[worlds])}, worlds)
+        self._steps = self._steps.index_add(0, worlds, torch.ones_like(worlds))
+        dragging = self._phase[worlds] == DRAG
+        action[:, 0, self._arm] = torch.where(dragging, self._roll(obs, action[:, 0]), 0.0)
+        return action
+
+    def _stirred(self, goal: Tensor, steps: Tensor) -> Tensor:
+        """`goal` [b, 3], moved along a circle around it."""
+        cfg = self._oracle_cfg
+        angle = steps * (2 * math.pi / cfg.stir_period)
+        radius = cfg.stir_radius * (goal[:, 2].abs() / cfg.stir_yaw_error).clamp(max=1.0)
+        return goal + torch.stack([radius * angle.cos(), radius * angle.sin(), torch.zeros_like(radius)], 1)
+
+    def _roll(self, obs: Obs, action: Tensor) -> Tensor:
+        """The roll's action [b] that turns the finger about the vertical towards the goal's yaw, whatever the other joints turn it by."""
+        frames, tool = self._chain.forward(obs["joint_target"][:, : self._chain.num_joints].double())
+        _, angular = self._chain.jacobian(frames, tool)
+        turn = angular[:, 2] * self._action_size[: self._chain.num_joints]  # about the vertical, per unit of action
+        by_arm = (turn[:, : self._arm] * action[:, : self._arm]).sum(1)
+        return ((self._oracle_cfg.yaw_gain * obs["goal"][:, 2] - by_arm) / turn[:, self._arm]).clamp(-1.0, 1.0).float()
+
+    def state_dict(self) -> State:
+        return {**super().state_dict(), "steps": self._steps}
+
+    def load_state_dict(self, state: State) -> None:
+        super().load_state_dict(state)
+        self._steps = state["steps"].to(self._steps.device)
+
+
+def make(cfg: OracleCfg, env: VecEnv) -> OraclePolicy:
+    """The oracle for the arm of `env`."""
+    if env.kinematics is None:
+        raise ConfigError("base policy 'oracle' needs an env that tells its arm's kinematics")
+    return OraclePolicy(cfg, env.kinematics, env.action_size, env.num_envs)
+
+
+register_base_policy(
+    BasePolicySpec(
+        id="oracle",
+        summary="jacobian, and the wrist's roll turns the sheet: solves so101-paper; for sanity checks and demonstrations",
+        make=f"{__name__}:make",
+        config=f"{__name__}:OracleCfg",
+    )
+)

@@ -1,0 +1,50 @@
+"""`residual-rl doctor`: the sanity suite of a task."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.console import Console
+
+from residual_rl.cli.flags import parts_of, split_target
+from residual_rl.config import TrainCfg
+from residual_rl.doctor import Check, examine, format_table
+from residual_rl.errors import ConfigError
+from residual_rl.registry import TASKS
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse, examine, print a table; 1 if a check failed."""
+    target, rest = split_target(argv)
+    if target is None:
+        tyro.cli(_usage, args=[*rest, "--help"] if not rest else rest, prog="residual-rl doctor")
+        raise ConfigError("doctor needs a task id; `residual-rl list` shows the tasks")
+    spec, cfg = TASKS.get(target), TrainCfg.default(target)
+    quick = Annotated[bool, tyro.conf.arg(help="Shorter runs and fewer episodes: a first look in seconds.")]
+    own: list[tuple[str, Any, Any]] = [("quick", quick, dataclasses.field(default=False))]
+    flags = tyro.cli(
+        dataclasses.make_dataclass("Doctor", [*own, *parts_of(cfg, ("task",))]),
+        args=rest,
+        prog=f"residual-rl doctor {target}",
+        description="Check that a task's physics, rewards and episodes are what they should be.",
+    )
+    torch.set_num_threads(1)
+    console, checks, start = Console(), list[Check](), time.perf_counter()
+    with console.status("examining") as status:
+        for check in examine(spec, getattr(flags, "task", None), flags.quick):
+            checks.append(check)
+            status.update(f"{len(checks)} checks; the last: {check.name}")
+    console.print(format_table(f"Sanity of {target}", checks))
+    failed = [check.name for check in checks if not check.ok]
+    verdict = f"{len(failed)} of {len(checks)} checks failed: {'; '.join(failed)}" if failed else f"all {len(checks)} checks hold"
+    console.print(f"{verdict} ({time.perf_counter() - start:.0f} s)", soft_wrap=True)
+    return 1 if failed else 0
+
+
+def _usage() -> None:
+    """Check a task: residual-rl doctor TASK [options]   (with --help behind TASK: all options)."""

@@ -1,0 +1,125 @@
+"""`residual-rl view`: a policy in MuJoCo's viewer, what the cameras see as PNG files, or a video of an episode."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.console import Console
+
+from residual_rl.build import make_residual_env
+from residual_rl.cli.flags import parts_of, peek, split_target
+from residual_rl.config import TrainCfg
+from residual_rl.errors import ConfigError
+from residual_rl.evaluate import Policy, no_residual
+from residual_rl.files import make_folder
+from residual_rl.policy import ExportedPolicy, find_policy, load_policy
+from residual_rl.recording import record, write_comparison
+from residual_rl.registry import TASKS
+from residual_rl.residual_env import ResidualEnv
+from residual_rl.viewer import LiveViewer, display_problem, save_cameras, watch
+
+_PARTS = ("task", "base")
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewFlags:
+    """What to watch, and how."""
+
+    policy: str | None = None
+    """A base policy that `residual-rl list` shows, `oracle` (the task's own scripted solution), or a run folder. None: the task's base policy."""
+    model: str = "best"
+    """Of a run folder: best, final, interrupted, or the path of an exported policy."""
+    residual_scale: Annotated[float | None, tyro.conf.arg(aliases=["--alpha"])] = None
+    """Of a run folder: another bound of the residual than it was exported with."""
+    seed: int = 0
+    """Seed of the first episode; the others count on from it."""
+    cameras: Path | None = None
+    """Open no viewer; write what each camera sees into this folder, as PNG files."""
+    camera_size: tuple[int, int] = (480, 640)
+    """Height and width of these images, and of the video [px]."""
+    step: int = 0
+    """Steps to take before the cameras' images."""
+    video: Path | None = None
+    """Open no viewer; write a video of the first episode to this file."""
+
+    def __post_init__(self) -> None:
+        for name in ("seed", "step"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if min(self.camera_size) < 1:
+            raise ConfigError(f"camera_size must be at least 1 x 1, not {self.camera_size}")
+        if self.residual_scale is not None and not 0.0 <= self.residual_scale <= 2.0:
+            raise ConfigError(f"residual_scale must be from 0 to 2, not {self.residual_scale}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse, and show."""
+    task_id, rest = split_target(argv)
+    if task_id is None:
+        tyro.cli(_usage, args=rest, prog="residual-rl view")
+        raise ConfigError("view needs a task id: residual-rl view TASK [options]; `residual-rl list` shows the tasks")
+    exported, cfg = _find_policy(task_id, peek(rest, "--policy"), peek(rest, "--model") or "best")
+    flags, cfg = _parse(task_id, rest, cfg)
+    if exported is None and flags.residual_scale is not None:
+        raise ConfigError("--residual-scale needs --policy RUN: a base policy alone has no residual")
+    if flags.cameras is None and flags.video is None and (problem := display_problem()):
+        raise ConfigError(f"the viewer needs a display, and {problem}; `--cameras DIR` writes images instead, `--video FILE` a video")
+    torch.set_num_threads(cfg.run.torch_threads)
+    env = make_residual_env(cfg, 1)
+    if exported is not None:
+        env.residual_scale = exported.residual_scale if flags.residual_scale is None else flags.residual_scale
+    policy = exported.actor(env) if exported else no_residual(env)
+    try:
+        _show(env, policy, flags, f"{cfg.base_policy_id} + residual" if exported else cfg.base_policy_id)
+    finally:
+        env.close()
+    return 0
+
+
+def _usage() -> None:
+    """Watch a policy: residual-rl view TASK [options]   (residual-rl view TASK --help tells all options of the task)."""
+
+
+def _find_policy(task_id: str, policy: str | None, model: str) -> tuple[ExportedPolicy | None, TrainCfg]:
+    """The residual policy, if a run is named, and the settings that go with what is named."""
+    if policy is None or not Path(policy).is_dir():
+        return None, TrainCfg.default(task_id, TASKS.get(task_id).oracle if policy == "oracle" else policy)
+    exported = load_policy(find_policy(Path(policy), model))
+    if exported.cfg.task_id != task_id:
+        raise ConfigError(f"{policy} was trained on task {exported.cfg.task_id!r}: residual-rl view {exported.cfg.task_id} --policy {policy}")
+    return exported, exported.cfg
+
+
+def _parse(task_id: str, argv: Sequence[str], cfg: TrainCfg) -> tuple[ViewFlags, TrainCfg]:
+    own = ("own", Annotated[ViewFlags, tyro.conf.arg(name="")], dataclasses.field(default=ViewFlags()))
+    flags: Any = tyro.cli(
+        dataclasses.make_dataclass("View", [own, *parts_of(cfg, _PARTS)]),
+        args=list(argv),
+        prog=f"residual-rl view {task_id}",
+        description="Watch a policy in MuJoCo's viewer, in real time, one episode after the other.",
+    )
+    changed = {name: getattr(flags, name) for name in _PARTS if getattr(cfg, name) is not None}
+    return flags.own, dataclasses.replace(cfg, **changed)
+
+
+def _show(env: ResidualEnv, policy: Policy, flags: ViewFlags, name: str) -> None:
+    console = Console()
+    if flags.cameras is not None:
+        env.reset(flags.seed)
+        for _ in range(flags.step):
+            env.step(policy(env.obs))
+        for path in save_cameras(env, flags.cameras, flags.camera_size):
+            console.print(str(path), soft_wrap=True)
+    if flags.video is not None:
+        make_folder(flags.video.parent)
+        write_comparison(flags.video, env.env, {name: record(env, policy, [flags.seed])}, flags.camera_size)
+        console.print(str(flags.video), soft_wrap=True)
+    if flags.cameras is None and flags.video is None:
+        console.print("Close the window or press Ctrl-C to end.")
+        with LiveViewer(env.env.model, env.env.control_hz) as viewer:
+            watch(env, policy, flags.seed, viewer, console.print)

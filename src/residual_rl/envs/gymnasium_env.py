@@ -1,0 +1,189 @@
+"""One world as a plain Gymnasium environment with NumPy arrays, for other people's learners."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+from numpy.typing import NDArray
+from torch import Tensor
+
+from residual_rl.build import make_residual_env
+from residual_rl.config import TrainCfg, from_plain
+from residual_rl.errors import ConfigError
+from residual_rl.types import Obs
+from residual_rl.viewer import LiveViewer, display_problem
+
+if TYPE_CHECKING:
+    from residual_rl.residual_env import ResidualEnv
+
+NumpyObs = NDArray[np.float32] | dict[str, NDArray[Any]]
+
+_SEEDS = 1 << 62
+"""Episodes after the first draw their seeds below this."""
+
+
+class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
+    """One world of a registered task.
+
+    Without a base policy the action is the task's own, in [-1, 1]. With one the action is the residual: what is executed is
+    `clip(base_action + residual_scale · action)`, the base action is part of the observation, and the reward holds the residual's penalty,
+    exactly as in this package's own training.
+
+    The observation is a flat `Box`: the task's `state`, then the base action. With cameras it is a `Dict` of these and of the images.
+
+    `reset(seed=s)` starts the episode of seed `s`: the same that the batched env has under that seed. Further resets draw seeds of their own
+    from `s`, so that envs with neighbouring seeds do not run the same episodes.
+
+    Args:
+        task: id of the task.
+        base_policy: id of a base policy.
+        residual_scale: the bound of the residual; None is the task's own. Needs a base policy.
+        residual_penalty: weight of `‖residual_scale · residual_action‖²` in the reward; None is the task's own. Needs a base policy.
+        render_mode: `rgb_array`, or `human` for MuJoCo's viewer.
+        render_camera: camera that `render` draws from; None is where the task is seen best.
+        render_size: height and width of what `render` draws [px].
+        settings: fields of the task's settings, for example `tolerance` or `obs_mode`.
+
+    Raises:
+        UnknownNameError: a task, base policy or setting that does not exist.
+        ConfigError: settings that do not go together; `human` without a display.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array", "human"], "render_fps": 30}  # type: ignore[misc]
+
+    def __init__(
+        self,
+        task: str,
+        base_policy: str | None = None,
+        residual_scale: float | None = None,
+        residual_penalty: float | None = None,
+        render_mode: Literal["rgb_array", "human"] | None = None,
+        render_camera: str | None = None,
+        render_size: tuple[int, int] = (480, 640),
+        **settings: Any,
+    ):
+        self.render_mode, self._render_camera, self._render_size = render_mode, render_camera, render_size
+        modes = self._find_render_modes()
+        cfg = _configure(task, base_policy, {"residual_scale": residual_scale, "residual_penalty": residual_penalty}, settings)
+        self.residual_env: ResidualEnv = make_residual_env(cfg, 1)
+        """The batch of one that this env wraps."""
+        self.metadata = {"render_modes": modes, "render_fps": self.residual_env.env.control_hz}
+        spaces_by_name: dict[str, spaces.Space[Any]] = self.residual_env.observation_space.spaces
+        self._images = [name for name, space in spaces_by_name.items() if space.dtype == np.uint8]
+        self._vectors = ["state"] if "state" in spaces_by_name else []
+        if base_policy is not None:
+            self._vectors.append("base_action")
+        self.observation_space = self._find_observation_space(task, spaces_by_name)
+        self.action_space = self.residual_env.env.single_action_space
+        self._started = self._running = False
+        self._scene: Tensor | None = None
+        self._viewer: LiveViewer | None = None
+
+    def _find_render_modes(self) -> list[str]:
+        problem = display_problem()
+        modes = ["rgb_array"] if problem else ["rgb_array", "human"]
+        if self.render_mode == "human" and problem:
+            raise ConfigError(f"render_mode 'human' needs a display, and {problem}; use 'rgb_array'")
+        if self.render_mode not in (None, *modes):
+            raise ConfigError(f"render_mode must be one of {', '.join(modes)}, not {self.render_mode!r}")
+        return modes
+
+    def _find_observation_space(self, task: str, known: dict[str, Any]) -> spaces.Space[Any]:
+        if self._images:
+            return spaces.Dict({name: known[name] for name in (*self._vectors, *self._images)})
+        if "state" not in known:
+            raise ConfigError(f"task {task!r} observes neither `state` nor images; a Gymnasium env needs one of them")
+        low, high = (np.concatenate([getattr(known[name], end) for name in self._vectors]) for end in ("low", "high"))
+        return spaces.Box(low, high, dtype=np.float32)
+
+    # --- Gymnasium's methods ------------------------------------------------------------------------------------
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[NumpyObs, dict[str, Any]]:
+        if options:
+            raise ConfigError(f"reset takes no options; got {sorted(options)}")
+        super().reset(seed=seed)
+        env = self.residual_env
+        if seed is not None:
+            env.reset(seed)
+        elif not self._started:
+            env.reset(self._draw_seed())
+        elif self._running:
+            env.reset()  # with the seed that waits below; an episode that ended was followed by its own in the same step
+        env.env.episode_seeds.use_list([self._draw_seed()])
+        self._started = self._running = True
+        if self.render_mode is not None:
+            self._show(env.env.scenes()[0])
+        return self._numpy(env.obs), {}
+
+    def step(self, action: NDArray[np.float32]) -> tuple[NumpyObs, float, bool, bool, dict[str, Any]]:
+        if not self._running:
+            raise ResetNeeded("the episode has not begun, or it has ended: call reset() first")
+        residual = torch.as_tensor(np.asarray(action, np.float32))
+        if residual.shape != self.action_space.shape:
+            raise ConfigError(f"an action must have shape {self.action_space.shape}, not {tuple(residual.shape)}")
+        transition, info = self.residual_env.step(residual.clamp(-1.0, 1.0)[None])
+        terminated, truncated = bool(transition.terminated), bool(transition.truncated)
+        self._running = not (terminated or truncated)
+        if self.render_mode is not None:
+            self._show(self.residual_env.env.scenes()[0] if self._running else info["final_scenes"][0])
+        terms = {name: float(value) for name, value in info["reward_terms"].items() if name != "residual" or "base_action" in self._vectors}
+        figures = {
+            "is_success": bool(info["final_info"]["success_once"]),
+            "action": transition.action[0].numpy(),
+            "reward_terms": terms,
+            "task_metrics": {name: float(value) for name, value in info["task_metrics"].items()},
+        }
+        return self._numpy(transition.next_obs), float(transition.reward), terminated, truncated, figures
+
+    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+        """The world as an image [H, W, 3] in `rgb_array`; the viewer of `human` follows by itself."""
+        if self.render_mode != "rgb_array" or self._scene is None:
+            return None
+        return self.residual_env.env.render_scenes(self._scene[None], self._render_size, self._render_camera)[0]
+
+    def close(self) -> None:
+        if self._viewer is not None:
+            self._viewer.close()
+        self.residual_env.close()
+
+    # --- parts --------------------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> Any:
+        """The simulator's compiled model (MuJoCo: `mujoco.MjModel`)."""
+        return self.residual_env.env.model
+
+    def _draw_seed(self) -> int:
+        return int(self.np_random.integers(_SEEDS))
+
+    def _numpy(self, obs: Obs) -> NumpyObs:
+        if self._images:
+            return {name: obs[name][0].numpy().copy() for name in (*self._vectors, *self._images)}
+        return torch.cat([obs[name][0] for name in self._vectors]).numpy()
+
+    def _show(self, scene: Tensor) -> None:
+        self._scene = scene
+        if self.render_mode == "human":
+            if self._viewer is None:
+                self._viewer = LiveViewer(self.model, self.residual_env.env.control_hz)
+            self._viewer.show(scene)
+
+
+def _configure(task: str, base_policy: str | None, residual: dict[str, float | None], settings: dict[str, Any]) -> TrainCfg:
+    given = {name: value for name, value in residual.items() if value is not None}
+    if base_policy is None and given:
+        raise ConfigError(f"{' and '.join(given)} need a base_policy: without one the action is the task's own")
+    cfg = TrainCfg.default(task, base_policy or "zero")
+    bare = {"residual_scale": 1.0, "residual_penalty": 0.0}  # the action as it is, on top of zeros
+    return dataclasses.replace(
+        cfg,
+        task=from_plain(type(cfg.task), {**dataclasses.asdict(cfg.task), **settings}),
+        residual=dataclasses.replace(cfg.residual, **(bare if base_policy is None else given)),
+        run=dataclasses.replace(cfg.run, num_envs=1, num_threads=1),
+    )

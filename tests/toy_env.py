@@ -1,0 +1,71 @@
+"""A tiny batched env with a base policy that nearly works, for tests of learners."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from residual_rl.composition import compose
+from residual_rl.types import Learner, Obs, Transition
+
+OBS_SPACE = {"state": (4,), "base_action": (2,)}
+
+
+class PointMass:
+    """A point in the plane is to come within 0.05 of a goal. The base policy heads there with a bias, and stops 0.4 short of it.
+
+    `state` is position and goal [m]; an action of 1 moves by 0.1 m. Success terminates an episode, 30 steps truncate it.
+    """
+
+    max_episode_steps = 30
+    residual_scale = 0.5
+
+    def __init__(self, num_envs: int, seed: int):
+        self.num_envs = num_envs
+        self.generator = torch.Generator().manual_seed(seed)
+        self.state = self._draw()
+        self.steps = torch.zeros(num_envs, dtype=torch.int64)
+
+    def obs(self) -> Obs:
+        return self._named(self.state)
+
+    def step(self, residual_action: Tensor) -> Transition:
+        """Move, and begin anew where an episode ended."""
+        obs = self.obs()
+        action = compose(obs["base_action"], residual_action, self.residual_scale)
+        position, goal = self.state[:, :2] + 0.1 * action, self.state[:, 2:]
+        distance = (goal - position).norm(dim=1)
+        self.steps += 1
+        terminated = distance < 0.05
+        truncated = (self.steps >= self.max_episode_steps) & ~terminated
+        ended = terminated | truncated
+        next_obs = self._named(torch.cat([position, goal], 1))
+        self.state = torch.where(ended[:, None], self._draw(), next_obs["state"])
+        self.steps = torch.where(ended, 0, self.steps)
+        reward = terminated.float() - 0.1 * distance
+        return Transition(obs, residual_action, reward, terminated, truncated, next_obs, obs["base_action"], action)
+
+    def _draw(self) -> Tensor:
+        return 2.0 * torch.rand(self.num_envs, 4, generator=self.generator) - 1.0
+
+    @staticmethod
+    def _named(state: Tensor) -> Obs:
+        bias = torch.tensor([0.4, 0.0])
+        return {"state": state, "base_action": (state[:, 2:] - state[:, :2] - bias).clamp(-1.0, 1.0)}
+
+
+def collect(learner: Learner, env: PointMass) -> None:
+    """One rollout."""
+    for _ in range(learner.num_steps):
+        learner.observe(env.step(learner.act(env.obs())))
+
+
+def success_rate(learner: Learner, num_envs: int = 200, seed: int = 1000) -> float:
+    """Share of the worlds whose first episode the deterministic policy solves."""
+    env = PointMass(num_envs, seed)
+    first, solved = torch.ones(num_envs, dtype=torch.bool), torch.zeros(num_envs, dtype=torch.bool)
+    for _ in range(env.max_episode_steps):
+        transition = env.step(learner.act(env.obs(), deterministic=True))
+        solved |= first & transition.terminated
+        first &= ~(transition.terminated | transition.truncated)
+    return solved.float().mean().item()
