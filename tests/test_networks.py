@@ -101,7 +101,7 @@ def test_observations_may_be_described_by_a_gymnasium_space() -> None:
 
 
 def test_an_unknown_observation_is_named_with_those_that_exist() -> None:
-    with pytest.raises(UnknownNameError, match="unknown observation 'stat'.*did you mean 'state'.*base_action, goal, state"):
+    with pytest.raises(UnknownNameError, match=r"unknown observation 'stat'.*did you mean 'state'.*base_action, goal, state"):
         policy(obs_keys=("stat",))
     with pytest.raises(UnknownNameError, match="unknown observation 'base_action'"):
         policy().act({"state": torch.zeros(1, 5)})
@@ -123,5 +123,5 @@ def test_a_policy_round_trips_and_one_that_does_not_fit_is_refused() -> None:
     with pytest.raises(CheckpointError, match=r"the policy: actor.layers.0.weight has shape \[128, 8\], the settings make it \[16, 8\]"):
         load_module_state(narrow, state, "the policy")
     assert all(torch.equal(before[name], tensor) for name, tensor in module_state(narrow).items())
-    with pytest.raises(CheckpointError, match="unknown .*normalizer.mean"):
+    with pytest.raises(CheckpointError, match=r"unknown .*normalizer\.mean"):
         load_module_state(policy(normalize_obs=False), state, "the policy")

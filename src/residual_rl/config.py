@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from residual_rl.checks import check_fields
 from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.registry import BASE_POLICIES, TASKS, load
 
@@ -34,15 +35,14 @@ class ResidualCfg:
     """Weight of the squared size of the scaled residual in the reward."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("residual_scale", "residual_scale_start"):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value <= 2.0:
                 raise ConfigError(f"{name} must be from 0 to 2 (2 lets the residual outweigh any base action), not {value}")
-        if self.residual_scale_schedule not in ("linear", "cosine"):
-            raise ConfigError(f"residual_scale_schedule must be linear or cosine, not {self.residual_scale_schedule!r}")
         if not 0.0 < self.residual_scale_fraction <= 1.0:
             raise ConfigError(f"residual_scale_fraction must be above 0 and at most 1, not {self.residual_scale_fraction}")
-        if not 0.0 <= self.residual_penalty < math.inf:
+        if self.residual_penalty < 0.0:
             raise ConfigError(f"residual_penalty must be 0 or more, not {self.residual_penalty}")
 
     def scale_at(self, fraction: float) -> float:
@@ -111,7 +111,7 @@ class TrainCfg:
     @classmethod
     def default(cls, task_id: str, base_policy_id: str | None = None) -> TrainCfg:
         """The registered defaults of a task, with its own base policy unless another is named."""
-        from residual_rl.learners.ppo import PPOCfg
+        from residual_rl.learners.ppo_cfg import PPOCfg
 
         spec = TASKS.get(task_id)
         base_policy_id = base_policy_id or spec.base_policy
@@ -126,7 +126,7 @@ class TrainCfg:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TrainCfg:
         """The settings that `to_dict` gave."""
-        from residual_rl.learners.ppo import PPOCfg
+        from residual_rl.learners.ppo_cfg import PPOCfg
 
         base_config = BASE_POLICIES.get(data["base_policy_id"]).config
         return cls(
@@ -149,7 +149,8 @@ def replace_fields(cfg: TrainCfg, values: dict[str, Any]) -> TrainCfg:
         mine = {k: values.pop(k) for k in [f.name for f in dataclasses.fields(part)] if k in values} if part is not None else {}
         parts[name] = dataclasses.replace(part, **mine) if mine else part
     if values:
-        raise UnknownNameError("setting", sorted(values)[0], (f.name for part in (*parts.values(),) if part for f in dataclasses.fields(part)))
+        known = [field.name for part in parts.values() if part is not None for field in dataclasses.fields(part)]
+        raise UnknownNameError("setting", sorted(values)[0], known)
     return dataclasses.replace(cfg, **parts)
 
 

@@ -41,10 +41,15 @@ class ExportedPolicy:
     weights: State
 
     def actor(self, env: ResidualEnv) -> Callable[[Obs], Tensor]:
-        """The deterministic residual policy for what `env` observes. A mismatch is a `CheckpointError` that names it."""
+        """The deterministic residual policy for what `env` observes. A mismatch is a `CheckpointError` that names it.
+
+        It computes in float64: in float32 matrix products round differently in batches of different size, and what an episode
+        becomes would depend on how many run beside it.
+        """
         policy = make_policy(self.cfg.learner, env.observation_space, env.action_dim, env.device)
         load_module_state(policy, self.weights, "the exported residual policy")
-        return policy.act
+        policy.double()
+        return lambda obs: policy.act(obs).float()
 
 
 def load_policy(file: Path) -> ExportedPolicy:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
-from residual_rl.errors import ConfigError, UnknownNameError
+from residual_rl.errors import ConfigError, ResidualRLError, UnknownNameError
 from residual_rl.gymnasium_ids import announce
 
 
@@ -134,6 +134,11 @@ def register_base_policy(spec: BasePolicySpec) -> BasePolicySpec:
 
 
 def load(reference: str) -> Any:
-    """The object that `module:attribute` names."""
+    """The object that `module:attribute` names. Raises `ConfigError` where there is none."""
     module, _, attribute = reference.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ResidualRLError:
+        raise
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{reference!r}, which a registered spec names, cannot be loaded: {error}") from error

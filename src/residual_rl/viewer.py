@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -24,11 +26,24 @@ _PAUSE = 0.7
 """How long the end of an episode stays in sight [s]."""
 
 
-def display_problem() -> str | None:
-    """Why no window can be opened here, or None. Looks at the environment alone, so that it costs nothing."""
-    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        return "there is none (DISPLAY is not set)"
-    return None
+def display_is_named() -> bool:
+    """Whether this process was told of a display; whether that answers, `require_display` finds out."""
+    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+@functools.cache
+def require_display() -> None:
+    """Raise `ConfigError` where no window can be opened: MuJoCo's viewer would wait for one for ever."""
+    import glfw
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", glfw.GLFWError)
+        if glfw.init():  # and never ended here, for the viewers that come
+            return
+        problem = (glfw.get_error()[1] or b"GLFW does not start").decode()
+    raise ConfigError(
+        f"the viewer needs a display: {problem}; without one, `residual-rl view TASK --cameras DIR` writes images and `--video FILE` a video"
+    )
 
 
 class LiveViewer:
@@ -43,7 +58,7 @@ class LiveViewer:
     """
 
     def __init__(self, model: Any, hz: float = 0.0):
-        _require_display()
+        require_display()
         import mujoco
         import mujoco.viewer
 
@@ -119,16 +134,3 @@ def save_cameras(env: ResidualEnv, folder: Path, size: tuple[int, int]) -> list[
             Image.fromarray(image).save(temporary, format="PNG")
         paths.append(path)
     return paths
-
-
-def _require_display() -> None:
-    """Raise `ConfigError` where no window can be opened: MuJoCo's viewer would wait for one for ever."""
-    import glfw
-
-    problem = display_problem()
-    if problem is None:
-        if glfw.init():
-            glfw.terminate()
-            return
-        problem = str((glfw.get_error()[1] or b"GLFW cannot start").decode())
-    raise ConfigError(f"the viewer needs a display: {problem}")

@@ -22,12 +22,12 @@ def main(argv: Sequence[str]) -> int:
     """Parse, examine, print a table; 1 if a check failed."""
     target, rest = split_target(argv)
     if target is None:
-        tyro.cli(_usage, args=[*rest, "--help"] if not rest else rest, prog="residual-rl doctor")
+        tyro.cli(_usage, args=rest or ["--help"], prog="residual-rl doctor")
         raise ConfigError("doctor needs a task id; `residual-rl list` shows the tasks")
     spec, cfg = TASKS.get(target), TrainCfg.default(target)
     quick = Annotated[bool, tyro.conf.arg(help="Shorter runs and fewer episodes: a first look in seconds.")]
     own: list[tuple[str, Any, Any]] = [("quick", quick, dataclasses.field(default=False))]
-    flags = tyro.cli(
+    flags: Any = tyro.cli(
         dataclasses.make_dataclass("Doctor", [*own, *parts_of(cfg, ("task",))]),
         args=rest,
         prog=f"residual-rl doctor {target}",

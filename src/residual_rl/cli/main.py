@@ -59,7 +59,7 @@ def _run(command: str, argv: list[str]) -> int:
         code: int = importlib.import_module(f"residual_rl.cli.{command}").main(argv)
         return code
     except ResidualRLError as error:
-        print(f"residual-rl: error: {error}", file=sys.stderr)
+        print(f"residual-rl: error: {' '.join(str(error).splitlines())}", file=sys.stderr)  # one line, whatever a library's message has
         return error.exit_code
     except KeyboardInterrupt:
         print("residual-rl: interrupted", file=sys.stderr)

@@ -21,7 +21,7 @@ from residual_rl.policy import ExportedPolicy, find_policy, load_policy
 from residual_rl.recording import record, write_comparison
 from residual_rl.registry import TASKS
 from residual_rl.residual_env import ResidualEnv
-from residual_rl.viewer import LiveViewer, display_problem, save_cameras, watch
+from residual_rl.viewer import LiveViewer, require_display, save_cameras, watch
 
 _PARTS = ("task", "base")
 
@@ -67,8 +67,8 @@ def main(argv: Sequence[str]) -> int:
     flags, cfg = _parse(task_id, rest, cfg)
     if exported is None and flags.residual_scale is not None:
         raise ConfigError("--residual-scale needs --policy RUN: a base policy alone has no residual")
-    if flags.cameras is None and flags.video is None and (problem := display_problem()):
-        raise ConfigError(f"the viewer needs a display, and {problem}; `--cameras DIR` writes images instead, `--video FILE` a video")
+    if flags.cameras is None and flags.video is None:
+        require_display()
     torch.set_num_threads(cfg.run.torch_threads)
     env = make_residual_env(cfg, 1)
     if exported is not None:

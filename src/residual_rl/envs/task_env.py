@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,7 +91,7 @@ class TaskEnv(VecEnv):
         q["success"] = self._hold_steps >= self.task.success_hold_steps
         terms = {name: value.float() for name, value in self.task.reward_terms(q).items()}
         metrics = {name: value.float() for name, value in self.task.metrics(q).items()}
-        reward = torch.stack(list(terms.values())).sum(0)
+        reward = functools.reduce(torch.add, terms.values())  # one after the other: the order of torch.sum depends on B
         obs = self._observe(q)
         for name, value in (("reward", reward), *((name, value) for name, value in obs.items() if value.is_floating_point())):
             check_finite(name, value)
@@ -139,7 +140,7 @@ class TaskEnv(VecEnv):
 
     def render_scenes(self, scenes: Tensor, size: tuple[int, int], camera: str | None = None) -> NDArray[np.uint8]:
         camera = camera or self.task.best_camera
-        return self.physics.render(scenes, (camera,), size)[camera]
+        return self.physics.render(scenes, (camera,), size, smooth=True)[camera]
 
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002
         self.physics.close()

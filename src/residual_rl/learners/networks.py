@@ -123,7 +123,7 @@ class ResidualPolicy(nn.Module):
     @torch.no_grad()
     def mean(self, obs: Obs) -> Tensor:
         """Mean of the unclipped action [B, A]."""
-        return self.actor(self.normalize(self.obs_vector(obs, self.device)))
+        return self.actor(self.normalize(self.obs_vector(obs, self.device).to(self.log_std.dtype)))
 
     def act(self, obs: Obs) -> Tensor:
         """The deterministic residual action [B, A] in [-1, 1]."""

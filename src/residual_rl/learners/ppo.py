@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,7 +70,9 @@ class PPO:
         self.reward_scaler = RewardScaler(num_envs, cfg.gamma, device=self.device) if cfg.normalize_reward else None
         self.noise = CorrelatedNoise(num_envs, action_dim, cfg.noise_correlation, seeds[2], self.device)
         self._shuffle = torch.Generator(self.device).manual_seed(seeds[3])
+        self.policy.log_std.requires_grad_(cfg.final_std is None)
         named = [*self.policy.named_parameters(), *((f"critic.{name}", p) for name, p in self.critic.named_parameters())]
+        named = [(name, p) for name, p in named if p.requires_grad]
         self.optimizer = FlatAdam(named, cfg.learning_rate, cfg.max_grad_norm)
         self._fast_loss = compiled(self._loss, cfg.compile)
         self._fast_step = cuda_graphed(self._gradient_step, cfg.cudagraphs, self.device, cfg.compile)
@@ -138,7 +141,7 @@ class PPO:
             if self.cfg.target_kl is not None and epoch[0].item() / self.num_minibatches > self.cfg.target_kl:
                 break
         self.optimizer.check()
-        self._filled = 0
+        self._filled, self._acted = 0, None
         metrics = {f"train/{name}": value for name, value in zip(_MINIBATCH_METRICS, (sums / steps).tolist(), strict=True)}
         metrics["train/explained_variance"] = explained_variance.item()
         metrics["train/learning_rate"] = learning_rate
@@ -215,6 +218,9 @@ class PPO:
     def set_progress(self, fraction: float) -> None:
         """Tell the schedules how much of the training is done, in [0, 1]."""
         self.progress = min(max(float(fraction), 0.0), 1.0)
+        if self.cfg.final_std is not None:
+            std = self.cfg.init_std + self.progress * (self.cfg.final_std - self.cfg.init_std)
+            self.policy.log_std.data.fill_(math.log(std))
 
     def policy_state_dict(self) -> State:
         """Actor and observation statistics, by name."""

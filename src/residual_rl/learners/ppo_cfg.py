@@ -43,6 +43,8 @@ class PPOCfg:
     """End an update after an epoch whose mean approximate KL divergence exceeds this; none never does."""
     init_std: float = 0.5
     """Standard deviation of the residual at the start, in units of the residual's bound."""
+    final_std: float | None = None
+    """Standard deviation at the end of training, approached linearly; it is not learned then. None: it is learned."""
     hidden_sizes: tuple[int, ...] = (128, 128)
     """Width of each hidden layer, of actor and critic alike."""
     activation: Activation = "tanh"
@@ -69,6 +71,8 @@ class PPOCfg:
         for name in ("learning_rate", "clip_range", "max_grad_norm", "init_std"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.final_std is not None and not 0.0 < self.final_std < math.inf:
+            raise ConfigError(f"final_std must be above 0, or none, not {self.final_std}")
         for name in ("gamma", "gae_lambda"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name} must be from 0 to 1, not {getattr(self, name)}")

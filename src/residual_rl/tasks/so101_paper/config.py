@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from residual_rl.checks import check_fields
 from residual_rl.errors import ConfigError
 
 Range = tuple[float, float]
@@ -78,10 +79,13 @@ class SO101PaperCfg:
     """`rgb` adds the cameras' images and leaves out `state`; the named quantities that base policies need stay."""
     obs_cameras: tuple[str, ...] = ("top", "wrist")
     """Cameras of the image observations."""
+    camera_fovy: tuple[float, float] = (140.0, 140.0)
+    """Vertical field of view of the cameras `top` and `wrist` [deg]; 70 for `top` shows the workspace alone, four times as large."""
     image_size: tuple[int, int] = (128, 128)
     """Height and width of the images [px]."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("tolerance", "curriculum_tolerance", "action_scale", "max_target_error"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")

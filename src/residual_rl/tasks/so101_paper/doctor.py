@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mujoco
@@ -38,22 +38,25 @@ def doctor(cfg: SO101PaperCfg, quick: bool = False) -> Iterator[Check]:
 # --- what the model is ------------------------------------------------------------------------------------------------
 
 
-class StepSpy:
-    """Stands before a `Batch` and notes what each of its steps does."""
+class RolloutSpy:
+    """Stands before a `Batch`, notes what its rollouts are told, and records `fields` in each physics step."""
+
+    fields: tuple[str, ...] = ()
 
     def __init__(self, batch: Any):
         self._batch = batch
-        self.nsteps: list[int] = []
-        self.ctrl: list[np.ndarray] = []
-        self.samples: list[tuple[float, ...]] = []
+        self.control = np.zeros((0, 0, 0))
+        """[n, steps, J]: of the last rollout."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._batch, name)
 
-    def step(self, ids: np.ndarray | None = None, **kwargs: Any) -> None:
-        self._batch.step(ids, **kwargs)
-        self.nsteps.append(kwargs["nstep"])
-        self.ctrl.append(self._batch.bind("ctrl").copy())
+    def rollout(self, nstep: int, control: np.ndarray, record: Sequence[str] = (), ids: np.ndarray | None = None) -> None:  # noqa: ARG002
+        self.control = control.copy()
+        self.see(self._batch.rollout(nstep, control, record=self.fields, ids=ids))
+
+    def see(self, records: dict[str, np.ndarray]) -> None:
+        """Take in `fields` by name, each [n, steps, …]."""
 
 
 def check_rates(env: TaskEnv) -> Iterator[Check]:
@@ -61,20 +64,23 @@ def check_rates(env: TaskEnv) -> Iterator[Check]:
     physics = _physics(env)
     env.reset(seed=DOCTOR_SEED)
     before, start = physics.batch.bind("time").copy(), physics.batch.bind("ctrl").copy()
-    spy = StepSpy(physics.batch)
+    spy = RolloutSpy(physics.batch)
     physics.batch = spy
-    env.step(torch.ones(env.num_envs, 6))
+    _, _, terminated, truncated, _ = env.step(torch.ones(env.num_envs, 6))
     physics.batch = spy._batch
-    passed = physics.batch.bind("time") - before
-    timestep = physics.model.opt.timestep
+    passed = (physics.batch.bind("time") - before)[~(terminated | truncated).numpy()]  # a new episode's clock begins at 0
+    timestep, nsteps = physics.model.opt.timestep, spy.control.shape[1]
     yield Check("physics step", "1 ms", f"{timestep * 1e3:g} ms", timestep == 0.001)
-    ok = sum(spy.nsteps) == 33 and bool(np.allclose(passed, 0.033, atol=1e-9))
-    yield Check("policy step", "33 physics steps, 33 ms", f"{sum(spy.nsteps)} steps, {passed.max() * 1e3:.3f} ms", ok)
+    ok = nsteps == 33 and bool(np.allclose(passed, 0.033, atol=1e-9))
+    yield Check("policy step", "33 physics steps, 33 ms", f"{nsteps} steps, {passed.max() * 1e3:.3f} ms", ok)
     yield Check("policy rate", "30 Hz (1 / 33 ms)", f"{env.control_hz:.2f} Hz", abs(env.control_hz - 1 / 0.033) < 1e-6)
-    yield Check("control ticks", "6, 5, 6, 5, 6, 5 steps", ", ".join(map(str, spy.nsteps)), spy.nsteps == [6, 5, 6, 5, 6, 5])
-    share = (np.stack(spy.ctrl) - start) / (spy.ctrl[-1] - start)
-    off = np.abs(share - np.arange(1, 7)[:, None, None] / 6).max()
-    yield Check("joint targets between ticks", "on a line, 1/6 of the way a tick", f"off by {off:.1e} of the way", off < 1e-9)
+    changes = np.flatnonzero(np.diff(spy.control[0, :, 0])) + 1
+    ticks = np.diff([0, *changes, nsteps]).tolist()
+    yield Check("control ticks", "6, 5, 6, 5, 6, 5 steps", ", ".join(map(str, ticks)), ticks == [6, 5, 6, 5, 6, 5])
+    at_ticks, end = spy.control[:, [0, *changes]], spy.control[:, -1:]
+    share = (at_ticks - start[:, None]) / (end - start[:, None])
+    off = np.abs(share - (np.arange(share.shape[1])[:, None] + 1) / 6).max()
+    yield Check("joint targets between ticks", "on a line, 1/6 of the way a tick", f"off by {off:.1e} of the way", bool(off < 1e-9))
 
 
 def check_scene(env: TaskEnv, cfg: SO101PaperCfg) -> Iterator[Check]:
@@ -88,7 +94,7 @@ def check_scene(env: TaskEnv, cfg: SO101PaperCfg) -> Iterator[Check]:
     expected = 2 * half[:2] + 2 * cfg.tolerance
     yield Check("inside of the tape", f"sheet + 2 tolerances: {_mm(expected)}", _mm(inner), bool(np.allclose(inner, expected)))
     centre = np.array([far.pos[0] + near.pos[0], left.pos[1] + right.pos[1]]) / 2
-    yield Check("tape centre", _mm(np.array(cfg.tape_center)), _mm(centre), bool(np.allclose(centre, cfg.tape_center)))
+    yield Check("tape centre", _mm(np.array(cfg.tape_center), ", "), _mm(centre, ", "), bool(np.allclose(centre, cfg.tape_center)))
     widths = 2 * np.array([far.size[0], near.size[0], left.size[1], right.size[1]])
     yield Check("width of the tape", "20 mm", ", ".join(f"{w * 1e3:g}" for w in widths) + " mm", bool(np.allclose(widths, 0.02)))
     table, patch = m.geom("table").pos[2], m.geom("tape_patch")
@@ -111,10 +117,13 @@ def check_scene(env: TaskEnv, cfg: SO101PaperCfg) -> Iterator[Check]:
     wanted = ("mjSOL_NEWTON", "mjINT_IMPLICITFAST", "mjCONE_ELLIPTIC")
     names = ", ".join(name.split("_")[1].lower() for name in solver)
     ok = solver == wanted and option.impratio == 10 and option.ls_iterations >= 20
-    yield Check("solver", "newton, implicitfast, elliptic, impratio 10, ls >= 20", f"{names}, impratio {option.impratio:g}, ls {option.ls_iterations}", ok)
+    measured = f"{names}, impratio {option.impratio:g}, ls {option.ls_iterations}"
+    yield Check("solver", "newton, implicitfast, elliptic, impratio 10, ls >= 20", measured, ok)
     obs, _ = env.reset(seed=DOCTOR_SEED)
     ee = obs["ee_position"][0].numpy()
-    yield Check("home pose", "end effector at 200, 0, 80 mm", _mm(ee), bool(np.linalg.norm(ee - (0.2, 0, 0.08)) < (0.0005 if cfg.robot_xml is None else 0.05)))
+    near = 0.0005 if cfg.robot_xml is None else 0.05
+    ok = bool(np.linalg.norm(ee - (0.2, 0, 0.08)) < near)
+    yield Check("home pose", f"end effector within {near * 1e3:g} mm of 200, 0, 80 mm", _mm(ee.round(4), ", "), ok)
 
 
 def check_draws(env: TaskEnv, cfg: SO101PaperCfg) -> Iterator[Check]:
@@ -185,7 +194,8 @@ def check_success(cfg: SO101PaperCfg) -> Iterator[Check]:
     room = cfg.tolerance + SHEET_HALF_SIZE[0] - (SHEET_HALF_SIZE[0] * np.cos(yaw) + SHEET_HALF_SIZE[1] * np.sin(yaw))
     room_y = cfg.tolerance + SHEET_HALF_SIZE[1] - (SHEET_HALF_SIZE[1] * np.cos(yaw) + SHEET_HALF_SIZE[0] * np.sin(yaw))
     sides = {"far": (room, 0.0), "near": (-room, 0.0), "left": (0.0, room_y), "right": (0.0, -room_y)}
-    poses: dict[str, tuple[tuple[float, float], float]] = {"middle": ((0.0, 0.0), 0.0), "half a turn": ((0.0, 0.0), np.pi), "moved": ((0.0, 0.0), 0.0)}
+    centre = (0.0, 0.0)
+    poses: dict[str, tuple[tuple[float, float], float]] = {"middle": (centre, 0.0), "half a turn": (centre, np.pi), "moved": (centre, 0.0)}
     for side, (dx, dy) in sides.items():
         for what, sign in (("in", -1), ("out", 1)):
             poses[f"{side} {what}"] = ((dx + sign * 0.001 * np.sign(dx), dy + sign * 0.001 * np.sign(dy)), yaw)
@@ -200,7 +210,7 @@ def check_success(cfg: SO101PaperCfg) -> Iterator[Check]:
         if step == hold:
             place_sheet(env, moved, (cfg.tolerance + 0.02, 0.0), 0.0)
         elif step == hold + 1:
-            place_sheet(env, moved, (0.0, 0.0), 0.0)
+            place_sheet(env, moved, centre, 0.0)
         _, _, terminated, _, info = env.step(torch.zeros(len(poses), 6))
         for world in terminated.nonzero().flatten().tolist():
             name = list(poses)[world]
@@ -215,18 +225,92 @@ def check_success(cfg: SO101PaperCfg) -> Iterator[Check]:
     yield row("success: sheet in the middle", hold, "middle")
     yield row("success: turned by half a turn", hold, "half a turn")
     yield row(f"success: out for one step after {hold - 1}", 2 * hold, "moved")
-    for side in sides:
-        yield row(f"success: {side} corner 1 mm inside", hold, f"{side} in")
-        yield row(f"success: {side} corner alone 1 mm outside", None, f"{side} out")
+    yield row("success: outermost corner 1 mm inside, each", hold, *(f"{side} in" for side in sides))
+    yield row("success: one corner 1 mm outside, each", None, *(f"{side} out" for side in sides))
     got = reward.get("middle", 0.0)
     yield Check("reward 'success' at success", f"{cfg.reward_success:g}", f"{got:g}", abs(got - cfg.reward_success) < 1e-5)
+
+
+# --- stability --------------------------------------------------------------------------------------------------------
+
+
+def check_stability(cfg: SO101PaperCfg, num_steps: int, num_envs: int = 25) -> Iterator[Check]:
+    """Random actions of four kinds, looked at in each physics step: white noise, all joints at full speed for 20 steps at a time, noise
+    correlated in time, and the same on top of the oracle, which keeps the finger on the sheet."""
+    env = make(cfg, num_envs)
+    what = f"{num_envs * num_steps:,} random steps"
+    physics, oracle = _physics(env), make_base_policy("oracle", None, env)
+    obs, _ = env.reset(seed=DOCTOR_SEED)
+    physics.batch = spy = Monitor(physics.batch)
+    generator = np.random.default_rng(DOCTOR_SEED)
+    kind = np.arange(num_envs)[:, None] % 4
+    held = correlated = np.zeros((num_envs, 6))
+    episodes = 0
+    try:
+        for step in range(num_steps):
+            white = generator.uniform(-1.0, 1.0, (num_envs, 6))
+            held = np.sign(white) if step % 20 == 0 else held
+            correlated = 0.95 * correlated + 0.22 * generator.standard_normal((num_envs, 6))
+            pressing = oracle.act(obs).numpy() + 0.6 * correlated
+            action = np.select([kind == i for i in range(4)], [white, held, correlated, pressing])
+            obs, _, _, _, info = env.step(torch.from_numpy(action.astype(np.float32)))
+            ended = info["_final_info"]
+            episodes += int(ended.sum())
+            if ended.any():
+                oracle.reset(ended)
+    except NonFiniteError as error:
+        yield Check(what, "finite throughout", str(error), False)
+        return
+    finally:
+        env.close()
+    yield Check(what, "finite throughout", f"finite, {episodes} episodes ended", True)
+    for name, (value, limit, unit) in spy.extremes().items():
+        yield Check(name, f"below {limit:g} {unit}", f"{value:.3g} {unit}", value < limit)
+
+
+class Monitor(RolloutSpy):
+    """Keeps the extremes of speeds, places and torques over all worlds and physics steps."""
+
+    fields = ("qpos", "qvel", "actuator_force", "qfrc_constraint")
+
+    def __init__(self, batch: Any):
+        super().__init__(batch)
+        self._worst = np.zeros(7)
+
+    def see(self, records: dict[str, np.ndarray]) -> None:
+        qpos, qvel, servo, constraint = (records[name] for name in self.fields)
+        position = qpos[..., _SHEET_QPOS][..., :3]
+        now = [
+            np.abs(qvel[..., :6]).max(),
+            np.linalg.norm(qvel[..., 6:9], axis=-1).max(),
+            -1e3 * position[..., 2].min(),
+            1e3 * position[..., 2].max(),
+            np.linalg.norm(position[..., :2], axis=-1).max(),
+            np.abs(servo).max(),
+            np.abs(constraint[..., :6]).max(),
+        ]
+        self._worst = np.maximum(self._worst, now)
+
+    def extremes(self) -> dict[str, tuple[float, float, str]]:
+        """What was seen, its limit, and the unit of both, by name."""
+        limits = {
+            "joint speed": (6.0, "rad/s"),
+            "speed of the sheet": (2.0, "m/s"),
+            "sheet's centre below the table": (8.0, "mm"),
+            "sheet's centre above the table": (20.0, "mm"),
+            "sheet's distance from the base": (0.8, "m"),
+            "servo torque": (3.5, "N m"),
+            "torque of contacts on a joint": (40.0, "N m"),
+        }
+        return {name: (float(value), *limits[name]) for name, value in zip(limits, self._worst, strict=True)}
 
 
 def place_sheet(env: TaskEnv, world: int, offset: tuple[float, float], yaw: float) -> None:
     """Lay the sheet of a world at `offset` [m] from the goal, turned by `yaw` [rad], at rest."""
     batch = _physics(env).batch
     centre = env.task.cfg.tape_center  # type: ignore[attr-defined]
-    batch.bind("qpos")[world, _SHEET_QPOS] = centre[0] + offset[0], centre[1] + offset[1], SHEET_HALF_SIZE[2], np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
+    position = centre[0] + offset[0], centre[1] + offset[1], SHEET_HALF_SIZE[2]
+    batch.bind("qpos")[world, _SHEET_QPOS] = *position, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
     batch.bind("qvel")[world, len(JOINTS) :] = 0.0
     batch.forward(np.array([world]), stage=mujoco.mjtStage.mjSTAGE_VEL)
 
@@ -236,5 +320,5 @@ def _physics(env: TaskEnv) -> SO101PaperPhysics:
     return env.physics
 
 
-def _mm(values: np.ndarray) -> str:
-    return " x ".join(f"{v * 1e3:.4g}" for v in values) + " mm"
+def _mm(values: np.ndarray, between: str = " x ") -> str:
+    return between.join(f"{v * 1e3:.4g}" for v in values.round(9)) + " mm"

@@ -31,7 +31,16 @@ class SO101PaperPhysics(MujocoPhysics):
     """B worlds of the scene; friction and the sheet's mass and start pose vary by episode."""
 
     def __init__(self, cfg: SO101PaperCfg, num_envs: int, num_threads: int = 0):
-        model = build_scene(SceneCfg(robot_xml=cfg.robot_xml, servo=cfg.servo, tape_center=cfg.tape_center, tolerance=cfg.tolerance))
+        top_fovy, wrist_fovy = cfg.camera_fovy
+        scene = SceneCfg(
+            robot_xml=cfg.robot_xml,
+            servo=cfg.servo,
+            tape_center=cfg.tape_center,
+            tolerance=cfg.tolerance,
+            top_fovy=top_fovy,
+            wrist_fovy=wrist_fovy,
+        )
+        model = build_scene(scene)
         super().__init__(model, num_envs, TICK_STEPS, SENSORS, num_threads)
         self._friction = self.batch.expand("pair_friction")
         self._mass = self.batch.expand("body_mass")

@@ -1,0 +1,107 @@
+"""Train a task with several seeds, evaluate each run on fresh episodes, and keep the result as JSON and a plot.
+
+    python benchmarks/train_seeds.py residual --seeds 1 2 3 -- so101-paper --total-timesteps 250000
+
+writes docs/results/residual.json and residual.png. What follows `--` are the arguments of `residual-rl train`. Runs that have been evaluated already
+are taken as they are, and interrupted ones go on, so that a long benchmark can be spread over time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from residual_rl.files import make_folder, write_json
+from residual_rl.logger import read_metrics
+from residual_rl.run_folder import RunFolder, git_state, machine
+from residual_rl.statistics import across_runs
+
+CLI = [sys.executable, "-m", "residual_rl.cli.main"]
+
+
+def main() -> None:
+    """Parse, run, aggregate."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="name of the result")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--n-episodes", type=int, default=200)
+    parser.add_argument("--runs", type=Path, default=Path("runs/results"))
+    parser.add_argument("--output", type=Path, default=Path("docs/results"))
+    parser.add_argument("train", nargs="+", help="arguments of `residual-rl train`, behind --")
+    options = parser.parse_args()
+    runs = [_run(options, seed) for seed in options.seeds]
+    result = _aggregate(options, runs)
+    make_folder(options.output)
+    write_json(options.output / f"{options.name}.json", result)
+    _plot(result, options.output / f"{options.name}.png")
+    _print(result)
+
+
+def _run(options: argparse.Namespace, seed: int) -> RunFolder:
+    run = RunFolder(options.runs / f"{options.name}-{seed}")
+    if not run.final_model.exists():
+        fresh = ["train", *options.train, "--seed", str(seed), "--output-dir", str(run.path)]
+        subprocess.run([*CLI, *(["train", "--resume", str(run.path)] if run.checkpoints.exists() else fresh)], check=True)
+    if not run.eval_file.exists():
+        subprocess.run([*CLI, "eval", str(run.path), "--n-episodes", str(options.n_episodes), "--compare-base", "--compare-zero"], check=True)
+    return run
+
+
+def _aggregate(options: argparse.Namespace, runs: list[RunFolder]) -> dict[str, Any]:
+    evaluations = [json.loads(run.eval_file.read_text()) for run in runs]
+    summaries = [json.loads(run.summary_file.read_text()) for run in runs]
+    rates = {}
+    for policy in ("residual", "base", "zero"):
+        episodes = [list(evaluation["policies"][policy]["success_once"]["per_episode"].values()) for evaluation in evaluations]
+        rates[policy] = {"per_seed": [sum(e) / len(e) for e in episodes], **across_runs(episodes, binary=True).to_json()}
+    versions = json.loads((runs[0].path / "versions.json").read_text())
+    return {
+        "command": f"python benchmarks/train_seeds.py {shlex.join(sys.argv[1:])}",
+        "git": git_state()[0],
+        "machine": machine(),
+        "packages": {name: versions["packages"].get(name) for name in ("torch", "mujoco", "numpy", "gymnasium")},
+        "task": evaluations[0]["task"],
+        "seeds": options.seeds,
+        "n_episodes": options.n_episodes,
+        "success_once": rates,
+        "training": [
+            {key: summary[key] for key in ("steps", "wall_time", "steps_per_second", "time_to_95", "step_to_95")} for summary in summaries
+        ],
+        "curves": [
+            [[row["step"], row["eval/success_rate"]] for row in read_metrics(run.metrics_file) if row.get("eval/success_rate") is not None]
+            for run in runs
+        ],
+    }
+
+
+def _plot(result: dict[str, Any], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for seed, curve in zip(result["seeds"], result["curves"], strict=True):
+        axes.plot([step for step, _ in curve], [100 * rate for _, rate in curve], label=f"seed {seed}")
+    axes.axhline(100 * result["success_once"]["base"]["mean"], color="gray", linestyle="--", label="base policy")
+    axes.set(xlabel="env steps", ylabel="success in evaluation [%]", ylim=(-2, 102), title=result["task"])
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def _print(result: dict[str, Any]) -> None:
+    print(f"{result['task']}, seeds {result['seeds']}, {result['n_episodes']} episodes each")
+    for policy, rate in result["success_once"].items():
+        per_seed = ", ".join(f"{100 * r:.1f}" for r in rate["per_seed"])
+        interval = "" if rate["interval"] is None else f", 95 % interval over seeds [{100 * rate['interval'][0]:.1f}, {100 * rate['interval'][1]:.1f}]"
+        print(f"  {policy:<9} {100 * rate['mean']:.1f} % ({per_seed}{interval})")
+    for seed, training in zip(result["seeds"], result["training"], strict=True):
+        reached = "never" if training["time_to_95"] is None else f"after {training['time_to_95']:.0f} s, {training['step_to_95']:,} steps"
+        print(f"  seed {seed}: {training['steps']:,} steps in {training['wall_time']:.0f} s; 95 % {reached}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Tasks and base policies by id: duplicates, misses, and those of other packages."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from residual_rl import registry
+from residual_rl.errors import ConfigError, ResidualRLError, UnknownNameError
+from residual_rl.registry import BASE_POLICIES, TASKS, BasePolicySpec, Registry, TaskSpec, load
+
+
+def spec(id: str) -> BasePolicySpec:
+    return BasePolicySpec(id=id, summary=f"the policy {id}", make="residual_rl.base_policies.zero:make")
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry[BasePolicySpec]]:
+    """A registry of its own, whose package has no modules: it finds entry points only."""
+    empty: Registry[BasePolicySpec] = Registry("base policy", "residual_rl.cli")
+    monkeypatch.setattr("residual_rl.registry.pkgutil.iter_modules", lambda path: iter(()))
+    monkeypatch.setattr(registry, "BASE_POLICIES", empty)
+    before = set(sys.modules)
+    yield empty
+    for name in set(sys.modules) - before:
+        if name.startswith("third_party"):
+            del sys.modules[name]
+
+
+def install(folder: Path, name: str, code: str, attribute: str = "", group: str = "residual_rl.cli") -> None:
+    """A package as pip leaves it: a module, and its dist-info beside it."""
+    (folder / f"{name}.py").write_text(code)
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\nmine = {name}{attribute}\n")
+
+
+REGISTERS = """
+from residual_rl import registry
+registry.BASE_POLICIES.register(registry.BasePolicySpec("wave", "waves", "third_party_good:make"))
+def make(cfg, env): return "made"
+"""
+
+
+def test_an_id_is_registered_once(fresh: Registry[BasePolicySpec]) -> None:
+    first = fresh.register(spec("a"))
+    with pytest.raises(ConfigError, match="base policy 'a' is registered already"):
+        fresh.register(spec("a"))
+    assert fresh.get("a") is first
+
+
+def test_a_miss_lists_what_exists_the_nearest_first(fresh: Registry[BasePolicySpec]) -> None:
+    for id in ("jacobian", "zero", "act"):
+        fresh.register(spec(id))
+    with pytest.raises(UnknownNameError) as caught:
+        fresh.get("jacobain")
+    assert str(caught.value) == "unknown base policy 'jacobain'; did you mean 'jacobian'?; known: act, jacobian, zero"
+    with pytest.raises(UnknownNameError) as caught:
+        fresh.get("qqq")
+    assert str(caught.value) == "unknown base policy 'qqq'; known: act, jacobian, zero"
+
+
+def test_all_is_sorted(fresh: Registry[BasePolicySpec]) -> None:
+    for id in ("c", "a", "b"):
+        fresh.register(spec(id))
+    assert [s.id for s in fresh.all()] == ["a", "b", "c"]
+
+
+def test_ours_are_there() -> None:
+    assert {"so101-paper", "so101-paper-precise"} <= {task.id for task in TASKS.all()}
+    assert {"jacobian", "zero"} <= {policy.id for policy in BASE_POLICIES.all()}
+    for task in TASKS.all():
+        assert BASE_POLICIES.get(task.base_policy)
+        assert task.summary
+        assert callable(load(task.make))
+        for reference in (task.doctor,):
+            assert reference is None or callable(load(reference))
+        if task.oracle is not None:
+            assert BASE_POLICIES.get(task.oracle)
+    assert TASKS.get("so101-paper").default_config().tolerance == 0.02
+    assert TASKS.get("so101-paper-precise").default_config().tolerance == 0.005
+    assert BASE_POLICIES.get("zero").default_config() is None
+
+
+# --- other people's packages ----------------------------------------------------------------------------------------
+
+
+def test_an_entry_point_adds_its_own(fresh: Registry[BasePolicySpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "third_party_good", REGISTERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert fresh.get("wave").summary == "waves"
+    assert [s.id for s in fresh.all()] == ["wave"]
+    assert load(fresh.get("wave").make)(None, None) == "made"
+
+
+@pytest.mark.parametrize(
+    ("code", "attribute", "reason"),
+    [
+        ("import a_library_that_is_not_there", "", "ModuleNotFoundError: No module named 'a_library_that_is_not_there'"),
+        ("raise RuntimeError('no licence')", "", "RuntimeError: no licence"),
+        ("x = 1", ":y", "AttributeError: module 'third_party_bad' has no attribute 'y'"),
+        ("def broken(:", "", "SyntaxError"),
+        (REGISTERS + REGISTERS, "", "base policy 'wave' is registered already"),
+    ],
+)
+def test_a_broken_entry_point_is_named_with_its_package_and_reason(
+    fresh: Registry[BasePolicySpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, attribute: str, reason: str
+) -> None:
+    install(tmp_path, "third_party_bad", code, attribute)
+    monkeypatch.syspath_prepend(tmp_path)
+    for _ in range(2):  # the second time as clearly as the first
+        with pytest.raises(ConfigError) as caught:
+            fresh.get("wave2")
+        message = str(caught.value)
+        assert message.startswith(f"entry point 'mine' (third_party_bad{attribute}) of third_party_bad failed: ")
+        assert reason in message
+        assert "uninstall" in message
+        assert "\n" not in message
+
+
+@pytest.mark.slow
+def test_the_command_line_shows_what_others_bring_and_names_what_they_break(tmp_path: Path) -> None:
+    """In a process of its own, under the real groups."""
+    task = REGISTERS.replace("third_party_good", "third_party_plugin")
+    install(tmp_path, "third_party_plugin", task, group="residual_rl.base_policies")
+    done = residual_rl(tmp_path, "list")
+    assert done.returncode == 0
+    assert "wave" in done.stdout
+    assert "jacobian" in done.stdout
+    (tmp_path / "third_party_plugin.py").write_text("1 / 0")
+    done = residual_rl(tmp_path, "list")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "residual-rl: error: entry point 'mine' (third_party_plugin) of third_party_plugin failed: "
+        "ZeroDivisionError: division by zero; mend that package or uninstall it\n"
+    )
+
+
+def residual_rl(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); from residual_rl.cli.main import main; sys.exit(main({list(arguments)!r}))"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+def test_a_spec_that_names_nothing_is_a_clear_error() -> None:
+    for reference, reason in (
+        ("no_such_module_here:make", "No module named 'no_such_module_here'"),
+        ("residual_rl.base_policies.zero:nope", "has no attribute 'nope'"),
+    ):
+        with pytest.raises(ResidualRLError) as caught:
+            load(reference)
+        assert reference in str(caught.value)
+        assert reason in str(caught.value)
+
+
+def test_a_task_is_registered_by_a_spec_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks: Registry[TaskSpec] = Registry("task", "residual_rl.tasks")
+    monkeypatch.setattr(registry, "TASKS", tasks)
+    mine = TaskSpec("mine", "my task", "residual_rl.tasks.so101_paper.config:SO101PaperCfg", "x:make", "zero", {"tolerance": 0.03})
+    assert registry.register_task(mine) is mine
+    assert tasks.get("mine").default_config().tolerance == 0.03
