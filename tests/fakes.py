@@ -34,7 +34,7 @@ class PointEnv(VecEnv):
     A world without an episode (seed -1) stands still. Elementwise arithmetic alone: results do not depend on B.
     """
 
-    def __init__(self, cfg: PointCfg, num_envs: int, num_threads: int = 0, device: str = "cpu"):  # noqa: ARG002
+    def __init__(self, cfg: PointCfg, num_envs: int, num_threads: int = 0, device: str = "cpu"):
         self.cfg, self.num_envs, self.device = cfg, num_envs, torch.device(device)
         self.max_episode_steps, self.control_hz = cfg.max_episode_steps, 10.0
         self.action_unit, self.action_size = "m", torch.full((2,), 0.1)
@@ -116,7 +116,7 @@ class PointEnv(VecEnv):
         if self.cfg.defect == "unnamed reward":
             reward = reward + 0.5
         self._length = self._length + active
-        self._return = self._return + reward
+        self._return = self._return + reward * active
         terminated = success & (self.cfg.defect != "never terminates")
         truncated = (self._length >= self.max_episode_steps) & ~terminated
         ended = terminated | truncated

@@ -36,11 +36,12 @@ def test_a_fresh_residual_leaves_the_base_action_bit_for_bit(activation: str, no
     assert torch.equal(compose(base, residual, 0.6), base)
 
 
-def test_actions_are_clipped_to_the_unit_box() -> None:
+def test_actions_are_bounded_smoothly() -> None:
     extreme = policy()
     with torch.no_grad():
         extreme.actor.layers[-1].bias.copy_(torch.tensor([3.0, -0.25, -7.0]))
-    assert extreme.act(observation(2)).tolist() == [[1.0, -0.25, -1.0]] * 2
+    expected = torch.tensor([[0.99505475, -0.24491866, -0.99999834]] * 2)  # tanh of 3, -0.25 and -7
+    torch.testing.assert_close(extreme.act(observation(2)), expected)
 
 
 def test_hidden_weights_are_orthogonal_and_the_last_layer_is_zero() -> None:

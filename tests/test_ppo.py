@@ -89,7 +89,7 @@ def test_the_loss_and_its_gradient_are_the_textbook_ones(rho: float, likelihood:
     obs, raw, _, advantage, _, _, target, *given = batch
 
     def distribution() -> torch.distributions.Normal:
-        mean, std = learner.policy.actor(obs), learner.policy.log_std.exp()
+        mean, std = learner.policy.mean(obs), learner.policy.log_std.exp()
         if likelihood == "marginal":
             return torch.distributions.Normal(mean, std)
         shift, spread = given  # rho * (noise before) and sqrt(1 - rho^2), or 0 and 1 where an episode begins

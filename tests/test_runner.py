@@ -24,11 +24,14 @@ from residual_rl import checkpoint
 from residual_rl.checkpoint import CheckpointFolder
 from residual_rl.cli.main import main
 from residual_rl.config import TrainCfg, replace_fields
+from residual_rl.envs.vec_env import VecEnv
 from residual_rl.logger import read_metrics
+from residual_rl.registry import BASE_POLICIES, BasePolicySpec, register_base_policy
 from residual_rl.run_folder import RunFolder
 from residual_rl.runner import Progress, Runner, stop_signals
 from residual_rl.seeding import EVAL_SEED, TRAINING_EVAL_SEED, training_seed_start
 from residual_rl.tasks.so101_paper.task import SO101Paper
+from residual_rl.types import BasePolicy, Obs, State
 
 TINY: dict[str, Any] = {
     "num_envs": 4,
@@ -63,8 +66,8 @@ CLI_TINY = ["--num-envs", "4", "--num-steps", "8", "--minibatch-size", "16", "--
 CLI_TINY += ["--max-episode-steps", "20", "--eval-episodes", "2"]
 
 
-def config(**settings: Any) -> TrainCfg:
-    return replace_fields(TrainCfg.default("so101-paper"), {**TINY, **settings})
+def config(base_policy: str = "jacobian", **settings: Any) -> TrainCfg:
+    return replace_fields(TrainCfg.default("so101-paper", base_policy), {**TINY, **settings})
 
 
 def train(path: Path, stop_at: int | None = None, resume: bool = False, **settings: Any) -> Runner:
@@ -121,10 +124,46 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+class Remembering(BasePolicy):
+    """Chunks of three, two of which are executed, that depend on how many each world has had in its episode."""
+
+    inputs = {"state": (25,)}  # noqa: RUF012
+    chunk_size, num_action_steps = 3, 2
+
+    def __init__(self, num_envs: int):
+        self._count = torch.zeros(num_envs)
+
+    def plan(self, obs: Obs, worlds: Tensor) -> Tensor:
+        self._count = self._count.index_add(0, worlds, torch.ones(len(worlds)))
+        return torch.sin(self._count[worlds][:, None, None] + torch.arange(3.0)[:, None]).expand(-1, 3, 6)
+
+    def reset(self, mask: Tensor) -> None:
+        self._count = self._count.masked_fill(mask, 0.0)
+
+    def state_dict(self) -> State:
+        return {"count": self._count}
+
+    def load_state_dict(self, state: State) -> None:
+        self._count = state["count"]
+
+
+def make_remembering(cfg: None, env: VecEnv) -> Remembering:
+    return Remembering(env.num_envs)
+
+
+@pytest.fixture
+def remembering() -> Iterator[str]:
+    yield register_base_policy(BasePolicySpec("remembering", "counts", f"{__name__}:make_remembering")).id
+    del BASE_POLICIES._specs["remembering"]
+
+
 # --- exact resuming -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, SCHEDULED], ids=["plain", "scheduled"])
+@pytest.mark.usefixtures("remembering")
+@pytest.mark.parametrize(
+    "settings", [{"noise_correlation": 0.0}, SCHEDULED, {"base_policy": "remembering"}], ids=["plain", "scheduled", "remembering"]
+)
 def test_training_in_pieces_is_training_at_once(tmp_path: Path, settings: dict[str, Any]) -> None:
     """Stopped at an evaluation's step (96) and again between two (160): weights, optimiser, normalisers, env, figures, files."""
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"

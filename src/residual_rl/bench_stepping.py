@@ -42,7 +42,7 @@ class Segment:
     """[nv]: where the solver began."""
     commands: list[NDArray[np.float64]] = field(default_factory=list)
     """[steps, J] of each policy step."""
-    end: NDArray[np.float64] | None = None
+    end: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     """[nq]: the configuration after the last step."""
 
 
@@ -89,10 +89,13 @@ def compare_stepping(env: ResidualEnv, num_steps: int, repeats: int, seed: int =
     raw = _RawPhysics(physics.batch.nthread, stretch.segments)
     speeds = Speeds(resets=len(stretch.segments) - env.num_envs)
     for turn in range(repeats + 1):
-        measured = [_timed(raw.run), _timed_env(task_env, physics, stretch)]
-        if turn == 0:  # a first one to warm up
+        if turn % 2:  # who comes first takes turns too
+            raw_cpu, raw_wall = _timed(raw.run)
+        env_cpu, env_wall, share = _timed_env(task_env, physics, stretch)
+        if not turn % 2:
+            raw_cpu, raw_wall = _timed(raw.run)
+        if turn == 0:  # to warm up
             continue
-        (raw_cpu, raw_wall), (env_cpu, env_wall, share) = measured
         speeds.raw_cpu.append(stretch.num_steps / raw_cpu)
         speeds.raw_wall.append(stretch.num_steps / raw_wall)
         speeds.env_cpu.append(stretch.num_steps / env_cpu)

@@ -1,4 +1,4 @@
-"""Tasks by their Gymnasium ids. Since its version 1.0 Gymnasium loads no plugins: an id is known once the package that has it is imported."""
+"""Tasks by their Gymnasium ids. Gymnasium 1.x loads no plugins: an id is known once the package that has it is imported."""
 
 from __future__ import annotations
 

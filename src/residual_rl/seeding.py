@@ -49,5 +49,5 @@ def uniform(seed: Tensor, stream: int, n: int) -> Tensor:
 
     Seeds are mixed before they are counted from, so that neighbours give unrelated streams.
     """
-    start = _mix(_mix(seed) + stream * _GAMMA)
+    start = _mix(_mix(seed) + seed.new_tensor(stream) * _GAMMA)  # as a tensor the product wraps around
     return _shift_right(splitmix64(start, n), 11).double() * 2.0**-53

@@ -40,9 +40,9 @@ def require_display() -> None:
         warnings.simplefilter("ignore", glfw.GLFWError)
         if glfw.init():  # and never ended here, for the viewers that come
             return
-        problem = (glfw.get_error()[1] or b"GLFW does not start").decode()
+        problem = (glfw.get_error()[1] or b"GLFW does not start").decode()  # type: ignore[union-attr]
     raise ConfigError(
-        f"the viewer needs a display: {problem}; without one, `residual-rl view TASK --cameras DIR` writes images and `--video FILE` a video"
+        f"the viewer needs a display: {problem}; without one, `residual-rl view TASK --cameras DIR` writes images, `--video FILE` a video"
     )
 
 
@@ -66,7 +66,10 @@ class LiveViewer:
         self._forward = mujoco.mj_forward
         self._period, self._next = (1.0 / hz if hz else 0.0), 0.0
         before = set(threading.enumerate())
-        self._handle = mujoco.viewer.launch_passive(model, self._data, show_left_ui=False, show_right_ui=False)
+        try:
+            self._handle = mujoco.viewer.launch_passive(model, self._data, show_left_ui=False, show_right_ui=False)
+        except RuntimeError as error:  # macOS: the window belongs to the main thread
+            raise ConfigError(f"the viewer does not start: {error}") from error
         self._threads = set(threading.enumerate()) - before
 
     @property

@@ -31,7 +31,7 @@ class ViewFlags:
     """What to watch, and how."""
 
     policy: str | None = None
-    """A base policy that `residual-rl list` shows, `oracle` (the task's own scripted solution), or a run folder. None: the task's base policy."""
+    """A base policy of `residual-rl list`, `oracle` (the task's own scripted solution), or a run folder. None: the task's base policy."""
     model: str = "best"
     """Of a run folder: best, final, interrupted, or the path of an exported policy."""
     residual_scale: Annotated[float | None, tyro.conf.arg(aliases=["--alpha"])] = None
@@ -91,7 +91,9 @@ def _find_policy(task_id: str, policy: str | None, model: str) -> tuple[Exported
         return None, TrainCfg.default(task_id, TASKS.get(task_id).oracle if policy == "oracle" else policy)
     exported = load_policy(find_policy(Path(policy), model))
     if exported.cfg.task_id != task_id:
-        raise ConfigError(f"{policy} was trained on task {exported.cfg.task_id!r}: residual-rl view {exported.cfg.task_id} --policy {policy}")
+        raise ConfigError(
+            f"{policy} was trained on task {exported.cfg.task_id!r}: residual-rl view {exported.cfg.task_id} --policy {policy}"
+        )
     return exported, exported.cfg
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import gymnasium
 import numpy as np
@@ -37,8 +37,8 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
 
     The observation is a flat `Box`: the task's `state`, then the base action. With cameras it is a `Dict` of these and of the images.
 
-    `reset(seed=s)` starts the episode of seed `s`: the same that the batched env has under that seed. Further resets draw seeds of their own
-    from `s`, so that envs with neighbouring seeds do not run the same episodes.
+    `reset(seed=s)` starts the episode of seed `s`, the same that the batched env has under it. Further resets draw seeds of their own from
+    `s`, so that envs with neighbouring seeds do not run the same episodes.
 
     Args:
         task: id of the task.
@@ -55,7 +55,7 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
         ConfigError: settings that do not go together; `human` without a display.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array", "human"], "render_fps": 30}  # type: ignore[misc]
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": 30}  # noqa: RUF012 (Gymnasium's own form)
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
         }
         return self._numpy(transition.next_obs), float(transition.reward), terminated, truncated, figures
 
-    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8] | None:
         """The world as an image [H, W, 3] in `rgb_array`; the viewer of `human` follows by itself."""
         if self.render_mode != "rgb_array" or self._scene is None:
             return None
@@ -176,11 +176,11 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
 
 
 def _configure(task: str, base_policy: str | None, residual: dict[str, float | None], settings: dict[str, Any]) -> TrainCfg:
-    given = {name: value for name, value in residual.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in residual.items() if value is not None}
     if base_policy is None and given:
         raise ConfigError(f"{' and '.join(given)} need a base_policy: without one the action is the task's own")
     cfg = TrainCfg.default(task, base_policy or "zero")
-    bare = {"residual_scale": 1.0, "residual_penalty": 0.0}  # the action as it is, on top of zeros
+    bare: dict[str, Any] = {"residual_scale": 1.0, "residual_penalty": 0.0}  # the action as it is, on top of zeros
     return dataclasses.replace(
         cfg,
         task=from_plain(type(cfg.task), {**dataclasses.asdict(cfg.task), **settings}),

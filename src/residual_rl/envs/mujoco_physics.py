@@ -108,9 +108,7 @@ class MujocoPhysics:
     def scenes(self) -> Tensor:
         return torch.from_numpy(self._qpos.copy())
 
-    def render(
-        self, scenes: Tensor, cameras: Sequence[str], size: tuple[int, int], smooth: bool = False
-    ) -> dict[str, NDArray[np.uint8]]:
+    def render(self, scenes: Tensor, cameras: Sequence[str], size: tuple[int, int], smooth: bool = False) -> dict[str, NDArray[np.uint8]]:
         from residual_rl.envs.rendering import CameraRenderer  # OpenGL is looked for only where something is drawn
 
         key = (tuple(cameras), size, smooth)

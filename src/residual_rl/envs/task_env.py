@@ -93,8 +93,10 @@ class TaskEnv(VecEnv):
         metrics = {name: value.float() for name, value in self.task.metrics(q).items()}
         reward = functools.reduce(torch.add, terms.values())  # one after the other: the order of torch.sum depends on B
         obs = self._observe(q)
-        for name, value in (("reward", reward), *((name, value) for name, value in obs.items() if value.is_floating_point())):
-            check_finite(name, value)
+        floats = {"reward": reward[:, None]} | {name: value for name, value in obs.items() if value.is_floating_point()}
+        if not torch.isfinite(torch.cat([value.flatten(1) for value in floats.values()], 1).sum()):  # one test for all: it waits for a GPU
+            for name, value in floats.items():
+                check_finite(name, value)
 
         self._length = self._length + active
         self._return = self._return + reward

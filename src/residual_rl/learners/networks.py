@@ -92,8 +92,9 @@ class MLP(nn.Module):
 class ResidualPolicy(nn.Module):
     """The Gaussian residual policy: what acting needs, in training and alone.
 
-    The mean is an MLP of the normalised observation; the standard deviation does not depend on it. A fresh one has a mean of
-    exactly 0. Executed actions are clipped to [-1, 1], as in Stable-Baselines3; log-probabilities are of the unclipped ones.
+    The mean is tanh of an MLP of the normalised observation; the standard deviation does not depend on it. A fresh one has a mean
+    of exactly 0. Executed actions are clipped to [-1, 1], as in Stable-Baselines3; log-probabilities are of the unclipped ones.
+    An unbounded mean would drift beyond the clip, where noise changes nothing any more and learning stops.
     """
 
     def __init__(
@@ -120,14 +121,14 @@ class ResidualPolicy(nn.Module):
         """Observation vectors [..., O] as the networks see them."""
         return self.normalizer(vector) if self.normalizer is not None else vector
 
-    @torch.no_grad()
-    def mean(self, obs: Obs) -> Tensor:
-        """Mean of the unclipped action [B, A]."""
-        return self.actor(self.normalize(self.obs_vector(obs, self.device).to(self.log_std.dtype)))
+    def mean(self, vector: Tensor) -> Tensor:
+        """Mean [..., A] in [-1, 1] of the action, for normalised observation vectors [..., O]."""
+        return self.actor(vector).tanh()
 
+    @torch.no_grad()
     def act(self, obs: Obs) -> Tensor:
         """The deterministic residual action [B, A] in [-1, 1]."""
-        return self.mean(obs).clamp_(-1.0, 1.0)
+        return self.mean(self.normalize(self.obs_vector(obs, self.device).to(self.log_std.dtype)))
 
 
 def module_state(module: nn.Module) -> State:

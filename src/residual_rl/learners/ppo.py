@@ -97,7 +97,7 @@ class PPO:
         if deterministic:
             return self.policy.act(obs)
         noise = self.noise.sample()
-        raw = torch.addcmul(self.policy.mean(obs), self.policy.log_std.exp(), noise.value)
+        raw = torch.addcmul(self.policy.act(obs), self.policy.log_std.exp(), noise.value)
         self._acted = raw, noise
         return raw.clamp(-1.0, 1.0)
 
@@ -193,7 +193,7 @@ class PPO:
         """The loss of a minibatch, as `_prepare` orders it, and its metrics in the order of `_MINIBATCH_METRICS`."""
         obs, raw_action, old_log_prob, advantage, low, high, target, *given = minibatch
         log_std = self.policy.log_std
-        noise = (raw_action - self.policy.actor(obs)) * (-log_std).exp()
+        noise = (raw_action - self.policy.mean(obs)) * (-log_std).exp()
         log_ratio = self._log_prob(noise, given) - old_log_prob
         ratio = log_ratio.exp()
         policy_loss = -torch.dot(advantage, ratio.clamp(low, high)) / len(advantage)

@@ -1,0 +1,37 @@
+"""A base policy of your own: it turns the arm's first joint towards the sheet, and the residual would learn the rest.
+
+    python examples/custom_base_policy.py eval so101-paper --base-policy pan-to-sheet
+
+As part of a package, this makes `residual-rl` find it by itself:
+
+    [project.entry-points."residual_rl.base_policies"]
+    pan-to-sheet = "my_package.custom_base_policy"
+"""
+
+import sys
+
+import torch
+
+from residual_rl import BasePolicy, BasePolicySpec, VecEnv, register_base_policy
+from residual_rl.cli.main import main
+
+
+class PanToSheet(BasePolicy):
+    """Stateless, and one action at a time."""
+
+    inputs = {"ee_position": (3,), "sheet_pose": (7,)}  # noqa: RUF012
+
+    def __init__(self, cfg: None, env: VecEnv):
+        self.action_size = env.action_size
+
+    def plan(self, obs: dict[str, torch.Tensor], worlds: torch.Tensor) -> torch.Tensor:
+        sheet, finger = (torch.atan2(obs[name][:, 1], obs[name][:, 0]) for name in ("sheet_pose", "ee_position"))
+        action = torch.zeros(len(worlds), 1, len(self.action_size))
+        action[:, 0, 0] = ((finger - sheet) / self.action_size[0]).clamp(-1.0, 1.0)  # the joint turns clockwise
+        return action
+
+
+register_base_policy(BasePolicySpec("pan-to-sheet", "turns towards the sheet", make=f"{__name__}:PanToSheet"))
+
+if __name__ == "__main__":
+    sys.exit(main())
