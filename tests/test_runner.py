@@ -1,18 +1,12 @@
-"""The training loop: exact resuming, signals, kills, full disks, what a run folder holds, and what is logged."""
+"""The training loop: exact resuming, schedules, evaluations, what a run folder holds, and what is logged."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
-import random
-import resource
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,33 +17,16 @@ from torch import Tensor
 from residual_rl import checkpoint
 from residual_rl.checkpoint import CheckpointFolder
 from residual_rl.cli.main import main
-from residual_rl.config import TrainCfg, replace_fields
+from residual_rl.config import TrainCfg
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.logger import read_metrics
 from residual_rl.registry import BASE_POLICIES, BasePolicySpec, register_base_policy
 from residual_rl.run_folder import RunFolder
-from residual_rl.runner import Progress, Runner, stop_signals
+from residual_rl.runner import Progress, Runner
 from residual_rl.seeding import EVAL_SEED, TRAINING_EVAL_SEED, training_seed_start
 from residual_rl.tasks.so101_paper.task import SO101Paper
 from residual_rl.types import BasePolicy, Obs, State
-
-TINY: dict[str, Any] = {
-    "num_envs": 4,
-    "num_steps": 8,
-    "minibatch_size": 16,
-    "num_epochs": 2,
-    "hidden_sizes": (8, 8),
-    "max_episode_steps": 20,
-    "eval_episodes": 2,
-    "total_timesteps": 256,
-    "eval_freq": 96,
-    "save_freq": 32,
-    "num_threads": 1,
-    # Some sheets lie in the rectangle from the start, so that episodes terminate as well as being cut off.
-    "tolerance": 0.08,
-    "success_hold_steps": 5,
-}
-"""32 env steps an iteration, 8 iterations."""
+from tiny_runs import CLI_TINY, config, different, figures, files, last_state, train
 
 SCHEDULED: dict[str, Any] = {
     "curriculum": "schedule",
@@ -61,67 +38,6 @@ SCHEDULED: dict[str, Any] = {
     "noise_correlation": 0.9,
     "seed": 7,
 }
-
-CLI_TINY = ["--num-envs", "4", "--num-steps", "8", "--minibatch-size", "16", "--num-epochs", "2", "--hidden-sizes", "8", "8"]
-CLI_TINY += ["--max-episode-steps", "20", "--eval-episodes", "2"]
-
-
-def config(base_policy: str = "jacobian", **settings: Any) -> TrainCfg:
-    return replace_fields(TrainCfg.default("so101-paper", base_policy), {**TINY, **settings})
-
-
-def train(path: Path, stop_at: int | None = None, resume: bool = False, **settings: Any) -> Runner:
-    """Train in this process; `stop_at` sends it a SIGTERM in the iteration that reaches this step."""
-    cfg, folder = config(**settings), RunFolder(path)
-    with folder.resume() if resume else folder.start(cfg.to_dict()):
-        runner = Runner(cfg, folder, resume=resume)
-        if stop_at is not None:
-            update = runner._update
-
-            def update_and_stop() -> Any:
-                if runner.progress.step == stop_at:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                return update()
-
-            runner._update = update_and_stop  # type: ignore[method-assign]
-        summary = runner.learn()
-        runner.env.close()
-        runner.eval_env.close()
-    assert summary["signal"] == (None if stop_at is None else signal.SIGTERM)
-    assert summary["steps"] == (cfg.run.total_timesteps if stop_at is None else stop_at)
-    return runner
-
-
-def flat(state: Any, key: str = "") -> dict[str, Any]:
-    if isinstance(state, dict):
-        return {k: v for name, value in state.items() for k, v in flat(value, f"{key}/{name}").items()}
-    if isinstance(state, list):
-        return {k: v for i, value in enumerate(state) for k, v in flat(value, f"{key}/{i}").items()}
-    return {key: state}
-
-
-def different(a: Any, b: Any) -> list[str]:
-    """Keys of two nested states that differ in any bit."""
-    x, y = flat(a), flat(b)
-    same = {
-        k: torch.equal(x[k], y[k]) and x[k].dtype == y[k].dtype if isinstance(x[k], Tensor) else x[k] == y[k] for k in x.keys() & y.keys()
-    }
-    return sorted({k for k, equal in same.items() if not equal} | (x.keys() ^ y.keys()))
-
-
-def last_state(path: Path) -> Any:
-    latest = CheckpointFolder(path / "checkpoints").latest()
-    assert latest is not None
-    return latest[1]
-
-
-def figures(path: Path) -> list[dict[str, Any]]:
-    """What was logged, but for the times."""
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_metrics(path / "metrics.jsonl")]
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 class Remembering(BasePolicy):
@@ -174,7 +90,7 @@ def test_training_in_pieces_is_training_at_once(tmp_path: Path, settings: dict[s
     train(pieces, resume=True, **settings)
 
     assert set(last_state(whole)) == {"progress", "learner", "env"}
-    assert set(different(last_state(whole), last_state(pieces))) <= {"/progress/wall_time", "/progress/time_to_95"}
+    assert set(different(last_state(whole), last_state(pieces))) == set()
     assert figures(whole) == figures(pieces)
     assert [row["step"] for row in figures(pieces)] == list(range(0, 257, 32))
     for folder in ("best_model", "final_model", "eval_results"):
@@ -191,13 +107,13 @@ def test_resuming_restores_what_the_logs_show(tmp_path: Path) -> None:
     assert sum(progress.success) / len(progress.success) == before["rollout/success_rate_100"]
     assert sum(progress.returns) / len(progress.returns) == before["rollout/ep_rew_mean"]
     assert sum(progress.lengths) / len(progress.lengths) == before["rollout/ep_len_mean"]
-    assert progress.wall_time == pytest.approx(before["time/wall"])
+    assert runner.wall_time == pytest.approx(before["time/wall"])
     assert progress.best is not None
     assert progress.success.maxlen == 100
 
 
 def test_progress_round_trips_through_a_file(tmp_path: Path) -> None:
-    progress = Progress(step=5, best=(0.5, -1.25), wall_time=3.5, time_to_95=2.0, step_to_95=4)
+    progress = Progress(step=5, best=(0.5, -1.25))
     progress.success.extend([1.0, 0.0])
     checkpoint.save(tmp_path / "p.safetensors", progress.state_dict(), "checkpoint")
     loaded = Progress()
@@ -238,7 +154,7 @@ def test_a_damaged_newest_checkpoint_gives_way_loudly_to_the_one_before(tmp_path
         train(tmp_path / "run", resume=True)
     assert "step_000000160.safetensors" in caplog.text
     assert "FALLING BACK" in caplog.text
-    assert set(different(last_state(tmp_path / "whole"), last_state(tmp_path / "run"))) <= {"/progress/wall_time", "/progress/time_to_95"}
+    assert set(different(last_state(tmp_path / "whole"), last_state(tmp_path / "run"))) == set()
     assert figures(tmp_path / "whole") == figures(tmp_path / "run")  # what was logged after step 128 is there once
 
 
@@ -372,214 +288,3 @@ def test_the_parts_of_the_time_add_up(run: Path) -> None:
     assert all(row[f"time/{name}"] > 0 for name in ("simulation", "base_policy", "learner", "evaluation"))
     assert parts <= row["time/wall"]
     assert row["time/fps"] == pytest.approx(192 / row["time/wall"])
-
-
-# --- signals, kills, full disks -------------------------------------------------------------------------------------
-
-
-def start(path: Path, *flags: str) -> subprocess.Popen[str]:
-    """A training process that would go on for hours."""
-    arguments = ["train", "so101-paper", *CLI_TINY, "--total-timesteps", "10000000", "--output-dir", str(path), *flags]
-    return spawn(arguments)
-
-
-def spawn(arguments: list[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "residual_rl.cli.main", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        if process.poll() is not None:
-            raise AssertionError(f"the process ended early with {process.returncode}: {process.communicate()[1]}")
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
-
-
-def lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def checkpoints(path: Path) -> list[int]:
-    return sorted(CheckpointFolder(path / "checkpoints").files())
-
-
-def errors(stderr: str) -> list[str]:
-    """What was said but for the progress and for warnings."""
-    return [line for line in stderr.splitlines() if line and not line.startswith(("train: ", "residual-rl: WARNING"))]
-
-
-@pytest.fixture
-def processes() -> Iterator[list[subprocess.Popen[str]]]:
-    started: list[subprocess.Popen[str]] = []
-    yield started
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_exits_with_its_own_code(
-    tmp_path: Path, number: signal.Signals, code: int, processes: list[subprocess.Popen[str]]
-) -> None:
-    path = tmp_path / "run"
-    process = start(path)
-    processes.append(process)
-    wait_for(lambda: lines(path / "metrics.jsonl") >= 3, process)
-    process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert errors(stderr) == []
-    assert f"residual-rl train --resume {path}" in stdout
-    summary = json.loads((path / "training_summary.json").read_text())
-    assert (summary["finished"], summary["signal"], summary["model"]) == (False, number, "interrupted_model")
-    step = summary["steps"]
-    assert checkpoints(path)[-1] == step  # no save was due: it was made for the signal
-    assert checkpoint.load(path / "interrupted_model" / "policy.safetensors", "policy")["step"] == step
-    assert not (path / "final_model").exists()
-
-    assert main(["train", "--resume", str(path), "--total-timesteps", str(step + 64)]) == 0
-    assert json.loads((path / "training_summary.json").read_text())["steps"] == step + 64
-    assert [row["step"] for row in figures(path)] == list(range(0, step + 65, 32))
-    assert json.loads((path / "config.json").read_text())["run"]["total_timesteps"] == step + 64
-
-
-def test_a_signal_in_the_first_evaluation_leaves_something_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(tmp_path / "whole", total_timesteps=64)
-    evaluate = Runner._evaluate
-
-    def evaluate_and_stop(runner: Runner) -> Any:
-        os.kill(os.getpid(), signal.SIGINT)
-        return evaluate(runner)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Runner, "_evaluate", evaluate_and_stop)
-        cfg = config(total_timesteps=64)
-        with RunFolder(tmp_path / "run").start(cfg.to_dict()) as folder:
-            assert Runner(cfg, folder).learn()["signal"] == signal.SIGINT
-    assert checkpoints(tmp_path / "run") == [0]
-    train(tmp_path / "run", resume=True, total_timesteps=64)
-    assert figures(tmp_path / "run") == figures(tmp_path / "whole")
-    assert set(different(last_state(tmp_path / "run"), last_state(tmp_path / "whole"))) <= {"/progress/wall_time", "/progress/time_to_95"}
-
-
-def test_a_signal_in_the_last_iteration_still_gives_the_final_model(tmp_path: Path) -> None:
-    train(tmp_path / "run", stop_at=64, total_timesteps=64)
-    summary = json.loads((tmp_path / "run" / "training_summary.json").read_text())
-    assert (summary["finished"], summary["model"]) == (True, "final_model")
-    assert (tmp_path / "run" / "final_model" / "policy.safetensors").is_file()
-
-
-def test_only_a_second_sigint_stops_at_once() -> None:
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with stop_signals() as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.signal == signal.SIGTERM
-        os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
-
-
-@pytest.mark.slow
-def test_a_second_sigint_ends_an_iteration_that_would_take_hours(tmp_path: Path, processes: list[subprocess.Popen[str]]) -> None:
-    path = tmp_path / "run"
-    process = start(path, "--num-steps", "1000000")
-    processes.append(process)
-    wait_for(lambda: lines(path / "metrics.jsonl") >= 1, process)
-    process.send_signal(signal.SIGINT)
-    time.sleep(1.0)
-    assert process.poll() is None  # the first one waits for the iteration
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert errors(stderr) == ["residual-rl: interrupted"]
-
-
-@pytest.mark.slow
-def test_kills_at_any_moment_leave_a_checkpoint_that_resumes(tmp_path: Path, processes: list[subprocess.Popen[str]]) -> None:
-    path, rng, done = tmp_path / "run", random.Random(3), 0
-    for kill in range(4):
-        process = spawn(["train", "--resume", str(path)]) if kill else start(path, "--save-freq", "32", "--eval-freq", "64")
-        processes.append(process)
-        wait_for(lambda: checkpoints(path) and checkpoints(path)[-1] > done, process)  # noqa: B023 (called in this iteration)
-        time.sleep(rng.uniform(0.0, 0.6))
-        process.kill()
-        process.communicate()
-        latest = CheckpointFolder(path / "checkpoints").latest()
-        assert latest is not None
-        assert latest[0] > done
-        assert latest[0] == checkpoints(path)[-1]  # the newest is whole
-        done = latest[0]
-    assert main(["train", "--resume", str(path), "--total-timesteps", str(done + 64)]) == 0
-    assert [row["step"] for row in figures(path)] == list(range(0, done + 65, 32))
-
-
-@pytest.mark.slow
-def test_a_full_disk_ends_training_with_one_line_and_the_last_checkpoint_whole(
-    tmp_path: Path, processes: list[subprocess.Popen[str]]
-) -> None:
-    """The disk fills while it runs: no file may grow beyond 4 kB any more."""
-    path = tmp_path / "run"
-    process = start(path, "--save-freq", "32")
-    processes.append(process)
-    wait_for(lambda: len(checkpoints(path)) == 3, process)
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert len(errors(stderr)) == 1
-    assert errors(stderr)[0].startswith("residual-rl: error: cannot write ")
-    assert "File too large" in stderr
-    resumable(path)
-
-
-@pytest.mark.slow
-def test_a_full_file_system_ends_training_with_one_line_and_the_last_checkpoint_whole(
-    tmp_path: Path, processes: list[subprocess.Popen[str]]
-) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("needs the right to mount a file system")
-    try:
-        path = disk / "run"
-        process = start(path, "--save-freq", "32")
-        processes.append(process)
-        wait_for(lambda: len(checkpoints(path)) == 3, process)
-        fill(disk / "ballast")
-        _, stderr = process.communicate(timeout=60)
-        assert process.returncode == 2
-        assert len(errors(stderr)) == 1
-        assert "No space left on device; free some space" in stderr
-        (disk / "ballast").unlink()
-        resumable(path)
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
-
-
-def fill(path: Path) -> None:
-    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
-        while file.write(bytes(4096)):
-            pass
-
-
-def resumable(path: Path) -> None:
-    latest = CheckpointFolder(path / "checkpoints").latest()
-    assert latest is not None
-    assert latest[0] == checkpoints(path)[-1]
-    assert main(["train", "--resume", str(path), "--total-timesteps", str(latest[0] + 32)]) == 0
-    assert [row["step"] for row in figures(path)] == list(range(0, latest[0] + 33, 32))
-
-
-@pytest.mark.slow
-def test_training_takes_less_than_one_and_a_half_gigabytes(tmp_path: Path) -> None:
-    """An iteration of the default settings, evaluations shortened."""
-    arguments = f"train so101-paper --total-timesteps 2048 --max-episode-steps 20 --output-dir {tmp_path / 'run'}".split()
-    code = f"import resource; from residual_rl.cli.main import main; assert main({arguments!r}) == 0; "
-    code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    megabytes = int(done.stdout.splitlines()[-1]) / 1024
-    assert megabytes < 1500, f"{megabytes:.0f} MB"

@@ -57,8 +57,8 @@ class TrainingSpeeds:
 
     @property
     def ratios(self) -> list[float]:
-        """Ours against Stable-Baselines3, turn by turn."""
-        return [ours / sb3 for ours, sb3 in zip(self.ours, self.sb3, strict=True)]
+        """Ours against Stable-Baselines3, turn by turn; none without it."""
+        return [ours / sb3 for ours, sb3 in zip(self.ours, self.sb3, strict=False)]
 
 
 def compare_training(cfg: TrainCfg, repeats: int) -> TrainingSpeeds:

@@ -19,7 +19,7 @@ from residual_rl.config import TrainCfg
 from residual_rl.errors import CheckpointError, NonFiniteError
 from residual_rl.evaluate import Episodes, evaluate
 from residual_rl.files import make_folder, write_json
-from residual_rl.logger import Logger, ProgressBar
+from residual_rl.logger import Logger, ProgressBar, read_metrics
 from residual_rl.policy import export_policy
 from residual_rl.run_folder import RunFolder
 from residual_rl.seeding import TRAINING_EVAL_SEED, training_seed_start
@@ -28,18 +28,12 @@ from residual_rl.types import Metrics, State, Transition
 
 @dataclass
 class Progress:
-    """Where training stands; part of every checkpoint."""
+    """Where training stands; part of every checkpoint, and so without times: equal runs have equal checkpoints."""
 
     step: int = 0
     """Env steps done."""
     best: tuple[float, float] | None = None
     """Success rate and mean return of the best evaluation so far."""
-    wall_time: float = 0.0
-    """Seconds of training, evaluations included, over all sessions."""
-    time_to_95: float | None = None
-    """Wall time at the end of the first evaluation with a success rate of at least 95 % [s]."""
-    step_to_95: int | None = None
-    """Env steps before that evaluation."""
     success: deque[float] = field(default_factory=lambda: deque(maxlen=100))
     returns: deque[float] = field(default_factory=lambda: deque(maxlen=100))
     lengths: deque[float] = field(default_factory=lambda: deque(maxlen=100))
@@ -78,6 +72,8 @@ class Runner:
         self.eval_env = make_residual_env(cfg, cfg.run.eval_episodes)
         self.learner = make_learner(cfg, self.env)
         self.progress, self.timer = Progress(), Timer()
+        self.wall_time = 0.0
+        """Seconds of training, evaluations included, over all sessions."""
         self.checkpoints = checkpoint.CheckpointFolder(folder.checkpoints, cfg.run.keep_checkpoints)
         if resume:
             self._resume()
@@ -88,7 +84,7 @@ class Runner:
     def learn(self) -> dict[str, Any]:
         """Train to the end, or until SIGINT or SIGTERM. Returns the summary, whose `signal` says what ended it."""
         cfg, progress = self.cfg.run, self.progress
-        session = time.perf_counter() - progress.wall_time
+        session = time.perf_counter() - self.wall_time
         resume_step = None if progress.best is None else progress.step
         with (
             stop_signals() as stop,
@@ -102,11 +98,9 @@ class Runner:
                 before = progress.step
                 metrics = self._collect()
                 metrics |= self._update()
-                progress.wall_time = time.perf_counter() - session
                 if self._due(cfg.eval_freq, before) or self._finished:
                     metrics |= self._evaluate()
-                    progress.wall_time = time.perf_counter() - session
-                    self._note_95(metrics["eval/success_rate"])
+                self.wall_time = time.perf_counter() - session
                 metrics |= self._times()
                 logger.log(metrics, progress.step)
                 bar.update(progress.step, metrics.get("rollout/success_rate_100"))
@@ -169,8 +163,8 @@ class Runner:
         """Seconds spent so far, by part, and env steps per second of the wall; parts are of this session."""
         clock, timer = self.env.clock, self.timer
         return {
-            "time/fps": self.progress.step / self.progress.wall_time,
-            "time/wall": self.progress.wall_time,
+            "time/fps": self.progress.step / self.wall_time,
+            "time/wall": self.wall_time,
             "time/simulation": clock.simulation,
             "time/base_policy": clock.base_policy,
             "time/learner": timer.collection - clock.simulation - clock.base_policy + timer.update,
@@ -198,10 +192,6 @@ class Runner:
         self.timer.evaluation += time.perf_counter() - start
         return metrics
 
-    def _note_95(self, success_rate: float) -> None:
-        if success_rate >= 0.95 and self.progress.time_to_95 is None:
-            self.progress.time_to_95, self.progress.step_to_95 = self.progress.wall_time, self.progress.step
-
     # --- saving -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> State:
@@ -216,20 +206,24 @@ class Runner:
         self.progress.load_state_dict(state["progress"])
         self.learner.load_state_dict(state["learner"])
         self.env.load_state_dict(state["env"])
+        rows = read_metrics(self.folder.metrics_file) if self.folder.metrics_file.exists() else []
+        self.wall_time = max((row["time/wall"] for row in rows if row["step"] <= self.progress.step and "time/wall" in row), default=0.0)
 
     def _finish(self, stopped_by: int | None) -> dict[str, Any]:
         model = self.folder.final_model if self._finished else self.folder.interrupted_model
         export_policy(model, self.cfg, self.learner, self.env.residual_scale, self.progress.step)
         progress = self.progress
+        rows = read_metrics(self.folder.metrics_file)
+        reached = next((row for row in rows if row.get("eval/success_rate", 0.0) >= 0.95 and "time/wall" in row), None)
         summary = {
             "finished": self._finished,
             "signal": stopped_by,
             "steps": progress.step,
-            "wall_time": progress.wall_time,
-            "steps_per_second": progress.step / progress.wall_time if progress.wall_time else 0.0,
+            "wall_time": self.wall_time,
+            "steps_per_second": progress.step / self.wall_time if self.wall_time else 0.0,
             "best_success_rate": progress.best[0] if progress.best else None,
-            "time_to_95": progress.time_to_95,
-            "step_to_95": progress.step_to_95,
+            "time_to_95": reached["time/wall"] if reached else None,
+            "step_to_95": reached["step"] if reached else None,
             "model": str(model.name),
         }
         write_json(self.folder.summary_file, summary)

@@ -1,0 +1,96 @@
+"""Trainings that take a second, and what to compare of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from residual_rl.checkpoint import CheckpointFolder
+from residual_rl.config import TrainCfg, replace_fields
+from residual_rl.logger import read_metrics
+from residual_rl.run_folder import RunFolder
+from residual_rl.runner import Runner
+
+TINY: dict[str, Any] = {
+    "num_envs": 4,
+    "num_steps": 8,
+    "minibatch_size": 16,
+    "num_epochs": 2,
+    "hidden_sizes": (8, 8),
+    "max_episode_steps": 20,
+    "eval_episodes": 2,
+    "total_timesteps": 256,
+    "eval_freq": 96,
+    "save_freq": 32,
+    "num_threads": 1,
+    # Some sheets lie in the rectangle from the start, so that episodes terminate as well as being cut off.
+    "tolerance": 0.08,
+    "success_hold_steps": 5,
+}
+"""32 env steps an iteration, 8 iterations."""
+
+CLI_TINY = ["--num-envs", "4", "--num-steps", "8", "--minibatch-size", "16", "--num-epochs", "2", "--hidden-sizes", "8", "8"]
+CLI_TINY += ["--max-episode-steps", "20", "--eval-episodes", "2"]
+
+
+def config(base_policy: str = "jacobian", **settings: Any) -> TrainCfg:
+    return replace_fields(TrainCfg.default("so101-paper", base_policy), {**TINY, **settings})
+
+
+def train(path: Path, stop_at: int | None = None, resume: bool = False, **settings: Any) -> Runner:
+    """Train in this process; `stop_at` sends it a SIGTERM in the iteration that reaches this step."""
+    cfg, folder = config(**settings), RunFolder(path)
+    with folder.resume() if resume else folder.start(cfg.to_dict()):
+        runner = Runner(cfg, folder, resume=resume)
+        if stop_at is not None:
+            update = runner._update
+
+            def update_and_stop() -> Any:
+                if runner.progress.step == stop_at:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return update()
+
+            runner._update = update_and_stop  # type: ignore[method-assign]
+        summary = runner.learn()
+        runner.env.close()
+        runner.eval_env.close()
+    assert summary["signal"] == (None if stop_at is None else signal.SIGTERM)
+    assert summary["steps"] == (cfg.run.total_timesteps if stop_at is None else stop_at)
+    return runner
+
+
+def flat(state: Any, key: str = "") -> dict[str, Any]:
+    if isinstance(state, dict):
+        return {k: v for name, value in state.items() for k, v in flat(value, f"{key}/{name}").items()}
+    if isinstance(state, list):
+        return {k: v for i, value in enumerate(state) for k, v in flat(value, f"{key}/{i}").items()}
+    return {key: state}
+
+
+def different(a: Any, b: Any) -> list[str]:
+    """Keys of two nested states that differ in any bit."""
+    x, y = flat(a), flat(b)
+    same = {
+        k: torch.equal(x[k], y[k]) and x[k].dtype == y[k].dtype if isinstance(x[k], Tensor) else x[k] == y[k] for k in x.keys() & y.keys()
+    }
+    return sorted({k for k, equal in same.items() if not equal} | (x.keys() ^ y.keys()))
+
+
+def last_state(path: Path) -> Any:
+    latest = CheckpointFolder(path / "checkpoints").latest()
+    assert latest is not None
+    return latest[1]
+
+
+def figures(path: Path) -> list[dict[str, Any]]:
+    """What was logged, but for the times."""
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_metrics(path / "metrics.jsonl")]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
