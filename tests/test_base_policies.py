@@ -101,18 +101,27 @@ def test_reset_touches_the_worlds_of_the_mask_alone(base_policy_id: str, env: Ve
 
 
 @contract
-def test_a_final_observation_leaves_the_other_worlds_as_they_were(base_policy_id: str, env: VecEnv, seen: list[Obs]) -> None:
-    """World 3 ends: it is asked for its final observation, then reset."""
+@pytest.mark.parametrize("end", [10, 18, 26, 40])
+@pytest.mark.parametrize("world", range(NUM_ENVS))
+def test_a_final_observation_is_answered_for_its_world_alone(
+    base_policy_id: str, end: int, world: int, env: VecEnv, seen: list[Obs]
+) -> None:
+    """A world ends: it is asked for its final observation, then reset, and the others never notice."""
     policy, twin, fresh = (make_base_policy(base_policy_id, None, env) for _ in range(3))
-    for obs in seen[:40]:
+    for obs in seen[:end]:
         policy.act(obs)
         twin.act(obs)
-    policy.act(seen[40], only(3))
-    policy.reset(only(3))
-    for obs in seen[41:]:
+    final = policy.act(seen[end], only(world))[world]
+    policy.reset(only(world))
+    others = [w for w in range(NUM_ENVS) if w != world]
+    for obs in seen[end + 1 : end + 6]:
         action = policy.act(obs)
-        assert torch.equal(action[:3], twin.act(obs)[:3])
-        assert torch.equal(action[3], fresh.act(obs)[3])
+        assert torch.equal(action[others], twin.act(obs)[others])
+        assert torch.equal(action[world], fresh.act(obs)[world])
+    asked_fully = make_base_policy(base_policy_id, None, env)
+    for obs in seen[:end]:
+        asked_fully.act(obs)
+    assert torch.equal(final, asked_fully.act(seen[end])[world])
 
 
 @contract

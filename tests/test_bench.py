@@ -115,7 +115,9 @@ def test_sb3_gets_the_same_task_networks_and_number_of_gradient_samples(monkeypa
 def test_the_results_are_plain_and_name_the_machine(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
     told: list[str] = []
-    results = json.loads(json.dumps(run_bench(CFG, BenchCfg(num_envs=2, num_threads=1, num_steps=2, repeats=1), told.append)))
+    results = json.loads(
+        json.dumps(run_bench(CFG, BenchCfg(num_envs=2, num_threads=1, num_steps=2, repeats=1, training_repeats=1), told.append))
+    )
     assert told == ["training", "stepping", "cameras"]
     rows = {row["name"]: row for row in results["rows"]}
     assert rows["env stepping ÷ bare mj_step"]["value"] == pytest.approx(
@@ -142,7 +144,13 @@ def test_a_sum_is_shown_as_a_table_and_saved(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(cli, "run_bench", measured)
     output = tmp_path / "new" / "bench.json"
     assert cli.main(["so101-paper", "--quick", "--tolerance", "0.01", "--output", str(output)]) == 0
-    assert json.loads(output.read_text())["settings"] == {"num_envs": 32, "num_threads": 0, "num_steps": 20, "repeats": 1}
+    assert json.loads(output.read_text())["settings"] == {
+        "num_envs": 32,
+        "num_threads": 0,
+        "num_steps": 20,
+        "repeats": 1,
+        "training_repeats": 1,
+    }
     printed = capsys.readouterr().out
     for text in ("12,346", "1.23 … 20,000", "camera images: no OpenGL.", "2 cores of Some (R) CPU", "load average 0.5"):
         assert text in printed
@@ -154,7 +162,7 @@ def test_wrong_use_is_named(argv: list[str], text: str) -> None:
         cli.main(argv)
 
 
-@pytest.mark.parametrize("name", ["num_envs", "num_steps", "repeats"])
+@pytest.mark.parametrize("name", ["num_envs", "num_steps", "repeats", "training_repeats"])
 def test_counts_must_be_positive(name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         BenchCfg(**{name: 0})

@@ -313,6 +313,19 @@ def test_tensors_belong_to_the_caller(spec: TaskSpec) -> None:
             assert torch.equal(value, copies[name]), name
 
 
+def test_quantities_belong_to_the_caller(spec: TaskSpec) -> None:
+    env = make(spec)
+    physics = getattr(env, "physics", None)
+    if physics is None:
+        pytest.skip("not a simulation")
+    env.reset(seed=FIRST_SEED)
+    given = physics.read()
+    copies = {name: value.clone() for name, value in given.items()}
+    env.step(actions(env, 0))
+    assert equal(given, copies)
+    assert not equal(physics.read(), copies)
+
+
 @pytest.mark.parametrize("queue", ["counter", "list"])
 @pytest.mark.parametrize("where", ["same", "new"])
 def test_a_saved_state_goes_on_bit_for_bit(spec: TaskSpec, where: str, queue: str) -> None:

@@ -20,8 +20,8 @@ import residual_rl
 from fakes import PointCfg
 from residual_rl.build import make_base_policy
 from residual_rl.envs.gl_backend import gl_context_class
-from residual_rl.envs.gymnasium_env import GymnasiumEnv
 from residual_rl.errors import ConfigError, MissingDependencyError, UnknownNameError
+from residual_rl.gymnasium_env import GymnasiumEnv
 from residual_rl.registry import TASKS, TaskSpec
 
 ID = "residual_rl/SO101Paper-v0"

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from residual_rl.checkpoint import CheckpointFolder
+from residual_rl.cli.main import main
 from residual_rl.config import TrainCfg, replace_fields
 from residual_rl.logger import read_metrics
 from residual_rl.run_folder import RunFolder
@@ -94,3 +98,19 @@ def figures(path: Path) -> list[dict[str, Any]]:
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+Fails = Callable[..., str]
+_NO_ERRORS = ("residual-rl: WARNING", "WARNING: Nan, Inf or huge value")
+"""How the logger's warnings and MuJoCo's own begin."""
+
+
+def failure(capfd: pytest.CaptureFixture[str], *arguments: str | Path, code: int = 2) -> str:
+    """Run a command that must fail with `code`; gives the one line that it says."""
+    capfd.readouterr()
+    assert main([str(a) for a in arguments]) == code
+    lines = [line for line in capfd.readouterr().err.splitlines() if line and not line.startswith(_NO_ERRORS)]
+    said = [line for line in lines if not re.match(r"(train|base|residual|zero): ", line)]  # progress
+    assert len(said) == 1, said
+    assert said[0].startswith("residual-rl: error: ")
+    return said[0].removeprefix("residual-rl: error: ")

@@ -32,13 +32,15 @@ class BenchCfg:
     """Worlds stepped together."""
     num_threads: int = 0
     """Simulator threads; 0 means one a CPU core."""
-    num_steps: int = 150
+    num_steps: int = 100
     """Policy steps of each world in a turn of the comparison with bare MuJoCo."""
     repeats: int = 5
-    """Turns; the figures are medians over them."""
+    """Turns of stepping and drawing; the figures are medians over them."""
+    training_repeats: int = 3
+    """Turns of training."""
 
     def __post_init__(self) -> None:
-        for name in ("num_envs", "num_steps", "repeats"):
+        for name in ("num_envs", "num_steps", "repeats", "training_repeats"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.num_threads < 0:
@@ -101,7 +103,7 @@ def _stepping(cfg: TrainCfg, bench: BenchCfg) -> list[Row]:
 
 
 def _training(cfg: TrainCfg, bench: BenchCfg) -> list[Row]:
-    speeds = compare_training(cfg, bench.repeats)
+    speeds = compare_training(cfg, bench.training_repeats)
     ours = f"{SETTINGS['num_envs']} worlds, {cfg.base_policy_id}, 2,048 steps and 64 gradient steps of 256 an update"
     theirs = f"{SB3_ENVS} subprocesses, the same env, networks and gradient samples; without normalisation, which we have"
     rows = [_row("training, all included", speeds.ours, "steps / s", ours)]

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from residual_rl.config import TrainCfg, replace_fields
-from residual_rl.envs.gymnasium_env import GymnasiumEnv
 from residual_rl.errors import MissingDependencyError
+from residual_rl.gymnasium_env import GymnasiumEnv
 from residual_rl.run_folder import RunFolder
 from residual_rl.runner import Runner
 

@@ -25,7 +25,7 @@ def announce(spec: TaskSpec) -> None:
     if spec.gymnasium_id not in gymnasium.registry:
         gymnasium.register(
             spec.gymnasium_id,
-            entry_point="residual_rl.envs.gymnasium_env:GymnasiumEnv",
+            entry_point="residual_rl.gymnasium_env:GymnasiumEnv",
             vector_entry_point="residual_rl.build:make_vec_env",
             kwargs={"task": spec.id},
         )

@@ -19,7 +19,7 @@ from residual_rl.errors import ConfigError
 from residual_rl.files import make_folder, write_json
 from residual_rl.run_folder import machine
 
-QUICK = {"num_steps": 20, "repeats": 1}
+QUICK = {"num_steps": 20, "repeats": 1, "training_repeats": 1}
 """Settings of `--quick`."""
 
 
@@ -75,7 +75,7 @@ def _usage() -> None:
 
 
 def _table(results: dict[str, Any]) -> Table:
-    table = Table("what", title=f"{results['task']}: medians of {results['settings']['repeats']} turns", title_justify="left")
+    table = Table("what", title=f"{results['task']}: medians of several turns", title_justify="left")
     table.add_column("median", justify="right")
     table.add_column("from … to", justify="right")
     table.add_column("unit")
