@@ -132,12 +132,17 @@ def test_layout_of_state_sensors_and_options(scene: mujoco.MjModel) -> None:
     assert scene.camera("top").fovy[0] == scene.camera("wrist").fovy[0] == 140
 
 
-def test_contacts_are_three_pairs_and_nothing_else(scene: mujoco.MjModel) -> None:
+def test_contacts_are_four_pairs_and_nothing_else(scene: mujoco.MjModel) -> None:
     assert not scene.geom_contype.any()
     assert not scene.geom_conaffinity.any()
     pairs = {scene.pair(i).name: scene.pair(i) for i in range(scene.npair)}
     geoms = {name: {scene.geom(int(pair.geom1[0])).name, scene.geom(int(pair.geom2[0])).name} for name, pair in pairs.items()}
-    assert geoms == {"sheet_table": {"sheet", "table"}, "sheet_tape": {"sheet", "tape_patch"}, "tip_sheet": {"fingertip", "sheet"}}
+    assert geoms == {
+        "sheet_table": {"sheet", "table"},
+        "sheet_tape": {"sheet", "tape_patch"},
+        "tip_sheet": {"fingertip", "sheet"},
+        "tip_floor": {"fingertip", "tip_floor"},
+    }
     for name, dim, friction in (("sheet_table", 3, (0.3, 0.3)), ("sheet_tape", 3, (0.9, 0.9)), ("tip_sheet", 4, (1.2, 1.2, 0.05))):
         assert pairs[name].dim[0] == dim
         np.testing.assert_allclose(pairs[name].friction[: dim - 1], friction)
@@ -244,8 +249,17 @@ def test_pressed_sheet_stays_on_the_table_and_carries_the_load(scene: mujoco.MjM
 def test_no_contact_between_fingertip_and_table(scene: mujoco.MjModel) -> None:
     data = press(scene, x=0.7, steps=1500)  # the sheet is elsewhere
     assert body_site(scene, data, EE_SITE)[2] < 0.008
-    tip = scene.geom("fingertip").id
-    assert not any(tip in contact.geom for contact in data.contact)
+    tip, floor = scene.geom("fingertip").id, scene.geom("tip_floor").id
+    assert all(set(contact.geom) == {tip, floor} for contact in data.contact if tip in contact.geom)
+
+
+def test_the_finger_cannot_get_under_the_sheet(scene: mujoco.MjModel) -> None:
+    data = press(scene, x=0.7, steps=1500)
+    for _ in range(1500):  # as far down as the servos can push
+        data.ctrl[1] += 0.0002
+        mujoco.mj_step(scene, data)
+    # its centre stays above the sheet's, so that it can only press the sheet down or push it away
+    assert body_site(scene, data, EE_SITE)[2] > 0.001
 
 
 def test_sheet_slides_onto_the_patch_from_outside() -> None:
@@ -304,7 +318,7 @@ def write(tmp_path: Path, change: Callable[[str], str] = lambda xml: xml) -> str
 
 def test_own_model_gives_the_same_scene(tmp_path: Path, scene: mujoco.MjModel) -> None:
     own = build_scene(SceneCfg(robot_xml=write(tmp_path)))
-    assert (own.nq, own.nv, own.nu, own.npair, own.nsensordata) == (13, 12, 6, 3, 32)
+    assert (own.nq, own.nv, own.nu, own.npair, own.nsensordata) == (13, 12, 6, 4, 32)
     one, other = at_home(own), at_home(scene)
     for _ in range(300):
         mujoco.mj_step(own, one)

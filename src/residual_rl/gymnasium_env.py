@@ -40,6 +40,8 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
     `reset(seed=s)` starts the episode of seed `s`, the same that the batched env has under it. Further resets draw seeds of their own from
     `s`, so that envs with neighbouring seeds do not run the same episodes.
 
+    `gymnasium.make(id, max_episode_steps=n)` wraps it in Gymnasium's own limit, which can shorten the task's and not lengthen it.
+
     Args:
         task: id of the task.
         base_policy: id of a base policy.

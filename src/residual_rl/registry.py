@@ -36,7 +36,7 @@ class TaskSpec:
     metric_units: Mapping[str, str] = field(default_factory=dict)
     """Units of the task's own metrics, by name."""
     doctor: str | None = None
-    """`doctor(cfg) -> list[Check]`: the task's own checks in the sanity suite."""
+    """`doctor(cfg, quick) -> Iterable[Check]`: the task's own checks in the sanity suite."""
     oracle: str | None = None
     """Id of a base policy that solves the task, for the sanity suite and demonstrations."""
     gymnasium_id: str | None = None

@@ -107,7 +107,9 @@ def check_scene(env: TaskEnv, cfg: SO101PaperCfg) -> Iterator[Check]:
         expected_text = f"{' and torsion '.join(f'{v:g}' for v in friction)}, condim {condim}"
         measured = f"{' and torsion '.join(f'{v:g}' for v in found)}, condim {pairs[name].dim[0]}"
         yield Check(f"friction {name.replace('_', '–')}", expected_text, measured, measured == expected_text)
-    others = sorted(set(pairs) - {"sheet_table", "sheet_tape", "tip_sheet"})
+    floor = m.geom("tip_floor").pos[2]
+    yield Check("floor of the fingertip", "5 mm below the table", f"{-1e3 * floor:g} mm", bool(np.isclose(floor, -0.005)))
+    others = sorted(set(pairs) - {"sheet_table", "sheet_tape", "tip_sheet", "tip_floor"})
     masked = int((m.geom_contype | m.geom_conaffinity).any())
     yield Check("other contacts", "none", ", ".join(others) or ("by masks" if masked else "none"), not others and not masked)
     radius = m.geom("fingertip").size[0]

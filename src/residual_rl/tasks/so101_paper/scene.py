@@ -26,6 +26,9 @@ SERVOS = {"identified": SERVO_IDENTIFIED, "old": SERVO_OLD}
 _BOX, _PLANE, _SPHERE = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_SPHERE
 _SINK = 0.002
 """How far below the contact plane table and tape are drawn [m]: a pressed sheet sinks in by 1 mm and would vanish from sight."""
+_TIP_FLOOR = 0.005
+"""How far below the table the fingertip meets a floor [m]. On the table itself the load would bypass the sheet (which sinks in by up to
+4 mm where it is pressed at an edge); without a floor the finger gets under the table beside the sheet, and lifts it from below."""
 _TAPE_HALF_THICKNESS = 0.00001
 _PATCH_HALF_HEIGHT = 0.01
 _PATCH_MARGIN = 0.002
@@ -168,6 +171,7 @@ def _add_table(spec: mujoco.MjSpec, cfg: SceneCfg) -> None:
     red = spec.add_material(name="tape", rgba=(0.80, 0.06, 0.05, 1), specular=0.1, shininess=0.1)
     unseen = {"rgba": (0, 0, 0, 0), "group": 4}
     world.add_geom(name="table", type=_PLANE, size=(1, 1, 0.05), contype=0, conaffinity=0, **unseen)
+    world.add_geom(name="tip_floor", type=_PLANE, pos=(0, 0, -_TIP_FLOOR), size=(1, 1, 0.05), contype=0, conaffinity=0, **unseen)
     world.add_geom(name="table_top", type=_PLANE, pos=(0.25, 0, -_SINK), size=(1, 1, 0.05), contype=0, conaffinity=0, material=black.name)
     for name, (pos, size) in tape_layout(cfg).items():
         looks = unseen if name == "tape_patch" else {"material": red.name}
@@ -194,13 +198,14 @@ def _add_fingertip(spec: mujoco.MjSpec) -> None:
 def _add_pairs(spec: mujoco.MjSpec, cfg: SceneCfg) -> None:
     """All contacts there are. Every value is given: a user's file may have defaults of its own."""
     rolling = (0.0001, 0.0001)
-    for name, other, mu, margin in (
-        ("sheet_table", "table", cfg.friction_table, 0.0),
-        ("sheet_tape", "tape_patch", cfg.friction_tape, _PATCH_MARGIN),
+    for name, geom, other, mu, margin in (
+        ("sheet_table", "sheet", "table", cfg.friction_table, 0.0),
+        ("sheet_tape", "sheet", "tape_patch", cfg.friction_tape, _PATCH_MARGIN),
+        ("tip_floor", "fingertip", "tip_floor", cfg.friction_table, 0.0),
     ):
         spec.add_pair(
             name=name,
-            geomname1="sheet",
+            geomname1=geom,
             geomname2=other,
             condim=3,
             friction=(mu, mu, 0.005, *rolling),
