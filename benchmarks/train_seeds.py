@@ -2,8 +2,8 @@
 
     python benchmarks/train_seeds.py residual --seeds 1 2 3 -- so101-paper --total-timesteps 250000
 
-writes docs/results/residual.json and residual.png. What follows `--` are the arguments of `residual-rl train`. Runs that have been evaluated already
-are taken as they are, and interrupted ones go on, so that a long benchmark can be spread over time.
+writes docs/results/residual.json and residual.png. What follows `--` are the arguments of `residual-rl train`. Runs that
+have been evaluated already are taken as they are, and interrupted ones go on, so that a long benchmark can be spread over time.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def _run(options: argparse.Namespace, seed: int) -> RunFolder:
         fresh = ["train", *options.train, "--seed", str(seed), "--output-dir", str(run.path)]
         subprocess.run([*CLI, *(["train", "--resume", str(run.path)] if run.checkpoints.exists() else fresh)], check=True)
     if not run.eval_file.exists():
-        subprocess.run([*CLI, "eval", str(run.path), "--n-episodes", str(options.n_episodes), "--compare-base", "--compare-zero"], check=True)
+        subprocess.run(
+            [*CLI, "eval", str(run.path), "--n-episodes", str(options.n_episodes), "--compare-base", "--compare-zero"], check=True
+        )
     return run
 
 
@@ -96,7 +98,11 @@ def _print(result: dict[str, Any]) -> None:
     print(f"{result['task']}, seeds {result['seeds']}, {result['n_episodes']} episodes each")
     for policy, rate in result["success_once"].items():
         per_seed = ", ".join(f"{100 * r:.1f}" for r in rate["per_seed"])
-        interval = "" if rate["interval"] is None else f", 95 % interval over seeds [{100 * rate['interval'][0]:.1f}, {100 * rate['interval'][1]:.1f}]"
+        interval = (
+            ""
+            if rate["interval"] is None
+            else f", 95 % interval over seeds [{100 * rate['interval'][0]:.1f}, {100 * rate['interval'][1]:.1f}]"
+        )
         print(f"  {policy:<9} {100 * rate['mean']:.1f} % ({per_seed}{interval})")
     for seed, training in zip(result["seeds"], result["training"], strict=True):
         reached = "never" if training["time_to_95"] is None else f"after {training['time_to_95']:.0f} s, {training['step_to_95']:,} steps"

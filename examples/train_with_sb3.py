@@ -14,12 +14,11 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecMonitor
 
-import residual_rl
+import residual_rl  # noqa: F401 (Gymnasium knows the ids of its tasks from now on)
 
 
 def make_env() -> gymnasium.Env:
     """One world, in a process of its own."""
-    residual_rl.register_envs()
     return gymnasium.make("residual_rl/SO101Paper-v0", base_policy="jacobian", residual_scale=0.6)
 
 

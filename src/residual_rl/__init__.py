@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from residual_rl.gymnasium_ids import register_envs_with_gymnasium
+from residual_rl.registry import TASKS
 
 __version__ = "0.1.0"
 
@@ -29,7 +29,6 @@ _MODULE_OF = {
     "make_residual_env": "residual_rl.build",
     "make_vec_env": "residual_rl.build",
     "register_base_policy": "residual_rl.registry",
-    "register_envs": "residual_rl.gymnasium_ids",
     "register_task": "residual_rl.registry",
 }
 """Public name -> the module that holds it."""
@@ -49,4 +48,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-register_envs_with_gymnasium()
+TASKS.import_own()  # Gymnasium 1.x loads no plugins: it knows their ids once this package is imported

@@ -35,16 +35,14 @@ def record(env: ResidualEnv, policy: Policy, seeds: Sequence[int]) -> list[Recor
     scenes: list[Tensor] = []
     magnitudes: list[Tensor] = []
 
-    def keep(transition: Transition, info: dict[str, Any]) -> None:  # noqa: ARG001
-        scenes.append(env.env.scenes())
+    def keep(transition: Transition, info: dict[str, Any]) -> None:
+        scenes.append(info["final_scenes"] if "final_scenes" in info else env.env.scenes())
         magnitudes.append((env.residual_scale * transition.residual_action).abs().amax(1))
 
     episodes = evaluate(env, policy, seeds, on_step=keep)
     recordings = []
     for i, seed in enumerate(seeds):
         steps = int(episodes["episode_length"][i])
-        # The world is reset in the step that ends its episode, so that step's scene is already the next episode's.
-        steps = max(steps - 1, 1)
         drawn = torch.stack([scene[i] for scene in scenes[:steps]])
         recordings.append(Recording(seed, drawn, torch.stack([m[i] for m in magnitudes[:steps]]), bool(episodes["success_once"][i])))
     return recordings

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
+import gymnasium
+
 from residual_rl.errors import ConfigError, ResidualRLError, UnknownNameError
-from residual_rl.gymnasium_ids import announce
 
 
 @dataclass(frozen=True)
@@ -89,22 +90,22 @@ class Registry(Generic[Spec]):
             raise UnknownNameError(self._kind, id, self._specs)
         return self._specs[id]
 
-    def known(self) -> list[Spec]:
-        """The specs registered so far, without looking for more."""
-        return list(self._specs.values())
-
     def all(self) -> list[Spec]:
         """Every spec, by id."""
         self._discover()
         return [self._specs[k] for k in sorted(self._specs)]
 
+    def import_own(self) -> None:
+        """Import this package's modules of the kind, which register themselves."""
+        package = importlib.import_module(self._source)
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{self._source}.{module.name}")
+
     def _discover(self) -> None:
         if self._discovered:
             return
         self._discovered = True
-        package = importlib.import_module(self._source)
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self._source}.{module.name}")
+        self.import_own()
         for entry in entry_points(group=self._source):
             try:
                 entry.load()
@@ -124,7 +125,13 @@ BASE_POLICIES: Registry[BasePolicySpec] = Registry("base policy", "residual_rl.b
 def register_task(spec: TaskSpec) -> TaskSpec:
     """Make `spec` known by its id, and to Gymnasium by its `gymnasium_id`."""
     TASKS.register(spec)
-    announce(spec)
+    if spec.gymnasium_id is not None:
+        gymnasium.register(
+            spec.gymnasium_id,
+            entry_point="residual_rl.gymnasium_env:GymnasiumEnv",
+            vector_entry_point="residual_rl.build:make_vec_env",
+            kwargs={"task": spec.id},
+        )
     return spec
 
 

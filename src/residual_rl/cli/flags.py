@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from residual_rl.config import TrainCfg
+from residual_rl.errors import ConfigError
 
 
 def split_target(argv: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -28,7 +29,7 @@ def peek(argv: Sequence[str], *names: str) -> str | None:
     return value
 
 
-def without_prefix(cls: type) -> Any:
+def _without_prefix(cls: type) -> Any:
     """A nested dataclass whose fields become flags of their own names."""
     return Annotated[cls, tyro.conf.arg(name="")]
 
@@ -36,9 +37,15 @@ def without_prefix(cls: type) -> Any:
 def parts_of(cfg: TrainCfg, names: Sequence[str]) -> list[tuple[str, Any, Any]]:
     """Dataclass fields `(name, type, default)` for parts of `cfg`: their flags have no prefix, but for the base policy's `--base.*`."""
     fields = []
+    owner: dict[str, str] = {}
     for name in names:
         part = getattr(cfg, name)
         if part is not None:
-            hint = type(part) if name == "base" else without_prefix(type(part))
+            hint = type(part) if name == "base" else _without_prefix(type(part))
+            for field in dataclasses.fields(part) if name != "base" else ():
+                if field.name in owner:
+                    both = f"{owner[field.name]} and {type(part).__name__}"
+                    raise ConfigError(f"{both} both have a setting {field.name!r}: their flags would be the same, rename one")
+                owner[field.name] = type(part).__name__
             fields.append((name, hint, dataclasses.field(default=part)))
     return fields

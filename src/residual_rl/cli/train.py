@@ -65,9 +65,7 @@ def _flags(cfg: TrainCfg) -> type:
     own: list[tuple[str, Any, Any]] = [
         (
             "base_policy",
-            Annotated[
-                str, tyro.conf.arg(aliases=["--expert-type"], help="Frozen policy to learn on top of: an id of `residual-rl list`.")
-            ],
+            Annotated[str, tyro.conf.arg(aliases=["--expert-type"], help="Frozen policy to learn on top of: an id of `residual-rl list`.")],
             dataclasses.field(default=cfg.base_policy_id),
         ),
         (
