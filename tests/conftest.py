@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
+import shutil
+from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # before anything imports matplotlib: no test opens a window
 
@@ -11,6 +14,9 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+
+import tiny_runs
+from residual_rl.cli.main import main
 
 SEED = 20260101
 
@@ -38,3 +44,24 @@ def _fixed_seeds() -> None:
     random.seed(SEED)
     np.random.seed(SEED)  # noqa: NPY002 (third-party code under test may use the global generator)
     torch.manual_seed(SEED)
+
+
+@pytest.fixture
+def fails(capfd: pytest.CaptureFixture[str]) -> tiny_runs.Fails:
+    """Runs a command that must fail; gives the one line that it says."""
+    return functools.partial(tiny_runs.failure, capfd)
+
+
+@pytest.fixture(scope="session")
+def _finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "made"
+    assert main(["train", "so101-paper", *tiny_runs.FAILING_TINY, "--total-timesteps", "64", "--output-dir", str(path)]) == 0
+    return path
+
+
+@pytest.fixture
+def run(_finished_run: Path, tmp_path: Path) -> Path:
+    """A run folder to spoil."""
+    path = tmp_path / "run"
+    shutil.copytree(_finished_run, path)
+    return path

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import pickle
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,31 +17,8 @@ from safetensors.torch import save_file
 from residual_rl import checkpoint
 from residual_rl.cli.main import main
 from residual_rl.tasks.so101_paper.robot import build_robot
-from tiny_runs import CLI_TINY, Fails, failure
-
-TINY = [*CLI_TINY, "--num-threads", "1", "--save-freq", "32", "--eval-freq", "0"]
-
-
-@pytest.fixture
-def fails(capfd: pytest.CaptureFixture[str]) -> Fails:
-    """Runs a command that must fail; gives the one line that it says."""
-    return functools.partial(failure, capfd)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("runs") / "made"
-    assert main(["train", "so101-paper", *TINY, "--total-timesteps", "64", "--output-dir", str(path)]) == 0
-    return path
-
-
-@pytest.fixture
-def run(made: Path, tmp_path: Path) -> Path:
-    """A run folder to spoil."""
-    path = tmp_path / "run"
-    subprocess.run(["cp", "-r", made, path], check=True)
-    return path
-
+from tiny_runs import FAILING_TINY as TINY
+from tiny_runs import Fails
 
 # --- names and settings ---------------------------------------------------------------------------------------------
 

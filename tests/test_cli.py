@@ -337,8 +337,8 @@ def test_a_video_shows_base_beside_residual(run: Path) -> None:
     arguments = ["--n-episodes", "2", "--video-episodes", "1", "--save-video", "--first-seed", "5", "--tolerance", "0.001"]
     assert main(["eval", str(run), *arguments]) == 0
     frames, seconds = count_frames_and_secs(str(run / "video.mp4"))
-    # An episode of 20 steps has 19 scenes before the reset, and 0.7 s are shown of its end, at 30.3 Hz.
-    assert frames == 19 + 21
+    # 20 steps, and 0.7 s of the end, at 30.3 Hz.
+    assert frames == 20 + 21
     assert seconds == pytest.approx(frames / 30.303, rel=0.02)
     assert 'src="video.mp4"' in (run / "report.html").read_text()
     (run / "video.mp4").unlink()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import resource
@@ -30,31 +29,8 @@ from residual_rl.logger import Logger
 from residual_rl.registry import BASE_POLICIES, BasePolicySpec, register_base_policy
 from residual_rl.tasks.so101_paper.task import SO101Paper
 from residual_rl.types import BasePolicy, Obs
-from tiny_runs import CLI_TINY, Fails, failure
-
-TINY = [*CLI_TINY, "--num-threads", "1", "--save-freq", "32", "--eval-freq", "0"]
-
-
-@pytest.fixture
-def fails(capfd: pytest.CaptureFixture[str]) -> Fails:
-    """Runs a command that must fail; gives the one line that it says."""
-    return functools.partial(failure, capfd)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("runs") / "made"
-    assert main(["train", "so101-paper", *TINY, "--total-timesteps", "64", "--output-dir", str(path)]) == 0
-    return path
-
-
-@pytest.fixture
-def run(made: Path, tmp_path: Path) -> Path:
-    """A run folder to spoil."""
-    path = tmp_path / "run"
-    subprocess.run(["cp", "-r", made, path], check=True)
-    return path
-
+from tiny_runs import FAILING_TINY as TINY
+from tiny_runs import Fails
 
 # --- base policies that fail in the middle of a run -----------------------------------------------------------------
 

@@ -40,6 +40,7 @@ TINY: dict[str, Any] = {
 
 CLI_TINY = ["--num-envs", "4", "--num-steps", "8", "--minibatch-size", "16", "--num-epochs", "2", "--hidden-sizes", "8", "8"]
 CLI_TINY += ["--max-episode-steps", "20", "--eval-episodes", "2"]
+FAILING_TINY = [*CLI_TINY, "--num-threads", "1", "--save-freq", "32", "--eval-freq", "0"]
 
 
 def config(base_policy: str = "jacobian", **settings: Any) -> TrainCfg:
