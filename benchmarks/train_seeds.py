@@ -57,10 +57,10 @@ def _run(options: argparse.Namespace, seed: int) -> RunFolder:
 def _aggregate(options: argparse.Namespace, runs: list[RunFolder]) -> dict[str, Any]:
     evaluations = [json.loads(run.eval_file.read_text()) for run in runs]
     summaries = [json.loads(run.summary_file.read_text()) for run in runs]
-    rates = {}
-    for policy in ("residual", "base", "zero"):
-        episodes = [list(evaluation["policies"][policy]["success_once"]["per_episode"].values()) for evaluation in evaluations]
-        rates[policy] = {"per_seed": [sum(e) / len(e) for e in episodes], **across_runs(episodes, binary=True).to_json()}
+    episodes = [list(evaluation["policies"]["residual"]["success_once"]["per_episode"].values()) for evaluation in evaluations]
+    rates = {"residual": {"per_seed": [sum(e) / len(e) for e in episodes], **across_runs(episodes, binary=True).to_json()}}
+    for policy in ("base", "zero"):  # nothing of them is trained: every run has the same episodes of theirs
+        rates[policy] = {key: evaluations[0]["policies"][policy]["success_once"][key] for key in ("mean", "interval", "n")}
     versions = json.loads((runs[0].path / "versions.json").read_text())
     return {
         "command": f"python benchmarks/train_seeds.py {shlex.join(sys.argv[1:])}",
@@ -71,6 +71,7 @@ def _aggregate(options: argparse.Namespace, runs: list[RunFolder]) -> dict[str, 
         "seeds": options.seeds,
         "n_episodes": options.n_episodes,
         "success_once": rates,
+        "evaluated_step": [evaluation["settings"]["model_step"] for evaluation in evaluations],
         "training": [
             {key: summary[key] for key in ("steps", "wall_time", "steps_per_second", "time_to_95", "step_to_95")} for summary in summaries
         ],
@@ -97,13 +98,9 @@ def _plot(result: dict[str, Any], path: Path) -> None:
 def _print(result: dict[str, Any]) -> None:
     print(f"{result['task']}, seeds {result['seeds']}, {result['n_episodes']} episodes each")
     for policy, rate in result["success_once"].items():
-        per_seed = ", ".join(f"{100 * r:.1f}" for r in rate["per_seed"])
-        interval = (
-            ""
-            if rate["interval"] is None
-            else f", 95 % interval over seeds [{100 * rate['interval'][0]:.1f}, {100 * rate['interval'][1]:.1f}]"
-        )
-        print(f"  {policy:<9} {100 * rate['mean']:.1f} % ({per_seed}{interval})")
+        interval = "" if rate["interval"] is None else f" [{100 * rate['interval'][0]:.1f}, {100 * rate['interval'][1]:.1f}]"
+        per_seed = f" ({', '.join(f'{100 * r:.1f}' for r in rate['per_seed'])})" if "per_seed" in rate else ""
+        print(f"  {policy:<9} {100 * rate['mean']:.1f} %{interval}{per_seed}")
     for seed, training in zip(result["seeds"], result["training"], strict=True):
         reached = "never" if training["time_to_95"] is None else f"after {training['time_to_95']:.0f} s, {training['step_to_95']:,} steps"
         print(f"  seed {seed}: {training['steps']:,} steps in {training['wall_time']:.0f} s; 95 % {reached}")

@@ -20,11 +20,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from residual_rl import Obs, State, TaskSpec, register_task
+from residual_rl import Obs, Quantities, State, Task, TaskEnv, TaskSpec, register_task, uniform
 from residual_rl.cli.main import main
-from residual_rl.envs.task import Quantities, Task
-from residual_rl.envs.task_env import TaskEnv
-from residual_rl.seeding import uniform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +67,7 @@ class PointReach(Task):
 
 
 class PointPhysics:
-    """What fills the task's quantities (`residual_rl.envs.task.Physics`): the point goes half the way to its target, and is blown along."""
+    """What fills the task's quantities (`residual_rl.Physics`): the point goes half the way to its target, and is blown along."""
 
     model, control_hz, deterministic = None, 10.0, True
 
@@ -82,8 +79,12 @@ class PointPhysics:
         self._position = self._position.index_copy(0, worlds, episode["start"])
 
     def step(self, joint_target: Tensor, worlds: Tensor | None = None) -> None:
+        self._before = self._position
         moved = self._position + 0.5 * (joint_target - self._position) + torch.tensor([0.01, 0.0])
         self._position = moved if worlds is None else self._position.index_copy(0, worlds, moved[worlds])
+
+    def state_before(self) -> State:
+        return {"position": self._before}
 
     def read(self) -> Quantities:
         return {"joint_position": self._position}

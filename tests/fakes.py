@@ -84,6 +84,10 @@ class PointEnv(VecEnv):
         self._length = self._length.index_fill(0, worlds, 0)
         self._return = self._return.index_fill(0, worlds, 0.0)
 
+    @property
+    def active(self) -> Tensor:
+        return self._seed >= 0
+
     def observations(self) -> Obs:
         position = self._position.clone()
         if self.cfg.defect == "out of bounds":

@@ -28,23 +28,38 @@ from tiny_runs import Fails
     [
         ("train so101-papr", "unknown task 'so101-papr'; did you mean 'so101-paper'"),
         ("eval so101-papr", "unknown task 'so101-papr'; did you mean 'so101-paper'"),
-        ("train so101-paper --base-policy jacobain", "unknown base policy 'jacobain'; did you mean 'jacobian'?"),
-        ("train so101-paper --expert-type=jacobain", "unknown base policy 'jacobain'; did you mean 'jacobian'?"),
+        ("train so101-paper --base-policy jacobain", "unknown base policy 'jacobain'; did you mean 'jacobian'"),
+        ("train so101-paper --expert-type=jacobain", "unknown base policy 'jacobain'; did you mean 'jacobian'"),
         ("eval so101-paper --base-policy pid", "unknown base policy 'pid'; known: "),
         ("train so101-paper --num-envs 0", "num_envs must be at least 1, not 0"),
         ("train so101-paper --n-envs -4", "num_envs must be at least 1, not -4"),
         ("train so101-paper --total-timesteps -1", "total_timesteps must be at least 1, not -1"),
         ("train so101-paper --num-steps 0", "num_steps must be at least 1, not 0"),
         ("train so101-paper --hidden-sizes 8 0", "hidden_sizes must be at least 1 each, not (8, 0)"),
-        ("train so101-paper --learning-rate nan", "learning_rate must be above 0, not nan"),
+        ("train so101-paper --learning-rate nan", "learning_rate must be finite, not nan"),
         ("train so101-paper --alpha 3", "residual_scale must be from 0 to 2"),
         ("train so101-paper --tolerance -0.01", "tolerance must be above 0, not -0.01"),
         ("train so101-paper --sheet-x 0.3 0.2", "sheet_x must be a range from low to high"),
         ("train so101-paper --seed 99999999", "seed must be from 0 to 4194303, not 99999999"),
         ("train so101-paper --num-envs 4 --num-steps 8 --minibatch-size 33", "minibatch_size is 33 but num_envs * num_steps is 32"),
         ("train so101-paper --obs-keys state speed", "unknown observation 'speed'"),
-        ("train so101-paper --device cuda", "device 'cuda'"),
-        ("train so101-paper --device gpu0", "device 'gpu0'"),
+        ("train so101-paper --device cuda:99", "device 'cuda:99' cannot be used on this machine"),
+        ("train so101-paper --device gpu0", "device 'gpu0' cannot be used on this machine"),
+        ("train so101-paper --device meta", "device 'meta' cannot be used on this machine"),
+        ("train so101-paper --sim-device cuda", "MuJoCo steps on the CPU alone: the device of the worlds must be cpu, not 'cuda'"),
+        ("train so101-paper --learner pppo", "unknown learner 'pppo'; did you mean 'ppo'?; known: ppo"),
+        ("train --num-envs 8 so101-paper", "train needs a task id: put it first, residual-rl train TASK [options]"),
+        ("train", "train needs a task id: put it first"),
+        ("train --resume", "--resume needs a run folder: residual-rl train --resume RUN"),
+        ("train --resume --num-envs 4", "--resume needs a run folder: residual-rl train --resume RUN"),
+        ("train --resume=", "--resume needs a run folder: residual-rl train --resume RUN"),
+        ("train so101-paper --resume r", "a run goes on with its own task, so name no other: residual-rl train --resume r"),
+        ("eval", "eval needs a run folder or a task id: put it first, residual-rl eval RUN|TASK [options]"),
+        ("eval --n-episodes 3 so101-paper", "eval needs a run folder or a task id: put it first"),
+        ("eval so101-papr", "so101-papr is neither a run folder nor a task: unknown task"),
+        ("eval so101-paper --model best", "--model needs a run folder"),
+        ("eval so101-paper --alpha 0", "--residual-scale needs a run folder"),
+        ("eval so101-paper --num-threads -1", "num_threads must be 0 or more, not -1"),
         ("eval so101-paper --n-episodes 0", "n_episodes must be at least 1, not 0"),
         ("eval so101-paper --eval-envs -1", "eval_envs must be at least 1, not -1"),
         ("eval so101-paper --first-seed -1", "first_seed must be 0 or more, not -1"),
@@ -149,7 +164,7 @@ def test_resuming_with_more_envs_than_the_checkpoint_has(fails: Fails, run: Path
 
 def test_evaluating_what_is_no_run(fails: Fails, tmp_path: Path) -> None:
     assert f"{tmp_path} has no model yet" in fails("eval", tmp_path)
-    assert "is no folder" in fails("eval", tmp_path / "nowhere")
+    assert f"{tmp_path}/nowhere is neither a run folder nor a task" in fails("eval", tmp_path / "nowhere")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -231,7 +246,20 @@ def test_a_model_that_does_not_exist(fails: Fails, run: Path) -> None:
 
 
 def test_an_observation_that_the_policy_needs_and_the_env_has_no_more(fails: Fails, run: Path) -> None:
-    assert "unknown observation 'state'" in fails("eval", run, "--n-episodes", "1", "--obs-mode", "rgb")
+    assert "learning from images (top, wrist) is not there yet" in fails("eval", run, "--n-episodes", "1", "--obs-mode", "rgb")
+
+
+def test_learning_from_images_alone_names_what_to_use_instead(fails: Fails, tmp_path: Path) -> None:
+    message = fails("train", "so101-paper", *TINY, "--output-dir", tmp_path / "run", "--obs-mode", "rgb")
+    assert message == "learning from images (top, wrist) is not there yet, and there is no `state`: use --obs-mode rgb+state"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_a_run_and_a_model_named_twice(fails: Fails, run: Path, tmp_path: Path) -> None:
+    alone = (run / "best_model").rename(tmp_path / "alone")
+    assert f"{alone} is a model outside of a run folder" in fails("eval", alone, "--n-episodes", "1")
+    assert "is a model already: leave out --model best" in fails("eval", run / "final_model", "--model", "best")
+    assert "residual_scale must be from 0 to 2" in fails("eval", run, "--model", "final", "--alpha", "3")
 
 
 # --- the user's robot -----------------------------------------------------------------------------------------------

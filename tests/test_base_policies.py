@@ -13,7 +13,7 @@ from torch import Tensor
 import fakes
 from residual_rl.base_policies.executor import BasePolicyExecutor
 from residual_rl.base_policies.jacobian import APPROACH, DESCEND, DRAG, JacobianCfg, JacobianPolicy
-from residual_rl.base_policies.oracle import OracleCfg, OraclePolicy
+from residual_rl.base_policies.jacobian_yaw import JacobianYawCfg, JacobianYawPolicy
 from residual_rl.build import make_base_policy, make_vec_env
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import BasePolicyError, ConfigError, NonFiniteError
@@ -37,7 +37,7 @@ def lone_env() -> VecEnv:
 @pytest.fixture(scope="module")
 def seen(env: VecEnv) -> list[Obs]:
     """Observations of 60 steps, with sheets that are approached, pressed and dragged."""
-    policy = make_base_policy("oracle", None, env)
+    policy = make_base_policy("jacobian-yaw", None, env)
     obs, _ = env.reset(seed=900)
     observations = [obs]
     for _ in range(60):
@@ -250,6 +250,25 @@ def test_what_it_raises_is_named_and_chained() -> None:
         executor(Odd(KeyboardInterrupt())).act(point_obs())  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("method", ["reset", "load_state_dict"])
+def test_what_any_of_its_methods_raises_is_named(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = fakes.Recorder(3)
+    played = executor(policy)
+    state = played.state_dict()
+
+    def gone(argument: Any) -> None:
+        raise ConnectionError("server gone")
+
+    monkeypatch.setattr(policy, method, gone)
+    with pytest.raises(BasePolicyError, match="base policy 'it' failed: ConnectionError: server gone"):
+        getattr(played, method)(torch.ones(3, dtype=torch.bool) if method == "reset" else state)
+
+
+def test_what_it_gives_is_clipped_to_the_action_space() -> None:
+    chunk = torch.tensor([[[3.0, -0.5]], [[-1.5, 1.0]], [[0.25, 1.0001]]])
+    assert executor(Odd(chunk)).act(point_obs()).tolist() == [[1.0, -0.5], [-1.0, 1.0], [0.25, 1.0]]
+
+
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 def test_what_is_not_finite_is_named_with_what_it_saw(value: float) -> None:
     chunk = torch.zeros(3, 1, 2)
@@ -273,6 +292,38 @@ def test_inputs_are_checked_at_construction() -> None:
     policy.inputs = {"position": (3,)}  # type: ignore[misc]
     with pytest.raises(ConfigError, match=r"'it' needs 'position' of shape \(3,\); the env gives \(2,\)"):
         executor(policy)
+
+
+# --- settings -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"damping": -0.01},
+        {"damping": math.nan},
+        {"approach_height": 0.0},
+        {"descend_distance": -0.01},
+        {"press_height": 0.0},
+        {"drag_gain": 0.0},
+        {"drag_gain": 1.5},
+        {"max_drag_step": 0.0},
+        {"max_approach_step": -1.0},
+        {"pitch_near": (0.32, 88.0)},
+        {"pitch_far": (0.4, 100.0)},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("cfg", [JacobianCfg, JacobianYawCfg])
+def test_impossible_settings_are_named(cfg: type[JacobianCfg], change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        cfg(**change)
+
+
+@pytest.mark.parametrize("change", [{"stir_period": 0}, {"stir_radius": -0.01}, {"stir_yaw_error": 0.0}, {"yaw_gain": -1.0}], ids=str)
+def test_impossible_settings_of_the_yaw_are_named(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        JacobianYawCfg(**change)
 
 
 # --- jacobian ---------------------------------------------------------------------------------------------------------
@@ -363,29 +414,29 @@ def test_a_joint_at_its_limit_slows_all_of_them(lone_env: VecEnv) -> None:
     np.testing.assert_allclose(usual, slow, atol=1e-6)  # the same direction
 
 
-# --- oracle -----------------------------------------------------------------------------------------------------------
+# --- jacobian-yaw -----------------------------------------------------------------------------------------------------
 
 
-def oracle(env: VecEnv, phase: int = DRAG, **settings: Any) -> OraclePolicy:
+def jacobian_yaw(env: VecEnv, phase: int = DRAG, **settings: Any) -> JacobianYawPolicy:
     assert env.kinematics is not None
-    policy = OraclePolicy(OracleCfg(**settings), env.kinematics, env.action_size, env.num_envs)
+    policy = JacobianYawPolicy(JacobianYawCfg(**settings), env.kinematics, env.action_size, env.num_envs)
     policy.load_state_dict({"phase": torch.full((env.num_envs,), phase), "steps": torch.zeros(env.num_envs, dtype=torch.int64)})
     return policy
 
 
 @pytest.mark.parametrize("yaw", [0.15, -0.15, 0.0])
 @pytest.mark.parametrize("goal", [(0.0, 0.0), (0.01, 0.06)])
-def test_oracle_turns_the_finger_to_the_goals_yaw(lone_env: VecEnv, yaw: float, goal: tuple[float, float]) -> None:
+def test_jacobian_yaw_turns_the_finger_to_the_goals_yaw(lone_env: VecEnv, yaw: float, goal: tuple[float, float]) -> None:
     """By a tenth of the yaw error, also while panning the arm turns it another way."""
     obs = sheet_obs(PRESSED, (0.2, 0.0), (*goal, yaw))
-    action = oracle(lone_env).plan(obs, torch.tensor([0]))[:, 0]
+    action = jacobian_yaw(lone_env).plan(obs, torch.tensor([0]))[:, 0]
     _, turn = motion(lone_env, obs, action)
     assert action.abs().max() <= 1.0
     assert turn.item() == pytest.approx(0.1 * yaw, abs=1e-7)
 
 
-def test_oracle_is_jacobian_before_it_drags(env: VecEnv, seen: list[Obs]) -> None:
-    one, other = make_base_policy("oracle", None, env), make_base_policy("jacobian", None, env)
+def test_jacobian_yaw_is_jacobian_before_it_drags(env: VecEnv, seen: list[Obs]) -> None:
+    one, other = make_base_policy("jacobian-yaw", None, env), make_base_policy("jacobian", None, env)
     compared = 0
     for obs in seen:
         mine, theirs = one.act(obs), other.act(obs)
@@ -396,8 +447,8 @@ def test_oracle_is_jacobian_before_it_drags(env: VecEnv, seen: list[Obs]) -> Non
     assert compared > 40
 
 
-def test_oracle_circles_the_goal_while_yaw_is_left(lone_env: VecEnv) -> None:
-    policy = oracle(lone_env)
+def test_jacobian_yaw_circles_the_goal_while_yaw_is_left(lone_env: VecEnv) -> None:
+    policy = jacobian_yaw(lone_env)
     steps = torch.arange(15)
     circle = policy._stirred(torch.tensor([0.02, 0.03, 0.5]).expand(15, 3), steps)
     np.testing.assert_allclose((circle[:, :2] - torch.tensor([0.02, 0.03])).norm(dim=1), [0.01] * 15, rtol=1e-5)
@@ -410,7 +461,11 @@ def test_oracle_circles_the_goal_while_yaw_is_left(lone_env: VecEnv) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "base_policy_id", "low", "high"),
-    [("so101-paper", "oracle", 0.96, 1.0), ("so101-paper-precise", "oracle", 0.9, 1.0), ("so101-paper", "jacobian", 0.15, 0.65)],
+    [
+        ("so101-paper", "jacobian-yaw", 0.96, 1.0),
+        ("so101-paper-precise", "jacobian-yaw", 0.9, 1.0),
+        ("so101-paper", "jacobian", 0.15, 0.65),
+    ],
 )
 def test_how_often_they_solve_the_task(task: str, base_policy_id: str, low: float, high: float) -> None:
     env = make_vec_env(task, 30)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fakes import PointCfg, PointEnv
-from residual_rl import bench_stepping, bench_training
+from residual_rl import bench, bench_stepping, bench_training
 from residual_rl.base_policies.executor import BasePolicyExecutor
 from residual_rl.base_policies.zero import ZeroPolicy
 from residual_rl.bench import BenchCfg, run_bench
@@ -50,7 +50,7 @@ def test_other_work_is_noticed() -> None:
     assert stretch.segments[0].commands[0].shape == (33, 6)
     stretch.segments[1].commands[1][20, 0] += 0.01
     raw = bench_stepping._RawPhysics(1, stretch.segments)
-    with pytest.raises(ConfigError, match="another state"):
+    with pytest.raises(ResidualRLError, match="another state"):
         raw.run()
     raw.close()
     env.close()
@@ -72,8 +72,24 @@ def test_cpu_time_is_that_of_the_process_and_not_of_the_wall() -> None:
 def test_worlds_that_mujoco_does_not_step_are_refused() -> None:
     worlds = PointEnv(PointCfg(), 2)
     env = ResidualEnv(worlds, BasePolicyExecutor(ZeroPolicy(2, torch.device("cpu")), worlds), 1.0)
-    with pytest.raises(ConfigError, match="only with worlds that MuJoCo steps"):
+    with pytest.raises(bench_stepping.NotMujocoError, match="only with worlds that MuJoCo steps"):
         bench_stepping.compare_stepping(env, 1, 1)
+
+
+@pytest.mark.parametrize("error", [ResidualRLError, ConfigError])
+def test_worlds_without_mujoco_are_left_out_and_other_failures_are_not(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(with_error: Exception) -> None:
+        def compare(*_: Any) -> None:
+            raise with_error
+
+        monkeypatch.setattr(bench, "compare_stepping", compare)
+
+    fail(bench_stepping.NotMujocoError("not MuJoCo's"))
+    (row,) = bench._stepping(CFG, BenchCfg(num_envs=1))
+    assert (row.value, row.note) == (None, "not MuJoCo's")
+    fail(error("bare MuJoCo ended in another state"))
+    with pytest.raises(error, match="another state"):
+        bench._stepping(CFG, BenchCfg(num_envs=1))
 
 
 def test_without_sb3_the_rest_is_measured_and_the_mend_is_named(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,16 +142,19 @@ def test_the_results_are_plain_and_name_the_machine(small: None, monkeypatch: py
     assert rows["Stable-Baselines3 PPO"]["value"] is None
     assert {"cpu", "cores", "memory_bytes"} <= results["machine"].keys()
     assert len(results["load_average"]["before"]) == 3
+    assert "without the normalisation" in results["caption"]
+    assert "1 torch thread" in results["caption"]
 
 
 def test_a_sum_is_shown_as_a_table_and_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def measured(cfg: TrainCfg, bench: BenchCfg, tell: Any) -> dict[str, Any]:
+    def measured(cfg: TrainCfg, amounts: BenchCfg, tell: Any) -> dict[str, Any]:
         assert cfg.task.tolerance == 0.01
         row = {"name": "env stepping", "value": 12345.6, "unit": "steps / s", "note": "how", "spread": (1.234, 20000.0)}
         skipped = {"name": "camera images", "value": None, "unit": "", "note": "no OpenGL", "spread": None}
         return {
             "task": cfg.task_id,
-            "settings": dataclasses.asdict(bench),
+            "caption": "How it was compared.",
+            "settings": dataclasses.asdict(amounts),
             "rows": [row, skipped],
             "machine": {"cpu": "Some (R) CPU", "cores": 2},
             "load_average": {"before": [0.5, 0, 0], "after": [1.25, 0, 0]},
@@ -152,8 +171,24 @@ def test_a_sum_is_shown_as_a_table_and_saved(tmp_path: Path, monkeypatch: pytest
         "training_repeats": 1,
     }
     printed = capsys.readouterr().out
-    for text in ("12,346", "1.23 … 20,000", "camera images: no OpenGL.", "2 cores of Some (R) CPU", "load average 0.5"):
+    for text in (
+        "12,346",
+        "1.23 … 20,000",
+        "camera images: no OpenGL.",
+        "2 cores of Some (R) CPU",
+        "load average 0.5",
+        "How it was compared.",
+    ):
         assert text in printed
+
+
+def test_the_results_lie_where_the_user_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    results = {"task": "so101-paper", "caption": "", "rows": [], "machine": {"cpu": "x", "cores": 2}}
+    monkeypatch.setattr(cli, "run_bench", lambda *_: results | {"load_average": {"before": [], "after": []}})
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["so101-paper"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["bench-so101-paper.json"]
+    assert "Saved: bench-so101-paper.json" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("argv", "text"), [([], "needs a task id"), (["so101-papr"], "did you mean 'so101-paper'")])

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from residual_rl.cli.main import COMMANDS, main
 from residual_rl.config import ResidualCfg, RunCfg, TrainCfg
 from residual_rl.envs.gl_backend import gl_context_class
 from residual_rl.errors import MissingDependencyError
-from residual_rl.registry import BASE_POLICIES, TASKS
+from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS
 from residual_rl.seeding import EVAL_SEED
 from residual_rl.tasks.so101_paper.config import SO101PaperCfg
 
@@ -64,10 +65,10 @@ def has_gl() -> bool:
 # --- list, help, version --------------------------------------------------------------------------------------------
 
 
-def test_list_shows_every_task_and_base_policy(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_shows_every_task_base_policy_and_learner(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     out = capsys.readouterr().out
-    for id in [task.id for task in TASKS.all()] + [policy.id for policy in BASE_POLICIES.all()]:
+    for id in [spec.id for specs in (TASKS.all(), BASE_POLICIES.all(), LEARNERS.all()) for spec in specs]:
         assert re.search(rf"\b{id}\b", out), id
 
 
@@ -103,7 +104,7 @@ def test_the_help_of_train_tells_every_setting(capsys: pytest.CaptureFixture[str
         for name, what in fields.items():
             assert re.search(rf"--{re.escape(prefix)}(no-)?{name.replace('_', '-')}\b", text), name
             assert " ".join(what.split())[:40] in text, name
-    for name in ("--output-dir", "--quick", "--base-policy", "--expert-type", "--alpha", "--n-envs"):
+    for name in ("--output-dir", "--quick", "--base-policy", "--expert-type", "--alpha", "--n-envs", "--learner"):
         assert name in text
 
 
@@ -116,7 +117,11 @@ def test_the_help_of_eval_tells_its_options_and_the_settings_it_can_change(
             assert f"--{name.replace('_', '-')}" in text, name
 
 
-@pytest.mark.parametrize("command", ["train", "eval"])
+def test_help_of_resuming_tells_its_options(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--total-timesteps" in help_of(["train", "--resume"], capsys, monkeypatch)
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "view", "doctor", "bench"])
 def test_help_without_a_target_says_what_a_target_is(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +179,7 @@ def test_no_flags_are_the_registered_defaults(monkeypatch: pytest.MonkeyPatch) -
 def test_quick_can_be_changed_by_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = parse(monkeypatch, "so101-paper", "--quick", "--num-envs", "4", "--num-epochs", "1")
     assert (cfg.run.num_envs, cfg.learner.num_epochs, cfg.run.total_timesteps) == (4, 1, train_command.QUICK["total_timesteps"])
+    assert (cfg.learner.num_steps, cfg.learner.minibatch_size) == (32, 64)  # PPO's own
 
 
 def test_without_an_output_folder_runs_go_by_task_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +199,27 @@ def test_resume_goes_on_to_more_steps_and_the_folder_says_so(tmp_path: Path, cap
     assert len((tmp_path / "run" / "command.txt").read_text().splitlines()) == 2
     assert main(["train", "--resume", path]) == 0  # goes to 128, as the folder says by now
     assert json.loads((tmp_path / "run" / "training_summary.json").read_text())["steps"] == 128
+
+
+def test_a_signal_in_the_last_iteration_stops_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update, steps = train_command.Runner._update, []
+
+    def update_and_stop(runner: Any) -> Any:
+        steps.append(runner.progress.step)
+        if len(steps) == stop_in:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(runner)
+
+    monkeypatch.setattr(train_command.Runner, "_update", update_and_stop)
+    for stop_in, code, said in ((2, 0, "Trained 64 steps"), (1, 128 + signal.SIGTERM, "Stopped after 32 steps")):
+        steps.clear()
+        path = tmp_path / str(stop_in)
+        assert main(["train", "so101-paper", *TINY, "--total-timesteps", "64", "--eval-freq", "0", "--output-dir", str(path)]) == code
+        out = capsys.readouterr().out
+        assert said in out
+        assert ("--resume" in out) == (code != 0)
 
 
 @pytest.mark.slow
@@ -288,6 +315,31 @@ def test_models_by_name_by_folder_and_by_file(run: Path) -> None:
         assert (evaluation(run)["settings"]["model"], evaluation(run)["settings"]["model_step"]) == (model, 128)
         per_episode.append(evaluation(run)["policies"]["residual"]["return"])
     assert per_episode[0] == per_episode[1] == per_episode[2]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_models_folder_stands_for_its_run(run: Path) -> None:
+    found = []
+    for arguments in ([str(run), "--model", "final"], [str(run / "final_model")]):
+        (run / "eval.json").unlink(missing_ok=True)
+        assert main(["eval", *arguments, "--n-episodes", "2"]) == 0
+        found.append(evaluation(run))
+    assert found[0]["policies"] == found[1]["policies"]
+    assert [result["settings"]["model"] for result in found] == ["final", str(run / "final_model")]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_another_scale_is_executed_and_reported_and_threads_change_nothing(run: Path) -> None:
+    results = {}
+    for name, flags in {"trained": [], "threads": ["--num-threads", "2"], "none": ["--alpha", "0"], "same": ["--alpha", "0.6"]}.items():
+        assert main(["eval", str(run), "--model", "final", "--n-episodes", "2", "--compare-base", *flags]) == 0
+        results[name] = evaluation(run)
+    assert results["trained"]["policies"] == results["threads"]["policies"] == results["same"]["policies"]
+    assert results["trained"]["policies"]["residual"]["residual_size"]["mean"] > 0.0
+    assert results["none"]["policies"]["residual"] == results["none"]["policies"]["base"]
+    assert results["none"]["settings"]["residual_scale"] == 0.0
+    changes = {name: result["settings"]["changed_from_training"] for name, result in results.items()}
+    assert changes == {"trained": {}, "threads": {}, "none": {"residual.residual_scale": [0.6, 0.0]}, "same": {}}
 
 
 def test_a_setting_that_differs_from_training_is_reported(run: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from residual_rl.config import ResidualCfg, RunCfg, TrainCfg, from_plain, replace_fields
 from residual_rl.errors import ConfigError, ResidualRLError, UnknownNameError
-from residual_rl.registry import BASE_POLICIES, TASKS
+from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS
 
 PAIRS = [(task.id, policy.id) for task in TASKS.all() for policy in BASE_POLICIES.all()]
 
@@ -49,6 +49,21 @@ def test_a_file_that_lacks_a_setting_of_later_releases_gets_its_default() -> Non
     data = cfg.to_dict()
     del data["run"]["eval_freq"], data["task"]["mass_scale"], data["learner"]["target_kl"]
     assert TrainCfg.from_dict(data) == cfg
+
+
+def test_settings_of_before_there_were_other_learners_mean_ppo() -> None:
+    cfg = TrainCfg.default("so101-paper")
+    data = cfg.to_dict()
+    assert data.pop("learner_id") == "ppo"
+    assert TrainCfg.from_dict(data) == cfg
+    with pytest.raises(UnknownNameError, match="unknown learner 'gone'; known: "):
+        TrainCfg.from_dict({**data, "learner_id": "gone"})
+
+
+def test_the_default_learner_has_the_tasks_settings_and_is_registered() -> None:
+    cfg = TrainCfg.default("so101-paper", None, "ppo")
+    assert cfg == TrainCfg.default("so101-paper")
+    assert type(cfg.learner) is type(LEARNERS.get("ppo").default_config())
 
 
 @pytest.mark.parametrize("part", ["task", "base", "learner", "residual", "run"])

@@ -15,6 +15,7 @@ from torch import Tensor
 import fakes
 from residual_rl.base_policies.executor import BasePolicyExecutor
 from residual_rl.build import make_base_policy
+from residual_rl.envs.task_env import TaskEnv
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError, NonFiniteError
 from residual_rl.registry import TASKS, TaskSpec, load
@@ -397,9 +398,15 @@ def test_actions_that_are_not_finite_are_named(spec: TaskSpec, value: float) -> 
     obs, _ = env.reset(seed=FIRST_SEED)
     action = torch.zeros(3, len(env.action_size))
     action[1, -1] = value
-    with pytest.raises(NonFiniteError, match=r"action is not finite in world\(s\) \[1\]"):
+    with pytest.raises(NonFiniteError, match=r"action is not finite in world\(s\) \[1\]") as caught:
         env.step(action)
     assert equal(env.observations(), obs)  # nothing was stepped
+    if isinstance(env, TaskEnv):
+        dump = caught.value.dump
+        assert equal(dump["state_before"], env.physics.state_dict())
+        assert torch.equal(dump["action"].nan_to_num(), action.nan_to_num())
+        assert dump["seed"].tolist() == [FIRST_SEED, FIRST_SEED + 1, FIRST_SEED + 2]
+        assert dump["step"].tolist() == [0, 0, 0]
 
 
 def test_nan_in_the_simulation_is_caught_in_its_step(spec: TaskSpec) -> None:
@@ -414,10 +421,24 @@ def test_nan_in_the_simulation_is_caught_in_its_step(spec: TaskSpec) -> None:
     with pytest.raises(NonFiniteError, match=r"diverged.* in world\(s\) \[1\]") as caught:
         env.step(action)
     dump = caught.value.dump
-    assert dump["state_before"].isnan().any(1).tolist() == [False, True, False]  # the states before the step, as they were
+    assert dump["state_before"]["state"].isnan().any(1).tolist() == [False, True, False]  # the states before the step, as they were
     assert torch.equal(dump["action"], action)
     assert dump["seed"].tolist() == [FIRST_SEED, FIRST_SEED + 1, FIRST_SEED + 2]
     assert dump["step"].tolist() == [1, 1, 1]
+
+
+def test_worlds_without_an_episode_are_told(spec: TaskSpec) -> None:
+    env = make(spec, max_episode_steps=2)
+    env.episode_seeds.use_list([FIRST_SEED, FIRST_SEED + 1])
+    env.reset()
+    assert env.active.tolist() == [True, True, False]
+    for step in range(2):
+        env.step(actions(env, step))
+    assert env.active.tolist() == [False, False, False]
+
+
+def test_without_a_seed_episodes_count_from_zero(spec: TaskSpec) -> None:
+    assert make(spec).reset()[1]["seed"].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("num_envs", [0, -1])

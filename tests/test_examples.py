@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
@@ -49,6 +50,13 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Any:
         return module
 
     return loaded
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_examples_use_public_names_alone(path: Path) -> None:
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    ours = {node.module for node in nodes if node.module and node.module.startswith("residual_rl")}
+    assert ours <= {"residual_rl", "residual_rl.cli.main"}
 
 
 def test_the_custom_base_policy_fits_on_a_page_and_turns_to_the_sheet(load: Any) -> None:

@@ -27,6 +27,7 @@ from residual_rl.files import WriteError
 from residual_rl.learners.optimizer import FlatAdam
 from residual_rl.logger import Logger
 from residual_rl.registry import BASE_POLICIES, BasePolicySpec, register_base_policy
+from residual_rl.seeding import TRAINING_EVAL_SEED
 from residual_rl.tasks.so101_paper.task import SO101Paper
 from residual_rl.types import BasePolicy, Obs
 from tiny_runs import FAILING_TINY as TINY
@@ -162,16 +163,15 @@ def nan_in_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FlatAdam, "step", spoiled)
 
 
+CONTEXT = ["state_before", "action", "seed", "step"]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message", "dumped"),
     [
-        (
-            nan_in_the_simulation,
-            "the simulation diverged (NaN or huge values; MuJoCo warns BADQPOS) in world(s) [2]",
-            ["state_before", "action", "seed", "step"],
-        ),
-        (nan_in_the_reward, "reward is not finite in world(s) [2]", []),
-        (nan_in_the_observation, "goal is not finite in world(s) [2]", []),
+        (nan_in_the_simulation, "the simulation diverged (NaN or huge values; MuJoCo warns BADQPOS) in world(s) [2]", CONTEXT),
+        (nan_in_the_reward, "reward is not finite in world(s) [2]", CONTEXT),
+        (nan_in_the_observation, "goal is not finite in world(s) [2]", CONTEXT),
         (nan_in_a_gradient, "the gradient of ", []),
     ],
 )
@@ -192,11 +192,40 @@ def test_nan_is_named_and_dumped_and_reaches_no_checkpoint(
     assert said.endswith(f"the states before it are in {path}/nonfinite_dump.safetensors")
     dump = checkpoint.load(path / "nonfinite_dump.safetensors", "dump")
     assert set(dumped) <= set(dump)
+    assert dump["env"] == "training"
+    if dumped:
+        steps = 10 if spoil is nan_in_the_observation else 11  # the reset observes as well
+        assert dump["step"].tolist() == [steps] * 4
+        assert dump["state_before"]["state"].shape[0] == dump["action"].shape[0] == 4
     assert dump["last_obs"]["state"].shape == (4, 25)
     assert torch.isfinite(dump["last_obs"]["state"]).all()  # the observation before the step
     assert "policy" in dump["learner"]
     assert CheckpointFolder(path / "checkpoints").latest()[0] == 32  # type: ignore[index]
     assert main(["train", "--resume", str(path)]) == 0
+
+
+def test_nan_in_an_evaluation_during_training_is_dumped_with_its_own_states(
+    fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The evaluation has two worlds, training four."""
+    monkeypatch.chdir(tmp_path)
+    step, calls = MujocoPhysics.step, [0]
+
+    def spoiled(physics: MujocoPhysics, *arguments: Any) -> None:
+        calls[0] += physics.num_envs == 2
+        if physics.num_envs == 2 and calls[0] == 3:
+            physics.batch.bind("qpos")[1, 0] = float("nan")
+        step(physics, *arguments)
+
+    monkeypatch.setattr(MujocoPhysics, "step", spoiled)
+    path = tmp_path / "run"
+    assert "in world(s) [1]" in fails("train", "so101-paper", *TINY, "--total-timesteps", "96", "--output-dir", path, code=3)
+    dump = checkpoint.load(path / "nonfinite_dump.safetensors", "dump")
+    assert dump["env"] == "evaluation"
+    assert dump["last_obs"]["state"].shape == (2, 25)
+    assert dump["state_before"]["state"].shape[0] == 2
+    assert dump["seed"].tolist() == [TRAINING_EVAL_SEED, TRAINING_EVAL_SEED + 1]
+    assert dump["step"].tolist() == [2, 2]
 
 
 def test_nan_in_an_evaluation_is_named(fails: Fails, run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

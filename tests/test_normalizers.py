@@ -60,13 +60,6 @@ def test_normalising_by_hand() -> None:
     assert x.tolist() == [[3.0, -4.0]]
 
 
-def test_frozen_statistics_stay() -> None:
-    statistics = RunningMeanStd((1,))
-    statistics.frozen = True
-    statistics.update(torch.tensor([[5.0]]))
-    assert (statistics.mean.item(), statistics.count.item()) == (0.0, pytest.approx(1e-4))
-
-
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_sample_that_is_not_finite_is_named_and_changes_nothing(bad: float) -> None:
     statistics = RunningMeanStd((3,))

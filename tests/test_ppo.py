@@ -78,12 +78,12 @@ def test_it_is_a_learner_and_reports_the_metrics_by_their_names() -> None:
 
 
 @pytest.mark.parametrize(("rho", "likelihood"), [(0.0, "marginal"), (0.8, "marginal"), (0.8, "conditional")])
-def test_the_loss_and_its_gradient_are_the_textbook_ones(rho: float, likelihood: str) -> None:
+def test_the_loss_and_its_gradient_are_the_textbook_ones(rho: float, likelihood: str, monkeypatch: pytest.MonkeyPatch) -> None:
     learner = make(noise_correlation=rho, noise_likelihood=likelihood, entropy_coef=0.01, value_coef=0.7)
     generator = torch.Generator().manual_seed(0)
     fake_update(learner, generator)
     assert learner.policy.normalizer is not None
-    learner.policy.normalizer.frozen = True  # so that the acting policy can be evaluated again
+    monkeypatch.setattr(learner.policy.normalizer, "update", lambda batch: None)  # so that the acting policy can be evaluated again
     fake_steps(learner, generator, 8)
     batch, _ = learner._prepare()
     obs, raw, _, advantage, _, _, target, *given = batch
@@ -286,7 +286,9 @@ def test_minibatches_are_equal_and_about_the_size_asked_for() -> None:
     [
         ({"num_steps": 0}, "num_steps must be at least 1, not 0"),
         ({"learning_rate": -1.0}, "learning_rate must be above 0"),
-        ({"init_std": float("nan")}, "init_std must be above 0"),
+        ({"init_std": float("nan")}, "init_std must be finite, not nan"),
+        ({"final_std": float("inf")}, "final_std must be finite, not inf"),
+        ({"final_std": 0.0}, "final_std must be above 0, or none"),
         ({"gamma": 1.5}, "gamma must be from 0 to 1"),
         ({"entropy_coef": -0.1}, "entropy_coef must be 0 or more"),
         ({"target_kl": 0.0}, "target_kl must be above 0, or none"),

@@ -1,7 +1,8 @@
-"""Tasks and base policies by id: duplicates, misses, and those of other packages."""
+"""Tasks, base policies and learners by id: duplicates, misses, and those of other packages."""
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 
 from residual_rl import registry
 from residual_rl.errors import ConfigError, ResidualRLError, UnknownNameError
-from residual_rl.registry import BASE_POLICIES, TASKS, BasePolicySpec, Registry, TaskSpec, load
+from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS, BasePolicySpec, LearnerSpec, Registry, TaskSpec, load
 
 
 def spec(id: str) -> BasePolicySpec:
@@ -163,3 +164,37 @@ def test_a_task_is_registered_by_a_spec_alone(monkeypatch: pytest.MonkeyPatch) -
     mine = TaskSpec("mine", "my task", "residual_rl.tasks.so101_paper.config:SO101PaperCfg", "x:make", "zero", {"tolerance": 0.03})
     assert registry.register_task(mine) is mine
     assert tasks.get("mine").default_config().tolerance == 0.03
+
+
+# --- learners -------------------------------------------------------------------------------------------------------
+
+
+def test_our_learners_are_there_and_what_they_name_exists() -> None:
+    assert "ppo" in {learner.id for learner in LEARNERS.all()}
+    for learner in LEARNERS.all():
+        assert learner.summary
+        assert callable(load(learner.make))
+        assert callable(load(learner.make_policy))
+        names = {field.name for field in dataclasses.fields(learner.default_config())}
+        assert set(learner.quick_overrides) <= names
+    for task in TASKS.all():
+        assert LEARNERS.get(task.learner)
+
+
+def test_listing_learners_imports_no_torch() -> None:
+    code = "import sys; from residual_rl.registry import LEARNERS; print([s.id for s in LEARNERS.all()], 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['ppo'] False"
+
+
+def test_a_registry_imports_only_the_modules_of_its_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "third_party_package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "mine.py").write_text("raise RuntimeError('heavy')")
+    (package / "mine_cfg.py").write_text("seen = True")
+    monkeypatch.syspath_prepend(tmp_path)
+    Registry[LearnerSpec]("learner", "third_party_package", "*_cfg").import_own()
+    assert "third_party_package.mine_cfg" in sys.modules
+    with pytest.raises(RuntimeError, match="heavy"):
+        Registry[LearnerSpec]("learner", "third_party_package").import_own()

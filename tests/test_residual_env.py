@@ -135,6 +135,32 @@ def test_penalty_is_a_term_of_the_reward() -> None:
     assert torch.allclose(transition.reward, sum(info["reward_terms"].values()))  # type: ignore[arg-type]
 
 
+def test_an_episodes_return_holds_its_penalties() -> None:
+    """Even across a state that is saved in its middle: it is the sum of the rewards that the learner saw."""
+    env, total, ended = point_env(scale=0.5, penalty=0.3, max_episode_steps=4), torch.zeros(3), 0
+    env.reset(seed=0)
+    for step in range(12):
+        if step == 6:
+            state, env = env.state_dict(), point_env(scale=0.5, penalty=0.3, max_episode_steps=4)
+            env.load_state_dict(state)
+        transition, info = env.step(residuals(env, step))
+        total = total + transition.reward
+        done = info["_final_info"]
+        assert torch.allclose(info["final_info"]["episode_return"][done], total[done])
+        total = total.masked_fill(done, 0.0)
+        ended += int(done.sum())
+    assert ended >= 9
+    env.step(residuals(env, 12))
+    env.reset(seed=0)
+    for _ in range(4):
+        _, info = env.step(torch.zeros(3, 2))
+    bare = point_env(max_episode_steps=4)
+    bare.reset(seed=0)
+    for _ in range(4):
+        _, alone = bare.step(torch.zeros(3, 2))
+    assert torch.equal(info["final_info"]["episode_return"], alone["final_info"]["episode_return"])  # a reset forgets the penalties
+
+
 # --- one question an observation --------------------------------------------------------------------------------------
 
 
@@ -315,6 +341,16 @@ def test_each_seed_once_and_the_same_for_any_number_of_worlds() -> None:
         assert episodes.keys() == reference.keys()
         for name, values in episodes.items():
             assert torch.equal(values, reference[name]), name
+
+
+def test_worlds_without_an_episode_are_not_asked() -> None:
+    """Two worlds, three episodes of four steps: world 1 is idle in the last of them, and the third world all along."""
+    recorder = fakes.Recorder(3)
+    env = point_env(3, recorder, scale=0.0, max_episode_steps=4)
+    lengths = evaluate(env, no_residual(env), [41, 7])["episode_length"]
+    asked = [call[1] for call in recorder.calls if call[0] == "plan"]
+    assert lengths.tolist() == [4.0, 4.0]
+    assert asked == [[0, 1]] * 5  # at the reset and after each step; the last time for the final observations
 
 
 def test_figures_do_not_depend_on_the_other_seeds() -> None:

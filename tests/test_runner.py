@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from residual_rl.checkpoint import CheckpointFolder
 from residual_rl.cli.main import main
 from residual_rl.config import TrainCfg
 from residual_rl.envs.vec_env import VecEnv
+from residual_rl.errors import CheckpointError
 from residual_rl.logger import read_metrics
 from residual_rl.registry import BASE_POLICIES, BasePolicySpec, register_base_policy
 from residual_rl.run_folder import RunFolder
@@ -228,6 +232,53 @@ def test_the_best_model_is_that_of_the_best_evaluation(tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path / "run" / "final_model" / "policy.safetensors", "policy")["step"] == 128
 
 
+@pytest.mark.parametrize(("total_timesteps", "steps"), [(1, 32), (32, 32), (95, 64), (96, 96)])
+def test_no_more_steps_than_asked_for_but_one_iteration(tmp_path: Path, total_timesteps: int, steps: int) -> None:
+    """An iteration is 32 steps."""
+    cfg, folder = config(total_timesteps=total_timesteps, eval_freq=0), RunFolder(tmp_path / "run")
+    with folder.start(cfg.to_dict()):
+        summary = Runner(cfg, folder).learn()
+    assert (summary["finished"], summary["steps"], summary["model"]) == (True, steps, "final_model")
+    rows = figures(tmp_path / "run")
+    assert [row["step"] for row in rows] == list(range(0, steps + 1, 32))
+    # Adam's rate falls linearly over the iterations that are done
+    assert [row["train/learning_rate"] for row in rows[1:]] == pytest.approx([5e-4 * (1 - at / steps) for at in range(0, steps, 32)])
+    assert "eval/success_rate" in rows[-1]
+    assert last_state(tmp_path / "run")["progress"]["step"] == steps
+
+
+def test_episodes_are_counted_for_the_curriculum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    set_progress = SO101Paper.set_training_progress
+
+    def spy(task: SO101Paper, fraction: float, success_rate: float, episodes: int) -> Any:
+        told.append(episodes)
+        return set_progress(task, fraction, success_rate, episodes)
+
+    monkeypatch.setattr(SO101Paper, "set_training_progress", spy)
+    # Four worlds whose episodes are cut off in steps 5, 10, …: none succeeds in so few.
+    runner = train(tmp_path / "run", total_timesteps=96, max_episode_steps=5, success_hold_steps=10, eval_freq=0)
+    assert told == [0, 0, 4, 12]  # before the first episode, and before each iteration of 8 steps
+    assert runner.progress.episodes == 16
+
+
+def test_training_off_the_main_thread(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        runner = pool.submit(train, tmp_path / "run", total_timesteps=32, eval_freq=0).result()
+    assert runner.progress.step == 32
+
+
+@pytest.mark.parametrize("part", ["progress", "learner", "env"])
+def test_a_checkpoint_with_other_contents_is_named(tmp_path: Path, part: str) -> None:
+    train(tmp_path / "run", stop_at=32)
+    file = tmp_path / "run" / "checkpoints" / "step_000000032.safetensors"
+    state = checkpoint.load(file, "checkpoint")
+    for spoiled in ({k: v for k, v in state.items() if k != part}, {**state, part: {"other": 1}}, {**state, part: [1]}):
+        checkpoint.save(file, spoiled, "checkpoint")
+        with pytest.raises(CheckpointError, match=r"step_000000032.safetensors does not fit this run \("):
+            Runner(config(), RunFolder(tmp_path / "run"), resume=True)
+
+
 # --- what a run leaves ----------------------------------------------------------------------------------------------
 
 TAGS = ["rollout/success_rate_100", "rollout/ep_rew_mean", "rollout/ep_len_mean", "residual/magnitude", "residual/penalty"]
@@ -284,7 +335,29 @@ def test_every_tag_that_users_look_for_is_logged(run: Path) -> None:
 
 def test_the_parts_of_the_time_add_up(run: Path) -> None:
     row = read_metrics(run / "metrics.jsonl")[-1]
-    parts = sum(row[f"time/{name}"] for name in ("simulation", "base_policy", "learner", "evaluation"))
-    assert all(row[f"time/{name}"] > 0 for name in ("simulation", "base_policy", "learner", "evaluation"))
+    names = ("setup", "simulation", "base_policy", "learner", "evaluation")
+    parts = sum(row[f"time/{name}"] for name in names)
+    assert all(row[f"time/{name}"] > 0 for name in names)
     assert parts <= row["time/wall"]
     assert row["time/fps"] == pytest.approx(192 / row["time/wall"])
+
+
+def test_the_time_is_counted_from_the_start_of_the_command(tmp_path: Path) -> None:
+    """A process that sleeps before it imports anything: the first run counts from its start, another one from its own."""
+    code = f"""
+import time
+time.sleep(1.5)
+import json, pathlib, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from tiny_runs import train
+for name in ("first", "second"):
+    begin = time.perf_counter()
+    train(pathlib.Path({str(tmp_path)!r}) / name, total_timesteps=32, eval_freq=0)
+print(time.perf_counter() - begin)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    second = json.loads(done.stdout.splitlines()[-1])
+    walls = [json.loads((tmp_path / name / "training_summary.json").read_text())["wall_time"] for name in ("first", "second")]
+    assert walls[0] > 1.5 + read_metrics(tmp_path / "first" / "metrics.jsonl")[-1]["time/evaluation"]
+    assert read_metrics(tmp_path / "first" / "metrics.jsonl")[-1]["time/setup"] > 1.5
+    assert walls[1] < second

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from math import degrees
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from mujoco.batch import Batch
 
 from residual_rl.errors import ConfigError, ModelError
 from residual_rl.tasks.so101_paper.robot import EE_SITE, HOME, JOINTS, LINKS, MOVING_TIP_SITE, SERVO_OLD, build_robot
-from residual_rl.tasks.so101_paper.scene import SHEET_HALF_SIZE, SceneCfg, build_scene, build_spec, tape_layout
+from residual_rl.tasks.so101_paper.scene import SHEET_HALF_SIZE, SceneCfg, build_scene, build_spec
 
 CASES = json.loads((Path(__file__).parent / "data" / "so101_fk.json").read_text())
 
@@ -108,20 +107,16 @@ def test_layout_of_state_sensors_and_options(scene: mujoco.MjModel) -> None:
         *(f"jointpos_{j}" for j in JOINTS),
         *(f"jointvel_{j}" for j in JOINTS),
         "ee_position",
-        "ee_quaternion",
         "sheet_position",
         "sheet_quaternion",
-        "sheet_linear_velocity",
-        "sheet_angular_velocity",
     ]
-    assert scene.nsensordata == 6 + 6 + 3 + 4 + 3 + 4 + 3 + 3
+    assert scene.nsensordata == 6 + 6 + 3 + 3 + 4
     data = at_home(scene)
     data.qvel[:] = np.arange(12) / 100
     mujoco.mj_forward(scene, data)
     np.testing.assert_allclose(data.sensordata[:6], data.qpos[:6])
     np.testing.assert_allclose(data.sensordata[6:12], data.qvel[:6])
     np.testing.assert_allclose(data.sensor("sheet_position").data, (0.275, 0, 0.000075))
-    np.testing.assert_allclose(data.sensor("sheet_linear_velocity").data, (0.06, 0.07, 0.08))
     option = scene.opt
     assert option.timestep == 0.001
     assert option.solver == mujoco.mjtSolver.mjSOL_NEWTON
@@ -170,15 +165,6 @@ def test_tape_surrounds_sheet_and_tolerance(tolerance: float) -> None:
     assert patch.rgba[3] == 0
     acts_at = patch.pos[2] + patch.size[2] + model.pair("sheet_tape").margin[0]
     assert acts_at == pytest.approx(0, abs=1e-12)  # the table's height
-
-
-def test_tape_layout_moves_a_built_model_to_another_tolerance() -> None:
-    cfg = SceneCfg(tolerance=0.05)
-    wide, narrow = build_scene(cfg), build_scene(replace(cfg, tolerance=0.005))
-    for name, (pos, size) in tape_layout(replace(cfg, tolerance=0.005)).items():
-        wide.geom(name).pos[:], wide.geom(name).size[:] = pos, size
-    np.testing.assert_allclose(wide.geom_pos, narrow.geom_pos)
-    np.testing.assert_allclose(wide.geom_size, narrow.geom_size)
 
 
 @pytest.mark.parametrize(
@@ -318,7 +304,7 @@ def write(tmp_path: Path, change: Callable[[str], str] = lambda xml: xml) -> str
 
 def test_own_model_gives_the_same_scene(tmp_path: Path, scene: mujoco.MjModel) -> None:
     own = build_scene(SceneCfg(robot_xml=write(tmp_path)))
-    assert (own.nq, own.nv, own.nu, own.npair, own.nsensordata) == (13, 12, 6, 4, 32)
+    assert (own.nq, own.nv, own.nu, own.npair, own.nsensordata) == (13, 12, 6, 4, 22)
     one, other = at_home(own), at_home(scene)
     for _ in range(300):
         mujoco.mj_step(own, one)
@@ -360,13 +346,24 @@ def test_own_model_keeps_out_of_the_scenes_settings(tmp_path: Path, scene: mujoc
     np.testing.assert_allclose(one.qpos, other.qpos, atol=1e-6)
 
 
-def test_own_model_without_actuators_gets_servos(tmp_path: Path, scene: mujoco.MjModel) -> None:
-    def strip(xml: str) -> str:
-        return xml[: xml.index("<actuator>")] + xml[xml.index("</actuator>") + len("</actuator>") :]
+def without_actuators(xml: str) -> str:
+    return xml[: xml.index("<actuator>")] + xml[xml.index("</actuator>") + len("</actuator>") :]
 
-    own = build_scene(SceneCfg(robot_xml=write(tmp_path, strip)))
-    np.testing.assert_allclose(own.actuator_gainprm, scene.actuator_gainprm)
+
+@pytest.mark.parametrize(("servo", "kp", "limit"), [("identified", 998.22, 2.94), ("old", 17.8, 3.35)])
+def test_own_model_without_actuators_gets_the_servos_asked_for(
+    tmp_path: Path, scene: mujoco.MjModel, servo: str, kp: float, limit: float
+) -> None:
+    own = build_scene(SceneCfg(robot_xml=write(tmp_path, without_actuators), servo=servo))
+    np.testing.assert_allclose(own.actuator_gainprm[:, 0], [kp] * 6)
+    np.testing.assert_allclose(own.actuator_forcerange, [[-limit, limit]] * 6)
     np.testing.assert_allclose(own.actuator_ctrlrange, scene.actuator_ctrlrange)
+
+
+def test_own_model_with_actuators_takes_no_other_servo(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    with pytest.raises(ModelError, match=r"robot\.xml: it has actuators of its own, .* leave --servo out"):
+        build_scene(SceneCfg(robot_xml=path, servo="old"))
 
 
 def motors(xml: str) -> str:

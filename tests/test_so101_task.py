@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -343,11 +344,11 @@ def test_narrowing_one_range_leaves_the_other_draws() -> None:
 # --- curriculum -------------------------------------------------------------------------------------------------------
 
 
-def tolerances(one: SO101Paper, progress: list[tuple[float, float]]) -> list[float]:
-    """The tolerance of an episode that begins after each `(fraction, success_rate)`."""
+def tolerances(one: SO101Paper, progress: list[tuple[float, float]], episodes: Sequence[int] | None = None) -> list[float]:
+    """The tolerance of an episode that begins after each `(fraction, success_rate)`; 100 episodes end between two."""
     found = []
-    for fraction, success_rate in progress:
-        logged = one.set_training_progress(fraction, success_rate)
+    for (fraction, success_rate), ended in zip(progress, episodes or range(0, 100 * len(progress), 100), strict=True):
+        logged = one.set_training_progress(fraction, success_rate, ended)
         found.append(one.randomize(torch.tensor([1]))["tolerance"].item())
         assert logged.get("curriculum/tolerance", one.cfg.tolerance) == found[-1]
     return found
@@ -356,7 +357,7 @@ def tolerances(one: SO101Paper, progress: list[tuple[float, float]]) -> list[flo
 def test_without_a_curriculum_the_tolerance_stays() -> None:
     one = task()
     assert tolerances(one, [(0.0, 0.0), (0.5, 1.0), (1.0, 1.0)]) == [0.02] * 3
-    assert one.set_training_progress(0.5, 1.0) == {}
+    assert one.set_training_progress(0.5, 1.0, 500) == {}
 
 
 def test_schedule_narrows_over_time() -> None:
@@ -369,7 +370,17 @@ def test_success_narrows_by_a_tenth_of_the_way() -> None:
     one = task(curriculum="success", curriculum_tolerance=0.06)
     found = tolerances(one, [(0.0, 0.0), (0.1, 0.89), (0.2, 0.9), (0.3, 0.95), (0.4, 0.5)])
     assert found == pytest.approx([0.06, 0.06, 0.056, 0.052, 0.052])
-    assert tolerances(one, [(0.5, 1.0)] * 20)[-1] == pytest.approx(0.02)
+    assert tolerances(one, [(0.5, 1.0)] * 20, range(1000, 3000, 100))[-1] == pytest.approx(0.02)
+
+
+def test_success_waits_for_a_hundred_episodes_of_the_new_tolerance() -> None:
+    """The success rate is of the last 100 episodes: before so many ended, it still tells of a wider tolerance."""
+    one = task(curriculum="success", curriculum_tolerance=0.06)
+    found = tolerances(one, [(0.0, 0.0)] + [(0.1, 1.0)] * 6, [0, 60, 99, 130, 229, 230, 300])
+    assert found == pytest.approx([0.06, 0.06, 0.06, 0.056, 0.056, 0.052, 0.052])
+    other = task(curriculum="success", curriculum_tolerance=0.06)
+    other.load_state_dict(one.state_dict())
+    assert tolerances(other, [(0.1, 1.0)] * 2, [329, 330]) == pytest.approx([0.052, 0.048])
 
 
 @pytest.mark.parametrize("curriculum", ["schedule", "success"])
@@ -405,6 +416,10 @@ def test_a_curriculum_is_resumed_where_it_was() -> None:
         {"randomization": "yes"},
         {"servo": "new"},
         {"curriculum": "schedule", "curriculum_tolerance": 0.01},
+        {"curriculum_fraction": 0.0},
+        {"curriculum_fraction": 1.1},
+        {"curriculum_success_rate": 0.0},
+        {"curriculum_success_rate": 1.01},
     ],
     ids=str,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from residual_rl.envs.gl_backend import gl_context_class
 from residual_rl.errors import ConfigError, MissingDependencyError, ResidualRLError
 from residual_rl.evaluate import no_residual
 from residual_rl.policy import export_policy
+from residual_rl.registry import TASKS
 
 CFG = replace_fields(TrainCfg.default("so101-paper"), {"max_episode_steps": 8, "num_threads": 1, "minibatch_size": 64})
 
@@ -79,6 +81,18 @@ def test_the_pictures_are_those_of_the_step_and_the_policy(opengl: None, tmp_pat
     assert not np.array_equal(base, residual)
     assert np.array_equal(base, top("--step", "6", "--policy", str(run), "--residual-scale", "0"))
     assert not np.array_equal(start, top("--step", "6", "--policy", "oracle"))
+
+
+def test_oracle_is_the_one_that_the_task_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert view._find_policy("so101-paper", "oracle", "best")[1].base_policy_id == "jacobian-yaw"
+    monkeypatch.setitem(TASKS._specs, "so101-paper", dataclasses.replace(TASKS.get("so101-paper"), oracle="zero"))
+    assert view._find_policy("so101-paper", "oracle", "best")[1].base_policy_id == "zero"
+
+
+def test_a_task_without_an_oracle_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TASKS._specs, "so101-paper", dataclasses.replace(TASKS.get("so101-paper"), oracle=None))
+    with pytest.raises(ConfigError, match="task 'so101-paper' names no oracle"):
+        view.main(["so101-paper", "--policy", "oracle", "--cameras", "x"])
 
 
 def test_a_video_of_one_episode(opengl: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,11 +16,16 @@ _MODULE_OF = {
     "BasePolicy": "residual_rl.types",
     "BasePolicySpec": "residual_rl.registry",
     "Learner": "residual_rl.types",
+    "LearnerSpec": "residual_rl.registry",
     "Metrics": "residual_rl.types",
     "Obs": "residual_rl.types",
+    "Physics": "residual_rl.envs.task",
+    "Quantities": "residual_rl.envs.task",
     "ResidualEnv": "residual_rl.residual_env",
     "ResidualRLError": "residual_rl.errors",
     "State": "residual_rl.types",
+    "Task": "residual_rl.envs.task",
+    "TaskEnv": "residual_rl.envs.task_env",
     "TaskSpec": "residual_rl.registry",
     "TrainCfg": "residual_rl.config",
     "Transition": "residual_rl.types",
@@ -29,7 +34,9 @@ _MODULE_OF = {
     "make_residual_env": "residual_rl.build",
     "make_vec_env": "residual_rl.build",
     "register_base_policy": "residual_rl.registry",
+    "register_learner": "residual_rl.registry",
     "register_task": "residual_rl.registry",
+    "uniform": "residual_rl.seeding",
 }
 """Public name -> the module that holds it."""
 

@@ -22,11 +22,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from residual_rl.envs.mujoco_physics import MujocoPhysics
-from residual_rl.errors import ConfigError
+from residual_rl.errors import ConfigError, ResidualRLError
 
 if TYPE_CHECKING:
     from residual_rl.envs.task_env import TaskEnv
     from residual_rl.residual_env import ResidualEnv
+
+
+class NotMujocoError(ConfigError):
+    """The worlds are stepped by something else than MuJoCo."""
+
 
 _FULL = mujoco.mjtState.mjSTATE_FULLPHYSICS
 
@@ -82,7 +87,8 @@ class Speeds:
 def compare_stepping(env: ResidualEnv, num_steps: int, repeats: int, seed: int = 0) -> Speeds:
     """Step `env` and bare MuJoCo in turns, `num_steps` policy steps each, on the states that the base policy with random residuals visits.
 
-    Raises `ConfigError` where the worlds are not MuJoCo's, or bare MuJoCo ends in other states than the env.
+    Raises `NotMujocoError` where the worlds are not MuJoCo's, and `ResidualRLError` where bare MuJoCo ends in other states than the env:
+    then the two did not do the same work, and no figure means anything.
     """
     task_env, physics = _mujoco_env(env)
     stretch = _record(env, num_steps, seed)
@@ -109,7 +115,7 @@ def _mujoco_env(env: ResidualEnv) -> tuple[TaskEnv, MujocoPhysics]:
     from residual_rl.envs.task_env import TaskEnv
 
     if not isinstance(env.env, TaskEnv) or not isinstance(env.env.physics, MujocoPhysics):
-        raise ConfigError("bare MuJoCo can be compared only with worlds that MuJoCo steps")
+        raise NotMujocoError("bare MuJoCo can be compared only with worlds that MuJoCo steps")
     return env.env, env.env.physics
 
 
@@ -168,7 +174,7 @@ class _RawPhysics:
         ]
 
     def run(self) -> None:
-        """All segments, from their start states. Raises `ConfigError` where one ends elsewhere than the env did."""
+        """All segments, from their start states. Raises `ResidualRLError` where one ends elsewhere than the env did."""
         todo: queue.SimpleQueue[int] = queue.SimpleQueue()
         for i in range(len(self._jobs)):
             todo.put(i)
@@ -193,7 +199,7 @@ class _RawPhysics:
                 sensordata=sensors[:, :n],
             )
             if not np.array_equal(states[0, n - 1, 1 : 1 + job.model.nq], job.end):  # time comes before qpos
-                raise ConfigError("bare MuJoCo ended in another state than the env: the two did not do the same work")
+                raise ResidualRLError("bare MuJoCo ended in another state than the env: the two did not do the same work")
 
     def close(self) -> None:
         self._pool.shutdown()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from residual_rl.base_policies.executor import BasePolicyExecutor
 from residual_rl.config import TrainCfg
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
-from residual_rl.learners.ppo import PPO
-from residual_rl.registry import BASE_POLICIES, TASKS, load
+from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS, load
 from residual_rl.residual_env import ResidualEnv
+from residual_rl.types import Learner
 
 
 def make_vec_env(task: str, num_envs: int = 32, *, num_threads: int = 0, device: str = "cpu", **settings: Any) -> VecEnv:
@@ -40,7 +42,7 @@ def make_base_policy(base_policy_id: str, cfg: Any, env: VecEnv) -> BasePolicyEx
 
 def make_residual_env(cfg: TrainCfg, num_envs: int, *, base_policy_id: str | None = None) -> ResidualEnv:
     """Worlds, base policy and composition of a run. Another `base_policy_id` stands in with its own defaults."""
-    env = load(TASKS.get(cfg.task_id).make)(cfg.task, num_envs, cfg.run.num_threads, cfg.run.device)
+    env = load(TASKS.get(cfg.task_id).make)(cfg.task, num_envs, cfg.run.num_threads, cfg.run.sim_device)
     if base_policy_id is None or base_policy_id == cfg.base_policy_id:
         base_policy = make_base_policy(cfg.base_policy_id, cfg.base, env)
     else:
@@ -48,6 +50,19 @@ def make_residual_env(cfg: TrainCfg, num_envs: int, *, base_policy_id: str | Non
     return ResidualEnv(env, base_policy, cfg.residual.residual_scale, cfg.residual.residual_penalty)
 
 
-def make_learner(cfg: TrainCfg, env: ResidualEnv) -> PPO:
-    """The learner of a run, for what `env` observes."""
-    return PPO(cfg.learner, env.observation_space, env.action_dim, env.num_envs, env.device, cfg.run.seed)
+def make_learner(cfg: TrainCfg, env: ResidualEnv) -> Learner:
+    """The learner of a run, for what `env` observes, on its own device."""
+    make = load(LEARNERS.get(cfg.learner_id).make)
+    learner: Learner = make(cfg.learner, env.observation_space, env.action_dim, env.num_envs, usable_device(cfg.run.device), cfg.run.seed)
+    return learner
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name. Raises `ConfigError` where torch cannot compute on it."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        reason = str(error).split("\n")[0]
+        raise ConfigError(f"device {name!r} cannot be used on this machine: {reason}; choose another --device, such as cpu") from None
+    return device

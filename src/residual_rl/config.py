@@ -14,7 +14,7 @@ import tyro
 
 from residual_rl.checks import check_fields
 from residual_rl.errors import ConfigError, UnknownNameError
-from residual_rl.registry import BASE_POLICIES, TASKS, load
+from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS, load
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ class RunCfg:
     num_envs: Annotated[int, tyro.conf.arg(aliases=["--n-envs"])] = 32
     """Worlds stepped together."""
     total_timesteps: int = 250_000
-    """Env steps of the training, over all worlds."""
+    """Most env steps of the training, over all worlds; whole updates are done."""
     seed: int = 1
     """Seed of the networks, the exploration and the training episodes."""
     eval_freq: int = 25_000
@@ -78,11 +78,14 @@ class RunCfg:
     torch_threads: int = 1
     """Threads of the networks; more than one loses when the simulator uses the cores."""
     device: str = "cpu"
-    """Device of learner and env."""
+    """Device of the learner: cpu, cuda, cuda:1, …"""
+    sim_device: str = "cpu"
+    """Device of the worlds and the base policy; MuJoCo steps on the cpu alone."""
     wandb_project: str | None = None
     """Weights & Biases project to log to, besides the run folder."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("num_envs", "total_timesteps", "eval_episodes", "save_freq", "keep_checkpoints", "torch_threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -107,17 +110,21 @@ class TrainCfg:
     """The learner's settings."""
     residual: ResidualCfg = field(default_factory=ResidualCfg)
     run: RunCfg = field(default_factory=RunCfg)
+    learner_id: str = "ppo"
+    """Registered learner."""
 
     @classmethod
-    def default(cls, task_id: str, base_policy_id: str | None = None) -> TrainCfg:
-        """The registered defaults of a task, with its own base policy unless another is named."""
-        from residual_rl.learners.ppo_cfg import PPOCfg
-
+    def default(cls, task_id: str, base_policy_id: str | None = None, learner_id: str | None = None) -> TrainCfg:
+        """The registered defaults of a task, with its own base policy and learner unless others are named."""
         spec = TASKS.get(task_id)
         base_policy_id = base_policy_id or spec.base_policy
         base = BASE_POLICIES.get(base_policy_id).default_config()
-        cfg = cls(task_id, base_policy_id, spec.default_config(), base, PPOCfg())
-        return replace_fields(cfg, dict(spec.train_overrides))
+        learner = LEARNERS.get(spec.learner).default_config()
+        cfg = cls(task_id, base_policy_id, spec.default_config(), base, learner, learner_id=spec.learner)
+        cfg = replace_fields(cfg, dict(spec.train_overrides))
+        if learner_id is None or learner_id == spec.learner:
+            return cfg
+        return dataclasses.replace(cfg, learner_id=learner_id, learner=LEARNERS.get(learner_id).default_config())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON: tuples become lists."""
@@ -126,17 +133,17 @@ class TrainCfg:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TrainCfg:
         """The settings that `to_dict` gave."""
-        from residual_rl.learners.ppo_cfg import PPOCfg
-
         base_config = BASE_POLICIES.get(data["base_policy_id"]).config
+        learner_id = data.get("learner_id", "ppo")  # there was no other when files did not name it
         return cls(
             task_id=data["task_id"],
             base_policy_id=data["base_policy_id"],
             task=from_plain(load(TASKS.get(data["task_id"]).config), data["task"]),
             base=from_plain(load(base_config), data["base"]) if base_config else None,
-            learner=from_plain(PPOCfg, data["learner"]),
+            learner=from_plain(load(LEARNERS.get(learner_id).config), data["learner"]),
             residual=from_plain(ResidualCfg, data["residual"]),
             run=from_plain(RunCfg, data["run"]),
+            learner_id=learner_id,
         )
 
 

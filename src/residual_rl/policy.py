@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from residual_rl import checkpoint
@@ -13,7 +14,7 @@ from residual_rl.config import TrainCfg
 from residual_rl.errors import CheckpointError
 from residual_rl.files import make_folder, write_json
 from residual_rl.learners.networks import load_module_state
-from residual_rl.learners.ppo import make_policy
+from residual_rl.registry import LEARNERS, load
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.types import Learner, Obs, State
 
@@ -46,10 +47,17 @@ class ExportedPolicy:
         It computes in float64: in float32 matrix products round differently in batches of different size, and what an episode
         becomes would depend on how many run beside it.
         """
-        policy = make_policy(self.cfg.learner, env.observation_space, env.action_dim, env.device)
+        make = load(LEARNERS.get(self.cfg.learner_id).make_policy)
+        policy = make(self.cfg.learner, env.observation_space, env.action_dim, env.device)
         load_module_state(policy, self.weights, "the exported residual policy")
         policy.double()
-        return lambda obs: policy.act(obs).float()
+
+        @torch.no_grad()
+        def act(obs: Obs) -> Tensor:
+            action: Tensor = policy.act(obs)
+            return action.float()
+
+        return act
 
 
 def load_policy(file: Path) -> ExportedPolicy:

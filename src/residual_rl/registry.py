@@ -1,7 +1,7 @@
-"""Tasks and base policies by id.
+"""Tasks, base policies and learners by id.
 
-Each module in `residual_rl.tasks` and `residual_rl.base_policies` registers itself when it is imported; other packages name a module that
-registers theirs under the entry point groups `residual_rl.tasks` and `residual_rl.base_policies`.
+Each module in `residual_rl.tasks` and `residual_rl.base_policies`, and each `*_cfg` module in `residual_rl.learners`, registers itself when
+it is imported; other packages name a module that registers theirs under the entry point groups of these names.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
@@ -33,11 +34,13 @@ class TaskSpec:
     config_overrides: Mapping[str, Any] = field(default_factory=dict)
     """Values of `config` that differ from its defaults."""
     train_overrides: Mapping[str, Any] = field(default_factory=dict)
-    """Values of the training settings and of the learner's that differ from their defaults."""
+    """Values of the training settings and of the default learner's that differ from their defaults."""
+    learner: str = "ppo"
+    """Id of the default learner. Another starts from its own defaults."""
     metric_units: Mapping[str, str] = field(default_factory=dict)
     """Units of the task's own metrics, by name."""
     doctor: str | None = None
-    """`doctor(cfg, quick) -> Iterable[Check]`: the task's own checks in the sanity suite."""
+    """`doctor(cfg, quick, make_policy) -> Iterable[Check]`: the task's own checks in the sanity suite; see `residual_rl.sanity`."""
     oracle: str | None = None
     """Id of a base policy that solves the task, for the sanity suite and demonstrations."""
     gymnasium_id: str | None = None
@@ -64,14 +67,41 @@ class BasePolicySpec:
         return load(self.config)() if self.config else None
 
 
-Spec = TypeVar("Spec", TaskSpec, BasePolicySpec)
+@dataclass(frozen=True)
+class LearnerSpec:
+    """A registered learner. `config`, `make` and `make_policy` are `module:attribute` strings: listing learners imports no torch."""
+
+    id: str
+    summary: str
+    config: str
+    """Dataclass of its settings; its fields become flags."""
+    make: str
+    """`make(cfg, obs_space, action_dim, num_envs, device, seed) -> Learner`, on `device`; observations come from the env's."""
+    make_policy: str
+    """`make_policy(cfg, obs_space, action_dim, device) -> torch.nn.Module`, for deployment: its `act(obs)` gives the deterministic residual
+    action [B, A], and it takes the weights that `Learner.policy_state_dict` gives."""
+    quick_overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Values of `config` that fit `train --quick`: 2048 env steps in 8 worlds."""
+
+    def default_config(self) -> Any:
+        """Its settings with their defaults."""
+        return load(self.config)()
+
+
+Spec = TypeVar("Spec", TaskSpec, BasePolicySpec, LearnerSpec)
 
 
 class Registry(Generic[Spec]):
-    """Specs of one kind by id, filled from a package of ours and from an entry point group."""
+    """Specs of one kind by id, filled from a package of ours and from an entry point group.
 
-    def __init__(self, kind: str, source: str):
-        self._kind, self._source = kind, source
+    Args:
+        kind: what messages call them.
+        source: name of the package and of the entry point group.
+        modules: which of the package's modules register something, as a file name pattern.
+    """
+
+    def __init__(self, kind: str, source: str, modules: str = "*"):
+        self._kind, self._source, self._modules = kind, source, modules
         self._specs: dict[str, Spec] = {}
         self._discovered = False
 
@@ -99,7 +129,8 @@ class Registry(Generic[Spec]):
         """Import this package's modules of the kind, which register themselves."""
         package = importlib.import_module(self._source)
         for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self._source}.{module.name}")
+            if fnmatch(module.name, self._modules):
+                importlib.import_module(f"{self._source}.{module.name}")
 
     def _discover(self) -> None:
         if self._discovered:
@@ -120,6 +151,7 @@ class Registry(Generic[Spec]):
 
 TASKS: Registry[TaskSpec] = Registry("task", "residual_rl.tasks")
 BASE_POLICIES: Registry[BasePolicySpec] = Registry("base policy", "residual_rl.base_policies")
+LEARNERS: Registry[LearnerSpec] = Registry("learner", "residual_rl.learners", "*_cfg")  # what registers apart from what imports torch
 
 
 def register_task(spec: TaskSpec) -> TaskSpec:
@@ -138,6 +170,11 @@ def register_task(spec: TaskSpec) -> TaskSpec:
 def register_base_policy(spec: BasePolicySpec) -> BasePolicySpec:
     """Make `spec` known by its id."""
     return BASE_POLICIES.register(spec)
+
+
+def register_learner(spec: LearnerSpec) -> LearnerSpec:
+    """Make `spec` known by its id."""
+    return LEARNERS.register(spec)
 
 
 def load(reference: str) -> Any:

@@ -43,6 +43,8 @@ class ResidualEnv:
         self.residual_scale, self.penalty = residual_scale, penalty
         self.num_envs, self.device = env.num_envs, env.device
         self.clock = Clock()
+        self._penalties = torch.zeros(self.num_envs, device=self.device)
+        """[B]: sum of the penalties of each world's episode so far."""
         self.obs: Obs = {}
         """The current observation, `base_action` [B, A] included."""
 
@@ -61,12 +63,15 @@ class ResidualEnv:
         """Start a new episode in every world."""
         obs, _ = self.env.reset(seed=seed)
         self.base_policy.reset(torch.ones(self.num_envs, dtype=torch.bool, device=self.device))
-        self.obs = {**obs, "base_action": self.base_policy.act(obs)}
+        self._penalties = torch.zeros_like(self._penalties)
+        self.obs = {**obs, "base_action": self.base_policy.act(obs, self.env.active)}
         return self.obs
 
     def step(self, residual_action: Tensor) -> tuple[Transition, dict[str, Any]]:
-        """Execute `residual_action` [B, A] in [-1, 1]. `info` is the env's, with the penalty among the reward's terms."""
+        """Execute `residual_action` [B, A] in [-1, 1]. `info` is the env's, with the penalty among the reward's terms
+        and in the `episode_return`."""
         obs, base_action = self.obs, self.obs["base_action"]
+        residual_action = residual_action.detach().to(self.device)  # the learner may be on another device
         action = compose(base_action, residual_action, self.residual_scale)
         start = time.perf_counter()
         next_obs, reward, terminated, truncated, info = self.env.step(action)
@@ -75,13 +80,17 @@ class ResidualEnv:
         penalty = residual_penalty(residual_action, self.residual_scale, self.penalty)
         info["reward_terms"]["residual"] = penalty
         ended, final_obs = info["_final_obs"], info["final_obs"]
+        self._penalties = self._penalties + penalty
+        info["final_info"]["episode_return"] = info["final_info"]["episode_return"] + self._penalties
+        active = self.env.active  # a world without an episode has no use for a plan
         if ended.any():
             final_base_action = self.base_policy.act(final_obs, ended)
             self.base_policy.reset(ended)
-            next_base_action = self.base_policy.act(next_obs)
+            self._penalties = self._penalties.masked_fill(ended, 0.0)
+            next_base_action = self.base_policy.act(next_obs, active)
             true_next_base_action = torch.where(ended[:, None], final_base_action, next_base_action)
         else:
-            next_base_action = true_next_base_action = self.base_policy.act(next_obs)
+            next_base_action = true_next_base_action = self.base_policy.act(next_obs, active)
         self.clock.simulation += middle - start
         self.clock.base_policy += time.perf_counter() - middle
 
@@ -104,6 +113,7 @@ class ResidualEnv:
             "env": self.env.state_dict(),
             "base_policy": self.base_policy.state_dict(),
             "base_action": self.obs["base_action"],
+            "penalties": self._penalties,
             "residual_scale": self.residual_scale,
         }
 
@@ -112,6 +122,7 @@ class ResidualEnv:
         self.env.load_state_dict(state["env"])
         self.base_policy.load_state_dict(state["base_policy"])
         self.residual_scale = state["residual_scale"]
+        self._penalties = state["penalties"].to(self.device)
         self.obs = {**self.env.observations(), "base_action": state["base_action"].to(self.device)}
 
     def close(self) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -25,6 +27,22 @@ from residual_rl.run_folder import RunFolder
 from residual_rl.seeding import TRAINING_EVAL_SEED, training_seed_start
 from residual_rl.types import Metrics, State, Transition
 
+_IMPORTED = time.perf_counter()
+
+
+def _process_begin() -> float:
+    """`time.perf_counter()` of when this process began, where Linux tells it, else of when this module was imported."""
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            ticks = int(file.read().rpartition(b")")[2].split()[19])  # field 22, starttime: clock ticks after boot
+    except FileNotFoundError:
+        return _IMPORTED
+    return time.perf_counter() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+
+
+_process_start = iter([_process_begin()])
+"""Given to the first Runner of the process alone: what comes before the others is not their set-up."""
+
 
 @dataclass
 class Progress:
@@ -34,6 +52,8 @@ class Progress:
     """Env steps done."""
     best: tuple[float, float] | None = None
     """Success rate and mean return of the best evaluation so far."""
+    episodes: int = 0
+    """Training episodes that ended."""
     success: deque[float] = field(default_factory=lambda: deque(maxlen=100))
     returns: deque[float] = field(default_factory=lambda: deque(maxlen=100))
     lengths: deque[float] = field(default_factory=lambda: deque(maxlen=100))
@@ -42,8 +62,8 @@ class Progress:
         return {k: list(v) if isinstance(v, deque | tuple) else v for k, v in vars(self).items()}
 
     def load_state_dict(self, state: State) -> None:
-        for name, value in state.items():
-            old = getattr(self, name)
+        for name, old in list(vars(self).items()):
+            value = state[name]
             setattr(self, name, deque(value, maxlen=100) if isinstance(old, deque) else tuple(value) if isinstance(value, list) else value)
 
 
@@ -51,6 +71,8 @@ class Progress:
 class Timer:
     """Wall time of this session [s], by part."""
 
+    setup: float = 0.0
+    """From the session's start to `learn`: imports, and the making of all objects."""
     collection: float = 0.0
     update: float = 0.0
     evaluation: float = 0.0
@@ -66,14 +88,21 @@ class Runner:
     """
 
     def __init__(self, cfg: TrainCfg, folder: RunFolder, resume: bool = False):
+        self._started = next(_process_start, time.perf_counter())
         torch.set_num_threads(cfg.run.torch_threads)
         self.cfg, self.folder = cfg, folder
         self.env = make_residual_env(cfg, cfg.run.num_envs)
         self.eval_env = make_residual_env(cfg, cfg.run.eval_episodes)
+        self._env_in_use = self.env
+        """Where a failure that comes now happens."""
         self.learner = make_learner(cfg, self.env)
+        steps = self.learner.num_steps * self.env.num_envs
+        self.total_steps = max(cfg.run.total_timesteps // steps, 1) * steps
+        """Env steps of the whole training: as many iterations as fit into `total_timesteps`, and at least one."""
         self.progress, self.timer = Progress(), Timer()
         self.wall_time = 0.0
-        """Seconds of training, evaluations included, over all sessions."""
+        """Seconds over all sessions, from the start of each: imports, construction and evaluations included. The first Runner of a
+        process counts from the process's start, any other from its own construction."""
         self.checkpoints = checkpoint.CheckpointFolder(folder.checkpoints, cfg.run.keep_checkpoints)
         if resume:
             self._resume()
@@ -82,19 +111,25 @@ class Runner:
             self.env.reset(seed=training_seed_start(cfg.run.seed))
 
     def learn(self) -> dict[str, Any]:
-        """Train to the end, or until SIGINT or SIGTERM. Returns the summary, whose `signal` says what ended it."""
+        """Train to the end, or until SIGINT or SIGTERM. Returns the summary, whose `signal` says what ended it.
+
+        Its `wall_time` and `time_to_95` are seconds from the start of the training command, imports and construction included,
+        summed over the sessions of a resumed run; `steps_per_second` is over the same time. Signals are heeded in the main thread
+        alone: Python hands them to no other.
+        """
         cfg, progress = self.cfg.run, self.progress
-        session = time.perf_counter() - self.wall_time
+        self.timer.setup = time.perf_counter() - self._started
+        session = self._started - self.wall_time
         resume_step = None if progress.best is None else progress.step
         with (
             stop_signals() as stop,
             Logger(self.folder.path, cfg.wandb_project, self.cfg.to_dict(), resume_step) as logger,
-            ProgressBar(cfg.total_timesteps, progress.step) as bar,
+            ProgressBar(self.total_steps, progress.step) as bar,
             self._dumping(),
         ):
             if progress.best is None:
                 logger.log(self._evaluate(), 0)
-            while progress.step < cfg.total_timesteps and stop.signal is None:
+            while not self._finished and stop.signal is None:
                 before = progress.step
                 metrics = self._collect()
                 metrics |= self._update()
@@ -140,10 +175,10 @@ class Runner:
         return metrics
 
     def _set_schedules(self) -> Metrics:
-        fraction = self.progress.step / self.cfg.run.total_timesteps
+        fraction = self.progress.step / self.total_steps
         self.learner.set_progress(fraction)
         self.env.residual_scale = self.cfg.residual.scale_at(fraction)
-        curriculum = self.env.env.set_training_progress(fraction, _mean(self.progress.success))
+        curriculum = self.env.env.set_training_progress(fraction, _mean(self.progress.success), self.progress.episodes)
         return {"residual/scale": self.env.residual_scale, **curriculum}
 
     def _track_episodes(self, info: dict[str, Any]) -> None:
@@ -151,13 +186,14 @@ class Runner:
         if not ended.any():
             return
         final = info["final_info"]
+        self.progress.episodes += int(ended.sum())
         self.progress.success.extend(final["success_once"][ended].float().tolist())
         self.progress.returns.extend(final["episode_return"][ended].tolist())
         self.progress.lengths.extend(final["episode_length"][ended].float().tolist())
 
     @property
     def _finished(self) -> bool:
-        return self.progress.step >= self.cfg.run.total_timesteps
+        return self.progress.step >= self.total_steps
 
     def _times(self) -> Metrics:
         """Seconds spent so far, by part, and env steps per second of the wall; parts are of this session."""
@@ -165,6 +201,7 @@ class Runner:
         return {
             "time/fps": self.progress.step / self.wall_time,
             "time/wall": self.wall_time,
+            "time/setup": timer.setup,
             "time/simulation": clock.simulation,
             "time/base_policy": clock.base_policy,
             "time/learner": timer.collection - clock.simulation - clock.base_policy + timer.update,
@@ -179,9 +216,11 @@ class Runner:
     def _evaluate(self) -> Metrics:
         """Evaluate what would be deployed now, and keep it if it is the best so far."""
         start = time.perf_counter()
+        self._env_in_use = self.eval_env
         self.eval_env.residual_scale = self.env.residual_scale
         seeds = range(TRAINING_EVAL_SEED, TRAINING_EVAL_SEED + self.cfg.run.eval_episodes)
         episodes = evaluate(self.eval_env, lambda obs: self.learner.act(obs, deterministic=True), seeds)
+        self._env_in_use = self.env
         metrics = _eval_metrics(episodes)
         make_folder(self.folder.eval_results)
         score = (metrics["eval/success_rate"], metrics["eval/mean_reward"])
@@ -202,10 +241,16 @@ class Runner:
         latest = self.checkpoints.latest()
         if latest is None:
             raise CheckpointError(f"{self.folder.checkpoints} holds no checkpoint to resume from; train into a new --output-dir")
-        _, state = latest
-        self.progress.load_state_dict(state["progress"])
-        self.learner.load_state_dict(state["learner"])
-        self.env.load_state_dict(state["env"])
+        step, state = latest
+        try:
+            self.progress.load_state_dict(state["progress"])
+            self.learner.load_state_dict(state["learner"])
+            self.env.load_state_dict(state["env"])
+        except (CheckpointError, KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:  # what other contents lead to
+            raise CheckpointError(
+                f"{self.checkpoints.files()[step]} does not fit this run ({type(error).__name__}: {error}); "
+                "resume with the settings and the release that it was written with"
+            ) from error
         rows = read_metrics(self.folder.metrics_file) if self.folder.metrics_file.exists() else []
         self.wall_time = max((row["time/wall"] for row in rows if row["step"] <= self.progress.step and "time/wall" in row), default=0.0)
 
@@ -231,12 +276,15 @@ class Runner:
 
     @contextlib.contextmanager
     def _dumping(self) -> Iterator[None]:
-        """Keep the states before a `NonFiniteError`: what it knows of them, the last observation, and the learner with its rollout."""
+        """Keep the states before a `NonFiniteError`: what it knows of them, the last observation of the env, training's or evaluation's,
+        in which it came, and the learner with its rollout."""
         try:
             yield
         except NonFiniteError as error:
             path = self.folder.path / "nonfinite_dump.safetensors"
-            checkpoint.save_dump(path, {**error.dump, "last_obs": self.env.obs, "learner": self.learner.state_dict()})
+            env = "evaluation" if self._env_in_use is self.eval_env else "training"
+            state = {**error.dump, "env": env, "last_obs": self._env_in_use.obs, "learner": self.learner.state_dict()}
+            checkpoint.save_dump(path, state)
             raise NonFiniteError(f"{error}; the states before it are in {path}") from error
 
 
@@ -249,8 +297,14 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a request to stop after the current iteration; a second SIGINT stops at once."""
+    """Turn SIGINT and SIGTERM into a request to stop after the current iteration; a second SIGINT stops at once.
+
+    Off the main thread, where Python sets no handlers, the request never comes.
+    """
     request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
 
     def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         if request.signal is not None and number == signal.SIGINT:

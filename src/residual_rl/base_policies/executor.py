@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -38,11 +41,12 @@ class BasePolicyExecutor:
     def reset(self, mask: Tensor) -> None:
         """Drop the chunks and the state of the worlds in `mask` [B] bool."""
         self._pointer = self._pointer.masked_fill(mask, self.policy.num_action_steps)
-        self.policy.reset(mask)
+        with self._named_errors():
+            self.policy.reset(mask)
 
     @torch.no_grad()
     def act(self, obs: Obs, mask: Tensor | None = None) -> Tensor:
-        """The base action [B, A] for `obs`, valid in the worlds of `mask` [B] bool. Call it once per observation."""
+        """The base action [B, A] in [-1, 1] for `obs`, valid in the worlds of `mask` [B] bool. Call it once per observation."""
         spent = self._pointer >= self.policy.num_action_steps
         if mask is not None:
             spent = spent & mask
@@ -59,12 +63,9 @@ class BasePolicyExecutor:
         return action
 
     def _plan(self, obs: Obs, worlds: Tensor) -> Tensor:
-        try:
+        """The chunk [b, K, A] for the `worlds` [b], clipped to the action space: what is stored is what can be executed."""
+        with self._named_errors():
             chunk = self.policy.plan({key: obs[key] for key in self.policy.inputs}, worlds)
-        except ResidualRLError:
-            raise
-        except Exception as error:
-            raise BasePolicyError(f"{self.name} failed: {type(error).__name__}: {error}") from error
         expected = (len(worlds), self.policy.chunk_size, self._action_dim)
         if not isinstance(chunk, Tensor) or tuple(chunk.shape) != expected:
             got = tuple(chunk.shape) if isinstance(chunk, Tensor) else type(chunk).__name__
@@ -73,7 +74,17 @@ class BasePolicyExecutor:
             check_finite(f"the base action of {self.name}", chunk)
         except NonFiniteError as error:
             raise NonFiniteError(str(error), dump={f"obs/{k}": v for k, v in obs.items()}) from None
-        return chunk.to(self._device, torch.float32)
+        return chunk.to(self._device, torch.float32).clamp(-1.0, 1.0)
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Turn whatever the policy raises into an error with its name; those of this package have a message already."""
+        try:
+            yield
+        except ResidualRLError:
+            raise
+        except Exception as error:
+            raise BasePolicyError(f"{self.name} failed: {type(error).__name__}: {error}") from error
 
     def state_dict(self) -> State:
         """The chunks, the pointers and the policy's own state."""
@@ -81,5 +92,6 @@ class BasePolicyExecutor:
 
     def load_state_dict(self, state: State) -> None:
         """Take back what `state_dict` gave."""
-        self._chunk, self._pointer = state["chunk"].to(self._device), state["pointer"].to(self._device)
-        self.policy.load_state_dict(state["policy"])
+        self._chunk, self._pointer, policy_state = state["chunk"].to(self._device), state["pointer"].to(self._device), state["policy"]
+        with self._named_errors():
+            self.policy.load_state_dict(policy_state)

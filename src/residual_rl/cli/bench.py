@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,11 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from residual_rl.bench import BenchCfg, run_bench
-from residual_rl.cli.flags import parts_of, split_target
+from residual_rl.cli.flags import parts_of, require_target
 from residual_rl.config import TrainCfg
-from residual_rl.errors import ConfigError
 from residual_rl.files import make_folder, write_json
-from residual_rl.run_folder import machine
 
 QUICK = {"num_steps": 20, "repeats": 1, "training_repeats": 1}
 """Settings of `--quick`."""
@@ -25,17 +22,14 @@ QUICK = {"num_steps": 20, "repeats": 1, "training_repeats": 1}
 
 def main(argv: Sequence[str]) -> int:
     """Parse, measure, print a table and save it."""
-    task_id, rest = split_target(argv)
-    if task_id is None:
-        tyro.cli(_usage, args=rest, prog="residual-rl bench")
-        raise ConfigError("bench needs a task id: residual-rl bench TASK [options]; `residual-rl list` shows the tasks")
+    task_id, rest = require_target(argv, "bench", "TASK", "Measure speeds")
     cfg = TrainCfg.default(task_id)
     quick = "--quick" in rest
     bench = dataclasses.replace(BenchCfg(), **QUICK) if quick else BenchCfg()
     flags: Any = tyro.cli(
         _flags(cfg, bench), args=rest, prog=f"residual-rl bench {task_id}", description="Measure; the figures are medians of turns."
     )
-    output = flags.output or Path("benchmarks") / "results" / f"{task_id}-{_slug(machine()['cpu'])}.json"
+    output = flags.output or Path(f"bench-{task_id}.json")
     make_folder(output.parent)  # before the work, not after it
     console = Console()
     with console.status("") as status:
@@ -58,7 +52,7 @@ def _flags(cfg: TrainCfg, bench: BenchCfg) -> type:
         ("bench", Annotated[BenchCfg, tyro.conf.arg(name="")], dataclasses.field(default=bench)),
         (
             "output",
-            Annotated[Path | None, tyro.conf.arg(help="File for the results. None: benchmarks/results/TASK-CPU.json.")],
+            Annotated[Path | None, tyro.conf.arg(help="File for the results. None: bench-TASK.json, here.")],
             dataclasses.field(default=None),
         ),
         (
@@ -70,12 +64,9 @@ def _flags(cfg: TrainCfg, bench: BenchCfg) -> type:
     return dataclasses.make_dataclass("Bench", [*own, *parts_of(cfg, ("task",))])
 
 
-def _usage() -> None:
-    """Measure speeds: residual-rl bench TASK [options]   (residual-rl bench TASK --help tells all options of the task)."""
-
-
 def _table(results: dict[str, Any]) -> Table:
-    table = Table("what", title=f"{results['task']}: medians of several turns", title_justify="left")
+    title = f"{results['task']}: medians of several turns"
+    table = Table("what", title=title, caption=results["caption"], title_justify="left", caption_justify="left")
     table.add_column("median", justify="right")
     table.add_column("from … to", justify="right")
     table.add_column("unit")
@@ -87,7 +78,3 @@ def _table(results: dict[str, Any]) -> Table:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100.0 else f"{value:.3g}"
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -11,19 +11,15 @@ import torch
 import tyro
 from rich.console import Console
 
-from residual_rl.cli.flags import parts_of, split_target
+from residual_rl.cli.flags import parts_of, require_target
 from residual_rl.config import TrainCfg
 from residual_rl.doctor import Check, examine, format_table
-from residual_rl.errors import ConfigError
 from residual_rl.registry import TASKS
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, examine, print a table; 1 if a check failed."""
-    target, rest = split_target(argv)
-    if target is None:
-        tyro.cli(_usage, args=rest or ["--help"], prog="residual-rl doctor")
-        raise ConfigError("doctor needs a task id; `residual-rl list` shows the tasks")
+    target, rest = require_target(argv, "doctor", "TASK", "Check a task")
     spec, cfg = TASKS.get(target), TrainCfg.default(target)
     quick = Annotated[bool, tyro.conf.arg(help="Shorter runs and fewer episodes: a first look in seconds.")]
     own: list[tuple[str, Any, Any]] = [("quick", quick, dataclasses.field(default=False))]
@@ -44,7 +40,3 @@ def main(argv: Sequence[str]) -> int:
     verdict = f"{len(failed)} of {len(checks)} checks failed: {'; '.join(failed)}" if failed else f"all {len(checks)} checks hold"
     console.print(f"{verdict} ({time.perf_counter() - start:.0f} s)", soft_wrap=True)
     return 1 if failed else 0
-
-
-def _usage() -> None:
-    """Check a task: residual-rl doctor TASK [options]   (with --help behind TASK: all options)."""

@@ -12,14 +12,14 @@ import tyro
 from rich.console import Console
 
 from residual_rl.build import make_residual_env
-from residual_rl.cli.flags import parts_of, peek, split_target
+from residual_rl.cli.flags import parts_of, peek, require_target
 from residual_rl.compare import summarize
-from residual_rl.config import TrainCfg
-from residual_rl.errors import ConfigError, MissingDependencyError
+from residual_rl.config import TrainCfg, replace_fields
+from residual_rl.errors import ConfigError, MissingDependencyError, UnknownNameError
 from residual_rl.evaluate import Episodes, evaluate, no_residual
 from residual_rl.files import make_folder, write_json
 from residual_rl.logger import ProgressBar
-from residual_rl.policy import ExportedPolicy, find_policy, load_policy
+from residual_rl.policy import POLICY_FILE, ExportedPolicy, find_policy, load_policy
 from residual_rl.recording import Recording, record, write_comparison
 from residual_rl.registry import TASKS
 from residual_rl.report import format_table, write_report
@@ -37,8 +37,12 @@ class EvalFlags:
     """Seed of the first episode; the others count on from it. Training and its evaluations use others."""
     eval_envs: int = 100
     """Worlds stepped together; the results do not depend on it."""
-    model: str = "best"
-    """best, final, interrupted, or the path of an exported policy."""
+    num_threads: int | None = None
+    """Simulator threads, 0 means one a CPU core; the results do not depend on it. None: as in training."""
+    model: str | None = None
+    """best, final, interrupted, or the path of an exported policy. None: best, or the model that is named in place of a run."""
+    residual_scale: Annotated[float | None, tyro.conf.arg(aliases=["--alpha"])] = None
+    """Another bound of the residual than the model was exported with."""
     compare_base: bool = False
     """Evaluate the base policy alone on the same episodes."""
     compare_zero: bool = False
@@ -62,22 +66,17 @@ class EvalFlags:
 
 def main(argv: Sequence[str]) -> int:
     """Parse, evaluate, print a table."""
-    target, rest = split_target(argv)
-    if target is None:
-        tyro.cli(_usage, args=rest, prog="residual-rl eval")
-        raise ConfigError("eval needs a run folder or a task id: residual-rl eval RUN|TASK [options]")
+    target, rest = require_target(argv, "eval", "RUN|TASK", "Evaluate a run, or a base policy alone")
     if Path(target).is_dir():
         return _evaluate_run(Path(target), rest)
-    if any(sep in target for sep in ("/", "\\")):
-        raise ConfigError(f"{target} is no folder; eval needs a run folder or a task id")
+    try:
+        TASKS.get(target)
+    except UnknownNameError as error:
+        raise ConfigError(f"{target} is neither a run folder nor a task: {error}") from None
     return _evaluate_base(target, rest)
 
 
-def _usage() -> None:
-    """Evaluate a run or a base policy: residual-rl eval RUN|TASK [options]   (with --help behind RUN or TASK: all options)."""
-
-
-def _parse(argv: Sequence[str], target: str, cfg: TrainCfg, own: list[tuple[str, Any, Any]]) -> tuple[EvalFlags, TrainCfg, Any]:
+def _parse(argv: Sequence[str], target: str, cfg: TrainCfg, own: list[tuple[str, Any, Any]]) -> tuple[EvalFlags, TrainCfg]:
     """The flags, and `cfg` with the settings that they change."""
     parts = ("task", "base")
     what = ("what", Annotated[EvalFlags, tyro.conf.arg(name="")], dataclasses.field(default=EvalFlags()))
@@ -90,13 +89,30 @@ def _parse(argv: Sequence[str], target: str, cfg: TrainCfg, own: list[tuple[str,
     if flags.what.output is not None:
         make_folder(flags.what.output.parent)  # before the work, not after it
     changed = {name: getattr(flags, name) for name in parts if getattr(cfg, name) is not None}
-    return flags.what, dataclasses.replace(cfg, **changed), flags
+    own_flags: EvalFlags = flags.what
+    given = {"num_threads": own_flags.num_threads, "residual_scale": own_flags.residual_scale}
+    cfg = replace_fields(dataclasses.replace(cfg, **changed), {name: value for name, value in given.items() if value is not None})
+    return own_flags, cfg
+
+
+def _find_run(path: Path, model: str | None) -> tuple[RunFolder, str]:
+    """The run at `path`, or the one that the model at `path` belongs to, and which model of it is meant."""
+    if not (path / POLICY_FILE).is_file():
+        return RunFolder(path), model or "best"
+    if model is not None:
+        raise ConfigError(f"{path} is a model already: leave out --model {model}")
+    run = RunFolder(path.resolve().parent)
+    if not run.config_file.is_file():
+        raise ConfigError(f"{path} is a model outside of a run folder; name a run for the figures: residual-rl eval RUN --model {path}")
+    return run, str(path)
 
 
 def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
-    run = RunFolder(path)
-    exported = load_policy(find_policy(path, peek(argv, "--model") or "best"))
-    flags, cfg, _ = _parse(argv, str(path), exported.cfg, [])
+    run, model = _find_run(path, peek(argv, "--model"))
+    trained = load_policy(find_policy(run.path, model))
+    flags, cfg = _parse(argv, str(path), trained.cfg, [])
+    scale = trained.residual_scale if flags.residual_scale is None else flags.residual_scale
+    exported = dataclasses.replace(trained, residual_scale=scale)
     torch.set_num_threads(cfg.run.torch_threads)
     results = {"residual": _run_episodes(cfg, flags, exported)}
     if flags.compare_base:
@@ -104,10 +120,11 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
     if flags.compare_zero:
         results["zero"] = _run_episodes(cfg, flags, base_policy_id="zero")
     settings = _settings(cfg, flags) | {
-        "model": flags.model,
+        "model": model,
         "model_step": exported.step,
-        "residual_scale": exported.residual_scale,
-        "changed_from_training": _changes(exported.cfg, cfg),
+        "residual_scale": scale,
+        "changed_from_training": _changes(trained.cfg, cfg)
+        | ({"residual.residual_scale": [trained.residual_scale, scale]} if scale != trained.residual_scale else {}),
     }
     evaluation = summarize(results, _seeds(flags), cfg.task_id, settings, _units(cfg))
     write_json(run.eval_file, evaluation)
@@ -128,9 +145,10 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
 def _evaluate_base(task_id: str, argv: Sequence[str]) -> int:
     cfg = TrainCfg.default(task_id, peek(argv, "--base-policy", "--expert-type"))
     hint = Annotated[str, tyro.conf.arg(aliases=["--expert-type"], help="The policy to evaluate: an id that `residual-rl list` shows.")]
-    flags, cfg, _ = _parse(argv, task_id, cfg, [("base_policy", hint, dataclasses.field(default=cfg.base_policy_id))])
-    for name in ("compare_base", "plot", "save_video"):
-        if getattr(flags, name):
+    flags, cfg = _parse(argv, task_id, cfg, [("base_policy", hint, dataclasses.field(default=cfg.base_policy_id))])
+    for name in ("model", "residual_scale", "compare_base", "plot", "save_video"):
+        value = getattr(flags, name)
+        if value is not None and value is not False:  # a scale of 0 is given too
             raise ConfigError(f"--{name.replace('_', '-')} needs a run folder: train first, then `residual-rl eval RUN`")
     torch.set_num_threads(cfg.run.torch_threads)
     results = {"base": _run_episodes(cfg, flags)}

@@ -11,12 +11,35 @@ import tyro
 from residual_rl.config import TrainCfg
 from residual_rl.errors import ConfigError
 
+HELP = {"-h", "--help"}
 
-def split_target(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The first argument, if it is not a flag, and the rest."""
+
+def require_target(argv: Sequence[str], command: str, target: str, what: str) -> tuple[str, list[str]]:
+    """The first argument and the rest. Where it is a flag, or there is none, `ConfigError`, or what the command does if that is asked for.
+
+    Args:
+        argv: the arguments of the command.
+        command: its name.
+        target: what it needs, as usage lines say it, e.g. `TASK`.
+        what: what it does, in a few words.
+    """
     if argv and not argv[0].startswith("-"):
         return argv[0], list(argv[1:])
-    return None, list(argv)
+    usage = f"residual-rl {command} {target}"
+    if HELP & set(argv):
+        text = f"{what}: {usage} [options]   ({usage} --help tells all options)."
+        tyro.cli(_nothing, args=["--help"], prog=f"residual-rl {command}", description=text)  # ends the process
+    kind = target.replace("TASK", "a task id").replace("RUN", "a run folder").replace("|", " or ")
+    raise ConfigError(f"{command} needs {kind}: put it first, {usage} [options]; `residual-rl list` shows the tasks")
+
+
+def _nothing() -> None:
+    """No options."""
+
+
+def has_flag(argv: Sequence[str], name: str) -> bool:
+    """Whether a flag is among the arguments, with a value or without."""
+    return any(word.partition("=")[0].replace("_", "-") == name for word in argv)
 
 
 def peek(argv: Sequence[str], *names: str) -> str | None:

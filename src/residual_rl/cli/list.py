@@ -1,4 +1,4 @@
-"""`residual-rl list`: the registered tasks and base policies."""
+"""`residual-rl list`: the registered tasks, base policies and learners."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from residual_rl.registry import BASE_POLICIES, TASKS
+from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print two tables."""
-    tyro.cli(_nothing, args=list(argv), prog="residual-rl list", description="Show the registered tasks and base policies.")
+    """Print a table of each."""
+    tyro.cli(_nothing, args=list(argv), prog="residual-rl list", description="Show what is registered.")
     console = Console()
     tasks = Table("task", "what", "default base policy", title="Tasks", title_justify="left")
     for task in TASKS.all():
@@ -21,8 +21,11 @@ def main(argv: Sequence[str]) -> int:
     policies = Table("base policy", "what", title="Base policies", title_justify="left")
     for policy in BASE_POLICIES.all():
         policies.add_row(policy.id, policy.summary)
-    console.print(tasks)
-    console.print(policies)
+    learners = Table("learner", "what", title="Learners", title_justify="left")
+    for learner in LEARNERS.all():
+        learners.add_row(learner.id, learner.summary)
+    for table in (tasks, policies, learners):
+        console.print(table)
     return 0
 
 

@@ -11,7 +11,7 @@ import sys
 import residual_rl
 
 COMMANDS = {
-    "list": "show the registered tasks and base policies",
+    "list": "show the registered tasks, base policies and learners",
     "train": "train a residual on a task: residual-rl train TASK [options], or --resume RUN",
     "eval": "evaluate a run against its base policy, or a base policy alone: residual-rl eval RUN|TASK [options]",
     "view": "watch a task and its policies in MuJoCo's viewer, or save what its cameras see",

@@ -12,39 +12,35 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from residual_rl.cli.flags import parts_of, peek, split_target
+from residual_rl.cli.flags import HELP, has_flag, parts_of, peek, require_target
 from residual_rl.config import TrainCfg, replace_fields
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.files import write_json
 from residual_rl.logger import clock_time
+from residual_rl.registry import LEARNERS
 from residual_rl.run_folder import RunFolder
 from residual_rl.runner import Runner
 
 QUICK = {
     "num_envs": 8,
-    "num_steps": 32,
-    "minibatch_size": 64,
     "total_timesteps": 2048,
     "eval_episodes": 4,
     "eval_freq": 0,
     "save_freq": 1024,
 }
-"""Settings of `--quick`."""
+"""Settings of `--quick`, besides the learner's own."""
 _PARTS = ("residual", "run", "learner", "task", "base")
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, train, and tell what came of it."""
-    if peek(argv, "--resume"):
+    if has_flag(argv, "--resume"):
         return _resume(argv)
-    task_id, rest = split_target(argv)
-    if task_id is None:
-        tyro.cli(_usage, args=rest, prog="residual-rl train")
-        raise ConfigError("train needs a task id or --resume RUN; `residual-rl list` shows the tasks")
-    cfg = TrainCfg.default(task_id, peek(rest, "--base-policy", "--expert-type"))
+    task_id, rest = require_target(argv, "train", "TASK", "Train a residual, or go on with a run by --resume RUN")
+    cfg = TrainCfg.default(task_id, peek(rest, "--base-policy", "--expert-type"), peek(rest, "--learner"))
     quick = "--quick" in rest
     if quick:
-        cfg = replace_fields(cfg, dict(QUICK))
+        cfg = replace_fields(cfg, {**QUICK, **LEARNERS.get(cfg.learner_id).quick_overrides})
     flags: Any = tyro.cli(
         _flags(cfg), args=rest, prog=f"residual-rl train {task_id}", description="Train a residual on top of a frozen base policy."
     )
@@ -69,6 +65,11 @@ def _flags(cfg: TrainCfg) -> type:
             dataclasses.field(default=cfg.base_policy_id),
         ),
         (
+            "learner_id",
+            Annotated[str, tyro.conf.arg(name="learner", help="What learns the residual: an id of `residual-rl list`.")],
+            dataclasses.field(default=cfg.learner_id),
+        ),
+        (
             "output_dir",
             Annotated[Path | None, tyro.conf.arg(help="Run folder to make. None: runs/TASK-DATE-TIME.")],
             dataclasses.field(default=None),
@@ -83,7 +84,15 @@ def _flags(cfg: TrainCfg) -> type:
 
 
 def _resume(argv: Sequence[str]) -> int:
-    options = tyro.cli(_Resume, args=list(argv), prog="residual-rl train", description="Go on with a run that was interrupted.")
+    wants_help = bool(HELP & set(argv))
+    if not wants_help:
+        run_path = peek(argv, "--resume")
+        if not run_path or run_path.startswith("-"):
+            raise ConfigError("--resume needs a run folder: residual-rl train --resume RUN")
+        if not argv[0].startswith("-"):
+            raise ConfigError(f"a run goes on with its own task, so name no other: residual-rl train --resume {run_path}")
+    args = ["--help"] if wants_help else list(argv)
+    options = tyro.cli(_Resume, args=args, prog="residual-rl train", description="Go on with a run that was interrupted.")
     run = RunFolder(options.resume)
     with run.resume():
         cfg = read_config(run)
@@ -102,11 +111,6 @@ class _Resume:
     """Train up to this many env steps instead of what the run was started with; schedules stretch with it."""
 
 
-def _usage() -> None:
-    """Train a residual: residual-rl train TASK [options]   (residual-rl train TASK --help tells all options of the task),
-    or residual-rl train --resume RUN."""
-
-
 def read_config(run: RunFolder) -> TrainCfg:
     """The settings of a run folder."""
     try:
@@ -122,7 +126,7 @@ def _train(runner: Runner, folder: RunFolder) -> int:
     summary = runner.learn()
     best = summary["best_success_rate"]
     steps, took = f"{summary['steps']:,} steps", clock_time(summary["wall_time"])
-    if summary["signal"] is not None:
+    if not summary["finished"]:  # a signal in the last iteration stops nothing
         console.print(f"Stopped after {steps}, saved. Go on with: residual-rl train --resume {folder.path}", soft_wrap=True)
         return 128 + int(summary["signal"])
     console.print(f"Trained {steps} in {took}; best evaluation in training: {100 * best:.1f} % success.", soft_wrap=True)

@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 
 from residual_rl.build import make_residual_env
-from residual_rl.cli.flags import parts_of, peek, split_target
+from residual_rl.cli.flags import parts_of, peek, require_target
 from residual_rl.config import TrainCfg
 from residual_rl.errors import ConfigError
 from residual_rl.evaluate import Policy, no_residual
@@ -23,6 +23,8 @@ from residual_rl.registry import TASKS
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.viewer import LiveViewer, require_display, save_cameras, watch
 
+ORACLE = "oracle"
+"""What `--policy` calls the task's `TaskSpec.oracle`, whichever base policy that is."""
 _PARTS = ("task", "base")
 
 
@@ -31,7 +33,7 @@ class ViewFlags:
     """What to watch, and how."""
 
     policy: str | None = None
-    """A base policy of `residual-rl list`, `oracle` (the task's own scripted solution), or a run folder. None: the task's base policy."""
+    """A base policy of `residual-rl list`, `oracle` (what solves the task), or a run folder. None: the task's base policy."""
     model: str = "best"
     """Of a run folder: best, final, interrupted, or the path of an exported policy."""
     residual_scale: Annotated[float | None, tyro.conf.arg(aliases=["--alpha"])] = None
@@ -59,10 +61,7 @@ class ViewFlags:
 
 def main(argv: Sequence[str]) -> int:
     """Parse, and show."""
-    task_id, rest = split_target(argv)
-    if task_id is None:
-        tyro.cli(_usage, args=rest, prog="residual-rl view")
-        raise ConfigError("view needs a task id: residual-rl view TASK [options]; `residual-rl list` shows the tasks")
+    task_id, rest = require_target(argv, "view", "TASK", "Watch a policy")
     exported, cfg = _find_policy(task_id, peek(rest, "--policy"), peek(rest, "--model") or "best")
     flags, cfg = _parse(task_id, rest, cfg)
     if exported is None and flags.residual_scale is not None:
@@ -81,20 +80,24 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _usage() -> None:
-    """Watch a policy: residual-rl view TASK [options]   (residual-rl view TASK --help tells all options of the task)."""
-
-
 def _find_policy(task_id: str, policy: str | None, model: str) -> tuple[ExportedPolicy | None, TrainCfg]:
     """The residual policy, if a run is named, and the settings that go with what is named."""
     if policy is None or not Path(policy).is_dir():
-        return None, TrainCfg.default(task_id, TASKS.get(task_id).oracle if policy == "oracle" else policy)
+        return None, TrainCfg.default(task_id, _oracle_of(task_id) if policy == ORACLE else policy)
     exported = load_policy(find_policy(Path(policy), model))
     if exported.cfg.task_id != task_id:
         raise ConfigError(
             f"{policy} was trained on task {exported.cfg.task_id!r}: residual-rl view {exported.cfg.task_id} --policy {policy}"
         )
     return exported, exported.cfg
+
+
+def _oracle_of(task_id: str) -> str:
+    """Id of the base policy that solves the task. Raises `ConfigError` where the task names none."""
+    oracle = TASKS.get(task_id).oracle
+    if oracle is None:
+        raise ConfigError(f"task {task_id!r} names no oracle; --policy takes a base policy of `residual-rl list`, or a run folder")
+    return oracle
 
 
 def _parse(task_id: str, argv: Sequence[str], cfg: TrainCfg) -> tuple[ViewFlags, TrainCfg]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from residual_rl.envs.rendering import CameraRenderer
 
 
-class MujocoPhysics:
+class MujocoPhysics(ABC):
     """B worlds of one compiled model. A subclass says how an episode's draws are written into a world.
 
     Between two policy steps the joint targets move linearly, tick by tick.
@@ -101,9 +101,7 @@ class MujocoPhysics:
         if counts.any():
             worlds, kinds = np.flatnonzero(counts.any(1)).tolist(), np.flatnonzero(counts.any(0)).tolist()
             names = ", ".join(mujoco.mjtWarning(kind).name.removeprefix("mjWARN_") for kind in kinds)
-            before = torch.from_numpy(self._state_before.copy())
-            message = f"the simulation diverged (NaN or huge values; MuJoCo warns {names}) in world(s) {worlds[:8]}"
-            raise NonFiniteError(message, dump={"state_before": before})
+            raise NonFiniteError(f"the simulation diverged (NaN or huge values; MuJoCo warns {names}) in world(s) {worlds[:8]}")
 
     def scenes(self) -> Tensor:
         return torch.from_numpy(self._qpos.copy())
@@ -119,6 +117,9 @@ class MujocoPhysics:
 
     def state_dict(self) -> State:
         return {"state": torch.from_numpy(self.batch.state.copy())}
+
+    def state_before(self) -> State:
+        return {"state": torch.from_numpy(self._state_before.copy())}
 
     def load_state_dict(self, state: State) -> None:
         saved = state["state"].numpy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
@@ -25,7 +25,7 @@ _MAX_GEOMS = 2000
 class CameraRenderer:
     """Draws `cameras` of `model` for a batch of configurations.
 
-    An image is a function of its `qpos` (and model fields) alone: the same pixels whatever the batch size or the number of threads.
+    An image is a function of its `qpos` alone: the same pixels whatever the batch size or the number of threads.
     The model is copied; later changes of it are not seen.
 
     Args:
@@ -34,7 +34,6 @@ class CameraRenderer:
         height: of the images [pixels].
         width: of the images [pixels].
         num_threads: workers; 0 means one per CPU.
-        shadows: draw shadows (slower).
         samples: multisampling for smooth edges (slower); 0 is off.
 
     Raises:
@@ -50,7 +49,6 @@ class CameraRenderer:
         height: int,
         width: int,
         num_threads: int = 0,
-        shadows: bool = False,
         samples: int = 0,
     ):
         known = [model.camera(i).name for i in range(model.ncam)]
@@ -63,53 +61,32 @@ class CameraRenderer:
             raise ConfigError(f"images of {height} x {width} pixels by {num_threads} threads with {samples} samples are not possible")
         gl_context_class()  # a missing library is told here, before any thread starts
         self.cameras, self.height, self.width, self.nq = tuple(cameras), height, width, model.nq
-        drawn = self._model = copy.copy(model)
+        drawn = copy.copy(model)
         drawn.vis.global_.offwidth, drawn.vis.global_.offheight = width, height
         drawn.vis.quality.offsamples = samples
-        if not shadows:
-            drawn.vis.quality.shadowsize = 0
+        drawn.vis.quality.shadowsize = 0  # shadows cost time
         self._workers: list[_Worker] = []
         try:
             for _ in range(num_threads or os.cpu_count() or 1):
-                self._workers.append(_Worker(drawn, self.cameras, height, width, shadows))
+                self._workers.append(_Worker(drawn, self.cameras, height, width))
         except BaseException:
             self.close()
             raise
 
-    def render(self, qpos: NDArray[Any], out: Images | None = None, model_fields: Mapping[str, NDArray[Any]] | None = None) -> Images:
-        """Draw all cameras for each row of `qpos` [B, nq].
-
-        Args:
-            out: arrays to write into, as a former call returned them.
-            model_fields: per-world values of fields of the model, e.g. `{"geom_pos": [B, ngeom, 3]}`, for this call only.
-
-        Returns:
-            Per camera: [B, H, W, 3] uint8.
-        """
+    def render(self, qpos: NDArray[Any]) -> Images:
+        """All cameras' images [B, H, W, 3] uint8 for each row of `qpos` [B, nq]."""
         if not self._workers:
             raise ConfigError("this renderer is closed")
         if qpos.ndim != 2 or qpos.shape[1] != self.nq:
             raise ConfigError(f"qpos is of shape {qpos.shape}; the renderer needs [B, {self.nq}]")
-        num, fields = len(qpos), dict(model_fields or {})
-        for name, value in fields.items():
-            field = getattr(self._model, name, None)
-            if not isinstance(field, np.ndarray):
-                raise ConfigError(f"model field {name!r} does not exist")
-            if value.shape != (num, *field.shape):
-                raise ConfigError(f"model field {name} is of shape {value.shape}; it must be {(num, *field.shape)}")
-        shape = (num, self.height, self.width, 3)
-        if out is None:
-            out = {camera: np.empty(shape, np.uint8) for camera in self.cameras}
-        for camera in self.cameras:
-            if camera not in out or out[camera].shape != shape or out[camera].dtype != np.uint8:
-                raise ConfigError(f"out[{camera!r}] must be a uint8 array of shape {shape}")
-        bounds = np.linspace(0, num, len(self._workers) + 1).astype(int)
+        out = {camera: np.empty((len(qpos), self.height, self.width, 3), np.uint8) for camera in self.cameras}
+        bounds = np.linspace(0, len(qpos), len(self._workers) + 1).astype(int)
         jobs = [
-            worker.submit(qpos[a:b], {c: out[c][a:b] for c in self.cameras}, {k: v[a:b] for k, v in fields.items()})
+            worker.submit(qpos[a:b], {camera: images[a:b] for camera, images in out.items()})
             for worker, a, b in zip(self._workers, bounds[:-1], bounds[1:], strict=True)
             if b > a
         ]
-        errors = [error for error in [job.exception() for job in jobs] if error]  # wait for all before anyone touches `out` again
+        errors = [error for error in [job.exception() for job in jobs] if error]  # wait for all: none goes on into the next call
         if errors:
             raise errors[0]
         return out
@@ -126,29 +103,16 @@ class CameraRenderer:
         self.close()
 
 
-def render_png(
-    model: mujoco.MjModel,
-    qpos: NDArray[Any],
-    camera: str,
-    size: tuple[int, int] = (480, 640),
-    shadows: bool = True,
-    samples: int = 4,
-) -> NDArray[np.uint8]:
-    """One good-looking image [H, W, 3] uint8 of the configuration `qpos` [nq]; `size` is (height, width)."""
-    with CameraRenderer(model, [camera], *size, num_threads=1, shadows=shadows, samples=samples) as renderer:
-        return renderer.render(np.asarray(qpos, float)[None])[camera][0]
-
-
 class _Worker:
     """One thread with its own context, scene, model and data; everything of OpenGL happens in that thread."""
 
-    def __init__(self, model: mujoco.MjModel, cameras: Sequence[str], height: int, width: int, shadows: bool):
+    def __init__(self, model: mujoco.MjModel, cameras: Sequence[str], height: int, width: int):
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="camera")
         self._context: Any = None
         self._mjr: mujoco.MjrContext | None = None
         self._model, self._data = copy.copy(model), mujoco.MjData(model)
         self._option, self._scene = mujoco.MjvOption(), mujoco.MjvScene(model, maxgeom=_MAX_GEOMS)
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = shadows
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
         self._rect = mujoco.MjrRect(0, 0, width, height)
         self._pixels = np.empty((height, width, 3), np.uint8)
         self._cameras: dict[str, mujoco.MjvCamera] = {}
@@ -162,8 +126,8 @@ class _Worker:
             self._thread.shutdown()
             raise
 
-    def submit(self, qpos: NDArray[Any], out: Images, fields: Mapping[str, NDArray[Any]]) -> Future[None]:
-        return self._thread.submit(self._draw, qpos, out, fields)
+    def submit(self, qpos: NDArray[Any], out: Images) -> Future[None]:
+        return self._thread.submit(self._draw, qpos, out)
 
     def close(self) -> None:
         self._thread.submit(self._free).result()
@@ -185,22 +149,15 @@ class _Worker:
             self._context.free()
         self._mjr = self._context = None
 
-    def _draw(self, qpos: NDArray[Any], out: Images, fields: Mapping[str, NDArray[Any]]) -> None:
+    def _draw(self, qpos: NDArray[Any], out: Images) -> None:
         model, data = self._model, self._data
-        before = {name: getattr(model, name).copy() for name in fields}
-        try:
-            for row in range(len(qpos)):
-                for name, value in fields.items():
-                    getattr(model, name)[:] = value[row]
-                data.qpos[:] = qpos[row]
-                mujoco.mj_kinematics(model, data)
-                mujoco.mj_comPos(model, data)
-                mujoco.mj_camlight(model, data)
-                for name, camera in self._cameras.items():
-                    mujoco.mjv_updateScene(model, data, self._option, None, camera, mujoco.mjtCatBit.mjCAT_ALL.value, self._scene)
-                    mujoco.mjr_render(self._rect, self._scene, self._mjr)
-                    mujoco.mjr_readPixels(self._pixels, None, self._rect, self._mjr)
-                    out[name][row] = self._pixels[::-1]  # OpenGL's first row is the lowest
-        finally:
-            for name, value in before.items():
-                getattr(model, name)[:] = value
+        for row in range(len(qpos)):
+            data.qpos[:] = qpos[row]
+            mujoco.mj_kinematics(model, data)
+            mujoco.mj_comPos(model, data)
+            mujoco.mj_camlight(model, data)
+            for name, camera in self._cameras.items():
+                mujoco.mjv_updateScene(model, data, self._option, None, camera, mujoco.mjtCatBit.mjCAT_ALL.value, self._scene)
+                mujoco.mjr_render(self._rect, self._scene, self._mjr)
+                mujoco.mjr_readPixels(self._pixels, None, self._rect, self._mjr)
+                out[name][row] = self._pixels[::-1]  # OpenGL's first row is the lowest

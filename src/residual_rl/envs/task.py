@@ -67,8 +67,9 @@ class Task(ABC):
     def metrics(self, q: Quantities) -> dict[str, Tensor]:
         """Figures that tell how the task goes, each [B]; the final ones are reported per episode."""
 
-    def set_training_progress(self, fraction: float, success_rate: float) -> dict[str, float]:  # noqa: ARG002
-        """Adapt a curriculum to the share of training done and the success rate; returns what to log of it."""
+    def set_training_progress(self, fraction: float, success_rate: float, episodes: int) -> dict[str, float]:  # noqa: ARG002
+        """Adapt a curriculum to the share of training done, the success rate of the last 100 episodes and the number of all that
+        ended; returns what to log of it."""
         return {}
 
     def state_dict(self) -> State:
@@ -101,6 +102,10 @@ class Physics(Protocol):
 
         Raises `NonFiniteError` where a world diverged.
         """
+        ...
+
+    def state_before(self) -> State:
+        """What `state_dict` gave before the last `step`, for a post-mortem."""
         ...
 
     def read(self) -> Quantities:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class TaskEnv(VecEnv):
             if seeds.shape != worlds.shape:
                 raise ConfigError(f"{len(worlds)} world(s) are reset but {len(seeds)} seed(s) were given")
         self._start_episodes(worlds, seeds.to(self.device))
-        self._obs = self._observe(self._quantities())
+        self._obs = self._observe_anew(self._obs, worlds) if self._obs else self._observe(self._quantities())
         return dict(self._obs), {"seed": self._seed.clone()}
 
     def step(self, actions: Tensor) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
@@ -74,15 +75,14 @@ class TaskEnv(VecEnv):
             raise ConfigError("step was called before reset")
         if actions.shape != self.action_space.shape:
             raise ConfigError(f"actions must have shape {self.action_space.shape}, not {tuple(actions.shape)}")
-        check_finite("action", actions)
+        with self._context(actions, self.physics.state_dict):
+            check_finite("action", actions)
         action = actions.clamp(-1.0, 1.0)
         command = self._command
         target = self.task.joint_target(action, {**command, **self._last})
-        active = self._seed >= 0  # worlds without an episode stand still: what they cost would be lost
-        try:
+        active = self.active  # worlds without an episode stand still: what they cost would be lost
+        with self._context(action, self.physics.state_before):
             self.physics.step(target, None if active.all() else active.nonzero().flatten())
-        except NonFiniteError as error:
-            raise self._with_context(error, action) from None
         self._command = {"joint_target": target, "action": action}
 
         q = self._quantities()
@@ -95,8 +95,9 @@ class TaskEnv(VecEnv):
         obs = self._observe(q)
         floats = {"reward": reward[:, None]} | {name: value for name, value in obs.items() if value.is_floating_point()}
         if not torch.isfinite(torch.cat([value.flatten(1) for value in floats.values()], 1).sum()):  # one test for all: it waits for a GPU
-            for name, value in floats.items():
-                check_finite(name, value)
+            with self._context(action, self.physics.state_before):
+                for name, value in floats.items():
+                    check_finite(name, value)
 
         self._length = self._length + active
         self._return = self._return + reward
@@ -123,7 +124,7 @@ class TaskEnv(VecEnv):
             worlds = ended.nonzero().flatten()
             info["final_scenes"] = self.scenes()
             self._start_episodes(worlds, self.episode_seeds.draw(len(worlds)).to(self.device))
-            obs = self._observe(self._quantities())
+            obs = self._observe_anew(obs, worlds)
         self._obs = obs
         return dict(obs), reward, terminated, truncated, info
 
@@ -131,11 +132,15 @@ class TaskEnv(VecEnv):
     def model(self) -> Any:
         return self.physics.model
 
+    @property
+    def active(self) -> Tensor:
+        return self._seed >= 0
+
     def observations(self) -> Obs:
         return dict(self._obs)
 
-    def set_training_progress(self, fraction: float, success_rate: float) -> dict[str, float]:
-        return self.task.set_training_progress(fraction, success_rate)
+    def set_training_progress(self, fraction: float, success_rate: float, episodes: int) -> dict[str, float]:
+        return self.task.set_training_progress(fraction, success_rate, episodes)
 
     def scenes(self) -> Tensor:
         return self.physics.scenes()
@@ -200,11 +205,25 @@ class TaskEnv(VecEnv):
         return {**self._last, **self._episode, **self._command, "hold_steps": self._hold_steps}
 
     def _observe(self, q: Quantities) -> Obs:
-        obs = self.task.observe(q)
-        if self.task.obs_cameras:
-            images = self.physics.render(self.physics.scenes(), self.task.obs_cameras, self.task.image_size)
-            obs |= {name: torch.from_numpy(image).to(self.device) for name, image in images.items()}
-        return obs
+        return {**self.task.observe(q), **self._images(slice(None))}
 
-    def _with_context(self, error: NonFiniteError, action: Tensor) -> NonFiniteError:
-        return NonFiniteError(str(error), dump={**error.dump, "action": action, "seed": self._seed, "step": self._length})
+    def _observe_anew(self, obs: Obs, worlds: Tensor) -> Obs:
+        """The observation after the `worlds` of `obs` began a new episode: drawing costs, and the images of the others are the same."""
+        images = {name: obs[name].index_copy(0, worlds, fresh) for name, fresh in self._images(worlds).items()}
+        return {**self.task.observe(self._quantities()), **images}
+
+    def _images(self, worlds: Tensor | slice) -> Obs:
+        """What the observed cameras see of the `worlds`."""
+        if not self.task.obs_cameras:
+            return {}
+        images = self.physics.render(self.physics.scenes()[worlds], self.task.obs_cameras, self.task.image_size)
+        return {name: torch.from_numpy(image).to(self.device) for name, image in images.items()}
+
+    @contextlib.contextmanager
+    def _context(self, action: Tensor, state_before: Callable[[], State]) -> Iterator[None]:
+        """Add what led to it to a `NonFiniteError`: the physics' states before the step, the action, the episodes and their steps."""
+        try:
+            yield
+        except NonFiniteError as error:
+            context = {"state_before": state_before(), "action": action, "seed": self._seed, "step": self._length}
+            raise NonFiniteError(str(error), dump={**error.dump, **context}) from None

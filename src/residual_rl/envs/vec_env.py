@@ -22,7 +22,8 @@ class EpisodeSeeds:
     """The queue that each world draws its next episode's seed from.
 
     Evaluation fills it with a fixed list; when that is empty a world gets -1: it has no episode and stands still.
-    Without a list the seeds are endless: `start`, `start + 1`, … in the order in which worlds ask.
+    Without a list the seeds are endless: `start`, `start + 1`, … in the order in which worlds ask. A fresh queue counts from 0,
+    so that equal programs run equal episodes: for others, seed the first reset.
     """
 
     def __init__(self, start: int = 0):
@@ -91,7 +92,8 @@ class VecEnv(gymnasium.vector.VectorEnv):
         """Start new episodes in the worlds of `mask` [B] bool (all without it).
 
         An integer seed means `seed + i` for world i, and further episodes go on counting from there; a sequence gives one
-        seed a world. Without `seed` each world draws from `episode_seeds`.
+        seed a world. Without `seed` each world draws from `episode_seeds`, which counts from 0 in a new env: by design, the first
+        reset gives the episodes 0, 1, … each time the program runs.
         """
 
     @abstractmethod
@@ -105,6 +107,11 @@ class VecEnv(gymnasium.vector.VectorEnv):
     @abstractmethod
     def load_state_dict(self, state: State) -> None:
         """Take back what `state_dict` gave, in an env made with the same settings."""
+
+    @property
+    def active(self) -> Tensor:
+        """[B] bool: the worlds that have an episode; those without one (seed -1) stand still."""
+        return torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
 
     def observations(self) -> Obs:
         """The current observation of all worlds, without stepping."""
@@ -123,6 +130,7 @@ class VecEnv(gymnasium.vector.VectorEnv):
         """Draw `scenes` [N, S] as images [N, H, W, 3] of `size` (H, W), from a camera of the scene or from where it is seen best."""
         raise NotImplementedError
 
-    def set_training_progress(self, fraction: float, success_rate: float) -> dict[str, float]:  # noqa: ARG002
-        """Tell a task's curriculum how far training is ([0, 1]) and how it goes; returns what to log of it."""
+    def set_training_progress(self, fraction: float, success_rate: float, episodes: int) -> dict[str, float]:  # noqa: ARG002
+        """Tell a task's curriculum how far training is ([0, 1]), the success rate of its last 100 episodes and the number of all that
+        ended; returns what to log of it."""
         return {}

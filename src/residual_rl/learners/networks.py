@@ -45,10 +45,11 @@ class ObsVector:
         self.size = 0
         for key in self.keys:
             if key not in space:
+                _refuse_images_alone(key, space)
                 raise UnknownNameError("observation", key, space)
             entry: Any = space[key]
             shape = getattr(entry, "shape", entry)
-            if getattr(entry, "dtype", None) == "uint8":
+            if _is_image(entry):
                 raise ConfigError(f"observation {key!r} {tuple(shape)} is an image; images need the RGB encoder: take it out of obs_keys")
             self.size += math.prod(shape)
 
@@ -60,6 +61,17 @@ class ObsVector:
                 raise UnknownNameError("observation", key, obs)
             parts.append(obs[key].to(device, torch.float32).flatten(1))
         return torch.cat(parts, 1, out=out)
+
+
+def _is_image(entry: Any) -> bool:
+    return getattr(entry, "dtype", None) == "uint8"
+
+
+def _refuse_images_alone(key: str, space: Mapping[str, Any]) -> None:
+    """Where the env gives images in place of `state`, the name alone would not say what is amiss."""
+    images = [name for name in space if _is_image(space[name])]
+    if key == "state" and images:
+        raise ConfigError(f"learning from images ({', '.join(images)}) is not there yet, and there is no `state`: use --obs-mode rgb+state")
 
 
 class MLP(nn.Module):

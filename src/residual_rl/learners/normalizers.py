@@ -14,7 +14,7 @@ class RunningMeanStd(nn.Module):
 
     Merging is that of Chan, Golub & LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances",
     1979. Fresh statistics are mean 0 and variance 1 with the weight of 1e-4 samples, as in Stable-Baselines3's
-    `VecNormalize`, with whose numbers it agrees. Set `frozen` to keep the statistics as they are.
+    `VecNormalize`, with whose numbers it agrees.
     """
 
     mean: Tensor
@@ -27,7 +27,7 @@ class RunningMeanStd(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], name: str = "observation", clip: float = 10.0, device: torch.device | None = None):
         super().__init__()
-        self.name, self.clip, self.frozen = name, clip, False
+        self.name, self.clip = name, clip
         self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64, device=device))
         self.register_buffer("var", torch.ones(shape, dtype=torch.float64, device=device))
         self.register_buffer("count", torch.full((), 1e-4, dtype=torch.float64, device=device))
@@ -38,8 +38,6 @@ class RunningMeanStd(nn.Module):
 
     def update(self, batch: Tensor) -> None:
         """Merge the samples `batch` [..., *shape] into the statistics. Raises `NonFiniteError` and changes nothing if one is not finite."""
-        if self.frozen:
-            return
         samples = batch.reshape(-1, *self.mean.shape).double()
         var, mean = torch.var_mean(samples, 0, correction=0)
         if not torch.isfinite(var).all():

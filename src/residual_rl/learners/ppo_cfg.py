@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
+from residual_rl.checks import check_fields
 from residual_rl.errors import ConfigError
+from residual_rl.registry import LearnerSpec, register_learner
 
 Activation = Literal["tanh", "relu", "elu", "silu"]
 Schedule = Literal["linear", "constant"]
@@ -65,28 +66,25 @@ class PPOCfg:
     """Record gradient steps as CUDA graphs; without a GPU they run eagerly."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("num_steps", "minibatch_size", "num_epochs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("learning_rate", "clip_range", "max_grad_norm", "init_std"):
-            if not 0.0 < getattr(self, name) < math.inf:
+            if not getattr(self, name) > 0.0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
-        if self.final_std is not None and not 0.0 < self.final_std < math.inf:
+        if self.final_std is not None and not self.final_std > 0.0:
             raise ConfigError(f"final_std must be above 0, or none, not {self.final_std}")
         for name in ("gamma", "gae_lambda"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name} must be from 0 to 1, not {getattr(self, name)}")
         for name in ("entropy_coef", "value_coef"):
-            if not 0.0 <= getattr(self, name) < math.inf:
+            if not getattr(self, name) >= 0.0:
                 raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if self.target_kl is not None and not self.target_kl > 0.0:
             raise ConfigError(f"target_kl must be above 0, or none, not {self.target_kl}")
         if not 0.0 <= self.noise_correlation < 1.0:
             raise ConfigError(f"noise_correlation must be at least 0 and below 1, not {self.noise_correlation}")
-        choices = {"learning_rate_schedule": Schedule, "noise_likelihood": NoiseLikelihood, "activation": Activation}
-        for name, choice in choices.items():
-            if getattr(self, name) not in get_args(choice):
-                raise ConfigError(f"{name} must be one of {', '.join(get_args(choice))}, not {getattr(self, name)!r}")
         if any(size < 1 for size in self.hidden_sizes):
             raise ConfigError(f"hidden_sizes must be at least 1 each, not {self.hidden_sizes}")
         if not self.obs_keys or len(set(self.obs_keys)) != len(self.obs_keys):
@@ -99,3 +97,15 @@ class PPOCfg:
             raise ConfigError(f"minibatch_size is {self.minibatch_size} but num_envs * num_steps is {samples}: choose {samples} or less")
         count = round(samples / self.minibatch_size)
         return count, samples // count
+
+
+register_learner(
+    LearnerSpec(
+        id="ppo",
+        summary="proximal policy optimisation with a Gaussian residual",
+        config=f"{__name__}:PPOCfg",
+        make="residual_rl.learners.ppo:PPO",
+        make_policy="residual_rl.learners.ppo:make_policy",
+        quick_overrides={"num_steps": 32, "minibatch_size": 64},
+    )
+)

@@ -14,7 +14,7 @@ SPEC = register_task(
         train_overrides={"noise_correlation": 0.9, "final_std": 0.05},
         metric_units={"dist_to_goal": "m", "yaw_error": "rad"},
         doctor=f"{__name__}.doctor:doctor",
-        oracle="oracle",
+        oracle="jacobian-yaw",
         gymnasium_id="residual_rl/SO101Paper-v0",
     )
 )

@@ -62,7 +62,7 @@ class SO101PaperCfg:
     curriculum_fraction: float = 0.5
     """`schedule`: share of the training after which the final tolerance is reached."""
     curriculum_success_rate: float = 0.9
-    """`success`: success rate over the last 100 episodes that narrows the tolerance by a tenth of the way."""
+    """`success`: success rate over the last 100 episodes that narrows the tolerance by a tenth of the way, then not for 100 more."""
 
     # --- the robot and its commands ---
     action_scale: float = 0.02
@@ -89,6 +89,9 @@ class SO101PaperCfg:
         for name in ("tolerance", "curriculum_tolerance", "action_scale", "max_target_error"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("curriculum_fraction", "curriculum_success_rate"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must be above 0 and at most 1, not {getattr(self, name)}")
         for name in ("success_hold_steps", "max_episode_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")

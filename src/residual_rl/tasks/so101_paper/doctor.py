@@ -10,10 +10,9 @@ import mujoco
 import numpy as np
 import torch
 
-from residual_rl.build import make_base_policy
-from residual_rl.doctor import DOCTOR_SEED, Check
 from residual_rl.envs.task_env import TaskEnv
 from residual_rl.errors import NonFiniteError
+from residual_rl.sanity import DOCTOR_SEED, Check, MakePolicy, check_pose_holds
 from residual_rl.tasks.so101_paper.config import SHEET_HALF_SIZE, SO101PaperCfg
 from residual_rl.tasks.so101_paper.mujoco_backend import SO101PaperPhysics, make
 from residual_rl.tasks.so101_paper.robot import EE_SITE, JOINTS
@@ -21,8 +20,8 @@ from residual_rl.tasks.so101_paper.robot import EE_SITE, JOINTS
 _SHEET_QPOS = slice(6, 13)
 
 
-def doctor(cfg: SO101PaperCfg, quick: bool = False) -> Iterator[Check]:
-    """The checks, one by one."""
+def doctor(cfg: SO101PaperCfg, quick: bool, make_policy: MakePolicy) -> Iterator[Check]:
+    """The checks, one by one. `make_policy` makes the base policy that presses the sheet."""
     cfg = dataclasses.replace(cfg, obs_mode="state")  # nothing here is drawn
     env = make(cfg, 64)
     yield from check_rates(env)
@@ -32,7 +31,8 @@ def doctor(cfg: SO101PaperCfg, quick: bool = False) -> Iterator[Check]:
     env.close()
     yield from check_reward_terms(cfg)
     yield from check_success(cfg)
-    yield from check_stability(cfg, num_steps=40 if quick else 400)
+    yield from check_pose_holds(make(cfg, 2 if quick else 8), "ee_position", 1e-3, "mm", 1e3)
+    yield from check_stability(cfg, make_policy, num_steps=40 if quick else 400)
 
 
 # --- what the model is ------------------------------------------------------------------------------------------------
@@ -236,12 +236,12 @@ def check_success(cfg: SO101PaperCfg) -> Iterator[Check]:
 # --- stability --------------------------------------------------------------------------------------------------------
 
 
-def check_stability(cfg: SO101PaperCfg, num_steps: int, num_envs: int = 25) -> Iterator[Check]:
+def check_stability(cfg: SO101PaperCfg, make_policy: MakePolicy, num_steps: int, num_envs: int = 25) -> Iterator[Check]:
     """Random actions of four kinds, looked at in each physics step: white noise, all joints at full speed for 20 steps at a time, noise
-    correlated in time, and the same on top of the oracle, which keeps the finger on the sheet."""
+    correlated in time, and the same on top of a policy that keeps the finger on the sheet."""
     env = make(cfg, num_envs)
     what = f"{num_envs * num_steps:,} random steps"
-    physics, oracle = _physics(env), make_base_policy("oracle", None, env)
+    physics, presser = _physics(env), make_policy("jacobian-yaw", env)
     obs, _ = env.reset(seed=DOCTOR_SEED)
     physics.batch = spy = Monitor(physics.batch)
     generator = np.random.default_rng(DOCTOR_SEED)
@@ -253,13 +253,13 @@ def check_stability(cfg: SO101PaperCfg, num_steps: int, num_envs: int = 25) -> I
             white = generator.uniform(-1.0, 1.0, (num_envs, 6))
             held = np.sign(white) if step % 20 == 0 else held
             correlated = 0.95 * correlated + 0.22 * generator.standard_normal((num_envs, 6))
-            pressing = oracle.act(obs).numpy() + 0.6 * correlated
+            pressing = presser.act(obs).numpy() + 0.6 * correlated
             action = np.select([kind == i for i in range(4)], [white, held, correlated, pressing])
             obs, _, _, _, info = env.step(torch.from_numpy(action.astype(np.float32)))
             ended = info["_final_info"]
             episodes += int(ended.sum())
             if ended.any():
-                oracle.reset(ended)
+                presser.reset(ended)
     except NonFiniteError as error:
         yield Check(what, "finite throughout", str(error), False)
         return

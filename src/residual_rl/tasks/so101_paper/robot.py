@@ -93,6 +93,7 @@ JOINTS: tuple[str, ...] = tuple(link.joint for link in LINKS if link.joint)
 EE_SITE = "gripperframe"
 """The end-effector site, between the fingertips; its x axis points along the fingers."""
 MOVING_TIP_SITE = "moving_jaw_tip"
+"""Site at the tip of the moving jaw. Only the comparison with the reference kinematics reads it: nothing else shows the sixth joint's."""
 
 HOME: tuple[float, ...] = (0.0, -0.45097, 0.42976, 1.41748, 0.0, -0.17)
 """Joint angles of the home pose [rad]: fingers 80 degrees downwards, `gripperframe` at (0.20, 0, 0.08), gripper closed.

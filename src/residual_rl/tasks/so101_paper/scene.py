@@ -43,7 +43,7 @@ class SceneCfg:
     robot_xml: str | None = None
     """Model file of your own SO-101 (MJCF), for example the official one with meshes; the built-in arm without it."""
     servo: str = "identified"
-    """Servo constants of the built-in arm: `identified` or `old`."""
+    """Servo constants of the built-in arm, and of a model file without actuators: `identified` or `old`."""
     tape_center: tuple[float, float] = (0.22, 0.0)
     """Centre of the taped rectangle on the table [m]."""
     tolerance: float = 0.02
@@ -108,7 +108,7 @@ def build_scene(cfg: SceneCfg | None = None) -> mujoco.MjModel:
 
 def build_spec(cfg: SceneCfg) -> mujoco.MjSpec:
     """The scene as an editable `MjSpec`, to which a task may add before it is compiled."""
-    spec = load_robot(cfg.robot_xml) if cfg.robot_xml else build_robot(SERVOS[cfg.servo])
+    spec = load_robot(cfg.robot_xml, SERVOS[cfg.servo]) if cfg.robot_xml else build_robot(SERVOS[cfg.servo])
     spec.modelname = "so101_paper"
     for geom in spec.geoms:
         geom.contype = geom.conaffinity = 0
@@ -148,12 +148,8 @@ def _set_options(spec: mujoco.MjSpec, cfg: SceneCfg) -> None:
     option.ls_iterations = 20  # with 10 the sheet was seen to fly
 
 
-def tape_layout(cfg: SceneCfg) -> dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]]:
-    """Position and half size [m] of the four tape strips and the patch, by geom name.
-
-    For a tolerance that changes at run time, write them to the model's `geom_pos` and `geom_size`, in a model that was built with the
-    widest tolerance (MuJoCo's bounding spheres stay those of the build).
-    """
+def _tape_layout(cfg: SceneCfg) -> dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]]:
+    """Position and half size [m] of the four tape strips and the patch, by geom name."""
     (x, y), (inner_x, inner_y), (outer_x, outer_y) = cfg.tape_center, cfg.tape_inner_half_size, cfg.tape_outer_half_size
     half = cfg.tape_width / 2
     return {
@@ -173,7 +169,7 @@ def _add_table(spec: mujoco.MjSpec, cfg: SceneCfg) -> None:
     world.add_geom(name="table", type=_PLANE, size=(1, 1, 0.05), contype=0, conaffinity=0, **unseen)
     world.add_geom(name="tip_floor", type=_PLANE, pos=(0, 0, -_TIP_FLOOR), size=(1, 1, 0.05), contype=0, conaffinity=0, **unseen)
     world.add_geom(name="table_top", type=_PLANE, pos=(0.25, 0, -_SINK), size=(1, 1, 0.05), contype=0, conaffinity=0, material=black.name)
-    for name, (pos, size) in tape_layout(cfg).items():
+    for name, (pos, size) in _tape_layout(cfg).items():
         looks = unseen if name == "tape_patch" else {"material": red.name}
         world.add_geom(name=name, type=_BOX, pos=pos, size=size, contype=0, conaffinity=0, **looks)
 
@@ -252,11 +248,8 @@ def _add_sensors(spec: mujoco.MjSpec) -> None:
             spec.add_sensor(name=f"{prefix}_{joint}", type=joint_sensor, objtype=mujoco.mjtObj.mjOBJ_JOINT, objname=joint)
     for name, sensor, objtype, objname in (
         ("ee_position", kind.mjSENS_FRAMEPOS, site, EE_SITE),
-        ("ee_quaternion", kind.mjSENS_FRAMEQUAT, site, EE_SITE),
         ("sheet_position", kind.mjSENS_FRAMEPOS, body, "sheet"),
         ("sheet_quaternion", kind.mjSENS_FRAMEQUAT, body, "sheet"),
-        ("sheet_linear_velocity", kind.mjSENS_FRAMELINVEL, body, "sheet"),
-        ("sheet_angular_velocity", kind.mjSENS_FRAMEANGVEL, body, "sheet"),
     ):
         spec.add_sensor(name=name, type=sensor, objtype=objtype, objname=objname)
 

@@ -21,6 +21,8 @@ from residual_rl.types import Obs
 
 STATE = ("joint_position", "joint_velocity", "sheet_pose", "goal", "ee_position")
 """What `state` [25] is made of, in order."""
+SUCCESS_WINDOW = 100
+"""Episodes that the success rate is taken over: so many must end before it tells of a tolerance."""
 
 
 def yaw_of(quat: Tensor) -> Tensor:
@@ -65,6 +67,8 @@ class SO101Paper(Task):
         self._extent = joint_range.new_tensor(SHEET_HALF_SIZE[:2])
         self.tolerance = cfg.tolerance
         """Tolerance of the episodes that begin now [m]; only training, which tells its progress, has a curriculum."""
+        self._narrowed_at = 0
+        """Episodes that had ended when the curriculum `success` narrowed it last."""
 
     def observation_space(self) -> spaces.Dict:
         joint_low, joint_high = self._joint_low.cpu().numpy(), self._joint_high.cpu().numpy()
@@ -148,7 +152,7 @@ class SO101Paper(Task):
         offset, yaw = self._errors(q)
         return {"dist_to_goal": offset.norm(dim=1), "yaw_error": yaw.abs()}
 
-    def set_training_progress(self, fraction: float, success_rate: float) -> dict[str, float]:
+    def set_training_progress(self, fraction: float, success_rate: float, episodes: int) -> dict[str, float]:
         cfg = self.cfg
         if cfg.curriculum == "none":
             return {}
@@ -156,13 +160,14 @@ class SO101Paper(Task):
             left = max(1.0 - fraction / cfg.curriculum_fraction, 0.0)
             self.tolerance = cfg.tolerance + left * (cfg.curriculum_tolerance - cfg.tolerance)
         elif fraction == 0.0:
-            self.tolerance = cfg.curriculum_tolerance
-        elif success_rate >= cfg.curriculum_success_rate:
+            self.tolerance, self._narrowed_at = cfg.curriculum_tolerance, 0
+        elif success_rate >= cfg.curriculum_success_rate and episodes - self._narrowed_at >= SUCCESS_WINDOW:
+            self._narrowed_at = episodes
             self.tolerance = max(self.tolerance - 0.1 * (cfg.curriculum_tolerance - cfg.tolerance), cfg.tolerance)
         return {"curriculum/tolerance": self.tolerance}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tolerance": self.tolerance}
+        return {"tolerance": self.tolerance, "narrowed_at": self._narrowed_at}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.tolerance = float(state["tolerance"])
+        self.tolerance, self._narrowed_at = float(state["tolerance"]), int(state["narrowed_at"])

@@ -8,22 +8,22 @@ import mujoco
 import numpy as np
 
 from residual_rl.errors import ModelError
-from residual_rl.tasks.so101_paper.robot import EE_SITE, HOME, JOINTS, SERVO_IDENTIFIED, add_servos, build_robot
+from residual_rl.tasks.so101_paper.robot import EE_SITE, HOME, JOINTS, SERVO_IDENTIFIED, ServoCfg, add_servos, build_robot
 
 _HOME_TOLERANCE = 0.05
 """How far from the built-in arm's a model's `gripperframe` may be in the home pose [m]."""
 
 
-def load_robot(path: str) -> mujoco.MjSpec:
+def load_robot(path: str, servo: ServoCfg = SERVO_IDENTIFIED) -> mujoco.MjSpec:
     """Read an MJCF file and check that it is an SO-101.
 
     It must have the six hinge joints by name and in order and no other joint, a body `gripper`, a site `gripperframe`, and a position
-    actuator per joint in the joints' order (or no actuator at all: servos as identified are added). In the home pose its
+    actuator per joint in the joints' order (or no actuator at all: then each gets a `servo`). In the home pose its
     `gripperframe` must be where the built-in arm has it. What the scene has its own of (planes, lights, cameras, sensors, keyframes,
     contact pairs) is left out.
 
     Raises:
-        ModelError: naming the file, what is missing and what was found.
+        ModelError: naming the file, what is missing and what was found; or `servo` is not the default, and the file has its own.
     """
     if not Path(path).is_file():
         raise ModelError(f"robot model {path}: no such file")
@@ -33,7 +33,9 @@ def load_robot(path: str) -> mujoco.MjSpec:
         _check_structure(model, path)
         _strip(spec)
         if not spec.actuators:
-            add_servos(spec, SERVO_IDENTIFIED, {name: tuple(model.joint(name).range) for name in JOINTS})
+            add_servos(spec, servo, {name: tuple(model.joint(name).range) for name in JOINTS})
+        elif servo != SERVO_IDENTIFIED:
+            raise ModelError(f"robot model {path}: it has actuators of its own, so no other servo can be chosen; leave --servo out")
         _check_home(spec.compile(), path)
     except (ValueError, mujoco.FatalError) as error:
         if isinstance(error, ModelError):

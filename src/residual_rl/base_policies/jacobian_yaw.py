@@ -21,8 +21,8 @@ from residual_rl.types import Obs, State
 
 
 @dataclass(frozen=True)
-class OracleCfg(JacobianCfg):
-    """Settings of the `oracle` base policy."""
+class JacobianYawCfg(JacobianCfg):
+    """Settings of the `jacobian-yaw` base policy."""
 
     yaw_gain: float = 0.1
     """Share of the yaw error that the finger is turned by, each step while dragging."""
@@ -33,8 +33,18 @@ class OracleCfg(JacobianCfg):
     stir_period: int = 15
     """Steps of a circle."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("yaw_gain", "stir_radius"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if self.stir_yaw_error <= 0:
+            raise ConfigError(f"stir_yaw_error must be above 0, not {self.stir_yaw_error}")
+        if self.stir_period < 1:
+            raise ConfigError(f"stir_period must be at least 1, not {self.stir_period}")
 
-class OraclePolicy(JacobianPolicy):
+
+class JacobianYawPolicy(JacobianPolicy):
     """`JacobianPolicy` with the wrist's roll, the last joint of its chain, under control of the sheet's yaw.
 
     Args:
@@ -44,9 +54,9 @@ class OraclePolicy(JacobianPolicy):
         num_envs: B.
     """
 
-    def __init__(self, cfg: OracleCfg, chain: KinematicChain, action_size: Tensor, num_envs: int):
+    def __init__(self, cfg: JacobianYawCfg, chain: KinematicChain, action_size: Tensor, num_envs: int):
         super().__init__(cfg, chain, action_size, num_envs)
-        self._oracle_cfg = cfg
+        self._yaw_cfg = cfg
         self._steps = torch.zeros_like(self._phase)
 
     def reset(self, mask: Tensor) -> None:
@@ -62,7 +72,7 @@ class OraclePolicy(JacobianPolicy):
 
     def _stirred(self, goal: Tensor, steps: Tensor) -> Tensor:
         """`goal` [b, 3], moved along a circle around it."""
-        cfg = self._oracle_cfg
+        cfg = self._yaw_cfg
         angle = steps * (2 * math.pi / cfg.stir_period)
         radius = cfg.stir_radius * (goal[:, 2].abs() / cfg.stir_yaw_error).clamp(max=1.0)
         return goal + torch.stack([radius * angle.cos(), radius * angle.sin(), torch.zeros_like(radius)], 1)
@@ -73,7 +83,7 @@ class OraclePolicy(JacobianPolicy):
         _, angular = self._chain.jacobian(frames, tool)
         turn = angular[:, 2] * self._action_size[: self._chain.num_joints]  # about the vertical, per unit of action
         by_arm = (turn[:, : self._arm] * action[:, : self._arm]).sum(1)
-        return ((self._oracle_cfg.yaw_gain * obs["goal"][:, 2] - by_arm) / turn[:, self._arm]).clamp(-1.0, 1.0).float()
+        return ((self._yaw_cfg.yaw_gain * obs["goal"][:, 2] - by_arm) / turn[:, self._arm]).clamp(-1.0, 1.0).float()
 
     def state_dict(self) -> State:
         return {**super().state_dict(), "steps": self._steps}
@@ -83,18 +93,18 @@ class OraclePolicy(JacobianPolicy):
         self._steps = state["steps"].to(self._steps.device)
 
 
-def make(cfg: OracleCfg, env: VecEnv) -> OraclePolicy:
-    """The oracle for the arm of `env`."""
+def make(cfg: JacobianYawCfg, env: VecEnv) -> JacobianYawPolicy:
+    """The policy for the arm of `env`."""
     if env.kinematics is None:
-        raise ConfigError("base policy 'oracle' needs an env that tells its arm's kinematics")
-    return OraclePolicy(cfg, env.kinematics, env.action_size, env.num_envs)
+        raise ConfigError("base policy 'jacobian-yaw' needs an env that tells its arm's kinematics")
+    return JacobianYawPolicy(cfg, env.kinematics, env.action_size, env.num_envs)
 
 
 register_base_policy(
     BasePolicySpec(
-        id="oracle",
+        id="jacobian-yaw",
         summary="jacobian, and the wrist's roll turns the sheet: solves so101-paper; for sanity checks and demonstrations",
         make=f"{__name__}:make",
-        config=f"{__name__}:OracleCfg",
+        config=f"{__name__}:JacobianYawCfg",
     )
 )
