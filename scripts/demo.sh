@@ -9,7 +9,7 @@ while [ -e "runs/demo-$n" ]; do n=$((n + 1)); done
 run=runs/demo-$n
 
 # shellcheck disable=SC2086 # the added flags are lists
-.venv/bin/residual-rl train so101-paper --base-policy jacobian --seed 1 --output-dir "$run" ${DEMO_TRAIN:-}
+.venv/bin/residual-rl train so101-paper --base-policy jacobian --total-timesteps 100000 --eval-freq 20000 --seed 1 --output-dir "$run" ${DEMO_TRAIN:-}
 # shellcheck disable=SC2086
 .venv/bin/residual-rl eval "$run" --n-episodes 200 --compare-base --compare-zero --plot --save-video ${DEMO_EVAL:-}
 
