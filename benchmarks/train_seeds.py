@@ -19,7 +19,7 @@ from typing import Any
 from residual_rl.files import make_folder, write_json
 from residual_rl.logger import read_metrics
 from residual_rl.run_folder import RunFolder, git_state, machine
-from residual_rl.statistics import across_runs
+from residual_rl.statistics import across_runs, proportion
 
 CLI = [sys.executable, "-m", "residual_rl.cli.main"]
 
@@ -59,6 +59,7 @@ def _aggregate(options: argparse.Namespace, runs: list[RunFolder]) -> dict[str, 
     summaries = [json.loads(run.summary_file.read_text()) for run in runs]
     episodes = [list(evaluation["policies"]["residual"]["success_once"]["per_episode"].values()) for evaluation in evaluations]
     rates = {"residual": {"per_seed": [sum(e) / len(e) for e in episodes], **across_runs(episodes, binary=True).to_json()}}
+    rates["residual"]["pooled"] = proportion([outcome for run in episodes for outcome in run]).to_json()
     for policy in ("base", "zero"):  # nothing of them is trained: every run has the same episodes of theirs
         rates[policy] = {key: evaluations[0]["policies"][policy]["success_once"][key] for key in ("mean", "interval", "n")}
     versions = json.loads((runs[0].path / "versions.json").read_text())
@@ -101,6 +102,9 @@ def _print(result: dict[str, Any]) -> None:
         interval = "" if rate["interval"] is None else f" [{100 * rate['interval'][0]:.1f}, {100 * rate['interval'][1]:.1f}]"
         per_seed = f" ({', '.join(f'{100 * r:.1f}' for r in rate['per_seed'])})" if "per_seed" in rate else ""
         print(f"  {policy:<9} {100 * rate['mean']:.1f} %{interval}{per_seed}")
+        if "pooled" in rate:
+            low, high = rate["pooled"]["interval"]
+            print(f"  {'':<9} all {rate['pooled']['n']} episodes as one sample: [{100 * low:.1f}, {100 * high:.1f}]")
     for seed, training in zip(result["seeds"], result["training"], strict=True):
         reached = "never" if training["time_to_95"] is None else f"after {training['time_to_95']:.0f} s, {training['step_to_95']:,} steps"
         print(f"  seed {seed}: {training['steps']:,} steps in {training['wall_time']:.0f} s; 95 % {reached}")
