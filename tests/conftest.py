@@ -17,6 +17,8 @@ import torch
 
 import tiny_runs
 from residual_rl.cli.main import main
+from residual_rl.envs.gl_backend import gl_context_class
+from residual_rl.errors import MissingDependencyError
 
 SEED = 20260101
 
@@ -65,3 +67,12 @@ def run(_finished_run: Path, tmp_path: Path) -> Path:
     path = tmp_path / "run"
     shutil.copytree(_finished_run, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def opengl() -> None:
+    """Skips where nothing can be drawn, and says why."""
+    try:
+        gl_context_class()
+    except MissingDependencyError as error:
+        pytest.skip(str(error))

@@ -19,21 +19,12 @@ from gymnasium.utils.env_checker import check_env
 import residual_rl
 from fakes import PointCfg
 from residual_rl.build import make_base_policy
-from residual_rl.envs.gl_backend import gl_context_class
-from residual_rl.errors import ConfigError, MissingDependencyError, UnknownNameError
+from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.gymnasium_env import GymnasiumEnv
 from residual_rl.registry import TASKS, TaskSpec
 
 ID = "residual_rl/SO101Paper-v0"
 SMALL = {"image_size": (40, 48)}
-
-
-@pytest.fixture(scope="module")
-def opengl() -> None:
-    try:
-        gl_context_class()
-    except MissingDependencyError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture

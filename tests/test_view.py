@@ -20,21 +20,12 @@ from residual_rl import viewer
 from residual_rl.build import make_learner, make_residual_env
 from residual_rl.cli import view
 from residual_rl.config import TrainCfg, replace_fields
-from residual_rl.envs.gl_backend import gl_context_class
-from residual_rl.errors import ConfigError, MissingDependencyError, ResidualRLError
+from residual_rl.errors import ConfigError, ResidualRLError
 from residual_rl.evaluate import no_residual
 from residual_rl.policy import export_policy
 from residual_rl.registry import TASKS
 
 CFG = replace_fields(TrainCfg.default("so101-paper"), {"max_episode_steps": 8, "num_threads": 1, "minibatch_size": 64})
-
-
-@pytest.fixture
-def opengl() -> None:
-    try:
-        gl_context_class()
-    except MissingDependencyError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -36,8 +36,12 @@ def make_vec_env(task: str, num_envs: int = 32, *, num_threads: int = 0, device:
 def make_base_policy(base_policy_id: str, cfg: Any, env: VecEnv) -> BasePolicyExecutor:
     """A fresh base policy for `env`, in its executor. `cfg` None means its defaults."""
     spec = BASE_POLICIES.get(base_policy_id)
-    policy = load(spec.make)(spec.default_config() if cfg is None else cfg, env)
-    return BasePolicyExecutor(policy, env, f"base policy {base_policy_id!r}")
+    name = f"base policy {base_policy_id!r}"
+    try:
+        policy = load(spec.make)(spec.default_config() if cfg is None else cfg, env)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    return BasePolicyExecutor(policy, env, name)
 
 
 def make_residual_env(cfg: TrainCfg, num_envs: int, *, base_policy_id: str | None = None) -> ResidualEnv:

@@ -138,11 +138,11 @@ def _shorten(vector: Tensor, longest: Tensor) -> Tensor:
     return vector * (longest / length).clamp(max=1.0)[:, None]
 
 
-def make(cfg: JacobianCfg, env: VecEnv) -> JacobianPolicy:
-    """The controller for the arm of `env`."""
+def make(cfg: JacobianCfg, env: VecEnv, policy: type[JacobianPolicy] = JacobianPolicy) -> JacobianPolicy:
+    """The controller for the arm of `env`, of a class that `policy` names."""
     if env.kinematics is None:
-        raise ConfigError("base policy 'jacobian' needs an env that tells its arm's kinematics")
-    return JacobianPolicy(cfg, env.kinematics, env.action_size, env.num_envs)
+        raise ConfigError("it needs an env that tells its arm's kinematics")
+    return policy(cfg, env.kinematics, env.action_size, env.num_envs)
 
 
 register_base_policy(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from residual_rl.base_policies import jacobian
 from residual_rl.base_policies.jacobian import DRAG, JacobianCfg, JacobianPolicy
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
@@ -93,11 +94,9 @@ class JacobianYawPolicy(JacobianPolicy):
         self._steps = state["steps"].to(self._steps.device)
 
 
-def make(cfg: JacobianYawCfg, env: VecEnv) -> JacobianYawPolicy:
+def make(cfg: JacobianYawCfg, env: VecEnv) -> JacobianPolicy:
     """The policy for the arm of `env`."""
-    if env.kinematics is None:
-        raise ConfigError("base policy 'jacobian-yaw' needs an env that tells its arm's kinematics")
-    return JacobianYawPolicy(cfg, env.kinematics, env.action_size, env.num_envs)
+    return jacobian.make(cfg, env, JacobianYawPolicy)
 
 
 register_base_policy(
