@@ -14,6 +14,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+import torch._dynamo  # a CUDA build loads triton here; after Mesa's OpenGL, with an LLVM of its own, that would crash
 
 import tiny_runs
 from residual_rl.cli.main import main
