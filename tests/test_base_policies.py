@@ -18,7 +18,7 @@ from residual_rl.build import make_base_policy, make_vec_env
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import BasePolicyError, ConfigError, NonFiniteError
 from residual_rl.registry import BASE_POLICIES
-from residual_rl.types import BasePolicy, Obs
+from residual_rl.types import BasePolicy, Obs, Plan
 
 NUM_ENVS = 4
 contract = pytest.mark.parametrize("base_policy_id", [spec.id for spec in BASE_POLICIES.all()])
@@ -269,6 +269,66 @@ def test_what_it_gives_is_clipped_to_the_action_space() -> None:
     assert executor(Odd(chunk)).act(point_obs()).tolist() == [[1.0, -0.5], [-1.0, 1.0], [0.25, 1.0]]
 
 
+class Remembers(BasePolicy):
+    """Plans two steps from the last three positions, and notes what it gets."""
+
+    inputs = {"position": (2,)}  # noqa: RUF012
+    chunk_size = num_action_steps = 2
+    num_obs_steps = 3
+
+    def __init__(self) -> None:
+        self.windows: list[tuple[list[int], list[list[float]]]] = []
+
+    def plan(self, obs: Obs, worlds: Tensor) -> Plan:
+        self.windows.append((worlds.tolist(), obs["position"][..., 0].tolist()))
+        return Plan(torch.zeros(len(worlds), 2, 2), worlds[:, None] + torch.tensor([0.0, 10.0]))
+
+
+def test_a_policy_gets_the_observations_before_too() -> None:
+    """Those between its plans as well; an episode's first stands for those before it, also after a final observation was answered."""
+    policy = Remembers()
+    act = executor(policy)
+
+    def at(*x: float) -> Obs:
+        return {"position": torch.tensor([[value, 0.0] for value in x])}
+
+    act.act(at(0.0, 10.0, 20.0))
+    act.act(at(1.0, 11.0, 21.0))
+    act.act(at(2.0, 12.0, 22.0))
+    assert policy.windows == [
+        ([0, 1, 2], [[0.0] * 3, [10.0] * 3, [20.0] * 3]),
+        ([0, 1, 2], [[0.0, 1.0, 2.0], [10.0, 11.0, 12.0], [20.0, 21.0, 22.0]]),
+    ]
+    act.act(at(3.0, 13.0, 23.0), torch.tensor([False, True, False]))  # the last of world 1
+    act.reset(torch.tensor([False, True, False]))
+    act.act(at(3.5, 50.0, 23.5))
+    saved = act.state_dict()
+    act.act(at(4.0, 51.0, 24.0))
+    assert policy.windows[2:] == [([1], [[50.0] * 3]), ([0, 2], [[2.0, 3.5, 4.0], [22.0, 23.5, 24.0]])]
+    other = Remembers()
+    again = executor(other)
+    again.load_state_dict(saved)
+    again.act(at(4.0, 51.0, 24.0))
+    assert other.windows == policy.windows[3:]
+
+
+def test_the_uncertainty_is_that_of_the_step() -> None:
+    act = executor(Remembers())
+    obs = {"position": torch.zeros(3, 2)}
+    act.act(obs)
+    assert act.uncertainty.tolist() == [0.0, 1.0, 2.0]
+    act.act(obs, torch.tensor([False, True, True]))
+    assert act.uncertainty.tolist() == [0.0, 11.0, 12.0]
+
+
+def test_rows_of_some_worlds_are_answered_alike(env: VecEnv, seen: list[Obs]) -> None:
+    whole, parts = make_base_policy("jacobian-yaw", None, env), make_base_policy("jacobian-yaw", None, env)
+    for obs in seen[:20]:
+        expected = whole.act(obs)
+        for worlds in ([3, 1], [0, 2]):
+            assert torch.equal(parts.act_rows(rows(obs, worlds), torch.tensor(worlds)), expected[worlds])
+
+
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 def test_what_is_not_finite_is_named_with_what_it_saw(value: float) -> None:
     chunk = torch.zeros(3, 1, 2)
@@ -360,7 +420,7 @@ def test_roll_and_jaw_are_left_to_the_residual(env: VecEnv, seen: list[Obs]) -> 
 
 def test_approaches_the_sheets_centre(lone_env: VecEnv) -> None:
     assert lone_env.kinematics is not None
-    policy = JacobianPolicy(JacobianCfg(), lone_env.kinematics, lone_env.action_size, 1)
+    policy = JacobianPolicy(JacobianCfg(), lone_env)
     obs = sheet_obs(HOME, (0.23, -0.04), (0.0, 0.0, 0.0))
     to, _ = motion(lone_env, obs, policy.plan(obs, torch.tensor([0]))[:, 0])
     # from (0.2, 0, 0.08): 3 cm and -4 cm away, cut to 15 mm; down to 3 cm over the sheet, cut to 15 mm
@@ -372,7 +432,7 @@ def test_approaches_the_sheets_centre(lone_env: VecEnv) -> None:
 
 def test_goes_down_over_the_sheet_and_then_drags(lone_env: VecEnv) -> None:
     assert lone_env.kinematics is not None
-    policy, world = JacobianPolicy(JacobianCfg(), lone_env.kinematics, lone_env.action_size, 1), torch.tensor([0])
+    policy, world = JacobianPolicy(JacobianCfg(), lone_env), torch.tensor([0])
     policy.plan(sheet_obs(HOME, (0.213, 0.0), (0.0, 0.0, 0.0)), world)
     assert policy._phase.tolist() == [APPROACH]  # 13 mm away
     down = sheet_obs(HOME, (0.211, 0.0), (0.0, 0.0, 0.0))
@@ -394,7 +454,7 @@ def test_goes_down_over_the_sheet_and_then_drags(lone_env: VecEnv) -> None:
 )
 def test_drags_by_half_the_way_and_at_most_4_mm(lone_env: VecEnv, goal: tuple[float, float], step: tuple[float, float]) -> None:
     assert lone_env.kinematics is not None
-    policy = JacobianPolicy(JacobianCfg(damping=1e-4), lone_env.kinematics, lone_env.action_size, 1)
+    policy = JacobianPolicy(JacobianCfg(damping=1e-4), lone_env)
     policy.load_state_dict({"phase": torch.tensor([DRAG])})
     obs = sheet_obs(PRESSED, (0.1, 0.1), (*goal, 0.3))  # wherever the sheet is: it goes by the goal
     _, tool = lone_env.kinematics.forward(obs["joint_target"][:, :5].double())
@@ -408,8 +468,8 @@ def test_a_joint_at_its_limit_slows_all_of_them(lone_env: VecEnv) -> None:
     assert lone_env.kinematics is not None
     obs = sheet_obs(HOME, (0.35, 0.15), (0.0, 0.0, 0.0))
     world = torch.tensor([0])
-    usual = JacobianPolicy(JacobianCfg(), lone_env.kinematics, lone_env.action_size, 1).plan(obs, world)[0, 0]
-    slow = JacobianPolicy(JacobianCfg(), lone_env.kinematics, lone_env.action_size / 10, 1).plan(obs, world)[0, 0]
+    usual = JacobianPolicy(JacobianCfg(), lone_env).plan(obs, world)[0, 0]
+    slow = JacobianPolicy(JacobianCfg(), make_vec_env("so101-paper", 1, num_threads=1, action_scale=0.002)).plan(obs, world)[0, 0]
     assert usual.abs().max() == slow.abs().max() == 1.0
     np.testing.assert_allclose(usual, slow, atol=1e-6)  # the same direction
 
@@ -419,7 +479,7 @@ def test_a_joint_at_its_limit_slows_all_of_them(lone_env: VecEnv) -> None:
 
 def jacobian_yaw(env: VecEnv, phase: int = DRAG, **settings: Any) -> JacobianYawPolicy:
     assert env.kinematics is not None
-    policy = JacobianYawPolicy(JacobianYawCfg(**settings), env.kinematics, env.action_size, env.num_envs)
+    policy = JacobianYawPolicy(JacobianYawCfg(**settings), env)
     policy.load_state_dict({"phase": torch.full((env.num_envs,), phase), "steps": torch.zeros(env.num_envs, dtype=torch.int64)})
     return policy
 

@@ -262,7 +262,7 @@ def test_first_reset_must_be_of_all(spec: TaskSpec) -> None:
         make(spec).reset(mask=mask(0))
     with pytest.raises(ConfigError, match="before reset"):
         make(spec).step(torch.zeros(3, len(make(spec).action_size)))
-    with pytest.raises(ConfigError, match="options"):
+    with pytest.raises(ConfigError, match="option"):
         make(spec).reset(options={"gravity": 0})
 
 

@@ -100,6 +100,19 @@ def from_bytes(data: bytes, kind: Kind, name: str = "the data") -> State:
     return state
 
 
+def copy_state(state: State) -> State:
+    """A copy of `state` that later steps do not write into."""
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.detach().clone()
+        if isinstance(value, dict):
+            return {key: copied(inner) for key, inner in value.items()}
+        return [copied(inner) for inner in value] if isinstance(value, list) else value
+
+    return {key: copied(value) for key, value in state.items()}
+
+
 class CheckpointFolder:
     """The last few checkpoints of a run, as `step_000010240.safetensors`. One process writes, any may read."""
 

@@ -18,7 +18,7 @@ import torch
 from residual_rl import checkpoint
 from residual_rl.build import make_learner, make_residual_env
 from residual_rl.config import TrainCfg
-from residual_rl.errors import CheckpointError, NonFiniteError
+from residual_rl.errors import BasePolicyError, CheckpointError, NonFiniteError
 from residual_rl.evaluate import Episodes, evaluate
 from residual_rl.files import make_folder, write_json
 from residual_rl.logger import Logger, ProgressBar, read_metrics
@@ -128,13 +128,15 @@ class Runner:
             self._dumping(),
         ):
             if progress.best is None:
-                logger.log(self._evaluate(), 0)
+                with self._saving_if_server_fails():
+                    logger.log(self._evaluate(), 0)
             while not self._finished and stop.signal is None:
                 before = progress.step
-                metrics = self._collect()
-                metrics |= self._update()
-                if self._due(cfg.eval_freq, before) or self._finished:
-                    metrics |= self._evaluate()
+                with self._saving_if_server_fails():
+                    metrics = self._collect()
+                    metrics |= self._update()
+                    if self._due(cfg.eval_freq, before) or self._finished:
+                        metrics |= self._evaluate()
                 self.wall_time = time.perf_counter() - session
                 metrics |= self._times()
                 logger.log(metrics, progress.step)
@@ -273,6 +275,21 @@ class Runner:
         }
         write_json(self.folder.summary_file, summary)
         return summary
+
+    @contextlib.contextmanager
+    def _saving_if_server_fails(self) -> Iterator[None]:
+        """Where the base policy asks a server, and gives up save what was before this iteration."""
+        if not self.env.base_policy.policy.remote:
+            yield
+            return
+        step, whole = self.progress.step, checkpoint.copy_state(self.state_dict())
+        try:
+            yield
+        except BasePolicyError as error:
+            self.checkpoints.save(step, whole)
+            raise BasePolicyError(
+                f"{error}; saved at {step:,} steps, go on once the server answers: residual-rl train --resume {self.folder.path}"
+            ) from error
 
     @contextlib.contextmanager
     def _dumping(self) -> Iterator[None]:

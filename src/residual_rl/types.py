@@ -21,6 +21,16 @@ State = dict[str, Any]
 """Nested dicts and lists of tensors, numbers, strings, booleans and None: what a checkpoint can hold."""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a base policy that knows how sure it is plans."""
+
+    actions: Tensor
+    """[b, K, A] in [-1, 1]."""
+    uncertainty: Tensor | None = None
+    """[b, K], 0 or more: how far an ensemble's, or its own samples', actions are apart (standard deviation, mean over A)."""
+
+
 class BasePolicy(ABC):
     """A frozen policy that gives `base_action`, in chunks, for a batch of worlds.
 
@@ -35,9 +45,14 @@ class BasePolicy(ABC):
     """K: actions predicted at once."""
     num_action_steps: int = 1
     """How many of the K are executed before it is asked again."""
+    num_obs_steps: int = 1
+    """H: how many of the last observations it plans from. With more than one, `plan` gets each input as [b, H, …], the oldest first;
+    the executor keeps them, and repeats an episode's first observation for those before it."""
+    remote: bool = False
+    """Whether it asks a server: a run on it that fails then ends with a checkpoint."""
 
     @abstractmethod
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor:
+    def plan(self, obs: Obs, worlds: Tensor) -> Tensor | Plan:
         """Plan for the `worlds` [b] (int64 indices); `obs` holds their rows only. Returns [b, K, A] in [-1, 1]."""
 
     def reset(self, mask: Tensor) -> None:  # noqa: B027 (stateless policies need none)

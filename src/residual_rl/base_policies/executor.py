@@ -10,7 +10,7 @@ from torch import Tensor
 
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import BasePolicyError, ConfigError, NonFiniteError, ResidualRLError
-from residual_rl.types import BasePolicy, Obs, State, check_finite
+from residual_rl.types import BasePolicy, Obs, Plan, State, check_finite
 
 
 class BasePolicyExecutor:
@@ -36,45 +36,88 @@ class BasePolicyExecutor:
                 raise ConfigError(f"{name} needs {key!r} of shape {tuple(shape)}; the env gives {observed[key]}")
         self._everyone = torch.arange(self._num_envs, device=self._device)
         self._chunk = torch.zeros(self._num_envs, policy.chunk_size, self._action_dim, device=self._device)
+        self._spread = torch.zeros(self._num_envs, policy.chunk_size, device=self._device)
         self._pointer = torch.full((self._num_envs,), policy.num_action_steps, device=self._device)
+        self.uncertainty = torch.zeros(self._num_envs, device=self._device)
+        """[B]: how unsure the policy is of the base action that it gave last; 0 where it does not tell."""
+        self._history: Obs = {}
+        """The last H observations [B, H, …] of each input, where the policy plans from more than one."""
+        self._begins = torch.ones(self._num_envs, dtype=torch.bool, device=self._device)
+        """[B]: worlds whose next observation is the first of their episode."""
 
     def reset(self, mask: Tensor) -> None:
         """Drop the chunks and the state of the worlds in `mask` [B] bool."""
         self._pointer = self._pointer.masked_fill(mask, self.policy.num_action_steps)
+        self._begins = self._begins | mask
         with self._named_errors():
             self.policy.reset(mask)
 
-    @torch.no_grad()
     def act(self, obs: Obs, mask: Tensor | None = None) -> Tensor:
         """The base action [B, A] in [-1, 1] for `obs`, valid in the worlds of `mask` [B] bool. Call it once per observation."""
-        spent = self._pointer >= self.policy.num_action_steps
-        if mask is not None:
-            spent = spent & mask
-        if spent.all():
-            self._chunk = self._plan(obs, self._everyone)
-            self._pointer = torch.zeros_like(self._pointer)
-        elif spent.any():
-            worlds = spent.nonzero().flatten()
-            self._chunk = self._chunk.index_copy(0, worlds, self._plan({k: v[worlds] for k, v in obs.items()}, worlds))
-            self._pointer = self._pointer.masked_fill(spent, 0)
-        at = self._pointer.clamp(max=self.policy.chunk_size - 1)
-        action = self._chunk[self._everyone, at]
-        self._pointer = self._pointer + (1 if mask is None else mask.long())
+        if mask is None or mask.all():
+            return self.act_rows(obs, self._everyone)
+        worlds = mask.nonzero().flatten()
+        action = torch.zeros(self._num_envs, self._action_dim, device=self._device)
+        if len(worlds):
+            action[worlds] = self.act_rows({name: obs[name][worlds] for name in self.policy.inputs}, worlds)
         return action
 
-    def _plan(self, obs: Obs, worlds: Tensor) -> Tensor:
-        """The chunk [b, K, A] for the `worlds` [b], clipped to the action space: what is stored is what can be executed."""
+    @torch.no_grad()
+    def act_rows(self, obs: Obs, worlds: Tensor) -> Tensor:
+        """The base action [b, A] of the `worlds` [b] (distinct int64 indices), whose rows `obs` holds. Call it once per observation."""
+        inputs = {name: obs[name] for name in self.policy.inputs}
+        if self.policy.num_obs_steps > 1:
+            inputs = self._remember(inputs, worlds)
+        pointer = self._pointer[worlds]
+        spent = pointer >= self.policy.num_action_steps
+        if spent.all():
+            self._plan(inputs, worlds)
+            pointer = torch.zeros_like(pointer)
+        elif spent.any():
+            rows = spent.nonzero().flatten()
+            self._plan({name: value[rows] for name, value in inputs.items()}, worlds[rows])
+            pointer = pointer.masked_fill(spent, 0)
+        self._pointer = self._pointer.index_copy(0, worlds, pointer + 1)
+        self.uncertainty = self.uncertainty.index_copy(0, worlds, self._spread[worlds, pointer])
+        return self._chunk[worlds, pointer]
+
+    def _remember(self, inputs: Obs, worlds: Tensor) -> Obs:
+        """The last H observations [b, H, …] of the `worlds`, `inputs` [b, …] included; an episode's first stands for those before it."""
+        begins = self._begins[worlds]
+        windows = {}
+        for name, value in inputs.items():
+            if name not in self._history:
+                shape = (self._num_envs, self.policy.num_obs_steps, *value.shape[1:])
+                self._history[name] = torch.zeros(shape, dtype=value.dtype, device=value.device)
+            repeated = value[:, None].expand(-1, self.policy.num_obs_steps, *value.shape[1:])
+            moved = torch.cat([self._history[name][worlds, 1:], value[:, None]], 1)
+            windows[name] = torch.where(begins.reshape(-1, *[1] * value.dim()), repeated, moved)
+            self._history[name] = self._history[name].index_copy(0, worlds, windows[name])
+        self._begins = self._begins.index_fill(0, worlds, False)
+        return windows
+
+    def _plan(self, inputs: Obs, worlds: Tensor) -> None:
+        """Take a new chunk for the `worlds` [b], clipped to the action space: what is stored is what can be executed."""
         with self._named_errors():
-            chunk = self.policy.plan({key: obs[key] for key in self.policy.inputs}, worlds)
+            plan = self.policy.plan(inputs, worlds)
+        chunk, uncertainty = (plan.actions, plan.uncertainty) if isinstance(plan, Plan) else (plan, None)
         expected = (len(worlds), self.policy.chunk_size, self._action_dim)
         if not isinstance(chunk, Tensor) or tuple(chunk.shape) != expected:
             got = tuple(chunk.shape) if isinstance(chunk, Tensor) else type(chunk).__name__
             raise BasePolicyError(f"{self.name} gave {got}; expected a tensor of shape {expected} (worlds, chunk_size, action)")
+        if uncertainty is not None and tuple(uncertainty.shape) != expected[:2]:
+            raise BasePolicyError(
+                f"{self.name} gave an uncertainty of {tuple(uncertainty.shape)}; expected {expected[:2]} (worlds, chunk_size)"
+            )
         try:
             check_finite(f"the base action of {self.name}", chunk)
+            if uncertainty is not None:
+                check_finite(f"the uncertainty of {self.name}", uncertainty)
         except NonFiniteError as error:
-            raise NonFiniteError(str(error), dump={f"obs/{k}": v for k, v in obs.items()}) from None
-        return chunk.to(self._device, torch.float32).clamp(-1.0, 1.0)
+            raise NonFiniteError(str(error), dump={f"obs/{k}": v for k, v in inputs.items()}) from None
+        self._chunk = self._chunk.index_copy(0, worlds, chunk.to(self._device, torch.float32).clamp(-1.0, 1.0))
+        spread = torch.zeros(expected[:2]) if uncertainty is None else uncertainty
+        self._spread = self._spread.index_copy(0, worlds, spread.to(self._device, torch.float32))
 
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:
@@ -87,11 +130,18 @@ class BasePolicyExecutor:
             raise BasePolicyError(f"{self.name} failed: {type(error).__name__}: {error}") from error
 
     def state_dict(self) -> State:
-        """The chunks, the pointers and the policy's own state."""
-        return {"chunk": self._chunk, "pointer": self._pointer, "policy": self.policy.state_dict()}
+        """The chunks, the pointers, the histories and the policy's own state."""
+        mine = {name: getattr(self, f"_{name}") for name in self._STATE}
+        return {**mine, "uncertainty": self.uncertainty, "history": dict(self._history), "policy": self.policy.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
         """Take back what `state_dict` gave."""
-        self._chunk, self._pointer, policy_state = state["chunk"].to(self._device), state["pointer"].to(self._device), state["policy"]
+        for name in self._STATE:
+            setattr(self, f"_{name}", state[name].to(self._device))
+        self.uncertainty = state["uncertainty"].to(self._device)
+        self._history = {name: value.to(self._device) for name, value in state["history"].items()}
+        policy_state = state["policy"]
         with self._named_errors():
             self.policy.load_state_dict(policy_state)
+
+    _STATE = ("chunk", "spread", "pointer", "begins")

@@ -15,7 +15,7 @@ from torch import Tensor
 from residual_rl.checks import check_fields
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
-from residual_rl.kinematics import KinematicChain, damped_least_squares
+from residual_rl.kinematics import damped_least_squares
 from residual_rl.registry import BasePolicySpec, register_base_policy
 from residual_rl.types import BasePolicy, Obs, State
 
@@ -68,23 +68,27 @@ class JacobianPolicy(BasePolicy):
 
     Args:
         cfg: the settings.
-        chain: kinematics of the arm's first joints up to the fingertip.
-        action_size: [A], joint steps that an action of 1 means [rad].
-        num_envs: B.
+        env: its arm is moved; its kinematics tells of the first joints up to the fingertip, its `joint_step` how far targets may move.
     """
 
     inputs = {"joint_target": (6,), "sheet_pose": (7,), "goal": (3,)}  # noqa: RUF012
 
-    def __init__(self, cfg: JacobianCfg, chain: KinematicChain, action_size: Tensor, num_envs: int):
-        self.cfg, self._chain, self._action_size = cfg, chain, action_size
-        self._phase = torch.zeros(num_envs, dtype=torch.int64, device=action_size.device)
-        self._arm = chain.num_joints - 1
+    def __init__(self, cfg: JacobianCfg, env: VecEnv):
+        if env.kinematics is None or env.joint_step is None:
+            raise ConfigError("it needs an env that tells its arm's kinematics and how far joints may be commanded each step")
+        self.cfg, self._chain, self._joint_step, self._to_actions = cfg, env.kinematics, env.joint_step, env.steps_to_actions
+        self._phase = torch.zeros(env.num_envs, dtype=torch.int64, device=env.device)
+        self._arm = self._chain.num_joints - 1
         """Joints that the controller moves: all of the chain but the last, the wrist's roll."""
 
     def reset(self, mask: Tensor) -> None:
         self._phase = self._phase.masked_fill(mask, APPROACH)
 
     def plan(self, obs: Obs, worlds: Tensor) -> Tensor:
+        return self._to_actions(self._steps_of(obs, worlds) * self._joint_step, obs)[:, None]
+
+    def _steps_of(self, obs: Obs, worlds: Tensor) -> Tensor:
+        """Changes of the joint targets [b, J], in units of the largest that is allowed."""
         frames, tool = self._chain.forward(obs["joint_target"][:, : self._chain.num_joints].double())
         tip, finger = tool[:, :3, 3], tool[:, :3, 0]
         to_sheet = obs["sheet_pose"][:, :2] - tip[:, :2]
@@ -96,10 +100,9 @@ class JacobianPolicy(BasePolicy):
         finger_z = (angular[:, 0] * finger[:, None, 1] - angular[:, 1] * finger[:, None, 0])[:, None]  # z of ω × finger
         jacobian = torch.cat([linear, finger_z], 1)[..., : self._arm]
         delta = damped_least_squares(jacobian, error, self.cfg.damping)
-        action = torch.zeros(len(worlds), len(self._action_size), dtype=delta.dtype, device=delta.device)
-        action[:, : self._arm] = delta / self._action_size[: self._arm]
-        action = action / action.abs().amax(1, keepdim=True).clamp(min=1.0)  # slower rather than in another direction
-        return action.float()[:, None]
+        steps = torch.zeros(len(worlds), len(self._joint_step), dtype=delta.dtype, device=delta.device)
+        steps[:, : self._arm] = delta / self._joint_step[: self._arm]
+        return steps / steps.abs().amax(1, keepdim=True).clamp(min=1.0)  # slower rather than in another direction
 
     def _advance(self, worlds: Tensor, tip: Tensor, to_sheet: Tensor) -> None:
         phase = self._phase[worlds]
@@ -138,11 +141,9 @@ def _shorten(vector: Tensor, longest: Tensor) -> Tensor:
     return vector * (longest / length).clamp(max=1.0)[:, None]
 
 
-def make(cfg: JacobianCfg, env: VecEnv, policy: type[JacobianPolicy] = JacobianPolicy) -> JacobianPolicy:
-    """The controller for the arm of `env`, of a class that `policy` names."""
-    if env.kinematics is None:
-        raise ConfigError("it needs an env that tells its arm's kinematics")
-    return policy(cfg, env.kinematics, env.action_size, env.num_envs)
+def make(cfg: JacobianCfg, env: VecEnv) -> JacobianPolicy:
+    """The controller for the arm of `env`."""
+    return JacobianPolicy(cfg, env)
 
 
 register_base_policy(

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from residual_rl.base_policies import jacobian
 from residual_rl.base_policies.jacobian import DRAG, JacobianCfg, JacobianPolicy
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
-from residual_rl.kinematics import KinematicChain
 from residual_rl.registry import BasePolicySpec, register_base_policy
 from residual_rl.types import Obs, State
 
@@ -50,13 +48,11 @@ class JacobianYawPolicy(JacobianPolicy):
 
     Args:
         cfg: the settings.
-        chain: kinematics of the arm's first joints up to the fingertip, the wrist's roll included.
-        action_size: [A], joint steps that an action of 1 means [rad].
-        num_envs: B.
+        env: its arm is moved; the last joint that its kinematics tells of is the wrist's roll.
     """
 
-    def __init__(self, cfg: JacobianYawCfg, chain: KinematicChain, action_size: Tensor, num_envs: int):
-        super().__init__(cfg, chain, action_size, num_envs)
+    def __init__(self, cfg: JacobianYawCfg, env: VecEnv):
+        super().__init__(cfg, env)
         self._yaw_cfg = cfg
         self._steps = torch.zeros_like(self._phase)
 
@@ -64,12 +60,12 @@ class JacobianYawPolicy(JacobianPolicy):
         super().reset(mask)
         self._steps = self._steps.masked_fill(mask, 0)
 
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor:
-        action = super().plan({**obs, "goal": self._stirred(obs["goal"], self._steps[worlds])}, worlds)
+    def _steps_of(self, obs: Obs, worlds: Tensor) -> Tensor:
+        steps = super()._steps_of({**obs, "goal": self._stirred(obs["goal"], self._steps[worlds])}, worlds)
         self._steps = self._steps.index_add(0, worlds, torch.ones_like(worlds))
         dragging = self._phase[worlds] == DRAG
-        action[:, 0, self._arm] = torch.where(dragging, self._roll(obs, action[:, 0]), 0.0)
-        return action
+        steps[:, self._arm] = torch.where(dragging, self._roll(obs, steps), 0.0)
+        return steps
 
     def _stirred(self, goal: Tensor, steps: Tensor) -> Tensor:
         """`goal` [b, 3], moved along a circle around it."""
@@ -78,13 +74,13 @@ class JacobianYawPolicy(JacobianPolicy):
         radius = cfg.stir_radius * (goal[:, 2].abs() / cfg.stir_yaw_error).clamp(max=1.0)
         return goal + torch.stack([radius * angle.cos(), radius * angle.sin(), torch.zeros_like(radius)], 1)
 
-    def _roll(self, obs: Obs, action: Tensor) -> Tensor:
-        """The roll's action [b] that turns the finger about the vertical towards the goal's yaw, whatever the other joints turn it by."""
+    def _roll(self, obs: Obs, steps: Tensor) -> Tensor:
+        """The roll's step [b] that turns the finger about the vertical towards the goal's yaw, whatever the other joints turn it by."""
         frames, tool = self._chain.forward(obs["joint_target"][:, : self._chain.num_joints].double())
         _, angular = self._chain.jacobian(frames, tool)
-        turn = angular[:, 2] * self._action_size[: self._chain.num_joints]  # about the vertical, per unit of action
-        by_arm = (turn[:, : self._arm] * action[:, : self._arm]).sum(1)
-        return ((self._yaw_cfg.yaw_gain * obs["goal"][:, 2] - by_arm) / turn[:, self._arm]).clamp(-1.0, 1.0).float()
+        turn = angular[:, 2] * self._joint_step[: self._chain.num_joints]  # about the vertical, per largest step
+        by_arm = (turn[:, : self._arm] * steps[:, : self._arm]).sum(1)
+        return ((self._yaw_cfg.yaw_gain * obs["goal"][:, 2] - by_arm) / turn[:, self._arm]).clamp(-1.0, 1.0)
 
     def state_dict(self) -> State:
         return {**super().state_dict(), "steps": self._steps}
@@ -94,9 +90,9 @@ class JacobianYawPolicy(JacobianPolicy):
         self._steps = state["steps"].to(self._steps.device)
 
 
-def make(cfg: JacobianYawCfg, env: VecEnv) -> JacobianPolicy:
+def make(cfg: JacobianYawCfg, env: VecEnv) -> JacobianYawPolicy:
     """The policy for the arm of `env`."""
-    return jacobian.make(cfg, env, JacobianYawPolicy)
+    return JacobianYawPolicy(cfg, env)
 
 
 register_base_policy(

@@ -128,6 +128,9 @@ class MujocoPhysics(ABC):
         self.batch.state[:] = saved
         self.batch.forward(stage=mujoco.mjtStage.mjSTAGE_VEL)
 
+    def world_states(self) -> Quantities:
+        return {"mujoco": torch.from_numpy(self.batch.state.copy())}
+
     def close(self) -> None:
         while self._renderers:
             self._renderers.popitem()[1].close()

@@ -19,6 +19,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from residual_rl.errors import ConfigError
+from residual_rl.hardware import HardwareUnits
 from residual_rl.types import Obs, State
 
 Quantities = dict[str, Tensor]
@@ -38,6 +40,12 @@ class Task(ABC):
     """Their height and width [px]."""
     action_size: Tensor
     """[A]: what an action of 1 means, in [rad] or [m]."""
+    residual_size: Tensor | None = None
+    """[A]: what a residual of 1, at a scale of 1, adds to an action; None: 1."""
+    joint_step: Tensor | None = None
+    """[J]: the largest change of the joint targets that a controller should command each step [rad]."""
+    hardware: HardwareUnits | None = None
+    """Names and units of the real robot's joints."""
 
     @abstractmethod
     def observation_space(self) -> spaces.Dict:
@@ -50,6 +58,14 @@ class Task(ABC):
     @abstractmethod
     def joint_target(self, action: Tensor, q: Quantities) -> Tensor:
         """The joint targets [B, J] that an `action` [B, A] in [-1, 1] commands."""
+
+    def targets_to_actions(self, targets: Tensor, obs: Obs) -> Tensor:  # noqa: ARG002
+        """The actions [b, K, A] in [-1, 1] that command the joint `targets` [b, K, J] one after the other; see `VecEnv`."""
+        raise ConfigError("this task's actions are no joint targets")
+
+    def actions_to_targets(self, actions: Tensor, obs: Obs) -> Tensor:  # noqa: ARG002
+        """The joint targets [b, K, J] that `actions` [b, K, A] command one after the other; see `VecEnv`."""
+        raise ConfigError("this task's actions are no joint targets")
 
     @abstractmethod
     def observe(self, q: Quantities) -> Obs:
@@ -123,5 +139,9 @@ class Physics(Protocol):
     def state_dict(self) -> State: ...
 
     def load_state_dict(self, state: State) -> None: ...
+
+    def world_states(self) -> Quantities:
+        """The simulator's state of each world, by name, each [B, S]."""
+        ...
 
     def close(self) -> None: ...

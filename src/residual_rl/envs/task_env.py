@@ -16,7 +16,7 @@ from torch import Tensor
 
 from residual_rl.envs.task import Physics, Quantities, Task
 from residual_rl.envs.vec_env import EpisodeSeeds, VecEnv
-from residual_rl.errors import ConfigError, NonFiniteError
+from residual_rl.errors import ConfigError, NonFiniteError, UnknownNameError
 from residual_rl.types import Obs, State, check_finite
 
 
@@ -28,7 +28,8 @@ class TaskEnv(VecEnv):
         self.num_envs, self.device = physics.num_envs, physics.device
         self.max_episode_steps = task.max_episode_steps
         self.control_hz, self.deterministic = physics.control_hz, physics.deterministic
-        self.action_size = task.action_size
+        self.action_size, self.residual_size = task.action_size, task.residual_size
+        self.joint_step, self.hardware = task.joint_step, task.hardware
         images = {name: spaces.Box(0, 255, (*task.image_size, 3), np.uint8) for name in task.obs_cameras}
         self.single_observation_space = spaces.Dict({**task.observation_space().spaces, **images})
         self.single_action_space = spaces.Box(-1.0, 1.0, (len(task.action_size),), np.float32)
@@ -50,8 +51,9 @@ class TaskEnv(VecEnv):
     def reset(
         self, *, seed: int | Sequence[int] | None = None, mask: Tensor | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Obs, dict[str, Any]]:
-        if options:
-            raise ConfigError(f"reset takes no options; got {sorted(options)}")
+        unknown = sorted(set(options or {}) - {"episode"})
+        if unknown:
+            raise ConfigError(f"reset takes the option 'episode' alone; got {', '.join(unknown)}")
         if mask is None:
             mask = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         elif not self._obs:
@@ -66,7 +68,7 @@ class TaskEnv(VecEnv):
             seeds = torch.as_tensor(seed, dtype=torch.int64)
             if seeds.shape != worlds.shape:
                 raise ConfigError(f"{len(worlds)} world(s) are reset but {len(seeds)} seed(s) were given")
-        self._start_episodes(worlds, seeds.to(self.device))
+        self._start_episodes(worlds, seeds.to(self.device), (options or {}).get("episode"))
         self._obs = self._observe_anew(self._obs, worlds) if self._obs else self._observe(self._quantities())
         return dict(self._obs), {"seed": self._seed.clone()}
 
@@ -136,6 +138,19 @@ class TaskEnv(VecEnv):
     def active(self) -> Tensor:
         return self._seed >= 0
 
+    @property
+    def episode(self) -> Obs:
+        return dict(self._episode)
+
+    def world_states(self) -> Obs:
+        return self.physics.world_states()
+
+    def targets_to_actions(self, targets: Tensor, obs: Obs) -> Tensor:
+        return self.task.targets_to_actions(targets, obs)
+
+    def actions_to_targets(self, actions: Tensor, obs: Obs) -> Tensor:
+        return self.task.actions_to_targets(actions, obs)
+
     def observations(self) -> Obs:
         return dict(self._obs)
 
@@ -182,8 +197,14 @@ class TaskEnv(VecEnv):
 
     # --- parts --------------------------------------------------------------------------------------------------
 
-    def _start_episodes(self, worlds: Tensor, seeds: Tensor) -> None:
+    def _start_episodes(self, worlds: Tensor, seeds: Tensor, given: Quantities | None = None) -> None:
         drawn = self.task.randomize(seeds)
+        for name, value in (given or {}).items():
+            if name not in drawn:
+                raise UnknownNameError("draw of an episode", name, drawn)
+            if value.shape != drawn[name].shape:
+                raise ConfigError(f"the episodes' {name} must have shape {tuple(drawn[name].shape)}, not {tuple(value.shape)}")
+            drawn[name] = value.to(drawn[name])
         self.physics.reset(worlds, drawn)
         if len(worlds) == self.num_envs:
             self._episode = drawn

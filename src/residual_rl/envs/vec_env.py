@@ -14,6 +14,8 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from torch import Tensor
 
+from residual_rl.errors import ConfigError
+from residual_rl.hardware import HardwareUnits
 from residual_rl.kinematics import KinematicChain
 from residual_rl.types import Obs, State
 
@@ -79,11 +81,17 @@ class VecEnv(gymnasium.vector.VectorEnv):
     """What `action_size` is measured in."""
     action_size: Tensor
     """[A]: what an action of 1 means, in `action_unit`."""
+    residual_size: Tensor | None = None
+    """[A]: what a residual of 1, at a scale of 1, adds to an action; None: 1. An action may span far more than a residual should."""
     deterministic: bool = True
     """Whether an episode is a function of its seed and its actions alone, bit for bit."""
     episode_seeds: EpisodeSeeds
     kinematics: KinematicChain | None = None
     """The arm, from the world to its tool, where the env has one."""
+    hardware: HardwareUnits | None = None
+    """What the robot's own software calls its joints and measures them in, where the env is of a real robot's."""
+    joint_step: Tensor | None = None
+    """[J]: the largest change of the joint targets that a controller should command each step [rad]."""
 
     @abstractmethod
     def reset(
@@ -94,6 +102,8 @@ class VecEnv(gymnasium.vector.VectorEnv):
         An integer seed means `seed + i` for world i, and further episodes go on counting from there; a sequence gives one
         seed a world. Without `seed` each world draws from `episode_seeds`, which counts from 0 in a new env: by design, the first
         reset gives the episodes 0, 1, … each time the program runs.
+
+        `options={"episode": {name: [n, …]}}` starts the n episodes with these draws, as `episode` names them, in place of their seeds' own.
         """
 
     @abstractmethod
@@ -112,6 +122,34 @@ class VecEnv(gymnasium.vector.VectorEnv):
     def active(self) -> Tensor:
         """[B] bool: the worlds that have an episode; those without one (seed -1) stand still."""
         return torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+
+    @property
+    def episode(self) -> Obs:
+        """What was drawn for each world's present episode, by name, each [B, …]; nothing where an env does not tell."""
+        return {}
+
+    def world_states(self) -> Obs:
+        """The simulator's state of each world, by name, each [B, S]; nothing where an env does not tell."""
+        return {}
+
+    def targets_to_actions(self, targets: Tensor, obs: Obs) -> Tensor:  # noqa: ARG002
+        """The actions [b, K, A] in [-1, 1] that command the joint `targets` [b, K, J] in [rad] one after the other from `obs` on.
+
+        `obs` has rows [b, …]. What an action's bound leaves of a way is caught up by the next ones. Raises `ConfigError` where actions
+        command no joint targets.
+        """
+        raise ConfigError("this env's actions are no joint targets")
+
+    def steps_to_actions(self, steps: Tensor, obs: Obs) -> Tensor:
+        """The actions [b, A] that change the joint targets of `obs` (rows [b, …]) by `steps` [b, J] in [rad]."""
+        return self.targets_to_actions((obs["joint_target"].double() + steps)[:, None], obs)[:, 0]
+
+    def actions_to_targets(self, actions: Tensor, obs: Obs) -> Tensor:  # noqa: ARG002
+        """The joint targets [b, K, J] in [rad] that the `actions` [b, K, A] command one after the other from `obs` on.
+
+        Raises `ConfigError` where actions command no joint targets.
+        """
+        raise ConfigError("this env's actions are no joint targets")
 
     def observations(self) -> Obs:
         """The current observation of all worlds, without stepping."""

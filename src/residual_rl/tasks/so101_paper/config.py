@@ -65,8 +65,12 @@ class SO101PaperCfg:
     """`success`: success rate over the last 100 episodes that narrows the tolerance by a tenth of the way, then not for 100 more."""
 
     # --- the robot and its commands ---
+    control_mode: Literal["joint_delta", "joint_target"] = "joint_delta"
+    """What an action is: a change of the joint targets, or the joint targets themselves, from -1 to 1 over each joint's range."""
     action_scale: float = 0.02
-    """Change of a joint's target that an action of 1 commands, each step [rad]."""
+    """`joint_delta`: change of a joint's target that an action of 1 commands, each step. Controllers keep to it in both modes [rad]."""
+    max_target_step: float = 0.1
+    """`joint_target`: the most that a joint's target changes each step [rad]."""
     max_target_error: float = 0.2
     """The targets stay within this of the measured joint positions [rad]."""
     servo: Literal["identified", "old"] = "identified"
@@ -86,7 +90,7 @@ class SO101PaperCfg:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("tolerance", "curriculum_tolerance", "action_scale", "max_target_error"):
+        for name in ("tolerance", "curriculum_tolerance", "action_scale", "max_target_step", "max_target_error"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
         for name in ("curriculum_fraction", "curriculum_success_rate"):

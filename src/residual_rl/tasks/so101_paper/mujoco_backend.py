@@ -58,6 +58,9 @@ class SO101PaperPhysics(MujocoPhysics):
         self._mass[worlds, self._sheet] = model.body_mass[self._sheet] * draws["mass_scale"]
         self._inertia[worlds, self._sheet] = model.body_inertia[self._sheet] * draws["mass_scale"][:, None]
         self.batch.set_const(worlds)
+        joints = draws["start_joint_position"]
+        self._qpos[worlds, : joints.shape[1]] = joints
+        self._ctrl[worlds] = joints
         at, half_yaw = self._sheet_qpos, 0.5 * draws["start_yaw"]
         self._qpos[worlds, at : at + 2] = draws["start_position"]
         self._qpos[worlds, at + 3] = np.cos(half_yaw)

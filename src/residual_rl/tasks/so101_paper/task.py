@@ -17,6 +17,8 @@ from torch import Tensor
 from residual_rl.envs.task import Quantities, Task
 from residual_rl.seeding import uniform
 from residual_rl.tasks.so101_paper.config import SHEET_HALF_SIZE, SO101PaperCfg
+from residual_rl.tasks.so101_paper.hardware import HARDWARE
+from residual_rl.tasks.so101_paper.robot import HOME
 from residual_rl.types import Obs
 
 STATE = ("joint_position", "joint_velocity", "sheet_pose", "goal", "ee_position")
@@ -48,8 +50,8 @@ def corners(position: Tensor, yaw: Tensor) -> Tensor:
 class SO101Paper(Task):
     """Slide the sheet into the rectangle by pressing a fingertip on it and dragging.
 
-    An action is the change of the six joint targets, in units of `action_scale`. It is added to the targets and never to the
-    measured positions: that would let the arm sag to the table.
+    An action is the change of the six joint targets, in units of `action_scale` (it is added to the targets and never to the measured
+    positions: that would let the arm sag to the table), or, as `control_mode` says, the targets themselves.
 
     Args:
         cfg: the settings.
@@ -61,8 +63,16 @@ class SO101Paper(Task):
         self.obs_cameras = () if cfg.obs_mode == "state" else cfg.obs_cameras
         self.image_size = cfg.image_size
         self.max_episode_steps, self.success_hold_steps = cfg.max_episode_steps, cfg.success_hold_steps
-        self.action_size = torch.full((len(joint_range),), cfg.action_scale, device=joint_range.device)
         self._joint_low, self._joint_high = joint_range.unbind(1)
+        self._joint_middle = 0.5 * (self._joint_low + self._joint_high)
+        self._joint_half = 0.5 * (self._joint_high - self._joint_low)
+        self.joint_step = torch.full((len(joint_range),), cfg.action_scale, device=joint_range.device)
+        self.action_size = self.joint_step
+        if cfg.control_mode == "joint_target":  # a residual offsets the target by what one step can reach
+            self.action_size = self._joint_half.float()
+            self.residual_size = (cfg.max_target_step / self._joint_half).float()
+        self.hardware = HARDWARE
+        self._home = joint_range.new_tensor(HOME)
         self._goal = joint_range.new_tensor(cfg.tape_center)
         self._extent = joint_range.new_tensor(SHEET_HALF_SIZE[:2])
         self.tolerance = cfg.tolerance
@@ -101,14 +111,39 @@ class SO101Paper(Task):
             "start_yaw": yaw,
             "friction_scale": friction,
             "mass_scale": mass,
+            "start_joint_position": self._home.expand(len(x), -1),
             "tolerance": torch.full_like(x, self.tolerance),
         }
 
     def joint_target(self, action: Tensor, q: Quantities) -> Tensor:
-        reach = self.cfg.max_target_error
-        target = q["joint_target"] + action * self.cfg.action_scale
+        reach, step = self.cfg.max_target_error, self.cfg.max_target_step
+        if self.cfg.control_mode == "joint_delta":
+            target = q["joint_target"] + action * self.cfg.action_scale
+        else:
+            wanted = self._joint_middle + action * self._joint_half
+            target = wanted.maximum(q["joint_target"] - step).minimum(q["joint_target"] + step)
         target = target.maximum(q["joint_position"] - reach).minimum(q["joint_position"] + reach)
         return target.maximum(self._joint_low).minimum(self._joint_high)
+
+    def targets_to_actions(self, targets: Tensor, obs: Obs) -> Tensor:
+        targets = targets.double()
+        if self.cfg.control_mode == "joint_target":
+            return ((targets - self._joint_middle) / self._joint_half).clamp(-1.0, 1.0).float()
+        at, actions = obs["joint_target"].double(), []
+        for target in targets.unbind(1):
+            actions.append(((target - at) / self.cfg.action_scale).clamp(-1.0, 1.0))
+            at = at + actions[-1] * self.cfg.action_scale
+        return torch.stack(actions, 1).float()
+
+    def actions_to_targets(self, actions: Tensor, obs: Obs) -> Tensor:
+        actions = actions.double()
+        if self.cfg.control_mode == "joint_target":
+            return self._joint_middle + actions * self._joint_half
+        at, targets = obs["joint_target"].double(), []
+        for action in actions.unbind(1):
+            at = (at + action * self.cfg.action_scale).maximum(self._joint_low).minimum(self._joint_high)
+            targets.append(at)
+        return torch.stack(targets, 1)
 
     def _errors(self, q: Quantities) -> tuple[Tensor, Tensor]:
         """From the sheet to the goal: offset [B, 2] in [m], and yaw of the sheet against the goal [B] in [rad]."""

@@ -1,0 +1,68 @@
+"""The units that a robot's own software speaks, and how they map to joint angles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from residual_rl.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class HardwareUnits:
+    """One straight line per joint: `hardware = scale · (angle [rad] - zero [rad])`, within limits.
+
+    Vectors of joints are [..., J], in the order of `joint_names`. Arithmetic is in float64.
+    """
+
+    joint_names: tuple[str, ...]
+    """J names, e.g. `shoulder_pan`."""
+    units: tuple[str, ...]
+    """What each joint is told in, e.g. `deg` or `%`."""
+    scale: tuple[float, ...]
+    """Hardware units per radian."""
+    zero: tuple[float, ...]
+    """Angle at which the hardware reads 0 [rad]."""
+    low: tuple[float, ...]
+    """Lower limits, in hardware units."""
+    high: tuple[float, ...]
+    """Upper limits, in hardware units."""
+
+    def to_hardware(self, angles: Tensor) -> Tensor:
+        """Hardware units, float64 [..., J], of joint `angles` [..., J] in [rad]."""
+        angles = angles.double()
+        return (angles - angles.new_tensor(self.zero)) * angles.new_tensor(self.scale)
+
+    def from_hardware(self, values: Tensor) -> Tensor:
+        """Joint angles [rad], float64 [..., J], of `values` [..., J] in hardware units."""
+        values = values.double()
+        return values / values.new_tensor(self.scale) + values.new_tensor(self.zero)
+
+    def clip(self, values: Tensor) -> Tensor:
+        """`values` [..., J] in hardware units, cut to the limits."""
+        values = values.double()
+        return values.maximum(values.new_tensor(self.low)).minimum(values.new_tensor(self.high))
+
+    def check(self, values: Tensor, where: str, slack: float = 1.0) -> None:
+        """Raise `ConfigError` naming the joint, the row and the limits where `values` [N, J] in hardware units are farther than `slack`
+        outside of them. `where` tells what the rows are."""
+        outside = (values.double() - self.clip(values)).abs() > slack
+        if not outside.any():
+            return
+        row, joint = (int(i) for i in outside.nonzero()[0])
+        name, unit, low, high = self.joint_names[joint], self.units[joint], self.low[joint], self.high[joint]
+        raise ConfigError(
+            f"{where}: joint {name} is at {float(values[row, joint]):.1f} {unit} in row {row}, outside of {low:.1f} to {high:.1f} {unit} "
+            f"({int(outside.any(1).sum())} of {len(values)} rows have a joint out of range)"
+        )
+
+
+def joint_index(hardware: HardwareUnits, names: list[str]) -> Tensor:
+    """Where each joint of `hardware` lies among `names` [J] int64; names may end in `.pos`. Raises `ConfigError` for a missing one."""
+    bare = [name.removesuffix(".pos") for name in names]
+    missing = [name for name in hardware.joint_names if name not in bare]
+    if missing:
+        raise ConfigError(f"joint(s) {', '.join(missing)} missing; there are {', '.join(names)}")
+    return torch.tensor([bare.index(name) for name in hardware.joint_names])
