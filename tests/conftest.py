@@ -17,6 +17,7 @@ import torch
 import torch._dynamo  # a CUDA build loads triton here; after Mesa's OpenGL, with an LLVM of its own, that would crash
 
 import tiny_runs
+from base_policy_cases import config_of as config_of
 from residual_rl.cli.main import main
 from residual_rl.envs.gl_backend import gl_context_class
 from residual_rl.errors import MissingDependencyError

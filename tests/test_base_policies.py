@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import fakes
+from base_policy_cases import ConfigOf
 from residual_rl.base_policies.executor import BasePolicyExecutor
 from residual_rl.base_policies.jacobian import APPROACH, DESCEND, DRAG, JacobianCfg, JacobianPolicy
 from residual_rl.base_policies.jacobian_yaw import JacobianYawCfg, JacobianYawPolicy
@@ -58,8 +59,8 @@ def rows(obs: Obs, worlds: list[int]) -> Obs:
 
 
 @contract
-def test_gives_an_action_for_every_world(base_policy_id: str, env: VecEnv, seen: list[Obs]) -> None:
-    policy = make_base_policy(base_policy_id, None, env)
+def test_gives_an_action_for_every_world(base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
+    policy = make_base_policy(base_policy_id, config_of(base_policy_id), env)
     for obs in seen:
         copies = {name: value.clone() for name, value in obs.items()}
         action = policy.act(obs)
@@ -71,8 +72,11 @@ def test_gives_an_action_for_every_world(base_policy_id: str, env: VecEnv, seen:
 
 
 @contract
-def test_instances_agree_and_share_no_state(base_policy_id: str, env: VecEnv, seen: list[Obs]) -> None:
-    ahead, behind = make_base_policy(base_policy_id, None, env), make_base_policy(base_policy_id, None, env)
+def test_instances_agree_and_share_no_state(base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
+    ahead, behind = (
+        make_base_policy(base_policy_id, config_of(base_policy_id), env),
+        make_base_policy(base_policy_id, config_of(base_policy_id), env),
+    )
     expected = [ahead.act(obs) for obs in seen]
     assert all(torch.equal(behind.act(obs), action) for obs, action in zip(seen, expected, strict=True))
 
@@ -80,16 +84,19 @@ def test_instances_agree_and_share_no_state(base_policy_id: str, env: VecEnv, se
 @contract
 @pytest.mark.parametrize("world", [0, 2])
 def test_a_worlds_actions_do_not_depend_on_the_others(
-    base_policy_id: str, world: int, env: VecEnv, lone_env: VecEnv, seen: list[Obs]
+    base_policy_id: str, config_of: ConfigOf, world: int, env: VecEnv, lone_env: VecEnv, seen: list[Obs]
 ) -> None:
-    together, alone = make_base_policy(base_policy_id, None, env), make_base_policy(base_policy_id, None, lone_env)
+    together, alone = (
+        make_base_policy(base_policy_id, config_of(base_policy_id), env),
+        make_base_policy(base_policy_id, config_of(base_policy_id), lone_env),
+    )
     for obs in seen:
         assert torch.equal(together.act(obs)[[world]], alone.act(rows(obs, [world])))
 
 
 @contract
-def test_reset_touches_the_worlds_of_the_mask_alone(base_policy_id: str, env: VecEnv, seen: list[Obs]) -> None:
-    policy, twin, fresh = (make_base_policy(base_policy_id, None, env) for _ in range(3))
+def test_reset_touches_the_worlds_of_the_mask_alone(base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
+    policy, twin, fresh = (make_base_policy(base_policy_id, config_of(base_policy_id), env) for _ in range(3))
     for obs in seen[:45]:
         policy.act(obs)
         twin.act(obs)
@@ -104,10 +111,10 @@ def test_reset_touches_the_worlds_of_the_mask_alone(base_policy_id: str, env: Ve
 @pytest.mark.parametrize("end", [10, 18, 26, 40])
 @pytest.mark.parametrize("world", range(NUM_ENVS))
 def test_a_final_observation_is_answered_for_its_world_alone(
-    base_policy_id: str, end: int, world: int, env: VecEnv, seen: list[Obs]
+    base_policy_id: str, config_of: ConfigOf, end: int, world: int, env: VecEnv, seen: list[Obs]
 ) -> None:
     """A world ends: it is asked for its final observation, then reset, and the others never notice."""
-    policy, twin, fresh = (make_base_policy(base_policy_id, None, env) for _ in range(3))
+    policy, twin, fresh = (make_base_policy(base_policy_id, config_of(base_policy_id), env) for _ in range(3))
     for obs in seen[:end]:
         policy.act(obs)
         twin.act(obs)
@@ -118,27 +125,30 @@ def test_a_final_observation_is_answered_for_its_world_alone(
         action = policy.act(obs)
         assert torch.equal(action[others], twin.act(obs)[others])
         assert torch.equal(action[world], fresh.act(obs)[world])
-    asked_fully = make_base_policy(base_policy_id, None, env)
+    asked_fully = make_base_policy(base_policy_id, config_of(base_policy_id), env)
     for obs in seen[:end]:
         asked_fully.act(obs)
     assert torch.equal(final, asked_fully.act(seen[end])[world])
 
 
 @contract
-def test_a_saved_state_goes_on_bit_for_bit(base_policy_id: str, env: VecEnv, seen: list[Obs]) -> None:
-    policy = make_base_policy(base_policy_id, None, env)
+def test_a_saved_state_goes_on_bit_for_bit(base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
+    policy = make_base_policy(base_policy_id, config_of(base_policy_id), env)
     for obs in seen[:30]:
         policy.act(obs)
     state = policy.state_dict()
     expected = [policy.act(obs) for obs in seen[30:]]
-    resumed = make_base_policy(base_policy_id, None, env)
+    resumed = make_base_policy(base_policy_id, config_of(base_policy_id), env)
     resumed.load_state_dict(state)
     assert all(torch.equal(resumed.act(obs), action) for obs, action in zip(seen[30:], expected, strict=True))
 
 
 @contract
-def test_reads_what_it_declares_and_nothing_else(base_policy_id: str, env: VecEnv, seen: list[Obs]) -> None:
-    policy, twin = make_base_policy(base_policy_id, None, env), make_base_policy(base_policy_id, None, env)
+def test_reads_what_it_declares_and_nothing_else(base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
+    policy, twin = (
+        make_base_policy(base_policy_id, config_of(base_policy_id), env),
+        make_base_policy(base_policy_id, config_of(base_policy_id), env),
+    )
     inputs = policy.policy.inputs
     for name, shape in inputs.items():
         assert env.single_observation_space[name].shape == tuple(shape)  # type: ignore[index]
@@ -148,13 +158,13 @@ def test_reads_what_it_declares_and_nothing_else(base_policy_id: str, env: VecEn
 
 
 @contract
-def test_an_env_without_its_inputs_is_refused(base_policy_id: str) -> None:
+def test_an_env_without_its_inputs_is_refused(base_policy_id: str, config_of: ConfigOf) -> None:
     bare = fakes.PointEnv(fakes.PointCfg(), 2)
     if base_policy_id == "zero":  # needs nothing
-        assert not make_base_policy(base_policy_id, None, bare).act(bare.reset(seed=0)[0]).any()
+        assert not make_base_policy(base_policy_id, config_of(base_policy_id), bare).act(bare.reset(seed=0)[0]).any()
         return
     with pytest.raises(ConfigError, match=base_policy_id):
-        make_base_policy(base_policy_id, None, bare)
+        make_base_policy(base_policy_id, config_of(base_policy_id), bare)
 
 
 # --- the executor -----------------------------------------------------------------------------------------------------
