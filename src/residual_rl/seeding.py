@@ -6,6 +6,8 @@ and do not depend on which world asks or when.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -44,10 +46,22 @@ def splitmix64(seed: Tensor, n: int) -> Tensor:
     return _mix(seed[:, None] + counter * _GAMMA)
 
 
-def uniform(seed: Tensor, stream: int, n: int) -> Tensor:
-    """Numbers in [0, 1), float64 [B, n], that depend on each `seed` [B] int64 and on `stream` alone.
+def uniform(seed: Tensor, stream: int | Tensor, n: int) -> Tensor:
+    """Numbers in [0, 1), float64 [B, n], that depend on each `seed` [B] int64 and on `stream` (one for all, or [B] int64) alone.
 
     Seeds are mixed before they are counted from, so that neighbours give unrelated streams.
     """
-    start = _mix(_mix(seed) + seed.new_tensor(stream) * _GAMMA)  # as a tensor the product wraps around
+    start = _mix(_mix(seed) + torch.as_tensor(stream).to(seed) * _GAMMA)  # as a tensor the product wraps around
     return _shift_right(splitmix64(start, n), 11).double() * 2.0**-53
+
+
+def normal(seed: Tensor, stream: int | Tensor, n: int) -> Tensor:
+    """Standard normal numbers, float64 [B, n], that depend on each `seed` [B] int64 and on `stream` alone.
+
+    Source: Box and Muller, "A Note on the Generation of Random Normal Deviates", 1958.
+    """
+    half = (n + 1) // 2
+    radius, angle = uniform(seed, stream, 2 * half).split(half, 1)
+    radius = (-2.0 * (1.0 - radius).log()).sqrt()  # 1 - u is never 0
+    angle = 2.0 * math.pi * angle
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], 1)[:, :n]

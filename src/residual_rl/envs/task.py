@@ -3,6 +3,7 @@
 Quantities are a dict of tensors with the batch in front. `TaskEnv` adds to what the physics reads:
 
 - `joint_target` [B, J], `action` [B, A]: what was commanded;
+- `seed`, `step` [B] int64: the episode's seed, and how many steps it has had;
 - `hold_steps` [B]: how many steps in a row the success condition held; `success` [B] bool: whether that is enough;
 - whatever `randomize` drew for the episode, by its names.
 """

@@ -87,7 +87,8 @@ class TaskEnv(VecEnv):
             self.physics.step(target, None if active.all() else active.nonzero().flatten())
         self._command = {"joint_target": target, "action": action}
 
-        q = self._quantities()
+        length = self._length + active
+        q = {**self._quantities(), "step": length}
         self._hold_steps = (self._hold_steps + 1) * (self.task.holds(q) & active)
         q["hold_steps"] = self._hold_steps
         q["success"] = self._hold_steps >= self.task.success_hold_steps
@@ -101,7 +102,7 @@ class TaskEnv(VecEnv):
                 for name, value in floats.items():
                     check_finite(name, value)
 
-        self._length = self._length + active
+        self._length = length
         self._return = self._return + reward
         self._success_once = self._success_once | q["success"]
         terminated = q["success"]
@@ -223,7 +224,8 @@ class TaskEnv(VecEnv):
 
     def _quantities(self) -> Quantities:
         self._last = self.physics.read()
-        return {**self._last, **self._episode, **self._command, "hold_steps": self._hold_steps}
+        counters = {"seed": self._seed, "step": self._length, "hold_steps": self._hold_steps}
+        return {**self._last, **self._episode, **self._command, **counters}
 
     def _observe(self, q: Quantities) -> Obs:
         return {**self.task.observe(q), **self._images(slice(None))}

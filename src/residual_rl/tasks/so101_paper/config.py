@@ -29,6 +29,8 @@ class SO101PaperCfg:
     """Policy steps after which an episode is cut off."""
 
     # --- the reward ---
+    reward_mode: Literal["dense", "sparse"] = "dense"
+    """`sparse` gives `reward_success` alone, and nothing on the way."""
     reward_success: float = 10.0
     """Reward of success, once."""
     reward_distance: float = -2.0
@@ -73,12 +75,18 @@ class SO101PaperCfg:
     """`joint_target`: the most that a joint's target changes each step [rad]."""
     max_target_error: float = 0.2
     """The targets stay within this of the measured joint positions [rad]."""
+    action_latency: int = 0
+    """Policy steps after which an action reaches the servos; 1 is 33 ms. For `joint_delta` alone."""
     servo: Literal["identified", "old"] = "identified"
     """Servo constants: kp 998.22 (newer identification) or kp 17.8 (older; the arm sags)."""
     robot_xml: str | None = None
     """A MuJoCo model of the robot to use instead of the built-in one; it must have the same joint names and a site `gripperframe`."""
 
     # --- what is observed ---
+    position_noise: float = 0.0
+    """Standard deviation of the error of each observed position, of sheet and fingertip, anew each step [m]."""
+    angle_noise: float = 0.0
+    """Standard deviation of the error of each observed angle, of the joints and the sheet's yaw, anew each step [rad]."""
     obs_mode: Literal["state", "rgb", "rgb+state"] = "state"
     """`rgb` adds the cameras' images and leaves out `state`; the named quantities that base policies need stay."""
     obs_cameras: tuple[str, ...] = ("top", "wrist")
@@ -108,5 +116,12 @@ class SO101PaperCfg:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
         if min(self.image_size) < 1:
             raise ConfigError(f"image_size must be at least 1 x 1, not {self.image_size}")
+        for name in ("position_noise", "angle_noise"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if self.action_latency not in (0, 1):
+            raise ConfigError(f"action_latency must be 0 or 1 policy steps, not {self.action_latency}")
+        if self.action_latency and self.control_mode != "joint_delta":
+            raise ConfigError(f"action_latency is for control_mode joint_delta, not {self.control_mode}")
         if self.curriculum != "none" and self.curriculum_tolerance < self.tolerance:
             raise ConfigError(f"curriculum_tolerance ({self.curriculum_tolerance}) must not be below tolerance ({self.tolerance})")

@@ -15,7 +15,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from residual_rl.envs.task import Quantities, Task
-from residual_rl.seeding import uniform
+from residual_rl.seeding import normal, uniform
 from residual_rl.tasks.so101_paper.config import SHEET_HALF_SIZE, SO101PaperCfg
 from residual_rl.tasks.so101_paper.hardware import HARDWARE
 from residual_rl.tasks.so101_paper.robot import HOME
@@ -31,6 +31,20 @@ def yaw_of(quat: Tensor) -> Tensor:
     """Rotation about the vertical [..., ] in [rad] of quaternions (w, x, y, z) [..., 4]."""
     w, x, y, z = quat.unbind(-1)
     return torch.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
+
+
+def quaternion_product(a: Tensor, b: Tensor) -> Tensor:
+    """The rotation `b` [..., 4] followed by `a` [..., 4], as quaternions (w, x, y, z)."""
+    (aw, ax, ay, az), (bw, bx, by, bz) = a.unbind(-1), b.unbind(-1)
+    return torch.stack(
+        [
+            aw * bw - ax * bx - ay * by - az * bz,
+            aw * bx + ax * bw + ay * bz - az * by,
+            aw * by - ax * bz + ay * bw + az * bx,
+            aw * bz + ax * by - ay * bx + az * bw,
+        ],
+        -1,
+    )
 
 
 def wrap_half_turn(angle: Tensor) -> Tensor:
@@ -117,6 +131,8 @@ class SO101Paper(Task):
 
     def joint_target(self, action: Tensor, q: Quantities) -> Tensor:
         reach, step = self.cfg.max_target_error, self.cfg.max_target_step
+        if self.cfg.action_latency:
+            action = q["action"]  # the one before
         if self.cfg.control_mode == "joint_delta":
             target = q["joint_target"] + action * self.cfg.action_scale
         else:
@@ -150,6 +166,7 @@ class SO101Paper(Task):
         return self._goal - q["sheet_position"][:, :2], wrap_half_turn(yaw_of(q["sheet_quaternion"]))
 
     def observe(self, q: Quantities) -> Obs:
+        q = self._as_measured(q)
         offset, yaw = self._errors(q)
         named = {
             "joint_position": q["joint_position"],
@@ -165,6 +182,22 @@ class SO101Paper(Task):
         state = [named[n] for n in STATE]
         return {"state": torch.cat(state, 1), **named}
 
+    def _as_measured(self, q: Quantities) -> Quantities:
+        """The quantities with the errors that an observer makes. They depend on the episode's seed and step alone."""
+        cfg = self.cfg
+        if not cfg.position_noise and not cfg.angle_noise:
+            return q
+        noise = normal(q["seed"], stream=1 + q["step"], n=13)  # three of the sheet, three of the fingertip, six joints, the yaw
+        half = 0.5 * cfg.angle_noise * noise[:, 12]
+        turn = torch.stack([half.cos(), torch.zeros_like(half), torch.zeros_like(half), half.sin()], 1)
+        return {
+            **q,
+            "sheet_position": q["sheet_position"] + cfg.position_noise * noise[:, :3],
+            "ee_position": q["ee_position"] + cfg.position_noise * noise[:, 3:6],
+            "joint_position": q["joint_position"] + cfg.angle_noise * noise[:, 6:12],
+            "sheet_quaternion": quaternion_product(turn, q["sheet_quaternion"]),
+        }
+
     def holds(self, q: Quantities) -> Tensor:
         limit = self._extent + q["tolerance"][:, None]
         away = (corners(q["sheet_position"], yaw_of(q["sheet_quaternion"])) - self._goal).abs()
@@ -173,6 +206,8 @@ class SO101Paper(Task):
     def reward_terms(self, q: Quantities) -> dict[str, Tensor]:
         cfg = self.cfg
         offset, yaw = self._errors(q)
+        if cfg.reward_mode == "sparse":
+            return {"success": cfg.reward_success * q["success"]}
         terms = {
             "success": cfg.reward_success * q["success"],
             "distance": cfg.reward_distance * offset.norm(dim=1),

@@ -1,0 +1,127 @@
+"""Base policies trained on 20, 50 and 200 demonstrations, and residuals on the most instructive of them, as one table.
+
+    python benchmarks/imitation_bases.py --residual flow-20 bc-50
+
+collects the demonstrations, trains and evaluates each base, trains residuals with two seeds on those that are named, and writes
+docs/results/imitation-bases.json. What is there already is taken as it is, and what was interrupted goes on, so that it can be
+spread over time; `--bases` does a part. ACT needs LeRobot, which has an environment of its own: name its
+Python with `--lerobot-python .venv-lerobot/bin/python`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from residual_rl.eval_table import interval_text, value_text
+from residual_rl.files import make_folder, write_json
+from residual_rl.run_folder import git_state, machine
+
+ALGOS = ("bc", "flow", "diffusion", "act")
+SIZES = (20, 50, 200)
+TASK = "so101-paper"
+
+
+def main() -> None:
+    """Parse, run what is missing, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bases", nargs="*", default=[f"{algo}-{size}" for algo in ALGOS for size in SIZES], help="e.g. flow-20")
+    parser.add_argument("--residual", nargs="*", default=[], help="bases to learn residuals on, e.g. flow-20")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--runs", type=Path, default=Path("runs/bases"))
+    parser.add_argument("--output", type=Path, default=Path("docs/results"))
+    parser.add_argument("--lerobot-python", default=None, help="Python of an environment with LeRobot, for act")
+    parser.add_argument("--table-only", action="store_true", help="run nothing: aggregate what is there")
+    options = parser.parse_args()
+    make_folder(options.runs)
+    if not options.table_only:
+        for base in options.bases:
+            _base(options, base)
+        for base in options.residual:
+            _residual(options, base)
+    result = _aggregate(options)
+    write_json(options.output / "imitation-bases.json", result)
+    Console().print(_table(result))
+
+
+def _demonstrations(options: argparse.Namespace) -> Path:
+    path = options.runs / "demos.h5"
+    if not path.exists():
+        _cli(sys.executable, "demos", "collect", TASK, "--policy", "oracle", "--n-episodes", str(max(SIZES)), "--out", str(path))
+    return path
+
+
+def _base(options: argparse.Namespace, base: str) -> None:
+    algo, size = base.split("-")
+    model, figures = options.runs / base, options.runs / f"{base}.json"
+    python = _python(options, algo)
+    if python is None:
+        print(f"{base}: left out, name an environment with LeRobot by --lerobot-python")
+        return
+    if not (model / "training_summary.json").exists():
+        demos = str(_demonstrations(options))
+        _cli(python, "imitate", demos, "--algo", algo, "--n-episodes", size, "--out", str(model), *(["--resume"] if model.exists() else []))
+    if not figures.exists():
+        _cli(python, "eval", TASK, *_base_flags(options, base), "--n-episodes", "200", "--output", str(figures))
+
+
+def _residual(options: argparse.Namespace, base: str) -> None:
+    """`train_seeds.py` on the base: it resumes, evaluates and aggregates."""
+    python = _python(options, base.split("-")[0])
+    assert python is not None, "name an environment with LeRobot by --lerobot-python"
+    command = [python, str(Path(__file__).with_name("train_seeds.py")), f"{TASK}-{base}", "--seeds", *map(str, options.seeds)]
+    command += ["--runs", str(options.runs), "--output", str(options.output)]
+    subprocess.run([*command, "--", TASK, *_base_flags(options, base), "--num-threads", "1"], check=True)
+
+
+def _base_flags(options: argparse.Namespace, base: str) -> list[str]:
+    policy = "lerobot" if base.startswith("act") else "il"
+    return ["--base-policy", policy, "--il-checkpoint", str(options.runs / base)]
+
+
+def _python(options: argparse.Namespace, algo: str) -> str | None:
+    python: str | None = options.lerobot_python if algo == "act" else sys.executable
+    return python
+
+
+def _cli(python: str, *arguments: str) -> None:
+    subprocess.run([python, "-m", "residual_rl.cli.main", *arguments], check=True)
+
+
+def _aggregate(options: argparse.Namespace) -> dict[str, Any]:
+    bases = {}
+    for algo in ALGOS:
+        for size in SIZES:
+            figures = options.runs / f"{algo}-{size}.json"
+            if not figures.exists():
+                continue
+            success = json.loads(figures.read_text())["policies"]["base"]["success_once"]
+            summary = json.loads((options.runs / f"{algo}-{size}" / "training_summary.json").read_text())
+            row = {"success_once": {key: success[key] for key in ("mean", "interval", "n")}, "training": summary}
+            residual = options.output / f"{TASK}-{algo}-{size}.json"
+            if residual.exists():
+                row["residual"] = json.loads(residual.read_text())["success_once"]["residual"]
+            bases[f"{algo}-{size}"] = row
+    return {"task": TASK, "git": git_state()[0], "machine": machine(), "bases": bases}
+
+
+def _table(result: dict[str, Any]) -> Table:
+    table = Table("base", "base alone", "base + residual", title=f"{result['task']}: success, 200 episodes", title_justify="left")
+    for name, row in result["bases"].items():
+        cells = []
+        for rate in (row["success_once"], row.get("residual", {}).get("pooled")):
+            interval = interval_text("success_once", rate["interval"]) if rate else ""
+            cells.append(f"{value_text('success_once', rate['mean'])} {interval}" if rate else "")
+        table.add_row(name, *cells)
+    return table
+
+
+if __name__ == "__main__":
+    main()
