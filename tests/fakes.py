@@ -95,14 +95,14 @@ class PointEnv(VecEnv):
         state = torch.cat([position, self._wind[:, None], self._length[:, None].float(), self._return[:, None]], 1)
         return {"state": state, "position": position, "joint_position": torch.stack([self._wind, self._wind], 1)}
 
-    def step(self, actions: Tensor) -> Any:
+    def step(self, actions: Tensor, mask: Tensor | None = None) -> Any:
         if not self._begun:
             raise ConfigError("step was called before reset")
         if actions.shape != (self.num_envs, 2):
             raise ConfigError(f"actions must have shape {(self.num_envs, 2)}, not {tuple(actions.shape)}")
         check_finite("action", actions)
         self.steps_taken += 1
-        active = self._seed >= 0
+        active = self.active if mask is None else self.active & mask
         move = 0.1 * actions.clamp(-1.0, 1.0) + torch.stack([self._wind, torch.zeros_like(self._wind)], 1)
         if self.cfg.defect == "depends on B":
             move = move * (1.0 + self.num_envs * 1e-4)
@@ -114,6 +114,8 @@ class PointEnv(VecEnv):
         terms = {"success": 5.0 * success, "distance": -distance}
         if self.cfg.defect == "dead term":
             terms["dead"] = torch.zeros_like(distance)
+        if mask is not None:
+            terms = {name: torch.where(mask, value, 0.0) for name, value in terms.items()}
         reward = torch.zeros_like(distance)
         for value in terms.values():
             reward = reward + value

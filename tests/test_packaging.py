@@ -38,10 +38,11 @@ CAN_RUN_CODE_CALLS = {
     "eval",
     "exec",
 }
-TRUSTED_READER: set[str] = set()
+TRUSTED_READER = {"trusted.py"}
 """Modules, relative to the package, that may read foreign formats behind `--trust-checkpoint`."""
 
 ABOVE = {"cli", "doctor", "bench", "report", "compare", "recording", "viewer", "runner", "evaluate", "policy", "build", "residual_env"}
+ABOVE |= {"trained_base"}
 """Modules that use tasks, base policies and learners together."""
 
 FORBIDDEN_IMPORTS = {

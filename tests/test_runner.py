@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -311,11 +312,11 @@ def test_the_run_folder_holds_what_tells_its_story(run: Path) -> None:
 
 
 def test_nothing_that_is_saved_is_a_pickle(run: Path) -> None:
-    """Pickles of protocol 2 and later begin with 0x80, and torch's archives with PK."""
+    """Pickles of protocol 2 and later begin with 0x80 and its number, and torch's archives with PK."""
     for path in run.rglob("*"):
         if path.is_file():
             assert path.read_bytes()[:2] != b"PK", path
-            assert not path.read_bytes().startswith(b"\x80"), path
+            assert not re.match(rb"\x80[\x02-\x05]", path.read_bytes()), path
 
 
 def test_every_tag_that_users_look_for_is_logged(run: Path) -> None:

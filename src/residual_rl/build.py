@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 
-from residual_rl.base_policies.executor import BasePolicyExecutor
-from residual_rl.config import TrainCfg
+from residual_rl.base_policies.make import make_base_policy as make_base_policy
+from residual_rl.chunk_env import ChunkEnv
+from residual_rl.composition import ScaleRule, adaptive_scale
+from residual_rl.config import ResidualCfg, TrainCfg
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
-from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS, load
+from residual_rl.registry import LEARNERS, TASKS, load
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.types import Learner
 
@@ -33,25 +36,22 @@ def make_vec_env(task: str, num_envs: int = 32, *, num_threads: int = 0, device:
     return load(spec.make)(cfg, num_envs, num_threads, device)
 
 
-def make_base_policy(base_policy_id: str, cfg: Any, env: VecEnv) -> BasePolicyExecutor:
-    """A fresh base policy for `env`, in its executor. `cfg` None means its defaults."""
-    spec = BASE_POLICIES.get(base_policy_id)
-    name = f"base policy {base_policy_id!r}"
-    try:
-        policy = load(spec.make)(spec.default_config() if cfg is None else cfg, env)
-    except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from error
-    return BasePolicyExecutor(policy, env, name)
-
-
 def make_residual_env(cfg: TrainCfg, num_envs: int, *, base_policy_id: str | None = None) -> ResidualEnv:
-    """Worlds, base policy and composition of a run. Another `base_policy_id` stands in with its own defaults."""
+    """Worlds, base policy and composition of a run. Another `base_policy_id` stands in with its defaults, step by step, at one scale."""
     env = load(TASKS.get(cfg.task_id).make)(cfg.task, num_envs, cfg.run.num_threads, cfg.run.sim_device)
+    residual = cfg.residual
     if base_policy_id is None or base_policy_id == cfg.base_policy_id:
         base_policy = make_base_policy(cfg.base_policy_id, cfg.base, env)
-    else:
-        base_policy = make_base_policy(base_policy_id, None, env)
-    return ResidualEnv(env, base_policy, cfg.residual.residual_scale, cfg.residual.residual_penalty)
+        cls = ChunkEnv if residual.chunk == "whole" else ResidualEnv
+        return cls(env, base_policy, residual.residual_scale, residual.residual_penalty, scale_rule(residual))
+    return ResidualEnv(env, make_base_policy(base_policy_id, None, env), residual.residual_scale, residual.residual_penalty)
+
+
+def scale_rule(residual: ResidualCfg) -> ScaleRule | None:
+    """How the residual scale follows the base policy's uncertainty; None where it does not."""
+    if residual.adaptive == "off":
+        return None
+    return functools.partial(adaptive_scale, min_share=residual.adaptive_min_share, full_uncertainty=residual.adaptive_uncertainty)
 
 
 def make_learner(cfg: TrainCfg, env: ResidualEnv) -> Learner:

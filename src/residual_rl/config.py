@@ -15,6 +15,7 @@ import tyro
 from residual_rl.checks import check_fields
 from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS, load
+from residual_rl.trusted import with_trust
 
 T = TypeVar("T")
 
@@ -33,6 +34,15 @@ class ResidualCfg:
     """Share of the training after which the final scale is reached."""
     residual_penalty: float = 0.001
     """Weight of the squared size of the scaled residual in the reward."""
+    chunk: Literal["step", "whole"] = "step"
+    """A residual for every env step, or one for each executed chunk of the base policy as a whole: rewards are then summed over its steps,
+    and the learner's steps and discount are of chunks."""
+    adaptive: Literal["off", "uncertainty"] = "off"
+    """Scale the residual by how unsure the base policy is: by the disagreement of an ensemble, or of a stochastic policy's samples."""
+    adaptive_min_share: float = 0.2
+    """Share of the scale that is left where an adaptive scale's base policy is sure."""
+    adaptive_uncertainty: float = 0.1
+    """Uncertainty from which on an adaptive scale is whole, in units of the action range."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -44,6 +54,10 @@ class ResidualCfg:
             raise ConfigError(f"residual_scale_fraction must be above 0 and at most 1, not {self.residual_scale_fraction}")
         if self.residual_penalty < 0.0:
             raise ConfigError(f"residual_penalty must be 0 or more, not {self.residual_penalty}")
+        if not 0.0 <= self.adaptive_min_share <= 1.0:
+            raise ConfigError(f"adaptive_min_share must be from 0 to 1, not {self.adaptive_min_share}")
+        if self.adaptive_uncertainty <= 0.0:
+            raise ConfigError(f"adaptive_uncertainty must be above 0, not {self.adaptive_uncertainty}")
 
     def scale_at(self, fraction: float) -> float:
         """The scale after `fraction` of the training, in [0, 1]."""
@@ -139,7 +153,7 @@ class TrainCfg:
             task_id=data["task_id"],
             base_policy_id=data["base_policy_id"],
             task=from_plain(load(TASKS.get(data["task_id"]).config), data["task"]),
-            base=from_plain(load(base_config), data["base"]) if base_config else None,
+            base=with_trust(from_plain(load(base_config), data["base"]), False) if base_config else None,  # a file's own word is none
             learner=from_plain(load(LEARNERS.get(learner_id).config), data["learner"]),
             residual=from_plain(ResidualCfg, data["residual"]),
             run=from_plain(RunCfg, data["run"]),
@@ -151,7 +165,7 @@ def replace_fields(cfg: TrainCfg, values: dict[str, Any]) -> TrainCfg:
     """`cfg` with the named settings changed, wherever among its parts each lives."""
     parts = {}
     values = dict(values)
-    for name in ("task", "base", "learner", "residual", "run"):
+    for name in ("task", "learner", "residual", "run", "base"):  # the base policy's last: its flags have a prefix, others' have none
         part = getattr(cfg, name)
         mine = {k: values.pop(k) for k in [f.name for f in dataclasses.fields(part)] if k in values} if part is not None else {}
         parts[name] = dataclasses.replace(part, **mine) if mine else part

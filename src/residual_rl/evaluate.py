@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -42,25 +42,26 @@ def evaluate(
 
     Returns:
         `success_once`, `success_at_end`, `return` (the residual's penalty included), `episode_length`, `residual_size` (mean of
-        ‖residual_scale · residual_action‖), `action_change` (mean of ‖actionₜ - actionₜ₋₁‖: smaller is smoother), and the task's figures at
-        the end of the episode.
+        ‖residual_scale · residual_action‖), `action_change` (mean of ‖actionₜ - actionₜ₋₁‖: smaller is smoother), `residual_scale` (its
+        mean, where it is adaptive), and the task's figures at the end of the episode.
     """
     if len(set(seeds)) != len(seeds):
         raise ValueError("episode seeds must be distinct")
     row = {int(seed): i for i, seed in enumerate(seeds)}
     env.env.episode_seeds.use_list(seeds)
-    obs = env.reset()
+    env.reset()
     done = torch.zeros(len(seeds), dtype=torch.bool)
     episodes: Episodes = {}
-    sums = {name: torch.zeros(env.num_envs, device=env.device) for name in ("return", "residual_size", "action_change")}
-    last_action = torch.full((env.num_envs, env.action_dim), torch.nan, device=env.device)  # NaN: the episode has just begun
-    while not done.all():
-        transition, info = env.step(policy(obs))
-        obs = env.obs
+    sums = {name: torch.zeros(env.num_envs, device=env.device) for name in ("return", "residual_size", "action_change", "residual_scale")}
+    last_action = torch.full((env.num_envs, len(env.env.action_size)), torch.nan, device=env.device)  # NaN: the episode has just begun
+    for transition, info in _steps_until(done, env, policy):
         change = transition.action - last_action
         sums["return"] += transition.reward
-        sums["residual_size"] += (env.residual_scale * transition.residual_action).norm(dim=1)
+        scale = info["residual_scale"]
+        sums["residual_size"] += (scale * transition.residual_action).norm(dim=1)
         sums["action_change"] += change.norm(dim=1).nan_to_num(0.0)
+        if isinstance(scale, Tensor):
+            sums["residual_scale"] += scale[:, 0]
         if on_step is not None:
             on_step(transition, info)
         last_action = transition.action
@@ -77,6 +78,7 @@ def evaluate(
             "episode_length": length,
             "residual_size": sums["residual_size"] / length,
             "action_change": sums["action_change"] / (length - 1).clamp(min=1),
+            **({"residual_scale": sums["residual_scale"] / length} if isinstance(scale, Tensor) else {}),
             **{name: value for name, value in final.items() if name in info["task_metrics"]},
         }
         for world in ended.nonzero().flatten().tolist():
@@ -89,3 +91,9 @@ def evaluate(
         if on_progress is not None:
             on_progress(int(done.sum()), float(episodes["success_once"][done].mean()))
     return episodes
+
+
+def _steps_until(done: Tensor, env: ResidualEnv, policy: Policy) -> Iterator[tuple[Transition, dict[str, Any]]]:
+    """Env steps until all of `done` [N] is true."""
+    while not done.all():
+        yield from env.steps(policy(env.obs))

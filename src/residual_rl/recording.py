@@ -28,23 +28,31 @@ class Recording:
     magnitude: Tensor
     """[T]: largest component of the scaled residual at each step."""
     success: bool
+    scale: Tensor | None = None
+    """[T]: the residual scale at each step, where it is adaptive."""
 
 
 def record(env: ResidualEnv, policy: Policy, seeds: Sequence[int]) -> list[Recording]:
     """Run the episodes of `seeds`, one a world, and keep what is needed to draw them. `env` needs as many worlds as there are seeds."""
     scenes: list[Tensor] = []
     magnitudes: list[Tensor] = []
+    scales: list[Tensor] = []
 
     def keep(transition: Transition, info: dict[str, Any]) -> None:
         scenes.append(info["final_scenes"] if "final_scenes" in info else env.env.scenes())
-        magnitudes.append((env.residual_scale * transition.residual_action).abs().amax(1))
+        scale = info["residual_scale"]
+        magnitudes.append((scale * transition.residual_action).abs().amax(1))
+        if isinstance(scale, Tensor):
+            scales.append(scale[:, 0])
 
     episodes = evaluate(env, policy, seeds, on_step=keep)
     recordings = []
     for i, seed in enumerate(seeds):
         steps = int(episodes["episode_length"][i])
         drawn = torch.stack([scene[i] for scene in scenes[:steps]])
-        recordings.append(Recording(seed, drawn, torch.stack([m[i] for m in magnitudes[:steps]]), bool(episodes["success_once"][i])))
+        magnitude, scale = (torch.stack([m[i] for m in values[:steps]]) if values else None for values in (magnitudes, scales))
+        assert magnitude is not None
+        recordings.append(Recording(seed, drawn, magnitude, bool(episodes["success_once"][i]), scale))
     return recordings
 
 
@@ -64,5 +72,6 @@ def _frames(env: VecEnv, recordings: Mapping[str, list[Recording]], size: tuple[
 def _panel(name: str, recording: Recording, drawn: np.ndarray, t: int) -> Frame:
     last = len(recording.scenes) - 1
     outcome = "" if t < last else "  ·  success" if recording.success else "  ·  failed"
-    magnitude = float(recording.magnitude[min(t, last)])
-    return caption(drawn[min(t, last)], f"{name}  ·  episode {recording.seed}{outcome}", magnitude)
+    now = min(t, last)
+    scale = "" if recording.scale is None else f"  ·  scale {float(recording.scale[now]):.2f}"
+    return caption(drawn[now], f"{name}  ·  episode {recording.seed}{scale}{outcome}", float(recording.magnitude[now]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ from gymnasium import spaces
 from torch import Tensor
 
 from residual_rl.base_policies.executor import BasePolicyExecutor
-from residual_rl.composition import compose, residual_penalty
+from residual_rl.composition import ScaleRule, compose, reach, residual_penalty
 from residual_rl.envs.vec_env import VecEnv
+from residual_rl.errors import ConfigError
 from residual_rl.types import Obs, State, Transition
 
 
@@ -26,7 +27,7 @@ class Clock:
 
 
 class ResidualEnv:
-    """Executes `compose(base_action, residual_action, residual_scale)` in `env`.
+    """Executes `compose(base_action, residual_action, residual_scale)` in `env`; where that says what a residual of 1 is, times that.
 
     The base policy is asked once per observation: first for the final observations of ending episodes, then, after its reset in
     those worlds, for the new ones. The base action of an observation is the one that is executed, and the one that the transition holds.
@@ -36,11 +37,20 @@ class ResidualEnv:
         base_policy: checked against `env`; not shared with another ResidualEnv.
         residual_scale: the bound of the residual; may be set between steps.
         penalty: weight of `‖residual_scale · residual_action‖²` in the reward.
+        scale_rule: makes each world's own scale of `residual_scale` and of how unsure the base policy is; None leaves it at that.
+            With a base policy that does not tell how unsure it is, the first `reset` raises `ConfigError`.
     """
 
-    def __init__(self, env: VecEnv, base_policy: BasePolicyExecutor, residual_scale: float, penalty: float = 0.0):
+    def __init__(
+        self,
+        env: VecEnv,
+        base_policy: BasePolicyExecutor,
+        residual_scale: float,
+        penalty: float = 0.0,
+        scale_rule: ScaleRule | None = None,
+    ):
         self.env, self.base_policy = env, base_policy
-        self.residual_scale, self.penalty = residual_scale, penalty
+        self.residual_scale, self.penalty, self.scale_rule = residual_scale, penalty, scale_rule
         self.num_envs, self.device = env.num_envs, env.device
         self.clock = Clock()
         self._penalties = torch.zeros(self.num_envs, device=self.device)
@@ -55,6 +65,11 @@ class ResidualEnv:
         return spaces.Dict({**self.env.single_observation_space.spaces, "base_action": self.env.single_action_space})
 
     @property
+    def steps_per_action(self) -> int:
+        """Env steps that a residual action is for."""
+        return 1
+
+    @property
     def action_dim(self) -> int:
         """A."""
         return len(self.env.action_size)
@@ -64,29 +79,43 @@ class ResidualEnv:
         obs, _ = self.env.reset(seed=seed)
         self.base_policy.reset(torch.ones(self.num_envs, dtype=torch.bool, device=self.device))
         self._penalties = torch.zeros_like(self._penalties)
-        self.obs = {**obs, "base_action": self.base_policy.act(obs, self.env.active)}
+        self.obs = {**obs, "base_action": self._base_action(obs, self.env.active)}
+        if self.scale_rule is not None and not self.base_policy.tells_uncertainty:
+            raise ConfigError(
+                f"{self.base_policy.name} does not tell how unsure it is, which --adaptive uncertainty goes by; "
+                "choose a hybrid in mode ensemble or a policy of several samples, or --adaptive off"
+            )
         return self.obs
 
+    def _base_action(self, obs: Obs, mask: Tensor) -> Tensor:
+        """What a residual action for `obs` is on top of, valid in the worlds of `mask` [B]."""
+        return self.base_policy.act(obs, mask)
+
+    def scale(self) -> float | Tensor:
+        """What the residual of the current observation is scaled by: `residual_scale`, or each world's own [B, 1] where it is adaptive."""
+        if self.scale_rule is None:
+            return self.residual_scale
+        return self.scale_rule(self.residual_scale, self.base_policy.uncertainty)
+
     def step(self, residual_action: Tensor) -> tuple[Transition, dict[str, Any]]:
-        """Execute `residual_action` [B, A] in [-1, 1]. `info` is the env's, with the penalty among the reward's terms
-        and in the `episode_return`."""
+        """Execute `residual_action` [B, A] in [-1, 1]. `info` is the env's, with the penalty among the reward's terms and in the
+        `episode_return`, and `residual_scale`: what the residual was scaled by, as `scale` gives it. Where that is adaptive, there is
+        `base_uncertainty` [B] too."""
         obs, base_action = self.obs, self.obs["base_action"]
         residual_action = residual_action.detach().to(self.device)  # the learner may be on another device
-        action = compose(base_action, residual_action, self.residual_scale)
+        scale, uncertainty = self.scale(), self.base_policy.uncertainty
+        action = compose(base_action, residual_action, reach(scale, self.env.residual_size))
         start = time.perf_counter()
         next_obs, reward, terminated, truncated, info = self.env.step(action)
         middle = time.perf_counter()
 
-        penalty = residual_penalty(residual_action, self.residual_scale, self.penalty)
-        info["reward_terms"]["residual"] = penalty
+        penalty = residual_penalty(residual_action, scale, self.penalty)
+        self._tell(info, penalty, scale, uncertainty)
         ended, final_obs = info["_final_obs"], info["final_obs"]
-        self._penalties = self._penalties + penalty
-        info["final_info"]["episode_return"] = info["final_info"]["episode_return"] + self._penalties
         active = self.env.active  # a world without an episode has no use for a plan
         if ended.any():
             final_base_action = self.base_policy.act(final_obs, ended)
             self.base_policy.reset(ended)
-            self._penalties = self._penalties.masked_fill(ended, 0.0)
             next_base_action = self.base_policy.act(next_obs, active)
             true_next_base_action = torch.where(ended[:, None], final_base_action, next_base_action)
         else:
@@ -106,6 +135,20 @@ class ResidualEnv:
             action=action,
         )
         return transition, info
+
+    def steps(self, residual_action: Tensor) -> Iterator[tuple[Transition, dict[str, Any]]]:
+        """Execute `residual_action` env step by env step: what each of them, here the one, leads to."""
+        yield self.step(residual_action)
+
+    def _tell(self, info: dict[str, Any], penalty: Tensor, scale: float | Tensor, uncertainty: Tensor) -> None:
+        """Add to what the env tells of a step what the residual cost [B] and was scaled by."""
+        info["reward_terms"]["residual"] = penalty
+        info["residual_scale"] = scale
+        if self.scale_rule is not None:
+            info["base_uncertainty"] = uncertainty
+        self._penalties = self._penalties + penalty
+        info["final_info"]["episode_return"] = info["final_info"]["episode_return"] + self._penalties
+        self._penalties = self._penalties.masked_fill(info["_final_info"], 0.0)
 
     def state_dict(self) -> State:
         """Env, base policy and the current base action."""

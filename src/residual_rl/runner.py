@@ -96,7 +96,7 @@ class Runner:
         self._env_in_use = self.env
         """Where a failure that comes now happens."""
         self.learner = make_learner(cfg, self.env)
-        steps = self.learner.num_steps * self.env.num_envs
+        self._steps_per_iteration = steps = self.learner.num_steps * self.env.num_envs * self.env.steps_per_action
         self.total_steps = max(cfg.run.total_timesteps // steps, 1) * steps
         """Env steps of the whole training: as many iterations as fit into `total_timesteps`, and at least one."""
         self.progress, self.timer = Progress(), Timer()
@@ -158,12 +158,12 @@ class Runner:
             transition, info = self.env.step(self.learner.act(self.env.obs))
             self.learner.observe(transition)
             self._track_episodes(info)
-            for name, value in _step_figures(transition, info, self.env.residual_scale).items():
+            for name, value in _step_figures(transition, info).items():
                 sums[name] = sums.get(name, 0.0) + value
-        self.progress.step += self.learner.num_steps * self.env.num_envs
+        self.progress.step += self._steps_per_iteration
         self.timer.collection += time.perf_counter() - start
         metrics = {name: float(value) / self.learner.num_steps for name, value in sums.items()}
-        metrics |= schedules
+        metrics |= {name: value for name, value in schedules.items() if name not in metrics}  # an adaptive scale's mean is there
         if self.progress.success:
             metrics["rollout/success_rate_100"] = _mean(self.progress.success)
             metrics["rollout/ep_rew_mean"] = _mean(self.progress.returns)
@@ -336,12 +336,15 @@ def stop_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def _step_figures(transition: Transition, info: dict[str, Any], residual_scale: float) -> dict[str, torch.Tensor]:
+def _step_figures(transition: Transition, info: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Means over the worlds of one step, left on the device."""
     figures = {f"reward/{name}": value.mean() for name, value in info["reward_terms"].items()}
     figures |= {f"task/{name}": value.mean() for name, value in info["task_metrics"].items()}
-    figures["residual/magnitude"] = (residual_scale * transition.residual_action).norm(dim=1).mean()
+    scale = info["residual_scale"]
+    figures["residual/magnitude"] = (scale * transition.residual_action).norm(dim=1).mean()
     figures["residual/penalty"] = figures.pop("reward/residual")
+    if "base_uncertainty" in info:
+        figures |= {"residual/scale": scale.mean(), "base/uncertainty": info["base_uncertainty"].mean()}
     return figures
 
 

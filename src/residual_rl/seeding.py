@@ -1,4 +1,5 @@
-"""Seeds: apart for training, its evaluations and the final evaluation; and random numbers that depend on an episode's seed alone.
+"""Seeds: apart for training, its evaluations, the final evaluation and demonstrations; and random numbers that depend on an episode's
+seed alone.
 
 The draws are counter-based (SplitMix64; Steele, Lea and Flood, OOPSLA 2014), so that they are batched over worlds, run on any device,
 and do not depend on which world asks or when.
@@ -6,7 +7,9 @@ and do not depend on which world asks or when.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +18,8 @@ EVAL_SEED = 10_000_000
 """First episode seed of `residual-rl eval`."""
 TRAINING_EVAL_SEED = 20_000_000
 """First episode seed of the evaluations during training."""
+DEMO_SEED = 40_000_000
+"""First episode seed of collected demonstrations."""
 _TRAINING_SEED = 1 << 40
 _EPISODES_PER_RUN = 1 << 36
 
@@ -65,3 +70,31 @@ def normal(seed: Tensor, stream: int | Tensor, n: int) -> Tensor:
     radius = (-2.0 * (1.0 - radius).log()).sqrt()  # 1 - u is never 0
     angle = 2.0 * math.pi * angle
     return torch.cat([radius * angle.cos(), radius * angle.sin()], 1)[:, :n]
+
+
+def noise_of(obs_window: Tensor | Mapping[str, Tensor], seed: int, shape: Sequence[int]) -> Tensor:
+    """Standard normal numbers, float64 [b, *shape], for each row of `obs_window`: a function of that row's bits and of `seed` alone.
+
+    So a policy that samples needs no generator: from the same observations it gives the same actions, whatever was asked before,
+    of whom, and in which batch.
+
+    Args:
+        obs_window: [b, …] float32 or uint8, or several by name (their order does not matter).
+        seed: of the policy.
+        shape: of a row's numbers.
+    """
+    parts = dict(obs_window) if isinstance(obs_window, Mapping) else {"": obs_window}
+    hashes = [_hash_rows(parts[name]) for name in sorted(parts)]
+    key = functools.reduce(lambda done, part: _mix(done) + part, hashes)
+    return normal(key, seed, math.prod(shape)).unflatten(1, tuple(shape))
+
+
+def _hash_rows(rows: Tensor) -> Tensor:
+    """A hash [b] int64 of the bits of each row [b, …]: words mixed with their places, then summed, which no order of summing changes."""
+    flat = rows.flatten(1)
+    if flat.dtype == torch.uint8:
+        words = flat.long()
+    else:
+        words = (flat.float() + 0.0).view(torch.int32).long()  # -0 + 0 is 0: equal numbers are equal words
+    place = torch.arange(1, flat.shape[1] + 1, device=flat.device) * _GAMMA
+    return _mix(_mix(words + place).sum(1) + flat.shape[1])

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -110,8 +110,9 @@ def watch(
     """
     done = 0
     env.reset(seed)
-    while viewer.is_open and (num_episodes is None or done < num_episodes):
-        _, info = env.step(policy(env.obs))
+    for info in _steps(env, policy):
+        if not viewer.is_open:
+            return
         if not info["_final_info"][0]:
             viewer.show(env.env.scenes()[0])
             continue
@@ -121,6 +122,14 @@ def watch(
         viewer.show(info["final_scenes"][0])
         time.sleep(_PAUSE)
         done += 1
+        if done == num_episodes:
+            return
+
+
+def _steps(env: ResidualEnv, policy: Policy) -> Iterator[dict[str, Any]]:
+    """What the env tells of each of its steps, without end."""
+    while True:
+        yield from (info for _, info in env.steps(policy(env.obs)))
 
 
 def save_cameras(env: ResidualEnv, folder: Path, size: tuple[int, int]) -> list[Path]:

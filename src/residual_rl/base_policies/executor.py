@@ -40,6 +40,8 @@ class BasePolicyExecutor:
         self._pointer = torch.full((self._num_envs,), policy.num_action_steps, device=self._device)
         self.uncertainty = torch.zeros(self._num_envs, device=self._device)
         """[B]: how unsure the policy is of the base action that it gave last; 0 where it does not tell."""
+        self.tells_uncertainty = False
+        """Whether its last plan told how unsure it is."""
         self._history: Obs = {}
         """The last H observations [B, H, …] of each input, where the policy plans from more than one."""
         self._begins = torch.ones(self._num_envs, dtype=torch.bool, device=self._device)
@@ -51,6 +53,15 @@ class BasePolicyExecutor:
         self._begins = self._begins | mask
         with self._named_errors():
             self.policy.reset(mask)
+
+    def drop_chunks(self, mask: Tensor) -> None:
+        """Let the worlds in `mask` [B] bool plan anew for their next observation, with all their state."""
+        self._pointer = self._pointer.masked_fill(mask, self.policy.num_action_steps)
+
+    @property
+    def chunk(self) -> Tensor:
+        """[B, n, A]: the steps that each world's present plan is executed for."""
+        return self._chunk[:, : self.policy.num_action_steps]
 
     def act(self, obs: Obs, mask: Tensor | None = None) -> Tensor:
         """The base action [B, A] in [-1, 1] for `obs`, valid in the worlds of `mask` [B] bool. Call it once per observation."""
@@ -116,6 +127,7 @@ class BasePolicyExecutor:
         except NonFiniteError as error:
             raise NonFiniteError(str(error), dump={f"obs/{k}": v for k, v in inputs.items()}) from None
         self._chunk = self._chunk.index_copy(0, worlds, chunk.to(self._device, torch.float32).clamp(-1.0, 1.0))
+        self.tells_uncertainty = uncertainty is not None
         spread = torch.zeros(expected[:2]) if uncertainty is None else uncertainty
         self._spread = self._spread.index_copy(0, worlds, spread.to(self._device, torch.float32))
 
@@ -132,13 +144,14 @@ class BasePolicyExecutor:
     def state_dict(self) -> State:
         """The chunks, the pointers, the histories and the policy's own state."""
         mine = {name: getattr(self, f"_{name}") for name in self._STATE}
-        return {**mine, "uncertainty": self.uncertainty, "history": dict(self._history), "policy": self.policy.state_dict()}
+        told = {"uncertainty": self.uncertainty, "tells_uncertainty": self.tells_uncertainty}
+        return {**mine, **told, "history": dict(self._history), "policy": self.policy.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
         """Take back what `state_dict` gave."""
         for name in self._STATE:
             setattr(self, f"_{name}", state[name].to(self._device))
-        self.uncertainty = state["uncertainty"].to(self._device)
+        self.uncertainty, self.tells_uncertainty = state["uncertainty"].to(self._device), state["tells_uncertainty"]
         self._history = {name: value.to(self._device) for name, value in state["history"].items()}
         policy_state = state["policy"]
         with self._named_errors():

@@ -98,6 +98,8 @@ def _resume(argv: Sequence[str]) -> int:
         cfg = read_config(run)
         if options.total_timesteps is not None:
             cfg = replace_fields(cfg, {"total_timesteps": options.total_timesteps})
+        if options.trust_checkpoint:
+            cfg = replace_fields(cfg, {"trust_checkpoint": True})
         runner = Runner(cfg, run, resume=True)
         write_json(run.config_file, cfg.to_dict())
         return _train(runner, run)
@@ -109,6 +111,8 @@ class _Resume:
     """Run folder to go on with."""
     total_timesteps: int | None = None
     """Train up to this many env steps instead of what the run was started with; schedules stretch with it."""
+    trust_checkpoint: bool = False
+    """Let the base policy read a checkpoint that can run code of whoever made it."""
 
 
 def read_config(run: RunFolder) -> TrainCfg:

@@ -72,7 +72,7 @@ class TaskEnv(VecEnv):
         self._obs = self._observe_anew(self._obs, worlds) if self._obs else self._observe(self._quantities())
         return dict(self._obs), {"seed": self._seed.clone()}
 
-    def step(self, actions: Tensor) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
+    def step(self, actions: Tensor, mask: Tensor | None = None) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
         if not self._obs:
             raise ConfigError("step was called before reset")
         if actions.shape != self.action_space.shape:
@@ -82,17 +82,22 @@ class TaskEnv(VecEnv):
         action = actions.clamp(-1.0, 1.0)
         command = self._command
         target = self.task.joint_target(action, {**command, **self._last})
-        active = self.active  # worlds without an episode stand still: what they cost would be lost
+        active = self.active if mask is None else self.active & mask  # others stand still: what they cost would be lost
         with self._context(action, self.physics.state_before):
             self.physics.step(target, None if active.all() else active.nonzero().flatten())
         self._command = {"joint_target": target, "action": action}
+        if mask is not None:
+            self._command = {name: torch.where(mask[:, None], value, command[name]) for name, value in self._command.items()}
 
         length = self._length + active
         q = {**self._quantities(), "step": length}
-        self._hold_steps = (self._hold_steps + 1) * (self.task.holds(q) & active)
+        held = (self._hold_steps + 1) * (self.task.holds(q) & active)
+        self._hold_steps = held if mask is None else torch.where(mask, held, self._hold_steps)
         q["hold_steps"] = self._hold_steps
         q["success"] = self._hold_steps >= self.task.success_hold_steps
         terms = {name: value.float() for name, value in self.task.reward_terms(q).items()}
+        if mask is not None:
+            terms = {name: torch.where(mask, value, 0.0) for name, value in terms.items()}
         metrics = {name: value.float() for name, value in self.task.metrics(q).items()}
         reward = functools.reduce(torch.add, terms.values())  # one after the other: the order of torch.sum depends on B
         obs = self._observe(q)

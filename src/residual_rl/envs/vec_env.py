@@ -107,8 +107,9 @@ class VecEnv(gymnasium.vector.VectorEnv):
         """
 
     @abstractmethod
-    def step(self, actions: Tensor) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
-        """Execute `actions` [B, A]."""
+    def step(self, actions: Tensor, mask: Tensor | None = None) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """Execute `actions` [B, A] in the worlds of `mask` [B] (all without it); the others stand still: no time passes in them, and there
+        is no reward."""
 
     @abstractmethod
     def state_dict(self) -> State:

@@ -1,0 +1,323 @@
+"""A policy behind a GR00T inference server: Isaac-GR00T N1.5 (flat keys) or N1.6 and N1.7 (nested, batched), or `residual-rl serve`.
+
+The wire formats are those of NVIDIA/Isaac-GR00T: `gr00t/eval/service.py` (N1.5) and `gr00t/policy/server_client.py` (N1.6, N1.7).
+The servers' SO-100/101 models give absolute joint positions, in the units of the robot's own software.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from residual_rl.base_policies.remote import (
+    HANDSHAKE,
+    ArmJoints,
+    Handshake,
+    conversion_inputs,
+    is_image,
+    numbers,
+    observed,
+    parse_pairs,
+    secret,
+    shape_of,
+)
+from residual_rl.base_policies.zmq_link import RefusedError, ZmqLink
+from residual_rl.checks import check_fields
+from residual_rl.envs.vec_env import VecEnv
+from residual_rl.errors import BasePolicyError, ConfigError
+from residual_rl.registry import BasePolicySpec, register_base_policy
+from residual_rl.types import BasePolicy, Obs, Plan
+
+CHUNK_SIZE, NUM_ACTION_STEPS = 16, 8
+LANGUAGE_KEY = "annotation.human.task_description"
+PROTOCOLS = {"n1.5": "gr00t-n15", "n1.6": "gr00t"}
+"""What `residual-rl serve --protocol` calls each layout."""
+
+
+@dataclass(frozen=True)
+class Gr00tCfg:
+    """Settings of the `gr00t` base policy."""
+
+    host: str = "127.0.0.1"
+    """Where the inference server runs."""
+    port: int = 5555
+    """Its port."""
+    api_token: str | None = None
+    """Its token, if it wants one. Better in the environment, as RESIDUAL_RL_TOKEN: settings are saved with a run."""
+    layout: Literal["n1.5", "n1.6"] = "n1.6"
+    """Wire layout: flat keys and a request for each world (N1.5), or nested and batched (N1.6, N1.7)."""
+    timeout: float = 15.0
+    """How long the server may take for a reply [s]."""
+    reconnect: float = 60.0
+    """How long a server that does not answer is asked again, while the run waits [s]."""
+    num_action_steps: int | None = None
+    """Actions that are executed of each chunk. None: as a server of ours says, else 8."""
+    chunk_size: int | None = None
+    """Actions that the server predicts. None: as it says, else 16."""
+    cameras: tuple[str, ...] = ()
+    """Camera images to send, as ENV_NAME=SERVER_KEY, e.g. top=front."""
+    extra_state: tuple[str, ...] = ()
+    """More observations to send as state, unchanged, as NAME or ENV_NAME=SERVER_KEY."""
+    arm_key: str = "single_arm"
+    """What the server calls the arm's joints: those before the gripper."""
+    gripper_key: str = "gripper"
+    """What it calls the gripper."""
+    language_key: str | None = None
+    """What it calls the task's description. None: as it says, else annotation.human.task_description."""
+    task_description: str = ""
+    """What the robot is told to do."""
+    units: Literal["hardware", "rad"] = "hardware"
+    """What the server measures joints in: the robot's own units (degrees, gripper 0 to 100), or radians."""
+    action_mode: Literal["absolute", "relative"] = "absolute"
+    """Whether its actions are joint positions, or, for the arm, changes from the present ones; the gripper is always absolute."""
+    invert_gripper: bool = False
+    """Whether its gripper is 0 when open."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not 1 <= self.port <= 65535:
+            raise ConfigError(f"port must be from 1 to 65535, not {self.port}")
+        if self.timeout <= 0:
+            raise ConfigError(f"timeout must be above 0, not {self.timeout}")
+        if self.reconnect < 0:
+            raise ConfigError(f"reconnect must be 0 or more, not {self.reconnect}")
+        for name in ("num_action_steps", "chunk_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, not {value}")
+        parse_pairs(self.cameras, "cameras")
+        parse_pairs(self.extra_state, "extra_state")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something that is sent: `{modality}.{key}`."""
+
+    modality: Literal["video", "state"]
+    key: str
+    name: str
+    """The env's observation that it is made of."""
+    part: Literal["all", "arm", "gripper"] = "all"
+    rows: tuple[int, ...] = (0,)
+    """Which of the last observations, 0 being the oldest of those that the policy gets."""
+
+
+class Gr00tPolicy(BasePolicy):
+    """Sends observations of the worlds, and turns the joint positions that come back into actions.
+
+    Args:
+        cfg: the settings.
+        env: its robot must tell its own units, and its actions must command joint targets.
+    """
+
+    remote = True
+
+    def __init__(self, cfg: Gr00tCfg, env: VecEnv):
+        if env.hardware is None:
+            raise ConfigError("it needs an env that knows the units of a robot's own software; this one has none")
+        self.cfg, self._env = cfg, env
+        self._joints = ArmJoints(env.hardware, cfg.invert_gripper, cfg.units == "rad")
+        needed = conversion_inputs(env)
+        self._link = ZmqLink(cfg.host, cfg.port, cfg.timeout, cfg.reconnect, secret(cfg.api_token))
+        try:
+            told = self._link.describe({HANDSHAKE: True})
+        except RefusedError as error:
+            raise ConfigError(f"{error}; set the server's token as RESIDUAL_RL_TOKEN or --base.api-token") from error
+        config = _modalities(told, self._link.server)
+        self._handshake = Handshake.from_wire(told[HANDSHAKE], self._link.server) if HANDSHAKE in config else None
+        self._language_key = cfg.language_key or LANGUAGE_KEY
+        if self._handshake is not None:
+            self._sources = self._sources_for_ours(self._handshake)
+            self._link.say_farewell()
+        else:
+            self._sources = self._sources_for_others(config)
+        self._set_sizes(config)
+        present = ["joint_position"] if cfg.action_mode == "relative" else []
+        names = dict.fromkeys([*needed, *present, *(source.name for source in self._sources)])
+        self.inputs = {name: shape_of(env, name) for name in names if name in observed(env)}  # type: ignore[misc]
+        if missing := [name for name in names if name not in self.inputs]:
+            raise ConfigError(f"it needs the observation(s) {', '.join(missing)}; the env has {', '.join(observed(env))}")
+
+    # --- what is sent -------------------------------------------------------------------------------------------------
+
+    def _sources_for_ours(self, handshake: Handshake) -> list[Source]:
+        """What the policy needs that a server of ours serves: by the names and in the units of the env."""
+        handshake.check(self._env, PROTOCOLS[self.cfg.layout], self._link.server)
+        for name in ("units", "action_mode", "invert_gripper", "arm_key", "gripper_key"):
+            if getattr(self.cfg, name) != getattr(Gr00tCfg(), name):
+                raise ConfigError(f"{name} is for servers that do not tell; {self._link.server} is residual-rl serve: leave it out")
+        rows = tuple(range(handshake.num_obs_steps))
+        self.num_obs_steps = handshake.num_obs_steps
+        spaces = observed(self._env)
+        return [
+            Source("video" if is_image(spaces[name]) else "state", served.key, name, rows=rows) for name, served in handshake.inputs.items()
+        ]
+
+    def _sources_for_others(self, config: Mapping[str, Any]) -> list[Source]:
+        """What the settings say, checked against what the server tells that it needs."""
+        cfg, spaces = self.cfg, observed(self._env)
+        offered = [Source("state", cfg.arm_key, "joint_position", "arm")]
+        if self._joints.gripper:
+            offered.append(Source("state", cfg.gripper_key, "joint_position", "gripper"))
+        offered += [Source("state", key, name) for key, name in parse_pairs(cfg.extra_state, "extra_state").items()]
+        offered += [Source("video", key, name) for key, name in parse_pairs(cfg.cameras, "cameras").items()]
+        for source in offered:
+            if source.name not in spaces or (source.modality == "video") != is_image(spaces[source.name]):
+                kind = "camera" if source.modality == "video" else "state"
+                has = [name for name, space in spaces.items() if is_image(space) == (kind == "camera")]
+                wanted = f"{source.modality}.{source.key}"
+                raise ConfigError(f"{wanted}: the env has no {kind} {source.name!r}; it has {', '.join(has) or 'none'}")
+        if not config:
+            return offered
+        steps = {modality: config[modality][1] for modality in ("video", "state") if modality in config}
+        if any(step > 0 for deltas in steps.values() for step in deltas):
+            raise ConfigError(f"{self._link.server} asks for observations of the future: {steps}")
+        oldest = min((step for deltas in steps.values() for step in deltas), default=0)
+        self.num_obs_steps = 1 - oldest
+        sources, missing = [], []
+        for modality in ("video", "state", "language"):
+            for key in config.get(modality, ((), ()))[0]:
+                if modality == "language":
+                    self._language_key = cfg.language_key or key
+                    continue
+                found = [s for s in offered if (s.modality, s.key) == (modality, key)]
+                if not found:
+                    missing.append(f"{modality}.{key}")
+                sources += [Source(s.modality, s.key, s.name, s.part, tuple(d - oldest for d in steps[modality])) for s in found]
+        if missing:
+            raise ConfigError(
+                f"{self._link.server} needs {', '.join(missing)}, and nothing is mapped to it; the env has {', '.join(spaces)}: "
+                f"add --base.cameras ENV_NAME=KEY for video, --base.extra-state ENV_NAME=KEY for state"
+            )
+        return sources
+
+    def _set_sizes(self, config: Mapping[str, Any]) -> None:
+        told = self._handshake
+        steps = len(config["action"][1]) if "action" in config else 0
+        says = told.chunk_size if told else steps
+        if self.cfg.chunk_size is not None and says and says != self.cfg.chunk_size:
+            raise ConfigError(f"{self._link.server} predicts {says} actions, not chunk_size {self.cfg.chunk_size}")
+        self.chunk_size = says or self.cfg.chunk_size or CHUNK_SIZE
+        default = told.num_action_steps if told else min(NUM_ACTION_STEPS, self.chunk_size)
+        self.num_action_steps = self.cfg.num_action_steps or default
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    def reset(self, mask: Tensor) -> None:
+        """Ours forgets the worlds of `mask`. Others know one reset, of everything: they are told where every world ends."""
+        worlds = mask.nonzero().flatten().tolist()
+        if self.cfg.layout == "n1.5":
+            if self._handshake is not None and worlds:
+                self._link.ask_all("reset", dict.fromkeys(worlds))
+        elif worlds and self._handshake is not None:
+            self._link.ask("reset", {"options": {"worlds": worlds}})
+        elif mask.all():
+            with contextlib.suppress(RefusedError):  # not all of them have it
+                self._link.ask("reset", {"options": None})
+
+    def plan(self, obs: Obs, worlds: Tensor) -> Tensor | Plan:
+        sent: dict[str, dict[str, NDArray[Any]]] = {"video": {}, "state": {}}
+        for source in self._sources:
+            sent[source.modality][source.key] = self._values(source, obs)
+        now = {name: value[:, -1] for name, value in obs.items()} if self.num_obs_steps > 1 else obs
+        uncertainty = None
+        if self.cfg.layout == "n1.5":
+            arm, gripper = self._ask_flat(sent, worlds.tolist())
+        else:
+            arm, gripper, uncertainty = self._ask_nested(sent, worlds.tolist())
+        if self.cfg.action_mode == "relative":
+            arm = arm + self._joints.to_server(now["joint_position"].cpu())[0][:, None]
+        targets = self._joints.from_server(arm, gripper).to(self._env.device)
+        actions = self._env.targets_to_actions(targets, now)
+        return actions if uncertainty is None else Plan(actions, uncertainty)
+
+    def _values(self, source: Source, obs: Obs) -> NDArray[Any]:
+        """What is sent of a source [b, T, …]."""
+        value = obs[source.name]
+        value = value[:, list(source.rows)] if self.num_obs_steps > 1 else value[:, None]
+        if source.part != "all":
+            arm, gripper = self._joints.to_server(value)
+            value = arm if source.part == "arm" else gripper
+        array: NDArray[Any] = value.cpu().numpy()
+        return array.astype(np.float32) if source.modality == "state" else array
+
+    def _ask_nested(self, sent: Mapping[str, Mapping[str, Any]], worlds: list[int]) -> tuple[Tensor, Tensor, Tensor | None]:
+        language = {self._language_key: [[self.cfg.task_description]] * len(worlds)}
+        data = {"observation": {**sent, "language": language}, "options": {"worlds": worlds}}
+        reply = self._link.ask("get_action", data)
+        if not isinstance(reply, list) or len(reply) != 2 or not all(isinstance(part, dict) for part in reply):
+            raise BasePolicyError(f"{self._link.server} gave a {type(reply).__name__}; expected a list of two dicts: actions and info")
+        arm, gripper = self._parts(reply[0], "", (len(worlds),))
+        uncertainty = None
+        if self._handshake is not None and "uncertainty" in reply[1]:
+            uncertainty = numbers(reply[1]["uncertainty"], "uncertainty", [(len(worlds), self.chunk_size)], self._link.server)
+        return arm, gripper, uncertainty
+
+    def _ask_flat(self, sent: Mapping[str, Mapping[str, Any]], worlds: list[int]) -> tuple[Tensor, Tensor]:
+        requests = {}
+        for row, world in enumerate(worlds):
+            request: dict[str, Any] = {f"{modality}.{key}": v[row] for modality, values in sent.items() for key, v in values.items()}
+            requests[world] = {**request, self._language_key: [self.cfg.task_description]}
+        replies = self._link.ask_all("get_action", requests)
+        parts = [self._parts(replies[world], "action.", ()) for world in worlds]
+        return torch.stack([arm for arm, _ in parts]), torch.stack([gripper for _, gripper in parts])
+
+    def _parts(self, action: Any, prefix: str, batch: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """The arm's [*batch, K, arm] and the gripper's part [*batch, K, 1] of a reply; the arm's key may hold both."""
+        server, steps = self._link.server, (*batch, self.chunk_size)
+        arm_key, gripper_key = prefix + self.cfg.arm_key, prefix + self.cfg.gripper_key
+        if not isinstance(action, dict) or arm_key not in action:
+            got = ", ".join(map(str, action)) if isinstance(action, dict) else type(action).__name__
+            raise BasePolicyError(f"{server} gave {got or 'nothing'}; expected actions with {arm_key!r}")
+        size, joints = len(self._joints.arm), self._joints
+        shapes = [(*steps, size)] + ([(*steps, size + 1)] if joints.gripper else [])
+        arm = numbers(action[arm_key], arm_key, shapes, server)
+        if not joints.gripper:
+            return arm, arm[..., :0]
+        if arm.shape[-1] == size + 1:
+            return arm[..., :size], arm[..., size:]
+        if gripper_key not in action:
+            raise BasePolicyError(f"{server} gave {', '.join(map(str, action))}; expected {gripper_key!r} besides the arm's {size} joints")
+        gripper = numbers(action[gripper_key], gripper_key, [(*steps, 1), steps], server)
+        return arm, gripper.reshape(*steps, 1)
+
+
+def _modalities(told: Any, server: str) -> dict[str, Any]:
+    """`{modality: (keys, delta indices)}` of a server's modality configuration, and its handshake if it is one of ours."""
+    if not isinstance(told, dict):
+        return {}
+    config: dict[str, Any] = {}
+    for modality in ("video", "state", "action", "language"):
+        if modality not in told:
+            continue
+        try:
+            keys = tuple(str(key).removeprefix(f"{modality}.") for key in told[modality]["modality_keys"])  # N1.5 has the prefix
+            steps = tuple(int(step) for step in told[modality]["delta_indices"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise BasePolicyError(f"{server} sent a modality configuration whose {modality!r} cannot be read: {error!r}") from error
+        if max((abs(step) for step in steps), default=0) > 1000:
+            raise BasePolicyError(f"{server} asks for {modality} of the steps {steps[:4]}…: that is out of reach")
+        config[modality] = (keys, steps)
+    return config | ({HANDSHAKE: told[HANDSHAKE]} if HANDSHAKE in told else {})
+
+
+def make(cfg: Gr00tCfg, env: VecEnv) -> Gr00tPolicy:
+    """The client, connected."""
+    return Gr00tPolicy(cfg, env)
+
+
+register_base_policy(
+    BasePolicySpec(
+        id="gr00t",
+        summary="a GR00T inference server (N1.5, N1.6, N1.7), or residual-rl serve, over ZeroMQ",
+        make=f"{__name__}:make",
+        config=f"{__name__}:Gr00tCfg",
+    )
+)

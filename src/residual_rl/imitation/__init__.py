@@ -1,0 +1,1 @@
+"""Demonstrations, their file format, and the training of base policies from them."""

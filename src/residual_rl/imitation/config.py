@@ -1,0 +1,175 @@
+"""Settings of imitation training, apart from its code so that the command line's help needs no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from residual_rl.checks import check_fields
+from residual_rl.errors import ConfigError, UnknownNameError
+
+ALGOS: dict[str, str] = {
+    "bc": "residual_rl.imitation.trainer:train",
+    "diffusion": "residual_rl.imitation.trainer:train",
+    "flow": "residual_rl.imitation.trainer:train",
+    "act": "residual_rl.imitation.act:train",
+}
+"""What trains each algorithm: `train(cfg: ImitateCfg, demos: Path, out: Path, resume: bool) -> dict`, named `module:attribute`.
+
+It trains on the demonstrations `demos` into the run folder `out`, or goes on with it; writes `training_summary.json` there when it is
+done; and returns what that holds: `finished`, `signal` (what stopped it, or None), `steps`, `wall_time` [s], `best_success_rate` (None
+where it was not evaluated), `best_val_loss` (None without a validation share), `task` (its id), `base_policy` (the id of what runs it,
+with the folder as its checkpoint) and `model` (what the folder holds for it). Where a signal stopped it, it saves first, and writes no
+summary. Settings that make no sense for an algorithm are left alone.
+"""
+
+_CPU = {"batch_size": 256, "learning_rate": 1e-3, "warmup_steps": 300, "eval_freq": 2_000, "save_freq": 1_000}
+_TINY = {"channels": (32, 64), "kernel_size": 3, "time_dim": 64}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "small": {"channels": (32, 64, 128), "time_dim": 32},
+    "tiny": _TINY,
+    "cpu": {**_TINY, **_CPU, "hidden_sizes": (256, 256, 256), "total_steps": 10_000},
+}
+"""Settings that differ from the defaults. `full`: about 4.5 million parameters, for a GPU; `small`: 1 million; `tiny`: a quarter; `cpu`:
+tiny, with batches and steps for two cores."""
+_OF_ALGO: dict[str, dict[str, Any]] = {
+    "bc": {"num_obs_steps": 1, "chunk_size": 1, "num_action_steps": 1, "learning_rate": 1e-3},
+    "diffusion": {"sampling_steps": 10},
+    "flow": {"sampling_steps": 2},
+    "act": {"num_obs_steps": 1, "chunk_size": 16, "learning_rate": 1e-5},
+}
+_OF_BOTH: dict[tuple[str, str], dict[str, Any]] = {("bc", "cpu"): {"total_steps": 20_000}}
+
+
+@dataclass(frozen=True)
+class ImitateCfg:
+    """Settings of imitation training."""
+
+    algo: str = "flow"
+    """bc (MLP, mean squared error), diffusion (Diffusion Policy), flow (flow matching), act (LeRobot's ACT)."""
+    preset: str = "full"
+    """Where the defaults of other settings come from: full (for a GPU), small, tiny, cpu. Without the flag: cpu on the cpu, else full."""
+
+    # --- the data ---
+    n_episodes: int | None = None
+    """Use the first so many demonstrations; none uses all."""
+    obs_keys: tuple[str, ...] = ("state",)
+    """Named observations that the policy sees, joined in this order."""
+    val_share: float = 0.1
+    """Share of the episodes that is kept apart for validation; 0 keeps none."""
+
+    # --- the policy ---
+    num_obs_steps: int = 2
+    """Observations that it plans from, the present one included."""
+    chunk_size: int = 16
+    """Actions that it predicts, from the present step on."""
+    num_action_steps: int = 8
+    """How many of them are executed before it plans anew."""
+    hidden_sizes: tuple[int, ...] = (512, 512, 512)
+    """bc: width of each hidden layer."""
+    channels: tuple[int, ...] = (64, 128, 256)
+    """diffusion, flow: channels of the U-Net, one number a level, each a multiple of 8."""
+    kernel_size: int = 5
+    """diffusion, flow: steps that a convolution sees."""
+    time_dim: int = 96
+    """diffusion, flow: size of the embeddings of the time and of the observations."""
+    diffusion_steps: int = 100
+    """diffusion: noise levels in training."""
+    sampling_steps: int = 10
+    """Steps from noise to actions: diffusion's DDIM, flow's Euler. It can be chosen anew when the policy is used."""
+
+    # --- the training ---
+    total_steps: int = 20_000
+    """Gradient steps."""
+    batch_size: int = 1024
+    """Windows in a gradient step."""
+    learning_rate: float = 3e-4
+    """Step size of Adam after the warm-up; it falls to 0 along a cosine."""
+    warmup_steps: int = 500
+    """Steps over which the step size rises from 0."""
+    max_grad_norm: float = 1.0
+    """Gradients of all parameters together are scaled down to this norm."""
+    ema_power: float = 0.75
+    """Decay of the averaged weights after step t: 1 − (1 + t)^−power, at most 0.9999."""
+    amp: bool = False
+    """Compute the loss in bfloat16 where it is safe (automatic mixed precision)."""
+    compile: bool = False
+    """Compile the network with torch.compile; meant for a GPU."""
+    seed: int = 1
+    """Seed of the weights, the batches, the noise and the choice of validation episodes."""
+    device: str = "cpu"
+    """Device of the data and the network: cpu, cuda, cuda:1, …"""
+    torch_threads: int = 0
+    """Threads of the network on a CPU; 0 means one a core, at most 4. Sums round differently with another number."""
+
+    # --- evaluation, and what is written ---
+    log_freq: int = 100
+    """Steps between two rows of figures."""
+    val_freq: int = 500
+    """Steps between two validations."""
+    eval_freq: int = 1_000
+    """Steps between two evaluations of success in simulation; 0 never simulates."""
+    eval_episodes: int = 32
+    """Episodes of such an evaluation, on fixed seeds of its own."""
+    eval_share: float = 0.2
+    """Most of the time that evaluations may take: one that would exceed it is left out, but for the last."""
+    num_threads: int = 0
+    """Simulator threads; 0 means one a CPU core."""
+    save_freq: int = 1_000
+    """Steps between two checkpoints."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints are kept."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.algo not in ALGOS:
+            raise UnknownNameError("algorithm", self.algo, ALGOS)
+        if self.preset not in PRESETS:
+            raise UnknownNameError("preset", self.preset, PRESETS)
+        positive = ("num_obs_steps", "chunk_size", "diffusion_steps", "sampling_steps", "total_steps", "batch_size", "log_freq", "val_freq")
+        for name in (*positive, "eval_episodes", "save_freq", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("warmup_steps", "seed", "torch_threads", "eval_freq", "num_threads"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if self.n_episodes is not None and self.n_episodes < 1:
+            raise ConfigError(f"n_episodes must be at least 1, or none, not {self.n_episodes}")
+        if not self.obs_keys or len(set(self.obs_keys)) != len(self.obs_keys):
+            raise ConfigError(f"obs_keys must name at least one observation and none twice, not {self.obs_keys}")
+        if not 0.0 <= self.val_share <= 0.5:
+            raise ConfigError(f"val_share must be from 0 to 0.5, not {self.val_share}")
+        if not 1 <= self.num_action_steps <= self.chunk_size:
+            raise ConfigError(f"num_action_steps must be from 1 to chunk_size {self.chunk_size}, not {self.num_action_steps}")
+        for name in ("learning_rate", "max_grad_norm", "ema_power"):
+            if not getattr(self, name) > 0.0:
+                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not 0.0 < self.eval_share <= 1.0:
+            raise ConfigError(f"eval_share must be above 0 and at most 1, not {self.eval_share}")
+        if any(size < 1 for size in self.hidden_sizes):
+            raise ConfigError(f"hidden_sizes must be at least 1 each, not {self.hidden_sizes}")
+        if self.sampling_steps > self.diffusion_steps and self.algo == "diffusion":
+            raise ConfigError(f"sampling_steps must be at most diffusion_steps {self.diffusion_steps}, not {self.sampling_steps}")
+
+    @classmethod
+    def default(cls, algo: str = "flow", preset: str | None = None, device: str = "cpu") -> ImitateCfg:
+        """The defaults of an algorithm: of a preset, or of the one for the device."""
+        preset = preset or ("cpu" if device == "cpu" else "full")
+        values = {**PRESETS.get(preset, {}), **_OF_ALGO.get(algo, {}), **_OF_BOTH.get((algo, preset), {})}
+        return cls(**{**values, "algo": algo, "preset": preset, "device": device})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON: tuples become lists."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+    def learning_rate_at(self, step: int) -> float:
+        """The step size of gradient step `step` (from 0): a straight rise, then a half cosine down to 0."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)
+        return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))

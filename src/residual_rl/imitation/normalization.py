@@ -1,0 +1,81 @@
+"""Statistics of the demonstrations, by which a policy's observations and actions are normalised; they are part of its model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from residual_rl.errors import CheckpointError
+from residual_rl.types import State
+
+MIN_STD = 1e-3
+"""Smallest standard deviation of an observation that is divided by: what hardly varies in the demonstrations is not blown up."""
+MIN_HALF_RANGE = 1e-3
+"""The same for half the range of an action: one that is constant in the demonstrations stays so within this."""
+OBS_CLIP = 10.0
+"""Normalised observations are clipped here: far outside the demonstrations a network knows nothing anyway."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of the training episodes alone. O observation, A action."""
+
+    obs_mean: Tensor
+    """[O]"""
+    obs_std: Tensor
+    """[O], at least 1e-3"""
+    action_low: Tensor
+    """[A]"""
+    action_high: Tensor
+    """[A]"""
+
+    @classmethod
+    def of(cls, obs: Tensor, actions: Tensor) -> Statistics:
+        """Of observations [N, O] and actions [N, A]."""
+        std, mean = torch.std_mean(obs.double(), 0, correction=0)
+        return cls(mean.float(), std.clamp(min=MIN_STD).float(), actions.amin(0), actions.amax(0))
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Statistics:
+        """The same on `device`, as `dtype`."""
+        return Statistics(*(getattr(self, field.name).to(device, dtype) for field in fields(self)))
+
+    def normalize_obs(self, obs: Tensor) -> Tensor:
+        """[…, O]: mean 0 and standard deviation 1 in the demonstrations, clipped to ±10."""
+        return ((obs - self.obs_mean) / self.obs_std).clamp(-OBS_CLIP, OBS_CLIP)
+
+    def normalize_actions(self, actions: Tensor) -> Tensor:
+        """[…, A]: from -1 to 1 in the demonstrations."""
+        return (actions - self._middle) / self._half_range
+
+    def restore_actions(self, normalized: Tensor) -> Tensor:
+        """[…, A]: what `normalize_actions` was given, for values clipped to [-1, 1]."""
+        return normalized.clamp(-1.0, 1.0) * self._half_range + self._middle
+
+    @property
+    def _middle(self) -> Tensor:
+        return (self.action_low + self.action_high) / 2
+
+    @property
+    def _half_range(self) -> Tensor:
+        return ((self.action_high - self.action_low) / 2).clamp(min=MIN_HALF_RANGE)
+
+    def state_dict(self) -> State:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_state(cls, state: State | None, obs_dim: int, action_dim: int, where: str) -> Statistics:
+        """What `state_dict` gave. Raises `CheckpointError` naming `where` and what is missing."""
+        names = [field.name for field in fields(cls)]
+        missing = [name for name in names if not isinstance((state or {}).get(name), Tensor)]
+        if state is None or missing:
+            raise CheckpointError(
+                f"{where} holds no normalisation statistics ({', '.join(missing)} missing); they are part of a model, since without them "
+                "its actions would mean something else: train it anew with `residual-rl imitate`"
+            )
+        for name in names:
+            size = obs_dim if name.startswith("obs") else action_dim
+            if tuple(state[name].shape) != (size,):
+                raise CheckpointError(f"{where}: {name} has shape {list(state[name].shape)}; expected [{size}]")
+        return cls(*(state[name] for name in names))

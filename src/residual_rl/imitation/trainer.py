@@ -1,0 +1,320 @@
+"""Training of an imitation policy: draw windows, step, average, validate, evaluate, save."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from residual_rl.base_policies.il import ILCfg, ILPolicy
+from residual_rl.build import usable_device
+from residual_rl.checkpoint import CheckpointFolder
+from residual_rl.errors import CheckpointError, ConfigError
+from residual_rl.files import write_json
+from residual_rl.imitation.config import ImitateCfg
+from residual_rl.imitation.curves import save_curves
+from residual_rl.imitation.demonstrations import Demonstrations
+from residual_rl.imitation.ema import Ema
+from residual_rl.imitation.evaluation import SuccessEvaluation
+from residual_rl.imitation.model import LAST_FILE, MODEL_FILE, ImitationModel, ModelSettings
+from residual_rl.imitation.normalization import Statistics
+from residual_rl.imitation.windows import Windows, make_windows, split_episodes
+from residual_rl.learners.compiled import compiled
+from residual_rl.learners.networks import load_module_state, module_state
+from residual_rl.learners.optimizer import FlatAdam
+from residual_rl.logger import Logger, ProgressBar, read_metrics
+from residual_rl.run_folder import RunFolder
+from residual_rl.runner import stop_signals
+from residual_rl.types import Metrics, State
+
+VAL_WINDOWS = 4096
+"""At most so many windows are validated on, evenly spread."""
+_log = logging.getLogger(__name__)
+
+
+def train(cfg: ImitateCfg, demos: Path, out: Path, resume: bool = False) -> dict[str, Any]:
+    """Train on the demonstrations `demos` into the run folder `out`, or go on with it; see `config.ALGOS` for what it returns.
+
+    A wrong setting or a damaged file is an error before anything is written.
+    """
+    trainer = Trainer(cfg, demos, RunFolder(out))
+    try:
+        config = {"demos": str(demos), **cfg.to_dict()}
+        with trainer.folder.resume() if resume else trainer.folder.start(config):
+            if resume:
+                trainer.resume()
+                write_json(trainer.folder.config_file, config)
+            return trainer.learn()
+    finally:
+        trainer.close()
+
+
+@dataclass
+class Progress:
+    """Where training stands; part of every checkpoint, and so without times."""
+
+    step: int = 0
+    """Gradient steps done."""
+    success: float | None = None
+    """Success rate of the best model so far, None before it was evaluated."""
+    val_loss: float | None = None
+    """Its validation loss, None without validation."""
+    has_best: bool = False
+
+
+class Trainer:
+    """Trains one policy.
+
+    Args:
+        cfg: the settings.
+        demos: file of demonstrations, read at once.
+        folder: started or resumed before `learn`; nothing is written before it.
+    """
+
+    def __init__(self, cfg: ImitateCfg, demos: Path, folder: RunFolder):
+        self.cfg, self.folder = cfg, folder
+        self.device = usable_device(cfg.device)
+        torch.set_num_threads(cfg.torch_threads or min(len(os.sched_getaffinity(0)), 4))
+        self._read(demos)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(cfg.seed)
+            fresh = ImitationModel(self.settings, self.statistics)
+        self.algorithm, self.network = fresh.algorithm, fresh.network.to(self.device).requires_grad_(True).train()
+        self.optimizer = FlatAdam(self.network.named_parameters(), cfg.learning_rate, cfg.max_grad_norm, epsilon=1e-8)
+        self.ema = Ema(self.network, cfg.ema_power)
+        self._predict = compiled(self.network, cfg.compile)
+        self.generator = torch.Generator(self.device).manual_seed(cfg.seed)
+        self.progress = Progress()
+        self._loss_sum, self._loss_count = torch.zeros((), device=self.device), 0
+        self.checkpoints = CheckpointFolder(folder.checkpoints, cfg.keep_checkpoints)
+        self.wall_time = 0.0
+        """Seconds over all sessions."""
+        self._resumed = False
+        if self.evaluation is not None:
+            self.evaluation.check(ILPolicy(ILCfg(), self.model(), self.device), self.settings.action_dim)
+
+    def close(self) -> None:
+        """Free the worlds."""
+        if self.evaluation is not None:
+            self.evaluation.close()
+
+    def learn(self) -> dict[str, Any]:
+        """Train to the end, or until SIGINT or SIGTERM. Returns the summary."""
+        cfg, progress = self.cfg, self.progress
+        session = time.perf_counter() - self.wall_time
+        resume_step = progress.step if self._resumed else None
+        with stop_signals() as stop, Logger(self.folder.path, resume_step=resume_step) as logger, self._bar() as bar:
+            while progress.step < cfg.total_steps and stop.signal is None:
+                self._step()
+                metrics: Metrics = {}
+                if self._due(cfg.log_freq):
+                    metrics |= self._figures(bar)
+                if self._due(cfg.val_freq) or self._due(cfg.eval_freq):
+                    metrics |= self._assess()
+                if metrics:
+                    self.wall_time = time.perf_counter() - session
+                    spent = self.evaluation.spent if self.evaluation else 0.0
+                    logger.log({**metrics, "time/wall": self.wall_time, "time/evaluation": spent}, progress.step)
+                bar.update(progress.step, progress.success)
+                if self._due(cfg.save_freq) or stop.signal is not None:
+                    self.optimizer.check()
+                    self.checkpoints.save(progress.step, self.state_dict())
+            self.wall_time = time.perf_counter() - session
+        return self._finish(stop.signal)
+
+    # --- the data -----------------------------------------------------------------------------------------------
+
+    def _read(self, path: Path) -> None:
+        """The windows, on the device and normalised; what the model is; and the worlds to evaluate it in."""
+        cfg = self.cfg
+        with Demonstrations.open(path) as demos:
+            count = len(demos) if cfg.n_episodes is None else cfg.n_episodes
+            if count > len(demos):
+                raise ConfigError(f"n_episodes is {count}, but {path} has {len(demos)} episodes")
+            if not count:
+                raise ConfigError(f"{path} has no episodes to learn from")
+            train_episodes, val_episodes = split_episodes(count, cfg.val_share, cfg.seed)
+            read = (demos.episode(i, cfg.obs_keys) for i in range(count))
+            pairs = [(demo.obs, demo.intended_actions) for demo in read]
+            shapes = {key: tuple(demos.obs_shapes[key]) for key in cfg.obs_keys}
+            task_id, task_settings, action_dim = demos.task_id, demos.task_settings, demos.action_dim
+            described = demos.info
+        self.episodes = {"train": len(train_episodes), "val": len(val_episodes)}
+        windows = make_windows([pairs[i] for i in train_episodes], cfg.obs_keys)
+        self.statistics = Statistics.of(windows.obs, windows.actions)
+        self.windows = windows.normalized(self.statistics, self.device)
+        self.val_windows: Windows | None = None
+        if val_episodes:
+            self.val_windows = make_windows([pairs[i] for i in val_episodes], cfg.obs_keys).normalized(self.statistics, self.device)
+        self.evaluation: SuccessEvaluation | None = None
+        size, unit = described.get("action_size"), described.get("action_unit")
+        if cfg.eval_freq:
+            self.evaluation = SuccessEvaluation(task_id, task_settings, cfg.eval_episodes, cfg.num_threads, cfg.eval_share)
+            size, unit = self.evaluation.env.action_size.tolist(), self.evaluation.env.action_unit
+        unet = {"channels": cfg.channels, "kernel_size": cfg.kernel_size, "time_dim": cfg.time_dim}
+        network: dict[str, dict[str, Any]] = {
+            "bc": {"hidden_sizes": cfg.hidden_sizes},
+            "flow": unet,
+            "diffusion": {**unet, "diffusion_steps": cfg.diffusion_steps},
+        }
+        self.settings = ModelSettings(
+            algo=cfg.algo,
+            network=network[cfg.algo],
+            obs_keys=cfg.obs_keys,
+            obs_shapes=shapes,
+            action_dim=action_dim,
+            num_obs_steps=cfg.num_obs_steps,
+            chunk_size=cfg.chunk_size,
+            num_action_steps=cfg.num_action_steps,
+            sampling_steps=cfg.sampling_steps,
+            task_id=task_id,
+            task_settings=task_settings,
+            action_size=None if size is None else tuple(size),
+            action_unit=unit,
+        )
+
+    # --- one step -----------------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        cfg, step = self.cfg, self.progress.step
+        chosen = torch.randint(len(self.windows), (cfg.batch_size,), generator=self.generator, device=self.device)
+        loss = self._loss(self._predict, self.windows, chosen, self.generator)
+        self.optimizer.learning_rate.fill_(cfg.learning_rate_at(step))
+        self.optimizer.step(torch.autograd.grad(loss, self.optimizer.parameters))
+        self.ema.update(step)
+        self._loss_sum, self._loss_count = self._loss_sum + loss.detach(), self._loss_count + 1
+        self.progress.step += 1
+
+    def _loss(self, predict: Any, windows: Windows, chosen: Tensor, generator: torch.Generator) -> Tensor:
+        obs, actions, valid = windows.at(chosen, self.cfg.num_obs_steps, self.cfg.chunk_size)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.amp):
+            return self.algorithm.loss(predict, obs.flatten(1), actions, valid, generator)
+
+    def _figures(self, bar: ProgressBar) -> Metrics:
+        self.optimizer.check()
+        loss = float(self._loss_sum) / self._loss_count
+        self._loss_sum, self._loss_count = torch.zeros_like(self._loss_sum), 0
+        bar.title = f"imitate, loss {loss:.4f}"
+        return {"train/loss": loss, "train/learning_rate": float(self.optimizer.learning_rate)}
+
+    def _due(self, freq: int) -> bool:
+        return freq > 0 and (self.progress.step % freq == 0 or self.progress.step >= self.cfg.total_steps)
+
+    def _bar(self) -> ProgressBar:
+        return ProgressBar(self.cfg.total_steps, self.progress.step, title="imitate")
+
+    # --- how good it is -----------------------------------------------------------------------------------------
+
+    def model(self) -> ImitationModel:
+        """What would be deployed now, on the CPU: the averaged weights."""
+        weights: State = {name: tensor.cpu() for name, tensor in self.ema.weights.items()}
+        return ImitationModel(self.settings, self.statistics, weights, self.progress.step)
+
+    def _assess(self) -> Metrics:
+        """Validate; evaluate if that is due and affordable; keep the model if it is the best so far."""
+        progress, metrics = self.progress, {}
+        self.optimizer.check()
+        val_loss = success = None
+        if self.val_windows is not None:
+            val_loss = metrics["val/loss"] = self._validate(self.val_windows)
+        last = progress.step >= self.cfg.total_steps
+        if self.evaluation and self._due(self.cfg.eval_freq) and (last or self.evaluation.affordable(progress.step)):
+            metrics |= self.evaluation(ILPolicy(ILCfg(), self.model(), self.device))
+            success = metrics["eval/success_rate"]
+        if self._better(success, val_loss):
+            progress.success, progress.val_loss, progress.has_best = success, val_loss, True
+            self.model().save(self.folder.path / MODEL_FILE)
+        return metrics
+
+    def _better(self, success: float | None, val_loss: float | None) -> bool:
+        """Whether a model is the best so far: by success where it is evaluated at all, then by validation loss, then by age."""
+        progress = self.progress
+        if self.evaluation is not None and success is None:
+            return False
+        if not progress.has_best:
+            return True
+        then = (progress.success or 0.0, -(progress.val_loss if progress.val_loss is not None else math.inf))
+        return ((success or 0.0), -(val_loss if val_loss is not None else math.inf)) >= then
+
+    @torch.no_grad()
+    def _validate(self, windows: Windows) -> float:
+        """The loss of the averaged weights, with the same noise each time."""
+        network = self.model().network.to(self.device)
+        count = min(len(windows), VAL_WINDOWS)
+        chosen = torch.linspace(0, len(windows) - 1, count, device=self.device).long()
+        generator = torch.Generator(self.device).manual_seed(self.cfg.seed)
+        losses = [self._loss(network, windows, part, generator) * len(part) for part in chosen.split(self.cfg.batch_size)]
+        return float(sum(losses)) / count
+
+    # --- saving -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> State:
+        """All that resuming needs."""
+        return {
+            "progress": dict(vars(self.progress)),
+            "network": module_state(self.network),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "loss": {"sum": self._loss_sum, "count": self._loss_count},
+            "statistics": self.statistics.state_dict(),
+        }
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint; from the start where there is none yet. Raises `CheckpointError` where it does not fit."""
+        self._resumed = True
+        latest = self.checkpoints.latest()
+        if latest is None:
+            _log.warning("%s holds no checkpoint yet: training begins anew", self.folder.checkpoints)
+            return
+        step, state = latest
+        name = self.checkpoints.files()[step]
+        try:
+            mine = self.statistics.state_dict()
+            if any(not torch.equal(mine[key], state["statistics"][key]) for key in mine):
+                raise CheckpointError(f"{name} was trained on other demonstrations than those of now: name the same file and --n-episodes")
+            load_module_state(self.network, state["network"], str(name))
+            self.ema.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.generator.set_state(state["generator"])
+            self._loss_sum, self._loss_count = state["loss"]["sum"].to(self.device), state["loss"]["count"]
+            self.progress = Progress(**state["progress"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{name} does not fit this training ({type(error).__name__}: {error}); "
+                "resume with the settings and the release that it was written with"
+            ) from error
+        rows = read_metrics(self.folder.metrics_file) if self.folder.metrics_file.exists() else []
+        self.wall_time = max((row.get("time/wall", 0.0) for row in rows if row["step"] <= self.progress.step), default=0.0)
+
+    def _finish(self, stopped_by: int | None) -> dict[str, Any]:
+        progress, path = self.progress, self.folder.path
+        model = self.model()
+        model.save(path / LAST_FILE)
+        if not progress.has_best:
+            model.save(path / MODEL_FILE)
+        finished = progress.step >= self.cfg.total_steps
+        summary = {
+            "finished": finished,
+            "signal": stopped_by,
+            "steps": progress.step,
+            "wall_time": self.wall_time,
+            "parameters": sum(p.numel() for p in self.network.parameters()),
+            "episodes": self.episodes,
+            "best_success_rate": progress.success,
+            "best_val_loss": progress.val_loss,
+            "model": MODEL_FILE,
+            "base_policy": "il",
+            "task": self.settings.task_id,
+        }
+        if finished:
+            write_json(self.folder.summary_file, summary)
+        save_curves(path)
+        return summary
