@@ -27,6 +27,8 @@ from residual_rl.run_folder import git_state, machine
 ALGOS = ("bc", "flow", "diffusion", "act")
 SIZES = (20, 50, 200)
 TASK = "so101-paper"
+BUDGET = ("--total-steps", "6000", "--batch-size", "128", "--torch-threads", "1")
+"""The same for all algorithms; minutes on one core."""
 
 
 def main() -> None:
@@ -67,7 +69,8 @@ def _base(options: argparse.Namespace, base: str) -> None:
         return
     if not (model / "training_summary.json").exists():
         demos = str(_demonstrations(options))
-        _cli(python, "imitate", demos, "--algo", algo, "--n-episodes", size, "--out", str(model), *(["--resume"] if model.exists() else []))
+        how = ["--resume"] if model.exists() else ["--algo", algo, "--n-episodes", size, *BUDGET]
+        _cli(python, "imitate", demos, "--out", str(model), *how)
     if not figures.exists():
         _cli(python, "eval", TASK, *_base_flags(options, base), "--n-episodes", "200", "--output", str(figures))
 
