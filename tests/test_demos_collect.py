@@ -15,6 +15,7 @@ from torch import Tensor
 import fakes
 from demo_files import INFO, a_demo, maniskill, read, same, write
 from residual_rl.base_policies.executor import BasePolicyExecutor
+from residual_rl.chunk_env import ChunkEnv
 from residual_rl.errors import BasePolicyError, CheckpointError, ConfigError
 from residual_rl.evaluate import no_residual
 from residual_rl.imitation.collect import _NOISE_STREAM, CollectCfg, DisturbedEnv, collect, run_episodes, worlds_that_fit
@@ -115,6 +116,39 @@ def test_noise_is_as_strong_as_asked_and_stays_as_long() -> None:
         assert noise[t].std(0).tolist() == pytest.approx([0.2, 0.05], rel=0.1)
     assert float(torch.corrcoef(torch.stack([noise[20, :, 0], noise[21, :, 0]]))[0, 1]) == pytest.approx(0.9, abs=0.03)
     assert float(torch.corrcoef(torch.stack([noise[20, :, 0], noise[20, :, 1]]))[0, 1]) == pytest.approx(0.0, abs=0.15)
+
+
+class Chunks(fakes.Homing):
+    """Plans three steps ahead, all of them alike."""
+
+    chunk_size = num_action_steps = 3
+
+    def plan(self, obs: Obs, worlds: Tensor) -> Tensor:
+        return super().plan(obs, worlds).expand(-1, 3, -1)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_residuals_over_whole_chunks_are_recorded_step_by_step(noise: float) -> None:
+    def run(num_envs: int) -> list[Demo]:
+        env = fakes.PointEnv(fakes.PointCfg(max_episode_steps=7), num_envs)
+        chunked = ChunkEnv(env, BasePolicyExecutor(Chunks(0.5), env), 0.5)
+        return list(run_episodes(chunked, lambda obs: 0.3 * obs["base_action"], SEEDS, noise, 0.9))
+
+    one = run(1)
+    assert [demo.seed for demo in one] == list(SEEDS)
+    assert all(same(a, b) for a, b in zip(one, run(6), strict=True))
+    for demo in one:
+        assert len(demo) == 7 or demo.succeeded
+        assert demo.base_actions is not None
+        assert demo.residual_actions is not None
+        assert demo.residual_actions == pytest.approx(0.3 * demo.base_actions)
+        assert demo.intended_actions == pytest.approx((1.15 * demo.base_actions).clip(-1, 1), abs=1e-6)
+        assert np.array_equal(demo.base_actions[0], demo.base_actions[min(2, len(demo) - 1)])
+        env = fakes.PointEnv(fakes.PointCfg(max_episode_steps=7), 1)
+        env.reset(seed=[demo.seed])  # type: ignore[list-item]
+        for t, action in enumerate(demo.actions):
+            info = env.step(torch.from_numpy(action[None]))[-1]
+            assert np.array_equal(info["final_obs"]["state"][0], demo.obs["state"][t + 1])
 
 
 def test_without_noise_or_residual_nothing_is_stored_of_them() -> None:

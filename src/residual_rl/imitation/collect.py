@@ -132,7 +132,7 @@ def run_episodes(
     worlds = np.arange(env.num_envs)
     position = np.full(env.num_envs, -1)  # [B]: which of the `seeds` each world runs; -1: none
     coming = iter(range(len(seeds)))
-    recorder = _Recorder(env, with_residual)
+    recorder = _Recorder(disturbed, with_residual)
     done: dict[int, Demo] = {}
     due = 0
 
@@ -143,14 +143,17 @@ def run_episodes(
         disturbed.restart(running, [seeds[i] for i in position[running]])
         recorder.begin(running)
 
+    def steps() -> Iterator[tuple[Transition, dict[str, Any]]]:
+        while (position >= 0).any() and not stopped():
+            yield from env.steps(policy(env.obs))
+
     failure: Exception | None = None
     try:
         env.env.episode_seeds.use_list(seeds)
         env.reset()
         begin(worlds)
-        while (position >= 0).any() and not stopped():
-            transition, info = env.step(policy(env.obs))
-            recorder.step(np.flatnonzero(position >= 0), transition, disturbed.executed, info)
+        for transition, info in steps():
+            recorder.step(transition, info)
             ended = np.flatnonzero(info["_final_info"].cpu().numpy())
             if not len(ended):
                 continue
@@ -179,9 +182,15 @@ class DisturbedEnv:
     The noise is first-order autoregressive and a function of the episode's seed and the step alone.
     """
 
+    obs: Obs
+    """The current observation."""
+    executed: Tensor
+    """[B, A]: what the last step executed."""
+    stepped: Tensor
+    """[B] bool: the worlds that took it."""
+
     def __init__(self, env: VecEnv, std: float, correlation: float):
-        self.env, self.executed = env, torch.zeros(0)
-        """`executed` [B, A]: what the last step executed."""
+        self.env = env
         size = torch.ones_like(env.action_size) if env.residual_size is None else env.residual_size
         self._std, self._correlation = std * size.double(), correlation
         self.quiet = std == 0.0
@@ -199,53 +208,62 @@ class DisturbedEnv:
         self._seed[at] = torch.tensor(list(seeds), dtype=torch.int64, device=self._seed.device)
         self._steps[at] = 0
 
-    def step(self, actions: Tensor) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
-        """Execute `actions` [B, A] with the next noise."""
+    def reset(self, **arguments: Any) -> tuple[Obs, dict[str, Any]]:
+        """As the env's."""
+        self.obs, info = self.env.reset(**arguments)
+        return self.obs, info
+
+    def step(self, actions: Tensor, mask: Tensor | None = None) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """Execute `actions` [B, A] with the next noise in the worlds of `mask` [B]."""
+        self.stepped = self.env.active if mask is None else self.env.active & mask
         if self.quiet:
             self.executed = actions
         else:
             white = normal(self._seed, _NOISE_STREAM + self._steps, self._value.shape[1])
             kept = torch.where(self._steps[:, None] > 0, self._correlation, 0.0).double()
-            self._value = kept * self._value + (1.0 - kept.square()).sqrt() * white
-            self._steps += 1
+            value = kept * self._value + (1.0 - kept.square()).sqrt() * white
+            self._value = torch.where(self.stepped[:, None], value, self._value)
+            self._steps += self.stepped
             self.executed = (actions + self._std * self._value).float().clamp(-1.0, 1.0)
-        return self.env.step(self.executed)
+        result = self.env.step(self.executed, mask)
+        self.obs = result[0]
+        return result
 
 
 class _Recorder:
     """Keeps the running episodes of all worlds, and cuts out those that ended."""
 
-    def __init__(self, env: ResidualEnv, with_residual: bool):
+    def __init__(self, env: DisturbedEnv, with_residual: bool):
         self._env, self._with_residual = env, with_residual
-        self._names = list(cast(Any, env.env.single_observation_space).spaces)
+        self._names = list(env.single_observation_space.spaces)
         self._steps = np.zeros(env.num_envs, np.int64)
         self._arrays: dict[str, Array] = {}
         """[B, T + 1, …] of each observation, [B, T, …] of the rest."""
         self._draws: list[dict[str, Array]] = [{} for _ in self._steps]
         self._states: list[dict[str, Array]] = [{} for _ in self._steps]
-        self._has_noise = not cast(DisturbedEnv, env.env).quiet
 
     def begin(self, worlds: NDArray[np.int64]) -> None:
         """The `worlds` have just begun an episode."""
         self._steps[worlds] = 0
         for name in self._names:
             self._put(f"obs/{name}", worlds, self._env.obs[name], 1)
-        draws, states = (_numpy(values) for values in (self._env.env.episode, self._env.env.world_states()))
+        draws, states = _numpy(self._env.episode), _numpy(self._env.world_states())
         for world in worlds:
             self._draws[world] = {name: value[world].copy() for name, value in draws.items()}
             self._states[world] = {name: value[world : world + 1].copy() for name, value in states.items()}
 
-    def step(self, worlds: NDArray[np.int64], transition: Transition, executed: Tensor, info: dict[str, Any]) -> None:
-        """The `worlds` have taken a step."""
+    def step(self, transition: Transition, info: dict[str, Any]) -> None:
+        """Some worlds have taken a step."""
+        worlds = np.flatnonzero(self._env.stepped.cpu().numpy())
         values = {
-            "actions": executed,
+            "actions": self._env.executed,
             "base_actions": transition.base_action,
             "rewards": transition.reward,
             "terminated": transition.terminated,
             "truncated": transition.truncated,
             "success": info["final_info"]["success_at_end"],
         }
-        if self._has_noise:
+        if not self._env.quiet:
             values["intended_actions"] = transition.action
         if self._with_residual:
             values["residual_actions"] = transition.residual_action
@@ -265,7 +283,7 @@ class _Recorder:
     def _put(self, name: str, worlds: NDArray[np.int64], value: Tensor, more: int) -> None:
         array = value.cpu().numpy()
         if name not in self._arrays:
-            self._arrays[name] = np.empty((len(array), self._env.env.max_episode_steps + more, *array.shape[1:]), array.dtype)
+            self._arrays[name] = np.empty((len(array), self._env.max_episode_steps + more, *array.shape[1:]), array.dtype)
         self._arrays[name][worlds, self._steps[worlds]] = array[worlds]
 
 

@@ -32,7 +32,7 @@ from residual_rl.learners.optimizer import FlatAdam
 from residual_rl.logger import Logger, ProgressBar, read_metrics
 from residual_rl.run_folder import RunFolder
 from residual_rl.runner import stop_signals
-from residual_rl.types import Metrics, State
+from residual_rl.types import BasePolicy, Metrics, State
 
 VAL_WINDOWS = 4096
 """At most so many windows are validated on, evenly spread."""
@@ -98,7 +98,7 @@ class Trainer:
         """Seconds over all sessions."""
         self._resumed = False
         if self.evaluation is not None:
-            self.evaluation.check(ILPolicy(ILCfg(), self.model(), self.device), self.settings.action_dim)
+            self.evaluation.check(self.policy(), self.settings.action_dim)
 
     def close(self) -> None:
         """Free the worlds."""
@@ -217,6 +217,10 @@ class Trainer:
         weights: State = {name: tensor.cpu() for name, tensor in self.ema.weights.items()}
         return ImitationModel(self.settings, self.statistics, weights, self.progress.step)
 
+    def policy(self) -> BasePolicy:
+        """What is evaluated: the model as it would be deployed."""
+        return ILPolicy(ILCfg(), self.model(), self.device)
+
     def _assess(self) -> Metrics:
         """Validate; evaluate if that is due and affordable; keep the model if it is the best so far."""
         progress, metrics = self.progress, {}
@@ -226,7 +230,7 @@ class Trainer:
             val_loss = metrics["val/loss"] = self._validate(self.val_windows)
         last = progress.step >= self.cfg.total_steps
         if self.evaluation and self._due(self.cfg.eval_freq) and (last or self.evaluation.affordable(progress.step)):
-            metrics |= self.evaluation(ILPolicy(ILCfg(), self.model(), self.device))
+            metrics |= self.evaluation(self.policy())
             success = metrics["eval/success_rate"]
         if self._better(success, val_loss):
             progress.success, progress.val_loss, progress.has_best = success, val_loss, True
