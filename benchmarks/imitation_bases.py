@@ -29,6 +29,8 @@ SIZES = (20, 50, 200)
 TASK = "so101-paper"
 BUDGET = ("--total-steps", "6000", "--batch-size", "128", "--torch-threads", "1")
 """The same for all algorithms; minutes on one core."""
+RESIDUAL = ("--total-timesteps", "120000", "--num-threads", "1")
+"""The same for all bases."""
 
 
 def main() -> None:
@@ -81,7 +83,7 @@ def _residual(options: argparse.Namespace, base: str) -> None:
     assert python is not None, "name an environment with LeRobot by --lerobot-python"
     command = [python, str(Path(__file__).with_name("train_seeds.py")), f"{TASK}-{base}", "--seeds", *map(str, options.seeds)]
     command += ["--runs", str(options.runs), "--output", str(options.output)]
-    subprocess.run([*command, "--", TASK, *_base_flags(options, base), "--num-threads", "1"], check=True)
+    subprocess.run([*command, "--", TASK, *_base_flags(options, base), *RESIDUAL], check=True)
 
 
 def _base_flags(options: argparse.Namespace, base: str) -> list[str]:
