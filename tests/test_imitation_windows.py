@@ -96,7 +96,8 @@ def test_statistics_by_hand() -> None:
     actions = torch.tensor([[-0.5, 0.2, 0.0], [0.7, 0.2, 0.0005]])
     made = Statistics.of(obs, actions)
     assert made.obs_mean.tolist() == [2.0, 5.0]
-    assert made.obs_std.tolist() == pytest.approx([1.0, 1e-3])  # the constant one is not divided by 0
+    assert made.obs_std.tolist() == pytest.approx([1.0, 0.0])
+    assert made.normalize_obs(made.obs_mean + torch.tensor([2.0, 5.0])).tolist() == pytest.approx([2.0, 0.0])  # the constant one is ignored
     normalized = made.normalize_actions(actions)
     # from -0.5 … 0.7 to -1 … 1; a constant becomes 0; what moves by less than 0.001 to each side is not blown up
     torch.testing.assert_close(normalized, torch.tensor([[-1.0, 0.0, -0.25], [1.0, 0.0, 0.25]]))

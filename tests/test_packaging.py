@@ -55,6 +55,7 @@ FORBIDDEN_IMPORTS = {
     "sanity.py": ABOVE | {"registry", "config", "learners", "base_policies", "tasks"},
     "tasks": ABOVE | {"config", "learners", "base_policies"},
     "base_policies": ABOVE | {"config", "learners", "tasks"},
+    "imitation": {"cli", "doctor", "bench", "report", "compare", "viewer", "policy", "tasks"},
     "residual_env.py": ABOVE - {"residual_env"} | {"config", "learners", "tasks"},
     "learners": ABOVE | {"config", "base_policies", "envs", "tasks"},
     "build.py": ABOVE - {"build", "residual_env"} | {"tasks"},

@@ -186,8 +186,8 @@ class ProgressBar:
         elif self._text:
             self._print()
 
-    def update(self, step: int, success: float | None = None) -> None:
-        """`step` env steps are done; `success` is the rate of late in [0, 1], None while there is none."""
+    def update(self, step: int, success: float | None = None, note: str = "") -> None:
+        """`step` steps are done; `success` is the rate of late in [0, 1], None while there is none; `note` is shown beside it."""
         now = self._clock()
         self.step = step
         self._recent.append((now, step))
@@ -197,7 +197,7 @@ class ProgressBar:
         speed = (step - before) / (now - then) if now > then else 0.0
         rate = "  –  " if success is None else f"{100 * success:5.1f}%"
         left = clock_time((self.total - step) / speed) if speed > 0 else "–"
-        self._text = f"{step:,}/{self.total:,} {self.unit}  {speed:,.0f} {self.unit}/s  success {rate}  ETA {left}"
+        self._text = f"{step:,}/{self.total:,} {self.unit}  {speed:,.0f} {self.unit}/s  success {rate}  {note + '  ' if note else ''}ETA {left}"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=self._text)
         elif now - self._last_line >= self.every:

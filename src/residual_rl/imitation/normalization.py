@@ -11,7 +11,8 @@ from residual_rl.errors import CheckpointError
 from residual_rl.types import State
 
 MIN_STD = 1e-3
-"""Smallest standard deviation of an observation that is divided by: what hardly varies in the demonstrations is not blown up."""
+"""What varies less than this in the demonstrations is ignored, normalised to 0: nothing was learned of it, and the smallest deviation, such
+as a residual's on a joint that was never moved, would look enormous."""
 MIN_HALF_RANGE = 1e-3
 """The same for half the range of an action: one that is constant in the demonstrations stays so within this."""
 OBS_CLIP = 10.0
@@ -25,7 +26,7 @@ class Statistics:
     obs_mean: Tensor
     """[O]"""
     obs_std: Tensor
-    """[O], at least 1e-3"""
+    """[O]; 0 where an observation is ignored"""
     action_low: Tensor
     """[A]"""
     action_high: Tensor
@@ -35,15 +36,16 @@ class Statistics:
     def of(cls, obs: Tensor, actions: Tensor) -> Statistics:
         """Of observations [N, O] and actions [N, A]."""
         std, mean = torch.std_mean(obs.double(), 0, correction=0)
-        return cls(mean.float(), std.clamp(min=MIN_STD).float(), actions.amin(0), actions.amax(0))
+        return cls(mean.float(), torch.where(std < MIN_STD, 0.0, std).float(), actions.amin(0), actions.amax(0))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Statistics:
         """The same on `device`, as `dtype`."""
         return Statistics(*(getattr(self, field.name).to(device, dtype) for field in fields(self)))
 
     def normalize_obs(self, obs: Tensor) -> Tensor:
-        """[…, O]: mean 0 and standard deviation 1 in the demonstrations, clipped to ±10."""
-        return ((obs - self.obs_mean) / self.obs_std).clamp(-OBS_CLIP, OBS_CLIP)
+        """[…, O]: mean 0 and standard deviation 1 in the demonstrations, clipped to ±10; 0 where an observation is ignored."""
+        scale = torch.where(self.obs_std > 0.0, self.obs_std.reciprocal(), 0.0)
+        return ((obs - self.obs_mean) * scale).clamp(-OBS_CLIP, OBS_CLIP)
 
     def normalize_actions(self, actions: Tensor) -> Tensor:
         """[…, A]: from -1 to 1 in the demonstrations."""

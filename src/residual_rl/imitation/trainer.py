@@ -93,6 +93,7 @@ class Trainer:
         self.generator = torch.Generator(self.device).manual_seed(cfg.seed)
         self.progress = Progress()
         self._loss_sum, self._loss_count = torch.zeros((), device=self.device), 0
+        self._note = ""
         self.checkpoints = CheckpointFolder(folder.checkpoints, cfg.keep_checkpoints)
         self.wall_time = 0.0
         """Seconds over all sessions."""
@@ -115,14 +116,14 @@ class Trainer:
                 self._step()
                 metrics: Metrics = {}
                 if self._due(cfg.log_freq):
-                    metrics |= self._figures(bar)
+                    metrics |= self._figures()
                 if self._due(cfg.val_freq) or self._due(cfg.eval_freq):
                     metrics |= self._assess()
                 if metrics:
                     self.wall_time = time.perf_counter() - session
                     spent = self.evaluation.spent if self.evaluation else 0.0
                     logger.log({**metrics, "time/wall": self.wall_time, "time/evaluation": spent}, progress.step)
-                bar.update(progress.step, progress.success)
+                bar.update(progress.step, progress.success, self._note)
                 if self._due(cfg.save_freq) or stop.signal is not None:
                     self.optimizer.check()
                     self.checkpoints.save(progress.step, self.state_dict())
@@ -197,11 +198,11 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.amp):
             return self.algorithm.loss(predict, obs.flatten(1), actions, valid, generator)
 
-    def _figures(self, bar: ProgressBar) -> Metrics:
+    def _figures(self) -> Metrics:
         self.optimizer.check()
         loss = float(self._loss_sum) / self._loss_count
         self._loss_sum, self._loss_count = torch.zeros_like(self._loss_sum), 0
-        bar.title = f"imitate, loss {loss:.4f}"
+        self._note = f"loss {loss:.4f}"
         return {"train/loss": loss, "train/learning_rate": float(self.optimizer.learning_rate)}
 
     def _due(self, freq: int) -> bool:
