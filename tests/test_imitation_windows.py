@@ -103,7 +103,7 @@ def test_statistics_by_hand() -> None:
     torch.testing.assert_close(normalized, torch.tensor([[-1.0, 0.0, -0.25], [1.0, 0.0, 0.25]]))
     torch.testing.assert_close(made.restore_actions(normalized), actions)
     torch.testing.assert_close(made.restore_actions(torch.tensor([7.0, -9.0, 0.0])), torch.tensor([0.7, 0.199, 0.00025]))
-    assert made.normalize_obs(torch.tensor([[4.0, 6.0]])).tolist() == [[2.0, 10.0]]  # clipped
+    assert made.normalize_obs(torch.tensor([[24.0, 6.0]])).tolist() == [[10.0, 0.0]]  # clipped
 
 
 def test_normalised_windows() -> None:
