@@ -1,10 +1,11 @@
 """Base policies trained on 20, 50 and 200 demonstrations, and residuals on the most instructive of them, as one table.
 
-    python benchmarks/imitation_bases.py --residual flow-20 bc-50
+    python benchmarks/imitation_bases.py --residual bc-20 bc-20-noisy
 
 collects the demonstrations, trains and evaluates each base, trains residuals with two seeds on those that are named, and writes
 docs/results/imitation-bases.json. What is there already is taken as it is, and what was interrupted goes on, so that it can be
-spread over time; `--bases` does a part. ACT needs LeRobot, which has an environment of its own: name its
+spread over time; `--bases` does a part. A base is an algorithm and a number of demonstrations, and `noisy` where those were disturbed
+(`demos collect --noise 0.3`). ACT needs LeRobot, which has an environment of its own: name its
 Python with `--lerobot-python .venv-lerobot/bin/python`.
 """
 
@@ -55,22 +56,23 @@ def main() -> None:
     Console().print(_table(result))
 
 
-def _demonstrations(options: argparse.Namespace) -> Path:
-    path = options.runs / "demos.h5"
+def _demonstrations(options: argparse.Namespace, noisy: bool) -> Path:
+    path: Path = options.runs / ("noisy.h5" if noisy else "demos.h5")
     if not path.exists():
-        _cli(sys.executable, "demos", "collect", TASK, "--policy", "oracle", "--n-episodes", str(max(SIZES)), "--out", str(path))
+        noise = ["--noise", "0.3"] if noisy else []
+        _cli(sys.executable, "demos", "collect", TASK, "--policy", "oracle", *noise, "--n-episodes", str(max(SIZES)), "--out", str(path))
     return path
 
 
 def _base(options: argparse.Namespace, base: str) -> None:
-    algo, size = base.split("-")
+    algo, size, *noisy = base.split("-")
     model, figures = options.runs / base, options.runs / f"{base}.json"
     python = _python(options, algo)
     if python is None:
         print(f"{base}: left out, name an environment with LeRobot by --lerobot-python")
         return
     if not (model / "training_summary.json").exists():
-        demos = str(_demonstrations(options))
+        demos = str(_demonstrations(options, bool(noisy)))
         how = ["--resume"] if model.exists() else ["--algo", algo, "--n-episodes", size, *BUDGET]
         _cli(python, "imitate", demos, "--out", str(model), *how)
     if not figures.exists():
@@ -102,18 +104,17 @@ def _cli(python: str, *arguments: str) -> None:
 
 def _aggregate(options: argparse.Namespace) -> dict[str, Any]:
     bases = {}
-    for algo in ALGOS:
-        for size in SIZES:
-            figures = options.runs / f"{algo}-{size}.json"
-            if not figures.exists():
-                continue
-            success = json.loads(figures.read_text())["policies"]["base"]["success_once"]
-            summary = json.loads((options.runs / f"{algo}-{size}" / "training_summary.json").read_text())
-            row = {"success_once": {key: success[key] for key in ("mean", "interval", "n")}, "training": summary}
-            residual = options.output / f"{TASK}-{algo}-{size}.json"
-            if residual.exists():
-                row["residual"] = json.loads(residual.read_text())["success_once"]["residual"]
-            bases[f"{algo}-{size}"] = row
+    for base in [f"{algo}-{size}{noisy}" for noisy in ("", "-noisy") for algo in ALGOS for size in SIZES]:
+        figures = options.runs / f"{base}.json"
+        if not figures.exists():
+            continue
+        success = json.loads(figures.read_text())["policies"]["base"]["success_once"]
+        summary = json.loads((options.runs / base / "training_summary.json").read_text())
+        row = {"success_once": {key: success[key] for key in ("mean", "interval", "n")}, "training": summary}
+        residual = options.output / f"{TASK}-{base}.json"
+        if residual.exists():
+            row["residual"] = json.loads(residual.read_text())["success_once"]["residual"]
+        bases[base] = row
     return {"task": TASK, "git": git_state()[0], "machine": machine(), "bases": bases}
 
 
