@@ -184,7 +184,7 @@ def test_our_learners_are_there_and_what_they_name_exists() -> None:
 def test_listing_learners_imports_no_torch() -> None:
     code = "import sys; from residual_rl.registry import LEARNERS; print([s.id for s in LEARNERS.all()], 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['ppo'] False"
+    assert done.stdout.strip() == "['policy-decorator', 'ppo', 'sac', 'td3'] False"
 
 
 def test_a_registry_imports_only_the_modules_of_its_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

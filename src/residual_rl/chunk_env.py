@@ -58,6 +58,8 @@ class ChunkEnv(ResidualEnv):
             next_obs=_where(ended, told["final_obs"], self.obs),
             base_action=obs["base_action"],
             action=action,
+            residual_scale=self._whole_scale(),
+            next_residual_scale=self._whole_scale(),
         )
         return whole, {**told, "_final_info": ended, "_final_obs": ended}
 
@@ -94,6 +96,13 @@ class ChunkEnv(ResidualEnv):
             yield Transition(seen, residual, reward + penalty, terminated, truncated, info["final_obs"], base_action, executed), info
             running, obs = running & ~ended, next_obs
         self.obs = {**obs, "base_action": self._base_action(obs, self.env.active)}
+
+    def _whole_scale(self) -> float | Tensor | None:
+        """What all steps of a chunk are scaled by, a number or [n·A]; None where each step has a scale of its own."""
+        if self.scale_rule is not None:
+            return None
+        scale = reach(self.residual_scale, self.env.residual_size)
+        return scale.repeat(self.steps_per_action) if isinstance(scale, Tensor) else scale
 
     def _base_action(self, obs: Obs, mask: Tensor) -> Tensor:
         self.base_policy.act(obs, mask)

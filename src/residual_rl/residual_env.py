@@ -97,6 +97,10 @@ class ResidualEnv:
             return self.residual_scale
         return self.scale_rule(self.residual_scale, self.base_policy.uncertainty)
 
+    def _composed_by(self) -> float | Tensor:
+        """What the composition scales the residual of the current observation by."""
+        return reach(self.scale(), self.env.residual_size)
+
     def step(self, residual_action: Tensor) -> tuple[Transition, dict[str, Any]]:
         """Execute `residual_action` [B, A] in [-1, 1]. `info` is the env's, with the penalty among the reward's terms and in the
         `episode_return`, and `residual_scale`: what the residual was scaled by, as `scale` gives it. Where that is adaptive, there is
@@ -104,7 +108,8 @@ class ResidualEnv:
         obs, base_action = self.obs, self.obs["base_action"]
         residual_action = residual_action.detach().to(self.device)  # the learner may be on another device
         scale, uncertainty = self.scale(), self.base_policy.uncertainty
-        action = compose(base_action, residual_action, reach(scale, self.env.residual_size))
+        composed_by = self._composed_by()
+        action = compose(base_action, residual_action, composed_by)
         start = time.perf_counter()
         next_obs, reward, terminated, truncated, info = self.env.step(action)
         middle = time.perf_counter()
@@ -115,11 +120,16 @@ class ResidualEnv:
         active = self.env.active  # a world without an episode has no use for a plan
         if ended.any():
             final_base_action = self.base_policy.act(final_obs, ended)
+            final_scale = self._composed_by()
             self.base_policy.reset(ended)
             next_base_action = self.base_policy.act(next_obs, active)
             true_next_base_action = torch.where(ended[:, None], final_base_action, next_base_action)
+            next_scale = self._composed_by()
+            if isinstance(final_scale, Tensor) and isinstance(next_scale, Tensor) and next_scale.dim() == 2:  # each world's own
+                next_scale = torch.where(ended[:, None], final_scale, next_scale)
         else:
             next_base_action = true_next_base_action = self.base_policy.act(next_obs, active)
+            next_scale = self._composed_by()
         self.clock.simulation += middle - start
         self.clock.base_policy += time.perf_counter() - middle
 
@@ -133,6 +143,8 @@ class ResidualEnv:
             next_obs={**final_obs, "base_action": true_next_base_action},
             base_action=base_action,
             action=action,
+            residual_scale=composed_by,
+            next_residual_scale=next_scale,
         )
         return transition, info
 

@@ -85,6 +85,11 @@ class Transition:
     """[B, A]: the base action of `obs`."""
     action: Tensor
     """[B, A]: what the env executed."""
+    residual_scale: float | Tensor | None = None
+    """What the composition scaled `residual_action` by: a number, [A] where it differs between actions, or each world's own, [B, 1] or
+    [B, A], where it is adaptive. None: not told."""
+    next_residual_scale: float | Tensor | None = None
+    """The same for `next_obs`."""
 
 
 @runtime_checkable

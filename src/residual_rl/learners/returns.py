@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -43,3 +45,48 @@ def discounted_sums(reward: Tensor, ended: Tensor, start: Tensor, gamma: float) 
     for t in range(reward.shape[0]):
         last = torch.addcmul(reward[t], decay[t], last, out=sums[t])
     return sums, last * ~ended[-1]
+
+
+class NStepReturns(NamedTuple):
+    """Discounted sums of rewards, and what follows them. S starting points."""
+
+    total: Tensor
+    """[S]: the rewards of the window, each discounted by its distance from the start."""
+    discount: Tensor
+    """[S]: weight of the value of the window's last next observation: gamma to the power of its length, or 0 where nothing follows."""
+    last: Tensor
+    """[S] int64: index in [0, n) of the window's last step."""
+
+
+def n_step_returns(
+    reward: Tensor, terminated: Tensor, truncated: Tensor, available: Tensor, gamma: float, bootstrap_at_done: str = "truncated"
+) -> NStepReturns:
+    """Returns over up to n consecutive steps from each of S starting points; an end of the episode, or of the data, ends the window.
+
+        total = sum over k <= last of gamma^k * reward[k]
+        target = total + discount * value(next observation of step `last`)
+
+    Args:
+        reward: [n, S]; beyond the window's end anything finite.
+        terminated: [n, S] bool.
+        truncated: [n, S] bool.
+        available: [S] int64: how many of the n steps have been collected, 1 or more.
+        gamma: discount per step.
+        bootstrap_at_done: whether the value of an episode's final observation counts: `truncated` where it was cut off and not
+            where it terminated, `always`, or `never`.
+
+    Source: Sutton & Barto, "Reinforcement Learning", 2018, eq. 7.1. Deviation: truncation, which the book does not know.
+    """
+    ended = terminated | truncated
+    alive = torch.ones_like(available, dtype=torch.bool)
+    total, last = torch.zeros_like(reward[0]), torch.zeros_like(available)
+    for k in range(len(reward)):
+        if k > 0:
+            alive = alive & ~ended[k - 1] & (available > k)
+            last = last + alive
+        total = total + (gamma**k) * reward[k] * alive
+    discount = torch.pow(gamma, (last + 1).to(reward.dtype))
+    stops = {"truncated": terminated, "never": ended}.get(bootstrap_at_done)
+    if stops is not None:
+        discount = discount.masked_fill(stops.gather(0, last[None])[0], 0.0)
+    return NStepReturns(total, discount, last)

@@ -1,0 +1,139 @@
+"""Settings that the off-policy learners share, apart from their code so that the command line's help needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from residual_rl.checks import check_fields
+from residual_rl.errors import ConfigError
+from residual_rl.learners.ppo_cfg import Activation
+
+CriticInput = Literal["sum", "res", "concat"]
+ActorInput = Literal["obs", "obs_base_action"]
+BootstrapAtDone = Literal["truncated", "always", "never"]
+WarmupNoise = Literal["correlated", "uniform", "none"]
+
+
+@dataclass(frozen=True)
+class OffPolicyCfg:
+    """Settings of a learner from a replay buffer. Steps are those that the learner acts in, over all worlds."""
+
+    # --- data ---
+    num_steps: int = 1
+    """Steps per env between two updates."""
+    buffer_size: int = 1_000_000
+    """Transitions that are kept; the oldest give way."""
+    batch_size: int = 256
+    """Transitions in a gradient step."""
+    utd: float = 1.0
+    """Updates to data: gradient steps of the critics per step."""
+    demo_share: float = 0.0
+    """Share of each batch that comes from demonstrations; 0.5 is symmetric sampling."""
+
+    # --- returns ---
+    gamma: float = 0.99
+    """Discount per step."""
+    n_step: int = 3
+    """Rewards that are summed before the critics' own estimate follows."""
+    bootstrap_at_done: BootstrapAtDone = "truncated"
+    """After which ends of an episode the value of its final observation counts: of truncated ones, always, or never."""
+    reward_scale: float = 0.2
+    """Factor on rewards."""
+    reward_shift: float = 0.0
+    """Added to each reward before it is scaled."""
+    normalize_targets: bool = False
+    """Critics learn targets in units of their running mean and standard deviation."""
+
+    # --- exploration ---
+    learning_starts: int = 1_000
+    """Steps after which the critics begin to learn."""
+    actor_starts: int = 3_000
+    """Steps after which the actor begins to learn."""
+    warmup_steps: int = 3_000
+    """Steps in which the residual is noise alone, around the base policy."""
+    warmup_noise: WarmupNoise = "correlated"
+    """That noise: Gaussian and correlated in time, uniform in each step, or none, which leaves the base policy alone."""
+    warmup_std: float = 0.5
+    """Standard deviation of the correlated warm-up noise, in units of the residual's bound."""
+    noise_correlation: float = 0.9
+    """Correlation of the exploration noise from one policy step to the next; 0 is white noise."""
+    prog_explore: int = 0
+    """Steps over which the residual comes in: in each world and step it acts with the share of them that is done. 0 acts at once."""
+
+    # --- learning ---
+    critic_learning_rate: float = 5e-4
+    """Step size of Adam for the critics."""
+    actor_learning_rate: float = 3e-4
+    """Step size of Adam for the actor."""
+    actor_every: int = 2
+    """Gradient steps of the critics for each of the actor."""
+    tau: float = 0.005
+    """Share of the critics that the target critics take over in each gradient step."""
+    max_grad_norm: float = 1.0
+    """Gradients of the critics together, and of the actor, are scaled down to this norm."""
+
+    # --- networks ---
+    num_critics: int = 2
+    """Critics in the ensemble."""
+    num_target_critics: int = 2
+    """Critics, drawn anew for each gradient step, whose least value makes the target."""
+    actor_value: Literal["min", "mean"] = "min"
+    """What the actor climbs: the least of the critics' values, or their mean."""
+    hidden_sizes: tuple[int, ...] = (128, 128)
+    """Width of each hidden layer, of actor and critics alike."""
+    activation: Activation = "relu"
+    """Activation between layers."""
+    critic_layer_norm: bool = True
+    """Normalise the hidden layers of the critics."""
+    actor_layer_norm: bool = True
+    """Normalise the hidden layers of the actor."""
+    output_init: float = 0.0
+    """Size of the last layers' weights at the start; above 0 a fresh residual is not exactly zero."""
+    critic_input: CriticInput = "sum"
+    """What the critics judge: the composed action that is executed, the residual action, or base and residual action beside each other."""
+    critic_base_action: bool = True
+    """The critics see the base action as well, whatever they judge."""
+    actor_input: ActorInput = "obs_base_action"
+    """What the actor sees: the observation, or the base action as well."""
+    obs_keys: tuple[str, ...] = ("state",)
+    """Named observations that actor and critics see, joined in this order."""
+    normalize_obs: bool = True
+    """Normalise observations by running statistics, clipped at 10 standard deviations."""
+
+    # --- speed ---
+    compile: bool = False
+    """Compile the losses with torch.compile; meant for a GPU."""
+    cudagraphs: bool = False
+    """Record gradient steps as CUDA graphs; without a GPU they run eagerly."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        at_least_one = ("num_steps", "buffer_size", "batch_size", "n_step", "actor_every", "num_critics", "num_target_critics")
+        for name in at_least_one:
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        for name in ("learning_starts", "actor_starts", "warmup_steps", "prog_explore", "output_init"):
+            require(self, name, getattr(self, name) >= 0, "0 or more")
+        for name in ("utd", "reward_scale", "warmup_std", "critic_learning_rate", "actor_learning_rate", "max_grad_norm"):
+            require(self, name, getattr(self, name) > 0.0, "above 0")
+        require(self, "gamma", 0.0 <= self.gamma <= 1.0, "from 0 to 1")
+        require(self, "tau", 0.0 < self.tau <= 1.0, "above 0 and at most 1")
+        for name in ("noise_correlation", "demo_share"):
+            require(self, name, 0.0 <= getattr(self, name) < 1.0, "at least 0 and below 1")
+        require(self, "num_target_critics", self.num_target_critics <= self.num_critics, f"at most num_critics ({self.num_critics})")
+        require(self, "hidden_sizes", all(size >= 1 for size in self.hidden_sizes), "at least 1 each")
+        if not self.obs_keys or len(set(self.obs_keys)) != len(self.obs_keys):
+            raise ConfigError(f"obs_keys must name at least one observation and none twice, not {self.obs_keys}")
+        if "base_action" in self.obs_keys:
+            raise ConfigError("obs_keys must not name base_action here: actor_input and critic_base_action say who sees it")
+
+    @property
+    def demo_batch_size(self) -> int:
+        """Demonstrated transitions in a batch."""
+        return round(self.demo_share * self.batch_size)
+
+
+def require(cfg: Any, name: str, holds: bool, what: str) -> None:
+    """Raise `ConfigError` where a setting is not `what` it must be."""
+    if not holds:
+        raise ConfigError(f"{name} must be {what}, not {getattr(cfg, name)}")

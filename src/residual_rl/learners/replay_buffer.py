@@ -1,0 +1,176 @@
+"""What off-policy learners learn from: a ring of transitions, on the learner's device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from residual_rl.errors import CheckpointError, ConfigError
+from residual_rl.learners.returns import n_step_returns
+from residual_rl.types import State
+
+SEGMENT_ROWS = 1024
+"""Time rows of a segment."""
+
+
+class Sample(NamedTuple):
+    """Transitions [S, …] with their n-step returns; what `next_` names is of the last step of each window."""
+
+    obs: Tensor
+    base_action: Tensor
+    residual_action: Tensor
+    action: Tensor
+    scale: Tensor
+    total: Tensor
+    """[S]: discounted sum of the window's rewards."""
+    discount: Tensor
+    """[S]: weight of the value of the next observation."""
+    next_obs: Tensor
+    next_base_action: Tensor
+    next_scale: Tensor
+
+
+class ReplayBuffer:
+    """The last steps of all worlds: each row is one step of B worlds, so that a world's next step lies in the next row.
+
+    Rows are grouped into segments of `SEGMENT_ROWS`: segment i holds the rows that were written i-th of all, and once it is full it never
+    changes; only whole segments' room is reused. A state names them one by one, so that each can be written to disk once.
+
+    Args:
+        capacity: transitions to keep; rounded down to whole segments.
+        num_envs: B.
+        obs_dim: size of the observation vector.
+        action_dim: A.
+        device: where the transitions are, and are sampled.
+
+    Raises `ConfigError` where they do not fit in memory.
+    """
+
+    def __init__(self, capacity: int, num_envs: int, obs_dim: int, action_dim: int, device: torch.device):
+        self.num_envs, self.device = num_envs, device
+        rows = capacity // num_envs
+        if rows < 1:
+            raise ConfigError(f"buffer_size must be at least num_envs ({num_envs}), not {capacity}")
+        self.segment_rows = min(SEGMENT_ROWS, rows)
+        self.num_rows = rows // self.segment_rows * self.segment_rows
+        self.num_written = 0
+        """Rows written so far, those included that gave way."""
+        acted = ("base_action", "next_base_action", "residual_action", "action", "scale", "next_scale")
+        vectors = {"obs": obs_dim, "next_obs": obs_dim} | dict.fromkeys(acted, action_dim)
+        _check_memory(self.num_rows * num_envs * (4 * sum(vectors.values()) + 6), capacity, device)
+        self._columns = {name: torch.zeros(self.num_rows, num_envs, size, device=device) for name, size in vectors.items()}
+        self._columns["reward"] = torch.zeros(self.num_rows, num_envs, device=device)
+        for name in ("terminated", "truncated"):
+            self._columns[name] = torch.zeros(self.num_rows, num_envs, dtype=torch.bool, device=device)
+        self._flat = {name: column.flatten(0, 1) for name, column in self._columns.items()}
+
+    @property
+    def filled_rows(self) -> int:
+        """Rows that can be sampled."""
+        return min(self.num_written, self.num_rows)
+
+    def __len__(self) -> int:
+        """Transitions that can be sampled."""
+        return self.filled_rows * self.num_envs
+
+    def row_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each column in one world's step."""
+        return {name: tuple(column.shape[2:]) for name, column in self._columns.items()}
+
+    def add(self, row: Mapping[str, Tensor]) -> None:
+        """Write one step of all worlds: each column's name with its values [B, …]."""
+        at = self.num_written % self.num_rows
+        for name, column in self._columns.items():
+            column[at].copy_(row[name])
+        self.num_written += 1
+
+    def newest(self, name: str, rows: int) -> Tensor:
+        """The last `rows` rows of a column, oldest first: [rows, B, …]."""
+        at = torch.arange(self.num_written - rows, self.num_written, device=self.device) % self.num_rows
+        return self._columns[name][at]
+
+    def sample(self, count: int, n_step: int, gamma: float, bootstrap_at_done: str, generator: torch.Generator) -> Sample:
+        """`count` transitions, drawn uniformly with replacement.
+
+        A window of n steps ends early where the episode does, and at the newest row: what has not been collected yet is bootstrapped.
+        """
+        start = torch.randint(len(self), (count,), generator=generator, device=self.device)
+        return self.gather(start, n_step, gamma, bootstrap_at_done)
+
+    def gather(self, start: Tensor, n_step: int, gamma: float, bootstrap_at_done: str) -> Sample:
+        """The transitions `start` [S], each `row · B + world` in the ring."""
+        row, world = start // self.num_envs, start % self.num_envs
+        available = (self.num_written - 1 - row) % self.num_rows + 1
+        ahead = torch.arange(n_step, device=self.device)[:, None]
+        window = (row + ahead) % self.num_rows * self.num_envs + world  # [n, S]
+        flat = self._flat
+        reward, terminated, truncated = (flat[name][window] for name in ("reward", "terminated", "truncated"))
+        total, discount, last = n_step_returns(reward, terminated, truncated, available, gamma, bootstrap_at_done)
+        end = window.gather(0, last[None])[0]
+        now = {name: flat[name][start] for name in ("obs", "base_action", "residual_action", "action", "scale")}
+        then = {name: flat[name][end] for name in ("next_obs", "next_base_action", "next_scale")}
+        return Sample(**now, total=total, discount=discount, **then)
+
+    # State
+
+    def segments(self) -> range:
+        """Numbers of the segments that have rows in the ring, oldest first; all but the last are complete."""
+        oldest = self.num_written - self.filled_rows
+        return range(oldest // self.segment_rows, -(-self.num_written // self.segment_rows))
+
+    def segment(self, number: int) -> State:
+        """Copies of the rows of a segment that are still in the ring, and the number of the first of them."""
+        begin = max(number * self.segment_rows, self.num_written - self.filled_rows)
+        end = min((number + 1) * self.segment_rows, self.num_written)
+        place = slice(begin % self.num_rows, begin % self.num_rows + end - begin)  # a segment never wraps around the ring's end
+        return {"first_row": begin, "columns": {name: column[place].clone() for name, column in self._columns.items()}}
+
+    def state_dict(self) -> State:
+        """What can be sampled, by segment."""
+        segments = {f"{i:06d}": self.segment(i) for i in self.segments()}
+        return {"num_rows": self.num_rows, "num_written": self.num_written, "segments": segments}
+
+    def load_state_dict(self, state: State) -> None:
+        """Take back what `state_dict` gave; segments may hold rows that have given way since.
+
+        Raises `CheckpointError` where it does not fit.
+        """
+        if state["num_rows"] != self.num_rows:
+            raise CheckpointError(f"the replay buffer has {state['num_rows']} rows, buffer_size and num_envs make it {self.num_rows}")
+        for key in sorted(state["segments"]):
+            segment = state["segments"][key]
+            columns, begin = segment["columns"], segment["first_row"]
+            if columns.keys() != self._columns.keys():
+                raise CheckpointError(f"the replay buffer's columns differ: {sorted(columns.keys() ^ self._columns.keys())}")
+            for name, column in self._columns.items():
+                rows = columns[name]
+                place = slice(begin % self.num_rows, begin % self.num_rows + len(rows))
+                if rows.shape[1:] != column.shape[1:]:
+                    shapes = f"{list(rows.shape[1:])}, the settings make it {list(column.shape[1:])}"
+                    raise CheckpointError(f"the replay buffer's {name} has rows of shape {shapes}")
+                column[place].copy_(rows)
+        self.num_written = state["num_written"]
+
+
+def _check_memory(needed: int, capacity: int, device: torch.device) -> None:
+    """Raise `ConfigError` where `needed` bytes are not there."""
+    available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
+    if available is not None and needed > available:
+        gib = 2**30
+        raise ConfigError(
+            f"buffer_size {capacity:,} needs {needed / gib:.1f} GiB, {device} has {available / gib:.1f} GiB left: "
+            f"choose {int(0.8 * capacity * available / needed):,} or less"
+        )
+
+
+def _free_memory() -> int | None:
+    """Bytes of memory that a process can still have, where Linux tells."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            entries = dict(line.split(":", 1) for line in file)
+        return 1024 * int(entries["MemAvailable"].split()[0])
+    except (FileNotFoundError, KeyError):
+        return None
