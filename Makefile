@@ -1,4 +1,5 @@
-# `make help` lists what there is. Everything runs in .venv, which `make setup` makes and keeps up to date.
+# `make help` lists what there is. Everything runs in .venv, which `make setup` makes and keeps up to date; but for what needs LeRobot,
+# which has an environment of its own.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -13,17 +14,22 @@ export PYTHON PIP_ARGS DEMO_TRAIN DEMO_EVAL
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up-in
+LEROBOT_VENV := .venv-lerobot
+LEROBOT_STAMP := $(LEROBOT_VENV)/.set-up-in
 
-# A .venv that was copied from another checkout, or whose Python is gone, is not up to date whatever its age.
+# An environment that was copied from another checkout, or whose Python is gone, is not up to date whatever its age.
 ifneq ($(shell $(BIN)/python -c "print(open('$(STAMP)').read().strip())" 2>/dev/null),$(CURDIR))
 $(STAMP): FORCE
 endif
+ifneq ($(shell $(LEROBOT_VENV)/bin/python -c "print(open('$(LEROBOT_STAMP)').read().strip())" 2>/dev/null),$(CURDIR))
+$(LEROBOT_STAMP): FORCE
+endif
 
-.PHONY: help setup opengl constraints demo test test-fast lint format typecheck bench wheel clean FORCE
+.PHONY: help setup setup-lerobot opengl constraints demo test test-fast test-lerobot lint format typecheck bench wheel clean FORCE
 FORCE:
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 	@echo
 	@echo '  PYTHON=python3.12       the Python that .venv is made with (3.11 or newer)'
 	@echo '  PIP_ARGS=...            for pip, e.g. an --extra-index-url with CPU builds of torch (without CUDA: much smaller)'
@@ -33,6 +39,10 @@ help: ## this list
 setup: $(STAMP) ## make .venv and install everything; does nothing when it is up to date
 $(STAMP): pyproject.toml constraints.txt scripts/setup.sh scripts/opengl.py
 	@scripts/setup.sh
+
+setup-lerobot: $(LEROBOT_STAMP) ## make .venv-lerobot, with LeRobot; does nothing when it is up to date
+$(LEROBOT_STAMP): pyproject.toml constraints-lerobot.txt scripts/setup_lerobot.sh scripts/torchvision_operators.py
+	@scripts/setup_lerobot.sh
 
 opengl: setup ## look again for an OpenGL library (videos and cameras need one)
 	@$(BIN)/python scripts/opengl.py
@@ -45,9 +55,13 @@ demo: setup ## train a residual on the SO-101 task, evaluate it beside its base,
 
 test: setup lint typecheck ## lint, type check, all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(MAKE) --no-print-directory test-lerobot
 
 test-fast: setup ## the tests that take under two minutes together
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-lerobot: setup-lerobot ## the tests that need LeRobot, in .venv-lerobot, without a network
+	HF_HUB_OFFLINE=1 $(LEROBOT_VENV)/bin/python -m pytest tests/with_lerobot
 
 lint: setup ## ruff: rules and format
 	$(BIN)/ruff check
@@ -66,6 +80,6 @@ bench: setup ## steps per second, beside raw MuJoCo and Stable-Baselines3
 wheel: setup ## build a wheel into dist/ and try it in a fresh environment
 	$(BIN)/python scripts/check_wheel.py dist
 
-clean: ## remove .venv, builds and caches; runs/ stays
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove all environments, builds and caches; runs/ stays
+	rm -rf $(VENV) $(LEROBOT_VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

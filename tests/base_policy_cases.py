@@ -13,7 +13,7 @@ CASES = {
     "gr00t": "remote_case:make_case_gr00t",
     "hybrid": "model_case:make_case_hybrid",
     "il": "il_case:make_case",
-    "lerobot": "lerobot.lerobot_case:make_case",
+    "lerobot": "with_lerobot.lerobot_case:make_case",
     "model": "model_case:make_case_model",
     "openpi": "remote_case:make_case_openpi",
 }

@@ -63,12 +63,18 @@ class Counting(BasePolicy):
         self.counts[: len(mask)] = self.counts[: len(mask)].masked_fill(mask, 0.0)
 
 
-def served_policy(policy: BasePolicy | str, env: VecEnv) -> BasePolicyExecutor:
-    """A registered policy by its id, or `policy`, in an executor for `env`."""
-    return make_base_policy(policy, None, env) if isinstance(policy, str) else BasePolicyExecutor(policy, env)
+Served = BasePolicy | str | tuple[str, Any]
+"""A policy, the id of a registered one, or that and its settings."""
 
 
-def open_one(policy: BasePolicy | str, protocol: Any, sessions: int = 16, **options: Any) -> Server:
+def served_policy(policy: Served, env: VecEnv) -> BasePolicyExecutor:
+    """What is to be served, in an executor for `env`."""
+    if isinstance(policy, BasePolicy):
+        return BasePolicyExecutor(policy, env)
+    return make_base_policy(policy, None, env) if isinstance(policy, str) else make_base_policy(*policy, env)
+
+
+def open_one(policy: Served, protocol: Any, sessions: int = 16, **options: Any) -> Server:
     """A bound server of ours, of so101-paper. Options: `port`, `token`, `idle`, `units`, `keys`, and settings of the task."""
     port, token, idle = options.pop("port", 0), options.pop("token", None), options.pop("idle", 600.0)
     units = options.pop("units", "normalized" if protocol == "openpi" else "hardware")
@@ -83,7 +89,7 @@ def port_of(address: str) -> int:
 
 
 @contextlib.contextmanager
-def serving(policy: BasePolicy | str, protocol: Any, **options: Any) -> Iterator[int]:
+def serving(policy: Served, protocol: Any, **options: Any) -> Iterator[int]:
     """A running server of ours; gives its port."""
     with BackgroundServer(open_one(policy, protocol, **options)) as server:
         yield port_of(server.address)

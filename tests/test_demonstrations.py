@@ -367,7 +367,8 @@ def test_what_there_is_so_far_is_published_as_long_as_that_is_cheap(tmp_path: Pa
         for seed in range(40):
             writer.add(a_demo(seed))
             published.append(writer.published)
-            assert len(read(tmp_path / "x.h5")) == writer.published
+            with Demonstrations(tmp_path / "x.h5") as there:
+                assert len(there) == writer.published
             assert len(json.loads((tmp_path / "x.json").read_text())["episodes"]) == writer.published
     assert published[0] == 1  # the first one at once
     assert published[1:10] == [1] * 9

@@ -49,13 +49,13 @@ def observation(generator: torch.Generator, num_envs: int = 4) -> dict[str, Tens
     return {name: torch.rand(num_envs, *shape, generator=generator) * 2.0 - 1.0 for name, shape in OBS_SPACE.items()}
 
 
-def random_step(generator: torch.Generator, action: Tensor, obs: dict[str, Tensor]) -> Told:
+def random_step(generator: torch.Generator, action: Tensor, obs: dict[str, Tensor]) -> Transition:
     """What follows `action`, at random."""
     terminated, truncated = torch.rand(2, len(action), generator=generator) < 0.1
     executed = compose(obs["base_action"], action, SCALE)
     next_obs = observation(generator, len(action))
     reward = torch.randn(len(action), generator=generator)
-    return Told(obs, action, reward, terminated, truncated, next_obs, obs["base_action"], executed)
+    return told(Transition(obs, action, reward, terminated, truncated, next_obs, obs["base_action"], executed))
 
 
 def fake_steps(learner: OffPolicyLearner, generator: torch.Generator, steps: int) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+import il_case
 from remote_case import BackgroundServer, Counting, Waving, connect, open_one, port_of, served_policy, serving
 from residual_rl.base_policies.model import ModelCfg
 from residual_rl.build import make_base_policy, make_vec_env
@@ -50,7 +51,7 @@ def worlds(*numbers: int) -> torch.Tensor:
 @protocols
 @pytest.mark.parametrize("policy", POLICIES)
 def test_it_acts_as_in_this_process(protocol: str, policy: str, env: VecEnv) -> None:
-    """openpi gives the same bits; GR00T's joint positions in degrees, float32, the same to rounding."""
+    """Bit for bit."""
     with serving(POLICIES[policy](), protocol) as port:
         remote, local = connect(protocol, port, env), served_policy(POLICIES[policy](), env)
         obs, _ = env.reset(seed=5)
@@ -60,15 +61,25 @@ def test_it_acts_as_in_this_process(protocol: str, policy: str, env: VecEnv) -> 
                 remote.reset(ended)
                 local.reset(ended)
             asked = None if step % 4 else worlds(0, 2, 3)
-            action, expected = remote.act(obs, asked), local.act(obs, asked)
-            if protocol == "openpi":
-                assert torch.equal(action, expected)
-            else:
-                np.testing.assert_allclose(action, expected, atol=1e-5)
+            expected = local.act(obs, asked)
+            assert torch.equal(remote.act(obs, asked), expected)
             obs, *_ = env.step(expected)
 
 
-@pytest.mark.parametrize("protocol", ["gr00t", "openpi"])
+@protocols
+def test_a_flow_policy_makes_the_same_of_the_same_noise(protocol: str, env: VecEnv, tmp_path: Path) -> None:
+    """Its noise depends on every bit of what it observes: observations must arrive as they were sent."""
+    cfg = il_case.make_case(tmp_path)
+    with serving(("il", cfg), protocol) as port:
+        remote, local = connect(protocol, port, env), make_base_policy("il", cfg, env)
+        obs, _ = env.reset(seed=5)
+        for _ in range(14):
+            expected = local.act(obs)
+            assert torch.equal(remote.act(obs), expected)
+            obs, *_ = env.step(expected)
+
+
+@protocols
 def test_what_it_is_unsure_of_comes_along(protocol: str, env: VecEnv) -> None:
     obs, _ = env.reset(seed=5)
     with serving(Waving(unsure=True), protocol) as port:
@@ -86,10 +97,25 @@ def test_absolute_targets(protocol: str) -> None:
     env = make_vec_env("so101-paper", NUM_ENVS, num_threads=1, control_mode="joint_target")
     obs, _ = env.reset(seed=5)
     with serving(Waving(), protocol, control_mode="joint_target") as port:
-        np.testing.assert_allclose(connect(protocol, port, env).act(obs), served_policy(Waving(), env).act(obs), atol=1e-6)
+        assert torch.equal(connect(protocol, port, env).act(obs), served_policy(Waving(), env).act(obs))
     with serving("zero", protocol, control_mode="joint_target") as port:
         assert connect(protocol, port, env).policy.inputs == {}
-        assert not connect(protocol, port, env).act(obs).abs().max() > 1e-6
+        assert not connect(protocol, port, env).act(obs).any()
+
+
+@pytest.mark.parametrize("protocol", ["gr00t", "gr00t-n15"])
+def test_joint_positions_mean_the_same_in_both_control_modes(protocol: str, env: VecEnv) -> None:
+    """A policy whose actions are changes commands an env whose actions are targets: by joint positions, to rounding in degrees."""
+    absolute = make_vec_env("so101-paper", NUM_ENVS, num_threads=1, control_mode="joint_target")
+    obs, _ = env.reset(seed=5)
+    with serving(Waving(), protocol) as port:
+        remote, local = connect(protocol, port, absolute), served_policy(Waving(), env)
+        for _ in range(12):
+            expected = local.act(obs)
+            targets = absolute.actions_to_targets(remote.act(obs)[:, None], obs)
+            now = env.actions_to_targets(expected[:, None], obs)
+            np.testing.assert_allclose(targets, now, atol=2e-7)
+            obs, *_ = env.step(expected)
 
 
 def test_actions_in_the_robots_units_over_openpi(env: VecEnv) -> None:
@@ -116,7 +142,7 @@ def test_images(protocol: str) -> None:
     policy = Looking(chunk_size=1, num_action_steps=1)
     with serving(policy, protocol, obs_mode="rgb+state", image_size=(12, 16), keys={"top": "images/front"}) as port:
         expected = served_policy(policy, env).act(obs)
-        np.testing.assert_allclose(connect(protocol, port, env).act(obs), expected, atol=0 if protocol == "openpi" else 1e-5)
+        assert torch.equal(connect(protocol, port, env).act(obs), expected)
 
 
 @pytest.mark.parametrize("protocol", ["gr00t", "openpi"])
@@ -133,7 +159,7 @@ def test_a_trained_run_is_served_with_its_base(protocol: str, run: Path, env: Ve
         for _ in range(20):
             action, expected, of_base = remote.act(obs), local.act(obs), base.act(obs)
             assert not torch.equal(expected, of_base)
-            np.testing.assert_allclose(action, expected, atol=0 if protocol == "openpi" else 1e-5)
+            assert torch.equal(action, expected)
             obs, *_ = env.step(expected)
 
 
@@ -301,8 +327,7 @@ def test_a_run_knows_its_task(run: Path, fails: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("protocol", ["gr00t", "openpi"])
+@pytest.mark.parametrize(("protocol", "number", "code"), [("gr00t", signal.SIGINT, 130), ("openpi", signal.SIGTERM, 143)])
 def test_it_says_what_it_serves_and_ends_by_a_signal(protocol: str, number: int, code: int, env: VecEnv) -> None:
     command = [str(Path(sys.executable).parent / "residual-rl"), "serve", "jacobian", "--task", "so101-paper", "--protocol", protocol]
     command += ["--port", "0", "--base.drag-gain", "0.4", "--max-sessions", "8"]
@@ -320,7 +345,7 @@ def test_it_says_what_it_serves_and_ends_by_a_signal(protocol: str, number: int,
     port = port_of(address[1])
     obs, _ = env.reset(seed=5)
     local = make_base_policy("jacobian", None, env)
-    np.testing.assert_allclose(connect(protocol, port, env).act(obs), local.act(obs), atol=1e-5)
+    assert torch.equal(connect(protocol, port, env).act(obs), local.act(obs))
     process.send_signal(number)
     _, error = process.communicate(timeout=20)
     assert (process.returncode, error.strip()) == (code, "Stopped.")

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from residual_rl.base_policies.remote import (
+    ACTIONS,
     HANDSHAKE,
+    UNCERTAINTY,
     ArmJoints,
     Handshake,
     conversion_inputs,
@@ -132,6 +134,8 @@ class Gr00tPolicy(BasePolicy):
             raise ConfigError(f"{error}; set the server's token as RESIDUAL_RL_TOKEN or --base.api-token") from error
         config = _modalities(told, self._link.server)
         self._handshake = Handshake.from_wire(told[HANDSHAKE], self._link.server) if HANDSHAKE in config else None
+        self._exact = self._handshake is not None and self._handshake.acts_as(env)
+        """Whether the server's own actions can be taken: joint positions are rounded, and end at a joint's limit."""
         self._language_key = cfg.language_key or LANGUAGE_KEY
         if self._handshake is not None:
             self._sources = self._sources_for_ours(self._handshake)
@@ -226,17 +230,16 @@ class Gr00tPolicy(BasePolicy):
         sent: dict[str, dict[str, NDArray[Any]]] = {"video": {}, "state": {}}
         for source in self._sources:
             sent[source.modality][source.key] = self._values(source, obs)
+        ask = self._ask_flat if self.cfg.layout == "n1.5" else self._ask_nested
+        arm, gripper, told = ask(sent, worlds.tolist())
         now = {name: value[:, -1] for name, value in obs.items()} if self.num_obs_steps > 1 else obs
-        uncertainty = None
-        if self.cfg.layout == "n1.5":
-            arm, gripper = self._ask_flat(sent, worlds.tolist())
+        if ACTIONS in told:
+            actions = told[ACTIONS]
         else:
-            arm, gripper, uncertainty = self._ask_nested(sent, worlds.tolist())
-        if self.cfg.action_mode == "relative":
-            arm = arm + self._joints.to_server(now["joint_position"].cpu())[0][:, None]
-        targets = self._joints.from_server(arm, gripper).to(self._env.device)
-        actions = self._env.targets_to_actions(targets, now)
-        return actions if uncertainty is None else Plan(actions, uncertainty)
+            if self.cfg.action_mode == "relative":
+                arm = arm + self._joints.to_server(now["joint_position"].cpu())[0][:, None]
+            actions = self._env.targets_to_actions(self._joints.from_server(arm, gripper).to(self._env.device), now)
+        return Plan(actions, told[UNCERTAINTY]) if UNCERTAINTY in told else actions
 
     def _values(self, source: Source, obs: Obs) -> NDArray[Any]:
         """What is sent of a source [b, T, …]."""
@@ -248,26 +251,35 @@ class Gr00tPolicy(BasePolicy):
         array: NDArray[Any] = value.cpu().numpy()
         return array.astype(np.float32) if source.modality == "state" else array
 
-    def _ask_nested(self, sent: Mapping[str, Mapping[str, Any]], worlds: list[int]) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _ask_nested(self, sent: Mapping[str, Mapping[str, Any]], worlds: list[int]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         language = {self._language_key: [[self.cfg.task_description]] * len(worlds)}
-        data = {"observation": {**sent, "language": language}, "options": {"worlds": worlds}}
-        reply = self._link.ask("get_action", data)
+        options = {"worlds": worlds} | ({ACTIONS: True} if self._exact else {})
+        reply = self._link.ask("get_action", {"observation": {**sent, "language": language}, "options": options})
         if not isinstance(reply, list) or len(reply) != 2 or not all(isinstance(part, dict) for part in reply):
             raise BasePolicyError(f"{self._link.server} gave a {type(reply).__name__}; expected a list of two dicts: actions and info")
-        arm, gripper = self._parts(reply[0], "", (len(worlds),))
-        uncertainty = None
-        if self._handshake is not None and "uncertainty" in reply[1]:
-            uncertainty = numbers(reply[1]["uncertainty"], "uncertainty", [(len(worlds), self.chunk_size)], self._link.server)
-        return arm, gripper, uncertainty
+        return *self._parts(reply[0], "", (len(worlds),)), self._told(reply[1], (len(worlds),))
 
-    def _ask_flat(self, sent: Mapping[str, Mapping[str, Any]], worlds: list[int]) -> tuple[Tensor, Tensor]:
+    def _ask_flat(self, sent: Mapping[str, Mapping[str, Any]], worlds: list[int]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         requests = {}
         for row, world in enumerate(worlds):
             request: dict[str, Any] = {f"{modality}.{key}": v[row] for modality, values in sent.items() for key, v in values.items()}
+            request |= {ACTIONS: True} if self._exact else {}
             requests[world] = {**request, self._language_key: [self.cfg.task_description]}
         replies = self._link.ask_all("get_action", requests)
         parts = [self._parts(replies[world], "action.", ()) for world in worlds]
-        return torch.stack([arm for arm, _ in parts]), torch.stack([gripper for _, gripper in parts])
+        told = [self._told(replies[world], ()) for world in worlds]
+        both = {name: torch.stack([values[name] for values in told]) for name in (ACTIONS, UNCERTAINTY) if all(name in t for t in told)}
+        return torch.stack([arm for arm, _ in parts]), torch.stack([gripper for _, gripper in parts]), both
+
+    def _told(self, reply: Mapping[str, Any], batch: tuple[int, ...]) -> dict[str, Tensor]:
+        """What a server of ours tells besides joint positions: the actions [*batch, K, A], and how unsure it is of them [*batch, K]."""
+        if not self._exact:
+            return {}
+        steps, server = (*batch, self.chunk_size), self._link.server
+        told = {ACTIONS: numbers(reply.get(ACTIONS), ACTIONS, [(*steps, len(self._env.action_size))], server)}
+        if UNCERTAINTY in reply:
+            told[UNCERTAINTY] = numbers(reply[UNCERTAINTY], UNCERTAINTY, [steps], server)
+        return told
 
     def _parts(self, action: Any, prefix: str, batch: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """The arm's [*batch, K, arm] and the gripper's part [*batch, K, 1] of a reply; the arm's key may hold both."""

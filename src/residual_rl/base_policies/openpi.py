@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -118,11 +117,10 @@ class OpenPiPolicy(BasePolicy):
             raise ConfigError(f"observation is for servers that do not tell; {server} is residual-rl serve: leave it out")
         if cfg.action_units not in (None, told.action_units):
             raise ConfigError(f"{server} gives {told.action_units} actions, not {cfg.action_units} ones")
-        sizes = self._env.action_size.tolist()
-        same = len(sizes) == len(told.action_size) and np.allclose(sizes, told.action_size, rtol=1e-6, atol=0.0)
-        if told.action_units == "normalized" and not same:
+        if told.action_units == "normalized" and not told.acts_as(self._env):
+            mine = self._env.action_size.tolist()
             raise ConfigError(
-                f"an action of 1 means {list(told.action_size)} to {server} (task {told.task!r}), and {sizes} to this env: "
+                f"an action of 1 means {list(told.action_size)} to {server} (task {told.task!r}), and {mine} to this env: "
                 f"use the same task settings (such as --control-mode) for both"
             )
         self._keys = {served.key: name for name, served in told.inputs.items()}

@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 HANDSHAKE = "residual_rl"
 """Under this name a server of ours tells its handshake."""
+ACTIONS, UNCERTAINTY = "residual_rl.actions", "residual_rl.uncertainty"
+"""Under these names it tells, besides joint positions, the actions that they were made of, to clients that ask for the first."""
 TOKEN_VARIABLE = "RESIDUAL_RL_TOKEN"
 GRIPPER = "gripper"
 """What a robot's software calls the joint that is told apart from the arm's."""
@@ -239,6 +241,11 @@ class Handshake:
         if not 1 <= sizes[0] <= sizes[1] <= _MOST_STEPS or not 1 <= sizes[2] <= _MOST_STEPS:
             raise BasePolicyError(f"{server} sent a handshake with the impossible num_action_steps, chunk_size, num_obs_steps {sizes}")
         return told
+
+    def acts_as(self, env: VecEnv) -> bool:
+        """Whether normalised actions mean the same to both."""
+        mine = env.action_size.tolist()
+        return len(mine) == len(self.action_size) and np.allclose(mine, self.action_size, rtol=1e-6, atol=0.0)
 
     def check(self, env: VecEnv, protocol: str, server: str) -> None:
         """Raise `ConfigError` where the server speaks another protocol, or needs what `env` does not observe."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.client
+import socket
+import struct
 import urllib.parse
 import weakref
 from collections.abc import Callable, Mapping
@@ -17,7 +19,7 @@ from residual_rl.serving.wire import MAX_MESSAGE_BYTES, WireError, one_line, pac
 T = TypeVar("T")
 
 _CLOSE_TIMEOUT = 0.5
-"""How long a closing connection waits for the server's consent [s]."""
+"""How long an end may take [s]."""
 _TOO_LARGE = 1009
 """The code that a websocket is closed with for the size of a message."""
 
@@ -60,7 +62,7 @@ class WebsocketLink:
             try:
                 messages[world] = pack(request, "openpi")
             except WireError as error:
-                raise BasePolicyError(f"the request to {self.server} {error}") from error
+                raise BasePolicyError(f"the request to {self.server} {error}: use smaller images, or fewer worlds") from error
         replies: dict[int, Any] = {}
         keep_asking(lambda: self._attempt({w: m for w, m in messages.items() if w not in replies}, replies), self.server, self._reconnect)
         return replies
@@ -116,6 +118,8 @@ class WebsocketLink:
         except self._errors.InvalidHandshake as error:
             raise ServerGone(f"no websocket there ({one_line(error)})") from error
         self._connections[world] = (connection, calls)
+        seconds, fraction = divmod(self._timeout, 1)
+        connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(1e6 * fraction)))
         try:
             first = self._guarded(lambda: connection.recv(timeout=self._timeout))
             if isinstance(first, str):
@@ -160,7 +164,14 @@ class WebsocketLink:
 
 
 def _hang_up(call: tuple[Any, contextlib.ExitStack]) -> None:
+    """End a connection without waiting for the server's consent: there may be many, of a server that hangs.
+
+    It is reset, so that a server that is still sending to it is told at once, and not when the kernel has tried for a minute.
+    """
     with contextlib.suppress(Exception):  # it is of no use any more, whatever its end is
+        call[0].socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        call[0].socket.shutdown(socket.SHUT_RDWR)
+    with contextlib.suppress(Exception):
         call[1].close()
 
 

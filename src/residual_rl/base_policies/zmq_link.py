@@ -79,7 +79,7 @@ class ZmqLink:
         try:
             return pack(self._sign(endpoint, number, data), self.encoding)
         except WireError as error:
-            raise BasePolicyError(f"the request to {self.server} {error}") from error
+            raise BasePolicyError(f"the request to {self.server} {error}: use smaller images, or fewer worlds") from error
 
     def _read(self, reply: bytes, endpoint: str) -> Any:
         if reply == b"ERROR":  # what the first of these servers sent

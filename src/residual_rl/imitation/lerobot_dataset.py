@@ -14,6 +14,7 @@ beside LeRobot's, `meta/residual_rl.json`, tells the task, and the seed and draw
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from torch import Tensor
 from residual_rl.base_policies.remote import conversion_inputs
 from residual_rl.checks import check_fields
 from residual_rl.envs.vec_env import VecEnv
-from residual_rl.errors import ConfigError, MissingDependencyError
+from residual_rl.errors import ConfigError
 from residual_rl.files import write_json
 from residual_rl.hardware import HardwareUnits
 from residual_rl.imitation.demonstrations import Array, Demo, Demonstrations
@@ -121,32 +122,39 @@ def export(demos: Demonstrations, out: Path, cfg: ExportCfg, on_progress: Callab
         text = cfg.task_description or TASKS.get(demos.task_id).summary
         side: list[dict[str, Any]] = []
         with replacing_folder(out) as folder, quiet():
-            dataset = _create(cfg.repo_id or f"local/{out.name}", fps, features, folder)
-            for i, demo in enumerate(demos):
-                for frame in _frames(demo, env, hardware, features, cfg.actions):
-                    dataset.add_frame({**frame, "task": text})
-                dataset.save_episode()
-                side.append(_side_entry(demo))
-                on_progress(i + 1)
-            dataset.finalize()
+            with contextlib.closing(_Writer(cfg.repo_id or f"local/{out.name}", fps, features, folder)) as writer:
+                for i, demo in enumerate(demos):
+                    writer.add(_frames(demo, env, hardware, features, cfg.actions), text)
+                    side.append(_side_entry(demo))
+                    on_progress(i + 1)
             write_json(folder / SIDE_FILE, _side(demos, cfg.actions, side))
         return Exported(len(demos), sum(entry["frames"] for entry in side), fps)
     finally:
         env.close()
 
 
-def _create(repo_id: str, fps: int, features: dict[str, Any], folder: Path) -> Any:
-    import datasets
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+class _Writer:
+    """LeRobot's own writer. It has to be closed, whatever happens: otherwise it writes what is left when it is forgotten."""
 
-    datasets.disable_progress_bars()
-    video = any(feature["dtype"] == "video" for feature in features.values())
-    try:
-        return LeRobotDataset.create(
+    def __init__(self, repo_id: str, fps: int, features: dict[str, Any], folder: Path):
+        import datasets
+        from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+        datasets.disable_progress_bars()
+        video = any(feature["dtype"] == "video" for feature in features.values())
+        self._dataset = LeRobotDataset.create(
             repo_id=repo_id, fps=fps, features=features, root=folder, use_videos=video, video_backend=video_backend()
         )
-    except ImportError as error:
-        raise MissingDependencyError(f"{error.name}, which LeRobot needs to write a dataset,", f"pip install {error.name}") from error
+
+    def add(self, frames: list[dict[str, Array]], text: str) -> None:
+        """Write an episode."""
+        for frame in frames:
+            self._dataset.add_frame({**frame, "task": text})
+        self._dataset.save_episode()
+
+    def close(self) -> None:
+        """Finish the files."""
+        self._dataset.finalize()
 
 
 def _fps(demos: Demonstrations, asked: int | None) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from residual_rl.base_policies.gr00t import LANGUAGE_KEY, Gr00tCfg
-from residual_rl.base_policies.remote import HANDSHAKE, ArmJoints
+from residual_rl.base_policies.remote import ACTIONS, HANDSHAKE, UNCERTAINTY, ArmJoints
 from residual_rl.errors import ConfigError, MissingDependencyError, ResidualRLError
 from residual_rl.serving.service import Answer, PolicyService, RequestError, numeric
 from residual_rl.serving.wire import MAX_MESSAGE_BYTES, Encoding, WireError, modality_config, one_line, pack, unpack
@@ -30,6 +30,8 @@ JOINTS = "joint_position"
 """The observation that robots send as the arm's and the gripper's joints, in their own units."""
 _TICK = 0.2
 """How often an idle server looks whether it is to end [s]."""
+_LULL, _ACTIVE = 0.001, 1.0
+"""As many requests as there were clients within the last second are waited for, until nothing came for a millisecond [s]."""
 _log = logging.getLogger(__name__)
 
 
@@ -50,6 +52,8 @@ class Ask:
     encoding: Encoding
     worlds: list[int]
     obs: Obs
+    exact: bool
+    """Whether the actions are wanted too that the joint positions are made of."""
 
 
 class Gr00tServer:
@@ -107,7 +111,9 @@ class Gr00tServer:
     def _serve_waiting(self) -> None:
         """Answer the requests that have come. Plans that do not touch the same worlds are made together."""
         asks: list[Ask] = []
-        while self._socket.poll(0) and len(asks) < self._service.env.num_envs:
+        recently = time.monotonic() - _ACTIVE
+        active = sum(session.last_used > recently for session in self._sessions.values())
+        while self._socket.poll(round(1000 * _LULL) if len(asks) < active else 0) and len(asks) < self._service.env.num_envs:
             *envelope, message = self._socket.recv_multipart()
             encoding: Encoding = "npy"
             try:
@@ -122,11 +128,11 @@ class Gr00tServer:
                     asks = []
                     self._reply(envelope, self._do(endpoint, request, envelope), encoding)
                     continue
-                worlds, obs = self._read_observation(request, envelope)
-                if any(set(worlds) & set(ask.worlds) for ask in asks):
+                ask = self._read(request, envelope, encoding)
+                if any(set(ask.worlds) & set(other.worlds) for other in asks):
                     self._answer(asks)
                     asks = []
-                asks.append(Ask(envelope, encoding, worlds, obs))
+                asks.append(ask)
             except (RequestError, WireError) as error:
                 self._refuse(envelope, error, encoding)
             except Exception as error:  # noqa: BLE001 (whatever a client sends, the others are served)
@@ -211,8 +217,8 @@ class Gr00tServer:
 
     # --- observations and actions -------------------------------------------------------------------------------------
 
-    def _read_observation(self, request: Mapping[str, Any], envelope: list[bytes]) -> tuple[list[int], Obs]:
-        """The worlds of a request for actions, and their observation."""
+    def _read(self, request: Mapping[str, Any], envelope: list[bytes], encoding: Encoding) -> Ask:
+        """A request for actions."""
         data = request.get("data")
         if not isinstance(data, dict):
             raise RequestError(f"data is a dict, not a {type(data).__name__}")
@@ -227,8 +233,10 @@ class Gr00tServer:
         sizes = {len(value) for value in obs.values()}
         if len(sizes) > 1:
             raise RequestError(f"the batch has {' and '.join(map(str, sorted(sizes)))} worlds: all observations must have the same")
-        rows = _worlds({} if self._flat else _options(data), next(iter(sizes), None))
-        return self._worlds_of(request, envelope, [0] if rows is None else rows), obs
+        options = {} if self._flat else _options(data)
+        rows = _worlds(options, next(iter(sizes), None))
+        worlds = self._worlds_of(request, envelope, [0] if rows is None else rows)
+        return Ask(envelope, encoding, worlds, obs, exact=(data if self._flat else options).get(ACTIONS) is True)
 
     def _collect(self, sent: Mapping[str, Any]) -> Obs:
         """What the policy needs of what was `sent` by `video.*` and `state.*`; refuses where something is missing."""
@@ -273,14 +281,17 @@ class Gr00tServer:
         first = 0
         for ask in asks:
             rows = slice(first, first := first + len(ask.worlds))
-            self._reply(ask.envelope, self._actions(answer.rows(rows)), ask.encoding)
+            self._reply(ask.envelope, self._actions(answer.rows(rows), ask.exact), ask.encoding)
 
-    def _actions(self, answer: Answer) -> Any:
-        arm, gripper = (part.float().numpy() for part in self._joints.to_server(answer.actions))
+    def _actions(self, answer: Answer, exact: bool) -> Any:
+        assert answer.targets is not None
+        arm, gripper = (part.float().numpy() for part in self._joints.to_server(answer.targets))
         parts = dict(zip(self._action_keys(), (arm, gripper), strict=False))
+        more = {ACTIONS: answer.actions, UNCERTAINTY: answer.uncertainty} if exact else {}
+        info = {name: value.numpy() for name, value in more.items() if value is not None}
         if self._flat:
-            return {f"action.{key}": part[0] for key, part in parts.items()}
-        return [parts, {} if answer.uncertainty is None else {"uncertainty": answer.uncertainty.numpy()}]
+            return {f"action.{key}": part[0] for key, part in parts.items()} | {name: value[0] for name, value in info.items()}
+        return [parts, info]
 
     def _refuse(self, envelope: list[bytes], error: ResidualRLError, encoding: Encoding) -> None:
         _log.warning("refused a request: %s", one_line(error))

@@ -158,8 +158,8 @@ class OpenPiServer:
 
     def _actions(self, answer: Answer, took: float) -> bytes:
         actions = answer.actions
-        if self._service.joints is not None:
-            actions = self._service.joints.hardware.to_hardware(actions).float()
+        if self._service.joints is not None and answer.targets is not None:
+            actions = self._service.joints.hardware.to_hardware(answer.targets).float()
         reply: dict[str, Any] = {"actions": actions[0].numpy(), "server_timing": {"infer_ms": 1000 * took}}
         if answer.uncertainty is not None:
             reply["uncertainty"] = answer.uncertainty[0].numpy()

@@ -35,13 +35,16 @@ class Answer:
     """What a client gets for its worlds."""
 
     actions: Tensor
-    """[b, K, A] in [-1, 1], or joint angles [b, K, J] in [rad], as the service says."""
+    """[b, K, A] in [-1, 1]"""
+    targets: Tensor | None
+    """[b, K, J] in [rad], where clients get joint positions."""
     uncertainty: Tensor | None
     """[b, K]"""
 
     def rows(self, rows: slice) -> Answer:
         """The answer for some of the worlds."""
-        return Answer(self.actions[rows], None if self.uncertainty is None else self.uncertainty[rows])
+        targets, uncertainty = (None if value is None else value[rows] for value in (self.targets, self.uncertainty))
+        return Answer(self.actions[rows], targets, uncertainty)
 
 
 class PolicyService:
@@ -152,10 +155,11 @@ class PolicyService:
             if tuple(actions.shape) != expected or not torch.isfinite(actions).all():
                 raise ValueError(f"it gave {tuple(actions.shape)}, or numbers that are not finite; expected finite {expected}")
             actions = actions.float().clamp(-1.0, 1.0)  # as the executor clips it
+            targets = None
             if self.joints is not None:
                 now = {name: value[:, -1] for name, value in obs.items()} if self.handshake.num_obs_steps > 1 else obs
-                actions = self.env.actions_to_targets(actions, now)
-        return Answer(actions.cpu(), None if uncertainty is None else uncertainty.float().cpu())
+                targets = self.env.actions_to_targets(actions, now).cpu()
+        return Answer(actions.cpu(), targets, None if uncertainty is None else uncertainty.float().cpu())
 
 
 def numeric(value: Any, called: str, dtype: str) -> NDArray[Any]:

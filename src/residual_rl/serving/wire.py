@@ -9,6 +9,7 @@ All three are read wherever they come. Only plain numbers are: no objects, no st
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -28,7 +29,7 @@ _MODALITY = ("__ModalityConfig_class__", "__ModalityConfig__")
 """Marks the description of a modality; servers that mark it in the second way write arrays as `nd`."""
 _CONTENT = ("as_json", "as_dict")
 _MAX_HEADER = 10_000
-"""Characters of a .npy header; NumPy's own limit."""
+"""Bytes of a .npy file up to its data; NumPy's own limit."""
 
 
 class WireError(ResidualRLError):
@@ -183,7 +184,16 @@ def _from_npy(file: Any) -> NDArray[Any]:
     """The array of a .npy file, read by its header: NumPy's own reader would make room for whatever size a header claims."""
     if not isinstance(file, bytes):
         raise WireError(f"an array whose data is a {type(file).__name__}, not bytes")
-    stream = io.BytesIO(file)
+    start = 12 if file[6:7] > b"\x01" else 10  # of the header: version 1 tells its length in two bytes, later ones in four
+    end = start + int.from_bytes(file[8:start], "little")
+    shape, fortran, dtype = _npy_header(file[:end]) if end <= _MAX_HEADER else _npy_header(b"")
+    return _from_bytes(file[end:], dtype.str, shape, "F" if fortran else "C")
+
+
+@functools.lru_cache(maxsize=256)
+def _npy_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and dtype that the head of a .npy file tells. Reading one takes long, and a robot sends the same ones all the time."""
+    stream = io.BytesIO(head)
     try:
         version = np.lib.format.read_magic(stream)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
@@ -191,7 +201,7 @@ def _from_npy(file: Any) -> NDArray[Any]:
     except Exception as error:  # NumPy's reader has no error of its own: it may be any that Python's tokenizer has
         raise WireError(f"an array whose .npy header cannot be read ({_reason(error)})") from error
     _check_dtype(dtype)
-    return _from_bytes(stream.read(), dtype.str, shape, "F" if fortran else "C")
+    return shape, fortran, dtype
 
 
 def one_line(text: object, limit: int = 300) -> str:
