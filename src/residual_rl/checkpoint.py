@@ -27,7 +27,7 @@ from residual_rl.files import make_folder, remove_leftovers, write_atomically, w
 from residual_rl.types import State
 
 Kind = Literal["checkpoint", "policy", "model", "dump"]
-"""`checkpoint`: all that resuming needs; `policy`: what a residual needs to act; `model`: an imitation policy; `dump`: what led to a failure."""
+"""`checkpoint`: all that resuming needs; `policy`: a trained residual; `model`: an imitation policy; `dump`: what led to a failure."""
 FORMAT_VERSION = 1
 MIGRATIONS: dict[int, Callable[[State, Kind], State]] = {}
 """From a format version to what makes its state one of the next version."""

@@ -197,7 +197,8 @@ class ProgressBar:
         speed = (step - before) / (now - then) if now > then else 0.0
         rate = "  –  " if success is None else f"{100 * success:5.1f}%"
         left = clock_time((self.total - step) / speed) if speed > 0 else "–"
-        self._text = f"{step:,}/{self.total:,} {self.unit}  {speed:,.0f} {self.unit}/s  success {rate}  {note + '  ' if note else ''}ETA {left}"
+        note = f"{note}  " if note else ""
+        self._text = f"{step:,}/{self.total:,} {self.unit}  {speed:,.0f} {self.unit}/s  success {rate}  {note}ETA {left}"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=self._text)
         elif now - self._last_line >= self.every:
