@@ -240,7 +240,11 @@ def test_messages_have_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("value", [np.array([None]), np.array(["a"]), np.zeros(1, "<c8"), object(), {1, 2}, 1 << 70], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [np.array([None]), np.array(["a"]), np.zeros(1, "<c8"), object(), {1, 2}, 1 << 70],
+    ids=["objects", "text", "complex", "object", "set", "huge"],
+)
 def test_what_cannot_be_written_is_named(encoding: Any, value: Any) -> None:
     with pytest.raises(WireError):
         pack({"a": value}, encoding)
