@@ -52,6 +52,7 @@ def main() -> None:
         for base in options.residual:
             _residual(options, base)
     result = _aggregate(options)
+    make_folder(options.output)
     write_json(options.output / "imitation-bases.json", result)
     Console().print(_table(result))
 
@@ -110,7 +111,8 @@ def _aggregate(options: argparse.Namespace) -> dict[str, Any]:
             continue
         success = json.loads(figures.read_text())["policies"]["base"]["success_once"]
         summary = json.loads((options.runs / base / "training_summary.json").read_text())
-        row = {"success_once": {key: success[key] for key in ("mean", "interval", "n")}, "training": summary}
+        git = json.loads((options.runs / base / "versions.json").read_text())["git"]
+        row = {"success_once": {key: success[key] for key in ("mean", "interval", "n")}, "training": summary, "git": git}
         residual = options.output / f"{TASK}-{base}.json"
         if residual.exists():
             row["residual"] = json.loads(residual.read_text())["success_once"]["residual"]
