@@ -47,7 +47,7 @@ from tiny_runs import Fails
         ("train so101-paper --device gpu0", "device 'gpu0' cannot be used on this machine"),
         ("train so101-paper --device meta", "device 'meta' cannot be used on this machine"),
         ("train so101-paper --sim-device cuda", "MuJoCo steps on the CPU alone: the device of the worlds must be cpu, not 'cuda'"),
-        ("train so101-paper --learner pppo", "unknown learner 'pppo'; did you mean 'ppo'?; known: ppo"),
+        ("train so101-paper --learner pppo", "unknown learner 'pppo'; did you mean 'ppo'?; known: policy-decorator, ppo, sac, td3"),
         ("train --num-envs 8 so101-paper", "train needs a task id: put it first, residual-rl train TASK [options]"),
         ("train", "train needs a task id: put it first"),
         ("train --resume", "--resume needs a run folder: residual-rl train --resume RUN"),

@@ -119,7 +119,8 @@ class WebsocketLink:
             raise ServerGone(f"no websocket there ({one_line(error)})") from error
         self._connections[world] = (connection, calls)
         seconds, fraction = divmod(self._timeout, 1)
-        connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(1e6 * fraction)))
+        with contextlib.suppress(OSError):  # closed by the server already: what it said before is read below
+            connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(1e6 * fraction)))
         try:
             first = self._guarded(lambda: connection.recv(timeout=self._timeout))
             if isinstance(first, str):

@@ -40,9 +40,13 @@ _OF_ALGO: dict[str, dict[str, Any]] = {
     "bc": {"num_obs_steps": 1, "chunk_size": 1, "num_action_steps": 1, "learning_rate": 1e-3},
     "diffusion": {"sampling_steps": 10},
     "flow": {"sampling_steps": 2},
-    "act": {"num_obs_steps": 1, "chunk_size": 16, "learning_rate": 1e-5},
+    "act": {"num_obs_steps": 1, "chunk_size": 16},
 }
-_OF_BOTH: dict[tuple[str, str], dict[str, Any]] = {("bc", "cpu"): {"total_steps": 20_000}}
+_OF_BOTH: dict[tuple[str, str], dict[str, Any]] = {
+    ("bc", "cpu"): {"total_steps": 20_000},
+    ("act", "full"): {"learning_rate": 1e-4},
+    ("act", "cpu"): {"batch_size": 64, "total_steps": 6_000},
+}
 
 
 @dataclass(frozen=True)
