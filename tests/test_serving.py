@@ -309,7 +309,7 @@ def test_other_machines_need_a_token(fails: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["jacobian"], "which task? residual-rl serve jacobian --task TASK; there are so101-paper"),
+        (["jacobian"], "which task? residual-rl serve jacobian --task TASK; there are "),
         (
             ["jacobin", "--task", "so101-paper"],
             "jacobin is neither a run folder nor a base policy: unknown base policy 'jacobin'; did you mean 'jacobian'",

@@ -1,0 +1,94 @@
+"""What asking a base policy over loopback costs, beside asking it in the process: medians per env step, as a table and JSON.
+
+    python benchmarks/remote_base.py
+
+serves `jacobian` with each protocol in turn and asks both at the same observations, for 1 world and for 32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from residual_rl.base_policies.executor import BasePolicyExecutor
+from residual_rl.base_policies.gr00t import Gr00tCfg
+from residual_rl.base_policies.openpi import OpenPiCfg
+from residual_rl.build import make_base_policy, make_vec_env
+from residual_rl.files import write_json
+from residual_rl.run_folder import git_state, machine
+from residual_rl.types import Obs
+
+PROTOCOLS = ("gr00t", "gr00t-n15", "openpi")
+TASK, POLICY = "so101-paper", "jacobian"
+
+
+def main() -> None:
+    """Parse, measure, print and save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/remote-base.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = [row for protocol in PROTOCOLS for row in _measure(protocol, options.steps)]
+    write_json(options.output, {"task": TASK, "policy": POLICY, "git": git_state()[0], "machine": machine(), "rows": rows})
+    table = Table(
+        "protocol", "worlds", "remote [ms]", "in process [ms]", title="one env step's base actions, medians", title_justify="left"
+    )
+    for row in rows:
+        table.add_row(row["protocol"], str(row["worlds"]), f"{row['remote_ms']:.2f}", f"{row['local_ms']:.2f}")
+    Console().print(table)
+
+
+def _measure(protocol: str, steps: int) -> list[dict[str, Any]]:
+    serve = [sys.executable, "-m", "residual_rl.cli.main", "serve", POLICY, "--task", TASK, "--protocol", protocol, "--port", "0"]
+    server = subprocess.Popen(serve, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        found = None
+        while found is None:  # the line that tells the port that was free
+            found = re.search(r":(\d+), protocol", server.stdout.readline())
+        return [_row(protocol, int(found[1]), worlds, steps) for worlds in (1, 32)]
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _row(protocol: str, port: int, worlds: int, steps: int) -> dict[str, Any]:
+    env = make_vec_env(TASK, worlds, num_threads=1)
+    local = make_base_policy(POLICY, None, env)
+    if protocol == "openpi":
+        remote = make_base_policy("openpi", OpenPiCfg(port=port), env)
+    else:
+        remote = make_base_policy("gr00t", Gr00tCfg(port=port, layout="n1.5" if protocol == "gr00t-n15" else "n1.6"), env)
+    obs, _ = env.reset(seed=1)
+    times: dict[str, list[float]] = {"remote": [], "local": []}
+    for _ in range(steps):
+        there, took = _timed(remote, obs)
+        times["remote"].append(took)
+        here, took = _timed(local, obs)
+        times["local"].append(took)
+        assert (there - here).abs().max() < 1e-4
+        obs, _, terminated, truncated, _ = env.step(here)
+        for policy in (remote, local):
+            policy.reset(terminated | truncated)
+    return {"protocol": protocol, "worlds": worlds} | {f"{name}_ms": 1e3 * statistics.median(values) for name, values in times.items()}
+
+
+def _timed(policy: BasePolicyExecutor, obs: Obs) -> tuple[torch.Tensor, float]:
+    start = time.perf_counter()
+    action = policy.act(obs)
+    return action, time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
