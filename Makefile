@@ -1,5 +1,5 @@
-# `make help` lists what there is. Everything runs in .venv, which `make setup` makes and keeps up to date; but for what needs LeRobot,
-# which has an environment of its own.
+# `make help` lists what there is. Everything runs in .venv, which `make setup` makes and keeps up to date; but for what needs LeRobot
+# or ManiSkill, which have environments of their own.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -16,6 +16,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up-in
 LEROBOT_VENV := .venv-lerobot
 LEROBOT_STAMP := $(LEROBOT_VENV)/.set-up-in
+MANISKILL_VENV := .venv-maniskill
+MANISKILL_STAMP := $(MANISKILL_VENV)/.set-up-in
 
 # An environment that was copied from another checkout, or whose Python is gone, is not up to date whatever its age.
 ifneq ($(shell $(BIN)/python -c "print(open('$(STAMP)').read().strip())" 2>/dev/null),$(CURDIR))
@@ -24,8 +26,11 @@ endif
 ifneq ($(shell $(LEROBOT_VENV)/bin/python -c "print(open('$(LEROBOT_STAMP)').read().strip())" 2>/dev/null),$(CURDIR))
 $(LEROBOT_STAMP): FORCE
 endif
+ifneq ($(shell $(MANISKILL_VENV)/bin/python -c "print(open('$(MANISKILL_STAMP)').read().strip())" 2>/dev/null),$(CURDIR))
+$(MANISKILL_STAMP): FORCE
+endif
 
-.PHONY: help setup setup-lerobot opengl constraints demo test test-fast test-lerobot lint format typecheck bench wheel clean FORCE
+.PHONY: help setup setup-lerobot setup-maniskill opengl vulkan constraints demo test test-fast test-lerobot test-maniskill lint format typecheck bench wheel clean FORCE
 FORCE:
 
 help: ## this list
@@ -44,8 +49,15 @@ setup-lerobot: $(LEROBOT_STAMP) ## make .venv-lerobot, with LeRobot; does nothin
 $(LEROBOT_STAMP): pyproject.toml constraints-lerobot.txt scripts/setup_lerobot.sh scripts/torchvision_operators.py
 	@scripts/setup_lerobot.sh
 
+setup-maniskill: $(MANISKILL_STAMP) ## make .venv-maniskill, with ManiSkill; does nothing when it is up to date
+$(MANISKILL_STAMP): pyproject.toml constraints-maniskill.txt scripts/setup_maniskill.sh scripts/vulkan.py
+	@scripts/setup_maniskill.sh
+
 opengl: setup ## look again for an OpenGL library (videos and cameras need one)
 	@$(BIN)/python scripts/opengl.py
+
+vulkan: setup-maniskill ## look again for a Vulkan driver (ManiSkill's cameras and videos need one)
+	@$(MANISKILL_VENV)/bin/python -W ignore scripts/vulkan.py
 
 constraints: ## write constraints.txt anew, with today's newest versions
 	@scripts/constraints.sh
@@ -62,6 +74,9 @@ test-fast: setup ## the tests that take under two minutes together
 
 test-lerobot: setup-lerobot ## the tests that need LeRobot, in .venv-lerobot, without a network
 	HF_HUB_OFFLINE=1 $(LEROBOT_VENV)/bin/python -m pytest tests/with_lerobot
+
+test-maniskill: setup-maniskill ## the tests that need ManiSkill, in .venv-maniskill
+	$(MANISKILL_VENV)/bin/python -m pytest tests/maniskill
 
 lint: setup ## ruff: rules and format
 	$(BIN)/ruff check
@@ -81,5 +96,5 @@ wheel: setup ## build a wheel into dist/ and try it in a fresh environment
 	$(BIN)/python scripts/check_wheel.py dist
 
 clean: ## remove all environments, builds and caches; runs/ stays
-	rm -rf $(VENV) $(LEROBOT_VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LEROBOT_VENV) $(MANISKILL_VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,63 @@
+"""What a vec_env and its worker processes share: named arrays of all worlds, in memory that vanishes with the processes."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from residual_rl.envs.maniskill.settings import Array, Facts
+
+_ALIGNMENT = 64
+"""Bytes; a cache line, and more than any dtype needs."""
+
+
+def layout(facts: Facts) -> dict[str, Array]:
+    """The arrays of one world: its action and command, what a step gives, and the observation, under `obs/…` and `metrics/…`."""
+    arrays = {
+        "action": Array((len(facts.action_size),), "float32"),
+        "go": Array((), "bool"),
+        "seed": Array((), "int64"),
+        "reward": Array((), "float32"),
+        "success": Array((), "bool"),
+        "fail": Array((), "bool"),
+        "state": Array((facts.state_size,), "float64"),
+    }
+    arrays |= {f"metrics/{name}": Array((), "float32") for name in facts.metrics}
+    return arrays | {f"obs/{name}": array for name, array in facts.observations.items()}
+
+
+class SharedArrays:
+    """Tensors [B, …] by name, on the memory behind a file descriptor.
+
+    Args:
+        fd: from `os.memfd_create`.
+        arrays: of one world.
+        num_envs: B.
+    """
+
+    def __init__(self, fd: int, arrays: Mapping[str, Array], num_envs: int):
+        places, size = {}, 0
+        for name, array in arrays.items():
+            dtype = getattr(torch, array.dtype)
+            count = num_envs * math.prod(array.shape)
+            places[name] = (size, dtype, count, (num_envs, *array.shape))
+            size += -(-count * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+        os.ftruncate(fd, size)
+        memory = mmap.mmap(fd, size)  # the tensors keep it
+        self.tensors: dict[str, Tensor] = {
+            name: torch.frombuffer(memory, dtype=dtype, count=count, offset=offset).view(shape)
+            for name, (offset, dtype, count, shape) in places.items()
+        }
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def group(self, prefix: str) -> dict[str, Tensor]:
+        """Copies of the arrays `prefix/…`, by their own names."""
+        start = f"{prefix}/"
+        return {name.removeprefix(start): value.clone() for name, value in self.tensors.items() if name.startswith(start)}

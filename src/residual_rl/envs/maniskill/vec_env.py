@@ -1,0 +1,284 @@
+"""The vec_env contract on ManiSkill's worlds: ends of episodes, resets, seeds, and resuming."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+from torch import Tensor
+
+from residual_rl.envs.maniskill.settings import Facts
+from residual_rl.envs.maniskill.world import Step
+from residual_rl.envs.vec_env import EpisodeSeeds, VecEnv
+from residual_rl.errors import ConfigError, NonFiniteError
+from residual_rl.seeding import splitmix64
+from residual_rl.types import Obs, State, check_finite
+
+_SEEDS = 1 << 31
+"""ManiSkill seeds NumPy's older generators, which take no more than 32 bits."""
+_log = logging.getLogger(__name__)
+
+Painter = Callable[[Tensor, tuple[int, int], str | None], NDArray[np.uint8]]
+"""Draws what `Worlds.states` gave, [N, S], as images [N, H, W, 3] of a size, from a camera or from where the task is seen best."""
+
+
+class Worlds(Protocol):
+    """B ManiSkill worlds: `World` on a GPU, `WorkerWorlds` on the CPU. Tensors belong to the caller."""
+
+    num_envs: int
+    device: torch.device
+    deterministic: bool
+    remote: bool
+    """Whether other processes step them, which can die."""
+    facts: Facts
+
+    def reset(self, worlds: Tensor, seeds: Tensor) -> None: ...
+
+    def step(self, actions: Tensor, active: Tensor) -> Step: ...
+
+    def observations(self) -> Obs: ...
+
+    def states(self) -> Tensor: ...
+
+    def close(self) -> None: ...
+
+
+def maniskill_seeds(seeds: Tensor) -> Tensor:
+    """What ManiSkill is given for episode `seeds` [n] int64 of 0 or more: themselves where they fit, else 31 bits that depend on them."""
+    return torch.where(seeds < _SEEDS, seeds, splitmix64(seeds, 1)[:, 0] & (_SEEDS - 1))
+
+
+class ManiSkillVecEnv(VecEnv):
+    """B worlds of a ManiSkill task.
+
+    On the CPU an episode is a function of its seed and its actions, and a saved state is just these: loading it plays the episodes that run
+    again, and goes on bit for bit. The GPU simulation promises neither (`deterministic` is false): loading a state begins new episodes.
+
+    With the GPU simulation all tensors are on its device; a step reads two flags from it, whether all is finite and whether an episode
+    ended, and nothing else.
+
+    Args:
+        worlds: what is stepped.
+        max_episode_steps: steps after which an episode is cut off.
+        ignore_terminations: neither success nor failure ends an episode.
+        painter: draws states.
+    """
+
+    def __init__(self, worlds: Worlds, max_episode_steps: int, ignore_terminations: bool, painter: Painter):
+        facts = worlds.facts
+        self._worlds, self._painter = worlds, painter
+        self.remote = worlds.remote
+        self.num_envs, self.device, self.deterministic = worlds.num_envs, worlds.device, worlds.deterministic
+        self.max_episode_steps, self._ignore_terminations = max_episode_steps, ignore_terminations
+        self.control_hz, self.control_mode, self.robot = facts.control_hz, facts.control_mode, facts.robot
+        self.action_size = torch.tensor(facts.action_size, device=self.device)
+        self.action_unit = "m" if "_ee_" in facts.control_mode else "rad"  # of the arm's; the rotations and the gripper have their own
+        boxes: dict[str, spaces.Space[Any]] = {
+            name: spaces.Box(0, 255, array.shape, np.uint8)
+            if array.dtype == "uint8"
+            else spaces.Box(-np.inf, np.inf, array.shape, np.float32)
+            for name, array in facts.observations.items()
+        }
+        self.single_observation_space = spaces.Dict(boxes)
+        self.single_action_space = spaces.Box(-1.0, 1.0, (len(facts.action_size),), np.float32)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.episode_seeds = EpisodeSeeds()
+        zeros = torch.zeros(self.num_envs, device=self.device)
+        self._seed = torch.full((self.num_envs,), -1, dtype=torch.int64, device=self.device)
+        self._length, self._return, self._success_once = zeros.long(), zeros, zeros.bool()
+        self._can_wait = self.device.type == "cpu"
+        self._history: list[tuple[Tensor, Tensor]] = []
+        """The actions [B, A] since the oldest of the running episodes began, and the worlds [B] that executed them; if that is of use."""
+        self._obs: Obs = {}
+        self._is_drawn = False
+
+    # --- the contract -------------------------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, mask: Tensor | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Obs, dict[str, Any]]:
+        if options:
+            raise ConfigError(f"a ManiSkill env takes no option at reset; got {', '.join(sorted(options))}")
+        if mask is None:
+            mask = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        elif not self._obs:
+            raise ConfigError("the first reset must be of all worlds: leave out mask")
+        worlds = mask.nonzero().flatten()
+        if seed is None:
+            seeds = self.episode_seeds.draw(len(worlds))
+        elif isinstance(seed, int | np.integer):
+            seeds = seed + worlds.cpu()
+            self.episode_seeds.use_counter(seed + self.num_envs)
+        else:
+            seeds = torch.as_tensor(seed, dtype=torch.int64)
+            if seeds.shape != worlds.shape:
+                raise ConfigError(f"{len(worlds)} world(s) are reset but {len(seeds)} seed(s) were given")
+        self._start_episodes(worlds, seeds.to(self.device))
+        return dict(self._obs), {"seed": self._seed.clone()}
+
+    def step(self, actions: Tensor, mask: Tensor | None = None) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
+        if not self._obs:
+            raise ConfigError("step was called before reset")
+        if actions.shape != self.action_space.shape:
+            raise ConfigError(f"actions must have shape {self.action_space.shape}, not {tuple(actions.shape)}")
+        try:
+            check_finite("action", actions)
+        except NonFiniteError as error:
+            raise self._with_context(error, actions) from None
+        active = self.active
+        if mask is not None:
+            if not self._can_wait:
+                raise ConfigError("ManiSkill's GPU simulation steps all worlds or none: leave out mask")
+            active = active & mask
+        action = actions.clamp(-1.0, 1.0) * active[:, None]  # where worlds cannot stand still, they hold
+        step = self._worlds.step(action, active)
+        reward, success = step.reward * active, step.success & active
+        obs = self._keeping_idle(step.obs)
+
+        length = self._length + active
+        terminated = (success | (step.fail & active)) & (not self._ignore_terminations)
+        truncated = (length >= self.max_episode_steps) & ~terminated
+        ended = terminated | truncated
+        any_ended = self._check(obs, reward, action, ended)
+        if self.deterministic:
+            self._history.append((action, active))
+        self._length = length
+        self._return = self._return + reward
+        self._success_once = self._success_once | success
+        metrics = step.metrics
+        info: dict[str, Any] = {
+            "reward_terms": {"env": reward},
+            "task_metrics": metrics,
+            "final_obs": obs,
+            "_final_obs": ended,
+            "final_info": {
+                "seed": self._seed,
+                "episode_return": self._return,
+                "episode_length": self._length,
+                "success_once": self._success_once,
+                "success_at_end": success,
+                **metrics,
+            },
+            "_final_info": ended,
+        }
+        self._obs = obs
+        if any_ended:
+            if self._is_drawn:
+                info["final_scenes"] = self.scenes()
+            worlds = ended.nonzero().flatten()
+            self._start_episodes(worlds, self.episode_seeds.draw(len(worlds)).to(self.device))
+        return dict(self._obs), reward, terminated, truncated, info
+
+    @property
+    def active(self) -> Tensor:
+        return self._seed >= 0
+
+    def observations(self) -> Obs:
+        return dict(self._obs)
+
+    def world_states(self) -> Obs:
+        return {"maniskill": self._worlds.states()[:, 1:]}
+
+    def scenes(self) -> Tensor:
+        self._is_drawn = True  # from now on those of ending episodes are wanted too
+        return self._worlds.states()
+
+    def render_scenes(self, scenes: Tensor, size: tuple[int, int], camera: str | None = None) -> NDArray[np.uint8]:
+        return self._painter(scenes, size, camera)
+
+    def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002
+        self._worlds.close()
+
+    # --- resuming -----------------------------------------------------------------------------------------------
+
+    _COUNTERS = ("_seed", "_length", "_return", "_success_once")
+
+    def state_dict(self) -> State:
+        actions, executed = self._played()
+        return {
+            "episode_seeds": self.episode_seeds.state_dict(),
+            "counters": {name: getattr(self, name).clone() for name in self._COUNTERS},
+            "obs": {name: value.clone() for name, value in self._obs.items()},
+            "actions": actions,
+            "executed": executed,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        counters = state["counters"]
+        if len(counters["_seed"]) != self.num_envs:
+            raise ConfigError(f"the saved state has {len(counters['_seed'])} worlds, this env {self.num_envs}")
+        self.episode_seeds.load_state_dict(state["episode_seeds"])
+        if not self.deterministic:
+            everything = torch.arange(self.num_envs, device=self.device)
+            self._start_episodes(everything, self.episode_seeds.draw(self.num_envs).to(self.device))
+            return
+        for name in self._COUNTERS:
+            setattr(self, name, counters[name].to(self.device))
+        self._history = list(zip(state["actions"], state["executed"], strict=True))
+        if not state["obs"]:  # saved before the first reset
+            return
+        running = self.active.nonzero().flatten()
+        self._worlds.reset(running, maniskill_seeds(self._seed[running]))
+        for actions, executed in zip(*self._played(), strict=True):
+            self._worlds.step(actions, executed)
+        self._obs = {name: value.to(self.device) for name, value in state["obs"].items()}
+        obs = self._keeping_idle(self._worlds.observations())
+        if any(not torch.equal(value, self._obs[name]) for name, value in obs.items()):
+            _log.warning(
+                "the episodes that ran when the state was saved went otherwise here: another machine, or another release of ManiSkill"
+            )
+        self._obs = obs
+
+    # --- parts --------------------------------------------------------------------------------------------------
+
+    def _start_episodes(self, worlds: Tensor, seeds: Tensor) -> None:
+        begins = seeds >= 0
+        self._worlds.reset(worlds[begins], maniskill_seeds(seeds[begins]))
+        self._seed = self._seed.index_copy(0, worlds, seeds)
+        for name in ("_length", "_return", "_success_once"):
+            setattr(self, name, getattr(self, name).index_fill(0, worlds, 0))
+        if self._history:
+            of_use = self._played()[1].any(1)
+            del self._history[: len(of_use) - int(of_use.sum())]  # what ended is the older part
+        self._obs = self._keeping_idle(self._worlds.observations())
+
+    def _played(self) -> tuple[Tensor, Tensor]:
+        """The actions [T, B, A] of the running episodes, and where [T, B] each was executed in one of them."""
+        if not self._history:
+            return torch.zeros(0, self.num_envs, len(self.action_size)), torch.zeros(0, self.num_envs, dtype=torch.bool)
+        actions, executed = (torch.stack(parts) for parts in zip(*self._history, strict=True))
+        to_the_end = executed.flip(0).cumsum(0).flip(0)
+        return actions, executed & (to_the_end <= self._length)
+
+    def _keeping_idle(self, obs: Obs) -> Obs:
+        """`obs`, where worlds without an episode still see what they saw."""
+        if not self._obs:
+            return obs
+        idle = ~self.active
+        return {name: torch.where(idle.reshape(-1, *[1] * (value.ndim - 1)), self._obs[name], value) for name, value in obs.items()}
+
+    def _check(self, obs: Obs, reward: Tensor, action: Tensor, ended: Tensor) -> bool:
+        """Whether an episode ended, read together with whether all is finite. Raises `NonFiniteError` where it is not."""
+        floats = {"reward": reward[:, None]} | {name: value for name, value in obs.items() if value.is_floating_point()}
+        finite = torch.isfinite(torch.cat([value.flatten(1) for value in floats.values()], 1).sum())
+        any_ended, all_finite = torch.stack([ended.any(), finite]).tolist()
+        if not all_finite:
+            try:
+                for name, value in floats.items():
+                    check_finite(name, value)
+            except NonFiniteError as error:
+                raise self._with_context(error, action) from None
+        return bool(any_ended)
+
+    def _with_context(self, error: NonFiniteError, action: Tensor) -> NonFiniteError:
+        """With what leads to the same again: the episodes, and their actions so far."""
+        actions, executed = self._played()
+        context = {"action": action, "seed": self._seed, "step": self._length, "actions_before": actions, "executed_before": executed}
+        return NonFiniteError(str(error), dump={**error.dump, **context})
