@@ -67,7 +67,7 @@ demo: setup ## train a residual on the SO-101 task, evaluate it beside its base,
 
 test: setup lint typecheck ## lint, type check, all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
-	@$(MAKE) --no-print-directory test-lerobot
+	@$(MAKE) --no-print-directory test-lerobot test-maniskill
 
 test-fast: setup ## the tests that take under two minutes together
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
