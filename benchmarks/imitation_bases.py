@@ -4,7 +4,7 @@
 
 collects the demonstrations, trains and evaluates each base, trains residuals with two seeds on those that are named, and writes
 docs/results/imitation-bases.json. What is there already is taken as it is, and what was interrupted goes on, so that it can be
-spread over time; `--bases` does a part. A base is an algorithm and a number of demonstrations, and `noisy` where those were disturbed
+spread over time and machines: rows of bases whose runs are not here stay; `--bases` does a part. A base is an algorithm and a number of demonstrations, and `noisy` where those were disturbed
 (`demos collect --noise 0.3`). ACT needs LeRobot, which has an environment of its own: name its
 Python with `--lerobot-python .venv-lerobot/bin/python`.
 """
@@ -106,10 +106,14 @@ def _cli(python: str, *arguments: str) -> None:
 
 
 def _aggregate(options: argparse.Namespace) -> dict[str, Any]:
+    before = options.output / "imitation-bases.json"
+    rows: dict[str, Any] = json.loads(before.read_text())["bases"] if before.exists() else {}
     bases = {}
     for base in [f"{algo}-{size}{noisy}" for noisy in ("", "-noisy") for algo in ALGOS for size in SIZES]:
         figures = options.runs / f"{base}.json"
         if not figures.exists():
+            if base in rows:
+                bases[base] = rows[base]
             continue
         success = json.loads(figures.read_text())["policies"]["base"]["success_once"]
         summary = json.loads((options.runs / base / "training_summary.json").read_text())
