@@ -4,9 +4,9 @@
 
 collects the demonstrations, trains and evaluates each base, trains residuals with two seeds on those that are named, and writes
 docs/results/imitation-bases.json. What is there already is taken as it is, and what was interrupted goes on, so that it can be
-spread over time and machines: rows of bases whose runs are not here stay; `--bases` does a part. A base is an algorithm and a number of demonstrations, and `noisy` where those were disturbed
-(`demos collect --noise 0.3`). ACT needs LeRobot, which has an environment of its own: name its
-Python with `--lerobot-python .venv-lerobot/bin/python`.
+spread over time and machines: rows of bases whose runs are not here stay. `--bases` does a part. A base is an algorithm and a number of
+demonstrations, and `noisy` where those were disturbed (`demos collect --noise 0.3`). ACT needs LeRobot, which has an environment of its
+own: name its Python with `--lerobot-python .venv-lerobot/bin/python`.
 """
 
 from __future__ import annotations
