@@ -30,7 +30,7 @@ SIZES = (20, 50, 200)
 TASK = "so101-paper"
 BUDGET = ("--total-steps", "6000", "--batch-size", "128", "--torch-threads", "1")
 """The same for all algorithms; minutes on one core."""
-RESIDUAL = ("--total-timesteps", "300000", "--eval-freq", "8192", "--num-threads", "1", "--num-steps", "128", "--minibatch-size", "512")
+RESIDUAL = ("--total-timesteps", "200000", "--eval-freq", "8192", "--num-threads", "1", "--num-steps", "128", "--minibatch-size", "512")
 RESIDUAL += ("--learning-rate", "3e-4", "--obs-keys", "state", "base_action", "joint_target")
 """The same for all bases. Larger and fewer gradient steps than PPO's defaults, for a policy from demonstrations is easily thrown off its
 course, and with the joints' targets in view, which say how hard the finger presses."""
