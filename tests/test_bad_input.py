@@ -246,12 +246,16 @@ def test_a_model_that_does_not_exist(fails: Fails, run: Path) -> None:
 
 
 def test_an_observation_that_the_policy_needs_and_the_env_has_no_more(fails: Fails, run: Path) -> None:
-    assert "learning from images (top, wrist) is not there yet" in fails("eval", run, "--n-episodes", "1", "--obs-mode", "rgb")
+    message = fails("eval", run, "--n-episodes", "1", "--obs-mode", "rgb")
+    assert message.startswith("there is no `state`, but images (top, wrist): use --obs-mode rgb+state")
 
 
 def test_learning_from_images_alone_names_what_to_use_instead(fails: Fails, tmp_path: Path) -> None:
-    message = fails("train", "so101-paper", *TINY, "--output-dir", tmp_path / "run", "--obs-mode", "rgb")
-    assert message == "learning from images (top, wrist) is not there yet, and there is no `state`: use --obs-mode rgb+state"
+    message = fails("train", "so101-paper", "--learner", "sac", "--output-dir", tmp_path / "run", "--obs-mode", "rgb")
+    assert message == (
+        "there is no `state`, but images (top, wrist): use --obs-mode rgb+state, or name what is to be seen in --obs-keys "
+        "(images are for --learner ppo, which without --obs-keys sees what there is)"
+    )
     assert not (tmp_path / "run").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,12 @@ POLICY_FILE = "policy.safetensors"
 
 
 def export_policy(folder: Path, cfg: TrainCfg, learner: Learner, residual_scale: float, step: int) -> None:
-    """Write the residual policy that `learner` would deploy now, with the settings it was trained with, into `folder`."""
+    """Write the residual policy that `learner` would deploy now, with the settings it was trained with, into `folder`.
+
+    A learner's own `cfg` is taken where it has one: what it sees may follow from its env, and another env may offer more.
+    """
     make_folder(folder)
+    cfg = dataclasses.replace(cfg, learner=getattr(learner, "cfg", cfg.learner))
     state = {"policy": learner.policy_state_dict(), "residual_scale": residual_scale, "step": step, "config": cfg.to_dict()}
     checkpoint.save(folder / POLICY_FILE, state, "policy")
     write_json(folder / "config.json", cfg.to_dict())

@@ -43,7 +43,7 @@ def make(path: Path, trusted: bool, env: VecEnv) -> TrainedPolicy:
         made_of = f"trained on task {cfg.task_id!r} with base policy {cfg.base_policy_id!r}"
         raise ConfigError(f"{file}, {made_of}, does not fit here: {error}") from error
     observed: Any = env.single_observation_space
-    names = getattr(cfg.learner, "obs_keys", (*observed.spaces, "base_action"))  # a learner that does not say may read all
+    names = getattr(cfg.learner, "obs_keys", None) or (*observed.spaces, "base_action")  # a learner that does not say may read all
     shapes = {name: tuple(observed[name].shape) for name in names if name != "base_action"}
     return TrainedPolicy(base, actor, shapes, exported.residual_scale, scale_rule(cfg.residual), env.residual_size)
 

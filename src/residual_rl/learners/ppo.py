@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from residual_rl.errors import CheckpointError
+from residual_rl.learners.augmentation import random_shift
 from residual_rl.learners.compiled import compiled, cuda_graphed
-from residual_rl.learners.networks import MLP, ResidualPolicy, load_module_state, module_state
+from residual_rl.learners.networks import MLP, Perception, ResidualPolicy, default_obs_keys, images_of, load_module_state, module_state
 from residual_rl.learners.noise import CorrelatedNoise, Noise
 from residual_rl.learners.normalizers import RewardScaler
 from residual_rl.learners.optimizer import FlatAdam
@@ -31,13 +34,14 @@ _MINIBATCH_METRICS = ("approx_kl", "clip_fraction", "policy_gradient_loss", "val
 def make_policy(cfg: PPOCfg, obs_space: ObsSpace, action_dim: int, device: torch.device | str = "cpu", seed: int = 0) -> ResidualPolicy:
     """The policy that `cfg` describes, fresh; `networks.load_module_state` gives it the weights of an exported one."""
     return ResidualPolicy(
-        obs_keys=cfg.obs_keys,
+        obs_keys=default_obs_keys(obs_space) if cfg.obs_keys is None else cfg.obs_keys,
         obs_space=obs_space,
         action_dim=action_dim,
         hidden_sizes=cfg.hidden_sizes,
         activation=cfg.activation,
         init_std=cfg.init_std,
         normalize_obs=cfg.normalize_obs,
+        image_features=cfg.image_features,
         generator=torch.Generator().manual_seed(seed),
         device=torch.device(device),
     )
@@ -56,38 +60,59 @@ class PPO:
     - With correlated noise the default likelihood is that of each step's marginal N(mean, std), as in Hollenstein et al., "Colored
       Noise in PPO", AAAI 2024: exact for white noise, an approximation otherwise. `noise_likelihood="conditional"` is exact, for a
       policy that takes the noise before the step as given.
+    - Images are kept as uint8. Policy and critic share the encoder where they see the same observations; else each has its own.
+    - Images are shifted once, when the policy acts on them, and are learned from as they were then, as in Laskin et al., "Reinforcement
+      Learning with Augmented Data", 2020: another shift in each epoch would make the ratio of probabilities one of two observations.
     """
 
     def __init__(self, cfg: PPOCfg, obs_space: ObsSpace, action_dim: int, num_envs: int, device: torch.device | str = "cpu", seed: int = 0):
+        if cfg.obs_keys is None:
+            cfg = dataclasses.replace(cfg, obs_keys=default_obs_keys(obs_space))
         self.cfg, self.num_envs, self.num_steps, self.device = cfg, num_envs, cfg.num_steps, torch.device(device)
         self.num_minibatches, self.minibatch_size = cfg.minibatches(num_envs)
         self.progress = 0.0
 
-        seeds = torch.randint(2**62, (4,), generator=torch.Generator().manual_seed(seed)).tolist()
+        seeder = torch.Generator().manual_seed(seed)
+        seeds = torch.randint(2**62, (4,), generator=seeder).tolist()
         self.policy = make_policy(cfg, obs_space, action_dim, self.device, seeds[0])
-        obs_dim = self.policy.obs_vector.size
-        self.critic = MLP((obs_dim, *cfg.hidden_sizes, 1), cfg.activation, torch.Generator().manual_seed(seeds[1])).to(self.device)
+        generator = torch.Generator().manual_seed(seeds[1])
+        self._critic_sees: Perception = self.policy
+        if cfg.critic_obs_keys not in (None, cfg.obs_keys):
+            settings = cfg.normalize_obs, cfg.image_features, generator, self.device
+            self._critic_sees = Perception(cfg.critic_obs_keys or (), obs_space, *settings)
+        self.critic = MLP((self._critic_sees.num_features, *cfg.hidden_sizes, 1), cfg.activation, generator).to(self.device)
+        self._image_keys = tuple(dict.fromkeys(self.policy.image_keys + self._critic_sees.image_keys))
+        self._shifts = torch.Generator(self.device).manual_seed(int(torch.randint(2**62, (), generator=seeder)))
         self.reward_scaler = RewardScaler(num_envs, cfg.gamma, device=self.device) if cfg.normalize_reward else None
         self.noise = CorrelatedNoise(num_envs, action_dim, cfg.noise_correlation, seeds[2], self.device)
         self._shuffle = torch.Generator(self.device).manual_seed(seeds[3])
         self.policy.log_std.requires_grad_(cfg.final_std is None)
         named = [*self.policy.named_parameters(), *((f"critic.{name}", p) for name, p in self.critic.named_parameters())]
+        if self._critic_sees is not self.policy:
+            named += [(f"critic_sees.{name}", p) for name, p in self._critic_sees.named_parameters()]
         named = [(name, p) for name, p in named if p.requires_grad]
         self.optimizer = FlatAdam(named, cfg.learning_rate, cfg.max_grad_norm)
         self._fast_loss = compiled(self._loss, cfg.compile)
         self._fast_step = cuda_graphed(self._gradient_step, cfg.cudagraphs, self.device, cfg.compile)
 
+        spaces: Any = getattr(obs_space, "spaces", obs_space)
+
         def storage(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(cfg.num_steps, num_envs, *shape, dtype=dtype, device=self.device)
 
-        self._rollout = {"obs": storage(obs_dim), "next_obs": storage(obs_dim)}
+        obs_dim, critic_obs_dim = self.policy.obs_vector.size, self._critic_sees.obs_vector.size
+        self._rollout = {"obs": storage(obs_dim), "next_obs": storage(critic_obs_dim)}  # values alone need the next observation
+        if self._critic_sees is not self.policy:
+            self._rollout["critic_obs"] = storage(critic_obs_dim)
+        for prefix, keys in (("image.", self._image_keys), ("next_image.", self._critic_sees.image_keys)):
+            self._rollout |= {prefix + key: storage(*spaces[key].shape, dtype=torch.uint8) for key in keys}
         self._rollout |= {"raw_action": storage(action_dim), "noise": storage(action_dim)}
         self._rollout |= {"reward": storage(), "terminated": storage(dtype=torch.bool), "ended": storage(dtype=torch.bool)}
         self._conditional = cfg.noise_likelihood == "conditional" and cfg.noise_correlation > 0.0
         if self._conditional:
             self._rollout |= {"noise_shift": storage(action_dim), "noise_spread": storage(1)}
         self._filled = 0
-        self._acted: tuple[Tensor, Noise] | None = None
+        self._acted: tuple[Tensor, Noise, dict[str, Tensor]] | None = None
 
     # Collecting
 
@@ -96,10 +121,14 @@ class PPO:
         """The residual action [B, A] in [-1, 1]; with exploration noise unless `deterministic`, and then to be followed by `observe`."""
         if deterministic:
             return self.policy.act(obs)
-        noise = self.noise.sample()
-        raw = torch.addcmul(self.policy.act(obs), self.policy.log_std.exp(), noise.value)
-        self._acted = raw, noise
+        noise, images = self.noise.sample(), self._shifted(obs, self._image_keys)
+        raw = torch.addcmul(self.policy.mean_of(obs, images), self.policy.log_std.exp(), noise.value)
+        self._acted = raw, noise, images
         return raw.clamp(-1.0, 1.0)
+
+    def _shifted(self, obs: Obs, keys: Sequence[str]) -> dict[str, Tensor]:
+        """The images [B, H, W, C] uint8 of `keys` as the networks see them in training."""
+        return {key: random_shift(image, self.cfg.random_shift, self._shifts) for key, image in images_of(obs, keys, self.device).items()}
 
     @torch.no_grad()
     def observe(self, transition: Transition) -> None:
@@ -108,10 +137,16 @@ class PPO:
             raise RuntimeError("observe() must follow a non-deterministic act()")
         if self._filled == self.num_steps:
             raise RuntimeError(f"the rollout of {self.num_steps} steps is full: call update()")
-        (raw, noise), self._acted = self._acted, None
+        (raw, noise, images), self._acted = self._acted, None
         row = {name: tensor[self._filled] for name, tensor in self._rollout.items()}
         self.policy.obs_vector(transition.obs, self.device, out=row["obs"])
-        self.policy.obs_vector(transition.next_obs, self.device, out=row["next_obs"])
+        self._critic_sees.obs_vector(transition.next_obs, self.device, out=row["next_obs"])
+        if "critic_obs" in row:
+            self._critic_sees.obs_vector(transition.obs, self.device, out=row["critic_obs"])
+        for key, image in images.items():
+            row[f"image.{key}"].copy_(image)
+        for key, image in self._shifted(transition.next_obs, self._critic_sees.image_keys).items():
+            row[f"next_image.{key}"].copy_(image)
         row["raw_action"].copy_(raw)
         row["noise"].copy_(noise.value)
         if self._conditional:
@@ -152,12 +187,16 @@ class PPO:
     def _prepare(self) -> tuple[list[Tensor], Tensor]:
         """Flat [T * B, …] tensors in the order in which `_loss` takes them, and the explained variance of the old values."""
         rollout, shape, clip_range = self._rollout, (self.num_steps, self.num_envs), self.cfg.clip_range
+        sees = self._critic_sees
         if self.policy.normalizer is not None:
             self.policy.normalizer.update(rollout["obs"])
+        if sees is not self.policy and sees.normalizer is not None:
+            sees.normalizer.update(rollout["critic_obs"])
         reward = rollout["reward"] if self.reward_scaler is None else self.reward_scaler(rollout["reward"], rollout["ended"])
         obs = self.policy.normalize(rollout["obs"].flatten(0, 1))
-        next_obs = self.policy.normalize(rollout["next_obs"].flatten(0, 1))
-        value, next_value = (v.view(shape) for v in self.critic(torch.cat([obs, next_obs])).chunk(2))
+        critic_obs = obs if sees is self.policy else sees.normalize(rollout["critic_obs"].flatten(0, 1))
+        next_obs = sees.normalize(rollout["next_obs"].flatten(0, 1))
+        value, next_value = (v.view(shape) for v in self._values(critic_obs, next_obs).chunk(2))
         advantage, target = gae(reward, value, next_value, rollout["terminated"], rollout["ended"], self.cfg.gamma, self.cfg.gae_lambda)
         explained_variance = 1.0 - (target - value).var() / (target.var() + 1e-8)
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
@@ -168,15 +207,34 @@ class PPO:
         given = [rollout["noise_shift"], rollout["noise_spread"]] if self._conditional else []
         old_log_prob = self._log_prob(rollout["noise"], given)
         batch = [rollout["raw_action"], old_log_prob, advantage, low, high, target, *given]
-        return [obs, *(tensor.flatten(0, 1) for tensor in batch)], explained_variance
+        images = [rollout[f"image.{key}"].flatten(0, 1) for key in self._image_keys]
+        others = [] if sees is self.policy else [critic_obs]
+        return [obs, *(tensor.flatten(0, 1) for tensor in batch), *others, *images], explained_variance
+
+    def _values(self, obs: Tensor, next_obs: Tensor) -> Tensor:
+        """The critic's values [2 * T * B, 1] of the observations of the rollout and of the next ones, whose vectors are given.
+
+        With images it takes as many at once as a gradient step does: their features need far more memory than the images.
+        """
+        sees, size = self._critic_sees, self.minibatch_size
+        if sees.encoder is None:
+            return self.critic(torch.cat([obs, next_obs]))
+        values = []
+        for vectors, prefix in ((obs, "image."), (next_obs, "next_image.")):
+            images = {key: self._rollout[prefix + key].flatten(0, 1).split(size) for key in sees.image_keys}
+            for i, piece in enumerate(vectors.split(size)):
+                values.append(self.critic(sees.features(piece, {key: pieces[i] for key, pieces in images.items()})))
+        return torch.cat(values)
 
     def _epoch(self, batch: list[Tensor]) -> Tensor:
         """A gradient step for each minibatch of a new shuffle; returns the sums of their metrics."""
         order = torch.randperm(len(batch[0]), generator=self._shuffle, device=self.device)
-        pieces = [tensor.index_select(0, order).split(self.minibatch_size) for tensor in batch]
+        small, images = batch[: len(batch) - len(self._image_keys)], batch[len(batch) - len(self._image_keys) :]
+        rows = order.split(self.minibatch_size)
+        pieces = [tensor.index_select(0, order).split(self.minibatch_size) for tensor in small]
         sums = torch.zeros(len(_MINIBATCH_METRICS), device=self.device)
         for i in range(self.num_minibatches):
-            sums += self._fast_step(*(piece[i] for piece in pieces))
+            sums += self._fast_step(*(piece[i] for piece in pieces), *(image.index_select(0, rows[i]) for image in images))
             if self.device.type == "cpu":
                 self.optimizer.check()
         return sums
@@ -191,13 +249,19 @@ class PPO:
 
     def _loss(self, *minibatch: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of a minibatch, as `_prepare` orders it, and its metrics in the order of `_MINIBATCH_METRICS`."""
-        obs, raw_action, old_log_prob, advantage, low, high, target, *given = minibatch
+        obs, raw_action, old_log_prob, advantage, low, high, target, *rest = minibatch
+        num_given = 2 if self._conditional else 0
+        given, rest = rest[:num_given], rest[num_given:]
+        images = dict(zip(self._image_keys, rest[len(rest) - len(self._image_keys) :], strict=True))
+        features = critic_features = self.policy.features(obs, images)
+        if self._critic_sees is not self.policy:
+            critic_features = self._critic_sees.features(rest[0], images)
         log_std = self.policy.log_std
-        noise = (raw_action - self.policy.mean(obs)) * (-log_std).exp()
+        noise = (raw_action - self.policy.mean(features)) * (-log_std).exp()
         log_ratio = self._log_prob(noise, given) - old_log_prob
         ratio = log_ratio.exp()
         policy_loss = -torch.dot(advantage, ratio.clamp(low, high)) / len(advantage)
-        value_loss = F.mse_loss(self.critic(obs).squeeze(-1), target)
+        value_loss = F.mse_loss(self.critic(critic_features).squeeze(-1), target)
         entropy_loss = -log_std.sum() - len(log_std) * _HALF_LOG_2PI_E
         loss = policy_loss + self.cfg.value_coef * value_loss
         if self.cfg.entropy_coef > 0.0:
@@ -232,13 +296,19 @@ class PPO:
 
     def state_dict(self) -> State:
         """All that makes the following steps the same, an unfinished rollout included. Not between `act` and `observe`."""
+        critic = module_state(self.critic)
+        if self._critic_sees is not self.policy:
+            critic |= {f"sees.{name}": tensor for name, tensor in module_state(self._critic_sees).items()}
+        generators = {"noise": self.noise.generator.get_state(), "shuffle": self._shuffle.get_state()}
+        if self._image_keys:
+            generators["shifts"] = self._shifts.get_state()
         return {
             "policy": self.policy_state_dict(),
-            "critic": module_state(self.critic),
+            "critic": critic,
             "optimizer": self.optimizer.state_dict(),
             "reward_scaler": module_state(self.reward_scaler) if self.reward_scaler is not None else {},
             "noise": module_state(self.noise),
-            "generators": {"noise": self.noise.generator.get_state(), "shuffle": self._shuffle.get_state()},
+            "generators": generators,
             "progress": self.progress,
             "rollout": {name: tensor[: self._filled].clone() for name, tensor in self._rollout.items()} if self._filled else {},
         }
@@ -254,11 +324,16 @@ class PPO:
         if self.reward_scaler is not None:
             load_module_state(self.reward_scaler, state["reward_scaler"], "the reward scaler")
         self.load_policy_state_dict(state["policy"])
-        load_module_state(self.critic, state["critic"], "the critic")
+        sees = {name.removeprefix("sees."): tensor for name, tensor in state["critic"].items() if name.startswith("sees.")}
+        if sees or self._critic_sees is not self.policy:
+            load_module_state(self._critic_sees, sees, "what the critic sees")
+        load_module_state(self.critic, {name: t for name, t in state["critic"].items() if not name.startswith("sees.")}, "the critic")
         self.optimizer.load_state_dict(state["optimizer"])
         self.noise.generator.set_state(state["generators"]["noise"].cpu())
         self._shuffle.set_state(state["generators"]["shuffle"].cpu())
         self.set_progress(state["progress"])
-        self._filled, self._acted = len(state["rollout"].get("obs", ())), None
+        if self._image_keys:
+            self._shifts.set_state(state["generators"]["shifts"].cpu())
+        self._filled, self._acted = len(state["rollout"].get("reward", ())), None
         for name, tensor in state["rollout"].items():
             self._rollout[name][: self._filled].copy_(tensor)

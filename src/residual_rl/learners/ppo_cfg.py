@@ -54,8 +54,15 @@ class PPOCfg:
     """Normalise observations by running statistics, clipped at 10 standard deviations."""
     normalize_reward: bool = True
     """Scale rewards by the running standard deviation of the discounted return."""
-    obs_keys: tuple[str, ...] = ("state", "base_action")
-    """Named observations that the policy and the critic see, joined in this order."""
+    obs_keys: tuple[str, ...] | None = None
+    """Named observations that the policy sees, cameras among them. None: `state`, `base_action` and all cameras; where an env has cameras
+    and no `state`, what the robot knows of itself in its place."""
+    critic_obs_keys: tuple[str, ...] | None = None
+    """Named observations that the critic sees, such as a `state` that the policy must do without. None: those of the policy."""
+    image_features: int = 256
+    """Features that an image encoder gives; cameras of the same size share one."""
+    random_shift: int = 0
+    """Most pixels by which images are shifted at random while the policy explores; 0 leaves them as they are."""
     noise_correlation: float = 0.0
     """Correlation of the exploration noise from one policy step to the next; 0 is white noise."""
     noise_likelihood: NoiseLikelihood = "marginal"
@@ -87,8 +94,14 @@ class PPOCfg:
             raise ConfigError(f"noise_correlation must be at least 0 and below 1, not {self.noise_correlation}")
         if any(size < 1 for size in self.hidden_sizes):
             raise ConfigError(f"hidden_sizes must be at least 1 each, not {self.hidden_sizes}")
-        if not self.obs_keys or len(set(self.obs_keys)) != len(self.obs_keys):
-            raise ConfigError(f"obs_keys must name at least one observation and none twice, not {self.obs_keys}")
+        if self.image_features < 1:
+            raise ConfigError(f"image_features must be at least 1, not {self.image_features}")
+        if self.random_shift < 0:
+            raise ConfigError(f"random_shift must be 0 or more pixels, not {self.random_shift}")
+        for name in ("obs_keys", "critic_obs_keys"):
+            keys = getattr(self, name)
+            if keys is not None and (not keys or len(set(keys)) != len(keys)):
+                raise ConfigError(f"{name} must name at least one observation and none twice, or be none, not {keys}")
 
     def minibatches(self, num_envs: int) -> tuple[int, int]:
         """Number of minibatches in an epoch with `num_envs` envs, and their size; an epoch leaves out the few transitions that remain."""
