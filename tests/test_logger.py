@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from residual_rl.checkpoint import from_bytes, to_bytes
 from residual_rl.errors import CheckpointError, MissingDependencyError
 from residual_rl.files import WriteError
-from residual_rl.logger import Logger, ProgressBar, clock_time, read_metrics
+from residual_rl.logger import Logger, Means, ProgressBar, clock_time, read_metrics
 
 
 def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
@@ -148,3 +149,18 @@ def test_progress_on_a_terminal() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (75, "1:15"), (3661, "1:01:01"), (-3, "0:00")])
 def test_clock_time(seconds: float, text: str) -> None:
     assert clock_time(seconds) == text
+
+
+def test_means_are_of_figures_and_the_latest_of_counts() -> None:
+    means = Means()
+    means.add({"loss": 1.0, "count": 5, "odd": 1.0})
+    means.add({"loss": 4.0, "count": 9, "late": 3.0, "odd": math.inf})
+    assert means.row() == {"loss": 2.5, "count": 9, "late": 3.0, "odd": pytest.approx(math.nan, nan_ok=True)}
+    again = Means()
+    again.load_state_dict(from_bytes(to_bytes(means.state_dict(), "checkpoint"), "checkpoint"))
+    for goes_on in (means, again):
+        goes_on.add({"loss": 10.0, "odd": 1.0})
+    assert again.row() == {"loss": 5.0, "count": 9, "late": 3.0, "odd": pytest.approx(math.nan, nan_ok=True)}
+    assert list(again.row()) == list(means.row())
+    means.clear()
+    assert means.row() == {}

@@ -15,6 +15,7 @@ from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.learners import replay_buffer
 from residual_rl.learners.replay_buffer import ReplayBuffer, Sample
 from residual_rl.learners.returns import n_step_returns
+from residual_rl.types import Segment, State
 
 CPU = torch.device("cpu")
 NO, YES = False, True
@@ -165,6 +166,10 @@ def random_row(generator: torch.Generator, worlds: int = 2) -> dict[str, torch.T
     return row(torch.randn(worlds, generator=generator).tolist(), torch.randn(worlds, generator=generator).tolist(), *ends)
 
 
+def through_a_file(state: State) -> State:
+    return from_bytes(to_bytes(state, "checkpoint"), "checkpoint")
+
+
 def drawn(buffer: ReplayBuffer) -> Sample:
     return buffer.sample(64, 3, 0.9, "truncated", torch.Generator().manual_seed(5))
 
@@ -178,15 +183,46 @@ def test_a_state_goes_through_a_file_and_comes_back_bit_for_bit(steps: int, monk
     for _ in range(steps):
         buffer.add(random_row(generator))
     state = buffer.state_dict()
-    kept = copy.deepcopy(state)
-    again = make(2 * 9, 2)
-    again.load_state_dict(from_bytes(to_bytes({"buffer": state}, "checkpoint"), "checkpoint")["buffer"])
+    kept = through_a_file(state)
+    again, in_memory = make(2 * 9, 2), make(2 * 9, 2)
+    again.load_state_dict(kept)
     for _ in range(3):
         assert all(torch.equal(a, b) for a, b in zip(drawn(buffer), drawn(again), strict=True))
         new = random_row(generator)
         buffer.add(new)
         again.add(new)
-    assert all(torch.equal(kept["segments"][i]["columns"][n], c) for i, s in state["segments"].items() for n, c in s["columns"].items())
+    for _ in range(9):  # what the state holds gives way altogether
+        buffer.add(random_row(generator))
+    assert to_bytes(state, "checkpoint") == to_bytes(kept, "checkpoint")  # a state is of its time, not a view of what goes on
+    in_memory.load_state_dict(state)
+    buffer.load_state_dict(state)
+    assert all(torch.equal(a, b) for a, b in zip(drawn(in_memory), drawn(buffer), strict=True))
+
+
+def test_a_state_copies_what_is_full_only_when_it_is_about_to_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay_buffer, "SEGMENT_ROWS", 4)
+    buffer, generator, copied = make(2 * 12, 2), torch.Generator().manual_seed(0), []
+    segment = buffer.segment
+    monkeypatch.setattr(buffer, "segment", lambda number: (copied.append(number), segment(number))[1])
+    for _ in range(10):
+        buffer.add(random_row(generator))
+    state = buffer.state_dict()
+    assert [type(part) for part in state["segments"].values()] == [Segment, Segment, dict]
+    assert [state["segments"][key].name for key in ("000000", "000001")] == ["segment_000000", "segment_000001"]
+    assert copied == [2]  # what is not full yet
+    assert buffer.state_dict()["segments"]["000001"] is state["segments"]["000001"]
+    copied.clear()
+    for _ in range(2):
+        buffer.add(random_row(generator))
+    assert copied == []
+    for _ in range(4):  # into the room of segment 0
+        buffer.add(random_row(generator))
+    assert copied == [0]
+    copied.clear()
+    del state
+    for _ in range(8):  # nobody holds a state any more
+        buffer.add(random_row(generator))
+    assert copied == []
 
 
 def test_segments_are_written_once_and_a_whole_ring_is_made_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +247,7 @@ def test_segments_are_written_once_and_a_whole_ring_is_made_of_them(monkeypatch:
 
 
 def test_a_state_of_another_buffer_is_refused() -> None:
-    state = filled(5).state_dict()
+    state = through_a_file(filled(5).state_dict())
     with pytest.raises(CheckpointError, match="has 8 rows, buffer_size and num_envs make it 16"):
         make(32, 2).load_state_dict(state)
     with pytest.raises(CheckpointError, match=r"base_action has rows of shape \[2, 1\], the settings make it \[2, 3\]"):

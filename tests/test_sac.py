@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
-from residual_rl.checkpoint import from_bytes, to_bytes
+from residual_rl.checkpoint import from_bytes, load, to_bytes
 from residual_rl.composition import compose
 from residual_rl.config import TrainCfg
 from residual_rl.errors import CheckpointError, ConfigError, NonFiniteError, UnknownNameError
 from residual_rl.learners import compiled as compiled_module
-from residual_rl.learners import sac, td3
+from residual_rl.learners import replay_buffer, sac, td3
 from residual_rl.learners.networks import load_module_state
 from residual_rl.learners.off_policy import Batch, OffPolicyLearner
 from residual_rl.learners.sac import SAC, SACCfg
@@ -28,6 +28,7 @@ from residual_rl.learners.td3 import TD3, TD3Cfg
 from residual_rl.types import Learner, Transition
 from toy_env import OBS_SPACE, PointMass, success_rate
 
+GOLDEN = Path(__file__).parent / "data" / "golden_sac_checkpoint_v1.safetensors"
 SCALE = 0.5
 SMALL: dict[str, Any] = {"hidden_sizes": (16, 16), "batch_size": 8, "num_steps": 2, "buffer_size": 400, "learning_starts": 0}
 SMALL |= {"actor_starts": 0, "warmup_steps": 0}
@@ -122,11 +123,16 @@ def test_a_fresh_residual_is_the_base_policy_bit_for_bit(kind: str, normalize_ob
 
 
 def test_the_preset_is_what_was_published() -> None:
-    cfg = TrainCfg.default("so101-paper", learner_id="policy-decorator").learner
+    whole = TrainCfg.default("so101-paper", learner_id="policy-decorator")
+    residual = whole.residual
+    assert (whole.run.num_envs, residual.chunk, residual.residual_scale, residual.residual_penalty) == (16, "whole", 0.1, 0.0)
+    cfg = whole.learner
     assert isinstance(cfg, PolicyDecoratorCfg)
     assert (cfg.gamma, cfg.tau, cfg.batch_size, cfg.utd, cfg.learning_starts, cfg.max_grad_norm) == (0.97, 0.01, 1024, 0.25, 8000, 50.0)
     assert (cfg.critic_learning_rate, cfg.actor_learning_rate, cfg.temperature_learning_rate) == (1e-4, 1e-4, 1e-4)
     assert (cfg.hidden_sizes, cfg.output_init, cfg.n_step, cfg.num_steps * 16) == ((256, 256, 256), 0.01, 1, 64)
+    assert (cfg.prog_explore, cfg.warmup_steps, cfg.warmup_noise, cfg.num_critics, cfg.reward_shift) == (30_000, 8000, "uniform", 2, -1.0)
+    assert (cfg.critic_layer_norm, cfg.actor_layer_norm, cfg.temperature, cfg.actor_every) == (False, False, 1.0, 1)
     assert (cfg.bootstrap_at_done, cfg.tune_temperature, cfg.critic_input, cfg.actor_input) == ("truncated", True, "sum", "obs")
     learner = SAC(dataclasses.replace(cfg, hidden_sizes=(16,), buffer_size=100), OBS_SPACE, 2, 4)
     mean, log_std = learner.actor.gaussian(torch.zeros(1, 4), torch.zeros(1, 2))
@@ -362,10 +368,10 @@ def test_the_executed_action_is_what_the_critics_judge_and_what_is_stored(kind: 
 def test_acting_deterministically_leaves_the_state_alone_and_is_what_an_exported_policy_does() -> None:
     for kind, module in (("sac", sac), ("td3", td3)):
         learner, generator = trained(kind), torch.Generator().manual_seed(3)
-        before = learner.state_dict()
+        before = to_bytes(learner.state_dict(), "checkpoint")
         obs = observation(generator)
         action = learner.act(obs, deterministic=True)
-        assert_same(learner.state_dict(), before)
+        assert to_bytes(learner.state_dict(), "checkpoint") == before
         assert action.any()
         exported = module.make_policy(learner.cfg, OBS_SPACE, 2, seed=5)
         load_module_state(exported, learner.policy_state_dict(), "the policy")
@@ -465,12 +471,13 @@ def test_composed_critics_need_the_scale_and_others_do_not() -> None:
 # --- demonstrations ---------------------------------------------------------------------------------------------------
 
 
-def demonstrations(num_envs: int = 3, reward: float = 1000.0, steps: int = 6) -> list[Transition]:
+def demonstrations(lengths: tuple[int, ...] = (6, 5, 7), reward: float = 1000.0) -> list[Transition]:
+    """Episodes whose steps all have one reward."""
     generator, shown = torch.Generator().manual_seed(9), []
-    for _ in range(steps):
-        obs = observation(generator, num_envs)
-        step = random_step(generator, torch.zeros(num_envs, 2), obs)
-        shown.append(dataclasses.replace(step, reward=torch.full((num_envs,), reward)))
+    for steps in lengths:
+        step = random_step(generator, torch.zeros(steps, 2), observation(generator, steps))
+        last = torch.arange(steps) == steps - 1
+        shown.append(dataclasses.replace(step, reward=torch.full((steps,), reward), terminated=last, truncated=~last & False))
     return shown
 
 
@@ -481,10 +488,36 @@ def test_demonstrations_are_their_share_of_every_batch() -> None:
     total = learner._sample(5)[4]
     assert ((total == 500.0).sum(1) == 4).all()  # of 16, in each of 5 batches
     assert learner.update()["train/critic_loss"] > 1.0
-    state = learner.state_dict()
-    with pytest.raises(CheckpointError, match="had 18 demonstrated steps, now it has 0"):
-        make(demo_share=0.25, batch_size=16).load_state_dict(state)
-    assert len(make(demo_share=0.5, batch_size=16).buffer) == 0
+    assert len(learner.buffer) == 12
+
+
+def test_windows_of_demonstrations_end_with_their_episode() -> None:
+    learner = make(demo_share=0.25, batch_size=16, n_step=3, gamma=0.5, reward_scale=1.0)
+    learner.load_demonstrations(demonstrations((2, 3), reward=8.0))
+    sample = learner.demonstrations.gather(torch.arange(5), 3, 0.5, "truncated")
+    assert sample.total.tolist() == [8 + 4, 8, 8 + 4 + 2, 8 + 4, 8]
+    assert sample.discount.tolist() == [0.0] * 5
+    longer = make(demo_share=0.25)
+    longer.load_demonstrations(demonstrations((1000, 500)))  # more than a segment
+    assert len(longer.demonstrations) == 1500
+    discount = longer.demonstrations.gather(torch.arange(1500), 1, 0.5, "truncated").discount
+    assert discount.eq(0.0).nonzero().flatten().tolist() == [999, 1499]
+
+
+def test_a_resumed_learner_has_its_demonstrations_and_goes_on_bit_for_bit() -> None:
+    learner, generator = make(demo_share=0.25), torch.Generator().manual_seed(0)
+    learner.load_demonstrations(demonstrations())
+    fake_update(learner, generator)
+    state, data = learner.state_dict(), generator.get_state()
+    shown = state["demonstrations"]["segments"]
+    assert {key: segment.name for key, segment in shown.items()} == {"000000": "demonstrations_000000"}  # written once
+    resumed = make(seed=9, demo_share=0.25)
+    resumed.load_state_dict(from_bytes(to_bytes(state, "checkpoint"), "checkpoint"))
+    after = []
+    for goes_on in (learner, resumed):
+        generator.set_state(data)
+        after.append((fake_update(goes_on, generator), to_bytes(goes_on.state_dict(), "checkpoint")))
+    assert after[0] == after[1]
 
 
 def test_demonstrations_that_are_missing_or_do_not_fit_are_refused() -> None:
@@ -495,14 +528,33 @@ def test_demonstrations_that_are_missing_or_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match="there are no demonstrations to learn from"):
         learner.load_demonstrations([])
     step = demonstrations()[0]
-    wrong = dataclasses.replace(step, obs={**step.obs, "state": torch.zeros(3, 7)})
-    with pytest.raises(ConfigError, match=r"the demonstrations' obs has shape \[3, 7\]; this task and learner need \[3, 4\]"):
+    wrong = dataclasses.replace(step, obs={**step.obs, "state": torch.zeros(6, 7)})
+    with pytest.raises(ConfigError, match=r"the demonstrations' obs has shape \[7\]; this task and learner need \[4\]"):
         learner.load_demonstrations([wrong])
-    with pytest.raises(ConfigError, match=r"the demonstrations' action has shape \[3, 6\]; this task and learner need \[3, 2\]"):
-        learner.load_demonstrations([dataclasses.replace(step, action=torch.zeros(3, 6))])
+    with pytest.raises(ConfigError, match=r"the demonstrations' action has shape \[6\]; this task and learner need \[2\]"):
+        learner.load_demonstrations([dataclasses.replace(step, action=torch.zeros(6, 6))])
 
 
 # --- state ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("_four_rows_a_segment")
+def test_a_checkpoint_from_before_segments_had_files_goes_on_as_it_did() -> None:
+    """The golden file holds the buffer, a ring of two segments in its third. Its next update was written down with it."""
+    learner = make(num_envs=2, hidden_sizes=(4,), buffer_size=16, batch_size=4, seed=5)
+    learner.load_state_dict(load(GOLDEN, "checkpoint")["learner"])
+    generator = torch.Generator().manual_seed(0)
+    fake_steps(make(num_envs=2, hidden_sizes=(4,)), generator, 10)  # what came before
+    metrics = fake_update(learner, generator)
+    assert (metrics["train/buffer_size"], metrics["train/updates"]) == (16, 24)
+    assert metrics["train/critic_loss"] == pytest.approx(0.10546748340129852, rel=1e-5)
+    assert metrics["train/entropy"] == pytest.approx(0.3511809706687927, rel=1e-5)
+
+
+@pytest.fixture
+def _four_rows_a_segment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay_buffer, "SEGMENT_ROWS", 4)
+
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sac": ("sac", {}),
@@ -523,18 +575,18 @@ def test_a_resumed_learner_goes_on_bit_for_bit(variant: str, extra_steps: int) -
         fake_update(learner, generator)
     fake_steps(learner, generator, extra_steps)
     state, data = learner.state_dict(), generator.get_state()
-    saved = copy.deepcopy(state)
+    saved = to_bytes(state, "checkpoint")
 
     def finish(goes_on: Any) -> dict[str, Any]:
         generator.set_state(data)
         fake_steps(goes_on, generator, goes_on.num_steps - extra_steps)
         metrics = [goes_on.update(), fake_update(goes_on, generator), fake_update(goes_on, generator)]
-        return {"metrics": dict(enumerate(metrics)), **goes_on.state_dict()}
+        return {"metrics": dict(enumerate(metrics)), **from_bytes(to_bytes(goes_on.state_dict(), "checkpoint"), "checkpoint")}
 
     resumed = make(kind, seed=99, **settings)
     resumed.load_state_dict(from_bytes(to_bytes({"learner": state}, "checkpoint"), "checkpoint")["learner"])
     assert_same(finish(resumed), finish(learner))
-    assert_same(state, saved)  # a state is a copy, not a view of what goes on learning
+    assert to_bytes(state, "checkpoint") == saved  # a state is a copy, not a view of what goes on learning
 
 
 def test_seeds_make_the_run_and_the_global_generator_is_left_alone() -> None:

@@ -37,14 +37,19 @@ TINY: dict[str, Any] = {
     "success_hold_steps": 5,
 }
 """32 env steps an iteration, 8 iterations."""
+_OTHER = ("minibatch_size", "num_epochs", "num_steps")
+OFF_POLICY_TINY = {name: value for name, value in TINY.items() if name not in _OTHER} | {"num_steps": 2, "batch_size": 8, "log_freq": 24}
+OFF_POLICY_TINY |= {"warmup_steps": 16, "learning_starts": 16, "actor_starts": 32, "utd": 0.25, "buffer_size": 96}
+"""8 env steps an iteration, 32 iterations."""
 
 CLI_TINY = ["--num-envs", "4", "--num-steps", "8", "--minibatch-size", "16", "--num-epochs", "2", "--hidden-sizes", "8", "8"]
 CLI_TINY += ["--max-episode-steps", "20", "--eval-episodes", "2"]
 FAILING_TINY = [*CLI_TINY, "--num-threads", "1", "--save-freq", "32", "--eval-freq", "0"]
 
 
-def config(base_policy: str = "jacobian", **settings: Any) -> TrainCfg:
-    return replace_fields(TrainCfg.default("so101-paper", base_policy), {**TINY, **settings})
+def config(base_policy: str = "jacobian", learner: str = "ppo", **settings: Any) -> TrainCfg:
+    tiny = TINY if learner == "ppo" else OFF_POLICY_TINY
+    return replace_fields(TrainCfg.default("so101-paper", base_policy, learner), {**tiny, **settings})
 
 
 def train(path: Path, stop_at: int | None = None, resume: bool = False, **settings: Any) -> Runner:

@@ -3,6 +3,9 @@
 Tensors lie under their path in the state (RFC 6901 JSON pointer without the leading slash: keys joined by "/", with "~" and
 "/" inside a key written "~0" and "~1"). Everything else is canonical JSON under the one metadata key `residual_rl`, with the
 format version, the kind of file, and a SHA-256 of the contents, so that a flipped bit is seen as well as a missing end.
+
+Segments (`types.Segment`) lie within the file like everything else, but for the checkpoints of a `CheckpointFolder`: there each has a
+file of its own (see `segments`), and the state holds its name.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,16 +27,19 @@ from torch import Tensor
 
 from residual_rl.errors import CheckpointError, ConfigError, NonFiniteError
 from residual_rl.files import make_folder, remove_leftovers, write_atomically, writing
-from residual_rl.types import State
+from residual_rl.segments import FOLDER, Manifest, SegmentFolder
+from residual_rl.types import Segment, State
 
-Kind = Literal["checkpoint", "policy", "model", "dump"]
-"""`checkpoint`: all that resuming needs; `policy`: a trained residual; `model`: an imitation policy; `dump`: what led to a failure."""
+Kind = Literal["checkpoint", "policy", "model", "dump", "segment"]
+"""`checkpoint`: all that resuming needs; `policy`: a trained residual; `model`: an imitation policy; `dump`: what led to a failure;
+`segment`: a part that checkpoints share."""
 FORMAT_VERSION = 1
 MIGRATIONS: dict[int, Callable[[State, Kind], State]] = {}
 """From a format version to what makes its state one of the next version."""
 
 _METADATA_KEY = "residual_rl"
 _TENSOR = "$tensor"
+_SEGMENT = "$segment"
 _DTYPES = frozenset(
     {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
     | {torch.uint16, torch.uint32, torch.uint64, torch.float16, torch.bfloat16, torch.float32, torch.float64}
@@ -66,21 +72,24 @@ def load(path: Path | str, kind: Kind) -> State:
         raise CheckpointError(f"{path} does not exist; expected a residual_rl {kind} (.safetensors)") from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}; expected a residual_rl {kind} (.safetensors)") from error
-    return from_bytes(data, kind, str(path))
+    return from_bytes(data, kind, str(path), SegmentFolder(path.parent.parent / FOLDER))
 
 
-def to_bytes(state: State, kind: Kind) -> bytes:
-    """What `save` writes."""
+def to_bytes(state: State, kind: Kind, manifest: Manifest | None = None) -> bytes:
+    """What `save` writes. With a `manifest` segments are named, and have files of their own."""
     if not isinstance(state, dict):
         raise ConfigError(f"a state is a dict, not a {type(state).__name__}")
     tensors: dict[str, Tensor] = {}
-    document = {"format_version": FORMAT_VERSION, "kind": kind, "state": _pack(state, "", tensors, kind != "dump")}
+    packed = _pack(state, "", tensors, kind != "dump", manifest is None)
+    document: dict[str, Any] = {"format_version": FORMAT_VERSION, "kind": kind, "state": packed}
+    if manifest:
+        document["segments"] = manifest
     document["sha256"] = _digest(document, tensors)
     return bytes(save_safetensors(tensors, {_METADATA_KEY: _canonical(document)}))
 
 
-def from_bytes(data: bytes, kind: Kind, name: str = "the data") -> State:
-    """What `load` reads; `name` is what errors call it."""
+def from_bytes(data: bytes, kind: Kind, name: str = "the data", segments: SegmentFolder | None = None) -> State:
+    """What `load` reads; `name` is what errors call it, and `segments` are those that its manifest names."""
     try:
         tensors = load_safetensors(data)
     except (SafetensorError, KeyError) as error:  # KeyError: a dtype that torch lacks
@@ -92,7 +101,11 @@ def from_bytes(data: bytes, kind: Kind, name: str = "the data") -> State:
     if document.pop("sha256", None) != _digest(document, tensors):
         raise CheckpointError(f"{name} is damaged: its contents do not match its checksum; expected a residual_rl {kind}")
     try:
-        state: State = _unpack(document["state"], tensors)
+        shared = {key: _load_segment(segments, key, digest) for key, digest in document.get("segments", {}).items()}
+    except (CheckpointError, ConfigError) as error:
+        raise CheckpointError(f"{name} is not whole: {error}") from error
+    try:
+        state: State = _unpack(document["state"], tensors, shared)
     except KeyError as error:
         raise CheckpointError(f"{name} lacks {error}; expected a whole residual_rl {kind}") from error
     for step in range(version, FORMAT_VERSION):
@@ -100,8 +113,14 @@ def from_bytes(data: bytes, kind: Kind, name: str = "the data") -> State:
     return state
 
 
+def _load_segment(segments: SegmentFolder | None, name: str, sha256: str) -> State:
+    if segments is None:
+        raise CheckpointError(f"its segment {name} lies in another file")
+    return from_bytes(segments.read(name, sha256), "segment", str(segments.path(name)))
+
+
 def copy_state(state: State) -> State:
-    """A copy of `state` that later steps do not write into."""
+    """A copy of `state` that later steps do not write into; segments, which nothing writes into, are shared."""
 
     def copied(value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -114,13 +133,22 @@ def copy_state(state: State) -> State:
 
 
 class CheckpointFolder:
-    """The last few checkpoints of a run, as `step_000010240.safetensors`. One process writes, any may read."""
+    """The last few checkpoints of a run, as `step_000010240.safetensors`. One process writes, any may read.
+
+    The segments of their states are in `replay/` beside the folder, each written with the first checkpoint that holds it, and removed with
+    the last.
+    """
 
     def __init__(self, folder: Path | str, keep: int = 3):
         if keep < 1:
             raise ConfigError(f"keep must be at least 1, not {keep}")
         self.folder = Path(folder)
         self.keep = keep
+        self.segments = SegmentFolder(self.folder.parent / FOLDER)
+        self._manifest: Manifest = {}
+        """Of the state that was saved or loaded last."""
+        self._named: dict[int, frozenset[str]] = {}
+        """Segments of the kept checkpoints, by step."""
 
     def save(self, step: int, state: State) -> Path:
         """Write the checkpoint of `step`, then remove all but the newest `keep`. Raises like `save`.
@@ -131,7 +159,9 @@ class CheckpointFolder:
         make_folder(self.folder)
         remove_leftovers(self.folder)
         path = self.folder / f"step_{step:09d}.safetensors"
-        save(path, state, "checkpoint")
+        manifest = self._write_segments(state)
+        write_atomically(path, to_bytes(state, "checkpoint", manifest))
+        self._manifest = manifest
         files = self.files()
         for later in [s for s in files if s > step]:
             stale = files.pop(later)
@@ -142,7 +172,21 @@ class CheckpointFolder:
         for old in sorted(files)[: -self.keep]:
             with writing(files[old]):
                 files[old].unlink()
+        kept = {s: files[s] for s in sorted(files)[-self.keep :]}
+        self._named = {s: self._named[s] if s in self._named else frozenset(_manifest(p)) for s, p in kept.items() if s != step}
+        self._named[step] = frozenset(manifest)
+        self.segments.keep(frozenset().union(*self._named.values()))
         return path
+
+    def _write_segments(self, state: State) -> Manifest:
+        """Write those that are new: not of the state before this one, or not there any more."""
+        manifest: Manifest = {}
+        for segment in _segments(state):
+            sha256 = self._manifest.get(segment.name)
+            if sha256 is None or not self.segments.path(segment.name).exists():
+                sha256 = self.segments.write(segment.name, to_bytes(segment.contents(), "segment"))
+            manifest[segment.name] = sha256
+        return manifest
 
     def files(self) -> dict[int, Path]:
         """The checkpoints by step."""
@@ -157,7 +201,9 @@ class CheckpointFolder:
         files = sorted(self.files().items(), reverse=True)
         for i, (step, path) in enumerate(files):
             try:
-                return step, load(path, "checkpoint")
+                state = load(path, "checkpoint")
+                self._manifest = _manifest(path)
+                return step, state
             except CheckpointError as error:
                 if i + 1 == len(files):
                     raise CheckpointError(f"no checkpoint in {self.folder} can be loaded; the last of {len(files)}: {error}") from error
@@ -165,8 +211,33 @@ class CheckpointFolder:
         return None
 
 
-def _pack(value: Any, key: str, tensors: dict[str, Tensor], finite: bool) -> Any:
-    """The JSON form of `value`, whose tensors go to `tensors`; `key` is its pointer, with a slash behind it unless it is the root."""
+def _segments(value: Any) -> Iterator[Segment]:
+    """The segments of a state."""
+    if isinstance(value, Segment):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _segments(inner)
+
+
+def _manifest(path: Path) -> Manifest:
+    """The manifest of a checkpoint; none where it is damaged, and so needs no segments."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size) if size < path.stat().st_size else b"{}")
+        return dict(json.loads(header["__metadata__"][_METADATA_KEY]).get("segments", {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _pack(value: Any, key: str, tensors: dict[str, Tensor], finite: bool, inline: bool) -> Any:
+    """The JSON form of `value`, whose tensors go to `tensors`; `key` is its pointer, with a slash behind it unless it is the root.
+    Segments are written out where they are if `inline`, else by their name."""
+    if isinstance(value, Segment):
+        if not inline:
+            return {_SEGMENT: value.name}
+        value = value.contents()
     if isinstance(value, float) and not finite and not math.isfinite(value):
         value = torch.tensor(value, dtype=torch.float64)  # JSON has no word for it
     name = key.removesuffix("/")
@@ -179,11 +250,12 @@ def _pack(value: Any, key: str, tensors: dict[str, Tensor], finite: bool) -> Any
         for k in value:
             if not isinstance(k, str):
                 raise ConfigError(f"key {k!r} in state {name!r} is a {type(k).__name__}; the keys of a state are strings")
-        if _TENSOR in value:
-            raise ConfigError(f"key {_TENSOR!r} in state {name!r} is kept for the file format; choose another")
-        return {k: _pack(v, f"{key}{k.replace('~', '~0').replace('/', '~1')}/", tensors, finite) for k, v in value.items()}
+        for reserved in (_TENSOR, _SEGMENT):
+            if reserved in value:
+                raise ConfigError(f"key {reserved!r} in state {name!r} is kept for the file format; choose another")
+        return {k: _pack(v, f"{key}{k.replace('~', '~0').replace('/', '~1')}/", tensors, finite, inline) for k, v in value.items()}
     if isinstance(value, list):
-        return [_pack(v, f"{key}{i}/", tensors, finite) for i, v in enumerate(value)]
+        return [_pack(v, f"{key}{i}/", tensors, finite, inline) for i, v in enumerate(value)]
     if isinstance(value, float):
         if not math.isfinite(value):
             raise NonFiniteError(f"{name} is {value}: it must not reach a checkpoint")
@@ -193,14 +265,16 @@ def _pack(value: Any, key: str, tensors: dict[str, Tensor], finite: bool) -> Any
     raise ConfigError(f"{name} is a {type(value).__name__}; a state holds dicts, lists, tensors, numbers, strings, booleans and None")
 
 
-def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _unpack(value: Any, tensors: dict[str, Tensor], segments: dict[str, State]) -> Any:
     if isinstance(value, dict):
         if _TENSOR in value:
             # memory of torch's own, aligned as torch aligns it: some kernels round differently on other alignments
             return tensors[value[_TENSOR]].clone()
-        return {k: _unpack(v, tensors) for k, v in value.items()}
+        if _SEGMENT in value:
+            return segments[value[_SEGMENT]]
+        return {k: _unpack(v, tensors, segments) for k, v in value.items()}
     if isinstance(value, list):
-        return [_unpack(v, tensors) for v in value]
+        return [_unpack(v, tensors, segments) for v in value]
     return value
 
 

@@ -85,6 +85,8 @@ class RunCfg:
     """Episodes of an evaluation in training, on fixed seeds of its own."""
     save_freq: int = 10_000
     """Env steps between two checkpoints."""
+    log_freq: int = 0
+    """Env steps between two rows of figures, which are means over the updates between them; 0 means a row for each update."""
     keep_checkpoints: int = 3
     """How many of the newest checkpoints are kept."""
     num_threads: int = 0
@@ -103,7 +105,7 @@ class RunCfg:
         for name in ("num_envs", "total_timesteps", "eval_episodes", "save_freq", "keep_checkpoints", "torch_threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("eval_freq", "num_threads", "seed"):
+        for name in ("eval_freq", "log_freq", "num_threads", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
 
@@ -136,9 +138,10 @@ class TrainCfg:
         learner = LEARNERS.get(spec.learner).default_config()
         cfg = cls(task_id, base_policy_id, spec.default_config(), base, learner, learner_id=spec.learner)
         cfg = replace_fields(cfg, dict(spec.train_overrides))
-        if learner_id is None or learner_id == spec.learner:
-            return cfg
-        return dataclasses.replace(cfg, learner_id=learner_id, learner=LEARNERS.get(learner_id).default_config())
+        learner_id = learner_id or spec.learner
+        if learner_id != spec.learner:
+            cfg = dataclasses.replace(cfg, learner_id=learner_id, learner=LEARNERS.get(learner_id).default_config())
+        return replace_fields(cfg, dict(LEARNERS.get(learner_id).train_overrides))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON: tuples become lists."""

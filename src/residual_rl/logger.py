@@ -11,13 +11,16 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from residual_rl.errors import CheckpointError, MissingDependencyError
 from residual_rl.files import make_folder, write_atomically, write_json, writing
+
+if TYPE_CHECKING:
+    from residual_rl.types import State
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -76,6 +79,42 @@ class Logger:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+class Means:
+    """What a row of figures says of the updates since the row before: of figures their means, of whole numbers, which count something, the
+    latest. A mean over a figure that is NaN or infinite is NaN."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float | int | None] = {}
+        """None: no finite sum."""
+        self._counts: dict[str, int] = {}
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """Take in the figures of an update."""
+        for tag, value in metrics.items():
+            if isinstance(value, int):
+                self._sums[tag], self._counts[tag] = value, 1
+                continue
+            total = self._sums.get(tag, 0.0)
+            self._sums[tag] = total + value if total is not None and math.isfinite(value) else None
+            self._counts[tag] = self._counts.get(tag, 0) + 1
+
+    def row(self) -> dict[str, float]:
+        """The figures so far."""
+        return {tag: math.nan if total is None else total / self._counts[tag] for tag, total in sorted(self._sums.items())}
+
+    def clear(self) -> None:
+        """Begin the next row."""
+        self._sums, self._counts = {}, {}
+
+    def state_dict(self) -> State:
+        """What was taken in since the last row."""
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: State) -> None:
+        """Take back what `state_dict` gave."""
+        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:

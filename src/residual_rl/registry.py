@@ -1,7 +1,8 @@
-"""Tasks, base policies and learners by id.
+"""Tasks, base policies, learners, and Cartesian goals of tasks, by id.
 
-Each module in `residual_rl.tasks` and `residual_rl.base_policies`, and each `*_cfg` module in `residual_rl.learners`, registers itself when
-it is imported; other packages name a module that registers theirs under the entry point groups of these names.
+Each module in `residual_rl.tasks`, `residual_rl.base_policies` and `residual_rl.tasks.maniskill.goals`, and each `*_cfg` module in
+`residual_rl.learners`, registers itself when it is imported; other packages name a module that registers theirs under the entry point
+groups of these names.
 """
 
 from __future__ import annotations
@@ -43,6 +44,12 @@ class TaskSpec:
     """`doctor(cfg, quick, make_policy) -> Iterable[Check]`: the task's own checks in the sanity suite; see `residual_rl.sanity`."""
     oracle: str | None = None
     """Id of a base policy that solves the task, for the sanity suite and demonstrations."""
+    planners: Mapping[str, str] = field(default_factory=dict)
+    """What plans whole episodes, for demonstrations: `make(cfg, num_workers, time_limit) -> Planner` by the name that `--policy` takes; see
+    `residual_rl.imitation.collect`."""
+    foreign_settings: str | None = None
+    """`settings(info) -> dict`: what `FILE.json` of a file of demonstrations in ManiSkill's layout that this package did not write means
+    as settings of this task, which is then theirs."""
     gymnasium_id: str | None = None
     """What `gymnasium.make` calls one world of it, e.g. `my_lab/Reach-v0`."""
 
@@ -82,13 +89,25 @@ class LearnerSpec:
     action [B, A], and it takes the weights that `Learner.policy_state_dict` gives."""
     quick_overrides: Mapping[str, Any] = field(default_factory=dict)
     """Values of `config` that fit `train --quick`: 2048 env steps in 8 worlds."""
+    train_overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the run and of the residual whose defaults are others with this learner; they come after the task's."""
 
     def default_config(self) -> Any:
         """Its settings with their defaults."""
         return load(self.config)()
 
 
-Spec = TypeVar("Spec", TaskSpec, BasePolicySpec, LearnerSpec)
+@dataclass(frozen=True)
+class GoalsSpec:
+    """Registered Cartesian goals of a task. `goals` is a `module:attribute` string."""
+
+    id: str
+    """What the env calls its task: `VecEnv.task_name`."""
+    goals: str
+    """The class of them, a `residual_rl.cartesian_goals.CartesianGoals`."""
+
+
+Spec = TypeVar("Spec", TaskSpec, BasePolicySpec, LearnerSpec, GoalsSpec)
 
 
 class Registry(Generic[Spec]):
@@ -153,6 +172,8 @@ TASKS: Registry[TaskSpec] = Registry("task", "residual_rl.tasks")
 BASE_POLICIES: Registry[BasePolicySpec] = Registry("base policy", "residual_rl.base_policies")
 LEARNERS: Registry[LearnerSpec] = Registry("learner", "residual_rl.learners", "*_cfg")  # what registers apart from what imports torch
 
+GOALS: Registry[GoalsSpec] = Registry("task with Cartesian goals", "residual_rl.tasks.maniskill.goals")
+
 
 def register_task(spec: TaskSpec) -> TaskSpec:
     """Make `spec` known by its id, and to Gymnasium by its `gymnasium_id`."""
@@ -175,6 +196,11 @@ def register_base_policy(spec: BasePolicySpec) -> BasePolicySpec:
 def register_learner(spec: LearnerSpec) -> LearnerSpec:
     """Make `spec` known by its id."""
     return LEARNERS.register(spec)
+
+
+def register_goals(spec: GoalsSpec) -> GoalsSpec:
+    """Make `spec` known by its id."""
+    return GOALS.register(spec)
 
 
 def load(reference: str) -> Any:

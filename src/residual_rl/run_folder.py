@@ -42,6 +42,8 @@ class RunFolder:
         """How training ended."""
         self.checkpoints = self.path / "checkpoints"
         """The last few training states."""
+        self.replay = self.path / "replay"
+        """Segments of the replay buffer that the checkpoints share."""
         self.best_model = self.path / "best_model"
         """The policy with the best evaluation."""
         self.final_model = self.path / "final_model"
@@ -79,6 +81,18 @@ class RunFolder:
         with self._hold():
             self._stamp(command)
         return self
+
+    @property
+    def held(self) -> bool:
+        """Whether a process writes this run now."""
+        try:
+            with (self.path / LOCK_FILE).open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
 
     def close(self) -> None:
         """Let other processes write this run."""

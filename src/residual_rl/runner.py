@@ -18,14 +18,16 @@ import torch
 from residual_rl import checkpoint
 from residual_rl.build import make_learner, make_residual_env
 from residual_rl.config import TrainCfg
+from residual_rl.demo_transitions import load_demonstrations
+from residual_rl.disk_space import state_bytes, warn_if_short
 from residual_rl.errors import BasePolicyError, CheckpointError, NonFiniteError
 from residual_rl.evaluate import Episodes, evaluate
 from residual_rl.files import make_folder, write_json
-from residual_rl.logger import Logger, ProgressBar, read_metrics
+from residual_rl.logger import Logger, Means, ProgressBar, read_metrics
 from residual_rl.policy import export_policy
 from residual_rl.run_folder import RunFolder
 from residual_rl.seeding import TRAINING_EVAL_SEED, training_seed_start
-from residual_rl.types import Metrics, State, Transition
+from residual_rl.types import HasReplay, Metrics, State, Transition
 
 _IMPORTED = time.perf_counter()
 
@@ -57,13 +59,15 @@ class Progress:
     success: deque[float] = field(default_factory=lambda: deque(maxlen=100))
     returns: deque[float] = field(default_factory=lambda: deque(maxlen=100))
     lengths: deque[float] = field(default_factory=lambda: deque(maxlen=100))
+    logged: int = 0
+    """Env steps at the last row of figures that was due."""
 
     def state_dict(self) -> State:
         return {k: list(v) if isinstance(v, deque | tuple) else v for k, v in vars(self).items()}
 
     def load_state_dict(self, state: State) -> None:
         for name, old in list(vars(self).items()):
-            value = state[name]
+            value: Any = state[name if name in state or name != "logged" else "step"]  # files from before had a row for each update
             setattr(self, name, deque(value, maxlen=100) if isinstance(old, deque) else tuple(value) if isinstance(value, list) else value)
 
 
@@ -99,7 +103,7 @@ class Runner:
         self._steps_per_iteration = steps = self.learner.num_steps * self.env.num_envs * self.env.steps_per_action
         self.total_steps = max(cfg.run.total_timesteps // steps, 1) * steps
         """Env steps of the whole training: as many iterations as fit into `total_timesteps`, and at least one."""
-        self.progress, self.timer = Progress(), Timer()
+        self.progress, self.timer, self.means = Progress(), Timer(), Means()
         self.wall_time = 0.0
         """Seconds over all sessions, from the start of each: imports, construction and evaluations included. The first Runner of a
         process counts from the process's start, any other from its own construction."""
@@ -107,6 +111,7 @@ class Runner:
         if resume:
             self._resume()
         else:
+            load_demonstrations(cfg, self.learner, self.env)
             self._set_schedules()  # a curriculum holds from the first episode on
             self.env.reset(seed=training_seed_start(cfg.run.seed))
 
@@ -120,7 +125,8 @@ class Runner:
         cfg, progress = self.cfg.run, self.progress
         self.timer.setup = time.perf_counter() - self._started
         session = self._started - self.wall_time
-        resume_step = None if progress.best is None else progress.step
+        self._check_disk()
+        resume_step = None if progress.best is None else progress.logged
         with (
             stop_signals() as stop,
             Logger(self.folder.path, cfg.wandb_project, self.cfg.to_dict(), resume_step) as logger,
@@ -132,18 +138,23 @@ class Runner:
                     logger.log(self._evaluate(), 0)
             while not self._finished and stop.signal is None:
                 before = progress.step
+                evaluation: Metrics = {}
                 with self._saving_if_server_fails():
-                    metrics = self._collect()
-                    metrics |= self._update()
+                    self.means.add(self._collect() | self._update())
                     if self._due(cfg.eval_freq, before) or self._finished:
-                        metrics |= self._evaluate()
+                        evaluation = self._evaluate()
                 self.wall_time = time.perf_counter() - session
-                metrics |= self._times()
-                logger.log(metrics, progress.step)
-                bar.update(progress.step, metrics.get("rollout/success_rate_100"))
-                if self._due(cfg.save_freq, before) or self._finished:
+                saves = self._due(cfg.save_freq, before) or self._finished
+                if evaluation or saves or cfg.log_freq == 0 or self._due(cfg.log_freq, before):
+                    logger.log(self._row() | evaluation, progress.step)
+                    progress.logged = progress.step
+                    self.means.clear()
+                bar.update(progress.step, self._rollout_figures().get("rollout/success_rate_100"))
+                if saves:
                     self.checkpoints.save(progress.step, self.state_dict())
             if stop.signal is not None:  # whenever it came: before the first iteration, or while a checkpoint was written
+                if progress.logged < progress.step:  # not due: going on drops it, and sums up on, as if there had been no stop
+                    logger.log(self._row(), progress.step)
                 self.checkpoints.save(progress.step, self.state_dict())
         return self._finish(stop.signal)
 
@@ -163,12 +174,7 @@ class Runner:
         self.progress.step += self._steps_per_iteration
         self.timer.collection += time.perf_counter() - start
         metrics = {name: float(value) / self.learner.num_steps for name, value in sums.items()}
-        metrics |= {name: value for name, value in schedules.items() if name not in metrics}  # an adaptive scale's mean is there
-        if self.progress.success:
-            metrics["rollout/success_rate_100"] = _mean(self.progress.success)
-            metrics["rollout/ep_rew_mean"] = _mean(self.progress.returns)
-            metrics["rollout/ep_len_mean"] = _mean(self.progress.lengths)
-        return metrics
+        return metrics | {name: value for name, value in schedules.items() if name not in metrics}  # an adaptive scale's mean is there
 
     def _update(self) -> Metrics:
         start = time.perf_counter()
@@ -196,6 +202,15 @@ class Runner:
     @property
     def _finished(self) -> bool:
         return self.progress.step >= self.total_steps
+
+    def _row(self) -> Metrics:
+        """What has come since the last row, and how training stands now."""
+        return self.means.row() | self._rollout_figures() | self._times()
+
+    def _rollout_figures(self) -> Metrics:
+        """Of the last episodes, with the exploring residual."""
+        recent = {"success_rate_100": self.progress.success, "ep_rew_mean": self.progress.returns, "ep_len_mean": self.progress.lengths}
+        return {f"rollout/{name}": _mean(values) for name, values in recent.items() if values}
 
     def _times(self) -> Metrics:
         """Seconds spent so far, by part, and env steps per second of the wall; parts are of this session."""
@@ -237,7 +252,19 @@ class Runner:
 
     def state_dict(self) -> State:
         """All that resuming needs."""
-        return {"progress": self.progress.state_dict(), "learner": self.learner.state_dict(), "env": self.env.state_dict()}
+        progress = {**self.progress.state_dict(), "means": self.means.state_dict()}
+        return {"progress": progress, "learner": self.learner.state_dict(), "env": self.env.state_dict()}
+
+    def _check_disk(self) -> None:
+        """Warn where the disk has less room than this run's checkpoints may take."""
+        cfg, folders = self.cfg.run, (self.checkpoints.folder, self.checkpoints.segments.folder)
+        checkpoint_bytes, replay_bytes = state_bytes(self.state_dict()), 0
+        if isinstance(self.learner, HasReplay):
+            per_row = self.env.num_envs * self.env.steps_per_action
+            rows, kept = self.total_steps // per_row, cfg.keep_checkpoints * cfg.save_freq // per_row
+            replay_bytes, unfinished = self.learner.replay_bytes(rows, kept)
+            checkpoint_bytes += unfinished
+        warn_if_short(self.folder.path, (cfg.keep_checkpoints + 1) * checkpoint_bytes, replay_bytes, folders)
 
     def _resume(self) -> None:
         latest = self.checkpoints.latest()
@@ -246,6 +273,8 @@ class Runner:
         step, state = latest
         try:
             self.progress.load_state_dict(state["progress"])
+            if "means" in state["progress"]:  # files from before had a row for each update
+                self.means.load_state_dict(state["progress"]["means"])
             self.learner.load_state_dict(state["learner"])
             self.env.load_state_dict(state["env"])
         except (CheckpointError, KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:  # what other contents lead to

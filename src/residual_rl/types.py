@@ -6,7 +6,7 @@ Shapes: T time, B envs, K chunk, A action, O observation.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -17,8 +17,35 @@ Obs = dict[str, Tensor]
 """Named tensors with the batch in front: `state` [B, O], cameras [B, H, W, C] uint8, and named quantities."""
 
 Metrics = dict[str, float]
+"""Figures by tag; a whole number (int) counts something."""
 State = dict[str, Any]
-"""Nested dicts and lists of tensors, numbers, strings, booleans and None: what a checkpoint can hold."""
+"""Nested dicts and lists of tensors, numbers, strings, booleans, None and segments: what a checkpoint can hold."""
+
+
+class Segment:
+    """A part of a state that never changes again, so that it is written to disk once, however many checkpoints hold it.
+
+    Args:
+        name: what tells it from all other segments of a run, as `segment_000003`.
+        read: gives copies of its contents, of tensors and what else a state holds but segments.
+    """
+
+    def __init__(self, name: str, read: Callable[[], State]):
+        self.name = name
+        self._read: Callable[[], State] | None = read
+        self._contents: State | None = None
+
+    def contents(self) -> State:
+        """What it holds."""
+        if self._read is not None:
+            return self._read()
+        assert self._contents is not None
+        return self._contents
+
+    def keep(self) -> None:
+        """Take a copy of its contents now: where they are read from they are about to give way."""
+        if self._read is not None:
+            self._contents, self._read = self._read(), None
 
 
 @dataclass(frozen=True)
@@ -129,6 +156,16 @@ class Learner(Protocol):
 
     def load_policy_state_dict(self, state: State) -> None:
         """Take back what `policy_state_dict` gave."""
+        ...
+
+
+@runtime_checkable
+class HasReplay(Protocol):
+    """What a learner with a replay buffer has besides."""
+
+    def replay_bytes(self, rows: int, kept_rows: int) -> tuple[int, int]:
+        """Most bytes that its segments take on disk, and that a checkpoint takes for what is in none yet: after `rows` steps of each world,
+        the oldest checkpoint being `kept_rows` behind."""
         ...
 
 

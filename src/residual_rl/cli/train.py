@@ -37,23 +37,27 @@ def main(argv: Sequence[str]) -> int:
     if has_flag(argv, "--resume"):
         return _resume(argv)
     task_id, rest = require_target(argv, "train", "TASK", "Train a residual, or go on with a run by --resume RUN")
-    cfg = TrainCfg.default(task_id, peek(rest, "--base-policy", "--expert-type"), peek(rest, "--learner"))
-    quick = "--quick" in rest
-    if quick:
-        cfg = replace_fields(cfg, {**QUICK, **LEARNERS.get(cfg.learner_id).quick_overrides})
-    flags: Any = tyro.cli(
-        _flags(cfg), args=rest, prog=f"residual-rl train {task_id}", description="Train a residual on top of a frozen base policy."
-    )
-    cfg = dataclasses.replace(cfg, **{name: getattr(flags, name) for name in _PARTS if getattr(cfg, name) is not None})
+    cfg, flags = parse(task_id, rest)
     output = flags.output_dir or Path("runs") / f"{task_id}-{time.strftime('%Y%m%d-%H%M%S')}"
     runner = Runner(cfg, RunFolder(output))  # before the folder is made: a wrong setting leaves none behind
     with runner.folder.start(cfg.to_dict()):
         code = _train(runner, runner.folder)
-    if quick and code == 0:
+    if flags.quick and code == 0:
         from residual_rl.cli import eval as evaluation
 
         return evaluation.main([str(output), "--n-episodes", "8", "--compare-base", "--compare-zero", "--plot"])
     return code
+
+
+def parse(task_id: str, argv: Sequence[str]) -> tuple[TrainCfg, Any]:
+    """The settings that the flags `argv` of `residual-rl train TASK` ask for, and the flags that are no settings."""
+    cfg = TrainCfg.default(task_id, peek(argv, "--base-policy", "--expert-type"), peek(argv, "--learner"))
+    if "--quick" in argv:
+        cfg = replace_fields(cfg, {**QUICK, **LEARNERS.get(cfg.learner_id).quick_overrides})
+    flags: Any = tyro.cli(
+        _flags(cfg), args=list(argv), prog=f"residual-rl train {task_id}", description="Train a residual on top of a frozen base policy."
+    )
+    return dataclasses.replace(cfg, **{name: getattr(flags, name) for name in _PARTS if getattr(cfg, name) is not None}), flags
 
 
 def _flags(cfg: TrainCfg) -> type:

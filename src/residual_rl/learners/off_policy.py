@@ -158,22 +158,13 @@ class OffPolicyLearner:
         self.noise.restart((transition.terminated | transition.truncated).to(self.device))
         self._new_rows += 1
 
-    def load_demonstrations(self, transitions: Sequence[Transition]) -> None:
-        """Learn from these as well, `demo_share` of each batch: consecutive steps of the same worlds, each with `residual_action` and the
-        executed `action`. Where an episode ends, it is terminated or truncated. Raises `ConfigError` where they do not fit."""
-        if not transitions:
+    def load_demonstrations(self, episodes: Sequence[Transition]) -> None:
+        """Learn from these as well, `demo_share` of each batch: episodes, with time where worlds are else, [T, …]. Each has
+        `residual_action` and the executed `action`, and is terminated or truncated in its last step. Raises `ConfigError` where they do
+        not fit."""
+        if not episodes:
             raise ConfigError("there are no demonstrations to learn from")
-        num_envs = len(transitions[0].reward)
-        columns = self.buffer.row_shapes()
-        buffer = ReplayBuffer(len(transitions) * num_envs, num_envs, columns["obs"][0], columns["action"][0], self.device)
-        for transition in transitions:
-            row = self._row(transition)
-            for name, value in row.items():
-                if tuple(value.shape) != (num_envs, *columns[name]):
-                    want = [num_envs, *columns[name]]
-                    raise ConfigError(f"the demonstrations' {name} has shape {list(value.shape)}; this task and learner need {want}")
-            buffer.add(row)
-        self.demonstrations = buffer
+        self.demonstrations = ReplayBuffer.of_episodes([self._row(episode) for episode in episodes], self.buffer, "demonstrations")
 
     def _row(self, transition: Transition) -> dict[str, Tensor]:
         """The columns of the replay buffer; rewards are as the critics see them."""
@@ -219,7 +210,7 @@ class OffPolicyLearner:
         cfg, rows, self._new_rows = self.cfg, self._new_rows, 0
         if self.policy.normalizer is not None:
             self.policy.normalizer.update(self.buffer.newest("obs", min(rows, self.buffer.num_rows)))
-        metrics = {"train/buffer_size": float(len(self.buffer))}
+        metrics: Metrics = {"train/buffer_size": len(self.buffer)}
         if self.env_steps < cfg.learning_starts:
             return metrics
         self._owed = round(self._owed + cfg.utd * rows * self.num_envs, 9)  # so that ten times 0.1 is 1
@@ -238,7 +229,7 @@ class OffPolicyLearner:
                     actor_steps += 1
         for optimizer in self._optimizers().values():
             optimizer.check()
-        metrics["train/updates"] = float(self.num_updates)
+        metrics["train/updates"] = self.num_updates
         for names, sums, number in ((_CRITIC_FIGURES, critic_sums, steps), (self.actor_figures, actor_sums, actor_steps)):
             if number:
                 metrics |= {f"train/{name}": value for name, value in zip(names, (sums / number).tolist(), strict=True)}
@@ -323,6 +314,13 @@ class OffPolicyLearner:
         """Take back what `policy_state_dict` gave. Raises `CheckpointError` where it does not fit."""
         load_module_state(self.policy, state, "the residual policy")
 
+    def replay_bytes(self, rows: int, kept_rows: int) -> tuple[int, int]:
+        """See `types.HasReplay`."""
+        buffer = self.buffer
+        shown = self.demonstrations.num_written * self.demonstrations.row_bytes if self.demonstrations is not None else 0
+        full = min(rows, buffer.num_rows + kept_rows) // buffer.segment_rows * buffer.segment_rows
+        return full * buffer.row_bytes + shown, min(rows, buffer.segment_rows) * buffer.row_bytes
+
     def _optimizers(self) -> dict[str, FlatAdam]:
         return {"critics": self.critic_optimizer, "actor": self.actor_optimizer}
 
@@ -334,7 +332,7 @@ class OffPolicyLearner:
         return {"noise": self.noise.generator, "gates": self._gates, "sampling": self._sampling}
 
     def state_dict(self) -> State:
-        """All that makes the following steps the same, the replay buffer included; not the demonstrations.
+        """All that makes the following steps the same, replay buffer and demonstrations included.
 
         Not between `act` and `observe`.
         """
@@ -347,7 +345,7 @@ class OffPolicyLearner:
             "new_rows": self._new_rows,
             "owed": self._owed,
             "num_updates": self.num_updates,
-            "num_demonstrations": len(self.demonstrations) if self.demonstrations is not None else 0,
+            "demonstrations": self.demonstrations.state_dict() if self.demonstrations is not None else None,
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -355,9 +353,6 @@ class OffPolicyLearner:
         missing = sorted(_STATE - state.keys())
         if missing:
             raise CheckpointError(f"the learner's state lacks {', '.join(missing)}: it is not one of {type(self).__name__}")
-        demonstrations = len(self.demonstrations) if self.demonstrations is not None else 0
-        if state["num_demonstrations"] != demonstrations:
-            raise CheckpointError(f"the learner had {state['num_demonstrations']} demonstrated steps, now it has {demonstrations}")
         for kind, mine in (("modules", self._modules()), ("optimizers", self._optimizers()), ("generators", self._generators())):
             if state[kind].keys() != mine.keys():
                 raise CheckpointError(f"the learner's {kind} differ: {sorted(state[kind].keys() ^ mine.keys())}")
@@ -368,12 +363,16 @@ class OffPolicyLearner:
         for name, generator in self._generators().items():
             generator.set_state(state["generators"][name].cpu())
         self.buffer.load_state_dict(state["buffer"])
+        if state.get("demonstrations") is not None:  # files from before have none
+            self.demonstrations = self.buffer.empty_like(state["demonstrations"]["num_rows"], "demonstrations")
+            self.demonstrations.load_state_dict(state["demonstrations"])
+            self.demonstrations.closed = True
         self._residual_scale.copy_(state["residual_scale"])
         self._new_rows, self._owed, self.num_updates = state["new_rows"], state["owed"], state["num_updates"]
 
 
 _CRITIC_FIGURES = ("critic_loss", "q", "q_spread")
-_STATE = {"modules", "optimizers", "generators", "buffer", "residual_scale", "new_rows", "owed", "num_updates", "num_demonstrations"}
+_STATE = {"modules", "optimizers", "generators", "buffer", "residual_scale", "new_rows", "owed", "num_updates"}
 
 
 @torch.no_grad()

@@ -28,8 +28,10 @@ class OffPolicyCfg:
     """Transitions in a gradient step."""
     utd: float = 1.0
     """Updates to data: gradient steps of the critics per step."""
+    demos: str | None = None
+    """File of demonstrations to learn from as well, as `residual-rl demos collect` makes it."""
     demo_share: float = 0.0
-    """Share of each batch that comes from demonstrations; 0.5 is symmetric sampling."""
+    """Share of each batch that comes from demonstrations; 0.5 is symmetric sampling (RLPD, Ball et al., 2023)."""
 
     # --- returns ---
     gamma: float = 0.99
@@ -122,6 +124,11 @@ class OffPolicyCfg:
             require(self, name, 0.0 <= getattr(self, name) < 1.0, "at least 0 and below 1")
         require(self, "num_target_critics", self.num_target_critics <= self.num_critics, f"at most num_critics ({self.num_critics})")
         require(self, "hidden_sizes", all(size >= 1 for size in self.hidden_sizes), "at least 1 each")
+        if self.demos is not None and self.demo_batch_size == 0:
+            raise ConfigError(
+                f"demos has no effect: demo_share {self.demo_share} of a batch of {self.batch_size} is nothing; set --demo-share 0.25, or "
+                "0.5 for symmetric sampling"
+            )
         if not self.obs_keys or len(set(self.obs_keys)) != len(self.obs_keys):
             raise ConfigError(f"obs_keys must name at least one observation and none twice, not {self.obs_keys}")
         if "base_action" in self.obs_keys:

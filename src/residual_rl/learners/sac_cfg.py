@@ -11,6 +11,8 @@ from residual_rl.registry import LearnerSpec, register_learner
 
 QUICK = {"learning_starts": 256, "warmup_steps": 512, "actor_starts": 512, "num_steps": 4, "utd": 0.5}
 """Settings that fit `train --quick`."""
+LOGGING = {"log_freq": 500}
+"""There are few steps between two updates: a row of figures for each would be slow, and long."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,10 @@ class SACCfg(OffPolicyCfg):
 class PolicyDecoratorCfg(SACCfg):
     """Settings of Policy Decorator as it was published: Yuan et al., ICLR 2025, arXiv 2412.13630, and its released scripts.
 
-    Meant for `--num-envs 16`, where `num_steps` is training every 64 steps, for sparse rewards of 1 (each step costs 1), and for
-    `--residual-scale 0.1` (peg insertion). Deviations: the executed action, and so the critics' input, is clipped; critics are clipped
-    together; a decision is one step.
+    With it `train` has 16 worlds, where `num_steps` is training every 64 steps; decisions of whole executed chunks; the residual scale of
+    peg insertion, 0.1; and no penalty. It is meant for sparse rewards of 1 (each decision costs 1), which the task has to be told
+    (`so101-paper`: `--reward-mode sparse`), and for base policies that execute chunks of 4. Deviations: the executed action, and so the
+    critics' input, is clipped; critics are clipped together.
     """
 
     num_steps: int = 4
@@ -87,6 +90,7 @@ register_learner(
         make="residual_rl.learners.sac:SAC",
         make_policy="residual_rl.learners.sac:make_policy",
         quick_overrides=QUICK,
+        train_overrides=LOGGING,
     )
 )
 register_learner(
@@ -97,5 +101,6 @@ register_learner(
         make="residual_rl.learners.sac:SAC",
         make_policy="residual_rl.learners.sac:make_policy",
         quick_overrides=QUICK | {"batch_size": 256},
+        train_overrides=LOGGING | {"num_envs": 16, "chunk": "whole", "residual_scale": 0.1, "residual_penalty": 0.0},
     )
 )

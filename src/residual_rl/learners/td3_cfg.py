@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from residual_rl.learners.off_policy_cfg import OffPolicyCfg, require
-from residual_rl.learners.sac_cfg import QUICK
+from residual_rl.learners.sac_cfg import LOGGING, QUICK
 from residual_rl.registry import LearnerSpec, register_learner
 
 
@@ -34,5 +34,6 @@ register_learner(
         make="residual_rl.learners.td3:TD3",
         make_policy="residual_rl.learners.td3:make_policy",
         quick_overrides=QUICK,
+        train_overrides=LOGGING,
     )
 )
