@@ -6,14 +6,53 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from residual_rl import statistics
-from residual_rl.eval_table import FORMAT_VERSION, PAIR, is_rate
-from residual_rl.evaluate import Episodes
+from residual_rl.build import make_residual_env
+from residual_rl.config import TrainCfg
+from residual_rl.eval_table import FORMAT_VERSION, is_rate
+from residual_rl.evaluate import Episodes, evaluate, no_residual
+from residual_rl.logger import ProgressBar
+from residual_rl.policy import ExportedPolicy
+
+PAIRS = (("residual", "base"),)
+
+
+def run_episodes(
+    cfg: TrainCfg,
+    seeds: Sequence[int],
+    num_envs: int,
+    name: str,
+    exported: ExportedPolicy | None = None,
+    base_policy_id: str | None = None,
+) -> Episodes:
+    """Evaluate base + residual, or without `exported` the base alone, with a progress bar that calls it `name`.
+
+    Args:
+        cfg: worlds, base policy and composition.
+        seeds: the episodes' seeds.
+        num_envs: worlds stepped together, no more than there are episodes.
+        name: what the policy is called.
+        exported: the residual policy.
+        base_policy_id: a base policy that stands in with its defaults.
+    """
+    env = make_residual_env(cfg, min(len(seeds), num_envs), base_policy_id=base_policy_id)
+    if exported is not None:
+        env.residual_scale = exported.residual_scale
+    policy = exported.actor(env) if exported else no_residual(env)
+    with ProgressBar(len(seeds), unit="episodes", title=name) as bar:
+        episodes = evaluate(env, policy, seeds, on_progress=bar.update)
+    env.close()
+    return episodes
 
 
 def summarize(
-    results: Mapping[str, Episodes], seeds: Sequence[int], task: str, settings: Mapping[str, Any], units: Mapping[str, str]
+    results: Mapping[str, Episodes],
+    seeds: Sequence[int],
+    task: str,
+    settings: Mapping[str, Any],
+    units: Mapping[str, str],
+    pairs: Sequence[tuple[str, str]] = PAIRS,
 ) -> dict[str, Any]:
-    """Means, 95 % intervals and per-episode values of each policy, and the paired difference of residual and base.
+    """Means, 95 % intervals and per-episode values of each policy, and paired differences.
 
     Args:
         results: what `evaluate` gave, by policy, all on the same `seeds`.
@@ -21,6 +60,7 @@ def summarize(
         task: the task's id.
         settings: what the figures were obtained with.
         units: units of metrics, by name.
+        pairs: policies whose difference is wanted, first less second, where both are among the results.
     """
     evaluation: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -31,13 +71,14 @@ def summarize(
         "policies": {name: _summaries(episodes, seeds) for name, episodes in results.items()},
         "paired": {},
     }
-    if "residual" in results and "base" in results:
-        residual, base = evaluation["policies"]["residual"], evaluation["policies"]["base"]
-        differences = {}
-        for metric in residual:
-            a, b = ({int(seed): v for seed, v in policy[metric]["per_episode"].items()} for policy in (residual, base))
-            differences[metric] = statistics.paired_difference(a, b, is_rate(metric)).to_json()
-        evaluation["paired"][PAIR] = differences
+    for first, second in pairs:
+        if first in results and second in results:
+            one, other = (evaluation["policies"][name] for name in (first, second))
+            evaluation["paired"][f"{first}-{second}"] = {
+                metric: statistics.paired_difference(_by_seed(one[metric]), _by_seed(other[metric]), is_rate(metric)).to_json()
+                for metric in one
+                if metric in other
+            }
     return evaluation
 
 
@@ -48,3 +89,7 @@ def _summaries(episodes: Episodes, seeds: Sequence[int]) -> dict[str, Any]:
         summary = statistics.summarize(per_episode, is_rate(metric)).to_json()
         rows[metric] = {**summary, "per_episode": {str(seed): value for seed, value in zip(seeds, per_episode, strict=True)}}
     return rows
+
+
+def _by_seed(summary: Mapping[str, Any]) -> dict[int, float]:
+    return {int(seed): value for seed, value in summary["per_episode"].items()}

@@ -89,20 +89,26 @@ def interval_text(metric: str, interval: Sequence[float] | None) -> str:
     return f"[{low}, {high}]"
 
 
+def pair_text(pair: str) -> str:
+    """What people call the difference `residual-base`: `residual − base`."""
+    return " − ".join(pair.split("-", 1))
+
+
 def format_table(evaluation: Mapping[str, Any]) -> Table:
-    """The policies side by side, mean and 95 % interval, with the paired difference of residual and base: to print with rich."""
+    """The policies side by side, mean and 95 % interval, with their paired differences: to print with rich."""
     names = policies_of(evaluation)
-    paired = evaluation.get("paired", {}).get(PAIR, {})
+    pairs = evaluation.get("paired", {})
     episodes = len(evaluation.get("episode_seeds", ()))
     table = Table(title=escape(f"{evaluation.get('task', '')}: {episodes} episodes, mean [95 % interval]"), title_justify="left")
     table.add_column("metric")
     for name in names:
         table.add_column(escape(name), justify="right")
-    if paired:
-        table.add_column("residual − base", justify="right")
+    for pair in pairs:
+        table.add_column(escape(pair_text(pair)), justify="right")
     for metric in metrics_of(evaluation):
         row = [_cell(metric, evaluation["policies"][name].get(metric)) for name in names]
-        table.add_row(escape(label(metric, evaluation)), *row, *([_cell(metric, paired.get(metric), sign=True)] if paired else []))
+        differences = [_cell(metric, paired.get(metric), sign=True) for paired in pairs.values()]
+        table.add_row(escape(label(metric, evaluation)), *row, *differences)
     return table
 
 

@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from residual_rl.errors import CheckpointError
-from residual_rl.eval_table import PAIR, format_table, interval_text, is_rate, label, metrics_of, policies_of, read_evaluation, value_text
+from residual_rl.eval_table import (
+    PAIR,
+    format_table,
+    interval_text,
+    is_rate,
+    label,
+    metrics_of,
+    pair_text,
+    policies_of,
+    read_evaluation,
+    value_text,
+)
 from residual_rl.files import write_atomically
 from residual_rl.logger import clock_time, read_metrics
 from residual_rl.plots import Plot, make_plots, save_pngs, svg
@@ -66,7 +77,9 @@ def headline(evaluation: Mapping[str, Any] | None) -> str:
     policies = (evaluation or {}).get("policies", {})
     residual, base = (policies.get(name, {}).get("success_once") for name in ("residual", "base"))
     if residual and base:
-        return f"{_percent(residual)} of episodes succeed with the residual, {_percent(base)} with the base policy alone."
+        others = [name for name in policies if name not in ("residual", "base", "zero") and "success_once" in policies[name]]
+        more = "".join(f", {_percent(policies[name]['success_once'])} {name}" for name in others)
+        return f"{_percent(residual)} of episodes succeed with the residual, {_percent(base)} with the base policy alone{more}."
     if residual or base:
         return f"{_percent(residual or base)} of episodes succeed with the {'residual' if residual else 'base'} policy."
     return "Trained; not evaluated yet."
@@ -119,14 +132,14 @@ def _interval(metric: str, summary: Mapping[str, Any]) -> str:
 
 def _results(evaluation: Mapping[str, Any]) -> str:
     names = policies_of(evaluation)
-    paired = evaluation.get("paired", {}).get(PAIR, {})
+    pairs = evaluation.get("paired", {})
     head = "".join(f'<th><i class="dot {escape(name)}"></i>{escape(name)}</th>' for name in names)
     body = ""
     for metric in metrics_of(evaluation):
         cells = "".join(_cell(metric, evaluation["policies"][name].get(metric)) for name in names)
-        difference = _cell(metric, paired.get(metric), sign=True) if paired else ""
-        body += f"<tr><th>{escape(label(metric, evaluation))}</th>{cells}{difference}</tr>\n"
-    pair = "<th>residual − base</th>" if paired else ""
+        differences = "".join(_cell(metric, paired.get(metric), sign=True) for paired in pairs.values())
+        body += f"<tr><th>{escape(label(metric, evaluation))}</th>{cells}{differences}</tr>\n"
+    pair = "".join(f"<th>{escape(pair_text(name))}</th>" for name in pairs)
     return (
         '<section><h2>Results</h2><p class="note">Mean, and 95 % interval below it: Wilson’s for success, Student’s t for the rest. '
         "Differences are paired by episode seed (for success with Agresti and Min’s interval; pp: percentage points).</p>\n"

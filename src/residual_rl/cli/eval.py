@@ -13,12 +13,11 @@ from rich.console import Console
 
 from residual_rl.build import make_residual_env
 from residual_rl.cli.flags import parts_of, peek, require_target
-from residual_rl.compare import summarize
+from residual_rl.compare import run_episodes, summarize
 from residual_rl.config import TrainCfg, replace_fields
 from residual_rl.errors import ConfigError, MissingDependencyError, UnknownNameError
-from residual_rl.evaluate import Episodes, evaluate, no_residual
+from residual_rl.evaluate import Episodes, no_residual
 from residual_rl.files import make_folder, write_json
-from residual_rl.logger import ProgressBar
 from residual_rl.policy import POLICY_FILE, ExportedPolicy, find_policy, load_policy
 from residual_rl.recording import Recording, record, write_comparison
 from residual_rl.registry import TASKS
@@ -167,15 +166,8 @@ def _seeds(flags: EvalFlags) -> range:
 
 def _run_episodes(cfg: TrainCfg, flags: EvalFlags, exported: ExportedPolicy | None = None, base_policy_id: str | None = None) -> Episodes:
     """Evaluate base + residual, or without `exported` the base alone."""
-    env = make_residual_env(cfg, min(flags.n_episodes, flags.eval_envs), base_policy_id=base_policy_id)
-    if exported is not None:
-        env.residual_scale = exported.residual_scale
-    policy = exported.actor(env) if exported else no_residual(env)
     name = "residual" if exported else base_policy_id or "base"
-    with ProgressBar(flags.n_episodes, unit="episodes", title=name) as bar:
-        episodes = evaluate(env, policy, _seeds(flags), on_progress=bar.update)
-    env.close()
-    return episodes
+    return run_episodes(cfg, _seeds(flags), flags.eval_envs, name, exported, base_policy_id)
 
 
 def _write_video(path: Path, cfg: TrainCfg, flags: EvalFlags, exported: ExportedPolicy) -> None:

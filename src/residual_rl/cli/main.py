@@ -14,6 +14,8 @@ COMMANDS = {
     "list": "show the registered tasks, base policies and learners",
     "train": "train a residual on a task: residual-rl train TASK [options], or --resume RUN",
     "eval": "evaluate a run against its base policy, or a base policy alone: residual-rl eval RUN|TASK [options]",
+    "sweep": "train a grid of settings with several seeds, and rank them: residual-rl sweep TASK --grid SETTING=VALUE,… [options]",
+    "distill": "make one policy of a run, that needs neither base nor residual: residual-rl distill RUN --out FOLDER [options]",
     "imitate": "train a base policy from demonstrations: residual-rl imitate DEMOS --algo bc|diffusion|flow|act --out FOLDER",
     "demos": "collect demonstrations, look at them, replay them: residual-rl demos SUBCOMMAND",
     "serve": "serve a base policy or a run to robots and other programs: residual-rl serve POLICY|RUN [options]",
