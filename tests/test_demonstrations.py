@@ -130,16 +130,29 @@ def test_what_is_written_is_what_is_read(tmp_path: Path, episodes: list[Demo]) -
     assert all(same(a, b) for a, b in zip(episodes, again, strict=True))
 
 
+SETTINGS = {"env_id": "PushCube-v1", "control_mode": "pd_joint_delta_pos", "max_episode_steps": 50}
+"""Of such a file, as this package's task `maniskill` takes them."""
+
+
 def test_a_file_of_maniskill_is_read(tmp_path: Path) -> None:
     with Demonstrations.open(maniskill(tmp_path / "trajectory.h5")) as file:
         assert not file.own
-        assert (len(file), file.task_id, file.task_settings, file.obs_shapes) == (2, "PushCube-v1", {"obs_mode": "state"}, {"state": (35,)})
+        assert (len(file), file.task_id, file.task_settings, file.obs_shapes) == (2, "maniskill", SETTINGS, {"state": (35,)})
         demo = file.episode(1)
     assert demo.obs["state"].tolist() == np.ones((4, 35)).tolist()
     assert (demo.seed, demo.succeeded, demo.rewards, demo.base_actions, demo.draws) == (6, False, None, None, {})
     assert demo.intended_actions is demo.actions
     assert demo.env_states["articulations"]["panda"].shape == (4, 31)
     assert demo.env_states["actors"]["cube"].shape == (4, 13)
+    with Demonstrations.open(maniskill(tmp_path / "long.h5", elapsed_steps=70)) as file:
+        assert file.task_settings["max_episode_steps"] == 70
+
+
+def test_a_file_of_maniskill_with_joint_positions_names_the_tool_that_converts_it(tmp_path: Path) -> None:
+    with Demonstrations.open(maniskill(tmp_path / "x.h5", control_mode="pd_joint_pos")) as file:
+        with pytest.raises(ConfigError, match=r"x\.h5: .*pd_joint_pos.*replay_trajectory.*--target-control-mode pd_joint_delta_pos"):
+            _ = file.task_settings
+        assert len(file.episode(0)) == 3
 
 
 def test_the_other_modes_of_maniskill(tmp_path: Path) -> None:

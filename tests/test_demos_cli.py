@@ -19,6 +19,7 @@ from imageio_ffmpeg import count_frames_and_secs
 
 from demo_files import INFO, a_demo, maniskill, write
 from residual_rl.cli import demos as command
+from residual_rl.cli.demos_collect import CollectFlags
 from residual_rl.cli.main import main
 from residual_rl.imitation.collect import CollectCfg
 from residual_rl.imitation.demonstrations import Demonstrations
@@ -265,7 +266,7 @@ def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     assert all(name in text for name in command.SUBCOMMANDS)
     assert main(["demos"]) == 2
     text = help_of(["demos", "collect", "so101-paper"], capsys, monkeypatch)
-    for name in [*documented(command.CollectFlags), *documented(CollectCfg), "tolerance", "base.stir_period"]:
+    for name in [*documented(CollectFlags), *documented(CollectCfg), "tolerance", "base.stir_period"]:
         assert f"--{name.replace('_', '-')}" in text, name
     for subcommand, flags in (("info", command.InfoFlags), ("replay", command.ReplayFlags)):
         assert all(

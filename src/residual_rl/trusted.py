@@ -1,6 +1,7 @@
 """The one place that reads files which can run code, and it reads them only where the user says that they are trusted.
 
-A Stable-Baselines3 zip and a `torch.export` archive hold pickles: whoever made one decides what happens when it is read. The say-so is a
+A Stable-Baselines3 zip, a `torch.export` archive and what `torch.save` wrote hold pickles: whoever made one decides what happens when it is
+read. The say-so is a
 flag of the command that reads, `--trust-checkpoint`; a file's own word for another file, such as a run's for its base policy's checkpoint,
 never counts.
 """
@@ -68,6 +69,18 @@ def read_exported_program(path: Path, trusted: bool) -> torch.export.ExportedPro
         return torch.export.load(path)
     except Exception as error:
         raise _unreadable(path, error, "an exported program", "torch.export.save(…)") from error
+
+
+def read_state_dict(path: Path, trusted: bool) -> dict[str, torch.Tensor]:
+    """The tensors by name, on the CPU, that `torch.save(module.state_dict(), …)` wrote. Raises like `read_exported_program`."""
+    require_trust(path, "a file of torch.save, which is a pickle", trusted)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+            raise ValueError("it holds something other than tensors by name")
+    except Exception as error:
+        raise _unreadable(path, error, "a state dict", "torch.save(module.state_dict(), …)") from error
+    return {str(name): value for name, value in state.items()}
 
 
 def _unreadable(path: Path, error: Exception, kind: str, writer: str) -> CheckpointError:

@@ -23,17 +23,20 @@ SPEC = TaskSpec(
     base_policy="zero",
     config_overrides={"env_id": "PushCube-v1", "max_episode_steps": 50},
 )
+PICK_BOX = {"env_id": "PickBox-v1", "robot_uids": "a1_galaxea", "max_episode_steps": 50}
+SPECS = [SPEC, dataclasses.replace(SPEC, config_overrides=PICK_BOX)]
+"""One whose resets leave the scene as it is, and one whose resets build it anew."""
 NOT_OF_THIS_TASK = {
     "test_success_terminates_and_does_not_truncate",  # it has no oracle: test_worlds.py pushes the cube
     "test_quantities_belong_to_the_caller",  # of `physics`, which is MuJoCo's
     "test_nan_in_the_simulation_is_caught_in_its_step",  # likewise; test_maniskill_vec_env.py has it
 }
 
-pytestmark = pytest.mark.parametrize("spec", [SPEC], ids=["maniskill"])
+pytestmark = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.config_overrides["env_id"])
 globals().update({name: test for name, test in vars(suite).items() if name.startswith("test_") and name not in NOT_OF_THIS_TASK})
 
-_used: dict[tuple[int, int], list[WorkerWorlds]] = defaultdict(list)
-"""Worlds that no test has now, by their number and that of their processes."""
+_used: dict[tuple[str, int, int], list[WorkerWorlds]] = defaultdict(list)
+"""Worlds that no test has now, by their task, their number and that of their processes."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,13 +50,13 @@ def _close() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _reuse_worlds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Building worlds takes long, and a reset is to make used ones like new."""
-    given: list[tuple[tuple[int, int], WorkerWorlds]] = []
+    given: list[tuple[tuple[str, int, int], WorkerWorlds]] = []
 
     def make_env(spec: TaskSpec, num_envs: int = 3, num_threads: int = 1, **settings: Any) -> ManiSkillVecEnv:
         cfg = dataclasses.replace(spec.default_config(), **settings)
         if num_envs < 1:
             return make(cfg, num_envs, num_threads, "cpu")
-        key = (num_envs, num_threads)
+        key = (cfg.env_id, num_envs, num_threads)
         worlds = _used[key].pop() if _used[key] else WorkerWorlds(world_settings(cfg), num_envs, num_threads)
         given.append((key, worlds))
         env = on_worlds(worlds, cfg, world_settings(cfg))

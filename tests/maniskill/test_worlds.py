@@ -9,12 +9,12 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from maniskill_case import bare
 from residual_rl.envs.maniskill.nursery import WorkerError
 from residual_rl.envs.maniskill.settings import WorldSettings
 from residual_rl.envs.maniskill.vec_env import ManiSkillVecEnv
@@ -38,18 +38,6 @@ def make_env() -> Iterator[Make]:
     yield make_one
     for env in made:
         env.close()
-
-
-def bare(env_id: str, **settings: Any) -> Any:
-    """ManiSkill's own env, without anything of ours."""
-    import mani_skill.envs  # noqa: F401
-
-    from residual_rl.envs.maniskill import no_device
-
-    if not no_device.vulkan_works():
-        no_device.replace_materials()
-    arguments = {"num_envs": 1, "obs_mode": "state", "sim_backend": "physx_cpu", "render_backend": "none", **settings}
-    return gymnasium.make(env_id, **arguments)
 
 
 def played(world: World, seed: int, actions: Tensor) -> Tensor:

@@ -119,6 +119,12 @@ def check_fit(model: ImitationModel, env: VecEnv) -> None:
             raise ConfigError(f"{name} was trained on {key!r} {shape}, which this env does not give ({', '.join(spaces)}); {made_for}")
         if tuple(spaces[key].shape) != shape:
             raise ConfigError(f"{name} was trained on {key!r} {shape}, this env gives {tuple(spaces[key].shape)}; {made_for}")
+    mode = settings.task_settings.get("control_mode")
+    if mode and env.control_mode and mode != env.control_mode:
+        raise ConfigError(
+            f"{name} was trained on actions of control mode {mode}, this env takes those of {env.control_mode}: "
+            f"choose --control-mode {mode}; {made_for}"
+        )
     actions = len(env.action_size)
     if settings.action_dim != actions:
         raise ConfigError(f"{name} gives actions of {settings.action_dim} numbers, this env takes {actions}; {made_for}")

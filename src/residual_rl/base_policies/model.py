@@ -1,4 +1,5 @@
-"""A trained model as the base: a run of this project, a Stable-Baselines3 zip, or an exported `torch.export` program."""
+"""A trained model as the base: a run of this project, a Stable-Baselines3 zip, an exported `torch.export` program, or a state dict of
+ManiSkill's PPO."""
 
 from __future__ import annotations
 
@@ -25,9 +26,13 @@ from residual_rl.registry import BasePolicySpec, load, register_base_policy
 from residual_rl.types import BasePolicy, Obs, Plan, State
 
 POLICY_FILE = "policy.safetensors"
+_STATE = ("state",)
 _MAKE_OF_RUN = "residual_rl.trained_base:make"
 """By name, as the registry names what stands above it: a run is made of tasks, base policies and learners."""
-_WANTED = "a run folder or policy.safetensors of this project, a Stable-Baselines3 model (.zip), or an exported torch.export program (.pt2)"
+_WANTED = (
+    "a run folder or policy.safetensors of this project, a Stable-Baselines3 model (.zip), an exported torch.export program (.pt2), or a "
+    "state dict of ManiSkill's PPO (.pt)"
+)
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,12 @@ class ModelCfg:
     """Settings of the `model` base policy."""
 
     checkpoint: Annotated[str, tyro.conf.arg(aliases=["--model-path"])] = ""
-    """A run folder, a model in it or its policy.safetensors; a Stable-Baselines3 .zip; a .pt2 of torch.export."""
+    """A run folder, a model in it or its policy.safetensors; a Stable-Baselines3 .zip; a .pt2 of torch.export; a .pt of ManiSkill's PPO."""
     trust_checkpoint: Annotated[bool, tyro.conf.arg(aliases=["--trust-checkpoint"])] = False
-    """Read a .zip or .pt2, or what a run was trained on if it is one: they can run code of whoever made them."""
-    input_keys: tuple[str, ...] = ("state",)
-    """Observations that a .zip or .pt2 is given, joined in this order; one that wants a dict of them names them itself."""
+    """Read a .zip, .pt2 or .pt, or what a run was trained on if it is one: they can run code of whoever made them."""
+    input_keys: tuple[str, ...] = ()
+    """Observations that a .zip, .pt2 or .pt is given, joined in this order; none is `state`, and for a .pt that sees images the one camera
+    and, where it wants them, numbers from `proprioception`. A .zip that wants a dict of observations names them itself."""
     num_action_steps: int | None = None
     """How many actions of a chunk that a .pt2 gives are executed; none is all."""
 
@@ -238,10 +244,14 @@ def make(cfg: ModelCfg, env: VecEnv) -> BasePolicy:
         policy: BasePolicy = load(_MAKE_OF_RUN)(path, cfg.trust_checkpoint, env)
         return policy
     if path.suffix == ".zip":
-        return SB3Policy(trusted.read_sb3_policy(path, cfg.trust_checkpoint), cfg.input_keys, env, str(path))
+        return SB3Policy(trusted.read_sb3_policy(path, cfg.trust_checkpoint), cfg.input_keys or _STATE, env, str(path))
     if path.suffix == ".pt2":
         program = trusted.read_exported_program(path, cfg.trust_checkpoint)
-        return ProgramPolicy(program, cfg.input_keys, cfg.num_action_steps, env, str(path))
+        return ProgramPolicy(program, cfg.input_keys or _STATE, cfg.num_action_steps, env, str(path))
+    if path.suffix == ".pt":
+        from residual_rl.base_policies.maniskill_ppo import ManiSkillPPOPolicy
+
+        return ManiSkillPPOPolicy(trusted.read_state_dict(path, cfg.trust_checkpoint), cfg.input_keys, env, str(path))
     raise CheckpointError(f"{path} is no model that can be a base; expected {_WANTED}")
 
 
@@ -267,7 +277,7 @@ def _kind(file: Path) -> str | None:
 register_base_policy(
     BasePolicySpec(
         id="model",
-        summary="a trained model: a run of this project, a Stable-Baselines3 zip, a torch.export program",
+        summary="a trained model: a run of this project, a Stable-Baselines3 zip, a torch.export program, ManiSkill's PPO",
         make=f"{__name__}:make",
         config=f"{__name__}:ModelCfg",
     )

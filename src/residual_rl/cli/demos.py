@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import logging
-import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 
-from residual_rl.build import make_residual_env
-from residual_rl.cli.flags import HELP, parts_of, peek, require_target
-from residual_rl.config import TrainCfg, replace_fields
+from residual_rl.cli.flags import HELP, flat_field, parse_flags, require_target, settings_as_flags
 from residual_rl.errors import ConfigError, MissingDependencyError, UnknownNameError
-from residual_rl.evaluate import no_residual
-from residual_rl.imitation.collect import NUM_ENVS, CollectCfg, Collected, collect, worlds_that_fit
-from residual_rl.imitation.demo_writer import DemoWriter, check_output, describe
 from residual_rl.imitation.demonstrations import Demonstrations
 from residual_rl.imitation.replay import Replayed, make_env, replay, write_replay_video
 from residual_rl.logger import ProgressBar
-from residual_rl.policy import POLICY_FILE, ExportedPolicy, find_policy, load_policy
-from residual_rl.registry import TASKS
-from residual_rl.residual_env import ResidualEnv
-from residual_rl.runner import stop_signals
+from residual_rl.registry import load
 
-ORACLE = "oracle"
-"""What `--policy` calls the task's `TaskSpec.oracle`, whichever base policy that is."""
-_PARTS = ("task", "base")
 SUBCOMMANDS = {
     "collect": "run a policy and store its episodes: residual-rl demos collect TASK [options]",
     "info": "what a file holds: residual-rl demos info FILE [--episodes]",
@@ -41,6 +26,12 @@ SUBCOMMANDS = {
     "to-lerobot": "write a LeRobot dataset from a file of demonstrations",
     "from-lerobot": "write a file of demonstrations from a LeRobot dataset",
 }
+_ELSEWHERE = {
+    "collect": "demos_collect:collect_episodes",
+    "to-lerobot": "demos_lerobot:to_lerobot",
+    "from-lerobot": "demos_lerobot:from_lerobot",
+}
+"""Where the subcommands are that this module does not hold."""
 _log = logging.getLogger(__name__)
 
 
@@ -53,10 +44,9 @@ def main(argv: Sequence[str]) -> int:
         return 0 if argv else 2
     if argv[0] not in SUBCOMMANDS:
         raise UnknownNameError("subcommand of demos", argv[0], SUBCOMMANDS)
-    if argv[0] in ("to-lerobot", "from-lerobot"):
-        code: int = getattr(importlib.import_module("residual_rl.cli.demos_lerobot"), argv[0].replace("-", "_"))(argv[1:])
-        return code
-    return {"collect": _collect, "info": _info, "replay": _replay}[argv[0]](argv[1:])
+    own: dict[str, Callable[[Sequence[str]], int]] = {"info": _info, "replay": _replay}
+    command = own[argv[0]] if argv[0] in own else load(f"residual_rl.cli.{_ELSEWHERE[argv[0]]}")
+    return command(argv[1:])
 
 
 def _require_file(argv: Sequence[str], command: str, what: str) -> tuple[str, list[str]]:
@@ -64,134 +54,6 @@ def _require_file(argv: Sequence[str], command: str, what: str) -> tuple[str, li
     if HELP.isdisjoint(argv) and (not argv or argv[0].startswith("-")):
         raise ConfigError(f"demos {command} needs a file of demonstrations: residual-rl demos {command} FILE [options]")
     return require_target(argv, f"demos {command}", "FILE", what)
-
-
-def _field(name: str, cls: type) -> tuple[str, Any, Any]:
-    """A dataclass field whose own fields become flags. What it refuses is then raised as it is, and not framed by tyro."""
-    return name, Annotated[cls, tyro.conf.arg(name="")], dataclasses.field(default=cls())
-
-
-def _flags(fields: Sequence[tuple[str, Any, Any]], argv: Sequence[str], prog: str, description: str) -> Any:
-    return tyro.cli(dataclasses.make_dataclass("Flags", fields), args=list(argv), prog=f"residual-rl demos {prog}", description=description)
-
-
-# --- collect --------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class CollectFlags:
-    """Whose episodes to store, and where."""
-
-    policy: str = ORACLE
-    """`oracle` (what solves the task), a base policy of `residual-rl list`, or a run folder or model (base + residual)."""
-    model: str = "best"
-    """Of a run folder: best, final, interrupted, or the path of an exported policy."""
-    out: Path = Path("demos.h5")
-    """The file to write; a description goes beside it, with the ending .json."""
-    overwrite: bool = False
-    """Replace a file that is there."""
-    num_threads: int | None = None
-    """Simulator threads, 0 means one a CPU core; the episodes do not depend on it. None: as in training."""
-
-
-def _collect(argv: Sequence[str]) -> int:
-    task_id, rest = require_target(argv, "demos collect", "TASK", "Collect demonstrations")
-    exported, cfg = _find_policy(task_id, peek(rest, "--policy") or ORACLE, peek(rest, "--model") or "best")
-    flags, what, cfg = _parse_collect(task_id, rest, cfg)
-    check_output(flags.out, flags.overwrite)
-    torch.set_num_threads(cfg.run.torch_threads)
-    env = _make_env(cfg, what)
-    if exported is not None:
-        env.residual_scale = exported.residual_scale
-    policy = exported.actor(env) if exported else no_residual(env)
-    begin = time.perf_counter()
-    with (
-        stop_signals() as stop,
-        DemoWriter(flags.out, _describe(env, cfg, exported, what), flags.overwrite) as writer,
-        ProgressBar(what.n_episodes, unit="episodes", title="collect") as bar,
-    ):
-        collected = collect(
-            env,
-            policy,
-            what,
-            writer,
-            with_residual=exported is not None,
-            stopped=lambda: stop.signal is not None,
-            on_progress=bar.update,
-        )
-    env.close()
-    minutes = (time.perf_counter() - begin) / 60
-    return _tell_collected(flags.out, writer.published, collected, what, minutes, stop.signal)
-
-
-def _find_policy(task_id: str, policy: str, model: str) -> tuple[ExportedPolicy | None, TrainCfg]:
-    """The residual policy, if a run or a model is named, and the settings that go with what is named."""
-    folder = Path(policy)
-    if not folder.is_dir():
-        oracle = TASKS.get(task_id).oracle
-        if policy == ORACLE and oracle is None:
-            raise ConfigError(f"task {task_id!r} names no oracle; --policy takes a base policy of `residual-rl list`, or a run folder")
-        return None, TrainCfg.default(task_id, oracle if policy == ORACLE else policy)
-    exported = load_policy(folder / POLICY_FILE if (folder / POLICY_FILE).is_file() else find_policy(folder, model))
-    if exported.cfg.task_id != task_id:
-        trained = exported.cfg.task_id
-        raise ConfigError(f"{policy} was trained on task {trained!r}: residual-rl demos collect {trained} --policy {policy}")
-    return exported, exported.cfg
-
-
-def _parse_collect(task_id: str, argv: Sequence[str], cfg: TrainCfg) -> tuple[CollectFlags, CollectCfg, TrainCfg]:
-    fields = [_field("own", CollectFlags), _field("what", CollectCfg), *parts_of(cfg, _PARTS)]
-    flags = _flags(fields, argv, f"collect {task_id}", "Run a policy and store its episodes.")
-    cfg = dataclasses.replace(cfg, **{name: getattr(flags, name) for name in _PARTS if getattr(cfg, name) is not None})
-    if flags.own.num_threads is not None:
-        cfg = replace_fields(cfg, {"num_threads": flags.own.num_threads})
-    return flags.own, flags.what, cfg
-
-
-def _make_env(cfg: TrainCfg, what: CollectCfg) -> ResidualEnv:
-    """As many worlds as are asked for, and no more than there are episodes; without a number as many as memory allows."""
-    num_envs = min(what.num_envs or NUM_ENVS, what.n_episodes)
-    env = make_residual_env(cfg, num_envs)
-    if what.num_envs is None and worlds_that_fit(env.env) < num_envs:
-        num_envs = worlds_that_fit(env.env)
-        env.close()
-        env = make_residual_env(cfg, num_envs)
-    return env
-
-
-def _describe(env: ResidualEnv, cfg: TrainCfg, exported: ExportedPolicy | None, what: CollectCfg) -> dict[str, Any]:
-    """The stamp of the file."""
-    plain = cfg.to_dict()
-    name = f"base policy {cfg.base_policy_id!r}"
-    residual = None
-    if exported is not None:
-        name += f" with a residual ({cfg.learner_id}, {exported.step} steps of training, scale {exported.residual_scale:g})"
-        residual = {"learner": cfg.learner_id, "step": exported.step, "residual_scale": exported.residual_scale, **plain["residual"]}
-    return describe(
-        cfg.task_id,
-        plain["task"],
-        max_episode_steps=env.env.max_episode_steps,
-        control_hz=env.env.control_hz,
-        action_size=env.env.action_size.tolist(),
-        action_unit=env.env.action_unit,
-        source_type="policy" if exported is None else "rl",
-        source_desc=name,
-        policy={"base_policy": cfg.base_policy_id, "base": plain["base"], "residual": residual},
-        collected={name: getattr(what, name) for name in ("only_success", "noise", "noise_correlation", "first_seed")},
-    )
-
-
-def _tell_collected(out: Path, stored: int, collected: Collected, what: CollectCfg, minutes: float, signal: int | None) -> int:
-    rate = f"{collected.solved} of {collected.ran} episodes succeeded" if collected.ran else "no episode was complete"
-    where = f"{out} holds {stored} episodes" if stored else "nothing was written"
-    if signal is not None and stored < what.n_episodes:
-        print(f"residual-rl: interrupted; {rate}, {where}", file=sys.stderr)
-        return 128 + signal
-    if stored < what.n_episodes:
-        raise ConfigError(f"{rate}, and {what.n_episodes} were asked for: {where}; take a better --policy or less --noise")
-    speed = f"{collected.ran / minutes:,.0f} episodes a minute" if minutes else ""
-    Console().print(f"{where} ({out.stat().st_size / 1e6:.1f} MB); {rate}; {speed}", soft_wrap=True, highlight=False)
-    return 0
 
 
 # --- info -----------------------------------------------------------------------------------------------------------
@@ -207,7 +69,8 @@ class InfoFlags:
 
 def _info(argv: Sequence[str]) -> int:
     file, rest = _require_file(argv, "info", "Tell what a file of demonstrations holds")
-    flags: InfoFlags = _flags([_field("own", InfoFlags)], rest, f"info {file}", "Tell what a file of demonstrations holds.").own
+    what = "Tell what a file of demonstrations holds."
+    flags: InfoFlags = parse_flags([flat_field("own", InfoFlags)], rest, f"demos info {file}", what).own
     console = Console()
     with Demonstrations.open(file) as demos:
         parts = [demos.episode(i, obs=()) for i in range(len(demos))]
@@ -215,7 +78,8 @@ def _info(argv: Sequence[str]) -> int:
         known = [part.succeeded for part in parts if part.succeeded is not None]
         low, high = min(float(part.actions.min()) for part in parts), max(float(part.actions.max()) for part in parts)
         rows = {
-            "task": f"{demos.task_id} ({'as residual-rl stores it' if demos.own else 'as ManiSkill stores it'})",
+            "task": f"{demos.env_id} ({'as residual-rl stores it' if demos.own else 'as ManiSkill stores it'})",
+            **({"settings": settings_as_flags(demos.task_id, demos.task_settings) or "the task's own"} if demos.own else {}),
             "acted by": str(info.get("source_desc") or info.get("source_type") or "not told"),
             "episodes": f"{len(demos)}, {sum(lengths):,} steps",
             "success": f"{sum(known)} of {len(known)} ({100 * sum(known) / len(known):.1f} %)" if known else "not stored",
@@ -285,7 +149,7 @@ class ReplayFlags:
 def _replay(argv: Sequence[str]) -> int:
     file, rest = _require_file(argv, "replay", "Replay demonstrations in simulation")
     what = "Execute the stored actions again, and compare what happens with what was stored."
-    flags: ReplayFlags = _flags([_field("own", ReplayFlags)], _with_video_path(rest, file), f"replay {file}", what).own
+    flags: ReplayFlags = parse_flags([flat_field("own", ReplayFlags)], _with_video_path(rest, file), f"demos replay {file}", what).own
     torch.set_num_threads(1)
     console = Console()
     with Demonstrations.open(file) as demos:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import json
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import tyro
 
 from residual_rl.config import TrainCfg
-from residual_rl.errors import ConfigError
+from residual_rl.errors import ConfigError, UnknownNameError
+from residual_rl.registry import TASKS
 
 HELP = {"-h", "--help"}
 
@@ -72,3 +75,33 @@ def parts_of(cfg: TrainCfg, names: Sequence[str]) -> list[tuple[str, Any, Any]]:
                 owner[field.name] = type(part).__name__
             fields.append((name, hint, dataclasses.field(default=part)))
     return fields
+
+
+def settings_as_flags(task_id: str, settings: Mapping[str, Any]) -> str:
+    """The flags that give a task the plain `settings`, where they differ from its defaults. Those of a task that is unknown here: all."""
+    try:
+        default = json.loads(json.dumps(dataclasses.asdict(TASKS.get(task_id).default_config())))
+    except UnknownNameError:
+        default = {}
+    words = []
+    for name, value in settings.items():
+        if value is None or value == default.get(name):
+            continue
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            values = value if isinstance(value, list) else [value]
+            words.append(shlex.join([f"--{flag}", *map(str, values)]))
+    return " ".join(words)
+
+
+def flat_field(name: str, cls: type) -> tuple[str, Any, Any]:
+    """A dataclass field whose own fields become flags. What it refuses is then raised as it is, and not framed by tyro."""
+    return name, _without_prefix(cls), dataclasses.field(default=cls())
+
+
+def parse_flags(fields: Sequence[tuple[str, Any, Any]], argv: Sequence[str], command: str, description: str) -> Any:
+    """The values of the flags of `fields`, for `residual-rl COMMAND`."""
+    cls = dataclasses.make_dataclass("Flags", fields)
+    return tyro.cli(cls, args=list(argv), prog=f"residual-rl {command}", description=description)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from residual_rl.cli.flags import HELP, has_flag, peek
+from residual_rl.cli.flags import HELP, has_flag, peek, settings_as_flags
 from residual_rl.config import from_plain
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.imitation.config import ALGOS, ImitateCfg
@@ -114,7 +114,8 @@ def _tell(summary: dict[str, Any], demos: Path, out: Path) -> int:
         found.append(f"validation loss {summary['best_val_loss']:.4f}")
     console.print(f"Trained {steps} in {took}; best: {', '.join(found) or 'not evaluated'}.", soft_wrap=True)
     console.print(f"Model: {out / summary['model']}", soft_wrap=True)
-    policy = f"--base-policy {summary['base_policy']} --il-checkpoint {out}"
-    console.print(f"Evaluate it: residual-rl eval {summary['task']} {policy} --n-episodes 200", soft_wrap=True)
-    console.print(f"Put a residual on it: residual-rl train {summary['task']} {policy}", soft_wrap=True)
+    settings = settings_as_flags(summary["task"], summary.get("task_settings") or {})
+    words = f"{summary['task']} {settings} --base-policy {summary['base_policy']} --il-checkpoint {out}".replace("  ", " ")
+    console.print(f"Evaluate it: residual-rl eval {words} --n-episodes 200", soft_wrap=True)
+    console.print(f"Put a residual on it: residual-rl train {words}", soft_wrap=True)
     return 0

@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from torch import Tensor
 
+from residual_rl.envs.arm import Arm
 from residual_rl.errors import ConfigError
 from residual_rl.hardware import HardwareUnits
 from residual_rl.kinematics import KinematicChain
@@ -90,6 +91,12 @@ class VecEnv(gymnasium.vector.VectorEnv):
     """The arm, from the world to its tool, where the env has one."""
     hardware: HardwareUnits | None = None
     """What the robot's own software calls its joints and measures them in, where the env is of a real robot's."""
+    arm: Arm | None = None
+    """What its actions do with its arm, where it says so."""
+    task_name: str = ""
+    """The task under its simulator's own name, where an env is for more than one."""
+    control_mode: str = ""
+    """What actions command, in its simulator's own words, where that has several kinds of them."""
     joint_step: Tensor | None = None
     """[J]: the largest change of the joint targets that a controller should command each step [rad]."""
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ NUM_ENVS = 64
 """Worlds stepped together, where their observations fit into memory."""
 MAX_TRIES = 20
 """With `only_success`: episodes run at most, for each that is asked for."""
+MAX_LOST = 20
+"""Episodes that may be lost one after the other before collecting is given up."""
 _BUFFER_BYTES = 1 << 30
 """What the running episodes of all worlds may hold in memory."""
 _NOISE_STREAM = 1 << 32
@@ -64,6 +66,14 @@ class CollectCfg:
             raise ConfigError(f"first_seed must be 0 or more, not {self.first_seed}")
 
 
+@dataclass(frozen=True)
+class Lost:
+    """An episode that came to nothing: its planner found no plan, crashed, or took too long."""
+
+    seed: int
+    why: str
+
+
 @dataclass
 class Collected:
     """How collecting went."""
@@ -72,6 +82,29 @@ class Collected:
     """Episodes that ended."""
     solved: int = 0
     """Those of them that succeeded."""
+    lost: list[Lost] = field(default_factory=list)
+    """Those of them that came to nothing."""
+
+
+class Planner(Protocol):
+    """Gives whole episodes, from whatever it plans them with; a task names its own in `TaskSpec.planners`."""
+
+    task: Any
+    """The task's settings that the episodes hold to: an instance of `TaskSpec.config`."""
+    max_episode_steps: int
+    control_hz: float
+    action_size: Sequence[float]
+    action_unit: str
+    description: str
+    """Who acts, in a sentence."""
+
+    def episodes(self, seeds: Sequence[int], stopped: Callable[[], bool]) -> Iterator[Demo | Lost]:
+        """The episodes of `seeds`, each once, in this order. When `stopped()`, those that were complete by then, and no more."""
+        ...
+
+    def close(self) -> None:
+        """End what it runs."""
+        ...
 
 
 def collect(
@@ -99,16 +132,47 @@ def collect(
     """
     tries = cfg.n_episodes * (MAX_TRIES if cfg.only_success else 1)
     seeds = range(cfg.first_seed, cfg.first_seed + tries)
-    collected = Collected()
-    for demo in run_episodes(env, policy, seeds, cfg.noise, cfg.noise_correlation, with_residual, stopped):
+    episodes = run_episodes(env, policy, seeds, cfg.noise, cfg.noise_correlation, with_residual, stopped)
+    return _store(episodes, cfg, writer, on_progress)
+
+
+def collect_planned(
+    planner: Planner,
+    cfg: CollectCfg,
+    writer: DemoWriter,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+    on_progress: Callable[[int, float], None] | None = None,
+) -> Collected:
+    """`collect`, from a planner. Another episode is planned for each one that is lost, up to `MAX_TRIES` for each that is asked for.
+
+    Raises `ConfigError` where `MAX_LOST` episodes are lost, one after the other.
+    """
+    seeds = range(cfg.first_seed, cfg.first_seed + cfg.n_episodes * MAX_TRIES)
+    return _store(planner.episodes(seeds, stopped), cfg, writer, on_progress)
+
+
+def _store(
+    episodes: Iterator[Demo | Lost], cfg: CollectCfg, writer: DemoWriter, on_progress: Callable[[int, float], None] | None
+) -> Collected:
+    collected, lost_in_a_row = Collected(), 0
+    for demo in episodes:
         collected.ran += 1
-        collected.solved += bool(demo.succeeded)
-        if demo.succeeded or not cfg.only_success:
-            writer.add(demo)
+        if isinstance(demo, Lost):
+            collected.lost.append(demo)
+            lost_in_a_row += 1
+        else:
+            lost_in_a_row = 0
+            collected.solved += bool(demo.succeeded)
+            if demo.succeeded or not cfg.only_success:
+                writer.add(demo)
         if on_progress is not None:
             on_progress(writer.num_episodes, collected.solved / collected.ran)
         if writer.num_episodes == cfg.n_episodes:
             break
+        if lost_in_a_row == MAX_LOST:
+            last = collected.lost[-1]
+            raise ConfigError(f"{MAX_LOST} episodes came to nothing, one after the other; that of seed {last.seed}: {last.why}")
     return collected
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
+from residual_rl.registry import TASKS, TaskSpec, load
 
 FORMAT_VERSION = 1
 SUFFIXES = (".h5", ".hdf5")
@@ -142,12 +143,24 @@ class Demonstrations:
 
     @property
     def task_id(self) -> str:
-        """Id of the task; of a ManiSkill file, of its env."""
+        """Id of the task."""
+        spec = self._foreign_task()
+        return self.env_id if spec is None else spec.id
+
+    @property
+    def env_id(self) -> str:
+        """What `FILE.json` calls the task: its id, or in a ManiSkill file that of ManiSkill's env."""
         return str(self.info["env_info"]["env_id"])
 
     @property
     def task_settings(self) -> dict[str, Any]:
-        """The settings that the task's worlds were made with."""
+        """The settings that the task's worlds were made with. Raises `ConfigError` where a ManiSkill file has actions of another kind."""
+        spec = self._foreign_task()
+        if spec is not None and spec.foreign_settings is not None:
+            try:
+                return dict(load(spec.foreign_settings)(self.info))
+            except ConfigError as error:
+                raise ConfigError(f"{self.path}: {error}") from None
         return dict(self.info["env_info"].get("env_kwargs") or {})
 
     @property
@@ -207,6 +220,10 @@ class Demonstrations:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _foreign_task(self) -> TaskSpec | None:
+        """The task of a file that this package did not write."""
+        return None if self.own else next((spec for spec in TASKS.all() if spec.foreign_settings is not None), None)
 
     # --- reading ------------------------------------------------------------------------------------------------
 

@@ -78,14 +78,10 @@ def make_env(demos: Demonstrations, num_envs: int, num_threads: int = 0) -> VecE
     try:
         spec = TASKS.get(demos.task_id)
     except UnknownNameError as error:
-        if demos.own:
-            raise ConfigError(f"{demos.path}: {error}; install the package that registers it") from None
-        raise ConfigError(
-            f"{demos.path} is of ManiSkill's env {demos.task_id!r}, which is no task here: its tasks come with "
-            "`pip install residual-rl[maniskill]`, and `residual-rl list` shows those that there are"
-        ) from None
+        raise ConfigError(f"{demos.path}: {error}; install the package that registers it") from None
+    settings = demos.task_settings
     try:
-        cfg = from_plain(load(spec.config), demos.task_settings)
+        cfg = from_plain(load(spec.config), settings)
     except (UnknownNameError, TypeError, ValueError) as error:
         raise CheckpointError(f"{demos.path} holds settings that task {spec.id!r} of this release does not take: {error}") from error
     env: VecEnv = load(spec.make)(cfg, num_envs, num_threads, "cpu")

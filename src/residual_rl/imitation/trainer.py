@@ -318,6 +318,7 @@ class Trainer:
             "model": MODEL_FILE,
             "base_policy": "il",
             "task": self.settings.task_id,
+            "task_settings": self.settings.task_settings,
         }
         if finished:
             write_json(self.folder.summary_file, summary)

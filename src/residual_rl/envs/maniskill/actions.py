@@ -48,6 +48,13 @@ class ActionRange:
         columns = actions.split([size for _, size, _, _ in self._parts], 1)
         return {name: middle + part * half for (name, _, middle, half), part in zip(self._parts, columns, strict=True)}
 
+    def from_maniskill(self, actions: Tensor) -> Tensor:
+        """[B, A]: what `to_maniskill` turns into `actions` [B, A], for one robot. Raises `ConfigError` where there are several."""
+        if len(self._parts) != 1:
+            raise ConfigError("actions of several robots cannot be converted")
+        _, _, middle, half = self._parts[0]
+        return actions if self._is_normalised else (actions - middle) / half
+
 
 def _half_ranges(controller: Any) -> NDArray[np.float32]:
     """Half of what each action of a controller spans, before ManiSkill normalises it."""

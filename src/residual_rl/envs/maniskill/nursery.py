@@ -10,16 +10,20 @@ import functools
 import gc
 import json
 import os
+import pkgutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import IO, Any
 
 from residual_rl.errors import ResidualRLError
 
+STEP_WORLDS = "residual_rl.envs.maniskill.worker:run"
+"""The worker that steps worlds."""
 _LARGEST_MESSAGE = 1 << 16
 
 
@@ -52,9 +56,15 @@ class Nursery:
         )
         theirs.close()
 
-    def start(self, commands: int, answers: int, memory: int, log: int) -> int:
-        """Fork a worker that has these file descriptors; returns its process id."""
-        socket.send_fds(self._socket, [json.dumps({"path": sys.path}).encode()], [commands, answers, memory, log])
+    def start(self, log: int, fds: Sequence[int], run: str = STEP_WORLDS) -> int:
+        """Fork a worker that prints into `log`; returns its process id.
+
+        Args:
+            log: a file descriptor.
+            fds: those that `run` takes.
+            run: `module:attribute` of the worker's whole life, which returns its exit code.
+        """
+        socket.send_fds(self._socket, [json.dumps({"path": sys.path, "run": run}).encode()], [log, *fds])
         return int(self._reply()["pid"])
 
     def bury(self, pid: int, patience: float) -> int | None:
@@ -96,8 +106,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import mani_skill.envs  # noqa: F401
 
-    from residual_rl.envs.maniskill.worker import run
-
+    pkgutil.resolve_name(STEP_WORLDS)
     gc.collect()
     gc.freeze()  # what was imported stays where it is, in memory that all workers share
     requests = socket.socket(fileno=int(sys.argv[1]))
@@ -113,10 +122,10 @@ def main() -> None:
             pid = os.fork()
             if pid == 0:
                 requests.close()
-                os.dup2(fds[3], 1)
-                os.dup2(fds[3], 2)
+                os.dup2(fds[0], 1)
+                os.dup2(fds[0], 2)
                 sys.path[:] = request["path"]
-                os._exit(run(*fds[:3]))
+                os._exit(pkgutil.resolve_name(request["run"])(*fds[1:]))
             for fd in fds:
                 os.close(fd)
             reply = {"pid": pid}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from residual_rl.envs.arm import Arm
+
 WITHOUT_VULKAN = (
     "it needs a Vulkan driver, and this machine has none that works; without a GPU, Mesa 25 or newer brings one: "
     "apt-get install libvulkan1 mesa-vulkan-drivers (in Debian 12 from bookworm-backports), or in a checkout, as root, `make vulkan`"
@@ -69,12 +71,22 @@ class Facts:
     """Numbers in the simulator's state."""
     deterministic: bool
     """Whether an episode is a function of its seed and its actions alone, bit for bit."""
+    env_id: str = ""
+    """The task."""
+    arm: Arm | None = None
+    """Its arm, where there is one robot with one."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @property
+    def action_unit(self) -> str:
+        """Unit of the arm's part of `action_size`; rotations and the gripper have their own."""
+        return "m" if "_ee_" in self.control_mode else "rad"
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Facts:
         observations = {name: Array(tuple(value["shape"]), value["dtype"]) for name, value in data["observations"].items()}
         tuples = {name: tuple(data[name]) for name in ("metrics", "action_size")}
-        return cls(**{**data, **tuples, "observations": observations})
+        arm = None if data["arm"] is None else Arm.from_json(data["arm"])
+        return cls(**{**data, **tuples, "observations": observations, "arm": arm})

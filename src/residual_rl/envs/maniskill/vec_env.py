@@ -77,8 +77,9 @@ class ManiSkillVecEnv(VecEnv):
         self.num_envs, self.device, self.deterministic = worlds.num_envs, worlds.device, worlds.deterministic
         self.max_episode_steps, self._ignore_terminations = max_episode_steps, ignore_terminations
         self.control_hz, self.control_mode, self.robot = facts.control_hz, facts.control_mode, facts.robot
+        self.task_name, self.arm = facts.env_id, facts.arm
         self.action_size = torch.tensor(facts.action_size, device=self.device)
-        self.action_unit = "m" if "_ee_" in facts.control_mode else "rad"  # of the arm's; the rotations and the gripper have their own
+        self.action_unit = facts.action_unit
         boxes: dict[str, spaces.Space[Any]] = {
             name: spaces.Box(0, 255, array.shape, np.uint8)
             if array.dtype == "uint8"

@@ -159,7 +159,7 @@ def _start(rows: range, memory_fd: int) -> _Worker:
     command_read, command_write = os.pipe()
     answer_read, answer_write = os.pipe()
     log = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the process)
-    pid = nursery().start(command_read, answer_write, memory_fd, log.fileno())
+    pid = nursery().start(log.fileno(), [command_read, answer_write, memory_fd])
     os.close(command_read)
     os.close(answer_write)
     return _Worker(pid, rows, os.fdopen(command_write, "wb"), os.fdopen(answer_read, "rb"), log)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from residual_rl.envs.maniskill.actions import ActionRange
+from residual_rl.envs.maniskill.arms import tell_arm
 from residual_rl.envs.maniskill.fresh_physics import give_fresh_physics
 from residual_rl.envs.maniskill.making import make_env
 from residual_rl.envs.maniskill.settings import Array, Facts, WorldSettings
@@ -114,6 +115,10 @@ class World:
         success, fail = (self._figure(info.get(name, False)).bool() for name in ("success", "fail"))
         return Step(self._obs, self._figure(reward), success, fail, {name: self._figure(info[name]) for name in self._metrics})
 
+    def normalised(self, actions: Tensor) -> Tensor:
+        """[B, A]: what `step` takes, for `actions` [B, A] as the robot's control mode has them."""
+        return self._actions.from_maniskill(actions)
+
     def observations(self) -> Obs:
         """The observation of all worlds after their last reset or step."""
         return dict(self._obs)
@@ -186,6 +191,8 @@ class World:
             action_size=tuple(self._actions.size.tolist()),
             state_size=self.states().shape[1],
             deterministic=self.deterministic,
+            env_id=self.settings.env_id,
+            arm=tell_arm(agents[0]) if len(agents) == 1 else None,
         )
 
 

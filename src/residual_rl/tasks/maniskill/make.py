@@ -15,7 +15,7 @@ from residual_rl.envs.maniskill.world import World
 from residual_rl.errors import ConfigError
 from residual_rl.tasks.maniskill.config import ManiSkillCfg
 
-MODULES: tuple[str, ...] = ()
+MODULES: tuple[str, ...] = ("residual_rl.tasks.maniskill.a1_galaxea", "residual_rl.tasks.maniskill.pick_box")
 """Modules of this package that register tasks and robots with ManiSkill."""
 
 

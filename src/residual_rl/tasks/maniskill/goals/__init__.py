@@ -1,0 +1,1 @@
+"""Cartesian goals of ManiSkill's tasks, one file each, for the base policy `ik`."""
