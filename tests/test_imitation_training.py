@@ -78,7 +78,7 @@ def test_from_demonstrations_to_a_base_policy(algo: str, demos: Path, tmp_path: 
     out = tmp_path / "il"
     assert imitate(demos, out, "--algo", algo, "--eval-freq", "6") == 0
     said = capsys.readouterr().out
-    assert f"residual-rl eval so101-paper --base-policy il --il-checkpoint {out}" in said
+    assert f"residual-rl eval so101-paper --max-episode-steps 20 --base-policy il --il-checkpoint {out}" in said
     rows = read_metrics(out / "metrics.jsonl")
     assert [row["step"] for row in rows if "train/loss" in row] == [4, 8, 12]
     assert [row["step"] for row in rows if "val/loss" in row] == [6, 12]
