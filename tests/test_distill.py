@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from demo_files import INFO, a_demo, write
+from residual_rl import distill as module
 from residual_rl.cli import distill as command
 from residual_rl.cli.main import main
 from residual_rl.config import TrainCfg, replace_fields
@@ -25,7 +26,8 @@ from residual_rl.distill import (
     student_config,
 )
 from residual_rl.errors import CheckpointError, ConfigError
-from residual_rl.imitation import distill as module
+from residual_rl.files import WriteError
+from residual_rl.imitation.demo_writer import DemoWriter
 from residual_rl.imitation.demonstrations import Demonstrations
 from residual_rl.registry import BASE_POLICIES
 from residual_rl.seeding import DEMO_SEED, EVAL_SEED
@@ -85,6 +87,29 @@ def test_what_a_kill_left_between_merging_and_removing_is_not_taken_twice(tmp_pa
     assert gather(tmp_path, DistillCfg(n_episodes=5), TASK, collect) == 0
     assert seeds_of(tmp_path / DEMOS_FILE) == list(range(100, 105))
     assert collect.asked == []
+
+
+def test_where_merging_fails_no_episode_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, say, after two of the six episodes."""
+    episodes(tmp_path / DEMOS_FILE, range(100, 104))
+    episodes(tmp_path / "demos-rest.h5", range(104, 106))
+    add = DemoWriter.add
+
+    def full(writer: DemoWriter, demo: Any) -> None:
+        if writer.num_episodes == 2:
+            raise WriteError("no space")
+        add(writer, demo)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DemoWriter, "add", full)
+        with pytest.raises(WriteError, match="no space"):
+            gather(tmp_path, DistillCfg(n_episodes=6), TASK, Collector())
+    assert seeds_of(tmp_path / DEMOS_FILE) == list(range(100, 104))
+    collect = Collector()
+    assert gather(tmp_path, DistillCfg(n_episodes=6), TASK, collect) == 0
+    assert seeds_of(tmp_path / DEMOS_FILE) == list(range(100, 106))
+    assert collect.asked == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == [DEMOS_FILE, "demos.json"]
 
 
 def test_episodes_of_another_task(tmp_path: Path) -> None:

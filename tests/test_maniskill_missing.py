@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import tiny_runs
+from residual_rl.cli.train import parse
+from residual_rl.config import TrainCfg
 from residual_rl.errors import ConfigError
 from residual_rl.tasks.maniskill.config import ManiSkillCfg
 from residual_rl.tasks.maniskill.defaults import PUBLISHED, train_overrides
@@ -39,6 +41,11 @@ def test_gpu_simulation_without_a_gpu(settings: dict[str, Any], device: str) -> 
         world_settings(ManiSkillCfg(**settings), device)
 
 
+def test_a_device_that_does_not_exist_is_named() -> None:
+    with pytest.raises(ConfigError, match="sim_device 'cuda:x' is no device of torch's; choose cpu, cuda or cuda:N"):
+        world_settings(ManiSkillCfg(), "cuda:x")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -66,3 +73,13 @@ def test_published_settings() -> None:
     assert train_overrides("StackCube-v1")["num_steps"] == 50  # not listed: as for PickCube-v1
     assert train_overrides("PushT-v1")["gamma"] == 0.99
     assert PUBLISHED["TriFingerRotateCubeLevel4-v1"].num_steps == 250
+
+
+def test_training_starts_from_what_is_published_for_the_task_that_is_named() -> None:
+    """And rewards that pay for each step go with bootstrapping at every end: else success, which ends an episode, would be a loss."""
+    push, unnamed = TrainCfg.default("maniskill", variant="PushCube-v1"), TrainCfg.default("maniskill")
+    assert (push.learner.num_steps, push.learner.gamma, push.learner.bootstrap_at_done) == (20, 0.8, "always")
+    assert unnamed.learner == push.learner  # it is the default task
+    named, _ = parse("maniskill", ["--env-id", "PushT-v1"])
+    assert (named.learner.num_steps, named.learner.gamma, named.run.eval_episodes) == (100, 0.99, 16)
+    assert parse("maniskill", ["--env-id", "PushT-v1", "--num-steps", "7"])[0].learner.num_steps == 7

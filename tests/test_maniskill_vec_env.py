@@ -11,7 +11,7 @@ from torch import Tensor
 
 from residual_rl.envs.maniskill.settings import Array, Facts
 from residual_rl.envs.maniskill.vec_env import ManiSkillVecEnv, maniskill_seeds
-from residual_rl.envs.maniskill.world import Step
+from residual_rl.envs.maniskill.world import Step, World
 from residual_rl.errors import ConfigError, NonFiniteError
 from residual_rl.types import Obs
 
@@ -127,6 +127,19 @@ def test_a_saved_state_is_the_seeds_and_the_actions_of_the_running_episodes() ->
             assert torch.equal(value, theirs[4]["final_info"][name]), name
 
 
+def test_a_step_of_an_ended_episode_alone_between_those_of_running_ones_costs_these_nothing() -> None:
+    env = make()
+    env.reset(seed=0)
+    for value, mask in ((1.0, [True, False, True]), (0.5, [False, True, False]), (0.25, [True, False, True])):
+        env.step(act(value, value, value), mask=torch.tensor(mask))
+    env.reset(seed=[50], mask=torch.tensor([False, True, False]))
+    state = env.state_dict()
+    assert state["actions"][:, 0, 0].tolist() == [1.0, 0.25]
+    other = make()
+    other.load_state_dict(state)
+    assert other.observations()["state"].tolist() == [[0.0, 1.25], [50.0, 0.0], [2.0, 1.25]]
+
+
 def test_a_state_that_plays_otherwise_is_told(caplog: pytest.LogCaptureFixture) -> None:
     env = make()
     env.reset(seed=0)
@@ -167,6 +180,16 @@ def test_nan_in_a_world_is_caught_in_its_step() -> None:
     assert dump["step"].tolist() == [1, 1, 1]
     assert dump["action"].tolist() == [[0.25]] * 3
     assert dump["actions_before"].tolist() == [[[1.0], [0.5], [0.0]]]
+
+
+def test_figures_of_a_step_outlive_the_tensors_of_the_task() -> None:
+    world = World.__new__(World)
+    world.num_envs, world.device = 2, torch.device("cpu")
+    own = torch.tensor([1.0, 2.0])
+    figure = world._figure(own)
+    own.zero_()
+    assert figure.tolist() == [1.0, 2.0]
+    assert world._figure(True).tolist() == [1.0, 1.0]
 
 
 def test_scenes_of_ending_episodes_are_there_once_somebody_draws() -> None:

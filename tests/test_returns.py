@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from residual_rl.learners.returns import discounted_sums, gae
+from residual_rl.learners.returns import discounted_sums, gae, without_bootstrap
 
 
 def columns(*worlds: list[float]) -> torch.Tensor:
@@ -27,6 +27,17 @@ def test_gae_bootstraps_truncation_and_not_termination() -> None:
     # delta: 1+2-2 = 1; truncated 2+5-4 = 3, terminated 2-4 = -2; 3+4-6 = 1; 4+6-8 = 2. The trace decays by 0.25.
     assert advantage.T.tolist() == [[1.75, 3.0, 1.5, 2.0], [0.5, -2.0, 1.5, 2.0]]
     assert target.T.tolist() == [[3.75, 7.0, 7.5, 10.0], [2.5, 2.0, 7.5, 10.0]]
+
+
+@pytest.mark.parametrize(
+    ("at_done", "truncated_world", "terminated_world"),
+    [("truncated", 7.0, 2.0), ("always", 7.0, 7.0), ("never", 2.0, 2.0)],  # 2 + 0.5 * 10 with the final observation's value, 2 without
+)
+def test_whose_final_value_counts_can_be_chosen(at_done: str, truncated_world: float, terminated_world: float) -> None:
+    reward, value, next_value = columns([1.0, 2.0], [1.0, 2.0]), columns([2.0, 4.0], [2.0, 4.0]), columns([4.0, 10.0], [4.0, 10.0])
+    terminated, ended = columns([False, False], [False, True]), columns([False, True], [False, True])
+    _, target = gae(reward, value, next_value, without_bootstrap(terminated, ended, at_done), ended, gamma=0.5, gae_lambda=0.5)
+    assert target[1].tolist() == [truncated_world, terminated_world]
 
 
 def test_gae_with_lambda_one_is_the_discounted_return_of_the_episode() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 from residual_rl.files import write_json
 from residual_rl.statistics import paired_difference, proportion
 from residual_rl.sweep import SweepCfg, Trial, check_train_flags, make_trials, parse_grid, read_sweep, state_of
-from residual_rl.sweep_ranking import difference_of, rank, success_of
+from residual_rl.sweep_ranking import _bootstrap, difference_of, rank, success_of
 from residual_rl.sweep_report import make_report, ranking_table, write_report
 from residual_rl.sweep_table import SweepTable
 from residual_rl.sweep_trial import Progress, TrialProcess, figures_of, next_command
@@ -67,6 +68,9 @@ def test_a_grid_of_settings_of_every_part() -> None:
         (["learning-rte=0.1"], UnknownNameError, "did you mean 'learning_rate'"),
         (["residual_scale=0.1,x"], ConfigError, "--grid residual_scale=x: 'x' is not a number"),
         (["residual_scale=0.1,3"], ConfigError, "--grid residual_scale=3: residual_scale must be from 0 to 2"),
+        (["gamma=0.9", "residual_scale=0.1,3"], ConfigError, "--grid gamma=0.9,residual_scale=3: residual_scale must be from 0 to 2"),
+        (["alpha=0.1", "residual_scale=0.2"], ConfigError, "--grid names residual_scale twice"),
+        (["learner=sac,td3"], ConfigError, "--grid cannot hold learner: a sweep has one"),
         (["num_envs=1.5"], ConfigError, "--grid num_envs=1.5: '1.5' is not a whole number"),
         (["chunk=step,hole"], ConfigError, "'hole' is not one of step, whole"),
         (["hidden_sizes=64 x"], ConfigError, "'64 x' is not a whole number, or several with blanks between them"),
@@ -79,7 +83,7 @@ def test_a_grid_of_settings_of_every_part() -> None:
 )
 def test_what_a_grid_refuses(entries: list[str], error: type[Exception], said: str) -> None:
     with pytest.raises(error) as caught:
-        parse_grid(entries, CFG)
+        make_trials(a_sweep(grid=parse_grid(entries, CFG)), CFG, Path())
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -112,10 +116,35 @@ def test_a_sweep_without_a_grid_has_one_point(tmp_path: Path) -> None:
 def test_settings_that_do_not_fit_together_are_said_before_anything_starts(tmp_path: Path) -> None:
     cfg = replace_fields(CFG, {"residual_scale_start": 0.1})
     assert parse_grid(["total_timesteps=1"], cfg) == {"total_timesteps": ("1",)}
+    assert parse_grid(["alpha=0.1", "n-envs=4"], cfg) == {"residual_scale": ("0.1",), "num_envs": ("4",)}
     with pytest.raises(ConfigError, match="needs at least one training seed and none twice"):
         a_sweep(seeds=(1, 1))
     with pytest.raises(ConfigError, match="cpus_per_trial must be at least 1, not 0"):
         a_sweep(cpus_per_trial=0)
+
+
+def test_values_that_fit_only_together_are_a_grid(tmp_path: Path) -> None:
+    """One critic does not go with the default of two in the target."""
+    cfg = TrainCfg.default("so101-paper", learner_id="sac")
+    grid = parse_grid(["num_critics=1", "num_target_critics=1,2"], cfg)
+    with pytest.raises(ConfigError, match=r"--grid num_critics=1,num_target_critics=2: num_target_critics must be at most num_critics"):
+        make_trials(a_sweep(grid=grid), cfg, tmp_path)
+    grid = parse_grid(["num_critics=1", "num_target_critics=1"], cfg)
+    assert [trial.point for trial in make_trials(a_sweep(grid=grid), cfg, tmp_path)] == ["num_critics=1,num_target_critics=1"]
+
+
+def test_long_points_have_folders_that_a_file_system_takes(tmp_path: Path) -> None:
+    cfg = TrainCfg.default("so101-paper", learner_id="sac")
+    grid = parse_grid([f"demos=/data/{'ä' * 150}/1.h5,/data/{'ä' * 150}/2.h5", "demo_share=0.5"], cfg)
+    trials = make_trials(a_sweep(grid=grid, seeds=(1, 2)), cfg, tmp_path)
+    names = [trial.name for trial in trials]
+    assert len(set(names)) == 4
+    assert names[0].startswith("demos=xdatax")
+    assert names[0].endswith(",seed=1")
+    assert max(len(name.encode()) for name in names) <= 200
+    trials[0].run.path.mkdir(parents=True)
+    trials[0].log.parent.mkdir()
+    trials[0].failure_file.touch()
 
 
 def test_what_flags_of_all_trials_cannot_say() -> None:
@@ -128,6 +157,10 @@ def test_what_flags_of_all_trials_cannot_say() -> None:
             check_train_flags([flag], {})
     with pytest.raises(ConfigError, match="gamma is in --grid and a flag of all trials"):
         check_train_flags(["--gamma", "0.9"], {"gamma": ("0.97",)})
+    for flag, key in (("--alpha=0.3", "residual_scale"), ("--n-envs", "num_envs"), ("--no-normalize-reward", "normalize_reward")):
+        with pytest.raises(ConfigError, match=f"{key} is in --grid and a flag of all trials"):
+            check_train_flags([flag], {key: ("1",)}, CFG)
+    check_train_flags(["--alpha", "0.3"], {"gamma": ("0.97",)}, CFG)
 
 
 def test_the_command_refuses_before_it_starts_anything(fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,6 +290,17 @@ def test_success_is_less_sure_where_seeds_differ() -> None:
     assert (same.high - same.low) < 0.25  # type: ignore[operator]
 
 
+def test_the_bootstrap_by_hand() -> None:
+    """Two seeds that fail in the first of two episodes, one of which solves the second: of the values [[0, 0], [0, 1]] a draw takes r of
+    two rows and c of two columns of the one that is 1, and has the mean r·c / 4. P(r = 2) = 1/4, so P(1) = 1/16, P(1/2) = 4/16,
+    P(1/4) = 4/16 and P(0) = 7/16; the 2.5 % and 97.5 % points are 0 and 1."""
+    values = np.array([[0.0, 0.0], [0.0, 1.0]])
+    assert _bootstrap(values) == (0.0, 1.0)
+    # [[0, 0, 0], [0, 0, 1]]: a mean of 1 takes both rows and all three columns, (1/4)·(1/27) < 2.5 %; the next is 2·2 / 6 = 2/3,
+    # (1/4)·(6/27) = 5.6 %
+    assert _bootstrap(np.array([[0.0] * 3, [0.0, 0.0, 1.0]])) == (0.0, pytest.approx(2 / 3))
+
+
 def test_the_bootstrap_of_one_seed_has_the_binomial_spread() -> None:
     values = [1] * 70 + [0] * 30
     summary = success_of(outcomes(values))
@@ -310,7 +354,7 @@ def finish(trial: Trial, values: list[int]) -> None:
 
 
 def test_the_report_ranks_what_has_finished_and_names_the_rest(tmp_path: Path) -> None:
-    sweep = a_sweep(grid={"residual_scale": ("0.1", "0.3", "0.6")}, n_episodes=20)
+    sweep = a_sweep(grid={"residual_scale": ("0.1", "0.3", "0.6"), "hidden_sizes": ("8 8",)}, n_episodes=20)
     best, worse, failed = trials = make_trials(sweep, CFG, tmp_path)
     finish(best, [1] * 20)
     finish(worse, [1] * 5 + [0] * 15)
@@ -319,14 +363,16 @@ def test_the_report_ranks_what_has_finished_and_names_the_rest(tmp_path: Path) -
     report = write_report(sweep, trials, tmp_path)
     assert json.loads((tmp_path / "report.json").read_text())["ranking"] == json.loads(json.dumps(report["ranking"]))
     assert [(r["point"], r["success"]["mean"], r["tied_with_first"]) for r in report["ranking"]] == [
-        ("residual_scale=0.1", 1.0, True),
-        ("residual_scale=0.3", 0.25, False),
+        ("residual_scale=0.1,hidden_sizes=8 8", 1.0, True),
+        ("residual_scale=0.3,hidden_sizes=8 8", 0.25, False),
     ]
     assert report["trials"][0]["curve"] == [[0, 0.5], [64, 1.0]]
     text = (tmp_path / "report.md").read_text()
     low, high = (100 * x for x in proportion([1.0] * 20).to_json()["interval"])
-    assert f"| 1 | residual_scale=0.1 | 100.0 % [{low:.1f}, {high:.1f}] | 1: 100.0 | – |  |" in text
-    assert "Failed:\n\n- `residual_scale=0.6,seed=1`: no such thing" in text
+    assert f"| 1 | residual_scale=0.1,hidden_sizes=8 8 | 100.0 % [{low:.1f}, {high:.1f}] | 1: 100.0 | – |  |" in text
+    assert "Failed:\n\n- `residual_scale=0.6,hidden_sizes=8x8,seed=1`: no such thing" in text
+    words = shlex.split(text.split("`")[1])
+    assert words == ["residual-rl", "sweep", "so101-paper", *TRAIN, "--grid", "residual_scale=0.1,0.3,0.6", "--grid", "hidden_sizes=8 8"]
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
     console = Console(width=200, record=True)
     console.print(ranking_table(report))

@@ -130,14 +130,18 @@ class TrainCfg:
     """Registered learner."""
 
     @classmethod
-    def default(cls, task_id: str, base_policy_id: str | None = None, learner_id: str | None = None) -> TrainCfg:
-        """The registered defaults of a task, with its own base policy and learner unless others are named."""
+    def default(
+        cls, task_id: str, base_policy_id: str | None = None, learner_id: str | None = None, variant: str | None = None
+    ) -> TrainCfg:
+        """The registered defaults of a task, with its own base policy and learner unless others are named; see `TaskSpec.variant`."""
         spec = TASKS.get(task_id)
         base_policy_id = base_policy_id or spec.base_policy
         base = BASE_POLICIES.get(base_policy_id).default_config()
         learner = LEARNERS.get(spec.learner).default_config()
         cfg = cls(task_id, base_policy_id, spec.default_config(), base, learner, learner_id=spec.learner)
         cfg = replace_fields(cfg, dict(spec.train_overrides))
+        if spec.variant is not None and spec.variant_overrides is not None:
+            cfg = replace_fields(cfg, dict(load(spec.variant_overrides)(variant or getattr(cfg.task, spec.variant))))
         learner_id = learner_id or spec.learner
         if learner_id != spec.learner:
             cfg = dataclasses.replace(cfg, learner_id=learner_id, learner=LEARNERS.get(learner_id).default_config())

@@ -13,7 +13,7 @@ from residual_rl.checks import check_fields
 from residual_rl.compare import run_episodes, summarize
 from residual_rl.config import ResidualCfg, TrainCfg
 from residual_rl.errors import CheckpointError, ConfigError
-from residual_rl.files import replacing, write_json
+from residual_rl.files import replacing, write_json, writing
 from residual_rl.imitation.config import ALGOS, ImitateCfg
 from residual_rl.imitation.demo_writer import DemoWriter
 from residual_rl.imitation.demonstrations import Demonstrations
@@ -26,6 +26,8 @@ from residual_rl.seeding import DEMO_SEED, EVAL_SEED
 DEMOS_FILE = "demos.h5"
 _REST_FILE = "demos-rest.h5"
 """Episodes that were collected after an interruption, until they are in `DEMOS_FILE`."""
+_MERGED_FILE = "demos-merged.h5"
+"""Both together, until it takes the place of `DEMOS_FILE`."""
 TRAINING = "training"
 """Folder of the imitation training, in the policy's folder."""
 STUDENT = "distilled"
@@ -128,18 +130,25 @@ def gather(folder: Path, cfg: DistillCfg, task_id: str, collect: Collect) -> int
 
 
 def _merge(file: Path, rest: Path) -> None:
-    """Put the episodes of `rest`, if there are any, behind those of `file`, and remove it."""
+    """Put the episodes of `rest`, if there are any, behind those of `file`, and remove it.
+
+    The writer publishes what it has as it goes on, so it writes aside: `file` holds all of its own at any time.
+    """
     if not rest.exists():
         return
+    merged = file.with_name(_MERGED_FILE)
     with Demonstrations.open(file) as old, Demonstrations.open(rest) as new:
         last = _last_seed(old)
-        with DemoWriter(file, old.info, overwrite=True) as writer:
+        with DemoWriter(merged, old.info, overwrite=True) as writer:
             for i in range(len(old)):
                 writer.add(old.episode(i))
             for i in range(len(new)):
                 demo = new.episode(i)
                 if demo.seed is None or demo.seed > last:
                     writer.add(demo)
+    with writing(file):
+        merged.replace(file)
+        merged.with_suffix(".json").replace(file.with_suffix(".json"))
     rest.unlink()
     rest.with_suffix(".json").unlink(missing_ok=True)
 

@@ -36,6 +36,10 @@ class TaskSpec:
     """Values of `config` that differ from its defaults."""
     train_overrides: Mapping[str, Any] = field(default_factory=dict)
     """Values of the training settings and of the default learner's that differ from their defaults."""
+    variant: str | None = None
+    """Name of the setting that says which of several tasks it is, where training's defaults depend on that."""
+    variant_overrides: str | None = None
+    """`overrides(value) -> Mapping`, where `value` is that setting's: like `train_overrides`, which it comes after."""
     learner: str = "ppo"
     """Id of the default learner. Another starts from its own defaults."""
     metric_units: Mapping[str, str] = field(default_factory=dict)
@@ -211,4 +215,4 @@ def load(reference: str) -> Any:
     except ResidualRLError:
         raise
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{reference!r}, which a registered spec names, cannot be loaded: {error}") from error
+        raise ConfigError(f"{reference!r}, which a registered spec or a setting names, cannot be loaded: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import itertools
 import json
@@ -25,10 +26,16 @@ from residual_rl.seeding import EVAL_SEED
 State = Literal["waiting", "running", "evaluating", "interrupted", "failed", "finished"]
 _PARTS = ("task", "learner", "residual", "run", "base")
 """Where `replace_fields` looks for a setting, in its order."""
-_NO_GRID = {"seed": "the seeds are those of --seeds"}
+_NO_GRID = {
+    "seed": "the seeds are those of --seeds",
+    "learner": "a sweep has one, whose settings can be in its grid; make a sweep for each",
+    "base_policy": "a sweep has one, whose settings can be in its grid; make a sweep for each",
+}
 """Settings that a grid cannot hold, and why."""
 DEFAULT_POINT = "default"
 """Name of the only point of a sweep without a grid."""
+_LONGEST_NAME = 200
+"""Bytes of a folder's name: most file systems allow 255, and Ray and the logs add to it."""
 
 
 @dataclass(frozen=True)
@@ -116,26 +123,25 @@ class Trial:
 def parse_grid(entries: Sequence[str], cfg: TrainCfg) -> dict[str, tuple[str, ...]]:
     """The values by setting of `--grid` entries such as `residual_scale=0.1,0.3`.
 
-    Every setting of `cfg` can be in it, but for the seed; a value of several words has blanks between them. Raises `UnknownNameError` for
-    another name, and `ConfigError` for a value that the setting cannot have, before anything is started.
+    Every setting of `cfg` can be in it, but for the seed, by its own name or that of a flag's alias; a value of several words has blanks
+    between them. Raises `UnknownNameError` for another name, and `ConfigError` for a value of another type. Whether the values of a point
+    fit together, `make_trials` tells.
     """
     grid: dict[str, tuple[str, ...]] = {}
+    aliases = {alias: key for part in _PARTS for key, others in _aliases(getattr(cfg, part)).items() for alias in others}
     for entry in entries:
         key, equals, text = entry.partition("=")
         key, values = key.strip().replace("-", "_"), tuple(" ".join(value.split()) for value in text.split(","))
         if not equals or not all(values):
             raise ConfigError(f"--grid {entry!r} is not of the form SETTING=VALUE,VALUE,…")
-        part, hint = _setting(key, cfg)
+        key = aliases.get(key, key)
+        hint = _setting(key, cfg)[1]
         if key in grid:
             raise ConfigError(f"--grid names {key} twice; give all of its values in one")
         typed = [_value(key, value, hint) for value in values]
         for text, value in zip(values, typed, strict=True):
             if typed.count(value) > 1:
                 raise ConfigError(f"--grid {key} has the value {text} twice")
-            try:
-                dataclasses.replace(getattr(cfg, part), **{key: value})
-            except ConfigError as error:
-                raise ConfigError(f"--grid {key}={text}: {error}") from error
         grid[key] = values
     return grid
 
@@ -154,6 +160,13 @@ def _setting(key: str, cfg: TrainCfg) -> tuple[str, Any]:
     if key not in known:
         raise UnknownNameError("setting", key, set(known) - set(_NO_GRID))
     return known[key]
+
+
+def _aliases(part: Any) -> dict[str, list[str]]:
+    """Other names of a part's flags, by setting."""
+    hints = typing.get_type_hints(type(part), include_extras=True) if part is not None else {}
+    found = {key: [a for m in getattr(hint, "__metadata__", ()) for a in getattr(m, "aliases", None) or ()] for key, hint in hints.items()}
+    return {key: [alias.lstrip("-").replace("-", "_") for alias in names] for key, names in found.items() if names}
 
 
 def _value(key: str, text: str, hint: Any) -> Any:
@@ -197,13 +210,13 @@ def make_trials(sweep: SweepCfg, cfg: TrainCfg, folder: Path) -> list[Trial]:
         try:
             trained = replace_fields(cfg, typed)
         except ConfigError as error:
-            raise ConfigError(f"{point}: {error}") from error
+            raise ConfigError(f"--grid {point}: {error}") from error
         flags = [word for key, text in texts.items() for word in _flag(key, text, typed[key], cfg)]
         threads = [] if _given(sweep.train, "num_threads") or "num_threads" in texts else ["--num-threads", str(sweep.cpus_per_trial)]
         for seed in sweep.seeds:
             trials.append(
                 Trial(
-                    name=re.sub(r"[^\w.,=+-]+", "x", f"{point},seed={seed}"),
+                    name=_name(point, seed),
                     point=point,
                     seed=seed,
                     total_steps=trained.run.total_timesteps,
@@ -216,6 +229,16 @@ def make_trials(sweep: SweepCfg, cfg: TrainCfg, folder: Path) -> list[Trial]:
     if len({trial.name for trial in trials}) < len(trials):
         raise ConfigError("two points of the grid would have the same folder: their values differ in signs only that a name cannot hold")
     return trials
+
+
+def _name(point: str, seed: int) -> str:
+    """The name of a trial's folder; of a long one the beginning, and a digest of the whole."""
+    name = re.sub(r"[^\w.,=+-]+", "x", point)
+    end = f",seed={seed}"
+    if len((name + end).encode()) > _LONGEST_NAME:
+        end = f",{hashlib.sha256(point.encode()).hexdigest()[:8]}{end}"
+        name = name.encode()[: _LONGEST_NAME - len(end)].decode(errors="ignore")
+    return name + end
 
 
 def _flag(key: str, text: str, value: Any, cfg: TrainCfg) -> list[str]:
@@ -231,13 +254,14 @@ def _given(flags: Sequence[str], key: str) -> bool:
     return any(word.startswith("--") and word[2:].partition("=")[0].replace("-", "_") == key for word in flags)
 
 
-def check_train_flags(flags: Sequence[str], grid: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` where a flag of all trials says what the sweep itself decides."""
+def check_train_flags(flags: Sequence[str], grid: Mapping[str, Any], cfg: TrainCfg | None = None) -> None:
+    """Raise `ConfigError` where a flag of all trials says what the sweep itself decides; `cfg` has the parts that `grid` is of."""
     for key, why in {"seed": "give --seeds instead", "output_dir": "", "resume": "", "quick": "a trial is a whole training"}.items():
         if _given(flags, key):
             raise ConfigError(f"--{key.replace('_', '-')} is no flag of a sweep's trials{': ' + why if why else ''}")
+    aliases = {key: others for part in _PARTS for key, others in _aliases(getattr(cfg, part, None)).items()}
     for key in grid:
-        if _given(flags, key) or _given(flags, f"base.{key}"):
+        if any(_given(flags, name) for name in (key, f"no_{key}", f"base.{key}", f"base.no_{key}", *aliases.get(key, ()))):
             raise ConfigError(f"{key} is in --grid and a flag of all trials; leave out one of them")
 
 

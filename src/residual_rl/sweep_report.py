@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,11 +115,11 @@ def _text(summary: Mapping[str, Any], sign: bool = False) -> str:
 
 
 def _markdown(report: Mapping[str, Any], sweep: SweepCfg) -> list[str]:
-    grid = " ".join(f"--grid {key}={','.join(values)}" for key, values in sweep.grid.items())
+    grid = [word for key, values in sweep.grid.items() for word in ("--grid", f"{key}={','.join(values)}")]
     lines = [
         f"# Sweep of {report['task']}",
         "",
-        f"`{' '.join(['residual-rl sweep', sweep.task_id, *sweep.train, grid]).strip()}`, training seeds "
+        f"`{shlex.join(['residual-rl', 'sweep', sweep.task_id, *sweep.train, *grid])}`, training seeds "
         f"{', '.join(map(str, sweep.seeds))}; each policy on the same {sweep.n_episodes} episodes, which no training saw "
         f"(seeds from {sweep.first_eval_seed}).",
         "",

@@ -229,4 +229,5 @@ def test_a_base_policys_episodes_are_collected_too(tmp_path: Path) -> None:
     with Demonstrations(path) as demos:
         assert [(demo.seed, len(demo), demo.succeeded) for demo in demos] == [(DEMO_SEED + i, 5, False) for i in range(3)]
         assert not any(demo.actions.any() for demo in demos)
+        assert demos.task_settings["control_mode"] == "pd_joint_delta_pos"  # the robot's first, which was not named
     assert main(["demos", "replay", str(path), "--num-threads", "1"]) == 0

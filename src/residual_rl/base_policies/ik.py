@@ -66,7 +66,7 @@ class IKPolicy(BasePolicy):
         if arm is None:
             raise ConfigError("it needs an env with one arm that says what its actions do with its tool; this one says nothing of it")
         if arm.control is None:
-            mode = getattr(env, "control_mode", "its own")
+            mode = env.control_mode or "its own"
             raise ConfigError(
                 f"it does not know what actions of control mode {mode!r} of robot {arm.robot!r} do with the tool; choose pd_ee_delta_pos, "
                 "pd_ee_delta_pose or pd_joint_delta_pos"

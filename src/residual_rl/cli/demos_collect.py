@@ -168,6 +168,8 @@ def _make_env(cfg: TrainCfg, what: CollectCfg) -> ResidualEnv:
 def _describe(env: ResidualEnv, cfg: TrainCfg, exported: ExportedPolicy | None, what: CollectCfg) -> dict[str, Any]:
     """The stamp of the file."""
     plain = cfg.to_dict()
+    if plain["task"].get("control_mode", "") is None:  # the default of whatever robot it is: what is trained on the file must know it
+        plain["task"]["control_mode"] = env.env.control_mode
     name = f"base policy {cfg.base_policy_id!r}"
     residual = None
     if exported is not None:

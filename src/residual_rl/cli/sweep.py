@@ -38,7 +38,8 @@ class SweepFlags(_Where):
     """What to sweep. All flags of `residual-rl train TASK` can be given too: they hold for every trial."""
 
     grid: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A setting and its values, e.g. `--grid residual_scale=0.1,0.3,0.6`; several make a grid. Any setting of `train` can be in it."""
+    """A setting and its values, e.g. `--grid residual_scale=0.1,0.3,0.6`; several make a grid. Any setting of `train` can be in it, but
+    not which learner and base policy it is, nor the seed."""
     seeds: int = 3
     """Training seeds for each point of the grid: 1, 2, …"""
     first_seed: int = 1
@@ -77,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
     check_train_flags(shared, {})
     cfg, _ = train.parse(task_id, shared)
     grid = parse_grid(flags.grid, cfg)
-    check_train_flags(shared, grid)
+    check_train_flags(shared, grid, cfg)
     sweep = SweepCfg(
         task_id,
         tuple(shared),

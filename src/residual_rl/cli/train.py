@@ -17,7 +17,7 @@ from residual_rl.config import TrainCfg, replace_fields
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.files import write_json
 from residual_rl.logger import clock_time
-from residual_rl.registry import LEARNERS
+from residual_rl.registry import LEARNERS, TASKS
 from residual_rl.run_folder import RunFolder
 from residual_rl.runner import Runner
 
@@ -51,7 +51,9 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(task_id: str, argv: Sequence[str]) -> tuple[TrainCfg, Any]:
     """The settings that the flags `argv` of `residual-rl train TASK` ask for, and the flags that are no settings."""
-    cfg = TrainCfg.default(task_id, peek(argv, "--base-policy", "--expert-type"), peek(argv, "--learner"))
+    setting = TASKS.get(task_id).variant
+    variant = peek(argv, f"--{setting.replace('_', '-')}") if setting else None
+    cfg = TrainCfg.default(task_id, peek(argv, "--base-policy", "--expert-type"), peek(argv, "--learner"), variant)
     if "--quick" in argv:
         cfg = replace_fields(cfg, {**QUICK, **LEARNERS.get(cfg.learner_id).quick_overrides})
     flags: Any = tyro.cli(

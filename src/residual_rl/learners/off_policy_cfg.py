@@ -7,11 +7,10 @@ from typing import Any, Literal
 
 from residual_rl.checks import check_fields
 from residual_rl.errors import ConfigError
-from residual_rl.learners.ppo_cfg import Activation
+from residual_rl.learners.ppo_cfg import Activation, BootstrapAtDone
 
 CriticInput = Literal["sum", "res", "concat"]
 ActorInput = Literal["obs", "obs_base_action"]
-BootstrapAtDone = Literal["truncated", "always", "never"]
 WarmupNoise = Literal["correlated", "uniform", "none"]
 
 

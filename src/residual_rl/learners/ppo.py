@@ -19,7 +19,7 @@ from residual_rl.learners.noise import CorrelatedNoise, Noise
 from residual_rl.learners.normalizers import RewardScaler
 from residual_rl.learners.optimizer import FlatAdam
 from residual_rl.learners.ppo_cfg import PPOCfg
-from residual_rl.learners.returns import gae
+from residual_rl.learners.returns import gae, without_bootstrap
 from residual_rl.types import Metrics, Obs, State, Transition
 
 if TYPE_CHECKING:
@@ -197,7 +197,8 @@ class PPO:
         critic_obs = obs if sees is self.policy else sees.normalize(rollout["critic_obs"].flatten(0, 1))
         next_obs = sees.normalize(rollout["next_obs"].flatten(0, 1))
         value, next_value = (v.view(shape) for v in self._values(critic_obs, next_obs).chunk(2))
-        advantage, target = gae(reward, value, next_value, rollout["terminated"], rollout["ended"], self.cfg.gamma, self.cfg.gae_lambda)
+        stops = without_bootstrap(rollout["terminated"], rollout["ended"], self.cfg.bootstrap_at_done)
+        advantage, target = gae(reward, value, next_value, stops, rollout["ended"], self.cfg.gamma, self.cfg.gae_lambda)
         explained_variance = 1.0 - (target - value).var() / (target.var() + 1e-8)
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         # min(ratio * A, clip(ratio) * A) = A * clamp(ratio, low, high), as only one of the bounds can matter, by the sign of A

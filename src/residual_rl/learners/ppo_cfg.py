@@ -9,6 +9,7 @@ from residual_rl.checks import check_fields
 from residual_rl.errors import ConfigError
 from residual_rl.registry import LearnerSpec, register_learner
 
+BootstrapAtDone = Literal["truncated", "always", "never"]
 Activation = Literal["tanh", "relu", "elu", "silu"]
 Schedule = Literal["linear", "constant"]
 NoiseLikelihood = Literal["marginal", "conditional"]
@@ -34,6 +35,9 @@ class PPOCfg:
     """Trace decay of the advantage estimate: 0 trusts the critic, 1 the rewards."""
     clip_range: float = 0.2
     """How far a probability ratio may move from 1 before its gradient is cut."""
+    bootstrap_at_done: BootstrapAtDone = "truncated"
+    """After which ends of an episode the value of its final observation counts: of truncated ones, always, or never. Always suits rewards
+    that pay for each step in a good state, where an end by success would otherwise be a loss."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
     value_coef: float = 0.5

@@ -8,6 +8,18 @@ import torch
 from torch import Tensor
 
 
+def without_bootstrap(terminated: Tensor, ended: Tensor, bootstrap_at_done: str) -> Tensor:
+    """Where the value of the next observation counts for nothing, bool of the shape of both.
+
+    Args:
+        terminated: bool, after which steps an episode terminated.
+        ended: bool, after which it terminated or was truncated.
+        bootstrap_at_done: whether the value of an episode's final observation counts: `truncated` where it was cut off and not
+            where it terminated, `always`, or `never`.
+    """
+    return {"truncated": terminated, "never": ended, "always": torch.zeros_like(ended)}[bootstrap_at_done]
+
+
 def gae(
     reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, ended: Tensor, gamma: float, gae_lambda: float
 ) -> tuple[Tensor, Tensor]:
@@ -72,8 +84,7 @@ def n_step_returns(
         truncated: [n, S] bool.
         available: [S] int64: how many of the n steps have been collected, 1 or more.
         gamma: discount per step.
-        bootstrap_at_done: whether the value of an episode's final observation counts: `truncated` where it was cut off and not
-            where it terminated, `always`, or `never`.
+        bootstrap_at_done: see `without_bootstrap`.
 
     Source: Sutton & Barto, "Reinforcement Learning", 2018, eq. 7.1. Deviation: truncation, which the book does not know.
     """
@@ -86,7 +97,5 @@ def n_step_returns(
             last = last + alive
         total = total + (gamma**k) * reward[k] * alive
     discount = torch.pow(gamma, (last + 1).to(reward.dtype))
-    stops = {"truncated": terminated, "never": ended}.get(bootstrap_at_done)
-    if stops is not None:
-        discount = discount.masked_fill(stops.gather(0, last[None])[0], 0.0)
-    return NStepReturns(total, discount, last)
+    stops = without_bootstrap(terminated, ended, bootstrap_at_done)
+    return NStepReturns(total, discount.masked_fill(stops.gather(0, last[None])[0], 0.0), last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -60,8 +61,8 @@ class ManiSkillVecEnv(VecEnv):
     On the CPU an episode is a function of its seed and its actions, and a saved state is just these: loading it plays the episodes that run
     again, and goes on bit for bit. The GPU simulation promises neither (`deterministic` is false): loading a state begins new episodes.
 
-    With the GPU simulation all tensors are on its device; a step reads two flags from it, whether all is finite and whether an episode
-    ended, and nothing else.
+    With the GPU simulation all tensors are on its device; a step reads three flags from it, whether the actions are finite, whether what
+    came of them is, and whether an episode ended, and nothing else, but for what starts the next episode where one did.
 
     Args:
         worlds: what is stepped.
@@ -246,8 +247,8 @@ class ManiSkillVecEnv(VecEnv):
         for name in ("_length", "_return", "_success_once"):
             setattr(self, name, getattr(self, name).index_fill(0, worlds, 0))
         if self._history:
-            of_use = self._played()[1].any(1)
-            del self._history[: len(of_use) - int(of_use.sum())]  # what ended is the older part
+            of_use = self._played()[1].any(1).tolist()  # with worlds that wait, what ended may lie between what runs
+            self._history = list(itertools.compress(self._history, of_use))
         self._obs = self._keeping_idle(self._worlds.observations())
 
     def _played(self) -> tuple[Tensor, Tensor]:

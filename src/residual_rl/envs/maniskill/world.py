@@ -134,8 +134,8 @@ class World:
     # --- parts --------------------------------------------------------------------------------------------------
 
     def _figure(self, value: Any) -> Tensor:
-        """A figure of each world [B] float32."""
-        return torch.as_tensor(value, device=self.device).reshape(-1).expand(self.num_envs).float()
+        """A figure of each world [B] float32, apart from a task's own tensor, which its next reset may change."""
+        return torch.as_tensor(value, device=self.device).reshape(-1).expand(self.num_envs).to(torch.float32, copy=True)
 
     def _observe(self, raw: dict[str, Any], info: dict[str, Any]) -> Obs:
         """New tensors: ManiSkill's own are views of the simulator's buffers."""

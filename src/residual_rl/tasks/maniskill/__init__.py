@@ -12,7 +12,8 @@ SPEC = register_task(
         doctor=f"{__name__}.doctor:doctor",
         foreign_settings=f"{__name__}.foreign:settings",
         planners={"motion-planning": f"{__name__}.motion_planning:make"},
-        # PPO's as ManiSkill publishes it for most tasks (defaults.py). Evaluations have worlds of their own, which take long to build.
-        train_overrides={"num_steps": 50, "gamma": 0.8, "gae_lambda": 0.9, "eval_episodes": 16},
+        train_overrides={"eval_episodes": 16},  # evaluations have worlds of their own, which take long to build
+        variant="env_id",
+        variant_overrides=f"{__name__}.defaults:train_overrides",
     )
 )

@@ -34,11 +34,15 @@ def make(cfg: ManiSkillCfg, num_envs: int, num_threads: int, device: str) -> Man
 
 
 def world_settings(cfg: ManiSkillCfg, device: str = "cpu") -> WorldSettings:
-    """What the worlds are made from, where tensors are wanted on `device`. Raises `ConfigError` for a GPU that is not there."""
-    gpu, index = torch.cuda.is_available(), torch.device(device).index
+    """What the worlds are made from, where tensors are wanted on `device`. Raises `ConfigError` for a device that is not there."""
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"sim_device {device!r} is no device of torch's; choose cpu, cuda or cuda:N") from error
+    gpu, index = torch.cuda.is_available(), wanted.index
     simulation: str = cfg.sim_backend
     if simulation == "auto":
-        simulation = "physx_cuda" if torch.device(device).type == "cuda" else "physx_cpu"
+        simulation = "physx_cuda" if wanted.type == "cuda" else "physx_cpu"
     if simulation == "physx_cuda":
         if not gpu:
             raise ConfigError("ManiSkill's GPU simulation needs an NVIDIA GPU, and torch sees none here; choose --sim-backend physx_cpu")
