@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from residual_rl.build import make_residual_env
-from residual_rl.cli.flags import flat_field, parse_flags, parts_of, peek, require_target
+from residual_rl.cli.flags import flat_field, has_flag, parse_flags, parts_of, peek, require_target
 from residual_rl.config import TrainCfg, replace_fields
 from residual_rl.errors import ConfigError
 from residual_rl.evaluate import no_residual
@@ -93,8 +93,10 @@ def _collect_planned(task_id: str, argv: Sequence[str], name: str) -> int:
     """Collect from the planner `name` of the task."""
     spec = TASKS.get(task_id)
     flags, what, cfg = _parse_collect(task_id, argv, TrainCfg.default(task_id), ("task",))
-    if what.noise:
-        raise ConfigError(f"--policy {name} plans its episodes ahead: --noise cannot disturb them")
+    given = {"--noise": what.noise, "--num-envs": what.num_envs is not None, "--model": has_flag(argv, "--model")}
+    if any(given.values()):
+        useless = ", ".join(flag for flag, is_given in given.items() if is_given)
+        raise ConfigError(f"--policy {name} plans its episodes ahead, in --num-threads processes: it takes no {useless}")
     check_output(flags.out, flags.overwrite)
     num_workers = flags.num_threads or len(os.sched_getaffinity(0))
     begin = time.perf_counter()

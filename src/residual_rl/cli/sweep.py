@@ -63,7 +63,7 @@ class _ResumeFlags(_Where):
     resume: Path = Path()
     """Folder of the sweep to go on with."""
     retry_failed: bool = False
-    """Train those anew that failed."""
+    """Try those again that failed, from their last checkpoints."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -154,7 +154,7 @@ def _tell(console: Console, report: dict[str, Any], trials: Sequence[Trial], fol
     finished = sum(trial["state"] == "finished" for trial in report["trials"])
     console.print(f"{finished} of {len(trials)} trials finished. Report: {folder / 'report.md'}", soft_wrap=True, highlight=False)
     if failed:
-        console.print(f"Train failed ones anew: residual-rl sweep --resume {folder} --retry-failed", soft_wrap=True, highlight=False)
+        console.print(f"Try failed ones again: residual-rl sweep --resume {folder} --retry-failed", soft_wrap=True, highlight=False)
     if finished + len(failed) < len(trials):
         console.print(f"Go on with: residual-rl sweep --resume {folder}", soft_wrap=True, highlight=False)
     if signal is not None and finished + len(failed) < len(trials):
