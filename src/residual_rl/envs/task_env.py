@@ -54,21 +54,8 @@ class TaskEnv(VecEnv):
         unknown = sorted(set(options or {}) - {"episode"})
         if unknown:
             raise ConfigError(f"reset takes the option 'episode' alone; got {', '.join(unknown)}")
-        if mask is None:
-            mask = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
-        elif not self._obs:
-            raise ConfigError("the first reset must be of all worlds: leave out mask")
-        worlds = mask.nonzero().flatten()
-        if seed is None:
-            seeds = self.episode_seeds.draw(len(worlds))
-        elif isinstance(seed, int | np.integer):
-            seeds = seed + worlds.cpu()
-            self.episode_seeds.use_counter(seed + self.num_envs)
-        else:
-            seeds = torch.as_tensor(seed, dtype=torch.int64)
-            if seeds.shape != worlds.shape:
-                raise ConfigError(f"{len(worlds)} world(s) are reset but {len(seeds)} seed(s) were given")
-        self._start_episodes(worlds, seeds.to(self.device), (options or {}).get("episode"))
+        worlds, seeds = self._to_reset(seed, mask, is_first=not self._obs)
+        self._start_episodes(worlds, seeds, (options or {}).get("episode"))
         self._obs = self._observe_anew(self._obs, worlds) if self._obs else self._observe(self._quantities())
         return dict(self._obs), {"seed": self._seed.clone()}
 

@@ -159,6 +159,24 @@ class VecEnv(gymnasium.vector.VectorEnv):
         """
         raise ConfigError("this env's actions are no joint targets")
 
+    def _to_reset(self, seed: int | Sequence[int] | None, mask: Tensor | None, is_first: bool) -> tuple[Tensor, Tensor]:
+        """The worlds [n] int64 that `reset` is for, and the seeds [n] int64 of the episodes that begin in them."""
+        if mask is None:
+            mask = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        elif is_first:
+            raise ConfigError("the first reset must be of all worlds: leave out mask")
+        worlds = mask.nonzero().flatten()
+        if seed is None:
+            seeds = self.episode_seeds.draw(len(worlds))
+        elif isinstance(seed, int | np.integer):
+            seeds = seed + worlds.cpu()
+            self.episode_seeds.use_counter(seed + self.num_envs)
+        else:
+            seeds = torch.as_tensor(seed, dtype=torch.int64)
+            if seeds.shape != worlds.shape:
+                raise ConfigError(f"{len(worlds)} world(s) are reset but {len(seeds)} seed(s) were given")
+        return worlds, seeds.to(self.device)
+
     def observations(self) -> Obs:
         """The current observation of all worlds, without stepping."""
         raise NotImplementedError

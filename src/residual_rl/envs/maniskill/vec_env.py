@@ -108,21 +108,8 @@ class ManiSkillVecEnv(VecEnv):
     ) -> tuple[Obs, dict[str, Any]]:
         if options:
             raise ConfigError(f"a ManiSkill env takes no option at reset; got {', '.join(sorted(options))}")
-        if mask is None:
-            mask = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
-        elif not self._obs:
-            raise ConfigError("the first reset must be of all worlds: leave out mask")
-        worlds = mask.nonzero().flatten()
-        if seed is None:
-            seeds = self.episode_seeds.draw(len(worlds))
-        elif isinstance(seed, int | np.integer):
-            seeds = seed + worlds.cpu()
-            self.episode_seeds.use_counter(seed + self.num_envs)
-        else:
-            seeds = torch.as_tensor(seed, dtype=torch.int64)
-            if seeds.shape != worlds.shape:
-                raise ConfigError(f"{len(worlds)} world(s) are reset but {len(seeds)} seed(s) were given")
-        self._start_episodes(worlds, seeds.to(self.device))
+        worlds, seeds = self._to_reset(seed, mask, is_first=not self._obs)
+        self._start_episodes(worlds, seeds)
         return dict(self._obs), {"seed": self._seed.clone()}
 
     def step(self, actions: Tensor, mask: Tensor | None = None) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
