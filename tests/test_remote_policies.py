@@ -665,6 +665,8 @@ class Dying(Waving):
         before, self.left = self.left, self.left - len(worlds)
         if before > 0 >= self.left:
             threading.Thread(target=self.server[0].close).start()
+        if self.left <= 0:
+            time.sleep(1.0)  # a server notices within 0.2 s that it is to end: nothing more is answered
         return super().plan(obs, worlds)
 
 

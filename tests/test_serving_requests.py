@@ -7,6 +7,7 @@ import json
 import math
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,9 +21,9 @@ from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as dial
 
 import remote_case
-from remote_case import Counting, RobotClient, Waving, npy, packb, serving, unpackb
+from remote_case import BackgroundServer, Counting, RobotClient, Waving, npy, open_one, packb, port_of, serving, unpackb
 from residual_rl.serving.wire import MAX_MESSAGE_BYTES
-from residual_rl.types import Obs
+from residual_rl.types import Obs, Plan
 
 DEGREES = np.array([30.0, -45.0, 60.0, 10.0, -90.0], np.float32)
 CLOSED, OPEN = -0.174533, 1.74533
@@ -436,3 +437,35 @@ def test_clients_at_the_same_time(protocol: str) -> None:
         for thread in threads:
             thread.join()
     assert results == {number: list(range(1, 31)) for number in range(8)}
+
+
+@pytest.mark.parametrize("protocol", ["gr00t", "openpi"])
+def test_a_server_ends_while_a_client_waits_for_a_plan(protocol: str) -> None:
+    begun = threading.Event()
+
+    class Slow(Waving):
+        def plan(self, obs: Obs, worlds: Tensor) -> Tensor | Plan:
+            begun.set()
+            time.sleep(1.0)
+            return super().plan(obs, worlds)
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):  # answered or cut off, it is not what is tested
+            if protocol == "gr00t":
+                with RobotClient(server_port) as robot:
+                    robot.raw(packb(observation()))
+            else:
+                with calling(server_port) as connection:
+                    connection.recv(timeout=10)
+                    infer(connection, OPENPI)
+
+    server = BackgroundServer(open_one(Slow(), protocol))
+    server_port = port_of(server.address)
+    threading.Thread(target=ask, daemon=True).start()
+    assert begun.wait(10)
+    threading.Thread(target=server.close, daemon=True).start()
+    deadline = time.monotonic() + 10
+    while server.running and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not server.running
+    assert server.error is None

@@ -186,6 +186,10 @@ class OpenPiServer:
                     if not future.done():  # a connection that ended waits no longer
                         future.set_exception(RequestError(str(error)))
                 continue
+            except asyncio.CancelledError:  # the server ends, and who waits would keep it from that
+                for _, _, future in asked + self._waiting:
+                    future.cancel()
+                raise
             for row, (_, _, future) in enumerate(asked):
                 if not future.done():
                     future.set_result(answer.rows(slice(row, row + 1)))
