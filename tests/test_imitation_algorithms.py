@@ -16,9 +16,9 @@ from residual_rl.imitation.algorithm import Algorithm
 from residual_rl.imitation.bc import BC
 from residual_rl.imitation.config import ImitateCfg
 from residual_rl.imitation.diffusion import Diffusion
-from residual_rl.imitation.ema import MAX_DECAY, Ema
 from residual_rl.imitation.flow import Flow
 from residual_rl.imitation.model import make_algorithm
+from residual_rl.learners.ema import MAX_DECAY, Ema
 
 UNET: dict[str, Any] = {"channels": (32,), "kernel_size": 1, "time_dim": 32}
 ONE = torch.ones(1, 1, dtype=torch.bool)

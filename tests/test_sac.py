@@ -382,6 +382,37 @@ def test_acting_deterministically_leaves_the_state_alone_and_is_what_an_exported
         assert torch.equal(other.act(obs, deterministic=True), action)
 
 
+@both
+def test_what_is_deployed_is_an_average_of_the_actors_weights(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worked out here from the actor after each of its steps: decay 1 - (1 + t)^-power."""
+    learner, generator = make(kind, actor_ema_power=0.5, actor_learning_rate=1e-2, actor_every=2), torch.Generator().manual_seed(0)
+    weights: list[Tensor] = []
+    step = learner._fast_actor_step
+
+    def recorded(*piece: Tensor) -> Tensor:
+        figures: Tensor = step(*piece)
+        weights.append(next(learner.policy.net.parameters()).detach().clone())
+        return figures
+
+    monkeypatch.setattr(learner, "_fast_actor_step", recorded)
+    for _ in range(3):
+        fake_update(learner, generator)
+    assert len(weights) == learner.num_actor_updates == 12
+    expected = weights[0]
+    for t, newest in enumerate(weights[1:], 1):
+        decay = 1.0 - (1.0 + t) ** -0.5
+        expected = decay * expected + (1.0 - decay) * newest
+    torch.testing.assert_close(next(learner.deployed.net.parameters()), expected)
+
+    obs = observation(generator)
+    assert torch.equal(learner.act(obs, deterministic=True), learner.deployed.act(obs))
+    assert not torch.equal(learner.act(obs, deterministic=True), learner.policy.act(obs))
+    other = make(kind, actor_ema_power=0.0)
+    assert other.deployed is other.policy
+    other.load_policy_state_dict(learner.policy_state_dict())
+    assert torch.equal(other.act(obs, deterministic=True), learner.act(obs, deterministic=True))
+
+
 @pytest.mark.parametrize(("actor_input", "sees"), [("obs", False), ("obs_base_action", True)])
 def test_the_actor_sees_the_base_action_where_it_should(actor_input: str, sees: bool) -> None:
     learner, obs = trained(actor_input=actor_input), observation(torch.Generator().manual_seed(3))

@@ -21,12 +21,12 @@ from residual_rl.files import write_json
 from residual_rl.imitation.config import ImitateCfg
 from residual_rl.imitation.curves import save_curves
 from residual_rl.imitation.demonstrations import Demonstrations
-from residual_rl.imitation.ema import Ema
 from residual_rl.imitation.evaluation import SuccessEvaluation
 from residual_rl.imitation.model import LAST_FILE, MODEL_FILE, ImitationModel, ModelSettings
 from residual_rl.imitation.normalization import Statistics
 from residual_rl.imitation.windows import Windows, make_windows, split_episodes
 from residual_rl.learners.compiled import compiled
+from residual_rl.learners.ema import Ema
 from residual_rl.learners.networks import load_module_state, module_state
 from residual_rl.learners.optimizer import FlatAdam
 from residual_rl.logger import Logger, ProgressBar, read_metrics

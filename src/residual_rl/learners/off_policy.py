@@ -14,6 +14,7 @@ from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.learners.actors import DeterministicActor
 from residual_rl.learners.compiled import compiled, cuda_graphed
 from residual_rl.learners.critics import Critics, TargetScale
+from residual_rl.learners.ema import Ema
 from residual_rl.learners.networks import load_module_state, module_state
 from residual_rl.learners.noise import CorrelatedNoise
 from residual_rl.learners.off_policy_cfg import OffPolicyCfg
@@ -86,6 +87,9 @@ class OffPolicyLearner:
         self.target_scale = TargetScale(cfg.normalize_targets).to(device)
         self.critic_optimizer = _adam("critics", self.critics, cfg.critic_learning_rate, cfg.max_grad_norm)
         self.actor_optimizer = _adam("actor", policy.net, cfg.actor_learning_rate, cfg.max_grad_norm)
+        self._ema = Ema(policy.net, cfg.actor_ema_power) if cfg.actor_ema_power > 0.0 else None
+        self.deployed = policy if self._ema is None else _averaged(policy, self._ema)
+        """What acts without exploration, and what is saved as the policy: the actor, or the average of its weights."""
         self.noise = CorrelatedNoise(num_envs, action_dim, cfg.noise_correlation, seeds[1], device)
         self._gates = torch.Generator(device).manual_seed(seeds[2])
         self._sampling = torch.Generator(device).manual_seed(seeds[3])
@@ -100,6 +104,8 @@ class OffPolicyLearner:
         """Gradient steps that the data so far are worth, less those done: below 1 after an update."""
         self.num_updates = 0
         """Gradient steps of the critics so far."""
+        self.num_actor_updates = 0
+        """Gradient steps of the actor so far."""
         self._fast_target = compiled(self._target, cfg.compile)
         self._fast_critic_loss = compiled(self._critic_loss, cfg.compile)
         self._fast_actor_loss = compiled(self._actor_loss, cfg.compile)
@@ -133,7 +139,7 @@ class OffPolicyLearner:
     def act(self, obs: Obs, deterministic: bool = False) -> Tensor:
         """The residual action [B, A] in [-1, 1]; with exploration noise unless `deterministic`."""
         if deterministic:
-            return self.policy.act(obs)
+            return self.deployed.act(obs)
         noise = self.noise.sample().value
         warm = self.env_steps >= self.cfg.warmup_steps
         action = self._explore(*self.policy.joined(obs), noise) if warm else self._warm_up(noise)
@@ -226,6 +232,9 @@ class OffPolicyLearner:
                 self.num_updates += 1
                 if self.env_steps >= cfg.actor_starts and self.num_updates % cfg.actor_every == 0:
                     actor_sums = actor_sums + self._fast_actor_step(*piece)
+                    if self._ema is not None:
+                        self._ema.update(self.num_actor_updates)
+                    self.num_actor_updates += 1
                     actor_steps += 1
         for optimizer in self._optimizers().values():
             optimizer.check()
@@ -307,12 +316,14 @@ class OffPolicyLearner:
         """No setting here follows the training's progress."""
 
     def policy_state_dict(self) -> State:
-        """Actor and observation statistics, by name."""
-        return module_state(self.policy)
+        """The deployed actor and observation statistics, by name."""
+        return module_state(self.deployed)
 
     def load_policy_state_dict(self, state: State) -> None:
         """Take back what `policy_state_dict` gave. Raises `CheckpointError` where it does not fit."""
         load_module_state(self.policy, state, "the residual policy")
+        if self._ema is not None:
+            self._ema.restart()
 
     def replay_bytes(self, rows: int, kept_rows: int) -> tuple[int, int]:
         """See `types.HasReplay`."""
@@ -345,6 +356,8 @@ class OffPolicyLearner:
             "new_rows": self._new_rows,
             "owed": self._owed,
             "num_updates": self.num_updates,
+            "num_actor_updates": self.num_actor_updates,
+            "ema": self._ema.state_dict() if self._ema is not None else None,
             "demonstrations": self.demonstrations.state_dict() if self.demonstrations is not None else None,
         }
 
@@ -369,6 +382,12 @@ class OffPolicyLearner:
             self.demonstrations.closed = True
         self._residual_scale.copy_(state["residual_scale"])
         self._new_rows, self._owed, self.num_updates = state["new_rows"], state["owed"], state["num_updates"]
+        self.num_actor_updates = state.get("num_actor_updates", self.num_actor_updates)
+        if self._ema is not None:
+            if state.get("ema") is None:  # files from before have none
+                self._ema.restart()
+            else:
+                self._ema.load_state_dict(state["ema"])
 
 
 _CRITIC_FIGURES = ("critic_loss", "q", "q_spread")
@@ -379,6 +398,15 @@ _STATE = {"modules", "optimizers", "generators", "buffer", "residual_scale", "ne
 def follow(target: torch.nn.Module, source: torch.nn.Module, tau: float) -> None:
     """Move the parameters of `target` by the share `tau` of the way to those of `source`."""
     torch._foreach_lerp_([p.data for p in target.parameters()], [p.data for p in source.parameters()], tau)
+
+
+def _averaged(policy: DeterministicActor, ema: Ema) -> DeterministicActor:
+    """`policy` with the averaged weights, which are the average's own, and the same observation statistics."""
+    deployed = copy.deepcopy(policy).requires_grad_(False)
+    deployed.normalizer = policy.normalizer
+    for name, parameter in deployed.net.named_parameters():
+        parameter.data = ema.weights[name]
+    return deployed
 
 
 def _adam(name: str, module: torch.nn.Module, learning_rate: float, max_grad_norm: float) -> FlatAdam:

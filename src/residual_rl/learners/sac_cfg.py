@@ -67,6 +67,7 @@ class PolicyDecoratorCfg(SACCfg):
     critic_learning_rate: float = 1e-4
     actor_learning_rate: float = 1e-4
     actor_every: int = 1
+    actor_ema_power: float = 0.0
     tau: float = 0.01
     max_grad_norm: float = 50.0
     hidden_sizes: tuple[int, ...] = (256, 256, 256)

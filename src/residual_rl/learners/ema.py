@@ -34,6 +34,11 @@ class Ema:
         current = [p.detach() for p in self._parameters.values()]
         torch._foreach_lerp_(list(self.weights.values()), current, 1.0 - self.decay(step))
 
+    @torch.no_grad()
+    def restart(self) -> None:
+        """The average is the weights now."""
+        torch._foreach_copy_(list(self.weights.values()), [p.detach() for p in self._parameters.values()])
+
     def state_dict(self) -> State:
         return {name: tensor.clone() for name, tensor in self.weights.items()}
 
