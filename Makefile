@@ -42,15 +42,15 @@ help: ## this list
 	@echo '  DEMO_TRAIN=, DEMO_EVAL= more flags for the two commands of the demo'
 
 setup: $(STAMP) ## make .venv and install everything; does nothing when it is up to date
-$(STAMP): pyproject.toml constraints.txt scripts/setup.sh scripts/opengl.py
+$(STAMP): pyproject.toml constraints.txt scripts/setup.sh scripts/venv.sh scripts/opengl.py
 	@scripts/setup.sh
 
 setup-lerobot: $(LEROBOT_STAMP) ## make .venv-lerobot, with LeRobot; does nothing when it is up to date
-$(LEROBOT_STAMP): pyproject.toml constraints-lerobot.txt scripts/setup_lerobot.sh scripts/torchvision_operators.py
+$(LEROBOT_STAMP): pyproject.toml constraints-lerobot.txt scripts/setup_lerobot.sh scripts/venv.sh scripts/torchvision_operators.py
 	@scripts/setup_lerobot.sh
 
 setup-maniskill: $(MANISKILL_STAMP) ## make .venv-maniskill, with ManiSkill; does nothing when it is up to date
-$(MANISKILL_STAMP): pyproject.toml constraints-maniskill.txt scripts/setup_maniskill.sh scripts/vulkan.py
+$(MANISKILL_STAMP): pyproject.toml constraints-maniskill.txt scripts/setup_maniskill.sh scripts/venv.sh scripts/vulkan.py
 	@scripts/setup_maniskill.sh
 
 opengl: setup ## look again for an OpenGL library (videos and cameras need one)

@@ -4,40 +4,9 @@
 #
 # LeRobot 0.4.4, the newest for Python 3.11, asks for an older torch than this package does, and for libraries that drive robots and
 # displays. It works with this torch and without those: so it is installed without what it asks for, and what it needs is named here.
-set -euo pipefail
-cd "$(dirname "$0")/.."
+me=setup-lerobot venv=.venv-lerobot pins=constraints-lerobot.txt
+source "$(dirname "$0")/venv.sh"
 
-python=${PYTHON:-python3}
-venv=.venv-lerobot
-pins=constraints-lerobot.txt
-stop() {
-    echo "setup-lerobot: $1" >&2
-    exit 1
-}
-
-command -v "$python" >/dev/null || stop "there is no '$python'; install Python 3.11 or newer, or name one: make setup-lerobot PYTHON=/path/to/python"
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-    stop "Python 3.11 or newer is needed, but '$python' is $("$python" --version 2>&1); name another: make setup-lerobot PYTHON=python3.12"
-
-# A folder that was copied or moved, or whose Python is gone, still points at the old place.
-if [ "$($venv/bin/python -c 'import sys; print(sys.prefix)' 2>/dev/null)" != "$PWD/$venv" ]; then
-    echo "setup-lerobot: making $venv with $("$python" --version) from $(command -v "$python")"
-    rm -rf "$venv"
-    "$python" -m venv "$venv"
-    echo '*' >"$venv/.gitignore" # no tool is to look into it
-fi
-
-quiet=-qq
-[ -t 1 ] && quiet= # somebody is watching: show the downloads
-install() {
-    echo "setup-lerobot: installing $*"
-    # shellcheck disable=SC2086 # PIP_ARGS is a list
-    $venv/bin/python -m pip --disable-pip-version-check install $quiet ${PIP_ARGS:-} -c "$pins" "$@"
-}
-pin() { grep "^$1==" "$pins"; }
-
-# torch goes in by its exact version first, as in setup.sh: a CPU build where pip knows one.
-install "$(pin torch)"
 install -e . pytest hypothesis datasets accelerate av deepdiff diffusers draccus einops huggingface-hub imageio jsonlines pyserial termcolor
 install --no-deps "$(pin lerobot)" "$(pin torchvision)"
 
@@ -51,5 +20,4 @@ if ! $venv/bin/python -c 'import torchvision' 2>/dev/null; then
 fi
 HF_HUB_OFFLINE=1 $venv/bin/python -c 'import lerobot.policies.factory' || stop "LeRobot cannot be imported in $venv; see above"
 
-echo "$PWD" >"$venv/.set-up-in"
-echo "setup-lerobot: done; the command is $venv/bin/residual-rl"
+finish
