@@ -28,6 +28,7 @@ from residual_rl.envs.maniskill.world import World
 from residual_rl.errors import ConfigError
 from residual_rl.registry import GOALS
 from residual_rl.tasks.maniskill.config import ManiSkillCfg
+from residual_rl.tasks.maniskill.goals import peg_insertion_side as peg
 from residual_rl.tasks.maniskill.goals.pick_and_place import GRASP, LIFT, MOVE, REACH, RELEASE
 from residual_rl.tasks.maniskill.goals.stack_cube import StackCubeGoals
 from residual_rl.tasks.maniskill.make import make
@@ -180,6 +181,66 @@ def test_phases_follow_each_other() -> None:
     assert after(RELEASE, 20, stacking((0.1, 0.0, 0.1), (0.2, 0.0, 0.02))) == REACH  # it fell
 
 
+def inserting(tool: tuple[float, float, float], peg_at: tuple[float, float, float], yaw: float = 0.0, tool_yaw: float = math.pi / 2) -> Obs:
+    """A peg of 0.2 m whose head points along x, turned by `yaw`, before a hole at 0.1 m of height whose axis is x; the middle of the box is
+    0.5 m ahead. The tool points down, its y axis at `tool_yaw`."""
+    half = 0.5 * (tool_yaw + math.pi / 2)  # DOWN has it along -y
+    held = pose(*tool, 0.0, math.cos(half), math.sin(half), 0.0)
+    lying = pose(*peg_at, math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2))
+    return {
+        "tcp_pose": held,
+        "peg_pose": lying,
+        "peg_half_size": torch.tensor([[0.1, 0.02, 0.02]], dtype=torch.float64),
+        "box_hole_pose": pose(0.5, 0.0, 0.1),
+    }
+
+
+def test_phases_of_an_insertion() -> None:
+    goals, now = peg.PegInsertionSideGoals("panda"), torch.tensor([0])
+
+    def after(phase: int, steps: int, obs: Obs) -> int:
+        return int(goals.advance(obs, torch.tensor([phase]), now + steps))
+
+    # it is taken 0.06 m behind its middle, half its half length and a centimetre
+    assert after(peg.REACH, 9, inserting((-0.06, 0.0, 0.02), (0.0, 0.0, 0.02))) == peg.GRASP
+    assert after(peg.REACH, 9, inserting((-0.04, 0.0, 0.02), (0.0, 0.0, 0.02))) == peg.REACH
+    assert after(peg.REACH, 9, inserting((-0.06, 0.0, 0.02), (0.0, 0.0, 0.02), tool_yaw=0.0)) == peg.REACH  # along it, not across
+    assert after(peg.REACH, 9, inserting((-0.06, 0.0, 0.02), (0.0, 0.0, 0.02), tool_yaw=-math.pi / 2)) == peg.GRASP
+    assert after(peg.GRASP, 4, inserting((-0.06, 0.0, 0.02), (0.0, 0.0, 0.02))) == peg.GRASP
+    assert after(peg.GRASP, 5, inserting((-0.06, 0.0, 0.02), (0.0, 0.0, 0.02))) == peg.ALIGN
+    # the box begins 0.1 m before its middle; a head at 0.38 m is 0.02 m before it
+    assert after(peg.ALIGN, 9, inserting((0.22, 0.0, 0.1), (0.28, 0.0, 0.1))) == peg.INSERT
+    assert after(peg.ALIGN, 9, inserting((0.22, 0.0, 0.104), (0.28, 0.0, 0.104))) == peg.ALIGN
+    assert after(peg.INSERT, 9, inserting((0.22, 0.0, 0.104), (0.28, 0.0, 0.104))) == peg.INSERT
+    assert after(peg.INSERT, 9, inserting((0.22, 0.0, 0.11), (0.28, 0.0, 0.11))) == peg.ALIGN
+    assert after(peg.INSERT, 9, inserting((0.32, 0.0, 0.11), (0.38, 0.0, 0.11))) == peg.INSERT  # it is inside
+    assert after(peg.INSERT, 9, inserting((0.22, 0.0, 0.15), (0.28, 0.0, 0.1))) == peg.REACH  # it slipped
+
+
+def test_where_an_insertion_wants_the_tool() -> None:
+    goals, now = peg.PegInsertionSideGoals("panda"), torch.tensor([0])
+
+    def goal(phase: int, obs: Obs) -> Any:
+        return goals.goal(obs, torch.tensor([phase]), now)
+
+    carried = goal(peg.ALIGN, inserting((0.04, 0.05, 0.2), (0.1, 0.05, 0.2)))
+    assert carried.position[0].tolist() == pytest.approx([0.22, 0.0, 0.1])  # the head 0.02 m before the box, the tool 0.16 m behind it
+    pushed = goal(peg.INSERT, inserting((0.22, 0.0, 0.101), (0.28, 0.0, 0.101)))
+    assert pushed.position[0].tolist() == pytest.approx([0.22 + 0.015, 0.0, 0.1])
+    assert not pushed.is_open.item()
+    # a peg that is turned by a tenth is turned back about the tool: its head is where it should be then
+    turned = inserting((0.0, 0.0, 0.1), (0.06 * math.cos(0.1), 0.06 * math.sin(0.1), 0.1), yaw=0.1, tool_yaw=math.pi / 2 + 0.1)
+    wanted = goal(peg.ALIGN, turned)
+    assert wanted.position[0].tolist() == pytest.approx([0.22, 0.0, 0.1])
+    assert float(wanted.yaw) == pytest.approx(math.pi / 2)
+    # from above, and not before the fingers are across it
+    assert goal(peg.REACH, inserting((-0.06, 0.0, 0.1), (0.0, 0.0, 0.02))).position[0].tolist() == pytest.approx([-0.06, 0.0, 0.02])
+    along = goal(peg.REACH, inserting((-0.06, 0.0, 0.1), (0.0, 0.0, 0.02), tool_yaw=math.pi / 2 - 1.0))
+    assert along.position[0].tolist() == pytest.approx([-0.06, 0.0, 0.1])
+    assert float(along.yaw) == pytest.approx(math.pi / 2 - 0.4)  # by 0.6 rad at once, and open
+    assert along.is_open.item()
+
+
 # --- in the simulator ---------------------------------------------------------------------------------------------------
 
 
@@ -205,6 +266,7 @@ def successes(env: ManiSkillVecEnv, policy: Any, seed: int) -> Tensor:
         ("PushCube-v1", "pd_joint_delta_pos"),
         ("PushCube-v1", "pd_ee_delta_pos"),
         ("StackCube-v1", "pd_ee_delta_pose"),
+        ("PegInsertionSide-v1", "pd_joint_delta_pos"),
     ],
 )
 def test_it_solves_most_episodes(env_id: str, control_mode: str, make_env: Make) -> None:
