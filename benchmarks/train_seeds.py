@@ -42,15 +42,20 @@ def main() -> None:
     _print(result)
 
 
+def train_run(run: RunFolder, arguments: list[str], seed: int) -> None:
+    """Train it, or go on with it; nothing if it is trained."""
+    if run.final_model.exists():
+        return
+    fresh = ["train", *arguments, "--seed", str(seed), "--output-dir", str(run.path)]
+    subprocess.run([*CLI, *(["train", "--resume", str(run.path)] if run.checkpoints.exists() else fresh)], check=True)
+
+
 def _run(options: argparse.Namespace, seed: int) -> RunFolder:
     run = RunFolder(options.runs / f"{options.name}-{seed}")
-    if not run.final_model.exists():
-        fresh = ["train", *options.train, "--seed", str(seed), "--output-dir", str(run.path)]
-        subprocess.run([*CLI, *(["train", "--resume", str(run.path)] if run.checkpoints.exists() else fresh)], check=True)
+    train_run(run, options.train, seed)
     if not run.eval_file.exists():
-        subprocess.run(
-            [*CLI, "eval", str(run.path), "--n-episodes", str(options.n_episodes), "--compare-base", "--compare-zero"], check=True
-        )
+        others = ["--compare-base", "--compare-zero"] if seed == options.seeds[0] else []  # the same for all runs
+        subprocess.run([*CLI, "eval", str(run.path), "--n-episodes", str(options.n_episodes), *others], check=True)
     return run
 
 
@@ -60,7 +65,7 @@ def _aggregate(options: argparse.Namespace, runs: list[RunFolder]) -> dict[str, 
     episodes = [list(evaluation["policies"]["residual"]["success_once"]["per_episode"].values()) for evaluation in evaluations]
     rates = {"residual": {"per_seed": [sum(e) / len(e) for e in episodes], **across_runs(episodes, binary=True).to_json()}}
     rates["residual"]["pooled"] = proportion([outcome for run in episodes for outcome in run]).to_json()
-    for policy in ("base", "zero"):  # nothing of them is trained: every run has the same episodes of theirs
+    for policy in ("base", "zero"):  # nothing of them is trained: the first run's episodes stand for all
         rates[policy] = {key: evaluations[0]["policies"][policy]["success_once"][key] for key in ("mean", "interval", "n")}
     versions = json.loads((runs[0].path / "versions.json").read_text())
     return {
