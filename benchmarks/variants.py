@@ -18,13 +18,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from train_seeds import train_run
 
 from residual_rl.eval_table import interval_text
 from residual_rl.files import make_folder, write_json
 from residual_rl.logger import read_metrics
 from residual_rl.run_folder import RunFolder, git_state, machine
 from residual_rl.statistics import proportion
+from train_seeds import train_run
 
 
 def main() -> None:
