@@ -72,7 +72,7 @@ def pooled(curves: list[list[list[float]]], index: int) -> tuple[list[float], st
     points = [curve[index] for curve in curves]
     outcomes = [i < round(rate * episodes) for _, rate, episodes in points for i in range(int(episodes))]
     summary = proportion(outcomes)
-    return [rate for _, rate, _ in points], f"{100 * summary.mean:.1f} {interval_text(summary, 100.0)}"
+    return [rate for _, rate, _ in points], f"{100 * summary.mean:.1f} {interval_text('success_once', summary.to_json()['interval'])}"
 
 
 def _print(rows: dict[str, Any]) -> None:
