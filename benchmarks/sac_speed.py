@@ -1,0 +1,112 @@
+"""Gradient steps of SAC per CPU-second beside Stable-Baselines3's, batch 256, the same networks and as many updates of the actor.
+
+    python benchmarks/sac_speed.py
+
+The two take turns, and so does who comes first; figures are medians over turns, and the ratio's interval is that of the middle half. Both
+sample from a full buffer of random transitions (25 observations, 6 actions) on one torch thread. A last row has this package's defaults:
+LayerNorm, n-step returns, and the actor in every other step. Needs `pip install 'residual-rl[sb3]'`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import gymnasium
+import numpy as np
+import stable_baselines3
+import torch
+from stable_baselines3.common.logger import Logger
+
+from residual_rl.files import write_json
+from residual_rl.learners.sac import SAC, SACCfg
+from residual_rl.run_folder import git_state, machine
+from residual_rl.types import Transition
+
+OBS, ACTIONS, WORLDS, ROWS, STEPS = 25, 6, 16, 1000, 64
+ALIKE: dict[str, Any] = {"n_step": 1, "actor_every": 1, "critic_layer_norm": False, "actor_layer_norm": False, "actor_ema_power": 0.0}
+ALIKE |= {"critic_base_action": False, "actor_input": "obs", "normalize_obs": False}
+
+
+def main() -> None:
+    """Measure, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/sac-speed.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    sides = {"residual_rl": ours(SACCfg(**ALIKE)), "stable_baselines3": theirs(), "residual_rl, defaults": ours(SACCfg())}
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for side in sides.values():
+        side()
+    for turn in range(options.turns):
+        order = list(sides) if turn % 2 else list(reversed(sides))
+        for name in order:
+            start = time.process_time()
+            sides[name]()
+            rates[name].append(STEPS / (time.process_time() - start))
+    base = rates["stable_baselines3"]
+    result: dict[str, Any] = {"git": git_state()[0], "machine": machine(), "turns": options.turns, "updates_per_cpu_second": {}}
+    for name, values in rates.items():
+        ratios = [value / other for value, other in zip(values, base, strict=True)]
+        low, _, high = quantiles(ratios, n=4)
+        result["updates_per_cpu_second"][name] = {"median": median(values), "ratio": median(ratios), "ratio_middle_half": [low, high]}
+        print(f"{name:<24} {median(values):7.0f} updates per CPU-second, {median(ratios):.2f} times [{low:.2f}, {high:.2f}]")
+    write_json(options.output, result)
+
+
+def ours(cfg: SACCfg) -> Callable[[], None]:
+    """`STEPS` gradient steps of this package's, with a full buffer."""
+    learner = SAC(cfg, {"state": (OBS,), "base_action": (ACTIONS,)}, ACTIONS, WORLDS)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(ROWS):
+        learner.observe(random_step(generator))
+    learner._new_rows = 0  # the first call below is worth what it observes
+
+    def steps() -> None:
+        for _ in range(STEPS // WORLDS):
+            learner.observe(random_step(generator))
+        learner.update()
+
+    return steps
+
+
+def random_step(generator: torch.Generator) -> Transition:
+    """One step of all worlds."""
+
+    def actions() -> torch.Tensor:
+        return 2.0 * torch.rand(WORLDS, ACTIONS, generator=generator) - 1.0
+
+    def obs() -> dict[str, torch.Tensor]:
+        return {"state": torch.randn(WORLDS, OBS, generator=generator), "base_action": actions()}
+
+    seen, never = obs(), torch.zeros(WORLDS, dtype=torch.bool)
+    return Transition(
+        seen, actions(), torch.randn(WORLDS, generator=generator), never, never, obs(), seen["base_action"], actions(), 0.6, 0.6
+    )
+
+
+class Spaces(gymnasium.Env[Any, Any]):
+    """What Stable-Baselines3 asks an env for; it is never stepped."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (OBS,), np.float32)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (ACTIONS,), np.float32)
+
+
+def theirs() -> Callable[[], None]:
+    """The same of Stable-Baselines3's."""
+    model = stable_baselines3.SAC("MlpPolicy", Spaces(), batch_size=256, buffer_size=ROWS * WORLDS, policy_kwargs={"net_arch": [128, 128]})
+    model.set_logger(Logger(None, []))
+    rng = np.random.default_rng(0)
+    for _ in range(ROWS * WORLDS):
+        obs, next_obs = rng.standard_normal((2, 1, OBS), dtype=np.float32)
+        model.replay_buffer.add(obs, next_obs, rng.uniform(-1, 1, (1, ACTIONS)), rng.standard_normal(1), np.zeros(1), [{}])
+    return lambda: model.train(gradient_steps=STEPS, batch_size=256)
+
+
+if __name__ == "__main__":
+    main()
