@@ -92,8 +92,8 @@ def test_a_model_without_statistics_is_refused(tmp_path: Path) -> None:
         (lambda path: path.unlink(), "has no model.safetensors; it is no folder of `residual-rl imitate`"),
         (lambda path: path.rename(path.with_name(LAST_FILE)), "has no model.safetensors; it has last.safetensors: name one of them"),
         (
-            lambda path: checkpoint.save(path, {"model_version": 2}, "model"),
-            "is an imitation model of version 2; this release knows version 1",
+            lambda path: checkpoint.save(path, {"model_version": 3}, "model"),
+            "is an imitation model of version 3; this release knows versions 1 and 2",
         ),
         (
             lambda path: checkpoint.save(path, {"model_version": 1}, "model"),

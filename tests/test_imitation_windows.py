@@ -47,6 +47,12 @@ def test_windows_by_hand() -> None:
     ]
 
 
+def test_actions_of_the_past_by_hand() -> None:
+    _, actions, valid = windows().at(torch.arange(5), num_obs_steps=2, chunk_size=2, num_past_actions=1)
+    assert actions[..., 0].tolist() == [[110, 110, 111], [110, 111, 112], [111, 112, 112], [120, 120, 121], [120, 121, 121]]
+    assert valid.tolist() == [[False, True, True], [True, True, True], [True, True, False], [False, True, True], [True, True, False]]
+
+
 def test_a_single_step_is_what_behaviour_cloning_needs() -> None:
     obs, actions, valid = windows().at(torch.tensor([4, 1]), num_obs_steps=1, chunk_size=1)
     assert obs.tolist() == [[[21]], [[11]]]

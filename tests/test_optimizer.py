@@ -46,6 +46,31 @@ def test_steps_are_those_of_torch_with_clipping(max_grad_norm: float) -> None:
     assert loss(ours) < loss(module())
 
 
+def test_weight_decay_by_hand() -> None:
+    """2 · (1 − 0.1 · 0.5) = 1.9; the first step of Adam is the learning rate, 0.1, whatever the gradient is."""
+    p = torch.nn.Parameter(torch.tensor([2.0, -4.0]))
+    optimizer = FlatAdam([("p", p)], learning_rate=0.1, max_grad_norm=1e6, epsilon=1e-8, weight_decay=0.5)
+    optimizer.step([torch.tensor([3.0, 0.5])])
+    assert p.tolist() == pytest.approx([1.9 - 0.1, -3.8 - 0.1])
+    assert optimizer.state_dict()["exp_avg"]["p"].tolist() == pytest.approx([0.3, 0.05])  # (1 − 0.9) · gradient: without the decay
+    optimizer.step([torch.tensor([torch.nan, 0.5])])
+    assert p.tolist() == pytest.approx([1.8, -3.9])  # a step that is not made takes nothing off
+
+
+def test_weight_decay_is_that_of_torchs_adamw() -> None:
+    ours, theirs = module(), module()
+    optimizer = FlatAdam(ours.named_parameters(), 1e-2, 0.5, weight_decay=0.3)
+    reference = torch.optim.AdamW(theirs.parameters(), lr=1e-2, eps=1e-5, weight_decay=0.3)
+    for _ in range(10):
+        optimizer.step(torch.autograd.grad(loss(ours), optimizer.parameters))
+        reference.zero_grad()
+        loss(theirs).backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
+        reference.step()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
 def test_a_gradient_that_is_not_finite_is_named_and_never_reaches_weights_or_moments() -> None:
     net = module()
     optimizer = flat(net)

@@ -73,13 +73,27 @@ def read_exported_program(path: Path, trusted: bool) -> torch.export.ExportedPro
 
 def read_state_dict(path: Path, trusted: bool) -> dict[str, torch.Tensor]:
     """The tensors by name, on the CPU, that `torch.save(module.state_dict(), …)` wrote. Raises like `read_exported_program`."""
+    kind, writer = "a state dict", "torch.save(module.state_dict(), …)"
+    state = _read_dict(path, trusted, kind, writer)
+    if not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise _unreadable(path, ValueError("it holds something other than tensors by name"), kind, writer)
+    return state
+
+
+def read_saved_dict(path: Path, trusted: bool) -> dict[str, Any]:
+    """The dict that `torch.save` wrote: state dicts by name, or one of them, and what else lies beside; tensors are on the CPU. Raises like
+    `read_exported_program`."""
+    return _read_dict(path, trusted, "a dict of state dicts", "torch.save({…: module.state_dict()}, …)")
+
+
+def _read_dict(path: Path, trusted: bool, kind: str, writer: str) -> dict[str, Any]:
     require_trust(path, "a file of torch.save, which is a pickle", trusted)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-            raise ValueError("it holds something other than tensors by name")
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds something other than tensors by name, a {type(state).__name__}")
     except Exception as error:
-        raise _unreadable(path, error, "a state dict", "torch.save(module.state_dict(), …)") from error
+        raise _unreadable(path, error, kind, writer) from error
     return {str(name): value for name, value in state.items()}
 
 

@@ -134,6 +134,9 @@ def test_other_demonstrations_than_before(demos: Path, tmp_path: Path, fails: ti
 def test_settings_that_act_does_not_have(demos: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="num_obs_steps must be 1, not 2"):
         act.train(settings(num_obs_steps=2), demos, tmp_path / "run")
+    for name, value in {"init_from": "runs/x", "pad_obs_to": 32, "normalize_actions": False, "num_past_actions": 1}.items():
+        with pytest.raises(ConfigError, match=f"ACT is trained and saved by LeRobot, which knows no {name}: leave it out"):
+            act.train(settings(**{name: value}), demos, tmp_path / "run")
     with pytest.raises(ConfigError, match="obs_keys must be 'state' alone"):
         act.train(settings(obs_keys=("state", "goal")), demos, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"n_episodes is 5, but .* has 4 episodes"):

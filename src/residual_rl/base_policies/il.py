@@ -30,7 +30,7 @@ class ILCfg:
     """Settings of the `il` base policy."""
 
     checkpoint: Annotated[str, tyro.conf.arg(aliases=["--il-checkpoint"])] = ""
-    """What `residual-rl imitate` wrote: its folder, or a model file of it."""
+    """What `residual-rl imitate` or `convert` wrote: its folder, or a model file of it."""
     num_action_steps: int | None = None
     """Actions of a chunk that are executed before it plans anew; none means as trained."""
     sampling_steps: int | None = None
@@ -68,7 +68,7 @@ class ILPolicy(BasePolicy):
         self._cfg, self._device = cfg, device
         self._dtype = torch.float64 if device.type == "cpu" else torch.float32
         self._model = model.to(device, self._dtype)
-        self._shape = (settings.chunk_size, settings.action_dim)
+        self._shape = (settings.num_predicted_actions, settings.action_dim)
 
     def plan(self, obs: Obs, worlds: Tensor) -> Tensor | Plan:  # noqa: ARG002
         window = torch.cat([self._rows(obs[key]) for key in self.inputs], -1)  # [b, H, O]

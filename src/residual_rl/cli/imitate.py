@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     demos, rest = (Path(argv[0]), list(argv[1:])) if not argv[0].startswith("-") else (Path(), list(argv))
     resume = has_flag(rest, "--resume") and not wants_help
     stored = _stored(peek(rest, "--out")) if resume else None
-    default = stored or ImitateCfg.default(peek(rest, "--algo") or "flow", peek(rest, "--preset"), peek(rest, "--device") or "cpu")
+    default = stored or _default(rest, wants_help)
     flags: Any = tyro.cli(
         _flags(default), args=rest, prog="residual-rl imitate DEMOS", description="Train a base policy from demonstrations."
     )
@@ -67,6 +67,16 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"{out} is not empty; choose another --out, or go on with what it holds by --resume")
     summary = load(ALGOS[cfg.algo])(cfg, demos, out, resume)
     return _tell(summary, demos, out)
+
+
+def _default(argv: Sequence[str], wants_help: bool) -> ImitateCfg:
+    """The defaults that the algorithm and the device ask for, or the model that training begins with."""
+    init_from, preset, device = peek(argv, "--init-from"), peek(argv, "--preset"), peek(argv, "--device") or "cpu"
+    if not init_from or wants_help:
+        return ImitateCfg.default(peek(argv, "--algo") or "flow", preset, device)
+    from residual_rl.imitation.fine_tuning import defaults_from  # torch, which the help need not wait for
+
+    return defaults_from(init_from, has_flag(argv, "--adapt-obs"), preset, device)
 
 
 def _flags(cfg: ImitateCfg) -> type:

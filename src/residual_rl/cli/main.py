@@ -17,6 +17,7 @@ COMMANDS = {
     "sweep": "train a grid of settings with several seeds, and rank them: residual-rl sweep TASK --grid SETTING=VALUE,… [options]",
     "distill": "make one policy of a run, that needs neither base nor residual: residual-rl distill RUN --out FOLDER [options]",
     "imitate": "train a base policy from demonstrations: residual-rl imitate DEMOS --algo bc|diffusion|flow|act --out FOLDER",
+    "convert": "make a base policy of a public Diffusion Policy checkpoint: residual-rl convert CHECKPOINT --out FOLDER",
     "demos": "collect demonstrations, look at them, replay them: residual-rl demos SUBCOMMAND",
     "serve": "serve a base policy or a run to robots and other programs: residual-rl serve POLICY|RUN [options]",
     "view": "watch a task and its policies in MuJoCo's viewer, or save what its cameras see",

@@ -70,6 +70,10 @@ def train(cfg: ImitateCfg, demos: Path, out: Path, resume: bool = False) -> dict
     Raises `MissingDependencyError` without LeRobot, and else as `trainer.train` does.
     """
     require_lerobot("--algo act")
+    default = ImitateCfg()
+    for name in ("init_from", "pad_obs_to", "normalize_actions", "num_past_actions"):
+        if getattr(cfg, name) != getattr(default, name):
+            raise ConfigError(f"ACT is trained and saved by LeRobot, which knows no {name}: leave it out")
     if cfg.num_obs_steps != 1:
         raise ConfigError(f"ACT plans from one observation: num_obs_steps must be 1, not {cfg.num_obs_steps}")
     if cfg.obs_keys != (ENVIRONMENT,):

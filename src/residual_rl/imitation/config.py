@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from residual_rl.checks import check_fields
 from residual_rl.errors import ConfigError, UnknownNameError
@@ -65,6 +65,17 @@ class ImitateCfg:
     """Named observations that the policy sees, joined in this order."""
     val_share: float = 0.1
     """Share of the episodes that is kept apart for validation; 0 keeps none."""
+    pad_obs_to: int | None = None
+    """Make observations this long by putting the constant pose of the robot's base in at index 18, as flat states of ManiSkill 2 have it;
+    the policy then does so itself wherever it is used. None pads nothing."""
+    normalize_actions: bool = True
+    """Stretch the range of the demonstrated actions to [-1, 1] for the network. Without it they stay in their own units, from -1 to 1."""
+
+    # --- where it begins ---
+    init_from: str = ""
+    """Model to go on from, with its network, its settings and its normalisation: a folder or file of `imitate` or `convert`."""
+    adapt_obs: bool = False
+    """With --init-from: keep all weights but those that read the observations, which begin anew; so observations may be others."""
 
     # --- the policy ---
     num_obs_steps: int = 2
@@ -73,6 +84,9 @@ class ImitateCfg:
     """Actions that it predicts, from the present step on."""
     num_action_steps: int = 8
     """How many of them are executed before it plans anew."""
+    num_past_actions: int = 0
+    """Actions that its network predicts besides, of the steps before the present one. Public checkpoints of Diffusion Policy predict from
+    their oldest observation on: num_obs_steps − 1."""
     hidden_sizes: tuple[int, ...] = (512, 512, 512)
     """bc: width of each hidden layer."""
     channels: tuple[int, ...] = (64, 128, 256)
@@ -81,6 +95,8 @@ class ImitateCfg:
     """diffusion, flow: steps that a convolution sees."""
     time_dim: int = 96
     """diffusion, flow: size of the embeddings of the time and of the observations."""
+    layout: Literal["own", "public"] = "own"
+    """diffusion, flow: which U-Net: own, or public, that of the checkpoints of Diffusion Policy (`ConditionalUnet1D`)."""
     diffusion_steps: int = 100
     """diffusion: noise levels in training."""
     sampling_steps: int = 10
@@ -99,6 +115,10 @@ class ImitateCfg:
     """Gradients of all parameters together are scaled down to this norm."""
     ema_power: float = 0.75
     """Decay of the averaged weights after step t: 1 − (1 + t)^−power, at most 0.9999."""
+    weight_decay: float = 0.0
+    """Each step takes this share, times the step size, off all weights (decoupled, as in AdamW)."""
+    obs_noise: float = 0.0
+    """Standard deviation of Gaussian noise on the normalised observations in training; validation has none."""
     amp: bool = False
     """Compute the loss in bfloat16 where it is safe (automatic mixed precision)."""
     compile: bool = False
@@ -138,7 +158,7 @@ class ImitateCfg:
         for name in (*positive, "eval_episodes", "save_freq", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("warmup_steps", "seed", "torch_threads", "eval_freq", "num_threads"):
+        for name in ("warmup_steps", "seed", "torch_threads", "eval_freq", "num_threads", "num_past_actions", "weight_decay", "obs_noise"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if self.n_episodes is not None and self.n_episodes < 1:
@@ -152,6 +172,8 @@ class ImitateCfg:
         for name in ("learning_rate", "max_grad_norm", "ema_power"):
             if not getattr(self, name) > 0.0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.adapt_obs and not self.init_from:
+            raise ConfigError("adapt_obs says which weights of a model are kept: name the model with --init-from MODEL")
         if not 0.0 < self.eval_share <= 1.0:
             raise ConfigError(f"eval_share must be above 0 and at most 1, not {self.eval_share}")
         if any(size < 1 for size in self.hidden_sizes):

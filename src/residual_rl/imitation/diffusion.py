@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from residual_rl.errors import MissingDependencyError
 from residual_rl.imitation.algorithm import Algorithm, Network, masked_mse
-from residual_rl.imitation.networks import UNet
+from residual_rl.imitation.conditional_unet import unet_of
 
 
 class Diffusion(Algorithm):
@@ -21,15 +21,16 @@ class Diffusion(Algorithm):
     schedulers of the library `diffusers`; estimates of the clean actions are clipped to [-1, 1].
     """
 
-    def __init__(self, channels: Sequence[int], kernel_size: int, time_dim: int, diffusion_steps: int):
+    def __init__(self, channels: Sequence[int], kernel_size: int, time_dim: int, diffusion_steps: int, layout: str = "own"):
         self.channels, self.kernel_size, self.time_dim, self.diffusion_steps = tuple(channels), kernel_size, time_dim, diffusion_steps
+        self._unet = unet_of(layout)
         ddpm, ddim = _schedulers()
         schedule = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "epsilon", "clip_sample": True}
         self._ddpm = ddpm(num_train_timesteps=diffusion_steps, **schedule)
         self._ddim = ddim(num_train_timesteps=diffusion_steps, **schedule)
 
     def make_network(self, obs_dim: int, chunk_size: int, action_dim: int) -> nn.Module:
-        return UNet(chunk_size, action_dim, obs_dim, self.channels, self.kernel_size, self.time_dim)
+        return self._unet(chunk_size, action_dim, obs_dim, self.channels, self.kernel_size, self.time_dim)
 
     def loss(self, network: Network, obs: Tensor, actions: Tensor, valid: Tensor, generator: Generator) -> Tensor:
         noise = torch.randn(actions.shape, generator=generator, device=actions.device)

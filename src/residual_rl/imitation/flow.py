@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from residual_rl.imitation.algorithm import Algorithm, Network, masked_mse
-from residual_rl.imitation.networks import UNet
+from residual_rl.imitation.conditional_unet import unet_of
 
 TIME_SCALE = 100.0
 """The network is given 100 · t, in the range that its embedding of time is made for."""
@@ -21,11 +21,12 @@ class Flow(Algorithm):
     transfer data with rectified flow", 2023 (the 1-rectified flow, without its reflow).
     """
 
-    def __init__(self, channels: Sequence[int], kernel_size: int, time_dim: int):
+    def __init__(self, channels: Sequence[int], kernel_size: int, time_dim: int, layout: str = "own"):
         self.channels, self.kernel_size, self.time_dim = tuple(channels), kernel_size, time_dim
+        self._unet = unet_of(layout)
 
     def make_network(self, obs_dim: int, chunk_size: int, action_dim: int) -> nn.Module:
-        return UNet(chunk_size, action_dim, obs_dim, self.channels, self.kernel_size, self.time_dim)
+        return self._unet(chunk_size, action_dim, obs_dim, self.channels, self.kernel_size, self.time_dim)
 
     def loss(self, network: Network, obs: Tensor, actions: Tensor, valid: Tensor, generator: Generator) -> Tensor:
         noise = torch.randn(actions.shape, generator=generator, device=actions.device)

@@ -15,6 +15,7 @@ from residual_rl import checkpoint
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.imitation.algorithm import Algorithm
 from residual_rl.imitation.normalization import Statistics
+from residual_rl.imitation.padding import ObsPadding
 from residual_rl.learners.networks import load_module_state, module_state
 from residual_rl.registry import load as load_reference
 from residual_rl.types import State
@@ -23,7 +24,9 @@ MODEL_FILE = "model.safetensors"
 """The best model, in the folder of a training."""
 LAST_FILE = "last.safetensors"
 """The model at the end of training, or where it was interrupted."""
-MODEL_VERSION = 1
+MODEL_VERSION = 2
+"""Since 2 a model may pad observations, predict actions of the past, and have a U-Net of another layout."""
+_VERSIONS = (1, MODEL_VERSION)
 
 ALGORITHMS = {
     "bc": "residual_rl.imitation.bc:BC",
@@ -46,6 +49,7 @@ class ModelSettings:
     action_dim: int
     num_obs_steps: int
     chunk_size: int
+    """Actions that it gives, from the present step on."""
     num_action_steps: int
     sampling_steps: int
     task_id: str
@@ -55,11 +59,26 @@ class ModelSettings:
     action_size: tuple[float, ...] | None = None
     """What an action of 1 means there, in `action_unit`; None where it is not known."""
     action_unit: str | None = None
+    num_past_actions: int = 0
+    """Actions that its network predicts besides, of the steps before the present one; nobody executes them."""
+    obs_padding: ObsPadding | None = None
+    """Values that it puts into each observation vector before it looks at it."""
+
+    @property
+    def obs_size(self) -> int:
+        """O: size of a step's observation vector, padding included."""
+        padding = 0 if self.obs_padding is None else len(self.obs_padding.values)
+        return sum(math.prod(self.obs_shapes[key]) for key in self.obs_keys) + padding
 
     @property
     def obs_dim(self) -> int:
         """H · O: size of the flat observation window."""
-        return self.num_obs_steps * sum(math.prod(self.obs_shapes[key]) for key in self.obs_keys)
+        return self.num_obs_steps * self.obs_size
+
+    @property
+    def num_predicted_actions(self) -> int:
+        """P + K: actions that its network predicts, those of the past included."""
+        return self.num_past_actions + self.chunk_size
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -68,11 +87,14 @@ class ModelSettings:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ModelSettings:
-        """What `to_dict` gave."""
+        """What `to_dict` gave; version 1 had no past actions and no padding."""
+        data = {"num_past_actions": 0, "obs_padding": None, **data}
         values = {f.name: data[f.name] for f in fields(cls)}
         values["obs_keys"] = tuple(values["obs_keys"])
         values["obs_shapes"] = {key: tuple(shape) for key, shape in values["obs_shapes"].items()}
         values["action_size"] = None if values["action_size"] is None else tuple(values["action_size"])
+        padding = values["obs_padding"]
+        values["obs_padding"] = None if padding is None else ObsPadding(padding["index"], tuple(padding["values"]))
         return cls(**values)
 
 
@@ -92,7 +114,7 @@ class ImitationModel:
     ):
         self.settings, self.statistics, self.step, self.name = settings, statistics, step, name
         self.algorithm = make_algorithm(settings.algo, settings.network)
-        self.network: nn.Module = self.algorithm.make_network(settings.obs_dim, settings.chunk_size, settings.action_dim)
+        self.network: nn.Module = self.algorithm.make_network(settings.obs_dim, settings.num_predicted_actions, settings.action_dim)
         if weights is not None:
             load_module_state(self.network, weights, name)
         self.network.requires_grad_(False).eval()
@@ -105,11 +127,13 @@ class ImitationModel:
 
     @torch.no_grad()
     def sample(self, obs: Tensor, noise: Tensor, sampling_steps: int | None = None) -> Tensor:
-        """Actions [b, K, A] for windows of observations `obs` [b, H, O], the oldest first, and standard normal `noise` [b, K, A]; all of
-        them on the model's device and of its type."""
-        normalized = self.statistics.normalize_obs(obs).flatten(1)
-        actions = self.algorithm.sample(self.network, normalized, noise, sampling_steps or self.settings.sampling_steps)
-        return self.statistics.restore_actions(actions)
+        """Actions [b, K, A] for windows of observations `obs` [b, H, O], the oldest first and not padded, and standard normal `noise`
+        [b, P + K, A]; all of them on the model's device and of its type."""
+        settings = self.settings
+        padded = obs if settings.obs_padding is None else settings.obs_padding(obs)
+        normalized = self.statistics.normalize_obs(padded).flatten(1)
+        actions = self.algorithm.sample(self.network, normalized, noise, sampling_steps or settings.sampling_steps)
+        return self.statistics.restore_actions(actions[:, settings.num_past_actions :])
 
     def save(self, path: Path) -> None:
         """Write it to `path`, atomically. Raises like `checkpoint.save`."""
@@ -128,12 +152,12 @@ class ImitationModel:
         file = find_model(Path(path))
         state = checkpoint.load(file, "model")
         version = state.get("model_version")
-        if version != MODEL_VERSION:
-            raise CheckpointError(f"{file} is an imitation model of version {version}; this release knows version {MODEL_VERSION}")
+        if version not in _VERSIONS:
+            known = " and ".join(map(str, _VERSIONS))
+            raise CheckpointError(f"{file} is an imitation model of version {version}; this release knows versions {known}")
         try:
             settings = ModelSettings.from_dict(state["settings"])
-            statistics_size = settings.obs_dim // settings.num_obs_steps
-            statistics = Statistics.from_state(state.get("statistics"), statistics_size, settings.action_dim, str(file))
+            statistics = Statistics.from_state(state.get("statistics"), settings.obs_size, settings.action_dim, str(file))
             return cls(settings, statistics, state["weights"], state["step"], str(file))
         except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
             raise CheckpointError(f"{file} holds settings that cannot be read here: {type(error).__name__}: {error}") from error

@@ -22,6 +22,9 @@ GROUPS = 8
 class ChunkMLP(nn.Module):
     """Linear layers with LayerNorm and SiLU between them: [b, D] → [b, L, A]."""
 
+    observing = ("layers.0.weight",)
+    """Weights whose last columns, all of them here, read the observations."""
+
     def __init__(self, input_dim: int, chunk_size: int, action_dim: int, hidden_sizes: Sequence[int]):
         super().__init__()
         self._shape = (chunk_size, action_dim)
@@ -36,24 +39,29 @@ class ChunkMLP(nn.Module):
         return out.unflatten(-1, self._shape)
 
 
-class Conv(nn.Linear):
-    """Convolution over the steps of [b, L, C] with an odd kernel, padded by zeros: [b, ceil(L / stride), outputs].
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1) -> Tensor:
+    """Convolution over the steps of `x` [b, L, C] with `weight` [outputs, C, kernel_size], whose size is odd, padded by zeros:
+    [b, ceil(L / stride), outputs].
 
-    The weight is a matrix [outputs, C · kernel_size]. In float64, for which torch has no fast convolution on a CPU, it is a product
-    with the unfolded steps: measured, a quarter to two thirds of the convolution's time.
+    In float64, for which torch has no fast convolution on a CPU, it is a product with the unfolded steps: measured, a quarter to two
+    thirds of the convolution's time.
     """
+    size = weight.shape[-1]
+    if x.dtype == torch.float64:
+        x = F.pad(x, (0, 0, size // 2, size // 2)).unfold(1, size, stride).flatten(2)
+        return F.linear(x, weight.flatten(1), bias)
+    return F.conv1d(x.transpose(1, 2), weight, bias, stride, size // 2).transpose(1, 2)
+
+
+class Conv(nn.Linear):
+    """`convolve` with a weight that is kept as a matrix [outputs, C · kernel_size]."""
 
     def __init__(self, inputs: int, outputs: int, kernel_size: int, stride: int = 1):
         super().__init__(inputs * kernel_size, outputs)
         self.kernel_size, self.stride = kernel_size, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        half = self.kernel_size // 2
-        if x.dtype == torch.float64:
-            x = F.pad(x, (0, 0, half, half)).unfold(1, self.kernel_size, self.stride).flatten(2)
-            return F.linear(x, self.weight, self.bias)
-        kernel = self.weight.unflatten(1, (-1, self.kernel_size))
-        return F.conv1d(x.transpose(1, 2), kernel, self.bias, self.stride, half).transpose(1, 2)
+        return convolve(x, self.weight.unflatten(1, (-1, self.kernel_size)), self.bias, self.stride)
 
 
 class ConvBlock(nn.Module):
@@ -117,6 +125,9 @@ class UNet(nn.Module):
         kernel_size: steps that a convolution sees, odd.
         time_dim: size of the time's embedding, and of the observations', even.
     """
+
+    observing = ("obs_layers.0.weight",)
+    """Weights whose last columns, all of them here, read the observations."""
 
     def __init__(self, chunk_size: int, action_dim: int, obs_dim: int, channels: Sequence[int], kernel_size: int, time_dim: int):
         super().__init__()

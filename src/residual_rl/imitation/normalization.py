@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ MIN_HALF_RANGE = 1e-3
 """The same for half the range of an action: one that is constant in the demonstrations stays so within this."""
 OBS_CLIP = 10.0
 """Normalised observations are clipped here: far outside the demonstrations a network knows nothing anyway."""
+_NO_CLIP = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Statistics:
     """[A]"""
     action_high: Tensor
     """[A]"""
+    obs_clip: Tensor = field(default_factory=lambda: torch.tensor(OBS_CLIP))
+    """[]: bound of normalised observations"""
 
     @classmethod
     def of(cls, obs: Tensor, actions: Tensor) -> Statistics:
@@ -38,14 +41,29 @@ class Statistics:
         std, mean = torch.std_mean(obs.double(), 0, correction=0)
         return cls(mean.float(), torch.where(std < MIN_STD, 0.0, std).float(), actions.amin(0), actions.amax(0))
 
+    @classmethod
+    def identity(cls, obs_dim: int, action_dim: int) -> Statistics:
+        """Of a policy that sees observations as they are, and gives actions as they are, from -1 to 1."""
+        ends = -torch.ones(action_dim), torch.ones(action_dim)
+        return cls(torch.zeros(obs_dim), torch.ones(obs_dim), *ends, obs_clip=torch.tensor(_NO_CLIP))
+
+    def with_raw_actions(self) -> Statistics:
+        """The same for a policy that gives actions as they are, from -1 to 1."""
+        return replace(self, action_low=-torch.ones_like(self.action_low), action_high=torch.ones_like(self.action_high))
+
+    @property
+    def raw_actions(self) -> bool:
+        """Whether actions go through as they are."""
+        return bool((self.action_low == -1.0).all() and (self.action_high == 1.0).all())
+
     def to(self, device: torch.device, dtype: torch.dtype) -> Statistics:
         """The same on `device`, as `dtype`."""
-        return Statistics(*(getattr(self, field.name).to(device, dtype) for field in fields(self)))
+        return Statistics(*(getattr(self, entry.name).to(device, dtype) for entry in fields(self)))
 
     def normalize_obs(self, obs: Tensor) -> Tensor:
-        """[…, O]: mean 0 and standard deviation 1 in the demonstrations, clipped to ±10; 0 where an observation is ignored."""
+        """[…, O]: mean 0 and standard deviation 1 in the demonstrations, clipped to ±`obs_clip`; 0 where an observation is ignored."""
         scale = torch.where(self.obs_std > 0.0, self.obs_std.reciprocal(), 0.0)
-        return ((obs - self.obs_mean) * scale).clamp(-OBS_CLIP, OBS_CLIP)
+        return ((obs - self.obs_mean) * scale).clamp(-self.obs_clip, self.obs_clip)
 
     def normalize_actions(self, actions: Tensor) -> Tensor:
         """[…, A]: from -1 to 1 in the demonstrations."""
@@ -64,12 +82,15 @@ class Statistics:
         return ((self.action_high - self.action_low) / 2).clamp(min=MIN_HALF_RANGE)
 
     def state_dict(self) -> State:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
 
     @classmethod
     def from_state(cls, state: State | None, obs_dim: int, action_dim: int, where: str) -> Statistics:
-        """What `state_dict` gave. Raises `CheckpointError` naming `where` and what is missing."""
-        names = [field.name for field in fields(cls)]
+        """What `state_dict` gave; files of earlier releases know of no `obs_clip`. Raises `CheckpointError` naming `where` and what is
+        missing."""
+        if state is not None:
+            state = {"obs_clip": torch.tensor(OBS_CLIP), **state}
+        names = [entry.name for entry in fields(cls)]
         missing = [name for name in names if not isinstance((state or {}).get(name), Tensor)]
         if state is None or missing:
             raise CheckpointError(
@@ -77,7 +98,7 @@ class Statistics:
                 "its actions would mean something else: train it anew with `residual-rl imitate`"
             )
         for name in names:
-            size = obs_dim if name.startswith("obs") else action_dim
-            if tuple(state[name].shape) != (size,):
-                raise CheckpointError(f"{where}: {name} has shape {list(state[name].shape)}; expected [{size}]")
+            shape = [] if name == "obs_clip" else [obs_dim if name.startswith("obs") else action_dim]
+            if list(state[name].shape) != shape:
+                raise CheckpointError(f"{where}: {name} has shape {list(state[name].shape)}; expected {shape}")
         return cls(*(state[name] for name in names))

@@ -22,8 +22,10 @@ from residual_rl.imitation.config import ImitateCfg
 from residual_rl.imitation.curves import save_curves
 from residual_rl.imitation.demonstrations import Demonstrations
 from residual_rl.imitation.evaluation import SuccessEvaluation
+from residual_rl.imitation.fine_tuning import check_initial, check_observations, initial_statistics, initial_weights, warn_out_of_range
 from residual_rl.imitation.model import LAST_FILE, MODEL_FILE, ImitationModel, ModelSettings
 from residual_rl.imitation.normalization import Statistics
+from residual_rl.imitation.padding import padding_to
 from residual_rl.imitation.windows import Windows, make_windows, split_episodes
 from residual_rl.learners.compiled import compiled
 from residual_rl.learners.ema import Ema
@@ -82,16 +84,25 @@ class Trainer:
         self.cfg, self.folder = cfg, folder
         self.device = usable_device(cfg.device)
         torch.set_num_threads(cfg.torch_threads or min(len(os.sched_getaffinity(0)), 4))
+        self.initial = ImitationModel.load(cfg.init_from) if cfg.init_from else None
+        """What training begins with."""
         self._read(demos)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)
             fresh = ImitationModel(self.settings, self.statistics)
+        if self.initial is not None:
+            initial_weights(fresh, self.initial, cfg.adapt_obs)
         self.algorithm, self.network = fresh.algorithm, fresh.network.to(self.device).requires_grad_(True).train()
-        self.optimizer = FlatAdam(self.network.named_parameters(), cfg.learning_rate, cfg.max_grad_norm, epsilon=1e-8)
+        named = self.network.named_parameters()
+        self.optimizer = FlatAdam(named, cfg.learning_rate, cfg.max_grad_norm, epsilon=1e-8, weight_decay=cfg.weight_decay)
         self.ema = Ema(self.network, cfg.ema_power)
         self._predict = compiled(self.network, cfg.compile)
         self.generator = torch.Generator(self.device).manual_seed(cfg.seed)
         self.progress = Progress()
+        varies = (self.statistics.obs_std > 0.0).float()
+        if self.settings.obs_padding is not None:
+            varies = self.settings.obs_padding.erased(varies)
+        self._varies = varies.to(self.device)
         self._loss_sum, self._loss_count = torch.zeros((), device=self.device), 0
         self._note = ""
         self.checkpoints = CheckpointFolder(folder.checkpoints, cfg.keep_checkpoints)
@@ -149,17 +160,18 @@ class Trainer:
             described = demos.info
         self.episodes = {"train": len(train_episodes), "val": len(val_episodes)}
         windows = make_windows([pairs[i] for i in train_episodes], cfg.obs_keys)
-        self.statistics = Statistics.of(windows.obs, windows.actions)
-        self.windows = windows.normalized(self.statistics, self.device)
-        self.val_windows: Windows | None = None
-        if val_episodes:
-            self.val_windows = make_windows([pairs[i] for i in val_episodes], cfg.obs_keys).normalized(self.statistics, self.device)
+        if self.initial is not None:
+            check_observations(self.initial, cfg, windows.obs.shape[1])
+        padding = padding_to(cfg.pad_obs_to, windows.obs.shape[1])
+        windows = windows.padded(padding)
         self.evaluation: SuccessEvaluation | None = None
         size, unit = described.get("action_size"), described.get("action_unit")
         if cfg.eval_freq:
             self.evaluation = SuccessEvaluation(task_id, task_settings, cfg.eval_episodes, cfg.num_threads, cfg.eval_share)
             size, unit = self.evaluation.env.action_size.tolist(), self.evaluation.env.action_unit
-        unet = {"channels": cfg.channels, "kernel_size": cfg.kernel_size, "time_dim": cfg.time_dim}
+        unet: dict[str, Any] = {"channels": cfg.channels, "kernel_size": cfg.kernel_size, "time_dim": cfg.time_dim}
+        if cfg.layout != "own":
+            unet["layout"] = cfg.layout
         network: dict[str, dict[str, Any]] = {
             "bc": {"hidden_sizes": cfg.hidden_sizes},
             "flow": unet,
@@ -179,23 +191,41 @@ class Trainer:
             task_settings=task_settings,
             action_size=None if size is None else tuple(size),
             action_unit=unit,
+            num_past_actions=cfg.num_past_actions,
+            obs_padding=padding,
         )
+        self.statistics = Statistics.of(windows.obs, windows.actions)
+        if not cfg.normalize_actions:
+            self.statistics = self.statistics.with_raw_actions()
+        if self.initial is not None:
+            check_initial(self.initial, self.settings, self.statistics)
+            self.statistics = initial_statistics(self.initial, self.statistics, cfg.adapt_obs)
+        warn_out_of_range(self.statistics, windows.actions)
+        self.windows = windows.normalized(self.statistics, self.device)
+        self.val_windows: Windows | None = None
+        if val_episodes:
+            val_windows = make_windows([pairs[i] for i in val_episodes], cfg.obs_keys).padded(padding)
+            self.val_windows = val_windows.normalized(self.statistics, self.device)
 
     # --- one step -----------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
         cfg, step = self.cfg, self.progress.step
         chosen = torch.randint(len(self.windows), (cfg.batch_size,), generator=self.generator, device=self.device)
-        loss = self._loss(self._predict, self.windows, chosen, self.generator)
+        loss = self._loss(self._predict, self.windows, chosen, self.generator, cfg.obs_noise)
         self.optimizer.learning_rate.fill_(cfg.learning_rate_at(step))
         self.optimizer.step(torch.autograd.grad(loss, self.optimizer.parameters))
         self.ema.update(step)
         self._loss_sum, self._loss_count = self._loss_sum + loss.detach(), self._loss_count + 1
         self.progress.step += 1
 
-    def _loss(self, predict: Any, windows: Windows, chosen: Tensor, generator: torch.Generator) -> Tensor:
-        obs, actions, valid = windows.at(chosen, self.cfg.num_obs_steps, self.cfg.chunk_size)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.amp):
+    def _loss(self, predict: Any, windows: Windows, chosen: Tensor, generator: torch.Generator, obs_noise: float = 0.0) -> Tensor:
+        cfg = self.cfg
+        obs, actions, valid = windows.at(chosen, cfg.num_obs_steps, cfg.chunk_size, cfg.num_past_actions)
+        if obs_noise:
+            noise = torch.randn(obs.shape, generator=generator, device=obs.device)
+            obs = obs + obs_noise * self._varies * noise
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=cfg.amp):
             return self.algorithm.loss(predict, obs.flatten(1), actions, valid, generator)
 
     def _figures(self) -> Metrics:
@@ -282,8 +312,9 @@ class Trainer:
         step, state = latest
         name = self.checkpoints.files()[step]
         try:
-            mine = self.statistics.state_dict()
-            if any(not torch.equal(mine[key], state["statistics"][key]) for key in mine):
+            mine, size = self.statistics.state_dict(), self.settings.obs_size
+            theirs = Statistics.from_state(state["statistics"], size, self.settings.action_dim, str(name)).state_dict()
+            if any(not torch.equal(mine[key], theirs[key]) for key in mine):
                 raise CheckpointError(f"{name} was trained on other demonstrations than those of now: name the same file and --n-episodes")
             load_module_state(self.network, state["network"], str(name))
             self.ema.load_state_dict(state["ema"])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.imitation.normalization import Statistics
+from residual_rl.imitation.padding import ObsPadding
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,23 @@ class Windows:
     def __len__(self) -> int:
         return len(self.obs)
 
-    def at(self, steps: Tensor, num_obs_steps: int, chunk_size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The windows of `steps` [b]: observations [b, H, O], actions [b, K, A], and which of these are of the episode [b, K] bool.
+    def at(self, steps: Tensor, num_obs_steps: int, chunk_size: int, num_past_actions: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """The windows of `steps` [b]: observations [b, H, O], actions [b, P + K, A], and which of these are of the episode [b, P + K] bool.
 
-        Observations end at the step; before an episode's first, the first is repeated. Actions begin at the step; after an episode's
-        last, the last is repeated, and not valid. (Diffusion Policy predicts from the window's oldest observation on, H - 1 steps earlier.)
+        Observations end at the step; before an episode's first, the first is repeated. Actions begin P = `num_past_actions` before the
+        step; before an episode's first and after its last, those are repeated, and not valid. (Diffusion Policy predicts from the window's
+        oldest observation on: P = H - 1.)
         """
         back = torch.arange(1 - num_obs_steps, 1, device=steps.device)
-        ahead = torch.arange(chunk_size, device=steps.device)
-        seen = (steps[:, None] + back).maximum(self.first[steps, None])
-        done, last = steps[:, None] + ahead, self.last[steps, None]
-        return self.obs[seen], self.actions[done.minimum(last)], done <= last
+        ahead = torch.arange(-num_past_actions, chunk_size, device=steps.device)
+        first, last = self.first[steps, None], self.last[steps, None]
+        seen = (steps[:, None] + back).maximum(first)
+        done = steps[:, None] + ahead
+        return self.obs[seen], self.actions[done.maximum(first).minimum(last)], (first <= done) & (done <= last)
+
+    def padded(self, padding: ObsPadding | None) -> Windows:
+        """The same with the values of `padding` in the observations."""
+        return self if padding is None else replace(self, obs=padding(self.obs))
 
     def normalized(self, statistics: Statistics, device: torch.device) -> Windows:
         """The same on `device`, as the network sees them."""

@@ -18,9 +18,19 @@ class FlatAdam:
     Source: Kingma & Ba, "Adam", 2015, with epsilon 1e-5 as PPO implementations have it; clipping is by the norm of all gradients.
     Where that norm is not finite, weights and moments stay as they are, and so do they in all later steps: the bad gradient is kept
     until `check` names it, so that a GPU need not be waited for after each step.
+
+    `weight_decay` is decoupled (Loshchilov & Hutter, "Decoupled weight decay regularization", 2019): before each step all parameters are
+    multiplied by 1 − learning rate · weight_decay, and gradients and moments know nothing of it.
     """
 
-    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], learning_rate: float, max_grad_norm: float, epsilon: float = 1e-5):
+    def __init__(
+        self,
+        parameters: Iterable[tuple[str, nn.Parameter]],
+        learning_rate: float,
+        max_grad_norm: float,
+        epsilon: float = 1e-5,
+        weight_decay: float = 0.0,
+    ):
         self.named = dict(parameters)
         self.parameters = list(self.named.values())
         self.max_grad_norm = max_grad_norm
@@ -31,7 +41,15 @@ class FlatAdam:
         self._grad = self._flat.grad = torch.zeros_like(self._flat)
         self._bad = torch.zeros((), device=self._flat.device)
         self.learning_rate = torch.tensor(learning_rate, device=self._flat.device)
-        self._adam = torch.optim.Adam([self._flat], lr=self.learning_rate, eps=epsilon, fused=True, capturable=self._flat.is_cuda)
+        self._adam = torch.optim.Adam(
+            [self._flat],
+            lr=self.learning_rate,
+            eps=epsilon,
+            weight_decay=weight_decay,
+            decoupled_weight_decay=weight_decay > 0.0,
+            fused=True,
+            capturable=self._flat.is_cuda,
+        )
         self._state = {name: torch.zeros_like(self._flat) for name in ("exp_avg", "exp_avg_sq")}
         self._state["step"] = torch.zeros((), device=self._flat.device)
         self._adam.state[self._flat] = self._state

@@ -1,0 +1,161 @@
+"""Public Diffusion Policy checkpoints as imitation models: state dicts of `ConditionalUnet1D`, as ManiSkill's baseline and Policy
+Decorator save them.
+
+Such a file (`torch.save`) holds state dicts by name, `agent` and its averaged copy `ema_agent`; in each the network lies under
+`noise_pred_net.`. Sizes are told by the shapes of its tensors; groups of the normalisation are 8, as published. There are no statistics:
+observations go in as they are, and actions come out as they are, from -1 to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
+from residual_rl.imitation.convert_cfg import ConvertCfg
+from residual_rl.imitation.model import ImitationModel, ModelSettings
+from residual_rl.imitation.normalization import Statistics
+from residual_rl.imitation.padding import ROBOT_BASE_POSE, padding_to
+from residual_rl.trusted import read_saved_dict
+
+_TIME, _CONDITION = "diffusion_step_encoder.1.weight", "down_modules.0.0.cond_encoder.1.weight"
+_NAMED = 4
+"""At most so many tensors are named of each kind in an error."""
+State = Mapping[str, Tensor]
+
+
+def read_public_unet(path: Path, cfg: ConvertCfg, trusted: bool) -> ImitationModel:
+    """The model of a checkpoint at `path`.
+
+    Raises `ConfigError` where it is not trusted or `cfg` does not fit it, and `CheckpointError` naming the tensors where it is none.
+    """
+    name, tensors = _chosen(_networks(read_saved_dict(path, trusted)), cfg.weights, path)
+    where = f"{path} ({name})" if name else str(path)
+    settings = _settings(tensors, cfg, where)
+    statistics = Statistics.identity(settings.obs_size, settings.action_dim)
+    model = ImitationModel(settings, statistics, name=where)
+    _check_tensors(tensors, model.network.state_dict(), where)
+    model.network.load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
+    return model
+
+
+def _networks(saved: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, State, list[str]]]:
+    """The networks in a file, at any depth: their names, their tensors, and the names of tensors that lie beside them."""
+    tensors = {str(key): value for key, value in saved.items() if isinstance(value, Tensor)}
+    prefixes = [key.removesuffix(_TIME) for key in tensors if key.endswith(_TIME)]
+    beside = [key for key in tensors if not any(key.startswith(prefix) for prefix in prefixes)]
+    for prefix in prefixes:
+        inside = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        yield (at + prefix).strip("./"), inside, beside
+    for key, value in saved.items():
+        if isinstance(value, Mapping):
+            yield from _networks(value, f"{at}{key}/")
+
+
+def _chosen(networks: Iterator[tuple[str, State, list[str]]], wanted: str | None, path: Path) -> tuple[str, State]:
+    """The network that is meant. Raises `CheckpointError` where there is none, or where it is not all that acting needs."""
+    found = {name: (tensors, beside) for name, tensors, beside in networks}
+    if not found:
+        raise CheckpointError(f"{path} holds no conditional U-Net: none of its tensors is called …{_TIME}, as in public Diffusion Policies")
+    averaged = [name for name in found if "ema" in name.lower()]
+    if wanted is not None and wanted not in found:
+        raise UnknownNameError(f"network of {path}", wanted, found)
+    choice = [wanted] if wanted is not None else averaged or list(found)
+    if len(choice) > 1:
+        raise ConfigError(f"{path} holds several networks: name one of {', '.join(choice)} with --weights")
+    tensors, beside = found[choice[0]]
+    if beside:
+        raise CheckpointError(
+            f"{path} has tensors beside the U-Net {choice[0]!r}: {_listed(beside)}; policies with encoders of images or normalizers of "
+            "their own cannot be converted, only those that see a state as it is"
+        )
+    return choice[0], tensors
+
+
+def _settings(tensors: State, cfg: ConvertCfg, where: str) -> ModelSettings:
+    """What the shapes tell, and `cfg`."""
+    time_dim = _shape(tensors, _TIME, 2, where)[1]
+    channels: list[int] = []
+    action_dim = kernel_size = 0
+    while not channels or f"down_modules.{len(channels)}.0.blocks.0.block.0.weight" in tensors:
+        outputs, inputs, kernel_size = _shape(tensors, f"down_modules.{len(channels)}.0.blocks.0.block.0.weight", 3, where)
+        action_dim = action_dim or inputs
+        channels.append(outputs)
+    seen = _shape(tensors, _CONDITION, 2, where)[1] - time_dim
+    if seen < 1 or seen % cfg.num_obs_steps:
+        raise ConfigError(
+            f"{where} sees {seen} numbers besides the time, which are no {cfg.num_obs_steps} observations of one size: choose the "
+            "--num-obs-steps that it was trained with"
+        )
+    obs_dim = seen // cfg.num_obs_steps
+    padding = None
+    if cfg.pad_obs_to is not None:
+        if cfg.pad_obs_to != obs_dim:
+            raise ConfigError(
+                f"{where} sees observations of {obs_dim} numbers with num_obs_steps {cfg.num_obs_steps}, not {cfg.pad_obs_to}"
+            )
+        pose = ROBOT_BASE_POSE
+        if obs_dim < pose.index + len(pose.values):
+            raise ConfigError(
+                f"{where} sees observations of {obs_dim} numbers, too few to have the robot's base pose, {len(pose.values)} numbers, at "
+                f"index {pose.index}: leave out pad_obs_to"
+            )
+        padding = padding_to(obs_dim, obs_dim - len(pose.values))
+    return ModelSettings(
+        algo="diffusion",
+        network={
+            "channels": channels,
+            "kernel_size": kernel_size,
+            "time_dim": time_dim,
+            "diffusion_steps": cfg.diffusion_steps,
+            "layout": "public",
+        },
+        obs_keys=(cfg.obs_key,),
+        obs_shapes={cfg.obs_key: (obs_dim - (len(padding.values) if padding else 0),)},
+        action_dim=action_dim,
+        num_obs_steps=cfg.num_obs_steps,
+        chunk_size=cfg.chunk_size,
+        num_action_steps=cfg.num_action_steps,
+        sampling_steps=cfg.sampling_steps,
+        task_id=cfg.task,
+        task_settings={} if cfg.control_mode is None else {"control_mode": cfg.control_mode},
+        num_past_actions=cfg.num_obs_steps - 1,
+        obs_padding=padding,
+    )
+
+
+def _shape(tensors: State, name: str, dimensions: int, where: str) -> torch.Size:
+    """The shape of a tensor that sizes are read from."""
+    if name not in tensors:
+        raise CheckpointError(f"{where} is no conditional U-Net: missing {name}; it has {_listed(sorted(tensors))}")
+    shape = tensors[name].shape
+    if len(shape) != dimensions or 0 in shape:
+        raise CheckpointError(f"{where} is no conditional U-Net: {name} has shape {list(shape)}, expected {dimensions} sizes above 0")
+    return shape
+
+
+def _check_tensors(tensors: State, own: State, where: str) -> None:
+    """Raise `CheckpointError` naming the tensors that are missing, unexpected, or of other shapes than the network's `own`."""
+    both = own.keys() & tensors.keys()
+    others = [
+        f"{name} {list(tensors[name].shape)} (expected {list(own[name].shape)})"
+        for name in own
+        if name in both and tensors[name].shape != own[name].shape
+    ]
+    found = {
+        "missing": [name for name in own if name not in both],
+        "unexpected": [name for name in tensors if name not in both],
+        "of another shape": others,
+    }
+    said = [f"{kind}: {_listed(names)}" for kind, names in found.items() if names]
+    if said:
+        raise CheckpointError(f"{where} is another network than the public conditional U-Net whose sizes it has; {'; '.join(said)}")
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
