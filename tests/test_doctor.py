@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -104,7 +104,7 @@ def test_without_an_oracle_the_rest_is_examined_on_random_actions() -> None:
 def test_the_drift_under_zero_action_is_told_in_its_unit(defect: str, drift: str) -> None:
     """Ten steps of 1 mm along each of two axes are 10 √2 mm."""
     env = fakes.PointEnv(fakes.PointCfg(max_episode_steps=10, defect=defect), 3)
-    (check,) = sanity.check_pose_holds(env, "joint_position", 0.012, "mm", 1e3)
+    (check,) = sanity.check_poses_hold(env, ["joint_position"], 0.012, "mm", 1e3)
     assert (check.measured, check.ok) == (drift, not defect)
     assert check.expected == "joint_position drifts less than 12 mm in 10 steps"
 
@@ -138,7 +138,9 @@ def test_a_tasks_own_checks_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(fakes, "own_checks", own, raising=False)
     cfg = fakes.PointCfg()
-    checks = list(examine(dataclasses.replace(fakes.POINT_TASK, doctor="fakes:own_checks"), cfg, quick=True))
+    told: list[str] = []
+    checks = list(examine(dataclasses.replace(fakes.POINT_TASK, doctor="fakes:own_checks"), cfg, quick=True, tell=told.append))
+    assert told == ["the task's own checks", "zero action", "random actions", "same seed", "other seed", "oracle", "determinism"]
     assert checks[0] == Check("mine", "1", "2", False)
     assert asked == [(cfg, True)]
     assert len(checks) > 10
@@ -305,14 +307,16 @@ def test_the_command_prints_a_table_and_tells_by_its_exit_code(
 ) -> None:
     asked: list[Any] = []
 
-    def checks(spec: Any, cfg: Any, quick: bool) -> Iterator[Check]:
+    def checks(spec: Any, cfg: Any, quick: bool, tell: Callable[[str], None]) -> Iterator[Check]:
         asked.append((spec, cfg, quick))
+        tell("what is weighed")
         yield Check("rate", "30 Hz", "30 Hz", True)
         yield Check("sheet", "5 g", "50 g", ok)
 
     monkeypatch.setattr(command, "examine", checks)
     assert main(["doctor", "so101-paper", "--quick", "--tolerance", "0.03"]) == (0 if ok else 1)
-    out = capsys.readouterr().out
+    out, progress = capsys.readouterr()
+    assert "s, 0 checks done; now: what is weighed" in progress
     assert "30 Hz" in out
     assert ("FAILED" in out) == (not ok)
     assert ("all 2 checks hold" if ok else "1 of 2 checks failed: sheet") in out

@@ -35,22 +35,28 @@ class Amounts:
     zero_worlds: int = 8
     replay_steps: int = 100
     random_worlds: int = 25
+    same_seed_worlds: int = 32
     random_steps: int = 400
 
 
 FULL = Amounts()
 QUICK = Amounts(oracle_episodes=20, zero_worlds=2, replay_steps=40, random_steps=40)
+_NO_ORACLE = Check("oracle", "a base policy that solves the task", "not checked: the task names no oracle", True)
 
 
-def examine(spec: TaskSpec, cfg: Any, quick: bool = False) -> Iterator[Check]:
-    """All checks of a task under the settings `cfg`, one by one: first its own, then those that hold for any task."""
+def examine(spec: TaskSpec, cfg: Any, quick: bool = False, tell: Callable[[str], None] = lambda _: None) -> Iterator[Check]:
+    """All checks of a task under the settings `cfg`, one by one: first its own, then those that hold for any task.
+
+    `tell` gets the name of each group of checks before it runs.
+    """
     if spec.doctor is not None:
         own = load(spec.doctor)
+        tell("the task's own checks")
         yield from _guarded("the task's own checks", lambda: own(cfg, quick, _make_policy))
-    yield from generic_checks(spec, cfg, quick)
+    yield from generic_checks(spec, cfg, quick, tell)
 
 
-def generic_checks(spec: TaskSpec, cfg: Any, quick: bool = False) -> Iterator[Check]:
+def generic_checks(spec: TaskSpec, cfg: Any, quick: bool = False, tell: Callable[[str], None] = lambda _: None) -> Iterator[Check]:
     """The checks that hold for any task."""
     amounts = QUICK if quick else FULL
 
@@ -58,17 +64,18 @@ def generic_checks(spec: TaskSpec, cfg: Any, quick: bool = False) -> Iterator[Ch
         env: VecEnv = load(spec.make)(cfg, num_envs, num_threads, "cpu")
         return env
 
-    yield from _guarded("zero action", lambda: check_zero_action(make(amounts.zero_worlds)))
-    yield from _guarded("random actions", lambda: check_random_actions(make(amounts.random_worlds), amounts.random_steps // 10))
-    yield from _guarded("same seed", lambda: check_same_seed(make(100)))
-    # A user's settings may make all starts the same; a task's defaults may not.
-    yield from _guarded("other seed", lambda: check_other_seed(make(100, cfg=spec.default_config())))
-    oracle = spec.oracle
-    if oracle is not None:
-        yield from _guarded("oracle", lambda: check_oracle(make(amounts.oracle_episodes), oracle))
-    else:
-        yield Check("oracle", "a base policy that solves the task", "not checked: the task names no oracle", True)
-    yield from _guarded("determinism", lambda: check_determinism(make, oracle, amounts.replay_steps))
+    groups: dict[str, Callable[[], Iterable[Check]]] = {
+        "zero action": lambda: check_zero_action(make(amounts.zero_worlds)),
+        "random actions": lambda: check_random_actions(make(amounts.random_worlds), amounts.random_steps // 10),
+        "same seed": lambda: check_same_seed(make(amounts.same_seed_worlds)),
+        # A user's settings may make all starts the same; a task's defaults may not.
+        "other seed": lambda: check_other_seed(make(100, cfg=spec.default_config())),
+        "oracle": lambda: check_oracle(make(amounts.oracle_episodes), spec.oracle) if spec.oracle is not None else [_NO_ORACLE],
+        "determinism": lambda: check_determinism(make, spec.oracle, amounts.replay_steps),
+    }
+    for name, checks in groups.items():
+        tell(name)
+        yield from _guarded(name, checks)
 
 
 def _make_policy(base_policy_id: str, env: VecEnv) -> BasePolicyExecutor:

@@ -103,17 +103,18 @@ def roll_out(env: VecEnv, act: Act, seeds: Sequence[int], num_steps: int | None 
     return Rollout(list(seeds), start, final=final, **named, **flat)  # type: ignore[arg-type]
 
 
-def check_pose_holds(env: VecEnv, name: str, limit: float, unit: str, factor: float = 1.0) -> Iterator[Check]:
-    """Zero actions hold the pose over whole episodes: the observation `name` [B, n] drifts less than `limit`.
+def check_poses_hold(env: VecEnv, names: Sequence[str], limit: float, unit: str, factor: float = 1.0) -> Iterator[Check]:
+    """Zero actions hold the pose over whole episodes: each of the observations `names` [B, n] drifts less than `limit`.
 
-    The row tells it in `unit`, of which `factor` make one of the observation's.
+    The rows tell it in `unit`, of which `factor` make one of the observation's.
     """
     zero = torch.zeros(env.num_envs, len(env.action_size), device=env.device)
     log = roll_out(env, lambda *_: zero, doctor_seeds(env.num_envs))
     env.close()
-    drift = (log.obs[name] - log.start[name]).norm(dim=2)[log.running].max().item()
-    expected = f"{name} drifts less than {limit * factor:g} {unit} in {len(log.reward)} steps"
-    yield Check("zero action holds the pose", expected, f"{drift * factor:.4f} {unit}", drift < limit)
+    for name in names:
+        drift = (log.obs[name] - log.start[name]).norm(dim=2)[log.running].max().item()
+        expected = f"{name} drifts less than {limit * factor:g} {unit} in {len(log.reward)} steps"
+        yield Check("zero action holds the pose", expected, f"{drift * factor:.4f} {unit}", drift < limit)
 
 
 def random_actions(env: VecEnv, seed: int) -> Tensor:

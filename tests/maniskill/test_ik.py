@@ -138,6 +138,32 @@ def test_the_jacobian_is_the_simulators() -> None:
     world.close()
 
 
+def joint_xml(number: int, kind: str) -> str:
+    return (
+        f'<joint name="j{number}" type="{kind}"><parent link="l{number - 1}"/><child link="l{number}"/>'
+        f'<origin xyz="0.1 {0.1 * number} 0.3" rpy="0.5 -0.2 {0.3 * number}"/><axis xyz="0 0.6 0.8"/>'
+        '<limit lower="-3" upper="3" effort="1" velocity="1"/></joint>'
+    )
+
+
+@pytest.mark.parametrize("kinds", [("fixed", "revolute", "fixed", "revolute", "fixed"), ("revolute", "prismatic", "fixed")])
+def test_hinges_alone_are_a_quicker_chain(kinds: tuple[str, ...]) -> None:
+    import pytorch_kinematics
+
+    links = "".join(f'<link name="l{i}"/>' for i in range(len(kinds) + 1))
+    joints = "".join(joint_xml(i, kind) for i, kind in enumerate(kinds, 1))
+    chain = pytorch_kinematics.build_serial_chain_from_urdf(f'<robot name="r">{links}{joints}</robot>'.encode(), f"l{len(kinds)}")
+    hinges = ik._hinges(chain.to(dtype=torch.float64))
+    if "prismatic" in kinds:
+        assert hinges is None
+        return
+    assert hinges is not None
+    positions = torch.tensor([[0.0, 0.0], [0.7, -1.3], [-2.0, 0.4]], dtype=torch.float64)
+    frames, tool = hinges.forward(positions)
+    assert torch.allclose(tool, chain.forward_kinematics(positions).get_matrix(), atol=1e-6)
+    assert torch.allclose(torch.cat(hinges.jacobian(frames, tool), 1), chain.jacobian(positions), atol=1e-6)
+
+
 # --- what is commanded, by hand -----------------------------------------------------------------------------------------
 
 

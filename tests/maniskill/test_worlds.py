@@ -17,6 +17,7 @@ from torch import Tensor
 from maniskill_case import bare
 from residual_rl.envs.maniskill.nursery import WorkerError
 from residual_rl.envs.maniskill.settings import WorldSettings
+from residual_rl.envs.maniskill.shortcuts import collect_garbage_seldom, read_poses_at_once
 from residual_rl.envs.maniskill.vec_env import ManiSkillVecEnv
 from residual_rl.envs.maniskill.world import World
 from residual_rl.errors import ConfigError
@@ -87,18 +88,46 @@ def test_a_used_world_is_like_a_new_one() -> None:
     assert torch.equal(played(used, 14, actions[14]), played(new, 14, actions[14]))
 
 
-def test_a_reset_of_some_worlds_draws_what_one_of_all_does() -> None:
-    """Only a GPU steps several worlds together; the way it takes is walked here with one."""
+def test_a_reset_draws_what_maniskills_own_does() -> None:
     world = World(WorldSettings("PushCube-v1"))
-    world.reset(HERE, torch.tensor([5]))
-    expected = world.states()
     world.reset(HERE, torch.tensor([6]))
-    assert not torch.equal(world.states()[:, 1:], expected[:, 1:])
+    other = world.states()
     before = torch.random.get_rng_state()
-    world._seeds[0] = 5
-    world._reset_some(HERE)
-    assert torch.equal(world.states(), expected)
+    world.reset(HERE, torch.tensor([5]))
     assert torch.equal(torch.random.get_rng_state(), before)
+    ours = world.states()
+    assert not torch.equal(ours[:, 1:], other[:, 1:])
+    world.env.reset(seed=5)
+    assert torch.equal(ours, world.states())
+
+
+def test_poses_read_at_once_are_maniskills_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sapien
+    from mani_skill.utils.structs import Pose
+
+    monkeypatch.setattr(Pose, "create", Pose.create)  # put back afterwards
+    lists = [[sapien.Pose([0.1, -0.2, 0.3], [0.5, 0.5, -0.5, 0.5])], [sapien.Pose(), sapien.Pose([1, 2, 3])]]
+    slow = [Pose.create(poses, device=device).raw_pose for poses in lists for device in (None, "cpu")]
+    read_poses_at_once()
+    quick = [Pose.create(poses, device=device).raw_pose for poses in lists for device in (None, "cpu")]
+    assert [pose.shape for pose in quick] == [(1, 7), (1, 7), (2, 7), (2, 7)]
+    assert all(torch.equal(ours, theirs) and ours.dtype == theirs.dtype for ours, theirs in zip(quick, slow, strict=True))
+    assert Pose.create(torch.ones(3)).raw_pose.tolist() == [[1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]]  # whatever else it takes
+    assert Pose.create(sapien.Pose([0.0, 0.0, 1.0])).raw_pose.tolist() == [[0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0]]
+
+
+def test_garbage_of_rebuilt_scenes_is_collected_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gc
+
+    from mani_skill.envs import sapien_env
+
+    collections: list[None] = []
+    monkeypatch.setattr(gc, "collect", lambda: collections.append(None))
+    monkeypatch.setattr(sapien_env, "gc", gc)  # put back afterwards
+    collect_garbage_seldom()
+    for _ in range(40):
+        sapien_env.gc.collect()
+    assert len(collections) == 2
 
 
 def test_objects_that_differ_from_episode_to_episode_go_by_the_seed() -> None:

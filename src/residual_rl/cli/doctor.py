@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -32,9 +33,15 @@ def main(argv: Sequence[str]) -> int:
     torch.set_num_threads(1)
     console, checks, start = Console(), list[Check](), time.perf_counter()
     with console.status("examining") as status:
-        for check in examine(spec, getattr(flags, "task", None), flags.quick):
+
+        def tell(name: str) -> None:
+            status.update(f"{len(checks)} checks done; now: {name}")
+            if not console.is_terminal:  # there the status is not seen
+                print(f"{time.perf_counter() - start:4.0f} s, {len(checks)} checks done; now: {name}", file=sys.stderr, flush=True)
+
+        for check in examine(spec, getattr(flags, "task", None), flags.quick, tell):
             checks.append(check)
-            status.update(f"{len(checks)} checks; the last: {check.name}")
+            status.update(f"{len(checks)} checks done; the last: {check.name}")
     console.print(format_table(f"Sanity of {target}", checks))
     failed = [check.name for check in checks if not check.ok]
     verdict = f"{len(failed)} of {len(checks)} checks failed: {'; '.join(failed)}" if failed else f"all {len(checks)} checks hold"

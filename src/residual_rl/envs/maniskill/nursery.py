@@ -25,6 +25,7 @@ from residual_rl.errors import ResidualRLError
 STEP_WORLDS = "residual_rl.envs.maniskill.worker:run"
 """The worker that steps worlds."""
 _LARGEST_MESSAGE = 1 << 16
+_MOST_FDS = 8
 
 
 class WorkerError(ResidualRLError):
@@ -111,7 +112,7 @@ def main() -> None:
     gc.freeze()  # what was imported stays where it is, in memory that all workers share
     requests = socket.socket(fileno=int(sys.argv[1]))
     while True:
-        message, fds, _, _ = socket.recv_fds(requests, _LARGEST_MESSAGE, 4)
+        message, fds, _, _ = socket.recv_fds(requests, _LARGEST_MESSAGE, _MOST_FDS)
         if not message:
             return
         request = json.loads(message)

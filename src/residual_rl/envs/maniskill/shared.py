@@ -6,8 +6,10 @@ import math
 import mmap
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from residual_rl.envs.maniskill.settings import Array, Facts
@@ -54,10 +56,18 @@ class SharedArrays:
             for name, (offset, dtype, count, shape) in places.items()
         }
 
+        self._groups: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in self.tensors.items():
+            prefix, _, own = name.rpartition("/")
+            self._groups.setdefault(prefix, {})[own] = tensor
+
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
 
     def group(self, prefix: str) -> dict[str, Tensor]:
         """Copies of the arrays `prefix/…`, by their own names."""
-        start = f"{prefix}/"
-        return {name.removeprefix(start): value.clone() for name, value in self.tensors.items() if name.startswith(start)}
+        return {name: value.clone() for name, value in self._groups.get(prefix, {}).items()}
+
+    def of_world(self, row: int) -> dict[str, NDArray[Any]]:
+        """The arrays [1, …] of one world, for a worker: NumPy writes a few numbers in a fifth of the time that torch takes."""
+        return {name: tensor[row : row + 1].numpy() for name, tensor in self.tensors.items()}

@@ -99,6 +99,7 @@ class ManiSkillVecEnv(VecEnv):
         self._history: list[tuple[Tensor, Tensor]] = []
         """The actions [B, A] since the oldest of the running episodes began, and the worlds [B] that executed them; if that is of use."""
         self._obs: Obs = {}
+        self._some_idle = True
         self._is_drawn = False
 
     # --- the contract -------------------------------------------------------------------------------------------
@@ -210,6 +211,7 @@ class ManiSkillVecEnv(VecEnv):
             return
         for name in self._COUNTERS:
             setattr(self, name, counters[name].to(self.device))
+        self._some_idle = not bool(self.active.all())
         self._history = list(zip(state["actions"], state["executed"], strict=True))
         if not state["obs"]:  # saved before the first reset
             return
@@ -231,6 +233,7 @@ class ManiSkillVecEnv(VecEnv):
         begins = seeds >= 0
         self._worlds.reset(worlds[begins], maniskill_seeds(seeds[begins]))
         self._seed = self._seed.index_copy(0, worlds, seeds)
+        self._some_idle = not bool(self.active.all())
         for name in ("_length", "_return", "_success_once"):
             setattr(self, name, getattr(self, name).index_fill(0, worlds, 0))
         if self._history:
@@ -248,7 +251,7 @@ class ManiSkillVecEnv(VecEnv):
 
     def _keeping_idle(self, obs: Obs) -> Obs:
         """`obs`, where worlds without an episode still see what they saw."""
-        if not self._obs:
+        if not self._obs or not self._some_idle:
             return obs
         idle = ~self.active
         return {name: torch.where(idle.reshape(-1, *[1] * (value.ndim - 1)), self._obs[name], value) for name, value in obs.items()}

@@ -1,12 +1,14 @@
 """A process that steps several ManiSkill worlds of the CPU simulation. `WorkerWorlds` has it started.
 
-Commands and answers are lines of JSON on two pipes; arrays are in shared memory. It ends when its commands do: with whoever started it.
+What to make comes as a line of JSON on a pipe, and answers go as lines on another; commands come as numbers by an eventfd; arrays are in
+shared memory. The process ends when the pipe does: with whoever started it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable
@@ -14,67 +16,76 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from residual_rl.envs.maniskill.settings import WorldSettings
 from residual_rl.envs.maniskill.shared import SharedArrays, layout
+from residual_rl.envs.maniskill.shortcuts import collect_garbage_seldom, read_poses_at_once
 from residual_rl.envs.maniskill.world import World
 from residual_rl.errors import ResidualRLError
+
+COMMANDS = ("share", "reset", "step", "states")
+"""By their numbers, from 1."""
 
 
 class Worker:
     """The worlds `first` to `first + count - 1` of a vec_env."""
 
     def __init__(self, settings: WorldSettings, first: int, count: int):
+        if not settings.draws:  # images take memory that should not wait
+            collect_garbage_seldom()
         self.rows = range(first, first + count)
         self.worlds = [World(settings) for _ in self.rows]
         self.facts = self.worlds[0].facts
-        self.shared: SharedArrays
+        self.arrays: list[dict[str, NDArray[Any]]]
+        """Of each world, [1, …]."""
         self._here = torch.zeros(1, dtype=torch.int64)
 
     def share(self, fd: int, num_envs: int) -> None:
         """Take the memory for all worlds of the vec_env, and show the first observations."""
-        self.shared = SharedArrays(fd, layout(self.facts), num_envs)
-        for row, world in zip(self.rows, self.worlds, strict=True):
-            self._show(row, world)
+        shared = SharedArrays(fd, layout(self.facts), num_envs)
+        self.arrays = [shared.of_world(row) for row in self.rows]
+        for arrays, world in zip(self.arrays, self.worlds, strict=True):
+            _show(arrays, world.observations(), "obs/")
 
     def reset(self) -> None:
         """Begin new episodes in the worlds that are told to go."""
-        for row, world in zip(self.rows, self.worlds, strict=True):
-            if self.shared["go"][row]:
-                seed = self.shared["seed"][row : row + 1]
-                np.random.seed(int(seed))  # noqa: NPY002 (some tasks draw from the global generator)
-                world.reset(self._here, seed)
-                self._show(row, world)
+        for arrays, world in zip(self.arrays, self.worlds, strict=True):
+            if arrays["go"]:
+                np.random.seed(int(arrays["seed"][0]))  # noqa: NPY002 (some tasks draw from the global generator)
+                world.reset(self._here, torch.from_numpy(arrays["seed"]))
+                _show(arrays, world.observations(), "obs/")
 
     def step(self) -> None:
         """One step of the worlds that are told to go."""
-        for row, world in zip(self.rows, self.worlds, strict=True):
-            if self.shared["go"][row]:
-                step = world.step(self.shared["action"][row : row + 1].clone())
-                for name, value in (("reward", step.reward), ("success", step.success), ("fail", step.fail)):
-                    self.shared[name][row] = value[0]
-                for name, value in step.metrics.items():
-                    self.shared[f"metrics/{name}"][row] = value[0]
-                self._show(row, world)
+        for arrays, world in zip(self.arrays, self.worlds, strict=True):
+            if arrays["go"]:
+                step = world.step(torch.from_numpy(arrays["action"].copy()))
+                _show(arrays, {"reward": step.reward, "success": step.success, "fail": step.fail})
+                _show(arrays, step.metrics, "metrics/")
+                _show(arrays, step.obs, "obs/")
 
     def states(self) -> None:
         """Show the simulator's states."""
-        for row, world in zip(self.rows, self.worlds, strict=True):
-            self.shared["state"][row] = world.states()[0]
-
-    def _show(self, row: int, world: World) -> None:
-        for name, value in world.observations().items():
-            self.shared[f"obs/{name}"][row] = value[0]
+        for arrays, world in zip(self.arrays, self.worlds, strict=True):
+            _show(arrays, {"state": world.states()})
 
 
-def serve(commands: BinaryIO, answers: BinaryIO, memory_fd: int) -> None:
-    """Answer every command until there are no more."""
+def _show(arrays: dict[str, NDArray[Any]], values: dict[str, Tensor], prefix: str = "") -> None:
+    """Write `values`, [1, …] each, to the arrays of a world, whose names begin with `prefix`."""
+    for name, value in values.items():
+        arrays[prefix + name][...] = value.numpy()
+
+
+def serve(settings: BinaryIO, commands: int, answers: BinaryIO, memory_fd: int) -> None:
+    """Answer every command, until the pipe of the settings is closed."""
 
     def answer(value: dict[str, Any]) -> None:
         answers.write(json.dumps(value).encode() + b"\n")
         answers.flush()
 
-    begin = json.loads(commands.readline())
+    begin = json.loads(settings.readline())
     try:
         worker = Worker(WorldSettings.from_json(begin["settings"]), begin["first"], begin["count"])
     except ResidualRLError as error:
@@ -87,18 +98,22 @@ def serve(commands: BinaryIO, answers: BinaryIO, memory_fd: int) -> None:
         "step": worker.step,
         "states": worker.states,
     }
-    for line in commands:
-        calls[line.decode().strip()]()
+    events = select.poll()
+    events.register(commands, select.POLLIN)
+    events.register(settings.fileno(), 0)  # its end alone
+    while all(fd == commands for fd, _ in events.poll()):
+        calls[COMMANDS[os.eventfd_read(commands) - 1]]()
         answers.write(b"{}\n")
         answers.flush()
 
 
-def run(command_fd: int, answer_fd: int, memory_fd: int) -> int:
+def run(settings_fd: int, answer_fd: int, memory_fd: int, commands: int) -> int:
     """The whole life of a worker process; returns its exit code."""
     torch.set_num_threads(1)
+    read_poses_at_once()
     try:
-        with os.fdopen(command_fd, "rb") as commands, os.fdopen(answer_fd, "wb") as answers, torch.inference_mode():
-            serve(commands, answers, memory_fd)
+        with os.fdopen(settings_fd, "rb") as settings, os.fdopen(answer_fd, "wb") as answers, torch.inference_mode():
+            serve(settings, commands, answers, memory_fd)
     except BrokenPipeError:  # whoever asked is gone
         return 0
     except BaseException:  # noqa: BLE001 (whatever a task raises: these are the last words)

@@ -18,6 +18,7 @@ from torch import Tensor
 from residual_rl.envs.maniskill.nursery import WorkerError, last_words, nursery
 from residual_rl.envs.maniskill.settings import Facts, WorldSettings
 from residual_rl.envs.maniskill.shared import SharedArrays, layout
+from residual_rl.envs.maniskill.worker import COMMANDS
 from residual_rl.envs.maniskill.world import Step
 from residual_rl.errors import ConfigError
 from residual_rl.types import Obs
@@ -30,16 +31,23 @@ _PATIENCE = 5.0
 class _Worker:
     pid: int
     rows: range
+    settings: BinaryIO
+    """Its end is the worker's."""
     commands: BinaryIO
+    """An eventfd."""
     answers: BinaryIO
     log: IO[bytes]
     """What it prints, errors and all."""
 
-    def stop(self) -> None:
-        """End it, in good time or not."""
-        for pipe in (self.commands, self.answers):
+    def leave(self) -> None:
+        """Close what leads to it, which ends it if it lives."""
+        for pipe in (self.settings, self.commands, self.answers):
             with contextlib.suppress(OSError):  # something may be left to write, and nobody there to read it
                 pipe.close()
+
+    def stop(self) -> None:
+        """End it, in good time or not."""
+        self.leave()
         with contextlib.suppress(WorkerError):  # the nursery is gone, and its children with it
             if nursery().bury(self.pid, _PATIENCE) is None:
                 os.kill(self.pid, signal.SIGKILL)
@@ -72,23 +80,23 @@ class WorkerWorlds:
             self._workers.append(_start(range(first, last), self._memory_fd))
         begin = {"settings": settings.to_json(), "num_envs": num_envs}
         for worker in self._workers:
-            self._send(worker, json.dumps({**begin, "first": worker.rows.start, "count": len(worker.rows)}).encode())
+            self._begin(worker, {**begin, "first": worker.rows.start, "count": len(worker.rows)})
         self.facts, *_ = [Facts.from_json(self._answer(worker)["facts"]) for worker in self._workers]
         self.deterministic = self.facts.deterministic
         self._shared = SharedArrays(self._memory_fd, layout(self.facts), num_envs)
-        self._all(b"share")
+        self._all("share")
 
     def reset(self, worlds: Tensor, seeds: Tensor) -> None:
         """Begin the episodes of `seeds` [n], each from 0 to 2^31 - 1, in `worlds` [n]."""
         go = torch.zeros(self.num_envs, dtype=torch.bool)
         go[worlds] = True
         self._shared["seed"][worlds] = seeds
-        self._go(go, b"reset")
+        self._go(go, "reset")
 
     def step(self, actions: Tensor, active: Tensor) -> Step:
         """Execute `actions` [B, A] in the `active` [B] worlds. The others stand still; what they are said to give is of their last step."""
         self._shared["action"].copy_(actions)
-        self._go(active, b"step")
+        self._go(active, "step")
         reward, success, fail = (self._shared[name].clone() for name in ("reward", "success", "fail"))
         return Step(self.observations(), reward, success, fail, self._shared.group("metrics"))
 
@@ -98,35 +106,36 @@ class WorkerWorlds:
 
     def states(self) -> Tensor:
         """[B, 1 + S] float64: each episode's seed, and the simulator's state."""
-        self._all(b"states")
+        self._all("states")
         return self._shared["state"].clone()
 
     def close(self) -> None:
         """End the processes."""
         self._stop()
 
-    # --- the pipes ----------------------------------------------------------------------------------------------
+    # --- talking to the workers ---------------------------------------------------------------------------------
 
-    def _go(self, go: Tensor, command: bytes) -> None:
+    def _go(self, go: Tensor, command: str) -> None:
         self._shared["go"].copy_(go)
-        busy = [worker for worker in self._workers if go[worker.rows.start : worker.rows.stop].any()]
-        self._ask(busy, command)
+        goes = go.tolist()
+        self._ask([worker for worker in self._workers if any(goes[worker.rows.start : worker.rows.stop])], command)
 
-    def _all(self, command: bytes) -> None:
+    def _all(self, command: str) -> None:
         self._ask(self._workers, command)
 
-    def _ask(self, workers: list[_Worker], command: bytes) -> None:
+    def _ask(self, workers: list[_Worker], command: str) -> None:
         if not self._stop.alive:
             raise WorkerError("the ManiSkill workers have ended: make a new env")
+        number = COMMANDS.index(command) + 1
         for worker in workers:
-            self._send(worker, command)
+            os.eventfd_write(worker.commands.fileno(), number)
         for worker in workers:
             self._answer(worker)
 
-    def _send(self, worker: _Worker, line: bytes) -> None:
+    def _begin(self, worker: _Worker, settings: dict[str, Any]) -> None:
         try:
-            worker.commands.write(line + b"\n")
-            worker.commands.flush()
+            worker.settings.write(json.dumps(settings).encode() + b"\n")
+            worker.settings.flush()
         except BrokenPipeError:
             raise self._death(worker) from None
 
@@ -145,9 +154,8 @@ class WorkerWorlds:
         how = "its pipes are closed" if code is None else f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         number, rows, words = self._workers.index(worker) + 1, worker.rows, last_words(worker.log)
         del self._workers[number - 1]  # it is buried
-        for pipe in (worker.commands, worker.answers, worker.log):
-            with contextlib.suppress(OSError):
-                pipe.close()
+        worker.leave()
+        worker.log.close()
         count = len(self._workers) + 1
         self.close()
         return WorkerError(
@@ -156,19 +164,20 @@ class WorkerWorlds:
 
 
 def _start(rows: range, memory_fd: int) -> _Worker:
-    command_read, command_write = os.pipe()
+    settings_read, settings_write = os.pipe()
     answer_read, answer_write = os.pipe()
+    commands = os.eventfd(0)
     log = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the process)
-    pid = nursery().start(log.fileno(), [command_read, answer_write, memory_fd])
-    os.close(command_read)
+    pid = nursery().start(log.fileno(), [settings_read, answer_write, memory_fd, commands])
+    os.close(settings_read)
     os.close(answer_write)
-    return _Worker(pid, rows, os.fdopen(command_write, "wb"), os.fdopen(answer_read, "rb"), log)
+    return _Worker(pid, rows, os.fdopen(settings_write, "wb"), os.fdopen(commands, "wb", 0), os.fdopen(answer_read, "rb"), log)
 
 
 def _stop(workers: list[_Worker], memory_fd: int) -> None:
     for worker in workers:
         with contextlib.suppress(OSError):
-            worker.commands.close()  # all at once: they end beside each other
+            worker.settings.close()  # all at once: they end beside each other
     for worker in workers:
         worker.stop()
     os.close(memory_fd)

@@ -67,7 +67,8 @@ class World:
         if self.env.agent is None:
             raise ConfigError(f"{settings.env_id} has no robot: there is nothing to act with")
         self._actions = ActionRange(self.env)
-        raw, info = self.env.reset(seed=list(range(num_envs)))
+        info = self.env.get_info()  # as it was made: to build it twice takes twice as long
+        raw = self.env.get_obs(info)
         self._metrics = tuple(
             name for name, value in info.items() if name not in _NO_FIGURES and torch.as_tensor(value).numel() == num_envs
         )
@@ -89,22 +90,27 @@ class World:
         self._seeds[worlds.cpu()] = seeds.cpu()
         if self.device.type == "cpu" and self.env.reconfiguration_freq != 1:
             give_fresh_physics(self.env)
-        everything = len(worlds) == self.num_envs
-        raw, info = self.env.reset(seed=self._seeds.tolist()) if everything else self._reset_some(worlds)
+        takes_all_seeds = len(worlds) == self.num_envs and (self.device.type != "cpu" or self.env.reconfiguration_freq != 0)
+        raw, info = self.env.reset(seed=self._seeds.tolist()) if takes_all_seeds else self._reset_some(worlds)
         self._base_pose = None
         self._obs = self._observe(raw, info)
 
     def _reset_some(self, worlds: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
         """`env.reset` with the seeds of `worlds` alone. ManiSkill takes those of all worlds or none: then it would make generators for the
-        thousand worlds that go on, and seed torch from the first of all, for the same draws again and again."""
+        thousand worlds that go on, and seed torch from the first of all, for the same draws again and again. On the CPU this way is quicker
+        too: it makes one generator instead of three."""
         rows = worlds.cpu().numpy()
         seeds = self._seeds.numpy()[rows].tolist()
         generators = [np.random.RandomState(seed) for seed in seeds]  # ManiSkill's own kind
         self.env._episode_seed[rows] = seeds
         self.env._batched_episode_rng[rows] = generators
         self.env._episode_rng = generators[0]
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seeds[0])
+        on_gpu = self.device.type == "cuda"
+        with torch.random.fork_rng([self.device] if on_gpu else []):
+            if on_gpu:
+                torch.manual_seed(seeds[0])
+            else:
+                torch.default_generator.manual_seed(seeds[0])  # the above tells all kinds of devices, each with a trace of the stack
             result: tuple[dict[str, Any], dict[str, Any]] = self.env.reset(options={"env_idx": worlds})
         return result
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from residual_rl.envs.maniskill.arms import GRIPPER_OPENS
 from residual_rl.envs.maniskill.world import World
-from residual_rl.sanity import Check, Rollout, check_pose_holds, doctor_seeds, roll_out
+from residual_rl.sanity import Check, Rollout, check_poses_hold, doctor_seeds, roll_out
 from residual_rl.statistics import proportion
 from residual_rl.tasks.maniskill.config import ManiSkillCfg
 from residual_rl.tasks.maniskill.make import make, world_settings
@@ -26,9 +26,8 @@ def doctor(cfg: ManiSkillCfg, quick: bool) -> Iterator[Check]:
     cfg = dataclasses.replace(
         cfg, obs_mode="state", control_mode=CONTROL_MODE, reward_mode="dense", max_episode_steps=None, ignore_terminations=False
     )
-    for name in ("tcp_pose", "obj_pose"):
-        yield from check_pose_holds(make(cfg, 2 if quick else 8, 0, "cpu"), name, 1e-3, "mm", 1e3)
-    env = make(cfg, 20 if quick else 100, 0, "cpu")
+    yield from check_poses_hold(make(cfg, 2 if quick else 8, 0, "cpu"), ["tcp_pose", "obj_pose"], 1e-3, "mm", 1e3)
+    env = make(cfg, 20 if quick else 50, 0, "cpu")
     log, layout = roll_out(env, PickBoxOracle(env.robot, env.action_size), doctor_seeds(env.num_envs)), LAYOUTS[env.robot]
     env.close()
     yield check_oracle(log)

@@ -12,7 +12,7 @@ import torch
 
 from residual_rl.envs.task_env import TaskEnv
 from residual_rl.errors import NonFiniteError
-from residual_rl.sanity import DOCTOR_SEED, Check, MakePolicy, check_pose_holds
+from residual_rl.sanity import DOCTOR_SEED, Check, MakePolicy, check_poses_hold
 from residual_rl.tasks.so101_paper.config import SHEET_HALF_SIZE, SO101PaperCfg
 from residual_rl.tasks.so101_paper.mujoco_backend import SO101PaperPhysics, make
 from residual_rl.tasks.so101_paper.robot import EE_SITE, JOINTS
@@ -31,7 +31,7 @@ def doctor(cfg: SO101PaperCfg, quick: bool, make_policy: MakePolicy) -> Iterator
     env.close()
     yield from check_reward_terms(cfg)
     yield from check_success(cfg)
-    yield from check_pose_holds(make(cfg, 2 if quick else 8), "ee_position", 1e-3, "mm", 1e3)
+    yield from check_poses_hold(make(cfg, 2 if quick else 8), ["ee_position"], 1e-3, "mm", 1e3)
     yield from check_stability(cfg, make_policy, num_steps=40 if quick else 400)
 
 
