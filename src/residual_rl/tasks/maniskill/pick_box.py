@@ -131,9 +131,9 @@ class PickBoxEnv(BaseEnv):
 
     def _load_lighting(self, options: dict[str, Any]) -> None:  # noqa: ARG002
         for world, scene in enumerate(self.scene.sub_scenes):
-            scene.render_system.ambient_light = [float(self._draws["ambient_light"][world])] * 3
+            scene.render_system.ambient_light = [self._draws["ambient_light"][world].item()] * 3
             direction = [*(float(lean) for lean in self._draws["light_slope"][world]), -1.0]
-            brightness = [float(self._draws["light"][world])] * 3
+            brightness = [self._draws["light"][world].item()] * 3
             self.scene.add_directional_light(direction, brightness, shadow=self.enable_shadow, shadow_scale=5, scene_idxs=[world])
 
     # --- the scene ----------------------------------------------------------------------------------------------
