@@ -69,7 +69,7 @@ def _aggregate(options: argparse.Namespace, runs: list[RunFolder]) -> dict[str, 
         rates[policy] = {key: evaluations[0]["policies"][policy]["success_once"][key] for key in ("mean", "interval", "n")}
     versions = json.loads((runs[0].path / "versions.json").read_text())
     return {
-        "command": f"python benchmarks/train_seeds.py {shlex.join(sys.argv[1:])}",
+        "command": _command(options),
         "git": git_state()[0],
         "machine": machine(),
         "packages": {name: versions["packages"].get(name) for name in ("torch", "mujoco", "mani_skill", "numpy", "gymnasium")},
@@ -86,6 +86,13 @@ def _aggregate(options: argparse.Namespace, runs: list[RunFolder]) -> dict[str, 
             for run in runs
         ],
     }
+
+
+def _command(options: argparse.Namespace) -> str:
+    """What makes this result, in whichever folders."""
+    seeds = [str(seed) for seed in options.seeds]
+    episodes = ["--n-episodes", str(options.n_episodes)]
+    return f"python benchmarks/train_seeds.py {shlex.join([options.name, '--seeds', *seeds, *episodes, '--', *options.train])}"
 
 
 def _plot(result: dict[str, Any], path: Path) -> None:
