@@ -4,7 +4,7 @@
 
 The two take turns, and so does who comes first; figures are medians over turns, and the ratio's interval is that of the middle half. Both
 sample from a full buffer of random transitions (25 observations, 6 actions) on one torch thread. A last row has this package's defaults:
-LayerNorm, n-step returns, and the actor in every other step. Needs `pip install 'residual-rl[sb3]'`.
+LayerNorm, n-step returns, the actor in every other step and the average of its weights. Needs `pip install 'residual-rl[sb3]'`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from residual_rl.run_folder import git_state, machine
 from residual_rl.types import Transition
 
 OBS, ACTIONS, WORLDS, ROWS, STEPS = 25, 6, 16, 1000, 64
+SIZE = {"buffer_size": ROWS * WORLDS}
 ALIKE: dict[str, Any] = {"n_step": 1, "actor_every": 1, "critic_layer_norm": False, "actor_layer_norm": False, "actor_ema_power": 0.0}
 ALIKE |= {"critic_base_action": False, "actor_input": "obs", "normalize_obs": False}
 
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/sac-speed.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    sides = {"residual_rl": ours(SACCfg(**ALIKE)), "stable_baselines3": theirs(), "residual_rl, defaults": ours(SACCfg())}
+    sides = {"residual_rl": ours(SACCfg(**ALIKE, **SIZE)), "stable_baselines3": theirs(), "residual_rl, defaults": ours(SACCfg(**SIZE))}
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for side in sides.values():
         side()

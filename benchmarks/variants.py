@@ -6,6 +6,8 @@ A file of variants names what all have in common and what each changes:
 
     {"name": "…", "train": ["so101-paper", "--learner", "sac"], "variants": {"reference": [], "n-step 1": ["--n-step", "1"]}}
 
+A `files` object beside them, {PATH: arguments of `residual-rl`}, has files made first that are not there, with `--out PATH`.
+
 The result is docs/results/NAME.json, and NAME.png with the curves. What is trained already is taken as it is, and interrupted runs go on.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from residual_rl.files import make_folder, write_json
 from residual_rl.logger import read_metrics
 from residual_rl.run_folder import RunFolder, git_state, machine
 from residual_rl.statistics import proportion
-from train_seeds import train_run
+from train_seeds import CLI, train_run
 
 
 def main() -> None:
@@ -39,6 +42,10 @@ def main() -> None:
     told = json.loads(options.file.read_text())
     name, variants = told["name"], told["variants"]
     runs = {(variant, seed): RunFolder(options.runs / f"{name}-{slug(variant)}-{seed}") for variant in variants for seed in options.seeds}
+    for path, arguments in told.get("files", {}).items():
+        if not Path(path).exists():
+            make_folder(Path(path).parent)
+            subprocess.run([*CLI, *arguments, "--out", path], check=True)
     for seed in options.seeds:
         for variant, flags in variants.items():
             if options.only is None or variant in options.only:
@@ -62,7 +69,7 @@ def slug(variant: str) -> str:
 
 def curve(run: RunFolder) -> list[list[float]]:
     """Env steps, share of the evaluation's episodes that succeeded, and how many episodes those were, for each evaluation."""
-    episodes = json.loads(run.config_file.read_text())["eval_episodes"]
+    episodes = json.loads(run.config_file.read_text())["run"]["eval_episodes"]
     rows = read_metrics(run.metrics_file)
     return [[row["step"], row["eval/success_rate"], episodes] for row in rows if row.get("eval/success_rate") is not None]
 

@@ -97,7 +97,7 @@ def test_both_precisions_are_the_same_network() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"chunk_size": 10}, "chunk_size must be a multiple of 4 with 3 levels of channels, not 10"),
+        ({"chunk_size": 10}, "chunk_size, with num_past_actions, must be a multiple of 4 with 3 levels of channels, not 10"),
         ({"channels": (12, 16, 24)}, "channels must be multiples of 8"),
         ({"channels": ()}, "channels must be multiples of 8"),
         ({"kernel_size": 4}, "kernel_size must be odd, not 4"),

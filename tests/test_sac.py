@@ -574,6 +574,7 @@ def test_a_checkpoint_from_before_segments_had_files_goes_on_as_it_did() -> None
     """The golden file holds the buffer, a ring of two segments in its third. Its next update was written down with it."""
     learner = make(num_envs=2, hidden_sizes=(4,), buffer_size=16, batch_size=4, seed=5)
     learner.load_state_dict(load(GOLDEN, "checkpoint")["learner"])
+    assert learner.deployed is learner.policy  # as it was then
     generator = torch.Generator().manual_seed(0)
     fake_steps(make(num_envs=2, hidden_sizes=(4,)), generator, 10)  # what came before
     metrics = fake_update(learner, generator)

@@ -190,9 +190,10 @@ class _Jacobian:
 
 
 def _hinges(chain: Any) -> KinematicChain | None:
-    """The same chain with the joints that do not move folded together, ten times as quick; none where a joint slides."""
+    """The same chain with the joints that do not move folded together, ten times as quick; none where a joint slides, or where another
+    release of the library keeps its frames elsewhere."""
     offsets, axes, pending = [], [], torch.eye(4, dtype=chain.dtype, device=chain.device)
-    for frame in chain._serial_frames:
+    for frame in getattr(chain, "_serial_frames", ()):
         joint = frame.joint
         if joint.offset is not None:
             pending = pending @ joint.offset.get_matrix()[0]
@@ -202,6 +203,8 @@ def _hinges(chain: Any) -> KinematicChain | None:
             offsets.append(pending)
             axes.append(joint.axis)
             pending = torch.eye(4, dtype=chain.dtype, device=chain.device)
+    if not offsets:
+        return None
     return KinematicChain(torch.stack(offsets), torch.stack(axes), pending)
 
 

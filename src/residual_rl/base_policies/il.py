@@ -99,7 +99,7 @@ def make(cfg: ILCfg, env: VecEnv) -> ILPolicy:
     from residual_rl.imitation.model import ImitationModel
 
     if not cfg.checkpoint:
-        raise ConfigError("it needs a trained policy: --il-checkpoint FOLDER, as `residual-rl imitate` makes it")
+        raise ConfigError("it needs a trained policy: --il-checkpoint FOLDER, as `residual-rl imitate` and `convert` make it")
     model = ImitationModel.load(cfg.checkpoint)
     check_fit(model, env)
     settings = model.settings

@@ -55,6 +55,9 @@ def check_initial(model: ImitationModel, settings: ModelSettings, statistics: St
     for name, theirs, mine in pairs:
         if theirs != mine:
             raise ConfigError(f"{name} is {mine}, but {model.name}, which training begins with, has {theirs}: leave it out")
+    modes = [known.task_settings.get("control_mode") for known in (old, settings)]
+    if None not in modes and modes[0] != modes[1]:
+        raise ConfigError(f"{model.name} gives actions of control mode {modes[0]}, those of the demonstrations are of {modes[1]}")
     if old.action_dim != settings.action_dim:
         raise ConfigError(f"{model.name} gives actions of {old.action_dim} numbers, those of the demonstrations have {settings.action_dim}")
 
@@ -69,7 +72,9 @@ def check_observations(model: ImitationModel, cfg: ImitateCfg, obs_dim: int) -> 
     padded = obs_dim if cfg.pad_obs_to is None else obs_dim + pose
     if old.obs_size != padded:
         given = f"{obs_dim} numbers" if padded == obs_dim else f"{obs_dim} numbers ({padded} with the robot's base pose)"
-        if old.obs_size == padded + pose:
+        if old.obs_size == obs_dim:
+            anew = f"--pad-obs-to None takes them as they are, or {anew}"
+        elif old.obs_size == padded + pose:
             anew = f"--pad-obs-to {old.obs_size} puts the robot's base pose in, or {anew}"
         raise ConfigError(f"{model.name} sees observations of {old.obs_size} numbers, those of the demonstrations have {given}: {anew}")
     if old.obs_keys != cfg.obs_keys:

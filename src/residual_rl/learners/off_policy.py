@@ -383,11 +383,10 @@ class OffPolicyLearner:
         self._residual_scale.copy_(state["residual_scale"])
         self._new_rows, self._owed, self.num_updates = state["new_rows"], state["owed"], state["num_updates"]
         self.num_actor_updates = state.get("num_actor_updates", self.num_actor_updates)
-        if self._ema is not None:
-            if state.get("ema") is None:  # files from before have none
-                self._ema.restart()
-            else:
-                self._ema.load_state_dict(state["ema"])
+        if state.get("ema") is None:  # files from before deployed the newest actor, and go on so
+            self._ema, self.deployed = None, self.policy
+        elif self._ema is not None:
+            self._ema.load_state_dict(state["ema"])
 
 
 _CRITIC_FIGURES = ("critic_loss", "q", "q_spread")

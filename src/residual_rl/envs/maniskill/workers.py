@@ -127,10 +127,14 @@ class WorkerWorlds:
         if not self._stop.alive:
             raise WorkerError("the ManiSkill workers have ended: make a new env")
         number = COMMANDS.index(command) + 1
-        for worker in workers:
-            os.eventfd_write(worker.commands.fileno(), number)
-        for worker in workers:
-            self._answer(worker)
+        try:
+            for worker in workers:
+                os.eventfd_write(worker.commands.fileno(), number)
+            for worker in workers:
+                self._answer(worker)
+        except BaseException:  # answers that nobody reads would be taken for those of the next command
+            self.close()
+            raise
 
     def _begin(self, worker: _Worker, settings: dict[str, Any]) -> None:
         try:
