@@ -18,7 +18,7 @@ from typing import Any
 
 from residual_rl.files import make_folder, write_json
 from residual_rl.logger import read_metrics
-from residual_rl.run_folder import RunFolder, git_state, machine
+from residual_rl.run_folder import RunFolder, machine
 from residual_rl.statistics import across_runs, proportion
 
 CLI = [sys.executable, "-m", "residual_rl.cli.main"]
@@ -70,7 +70,7 @@ def _aggregate(options: argparse.Namespace, runs: list[RunFolder]) -> dict[str, 
     versions = json.loads((runs[0].path / "versions.json").read_text())
     return {
         "command": _command(options),
-        "git": git_state()[0],
+        "git": versions["git"],
         "machine": machine(),
         "packages": {name: versions["packages"].get(name) for name in ("torch", "mujoco", "mani_skill", "numpy", "gymnasium")},
         "task": evaluations[0]["task"],
