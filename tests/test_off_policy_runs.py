@@ -14,7 +14,7 @@ import pytest
 from residual_rl import disk_space
 from residual_rl.build import make_residual_env
 from residual_rl.checkpoint import from_bytes, to_bytes
-from residual_rl.errors import BasePolicyError
+from residual_rl.errors import BasePolicyError, ConfigError
 from residual_rl.evaluate import evaluate, no_residual
 from residual_rl.files import WriteError
 from residual_rl.learners import replay_buffer
@@ -199,31 +199,25 @@ def test_where_a_server_gives_up_the_state_before_is_saved_and_little_is_copied(
 # --- disks ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_disk_with_too_little_room_is_told_before_training(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[int] = []
-
+def test_a_disk_with_too_little_room_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Usage:
-        free = 100_000
+        free = 10**9
 
-    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: (told.append(1), Usage)[1])
+    asked: list[Path] = []
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: (asked.append(path), Usage)[1])
     monkeypatch.setattr(disk_space, "GIB", 1)
-    with caplog.at_level(logging.WARNING):
-        runner = train(tmp_path / "run", learner="sac", total_timesteps=64)
-    warning = next(record for record in caplog.records if record.name == disk_space.__name__)
-    figures = [float(word.strip("(")) for word in warning.getMessage().split() if word.strip("(").replace(".", "").isdigit()]
+    runner = train(tmp_path / "other", learner="sac", total_timesteps=64)
+    Usage.free = 100_000
+    with pytest.raises(ConfigError) as refusal:
+        Runner(config(learner="sac", total_timesteps=64), RunFolder(tmp_path / "not" / "there" / "yet"))
+    figures = [float(word.strip("(")) for word in str(refusal.value).split() if word.strip("(").replace(".", "").isdigit()]
     free, checkpoints, replay, more = figures
     assert (free, more) == (100_000, checkpoints + replay)
     assert replay == 16 * runner.learner.buffer.row_bytes  # type: ignore[attr-defined]  # 64 steps of 4 worlds
-    assert "free some space, or choose another --output-dir, a smaller --buffer-size or fewer --keep-checkpoints" in warning.getMessage()
-    written = sum(file.stat().st_size for part in ("checkpoints", "replay") for file in (tmp_path / "run" / part).iterdir())
+    assert "free some space, or choose another --output-dir, a smaller --buffer-size or fewer --keep-checkpoints" in str(refusal.value)
+    written = sum(file.stat().st_size for part in ("checkpoints", "replay") for file in (tmp_path / "other" / part).iterdir())
     assert 0.5 * written < more < 2.0 * written
-    caplog.clear()
-    Usage.free = 10**9
-    train(tmp_path / "other", learner="sac", total_timesteps=64)
-    assert caplog.text == ""
-    assert len(told) == 2
+    assert asked == [tmp_path / "other", tmp_path]
 
 
 def test_a_disk_that_is_full_in_the_middle_of_the_segments_leaves_the_last_checkpoint(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from residual_rl.errors import ConfigError
+
 GIB = 2**30
-_log = logging.getLogger(__name__)
 
 
 def state_bytes(state: Any) -> int:
@@ -23,18 +23,17 @@ def state_bytes(state: Any) -> int:
     return 0
 
 
-def warn_if_short(folder: Path, checkpoints: int, replay: int, written: Iterable[Path] = ()) -> None:
-    """Warn where `checkpoints` and `replay` [bytes], less what is in the folders `written` already, do not fit on the disk of `folder`."""
+def check_room(folder: Path, checkpoints: int, replay: int, written: Iterable[Path] = ()) -> None:
+    """Raise `ConfigError` where `checkpoints` and `replay` [bytes], less what is in the folders `written` already, do not fit on the disk
+    that `folder` is on, or will be."""
     there = sum(file.stat().st_size for part in written for file in part.glob("*.safetensors"))
-    needed, free = max(checkpoints + replay - there, 0), shutil.disk_usage(folder).free
+    exists = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    needed, free = max(checkpoints + replay - there, 0), shutil.disk_usage(exists).free
     if needed > free:
         what = f"checkpoints ({checkpoints / GIB:.2f} GiB)" + (f" and replay buffer ({replay / GIB:.2f} GiB)" if replay else "")
-        mend = (
+        raise ConfigError(
+            f"the disk of {folder} has {free / GIB:.2f} GiB free, and this run's {what} will take up to {needed / GIB:.2f} GiB more: "
             "free some space, or choose another --output-dir"
             + (", a smaller --buffer-size" if replay else "")
             + " or fewer --keep-checkpoints"
         )
-        _log.warning(
-            "%s has %.2f GiB free, and this run's %s will take up to %.2f GiB more: training would end when the disk is full; %s",
-            folder, free / GIB, what, needed / GIB, mend,
-        )  # fmt: skip

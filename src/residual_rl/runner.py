@@ -19,7 +19,7 @@ from residual_rl import checkpoint
 from residual_rl.build import make_learner, make_residual_env
 from residual_rl.config import TrainCfg
 from residual_rl.demo_transitions import load_demonstrations
-from residual_rl.disk_space import state_bytes, warn_if_short
+from residual_rl.disk_space import check_room, state_bytes
 from residual_rl.errors import BasePolicyError, CheckpointError, NonFiniteError
 from residual_rl.evaluate import Episodes, evaluate
 from residual_rl.files import make_folder, write_json
@@ -114,6 +114,7 @@ class Runner:
             load_demonstrations(cfg, self.learner, self.env)
             self._set_schedules()  # a curriculum holds from the first episode on
             self.env.reset(seed=training_seed_start(cfg.run.seed))
+        self._check_disk()
 
     def learn(self) -> dict[str, Any]:
         """Train to the end, or until SIGINT or SIGTERM. Returns the summary, whose `signal` says what ended it.
@@ -125,7 +126,6 @@ class Runner:
         cfg, progress = self.cfg.run, self.progress
         self.timer.setup = time.perf_counter() - self._started
         session = self._started - self.wall_time
-        self._check_disk()
         resume_step = None if progress.best is None else progress.logged
         with (
             stop_signals() as stop,
@@ -256,7 +256,7 @@ class Runner:
         return {"progress": progress, "learner": self.learner.state_dict(), "env": self.env.state_dict()}
 
     def _check_disk(self) -> None:
-        """Warn where the disk has less room than this run's checkpoints may take."""
+        """Refuse a run whose checkpoints may not fit on the disk."""
         cfg, folders = self.cfg.run, (self.checkpoints.folder, self.checkpoints.segments.folder)
         checkpoint_bytes, replay_bytes = state_bytes(self.state_dict()), 0
         if isinstance(self.learner, HasReplay):
@@ -264,7 +264,7 @@ class Runner:
             rows, kept = self.total_steps // per_row, cfg.keep_checkpoints * cfg.save_freq // per_row
             replay_bytes, unfinished = self.learner.replay_bytes(rows, kept)
             checkpoint_bytes += unfinished
-        warn_if_short(self.folder.path, (cfg.keep_checkpoints + 1) * checkpoint_bytes, replay_bytes, folders)
+        check_room(self.folder.path, (cfg.keep_checkpoints + 1) * checkpoint_bytes, replay_bytes, folders)
 
     def _resume(self) -> None:
         latest = self.checkpoints.latest()
