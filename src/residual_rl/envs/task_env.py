@@ -14,6 +14,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
+from residual_rl.envs.episodes import Episodes
 from residual_rl.envs.task import Physics, Quantities, Task
 from residual_rl.envs.vec_env import EpisodeSeeds, VecEnv
 from residual_rl.errors import ConfigError, NonFiniteError, UnknownNameError
@@ -36,12 +37,8 @@ class TaskEnv(VecEnv):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.episode_seeds = EpisodeSeeds()
-        zeros = torch.zeros(self.num_envs, device=self.device)
-        self._seed = torch.full((self.num_envs,), -1, dtype=torch.int64, device=self.device)
-        self._length = zeros.long()
-        self._hold_steps = zeros.long()
-        self._return = zeros.clone()
-        self._success_once = zeros.bool()
+        self._episodes = Episodes(self.num_envs, self.device)
+        self._hold_steps = torch.zeros_like(self._episodes.length)
         self._episode: Quantities = {}
         self._command: Quantities = {}
         self._obs: Obs = {}
@@ -57,7 +54,7 @@ class TaskEnv(VecEnv):
         worlds, seeds = self._to_reset(seed, mask, is_first=not self._obs)
         self._start_episodes(worlds, seeds, (options or {}).get("episode"))
         self._obs = self._observe_anew(self._obs, worlds) if self._obs else self._observe(self._quantities())
-        return dict(self._obs), {"seed": self._seed.clone()}
+        return dict(self._obs), {"seed": self._episodes.seed.clone()}
 
     def step(self, actions: Tensor, mask: Tensor | None = None) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
         if not self._obs:
@@ -76,8 +73,7 @@ class TaskEnv(VecEnv):
         if mask is not None:
             self._command = {name: torch.where(mask[:, None], value, command[name]) for name, value in self._command.items()}
 
-        length = self._length + active
-        q = {**self._quantities(), "step": length}
+        q = {**self._quantities(), "step": self._episodes.length + active}
         held = (self._hold_steps + 1) * (self.task.holds(q) & active)
         self._hold_steps = held if mask is None else torch.where(mask, held, self._hold_steps)
         q["hold_steps"] = self._hold_steps
@@ -94,27 +90,11 @@ class TaskEnv(VecEnv):
                 for name, value in floats.items():
                     check_finite(name, value)
 
-        self._length = length
-        self._return = self._return + reward
-        self._success_once = self._success_once | q["success"]
+        self._episodes.advance(active, reward, q["success"])
         terminated = q["success"]
-        truncated = (self._length >= self.max_episode_steps) & ~terminated
+        truncated = (self._episodes.length >= self.max_episode_steps) & ~terminated
         ended = terminated | truncated
-        info: dict[str, Any] = {
-            "reward_terms": terms,
-            "task_metrics": metrics,
-            "final_obs": obs,
-            "_final_obs": ended,
-            "final_info": {
-                "seed": self._seed,
-                "episode_return": self._return,
-                "episode_length": self._length,
-                "success_once": self._success_once,
-                "success_at_end": q["success"],
-                **metrics,
-            },
-            "_final_info": ended,
-        }
+        info = self._episodes.info(terms, metrics, obs, q["success"], ended)
         if ended.any():
             worlds = ended.nonzero().flatten()
             info["final_scenes"] = self.scenes()
@@ -129,7 +109,7 @@ class TaskEnv(VecEnv):
 
     @property
     def active(self) -> Tensor:
-        return self._seed >= 0
+        return self._episodes.active
 
     @property
     def episode(self) -> Obs:
@@ -162,27 +142,24 @@ class TaskEnv(VecEnv):
 
     # --- resuming -----------------------------------------------------------------------------------------------
 
-    _COUNTERS = ("_seed", "_length", "_hold_steps", "_return", "_success_once")
-
     def state_dict(self) -> State:
         return {
             "physics": self.physics.state_dict(),
             "task": self.task.state_dict(),
             "episode_seeds": self.episode_seeds.state_dict(),
-            "counters": {name: getattr(self, name).clone() for name in self._COUNTERS},
+            "episodes": self._episodes.state_dict(),
+            "hold_steps": self._hold_steps.clone(),
             "episode": {name: value.clone() for name, value in self._episode.items()},
             "command": {name: value.clone() for name, value in self._command.items()},
         }
 
     def load_state_dict(self, state: State) -> None:
-        if len(state["counters"]["_seed"]) != self.num_envs:
-            raise ConfigError(f"the saved state has {len(state['counters']['_seed'])} worlds, this env {self.num_envs}")
+        self._episodes.load_state_dict(state["episodes"])
+        self._hold_steps = state["hold_steps"].to(self.device)
         self.task.load_state_dict(state["task"])
         self.episode_seeds.load_state_dict(state["episode_seeds"])
         self._episode = {name: value.to(self.device) for name, value in state["episode"].items()}
         self._command = {name: value.to(self.device) for name, value in state["command"].items()}
-        for name in self._COUNTERS:
-            setattr(self, name, state["counters"][name].to(self.device))
         everything = torch.arange(self.num_envs, device=self.device)
         self.physics.reset(everything, self._episode)  # the fields that vary by episode are not part of the physics' state
         self.physics.load_state_dict(state["physics"])
@@ -210,13 +187,12 @@ class TaskEnv(VecEnv):
         else:
             fresh = {"joint_target": start, "action": zero}
             self._command = {name: value.index_copy(0, worlds, fresh[name][worlds]) for name, value in self._command.items()}
-        self._seed = self._seed.index_copy(0, worlds, seeds)
-        for name in ("_length", "_hold_steps", "_return", "_success_once"):
-            setattr(self, name, getattr(self, name).index_fill(0, worlds, 0))
+        self._episodes.begin(worlds, seeds)
+        self._hold_steps = self._hold_steps.index_fill(0, worlds, 0)
 
     def _quantities(self) -> Quantities:
         self._last = self.physics.read()
-        counters = {"seed": self._seed, "step": self._length, "hold_steps": self._hold_steps}
+        counters = {"seed": self._episodes.seed, "step": self._episodes.length, "hold_steps": self._hold_steps}
         return {**self._last, **self._episode, **self._command, **counters}
 
     def _observe(self, q: Quantities) -> Obs:
@@ -240,5 +216,5 @@ class TaskEnv(VecEnv):
         try:
             yield
         except NonFiniteError as error:
-            context = {"state_before": state_before(), "action": action, "seed": self._seed, "step": self._length}
+            context = {"state_before": state_before(), "action": action, "seed": self._episodes.seed, "step": self._episodes.length}
             raise NonFiniteError(str(error), dump={**error.dump, **context}) from None

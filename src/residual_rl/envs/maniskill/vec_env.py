@@ -14,6 +14,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
+from residual_rl.envs.episodes import Episodes
 from residual_rl.envs.maniskill.settings import Facts
 from residual_rl.envs.maniskill.world import Step
 from residual_rl.envs.vec_env import EpisodeSeeds, VecEnv
@@ -92,9 +93,7 @@ class ManiSkillVecEnv(VecEnv):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.episode_seeds = EpisodeSeeds()
-        zeros = torch.zeros(self.num_envs, device=self.device)
-        self._seed = torch.full((self.num_envs,), -1, dtype=torch.int64, device=self.device)
-        self._length, self._return, self._success_once = zeros.long(), zeros, zeros.bool()
+        self._episodes = Episodes(self.num_envs, self.device)
         self._can_wait = self.device.type == "cpu"
         self._history: list[tuple[Tensor, Tensor]] = []
         """The actions [B, A] since the oldest of the running episodes began, and the worlds [B] that executed them; if that is of use."""
@@ -111,7 +110,7 @@ class ManiSkillVecEnv(VecEnv):
             raise ConfigError(f"a ManiSkill env takes no option at reset; got {', '.join(sorted(options))}")
         worlds, seeds = self._to_reset(seed, mask, is_first=not self._obs)
         self._start_episodes(worlds, seeds)
-        return dict(self._obs), {"seed": self._seed.clone()}
+        return dict(self._obs), {"seed": self._episodes.seed.clone()}
 
     def step(self, actions: Tensor, mask: Tensor | None = None) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
         if not self._obs:
@@ -132,32 +131,14 @@ class ManiSkillVecEnv(VecEnv):
         reward, success = step.reward * active, step.success & active
         obs = self._keeping_idle(step.obs)
 
-        length = self._length + active
         terminated = (success | (step.fail & active)) & (not self._ignore_terminations)
-        truncated = (length >= self.max_episode_steps) & ~terminated
+        truncated = (self._episodes.length + active >= self.max_episode_steps) & ~terminated
         ended = terminated | truncated
         any_ended = self._check(obs, reward, action, ended)
         if self.deterministic:
             self._history.append((action, active))
-        self._length = length
-        self._return = self._return + reward
-        self._success_once = self._success_once | success
-        metrics = step.metrics
-        info: dict[str, Any] = {
-            "reward_terms": {"env": reward},
-            "task_metrics": metrics,
-            "final_obs": obs,
-            "_final_obs": ended,
-            "final_info": {
-                "seed": self._seed,
-                "episode_return": self._return,
-                "episode_length": self._length,
-                "success_once": self._success_once,
-                "success_at_end": success,
-                **metrics,
-            },
-            "_final_info": ended,
-        }
+        self._episodes.advance(active, reward, success)
+        info = self._episodes.info({"env": reward}, step.metrics, obs, success, ended)
         self._obs = obs
         if any_ended:
             if self._is_drawn:
@@ -168,7 +149,7 @@ class ManiSkillVecEnv(VecEnv):
 
     @property
     def active(self) -> Tensor:
-        return self._seed >= 0
+        return self._episodes.active
 
     def observations(self) -> Obs:
         return dict(self._obs)
@@ -188,35 +169,29 @@ class ManiSkillVecEnv(VecEnv):
 
     # --- resuming -----------------------------------------------------------------------------------------------
 
-    _COUNTERS = ("_seed", "_length", "_return", "_success_once")
-
     def state_dict(self) -> State:
         actions, executed = self._played()
         return {
             "episode_seeds": self.episode_seeds.state_dict(),
-            "counters": {name: getattr(self, name).clone() for name in self._COUNTERS},
+            "episodes": self._episodes.state_dict(),
             "obs": {name: value.clone() for name, value in self._obs.items()},
             "actions": actions,
             "executed": executed,
         }
 
     def load_state_dict(self, state: State) -> None:
-        counters = state["counters"]
-        if len(counters["_seed"]) != self.num_envs:
-            raise ConfigError(f"the saved state has {len(counters['_seed'])} worlds, this env {self.num_envs}")
+        self._episodes.load_state_dict(state["episodes"])
         self.episode_seeds.load_state_dict(state["episode_seeds"])
         if not self.deterministic:
             everything = torch.arange(self.num_envs, device=self.device)
             self._start_episodes(everything, self.episode_seeds.draw(self.num_envs).to(self.device))
             return
-        for name in self._COUNTERS:
-            setattr(self, name, counters[name].to(self.device))
         self._some_idle = not bool(self.active.all())
         self._history = list(zip(state["actions"], state["executed"], strict=True))
         if not state["obs"]:  # saved before the first reset
             return
         running = self.active.nonzero().flatten()
-        self._worlds.reset(running, maniskill_seeds(self._seed[running]))
+        self._worlds.reset(running, maniskill_seeds(self._episodes.seed[running]))
         for actions, executed in zip(*self._played(), strict=True):
             self._worlds.step(actions, executed)
         self._obs = {name: value.to(self.device) for name, value in state["obs"].items()}
@@ -232,10 +207,8 @@ class ManiSkillVecEnv(VecEnv):
     def _start_episodes(self, worlds: Tensor, seeds: Tensor) -> None:
         begins = seeds >= 0
         self._worlds.reset(worlds[begins], maniskill_seeds(seeds[begins]))
-        self._seed = self._seed.index_copy(0, worlds, seeds)
+        self._episodes.begin(worlds, seeds)
         self._some_idle = not bool(self.active.all())
-        for name in ("_length", "_return", "_success_once"):
-            setattr(self, name, getattr(self, name).index_fill(0, worlds, 0))
         if self._history:
             of_use = self._played()[1].any(1).tolist()  # with worlds that wait, what ended may lie between what runs
             self._history = list(itertools.compress(self._history, of_use))
@@ -247,7 +220,7 @@ class ManiSkillVecEnv(VecEnv):
             return torch.zeros(0, self.num_envs, len(self.action_size)), torch.zeros(0, self.num_envs, dtype=torch.bool)
         actions, executed = (torch.stack(parts) for parts in zip(*self._history, strict=True))
         to_the_end = executed.flip(0).cumsum(0).flip(0)
-        return actions, executed & (to_the_end <= self._length)
+        return actions, executed & (to_the_end <= self._episodes.length)
 
     def _keeping_idle(self, obs: Obs) -> Obs:
         """`obs`, where worlds without an episode still see what they saw."""
@@ -272,5 +245,11 @@ class ManiSkillVecEnv(VecEnv):
     def _with_context(self, error: NonFiniteError, action: Tensor) -> NonFiniteError:
         """With what leads to the same again: the episodes, and their actions so far."""
         actions, executed = self._played()
-        context = {"action": action, "seed": self._seed, "step": self._length, "actions_before": actions, "executed_before": executed}
+        context = {
+            "action": action,
+            "seed": self._episodes.seed,
+            "step": self._episodes.length,
+            "actions_before": actions,
+            "executed_before": executed,
+        }
         return NonFiniteError(str(error), dump={**error.dump, **context})
