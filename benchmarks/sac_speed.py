@@ -4,7 +4,8 @@
 
 The two take turns, and so does who comes first; figures are medians over turns, and the ratio's interval is that of the middle half. Both
 sample from a full buffer of random transitions (25 observations, 6 actions) on one torch thread. A last row has this package's defaults:
-LayerNorm, n-step returns, the actor in every other step and the average of its weights. Needs `pip install 'residual-rl[sb3]'`.
+four critics, LayerNorm, n-step returns, the actor in every other step and the average of its weights. Needs
+`pip install 'residual-rl[sb3]'`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,14 @@ from residual_rl.types import Transition
 OBS, ACTIONS, WORLDS, ROWS, STEPS = 25, 6, 16, 1000, 64
 SIZE = {"buffer_size": ROWS * WORLDS}
 ALIKE: dict[str, Any] = {"n_step": 1, "actor_every": 1, "critic_layer_norm": False, "actor_layer_norm": False, "actor_ema_power": 0.0}
-ALIKE |= {"critic_base_action": False, "actor_input": "obs", "normalize_obs": False}
+ALIKE |= {
+    "num_critics": 2,
+    "num_target_critics": 2,
+    "actor_value": "min",
+    "critic_base_action": False,
+    "actor_input": "obs",
+    "normalize_obs": False,
+}
 
 
 def main() -> None:

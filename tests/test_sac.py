@@ -31,7 +31,13 @@ from toy_env import OBS_SPACE, PointMass, success_rate
 GOLDEN = Path(__file__).parent / "data" / "golden_sac_checkpoint_v1.safetensors"
 SCALE = 0.5
 SMALL: dict[str, Any] = {"hidden_sizes": (16, 16), "batch_size": 8, "num_steps": 2, "buffer_size": 400, "learning_starts": 0}
-SMALL |= {"actor_starts": 0, "warmup_steps": 0}
+SMALL |= {
+    "actor_starts": 0,
+    "warmup_steps": 0,
+    "n_step": 3,
+    "num_critics": 2,
+    "actor_value": "min",
+}  # twin critics, as the textbooks have them
 KINDS: dict[str, tuple[Any, Any]] = {"sac": (SAC, SACCfg), "td3": (TD3, TD3Cfg)}
 FIGURES = {"train/buffer_size", "train/updates", "train/critic_loss", "train/q", "train/q_spread", "train/actor_loss"}
 both = pytest.mark.parametrize("kind", KINDS)
@@ -591,7 +597,7 @@ def _four_rows_a_segment(monkeypatch: pytest.MonkeyPatch) -> None:
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sac": ("sac", {}),
     "white": ("sac", {"noise_correlation": 0.0, "normalize_obs": False, "tune_temperature": False}),
-    "ensemble": ("sac", {"num_critics": 4, "normalize_targets": True, "utd": 0.3, "prog_explore": 60}),
+    "ensemble": ("sac", {"num_critics": 4, "actor_value": "mean", "normalize_targets": True, "utd": 0.3, "prog_explore": 60}),
     "warm-up": ("sac", {"warmup_steps": 40, "warmup_noise": "uniform", "actor_starts": 40}),
     "small ring": ("sac", {"buffer_size": 17}),
     "td3": ("td3", {}),
@@ -682,7 +688,7 @@ def test_observations_that_are_not_there_are_named() -> None:
         ({"tau": 0.0}, "tau must be above 0 and at most 1"),
         ({"demo_share": 1.0}, "demo_share must be at least 0 and below 1"),
         ({"learning_starts": -1}, "learning_starts must be 0 or more"),
-        ({"num_target_critics": 3}, r"num_target_critics must be at most num_critics \(2\), not 3"),
+        ({"num_target_critics": 5}, r"num_target_critics must be at most num_critics \(4\), not 5"),
         ({"bootstrap_at_done": "sometimes"}, "bootstrap_at_done must be one of truncated, always, never"),
         ({"critic_input": "action"}, "critic_input must be one of sum, res, concat"),
         ({"warmup_noise": "pink"}, "warmup_noise must be one of correlated, uniform, none"),

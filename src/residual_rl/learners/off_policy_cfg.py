@@ -35,7 +35,7 @@ class OffPolicyCfg:
     # --- returns ---
     gamma: float = 0.99
     """Discount per step."""
-    n_step: int = 3
+    n_step: int = 5
     """Rewards that are summed before the critics' own estimate follows."""
     bootstrap_at_done: BootstrapAtDone = "truncated"
     """After which ends of an episode the value of its final observation counts: of truncated ones, always, or never."""
@@ -47,11 +47,11 @@ class OffPolicyCfg:
     """Critics learn targets in units of their running mean and standard deviation."""
 
     # --- exploration ---
-    learning_starts: int = 1_000
+    learning_starts: int = 500
     """Steps after which the critics begin to learn."""
-    actor_starts: int = 3_000
+    actor_starts: int = 2_000
     """Steps after which the actor begins to learn."""
-    warmup_steps: int = 3_000
+    warmup_steps: int = 2_000
     """Steps in which the residual is noise alone, around the base policy."""
     warmup_noise: WarmupNoise = "correlated"
     """That noise: Gaussian and correlated in time, uniform in each step, or none, which leaves the base policy alone."""
@@ -78,11 +78,11 @@ class OffPolicyCfg:
     """Gradients of the critics together, and of the actor, are scaled down to this norm."""
 
     # --- networks ---
-    num_critics: int = 2
+    num_critics: int = 4
     """Critics in the ensemble."""
     num_target_critics: int = 2
     """Critics, drawn anew for each gradient step, whose least value makes the target."""
-    actor_value: Literal["min", "mean"] = "min"
+    actor_value: Literal["min", "mean"] = "mean"
     """What the actor climbs: the least of the critics' values, or their mean."""
     hidden_sizes: tuple[int, ...] = (128, 128)
     """Width of each hidden layer, of actor and critics alike."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from residual_rl.errors import ConfigError
 from residual_rl.learners.off_policy_cfg import ActorInput, OffPolicyCfg, WarmupNoise, require
@@ -70,6 +71,8 @@ class PolicyDecoratorCfg(SACCfg):
     actor_ema_power: float = 0.0
     tau: float = 0.01
     max_grad_norm: float = 50.0
+    num_critics: int = 2
+    actor_value: Literal["min", "mean"] = "min"
     hidden_sizes: tuple[int, ...] = (256, 256, 256)
     critic_layer_norm: bool = False
     actor_layer_norm: bool = False
