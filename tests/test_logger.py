@@ -130,10 +130,24 @@ def test_progress_in_plain_lines() -> None:
 def test_progress_speed_is_that_of_late() -> None:
     out, now = io.StringIO(), [0.0]
     with ProgressBar(1_000_000, 500_000, console=Console(file=out), clock=lambda: now[0], title="base", unit="episodes") as bar:
-        for second in range(1, 101):  # slow for a minute, then ten times faster
+        for second in range(10, 1001, 10):  # slow for ten minutes, then ten times faster
             now[0] = float(second)
-            bar.update(500_000 + 100 * min(second, 60) + 1000 * max(0, second - 60))
-    assert out.getvalue().splitlines()[-1].startswith("base: 546,000/1,000,000 episodes  1,000 episodes/s")
+            bar.update(500_000 + 10 * min(second, 600) + 100 * max(0, second - 600))
+    assert out.getvalue().splitlines()[-1].startswith("base: 546,000/1,000,000 episodes  100 episodes/s")
+
+
+def test_the_time_to_go_counts_pauses_but_not_one_before_the_start() -> None:
+    """A step a second, and after each tenth a pause of 40 s; a first one of 1,000 s."""
+    out, now = io.StringIO(), [0.0]
+    with ProgressBar(1000, every=0.0, console=Console(file=out), clock=lambda: now[0]) as bar:
+        now[0] = 1000.0
+        bar.restart()
+        for step in range(1, 22):
+            now[0] += 1.0 + 40.0 * (step in (11, 21))
+            bar.update(step)
+    lines = out.getvalue().splitlines()
+    assert lines[9].endswith("10/1,000 steps  1 steps/s  success   –    ETA 16:30")
+    assert lines[20].endswith(f"ETA {clock_time(979 * 101 / 21)}")
 
 
 def test_progress_on_a_terminal() -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from residual_rl.types import State
 
 METRICS_FILE = "metrics.jsonl"
+_RATE_WINDOW = 300.0
+"""Seconds: long beside an evaluation."""
 
 
 class Logger:
@@ -189,7 +191,8 @@ def _start_wandb(run_dir: Path, project: str, config: Mapping[str, Any] | None) 
 class ProgressBar:
     """Steps done of `total`, steps/s, success and the time to go: a live bar on a terminal, else a plain line every `every` seconds.
 
-    Use it with `with`, and call `update` once an iteration. Steps/s is over the last half minute.
+    Use it with `with`, and call `update` once an iteration. Steps/s is over the last five minutes, with all that they were spent on:
+    evaluations are a part of the time to go.
     """
 
     def __init__(
@@ -225,12 +228,16 @@ class ProgressBar:
         elif self._text:
             self._print()
 
+    def restart(self) -> None:
+        """Leave the time so far out of steps/s: it was spent on what does not come again."""
+        self._recent = deque([(self._clock(), self.step)])
+
     def update(self, step: int, success: float | None = None, note: str = "") -> None:
         """`step` steps are done; `success` is the rate of late in [0, 1], None while there is none; `note` is shown beside it."""
         now = self._clock()
         self.step = step
         self._recent.append((now, step))
-        while len(self._recent) > 2 and now - self._recent[0][0] > 30.0:
+        while len(self._recent) > 2 and now - self._recent[0][0] > _RATE_WINDOW:
             self._recent.popleft()
         then, before = self._recent[0]
         speed = (step - before) / (now - then) if now > then else 0.0

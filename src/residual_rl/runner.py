@@ -136,6 +136,7 @@ class Runner:
             if progress.best is None:
                 with self._saving_if_server_fails():
                     logger.log(self._evaluate(), 0)
+                bar.restart()
             while not self._finished and stop.signal is None:
                 before = progress.step
                 evaluation: Metrics = {}
