@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from residual_rl.errors import UnknownNameError
+from residual_rl.learners.ema import Ema
 from residual_rl.learners.networks import MLP, ObsVector
 from residual_rl.learners.normalizers import RunningMeanStd
 from residual_rl.learners.off_policy_cfg import OffPolicyCfg
@@ -143,3 +145,12 @@ class GaussianActor(DeterministicActor):
         squash = 2.0 * (_LOG_2 - raw - F.softplus(-2.0 * raw))
         log_prob = (-0.5 * noise.square() - log_std - _HALF_LOG_2PI - squash).sum(-1)
         return Draw(raw.tanh(), log_prob, std)
+
+
+def averaged(policy: DeterministicActor, ema: Ema) -> DeterministicActor:
+    """`policy` with the averaged weights, which are the average's own, and the same observation statistics."""
+    deployed = copy.deepcopy(policy).requires_grad_(False)
+    deployed.normalizer = policy.normalizer
+    for name, parameter in deployed.net.named_parameters():
+        parameter.data = ema.weights[name]
+    return deployed

@@ -1,4 +1,4 @@
-"""An exponential moving average of a network's weights: what is deployed."""
+"""Exponential moving averages of a network's weights: those that are deployed, and target networks."""
 
 from __future__ import annotations
 
@@ -48,3 +48,9 @@ class Ema:
             raise CheckpointError(f"the averaged weights are of other parameters: {sorted(state.keys() ^ self.weights.keys())}")
         for name, tensor in self.weights.items():
             tensor.copy_(state[name])
+
+
+@torch.no_grad()
+def follow(target: nn.Module, source: nn.Module, tau: float) -> None:
+    """Move the parameters of `target` by the share `tau` of the way to those of `source`."""
+    torch._foreach_lerp_([p.data for p in target.parameters()], [p.data for p in source.parameters()], tau)

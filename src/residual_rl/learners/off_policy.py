@@ -11,10 +11,10 @@ from torch import Tensor
 
 from residual_rl.composition import compose
 from residual_rl.errors import CheckpointError, ConfigError
-from residual_rl.learners.actors import DeterministicActor
+from residual_rl.learners.actors import DeterministicActor, averaged
 from residual_rl.learners.compiled import compiled, cuda_graphed
 from residual_rl.learners.critics import Critics, TargetScale
-from residual_rl.learners.ema import Ema
+from residual_rl.learners.ema import Ema, follow
 from residual_rl.learners.networks import load_module_state, module_state
 from residual_rl.learners.noise import CorrelatedNoise
 from residual_rl.learners.off_policy_cfg import OffPolicyCfg
@@ -88,7 +88,7 @@ class OffPolicyLearner:
         self.critic_optimizer = _adam("critics", self.critics, cfg.critic_learning_rate, cfg.max_grad_norm)
         self.actor_optimizer = _adam("actor", policy.net, cfg.actor_learning_rate, cfg.max_grad_norm)
         self._ema = Ema(policy.net, cfg.actor_ema_power) if cfg.actor_ema_power > 0.0 else None
-        self.deployed = policy if self._ema is None else _averaged(policy, self._ema)
+        self.deployed = policy if self._ema is None else averaged(policy, self._ema)
         """What acts without exploration, and what is saved as the policy: the actor, or the average of its weights."""
         self.noise = CorrelatedNoise(num_envs, action_dim, cfg.noise_correlation, seeds[1], device)
         self._gates = torch.Generator(device).manual_seed(seeds[2])
@@ -391,21 +391,6 @@ class OffPolicyLearner:
 
 _CRITIC_FIGURES = ("critic_loss", "q", "q_spread")
 _STATE = {"modules", "optimizers", "generators", "buffer", "residual_scale", "new_rows", "owed", "num_updates"}
-
-
-@torch.no_grad()
-def follow(target: torch.nn.Module, source: torch.nn.Module, tau: float) -> None:
-    """Move the parameters of `target` by the share `tau` of the way to those of `source`."""
-    torch._foreach_lerp_([p.data for p in target.parameters()], [p.data for p in source.parameters()], tau)
-
-
-def _averaged(policy: DeterministicActor, ema: Ema) -> DeterministicActor:
-    """`policy` with the averaged weights, which are the average's own, and the same observation statistics."""
-    deployed = copy.deepcopy(policy).requires_grad_(False)
-    deployed.normalizer = policy.normalizer
-    for name, parameter in deployed.net.named_parameters():
-        parameter.data = ema.weights[name]
-    return deployed
 
 
 def _adam(name: str, module: torch.nn.Module, learning_rate: float, max_grad_norm: float) -> FlatAdam:
