@@ -201,7 +201,7 @@ def test_where_a_server_gives_up_the_state_before_is_saved_and_little_is_copied(
 
 def test_a_disk_with_too_little_room_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Usage:
-        free = 10**9
+        total = free = 10**9
 
     asked: list[Path] = []
     monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: (asked.append(path), Usage)[1])

@@ -28,11 +28,11 @@ def check_room(folder: Path, checkpoints: int, replay: int, written: Iterable[Pa
     that `folder` is on, or will be."""
     there = sum(file.stat().st_size for part in written for file in part.glob("*.safetensors"))
     exists = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    needed, free = max(checkpoints + replay - there, 0), shutil.disk_usage(exists).free
-    if needed > free:
+    needed, disk = max(checkpoints + replay - there, 0), shutil.disk_usage(exists)
+    if disk.total and needed > disk.free:  # a file system that is no disk, as /proc, has no size
         what = f"checkpoints ({checkpoints / GIB:.2f} GiB)" + (f" and replay buffer ({replay / GIB:.2f} GiB)" if replay else "")
         raise ConfigError(
-            f"the disk of {folder} has {free / GIB:.2f} GiB free, and this run's {what} will take up to {needed / GIB:.2f} GiB more: "
+            f"the disk of {folder} has {disk.free / GIB:.2f} GiB free, and this run's {what} will take up to {needed / GIB:.2f} GiB more: "
             "free some space, or choose another --output-dir"
             + (", a smaller --buffer-size" if replay else "")
             + " or fewer --keep-checkpoints"
