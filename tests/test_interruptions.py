@@ -21,6 +21,7 @@ import pytest
 from residual_rl import checkpoint
 from residual_rl.checkpoint import CheckpointFolder
 from residual_rl.cli.main import main
+from residual_rl.policy import export_policy
 from residual_rl.run_folder import RunFolder
 from residual_rl.runner import Runner, stop_signals
 from tiny_runs import CLI_TINY, config, different, figures, last_state, train
@@ -221,6 +222,25 @@ def resumable(path: Path) -> None:
     assert latest[0] == checkpoints(path)[-1]
     assert main(["train", "--resume", str(path), "--total-timesteps", str(latest[0] + 32)]) == 0
     assert [row["step"] for row in figures(path)] == list(range(0, latest[0] + 33, 32))
+
+
+def test_a_second_sigterm_does_not_cut_the_saving_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a sweep that is killed ends its trials: its actor asks them to, and so does the system when the actor is gone."""
+    unheeded: list[int] = []
+    earlier = signal.signal(signal.SIGTERM, lambda number, _: unheeded.append(number))
+
+    def terminated_again(path: Path, *arguments: Any) -> None:
+        if path.name == "interrupted_model":
+            os.kill(os.getpid(), signal.SIGTERM)
+        export_policy(path, *arguments)
+
+    monkeypatch.setattr("residual_rl.runner.export_policy", terminated_again)
+    try:
+        train(tmp_path, stop_at=32)
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+    assert unheeded == []
+    assert json.loads((tmp_path / "training_summary.json").read_text())["signal"] == signal.SIGTERM
 
 
 @pytest.mark.slow

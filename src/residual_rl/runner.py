@@ -157,7 +157,7 @@ class Runner:
                 if progress.logged < progress.step:  # not due: going on drops it, and sums up on, as if there had been no stop
                     logger.log(self._row(), progress.step)
                 self.checkpoints.save(progress.step, self.state_dict())
-        return self._finish(stop.signal)
+            return self._finish(stop.signal)  # here, where another SIGTERM does not cut it off
 
     # --- one iteration ------------------------------------------------------------------------------------------
 

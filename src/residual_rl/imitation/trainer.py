@@ -139,7 +139,7 @@ class Trainer:
                     self.optimizer.check()
                     self.checkpoints.save(progress.step, self.state_dict())
             self.wall_time = time.perf_counter() - session
-        return self._finish(stop.signal)
+            return self._finish(stop.signal)  # here, where another SIGTERM does not cut it off
 
     # --- the data -----------------------------------------------------------------------------------------------
 
