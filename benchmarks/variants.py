@@ -25,7 +25,7 @@ from rich.table import Table
 from residual_rl.eval_table import interval_text
 from residual_rl.files import make_folder, write_json
 from residual_rl.logger import read_metrics
-from residual_rl.run_folder import RunFolder, git_state, machine
+from residual_rl.run_folder import RunFolder, machine
 from residual_rl.statistics import proportion
 from train_seeds import CLI, train_run
 
@@ -54,8 +54,9 @@ def main() -> None:
     for variant, flags in variants.items():
         trained = {seed: runs[variant, seed] for seed in options.seeds if runs[variant, seed].final_model.exists()}
         if trained:
-            rows[variant] = {"flags": flags, "seeds": {seed: curve(run) for seed, run in trained.items()}}
-    result = {"train": told["train"], "git": git_state()[0], "machine": machine(), "variants": rows}
+            commits = {seed: json.loads((run.path / "versions.json").read_text())["git"] for seed, run in trained.items()}
+            rows[variant] = {"flags": flags, "git": commits, "seeds": {seed: curve(run) for seed, run in trained.items()}}
+    result = {"train": told["train"], "machine": machine(), "variants": rows}
     make_folder(options.output)
     write_json(options.output / f"{name}.json", result)
     _plot(rows, options.output / f"{name}.png")
