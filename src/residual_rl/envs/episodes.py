@@ -13,7 +13,7 @@ from residual_rl.types import Obs, State
 _COUNTERS = ("seed", "length", "episode_return", "success_once")
 
 
-class Episodes:
+class RunningEpisodes:
     """One for each of B worlds. Their tensors are replaced, never written into: earlier ones belong to the caller of `step`."""
 
     def __init__(self, num_envs: int, device: torch.device):

@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from residual_rl.envs.episodes import Episodes
+from residual_rl.envs.episodes import RunningEpisodes
 from residual_rl.envs.task import Physics, Quantities, Task
 from residual_rl.envs.vec_env import EpisodeSeeds, VecEnv
 from residual_rl.errors import ConfigError, NonFiniteError, UnknownNameError
@@ -37,7 +37,7 @@ class TaskEnv(VecEnv):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.episode_seeds = EpisodeSeeds()
-        self._episodes = Episodes(self.num_envs, self.device)
+        self._episodes = RunningEpisodes(self.num_envs, self.device)
         self._hold_steps = torch.zeros_like(self._episodes.length)
         self._episode: Quantities = {}
         self._command: Quantities = {}

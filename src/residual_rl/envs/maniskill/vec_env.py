@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from residual_rl.envs.episodes import Episodes
+from residual_rl.envs.episodes import RunningEpisodes
 from residual_rl.envs.maniskill.settings import Facts
 from residual_rl.envs.maniskill.world import Step
 from residual_rl.envs.vec_env import EpisodeSeeds, VecEnv
@@ -93,7 +93,7 @@ class ManiSkillVecEnv(VecEnv):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.episode_seeds = EpisodeSeeds()
-        self._episodes = Episodes(self.num_envs, self.device)
+        self._episodes = RunningEpisodes(self.num_envs, self.device)
         self._can_wait = self.device.type == "cpu"
         self._history: list[tuple[Tensor, Tensor]] = []
         """The actions [B, A] since the oldest of the running episodes began, and the worlds [B] that executed them; if that is of use."""
