@@ -70,7 +70,7 @@ test: setup lint typecheck ## lint, type check, all tests
 	@$(MAKE) --no-print-directory test-lerobot test-maniskill
 
 test-fast: setup ## the tests that take under two minutes together
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n auto $(PYTEST_ARGS)
 
 test-lerobot: setup-lerobot ## the tests that need LeRobot, in .venv-lerobot, without a network
 	HF_HUB_OFFLINE=1 $(LEROBOT_VENV)/bin/python -m pytest tests/with_lerobot

@@ -218,6 +218,7 @@ def test_it_is_logged(adaptive_run: Path) -> None:
     assert all("eval/residual_scale" in row for row in rows if "eval/success_rate" in row)
 
 
+@pytest.mark.slow
 def test_evaluation_uses_what_the_run_was_trained_with(adaptive_run: Path) -> None:
     assert main(["eval", str(adaptive_run), "--n-episodes", "2", "--compare-base", "--compare-zero", "--model", "final"]) == 0
     policies = json.loads((adaptive_run / "eval.json").read_text())["policies"]

@@ -95,6 +95,7 @@ leaves = tensors | numbers | st.text(st.characters(codec="utf-8")) | st.booleans
 states = st.dictionaries(keys, st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3)))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(states)
 def test_any_state_round_trips_and_its_bytes_are_its_own(state: dict[str, Any]) -> None:
@@ -362,6 +363,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_time_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     folder, rng, halves, last = CheckpointFolder(tmp_path), random.Random(0), 0, 0
     saver = subprocess.Popen([sys.executable, "-c", SAVER, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -267,6 +267,7 @@ FLAGS = [
 FLAGS += ["--hidden-sizes", "8", "8", "--eval-episodes", "4", "--eval-freq", "0", "--save-freq", "48", "--num-threads", "1"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_point")
 def test_a_run_counts_env_steps_and_is_evaluated_and_resumed(tmp_path: Path) -> None:
     """48 env steps an iteration: 4 worlds, 4 decisions, 3 steps each."""

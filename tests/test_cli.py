@@ -190,6 +190,7 @@ def test_without_an_output_folder_runs_go_by_task_and_time(tmp_path: Path, monke
     assert (folder / "final_model" / "policy.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_resume_goes_on_to_more_steps_and_the_folder_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(tmp_path / "run")
     assert main(["train", "so101-paper", *TINY, "--total-timesteps", "64", "--output-dir", path]) == 0
@@ -201,6 +202,7 @@ def test_resume_goes_on_to_more_steps_and_the_folder_says_so(tmp_path: Path, cap
     assert json.loads((tmp_path / "run" / "training_summary.json").read_text())["steps"] == 128
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_last_iteration_stops_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +245,7 @@ def test_quick_runs_the_whole_pipeline_in_half_a_minute(tmp_path: Path) -> None:
 # --- eval -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_eval_of_a_run_writes_the_figures_where_scripts_look(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,6 +345,7 @@ def test_another_scale_is_executed_and_reported_and_threads_change_nothing(run: 
     assert changes == {"trained": {}, "threads": {}, "none": {"residual.residual_scale": [0.6, 0.0]}, "same": {}}
 
 
+@pytest.mark.slow
 def test_a_setting_that_differs_from_training_is_reported(run: Path) -> None:
     changes = ["--tolerance", "0.01", "--base.damping", "0.05", "--sheet-x", "0.21", "0.3", "--randomization", "off"]
     assert main(["eval", str(run), "--n-episodes", "2", *changes, "--compare-base"]) == 0
@@ -359,6 +363,7 @@ def test_a_setting_that_differs_from_training_is_reported(run: Path) -> None:
     assert len(set(returns.values())) == 1  # without randomisation every episode is the same
 
 
+@pytest.mark.slow
 def test_eval_of_a_base_policy_alone(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ["--max-episode-steps", "20", "--tolerance", "0.08", "--success-hold-steps", "5"]
     output = tmp_path / "new" / "base.json"
@@ -382,6 +387,7 @@ def test_the_base_policy_of_an_eval_by_its_alias(tmp_path: Path) -> None:
     assert found["policies"]["base"]["action_change"]["mean"] == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_gl(), reason="needs an OpenGL library")
 def test_a_video_shows_base_beside_residual(run: Path) -> None:
     from imageio_ffmpeg import count_frames_and_secs

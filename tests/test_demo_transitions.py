@@ -181,6 +181,7 @@ def so101_demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_run_with_demonstrations_resumes_bit_for_bit_and_without_their_file(tmp_path: Path, so101_demos: Path) -> None:
     gone = tmp_path / "gone.h5"
     settings: dict[str, Any] = {"learner": "sac", "demo_share": 0.5, "total_timesteps": 96}

@@ -123,6 +123,7 @@ def demos(draw: st.DrawFn) -> list[Demo]:
     return episodes
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=40, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 @hypothesis.given(demos())
 def test_what_is_written_is_what_is_read(tmp_path: Path, episodes: list[Demo]) -> None:
@@ -271,6 +272,7 @@ def test_what_was_changed_in_ours_is_noticed(tmp_path: Path) -> None:
         read(path)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_or_a_missing_end_is_noticed_or_harmless(tmp_path: Path) -> None:
     """Every flip and cut gives either the same episodes or an error that names the file; never other episodes, never a crash."""
     path = write(tmp_path / "x.h5", [a_demo(seed) for seed in range(3)])

@@ -244,6 +244,7 @@ def test_what_replay_refuses_or_warns_of(fails: Fails, made: Path, tmp_path: Pat
     assert "cut.json is missing" in fails("demos", "info", made.parent / "cut.h5")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("opengl")
 @pytest.mark.parametrize("name", ["", "v.mp4"])
 def test_a_video_of_a_replay(made: Path, name: str, tmp_path: Path) -> None:

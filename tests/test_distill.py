@@ -134,6 +134,7 @@ def test_the_student_acts_alone(tmp_path: Path) -> None:
     assert student.task == cfg.task
 
 
+@pytest.mark.slow
 def test_a_run_becomes_one_policy_after_interruptions(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails) -> None:
     """Ctrl-C while it collects and while it trains; then the whole, and the policy alone on the same episodes."""
     out = tmp_path / "policy"

@@ -78,6 +78,7 @@ def test_the_custom_base_policy_fits_on_a_page_and_turns_to_the_sheet(load: Any)
     env.close()
 
 
+@pytest.mark.slow
 def test_the_custom_base_policy_is_an_option_of_the_command_line(tmp_path: Path) -> None:
     arguments = ("so101-paper", "--base-policy", "pan-to-sheet", "--n-episodes", "2", "--max-episode-steps", "3", "--output", "eval.json")
     run("custom_base_policy", "eval", *arguments, cwd=tmp_path)

@@ -66,6 +66,7 @@ def failing() -> Iterator[type[Failing]]:
     del BASE_POLICIES._specs["failing"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "code", "message"),
     [
@@ -246,6 +247,7 @@ def no_gl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendering, "gl_context_class", missing)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_gl")
 def test_without_opengl_there_is_no_video_and_all_else(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", str(run), "--n-episodes", "2", "--compare-base", "--save-video"]) == 0

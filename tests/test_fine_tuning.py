@@ -176,6 +176,7 @@ def test_observations_of_the_same_size_can_be_others_too(demos: Path, tmp_path: 
     assert [name for name in now if not torch.equal(now[name], before[name])] == ["obs_layers.0.weight"]
 
 
+@pytest.mark.slow
 def test_a_public_model_keeps_the_columns_that_read_the_time(others: Path, tmp_path: Path) -> None:
     two = write_demos(tmp_path / "two.h5", 5, action_dim=2)
     public = read_public_unet(unet_case.write(tmp_path / "x.pt"), ConvertCfg(), trusted=True)
@@ -236,6 +237,7 @@ def test_padding_can_be_asked_for_when_training_goes_on(tmp_path: Path) -> None:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_from_the_command_line(demos: Path, others: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
     init, out = saved(tmp_path, il_case.model("diffusion")), tmp_path / "il"
     assert main(["imitate", str(demos), "--init-from", init, "--out", str(out), *FLAGS]) == 0
@@ -247,6 +249,7 @@ def test_from_the_command_line(demos: Path, others: Path, tmp_path: Path, fails:
     assert "no.safetensors does not exist" in fails("imitate", str(demos), "--init-from", str(tmp_path / "no.safetensors"))
 
 
+@pytest.mark.slow
 def test_going_on_after_a_stop_is_as_if_there_had_been_none(demos: Path, tmp_path: Path) -> None:
     settings = cfg(saved(tmp_path, il_case.model()), obs_noise=0.1, weight_decay=0.01)
     train(settings, demos, tmp_path / "once")

@@ -324,6 +324,7 @@ def test_without_policies_it_says_what_it_needs(fails: tiny_runs.Fails) -> None:
 # --- in a run ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_on_a_hybrid_is_resumed_bit_for_bit(tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "base_policy": "hybrid",

@@ -136,6 +136,7 @@ def fit(algorithm: Algorithm, steps: int) -> nn.Module:
     return network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "sampling_steps"), [(Flow(**UNET), 20), (Diffusion(**UNET, diffusion_steps=50), 25)], ids=["flow", "diffusion"]
 )

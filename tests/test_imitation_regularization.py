@@ -106,6 +106,7 @@ def test_both_are_off_unless_they_are_asked_for() -> None:
             ImitateCfg(**{name: -0.1})
 
 
+@pytest.mark.slow
 def test_a_resumed_training_with_both_is_the_same_bit_for_bit(demos: Path, tmp_path: Path) -> None:
     settings = ImitateCfg(algo="diffusion", preset="cpu", **TINY, weight_decay=0.01, obs_noise=0.2)
     train(settings, demos, tmp_path / "once")
@@ -158,6 +159,7 @@ def test_a_model_of_version_1_is_loaded() -> None:
     assert model.statistics.obs_clip.item() == 10.0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_before_goes_on(demos: Path, tmp_path: Path) -> None:
     settings = ImitateCfg(algo="bc", preset="cpu", **TINY)
     train(settings, demos, tmp_path / "il")

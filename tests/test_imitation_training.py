@@ -73,6 +73,7 @@ def imitate(demos: Path, out: Path, *more: str) -> int:
 # --- from a file to a policy ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", ["bc", "flow", "diffusion"])
 def test_from_demonstrations_to_a_base_policy(algo: str, demos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "il"
@@ -99,6 +100,7 @@ def test_from_demonstrations_to_a_base_policy(algo: str, demos: Path, tmp_path: 
     assert make_base_policy("il", ILCfg(str(out)), env).act(obs).abs().max() <= 1.0
 
 
+@pytest.mark.slow
 def test_it_learns_what_was_intended_not_what_was_executed(tmp_path: Path) -> None:
     """Noise on the executed actions makes demonstrations see more; it is not to be imitated."""
     draw = np.random.default_rng(0)
@@ -150,6 +152,7 @@ def test_validation_is_the_same_each_time(demos: Path, tmp_path: Path) -> None:
     assert torch.equal(made.generator.get_state(), state)
 
 
+@pytest.mark.slow
 def test_mixed_precision_is_nearly_the_same(demos: Path, tmp_path: Path) -> None:
     losses = []
     for amp in (False, True):
@@ -266,6 +269,7 @@ def test_stopped_and_resumed_equals_trained_at_once(
     assert tiny_runs.figures(tmp_path / "twice") == tiny_runs.figures(tmp_path / "once")
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_tells_how_to_go_on(
     demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -301,6 +305,7 @@ def test_other_settings_are_refused_on_resume(flags: list[str], message: str, de
     assert message in fails("imitate", str(demos), "--out", str(tmp_path / "il"), "--resume", *flags)
 
 
+@pytest.mark.slow
 def test_other_demonstrations_are_refused_on_resume(demos: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
     imitate(demos, tmp_path / "il")
     others = il_case.write_demos(tmp_path / "others.h5", steps=5)
@@ -354,6 +359,7 @@ def test_a_folder_that_is_taken_is_left_alone(demos: Path, tmp_path: Path, fails
     assert "--resume needs the folder" in fails("imitate", str(demos), "--resume")
 
 
+@pytest.mark.slow
 def test_a_task_that_is_not_there_cannot_be_evaluated(tmp_path: Path) -> None:
     ends = np.array([False, True])
     info = describe("PickCube-v1", {}, max_episode_steps=2, control_hz=20.0, source_type="rl", source_desc="x")

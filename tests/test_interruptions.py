@@ -97,6 +97,7 @@ def test_a_signal_saves_and_exits_with_its_own_code(
     assert json.loads((path / "config.json").read_text())["run"]["total_timesteps"] == step + 64
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_first_evaluation_leaves_something_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(tmp_path / "whole", total_timesteps=64)
     evaluate = Runner._evaluate

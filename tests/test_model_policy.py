@@ -73,6 +73,7 @@ def episodes_of(cfg: TrainCfg, num_envs: int, model: Path | None = None) -> tupl
     return episodes, actions
 
 
+@pytest.mark.slow
 def test_a_run_as_the_base_is_the_run_bit_for_bit(run: Path) -> None:
     """And so is a run that was trained on it."""
     first = load_policy(run / "final_model" / "policy.safetensors").cfg

@@ -51,6 +51,7 @@ def test_rows_come_when_they_are_due_and_at_every_evaluation_and_checkpoint(tmp_
     assert [row["step"] for row in rows if "eval/success_rate" in row] == [0, 80, 128]
 
 
+@pytest.mark.slow
 def test_a_row_is_the_mean_over_the_updates_since_the_last_one_and_the_latest_count(tmp_path: Path) -> None:
     for name, log_freq in (("each", 0), ("third", 24)):
         train(tmp_path / name, learner="sac", log_freq=log_freq, save_freq=10**6, eval_freq=0, total_timesteps=96)
@@ -90,6 +91,7 @@ def test_the_first_evaluation_is_the_base_policys_own(tmp_path: Path, learner: s
 # --- exact resuming ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"learner": "sac"}, {"learner": "td3", "prog_explore": 200, "normalize_targets": True}], ids=str)
 def test_training_in_pieces_is_training_at_once(tmp_path: Path, settings: dict[str, Any]) -> None:
     """Stopped where a row is due (96), and where none is (136, 176): figures, files and all that goes on."""
@@ -110,6 +112,7 @@ def test_training_in_pieces_is_training_at_once(tmp_path: Path, settings: dict[s
     assert segments(tmp_path / "whole") == [f"segment_{i:06d}.safetensors" for i in range(1, 8)]
 
 
+@pytest.mark.slow
 def test_a_segment_is_written_once_and_a_checkpoint_holds_only_what_is_not_full(tmp_path: Path) -> None:
     path = tmp_path / "run"
     train(path, learner="sac", stop_at=72, buffer_size=10_000, eval_freq=0)
@@ -123,6 +126,7 @@ def test_a_segment_is_written_once_and_a_checkpoint_holds_only_what_is_not_full(
     assert max(sizes) - min(sizes) < (path / "replay" / "segment_000000.safetensors").stat().st_size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["flip", "remove"])
 def test_a_damaged_segment_gives_way_loudly_to_the_checkpoint_before(tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture) -> None:
     settings = {"learner": "sac", "buffer_size": 10_000}
@@ -145,6 +149,7 @@ def test_a_damaged_segment_gives_way_loudly_to_the_checkpoint_before(tmp_path: P
     assert figures(tmp_path / "whole") == figures(path)
 
 
+@pytest.mark.slow
 def test_a_run_of_before_segments_had_files_goes_on(tmp_path: Path) -> None:
     """Its checkpoint held the whole buffer, and progress knew of no rows that are means."""
     from residual_rl import checkpoint
@@ -166,6 +171,7 @@ def test_a_run_of_before_segments_had_files_goes_on(tmp_path: Path) -> None:
 # --- a server that gives up -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_where_a_server_gives_up_the_state_before_is_saved_and_little_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings: dict[str, Any] = {"learner": "sac", "eval_freq": 0}
     whole = train(tmp_path / "whole", **settings)

@@ -129,6 +129,7 @@ def test_importing_the_package_registers_the_gymnasium_ids(imports: str) -> None
     assert run.stdout.strip() == "residual_rl/SO101Paper-v0", run.stderr
 
 
+@pytest.mark.slow
 def test_help_is_quick() -> None:
     """The median of five runs. Either the wall clock or the processor time counts: others may be using the cores."""
     command = [command_path(), "--help"]

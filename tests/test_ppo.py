@@ -358,6 +358,7 @@ def test_cuda_graphs_change_no_number_beyond_rounding(compile: bool) -> None:
     assert results[0] == pytest.approx(results[1], rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"noise_correlation": 0.8}])
 def test_it_learns_what_the_base_policy_gets_wrong(settings: dict[str, Any]) -> None:
     env = PointMass(32, seed=0)

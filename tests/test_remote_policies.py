@@ -515,6 +515,7 @@ def test_a_time_out_of_openpi_applies() -> None:
             policy.act(obs_of(*[JOINTS] * 8))  # eight connections to hang up
 
 
+@pytest.mark.slow
 def test_a_time_out_of_openpi_applies_to_sending() -> None:
     """A server that accepts a connection and then reads no more, and an observation that no buffer of the system's holds."""
     env = make_vec_env("so101-paper", 1, num_threads=1, obs_mode="rgb", obs_cameras=("top",), image_size=(2000, 2000))

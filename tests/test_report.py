@@ -161,6 +161,7 @@ def test_png_files_for_plot(run: RunFolder) -> None:
             assert image.width == 1500
 
 
+@pytest.mark.slow
 def test_names_from_outside_are_escaped(tmp_path: Path) -> None:
     evil = '<script>alert("1")</script>$x_'
     run = make_run(tmp_path / "x", {evil: evil}, ("residual-rl", evil))

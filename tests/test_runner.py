@@ -81,6 +81,7 @@ def remembering() -> Iterator[str]:
 # --- exact resuming -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("remembering")
 @pytest.mark.parametrize(
     "settings", [{"noise_correlation": 0.0}, SCHEDULED, {"base_policy": "remembering"}], ids=["plain", "scheduled", "remembering"]
@@ -126,6 +127,7 @@ def test_progress_round_trips_through_a_file(tmp_path: Path) -> None:
     assert loaded == progress
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_identical_files_and_others_do_not(tmp_path: Path) -> None:
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         train(tmp_path / name, seed=seed, total_timesteps=64, eval_freq=0)
@@ -150,6 +152,7 @@ def test_a_finished_run_resumes_to_its_end_at_once(tmp_path: Path) -> None:
     assert before == files(tmp_path / "run" / "final_model") | {"metrics": (tmp_path / "run" / "metrics.jsonl").read_bytes()}
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_gives_way_loudly_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(tmp_path / "whole")
     train(tmp_path / "run", stop_at=160)
@@ -343,6 +346,7 @@ def test_the_parts_of_the_time_add_up(run: Path) -> None:
     assert row["time/fps"] == pytest.approx(192 / row["time/wall"])
 
 
+@pytest.mark.slow
 def test_the_time_is_counted_from_the_start_of_the_command(tmp_path: Path) -> None:
     """A process that sleeps before it imports anything: the first run counts from its start, another one from its own."""
     code = f"""

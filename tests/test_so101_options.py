@@ -14,6 +14,7 @@ from residual_rl.seeding import normal
 from residual_rl.tasks.so101_paper.task import quaternion_product, yaw_of
 
 
+@pytest.mark.slow
 def test_sparse_reward_is_that_of_success_alone() -> None:
     env = make_vec_env("so101-paper", 8, reward_mode="sparse", reward_success=3.0)
     policy = make_base_policy("jacobian-yaw", None, env)

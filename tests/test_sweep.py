@@ -218,6 +218,7 @@ def test_a_trial_that_is_stopped_goes_on_from_its_checkpoint_and_is_evaluated(tm
     assert next_command(longer) == ["eval", str(trial.run.path), "--n-episodes", "5", "--first-seed", "10000000", "--num-threads", "1"]
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_tells_why(tmp_path: Path) -> None:
     trial = dataclasses.replace(a_trial(tmp_path), train=("so101-paper", "--num-envs", "0"))
     progress = until(TrialProcess(trial), "failed", "finished", "interrupted")
@@ -226,6 +227,7 @@ def test_a_trial_that_fails_tells_why(tmp_path: Path) -> None:
     assert state_of(trial) == "failed"
 
 
+@pytest.mark.slow
 def test_a_process_of_a_trial_ends_with_its_parent(tmp_path: Path) -> None:
     """As when Ray's worker is killed: here a parent that starts it and is killed."""
     script = (
@@ -397,6 +399,7 @@ def test_the_table_shows_each_trial(tmp_path: Path, capsys: pytest.CaptureFixtur
 # --- what runs, with Ray left out -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_resume_runs_what_is_left_and_failed_ones_only_if_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

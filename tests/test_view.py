@@ -58,6 +58,7 @@ def test_each_camera_becomes_a_png_whose_path_is_printed(opengl: None, tmp_path:
     assert {name: picture.shape for name, picture in pictures(folder).items()} == dict.fromkeys(("top", "wrist", "scene"), (48, 64, 3))
 
 
+@pytest.mark.slow
 def test_the_pictures_are_those_of_the_step_and_the_policy(opengl: None, tmp_path: Path, run: Path) -> None:
     def top(*argv: str) -> np.ndarray:
         folder = tmp_path / f"views{len(list(tmp_path.iterdir()))}"

@@ -259,6 +259,7 @@ def test_the_picture_shows_the_point() -> None:
     assert (rows.unique().tolist(), columns.unique().tolist()) == ([14, 15], [10, 11, 12])
 
 
+@pytest.mark.slow
 def test_it_learns_what_only_the_camera_shows() -> None:
     env = point_env(32)
     cfg = PPOCfg(num_steps=16, minibatch_size=128, num_epochs=4, learning_rate=1e-3, learning_rate_schedule="constant", hidden_sizes=(32,))
@@ -292,6 +293,7 @@ def _seen_point(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TASKS._specs, "seen-point", SEEN_POINT_TASK)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_seen_point")
 def test_training_on_images_by_command(tmp_path: Path, fails: Fails) -> None:
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
@@ -335,6 +337,7 @@ def test_what_cannot_be_is_told_in_one_line(fails: Fails, tmp_path: Path, argume
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_one_command_trains_on_the_cameras_of_a_task(opengl: None, tmp_path: Path) -> None:
     command = ["train", "so101-paper", *TRAIN[2:], "--obs-mode", "rgb", "--image-size", "36", "48", "--num-threads", "1"]
     command += ["--max-episode-steps", "10", "--total-timesteps", "32", "--output-dir", str(tmp_path / "run")]
