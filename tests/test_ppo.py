@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from typing import Any
@@ -15,6 +14,8 @@ from residual_rl.learners import ppo as ppo_module
 from residual_rl.learners.networks import load_module_state
 from residual_rl.learners.ppo import PPO, PPOCfg, make_policy
 from residual_rl.types import Learner, Transition
+from resuming import check_resuming
+from tiny_runs import different
 from toy_env import OBS_SPACE, PointMass, collect, success_rate
 
 SMALL: dict[str, Any] = {"num_steps": 8, "minibatch_size": 16, "num_epochs": 2, "hidden_sizes": (16, 16)}
@@ -52,18 +53,6 @@ def fake_steps(learner: PPO, generator: torch.Generator, steps: int) -> None:
 def fake_update(learner: PPO, generator: torch.Generator) -> dict[str, float]:
     fake_steps(learner, generator, learner.num_steps)
     return learner.update()
-
-
-def assert_same(a: Any, b: Any) -> None:
-    """Nested states are equal bit for bit."""
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
 
 
 def test_it_is_a_learner_and_reports_the_metrics_by_their_names() -> None:
@@ -166,25 +155,7 @@ def test_exploration_noise_starts_anew_where_an_episode_ended() -> None:
 )
 @pytest.mark.parametrize("extra_steps", [0, 3])
 def test_a_resumed_learner_goes_on_bit_for_bit(settings: dict[str, Any], extra_steps: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    learner = make(**settings)
-    for i in range(3):
-        learner.set_progress(i / 10)
-        fake_update(learner, generator)
-    fake_steps(learner, generator, extra_steps)
-    state, data = learner.state_dict(), generator.get_state()
-    saved = copy.deepcopy(state)
-
-    def finish(goes_on: PPO) -> dict[str, Any]:
-        generator.set_state(data)
-        fake_steps(goes_on, generator, goes_on.num_steps - extra_steps)
-        metrics = [goes_on.update(), fake_update(goes_on, generator)]
-        return {"metrics": dict(enumerate(metrics)), **goes_on.state_dict()}
-
-    resumed = make(seed=99, **settings)
-    resumed.load_state_dict(state)
-    assert_same(finish(resumed), finish(learner))
-    assert_same(state, saved)  # a state is a copy, not a view of what goes on learning
+    check_resuming(lambda seed: make(seed=seed, **settings), fake_steps, extra_steps)
 
 
 def test_acting_deterministically_leaves_the_state_alone_and_is_what_an_exported_policy_does() -> None:
@@ -194,7 +165,7 @@ def test_acting_deterministically_leaves_the_state_alone_and_is_what_an_exported
     before = learner.state_dict()
     obs = observation(generator)
     action = learner.act(obs, deterministic=True)
-    assert_same(learner.state_dict(), before)
+    assert different(learner.state_dict(), before) == []
     assert action.any()
 
     exported = make_policy(learner.cfg, OBS_SPACE, 2, seed=5)
@@ -245,8 +216,8 @@ def test_what_is_not_finite_in_a_rollout_is_named_before_it_reaches_a_weight(wha
     before = learner.state_dict()
     with pytest.raises(NonFiniteError, match=f"{what} is not finite"):
         learner.update()
-    assert_same(learner.state_dict()["policy"]["actor.layers.0.weight"], before["policy"]["actor.layers.0.weight"])
-    assert_same(learner.state_dict()["optimizer"], before["optimizer"])
+    assert different(learner.state_dict()["policy"]["actor.layers.0.weight"], before["policy"]["actor.layers.0.weight"]) == []
+    assert different(learner.state_dict()["optimizer"], before["optimizer"]) == []
 
 
 def test_a_gradient_that_is_not_finite_is_named_and_not_stepped_on() -> None:
@@ -264,7 +235,7 @@ def test_a_gradient_that_is_not_finite_is_named_and_not_stepped_on() -> None:
     with pytest.raises(NonFiniteError, match=r"the gradient of critic\.layers\.1\.bias is not finite"):
         learner.update()
     assert len(calls) == 3  # it stops there and then
-    assert_same(learner.state_dict()["critic"], weights)
+    assert different(learner.state_dict()["critic"], weights) == []
 
 
 def test_minibatches_are_equal_and_about_the_size_asked_for() -> None:

@@ -26,6 +26,8 @@ from residual_rl.learners.sac import SAC, SACCfg
 from residual_rl.learners.sac_cfg import PolicyDecoratorCfg
 from residual_rl.learners.td3 import TD3, TD3Cfg
 from residual_rl.types import Learner, Transition
+from resuming import check_resuming
+from tiny_runs import different
 from toy_env import OBS_SPACE, PointMass, success_rate
 
 GOLDEN = Path(__file__).parent / "data" / "golden_sac_checkpoint_v1.safetensors"
@@ -86,18 +88,6 @@ def trained(kind: str = "sac", updates: int = 6, **settings: Any) -> Any:
 
 def one_batch(learner: OffPolicyLearner) -> Batch:
     return Batch(*(tensor[0] for tensor in learner._sample(1)))
-
-
-def assert_same(a: Any, b: Any) -> None:
-    """Nested states are equal bit for bit."""
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, Tensor):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
 
 
 # --- what they are ----------------------------------------------------------------------------------------------------
@@ -608,23 +598,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("extra_steps", [0, 1])
 def test_a_resumed_learner_goes_on_bit_for_bit(variant: str, extra_steps: int) -> None:
     kind, settings = VARIANTS[variant]
-    generator, learner = torch.Generator().manual_seed(0), make(kind, **settings)
-    for _ in range(3):
-        fake_update(learner, generator)
-    fake_steps(learner, generator, extra_steps)
-    state, data = learner.state_dict(), generator.get_state()
-    saved = to_bytes(state, "checkpoint")
-
-    def finish(goes_on: Any) -> dict[str, Any]:
-        generator.set_state(data)
-        fake_steps(goes_on, generator, goes_on.num_steps - extra_steps)
-        metrics = [goes_on.update(), fake_update(goes_on, generator), fake_update(goes_on, generator)]
-        return {"metrics": dict(enumerate(metrics)), **from_bytes(to_bytes(goes_on.state_dict(), "checkpoint"), "checkpoint")}
-
-    resumed = make(kind, seed=99, **settings)
-    resumed.load_state_dict(from_bytes(to_bytes({"learner": state}, "checkpoint"), "checkpoint")["learner"])
-    assert_same(finish(resumed), finish(learner))
-    assert to_bytes(state, "checkpoint") == saved  # a state is a copy, not a view of what goes on learning
+    check_resuming(lambda seed: make(kind, seed=seed, **settings), fake_steps, extra_steps)
 
 
 def test_seeds_make_the_run_and_the_global_generator_is_left_alone() -> None:
@@ -668,7 +642,7 @@ def test_what_is_not_finite_is_named_before_it_reaches_a_weight(column: str, mes
     after = learner.state_dict()["modules"]
     for module in ("critics", "policy"):
         assert all(torch.isfinite(value).all() for value in after[module].values())
-    assert_same(after["critics"], before["critics"])
+    assert different(after["critics"], before["critics"]) == []
 
 
 def test_observations_that_are_not_there_are_named() -> None:

@@ -24,6 +24,7 @@ from residual_rl.learners.ppo import PPO, PPOCfg, make_policy
 from residual_rl.registry import TASKS
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.types import Transition
+from resuming import check_resuming
 from tiny_runs import Fails, different, last_state
 
 SMALL: dict[str, Any] = {"num_steps": 6, "minibatch_size": 12, "num_epochs": 2, "hidden_sizes": (16,), "image_features": 8}
@@ -109,23 +110,7 @@ def test_a_fresh_residual_on_images_leaves_the_base_action_bit_for_bit() -> None
 @pytest.mark.parametrize("settings", [{}, {"random_shift": 2}, {"random_shift": 1, **BOTH_SEE}, ASYMMETRIC])
 @pytest.mark.parametrize("extra_steps", [0, 2])
 def test_learning_from_images_is_resumed_bit_for_bit(settings: dict[str, Any], extra_steps: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    learner = make(**settings)
-    fake_update(learner, generator)
-    fake_steps(learner, generator, extra_steps)
-    state, data = learner.state_dict(), generator.get_state()
-    saved = copy.deepcopy(state)
-
-    def finish(goes_on: PPO) -> dict[str, Any]:
-        generator.set_state(data)
-        fake_steps(goes_on, generator, goes_on.num_steps - extra_steps)
-        metrics = [goes_on.update(), fake_update(goes_on, generator)]
-        return {"metrics": metrics, **goes_on.state_dict()}
-
-    resumed = make(seed=99, **settings)
-    resumed.load_state_dict(state)
-    assert not different(finish(resumed), finish(learner))
-    assert not different(state, saved)
+    check_resuming(lambda seed: make(seed=seed, **settings), fake_steps, extra_steps)
 
 
 def test_seeds_make_the_shifts_and_acting_deterministically_draws_none() -> None:
