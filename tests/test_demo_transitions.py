@@ -205,3 +205,12 @@ def test_a_file_of_another_task_ends_before_anything_is_written(tmp_path: Path, 
     assert "holds demonstrations of task 'so101-paper', and this run trains on 'so101-paper-precise'" in said
     assert not (tmp_path / "run").exists()
     assert config(learner="sac").learner.demos is None
+
+
+def test_demonstrations_of_other_rewards_are_refused(tmp_path: Path, so101_demos: Path, fails: Fails) -> None:
+    """Dense rewards in a buffer of sparse ones have critics expect what no episode can give."""
+    flags = ["--learner", "sac", "--demos", str(so101_demos), "--demo-share", "0.25", "--output-dir", str(tmp_path / "run")]
+    said = fails("train", "so101-paper", *flags, "--reward-mode", "sparse", "--num-envs", "2", "--eval-episodes", "1")
+    assert "paper.h5 was collected with other rewards" in said
+    assert "reward_mode 'dense' (here 'sparse')" in said
+    assert not (tmp_path / "run").exists()

@@ -185,6 +185,14 @@ def _check(demos: Demonstrations, cfg: TrainCfg, env: ResidualEnv, base_policy: 
                 f"{demos.path} holds {name!r} of shape {list(stored)}, and task {cfg.task_id!r} observes {list(observed[name].shape)}"
             )
     mine = cfg.to_dict()["task"]
-    others = [f"{name} {value!r} (here {mine[name]!r})" for name, value in demos.task_settings.items() if mine.get(name, value) != value]
+    others = {
+        name: f"{name} {value!r} (here {mine[name]!r})" for name, value in demos.task_settings.items() if mine.get(name, value) != value
+    }
+    rewards = [told for name, told in others.items() if name.startswith("reward")]
+    if rewards:
+        raise ConfigError(
+            f"{demos.path} was collected with other rewards, and critics would learn both as one: {', '.join(rewards)}; "
+            "collect demonstrations with the settings of the run"
+        )
     if others:
-        _log.warning("%s was collected with other settings of the task: %s", demos.path, ", ".join(others))
+        _log.warning("%s was collected with other settings of the task: %s", demos.path, ", ".join(others.values()))
