@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,7 @@ def main() -> None:
     name, variants = told["name"], told["variants"]
     runs = {(variant, seed): RunFolder(options.runs / f"{name}-{slug(variant)}-{seed}") for variant in variants for seed in options.seeds}
     for path, arguments in told.get("files", {}).items():
-        if not Path(path).exists():
-            make_folder(Path(path).parent)
-            subprocess.run([*CLI, *arguments, "--out", path], check=True)
+        make_file(Path(path), arguments)
     for seed in options.seeds:
         for variant, flags in variants.items():
             if options.only is None or variant in options.only:
@@ -61,6 +60,17 @@ def main() -> None:
     write_json(options.output / f"{name}.json", result)
     _plot(rows, options.output / f"{name}.png")
     _print(rows)
+
+
+def make_file(path: Path, arguments: list[str]) -> None:
+    """Have `residual-rl` make it, unless it is there: elsewhere first, so that what is there is whole."""
+    if path.exists():
+        return
+    make_folder(path.parent)
+    with tempfile.TemporaryDirectory(dir=path.parent) as making:
+        subprocess.run([*CLI, *arguments, "--out", f"{making}/{path.name}"], check=True)
+        for made in sorted(Path(making).iterdir(), key=lambda made: made.name == path.name):  # what stands beside it first
+            made.rename(path.parent / made.name)
 
 
 def slug(variant: str) -> str:

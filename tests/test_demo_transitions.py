@@ -207,10 +207,20 @@ def test_a_file_of_another_task_ends_before_anything_is_written(tmp_path: Path, 
     assert config(learner="sac").learner.demos is None
 
 
-def test_demonstrations_of_other_rewards_are_refused(tmp_path: Path, so101_demos: Path, fails: Fails) -> None:
-    """Dense rewards in a buffer of sparse ones have critics expect what no episode can give."""
-    flags = ["--learner", "sac", "--demos", str(so101_demos), "--demo-share", "0.25", "--output-dir", str(tmp_path / "run")]
-    said = fails("train", "so101-paper", *flags, "--reward-mode", "sparse", "--num-envs", "2", "--eval-episodes", "1")
-    assert "paper.h5 was collected with other rewards" in said
-    assert "reward_mode 'dense' (here 'sparse')" in said
+OTHERS = [
+    (("--reward-mode", "sparse"), "reward_mode 'dense' (here 'sparse')"),
+    (("--control-mode", "joint_target"), "control_mode 'joint_delta' (here 'joint_target')"),
+    (("--tolerance", "0.03"), "tolerance 0.08 (here 0.03)"),
+]
+
+
+@pytest.mark.parametrize(("flags", "told"), OTHERS, ids=[flags[0] for flags, _ in OTHERS])
+def test_demonstrations_of_other_rewards_actions_or_goals_are_refused(
+    flags: tuple[str, ...], told: str, tmp_path: Path, so101_demos: Path, fails: Fails
+) -> None:
+    """Dense rewards in a buffer of sparse ones, say, have critics expect what no episode can give."""
+    run = ["--demos", str(so101_demos), "--demo-share", "0.25", "--output-dir", str(tmp_path / "run"), "--num-envs", "2"]
+    said = fails("train", "so101-paper", "--learner", "sac", *run, "--eval-episodes", "1", *flags)
+    assert "paper.h5 was collected with other tasks, actions or rewards than this run's" in said
+    assert told in said
     assert not (tmp_path / "run").exists()

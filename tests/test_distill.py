@@ -195,6 +195,7 @@ def test_what_distill_refuses(run: Path, tmp_path: Path, fails: Fails, monkeypat
     assert "noise must be 0 or more" in fails(*start, "--noise", "-1")
     assert "choose the algorithm with --algo flow" in fails(*start, "--imitate.algo", "flow")
     assert "choose how many episodes with --n-episodes 3" in fails(*start, "--imitate.n-episodes", "3")
+    assert "unknown observation 'nope'" in fails(*start, "--imitate.obs-keys", "nope")
     assert "holds no run to resume" in fails("distill", "--resume", out)
     assert not out.exists()
     (run / "config.json").write_text("{}")

@@ -488,7 +488,7 @@ def test_composed_critics_need_the_scale_and_others_do_not() -> None:
         learner, obs = make(critic_input=critic_input), observation(generator)
         transition = told(random_step(generator, learner.act(obs), obs), None, None)
         if critic_input == "sum":
-            with pytest.raises(ConfigError, match="critic_input sum needs the residual scale"):
+            with pytest.raises(ConfigError, match="critic_input sum needs one residual scale"):
                 learner.observe(transition)
         else:
             learner.observe(transition)

@@ -73,3 +73,24 @@ def test_a_sweep_survives_a_kill_goes_on_and_saves_at_ctrl_c(tmp_path: Path) -> 
     ranking = json.loads((out / "report.json").read_text())["ranking"]
     assert [ranked["point"] for ranked in ranking] == ["total_timesteps=256"]
     assert not (out / "ray").exists()
+
+
+@pytest.mark.slow
+def test_sigterm_lets_the_trial_save_and_leaves_a_report(tmp_path: Path) -> None:
+    """Ray has a handler of its own for it, which would abort the process."""
+    out, log = tmp_path / "sweep", tmp_path / "log"
+    flags = ["--grid", "total_timesteps=10000000", "--seeds", "1", "--n-episodes", "4"]
+    run = RunFolder(out / "trials" / "total_timesteps=10000000,seed=1")
+    process = spawn(log, "so101-paper", *flags, "--output-dir", str(out), *TRAIN)
+    try:
+        wait_for(lambda: step(run) > 0, process, log)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 128 + signal.SIGTERM
+    finally:
+        if process.poll() is None:
+            process.kill()
+    said = log.read_text()
+    assert f"Go on with: residual-rl sweep --resume {out}" in said
+    assert json.loads(run.summary_file.read_text())["steps"] == step(run)
+    assert (out / "report.md").is_file()
+    assert not (out / "ray").exists()

@@ -47,6 +47,14 @@ def make_residual_env(cfg: TrainCfg, num_envs: int, *, base_policy_id: str | Non
     return ResidualEnv(env, make_base_policy(base_policy_id, None, env), residual.residual_scale, residual.residual_penalty)
 
 
+def task_settings(cfg: TrainCfg, env: VecEnv) -> dict[str, Any]:
+    """All settings of the task as plain values, the control mode by its name where the task's own was left to its robot."""
+    settings: dict[str, Any] = cfg.to_dict()["task"]
+    if settings.get("control_mode", "") is None:
+        settings["control_mode"] = env.control_mode
+    return settings
+
+
 def scale_rule(residual: ResidualCfg) -> ScaleRule | None:
     """How the residual scale follows the base policy's uncertainty; None where it does not."""
     if residual.adaptive == "off":

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from residual_rl.base_policies.executor import BasePolicyExecutor
-from residual_rl.build import make_base_policy, scale_rule
+from residual_rl.build import make_base_policy, scale_rule, task_settings
 from residual_rl.composition import reach, residual_penalty
 from residual_rl.config import TrainCfg
 from residual_rl.errors import ConfigError
+from residual_rl.registry import TASKS
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.types import Learner, Obs, Transition
 
@@ -184,15 +185,15 @@ def _check(demos: Demonstrations, cfg: TrainCfg, env: ResidualEnv, base_policy: 
             raise ConfigError(
                 f"{demos.path} holds {name!r} of shape {list(stored)}, and task {cfg.task_id!r} observes {list(observed[name].shape)}"
             )
-    mine = cfg.to_dict()["task"]
+    mine = task_settings(cfg, env.env)
     others = {
         name: f"{name} {value!r} (here {mine[name]!r})" for name, value in demos.task_settings.items() if mine.get(name, value) != value
     }
-    rewards = [told for name, told in others.items() if name.startswith("reward")]
-    if rewards:
+    decisive = [told for name, told in others.items() if name in TASKS.get(cfg.task_id).demo_settings]
+    if decisive:
         raise ConfigError(
-            f"{demos.path} was collected with other rewards, and critics would learn both as one: {', '.join(rewards)}; "
-            "collect demonstrations with the settings of the run"
+            f"{demos.path} was collected with other tasks, actions or rewards than this run's, and critics would take both for one: "
+            f"{', '.join(decisive)}; collect demonstrations with the settings of the run"
         )
     if others:
         _log.warning("%s was collected with other settings of the task: %s", demos.path, ", ".join(others.values()))

@@ -46,6 +46,9 @@ class TaskSpec:
     """Units of the task's own metrics, by name."""
     doctor: str | None = None
     """`doctor(cfg, quick, make_policy) -> Iterable[Check]`: the task's own checks in the sanity suite; see `residual_rl.sanity`."""
+    demo_settings: tuple[str, ...] = ()
+    """Settings that demonstrations must share with a run whose critics learn from them: what is asked, what an action does, what is
+    rewarded."""
     oracle: str | None = None
     """Id of a base policy that solves the task, for the sanity suite and demonstrations."""
     planners: Mapping[str, str] = field(default_factory=dict)

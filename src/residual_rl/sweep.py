@@ -54,7 +54,7 @@ class SweepCfg:
     first_eval_seed: int = EVAL_SEED
     """Seed of the first of them."""
     cpus_per_trial: int = 1
-    """CPU cores that a trial takes: of Ray's, of its simulator and of its networks."""
+    """CPU cores that a trial takes: of Ray's, and of its simulator unless --num-threads is given."""
     gpus_per_trial: float = 0.0
     """GPUs that a trial takes; a share lets several use one."""
     cwd: str = "."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,12 +99,16 @@ def _connect(address: str | None) -> None:
 
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # what it has to say is told of the trials
     options: dict[str, Any] = {} if address is not None else {"include_dashboard": False}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         where = f"at {address}" if address else "on this machine"
         mend = "; start it with `ray start --head` and give the address it tells" if address else ""
         raise ConfigError(f"no Ray cluster {where}: {' '.join(str(error).split())[:300]}{mend}") from error
+    finally:
+        for number, handler in handlers.items():  # Ray puts its own in their place, which end the process at once
+            signal.signal(number, handler)
 
 
 def _check_fits(resources: dict[str, float], cpus: int, gpus: float) -> None:

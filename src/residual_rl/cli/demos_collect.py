@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from residual_rl.build import make_residual_env
+from residual_rl.build import make_residual_env, task_settings
 from residual_rl.cli.flags import flat_field, has_flag, parse_flags, parts_of, peek, require_target
 from residual_rl.config import TrainCfg, replace_fields
 from residual_rl.errors import ConfigError
@@ -170,8 +170,6 @@ def _make_env(cfg: TrainCfg, what: CollectCfg) -> ResidualEnv:
 def _describe(env: ResidualEnv, cfg: TrainCfg, exported: ExportedPolicy | None, what: CollectCfg) -> dict[str, Any]:
     """The stamp of the file."""
     plain = cfg.to_dict()
-    if plain["task"].get("control_mode", "") is None:  # the default of whatever robot it is: what is trained on the file must know it
-        plain["task"]["control_mode"] = env.env.control_mode
     name = f"base policy {cfg.base_policy_id!r}"
     residual = None
     if exported is not None:
@@ -179,7 +177,7 @@ def _describe(env: ResidualEnv, cfg: TrainCfg, exported: ExportedPolicy | None, 
         residual = {"learner": cfg.learner_id, "step": exported.step, "residual_scale": exported.residual_scale, **plain["residual"]}
     return describe(
         cfg.task_id,
-        plain["task"],
+        task_settings(cfg, env.env),
         max_episode_steps=env.env.max_episode_steps,
         control_hz=env.env.control_hz,
         action_size=env.env.action_size.tolist(),

@@ -12,6 +12,7 @@ import torch
 import tyro
 from rich.console import Console
 
+from residual_rl.build import make_residual_env
 from residual_rl.cli import demos
 from residual_rl.cli.flags import HELP, has_flag, peek, require_target
 from residual_rl.config import from_plain
@@ -25,7 +26,7 @@ from residual_rl.distill import (
     gather,
     imitate,
 )
-from residual_rl.errors import CheckpointError, ConfigError
+from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 from residual_rl.eval_table import format_table
 from residual_rl.imitation.config import ImitateCfg
 from residual_rl.report import write_report
@@ -65,6 +66,8 @@ def main(argv: Sequence[str]) -> int:
     about = "Make one policy of a run, that needs neither its base policy nor its residual."
     flags: Any = tyro.cli(dataclasses.make_dataclass("Distill", fields), args=rest, prog=f"residual-rl distill {target}", description=about)
     _check(flags.cfg, flags.imitate)
+    if has_flag(rest, "--imitate.obs-keys"):
+        _check_observed(flags.imitate.obs_keys, teacher)
     out: Path = flags.own.out or run / "distilled"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is there and not empty; choose another --out, or go on with it: residual-rl distill --resume {out}")
@@ -78,6 +81,16 @@ def _check(cfg: DistillCfg, imitation: ImitateCfg) -> None:
         raise ConfigError(f"choose the algorithm with --algo {imitation.algo}, not with --imitate.algo")
     if imitation.n_episodes is not None:
         raise ConfigError(f"choose how many episodes with --n-episodes {imitation.n_episodes}, not with --imitate.n-episodes")
+
+
+def _check_observed(names: Sequence[str], teacher: Teacher) -> None:
+    """Raise `UnknownNameError` for observations that the collected episodes will not have."""
+    env = make_residual_env(teacher.exported.cfg, 1)
+    known: Any = env.env.single_observation_space
+    env.close()
+    for name in names:
+        if name not in known.spaces:
+            raise UnknownNameError("observation", name, known)
 
 
 def _resume(argv: Sequence[str]) -> int:

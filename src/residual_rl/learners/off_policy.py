@@ -198,7 +198,8 @@ class OffPolicyLearner:
         scale, next_scale = transition.residual_scale, transition.next_residual_scale
         if scale is None:
             raise ConfigError(
-                "critic_input sum needs the residual scale of each transition, and this env does not tell it: use res or concat"
+                "critic_input sum needs one residual scale for each decision, and with chunk whole and an adaptive scale "
+                "each step has its own: choose critic_input res or concat, or chunk step"
             )
         if isinstance(scale, Tensor) and scale.dim() == 2:
             assert isinstance(next_scale, Tensor)

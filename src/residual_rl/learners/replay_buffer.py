@@ -38,11 +38,12 @@ class Sample(NamedTuple):
 class ReplayBuffer:
     """The last steps of all worlds: each row is one step of B worlds, so that a world's next step lies in the next row.
 
-    Rows are grouped into segments of `SEGMENT_ROWS`: segment i holds the rows that were written i-th of all, and once it is full it never
-    changes; only whole segments' room is reused. In a state the full ones are `types.Segment`, which are written to disk once.
+    Rows are grouped into segments of one length, at most `SEGMENT_ROWS`: segment i holds the rows that were written i-th of all, and once
+    it is full it never changes; only whole segments' room is reused. In a state the full ones are `types.Segment`, which are written to
+    disk once.
 
     Args:
-        capacity: transitions to keep; rounded down to whole segments.
+        capacity: transitions to keep; rounded up to whole segments, by less than a row for each.
         num_envs: B.
         obs_dim: size of the observation vector.
         action_dim: A.
@@ -57,8 +58,9 @@ class ReplayBuffer:
         rows = capacity // num_envs
         if rows < 1:
             raise ConfigError(f"buffer_size must be at least num_envs ({num_envs}), not {capacity}")
-        self.segment_rows = min(SEGMENT_ROWS, rows)
-        self.num_rows = rows // self.segment_rows * self.segment_rows
+        segments = -(-rows // SEGMENT_ROWS)
+        self.segment_rows = -(-rows // segments)
+        self.num_rows = segments * self.segment_rows
         self.num_written = 0
         """Rows written so far, those included that gave way."""
         self.closed = False

@@ -10,6 +10,7 @@ SPEC = register_task(
         make=f"{__name__}.make:make",
         base_policy="zero",
         doctor=f"{__name__}.doctor:doctor",
+        demo_settings=("env_id", "robot_uids", "control_mode", "reward_mode", "ignore_terminations"),
         foreign_settings=f"{__name__}.foreign:settings",
         planners={"motion-planning": f"{__name__}.motion_planning:make"},
         train_overrides={"eval_episodes": 16},  # evaluations have worlds of their own, which take long to build

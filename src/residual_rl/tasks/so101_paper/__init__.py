@@ -14,6 +14,10 @@ SPEC = register_task(
         train_overrides={"noise_correlation": 0.9, "final_std": 0.05},
         metric_units={"dist_to_goal": "m", "yaw_error": "rad"},
         doctor=f"{__name__}.doctor:doctor",
+        demo_settings=(
+            *("tolerance", "success_hold_steps", "control_mode", "action_scale", "max_target_step", "max_target_error", "action_latency"),
+            *("reward_mode", "reward_success", "reward_distance", "reward_yaw", "reward_step", "reward_reach"),
+        ),
         oracle="jacobian-yaw",
         gymnasium_id="residual_rl/SO101Paper-v0",
     )
