@@ -231,3 +231,20 @@ def test_a_base_policys_episodes_are_collected_too(tmp_path: Path) -> None:
         assert not any(demo.actions.any() for demo in demos)
         assert demos.task_settings["control_mode"] == "pd_joint_delta_pos"  # the robot's first, which was not named
     assert main(["demos", "replay", str(path), "--num-threads", "1"]) == 0
+
+
+def test_a_run_learns_from_demonstrations_of_its_own_task_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "zero.h5"
+    few = ["--num-envs", "2", "--num-threads", "1", "--max-episode-steps", "5"]
+    assert (
+        main(
+            ["demos", "collect", "maniskill", "--env-id", "PushCube-v1", "--policy", "zero", "--n-episodes", "2", *few, "--out", str(path)]
+        )
+        == 0
+    )
+    learn = ["--learner", "sac", "--demos", str(path), "--demo-share", "0.5", "--eval-freq", "0", "--total-timesteps", "8", *few]
+    assert main(["train", "maniskill", "--env-id", "PullCube-v1", *learn, "--output-dir", str(tmp_path / "pull")]) != 0
+    assert "env_id 'PushCube-v1' (here 'PullCube-v1')" in capfd.readouterr().err
+    assert not (tmp_path / "pull").exists()
+    assert main(["train", "maniskill", "--env-id", "PushCube-v1", *learn, "--output-dir", str(tmp_path / "push")]) == 0
+    assert "other settings" not in capfd.readouterr().err  # the control mode, which was not named, is the same
