@@ -270,7 +270,7 @@ def test_what_is_asked_for_is_kept(capacity: int, num_envs: int, rows: int, segm
 def test_a_buffer_that_holds_no_step_or_fits_in_no_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"buffer_size must be at least num_envs \(16\), not 8"):
         make(8, 16)
-    monkeypatch.setattr(replay_buffer, "_free_memory", lambda: 2**30)
+    monkeypatch.setattr(replay_buffer, "free_memory", lambda: 2**30)
     # two observations of 1, six actions of 1, the reward: 9 floats, and two booleans
     with pytest.raises(ConfigError, match=r"buffer_size 56,512,728 needs 2\.0 GiB, cpu has 1\.0 GiB left: choose 22,60\d,\d\d\d or less"):
         make(round(2 * 2**30 / 38), 1)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.learners.returns import n_step_returns
+from residual_rl.memory import free_memory
 from residual_rl.types import Segment, State
 
 SEGMENT_ROWS = 1024
@@ -215,20 +216,10 @@ class ReplayBuffer:
 
 def _check_memory(needed: int, capacity: int, device: torch.device) -> None:
     """Raise `ConfigError` where `needed` bytes are not there."""
-    available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
+    available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     if available is not None and needed > available:
         gib = 2**30
         raise ConfigError(
             f"buffer_size {capacity:,} needs {needed / gib:.1f} GiB, {device} has {available / gib:.1f} GiB left: "
             f"choose {int(0.8 * capacity * available / needed):,} or less"
         )
-
-
-def _free_memory() -> int | None:
-    """Bytes of memory that a process can still have, where Linux tells."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            entries = dict(line.split(":", 1) for line in file)
-        return 1024 * int(entries["MemAvailable"].split()[0])
-    except (FileNotFoundError, KeyError):
-        return None
