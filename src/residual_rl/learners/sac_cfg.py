@@ -48,8 +48,9 @@ class PolicyDecoratorCfg(SACCfg):
 
     With it `train` has 16 worlds, where `num_steps` is training every 64 steps; decisions of whole executed chunks; the residual scale of
     peg insertion, 0.1; and no penalty. It is meant for sparse rewards of 1 (each decision costs 1), which the task has to be told
-    (`so101-paper`: `--reward-mode sparse`), and for base policies that execute chunks of 4. Deviations: the executed action, and so the
-    critics' input, is clipped; critics are clipped together.
+    (`so101-paper`: `--reward-mode sparse --reward-success 1`), and for base policies that execute chunks of 4. Deviations: the executed
+    action, and so the critics' input, is clipped; critics are clipped together, and their loss is half of the published one; hidden
+    layers begin orthogonal, not as torch has them.
     """
 
     num_steps: int = 4
