@@ -107,17 +107,19 @@ def _print(rows: dict[str, Any]) -> None:
 
 
 def _plot(rows: dict[str, Any], path: Path) -> None:
+    import matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
+    axes.set_prop_cycle(color=matplotlib.colormaps["tab20"].colors)
     for variant, row in rows.items():
         curves = list(row["seeds"].values())
         length = min(len(curve) for curve in curves)
         means = [100 * sum(curve[i][1] for curve in curves) / len(curves) for i in range(length)]
         axes.plot([curves[0][i][0] for i in range(length)], means, marker=".", label=variant)
     axes.set(xlabel="env steps", ylabel="success in evaluation [%], mean of the seeds", ylim=(-2, 102))
-    axes.legend(fontsize="small", loc="lower right")
+    figure.legend(fontsize="small", loc="outside right center")
     figure.savefig(path, dpi=110)
 
 
