@@ -58,6 +58,7 @@ def rows(obs: Obs, worlds: list[int]) -> Obs:
 # --- the contract -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @contract
 def test_gives_an_action_for_every_world(base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
     policy = make_base_policy(base_policy_id, config_of(base_policy_id), env)

@@ -290,6 +290,7 @@ def test_eval_of_a_run_writes_the_figures_where_scripts_look(
     assert str(run) in out.replace("\n", "")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
 def test_the_figures_do_not_depend_on_the_number_of_worlds(run: Path) -> None:
     results = []
@@ -331,6 +332,7 @@ def test_a_models_folder_stands_for_its_run(run: Path) -> None:
     assert [result["settings"]["model"] for result in found] == ["final", str(run / "final_model")]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
 def test_another_scale_is_executed_and_reported_and_threads_change_nothing(run: Path) -> None:
     results = {}
@@ -405,6 +407,7 @@ def test_a_video_shows_base_beside_residual(run: Path) -> None:
 # --- exit codes -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

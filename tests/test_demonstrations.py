@@ -440,6 +440,7 @@ with DemoWriter({path!r}, t.INFO) as writer:
 """
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "x.h5"
     code = WRITING.format(tests=str(Path(__file__).parent), path=str(path))

@@ -167,6 +167,7 @@ def nan_in_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
 CONTEXT = ["state_before", "action", "seed", "step"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "message", "dumped"),
     [

@@ -94,6 +94,7 @@ def test_the_bare_task_observes_25_finite_numbers(make: Any) -> None:
     assert env.action_space == gymnasium.spaces.Box(-1.0, 1.0, (6,), np.float32)
 
 
+@pytest.mark.slow
 def test_observations_stay_within_the_bounds_under_wild_actions() -> None:
     env = residual_rl.make_vec_env("so101-paper", 12)
     space, generator = env.single_observation_space, torch.Generator().manual_seed(0)
@@ -118,6 +119,7 @@ def test_checkers_have_nothing_to_say(kwargs: dict[str, Any]) -> None:
         sb3.check_env(env.unwrapped, skip_render_check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("obs_mode", ["rgb", "rgb+state"])
 def test_checkers_have_nothing_to_say_of_images(opengl: None, obs_mode: str) -> None:
     sb3 = pytest.importorskip("stable_baselines3.common.env_checker")

@@ -225,6 +225,7 @@ def test_evaluations_keep_to_their_share_of_the_time(monkeypatch: pytest.MonkeyP
     made.close()
 
 
+@pytest.mark.slow
 def test_the_last_evaluation_is_never_left_out(demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SuccessEvaluation, "affordable", lambda self, step: False)
     train(cfg(eval_freq=3), demos, tmp_path / "il")
@@ -287,12 +288,14 @@ def test_ctrl_c_saves_and_tells_how_to_go_on(
     assert ImitationModel.load(out).settings.network["channels"] == [8, 16]  # its own settings, not the defaults
 
 
+@pytest.mark.slow
 def test_killed_before_its_first_checkpoint_it_begins_anew(demos: Path, tmp_path: Path) -> None:
     with RunFolder(tmp_path / "il").start({"demos": str(demos), **cfg().to_dict()}):
         pass
     assert imitate(demos, tmp_path / "il", "--resume") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -393,6 +396,7 @@ def test_defaults_follow_algorithm_and_device() -> None:
     assert (bc.num_obs_steps, bc.chunk_size) == (1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", ["bc", "flow"])
 def test_any_task_with_vector_observations(algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TASKS._specs, "point", fakes.POINT_TASK)

@@ -94,6 +94,7 @@ def test_a_run_as_the_base_is_the_run_bit_for_bit(run: Path) -> None:
     assert episodes_of(third, 5)[1] == actions
 
 
+@pytest.mark.slow
 def test_a_run_whose_residuals_are_not_of_the_actions_size(tmp_path: Path) -> None:
     """With absolute targets an action spans a joint's range, and a residual far less."""
     settings: dict[str, Any] = {"control_mode": "joint_target", "total_timesteps": 64, "eval_freq": 0}
@@ -116,6 +117,7 @@ def test_a_run_its_models_and_their_files_can_be_named(run: Path) -> None:
     assert torch.equal(best, make_base_policy("model", ModelCfg(str(run / "best_model")), env).act(obs))
 
 
+@pytest.mark.slow
 def test_what_a_run_was_trained_on_is_found_from_other_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -94,6 +94,7 @@ def test_decisions_by_hand(learner_id: str) -> None:
     assert two.discount.tolist() == pytest.approx([0.81, 0.0])  # 0.9 for each decision, not for each of its three steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learner_id", ["sac", "td3"])
 def test_a_run_stores_the_sums_of_its_steps_and_resumes_bit_for_bit(tmp_path: Path, learner_id: str) -> None:
     sums: list[Tensor] = []

@@ -43,6 +43,7 @@ def segments(path: Path) -> list[str]:
 # --- rows of figures --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rows_come_when_they_are_due_and_at_every_evaluation_and_checkpoint(tmp_path: Path) -> None:
     train(tmp_path / "run", learner="sac", log_freq=24, save_freq=64, eval_freq=80, total_timesteps=128)
     rows = figures(tmp_path / "run")
@@ -226,6 +227,7 @@ def test_a_disk_with_too_little_room_is_refused_before_training(tmp_path: Path, 
     assert asked == [tmp_path / "other", tmp_path]
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_in_the_middle_of_the_segments_leaves_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ def test_it_gets_its_own_device_and_the_env_the_other() -> None:
     assert env.device == torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_it_is_trained_resumed_evaluated_and_listed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -565,6 +565,7 @@ def test_a_web_server_is_no_policy_server(env: VecEnv) -> None:
         openpi(server, env)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["gr00t", "gr00t-n15", "openpi"])
 def test_a_server_that_comes_back_is_waited_for(protocol: str, env: VecEnv, caplog: pytest.LogCaptureFixture) -> None:
     """The run waits, says so once, and goes on where it was."""

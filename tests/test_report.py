@@ -178,11 +178,13 @@ def test_names_from_outside_are_escaped(tmp_path: Path) -> None:
     assert sum(evil in text for text in page.texts) >= 5
 
 
+@pytest.mark.slow
 def test_equal_contents_give_an_equal_page(run: RunFolder) -> None:
     before = (run.path / "report.html").read_bytes()
     assert write_report(run.path).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_run_without_an_evaluation_has_its_curves_and_says_how_to_measure(tmp_path: Path) -> None:
     run = make_run(tmp_path / "x")
     text = " ".join(Page(write_report(run.path).read_text()).texts)

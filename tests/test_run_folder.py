@@ -89,6 +89,7 @@ def test_resume_needs_a_run(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_write_the_same_run(tmp_path: Path) -> None:
     first = RunFolder(tmp_path).start({})
     with pytest.raises(ConfigError, match=rf"{tmp_path} is being written by process {os.getpid()} on .*; wait for it, stop it"):

@@ -139,6 +139,7 @@ def test_equal_seeds_give_identical_files_and_others_do_not(tmp_path: Path) -> N
         assert word.encode() not in a
 
 
+@pytest.mark.slow
 def test_simulator_threads_do_not_change_the_weights(tmp_path: Path) -> None:
     for threads in (1, 3):
         train(tmp_path / str(threads), num_threads=threads, total_timesteps=64, eval_freq=0)
@@ -200,6 +201,7 @@ def test_a_curriculum_holds_from_the_first_episode_on_and_never_in_evaluation(
     assert evaluation == pytest.approx([0.01] * len(evaluation))
 
 
+@pytest.mark.slow
 def test_every_seed_is_new_in_training_and_the_evaluations_have_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: dict[int, list[int]] = {}
     randomize = SO101Paper.randomize
@@ -228,6 +230,7 @@ def test_a_fresh_residual_is_evaluated_first_and_is_the_base_policy(tmp_path: Pa
     assert sorted(p.name for p in (tmp_path / "run" / "eval_results").iterdir()) == ["step_000000000.json", "step_000000032.json"]
 
 
+@pytest.mark.slow
 def test_the_best_model_is_that_of_the_best_evaluation(tmp_path: Path) -> None:
     train(tmp_path / "run", total_timesteps=128, eval_freq=32)
     scores = {row["step"]: (row["eval/success_rate"], row["eval/mean_reward"]) for row in figures(tmp_path / "run")}

@@ -52,6 +52,7 @@ def worlds(*numbers: int) -> torch.Tensor:
 # --- a served policy is the policy --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @protocols
 @pytest.mark.parametrize("policy", POLICIES)
 def test_it_acts_as_in_this_process(protocol: str, policy: str, env: VecEnv) -> None:

@@ -58,6 +58,7 @@ def noisy(**settings: Any) -> torch.Tensor:
     return errors[1] - errors[0]
 
 
+@pytest.mark.slow
 def test_observation_noise_has_the_size_that_is_asked_for() -> None:
     error = noisy(position_noise=0.001, angle_noise=0.0087)
     # state: joint position 0-5, velocity 6-11, sheet pose 12-18, goal 19-21, fingertip 22-24
