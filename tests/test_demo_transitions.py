@@ -24,7 +24,7 @@ from residual_rl.errors import ConfigError
 from residual_rl.imitation.collect import run_episodes
 from residual_rl.imitation.demonstrations import Demo, Demonstrations
 from residual_rl.learners.sac_cfg import SACCfg
-from residual_rl.registry import BASE_POLICIES, TASKS
+from residual_rl.registry import BASE_POLICIES, TASKS, load
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.types import Obs, Transition
 from test_chunk_residual import CHUNKY
@@ -205,6 +205,13 @@ def test_a_file_of_another_task_ends_before_anything_is_written(tmp_path: Path, 
     assert "holds demonstrations of task 'so101-paper', and this run trains on 'so101-paper-precise'" in said
     assert not (tmp_path / "run").exists()
     assert config(learner="sac").learner.demos is None
+
+
+@pytest.mark.parametrize("task_id", ["so101-paper", "so101-paper-precise", "maniskill"])
+def test_what_demonstrations_must_share_are_settings_of_the_task(task_id: str) -> None:
+    spec = TASKS.get(task_id)
+    assert spec.demo_settings
+    assert set(spec.demo_settings) <= {field.name for field in dataclasses.fields(load(spec.config))}
 
 
 OTHERS = [

@@ -18,11 +18,10 @@ def free_memory(root: Path = Path("/")) -> int | None:
         None where the system does not tell.
     """
     try:
-        told = _figures(root / "proc/meminfo", ":")
-        free = [1024 * told["MemAvailable"]]
+        machine = 1024 * _figures(root / "proc/meminfo", ":")["MemAvailable"]
     except (OSError, KeyError):
         return None
-    return min([*free, *_group_limits(root)])
+    return min([machine, *_group_limits(root)])
 
 
 def _group_limits(root: Path) -> list[int]:

@@ -86,6 +86,7 @@ def make_arm() -> Iterator[Any]:
         agent.set_control_mode(mode)
         agent.reset(torch.tensor(agent.keyframes["ready"].qpos, dtype=torch.float32)[None])
         agent.controller.reset()
+        agent.controller.set_drive_property()  # ManiSkill sets it when a mode is first chosen, and it is that of the last such mode since
         for joint in agent.robot.active_joints:
             joint.set_drive_velocity_target(0.0)  # which a mode of velocities leaves behind
         return env
