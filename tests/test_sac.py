@@ -20,8 +20,9 @@ from residual_rl.config import TrainCfg
 from residual_rl.errors import CheckpointError, ConfigError, NonFiniteError, UnknownNameError
 from residual_rl.learners import compiled as compiled_module
 from residual_rl.learners import replay_buffer, sac, td3
+from residual_rl.learners.batch import Batch
 from residual_rl.learners.networks import load_module_state
-from residual_rl.learners.off_policy import Batch, OffPolicyLearner
+from residual_rl.learners.off_policy import OffPolicyLearner
 from residual_rl.learners.sac import SAC, SACCfg
 from residual_rl.learners.sac_cfg import PolicyDecoratorCfg
 from residual_rl.learners.td3 import TD3, TD3Cfg
@@ -159,9 +160,12 @@ def judged(learner: OffPolicyLearner, base_action: Tensor, residual: Tensor, sca
 
 
 @pytest.mark.parametrize("critic_input", ["sum", "res", "concat"])
-@pytest.mark.parametrize("critic_base_action", [True, False])
-def test_targets_losses_and_gradients_of_sac_are_the_textbook_ones(critic_input: str, critic_base_action: bool) -> None:
-    learner = trained(critic_input=critic_input, critic_base_action=critic_base_action, gamma=0.9, max_grad_norm=1e9)
+@pytest.mark.parametrize(("critic_base_action", "actor_penalty"), [(True, 0.0), (False, 0.0), (True, 0.7)])
+def test_targets_losses_and_gradients_of_sac_are_the_textbook_ones(
+    critic_input: str, critic_base_action: bool, actor_penalty: float
+) -> None:
+    settings = {"critic_input": critic_input, "critic_base_action": critic_base_action, "actor_penalty": actor_penalty}
+    learner = trained(**settings, gamma=0.9, max_grad_norm=1e9)
     batch, sees = one_batch(learner), critic_base_action or critic_input == "concat"
 
     def values(critics: Any, obs: Tensor, base_action: Tensor, action: Tensor) -> Tensor:
@@ -185,7 +189,7 @@ def test_targets_losses_and_gradients_of_sac_are_the_textbook_ones(critic_input:
 
     action, log_prob = reparametrised(learner, batch.obs, batch.base_action, batch.actor_noise)
     q = values(learner.critics, batch.obs, batch.base_action, judged(learner, batch.base_action, action, SCALE))
-    expected = (temperature * log_prob - torch.min(q[0], q[1])).mean()
+    expected = (temperature * log_prob - torch.min(q[0], q[1]) + actor_penalty * (action[:, 0] ** 2 + action[:, 1] ** 2)).mean()
     loss, figures = learner._actor_loss(batch)
     torch.testing.assert_close(figures[:2], torch.stack([expected, -log_prob.mean()]).detach(), rtol=1e-4, atol=1e-5)
     same_gradients(loss, expected, learner.actor_optimizer.parameters)
@@ -198,8 +202,9 @@ def same_gradients(loss: Tensor, expected: Tensor, parameters: list[Any]) -> Non
         torch.testing.assert_close(gradient, reference, rtol=1e-3, atol=1e-5)
 
 
-def test_targets_and_actor_loss_of_td3_are_the_textbook_ones() -> None:
-    learner = trained("td3", target_noise=1.0)
+@pytest.mark.parametrize("actor_penalty", [0.0, 0.7])
+def test_targets_and_actor_loss_of_td3_are_the_textbook_ones(actor_penalty: float) -> None:
+    learner = trained("td3", target_noise=1.0, actor_penalty=actor_penalty)
     batch = one_batch(learner)
     next_inputs = torch.cat([batch.next_obs, batch.next_base_action], 1)
     noise = batch.target_noise.clamp(-0.5, 0.5)
@@ -210,10 +215,11 @@ def test_targets_and_actor_loss_of_td3_are_the_textbook_ones() -> None:
     torch.testing.assert_close(learner._target(batch), (batch.total + batch.discount * torch.min(q[0], q[1])).detach())
 
     inputs = torch.cat([batch.obs, batch.base_action], 1)
-    composed = (batch.base_action + SCALE * learner.policy.net(inputs).tanh()).clamp(-1.0, 1.0)
-    q = learner.critics(torch.cat([inputs, composed], 1))
+    residual = learner.policy.net(inputs).tanh()
+    q = learner.critics(torch.cat([inputs, (batch.base_action + SCALE * residual).clamp(-1.0, 1.0)], 1))
     loss, _ = learner._actor_loss(batch)
-    same_gradients(loss, -torch.min(q[0], q[1]).mean(), learner.actor_optimizer.parameters)
+    expected = (actor_penalty * (residual[:, 0] ** 2 + residual[:, 1] ** 2) - torch.min(q[0], q[1])).mean()
+    same_gradients(loss, expected, learner.actor_optimizer.parameters)
 
 
 def test_truncation_bootstraps_from_the_final_observation_and_termination_does_not() -> None:
@@ -662,6 +668,7 @@ def test_observations_that_are_not_there_are_named() -> None:
         ({"tau": 0.0}, "tau must be above 0 and at most 1"),
         ({"demo_share": 1.0}, "demo_share must be at least 0 and below 1"),
         ({"learning_starts": -1}, "learning_starts must be 0 or more"),
+        ({"actor_penalty": -0.1}, "actor_penalty must be 0 or more"),
         ({"num_target_critics": 5}, r"num_target_critics must be at most num_critics \(4\), not 5"),
         ({"bootstrap_at_done": "sometimes"}, "bootstrap_at_done must be one of truncated, always, never"),
         ({"critic_input": "action"}, "critic_input must be one of sum, res, concat"),

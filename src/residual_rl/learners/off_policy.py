@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from residual_rl.composition import compose
+from residual_rl.composition import compose, residual_penalty
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.learners.actors import DeterministicActor, averaged
+from residual_rl.learners.batch import Batch
 from residual_rl.learners.compiled import compiled, cuda_graphed
 from residual_rl.learners.critics import Critics, TargetScale
 from residual_rl.learners.ema import Ema, follow
@@ -25,31 +25,6 @@ from residual_rl.types import Metrics, Obs, State, Transition
 _STEPS_AT_ONCE = 16
 """Gradient steps whose batches are sampled together."""
 _ADAM_EPSILON = 1e-8
-
-
-class Batch(NamedTuple):
-    """What a gradient step learns from, b transitions; what `next_` names is of the last step of their n-step windows."""
-
-    obs: Tensor
-    """[b, O], normalised."""
-    base_action: Tensor
-    judged: Tensor
-    """[b, A]: the action that the critics judge, composed or residual."""
-    scale: Tensor
-    """[b, A]: factor on the residual scale that all worlds share."""
-    total: Tensor
-    """[b]: discounted sum of the window's rewards."""
-    discount: Tensor
-    """[b]: weight of the value of the next observation."""
-    next_obs: Tensor
-    next_base_action: Tensor
-    next_scale: Tensor
-    target_noise: Tensor
-    """[b, A]: standard normal, for the target's action."""
-    actor_noise: Tensor
-    """[b, A]: standard normal, for the actor's."""
-    members: Tensor
-    """[M] int64: the critics whose least value makes the target."""
 
 
 class OffPolicyLearner:
@@ -306,10 +281,15 @@ class OffPolicyLearner:
         return figures
 
     def _value_for_actor(self, batch: Batch, residual_action: Tensor) -> Tensor:
-        """What the actor climbs, [b]."""
+        """What the actor climbs, [b]: the value, less what leaving the base policy costs.
+
+        Source of the latter: TD3+BC, Fujimoto & Gu, "A Minimalist Approach to Offline Reinforcement Learning", 2021. Deviation: the
+        weight is not relative to the size of the values.
+        """
         judged = self._composed(batch.base_action, residual_action, batch.scale)
         value = self._judge(self.critics, batch.obs, batch.base_action, judged)
-        return value.amin(0) if self.cfg.actor_value == "min" else value.mean(0)
+        value = value.amin(0) if self.cfg.actor_value == "min" else value.mean(0)
+        return value + residual_penalty(residual_action, 1.0, self.cfg.actor_penalty)
 
     # State
 

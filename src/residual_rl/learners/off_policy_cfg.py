@@ -69,6 +69,9 @@ class OffPolicyCfg:
     """Step size of Adam for the actor."""
     actor_every: int = 2
     """Gradient steps of the critics for each of the actor."""
+    actor_penalty: float = 0.0
+    """Weight of the squared size of the residual action in the actor's loss: where the critics see no difference, the base policy is left
+    alone. In units of values, which are those of scaled rewards."""
     actor_ema_power: float = 0.75
     """What is deployed is an average of the actor's weights, whose decay after its gradient step t is 1 − (1 + t)^−power; 0 deploys the
     newest."""
@@ -116,7 +119,7 @@ class OffPolicyCfg:
         at_least_one = ("num_steps", "buffer_size", "batch_size", "n_step", "actor_every", "num_critics", "num_target_critics")
         for name in at_least_one:
             require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("learning_starts", "actor_starts", "warmup_steps", "prog_explore", "output_init", "actor_ema_power"):
+        for name in ("learning_starts", "actor_starts", "warmup_steps", "prog_explore", "output_init", "actor_penalty", "actor_ema_power"):
             require(self, name, getattr(self, name) >= 0, "0 or more")
         for name in ("utd", "reward_scale", "warmup_std", "critic_learning_rate", "actor_learning_rate", "max_grad_norm"):
             require(self, name, getattr(self, name) > 0.0, "above 0")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from residual_rl.learners.actors import GaussianActor
-from residual_rl.learners.off_policy import Batch, OffPolicyLearner
+from residual_rl.learners.batch import Batch
+from residual_rl.learners.off_policy import OffPolicyLearner
 from residual_rl.learners.optimizer import FlatAdam
 from residual_rl.learners.sac_cfg import SACCfg
 

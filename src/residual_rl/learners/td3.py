@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from residual_rl.learners.actors import DeterministicActor
+from residual_rl.learners.batch import Batch
 from residual_rl.learners.ema import follow
-from residual_rl.learners.off_policy import Batch, OffPolicyLearner
+from residual_rl.learners.off_policy import OffPolicyLearner
 from residual_rl.learners.td3_cfg import TD3Cfg
 
 if TYPE_CHECKING:
