@@ -200,3 +200,11 @@ def test_an_impossible_value_is_refused_with_its_name(name: str, value: Any) -> 
 def test_a_curriculum_that_would_widen_is_refused() -> None:
     with pytest.raises(ConfigError, match="curriculum_tolerance"):
         replace_fields(TrainCfg.default("so101-paper"), {"curriculum": "schedule", "curriculum_tolerance": 0.01})
+
+
+def test_composed_critics_of_whole_chunks_need_one_scale_for_their_steps() -> None:
+    whole = replace_fields(TrainCfg.default("so101-paper", "il", "sac"), {"chunk": "whole"})
+    with pytest.raises(ConfigError, match="critic_input sum needs one residual scale for each decision"):
+        replace_fields(whole, {"adaptive": "uncertainty"})
+    assert replace_fields(whole, {"adaptive": "uncertainty", "critic_input": "res"}).residual.adaptive == "uncertainty"
+    assert replace_fields(whole, {"adaptive": "uncertainty", "chunk": "step"}).residual.chunk == "step"

@@ -129,6 +129,14 @@ class TrainCfg:
     learner_id: str = "ppo"
     """Registered learner."""
 
+    def __post_init__(self) -> None:
+        shared = self.residual.chunk == "step" or self.residual.adaptive == "off"
+        if not shared and getattr(self.learner, "critic_input", None) == "sum":
+            raise ConfigError(
+                "critic_input sum needs one residual scale for each decision, and with --chunk whole and --adaptive uncertainty each step "
+                "has its own: choose --critic-input res or concat, --chunk step, or --adaptive off"
+            )
+
     @classmethod
     def default(
         cls, task_id: str, base_policy_id: str | None = None, learner_id: str | None = None, variant: str | None = None
