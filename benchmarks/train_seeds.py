@@ -42,12 +42,19 @@ def main() -> None:
     _print(result)
 
 
+def run_cli(*arguments: str) -> None:
+    """Run `residual-rl`; where it fails or is interrupted, which it says itself, end as it did."""
+    code = subprocess.run([*CLI, *arguments]).returncode
+    if code != 0:
+        raise SystemExit(code)
+
+
 def train_run(run: RunFolder, arguments: list[str], seed: int) -> None:
     """Train it, or go on with it; nothing if it is trained."""
     if run.final_model.exists():
         return
     fresh = ["train", *arguments, "--seed", str(seed), "--output-dir", str(run.path)]
-    subprocess.run([*CLI, *(["train", "--resume", str(run.path)] if run.checkpoints.exists() else fresh)], check=True)
+    run_cli(*(["train", "--resume", str(run.path)] if run.checkpoints.exists() else fresh))
 
 
 def _run(options: argparse.Namespace, seed: int) -> RunFolder:
@@ -55,7 +62,7 @@ def _run(options: argparse.Namespace, seed: int) -> RunFolder:
     train_run(run, options.train, seed)
     if not run.eval_file.exists():
         others = ["--compare-base", "--compare-zero"] if seed == options.seeds[0] else []  # the same for all runs
-        subprocess.run([*CLI, "eval", str(run.path), "--n-episodes", str(options.n_episodes), *others], check=True)
+        run_cli("eval", str(run.path), "--n-episodes", str(options.n_episodes), *others)
     return run
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from residual_rl.files import make_folder, write_json
 from residual_rl.logger import read_metrics
 from residual_rl.run_folder import RunFolder, machine
 from residual_rl.statistics import proportion
-from train_seeds import CLI, train_run
+from train_seeds import run_cli, train_run
 
 
 def main() -> None:
@@ -68,7 +67,7 @@ def make_file(path: Path, arguments: list[str]) -> None:
         return
     make_folder(path.parent)
     with tempfile.TemporaryDirectory(dir=path.parent) as making:
-        subprocess.run([*CLI, *arguments, "--out", f"{making}/{path.name}"], check=True)
+        run_cli(*arguments, "--out", f"{making}/{path.name}")
         for made in sorted(Path(making).iterdir(), key=lambda made: made.name == path.name):  # what stands beside it first
             made.rename(path.parent / made.name)
 
