@@ -85,6 +85,19 @@ def test_a_planned_episode_is_what_maniskill_does_with_its_converted_actions(pus
         check_in_maniskill(demo, bare("PushCube-v1", control_mode="pd_ee_delta_pose"))
 
 
+def test_it_holds_all_that_a_policy_would_observe(pushed: Path) -> None:
+    with Demonstrations(pushed) as demos:
+        env, demo = make_env(demos, 1, 1), next(iter(demos))
+    obs, _ = env.reset(seed=demo.seed)
+    assert set(demo.obs) == set(obs)
+    assert "relative_poses" in obs
+    for t, action in enumerate(demo.actions[:5]):
+        for name, value in obs.items():
+            assert np.array_equal(demo.obs[name][t], value[0].numpy()), name
+        obs, *_ = env.step(torch.from_numpy(action)[None])
+    env.close()
+
+
 def test_it_is_reproduced_by_a_replay_and_told_of(pushed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demos", "replay", str(pushed), "--num-threads", "1"]) == 0
     assert "2 of 2 episodes end as they were stored; largest drift 0" in capsys.readouterr().out

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from residual_rl.envs.maniskill.fresh_physics import give_fresh_physics
 from residual_rl.envs.maniskill.making import make_env, require_maniskill
+from residual_rl.envs.maniskill.relative_poses import RelativePoses
 from residual_rl.envs.maniskill.settings import WorldSettings
 from residual_rl.envs.maniskill.world import Step, World
 from residual_rl.errors import ConfigError, MissingDependencyError, UnknownNameError
@@ -195,8 +196,10 @@ class _StoredIn:
         terminated, truncated = np.zeros(len(self._steps), bool), np.zeros(len(self._steps), bool)
         terminated[-1] = self._ended(self._steps[-1]) and not self._to_the_end
         truncated[-1] = not terminated[-1]
+        obs = {name: torch.cat([obs[name] for obs in self._obs]) for name in self._obs[0]}
+        obs = RelativePoses(self._world.facts.observations).add(obs)
         return {
-            **{f"obs/{name}": torch.cat([obs[name] for obs in self._obs]).numpy() for name in self._obs[0]},
+            **{f"obs/{name}": value.numpy() for name, value in obs.items()},
             "actions": torch.stack(self._actions).numpy(),
             "rewards": torch.cat([step.reward for step in self._steps]).numpy(),
             "success": torch.cat([step.success for step in self._steps]).numpy(),

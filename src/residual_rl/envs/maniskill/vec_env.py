@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from residual_rl.envs.episodes import RunningEpisodes
-from residual_rl.envs.maniskill.settings import Facts
+from residual_rl.envs.maniskill.relative_poses import RELATIVE_POSES, RelativePoses
+from residual_rl.envs.maniskill.settings import Array, Facts
 from residual_rl.envs.maniskill.world import Step
 from residual_rl.envs.vec_env import EpisodeSeeds, VecEnv
 from residual_rl.errors import ConfigError, NonFiniteError
@@ -57,7 +58,7 @@ def maniskill_seeds(seeds: Tensor) -> Tensor:
 
 
 class ManiSkillVecEnv(VecEnv):
-    """B worlds of a ManiSkill task.
+    """B worlds of a ManiSkill task, with their observations and, where objects have poses, `relative_poses`.
 
     On the CPU an episode is a function of its seed and its actions, and a saved state is just these: loading it plays the episodes that run
     again, and goes on bit for bit. The GPU simulation promises neither (`deterministic` is false): loading a state begins new episodes.
@@ -82,11 +83,15 @@ class ManiSkillVecEnv(VecEnv):
         self.task_name, self.arm = facts.env_id, facts.arm
         self.action_size = torch.tensor(facts.action_size, device=self.device)
         self.action_unit = facts.action_unit
+        self._relative_poses = RelativePoses(facts.observations)
+        observations = dict(facts.observations)
+        if self._relative_poses.size:
+            observations[RELATIVE_POSES] = Array((self._relative_poses.size,), "float32")
         boxes: dict[str, spaces.Space[Any]] = {
             name: spaces.Box(0, 255, array.shape, np.uint8)
             if array.dtype == "uint8"
             else spaces.Box(-np.inf, np.inf, array.shape, np.float32)
-            for name, array in facts.observations.items()
+            for name, array in observations.items()
         }
         self.single_observation_space = spaces.Dict(boxes)
         self.single_action_space = spaces.Box(-1.0, 1.0, (len(facts.action_size),), np.float32)
@@ -129,7 +134,7 @@ class ManiSkillVecEnv(VecEnv):
         action = actions.clamp(-1.0, 1.0) * active[:, None]  # where worlds cannot stand still, they hold
         step = self._worlds.step(action, active)
         reward, success = step.reward * active, step.success & active
-        obs = self._keeping_idle(step.obs)
+        obs = self._seen(step.obs)
 
         terminated = (success | (step.fail & active)) & (not self._ignore_terminations)
         truncated = (self._episodes.length + active >= self.max_episode_steps) & ~terminated
@@ -194,8 +199,8 @@ class ManiSkillVecEnv(VecEnv):
         self._worlds.reset(running, maniskill_seeds(self._episodes.seed[running]))
         for actions, executed in zip(*self._played(), strict=True):
             self._worlds.step(actions, executed)
-        self._obs = {name: value.to(self.device) for name, value in state["obs"].items()}
-        obs = self._keeping_idle(self._worlds.observations())
+        self._obs = self._relative_poses.add({name: value.to(self.device) for name, value in state["obs"].items()})
+        obs = self._seen(self._worlds.observations())
         if any(not torch.equal(value, self._obs[name]) for name, value in obs.items()):
             _log.warning(
                 "the episodes that ran when the state was saved went otherwise here: another machine, or another release of ManiSkill"
@@ -212,7 +217,7 @@ class ManiSkillVecEnv(VecEnv):
         if self._history:
             of_use = self._played()[1].any(1).tolist()  # with worlds that wait, what ended may lie between what runs
             self._history = list(itertools.compress(self._history, of_use))
-        self._obs = self._keeping_idle(self._worlds.observations())
+        self._obs = self._seen(self._worlds.observations())
 
     def _played(self) -> tuple[Tensor, Tensor]:
         """The actions [T, B, A] of the running episodes, and where [T, B] each was executed in one of them."""
@@ -222,8 +227,9 @@ class ManiSkillVecEnv(VecEnv):
         to_the_end = executed.flip(0).cumsum(0).flip(0)
         return actions, executed & (to_the_end <= self._episodes.length)
 
-    def _keeping_idle(self, obs: Obs) -> Obs:
-        """`obs`, where worlds without an episode still see what they saw."""
+    def _seen(self, obs: Obs) -> Obs:
+        """The worlds' observations `obs` and the relative poses, where worlds without an episode still see what they saw."""
+        obs = self._relative_poses.add(obs)
         if not self._obs or not self._some_idle:
             return obs
         idle = ~self.active
