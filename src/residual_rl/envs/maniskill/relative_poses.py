@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from itertools import combinations, product
 
 import torch
-from torch import Tensor
 
 from residual_rl.envs.maniskill.settings import Array
 from residual_rl.kinematics import matrix_from_quaternion
@@ -30,18 +29,22 @@ class RelativePoses:
 
     Args:
         observations: of one world, by name. Without a `tcp_pose`, or with nothing to see from it, nothing is added.
+        device: where they lie.
     """
 
-    def __init__(self, observations: Mapping[str, Array]):
+    def __init__(self, observations: Mapping[str, Array], device: torch.device | str = "cpu"):
         shapes = {name: array.shape for name, array in sorted(observations.items()) if name != "base_pose"}
         has_tool = shapes.pop(_TOOL, None) == (7,)
         self.bodies = (_TOOL, *(name for name, shape in shapes.items() if has_tool and name.endswith("_pose") and shape == (7,)))
         self.points = tuple(name for name, shape in shapes.items() if has_tool and name.endswith("_pos") and shape == (3,))
         pairs = list(combinations(range(len(self.bodies)), 2))
-        self._num_poses = len(pairs)
+        num_turns = len(pairs)
         pairs += product(range(len(self.bodies)), range(len(self.bodies), len(self.bodies) + len(self.points)))
-        self._first, self._second = ([pair[i] for pair in pairs] for i in (0, 1))
-        self.size = 6 * len(pairs) + 12 * self._num_poses
+        self.size = 6 * len(pairs) + 12 * num_turns
+        first, second = torch.tensor(pairs, device=device).reshape(-1, 2).unbind(1)
+        self._first, self._second, self._turned = first, second, second[:num_turns]
+        near = [_FINE_POSITION] * (3 * len(pairs)) + [_FINE_ROTATION] * (6 * num_turns)
+        self._near = torch.tensor(near, device=device)
 
     def add(self, obs: Obs) -> Obs:
         """`obs`, all [B, …], with the relative poses."""
@@ -50,12 +53,11 @@ class RelativePoses:
         poses = torch.stack([obs[name] for name in self.bodies], 1)
         rotations = matrix_from_quaternion(poses[..., 3:])
         places = torch.cat([poses[..., :3], *(obs[name][:, None] for name in self.points)], 1)
-        to_first = rotations[:, self._first].transpose(2, 3)
-        positions = (to_first @ (places[:, self._second] - places[:, self._first])[..., None]).flatten(1)
-        turns = to_first[:, : self._num_poses] @ rotations[:, self._second[: self._num_poses]]
-        columns = turns[..., :2].transpose(2, 3).flatten(1)
-        return obs | {RELATIVE_POSES: torch.cat([positions, columns, _fine(positions, _FINE_POSITION), _fine(columns, _FINE_ROTATION)], 1)}
-
-
-def _fine(x: Tensor, near: float) -> Tensor:
-    return x.sign() * (x.abs() / near).log1p()
+        to_first = rotations.index_select(1, self._first).transpose(2, 3)
+        away = places.index_select(1, self._second) - places.index_select(1, self._first)
+        positions = (to_first @ away[..., None]).flatten(1)
+        columns = rotations[..., :2].index_select(1, self._turned)
+        turns = (to_first[:, : len(self._turned)] @ columns).transpose(2, 3).flatten(1)
+        coarse = torch.cat([positions, turns], 1)
+        fine = coarse.sign() * (coarse.abs() / self._near).log1p()
+        return obs | {RELATIVE_POSES: torch.cat([coarse, fine], 1)}

@@ -83,7 +83,7 @@ class ManiSkillVecEnv(VecEnv):
         self.task_name, self.arm = facts.env_id, facts.arm
         self.action_size = torch.tensor(facts.action_size, device=self.device)
         self.action_unit = facts.action_unit
-        self._relative_poses = RelativePoses(facts.observations)
+        self._relative_poses = RelativePoses(facts.observations, self.device)
         observations = dict(facts.observations)
         if self._relative_poses.size:
             observations[RELATIVE_POSES] = Array((self._relative_poses.size,), "float32")
