@@ -9,7 +9,7 @@ from torch import Tensor
 from residual_rl.envs.maniskill.relative_poses import RELATIVE_POSES, RelativePoses
 from residual_rl.envs.maniskill.settings import Array
 
-TOLD = {"tcp_pose": 7, "base_pose": 7, "peg_pose": 7, "goal_pos": 3, "box_pose": 7, "radius": 1, "other_pos": 2}
+TOLD = {"tcp_pose": 7, "base_pose": 7, "peg_pose": 7, "goal_pos": 3, "box_pose": 7, "radius": 1, "other_pos": 2, "tcp_to_peg_pos": 3}
 OBSERVATIONS = {name: Array((size,), "float32") for name, size in TOLD.items()}
 
 

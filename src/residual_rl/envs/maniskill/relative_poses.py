@@ -36,7 +36,7 @@ class RelativePoses:
         shapes = {name: array.shape for name, array in sorted(observations.items()) if name != "base_pose"}
         has_tool = shapes.pop(_TOOL, None) == (7,)
         self.bodies = (_TOOL, *(name for name, shape in shapes.items() if has_tool and name.endswith("_pose") and shape == (7,)))
-        self.points = tuple(name for name, shape in shapes.items() if has_tool and name.endswith("_pos") and shape == (3,))
+        self.points = tuple(name for name, shape in shapes.items() if has_tool and _is_point(name) and shape == (3,))
         pairs = list(combinations(range(len(self.bodies)), 2))
         num_turns = len(pairs)
         pairs += product(range(len(self.bodies)), range(len(self.bodies), len(self.bodies) + len(self.points)))
@@ -61,3 +61,8 @@ class RelativePoses:
         coarse = torch.cat([positions, turns], 1)
         fine = coarse.sign() * (coarse.abs() / self._near).log1p()
         return obs | {RELATIVE_POSES: torch.cat([coarse, fine], 1)}
+
+
+def _is_point(name: str) -> bool:
+    """Whether ManiSkill's tasks name a position so: `goal_pos`; `tcp_to_obj_pos` is a difference of two."""
+    return name.endswith("_pos") and "_to_" not in name
