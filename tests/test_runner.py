@@ -230,6 +230,16 @@ def test_a_fresh_residual_is_evaluated_first_and_is_the_base_policy(tmp_path: Pa
     assert sorted(p.name for p in (tmp_path / "run" / "eval_results").iterdir()) == ["step_000000000.json", "step_000000032.json"]
 
 
+def test_95_of_100_episodes_are_95_percent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nearest float32 is less."""
+    success = (torch.arange(100) >= 5).float()
+    episodes = {"success_once": success, "return": success, "episode_length": success + 20.0}
+    monkeypatch.setattr("residual_rl.runner.evaluate", lambda *_: episodes)
+    train(tmp_path / "run", total_timesteps=32, eval_freq=0)
+    summary = json.loads((tmp_path / "run" / "training_summary.json").read_text())
+    assert (summary["best_success_rate"], summary["step_to_95"]) == (0.95, 32)
+
+
 @pytest.mark.slow
 def test_the_best_model_is_that_of_the_best_evaluation(tmp_path: Path) -> None:
     train(tmp_path / "run", total_timesteps=128, eval_freq=32)

@@ -379,7 +379,7 @@ def _step_figures(transition: Transition, info: dict[str, Any]) -> dict[str, tor
 
 
 def _eval_metrics(episodes: Episodes) -> Metrics:
-    means = {name: float(values.mean()) for name, values in episodes.items()}
+    means = {name: float(values.double().mean()) for name, values in episodes.items()}  # in float32, 95 of 100 are less than 0.95
     return {
         "eval/success_rate": means.pop("success_once"),
         "eval/mean_reward": means.pop("return"),

@@ -72,9 +72,9 @@ class SuccessEvaluation:
         self._last = time.perf_counter() - begin
         self.spent += self._last
         return {
-            "eval/success_rate": float(episodes["success_once"].mean()),
-            "eval/mean_reward": float(episodes["return"].mean()),
-            "eval/mean_ep_length": float(episodes["episode_length"].mean()),
+            "eval/success_rate": float(episodes["success_once"].double().mean()),
+            "eval/mean_reward": float(episodes["return"].double().mean()),
+            "eval/mean_ep_length": float(episodes["episode_length"].double().mean()),
         }
 
     def _executor(self, policy: BasePolicy) -> BasePolicyExecutor:
