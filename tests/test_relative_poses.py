@@ -62,6 +62,13 @@ def test_a_millimetre_shows_on_the_fine_scale() -> None:
     np.testing.assert_allclose(row[9:12].numpy(), [0.0, np.log(2.0), -np.log(101.0)], atol=1e-4)
 
 
+def test_a_goal_alone_is_seen_from_the_tool() -> None:
+    turned = [0.0, 0.0, 0.0, 1.0]  # by half a turn about the vertical
+    obs = {"tcp_pose": torch.tensor([[0.1, 0.2, 0.3, *turned]]), "goal_pos": torch.tensor([[0.101, 0.2, 0.4]])}
+    row = RelativePoses({name: OBSERVATIONS[name] for name in obs}).add(obs)[RELATIVE_POSES][0]
+    np.testing.assert_allclose(row.numpy(), [-0.001, 0.0, 0.1, -np.log(2.0), 0.0, np.log(101.0)], atol=1e-4)
+
+
 def test_it_does_not_depend_on_the_other_worlds() -> None:
     poses, obs = RelativePoses(OBSERVATIONS), _drawn(7, 33)
     together = poses.add(obs)[RELATIVE_POSES]
