@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,28 @@ from residual_rl.run_folder import RunFolder
 from residual_rl.runner import Runner, stop_signals
 from tiny_runs import CLI_TINY, config, different, figures, last_state, train
 
+COMMAND = ("-m", "residual_rl.cli.main")
+TOUCH_AT_FIRST_STEP = """
+import pathlib, sys
+from residual_rl.cli.main import main
+from residual_rl.runner import Runner
 
-def start(path: Path, *flags: str) -> subprocess.Popen[str]:
+def touch_and_collect(runner, collect=Runner._collect):
+    pathlib.Path(sys.argv[1]).touch()
+    return collect(runner)
+
+Runner._collect = touch_and_collect
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def start(path: Path, *flags: str, program: Sequence[str] = COMMAND) -> subprocess.Popen[str]:
     """A training process that would go on for hours."""
-    arguments = ["train", "so101-paper", *CLI_TINY, "--total-timesteps", "10000000", "--output-dir", str(path), *flags]
-    return spawn(arguments)
+    return spawn(["train", "so101-paper", *CLI_TINY, "--total-timesteps", "10000000", "--output-dir", str(path), *flags], program)
 
 
-def spawn(arguments: list[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "residual_rl.cli.main", *arguments]
+def spawn(arguments: list[str], program: Sequence[str] = COMMAND) -> subprocess.Popen[str]:
+    command = [sys.executable, *program, *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -137,10 +150,10 @@ def test_only_a_second_sigint_stops_at_once() -> None:
 
 @pytest.mark.slow
 def test_a_second_sigint_ends_an_iteration_that_would_take_hours(tmp_path: Path, processes: list[subprocess.Popen[str]]) -> None:
-    path = tmp_path / "run"
-    process = start(path, "--num-steps", "1000000")
+    begun = tmp_path / "begun"
+    process = start(tmp_path / "run", "--num-steps", "1000000", program=["-c", TOUCH_AT_FIRST_STEP, str(begun)])
     processes.append(process)
-    wait_for(lambda: lines(path / "metrics.jsonl") >= 1, process)
+    wait_for(begun.exists, process)  # before the iteration the first signal would do
     process.send_signal(signal.SIGINT)
     time.sleep(1.0)
     assert process.poll() is None  # the first one waits for the iteration
