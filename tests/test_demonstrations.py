@@ -396,13 +396,15 @@ def test_what_there_is_so_far_is_published_as_long_as_that_is_cheap(tmp_path: Pa
 def test_leftovers_of_the_killed_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
     path = tmp_path / "x.h5"
     (tmp_path / ".x.h5.0badf00d.tmp").write_bytes(b"half")
+    (tmp_path / ".x.json.0badf00d.tmp").write_bytes(b"half")
     (tmp_path / ".other.h5.0badf00d.tmp").write_bytes(b"somebody else's")
+    (tmp_path / ".other.json.0badf00d.tmp").write_bytes(b"somebody else's")
     with DemoWriter(path, INFO) as writer:
-        assert ".x.h5.0badf00d.tmp" not in names(tmp_path)
+        assert not {".x.h5.0badf00d.tmp", ".x.json.0badf00d.tmp"} & set(names(tmp_path))
         with pytest.raises(ConfigError, match=r"x\.h5 is being written by another process; wait"):
             DemoWriter(path, INFO, overwrite=True)
         writer.add(a_demo())
-    assert names(tmp_path) == [".other.h5.0badf00d.tmp", "x.h5", "x.json"]
+    assert names(tmp_path) == [".other.h5.0badf00d.tmp", ".other.json.0badf00d.tmp", "x.h5", "x.json"]
 
 
 def test_a_full_disk_ends_in_one_line_with_all_that_was_complete(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from residual_rl.config import TrainCfg
 from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.policy import POLICY_FILE, find_policy, load_policy
 from residual_rl.registry import BASE_POLICIES, TASKS, load
-from residual_rl.serving.server import BackgroundServer, open_server
+from residual_rl.serving.server import BackgroundServer, Server, open_server
 from residual_rl.serving.service import ActionUnits, PolicyService, Protocol
 
 TRAINED = "model"
@@ -75,8 +75,7 @@ def main(argv: Sequence[str]) -> int:
     service = _make_service(flags, cfg)
     port = PORTS[flags.protocol] if flags.port is None else flags.port
     server = open_server(service, flags.host, port, secret(flags.token), 60.0 * flags.idle_minutes)
-    _describe(service, server.address)
-    return _run(BackgroundServer(server))
+    return _run(server, service)
 
 
 def _settings(target: str, task: str | None) -> TrainCfg:
@@ -147,8 +146,8 @@ def _describe(service: PolicyService, address: str) -> None:
     console.file.flush()
 
 
-def _run(server: BackgroundServer) -> int:
-    """Wait for a signal; a second one does not wait for what is being planned."""
+def _run(server: Server, service: PolicyService) -> int:
+    """Serve until a signal comes, heeded from before the first word on; a second one does not wait for what is being planned."""
     ended = threading.Event()
     received: list[int] = []
 
@@ -160,13 +159,15 @@ def _run(server: BackgroundServer) -> int:
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        while server.running and not ended.wait(0.2):
+        background = BackgroundServer(server)
+        _describe(service, server.address)
+        while background.running and not ended.wait(0.2):
             pass
-        server.close()
+        background.close()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if server.error is not None:
-        raise server.error
+    if background.error is not None:
+        raise background.error
     Console(stderr=True).print("Stopped.")
     return 128 + received[0]

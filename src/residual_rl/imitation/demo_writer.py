@@ -196,9 +196,8 @@ class DemoWriter:
 
     def _remove_leftovers(self) -> None:
         """Remove what a killed process left of the same file. Raises `ConfigError` where a living one writes it."""
-        begin = f".{self.path.name}."
         with writing(self.path), contextlib.ExitStack() as stack:
-            leftovers = [p for p in self.path.parent.iterdir() if p.name.startswith(begin) and p.suffix == TEMP_SUFFIX]
+            leftovers = _leftovers(self.path)
             for leftover in leftovers:
                 with contextlib.suppress(FileNotFoundError):
                     file = stack.enter_context(leftover.open("rb"))
@@ -208,8 +207,13 @@ class DemoWriter:
                         raise ConfigError(
                             f"{self.path} is being written by another process; wait for it, or choose another --out"
                         ) from None
-            for leftover in leftovers:
+            for leftover in [*leftovers, *_leftovers(self.path.with_suffix(".json"))]:
                 leftover.unlink(missing_ok=True)
+
+
+def _leftovers(path: Path) -> list[Path]:
+    """What was begun of that file, and is not complete."""
+    return [p for p in path.parent.iterdir() if p.name.startswith(f".{path.name}.") and p.suffix == TEMP_SUFFIX]
 
 
 @contextlib.contextmanager
