@@ -29,6 +29,7 @@ from residual_rl.imitation.trainer import Progress, Trainer, train
 from residual_rl.logger import read_metrics
 from residual_rl.registry import TASKS
 from residual_rl.run_folder import RunFolder
+from tiny_runs import slow
 
 TINY: dict[str, Any] = {
     "channels": (8, 16),
@@ -251,7 +252,7 @@ def stopping_at(step: int, number: int = signal.SIGTERM) -> Any:
 
 @pytest.mark.parametrize(
     ("algo", "step"),
-    [("bc", 7), ("flow", 10), pytest.param("flow", 7, marks=pytest.mark.slow), pytest.param("diffusion", 10, marks=pytest.mark.slow)],
+    [("bc", 7), *slow(("flow", 7), ("flow", 10), ("diffusion", 10))],
 )
 def test_stopped_and_resumed_equals_trained_at_once(
     algo: str, step: int, demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -31,7 +31,7 @@ from residual_rl.runner import Progress, Runner
 from residual_rl.seeding import EVAL_SEED, TRAINING_EVAL_SEED, training_seed_start
 from residual_rl.tasks.so101_paper.task import SO101Paper
 from residual_rl.types import BasePolicy, Obs, State
-from tiny_runs import CLI_TINY, config, different, figures, files, last_state, train
+from tiny_runs import CLI_TINY, config, different, figures, files, last_state, slow, train
 
 SCHEDULED: dict[str, Any] = {
     "curriculum": "schedule",
@@ -249,7 +249,7 @@ def test_the_best_model_is_that_of_the_best_evaluation(tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path / "run" / "final_model" / "policy.safetensors", "policy")["step"] == 128
 
 
-@pytest.mark.parametrize(("total_timesteps", "steps"), [(1, 32), (32, 32), (95, 64), (96, 96)])
+@pytest.mark.parametrize(("total_timesteps", "steps"), [(95, 64), *slow((1, 32), (32, 32), (96, 96))])
 def test_no_more_steps_than_asked_for_but_one_iteration(tmp_path: Path, total_timesteps: int, steps: int) -> None:
     """An iteration is 32 steps."""
     cfg, folder = config(total_timesteps=total_timesteps, eval_freq=0), RunFolder(tmp_path / "run")
@@ -285,7 +285,7 @@ def test_training_off_the_main_thread(tmp_path: Path) -> None:
     assert runner.progress.step == 32
 
 
-@pytest.mark.parametrize("part", ["progress", "learner", "env"])
+@pytest.mark.parametrize("part", ["learner", *slow("progress", "env")])
 def test_a_checkpoint_with_other_contents_is_named(tmp_path: Path, part: str) -> None:
     train(tmp_path / "run", stop_at=32)
     file = tmp_path / "run" / "checkpoints" / "step_000000032.safetensors"

@@ -47,6 +47,11 @@ CLI_TINY += ["--max-episode-steps", "20", "--eval-episodes", "2"]
 FAILING_TINY = [*CLI_TINY, "--num-threads", "1", "--save-freq", "32", "--eval-freq", "0"]
 
 
+def slow(*values: Any) -> list[Any]:
+    """Parameters whose like the fast tier tests already; a tuple is a test's several."""
+    return [pytest.param(*(value if isinstance(value, tuple) else [value]), marks=pytest.mark.slow) for value in values]
+
+
 def config(base_policy: str = "jacobian", learner: str = "ppo", **settings: Any) -> TrainCfg:
     tiny = TINY if learner == "ppo" else OFF_POLICY_TINY
     return replace_fields(TrainCfg.default("so101-paper", base_policy, learner), {**tiny, **settings})
