@@ -6,6 +6,8 @@ import functools
 import os
 import random
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # before anything imports matplotlib: no test opens a window
@@ -69,6 +71,16 @@ def run(_finished_run: Path, tmp_path: Path) -> Path:
     path = tmp_path / "run"
     shutil.copytree(_finished_run, path)
     return path
+
+
+@pytest.fixture
+def processes() -> Iterator[list[subprocess.Popen[str]]]:
+    """Where a test notes what it starts: that is ended with it."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
+        with process:  # which closes its pipes and waits
+            process.kill()
 
 
 @pytest.fixture(scope="session")

@@ -370,13 +370,17 @@ def test_kill_9_at_any_time_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     with saver:
         assert saver.stdin is not None
         assert saver.stdout is not None
-        for _ in range(60):
+        for _ in range(1000):  # on a tmpfs few hit a write
             print(last, file=saver.stdin, flush=True)
             pid = int(saver.stdout.readline())
-            while folder.files().keys() <= {*range(last + 1)}:  # until it has written at least one
-                time.sleep(0.001)
-            time.sleep(rng.uniform(0, 0.02))
-            os.kill(pid, signal.SIGKILL)
+            end = time.monotonic() + 60.0
+            try:
+                while folder.files().keys() <= {*range(last + 1)}:  # until it has written at least one
+                    assert time.monotonic() < end, "waited too long"
+                    time.sleep(0.001)
+                time.sleep(rng.uniform(0, 0.02))
+            finally:
+                os.kill(pid, signal.SIGKILL)  # or the saver would be waited for without end
             assert int(saver.stdout.readline()) == signal.SIGKILL
             found = folder.latest()
             assert found is not None

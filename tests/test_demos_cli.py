@@ -279,12 +279,13 @@ def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
 # --- what interrupts it ---------------------------------------------------------------------------------------------
 
 
-def start(path: Path) -> subprocess.Popen[str]:
+def start(path: Path, processes: list[subprocess.Popen[str]]) -> subprocess.Popen[str]:
     """A collection that would go on for hours; waits for its first episodes."""
     flags = ["demos", "collect", "so101-paper", *TINY, "--n-episodes", "1000000", "--num-envs", "4", "--out", str(path)]
     process = subprocess.Popen(
         [sys.executable, "-m", "residual_rl.cli.main", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    processes.append(process)
     wait_for(path.exists, process)
     return process
 
@@ -308,9 +309,9 @@ def said(stderr: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_keeps_what_is_complete(tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_a_signal_keeps_what_is_complete(tmp_path: Path, number: signal.Signals, code: int, processes: list[subprocess.Popen[str]]) -> None:
     path = tmp_path / "x.h5"
-    process = start(path)
+    process = start(path, processes)
     time.sleep(1.0)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
@@ -324,9 +325,9 @@ def test_a_signal_keeps_what_is_complete(tmp_path: Path, number: signal.Signals,
 
 
 @pytest.mark.slow
-def test_a_kill_leaves_a_file_that_replays(tmp_path: Path) -> None:
+def test_a_kill_leaves_a_file_that_replays(tmp_path: Path, processes: list[subprocess.Popen[str]]) -> None:
     path = tmp_path / "x.h5"
-    process = start(path)
+    process = start(path, processes)
     wait_for(lambda: len(stored(path)) > 4, process)
     process.kill()
     process.communicate()
@@ -336,9 +337,9 @@ def test_a_kill_leaves_a_file_that_replays(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_it_with_one_line(tmp_path: Path) -> None:
+def test_a_full_disk_ends_it_with_one_line(tmp_path: Path, processes: list[subprocess.Popen[str]]) -> None:
     path = tmp_path / "x.h5"
-    process = start(path)
+    process = start(path, processes)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1 << 20, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 2

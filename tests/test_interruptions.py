@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +71,6 @@ def checkpoints(path: Path) -> list[int]:
 def errors(stderr: str) -> list[str]:
     """What was said but for the progress and for warnings."""
     return [line for line in stderr.splitlines() if line and not line.startswith(("train: ", "residual-rl: WARNING"))]
-
-
-@pytest.fixture
-def processes() -> Iterator[list[subprocess.Popen[str]]]:
-    started: list[subprocess.Popen[str]] = []
-    yield started
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
 
 
 @pytest.mark.slow

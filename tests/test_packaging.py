@@ -6,12 +6,9 @@ import ast
 import importlib.metadata
 import os
 import re
-import resource
 import shutil
-import statistics
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +16,15 @@ from pathlib import Path
 import pytest
 
 import residual_rl
+from tiny_runs import cpu_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "residual_rl"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 MAX_LINES = 450
-MAX_HELP_SECONDS = 0.5
+MAX_HELP = 5.0
+"""Times as long as importing numpy."""
 
 CAN_RUN_CODE_MODULES = {"pickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
 CAN_RUN_CODE_CALLS = {
@@ -131,17 +130,11 @@ def test_importing_the_package_registers_the_gymnasium_ids(imports: str) -> None
 
 @pytest.mark.slow
 def test_help_is_quick() -> None:
-    """The median of five runs. Either the wall clock or the processor time counts: others may be using the cores."""
-    command = [command_path(), "--help"]
-    wall, processor = [], []
-    for _ in range(5):
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        start = time.perf_counter()
-        subprocess.run(command, capture_output=True, check=True)
-        wall.append(time.perf_counter() - start)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        processor.append(after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime)
-    assert min(statistics.median(wall), statistics.median(processor)) < MAX_HELP_SECONDS, (wall, processor)
+    """0.28 CPU seconds were measured, and 0.17 for importing numpy alone; torch would add 1.8."""
+    commands = {"help": [command_path(), "--help"], "numpy": [sys.executable, "-c", "import numpy"]}
+    runs = [{name: cpu_seconds(*command)[0] for name, command in commands.items()} for _ in range(5)]
+    best = {name: min(run[name] for run in runs) for name in commands}
+    assert best["help"] < MAX_HELP * best["numpy"], runs
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any
 
 import pytest
@@ -336,11 +335,9 @@ def test_it_learns_what_the_base_policy_gets_wrong(settings: dict[str, Any]) -> 
     cfg = PPOCfg(num_steps=32, hidden_sizes=(32, 32), num_epochs=5, learning_rate=2e-3, learning_rate_schedule="constant", **settings)
     learner = PPO(cfg, OBS_SPACE, 2, 32)
     assert success_rate(learner) < 0.2  # a fresh residual is the base policy
-    start = time.process_time()
     for _ in range(32):
         collect(learner, env)
         learner.update()
-    assert time.process_time() - start < 10.0
     assert success_rate(learner) >= 0.95
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from residual_rl.learners.sac_cfg import PolicyDecoratorCfg
 from residual_rl.learners.td3 import TD3, TD3Cfg
 from residual_rl.types import Learner, Transition
 from resuming import check_resuming
-from tiny_runs import different
+from tiny_runs import different, slow
 from toy_env import OBS_SPACE, PointMass, success_rate
 
 GOLDEN = Path(__file__).parent / "data" / "golden_sac_checkpoint_v1.safetensors"
@@ -728,18 +727,16 @@ def test_cuda_graphs_change_no_number_beyond_rounding(kind: str, compile: bool) 
 # --- learning ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["sac", pytest.param("td3", marks=pytest.mark.slow)])
-def test_it_learns_what_the_base_policy_gets_wrong(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "steps"), [("sac", 6400), *slow(("td3", 8960))])
+def test_it_learns_what_the_base_policy_gets_wrong(kind: str, steps: int) -> None:
     env, (learner_class, cfg_class) = PointMass(8, seed=0), KINDS[kind]
     settings: dict[str, Any] = {"hidden_sizes": (32, 32), "batch_size": 64, "num_steps": 4, "buffer_size": 10_000, "utd": 0.5}
     settings |= {"warmup_steps": 800, "learning_starts": 400, "actor_starts": 800, "reward_scale": 1.0, "gamma": 0.97, "tau": 0.02}
     settings |= {"noise_correlation": 0.5}  # episodes are short here
     learner = learner_class(cfg_class(**settings, critic_learning_rate=3e-3, actor_learning_rate=2e-3), OBS_SPACE, 2, 8)
     assert success_rate(learner) < 0.2  # a fresh residual is the base policy
-    start = time.process_time()
-    for _ in range(8960 // 32):
+    for _ in range(steps // 32):
         for _ in range(learner.num_steps):
             learner.observe(told(env.step(learner.act(env.obs())), env.residual_scale, env.residual_scale))
         learner.update()
-    assert time.process_time() - start < 30.0
     assert success_rate(learner) >= 0.95

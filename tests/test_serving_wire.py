@@ -253,10 +253,10 @@ def test_what_cannot_be_written_is_named(encoding: Any, value: Any) -> None:
 def test_a_large_image_costs_little() -> None:
     """8 MiB there and back; a loop over its bytes would take seconds."""
     image = np.random.default_rng(0).integers(0, 255, (4, 1024, 2048), dtype=np.uint8)
-    start = time.perf_counter()
+    start = time.thread_time()
     for encoding in ENCODINGS:
         assert np.array_equal(unpack(pack(image, encoding))[0], image)  # type: ignore[arg-type]
-    assert time.perf_counter() - start < 2.0
+    assert time.thread_time() - start < 2.0
 
 
 def test_one_line_of_a_traceback_is_its_error() -> None:

@@ -195,8 +195,9 @@ def test_a_trial_that_is_stopped_goes_on_from_its_checkpoint_and_is_evaluated(tm
     trial = a_trial(tmp_path, steps=100_000)
     assert state_of(trial) == "waiting"
     process = TrialProcess(trial)
-    while process.poll(0.2).step < 64:
-        pass
+    end = time.monotonic() + 180.0
+    while (progress := process.poll(0.2)).step < 64:
+        assert time.monotonic() < end, progress
     process.stop()
     assert state_of(trial) == "interrupted"
     assert not trial.run.held
@@ -227,8 +228,15 @@ def test_a_trial_that_fails_tells_why(tmp_path: Path) -> None:
     assert state_of(trial) == "failed"
 
 
+def ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 @pytest.mark.slow
-def test_a_process_of_a_trial_ends_with_its_parent(tmp_path: Path) -> None:
+def test_a_process_of_a_trial_ends_with_its_parent(tmp_path: Path, processes: list[subprocess.Popen[str]]) -> None:
     """As when Ray's worker is killed: here a parent that starts it and is killed."""
     script = (
         "import os, subprocess, sys, time\n"
@@ -239,6 +247,7 @@ def test_a_process_of_a_trial_ends_with_its_parent(tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = ["train", "so101-paper", *TRAIN, "--total-timesteps", "10000000", "--output-dir", str(run)]
     parent = subprocess.Popen([sys.executable, "-c", script, *command], stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL)
+    processes.append(parent)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
     end = time.monotonic() + 120
@@ -246,8 +255,8 @@ def test_a_process_of_a_trial_ends_with_its_parent(tmp_path: Path) -> None:
         assert time.monotonic() < end
         time.sleep(0.05)
     parent.send_signal(signal.SIGKILL)
-    parent.communicate()
-    while Path(f"/proc/{child}").exists() and Path(f"/proc/{child}/stat").read_text().split()[2] != "Z":
+    parent.wait()
+    while not ended(child):
         assert time.monotonic() < end
         time.sleep(0.05)
     assert json.loads((run / "training_summary.json").read_text())["signal"] == signal.SIGTERM  # it has saved

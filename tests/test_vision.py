@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from residual_rl.registry import TASKS
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.types import Transition
 from resuming import check_resuming
-from tiny_runs import Fails, different, last_state
+from tiny_runs import Fails, different, last_state, slow
 
 SMALL: dict[str, Any] = {"num_steps": 6, "minibatch_size": 12, "num_epochs": 2, "hidden_sizes": (16,), "image_features": 8}
 SPACE = Dict(
@@ -107,8 +106,8 @@ def test_a_fresh_residual_on_images_leaves_the_base_action_bit_for_bit() -> None
     assert learner.act(obs, deterministic=True).any()
 
 
-@pytest.mark.parametrize("settings", [{}, {"random_shift": 2}, {"random_shift": 1, **BOTH_SEE}, ASYMMETRIC])
-@pytest.mark.parametrize("extra_steps", [0, 2])
+@pytest.mark.parametrize("settings", [{"random_shift": 1, **BOTH_SEE}, ASYMMETRIC, *slow({}, {"random_shift": 2})])
+@pytest.mark.parametrize("extra_steps", [2, *slow(0)])
 def test_learning_from_images_is_resumed_bit_for_bit(settings: dict[str, Any], extra_steps: int) -> None:
     check_resuming(lambda seed: make(seed=seed, **settings), fake_steps, extra_steps)
 
@@ -257,13 +256,11 @@ def test_it_learns_what_only_the_camera_shows() -> None:
 
     assert success_rate() < 0.1
     env.reset(seed=0)
-    start = time.process_time()
     for _ in range(24):
         for _ in range(learner.num_steps):
             transition, _ = env.step(learner.act(env.obs))
             learner.observe(transition)
         learner.update()
-    assert time.process_time() - start < 20.0
     assert success_rate() >= 0.9
 
 
