@@ -12,8 +12,8 @@ name, and a comparison lists the series that differ. The exit code is 1 if a res
 
 Compare on one machine only, with the same package versions: rounding depends on the processor and on the
 libraries. The package under test is the one that `import residual_rl` finds; to test a checkout that is not
-installed, set PYTHONPATH to its `src`. ManiSkill's run is skipped where `mani_skill` is not installed; run it
-by
+installed, set PYTHONPATH to its `src`. ManiSkill's run is skipped where `mani_skill` is not installed. To
+run it:
 
     .venv-maniskill/bin/python benchmarks/same_results.py --only maniskill --output FILE
 """
@@ -57,7 +57,7 @@ _IMITATE = (
     "imitate {demos}/demos.h5 --out {folder} --seed 1 --torch-threads 1 --num-threads 1 --total-steps 200 "
     "--batch-size 64 --log-freq 50 --val-freq 100 --eval-freq 200 --eval-episodes 8 --eval-share 1 "
 )
-_EVAL = "eval {folder} --n-episodes 16 --num-threads 1 --output {folder}.eval.json "
+_EVAL = "eval {folder} --model final --n-episodes 16 --num-threads 1 --output {folder}.eval.json "
 _EVAL_BASE = "eval so101-paper --n-episodes 16 --num-threads 1 --output {folder}.eval.json --base-policy "
 
 
@@ -103,8 +103,8 @@ RUNS = (
         "--warmup-steps 128 --actor-starts 64 --demos {demos}/demos.h5 --demo-share 0.25",
         _EVAL,
     ),
-    Run("run_as_base", evaluate=_EVAL_BASE + "model --model-path {ppo}"),
-    Run("adaptive_run_as_base", evaluate=_EVAL_BASE + "model --model-path {adaptive}"),
+    Run("run_as_base", evaluate=_EVAL_BASE + "model --model-path {ppo}/final_model"),
+    Run("adaptive_run_as_base", evaluate=_EVAL_BASE + "model --model-path {adaptive}/final_model"),
     Run(
         "maniskill",
         "train maniskill --env-id PushCube-v1 --base-policy ik --output-dir {folder} --seed 1 --num-envs 8 "
@@ -161,10 +161,16 @@ def run_all(only: list[str] | None, work: Path, console: Console) -> dict[str, A
         else:
             results[run.name] = _run(run, work)
         result = results[run.name]
-        hashes = "  ".join(f"{kind} {result[kind]}" for kind in KINDS if result.get(kind))
-        cost = f"{result['cpu_seconds']:.0f} CPU-s  " if "cpu_seconds" in result else ""
-        console.print(f"{run.name:<20}  {cost}{hashes or result}", highlight=False, soft_wrap=True)
+        console.print(f"{run.name:<20}  {_line(result)}", highlight=False, markup=False, soft_wrap=True)
     return {**_stamp(work), "runs": results}
+
+
+def _line(result: dict[str, Any]) -> str:
+    """A result on one line."""
+    if "details" not in result:
+        return f"failed: {result['failed']}" if "failed" in result else f"skipped: {result['skipped']}"
+    hashes = "  ".join(f"{kind} {result[kind]}" for kind in KINDS if result[kind])
+    return f"{result['cpu_seconds']:4.0f} CPU-s  {hashes}"
 
 
 def _with_needs(names: Iterable[str]) -> set[str]:
