@@ -108,7 +108,7 @@ RUNS = (
     Run(
         "maniskill",
         "train maniskill --env-id PushCube-v1 --base-policy ik --output-dir {folder} --seed 1 --num-envs 8 "
-        "--num-threads 1 --num-workers 1 --total-timesteps 2048 --eval-freq 0 --eval-episodes 8",
+        "--num-steps 64 --num-threads 1 --num-workers 1 --total-timesteps 2048 --eval-freq 0 --eval-episodes 8",
         _EVAL,
         package="mani_skill",
     ),
