@@ -108,7 +108,8 @@ RUNS = (
     Run(
         "maniskill",
         "train maniskill --env-id PushCube-v1 --base-policy ik --output-dir {folder} --seed 1 --num-envs 8 "
-        "--num-steps 64 --num-threads 1 --num-workers 1 --total-timesteps 2048 --eval-freq 0 --eval-episodes 8",
+        "--num-steps 64 --num-threads 1 --num-workers 1 --total-timesteps 2048 --eval-freq 0 "
+        "--eval-episodes 8",
         _EVAL,
         package="mani_skill",
     ),
@@ -131,9 +132,12 @@ def main() -> int:
         parser.error("--results needs --compare")
     if options.work_dir and options.work_dir.is_dir() and any(options.work_dir.iterdir()):
         parser.error(f"--work-dir {options.work_dir} is not empty; choose another")
+    if options.output and not options.output.absolute().parent.is_dir():
+        parser.error(f"--output {options.output}: make its folder first")
+    before = _read(options.compare, parser) if options.compare else None
     console = Console()
     if options.results:
-        results = json.loads(options.results.read_text())
+        results = _read(options.results, parser)
     elif options.work_dir:
         results = run_all(options.only, options.work_dir, console)
     else:
@@ -142,8 +146,17 @@ def main() -> int:
     if options.output:
         options.output.write_text(json.dumps(results, indent=1) + "\n")
     failed = any("failed" in result for result in results["runs"].values())
-    same = compare(json.loads(options.compare.read_text()), results, console) if options.compare else True
+    same = compare(before, results, console) if before else True
     return 1 if failed or not same else 0
+
+
+def _read(file: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """Results that this script wrote."""
+    try:
+        results: dict[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        parser.error(f"cannot read {file}, which should be a file that --output wrote: {error}")
+    return results
 
 
 # --- running ---
@@ -297,7 +310,8 @@ def compare(before: dict[str, Any], after: dict[str, Any], console: Console) -> 
     """Print what is equal and what differs; whether all that both have is equal."""
     # Other machines and other packages round differently.
     for key in ("machine", "python", "packages"):
-        if _comparable(before[key]) != _comparable(after[key]):
+        known = before[key] and after[key]
+        if known and _comparable(before[key]) != _comparable(after[key]):
             console.print(f"[yellow]the results have a different {key}:[/] {before[key]} and {after[key]}")
     table = Table("run", *KINDS)
     notes: list[str] = []
@@ -349,7 +363,7 @@ def _changes(before: Series, after: Series) -> list[str]:
             else:
                 changes.append(f"{name} {side}: {digest}")
     if unmatched:
-        changes.append(f"{unmatched.total()} series have other names and the same values")
+        changes.append(f"{unmatched.total()} series with other names and the same values")
     return changes
 
 
