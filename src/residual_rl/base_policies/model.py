@@ -16,7 +16,7 @@ from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.registry import BasePolicySpec, register_base_policy
 from residual_rl.types import BasePolicy
 from residual_rl.utils import trusted
-from residual_rl.utils.validation import check_fields
+from residual_rl.utils.validation import CheckedCfg, PositiveInt
 
 POLICY_FILE = "policy.safetensors"
 _STATE = ("state",)
@@ -27,7 +27,7 @@ _WANTED = (
 
 
 @dataclass(frozen=True)
-class ModelCfg:
+class ModelCfg(CheckedCfg):
     """Settings of the `model` base policy."""
 
     checkpoint: Annotated[str, tyro.conf.arg(aliases=["--model-path"])] = ""
@@ -37,13 +37,8 @@ class ModelCfg:
     input_keys: tuple[str, ...] = ()
     """Observations that a .zip, .pt2 or .pt is given, joined in this order; none is `state`, and for a .pt that sees images the one camera
     and, where it wants them, numbers from `proprioception`. A .zip that wants a dict of observations names them itself."""
-    num_action_steps: int | None = None
+    num_action_steps: PositiveInt | None = None
     """How many actions of a chunk that a .pt2 gives are executed; none is all."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.num_action_steps is not None and self.num_action_steps < 1:
-            raise ConfigError(f"num_action_steps must be at least 1, not {self.num_action_steps}")
 
 
 def make(cfg: ModelCfg, env: VecEnv) -> BasePolicy:
@@ -61,7 +56,9 @@ def make(cfg: ModelCfg, env: VecEnv) -> BasePolicy:
     if path.suffix == ".zip":
         from residual_rl.base_policies.sb3 import SB3Policy
 
-        return SB3Policy(trusted.read_sb3_policy(path, cfg.trust_checkpoint), cfg.input_keys or _STATE, env, str(path))
+        return SB3Policy(
+            trusted.read_sb3_policy(path, cfg.trust_checkpoint), cfg.input_keys or _STATE, env, str(path)
+        )
     if path.suffix == ".pt2":
         from residual_rl.base_policies.exported_program import ProgramPolicy
 
@@ -70,7 +67,9 @@ def make(cfg: ModelCfg, env: VecEnv) -> BasePolicy:
     if path.suffix == ".pt":
         from residual_rl.base_policies.maniskill_ppo import ManiSkillPPOPolicy
 
-        return ManiSkillPPOPolicy(trusted.read_state_dict(path, cfg.trust_checkpoint), cfg.input_keys, env, str(path))
+        return ManiSkillPPOPolicy(
+            trusted.read_state_dict(path, cfg.trust_checkpoint), cfg.input_keys, env, str(path)
+        )
     raise CheckpointError(f"{path} is no model that can be a base; expected {_WANTED}")
 
 
@@ -79,7 +78,9 @@ def _refuse_other_kinds(path: Path) -> None:
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     for file in files if not (path / POLICY_FILE).is_file() else ():
         if _kind(file) == "model":
-            raise CheckpointError(f"{path} holds an imitation model: its base policy is `il`, --base-policy il --il-checkpoint {path}")
+            raise CheckpointError(
+                f"{path} holds an imitation model: its base policy is `il`, --base-policy il --il-checkpoint {path}"
+            )
 
 
 def _kind(file: Path) -> str | None:
