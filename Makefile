@@ -73,10 +73,10 @@ test-fast: setup ## the tests that take under two minutes together
 	$(BIN)/python -m pytest -m "not slow" -n auto $(PYTEST_ARGS)
 
 test-lerobot: setup-lerobot ## the tests that need LeRobot, in .venv-lerobot, without a network
-	HF_HUB_OFFLINE=1 $(LEROBOT_VENV)/bin/python -m pytest tests/with_lerobot
+	HF_HUB_OFFLINE=1 $(LEROBOT_VENV)/bin/python -m pytest -m lerobot
 
 test-maniskill: setup-maniskill ## the tests that need ManiSkill, in .venv-maniskill
-	$(MANISKILL_VENV)/bin/python -m pytest tests/maniskill
+	$(MANISKILL_VENV)/bin/python -m pytest -m maniskill
 
 lint: setup ## ruff: rules and format
 	$(BIN)/ruff check

@@ -21,9 +21,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from residual_rl.eval_table import interval_text, value_text
-from residual_rl.files import make_folder, write_json
-from residual_rl.run_folder import git_state, machine
+from residual_rl.evaluation.formatting import interval_text, value_text
+from residual_rl.utils.files import make_folder, write_json
+from residual_rl.utils.provenance import git_state, machine
 
 ALGOS = ("bc", "flow", "diffusion", "act")
 SIZES = (20, 50, 200)

@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from residual_rl.envs.maniskill.vec_env import ManiSkillVecEnv
-from residual_rl.files import make_folder, write_json
-from residual_rl.run_folder import machine
 from residual_rl.tasks.maniskill.config import ManiSkillCfg
-from residual_rl.tasks.maniskill.make import make
+from residual_rl.tasks.maniskill.factory import make
+from residual_rl.utils.files import make_folder, write_json
+from residual_rl.utils.provenance import machine
 
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -121,7 +121,7 @@ def bare_process(env_id: str, control_mode: str, seed: int, pipe: Connection) ->
     import gymnasium
     import mani_skill.envs  # noqa: F401
 
-    from residual_rl.envs.maniskill import no_device
+    from residual_rl.envs.maniskill import headless as no_device
 
     torch.set_num_threads(1)
     if not no_device.vulkan_works():

@@ -23,10 +23,10 @@ from rich.table import Table
 from residual_rl.base_policies.executor import BasePolicyExecutor
 from residual_rl.base_policies.gr00t import Gr00tCfg
 from residual_rl.base_policies.openpi import OpenPiCfg
-from residual_rl.build import make_base_policy, make_vec_env
-from residual_rl.files import write_json
-from residual_rl.run_folder import git_state, machine
+from residual_rl.factory import make_base_policy, make_vec_env
 from residual_rl.types import Obs
+from residual_rl.utils.files import write_json
+from residual_rl.utils.provenance import git_state, machine
 
 PROTOCOLS = ("gr00t", "gr00t-n15", "openpi")
 TASK, POLICY = "so101-paper", "jacobian"

@@ -23,10 +23,10 @@ import stable_baselines3
 import torch
 from stable_baselines3.common.logger import Logger
 
-from residual_rl.files import write_json
-from residual_rl.learners.sac import SAC, SACCfg
-from residual_rl.run_folder import git_state, machine
+from residual_rl.learners.off_policy.sac import SAC, SACCfg
 from residual_rl.types import Transition
+from residual_rl.utils.files import write_json
+from residual_rl.utils.provenance import git_state, machine
 
 OBS, ACTIONS, WORLDS, ROWS, STEPS = 25, 6, 16, 1000, 64
 SIZE = {"buffer_size": ROWS * WORLDS}

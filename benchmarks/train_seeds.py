@@ -16,10 +16,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from residual_rl.files import make_folder, write_json
-from residual_rl.logger import read_metrics
-from residual_rl.run_folder import RunFolder, machine
-from residual_rl.statistics import across_runs, proportion
+from residual_rl.runs.logger import read_metrics
+from residual_rl.runs.run_folder import RunFolder
+from residual_rl.utils.files import make_folder, write_json
+from residual_rl.utils.provenance import machine
+from residual_rl.utils.statistics import across_runs, proportion
 
 CLI = [sys.executable, "-m", "residual_rl.cli.main"]
 

@@ -22,11 +22,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from residual_rl.eval_table import interval_text
-from residual_rl.files import make_folder, write_json
-from residual_rl.logger import read_metrics
-from residual_rl.run_folder import RunFolder, machine
-from residual_rl.statistics import proportion
+from residual_rl.evaluation.formatting import interval_text
+from residual_rl.runs.logger import read_metrics
+from residual_rl.runs.run_folder import RunFolder
+from residual_rl.utils.files import make_folder, write_json
+from residual_rl.utils.provenance import machine
+from residual_rl.utils.statistics import proportion
 from train_seeds import run_cli, train_run
 
 

@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from residual_rl.config import ResidualCfg, RunCfg
-from residual_rl.learners.off_policy_cfg import OffPolicyCfg
-from residual_rl.learners.sac_cfg import PolicyDecoratorCfg, SACCfg
-from residual_rl.learners.td3_cfg import TD3Cfg
+from residual_rl.learners.off_policy.config import OffPolicyCfg, PolicyDecoratorCfg, SACCfg, TD3Cfg
 from residual_rl.registry import LEARNERS
 
 PAGE = Path(__file__).parents[1] / "docs" / "off_policy.md"

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import random
+import re
 import shutil
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # before anything imports matplotlib: no test opens a window
+# Before anything imports the hub's libraries: no test may ask the hub, or leave something in the user's cache.
+os.environ["HF_HUB_OFFLINE"] = "1"
+_hub_cache = tempfile.TemporaryDirectory(prefix="residual-rl-test-")
+os.environ["HF_HOME"] = _hub_cache.name
 
 import hypothesis
 import numpy as np
 import pytest
+import tiny_runs
 import torch
 import torch._dynamo  # a CUDA build loads triton here; after Mesa's OpenGL, with an LLVM of its own, that would crash
-
-import tiny_runs
 from base_policy_cases import config_of as config_of
+
 from residual_rl.cli.main import main
-from residual_rl.envs.gl_backend import gl_context_class
+from residual_rl.envs.mujoco.gl_backend import gl_context_class
 from residual_rl.errors import MissingDependencyError
 
 SEED = 20260101
@@ -29,6 +37,23 @@ SEED = 20260101
 # The same examples on every run and machine: a test that fails once fails again.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("fixed")
+
+
+ENVIRONMENTS = {"maniskill": "mani_skill", "lerobot": "lerobot"}
+"""Marker of the tests that need an environment of their own -> the library that is installed there."""
+_NEEDS = re.compile(rf"^pytestmark = .*pytest\.mark\.({'|'.join(ENVIRONMENTS)})\b", re.MULTILINE)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Collect modules only where they can be imported: `-m maniskill` and `-m lerobot` collect theirs alone."""
+    if collection_path.suffix != ".py":
+        return None
+    found = _NEEDS.search(collection_path.read_text(encoding="utf-8"))
+    needed = found[1] if found else None
+    asked = config.option.markexpr
+    if asked in ENVIRONMENTS:
+        return True if needed != asked and collection_path.name.startswith("test_") else None
+    return True if needed and importlib.util.find_spec(ENVIRONMENTS[needed]) is None else None
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -90,3 +115,13 @@ def opengl() -> None:
         gl_context_class()
     except MissingDependencyError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_workers_left() -> Iterator[None]:
+    """End what ManiSkill's tests started, while the interpreter is still whole."""
+    yield
+    started = sys.modules.get("residual_rl.envs.maniskill.nursery")
+    if started is not None:
+        started.nursery().close()
+        started.nursery.cache_clear()

@@ -13,13 +13,13 @@ import mujoco
 import numpy as np
 import pytest
 import torch
+from fakes import PointCfg
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
 import residual_rl
-from fakes import PointCfg
-from residual_rl.build import make_base_policy
 from residual_rl.errors import ConfigError, UnknownNameError
+from residual_rl.factory import make_base_policy
 from residual_rl.gymnasium_env import GymnasiumEnv
 from residual_rl.registry import TASKS, TaskSpec
 

@@ -16,7 +16,7 @@ from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS, BasePolicySpec,
 
 
 def spec(id: str) -> BasePolicySpec:
-    return BasePolicySpec(id=id, summary=f"the policy {id}", make="residual_rl.base_policies.zero:make")
+    return BasePolicySpec(id=id, summary=f"the policy {id}", make="residual_rl.base_policies.zero_policy:make")
 
 
 @pytest.fixture

@@ -16,22 +16,24 @@ from typing import Any
 
 import pytest
 import torch
+from paths import HELPERS
+from tiny_runs import CLI_TINY, config, different, figures, files, last_state, slow, train
 from torch import Tensor
 
-from residual_rl import checkpoint
-from residual_rl.checkpoint import CheckpointFolder
 from residual_rl.cli.main import main
 from residual_rl.config import TrainCfg
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import CheckpointError
-from residual_rl.logger import read_metrics
 from residual_rl.registry import BASE_POLICIES, BasePolicySpec, register_base_policy
-from residual_rl.run_folder import RunFolder
-from residual_rl.runner import Progress, Runner
-from residual_rl.seeding import EVAL_SEED, TRAINING_EVAL_SEED, training_seed_start
+from residual_rl.runner import Runner
+from residual_rl.runs import checkpoint
+from residual_rl.runs.checkpoint import CheckpointFolder
+from residual_rl.runs.logger import read_metrics
+from residual_rl.runs.progress import Progress
+from residual_rl.runs.run_folder import RunFolder
 from residual_rl.tasks.so101_paper.task import SO101Paper
 from residual_rl.types import BasePolicy, Obs, State
-from tiny_runs import CLI_TINY, config, different, figures, files, last_state, slow, train
+from residual_rl.utils.seeding import EVAL_SEED, TRAINING_EVAL_SEED, training_seed_start
 
 SCHEDULED: dict[str, Any] = {
     "curriculum": "schedule",
@@ -366,7 +368,7 @@ def test_the_time_is_counted_from_the_start_of_the_command(tmp_path: Path) -> No
 import time
 time.sleep(1.5)
 import json, pathlib, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(HELPERS)!r})
 from tiny_runs import train
 for name in ("first", "second"):
     begin = time.perf_counter()

@@ -31,12 +31,12 @@ _MODULE_OF = {
     "Transition": "residual_rl.types",
     "VecEnv": "residual_rl.envs.vec_env",
     "compose": "residual_rl.composition",
-    "make_residual_env": "residual_rl.build",
-    "make_vec_env": "residual_rl.build",
+    "make_residual_env": "residual_rl.factory",
+    "make_vec_env": "residual_rl.factory",
     "register_base_policy": "residual_rl.registry",
     "register_learner": "residual_rl.registry",
     "register_task": "residual_rl.registry",
-    "uniform": "residual_rl.seeding",
+    "uniform": "residual_rl.utils.seeding",
 }
 """Public name -> the module that holds it."""
 

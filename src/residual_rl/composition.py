@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
+
+from residual_rl.base_policies.executor import make_base_policy as make_base_policy
 
 ScaleRule = Callable[[float, Tensor], Tensor]
 """From the residual scale and the base policy's uncertainty [b] to each world's scale [b, 1]."""
@@ -47,3 +51,10 @@ def adaptive_scale(residual_scale: float, uncertainty: Tensor, min_share: float,
     """
     share = min_share + (1.0 - min_share) * (uncertainty / full_uncertainty).clamp(0.0, 1.0)
     return (residual_scale * share)[:, None]
+
+
+def scale_rule(residual: Any) -> ScaleRule | None:
+    """How the residual scale follows the base policy's uncertainty; None where it does not."""
+    if residual.adaptive == "off":
+        return None
+    return functools.partial(adaptive_scale, min_share=residual.adaptive_min_share, full_uncertainty=residual.adaptive_uncertainty)

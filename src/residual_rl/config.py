@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from residual_rl.checks import check_fields
 from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS, load
-from residual_rl.trusted import with_trust
+from residual_rl.utils.trusted import with_trust
+from residual_rl.utils.validation import check_fields
 
 T = TypeVar("T")
 

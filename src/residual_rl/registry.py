@@ -1,19 +1,16 @@
-"""Tasks, base policies, learners, and Cartesian goals of tasks, by id.
+"""Tasks, base policies and learners by id.
 
-Each module in `residual_rl.tasks`, `residual_rl.base_policies` and `residual_rl.tasks.maniskill.goals`, and each `*_cfg` module in
-`residual_rl.learners`, registers itself when it is imported; other packages name a module that registers theirs under the entry point
-groups of these names.
+The packages `residual_rl.tasks`, `residual_rl.base_policies` and `residual_rl.learners` register their own when they are imported. Other
+distributions add theirs with a module under the entry point group of the same name.
 """
 
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import gymnasium
 
@@ -45,7 +42,7 @@ class TaskSpec:
     metric_units: Mapping[str, str] = field(default_factory=dict)
     """Units of the task's own metrics, by name."""
     doctor: str | None = None
-    """`doctor(cfg, quick, make_policy) -> Iterable[Check]`: the task's own checks in the sanity suite; see `residual_rl.sanity`."""
+    """`doctor(cfg, quick, make_policy) -> Iterable[Check]`: the task's own checks in the sanity suite; see `residual_rl.envs.sanity_checks`."""
     demo_settings: tuple[str, ...] = ()
     """Settings that demonstrations must share with a run whose critics learn from them: what is asked, what an action does, what is
     rewarded."""
@@ -53,7 +50,7 @@ class TaskSpec:
     """Id of a base policy that solves the task, for the sanity suite and demonstrations."""
     planners: Mapping[str, str] = field(default_factory=dict)
     """What plans whole episodes, for demonstrations: `make(cfg, num_workers, time_limit) -> Planner` by the name that `--policy` takes; see
-    `residual_rl.imitation.collect`."""
+    `residual_rl.demos.collect`."""
     foreign_settings: str | None = None
     """`settings(info) -> dict`: what `FILE.json` of a file of demonstrations in ManiSkill's layout that this package did not write means
     as settings of this task, which is then theirs."""
@@ -104,30 +101,27 @@ class LearnerSpec:
         return load(self.config)()
 
 
-@dataclass(frozen=True)
-class GoalsSpec:
-    """Registered Cartesian goals of a task. `goals` is a `module:attribute` string."""
+class _HasId(Protocol):
+    """What all specs have."""
 
-    id: str
-    """What the env calls its task: `VecEnv.task_name`."""
-    goals: str
-    """The class of them, a `residual_rl.cartesian_goals.CartesianGoals`."""
+    @property
+    def id(self) -> str: ...
 
 
-Spec = TypeVar("Spec", TaskSpec, BasePolicySpec, LearnerSpec, GoalsSpec)
+Spec = TypeVar("Spec", bound=_HasId)
 
 
 class Registry(Generic[Spec]):
     """Specs of one kind by id, filled from a package of ours and from an entry point group.
 
     Args:
-        kind: what messages call them.
-        source: name of the package and of the entry point group.
-        modules: which of the package's modules register something, as a file name pattern.
+        kind: the noun for one of them in messages.
+        source: name of the package of ours that registers them when it is imported, and of the entry point group.
     """
 
-    def __init__(self, kind: str, source: str, modules: str = "*"):
-        self._kind, self._source, self._modules = kind, source, modules
+    def __init__(self, kind: str, source: str):
+        self._kind = kind
+        self._source = source
         self._specs: dict[str, Spec] = {}
         self._discovered = False
 
@@ -152,11 +146,8 @@ class Registry(Generic[Spec]):
         return [self._specs[k] for k in sorted(self._specs)]
 
     def import_own(self) -> None:
-        """Import this package's modules of the kind, which register themselves."""
-        package = importlib.import_module(self._source)
-        for module in pkgutil.iter_modules(package.__path__):
-            if fnmatch(module.name, self._modules):
-                importlib.import_module(f"{self._source}.{module.name}")
+        """Import this project's package of the kind, which registers what it holds."""
+        importlib.import_module(self._source)
 
     def _discover(self) -> None:
         if self._discovered:
@@ -177,9 +168,7 @@ class Registry(Generic[Spec]):
 
 TASKS: Registry[TaskSpec] = Registry("task", "residual_rl.tasks")
 BASE_POLICIES: Registry[BasePolicySpec] = Registry("base policy", "residual_rl.base_policies")
-LEARNERS: Registry[LearnerSpec] = Registry("learner", "residual_rl.learners", "*_cfg")  # what registers apart from what imports torch
-
-GOALS: Registry[GoalsSpec] = Registry("task with Cartesian goals", "residual_rl.tasks.maniskill.goals")
+LEARNERS: Registry[LearnerSpec] = Registry("learner", "residual_rl.learners")
 
 
 def register_task(spec: TaskSpec) -> TaskSpec:
@@ -189,7 +178,7 @@ def register_task(spec: TaskSpec) -> TaskSpec:
         gymnasium.register(
             spec.gymnasium_id,
             entry_point="residual_rl.gymnasium_env:GymnasiumEnv",
-            vector_entry_point="residual_rl.build:make_vec_env",
+            vector_entry_point="residual_rl.factory:make_vec_env",
             kwargs={"task": spec.id},
         )
     return spec
@@ -203,11 +192,6 @@ def register_base_policy(spec: BasePolicySpec) -> BasePolicySpec:
 def register_learner(spec: LearnerSpec) -> LearnerSpec:
     """Make `spec` known by its id."""
     return LEARNERS.register(spec)
-
-
-def register_goals(spec: GoalsSpec) -> GoalsSpec:
-    """Make `spec` known by its id."""
-    return GOALS.register(spec)
 
 
 def load(reference: str) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from residual_rl.base_policies.executor import BasePolicyExecutor
 from residual_rl.composition import ScaleRule, compose, reach, residual_penalty
+from residual_rl.envs.spaces import with_base_action
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
 from residual_rl.types import Obs, State, Transition
@@ -61,8 +62,7 @@ class ResidualEnv:
     @property
     def observation_space(self) -> spaces.Dict:
         """What one world observes, `base_action` included."""
-        assert isinstance(self.env.single_observation_space, spaces.Dict)
-        return spaces.Dict({**self.env.single_observation_space.spaces, "base_action": self.env.single_action_space})
+        return with_base_action(self.env)
 
     @property
     def steps_per_action(self) -> int:

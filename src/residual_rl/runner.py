@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 import torch
 
-from residual_rl import checkpoint
-from residual_rl.build import make_learner, make_residual_env
 from residual_rl.config import TrainCfg
-from residual_rl.demo_transitions import load_demonstrations
-from residual_rl.disk_space import check_room, state_bytes
+from residual_rl.demos.transitions import load_demonstrations
 from residual_rl.errors import BasePolicyError, CheckpointError, NonFiniteError
-from residual_rl.evaluate import Episodes, evaluate
-from residual_rl.files import make_folder, write_json
-from residual_rl.logger import Logger, Means, ProgressBar, read_metrics
-from residual_rl.policy import export_policy
-from residual_rl.run_folder import RunFolder
-from residual_rl.seeding import TRAINING_EVAL_SEED, training_seed_start
+from residual_rl.evaluation.evaluate import Episodes, evaluate
+from residual_rl.exported_policy import export_policy
+from residual_rl.factory import make_learner, make_residual_env
+from residual_rl.runs import checkpoint
+from residual_rl.runs.disk_space import check_room, state_bytes
+from residual_rl.runs.logger import Logger, Means, read_metrics
+from residual_rl.runs.progress import Progress, Timer
+from residual_rl.runs.progress_bar import ProgressBar
+from residual_rl.runs.run_folder import RunFolder
 from residual_rl.types import HasReplay, Metrics, State, Transition
+from residual_rl.utils.files import make_folder, write_json
+from residual_rl.utils.seeding import TRAINING_EVAL_SEED, training_seed_start
+from residual_rl.utils.signals import stop_signals
 
 _IMPORTED = time.perf_counter()
 
@@ -44,42 +43,6 @@ def _process_begin() -> float:
 
 _process_start = iter([_process_begin()])
 """Given to the first Runner of the process alone: what comes before the others is not their set-up."""
-
-
-@dataclass
-class Progress:
-    """Where training stands; part of every checkpoint, and so without times: equal runs have equal checkpoints."""
-
-    step: int = 0
-    """Env steps done."""
-    best: tuple[float, float] | None = None
-    """Success rate and mean return of the best evaluation so far."""
-    episodes: int = 0
-    """Training episodes that ended."""
-    success: deque[float] = field(default_factory=lambda: deque(maxlen=100))
-    returns: deque[float] = field(default_factory=lambda: deque(maxlen=100))
-    lengths: deque[float] = field(default_factory=lambda: deque(maxlen=100))
-    logged: int = 0
-    """Env steps at the last row of figures that was due."""
-
-    def state_dict(self) -> State:
-        return {k: list(v) if isinstance(v, deque | tuple) else v for k, v in vars(self).items()}
-
-    def load_state_dict(self, state: State) -> None:
-        for name, old in list(vars(self).items()):
-            value: Any = state[name if name in state or name != "logged" else "step"]  # files from before had a row for each update
-            setattr(self, name, deque(value, maxlen=100) if isinstance(old, deque) else tuple(value) if isinstance(value, list) else value)
-
-
-@dataclass
-class Timer:
-    """Wall time of this session [s], by part."""
-
-    setup: float = 0.0
-    """From the session's start to `learn`: imports, and the making of all objects."""
-    collection: float = 0.0
-    update: float = 0.0
-    evaluation: float = 0.0
 
 
 class Runner:
@@ -333,37 +296,6 @@ class Runner:
             state = {**error.dump, "env": env, "last_obs": self._env_in_use.obs, "learner": self.learner.state_dict()}
             checkpoint.save_dump(path, state)
             raise NonFiniteError(f"{error}; the states before it are in {path}") from error
-
-
-@dataclass
-class StopRequest:
-    """The signal that asked training to stop, if any."""
-
-    signal: int | None = None
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a request to stop after the current iteration; a second SIGINT stops at once.
-
-    Off the main thread, where Python sets no handlers, the request never comes.
-    """
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-
-    def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        if request.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        request.signal = number
-
-    earlier = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield request
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
 
 
 def _step_figures(transition: Transition, info: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -1,1 +1,5 @@
-"""Frozen base policies: one file each, and the executor that all of them share."""
+"""Base policies. Importing this package registers them; what registers holds settings alone and imports no torch."""
+
+from residual_rl.base_policies import gr00t, hybrid, ik, il, jacobian, lerobot, model, openpi, zero
+
+__all__ = ["gr00t", "hybrid", "ik", "il", "jacobian", "lerobot", "model", "openpi", "zero"]

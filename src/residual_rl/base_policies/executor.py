@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from residual_rl.envs.vec_env import VecEnv
-from residual_rl.errors import BasePolicyError, ConfigError, NonFiniteError, ResidualRLError
+from residual_rl.errors import BasePolicyError, CheckpointError, ConfigError, NonFiniteError, ResidualRLError
+from residual_rl.registry import BASE_POLICIES, load
 from residual_rl.types import BasePolicy, Obs, Plan, State, check_finite
 
 
@@ -158,3 +160,14 @@ class BasePolicyExecutor:
             self.policy.load_state_dict(policy_state)
 
     _STATE = ("chunk", "spread", "pointer", "begins")
+
+
+def make_base_policy(base_policy_id: str, cfg: Any, env: VecEnv, name: str | None = None) -> BasePolicyExecutor:
+    """A fresh base policy for `env`, in its executor. `cfg` None means its defaults; `name` is what errors call it."""
+    spec = BASE_POLICIES.get(base_policy_id)
+    name = name or f"base policy {base_policy_id!r}"
+    try:
+        policy = load(spec.make)(spec.default_config() if cfg is None else cfg, env)
+    except (ConfigError, CheckpointError) as error:
+        raise type(error)(f"{name}: {error}") from error
+    return BasePolicyExecutor(policy, env, name)

@@ -2,27 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from residual_rl.envs.vec_env import VecEnv
 from residual_rl.registry import BasePolicySpec, register_base_policy
-from residual_rl.types import BasePolicy, Obs
 
-
-class ZeroPolicy(BasePolicy):
-    """Zeros [b, 1, A]."""
-
-    def __init__(self, action_dim: int, device: torch.device):
-        self._action_dim, self._device = action_dim, device
-
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor:  # noqa: ARG002
-        return torch.zeros(len(worlds), 1, self._action_dim, device=self._device)
-
-
-def make(cfg: None, env: VecEnv) -> ZeroPolicy:  # noqa: ARG001
-    """The zero policy for `env`."""
-    return ZeroPolicy(int(env.single_action_space.shape[0]), env.device)  # type: ignore[index]
-
-
-register_base_policy(BasePolicySpec(id="zero", summary="does nothing; with residual scale 1: plain RL", make=f"{__name__}:make"))
+register_base_policy(
+    BasePolicySpec(id="zero", summary="does nothing; with residual scale 1: plain RL", make="residual_rl.base_policies.zero_policy:make")
+)

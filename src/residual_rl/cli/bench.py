@@ -11,10 +11,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from residual_rl.bench import BenchCfg, run_bench
+from residual_rl.bench.bench import BenchCfg, run_bench
 from residual_rl.cli.flags import parts_of, require_target
 from residual_rl.config import TrainCfg
-from residual_rl.files import make_folder, write_json
+from residual_rl.utils.files import make_folder, write_json
 
 QUICK = {"num_steps": 20, "repeats": 1, "training_repeats": 1}
 """Settings of `--quick`."""

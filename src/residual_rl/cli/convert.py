@@ -36,9 +36,9 @@ def main(argv: Sequence[str]) -> int:
     out = flags.own.out or Path("runs") / f"convert-{time.strftime('%Y%m%d-%H%M%S')}"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is not empty; choose another --out")
-    from residual_rl.files import make_folder
     from residual_rl.imitation.convert import read_public_unet
     from residual_rl.imitation.model import MODEL_FILE
+    from residual_rl.utils.files import make_folder
 
     model = read_public_unet(Path(argv[0]), flags.cfg, flags.own.trust_checkpoint)
     make_folder(out)

@@ -12,11 +12,15 @@ import torch
 import tyro
 from rich.console import Console
 
-from residual_rl.build import make_residual_env
 from residual_rl.cli import demos
 from residual_rl.cli.flags import HELP, has_flag, peek, require_target
 from residual_rl.config import from_plain
-from residual_rl.distill import (
+from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
+from residual_rl.evaluation.formatting import format_table
+from residual_rl.evaluation.report import write_report
+from residual_rl.factory import make_residual_env
+from residual_rl.imitation.config import ImitateCfg
+from residual_rl.imitation.distill import (
     DistillCfg,
     Teacher,
     check_same_teacher,
@@ -26,11 +30,7 @@ from residual_rl.distill import (
     gather,
     imitate,
 )
-from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
-from residual_rl.eval_table import format_table
-from residual_rl.imitation.config import ImitateCfg
-from residual_rl.report import write_report
-from residual_rl.run_folder import RunFolder
+from residual_rl.runs.run_folder import RunFolder
 
 
 @dataclasses.dataclass(frozen=True)

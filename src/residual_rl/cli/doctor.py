@@ -14,8 +14,8 @@ from rich.console import Console
 
 from residual_rl.cli.flags import parts_of, require_target
 from residual_rl.config import TrainCfg
-from residual_rl.doctor import Check, examine, format_table
 from residual_rl.registry import TASKS
+from residual_rl.sanity.suite import Check, examine, format_table
 
 
 def main(argv: Sequence[str]) -> int:

@@ -11,19 +11,19 @@ import torch
 import tyro
 from rich.console import Console
 
-from residual_rl.build import make_residual_env
 from residual_rl.cli.flags import parts_of, peek, require_target
-from residual_rl.compare import run_episodes, summarize
 from residual_rl.config import TrainCfg, replace_fields
 from residual_rl.errors import ConfigError, MissingDependencyError, UnknownNameError
-from residual_rl.evaluate import Episodes, no_residual
-from residual_rl.files import make_folder, write_json
-from residual_rl.policy import POLICY_FILE, ExportedPolicy, find_policy, load_policy
-from residual_rl.recording import Recording, record, write_comparison
+from residual_rl.evaluation.compare import run_episodes, summarize
+from residual_rl.evaluation.evaluate import Episodes, no_residual
+from residual_rl.evaluation.report import format_table, write_report
+from residual_rl.exported_policy import POLICY_FILE, ExportedPolicy, find_policy, load_policy
+from residual_rl.factory import make_residual_env
 from residual_rl.registry import TASKS
-from residual_rl.report import format_table, write_report
-from residual_rl.run_folder import RunFolder
-from residual_rl.seeding import EVAL_SEED
+from residual_rl.runs.run_folder import RunFolder
+from residual_rl.utils.files import make_folder, write_json
+from residual_rl.utils.seeding import EVAL_SEED
+from residual_rl.visualization.recording import Recording, record, write_comparison
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +176,9 @@ def _write_video(path: Path, cfg: TrainCfg, flags: EvalFlags, exported: Exported
     for name, policy in (("base", None), ("residual", exported)):
         env = make_residual_env(cfg, len(seeds))
         env.residual_scale = exported.residual_scale
-        recordings[name] = record(env, policy.actor(env) if policy else no_residual(env), seeds)
+        recordings[name] = record(
+            env, policy.actor(env.observation_space, env.action_dim, env.device) if policy else no_residual(env), seeds
+        )
     write_comparison(path, env.env, recordings)
     env.close()
 

@@ -16,8 +16,8 @@ from residual_rl.cli.flags import HELP, has_flag, peek, settings_as_flags
 from residual_rl.config import from_plain
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.imitation.config import ALGOS, ImitateCfg
-from residual_rl.logger import clock_time
 from residual_rl.registry import load
+from residual_rl.runs.progress_bar import clock_time
 
 CHANGEABLE = {
     "total_steps",

@@ -14,16 +14,17 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from residual_rl.base_policies.remote import parse_pairs, secret
-from residual_rl.build import make_base_policy
-from residual_rl.checks import check_fields
 from residual_rl.cli.flags import parts_of, peek, require_target
 from residual_rl.config import TrainCfg
 from residual_rl.errors import ConfigError, UnknownNameError
-from residual_rl.policy import POLICY_FILE, find_policy, load_policy
+from residual_rl.exported_policy import POLICY_FILE, find_policy, load_policy
+from residual_rl.factory import make_base_policy
 from residual_rl.registry import BASE_POLICIES, TASKS, load
-from residual_rl.serving.server import BackgroundServer, Server, open_server
-from residual_rl.serving.service import ActionUnits, PolicyService, Protocol
+from residual_rl.remote.server import BackgroundServer, Server, open_server
+from residual_rl.remote.service import ActionUnits, PolicyService, Protocol
+from residual_rl.utils.network import secret
+from residual_rl.utils.text import parse_pairs
+from residual_rl.utils.validation import check_fields
 
 TRAINED = "model"
 """The base policy that is a trained run."""

@@ -15,13 +15,13 @@ from rich.console import Console
 from residual_rl.cli import train
 from residual_rl.cli.flags import HELP, has_flag, require_target
 from residual_rl.errors import ConfigError
-from residual_rl.run_folder import RunFolder
-from residual_rl.runner import stop_signals
-from residual_rl.seeding import EVAL_SEED
-from residual_rl.sweep import SweepCfg, Trial, check_train_flags, make_trials, parse_grid, read_sweep, state_of
-from residual_rl.sweep_ray import require_ray, run_trials
-from residual_rl.sweep_report import ranking_table, write_report
-from residual_rl.sweep_table import SweepTable
+from residual_rl.runs.run_folder import RunFolder
+from residual_rl.sweeps.executor import require_ray, run_trials
+from residual_rl.sweeps.grid import SweepCfg, Trial, check_train_flags, make_trials, parse_grid, read_sweep, state_of
+from residual_rl.sweeps.live_table import SweepTable
+from residual_rl.sweeps.report import ranking_table, write_report
+from residual_rl.utils.seeding import EVAL_SEED
+from residual_rl.utils.signals import stop_signals
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,11 +15,11 @@ from rich.console import Console
 from residual_rl.cli.flags import HELP, has_flag, parts_of, peek, require_target
 from residual_rl.config import TrainCfg, replace_fields
 from residual_rl.errors import CheckpointError, ConfigError
-from residual_rl.files import write_json
-from residual_rl.logger import clock_time
 from residual_rl.registry import LEARNERS, TASKS
-from residual_rl.run_folder import RunFolder
 from residual_rl.runner import Runner
+from residual_rl.runs.progress_bar import clock_time
+from residual_rl.runs.run_folder import RunFolder
+from residual_rl.utils.files import write_json
 
 QUICK = {
     "num_envs": 8,

@@ -11,17 +11,17 @@ import torch
 import tyro
 from rich.console import Console
 
-from residual_rl.build import make_residual_env
 from residual_rl.cli.flags import parts_of, peek, require_target
 from residual_rl.config import TrainCfg
 from residual_rl.errors import ConfigError
-from residual_rl.evaluate import Policy, no_residual
-from residual_rl.files import make_folder
-from residual_rl.policy import ExportedPolicy, find_policy, load_policy
-from residual_rl.recording import record, write_comparison
+from residual_rl.evaluation.evaluate import Policy, no_residual
+from residual_rl.exported_policy import ExportedPolicy, find_policy, load_policy
+from residual_rl.factory import make_residual_env
 from residual_rl.registry import TASKS
 from residual_rl.residual_env import ResidualEnv
-from residual_rl.viewer import LiveViewer, require_display, save_cameras, watch
+from residual_rl.utils.files import make_folder
+from residual_rl.visualization.recording import record, write_comparison
+from residual_rl.visualization.viewer import LiveViewer, require_display, save_cameras, watch
 
 ORACLE = "oracle"
 """What `--policy` calls the task's `TaskSpec.oracle`, whichever base policy that is."""
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
     env = make_residual_env(cfg, 1)
     if exported is not None:
         env.residual_scale = exported.residual_scale if flags.residual_scale is None else flags.residual_scale
-    policy = exported.actor(env) if exported else no_residual(env)
+    policy = exported.actor(env.observation_space, env.action_dim, env.device) if exported else no_residual(env)
     try:
         _show(env, policy, flags, f"{cfg.base_policy_id} + residual" if exported else cfg.base_policy_id)
     finally:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from residual_rl.errors import ConfigError
-from residual_rl.hardware import HardwareUnits
+from residual_rl.robots.hardware_units import HardwareUnits
 from residual_rl.types import Obs, State
 
 Quantities = dict[str, Tensor]

@@ -14,10 +14,10 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from torch import Tensor
 
-from residual_rl.envs.arm import Arm
 from residual_rl.errors import ConfigError
-from residual_rl.hardware import HardwareUnits
-from residual_rl.kinematics import KinematicChain
+from residual_rl.robots.arm import Arm
+from residual_rl.robots.hardware_units import HardwareUnits
+from residual_rl.robots.kinematics import KinematicChain
 from residual_rl.types import Obs, State
 
 

@@ -7,14 +7,14 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from residual_rl.checks import check_fields
 from residual_rl.errors import ConfigError, UnknownNameError
+from residual_rl.utils.validation import check_fields
 
 ALGOS: dict[str, str] = {
     "bc": "residual_rl.imitation.trainer:train",
     "diffusion": "residual_rl.imitation.trainer:train",
     "flow": "residual_rl.imitation.trainer:train",
-    "act": "residual_rl.imitation.act:train",
+    "act": "residual_rl.lerobot.act:train",
 }
 """What trains each algorithm: `train(cfg: ImitateCfg, demos: Path, out: Path, resume: bool) -> dict`, named `module:attribute`.
 

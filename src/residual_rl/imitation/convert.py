@@ -19,8 +19,8 @@ from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 from residual_rl.imitation.convert_cfg import ConvertCfg
 from residual_rl.imitation.model import ImitationModel, ModelSettings
 from residual_rl.imitation.normalization import Statistics
-from residual_rl.imitation.padding import ROBOT_BASE_POSE, padding_to
-from residual_rl.trusted import read_saved_dict
+from residual_rl.imitation.obs_padding import ROBOT_BASE_POSE, padding_to
+from residual_rl.utils.trusted import read_saved_dict
 
 _TIME, _CONDITION = "diffusion_step_encoder.1.weight", "down_modules.0.0.cond_encoder.1.weight"
 _NAMED = 4

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from residual_rl.checks import check_fields
 from residual_rl.errors import ConfigError
+from residual_rl.utils.validation import check_fields
 
 
 @dataclass(frozen=True)

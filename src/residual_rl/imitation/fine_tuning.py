@@ -12,8 +12,8 @@ from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.imitation.config import ImitateCfg
 from residual_rl.imitation.model import ImitationModel, ModelSettings
 from residual_rl.imitation.normalization import MIN_HALF_RANGE, Statistics
-from residual_rl.imitation.padding import ROBOT_BASE_POSE
-from residual_rl.learners.networks import load_module_state, module_state
+from residual_rl.imitation.obs_padding import ROBOT_BASE_POSE
+from residual_rl.utils.module_state import load_module_state, module_state
 
 _SAME = ("algo", "num_obs_steps", "chunk_size", "num_past_actions")
 """Settings that a model keeps."""

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from residual_rl import checkpoint
 from residual_rl.errors import CheckpointError, ConfigError
-from residual_rl.imitation.algorithm import Algorithm
+from residual_rl.imitation.algorithms.base import Algorithm
 from residual_rl.imitation.normalization import Statistics
-from residual_rl.imitation.padding import ObsPadding
-from residual_rl.learners.networks import load_module_state, module_state
+from residual_rl.imitation.obs_padding import ObsPadding
 from residual_rl.registry import load as load_reference
+from residual_rl.runs import checkpoint
 from residual_rl.types import State
+from residual_rl.utils.module_state import load_module_state, module_state
 
 MODEL_FILE = "model.safetensors"
 """The best model, in the folder of a training."""
@@ -29,9 +29,9 @@ MODEL_VERSION = 2
 _VERSIONS = (1, MODEL_VERSION)
 
 ALGORITHMS = {
-    "bc": "residual_rl.imitation.bc:BC",
-    "diffusion": "residual_rl.imitation.diffusion:Diffusion",
-    "flow": "residual_rl.imitation.flow:Flow",
+    "bc": "residual_rl.imitation.algorithms.bc:BC",
+    "diffusion": "residual_rl.imitation.algorithms.diffusion:Diffusion",
+    "flow": "residual_rl.imitation.algorithms.flow:Flow",
 }
 
 

@@ -13,28 +13,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from residual_rl.base_policies.il import ILCfg, ILPolicy
-from residual_rl.build import usable_device
-from residual_rl.checkpoint import CheckpointFolder
+from residual_rl.base_policies.il import ILCfg
+from residual_rl.demos.reader import Demonstrations
 from residual_rl.errors import CheckpointError, ConfigError
-from residual_rl.files import write_json
+from residual_rl.evaluation.plots import save_curves
+from residual_rl.factory import usable_device
 from residual_rl.imitation.config import ImitateCfg
-from residual_rl.imitation.curves import save_curves
-from residual_rl.imitation.demonstrations import Demonstrations
-from residual_rl.imitation.evaluation import SuccessEvaluation
 from residual_rl.imitation.fine_tuning import check_initial, check_observations, initial_statistics, initial_weights, warn_out_of_range
 from residual_rl.imitation.model import LAST_FILE, MODEL_FILE, ImitationModel, ModelSettings
 from residual_rl.imitation.normalization import Statistics
-from residual_rl.imitation.padding import padding_to
+from residual_rl.imitation.obs_padding import padding_to
+from residual_rl.imitation.policy import ILPolicy
+from residual_rl.imitation.success_evaluation import SuccessEvaluation
 from residual_rl.imitation.windows import Windows, make_windows, split_episodes
-from residual_rl.learners.compiled import compiled
-from residual_rl.learners.ema import Ema
-from residual_rl.learners.networks import load_module_state, module_state
-from residual_rl.learners.optimizer import FlatAdam
-from residual_rl.logger import Logger, ProgressBar, read_metrics
-from residual_rl.run_folder import RunFolder
-from residual_rl.runner import stop_signals
+from residual_rl.learners.common.compilation import compiled
+from residual_rl.learners.common.ema import Ema
+from residual_rl.learners.common.optimizer import FlatAdam
+from residual_rl.runs.checkpoint import CheckpointFolder
+from residual_rl.runs.logger import Logger, read_metrics
+from residual_rl.runs.progress_bar import ProgressBar
+from residual_rl.runs.run_folder import RunFolder
 from residual_rl.types import BasePolicy, Metrics, State
+from residual_rl.utils.files import write_json
+from residual_rl.utils.module_state import load_module_state, module_state
+from residual_rl.utils.signals import stop_signals
 
 VAL_WINDOWS = 4096
 """At most so many windows are validated on, evenly spread."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.imitation.normalization import Statistics
-from residual_rl.imitation.padding import ObsPadding
+from residual_rl.imitation.obs_padding import ObsPadding
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,5 @@
-"""Learners of the residual: each acts, observes transitions and updates; none steps an env or writes a file."""
+"""Learners. Importing this package registers them, without importing torch."""
+
+from residual_rl.learners import off_policy, ppo
+
+__all__ = ["off_policy", "ppo"]

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from residual_rl.envs.maniskill.planning import NoPlanError, Planner, require_planner
-from residual_rl.envs.maniskill.settings import WorldSettings
+from residual_rl.envs.maniskill.motion_planner import NoPlanError, Planner, require_planner
+from residual_rl.envs.maniskill.spec import WorldSettings
 from residual_rl.errors import ResidualRLError
 
 RUN = f"{__name__}:run"

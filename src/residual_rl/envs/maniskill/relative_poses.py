@@ -7,8 +7,8 @@ from itertools import combinations, product
 
 import torch
 
-from residual_rl.envs.maniskill.settings import Array
-from residual_rl.kinematics import matrix_from_quaternion
+from residual_rl.envs.maniskill.spec import Array
+from residual_rl.robots.kinematics import matrix_from_quaternion
 from residual_rl.types import Obs
 
 RELATIVE_POSES = "relative_poses"

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from residual_rl.envs.maniskill.settings import Array, Facts
+from residual_rl.envs.maniskill.spec import Array, Facts
 
 _ALIGNMENT = 64
 """Bytes; a cache line, and more than any dtype needs."""

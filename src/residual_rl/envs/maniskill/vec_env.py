@@ -16,12 +16,12 @@ from torch import Tensor
 
 from residual_rl.envs.episodes import RunningEpisodes
 from residual_rl.envs.maniskill.relative_poses import RELATIVE_POSES, RelativePoses
-from residual_rl.envs.maniskill.settings import Array, Facts
-from residual_rl.envs.maniskill.world import Step
+from residual_rl.envs.maniskill.sim_env import Step
+from residual_rl.envs.maniskill.spec import Array, Facts
 from residual_rl.envs.vec_env import EpisodeSeeds, VecEnv
 from residual_rl.errors import ConfigError, NonFiniteError
-from residual_rl.seeding import splitmix64
 from residual_rl.types import Obs, State, check_finite
+from residual_rl.utils.seeding import splitmix64
 
 _SEEDS = 1 << 31
 """ManiSkill seeds NumPy's older generators, which take no more than 32 bits."""

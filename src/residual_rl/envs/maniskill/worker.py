@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from residual_rl.envs.maniskill.settings import WorldSettings
+from residual_rl.envs.maniskill.cpu_patches import collect_garbage_seldom, read_poses_at_once
 from residual_rl.envs.maniskill.shared import SharedArrays, layout
-from residual_rl.envs.maniskill.shortcuts import collect_garbage_seldom, read_poses_at_once
-from residual_rl.envs.maniskill.world import World
+from residual_rl.envs.maniskill.sim_env import World
+from residual_rl.envs.maniskill.spec import WorldSettings
 from residual_rl.errors import ResidualRLError
 
 COMMANDS = ("share", "reset", "step", "states")

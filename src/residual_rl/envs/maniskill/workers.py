@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from residual_rl.envs.maniskill.nursery import WorkerError, last_words, nursery
-from residual_rl.envs.maniskill.settings import Facts, WorldSettings
 from residual_rl.envs.maniskill.shared import SharedArrays, layout
+from residual_rl.envs.maniskill.sim_env import Step
+from residual_rl.envs.maniskill.spec import Facts, WorldSettings
 from residual_rl.envs.maniskill.worker import COMMANDS
-from residual_rl.envs.maniskill.world import Step
 from residual_rl.errors import ConfigError
 from residual_rl.types import Obs
 

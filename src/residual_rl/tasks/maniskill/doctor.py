@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from residual_rl.envs.sanity_checks import Check, MakePolicy
 from residual_rl.registry import load
-from residual_rl.sanity import Check, MakePolicy
 from residual_rl.tasks.maniskill.config import ManiSkillCfg
 
-SUITES: dict[str, str] = {"PickBox-v1": "residual_rl.tasks.maniskill.pick_box_doctor:doctor"}
+SUITES: dict[str, str] = {"PickBox-v1": "residual_rl.tasks.maniskill.pick_box.doctor:doctor"}
 """`module:attribute` of `doctor(cfg, quick) -> Iterable[Check]` by ManiSkill's name of the task."""
 
 

@@ -10,11 +10,11 @@ import mujoco
 import numpy as np
 import torch
 
+from residual_rl.envs.sanity_checks import DOCTOR_SEED, Check, MakePolicy, check_poses_hold
 from residual_rl.envs.task_env import TaskEnv
 from residual_rl.errors import NonFiniteError
-from residual_rl.sanity import DOCTOR_SEED, Check, MakePolicy, check_poses_hold
 from residual_rl.tasks.so101_paper.config import SHEET_HALF_SIZE, SO101PaperCfg
-from residual_rl.tasks.so101_paper.mujoco_backend import SO101PaperPhysics, make
+from residual_rl.tasks.so101_paper.mujoco_env import SO101PaperPhysics, make
 from residual_rl.tasks.so101_paper.robot import EE_SITE, JOINTS
 
 _SHEET_QPOS = slice(6, 13)

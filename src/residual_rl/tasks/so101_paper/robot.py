@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import mujoco
 
-from residual_rl.tasks.so101_paper.robot_looks import add_looks
+from residual_rl.tasks.so101_paper.robot_visuals import add_looks
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import numpy as np
 
 from residual_rl.errors import ConfigError, ModelError
 from residual_rl.tasks.so101_paper.config import SHEET_HALF_SIZE
+from residual_rl.tasks.so101_paper.custom_robot import load_robot
 from residual_rl.tasks.so101_paper.robot import EE_SITE, HOME, JOINTS, SERVO_IDENTIFIED, SERVO_OLD, build_robot
-from residual_rl.tasks.so101_paper.user_robot import load_robot
 
 FINGERTIP_RADIUS = 0.008
 """Radius of the fingertip [m]."""

@@ -15,11 +15,11 @@ from gymnasium import spaces
 from torch import Tensor
 
 from residual_rl.envs.task import Quantities, Task
-from residual_rl.seeding import normal, uniform
 from residual_rl.tasks.so101_paper.config import SHEET_HALF_SIZE, SO101PaperCfg
-from residual_rl.tasks.so101_paper.hardware import HARDWARE
+from residual_rl.tasks.so101_paper.hardware_units import HARDWARE
 from residual_rl.tasks.so101_paper.robot import HOME
 from residual_rl.types import Obs
+from residual_rl.utils.seeding import normal, uniform
 
 STATE = ("joint_position", "joint_velocity", "sheet_pose", "goal", "ee_position")
 """What `state` [25] is made of, in order."""

@@ -5,9 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from residual_rl.cartesian_goals import CartesianGoals, ToolGoal, funnel, tool_yaw, yaw_of
-from residual_rl.kinematics import matrix_from_quaternion
-from residual_rl.registry import GoalsSpec, register_goals
+from residual_rl.robots.cartesian_goals import CartesianGoals, GoalsSpec, ToolGoal, funnel, register_goals, tool_yaw, yaw_of
+from residual_rl.robots.kinematics import matrix_from_quaternion
 from residual_rl.types import Obs
 
 REACH, GRASP, ALIGN, INSERT = range(4)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from residual_rl.cartesian_goals import CartesianGoals, ToolGoal, funnel, tool_yaw, yaw_of
+from residual_rl.robots.cartesian_goals import CartesianGoals, ToolGoal, funnel, tool_yaw, yaw_of
 from residual_rl.types import Obs
 
 REACH, GRASP, LIFT, MOVE, RELEASE = range(5)

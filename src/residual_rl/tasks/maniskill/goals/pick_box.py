@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from residual_rl.errors import UnknownNameError
-from residual_rl.registry import GoalsSpec, register_goals
+from residual_rl.robots.cartesian_goals import GoalsSpec, register_goals
 from residual_rl.tasks.maniskill.goals.pick_and_place import PickAndPlace
-from residual_rl.tasks.maniskill.pick_box_layout import LAYOUTS
+from residual_rl.tasks.maniskill.pick_box.layouts import LAYOUTS
 from residual_rl.types import Obs
 
 

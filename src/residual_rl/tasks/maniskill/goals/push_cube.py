@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from residual_rl.cartesian_goals import CartesianGoals, ToolGoal, funnel
-from residual_rl.registry import GoalsSpec, register_goals
+from residual_rl.robots.cartesian_goals import CartesianGoals, GoalsSpec, ToolGoal, funnel, register_goals
 from residual_rl.types import Obs
 
 REACH, MOVE = range(2)

@@ -1,0 +1,56 @@
+"""A program that `torch.export` wrote as a base policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from residual_rl.base_policies.model_inputs import check_size, input_shapes, join_inputs, probe
+from residual_rl.envs.vec_env import VecEnv
+from residual_rl.errors import ConfigError
+from residual_rl.types import BasePolicy, Obs
+
+
+class ProgramPolicy(BasePolicy):
+    """An exported program that makes actions [b, A] or chunks [b, K, A] of the joined observations [b, O].
+
+    It is asked for one world at a time: what it computes in float32 must not depend on how many worlds are asked together, and a program
+    that was exported with a batch of one works.
+
+    Args:
+        program: what `trusted.read_exported_program` gave.
+        input_keys: what is joined for it.
+        num_action_steps: how many of a chunk are executed; None is all.
+        env: its observations and actions must be those of `program`.
+        name: how errors call it.
+    """
+
+    def __init__(self, program: ExportedProgram, input_keys: Sequence[str], num_action_steps: int | None, env: VecEnv, name: str):
+        self._module, self._keys = program.module(), tuple(input_keys)
+        self.inputs = input_shapes(self._keys, env, name)  # type: ignore[misc]
+        wanted = _input_shapes(program)
+        if len(wanted) != 1 or len(wanted[0]) != 2:
+            raise ConfigError(f"{name} takes inputs of shapes {wanted}; expected one, of joined observations [b, O]")
+        check_size(self.inputs, wanted[0][1:], name)
+        chunk = probe(self, env, name)
+        if chunk.shape[0] != 1 or chunk.shape[-1] != len(env.action_size):
+            raise ConfigError(f"{name} gives {list(chunk.shape)} for one world; this env takes actions of {len(env.action_size)}")
+        self.chunk_size = chunk.shape[1]
+        self.num_action_steps = self.chunk_size if num_action_steps is None else num_action_steps
+
+    @torch.no_grad()
+    def plan(self, obs: Obs, worlds: Tensor) -> Tensor:  # noqa: ARG002
+        outputs = [self._module(row) for row in join_inputs(obs, self._keys).cpu().split(1)]
+        if not all(isinstance(output, Tensor) and output.dim() in (2, 3) for output in outputs):
+            raise ConfigError("its program must give one tensor, [b, A] or [b, K, A]")
+        actions = torch.cat(outputs)
+        return actions[:, None] if actions.dim() == 2 else actions
+
+
+def _input_shapes(program: ExportedProgram) -> list[tuple[int, ...]]:
+    names = program.graph_signature.user_inputs
+    nodes = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    return [tuple(nodes[name].shape) if isinstance(name, str) and isinstance(nodes[name], Tensor) else () for name in names]

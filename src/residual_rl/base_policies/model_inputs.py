@@ -1,0 +1,54 @@
+"""What models of other libraries observe: the env's named observations joined, with checks that they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from residual_rl.envs.vec_env import VecEnv
+from residual_rl.errors import ConfigError
+from residual_rl.types import BasePolicy, Obs
+
+
+def join_inputs(obs: Obs, keys: Sequence[str]) -> Tensor:
+    return torch.cat([obs[key].float().flatten(1) for key in keys], 1)
+
+
+def input_shapes(keys: Sequence[str], env: VecEnv, name: str) -> dict[str, tuple[int, ...]]:
+    observed: Mapping[str, Any] = env.single_observation_space.spaces  # type: ignore[attr-defined]
+    for key in keys:
+        if key not in observed:
+            raise ConfigError(f"{name} needs the observation {key!r}; the env has {', '.join(sorted(observed))}")
+    return {key: tuple(observed[key].shape) for key in keys}
+
+
+def check_size(inputs: Mapping[str, tuple[int, ...]], wanted: tuple[int, ...], name: str) -> None:
+    size = sum(torch.Size(shape).numel() for shape in inputs.values())
+    if wanted != (size,):
+        given = " + ".join(f"{key} {shape}" for key, shape in inputs.items())
+        raise ConfigError(f"{name} observes {wanted}; this env gives it {(size,)}, {given}: choose other --base.input-keys, or a model")
+
+
+def check_actions(space: Any, env: VecEnv, name: str) -> None:
+    wanted = (len(env.action_size),)
+    if not isinstance(space, spaces.Box) or space.shape != wanted:
+        raise ConfigError(f"{name} acts in {space}; this env takes actions Box(-1.0, 1.0, {wanted})")
+    if (space.low != -1.0).any() or (space.high != 1.0).any():
+        raise ConfigError(f"{name} acts in {space}; this env's actions are from -1 to 1: train it on those")
+
+
+def probe(policy: BasePolicy, env: VecEnv, name: str) -> Tensor:
+    """What the policy plans for one world of zeros; what it cannot do is found out before anything is trained on it."""
+    observed: Mapping[str, Any] = env.single_observation_space.spaces  # type: ignore[attr-defined]
+    zeros = {key: torch.from_numpy(observed[key].low * 0)[None] for key in policy.inputs}
+    try:
+        chunk = policy.plan(zeros, torch.zeros(1, dtype=torch.int64))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"{name} cannot be run on this env's observations ({type(error).__name__}: {reason})") from error
+    assert isinstance(chunk, Tensor)
+    return chunk

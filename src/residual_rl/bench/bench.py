@@ -1,0 +1,144 @@
+"""How fast stepping and training are, beside raw MuJoCo and Stable-Baselines3."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from residual_rl.bench.stepping import NotMujocoError, compare_stepping
+from residual_rl.bench.training import SB3_ENVS, SETTINGS, compare_training
+from residual_rl.config import TrainCfg
+from residual_rl.errors import ConfigError, MissingDependencyError
+from residual_rl.factory import make_residual_env
+from residual_rl.utils.provenance import machine, versions
+
+FORMAT_VERSION = 1
+CAMERA_SIZE = (128, 128)
+"""Height and width of the images that are timed [px]."""
+
+
+@dataclass(frozen=True)
+class BenchCfg:
+    """How much is measured."""
+
+    num_envs: int = 32
+    """Worlds stepped together."""
+    num_threads: int = 0
+    """Simulator threads; 0 means one a CPU core."""
+    num_steps: int = 100
+    """Policy steps of each world in a turn of the comparison with bare MuJoCo."""
+    repeats: int = 5
+    """Turns of stepping and drawing; the figures are medians over them."""
+    training_repeats: int = 3
+    """Turns of training."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_envs", "num_steps", "repeats", "training_repeats"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.num_threads < 0:
+            raise ConfigError(f"num_threads must be 0 or more, not {self.num_threads}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    value: float | None
+    """Median, in `unit`; None where it was not measured."""
+    unit: str
+    note: str = ""
+    spread: tuple[float, float] | None = None
+    """Least and greatest of the turns."""
+
+
+def run_bench(cfg: TrainCfg, bench: BenchCfg, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Measure everything; returns plain values, for JSON. `tell` hears what is measured next."""
+    torch.set_num_threads(cfg.run.torch_threads)
+    cfg = dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, num_threads=bench.num_threads))
+    started, load = time.perf_counter(), os.getloadavg()
+    rows = {}
+    measures = {"training": _training, "stepping": _stepping, "cameras": _cameras}  # training first: its peak of memory is the process's
+    for what, measure in measures.items():
+        tell(what)
+        rows[what] = measure(cfg, bench)
+    packages = versions()["packages"]
+    return {
+        "format_version": FORMAT_VERSION,
+        "task": cfg.task_id,
+        "settings": dataclasses.asdict(bench),
+        "caption": f"Stable-Baselines3 runs without the normalisation of observations and rewards that ours has. "
+        f"Learners use {cfg.run.torch_threads} torch thread(s), each of its subprocesses 1.",
+        "rows": [dataclasses.asdict(row) for part in ("stepping", "training", "cameras") for row in rows[part]],
+        "machine": machine(),
+        "packages": {name: packages[name] for name in ("mujoco", "torch", "numpy", "gymnasium", "stable_baselines3") if name in packages},
+        "load_average": {"before": load, "after": os.getloadavg()},
+        "duration": time.perf_counter() - started,
+    }
+
+
+def _stepping(cfg: TrainCfg, bench: BenchCfg) -> list[Row]:
+    env = make_residual_env(cfg, bench.num_envs)
+    try:
+        speeds = compare_stepping(env, bench.num_steps, bench.repeats)
+    except NotMujocoError as error:
+        return [Row("env steps against bare mj_step", None, "", str(error))]
+    finally:
+        env.close()
+    worlds = f"{bench.num_envs} worlds, {bench.num_threads or os.cpu_count()} threads"
+    return [
+        _row("env stepping", speeds.env_cpu, "steps / CPU-s", f"{worlds}; rewards, observations, {speeds.resets} resets included"),
+        _row("bare mj_step on the same states", speeds.raw_cpu, "steps / CPU-s", "mujoco.rollout; ends in the same states, bit for bit"),
+        _row("env stepping ÷ bare mj_step", speeds.ratios, "", "per CPU-second"),
+        _row("env stepping, wall", speeds.env_wall, "steps / s"),
+        _row("bare mj_step, wall", speeds.raw_wall, "steps / s"),
+        _row("physics in env stepping", [100.0 * share for share in speeds.physics_share], "% of CPU"),
+    ]
+
+
+def _training(cfg: TrainCfg, bench: BenchCfg) -> list[Row]:
+    speeds = compare_training(cfg, bench.training_repeats)
+    ours = f"{SETTINGS['num_envs']} worlds, {cfg.base_policy_id}, 2,048 steps and 64 gradient steps of 256 an update"
+    theirs = f"{SB3_ENVS} subprocesses, the same env, networks and gradient samples"
+    rows = [_row("training, all included", speeds.ours, "steps / s", ours)]
+    if speeds.missing is None:
+        rows += [_row("Stable-Baselines3 PPO", speeds.sb3, "steps / s", theirs), _row("training ÷ Stable-Baselines3", speeds.ratios, "")]
+    else:
+        rows.append(Row("Stable-Baselines3 PPO", None, "", speeds.missing))
+    rows += [Row(f"training: {name}", 100.0 * share, "% of time") for name, share in speeds.shares.items()]
+    return [
+        *rows,
+        Row("residual policy, one world", 1e6 * speeds.act_latency, "µs"),
+        Row("base policy, one world", 1e6 * speeds.base_latency, "µs", cfg.base_policy_id),
+        Row("peak memory of training", speeds.peak_memory / 2**20, "MiB", "evaluation's worlds included"),
+    ]
+
+
+def _cameras(cfg: TrainCfg, bench: BenchCfg) -> list[Row]:
+    env = make_residual_env(cfg, bench.num_envs)
+    name = f"camera images, {CAMERA_SIZE[0]} x {CAMERA_SIZE[1]}"
+    try:
+        env.reset(seed=0)
+        scenes, rates = env.env.scenes(), []
+        for turn in range(bench.repeats + 1):
+            start = time.perf_counter()
+            env.env.render_scenes(scenes, CAMERA_SIZE)
+            if turn:  # the first makes the OpenGL contexts
+                rates.append(len(scenes) / (time.perf_counter() - start))
+    except (MissingDependencyError, NotImplementedError) as error:
+        return [Row(name, None, "", str(error) or "this env draws nothing")]
+    finally:
+        env.close()
+    return [_row(name, rates, "frames / s", f"{bench.num_envs} worlds, one camera each")]
+
+
+def _row(name: str, values: Sequence[float], unit: str, note: str = "") -> Row:
+    return Row(name, statistics.median(values), unit, note, (min(values), max(values)))

@@ -1,0 +1,39 @@
+"""`residual-rl demos`: collect demonstrations, look at them, replay them, and convert them to and from LeRobot's format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from residual_rl.cli.flags import HELP
+from residual_rl.errors import UnknownNameError
+from residual_rl.registry import load
+
+SUBCOMMANDS = {
+    "collect": "run a policy and store its episodes: residual-rl demos collect TASK [options]",
+    "info": "what a file holds: residual-rl demos info FILE [--episodes]",
+    "replay": "execute the stored actions again: residual-rl demos replay FILE [options]",
+    "to-lerobot": "write a LeRobot dataset from a file of demonstrations",
+    "from-lerobot": "write a file of demonstrations from a LeRobot dataset",
+}
+_MODULES = {
+    "collect": "collect:collect_episodes",
+    "info": "info:main",
+    "replay": "replay:main",
+    "to-lerobot": "lerobot_datasets:to_lerobot",
+    "from-lerobot": "lerobot_datasets:from_lerobot",
+}
+"""Module and function of each subcommand."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Pick the subcommand."""
+    if not argv or argv[0] in HELP:
+        width = max(map(len, SUBCOMMANDS))
+        lines = [f"  {name:<{width}}  {what}" for name, what in SUBCOMMANDS.items()]
+        print("\n".join(["usage: residual-rl demos SUBCOMMAND [options]      (SUBCOMMAND --help tells all options)", "", *lines]))
+        return 0 if argv else 2
+    if argv[0] not in SUBCOMMANDS:
+        raise UnknownNameError("subcommand of demos", argv[0], SUBCOMMANDS)
+    command = load(f"residual_rl.cli.demos.{_MODULES[argv[0]]}")
+    code: int = command(argv[1:])
+    return code

@@ -1,0 +1,77 @@
+"""`residual-rl demos info`: what a file of demonstrations holds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from residual_rl.cli.demos.common import YES_NO, require_demos_file
+from residual_rl.cli.flags import flat_field, parse_flags, settings_as_flags
+from residual_rl.demos.reader import Demonstrations
+
+
+@dataclasses.dataclass(frozen=True)
+class InfoFlags:
+    """What to tell of a file."""
+
+    episodes: bool = False
+    """List every episode."""
+
+
+def main(argv: Sequence[str]) -> int:
+    file, rest = require_demos_file(argv, "info", "Tell what a file of demonstrations holds")
+    what = "Tell what a file of demonstrations holds."
+    flags: InfoFlags = parse_flags([flat_field("own", InfoFlags)], rest, f"demos info {file}", what).own
+    console = Console()
+    with Demonstrations.open(file) as demos:
+        parts = [demos.episode(i, obs=()) for i in range(len(demos))]
+        info, lengths = demos.info, [len(part) for part in parts]
+        known = [part.succeeded for part in parts if part.succeeded is not None]
+        low, high = min(float(part.actions.min()) for part in parts), max(float(part.actions.max()) for part in parts)
+        rows = {
+            "task": f"{demos.env_id} ({'as residual-rl stores it' if demos.own else 'as ManiSkill stores it'})",
+            **({"settings": settings_as_flags(demos.task_id, demos.task_settings) or "the task's own"} if demos.own else {}),
+            "acted by": str(info.get("source_desc") or info.get("source_type") or "not told"),
+            "episodes": f"{len(demos)}, {sum(lengths):,} steps",
+            "success": f"{sum(known)} of {len(known)} ({100 * sum(known) / len(known):.1f} %)" if known else "not stored",
+            "steps an episode": f"{min(lengths)} to {max(lengths)}, median {sorted(lengths)[len(lengths) // 2]}",
+            "observations": ", ".join(f"{name} {list(shape)}" for name, shape in demos.obs_shapes.items()) or "none",
+            "actions": f"[{demos.action_dim}], from {low:.3g} to {high:.3g}",
+            "beside them": ", ".join(name for name in _BESIDE if _has(parts[0], name)) or "nothing",
+            "noise": _noise_of(info),
+            "size": f"{demos.path.stat().st_size / 1e6:.1f} MB",
+        }
+        table = Table("", str(demos.path), show_lines=False)
+        for name, value in rows.items():
+            table.add_row(name, value)
+        console.print(table)
+        if flags.episodes:
+            console.print(_episode_table(demos, lengths, [part.succeeded for part in parts]))
+    return 0
+
+
+_BESIDE = ("base_actions", "residual_actions", "intended_actions", "rewards", "draws", "env_states")
+
+
+def _has(demo: Any, name: str) -> bool:
+    value = getattr(demo, name)
+    return value is not demo.actions and (bool(value) if isinstance(value, dict) else value is not None)
+
+
+def _noise_of(info: dict[str, Any]) -> str:
+    collected = info.get("collected") or {}
+    if not collected.get("noise"):
+        return "none" if collected else "not told"
+    return f"{collected['noise']:g}, correlation {collected['noise_correlation']:g}"
+
+
+def _episode_table(demos: Demonstrations, lengths: list[int], success: list[bool | None]) -> Table:
+    table = Table("episode", "seed", "steps", "success")
+    for i, (entry, steps, solved) in enumerate(zip(demos.episodes, lengths, success, strict=True)):
+        seed = entry.get("episode_seed")
+        table.add_row(str(i), "–" if seed is None else str(seed), str(steps), YES_NO[solved])
+    return table

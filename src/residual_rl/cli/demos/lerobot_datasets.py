@@ -1,0 +1,157 @@
+"""`residual-rl demos to-lerobot` and `from-lerobot`: demonstrations to and from LeRobot's dataset format."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from residual_rl.cli.flags import HELP, parts_of, peek
+from residual_rl.config import TrainCfg, from_plain
+from residual_rl.demos.reader import Demonstrations
+from residual_rl.demos.writer import DemoWriter, check_output, describe
+from residual_rl.envs.vec_env import VecEnv
+from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
+from residual_rl.lerobot.dataset_export import ExportCfg, export
+from residual_rl.lerobot.dataset_import import LAG, Converter, ImportCfg, Recording
+from residual_rl.registry import TASKS, load
+from residual_rl.runs.progress_bar import ProgressBar
+
+
+@dataclasses.dataclass(frozen=True)
+class _To:
+    """Where the dataset goes."""
+
+    out: Path
+    """The dataset's folder, which must not exist."""
+
+
+def to_lerobot(argv: Sequence[str]) -> int:
+    """Parse, write, and tell what was written."""
+    file, rest = _first(argv, "to-lerobot FILE", "a file of demonstrations")
+    flags: Any = tyro.cli(
+        dataclasses.make_dataclass("ToLeRobot", [("own", Annotated[_To, tyro.conf.arg(name="")]), _flags("cfg", ExportCfg, ExportCfg())]),
+        args=rest,
+        prog=f"residual-rl demos to-lerobot {file}",
+        description="Write demonstrations as a LeRobotDataset v3.",
+    )
+    with Demonstrations.open(file) as demos, ProgressBar(len(demos), unit="episodes", title="to-lerobot") as bar:
+        written = export(demos, flags.own.out, flags.cfg, lambda done: bar.update(done, None))
+    text = f"{flags.own.out} holds {written.episodes} episodes, {written.frames:,} frames at {written.fps} a second (LeRobotDataset v3)"
+    Console().print(text, soft_wrap=True, highlight=False)
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _From:
+    """Of which task, and where the file goes."""
+
+    task: str = ""
+    """Task that the dataset was recorded of; one that `demos to-lerobot` wrote tells it."""
+    out: Path = Path("demos.h5")
+    """The file to write; a description goes beside it, with the ending .json."""
+    overwrite: bool = False
+    """Replace a file that is there."""
+
+
+def from_lerobot(argv: Sequence[str]) -> int:
+    """Parse, write, and tell what was written and what had to be changed."""
+    source, rest = _first(argv, "from-lerobot FOLDER|OWNER/NAME", "a LeRobot dataset")
+    wants_help = bool(HELP & set(rest))
+    recording = None if wants_help else Recording(source)
+    task_id = peek(rest, "--task") or (recording.side["task"] if recording and recording.side else None)
+    if task_id is None and not wants_help:
+        raise ConfigError(f"{source} does not tell which task it is of; say it with --task TASK (`residual-rl list` shows the tasks)")
+    settings = [] if task_id is None else parts_of(_defaults(task_id, recording), ["task"])
+    settings = [("settings", *part[1:]) for part in settings]  # `task` is the flag that names it
+    own = _flags("own", _From, _From(task=task_id or ""))
+    flags: Any = tyro.cli(
+        dataclasses.make_dataclass("FromLeRobot", [own, _flags("cfg", ImportCfg, ImportCfg()), *settings]),
+        args=rest,
+        prog=f"residual-rl demos from-lerobot {source}",
+        description="Write the episodes of a LeRobotDataset v3 as demonstrations of a task.",
+    )
+    assert recording is not None  # help has ended the process
+    assert task_id is not None
+    return _write(recording, task_id, flags)
+
+
+def _write(recording: Recording, task_id: str, flags: Any) -> int:
+    out = check_output(flags.own.out, flags.own.overwrite)
+    settings = _long_enough(flags.settings, recording)
+    env: VecEnv = load(TASKS.get(task_id).make)(settings, 1, 1, "cpu")
+    with contextlib.closing(env):
+        converter = Converter(recording, env, task_id, flags.cfg)
+        info = describe(
+            task_id,
+            dataclasses.asdict(settings),
+            max_episode_steps=env.max_episode_steps,
+            control_hz=env.control_hz,
+            action_size=env.action_size.tolist(),
+            action_unit=env.action_unit,
+            source_type="lerobot",
+            source_desc=f"LeRobot dataset {recording.source}",
+            lerobot={"fps": recording.fps, **dataclasses.asdict(flags.cfg)},
+        )
+        total = recording.dataset.num_episodes
+        with DemoWriter(out, info, flags.own.overwrite) as writer, ProgressBar(total, unit="episodes", title="from-lerobot") as bar:
+            for demo in converter.episodes():
+                writer.add(demo)
+                bar.update(writer.num_episodes, None)
+    _tell(out, writer.published, converter)
+    return 0
+
+
+def _defaults(task_id: str, recording: Recording | None) -> TrainCfg:
+    """The task's settings: those of a dataset of ours, else the defaults, with absolute joint targets where a task can take them."""
+    cfg = TrainCfg.default(task_id)
+    side = recording.side if recording else None
+    if side is not None and side["task"] == task_id:
+        try:
+            return dataclasses.replace(cfg, task=from_plain(load(TASKS.get(task_id).config), side["settings"]))
+        except (UnknownNameError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{recording.source if recording else ''} holds settings that this release does not take: {error}"
+            ) from error
+    modes = {field.name: field for field in dataclasses.fields(cfg.task)}
+    return dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, control_mode="joint_target")) if "control_mode" in modes else cfg
+
+
+def _long_enough(settings: Any, recording: Recording) -> Any:
+    """The settings with room for the longest episode, where the task has such a limit: a replay would be cut off."""
+    longest = max(int(length) for length in recording.dataset.meta.episodes["length"]) - 1
+    if longest > getattr(settings, "max_episode_steps", longest):
+        return dataclasses.replace(settings, max_episode_steps=longest)
+    return settings
+
+
+def _tell(out: Path, episodes: int, converter: Converter) -> None:
+    console, done = Console(), converter.conversion
+    lines = [f"{out} holds {episodes} episodes, {done.steps:,} steps"]
+    if done.late:
+        lines.append(
+            f"{done.late:,} steps have a joint's target more than {LAG:g} degrees or per cent behind what was recorded, "
+            f"{done.largest:.1f} at most: the task's actions cannot follow as fast"
+        )
+    if done.clipped:
+        lines.append(f"{done.clipped:,} values were cut to their joint's range")
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def _first(argv: Sequence[str], usage: str, what: str) -> tuple[str, list[str]]:
+    """The first argument and the rest."""
+    if argv and not argv[0].startswith("-"):
+        return argv[0], list(argv[1:])
+    if HELP & set(argv):
+        return usage.partition(" ")[2], [word for word in argv if word in HELP]
+    raise ConfigError(f"demos {usage.partition(' ')[0]} needs {what}: residual-rl demos {usage} [options]")
+
+
+def _flags(name: str, cls: type, default: Any) -> tuple[str, Any, Any]:
+    return name, Annotated[cls, tyro.conf.arg(name="")], dataclasses.field(default=default)

@@ -1,0 +1,100 @@
+"""`residual-rl demos replay`: execute stored actions again and compare the episodes."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from residual_rl.cli.demos.common import YES_NO, require_demos_file
+from residual_rl.cli.flags import flat_field, parse_flags
+from residual_rl.demos.reader import Demonstrations
+from residual_rl.demos.replay import Replayed, make_env, replay, write_replay_video
+from residual_rl.errors import ConfigError, MissingDependencyError
+from residual_rl.runs.progress_bar import ProgressBar
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayFlags:
+    """What to replay."""
+
+    episodes: tuple[int, ...] = ()
+    """Which episodes; none given: all."""
+    save_video: Path | None = None
+    """Write a video of them: to this file, or without a name to FILE.mp4."""
+    num_envs: int = 16
+    """Episodes replayed together; the results do not depend on it."""
+    num_threads: int = 0
+    """Simulator threads; 0 means one a CPU core."""
+
+    def __post_init__(self) -> None:
+        if self.num_envs < 1:
+            raise ConfigError(f"num_envs must be at least 1, not {self.num_envs}")
+
+
+def main(argv: Sequence[str]) -> int:
+    file, rest = require_demos_file(argv, "replay", "Replay demonstrations in simulation")
+    what = "Execute the stored actions again, and compare what happens with what was stored."
+    flags: ReplayFlags = parse_flags([flat_field("own", ReplayFlags)], _with_video_path(rest, file), f"demos replay {file}", what).own
+    torch.set_num_threads(1)
+    console = Console()
+    with Demonstrations.open(file) as demos:
+        episodes = flags.episodes or range(len(demos))
+        for i in episodes:
+            demos.episode(i, obs=())  # what is wrong with one shows before the first is run
+        env = make_env(demos, min(flags.num_envs, len(episodes)), flags.num_threads)
+        unseeded = sum(demos.episodes[i].get("episode_seed") is None for i in episodes)
+        if unseeded:
+            _log.warning(
+                "%d of %d episodes store no seed: what they do not store starts as the task draws it for seed 0", unseeded, len(episodes)
+            )
+        absent = sorted(set(demos.obs_shapes) - set(env.single_observation_space.spaces))  # type: ignore[attr-defined]
+        if absent:
+            _log.warning("this task does not observe %s: not compared", ", ".join(absent))
+        results: list[Replayed] = []
+        with ProgressBar(len(episodes), unit="episodes", title="replay") as bar:
+            for result in replay(env, demos, episodes, keep_scenes=flags.save_video is not None):
+                results.append(result)
+                bar.update(len(results), sum(r.success for r in results) / len(results))
+    console.print(_replay_table(results))
+    if flags.save_video is not None:
+        try:
+            write_replay_video(flags.save_video, env, results)
+            console.print(f"Video: {flags.save_video}", soft_wrap=True)
+        except MissingDependencyError as error:
+            console.print(f"no video: {error}", soft_wrap=True)
+    deterministic = env.deterministic
+    env.close()
+    known = [r for r in results if r.reproduced is not None]
+    same = sum(bool(r.reproduced) for r in known)
+    drift = max(results, key=lambda r: r.drift.value).drift
+    note = "" if deterministic else "; this simulator does not promise equal episodes"
+    text = f"{same} of {len(known)} episodes end as they were stored; largest drift {drift}{note}"
+    console.print(text, soft_wrap=True, highlight=False)
+    return 0 if same == len(known) else 1
+
+
+def _with_video_path(argv: Sequence[str], file: str) -> list[str]:
+    """`--save-video` without a name means a video beside the file."""
+    words: list[str] = []
+    for i, word in enumerate(argv):
+        words.append(word)
+        if word in ("--save-video", "--save_video") and (i + 1 == len(argv) or argv[i + 1].startswith("-")):
+            words.append(str(Path(file).with_suffix(".mp4")))
+    return words
+
+
+def _replay_table(results: Sequence[Replayed]) -> Table:
+    table = Table("episode", "seed", "steps", "success stored", "now", "start differs by", "drift")
+    for r in results:
+        steps = str(r.steps) if r.steps == r.demo_steps else f"{r.steps} of {r.demo_steps}"
+        seed = "–" if r.seed is None else str(r.seed)
+        table.add_row(str(r.episode), seed, steps, YES_NO[r.stored_success], YES_NO[r.success], str(r.start), str(r.drift))
+    return table

@@ -1,0 +1,1 @@
+"""Demonstrations: episodes, files of them, collection and replay."""

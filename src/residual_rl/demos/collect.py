@@ -1,0 +1,278 @@
+"""Collecting demonstrations: episodes of a policy, each a function of its seed, in the order of the seeds, with noise where asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from residual_rl.demos.episode import Array, Demo, Lost, Planner
+from residual_rl.demos.writer import DemoWriter
+from residual_rl.envs.noisy_env import DisturbedEnv
+from residual_rl.envs.vec_env import VecEnv
+from residual_rl.errors import ConfigError
+from residual_rl.evaluation.evaluate import Policy
+from residual_rl.residual_env import ResidualEnv
+from residual_rl.types import Obs, Transition
+from residual_rl.utils.seeding import DEMO_SEED
+from residual_rl.utils.validation import check_fields
+
+NUM_ENVS = 64
+"""Worlds stepped together, where their observations fit into memory."""
+MAX_TRIES = 20
+"""With `only_success`: episodes run at most, for each that is asked for."""
+MAX_LOST = 20
+"""Episodes that may be lost one after the other before collecting is given up."""
+_BUFFER_BYTES = 1 << 30
+"""What the running episodes of all worlds may hold in memory."""
+
+
+@dataclass(frozen=True)
+class CollectCfg:
+    """Which episodes to collect, and how."""
+
+    n_episodes: int = 200
+    """Episodes to store."""
+    only_success: bool = False
+    """Store solved episodes alone, as many as are asked for; at most 20 times as many are run."""
+    noise: float = 0.0
+    """Standard deviation of noise on the executed action, in units of what a residual of 1 may change; what the policy wanted is stored
+    beside it, for imitation to learn."""
+    noise_correlation: float = 0.9
+    """How much of a step's noise stays for the next, from 0 (white noise, which averages out) to 1."""
+    first_seed: int = DEMO_SEED
+    """Seed of the first episode; the others count on from it. Training and evaluations use others."""
+    num_envs: int | None = None
+    """Worlds stepped together; the episodes do not depend on it. None: 64, or as many as keep their images in 1 GiB."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("n_episodes", "num_envs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, not {value}")
+        if self.noise < 0.0:
+            raise ConfigError(f"noise must be 0 or more, not {self.noise}")
+        if not 0.0 <= self.noise_correlation < 1.0:
+            raise ConfigError(f"noise_correlation must be from 0 to below 1, not {self.noise_correlation}")
+        if self.first_seed < 0:
+            raise ConfigError(f"first_seed must be 0 or more, not {self.first_seed}")
+
+
+@dataclass
+class Collected:
+    """How collecting went."""
+
+    ran: int = 0
+    """Episodes that ended."""
+    solved: int = 0
+    """Those of them that succeeded."""
+    lost: list[Lost] = field(default_factory=list)
+    """Those of them that came to nothing."""
+
+
+def collect(
+    env: ResidualEnv,
+    policy: Policy,
+    cfg: CollectCfg,
+    writer: DemoWriter,
+    *,
+    with_residual: bool,
+    stopped: Callable[[], bool] = lambda: False,
+    on_progress: Callable[[int, float], None] | None = None,
+) -> Collected:
+    """Run episodes of `policy` on top of the base policy and write them to `writer`, in the order of their seeds.
+
+    What stops it early (`stopped`, or an error) leaves the episodes that were complete in `writer`.
+
+    Args:
+        env: worlds, base policy and composition; the residual's penalty is no part of the rewards that are stored.
+        policy: the residual policy.
+        cfg: what to collect.
+        writer: takes the episodes.
+        with_residual: whether `policy` has a say, so that residual actions are stored.
+        stopped: asked before each step.
+        on_progress: called with the number of episodes stored and the success rate of all that ran.
+    """
+    tries = cfg.n_episodes * (MAX_TRIES if cfg.only_success else 1)
+    seeds = range(cfg.first_seed, cfg.first_seed + tries)
+    episodes = run_episodes(env, policy, seeds, cfg.noise, cfg.noise_correlation, with_residual, stopped)
+    return _store(episodes, cfg, writer, on_progress)
+
+
+def collect_planned(
+    planner: Planner,
+    cfg: CollectCfg,
+    writer: DemoWriter,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+    on_progress: Callable[[int, float], None] | None = None,
+) -> Collected:
+    """`collect`, from a planner. Another episode is planned for each one that is lost, up to `MAX_TRIES` for each that is asked for.
+
+    Raises `ConfigError` where `MAX_LOST` episodes are lost, one after the other.
+    """
+    seeds = range(cfg.first_seed, cfg.first_seed + cfg.n_episodes * MAX_TRIES)
+    return _store(planner.episodes(seeds, stopped), cfg, writer, on_progress)
+
+
+def _store(
+    episodes: Iterator[Demo | Lost], cfg: CollectCfg, writer: DemoWriter, on_progress: Callable[[int, float], None] | None
+) -> Collected:
+    collected, lost_in_a_row = Collected(), 0
+    for demo in episodes:
+        collected.ran += 1
+        if isinstance(demo, Lost):
+            collected.lost.append(demo)
+            lost_in_a_row += 1
+        else:
+            lost_in_a_row = 0
+            collected.solved += bool(demo.succeeded)
+            if demo.succeeded or not cfg.only_success:
+                writer.add(demo)
+        if on_progress is not None:
+            on_progress(writer.num_episodes, collected.solved / collected.ran)
+        if writer.num_episodes == cfg.n_episodes:
+            break
+        if lost_in_a_row == MAX_LOST:
+            last = collected.lost[-1]
+            raise ConfigError(f"{MAX_LOST} episodes came to nothing, one after the other; that of seed {last.seed}: {last.why}")
+    return collected
+
+
+@torch.no_grad()
+def run_episodes(
+    env: ResidualEnv,
+    policy: Policy,
+    seeds: Sequence[int],
+    noise: float = 0.0,
+    noise_correlation: float = 0.0,
+    with_residual: bool = True,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[Demo]:
+    """The episodes of `seeds`, each once, in this order: none overtakes another, so short ones are not favoured.
+
+    When `stopped()` or a failure ends it early, the episodes that were complete by then come first.
+    """
+    env.penalty = 0.0  # it is the learner's, not the task's
+    disturbed = DisturbedEnv(env.env, noise, noise_correlation)
+    env.env = cast(VecEnv, disturbed)
+    worlds = np.arange(env.num_envs)
+    position = np.full(env.num_envs, -1)  # [B]: which of the `seeds` each world runs; -1: none
+    coming = iter(range(len(seeds)))
+    recorder = _Recorder(disturbed, with_residual)
+    done: dict[int, Demo] = {}
+    due = 0
+
+    def begin(at: NDArray[np.int64]) -> None:
+        """Episodes have begun in the worlds `at` (ascending), which drew the next seeds one after the other."""
+        position[at] = [next(coming, -1) for _ in at]
+        running = at[position[at] >= 0]
+        disturbed.restart(running, [seeds[i] for i in position[running]])
+        recorder.begin(running)
+
+    def steps() -> Iterator[tuple[Transition, dict[str, Any]]]:
+        while (position >= 0).any() and not stopped():
+            yield from env.steps(policy(env.obs))
+
+    failure: Exception | None = None
+    try:
+        env.env.episode_seeds.use_list(seeds)
+        env.reset()
+        begin(worlds)
+        for transition, info in steps():
+            recorder.step(transition, info)
+            ended = np.flatnonzero(info["_final_info"].cpu().numpy())
+            if not len(ended):
+                continue
+            for world in ended.tolist():
+                seed = seeds[position[world]]
+                if int(info["final_info"]["seed"][world]) != seed:
+                    raise ConfigError("this env does not hand its seeds to its worlds in order: demonstrations cannot be told apart")
+                done[int(position[world])] = recorder.cut(world, seed)
+            begin(ended)
+            while due in done:
+                yield done.pop(due)
+                due += 1
+    except Exception as error:  # noqa: BLE001 (raised below, after what was complete)
+        failure = error
+    finally:
+        env.env = disturbed.env
+    for i in sorted(done):
+        yield done[i]
+    if failure is not None:
+        raise failure
+
+
+class _Recorder:
+    """Keeps the running episodes of all worlds, and cuts out those that ended."""
+
+    def __init__(self, env: DisturbedEnv, with_residual: bool):
+        self._env, self._with_residual = env, with_residual
+        self._names = list(env.single_observation_space.spaces)
+        self._steps = np.zeros(env.num_envs, np.int64)
+        self._arrays: dict[str, Array] = {}
+        """[B, T + 1, …] of each observation, [B, T, …] of the rest."""
+        self._draws: list[dict[str, Array]] = [{} for _ in self._steps]
+        self._states: list[dict[str, Array]] = [{} for _ in self._steps]
+
+    def begin(self, worlds: NDArray[np.int64]) -> None:
+        """The `worlds` have just begun an episode."""
+        self._steps[worlds] = 0
+        for name in self._names:
+            self._put(f"obs/{name}", worlds, self._env.obs[name], 1)
+        draws, states = _numpy(self._env.episode), _numpy(self._env.world_states())
+        for world in worlds:
+            self._draws[world] = {name: value[world].copy() for name, value in draws.items()}
+            self._states[world] = {name: value[world : world + 1].copy() for name, value in states.items()}
+
+    def step(self, transition: Transition, info: dict[str, Any]) -> None:
+        """Some worlds have taken a step."""
+        worlds = np.flatnonzero(self._env.stepped.cpu().numpy())
+        values = {
+            "actions": self._env.executed,
+            "base_actions": transition.base_action,
+            "rewards": transition.reward,
+            "terminated": transition.terminated,
+            "truncated": transition.truncated,
+            "success": info["final_info"]["success_at_end"],
+        }
+        if not self._env.quiet:
+            values["intended_actions"] = transition.action
+        if self._with_residual:
+            values["residual_actions"] = transition.residual_action
+        for name, value in values.items():
+            self._put(name, worlds, value, 0)
+        self._steps[worlds] += 1
+        for name in self._names:
+            self._put(f"obs/{name}", worlds, transition.next_obs[name], 1)
+
+    def cut(self, world: int, seed: int) -> Demo:
+        """The episode that ended in `world`."""
+        steps = int(self._steps[world])
+        parts = {name: value[world, :steps].copy() for name, value in self._arrays.items() if not name.startswith("obs/")}
+        obs = {name: self._arrays[f"obs/{name}"][world, : steps + 1].copy() for name in self._names}
+        return Demo(obs=obs, seed=seed, draws=self._draws[world], env_states=self._states[world], **parts)
+
+    def _put(self, name: str, worlds: NDArray[np.int64], value: Tensor, more: int) -> None:
+        array = value.cpu().numpy()
+        if name not in self._arrays:
+            self._arrays[name] = np.empty((len(array), self._env.max_episode_steps + more, *array.shape[1:]), array.dtype)
+        self._arrays[name][worlds, self._steps[worlds]] = array[worlds]
+
+
+def _numpy(values: Obs) -> dict[str, Array]:
+    return {name: value.cpu().numpy() for name, value in values.items()}
+
+
+def worlds_that_fit(env: VecEnv) -> int:
+    """How many worlds' running episodes fit into what memory they may have."""
+    spaces = cast(Any, env.single_observation_space).spaces.values()
+    step = sum(math.prod(space.shape) * space.dtype.itemsize for space in spaces)
+    return max(1, _BUFFER_BYTES // (step * (env.max_episode_steps + 1)))

@@ -1,0 +1,69 @@
+"""Demonstrations by ManiSkill's own motion planning solutions: `residual-rl demos collect maniskill --policy motion-planning`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from residual_rl.demos.episode import Demo, Lost
+from residual_rl.envs.maniskill.motion_planner import Arrays, require_planner
+from residual_rl.envs.maniskill.planner_pool import PlanCfg, PlanningWorkers
+from residual_rl.envs.maniskill.vec_env import maniskill_seeds
+from residual_rl.errors import ConfigError
+from residual_rl.tasks.maniskill.config import ManiSkillCfg
+from residual_rl.tasks.maniskill.factory import world_settings
+
+
+class MotionPlanning:
+    """Plans episodes of a ManiSkill task in worker processes; a `residual_rl.demos.episode.Planner`.
+
+    Args:
+        cfg: the task.
+        num_workers: processes.
+        time_limit: seconds after which an episode is given up [s].
+    """
+
+    description = "ManiSkill's motion planning solution, converted to the control mode by replaying it"
+
+    def __init__(self, cfg: ManiSkillCfg, num_workers: int, time_limit: float):
+        require_planner()
+        settings = world_settings(dataclasses.replace(cfg, sim_backend="physx_cpu"))
+        plan = PlanCfg(settings, cfg.max_episode_steps, cfg.ignore_terminations, time_limit)
+        self._workers = PlanningWorkers(plan, cfg.num_workers or num_workers)
+        facts, self.max_episode_steps = self._workers.facts, self._workers.max_episode_steps
+        self.control_hz, self.action_size = facts.control_hz, list(facts.action_size)
+        self.action_unit = facts.action_unit
+        self.task = dataclasses.replace(cfg, control_mode=facts.control_mode, max_episode_steps=self.max_episode_steps)
+
+    def episodes(self, seeds: Sequence[int], stopped: Callable[[], bool]) -> Iterator[Demo | Lost]:
+        """See `Planner`."""
+        theirs: list[int] = maniskill_seeds(torch.as_tensor(seeds)).tolist()
+        for i, episode in self._workers.episodes(theirs, stopped):
+            yield Lost(seeds[i], episode) if isinstance(episode, str) else _demo(seeds[i], episode)
+
+    def close(self) -> None:
+        """End the processes."""
+        self._workers.close()
+
+
+def _demo(seed: int, arrays: Arrays) -> Demo:
+    """An episode as the generic reader knows it."""
+    return Demo(
+        obs={name.removeprefix("obs/"): value for name, value in arrays.items() if name.startswith("obs/")},
+        seed=seed,
+        env_states={"maniskill": arrays["state"]},
+        actions=arrays["actions"],
+        rewards=arrays["rewards"],
+        success=arrays["success"],
+        terminated=arrays["terminated"],
+        truncated=arrays["truncated"],
+    )
+
+
+def make(cfg: ManiSkillCfg, num_workers: int, time_limit: float) -> MotionPlanning:
+    """The planner of a task. Raises `ConfigError` for what ManiSkill has no solution of."""
+    if cfg.sim_backend == "physx_cuda":
+        raise ConfigError("motion planning runs in ManiSkill's CPU simulation: leave out --sim-backend physx_cuda")
+    return MotionPlanning(cfg, num_workers, time_limit)

@@ -1,0 +1,87 @@
+"""What a ManiSkill robot's arm, its controller and its gripper are."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from residual_rl.robots.arm import Arm
+
+GRIPPER_OPENS: dict[str, float] = {
+    "a1_galaxea": 1.0,
+    "panda": 1.0,
+    "panda_wristcam": 1.0,
+    "xarm6_robotiq": -1.0,
+    "xarm6_robotiq_wristcam": -1.0,
+}
+"""The gripper's action that opens it, by ManiSkill's name of the robot. Another robot's class says it in an attribute `gripper_opens`, and
+with it that its tool's axes are those that `Arm` describes."""
+_FRAMES = {"ee_delta_pos": "root_translation", "ee_delta_pose": "root_translation:root_aligned_body_rotation"}
+
+
+def tell_arm(agent: Any) -> Arm | None:
+    """The arm of a ManiSkill robot; None where it has no tool, or where no controller is called the arm's.
+
+    Args:
+        agent: a `BaseAgent`, one robot.
+    """
+    from mani_skill import format_path
+    from mani_skill.utils.structs import Link
+
+    controllers = dict(getattr(agent.controller, "controllers", {}))
+    tool = getattr(agent, "tcp", None)
+    if "arm" not in controllers or not isinstance(tool, Link):
+        return None
+    control, scale = _control(controllers["arm"])
+    first = 0
+    columns: dict[str, tuple[int, ...]] = {}
+    for name, controller in controllers.items():
+        size = controller.single_action_space.shape[0]
+        columns[name], first = tuple(range(first, first + size)), first + size
+    urdf = getattr(agent, "urdf_path", None)
+    return Arm(
+        robot=agent.uid,
+        control=control,
+        action_index=columns["arm"],
+        action_scale=scale,
+        joint_names=tuple(joint.name for joint in controllers["arm"].joints),
+        all_joint_names=tuple(joint.name for joint in agent.robot.active_joints),
+        moving_joint_names=_joints_to(tool),
+        tool_link=tool.name,
+        urdf=None if urdf is None else format_path(str(urdf)),
+        gripper_index=sum((index for name, index in columns.items() if name.startswith("gripper")), ()),
+        gripper_opens=getattr(agent, "gripper_opens", GRIPPER_OPENS.get(agent.uid)),
+    )
+
+
+def _control(controller: Any) -> tuple[Literal["joint_delta", "ee_delta_pos", "ee_delta_pose"] | None, tuple[float, ...]]:
+    """What kind of actions a controller takes, and what 1 is; (None, ()) for kinds that `Arm` has no word for."""
+    from mani_skill.agents.controllers import PDEEPosController, PDEEPoseController, PDJointPosController
+
+    kinds = {PDJointPosController: "joint_delta", PDEEPosController: "ee_delta_pos", PDEEPoseController: "ee_delta_pose"}
+    kind: Any = kinds.get(type(controller))
+    cfg = controller.config
+    if kind is None or not cfg.use_delta or cfg.use_target or not controller._normalize_action:
+        return None, ()
+    if kind in _FRAMES and (cfg.frame != _FRAMES[kind] or cfg.root_link_name is not None):
+        return None, ()
+    space = controller._original_single_action_space
+    if not np.allclose(space.low, -space.high):
+        return None, ()
+    scale = np.array(space.high, np.float64)
+    if kind == "ee_delta_pose":  # ManiSkill multiplies rotations by the lower bound, which turns their sign
+        scale[3:] = cfg.rot_lower
+    return kind, tuple(scale.tolist())
+
+
+def _joints_to(link: Any) -> tuple[str, ...]:
+    """The joints that move `link`, from the robot's base on."""
+    names = []
+    while link is not None:
+        if link.joint is None:
+            break
+        if link.joint.active_index is not None:
+            names.append(link.joint.name)
+        link = link.joint.parent_link
+    return tuple(reversed(names))

@@ -1,0 +1,92 @@
+"""What a ManiSkill world is made from, and what it tells of itself: plain values, which go to worker processes and come back as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from residual_rl.robots.arm import Arm
+
+WITHOUT_VULKAN = (
+    "it needs a Vulkan driver, and this machine has none that works; without a GPU, Mesa 25 or newer brings one: "
+    "apt-get install libvulkan1 mesa-vulkan-drivers (in Debian 12 from bookworm-backports), or in a checkout, as root, `make vulkan`"
+)
+
+
+@dataclass(frozen=True)
+class WorldSettings:
+    """How `gymnasium.make` is called. None leaves a value to the task."""
+
+    env_id: str
+    robot_uids: str | None = None
+    control_mode: str | None = None
+    obs_mode: str = "state"
+    """`state`, `rgb` or `rgb+state`."""
+    reward_mode: str | None = None
+    sim_backend: str = "physx_cpu"
+    render_backend: str = "none"
+    reconfiguration_freq: int | None = None
+    image_size: tuple[int, int] | None = None
+    """Height and width of all cameras [px]."""
+    modules: tuple[str, ...] = ()
+    """Imported first: they register tasks and robots of their own."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> WorldSettings:
+        size = data["image_size"]
+        return cls(**{**data, "image_size": None if size is None else tuple(size), "modules": tuple(data["modules"])})
+
+    @property
+    def draws(self) -> bool:
+        """Whether images are observed."""
+        return self.obs_mode != "state"
+
+
+@dataclass(frozen=True)
+class Array:
+    """A named array of one world."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """`float32` or `uint8`."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a world tells of itself once it is built."""
+
+    robot: str
+    control_mode: str
+    max_episode_steps: int | None
+    control_hz: float
+    observations: dict[str, Array]
+    metrics: tuple[str, ...]
+    """The task's own figures of a step, besides success."""
+    action_size: tuple[float, ...]
+    """What an action of 1 means, in the controllers' own units ([rad], [m], [rad/s])."""
+    state_size: int
+    """Numbers in the simulator's state."""
+    deterministic: bool
+    """Whether an episode is a function of its seed and its actions alone, bit for bit."""
+    env_id: str = ""
+    """The task."""
+    arm: Arm | None = None
+    """Its arm, where there is one robot with one."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def action_unit(self) -> str:
+        """Unit of the arm's part of `action_size`; rotations and the gripper have their own."""
+        return "m" if "_ee_" in self.control_mode else "rad"
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Facts:
+        observations = {name: Array(tuple(value["shape"]), value["dtype"]) for name, value in data["observations"].items()}
+        tuples = {name: tuple(data[name]) for name in ("metrics", "action_size")}
+        arm = None if data["arm"] is None else Arm.from_json(data["arm"])
+        return cls(**{**data, **tuples, "observations": observations, "arm": arm})

@@ -1,0 +1,56 @@
+"""Drawing the states of ManiSkill worlds, in a scene of its own in this process."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from residual_rl.envs.maniskill.factory import make_env
+from residual_rl.envs.maniskill.spec import WorldSettings
+from residual_rl.errors import ConfigError
+
+
+class StatePainter:
+    """Draws what `World.states` gave. Nothing is made before the first picture.
+
+    Args:
+        settings: those of the worlds.
+        render_backend: what draws.
+    """
+
+    def __init__(self, settings: WorldSettings, render_backend: str):
+        self._settings = dataclasses.replace(settings, obs_mode="state", sim_backend="physx_cpu", render_backend=render_backend)
+        self._env: Any = None
+        self._size: tuple[int, int] | None = None
+
+    def __call__(self, scenes: Tensor, size: tuple[int, int], camera: str | None = None) -> NDArray[np.uint8]:
+        """Images [N, H, W, 3] of `scenes` [N, S], of `size` (H, W), from one of the task's cameras (None: its `render_camera`)."""
+        if self._size != size:
+            self.close()
+            cameras = {"height": size[0], "width": size[1]}
+            self._env = make_env(self._settings, 1, render_mode="rgb_array", human_render_camera_configs=cameras)
+            self._size = size
+        known = list(self._env.scene.human_render_cameras)
+        if camera is not None and camera not in known:
+            raise ConfigError(f"{self._settings.env_id} has no camera {camera!r} to draw from; it has {', '.join(known)}")
+        episode, images = None, []
+        for scene in scenes.cpu():
+            seed, state = int(scene[0]), scene[None, 1:].float()
+            if seed != episode:  # the seed decides which objects there are
+                self._env.reset(seed=seed)
+                episode = seed
+            self._env.set_state(state)
+            image = self._env.render_rgb_array(camera or known[0])
+            images.append(torch.as_tensor(image)[0].cpu().numpy())
+        return np.stack(images)
+
+    def close(self) -> None:
+        """Free the scene."""
+        if self._env is not None:
+            self._env.close()
+            self._env = None

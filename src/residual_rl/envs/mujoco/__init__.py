@@ -1,0 +1,1 @@
+"""MuJoCo physics of many envs, and rendering of them."""

@@ -1,0 +1,1 @@
+"""Running policies on fixed episode seeds, comparing them, and showing the results."""

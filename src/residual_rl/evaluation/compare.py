@@ -1,0 +1,95 @@
+"""Several policies on the same episodes: `eval.json`'s content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from residual_rl.config import TrainCfg
+from residual_rl.evaluation.eval_file import FORMAT_VERSION, is_rate
+from residual_rl.evaluation.evaluate import Episodes, evaluate, no_residual
+from residual_rl.exported_policy import ExportedPolicy
+from residual_rl.factory import make_residual_env
+from residual_rl.runs.progress_bar import ProgressBar
+from residual_rl.utils import statistics
+
+PAIRS = (("residual", "base"),)
+
+
+def run_episodes(
+    cfg: TrainCfg,
+    seeds: Sequence[int],
+    num_envs: int,
+    name: str,
+    exported: ExportedPolicy | None = None,
+    base_policy_id: str | None = None,
+) -> Episodes:
+    """Evaluate base + residual, or without `exported` the base alone, with a progress bar that calls it `name`.
+
+    Args:
+        cfg: worlds, base policy and composition.
+        seeds: the episodes' seeds.
+        num_envs: worlds stepped together, no more than there are episodes.
+        name: what the policy is called.
+        exported: the residual policy.
+        base_policy_id: a base policy that stands in with its defaults.
+    """
+    env = make_residual_env(cfg, min(len(seeds), num_envs), base_policy_id=base_policy_id)
+    if exported is not None:
+        env.residual_scale = exported.residual_scale
+    policy = exported.actor(env.observation_space, env.action_dim, env.device) if exported else no_residual(env)
+    with ProgressBar(len(seeds), unit="episodes", title=name) as bar:
+        episodes = evaluate(env, policy, seeds, on_progress=bar.update)
+    env.close()
+    return episodes
+
+
+def summarize(
+    results: Mapping[str, Episodes],
+    seeds: Sequence[int],
+    task: str,
+    settings: Mapping[str, Any],
+    units: Mapping[str, str],
+    pairs: Sequence[tuple[str, str]] = PAIRS,
+) -> dict[str, Any]:
+    """Means, 95 % intervals and per-episode values of each policy, and paired differences.
+
+    Args:
+        results: what `evaluate` gave, by policy, all on the same `seeds`.
+        seeds: the episode seeds, in the order of the results.
+        task: the task's id.
+        settings: what the figures were obtained with.
+        units: units of metrics, by name.
+        pairs: policies whose difference is wanted, first less second, where both are among the results.
+    """
+    evaluation: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "task": task,
+        "settings": dict(settings),
+        "units": dict(units),
+        "episode_seeds": list(seeds),
+        "policies": {name: _summaries(episodes, seeds) for name, episodes in results.items()},
+        "paired": {},
+    }
+    for first, second in pairs:
+        if first in results and second in results:
+            one, other = (evaluation["policies"][name] for name in (first, second))
+            evaluation["paired"][f"{first}-{second}"] = {
+                metric: statistics.paired_difference(_by_seed(one[metric]), _by_seed(other[metric]), is_rate(metric)).to_json()
+                for metric in one
+                if metric in other
+            }
+    return evaluation
+
+
+def _summaries(episodes: Episodes, seeds: Sequence[int]) -> dict[str, Any]:
+    rows = {}
+    for metric, values in episodes.items():
+        per_episode = values.tolist()
+        summary = statistics.summarize(per_episode, is_rate(metric)).to_json()
+        rows[metric] = {**summary, "per_episode": {str(seed): value for seed, value in zip(seeds, per_episode, strict=True)}}
+    return rows
+
+
+def _by_seed(summary: Mapping[str, Any]) -> dict[int, float]:
+    return {int(seed): value for seed, value in summary["per_episode"].items()}

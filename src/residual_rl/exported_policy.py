@@ -1,0 +1,90 @@
+"""Exported policies: what deploying a residual needs, and nothing of its training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from residual_rl.config import TrainCfg
+from residual_rl.errors import CheckpointError
+from residual_rl.registry import LEARNERS, load
+from residual_rl.runs import checkpoint
+from residual_rl.types import Learner, Obs, State
+from residual_rl.utils.files import make_folder, write_json
+from residual_rl.utils.module_state import load_module_state
+
+POLICY_FILE = "policy.safetensors"
+
+
+def export_policy(folder: Path, cfg: TrainCfg, learner: Learner, residual_scale: float, step: int) -> None:
+    """Write the residual policy that `learner` would deploy now, with the settings it was trained with, into `folder`.
+
+    A learner's own `cfg` is taken where it has one: what it sees may follow from its env, and another env may offer more.
+    """
+    make_folder(folder)
+    cfg = dataclasses.replace(cfg, learner=getattr(learner, "cfg", cfg.learner))
+    state = {"policy": learner.policy_state_dict(), "residual_scale": residual_scale, "step": step, "config": cfg.to_dict()}
+    checkpoint.save(folder / POLICY_FILE, state, "policy")
+    write_json(folder / "config.json", cfg.to_dict())
+
+
+@dataclass
+class ExportedPolicy:
+    """A residual policy as it was exported."""
+
+    cfg: TrainCfg
+    """The settings of the run it comes from."""
+    residual_scale: float
+    """The scale it was exported with, which is the one to run it with."""
+    step: int
+    """Env steps of training before the export."""
+    weights: State
+
+    def actor(self, obs_space: spaces.Dict, action_dim: int, device: torch.device) -> Callable[[Obs], Tensor]:
+        """The deterministic residual policy for observations of `obs_space`, which include `base_action`, on `device`.
+
+        Raises `CheckpointError` that names what does not fit.
+
+        It computes in float64: in float32 matrix products round differently in batches of different size, and what an episode
+        becomes would depend on how many run beside it.
+        """
+        make = load(LEARNERS.get(self.cfg.learner_id).make_policy)
+        policy = make(self.cfg.learner, obs_space, action_dim, device)
+        load_module_state(policy, self.weights, "the exported residual policy")
+        policy.double()
+
+        @torch.no_grad()
+        def act(obs: Obs) -> Tensor:
+            action: Tensor = policy.act(obs)
+            return action.float()
+
+        return act
+
+
+def load_policy(file: Path) -> ExportedPolicy:
+    """Read what `export_policy` wrote. Raises `CheckpointError` naming the file and what is wrong with it."""
+    state = checkpoint.load(file, "policy")
+    missing = {"config", "residual_scale", "step", "policy"} - state.keys()
+    if missing:
+        raise CheckpointError(f"{file} lacks {', '.join(sorted(missing))}; expected a policy that training exported")
+    try:
+        cfg = TrainCfg.from_dict(state["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file} holds settings that cannot be read here: {error}") from error
+    return ExportedPolicy(cfg, state["residual_scale"], state["step"], state["policy"])
+
+
+def find_policy(run: Path, model: str) -> Path:
+    """The policy file of `model` (`best`, `final`, `interrupted`, or a path) in the run folder `run`."""
+    folder = run / f"{model}_model" if model in ("best", "final", "interrupted") else Path(model)
+    file = folder / POLICY_FILE if folder.is_dir() or not folder.suffix else folder
+    if not file.is_file():
+        known = sorted(p.parent.name.removesuffix("_model") for p in run.glob(f"*_model/{POLICY_FILE}"))
+        raise CheckpointError(f"{file} does not exist; {run} has {', '.join(known) or 'no model yet'}")
+    return file

@@ -1,0 +1,72 @@
+"""From settings to objects: envs, base policies, learners."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from residual_rl.base_policies.executor import make_base_policy as make_base_policy
+from residual_rl.chunk_residual_env import ChunkEnv
+from residual_rl.composition import scale_rule
+from residual_rl.config import TrainCfg
+from residual_rl.envs.vec_env import VecEnv
+from residual_rl.errors import ConfigError
+from residual_rl.registry import LEARNERS, TASKS, load
+from residual_rl.residual_env import ResidualEnv
+from residual_rl.types import Learner
+
+
+def make_vec_env(task: str, num_envs: int = 32, *, num_threads: int = 0, device: str = "cpu", **settings: Any) -> VecEnv:
+    """The bare worlds of a registered task, without a base policy.
+
+    Args:
+        task: its id.
+        num_envs: B.
+        num_threads: simulator threads; 0 means one a CPU core.
+        device: where the tensors are.
+        settings: fields of the task's settings that differ from their defaults.
+    """
+    spec = TASKS.get(task)
+    try:
+        cfg = load(spec.config)(**{**spec.config_overrides, **settings})
+    except TypeError as error:
+        raise ConfigError(f"task {task!r}: {error}") from None
+    return load(spec.make)(cfg, num_envs, num_threads, device)
+
+
+def make_residual_env(cfg: TrainCfg, num_envs: int, *, base_policy_id: str | None = None) -> ResidualEnv:
+    """Worlds, base policy and composition of a run. Another `base_policy_id` stands in with its defaults, step by step, at one scale."""
+    env = load(TASKS.get(cfg.task_id).make)(cfg.task, num_envs, cfg.run.num_threads, cfg.run.sim_device)
+    residual = cfg.residual
+    if base_policy_id is None or base_policy_id == cfg.base_policy_id:
+        base_policy = make_base_policy(cfg.base_policy_id, cfg.base, env)
+        cls = ChunkEnv if residual.chunk == "whole" else ResidualEnv
+        return cls(env, base_policy, residual.residual_scale, residual.residual_penalty, scale_rule(residual))
+    return ResidualEnv(env, make_base_policy(base_policy_id, None, env), residual.residual_scale, residual.residual_penalty)
+
+
+def task_settings(cfg: TrainCfg, env: VecEnv) -> dict[str, Any]:
+    """All settings of the task as plain values, the control mode by its name where the task's own was left to its robot."""
+    settings: dict[str, Any] = cfg.to_dict()["task"]
+    if settings.get("control_mode", "") is None:
+        settings["control_mode"] = env.control_mode
+    return settings
+
+
+def make_learner(cfg: TrainCfg, env: ResidualEnv) -> Learner:
+    """The learner of a run, for what `env` observes, on its own device."""
+    make = load(LEARNERS.get(cfg.learner_id).make)
+    learner: Learner = make(cfg.learner, env.observation_space, env.action_dim, env.num_envs, usable_device(cfg.run.device), cfg.run.seed)
+    return learner
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name. Raises `ConfigError` where torch cannot compute on it."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        reason = str(error).split("\n")[0]
+        raise ConfigError(f"device {name!r} cannot be used on this machine: {reason}; choose another --device, such as cpu") from None
+    return device

@@ -1,0 +1,1 @@
+"""Imitation algorithms: losses and samplers."""

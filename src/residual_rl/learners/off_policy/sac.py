@@ -1,0 +1,81 @@
+"""Soft actor-critic of a bounded residual."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from residual_rl.learners.common.optimizer import FlatAdam
+from residual_rl.learners.off_policy.actors import GaussianActor
+from residual_rl.learners.off_policy.batch import Batch
+from residual_rl.learners.off_policy.config import SACCfg
+from residual_rl.learners.off_policy.learner import OffPolicyLearner
+
+if TYPE_CHECKING:
+    from residual_rl.learners.common.networks import ObsSpace
+
+__all__ = ["SAC", "SACCfg", "make_policy"]
+
+
+def make_policy(cfg: SACCfg, obs_space: ObsSpace, action_dim: int, device: torch.device | str = "cpu", seed: int = 0) -> GaussianActor:
+    """The policy that `cfg` describes, fresh; `networks.load_module_state` gives it the weights of an exported one."""
+    generator = torch.Generator().manual_seed(seed)
+    return GaussianActor(cfg, obs_space, action_dim, generator, torch.device(device), cfg.init_std, cfg.log_std_range)
+
+
+class Temperature(nn.Module):
+    """The weight of the entropy, as its logarithm."""
+
+    def __init__(self, start: float):
+        super().__init__()
+        self.log = nn.Parameter(torch.tensor(math.log(start)))
+
+
+class SAC(OffPolicyLearner):
+    """SAC with a tuned temperature (Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018), implementing `types.Learner`.
+
+    Deviations: with n-step returns the entropy counts in the last value alone; the temperature is tuned with the log-density that the
+    actor's own step had, and as often; acting, the noise is correlated in time, while what is learned is of independent draws.
+    """
+
+    actor_figures = ("actor_loss", "entropy", "std", "temperature")
+
+    def __init__(self, cfg: SACCfg, obs_space: ObsSpace, action_dim: int, num_envs: int, device: torch.device | str = "cpu", seed: int = 0):
+        seeds = torch.randint(2**62, (2,), generator=torch.Generator().manual_seed(seed)).tolist()
+        self.actor = make_policy(cfg, obs_space, action_dim, device, seeds[0])
+        super().__init__(cfg, self.actor, action_dim, num_envs, torch.device(device), seeds[1])
+        self.target_entropy = cfg.target_entropy if cfg.target_entropy is not None else -float(action_dim)
+        self.temperature = Temperature(cfg.temperature).to(self.device)
+        self._tunes = cfg.tune_temperature
+        self.temperature_optimizer = FlatAdam([("log_temperature", self.temperature.log)], cfg.temperature_learning_rate, math.inf, 1e-8)
+
+    def _explore(self, obs: Tensor, base_action: Tensor, noise: Tensor) -> Tensor:
+        return self.actor.draw(obs, base_action, noise).action
+
+    def _next_action(self, obs: Tensor, base_action: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        drawn = self.actor.draw(obs, base_action, noise)
+        return drawn.action, -self.temperature.log.exp() * drawn.log_prob
+
+    def _actor_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """`mean(temperature · log_prob - value)`, and the mean entropy among the figures, from which the temperature learns."""
+        drawn = self.actor.draw(batch.obs, batch.base_action, batch.actor_noise)
+        temperature = self.temperature.log.detach().exp()
+        loss = (temperature * drawn.log_prob - self._value_for_actor(batch, drawn.action)).mean()
+        figures = torch.stack([loss, -drawn.log_prob.mean(), drawn.std.mean(), temperature]).detach()
+        return loss, figures
+
+    def _actor_step(self, *piece: Tensor) -> Tensor:
+        figures = super()._actor_step(*piece)
+        if self._tunes:
+            # of the loss log_temperature · (entropy - target_entropy): less entropy than wanted raises the temperature
+            self.temperature_optimizer.step([figures[1] - self.target_entropy])
+        return figures
+
+    def _optimizers(self) -> dict[str, FlatAdam]:
+        return super()._optimizers() | {"temperature": self.temperature_optimizer}
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return super()._modules() | {"temperature": self.temperature}

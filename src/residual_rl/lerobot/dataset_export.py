@@ -1,0 +1,236 @@
+"""Demonstrations as a LeRobotDataset v3, written with LeRobot: what its trainings read.
+
+| feature | what |
+|---|---|
+| `observation.state` | joint positions, named `shoulder_pan.pos` …, in the units that the robot itself reports |
+| `observation.environment_state` | the task's `state`, where it is stored |
+| `observation.images.<camera>` | each camera's image, where it is stored |
+| `action` | the absolute joint target that the step commands, in the same units |
+| `next.reward`, `next.done`, `next.success` | what the action led to |
+
+An episode of T steps becomes T + 1 frames: the last one holds the last observation, and its action keeps the last target. A file of ours
+beside LeRobot's, `meta/residual_rl.json`, tells the task, and the seed and draws of each episode, so that it can be replayed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from residual_rl.demos.episode import Array, Demo
+from residual_rl.demos.reader import Demonstrations
+from residual_rl.demos.replay import make_env
+from residual_rl.envs.spaces import conversion_inputs
+from residual_rl.envs.vec_env import VecEnv
+from residual_rl.errors import ConfigError
+from residual_rl.lerobot.support import (
+    ACTION,
+    ENVIRONMENT_STATE,
+    IMAGES,
+    STATE,
+    joint_features,
+    quiet,
+    replacing_folder,
+    require_lerobot,
+    video_backend,
+)
+from residual_rl.registry import TASKS
+from residual_rl.robots.hardware_units import HardwareUnits
+from residual_rl.utils.files import write_json
+from residual_rl.utils.validation import check_fields
+
+SIDE_FILE = "meta/residual_rl.json"
+SIDE_VERSION = 1
+REWARD, DONE, SUCCESS = "next.reward", "next.done", "next.success"
+FPS_TOLERANCE = 0.02
+"""How far a dataset's whole number of frames per second may be from the task's rate, as a share of it."""
+
+
+@dataclass(frozen=True)
+class ExportCfg:
+    """How demonstrations become a LeRobot dataset."""
+
+    repo_id: str | None = None
+    """What LeRobot calls it: owner/name. None: local/ and the folder's name. Nothing is uploaded."""
+    fps: int | None = None
+    """Frames per second. None: the demonstrations' own rate, rounded."""
+    task_description: str | None = None
+    """What the robot is told to do. None: the task's summary."""
+    actions: Literal["intended", "executed"] = "intended"
+    """The targets that the policy wanted, which is what to learn, or those that noise made of them."""
+    video: bool = False
+    """Store images as video: smaller, not exact, and what reads them needs ffmpeg and torchcodec."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.fps is not None and self.fps < 1:
+            raise ConfigError(f"fps must be at least 1, not {self.fps}")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    episodes: int
+    frames: int
+    fps: int
+
+
+def commanded_targets(demo: Demo, env: VecEnv, actions: str) -> Tensor:
+    """The joint target [rad] that each step commands, float64 [T, J]: what the env made of the action, or what it would make of the one
+    that the policy intended."""
+    _require(demo, "joint_target")
+    if actions == "executed" or demo.intended_actions is demo.actions:
+        return torch.from_numpy(demo.obs["joint_target"][1:]).double()
+    needed = conversion_inputs(env)
+    _require(demo, *needed)
+    obs = {name: torch.from_numpy(demo.obs[name][:-1]) for name in needed}
+    return env.actions_to_targets(torch.from_numpy(np.asarray(demo.intended_actions))[:, None], obs)[:, 0].double()
+
+
+def hardware_of(env: VecEnv, task_id: str) -> HardwareUnits:
+    """The robot's units. Raises `ConfigError` where the task knows none."""
+    if env.hardware is None:
+        raise ConfigError(f"task {task_id!r} does not know the units of a robot's own software, which LeRobot's datasets are in")
+    return env.hardware
+
+
+def export(demos: Demonstrations, out: Path, cfg: ExportCfg, on_progress: Callable[[int], None] = lambda _: None) -> Exported:
+    """Write `demos` to the folder `out`, which must not exist: whole, or not at all.
+
+    Args:
+        demos: what to write.
+        out: the dataset's folder.
+        cfg: the settings.
+        on_progress: called with the number of episodes done.
+
+    Raises `ConfigError` for what such a dataset cannot hold, `WriteError`, and `MissingDependencyError`.
+    """
+    require_lerobot("demos to-lerobot")
+    env = make_env(demos, 1, 1)
+    try:
+        hardware = hardware_of(env, demos.task_id)
+        fps = _fps(demos, cfg.fps)
+        first = demos.episode(0)
+        features = _features(first, hardware, cfg.video)
+        text = cfg.task_description or TASKS.get(demos.task_id).summary
+        side: list[dict[str, Any]] = []
+        with replacing_folder(out) as folder, quiet():
+            with contextlib.closing(_Writer(cfg.repo_id or f"local/{out.name}", fps, features, folder)) as writer:
+                for i, demo in enumerate(demos):
+                    writer.add(_frames(demo, env, hardware, features, cfg.actions), text)
+                    side.append(_side_entry(demo))
+                    on_progress(i + 1)
+            write_json(folder / SIDE_FILE, _side(demos, cfg.actions, side))
+        return Exported(len(demos), sum(entry["frames"] for entry in side), fps)
+    finally:
+        env.close()
+
+
+class _Writer:
+    """LeRobot's own writer. It has to be closed, whatever happens: otherwise it writes what is left when it is forgotten."""
+
+    def __init__(self, repo_id: str, fps: int, features: dict[str, Any], folder: Path):
+        import datasets
+        from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+        datasets.disable_progress_bars()
+        video = any(feature["dtype"] == "video" for feature in features.values())
+        self._dataset = LeRobotDataset.create(
+            repo_id=repo_id, fps=fps, features=features, root=folder, use_videos=video, video_backend=video_backend()
+        )
+
+    def add(self, frames: list[dict[str, Array]], text: str) -> None:
+        """Write an episode."""
+        for frame in frames:
+            self._dataset.add_frame({**frame, "task": text})
+        self._dataset.save_episode()
+
+    def close(self) -> None:
+        """Finish the files."""
+        self._dataset.finalize()
+
+
+def _fps(demos: Demonstrations, asked: int | None) -> int:
+    rate = demos.info["env_info"].get("control_hz")
+    if rate is None and asked is None:
+        raise ConfigError(f"{demos.path} does not tell its rate; say it with --fps")
+    fps = asked or max(round(float(rate)), 1)
+    if rate is not None and abs(fps - rate) > FPS_TOLERANCE * rate:
+        raise ConfigError(f"fps is {fps}, but {demos.path} was recorded at {rate:.4g} Hz: LeRobot takes one frame a step; leave out --fps")
+    return fps
+
+
+def _features(demo: Demo, hardware: HardwareUnits, video: bool) -> dict[str, Any]:
+    """The features that the steps of `demo` have."""
+    _require(demo, "joint_position", "joint_target")
+    joints = {"dtype": "float32", "shape": (len(hardware.joint_names),), "names": joint_features(hardware)}
+    features: dict[str, Any] = {STATE: joints}
+    if "state" in demo.obs:
+        size = demo.obs["state"].shape[1]
+        features[ENVIRONMENT_STATE] = {"dtype": "float32", "shape": (size,), "names": [f"state_{i}" for i in range(size)]}
+    for name, value in demo.obs.items():
+        if value.dtype == np.uint8 and value.ndim == 4:
+            names = ["height", "width", "channels"]
+            features[IMAGES + name] = {"dtype": "video" if video else "image", "shape": value.shape[1:], "names": names}
+    features[ACTION] = joints
+    if demo.rewards is not None:
+        features[REWARD] = {"dtype": "float32", "shape": (1,), "names": None}
+    features[DONE] = {"dtype": "bool", "shape": (1,), "names": None}
+    if demo.success is not None:
+        features[SUCCESS] = {"dtype": "bool", "shape": (1,), "names": None}
+    return features
+
+
+def _require(demo: Demo, *names: str) -> None:
+    missing = [name for name in names if name not in demo.obs]
+    if missing:
+        raise ConfigError(
+            f"the demonstrations hold no {', '.join(missing)}, which a LeRobot dataset is made of; they hold {', '.join(demo.obs)}"
+        )
+
+
+def _frames(demo: Demo, env: VecEnv, hardware: HardwareUnits, features: dict[str, Any], actions: str) -> list[dict[str, Array]]:
+    targets = hardware.to_hardware(commanded_targets(demo, env, actions)).float()
+    done = np.zeros(len(demo) + 1, bool)
+    done[-2:] = True
+    columns: dict[str, Array] = {
+        STATE: hardware.to_hardware(torch.from_numpy(demo.obs["joint_position"])).float().numpy(),
+        ACTION: torch.cat([targets, targets[-1:]]).numpy(),
+        DONE: done[:, None],
+    }
+    if demo.rewards is not None:
+        columns[REWARD] = np.append(demo.rewards, 0.0).astype(np.float32)[:, None]
+    if demo.success is not None:
+        columns[SUCCESS] = np.append(demo.success, demo.success[-1])[:, None]
+    for name in features:
+        if name == ENVIRONMENT_STATE:
+            columns[name] = demo.obs["state"].astype(np.float32)
+        elif name.startswith(IMAGES):
+            columns[name] = demo.obs[name.removeprefix(IMAGES)]
+    return [{name: columns[name][t] for name in features} for t in range(len(demo) + 1)]
+
+
+def _side_entry(demo: Demo) -> dict[str, Any]:
+    return {
+        "frames": len(demo) + 1,
+        "seed": demo.seed,
+        "draws": {name: {"dtype": str(value.dtype), "value": value.tolist()} for name, value in demo.draws.items()},
+    }
+
+
+def _side(demos: Demonstrations, actions: str, episodes: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "version": SIDE_VERSION,
+        "task": demos.task_id,
+        "settings": demos.task_settings,
+        "actions": actions,
+        "episodes": episodes,
+    }

@@ -1,0 +1,88 @@
+"""What clients of policy servers share: waiting for one, its handshake, checks of what it gives, the joints as robots name them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from residual_rl.errors import BasePolicyError
+from residual_rl.remote.wire import MAX_MESSAGE_BYTES, WireError, unpack
+
+T = TypeVar("T")
+
+ACTIONS, UNCERTAINTY = "residual_rl.actions", "residual_rl.uncertainty"
+"""Under these names it tells, besides joint positions, the actions that they were made of, to clients that ask for the first."""
+_FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0
+_log = logging.getLogger(__name__)
+
+
+class ServerGone(Exception):  # noqa: N818 (it is caught here, and becomes an error if waiting does not help)
+    """A server did not answer. Asking again may help."""
+
+
+def keep_asking(attempt: Callable[[], T], server: str, window: float) -> T:
+    """The result of `attempt`, which is made again while it raises `ServerGone`, after ever longer pauses, for `window` [s] at most.
+
+    A warning tells that the run waits. Raises `BasePolicyError` when the window is over.
+    """
+    began, delay = None, _FIRST_DELAY
+    while True:
+        try:
+            return attempt()
+        except ServerGone as gone:
+            now = time.monotonic()
+            if began is None:
+                began = now
+                if window > 0:
+                    _log.warning("%s: %s; waiting up to %g s for it", server, gone, window)
+            left = began + window - now
+            if left <= 0:
+                waited = f", nor in the {window:g} s after that" if window > 0 else ""
+                raise BasePolicyError(
+                    f"{server}: {gone}{waited}; start it, or raise --base.timeout or --base.reconnect if it is only slow"
+                ) from gone
+            time.sleep(min(delay, left))
+            delay = min(2 * delay, _LONGEST_DELAY)
+
+
+def read_message(data: bytes, server: str, expected: str) -> Any:
+    """What a server's message holds. Raises `BasePolicyError` where it is none, or too large."""
+    try:
+        return unpack(data)[0]
+    except WireError as error:
+        raise BasePolicyError(f"{server} sent {error}; expected {expected}") from error
+
+
+def too_large(server: str) -> BasePolicyError:
+    """What to raise where a server's message is cut off for its size."""
+    return BasePolicyError(f"{server} sent a message of more than {MAX_MESSAGE_BYTES:,} bytes: no policy's reply is that large")
+
+
+def numbers(value: Any, name: str, shapes: Collection[tuple[int, ...]], server: str) -> Tensor:
+    """`value`, float64, which must be an array of one of the `shapes` (-1: any size) with finite numbers. Raises `BasePolicyError`."""
+    expected = f"expected floats of shape {' or '.join(map(_shape_text, shapes))}"
+    if not isinstance(value, np.ndarray):
+        raise BasePolicyError(f"{server} gave {name} as {type(value).__name__}; {expected}")
+    if value.dtype.kind != "f":
+        raise BasePolicyError(f"{server} gave {name} of dtype {value.dtype}; {expected}")
+    if not any(len(value.shape) == len(s) and all(n in (-1, m) for n, m in zip(s, value.shape, strict=True)) for s in shapes):
+        raise BasePolicyError(f"{server} gave {name} of shape {value.shape}; {expected}")
+    if not np.isfinite(value).all():
+        raise BasePolicyError(f"{server} gave {name} with NaN or infinity; expected finite numbers")
+    return torch.from_numpy(value.astype(np.float64))
+
+
+def _shape_text(shape: tuple[int, ...]) -> str:
+    return f"({', '.join('any' if n < 0 else str(n) for n in shape)}{',' * (len(shape) == 1)})"
+
+
+# --- the env's side -----------------------------------------------------------------------------------------------------
+
+
+# --- the handshake of a server of ours ----------------------------------------------------------------------------------

@@ -1,0 +1,263 @@
+"""A policy behind a GR00T inference server: Isaac-GR00T N1.5 (flat keys) or N1.6 and N1.7 (nested, batched), or `residual-rl serve`.
+
+The wire formats are those of NVIDIA/Isaac-GR00T: `gr00t/eval/service.py` (N1.5) and `gr00t/policy/server_client.py` (N1.6, N1.7).
+The servers' SO-100/101 models give absolute joint positions, in the units of the robot's own software.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from residual_rl.base_policies.gr00t import Gr00tCfg
+from residual_rl.envs.spaces import conversion_inputs, is_image, observed, shape_of
+from residual_rl.envs.vec_env import VecEnv
+from residual_rl.errors import BasePolicyError, ConfigError
+from residual_rl.remote.client import ACTIONS, UNCERTAINTY, numbers
+from residual_rl.remote.handshake import HANDSHAKE, Handshake
+from residual_rl.remote.zmq_client import RefusedError, ZmqLink
+from residual_rl.robots.arm_joints import ArmJoints
+from residual_rl.types import BasePolicy, Obs, Plan
+from residual_rl.utils.network import secret
+from residual_rl.utils.text import parse_pairs
+
+CHUNK_SIZE, NUM_ACTION_STEPS = 16, 8
+LANGUAGE_KEY = "annotation.human.task_description"
+
+
+PROTOCOLS = {"n1.5": "gr00t-n15", "n1.6": "gr00t"}
+"""What `residual-rl serve --protocol` calls each layout."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something that is sent: `{modality}.{key}`."""
+
+    modality: Literal["video", "state"]
+    key: str
+    name: str
+    """The env's observation that it is made of."""
+    part: Literal["all", "arm", "gripper"] = "all"
+    rows: tuple[int, ...] = (0,)
+    """Which of the last observations, 0 being the oldest of those that the policy gets."""
+
+
+class Gr00tPolicy(BasePolicy):
+    """Sends observations of the worlds, and turns the joint positions that come back into actions.
+
+    Args:
+        cfg: the settings.
+        env: its robot must tell its own units, and its actions must command joint targets.
+    """
+
+    remote = True
+
+    def __init__(self, cfg: Gr00tCfg, env: VecEnv):
+        if env.hardware is None:
+            raise ConfigError("it needs an env that knows the units of a robot's own software; this one has none")
+        self.cfg, self._env = cfg, env
+        self._joints = ArmJoints(env.hardware, cfg.invert_gripper, cfg.units == "rad")
+        needed = conversion_inputs(env)
+        self._link = ZmqLink(cfg.host, cfg.port, cfg.timeout, cfg.reconnect, secret(cfg.api_token))
+        try:
+            told = self._link.describe({HANDSHAKE: True})
+        except RefusedError as error:
+            raise ConfigError(f"{error}; set the server's token as RESIDUAL_RL_TOKEN or --base.api-token") from error
+        config = _modalities(told, self._link.server)
+        self._handshake = Handshake.from_wire(told[HANDSHAKE], self._link.server) if HANDSHAKE in config else None
+        self._exact = self._handshake is not None and self._handshake.acts_as(env)
+        """Whether the server's own actions can be taken: joint positions are rounded, and end at a joint's limit."""
+        self._language_key = cfg.language_key or LANGUAGE_KEY
+        if self._handshake is not None:
+            self._sources = self._sources_for_ours(self._handshake)
+            self._link.say_farewell()
+        else:
+            self._sources = self._sources_for_others(config)
+        self._set_sizes(config)
+        present = ["joint_position"] if cfg.action_mode == "relative" else []
+        names = dict.fromkeys([*needed, *present, *(source.name for source in self._sources)])
+        self.inputs = {name: shape_of(env, name) for name in names if name in observed(env)}  # type: ignore[misc]
+        if missing := [name for name in names if name not in self.inputs]:
+            raise ConfigError(f"it needs the observation(s) {', '.join(missing)}; the env has {', '.join(observed(env))}")
+
+    # --- what is sent -------------------------------------------------------------------------------------------------
+
+    def _sources_for_ours(self, handshake: Handshake) -> list[Source]:
+        """What the policy needs that a server of ours serves: by the names and in the units of the env."""
+        handshake.check(self._env, PROTOCOLS[self.cfg.layout], self._link.server)
+        for name in ("units", "action_mode", "invert_gripper", "arm_key", "gripper_key"):
+            if getattr(self.cfg, name) != getattr(Gr00tCfg(), name):
+                raise ConfigError(f"{name} is for servers that do not tell; {self._link.server} is residual-rl serve: leave it out")
+        rows = tuple(range(handshake.num_obs_steps))
+        self.num_obs_steps = handshake.num_obs_steps
+        spaces = observed(self._env)
+        return [
+            Source("video" if is_image(spaces[name]) else "state", served.key, name, rows=rows) for name, served in handshake.inputs.items()
+        ]
+
+    def _sources_for_others(self, config: Mapping[str, Any]) -> list[Source]:
+        """What the settings say, checked against what the server tells that it needs."""
+        cfg, spaces = self.cfg, observed(self._env)
+        offered = [Source("state", cfg.arm_key, "joint_position", "arm")]
+        if self._joints.gripper:
+            offered.append(Source("state", cfg.gripper_key, "joint_position", "gripper"))
+        offered += [Source("state", key, name) for key, name in parse_pairs(cfg.extra_state, "extra_state").items()]
+        offered += [Source("video", key, name) for key, name in parse_pairs(cfg.cameras, "cameras").items()]
+        for source in offered:
+            if source.name not in spaces or (source.modality == "video") != is_image(spaces[source.name]):
+                kind = "camera" if source.modality == "video" else "state"
+                has = [name for name, space in spaces.items() if is_image(space) == (kind == "camera")]
+                wanted = f"{source.modality}.{source.key}"
+                raise ConfigError(f"{wanted}: the env has no {kind} {source.name!r}; it has {', '.join(has) or 'none'}")
+        if not config:
+            return offered
+        steps = {modality: config[modality][1] for modality in ("video", "state") if modality in config}
+        if any(step > 0 for deltas in steps.values() for step in deltas):
+            raise ConfigError(f"{self._link.server} asks for observations of the future: {steps}")
+        oldest = min((step for deltas in steps.values() for step in deltas), default=0)
+        self.num_obs_steps = 1 - oldest
+        sources, missing = [], []
+        for modality in ("video", "state", "language"):
+            for key in config.get(modality, ((), ()))[0]:
+                if modality == "language":
+                    self._language_key = cfg.language_key or key
+                    continue
+                found = [s for s in offered if (s.modality, s.key) == (modality, key)]
+                if not found:
+                    missing.append(f"{modality}.{key}")
+                sources += [Source(s.modality, s.key, s.name, s.part, tuple(d - oldest for d in steps[modality])) for s in found]
+        if missing:
+            raise ConfigError(
+                f"{self._link.server} needs {', '.join(missing)}, and nothing is mapped to it; the env has {', '.join(spaces)}: "
+                f"add --base.cameras ENV_NAME=KEY for video, --base.extra-state ENV_NAME=KEY for state"
+            )
+        return sources
+
+    def _set_sizes(self, config: Mapping[str, Any]) -> None:
+        told = self._handshake
+        steps = len(config["action"][1]) if "action" in config else 0
+        says = told.chunk_size if told else steps
+        if self.cfg.chunk_size is not None and says and says != self.cfg.chunk_size:
+            raise ConfigError(f"{self._link.server} predicts {says} actions, not chunk_size {self.cfg.chunk_size}")
+        self.chunk_size = says or self.cfg.chunk_size or CHUNK_SIZE
+        default = told.num_action_steps if told else min(NUM_ACTION_STEPS, self.chunk_size)
+        self.num_action_steps = self.cfg.num_action_steps or default
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    def reset(self, mask: Tensor) -> None:
+        """Ours forgets the worlds of `mask`. Others know one reset, of everything: they are told where every world ends."""
+        worlds = mask.nonzero().flatten().tolist()
+        if self.cfg.layout == "n1.5":
+            if self._handshake is not None and worlds:
+                self._link.ask_all("reset", dict.fromkeys(worlds))
+        elif worlds and self._handshake is not None:
+            self._link.ask("reset", {"options": {"worlds": worlds}})
+        elif mask.all():
+            with contextlib.suppress(RefusedError):  # not all of them have it
+                self._link.ask("reset", {"options": None})
+
+    def plan(self, obs: Obs, worlds: Tensor) -> Tensor | Plan:
+        sent: dict[str, dict[str, NDArray[Any]]] = {"video": {}, "state": {}}
+        for source in self._sources:
+            sent[source.modality][source.key] = self._values(source, obs)
+        ask = self._ask_flat if self.cfg.layout == "n1.5" else self._ask_nested
+        arm, gripper, told = ask(sent, worlds.tolist())
+        now = {name: value[:, -1] for name, value in obs.items()} if self.num_obs_steps > 1 else obs
+        if ACTIONS in told:
+            actions = told[ACTIONS]
+        else:
+            if self.cfg.action_mode == "relative":
+                arm = arm + self._joints.to_server(now["joint_position"].cpu())[0][:, None]
+            actions = self._env.targets_to_actions(self._joints.from_server(arm, gripper).to(self._env.device), now)
+        return Plan(actions, told[UNCERTAINTY]) if UNCERTAINTY in told else actions
+
+    def _values(self, source: Source, obs: Obs) -> NDArray[Any]:
+        """What is sent of a source [b, T, …]."""
+        value = obs[source.name]
+        value = value[:, list(source.rows)] if self.num_obs_steps > 1 else value[:, None]
+        if source.part != "all":
+            arm, gripper = self._joints.to_server(value)
+            value = arm if source.part == "arm" else gripper
+        array: NDArray[Any] = value.cpu().numpy()
+        return array.astype(np.float32) if source.modality == "state" else array
+
+    def _ask_nested(self, sent: Mapping[str, Mapping[str, Any]], worlds: list[int]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        language = {self._language_key: [[self.cfg.task_description]] * len(worlds)}
+        options = {"worlds": worlds} | ({ACTIONS: True} if self._exact else {})
+        reply = self._link.ask("get_action", {"observation": {**sent, "language": language}, "options": options})
+        if not isinstance(reply, list) or len(reply) != 2 or not all(isinstance(part, dict) for part in reply):
+            raise BasePolicyError(f"{self._link.server} gave a {type(reply).__name__}; expected a list of two dicts: actions and info")
+        return *self._parts(reply[0], "", (len(worlds),)), self._told(reply[1], (len(worlds),))
+
+    def _ask_flat(self, sent: Mapping[str, Mapping[str, Any]], worlds: list[int]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        requests = {}
+        for row, world in enumerate(worlds):
+            request: dict[str, Any] = {f"{modality}.{key}": v[row] for modality, values in sent.items() for key, v in values.items()}
+            request |= {ACTIONS: True} if self._exact else {}
+            requests[world] = {**request, self._language_key: [self.cfg.task_description]}
+        replies = self._link.ask_all("get_action", requests)
+        parts = [self._parts(replies[world], "action.", ()) for world in worlds]
+        told = [self._told(replies[world], ()) for world in worlds]
+        both = {name: torch.stack([values[name] for values in told]) for name in (ACTIONS, UNCERTAINTY) if all(name in t for t in told)}
+        return torch.stack([arm for arm, _ in parts]), torch.stack([gripper for _, gripper in parts]), both
+
+    def _told(self, reply: Mapping[str, Any], batch: tuple[int, ...]) -> dict[str, Tensor]:
+        """What a server of ours tells besides joint positions: the actions [*batch, K, A], and how unsure it is of them [*batch, K]."""
+        if not self._exact:
+            return {}
+        steps, server = (*batch, self.chunk_size), self._link.server
+        told = {ACTIONS: numbers(reply.get(ACTIONS), ACTIONS, [(*steps, len(self._env.action_size))], server)}
+        if UNCERTAINTY in reply:
+            told[UNCERTAINTY] = numbers(reply[UNCERTAINTY], UNCERTAINTY, [steps], server)
+        return told
+
+    def _parts(self, action: Any, prefix: str, batch: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """The arm's [*batch, K, arm] and the gripper's part [*batch, K, 1] of a reply; the arm's key may hold both."""
+        server, steps = self._link.server, (*batch, self.chunk_size)
+        arm_key, gripper_key = prefix + self.cfg.arm_key, prefix + self.cfg.gripper_key
+        if not isinstance(action, dict) or arm_key not in action:
+            got = ", ".join(map(str, action)) if isinstance(action, dict) else type(action).__name__
+            raise BasePolicyError(f"{server} gave {got or 'nothing'}; expected actions with {arm_key!r}")
+        size, joints = len(self._joints.arm), self._joints
+        shapes = [(*steps, size)] + ([(*steps, size + 1)] if joints.gripper else [])
+        arm = numbers(action[arm_key], arm_key, shapes, server)
+        if not joints.gripper:
+            return arm, arm[..., :0]
+        if arm.shape[-1] == size + 1:
+            return arm[..., :size], arm[..., size:]
+        if gripper_key not in action:
+            raise BasePolicyError(f"{server} gave {', '.join(map(str, action))}; expected {gripper_key!r} besides the arm's {size} joints")
+        gripper = numbers(action[gripper_key], gripper_key, [(*steps, 1), steps], server)
+        return arm, gripper.reshape(*steps, 1)
+
+
+def _modalities(told: Any, server: str) -> dict[str, Any]:
+    """`{modality: (keys, delta indices)}` of a server's modality configuration, and its handshake if it is one of ours."""
+    if not isinstance(told, dict):
+        return {}
+    config: dict[str, Any] = {}
+    for modality in ("video", "state", "action", "language"):
+        if modality not in told:
+            continue
+        try:
+            keys = tuple(str(key).removeprefix(f"{modality}.") for key in told[modality]["modality_keys"])  # N1.5 has the prefix
+            steps = tuple(int(step) for step in told[modality]["delta_indices"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise BasePolicyError(f"{server} sent a modality configuration whose {modality!r} cannot be read: {error!r}") from error
+        if max((abs(step) for step in steps), default=0) > 1000:
+            raise BasePolicyError(f"{server} asks for {modality} of the steps {steps[:4]}…: that is out of reach")
+        config[modality] = (keys, steps)
+    return config | ({HANDSHAKE: told[HANDSHAKE]} if HANDSHAKE in told else {})
+
+
+def make(cfg: Gr00tCfg, env: VecEnv) -> Gr00tPolicy:
+    """The client, connected."""
+    return Gr00tPolicy(cfg, env)

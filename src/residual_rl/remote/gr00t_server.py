@@ -1,0 +1,328 @@
+"""A policy as a GR00T inference server: ZeroMQ, msgpack, N1.5's flat keys or the nested ones of N1.6 and N1.7.
+
+Formats: NVIDIA/Isaac-GR00T, `gr00t/eval/service.py` and `gr00t/policy/server_client.py`. Requests that wait together are planned together.
+Besides what those servers answer: `session` in a request tells which ones belong together (without it: those of a socket), the options'
+`worlds` number the rows of a batch for policies that remember, `reset` takes them too, `close` frees a session's worlds. `kill` is refused.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from residual_rl.base_policies.gr00t import Gr00tCfg
+from residual_rl.errors import ConfigError, MissingDependencyError, ResidualRLError
+from residual_rl.remote.client import ACTIONS, UNCERTAINTY
+from residual_rl.remote.gr00t_policy import LANGUAGE_KEY
+from residual_rl.remote.handshake import HANDSHAKE
+from residual_rl.remote.service import Answer, PolicyService, RequestError, numeric
+from residual_rl.remote.wire import MAX_MESSAGE_BYTES, Encoding, WireError, modality_config, pack, unpack
+from residual_rl.robots.arm_joints import ArmJoints
+from residual_rl.types import Obs
+from residual_rl.utils.text import one_line
+
+ENDPOINTS = ("get_action", "get_modality_config", "reset", "ping", "close")
+ARM_KEY, GRIPPER_KEY = Gr00tCfg.arm_key, Gr00tCfg.gripper_key
+JOINTS = "joint_position"
+"""The observation that robots send as the arm's and the gripper's joints, in their own units."""
+_TICK = 0.2
+"""How often an idle server looks whether it is to end [s]."""
+_LULL, _ACTIVE = 0.001, 1.0
+"""As many requests as there were clients within the last second are waited for, until nothing came for a millisecond [s]."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Session:
+    """The worlds of one client."""
+
+    worlds: dict[int, int] = field(default_factory=dict)
+    """By the client's own number."""
+    last_used: float = 0.0
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request for actions that was found to be in order."""
+
+    envelope: list[bytes]
+    encoding: Encoding
+    worlds: list[int]
+    obs: Obs
+    exact: bool
+    """Whether the actions are wanted too that the joint positions are made of."""
+
+
+class Gr00tServer:
+    """Binds at once, and serves in `run`.
+
+    Args:
+        service: what is served; its actions are joint positions.
+        host: address to bind to.
+        port: 0 takes a free one.
+        token: what clients must send as `api_token`.
+        idle: after so long without a request a session's worlds are freed [s].
+        flat: N1.5's layout.
+    """
+
+    def __init__(self, service: PolicyService, host: str, port: int, token: str | None, idle: float, flat: bool = False):
+        try:
+            import zmq
+        except ImportError:
+            raise MissingDependencyError("pyzmq", "install it with `pip install residual-rl[gr00t]`") from None
+        self._zmq, self._service, self._token, self._idle, self._flat = zmq, service, token, idle, flat
+        assert service.joints is not None
+        self._joints: ArmJoints = service.joints
+        self._sessions: dict[str | bytes, Session] = {}
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        self._socket.setsockopt(zmq.IPV6, ":" in host)
+        try:
+            self._socket.bind(f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}")
+        except zmq.ZMQError as error:
+            self.close()
+            if error.errno == zmq.EADDRINUSE:
+                raise ConfigError(f"port {port} on {host} is in use: choose another --port") from None
+            raise ConfigError(f"cannot listen on {host}, port {port}: {one_line(error)}; choose another --host or --port") from None
+        self.address: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def run(self, stop: threading.Event) -> None:
+        """Serve until `stop` is set; then close."""
+        try:
+            while not stop.is_set():
+                if self._socket.poll(round(1000 * _TICK)):
+                    self._serve_waiting()
+                self._free_idle()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Free the port."""
+        self._socket.close(linger=0)
+        self._context.term()
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def _serve_waiting(self) -> None:
+        """Answer the requests that have come. Plans that do not touch the same worlds are made together."""
+        asks: list[Ask] = []
+        recently = time.monotonic() - _ACTIVE
+        active = sum(session.last_used > recently for session in self._sessions.values())
+        while self._socket.poll(round(1000 * _LULL) if len(asks) < active else 0) and len(asks) < self._service.env.num_envs:
+            *envelope, message = self._socket.recv_multipart()
+            encoding: Encoding = "npy"
+            try:
+                request, written = unpack(message)
+                encoding = written or encoding
+                if not isinstance(request, dict):
+                    raise RequestError(f"a request is a dict, not a {type(request).__name__}")
+                self._check_token(request)
+                endpoint = request.get("endpoint", "get_action")
+                if endpoint != "get_action":  # it may be a reset of a world that a plan waits for
+                    self._answer(asks)
+                    asks = []
+                    self._reply(envelope, self._do(endpoint, request, envelope), encoding)
+                    continue
+                ask = self._read(request, envelope, encoding)
+                if any(set(ask.worlds) & set(other.worlds) for other in asks):
+                    self._answer(asks)
+                    asks = []
+                asks.append(ask)
+            except (RequestError, WireError) as error:
+                self._refuse(envelope, error, encoding)
+            except Exception as error:  # noqa: BLE001 (whatever a client sends, the others are served)
+                _log.error("a request failed", exc_info=error)
+                self._refuse(envelope, RequestError("the request failed: the server's log says why"), encoding)
+        self._answer(asks)
+
+    def _check_token(self, request: Mapping[str, Any]) -> None:
+        if self._token is None:
+            return
+        given = request.get("api_token")
+        if not isinstance(given, str) or not hmac.compare_digest(given.encode(), self._token.encode()):
+            raise RequestError("unauthorized: api_token is wrong or missing")
+
+    def _do(self, endpoint: Any, request: Mapping[str, Any], envelope: list[bytes]) -> Any:
+        """The reply to what needs no plan."""
+        if endpoint == "ping":
+            return {"status": "ok", "message": f"serving {self._service.name}"}
+        if endpoint == "get_modality_config":
+            described, data = self._describe(), request.get("data")
+            if isinstance(data, dict) and HANDSHAKE in data:  # other clients take whatever is here for a modality
+                described[HANDSHAKE] = self._service.handshake.to_wire()
+            return described
+        if endpoint == "reset":
+            session = self._session(request, envelope)
+            rows = _worlds(_options(request.get("data")), None)
+            self._service.reset([world for row, world in session.worlds.items() if rows is None or row in rows])
+            return {}
+        if endpoint == "close":
+            session = self._sessions.pop(self._name_of(request, envelope), Session())
+            self._service.give_back(list(session.worlds.values()))
+            return {}
+        if endpoint == "kill":
+            raise RequestError("kill is refused: this server is ended where it was started")
+        raise RequestError(f"unknown endpoint {one_line(endpoint, 40)!r}; there are {', '.join(ENDPOINTS)}")
+
+    def _describe(self) -> dict[str, Any]:
+        """The modality configuration, as these servers give it."""
+        told = self._service.handshake
+        past = list(range(1 - told.num_obs_steps, 1))
+        keys: dict[str, list[str]] = {"video": [], "state": [], "action": self._action_keys(), "language": [LANGUAGE_KEY]}
+        for name, served in told.inputs.items():
+            kind = "video" if served.dtype == "uint8" else "state"
+            keys[kind] += self._action_keys() if name == JOINTS else [served.key]
+        steps = {"video": past, "state": past, "action": list(range(told.chunk_size)), "language": [0]}
+        described = {}
+        for kind, names in keys.items():
+            prefix = f"{kind}." if self._flat and kind != "language" else ""
+            content = {"delta_indices": steps[kind], "modality_keys": [prefix + name for name in names]}
+            described[kind] = modality_config(content, as_text=self._flat)
+        return described
+
+    def _action_keys(self) -> list[str]:
+        return [ARM_KEY, GRIPPER_KEY] if self._joints.gripper else [ARM_KEY]
+
+    # --- sessions -----------------------------------------------------------------------------------------------------
+
+    def _name_of(self, request: Mapping[str, Any], envelope: list[bytes]) -> str | bytes:
+        name = request.get("session")
+        return name if isinstance(name, str) and len(name) <= 64 else envelope[0]
+
+    def _session(self, request: Mapping[str, Any], envelope: list[bytes]) -> Session:
+        """The session of a request. One that is new is not kept before it has a world."""
+        session = self._sessions.get(self._name_of(request, envelope), Session())
+        session.last_used = time.monotonic()
+        return session
+
+    def _worlds_of(self, request: Mapping[str, Any], envelope: list[bytes], rows: list[int]) -> list[int]:
+        """The worlds that a client calls `rows`; those that it names first are fresh."""
+        session = self._session(request, envelope)
+        new = [row for row in rows if row not in session.worlds]
+        session.worlds.update(zip(new, self._service.take(len(new)), strict=True))
+        self._sessions[self._name_of(request, envelope)] = session
+        return [session.worlds[row] for row in rows]
+
+    def _free_idle(self) -> None:
+        now = time.monotonic()
+        for name, session in list(self._sessions.items()):
+            if now - session.last_used > self._idle:
+                _log.warning("a session was idle for %.0f s: its %d world(s) are free", now - session.last_used, len(session.worlds))
+                self._service.give_back(list(self._sessions.pop(name).worlds.values()))
+
+    # --- observations and actions -------------------------------------------------------------------------------------
+
+    def _read(self, request: Mapping[str, Any], envelope: list[bytes], encoding: Encoding) -> Ask:
+        """A request for actions."""
+        data = request.get("data")
+        if not isinstance(data, dict):
+            raise RequestError(f"data is a dict, not a {type(data).__name__}")
+        if self._flat:
+            sent = {str(key): value for key, value in data.items()}
+        else:
+            nested = data.get("observation")
+            if not isinstance(nested, dict) or not all(isinstance(nested.get(kind, {}), dict) for kind in ("video", "state")):
+                raise RequestError("data holds observation: {video: {…}, state: {…}, language: {…}}")
+            sent = {f"{kind}.{key}": value for kind in ("video", "state") for key, value in nested.get(kind, {}).items()}
+        obs = self._collect(sent)
+        sizes = {len(value) for value in obs.values()}
+        if len(sizes) > 1:
+            raise RequestError(f"the batch has {' and '.join(map(str, sorted(sizes)))} worlds: all observations must have the same")
+        options = {} if self._flat else _options(data)
+        rows = _worlds(options, next(iter(sizes), None))
+        worlds = self._worlds_of(request, envelope, [0] if rows is None else rows)
+        return Ask(envelope, encoding, worlds, obs, exact=(data if self._flat else options).get(ACTIONS) is True)
+
+    def _collect(self, sent: Mapping[str, Any]) -> Obs:
+        """What the policy needs of what was `sent` by `video.*` and `state.*`; refuses where something is missing."""
+        obs: Obs = {}
+        missing = []
+        for name, served in self._service.handshake.inputs.items():
+            key = f"{'video' if served.dtype == 'uint8' else 'state'}.{served.key}"
+            parts = [f"state.{part}" for part in self._action_keys()]
+            if key in sent:
+                value = sent[key]
+            elif name == JOINTS and all(part in sent for part in parts):
+                key, value = " and ".join(parts), self._from_robot([numeric(sent[part], part, "float32") for part in parts])
+            else:
+                missing.append(f"{' + '.join(parts) if name == JOINTS else key} {list(served.shape)}")
+                continue
+            obs[name] = self._service.observation(name, value, key, "steps" if self._flat else "worlds and steps")
+        if missing:
+            raise RequestError(f"missing: {', '.join(missing)}; got {', '.join(map(str, sent)) or 'nothing'}")
+        return obs
+
+    def _from_robot(self, parts: list[Any]) -> Any:
+        """Joint angles [rad] of the arm's joints and the gripper, in the robot's units."""
+        sizes = [len(self._joints.arm), len(self._joints.gripper)][: len(parts)]
+        leads = {part.shape[:-1] for part in parts}
+        if len(leads) > 1 or [part.shape[-1:] for part in parts] != [(n,) for n in sizes]:
+            raise RequestError(f"the arm has {sizes[0]} joints and the gripper 1; got shapes {' and '.join(str(p.shape) for p in parts)}")
+        arm, *gripper = (torch.from_numpy(part) for part in parts)
+        return self._joints.from_server(arm.double(), gripper[0].double() if gripper else arm[..., :0].double()).numpy()
+
+    def _answer(self, asks: list[Ask]) -> None:
+        """Plan for all that was asked, and reply to each."""
+        if not asks:
+            return
+        worlds = [world for ask in asks for world in ask.worlds]
+        try:
+            names = asks[0].obs
+            answer = self._service.plan(worlds, {name: torch.cat([ask.obs[name] for ask in asks]) for name in names})
+        except RequestError as error:
+            for ask in asks:
+                self._refuse(ask.envelope, error, ask.encoding)
+            return
+        first = 0
+        for ask in asks:
+            rows = slice(first, first := first + len(ask.worlds))
+            self._reply(ask.envelope, self._actions(answer.rows(rows), ask.exact), ask.encoding)
+
+    def _actions(self, answer: Answer, exact: bool) -> Any:
+        assert answer.targets is not None
+        arm, gripper = (part.float().numpy() for part in self._joints.to_server(answer.targets))
+        parts = dict(zip(self._action_keys(), (arm, gripper), strict=False))
+        more = {ACTIONS: answer.actions, UNCERTAINTY: answer.uncertainty} if exact else {}
+        info = {name: value.numpy() for name, value in more.items() if value is not None}
+        if self._flat:
+            return {f"action.{key}": part[0] for key, part in parts.items()} | {name: value[0] for name, value in info.items()}
+        return [parts, info]
+
+    def _refuse(self, envelope: list[bytes], error: ResidualRLError, encoding: Encoding) -> None:
+        _log.warning("refused a request: %s", one_line(error))
+        self._reply(envelope, {"error": one_line(error)}, encoding)
+
+    def _reply(self, envelope: list[bytes], value: Any, encoding: Encoding) -> None:
+        try:
+            message = pack(value, "npy" if encoding == "openpi" else encoding)
+        except WireError as error:
+            message = pack({"error": f"the reply {error}"}, "npy")
+        self._socket.send_multipart([*envelope, message])
+
+
+def _options(data: Any) -> Mapping[str, Any]:
+    options = data.get("options") if isinstance(data, dict) else None
+    if options is not None and not isinstance(options, dict):
+        raise RequestError(f"options is a dict or nothing, not a {type(options).__name__}")
+    return options or {}
+
+
+def _worlds(options: Mapping[str, Any], number: int | None) -> list[int] | None:
+    """The client's numbers of its worlds, one a row; without `number`, None means all of them."""
+    worlds = options.get("worlds")
+    if worlds is None:
+        return None if number is None else list(range(number))
+    if not isinstance(worlds, list) or not all(type(world) is int and world >= 0 for world in worlds) or len(set(worlds)) != len(worlds):
+        raise RequestError("options' worlds are distinct numbers from 0 on")
+    if number is not None and len(worlds) != number:
+        raise RequestError(f"options name {len(worlds)} worlds for {number} rows")
+    return worlds

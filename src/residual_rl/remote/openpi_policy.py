@@ -1,0 +1,129 @@
+"""A policy behind an openpi server (π0 and its kin), or `residual-rl serve --protocol openpi`: a websocket, msgpack, a flat observation.
+
+The wire format is that of Physical-Intelligence/openpi (`packages/openpi-client`, `src/openpi/serving/websocket_policy_server.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from residual_rl.base_policies.openpi import OpenPiCfg
+from residual_rl.envs.spaces import conversion_inputs, observed, shape_of
+from residual_rl.envs.vec_env import VecEnv
+from residual_rl.errors import BasePolicyError, ConfigError
+from residual_rl.remote.client import numbers
+from residual_rl.remote.handshake import HANDSHAKE, Handshake
+from residual_rl.remote.websocket_client import WebsocketLink
+from residual_rl.robots.arm_joints import ArmJoints
+from residual_rl.types import BasePolicy, Obs, Plan
+from residual_rl.utils.network import secret
+from residual_rl.utils.text import parse_pairs
+
+NUM_ACTION_STEPS = 8
+
+
+PROTOCOL = "openpi"
+
+
+RESET = {"__ctrl__": "reset"}
+"""What a server of ours is told when a world's episode ends."""
+
+
+class OpenPiPolicy(BasePolicy):
+    """Sends each world's observation over a connection of its own.
+
+    Args:
+        cfg: the settings.
+        env: with actions in the robot's units, it must know them, and its actions must command joint targets.
+    """
+
+    remote = True
+
+    def __init__(self, cfg: OpenPiCfg, env: VecEnv):
+        self.cfg, self._env = cfg, env
+        host = f"[{cfg.host}]" if ":" in cfg.host else cfg.host
+        self._link = WebsocketLink(cfg.url or f"ws://{host}:{cfg.port}", cfg.timeout, cfg.reconnect, secret(cfg.api_token))
+        metadata = self._link.metadata()
+        self._ours = HANDSHAKE in metadata
+        if self._ours:
+            units = self._agree_with_ours(Handshake.from_wire(metadata[HANDSHAKE], self._link.server))
+        else:
+            units = self._agree_with_another()
+        self._joints: ArmJoints | None = None
+        needed: tuple[str, ...] = ()
+        if units == "hardware":
+            if env.hardware is None:
+                raise ConfigError("action_units 'hardware' needs an env that knows the units of a robot's own software; this one has none")
+            self._joints, needed = ArmJoints(env.hardware), conversion_inputs(env)
+        names = dict.fromkeys([*needed, *self._keys.values()])
+        if missing := [name for name in names if name not in observed(env)]:
+            raise ConfigError(f"the env has no observation {', '.join(missing)}; it has {', '.join(observed(env))}")
+        self.inputs = {name: shape_of(env, name) for name in names}  # type: ignore[misc]
+
+    def _agree_with_ours(self, told: Handshake) -> str:
+        """Settle what is sent and what comes with a server of ours, which tells all of it. Returns the units of its actions."""
+        cfg, server = self.cfg, self._link.server
+        told.check(self._env, PROTOCOL, server)
+        if cfg.observation:
+            raise ConfigError(f"observation is for servers that do not tell; {server} is residual-rl serve: leave it out")
+        if cfg.action_units not in (None, told.action_units):
+            raise ConfigError(f"{server} gives {told.action_units} actions, not {cfg.action_units} ones")
+        if told.action_units == "normalized" and not told.acts_as(self._env):
+            mine = self._env.action_size.tolist()
+            raise ConfigError(
+                f"an action of 1 means {list(told.action_size)} to {server} (task {told.task!r}), and {mine} to this env: "
+                f"use the same task settings (such as --control-mode) for both"
+            )
+        self._keys = {served.key: name for name, served in told.inputs.items()}
+        self.num_obs_steps, self.chunk_size = told.num_obs_steps, told.chunk_size
+        self.num_action_steps = cfg.num_action_steps or told.num_action_steps
+        return told.action_units
+
+    def _agree_with_another(self) -> str:
+        """The same with a server that tells nothing: it is as the settings say."""
+        self._keys = parse_pairs(self.cfg.observation, "observation")
+        if not self._keys:
+            raise ConfigError(f"{self._link.server} does not tell what it needs: map it, e.g. --base.observation state=observation/state")
+        self.num_action_steps = self.cfg.num_action_steps or NUM_ACTION_STEPS
+        self.chunk_size = self.num_action_steps  # it may predict more; those are not executed
+        return self.cfg.action_units or "normalized"
+
+    def reset(self, mask: Tensor) -> None:
+        """A server of ours forgets the worlds of `mask`; the protocol knows no reset, and others have nothing to forget."""
+        if self._ours:
+            worlds = self._link.connected & set(mask.nonzero().flatten().tolist())
+            self._link.ask_all(dict.fromkeys(sorted(worlds), RESET))
+
+    def plan(self, obs: Obs, worlds: Tensor) -> Tensor | Plan:
+        values = {key: obs[name].cpu().numpy() for key, name in self._keys.items()}
+        numbered = list(enumerate(worlds.tolist()))
+        replies = self._link.ask_all({w: {**{k: v[row] for k, v in values.items()}, "prompt": self.cfg.prompt} for row, w in numbered})
+        actions = torch.stack([self._actions(replies[world]) for _, world in numbered])
+        if self._joints is not None:
+            now = {name: value[:, -1] for name, value in obs.items()} if self.num_obs_steps > 1 else obs
+            arm, gripper = actions[..., self._joints.arm], actions[..., self._joints.gripper]
+            actions = self._env.targets_to_actions(self._joints.from_server(arm, gripper).to(self._env.device), now)
+        if not (self._ours and all("uncertainty" in reply for reply in replies.values())):
+            return actions
+        spread = [numbers(replies[w]["uncertainty"], "uncertainty", [(self.chunk_size,)], self._link.server) for _, w in numbered]
+        return Plan(actions, torch.stack(spread))
+
+    def _actions(self, reply: Any) -> Tensor:
+        """The actions [K, A] of a reply."""
+        server = self._link.server
+        if not isinstance(reply, dict) or "actions" not in reply:
+            got = ", ".join(map(str, reply)) if isinstance(reply, dict) else type(reply).__name__
+            raise BasePolicyError(f"{server} gave {got or 'nothing'}; expected a dict with 'actions'")
+        size = len(self._env.action_size) if self._joints is None else len(self._joints.hardware.joint_names)
+        actions = numbers(reply["actions"], "actions", [(self.chunk_size if self._ours else -1, size)], server)
+        if len(actions) < self.chunk_size:
+            raise BasePolicyError(f"{server} gave {len(actions)} actions; num_action_steps {self.chunk_size} asks for as many at least")
+        return actions[: self.chunk_size]
+
+
+def make(cfg: OpenPiCfg, env: VecEnv) -> OpenPiPolicy:
+    """The client, connected."""
+    return OpenPiPolicy(cfg, env)

@@ -1,0 +1,201 @@
+"""A policy as an openpi server: a websocket for each world, msgpack, the metadata first, then observations in and actions out.
+
+Format: Physical-Intelligence/openpi, `src/openpi/serving/websocket_policy_server.py`. A string is an error; the connection goes on.
+Observations that come while a plan is made are planned together after it. Besides, `{"__ctrl__": "reset"}` or `episode_start` begins anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import http
+import logging
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from residual_rl.errors import ConfigError, MissingDependencyError, ResidualRLError
+from residual_rl.remote.handshake import HANDSHAKE
+from residual_rl.remote.service import Answer, Axes, PolicyService, RequestError
+from residual_rl.remote.wire import MAX_MESSAGE_BYTES, WireError, pack, unpack
+from residual_rl.types import Obs
+from residual_rl.utils.text import one_line
+
+_CONTROL = "__ctrl__"
+_BEGIN, _END = ("reset", "episode_start"), ("episode_end",)
+_TICK = 0.2
+"""How often the server looks whether it is to end [s]."""
+_TRY_LATER, _GOING_AWAY = 1013, 1001
+_log = logging.getLogger(__name__)
+
+
+class OpenPiServer:
+    """Binds at once, and serves in `run`.
+
+    Args:
+        service: what is served.
+        host: address to bind to.
+        port: 0 takes a free one.
+        token: what clients must send as `Authorization: Api-Key …`.
+        idle: after so long without a request a connection is closed [s].
+    """
+
+    def __init__(self, service: PolicyService, host: str, port: int, token: str | None, idle: float):
+        try:
+            import websockets.asyncio.server
+            import websockets.exceptions
+        except ImportError:
+            raise MissingDependencyError("websockets", "install it with `pip install residual-rl[openpi]`") from None
+        self._websockets, self._closed = websockets.asyncio.server, websockets.exceptions.ConnectionClosed
+        self._service, self._token, self._idle = service, token, idle
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self._socket = socket.create_server((host, port), family=family)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {host}, port {port}: {error.strerror or one_line(error)}; choose another --host or --port"
+            ) from None
+        bound = self._socket.getsockname()
+        self.address = f"ws://[{bound[0]}]:{bound[1]}" if family == socket.AF_INET6 else f"ws://{bound[0]}:{bound[1]}"
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
+        """Plans, one after the other, while connections are listened to."""
+        self._waiting: list[tuple[int, Obs, asyncio.Future[Answer]]] = []
+
+    def run(self, stop: threading.Event) -> None:
+        """Serve until `stop` is set; then close."""
+        try:
+            asyncio.run(self._serve(stop))
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Free the port."""
+        self._socket.close()
+        self._worker.shutdown()
+
+    async def _serve(self, stop: threading.Event) -> None:
+        self._asked = asyncio.Event()
+        options: dict[str, Any] = {"compression": None, "max_size": MAX_MESSAGE_BYTES, "process_request": self._admit}
+        async with self._websockets.serve(self._converse, sock=self._socket, **options):
+            planner = asyncio.create_task(self._plan())
+            while not stop.is_set() and not planner.done():
+                await asyncio.sleep(_TICK)
+            planner.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await planner  # tells what it failed of
+
+    def _admit(self, connection: Any, request: Any) -> Any:
+        """The answer to a request that is not to become a conversation."""
+        if request.path == "/healthz":
+            return connection.respond(http.HTTPStatus.OK, "OK\n")
+        given = request.headers.get("Authorization", "")
+        if self._token is not None and not hmac.compare_digest(given.encode(), f"Api-Key {self._token}".encode()):
+            return connection.respond(http.HTTPStatus.UNAUTHORIZED, "Authorization: Api-Key TOKEN is wrong or missing\n")
+        return None
+
+    async def _converse(self, connection: Any) -> None:
+        """One client, from its metadata to its end."""
+        try:
+            (world,) = await self._do(self._service.take, 1)
+        except RequestError as error:
+            await connection.send(one_line(error))
+            await connection.close(_TRY_LATER)
+            return
+        try:
+            await connection.send(pack({HANDSHAKE: self._service.handshake.to_wire()}, "openpi"))
+            while True:
+                async with asyncio.timeout(self._idle):
+                    message = await connection.recv()
+                await connection.send(await self._reply(world, message))
+        except self._closed:
+            pass
+        except TimeoutError:
+            _log.warning("a connection was idle for %.0f s: its world is free", self._idle)
+            await connection.close(_GOING_AWAY)
+        finally:
+            await self._do(self._service.give_back, [world])
+
+    async def _reply(self, world: int, message: bytes | str) -> bytes | str:
+        """What to say to a message; a string is an error."""
+        start = time.perf_counter()
+        try:
+            if isinstance(message, str):
+                raise RequestError("a text; expected a binary message, with msgpack")
+            request = unpack(message)[0]
+            if not isinstance(request, dict):
+                raise RequestError(f"an observation is a dict, not a {type(request).__name__}")
+            if _CONTROL in request:
+                return await self._control(world, request[_CONTROL])
+            answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+            self._waiting.append((world, self._read_observation(request), answer))
+            self._asked.set()
+            return self._actions(await answer, time.perf_counter() - start)
+        except (RequestError, WireError) as error:
+            return _refusal(error)
+        except Exception as error:  # noqa: BLE001 (whatever a client sends, it and the others are served on)
+            _log.error("a request failed", exc_info=error)
+            return "the request failed: the server's log says why"
+
+    async def _control(self, world: int, what: Any) -> bytes:
+        if what in _BEGIN:
+            await self._do(self._service.reset, [world])
+        elif what not in _END:
+            raise RequestError(f"unknown {_CONTROL} {one_line(what, 40)!r}; there are {', '.join(_BEGIN + _END)}")
+        return pack({"__ack__": what}, "openpi")
+
+    def _read_observation(self, request: dict[Any, Any]) -> Obs:
+        """The observation of one world; refuses where something is missing."""
+        told = self._service.handshake
+        missing = [f"{served.key} {list(served.shape)}" for served in told.inputs.values() if served.key not in request]
+        if missing:
+            raise RequestError(f"missing: {', '.join(missing)}; got {', '.join(map(str, request)) or 'nothing'}")
+        axes: Axes = "steps" if told.num_obs_steps > 1 else "none"
+        return {name: self._service.observation(name, request[served.key], served.key, axes) for name, served in told.inputs.items()}
+
+    def _actions(self, answer: Answer, took: float) -> bytes:
+        actions = answer.actions
+        if self._service.joints is not None and answer.targets is not None:
+            actions = self._service.joints.hardware.to_hardware(answer.targets).float()
+        reply: dict[str, Any] = {"actions": actions[0].numpy(), "server_timing": {"infer_ms": 1000 * took}}
+        if answer.uncertainty is not None:
+            reply["uncertainty"] = answer.uncertainty[0].numpy()
+        return pack(reply, "openpi")
+
+    # --- planning -----------------------------------------------------------------------------------------------------
+
+    async def _do(self, call: Any, *arguments: Any) -> Any:
+        """The result of a call that must not run beside a plan."""
+        return await asyncio.get_running_loop().run_in_executor(self._worker, call, *arguments)
+
+    async def _plan(self) -> None:
+        """Plan for all that waits, again and again."""
+        while True:
+            await self._asked.wait()
+            self._asked.clear()
+            asked, self._waiting = self._waiting, []
+            worlds = [world for world, _, _ in asked]
+            obs = {name: torch.cat([rows[name] for _, rows, _ in asked]) for name in asked[0][1]}
+            try:
+                answer = await self._do(self._service.plan, worlds, obs)
+            except RequestError as error:
+                for _, _, future in asked:
+                    if not future.done():  # a connection that ended waits no longer
+                        future.set_exception(RequestError(str(error)))
+                continue
+            except asyncio.CancelledError:  # the server ends, and who waits would keep it from that
+                for _, _, future in asked + self._waiting:
+                    future.cancel()
+                raise
+            for row, (_, _, future) in enumerate(asked):
+                if not future.done():
+                    future.set_result(answer.rows(slice(row, row + 1)))
+
+
+def _refusal(error: ResidualRLError) -> str:
+    _log.warning("refused a request: %s", one_line(error))
+    return one_line(error)

@@ -1,0 +1,188 @@
+"""What is served: one policy, whose worlds are lent to the clients' sessions."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from residual_rl.base_policies.executor import BasePolicyExecutor
+from residual_rl.envs.spaces import conversion_inputs, observed, shape_of
+from residual_rl.envs.vec_env import VecEnv
+from residual_rl.errors import ConfigError, ResidualRLError, UnknownNameError
+from residual_rl.remote.handshake import Handshake, ServedInput
+from residual_rl.robots.arm_joints import ArmJoints
+from residual_rl.types import Obs, Plan
+
+Protocol = Literal["gr00t", "gr00t-n15", "openpi"]
+ActionUnits = Literal["normalized", "hardware"]
+Axes = Literal["worlds and steps", "steps", "none"]
+
+_log = logging.getLogger(__name__)
+
+
+class RequestError(ResidualRLError):
+    """A request that is refused. The message is for the client."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client gets for its worlds."""
+
+    actions: Tensor
+    """[b, K, A] in [-1, 1]"""
+    targets: Tensor | None
+    """[b, K, J] in [rad], where clients get joint positions."""
+    uncertainty: Tensor | None
+    """[b, K]"""
+
+    def rows(self, rows: slice) -> Answer:
+        """The answer for some of the worlds."""
+        targets, uncertainty = (None if value is None else value[rows] for value in (self.targets, self.uncertainty))
+        return Answer(self.actions[rows], targets, uncertainty)
+
+
+class PolicyService:
+    """Plans for the worlds of sessions. It is used by one thread at a time.
+
+    Args:
+        policy: in its executor, which checked that `env` observes what it needs; the policy itself is asked, for whole chunks.
+        env: gives spaces, units and kinematics; it is never stepped. It has as many worlds as clients can have together.
+        task: what is served, for the handshake: the task's id …
+        name: … and what the policy is called.
+        protocol: how it is spoken to.
+        action_units: what clients get: the env's actions, or absolute joint positions.
+        keys: what the protocol calls an observation, by the observation's name, where it is not the default.
+    """
+
+    def __init__(
+        self,
+        policy: BasePolicyExecutor,
+        env: VecEnv,
+        task: str,
+        name: str,
+        protocol: Protocol,
+        action_units: ActionUnits,
+        keys: Mapping[str, str] | None = None,
+    ):
+        self.env, self._policy, self.name = env, policy.policy, name
+        self.joints = None
+        needed: tuple[str, ...] = ()
+        if action_units == "hardware":
+            if env.hardware is None:
+                raise ConfigError(f"task {task!r} does not know the units of a robot's own software: only --protocol openpi can serve it")
+            self.joints, needed = ArmJoints(env.hardware), conversion_inputs(env)
+        names = dict.fromkeys([*self._policy.inputs, *needed])
+        keys = dict(keys or {})
+        if unknown := sorted(keys.keys() - names.keys()):
+            raise UnknownNameError("observation that the policy needs", unknown[0], names)
+        prefix = "observation/" if protocol == "openpi" else ""
+        self.handshake = Handshake(
+            protocol=protocol,
+            task=task,
+            policy=name,
+            inputs={n: ServedInput(keys.get(n, prefix + n), shape_of(env, n), str(observed(env)[n].dtype)) for n in names},
+            chunk_size=self._policy.chunk_size,
+            num_action_steps=self._policy.num_action_steps,
+            num_obs_steps=self._policy.num_obs_steps,
+            action_units=action_units,
+            action_size=tuple(env.action_size.tolist()),
+        )
+        self._free = list(range(env.num_envs))
+
+    # --- worlds -------------------------------------------------------------------------------------------------------
+
+    def take(self, number: int) -> list[int]:
+        """As many worlds as that, as fresh as after a reset."""
+        if number > len(self._free):
+            raise RequestError(
+                f"{number} world(s) asked for, {len(self._free)} of {self.env.num_envs} free: close other clients, or raise --max-sessions"
+            )
+        worlds = [heapq.heappop(self._free) for _ in range(number)]
+        self.reset(worlds)
+        return worlds
+
+    def give_back(self, worlds: list[int]) -> None:
+        """Free the worlds of a session."""
+        for world in worlds:
+            heapq.heappush(self._free, world)
+
+    def reset(self, worlds: list[int]) -> None:
+        """Forget what the policy remembers of the worlds."""
+        mask = torch.zeros(self.env.num_envs, dtype=torch.bool, device=self.env.device)
+        mask[worlds] = True
+        with _Hidden("reset"):
+            self._policy.reset(mask)
+
+    # --- plans --------------------------------------------------------------------------------------------------------
+
+    def observation(self, name: str, value: Any, called: str, axes: Axes) -> Tensor:
+        """The rows [b, …], or [b, H, …] where the policy plans from more than one observation, of what a client sent.
+
+        Args:
+            name: of the observation.
+            value: what was sent, which may be anything.
+            called: what the client calls it.
+            axes: what comes before the observation's own shape: `worlds and steps`, `steps` of one world, or `none`.
+        """
+        steps, served = self.handshake.num_obs_steps, self.handshake.inputs[name]
+        array = numeric(value, called, served.dtype)
+        expected = served.shape if axes == "none" else (steps, *served.shape)
+        batched = axes == "worlds and steps"
+        if array.shape[batched:] != expected or array.ndim != batched + len(expected) or not array.size:
+            shown = ", ".join(["worlds"] * batched + [str(n) for n in expected])
+            raise RequestError(f"{called} has shape {array.shape}; expected ({shown})")
+        with np.errstate(over="ignore"):
+            array = array.astype(served.dtype)
+        if not np.isfinite(array).all():
+            raise RequestError(f"{called} holds NaN, infinity, or numbers that {served.dtype} cannot hold")
+        rows = torch.from_numpy(array).to(self.env.device).reshape(-1, steps, *served.shape)
+        return rows if steps > 1 else rows[:, 0]
+
+    @torch.no_grad()
+    def plan(self, worlds: list[int], obs: Obs) -> Answer:
+        """Plan for the `worlds`, whose rows `obs` holds. Whatever fails is in the log; the `RequestError` says no more than that."""
+        inputs = {name: obs[name] for name in self._policy.inputs}
+        with _Hidden("plan"):
+            plan = self._policy.plan(inputs, torch.tensor(worlds, dtype=torch.int64, device=self.env.device))
+            actions, uncertainty = (plan.actions, plan.uncertainty) if isinstance(plan, Plan) else (plan, None)
+            expected = (len(worlds), self.handshake.chunk_size, len(self.env.action_size))
+            if tuple(actions.shape) != expected or not torch.isfinite(actions).all():
+                raise ValueError(f"it gave {tuple(actions.shape)}, or numbers that are not finite; expected finite {expected}")
+            actions = actions.float().clamp(-1.0, 1.0)  # as the executor clips it
+            targets = None
+            if self.joints is not None:
+                now = {name: value[:, -1] for name, value in obs.items()} if self.handshake.num_obs_steps > 1 else obs
+                targets = self.env.actions_to_targets(actions, now).cpu()
+        return Answer(actions.cpu(), targets, None if uncertainty is None else uncertainty.float().cpu())
+
+
+def numeric(value: Any, called: str, dtype: str) -> NDArray[Any]:
+    """`value`, which must be an array; that of an image, and no other, of bytes. Raises `RequestError`."""
+    if not isinstance(value, np.ndarray):
+        raise RequestError(f"{called} is a {type(value).__name__}; expected an array of {dtype}")
+    if (value.dtype == np.uint8) != (dtype == "uint8"):
+        raise RequestError(f"{called} is an array of {value.dtype}; expected {dtype}")
+    return value
+
+
+class _Hidden:
+    """Logs what goes wrong inside, and tells the client no more than that it did."""
+
+    def __init__(self, what: str):
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if error is not None and isinstance(error, Exception):
+            _log.error("the policy failed to %s", self._what, exc_info=error)
+            raise RequestError("the policy failed: the server's log says why") from error

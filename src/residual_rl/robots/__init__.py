@@ -1,0 +1,1 @@
+"""Robot arms: descriptions, kinematics, units and Cartesian goals."""

@@ -1,0 +1,97 @@
+"""What a task tells a controller to do next with its tool: where to, how turned, gripper open or closed, and in which phase it is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from residual_rl.registry import Registry
+from residual_rl.types import Obs
+
+
+@dataclass(frozen=True)
+class ToolGoal:
+    """Where the tool is wanted, in the world's frame; its z axis is to point down."""
+
+    position: Tensor
+    """[b, 3] [m]"""
+    is_open: Tensor
+    """[b] bool: the gripper."""
+    yaw: Tensor | None = None
+    """[b] [rad]: the direction of the tool's y axis about the vertical, or any quarter turn from it; None leaves it as it is."""
+
+
+class CartesianGoals(ABC):
+    """The goals of one task, from its named observations. It keeps no state: the phase of each world is given to it.
+
+    Args:
+        robot: what the env calls its robot.
+    """
+
+    inputs: ClassVar[Mapping[str, tuple[int, ...]]] = {}
+    """Observations that it reads, with their shapes without the batch; `tcp_pose` is among them in any case."""
+    phases: ClassVar[tuple[str, ...]] = ()
+    """Names of the phases; an episode begins in the first."""
+    grips: ClassVar[bool] = True
+    """Whether it takes a gripper."""
+
+    def __init__(self, robot: str):
+        self.robot = robot
+
+    @abstractmethod
+    def advance(self, obs: Obs, phase: Tensor, steps: Tensor) -> Tensor:
+        """The phases [b] int64 for `obs`, where the last ones were `phase` [b], and had lasted for `steps` [b] int64 plans."""
+
+    @abstractmethod
+    def goal(self, obs: Obs, phase: Tensor, steps: Tensor) -> ToolGoal:
+        """The goal in `phase` [b], which has lasted for `steps` [b] plans before this one."""
+
+
+def funnel(target: Tensor, tool: Tensor, hover: float, tolerance: float = 0.01, slope: float = 3.0) -> Tensor:
+    """`target` [b, 3], raised by up to `hover` [m] in proportion to how far beside it `tool` [b, 3] is: it is reached from above.
+
+    Args:
+        target: where to go [m].
+        tool: what is to get there [m].
+        hover: the largest height above the target [m].
+        tolerance: horizontal distance within which it is not raised [m].
+        slope: height per horizontal distance beyond.
+    """
+    beside = (target - tool)[:, :2].norm(dim=1)
+    height = (slope * (beside - tolerance)).clamp(0.0, hover)
+    return torch.cat([target[:, :2], (target[:, 2] + height)[:, None]], 1)
+
+
+def yaw_of(pose: Tensor) -> Tensor:
+    """The angle [b] about the vertical of the x axis of `pose` [b, 7], position and quaternion (w, x, y, z) [rad]."""
+    w, x, y, z = pose[:, 3:].unbind(1)
+    return torch.atan2(2 * (x * y + w * z), 1 - 2 * (y * y + z * z))
+
+
+def tool_yaw(pose: Tensor) -> Tensor:
+    """The angle [b] about the vertical of a tool's y axis, along which its fingers close, from its `pose` [b, 7] [rad]."""
+    w, x, y, z = pose[:, 3:].unbind(1)
+    return torch.atan2(1 - 2 * (x * x + z * z), 2 * (x * y - w * z))
+
+
+@dataclass(frozen=True)
+class GoalsSpec:
+    """Registered Cartesian goals of a task. `goals` is a `module:attribute` string."""
+
+    id: str
+    """What the env calls its task: `VecEnv.task_name`."""
+    goals: str
+    """The class of them, a `residual_rl.robots.cartesian_goals.CartesianGoals`."""
+
+
+GOALS: Registry[GoalsSpec] = Registry("task with Cartesian goals", "residual_rl.tasks.maniskill.goals")
+
+
+def register_goals(spec: GoalsSpec) -> GoalsSpec:
+    """Make `spec` known by its id."""
+    return GOALS.register(spec)

@@ -1,0 +1,152 @@
+"""A run's folder: its layout, its lock, and the stamp that lets it tell its story alone."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import platform
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from residual_rl.errors import ConfigError
+from residual_rl.utils.files import make_folder, write_atomically, write_json, writing
+from residual_rl.utils.provenance import command_line, git_state, versions
+
+LOCK_FILE = ".lock"
+_log = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """The layout of a run's folder; `start` or `resume` also holds it, until `close` or the end of a `with`.
+
+    While a process holds it no other can write this run. Making a `RunFolder` touches nothing: reading needs no hold.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self.config_file = self.path / "config.json"
+        """The resolved configuration."""
+        self.metrics_file = self.path / "metrics.jsonl"
+        """Figures by step."""
+        self.eval_file = self.path / "eval.json"
+        """What `residual-rl eval` found."""
+        self.summary_file = self.path / "training_summary.json"
+        """How training ended."""
+        self.checkpoints = self.path / "checkpoints"
+        """The last few training states."""
+        self.replay = self.path / "replay"
+        """Segments of the replay buffer that the checkpoints share."""
+        self.best_model = self.path / "best_model"
+        """The policy with the best evaluation."""
+        self.final_model = self.path / "final_model"
+        """The policy at the end of training."""
+        self.interrupted_model = self.path / "interrupted_model"
+        """The policy at Ctrl-C or SIGTERM."""
+        self.eval_results = self.path / "eval_results"
+        """Evaluations during training, and plots."""
+        self.tensorboard = self.path / "tensorboard"
+        """TensorBoard's event files."""
+        self._held: IO[str] | None = None
+
+    def start(self, config: Any, command: Sequence[str] | None = None) -> RunFolder:
+        """Hold the folder for a new run and stamp it with `config.json`, `command.txt`, `versions.json` and `git.diff`.
+
+        `config` is what `files.to_json` takes; `command` is this process's command line unless given. Raises, before anything is
+        trained, `ConfigError` (the folder is not empty, or another process holds it) and `WriteError` (it cannot be written).
+        """
+        make_folder(self.path)
+        if any(p.name != LOCK_FILE for p in self.path.iterdir()):
+            raise ConfigError(f"{self.path} is not empty; choose another --output-dir or `residual-rl train --resume {self.path}`")
+        with self._hold():
+            write_json(self.config_file, config)
+            self._stamp(command)
+        return self
+
+    def resume(self, command: Sequence[str] | None = None) -> RunFolder:
+        """Hold the folder of an earlier run, to go on with it.
+
+        The stamp stays: the command is added to `command.txt`; versions or a diff other than the earlier are written beside them
+        (`versions.1.json`, `git.1.diff`, …), with a warning. Raises like `start`, and `ConfigError` where there is no run.
+        """
+        if not self.config_file.is_file():
+            raise ConfigError(f"{self.path} holds no run to resume: {self.config_file.name} is missing")
+        with self._hold():
+            self._stamp(command)
+        return self
+
+    @property
+    def held(self) -> bool:
+        """Whether a process writes this run now."""
+        try:
+            with (self.path / LOCK_FILE).open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def close(self) -> None:
+        """Let other processes write this run."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _hold(self) -> Iterator[None]:
+        """Take the lock, and give it back if the block fails."""
+        self._held = _lock(self.path)
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+    def _stamp(self, command: Sequence[str] | None) -> None:
+        command_file = self.path / "command.txt"
+        earlier = command_file.read_text() if command_file.is_file() else ""
+        write_atomically(command_file, f"{earlier}{shlex.join(command_line() if command is None else command)}\n")
+        git, diff = git_state()
+        self._write_new("versions", ".json", json.dumps({**versions(), "git": git}, indent=2) + "\n")
+        self._write_new("git", ".diff", diff)
+
+    def _write_new(self, stem: str, suffix: str, text: str) -> None:
+        """Write `text` under the first free name, unless the last one that is taken says the same."""
+        path, last, n = self.path / f"{stem}{suffix}", None, 0
+        while path.exists():
+            last, n = path, n + 1
+            path = self.path / f"{stem}.{n}{suffix}"
+        if last is not None and last.read_text() == text:
+            return
+        if last is not None:
+            _log.warning("this run goes on with other %s than before: compare %s and %s", stem, last, path.name)
+        write_atomically(path, text)
+
+
+def _lock(folder: Path) -> IO[str]:
+    path = folder / LOCK_FILE
+    with writing(path):
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise ConfigError(f"{folder} is being written by {holder}; wait for it, stop it, or choose another --output-dir") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+    return file

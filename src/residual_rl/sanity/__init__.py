@@ -1,0 +1,1 @@
+"""The sanity suite that `residual-rl doctor` runs."""

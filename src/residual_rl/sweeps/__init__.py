@@ -1,0 +1,1 @@
+"""Sweeps: a grid of settings, its trials and their ranking."""

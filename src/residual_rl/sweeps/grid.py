@@ -1,0 +1,311 @@
+"""What a sweep is made of: a grid of settings, training seeds, and a run folder for each pair of both, which is the truth about it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from residual_rl.config import TrainCfg, from_plain, replace_fields
+from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
+from residual_rl.runs.run_folder import RunFolder
+from residual_rl.utils.seeding import EVAL_SEED
+
+State = Literal["waiting", "running", "evaluating", "interrupted", "failed", "finished"]
+_PARTS = ("task", "learner", "residual", "run", "base")
+"""Where `replace_fields` looks for a setting, in its order."""
+_NO_GRID = {
+    "seed": "the seeds are those of --seeds",
+    "learner": "a sweep has one, whose settings can be in its grid; make a sweep for each",
+    "base_policy": "a sweep has one, whose settings can be in its grid; make a sweep for each",
+}
+"""Settings that a grid cannot hold, and why."""
+DEFAULT_POINT = "default"
+"""Name of the only point of a sweep without a grid."""
+_LONGEST_NAME = 200
+"""Bytes of a folder's name: most file systems allow 255, and Ray and the logs add to it."""
+
+
+@dataclass(frozen=True)
+class SweepCfg:
+    """A sweep as it was asked for; its folder keeps it as `config.json`."""
+
+    task_id: str
+    train: tuple[str, ...] = ()
+    """Flags of `residual-rl train` that all trials share."""
+    grid: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Values by setting, as they were written."""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """Training seeds: each point of the grid is trained with each of them."""
+    n_episodes: int = 200
+    """Episodes that each trained policy is evaluated on, the same for all."""
+    first_eval_seed: int = EVAL_SEED
+    """Seed of the first of them."""
+    cpus_per_trial: int = 1
+    """CPU cores that a trial takes: of Ray's, and of its simulator unless --num-threads is given."""
+    gpus_per_trial: float = 0.0
+    """GPUs that a trial takes; a share lets several use one."""
+    cwd: str = "."
+    """Folder that relative paths among the flags are from."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_episodes", "cpus_per_trial"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.gpus_per_trial < 0.0:
+            raise ConfigError(f"gpus_per_trial must be 0 or more, not {self.gpus_per_trial}")
+        if self.first_eval_seed < 0:
+            raise ConfigError(f"first_eval_seed must be 0 or more, not {self.first_eval_seed}")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ConfigError(f"a sweep needs at least one training seed and none twice, not {self.seeds}")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training: a point of the grid with one seed."""
+
+    name: str
+    """Of its run folder."""
+    point: str
+    """Name of the point, e.g. `residual_scale=0.3,gamma=0.97`."""
+    seed: int
+    total_steps: int
+    """Env steps that it is to train."""
+    train: tuple[str, ...]
+    """What starts it: the arguments of `residual-rl train`, but for the output folder."""
+    sweep: Path
+    """Folder of the sweep."""
+    eval_seeds: tuple[int, int]
+    """First seed and number of the episodes that it is evaluated on."""
+    cpus: int = 1
+
+    @property
+    def run(self) -> RunFolder:
+        """Its run folder."""
+        return RunFolder(self.sweep / "trials" / self.name)
+
+    @property
+    def log(self) -> Path:
+        """What its processes said."""
+        return self.sweep / "logs" / f"{self.name}.log"
+
+    @property
+    def failure_file(self) -> Path:
+        """Why it failed; there where it did."""
+        return self.sweep / "logs" / f"{self.name}.failed"
+
+    def to_json(self) -> str:
+        """For `from_json`."""
+        return json.dumps({**dataclasses.asdict(self), "sweep": str(self.sweep)})
+
+    @classmethod
+    def from_json(cls, text: str) -> Trial:
+        """What `to_json` gave."""
+        data = json.loads(text)
+        return cls(**{**data, "train": tuple(data["train"]), "sweep": Path(data["sweep"]), "eval_seeds": tuple(data["eval_seeds"])})
+
+
+# --- the grid -------------------------------------------------------------------------------------------------------
+
+
+def parse_grid(entries: Sequence[str], cfg: TrainCfg) -> dict[str, tuple[str, ...]]:
+    """The values by setting of `--grid` entries such as `residual_scale=0.1,0.3`.
+
+    Every setting of `cfg` can be in it, but for the seed, by its own name or that of a flag's alias; a value of several words has blanks
+    between them. Raises `UnknownNameError` for another name, and `ConfigError` for a value of another type. Whether the values of a point
+    fit together, `make_trials` tells.
+    """
+    grid: dict[str, tuple[str, ...]] = {}
+    aliases = {alias: key for part in _PARTS for key, others in _aliases(getattr(cfg, part)).items() for alias in others}
+    for entry in entries:
+        key, equals, text = entry.partition("=")
+        key, values = key.strip().replace("-", "_"), tuple(" ".join(value.split()) for value in text.split(","))
+        if not equals or not all(values):
+            raise ConfigError(f"--grid {entry!r} is not of the form SETTING=VALUE,VALUE,…")
+        key = aliases.get(key, key)
+        hint = _setting(key, cfg)[1]
+        if key in grid:
+            raise ConfigError(f"--grid names {key} twice; give all of its values in one")
+        typed = [_value(key, value, hint) for value in values]
+        for text, value in zip(values, typed, strict=True):
+            if typed.count(value) > 1:
+                raise ConfigError(f"--grid {key} has the value {text} twice")
+        grid[key] = values
+    return grid
+
+
+def _setting(key: str, cfg: TrainCfg) -> tuple[str, Any]:
+    """Which part of `cfg` holds the setting `key`, and its type."""
+    if key in _NO_GRID:
+        raise ConfigError(f"--grid cannot hold {key}: {_NO_GRID[key]}")
+    known: dict[str, tuple[str, Any]] = {}
+    for name in _PARTS:
+        part = getattr(cfg, name)
+        if part is not None:
+            hints = typing.get_type_hints(type(part))
+            for setting in dataclasses.fields(part):
+                known.setdefault(setting.name, (name, hints[setting.name]))
+    if key not in known:
+        raise UnknownNameError("setting", key, set(known) - set(_NO_GRID))
+    return known[key]
+
+
+def _aliases(part: Any) -> dict[str, list[str]]:
+    """Other names of a part's flags, by setting."""
+    hints = typing.get_type_hints(type(part), include_extras=True) if part is not None else {}
+    found = {key: [a for m in getattr(hint, "__metadata__", ()) for a in getattr(m, "aliases", None) or ()] for key, hint in hints.items()}
+    return {key: [alias.lstrip("-").replace("-", "_") for alias in names] for key, names in found.items() if names}
+
+
+def _value(key: str, text: str, hint: Any) -> Any:
+    """The value that the command line would read from `text` for a setting of this type."""
+    holder = dataclasses.make_dataclass("Value", [("value", hint)])
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # tyro frames its complaint; a line is enough
+            return tyro.cli(holder, args=["--value", *text.split()], console_outputs=False).value
+    except SystemExit:
+        raise ConfigError(f"--grid {key}={text}: {text!r} is not {_kind(hint)}") from None
+
+
+def _kind(hint: Any) -> str:
+    """A type in words."""
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_kind(h) for h in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return f"{_kind(typing.get_args(hint)[0])}, or several with blanks between them"
+    words = {float: "a number", int: "a whole number", bool: "True or False", str: "a word", types.NoneType: "None"}
+    return words.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+# --- the trials -----------------------------------------------------------------------------------------------------
+
+
+def make_trials(sweep: SweepCfg, cfg: TrainCfg, folder: Path) -> list[Trial]:
+    """A trial for each point of the grid and each seed.
+
+    Args:
+        sweep: the sweep.
+        cfg: the settings of its `train` flags.
+        folder: of the sweep.
+    """
+    trials = []
+    for values in itertools.product(*sweep.grid.values()):
+        texts = dict(zip(sweep.grid, values, strict=True))
+        typed = {key: _value(key, text, _setting(key, cfg)[1]) for key, text in texts.items()}
+        point = ",".join(f"{key}={text}" for key, text in texts.items()) or DEFAULT_POINT
+        try:
+            trained = replace_fields(cfg, typed)
+        except ConfigError as error:
+            raise ConfigError(f"--grid {point}: {error}") from error
+        flags = [word for key, text in texts.items() for word in _flag(key, text, typed[key], cfg)]
+        threads = [] if _given(sweep.train, "num_threads") or "num_threads" in texts else ["--num-threads", str(sweep.cpus_per_trial)]
+        for seed in sweep.seeds:
+            trials.append(
+                Trial(
+                    name=_name(point, seed),
+                    point=point,
+                    seed=seed,
+                    total_steps=trained.run.total_timesteps,
+                    train=(sweep.task_id, *sweep.train, *threads, *flags, "--seed", str(seed)),
+                    sweep=folder,
+                    eval_seeds=(sweep.first_eval_seed, sweep.n_episodes),
+                    cpus=sweep.cpus_per_trial,
+                )
+            )
+    if len({trial.name for trial in trials}) < len(trials):
+        raise ConfigError("two points of the grid would have the same folder: their values differ in signs only that a name cannot hold")
+    return trials
+
+
+def _name(point: str, seed: int) -> str:
+    """The name of a trial's folder; of a long one the beginning, and a digest of the whole."""
+    name = re.sub(r"[^\w.,=+-]+", "x", point)
+    end = f",seed={seed}"
+    if len((name + end).encode()) > _LONGEST_NAME:
+        end = f",{hashlib.sha256(point.encode()).hexdigest()[:8]}{end}"
+        name = name.encode()[: _LONGEST_NAME - len(end)].decode(errors="ignore")
+    return name + end
+
+
+def _flag(key: str, text: str, value: Any, cfg: TrainCfg) -> list[str]:
+    """What sets a setting on the command line."""
+    name = key.replace("_", "-")
+    prefix = "base." if _setting(key, cfg)[0] == "base" else ""
+    if isinstance(value, bool):
+        return [f"--{prefix}{'' if value else 'no-'}{name}"]
+    return [f"--{prefix}{name}", *text.split()]
+
+
+def _given(flags: Sequence[str], key: str) -> bool:
+    return any(word.startswith("--") and word[2:].partition("=")[0].replace("-", "_") == key for word in flags)
+
+
+def check_train_flags(flags: Sequence[str], grid: Mapping[str, Any], cfg: TrainCfg | None = None) -> None:
+    """Raise `ConfigError` where a flag of all trials says what the sweep itself decides; `cfg` has the parts that `grid` is of."""
+    for key, why in {"seed": "give --seeds instead", "output_dir": "", "resume": "", "quick": "a trial is a whole training"}.items():
+        if _given(flags, key):
+            raise ConfigError(f"--{key.replace('_', '-')} is no flag of a sweep's trials{': ' + why if why else ''}")
+    aliases = {key: others for part in _PARTS for key, others in _aliases(getattr(cfg, part, None)).items()}
+    for key in grid:
+        if any(_given(flags, name) for name in (key, f"no_{key}", f"base.{key}", f"base.no_{key}", *aliases.get(key, ()))):
+            raise ConfigError(f"{key} is in --grid and a flag of all trials; leave out one of them")
+
+
+# --- how far they are -----------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is none. Raises `CheckpointError`."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); expected JSON") from error
+    return data if isinstance(data, dict) else {}
+
+
+def is_trained(trial: Trial) -> bool:
+    """Whether its training reached its end."""
+    return bool(read_json(trial.run.summary_file).get("finished"))
+
+
+def is_evaluated(trial: Trial) -> bool:
+    """Whether its policy was evaluated on the episodes of the sweep."""
+    first, count = trial.eval_seeds
+    return read_json(trial.run.eval_file).get("episode_seeds") == list(range(first, first + count))
+
+
+def state_of(trial: Trial) -> State:
+    """What its folder tells of a trial that does not run now."""
+    if is_trained(trial) and is_evaluated(trial):
+        return "finished"
+    if trial.failure_file.exists():
+        return "failed"
+    return "interrupted" if trial.run.config_file.exists() else "waiting"
+
+
+def read_sweep(folder: Path) -> SweepCfg:
+    """The sweep in `folder`. Raises `CheckpointError` where there is none."""
+    file = RunFolder(folder).config_file
+    data = read_json(file)
+    if not data:
+        raise CheckpointError(f"{file} does not exist; {folder} holds no sweep to go on with")
+    try:
+        return from_plain(SweepCfg, data)
+    except (UnknownNameError, TypeError) as error:
+        raise CheckpointError(f"{file} is not the configuration of a sweep: {error}") from error

@@ -1,0 +1,26 @@
+"""What LeRobot calls the SO-101's joints and measures them in: degrees, and 0 (closed) to 100 (open) for the gripper.
+
+The zero of an arm joint is the middle of its range, as the robot's "new calibration" has it, and so is the model's: no offsets.
+The model's sign of each joint is that of the calibration too.
+"""
+
+from __future__ import annotations
+
+import math
+
+from residual_rl.robots.hardware_units import HardwareUnits
+from residual_rl.tasks.so101_paper.robot import LINKS
+
+_RANGES = {link.joint: link.range for link in LINKS if link.joint}
+_CLOSED, _OPEN = _RANGES["gripper"]
+_ARM = [_RANGES[name] for name in _RANGES if name != "gripper"]
+
+HARDWARE = HardwareUnits(
+    joint_names=tuple(_RANGES),
+    units=(*["deg"] * len(_ARM), "%"),
+    scale=(*[180.0 / math.pi] * len(_ARM), 100.0 / (_OPEN - _CLOSED)),
+    zero=(*[0.0] * len(_ARM), _CLOSED),
+    low=(*[math.degrees(low) for low, _ in _ARM], 0.0),
+    high=(*[math.degrees(high) for _, high in _ARM], 100.0),
+)
+"""The mapping for the six joints, from the base to the gripper."""

@@ -1,0 +1,80 @@
+"""The task's physics in MuJoCo: the scene, and how an episode's draws are written into a world."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from residual_rl.envs.mujoco.physics import MujocoPhysics
+from residual_rl.envs.task import Quantities
+from residual_rl.envs.task_env import TaskEnv
+from residual_rl.errors import ConfigError
+from residual_rl.robots.kinematics import KinematicChain
+from residual_rl.tasks.so101_paper.config import SO101PaperCfg
+from residual_rl.tasks.so101_paper.robot import JOINTS
+from residual_rl.tasks.so101_paper.scene import SceneCfg, build_scene
+from residual_rl.tasks.so101_paper.task import SO101Paper
+
+TICK_STEPS = (6, 5, 6, 5, 6, 5)
+"""Physics steps of 1 ms in each tick of the control loop: the policy acts every 33 steps (30 Hz), the loop at about 180 Hz."""
+
+SENSORS = {
+    "joint_position": [f"jointpos_{name}" for name in JOINTS],
+    "joint_velocity": [f"jointvel_{name}" for name in JOINTS],
+    "ee_position": ["ee_position"],
+    "sheet_position": ["sheet_position"],
+    "sheet_quaternion": ["sheet_quaternion"],
+}
+
+
+class SO101PaperPhysics(MujocoPhysics):
+    """B worlds of the scene; friction and the sheet's mass and start pose vary by episode."""
+
+    def __init__(self, cfg: SO101PaperCfg, num_envs: int, num_threads: int = 0):
+        top_fovy, wrist_fovy = cfg.camera_fovy
+        scene = SceneCfg(
+            robot_xml=cfg.robot_xml,
+            servo=cfg.servo,
+            tape_center=cfg.tape_center,
+            tolerance=cfg.tolerance,
+            top_fovy=top_fovy,
+            wrist_fovy=wrist_fovy,
+        )
+        model = build_scene(scene)
+        super().__init__(model, num_envs, TICK_STEPS, SENSORS, num_threads)
+        self._friction = self.batch.expand("pair_friction")
+        self._mass = self.batch.expand("body_mass")
+        self._inertia = self.batch.expand("body_inertia")
+        self._sheet = model.body("sheet").id
+        self._sheet_qpos = int(model.joint("sheet_free").qposadr[0])
+
+    def write_episode(self, worlds: np.ndarray, episode: Quantities) -> None:
+        model = self.model
+        draws = {name: value.cpu().numpy() for name, value in episode.items()}
+        # Friction coefficients: two tangential, torsional, two rolling; only the sliding ones vary.
+        friction = np.repeat(model.pair_friction[None], len(worlds), 0)
+        friction[:, :, :2] *= draws["friction_scale"][:, None, None]
+        self._friction[worlds] = friction
+        self._mass[worlds, self._sheet] = model.body_mass[self._sheet] * draws["mass_scale"]
+        self._inertia[worlds, self._sheet] = model.body_inertia[self._sheet] * draws["mass_scale"][:, None]
+        self.batch.set_const(worlds)
+        joints = draws["start_joint_position"]
+        self._qpos[worlds, : joints.shape[1]] = joints
+        self._ctrl[worlds] = joints
+        at, half_yaw = self._sheet_qpos, 0.5 * draws["start_yaw"]
+        self._qpos[worlds, at : at + 2] = draws["start_position"]
+        self._qpos[worlds, at + 3] = np.cos(half_yaw)
+        self._qpos[worlds, at + 4 : at + 6] = 0.0
+        self._qpos[worlds, at + 6] = np.sin(half_yaw)
+
+
+def make(cfg: SO101PaperCfg, num_envs: int, num_threads: int = 0, device: str = "cpu") -> TaskEnv:
+    """The vec_env of the task on MuJoCo."""
+    if device != "cpu":
+        raise ConfigError(f"MuJoCo steps on the CPU alone: the device of the worlds must be cpu, not {device!r}")
+    physics = SO101PaperPhysics(cfg, num_envs, num_threads)
+    joints = [physics.model.joint(name).id for name in JOINTS]
+    task = SO101Paper(cfg, torch.as_tensor(physics.model.jnt_range[joints]))
+    env = TaskEnv(task, physics)
+    env.kinematics = KinematicChain.from_mujoco(physics.model, "gripperframe")
+    return env

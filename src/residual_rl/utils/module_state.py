@@ -1,0 +1,33 @@
+"""The state of a torch module as plain tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from residual_rl.errors import CheckpointError
+from residual_rl.types import State
+
+if TYPE_CHECKING:
+    from gymnasium.spaces import Dict
+
+    ObsSpace = Dict | Mapping[str, tuple[int, ...]]
+
+
+def module_state(module: nn.Module) -> State:
+    """Copies of a module's parameters and buffers by name."""
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def load_module_state(module: nn.Module, state: State, what: str) -> None:
+    """Take back what `module_state` gave. Raises `CheckpointError`, changing nothing, where names or shapes differ."""
+    own = module.state_dict()
+    if own.keys() != state.keys():
+        missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        raise CheckpointError(f"{what} does not fit its settings: missing {missing or 'nothing'}, unknown {extra or 'nothing'}")
+    for name, tensor in own.items():
+        if tensor.shape != state[name].shape:
+            raise CheckpointError(f"{what}: {name} has shape {list(state[name].shape)}, the settings make it {list(tensor.shape)}")
+    module.load_state_dict(state)

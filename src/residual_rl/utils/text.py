@@ -1,0 +1,26 @@
+"""Short texts: on one line, and parsed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from residual_rl.errors import ConfigError
+
+
+def parse_pairs(pairs: Iterable[str], setting: str) -> dict[str, str]:
+    """`{key: name}` of texts `name=key`, or `name` where both are the same."""
+    parsed: dict[str, str] = {}
+    for pair in pairs:
+        name, _, key = pair.partition("=")
+        key = key or name
+        if not name or key in parsed:
+            raise ConfigError(f"{setting} {pair!r}: expected ENV_NAME=SERVER_KEY, each key once")
+        parsed[key] = name
+    return parsed
+
+
+def one_line(text: object, limit: int = 300) -> str:
+    """The last line of `text` that says something, cut to `limit` characters: of a traceback, the error."""
+    lines = [line.strip() for line in str(text).splitlines() if line.strip()]
+    last = lines[-1] if lines else ""
+    return last if len(last) <= limit else f"{last[:limit]}…"

@@ -1,0 +1,148 @@
+"""Watching a task: MuJoCo's viewer in real time, and what its cameras see as PNG files."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from residual_rl.errors import ConfigError
+from residual_rl.utils.files import make_folder, replacing
+
+if TYPE_CHECKING:
+    from residual_rl.evaluation.evaluate import Policy
+    from residual_rl.residual_env import ResidualEnv
+
+_PAUSE = 0.7
+"""How long the end of an episode stays in sight [s]."""
+
+
+def display_is_named() -> bool:
+    """Whether this process was told of a display; whether that answers, `require_display` finds out."""
+    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+@functools.cache
+def require_display() -> None:
+    """Raise `ConfigError` where no window can be opened: MuJoCo's viewer would wait for one for ever."""
+    import glfw
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", glfw.GLFWError)
+        if glfw.init():  # and never ended here, for the viewers that come
+            return
+        problem = (glfw.get_error()[1] or b"GLFW does not start").decode()  # type: ignore[union-attr]
+    raise ConfigError(
+        f"the viewer needs a display: {problem}; without one, `residual-rl view TASK --cameras DIR` writes images, `--video FILE` a video"
+    )
+
+
+class LiveViewer:
+    """MuJoCo's viewer, showing one world after the other as it is told, in real time.
+
+    Args:
+        model: what to draw.
+        hz: at most this many scenes a second; 0 is as fast as they come.
+
+    Raises:
+        ConfigError: no window can be opened.
+    """
+
+    def __init__(self, model: Any, hz: float = 0.0):
+        require_display()
+        import mujoco
+        import mujoco.viewer
+
+        self._model, self._data = model, mujoco.MjData(model)
+        self._forward = mujoco.mj_forward
+        self._period, self._next = (1.0 / hz if hz else 0.0), 0.0
+        before = set(threading.enumerate())
+        try:
+            self._handle = mujoco.viewer.launch_passive(model, self._data, show_left_ui=False, show_right_ui=False)
+        except RuntimeError as error:  # macOS: the window belongs to the main thread
+            raise ConfigError(f"the viewer does not start: {error}") from error
+        self._threads = set(threading.enumerate()) - before
+
+    @property
+    def is_open(self) -> bool:
+        """False once the user has closed the window."""
+        return self._handle.is_running()
+
+    def show(self, scene: Tensor) -> None:
+        """Draw `scene` [S], one row of `VecEnv.scenes()`, when its time has come."""
+        if not self.is_open:
+            return
+        with self._handle.lock():
+            self._data.qpos[:] = scene.numpy()
+            self._forward(self._model, self._data)
+        self._handle.sync()
+        time.sleep(max(self._next - time.perf_counter(), 0.0))
+        self._next = max(self._next, time.perf_counter()) + self._period
+
+    def close(self) -> None:
+        """Close the window. Doing it twice is fine."""
+        self._handle.close()
+        for thread in self._threads:  # Python must not end while it draws: that was seen to crash
+            thread.join(timeout=10.0)
+
+    def __enter__(self) -> LiveViewer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def watch(
+    env: ResidualEnv, policy: Policy, seed: int, viewer: LiveViewer, tell: Callable[[str], None], num_episodes: int | None = None
+) -> None:
+    """Run episodes of the seeds `seed`, `seed + 1`, … in the first world of `env`, until the window is closed or `num_episodes` are done.
+
+    `tell` gets a line at the end of each.
+    """
+    done = 0
+    env.reset(seed)
+    for info in _steps(env, policy):
+        if not viewer.is_open:
+            return
+        if not info["_final_info"][0]:
+            viewer.show(env.env.scenes()[0])
+            continue
+        final = {name: value[0].item() for name, value in info["final_info"].items()}
+        outcome = "success" if final["success_once"] else "no success"
+        tell(f"episode {final['seed']}: {outcome} after {final['episode_length']} steps, return {final['episode_return']:.2f}")
+        viewer.show(info["final_scenes"][0])
+        time.sleep(_PAUSE)
+        done += 1
+        if done == num_episodes:
+            return
+
+
+def _steps(env: ResidualEnv, policy: Policy) -> Iterator[dict[str, Any]]:
+    """What the env tells of each of its steps, without end."""
+    while True:
+        yield from (info for _, info in env.steps(policy(env.obs)))
+
+
+def save_cameras(env: ResidualEnv, folder: Path, size: tuple[int, int]) -> list[Path]:
+    """Write what each camera of the first world sees now as `folder/CAMERA.png`, of `size` (height, width). Returns the paths."""
+    from PIL import Image
+
+    make_folder(folder)
+    model, scenes = env.env.model, env.env.scenes()[:1]
+    paths = []
+    for name in [model.camera(i).name for i in range(model.ncam)]:
+        path = folder / f"{name}.png"
+        image = env.env.render_scenes(scenes, size, name)[0]
+        with replacing(path) as temporary:
+            Image.fromarray(image).save(temporary, format="PNG")
+        paths.append(path)
+    return paths

@@ -1,0 +1,551 @@
+"""The contract that every registered base policy keeps, the executor that all of them share, and what each of ours does."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import fakes
+import numpy as np
+import pytest
+import torch
+from base_policy_cases import ConfigOf
+from tiny_runs import slow
+from torch import Tensor
+
+from residual_rl.base_policies.executor import BasePolicyExecutor
+from residual_rl.base_policies.jacobian import JacobianCfg, JacobianYawCfg
+from residual_rl.base_policies.sheet_dragging import APPROACH, DESCEND, DRAG, JacobianPolicy, JacobianYawPolicy
+from residual_rl.envs.vec_env import VecEnv
+from residual_rl.errors import BasePolicyError, ConfigError, NonFiniteError
+from residual_rl.factory import make_base_policy, make_vec_env
+from residual_rl.registry import BASE_POLICIES
+from residual_rl.types import BasePolicy, Obs, Plan
+
+NUM_ENVS = 4
+contract = pytest.mark.parametrize("base_policy_id", [spec.id for spec in BASE_POLICIES.all()])
+
+
+@pytest.fixture(scope="module")
+def env() -> VecEnv:
+    return make_vec_env("so101-paper", NUM_ENVS, num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def lone_env() -> VecEnv:
+    return make_vec_env("so101-paper", 1, num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def seen(env: VecEnv) -> list[Obs]:
+    """Observations of 60 steps, with sheets that are approached, pressed and dragged."""
+    policy = make_base_policy("jacobian-yaw", None, env)
+    obs, _ = env.reset(seed=900)
+    observations = [obs]
+    for _ in range(60):
+        obs, *_ = env.step(policy.act(obs))
+        observations.append(obs)
+    return observations
+
+
+def only(*worlds: int) -> Tensor:
+    return torch.tensor([world in worlds for world in range(NUM_ENVS)])
+
+
+def rows(obs: Obs, worlds: list[int]) -> Obs:
+    return {name: value[worlds] for name, value in obs.items()}
+
+
+# --- the contract -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@contract
+def test_gives_an_action_for_every_world(base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
+    policy = make_base_policy(base_policy_id, config_of(base_policy_id), env)
+    for obs in seen:
+        copies = {name: value.clone() for name, value in obs.items()}
+        action = policy.act(obs)
+        assert action.shape == (NUM_ENVS, len(env.action_size))
+        assert action.dtype == torch.float32
+        assert not action.requires_grad
+        assert (action.abs() <= 1.0).all()
+        assert all(torch.equal(value, copies[name]) for name, value in obs.items())
+
+
+@contract
+def test_instances_agree_and_share_no_state(base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
+    ahead, behind = (
+        make_base_policy(base_policy_id, config_of(base_policy_id), env),
+        make_base_policy(base_policy_id, config_of(base_policy_id), env),
+    )
+    expected = [ahead.act(obs) for obs in seen]
+    assert all(torch.equal(behind.act(obs), action) for obs, action in zip(seen, expected, strict=True))
+
+
+@contract
+@pytest.mark.parametrize("world", [0, 2])
+def test_a_worlds_actions_do_not_depend_on_the_others(
+    base_policy_id: str, config_of: ConfigOf, world: int, env: VecEnv, lone_env: VecEnv, seen: list[Obs]
+) -> None:
+    together, alone = (
+        make_base_policy(base_policy_id, config_of(base_policy_id), env),
+        make_base_policy(base_policy_id, config_of(base_policy_id), lone_env),
+    )
+    for obs in seen:
+        assert torch.equal(together.act(obs)[[world]], alone.act(rows(obs, [world])))
+
+
+@contract
+def test_reset_touches_the_worlds_of_the_mask_alone(base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
+    policy, twin, fresh = (make_base_policy(base_policy_id, config_of(base_policy_id), env) for _ in range(3))
+    for obs in seen[:45]:
+        policy.act(obs)
+        twin.act(obs)
+    policy.reset(only(1))
+    for obs in seen[45:]:
+        action = policy.act(obs)
+        assert torch.equal(action[[0, 2, 3]], twin.act(obs)[[0, 2, 3]])
+        assert torch.equal(action[1], fresh.act(obs)[1])
+
+
+@contract
+@pytest.mark.parametrize("end", [10, 18, 26, 40])
+@pytest.mark.parametrize("world", [0, *slow(1, 2, 3)])
+def test_a_final_observation_is_answered_for_its_world_alone(
+    base_policy_id: str, config_of: ConfigOf, end: int, world: int, env: VecEnv, seen: list[Obs]
+) -> None:
+    """A world ends: it is asked for its final observation, then reset, and the others never notice."""
+    policy, twin, fresh = (make_base_policy(base_policy_id, config_of(base_policy_id), env) for _ in range(3))
+    for obs in seen[:end]:
+        policy.act(obs)
+        twin.act(obs)
+    final = policy.act(seen[end], only(world))[world]
+    policy.reset(only(world))
+    others = [w for w in range(NUM_ENVS) if w != world]
+    for obs in seen[end + 1 : end + 6]:
+        action = policy.act(obs)
+        assert torch.equal(action[others], twin.act(obs)[others])
+        assert torch.equal(action[world], fresh.act(obs)[world])
+    asked_fully = make_base_policy(base_policy_id, config_of(base_policy_id), env)
+    for obs in seen[:end]:
+        asked_fully.act(obs)
+    assert torch.equal(final, asked_fully.act(seen[end])[world])
+
+
+@contract
+def test_a_saved_state_goes_on_bit_for_bit(base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
+    policy = make_base_policy(base_policy_id, config_of(base_policy_id), env)
+    for obs in seen[:30]:
+        policy.act(obs)
+    state = policy.state_dict()
+    expected = [policy.act(obs) for obs in seen[30:]]
+    resumed = make_base_policy(base_policy_id, config_of(base_policy_id), env)
+    resumed.load_state_dict(state)
+    assert all(torch.equal(resumed.act(obs), action) for obs, action in zip(seen[30:], expected, strict=True))
+
+
+@contract
+def test_reads_what_it_declares_and_nothing_else(base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
+    policy, twin = (
+        make_base_policy(base_policy_id, config_of(base_policy_id), env),
+        make_base_policy(base_policy_id, config_of(base_policy_id), env),
+    )
+    inputs = policy.policy.inputs
+    for name, shape in inputs.items():
+        assert env.single_observation_space[name].shape == tuple(shape)  # type: ignore[index]
+    for obs in seen[:20]:
+        others = {name: value if name in inputs else torch.full_like(value, torch.nan) for name, value in obs.items()}
+        assert torch.equal(policy.act(others), twin.act(obs))
+
+
+@contract
+def test_an_env_without_its_inputs_is_refused(base_policy_id: str, config_of: ConfigOf) -> None:
+    bare = fakes.PointEnv(fakes.PointCfg(), 2)
+    if base_policy_id == "zero":  # needs nothing
+        assert not make_base_policy(base_policy_id, config_of(base_policy_id), bare).act(bare.reset(seed=0)[0]).any()
+        return
+    with pytest.raises(ConfigError, match=base_policy_id):
+        make_base_policy(base_policy_id, config_of(base_policy_id), bare)
+
+
+# --- the executor -----------------------------------------------------------------------------------------------------
+
+
+def point_obs(num_envs: int = 3, start: float = 0.0) -> Obs:
+    """Positions that tell the world: `(start + world, 0)`."""
+    return {"position": torch.stack([start + torch.arange(float(num_envs)), torch.zeros(num_envs)], 1)}
+
+
+def executor(policy: BasePolicy, num_envs: int = 3) -> BasePolicyExecutor:
+    return BasePolicyExecutor(policy, fakes.PointEnv(fakes.PointCfg(), num_envs), "base policy 'it'")
+
+
+def test_chunks_are_played_out_world_by_world() -> None:
+    """Three of four planned actions are executed; a world is asked when its own are spent."""
+    recorder = fakes.Recorder(3, chunk_size=4, num_action_steps=3)
+    played = executor(recorder)
+    np.testing.assert_allclose(played.act(point_obs()), [[0.1, 0.0]] * 3)
+    played.reset(torch.tensor([False, True, False]))
+    # world 1 begins anew; the others go on with their chunks
+    np.testing.assert_allclose(played.act(point_obs(start=10)), [[0.1, 0.01], [0.1, 0.0], [0.1, 0.01]])
+    np.testing.assert_allclose(played.act(point_obs(start=20)), [[0.1, 0.02], [0.1, 0.01], [0.1, 0.02]])
+    np.testing.assert_allclose(played.act(point_obs(start=30)), [[0.2, 0.0], [0.1, 0.02], [0.2, 0.0]])
+    np.testing.assert_allclose(played.act(point_obs(start=40)), [[0.2, 0.01], [0.2, 0.0], [0.2, 0.01]])
+    assert recorder.calls == [
+        ("plan", [0, 1, 2], [[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]]),
+        ("reset", [1]),
+        ("plan", [1], [[11.0, 0.0]]),
+        ("plan", [0, 2], [[30.0, 0.0], [32.0, 0.0]]),
+        ("plan", [1], [[41.0, 0.0]]),
+    ]
+
+
+def test_only_the_worlds_of_the_mask_move_on() -> None:
+    recorder = fakes.Recorder(3, chunk_size=2, num_action_steps=2)
+    played = executor(recorder)
+    played.act(point_obs())
+    for _ in range(2):  # spends world 2's chunk, and then asks for it alone
+        action = played.act(point_obs(start=10), torch.tensor([False, False, True]))
+    np.testing.assert_allclose(action[2], [0.2, 0.0])
+    np.testing.assert_allclose(played.act(point_obs(start=20)), [[0.1, 0.01], [0.1, 0.01], [0.2, 0.01]])
+    assert [call[1] for call in recorder.calls] == [[0, 1, 2], [2]]
+
+
+def test_a_chunk_is_resumed_in_its_middle() -> None:
+    first, second = fakes.Recorder(3, 4, 3), fakes.Recorder(3, 4, 3)
+    played, resumed = executor(first), executor(second)
+    played.act(point_obs())
+    played.reset(torch.tensor([True, False, False]))
+    played.act(point_obs())
+    resumed.load_state_dict(played.state_dict())
+    for step in range(5):
+        assert torch.equal(resumed.act(point_obs(start=step)), played.act(point_obs(start=step)))
+    assert second.calls == first.calls[3:]
+
+
+class Odd(fakes.Recorder):
+    """Gives `result`, or raises it."""
+
+    def __init__(self, result: Any):
+        super().__init__(3)
+        self.result = result
+
+    def plan(self, obs: Obs, worlds: Tensor) -> Any:
+        if isinstance(self.result, BaseException):
+            raise self.result
+        return self.result
+
+
+@pytest.mark.parametrize(
+    "result", [torch.zeros(3, 2), torch.zeros(3, 1, 3), torch.zeros(2, 1, 2), torch.zeros(3, 2, 2)], ids=lambda r: str(tuple(r.shape))
+)
+def test_a_wrong_shape_is_named(result: Tensor) -> None:
+    expected = rf"base policy 'it' gave {tuple(result.shape)}; expected a tensor of shape (3, 1, 2)".replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(BasePolicyError, match=expected):
+        executor(Odd(result)).act(point_obs())
+
+
+@pytest.mark.parametrize("result", [None, np.zeros((3, 1, 2))], ids=["None", "ndarray"])
+def test_something_other_than_a_tensor_is_named(result: Any) -> None:
+    with pytest.raises(BasePolicyError, match=f"base policy 'it' gave {type(result).__name__}; expected a tensor"):
+        executor(Odd(result)).act(point_obs())
+
+
+def test_what_it_raises_is_named_and_chained() -> None:
+    with pytest.raises(BasePolicyError, match=r"base policy 'it' failed: ZeroDivisionError: by zero") as caught:
+        executor(Odd(ZeroDivisionError("by zero"))).act(point_obs())
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    with pytest.raises(ConfigError, match=r"^mine$"):  # what is a user's own error stays as it is
+        executor(Odd(ConfigError("mine"))).act(point_obs())
+    with pytest.raises(KeyboardInterrupt):
+        executor(Odd(KeyboardInterrupt())).act(point_obs())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["reset", "load_state_dict"])
+def test_what_any_of_its_methods_raises_is_named(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = fakes.Recorder(3)
+    played = executor(policy)
+    state = played.state_dict()
+
+    def gone(argument: Any) -> None:
+        raise ConnectionError("server gone")
+
+    monkeypatch.setattr(policy, method, gone)
+    with pytest.raises(BasePolicyError, match="base policy 'it' failed: ConnectionError: server gone"):
+        getattr(played, method)(torch.ones(3, dtype=torch.bool) if method == "reset" else state)
+
+
+def test_what_it_gives_is_clipped_to_the_action_space() -> None:
+    chunk = torch.tensor([[[3.0, -0.5]], [[-1.5, 1.0]], [[0.25, 1.0001]]])
+    assert executor(Odd(chunk)).act(point_obs()).tolist() == [[1.0, -0.5], [-1.0, 1.0], [0.25, 1.0]]
+
+
+class Remembers(BasePolicy):
+    """Plans two steps from the last three positions, and notes what it gets."""
+
+    inputs = {"position": (2,)}  # noqa: RUF012
+    chunk_size = num_action_steps = 2
+    num_obs_steps = 3
+
+    def __init__(self) -> None:
+        self.windows: list[tuple[list[int], list[list[float]]]] = []
+
+    def plan(self, obs: Obs, worlds: Tensor) -> Plan:
+        self.windows.append((worlds.tolist(), obs["position"][..., 0].tolist()))
+        return Plan(torch.zeros(len(worlds), 2, 2), worlds[:, None] + torch.tensor([0.0, 10.0]))
+
+
+def test_a_policy_gets_the_observations_before_too() -> None:
+    """Those between its plans as well; an episode's first stands for those before it, also after a final observation was answered."""
+    policy = Remembers()
+    act = executor(policy)
+
+    def at(*x: float) -> Obs:
+        return {"position": torch.tensor([[value, 0.0] for value in x])}
+
+    act.act(at(0.0, 10.0, 20.0))
+    act.act(at(1.0, 11.0, 21.0))
+    act.act(at(2.0, 12.0, 22.0))
+    assert policy.windows == [
+        ([0, 1, 2], [[0.0] * 3, [10.0] * 3, [20.0] * 3]),
+        ([0, 1, 2], [[0.0, 1.0, 2.0], [10.0, 11.0, 12.0], [20.0, 21.0, 22.0]]),
+    ]
+    act.act(at(3.0, 13.0, 23.0), torch.tensor([False, True, False]))  # the last of world 1
+    act.reset(torch.tensor([False, True, False]))
+    act.act(at(3.5, 50.0, 23.5))
+    saved = act.state_dict()
+    act.act(at(4.0, 51.0, 24.0))
+    assert policy.windows[2:] == [([1], [[50.0] * 3]), ([0, 2], [[2.0, 3.5, 4.0], [22.0, 23.5, 24.0]])]
+    other = Remembers()
+    again = executor(other)
+    again.load_state_dict(saved)
+    again.act(at(4.0, 51.0, 24.0))
+    assert other.windows == policy.windows[3:]
+
+
+def test_the_uncertainty_is_that_of_the_step() -> None:
+    act = executor(Remembers())
+    obs = {"position": torch.zeros(3, 2)}
+    act.act(obs)
+    assert act.uncertainty.tolist() == [0.0, 1.0, 2.0]
+    act.act(obs, torch.tensor([False, True, True]))
+    assert act.uncertainty.tolist() == [0.0, 11.0, 12.0]
+
+
+def test_rows_of_some_worlds_are_answered_alike(env: VecEnv, seen: list[Obs]) -> None:
+    whole, parts = make_base_policy("jacobian-yaw", None, env), make_base_policy("jacobian-yaw", None, env)
+    for obs in seen[:20]:
+        expected = whole.act(obs)
+        for worlds in ([3, 1], [0, 2]):
+            assert torch.equal(parts.act_rows(rows(obs, worlds), torch.tensor(worlds)), expected[worlds])
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_what_is_not_finite_is_named_with_what_it_saw(value: float) -> None:
+    chunk = torch.zeros(3, 1, 2)
+    chunk[1, 0, 1] = value
+    with pytest.raises(NonFiniteError, match=r"the base action of base policy 'it' is not finite in world\(s\) \[1\]") as caught:
+        executor(Odd(chunk)).act(point_obs())
+    assert torch.equal(caught.value.dump["obs/position"], point_obs()["position"])
+
+
+@pytest.mark.parametrize("steps", [0, 5])
+def test_more_steps_than_are_planned_is_an_error(steps: int) -> None:
+    with pytest.raises(ConfigError, match=f"num_action_steps must be from 1 to chunk_size 4, not {steps}"):
+        executor(fakes.Recorder(3, chunk_size=4, num_action_steps=steps))
+
+
+def test_inputs_are_checked_at_construction() -> None:
+    policy = fakes.Homing()
+    policy.inputs = {"gripper": (1,)}  # type: ignore[misc]
+    with pytest.raises(ConfigError, match=r"'it' needs the observation 'gripper' \(1,\); the env has joint_position, position, state"):
+        executor(policy)
+    policy.inputs = {"position": (3,)}  # type: ignore[misc]
+    with pytest.raises(ConfigError, match=r"'it' needs 'position' of shape \(3,\); the env gives \(2,\)"):
+        executor(policy)
+
+
+# --- settings -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"damping": -0.01},
+        {"damping": math.nan},
+        {"approach_height": 0.0},
+        {"descend_distance": -0.01},
+        {"press_height": 0.0},
+        {"drag_gain": 0.0},
+        {"drag_gain": 1.5},
+        {"max_drag_step": 0.0},
+        {"max_approach_step": -1.0},
+        {"pitch_near": (0.32, 88.0)},
+        {"pitch_far": (0.4, 100.0)},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("cfg", [JacobianCfg, JacobianYawCfg])
+def test_impossible_settings_are_named(cfg: type[JacobianCfg], change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        cfg(**change)
+
+
+@pytest.mark.parametrize("change", [{"stir_period": 0}, {"stir_radius": -0.01}, {"stir_yaw_error": 0.0}, {"yaw_gain": -1.0}], ids=str)
+def test_impossible_settings_of_the_yaw_are_named(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        JacobianYawCfg(**change)
+
+
+# --- jacobian ---------------------------------------------------------------------------------------------------------
+
+HOME = torch.tensor([0.0, -0.45097, 0.42976, 1.41748, 0.0, -0.17])
+PRESSED = torch.tensor([0.0, -0.3, 0.85, 0.85, 0.0, -0.17])
+
+
+def sheet_obs(joint_target: Tensor, sheet: tuple[float, float], goal: tuple[float, float, float]) -> Obs:
+    return {
+        "joint_target": joint_target[None],
+        "sheet_pose": torch.tensor([[*sheet, 0.0001, 1.0, 0.0, 0.0, 0.0]]),
+        "goal": torch.tensor([goal]),
+    }
+
+
+def motion(env: VecEnv, obs: Obs, action: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the fingertip is commanded to go [3], and what it is turned by about the vertical [rad], to first order."""
+    assert env.kinematics is not None
+    joints = obs["joint_target"][:, :5].double()
+    linear, angular = env.kinematics.jacobian(*env.kinematics.forward(joints))
+    step = (action * env.action_size)[:, :5].double()
+    return (linear @ step[..., None])[0, :, 0], (angular @ step[..., None])[0, 2, 0]
+
+
+def test_roll_and_jaw_are_left_to_the_residual(env: VecEnv, seen: list[Obs]) -> None:
+    policy = make_base_policy("jacobian", None, env)
+    actions = torch.stack([policy.act(obs) for obs in seen])
+    assert isinstance(policy.policy, JacobianPolicy)
+    assert (policy.policy._phase == DRAG).all()
+    assert not actions[..., 4:].any()
+    assert actions[..., :4].abs().amax() == 1.0
+
+
+def test_approaches_the_sheets_centre(lone_env: VecEnv) -> None:
+    assert lone_env.kinematics is not None
+    policy = JacobianPolicy(JacobianCfg(), lone_env)
+    obs = sheet_obs(HOME, (0.23, -0.04), (0.0, 0.0, 0.0))
+    to, _ = motion(lone_env, obs, policy.plan(obs, torch.tensor([0]))[:, 0])
+    # from (0.2, 0, 0.08): 3 cm and -4 cm away, cut to 15 mm; down to 3 cm over the sheet, cut to 15 mm
+    expected = torch.tensor([0.009, -0.012, -0.015])
+    assert policy._phase.tolist() == [APPROACH]
+    assert torch.nn.functional.cosine_similarity(to.float(), expected, dim=0) > 0.98
+    assert to.norm() <= expected.norm() * 1.01
+
+
+def test_goes_down_over_the_sheet_and_then_drags(lone_env: VecEnv) -> None:
+    assert lone_env.kinematics is not None
+    policy, world = JacobianPolicy(JacobianCfg(), lone_env), torch.tensor([0])
+    policy.plan(sheet_obs(HOME, (0.213, 0.0), (0.0, 0.0, 0.0)), world)
+    assert policy._phase.tolist() == [APPROACH]  # 13 mm away
+    down = sheet_obs(HOME, (0.211, 0.0), (0.0, 0.0, 0.0))
+    to, _ = motion(lone_env, down, policy.plan(down, world)[:, 0])
+    assert policy._phase.tolist() == [DESCEND]
+    assert to[2] < 0
+    policy.plan(sheet_obs(HOME, (0.3, 0.0), (0.0, 0.0, 0.0)), world)
+    assert policy._phase.tolist() == [DESCEND]  # never back
+    # the fingertip is at a height of 8 mm; with 0.12 rad more of the shoulder it is 7 mm below the table, and 3 mm is enough
+    policy.plan(sheet_obs(PRESSED, (0.2, 0.0), (0.0, 0.0, 0.0)), world)
+    assert policy._phase.tolist() == [DESCEND]
+    pressed = PRESSED + torch.tensor([0.0, 0.12, 0.0, 0.0, 0.0, 0.0])
+    policy.plan(sheet_obs(pressed, (0.2, 0.0), (0.0, 0.0, 0.0)), world)
+    assert policy._phase.tolist() == [DRAG]
+
+
+@pytest.mark.parametrize(
+    ("goal", "step"), [((0.06, -0.08), (0.0024, -0.0032)), ((0.004, 0.003), (0.002, 0.0015)), ((0.0, 0.0), (0.0, 0.0))]
+)
+def test_drags_by_half_the_way_and_at_most_4_mm(lone_env: VecEnv, goal: tuple[float, float], step: tuple[float, float]) -> None:
+    assert lone_env.kinematics is not None
+    policy = JacobianPolicy(JacobianCfg(damping=1e-4), lone_env)
+    policy.load_state_dict({"phase": torch.tensor([DRAG])})
+    obs = sheet_obs(PRESSED, (0.1, 0.1), (*goal, 0.3))  # wherever the sheet is: it goes by the goal
+    _, tool = lone_env.kinematics.forward(obs["joint_target"][:, :5].double())
+    action = policy.plan(obs, torch.tensor([0]))[:, 0]
+    to, _ = motion(lone_env, obs, action)
+    scale = min(1.0, float(to[2] / (-0.006 - tool[0, 2, 3]).clamp(-0.015, 0.015)))  # slower where a joint would be too fast
+    np.testing.assert_allclose(to[:2], np.multiply(step, scale), atol=1e-5)
+
+
+def test_a_joint_at_its_limit_slows_all_of_them(lone_env: VecEnv) -> None:
+    assert lone_env.kinematics is not None
+    obs = sheet_obs(HOME, (0.35, 0.15), (0.0, 0.0, 0.0))
+    world = torch.tensor([0])
+    usual = JacobianPolicy(JacobianCfg(), lone_env).plan(obs, world)[0, 0]
+    slow = JacobianPolicy(JacobianCfg(), make_vec_env("so101-paper", 1, num_threads=1, action_scale=0.002)).plan(obs, world)[0, 0]
+    assert usual.abs().max() == slow.abs().max() == 1.0
+    np.testing.assert_allclose(usual, slow, atol=1e-6)  # the same direction
+
+
+# --- jacobian-yaw -----------------------------------------------------------------------------------------------------
+
+
+def jacobian_yaw(env: VecEnv, phase: int = DRAG, **settings: Any) -> JacobianYawPolicy:
+    assert env.kinematics is not None
+    policy = JacobianYawPolicy(JacobianYawCfg(**settings), env)
+    policy.load_state_dict({"phase": torch.full((env.num_envs,), phase), "steps": torch.zeros(env.num_envs, dtype=torch.int64)})
+    return policy
+
+
+@pytest.mark.parametrize("yaw", [0.15, -0.15, 0.0])
+@pytest.mark.parametrize("goal", [(0.0, 0.0), (0.01, 0.06)])
+def test_jacobian_yaw_turns_the_finger_to_the_goals_yaw(lone_env: VecEnv, yaw: float, goal: tuple[float, float]) -> None:
+    """By a tenth of the yaw error, also while panning the arm turns it another way."""
+    obs = sheet_obs(PRESSED, (0.2, 0.0), (*goal, yaw))
+    action = jacobian_yaw(lone_env).plan(obs, torch.tensor([0]))[:, 0]
+    _, turn = motion(lone_env, obs, action)
+    assert action.abs().max() <= 1.0
+    assert turn.item() == pytest.approx(0.1 * yaw, abs=1e-7)
+
+
+def test_jacobian_yaw_is_jacobian_before_it_drags(env: VecEnv, seen: list[Obs]) -> None:
+    one, other = make_base_policy("jacobian-yaw", None, env), make_base_policy("jacobian", None, env)
+    compared = 0
+    for obs in seen:
+        mine, theirs = one.act(obs), other.act(obs)
+        before = other.policy._phase != DRAG  # type: ignore[attr-defined]
+        compared += int(before.sum())
+        assert torch.equal(mine[before], theirs[before])
+        assert torch.equal(mine[:, 5], theirs[:, 5])
+    assert compared > 40
+
+
+def test_jacobian_yaw_circles_the_goal_while_yaw_is_left(lone_env: VecEnv) -> None:
+    policy = jacobian_yaw(lone_env)
+    steps = torch.arange(15)
+    circle = policy._stirred(torch.tensor([0.02, 0.03, 0.5]).expand(15, 3), steps)
+    np.testing.assert_allclose((circle[:, :2] - torch.tensor([0.02, 0.03])).norm(dim=1), [0.01] * 15, rtol=1e-5)
+    np.testing.assert_allclose(circle[:, :2].mean(0), [0.02, 0.03], atol=1e-7)  # a full turn
+    np.testing.assert_allclose(circle[:, 2], [0.5] * 15)
+    smaller = policy._stirred(torch.tensor([[0.02, 0.03, -0.02]]), torch.tensor([0]))
+    np.testing.assert_allclose(smaller, [[0.022, 0.03, -0.02]], atol=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "base_policy_id", "low", "high"),
+    [
+        ("so101-paper", "jacobian-yaw", 0.96, 1.0),
+        ("so101-paper-precise", "jacobian-yaw", 0.9, 1.0),
+        ("so101-paper", "jacobian", 0.15, 0.65),
+    ],
+)
+def test_how_often_they_solve_the_task(task: str, base_policy_id: str, low: float, high: float) -> None:
+    env = make_vec_env(task, 30)
+    env.episode_seeds.use_list(range(8000, 8030))
+    policy = make_base_policy(base_policy_id, None, env)
+    obs, _ = env.reset()
+    solved = torch.zeros(30, dtype=torch.bool)
+    for _ in range(env.max_episode_steps):
+        obs, _, terminated, *_ = env.step(policy.act(obs))
+        solved |= terminated
+    assert low <= solved.float().mean() <= high

@@ -1,0 +1,85 @@
+"""Without ManiSkill, what needs it says in one line how to get it; what needs a GPU says so too."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_runs
+import torch
+
+from residual_rl.cli.train import parse
+from residual_rl.config import TrainCfg
+from residual_rl.errors import ConfigError
+from residual_rl.tasks.maniskill.config import ManiSkillCfg
+from residual_rl.tasks.maniskill.factory import world_settings
+from residual_rl.tasks.maniskill.ppo_defaults import PUBLISHED, train_overrides
+
+MEND = "ManiSkill is not available; install it with `pip install residual-rl[maniskill]`"
+
+
+@pytest.fixture
+def no_maniskill(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it were not installed, wherever these tests run."""
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "mani_skill" else real(name, *rest))
+
+
+@pytest.mark.usefixtures("no_maniskill")
+def test_commands_without_maniskill(tmp_path: Path, fails: tiny_runs.Fails) -> None:
+    assert MEND in fails("train", "maniskill", "--env-id", "PushCube-v1", "--output-dir", tmp_path / "run")
+    assert MEND in fails("eval", "maniskill", "--base-policy", "zero", "--n-episodes", "2")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(("settings", "device"), [({"sim_backend": "physx_cuda"}, "cpu"), ({}, "cuda")])
+def test_gpu_simulation_without_a_gpu(settings: dict[str, Any], device: str) -> None:
+    with pytest.raises(ConfigError, match=r"needs an NVIDIA GPU, and torch sees none here; choose --sim-backend physx_cpu"):
+        world_settings(ManiSkillCfg(**settings), device)
+
+
+def test_a_device_that_does_not_exist_is_named() -> None:
+    with pytest.raises(ConfigError, match="sim_device 'cuda:x' is no device of torch's; choose cpu, cuda or cuda:N"):
+        world_settings(ManiSkillCfg(), "cuda:x")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"obs_mode": "depth"}, "obs_mode must be one of state, rgb, rgb.state, not 'depth'"),
+        ({"max_episode_steps": 0}, "max_episode_steps must be at least 1, not 0"),
+        ({"num_workers": -1}, "num_workers must be at least 0, not -1"),
+        ({"image_size": (0, 64)}, r"image_size must be at least 1 x 1, not \(0, 64\)"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ManiSkillCfg(**settings)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_backends_go_by_what_is_observed() -> None:
+    assert world_settings(ManiSkillCfg()).render_backend == "none"
+    assert world_settings(ManiSkillCfg(obs_mode="rgb")).render_backend == "cpu"
+    assert world_settings(ManiSkillCfg(obs_mode="rgb", render_backend="gpu")).render_backend == "gpu"
+    assert world_settings(ManiSkillCfg()).sim_backend == "physx_cpu"
+
+
+def test_published_settings() -> None:
+    assert train_overrides("PushCube-v1")["num_steps"] == 20
+    assert train_overrides("StackCube-v1")["num_steps"] == 50  # not listed: as for PickCube-v1
+    assert train_overrides("PushT-v1")["gamma"] == 0.99
+    assert PUBLISHED["TriFingerRotateCubeLevel4-v1"].num_steps == 250
+
+
+def test_training_starts_from_what_is_published_for_the_task_that_is_named() -> None:
+    """And rewards that pay for each step go with bootstrapping at every end: else success, which ends an episode, would be a loss."""
+    push, unnamed = TrainCfg.default("maniskill", variant="PushCube-v1"), TrainCfg.default("maniskill")
+    assert (push.learner.num_steps, push.learner.gamma, push.learner.bootstrap_at_done) == (20, 0.8, "always")
+    assert unnamed.learner == push.learner  # it is the default task
+    named, _ = parse("maniskill", ["--env-id", "PushT-v1"])
+    assert (named.learner.num_steps, named.learner.gamma, named.run.eval_episodes) == (100, 0.99, 16)
+    assert parse("maniskill", ["--env-id", "PushT-v1", "--num-steps", "7"])[0].learner.num_steps == 7

@@ -1,0 +1,64 @@
+"""ManiSkill's GPU simulation: the same contract, with all tensors on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from residual_rl.envs.maniskill.vec_env import ManiSkillVecEnv
+from residual_rl.errors import ConfigError
+from residual_rl.tasks.maniskill.config import ManiSkillCfg
+from residual_rl.tasks.maniskill.factory import make
+
+pytestmark = [pytest.mark.maniskill, pytest.mark.gpu]
+
+
+@pytest.fixture(scope="module")
+def env() -> Iterator[ManiSkillVecEnv]:
+    made = make(ManiSkillCfg(env_id="PushCube-v1", max_episode_steps=5), 16, 1, "cuda")
+    yield made
+    made.close()
+
+
+def test_everything_is_on_the_device(env: ManiSkillVecEnv) -> None:
+    obs, info = env.reset(seed=0)
+    assert not env.deterministic
+    for _ in range(6):
+        obs, reward, terminated, truncated, info = env.step(torch.rand(16, 8, device=env.device) * 2 - 1)
+    tensors = [*obs.values(), reward, terminated, truncated, info["_final_obs"], *info["final_info"].values(), *info["final_obs"].values()]
+    assert {value.device.type for value in tensors} == {"cuda"}
+    assert obs["state"].shape == (16, 35)
+
+
+def test_the_step_after_the_last_begins_new_episodes(env: ManiSkillVecEnv) -> None:
+    start, _ = env.reset(seed=0)
+    for step in range(5):
+        obs, *_, truncated, info = env.step(torch.full((16, 8), 0.5, device=env.device))
+        assert truncated.all() == (step == 4)
+    assert info["final_info"]["episode_length"].tolist() == [5] * 16
+    assert info["final_info"]["seed"].tolist() == list(range(16))
+    assert not torch.equal(info["final_obs"]["tcp_pose"], obs["tcp_pose"])
+    assert torch.allclose(obs["joint_position"], start["joint_position"], atol=0.2)
+
+
+def test_worlds_are_reset_apart(env: ManiSkillVecEnv) -> None:
+    env.reset(seed=0)
+    before, *_ = env.step(torch.full((16, 8), 0.5, device=env.device))
+    mask = torch.zeros(16, dtype=torch.bool, device=env.device)
+    mask[3] = mask[9] = True
+    places = []
+    for seed in (100, 200, 100):
+        obs, info = env.reset(seed=[seed, seed + 1], mask=mask)
+        assert info["seed"][mask].tolist() == [seed, seed + 1]
+        assert torch.equal(obs["obj_pose"][~mask], before["obj_pose"][~mask])
+        places.append(obs["obj_pose"][mask][:, :2])
+    assert not torch.allclose(places[0], places[1])
+    assert torch.allclose(places[0], places[2], atol=1e-5)
+
+
+def test_steps_of_some_worlds_are_refused(env: ManiSkillVecEnv) -> None:
+    env.reset(seed=0)
+    with pytest.raises(ConfigError, match="steps all worlds or none"):
+        env.step(torch.zeros(16, 8, device=env.device), mask=torch.ones(16, dtype=torch.bool, device=env.device))

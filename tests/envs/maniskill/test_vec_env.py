@@ -1,0 +1,212 @@
+"""The vec_env of ManiSkill's worlds, on worlds that are told what happens: ends of episodes, waiting, resuming, failures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from residual_rl.envs.maniskill.sim_env import Step, World
+from residual_rl.envs.maniskill.spec import Array, Facts
+from residual_rl.envs.maniskill.vec_env import ManiSkillVecEnv, maniskill_seeds
+from residual_rl.errors import ConfigError, NonFiniteError
+from residual_rl.types import Obs
+
+
+class ScriptedWorlds:
+    """Observes each world's seed and the sum of its actions. `success` and `fail` hold the sums at which these come."""
+
+    device = torch.device("cpu")
+    remote = False
+
+    def __init__(self, num_envs: int = 3, deterministic: bool = True, success: float = 99.0, fail: float = 99.0):
+        self.num_envs, self.deterministic, self.success, self.fail = num_envs, deterministic, success, fail
+        self.facts = Facts("robot", "pd_joint_delta_pos", 4, 20.0, {"state": Array((2,), "float32")}, ("sum",), (0.1,), 2, deterministic)
+        self.state = torch.zeros(num_envs, 2)
+        self.poison: float = 0.0
+
+    def reset(self, worlds: Tensor, seeds: Tensor) -> None:
+        self.state[worlds] = torch.stack([seeds.float(), torch.zeros(len(seeds))], 1)
+
+    def step(self, actions: Tensor, active: Tensor) -> Step:
+        self.state[:, 1] += actions[:, 0] * active + self.poison
+        total = self.state[:, 1]
+        return Step(self.observations(), total.clone(), total >= self.success, total <= -self.fail, {"sum": total.clone()})
+
+    def observations(self) -> Obs:
+        return {"state": self.state.clone()}
+
+    def states(self) -> Tensor:
+        return self.state.double()
+
+    def close(self) -> None:
+        pass
+
+
+def paint(scenes: Tensor, size: tuple[int, int], camera: str | None) -> np.ndarray:
+    return np.full((len(scenes), *size, 3), 7, np.uint8)
+
+
+def make(max_episode_steps: int = 4, ignore_terminations: bool = False, **worlds: Any) -> ManiSkillVecEnv:
+    return ManiSkillVecEnv(ScriptedWorlds(**worlds), max_episode_steps, ignore_terminations, paint)
+
+
+def act(*values: float) -> Tensor:
+    return torch.tensor(values)[:, None]
+
+
+def test_success_and_failure_terminate_and_the_limit_truncates() -> None:
+    env = make(success=2.0, fail=1.0)
+    env.reset(seed=10)
+    for step, (terminated, truncated) in enumerate([((0, 1, 0), (0, 0, 0)), ((1, 1, 0), (0, 0, 0)), ((0, 1, 0), (0, 0, 0))]):
+        obs, _, ended, cut, info = env.step(act(1.0, -1.0, 0.5))
+        assert (ended.int().tolist(), cut.int().tolist()) == (list(terminated), list(truncated)), step
+    assert info["final_info"]["success_once"].tolist() == [False, False, False]  # world 0 has begun another
+    obs, _, ended, cut, info = env.step(act(1.0, -1.0, 0.5))  # at the limit, world 2 succeeds: that is no cut
+    assert (ended.tolist(), cut.tolist()) == ([True, True, True], [False, False, False])
+    final = info["final_info"]
+    assert final["success_once"].tolist() == final["success_at_end"].tolist() == [True, False, True]
+    assert final["episode_length"].tolist() == [2, 1, 4]
+    assert final["episode_return"].tolist() == [3.0, -1.0, 5.0]
+    assert final["sum"].tolist() == [2.0, -1.0, 2.0]
+    assert info["final_obs"]["state"][:, 1].tolist() == [2.0, -1.0, 2.0]
+    assert obs["state"][:, 1].tolist() == [0.0, 0.0, 0.0]
+    assert obs["state"][:, 0].tolist() == [17.0, 18.0, 19.0]  # 13 to 16 were those before
+
+
+def test_terminations_can_be_ignored() -> None:
+    env = make(success=2.0, ignore_terminations=True)
+    env.reset(seed=0)
+    for value in (1.0, 1.0, -1.0):
+        _, _, terminated, truncated, _ = env.step(act(value, value, 0.0))
+        assert not (terminated | truncated).any()
+    _, _, terminated, truncated, info = env.step(act(1.0, 0.0, 0.0))
+    assert not terminated.any()
+    assert truncated.all()
+    assert info["final_info"]["success_once"].tolist() == [True, True, False]
+    assert info["final_info"]["success_at_end"].tolist() == [True, False, False]
+
+
+def test_masked_worlds_wait() -> None:
+    env = make()
+    env.reset(seed=0)
+    env.step(act(1.0, 1.0, 1.0))
+    obs, reward, *_ = env.step(act(1.0, 1.0, 1.0), mask=torch.tensor([True, False, True]))
+    assert obs["state"][:, 1].tolist() == [2.0, 1.0, 2.0]
+    assert reward.tolist() == [2.0, 0.0, 2.0]
+    env.step(act(0.0, 0.0, 0.0))
+    *_, truncated, info = env.step(act(0.0, 0.0, 0.0))
+    assert truncated.tolist() == [True, False, True]
+    assert info["final_info"]["episode_length"].tolist() == [4, 3, 4]
+    gpu = make()
+    gpu._can_wait = False
+    gpu.reset(seed=0)
+    with pytest.raises(ConfigError, match="steps all worlds or none"):
+        gpu.step(act(0.0, 0.0, 0.0), mask=torch.ones(3, dtype=torch.bool))
+
+
+def test_a_saved_state_is_the_seeds_and_the_actions_of_the_running_episodes() -> None:
+    env = make(max_episode_steps=6, success=3.0)
+    env.reset(seed=0)
+    for k in range(9):  # worlds of different ages, one of which waits now and then, and one that was reset by hand
+        env.step(act(0.9, 0.7, -0.25), mask=torch.tensor([True, k % 3 != 1, True]))
+        if k == 4:
+            env.reset(seed=[77], mask=torch.tensor([False, False, True]))
+    state = env.state_dict()
+    assert len(state["actions"]) <= 6
+    other = make(max_episode_steps=6, success=3.0)
+    other.load_state_dict(state)
+    assert torch.equal(other.observations()["state"], env.observations()["state"])
+    for _ in range(12):
+        mine, theirs = other.step(act(0.3, 0.4, 0.5)), env.step(act(0.3, 0.4, 0.5))
+        assert torch.equal(mine[0]["state"], theirs[0]["state"])
+        for name, value in mine[4]["final_info"].items():
+            assert torch.equal(value, theirs[4]["final_info"][name]), name
+
+
+def test_a_step_of_an_ended_episode_alone_between_those_of_running_ones_costs_these_nothing() -> None:
+    env = make()
+    env.reset(seed=0)
+    for value, mask in ((1.0, [True, False, True]), (0.5, [False, True, False]), (0.25, [True, False, True])):
+        env.step(act(value, value, value), mask=torch.tensor(mask))
+    env.reset(seed=[50], mask=torch.tensor([False, True, False]))
+    state = env.state_dict()
+    assert state["actions"][:, 0, 0].tolist() == [1.0, 0.25]
+    other = make()
+    other.load_state_dict(state)
+    assert other.observations()["state"].tolist() == [[0.0, 1.25], [50.0, 0.0], [2.0, 1.25]]
+
+
+def test_a_state_that_plays_otherwise_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    env = make()
+    env.reset(seed=0)
+    env.step(act(1.0, 1.0, 1.0))
+    state = env.state_dict()
+    state["obs"]["state"] += 1.0
+    make().load_state_dict(state)
+    assert "went otherwise here" in caplog.text
+
+
+def test_without_determinism_a_loaded_state_begins_new_episodes() -> None:
+    env = make(deterministic=False)
+    env.reset(seed=5)
+    env.step(act(1.0, 1.0, 1.0))
+    state = env.state_dict()
+    assert len(state["actions"]) == 0
+    other = make(deterministic=False)
+    other.load_state_dict(state)
+    assert other.observations()["state"].tolist() == [[8.0, 0.0], [9.0, 0.0], [10.0, 0.0]]
+
+
+def test_a_state_before_the_first_reset() -> None:
+    env = make()
+    other = make()
+    other.load_state_dict(env.state_dict())
+    assert other.reset(seed=3)[1]["seed"].tolist() == [3, 4, 5]
+
+
+def test_nan_in_a_world_is_caught_in_its_step() -> None:
+    env = make()
+    env.reset(seed=0)
+    env.step(act(1.0, 0.5, 0.0))
+    env._worlds.poison = float("nan")  # type: ignore[attr-defined]
+    with pytest.raises(NonFiniteError, match=r"reward is not finite in world\(s\) \[0, 1, 2\]") as caught:
+        env.step(act(0.25, 0.25, 0.25))
+    dump = caught.value.dump
+    assert dump["seed"].tolist() == [0, 1, 2]
+    assert dump["step"].tolist() == [1, 1, 1]
+    assert dump["action"].tolist() == [[0.25]] * 3
+    assert dump["actions_before"].tolist() == [[[1.0], [0.5], [0.0]]]
+
+
+def test_figures_of_a_step_outlive_the_tensors_of_the_task() -> None:
+    world = World.__new__(World)
+    world.num_envs, world.device = 2, torch.device("cpu")
+    own = torch.tensor([1.0, 2.0])
+    figure = world._figure(own)
+    own.zero_()
+    assert figure.tolist() == [1.0, 2.0]
+    assert world._figure(True).tolist() == [1.0, 1.0]
+
+
+def test_scenes_of_ending_episodes_are_there_once_somebody_draws() -> None:
+    env = make(max_episode_steps=2)
+    env.reset(seed=0)
+    env.step(act(1.0, 1.0, 1.0))
+    assert "final_scenes" not in env.step(act(1.0, 1.0, 1.0))[4]
+    assert env.scenes().tolist() == [[3.0, 0.0], [4.0, 0.0], [5.0, 0.0]]
+    env.step(act(1.0, 1.0, 1.0))
+    assert env.step(act(1.0, 1.0, 1.0))[4]["final_scenes"][:, 1].tolist() == [2.0, 2.0, 2.0]
+    assert env.render_scenes(env.scenes()[:2], (4, 5)).shape == (2, 4, 5, 3)
+
+
+def test_seeds_fit_into_31_bits_and_small_ones_stay() -> None:
+    seeds = torch.tensor([0, 7, (1 << 31) - 1, 1 << 31, 1 << 40, (1 << 40) + 1, (1 << 40) + (1 << 36)])
+    given = maniskill_seeds(seeds)
+    assert given[:3].tolist() == seeds[:3].tolist()
+    assert (given >= 0).all()
+    assert (given < 1 << 31).all()
+    assert len(set(given.tolist())) == len(seeds)

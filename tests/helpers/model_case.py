@@ -1,0 +1,25 @@
+"""What the contract suite runs `model` and `hybrid` with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tiny_runs
+
+from residual_rl.base_policies.hybrid import HybridCfg
+from residual_rl.base_policies.model import ModelCfg
+
+
+def make_case_model(folder: Path) -> ModelCfg:
+    """A run on a run: the inner one was trained on `jacobian-yaw`, which keeps phases and counts steps."""
+    inner, outer = folder / "inner", folder / "outer"
+    settings = {"total_timesteps": 64, "eval_freq": 0}
+    tiny_runs.train(inner, base_policy="jacobian-yaw", **settings)
+    tiny_runs.train(outer, base_policy="model", checkpoint=str(inner / "final_model"), **settings)
+    return ModelCfg(checkpoint=str(outer / "final_model"))
+
+
+def make_case_hybrid(folder: Path) -> HybridCfg:
+    """An ensemble that gives way to one policy alone, at a threshold that some of the episodes come to."""
+    settings = ("0.policies=jacobian jacobian-yaw zero", "0.mode=ensemble", "0.settings=0.drag-gain=0.3")
+    return HybridCfg(("hybrid", "jacobian-yaw"), settings, "switch", switch_on="goal", switch_below=0.1)

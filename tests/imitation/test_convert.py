@@ -1,0 +1,237 @@
+"""Public Diffusion Policy checkpoints become base policies; what is no such checkpoint is named."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fakes
+import numpy as np
+import pytest
+import tiny_runs
+import torch
+import unet_case
+from gymnasium import spaces
+from torch import Tensor
+
+from residual_rl.base_policies.il import ILCfg
+from residual_rl.cli.main import main
+from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
+from residual_rl.factory import make_base_policy
+from residual_rl.imitation.convert import read_public_unet
+from residual_rl.imitation.convert_cfg import ConvertCfg
+from residual_rl.imitation.model import MODEL_FILE, ImitationModel
+from residual_rl.imitation.policy import ILPolicy
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return unet_case.write(tmp_path / "best.pt")
+
+
+def convert(path: Path, **values: Any) -> ImitationModel:
+    return read_public_unet(path, ConvertCfg(**values), trusted=True)
+
+
+def test_sizes_are_told_by_the_tensors(checkpoint: Path) -> None:
+    settings = convert(checkpoint, control_mode="pd_ee_delta_pose", task="Peg").settings
+    assert settings.network == {"channels": [8, 16], "kernel_size": 3, "time_dim": 8, "diffusion_steps": 100, "layout": "public"}
+    assert (settings.obs_shapes, settings.obs_keys, settings.action_dim) == ({"state": (3,)}, ("state",), 2)
+    # 16 predicted from the older of two observations on: 15 from the present one, of which 8 are executed
+    assert (settings.num_obs_steps, settings.num_past_actions, settings.chunk_size, settings.num_action_steps) == (2, 1, 15, 8)
+    assert settings.num_predicted_actions == 16
+    assert (settings.task_id, settings.task_settings) == ("Peg", {"control_mode": "pd_ee_delta_pose"})
+
+
+def ddim(weights: dict[str, Tensor], obs: Tensor, x: Tensor, steps: int) -> Tensor:
+    """Song et al., 2021, eq. 12 with σ = 0, on the noise levels of Nichol & Dhariwal's squared cosine, clean estimates clipped."""
+
+    def level(t: float) -> float:
+        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    kept = np.cumprod([1.0 - min(1.0 - level((i + 1) / 100) / level(i / 100), 0.999) for i in range(100)])
+    for i in reversed(range(steps)):
+        now, before = kept[i * 100 // steps], kept[(i - 1) * 100 // steps] if i else 1.0
+        epsilon = unet_case.forward(weights, x, torch.full((len(x),), i * 100 // steps), obs)
+        clean = ((x - math.sqrt(1 - now) * epsilon) / math.sqrt(now)).clamp(-1, 1)
+        x = math.sqrt(before) * clean + math.sqrt(1 - before) * epsilon
+    return x
+
+
+def test_it_acts_as_the_published_policy(checkpoint: Path, tmp_path: Path) -> None:
+    """Raw observations in, the oldest first; actions from index num_obs_steps − 1 on, clipped to [-1, 1]."""
+    convert(checkpoint).save(tmp_path / MODEL_FILE)
+    model = ImitationModel.load(tmp_path).to(CPU, torch.float64)
+    obs, noise = 20.0 * torch.randn(4, 2, 3, dtype=torch.float64), torch.randn(4, 16, 2, dtype=torch.float64)
+    expected = ddim(unet_case.tensors(0), obs.flatten(1), noise, 10)[:, 1:].clamp(-1, 1)
+    assert obs.abs().max() > 20.0
+    torch.testing.assert_close(model.sample(obs, noise), expected, rtol=1e-4, atol=1e-4)
+    assert ((expected.abs() < 1.0) & (expected.abs() > 0.01)).float().mean() > 0.2  # the clip does not decide everything
+
+
+def test_identity_statistics_are_in_the_file(checkpoint: Path, tmp_path: Path) -> None:
+    convert(checkpoint).save(tmp_path / MODEL_FILE)
+    statistics = ImitationModel.load(tmp_path).statistics
+    assert (statistics.obs_mean.tolist(), statistics.obs_std.tolist()) == ([0.0] * 3, [1.0] * 3)
+    assert (statistics.action_low.tolist(), statistics.action_high.tolist()) == ([-1.0] * 2, [1.0] * 2)
+    obs = torch.tensor([[1e6, -0.3, 0.0]])
+    assert torch.equal(statistics.normalize_obs(obs), obs)
+
+
+@pytest.mark.parametrize(
+    ("payload", "weights", "seed"),
+    [
+        (unet_case.saved(), None, 0),  # the averaged one
+        (unet_case.saved(), "agent/noise_pred_net", 1),
+        ({"agent": unet_case.saved()["agent"]}, None, 1),
+        (unet_case.saved("")["agent"], None, 1),
+        (unet_case.saved()["agent"], None, 1),
+        ({"step": 3, "args": {"lr": 1e-4}, "model": unet_case.saved("")["agent"]}, None, 1),
+        ({**unet_case.saved("net.")["agent"], **unet_case.saved("ema_net.")["ema_agent"]}, None, 0),
+        ({**unet_case.saved("net.")["agent"], **unet_case.saved("ema_net.")["ema_agent"]}, "net", 1),
+        ({name: tensor.half() for name, tensor in unet_case.tensors(1).items()}, None, 1),
+    ],
+)
+def test_the_network_is_found_wherever_it_lies(payload: Any, weights: str | None, seed: int, tmp_path: Path) -> None:
+    model = convert(unet_case.write(tmp_path / "x.pt", payload), weights=weights)
+    for name, tensor in unet_case.tensors(seed).items():
+        torch.testing.assert_close(model.network.state_dict()[name], tensor, atol=1e-3, rtol=1e-3)
+
+
+def test_a_checkpoint_of_maniskill_2_pads_by_itself(tmp_path: Path) -> None:
+    wide = unet_case.tensors()
+    for name in [name for name in wide if name.endswith("cond_encoder.1.weight")]:
+        wide[name] = torch.randn(len(wide[name]), 8 + 2 * 50)
+    path = unet_case.write(tmp_path / "peg.pt", wide)
+    plain, padded = convert(path), convert(path, pad_obs_to=50)
+    assert (plain.settings.obs_shapes, padded.settings.obs_shapes) == ({"state": (50,)}, {"state": (43,)})
+    obs, noise = torch.randn(3, 2, 43), torch.randn(3, 16, 2)
+    pose = torch.tensor([-0.615, 0, 0, 1, 0, 0, 0]).expand(3, 2, 7)
+    as_before = torch.cat([obs[..., :18], pose, obs[..., 18:]], -1)
+    assert torch.equal(padded.sample(obs, noise), plain.sample(as_before, noise))
+    zeros = torch.cat([obs[..., :18], 0.0 * pose, obs[..., 18:]], -1)
+    assert not torch.allclose(padded.sample(obs, noise), plain.sample(zeros, noise), atol=1e-2)
+    with pytest.raises(ConfigError, match="sees observations of 50 numbers with num_obs_steps 2, not 43"):
+        convert(path, pad_obs_to=43)
+    narrow = unet_case.write(tmp_path / "narrow.pt")
+    with pytest.raises(ConfigError, match="observations of 3 numbers, too few to have the robot's base pose, 7 numbers, at index 18"):
+        convert(narrow, pad_obs_to=3)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def changed(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    weights: dict[str, Any] = {f"noise_pred_net.{name}": tensor for name, tensor in unet_case.tensors().items()}
+    change(weights)
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        (
+            changed(lambda w: w.pop("noise_pred_net.mid_modules.1.cond_encoder.1.bias")),
+            "x.pt (noise_pred_net) is another network than the public conditional U-Net whose sizes it has; "
+            "missing: mid_modules.1.cond_encoder.1.bias",
+        ),
+        (
+            changed(lambda w: w.update({"noise_pred_net.down_modules.0.0.local.weight": torch.zeros(2)})),
+            "unexpected: down_modules.0.0.local.weight",
+        ),
+        (
+            changed(lambda w: w.update({"noise_pred_net.mid_modules.0.cond_encoder.1.weight": torch.zeros(16, 14)})),
+            "of another shape: mid_modules.0.cond_encoder.1.weight [16, 14] (expected [32, 14])",
+        ),
+        (
+            changed(lambda w: [w.pop(name) for name in list(w) if "up_modules" in name]),
+            "missing: up_modules.0.0.blocks.0.block.0.weight, up_modules.0.0.blocks.0.block.0.bias, "
+            "up_modules.0.0.blocks.0.block.1.weight, up_modules.0.0.blocks.0.block.1.bias and 20 more",
+        ),
+        (
+            changed(lambda w: w.pop("noise_pred_net.down_modules.0.0.cond_encoder.1.weight")),
+            "missing down_modules.0.0.cond_encoder.1.weight",
+        ),
+        (
+            changed(lambda w: w.update({"noise_pred_net.diffusion_step_encoder.1.weight": torch.zeros(8)})),
+            "diffusion_step_encoder.1.weight has shape [8], expected 2 sizes above 0",
+        ),
+        (
+            changed(lambda w: w.update({"visual_encoder.cnn.0.weight": torch.zeros(2)})),
+            "has tensors beside the U-Net 'noise_pred_net': visual_encoder.cnn.0.weight; policies with encoders of images",
+        ),
+        ({"actor_mean.0.weight": torch.zeros(2, 2)}, "holds no conditional U-Net: none of its tensors is called …diffusion_step_encoder.1"),
+        ([1, 2], "cannot be read as a dict of state dicts (ValueError: it holds something other than tensors by name, a list)"),
+    ],
+)
+def test_what_is_no_such_checkpoint_is_named(payload: Any, message: str, tmp_path: Path) -> None:
+    path = unet_case.write(tmp_path / "x.pt", payload)
+    with pytest.raises(CheckpointError) as caught:
+        convert(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_which_of_several_networks_must_be_told(tmp_path: Path) -> None:
+    two = {"first": unet_case.tensors(0), "second": unet_case.tensors(1)}
+    path = unet_case.write(tmp_path / "x.pt", two)
+    with pytest.raises(ConfigError, match="holds several networks: name one of first, second with --weights"):
+        convert(path)
+    with pytest.raises(UnknownNameError, match=r"unknown network of .*x\.pt 'secnd'; did you mean 'second'"):
+        convert(path, weights="secnd")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_obs_steps": 4}, "sees 6 numbers besides the time, which are no 4 observations of one size: choose the --num-obs-steps"),
+        ({"num_action_steps": 16}, "num_action_steps must be from 1 to 15, what prediction_horizon 16 leaves from the present step on"),
+        ({"prediction_horizon": 15}, "chunk_size, with num_past_actions, must be a multiple of 2 with 2 levels of channels, not 15"),
+        ({"sampling_steps": 101}, "sampling_steps must be at most diffusion_steps 100, not 101"),
+        ({"diffusion_steps": 0}, "diffusion_steps must be at least 1, not 0"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(values: dict[str, Any], message: str, checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        convert(checkpoint, **values)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_from_a_checkpoint_to_a_base_policy(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["convert", str(checkpoint), "--out", str(out), "--trust-checkpoint", "--control-mode", "joint"]) == 0
+    said = capsys.readouterr().out
+    assert f"residual-rl eval TASK --control-mode joint --base-policy il --il-checkpoint {out}" in said
+    assert "It sees 2 times state [3]" in said
+    env = fakes.PointEnv(fakes.PointCfg(), 3)
+    observed: Any = env.single_observation_space
+    observed.spaces["state"] = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    policy = make_base_policy("il", ILCfg(str(out)), env)
+    assert (policy.policy.chunk_size, policy.policy.num_action_steps, policy.policy.num_obs_steps) == (15, 8, 2)
+
+
+def test_worlds_do_not_depend_on_each_other(checkpoint: Path) -> None:
+    policy, obs = ILPolicy(ILCfg(), convert(checkpoint), CPU), torch.randn(12, 2, 3)
+    together = policy.plan({"state": obs}, torch.arange(12))
+    assert isinstance(together, Tensor)
+    assert together.shape == (12, 15, 2)
+    for size in (1, 3, 4):
+        parts = [policy.plan({"state": part}, torch.arange(len(part))) for part in obs.split(size)]
+        assert torch.equal(torch.cat([part for part in parts if isinstance(part, Tensor)]), together)
+
+
+def test_a_pickle_is_read_only_where_it_is_trusted(checkpoint: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
+    out = tmp_path / "out"
+    assert "if you trust where it comes from, say so with --trust-checkpoint" in fails("convert", str(checkpoint), "--out", str(out))
+    assert not out.exists()
+    assert "is not empty; choose another --out" in fails("convert", str(checkpoint), "--out", str(tmp_path), "--trust-checkpoint")
+    said = fails("convert", str(tmp_path / "none.pt"), "--out", str(out), "--trust-checkpoint")
+    assert "none.pt cannot be read as a dict of state dicts (FileNotFoundError" in said
+    assert "convert needs a checkpoint: put it first" in fails("convert", "--out", str(out))

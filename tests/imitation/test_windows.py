@@ -1,0 +1,136 @@
+"""Training windows worked out by hand: what is seen, what is to be done, and which of it counts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
+from residual_rl.imitation.algorithms.base import masked_mse
+from residual_rl.imitation.normalization import Statistics
+from residual_rl.imitation.windows import Windows, make_windows, split_episodes
+
+# two episodes of 3 and 2 steps; observations count 10, 11, 12, (13) and 20, 21, (22), actions are 100 more
+FIRST = ({"x": np.array([[10.0], [11.0], [12.0], [13.0]]), "y": np.zeros((4, 2, 2))}, np.array([[110.0], [111.0], [112.0]]))
+SECOND = ({"x": np.array([[20.0], [21.0], [22.0]]), "y": np.ones((3, 2, 2))}, np.array([[120.0], [121.0]]))
+
+
+def windows() -> Windows:
+    return make_windows([FIRST, SECOND], ["x"])
+
+
+def test_one_window_a_step() -> None:
+    made = windows()
+    assert len(made) == 5
+    assert made.obs[:, 0].tolist() == [10, 11, 12, 20, 21]  # the last observation of an episode has no action
+    assert made.first.tolist() == [0, 0, 0, 3, 3]
+    assert made.last.tolist() == [2, 2, 2, 4, 4]
+
+
+def test_windows_by_hand() -> None:
+    obs, actions, valid = windows().at(torch.arange(5), num_obs_steps=3, chunk_size=4)
+    assert obs[..., 0].tolist() == [[10, 10, 10], [10, 10, 11], [10, 11, 12], [20, 20, 20], [20, 20, 21]]
+    assert actions[..., 0].tolist() == [
+        [110, 111, 112, 112],
+        [111, 112, 112, 112],
+        [112, 112, 112, 112],
+        [120, 121, 121, 121],
+        [121, 121, 121, 121],
+    ]
+    assert valid.tolist() == [
+        [True, True, True, False],
+        [True, True, False, False],
+        [True, False, False, False],
+        [True, True, False, False],
+        [True, False, False, False],
+    ]
+
+
+def test_actions_of_the_past_by_hand() -> None:
+    _, actions, valid = windows().at(torch.arange(5), num_obs_steps=2, chunk_size=2, num_past_actions=1)
+    assert actions[..., 0].tolist() == [[110, 110, 111], [110, 111, 112], [111, 112, 112], [120, 120, 121], [120, 121, 121]]
+    assert valid.tolist() == [[False, True, True], [True, True, True], [True, True, False], [False, True, True], [True, True, False]]
+
+
+def test_a_single_step_is_what_behaviour_cloning_needs() -> None:
+    obs, actions, valid = windows().at(torch.tensor([4, 1]), num_obs_steps=1, chunk_size=1)
+    assert obs.tolist() == [[[21]], [[11]]]
+    assert actions.tolist() == [[[121]], [[111]]]
+    assert valid.all()
+
+
+def test_observations_are_joined_in_the_order_of_their_names() -> None:
+    made = make_windows([FIRST, SECOND], ["y", "x"])
+    assert made.obs.shape == (5, 5)
+    assert made.obs[:, 4].tolist() == [10, 11, 12, 20, 21]
+    assert made.obs[3, :4].tolist() == [1, 1, 1, 1]
+
+
+def test_an_observation_that_is_not_there_or_is_an_image_is_named() -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown observation 'z'; .*known: x, y"):
+        make_windows([FIRST], ["z"])
+    image = ({"camera": np.zeros((3, 4, 4, 3), np.uint8)}, np.zeros((2, 1)))
+    with pytest.raises(ConfigError, match=r"'camera' .* is an image"):
+        make_windows([image], ["camera"])
+
+
+def test_what_is_not_valid_is_left_out_of_the_loss() -> None:
+    prediction = torch.tensor([[[1.0, 2.0], [3.0, 50.0]], [[0.0, 1.0], [0.0, 2.0]]])
+    target = torch.zeros(2, 2, 2)
+    valid = torch.tensor([[True, False], [True, True]])
+    # (1 + 4) / 2, (0 + 1) / 2 and (0 + 4) / 2; not the step with 50
+    assert masked_mse(prediction, target, valid).item() == pytest.approx((2.5 + 0.5 + 2.0) / 3)
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "train", "val"), [(10, 0.1, 9, 1), (20, 0.25, 15, 5), (3, 0.1, 2, 1), (1, 0.5, 1, 0), (7, 0.0, 7, 0), (2, 0.5, 1, 1)]
+)
+def test_episodes_are_split(count: int, share: float, train: int, val: int) -> None:
+    learned, kept = split_episodes(count, share, seed=1)
+    assert (len(learned), len(kept)) == (train, val)
+    assert sorted([*learned, *kept]) == list(range(count))
+    assert split_episodes(count, share, seed=1) == (learned, kept)
+
+
+def test_another_seed_keeps_other_episodes() -> None:
+    assert len({tuple(split_episodes(100, 0.1, seed)[1]) for seed in range(5)}) == 5
+
+
+def test_statistics_by_hand() -> None:
+    obs = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
+    actions = torch.tensor([[-0.5, 0.2, 0.0], [0.7, 0.2, 0.0005]])
+    made = Statistics.of(obs, actions)
+    assert made.obs_mean.tolist() == [2.0, 5.0]
+    assert made.obs_std.tolist() == pytest.approx([1.0, 0.0])
+    assert made.normalize_obs(made.obs_mean + torch.tensor([2.0, 5.0])).tolist() == pytest.approx([2.0, 0.0])  # the constant one is ignored
+    normalized = made.normalize_actions(actions)
+    # from -0.5 … 0.7 to -1 … 1; a constant becomes 0; what moves by less than 0.001 to each side is not blown up
+    torch.testing.assert_close(normalized, torch.tensor([[-1.0, 0.0, -0.25], [1.0, 0.0, 0.25]]))
+    torch.testing.assert_close(made.restore_actions(normalized), actions)
+    torch.testing.assert_close(made.restore_actions(torch.tensor([7.0, -9.0, 0.0])), torch.tensor([0.7, 0.199, 0.00025]))
+    assert made.normalize_obs(torch.tensor([[24.0, 6.0]])).tolist() == [[10.0, 0.0]]  # clipped
+
+
+def test_normalised_windows() -> None:
+    raw = windows()
+    made = raw.normalized(Statistics.of(raw.obs, raw.actions), torch.device("cpu"))
+    assert made.actions[:, 0].tolist() == pytest.approx([-1.0, -9 / 11, -7 / 11, 9 / 11, 1.0])
+    assert made.obs.mean().item() == pytest.approx(0.0, abs=1e-6)
+    assert made.obs.std(correction=0).item() == pytest.approx(1.0)
+    assert torch.equal(made.last, raw.last)
+
+
+@pytest.mark.parametrize("lost", ["obs_mean", "action_high", None])
+def test_statistics_that_are_missing_are_named(lost: str | None) -> None:
+    state = Statistics.of(torch.randn(4, 3), torch.randn(4, 2)).state_dict()
+    given = None if lost is None else {key: value for key, value in state.items() if key != lost}
+    with pytest.raises(CheckpointError, match=r"m\.safetensors holds no normalisation statistics \(.*missing\).*imitate") as caught:
+        Statistics.from_state(given, 3, 2, "m.safetensors")
+    assert lost is None or lost in str(caught.value)
+
+
+def test_statistics_of_another_size_are_refused() -> None:
+    state = Statistics.of(torch.randn(4, 3), torch.randn(4, 2)).state_dict()
+    with pytest.raises(CheckpointError, match=r"obs_mean has shape \[3\]; expected \[5\]"):
+        Statistics.from_state(state, 5, 2, "m")

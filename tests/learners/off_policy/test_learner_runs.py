@@ -1,0 +1,258 @@
+"""Runs with a replay buffer: rows of figures, exact resuming, segments on disk, a base policy's server that gives up."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_interruptions import fill
+from tiny_runs import config, different, figures, files, train
+
+from residual_rl.errors import BasePolicyError, ConfigError
+from residual_rl.evaluation.evaluate import evaluate, no_residual
+from residual_rl.factory import make_residual_env
+from residual_rl.learners.off_policy.learner import replay_buffer
+from residual_rl.runner import Runner
+from residual_rl.runs import disk_space
+from residual_rl.runs.checkpoint import from_bytes, to_bytes
+from residual_rl.runs.logger import read_metrics
+from residual_rl.runs.run_folder import RunFolder
+from residual_rl.utils.files import WriteError
+from residual_rl.utils.seeding import TRAINING_EVAL_SEED
+
+
+@pytest.fixture(autouse=True)
+def _eight_rows_a_segment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """32 env steps in 4 worlds; a buffer of 96 holds three of them."""
+    monkeypatch.setattr(replay_buffer, "SEGMENT_ROWS", 8)
+
+
+def state(runner: Runner) -> Any:
+    return from_bytes(to_bytes(runner.state_dict(), "checkpoint"), "checkpoint")
+
+
+def segments(path: Path) -> list[str]:
+    return [file.name for file in sorted((path / "replay").iterdir())]
+
+
+# --- rows of figures --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_rows_come_when_they_are_due_and_at_every_evaluation_and_checkpoint(tmp_path: Path) -> None:
+    train(tmp_path / "run", learner="sac", log_freq=24, save_freq=64, eval_freq=80, total_timesteps=128)
+    rows = figures(tmp_path / "run")
+    # every 24: 24 48 72 96 120; saved: 64 128; evaluated: 80 and at the end
+    assert [row["step"] for row in rows] == [0, 24, 48, 64, 72, 80, 96, 120, 128]
+    assert [row["step"] for row in rows if "eval/success_rate" in row] == [0, 80, 128]
+
+
+@pytest.mark.slow
+def test_a_row_is_the_mean_over_the_updates_since_the_last_one_and_the_latest_count(tmp_path: Path) -> None:
+    for name, log_freq in (("each", 0), ("third", 24)):
+        train(tmp_path / name, learner="sac", log_freq=log_freq, save_freq=10**6, eval_freq=0, total_timesteps=96)
+    each, third = (figures(tmp_path / name) for name in ("each", "third"))
+    assert [row["step"] for row in each] == list(range(0, 97, 8))
+    assert [row["step"] for row in third] == [0, 24, 48, 72, 96]
+    for i, row in enumerate(third[1:-1]):
+        between = each[1 + 3 * i : 4 + 3 * i]
+        for tag in ("residual/magnitude", "task/dist_to_goal", "train/critic_loss", "train/entropy"):
+            values = [one[tag] for one in between if tag in one]
+            assert (tag in row) == bool(values)
+            assert not values or row[tag] == pytest.approx(sum(values) / len(values))
+        for tag in ("train/buffer_size", "train/updates", "rollout/ep_rew_mean"):
+            assert row.get(tag) == between[-1].get(tag), tag
+    assert "train/critic_loss" in third[2]
+
+
+def test_ppo_has_a_row_for_each_update_and_off_policy_learners_for_some_steps() -> None:
+    assert [config(learner=name).run.log_freq for name in ("ppo", "sac")] == [0, 24]
+    from residual_rl.config import TrainCfg
+
+    assert [TrainCfg.default("so101-paper", learner_id=name).run.log_freq for name in ("ppo", "sac", "td3")] == [0, 500, 500]
+
+
+@pytest.mark.parametrize("learner", ["sac", "td3"])
+def test_the_first_evaluation_is_the_base_policys_own(tmp_path: Path, learner: str) -> None:
+    runner = train(tmp_path / "run", learner=learner, total_timesteps=8)
+    first = json.loads((tmp_path / "run" / "eval_results" / "step_000000000.json").read_text())
+    assert first["residual_size"] == [0.0, 0.0]
+    env = make_residual_env(runner.cfg, 2)
+    base = evaluate(env, no_residual(env), range(TRAINING_EVAL_SEED, TRAINING_EVAL_SEED + 2))
+    assert {name: first[name] for name in ("success_once", "return", "episode_length")} == {
+        name: base[name].tolist() for name in ("success_once", "return", "episode_length")
+    }
+
+
+# --- exact resuming ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"learner": "sac"}, {"learner": "td3", "prog_explore": 200, "normalize_targets": True}], ids=str)
+def test_training_in_pieces_is_training_at_once(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Stopped where a row is due (96), and where none is (136, 176): figures, files and all that goes on."""
+    settings = {**settings, "save_freq": 64}
+    whole = train(tmp_path / "whole", **settings)
+    path = tmp_path / "pieces"
+    train(path, stop_at=96, **settings)
+    train(path, stop_at=136, resume=True, **settings)
+    assert figures(path)[-1]["step"] == 136  # what a stopped run shows
+    train(path, stop_at=176, resume=True, **settings)
+    pieces = train(path, resume=True, **settings)
+    assert different(state(whole), state(pieces)) == []
+    assert figures(tmp_path / "whole") == figures(path)
+    assert 136 not in [row["step"] for row in figures(path)]
+    for folder in ("best_model", "final_model", "eval_results"):
+        assert files(tmp_path / "whole" / folder) == files(path / folder), folder
+    # 64 rows are eight segments, of which the ring holds three and the kept checkpoints (128, 192, 256) those from the second on
+    assert segments(tmp_path / "whole") == [f"segment_{i:06d}.safetensors" for i in range(1, 8)]
+
+
+@pytest.mark.slow
+def test_a_segment_is_written_once_and_a_checkpoint_holds_only_what_is_not_full(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    train(path, learner="sac", stop_at=72, buffer_size=10_000, eval_freq=0)
+    before = {file.name: file.stat().st_mtime_ns for file in (path / "replay").iterdir()}
+    assert segments(path) == ["segment_000000.safetensors", "segment_000001.safetensors"]
+    train(path, learner="sac", resume=True, buffer_size=10_000, eval_freq=0)
+    after = {file.name: file.stat().st_mtime_ns for file in (path / "replay").iterdir()}
+    assert after | before == after
+    assert len(after) == 8
+    sizes = {file.stat().st_size for file in (path / "checkpoints").iterdir()}
+    assert max(sizes) - min(sizes) < (path / "replay" / "segment_000000.safetensors").stat().st_size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", ["flip", "remove"])
+def test_a_damaged_segment_gives_way_loudly_to_the_checkpoint_before(tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture) -> None:
+    settings = {"learner": "sac", "buffer_size": 10_000}
+    whole = train(tmp_path / "whole", **settings)
+    path = tmp_path / "run"
+    train(path, stop_at=168, **settings)  # checkpoints 128, 160 and 168; 160 is the first with segment 4
+    segment = path / "replay" / "segment_000004.safetensors"
+    data = segment.read_bytes()
+    if harm == "remove":
+        segment.unlink()
+    else:
+        segment.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    with caplog.at_level(logging.WARNING):
+        resumed = train(path, resume=True, **settings)
+    assert "FALLING BACK to the checkpoint before it" in caplog.text
+    assert str(segment) in caplog.text
+    assert "step_000000168.safetensors is not whole" in caplog.text
+    assert "step_000000160.safetensors is not whole" in caplog.text
+    assert different(state(whole), state(resumed)) == []
+    assert figures(tmp_path / "whole") == figures(path)
+
+
+@pytest.mark.slow
+def test_a_run_of_before_segments_had_files_goes_on(tmp_path: Path) -> None:
+    """Its checkpoint held the whole buffer, and progress knew of no rows that are means."""
+    from residual_rl.runs import checkpoint
+
+    settings = {"learner": "sac", "log_freq": 0}
+    whole = train(tmp_path / "whole", **settings)
+    path = tmp_path / "run"
+    runner = train(path, stop_at=136, **settings)
+    old = state(runner)
+    del old["progress"]["means"], old["progress"]["logged"], old["learner"]["demonstrations"]
+    old["learner"]["num_demonstrations"] = 0
+    for file in [*(path / "replay").iterdir(), *(path / "checkpoints").iterdir()]:
+        file.unlink()
+    checkpoint.save(path / "checkpoints" / "step_000000136.safetensors", old, "checkpoint")
+    assert different(state(whole), state(train(path, resume=True, **settings))) == []
+    assert figures(tmp_path / "whole") == figures(path)
+
+
+# --- a server that gives up -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_where_a_server_gives_up_the_state_before_is_saved_and_little_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"learner": "sac", "eval_freq": 0}
+    whole = train(tmp_path / "whole", **settings)
+    cfg, folder = config(**settings), RunFolder(tmp_path / "run")
+    copied: list[int] = []
+    with folder.start(cfg.to_dict()):
+        runner = Runner(cfg, folder)
+        monkeypatch.setattr(runner.env.base_policy.policy, "remote", True, raising=False)
+        buffer, update = runner.learner.buffer, runner._update  # type: ignore[attr-defined]
+        segment = buffer.segment
+        monkeypatch.setattr(buffer, "segment", lambda number: (copied.append(number), segment(number))[1])
+
+        def fail() -> Any:
+            metrics = update()
+            if runner.progress.step == 176:  # in the middle: the learner has new weights already
+                raise BasePolicyError("the server is gone")
+            return metrics
+
+        monkeypatch.setattr(runner, "_update", fail)
+        with pytest.raises(BasePolicyError, match="the server is gone; saved at 168 steps"):
+            runner.learn()
+    # in each iteration what is not full, for each checkpoint what is new, and once each what gave way while it was held
+    assert len(copied) < 22 + 6 + 6 + 8
+    monkeypatch.undo()
+    monkeypatch.setattr(replay_buffer, "SEGMENT_ROWS", 8)
+    resumed = train(tmp_path / "run", resume=True, **settings)
+    assert different(state(whole), state(resumed)) == []
+    assert figures(tmp_path / "whole") == figures(tmp_path / "run")
+
+
+# --- disks ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_disk_with_too_little_room_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Usage:
+        total = free = 10**9
+
+    asked: list[Path] = []
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: (asked.append(path), Usage)[1])
+    monkeypatch.setattr(disk_space, "GIB", 1)
+    runner = train(tmp_path / "other", learner="sac", total_timesteps=64)
+    Usage.free = 100_000
+    with pytest.raises(ConfigError) as refusal:
+        Runner(config(learner="sac", total_timesteps=64), RunFolder(tmp_path / "not" / "there" / "yet"))
+    figures = [float(word.strip("(")) for word in str(refusal.value).split() if word.strip("(").replace(".", "").isdigit()]
+    free, checkpoints, replay, more = figures
+    assert (free, more) == (100_000, checkpoints + replay)
+    assert replay == 16 * runner.learner.buffer.row_bytes  # type: ignore[attr-defined]  # 64 steps of 4 worlds
+    assert "free some space, or choose another --output-dir, a smaller --buffer-size or fewer --keep-checkpoints" in str(refusal.value)
+    written = sum(file.stat().st_size for part in ("checkpoints", "replay") for file in (tmp_path / "other" / part).iterdir())
+    assert 0.5 * written < more < 2.0 * written
+    assert asked == [tmp_path / "other", tmp_path]
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_in_the_middle_of_the_segments_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", tmp_path], capture_output=True, check=False)
+    if mount.returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        path, settings = tmp_path / "run", {"learner": "sac", "buffer_size": 10_000, "eval_freq": 0, "keep_checkpoints": 2}
+        with monkeypatch.context() as patch:
+            save = Runner.state_dict
+
+            def full_then(runner: Runner) -> Any:
+                if runner.progress.step == 160:  # room for nothing more, in the third checkpoint's time
+                    fill(tmp_path / "ballast")
+                return save(runner)
+
+            patch.setattr(Runner, "state_dict", full_then)
+            with pytest.raises(WriteError, match=r"cannot write .*: No space left on device; free some space"):
+                train(path, **settings)
+        (tmp_path / "ballast").unlink()
+        rows = read_metrics(path / "metrics.jsonl")
+        assert rows
+        assert math.isfinite(rows[-1]["time/wall"])
+        resumed = train(path, resume=True, total_timesteps=192, **settings)
+        assert resumed.progress.step == 192
+        assert [file.name for file in (path / "replay").iterdir() if file.name.startswith(".")] == []
+    finally:
+        subprocess.run(["umount", "-l", tmp_path], check=True)

@@ -1,0 +1,278 @@
+"""The replay buffer and its n-step returns, against arrays worked out by hand and a slow loop; its state; its refusals."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from residual_rl.errors import CheckpointError, ConfigError
+from residual_rl.learners.common.returns import n_step_returns
+from residual_rl.learners.off_policy.batch import Sample
+from residual_rl.learners.off_policy.learner import replay_buffer
+from residual_rl.learners.off_policy.replay_buffer import ReplayBuffer
+from residual_rl.runs.checkpoint import from_bytes, to_bytes
+from residual_rl.types import Segment, State
+
+CPU = torch.device("cpu")
+NO, YES = False, True
+
+
+def make(capacity: int, num_envs: int) -> ReplayBuffer:
+    return ReplayBuffer(capacity, num_envs, obs_dim=1, action_dim=1, device=CPU)
+
+
+def row(reward: list[float], obs: list[float], terminated: list[bool], truncated: list[bool]) -> dict[str, torch.Tensor]:
+    """`obs` stands for all that is before the step; what comes after it is 100 more."""
+    now = torch.tensor(obs)[:, None]
+    before = {"obs": now, "base_action": now + 0.1, "residual_action": now + 0.2, "action": now + 0.3, "scale": now + 0.4}
+    after = {"next_obs": now + 100.0, "next_base_action": now + 100.1, "next_scale": now + 100.4}
+    ends = {"terminated": torch.tensor(terminated), "truncated": torch.tensor(truncated)}
+    return {**before, **after, **ends, "reward": torch.tensor(reward)}
+
+
+def filled(steps: int, capacity: int = 16) -> ReplayBuffer:
+    """Two worlds; rewards 1, 2, 4, … in both. World 0 terminates in step 2, world 1 is truncated in step 1."""
+    buffer = make(capacity, 2)
+    for t in range(steps):
+        buffer.add(row([2.0**t] * 2, [float(t), 10.0 + t], [t == 2, NO], [NO, t == 1]))
+    return buffer
+
+
+def gathered(buffer: ReplayBuffer, world: int, n_step: int, bootstrap_at_done: str = "truncated") -> Sample:
+    rows = torch.arange(buffer.filled_rows)
+    return buffer.gather(rows * buffer.num_envs + world, n_step, 0.5, bootstrap_at_done)
+
+
+# --- n-step returns ---------------------------------------------------------------------------------------------------
+
+
+def test_n_step_returns_by_hand() -> None:
+    reward = torch.tensor([[1.0, 1.0, 1.0, 1.0], [2.0, 2.0, 2.0, 2.0], [4.0, 4.0, 4.0, 4.0]])
+    terminated = torch.tensor([[NO, NO, YES, NO], [NO, NO, NO, NO], [YES, NO, NO, NO]])
+    truncated = torch.tensor([[NO, NO, NO, NO], [NO, YES, NO, NO], [NO, NO, NO, NO]])
+    available = torch.tensor([3, 3, 3, 2])
+    # whole window, ends by termination: 1 + 0.5*2 + 0.25*4, no bootstrap; truncated after 2: 1 + 0.5*2, then 0.25 V;
+    # terminated at once: 1; only 2 steps there are: 1 + 0.5*2, then 0.25 V
+    total, discount, last = n_step_returns(reward, terminated, truncated, available, 0.5)
+    assert total.tolist() == [3.0, 2.0, 1.0, 2.0]
+    assert discount.tolist() == [0.0, 0.25, 0.0, 0.25]
+    assert last.tolist() == [2, 1, 0, 1]
+    always = n_step_returns(reward, terminated, truncated, available, 0.5, "always")
+    assert always.discount.tolist() == [0.125, 0.25, 0.5, 0.25]
+    never = n_step_returns(reward, terminated, truncated, available, 0.5, "never")
+    assert never.discount.tolist() == [0.0, 0.0, 0.0, 0.25]
+    assert always.total.tolist() == never.total.tolist() == total.tolist()
+
+
+def test_one_step_returns_are_the_reward_and_the_next_value() -> None:
+    terminated, truncated = torch.tensor([[NO, YES, NO]]), torch.tensor([[NO, NO, YES]])
+    total, discount, last = n_step_returns(torch.tensor([[3.0, 5.0, 7.0]]), terminated, truncated, torch.tensor([9, 9, 9]), 0.5)
+    assert (total.tolist(), discount.tolist(), last.tolist()) == ([3.0, 5.0, 7.0], [0.5, 0.0, 0.5], [0, 0, 0])
+
+
+# --- the ring ---------------------------------------------------------------------------------------------------------
+
+
+def test_windows_end_with_the_episode_and_with_the_data() -> None:
+    buffer = filled(5)
+    # rewards 1 2 4 | 8 16 in world 0, which terminates in step 2
+    terminating = gathered(buffer, 0, 3)
+    assert terminating.total.tolist() == [1 + 0.5 * 2 + 0.25 * 4, 2 + 0.5 * 4, 4, 8 + 0.5 * 16, 16]
+    assert terminating.discount.tolist() == [0.0, 0.0, 0.0, 0.25, 0.5]
+    assert terminating.next_obs.flatten().tolist() == [102.0, 102.0, 102.0, 104.0, 104.0]
+    # and 1 2 | 4 8 16 in world 1, which is truncated in step 1
+    truncating = gathered(buffer, 1, 3)
+    assert truncating.total.tolist() == [1 + 0.5 * 2, 2, 4 + 0.5 * 8 + 0.25 * 16, 8 + 0.5 * 16, 16]
+    assert truncating.discount.tolist() == [0.25, 0.5, 0.125, 0.25, 0.5]
+    assert truncating.next_obs.flatten().tolist() == [111.0, 111.0, 114.0, 114.0, 114.0]
+    assert gathered(buffer, 1, 3, "never").discount.tolist() == [0.0, 0.0, 0.125, 0.25, 0.5]
+    assert gathered(buffer, 0, 3, "always").discount.tolist() == [0.125, 0.25, 0.5, 0.25, 0.5]
+
+
+def test_what_belongs_to_a_step_stays_with_it() -> None:
+    sample = gathered(filled(5), 1, 2)
+    at = sample.obs
+    assert at.flatten().tolist() == [10.0, 11.0, 12.0, 13.0, 14.0]
+    for name, offset in (("base_action", 0.1), ("residual_action", 0.2), ("action", 0.3), ("scale", 0.4)):
+        assert torch.equal(getattr(sample, name), at + offset)
+    after = sample.next_obs  # one step on, but for step 1, where the episode ends, and step 4, the newest
+    assert after.flatten().tolist() == [111.0, 111.0, 113.0, 114.0, 114.0]
+    torch.testing.assert_close(sample.next_base_action, after + 0.1)
+    torch.testing.assert_close(sample.next_scale, after + 0.4)
+
+
+def test_a_full_ring_forgets_the_oldest_and_windows_go_around_its_end_but_not_beyond_the_newest() -> None:
+    buffer = make(4 * 1, 1)
+    for t in range(6):  # rows hold steps 4 5 2 3
+        buffer.add(row([2.0**t], [float(t)], [NO], [NO]))
+    sample = gathered(buffer, 0, 3)
+    assert sample.obs.flatten().tolist() == [4.0, 5.0, 2.0, 3.0]
+    assert sample.total.tolist() == [16 + 0.5 * 32, 32, 4 + 0.5 * 8 + 0.25 * 16, 8 + 0.5 * 16 + 0.25 * 32]
+    assert sample.discount.tolist() == [0.25, 0.5, 0.125, 0.125]
+    assert sample.next_obs.flatten().tolist() == [105.0, 105.0, 104.0, 105.0]
+    assert buffer.newest("reward", 3).flatten().tolist() == [8.0, 16.0, 32.0]
+    assert len(buffer) == 4
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 30), st.integers(1, 3), st.integers(2, 9), st.integers(1, 5), st.sampled_from(["truncated", "always", "never"]),
+       st.integers(0, 2**32 - 1))  # fmt: skip
+def test_it_agrees_with_a_slow_loop(steps: int, worlds: int, rows: int, n_step: int, bootstrap_at_done: str, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    buffer, gamma = make(rows * worlds, worlds), 0.5
+    rewards = torch.randn(steps, worlds, generator=generator)
+    terminated, truncated = torch.rand(2, steps, worlds, generator=generator) < 0.2
+    for t in range(steps):
+        buffer.add(row(rewards[t].tolist(), [float(t)] * worlds, terminated[t].tolist(), truncated[t].tolist()))
+    oldest = max(steps - rows, 0)
+    for world in range(worlds):
+        sample = gathered(buffer, world, n_step, bootstrap_at_done)
+        assert sorted(sample.obs.flatten().tolist()) == list(range(oldest, steps))
+        for i, start in enumerate(sample.obs.flatten().long().tolist()):
+            total, k = 0.0, start
+            while True:
+                total += gamma ** (k - start) * rewards[k, world].item()
+                ended = bool(terminated[k, world] | truncated[k, world])
+                if ended or k + 1 == steps or k + 1 - start == n_step:
+                    break
+                k += 1
+            stops = {"truncated": terminated[k, world], "always": False, "never": ended}[bootstrap_at_done]
+            assert sample.total[i].item() == pytest.approx(total, abs=1e-5)
+            assert sample.discount[i].item() == pytest.approx(0.0 if stops else gamma ** (k + 1 - start), abs=1e-6)
+            assert sample.next_obs[i].item() == k + 100.0
+
+
+def test_samples_are_uniform_and_made_by_the_generator() -> None:
+    buffer = filled(5)
+    state = torch.get_rng_state()
+    draws = [buffer.sample(20_000, 3, 0.5, "truncated", torch.Generator().manual_seed(seed)).obs.flatten() for seed in (0, 0, 1)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    assert torch.equal(torch.get_rng_state(), state)
+    values, counts = draws[0].unique(return_counts=True)
+    assert values.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 10.0, 11.0, 12.0, 13.0, 14.0]
+    assert (counts - 2000).abs().max() < 5 * 2000**0.5
+
+
+# --- state ------------------------------------------------------------------------------------------------------------
+
+
+def random_row(generator: torch.Generator, worlds: int = 2) -> dict[str, torch.Tensor]:
+    ends = (torch.rand(2, worlds, generator=generator) < 0.2).tolist()
+    return row(torch.randn(worlds, generator=generator).tolist(), torch.randn(worlds, generator=generator).tolist(), *ends)
+
+
+def through_a_file(state: State) -> State:
+    return from_bytes(to_bytes(state, "checkpoint"), "checkpoint")
+
+
+def drawn(buffer: ReplayBuffer) -> Sample:
+    return buffer.sample(64, 3, 0.9, "truncated", torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 7, 8, 11, 12, 21])
+def test_a_state_goes_through_a_file_and_comes_back_bit_for_bit(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay_buffer, "SEGMENT_ROWS", 4)
+    generator = torch.Generator().manual_seed(0)
+    buffer = make(2 * 8, 2)
+    assert (buffer.num_rows, buffer.segment_rows) == (8, 4)
+    for _ in range(steps):
+        buffer.add(random_row(generator))
+    state = buffer.state_dict()
+    kept = through_a_file(state)
+    again, in_memory = make(2 * 8, 2), make(2 * 8, 2)
+    again.load_state_dict(kept)
+    for _ in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(drawn(buffer), drawn(again), strict=True))
+        new = random_row(generator)
+        buffer.add(new)
+        again.add(new)
+    for _ in range(9):  # what the state holds gives way altogether
+        buffer.add(random_row(generator))
+    assert to_bytes(state, "checkpoint") == to_bytes(kept, "checkpoint")  # a state is of its time, not a view of what goes on
+    in_memory.load_state_dict(state)
+    buffer.load_state_dict(state)
+    assert all(torch.equal(a, b) for a, b in zip(drawn(in_memory), drawn(buffer), strict=True))
+
+
+def test_a_state_copies_what_is_full_only_when_it_is_about_to_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay_buffer, "SEGMENT_ROWS", 4)
+    buffer, generator, copied = make(2 * 12, 2), torch.Generator().manual_seed(0), []
+    segment = buffer.segment
+    monkeypatch.setattr(buffer, "segment", lambda number: (copied.append(number), segment(number))[1])
+    for _ in range(10):
+        buffer.add(random_row(generator))
+    state = buffer.state_dict()
+    assert [type(part) for part in state["segments"].values()] == [Segment, Segment, dict]
+    assert [state["segments"][key].name for key in ("000000", "000001")] == ["segment_000000", "segment_000001"]
+    assert copied == [2]  # what is not full yet
+    assert buffer.state_dict()["segments"]["000001"] is state["segments"]["000001"]
+    copied.clear()
+    for _ in range(2):
+        buffer.add(random_row(generator))
+    assert copied == []
+    for _ in range(4):  # into the room of segment 0
+        buffer.add(random_row(generator))
+    assert copied == [0]
+    copied.clear()
+    del state
+    for _ in range(8):  # nobody holds a state any more
+        buffer.add(random_row(generator))
+    assert copied == []
+
+
+def test_segments_are_written_once_and_a_whole_ring_is_made_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay_buffer, "SEGMENT_ROWS", 4)
+    generator = torch.Generator().manual_seed(0)
+    buffer = make(2 * 8, 2)
+    on_disk: dict[str, Any] = {}
+    for step in range(1, 15):
+        buffer.add(random_row(generator))
+        numbers = buffer.segments()
+        assert list(numbers) == [i for i in range(4) if 4 * i < step and 4 * (i + 1) > step - 8]
+        for i in numbers:
+            if 4 * (i + 1) <= step:
+                on_disk.setdefault(f"{i:06d}", buffer.segment(i))
+    # 14 rows: segments 0 to 2 are complete, 0 and half of 1 gave way, 3 is unfinished
+    assert list(on_disk) == ["000000", "000001", "000002"]
+    assert [len(segment["columns"]["obs"]) for segment in on_disk.values()] == [4, 4, 4]
+    state = {**buffer.state_dict(), "segments": {k: on_disk[k] for k in ("000001", "000002")} | {"000003": buffer.segment(3)}}
+    again = make(2 * 8, 2)
+    again.load_state_dict(state)
+    assert all(torch.equal(a, b) for a, b in zip(drawn(buffer), drawn(again), strict=True))
+
+
+def test_a_state_of_another_buffer_is_refused() -> None:
+    state = through_a_file(filled(5).state_dict())
+    with pytest.raises(CheckpointError, match="has 8 rows, buffer_size and num_envs make it 16"):
+        make(32, 2).load_state_dict(state)
+    with pytest.raises(CheckpointError, match=r"base_action has rows of shape \[2, 1\], the settings make it \[2, 3\]"):
+        ReplayBuffer(16, 2, 1, 3, CPU).load_state_dict(state)
+    broken = copy.deepcopy(state)
+    del broken["segments"]["000000"]["columns"]["reward"]
+    with pytest.raises(CheckpointError, match=r"columns differ: \['reward'\]"):
+        filled(1).load_state_dict(broken)
+
+
+@pytest.mark.parametrize(
+    ("capacity", "num_envs", "rows", "segment_rows"),
+    [(1000, 1, 1000, 1000), (1024, 1, 1024, 1024), (1500, 1, 1500, 750), (2049, 1, 2049, 683), (30_000, 16, 1876, 938)],
+)
+def test_what_is_asked_for_is_kept(capacity: int, num_envs: int, rows: int, segment_rows: int) -> None:
+    buffer = make(capacity, num_envs)
+    assert (buffer.num_rows, buffer.segment_rows) == (rows, segment_rows)
+
+
+def test_a_buffer_that_holds_no_step_or_fits_in_no_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"buffer_size must be at least num_envs \(16\), not 8"):
+        make(8, 16)
+    monkeypatch.setattr(replay_buffer, "free_memory", lambda: 2**30)
+    # two observations of 1, six actions of 1, the reward: 9 floats, and two booleans
+    with pytest.raises(ConfigError, match=r"buffer_size 56,512,728 needs 2\.0 GiB, cpu has 1\.0 GiB left: choose 22,60\d,\d\d\d or less"):
+        make(round(2 * 2**30 / 38), 1)
+    make(1024, 1)

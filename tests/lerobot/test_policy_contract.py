@@ -1,0 +1,73 @@
+"""ACT and Diffusion policies of LeRobot keep the contract of base policies."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_base_policies as contract
+from lerobot_case import make_case
+from test_base_policies import env as env
+from test_base_policies import lone_env as lone_env
+from test_base_policies import seen as seen
+
+from residual_rl.base_policies.lerobot import LeRobotCfg
+from residual_rl.envs.vec_env import VecEnv
+from residual_rl.types import Obs
+
+pytestmark = pytest.mark.lerobot
+
+ID = "lerobot"
+ConfigOf = Callable[[str], LeRobotCfg]
+
+
+@functools.cache
+def _case(folder: Path, kind: str) -> LeRobotCfg:
+    return make_case(folder, kind)
+
+
+@pytest.fixture(scope="module", params=["act", "diffusion"])
+def settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    cfg = _case(tmp_path_factory.mktemp(request.param), request.param)
+    return lambda _: cfg
+
+
+def test_gives_an_action_for_every_world(settings: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
+    contract.test_gives_an_action_for_every_world(ID, settings, env, seen)
+
+
+def test_instances_agree_and_share_no_state(settings: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
+    contract.test_instances_agree_and_share_no_state(ID, settings, env, seen)
+
+
+@pytest.mark.parametrize("world", [0, 2])
+def test_a_worlds_actions_do_not_depend_on_the_others(
+    settings: ConfigOf, world: int, env: VecEnv, lone_env: VecEnv, seen: list[Obs]
+) -> None:
+    contract.test_a_worlds_actions_do_not_depend_on_the_others(ID, settings, world, env, lone_env, seen)
+
+
+def test_reset_touches_the_worlds_of_the_mask_alone(settings: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
+    contract.test_reset_touches_the_worlds_of_the_mask_alone(ID, settings, env, seen)
+
+
+@pytest.mark.parametrize(("end", "world"), [(10, 0), (18, 3), (26, 1), (40, 2)])
+def test_a_final_observation_is_answered_for_its_world_alone(
+    settings: ConfigOf, end: int, world: int, env: VecEnv, seen: list[Obs]
+) -> None:
+    contract.test_a_final_observation_is_answered_for_its_world_alone(ID, settings, end, world, env, seen)
+
+
+def test_a_saved_state_goes_on_bit_for_bit(settings: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
+    contract.test_a_saved_state_goes_on_bit_for_bit(ID, settings, env, seen)
+
+
+def test_reads_what_it_declares_and_nothing_else(settings: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
+    contract.test_reads_what_it_declares_and_nothing_else(ID, settings, env, seen)
+
+
+def test_an_env_without_its_inputs_is_refused(settings: ConfigOf) -> None:
+    contract.test_an_env_without_its_inputs_is_refused(ID, settings)

@@ -1,0 +1,36 @@
+"""Without LeRobot, what needs it says in one line how to get it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+
+import il_case
+import pytest
+import tiny_runs
+
+MEND = "is not available; install it with `pip install residual-rl[lerobot]` (Python 3.12 or newer), or in a checkout `make setup-lerobot`"
+
+
+@pytest.fixture(autouse=True)
+def no_lerobot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it were not installed, wherever these tests run."""
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "lerobot":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+
+
+def test_commands_without_lerobot(tmp_path: Path, fails: tiny_runs.Fails) -> None:
+    demos = il_case.write_demos(tmp_path / "demos.h5")
+    out = ["--out", tmp_path / "out"]
+    text = fails("eval", "so101-paper", "--base-policy", "lerobot", "--il-checkpoint", tmp_path, "--n-episodes", "2")
+    assert f"LeRobot, which the base policy 'lerobot' needs, {MEND}" in text
+    assert f"LeRobot, which demos to-lerobot needs, {MEND}" in fails("demos", "to-lerobot", demos, *out)
+    assert f"LeRobot, which demos from-lerobot needs, {MEND}" in fails("demos", "from-lerobot", tmp_path, *out)
+    assert f"LeRobot, which --algo act needs, {MEND}" in fails("imitate", demos, "--algo", "act", *out)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,343 @@
+"""The sanity suite: it passes what is sound, and each defect makes the check fail that is there for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import fakes
+import numpy as np
+import pytest
+import torch
+
+from residual_rl.cli import doctor as command
+from residual_rl.cli.main import main
+from residual_rl.envs import sanity_checks as sanity
+from residual_rl.envs.sanity_checks import Check
+from residual_rl.envs.sanity_checks import suite as doctor
+from residual_rl.envs.task_env import TaskEnv
+from residual_rl.envs.vec_env import VecEnv
+from residual_rl.errors import NonFiniteError
+from residual_rl.factory import make_base_policy
+from residual_rl.registry import BASE_POLICIES, TASKS
+from residual_rl.sanity.suite import examine, format_table, generic_checks
+from residual_rl.tasks.so101_paper import doctor as so101
+from residual_rl.tasks.so101_paper import mujoco_env as mujoco_backend
+from residual_rl.tasks.so101_paper.config import SO101PaperCfg
+from residual_rl.tasks.so101_paper.task import SO101Paper
+
+
+@pytest.fixture(autouse=True)
+def _homing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BASE_POLICIES._specs, "homing", fakes.HOMING)
+
+
+def failed(checks: Iterable[Check]) -> set[str]:
+    return {check.name for check in checks if not check.ok}
+
+
+def point_checks(defect: str = "", **spec: Any) -> list[Check]:
+    cfg = fakes.PointCfg(max_episode_steps=12, defect=defect)
+    task = dataclasses.replace(fakes.POINT_TASK, config_overrides={"defect": defect}, **spec)
+    return list(generic_checks(task, cfg, quick=True))
+
+
+# --- the checks for any task ------------------------------------------------------------------------------------------
+
+
+def test_a_sound_env_passes() -> None:
+    checks = point_checks()
+    assert not failed(checks)
+    assert len(checks) == len({check.name for check in checks}) == 7 + 2 + 6  # two terms of the reward, six ways to run
+    by_name = {check.name: check for check in checks}
+    assert by_name["base policy 'homing' solves it"].measured.startswith("100%")
+    assert by_name["determinism, worlds 7, threads 2"].measured == "identical: 28 episodes"
+
+
+@pytest.mark.parametrize(
+    ("defect", "names"),
+    [
+        ("same start", {"other seed, other start"}),
+        ("dead term", {"reward term 'dead'"}),
+        ("unnamed reward", {"rewards add up"}),
+        ("never terminates", {"success ends the episode"}),
+        ("out of bounds", {"observations in their space"}),
+        ("start depends on slot", {"same seed, same start", "determinism, worlds 32, threads 1", "determinism, worlds 1, threads 2"}),
+        ("depends on B", {"determinism, worlds 1, threads 1", "determinism, worlds 7, threads 2"}),
+    ],
+)
+def test_each_defect_fails_its_check(defect: str, names: set[str]) -> None:
+    found = failed(point_checks(defect))
+    assert names <= found
+    if len(names) == 1 and defect not in ("never terminates", "out of bounds"):  # these leave the oracle lost as well
+        assert found == names
+
+
+def test_differences_are_named() -> None:
+    by_name = {check.name: check for check in point_checks("depends on B")}
+    assert by_name["determinism, worlds 32, threads 2"].ok
+    assert by_name["determinism, worlds 1, threads 1"].measured == "state differs at step 1 of seed 30000031"
+
+
+def test_what_does_not_promise_determinism_is_not_held_to_it() -> None:
+    (check,) = [check for check in point_checks("undeterministic") if "determinism" in check.name]
+    assert check.ok
+    assert check.measured == "not checked"
+
+
+def test_an_oracle_that_does_not_solve_the_task_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BASE_POLICIES._specs, "zero", BASE_POLICIES.get("zero"))
+    found = failed(point_checks(oracle="zero"))
+    assert found == {"base policy 'zero' solves it", "reward term 'success'"}
+
+
+def test_without_an_oracle_the_rest_is_examined_on_random_actions() -> None:
+    by_name = {check.name: check for check in point_checks(oracle=None)}
+    assert not failed(by_name.values())
+    assert by_name["oracle"].measured == "not checked: the task names no oracle"
+    assert by_name["determinism, worlds 7, threads 2"].measured == "identical: 28 episodes"
+    broken = {check.name: check for check in point_checks("depends on B", oracle=None)}
+    assert broken["determinism, worlds 1, threads 1"].measured == "state differs at step 1 of seed 30000031"
+
+
+@pytest.mark.parametrize(("defect", "drift"), [("", "0.0000 mm"), ("sags", "14.1421 mm")])
+def test_the_drift_under_zero_action_is_told_in_its_unit(defect: str, drift: str) -> None:
+    """Ten steps of 1 mm along each of two axes are 10 √2 mm."""
+    env = fakes.PointEnv(fakes.PointCfg(max_episode_steps=10, defect=defect), 3)
+    (check,) = sanity.check_poses_hold(env, ["joint_position"], 0.012, "mm", 1e3)
+    assert (check.measured, check.ok) == (drift, not defect)
+    assert check.expected == "joint_position drifts less than 12 mm in 10 steps"
+
+
+def test_what_diverges_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(*args: Any) -> Iterator[Check]:
+        raise NonFiniteError("the simulation diverged in world(s) [3]")
+        yield
+
+    monkeypatch.setattr(doctor, "check_zero_action", diverge)
+    checks = point_checks()
+    assert failed(checks) == {"zero action"}
+    assert checks[0].measured == "the simulation diverged in world(s) [3]"
+
+
+def test_settings_may_hold_the_start_but_defaults_may_not() -> None:
+    held = fakes.PointCfg(max_episode_steps=12, defect="same start")
+    assert not failed(generic_checks(fakes.POINT_TASK, held, quick=True))
+    by_default = dataclasses.replace(fakes.POINT_TASK, config_overrides={"defect": "same start"})
+    assert failed(generic_checks(by_default, held, quick=True)) == {"other seed, other start"}
+
+
+def test_a_tasks_own_checks_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def own(cfg: Any, quick: bool, make_policy: sanity.MakePolicy) -> list[Check]:
+        asked.append((cfg, quick))
+        env = fakes.PointEnv(fakes.PointCfg(), 2)
+        assert make_policy("homing", env).act(env.reset(seed=0)[0]).shape == (2, 2)
+        return [Check("mine", "1", "2", False)]
+
+    monkeypatch.setattr(fakes, "own_checks", own, raising=False)
+    cfg = fakes.PointCfg()
+    told: list[str] = []
+    checks = list(examine(dataclasses.replace(fakes.POINT_TASK, doctor="fakes:own_checks"), cfg, quick=True, tell=told.append))
+    assert told == ["the task's own checks", "zero action", "random actions", "same seed", "other seed", "oracle", "determinism"]
+    assert checks[0] == Check("mine", "1", "2", False)
+    assert asked == [(cfg, True)]
+    assert len(checks) > 10
+
+
+# --- so101-paper ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def env() -> TaskEnv:
+    return mujoco_backend.make(SO101PaperCfg(), 4, 1)
+
+
+CFG = SO101PaperCfg()
+
+
+def make_policy(base_policy_id: str, env: VecEnv) -> sanity.Policy:
+    return make_base_policy(base_policy_id, None, env)
+
+
+def test_so101_paper_is_sound(env: TaskEnv) -> None:
+    checks = [*so101.check_rates(env), *so101.check_scene(env, CFG), *so101.check_draws(env, CFG), *so101.check_kinematics(env)]
+    checks += [*so101.check_reward_terms(CFG), *so101.check_success(CFG), *so101.check_stability(CFG, make_policy, num_steps=5, num_envs=4)]
+    assert not failed(checks)
+    measured = {check.name: check.measured for check in checks}
+    assert measured["control ticks"] == "6, 5, 6, 5, 6, 5"
+    assert measured["friction tip–sheet"] == "1.2 and torsion 0.05, condim 4"
+    assert measured["inside of the tape"] == "188 x 250 mm"  # 148 + 2 · 20 and 210 + 2 · 20
+    assert measured["success: sheet in the middle"] == "at step 10"
+    assert measured["success: one corner 1 mm outside, each"] == "never"
+
+
+@pytest.mark.parametrize("ticks", [(33,), (6, 6, 6, 5, 5, 5), (5, 5, 5, 5, 5, 5)])
+def test_other_rates_are_seen(ticks: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mujoco_backend, "TICK_STEPS", ticks)
+    found = failed(so101.check_rates(mujoco_backend.make(CFG, 2, 1)))
+    assert "control ticks" in found
+    assert ("policy step" in found) == ("policy rate" in found) == (sum(ticks) != 33)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda m: m.pair("tip_sheet").friction.__setitem__(2, 0.005), "friction tip–sheet"),
+        (lambda m: m.pair("sheet_table").friction.__setitem__(0, 0.6), "friction sheet–table"),
+        (lambda m: m.pair("sheet_tape").dim.__setitem__(0, 4), "friction sheet–tape"),
+        (lambda m: m.geom_contype.__setitem__(m.geom("fingertip").id, 1), "other contacts"),
+        (lambda m: m.geom("sheet").size.__setitem__(0, 0.105), "sheet"),
+        (lambda m: m.body("sheet").mass.__setitem__(0, 0.05), "sheet"),
+        (lambda m: m.geom("tape_far").pos.__setitem__(0, 0.33), "inside of the tape"),
+        (lambda m: m.geom("fingertip").size.__setitem__(0, 0.009), "fingertip"),
+        (lambda m: setattr(m.opt, "ls_iterations", 10), "solver"),
+        (lambda m: setattr(m.opt, "impratio", 1), "solver"),
+        (lambda m: m.geom("table").pos.__setitem__(2, -0.001), "height of table and patch"),
+    ],
+)
+def test_another_scene_is_seen(env: TaskEnv, change: Any, name: str) -> None:
+    change(env.physics.model)
+    assert name in failed(so101.check_scene(env, CFG))
+
+
+def test_draws_that_are_not_written_are_seen(env: TaskEnv) -> None:
+    env.physics.write_episode = lambda worlds, episode: None  # type: ignore[attr-defined]
+    assert failed(so101.check_draws(env, CFG)) == {"friction and mass in the worlds"}
+
+
+def test_other_draws_are_seen(env: TaskEnv) -> None:
+    assert failed(so101.check_draws(env, dataclasses.replace(CFG, sheet_x=(0.20, 0.34)))) == {"draws of sheet_x"}
+    assert failed(so101.check_draws(env, dataclasses.replace(CFG, sheet_yaw=(-0.5, 0.5)))) == {"draws of sheet_yaw"}
+
+
+def test_other_kinematics_are_seen(env: TaskEnv) -> None:
+    assert env.kinematics is not None
+    env.kinematics.tool[0, 3] += 2e-6
+    assert failed(so101.check_kinematics(env)) == {"kinematics of the base policies"}
+
+
+def test_other_rewards_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    terms_of = SO101Paper.reward_terms
+    monkeypatch.setattr(SO101Paper, "reward_terms", lambda self, q: terms_of(self, q) | {"yaw": 2 * terms_of(self, q)["yaw"]})
+    assert failed(so101.check_reward_terms(CFG)) == {"reward 'yaw', sheet 5 cm and 0.3 rad off"}
+
+
+def centre_alone(self: SO101Paper, q: dict[str, torch.Tensor]) -> torch.Tensor:
+    away = (q["sheet_position"][:, :2] - torch.tensor(self.cfg.tape_center)).abs()
+    return (away <= self.cfg.tolerance).all(1)
+
+
+def unwrapped(self: SO101Paper, q: dict[str, torch.Tensor]) -> torch.Tensor:
+    return holds(self, q) & (q["sheet_quaternion"][:, 0] > 0.5)  # a sheet that is turned by half a turn does not count
+
+
+holds = SO101Paper.holds
+
+
+@pytest.mark.parametrize(
+    ("condition", "names"),
+    [
+        (centre_alone, {"success: one corner 1 mm outside, each"}),
+        (unwrapped, {"success: turned by half a turn"}),
+        (lambda self, q: q["tolerance"] < 0, {"success: sheet in the middle", "reward 'success' at success"}),
+        (lambda self, q: q["tolerance"] > 0, {"success: out for one step after 9", "success: one corner 1 mm outside, each"}),
+    ],
+)
+def test_another_condition_of_success_is_seen(condition: Any, names: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SO101Paper, "holds", condition)
+    assert names <= failed(so101.check_success(CFG))
+
+
+def test_a_shorter_hold_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = so101.make
+    monkeypatch.setattr(so101, "make", lambda cfg, n: make(dataclasses.replace(cfg, success_hold_steps=9), n))
+    assert {"success: sheet in the middle", "success: out for one step after 9"} <= failed(so101.check_success(CFG))
+
+
+def test_divergence_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(self: TaskEnv, actions: torch.Tensor) -> Any:
+        raise NonFiniteError("the simulation diverged in world(s) [1]")
+
+    monkeypatch.setattr(TaskEnv, "step", diverge)
+    (check,) = so101.check_stability(CFG, make_policy, num_steps=5, num_envs=2)
+    assert not check.ok
+    assert check.measured == "the simulation diverged in world(s) [1]"
+
+
+def test_extremes_are_kept_over_worlds_and_steps() -> None:
+    class Batch:
+        pass
+
+    monitor = so101.Monitor(Batch())
+    records = {
+        "qpos": np.zeros((2, 3, 13)),
+        "qvel": np.zeros((2, 3, 12)),
+        "actuator_force": np.zeros((2, 3, 6)),
+        "qfrc_constraint": np.zeros((2, 3, 12)),
+    }
+    monitor.see(records)
+    records["qvel"][1, 2, 5] = -6.5
+    records["qvel"][0, 1, 6:9] = 0.3, 0.4, 1.2
+    records["qpos"][1, 0, 6:9] = 0.3, 0.4, -0.009
+    records["qpos"][0, 0, 8] = 0.021
+    records["actuator_force"][0, 0, 3] = -2.94
+    records["qfrc_constraint"][1, 1, 2] = -41.0
+    monitor.see(records)
+    monitor.see({name: np.zeros_like(value) for name, value in records.items()})
+    found = {name: (value, value < limit) for name, (value, limit, _) in monitor.extremes().items()}
+    assert found == {
+        "joint speed": (6.5, False),
+        "speed of the sheet": (pytest.approx(1.3), True),
+        "sheet's centre below the table": (pytest.approx(9.0), False),
+        "sheet's centre above the table": (pytest.approx(21.0), False),
+        "sheet's distance from the base": (pytest.approx(0.5), True),
+        "servo torque": (2.94, True),
+        "torque of contacts on a joint": (41.0, False),
+    }
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_the_command_prints_a_table_and_tells_by_its_exit_code(
+    ok: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Any] = []
+
+    def checks(spec: Any, cfg: Any, quick: bool, tell: Callable[[str], None]) -> Iterator[Check]:
+        asked.append((spec, cfg, quick))
+        tell("what is weighed")
+        yield Check("rate", "30 Hz", "30 Hz", True)
+        yield Check("sheet", "5 g", "50 g", ok)
+
+    monkeypatch.setattr(command, "examine", checks)
+    assert main(["doctor", "so101-paper", "--quick", "--tolerance", "0.03"]) == (0 if ok else 1)
+    out, progress = capsys.readouterr()
+    assert "s, 0 checks done; now: what is weighed" in progress
+    assert "30 Hz" in out
+    assert ("FAILED" in out) == (not ok)
+    assert ("all 2 checks hold" if ok else "1 of 2 checks failed: sheet") in out
+    assert asked == [(TASKS.get("so101-paper"), SO101PaperCfg(tolerance=0.03), True)]
+
+
+def test_the_command_names_what_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "so101-papr"]) == 2
+    assert "unknown task 'so101-papr'; did you mean 'so101-paper'" in capsys.readouterr().err
+    assert main(["doctor"]) == 2
+    assert "doctor needs a task id: put it first, residual-rl doctor TASK" in capsys.readouterr().err
+
+
+def test_a_failed_row_stands_out() -> None:
+    table = format_table("title", [Check("a", "1", "1", True), Check("b", "1", "2", False)])
+    assert [row.style for row in table.rows] == [None, "red"]
+    assert list(table.columns[0].cells) == ["[green]ok[/]", "[bold red]FAILED[/]"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["so101-paper", "so101-paper-precise"])
+def test_the_tasks_pass(task: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", task, "--quick"]) == 0, capsys.readouterr().out

@@ -1,0 +1,266 @@
+"""Demonstrations of ManiSkill tasks: motion planning in worker processes, conversion of its actions, and what is made of the files."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from demo_files import INFO
+from maniskill_case import bare
+
+from residual_rl.cli.main import main
+from residual_rl.demos.collect import CollectCfg, collect_planned
+from residual_rl.demos.episode import Demo, Lost
+from residual_rl.demos.maniskill_planner import MotionPlanning, make
+from residual_rl.demos.reader import Demonstrations
+from residual_rl.demos.replay import make_env, replay
+from residual_rl.demos.writer import DemoWriter
+from residual_rl.errors import ConfigError, MissingDependencyError
+from residual_rl.tasks.maniskill.config import ManiSkillCfg
+from residual_rl.utils.seeding import DEMO_SEED
+
+pytestmark = pytest.mark.maniskill
+
+PLAN = ["demos", "collect", "maniskill", "--policy", "motion-planning", "--num-threads", "1"]
+PUSH = ["--env-id", "PushCube-v1", "--control-mode", "pd_ee_delta_pose", "--max-episode-steps", "80"]
+
+
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two episodes of PushCube-v1, planned and converted."""
+    path = tmp_path_factory.mktemp("demos") / "push.h5"
+    assert main([*PLAN, *PUSH, "--n-episodes", "2", "--only-success", "--out", str(path)]) == 0
+    return path
+
+
+@pytest.fixture
+def planner() -> Iterator[MotionPlanning]:
+    planner = MotionPlanning(ManiSkillCfg("PickCube-v1"), 1, time_limit=300.0)
+    yield planner
+    planner.close()
+
+
+def never() -> bool:
+    return False
+
+
+def check_in_maniskill(demo: Demo, env: Any) -> None:
+    """An episode's actions do in a new env of ManiSkill's own, of the same control mode, what was stored."""
+    state, _ = env.reset(seed=demo.seed)
+    assert demo.rewards is not None
+    assert demo.success is not None
+    for t, action in enumerate(demo.actions):
+        assert np.allclose(demo.obs["state"][t], torch.as_tensor(state)[0], atol=1e-5)
+        state, reward, _, _, info = env.step(torch.from_numpy(action)[None])
+        assert float(reward) == pytest.approx(float(demo.rewards[t]), abs=1e-4)
+        assert bool(info["success"]) == bool(demo.success[t])
+    assert np.allclose(demo.obs["state"][-1], torch.as_tensor(state)[0], atol=1e-5)
+    env.close()
+
+
+# --- what is planned ------------------------------------------------------------------------------------------------
+
+
+def test_a_planned_episode_is_what_maniskill_does_with_its_converted_actions(pushed: Path) -> None:
+    with Demonstrations(pushed) as demos:
+        info, episodes = demos.info, list(demos)
+    assert (info["env_info"]["env_id"], info["source_type"]) == ("maniskill", "motion-planning")
+    settings = info["env_info"]["env_kwargs"]
+    assert (settings["env_id"], settings["control_mode"], settings["max_episode_steps"]) == ("PushCube-v1", "pd_ee_delta_pose", 80)
+    assert info["action_size"] == pytest.approx([0.1] * 6 + [0.025])  # panda's hand by 0.1 m or rad; its fingers from -0.01 to 0.04 m
+    assert info["action_unit"] == "m"
+    assert len(episodes) == 2
+    for demo in episodes:
+        assert demo.seed is not None
+        assert demo.seed >= DEMO_SEED
+        assert demo.success is not None
+        assert demo.success.sum() == demo.success[-1] == 1  # it ends where it succeeds
+        assert demo.terminated.tolist() == demo.success.tolist()
+        assert not demo.truncated.any()
+        assert 50 < len(demo) < 80  # longer than the task allows a policy
+        check_in_maniskill(demo, bare("PushCube-v1", control_mode="pd_ee_delta_pose"))
+
+
+def test_it_holds_all_that_a_policy_would_observe(pushed: Path) -> None:
+    with Demonstrations(pushed) as demos:
+        env, demo = make_env(demos, 1, 1), next(iter(demos))
+    obs, _ = env.reset(seed=demo.seed)
+    assert set(demo.obs) == set(obs)
+    assert "relative_poses" in obs
+    for t, action in enumerate(demo.actions[:5]):
+        for name, value in obs.items():
+            assert np.array_equal(demo.obs[name][t], value[0].numpy()), name
+        obs, *_ = env.step(torch.from_numpy(action)[None])
+    env.close()
+
+
+def test_it_is_reproduced_by_a_replay_and_told_of(pushed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demos", "replay", str(pushed), "--num-threads", "1"]) == 0
+    assert "2 of 2 episodes end as they were stored; largest drift 0" in capsys.readouterr().out
+    assert main(["demos", "info", str(pushed)]) == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--control-mode pd_ee_delta_pose --max-episode-steps 80" in text
+    assert "2 of 2 (100.0 %)" in text
+
+
+@pytest.mark.parametrize(("mode", "size"), [("pd_joint_delta_pos", 8), ("pd_joint_pos", 8)])
+def test_joint_control_modes(mode: str, size: int) -> None:
+    """PickCube-v1, whose plan lifts a cube: `pd_joint_pos` is what was planned, the other is converted."""
+    planner = MotionPlanning(ManiSkillCfg("PickCube-v1", control_mode=mode), 1, time_limit=300.0)
+    assert planner.task == ManiSkillCfg("PickCube-v1", control_mode=mode, max_episode_steps=200)
+    (demo,) = planner.episodes([DEMO_SEED], never)
+    planner.close()
+    assert isinstance(demo, Demo)
+    assert demo.actions.shape == (len(demo), size)
+    assert np.abs(demo.actions).max() <= 1.0
+    assert demo.succeeded
+    if mode != "pd_joint_pos":  # ManiSkill takes the actions of that one in radians
+        check_in_maniskill(demo, bare("PickCube-v1", control_mode=mode))
+
+
+def test_an_episode_that_takes_too_many_steps_is_cut_off() -> None:
+    planner = MotionPlanning(ManiSkillCfg("PickCube-v1", max_episode_steps=7), 1, time_limit=300.0)
+    (demo,) = planner.episodes([DEMO_SEED], never)
+    planner.close()
+    assert isinstance(demo, Demo)
+    assert demo.truncated.tolist() == [False] * 6 + [True]
+    assert not demo.terminated.any()
+    assert demo.succeeded is False
+
+
+# --- what goes wrong ------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_process_costs_its_episode_alone(planner: MotionPlanning, tmp_path: Path) -> None:
+    looks = 0
+
+    def kill_at_the_first_look() -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 2:  # it is at its first episode
+            os.kill(planner._workers.pids[0], signal.SIGKILL)
+        return False
+
+    with DemoWriter(tmp_path / "x.h5", INFO) as writer:
+        collected = collect_planned(planner, CollectCfg(n_episodes=1), writer, stopped=kill_at_the_first_look)
+    assert collected.ran == 2
+    assert collected.lost == [Lost(DEMO_SEED, "the planner's process died of it (SIGKILL)")]
+    with Demonstrations(tmp_path / "x.h5") as demos:
+        assert [demo.seed for demo in demos] == [DEMO_SEED + 1]
+
+
+def test_an_episode_that_takes_too_long_is_given_up() -> None:
+    planner = MotionPlanning(ManiSkillCfg("PickCube-v1"), 1, time_limit=0.02)
+    assert list(planner.episodes([DEMO_SEED], never)) == [Lost(DEMO_SEED, "it took more than 0.02 s")]
+    planner.close()
+
+
+def test_what_stops_it_leaves_the_episodes_that_were_complete(planner: MotionPlanning, tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    with DemoWriter(path, INFO) as writer:
+        collected = collect_planned(planner, CollectCfg(n_episodes=5), writer, stopped=lambda: writer.num_episodes == 1)
+    assert collected.ran == 1
+    with Demonstrations(path) as demos:
+        assert [demo.seed for demo in demos] == [DEMO_SEED]
+    pids = planner._workers.pids
+    planner.close()
+    assert all(not Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_what_cannot_be_planned_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*PLAN, "--env-id", "PokeCube-v1", "--out", str(tmp_path / "x.h5")]) == 2
+    error = capsys.readouterr().err
+    assert "'PokeCube-v1'" in error
+    assert "known: DrawSVG-v1, DrawTriangle-v1, LiftPegUpright-v1, PegInsertionSide-v1," in error
+    with pytest.raises(ConfigError, match="unknown robot with motion planning solutions 'fetch'"):
+        make(ManiSkillCfg("PickCube-v1", robot_uids="fetch"), 1, 10.0)
+    with pytest.raises(ConfigError, match=r"pd_joint_delta_pos_vel.*known: pd_ee_delta_pos,"):
+        make(ManiSkillCfg("PickCube-v1", control_mode="pd_joint_delta_pos_vel"), 1, 10.0)
+    with pytest.raises(ConfigError, match="leave out --sim-backend"):
+        make(ManiSkillCfg("PickCube-v1", sim_backend="physx_cuda"), 1, 10.0)
+    assert main([*PLAN, "--env-id", "PickCube-v1", "--noise", "0.1", "--out", str(tmp_path / "x.h5")]) == 2
+    assert "it takes no --noise" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_planner_gives_the_line_that_mends_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    find = importlib.util.find_spec
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "mplib" else find(name, *more))
+        assert main([*PLAN, "--env-id", "PickCube-v1"]) == 2
+    assert "pip install mplib==0.1.1 'numpy<2'" in capsys.readouterr().err
+    monkeypatch.setattr(np, "__version__", "2.1.0")
+    with pytest.raises(MissingDependencyError, match=r"2\.1\.0.*pip install 'numpy<2'"):
+        make(ManiSkillCfg("PickCube-v1"), 1, 10.0)
+
+
+# --- what is made of the files --------------------------------------------------------------------------------------
+
+
+def test_a_policy_is_trained_on_them_and_evaluated(pushed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "bc"
+    tiny = ["--algo", "bc", "--total-steps", "4", "--batch-size", "8", "--hidden-sizes", "8", "--eval-freq", "4", "--eval-episodes", "2"]
+    assert main(["imitate", str(pushed), *tiny, "--val-share", "0", "--num-threads", "1", "--out", str(run)]) == 0
+    told = capsys.readouterr().out
+    line = f"residual-rl eval maniskill {' '.join(PUSH[2:])} --base-policy il --il-checkpoint {run}"
+    assert line in told  # PushCube-v1 is the task's default
+    il = ["--base-policy", "il", "--il-checkpoint", str(run), "--num-threads", "1", "--eval-envs", "2", "--n-episodes", "2"]
+    assert main(["eval", "maniskill", *PUSH, *il]) == 0
+    capsys.readouterr()
+    assert main(["eval", "maniskill", "--env-id", "PushCube-v1", *il]) == 2
+    error = capsys.readouterr().err
+    assert "control mode pd_ee_delta_pose, this env takes those of pd_joint_delta_pos: choose --control-mode pd_ee_delta_pose" in error
+
+
+def test_a_file_that_maniskill_wrote_is_replayed(tmp_path: Path) -> None:
+    from mani_skill.utils.wrappers import RecordEpisode
+
+    theirs = RecordEpisode(
+        bare("PickCube-v1", control_mode="pd_ee_delta_pos"), str(tmp_path), trajectory_name="trajectory", save_video=False
+    )
+    theirs.reset(seed=5)
+    for _ in range(4):
+        theirs.step(torch.tensor([[0.5, -0.5, -1.0, 1.0]]))
+    theirs.close()
+    with Demonstrations(tmp_path / "trajectory.h5") as demos:
+        assert demos.task_settings["env_id"] == "PickCube-v1"
+        env = make_env(demos, 1, 1)
+        (result,) = replay(env, demos, [0])
+        env.close()
+    assert (result.seed, result.steps, result.success, result.reproduced) == (5, 4, False, True)
+    assert result.drift.value < 1e-5
+
+
+def test_a_base_policys_episodes_are_collected_too(tmp_path: Path) -> None:
+    path = tmp_path / "zero.h5"
+    flags = ["--policy", "zero", "--n-episodes", "3", "--num-envs", "2", "--num-threads", "1", "--max-episode-steps", "5"]
+    assert main(["demos", "collect", "maniskill", "--env-id", "PushCube-v1", *flags, "--out", str(path)]) == 0
+    with Demonstrations(path) as demos:
+        assert [(demo.seed, len(demo), demo.succeeded) for demo in demos] == [(DEMO_SEED + i, 5, False) for i in range(3)]
+        assert not any(demo.actions.any() for demo in demos)
+        assert demos.task_settings["control_mode"] == "pd_joint_delta_pos"  # the robot's first, which was not named
+    assert main(["demos", "replay", str(path), "--num-threads", "1"]) == 0
+
+
+def test_a_run_learns_from_demonstrations_of_its_own_task_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "zero.h5"
+    few = ["--num-envs", "2", "--num-threads", "1", "--max-episode-steps", "5"]
+    assert (
+        main(
+            ["demos", "collect", "maniskill", "--env-id", "PushCube-v1", "--policy", "zero", "--n-episodes", "2", *few, "--out", str(path)]
+        )
+        == 0
+    )
+    learn = ["--learner", "sac", "--demos", str(path), "--demo-share", "0.5", "--eval-freq", "0", "--total-timesteps", "8", *few]
+    assert main(["train", "maniskill", "--env-id", "PullCube-v1", *learn, "--output-dir", str(tmp_path / "pull")]) != 0
+    assert "env_id 'PushCube-v1' (here 'PullCube-v1')" in capfd.readouterr().err
+    assert not (tmp_path / "pull").exists()
+    assert main(["train", "maniskill", "--env-id", "PushCube-v1", *learn, "--output-dir", str(tmp_path / "push")]) == 0
+    assert "other settings" not in capfd.readouterr().err  # the control mode, which was not named, is the same

@@ -1,0 +1,302 @@
+"""Residuals over whole chunks: one decision for several env steps, and worlds that stand still until the others are through."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import fakes
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from residual_rl.base_policies.executor import BasePolicyExecutor
+from residual_rl.base_policies.model import ModelCfg
+from residual_rl.chunk_residual_env import ChunkEnv
+from residual_rl.cli.main import main
+from residual_rl.composition import adaptive_scale
+from residual_rl.config import ResidualCfg, TrainCfg, replace_fields
+from residual_rl.envs.vec_env import VecEnv
+from residual_rl.errors import ConfigError
+from residual_rl.evaluation.evaluate import evaluate, no_residual
+from residual_rl.factory import make_base_policy, make_learner, make_residual_env, make_vec_env
+from residual_rl.registry import BASE_POLICIES, TASKS, BasePolicySpec
+from residual_rl.residual_env import ResidualEnv
+from residual_rl.types import BasePolicy, Obs, Plan
+from residual_rl.visualization import recording
+
+CHUNKY = BasePolicySpec(id="chunky", summary="heads for the origin in chunks", make=f"{__name__}:make_chunky")
+SEEDS = [41, 7, 1000, 12, 3, 99, 58]
+
+
+class Chunky(BasePolicy):
+    """Heads for the origin slowly; plans four steps from the last two positions, and three of them are executed."""
+
+    inputs = {"position": (2,)}  # noqa: RUF012
+    chunk_size, num_action_steps, num_obs_steps = 4, 3, 2
+
+    def plan(self, obs: Obs, worlds: Tensor) -> Plan:
+        position = obs["position"]
+        steps = torch.stack([position[:, 1], 0.5 * position[:, 0], position[:, 1], position[:, 1]], 1)
+        return Plan((-2.0 * steps).clamp(-1.0, 1.0), position[:, 1, 0].abs()[:, None] + torch.tensor([0.0, 0.1, 0.2, 0.3]))
+
+
+def make_chunky(cfg: None, env: VecEnv) -> Chunky:
+    return Chunky()
+
+
+def chunk_env(
+    policy: BasePolicy | None = None, cls: type[ResidualEnv] = ChunkEnv, num_envs: int = 3, scale: float = 0.5, **settings: Any
+) -> Any:
+    env = fakes.PointEnv(fakes.PointCfg(**settings), num_envs)
+    return cls(env, BasePolicyExecutor(policy or Chunky(), env, "base policy 'it'"), scale, 0.1)
+
+
+def recorder_env(max_episode_steps: int = 10, num_envs: int = 2) -> tuple[ChunkEnv, fakes.Recorder]:
+    recorder = fakes.Recorder(num_envs, chunk_size=4, num_action_steps=3)
+    return chunk_env(recorder, num_envs=num_envs, max_episode_steps=max_episode_steps), recorder
+
+
+# --- a vec_env whose worlds stand still -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["point", "so101-paper"])
+def test_worlds_outside_of_the_mask_stand_still(kind: str) -> None:
+    """World 1 stands still for two of its steps: what comes then is what came without."""
+
+    def make() -> VecEnv:
+        return fakes.PointEnv(fakes.PointCfg(), 2) if kind == "point" else make_vec_env(kind, 2, num_threads=1, position_noise=0.001)
+
+    env, twin = make(), make()
+    actions = 0.3 * torch.sin(torch.arange(12.0))[:, None, None] * torch.ones(12, 2, len(env.action_size))
+    env.reset(seed=5)
+    twin.reset(seed=5)
+    expected = [twin.step(action) for action in actions]
+    both, first = None, torch.tensor([True, False])
+    taken = [0, 0]
+    for mask in (both, both, first, first, both, both, both):
+        before = env.observations()
+        rows = torch.stack([actions[taken[0], 0], actions[taken[1], 1] if mask is None else torch.ones(len(env.action_size))])
+        obs, reward, *_, info = env.step(rows, mask)
+        for world in (0, 1):
+            if mask is not None and not mask[world]:
+                assert all(torch.equal(obs[name][world], before[name][world]) for name in obs)
+                assert reward[world] == 0.0
+                assert not any(term[world] for term in info["reward_terms"].values())
+                continue
+            then, value, *_, told = expected[taken[world]]
+            assert all(torch.equal(obs[name][world], then[name][world]) for name in obs)
+            assert torch.equal(reward[world], value[world])
+            for name in ("episode_length", "episode_return"):
+                assert torch.equal(info["final_info"][name][world], told["final_info"][name][world])
+            taken[world] += 1
+    assert taken == [7, 5]
+
+
+# --- decisions ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_decision_is_about_the_whole_chunk() -> None:
+    """`Recorder` plans (0.1·n, 0.01·k) for step k of its n-th plan."""
+    env, recorder = recorder_env()
+    assert (env.action_dim, env.steps_per_action) == (6, 3)
+    assert env.observation_space["base_action"].shape == (6,)
+    obs = env.reset(seed=0)
+    np.testing.assert_allclose(obs["base_action"], [[0.1, 0.0, 0.1, 0.01, 0.1, 0.02]] * 2, atol=1e-7)
+    start = obs["position"]
+    residual = torch.tensor([[0.2, 0.0, 0.4, 0.0, 0.0, -0.6], [0.0] * 6])
+    transition, info = env.step(residual)
+    moved = torch.tensor([[0.2, 0.0, 0.3, 0.01, 0.1, -0.28], [0.1, 0.0, 0.1, 0.01, 0.1, 0.02]])
+    np.testing.assert_allclose(transition.action, moved, atol=1e-7)
+    wind = 0.01 * env.obs["state"][:, 2:3] * 100 * torch.tensor([[1.0, 0.0]])
+    np.testing.assert_allclose(env.obs["position"] - start, 0.1 * moved.unflatten(1, (3, 2)).sum(1) + 3 * wind, atol=1e-6)
+    assert torch.equal(transition.obs["base_action"], obs["base_action"])
+    assert torch.equal(transition.base_action, obs["base_action"])
+    assert torch.equal(transition.residual_action, residual)
+    np.testing.assert_allclose(transition.next_obs["base_action"], [[0.2, 0.0, 0.2, 0.01, 0.2, 0.02]] * 2, atol=1e-7)
+    assert all(torch.equal(transition.next_obs[name], value) for name, value in env.obs.items())
+    # -0.1 · (0.5 · …)² of each step
+    np.testing.assert_allclose(info["reward_terms"]["residual"], [-0.1 * (0.01 + 0.04 + 0.09), 0.0], atol=1e-7)
+    assert [call[0] for call in recorder.calls] == ["reset", "plan", "plan"]
+
+
+def test_rewards_are_summed() -> None:
+    env, single = chunk_env(), chunk_env(cls=ResidualEnv)
+    env.reset(seed=0)
+    single.reset(seed=0)
+    total = torch.zeros(3)
+    for _ in range(3):
+        total = total + single.step(torch.zeros(3, 2))[0].reward
+    transition, info = env.step(torch.zeros(3, 6))
+    np.testing.assert_allclose(transition.reward, total, rtol=1e-6)
+    np.testing.assert_allclose(sum(info["reward_terms"].values()), total, rtol=1e-5)
+    assert torch.equal(env.obs["position"], single.obs["position"])
+
+
+def test_a_world_whose_episode_ends_within_a_chunk_waits() -> None:
+    """Limits of five steps: the second decision ends after two of its three."""
+    env, recorder = recorder_env(max_episode_steps=5)
+    env.reset(seed=0)
+    env.env.reset(seed=[9], mask=torch.tensor([False, True]))
+    env.step(torch.zeros(2, 6))
+    env.env._length[1] = 1  # type: ignore[attr-defined]  (two steps behind the other: its chunks go on)
+    before, steps_taken = env.obs, env.env.steps_taken  # type: ignore[attr-defined]
+    recorder.calls.clear()
+    transition, info = env.step(torch.full((2, 6), 0.5))
+    assert env.env.steps_taken - steps_taken == 3  # type: ignore[attr-defined]
+    assert transition.truncated.tolist() == [True, False]
+    assert info["_final_info"].tolist() == info["_final_obs"].tolist() == [True, False]
+    assert info["final_info"]["episode_length"][0] == 5
+    np.testing.assert_allclose(transition.action[:, 4:], [[0.0, 0.0], [0.45, 0.27]], atol=1e-6)  # after the end: none
+    final = transition.next_obs["position"][0]
+    wind = torch.stack([before["state"][0, 2], torch.tensor(0.0)])
+    moved = 0.1 * transition.action[0, :4].reshape(2, 2).sum(0)
+    np.testing.assert_allclose(final, before["position"][0] + moved + 2 * wind, atol=1e-6)
+    assert env.env.observations()["state"][0, 3] == 0.0  # the new episode has not begun to move
+    assert not torch.equal(env.obs["position"][0], final)
+    # a plan from the final observation, its reset, and plans from the new ones
+    assert [call[:2] for call in recorder.calls] == [("plan", [0]), ("reset", [0]), ("plan", [0, 1])]
+    assert recorder.calls[0][2] == [final.tolist()]
+    np.testing.assert_allclose(transition.next_obs["base_action"][0], [0.3, 0.0, 0.3, 0.01, 0.3, 0.02], atol=1e-6)
+    np.testing.assert_allclose(env.obs["base_action"][:, 0], [0.1, 0.3], atol=1e-6)
+    assert torch.equal(transition.next_obs["base_action"][1], env.obs["base_action"][1])
+
+
+def test_episodes_returns_hold_their_penalties() -> None:
+    env, total, ended = chunk_env(max_episode_steps=4), torch.zeros(3), 0
+    env.reset(seed=0)
+    for _ in range(12):
+        transition, info = env.step(torch.full((3, 6), 0.7))
+        total = total + transition.reward
+        done = info["_final_info"]
+        np.testing.assert_allclose(info["final_info"]["episode_return"][done], total[done], rtol=1e-5)
+        total = total.masked_fill(done, 0.0)
+        ended += int(done.sum())
+    assert ended >= 12
+
+
+def test_a_saved_state_goes_on_bit_for_bit() -> None:
+    env, resumed = chunk_env(max_episode_steps=7), chunk_env(max_episode_steps=7)
+    residual = torch.linspace(-1.0, 1.0, 18).reshape(3, 6)
+    env.reset(seed=0)
+    for _ in range(4):
+        env.step(residual)
+    resumed.load_state_dict(env.state_dict())
+    for _ in range(6):
+        mine, theirs = resumed.step(residual)[0], env.step(residual)[0]
+        assert torch.equal(mine.action, theirs.action)
+        assert torch.equal(mine.reward, theirs.reward)
+        assert all(torch.equal(value, theirs.next_obs[name]) for name, value in mine.next_obs.items())
+
+
+# --- evaluation -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_envs", [1, 3, 20])
+def test_without_a_residual_it_is_the_base_policy_bit_for_bit(num_envs: int) -> None:
+    """Figures are of env steps in both."""
+    single, whole = chunk_env(cls=ResidualEnv, scale=0.0), chunk_env(num_envs=num_envs, scale=0.0)
+    expected = evaluate(single, no_residual(single), SEEDS)
+    got = evaluate(whole, lambda obs: torch.ones(num_envs, 6), SEEDS)
+    assert len(expected["episode_length"].unique()) > 1
+    assert expected.keys() == got.keys()
+    for name, values in expected.items():
+        assert torch.equal(got[name], values), name
+
+
+def test_a_residual_that_is_the_same_at_every_step_is_the_same_either_way() -> None:
+    single, whole = chunk_env(cls=ResidualEnv, max_episode_steps=7), chunk_env(max_episode_steps=7)
+    push = torch.tensor([0.3, -0.6])
+    expected = evaluate(single, lambda obs: push.expand(3, 2), SEEDS)
+    got = evaluate(whole, lambda obs: push.repeat(3).expand(3, 6), SEEDS)
+    for name, values in expected.items():
+        np.testing.assert_allclose(got[name], values, rtol=1e-5, err_msg=name)
+
+
+def test_the_scale_adapts_step_by_step() -> None:
+    def rule(scale: float, uncertainty: Tensor) -> Tensor:
+        return adaptive_scale(scale, uncertainty, min_share=0.0, full_uncertainty=2.0)
+
+    single, whole = chunk_env(cls=ResidualEnv, max_episode_steps=7), chunk_env(max_episode_steps=7)
+    single.scale_rule = whole.scale_rule = rule
+    expected = evaluate(single, lambda obs: torch.full((3, 2), 0.5), SEEDS)
+    got = evaluate(whole, lambda obs: torch.full((3, 6), 0.5), SEEDS)
+    assert len(expected["residual_scale"].unique()) > 1
+    for name, values in expected.items():
+        np.testing.assert_allclose(got[name], values, rtol=1e-5, err_msg=name)
+
+
+def test_recordings_are_of_env_steps() -> None:
+    single, whole = chunk_env(cls=ResidualEnv, max_episode_steps=7), chunk_env(max_episode_steps=7)
+    for one, other in zip(
+        recording.record(single, lambda obs: torch.full((3, 2), 0.5), [1, 2, 3]),
+        recording.record(whole, lambda obs: torch.full((3, 6), 0.5), [1, 2, 3]),
+        strict=True,
+    ):
+        assert torch.equal(one.scenes[:-1], other.scenes[:-1])
+        assert torch.equal(one.magnitude, other.magnitude)
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _point(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The point's task, and `chunky` for it."""
+    for registry, spec in ((TASKS, fakes.POINT_TASK), (BASE_POLICIES, CHUNKY)):
+        registry.all()  # type: ignore[attr-defined]
+        monkeypatch.setattr(registry, "_specs", {**registry._specs, spec.id: spec})  # type: ignore[attr-defined]
+
+
+FLAGS = [
+    "--base-policy",
+    "chunky",
+    "--chunk",
+    "whole",
+    "--num-envs",
+    "4",
+    "--num-steps",
+    "4",
+    "--minibatch-size",
+    "16",
+    "--num-epochs",
+    "2",
+]
+FLAGS += ["--hidden-sizes", "8", "8", "--eval-episodes", "4", "--eval-freq", "0", "--save-freq", "48", "--num-threads", "1"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_point")
+def test_a_run_counts_env_steps_and_is_evaluated_and_resumed(tmp_path: Path) -> None:
+    """48 env steps an iteration: 4 worlds, 4 decisions, 3 steps each."""
+    run = tmp_path / "run"
+    assert main(["train", "point", *FLAGS, "--total-timesteps", "100", "--output-dir", str(run)]) == 0
+    assert json.loads((run / "training_summary.json").read_text())["steps"] == 96
+    assert main(["train", "--resume", str(run), "--total-timesteps", "144"]) == 0
+    assert json.loads((run / "training_summary.json").read_text())["steps"] == 144
+    assert main(["eval", str(run), "--model", "final", "--n-episodes", "6", "--compare-base", "--compare-zero"]) == 0
+    policies = json.loads((run / "eval.json").read_text())["policies"]
+    assert policies["residual"]["residual_size"]["mean"] > 0.0
+    assert policies["base"]["residual_size"]["mean"] == 0.0
+    with pytest.raises(ConfigError, match=r"policy.safetensors was trained with --chunk whole, and such a run cannot be a base"):
+        make_base_policy("model", ModelCfg(str(run)), fakes.PointEnv(fakes.PointCfg(), 2))
+
+
+@pytest.mark.usefixtures("_point")
+def test_a_fresh_residual_is_the_base_policy() -> None:
+    cfg = replace_fields(TrainCfg.default("point", "chunky"), {"chunk": "whole", "minibatch_size": 64})
+    env = make_residual_env(cfg, 3)
+    assert isinstance(env, ChunkEnv)
+    single = make_residual_env(replace_fields(cfg, {"chunk": "step"}), 3)
+    assert not isinstance(single, ChunkEnv)
+    assert not isinstance(make_residual_env(cfg, 3, base_policy_id="zero"), ChunkEnv)
+    learner = make_learner(cfg, env)
+    got = evaluate(env, lambda obs: learner.act(obs, deterministic=True), SEEDS)
+    assert all(torch.equal(got[name], values) for name, values in evaluate(single, no_residual(single), SEEDS).items())
+
+
+def test_there_are_two_kinds() -> None:
+    with pytest.raises(ConfigError, match="chunk must be one of step, whole, not 'half'"):
+        ResidualCfg(chunk="half")  # type: ignore[arg-type]
