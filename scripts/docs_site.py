@@ -1,7 +1,7 @@
-"""MkDocs hook: README.md becomes the first page, and files outside docs/ that pages link to become part of the site.
+"""MkDocs hook: adds README.md as the first page, and the files outside docs/ that pages link to.
 
-A page in docs/ keeps its path without `docs/`; any other file of the repository keeps its whole path. Links are rewritten to match, so
-the same Markdown works in a checkout, on a Git host and in the site.
+A page in docs/ keeps its path without `docs/`; any other file of the repository keeps its whole path.
+Links are rewritten accordingly, so the same Markdown works in a checkout, on a Git host and in the site.
 """
 
 from __future__ import annotations

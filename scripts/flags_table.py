@@ -1,7 +1,7 @@
-"""Writes the table of flags in docs/off_policy.md from the config dataclasses, whose field docstrings are the help.
+"""Write the tables of flags in docs/off_policy.md from the config dataclasses and their field docstrings.
 
-    python scripts/flags_table.py            # rewrites the part between the two markers
-    python scripts/flags_table.py --check    # exits with 1 if that part is stale
+python scripts/flags_table.py            # rewrites the part between the two markers
+python scripts/flags_table.py --check    # exits with 1 if that part is stale
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import itertools
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,20 +25,23 @@ END = "<!-- flags: end -->"
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass and of its bases; a field that is repeated without one keeps its base's."""
+    """The docstrings below the fields of a dataclass and its bases, by field name.
+
+    A field without a docstring has that of the base class.
+    """
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if not dataclasses.is_dataclass(base):
             continue
         body = ast.parse(inspect.getsource(base)).body[0].body  # type: ignore[attr-defined]
-        for field, text in zip(body, body[1:], strict=False):
+        for field, text in itertools.pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
                 docs[field.target.id] = inspect.cleandoc(text.value.value).replace("\n", " ")  # type: ignore[union-attr]
     return docs
 
 
 def shown(value: Any) -> str:
-    """A value as the table has it."""
+    """A value in the notation of the table."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if value is None:
@@ -52,7 +56,10 @@ def shown(value: Any) -> str:
 
 
 def table(docs: dict[str, str], names: Iterable[str], columns: dict[str, dict[str, Any]]) -> str:
-    """A Markdown table of the fields `names`, with a column of values for each learner; later columns show only what differs."""
+    """A Markdown table of the fields `names`, with a column of values for each learner.
+
+    A cell of a later column is empty if its value is that of the first one.
+    """
     lines = [f"| flag | {' | '.join(columns)} | meaning |", "|---|" + "---|" * len(columns) + "---|"]
     for name in names:
         first, *others = (values[name] for values in columns.values())
@@ -63,7 +70,7 @@ def table(docs: dict[str, str], names: Iterable[str], columns: dict[str, dict[st
 
 
 def run_settings() -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """Settings outside the learner's that a learner changes, and each learner's values of them."""
+    """Names of the run settings whose defaults depend on the learner, and their values for each learner."""
     defaults = {**vars(ResidualCfg()), **vars(RunCfg())}
     changed = {learner: dict(LEARNERS.get(learner).train_overrides) for learner in ("sac", "policy-decorator")}
     names = [name for name in defaults if any(name in overrides for overrides in changed.values())]
@@ -92,7 +99,7 @@ def generate() -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Rewrite the page, or check it."""
+    """Rewrite the page, or with `--check` compare it; returns the exit code."""
     text = PAGE.read_text()
     before, _, rest = text.partition(BEGIN)
     _, found, after = rest.partition(END)
