@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
+from residual_rl.base_policies.executor import make_base_policy
 from residual_rl.base_policies.il import ILCfg
-from residual_rl.factory import make_base_policy, make_vec_env
+from residual_rl.factory import make_vec_env
 from residual_rl.utils.files import make_folder, write_json
 from residual_rl.utils.provenance import git_state, machine
 

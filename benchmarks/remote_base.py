@@ -20,10 +20,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from residual_rl.base_policies.executor import BasePolicyExecutor
+from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
 from residual_rl.base_policies.gr00t import Gr00tCfg
 from residual_rl.base_policies.openpi import OpenPiCfg
-from residual_rl.factory import make_base_policy, make_vec_env
+from residual_rl.factory import make_vec_env
 from residual_rl.types import Obs
 from residual_rl.utils.files import write_json
 from residual_rl.utils.provenance import git_state, machine

@@ -23,6 +23,9 @@ os.environ["HF_HOME"] = _hub_cache.name
 import hypothesis
 import numpy as np
 import pytest
+
+pytest.register_assert_rewrite("base_policy_contract", "env_contract")
+
 import tiny_runs
 import torch
 import torch._dynamo  # a CUDA build loads triton here; after Mesa's OpenGL, with an LLVM of its own, that would crash

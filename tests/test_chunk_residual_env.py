@@ -10,9 +10,10 @@ import fakes
 import numpy as np
 import pytest
 import torch
+from chunky import CHUNKY, Chunky
 from torch import Tensor
 
-from residual_rl.base_policies.executor import BasePolicyExecutor
+from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
 from residual_rl.base_policies.model import ModelCfg
 from residual_rl.chunk_residual_env import ChunkEnv
 from residual_rl.cli.main import main
@@ -21,30 +22,13 @@ from residual_rl.config import ResidualCfg, TrainCfg, replace_fields
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
 from residual_rl.evaluation.evaluate import evaluate, no_residual
-from residual_rl.factory import make_base_policy, make_learner, make_residual_env, make_vec_env
-from residual_rl.registry import BASE_POLICIES, TASKS, BasePolicySpec
+from residual_rl.factory import make_learner, make_residual_env, make_vec_env
+from residual_rl.registry import BASE_POLICIES, TASKS
 from residual_rl.residual_env import ResidualEnv
-from residual_rl.types import BasePolicy, Obs, Plan
+from residual_rl.types import BasePolicy
 from residual_rl.visualization import recording
 
-CHUNKY = BasePolicySpec(id="chunky", summary="heads for the origin in chunks", make=f"{__name__}:make_chunky")
 SEEDS = [41, 7, 1000, 12, 3, 99, 58]
-
-
-class Chunky(BasePolicy):
-    """Heads for the origin slowly; plans four steps from the last two positions, and three of them are executed."""
-
-    inputs = {"position": (2,)}  # noqa: RUF012
-    chunk_size, num_action_steps, num_obs_steps = 4, 3, 2
-
-    def plan(self, obs: Obs, worlds: Tensor) -> Plan:
-        position = obs["position"]
-        steps = torch.stack([position[:, 1], 0.5 * position[:, 0], position[:, 1], position[:, 1]], 1)
-        return Plan((-2.0 * steps).clamp(-1.0, 1.0), position[:, 1, 0].abs()[:, None] + torch.tensor([0.0, 0.1, 0.2, 0.3]))
-
-
-def make_chunky(cfg: None, env: VecEnv) -> Chunky:
-    return Chunky()
 
 
 def chunk_env(

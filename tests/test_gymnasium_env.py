@@ -18,8 +18,8 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
 import residual_rl
+from residual_rl.base_policies.executor import make_base_policy
 from residual_rl.errors import ConfigError, UnknownNameError
-from residual_rl.factory import make_base_policy
 from residual_rl.gymnasium_env import GymnasiumEnv
 from residual_rl.registry import TASKS, TaskSpec
 

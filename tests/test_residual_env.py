@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from residual_rl.base_policies.executor import BasePolicyExecutor
+from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
 from residual_rl.composition import compose
 from residual_rl.config import TrainCfg, replace_fields
 from residual_rl.errors import BasePolicyError, NonFiniteError
 from residual_rl.evaluation.evaluate import Episodes, evaluate, no_residual
-from residual_rl.factory import make_base_policy, make_learner, make_residual_env, make_vec_env
+from residual_rl.factory import make_learner, make_residual_env, make_vec_env
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.types import BasePolicy, Obs, Transition
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from residual_rl.base_policies.executor import make_base_policy as make_base_policy
-
 ScaleRule = Callable[[float, Tensor], Tensor]
 """From the residual scale and the base policy's uncertainty [b] to each world's scale [b, 1]."""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from residual_rl.base_policies.executor import make_base_policy as make_base_policy
+from residual_rl.base_policies.executor import make_base_policy
 from residual_rl.chunk_residual_env import ChunkEnv
 from residual_rl.composition import scale_rule
 from residual_rl.config import TrainCfg

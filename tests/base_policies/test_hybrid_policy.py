@@ -15,13 +15,12 @@ import torch
 from paths import ROOT
 from torch import Tensor
 
-from residual_rl.base_policies.executor import BasePolicyExecutor
+from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
 from residual_rl.base_policies.hybrid import HybridCfg
 from residual_rl.base_policies.hybrid_policy import HybridPolicy
 from residual_rl.base_policies.jacobian import JacobianCfg, JacobianYawCfg
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import BasePolicyError, ConfigError, UnknownNameError
-from residual_rl.factory import make_base_policy
 from residual_rl.registry import BASE_POLICIES, BasePolicySpec
 from residual_rl.types import BasePolicy, Obs, State
 

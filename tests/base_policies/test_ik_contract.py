@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import base_policy_contract as contract
 import pytest
-import test_base_policies as contract
 
 from residual_rl.base_policies.executor import make_base_policy
 from residual_rl.base_policies.ik import IKCfg

@@ -14,9 +14,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from residual_rl.base_policies.executor import make_base_policy
 from residual_rl.base_policies.model import ModelCfg
 from residual_rl.errors import CheckpointError, ConfigError
-from residual_rl.factory import make_base_policy
 
 EVERYONE = torch.arange(3)
 SIDE = 40

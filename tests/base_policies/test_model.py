@@ -20,12 +20,13 @@ from gymnasium import spaces
 from stable_baselines3 import A2C, PPO, SAC
 from torch import Tensor, nn
 
+from residual_rl.base_policies.executor import make_base_policy
 from residual_rl.base_policies.model import ModelCfg
 from residual_rl.config import TrainCfg
 from residual_rl.errors import CheckpointError, ConfigError, MissingDependencyError
 from residual_rl.evaluation.evaluate import Episodes, evaluate, no_residual
 from residual_rl.exported_policy import load_policy
-from residual_rl.factory import make_base_policy, make_residual_env
+from residual_rl.factory import make_residual_env
 from residual_rl.runs import checkpoint
 from residual_rl.types import Obs, Transition
 from residual_rl.utils import trusted

@@ -16,9 +16,10 @@ from fakes import PointCfg, PointEnv
 
 from residual_rl.base_policies.executor import BasePolicyExecutor
 from residual_rl.base_policies.zero_policy import ZeroPolicy
-from residual_rl.bench.bench import BenchCfg, bench, run_bench
-from residual_rl.bench.bench import stepping as bench_stepping
-from residual_rl.bench.bench import training as bench_training
+from residual_rl.bench import bench
+from residual_rl.bench import stepping as bench_stepping
+from residual_rl.bench import training as bench_training
+from residual_rl.bench.bench import BenchCfg, run_bench
 from residual_rl.cli import bench as cli
 from residual_rl.config import TrainCfg, replace_fields
 from residual_rl.errors import ConfigError, ResidualRLError

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
-import itertools
 import json
 import os
 import re
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_help import documented, help_of
 from tiny_runs import cpu_seconds
 
 import residual_rl
@@ -76,21 +75,6 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(re.search(rf"^  {command} +\w", out, re.MULTILINE) for command in COMMANDS)
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"residual-rl {residual_rl.__version__}\n"
-
-
-def documented(cls: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass."""
-    body = ast.parse(inspect.getsource(cls)).body[0].body  # type: ignore[attr-defined]
-    pairs = itertools.pairwise(body)
-    return {a.target.id: b.value.value for a, b in pairs if isinstance(a, ast.AnnAssign) and isinstance(b, ast.Expr)}
-
-
-def help_of(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("COLUMNS", "180")
-    with pytest.raises(SystemExit) as ended:
-        main([*arguments, "--help"])
-    assert ended.value.code == 0
-    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
 
 
 def test_the_help_of_train_tells_every_setting(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

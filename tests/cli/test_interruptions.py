@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from full_disk import fill
 from tiny_runs import CLI_TINY, config, different, figures, last_state, train
 
 from residual_rl.cli.main import main
@@ -213,12 +213,6 @@ def test_a_full_file_system_ends_training_with_one_line_and_the_last_checkpoint_
         resumable(path)
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
-
-
-def fill(path: Path) -> None:
-    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
-        while file.write(bytes(4096)):
-            pass
 
 
 def resumable(path: Path) -> None:

@@ -11,8 +11,8 @@ import fakes
 import numpy as np
 import pytest
 import torch
+from chunky import CHUNKY
 from demo_files import INFO, write
-from test_chunk_residual import CHUNKY
 from tiny_runs import Fails, config, different, figures, train
 from torch import Tensor
 

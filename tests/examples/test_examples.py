@@ -18,8 +18,7 @@ import torch
 from paths import ROOT
 
 from residual_rl import make_vec_env
-from residual_rl.base_policies.executor import BasePolicyExecutor
-from residual_rl.factory import make_base_policy
+from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
 from residual_rl.registry import BASE_POLICIES, TASKS
 
 EXAMPLES = ROOT / "examples"

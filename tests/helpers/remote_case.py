@@ -14,11 +14,11 @@ import torch
 import zmq
 from torch import Tensor
 
-from residual_rl.base_policies.executor import BasePolicyExecutor
+from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
 from residual_rl.base_policies.gr00t import Gr00tCfg
 from residual_rl.base_policies.openpi import OpenPiCfg
 from residual_rl.envs.vec_env import VecEnv
-from residual_rl.factory import make_base_policy, make_vec_env
+from residual_rl.factory import make_vec_env
 from residual_rl.remote.server import BackgroundServer, Server, open_server
 from residual_rl.remote.service import PolicyService
 from residual_rl.types import BasePolicy, Obs, Plan

@@ -16,10 +16,10 @@ import unet_case
 from gymnasium import spaces
 from torch import Tensor
 
+from residual_rl.base_policies.executor import make_base_policy
 from residual_rl.base_policies.il import ILCfg
 from residual_rl.cli.main import main
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
-from residual_rl.factory import make_base_policy
 from residual_rl.imitation.convert import read_public_unet
 from residual_rl.imitation.convert_cfg import ConvertCfg
 from residual_rl.imitation.model import MODEL_FILE, ImitationModel

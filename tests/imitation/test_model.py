@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from residual_rl.base_policies.executor import make_base_policy
 from residual_rl.base_policies.il import ILCfg
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import CheckpointError, ConfigError
-from residual_rl.factory import make_base_policy, make_vec_env
+from residual_rl.factory import make_vec_env
 from residual_rl.imitation.model import LAST_FILE, MODEL_FILE, ImitationModel
 from residual_rl.imitation.policy import ILPolicy
 from residual_rl.imitation.policy import make as make_il

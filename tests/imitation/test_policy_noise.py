@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from test_seeding import reference_splitmix64
+from splitmix64_reference import reference_splitmix64
 
 from residual_rl.utils.seeding import noise_of
 

@@ -16,12 +16,13 @@ import tiny_runs
 import torch
 from tiny_runs import slow
 
+from residual_rl.base_policies.executor import make_base_policy
 from residual_rl.base_policies.il import ILCfg
 from residual_rl.cli.main import main
 from residual_rl.demos.episode import Demo
 from residual_rl.demos.writer import DemoWriter, describe
 from residual_rl.errors import ConfigError, NonFiniteError
-from residual_rl.factory import make_base_policy, make_vec_env
+from residual_rl.factory import make_vec_env
 from residual_rl.imitation import success_evaluation as evaluation
 from residual_rl.imitation import trainer
 from residual_rl.imitation.config import ImitateCfg

@@ -14,11 +14,12 @@ import tiny_runs
 import torch
 from lerobot_case import in_hardware, write_demos
 
+from residual_rl.base_policies.executor import make_base_policy
 from residual_rl.base_policies.lerobot import LeRobotCfg
 from residual_rl.cli.main import main
 from residual_rl.demos.reader import Demonstrations
 from residual_rl.errors import ConfigError
-from residual_rl.factory import make_base_policy, make_vec_env
+from residual_rl.factory import make_vec_env
 from residual_rl.imitation.config import ImitateCfg
 from residual_rl.lerobot import act
 from residual_rl.lerobot.act import ActSize, ActTrainer

@@ -15,12 +15,12 @@ import torch
 from lerobot_case import make_case, make_checkpoint
 from safetensors.torch import load_file, save_file
 
-from residual_rl.base_policies.executor import BasePolicyExecutor
+from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
 from residual_rl.base_policies.lerobot import LeRobotCfg
 from residual_rl.cli.main import main
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import CheckpointError, ConfigError, NonFiniteError
-from residual_rl.factory import make_base_policy, make_vec_env
+from residual_rl.factory import make_vec_env
 from residual_rl.lerobot.policy import LeRobotPolicy
 from residual_rl.types import Obs
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import base_policy_contract as contract
 import pytest
-import test_base_policies as contract
+from base_policy_contract import env as env
+from base_policy_contract import lone_env as lone_env
+from base_policy_contract import seen as seen
 from lerobot_case import make_case
-from test_base_policies import env as env
-from test_base_policies import lone_env as lone_env
-from test_base_policies import seen as seen
 
 from residual_rl.base_policies.lerobot import LeRobotCfg
 from residual_rl.envs.vec_env import VecEnv

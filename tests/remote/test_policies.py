@@ -25,13 +25,13 @@ import zmq
 from remote_case import BackgroundServer, Waving, connect, npy, open_one, openpi_array, packb, port_of, serving, unpackb
 from websockets.server import ServerProtocol
 
-from residual_rl.base_policies.executor import BasePolicyExecutor
+from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
 from residual_rl.base_policies.gr00t import Gr00tCfg
 from residual_rl.base_policies.openpi import OpenPiCfg
 from residual_rl.cli.main import main
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import BasePolicyError, ConfigError, MissingDependencyError
-from residual_rl.factory import make_base_policy, make_vec_env
+from residual_rl.factory import make_vec_env
 from residual_rl.remote import wire
 from residual_rl.runs.checkpoint import CheckpointFolder
 from residual_rl.types import Obs

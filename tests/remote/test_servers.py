@@ -20,12 +20,12 @@ import pytest
 import torch
 from remote_case import BackgroundServer, Counting, Waving, connect, open_one, port_of, served_policy, serving
 
-from residual_rl.base_policies.executor import BasePolicyExecutor
+from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
 from residual_rl.base_policies.model import ModelCfg
 from residual_rl.cli import serve
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import BasePolicyError, ConfigError, UnknownNameError
-from residual_rl.factory import make_base_policy, make_vec_env
+from residual_rl.factory import make_vec_env
 from residual_rl.remote.server import open_server
 from residual_rl.types import Obs
 from residual_rl.utils.network import is_loopback

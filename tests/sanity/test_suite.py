@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
+from residual_rl.base_policies.executor import make_base_policy
 from residual_rl.cli import doctor as command
 from residual_rl.cli.main import main
 from residual_rl.envs import sanity_checks as sanity
 from residual_rl.envs.sanity_checks import Check
-from residual_rl.envs.sanity_checks import suite as doctor
 from residual_rl.envs.task_env import TaskEnv
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import NonFiniteError
-from residual_rl.factory import make_base_policy
 from residual_rl.registry import BASE_POLICIES, TASKS
+from residual_rl.sanity import suite as doctor
 from residual_rl.sanity.suite import examine, format_table, generic_checks
 from residual_rl.tasks.so101_paper import doctor as so101
 from residual_rl.tasks.so101_paper import mujoco_env as mujoco_backend

@@ -8,24 +8,13 @@ import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from splitmix64_reference import reference_splitmix64
 
 from residual_rl.envs.vec_env import EpisodeSeeds
 from residual_rl.errors import ConfigError
 from residual_rl.utils.seeding import EVAL_SEED, TRAINING_EVAL_SEED, splitmix64, training_seed_start, uniform
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
-
-
-def reference_splitmix64(seed: int, n: int) -> list[int]:
-    """SplitMix64 in Python's unbounded integers, as published (Steele, Lea and Flood, 2014)."""
-    word, state, out = (1 << 64) - 1, seed & ((1 << 64) - 1), []
-    for _ in range(n):
-        state = (state + 0x9E3779B97F4A7C15) & word
-        z = state
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & word
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & word
-        out.append(z ^ (z >> 31))
-    return out
 
 
 def unsigned(values: torch.Tensor) -> list[int]:

@@ -12,10 +12,13 @@ from typing import Annotated, Literal
 import tyro
 
 from residual_rl.errors import ConfigError
-from residual_rl.lerobot.support import JointUnits
 from residual_rl.registry import BasePolicySpec, register_base_policy
 from residual_rl.utils.text import parse_pairs
 from residual_rl.utils.validation import check_fields
+
+JointUnits = Literal["hardware", "range", "rad"]
+"""Units of joint positions: those of the robot (degrees; SO-101: gripper 0 to 100), LeRobot's -100 to 100 over each arm joint's range
+(robots configured with `use_degrees=false`), or [rad]."""
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from residual_rl.base_policies.executor import BasePolicyExecutor
+from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
 from residual_rl.composition import ScaleRule, compose, reach, scale_rule
 from residual_rl.envs.spaces import with_base_action
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 from residual_rl.exported_policy import POLICY_FILE, find_policy, load_policy
-from residual_rl.factory import make_base_policy
 from residual_rl.types import BasePolicy, Obs, Plan, State
 from residual_rl.utils.trusted import with_trust
 

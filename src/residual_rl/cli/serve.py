@@ -14,11 +14,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from residual_rl.base_policies.executor import make_base_policy
 from residual_rl.cli.flags import parts_of, peek, require_target
 from residual_rl.config import TrainCfg
 from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.exported_policy import POLICY_FILE, find_policy, load_policy
-from residual_rl.factory import make_base_policy
 from residual_rl.registry import BASE_POLICIES, TASKS, load
 from residual_rl.remote.server import BackgroundServer, Server, open_server
 from residual_rl.remote.service import ActionUnits, PolicyService, Protocol

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from residual_rl.base_policies.executor import BasePolicyExecutor
+from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
 from residual_rl.composition import reach, residual_penalty, scale_rule
 from residual_rl.config import TrainCfg
 from residual_rl.errors import ConfigError
-from residual_rl.factory import make_base_policy, task_settings
+from residual_rl.factory import task_settings
 from residual_rl.registry import TASKS
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.types import Learner, Obs, Transition

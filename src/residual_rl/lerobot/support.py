@@ -13,11 +13,11 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from residual_rl.base_policies.lerobot import JointUnits
 from residual_rl.errors import ConfigError, MissingDependencyError
 from residual_rl.robots.hardware_units import HardwareUnits
 from residual_rl.utils.files import TEMP_SUFFIX, make_folder, writing
@@ -32,10 +32,6 @@ INSTALL = (
 STATE, ENVIRONMENT_STATE, ACTION = "observation.state", "observation.environment_state", "action"
 IMAGES = "observation.images."
 """What the name of a camera's feature begins with."""
-
-JointUnits = Literal["hardware", "range", "rad"]
-"""Units of joint positions: as the robot reports them in degrees (SO-101: gripper 0 to 100), LeRobot's -100 to 100 over each arm joint's
-range (a robot that is set up with `use_degrees=false`), or radians."""
 
 
 def require_lerobot(user: str) -> None:

@@ -14,11 +14,10 @@ from gymnasium import spaces
 from rich.table import Table
 from torch import Tensor
 
-from residual_rl.base_policies.executor import BasePolicyExecutor
+from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
 from residual_rl.envs.sanity_checks import DOCTOR_SEED, Act, Check, Rollout, doctor_seeds, random_actions, roll_out
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import NonFiniteError
-from residual_rl.factory import make_base_policy
 from residual_rl.registry import TaskSpec, load
 from residual_rl.types import Obs
 

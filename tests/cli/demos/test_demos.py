@@ -15,9 +15,9 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from cli_help import documented, help_of
 from demo_files import INFO, a_demo, maniskill, write
 from imageio_ffmpeg import count_frames_and_secs
-from test_cli import documented, help_of
 from tiny_runs import Fails
 
 from residual_rl.cli.demos import SUBCOMMANDS

@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+import env_contract as suite
 import pytest
-import test_env_contract as suite
 
 from residual_rl.envs.maniskill.vec_env import ManiSkillVecEnv
 from residual_rl.envs.maniskill.workers import WorkerWorlds

@@ -9,7 +9,7 @@ from typing import Any
 import fakes
 import pytest
 import torch
-from test_chunk_residual import CHUNKY
+from chunky import CHUNKY
 from tiny_runs import different, figures
 from torch import Tensor
 

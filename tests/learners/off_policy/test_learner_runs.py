@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_interruptions import fill
+from full_disk import fill
 from tiny_runs import config, different, figures, files, train
 
 from residual_rl.errors import BasePolicyError, ConfigError
 from residual_rl.evaluation.evaluate import evaluate, no_residual
 from residual_rl.factory import make_residual_env
-from residual_rl.learners.off_policy.learner import replay_buffer
+from residual_rl.learners.off_policy import replay_buffer
 from residual_rl.runner import Runner
 from residual_rl.runs import disk_space
 from residual_rl.runs.checkpoint import from_bytes, to_bytes

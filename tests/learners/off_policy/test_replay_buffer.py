@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.learners.common.returns import n_step_returns
+from residual_rl.learners.off_policy import replay_buffer
 from residual_rl.learners.off_policy.batch import Sample
-from residual_rl.learners.off_policy.learner import replay_buffer
 from residual_rl.learners.off_policy.replay_buffer import ReplayBuffer
 from residual_rl.runs.checkpoint import from_bytes, to_bytes
 from residual_rl.types import Segment, State

@@ -20,9 +20,10 @@ from residual_rl.composition import compose
 from residual_rl.config import TrainCfg
 from residual_rl.errors import CheckpointError, ConfigError, NonFiniteError, UnknownNameError
 from residual_rl.learners.common import compilation as compiled_module
+from residual_rl.learners.off_policy import replay_buffer, sac, td3
 from residual_rl.learners.off_policy.batch import Batch
 from residual_rl.learners.off_policy.config import PolicyDecoratorCfg
-from residual_rl.learners.off_policy.learner import OffPolicyLearner, replay_buffer, sac, td3
+from residual_rl.learners.off_policy.learner import OffPolicyLearner
 from residual_rl.learners.off_policy.sac import SAC, SACCfg
 from residual_rl.learners.off_policy.td3 import TD3, TD3Cfg
 from residual_rl.runs.checkpoint import from_bytes, load, to_bytes

@@ -12,8 +12,8 @@ from tiny_runs import different
 from toy_env import OBS_SPACE, PointMass, collect, success_rate
 
 from residual_rl.errors import CheckpointError, ConfigError, NonFiniteError
+from residual_rl.learners.ppo import ppo as ppo_module
 from residual_rl.learners.ppo.ppo import PPO, PPOCfg, make_policy
-from residual_rl.learners.ppo.ppo import ppo as ppo_module
 from residual_rl.types import Learner, Transition
 from residual_rl.utils.module_state import load_module_state
 

@@ -144,7 +144,7 @@ def test_the_oracle_solves_it_and_rewards_grow(world: World) -> None:
 
 
 def test_the_clauses_of_success(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from residual_rl.tasks.maniskill.pick_box.env import doctor as pick_box_doctor
+    from residual_rl.tasks.maniskill.pick_box import doctor as pick_box_doctor
 
     monkeypatch.setattr(world, "close", lambda: None)
     checks = list(pick_box_doctor.check_success(world))
@@ -153,8 +153,8 @@ def test_the_clauses_of_success(world: World, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_clause_that_is_missing_is_seen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from residual_rl.tasks.maniskill.pick_box.env import doctor as pick_box_doctor
-    from residual_rl.tasks.maniskill.pick_box.env import env as pick_box
+    from residual_rl.tasks.maniskill.pick_box import doctor as pick_box_doctor
+    from residual_rl.tasks.maniskill.pick_box import env as pick_box
 
     monkeypatch.setattr(world, "close", lambda: None)
     monkeypatch.setattr(pick_box, "MAX_LINEAR_SPEED", 1.0)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from residual_rl.base_policies.executor import make_base_policy
 from residual_rl.errors import ConfigError
-from residual_rl.factory import make_base_policy, make_vec_env
+from residual_rl.factory import make_vec_env
 from residual_rl.tasks.so101_paper.task import quaternion_product, yaw_of
 from residual_rl.utils.seeding import normal
 

@@ -7,14 +7,14 @@ SPEC = register_task(
         id="maniskill",
         summary="any task of ManiSkill 3 (--env-id, --robot-uids), on its CPU or its GPU simulation",
         config=f"{__name__}.config:ManiSkillCfg",
-        make=f"{__name__}.make:make",
+        make=f"{__name__}.factory:make",
         base_policy="zero",
         doctor=f"{__name__}.doctor:doctor",
         demo_settings=("env_id", "robot_uids", "control_mode", "reward_mode", "ignore_terminations"),
-        foreign_settings=f"{__name__}.foreign:settings",
-        planners={"motion-planning": f"{__name__}.motion_planning:make"},
+        foreign_settings=f"{__name__}.trajectory_settings:settings",
+        planners={"motion-planning": "residual_rl.demos.maniskill_planner:make"},
         train_overrides={"eval_episodes": 16},  # evaluations have worlds of their own, which take long to build
         variant="env_id",
-        variant_overrides=f"{__name__}.defaults:train_overrides",
+        variant_overrides=f"{__name__}.ppo_defaults:train_overrides",
     )
 )
