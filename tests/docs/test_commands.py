@@ -16,15 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import il_case
 import pytest
 import tyro
 from doc_pages import Command, commands
 from paths import ROOT
-from tiny_runs import FAILING_TINY
 
 from residual_rl.cli.main import COMMANDS, main
-from residual_rl.imitation.model import MODEL_FILE
 
 PLACEHOLDERS = {
     "TASK": "so101-paper",
@@ -62,28 +59,18 @@ def program_words(command: Command) -> list[str]:
     return [PLACEHOLDERS.get(word, word) for word in command.words[1:] if word not in ("…", "[options]")]
 
 
-@pytest.fixture(scope="session")
-def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny run, model and file of demonstrations."""
-    folder = tmp_path_factory.mktemp("documented")
-    flags = ["--total-timesteps", "64", "--output-dir", str(folder / "run")]
-    assert main(["train", "so101-paper", *FAILING_TINY, *flags]) == 0
-    (folder / "model").mkdir()
-    il_case.model().save(folder / "model" / MODEL_FILE)
-    il_case.write_demos(folder / "demos.h5")
-    return folder
-
-
 @pytest.fixture
-def parse(_made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], None]:
+def parse(
+    documented: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[list[str]], None]:
     """Parses arguments of `residual-rl`, in a folder with the runs and files that the pages mention."""
     variants = [word for c in ALL for word in c.words if word.startswith("runs/variants/")]
     for name in {*RUNS, *MODELS, *variants}:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).symlink_to(_made / ("model" if name in MODELS else "run"))
+        (tmp_path / name).symlink_to(documented / ("model" if name in MODELS else "run"))
     for name in FILES:
         for suffix in ("h5", "json"):
-            (tmp_path / name).with_suffix(f".{suffix}").symlink_to(_made / f"demos.{suffix}")
+            (tmp_path / name).with_suffix(f".{suffix}").symlink_to(documented / f"demos.{suffix}")
     monkeypatch.chdir(tmp_path)
     real = tyro.cli
 
