@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import io
 import json
 import re
 import shlex
@@ -18,7 +20,7 @@ from typing import Any
 
 import pytest
 import tyro
-from doc_pages import Command, commands
+from doc_pages import Command, commands, with_present_flags
 from paths import ROOT
 
 from residual_rl.cli.main import COMMANDS, main
@@ -84,7 +86,7 @@ def parse(
 
     def run(argv: list[str]) -> None:
         try:
-            code = main(argv)
+            code = main(with_present_flags(argv))
         except Parsed:
             return
         except SystemExit as exit:
@@ -114,6 +116,14 @@ def test_commands__residual_rl_takes_them(command: Command, parse: Callable[[lis
         assert not words or words[0] in COMMANDS or words == ["--help"], command
     else:
         parse(words)
+
+
+@pytest.mark.xfail(reason="--output-dir and --output are to become aliases of --out: see with_present_flags")
+def test_commands__all_commands_take_output_dir() -> None:
+    for argv in (["imitate", "demos.h5"], ["convert", "x.pt"], ["demos", "to-lerobot", "demos.h5"]):
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+            main([*argv, "--help"])
+        assert "--output-dir" in out.getvalue(), argv
 
 
 @pytest.mark.parametrize("argv", [["train", "so101-paper", "--no-such-flag", "1"], ["eval", "runs/x", "--n-episode", "3"], ["trian"]])
