@@ -1,8 +1,8 @@
-"""A base policy of your own: it turns the arm's first joint towards the sheet, and the residual would learn the rest.
+"""A custom base policy: it turns the arm's first joint towards the sheet, and a residual learns the rest.
 
     python examples/custom_base_policy.py eval so101-paper --base-policy pan-to-sheet
 
-As part of a package, this makes `residual-rl` find it by itself:
+In a package, this entry point lets `residual-rl` find it:
 
     [project.entry-points."residual_rl.base_policies"]
     pan-to-sheet = "my_package.custom_base_policy"
@@ -17,7 +17,7 @@ from residual_rl.cli.main import main
 
 
 class PanToSheet(BasePolicy):
-    """Stateless, and one action at a time."""
+    """A stateless policy with one action per chunk."""
 
     inputs = {"ee_position": (3,), "sheet_pose": (7,)}  # noqa: RUF012
 
