@@ -15,7 +15,6 @@ from annotated_types import Interval
 
 from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS, load
-from residual_rl.utils.trusted import with_trust
 from residual_rl.utils.validation import (
     CheckedCfg,
     NonNegativeFloat,
@@ -171,6 +170,14 @@ class TrainCfg:
             run=from_plain(RunCfg, data["run"]),
             learner_id=learner_id,
         )
+
+
+def with_trust(cfg: T, trusted: bool) -> T:
+    """Settings of a base policy with the user's `--trust-checkpoint` in place of the stored value; others unchanged."""
+    if not hasattr(cfg, "trust_checkpoint"):
+        return cfg
+    changed: T = dataclasses.replace(cfg, trust_checkpoint=trusted)  # type: ignore[type-var]
+    return changed
 
 
 def replace_fields(cfg: TrainCfg, values: dict[str, Any]) -> TrainCfg:

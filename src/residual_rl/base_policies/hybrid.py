@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from residual_rl.config import with_trust
 from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.registry import BASE_POLICIES, BasePolicySpec, register_base_policy
-from residual_rl.utils.trusted import with_trust
 from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, PositiveFloat
 
 _SETTING = re.compile(r"(\d+)\.(\w[\w-]*)=(.*)", re.DOTALL)
