@@ -159,7 +159,6 @@ class TrainCfg:
     def from_dict(cls, data: dict[str, Any]) -> TrainCfg:
         """The settings that `to_dict` gave."""
         base_config = BASE_POLICIES.get(data["base_policy_id"]).config
-        learner_id = data["learner_id"]
         return cls(
             task_id=data["task_id"],
             base_policy_id=data["base_policy_id"],
@@ -167,10 +166,10 @@ class TrainCfg:
             base=with_trust(from_plain(load(base_config), data["base"]), False)
             if base_config
             else None,  # a file's own word is none
-            learner=from_plain(load(LEARNERS.get(learner_id).config), data["learner"]),
+            learner=from_plain(load(LEARNERS.get(data["learner_id"]).config), data["learner"]),
             residual=from_plain(ResidualCfg, data["residual"]),
             run=from_plain(RunCfg, data["run"]),
-            learner_id=learner_id,
+            learner_id=data["learner_id"],
         )
 
 

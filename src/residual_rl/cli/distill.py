@@ -50,18 +50,19 @@ class ResumeFlags:
 
 
 @dataclasses.dataclass(frozen=True)
-class _ImitateHead:
-    preset: str | None = None
-    device: str = "cpu"
-
-
-@dataclasses.dataclass(frozen=True)
 class _Head:
     """Flags that the defaults of the others depend on."""
 
     model: str = DistillCfg.model
     algo: Literal["bc", "flow"] = DistillCfg.algo
-    imitate: _ImitateHead = _ImitateHead()
+
+
+@dataclasses.dataclass(frozen=True)
+class _ImitateHead:
+    """The same of `--imitate.*`."""
+
+    preset: str | None = None
+    device: str = "cpu"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -73,8 +74,9 @@ def main(argv: Sequence[str]) -> int:
     )
     run = Path(target)
     head = parse_head(_Head(), rest, f"distill {target}")
+    imitate_head = parse_head(_ImitateHead(), rest, f"distill {target}", "imitate")
     teacher = find_teacher(run, head.model)
-    imitation = default_imitation(head.algo, teacher.exported.cfg, head.imitate.device, head.imitate.preset)
+    imitation = default_imitation(head.algo, teacher.exported.cfg, imitate_head.device, imitate_head.preset)
     groups = {"own": DistillFlags(), "cfg": DistillCfg(), "imitate": imitation}
     about = "Train one policy that imitates a run, and needs neither its base policy nor its residual."
     parsed = parse_flags(groups, rest, f"distill {target}", about)

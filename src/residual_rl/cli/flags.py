@@ -65,20 +65,6 @@ def has_flag(argv: Sequence[str], name: str) -> bool:
     return any(word.partition("=")[0].replace("_", "-") == name for word in argv)
 
 
-def parse_head(default: T, argv: Sequence[str], command: str) -> T:
-    """The flags of the dataclass `default`, on whose values the other flags of `command` depend; other arguments are ignored."""
-    parsed: Any = tyro.cli(
-        type(default),
-        default=default,
-        args=list(argv),
-        prog=f"residual-rl {command}",
-        return_unknown_args=True,
-        add_help=False,
-    )
-    values: T = parsed[0]
-    return values
-
-
 # --- the builder ------------------------------------------------------------------------------------------------------
 
 
@@ -114,6 +100,17 @@ def parse_flags(
         command: the command with its target, e.g. `train so101-paper`, for the usage line.
         description: one sentence for the help.
     """
+    return _parse(groups, argv, command, description=description)
+
+
+def parse_head(default: T, argv: Sequence[str], command: str, group: str = "own") -> T:
+    """The flags of the dataclass `default`, on whose values the other flags of `command` depend; other arguments are ignored."""
+    values: T = _parse({group: default}, argv, command, return_unknown_args=True, add_help=False)[group]
+    return values
+
+
+def _parse(groups: Mapping[str, Any], argv: Sequence[str], command: str, **options: Any) -> dict[str, Any]:
+    """The groups with the values that the arguments give; `options` are those of `tyro.cli`."""
     given = {name: default for name, default in groups.items() if default is not None}
     registry = ConstructorRegistry()
 
@@ -121,14 +118,13 @@ def parse_flags(
     def all_groups(info: StructTypeInfo) -> StructConstructorSpec | None:
         return StructConstructorSpec(instantiate=dict, fields=_fields(given)) if info.type is _Flags else None
 
-    prog = f"residual-rl {command}"
-    parsed: Any = tyro.cli(_Flags, args=list(argv), prog=prog, description=description, registry=registry)
+    parsed: Any = tyro.cli(_Flags, args=list(argv), prog=f"residual-rl {command}", registry=registry, **options)
+    values = parsed[0] if options.get("return_unknown_args") else parsed
+    # made here and not by tyro, so that what a dataclass refuses is raised as it is
     result: dict[str, Any] = dict.fromkeys(groups)
     for group, default in given.items():
         cls = default if isinstance(default, type) else type(default)
-        result[group] = cls(
-            **{field.name: parsed[f"{group}/{field.name}"] for field in dataclasses.fields(cls)}
-        )
+        result[group] = cls(**{field.name: values[f"{group}/{field.name}"] for field in dataclasses.fields(cls)})
     return result
 
 
