@@ -78,9 +78,11 @@ test-lerobot: setup-lerobot ## the tests that need LeRobot, in .venv-lerobot, wi
 test-maniskill: setup-maniskill ## the tests that need ManiSkill, in .venv-maniskill
 	$(MANISKILL_VENV)/bin/python -m pytest -m maniskill
 
-lint: setup ## ruff: rules and format
+lint: setup ## ruff (rules and format), the direction of imports, generated tables
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/flags_table.py --check
 
 format: setup ## mend what ruff can mend
 	$(BIN)/ruff check --fix

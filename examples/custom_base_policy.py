@@ -22,12 +22,12 @@ class PanToSheet(BasePolicy):
     inputs = {"ee_position": (3,), "sheet_pose": (7,)}  # noqa: RUF012
 
     def __init__(self, cfg: None, env: VecEnv):
-        self.action_size = env.action_size
+        self.action_unit = env.action_unit
 
-    def plan(self, obs: dict[str, torch.Tensor], worlds: torch.Tensor) -> torch.Tensor:
+    def predict_action_chunk(self, obs: dict[str, torch.Tensor], env_ids: torch.Tensor) -> torch.Tensor:
         sheet, finger = (torch.atan2(obs[name][:, 1], obs[name][:, 0]) for name in ("sheet_pose", "ee_position"))
-        action = torch.zeros(len(worlds), 1, len(self.action_size))
-        action[:, 0, 0] = ((finger - sheet) / self.action_size[0]).clamp(-1.0, 1.0)  # the joint turns clockwise
+        action = torch.zeros(len(env_ids), 1, len(self.action_unit))
+        action[:, 0, 0] = ((finger - sheet) / self.action_unit[0]).clamp(-1.0, 1.0)  # the joint turns clockwise
         return action
 
 

@@ -41,7 +41,7 @@ class PointReach(Task):
 
     def __init__(self, cfg: PointCfg):
         self.cfg, self.max_episode_steps = cfg, cfg.max_episode_steps
-        self.action_size = torch.full((2,), 0.1)
+        self.action_unit = torch.full((2,), 0.1)
 
     def observation_space(self) -> spaces.Dict:
         return spaces.Dict({"state": spaces.Box(-4.0, 4.0, (4,), np.float32)})
@@ -51,7 +51,7 @@ class PointReach(Task):
         return {"start": start_and_goal[:, :2], "goal": start_and_goal[:, 2:]}
 
     def joint_target(self, action: Tensor, q: Quantities) -> Tensor:
-        return (q["joint_target"] + self.action_size * action).clamp(-2.0, 2.0)
+        return (q["joint_target"] + self.action_unit * action).clamp(-2.0, 2.0)
 
     def observe(self, q: Quantities) -> Obs:
         return {"state": torch.cat([q["joint_position"], q["goal"] - q["joint_position"]], 1).float()}

@@ -170,7 +170,7 @@ class OffPolicyLearner:
         one = torch.ones(transition.residual_action.shape, device=self.device)
         if self.cfg.critic_input != "sum":
             return one, one
-        scale, next_scale = transition.residual_scale, transition.next_residual_scale
+        scale, next_scale = transition.effective_scale, transition.next_effective_scale
         if scale is None:
             raise ConfigError(
                 "critic_input sum needs one residual scale for each decision, and with chunk whole and an adaptive scale "
