@@ -96,7 +96,7 @@ bench: setup ## steps per second, beside raw MuJoCo and Stable-Baselines3
 
 docs: setup ## build the documentation site into site/, with warnings as errors
 	$(BIN)/python scripts/flags_table.py --check
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 wheel: setup ## build a wheel into dist/ and try it in a fresh environment
 	$(BIN)/python scripts/check_wheel.py dist
