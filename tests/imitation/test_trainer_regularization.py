@@ -103,7 +103,7 @@ def test_decay_takes_its_share_off_before_each_step(demos: Path, tmp_path: Path)
 def test_both_are_off_unless_they_are_asked_for() -> None:
     assert (ImitateCfg().weight_decay, ImitateCfg().obs_noise) == (0.0, 0.0)
     for name in ("weight_decay", "obs_noise"):
-        with pytest.raises(ConfigError, match=f"{name} must be 0 or more, not -0.1"):
+        with pytest.raises(ConfigError, match=f"{name} must be at least 0, not -0.1"):
             ImitateCfg(**{name: -0.1})
 
 

@@ -309,8 +309,8 @@ def test_training_on_images_by_command(tmp_path: Path, fails: Fails) -> None:
         ),
         ("--obs-keys pictur", "unknown observation 'pictur'; did you mean 'picture'"),
         ("--critic-obs-keys picture stat", "unknown observation 'stat'"),
-        ("--critic-obs-keys picture picture", "critic_obs_keys must name at least one observation and none twice"),
-        ("--random-shift -1", "random_shift must be 0 or more pixels, not -1"),
+        ("--critic-obs-keys picture picture", "critic_obs_keys must be one or more different values"),
+        ("--random-shift -1", "random_shift must be at least 0, not -1"),
         ("--image-features 0", "image_features must be at least 1, not 0"),
     ],
 )

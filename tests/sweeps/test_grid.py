@@ -117,7 +117,7 @@ def test_settings_that_do_not_fit_together_are_said_before_anything_starts(tmp_p
     cfg = replace_fields(CFG, {"residual_scale_start": 0.1})
     assert parse_grid(["total_timesteps=1"], cfg) == {"total_timesteps": ("1",)}
     assert parse_grid(["alpha=0.1", "n-envs=4"], cfg) == {"residual_scale": ("0.1",), "num_envs": ("4",)}
-    with pytest.raises(ConfigError, match="needs at least one training seed and none twice"):
+    with pytest.raises(ConfigError, match="seeds must be one or more different values"):
         a_sweep(seeds=(1, 1))
     with pytest.raises(ConfigError, match="cpus_per_trial must be at least 1, not 0"):
         a_sweep(cpus_per_trial=0)

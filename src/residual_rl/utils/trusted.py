@@ -8,23 +8,12 @@ never counts.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from residual_rl.errors import CheckpointError, ConfigError, MissingDependencyError
-
-T = TypeVar("T")
-
-
-def with_trust(cfg: T, trusted: bool) -> T:
-    """The settings of a base policy with the user's say-so in place of what was stored; unchanged where they ask for none."""
-    if not hasattr(cfg, "trust_checkpoint"):
-        return cfg
-    changed: T = dataclasses.replace(cfg, trust_checkpoint=trusted)  # type: ignore[type-var]
-    return changed
 
 
 def require_trust(path: Path, kind: str, trusted: bool) -> None:

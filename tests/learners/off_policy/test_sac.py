@@ -666,15 +666,15 @@ def test_observations_that_are_not_there_are_named() -> None:
         ({"gamma": 1.5}, "gamma must be from 0 to 1"),
         ({"tau": 0.0}, "tau must be above 0 and at most 1"),
         ({"demo_share": 1.0}, "demo_share must be at least 0 and below 1"),
-        ({"learning_starts": -1}, "learning_starts must be 0 or more"),
-        ({"actor_penalty": -0.1}, "actor_penalty must be 0 or more"),
+        ({"learning_starts": -1}, "learning_starts must be at least 0"),
+        ({"actor_penalty": -0.1}, "actor_penalty must be at least 0"),
         ({"num_target_critics": 5}, r"num_target_critics must be at most num_critics \(4\), not 5"),
         ({"bootstrap_at_done": "sometimes"}, "bootstrap_at_done must be one of truncated, always, never"),
         ({"critic_input": "action"}, "critic_input must be one of sum, res, concat"),
         ({"warmup_noise": "pink"}, "warmup_noise must be one of correlated, uniform, none"),
         ({"noise_correlation": 1.0}, "noise_correlation must be at least 0 and below 1"),
         ({"hidden_sizes": (64, 0)}, "hidden_sizes must be at least 1 each"),
-        ({"obs_keys": ()}, "obs_keys must name at least one"),
+        ({"obs_keys": ()}, "obs_keys must be one or more different values"),
         ({"obs_keys": ("state", "base_action")}, "obs_keys must not name base_action here"),
         ({"reward_scale": float("inf")}, "reward_scale must be finite"),
         ({"temperature": 0.0}, "temperature must be above 0"),
@@ -687,7 +687,7 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message
 
 
 def test_td3_refuses_a_negative_std() -> None:
-    with pytest.raises(ConfigError, match="exploration_std must be 0 or more"):
+    with pytest.raises(ConfigError, match="exploration_std must be at least 0"):
         TD3Cfg(exploration_std=-1.0)
 
 
