@@ -30,7 +30,7 @@ ifneq ($(shell $(MANISKILL_VENV)/bin/python -c "print(open('$(MANISKILL_STAMP)')
 $(MANISKILL_STAMP): FORCE
 endif
 
-.PHONY: help setup setup-lerobot setup-maniskill opengl vulkan constraints demo test test-fast test-lerobot test-maniskill lint format typecheck bench docs wheel clean FORCE
+.PHONY: help setup setup-lerobot setup-maniskill opengl vulkan constraints demo test test-main test-fast test-lerobot test-maniskill lint format typecheck bench docs wheel clean FORCE
 FORCE:
 
 help: ## this list
@@ -65,9 +65,11 @@ constraints: ## write constraints.txt anew, with today's newest versions
 demo: setup ## train a residual on the SO-101 task, evaluate it beside its base, write a report and a video
 	@scripts/demo.sh
 
-test: setup lint typecheck ## lint, type check, all tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
-	@$(MAKE) --no-print-directory test-lerobot test-maniskill
+test: ## lint, type check, all tests; all parts run, and a summary ends the output
+	@MAKE="$(MAKE)" scripts/test.sh
+
+test-main: setup ## the tests that need neither LeRobot nor ManiSkill
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 test-fast: setup ## the tests that take under two minutes together
 	$(BIN)/python -m pytest -m "not slow" -n auto $(PYTEST_ARGS)
