@@ -30,7 +30,7 @@ ifneq ($(shell $(MANISKILL_VENV)/bin/python -c "print(open('$(MANISKILL_STAMP)')
 $(MANISKILL_STAMP): FORCE
 endif
 
-.PHONY: help setup setup-lerobot setup-maniskill opengl vulkan constraints demo test test-fast test-lerobot test-maniskill lint format typecheck bench wheel clean FORCE
+.PHONY: help setup setup-lerobot setup-maniskill opengl vulkan constraints demo test test-fast test-lerobot test-maniskill lint format typecheck bench docs wheel clean FORCE
 FORCE:
 
 help: ## this list
@@ -78,9 +78,11 @@ test-lerobot: setup-lerobot ## the tests that need LeRobot, in .venv-lerobot, wi
 test-maniskill: setup-maniskill ## the tests that need ManiSkill, in .venv-maniskill
 	$(MANISKILL_VENV)/bin/python -m pytest -m maniskill
 
-lint: setup ## ruff: rules and format
+lint: setup ## ruff (rules and format), the direction of imports, generated tables
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/flags_table.py --check
 
 format: setup ## mend what ruff can mend
 	$(BIN)/ruff check --fix
@@ -92,9 +94,13 @@ typecheck: setup ## mypy on src
 bench: setup ## steps per second, beside raw MuJoCo and Stable-Baselines3
 	$(BIN)/residual-rl bench so101-paper
 
+docs: setup ## build the documentation site into site/, with warnings as errors
+	$(BIN)/python scripts/flags_table.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 wheel: setup ## build a wheel into dist/ and try it in a fresh environment
 	$(BIN)/python scripts/check_wheel.py dist
 
 clean: ## remove all environments, builds and caches; runs/ stays
-	rm -rf $(VENV) $(LEROBOT_VENV) $(MANISKILL_VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LEROBOT_VENV) $(MANISKILL_VENV) build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

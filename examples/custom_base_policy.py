@@ -1,8 +1,8 @@
-"""A base policy of your own: it turns the arm's first joint towards the sheet, and the residual would learn the rest.
+"""A custom base policy: it turns the arm's first joint towards the sheet, and a residual learns the rest.
 
     python examples/custom_base_policy.py eval so101-paper --base-policy pan-to-sheet
 
-As part of a package, this makes `residual-rl` find it by itself:
+In a package, this entry point lets `residual-rl` find it:
 
     [project.entry-points."residual_rl.base_policies"]
     pan-to-sheet = "my_package.custom_base_policy"
@@ -17,17 +17,17 @@ from residual_rl.cli.main import main
 
 
 class PanToSheet(BasePolicy):
-    """Stateless, and one action at a time."""
+    """A stateless policy with one action per chunk."""
 
     inputs = {"ee_position": (3,), "sheet_pose": (7,)}  # noqa: RUF012
 
     def __init__(self, cfg: None, env: VecEnv):
-        self.action_size = env.action_size
+        self.action_unit = env.action_unit
 
-    def plan(self, obs: dict[str, torch.Tensor], worlds: torch.Tensor) -> torch.Tensor:
+    def predict_action_chunk(self, obs: dict[str, torch.Tensor], env_ids: torch.Tensor) -> torch.Tensor:
         sheet, finger = (torch.atan2(obs[name][:, 1], obs[name][:, 0]) for name in ("sheet_pose", "ee_position"))
-        action = torch.zeros(len(worlds), 1, len(self.action_size))
-        action[:, 0, 0] = ((finger - sheet) / self.action_size[0]).clamp(-1.0, 1.0)  # the joint turns clockwise
+        action = torch.zeros(len(env_ids), 1, len(self.action_unit))
+        action[:, 0, 0] = ((finger - sheet) / self.action_unit[0]).clamp(-1.0, 1.0)  # the joint turns clockwise
         return action
 
 

@@ -1,8 +1,8 @@
-"""A task of your own, in plain torch: a point that does not quite go where it is told is to reach a goal.
+"""A custom task in plain torch: a point with imprecise actuation must reach a goal.
 
     python examples/custom_task.py train point-reach
 
-As part of a package, this makes `residual-rl` find it by itself, `train`, `eval` and `list` included:
+In a package, this entry point lets all commands of `residual-rl` find it:
 
     [project.entry-points."residual_rl.tasks"]
     point-reach = "my_package.custom_task"
@@ -26,22 +26,22 @@ from residual_rl.cli.main import main
 
 @dataclasses.dataclass(frozen=True)
 class PointCfg:
-    """Settings of `point-reach`; each is a flag."""
+    """Settings of `point-reach`; each field is a flag."""
 
     tolerance: float = 0.1
-    """Distance from the goal that counts as reached [m]."""
+    """Distance to the goal below which the episode is a success [m]."""
     max_episode_steps: int = 40
-    """Steps after which an episode is cut off."""
+    """Steps after which an episode is truncated."""
 
 
 class PointReach(Task):
-    """What is asked. An action of 1 moves the point's target by 10 cm."""
+    """Observation, reward, success and randomisation. An action of 1 moves the point's target by 10 cm."""
 
     success_hold_steps = 1
 
     def __init__(self, cfg: PointCfg):
         self.cfg, self.max_episode_steps = cfg, cfg.max_episode_steps
-        self.action_size = torch.full((2,), 0.1)
+        self.action_unit = torch.full((2,), 0.1)
 
     def observation_space(self) -> spaces.Dict:
         return spaces.Dict({"state": spaces.Box(-4.0, 4.0, (4,), np.float32)})
@@ -51,7 +51,7 @@ class PointReach(Task):
         return {"start": start_and_goal[:, :2], "goal": start_and_goal[:, 2:]}
 
     def joint_target(self, action: Tensor, q: Quantities) -> Tensor:
-        return (q["joint_target"] + self.action_size * action).clamp(-2.0, 2.0)
+        return (q["joint_target"] + self.action_unit * action).clamp(-2.0, 2.0)
 
     def observe(self, q: Quantities) -> Obs:
         return {"state": torch.cat([q["joint_position"], q["goal"] - q["joint_position"]], 1).float()}
@@ -67,7 +67,7 @@ class PointReach(Task):
 
 
 class PointPhysics:
-    """What fills the task's quantities (`residual_rl.Physics`): the point goes half the way to its target, and is blown along."""
+    """Provides the quantities (`residual_rl.Physics`): the point moves halfway to its target, with a constant drift."""
 
     model, control_hz, deterministic = None, 10.0, True
 
@@ -110,7 +110,7 @@ class PointPhysics:
 
 
 def make(cfg: PointCfg, num_envs: int, num_threads: int, device: str) -> TaskEnv:
-    """The vec_env: `TaskEnv` adds the ends of episodes, their seeds, resets and resuming."""
+    """The vec_env: `TaskEnv` adds episode ends, seeds, resets and resuming."""
     return TaskEnv(PointReach(cfg), PointPhysics(num_envs, device))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
 from residual_rl.base_policies.model import ModelCfg
-from residual_rl.chunk_residual_env import ChunkEnv
+from residual_rl.chunk_residual_env import ChunkResidualEnv
 from residual_rl.cli.main import main
 from residual_rl.composition import adaptive_scale
 from residual_rl.config import ResidualCfg, TrainCfg, replace_fields
@@ -32,13 +33,13 @@ SEEDS = [41, 7, 1000, 12, 3, 99, 58]
 
 
 def chunk_env(
-    policy: BasePolicy | None = None, cls: type[ResidualEnv] = ChunkEnv, num_envs: int = 3, scale: float = 0.5, **settings: Any
+    policy: BasePolicy | None = None, cls: type[ResidualEnv] = ChunkResidualEnv, num_envs: int = 3, scale: float = 0.5, **settings: Any
 ) -> Any:
     env = fakes.PointEnv(fakes.PointCfg(**settings), num_envs)
     return cls(env, BasePolicyExecutor(policy or Chunky(), env, "base policy 'it'"), scale, 0.1)
 
 
-def recorder_env(max_episode_steps: int = 10, num_envs: int = 2) -> tuple[ChunkEnv, fakes.Recorder]:
+def recorder_env(max_episode_steps: int = 10, num_envs: int = 2) -> tuple[ChunkResidualEnv, fakes.Recorder]:
     recorder = fakes.Recorder(num_envs, chunk_size=4, num_action_steps=3)
     return chunk_env(recorder, num_envs=num_envs, max_episode_steps=max_episode_steps), recorder
 
@@ -54,7 +55,7 @@ def test_worlds_outside_of_the_mask_stand_still(kind: str) -> None:
         return fakes.PointEnv(fakes.PointCfg(), 2) if kind == "point" else make_vec_env(kind, 2, num_threads=1, position_noise=0.001)
 
     env, twin = make(), make()
-    actions = 0.3 * torch.sin(torch.arange(12.0))[:, None, None] * torch.ones(12, 2, len(env.action_size))
+    actions = 0.3 * torch.sin(torch.arange(12.0))[:, None, None] * torch.ones(12, 2, len(env.action_unit))
     env.reset(seed=5)
     twin.reset(seed=5)
     expected = [twin.step(action) for action in actions]
@@ -62,7 +63,7 @@ def test_worlds_outside_of_the_mask_stand_still(kind: str) -> None:
     taken = [0, 0]
     for mask in (both, both, first, first, both, both, both):
         before = env.observations()
-        rows = torch.stack([actions[taken[0], 0], actions[taken[1], 1] if mask is None else torch.ones(len(env.action_size))])
+        rows = torch.stack([actions[taken[0], 0], actions[taken[1], 1] if mask is None else torch.ones(len(env.action_unit))])
         obs, reward, *_, info = env.step(rows, mask)
         for world in (0, 1):
             if mask is not None and not mask[world]:
@@ -123,13 +124,13 @@ def test_a_world_whose_episode_ends_within_a_chunk_waits() -> None:
     """Limits of five steps: the second decision ends after two of its three."""
     env, recorder = recorder_env(max_episode_steps=5)
     env.reset(seed=0)
-    env.env.reset(seed=[9], mask=torch.tensor([False, True]))
+    env.vec_env.reset(seed=[9], mask=torch.tensor([False, True]))
     env.step(torch.zeros(2, 6))
-    env.env._length[1] = 1  # type: ignore[attr-defined]  (two steps behind the other: its chunks go on)
-    before, steps_taken = env.obs, env.env.steps_taken  # type: ignore[attr-defined]
+    env.vec_env._length[1] = 1  # type: ignore[attr-defined]  (two steps behind the other: its chunks go on)
+    before, steps_taken = env.obs, env.vec_env.steps_taken  # type: ignore[attr-defined]
     recorder.calls.clear()
     transition, info = env.step(torch.full((2, 6), 0.5))
-    assert env.env.steps_taken - steps_taken == 3  # type: ignore[attr-defined]
+    assert env.vec_env.steps_taken - steps_taken == 3  # type: ignore[attr-defined]
     assert transition.truncated.tolist() == [True, False]
     assert info["_final_info"].tolist() == info["_final_obs"].tolist() == [True, False]
     assert info["final_info"]["episode_length"][0] == 5
@@ -138,7 +139,7 @@ def test_a_world_whose_episode_ends_within_a_chunk_waits() -> None:
     wind = torch.stack([before["state"][0, 2], torch.tensor(0.0)])
     moved = 0.1 * transition.action[0, :4].reshape(2, 2).sum(0)
     np.testing.assert_allclose(final, before["position"][0] + moved + 2 * wind, atol=1e-6)
-    assert env.env.observations()["state"][0, 3] == 0.0  # the new episode has not begun to move
+    assert env.vec_env.observations()["state"][0, 3] == 0.0  # the new episode has not begun to move
     assert not torch.equal(env.obs["position"][0], final)
     # a plan from the final observation, its reset, and plans from the new ones
     assert [call[:2] for call in recorder.calls] == [("plan", [0]), ("reset", [0]), ("plan", [0, 1])]
@@ -204,7 +205,8 @@ def test_the_scale_adapts_step_by_step() -> None:
         return adaptive_scale(scale, uncertainty, min_share=0.0, full_uncertainty=2.0)
 
     single, whole = chunk_env(cls=ResidualEnv, max_episode_steps=7), chunk_env(max_episode_steps=7)
-    single.scale_rule = whole.scale_rule = rule
+    for one in (single, whole):
+        one.composition = dataclasses.replace(one.composition, rule=rule)
     expected = evaluate(single, lambda obs: torch.full((3, 2), 0.5), SEEDS)
     got = evaluate(whole, lambda obs: torch.full((3, 6), 0.5), SEEDS)
     assert len(expected["residual_scale"].unique()) > 1
@@ -262,8 +264,8 @@ def test_a_run_counts_env_steps_and_is_evaluated_and_resumed(tmp_path: Path) -> 
     assert json.loads((run / "training_summary.json").read_text())["steps"] == 144
     assert main(["eval", str(run), "--model", "final", "--n-episodes", "6", "--compare-base", "--compare-zero"]) == 0
     policies = json.loads((run / "eval.json").read_text())["policies"]
-    assert policies["residual"]["residual_size"]["mean"] > 0.0
-    assert policies["base"]["residual_size"]["mean"] == 0.0
+    assert policies["residual"]["residual_magnitude"]["mean"] > 0.0
+    assert policies["base"]["residual_magnitude"]["mean"] == 0.0
     with pytest.raises(ConfigError, match=r"policy.safetensors was trained with --chunk whole, and such a run cannot be a base"):
         make_base_policy("model", ModelCfg(str(run)), fakes.PointEnv(fakes.PointCfg(), 2))
 
@@ -272,10 +274,10 @@ def test_a_run_counts_env_steps_and_is_evaluated_and_resumed(tmp_path: Path) -> 
 def test_a_fresh_residual_is_the_base_policy() -> None:
     cfg = replace_fields(TrainCfg.default("point", "chunky"), {"chunk": "whole", "minibatch_size": 64})
     env = make_residual_env(cfg, 3)
-    assert isinstance(env, ChunkEnv)
+    assert isinstance(env, ChunkResidualEnv)
     single = make_residual_env(replace_fields(cfg, {"chunk": "step"}), 3)
-    assert not isinstance(single, ChunkEnv)
-    assert not isinstance(make_residual_env(cfg, 3, base_policy_id="zero"), ChunkEnv)
+    assert not isinstance(single, ChunkResidualEnv)
+    assert not isinstance(make_residual_env(cfg, 3, base_policy_id="zero"), ChunkResidualEnv)
     learner = make_learner(cfg, env)
     got = evaluate(env, lambda obs: learner.act(obs, deterministic=True), SEEDS)
     assert all(torch.equal(got[name], values) for name, values in evaluate(single, no_residual(single), SEEDS).items())

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from residual_rl.base_policies.executor import BasePolicyExecutor
 from residual_rl.cli.main import main
-from residual_rl.composition import ScaleRule, adaptive_scale
+from residual_rl.composition import Composition, ScaleRule, adaptive_scale
 from residual_rl.config import ResidualCfg, TrainCfg
 from residual_rl.errors import ConfigError
 from residual_rl.evaluation.evaluate import evaluate
@@ -24,7 +24,7 @@ from residual_rl.exported_policy import load_policy
 from residual_rl.factory import make_residual_env
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.runs.checkpoint import load
-from residual_rl.types import Obs, Plan
+from residual_rl.types import ActionChunk, Obs
 from residual_rl.visualization import recording
 
 ENSEMBLE = ["--base-policy", "hybrid", "--base.policies", "jacobian", "zero", "--base.mode", "ensemble"]
@@ -40,10 +40,10 @@ class Unsure(fakes.Homing):
         super().__init__()
         self.plans = -1
 
-    def plan(self, obs: Obs, worlds: Tensor) -> Plan:
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> ActionChunk:
         self.plans += 1
-        first = 0.05 * worlds + 0.1 * self.plans
-        return Plan(super().plan(obs, worlds).expand(-1, 2, -1), torch.stack([first, first + 0.01], 1))
+        first = 0.05 * env_ids + 0.1 * self.plans
+        return ActionChunk(super().predict_action_chunk(obs, env_ids).expand(-1, 2, -1), torch.stack([first, first + 0.01], 1))
 
 
 def rule(residual_scale: float, uncertainty: Tensor) -> Tensor:
@@ -52,7 +52,8 @@ def rule(residual_scale: float, uncertainty: Tensor) -> Tensor:
 
 def point_env(policy: Any, scale_rule: ScaleRule | None = rule, scale: float = 0.8, **settings: Any) -> ResidualEnv:
     env = fakes.PointEnv(fakes.PointCfg(**settings), 3)
-    return ResidualEnv(env, BasePolicyExecutor(policy, env, "base policy 'it'"), scale, 0.1, scale_rule)
+    composition = Composition(scale, scale_rule, env.residual_unit)
+    return ResidualEnv(env, BasePolicyExecutor(policy, env, "base policy 'it'"), composition, 0.1)
 
 
 # --- the rule -------------------------------------------------------------------------------------------------------------
@@ -92,7 +93,7 @@ def test_every_step_has_its_own_scale_everywhere() -> None:
     uncertainties = [[0.0, 0.05, 0.1], [0.01, 0.06, 0.11], [0.1, 0.15, 0.2]]
     for uncertainty in uncertainties:
         scale = 0.8 * (0.25 + 0.75 * np.minimum(np.array(uncertainty) / 0.2, 1.0))
-        np.testing.assert_allclose(env.scale(), scale[:, None], rtol=1e-5)
+        np.testing.assert_allclose(env.composition.residual_scale(env.base_policy.uncertainty), scale[:, None], rtol=1e-5)
         transition, info = env.step(residual)
         np.testing.assert_allclose(info["base_uncertainty"], uncertainty, atol=1e-6)
         np.testing.assert_allclose(info["residual_scale"], scale[:, None], rtol=1e-5)
@@ -105,7 +106,7 @@ def test_every_step_has_its_own_scale_everywhere() -> None:
 def test_an_env_says_what_a_residual_of_one_is(scale_rule: ScaleRule | None) -> None:
     """What it costs and what is shown is in shares of that."""
     env = point_env(Unsure(), scale_rule)
-    env.env.residual_size = torch.tensor([0.5, 0.1])
+    env.composition = dataclasses.replace(env.composition, unit=torch.tensor([0.5, 0.1]))
     env.reset(seed=0)
     transition, info = env.step(torch.ones(3, 2))
     scale = np.array([[0.8], [0.8], [0.8]] if scale_rule is None else [[0.2], [0.35], [0.5]])
@@ -144,7 +145,7 @@ def test_without_a_rule_the_scale_is_the_number_and_nothing_is_told_of_uncertain
 
 def test_a_base_policy_that_does_not_tell_is_refused_at_the_first_reset() -> None:
     env = point_env(fakes.Homing())
-    with pytest.raises(ConfigError, match="base policy 'it' does not tell how unsure it is, which --adaptive uncertainty goes by"):
+    with pytest.raises(ConfigError, match="base policy 'it' has no uncertainty, which --adaptive uncertainty needs"):
         env.reset(seed=0)
 
 
@@ -173,7 +174,7 @@ def test_evaluation_and_recordings_go_by_the_true_scale() -> None:
     episodes = evaluate(point_env(Unsure(), max_episode_steps=3), act, [0, 1, 2])
     assert episodes["episode_length"].tolist() == [3.0] * 3
     np.testing.assert_allclose(episodes["residual_scale"], scales.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(episodes["residual_size"], scales.mean(0) * [1.0, 0.5, 0.0], rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(episodes["residual_magnitude"], scales.mean(0) * [1.0, 0.5, 0.0], rtol=1e-5, atol=1e-9)
     recordings = recording.record(point_env(Unsure(), max_episode_steps=3), act, [0, 1, 2])
     for world, size in enumerate((1.0, 0.5, 0.0)):
         np.testing.assert_allclose(recordings[world].scale, scales[:, world], rtol=1e-5)
@@ -223,7 +224,7 @@ def test_evaluation_uses_what_the_run_was_trained_with(adaptive_run: Path) -> No
     assert main(["eval", str(adaptive_run), "--n-episodes", "2", "--compare-base", "--compare-zero", "--model", "final"]) == 0
     policies = json.loads((adaptive_run / "eval.json").read_text())["policies"]
     assert 0.15 < policies["residual"]["residual_scale"]["mean"] < 0.6
-    assert policies["residual"]["residual_size"]["mean"] > 0.0
+    assert policies["residual"]["residual_magnitude"]["mean"] > 0.0
     assert "residual_scale" not in policies["zero"]  # it does not tell how unsure it is, and has no residual
 
 
@@ -255,7 +256,7 @@ def test_as_a_base_it_acts_with_its_own_scale(adaptive_run: Path) -> None:
 
 def test_a_run_whose_base_does_not_tell_ends_in_one_line(fails: tiny_runs.Fails, tmp_path: Path) -> None:
     say = fails("train", "so101-paper", *ADAPTIVE, *tiny_runs.FAILING_TINY, "--output-dir", tmp_path / "x")
-    assert say.startswith("base policy 'jacobian' does not tell how unsure it is")
+    assert say.startswith("base policy 'jacobian' has no uncertainty")
     assert not (tmp_path / "x").exists()
 
 

@@ -62,7 +62,7 @@ def test_it_is_trained_resumed_evaluated_and_listed(
 
     assert main(["eval", str(run), "--n-episodes", "2"]) == 0
     found = json.loads((run / "eval.json").read_text())
-    size = found["policies"]["residual"]["residual_size"]["mean"]
+    size = found["policies"]["residual"]["residual_magnitude"]["mean"]
     assert size == pytest.approx(0.2 * 0.5 * 6**0.5, rel=1e-6)  # the norm of six equal joints
     capsys.readouterr()
     assert main(["list"]) == 0

@@ -77,7 +77,7 @@ def test_a_task_of_others_is_known_by_its_gymnasium_id(monkeypatch: pytest.Monke
     )
     try:
         env = gymnasium.make("my_lab/Point-v3", max_episode_steps=None)
-        assert env.unwrapped.residual_env.env.max_episode_steps == PointCfg().max_episode_steps
+        assert env.unwrapped.residual_env.vec_env.max_episode_steps == PointCfg().max_episode_steps
         assert env.reset(seed=0)[0].shape == (5,)
     finally:
         del gymnasium.registry["my_lab/Point-v3"]
@@ -167,7 +167,7 @@ def test_the_batched_env_is_made_by_either_name() -> None:
 
 def test_the_last_observation_is_the_true_one_and_reset_starts_the_next_episode_without_more_physics(make: Any) -> None:
     env = make(max_episode_steps=5)
-    physics = env.residual_env.env.physics
+    physics = env.residual_env.vec_env.physics
     env.reset(seed=1)
     actions = draw_actions(5)
     last = rollout(env, actions)[-1][:25]

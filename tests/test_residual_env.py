@@ -95,13 +95,13 @@ def test_a_residual_changes_what_is_executed() -> None:
 def test_what_is_executed_is_what_the_transition_holds() -> None:
     env = point_env(scale=0.7)
     executed: list[Tensor] = []
-    step_of = env.env.step
+    step_of = env.vec_env.step
 
     def step(actions: Tensor) -> Any:
         executed.append(actions.clone())
         return step_of(actions)
 
-    env.env.step = step  # type: ignore[method-assign]
+    env.vec_env.step = step  # type: ignore[method-assign]
     env.reset(seed=0)
     for i in range(15):
         env.residual_scale = 0.7 - 0.04 * i
@@ -175,9 +175,9 @@ def test_asked_once_per_observation_the_final_ones_first() -> None:
     everyone = [0, 1, 2]
     env.reset(seed=0)
     assert recorder.calls == [("reset", everyone), ("plan", everyone, env.obs["position"].tolist())]
-    env.env.reset(seed=[5], mask=torch.tensor([False, True, False]))  # world 1 is now out of step with the others
+    env.vec_env.reset(seed=[5], mask=torch.tensor([False, True, False]))  # world 1 is now out of step with the others
     env.step(torch.zeros(3, 2))
-    env.env.reset(seed=[6], mask=torch.tensor([False, True, False]))
+    env.vec_env.reset(seed=[6], mask=torch.tensor([False, True, False]))
     seen = set()
     for _ in range(12):
         recorder.calls.clear()
@@ -239,9 +239,9 @@ class Failing(fakes.Homing):
         super().__init__()
         self.failure, self.asked = failure, 0
 
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor:
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:
         self.asked += 1
-        chunk = super().plan(obs, worlds)
+        chunk = super().predict_action_chunk(obs, env_ids)
         if self.asked == 3 and self.failure == "raises":
             raise ConnectionError("server gone")
         if self.asked == 3 and self.failure == "shape":
@@ -283,10 +283,10 @@ def test_base_action_is_observed() -> None:
 def test_time_is_told_apart() -> None:
     env = point_env()
     env.reset(seed=0)
-    before = env.clock.simulation, env.clock.base_policy
+    before = env.timer.simulation, env.timer.base_policy
     env.step(torch.zeros(3, 2))
-    assert env.clock.simulation > before[0]
-    assert env.clock.base_policy > before[1]
+    assert env.timer.simulation > before[0]
+    assert env.timer.base_policy > before[1]
 
 
 # --- resuming ---------------------------------------------------------------------------------------------------------

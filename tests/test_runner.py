@@ -56,9 +56,9 @@ class Remembering(BasePolicy):
     def __init__(self, num_envs: int):
         self._count = torch.zeros(num_envs)
 
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor:
-        self._count = self._count.index_add(0, worlds, torch.ones(len(worlds)))
-        return torch.sin(self._count[worlds][:, None, None] + torch.arange(3.0)[:, None]).expand(-1, 3, 6)
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:
+        self._count = self._count.index_add(0, env_ids, torch.ones(len(env_ids)))
+        return torch.sin(self._count[env_ids][:, None, None] + torch.arange(3.0)[:, None]).expand(-1, 3, 6)
 
     def reset(self, mask: Tensor) -> None:
         self._count = self._count.masked_fill(mask, 0.0)
@@ -198,7 +198,7 @@ def test_a_curriculum_holds_from_the_first_episode_on_and_never_in_evaluation(
 
     monkeypatch.setattr(SO101Paper, "randomize", spy)
     runner = train(tmp_path / "run", curriculum=curriculum, curriculum_tolerance=0.2, tolerance=0.01, total_timesteps=128)
-    training, evaluation = (drawn[id(env.env.task)] for env in (runner.env, runner.eval_env))  # type: ignore[attr-defined]
+    training, evaluation = (drawn[id(env.vec_env.task)] for env in (runner.env, runner.eval_env))  # type: ignore[attr-defined]
     assert training[:4] == pytest.approx([0.2] * 4)
     assert evaluation == pytest.approx([0.01] * len(evaluation))
 
@@ -214,7 +214,7 @@ def test_every_seed_is_new_in_training_and_the_evaluations_have_their_own(tmp_pa
 
     monkeypatch.setattr(SO101Paper, "randomize", spy)
     runner = train(tmp_path / "run", seed=5)
-    training, evaluation = (drawn[id(env.env.task)] for env in (runner.env, runner.eval_env))  # type: ignore[attr-defined]
+    training, evaluation = (drawn[id(env.vec_env.task)] for env in (runner.env, runner.eval_env))  # type: ignore[attr-defined]
     first = training_seed_start(5)
     assert training == list(range(first, first + len(training)))
     assert len(training) > 12
@@ -228,7 +228,7 @@ def test_every_seed_is_new_in_training_and_the_evaluations_have_their_own(tmp_pa
 def test_a_fresh_residual_is_evaluated_first_and_is_the_base_policy(tmp_path: Path) -> None:
     train(tmp_path / "run", total_timesteps=32, eval_freq=0)
     first = json.loads((tmp_path / "run" / "eval_results" / "step_000000000.json").read_text())
-    assert first["residual_size"] == [0.0, 0.0]
+    assert first["residual_magnitude"] == [0.0, 0.0]
     assert sorted(p.name for p in (tmp_path / "run" / "eval_results").iterdir()) == ["step_000000000.json", "step_000000032.json"]
 
 

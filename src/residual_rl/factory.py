@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from residual_rl.base_policies.executor import make_base_policy
-from residual_rl.chunk_residual_env import ChunkEnv
-from residual_rl.composition import scale_rule
+from residual_rl.chunk_residual_env import ChunkResidualEnv
+from residual_rl.composition import make_composition
 from residual_rl.config import TrainCfg
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
@@ -41,8 +41,9 @@ def make_residual_env(cfg: TrainCfg, num_envs: int, *, base_policy_id: str | Non
     residual = cfg.residual
     if base_policy_id is None or base_policy_id == cfg.base_policy_id:
         base_policy = make_base_policy(cfg.base_policy_id, cfg.base, env)
-        cls = ChunkEnv if residual.chunk == "whole" else ResidualEnv
-        return cls(env, base_policy, residual.residual_scale, residual.residual_penalty, scale_rule(residual))
+        cls = ChunkResidualEnv if residual.chunk == "whole" else ResidualEnv
+        composition = make_composition(residual, residual.residual_scale, env.residual_unit)
+        return cls(env, base_policy, composition, residual.residual_penalty)
     return ResidualEnv(env, make_base_policy(base_policy_id, None, env), residual.residual_scale, residual.residual_penalty)
 
 

@@ -75,14 +75,14 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
         cfg = _configure(task, base_policy, {"residual_scale": residual_scale, "residual_penalty": residual_penalty}, settings)
         self.residual_env: ResidualEnv = make_residual_env(cfg, 1)
         """The batch of one that this env wraps."""
-        self.metadata = {"render_modes": modes, "render_fps": self.residual_env.env.control_hz}
+        self.metadata = {"render_modes": modes, "render_fps": self.residual_env.vec_env.control_hz}
         spaces_by_name: dict[str, spaces.Space[Any]] = self.residual_env.observation_space.spaces
         self._images = [name for name, space in spaces_by_name.items() if space.dtype == np.uint8]
         self._vectors = ["state"] if "state" in spaces_by_name else []
         if base_policy is not None:
             self._vectors.append("base_action")
         self.observation_space = self._find_observation_space(task, spaces_by_name)
-        self.action_space = self.residual_env.env.single_action_space
+        self.action_space = self.residual_env.vec_env.single_action_space
         self._started = self._running = False
         self._scene: Tensor | None = None
         self._viewer: LiveViewer | None = None
@@ -117,10 +117,10 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
             env.reset(self._draw_seed())
         elif self._running:
             env.reset()  # with the seed that waits below; an episode that ended was followed by its own in the same step
-        env.env.episode_seeds.use_list([self._draw_seed()])
+        env.vec_env.episode_seeds.use_list([self._draw_seed()])
         self._started = self._running = True
         if self.render_mode is not None:
-            self._show(env.env.scenes()[0])
+            self._show(env.vec_env.scenes()[0])
         return self._numpy(env.obs), {}
 
     def step(self, action: NDArray[np.float32]) -> tuple[NumpyObs, float, bool, bool, dict[str, Any]]:
@@ -133,7 +133,7 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
         terminated, truncated = bool(transition.terminated), bool(transition.truncated)
         self._running = not (terminated or truncated)
         if self.render_mode is not None:
-            self._show(self.residual_env.env.scenes()[0] if self._running else info["final_scenes"][0])
+            self._show(self.residual_env.vec_env.scenes()[0] if self._running else info["final_scenes"][0])
         terms = {name: float(value) for name, value in info["reward_terms"].items() if name != "residual" or "base_action" in self._vectors}
         figures = {
             "is_success": bool(info["final_info"]["success_once"]),
@@ -147,7 +147,7 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
         """The world as an image [H, W, 3] in `rgb_array`; the viewer of `human` follows by itself."""
         if self.render_mode != "rgb_array" or self._scene is None:
             return None
-        return self.residual_env.env.render_scenes(self._scene[None], self._render_size, self._render_camera)[0]
+        return self.residual_env.vec_env.render_scenes(self._scene[None], self._render_size, self._render_camera)[0]
 
     def close(self) -> None:
         if self._viewer is not None:
@@ -159,7 +159,7 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
     @property
     def model(self) -> Any:
         """The simulator's compiled model (MuJoCo: `mujoco.MjModel`)."""
-        return self.residual_env.env.model
+        return self.residual_env.vec_env.model
 
     def _draw_seed(self) -> int:
         return int(self.np_random.integers(_SEEDS))
@@ -173,7 +173,7 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
         self._scene = scene
         if self.render_mode == "human":
             if self._viewer is None:
-                self._viewer = LiveViewer(self.model, self.residual_env.env.control_hz)
+                self._viewer = LiveViewer(self.model, self.residual_env.vec_env.control_hz)
             self._viewer.show(scene)
 
 

@@ -20,7 +20,7 @@ from residual_rl.factory import make_learner, make_residual_env
 from residual_rl.runs import checkpoint
 from residual_rl.runs.disk_space import check_room, state_bytes
 from residual_rl.runs.logger import Logger, Means, read_metrics
-from residual_rl.runs.progress import Progress, Timer
+from residual_rl.runs.progress import Progress
 from residual_rl.runs.progress_bar import ProgressBar
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.types import HasReplay, Metrics, State, Transition
@@ -66,7 +66,9 @@ class Runner:
         self._steps_per_iteration = steps = self.learner.num_steps * self.env.num_envs * self.env.steps_per_action
         self.total_steps = max(cfg.run.total_timesteps // steps, 1) * steps
         """Env steps of the whole training: as many iterations as fit into `total_timesteps`, and at least one."""
-        self.progress, self.timer, self.means = Progress(), Timer(), Means()
+        self.progress = Progress()
+        self.timer = self.env.timer
+        self.means = Means()
         self.wall_time = 0.0
         """Seconds over all sessions, from the start of each: imports, construction and evaluations included. The first Runner of a
         process counts from the process's start, any other from its own construction."""
@@ -150,7 +152,7 @@ class Runner:
         fraction = self.progress.step / self.total_steps
         self.learner.set_progress(fraction)
         self.env.residual_scale = self.cfg.residual.scale_at(fraction)
-        curriculum = self.env.env.set_training_progress(fraction, _mean(self.progress.success), self.progress.episodes)
+        curriculum = self.env.vec_env.set_training_progress(fraction, _mean(self.progress.success), self.progress.episodes)
         return {"residual/scale": self.env.residual_scale, **curriculum}
 
     def _track_episodes(self, info: dict[str, Any]) -> None:
@@ -178,14 +180,14 @@ class Runner:
 
     def _times(self) -> Metrics:
         """Seconds spent so far, by part, and env steps per second of the wall; parts are of this session."""
-        clock, timer = self.env.clock, self.timer
+        timer = self.timer
         return {
             "time/fps": self.progress.step / self.wall_time,
             "time/wall": self.wall_time,
             "time/setup": timer.setup,
-            "time/simulation": clock.simulation,
-            "time/base_policy": clock.base_policy,
-            "time/learner": timer.collection - clock.simulation - clock.base_policy + timer.update,
+            "time/simulation": timer.simulation,
+            "time/base_policy": timer.base_policy,
+            "time/learner": timer.collection - timer.simulation - timer.base_policy + timer.update,
             "time/evaluation": timer.evaluation,
         }
 

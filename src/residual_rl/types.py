@@ -49,7 +49,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ActionChunk:
     """What a base policy that knows how sure it is plans."""
 
     actions: Tensor
@@ -79,8 +79,8 @@ class BasePolicy(ABC):
     """Whether it asks a server: a run on it that fails then ends with a checkpoint."""
 
     @abstractmethod
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor | Plan:
-        """Plan for the `worlds` [b] (int64 indices); `obs` holds their rows only. Returns [b, K, A] in [-1, 1]."""
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor | ActionChunk:
+        """Plan for the `env_ids` [b] (int64 indices); `obs` holds their rows only. Returns [b, K, A] in [-1, 1]."""
 
     def reset(self, mask: Tensor) -> None:  # noqa: B027 (stateless policies need none)
         """Forget the state of the worlds where `mask` [B] (bool) is true."""
@@ -112,10 +112,10 @@ class Transition:
     """[B, A]: the base action of `obs`."""
     action: Tensor
     """[B, A]: what the env executed."""
-    residual_scale: float | Tensor | None = None
-    """What the composition scaled `residual_action` by: a number, [A] where it differs between actions, or each world's own, [B, 1] or
-    [B, A], where it is adaptive. None: not told."""
-    next_residual_scale: float | Tensor | None = None
+    effective_scale: float | Tensor | None = None
+    """What the composition multiplied `residual_action` by: a number, [A] where it differs between actions, or each
+    env's own, [B, 1] or [B, A], where it is adaptive. None where it is not known."""
+    next_effective_scale: float | Tensor | None = None
     """The same for `next_obs`."""
 
 

@@ -51,10 +51,10 @@ class Push(BasePolicy):
         self._plans = torch.zeros(env.num_envs)
         self.asked: list[list[int]] = []
 
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor:
-        self.asked.append(worlds.tolist())
-        self._plans = self._plans.index_add(0, worlds, torch.ones(len(worlds)))
-        second = 0.1 * self._plans[worlds, None] + 0.01 * torch.arange(self.chunk_size)
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:
+        self.asked.append(env_ids.tolist())
+        self._plans = self._plans.index_add(0, env_ids, torch.ones(len(env_ids)))
+        second = 0.1 * self._plans[env_ids, None] + 0.01 * torch.arange(self.chunk_size)
         return torch.stack([torch.full_like(second, self.cfg.push), second], -1)
 
     def reset(self, mask: Tensor) -> None:
@@ -96,7 +96,7 @@ def test_a_blend_is_the_weighted_sum() -> None:
     blend = hybrid("0.push=0.8", "1.push=-0.4", weights=(0.75, 0.25))
     np.testing.assert_allclose(blend.act(at(0, 0, 0)), [[0.5, 0.1]] * 3, atol=1e-7)  # 0.75·0.8 - 0.25·0.4
     np.testing.assert_allclose(hybrid("0.push=0.8", "1.push=-0.4").act(at(0, 0, 0)), [[0.2, 0.1]] * 3, atol=1e-7)
-    assert not blend.tells_uncertainty
+    assert not blend.has_uncertainty
 
 
 def test_a_blend_with_all_the_weight_on_one_is_that_one_bit_for_bit() -> None:
@@ -111,7 +111,7 @@ def test_an_ensemble_is_the_mean_and_tells_how_far_they_are_apart() -> None:
     np.testing.assert_allclose(ensemble.act(at(0, 0, 0)), [[0.3, 0.1]] * 3, atol=1e-7)
     # deviations of 0.3, 0.3 and 0 in one action, none in the other: (√(0.18 / 3) + 0) / 2
     np.testing.assert_allclose(ensemble.uncertainty, [math.sqrt(0.06) / 2] * 3, atol=1e-7)
-    assert ensemble.tells_uncertainty
+    assert ensemble.has_uncertainty
 
 
 def test_a_switch_by_threshold_is_of_each_world_and_stays_until_its_reset() -> None:
@@ -214,7 +214,7 @@ def test_a_saved_state_goes_on_bit_for_bit() -> None:
     for _ in range(4):
         assert torch.equal(one.act(at(0, 0, 0)), other.act(at(0, 0, 0)))
         assert torch.equal(one.uncertainty, other.uncertainty)
-        assert other.tells_uncertainty
+        assert other.has_uncertainty
 
 
 def test_members_of_a_kind_have_seeds_of_their_own() -> None:

@@ -71,7 +71,7 @@ ARM = Arm(
 
 def stub(arm: Arm | None = ARM, task_name: str = "StackCube-v1", action_dim: int = 7) -> Any:
     return SimpleNamespace(
-        arm=arm, task_name=task_name, device=torch.device("cpu"), num_envs=1, action_size=torch.ones(action_dim), control_mode="odd"
+        arm=arm, task_name=task_name, device=torch.device("cpu"), num_envs=1, action_unit=torch.ones(action_dim), control_mode="odd"
     )
 
 
@@ -174,11 +174,11 @@ def test_an_action_is_the_way_to_the_goal_in_the_arms_units() -> None:
     policy = ik.make(IKCfg(gain=0.3, max_step=1.0, max_turn=1.0), stub())
     half = 0.15
     cube = pose(0.004, 0.0, 0.02, math.cos(half), 0.0, 0.0, math.sin(half))
-    action = policy.plan({**stacking((0.0, 0.0, 0.22), (0, 0, 0)), "cubeA_pose": cube}, torch.tensor([0]))
+    action = policy.predict_action_chunk({**stacking((0.0, 0.0, 0.22), (0, 0, 0)), "cubeA_pose": cube}, torch.tensor([0]))
     assert action.shape == (1, 1, 7)
     assert action[0, 0].tolist() == pytest.approx([-1.0, 0.012, 0.0, -0.6, 0.0, 0.0, -0.45])  # the gripper is open: -1 with this robot
     faster = ik.make(IKCfg(gain=0.6, max_step=0.06, max_turn=1.0), stub())
-    action = faster.plan(stacking((0.0, 0.0, 0.22), (0.0, 0.0, 0.02)), torch.tensor([0]))
+    action = faster.predict_action_chunk(stacking((0.0, 0.0, 0.22), (0.0, 0.0, 0.02)), torch.tensor([0]))
     assert action[0, 0, 1:4].tolist() == pytest.approx([0.0, 0.0, -0.6])  # 0.12 m are cut to 0.06 m
 
 
@@ -186,7 +186,7 @@ def test_the_bases_axes_are_those_of_the_actions() -> None:
     """A base that is turned by a quarter: what lies along the world's y is along its x."""
     policy = ik.make(IKCfg(gain=1.0, max_step=0.05), stub())
     turned = pose(0.0, 0.0, 0.0, math.sqrt(0.5), 0.0, 0.0, math.sqrt(0.5))
-    action = policy.plan(stacking((0.0, -0.3, 0.1), (0.0, 0.0, 0.02), base_pose=turned), torch.tensor([0]))
+    action = policy.predict_action_chunk(stacking((0.0, -0.3, 0.1), (0.0, 0.0, 0.02), base_pose=turned), torch.tensor([0]))
     assert action[0, 0, 1:4].tolist() == pytest.approx([0.5, 0.0, 0.0], abs=1e-6)  # 0.08 m over the cube is as high as it is
 
 
@@ -327,7 +327,7 @@ def test_an_ensemble_of_experts_scales_the_residual() -> None:
         env.reset(seed=3)
         uncertainty = env.base_policy.uncertainty
         assert (uncertainty > 0.01).all()
-        members = [member.act({name: env.env.observations()[name] for name in member.policy.inputs}) for member in _fresh(env.env)]
+        members = [member.act({name: env.vec_env.observations()[name] for name in member.policy.inputs}) for member in _fresh(env.vec_env)]
         spread = torch.stack(members).double().std(0, correction=0).mean(1)
         assert torch.allclose(uncertainty.double(), spread, atol=1e-6)
     finally:

@@ -100,7 +100,7 @@ def test_the_actor_of_states(tmp_path: Path) -> None:
     assert (mean.abs() > 1).any()
     assert (mean.abs() < 1).any()
     torch.testing.assert_close(policy.act(obs), mean.clamp(-1, 1), atol=1e-5, rtol=0)
-    alone = torch.cat([policy.policy.plan({"state": obs["state"][[w]]}, EVERYONE[[w]]) for w in range(3)])
+    alone = torch.cat([policy.policy.predict_action_chunk({"state": obs["state"][[w]]}, EVERYONE[[w]]) for w in range(3)])
     assert torch.equal(alone[:, 0], policy.act(obs))
 
 

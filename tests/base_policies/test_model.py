@@ -80,17 +80,17 @@ def test_a_run_as_the_base_is_the_run_bit_for_bit(run: Path) -> None:
     """And so is a run that was trained on it."""
     first = load_policy(run / "final_model" / "policy.safetensors").cfg
     expected, actions = episodes_of(first, 3, run / "final_model")
-    assert expected["residual_size"].min() > 0.0
+    assert expected["residual_magnitude"].min() > 0.0
     on_top = dataclasses.replace(tiny_runs.config("model", checkpoint=str(run / "final_model")), task=first.task)
     got, same_actions = episodes_of(on_top, 2)
     assert same_actions == actions
-    assert not got["residual_size"].any()
-    for name in set(expected) - {"residual_size", "return"}:  # without a residual there is no penalty
+    assert not got["residual_magnitude"].any()
+    for name in set(expected) - {"residual_magnitude", "return"}:  # without a residual there is no penalty
         assert torch.equal(got[name], expected[name]), name
 
     tiny_runs.train(run / "second", base_policy="model", checkpoint=str(run / "final_model"), total_timesteps=64, eval_freq=0)
     expected, actions = episodes_of(on_top, 2, run / "second" / "final_model")
-    assert expected["residual_size"].min() > 0.0
+    assert expected["residual_magnitude"].min() > 0.0
     assert actions != same_actions
     third = dataclasses.replace(tiny_runs.config("model", checkpoint=str(run / "second" / "final_model")), task=first.task)
     assert episodes_of(third, 5)[1] == actions
@@ -103,12 +103,12 @@ def test_a_run_whose_residuals_are_not_of_the_actions_size(tmp_path: Path) -> No
     cfg = tiny_runs.train(tmp_path / "run", **settings).cfg
     expected, actions = episodes_of(cfg, 3, tmp_path / "run" / "final_model")
     on_top = dataclasses.replace(tiny_runs.config("model", checkpoint=str(tmp_path / "run" / "final_model")), task=cfg.task)
-    assert expected["residual_size"].min() > 0.0
+    assert expected["residual_magnitude"].min() > 0.0
     assert episodes_of(on_top, 2)[1] == actions
 
 
 def test_a_run_its_models_and_their_files_can_be_named(run: Path) -> None:
-    env = make_residual_env(tiny_runs.config(), 2).env
+    env = make_residual_env(tiny_runs.config(), 2).vec_env
     obs, _ = env.reset(seed=0)
     best, folder, file = (
         make_base_policy("model", ModelCfg(str(path)), env).act(obs)
@@ -129,7 +129,7 @@ def test_what_a_run_was_trained_on_is_found_from_other_folders(
     tiny_runs.train(Path("inner"), **settings)
     tiny_runs.train(Path("runs/outer"), base_policy="model", checkpoint="inner/final_model", **settings)
     monkeypatch.chdir(tmp_path / "elsewhere")
-    env = make_residual_env(tiny_runs.config(), 2).env
+    env = make_residual_env(tiny_runs.config(), 2).vec_env
     make_base_policy("model", ModelCfg(str(tmp_path / "runs/outer/final_model")), env)
     assert str(tmp_path / "inner/final_model") in caplog.text  # it says what it takes
     (tmp_path / "inner").rename(tmp_path / "gone")
@@ -204,13 +204,13 @@ def test_sb3_acts_as_its_own_predict(kind: Any, tmp_path: Path) -> None:
     policy = policy_of(save(model, tmp_path / "model.zip"))
     obs = point_obs()
     expected, _ = model.predict(obs["state"].numpy(), deterministic=True)
-    chunk = policy.plan(obs, EVERYONE)
+    chunk = policy.predict_action_chunk(obs, EVERYONE)
     assert chunk.shape == (3, 1, 2)
     assert chunk.dtype == torch.float32
     assert not chunk.requires_grad
     np.testing.assert_allclose(chunk[:, 0].clamp(-1.0, 1.0), expected, atol=1e-6)
     assert np.abs(expected).min() > 0.01
-    alone = torch.cat([policy.plan({k: v[[w]] for k, v in obs.items()}, EVERYONE[[w]]) for w in range(3)])
+    alone = torch.cat([policy.predict_action_chunk({k: v[[w]] for k, v in obs.items()}, EVERYONE[[w]]) for w in range(3)])
     assert torch.equal(alone, chunk)
 
 
@@ -221,14 +221,14 @@ def test_sb3_that_observes_several_vectors(tmp_path: Path) -> None:
     policy = policy_of(save(joined, tmp_path / "joined.zip"), input_keys=("position", "state"))
     both = torch.cat([obs["position"], obs["state"]], 1)
     np.testing.assert_allclose(
-        policy.plan(obs, EVERYONE)[:, 0].clamp(-1, 1), joined.predict(both.numpy(), deterministic=True)[0], atol=1e-6
+        policy.predict_action_chunk(obs, EVERYONE)[:, 0].clamp(-1, 1), joined.predict(both.numpy(), deterministic=True)[0], atol=1e-6
     )
     assert policy.inputs == {"position": (2,), "state": (5,)}
 
     named = lively(PPO("MultiInputPolicy", Spaces(spaces.Dict({"state": vector(5), "position": vector(2)})), device="cpu", seed=1))
     policy = policy_of(save(named, tmp_path / "named.zip"))
     expected = named.predict({k: obs[k].numpy() for k in ("state", "position")}, deterministic=True)[0]
-    np.testing.assert_allclose(policy.plan(obs, EVERYONE)[:, 0].clamp(-1, 1), expected, atol=1e-6)
+    np.testing.assert_allclose(policy.predict_action_chunk(obs, EVERYONE)[:, 0].clamp(-1, 1), expected, atol=1e-6)
     assert policy.inputs == {"position": (2,), "state": (5,)}
 
 
@@ -242,7 +242,7 @@ def test_sb3_that_observes_images(tmp_path: Path) -> None:
     policy = policy_of(save(model, tmp_path / "model.zip"), env)
     obs = {**point_obs(), "top": torch.randint(0, 256, (3, 36, 40, 3), dtype=torch.uint8)}
     expected = model.predict({k: obs[k].numpy() for k in ("state", "top")}, deterministic=True)[0]
-    np.testing.assert_allclose(policy.plan(obs, EVERYONE)[:, 0].clamp(-1, 1), expected, atol=1e-5)
+    np.testing.assert_allclose(policy.predict_action_chunk(obs, EVERYONE)[:, 0].clamp(-1, 1), expected, atol=1e-5)
     env.single_observation_space.spaces["top"] = spaces.Box(0, 255, (20, 40, 3), np.uint8)  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match=r"trained on 'top' of shape \(3, 36, 40\); this env's is \(20, 40, 3\)"):
         policy_of(tmp_path / "model.zip", env)
@@ -280,7 +280,7 @@ def test_sb3_under_a_residual_run(tmp_path: Path) -> None:
     path = save(lively(PPO("MlpPolicy", Spaces(vector(25), spaces.Box(-1, 1, (6,))), device="cpu")), tmp_path / "model.zip")
     tiny_runs.train(tmp_path / "run", base_policy="model", checkpoint=str(path), trust_checkpoint=True, total_timesteps=32, eval_freq=0)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["base"]["trust_checkpoint"] is True
-    env = make_residual_env(tiny_runs.config(), 2).env
+    env = make_residual_env(tiny_runs.config(), 2).vec_env
     with pytest.raises(ConfigError, match=r"run/best_model/policy.safetensors, trained on .*model.zip is a Stable-Baselines3 zip"):
         make_base_policy("model", ModelCfg(str(tmp_path / "run")), env)
     make_base_policy("model", ModelCfg(str(tmp_path / "run"), trust_checkpoint=True), env).act(env.reset(seed=0)[0])
@@ -315,12 +315,12 @@ def test_an_exported_program_acts(batch: str, steps: int | None, tmp_path: Path)
     policy = policy_of(path, num_action_steps=None if steps is None else 2)
     assert (policy.chunk_size, policy.num_action_steps) == (steps or 1, 1 if steps is None else 2)
     obs = point_obs()
-    chunk = policy.plan(obs, EVERYONE)
+    chunk = policy.predict_action_chunk(obs, EVERYONE)
     with torch.no_grad():
         expected = module(obs["state"]).reshape(3, steps or 1, 2)
     np.testing.assert_allclose(chunk, expected, atol=1e-6)
     assert not chunk.requires_grad
-    alone = torch.cat([policy.plan({k: v[[w]] for k, v in obs.items()}, EVERYONE[[w]]) for w in range(3)])
+    alone = torch.cat([policy.predict_action_chunk({k: v[[w]] for k, v in obs.items()}, EVERYONE[[w]]) for w in range(3)])
     assert torch.equal(alone, chunk)
 
 

@@ -61,7 +61,7 @@ def test_other_work_is_noticed() -> None:
 def test_the_env_is_left_as_it_was() -> None:
     env = make_residual_env(CFG, 2)
     bench_stepping.compare_stepping(env, num_steps=1, repeats=1)
-    assert {"step", "reset"}.isdisjoint(vars(env.env.physics)) or env.env.physics.step.__name__ == "step"
+    assert {"step", "reset"}.isdisjoint(vars(env.vec_env.physics)) or env.vec_env.physics.step.__name__ == "step"
     env.close()
 
 
@@ -120,7 +120,7 @@ def test_sb3_gets_the_same_task_networks_and_number_of_gradient_samples(monkeypa
     assert model.n_steps * model.n_envs == 32 * 64 == 2048
     assert (model.batch_size, model.n_epochs) == (256, 8)
     assert env.residual_env.residual_scale == 0.3
-    assert env.residual_env.env.task.cfg == cfg.task
+    assert env.residual_env.vec_env.task.cfg == cfg.task
     assert env.observation_space.shape == (31,)
     widths = [
         [m.out_features for m in net if hasattr(m, "out_features")]

@@ -30,7 +30,7 @@ from residual_rl.utils.seeding import EVAL_SEED
 TINY = ["--num-envs", "4", "--num-steps", "8", "--minibatch-size", "16", "--num-epochs", "2", "--hidden-sizes", "8", "8"]
 TINY += ["--max-episode-steps", "20", "--eval-episodes", "2", "--tolerance", "0.08", "--success-hold-steps", "5", "--num-threads", "1"]
 
-METRICS = {"success_once", "success_at_end", "return", "episode_length", "residual_size", "action_change", "dist_to_goal", "yaw_error"}
+METRICS = {"success_once", "success_at_end", "return", "episode_length", "residual_magnitude", "action_change", "dist_to_goal", "yaw_error"}
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +243,7 @@ def test_eval_of_a_run_writes_the_figures_where_scripts_look(
             assert row["mean"] == pytest.approx(sum(row["per_episode"].values()) / 4)
             assert row["interval"][0] <= row["mean"] <= row["interval"][1]
     assert found["policies"]["residual"]["success_once"]["mean"] in (0.0, 0.25, 0.5, 0.75, 1.0)
-    assert found["policies"]["base"]["residual_size"]["mean"] == 0.0
+    assert found["policies"]["base"]["residual_magnitude"]["mean"] == 0.0
     assert set(found["paired"]) == {"residual-base"}
     for name, row in found["paired"]["residual-base"].items():
         pair = [found["policies"][policy][name]["mean"] for policy in ("residual", "base")]
@@ -319,7 +319,7 @@ def test_another_scale_is_executed_and_reported_and_threads_change_nothing(run: 
         assert main(["eval", str(run), "--model", "final", "--n-episodes", "2", "--compare-base", *flags]) == 0
         results[name] = evaluation(run)
     assert results["trained"]["policies"] == results["threads"]["policies"] == results["same"]["policies"]
-    assert results["trained"]["policies"]["residual"]["residual_size"]["mean"] > 0.0
+    assert results["trained"]["policies"]["residual"]["residual_magnitude"]["mean"] > 0.0
     assert results["none"]["policies"]["residual"] == results["none"]["policies"]["base"]
     assert results["none"]["settings"]["residual_scale"] == 0.0
     changes = {name: result["settings"]["changed_from_training"] for name, result in results.items()}

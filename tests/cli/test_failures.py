@@ -45,9 +45,9 @@ class Failing(BasePolicy):
     def __init__(self) -> None:
         self.calls = 0
 
-    def plan(self, obs: Obs, worlds: Tensor) -> Any:
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Any:
         self.calls += 1
-        zero = torch.zeros(len(worlds), 1, 6)
+        zero = torch.zeros(len(env_ids), 1, 6)
         if self.calls <= 26 or self.mode == "fine":
             return zero
         if self.mode == "raises":

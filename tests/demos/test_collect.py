@@ -15,13 +15,13 @@ from demo_files import INFO, a_demo, maniskill, read, same, write
 from torch import Tensor
 
 from residual_rl.base_policies.executor import BasePolicyExecutor
-from residual_rl.chunk_residual_env import ChunkEnv
+from residual_rl.chunk_residual_env import ChunkResidualEnv
 from residual_rl.demos.collect import CollectCfg, collect, run_episodes, worlds_that_fit
 from residual_rl.demos.episode import Demo
 from residual_rl.demos.reader import Demonstrations
 from residual_rl.demos.replay import Difference, make_env, replay
 from residual_rl.demos.writer import DemoWriter
-from residual_rl.envs.noisy_env import _NOISE_STREAM, DisturbedEnv
+from residual_rl.envs.action_noise import _NOISE_STREAM, ActionNoise
 from residual_rl.errors import BasePolicyError, CheckpointError, ConfigError, MissingDependencyError
 from residual_rl.evaluation.evaluate import no_residual
 from residual_rl.registry import TASKS
@@ -37,11 +37,11 @@ class Cross(fakes.Homing):
 
     calls = 0
 
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor:
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:
         self.calls += 1
         if self.calls > 25:
             raise ValueError("enough")
-        return super().plan(obs, worlds)
+        return super().predict_action_chunk(obs, env_ids)
 
 
 def point_env(num_envs: int, policy: Any = None, scale: float = 0.5, **settings: Any) -> ResidualEnv:
@@ -78,7 +78,7 @@ def test_an_episode_is_what_a_lone_world_does_with_its_actions() -> None:
         obs, _ = env.reset(seed=[demo.seed])  # type: ignore[list-item]
         for t in range(len(demo)):
             assert all(np.array_equal(demo.obs[name][t], obs[name][0]) for name in demo.obs)
-            base = fakes.Homing(0.5).plan(obs, torch.zeros(1))[:, 0]
+            base = fakes.Homing(0.5).predict_action_chunk(obs, torch.zeros(1))[:, 0]
             residual = wave(obs)
             assert demo.base_actions[t].tolist() == base[0].tolist()  # type: ignore[index]
             assert demo.residual_actions[t].tolist() == residual[0].tolist()  # type: ignore[index]
@@ -105,14 +105,13 @@ def test_the_noise_is_autoregressive_and_depends_on_seed_and_step_alone() -> Non
 
 def test_noise_is_as_strong_as_asked_and_stays_as_long() -> None:
     env = fakes.PointEnv(fakes.PointCfg(), 500)
-    env.residual_size = torch.tensor([1.0, 0.25])
+    env.residual_unit = torch.tensor([1.0, 0.25])
     env.reset(seed=0)
-    noisy = DisturbedEnv(env, 0.2, 0.9)
-    noisy.restart(np.arange(500), range(500))
+    action_noise = ActionNoise(env, 0.2, 0.9)
+    action_noise.restart(np.arange(500), range(500))
     values = []
     for _ in range(40):
-        noisy.step(torch.zeros(500, 2))
-        values.append(noisy.executed)
+        values.append(action_noise.before_step(torch.zeros(500, 2), env.active))
     noise = torch.stack(values)
     for t in (0, 39):
         assert noise[t].std(0).tolist() == pytest.approx([0.2, 0.05], rel=0.1)
@@ -125,15 +124,15 @@ class Chunks(fakes.Homing):
 
     chunk_size = num_action_steps = 3
 
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor:
-        return super().plan(obs, worlds).expand(-1, 3, -1)
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:
+        return super().predict_action_chunk(obs, env_ids).expand(-1, 3, -1)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])
 def test_residuals_over_whole_chunks_are_recorded_step_by_step(noise: float) -> None:
     def run(num_envs: int) -> list[Demo]:
         env = fakes.PointEnv(fakes.PointCfg(max_episode_steps=7), num_envs)
-        chunked = ChunkEnv(env, BasePolicyExecutor(Chunks(0.5), env), 0.5)
+        chunked = ChunkResidualEnv(env, BasePolicyExecutor(Chunks(0.5), env), 0.5)
         return list(run_episodes(chunked, lambda obs: 0.3 * obs["base_action"], SEEDS, noise, 0.9))
 
     one = run(1)
@@ -225,13 +224,13 @@ def test_a_policy_that_fails_leaves_what_was_complete(tmp_path: Path) -> None:
     with pytest.raises(BasePolicyError, match="failed: ValueError: enough"):
         run()
     assert len(read(tmp_path / "x.h5")) >= 4
-    assert isinstance(env.env, fakes.PointEnv)  # the noise is taken out again
+    assert isinstance(env.vec_env, fakes.PointEnv)  # the noise is taken out again
 
 
 def test_an_env_that_hands_its_seeds_out_otherwise_is_refused() -> None:
     env = point_env(3)
-    draw = env.env.episode_seeds.draw
-    env.env.episode_seeds.draw = lambda n: draw(n).flip(0)  # type: ignore[method-assign]
+    draw = env.vec_env.episode_seeds.draw
+    env.vec_env.episode_seeds.draw = lambda n: draw(n).flip(0)  # type: ignore[method-assign]
     with pytest.raises(ConfigError, match="does not hand its seeds to its worlds in order"):
         list(run_episodes(env, no_residual(env), SEEDS))
 

@@ -24,7 +24,7 @@ from residual_rl.registry import TASKS
 class Every:
     """Plans for even seeds, succeeds at every fourth, and is lost at odd ones."""
 
-    max_episode_steps, control_hz, action_size, action_unit = 6, 10.0, (0.5, 0.5), "m"
+    max_episode_steps, control_hz, action_unit, action_unit_name = 6, 10.0, (0.5, 0.5), "m"
     description = "every other one"
 
     def __init__(self, cfg: Any = None, num_workers: int = 1, time_limit: float = 1.0):
@@ -110,7 +110,7 @@ def test_a_tasks_planner_is_called_by_its_name(tmp_path: Path, monkeypatch: pyte
         assert [demo.seed for demo in demos] == [0, 2]
         settings, info = demos.task_settings, demos.info
     assert (settings["tolerance"], settings["max_episode_steps"]) == (0.03, 6)
-    assert (info["source_type"], info["source_desc"], info["action_size"]) == ("by-hand", "every other one", [0.5, 0.5])
+    assert (info["source_type"], info["source_desc"], info["action_unit"]) == ("by-hand", "every other one", [0.5, 0.5])
     assert settings_as_flags("so101-paper", settings) == "--tolerance 0.03 --max-episode-steps 6"
     assert main(["demos", "info", str(path)]) == 0
     assert "--tolerance 0.03 --max-episode-steps 6" in capsys.readouterr().out

@@ -85,10 +85,10 @@ def test_the_layout_is_that_of_maniskill(tmp_path: Path) -> None:
 
 
 def test_the_description_says_what_it_was_made_with() -> None:
-    info = describe("point", {"a": 1}, max_episode_steps=10, control_hz=5.0, source_type="rl", source_desc="x", action_unit="m")
+    info = describe("point", {"a": 1}, max_episode_steps=10, control_hz=5.0, source_type="rl", source_desc="x", action_unit_name="m")
     assert info["env_info"] == {"env_id": "point", "env_kwargs": {"a": 1}, "max_episode_steps": 10, "control_hz": 5.0}
     assert info["versions"]["packages"]["h5py"] == h5py.__version__
-    assert (info["source_type"], info["source_desc"], info["action_unit"], info["format_version"]) == ("rl", "x", "m", 1)
+    assert (info["source_type"], info["source_desc"], info["action_unit_name"], info["format_version"]) == ("rl", "x", "m", 1)
 
 
 @st.composite

@@ -76,7 +76,7 @@ def test_a_residual_by_hand(tmp_path: Path) -> None:
     # less 0.1 · |0.5 · residual|²
     assert first.reward.tolist() == pytest.approx([1 - 0.1 * 0.25 * (0.04 + 0.64), 2 - 0.1 * 0.25])
     assert (first.terminated.tolist(), first.truncated.tolist()) == ([False, True], [False, False])
-    assert (first.residual_scale, first.next_residual_scale) == (0.5, 0.5)
+    assert (first.effective_scale, first.next_effective_scale) == (0.5, 0.5)
     assert first.next_obs["state"][:, :2].tolist() == [pytest.approx([0.2, -0.3]), pytest.approx([0.01, 0.0])]
     assert second.residual_action.tolist() == [[0.5, 0.0]]
     assert (second.terminated.tolist(), second.truncated.tolist()) == ([False], [True])  # it was cut off
@@ -107,7 +107,7 @@ def test_they_are_what_the_env_gave_when_they_were_collected(tmp_path: Path, bas
             for name in ("state", "base_action"):
                 for mine, its in ((episode.obs, found.obs), (episode.next_obs, found.next_obs)):
                     torch.testing.assert_close(mine[name][t], its[name][0], rtol=1e-4, atol=1e-5, msg=f"{i} {t} {name}")
-            assert found.residual_scale == episode.residual_scale
+            assert found.effective_scale == episode.effective_scale
 
 
 @pytest.mark.parametrize("critic_input", ["sum", "res"])

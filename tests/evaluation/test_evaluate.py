@@ -35,7 +35,7 @@ class CountingEnv(VecEnv):
         self.num_envs, self.device, self.max_episode_steps, self.control_hz = num_envs, torch.device("cpu"), 4, 10.0
         self.single_observation_space = spaces.Dict({"state": spaces.Box(0.0, 10.0, (1,), np.float32)})
         self.single_action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
-        self.action_size = torch.ones(2)
+        self.action_unit = torch.ones(2)
         self.episode_seeds = EpisodeSeeds()
         self.started: list[int] = []
         self.actions: dict[int, list[list[float]]] = {}
@@ -91,8 +91,8 @@ class CountingEnv(VecEnv):
 class Constant(BasePolicy):
     inputs = {"state": (1,)}  # noqa: RUF012
 
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor:
-        return torch.tensor([0.25, -0.5]).expand(len(worlds), 1, 2)
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:
+        return torch.tensor([0.25, -0.5]).expand(len(env_ids), 1, 2)
 
 
 def make(num_envs: int) -> tuple[ResidualEnv, CountingEnv]:
@@ -126,18 +126,18 @@ def test_returns_sizes_and_changes_by_hand(num_envs: int) -> None:
     episodes = evaluate(env, growing, SEEDS)
     rows = {seed: {name: float(values[i]) for name, values in episodes.items()} for i, seed in enumerate(SEEDS)}
     # seed 12: one step; no residual, no change, reward 12
-    assert (rows[12]["return"], rows[12]["residual_size"], rows[12]["action_change"]) == (12.0, 0.0, 0.0)
+    assert (rows[12]["return"], rows[12]["residual_magnitude"], rows[12]["action_change"]) == (12.0, 0.0, 0.0)
     # seed 9: two steps; penalty 0.2² = 0.04; mean size 0.1; one change of 0.2
     assert rows[9]["return"] == pytest.approx(18 - 0.04)
-    assert rows[9]["residual_size"] == pytest.approx(0.1)
+    assert rows[9]["residual_magnitude"] == pytest.approx(0.1)
     assert rows[9]["action_change"] == pytest.approx(0.2)
     # seed 30: three steps; penalty 0.04 + 0.16; mean size 0.2
     assert rows[30]["return"] == pytest.approx(90 - 0.2)
-    assert rows[30]["residual_size"] == pytest.approx(0.2)
+    assert rows[30]["residual_magnitude"] == pytest.approx(0.2)
     assert rows[30]["action_change"] == pytest.approx(0.2)
     # seed 7: four steps; penalty 0.04 + 0.16 + 0.36; mean size 0.3
     assert rows[7]["return"] == pytest.approx(28 - 0.56)
-    assert rows[7]["residual_size"] == pytest.approx(0.3)
+    assert rows[7]["residual_magnitude"] == pytest.approx(0.3)
     assert rows[7]["action_change"] == pytest.approx(0.2)
     assert inner.actions[7] == [pytest.approx(a) for a in ([0.25, -0.5], [0.45, -0.5], [0.65, -0.5], [0.85, -0.5])]
 
@@ -152,7 +152,7 @@ def test_the_residual_size_is_that_before_the_clip_and_the_change_that_of_the_ex
     env.residual_scale = 1.0
     episodes = evaluate(env, jumping, [3])
     assert inner.actions[3] == [[0.25, -0.5], [1.0, -1.0], [0.25, -0.5], [1.0, -1.0]]  # 1.25 and -1.5 are clipped
-    assert float(episodes["residual_size"][0]) == pytest.approx(2**0.5 / 2)
+    assert float(episodes["residual_magnitude"][0]) == pytest.approx(2**0.5 / 2)
     assert float(episodes["action_change"][0]) == pytest.approx((0.75**2 + 0.5**2) ** 0.5)
     assert float(episodes["return"][0]) == pytest.approx(4 * 3 - 2 * 2.0)
 
@@ -160,7 +160,7 @@ def test_the_residual_size_is_that_before_the_clip_and_the_change_that_of_the_ex
 def test_the_base_alone_has_no_residual() -> None:
     env, inner = make(3)
     episodes = evaluate(env, no_residual(env), SEEDS)
-    assert episodes["residual_size"].tolist() == [0.0] * len(SEEDS)
+    assert episodes["residual_magnitude"].tolist() == [0.0] * len(SEEDS)
     assert episodes["action_change"].tolist() == [0.0] * len(SEEDS)
     assert all(actions == [[0.25, -0.5]] * (1 + seed % 4) for seed, actions in inner.actions.items())
     assert episodes["return"].tolist() == [seed * (1 + seed % 4) for seed in SEEDS]
@@ -258,7 +258,7 @@ def test_a_real_episode_is_the_same_in_any_batch() -> None:
         results.append(evaluate(env, lambda obs: 0.3 * obs["state"][:, :6].sin(), seeds))
         env.close()
     assert set(results[0]) == {
-        *("success_once", "success_at_end", "return", "episode_length", "residual_size", "action_change", "dist_to_goal", "yaw_error"),
+        *("success_once", "success_at_end", "return", "episode_length", "residual_magnitude", "action_change", "dist_to_goal", "yaw_error"),
     }
     assert set(results[0]["episode_length"].tolist()) == {5.0, 15.0}
     for other in results[1:]:

@@ -20,7 +20,7 @@ from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import BasePolicyError, ConfigError, NonFiniteError
 from residual_rl.factory import make_vec_env
 from residual_rl.registry import BASE_POLICIES
-from residual_rl.types import BasePolicy, Obs, Plan
+from residual_rl.types import ActionChunk, BasePolicy, Obs
 
 NUM_ENVS = 4
 contract = pytest.mark.parametrize("base_policy_id", [spec.id for spec in BASE_POLICIES.all()])
@@ -66,7 +66,7 @@ def test_gives_an_action_for_every_world(base_policy_id: str, config_of: ConfigO
     for obs in seen:
         copies = {name: value.clone() for name, value in obs.items()}
         action = policy.act(obs)
-        assert action.shape == (NUM_ENVS, len(env.action_size))
+        assert action.shape == (NUM_ENVS, len(env.action_unit))
         assert action.dtype == torch.float32
         assert not action.requires_grad
         assert (action.abs() <= 1.0).all()
@@ -231,7 +231,7 @@ class Odd(fakes.Recorder):
         super().__init__(3)
         self.result = result
 
-    def plan(self, obs: Obs, worlds: Tensor) -> Any:
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Any:
         if isinstance(self.result, BaseException):
             raise self.result
         return self.result
@@ -291,9 +291,9 @@ class Remembers(BasePolicy):
     def __init__(self) -> None:
         self.windows: list[tuple[list[int], list[list[float]]]] = []
 
-    def plan(self, obs: Obs, worlds: Tensor) -> Plan:
-        self.windows.append((worlds.tolist(), obs["position"][..., 0].tolist()))
-        return Plan(torch.zeros(len(worlds), 2, 2), worlds[:, None] + torch.tensor([0.0, 10.0]))
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> ActionChunk:
+        self.windows.append((env_ids.tolist(), obs["position"][..., 0].tolist()))
+        return ActionChunk(torch.zeros(len(env_ids), 2, 2), env_ids[:, None] + torch.tensor([0.0, 10.0]))
 
 
 def test_a_policy_gets_the_observations_before_too() -> None:
@@ -417,7 +417,7 @@ def motion(env: VecEnv, obs: Obs, action: Tensor) -> tuple[Tensor, Tensor]:
     assert env.kinematics is not None
     joints = obs["joint_target"][:, :5].double()
     linear, angular = env.kinematics.jacobian(*env.kinematics.forward(joints))
-    step = (action * env.action_size)[:, :5].double()
+    step = (action * env.action_unit)[:, :5].double()
     return (linear @ step[..., None])[0, :, 0], (angular @ step[..., None])[0, 2, 0]
 
 
@@ -434,7 +434,7 @@ def test_approaches_the_sheets_centre(lone_env: VecEnv) -> None:
     assert lone_env.kinematics is not None
     policy = JacobianPolicy(JacobianCfg(), lone_env)
     obs = sheet_obs(HOME, (0.23, -0.04), (0.0, 0.0, 0.0))
-    to, _ = motion(lone_env, obs, policy.plan(obs, torch.tensor([0]))[:, 0])
+    to, _ = motion(lone_env, obs, policy.predict_action_chunk(obs, torch.tensor([0]))[:, 0])
     # from (0.2, 0, 0.08): 3 cm and -4 cm away, cut to 15 mm; down to 3 cm over the sheet, cut to 15 mm
     expected = torch.tensor([0.009, -0.012, -0.015])
     assert policy._phase.tolist() == [APPROACH]
@@ -445,19 +445,19 @@ def test_approaches_the_sheets_centre(lone_env: VecEnv) -> None:
 def test_goes_down_over_the_sheet_and_then_drags(lone_env: VecEnv) -> None:
     assert lone_env.kinematics is not None
     policy, world = JacobianPolicy(JacobianCfg(), lone_env), torch.tensor([0])
-    policy.plan(sheet_obs(HOME, (0.213, 0.0), (0.0, 0.0, 0.0)), world)
+    policy.predict_action_chunk(sheet_obs(HOME, (0.213, 0.0), (0.0, 0.0, 0.0)), world)
     assert policy._phase.tolist() == [APPROACH]  # 13 mm away
     down = sheet_obs(HOME, (0.211, 0.0), (0.0, 0.0, 0.0))
-    to, _ = motion(lone_env, down, policy.plan(down, world)[:, 0])
+    to, _ = motion(lone_env, down, policy.predict_action_chunk(down, world)[:, 0])
     assert policy._phase.tolist() == [DESCEND]
     assert to[2] < 0
-    policy.plan(sheet_obs(HOME, (0.3, 0.0), (0.0, 0.0, 0.0)), world)
+    policy.predict_action_chunk(sheet_obs(HOME, (0.3, 0.0), (0.0, 0.0, 0.0)), world)
     assert policy._phase.tolist() == [DESCEND]  # never back
     # the fingertip is at a height of 8 mm; with 0.12 rad more of the shoulder it is 7 mm below the table, and 3 mm is enough
-    policy.plan(sheet_obs(PRESSED, (0.2, 0.0), (0.0, 0.0, 0.0)), world)
+    policy.predict_action_chunk(sheet_obs(PRESSED, (0.2, 0.0), (0.0, 0.0, 0.0)), world)
     assert policy._phase.tolist() == [DESCEND]
     pressed = PRESSED + torch.tensor([0.0, 0.12, 0.0, 0.0, 0.0, 0.0])
-    policy.plan(sheet_obs(pressed, (0.2, 0.0), (0.0, 0.0, 0.0)), world)
+    policy.predict_action_chunk(sheet_obs(pressed, (0.2, 0.0), (0.0, 0.0, 0.0)), world)
     assert policy._phase.tolist() == [DRAG]
 
 
@@ -470,7 +470,7 @@ def test_drags_by_half_the_way_and_at_most_4_mm(lone_env: VecEnv, goal: tuple[fl
     policy.load_state_dict({"phase": torch.tensor([DRAG])})
     obs = sheet_obs(PRESSED, (0.1, 0.1), (*goal, 0.3))  # wherever the sheet is: it goes by the goal
     _, tool = lone_env.kinematics.forward(obs["joint_target"][:, :5].double())
-    action = policy.plan(obs, torch.tensor([0]))[:, 0]
+    action = policy.predict_action_chunk(obs, torch.tensor([0]))[:, 0]
     to, _ = motion(lone_env, obs, action)
     scale = min(1.0, float(to[2] / (-0.006 - tool[0, 2, 3]).clamp(-0.015, 0.015)))  # slower where a joint would be too fast
     np.testing.assert_allclose(to[:2], np.multiply(step, scale), atol=1e-5)
@@ -480,8 +480,10 @@ def test_a_joint_at_its_limit_slows_all_of_them(lone_env: VecEnv) -> None:
     assert lone_env.kinematics is not None
     obs = sheet_obs(HOME, (0.35, 0.15), (0.0, 0.0, 0.0))
     world = torch.tensor([0])
-    usual = JacobianPolicy(JacobianCfg(), lone_env).plan(obs, world)[0, 0]
-    slow = JacobianPolicy(JacobianCfg(), make_vec_env("so101-paper", 1, num_threads=1, action_scale=0.002)).plan(obs, world)[0, 0]
+    usual = JacobianPolicy(JacobianCfg(), lone_env).predict_action_chunk(obs, world)[0, 0]
+    slow = JacobianPolicy(JacobianCfg(), make_vec_env("so101-paper", 1, num_threads=1, action_scale=0.002)).predict_action_chunk(
+        obs, world
+    )[0, 0]
     assert usual.abs().max() == slow.abs().max() == 1.0
     np.testing.assert_allclose(usual, slow, atol=1e-6)  # the same direction
 
@@ -501,7 +503,7 @@ def jacobian_yaw(env: VecEnv, phase: int = DRAG, **settings: Any) -> JacobianYaw
 def test_jacobian_yaw_turns_the_finger_to_the_goals_yaw(lone_env: VecEnv, yaw: float, goal: tuple[float, float]) -> None:
     """By a tenth of the yaw error, also while panning the arm turns it another way."""
     obs = sheet_obs(PRESSED, (0.2, 0.0), (*goal, yaw))
-    action = jacobian_yaw(lone_env).plan(obs, torch.tensor([0]))[:, 0]
+    action = jacobian_yaw(lone_env).predict_action_chunk(obs, torch.tensor([0]))[:, 0]
     _, turn = motion(lone_env, obs, action)
     assert action.abs().max() <= 1.0
     assert turn.item() == pytest.approx(0.1 * yaw, abs=1e-7)

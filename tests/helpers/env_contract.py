@@ -34,7 +34,7 @@ def make(spec: TaskSpec, num_envs: int = 3, num_threads: int = 1, **settings: An
 
 def actions(env: VecEnv, step: int, scale: float = 1.0) -> Tensor:
     """Actions [B, A] that depend on the world and the step alone."""
-    rows = [np.random.default_rng((world, step)).uniform(-scale, scale, len(env.action_size)) for world in range(env.num_envs)]
+    rows = [np.random.default_rng((world, step)).uniform(-scale, scale, len(env.action_unit)) for world in range(env.num_envs)]
     return torch.from_numpy(np.stack(rows).astype(np.float32))
 
 
@@ -78,11 +78,11 @@ def test_spaces_contain_what_is_observed(spec: TaskSpec) -> None:
 def test_attributes(spec: TaskSpec) -> None:
     env = make(spec, num_envs=4)
     assert env.num_envs == 4
-    assert env.action_space.shape == (4, len(env.action_size))
+    assert env.action_space.shape == (4, len(env.action_unit))
     assert (env.single_action_space.low == -1).all()
     assert (env.single_action_space.high == 1).all()
-    assert (env.action_size > 0).all()
-    assert env.action_unit in ("rad", "m")
+    assert (env.action_unit > 0).all()
+    assert env.action_unit_name in ("rad", "m")
     assert env.control_hz > 0
     assert env.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
     assert env.max_episode_steps == spec.default_config().max_episode_steps
@@ -260,7 +260,7 @@ def test_first_reset_must_be_of_all(spec: TaskSpec) -> None:
     with pytest.raises(ConfigError, match="first reset"):
         make(spec).reset(mask=mask(0))
     with pytest.raises(ConfigError, match="before reset"):
-        make(spec).step(torch.zeros(3, len(make(spec).action_size)))
+        make(spec).step(torch.zeros(3, len(make(spec).action_unit)))
     with pytest.raises(ConfigError, match="option"):
         make(spec).reset(options={"gravity": 0})
 
@@ -375,7 +375,7 @@ def test_actions_are_clipped(spec: TaskSpec) -> None:
 def test_actions_matter(spec: TaskSpec) -> None:
     env = make(spec)
     env.reset(seed=[7, 7, 7])
-    action = torch.zeros(3, len(env.action_size))
+    action = torch.zeros(3, len(env.action_unit))
     action[1], action[2] = 1.0, -1.0
     obs, *_ = env.step(action)
     assert len(torch.unique(torch.cat([value.flatten(1) for value in obs.values()], 1), dim=0)) == 3
@@ -385,7 +385,7 @@ def test_actions_matter(spec: TaskSpec) -> None:
 def test_wrong_shapes_are_named(spec: TaskSpec, change: str) -> None:
     env = make(spec)
     env.reset(seed=FIRST_SEED)
-    size = len(env.action_size)
+    size = len(env.action_unit)
     shape = {"one world too few": (2, size), "one action too many": (3, size + 1), "flat": (3 * size,)}[change]
     with pytest.raises(ConfigError, match=r"actions must have shape \(3, "):
         env.step(torch.zeros(shape))
@@ -395,7 +395,7 @@ def test_wrong_shapes_are_named(spec: TaskSpec, change: str) -> None:
 def test_actions_that_are_not_finite_are_named(spec: TaskSpec, value: float) -> None:
     env = make(spec)
     obs, _ = env.reset(seed=FIRST_SEED)
-    action = torch.zeros(3, len(env.action_size))
+    action = torch.zeros(3, len(env.action_unit))
     action[1, -1] = value
     with pytest.raises(NonFiniteError, match=r"action is not finite in world\(s\) \[1\]") as caught:
         env.step(action)

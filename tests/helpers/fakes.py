@@ -37,7 +37,7 @@ class PointEnv(VecEnv):
     def __init__(self, cfg: PointCfg, num_envs: int, num_threads: int = 0, device: str = "cpu"):
         self.cfg, self.num_envs, self.device = cfg, num_envs, torch.device(device)
         self.max_episode_steps, self.control_hz = cfg.max_episode_steps, 10.0
-        self.action_unit, self.action_size = "m", torch.full((2,), 0.1)
+        self.action_unit_name, self.action_unit = "m", torch.full((2,), 0.1)
         self.deterministic = cfg.defect != "undeterministic"
         bounds = {"state": (5, 100.0), "position": (2, 100.0), "joint_position": (2, 100.0)}
         self.single_observation_space = spaces.Dict({n: spaces.Box(-b, b, (size,), np.float32) for n, (size, b) in bounds.items()})
@@ -172,7 +172,7 @@ class Homing(BasePolicy):
     def __init__(self, speed: float = 1.0):
         self.speed = speed
 
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor:
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:
         return (-10.0 * self.speed * obs["position"]).clamp(-1.0, 1.0)[:, None]
 
 
@@ -196,11 +196,11 @@ class Recorder(BasePolicy):
         self.calls: list[tuple[Any, ...]] = []
         self._plans = torch.zeros(num_envs)
 
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor:
-        self.calls.append(("plan", worlds.tolist(), obs["position"].tolist()))
-        self._plans = self._plans.index_add(0, worlds, torch.ones(len(worlds)))
-        first = 0.1 * self._plans[worlds, None].expand(-1, self.chunk_size)
-        second = 0.01 * torch.arange(self.chunk_size).expand(len(worlds), -1)
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:
+        self.calls.append(("plan", env_ids.tolist(), obs["position"].tolist()))
+        self._plans = self._plans.index_add(0, env_ids, torch.ones(len(env_ids)))
+        first = 0.1 * self._plans[env_ids, None].expand(-1, self.chunk_size)
+        second = 0.01 * torch.arange(self.chunk_size).expand(len(env_ids), -1)
         return torch.stack([first, second], -1)
 
     def reset(self, mask: Tensor) -> None:

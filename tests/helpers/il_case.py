@@ -41,8 +41,8 @@ def settings(algo: str = "flow", **values: Any) -> ModelSettings:
         "sampling_steps": 2,
         "task_id": "so101-paper",
         "task_settings": {"control_mode": "joint_delta"},
-        "action_size": (0.02,) * 6,
-        "action_unit": "rad",
+        "action_unit": (0.02,) * 6,
+        "action_unit_name": "rad",
     }
     return ModelSettings(**{**defaults, **values})
 
@@ -78,7 +78,7 @@ def write_demos(path: Path, episodes: int = 4, steps: int = 6, task_id: str = "s
     seen: list[Tensor] = [obs["state"]]
     actions: list[Tensor] = []
     for _ in range(steps):
-        actions.append((2.0 * torch.sin(3.0 * seen[-1][:, : len(env.action_size)])).clamp(-1.0, 1.0))
+        actions.append((2.0 * torch.sin(3.0 * seen[-1][:, : len(env.action_unit)])).clamp(-1.0, 1.0))
         obs, *_ = env.step(actions[-1])
         seen.append(obs["state"])
     states, taken = torch.stack(seen, 1).numpy(), torch.stack(actions, 1).numpy()

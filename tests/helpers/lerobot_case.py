@@ -92,7 +92,7 @@ def write_demos(path: Path, episodes: int = 4, steps: int = 6, **settings: Any) 
     draws = {name: value.numpy() for name, value in env.episode.items()}
     seen, actions, rewards = [obs], [], []
     for step in range(steps):
-        phase = 0.3 * step + torch.arange(episodes)[:, None] + torch.arange(len(env.action_size))
+        phase = 0.3 * step + torch.arange(episodes)[:, None] + torch.arange(len(env.action_unit))
         wanted = obs["joint_target"].double() + 0.01 * torch.sin(phase)
         actions.append(env.targets_to_actions(wanted[:, None], obs)[:, 0])
         obs, reward, *_ = env.step(actions[-1])

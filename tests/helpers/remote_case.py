@@ -21,7 +21,7 @@ from residual_rl.envs.vec_env import VecEnv
 from residual_rl.factory import make_vec_env
 from residual_rl.remote.server import BackgroundServer, Server, open_server
 from residual_rl.remote.service import PolicyService
-from residual_rl.types import BasePolicy, Obs, Plan
+from residual_rl.types import ActionChunk, BasePolicy, Obs
 
 Config = Gr00tCfg | OpenPiCfg
 LAYOUTS = {"gr00t": "n1.6", "gr00t-n15": "n1.5"}
@@ -35,8 +35,8 @@ class Waving(BasePolicy):
     def __init__(self, num_obs_steps: int = 1, chunk_size: int = 4, num_action_steps: int = 4, unsure: bool = False):
         self.num_obs_steps, self.chunk_size, self.num_action_steps, self._unsure = num_obs_steps, chunk_size, num_action_steps, unsure
 
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor | Plan:
-        joints, target, goal = (obs[name].double().reshape(len(worlds), self.num_obs_steps, -1) for name in self.inputs)
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor | ActionChunk:
+        joints, target, goal = (obs[name].double().reshape(len(env_ids), self.num_obs_steps, -1) for name in self.inputs)
         phase = 3.0 * joints + target + goal.repeat(1, 1, 2)
         oldest_first = phase * torch.arange(1.0, 1.0 + self.num_obs_steps, dtype=torch.float64)[:, None]
         total = oldest_first[:, 0]
@@ -44,7 +44,7 @@ class Waving(BasePolicy):
             total = total + oldest_first[:, step]
         actions = (0.3 * torch.sin(total[:, None] + 0.7 * torch.arange(self.chunk_size)[:, None])).float()
         actions[..., 5] = actions[..., 5].abs()  # the gripper begins at its limit, where joint positions cannot tell what goes beyond
-        return Plan(actions, 0.5 + 0.5 * actions[..., 0]) if self._unsure else actions
+        return ActionChunk(actions, 0.5 + 0.5 * actions[..., 0]) if self._unsure else actions
 
 
 class Counting(BasePolicy):
@@ -55,9 +55,9 @@ class Counting(BasePolicy):
     def __init__(self) -> None:
         self.counts = torch.zeros(1024)
 
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor:
-        self.counts = self.counts.index_add(0, worlds, torch.ones(len(worlds)))
-        return (0.01 * self.counts[worlds])[:, None, None].expand(-1, 1, 6)
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:
+        self.counts = self.counts.index_add(0, env_ids, torch.ones(len(env_ids)))
+        return (0.01 * self.counts[env_ids])[:, None, None].expand(-1, 1, 6)
 
     def reset(self, mask: Tensor) -> None:
         self.counts[: len(mask)] = self.counts[: len(mask)].masked_fill(mask, 0.0)

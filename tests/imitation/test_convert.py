@@ -219,11 +219,11 @@ def test_from_a_checkpoint_to_a_base_policy(checkpoint: Path, tmp_path: Path, ca
 
 def test_worlds_do_not_depend_on_each_other(checkpoint: Path) -> None:
     policy, obs = ILPolicy(ILCfg(), convert(checkpoint), CPU), torch.randn(12, 2, 3)
-    together = policy.plan({"state": obs}, torch.arange(12))
+    together = policy.predict_action_chunk({"state": obs}, torch.arange(12))
     assert isinstance(together, Tensor)
     assert together.shape == (12, 15, 2)
     for size in (1, 3, 4):
-        parts = [policy.plan({"state": part}, torch.arange(len(part))) for part in obs.split(size)]
+        parts = [policy.predict_action_chunk({"state": part}, torch.arange(len(part))) for part in obs.split(size)]
         assert torch.equal(torch.cat([part for part in parts if isinstance(part, Tensor)]), together)
 
 

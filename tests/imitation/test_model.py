@@ -21,7 +21,7 @@ from residual_rl.imitation.model import LAST_FILE, MODEL_FILE, ImitationModel
 from residual_rl.imitation.policy import ILPolicy
 from residual_rl.imitation.policy import make as make_il
 from residual_rl.runs import checkpoint
-from residual_rl.types import Obs, Plan
+from residual_rl.types import ActionChunk, Obs
 from residual_rl.utils.seeding import noise_of
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ def windows(count: int, seed: int = 0) -> Obs:
 
 
 def plan(policy: ILPolicy, obs: Obs) -> Tensor:
-    chunks = policy.plan(obs, torch.arange(len(obs["state"])))
+    chunks = policy.predict_action_chunk(obs, torch.arange(len(obs["state"])))
     assert isinstance(chunks, Tensor)
     return chunks
 
@@ -132,9 +132,9 @@ def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
             "was trained on 'state' (31,), this env gives (25,); it was made for task 'tray'",
         ),
         ({"obs_keys": ("tray",), "obs_shapes": {"tray": (2,)}}, "was trained on 'tray' (2,), which this env does not give (ee_position"),
-        ({"action_dim": 7, "action_size": None}, "gives actions of 7 numbers, this env takes 6; it was made for task 'so101-paper'"),
-        ({"action_size": (1.5,) * 5 + (0.9,)}, "1 means (1.5, 1.5, 1.5, 1.5, 1.5, 0.9) rad, here it means 0.02 rad: another control mode"),
-        ({"action_unit": "m"}, "an action of 1 means 0.02 m, here it means 0.02 rad"),
+        ({"action_dim": 7, "action_unit": None}, "gives actions of 7 numbers, this env takes 6; it was made for task 'so101-paper'"),
+        ({"action_unit": (1.5,) * 5 + (0.9,)}, "1 means (1.5, 1.5, 1.5, 1.5, 1.5, 0.9) rad, here it means 0.02 rad: another control mode"),
+        ({"action_unit_name": "m"}, "an action of 1 means 0.02 m, here it means 0.02 rad"),
     ],
 )
 def test_a_model_of_another_robot_or_task_is_refused(values: dict[str, Any], message: str, tmp_path: Path, env: VecEnv) -> None:
@@ -153,7 +153,7 @@ def test_a_model_of_joint_steps_is_refused_where_actions_are_targets(tmp_path: P
 
 
 def test_a_model_that_does_not_know_its_action_size_is_taken(tmp_path: Path, env: VecEnv) -> None:
-    il_case.model(action_size=None, action_unit=None).save(tmp_path / MODEL_FILE)
+    il_case.model(action_unit=None, action_unit_name=None).save(tmp_path / MODEL_FILE)
     assert make_il(ILCfg(str(tmp_path)), env).num_action_steps == 4
 
 
@@ -212,8 +212,8 @@ def test_sampling_steps_can_be_chosen_anew() -> None:
 def test_uncertainty_is_the_spread_of_samples() -> None:
     obs = windows(3)
     one, several = (ILPolicy(ILCfg(num_samples=n), il_case.model("flow"), CPU) for n in (1, 4))
-    made = several.plan(obs, torch.arange(3))
-    assert isinstance(made, Plan)
+    made = several.predict_action_chunk(obs, torch.arange(3))
+    assert isinstance(made, ActionChunk)
     assert torch.equal(made.actions, plan(one, obs))  # the first sample is what is executed
     model = il_case.model("flow").to(CPU, torch.float64)
     samples = [model.sample(obs["state"].double(), noise_of(obs["state"], i << 32, (8, 6))) for i in range(4)]
@@ -224,7 +224,7 @@ def test_uncertainty_is_the_spread_of_samples() -> None:
 
 
 def test_a_policy_without_chance_tells_no_uncertainty() -> None:
-    assert isinstance(ILPolicy(ILCfg(num_samples=4), il_case.model("bc"), CPU).plan(windows(3), torch.arange(3)), Tensor)
+    assert isinstance(ILPolicy(ILCfg(num_samples=4), il_case.model("bc"), CPU).predict_action_chunk(windows(3), torch.arange(3)), Tensor)
 
 
 def test_one_observation_comes_without_a_window(env: VecEnv, tmp_path: Path) -> None:

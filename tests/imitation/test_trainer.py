@@ -98,7 +98,7 @@ def test_from_demonstrations_to_a_base_policy(algo: str, demos: Path, tmp_path: 
     assert model.step == best[1]
     assert model.settings.algo == algo
     assert model.settings.task_settings["max_episode_steps"] == 20
-    assert (model.settings.action_unit, model.settings.action_size) == ("rad", pytest.approx((0.02,) * 6))
+    assert (model.settings.action_unit_name, model.settings.action_unit) == ("rad", pytest.approx((0.02,) * 6))
     env = make_vec_env("so101-paper", 2, num_threads=1)
     obs, _ = env.reset(seed=5)
     assert make_base_policy("il", ILCfg(str(out)), env).act(obs).abs().max() <= 1.0
@@ -122,7 +122,7 @@ def test_it_learns_what_was_intended_not_what_was_executed(tmp_path: Path) -> No
     model = ImitationModel.load(tmp_path / "il")
     actions = model.sample(torch.from_numpy(obs[:-1, None]), torch.zeros(40, 1, 2))
     assert (actions[:, 0] - torch.from_numpy(intended)).abs().mean() < 0.03
-    assert model.settings.action_size is None  # nobody said, and no env was made
+    assert model.settings.action_unit is None  # nobody said, and no env was made
 
 
 def test_what_is_deployed_is_the_average(demos: Path, tmp_path: Path) -> None:
@@ -419,4 +419,4 @@ def test_any_task_with_vector_observations(algo: str, tmp_path: Path, monkeypatc
             writer.add(Demo(actions=torch.stack(actions, 1)[i].numpy(), obs=data, terminated=ends, truncated=ends))
     summary = train(cfg(algo, obs_keys=("position",), eval_freq=12), tmp_path / "d.h5", tmp_path / "il")
     assert 0.0 <= summary["best_success_rate"] <= 1.0
-    assert ImitationModel.load(tmp_path / "il").settings.action_unit == "m"
+    assert ImitationModel.load(tmp_path / "il").settings.action_unit_name == "m"

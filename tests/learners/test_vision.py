@@ -232,7 +232,7 @@ def test_cuda_graphs_change_no_number_beyond_rounding(compile: bool) -> None:
 
 def point_env(num_envs: int) -> ResidualEnv:
     env = SeenPointEnv(SeenPointCfg(max_episode_steps=20), num_envs)
-    return ResidualEnv(env, make_base_policy("zero", None, env), residual_scale=1.0)
+    return ResidualEnv(env, make_base_policy("zero", None, env), 1.0)
 
 
 def test_the_picture_shows_the_point() -> None:

@@ -75,7 +75,7 @@ def test_what_the_policy_is_given(env: VecEnv, tmp_path: Path, monkeypatch: pyte
     obs = observed(env)
     obs["joint_position"] = torch.tensor([ANGLES] * 3)
     obs["state"] = torch.full((3, 25), 0.6)
-    policy.plan(obs, torch.arange(3))
+    policy.predict_action_chunk(obs, torch.arange(3))
     (batch,) = given
     np.testing.assert_allclose(batch["observation.state"][:3], [[(d - 10.0) / 20.0 for d in DEGREES]] * 3, atol=1e-5)
     np.testing.assert_allclose(batch["observation.environment_state"][:3], np.ones((3, 25)), atol=1e-6)
@@ -87,7 +87,7 @@ def test_actions_are_absolute_joint_positions(target_env: VecEnv, tmp_path: Path
     """ACT gives 1.75 everywhere: 10 + 20 · 1.75 = 45 degrees, and 45 % of the gripper's way from -0.174533 to 1.74533 rad."""
     policy = policy_of(make_case(tmp_path), target_env)
     act_that_gives(policy, [1.75] * 6)
-    action = policy.plan(observed(target_env), torch.arange(3))
+    action = policy.predict_action_chunk(observed(target_env), torch.arange(3))
     assert action.shape == (3, 8, 6)
     low = np.array([-1.91986, -1.74533, -1.69, -1.65806, -2.74385, -0.174533])
     high = np.array([1.91986, 1.74533, 1.69, 1.65806, 2.84121, 1.74533])
@@ -102,7 +102,7 @@ def test_changes_of_the_targets_where_the_env_takes_those(env: VecEnv, tmp_path:
     obs = observed(env)
     obs["joint_target"] = torch.full((3, 6), math.pi / 4 - 0.05)
     obs["joint_target"][:, 5] = -0.174533 + 0.45 * (1.74533 + 0.174533)
-    action = policy.plan(obs, torch.arange(3))
+    action = policy.predict_action_chunk(obs, torch.arange(3))
     np.testing.assert_allclose(action[1, :4, 0], [1.0, 1.0, 0.5, 0.0], atol=1e-4)
     np.testing.assert_allclose(action[1, :4, 5], np.zeros(4), atol=1e-4)
 
@@ -113,7 +113,7 @@ def test_other_units(units: Any, angle: float, target_env: VecEnv, tmp_path: Pat
     cfg = dataclasses.replace(make_case(tmp_path), units=units)
     policy = policy_of(cfg, target_env)
     act_that_gives(policy, [(1.5 - 10.0) / 20.0] * 6)
-    action = policy.plan(observed(target_env), torch.arange(3))
+    action = policy.predict_action_chunk(observed(target_env), torch.arange(3))
     np.testing.assert_allclose(action[0, 0, 0], angle / 1.91986, atol=1e-5)
 
 
@@ -124,10 +124,10 @@ def test_bits_do_not_depend_on_the_batch(kind: str, tmp_path: Path) -> None:
     policy = policy_of(make_case(tmp_path, kind), many)
     obs, _ = many.reset(seed=11)
     window = {k: v[:, None].expand(-1, 2, *v.shape[1:]) for k, v in obs.items()} if policy.num_obs_steps == 2 else obs
-    together = policy.plan(window, torch.arange(37))
+    together = policy.predict_action_chunk(window, torch.arange(37))
     assert (together.abs() < 1.0).float().mean() > 0.9
     for size in (1, 2, 3, 5, 8, 16, 31, 36):
-        assert torch.equal(policy.plan({k: v[:size] for k, v in window.items()}, torch.arange(size)), together[:size])
+        assert torch.equal(policy.predict_action_chunk({k: v[:size] for k, v in window.items()}, torch.arange(size)), together[:size])
 
 
 def test_diffusion_sees_its_history(env: VecEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

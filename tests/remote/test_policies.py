@@ -678,13 +678,13 @@ class Dying(Waving):
         self.left = observations
         self.server: list[BackgroundServer] = []
 
-    def plan(self, obs: Obs, worlds: Any) -> Any:
-        before, self.left = self.left, self.left - len(worlds)
+    def predict_action_chunk(self, obs: Obs, env_ids: Any) -> Any:
+        before, self.left = self.left, self.left - len(env_ids)
         if before > 0 >= self.left:
             threading.Thread(target=self.server[0].close).start()
         if self.left <= 0:
             time.sleep(1.0)  # a server notices within 0.2 s that it is to end: nothing more is answered
-        return super().plan(obs, worlds)
+        return super().predict_action_chunk(obs, env_ids)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as dial
 
 from residual_rl.remote.wire import MAX_MESSAGE_BYTES
-from residual_rl.types import Obs, Plan
+from residual_rl.types import ActionChunk, Obs
 
 DEGREES = np.array([30.0, -45.0, 60.0, 10.0, -90.0], np.float32)
 CLOSED, OPEN = -0.174533, 1.74533
@@ -36,7 +36,7 @@ class Echo(Waving):
 
     inputs = {"joint_position": (6,)}  # noqa: RUF012
 
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor:
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:
         low, high = torch.tensor([CLOSED, OPEN])
         half = torch.tensor([1.91986, 1.74533, 1.69, 1.65806, 0.5 * (2.84121 + 2.74385), 0.5 * (high - low)], dtype=torch.float64)
         middle = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.5 * (2.84121 - 2.74385), 0.5 * (high + low)], dtype=torch.float64)
@@ -46,7 +46,7 @@ class Echo(Waving):
 
 
 class Failing(Waving):
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor:
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:
         raise RuntimeError("secret\npath /home/me/model")
 
 
@@ -407,8 +407,8 @@ def test_a_policy_that_fails_says_so_to_the_log_alone(protocol: str, caplog: pyt
 
 def test_a_policy_that_gives_no_numbers() -> None:
     class Blank(Waving):
-        def plan(self, obs: Obs, worlds: Tensor) -> Tensor:
-            return torch.full((len(worlds), 4, 6), torch.nan)
+        def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:
+            return torch.full((len(env_ids), 4, 6), torch.nan)
 
     with serving(Blank(), "gr00t") as port, RobotClient(port) as robot:
         assert robot.raw(packb(observation()))["error"] == "the policy failed: the server's log says why"
@@ -444,10 +444,10 @@ def test_a_server_ends_while_a_client_waits_for_a_plan(protocol: str) -> None:
     begun = threading.Event()
 
     class Slow(Waving):
-        def plan(self, obs: Obs, worlds: Tensor) -> Tensor | Plan:
+        def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor | ActionChunk:
             begun.set()
             time.sleep(1.0)
-            return super().plan(obs, worlds)
+            return super().predict_action_chunk(obs, env_ids)
 
     def ask() -> None:
         with contextlib.suppress(Exception):  # answered or cut off, it is not what is tested

@@ -139,7 +139,7 @@ def test_images(protocol: str) -> None:
     class Looking(Waving):
         inputs = {"top": (12, 16, 3), "wrist": (12, 16, 3), "joint_target": (6,)}  # noqa: RUF012
 
-        def plan(self, obs: Any, worlds: Any) -> Any:
+        def predict_action_chunk(self, obs: Any, env_ids: Any) -> Any:
             assert obs["top"].dtype == torch.uint8
             return (obs["top"][:, 2:8, 3, 1].float() / 255 - obs["wrist"][:, 11, 1:7, 2].float() / 255)[:, None]
 

@@ -60,7 +60,7 @@ def test_an_absolute_action_spans_each_joints_range() -> None:
         obs["joint_target"][0], [0.0, 0.0, 0.0, 0.0, 0.5 * (2.84121 - 2.74385), 0.5 * (1.74533 - 0.174533)], atol=1e-6
     )
     np.testing.assert_allclose(obs["joint_target"][1], [0.95993, 0.0, 0.0, 0.0, -2.74385, 1.74533], atol=1e-5)
-    np.testing.assert_allclose(env.action_size[:2], [1.91986, 1.74533], atol=1e-5)
+    np.testing.assert_allclose(env.action_unit[:2], [1.91986, 1.74533], atol=1e-5)
 
 
 def test_an_absolute_target_is_approached_no_faster_than_allowed() -> None:

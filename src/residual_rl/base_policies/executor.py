@@ -12,7 +12,7 @@ from torch import Tensor
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import BasePolicyError, CheckpointError, ConfigError, NonFiniteError, ResidualRLError
 from residual_rl.registry import BASE_POLICIES, load
-from residual_rl.types import BasePolicy, Obs, Plan, State, check_finite
+from residual_rl.types import ActionChunk, BasePolicy, Obs, State, check_finite
 
 
 class BasePolicyExecutor:
@@ -42,7 +42,7 @@ class BasePolicyExecutor:
         self._pointer = torch.full((self._num_envs,), policy.num_action_steps, device=self._device)
         self.uncertainty = torch.zeros(self._num_envs, device=self._device)
         """[B]: how unsure the policy is of the base action that it gave last; 0 where it does not tell."""
-        self.tells_uncertainty = False
+        self.has_uncertainty = False
         """Whether its last plan told how unsure it is."""
         self._history: Obs = {}
         """The last H observations [B, H, …] of each input, where the policy plans from more than one."""
@@ -69,52 +69,52 @@ class BasePolicyExecutor:
         """The base action [B, A] in [-1, 1] for `obs`, valid in the worlds of `mask` [B] bool. Call it once per observation."""
         if mask is None or mask.all():
             return self.act_rows(obs, self._everyone)
-        worlds = mask.nonzero().flatten()
+        env_ids = mask.nonzero().flatten()
         action = torch.zeros(self._num_envs, self._action_dim, device=self._device)
-        if len(worlds):
-            action[worlds] = self.act_rows({name: obs[name][worlds] for name in self.policy.inputs}, worlds)
+        if len(env_ids):
+            action[env_ids] = self.act_rows({name: obs[name][env_ids] for name in self.policy.inputs}, env_ids)
         return action
 
     @torch.no_grad()
-    def act_rows(self, obs: Obs, worlds: Tensor) -> Tensor:
-        """The base action [b, A] of the `worlds` [b] (distinct int64 indices), whose rows `obs` holds. Call it once per observation."""
+    def act_rows(self, obs: Obs, env_ids: Tensor) -> Tensor:
+        """The base action [b, A] of the `env_ids` [b] (distinct int64 indices), whose rows `obs` holds. Call it once per observation."""
         inputs = {name: obs[name] for name in self.policy.inputs}
         if self.policy.num_obs_steps > 1:
-            inputs = self._remember(inputs, worlds)
-        pointer = self._pointer[worlds]
+            inputs = self._remember(inputs, env_ids)
+        pointer = self._pointer[env_ids]
         spent = pointer >= self.policy.num_action_steps
         if spent.all():
-            self._plan(inputs, worlds)
+            self._plan(inputs, env_ids)
             pointer = torch.zeros_like(pointer)
         elif spent.any():
             rows = spent.nonzero().flatten()
-            self._plan({name: value[rows] for name, value in inputs.items()}, worlds[rows])
+            self._plan({name: value[rows] for name, value in inputs.items()}, env_ids[rows])
             pointer = pointer.masked_fill(spent, 0)
-        self._pointer = self._pointer.index_copy(0, worlds, pointer + 1)
-        self.uncertainty = self.uncertainty.index_copy(0, worlds, self._spread[worlds, pointer])
-        return self._chunk[worlds, pointer]
+        self._pointer = self._pointer.index_copy(0, env_ids, pointer + 1)
+        self.uncertainty = self.uncertainty.index_copy(0, env_ids, self._spread[env_ids, pointer])
+        return self._chunk[env_ids, pointer]
 
-    def _remember(self, inputs: Obs, worlds: Tensor) -> Obs:
-        """The last H observations [b, H, …] of the `worlds`, `inputs` [b, …] included; an episode's first stands for those before it."""
-        begins = self._begins[worlds]
+    def _remember(self, inputs: Obs, env_ids: Tensor) -> Obs:
+        """The last H observations [b, H, …] of the `env_ids`, `inputs` [b, …] included; an episode's first stands for those before it."""
+        begins = self._begins[env_ids]
         windows = {}
         for name, value in inputs.items():
             if name not in self._history:
                 shape = (self._num_envs, self.policy.num_obs_steps, *value.shape[1:])
                 self._history[name] = torch.zeros(shape, dtype=value.dtype, device=value.device)
             repeated = value[:, None].expand(-1, self.policy.num_obs_steps, *value.shape[1:])
-            moved = torch.cat([self._history[name][worlds, 1:], value[:, None]], 1)
+            moved = torch.cat([self._history[name][env_ids, 1:], value[:, None]], 1)
             windows[name] = torch.where(begins.reshape(-1, *[1] * value.dim()), repeated, moved)
-            self._history[name] = self._history[name].index_copy(0, worlds, windows[name])
-        self._begins = self._begins.index_fill(0, worlds, False)
+            self._history[name] = self._history[name].index_copy(0, env_ids, windows[name])
+        self._begins = self._begins.index_fill(0, env_ids, False)
         return windows
 
-    def _plan(self, inputs: Obs, worlds: Tensor) -> None:
-        """Take a new chunk for the `worlds` [b], clipped to the action space: what is stored is what can be executed."""
+    def _plan(self, inputs: Obs, env_ids: Tensor) -> None:
+        """Take a new chunk for the `env_ids` [b], clipped to the action space: what is stored is what can be executed."""
         with self._named_errors():
-            plan = self.policy.plan(inputs, worlds)
-        chunk, uncertainty = (plan.actions, plan.uncertainty) if isinstance(plan, Plan) else (plan, None)
-        expected = (len(worlds), self.policy.chunk_size, self._action_dim)
+            plan = self.policy.predict_action_chunk(inputs, env_ids)
+        chunk, uncertainty = (plan.actions, plan.uncertainty) if isinstance(plan, ActionChunk) else (plan, None)
+        expected = (len(env_ids), self.policy.chunk_size, self._action_dim)
         if not isinstance(chunk, Tensor) or tuple(chunk.shape) != expected:
             got = tuple(chunk.shape) if isinstance(chunk, Tensor) else type(chunk).__name__
             raise BasePolicyError(f"{self.name} gave {got}; expected a tensor of shape {expected} (worlds, chunk_size, action)")
@@ -128,10 +128,10 @@ class BasePolicyExecutor:
                 check_finite(f"the uncertainty of {self.name}", uncertainty)
         except NonFiniteError as error:
             raise NonFiniteError(str(error), dump={f"obs/{k}": v for k, v in inputs.items()}) from None
-        self._chunk = self._chunk.index_copy(0, worlds, chunk.to(self._device, torch.float32).clamp(-1.0, 1.0))
-        self.tells_uncertainty = uncertainty is not None
+        self._chunk = self._chunk.index_copy(0, env_ids, chunk.to(self._device, torch.float32).clamp(-1.0, 1.0))
+        self.has_uncertainty = uncertainty is not None
         spread = torch.zeros(expected[:2]) if uncertainty is None else uncertainty
-        self._spread = self._spread.index_copy(0, worlds, spread.to(self._device, torch.float32))
+        self._spread = self._spread.index_copy(0, env_ids, spread.to(self._device, torch.float32))
 
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:
@@ -146,14 +146,14 @@ class BasePolicyExecutor:
     def state_dict(self) -> State:
         """The chunks, the pointers, the histories and the policy's own state."""
         mine = {name: getattr(self, f"_{name}") for name in self._STATE}
-        told = {"uncertainty": self.uncertainty, "tells_uncertainty": self.tells_uncertainty}
+        told = {"uncertainty": self.uncertainty, "has_uncertainty": self.has_uncertainty}
         return {**mine, **told, "history": dict(self._history), "policy": self.policy.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
         """Take back what `state_dict` gave."""
         for name in self._STATE:
             setattr(self, f"_{name}", state[name].to(self._device))
-        self.uncertainty, self.tells_uncertainty = state["uncertainty"].to(self._device), state["tells_uncertainty"]
+        self.uncertainty, self.has_uncertainty = state["uncertainty"].to(self._device), state["has_uncertainty"]
         self._history = {name: value.to(self._device) for name, value in state["history"].items()}
         policy_state = state["policy"]
         with self._named_errors():

@@ -36,13 +36,13 @@ class ProgramPolicy(BasePolicy):
             raise ConfigError(f"{name} takes inputs of shapes {wanted}; expected one, of joined observations [b, O]")
         check_size(self.inputs, wanted[0][1:], name)
         chunk = probe(self, env, name)
-        if chunk.shape[0] != 1 or chunk.shape[-1] != len(env.action_size):
-            raise ConfigError(f"{name} gives {list(chunk.shape)} for one world; this env takes actions of {len(env.action_size)}")
+        if chunk.shape[0] != 1 or chunk.shape[-1] != len(env.action_unit):
+            raise ConfigError(f"{name} gives {list(chunk.shape)} for one world; this env takes actions of {len(env.action_unit)}")
         self.chunk_size = chunk.shape[1]
         self.num_action_steps = self.chunk_size if num_action_steps is None else num_action_steps
 
     @torch.no_grad()
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor:  # noqa: ARG002
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:  # noqa: ARG002
         outputs = [self._module(row) for row in join_inputs(obs, self._keys).cpu().split(1)]
         if not all(isinstance(output, Tensor) and output.dim() in (2, 3) for output in outputs):
             raise ConfigError("its program must give one tensor, [b, A] or [b, K, A]")

@@ -12,7 +12,7 @@ from residual_rl.base_policies.executor import make_base_policy
 from residual_rl.base_policies.hybrid import HybridCfg
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import BasePolicyError, ConfigError, UnknownNameError
-from residual_rl.types import BasePolicy, Obs, Plan, State
+from residual_rl.types import ActionChunk, BasePolicy, Obs, State
 
 Switch = Callable[[Obs], Tensor]
 """Which policy acts: int64 [b], counted from 0, from the observations [b, …] alone."""
@@ -55,23 +55,23 @@ class HybridPolicy(BasePolicy):
         for member in self._members:
             member.reset(mask)
 
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor | Plan:
-        actions = torch.stack([member.act_rows(obs, worlds) for member in self._members])  # [n, b, A]
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor | ActionChunk:
+        actions = torch.stack([member.act_rows(obs, env_ids) for member in self._members])  # [n, b, A]
         if self._cfg.mode == "switch":
-            chosen = self._chosen(obs, worlds)
-            return actions[chosen, torch.arange(len(worlds), device=actions.device)][:, None]
+            chosen = self._chosen(obs, env_ids)
+            return actions[chosen, torch.arange(len(env_ids), device=actions.device)][:, None]
         if self._cfg.mode == "blend":
             return (self._weights[:, None, None] * actions).sum(0)[:, None]
         actions = actions.double()
-        return Plan(actions.mean(0)[:, None], actions.std(0, correction=0).mean(-1)[:, None])
+        return ActionChunk(actions.mean(0)[:, None], actions.std(0, correction=0).mean(-1)[:, None])
 
-    def _chosen(self, obs: Obs, worlds: Tensor) -> Tensor:
+    def _chosen(self, obs: Obs, env_ids: Tensor) -> Tensor:
         """The acting policy's number [b]."""
         if self._function is not None:
-            return self._ask_function(self._function, obs, len(worlds))
+            return self._ask_function(self._function, obs, len(env_ids))
         norm = obs[self._cfg.switch_on].flatten(1).double().norm(dim=1)
-        switched = self._switched[worlds] | (norm < self._cfg.switch_below)
-        self._switched = self._switched.index_copy(0, worlds, switched)
+        switched = self._switched[env_ids] | (norm < self._cfg.switch_below)
+        self._switched = self._switched.index_copy(0, env_ids, switched)
         return switched.long()
 
     def _ask_function(self, function: Switch, obs: Obs, num_rows: int) -> Tensor:

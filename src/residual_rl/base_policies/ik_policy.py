@@ -54,7 +54,7 @@ class IKPolicy(BasePolicy):
             )
         self.cfg, self.goals = cfg, goals
         self._arm, self._device = arm, env.device
-        self._action_dim = len(env.action_size)
+        self._action_dim = len(env.action_unit)
         self._scale = torch.tensor(arm.action_scale, dtype=torch.float64, device=env.device)
         self._jacobian = _Jacobian(arm, env.device) if arm.control == "joint_delta" else None
         self.inputs = {**goals.inputs, "tcp_pose": (7,), "base_pose": (7,)}  # type: ignore[misc]
@@ -67,14 +67,14 @@ class IKPolicy(BasePolicy):
         self._phase = self._phase.masked_fill(mask, 0)
         self._steps = self._steps.masked_fill(mask, 0)
 
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor:
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:
         obs = {name: value.double() for name, value in obs.items()}
-        before, steps = self._phase[worlds], self._steps[worlds]
+        before, steps = self._phase[env_ids], self._steps[env_ids]
         phase = self.goals.advance(obs, before, steps)
         steps = torch.where(phase == before, steps, 0)
         goal = self.goals.goal(obs, phase, steps)
-        self._phase = self._phase.index_copy(0, worlds, phase)
-        self._steps = self._steps.index_copy(0, worlds, steps + 1)
+        self._phase = self._phase.index_copy(0, env_ids, phase)
+        self._steps = self._steps.index_copy(0, env_ids, steps + 1)
         return self._to_actions(goal, obs)[:, None]
 
     def _to_actions(self, goal: ToolGoal, obs: Obs) -> Tensor:

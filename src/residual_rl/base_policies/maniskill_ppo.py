@@ -65,7 +65,7 @@ class ManiSkillPPOPolicy(BasePolicy):
         self.inputs = {key: tuple(observed[key].shape) for key in keys}  # type: ignore[misc]
         self._cameras = [key for key in keys if key in images]
         self._vectors = [key for key in keys if key not in images]
-        self._check(len(env.action_size), name)
+        self._check(len(env.action_unit), name)
 
     def _usual(self, images: Mapping[str, Any], name: str) -> tuple[str, ...]:
         """The observations that the baselines are trained on."""
@@ -122,7 +122,7 @@ class ManiSkillPPOPolicy(BasePolicy):
             )
 
     @torch.no_grad()
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor:  # noqa: ARG002
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:  # noqa: ARG002
         x = torch.cat([obs[key].double() for key in self._vectors], 1) if self._vectors else None
         if self._features is not None:
             images = torch.cat([obs[key].double() for key in self._cameras], 3).permute(0, 3, 1, 2) / 255

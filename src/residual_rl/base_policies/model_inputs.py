@@ -34,7 +34,7 @@ def check_size(inputs: Mapping[str, tuple[int, ...]], wanted: tuple[int, ...], n
 
 
 def check_actions(space: Any, env: VecEnv, name: str) -> None:
-    wanted = (len(env.action_size),)
+    wanted = (len(env.action_unit),)
     if not isinstance(space, spaces.Box) or space.shape != wanted:
         raise ConfigError(f"{name} acts in {space}; this env takes actions Box(-1.0, 1.0, {wanted})")
     if (space.low != -1.0).any() or (space.high != 1.0).any():
@@ -46,7 +46,7 @@ def probe(policy: BasePolicy, env: VecEnv, name: str) -> Tensor:
     observed: Mapping[str, Any] = env.single_observation_space.spaces  # type: ignore[attr-defined]
     zeros = {key: torch.from_numpy(observed[key].low * 0)[None] for key in policy.inputs}
     try:
-        chunk = policy.plan(zeros, torch.zeros(1, dtype=torch.int64))
+        chunk = policy.predict_action_chunk(zeros, torch.zeros(1, dtype=torch.int64))
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"{name} cannot be run on this env's observations ({type(error).__name__}: {reason})") from error

@@ -52,7 +52,7 @@ class SB3Policy(BasePolicy):
         probe(self, env, name)
 
     @torch.no_grad()
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor:  # noqa: ARG002
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:  # noqa: ARG002
         if self._joined:
             action = self._policy._predict(join_inputs(obs, self._keys).cpu(), deterministic=True)
         else:

@@ -41,33 +41,33 @@ class JacobianPolicy(BasePolicy):
     def reset(self, mask: Tensor) -> None:
         self._phase = self._phase.masked_fill(mask, APPROACH)
 
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor:
-        return self._to_actions(self._steps_of(obs, worlds) * self._joint_step, obs)[:, None]
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:
+        return self._to_actions(self._steps_of(obs, env_ids) * self._joint_step, obs)[:, None]
 
-    def _steps_of(self, obs: Obs, worlds: Tensor) -> Tensor:
+    def _steps_of(self, obs: Obs, env_ids: Tensor) -> Tensor:
         """Changes of the joint targets [b, J], in units of the largest that is allowed."""
         frames, tool = self._chain.forward(obs["joint_target"][:, : self._chain.num_joints].double())
         tip, finger = tool[:, :3, 3], tool[:, :3, 0]
         to_sheet = obs["sheet_pose"][:, :2] - tip[:, :2]
-        self._advance(worlds, tip, to_sheet)
-        step = self._cartesian_step(obs, self._phase[worlds], tip, to_sheet)
+        self._advance(env_ids, tip, to_sheet)
+        step = self._cartesian_step(obs, self._phase[env_ids], tip, to_sheet)
         error = torch.cat([step, self._pitch_error(frames, tip + step, finger)[:, None]], 1)
 
         linear, angular = self._chain.jacobian(frames, tool)
         finger_z = (angular[:, 0] * finger[:, None, 1] - angular[:, 1] * finger[:, None, 0])[:, None]  # z of ω × finger
         jacobian = torch.cat([linear, finger_z], 1)[..., : self._arm]
         delta = damped_least_squares(jacobian, error, self.cfg.damping)
-        steps = torch.zeros(len(worlds), len(self._joint_step), dtype=delta.dtype, device=delta.device)
+        steps = torch.zeros(len(env_ids), len(self._joint_step), dtype=delta.dtype, device=delta.device)
         steps[:, : self._arm] = delta / self._joint_step[: self._arm]
         return steps / steps.abs().amax(1, keepdim=True).clamp(min=1.0)  # slower rather than in another direction
 
-    def _advance(self, worlds: Tensor, tip: Tensor, to_sheet: Tensor) -> None:
-        phase = self._phase[worlds]
+    def _advance(self, env_ids: Tensor, tip: Tensor, to_sheet: Tensor) -> None:
+        phase = self._phase[env_ids]
         over_sheet = to_sheet.norm(dim=1) < self.cfg.descend_distance
         pressing = tip[:, 2] < 0.5 * self.cfg.press_height
         phase = torch.where((phase == APPROACH) & over_sheet, DESCEND, phase)
         phase = torch.where((phase == DESCEND) & pressing, DRAG, phase)
-        self._phase = self._phase.index_copy(0, worlds, phase)
+        self._phase = self._phase.index_copy(0, env_ids, phase)
 
     def _cartesian_step(self, obs: Obs, phase: Tensor, tip: Tensor, to_sheet: Tensor) -> Tensor:
         cfg = self.cfg
@@ -120,10 +120,10 @@ class JacobianYawPolicy(JacobianPolicy):
         super().reset(mask)
         self._steps = self._steps.masked_fill(mask, 0)
 
-    def _steps_of(self, obs: Obs, worlds: Tensor) -> Tensor:
-        steps = super()._steps_of({**obs, "goal": self._stirred(obs["goal"], self._steps[worlds])}, worlds)
-        self._steps = self._steps.index_add(0, worlds, torch.ones_like(worlds))
-        dragging = self._phase[worlds] == DRAG
+    def _steps_of(self, obs: Obs, env_ids: Tensor) -> Tensor:
+        steps = super()._steps_of({**obs, "goal": self._stirred(obs["goal"], self._steps[env_ids])}, env_ids)
+        self._steps = self._steps.index_add(0, env_ids, torch.ones_like(env_ids))
+        dragging = self._phase[env_ids] == DRAG
         steps[:, self._arm] = torch.where(dragging, self._roll(obs, steps), 0.0)
         return steps
 

@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
-from residual_rl.composition import ScaleRule, compose, reach, scale_rule
+from residual_rl.composition import Composition, make_composition
 from residual_rl.envs.spaces import with_base_action
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 from residual_rl.exported_policy import POLICY_FILE, find_policy, load_policy
-from residual_rl.types import BasePolicy, Obs, Plan, State
+from residual_rl.types import ActionChunk, BasePolicy, Obs, State
 from residual_rl.utils.trusted import with_trust
 
 _log = logging.getLogger(__name__)
@@ -42,14 +42,15 @@ def make_trained_run(path: Path, trusted: bool, env: VecEnv) -> TrainedPolicy:
     base_cfg = with_trust(_relocated(cfg.base, file.resolve().parent), trusted)
     try:
         base = make_base_policy(cfg.base_policy_id, base_cfg, env)
-        actor = exported.actor(with_base_action(env), len(env.action_size), env.device)
+        actor = exported.actor(with_base_action(env), len(env.action_unit), env.device)
     except (ConfigError, CheckpointError, UnknownNameError) as error:
         made_of = f"trained on task {cfg.task_id!r} with base policy {cfg.base_policy_id!r}"
         raise ConfigError(f"{file}, {made_of}, does not fit here: {error}") from error
     observed: Any = env.single_observation_space
     names = getattr(cfg.learner, "obs_keys", None) or (*observed.spaces, "base_action")  # a learner that does not say may read all
     shapes = {name: tuple(observed[name].shape) for name in names if name != "base_action"}
-    return TrainedPolicy(base, actor, shapes, exported.residual_scale, scale_rule(cfg.residual), env.residual_size)
+    composition = make_composition(cfg.residual, exported.residual_scale, env.residual_unit)
+    return TrainedPolicy(base, actor, shapes, composition)
 
 
 def _relocated(cfg: Any, folder: Path) -> Any:
@@ -80,9 +81,7 @@ class TrainedPolicy(BasePolicy):
         base: the run's own base policy.
         actor: its deterministic residual policy, [b, A] of named observations and `base_action`.
         obs_keys: the observations of the env that the actor reads, with their shapes.
-        residual_scale: what it was exported with.
-        scale_rule: of an adaptive scale; see `composition.adaptive_scale`.
-        residual_size: what a residual of 1 is for each action [A], where the env says so.
+        composition: of the run, with the scale it was exported with.
     """
 
     def __init__(
@@ -90,22 +89,20 @@ class TrainedPolicy(BasePolicy):
         base: BasePolicyExecutor,
         actor: Callable[[Obs], Tensor],
         obs_keys: Mapping[str, tuple[int, ...]],
-        residual_scale: float,
-        scale_rule: ScaleRule | None,
-        residual_size: Tensor | None,
+        composition: Composition,
     ):
         self.inputs = {**obs_keys, **base.policy.inputs}  # type: ignore[misc]
         self.remote = base.policy.remote
-        self._base, self._actor = base, actor
-        self._residual_scale, self._scale_rule, self._residual_size = residual_scale, scale_rule, residual_size
+        self._base = base
+        self._actor = actor
+        self._composition = composition
 
-    def plan(self, obs: Obs, worlds: Tensor) -> Plan:
-        base_action = self._base.act_rows(obs, worlds)
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> ActionChunk:
+        base_action = self._base.act_rows(obs, env_ids)
         residual_action = self._actor({**obs, "base_action": base_action})
-        uncertainty = self._base.uncertainty[worlds]
-        scale = self._residual_scale if self._scale_rule is None else self._scale_rule(self._residual_scale, uncertainty)
-        action = compose(base_action, residual_action, reach(scale, self._residual_size))
-        return Plan(action[:, None], uncertainty[:, None] if self._base.tells_uncertainty else None)
+        uncertainty = self._base.uncertainty[env_ids]
+        action = self._composition.apply(base_action, residual_action, uncertainty)
+        return ActionChunk(action[:, None], uncertainty[:, None] if self._base.has_uncertainty else None)
 
     def reset(self, mask: Tensor) -> None:
         self._base.reset(mask)

@@ -15,8 +15,8 @@ class ZeroPolicy(BasePolicy):
     def __init__(self, action_dim: int, device: torch.device):
         self._action_dim, self._device = action_dim, device
 
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor:  # noqa: ARG002
-        return torch.zeros(len(worlds), 1, self._action_dim, device=self._device)
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:  # noqa: ARG002
+        return torch.zeros(len(env_ids), 1, self._action_dim, device=self._device)
 
 
 def make(cfg: None, env: VecEnv) -> ZeroPolicy:  # noqa: ARG001

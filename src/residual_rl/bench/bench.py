@@ -127,10 +127,10 @@ def _cameras(cfg: TrainCfg, bench: BenchCfg) -> list[Row]:
     name = f"camera images, {CAMERA_SIZE[0]} x {CAMERA_SIZE[1]}"
     try:
         env.reset(seed=0)
-        scenes, rates = env.env.scenes(), []
+        scenes, rates = env.vec_env.scenes(), []
         for turn in range(bench.repeats + 1):
             start = time.perf_counter()
-            env.env.render_scenes(scenes, CAMERA_SIZE)
+            env.vec_env.render_scenes(scenes, CAMERA_SIZE)
             if turn:  # the first makes the OpenGL contexts
                 rates.append(len(scenes) / (time.perf_counter() - start))
     except (MissingDependencyError, NotImplementedError) as error:

@@ -114,9 +114,9 @@ def compare_stepping(env: ResidualEnv, num_steps: int, repeats: int, seed: int =
 def _mujoco_env(env: ResidualEnv) -> tuple[TaskEnv, MujocoPhysics]:
     from residual_rl.envs.task_env import TaskEnv
 
-    if not isinstance(env.env, TaskEnv) or not isinstance(env.env.physics, MujocoPhysics):
+    if not isinstance(env.vec_env, TaskEnv) or not isinstance(env.vec_env.physics, MujocoPhysics):
         raise NotMujocoError("bare MuJoCo can be compared only with worlds that MuJoCo steps")
-    return env.env, env.env.physics
+    return env.vec_env, env.vec_env.physics
 
 
 def _record(env: ResidualEnv, num_steps: int, seed: int) -> Stretch:

@@ -96,9 +96,9 @@ def _iterate(runner: Runner) -> None:
 
 
 def _parts(runner: Runner) -> dict[str, float]:
-    clock, timer = runner.env.clock, runner.timer
-    learner = timer.collection - clock.simulation - clock.base_policy + timer.update
-    return {"simulation": clock.simulation, "base policy": clock.base_policy, "learner": learner}
+    timer = runner.timer
+    learner = timer.collection - timer.simulation - timer.base_policy + timer.update
+    return {"simulation": timer.simulation, "base policy": timer.base_policy, "learner": learner}
 
 
 def _make_sb3(cfg: TrainCfg) -> PPO:

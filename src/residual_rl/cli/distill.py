@@ -86,7 +86,7 @@ def _check(cfg: DistillCfg, imitation: ImitateCfg) -> None:
 def _check_observed(names: Sequence[str], teacher: Teacher) -> None:
     """Raise `UnknownNameError` for observations that the collected episodes will not have."""
     env = make_residual_env(teacher.exported.cfg, 1)
-    known: Any = env.env.single_observation_space
+    known: Any = env.vec_env.single_observation_space
     env.close()
     for name in names:
         if name not in known.spaces:

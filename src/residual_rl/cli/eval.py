@@ -179,7 +179,7 @@ def _write_video(path: Path, cfg: TrainCfg, flags: EvalFlags, exported: Exported
         recordings[name] = record(
             env, policy.actor(env.observation_space, env.action_dim, env.device) if policy else no_residual(env), seeds
         )
-    write_comparison(path, env.env, recordings)
+    write_comparison(path, env.vec_env, recordings)
     env.close()
 
 

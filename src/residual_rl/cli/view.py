@@ -122,9 +122,9 @@ def _show(env: ResidualEnv, policy: Policy, flags: ViewFlags, name: str) -> None
             console.print(str(path), soft_wrap=True)
     if flags.video is not None:
         make_folder(flags.video.parent)
-        write_comparison(flags.video, env.env, {name: record(env, policy, [flags.seed])}, flags.camera_size)
+        write_comparison(flags.video, env.vec_env, {name: record(env, policy, [flags.seed])}, flags.camera_size)
         console.print(str(flags.video), soft_wrap=True)
     if flags.cameras is None and flags.video is None:
         console.print("Close the window or press Ctrl-C to end.")
-        with LiveViewer(env.env.model, env.env.control_hz) as viewer:
+        with LiveViewer(env.vec_env.model, env.vec_env.control_hz) as viewer:
             watch(env, policy, flags.seed, viewer, console.print)

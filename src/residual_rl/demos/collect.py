@@ -14,7 +14,8 @@ from torch import Tensor
 
 from residual_rl.demos.episode import Array, Demo, Lost, Planner
 from residual_rl.demos.writer import DemoWriter
-from residual_rl.envs.noisy_env import DisturbedEnv
+from residual_rl.envs.action_noise import ActionNoise
+from residual_rl.envs.spaces import observed
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
 from residual_rl.evaluation.evaluate import Policy
@@ -161,12 +162,12 @@ def run_episodes(
     When `stopped()` or a failure ends it early, the episodes that were complete by then come first.
     """
     env.penalty = 0.0  # it is the learner's, not the task's
-    disturbed = DisturbedEnv(env.env, noise, noise_correlation)
-    env.env = cast(VecEnv, disturbed)
+    action_noise = ActionNoise(env.vec_env, noise, noise_correlation)
+    env.step_hook = action_noise
     worlds = np.arange(env.num_envs)
     position = np.full(env.num_envs, -1)  # [B]: which of the `seeds` each world runs; -1: none
     coming = iter(range(len(seeds)))
-    recorder = _Recorder(disturbed, with_residual)
+    recorder = _Recorder(env.vec_env, action_noise, with_residual)
     done: dict[int, Demo] = {}
     due = 0
 
@@ -174,7 +175,7 @@ def run_episodes(
         """Episodes have begun in the worlds `at` (ascending), which drew the next seeds one after the other."""
         position[at] = [next(coming, -1) for _ in at]
         running = at[position[at] >= 0]
-        disturbed.restart(running, [seeds[i] for i in position[running]])
+        action_noise.restart(running, [seeds[i] for i in position[running]])
         recorder.begin(running)
 
     def steps() -> Iterator[tuple[Transition, dict[str, Any]]]:
@@ -183,8 +184,8 @@ def run_episodes(
 
     failure: Exception | None = None
     try:
-        env.env.episode_seeds.use_list(seeds)
-        env.reset()
+        env.vec_env.episode_seeds.use_list(seeds)
+        action_noise.after_step(env.reset())
         begin(worlds)
         for transition, info in steps():
             recorder.step(transition, info)
@@ -203,7 +204,7 @@ def run_episodes(
     except Exception as error:  # noqa: BLE001 (raised below, after what was complete)
         failure = error
     finally:
-        env.env = disturbed.env
+        env.step_hook = None
     for i in sorted(done):
         yield done[i]
     if failure is not None:
@@ -213,9 +214,11 @@ def run_episodes(
 class _Recorder:
     """Keeps the running episodes of all worlds, and cuts out those that ended."""
 
-    def __init__(self, env: DisturbedEnv, with_residual: bool):
-        self._env, self._with_residual = env, with_residual
-        self._names = list(env.single_observation_space.spaces)
+    def __init__(self, env: VecEnv, action_noise: ActionNoise, with_residual: bool):
+        self._env = env
+        self._action_noise = action_noise
+        self._with_residual = with_residual
+        self._names = list(observed(env))
         self._steps = np.zeros(env.num_envs, np.int64)
         self._arrays: dict[str, Array] = {}
         """[B, T + 1, …] of each observation, [B, T, …] of the rest."""
@@ -226,7 +229,7 @@ class _Recorder:
         """The `worlds` have just begun an episode."""
         self._steps[worlds] = 0
         for name in self._names:
-            self._put(f"obs/{name}", worlds, self._env.obs[name], 1)
+            self._put(f"obs/{name}", worlds, self._action_noise.obs[name], 1)
         draws, states = _numpy(self._env.episode), _numpy(self._env.world_states())
         for world in worlds:
             self._draws[world] = {name: value[world].copy() for name, value in draws.items()}
@@ -234,17 +237,17 @@ class _Recorder:
 
     def step(self, transition: Transition, info: dict[str, Any]) -> None:
         """Some worlds have taken a step."""
-        worlds = np.flatnonzero(self._env.stepped.cpu().numpy())
+        worlds = np.flatnonzero(self._action_noise.stepped.cpu().numpy())
         values = {
-            "actions": self._env.executed,
+            "actions": self._action_noise.executed,
             "base_actions": transition.base_action,
             "rewards": transition.reward,
             "terminated": transition.terminated,
             "truncated": transition.truncated,
             "success": info["final_info"]["success_at_end"],
         }
-        if not self._env.quiet:
-            values["intended_actions"] = transition.action
+        if not self._action_noise.quiet:
+            values["intended_actions"] = self._action_noise.intended
         if self._with_residual:
             values["residual_actions"] = transition.residual_action
         for name, value in values.items():

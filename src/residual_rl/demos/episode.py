@@ -101,8 +101,8 @@ class Planner(Protocol):
     """The task's settings that the episodes hold to: an instance of `TaskSpec.config`."""
     max_episode_steps: int
     control_hz: float
-    action_size: Sequence[float]
-    action_unit: str
+    action_unit: Sequence[float]
+    action_unit_name: str
     description: str
     """Who acts, in a sentence."""
 

@@ -33,8 +33,8 @@ class MotionPlanning:
         plan = PlanCfg(settings, cfg.max_episode_steps, cfg.ignore_terminations, time_limit)
         self._workers = PlanningWorkers(plan, cfg.num_workers or num_workers)
         facts, self.max_episode_steps = self._workers.facts, self._workers.max_episode_steps
-        self.control_hz, self.action_size = facts.control_hz, list(facts.action_size)
-        self.action_unit = facts.action_unit
+        self.control_hz, self.action_unit = facts.control_hz, list(facts.action_unit)
+        self.action_unit_name = facts.action_unit_name
         self.task = dataclasses.replace(cfg, control_mode=facts.control_mode, max_episode_steps=self.max_episode_steps)
 
     def episodes(self, seeds: Sequence[int], stopped: Callable[[], bool]) -> Iterator[Demo | Lost]:

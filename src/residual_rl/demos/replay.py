@@ -86,10 +86,10 @@ def make_env(demos: Demonstrations, num_envs: int, num_threads: int = 0) -> VecE
     except (UnknownNameError, TypeError, ValueError) as error:
         raise CheckpointError(f"{demos.path} holds settings that task {spec.id!r} of this release does not take: {error}") from error
     env: VecEnv = load(spec.make)(cfg, num_envs, num_threads, "cpu")
-    if len(env.action_size) != demos.action_dim:
+    if len(env.action_unit) != demos.action_dim:
         env.close()
         raise CheckpointError(
-            f"{demos.path} holds actions of {demos.action_dim} numbers, and task {spec.id!r} takes {len(env.action_size)}: "
+            f"{demos.path} holds actions of {demos.action_dim} numbers, and task {spec.id!r} takes {len(env.action_unit)}: "
             "it was recorded on another robot or with another version of the task"
         )
     return env
@@ -133,7 +133,7 @@ def _replay_batch(env: VecEnv, batch: list[tuple[int, Demo]], keep_scenes: bool)
     running = set(range(len(demos)))
     step = 0
     while running:
-        actions = torch.zeros(env.num_envs, len(env.action_size))
+        actions = torch.zeros(env.num_envs, len(env.action_unit))
         for world in running:
             actions[world] = torch.from_numpy(demos[world].actions[step])
         _, _, _, _, info = env.step(actions.to(env.device))

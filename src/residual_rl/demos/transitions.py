@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
-from residual_rl.composition import reach, residual_penalty, scale_rule
+from residual_rl.composition import Composition, decompose, make_composition, residual_penalty
 from residual_rl.config import TrainCfg
 from residual_rl.errors import ConfigError
 from residual_rl.factory import task_settings
@@ -49,7 +49,7 @@ def episodes(demos: Demonstrations, cfg: TrainCfg, env: ResidualEnv) -> Iterator
     actions (critic_input `sum`) see what was executed. Rewards are those that are stored, less the residual's penalty. An episode that
     ends without an end is truncated.
     """
-    base_policy = make_base_policy(cfg.base_policy_id, cfg.base, env.env)
+    base_policy = make_base_policy(cfg.base_policy_id, cfg.base, env.vec_env)
     obs_keys = tuple(key for key in getattr(cfg.learner, "obs_keys", ("state",)) if key != "base_action")
     _check(demos, cfg, env, base_policy, obs_keys)
     beyond = total = 0
@@ -63,7 +63,7 @@ def episodes(demos: Demonstrations, cfg: TrainCfg, env: ResidualEnv) -> Iterator
                 raise ConfigError(f"{demos.path} holds no rewards, which --demos needs: collect them with this release")
             steps = slice(0, episode.steps + 1)
             transition, out_of_reach = _episode(episode, base[steps, world], plans[steps, world], scales[steps, world], obs_keys, cfg, env)
-            beyond, total = beyond + out_of_reach, total + episode.steps * env.env.action_size.numel()
+            beyond, total = beyond + out_of_reach, total + episode.steps * env.vec_env.action_unit.numel()
             yield transition
     if beyond > 0.5 * total:
         _log.warning(
@@ -86,7 +86,8 @@ def _length(demo: Demo) -> int:
 def _plan(shown: list[_Shown], base_policy: BasePolicyExecutor, cfg: TrainCfg, env: ResidualEnv) -> tuple[Tensor, Tensor, Tensor]:
     """What the base policy says to each observation, the final ones included: base actions [T + 1, B, A], what a decision sees of them
     [T + 1, B, A or n·A], and the residual scales [T + 1, B, 1]."""
-    whole, rule = cfg.residual.chunk == "whole", scale_rule(cfg.residual)
+    whole = cfg.residual.chunk == "whole"
+    composition = _final_composition(cfg, env)
     steps = torch.zeros(env.num_envs, dtype=torch.int64, device=env.device) - 1
     steps[: len(shown)] = torch.tensor([episode.steps for episode in shown], device=env.device)
     base_policy.reset(torch.ones(env.num_envs, dtype=torch.bool, device=env.device))
@@ -96,7 +97,7 @@ def _plan(shown: list[_Shown], base_policy: BasePolicyExecutor, cfg: TrainCfg, e
             base_policy.drop_chunks(steps == t)  # the value of the last observation is that of a new plan
         base.append(base_policy.act(_observation(shown, t, env, base_policy.policy.inputs), steps >= t))
         plans.append(base_policy.chunk.flatten(1).clone() if whole else base[-1])
-        scale = cfg.residual.residual_scale if rule is None else rule(cfg.residual.residual_scale, base_policy.uncertainty)
+        scale = composition.residual_scale(base_policy.uncertainty)
         scales.append(torch.as_tensor(scale, device=env.device).expand(env.num_envs, 1))
     return torch.stack(base), torch.stack(plans), torch.stack(scales)
 
@@ -115,7 +116,7 @@ def _observation(shown: list[_Shown], t: int, env: ResidualEnv, names: Any) -> O
 
 
 def _tensor(value: Any, name: str, env: ResidualEnv) -> Tensor:
-    space: Any = env.env.single_observation_space
+    space: Any = env.vec_env.single_observation_space
     return torch.as_tensor(np.asarray(value, space[name].dtype), device=env.device)
 
 
@@ -126,8 +127,8 @@ def _episode(
     demo, steps = shown
     n = env.steps_per_action
     action = torch.as_tensor(demo.actions[:steps], device=env.device).clamp(-1.0, 1.0)
-    scale = torch.as_tensor(reach(scales[:steps], env.env.residual_size)).expand_as(action)
-    exact = torch.where(scale > 0.0, (action - base[:steps]) / scale.clamp(min=1e-12), torch.zeros_like(scale))
+    composition = _final_composition(cfg, env)
+    exact = decompose(base[:steps], action, composition.in_actions(scales[:steps]))
     residual = exact.clamp(-1.0, 1.0)
     penalty = residual_penalty(residual, scales[:steps], cfg.residual.residual_penalty)
     reward = torch.as_tensor(demo.rewards[:steps], device=env.device) + penalty  # type: ignore[index]  # checked before
@@ -145,9 +146,9 @@ def _episode(
 
     def told(at: Tensor) -> float | Tensor | None:
         """What the composition scales decisions by, as the env tells it."""
-        if cfg.residual.adaptive != "off":
-            return reach(scales[at], env.env.residual_size) if n == 1 else None
-        shared = reach(cfg.residual.residual_scale, env.env.residual_size)
+        if composition.adaptive:
+            return composition.in_actions(scales[at]) if n == 1 else None
+        shared = composition.in_actions(composition.scale)
         return shared.repeat(n) if isinstance(shared, Tensor) else shared
 
     transition = Transition(
@@ -159,10 +160,15 @@ def _episode(
         next_obs={name: value[later] for name, value in obs.items()},
         base_action=plans[now],
         action=joined(action),
-        residual_scale=told(now),
-        next_residual_scale=told(later),
+        effective_scale=told(now),
+        next_effective_scale=told(later),
     )
     return transition, int((exact.abs() > 1.0 + 1e-4).sum())
+
+
+def _final_composition(cfg: TrainCfg, env: ResidualEnv) -> Composition:
+    """The composition at the end of training, whose scale demonstrations are stored with."""
+    return make_composition(cfg.residual, cfg.residual.residual_scale, env.vec_env.residual_unit)
 
 
 def _check(demos: Demonstrations, cfg: TrainCfg, env: ResidualEnv, base_policy: BasePolicyExecutor, obs_keys: tuple[str, ...]) -> None:
@@ -172,10 +178,10 @@ def _check(demos: Demonstrations, cfg: TrainCfg, env: ResidualEnv, base_policy: 
             f"{demos.path} holds demonstrations of task {demos.task_id!r}, and this run trains on {cfg.task_id!r}: "
             f"collect them with `residual-rl demos collect {cfg.task_id}`"
         )
-    action_dim = env.env.action_size.numel()
+    action_dim = env.vec_env.action_unit.numel()
     if demos.action_dim != action_dim:
         raise ConfigError(f"{demos.path} holds actions of {demos.action_dim} numbers, and task {cfg.task_id!r} takes {action_dim}")
-    observed: Any = env.env.single_observation_space
+    observed: Any = env.vec_env.single_observation_space
     needs = dict.fromkeys(obs_keys, f"learner {cfg.learner_id!r}") | dict.fromkeys(base_policy.policy.inputs, base_policy.name)
     for name, who in needs.items():
         stored = demos.obs_shapes.get(name)
@@ -186,7 +192,7 @@ def _check(demos: Demonstrations, cfg: TrainCfg, env: ResidualEnv, base_policy: 
             raise ConfigError(
                 f"{demos.path} holds {name!r} of shape {list(stored)}, and task {cfg.task_id!r} observes {list(observed[name].shape)}"
             )
-    mine = task_settings(cfg, env.env)
+    mine = task_settings(cfg, env.vec_env)
     others = {
         name: f"{name} {value!r} (here {mine[name]!r})" for name, value in demos.task_settings.items() if mine.get(name, value) != value
     }

@@ -108,7 +108,7 @@ def check_poses_hold(env: VecEnv, names: Sequence[str], limit: float, unit: str,
 
     The rows tell it in `unit`, of which `factor` make one of the observation's.
     """
-    zero = torch.zeros(env.num_envs, len(env.action_size), device=env.device)
+    zero = torch.zeros(env.num_envs, len(env.action_unit), device=env.device)
     log = roll_out(env, lambda *_: zero, doctor_seeds(env.num_envs))
     env.close()
     for name in names:
@@ -119,7 +119,7 @@ def check_poses_hold(env: VecEnv, names: Sequence[str], limit: float, unit: str,
 
 def random_actions(env: VecEnv, seed: int) -> Tensor:
     """Actions [B, A], uniform in [-1, 1]."""
-    shape = (env.num_envs, len(env.action_size))
+    shape = (env.num_envs, len(env.action_unit))
     return torch.from_numpy(np.random.default_rng(seed).uniform(-1.0, 1.0, shape).astype(np.float32)).to(env.device)
 
 

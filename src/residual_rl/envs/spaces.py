@@ -33,7 +33,7 @@ def conversion_inputs(env: VecEnv) -> tuple[str, ...]:
     It is asked without observations, and names what it misses. Raises `ConfigError` where actions command no joint targets.
     """
     try:
-        env.actions_to_targets(torch.zeros(1, 1, len(env.action_size), device=env.device), {})
+        env.actions_to_targets(torch.zeros(1, 1, len(env.action_unit), device=env.device), {})
     except KeyError as missing:
         return (str(missing.args[0]),)
     return ()

@@ -39,9 +39,9 @@ class Task(ABC):
     """Camera that shows best what happens."""
     image_size: tuple[int, int] = (128, 128)
     """Their height and width [px]."""
-    action_size: Tensor
+    action_unit: Tensor
     """[A]: what an action of 1 means, in [rad] or [m]."""
-    residual_size: Tensor | None = None
+    residual_unit: Tensor | None = None
     """[A]: what a residual of 1, at a scale of 1, adds to an action; None: 1."""
     joint_step: Tensor | None = None
     """[J]: the largest change of the joint targets that a controller should command each step [rad]."""

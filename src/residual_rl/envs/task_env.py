@@ -29,11 +29,11 @@ class TaskEnv(VecEnv):
         self.num_envs, self.device = physics.num_envs, physics.device
         self.max_episode_steps = task.max_episode_steps
         self.control_hz, self.deterministic = physics.control_hz, physics.deterministic
-        self.action_size, self.residual_size = task.action_size, task.residual_size
+        self.action_unit, self.residual_unit = task.action_unit, task.residual_unit
         self.joint_step, self.hardware = task.joint_step, task.hardware
         images = {name: spaces.Box(0, 255, (*task.image_size, 3), np.uint8) for name in task.obs_cameras}
         self.single_observation_space = spaces.Dict({**task.observation_space().spaces, **images})
-        self.single_action_space = spaces.Box(-1.0, 1.0, (len(task.action_size),), np.float32)
+        self.single_action_space = spaces.Box(-1.0, 1.0, (len(task.action_unit),), np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.episode_seeds = EpisodeSeeds()
@@ -181,7 +181,7 @@ class TaskEnv(VecEnv):
         else:  # written into copies: earlier steps' tensors belong to the caller
             self._episode = {name: value.index_copy(0, worlds, drawn[name]) for name, value in self._episode.items()}
         start = self.physics.read()["joint_position"]
-        zero = torch.zeros(self.num_envs, len(self.action_size), device=self.device)
+        zero = torch.zeros(self.num_envs, len(self.action_unit), device=self.device)
         if not self._command:
             self._command = {"joint_target": start, "action": zero}
         else:

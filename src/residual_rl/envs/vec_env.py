@@ -78,11 +78,11 @@ class VecEnv(gymnasium.vector.VectorEnv):
     max_episode_steps: int
     control_hz: float
     """Policy steps per second of simulated time [Hz]."""
-    action_unit: str = "rad"
-    """What `action_size` is measured in."""
-    action_size: Tensor
-    """[A]: what an action of 1 means, in `action_unit`."""
-    residual_size: Tensor | None = None
+    action_unit_name: str = "rad"
+    """What `action_unit` is measured in."""
+    action_unit: Tensor
+    """[A]: what an action of 1 means, in `action_unit_name`."""
+    residual_unit: Tensor | None = None
     """[A]: what a residual of 1, at a scale of 1, adds to an action; None: 1. An action may span far more than a residual should."""
     deterministic: bool = True
     """Whether an episode is a function of its seed and its actions alone, bit for bit."""

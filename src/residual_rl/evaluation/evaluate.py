@@ -41,24 +41,26 @@ def evaluate(
         on_progress: called with the number of episodes done and their success rate.
 
     Returns:
-        `success_once`, `success_at_end`, `return` (the residual's penalty included), `episode_length`, `residual_size` (mean of
+        `success_once`, `success_at_end`, `return` (the residual's penalty included), `episode_length`, `residual_magnitude` (mean of
         ‖residual_scale · residual_action‖), `action_change` (mean of ‖actionₜ - actionₜ₋₁‖: smaller is smoother), `residual_scale` (its
         mean, where it is adaptive), and the task's figures at the end of the episode.
     """
     if len(set(seeds)) != len(seeds):
         raise ValueError("episode seeds must be distinct")
     row = {int(seed): i for i, seed in enumerate(seeds)}
-    env.env.episode_seeds.use_list(seeds)
+    env.vec_env.episode_seeds.use_list(seeds)
     env.reset()
     done = torch.zeros(len(seeds), dtype=torch.bool)
     episodes: Episodes = {}
-    sums = {name: torch.zeros(env.num_envs, device=env.device) for name in ("return", "residual_size", "action_change", "residual_scale")}
-    last_action = torch.full((env.num_envs, len(env.env.action_size)), torch.nan, device=env.device)  # NaN: the episode has just begun
+    sums = {
+        name: torch.zeros(env.num_envs, device=env.device) for name in ("return", "residual_magnitude", "action_change", "residual_scale")
+    }
+    last_action = torch.full((env.num_envs, len(env.vec_env.action_unit)), torch.nan, device=env.device)  # NaN: the episode has just begun
     for transition, info in _steps_until(done, env, policy):
         change = transition.action - last_action
         sums["return"] += transition.reward
         scale = info["residual_scale"]
-        sums["residual_size"] += (scale * transition.residual_action).norm(dim=1)
+        sums["residual_magnitude"] += (scale * transition.residual_action).norm(dim=1)
         sums["action_change"] += change.norm(dim=1).nan_to_num(0.0)
         if isinstance(scale, Tensor):
             sums["residual_scale"] += scale[:, 0]
@@ -76,7 +78,7 @@ def evaluate(
             "success_at_end": final["success_at_end"],
             "return": sums["return"],
             "episode_length": length,
-            "residual_size": sums["residual_size"] / length,
+            "residual_magnitude": sums["residual_magnitude"] / length,
             "action_change": sums["action_change"] / (length - 1).clamp(min=1),
             **({"residual_scale": sums["residual_scale"] / length} if isinstance(scale, Tensor) else {}),
             **{name: value for name, value in final.items() if name in info["task_metrics"]},

@@ -335,10 +335,10 @@ def save_curves(folder: Path) -> Path | None:
 
     figure = Figure(figsize=(9.0, 3.2), layout="constrained")
     loss, success = figure.subplots(1, 2)
-    for tag, label, color in (("train/loss", "training", COLORS["residual"]), ("val/loss", "validation", COLORS["base"])):
+    for tag, name, color in (("train/loss", "training", COLORS["residual"]), ("val/loss", "validation", COLORS["base"])):
         steps, values = series(rows, tag)
         if steps:
-            loss.plot(steps, values, color=color, label=label)
+            loss.plot(steps, values, color=color, label=name)
     loss.set(title="Loss", xlabel="gradient step", yscale="log")
     loss.legend()
     steps, values = series(rows, "eval/success_rate")

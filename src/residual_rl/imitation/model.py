@@ -56,9 +56,9 @@ class ModelSettings:
     """Task of the demonstrations."""
     task_settings: dict[str, Any] = field(default_factory=dict)
     """Its settings there, as plain values."""
-    action_size: tuple[float, ...] | None = None
-    """What an action of 1 means there, in `action_unit`; None where it is not known."""
-    action_unit: str | None = None
+    action_unit: tuple[float, ...] | None = None
+    """What an action of 1 means there, in `action_unit_name`; None where it is not known."""
+    action_unit_name: str | None = None
     num_past_actions: int = 0
     """Actions that its network predicts besides, of the steps before the present one; nobody executes them."""
     obs_padding: ObsPadding | None = None
@@ -92,7 +92,7 @@ class ModelSettings:
         values = {f.name: data[f.name] for f in fields(cls)}
         values["obs_keys"] = tuple(values["obs_keys"])
         values["obs_shapes"] = {key: tuple(shape) for key, shape in values["obs_shapes"].items()}
-        values["action_size"] = None if values["action_size"] is None else tuple(values["action_size"])
+        values["action_unit"] = None if values["action_unit"] is None else tuple(values["action_unit"])
         padding = values["obs_padding"]
         values["obs_padding"] = None if padding is None else ObsPadding(padding["index"], tuple(padding["values"]))
         return cls(**values)

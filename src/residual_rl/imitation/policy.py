@@ -11,7 +11,7 @@ from torch import Tensor
 from residual_rl.base_policies.il import ILCfg
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
-from residual_rl.types import BasePolicy, Obs, Plan
+from residual_rl.types import ActionChunk, BasePolicy, Obs
 from residual_rl.utils.seeding import noise_of
 
 if TYPE_CHECKING:
@@ -44,13 +44,13 @@ class ILPolicy(BasePolicy):
         self._model = model.to(device, self._dtype)
         self._shape = (settings.num_predicted_actions, settings.action_dim)
 
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor | Plan:  # noqa: ARG002
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor | ActionChunk:  # noqa: ARG002
         window = torch.cat([self._rows(obs[key]) for key in self.inputs], -1)  # [b, H, O]
         samples = self._cfg.num_samples if self._model.algorithm.stochastic else 1
         chunks = self._sample(window, samples).float()
         if samples == 1:
             return chunks[0]
-        return Plan(chunks[0], chunks.std(0, correction=0).mean(-1))
+        return ActionChunk(chunks[0], chunks.std(0, correction=0).mean(-1))
 
     def _rows(self, value: Tensor) -> Tensor:
         """An observation [b, H, …] or, with H = 1, [b, …] as vectors [b, H, O] float32."""
@@ -99,17 +99,17 @@ def check_fit(model: ImitationModel, env: VecEnv) -> None:
             f"{name} was trained on actions of control mode {mode}, this env takes those of {env.control_mode}: "
             f"choose --control-mode {mode}; {made_for}"
         )
-    actions = len(env.action_size)
+    actions = len(env.action_unit)
     if settings.action_dim != actions:
         raise ConfigError(f"{name} gives actions of {settings.action_dim} numbers, this env takes {actions}; {made_for}")
-    if settings.action_size is None:
+    if settings.action_unit is None:
         return
-    mine = torch.tensor(settings.action_size, dtype=torch.float64)
-    theirs = env.action_size.cpu().double()
-    if settings.action_unit != env.action_unit or not torch.allclose(mine, theirs, rtol=1e-4, atol=0.0):
+    mine = torch.tensor(settings.action_unit, dtype=torch.float64)
+    theirs = env.action_unit.cpu().double()
+    if settings.action_unit_name != env.action_unit_name or not torch.allclose(mine, theirs, rtol=1e-4, atol=0.0):
         raise ConfigError(
-            f"{name} was trained where an action of 1 means {_sizes(mine)} {settings.action_unit}, here it means {_sizes(theirs)} "
-            f"{env.action_unit}: another control mode or scale of actions; {made_for}"
+            f"{name} was trained where an action of 1 means {_sizes(mine)} {settings.action_unit_name}, here it means {_sizes(theirs)} "
+            f"{env.action_unit_name}: another control mode or scale of actions; {made_for}"
         )
 
 

@@ -46,8 +46,8 @@ class SuccessEvaluation:
     def check(self, policy: BasePolicy, action_dim: int) -> None:
         """Raise `ConfigError` where the worlds do not give what `policy` reads, or take other actions than its `action_dim` numbers."""
         self._executor(policy)
-        if len(self.env.action_size) != action_dim:
-            raise ConfigError(f"the demonstrations' actions have {action_dim} numbers, and their task takes {len(self.env.action_size)}")
+        if len(self.env.action_unit) != action_dim:
+            raise ConfigError(f"the demonstrations' actions have {action_dim} numbers, and their task takes {len(self.env.action_unit)}")
 
     def affordable(self, step: int) -> bool:
         """Whether another one, as long as the last, would stay within the share. Says so in the log where not."""
@@ -67,7 +67,7 @@ class SuccessEvaluation:
     def __call__(self, policy: BasePolicy) -> Metrics:
         """Run the episodes with a fresh `policy`; `eval/success_rate` and what else there is to tell."""
         begin = time.perf_counter()
-        env = ResidualEnv(self.env, self._executor(policy), residual_scale=0.0)
+        env = ResidualEnv(self.env, self._executor(policy), composition=0.0)
         episodes = evaluate(env, no_residual(env), self._seeds)
         self._last = time.perf_counter() - begin
         self.spent += self._last

@@ -27,7 +27,7 @@ from residual_rl.imitation.policy import ILPolicy
 from residual_rl.imitation.success_evaluation import SuccessEvaluation
 from residual_rl.imitation.windows import Windows, make_windows, split_episodes
 from residual_rl.learners.common.compilation import compiled
-from residual_rl.learners.common.ema import Ema
+from residual_rl.learners.common.ema import ActorEMA
 from residual_rl.learners.common.optimizer import FlatAdam
 from residual_rl.runs.checkpoint import CheckpointFolder
 from residual_rl.runs.logger import Logger, read_metrics
@@ -97,7 +97,7 @@ class Trainer:
         self.algorithm, self.network = fresh.algorithm, fresh.network.to(self.device).requires_grad_(True).train()
         named = self.network.named_parameters()
         self.optimizer = FlatAdam(named, cfg.learning_rate, cfg.max_grad_norm, epsilon=1e-8, weight_decay=cfg.weight_decay)
-        self.ema = Ema(self.network, cfg.ema_power)
+        self.ema = ActorEMA(self.network, cfg.ema_power)
         self._predict = compiled(self.network, cfg.compile)
         self.generator = torch.Generator(self.device).manual_seed(cfg.seed)
         self.progress = Progress()
@@ -167,10 +167,10 @@ class Trainer:
         padding = padding_to(cfg.pad_obs_to, windows.obs.shape[1])
         windows = windows.padded(padding)
         self.evaluation: SuccessEvaluation | None = None
-        size, unit = described.get("action_size"), described.get("action_unit")
+        size, unit = described.get("action_unit"), described.get("action_unit_name")
         if cfg.eval_freq:
             self.evaluation = SuccessEvaluation(task_id, task_settings, cfg.eval_episodes, cfg.num_threads, cfg.eval_share)
-            size, unit = self.evaluation.env.action_size.tolist(), self.evaluation.env.action_unit
+            size, unit = self.evaluation.env.action_unit.tolist(), self.evaluation.env.action_unit_name
         unet: dict[str, Any] = {"channels": cfg.channels, "kernel_size": cfg.kernel_size, "time_dim": cfg.time_dim}
         if cfg.layout != "own":
             unet["layout"] = cfg.layout
@@ -191,8 +191,8 @@ class Trainer:
             sampling_steps=cfg.sampling_steps,
             task_id=task_id,
             task_settings=task_settings,
-            action_size=None if size is None else tuple(size),
-            action_unit=unit,
+            action_unit=None if size is None else tuple(size),
+            action_unit_name=unit,
             num_past_actions=cfg.num_past_actions,
             obs_padding=padding,
         )

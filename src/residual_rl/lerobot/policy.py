@@ -62,7 +62,7 @@ class LeRobotPolicy(BasePolicy):
             raise ConfigError(f"num_action_steps is {self.num_action_steps}, but {model.name} predicts {self.chunk_size}")
 
     @torch.no_grad()
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor:  # noqa: ARG002
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:  # noqa: ARG002
         chunk = self._chunk(obs)
         latest = {name: obs[name][:, -1] if self.num_obs_steps > 1 else obs[name] for name in self._conversion}
         targets = from_units(self._hardware, chunk.to(self._env.device), self._cfg.units)

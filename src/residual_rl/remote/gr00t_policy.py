@@ -24,7 +24,7 @@ from residual_rl.remote.client import ACTIONS, UNCERTAINTY, numbers
 from residual_rl.remote.handshake import HANDSHAKE, Handshake
 from residual_rl.remote.zmq_client import RefusedError, ZmqLink
 from residual_rl.robots.arm_joints import ArmJoints
-from residual_rl.types import BasePolicy, Obs, Plan
+from residual_rl.types import ActionChunk, BasePolicy, Obs
 from residual_rl.utils.network import secret
 from residual_rl.utils.text import parse_pairs
 
@@ -154,22 +154,22 @@ class Gr00tPolicy(BasePolicy):
 
     def reset(self, mask: Tensor) -> None:
         """Ours forgets the worlds of `mask`. Others know one reset, of everything: they are told where every world ends."""
-        worlds = mask.nonzero().flatten().tolist()
+        env_ids = mask.nonzero().flatten().tolist()
         if self.cfg.layout == "n1.5":
-            if self._handshake is not None and worlds:
-                self._link.ask_all("reset", dict.fromkeys(worlds))
-        elif worlds and self._handshake is not None:
-            self._link.ask("reset", {"options": {"worlds": worlds}})
+            if self._handshake is not None and env_ids:
+                self._link.ask_all("reset", dict.fromkeys(env_ids))
+        elif env_ids and self._handshake is not None:
+            self._link.ask("reset", {"options": {"worlds": env_ids}})
         elif mask.all():
             with contextlib.suppress(RefusedError):  # not all of them have it
                 self._link.ask("reset", {"options": None})
 
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor | Plan:
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor | ActionChunk:
         sent: dict[str, dict[str, NDArray[Any]]] = {"video": {}, "state": {}}
         for source in self._sources:
             sent[source.modality][source.key] = self._values(source, obs)
         ask = self._ask_flat if self.cfg.layout == "n1.5" else self._ask_nested
-        arm, gripper, told = ask(sent, worlds.tolist())
+        arm, gripper, told = ask(sent, env_ids.tolist())
         now = {name: value[:, -1] for name, value in obs.items()} if self.num_obs_steps > 1 else obs
         if ACTIONS in told:
             actions = told[ACTIONS]
@@ -177,7 +177,7 @@ class Gr00tPolicy(BasePolicy):
             if self.cfg.action_mode == "relative":
                 arm = arm + self._joints.to_server(now["joint_position"].cpu())[0][:, None]
             actions = self._env.targets_to_actions(self._joints.from_server(arm, gripper).to(self._env.device), now)
-        return Plan(actions, told[UNCERTAINTY]) if UNCERTAINTY in told else actions
+        return ActionChunk(actions, told[UNCERTAINTY]) if UNCERTAINTY in told else actions
 
     def _values(self, source: Source, obs: Obs) -> NDArray[Any]:
         """What is sent of a source [b, T, …]."""
@@ -189,23 +189,23 @@ class Gr00tPolicy(BasePolicy):
         array: NDArray[Any] = value.cpu().numpy()
         return array.astype(np.float32) if source.modality == "state" else array
 
-    def _ask_nested(self, sent: Mapping[str, Mapping[str, Any]], worlds: list[int]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        language = {self._language_key: [[self.cfg.task_description]] * len(worlds)}
-        options = {"worlds": worlds} | ({ACTIONS: True} if self._exact else {})
+    def _ask_nested(self, sent: Mapping[str, Mapping[str, Any]], env_ids: list[int]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        language = {self._language_key: [[self.cfg.task_description]] * len(env_ids)}
+        options = {"worlds": env_ids} | ({ACTIONS: True} if self._exact else {})
         reply = self._link.ask("get_action", {"observation": {**sent, "language": language}, "options": options})
         if not isinstance(reply, list) or len(reply) != 2 or not all(isinstance(part, dict) for part in reply):
             raise BasePolicyError(f"{self._link.server} gave a {type(reply).__name__}; expected a list of two dicts: actions and info")
-        return *self._parts(reply[0], "", (len(worlds),)), self._told(reply[1], (len(worlds),))
+        return *self._parts(reply[0], "", (len(env_ids),)), self._told(reply[1], (len(env_ids),))
 
-    def _ask_flat(self, sent: Mapping[str, Mapping[str, Any]], worlds: list[int]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _ask_flat(self, sent: Mapping[str, Mapping[str, Any]], env_ids: list[int]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         requests = {}
-        for row, world in enumerate(worlds):
+        for row, world in enumerate(env_ids):
             request: dict[str, Any] = {f"{modality}.{key}": v[row] for modality, values in sent.items() for key, v in values.items()}
             request |= {ACTIONS: True} if self._exact else {}
             requests[world] = {**request, self._language_key: [self.cfg.task_description]}
         replies = self._link.ask_all("get_action", requests)
-        parts = [self._parts(replies[world], "action.", ()) for world in worlds]
-        told = [self._told(replies[world], ()) for world in worlds]
+        parts = [self._parts(replies[world], "action.", ()) for world in env_ids]
+        told = [self._told(replies[world], ()) for world in env_ids]
         both = {name: torch.stack([values[name] for values in told]) for name in (ACTIONS, UNCERTAINTY) if all(name in t for t in told)}
         return torch.stack([arm for arm, _ in parts]), torch.stack([gripper for _, gripper in parts]), both
 
@@ -214,7 +214,7 @@ class Gr00tPolicy(BasePolicy):
         if not self._exact:
             return {}
         steps, server = (*batch, self.chunk_size), self._link.server
-        told = {ACTIONS: numbers(reply.get(ACTIONS), ACTIONS, [(*steps, len(self._env.action_size))], server)}
+        told = {ACTIONS: numbers(reply.get(ACTIONS), ACTIONS, [(*steps, len(self._env.action_unit))], server)}
         if UNCERTAINTY in reply:
             told[UNCERTAINTY] = numbers(reply[UNCERTAINTY], UNCERTAINTY, [steps], server)
         return told

@@ -45,7 +45,7 @@ class Handshake:
     num_obs_steps: int
     action_units: str
     """`normalized`: the env's actions; `hardware`: absolute joint positions in the robot's own units."""
-    action_size: tuple[float, ...]
+    action_unit: tuple[float, ...]
     """What a normalised action of 1 means."""
 
     def to_wire(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Handshake:
                 num_action_steps=int(value["num_action_steps"]),
                 num_obs_steps=int(value["num_obs_steps"]),
                 action_units=str(value["action_units"]),
-                action_size=tuple(float(x) for x in value["action_size"]),
+                action_unit=tuple(float(x) for x in value["action_unit"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BasePolicyError(f"{server} sent a handshake that cannot be read: {one_line(repr(error))}") from error
@@ -80,8 +80,8 @@ class Handshake:
 
     def acts_as(self, env: VecEnv) -> bool:
         """Whether normalised actions mean the same to both."""
-        mine = env.action_size.tolist()
-        return len(mine) == len(self.action_size) and np.allclose(mine, self.action_size, rtol=1e-6, atol=0.0)
+        mine = env.action_unit.tolist()
+        return len(mine) == len(self.action_unit) and np.allclose(mine, self.action_unit, rtol=1e-6, atol=0.0)
 
     def check(self, env: VecEnv, protocol: str, server: str) -> None:
         """Raise `ConfigError` where the server speaks another protocol, or needs what `env` does not observe."""

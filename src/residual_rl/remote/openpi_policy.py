@@ -18,7 +18,7 @@ from residual_rl.remote.client import numbers
 from residual_rl.remote.handshake import HANDSHAKE, Handshake
 from residual_rl.remote.websocket_client import WebsocketLink
 from residual_rl.robots.arm_joints import ArmJoints
-from residual_rl.types import BasePolicy, Obs, Plan
+from residual_rl.types import ActionChunk, BasePolicy, Obs
 from residual_rl.utils.network import secret
 from residual_rl.utils.text import parse_pairs
 
@@ -72,9 +72,9 @@ class OpenPiPolicy(BasePolicy):
         if cfg.action_units not in (None, told.action_units):
             raise ConfigError(f"{server} gives {told.action_units} actions, not {cfg.action_units} ones")
         if told.action_units == "normalized" and not told.acts_as(self._env):
-            mine = self._env.action_size.tolist()
+            mine = self._env.action_unit.tolist()
             raise ConfigError(
-                f"an action of 1 means {list(told.action_size)} to {server} (task {told.task!r}), and {mine} to this env: "
+                f"an action of 1 means {list(told.action_unit)} to {server} (task {told.task!r}), and {mine} to this env: "
                 f"use the same task settings (such as --control-mode) for both"
             )
         self._keys = {served.key: name for name, served in told.inputs.items()}
@@ -94,12 +94,12 @@ class OpenPiPolicy(BasePolicy):
     def reset(self, mask: Tensor) -> None:
         """A server of ours forgets the worlds of `mask`; the protocol knows no reset, and others have nothing to forget."""
         if self._ours:
-            worlds = self._link.connected & set(mask.nonzero().flatten().tolist())
-            self._link.ask_all(dict.fromkeys(sorted(worlds), RESET))
+            env_ids = self._link.connected & set(mask.nonzero().flatten().tolist())
+            self._link.ask_all(dict.fromkeys(sorted(env_ids), RESET))
 
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor | Plan:
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor | ActionChunk:
         values = {key: obs[name].cpu().numpy() for key, name in self._keys.items()}
-        numbered = list(enumerate(worlds.tolist()))
+        numbered = list(enumerate(env_ids.tolist()))
         replies = self._link.ask_all({w: {**{k: v[row] for k, v in values.items()}, "prompt": self.cfg.prompt} for row, w in numbered})
         actions = torch.stack([self._actions(replies[world]) for _, world in numbered])
         if self._joints is not None:
@@ -109,7 +109,7 @@ class OpenPiPolicy(BasePolicy):
         if not (self._ours and all("uncertainty" in reply for reply in replies.values())):
             return actions
         spread = [numbers(replies[w]["uncertainty"], "uncertainty", [(self.chunk_size,)], self._link.server) for _, w in numbered]
-        return Plan(actions, torch.stack(spread))
+        return ActionChunk(actions, torch.stack(spread))
 
     def _actions(self, reply: Any) -> Tensor:
         """The actions [K, A] of a reply."""
@@ -117,7 +117,7 @@ class OpenPiPolicy(BasePolicy):
         if not isinstance(reply, dict) or "actions" not in reply:
             got = ", ".join(map(str, reply)) if isinstance(reply, dict) else type(reply).__name__
             raise BasePolicyError(f"{server} gave {got or 'nothing'}; expected a dict with 'actions'")
-        size = len(self._env.action_size) if self._joints is None else len(self._joints.hardware.joint_names)
+        size = len(self._env.action_unit) if self._joints is None else len(self._joints.hardware.joint_names)
         actions = numbers(reply["actions"], "actions", [(self.chunk_size if self._ours else -1, size)], server)
         if len(actions) < self.chunk_size:
             raise BasePolicyError(f"{server} gave {len(actions)} actions; num_action_steps {self.chunk_size} asks for as many at least")

@@ -19,7 +19,7 @@ from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError, ResidualRLError, UnknownNameError
 from residual_rl.remote.handshake import Handshake, ServedInput
 from residual_rl.robots.arm_joints import ArmJoints
-from residual_rl.types import Obs, Plan
+from residual_rl.types import ActionChunk, Obs
 
 Protocol = Literal["gr00t", "gr00t-n15", "openpi"]
 ActionUnits = Literal["normalized", "hardware"]
@@ -93,7 +93,7 @@ class PolicyService:
             num_action_steps=self._policy.num_action_steps,
             num_obs_steps=self._policy.num_obs_steps,
             action_units=action_units,
-            action_size=tuple(env.action_size.tolist()),
+            action_unit=tuple(env.action_unit.tolist()),
         )
         self._free = list(range(env.num_envs))
 
@@ -151,9 +151,9 @@ class PolicyService:
         """Plan for the `worlds`, whose rows `obs` holds. Whatever fails is in the log; the `RequestError` says no more than that."""
         inputs = {name: obs[name] for name in self._policy.inputs}
         with _Hidden("plan"):
-            plan = self._policy.plan(inputs, torch.tensor(worlds, dtype=torch.int64, device=self.env.device))
-            actions, uncertainty = (plan.actions, plan.uncertainty) if isinstance(plan, Plan) else (plan, None)
-            expected = (len(worlds), self.handshake.chunk_size, len(self.env.action_size))
+            plan = self._policy.predict_action_chunk(inputs, torch.tensor(worlds, dtype=torch.int64, device=self.env.device))
+            actions, uncertainty = (plan.actions, plan.uncertainty) if isinstance(plan, ActionChunk) else (plan, None)
+            expected = (len(worlds), self.handshake.chunk_size, len(self.env.action_unit))
             if tuple(actions.shape) != expected or not torch.isfinite(actions).all():
                 raise ValueError(f"it gave {tuple(actions.shape)}, or numbers that are not finite; expected finite {expected}")
             actions = actions.float().clamp(-1.0, 1.0)  # as the executor clips it

@@ -39,7 +39,11 @@ class Timer:
     """Wall time of this session [s], by part."""
 
     setup: float = 0.0
-    """From the session's start to `learn`: imports, and the making of all objects."""
+    """From the session's start to `Runner.learn`: imports, and the construction of all objects."""
+    simulation: float = 0.0
+    """Steps of the vec_env, part of the collection."""
+    base_policy: float = 0.0
+    """Queries of the base policy, part of the collection."""
     collection: float = 0.0
     update: float = 0.0
     evaluation: float = 0.0

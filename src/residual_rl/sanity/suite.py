@@ -94,7 +94,7 @@ def _guarded(name: str, checks: Callable[[], Iterable[Check]]) -> Iterator[Check
 
 def check_zero_action(env: VecEnv) -> Iterator[Check]:
     """Episodes of doing nothing end by the limit."""
-    zero = torch.zeros(env.num_envs, len(env.action_size), device=env.device)
+    zero = torch.zeros(env.num_envs, len(env.action_unit), device=env.device)
     log = roll_out(env, lambda *_: zero, doctor_seeds(env.num_envs))
     env.close()
     cut, solved = log.truncated.any(0), log.final["success_at_end"]  # a start may lie within the goal

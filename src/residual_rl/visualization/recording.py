@@ -39,7 +39,7 @@ def record(env: ResidualEnv, policy: Policy, seeds: Sequence[int]) -> list[Recor
     scales: list[Tensor] = []
 
     def keep(transition: Transition, info: dict[str, Any]) -> None:
-        scenes.append(info["final_scenes"] if "final_scenes" in info else env.env.scenes())
+        scenes.append(info["final_scenes"] if "final_scenes" in info else env.vec_env.scenes())
         scale = info["residual_scale"]
         magnitudes.append((scale * transition.residual_action).abs().amax(1))
         if isinstance(scale, Tensor):

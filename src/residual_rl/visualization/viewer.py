@@ -114,7 +114,7 @@ def watch(
         if not viewer.is_open:
             return
         if not info["_final_info"][0]:
-            viewer.show(env.env.scenes()[0])
+            viewer.show(env.vec_env.scenes()[0])
             continue
         final = {name: value[0].item() for name, value in info["final_info"].items()}
         outcome = "success" if final["success_once"] else "no success"
@@ -137,11 +137,11 @@ def save_cameras(env: ResidualEnv, folder: Path, size: tuple[int, int]) -> list[
     from PIL import Image
 
     make_folder(folder)
-    model, scenes = env.env.model, env.env.scenes()[:1]
+    model, scenes = env.vec_env.model, env.vec_env.scenes()[:1]
     paths = []
     for name in [model.camera(i).name for i in range(model.ncam)]:
         path = folder / f"{name}.png"
-        image = env.env.render_scenes(scenes, size, name)[0]
+        image = env.vec_env.render_scenes(scenes, size, name)[0]
         with replacing(path) as temporary:
             Image.fromarray(image).save(temporary, format="PNG")
         paths.append(path)

@@ -64,7 +64,7 @@ def test_collecting_from_the_oracle(made: Path) -> None:
     assert info["policy"] == {"base_policy": TASKS.get("so101-paper").oracle, "base": info["policy"]["base"], "residual": None}
     assert info["collected"] == {"only_success": False, "noise": 0.3, "noise_correlation": 0.9, "first_seed": DEMO_SEED}
     assert info["env_info"]["max_episode_steps"] == 20
-    assert (info["action_size"], info["action_unit"]) == ([pytest.approx(0.02)] * 6, "rad")
+    assert (info["action_unit"], info["action_unit_name"]) == ([pytest.approx(0.02)] * 6, "rad")
     assert [episode["control_mode"] for episode in info["episodes"]] == ["joint_delta"] * 6
     demo = episodes[0]
     assert set(demo.draws) >= {"start_position", "start_yaw", "friction_scale"}

@@ -74,7 +74,7 @@ def test_observations_and_rewards_are_maniskills_own(make_env: Make) -> None:
                 assert float(value[1]) == float(their_info[name])
     assert env.control_hz == 20.0
     assert env.max_episode_steps == 50
-    assert env.action_size.tolist() == pytest.approx([0.1] * 7 + [0.025])  # panda's joints by 0.1 rad; its fingers from -0.01 to 0.04 m
+    assert env.action_unit.tolist() == pytest.approx([0.1] * 7 + [0.025])  # panda's joints by 0.1 rad; its fingers from -0.01 to 0.04 m
 
 
 def test_a_used_world_is_like_a_new_one() -> None:
@@ -146,7 +146,7 @@ def test_objects_that_differ_from_episode_to_episode_go_by_the_seed() -> None:
 
 def test_pushing_the_cube_succeeds_and_ends_the_episode(make_env: Make) -> None:
     env = make_env(control_mode="pd_ee_delta_pos", env_id="PushCube-v1")
-    assert env.action_unit == "m"
+    assert env.action_unit_name == "m"
     obs, _ = env.reset(seed=0)
     done = torch.zeros(2, dtype=torch.bool)
     for _ in range(50):
@@ -156,7 +156,7 @@ def test_pushing_the_cube_succeeds_and_ends_the_episode(make_env: Make) -> None:
         is_low = (hand[:, 2] < 0.05) & (hand[:, 0] < cube[:, 0])
         target = torch.where(above[:, None], behind, behind + torch.tensor([0.0, 0.0, 0.1]))
         target = torch.where(is_low[:, None], torch.stack([obs["goal_pos"][:, 0], cube[:, 1], cube[:, 2]], 1), target)
-        move = ((target - hand) / env.action_size[:3]).clamp(-1.0, 1.0)
+        move = ((target - hand) / env.action_unit[:3]).clamp(-1.0, 1.0)
         obs, _, terminated, _, info = env.step(torch.cat([move, torch.full((2, 1), -1.0)], 1))
         new = terminated & ~done
         assert info["final_info"]["success_at_end"][new].all()
@@ -175,7 +175,7 @@ def test_joint_positions_as_actions_span_the_joints_range(make_env: Make) -> Non
     obs, *_ = env.step(torch.full((2, 8), 0.25))
     state, *_ = theirs.step(torch.from_numpy(space.low + 0.625 * (space.high - space.low)))
     assert torch.allclose(obs["state"][1], state[0], atol=1e-5)
-    assert env.action_size[:7].tolist() == pytest.approx(((space.high - space.low) / 2)[:7].tolist())
+    assert env.action_unit[:7].tolist() == pytest.approx(((space.high - space.low) / 2)[:7].tolist())
 
 
 def test_two_robots(make_env: Make) -> None:

@@ -13,7 +13,7 @@ from chunky import CHUNKY
 from tiny_runs import different, figures
 from torch import Tensor
 
-from residual_rl.chunk_residual_env import ChunkEnv
+from residual_rl.chunk_residual_env import ChunkResidualEnv
 from residual_rl.config import TrainCfg, replace_fields
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.factory import make_learner, make_residual_env
@@ -48,8 +48,8 @@ class Pusher(BasePolicy):
     inputs = {"position": (2,)}  # noqa: RUF012
     chunk_size = num_action_steps = 3
 
-    def plan(self, obs: Obs, worlds: Tensor) -> Tensor:
-        return torch.tensor([-1.0, 0.0]).expand(len(worlds), 3, 2)
+    def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:
+        return torch.tensor([-1.0, 0.0]).expand(len(env_ids), 3, 2)
 
 
 def make_pusher(cfg: None, env: VecEnv) -> Pusher:
@@ -78,7 +78,7 @@ def test_decisions_by_hand(learner_id: str) -> None:
     env = make_residual_env(cfg, 1)
     learner: Any = make_learner(cfg, env)
     env.reset(seed=0)
-    env.env._position, env.env._wind = torch.tensor([[0.8, 0.0]]), torch.zeros(1)  # type: ignore[attr-defined]
+    env.vec_env._position, env.vec_env._wind = torch.tensor([[0.8, 0.0]]), torch.zeros(1)  # type: ignore[attr-defined]
     for _ in range(3):
         learner.observe(env.step(learner.act(env.obs))[0])
     buffer = learner.buffer
@@ -103,7 +103,7 @@ def test_a_run_stores_the_sums_of_its_steps_and_resumes_bit_for_bit(tmp_path: Pa
         cfg, folder = config("chunky", learner_id, total_timesteps=total), RunFolder(path)
         with folder.resume() if resume else folder.start(cfg.to_dict()):
             runner = Runner(cfg, folder, resume)
-            assert isinstance(runner.env, ChunkEnv)
+            assert isinstance(runner.env, ChunkResidualEnv)
             steps = runner.env.steps
 
             def noted(residual_action: Tensor) -> Iterator[Any]:

@@ -81,7 +81,7 @@ def test_ppo_has_a_row_for_each_update_and_off_policy_learners_for_some_steps() 
 def test_the_first_evaluation_is_the_base_policys_own(tmp_path: Path, learner: str) -> None:
     runner = train(tmp_path / "run", learner=learner, total_timesteps=8)
     first = json.loads((tmp_path / "run" / "eval_results" / "step_000000000.json").read_text())
-    assert first["residual_size"] == [0.0, 0.0]
+    assert first["residual_magnitude"] == [0.0, 0.0]
     env = make_residual_env(runner.cfg, 2)
     base = evaluate(env, no_residual(env), range(TRAINING_EVAL_SEED, TRAINING_EVAL_SEED + 2))
     assert {name: first[name] for name in ("success_once", "return", "episode_length")} == {

@@ -46,7 +46,7 @@ both = pytest.mark.parametrize("kind", KINDS)
 
 
 def told(transition: Transition, scale: float | Tensor | None = SCALE, next_scale: float | Tensor | None = SCALE) -> Transition:
-    return dataclasses.replace(transition, residual_scale=scale, next_residual_scale=next_scale)
+    return dataclasses.replace(transition, effective_scale=scale, next_effective_scale=next_scale)
 
 
 def make(kind: str = "sac", num_envs: int = 4, seed: int = 0, **settings: Any) -> Any:

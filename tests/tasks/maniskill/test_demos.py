@@ -74,8 +74,8 @@ def test_a_planned_episode_is_what_maniskill_does_with_its_converted_actions(pus
     assert (info["env_info"]["env_id"], info["source_type"]) == ("maniskill", "motion-planning")
     settings = info["env_info"]["env_kwargs"]
     assert (settings["env_id"], settings["control_mode"], settings["max_episode_steps"]) == ("PushCube-v1", "pd_ee_delta_pose", 80)
-    assert info["action_size"] == pytest.approx([0.1] * 6 + [0.025])  # panda's hand by 0.1 m or rad; its fingers from -0.01 to 0.04 m
-    assert info["action_unit"] == "m"
+    assert info["action_unit"] == pytest.approx([0.1] * 6 + [0.025])  # panda's hand by 0.1 m or rad; its fingers from -0.01 to 0.04 m
+    assert info["action_unit_name"] == "m"
     assert len(episodes) == 2
     for demo in episodes:
         assert demo.seed is not None

@@ -131,7 +131,7 @@ def test_draws_reach_the_simulator(world: World) -> None:
 
 def test_the_oracle_solves_it_and_rewards_grow(world: World) -> None:
     world.reset(HERE, torch.tensor([31]))
-    oracle, rewards, success = PickBoxOracle(world.facts.robot, torch.tensor(world.facts.action_size)), [], False
+    oracle, rewards, success = PickBoxOracle(world.facts.robot, torch.tensor(world.facts.action_unit)), [], False
     while not success and len(rewards) < 150:
         step = world.step(oracle(world.observations()))
         rewards.append(float(step.reward))
@@ -220,7 +220,7 @@ def test_the_oracle_solves_it_on_a_gpu(robot: str) -> None:
     env = make(ManiSkillCfg(env_id="PickBox-v1", robot_uids=robot, control_mode=CONTROL_MODE, reward_mode="dense"), 64, 0, "cuda")
     obs, _ = env.reset(seed=0)
     assert len(set(obs["obj_half_size"].flatten().tolist())) == 64
-    oracle, solved = PickBoxOracle(env.robot, env.action_size), torch.zeros(64, dtype=torch.bool, device=env.device)
+    oracle, solved = PickBoxOracle(env.robot, env.action_unit), torch.zeros(64, dtype=torch.bool, device=env.device)
     for _ in range(100):
         obs, reward, *_, info = env.step(oracle(obs))
         solved |= info["_final_info"] & info["final_info"]["success_at_end"]

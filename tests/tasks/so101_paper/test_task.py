@@ -212,7 +212,7 @@ def test_limits_of_commands_are_settings() -> None:
     assert command([1, 0, 1, 0, 0, 0], action_scale=0.05, max_target_error=0.5) == pytest.approx(
         [0.15, 1.695, 0.24, -0.19, 0.0, -0.19], abs=1e-7
     )
-    assert task(action_scale=0.05).action_size.tolist() == pytest.approx([0.05] * 6)
+    assert task(action_scale=0.05).action_unit.tolist() == pytest.approx([0.05] * 6)
 
 
 @given(

@@ -120,8 +120,8 @@ def _describe_planned(planner: Planner, cfg: TrainCfg, name: str, what: CollectC
         dataclasses.replace(cfg, task=planner.task).to_dict()["task"],
         max_episode_steps=planner.max_episode_steps,
         control_hz=planner.control_hz,
-        action_size=list(planner.action_size),
-        action_unit=planner.action_unit,
+        action_unit=list(planner.action_unit),
+        action_unit_name=planner.action_unit_name,
         source_type=name,
         source_desc=planner.description,
         collected={name: getattr(what, name) for name in ("only_success", "noise", "noise_correlation", "first_seed")},
@@ -161,8 +161,8 @@ def _make_env(cfg: TrainCfg, what: CollectCfg) -> ResidualEnv:
     """As many worlds as are asked for, and no more than there are episodes; without a number as many as memory allows."""
     num_envs = min(what.num_envs or NUM_ENVS, what.n_episodes)
     env = make_residual_env(cfg, num_envs)
-    if what.num_envs is None and worlds_that_fit(env.env) < num_envs:
-        num_envs = worlds_that_fit(env.env)
+    if what.num_envs is None and worlds_that_fit(env.vec_env) < num_envs:
+        num_envs = worlds_that_fit(env.vec_env)
         env.close()
         env = make_residual_env(cfg, num_envs)
     return env
@@ -178,11 +178,11 @@ def _describe(env: ResidualEnv, cfg: TrainCfg, exported: ExportedPolicy | None, 
         residual = {"learner": cfg.learner_id, "step": exported.step, "residual_scale": exported.residual_scale, **plain["residual"]}
     return describe(
         cfg.task_id,
-        task_settings(cfg, env.env),
-        max_episode_steps=env.env.max_episode_steps,
-        control_hz=env.env.control_hz,
-        action_size=env.env.action_size.tolist(),
-        action_unit=env.env.action_unit,
+        task_settings(cfg, env.vec_env),
+        max_episode_steps=env.vec_env.max_episode_steps,
+        control_hz=env.vec_env.control_hz,
+        action_unit=env.vec_env.action_unit.tolist(),
+        action_unit_name=env.vec_env.action_unit_name,
         source_type="policy" if exported is None else "rl",
         source_desc=name,
         policy={"base_policy": cfg.base_policy_id, "base": plain["base"], "residual": residual},

@@ -21,7 +21,7 @@ _ALIGNMENT = 64
 def layout(facts: Facts) -> dict[str, Array]:
     """The arrays of one world: its action and command, what a step gives, and the observation, under `obs/…` and `metrics/…`."""
     arrays = {
-        "action": Array((len(facts.action_size),), "float32"),
+        "action": Array((len(facts.action_unit),), "float32"),
         "go": Array((), "bool"),
         "seed": Array((), "int64"),
         "reward": Array((), "float32"),

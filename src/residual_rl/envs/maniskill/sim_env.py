@@ -194,7 +194,7 @@ class World:
                 name: Array(tuple(value.shape[1:]), str(value.dtype).removeprefix("torch.")) for name, value in self._obs.items()
             },
             metrics=self._metrics,
-            action_size=tuple(self._actions.size.tolist()),
+            action_unit=tuple(self._actions.size.tolist()),
             state_size=self.states().shape[1],
             deterministic=self.deterministic,
             env_id=self.settings.env_id,

@@ -65,7 +65,7 @@ class Facts:
     observations: dict[str, Array]
     metrics: tuple[str, ...]
     """The task's own figures of a step, besides success."""
-    action_size: tuple[float, ...]
+    action_unit: tuple[float, ...]
     """What an action of 1 means, in the controllers' own units ([rad], [m], [rad/s])."""
     state_size: int
     """Numbers in the simulator's state."""
@@ -80,13 +80,13 @@ class Facts:
         return asdict(self)
 
     @property
-    def action_unit(self) -> str:
-        """Unit of the arm's part of `action_size`; rotations and the gripper have their own."""
+    def action_unit_name(self) -> str:
+        """Unit of the arm's part of `action_unit`; rotations and the gripper have their own."""
         return "m" if "_ee_" in self.control_mode else "rad"
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Facts:
         observations = {name: Array(tuple(value["shape"]), value["dtype"]) for name, value in data["observations"].items()}
-        tuples = {name: tuple(data[name]) for name in ("metrics", "action_size")}
+        tuples = {name: tuple(data[name]) for name in ("metrics", "action_unit")}
         arm = None if data["arm"] is None else Arm.from_json(data["arm"])
         return cls(**{**data, **tuples, "observations": observations, "arm": arm})

@@ -81,8 +81,8 @@ class ManiSkillVecEnv(VecEnv):
         self.max_episode_steps, self._ignore_terminations = max_episode_steps, ignore_terminations
         self.control_hz, self.control_mode, self.robot = facts.control_hz, facts.control_mode, facts.robot
         self.task_name, self.arm = facts.env_id, facts.arm
-        self.action_size = torch.tensor(facts.action_size, device=self.device)
-        self.action_unit = facts.action_unit
+        self.action_unit = torch.tensor(facts.action_unit, device=self.device)
+        self.action_unit_name = facts.action_unit_name
         self._relative_poses = RelativePoses(facts.observations, self.device)
         observations = dict(facts.observations)
         if self._relative_poses.size:
@@ -94,7 +94,7 @@ class ManiSkillVecEnv(VecEnv):
             for name, array in observations.items()
         }
         self.single_observation_space = spaces.Dict(boxes)
-        self.single_action_space = spaces.Box(-1.0, 1.0, (len(facts.action_size),), np.float32)
+        self.single_action_space = spaces.Box(-1.0, 1.0, (len(facts.action_unit),), np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.episode_seeds = EpisodeSeeds()
@@ -222,7 +222,7 @@ class ManiSkillVecEnv(VecEnv):
     def _played(self) -> tuple[Tensor, Tensor]:
         """The actions [T, B, A] of the running episodes, and where [T, B] each was executed in one of them."""
         if not self._history:
-            return torch.zeros(0, self.num_envs, len(self.action_size)), torch.zeros(0, self.num_envs, dtype=torch.bool)
+            return torch.zeros(0, self.num_envs, len(self.action_unit)), torch.zeros(0, self.num_envs, dtype=torch.bool)
         actions, executed = (torch.stack(parts) for parts in zip(*self._history, strict=True))
         to_the_end = executed.flip(0).cumsum(0).flip(0)
         return actions, executed & (to_the_end <= self._episodes.length)

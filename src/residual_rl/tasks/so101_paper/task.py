@@ -81,10 +81,10 @@ class SO101Paper(Task):
         self._joint_middle = 0.5 * (self._joint_low + self._joint_high)
         self._joint_half = 0.5 * (self._joint_high - self._joint_low)
         self.joint_step = torch.full((len(joint_range),), cfg.action_scale, device=joint_range.device)
-        self.action_size = self.joint_step
+        self.action_unit = self.joint_step
         if cfg.control_mode == "joint_target":  # a residual offsets the target by what one step can reach
-            self.action_size = self._joint_half.float()
-            self.residual_size = (cfg.max_target_step / self._joint_half).float()
+            self.action_unit = self._joint_half.float()
+            self.residual_unit = (cfg.max_target_step / self._joint_half).float()
         self.hardware = HARDWARE
         self._home = joint_range.new_tensor(HOME)
         self._goal = joint_range.new_tensor(cfg.tape_center)

@@ -28,7 +28,7 @@ def doctor(cfg: ManiSkillCfg, quick: bool) -> Iterator[Check]:
     )
     yield from check_poses_hold(make(cfg, 2 if quick else 8, 0, "cpu"), ["tcp_pose", "obj_pose"], 1e-3, "mm", 1e3)
     env = make(cfg, 20 if quick else 50, 0, "cpu")
-    log, layout = roll_out(env, PickBoxOracle(env.robot, env.action_size), doctor_seeds(env.num_envs)), LAYOUTS[env.robot]
+    log, layout = roll_out(env, PickBoxOracle(env.robot, env.action_unit), doctor_seeds(env.num_envs)), LAYOUTS[env.robot]
     env.close()
     yield check_oracle(log)
     yield from check_phases(log, layout)
@@ -118,12 +118,12 @@ def hold_at_goal(world: World) -> bool:
     from mani_skill.utils.structs import Pose
 
     world.reset(torch.zeros(1, dtype=torch.int64), torch.tensor(doctor_seeds(1)))
-    env, oracle = world.env, PickBoxOracle(world.facts.robot, torch.tensor(world.facts.action_size))
+    env, oracle = world.env, PickBoxOracle(world.facts.robot, torch.tensor(world.facts.action_unit))
     for _ in range(100):
         world.step(oracle(world.observations()))
         if env.evaluate()["is_lifted"].all():
             break
-    still = torch.zeros(1, len(world.facts.action_size))
+    still = torch.zeros(1, len(world.facts.action_unit))
     still[:, -1] = -GRIPPER_OPENS[world.facts.robot]
     for _ in range(10):
         world.step(still)

@@ -28,11 +28,11 @@ class PickBoxOracle:
 
     Args:
         robot: ManiSkill's name of it.
-        action_size: [A], what an action of 1 means with `CONTROL_MODE` [m].
+        action_unit: [A], what an action of 1 means with `CONTROL_MODE` [m].
     """
 
-    def __init__(self, robot: str, action_size: Tensor):
-        self._layout, self._step, self._opens = LAYOUTS[robot], action_size[:3], GRIPPER_OPENS[robot]
+    def __init__(self, robot: str, action_unit: Tensor):
+        self._layout, self._step, self._opens = LAYOUTS[robot], action_unit[:3], GRIPPER_OPENS[robot]
 
     def __call__(self, obs: Obs, step: int = 0) -> Tensor:  # noqa: ARG002
         """Actions [B, 4] for the observation."""
