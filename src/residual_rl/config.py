@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -70,13 +72,13 @@ class RunCfg(CheckedCfg):
 
     num_envs: Annotated[PositiveInt, tyro.conf.arg(aliases=["--n-envs"])] = 32
     """Worlds stepped together."""
-    total_timesteps: PositiveInt = 250_000
+    total_timesteps: Annotated[PositiveInt, tyro.conf.arg(aliases=["--total-steps"])] = 250_000
     """Most env steps of the training, over all worlds; whole updates are done."""
     seed: NonNegativeInt = 1
     """Seed of the networks, the exploration and the training episodes."""
     eval_freq: NonNegativeInt = 25_000
     """Env steps between two evaluations; 0 evaluates at the end only."""
-    eval_episodes: PositiveInt = 64
+    eval_episodes: Annotated[PositiveInt, tyro.conf.arg(aliases=["--n-episodes"])] = 64
     """Episodes of an evaluation in training, on fixed seeds of its own."""
     save_freq: PositiveInt = 10_000
     """Env steps between two checkpoints."""
@@ -157,7 +159,6 @@ class TrainCfg:
     def from_dict(cls, data: dict[str, Any]) -> TrainCfg:
         """The settings that `to_dict` gave."""
         base_config = BASE_POLICIES.get(data["base_policy_id"]).config
-        learner_id = data.get("learner_id", "ppo")  # there was no other when files did not name it
         return cls(
             task_id=data["task_id"],
             base_policy_id=data["base_policy_id"],
@@ -165,10 +166,10 @@ class TrainCfg:
             base=with_trust(from_plain(load(base_config), data["base"]), False)
             if base_config
             else None,  # a file's own word is none
-            learner=from_plain(load(LEARNERS.get(learner_id).config), data["learner"]),
+            learner=from_plain(load(LEARNERS.get(data["learner_id"]).config), data["learner"]),
             residual=from_plain(ResidualCfg, data["residual"]),
             run=from_plain(RunCfg, data["run"]),
-            learner_id=learner_id,
+            learner_id=data["learner_id"],
         )
 
 
@@ -180,30 +181,29 @@ def with_trust(cfg: T, trusted: bool) -> T:
     return changed
 
 
-def replace_fields(cfg: TrainCfg, values: dict[str, Any]) -> TrainCfg:
-    """`cfg` with the named settings changed, wherever among its parts each lives."""
-    parts = {}
-    values = dict(values)
-    for name in (
-        "task",
-        "learner",
-        "residual",
-        "run",
-        "base",
-    ):  # the base policy's last: its flags have a prefix, others' have none
-        part = getattr(cfg, name)
-        mine = (
-            {k: values.pop(k) for k in [f.name for f in dataclasses.fields(part)] if k in values}
-            if part is not None
-            else {}
-        )
-        parts[name] = dataclasses.replace(part, **mine) if mine else part
-    if values:
-        known = [
-            field.name for part in parts.values() if part is not None for field in dataclasses.fields(part)
-        ]
-        raise UnknownNameError("setting", sorted(values)[0], known)
+def replace_fields(cfg: TrainCfg, values: Mapping[str, Any]) -> TrainCfg:
+    """`cfg` with the named settings changed, each in the first of its `PARTS` that has it.
+
+    `task.NAME`, `base.NAME` and so on name the part as well. Raises `UnknownNameError` for a setting that no part has.
+    """
+    changes: dict[str, dict[str, Any]] = {name: {} for name in PARTS}
+    known = {name: _field_names(getattr(cfg, name)) for name in PARTS}
+    for key, value in values.items():
+        part, dot, setting = key.rpartition(".")
+        found = [name for name in PARTS if setting in known[name] and (not dot or name == part)]
+        if not found:
+            raise UnknownNameError("setting", key, itertools.chain.from_iterable(known.values()))
+        changes[found[0]][setting] = value
+    parts = {name: dataclasses.replace(getattr(cfg, name), **new) for name, new in changes.items() if new}
     return dataclasses.replace(cfg, **parts)
+
+
+def _field_names(part: Any) -> list[str]:
+    return [] if part is None else [field.name for field in dataclasses.fields(part)]
+
+
+PARTS = ("residual", "run", "learner", "task", "base")
+"""The parts of `TrainCfg` that hold settings, in the order in which names are looked up."""
 
 
 def from_plain(cls: type[T], data: dict[str, Any]) -> T:

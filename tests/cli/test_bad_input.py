@@ -53,7 +53,7 @@ from residual_rl.tasks.so101_paper.robot import build_robot
         ("train --resume", "--resume needs a run folder: residual-rl train --resume RUN"),
         ("train --resume --num-envs 4", "--resume needs a run folder: residual-rl train --resume RUN"),
         ("train --resume=", "--resume needs a run folder: residual-rl train --resume RUN"),
-        ("train so101-paper --resume r", "a run goes on with its own task, so name no other: residual-rl train --resume r"),
+        ("train so101-paper --resume r", "a run is resumed with its own task: residual-rl train --resume r"),
         ("eval", "eval needs a run folder or a task id: put it first, residual-rl eval RUN|TASK [options]"),
         ("eval --n-episodes 3 so101-paper", "eval needs a run folder or a task id: put it first"),
         ("eval so101-papr", "so101-papr is neither a run folder nor a task: unknown task"),

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from residual_rl.cli import view
+from residual_rl.cli.policies import resolve_policy
 from residual_rl.config import TrainCfg, replace_fields
 from residual_rl.errors import ConfigError, ResidualRLError
 from residual_rl.evaluation.evaluate import no_residual
@@ -75,9 +76,9 @@ def test_the_pictures_are_those_of_the_step_and_the_policy(opengl: None, tmp_pat
 
 
 def test_oracle_is_the_one_that_the_task_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert view._find_policy("so101-paper", "oracle", "best")[1].base_policy_id == "jacobian-yaw"
+    assert resolve_policy("so101-paper", "oracle", None, "view")[1].base_policy_id == "jacobian-yaw"
     monkeypatch.setitem(TASKS._specs, "so101-paper", dataclasses.replace(TASKS.get("so101-paper"), oracle="zero"))
-    assert view._find_policy("so101-paper", "oracle", "best")[1].base_policy_id == "zero"
+    assert resolve_policy("so101-paper", "oracle", None, "view")[1].base_policy_id == "zero"
 
 
 def test_a_task_without_an_oracle_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

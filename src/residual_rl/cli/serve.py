@@ -7,19 +7,18 @@ import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
-import tyro
 from annotated_types import Interval
 from rich.console import Console
 from rich.table import Table
 
 from residual_rl.base_policies.executor import make_base_policy
-from residual_rl.cli.flags import parts_of, peek, require_target
+from residual_rl.cli.flags import parse_flags, parse_head, require_target
 from residual_rl.config import TrainCfg
 from residual_rl.errors import ConfigError, UnknownNameError
-from residual_rl.exported_policy import POLICY_FILE, find_policy, load_policy
+from residual_rl.exported_policy import find_policy
 from residual_rl.registry import BASE_POLICIES, TASKS, load
 from residual_rl.remote.server import BackgroundServer, Server, open_server
 from residual_rl.remote.service import ActionUnits, PolicyService, Protocol
@@ -30,7 +29,6 @@ from residual_rl.utils.validation import CheckedCfg, PositiveFloat, PositiveInt
 TRAINED = "model"
 """The base policy that is a trained run."""
 PORTS = {"gr00t": 5555, "gr00t-n15": 5555, "openpi": 8000}
-_PARTS = ("task", "base")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +66,9 @@ class ServeFlags(CheckedCfg):
 def main(argv: Sequence[str]) -> int:
     """Parse, and serve until a signal ends it."""
     target, rest = require_target(argv, "serve", "POLICY|RUN", "Serve a policy")
-    flags, cfg = _parse(target, rest, _settings(target, peek(rest, "--task")))
+    flags, cfg = _parse(
+        target, rest, _settings(target, parse_head(ServeFlags(), rest, f"serve {target}").task)
+    )
     torch.set_num_threads(cfg.run.torch_threads)
     service = _make_service(flags, cfg)
     port = PORTS[flags.protocol] if flags.port is None else flags.port
@@ -80,13 +80,7 @@ def _settings(target: str, task: str | None) -> TrainCfg:
     """What is served: a trained run at the path `target`, or the base policy of that id in `task`."""
     path = Path(target)
     if path.exists():
-        exported = load_policy(
-            path
-            if path.is_file()
-            else path / POLICY_FILE
-            if (path / POLICY_FILE).is_file()
-            else find_policy(path, "best")
-        )
+        exported = find_policy(path).exported
         trained = exported.cfg
         if task is not None and task != trained.task_id:
             raise ConfigError(
@@ -106,15 +100,10 @@ def _settings(target: str, task: str | None) -> TrainCfg:
 
 
 def _parse(target: str, argv: Sequence[str], cfg: TrainCfg) -> tuple[ServeFlags, TrainCfg]:
-    own = ("own", Annotated[ServeFlags, tyro.conf.arg(name="")], dataclasses.field(default=ServeFlags()))
-    flags: Any = tyro.cli(
-        dataclasses.make_dataclass("Serve", [own, *parts_of(cfg, _PARTS)]),
-        args=list(argv),
-        prog=f"residual-rl serve {target}",
-        description="Serve a policy to robots and to other programs, over GR00T's or openpi's protocol.",
-    )
-    changed = {name: getattr(flags, name) for name in _PARTS if getattr(cfg, name) is not None}
-    return flags.own, dataclasses.replace(cfg, **changed)
+    groups = {"own": ServeFlags(), "settings": cfg.task, "base": cfg.base}
+    about = "Serve a policy to robots and to other programs, over GR00T's or openpi's protocol."
+    parsed = parse_flags(groups, argv, f"serve {target}", about)
+    return parsed["own"], dataclasses.replace(cfg, task=parsed["settings"], base=parsed["base"])
 
 
 def _make_service(flags: ServeFlags, cfg: TrainCfg) -> PolicyService:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from residual_rl.cli.demos.common import YES_NO, require_demos_file
-from residual_rl.cli.flags import flat_field, parse_flags
+from residual_rl.cli.flags import parse_flags
 from residual_rl.demos.reader import Demonstrations
 from residual_rl.demos.replay import Replayed, make_env, replay, write_replay_video
 from residual_rl.errors import MissingDependencyError
@@ -40,8 +40,8 @@ def main(argv: Sequence[str]) -> int:
     file, rest = require_demos_file(argv, "replay", "Replay demonstrations in simulation")
     what = "Execute the stored actions again, and compare what happens with what was stored."
     flags: ReplayFlags = parse_flags(
-        [flat_field("own", ReplayFlags)], _with_video_path(rest, file), f"demos replay {file}", what
-    ).own
+        {"own": ReplayFlags()}, _with_video_path(rest, file), f"demos replay {file}", what
+    )["own"]
     torch.set_num_threads(1)
     console = Console()
     with Demonstrations.open(file) as demos:
