@@ -32,7 +32,18 @@ BUDGET = ("--total-steps", "6000", "--torch-threads", "1")
 """The same for all algorithms; minutes on one core."""
 BATCH_SIZES = {"act": "32"}
 """Of algorithms that differ from 128: a transformer's gradient step takes several times as long."""
-RESIDUAL = ("--total-timesteps", "200000", "--eval-freq", "8192", "--num-threads", "1", "--num-steps", "128", "--minibatch-size", "512")
+RESIDUAL = (
+    "--total-timesteps",
+    "200000",
+    "--eval-freq",
+    "8192",
+    "--num-threads",
+    "1",
+    "--num-steps",
+    "128",
+    "--minibatch-size",
+    "512",
+)
 RESIDUAL += ("--learning-rate", "3e-4", "--obs-keys", "state", "base_action", "joint_target")
 """The same for all bases. Larger and fewer gradient steps than PPO's defaults, for a policy from demonstrations is easily thrown off its
 course, and with the joints' targets in view, which say how hard the finger presses."""
@@ -40,13 +51,22 @@ course, and with the joints' targets in view, which say how hard the finger pres
 
 def main() -> None:
     """Parse, run what is missing, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bases", nargs="*", default=[f"{algo}-{size}" for algo in ALGOS for size in SIZES], help="e.g. flow-20")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--bases",
+        nargs="*",
+        default=[f"{algo}-{size}" for algo in ALGOS for size in SIZES],
+        help="e.g. flow-20",
+    )
     parser.add_argument("--residual", nargs="*", default=[], help="bases to learn residuals on, e.g. flow-20")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/bases"))
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
-    parser.add_argument("--lerobot-python", default=None, help="Python of an environment with LeRobot, for act")
+    parser.add_argument(
+        "--lerobot-python", default=None, help="Python of an environment with LeRobot, for act"
+    )
     parser.add_argument("--table-only", action="store_true", help="run nothing: aggregate what is there")
     options = parser.parse_args()
     make_folder(options.runs)
@@ -65,7 +85,19 @@ def _demonstrations(options: argparse.Namespace, noisy: bool) -> Path:
     path: Path = options.runs / ("noisy.h5" if noisy else "demos.h5")
     if not path.exists():
         noise = ["--noise", "0.3"] if noisy else []
-        _cli(sys.executable, "demos", "collect", TASK, "--policy", "oracle", *noise, "--n-episodes", str(max(SIZES)), "--out", str(path))
+        _cli(
+            sys.executable,
+            "demos",
+            "collect",
+            TASK,
+            "--policy",
+            "oracle",
+            *noise,
+            "--n-episodes",
+            str(max(SIZES)),
+            "--out",
+            str(path),
+        )
     return path
 
 
@@ -85,14 +117,22 @@ def _base(options: argparse.Namespace, base: str) -> None:
         )
         _cli(python, "imitate", demos, "--out", str(model), *how)
     if not figures.exists():
-        _cli(python, "eval", TASK, *_base_flags(options, base), "--n-episodes", "200", "--output", str(figures))
+        _cli(
+            python, "eval", TASK, *_base_flags(options, base), "--n-episodes", "200", "--output", str(figures)
+        )
 
 
 def _residual(options: argparse.Namespace, base: str) -> None:
     """`train_seeds.py` on the base: it resumes, evaluates and aggregates."""
     python = _python(options, base.split("-")[0])
     assert python is not None, "name an environment with LeRobot by --lerobot-python"
-    command = [python, str(Path(__file__).with_name("train_seeds.py")), f"{TASK}-{base}", "--seeds", *map(str, options.seeds)]
+    command = [
+        python,
+        str(Path(__file__).with_name("train_seeds.py")),
+        f"{TASK}-{base}",
+        "--seeds",
+        *map(str, options.seeds),
+    ]
     command += ["--runs", str(options.runs), "--output", str(options.output)]
     subprocess.run([*command, "--", TASK, *_base_flags(options, base), *RESIDUAL], check=True)
 
@@ -124,7 +164,11 @@ def _aggregate(options: argparse.Namespace) -> dict[str, Any]:
         success = json.loads(figures.read_text())["policies"]["base"]["success_once"]
         summary = json.loads((options.runs / base / "training_summary.json").read_text())
         git = json.loads((options.runs / base / "versions.json").read_text())["git"]
-        row = {"success_once": {key: success[key] for key in ("mean", "interval", "n")}, "training": summary, "git": git}
+        row = {
+            "success_once": {key: success[key] for key in ("mean", "interval", "n")},
+            "training": summary,
+            "git": git,
+        }
         residual = options.output / f"{TASK}-{base}.json"
         if residual.exists():
             row["residual"] = json.loads(residual.read_text())["success_once"]["residual"]
@@ -133,7 +177,13 @@ def _aggregate(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _table(result: dict[str, Any]) -> Table:
-    table = Table("base", "base alone", "base + residual", title=f"{result['task']}: success, 200 episodes", title_justify="left")
+    table = Table(
+        "base",
+        "base alone",
+        "base + residual",
+        title=f"{result['task']}: success, 200 episodes",
+        title_justify="left",
+    )
     for name, row in result["bases"].items():
         cells = []
         for rate in (row["success_once"], row.get("residual", {}).get("pooled")):

@@ -23,7 +23,9 @@ TASK = "so101-paper"
 
 def main() -> None:
     """Parse, measure, print and save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--num-envs", type=int, default=32)
     parser.add_argument("--turns", type=int, default=10)
@@ -34,7 +36,12 @@ def main() -> None:
     for name, cost in costs.items():
         print(f"{name}: {cost:.3f} CPU-ms per env step")
     make_folder(options.output.parent)
-    figures = {"task": TASK, "num_envs": options.num_envs, "checkpoint": options.checkpoint.name, "cpu_ms_per_env_step": costs}
+    figures = {
+        "task": TASK,
+        "num_envs": options.num_envs,
+        "checkpoint": options.checkpoint.name,
+        "cpu_ms_per_env_step": costs,
+    }
     write_json(options.output, {**figures, "git": git_state()[0], "machine": machine()})
 
 

@@ -34,23 +34,47 @@ TASK, POLICY = "so101-paper", "jacobian"
 
 def main() -> None:
     """Parse, measure, print and save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/remote-base.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = [row for protocol in PROTOCOLS for row in _measure(protocol, options.steps)]
-    write_json(options.output, {"task": TASK, "policy": POLICY, "git": git_state()[0], "machine": machine(), "rows": rows})
+    write_json(
+        options.output,
+        {"task": TASK, "policy": POLICY, "git": git_state()[0], "machine": machine(), "rows": rows},
+    )
     table = Table(
-        "protocol", "worlds", "remote [ms]", "in process [ms]", title="one env step's base actions, medians", title_justify="left"
+        "protocol",
+        "worlds",
+        "remote [ms]",
+        "in process [ms]",
+        title="one env step's base actions, medians",
+        title_justify="left",
     )
     for row in rows:
-        table.add_row(row["protocol"], str(row["worlds"]), f"{row['remote_ms']:.2f}", f"{row['local_ms']:.2f}")
+        table.add_row(
+            row["protocol"], str(row["worlds"]), f"{row['remote_ms']:.2f}", f"{row['local_ms']:.2f}"
+        )
     Console().print(table)
 
 
 def _measure(protocol: str, steps: int) -> list[dict[str, Any]]:
-    serve = [sys.executable, "-m", "residual_rl.cli.main", "serve", POLICY, "--task", TASK, "--protocol", protocol, "--port", "0"]
+    serve = [
+        sys.executable,
+        "-m",
+        "residual_rl.cli.main",
+        "serve",
+        POLICY,
+        "--task",
+        TASK,
+        "--protocol",
+        protocol,
+        "--port",
+        "0",
+    ]
     server = subprocess.Popen(serve, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
@@ -69,7 +93,9 @@ def _row(protocol: str, port: int, worlds: int, steps: int) -> dict[str, Any]:
     if protocol == "openpi":
         remote = make_base_policy("openpi", OpenPiCfg(port=port), env)
     else:
-        remote = make_base_policy("gr00t", Gr00tCfg(port=port, layout="n1.5" if protocol == "gr00t-n15" else "n1.6"), env)
+        remote = make_base_policy(
+            "gr00t", Gr00tCfg(port=port, layout="n1.5" if protocol == "gr00t-n15" else "n1.6"), env
+        )
     obs, _ = env.reset(seed=1)
     times: dict[str, list[float]] = {"remote": [], "local": []}
     for _ in range(steps):
@@ -81,7 +107,9 @@ def _row(protocol: str, port: int, worlds: int, steps: int) -> dict[str, Any]:
         obs, _, terminated, truncated, _ = env.step(here)
         for policy in (remote, local):
             policy.reset(terminated | truncated)
-    return {"protocol": protocol, "worlds": worlds} | {f"{name}_ms": 1e3 * statistics.median(values) for name, values in times.items()}
+    return {"protocol": protocol, "worlds": worlds} | {
+        f"{name}_ms": 1e3 * statistics.median(values) for name, values in times.items()
+    }
 
 
 def _timed(policy: BasePolicyExecutor, obs: Obs) -> tuple[torch.Tensor, float]:

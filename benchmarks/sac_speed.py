@@ -30,7 +30,13 @@ from residual_rl.utils.provenance import git_state, machine
 
 OBS, ACTIONS, WORLDS, ROWS, STEPS = 25, 6, 16, 1000, 64
 SIZE = {"buffer_size": ROWS * WORLDS}
-ALIKE: dict[str, Any] = {"n_step": 1, "actor_every": 1, "critic_layer_norm": False, "actor_layer_norm": False, "actor_ema_power": 0.0}
+ALIKE: dict[str, Any] = {
+    "n_step": 1,
+    "actor_every": 1,
+    "critic_layer_norm": False,
+    "actor_layer_norm": False,
+    "actor_ema_power": 0.0,
+}
 ALIKE |= {
     "num_critics": 2,
     "num_target_critics": 2,
@@ -43,12 +49,18 @@ ALIKE |= {
 
 def main() -> None:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/sac-speed.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    sides = {"residual_rl": ours(SACCfg(**ALIKE, **SIZE)), "stable_baselines3": theirs(), "residual_rl, defaults": ours(SACCfg(**SIZE))}
+    sides = {
+        "residual_rl": ours(SACCfg(**ALIKE, **SIZE)),
+        "stable_baselines3": theirs(),
+        "residual_rl, defaults": ours(SACCfg(**SIZE)),
+    }
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for side in sides.values():
         side()
@@ -59,12 +71,23 @@ def main() -> None:
             sides[name]()
             rates[name].append(STEPS / (time.process_time() - start))
     base = rates["stable_baselines3"]
-    result: dict[str, Any] = {"git": git_state()[0], "machine": machine(), "turns": options.turns, "updates_per_cpu_second": {}}
+    result: dict[str, Any] = {
+        "git": git_state()[0],
+        "machine": machine(),
+        "turns": options.turns,
+        "updates_per_cpu_second": {},
+    }
     for name, values in rates.items():
         ratios = [value / other for value, other in zip(values, base, strict=True)]
         low, _, high = quantiles(ratios, n=4)
-        result["updates_per_cpu_second"][name] = {"median": median(values), "ratio": median(ratios), "ratio_middle_half": [low, high]}
-        print(f"{name:<24} {median(values):7.0f} updates per CPU-second, {median(ratios):.2f} times [{low:.2f}, {high:.2f}]")
+        result["updates_per_cpu_second"][name] = {
+            "median": median(values),
+            "ratio": median(ratios),
+            "ratio_middle_half": [low, high],
+        }
+        print(
+            f"{name:<24} {median(values):7.0f} updates per CPU-second, {median(ratios):.2f} times [{low:.2f}, {high:.2f}]"
+        )
     write_json(options.output, result)
 
 
@@ -95,7 +118,16 @@ def random_step(generator: torch.Generator) -> Transition:
 
     seen, never = obs(), torch.zeros(WORLDS, dtype=torch.bool)
     return Transition(
-        seen, actions(), torch.randn(WORLDS, generator=generator), never, never, obs(), seen["base_action"], actions(), 0.6, 0.6
+        seen,
+        actions(),
+        torch.randn(WORLDS, generator=generator),
+        never,
+        never,
+        obs(),
+        seen["base_action"],
+        actions(),
+        0.6,
+        0.6,
     )
 
 
@@ -108,12 +140,20 @@ class Spaces(gymnasium.Env[Any, Any]):
 
 def theirs() -> Callable[[], None]:
     """The same of Stable-Baselines3's."""
-    model = stable_baselines3.SAC("MlpPolicy", Spaces(), batch_size=256, buffer_size=ROWS * WORLDS, policy_kwargs={"net_arch": [128, 128]})
+    model = stable_baselines3.SAC(
+        "MlpPolicy",
+        Spaces(),
+        batch_size=256,
+        buffer_size=ROWS * WORLDS,
+        policy_kwargs={"net_arch": [128, 128]},
+    )
     model.set_logger(Logger(None, []))
     rng = np.random.default_rng(0)
     for _ in range(ROWS * WORLDS):
         obs, next_obs = rng.standard_normal((2, 1, OBS), dtype=np.float32)
-        model.replay_buffer.add(obs, next_obs, rng.uniform(-1, 1, (1, ACTIONS)), rng.standard_normal(1), np.zeros(1), [{}])
+        model.replay_buffer.add(
+            obs, next_obs, rng.uniform(-1, 1, (1, ACTIONS)), rng.standard_normal(1), np.zeros(1), [{}]
+        )
     return lambda: model.train(gradient_steps=STEPS, batch_size=256)
 
 

@@ -33,16 +33,27 @@ from train_seeds import run_cli, train_run
 
 def main() -> None:
     """Parse, train what is missing, tell."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("file", type=Path, help="the variants")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--only", nargs="*", default=None, help="variants to train; the others are taken as far as they are there")
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        default=None,
+        help="variants to train; the others are taken as far as they are there",
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/variants"))
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
     options = parser.parse_args()
     told = json.loads(options.file.read_text())
     name, variants = told["name"], told["variants"]
-    runs = {(variant, seed): RunFolder(options.runs / f"{name}-{slug(variant)}-{seed}") for variant in variants for seed in options.seeds}
+    runs = {
+        (variant, seed): RunFolder(options.runs / f"{name}-{slug(variant)}-{seed}")
+        for variant in variants
+        for seed in options.seeds
+    }
     for path, arguments in told.get("files", {}).items():
         make_file(Path(path), arguments)
     for seed in options.seeds:
@@ -51,10 +62,19 @@ def main() -> None:
                 train_run(runs[variant, seed], [*told["train"], *flags], seed)
     rows = {}
     for variant, flags in variants.items():
-        trained = {seed: runs[variant, seed] for seed in options.seeds if runs[variant, seed].final_model.exists()}
+        trained = {
+            seed: runs[variant, seed] for seed in options.seeds if runs[variant, seed].final_model.exists()
+        }
         if trained:
-            commits = {seed: json.loads((run.path / "versions.json").read_text())["git"] for seed, run in trained.items()}
-            rows[variant] = {"flags": flags, "git": commits, "seeds": {seed: curve(run) for seed, run in trained.items()}}
+            commits = {
+                seed: json.loads((run.path / "versions.json").read_text())["git"]
+                for seed, run in trained.items()
+            }
+            rows[variant] = {
+                "flags": flags,
+                "git": commits,
+                "seeds": {seed: curve(run) for seed, run in trained.items()},
+            }
     result = {"train": told["train"], "machine": machine(), "variants": rows}
     make_folder(options.output)
     write_json(options.output / f"{name}.json", result)
@@ -69,7 +89,9 @@ def make_file(path: Path, arguments: list[str]) -> None:
     make_folder(path.parent)
     with tempfile.TemporaryDirectory(dir=path.parent) as making:
         run_cli(*arguments, "--out", f"{making}/{path.name}")
-        for made in sorted(Path(making).iterdir(), key=lambda made: made.name == path.name):  # what stands beside it first
+        for made in sorted(
+            Path(making).iterdir(), key=lambda made: made.name == path.name
+        ):  # what stands beside it first
             made.rename(path.parent / made.name)
 
 
@@ -82,7 +104,11 @@ def curve(run: RunFolder) -> list[list[float]]:
     """Env steps, share of the evaluation's episodes that succeeded, and how many episodes those were, for each evaluation."""
     episodes = json.loads(run.config_file.read_text())["run"]["eval_episodes"]
     rows = read_metrics(run.metrics_file)
-    return [[row["step"], row["eval/success_rate"], episodes] for row in rows if row.get("eval/success_rate") is not None]
+    return [
+        [row["step"], row["eval/success_rate"], episodes]
+        for row in rows
+        if row.get("eval/success_rate") is not None
+    ]
 
 
 def pooled(curves: list[list[list[float]]], index: int) -> tuple[list[float], str]:
@@ -90,7 +116,9 @@ def pooled(curves: list[list[list[float]]], index: int) -> tuple[list[float], st
     points = [curve[index] for curve in curves]
     outcomes = [i < round(rate * episodes) for _, rate, episodes in points for i in range(int(episodes))]
     summary = proportion(outcomes)
-    return [rate for _, rate, _ in points], f"{100 * summary.mean:.1f} {interval_text('success_once', summary.to_json()['interval'])}"
+    return [
+        rate for _, rate, _ in points
+    ], f"{100 * summary.mean:.1f} {interval_text('success_once', summary.to_json()['interval'])}"
 
 
 def _print(rows: dict[str, Any]) -> None:

@@ -34,7 +34,9 @@ renderer.close()
 def quietly(command: list[str], environment: dict[str, str]) -> bool:
     """Run a command and say whether it succeeded; one that hangs did not."""
     try:
-        run = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=300, check=False)
+        run = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=300, check=False
+        )
     except subprocess.TimeoutExpired:
         return False
     return run.returncode == 0
@@ -67,7 +69,9 @@ def main() -> None:
             if install(packages) and (backend := working_backend()):
                 break
     if backend is None:
-        print("OpenGL: none that works, so no videos, no cameras. To mend it: apt-get install libosmesa6 (or libegl1), then make opengl")
+        print(
+            "OpenGL: none that works, so no videos, no cameras. To mend it: apt-get install libosmesa6 (or libegl1), then make opengl"
+        )
     else:
         print(f"OpenGL: MuJoCo draws with MUJOCO_GL={backend}")
 

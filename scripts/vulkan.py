@@ -35,7 +35,9 @@ def quietly(command: list[str]) -> bool:
     """Run a command and say whether it succeeded; one that hangs did not."""
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     try:
-        run = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=600, check=False)
+        run = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=600, check=False
+        )
     except subprocess.TimeoutExpired:
         return False
     return run.returncode == 0
@@ -44,7 +46,14 @@ def quietly(command: list[str]) -> bool:
 def working_backend() -> str | None:
     """What ManiSkill can draw with: its names of a software driver and of the GPU (where it has none, it takes the other for it). In
     processes of their own, since a driver may crash."""
-    return next((backend for backend in ("cpu", "gpu") if quietly([sys.executable, "-c", DRAW.format(backend=backend)])), None)
+    return next(
+        (
+            backend
+            for backend in ("cpu", "gpu")
+            if quietly([sys.executable, "-c", DRAW.format(backend=backend)])
+        ),
+        None,
+    )
 
 
 def install() -> None:
@@ -58,7 +67,11 @@ def install() -> None:
                 (Path(folder) / name).mkdir(parents=True)
             os.chmod(folder, 0o755)  # apt downloads as a user of its own
             (Path(folder) / "parts" / "backports.sources").write_text(SOURCE.format(release=release))
-            settings = {"Etc::sourcelist": "/dev/null", "Etc::sourceparts": f"{folder}/parts", "State::Lists": f"{folder}/lists"}
+            settings = {
+                "Etc::sourcelist": "/dev/null",
+                "Etc::sourceparts": f"{folder}/parts",
+                "State::Lists": f"{folder}/lists",
+            }
             options = [part for name, value in settings.items() for part in ("-o", f"Dir::{name}={value}")]
             packages[-1] += f"/{release}-backports"
         print(f"Vulkan: no driver that works, so: apt-get install {' '.join(packages)}", flush=True)
@@ -75,7 +88,9 @@ def main() -> None:
         print(
             "Vulkan: no driver that works, so ManiSkill has no cameras and no videos here (its state observations need none). To mend it:"
         )
-        print("  a GPU with its driver, or as root apt-get install libvulkan1 mesa-vulkan-drivers (Mesa 25 or newer; in Debian 12 from")
+        print(
+            "  a GPU with its driver, or as root apt-get install libvulkan1 mesa-vulkan-drivers (Mesa 25 or newer; in Debian 12 from"
+        )
         print("  bookworm-backports), then make vulkan")
     else:
         print(f"Vulkan: ManiSkill draws with --render-backend {backend}")
