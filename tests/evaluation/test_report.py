@@ -140,7 +140,7 @@ def test_the_page_tells_the_story(run: RunFolder) -> None:
     text = " ".join(" ".join(page.texts).split())
     assert "90.0 % of episodes succeed with the residual, 25.0 % with the base policy alone." in text
     assert "Measured on 40 fresh episodes, seeds 10000000 to 10000039, the same for every policy." in text
-    assert "The env settings, randomisation among them, are those of training." in text
+    assert "The env settings, including randomisation, are those of training." in text
     assert "[76.9, 96.0]" in text  # Wilson for 36 of 40
     assert "+65.0 pp" in text
     assert "10,240" in text
@@ -155,7 +155,7 @@ def test_the_page_tells_the_story(run: RunFolder) -> None:
         "Learning curves",
         "Success by policy",
         "Every episode, residual against base",
-        "The residual",
+        "Residual",
         "Dist to goal",
         "Reward: success",
         "Learner",
