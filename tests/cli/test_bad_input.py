@@ -117,8 +117,8 @@ def test_a_folder_that_cannot_be_made(fails: Fails, tmp_path: Path) -> None:
 
 
 def test_resuming_what_is_no_run(fails: Fails, tmp_path: Path) -> None:
-    assert "holds no run to resume" in fails("train", "--resume", tmp_path)
-    assert "holds no run to resume" in fails("train", "--resume", tmp_path / "nowhere")
+    assert "contains no run to resume" in fails("train", "--resume", tmp_path)
+    assert "contains no run to resume" in fails("train", "--resume", tmp_path / "nowhere")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -194,13 +194,13 @@ def wider(state: dict[str, Any]) -> None:
 
 
 SPOILED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "empty": (lambda data: b"", "truncated or no safetensors file"),
-    "truncated": (lambda data: data[:-100], "truncated or no safetensors file"),
+    "empty": (lambda data: b"", "truncated or not a safetensors file"),
+    "truncated": (lambda data: data[:-100], "truncated or not a safetensors file"),
     "a flipped bit": (lambda data: data[:-5] + bytes([data[-5] ^ 1]) + data[-4:], "does not match|do not match its checksum"),
-    "text": (lambda data: b"hello", "truncated or no safetensors file"),
-    "pickle": (lambda data: pickle.dumps({"policy": 1}), "truncated or no safetensors file"),
+    "text": (lambda data: b"hello", "truncated or not a safetensors file"),
+    "pickle": (lambda data: pickle.dumps({"policy": 1}), "truncated or not a safetensors file"),
     "of another kind": (lambda data: checkpoint.to_bytes({"x": 1}, "checkpoint"), "is a residual_rl checkpoint; expected a policy"),
-    "of a later release": (lambda data: newer(checkpoint.from_bytes(data, "policy")), "has format version 9; this release knows up to 1"),
+    "of a later release": (lambda data: newer(checkpoint.from_bytes(data, "policy")), "has format version 9; this release reads up to version 1"),
     "without settings": (lambda data: checkpoint.to_bytes({"policy": {}, "step": 1}, "policy"), "lacks config, residual_scale"),
     "with unknown settings": (
         lambda data: tampered(checkpoint.from_bytes(data, "policy"), lambda s: s["config"]["learner"].update(layers=3)),

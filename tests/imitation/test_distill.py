@@ -196,7 +196,7 @@ def test_what_distill_refuses(run: Path, tmp_path: Path, fails: Fails, monkeypat
     assert "choose the algorithm with --algo flow" in fails(*start, "--imitate.algo", "flow")
     assert "choose how many episodes with --n-episodes 3" in fails(*start, "--imitate.n-episodes", "3")
     assert "unknown observation 'nope'" in fails(*start, "--imitate.obs-keys", "nope")
-    assert "holds no run to resume" in fails("distill", "--resume", out)
+    assert "contains no run to resume" in fails("distill", "--resume", out)
     assert not out.exists()
     (run / "config.json").write_text("{}")
     assert "is not the configuration of distilling" in fails("distill", "--resume", run)
