@@ -23,9 +23,11 @@ POLICY_FILE = "policy.safetensors"
 
 
 def export_policy(folder: Path, cfg: TrainCfg, learner: Learner, residual_scale: float, step: int) -> None:
-    """Write the residual policy that `learner` would deploy now, with the settings it was trained with, into `folder`.
+    """Write the residual policy that `learner` would deploy now, with the settings it was trained with, into
+    `folder`.
 
-    A learner's own `cfg` is taken where it has one: what it sees may follow from its env, and another env may offer more.
+    A learner's own `cfg` is taken where it has one: what it sees may follow from its env, and another env may
+    offer more.
     """
     make_folder(folder)
     cfg = dataclasses.replace(cfg, learner=getattr(learner, "cfg", cfg.learner))
@@ -47,12 +49,13 @@ class ExportedPolicy:
     weights: State
 
     def actor(self, obs_space: spaces.Dict, action_dim: int, device: torch.device) -> Callable[[Obs], Tensor]:
-        """The deterministic residual policy for observations of `obs_space`, which include `base_action`, on `device`.
+        """The deterministic residual policy for observations of `obs_space`, which include `base_action`, on
+        `device`.
 
         Raises `CheckpointError` that names what does not fit.
 
-        It computes in float64: in float32 matrix products round differently in batches of different size, and what an episode
-        becomes would depend on how many run beside it.
+        It computes in float64: in float32 matrix products round differently in batches of different size, and
+        what an episode becomes would depend on how many run beside it.
         """
         make = load(LEARNERS.get(self.cfg.learner_id).make_policy)
         policy = make(self.cfg.learner, obs_space, action_dim, device)

@@ -1,4 +1,5 @@
-"""Dispatch of the base policy `model` by kind of file: runs, Stable-Baselines3, `torch.export`, ManiSkill's PPO."""
+"""Dispatch of the base policy `model` by kind of file: runs, Stable-Baselines3, `torch.export`, ManiSkill's
+PPO."""
 
 from __future__ import annotations
 

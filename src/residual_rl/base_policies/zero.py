@@ -1,4 +1,5 @@
-"""The base policy that does nothing: with it, and a residual scale of 1, the toolkit does plain reinforcement learning."""
+"""The base policy that does nothing: with it, and a residual scale of 1, the toolkit does plain reinforcement
+learning."""
 
 from __future__ import annotations
 

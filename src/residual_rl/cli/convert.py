@@ -25,11 +25,11 @@ class ConvertFlags:
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["--out", "--output"])] = None
     """Folder to make; a base policy takes it as its checkpoint. None: runs/convert-DATE-TIME."""
     trust_checkpoint: bool = False
-    """The file may be read though it is a pickle: you trust where it comes from."""
+    """Read the file although it is a pickle, which can run code of whoever made it."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Read, write, and tell what was made."""
+    """Read, write, and print a summary."""
     named = bool(argv) and not argv[0].startswith("-")
     if not named and not HELP & set(argv):
         raise ConfigError(

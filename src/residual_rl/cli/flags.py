@@ -69,7 +69,8 @@ def has_flag(argv: Sequence[str], name: str) -> bool:
 
 
 def resume_folder(argv: Sequence[str], command: str) -> str | None:
-    """The value of `--resume` in the arguments; None without the flag. Raises `ConfigError` where the folder is missing."""
+    """The value of `--resume` in the arguments; None without the flag. Raises `ConfigError` where the folder
+    is missing."""
     for i, word in enumerate(argv):
         flag, equals, value = word.partition("=")
         if flag == "--resume" and HELP.isdisjoint(argv):
@@ -89,12 +90,14 @@ def parse_flags(
 ) -> dict[str, Any]:
     """The groups with the values that the arguments give.
 
-    The fields of all groups are flags of one command line, under their own names. Those of `base` and `imitate` have the group as a prefix, e.g. `--base.damping`; a field
-    whose name a group before it has as well gets the prefix of its group, e.g. `--task.num-envs`. `--help` prints the help and ends the
-    process. The bounds of a field follow its description there.
+    The fields of all groups are flags of one command line, under their own names. Those of `base` and
+    `imitate` have the group as a prefix, e.g. `--base.damping`; a field whose name a group before it has as
+    well gets the prefix of its group, e.g. `--task.num-envs`. `--help` prints the help and ends the process.
+    The bounds of a field follow its description there.
 
     Args:
-        groups: dataclass instances with the defaults, by group; None for a group without settings. A dataclass itself stands for its
+        groups: dataclass instances with the defaults, by group; None for a group without settings. A
+            dataclass itself stands for its
             defaults, and its fields without one are required.
         argv: the arguments.
         command: the command with its target, e.g. `train so101-paper`, for the usage line.
@@ -104,7 +107,8 @@ def parse_flags(
 
 
 def parse_head(default: T, argv: Sequence[str], command: str, group: str = "own") -> T:
-    """The flags of the dataclass `default`, on whose values the other flags of `command` depend; other arguments are ignored."""
+    """The flags of the dataclass `default`, on whose values the other flags of `command` depend; other
+    arguments are ignored."""
     values: T = _parse({group: default}, argv, command, return_unknown_args=True, add_help=False)[group]
     return values
 
@@ -154,7 +158,8 @@ def _fields(groups: Mapping[str, Any]) -> tuple[StructFieldSpec, ...]:
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """The docstrings below the fields of a dataclass, by field; a field without one has that of its base class."""
+    """The docstrings below the fields of a dataclass, by field; a field without one has that of its base
+    class."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if not dataclasses.is_dataclass(base):
@@ -175,7 +180,8 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 def settings_as_flags(task_id: str, settings: Mapping[str, Any]) -> str:
-    """The flags that give a task the plain `settings`, where they differ from its defaults; all of them for an unknown task."""
+    """The flags that give a task the plain `settings`, where they differ from its defaults; all of them for
+    an unknown task."""
     try:
         default = json.loads(json.dumps(dataclasses.asdict(TASKS.get(task_id).default_config())))
     except UnknownNameError:

@@ -44,7 +44,8 @@ class ImitateFlags:
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["--out", "--output"])] = None
     """Run folder to make; a base policy takes it as its checkpoint. None: runs/imitate-ALGO-DATE-TIME."""
     resume: Path | None = None
-    """Resume the training in this folder, with its settings and demonstrations. Without a value: the one in --output-dir."""
+    """Resume the training in this folder, with its settings and demonstrations. Without a value: the one in
+    --output-dir."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +92,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _take_resume(argv: Sequence[str], wants_help: bool) -> tuple[list[str], Path | None]:
-    """The arguments without `--resume`, and the folder to resume: the value of `--resume`, or else that of `--output-dir`."""
+    """The arguments without `--resume`, and the folder to resume: the value of `--resume`, or else that of
+    `--output-dir`."""
     if wants_help or not has_flag(argv, "--resume"):
         return list(argv), None
     (at,) = [i for i, word in enumerate(argv) if word.partition("=")[0] == "--resume"][:1]

@@ -78,7 +78,8 @@ def _closed_pipe() -> int:
 
 
 def _drop_output() -> None:
-    """Where stdout cannot be written, what is left for it goes nowhere: the interpreter's attempt at exit would fail again."""
+    """Where stdout cannot be written, what is left for it goes nowhere: the interpreter's attempt at exit
+    would fail again."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -33,27 +33,29 @@ PORTS = {"gr00t": 5555, "gr00t-n15": 5555, "openpi": 8000}
 
 @dataclasses.dataclass(frozen=True)
 class ServeFlags(CheckedCfg):
-    """How, where and to whom."""
+    """Flags of `serve` that are no settings."""
 
     protocol: Literal["gr00t", "gr00t-n15", "openpi"] = "gr00t"
     """gr00t (N1.6 and N1.7, nested), gr00t-n15 (flat keys), or openpi."""
     port: Annotated[int, Interval(ge=0, le=65535)] | None = None
     """Port to listen on; 0 takes a free one. None: 5555, for openpi 8000."""
     host: str = "127.0.0.1"
-    """Address to listen on; one that other machines reach needs a token."""
+    """Address to listen on; any other than a loopback address needs a token."""
     token: str | None = None
-    """What clients must send. None: the environment's RESIDUAL_RL_TOKEN, which no list of processes shows."""
+    """Token that clients must send. None: the environment variable RESIDUAL_RL_TOKEN, which no process list
+    shows."""
     task: str | None = None
-    """Task that a base policy acts in; a run knows its own."""
+    """Task of a base policy; a run has its own."""
     max_sessions: PositiveInt = 256
-    """Worlds that can be remembered: a robot takes one, a training run one for each of its own."""
+    """Largest number of sessions: a robot uses one, a training run one for each env."""
     idle_minutes: PositiveFloat = 30.0
-    """After so long without a request a client's worlds are freed [min]."""
+    """Time without a request after which the sessions of a client are closed [min]."""
     action_units: ActionUnits | None = None
-    """openpi: normalized (the task's actions) or hardware (absolute joint positions in the robot's units). None: normalized; clients of
-    gr00t always get joint positions."""
+    """openpi: normalized (the task's actions) or hardware (absolute joint positions in the robot's units).
+    None: normalized. Clients of gr00t always get joint positions."""
     keys: tuple[str, ...] = ()
-    """What clients call an observation, as ENV_NAME=KEY, where that is not its own name (openpi: observation/NAME)."""
+    """Keys of observations in clients' requests, as ENV_NAME=KEY, where they differ from the name (openpi:
+    observation/NAME)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -150,7 +152,8 @@ def _describe(service: PolicyService, address: str) -> None:
 
 
 def _run(server: Server, service: PolicyService) -> int:
-    """Serve until a signal comes, heeded from before the first word on; a second one does not wait for what is being planned."""
+    """Serve until a signal comes, heeded from before the first word on; a second one does not wait for what
+    is being planned."""
     ended = threading.Event()
     received: list[int] = []
 

@@ -35,41 +35,43 @@ from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, NonNegati
 
 @dataclasses.dataclass(frozen=True)
 class SweepFlags(CheckedCfg):
-    """What to sweep. All flags of `residual-rl train TASK` can be given too: they hold for every trial."""
+    """Flags of `sweep`. Those of `residual-rl train TASK` are accepted too, for all trials."""
 
     grid: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A setting and its values, e.g. `--grid residual_scale=0.1,0.3,0.6`; several make a grid. Any setting of `train` can be in it, but
-    not which learner and base policy it is, nor the seed."""
+    """A setting and its values, e.g. `--grid residual_scale=0.1,0.3,0.6`; repeat it for a grid. All settings
+    of `train` are allowed, except for the learner, the base policy and the seed."""
     seeds: PositiveInt = 3
     """Training seeds for each point of the grid: 1, 2, …"""
     first_seed: NonNegativeInt = 1
-    """The first of them."""
+    """First training seed."""
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["--out", "--output"])] = None
     """Folder to make, with a run folder for each trial. None: sweeps/TASK-DATE-TIME."""
     n_episodes: PositiveInt = 200
-    """Episodes that each trained policy is evaluated on, the same for all."""
+    """Episodes of the evaluation of each trained policy; the same for all."""
     first_eval_seed: NonNegativeInt = EVAL_SEED
-    """Seed of the first of them; training and its evaluations use others."""
+    """Seed of the first of them; training and its evaluations use other seeds."""
     cpus_per_trial: PositiveInt = 1
-    """CPU cores that a trial takes; as many trials run side by side as there are cores for."""
+    """CPU cores of a trial; as many trials run in parallel as there are cores for."""
     gpus_per_trial: NonNegativeFloat = 0.0
     """GPUs that a trial takes; 0.25 lets four trials use one. Needs Ray."""
     ray_address: str | None = None
-    """Run the trials with Ray: the address of a running cluster whose machines all see the sweep's folder, `auto` for
-    the one that this machine belongs to, or `local` to start Ray on this machine. None: as subprocesses of this machine."""
+    """Run the trials with Ray: the address of a running cluster whose machines all see the sweep's folder,
+    `auto` for the one that this machine belongs to, or `local` to start Ray on this machine. None: as
+    subprocesses of this machine."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ResumeFlags:
-    """How to go on."""
+    """Flags of `sweep --resume`."""
 
     resume: Path
-    """Folder of the sweep to go on with."""
+    """Folder of the sweep to resume."""
     retry_failed: bool = False
-    """Try those again that failed, from their last checkpoints."""
+    """Retry failed trials, from their last checkpoints."""
     ray_address: str | None = None
-    """Run the trials with Ray: the address of a running cluster whose machines all see the sweep's folder, `auto` for
-    the one that this machine belongs to, or `local` to start Ray on this machine. None: as subprocesses of this machine."""
+    """Run the trials with Ray: the address of a running cluster whose machines all see the sweep's folder,
+    `auto` for the one that this machine belongs to, or `local` to start Ray on this machine. None: as
+    subprocesses of this machine."""
 
 
 def main(argv: Sequence[str]) -> int:

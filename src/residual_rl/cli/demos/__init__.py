@@ -1,4 +1,5 @@
-"""`residual-rl demos`: collect demonstrations, look at them, replay them, and convert them to and from LeRobot's format."""
+"""`residual-rl demos`: collect demonstrations, look at them, replay them, and convert them to and from
+LeRobot's format."""
 
 from __future__ import annotations
 

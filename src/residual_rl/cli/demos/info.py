@@ -16,7 +16,7 @@ from residual_rl.demos.reader import Demonstrations
 
 @dataclasses.dataclass(frozen=True)
 class InfoFlags:
-    """What to tell of a file."""
+    """Flags of `demos info`."""
 
     episodes: bool = False
     """List every episode."""

@@ -32,7 +32,7 @@ class ExportFlags:
 
 
 def to_lerobot(argv: Sequence[str]) -> int:
-    """Parse, write, and tell what was written."""
+    """Parse, write, and print a summary."""
     file, rest = _first(argv, "to-lerobot FILE", "a file of demonstrations")
     about = "Write demonstrations as a LeRobotDataset v3."
     parsed = parse_flags({"own": ExportFlags, "cfg": ExportCfg()}, rest, f"demos to-lerobot {file}", about)
@@ -52,15 +52,15 @@ class ImportFlags:
     """Flags of `demos from-lerobot` that are no settings of the conversion."""
 
     task: str = ""
-    """Task that the dataset was recorded of; one that `demos to-lerobot` wrote tells it."""
+    """Task of the recording. Datasets of `demos to-lerobot` contain it."""
     output: Annotated[Path, tyro.conf.arg(aliases=["--out"])] = Path("demos.h5")
-    """The file to write; a description goes beside it, with the ending .json."""
+    """File to write; a description is written beside it, with the suffix .json."""
     overwrite: bool = False
-    """Replace a file that is there."""
+    """Replace an existing file."""
 
 
 def from_lerobot(argv: Sequence[str]) -> int:
-    """Parse, write, and tell what was written and what had to be changed."""
+    """Parse, write, and print a summary with the necessary changes."""
     source, rest = _first(argv, "from-lerobot FOLDER|OWNER/NAME", "a LeRobot dataset")
     wants_help = bool(HELP & set(rest))
     recording = None if wants_help else Recording(source)
@@ -109,7 +109,8 @@ def _write(recording: Recording, task_id: str, flags: ImportFlags, cfg: ImportCf
 
 
 def _defaults(task_id: str, recording: Recording | None) -> TrainCfg:
-    """The task's settings: those of a dataset of ours, else the defaults, with absolute joint targets where a task can take them."""
+    """The task's settings: those of a dataset of ours, else the defaults, with absolute joint targets where a
+    task can take them."""
     cfg = TrainCfg.default(task_id)
     side = recording.side if recording else None
     if side is not None and side["task"] == task_id:
@@ -130,7 +131,8 @@ def _defaults(task_id: str, recording: Recording | None) -> TrainCfg:
 
 
 def _long_enough(settings: Any, recording: Recording) -> Any:
-    """The settings with room for the longest episode, where the task has such a limit: a replay would be cut off."""
+    """The settings with room for the longest episode, where the task has such a limit: a replay would be cut
+    off."""
     longest = max(int(length) for length in recording.dataset.meta.episodes["length"]) - 1
     if longest > getattr(settings, "max_episode_steps", longest):
         return dataclasses.replace(settings, max_episode_steps=longest)

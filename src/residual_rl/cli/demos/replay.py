@@ -24,12 +24,12 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class ReplayFlags(CheckedCfg):
-    """What to replay."""
+    """Flags of `demos replay`."""
 
     episodes: tuple[NonNegativeInt, ...] = ()
-    """Which episodes; none given: all."""
+    """Episodes to replay. Empty: all."""
     save_video: Path | None = None
-    """Write a video of them: to this file, or without a name to FILE.mp4."""
+    """Write a video of them to this file, or without a value to FILE.mp4."""
     num_envs: PositiveInt = 16
     """Episodes replayed together; the results do not depend on it."""
     num_threads: NonNegativeInt = 0
