@@ -80,7 +80,7 @@ class RunCfg(CheckedCfg):
     eval_freq: NonNegativeInt = 25_000
     """Env steps between two evaluations; 0 evaluates at the end only."""
     eval_episodes: Annotated[PositiveInt, tyro.conf.arg(aliases=["--n-episodes"])] = 64
-    """Episodes of an evaluation in training, on fixed seeds of its own."""
+    """Episodes of an evaluation in training, on a fixed list of seeds."""
     save_freq: PositiveInt = 10_000
     """Env steps between two checkpoints."""
     log_freq: NonNegativeInt = 0
@@ -123,7 +123,8 @@ class TrainCfg:
         shared = self.residual.chunk == "step" or self.residual.adaptive == "off"
         if not shared and getattr(self.learner, "critic_input", None) == "sum":
             raise ConfigError(
-                "critic_input sum needs one residual scale for each decision, and with --chunk whole and --adaptive uncertainty each step "
+                "critic_input sum needs one residual scale for each decision, and with --chunk whole and "
+                "--adaptive uncertainty each step "
                 "has its own: choose --critic-input res or concat, --chunk step, or --adaptive off"
             )
 
@@ -212,7 +213,7 @@ PARTS = ("residual", "run", "learner", "task", "base")
 
 
 def from_plain(cls: type[T], data: dict[str, Any]) -> T:
-    """A dataclass of flat fields from JSON: lists become the tuples that its types ask for."""
+    """A dataclass of flat fields from JSON: lists become tuples where its types are tuples."""
     hints = typing.get_type_hints(cls)
     unknown = set(data) - set(hints)
     if unknown:

@@ -124,8 +124,8 @@ class Registry(Generic[Spec]):
 
     Args:
         kind: the noun for one of them in messages.
-        source: name of the package of ours that registers them when it is imported, and of the entry
-            point group.
+        source: name of the package of this project that registers them on import, and of the entry point
+            group.
     """
 
     def __init__(self, kind: str, source: str):
@@ -155,7 +155,7 @@ class Registry(Generic[Spec]):
         return [self._specs[k] for k in sorted(self._specs)]
 
     def import_own(self) -> None:
-        """Import this project's package of the kind, which registers what it holds."""
+        """Import this project's package of the kind, which registers its specs."""
         importlib.import_module(self._source)
 
     def _discover(self) -> None:
@@ -170,8 +170,9 @@ class Registry(Generic[Spec]):
                 self._discovered = False
                 package_name = entry.dist.name if entry.dist else "an unknown package"
                 raise ConfigError(
-                    f"entry point {entry.name!r} ({entry.value}) of {package_name} failed: {type(error).__name__}: {error}; "
-                    f"mend that package or uninstall it"
+                    f"entry point {entry.name!r} ({entry.value}) of {package_name} failed: "
+                    f"{type(error).__name__}: {error}; "
+                    f"fix or uninstall that package"
                 ) from error
 
 
@@ -211,4 +212,6 @@ def load(reference: str) -> Any:
     except ResidualRLError:
         raise
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{reference!r}, which a registered spec or a setting names, cannot be loaded: {error}") from error
+        raise ConfigError(
+            f"{reference!r}, which a registered spec or a setting names, cannot be loaded: {error}"
+        ) from error

@@ -83,7 +83,8 @@ class HybridCfg(CheckedCfg):
             )
         if threshold and len(self.policies) != 2:
             raise ConfigError(
-                f"a threshold switches between two policies, not {len(self.policies)}: give a function, switch"
+                f"a threshold switches between two policies, not {len(self.policies)}: give a function, "
+                "switch"
             )
 
     def members(self) -> list[Any]:
@@ -94,7 +95,8 @@ class HybridCfg(CheckedCfg):
             found = _SETTING.fullmatch(text)
             if found is None or int(found[1]) >= len(given):
                 raise ConfigError(
-                    f"settings must be NUMBER.NAME=VALUE with a NUMBER from 0 to {len(given) - 1}, not {text!r}"
+                    f"settings must be NUMBER.NAME=VALUE with a NUMBER from 0 to {len(given) - 1}, not "
+                    f"{text!r}"
                 )
             name = found[2].replace("-", "_")
             if name in given[int(found[1])]:
@@ -148,7 +150,10 @@ def _parse(hint: Any, text: str, what: str) -> Any:
 register_base_policy(
     BasePolicySpec(
         id="hybrid",
-        summary="several base policies as one: a blend, a switch between them, or an ensemble that tells its disagreement",
+        summary=(
+            "several base policies as one: a blend, a switch between them, or an ensemble with their "
+            "disagreement"
+        ),
         make="residual_rl.base_policies.hybrid_policy:make",
         config=f"{__name__}:HybridCfg",
     )

@@ -1,4 +1,4 @@
-"""Inverse kinematics towards the Cartesian goals of a task, for any arm that tells of itself.
+"""Inverse kinematics towards the Cartesian goals of a task, for any arm that an env describes.
 
 Where actions are changes of the tool's pose, the way to the goal is commanded as it is, and the env's
 controller does the rest. Where they are changes of joints, it is damped least squares on the Jacobian of the
@@ -33,7 +33,10 @@ class IKCfg(CheckedCfg):
 register_base_policy(
     BasePolicySpec(
         id="ik",
-        summary="inverse kinematics towards a task's Cartesian goals: reach, grasp, lift, move, release (ManiSkill)",
+        summary=(
+            "inverse kinematics towards a task's Cartesian goals: reach, grasp, lift, move, release "
+            "(ManiSkill)"
+        ),
         make="residual_rl.base_policies.ik_policy:make",
         config=f"{__name__}:IKCfg",
     )

@@ -56,12 +56,6 @@ class LeRobotCfg(CheckedCfg):
         parse_pairs(self.cameras, "cameras")
 
 
-# --- what it sees -------------------------------------------------------------------------------------------------------
-
-
-# --- how it is asked ----------------------------------------------------------------------------------------------------
-
-
 register_base_policy(
     BasePolicySpec(
         id="lerobot",

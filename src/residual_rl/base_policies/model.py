@@ -32,7 +32,10 @@ class ModelCfg(CheckedCfg):
 register_base_policy(
     BasePolicySpec(
         id="model",
-        summary="a trained model: a run of this project, a Stable-Baselines3 zip, a torch.export program, ManiSkill's PPO",
+        summary=(
+            "a trained model: a run of this project, a Stable-Baselines3 zip, a torch.export program, "
+            "ManiSkill's PPO"
+        ),
         make="residual_rl.base_policies.model_policy:make",
         config=f"{__name__}:ModelCfg",
     )

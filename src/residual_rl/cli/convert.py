@@ -15,7 +15,10 @@ from residual_rl.cli.flags import HELP, parse_flags
 from residual_rl.errors import ConfigError
 from residual_rl.imitation.convert_cfg import ConvertCfg
 
-_WHAT = "Make a base policy of a public Diffusion Policy checkpoint, as ManiSkill's baseline and Policy Decorator save it"
+_WHAT = (
+    "Make a base policy of a public Diffusion Policy checkpoint, as ManiSkill's baseline and Policy "
+    "Decorator save it"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +67,8 @@ def main(argv: Sequence[str]) -> int:
         soft_wrap=True,
     )
     console.print(
-        f"It gives {settings.chunk_size} actions of {settings.action_dim} numbers, and {settings.num_action_steps} of them are executed.",
+        f"It gives {settings.chunk_size} actions of {settings.action_dim} numbers, and "
+        f"{settings.num_action_steps} of them are executed.",
         highlight=False,
         soft_wrap=True,
     )

@@ -94,7 +94,8 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
     found = find_policy(path, parse_head(EvalFlags(), argv, f"eval {path}").model)
     if found.run is None:
         raise ConfigError(
-            f"{path} is a model outside of a run folder; name a run for the figures: residual-rl eval RUN --model {path}"
+            f"{path} is a model outside of a run folder; name a run for the figures: residual-rl eval RUN "
+            f"--model {path}"
         )
     run, trained = RunFolder(found.run), found.exported
     flags, cfg = _parse(argv, str(path), trained.cfg, EvalFlags())

@@ -26,7 +26,7 @@ PREFIXED = ("base", "imitate")
 T = TypeVar("T")
 
 
-# --- what is read first -----------------------------------------------------------------------------------------------
+# --- arguments that are read first --------------------------------------------------------------------------
 
 
 def require_target(argv: Sequence[str], command: str, target: str, purpose: str) -> tuple[str, list[str]]:
@@ -35,8 +35,8 @@ def require_target(argv: Sequence[str], command: str, target: str, purpose: str)
     Args:
         argv: the arguments of the command.
         command: its name.
-        target: what it needs, as in usage lines, e.g. `TASK`.
-        purpose: what it does, in a few words.
+        target: its first argument in usage lines, e.g. `TASK`.
+        purpose: its description in a few words.
 
     Raises:
         ConfigError: the first argument is missing or is a flag.
@@ -65,7 +65,7 @@ def has_flag(argv: Sequence[str], name: str) -> bool:
     return any(word.partition("=")[0].replace("_", "-") == name for word in argv)
 
 
-# --- the builder ------------------------------------------------------------------------------------------------------
+# --- the builder --------------------------------------------------------------------------------------------
 
 
 def resume_folder(argv: Sequence[str], command: str) -> str | None:
@@ -97,8 +97,7 @@ def parse_flags(
 
     Args:
         groups: dataclass instances with the defaults, by group; None for a group without settings. A
-            dataclass itself stands for its
-            defaults, and its fields without one are required.
+            dataclass itself stands for its defaults, and its fields without one are required.
         argv: the arguments.
         command: the command with its target, e.g. `train so101-paper`, for the usage line.
         description: one sentence for the help.
@@ -122,13 +121,17 @@ def _parse(groups: Mapping[str, Any], argv: Sequence[str], command: str, **optio
     def all_groups(info: StructTypeInfo) -> StructConstructorSpec | None:
         return StructConstructorSpec(instantiate=dict, fields=_fields(given)) if info.type is _Flags else None
 
-    parsed: Any = tyro.cli(_Flags, args=list(argv), prog=f"residual-rl {command}", registry=registry, **options)
+    parsed: Any = tyro.cli(
+        _Flags, args=list(argv), prog=f"residual-rl {command}", registry=registry, **options
+    )
     values = parsed[0] if options.get("return_unknown_args") else parsed
-    # made here and not by tyro, so that what a dataclass refuses is raised as it is
+    # created here and not by tyro, so that a ConfigError of a dataclass is raised unchanged
     result: dict[str, Any] = dict.fromkeys(groups)
     for group, default in given.items():
         cls = default if isinstance(default, type) else type(default)
-        result[group] = cls(**{field.name: values[f"{group}/{field.name}"] for field in dataclasses.fields(cls)})
+        result[group] = cls(
+            **{field.name: values[f"{group}/{field.name}"] for field in dataclasses.fields(cls)}
+        )
     return result
 
 
@@ -176,7 +179,7 @@ def field_docs(cls: type) -> dict[str, str]:
     return docs
 
 
-# --- and back ---------------------------------------------------------------------------------------------------------
+# --- flags from settings ------------------------------------------------------------------------------------
 
 
 def settings_as_flags(task_id: str, settings: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`residual-rl imitate`: train a base policy from demonstrations, or go on with such a training."""
+"""`residual-rl imitate`: train a base policy from demonstrations, or resume such a training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CHANGEABLE = {
     "save_freq",
     "keep_checkpoints",
 }
-"""Settings that may be others when a training goes on."""
+"""Settings that may change when a training is resumed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,8 @@ def main(argv: Sequence[str]) -> int:
         _check_same(default, cfg)
     elif out.is_dir() and any(out.iterdir()):
         raise ConfigError(
-            f"{out} is not empty; choose another --output-dir, or resume it: residual-rl imitate --resume {out}"
+            f"{out} is not empty; choose another --output-dir, or resume it: residual-rl imitate --resume "
+            f"{out}"
         )
     # the training
     summary = load(ALGOS[cfg.algo])(cfg, demos, out, resumed is not None)
@@ -136,7 +137,8 @@ def _check_same(stored: ImitateCfg, cfg: ImitateCfg) -> None:
         old, new = getattr(stored, field.name), getattr(cfg, field.name)
         if old != new and field.name not in CHANGEABLE:
             raise ConfigError(
-                f"{field.name} is {old} in the training that goes on, not {new}; leave it out, or train into another --output-dir"
+                f"{field.name} is {old} in the resumed training, not {new}; leave it out, or train "
+                "into another --output-dir"
             )
 
 

@@ -79,7 +79,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _settings(target: str, task: str | None) -> TrainCfg:
-    """What is served: a trained run at the path `target`, or the base policy of that id in `task`."""
+    """Settings of the served policy: the trained run at the path `target`, or the base policy of that id in
+    `task`."""
     path = Path(target)
     if path.exists():
         exported = find_policy(path).exported
@@ -96,7 +97,8 @@ def _settings(target: str, task: str | None) -> TrainCfg:
         raise ConfigError(f"{target} is neither a run folder nor a base policy: {error}") from None
     if task is None:
         raise ConfigError(
-            f"which task? residual-rl serve {target} --task TASK; there are {', '.join(spec.id for spec in TASKS.all())}"
+            f"which task? residual-rl serve {target} --task TASK; there are "
+            f"{', '.join(spec.id for spec in TASKS.all())}"
         )
     return TrainCfg.default(task, target)
 
@@ -124,8 +126,8 @@ def _name_of(cfg: TrainCfg) -> str:
 
 
 def _describe(service: PolicyService, address: str) -> None:
-    """Print what is served, where, and what clients must send."""
-    told = service.handshake
+    """Print the policy, the address and the observations that clients must send."""
+    handshake = service.handshake
     units = (
         service.env.hardware.units
         if service.joints is not None and service.env.hardware is not None
@@ -133,18 +135,21 @@ def _describe(service: PolicyService, address: str) -> None:
     )
     console = Console()
     console.print(
-        f"Serving {told.policy} of task {told.task} at {address}, protocol {told.protocol}. Ctrl-C ends it.",
+        f"Serving {handshake.policy} of task {handshake.task} at {address}, protocol {handshake.protocol}. "
+        "Ctrl-C ends it.",
         soft_wrap=True,
         markup=False,
     )
-    table = Table("observation", "key", "shape", "dtype", title="What it needs", title_justify="left")
-    for name, served in told.inputs.items():
+    table = Table("observation", "key", "shape", "dtype", title="Required observations", title_justify="left")
+    for name, served in handshake.inputs.items():
         table.add_row(name, served.key, str(list(served.shape)), served.dtype)
     console.print(table)
     what = "normalised actions" if units is None else f"joint positions [{', '.join(units)}]"
-    steps = f"{told.num_obs_steps} observation{'s' * (told.num_obs_steps > 1)}"
+    steps = f"{handshake.num_obs_steps} observation{'s' * (handshake.num_obs_steps > 1)}"
     console.print(
-        f"From {steps} it gives {told.chunk_size} x {what}, of which {told.num_action_steps} should be executed.",
+        f"From {steps} it predicts {handshake.chunk_size} x {what}, of which {handshake.num_action_steps} "
+        "should be "
+        "executed.",
         soft_wrap=True,
         markup=False,
     )

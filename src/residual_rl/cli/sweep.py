@@ -75,11 +75,11 @@ class ResumeFlags:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse, run what is left, rank."""
+    """Parse, run the remaining trials, rank."""
     if has_flag(argv, "--resume"):
         return _resume(argv)
     task_id, rest = require_target(
-        argv, "sweep", "TASK", "Train a grid of settings with several seeds, or go on with --resume SWEEP"
+        argv, "sweep", "TASK", "Train a grid of settings with several seeds, or resume one by --resume SWEEP"
     )
     flags, shared = _parse(task_id, rest)
     output = flags.output_dir or Path("sweeps") / f"{task_id}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -103,7 +103,8 @@ def main(argv: Sequence[str]) -> int:
     require_executor(flags.ray_address, sweep.gpus_per_trial)
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(
-            f"{output} is not empty; choose another --output-dir, or go on with its sweep: residual-rl sweep --resume {output}"
+            f"{output} is not empty; choose another --output-dir, or resume its sweep: residual-rl "
+            f"sweep --resume {output}"
         )
     with RunFolder(folder).start(sweep):
         return _run(sweep, trials, folder, flags.ray_address)
@@ -111,7 +112,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(task_id: str, argv: Sequence[str]) -> tuple[SweepFlags, list[str]]:
     """The flags of the sweep, and those of all its trials."""
-    about = f"Train a grid of settings with several seeds. Flags of `residual-rl train {task_id} --help` hold for every trial."
+    about = (
+        f"Train a grid of settings with several seeds. Flags of `residual-rl train {task_id} --help` hold "
+        "for every trial."
+    )
     parsed: Any = tyro.cli(
         SweepFlags,
         args=list(argv),

@@ -159,7 +159,8 @@ def _train(runner: Runner, folder: RunFolder) -> int:
     )
     if summary["time_to_95"] is not None:
         console.print(
-            f"95 % of the evaluation's episodes after {clock_time(summary['time_to_95'])} and {summary['step_to_95']:,} steps."
+            f"95 % of the evaluation's episodes after {clock_time(summary['time_to_95'])} and "
+            f"{summary['step_to_95']:,} steps."
         )
     console.print(f"Run folder: {folder.path}", soft_wrap=True)
     console.print(

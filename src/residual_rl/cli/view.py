@@ -1,5 +1,4 @@
-"""`residual-rl view`: a policy in MuJoCo's viewer, what the cameras see as PNG files, or a video of an
-episode."""
+"""`residual-rl view`: a policy in MuJoCo's viewer, camera images as PNG files, or a video of an episode."""
 
 from __future__ import annotations
 

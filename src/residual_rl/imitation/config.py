@@ -29,7 +29,7 @@ ALGOS: dict[str, str] = {
 """What trains each algorithm: `train(cfg: ImitateCfg, demos: Path, out: Path, resume: bool) -> dict`, named
 `module:attribute`.
 
-It trains on the demonstrations `demos` into the run folder `out`, or goes on with it; writes
+It trains on the demonstrations `demos` into the run folder `out`, or resumes it; writes
 `training_summary.json` there when it is done; and returns what that holds: `finished`, `signal` (what stopped
 it, or None), `steps`, `wall_time` [s], `best_success_rate` (None where it was not evaluated), `best_val_loss`
 (None without a validation share), `task` (its id), `base_policy` (the id of what runs it, with the folder as
@@ -149,7 +149,7 @@ class ImitateCfg(CheckedCfg):
     torch_threads: NonNegativeInt = 0
     """Threads of the network on a CPU; 0 means one a core, at most 4. Rounding depends on the number."""
 
-    # --- evaluation, and what is written ---
+    # --- evaluation and output ---
     log_freq: PositiveInt = 100
     """Steps between two rows of metrics."""
     val_freq: PositiveInt = 500
@@ -157,7 +157,7 @@ class ImitateCfg(CheckedCfg):
     eval_freq: NonNegativeInt = 1_000
     """Steps between two evaluations of success in simulation; 0 never simulates."""
     eval_episodes: PositiveInt = 32
-    """Episodes of such an evaluation, on fixed seeds of its own."""
+    """Episodes of such an evaluation, on a fixed list of seeds."""
     eval_share: Share = 0.2
     """Largest share of the time for evaluations; one that would exceed it is skipped, except for the last."""
     num_threads: NonNegativeInt = 0
@@ -175,7 +175,8 @@ class ImitateCfg(CheckedCfg):
             raise UnknownNameError("preset", self.preset, PRESETS)
         if self.num_action_steps > self.chunk_size:
             raise ConfigError(
-                f"num_action_steps must be at most chunk_size ({self.chunk_size}), not {self.num_action_steps}"
+                f"num_action_steps must be at most chunk_size ({self.chunk_size}), not "
+                f"{self.num_action_steps}"
             )
         if self.adapt_obs and not self.init_from:
             raise ConfigError(
@@ -183,7 +184,8 @@ class ImitateCfg(CheckedCfg):
             )
         if self.sampling_steps > self.diffusion_steps and self.algo == "diffusion":
             raise ConfigError(
-                f"sampling_steps must be at most diffusion_steps ({self.diffusion_steps}), not {self.sampling_steps}"
+                f"sampling_steps must be at most diffusion_steps ({self.diffusion_steps}), not "
+                f"{self.sampling_steps}"
             )
 
     @classmethod

@@ -40,11 +40,13 @@ class ConvertCfg(CheckedCfg):
         super().__post_init__()
         if self.sampling_steps > self.diffusion_steps:
             raise ConfigError(
-                f"sampling_steps must be at most diffusion_steps ({self.diffusion_steps}), not {self.sampling_steps}"
+                f"sampling_steps must be at most diffusion_steps ({self.diffusion_steps}), not "
+                f"{self.sampling_steps}"
             )
         if self.num_action_steps > self.chunk_size:
             raise ConfigError(
-                f"num_action_steps must be at most {self.chunk_size}, the actions of prediction_horizon {self.prediction_horizon} from the "
+                f"num_action_steps must be at most {self.chunk_size}, the actions of prediction_horizon "
+                f"{self.prediction_horizon} from the "
                 f"present step on with num_obs_steps {self.num_obs_steps}, not {self.num_action_steps}"
             )
 

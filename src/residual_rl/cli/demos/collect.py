@@ -158,8 +158,7 @@ def _parse_collect(
 
 
 def _make_env(cfg: TrainCfg, what: CollectCfg) -> ResidualEnv:
-    """As many worlds as are asked for, and no more than there are episodes; without a number as many as
-    memory allows."""
+    """`num_envs` envs, but no more than episodes; without `num_envs`, as many as memory allows."""
     num_envs = min(what.num_envs or NUM_ENVS, what.n_episodes)
     env = make_residual_env(cfg, num_envs)
     if what.num_envs is None and worlds_that_fit(env.vec_env) < num_envs:
@@ -177,7 +176,10 @@ def _describe(
     name = f"base policy {cfg.base_policy_id!r}"
     residual = None
     if exported is not None:
-        name += f" with a residual ({cfg.learner_id}, {exported.step} steps of training, scale {exported.residual_scale:g})"
+        name += (
+            f" with a residual ({cfg.learner_id}, {exported.step} steps of training, scale "
+            f"{exported.residual_scale:g})"
+        )
         residual = {
             "learner": cfg.learner_id,
             "step": exported.step,
@@ -220,7 +222,7 @@ def _tell_collected(
         return 128 + signal
     if stored < what.n_episodes:
         raise ConfigError(
-            f"{rate}, and {what.n_episodes} were asked for: {where}; take a better --policy or less --noise"
+            f"{rate}, and {what.n_episodes} were requested: {where}; use a better --policy or less --noise"
         )
     speed = f"{collected.ran / minutes:,.0f} episodes a minute" if minutes else ""
     Console().print(

@@ -1,4 +1,4 @@
-"""`residual-rl demos info`: what a file of demonstrations holds."""
+"""`residual-rl demos info`: a summary of a file of demonstrations."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class InfoFlags:
 
 
 def main(argv: Sequence[str]) -> int:
-    file, rest = require_demos_file(argv, "info", "Tell what a file of demonstrations holds")
-    what = "Tell what a file of demonstrations holds."
+    file, rest = require_demos_file(argv, "info", "Summarise a file of demonstrations")
+    what = "Summarise a file of demonstrations."
     flags: InfoFlags = parse_flags({"own": InfoFlags()}, rest, f"demos info {file}", what)["own"]
     console = Console()
     with Demonstrations.open(file) as demos:
@@ -36,22 +36,24 @@ def main(argv: Sequence[str]) -> int:
             max(float(part.actions.max()) for part in parts),
         )
         rows = {
-            "task": f"{demos.env_id} ({'as residual-rl stores it' if demos.own else 'as ManiSkill stores it'})",
+            "task": f"{demos.env_id} "
+            "({'as residual-rl stores it' if demos.own else 'as ManiSkill stores it'})",
             **(
                 {"settings": settings_as_flags(demos.task_id, demos.task_settings) or "the task's own"}
                 if demos.own
                 else {}
             ),
-            "acted by": str(info.get("source_desc") or info.get("source_type") or "not told"),
+            "policy": str(info.get("source_desc") or info.get("source_type") or "unknown"),
             "episodes": f"{len(demos)}, {sum(lengths):,} steps",
             "success": f"{sum(known)} of {len(known)} ({100 * sum(known) / len(known):.1f} %)"
             if known
             else "not stored",
-            "steps an episode": f"{min(lengths)} to {max(lengths)}, median {sorted(lengths)[len(lengths) // 2]}",
+            "steps an episode": f"{min(lengths)} to {max(lengths)}, median "
+            "{sorted(lengths)[len(lengths) // 2]}",
             "observations": ", ".join(f"{name} {list(shape)}" for name, shape in demos.obs_shapes.items())
             or "none",
             "actions": f"[{demos.action_dim}], from {low:.3g} to {high:.3g}",
-            "beside them": ", ".join(name for name in _BESIDE if _has(parts[0], name)) or "nothing",
+            "also stored": ", ".join(name for name in _BESIDE if _has(parts[0], name)) or "nothing",
             "noise": _noise_of(info),
             "size": f"{demos.path.stat().st_size / 1e6:.1f} MB",
         }
@@ -75,7 +77,7 @@ def _has(demo: Any, name: str) -> bool:
 def _noise_of(info: dict[str, Any]) -> str:
     collected = info.get("collected") or {}
     if not collected.get("noise"):
-        return "none" if collected else "not told"
+        return "none" if collected else "unknown"
     return f"{collected['noise']:g}, correlation {collected['noise_correlation']:g}"
 
 

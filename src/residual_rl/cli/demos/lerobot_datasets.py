@@ -42,7 +42,10 @@ def to_lerobot(argv: Sequence[str]) -> int:
         ProgressBar(len(demos), unit="episodes", title="to-lerobot") as bar,
     ):
         written = export(demos, folder, parsed["cfg"], lambda done: bar.update(done, None))
-    text = f"{folder} holds {written.episodes} episodes, {written.frames:,} frames at {written.fps} a second (LeRobotDataset v3)"
+    text = (
+        f"{folder} holds {written.episodes} episodes, {written.frames:,} frames at {written.fps} a second "
+        "(LeRobotDataset v3)"
+    )
     Console().print(text, soft_wrap=True, highlight=False)
     return 0
 
@@ -68,7 +71,7 @@ def from_lerobot(argv: Sequence[str]) -> int:
     task_id = head.task or (recording.side["task"] if recording and recording.side else None)
     if task_id is None and not wants_help:
         raise ConfigError(
-            f"{source} does not tell which task it is of; say it with --task TASK (`residual-rl list` shows the tasks)"
+            f"{source} does not name its task; give it with --task TASK (`residual-rl list` shows the tasks)"
         )
     settings = None if task_id is None else _defaults(task_id, recording).task
     groups = {"own": ImportFlags(task=task_id or ""), "cfg": ImportCfg(), "settings": settings}
@@ -109,8 +112,8 @@ def _write(recording: Recording, task_id: str, flags: ImportFlags, cfg: ImportCf
 
 
 def _defaults(task_id: str, recording: Recording | None) -> TrainCfg:
-    """The task's settings: those of a dataset of ours, else the defaults, with absolute joint targets where a
-    task can take them."""
+    """The task's settings: those stored in the dataset, otherwise the defaults, with absolute joint targets
+    where a task can take them."""
     cfg = TrainCfg.default(task_id)
     side = recording.side if recording else None
     if side is not None and side["task"] == task_id:
@@ -120,7 +123,8 @@ def _defaults(task_id: str, recording: Recording | None) -> TrainCfg:
             )
         except (UnknownNameError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{recording.source if recording else ''} holds settings that this release does not take: {error}"
+                f"{recording.source if recording else ''} holds settings that this release does not take: "
+                f"{error}"
             ) from error
     modes = {field.name: field for field in dataclasses.fields(cfg.task)}
     return (
@@ -144,7 +148,8 @@ def _tell(out: Path, episodes: int, converter: Converter) -> None:
     lines = [f"{out} holds {episodes} episodes, {done.steps:,} steps"]
     if done.late:
         lines.append(
-            f"{done.late:,} steps have a joint's target more than {LAG:g} degrees or per cent behind what was recorded, "
+            f"{done.late:,} steps have a joint's target more than {LAG:g} degrees or per cent behind what "
+            "was recorded, "
             f"{done.largest:.1f} at most: the task's actions cannot follow as fast"
         )
     if done.clipped:

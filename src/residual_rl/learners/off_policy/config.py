@@ -134,16 +134,19 @@ class OffPolicyCfg(CheckedCfg):
         super().__post_init__()
         if self.num_target_critics > self.num_critics:
             raise ConfigError(
-                f"num_target_critics must be at most num_critics ({self.num_critics}), not {self.num_target_critics}"
+                f"num_target_critics must be at most num_critics ({self.num_critics}), not "
+                f"{self.num_target_critics}"
             )
         if self.demos is not None and self.demo_batch_size == 0:
             raise ConfigError(
-                f"demos has no effect: demo_share {self.demo_share} of a batch of {self.batch_size} is nothing; set --demo-share 0.25, or "
+                f"demos has no effect: demo_share {self.demo_share} of a batch of {self.batch_size} is "
+                "nothing; set --demo-share 0.25, or "
                 "0.5 for symmetric sampling"
             )
         if "base_action" in self.obs_keys:
             raise ConfigError(
-                "obs_keys must not name base_action here: actor_input and critic_base_action decide who sees it"
+                "obs_keys must not name base_action here: actor_input and critic_base_action decide who "
+                "sees it"
             )
 
     @property
@@ -174,7 +177,8 @@ class SACCfg(OffPolicyCfg):
         low, high = self.log_std_range
         if not low < math.log(self.init_std) < high:
             raise ConfigError(
-                f"init_std must be within exp({low:g}) and exp({high:g}), the log_std_range, not {self.init_std}"
+                f"init_std must be within exp({low:g}) and exp({high:g}), the log_std_range, not "
+                f"{self.init_std}"
             )
 
 
@@ -183,9 +187,9 @@ class PolicyDecoratorCfg(SACCfg):
     """Settings of Policy Decorator as it was published: Yuan et al., ICLR 2025, arXiv 2412.13630, and its
     released scripts.
 
-    With it `train` has 16 worlds, where `num_steps` is training every 64 steps; decisions of whole executed
-    chunks; the residual scale of peg insertion, 0.1; and no penalty. It is meant for sparse rewards of 1
-    (each decision costs 1), which the task has to be told (`so101-paper`: `--reward-mode sparse
+    With it `train` uses 16 envs, so that `num_steps` means training every 64 steps; decisions of whole
+    executed chunks; the residual scale of peg insertion, 0.1; and no penalty. It is meant for sparse rewards
+    of 1 (each decision costs 1), which are settings of the task (`so101-paper`: `--reward-mode sparse
     --reward-success 1`), and for base policies that execute chunks of 4. Deviations: the executed action, and
     so the critics' input, is clipped; critics are clipped together, and their loss is half of the published
     one; hidden layers begin orthogonal, not as torch has them.

@@ -95,7 +95,8 @@ class PPOCfg(CheckedCfg):
         samples = num_envs * self.num_steps
         if self.minibatch_size > samples:
             raise ConfigError(
-                f"minibatch_size is {self.minibatch_size} but num_envs * num_steps is {samples}: choose {samples} or less"
+                f"minibatch_size is {self.minibatch_size} but num_envs * num_steps is {samples}: choose "
+                f"{samples} or less"
             )
         count = round(samples / self.minibatch_size)
         return count, samples // count

@@ -51,7 +51,7 @@ class SO101PaperCfg(CheckedCfg):
     """Reward per metre between fingertip and sheet centre, each step [1/m]; shaping for learning without a
     base policy, off by default."""
 
-    # --- what varies between episodes; every draw depends on the episode's seed alone ---
+    # --- randomisation; every draw depends only on the episode's seed ---
     randomization: Literal["on", "off"] = "on"
     """`off` sets each of the quantities below to the middle of its range."""
     sheet_x: Range = (0.20, 0.35)
@@ -96,7 +96,7 @@ class SO101PaperCfg(CheckedCfg):
     """A MuJoCo model of the robot to use instead of the built-in one; it must have the same joint names and a
     site `gripperframe`."""
 
-    # --- what is observed ---
+    # --- observations ---
     position_noise: NonNegativeFloat = 0.0
     """Standard deviation of the noise on observed positions of sheet and fingertip, drawn each step [m]."""
     angle_noise: NonNegativeFloat = 0.0
@@ -118,5 +118,6 @@ class SO101PaperCfg(CheckedCfg):
             raise ConfigError(f"action_latency is for control_mode joint_delta, not {self.control_mode}")
         if self.curriculum != "none" and self.curriculum_tolerance < self.tolerance:
             raise ConfigError(
-                f"curriculum_tolerance ({self.curriculum_tolerance}) must not be below tolerance ({self.tolerance})"
+                f"curriculum_tolerance ({self.curriculum_tolerance}) must not be below tolerance "
+                f"({self.tolerance})"
             )
