@@ -118,7 +118,6 @@ def test_commands__residual_rl_takes_them(command: Command, parse: Callable[[lis
         parse(words)
 
 
-@pytest.mark.xfail(reason="--output-dir and --output are to become aliases of --out: see with_present_flags")
 def test_commands__all_commands_take_output_dir() -> None:
     for argv in (["imitate", "demos.h5"], ["convert", "x.pt"], ["demos", "to-lerobot", "demos.h5"]):
         with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):

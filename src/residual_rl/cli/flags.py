@@ -102,18 +102,28 @@ def parse_flags(
         command: the command with its target, e.g. `train so101-paper`, for the usage line.
         description: one sentence for the help.
     """
-    return _parse(groups, argv, command, description=description)
+    return _parse(groups, argv, command, description=description)[0]
 
 
 def parse_head(default: T, argv: Sequence[str], command: str, group: str = "own") -> T:
     """The flags of the dataclass `default`, on whose values the other flags of `command` depend; other
     arguments are ignored."""
-    values: T = _parse({group: default}, argv, command, return_unknown_args=True, add_help=False)[group]
+    values: T = _parse({group: default}, argv, command, return_unknown_args=True, add_help=False)[0][group]
     return values
 
 
-def _parse(groups: Mapping[str, Any], argv: Sequence[str], command: str, **options: Any) -> dict[str, Any]:
-    """The groups with the values that the arguments give; `options` are those of `tyro.cli`."""
+def parse_known(default: T, argv: Sequence[str], command: str, description: str) -> tuple[T, list[str]]:
+    """The flags of the dataclass `default`, and the arguments that are not among them; see `parse_flags`."""
+    parsed, others = _parse(
+        {"own": default}, argv, command, description=description, return_unknown_args=True
+    )
+    return parsed["own"], others
+
+
+def _parse(
+    groups: Mapping[str, Any], argv: Sequence[str], command: str, **options: Any
+) -> tuple[dict[str, Any], list[str]]:
+    """The groups with the values that the arguments give, and unknown arguments; `options` are those of `tyro.cli`."""
     given = {name: default for name, default in groups.items() if default is not None}
     registry = ConstructorRegistry()
 
@@ -124,7 +134,7 @@ def _parse(groups: Mapping[str, Any], argv: Sequence[str], command: str, **optio
     parsed: Any = tyro.cli(
         _Flags, args=list(argv), prog=f"residual-rl {command}", registry=registry, **options
     )
-    values = parsed[0] if options.get("return_unknown_args") else parsed
+    values, others = parsed if options.get("return_unknown_args") else (parsed, [])
     # created here and not by tyro, so that a ConfigError of a dataclass is raised unchanged
     result: dict[str, Any] = dict.fromkeys(groups)
     for group, default in given.items():
@@ -132,7 +142,7 @@ def _parse(groups: Mapping[str, Any], argv: Sequence[str], command: str, **optio
         result[group] = cls(
             **{field.name: values[f"{group}/{field.name}"] for field in dataclasses.fields(cls)}
         )
-    return result
+    return result, list(others)
 
 
 def _fields(groups: Mapping[str, Any]) -> tuple[StructFieldSpec, ...]:

@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 
 from residual_rl.cli import train
-from residual_rl.cli.flags import has_flag, parse_flags, require_target, resume_folder
+from residual_rl.cli.flags import has_flag, parse_flags, parse_known, require_target, resume_folder
 from residual_rl.errors import ConfigError
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.sweeps.executor import require_executor, run_trials
@@ -116,15 +116,7 @@ def _parse(task_id: str, argv: Sequence[str]) -> tuple[SweepFlags, list[str]]:
         f"Train a grid of settings with several seeds. Flags of `residual-rl train {task_id} --help` hold "
         "for every trial."
     )
-    parsed: Any = tyro.cli(
-        SweepFlags,
-        args=list(argv),
-        prog=f"residual-rl sweep {task_id}",
-        description=about,
-        return_unknown_args=True,
-    )
-    flags, shared = parsed
-    return flags, list(shared)
+    return parse_known(SweepFlags(), argv, f"sweep {task_id}", about)
 
 
 def _resume(argv: Sequence[str]) -> int:
