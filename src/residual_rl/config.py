@@ -141,14 +141,10 @@ class TrainCfg:
         cfg = cls(task_id, base_policy_id, spec.default_config(), base, learner, learner_id=spec.learner)
         cfg = replace_fields(cfg, dict(spec.train_overrides))
         if spec.variant is not None and spec.variant_overrides is not None:
-            cfg = replace_fields(
-                cfg, dict(load(spec.variant_overrides)(variant or getattr(cfg.task, spec.variant)))
-            )
+            cfg = replace_fields(cfg, dict(load(spec.variant_overrides)(variant or getattr(cfg.task, spec.variant))))
         learner_id = learner_id or spec.learner
         if learner_id != spec.learner:
-            cfg = dataclasses.replace(
-                cfg, learner_id=learner_id, learner=LEARNERS.get(learner_id).default_config()
-            )
+            cfg = dataclasses.replace(cfg, learner_id=learner_id, learner=LEARNERS.get(learner_id).default_config())
         return replace_fields(cfg, dict(LEARNERS.get(learner_id).train_overrides))
 
     def to_dict(self) -> dict[str, Any]:
@@ -163,9 +159,7 @@ class TrainCfg:
             task_id=data["task_id"],
             base_policy_id=data["base_policy_id"],
             task=from_plain(load(TASKS.get(data["task_id"]).config), data["task"]),
-            base=with_trust(from_plain(load(base_config), data["base"]), False)
-            if base_config
-            else None,  # a file's own word is none
+            base=with_trust(from_plain(load(base_config), data["base"]), False) if base_config else None,  # a file's own word is none
             learner=from_plain(load(LEARNERS.get(data["learner_id"]).config), data["learner"]),
             residual=from_plain(ResidualCfg, data["residual"]),
             run=from_plain(RunCfg, data["run"]),

@@ -41,9 +41,7 @@ class JacobianCfg(CheckedCfg):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.pitch_near[0] >= self.pitch_far[0]:
-            raise ConfigError(
-                f"pitch_near must be at a shorter distance than pitch_far, not {self.pitch_near[0]} and {self.pitch_far[0]}"
-            )
+            raise ConfigError(f"pitch_near must be at a shorter distance than pitch_far, not {self.pitch_near[0]} and {self.pitch_far[0]}")
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,7 @@ from residual_rl.registry import BasePolicySpec, register_base_policy
 from residual_rl.utils.text import parse_pairs
 from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, Port, PositiveFloat, PositiveInt, Rule
 
-_WEBSOCKET_URL = Rule(
-    "empty or begin with ws:// or wss://", lambda url: not url or url.startswith(("ws://", "wss://"))
-)
+_WEBSOCKET_URL = Rule("empty or begin with ws:// or wss://", lambda url: not url or url.startswith(("ws://", "wss://")))
 
 
 @dataclass(frozen=True)

@@ -54,9 +54,7 @@ def main(argv: Sequence[str]) -> int:
     for row in results["rows"]:
         if row["note"]:
             console.print(f"{row['name']}: {row['note']}.", soft_wrap=True)
-    before, after = (
-        " ".join(f"{value:.1f}" for value in results["load_average"][when]) for when in ("before", "after")
-    )
+    before, after = (" ".join(f"{value:.1f}" for value in results["load_average"][when]) for when in ("before", "after"))
     cpu, cores = results["machine"]["cpu"], results["machine"]["cores"]
     console.print(
         f"{cores} cores of {cpu}; load average {before} before, {after} after. Other load distorts.",
@@ -68,17 +66,13 @@ def main(argv: Sequence[str]) -> int:
 
 def _table(results: dict[str, Any]) -> Table:
     title = f"{results['task']}: medians of several turns"
-    table = Table(
-        "what", title=title, caption=results["caption"], title_justify="left", caption_justify="left"
-    )
+    table = Table("what", title=title, caption=results["caption"], title_justify="left", caption_justify="left")
     table.add_column("median", justify="right")
     table.add_column("from … to", justify="right")
     table.add_column("unit")
     for row in results["rows"]:
         value = "-" if row["value"] is None else _number(row["value"])
-        table.add_row(
-            row["name"], value, " … ".join(map(_number, row["spread"])) if row["spread"] else "", row["unit"]
-        )
+        table.add_row(row["name"], value, " … ".join(map(_number, row["spread"])) if row["spread"] else "", row["unit"])
     return table
 
 

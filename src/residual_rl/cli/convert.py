@@ -32,12 +32,8 @@ def main(argv: Sequence[str]) -> int:
     """Read, write, and tell what was made."""
     named = bool(argv) and not argv[0].startswith("-")
     if not named and not HELP & set(argv):
-        raise ConfigError(
-            "convert needs a checkpoint: put it first, residual-rl convert CHECKPOINT [options]"
-        )
-    parsed = parse_flags(
-        {"own": ConvertFlags(), "cfg": ConvertCfg()}, argv[named:], "convert CHECKPOINT", f"{_WHAT}."
-    )
+        raise ConfigError("convert needs a checkpoint: put it first, residual-rl convert CHECKPOINT [options]")
+    parsed = parse_flags({"own": ConvertFlags(), "cfg": ConvertCfg()}, argv[named:], "convert CHECKPOINT", f"{_WHAT}.")
     flags: ConvertFlags = parsed["own"]
     cfg: ConvertCfg = parsed["cfg"]
     out = flags.output_dir or Path("runs") / f"convert-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -69,7 +65,5 @@ def main(argv: Sequence[str]) -> int:
         soft_wrap=True,
     )
     console.print(f"Model: {out / MODEL_FILE}", soft_wrap=True)
-    console.print(
-        f"Evaluate it: residual-rl eval TASK{mode} --base-policy il --il-checkpoint {out}", soft_wrap=True
-    )
+    console.print(f"Evaluate it: residual-rl eval TASK{mode} --base-policy il --il-checkpoint {out}", soft_wrap=True)
     return 0

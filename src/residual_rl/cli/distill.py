@@ -69,9 +69,7 @@ def main(argv: Sequence[str]) -> int:
     """Parse, collect, train, evaluate."""
     if has_flag(argv, "--resume"):
         return _resume(argv)
-    target, rest = require_target(
-        argv, "distill", "RUN", "Make one policy of a run, or go on by --resume FOLDER"
-    )
+    target, rest = require_target(argv, "distill", "RUN", "Make one policy of a run, or go on by --resume FOLDER")
     run = Path(target)
     head = parse_head(_Head(), rest, f"distill {target}")
     imitate_head = parse_head(_ImitateHead(), rest, f"distill {target}", "imitate")
@@ -99,9 +97,7 @@ def _check(cfg: DistillCfg, imitation: ImitateCfg) -> None:
     if imitation.algo != cfg.algo:
         raise ConfigError(f"choose the algorithm with --algo {imitation.algo}, not with --imitate.algo")
     if imitation.n_episodes is not None:
-        raise ConfigError(
-            f"choose how many episodes with --n-episodes {imitation.n_episodes}, not with --imitate.n-episodes"
-        )
+        raise ConfigError(f"choose how many episodes with --n-episodes {imitation.n_episodes}, not with --imitate.n-episodes")
 
 
 def _check_observed(names: Sequence[str], teacher: Teacher) -> None:
@@ -125,9 +121,7 @@ def _resume(argv: Sequence[str]) -> int:
             cfg, imitation = from_plain(DistillCfg, data["distill"]), from_plain(ImitateCfg, data["imitate"])
             run, digest = Path(data["run"]), data["sha256"]
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{folder.config_file} is not the configuration of distilling: {error}"
-            ) from error
+            raise CheckpointError(f"{folder.config_file} is not the configuration of distilling: {error}") from error
         teacher = find_teacher(run, cfg.model)
         check_same_teacher(digest, teacher)
         return _distill(teacher, cfg, imitation, out)

@@ -48,10 +48,6 @@ def main(argv: Sequence[str]) -> int:
             status.update(f"{len(checks)} checks done; the last: {check.name}")
     console.print(format_table(f"Sanity of {target}", checks))
     failed = [check.name for check in checks if not check.ok]
-    verdict = (
-        f"{len(failed)} of {len(checks)} checks failed: {'; '.join(failed)}"
-        if failed
-        else f"all {len(checks)} checks hold"
-    )
+    verdict = f"{len(failed)} of {len(checks)} checks failed: {'; '.join(failed)}" if failed else f"all {len(checks)} checks hold"
     console.print(f"{verdict} ({time.perf_counter() - start:.0f} s)", soft_wrap=True)
     return 1 if failed else 0

@@ -92,9 +92,7 @@ def _parse(argv: Sequence[str], target: str, cfg: TrainCfg, own: EvalFlags) -> t
 def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
     found = find_policy(path, parse_head(EvalFlags(), argv, f"eval {path}").model)
     if found.run is None:
-        raise ConfigError(
-            f"{path} is a model outside of a run folder; name a run for the figures: residual-rl eval RUN --model {path}"
-        )
+        raise ConfigError(f"{path} is a model outside of a run folder; name a run for the figures: residual-rl eval RUN --model {path}")
     run, trained = RunFolder(found.run), found.exported
     flags, cfg = _parse(argv, str(path), trained.cfg, EvalFlags())
     scale = trained.residual_scale if flags.residual_scale is None else flags.residual_scale
@@ -110,11 +108,7 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
         "model_step": exported.step,
         "residual_scale": scale,
         "changed_from_training": _changes(trained.cfg, cfg)
-        | (
-            {"residual.residual_scale": [trained.residual_scale, scale]}
-            if scale != trained.residual_scale
-            else {}
-        ),
+        | ({"residual.residual_scale": [trained.residual_scale, scale]} if scale != trained.residual_scale else {}),
     }
     evaluation = summarize(results, _seeds(flags), cfg.task_id, settings, _units(cfg))
     write_json(run.eval_file, evaluation)
@@ -139,9 +133,7 @@ def _evaluate_base(task_id: str, argv: Sequence[str]) -> int:
     for name in ("model", "residual_scale", "compare_base", "plot", "save_video"):
         value = getattr(flags, name)
         if value is not None and value is not False:  # a scale of 0 is given too
-            raise ConfigError(
-                f"--{name.replace('_', '-')} needs a run folder: train first, then `residual-rl eval RUN`"
-            )
+            raise ConfigError(f"--{name.replace('_', '-')} needs a run folder: train first, then `residual-rl eval RUN`")
     torch.set_num_threads(cfg.run.torch_threads)
     results = {"base": _run_episodes(cfg, flags)}
     if flags.compare_zero:
@@ -157,9 +149,7 @@ def _seeds(flags: EvalFlags) -> range:
     return range(flags.first_seed, flags.first_seed + flags.n_episodes)
 
 
-def _run_episodes(
-    cfg: TrainCfg, flags: EvalFlags, exported: ExportedPolicy | None = None, base_policy_id: str | None = None
-) -> Episodes:
+def _run_episodes(cfg: TrainCfg, flags: EvalFlags, exported: ExportedPolicy | None = None, base_policy_id: str | None = None) -> Episodes:
     """Evaluate base + residual, or without `exported` the base alone."""
     name = "residual" if exported else base_policy_id or "base"
     return run_episodes(cfg, _seeds(flags), flags.eval_envs, name, exported, base_policy_id)

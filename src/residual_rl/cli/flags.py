@@ -55,9 +55,7 @@ def require_target(argv: Sequence[str], command: str, target: str, purpose: str)
         ("|", " or "),
     ):
         kind = kind.replace(word, meaning)
-    raise ConfigError(
-        f"{command} needs {kind}: put it first, {usage} [options]; `residual-rl list` shows the tasks"
-    )
+    raise ConfigError(f"{command} needs {kind}: put it first, {usage} [options]; `residual-rl list` shows the tasks")
 
 
 def has_flag(argv: Sequence[str], name: str) -> bool:
@@ -84,9 +82,7 @@ class _Flags:
     """The root type that stands for all groups of a command."""
 
 
-def parse_flags(
-    groups: Mapping[str, Any], argv: Sequence[str], command: str, description: str
-) -> dict[str, Any]:
+def parse_flags(groups: Mapping[str, Any], argv: Sequence[str], command: str, description: str) -> dict[str, Any]:
     """The groups with the values that the arguments give.
 
     The fields of all groups are flags of one command line, under their own names. Those of `base` and `imitate` have the group as a prefix, e.g. `--base.damping`; a field

@@ -69,9 +69,7 @@ def main(argv: Sequence[str]) -> int:
         demos = demos or stored_demos
     else:
         if demos is None and not wants_help:
-            raise ConfigError(
-                "imitate needs a file of demonstrations: put it first, residual-rl imitate DEMOS [options]"
-            )
+            raise ConfigError("imitate needs a file of demonstrations: put it first, residual-rl imitate DEMOS [options]")
         default = _default(parse_head(_Head(), rest, "imitate DEMOS"), wants_help)
     # the settings
     groups = {"own": ImitateFlags(output_dir=resumed), "cfg": default}
@@ -82,9 +80,7 @@ def main(argv: Sequence[str]) -> int:
     if resumed is not None:
         _check_same(default, cfg)
     elif out.is_dir() and any(out.iterdir()):
-        raise ConfigError(
-            f"{out} is not empty; choose another --output-dir, or resume it: residual-rl imitate --resume {out}"
-        )
+        raise ConfigError(f"{out} is not empty; choose another --output-dir, or resume it: residual-rl imitate --resume {out}")
     # the training
     summary = load(ALGOS[cfg.algo])(cfg, demos, out, resumed is not None)
     return _report(summary, demos, out)
@@ -122,9 +118,7 @@ def _stored(folder: Path) -> tuple[Path, ImitateCfg]:
         demos = Path(data.pop("demos"))
         return demos, from_plain(ImitateCfg, data)
     except FileNotFoundError:
-        raise CheckpointError(
-            f"{file} does not exist; {folder} holds no training to resume: leave out --resume"
-        ) from None
+        raise CheckpointError(f"{file} does not exist; {folder} holds no training to resume: leave out --resume") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} is not the configuration of an imitation training: {error}") from error
 
@@ -142,9 +136,7 @@ def _report(summary: dict[str, Any], demos: Path, out: Path) -> int:
     console = Console()
     steps, took = f"{summary['steps']:,} steps", clock_time(summary["wall_time"])
     if not summary["finished"]:
-        console.print(
-            f"Stopped after {steps}, saved. Go on with: residual-rl imitate --resume {out}", soft_wrap=True
-        )
+        console.print(f"Stopped after {steps}, saved. Go on with: residual-rl imitate --resume {out}", soft_wrap=True)
         return 128 + int(summary["signal"])
     found = []
     if summary["best_success_rate"] is not None:
@@ -154,11 +146,7 @@ def _report(summary: dict[str, Any], demos: Path, out: Path) -> int:
     console.print(f"Trained {steps} in {took}; best: {', '.join(found) or 'not evaluated'}.", soft_wrap=True)
     console.print(f"Model: {out / summary['model']}", soft_wrap=True)
     settings = settings_as_flags(summary["task"], summary.get("task_settings") or {})
-    words = (
-        f"{summary['task']} {settings} --base-policy {summary['base_policy']} --il-checkpoint {out}".replace(
-            "  ", " "
-        )
-    )
+    words = f"{summary['task']} {settings} --base-policy {summary['base_policy']} --il-checkpoint {out}".replace("  ", " ")
     console.print(f"Evaluate it: residual-rl eval {words} --n-episodes 200", soft_wrap=True)
     console.print(f"Put a residual on it: residual-rl train {words}", soft_wrap=True)
     return 0

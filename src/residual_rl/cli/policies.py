@@ -13,9 +13,7 @@ ORACLE = "oracle"
 """Name for the task's `TaskSpec.oracle`, whichever base policy that is."""
 
 
-def resolve_policy(
-    task_id: str, policy: str | None, model: str | None, command: str
-) -> tuple[ExportedPolicy | None, TrainCfg]:
+def resolve_policy(task_id: str, policy: str | None, model: str | None, command: str) -> tuple[ExportedPolicy | None, TrainCfg]:
     """The residual policy, if a run or a model is named, and the settings that go with the name.
 
     Args:
@@ -31,9 +29,7 @@ def resolve_policy(
         exported = find_policy(policy, model).exported
         trained = exported.cfg.task_id
         if trained != task_id:
-            raise ConfigError(
-                f"{policy} was trained on task {trained!r}: residual-rl {command} {trained} --policy {policy}"
-            )
+            raise ConfigError(f"{policy} was trained on task {trained!r}: residual-rl {command} {trained} --policy {policy}")
         return exported, exported.cfg
     if policy == ORACLE:
         oracle = TASKS.get(task_id).oracle

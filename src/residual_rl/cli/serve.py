@@ -58,17 +58,13 @@ class ServeFlags(CheckedCfg):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.action_units == "normalized" and self.protocol != "openpi":
-            raise ConfigError(
-                "action_units normalized needs --protocol openpi: GR00T's protocol sends joint positions"
-            )
+            raise ConfigError("action_units normalized needs --protocol openpi: GR00T's protocol sends joint positions")
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, and serve until a signal ends it."""
     target, rest = require_target(argv, "serve", "POLICY|RUN", "Serve a policy")
-    flags, cfg = _parse(
-        target, rest, _settings(target, parse_head(ServeFlags(), rest, f"serve {target}").task)
-    )
+    flags, cfg = _parse(target, rest, _settings(target, parse_head(ServeFlags(), rest, f"serve {target}").task))
     torch.set_num_threads(cfg.run.torch_threads)
     service = _make_service(flags, cfg)
     port = PORTS[flags.protocol] if flags.port is None else flags.port
@@ -83,9 +79,7 @@ def _settings(target: str, task: str | None) -> TrainCfg:
         exported = find_policy(path).exported
         trained = exported.cfg
         if task is not None and task != trained.task_id:
-            raise ConfigError(
-                f"{target} was trained on task {trained.task_id!r}, not {task!r}: leave out --task"
-            )
+            raise ConfigError(f"{target} was trained on task {trained.task_id!r}, not {task!r}: leave out --task")
         base = dataclasses.replace(BASE_POLICIES.get(TRAINED).default_config(), checkpoint=target)
         return dataclasses.replace(trained, base_policy_id=TRAINED, base=base)
     try:
@@ -93,9 +87,7 @@ def _settings(target: str, task: str | None) -> TrainCfg:
     except UnknownNameError as error:
         raise ConfigError(f"{target} is neither a run folder nor a base policy: {error}") from None
     if task is None:
-        raise ConfigError(
-            f"which task? residual-rl serve {target} --task TASK; there are {', '.join(spec.id for spec in TASKS.all())}"
-        )
+        raise ConfigError(f"which task? residual-rl serve {target} --task TASK; there are {', '.join(spec.id for spec in TASKS.all())}")
     return TrainCfg.default(task, target)
 
 
@@ -107,9 +99,7 @@ def _parse(target: str, argv: Sequence[str], cfg: TrainCfg) -> tuple[ServeFlags,
 
 
 def _make_service(flags: ServeFlags, cfg: TrainCfg) -> PolicyService:
-    env = load(TASKS.get(cfg.task_id).make)(
-        cfg.task, flags.max_sessions, cfg.run.num_threads, cfg.run.sim_device
-    )
+    env = load(TASKS.get(cfg.task_id).make)(cfg.task, flags.max_sessions, cfg.run.num_threads, cfg.run.sim_device)
     protocol: Protocol = flags.protocol
     units: ActionUnits = flags.action_units or ("normalized" if protocol == "openpi" else "hardware")
     keys = {name: key for key, name in parse_pairs(flags.keys, "keys").items()}
@@ -124,11 +114,7 @@ def _name_of(cfg: TrainCfg) -> str:
 def _describe(service: PolicyService, address: str) -> None:
     """Print what is served, where, and what clients must send."""
     told = service.handshake
-    units = (
-        service.env.hardware.units
-        if service.joints is not None and service.env.hardware is not None
-        else None
-    )
+    units = service.env.hardware.units if service.joints is not None and service.env.hardware is not None else None
     console = Console()
     console.print(
         f"Serving {told.policy} of task {told.task} at {address}, protocol {told.protocol}. Ctrl-C ends it.",

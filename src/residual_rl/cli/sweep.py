@@ -76,9 +76,7 @@ def main(argv: Sequence[str]) -> int:
     """Parse, run what is left, rank."""
     if has_flag(argv, "--resume"):
         return _resume(argv)
-    task_id, rest = require_target(
-        argv, "sweep", "TASK", "Train a grid of settings with several seeds, or go on with --resume SWEEP"
-    )
+    task_id, rest = require_target(argv, "sweep", "TASK", "Train a grid of settings with several seeds, or go on with --resume SWEEP")
     flags, shared = _parse(task_id, rest)
     output = flags.output_dir or Path("sweeps") / f"{task_id}-{time.strftime('%Y%m%d-%H%M%S')}"
     check_train_flags(shared, {})
@@ -123,9 +121,7 @@ def _parse(task_id: str, argv: Sequence[str]) -> tuple[SweepFlags, list[str]]:
 
 def _resume(argv: Sequence[str]) -> int:
     args = argv if resume_folder(argv, "sweep") is not None else ["--help"]
-    flags: ResumeFlags = parse_flags({"own": ResumeFlags}, args, "sweep", "Resume an interrupted sweep.")[
-        "own"
-    ]
+    flags: ResumeFlags = parse_flags({"own": ResumeFlags}, args, "sweep", "Resume an interrupted sweep.")["own"]
     folder = flags.resume.resolve()
     sweep = read_sweep(folder)
     require_executor(flags.ray_address, sweep.gpus_per_trial)
@@ -158,16 +154,12 @@ def _run(sweep: SweepCfg, trials: Sequence[Trial], folder: Path, address: str | 
     return _tell(console, report, trials, folder, stop.signal)
 
 
-def _tell(
-    console: Console, report: dict[str, Any], trials: Sequence[Trial], folder: Path, signal: int | None
-) -> int:
+def _tell(console: Console, report: dict[str, Any], trials: Sequence[Trial], folder: Path, signal: int | None) -> int:
     if report["ranking"]:
         console.print(ranking_table(report))
     failed = [trial for trial in report["trials"] if trial["state"] == "failed"]
     for trial in failed:
-        console.print(
-            f"Failed: {trial['name']}: {trial['reason']}", soft_wrap=True, highlight=False, markup=False
-        )
+        console.print(f"Failed: {trial['name']}: {trial['reason']}", soft_wrap=True, highlight=False, markup=False)
     finished = sum(trial["state"] == "finished" for trial in report["trials"])
     console.print(
         f"{finished} of {len(trials)} trials finished. Report: {folder / 'report.md'}",

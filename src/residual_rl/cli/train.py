@@ -74,9 +74,7 @@ def main(argv: Sequence[str]) -> int:
     if flags.quick and code == 0:
         from residual_rl.cli import eval as evaluation
 
-        return evaluation.main(
-            [str(output), "--n-episodes", "8", "--compare-base", "--compare-zero", "--plot"]
-        )
+        return evaluation.main([str(output), "--n-episodes", "8", "--compare-base", "--compare-zero", "--plot"])
     return code
 
 
@@ -109,9 +107,7 @@ def _resume(argv: Sequence[str]) -> int:
     if folder is not None and not argv[0].startswith("-"):
         raise ConfigError(f"a run is resumed with its own task: residual-rl train --resume {folder}")
     args = argv if folder is not None else ["--help"]
-    options: ResumeFlags = parse_flags({"own": ResumeFlags}, args, "train", "Resume an interrupted run.")[
-        "own"
-    ]
+    options: ResumeFlags = parse_flags({"own": ResumeFlags}, args, "train", "Resume an interrupted run.")["own"]
     from residual_rl.runner import Runner
     from residual_rl.runs.run_folder import RunFolder
 
@@ -152,15 +148,9 @@ def _train(runner: Runner, folder: RunFolder) -> int:
             soft_wrap=True,
         )
         return 128 + int(summary["signal"])
-    console.print(
-        f"Trained {steps} in {took}; best evaluation in training: {100 * best:.1f} % success.", soft_wrap=True
-    )
+    console.print(f"Trained {steps} in {took}; best evaluation in training: {100 * best:.1f} % success.", soft_wrap=True)
     if summary["time_to_95"] is not None:
-        console.print(
-            f"95 % of the evaluation's episodes after {clock_time(summary['time_to_95'])} and {summary['step_to_95']:,} steps."
-        )
+        console.print(f"95 % of the evaluation's episodes after {clock_time(summary['time_to_95'])} and {summary['step_to_95']:,} steps.")
     console.print(f"Run folder: {folder.path}", soft_wrap=True)
-    console.print(
-        f"Evaluate it: residual-rl eval {folder.path} --compare-base --plot --save-video", soft_wrap=True
-    )
+    console.print(f"Evaluate it: residual-rl eval {folder.path} --compare-base --plot --save-video", soft_wrap=True)
     return 0

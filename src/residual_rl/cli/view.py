@@ -60,9 +60,7 @@ def main(argv: Sequence[str]) -> int:
     env = make_residual_env(cfg, 1)
     if exported is not None:
         env.residual_scale = exported.residual_scale if flags.residual_scale is None else flags.residual_scale
-    policy = (
-        exported.actor(env.observation_space, env.action_dim, env.device) if exported else no_residual(env)
-    )
+    policy = exported.actor(env.observation_space, env.action_dim, env.device) if exported else no_residual(env)
     try:
         _show(env, policy, flags, f"{cfg.base_policy_id} + residual" if exported else cfg.base_policy_id)
     finally:
@@ -88,9 +86,7 @@ def _show(env: ResidualEnv, policy: Policy, flags: ViewFlags, name: str) -> None
             console.print(str(path), soft_wrap=True)
     if flags.video is not None:
         make_folder(flags.video.parent)
-        write_comparison(
-            flags.video, env.vec_env, {name: record(env, policy, [flags.seed])}, flags.camera_size
-        )
+        write_comparison(flags.video, env.vec_env, {name: record(env, policy, [flags.seed])}, flags.camera_size)
         console.print(str(flags.video), soft_wrap=True)
     if flags.cameras is None and flags.video is None:
         console.print("Close the window or press Ctrl-C to end.")

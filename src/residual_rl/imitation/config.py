@@ -165,17 +165,11 @@ class ImitateCfg(CheckedCfg):
         if self.preset not in PRESETS:
             raise UnknownNameError("preset", self.preset, PRESETS)
         if self.num_action_steps > self.chunk_size:
-            raise ConfigError(
-                f"num_action_steps must be at most chunk_size ({self.chunk_size}), not {self.num_action_steps}"
-            )
+            raise ConfigError(f"num_action_steps must be at most chunk_size ({self.chunk_size}), not {self.num_action_steps}")
         if self.adapt_obs and not self.init_from:
-            raise ConfigError(
-                "adapt_obs needs a model whose weights are kept: give it with --init-from MODEL"
-            )
+            raise ConfigError("adapt_obs needs a model whose weights are kept: give it with --init-from MODEL")
         if self.sampling_steps > self.diffusion_steps and self.algo == "diffusion":
-            raise ConfigError(
-                f"sampling_steps must be at most diffusion_steps ({self.diffusion_steps}), not {self.sampling_steps}"
-            )
+            raise ConfigError(f"sampling_steps must be at most diffusion_steps ({self.diffusion_steps}), not {self.sampling_steps}")
 
     @classmethod
     def default(cls, algo: str = "flow", preset: str | None = None, device: str = "cpu") -> ImitateCfg:

@@ -37,9 +37,7 @@ class ConvertCfg(CheckedCfg):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sampling_steps > self.diffusion_steps:
-            raise ConfigError(
-                f"sampling_steps must be at most diffusion_steps ({self.diffusion_steps}), not {self.sampling_steps}"
-            )
+            raise ConfigError(f"sampling_steps must be at most diffusion_steps ({self.diffusion_steps}), not {self.sampling_steps}")
         if self.num_action_steps > self.chunk_size:
             raise ConfigError(
                 f"num_action_steps must be at most {self.chunk_size}, the actions of prediction_horizon {self.prediction_horizon} from the "

@@ -71,9 +71,7 @@ def collect_episodes(argv: Sequence[str]) -> int:
     env = _make_env(cfg, what)
     if exported is not None:
         env.residual_scale = exported.residual_scale
-    policy = (
-        exported.actor(env.observation_space, env.action_dim, env.device) if exported else no_residual(env)
-    )
+    policy = exported.actor(env.observation_space, env.action_dim, env.device) if exported else no_residual(env)
     begin = time.perf_counter()
     with (
         stop_signals() as stop,
@@ -105,24 +103,18 @@ def _collect_planned(task_id: str, argv: Sequence[str], name: str) -> int:
     }
     if any(given.values()):
         useless = ", ".join(flag for flag, is_given in given.items() if is_given)
-        raise ConfigError(
-            f"--policy {name} plans its episodes ahead, in --num-threads processes: it takes no {useless}"
-        )
+        raise ConfigError(f"--policy {name} plans its episodes ahead, in --num-threads processes: it takes no {useless}")
     check_output(flags.output, flags.overwrite)
     num_workers = flags.num_threads or len(os.sched_getaffinity(0))
     begin = time.perf_counter()
     with stop_signals() as stop:
-        planner: Planner = load(spec.planners[name])(
-            cfg.task, min(num_workers, what.n_episodes), flags.time_limit
-        )
+        planner: Planner = load(spec.planners[name])(cfg.task, min(num_workers, what.n_episodes), flags.time_limit)
         with (
             contextlib.closing(planner),
             DemoWriter(flags.output, _describe_planned(planner, cfg, name, what), flags.overwrite) as writer,
             ProgressBar(what.n_episodes, unit="episodes", title="collect") as bar,
         ):
-            collected = collect_planned(
-                planner, what, writer, stopped=lambda: stop.signal is not None, on_progress=bar.update
-            )
+            collected = collect_planned(planner, what, writer, stopped=lambda: stop.signal is not None, on_progress=bar.update)
     minutes = (time.perf_counter() - begin) / 60
     return _tell_collected(flags.output, writer.published, collected, what, minutes, stop.signal)
 
@@ -138,9 +130,7 @@ def _describe_planned(planner: Planner, cfg: TrainCfg, name: str, what: CollectC
         action_unit_name=planner.action_unit_name,
         source_type=name,
         source_desc=planner.description,
-        collected={
-            name: getattr(what, name) for name in ("only_success", "noise", "noise_correlation", "first_seed")
-        },
+        collected={name: getattr(what, name) for name in ("only_success", "noise", "noise_correlation", "first_seed")},
     )
 
 
@@ -168,9 +158,7 @@ def _make_env(cfg: TrainCfg, what: CollectCfg) -> ResidualEnv:
     return env
 
 
-def _describe(
-    env: ResidualEnv, cfg: TrainCfg, exported: ExportedPolicy | None, what: CollectCfg
-) -> dict[str, Any]:
+def _describe(env: ResidualEnv, cfg: TrainCfg, exported: ExportedPolicy | None, what: CollectCfg) -> dict[str, Any]:
     """The stamp of the file."""
     plain = cfg.to_dict()
     name = f"base policy {cfg.base_policy_id!r}"
@@ -193,36 +181,22 @@ def _describe(
         source_type="policy" if exported is None else "rl",
         source_desc=name,
         policy={"base_policy": cfg.base_policy_id, "base": plain["base"], "residual": residual},
-        collected={
-            name: getattr(what, name) for name in ("only_success", "noise", "noise_correlation", "first_seed")
-        },
+        collected={name: getattr(what, name) for name in ("only_success", "noise", "noise_correlation", "first_seed")},
     )
 
 
-def _tell_collected(
-    out: Path, stored: int, collected: Collected, what: CollectCfg, minutes: float, signal: int | None
-) -> int:
-    rate = (
-        f"{collected.solved} of {collected.ran} episodes succeeded"
-        if collected.ran
-        else "no episode was complete"
-    )
+def _tell_collected(out: Path, stored: int, collected: Collected, what: CollectCfg, minutes: float, signal: int | None) -> int:
+    rate = f"{collected.solved} of {collected.ran} episodes succeeded" if collected.ran else "no episode was complete"
     if collected.lost:
         rate += f", {len(collected.lost)} came to nothing"
         for lost in collected.lost:
-            print(
-                f"residual-rl: the episode of seed {lost.seed} came to nothing: {lost.why}", file=sys.stderr
-            )
+            print(f"residual-rl: the episode of seed {lost.seed} came to nothing: {lost.why}", file=sys.stderr)
     where = f"{out} holds {stored} episodes" if stored else "nothing was written"
     if signal is not None and stored < what.n_episodes:
         print(f"residual-rl: interrupted; {rate}, {where}", file=sys.stderr)
         return 128 + signal
     if stored < what.n_episodes:
-        raise ConfigError(
-            f"{rate}, and {what.n_episodes} were asked for: {where}; take a better --policy or less --noise"
-        )
+        raise ConfigError(f"{rate}, and {what.n_episodes} were asked for: {where}; take a better --policy or less --noise")
     speed = f"{collected.ran / minutes:,.0f} episodes a minute" if minutes else ""
-    Console().print(
-        f"{where} ({out.stat().st_size / 1e6:.1f} MB); {rate}; {speed}", soft_wrap=True, highlight=False
-    )
+    Console().print(f"{where} ({out.stat().st_size / 1e6:.1f} MB); {rate}; {speed}", soft_wrap=True, highlight=False)
     return 0

@@ -37,19 +37,12 @@ def main(argv: Sequence[str]) -> int:
         )
         rows = {
             "task": f"{demos.env_id} ({'as residual-rl stores it' if demos.own else 'as ManiSkill stores it'})",
-            **(
-                {"settings": settings_as_flags(demos.task_id, demos.task_settings) or "the task's own"}
-                if demos.own
-                else {}
-            ),
+            **({"settings": settings_as_flags(demos.task_id, demos.task_settings) or "the task's own"} if demos.own else {}),
             "acted by": str(info.get("source_desc") or info.get("source_type") or "not told"),
             "episodes": f"{len(demos)}, {sum(lengths):,} steps",
-            "success": f"{sum(known)} of {len(known)} ({100 * sum(known) / len(known):.1f} %)"
-            if known
-            else "not stored",
+            "success": f"{sum(known)} of {len(known)} ({100 * sum(known) / len(known):.1f} %)" if known else "not stored",
             "steps an episode": f"{min(lengths)} to {max(lengths)}, median {sorted(lengths)[len(lengths) // 2]}",
-            "observations": ", ".join(f"{name} {list(shape)}" for name, shape in demos.obs_shapes.items())
-            or "none",
+            "observations": ", ".join(f"{name} {list(shape)}" for name, shape in demos.obs_shapes.items()) or "none",
             "actions": f"[{demos.action_dim}], from {low:.3g} to {high:.3g}",
             "beside them": ", ".join(name for name in _BESIDE if _has(parts[0], name)) or "nothing",
             "noise": _noise_of(info),

@@ -67,9 +67,7 @@ def from_lerobot(argv: Sequence[str]) -> int:
     head = parse_head(ImportFlags(), rest, "demos from-lerobot")
     task_id = head.task or (recording.side["task"] if recording and recording.side else None)
     if task_id is None and not wants_help:
-        raise ConfigError(
-            f"{source} does not tell which task it is of; say it with --task TASK (`residual-rl list` shows the tasks)"
-        )
+        raise ConfigError(f"{source} does not tell which task it is of; say it with --task TASK (`residual-rl list` shows the tasks)")
     settings = None if task_id is None else _defaults(task_id, recording).task
     groups = {"own": ImportFlags(task=task_id or ""), "cfg": ImportCfg(), "settings": settings}
     about = "Write the episodes of a LeRobotDataset v3 as demonstrations of a task."
@@ -114,19 +112,13 @@ def _defaults(task_id: str, recording: Recording | None) -> TrainCfg:
     side = recording.side if recording else None
     if side is not None and side["task"] == task_id:
         try:
-            return dataclasses.replace(
-                cfg, task=from_plain(load(TASKS.get(task_id).config), side["settings"])
-            )
+            return dataclasses.replace(cfg, task=from_plain(load(TASKS.get(task_id).config), side["settings"]))
         except (UnknownNameError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{recording.source if recording else ''} holds settings that this release does not take: {error}"
             ) from error
     modes = {field.name: field for field in dataclasses.fields(cfg.task)}
-    return (
-        dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, control_mode="joint_target"))
-        if "control_mode" in modes
-        else cfg
-    )
+    return dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, control_mode="joint_target")) if "control_mode" in modes else cfg
 
 
 def _long_enough(settings: Any, recording: Recording) -> Any:

@@ -39,9 +39,7 @@ class ReplayFlags(CheckedCfg):
 def main(argv: Sequence[str]) -> int:
     file, rest = require_demos_file(argv, "replay", "Replay demonstrations in simulation")
     what = "Execute the stored actions again, and compare what happens with what was stored."
-    flags: ReplayFlags = parse_flags(
-        {"own": ReplayFlags()}, _with_video_path(rest, file), f"demos replay {file}", what
-    )["own"]
+    flags: ReplayFlags = parse_flags({"own": ReplayFlags()}, _with_video_path(rest, file), f"demos replay {file}", what)["own"]
     torch.set_num_threads(1)
     console = Console()
     with Demonstrations.open(file) as demos:

@@ -128,18 +128,14 @@ class OffPolicyCfg(CheckedCfg):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_target_critics > self.num_critics:
-            raise ConfigError(
-                f"num_target_critics must be at most num_critics ({self.num_critics}), not {self.num_target_critics}"
-            )
+            raise ConfigError(f"num_target_critics must be at most num_critics ({self.num_critics}), not {self.num_target_critics}")
         if self.demos is not None and self.demo_batch_size == 0:
             raise ConfigError(
                 f"demos has no effect: demo_share {self.demo_share} of a batch of {self.batch_size} is nothing; set --demo-share 0.25, or "
                 "0.5 for symmetric sampling"
             )
         if "base_action" in self.obs_keys:
-            raise ConfigError(
-                "obs_keys must not name base_action here: actor_input and critic_base_action decide who sees it"
-            )
+            raise ConfigError("obs_keys must not name base_action here: actor_input and critic_base_action decide who sees it")
 
     @property
     def demo_batch_size(self) -> int:
@@ -168,9 +164,7 @@ class SACCfg(OffPolicyCfg):
         super().__post_init__()
         low, high = self.log_std_range
         if not low < math.log(self.init_std) < high:
-            raise ConfigError(
-                f"init_std must be within exp({low:g}) and exp({high:g}), the log_std_range, not {self.init_std}"
-            )
+            raise ConfigError(f"init_std must be within exp({low:g}) and exp({high:g}), the log_std_range, not {self.init_std}")
 
 
 @dataclass(frozen=True)

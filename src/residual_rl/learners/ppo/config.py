@@ -88,8 +88,6 @@ class PPOCfg(CheckedCfg):
         """Number of minibatches in an epoch with `num_envs` envs, and their size; an epoch leaves out the few transitions that remain."""
         samples = num_envs * self.num_steps
         if self.minibatch_size > samples:
-            raise ConfigError(
-                f"minibatch_size is {self.minibatch_size} but num_envs * num_steps is {samples}: choose {samples} or less"
-            )
+            raise ConfigError(f"minibatch_size is {self.minibatch_size} but num_envs * num_steps is {samples}: choose {samples} or less")
         count = round(samples / self.minibatch_size)
         return count, samples // count

@@ -109,6 +109,4 @@ class SO101PaperCfg(CheckedCfg):
         if self.action_latency and self.control_mode != "joint_delta":
             raise ConfigError(f"action_latency is for control_mode joint_delta, not {self.control_mode}")
         if self.curriculum != "none" and self.curriculum_tolerance < self.tolerance:
-            raise ConfigError(
-                f"curriculum_tolerance ({self.curriculum_tolerance}) must not be below tolerance ({self.tolerance})"
-            )
+            raise ConfigError(f"curriculum_tolerance ({self.curriculum_tolerance}) must not be below tolerance ({self.tolerance})")
