@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import tyro
-from doc_pages import Command, commands, with_present_flags
+from doc_pages import Command, commands
 from paths import ROOT
 
 from residual_rl.cli.main import COMMANDS, main
@@ -86,7 +86,7 @@ def parse(
 
     def run(argv: list[str]) -> None:
         try:
-            code = main(with_present_flags(argv))
+            code = main(argv)
         except Parsed:
             return
         except SystemExit as exit:
