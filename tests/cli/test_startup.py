@@ -48,7 +48,7 @@ def torch_seconds() -> float:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "so101-paper", "--help"], ["train", "maniskill", "--help"]])
 def test_help__imports_no_torch_and_no_simulator(arguments: list[str]) -> None:
-    seconds, modules = run(HELP, arguments)
+    _, modules = run(HELP, arguments)
     assert "residual_rl" in modules
     assert modules.isdisjoint({"torch", "mujoco", "matplotlib", "mani_skill", "h5py", "tensorboard"})
 

@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
         )
     # the training
     summary = load(ALGOS[cfg.algo])(cfg, demos, out, resumed is not None)
-    return _report(summary, demos, out)
+    return _report(summary, out)
 
 
 def _take_resume(argv: Sequence[str], wants_help: bool) -> tuple[list[str], Path | None]:
@@ -142,7 +142,7 @@ def _check_same(stored: ImitateCfg, cfg: ImitateCfg) -> None:
             )
 
 
-def _report(summary: dict[str, Any], demos: Path, out: Path) -> int:
+def _report(summary: dict[str, Any], out: Path) -> int:
     console = Console()
     steps, took = f"{summary['steps']:,} steps", clock_time(summary["wall_time"])
     if not summary["finished"]:

@@ -24,6 +24,8 @@ from residual_rl.utils.validation import (
 CriticInput = Literal["sum", "res", "concat"]
 ActorInput = Literal["obs", "obs_base_action"]
 WarmupNoise = Literal["correlated", "uniform", "none"]
+_PUBLISHED_INIT_STD = math.exp(-9.0)
+"""Initial standard deviation of Policy Decorator."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ class PolicyDecoratorCfg(SACCfg):
     critic_base_action: bool = False
     actor_input: ActorInput = "obs"
     normalize_obs: bool = False
-    init_std: PositiveFloat = math.exp(-9.0)
+    init_std: PositiveFloat = _PUBLISHED_INIT_STD
     log_std_range: tuple[float, float] = (-20.0, 2.0)
     temperature: PositiveFloat = 1.0
     temperature_learning_rate: PositiveFloat = 1e-4
