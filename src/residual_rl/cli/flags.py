@@ -123,7 +123,7 @@ def parse_known(default: T, argv: Sequence[str], command: str, description: str)
 def _parse(
     groups: Mapping[str, Any], argv: Sequence[str], command: str, **options: Any
 ) -> tuple[dict[str, Any], list[str]]:
-    """The groups with the values of the arguments, and unknown arguments; `options` are those of `tyro.cli`."""
+    """The groups with the values of the arguments, and the unknown arguments; `options` go to `tyro.cli`."""
     given = {name: default for name, default in groups.items() if default is not None}
     registry = ConstructorRegistry()
 

@@ -33,6 +33,7 @@ def main(argv: Sequence[str]) -> int:
         known = [part.succeeded for part in parts if part.succeeded is not None]
         low = min(float(part.actions.min()) for part in parts)
         high = max(float(part.actions.max()) for part in parts)
+        median = sorted(lengths)[len(lengths) // 2]
         stored_by = "residual-rl" if demos.own else "ManiSkill"
         success = (
             f"{sum(known)} of {len(known)} ({100 * sum(known) / len(known):.1f} %)" if known else "not stored"
@@ -45,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
             "policy": str(info.get("source_desc") or info.get("source_type") or "unknown"),
             "episodes": f"{len(demos)}, {sum(lengths):,} steps",
             "success": success,
-            "steps an episode": f"{min(lengths)} to {max(lengths)}, median {sorted(lengths)[len(lengths) // 2]}",
+            "steps an episode": f"{min(lengths)} to {max(lengths)}, median {median}",
             "observations": shapes or "none",
             "actions": f"[{demos.action_dim}], from {low:.3g} to {high:.3g}",
             "also stored": ", ".join(name for name in _ALSO_STORED if _has(parts[0], name)) or "nothing",
