@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from residual_rl.base_policies import ik
+from residual_rl.base_policies import ik_policy as ik
 from residual_rl.base_policies.executor import make_base_policy
 from residual_rl.base_policies.ik import IKCfg
 from residual_rl.base_policies.ik_policy import IKPolicy, turn_to
@@ -27,6 +27,7 @@ from residual_rl.errors import ConfigError
 from residual_rl.factory import make_residual_env
 from residual_rl.robots.arm import Arm
 from residual_rl.robots.cartesian_goals import GOALS, funnel, tool_yaw, yaw_of
+from residual_rl.robots.kinematics import KinematicChain
 from residual_rl.tasks.maniskill.config import ManiSkillCfg
 from residual_rl.tasks.maniskill.factory import make
 from residual_rl.tasks.maniskill.goals import peg_insertion_side as peg
@@ -140,30 +141,26 @@ def test_the_jacobian_is_the_simulators() -> None:
     world.close()
 
 
-def joint_xml(number: int, kind: str) -> str:
-    return (
-        f'<joint name="j{number}" type="{kind}"><parent link="l{number - 1}"/><child link="l{number}"/>'
-        f'<origin xyz="0.1 {0.1 * number} 0.3" rpy="0.5 -0.2 {0.3 * number}"/><axis xyz="0 0.6 0.8"/>'
-        '<limit lower="-3" upper="3" effort="1" velocity="1"/></joint>'
-    )
-
-
-@pytest.mark.parametrize("kinds", [("fixed", "revolute", "fixed", "revolute", "fixed"), ("revolute", "prismatic", "fixed")])
-def test_hinges_alone_are_a_quicker_chain(kinds: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("urdf", "link"),
+    [
+        ("panda/panda_v2.urdf", "panda_hand_tcp"),
+        ("fetch/fetch.urdf", "gripper_link"),  # its torso slides
+        ("so100/so100.urdf", "Fixed_Jaw_tip"),
+    ],
+)
+def test_kinematic_chain_from_urdf__equals_pytorch_kinematics(urdf: str, link: str) -> None:
+    import mani_skill
     import pytorch_kinematics
 
-    links = "".join(f'<link name="l{i}"/>' for i in range(len(kinds) + 1))
-    joints = "".join(joint_xml(i, kind) for i, kind in enumerate(kinds, 1))
-    chain = pytorch_kinematics.build_serial_chain_from_urdf(f'<robot name="r">{links}{joints}</robot>'.encode(), f"l{len(kinds)}")
-    hinges = ik._hinges(chain.to(dtype=torch.float64))
-    if "prismatic" in kinds:
-        assert hinges is None
-        return
-    assert hinges is not None
-    positions = torch.tensor([[0.0, 0.0], [0.7, -1.3], [-2.0, 0.4]], dtype=torch.float64)
-    frames, tool = hinges.forward(positions)
-    assert torch.allclose(tool, chain.forward_kinematics(positions).get_matrix(), atol=1e-6)
-    assert torch.allclose(torch.cat(hinges.jacobian(frames, tool), 1), chain.jacobian(positions), atol=1e-6)
+    text = (Path(mani_skill.__file__).parent / "assets" / "robots" / urdf).read_bytes()
+    theirs = pytorch_kinematics.build_serial_chain_from_urdf(text, link).to(dtype=torch.float64)
+    ours = KinematicChain.from_urdf(text, link)
+    assert list(ours.joint_names) == theirs.get_joint_parameter_names()
+    positions = torch.rand(20, ours.num_joints, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 4 - 2
+    frames, tool = ours.forward(positions)
+    assert torch.allclose(tool, theirs.forward_kinematics(positions).get_matrix(), atol=1e-6)
+    assert torch.allclose(torch.cat(ours.jacobian(frames, tool), 1), theirs.jacobian(positions), atol=1e-6)
 
 
 # --- what is commanded, by hand -----------------------------------------------------------------------------------------
@@ -380,7 +377,7 @@ def test_goals_of_ones_own() -> None:
             "control mode 'odd' of robot 'stick' .*choose pd_ee_delta_pos, pd_ee_delta_pose or pd_joint_delta_pos",
         ),
         (dataclasses.replace(ARM, control="joint_delta"), "robot 'stick' has no URDF .*: choose a Cartesian control mode"),
-        (dataclasses.replace(ARM, control="joint_delta", urdf="/nowhere.urdf"), "cannot be read from /nowhere.urdf .*FileNotFoundError"),
+        (dataclasses.replace(ARM, control="joint_delta", urdf="/nowhere.urdf"), "cannot be read from /nowhere.urdf .*No such file"),
         (dataclasses.replace(ARM, gripper_index=()), "robot 'stick' has no gripper, and StackCubeGoals take one"),
         (dataclasses.replace(ARM, gripper_opens=None), "which action opens the gripper of robot 'stick': give its class an attribute"),
     ],

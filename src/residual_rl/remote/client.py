@@ -22,12 +22,12 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0
 _log = logging.getLogger(__name__)
 
 
-class ServerGone(Exception):  # noqa: N818 (it is caught here, and becomes an error if waiting does not help)
+class ServerUnavailable(Exception):  # noqa: N818 (it is caught here, and becomes an error if waiting does not help)
     """A server did not answer. Asking again may help."""
 
 
-def keep_asking(attempt: Callable[[], T], server: str, window: float) -> T:
-    """The result of `attempt`, which is made again while it raises `ServerGone`, after ever longer pauses, for `window` [s] at most.
+def retry(attempt: Callable[[], T], server: str, window: float) -> T:
+    """The result of `attempt`, which is made again while it raises `ServerUnavailable`, after ever longer pauses, for `window` [s] at most.
 
     A warning tells that the run waits. Raises `BasePolicyError` when the window is over.
     """
@@ -35,7 +35,7 @@ def keep_asking(attempt: Callable[[], T], server: str, window: float) -> T:
     while True:
         try:
             return attempt()
-        except ServerGone as gone:
+        except ServerUnavailable as gone:
             now = time.monotonic()
             if began is None:
                 began = now

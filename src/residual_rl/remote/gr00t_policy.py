@@ -72,12 +72,12 @@ class Gr00tPolicy(BasePolicy):
             raise ConfigError(f"{error}; set the server's token as RESIDUAL_RL_TOKEN or --base.api-token") from error
         config = _modalities(told, self._link.server)
         self._handshake = Handshake.from_wire(told[HANDSHAKE], self._link.server) if HANDSHAKE in config else None
-        self._exact = self._handshake is not None and self._handshake.acts_as(env)
+        self._exact = self._handshake is not None and self._handshake.same_action_scaling(env)
         """Whether the server's own actions can be taken: joint positions are rounded, and end at a joint's limit."""
         self._language_key = cfg.language_key or LANGUAGE_KEY
         if self._handshake is not None:
             self._sources = self._sources_for_ours(self._handshake)
-            self._link.say_farewell()
+            self._link.close_session()
         else:
             self._sources = self._sources_for_others(config)
         self._set_sizes(config)

@@ -78,7 +78,7 @@ class Handshake:
             raise BasePolicyError(f"{server} sent a handshake with the impossible num_action_steps, chunk_size, num_obs_steps {sizes}")
         return told
 
-    def acts_as(self, env: VecEnv) -> bool:
+    def same_action_scaling(self, env: VecEnv) -> bool:
         """Whether normalised actions mean the same to both."""
         mine = env.action_unit.tolist()
         return len(mine) == len(self.action_unit) and np.allclose(mine, self.action_unit, rtol=1e-6, atol=0.0)

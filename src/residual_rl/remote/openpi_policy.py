@@ -71,7 +71,7 @@ class OpenPiPolicy(BasePolicy):
             raise ConfigError(f"observation is for servers that do not tell; {server} is residual-rl serve: leave it out")
         if cfg.action_units not in (None, told.action_units):
             raise ConfigError(f"{server} gives {told.action_units} actions, not {cfg.action_units} ones")
-        if told.action_units == "normalized" and not told.acts_as(self._env):
+        if told.action_units == "normalized" and not told.same_action_scaling(self._env):
             mine = self._env.action_unit.tolist()
             raise ConfigError(
                 f"an action of 1 means {list(told.action_unit)} to {server} (task {told.task!r}), and {mine} to this env: "

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from residual_rl.errors import BasePolicyError, MissingDependencyError
-from residual_rl.remote.client import ServerGone, keep_asking, read_message
+from residual_rl.remote.client import ServerUnavailable, read_message, retry
 from residual_rl.remote.wire import MAX_MESSAGE_BYTES, Encoding, WireError, pack, unpack
 from residual_rl.utils.text import one_line
 
@@ -67,7 +67,7 @@ class ZmqLink:
         self.encoding = unpack(reply)[1] or self.encoding
         return value
 
-    def say_farewell(self) -> None:
+    def close_session(self) -> None:
         """Tell the server when this is closed: a server of ours then frees its worlds."""
         self._close.detach()
         self._close = weakref.finalize(self, _close_all, self._sockets, functools.partial(_farewell, self._sign, self._zmq))
@@ -92,7 +92,7 @@ class ZmqLink:
 
     def _exchange(self, messages: Mapping[int, bytes]) -> dict[int, bytes]:
         replies: dict[int, bytes] = {}
-        keep_asking(lambda: self._attempt({n: m for n, m in messages.items() if n not in replies}, replies), self.server, self._reconnect)
+        retry(lambda: self._attempt({n: m for n, m in messages.items() if n not in replies}, replies), self.server, self._reconnect)
         return replies
 
     def _attempt(self, messages: Mapping[int, bytes], replies: dict[int, bytes]) -> None:
@@ -107,13 +107,13 @@ class ZmqLink:
             while waiting:
                 ready = poller.poll(round(1000 * self._timeout))
                 if not ready:
-                    raise ServerGone(f"no reply (of at most {MAX_MESSAGE_BYTES >> 20} MiB) within {self._timeout:g} s")
+                    raise ServerUnavailable(f"no reply (of at most {MAX_MESSAGE_BYTES >> 20} MiB) within {self._timeout:g} s")
                 for socket, _ in ready:
                     poller.unregister(socket)
                     replies[waiting.pop(socket)] = socket.recv()
         except self._zmq.ZMQError as error:
             what = f"no connection within {self._timeout:g} s" if isinstance(error, self._zmq.Again) else one_line(error)
-            raise ServerGone(what) from error
+            raise ServerUnavailable(what) from error
         finally:
             for number in waiting.values():
                 self._sockets.pop(number).close(linger=0)

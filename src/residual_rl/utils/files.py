@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from residual_rl.errors import ConfigError, NonFiniteError, ResidualRLError
+from residual_rl.utils.text import one_line
 
 TEMP_SUFFIX = ".tmp"
 _MENDS = {
@@ -42,7 +43,7 @@ def writing(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         code = error.errno or 0
-        what = os.strerror(code) if code else " ".join(str(error).split())
+        what = os.strerror(code) if code else one_line(error)
         raise WriteError(f"cannot write {path}: {what}; {_MENDS.get(code, 'mend that, or choose another folder')}") from error
 
 

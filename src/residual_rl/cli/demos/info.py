@@ -23,6 +23,7 @@ class InfoFlags:
 
 
 def main(argv: Sequence[str]) -> int:
+    """Print what a file of demonstrations contains."""
     file, rest = require_demos_file(argv, "info", "Tell what a file of demonstrations holds")
     what = "Tell what a file of demonstrations holds."
     flags: InfoFlags = parse_flags([flat_field("own", InfoFlags)], rest, f"demos info {file}", what).own

@@ -40,6 +40,7 @@ class ReplayFlags:
 
 
 def main(argv: Sequence[str]) -> int:
+    """Replay the demonstrations and print the differences."""
     file, rest = require_demos_file(argv, "replay", "Replay demonstrations in simulation")
     what = "Execute the stored actions again, and compare what happens with what was stored."
     flags: ReplayFlags = parse_flags([flat_field("own", ReplayFlags)], _with_video_path(rest, file), f"demos replay {file}", what).own
