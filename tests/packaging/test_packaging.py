@@ -25,6 +25,7 @@ MAX_LINES = 450
 MAX_HELP = 5.0
 """Times as long as importing numpy."""
 
+
 def relative(path: Path) -> str:
     return path.relative_to(PACKAGE).as_posix()
 
@@ -48,7 +49,10 @@ def command_path() -> str:
 def test_one_version_everywhere() -> None:
     version = residual_rl.__version__
     assert importlib.metadata.version("residual-rl") == version
-    assert re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1].strip("\"'") == version  # type: ignore[index]
+    assert (
+        re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1].strip("\"'")
+        == version
+    )  # type: ignore[index]
     newest = re.search(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert newest is not None
     assert newest[1] == version
@@ -97,7 +101,18 @@ def test_module_is_small(path: Path) -> None:
 
 def ruff_codes(source: str, path: str) -> set[str]:
     """The codes of the rules that `source` would break in a file of this repository."""
-    command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format", "json", "--stdin-filename", path, "-"]
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--no-cache",
+        "--output-format",
+        "json",
+        "--stdin-filename",
+        path,
+        "-",
+    ]
     run = subprocess.run(command, input=source, cwd=ROOT, capture_output=True, text=True, check=False)
     return {found["code"] for found in json.loads(run.stdout)}
 
@@ -161,7 +176,11 @@ def test_no_path_of_one_machine_in_the_files() -> None:
         except UnicodeDecodeError:
             continue  # a picture
         lines = enumerate(text.splitlines(), 1)
-        found += [f"{path.relative_to(ROOT)}:{number}: {line.strip()}" for number, line in lines if MACHINE_PATH.search(line)]
+        found += [
+            f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+            for number, line in lines
+            if MACHINE_PATH.search(line)
+        ]
     assert found == []
 
 
@@ -169,11 +188,17 @@ def test_every_dependency_is_pinned_for_development() -> None:
     pins = {}
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         if line and not line.startswith("#"):
-            assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line), f"{line!r} is not one public version"
+            assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line), (
+                f"{line!r} is not one public version"
+            )
             name, version = line.split("==")
             pins[re.sub(r"[-_.]+", "-", name).lower()] = version
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["sb3"], *project["optional-dependencies"]["dev"]]
+    wanted = [
+        *project["dependencies"],
+        *project["optional-dependencies"]["sb3"],
+        *project["optional-dependencies"]["dev"],
+    ]
     names = {re.split(r"[\[<>=! ]", requirement)[0].lower() for requirement in wanted} - {"residual-rl"}
     assert names - pins.keys() == set()
     assert pins["torch"] == "2.13.0"
@@ -183,6 +208,10 @@ def test_every_dependency_is_pinned_for_development() -> None:
 def test_wheel_is_complete_and_works_in_a_fresh_environment() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     run = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "check_wheel.py")], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, str(ROOT / "scripts" / "check_wheel.py")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr

@@ -37,7 +37,9 @@ class IKPolicy(BasePolicy):
     def __init__(self, cfg: IKCfg, env: VecEnv, goals: CartesianGoals):
         arm = env.arm
         if arm is None:
-            raise ConfigError("it needs an env with one arm that says what its actions do with its tool; this one says nothing of it")
+            raise ConfigError(
+                "it needs an env with one arm that says what its actions do with its tool; this one says nothing of it"
+            )
         if arm.control is None:
             mode = env.control_mode or "its own"
             raise ConfigError(
@@ -82,7 +84,9 @@ class IKPolicy(BasePolicy):
         turn = _shortened(self.cfg.gain * turn_to(tool[:, 3:], goal.yaw), self.cfg.max_turn)
         move, turn = ((to_base @ vector[..., None]).squeeze(-1) for vector in (move, turn))
         if self._jacobian is not None:
-            steps = damped_least_squares(self._jacobian(obs["joint_position"]), torch.cat([move, turn], 1), self.cfg.damping)
+            steps = damped_least_squares(
+                self._jacobian(obs["joint_position"]), torch.cat([move, turn], 1), self.cfg.damping
+            )
             own = _bounded(steps / self._scale)
         elif self._arm.control == "ee_delta_pose":
             own = torch.cat([_bounded(move / self._scale[:3]), _shortened(turn / self._scale[3:], 1.0)], 1)
@@ -92,7 +96,9 @@ class IKPolicy(BasePolicy):
         actions[:, list(self._arm.action_index)] = own
         if self._arm.gripper_index:
             opening = torch.where(goal.is_open, 1.0, -1.0).to(own) * (self._arm.gripper_opens or 0.0)
-            actions[:, list(self._arm.gripper_index)] = opening[:, None].expand(-1, len(self._arm.gripper_index))
+            actions[:, list(self._arm.gripper_index)] = opening[:, None].expand(
+                -1, len(self._arm.gripper_index)
+            )
         return actions
 
     def state_dict(self) -> State:
@@ -150,7 +156,9 @@ class _Jacobian:
             )
         still = [name for name in arm.joint_names if name not in names]
         if still:
-            raise ConfigError(f"joint(s) {', '.join(still)} of robot {arm.robot!r} do not move its tool {arm.tool_link!r}")
+            raise ConfigError(
+                f"joint(s) {', '.join(still)} of robot {arm.robot!r} do not move its tool {arm.tool_link!r}"
+            )
         self._positions = [arm.all_joint_names.index(name) for name in names]
         self._columns = [names.index(name) for name in arm.joint_names]
 
@@ -163,7 +171,9 @@ class _Jacobian:
 def _chain(arm: Arm) -> KinematicChain:
     """The joints from the base to the tool, float64."""
     if arm.urdf is None:
-        raise ConfigError(f"robot {arm.robot!r} has no URDF to compute its kinematics from: choose a Cartesian control mode")
+        raise ConfigError(
+            f"robot {arm.robot!r} has no URDF to compute its kinematics from: choose a Cartesian control mode"
+        )
     try:
         return KinematicChain.from_urdf(Path(arm.urdf).read_bytes(), arm.tool_link)
     except (OSError, ModelError) as error:
@@ -183,10 +193,14 @@ def _goals_of(cfg: IKCfg, env: VecEnv) -> CartesianGoals:
         try:
             reference = GOALS.get(env.task_name).goals
         except UnknownNameError as error:
-            raise ConfigError(f"{error}; for another task write a `CartesianGoals` and name it: --base.goals MODULE:CLASS") from None
+            raise ConfigError(
+                f"{error}; for another task write a `CartesianGoals` and name it: --base.goals MODULE:CLASS"
+            ) from None
     kind = load(reference)
     if not (isinstance(kind, type) and issubclass(kind, CartesianGoals)):
-        raise ConfigError(f"goals must name a class of `CartesianGoals`; {reference!r} is a {type(kind).__name__}")
+        raise ConfigError(
+            f"goals must name a class of `CartesianGoals`; {reference!r} is a {type(kind).__name__}"
+        )
     goals: CartesianGoals = kind(robot)
     return goals
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from residual_rl.base_policies.il import ILCfg
 from residual_rl.demos.reader import Demonstrations
 from residual_rl.errors import CheckpointError, ConfigError
-from residual_rl.evaluation.plots import save_curves
+from residual_rl.evaluation.training_curves import save_curves
 from residual_rl.factory import usable_device
 from residual_rl.imitation.config import ImitateCfg
 from residual_rl.imitation.fine_tuning import check_initial, check_observations, initial_statistics, initial_weights, warn_out_of_range

@@ -61,7 +61,9 @@ def read_message(data: bytes, server: str, expected: str) -> Any:
 
 def too_large(server: str) -> BasePolicyError:
     """What to raise where a server's message is cut off for its size."""
-    return BasePolicyError(f"{server} sent a message of more than {MAX_MESSAGE_BYTES:,} bytes: no policy's reply is that large")
+    return BasePolicyError(
+        f"{server} sent a message of more than {MAX_MESSAGE_BYTES:,} bytes: no policy's reply is that large"
+    )
 
 
 def numbers(value: Any, name: str, shapes: Collection[tuple[int, ...]], server: str) -> Tensor:
@@ -71,7 +73,10 @@ def numbers(value: Any, name: str, shapes: Collection[tuple[int, ...]], server: 
         raise BasePolicyError(f"{server} gave {name} as {type(value).__name__}; {expected}")
     if value.dtype.kind != "f":
         raise BasePolicyError(f"{server} gave {name} of dtype {value.dtype}; {expected}")
-    if not any(len(value.shape) == len(s) and all(n in (-1, m) for n, m in zip(s, value.shape, strict=True)) for s in shapes):
+    if not any(
+        len(value.shape) == len(s) and all(n in (-1, m) for n, m in zip(s, value.shape, strict=True))
+        for s in shapes
+    ):
         raise BasePolicyError(f"{server} gave {name} of shape {value.shape}; {expected}")
     if not np.isfinite(value).all():
         raise BasePolicyError(f"{server} gave {name} with NaN or infinity; expected finite numbers")

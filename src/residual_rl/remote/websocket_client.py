@@ -37,7 +37,9 @@ class WebsocketLink:
             import websockets.exceptions
             import websockets.sync.client
         except ImportError:
-            raise MissingDependencyError("websockets", "install it with `pip install residual-rl[openpi]`") from None
+            raise MissingDependencyError(
+                "websockets", "install it with `pip install residual-rl[openpi]`"
+            ) from None
         self._connect, self._errors = websockets.sync.client.connect, websockets.exceptions
         self._url = url
         self.server = f"the openpi server at {url}"
@@ -63,9 +65,15 @@ class WebsocketLink:
             try:
                 messages[world] = pack(request, "openpi")
             except WireError as error:
-                raise BasePolicyError(f"the request to {self.server} {error}: use smaller images, or fewer worlds") from error
+                raise BasePolicyError(
+                    f"the request to {self.server} {error}: use smaller images, or fewer worlds"
+                ) from error
         replies: dict[int, Any] = {}
-        retry(lambda: self._attempt({w: m for w, m in messages.items() if w not in replies}, replies), self.server, self._reconnect)
+        retry(
+            lambda: self._attempt({w: m for w, m in messages.items() if w not in replies}, replies),
+            self.server,
+            self._reconnect,
+        )
         return replies
 
     def close(self) -> None:
@@ -121,14 +129,18 @@ class WebsocketLink:
         self._connections[world] = (connection, calls)
         seconds, fraction = divmod(self._timeout, 1)
         with contextlib.suppress(OSError):  # closed by the server already: what it said before is read below
-            connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(1e6 * fraction)))
+            connection.socket.setsockopt(
+                socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(1e6 * fraction))
+            )
         try:
             first = self._guarded(lambda: connection.recv(timeout=self._timeout))
             if isinstance(first, str):
                 raise BasePolicyError(f"{self.server} refused: {one_line(first)}")
             value = read_message(first, self.server, "its metadata")
             if not isinstance(value, dict):
-                raise BasePolicyError(f"{self.server} sent a {type(value).__name__}; expected a dict, its metadata")
+                raise BasePolicyError(
+                    f"{self.server} sent a {type(value).__name__}; expected a dict, its metadata"
+                )
         except BaseException:
             _hang_up(self._connections.pop(world))
             raise

@@ -111,7 +111,9 @@ class KinematicChain:
         return linear.mT, angular.mT
 
     @classmethod
-    def from_mujoco(cls, model: mujoco.MjModel, site: str, dtype: torch.dtype = torch.float64) -> KinematicChain:
+    def from_mujoco(
+        cls, model: mujoco.MjModel, site: str, dtype: torch.dtype = torch.float64
+    ) -> KinematicChain:
         """The chain of hinges and slides that leads to `site` in a compiled MuJoCo model, without the joints that do not move it.
 
         Raises `ModelError` where there is no such site or chain.
@@ -139,7 +141,9 @@ class KinematicChain:
                 kind, name = model.jnt_type[joint], model.joint(joint).name
                 is_slide = kind == mujoco.mjtJoint.mjJNT_SLIDE
                 if not (is_slide or kind == mujoco.mjtJoint.mjJNT_HINGE) or model.jnt_pos[joint].any():
-                    raise ModelError(f"joint {name!r} on the way to {site!r} is not a hinge or slide at its body's origin")
+                    raise ModelError(
+                        f"joint {name!r} on the way to {site!r} is not a hinge or slide at its body's origin"
+                    )
                 offsets.append(pending)
                 axes.append(torch.as_tensor(model.jnt_axis[joint], dtype=dtype))
                 slides.append(is_slide)
@@ -180,7 +184,9 @@ def _chain_urdf(urdf: str | bytes, link: str) -> str:
         raise ModelError(f"the URDF is not XML: {error}") from error
     links = {element.get("name") for element in robot.iter("link")}
     if link not in links:
-        raise ModelError(f"the URDF has no link {link!r}; it has {', '.join(sorted(map(str, links))) or 'none'}")
+        raise ModelError(
+            f"the URDF has no link {link!r}; it has {', '.join(sorted(map(str, links))) or 'none'}"
+        )
     joint_of: dict[str, tuple[str, ElementTree.Element]] = {}
     for joint in robot.findall("joint"):
         parent, child = joint.find("parent"), joint.find("child")

@@ -19,7 +19,9 @@ def compiled(function: Callable[..., Any], enabled: bool) -> Callable[..., Any]:
     return torch.compile(function, dynamic=False) if enabled else function
 
 
-def cuda_graphed(function: Callable[..., Tensor], enabled: bool, device: torch.device, is_compiled: bool) -> Callable[..., Tensor]:
+def cuda_graphed(
+    function: Callable[..., Tensor], enabled: bool, device: torch.device, is_compiled: bool
+) -> Callable[..., Tensor]:
     """`function` recorded as a CUDA graph and replayed. It must take tensors of constant shapes and not synchronise with the GPU.
 
     On other devices it runs eagerly, with a warning. Raises `MissingDependencyError` where tensordict is not installed.

@@ -26,10 +26,17 @@ if TYPE_CHECKING:
 def _tanh(x: Tensor) -> Tensor:
     if x.is_cuda:
         return torch.tanh(x)
-    return x.mul_(2.0).sigmoid_().mul(2.0).sub_(1.0)  # within 2e-7 of torch.tanh, and a third of its time on a CPU
+    return (
+        x.mul_(2.0).sigmoid_().mul(2.0).sub_(1.0)
+    )  # within 2e-7 of torch.tanh, and a third of its time on a CPU
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": _tanh, "relu": F.relu, "elu": F.elu, "silu": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": _tanh,
+    "relu": F.relu,
+    "elu": F.elu,
+    "silu": F.silu,
+}
 """By name; they may overwrite what they are given."""
 
 
@@ -47,7 +54,11 @@ def default_obs_keys(space: ObsSpace) -> tuple[str, ...]:
     images = [name for name in space if is_image(space[name])]
     if not images or "state" in space:
         return ("state", "base_action", *images)
-    robot = ("proprioception",) if "proprioception" in space else tuple(name for name in _ROBOT_KEYS if name in space)
+    robot = (
+        ("proprioception",)
+        if "proprioception" in space
+        else tuple(name for name in _ROBOT_KEYS if name in space)
+    )
     return (*robot, "base_action", *images)
 
 
@@ -97,6 +108,16 @@ def _refuse_images_alone(key: str, space: Mapping[str, Any]) -> None:
         )
 
 
+class UninitializedLinear(nn.Linear):
+    """A linear layer without initial values, so that none are drawn from torch's global generator.
+
+    `torch.nn.utils.skip_init` does the same, but imports SymPy and symbolic shapes first (half a second).
+    """
+
+    def reset_parameters(self) -> None:
+        """Leave the parameters as they were allocated."""
+
+
 class MLP(nn.Module):
     """Linear layers with an activation between them. Weights are orthogonal (gain √2), biases zero, the last layer all zero.
 
@@ -109,7 +130,7 @@ class MLP(nn.Module):
         if activation not in ACTIVATIONS:
             raise ConfigError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
         self.activation = ACTIVATIONS[activation]
-        layers = [nn.utils.skip_init(nn.Linear, n, m) for n, m in itertools.pairwise(sizes)]
+        layers = [UninitializedLinear(n, m) for n, m in itertools.pairwise(sizes)]
         for layer in layers[:-1]:
             nn.init.orthogonal_(layer.weight, math.sqrt(2.0), generator=generator)
             nn.init.zeros_(layer.bias)
@@ -150,7 +171,9 @@ class Perception(nn.Module):
         entries: Mapping[str, Any] = getattr(space, "spaces", space)
         self.image_keys = tuple(key for key in keys if is_image(entries.get(key)))
         self.obs_vector = ObsVector([key for key in keys if key not in self.image_keys], space)
-        self.normalizer = RunningMeanStd((self.obs_vector.size,)) if normalize and self.obs_vector.size else None
+        self.normalizer = (
+            RunningMeanStd((self.obs_vector.size,)) if normalize and self.obs_vector.size else None
+        )
         shapes = {key: entries[key].shape for key in self.image_keys}
         self.encoder = ImageEncoder(shapes, image_features, generator) if shapes else None
         self.num_features = self.obs_vector.size + (self.encoder.size if self.encoder is not None else 0)
