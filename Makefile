@@ -30,7 +30,7 @@ ifneq ($(shell $(MANISKILL_VENV)/bin/python -c "print(open('$(MANISKILL_STAMP)')
 $(MANISKILL_STAMP): FORCE
 endif
 
-.PHONY: help setup setup-lerobot setup-maniskill opengl vulkan constraints demo test test-fast test-lerobot test-maniskill lint format typecheck bench docs wheel clean FORCE
+.PHONY: help setup setup-lerobot setup-maniskill opengl vulkan constraints demo test test-main test-fast test-lerobot test-maniskill lint format typecheck bench docs wheel clean FORCE
 FORCE:
 
 help: ## list the targets
@@ -65,9 +65,11 @@ constraints: ## update constraints.txt to the newest versions
 demo: setup ## train a residual on the SO-101 task, compare it with its base policy, write a report and a video
 	@scripts/demo.sh
 
-test: setup lint typecheck ## lint, type check, all tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
-	@$(MAKE) --no-print-directory test-lerobot test-maniskill
+test: ## lint, type check, all tests; all parts run, and a summary ends the output
+	@MAKE="$(MAKE)" scripts/test.sh
+
+test-main: setup ## the tests that need neither LeRobot nor ManiSkill
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 test-fast: setup ## the fast tests, under two minutes in all
 	$(BIN)/python -m pytest -m "not slow" -n auto $(PYTEST_ARGS)
@@ -96,7 +98,7 @@ bench: setup ## steps per second, compared with raw MuJoCo and Stable-Baselines3
 
 docs: setup ## build the documentation site into site/, with warnings as errors
 	$(BIN)/python scripts/flags_table.py --check
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 wheel: setup ## build a wheel into dist/ and test it in a new environment
 	$(BIN)/python scripts/check_wheel.py dist

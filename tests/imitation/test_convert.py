@@ -190,9 +190,9 @@ def test_which_of_several_networks_must_be_told(tmp_path: Path) -> None:
     ("values", "message"),
     [
         ({"num_obs_steps": 4}, "sees 6 numbers besides the time, which are no 4 observations of one size: choose the --num-obs-steps"),
-        ({"num_action_steps": 16}, "num_action_steps must be from 1 to 15, what prediction_horizon 16 leaves from the present step on"),
+        ({"num_action_steps": 16}, "num_action_steps must be at most 15, the actions of prediction_horizon 16 from the present step on"),
         ({"prediction_horizon": 15}, "chunk_size, with num_past_actions, must be a multiple of 2 with 2 levels of channels, not 15"),
-        ({"sampling_steps": 101}, "sampling_steps must be at most diffusion_steps 100, not 101"),
+        ({"sampling_steps": 101}, "sampling_steps must be at most diffusion_steps \\(100\\), not 101"),
         ({"diffusion_steps": 0}, "diffusion_steps must be at least 1, not 0"),
     ],
 )

@@ -192,7 +192,7 @@ def test_what_distill_refuses(run: Path, tmp_path: Path, fails: Fails, monkeypat
     assert f"{run} has best, final" in fails(*start, "--model", "beast")
     assert "distill needs a run folder" in fails("distill", "--n-episodes", "3")
     assert "n_episodes must be at least 1, not 0" in fails(*start, "--n-episodes", "0")
-    assert "noise must be 0 or more" in fails(*start, "--noise", "-1")
+    assert "noise must be at least 0" in fails(*start, "--noise", "-1")
     assert "choose the algorithm with --algo flow" in fails(*start, "--imitate.algo", "flow")
     assert "choose how many episodes with --n-episodes 3" in fails(*start, "--imitate.n-episodes", "3")
     assert "unknown observation 'nope'" in fails(*start, "--imitate.obs-keys", "nope")

@@ -145,8 +145,11 @@ def test_a_display_that_does_not_answer_is_an_error_and_no_endless_wait(
         (["so101-papr"], "did you mean 'so101-paper'"),
         (["so101-paper", "--policy", "jacobean"], "jacobian"),
         (["so101-paper", "--residual-scale", "0.5"], "needs --policy RUN"),
-        (["so101-paper", "--cameras", "x", "--step", "-1"], "step must be 0 or more"),
-        (["so101-paper", "--cameras", "x", "--camera-size", "0", "10"], "at least 1 x 1"),
+        (["so101-paper", "--cameras", "x", "--step", "-1"], "step must be at least 0"),
+        (
+            ["so101-paper", "--cameras", "x", "--camera-size", "0", "10"],
+            "camera_size must be at least 1 each",
+        ),
     ],
 )
 def test_wrong_use_is_named(argv: list[str], text: str) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
+from annotated_types import Interval
 from rich.console import Console
 from rich.table import Table
 
@@ -24,7 +25,7 @@ from residual_rl.remote.server import BackgroundServer, Server, open_server
 from residual_rl.remote.service import ActionUnits, PolicyService, Protocol
 from residual_rl.utils.network import secret
 from residual_rl.utils.text import parse_pairs
-from residual_rl.utils.validation import check_fields
+from residual_rl.utils.validation import CheckedCfg, PositiveFloat, PositiveInt
 
 TRAINED = "model"
 """The base policy that is a trained run."""
@@ -33,12 +34,12 @@ _PARTS = ("task", "base")
 
 
 @dataclasses.dataclass(frozen=True)
-class ServeFlags:
+class ServeFlags(CheckedCfg):
     """How, where and to whom."""
 
     protocol: Literal["gr00t", "gr00t-n15", "openpi"] = "gr00t"
     """gr00t (N1.6 and N1.7, nested), gr00t-n15 (flat keys), or openpi."""
-    port: int | None = None
+    port: Annotated[int, Interval(ge=0, le=65535)] | None = None
     """Port to listen on; 0 takes a free one. None: 5555, for openpi 8000."""
     host: str = "127.0.0.1"
     """Address to listen on; one that other machines reach needs a token."""
@@ -46,9 +47,9 @@ class ServeFlags:
     """What clients must send. None: the environment's RESIDUAL_RL_TOKEN, which no list of processes shows."""
     task: str | None = None
     """Task that a base policy acts in; a run knows its own."""
-    max_sessions: int = 256
+    max_sessions: PositiveInt = 256
     """Worlds that can be remembered: a robot takes one, a training run one for each of its own."""
-    idle_minutes: float = 30.0
+    idle_minutes: PositiveFloat = 30.0
     """After so long without a request a client's worlds are freed [min]."""
     action_units: ActionUnits | None = None
     """openpi: normalized (the task's actions) or hardware (absolute joint positions in the robot's units). None: normalized; clients of
@@ -57,15 +58,11 @@ class ServeFlags:
     """What clients call an observation, as ENV_NAME=KEY, where that is not its own name (openpi: observation/NAME)."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        if self.port is not None and not 0 <= self.port <= 65535:
-            raise ConfigError(f"port must be from 0 to 65535, not {self.port}")
-        if self.max_sessions < 1:
-            raise ConfigError(f"max_sessions must be at least 1, not {self.max_sessions}")
-        if self.idle_minutes <= 0:
-            raise ConfigError(f"idle_minutes must be above 0, not {self.idle_minutes}")
+        super().__post_init__()
         if self.action_units == "normalized" and self.protocol != "openpi":
-            raise ConfigError("action_units normalized needs --protocol openpi: GR00T's protocol tells joint positions")
+            raise ConfigError(
+                "action_units normalized needs --protocol openpi: GR00T's protocol sends joint positions"
+            )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -84,11 +81,17 @@ def _settings(target: str, task: str | None) -> TrainCfg:
     path = Path(target)
     if path.exists():
         exported = load_policy(
-            path if path.is_file() else path / POLICY_FILE if (path / POLICY_FILE).is_file() else find_policy(path, "best")
+            path
+            if path.is_file()
+            else path / POLICY_FILE
+            if (path / POLICY_FILE).is_file()
+            else find_policy(path, "best")
         )
         trained = exported.cfg
         if task is not None and task != trained.task_id:
-            raise ConfigError(f"{target} was trained on task {trained.task_id!r}, not {task!r}: leave out --task")
+            raise ConfigError(
+                f"{target} was trained on task {trained.task_id!r}, not {task!r}: leave out --task"
+            )
         base = dataclasses.replace(BASE_POLICIES.get(TRAINED).default_config(), checkpoint=target)
         return dataclasses.replace(trained, base_policy_id=TRAINED, base=base)
     try:
@@ -96,7 +99,9 @@ def _settings(target: str, task: str | None) -> TrainCfg:
     except UnknownNameError as error:
         raise ConfigError(f"{target} is neither a run folder nor a base policy: {error}") from None
     if task is None:
-        raise ConfigError(f"which task? residual-rl serve {target} --task TASK; there are {', '.join(spec.id for spec in TASKS.all())}")
+        raise ConfigError(
+            f"which task? residual-rl serve {target} --task TASK; there are {', '.join(spec.id for spec in TASKS.all())}"
+        )
     return TrainCfg.default(task, target)
 
 
@@ -113,7 +118,9 @@ def _parse(target: str, argv: Sequence[str], cfg: TrainCfg) -> tuple[ServeFlags,
 
 
 def _make_service(flags: ServeFlags, cfg: TrainCfg) -> PolicyService:
-    env = load(TASKS.get(cfg.task_id).make)(cfg.task, flags.max_sessions, cfg.run.num_threads, cfg.run.sim_device)
+    env = load(TASKS.get(cfg.task_id).make)(
+        cfg.task, flags.max_sessions, cfg.run.num_threads, cfg.run.sim_device
+    )
     protocol: Protocol = flags.protocol
     units: ActionUnits = flags.action_units or ("normalized" if protocol == "openpi" else "hardware")
     keys = {name: key for key, name in parse_pairs(flags.keys, "keys").items()}
@@ -128,10 +135,16 @@ def _name_of(cfg: TrainCfg) -> str:
 def _describe(service: PolicyService, address: str) -> None:
     """Print what is served, where, and what clients must send."""
     told = service.handshake
-    units = service.env.hardware.units if service.joints is not None and service.env.hardware is not None else None
+    units = (
+        service.env.hardware.units
+        if service.joints is not None and service.env.hardware is not None
+        else None
+    )
     console = Console()
     console.print(
-        f"Serving {told.policy} of task {told.task} at {address}, protocol {told.protocol}. Ctrl-C ends it.", soft_wrap=True, markup=False
+        f"Serving {told.policy} of task {told.task} at {address}, protocol {told.protocol}. Ctrl-C ends it.",
+        soft_wrap=True,
+        markup=False,
     )
     table = Table("observation", "key", "shape", "dtype", title="What it needs", title_justify="left")
     for name, served in told.inputs.items():

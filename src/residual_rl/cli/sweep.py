@@ -1,4 +1,4 @@
-"""`residual-rl sweep`: train each point of a grid of settings with several seeds through Ray Tune, and rank the points."""
+"""`residual-rl sweep`: train each point of a grid of settings with several seeds, and rank the points."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from residual_rl.cli import train
 from residual_rl.cli.flags import HELP, has_flag, require_target
 from residual_rl.errors import ConfigError
 from residual_rl.runs.run_folder import RunFolder
-from residual_rl.sweeps.executor import require_ray, run_trials
+from residual_rl.sweeps.executor import require_executor, run_trials
 from residual_rl.sweeps.grid import SweepCfg, Trial, check_train_flags, make_trials, parse_grid, read_sweep, state_of
 from residual_rl.sweeps.live_table import SweepTable
 from residual_rl.sweeps.report import ranking_table, write_report
@@ -29,8 +29,8 @@ class _Where:
     """Where trials run."""
 
     ray_address: str | None = None
-    """Address of a running Ray cluster, whose machines all see the sweep's folder; `auto` finds the one of this machine. None: this machine
-    alone."""
+    """Run the trials with Ray: the address of a running cluster whose machines all see the sweep's folder, `auto` for
+    the one that this machine belongs to, or `local` to start Ray on this machine. None: as subprocesses of this machine."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class SweepFlags(_Where):
     cpus_per_trial: int = 1
     """CPU cores that a trial takes; as many trials run side by side as there are cores for."""
     gpus_per_trial: float = 0.0
-    """GPUs that a trial takes; 0.25 lets four trials use one."""
+    """GPUs that a trial takes; 0.25 lets four trials use one. Needs Ray."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
     )
     folder = output.resolve()
     trials = make_trials(sweep, cfg, folder)
-    require_ray()
+    require_executor(flags.ray_address, sweep.gpus_per_trial)
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(
             f"{output} is not empty; choose another --output-dir, or go on with its sweep: residual-rl sweep --resume {output}"
@@ -114,7 +114,7 @@ def _resume(argv: Sequence[str]) -> int:
     flags = tyro.cli(_ResumeFlags, args=args, prog="residual-rl sweep", description="Go on with a sweep that was interrupted.")
     folder = flags.resume.resolve()
     sweep = read_sweep(folder)
-    require_ray()
+    require_executor(flags.ray_address, sweep.gpus_per_trial)
     with RunFolder(folder).resume():
         cfg, _ = train.parse(sweep.task_id, sweep.train)
         trials = make_trials(sweep, cfg, folder)
@@ -132,7 +132,6 @@ def _run(sweep: SweepCfg, trials: Sequence[Trial], folder: Path, address: str | 
             run_trials(
                 left,
                 sweep.cwd,
-                folder / "ray",
                 sweep.cpus_per_trial,
                 sweep.gpus_per_trial,
                 address,

@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 
 from residual_rl.cli.flags import parts_of, peek, require_target
-from residual_rl.config import TrainCfg
+from residual_rl.config import ResidualScale, TrainCfg
 from residual_rl.errors import ConfigError
 from residual_rl.evaluation.evaluate import Policy, no_residual
 from residual_rl.exported_policy import ExportedPolicy, find_policy, load_policy
@@ -20,6 +20,7 @@ from residual_rl.factory import make_residual_env
 from residual_rl.registry import TASKS
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.utils.files import make_folder
+from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, PositiveInt
 from residual_rl.visualization.recording import record, write_comparison
 from residual_rl.visualization.viewer import LiveViewer, require_display, save_cameras, watch
 
@@ -29,34 +30,25 @@ _PARTS = ("task", "base")
 
 
 @dataclasses.dataclass(frozen=True)
-class ViewFlags:
+class ViewFlags(CheckedCfg):
     """What to watch, and how."""
 
     policy: str | None = None
     """A base policy of `residual-rl list`, `oracle` (what solves the task), or a run folder. None: the task's base policy."""
     model: str = "best"
     """Of a run folder: best, final, interrupted, or the path of an exported policy."""
-    residual_scale: Annotated[float | None, tyro.conf.arg(aliases=["--alpha"])] = None
+    residual_scale: Annotated[ResidualScale | None, tyro.conf.arg(aliases=["--alpha"])] = None
     """Of a run folder: another bound of the residual than it was exported with."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of the first episode; the others count on from it."""
     cameras: Path | None = None
     """Open no viewer; write what each camera sees into this folder, as PNG files."""
-    camera_size: tuple[int, int] = (480, 640)
+    camera_size: tuple[PositiveInt, PositiveInt] = (480, 640)
     """Height and width of these images, and of the video [px]."""
-    step: int = 0
+    step: NonNegativeInt = 0
     """Steps to take before the cameras' images."""
     video: Path | None = None
     """Open no viewer; write a video of the first episode to this file."""
-
-    def __post_init__(self) -> None:
-        for name in ("seed", "step"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        if min(self.camera_size) < 1:
-            raise ConfigError(f"camera_size must be at least 1 x 1, not {self.camera_size}")
-        if self.residual_scale is not None and not 0.0 <= self.residual_scale <= 2.0:
-            raise ConfigError(f"residual_scale must be from 0 to 2, not {self.residual_scale}")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -72,7 +64,9 @@ def main(argv: Sequence[str]) -> int:
     env = make_residual_env(cfg, 1)
     if exported is not None:
         env.residual_scale = exported.residual_scale if flags.residual_scale is None else flags.residual_scale
-    policy = exported.actor(env.observation_space, env.action_dim, env.device) if exported else no_residual(env)
+    policy = (
+        exported.actor(env.observation_space, env.action_dim, env.device) if exported else no_residual(env)
+    )
     try:
         _show(env, policy, flags, f"{cfg.base_policy_id} + residual" if exported else cfg.base_policy_id)
     finally:
@@ -96,7 +90,9 @@ def _oracle_of(task_id: str) -> str:
     """Id of the base policy that solves the task. Raises `ConfigError` where the task names none."""
     oracle = TASKS.get(task_id).oracle
     if oracle is None:
-        raise ConfigError(f"task {task_id!r} names no oracle; --policy takes a base policy of `residual-rl list`, or a run folder")
+        raise ConfigError(
+            f"task {task_id!r} names no oracle; --policy takes a base policy of `residual-rl list`, or a run folder"
+        )
     return oracle
 
 

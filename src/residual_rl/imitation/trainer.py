@@ -27,7 +27,7 @@ from residual_rl.imitation.policy import ILPolicy
 from residual_rl.imitation.success_evaluation import SuccessEvaluation
 from residual_rl.imitation.windows import Windows, make_windows, split_episodes
 from residual_rl.learners.common.compilation import compiled
-from residual_rl.learners.common.ema import Ema
+from residual_rl.learners.common.ema import ActorEMA
 from residual_rl.learners.common.optimizer import FlatAdam
 from residual_rl.runs.checkpoint import CheckpointFolder
 from residual_rl.runs.logger import Logger, read_metrics
@@ -97,7 +97,7 @@ class Trainer:
         self.algorithm, self.network = fresh.algorithm, fresh.network.to(self.device).requires_grad_(True).train()
         named = self.network.named_parameters()
         self.optimizer = FlatAdam(named, cfg.learning_rate, cfg.max_grad_norm, epsilon=1e-8, weight_decay=cfg.weight_decay)
-        self.ema = Ema(self.network, cfg.ema_power)
+        self.ema = ActorEMA(self.network, cfg.ema_power)
         self._predict = compiled(self.network, cfg.compile)
         self.generator = torch.Generator(self.device).manual_seed(cfg.seed)
         self.progress = Progress()

@@ -7,23 +7,12 @@ setting, such as that of a run for the checkpoint of its base policy, is not con
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from residual_rl.errors import CheckpointError, ConfigError, MissingDependencyError
-
-T = TypeVar("T")
-
-
-def with_trust(cfg: T, trusted: bool) -> T:
-    """Set `trust_checkpoint` in the settings of a base policy, if they have that field."""
-    if not hasattr(cfg, "trust_checkpoint"):
-        return cfg
-    changed: T = dataclasses.replace(cfg, trust_checkpoint=trusted)  # type: ignore[type-var]
-    return changed
 
 
 def require_trust(path: Path, kind: str, trusted: bool) -> None:
