@@ -1,6 +1,6 @@
 """Readability of the package, measured: docstrings, sizes of modules, comments in long functions.
 
-A failed test lists what has to be changed. `python tests/packaging/test_readability.py` prints all measurements.
+A failed test lists what has to be changed. To print all measurements, run this file as a script.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def comment_lines(source: str) -> set[int]:
 
 
 def public_definitions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, Definition]]:
-    """Public classes, functions and methods at the top of a module or class; overloads and setters left out."""
+    """Public classes, functions and methods of a module or class, without overloads and setters."""
     for node in body:
         if not isinstance(node, Definition) or node.name.startswith("_"):
             continue
@@ -103,7 +103,12 @@ def uncommented_functions(source: str) -> list[str]:
         body = node.body[1:] if ast.get_docstring(node) is not None else node.body
         if not body:
             continue
-        first = (node.body[0].end_lineno or 0) + 1 if body is not node.body else body[0].lineno
+        # From the line after the docstring or signature to the end.
+        signature = [
+            node.lineno,
+            *(item.end_lineno or 0 for item in ast.walk(node.args) if isinstance(item, ast.arg)),
+        ]
+        first = (node.body[0].end_lineno or 0) + 1 if body is not node.body else max(signature) + 1
         last = node.end_lineno or 0
         lines = last - first + 1
         count = sum(first <= line <= last for line in comments)
@@ -151,17 +156,20 @@ def test_comments__long_functions_have_them_at_their_steps() -> None:
 
 
 def test_uncommented_functions__finds_a_long_function_without_comments() -> None:
-    body = "".join(f"    x = {i}\n" for i in range(50))
-    assert uncommented_functions(f"def f():\n{body}") == ["f (line 1): 50 lines, 0 comments"]
-    assert uncommented_functions(f"def f():\n    # start\n{body}    # end\n    y = 1\n") == [
-        "f (line 1): 53 lines, 2 comments"
+    lines = [f"    x = {i}" for i in range(50)]
+    assert uncommented_functions("\n".join(["def f():", *lines])) == ["f (line 1): 50 lines, 0 comments"]
+    once = ["def f():", "    # start", *lines]
+    assert uncommented_functions("\n".join(once)) == ["f (line 1): 51 lines, 1 comments"]
+    thrice = [
+        "def f():",
+        "    # start",
+        *lines[:20],
+        "    # continue",
+        *lines[20:40],
+        "    # end",
+        *lines[40:],
     ]
-    assert (
-        uncommented_functions(
-            f"def f():\n    # start\n{body[:200]}    # go on\n{body[200:300]}    # end\n    y = 1\n"
-        )
-        == []
-    )
+    assert uncommented_functions("\n".join(thrice)) == []
 
 
 def test_without_docstring__finds_public_definitions_only() -> None:

@@ -386,9 +386,3 @@ def test_a_failed_row_stands_out() -> None:
     table = format_table("title", [Check("a", "1", "1", True), Check("b", "1", "2", False)])
     assert [row.style for row in table.rows] == [None, "red"]
     assert list(table.columns[0].cells) == ["[green]ok[/]", "[bold red]FAILED[/]"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("task", ["so101-paper", "so101-paper-precise"])
-def test_the_tasks_pass(task: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor", task, "--quick"]) == 0, capsys.readouterr().out
