@@ -85,7 +85,7 @@ def is_inherited(cls: str, method: str, classes: dict[str, tuple[list[str], set[
 
 
 def without_docstring(source: str, classes: dict[str, tuple[list[str], set[str]]]) -> tuple[list[str], int]:
-    """Names of the public definitions without a docstring, own or inherited, and the number of all of them."""
+    """Names of public definitions without own or inherited docstring, and the number of all definitions."""
     found = list(public_definitions(ast.parse(source).body))
     missing = [name for name, node in found if not ast.get_docstring(node)]
     return [

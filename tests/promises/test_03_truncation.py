@@ -9,8 +9,8 @@ from residual_rl.base_policies.executor import BasePolicyExecutor
 from residual_rl.learners.common.returns import gae, n_step_returns
 from residual_rl.residual_env import ResidualEnv
 
-# Two envs of three steps [T, B]. Both episodes end in step 1: by truncation in the first env, by termination in
-# the second. The value of the true final observation is 100.
+# Two envs of three steps [T, B]. Both episodes end in step 1: by truncation in the first env, by termination
+# in the second. The value of the true final observation is 100.
 REWARD = torch.tensor([[1.0, 1.0], [2.0, 2.0], [4.0, 4.0]])
 VALUE = torch.tensor([[10.0, 10.0], [20.0, 20.0], [40.0, 40.0]])
 NEXT_VALUE = torch.tensor([[20.0, 20.0], [100.0, 100.0], [60.0, 60.0]])

@@ -1,4 +1,4 @@
-"""Promise 5: evaluation runs fixed episode seeds, each once, for any number of envs; differences are paired."""
+"""Promise 5: evaluation runs fixed seeds, each once, for any number of envs; differences are paired."""
 
 from __future__ import annotations
 

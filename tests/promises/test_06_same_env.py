@@ -1,4 +1,4 @@
-"""Promise 6: evaluation uses the env settings of training unless the user changes them; reports show changes."""
+"""Promise 6: evaluation uses the env settings of training unless changed; reports show the changes."""
 
 from __future__ import annotations
 

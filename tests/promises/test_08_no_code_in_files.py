@@ -1,4 +1,4 @@
-"""Promise 8: no file can run code; equal states give identical files; earlier format versions are readable."""
+"""Promise 8: no file can run code; equal states give identical files; earlier versions are readable."""
 
 from __future__ import annotations
 
