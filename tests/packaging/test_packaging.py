@@ -1,4 +1,4 @@
-"""The package as a whole: what it exports, what it must not contain, how quickly it answers, and the wheel made of it."""
+"""The package as a whole: public names, contents, start-up time and the wheel."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ import residual_rl
 PACKAGE = ROOT / "src" / "residual_rl"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-MAX_LINES = 450
 MAX_HELP = 5.0
 """Times as long as importing numpy."""
 
@@ -46,7 +45,7 @@ def command_path() -> str:
     return path
 
 
-def test_one_version_everywhere() -> None:
+def test_version__is_the_same_everywhere() -> None:
     version = residual_rl.__version__
     assert importlib.metadata.version("residual-rl") == version
     assert re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1].strip("\"'") == version  # type: ignore[index]
@@ -56,18 +55,18 @@ def test_one_version_everywhere() -> None:
 
 
 @pytest.mark.parametrize("name", residual_rl.__all__)
-def test_public_name_can_be_imported(name: str) -> None:
+def test_all__each_public_name_can_be_imported(name: str) -> None:
     assert getattr(residual_rl, name) is not None
     assert name in dir(residual_rl)
 
 
-def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
+def test_package__an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no_such_name"):
         residual_rl.no_such_name  # noqa: B018
 
 
 @pytest.mark.parametrize("module", ["residual_rl", "residual_rl.cli.main"])
-def test_import_leaves_heavy_libraries_alone(module: str) -> None:
+def test_import__does_not_import_heavy_libraries(module: str) -> None:
     heavy = ["torch", "mujoco", "matplotlib", "scipy", "tensordict", "tensorboard", "stable_baselines3"]
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -75,25 +74,19 @@ def test_import_leaves_heavy_libraries_alone(module: str) -> None:
 
 
 @pytest.mark.parametrize("imports", ["gymnasium, residual_rl", "residual_rl, gymnasium"])
-def test_importing_the_package_registers_the_gymnasium_ids(imports: str) -> None:
+def test_import__registers_the_gymnasium_ids(imports: str) -> None:
     code = f"import {imports}; print(gymnasium.spec('residual_rl/SO101Paper-v0').id)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stdout.strip() == "residual_rl/SO101Paper-v0", run.stderr
 
 
 @pytest.mark.slow
-def test_help_is_quick() -> None:
+def test_help__is_quick() -> None:
     """0.28 CPU seconds were measured, and 0.17 for importing numpy alone; torch would add 1.8."""
     commands = {"help": [command_path(), "--help"], "numpy": [sys.executable, "-c", "import numpy"]}
     runs = [{name: cpu_seconds(*command)[0] for name, command in commands.items()} for _ in range(5)]
     best = {name: min(run[name] for run in runs) for name in commands}
     assert best["help"] < MAX_HELP * best["numpy"], runs
-
-
-@pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_module_is_small(path: Path) -> None:
-    lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines < MAX_LINES, f"{relative(path)} has {lines} lines: one idea each"
 
 
 def ruff_codes(source: str, path: str) -> set[str]:
@@ -139,7 +132,7 @@ def test_ruff__allows_harmless_and_trusted_readers() -> None:
     assert "TID251" not in ruff_codes("import torch\ntorch.load('x')", "src/residual_rl/utils/trusted.py")
 
 
-def test_numpy_reads_no_pickles() -> None:
+def test_numpy__reads_no_pickles() -> None:
     """Ruff has no rule for `allow_pickle`."""
     allowed = re.compile(r"allow_pickle\s*=\s*(?!False\b)")
     assert [relative(path) for path in MODULES if allowed.search(path.read_text(encoding="utf-8"))] == []
@@ -161,11 +154,11 @@ MACHINE_PATH = re.compile(rf"(?<![\w./:>)}}~-])/(?:{'|'.join(['work', 'tmp'])})(
     ],
 )
 @pytest.mark.parametrize("root", ["work", "tmp"])
-def test_the_search_for_paths_finds_them(root: str, text: str, found: bool) -> None:
+def test_machine_path__finds_paths_of_one_machine(root: str, text: str, found: bool) -> None:
     assert bool(MACHINE_PATH.search(text.format(root))) == found
 
 
-def test_no_path_of_one_machine_in_the_files() -> None:
+def test_files__contain_no_path_of_one_machine() -> None:
     found = []
     for path in checkout_files():
         try:
@@ -177,7 +170,7 @@ def test_no_path_of_one_machine_in_the_files() -> None:
     assert found == []
 
 
-def test_every_dependency_is_pinned_for_development() -> None:
+def test_constraints__pin_every_dependency() -> None:
     pins = {}
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         if line and not line.startswith("#"):
@@ -196,7 +189,7 @@ def test_every_dependency_is_pinned_for_development() -> None:
 
 
 @pytest.mark.slow
-def test_wheel_is_complete_and_works_in_a_fresh_environment() -> None:
+def test_wheel__is_complete_and_works_in_a_new_environment() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     run = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "check_wheel.py")],

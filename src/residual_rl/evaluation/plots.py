@@ -96,7 +96,11 @@ def svg(plot: Plot) -> str:
             metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
         )
     text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "currentColor").replace("'DejaVu Sans'", "system-ui, sans-serif")
+    text = (
+        text[text.index("<svg") :]
+        .replace(INK, "currentColor")
+        .replace("'DejaVu Sans'", "system-ui, sans-serif")
+    )
     # The page sets the width, and ids get a prefix so that they are unique in it.
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
@@ -105,39 +109,29 @@ def svg(plot: Plot) -> str:
 
 def curves_plot(rows: Rows, evaluation: Mapping[str, Any] | None) -> Plot | None:
     """Success and return over training, with the base policy's success for comparison."""
-    both = (
-        (
-            "Success",
-            (
-                ("rollout/success_rate_100", "last 100 training episodes"),
-                ("eval/success_rate", "evaluation, fixed seeds"),
-            ),
-        ),
-        (
-            "Return",
-            (("rollout/ep_rew_mean", "training episodes"), ("eval/mean_reward", "evaluation, fixed seeds")),
-        ),
-    )
+    # Plots with data: title, and a tag and label for each line.
+    evaluated = "evaluation, fixed seeds"
+    success = (("rollout/success_rate_100", "last 100 training episodes"), ("eval/success_rate", evaluated))
+    returns = (("rollout/ep_rew_mean", "training episodes"), ("eval/mean_reward", evaluated))
+    both = (("Success", success), ("Return", returns))
     panels = [panel for panel in both if any(series(rows, tag)[0] for tag, _ in panel[1])]
     if not panels:
         return None
     figure, axes = make_axes(len(panels), columns=2, height=3.1)
     for axis, (title, lines) in zip(axes, panels, strict=True):
+        # Evaluations have a marker at each point.
         for (tag, name), color in zip(lines, (COLORS["residual"], "#16a085"), strict=True):
             steps, values = series(rows, tag)
             if steps:
-                marks = {"marker": "o", "markersize": 4.5, "linewidth": 1.4} if tag.startswith("eval/") else {"linewidth": 1.8}
+                at_evaluations = {"marker": "o", "markersize": 4.5, "linewidth": 1.4}
+                marks = at_evaluations if tag.startswith("eval/") else {"linewidth": 1.8}
                 axis.plot(steps, values, color=color, label=name, **marks)
+        # Success of the base policy as a horizontal line.
         if title == "Success":
             base = (evaluation or {}).get("policies", {}).get("base", {}).get("success_once")
             if base:
-                axis.axhline(
-                    base["mean"],
-                    color=COLORS["base"],
-                    linestyle="--",
-                    linewidth=1.4,
-                    label="base policy alone",
-                )
+                style = {"color": COLORS["base"], "linestyle": "--", "linewidth": 1.4}
+                axis.axhline(base["mean"], label="base policy alone", **style)
             format_percent(axis, "y")
         axis.set_title(title)
         format_steps(axis)
@@ -174,7 +168,9 @@ def success_plot(rows: Rows, evaluation: Mapping[str, Any] | None) -> Plot | Non
         axis.set_title(label(metric))
         format_percent(axis, "x")
     count = len(evaluation.get("episode_seeds", ()))
-    return Plot("success", "Success by policy", f"Mean and 95 % interval over the same {count} episodes.", figure)
+    return Plot(
+        "success", "Success by policy", f"Mean and 95 % interval over the same {count} episodes.", figure
+    )
 
 
 def episodes_plot(rows: Rows, evaluation: Mapping[str, Any] | None) -> Plot | None:  # noqa: ARG001
@@ -184,7 +180,11 @@ def episodes_plot(rows: Rows, evaluation: Mapping[str, Any] | None) -> Plot | No
     policies = evaluation["policies"]
     paired = "residual" in policies and "base" in policies
     wanted = [m for m in metrics_of(evaluation) if not is_rate(m)]
-    shown = [m for m in wanted if all(_varies(policies[name].get(m)) for name in ("residual", "base"))] if paired else wanted
+    shown = (
+        [m for m in wanted if all(_varies(policies[name].get(m)) for name in ("residual", "base"))]
+        if paired
+        else wanted
+    )
     # The task's metrics are more informative than return and length, and at most six fit.
     shown = sorted(shown, key=lambda m: m in ("return", "episode_length"))[:6]
     if not shown:
@@ -201,7 +201,10 @@ def episodes_plot(rows: Rows, evaluation: Mapping[str, Any] | None) -> Plot | No
         return Plot("episodes", "Every episode", "One dot per episode.", figure)
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4, markerscale=1.8)
-    caption = "One dot per episode seed. On the dashed line both policies are equal; below it, the value with the residual is smaller."
+    caption = (
+        "One dot per episode seed. On the dashed line both policies are equal; below it, the value with the "
+        "residual is smaller."
+    )
     return Plot("episodes", "Every episode, residual against base", caption, figure)
 
 
@@ -215,7 +218,12 @@ def residual_plot(rows: Rows, evaluation: Mapping[str, Any] | None) -> Plot | No
 
 def task_plot(rows: Rows, evaluation: Mapping[str, Any] | None) -> Plot | None:  # noqa: ARG001
     """Metrics and reward terms of the task."""
-    tags = [(t, label(t.removeprefix("task/"))) for kind in ("task/", "reward/") for t in tags_of(rows) if t.startswith(kind)]
+    tags = [
+        (t, label(t.removeprefix("task/")))
+        for kind in ("task/", "reward/")
+        for t in tags_of(rows)
+        if t.startswith(kind)
+    ]
     figure = small_multiples(rows, tags[:9])
     caption = "Metrics and reward terms of the task, means over environment steps."
     return Plot("task", "Task", caption, figure) if figure else None
@@ -292,7 +300,9 @@ def _strip(axis: Axes, evaluation: Mapping[str, Any], metric: str) -> None:
     names = [name for name in policies_of(evaluation) if metric in evaluation["policies"][name]]
     for row, name in enumerate(names):
         values = list(evaluation["policies"][name][metric]["per_episode"].values())
-        spread = [row + 0.6 * ((i * 0.618034) % 1 - 0.5) for i in range(len(values))]  # golden ratio: even, and the same each time
+        spread = [
+            row + 0.6 * ((i * 0.618034) % 1 - 0.5) for i in range(len(values))
+        ]  # golden ratio: even, and the same each time
         axis.scatter(values, spread, s=13, color=color_of(name, row), alpha=0.6, linewidths=0)
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.5, -0.5)

@@ -20,7 +20,15 @@ from torch import Tensor
 from residual_rl.demos.episode import Array, Demo
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import CheckpointError, ConfigError
-from residual_rl.lerobot.dataset_export import DONE, FPS_TOLERANCE, REWARD, SIDE_FILE, SIDE_VERSION, SUCCESS, hardware_of
+from residual_rl.lerobot.dataset_export import (
+    DONE,
+    FPS_TOLERANCE,
+    REWARD,
+    SIDE_FILE,
+    SIDE_VERSION,
+    SUCCESS,
+    hardware_of,
+)
 from residual_rl.lerobot.support import (
     ACTION,
     ENVIRONMENT_STATE,

@@ -8,7 +8,15 @@ import mujoco
 import numpy as np
 
 from residual_rl.errors import ModelError
-from residual_rl.tasks.so101_paper.robot import EE_SITE, HOME, JOINTS, SERVO_IDENTIFIED, ServoCfg, add_servos, build_robot
+from residual_rl.tasks.so101_paper.robot import (
+    EE_SITE,
+    HOME,
+    JOINTS,
+    SERVO_IDENTIFIED,
+    ServoCfg,
+    add_servos,
+    build_robot,
+)
 from residual_rl.utils.text import one_line
 
 _HOME_TOLERANCE = 0.05

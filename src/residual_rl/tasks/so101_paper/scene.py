@@ -18,7 +18,14 @@ from annotated_types import Interval
 from residual_rl.errors import ModelError
 from residual_rl.tasks.so101_paper.config import SHEET_HALF_SIZE
 from residual_rl.tasks.so101_paper.custom_robot import load_robot
-from residual_rl.tasks.so101_paper.robot import EE_SITE, HOME, JOINTS, SERVO_IDENTIFIED, SERVO_OLD, build_robot
+from residual_rl.tasks.so101_paper.robot import (
+    EE_SITE,
+    HOME,
+    JOINTS,
+    SERVO_IDENTIFIED,
+    SERVO_OLD,
+    build_robot,
+)
 from residual_rl.utils.text import one_line
 from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, PositiveFloat
 
