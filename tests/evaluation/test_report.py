@@ -53,9 +53,7 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
-def evaluation(
-    policies: tuple[str, ...] = ("zero", "residual", "base"), n: int = 40, **more: Any
-) -> dict[str, Any]:
+def evaluation(policies: tuple[str, ...] = ("zero", "residual", "base"), n: int = 40, **more: Any) -> dict[str, Any]:
     """`residual` fails every tenth episode, `base` three of four, `zero` all."""
     seeds = list(range(10_000_000, 10_000_000 + n))
     won = {
@@ -67,9 +65,7 @@ def evaluation(
         name: {
             "success_once": dict(zip(seeds, map(float, won[name]), strict=True)),
             "return": {s: (9.0 if w else -60.0) + s % 7 for s, w in zip(seeds, won[name], strict=True)},
-            "final_distance": {
-                s: (0.001 if w else 0.02) * (1 + s % 5) for s, w in zip(seeds, won[name], strict=True)
-            },
+            "final_distance": {s: (0.001 if w else 0.02) * (1 + s % 5) for s, w in zip(seeds, won[name], strict=True)},
         }
         for name in policies
     }
@@ -91,10 +87,7 @@ def evaluation(
     }
     found |= {"units": {"final_distance": "m"}, "policies": summaries, "paired": {}}
     if {"residual", "base"} <= set(policies):
-        pair = {
-            m: paired_difference(figures["residual"][m], figures["base"][m], m == "success_once").to_json()
-            for m in figures["base"]
-        }
+        pair = {m: paired_difference(figures["residual"][m], figures["base"][m], m == "success_once").to_json() for m in figures["base"]}
         found["paired"] = {"residual-base": pair}
     return found | more
 
@@ -314,9 +307,7 @@ def test_values_and_intervals() -> None:
     assert interval_text("return", None) == ""
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"format_version": 2, "policies": {}}', '{"format_version": 1}']
-)
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 2, "policies": {}}', '{"format_version": 1}'])
 def test_a_foreign_evaluation_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "eval.json").write_text(text)
     with pytest.raises(CheckpointError, match=rf"^{tmp_path}/eval\.json .*`residual-rl eval {tmp_path}`"):
@@ -338,16 +329,13 @@ def test_time_shares_add_up_to_one() -> None:
     seconds = [(1.0, 1.0), (2.0, 6.0), (1.0, 0.0)]
     rows: list[dict[str, float]] = [{"step": 0, "eval/x": 1.0}]
     rows += [
-        {"step": i, "time/simulation": a, "time/learner": b, "time/wall": 9.0, "time/fps": 100.0}
-        for i, (a, b) in enumerate(seconds, 1)
+        {"step": i, "time/simulation": a, "time/learner": b, "time/wall": 9.0, "time/fps": 100.0} for i, (a, b) in enumerate(seconds, 1)
     ]
     (plot,) = make_plots(rows)
     share, speed = plot.figure.axes
     assert share.get_legend_handles_labels()[1] == ["Simulation", "Learner"]
     simulation = share.collections[0].get_paths()[0].vertices
-    assert [max(y for x, y in simulation if x == step) for step in (1, 2, 3)] == pytest.approx(
-        [1 / 2, 2 / 8, 3 / 9]
-    )
+    assert [max(y for x, y in simulation if x == step) for step in (1, 2, 3)] == pytest.approx([1 / 2, 2 / 8, 3 / 9])
     assert share.collections[1].get_paths()[0].vertices[:, 1].max() == pytest.approx(1.0)
     assert speed.lines[0].get_ydata().tolist() == [100.0] * 3
 

@@ -103,9 +103,7 @@ DTYPES = [
     torch.uint64,
 ]
 DTYPES += [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-keys = st.text(st.characters(codec="utf-8"), max_size=6).filter(
-    lambda k: k not in ("$tensor", "__metadata__")
-)
+keys = st.text(st.characters(codec="utf-8"), max_size=6).filter(lambda k: k not in ("$tensor", "__metadata__"))
 tensors = st.builds(
     lambda dtype, shape: (torch.arange(shape[0] * shape[1]) % 2).to(dtype).reshape(shape),
     st.sampled_from(DTYPES),
@@ -115,9 +113,7 @@ numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 leaves = tensors | numbers | st.text(st.characters(codec="utf-8")) | st.booleans() | st.none()
 states = st.dictionaries(
     keys,
-    st.recursive(
-        leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3)
-    ),
+    st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3)),
 )
 
 
@@ -269,9 +265,7 @@ def test_wrong_files_are_named_with_what_was_expected(tmp_path: Path, data: byte
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"nowhere\.safetensors does not exist; expected a residual_rl policy"
-    ):
+    with pytest.raises(CheckpointError, match=r"nowhere\.safetensors does not exist; expected a residual_rl policy"):
         load(tmp_path / "nowhere.safetensors", "policy")
     with pytest.raises(CheckpointError, match=r"cannot read .*Is a directory"):
         load(tmp_path, "policy")
@@ -341,9 +335,7 @@ def test_all_damaged_is_an_error(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path)
     for step in (1, 2):
         folder.save(step, {}).write_bytes(b"")
-    with pytest.raises(
-        CheckpointError, match=r"no checkpoint in .* can be loaded; the last of 2: .*step_000000001"
-    ):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be loaded; the last of 2: .*step_000000001"):
         folder.latest()
 
 
@@ -361,9 +353,7 @@ def test_leftovers_of_a_kill_are_ignored_and_cleaned(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])
 @pytest.mark.parametrize("error", [OSError(28, "full"), KeyboardInterrupt()])
-def test_failed_write_leaves_the_earlier_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, error: BaseException
-) -> None:
+def test_failed_write_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, error: BaseException) -> None:
     path = tmp_path / "x.safetensors"
     save(path, {"old": 1}, "checkpoint")
 
@@ -381,9 +371,7 @@ def test_failed_write_leaves_the_earlier_file(
 def test_file_and_folder_are_synced_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(
-        os, "fsync", lambda fd: (done.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))), fsync(fd))
-    )
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))), fsync(fd)))
     monkeypatch.setattr(os, "replace", lambda a, b: (done.append("replace"), replace(a, b)))
     write_atomically(tmp_path / "x", b"1")
     assert done[0].startswith(".x.")
@@ -395,9 +383,7 @@ def test_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     folder.save(1, {"step": 1})
     with (
         file_size_limit(20_000),
-        pytest.raises(
-            WriteError, match=r"cannot write .*step_000000002.*File too large; raise the file size"
-        ),
+        pytest.raises(WriteError, match=r"cannot write .*step_000000002.*File too large; raise the file size"),
     ):
         folder.save(2, {"weights": torch.zeros(10_000)})
     assert folder.latest() == (1, {"step": 1})
@@ -405,9 +391,7 @@ def test_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
 
 
 def test_full_file_system_leaves_the_last_checkpoint(tmp_path: Path) -> None:
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", tmp_path], capture_output=True, check=False
-    )
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", tmp_path], capture_output=True, check=False)
     if mount.returncode:
         pytest.skip("mounting a small file system needs root")
     try:
@@ -448,9 +432,7 @@ for line in sys.stdin:
 @pytest.mark.slow
 def test_kill_9_at_any_time_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     folder, rng, halves, last = CheckpointFolder(tmp_path), random.Random(0), 0, 0
-    saver = subprocess.Popen(
-        [sys.executable, "-c", SAVER, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    saver = subprocess.Popen([sys.executable, "-c", SAVER, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with saver:
         assert saver.stdin is not None
         assert saver.stdout is not None

@@ -39,9 +39,7 @@ def git(folder: Path, *arguments: str) -> None:
         "commit.gpgsign=false",
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
-    subprocess.run(
-        ["git", *settings, *arguments], cwd=folder, check=True, capture_output=True, env=environment
-    )
+    subprocess.run(["git", *settings, *arguments], cwd=folder, check=True, capture_output=True, env=environment)
 
 
 @pytest.fixture(autouse=True)
@@ -51,9 +49,7 @@ def _no_outer_git(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_new_run_is_stamped(tmp_path: Path) -> None:
-    with RunFolder(tmp_path / "runs" / "x").start(
-        Config(), ["residual-rl", "train", "so101-paper", "--name", "a b"]
-    ) as run:
+    with RunFolder(tmp_path / "runs" / "x").start(Config(), ["residual-rl", "train", "so101-paper", "--name", "a b"]) as run:
         assert json.loads(run.config_file.read_text()) == {
             "seed": 1,
             "hidden": [128, 128],
@@ -86,10 +82,7 @@ def test_a_folder_in_use_for_something_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ConfigError) as caught:
         RunFolder(tmp_path).start({})
-    assert (
-        str(caught.value)
-        == f"{tmp_path} is not empty; choose another --output-dir or `residual-rl train --resume {tmp_path}`"
-    )
+    assert str(caught.value) == f"{tmp_path} is not empty; choose another --output-dir or `residual-rl train --resume {tmp_path}`"
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -98,14 +91,10 @@ def test_resume_keeps_the_stamp_and_adds_the_command(tmp_path: Path) -> None:
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.name not in ("command.txt", ".lock")}
     RunFolder(tmp_path).resume(["second"]).close()
     assert (tmp_path / "command.txt").read_text() == "first\nsecond\n"
-    assert {
-        p.name: p.read_bytes() for p in tmp_path.iterdir() if p.name not in ("command.txt", ".lock")
-    } == before
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.name not in ("command.txt", ".lock")} == before
 
 
-def test_resume_under_other_versions_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_resume_under_other_versions_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     RunFolder(tmp_path).start({}).close()
     monkeypatch.setattr(run_folder, "versions", lambda: {"python": "4.0"})
     for _ in range(2):
@@ -134,9 +123,7 @@ def test_two_processes_do_not_write_the_same_run(tmp_path: Path) -> None:
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "is being written by process" in other.stderr.splitlines()[-1]
     first.close()
-    subprocess.run(
-        [sys.executable, "-c", code], check=True
-    )  # ends without closing: the lock ends with its process
+    subprocess.run([sys.executable, "-c", code], check=True)  # ends without closing: the lock ends with its process
     with RunFolder(tmp_path).resume():
         pass
 
@@ -171,9 +158,7 @@ def test_git_state_of_clean_changed_and_new_files(tmp_path: Path) -> None:
     assert "+x = 1" in text
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "one")
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True, check=True
-    ).stdout.strip()
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
     assert git_state(package) == ({"commit": commit, "dirty": False}, "")
     (package / "a.py").write_text("x = 2\n")
     (package / "new.py").write_text("fresh = True\n")

@@ -49,9 +49,7 @@ def point_checks(defect: str = "", **spec: Any) -> list[Check]:
 def test_a_sound_env_passes() -> None:
     checks = point_checks()
     assert not failed(checks)
-    assert (
-        len(checks) == len({check.name for check in checks}) == 7 + 2 + 6
-    )  # two terms of the reward, six ways to run
+    assert len(checks) == len({check.name for check in checks}) == 7 + 2 + 6  # two terms of the reward, six ways to run
     by_name = {check.name: check for check in checks}
     assert by_name["base policy 'homing' solves it"].measured.startswith("100%")
     assert by_name["determinism, envs 7, threads 2"].measured == "identical: 28 episodes"
@@ -245,12 +243,8 @@ def test_draws_that_are_not_written_are_seen(env: TaskEnv) -> None:
 
 
 def test_other_draws_are_seen(env: TaskEnv) -> None:
-    assert failed(so101.check_draws(env, dataclasses.replace(CFG, sheet_x=(0.20, 0.34)))) == {
-        "draws of sheet_x"
-    }
-    assert failed(so101.check_draws(env, dataclasses.replace(CFG, sheet_yaw=(-0.5, 0.5)))) == {
-        "draws of sheet_yaw"
-    }
+    assert failed(so101.check_draws(env, dataclasses.replace(CFG, sheet_x=(0.20, 0.34)))) == {"draws of sheet_x"}
+    assert failed(so101.check_draws(env, dataclasses.replace(CFG, sheet_yaw=(-0.5, 0.5)))) == {"draws of sheet_yaw"}
 
 
 def test_other_kinematics_are_seen(env: TaskEnv) -> None:
@@ -261,9 +255,7 @@ def test_other_kinematics_are_seen(env: TaskEnv) -> None:
 
 def test_other_rewards_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     terms_of = SO101Paper.reward_terms
-    monkeypatch.setattr(
-        SO101Paper, "reward_terms", lambda self, q: terms_of(self, q) | {"yaw": 2 * terms_of(self, q)["yaw"]}
-    )
+    monkeypatch.setattr(SO101Paper, "reward_terms", lambda self, q: terms_of(self, q) | {"yaw": 2 * terms_of(self, q)["yaw"]})
     assert failed(so101.check_reward_terms(CFG)) == {"reward 'yaw', sheet 5 cm and 0.3 rad off"}
 
 
@@ -273,9 +265,7 @@ def centre_alone(self: SO101Paper, q: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def unwrapped(self: SO101Paper, q: dict[str, torch.Tensor]) -> torch.Tensor:
-    return holds(self, q) & (
-        q["sheet_quaternion"][:, 0] > 0.5
-    )  # a sheet that is turned by half a turn does not count
+    return holds(self, q) & (q["sheet_quaternion"][:, 0] > 0.5)  # a sheet that is turned by half a turn does not count
 
 
 holds = SO101Paper.holds
@@ -293,9 +283,7 @@ holds = SO101Paper.holds
         ),
     ],
 )
-def test_another_condition_of_success_is_seen(
-    condition: Any, names: set[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_condition_of_success_is_seen(condition: Any, names: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SO101Paper, "holds", condition)
     assert names <= failed(so101.check_success(CFG))
 
@@ -303,9 +291,7 @@ def test_another_condition_of_success_is_seen(
 def test_a_shorter_hold_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     make = so101.make
     monkeypatch.setattr(so101, "make", lambda cfg, n: make(dataclasses.replace(cfg, success_hold_steps=9), n))
-    assert {"success: sheet in the middle", "success: out for one step after 9"} <= failed(
-        so101.check_success(CFG)
-    )
+    assert {"success: sheet in the middle", "success: out for one step after 9"} <= failed(so101.check_success(CFG))
 
 
 def test_divergence_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,9 +25,7 @@ from residual_rl.factory import make_learner, make_residual_env
 from residual_rl.registry import TASKS
 from residual_rl.visualization import viewer
 
-CFG = replace_fields(
-    TrainCfg.default("so101-paper"), {"max_episode_steps": 8, "num_threads": 1, "minibatch_size": 64}
-)
+CFG = replace_fields(TrainCfg.default("so101-paper"), {"max_episode_steps": 8, "num_threads": 1, "minibatch_size": 64})
 
 
 @pytest.fixture
@@ -53,17 +51,11 @@ def pictures(folder: Path) -> dict[str, np.ndarray]:
     return {path.stem: np.asarray(Image.open(path)).astype(int) for path in folder.iterdir()}
 
 
-def test_each_camera_becomes_a_png_whose_path_is_printed(
-    opengl: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_camera_becomes_a_png_whose_path_is_printed(opengl: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "new" / "views"
     assert view.main(["so101-paper", "--cameras", str(folder), "--camera-size", "48", "64"]) == 0
-    assert sorted(capsys.readouterr().out.split()) == sorted(
-        str(folder / f"{name}.png") for name in ("top", "wrist", "scene")
-    )
-    assert {name: picture.shape for name, picture in pictures(folder).items()} == dict.fromkeys(
-        ("top", "wrist", "scene"), (48, 64, 3)
-    )
+    assert sorted(capsys.readouterr().out.split()) == sorted(str(folder / f"{name}.png") for name in ("top", "wrist", "scene"))
+    assert {name: picture.shape for name, picture in pictures(folder).items()} == dict.fromkeys(("top", "wrist", "scene"), (48, 64, 3))
 
 
 @pytest.mark.slow
@@ -102,9 +94,7 @@ def test_oracle_is_the_one_that_the_task_names(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_task_without_an_oracle_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        TASKS._specs, "so101-paper", dataclasses.replace(TASKS.get("so101-paper"), oracle=None)
-    )
+    monkeypatch.setitem(TASKS._specs, "so101-paper", dataclasses.replace(TASKS.get("so101-paper"), oracle=None))
     with pytest.raises(ConfigError, match="task 'so101-paper' names no oracle"):
         view.main(["so101-paper", "--policy", "oracle", "--cameras", "x"])
 
@@ -112,12 +102,7 @@ def test_a_task_without_an_oracle_says_so(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_video_of_one_episode(opengl: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("imageio_ffmpeg")
     path = tmp_path / "new" / "episode.mp4"
-    assert (
-        view.main(
-            ["so101-paper", "--video", str(path), "--camera-size", "48", "64", "--max-episode-steps", "3"]
-        )
-        == 0
-    )
+    assert view.main(["so101-paper", "--video", str(path), "--camera-size", "48", "64", "--max-episode-steps", "3"]) == 0
     assert path.read_bytes()[4:8] == b"ftyp"
     assert capsys.readouterr().out.strip() == str(path)
 
@@ -186,9 +171,7 @@ def test_watching_goes_from_episode_to_episode_until_the_window_is_closed(
         "episode 6: no success after 8 steps",
     ]
     sheet = [tuple(scene[6:8].tolist()) for scene in window.scenes]
-    assert (
-        np.linalg.norm(np.subtract(sheet[7], sheet[0])) < 0.02
-    )  # the end of the first episode, not the start of the second
+    assert np.linalg.norm(np.subtract(sheet[7], sheet[0])) < 0.02  # the end of the first episode, not the start of the second
     assert np.linalg.norm(np.subtract(sheet[8], sheet[7])) > 0.02
     viewer.watch(env, no_residual(env), 5, FakeViewer(10**6), told.append, num_episodes=1)  # type: ignore[arg-type]
     assert len(told) == 3

@@ -96,11 +96,7 @@ def svg(plot: Plot) -> str:
             metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
         )
     text = buffer.getvalue()
-    text = (
-        text[text.index("<svg") :]
-        .replace(INK, "currentColor")
-        .replace("'DejaVu Sans'", "system-ui, sans-serif")
-    )
+    text = text[text.index("<svg") :].replace(INK, "currentColor").replace("'DejaVu Sans'", "system-ui, sans-serif")
     # The page sets the width, and ids get a prefix so that they are unique in it.
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
@@ -130,11 +126,7 @@ def curves_plot(rows: Rows, evaluation: Mapping[str, Any] | None) -> Plot | None
         for (tag, name), color in zip(lines, (COLORS["residual"], "#16a085"), strict=True):
             steps, values = series(rows, tag)
             if steps:
-                marks = (
-                    {"marker": "o", "markersize": 4.5, "linewidth": 1.4}
-                    if tag.startswith("eval/")
-                    else {"linewidth": 1.8}
-                )
+                marks = {"marker": "o", "markersize": 4.5, "linewidth": 1.4} if tag.startswith("eval/") else {"linewidth": 1.8}
                 axis.plot(steps, values, color=color, label=name, **marks)
         if title == "Success":
             base = (evaluation or {}).get("policies", {}).get("base", {}).get("success_once")
@@ -182,9 +174,7 @@ def success_plot(rows: Rows, evaluation: Mapping[str, Any] | None) -> Plot | Non
         axis.set_title(label(metric))
         format_percent(axis, "x")
     count = len(evaluation.get("episode_seeds", ()))
-    return Plot(
-        "success", "Success by policy", f"Mean and 95 % interval over the same {count} episodes.", figure
-    )
+    return Plot("success", "Success by policy", f"Mean and 95 % interval over the same {count} episodes.", figure)
 
 
 def episodes_plot(rows: Rows, evaluation: Mapping[str, Any] | None) -> Plot | None:  # noqa: ARG001
@@ -194,11 +184,7 @@ def episodes_plot(rows: Rows, evaluation: Mapping[str, Any] | None) -> Plot | No
     policies = evaluation["policies"]
     paired = "residual" in policies and "base" in policies
     wanted = [m for m in metrics_of(evaluation) if not is_rate(m)]
-    shown = (
-        [m for m in wanted if all(_varies(policies[name].get(m)) for name in ("residual", "base"))]
-        if paired
-        else wanted
-    )
+    shown = [m for m in wanted if all(_varies(policies[name].get(m)) for name in ("residual", "base"))] if paired else wanted
     # The task's metrics are more informative than return and length, and at most six fit.
     shown = sorted(shown, key=lambda m: m in ("return", "episode_length"))[:6]
     if not shown:
@@ -215,10 +201,7 @@ def episodes_plot(rows: Rows, evaluation: Mapping[str, Any] | None) -> Plot | No
         return Plot("episodes", "Every episode", "One dot per episode.", figure)
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4, markerscale=1.8)
-    caption = (
-        "One dot per episode seed. On the dashed line both policies are equal; below it, the value with the "
-        "residual is smaller."
-    )
+    caption = "One dot per episode seed. On the dashed line both policies are equal; below it, the value with the residual is smaller."
     return Plot("episodes", "Every episode, residual against base", caption, figure)
 
 
@@ -232,12 +215,7 @@ def residual_plot(rows: Rows, evaluation: Mapping[str, Any] | None) -> Plot | No
 
 def task_plot(rows: Rows, evaluation: Mapping[str, Any] | None) -> Plot | None:  # noqa: ARG001
     """Metrics and reward terms of the task."""
-    tags = [
-        (t, label(t.removeprefix("task/")))
-        for kind in ("task/", "reward/")
-        for t in tags_of(rows)
-        if t.startswith(kind)
-    ]
+    tags = [(t, label(t.removeprefix("task/"))) for kind in ("task/", "reward/") for t in tags_of(rows) if t.startswith(kind)]
     figure = small_multiples(rows, tags[:9])
     caption = "Metrics and reward terms of the task, means over environment steps."
     return Plot("task", "Task", caption, figure) if figure else None
@@ -314,9 +292,7 @@ def _strip(axis: Axes, evaluation: Mapping[str, Any], metric: str) -> None:
     names = [name for name in policies_of(evaluation) if metric in evaluation["policies"][name]]
     for row, name in enumerate(names):
         values = list(evaluation["policies"][name][metric]["per_episode"].values())
-        spread = [
-            row + 0.6 * ((i * 0.618034) % 1 - 0.5) for i in range(len(values))
-        ]  # golden ratio: even, and the same each time
+        spread = [row + 0.6 * ((i * 0.618034) % 1 - 0.5) for i in range(len(values))]  # golden ratio: even, and the same each time
         axis.scatter(values, spread, s=13, color=color_of(name, row), alpha=0.6, linewidths=0)
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.5, -0.5)

@@ -47,9 +47,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         code = error.errno or 0
         what = os.strerror(code) if code else one_line(error)
-        raise WriteError(
-            f"cannot write {path}: {what}; {_FIXES.get(code, 'fix that, or choose another folder')}"
-        ) from error
+        raise WriteError(f"cannot write {path}: {what}; {_FIXES.get(code, 'fix that, or choose another folder')}") from error
 
 
 def make_folder(path: Path) -> None:
@@ -120,10 +118,7 @@ def _plain(obj: Any, key: str) -> Any:
         return [_plain(v, f"{key}[{i}]") for i, v in enumerate(obj)]
     if isinstance(obj, os.PathLike):
         return os.fspath(obj)
-    raise ConfigError(
-        f"{key or 'the value'} is a {type(obj).__name__}, which JSON cannot represent; "
-        "use numbers, strings, lists and dicts"
-    )
+    raise ConfigError(f"{key or 'the value'} is a {type(obj).__name__}, which JSON cannot represent; use numbers, strings, lists and dicts")
 
 
 def _sync(path: Path) -> None:
