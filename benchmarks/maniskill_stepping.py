@@ -34,7 +34,9 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 def main() -> None:
     """Measure in turns, print the table, write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--env-id", default="PushCube-v1")
     parser.add_argument("--control-mode", default="pd_joint_delta_pos")
     parser.add_argument("--workers", type=int, default=2, help="processes of either side")
@@ -48,7 +50,9 @@ def main() -> None:
     bare = []
     for seed in range(options.workers):
         ours_end, theirs_end = context.Pipe()
-        context.Process(target=bare_process, args=(options.env_id, options.control_mode, seed, theirs_end), daemon=True).start()
+        context.Process(
+            target=bare_process, args=(options.env_id, options.control_mode, seed, theirs_end), daemon=True
+        ).start()
         ours_end.recv()  # it is ready
         bare.append(ours_end)
     cfg = ManiSkillCfg(env_id=options.env_id, control_mode=options.control_mode)
@@ -56,7 +60,10 @@ def main() -> None:
     env.reset(seed=0)
 
     rates: dict[str, list[tuple[float, float]]] = {"bare": [], "ours": []}
-    sides = {"bare": lambda seconds: turn_of_bare(bare, seconds), "ours": lambda seconds: turn_of_ours(env, seconds)}
+    sides = {
+        "bare": lambda seconds: turn_of_bare(bare, seconds),
+        "ours": lambda seconds: turn_of_ours(env, seconds),
+    }
     for side in sides.values():
         side(1.0)  # warm
     for turn in range(options.turns):
@@ -66,15 +73,24 @@ def main() -> None:
     for process in bare:
         process.send(None)
 
-    wall, cpu = ({name: statistics.median(pair[i] for pair in pairs) for name, pairs in rates.items()} for i in (0, 1))
-    ratios = [statistics.median(ours[i] / theirs[i] for ours, theirs in zip(rates["ours"], rates["bare"], strict=True)) for i in (0, 1)]
+    wall, cpu = (
+        {name: statistics.median(pair[i] for pair in pairs) for name, pairs in rates.items()} for i in (0, 1)
+    )
+    ratios = [
+        statistics.median(
+            ours[i] / theirs[i] for ours, theirs in zip(rates["ours"], rates["bare"], strict=True)
+        )
+        for i in (0, 1)
+    ]
     result = {
         "env_id": options.env_id,
         "control_mode": options.control_mode,
         "workers": options.workers,
         "worlds_per_worker": options.worlds_per_worker,
         "seconds": options.seconds,
-        "turns": {name: [{"per_second": w, "per_cpu_second": c} for w, c in pairs] for name, pairs in rates.items()},
+        "turns": {
+            name: [{"per_second": w, "per_cpu_second": c} for w, c in pairs] for name, pairs in rates.items()
+        },
         "ratio_wall": ratios[0],
         "ratio_cpu": ratios[1],
         "load_average": os.getloadavg()[0],
@@ -82,7 +98,9 @@ def main() -> None:
     }
     make_folder(options.output)
     write_json(options.output / "maniskill-stepping.json", result)
-    table = Table(title=f"{options.env_id}, {options.workers} processes, load average {os.getloadavg()[0]:.1f}")
+    table = Table(
+        title=f"{options.env_id}, {options.workers} processes, load average {os.getloadavg()[0]:.1f}"
+    )
     for column in ("", "env steps / s", "env steps / CPU s"):
         table.add_column(column, justify="left" if column == "" else "right")
     for name in ("bare", "ours"):
@@ -101,7 +119,7 @@ def turn_of_bare(processes: list[Connection], seconds: float) -> tuple[float, fl
 
 def turn_of_ours(env: ManiSkillVecEnv, seconds: float) -> tuple[float, float]:
     """The same of our vec_env; the CPU time is that of the workers and of this process."""
-    workers = [worker.pid for worker in env._worlds._workers]  # type: ignore[attr-defined]
+    workers = env._sim.pool.pids  # type: ignore[attr-defined]
     start, cpu, steps = time.perf_counter(), cpu_time(workers) + time.process_time(), 0
     while time.perf_counter() - start < seconds:
         env.step(torch.rand(env.action_space.shape) * 2 - 1)  # type: ignore[arg-type]
@@ -126,7 +144,14 @@ def bare_process(env_id: str, control_mode: str, seed: int, pipe: Connection) ->
     torch.set_num_threads(1)
     if not no_device.vulkan_works():
         no_device.replace_materials()
-    env = gymnasium.make(env_id, num_envs=1, obs_mode="state", control_mode=control_mode, sim_backend="physx_cpu", render_backend="none")
+    env = gymnasium.make(
+        env_id,
+        num_envs=1,
+        obs_mode="state",
+        control_mode=control_mode,
+        sim_backend="physx_cpu",
+        render_backend="none",
+    )
     env.reset(seed=seed)
     size = env.action_space.shape
     pipe.send("ready")
