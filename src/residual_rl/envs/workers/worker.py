@@ -51,9 +51,10 @@ def main() -> None:
     while True:
         for ready in wait([requests, parent, *exit_pipes]):
             if ready in exit_pipes:
-                _report_exit(ready, *exit_pipes.pop(ready))  # type: ignore[call-overload, arg-type]
+                _report_exit(ready, *exit_pipes.pop(ready))
                 continue
-            message, fds = b"", []
+            message = b""
+            fds: list[int] = []
             if ready is requests:
                 message, fds, _, _ = socket.recv_fds(requests, _MAX_MESSAGE, _NUM_FDS)
             if not message:  # the parent has ended, or wants no more workers
