@@ -32,7 +32,12 @@ class CountingEnv(VecEnv):
     """
 
     def __init__(self, num_envs: int):
-        self.num_envs, self.device, self.max_episode_steps, self.control_hz = num_envs, torch.device("cpu"), 4, 10.0
+        self.num_envs, self.device, self.max_episode_steps, self.control_hz = (
+            num_envs,
+            torch.device("cpu"),
+            4,
+            10.0,
+        )
         self.single_observation_space = spaces.Dict({"state": spaces.Box(0.0, 10.0, (1,), np.float32)})
         self.single_action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.action_unit = torch.ones(2)
@@ -42,7 +47,13 @@ class CountingEnv(VecEnv):
         self._seed = torch.full((num_envs,), -1)
         self._step = torch.zeros(num_envs, dtype=torch.int64)
 
-    def reset(self, *, seed: int | Sequence[int] | None = None, mask: Tensor | None = None, options: dict[str, Any] | None = None) -> Any:
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> Any:
         assert seed is None
         assert mask is None
         self._start(torch.arange(self.num_envs))
@@ -151,7 +162,12 @@ def test_the_residual_size_is_that_before_the_clip_and_the_change_that_of_the_ex
 
     env.residual_scale = 1.0
     episodes = evaluate(env, jumping, [3])
-    assert inner.actions[3] == [[0.25, -0.5], [1.0, -1.0], [0.25, -0.5], [1.0, -1.0]]  # 1.25 and -1.5 are clipped
+    assert inner.actions[3] == [
+        [0.25, -0.5],
+        [1.0, -1.0],
+        [0.25, -0.5],
+        [1.0, -1.0],
+    ]  # 1.25 and -1.5 are clipped
     assert float(episodes["residual_magnitude"][0]) == pytest.approx(2**0.5 / 2)
     assert float(episodes["action_change"][0]) == pytest.approx((0.75**2 + 0.5**2) ** 0.5)
     assert float(episodes["return"][0]) == pytest.approx(4 * 3 - 2 * 2.0)
@@ -203,7 +219,13 @@ def test_callers_see_every_step_and_the_progress() -> None:
     env, _ = make(4)
     steps: list[Transition] = []
     progress: list[tuple[int, float]] = []
-    evaluate(env, growing, SEEDS, on_step=lambda t, info: steps.append(t), on_progress=lambda n, rate: progress.append((n, rate)))
+    evaluate(
+        env,
+        growing,
+        SEEDS,
+        on_step=lambda t, info: steps.append(t),
+        on_progress=lambda n, rate: progress.append((n, rate)),
+    )
     assert [n for n, _ in progress] == sorted({n for n, _ in progress})
     assert progress[-1] == (10, pytest.approx(0.4))
     assert all(t.action.shape == (4, 2) for t in steps)
@@ -258,7 +280,16 @@ def test_a_real_episode_is_the_same_in_any_batch() -> None:
         results.append(evaluate(env, lambda obs: 0.3 * obs["state"][:, :6].sin(), seeds))
         env.close()
     assert set(results[0]) == {
-        *("success_once", "success_at_end", "return", "episode_length", "residual_magnitude", "action_change", "dist_to_goal", "yaw_error"),
+        *(
+            "success_once",
+            "success_at_end",
+            "return",
+            "episode_length",
+            "residual_magnitude",
+            "action_change",
+            "dist_to_goal",
+            "yaw_error",
+        ),
     }
     assert set(results[0]["episode_length"].tolist()) == {5.0, 15.0}
     for other in results[1:]:

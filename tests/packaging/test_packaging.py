@@ -163,7 +163,13 @@ def test_the_search_for_dangers_finds_them(source: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["model.eval()", "self.load('x')", "safetensors.torch.load_file('x')", "np.load('x', allow_pickle=False)"]
+    "source",
+    [
+        "model.eval()",
+        "self.load('x')",
+        "safetensors.torch.load_file('x')",
+        "np.load('x', allow_pickle=False)",
+    ],
 )
 def test_the_search_for_dangers_leaves_the_harmless_alone(source: str) -> None:
     assert dangers(ast.parse(source)) == []
@@ -209,7 +215,11 @@ def test_every_dependency_is_pinned_for_development() -> None:
             name, version = line.split("==")
             pins[re.sub(r"[-_.]+", "-", name).lower()] = version
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["sb3"], *project["optional-dependencies"]["dev"]]
+    wanted = [
+        *project["dependencies"],
+        *project["optional-dependencies"]["sb3"],
+        *project["optional-dependencies"]["dev"],
+    ]
     names = {re.split(r"[\[<>=! ]", requirement)[0].lower() for requirement in wanted} - {"residual-rl"}
     assert names - pins.keys() == set()
     assert pins["torch"] == "2.13.0"
@@ -219,6 +229,10 @@ def test_every_dependency_is_pinned_for_development() -> None:
 def test_wheel_is_complete_and_works_in_a_fresh_environment() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     run = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "check_wheel.py")], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, str(ROOT / "scripts" / "check_wheel.py")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr

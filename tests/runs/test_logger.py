@@ -67,7 +67,7 @@ def test_reading_tolerates_only_a_cut_last_line(tmp_path: Path) -> None:
     assert read_metrics(path) == []
     for bad in ('{"step": 1\n{"step": 2}\n', "[]\n", '{"x": 1}\n'):
         path.write_text(bad)
-        with pytest.raises(CheckpointError, match=r"metrics\.jsonl:1 is no line of metrics"):
+        with pytest.raises(CheckpointError, match=r"metrics\.jsonl:1 is not a line of metrics"):
             read_metrics(path)
 
 
@@ -108,7 +108,14 @@ def test_wandb_gets_the_figures_and_a_resume_goes_on_in_the_same_run(tmp_path: P
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     with Logger(tmp_path / "run", wandb_project="p", config={"seed": 1}) as logger:
         logger.log({"x": 1}, 5)
-    assert calls[0] == {"project": "p", "dir": str(tmp_path / "run"), "config": {"seed": 1}, "id": None, "resume": "allow", "name": "run"}
+    assert calls[0] == {
+        "project": "p",
+        "dir": str(tmp_path / "run"),
+        "config": {"seed": 1},
+        "id": None,
+        "resume": "allow",
+        "name": "run",
+    }
     assert calls[1:] == [({"x": 1.0}, 5), "finish"]
     assert json.loads((tmp_path / "run" / "wandb.json").read_text()) == {"project": "p", "id": "new-id"}
     Logger(tmp_path / "run", wandb_project="p", resume_step=5).close()

@@ -46,7 +46,9 @@ def numbers(loaded: Any) -> list[float]:
     return [part["columns"]["obs"].unique().item() for part in loaded["buffer"]]
 
 
-def test_each_is_read_and_written_once_and_goes_with_the_last_checkpoint_that_names_it(tmp_path: Path) -> None:
+def test_each_is_read_and_written_once_and_goes_with_the_last_checkpoint_that_names_it(
+    tmp_path: Path,
+) -> None:
     reads: list[int] = []
     checkpoints = folder(tmp_path)
     for step, (first, last) in enumerate([(0, 1), (0, 2), (2, 4), (3, 4), (4, 5)], 1):
@@ -105,7 +107,7 @@ def test_a_checkpoint_without_one_gives_way_to_the_one_before(tmp_path: Path, ha
     again = folder(tmp_path)
     step, loaded = again.latest()  # type: ignore[misc]
     assert (step, numbers(loaded)) == (1, [0, 1])
-    assert f"step_000000002.safetensors is not whole: its segment {file}" in caplog.text
+    assert f"step_000000002.safetensors is incomplete: its segment {file}" in caplog.text
     assert "FALLING BACK" in caplog.text
     again.save(2, state(0, 2))  # it goes on, and comes to the same step again
     assert numbers(folder(tmp_path).latest()[1]) == [0, 1, 2]  # type: ignore[index]
@@ -124,12 +126,12 @@ def test_what_is_not_finite_and_names_that_are_none_are_refused(tmp_path: Path) 
     with pytest.raises(NonFiniteError, match="obs holds NaN"):
         folder(tmp_path).save(1, {"buffer": bad})
     assert folder(tmp_path).latest() is None
-    with pytest.raises(ConfigError, match=r"a segment's name is like segment_000003, not '\.\./x'"):
+    with pytest.raises(ConfigError, match=r"the name of a segment must be like segment_000003, not '\.\./x'"):
         folder(tmp_path).save(1, {"buffer": Segment("../x", dict)})
-    with pytest.raises(ConfigError, match=r"key '\$segment' in state 'x' is kept"):
+    with pytest.raises(ConfigError, match=r"key '\$segment' in state 'x' is reserved"):
         to_bytes({"x": {"$segment": "y"}}, "checkpoint")
     foreign = to_bytes({"x": segment(0)}, "checkpoint", {"../../x": "0"})
-    with pytest.raises(CheckpointError, match=r"the data is not whole: a segment's name is like segment_000003"):
+    with pytest.raises(CheckpointError, match=r"the data is incomplete: the name of a segment must be like segment_000003"):
         from_bytes(foreign, "checkpoint", segments=SegmentFolder(tmp_path))
 
 

@@ -23,7 +23,13 @@ def unsigned(values: torch.Tensor) -> list[int]:
 
 def test_splitmix64_gives_the_published_numbers() -> None:
     # for seed 1234567, as many implementations print them
-    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    published = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
     assert unsigned(splitmix64(torch.tensor([1234567]), 5)) == published
     assert reference_splitmix64(1234567, 5) == published
 

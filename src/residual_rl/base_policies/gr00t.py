@@ -9,31 +9,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from residual_rl.errors import ConfigError
 from residual_rl.registry import BasePolicySpec, register_base_policy
 from residual_rl.utils.text import parse_pairs
-from residual_rl.utils.validation import check_fields
+from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, Port, PositiveFloat, PositiveInt
 
 
 @dataclass(frozen=True)
-class Gr00tCfg:
+class Gr00tCfg(CheckedCfg):
     """Settings of the `gr00t` base policy."""
 
     host: str = "127.0.0.1"
     """Where the inference server runs."""
-    port: int = 5555
+    port: Port = 5555
     """Its port."""
     api_token: str | None = None
     """Its token, if it wants one. Better in the environment, as RESIDUAL_RL_TOKEN: settings are saved with a run."""
     layout: Literal["n1.5", "n1.6"] = "n1.6"
     """Wire layout: flat keys and a request for each world (N1.5), or nested and batched (N1.6, N1.7)."""
-    timeout: float = 15.0
+    timeout: PositiveFloat = 15.0
     """How long the server may take for a reply [s]."""
-    reconnect: float = 60.0
+    reconnect: NonNegativeFloat = 60.0
     """How long a server that does not answer is asked again, while the run waits [s]."""
-    num_action_steps: int | None = None
+    num_action_steps: PositiveInt | None = None
     """Actions that are executed of each chunk. None: as a server of ours says, else 8."""
-    chunk_size: int | None = None
+    chunk_size: PositiveInt | None = None
     """Actions that the server predicts. None: as it says, else 16."""
     cameras: tuple[str, ...] = ()
     """Camera images to send, as ENV_NAME=SERVER_KEY, e.g. top=front."""
@@ -55,17 +54,7 @@ class Gr00tCfg:
     """Whether its gripper is 0 when open."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        if not 1 <= self.port <= 65535:
-            raise ConfigError(f"port must be from 1 to 65535, not {self.port}")
-        if self.timeout <= 0:
-            raise ConfigError(f"timeout must be above 0, not {self.timeout}")
-        if self.reconnect < 0:
-            raise ConfigError(f"reconnect must be 0 or more, not {self.reconnect}")
-        for name in ("num_action_steps", "chunk_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, not {value}")
+        super().__post_init__()
         parse_pairs(self.cameras, "cameras")
         parse_pairs(self.extra_state, "extra_state")
 

@@ -15,16 +15,16 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from residual_rl.config import with_trust
 from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.registry import BASE_POLICIES, BasePolicySpec, register_base_policy
-from residual_rl.utils.trusted import with_trust
-from residual_rl.utils.validation import check_fields
+from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, PositiveFloat
 
 _SETTING = re.compile(r"(\d+)\.(\w[\w-]*)=(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class HybridCfg:
+class HybridCfg(CheckedCfg):
     """Settings of the `hybrid` base policy."""
 
     policies: tuple[str, ...] = ()
@@ -33,19 +33,19 @@ class HybridCfg:
     """Settings of theirs that differ from their defaults, as NUMBER.NAME=VALUE, e.g. `0.drag-gain=0.3 1.checkpoint=il/`, counted from 0."""
     mode: Literal["blend", "switch", "ensemble"] = "blend"
     """blend: the weighted sum of their actions; switch: one of them at a time; ensemble: the mean, and how far they are apart."""
-    weights: tuple[float, ...] = ()
+    weights: tuple[NonNegativeFloat, ...] = ()
     """Of a blend: one for each policy, together 1; none are equal weights."""
     switch: str = ""
     """Of a switch: your function as MODULE:FUNCTION; from the named observations, each [b, …], to the acting policy's number, int64 [b]."""
     switch_on: str = ""
     """Of a switch without a function: the observation by which the second of two policies takes over, until the episode ends, …"""
-    switch_below: float | None = None
+    switch_below: PositiveFloat | None = None
     """… once its Euclidean norm is below this."""
     trust_checkpoint: Annotated[bool, tyro.conf.arg(aliases=["--trust-checkpoint"])] = False
     """Let the policies read checkpoints that can run code of whoever made them."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         if not self.policies:
             return  # the defaults, before any flag
         if len(self.policies) < 2:
@@ -59,8 +59,8 @@ class HybridCfg:
             raise ConfigError(f"weights are of mode blend; mode {self.mode} has none")
         if self.weights and len(self.weights) != len(self.policies):
             raise ConfigError(f"weights must be one for each of the {len(self.policies)} policies, not {len(self.weights)}")
-        if self.weights and (min(self.weights) < 0.0 or abs(math.fsum(self.weights) - 1.0) > 1e-6):
-            raise ConfigError(f"weights must be 0 or more and 1 together, not {self.weights}")
+        if self.weights and abs(math.fsum(self.weights) - 1.0) > 1e-6:
+            raise ConfigError(f"weights must add up to 1, not {self.weights}")
 
     def _check_switch(self) -> None:
         threshold = bool(self.switch_on) or self.switch_below is not None
@@ -72,8 +72,6 @@ class HybridCfg:
             raise ConfigError("mode switch needs either a function, switch, or a threshold, switch_on with switch_below")
         if threshold and len(self.policies) != 2:
             raise ConfigError(f"a threshold switches between two policies, not {len(self.policies)}: give a function, switch")
-        if self.switch_below is not None and self.switch_below <= 0.0:
-            raise ConfigError(f"switch_below must be above 0, as norms are, not {self.switch_below}")
 
     def members(self) -> list[Any]:
         """The settings of each policy, None where it has none. Several of one kind with a `seed` get seeds that follow each other."""

@@ -11,10 +11,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from residual_rl.errors import ConfigError
 from residual_rl.registry import BasePolicySpec, register_base_policy
 from residual_rl.utils.text import parse_pairs
-from residual_rl.utils.validation import check_fields
+from residual_rl.utils.validation import CheckedCfg, PositiveInt, TorchSeed
 
 JointUnits = Literal["hardware", "range", "rad"]
 """Units of joint positions: those of the robot (degrees; SO-101: gripper 0 to 100), LeRobot's -100 to 100 over each arm joint's range
@@ -22,7 +21,7 @@ JointUnits = Literal["hardware", "range", "rad"]
 
 
 @dataclass(frozen=True)
-class LeRobotCfg:
+class LeRobotCfg(CheckedCfg):
     """Settings of the `lerobot` base policy."""
 
     checkpoint: Annotated[str, tyro.conf.arg(aliases=["--il-checkpoint"])] = ""
@@ -31,11 +30,11 @@ class LeRobotCfg:
     """Revision of the hub's repository."""
     trust_checkpoint: Annotated[bool, tyro.conf.arg(aliases=["--trust-checkpoint"])] = False
     """Allow its processors to import classes by name: they can run code of whoever made them."""
-    num_action_steps: int | None = None
+    num_action_steps: PositiveInt | None = None
     """Actions of a chunk that are executed before it plans anew; none means as trained."""
-    inference_steps: int | None = None
+    inference_steps: PositiveInt | None = None
     """Diffusion: steps from noise to actions; none means as trained."""
-    seed: int = 0
+    seed: TorchSeed = 0
     """Seed of the noise; the noise depends on it and on the observations alone."""
     device: str | None = None
     """Device of the policy; none means the env's."""
@@ -49,12 +48,7 @@ class LeRobotCfg:
     """What the robot is told to do, where the policy reads that."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        for name in ("num_action_steps", "inference_steps"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.seed < 1 << 31:
-            raise ConfigError(f"seed must be from 0 to {(1 << 31) - 1}, not {self.seed}")
+        super().__post_init__()
         parse_pairs(self.cameras, "cameras")
 
 
