@@ -53,7 +53,7 @@ from residual_rl.tasks.so101_paper.robot import build_robot
         ("train --resume", "--resume needs a run folder: residual-rl train --resume RUN"),
         ("train --resume --num-envs 4", "--resume needs a run folder: residual-rl train --resume RUN"),
         ("train --resume=", "--resume needs a run folder: residual-rl train --resume RUN"),
-        ("train so101-paper --resume r", "a run goes on with its own task, so name no other: residual-rl train --resume r"),
+        ("train so101-paper --resume r", "a run is resumed with its own task: residual-rl train --resume r"),
         ("eval", "eval needs a run folder or a task id: put it first, residual-rl eval RUN|TASK [options]"),
         ("eval --n-episodes 3 so101-paper", "eval needs a run folder or a task id: put it first"),
         ("eval so101-papr", "so101-papr is neither a run folder nor a task: unknown task"),
@@ -200,7 +200,10 @@ SPOILED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "text": (lambda data: b"hello", "truncated or not a safetensors file"),
     "pickle": (lambda data: pickle.dumps({"policy": 1}), "truncated or not a safetensors file"),
     "of another kind": (lambda data: checkpoint.to_bytes({"x": 1}, "checkpoint"), "is a residual_rl checkpoint; expected a policy"),
-    "of a later release": (lambda data: newer(checkpoint.from_bytes(data, "policy")), "has format version 9; this release reads up to version 1"),
+    "of a later release": (
+        lambda data: newer(checkpoint.from_bytes(data, "policy")),
+        "has format version 9; this release reads up to version 1",
+    ),
     "without settings": (lambda data: checkpoint.to_bytes({"policy": {}, "step": 1}, "policy"), "lacks config, residual_scale"),
     "with unknown settings": (
         lambda data: tampered(checkpoint.from_bytes(data, "policy"), lambda s: s["config"]["learner"].update(layers=3)),

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from tiny_runs import CLI_TINY
 
-from residual_rl.runs.checkpoint import CheckpointFolder
 from residual_rl.errors import ConfigError, MissingDependencyError
+from residual_rl.runs.checkpoint import CheckpointFolder
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.sweeps.executor import check_resources, require_executor
 

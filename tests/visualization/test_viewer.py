@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from residual_rl.cli import view
+from residual_rl.cli.policies import resolve_policy
 from residual_rl.config import TrainCfg, replace_fields
 from residual_rl.errors import ConfigError, ResidualRLError
 from residual_rl.evaluation.evaluate import no_residual
@@ -95,11 +96,11 @@ def test_view__images_are_of_the_chosen_step_and_policy(opengl: None, tmp_path: 
 
 
 def test_view__oracle_is_that_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert view._find_policy("so101-paper", "oracle", "best")[1].base_policy_id == "jacobian-yaw"
+    assert resolve_policy("so101-paper", "oracle", None, "view")[1].base_policy_id == "jacobian-yaw"
     monkeypatch.setitem(
         TASKS._specs, "so101-paper", dataclasses.replace(TASKS.get("so101-paper"), oracle="zero")
     )
-    assert view._find_policy("so101-paper", "oracle", "best")[1].base_policy_id == "zero"
+    assert resolve_policy("so101-paper", "oracle", None, "view")[1].base_policy_id == "zero"
 
 
 def test_view__names_a_task_without_an_oracle(monkeypatch: pytest.MonkeyPatch) -> None:

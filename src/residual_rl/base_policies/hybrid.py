@@ -1,4 +1,5 @@
-"""Several base policies as one: a fixed blend, a switch between them, or an ensemble that knows how far its members disagree."""
+"""Several base policies as one: a fixed blend, a switch between them, or an ensemble that knows how far its
+members disagree."""
 
 from __future__ import annotations
 
@@ -28,21 +29,25 @@ class HybridCfg(CheckedCfg):
     """Settings of the `hybrid` base policy."""
 
     policies: tuple[str, ...] = ()
-    """Ids of the base policies, two or more; the same may come several times."""
+    """Ids of two or more base policies; an id may be repeated."""
     settings: tuple[str, ...] = ()
-    """Settings of theirs that differ from their defaults, as NUMBER.NAME=VALUE, e.g. `0.drag-gain=0.3 1.checkpoint=il/`, counted from 0."""
+    """Settings of these policies that differ from the defaults, as NUMBER.NAME=VALUE, counted from 0, e.g.
+    `0.drag-gain=0.3 1.checkpoint=il/`."""
     mode: Literal["blend", "switch", "ensemble"] = "blend"
-    """blend: the weighted sum of their actions; switch: one of them at a time; ensemble: the mean, and how far they are apart."""
+    """blend: the weighted sum of their actions; switch: one of them at a time; ensemble: the mean, with their
+    disagreement as uncertainty."""
     weights: tuple[NonNegativeFloat, ...] = ()
-    """Of a blend: one for each policy, together 1; none are equal weights."""
+    """blend: a weight for each policy, with sum 1. None: equal weights."""
     switch: str = ""
-    """Of a switch: your function as MODULE:FUNCTION; from the named observations, each [b, …], to the acting policy's number, int64 [b]."""
+    """switch: a function as MODULE:FUNCTION, from the named observations, each [b, …], to the number of the
+    acting policy, int64 [b]."""
     switch_on: str = ""
-    """Of a switch without a function: the observation by which the second of two policies takes over, until the episode ends, …"""
+    """switch without a function: the second of two policies takes over, until the episode ends, once the
+    Euclidean norm of this observation …"""
     switch_below: PositiveFloat | None = None
-    """… once its Euclidean norm is below this."""
+    """… is below this threshold."""
     trust_checkpoint: Annotated[bool, tyro.conf.arg(aliases=["--trust-checkpoint"])] = False
-    """Let the policies read checkpoints that can run code of whoever made them."""
+    """Allow the policies to read checkpoints that can run code of whoever made them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,17 +83,20 @@ class HybridCfg(CheckedCfg):
             )
         if threshold and len(self.policies) != 2:
             raise ConfigError(
-                f"a threshold switches between two policies, not {len(self.policies)}: give a function, switch"
+                f"a threshold switches between two policies, not {len(self.policies)}: give a function, "
+                "switch"
             )
 
     def members(self) -> list[Any]:
-        """The settings of each policy, None where it has none. Several of one kind with a `seed` get seeds that follow each other."""
+        """The settings of each policy, None where it has none. Several of one kind with a `seed` get seeds
+        that follow each other."""
         given: list[dict[str, str]] = [{} for _ in self.policies]
         for text in self.settings:
             found = _SETTING.fullmatch(text)
             if found is None or int(found[1]) >= len(given):
                 raise ConfigError(
-                    f"settings must be NUMBER.NAME=VALUE with a NUMBER from 0 to {len(given) - 1}, not {text!r}"
+                    f"settings must be NUMBER.NAME=VALUE with a NUMBER from 0 to {len(given) - 1}, not "
+                    f"{text!r}"
                 )
             name = found[2].replace("-", "_")
             if name in given[int(found[1])]:
@@ -142,7 +150,10 @@ def _parse(hint: Any, text: str, what: str) -> Any:
 register_base_policy(
     BasePolicySpec(
         id="hybrid",
-        summary="several base policies as one: a blend, a switch between them, or an ensemble that tells its disagreement",
+        summary=(
+            "several base policies as one: a blend, a switch between them, or an ensemble with their "
+            "disagreement"
+        ),
         make="residual_rl.base_policies.hybrid_policy:make",
         config=f"{__name__}:HybridCfg",
     )

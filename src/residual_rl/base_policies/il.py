@@ -19,15 +19,16 @@ class ILCfg(CheckedCfg):
     """Settings of the `il` base policy."""
 
     checkpoint: Annotated[str, tyro.conf.arg(aliases=["--il-checkpoint"])] = ""
-    """What `residual-rl imitate` or `convert` wrote: its folder, or a model file of it."""
+    """Folder or model file that `residual-rl imitate` or `convert` wrote."""
     num_action_steps: PositiveInt | None = None
-    """Actions of a chunk that are executed before it plans anew; none means as trained."""
+    """Actions of a chunk that are executed before the next prediction. None: as trained."""
     sampling_steps: PositiveInt | None = None
-    """Steps from noise to actions, for diffusion and flow; none means as trained."""
+    """Denoising steps of diffusion and flow. None: as trained."""
     num_samples: PositiveInt = 1
-    """Chunks drawn at once: the first is executed, and from two on their spread tells how unsure the policy is."""
+    """Chunks sampled at once: the first is executed, and the spread of two or more is the policy's
+    uncertainty."""
     seed: TorchSeed = 0
-    """Seed of the noise; the noise depends on it and on the observations alone."""
+    """Seed of the noise, which depends only on it and on the observations."""
 
 
 register_base_policy(

@@ -26,13 +26,13 @@ class JacobianCfg(CheckedCfg):
     press_height: Annotated[float, Lt(0.0)] = -0.006
     """Commanded height while pressing [m]; below the table, so that the servos press."""
     drag_gain: Share = 0.5
-    """Share of the way to the goal that is commanded each step."""
+    """Share of the distance to the goal that is commanded each step."""
     max_drag_step: PositiveFloat = 0.004
     """Longest step while dragging [m]."""
     max_approach_step: PositiveFloat = 0.015
     """Longest step while approaching and descending [m]."""
     pitch_near: tuple[NonNegativeFloat, Pitch] = (0.18, 88.0)
-    """Distance from the pan axis [m], and the finger's pitch below the horizontal there [deg]."""
+    """Distance from the pan axis [m], and the finger's pitch below the horizontal at that distance [deg]."""
     pitch_far: tuple[NonNegativeFloat, Pitch] = (0.32, 55.0)
     """The same farther out; the pitch is linear between the two."""
     damping: NonNegativeFloat = 0.02
@@ -42,7 +42,8 @@ class JacobianCfg(CheckedCfg):
         super().__post_init__()
         if self.pitch_near[0] >= self.pitch_far[0]:
             raise ConfigError(
-                f"pitch_near must be at a shorter distance than pitch_far, not {self.pitch_near[0]} and {self.pitch_far[0]}"
+                f"pitch_near must be at a shorter distance than pitch_far, not {self.pitch_near[0]} and "
+                f"{self.pitch_far[0]}"
             )
 
 
@@ -53,7 +54,7 @@ class JacobianYawCfg(JacobianCfg):
     yaw_gain: NonNegativeFloat = 0.1
     """Share of the yaw error that the finger is turned by, each step while dragging."""
     stir_radius: NonNegativeFloat = 0.01
-    """Radius of the circles around the goal while there is much yaw left [m]."""
+    """Radius of the circles around the goal while the yaw error is large [m]."""
     stir_yaw_error: PositiveFloat = 0.1
     """Yaw error below which the circles shrink in proportion to it [rad]."""
     stir_period: PositiveInt = 15
@@ -71,7 +72,10 @@ register_base_policy(
 register_base_policy(
     BasePolicySpec(
         id="jacobian-yaw",
-        summary="jacobian, and the wrist's roll turns the sheet: solves so101-paper; for sanity checks and demonstrations",
+        summary=(
+            "jacobian, and the wrist's roll turns the sheet: solves so101-paper; for sanity checks and "
+            "demonstrations"
+        ),
         make="residual_rl.base_policies.sheet_dragging:make_jacobian_yaw",
         config=f"{__name__}:JacobianYawCfg",
     )

@@ -1,5 +1,5 @@
-"""A trained model as the base: a run of this project, a Stable-Baselines3 zip, an exported `torch.export` program, or a state dict of
-ManiSkill's PPO."""
+"""A trained model as the base: a run of this project, a Stable-Baselines3 zip, an exported `torch.export`
+program, or a state dict of ManiSkill's PPO."""
 
 from __future__ import annotations
 
@@ -17,20 +17,25 @@ class ModelCfg(CheckedCfg):
     """Settings of the `model` base policy."""
 
     checkpoint: Annotated[str, tyro.conf.arg(aliases=["--model-path"])] = ""
-    """A run folder, a model in it or its policy.safetensors; a Stable-Baselines3 .zip; a .pt2 of torch.export; a .pt of ManiSkill's PPO."""
+    """A run folder, a model in it or its policy.safetensors; a Stable-Baselines3 .zip; a .pt2 of
+    torch.export; a .pt of ManiSkill's PPO."""
     trust_checkpoint: Annotated[bool, tyro.conf.arg(aliases=["--trust-checkpoint"])] = False
-    """Read a .zip, .pt2 or .pt, or what a run was trained on if it is one: they can run code of whoever made them."""
+    """Read a .zip, .pt2 or .pt, also as the base of a run: such files can run code of whoever made them."""
     input_keys: tuple[str, ...] = ()
-    """Observations that a .zip, .pt2 or .pt is given, joined in this order; none is `state`, and for a .pt that sees images the one camera
-    and, where it wants them, numbers from `proprioception`. A .zip that wants a dict of observations names them itself."""
+    """Inputs of a .zip, .pt2 or .pt, joined in this order. Empty: `state`; for a .pt with image input the
+    only camera and, if it needs vectors, `proprioception`. A .zip with a dict of observations names its
+    inputs itself."""
     num_action_steps: PositiveInt | None = None
-    """How many actions of a chunk that a .pt2 gives are executed; none is all."""
+    """Actions of a .pt2's chunk that are executed. None: all."""
 
 
 register_base_policy(
     BasePolicySpec(
         id="model",
-        summary="a trained model: a run of this project, a Stable-Baselines3 zip, a torch.export program, ManiSkill's PPO",
+        summary=(
+            "a trained model: a run of this project, a Stable-Baselines3 zip, a torch.export program, "
+            "ManiSkill's PPO"
+        ),
         make="residual_rl.base_policies.model_policy:make",
         config=f"{__name__}:ModelCfg",
     )

@@ -1,4 +1,5 @@
-"""Dispatch of the base policy `model` by kind of file: runs, Stable-Baselines3, `torch.export`, ManiSkill's PPO."""
+"""Dispatch of the base policy `model` by kind of file: runs, Stable-Baselines3, `torch.export`, ManiSkill's
+PPO."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from residual_rl.utils import trusted
 
 _STATE = ("state",)
 _WANTED = (
-    "a run folder or policy.safetensors of this project, a Stable-Baselines3 model (.zip), an exported torch.export program (.pt2), or a "
+    "a run folder or policy.safetensors of this project, a Stable-Baselines3 model (.zip), an exported "
+    "torch.export program (.pt2), or a "
     "state dict of ManiSkill's PPO (.pt)"
 )
 
@@ -59,7 +61,8 @@ def _refuse_other_kinds(path: Path) -> None:
     for file in files if not (path / POLICY_FILE).is_file() else ():
         if _kind(file) == "model":
             raise CheckpointError(
-                f"{path} holds an imitation model: its base policy is `il`, --base-policy il --il-checkpoint {path}"
+                f"{path} holds an imitation model: its base policy is `il`, --base-policy il "
+                f"--il-checkpoint {path}"
             )
 
 

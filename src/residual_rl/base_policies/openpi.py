@@ -1,6 +1,8 @@
-"""A policy behind an openpi server (π0 and its kin), or `residual-rl serve --protocol openpi`: a websocket, msgpack, a flat observation.
+"""A policy behind an openpi server (π0 and its kin), or `residual-rl serve --protocol openpi`: a websocket,
+msgpack, a flat observation.
 
-The wire format is that of Physical-Intelligence/openpi (`packages/openpi-client`, `src/openpi/serving/websocket_policy_server.py`).
+The wire format is that of Physical-Intelligence/openpi (`packages/openpi-client`,
+`src/openpi/serving/websocket_policy_server.py`).
 """
 
 from __future__ import annotations
@@ -24,24 +26,28 @@ class OpenPiCfg(CheckedCfg):
     url: Annotated[str, _WEBSOCKET_URL] = ""
     """Address of the server, e.g. wss://robot.example/policy. Empty: ws://HOST:PORT."""
     host: str = "127.0.0.1"
-    """Where the policy server runs."""
+    """Host of the policy server."""
     port: Port = 8000
-    """Its port."""
+    """Port of the server."""
     api_token: str | None = None
-    """Its token, if it wants one. Better in the environment, as RESIDUAL_RL_TOKEN: settings are saved with a run."""
+    """Token of the server, if it requires one. Prefer the environment variable RESIDUAL_RL_TOKEN: settings
+    are saved with a run."""
     timeout: PositiveFloat = 15.0
-    """How long the server may take for a reply [s]."""
+    """Time limit for a reply [s]."""
     reconnect: NonNegativeFloat = 60.0
-    """How long a server that does not answer is asked again, while the run waits [s]."""
+    """How long requests to an unavailable server are repeated, while the run waits [s]."""
     observation: tuple[str, ...] = ()
-    """What is sent, as ENV_NAME=SERVER_KEY, e.g. state=observation/state top=observation/image. Empty: what a server of ours asks for."""
+    """Observations to send, as ENV_NAME=SERVER_KEY, e.g. state=observation/state top=observation/image.
+    Empty: those that a `residual-rl serve` server declares."""
     prompt: str = ""
-    """What the robot is told to do."""
+    """Instruction for the policy."""
     action_units: Literal["normalized", "hardware"] | None = None
-    """What the server's actions are: the env's own, or absolute joint positions in the robot's units (degrees, gripper 0 to 100).
-    None: as a server of ours says, else normalized."""
+    """Units of the server's actions: the env's normalised ones, or absolute joint positions in the robot's
+    units (degrees, gripper 0 to 100). None: those that a `residual-rl serve` server declares, otherwise
+    normalized."""
     num_action_steps: PositiveInt | None = None
-    """Actions that are executed of each chunk. None: as a server of ours says, else 8."""
+    """Actions of each chunk that are executed. None: as a `residual-rl serve` server declares, otherwise
+    8."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -85,7 +85,7 @@ def find_teacher(run: Path, model: str) -> Teacher:
         raise ConfigError(f"{run} is no run folder: distill takes what `residual-rl train` made")
     if not (run / "config.json").is_file():
         raise ConfigError(f"{run} is no run folder: it has no config.json; distill takes what `residual-rl train` made")
-    file = find_policy(run, model)
+    file = find_policy(run, model).file
     return Teacher(run, file, load_policy(file))
 
 

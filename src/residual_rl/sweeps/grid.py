@@ -18,15 +18,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from residual_rl.config import TrainCfg, from_plain, replace_fields
+from residual_rl.config import PARTS, TrainCfg, from_plain, replace_fields
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.utils.seeding import EVAL_SEED
 from residual_rl.utils.validation import CheckedCfg, Distinct, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 State = Literal["waiting", "running", "evaluating", "interrupted", "failed", "finished"]
-_PARTS = ("task", "learner", "residual", "run", "base")
-"""Where `replace_fields` looks for a setting, in its order."""
 _NO_GRID = {
     "seed": "the seeds are those of --seeds",
     "learner": "a sweep has one, whose settings can be in its grid; make a sweep for each",
@@ -118,7 +116,7 @@ def parse_grid(entries: Sequence[str], cfg: TrainCfg) -> dict[str, tuple[str, ..
     fit together, `make_trials` tells.
     """
     grid: dict[str, tuple[str, ...]] = {}
-    aliases = {alias: key for part in _PARTS for key, others in _aliases(getattr(cfg, part)).items() for alias in others}
+    aliases = {alias: key for part in PARTS for key, others in _aliases(getattr(cfg, part)).items() for alias in others}
     for entry in entries:
         key, equals, text = entry.partition("=")
         key, values = key.strip().replace("-", "_"), tuple(" ".join(value.split()) for value in text.split(","))
@@ -141,7 +139,7 @@ def _setting(key: str, cfg: TrainCfg) -> tuple[str, Any]:
     if key in _NO_GRID:
         raise ConfigError(f"--grid cannot hold {key}: {_NO_GRID[key]}")
     known: dict[str, tuple[str, Any]] = {}
-    for name in _PARTS:
+    for name in PARTS:
         part = getattr(cfg, name)
         if part is not None:
             hints = typing.get_type_hints(type(part))
@@ -249,7 +247,7 @@ def check_train_flags(flags: Sequence[str], grid: Mapping[str, Any], cfg: TrainC
     for key, why in {"seed": "give --seeds instead", "output_dir": "", "resume": "", "quick": "a trial is a whole training"}.items():
         if _given(flags, key):
             raise ConfigError(f"--{key.replace('_', '-')} is no flag of a sweep's trials{': ' + why if why else ''}")
-    aliases = {key: others for part in _PARTS for key, others in _aliases(getattr(cfg, part, None)).items()}
+    aliases = {key: others for part in PARTS for key, others in _aliases(getattr(cfg, part, None)).items()}
     for key in grid:
         if any(_given(flags, name) for name in (key, f"no_{key}", f"base.{key}", f"base.no_{key}", *aliases.get(key, ()))):
             raise ConfigError(f"{key} is in --grid and a flag of all trials; leave out one of them")

@@ -70,9 +70,7 @@ def paired_difference(a: Mapping[int, float], b: Mapping[int, float], binary: bo
     """
     if set(a) != set(b):
         odd = sorted(set(a) ^ set(b))
-        raise ConfigError(
-            f"a paired difference needs the same episode seeds in both; {len(odd)} are in one only, e.g. {odd[0]}"
-        )
+        raise ConfigError(f"a paired difference needs the same episode seeds in both; {len(odd)} are in one only, e.g. {odd[0]}")
     n = _count(a)
     if not binary:
         return mean([a[seed] - b[seed] for seed in a])

@@ -11,7 +11,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
-from residual_rl.errors import CheckpointError, ConfigError, MissingDependencyError
+from residual_rl.errors import ConfigError, MissingDependencyError
 from residual_rl.imitation.algorithms.base import Algorithm
 from residual_rl.imitation.algorithms.bc import BC
 from residual_rl.imitation.algorithms.diffusion import Diffusion

@@ -9,12 +9,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 from rich.console import Console
 
-from residual_rl.cli.flags import flat_field, has_flag, parse_flags, parts_of, peek, require_target
+from residual_rl.cli.flags import has_flag, parse_flags, parse_head, require_target
+from residual_rl.cli.policies import ORACLE, resolve_policy
 from residual_rl.config import TrainCfg, replace_fields
 from residual_rl.demos.collect import (
     NUM_ENVS,
@@ -28,7 +30,7 @@ from residual_rl.demos.episode import Planner
 from residual_rl.demos.writer import DemoWriter, check_output, describe
 from residual_rl.errors import ConfigError
 from residual_rl.evaluation.evaluate import no_residual
-from residual_rl.exported_policy import POLICY_FILE, ExportedPolicy, find_policy, load_policy
+from residual_rl.exported_policy import ExportedPolicy
 from residual_rl.factory import make_residual_env, task_settings
 from residual_rl.registry import TASKS, load
 from residual_rl.residual_env import ResidualEnv
@@ -36,39 +38,35 @@ from residual_rl.runs.progress_bar import ProgressBar
 from residual_rl.utils.signals import stop_signals
 from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, PositiveFloat
 
-ORACLE = "oracle"
-"""What `--policy` calls the task's `TaskSpec.oracle`, whichever base policy that is."""
-_PARTS = ("task", "base")
-
 
 @dataclasses.dataclass(frozen=True)
 class CollectFlags(CheckedCfg):
-    """Whose episodes to store, and where."""
+    """Flags of `demos collect` that are no settings."""
 
     policy: str = ORACLE
-    """`oracle` (what solves the task), a planner of the task's (such as motion-planning), a base policy of `residual-rl list`, or a run
-    folder or model (base + residual)."""
-    model: str = "best"
-    """Of a run folder: best, final, interrupted, or the path of an exported policy."""
-    out: Path = Path("demos.h5")
-    """The file to write; a description goes beside it, with the ending .json."""
+    """`oracle` (a policy that solves the task), a planner of the task (such as motion-planning), a base
+    policy of `residual-rl list`, or a run folder or model (base + residual)."""
+    model: str | None = None
+    """Of a run folder: best, final, interrupted, or the path of an exported policy. None: best."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["--out"])] = Path("demos.h5")
+    """File to write; a description is written beside it, with the suffix .json."""
     overwrite: bool = False
-    """Replace a file that is there."""
+    """Replace an existing file."""
     num_threads: NonNegativeInt | None = None
-    """Simulator threads, 0 means one a CPU core; the episodes do not depend on it. None: as in training."""
+    """Simulator threads; 0 means one a CPU core. The episodes do not depend on it. None: as in training."""
     time_limit: PositiveFloat = 120.0
-    """Of a planner: seconds after which an episode is given up [s]."""
+    """Time limit of a planner for an episode [s]."""
 
 
 def collect_episodes(argv: Sequence[str]) -> int:
-    """Parse, collect, and tell what came of it."""
+    """Parse, collect, and print the outcome."""
     task_id, rest = require_target(argv, "demos collect", "TASK", "Collect demonstrations")
-    policy_name = peek(rest, "--policy") or ORACLE
-    if policy_name in TASKS.get(task_id).planners:
-        return _collect_planned(task_id, rest, policy_name)
-    exported, cfg = _find_policy(task_id, policy_name, peek(rest, "--model") or "best")
+    head = parse_head(CollectFlags(), rest, f"demos collect {task_id}")
+    if head.policy in TASKS.get(task_id).planners:
+        return _collect_planned(task_id, rest, head.policy)
+    exported, cfg = resolve_policy(task_id, head.policy, head.model, "demos collect")
     flags, what, cfg = _parse_collect(task_id, rest, cfg)
-    check_output(flags.out, flags.overwrite)
+    check_output(flags.output, flags.overwrite)
     torch.set_num_threads(cfg.run.torch_threads)
     env = _make_env(cfg, what)
     if exported is not None:
@@ -79,7 +77,7 @@ def collect_episodes(argv: Sequence[str]) -> int:
     begin = time.perf_counter()
     with (
         stop_signals() as stop,
-        DemoWriter(flags.out, _describe(env, cfg, exported, what), flags.overwrite) as writer,
+        DemoWriter(flags.output, _describe(env, cfg, exported, what), flags.overwrite) as writer,
         ProgressBar(what.n_episodes, unit="episodes", title="collect") as bar,
     ):
         collected = collect(
@@ -93,7 +91,7 @@ def collect_episodes(argv: Sequence[str]) -> int:
         )
     env.close()
     minutes = (time.perf_counter() - begin) / 60
-    return _tell_collected(flags.out, writer.published, collected, what, minutes, stop.signal)
+    return _tell_collected(flags.output, writer.published, collected, what, minutes, stop.signal)
 
 
 def _collect_planned(task_id: str, argv: Sequence[str], name: str) -> int:
@@ -110,7 +108,7 @@ def _collect_planned(task_id: str, argv: Sequence[str], name: str) -> int:
         raise ConfigError(
             f"--policy {name} plans its episodes ahead, in --num-threads processes: it takes no {useless}"
         )
-    check_output(flags.out, flags.overwrite)
+    check_output(flags.output, flags.overwrite)
     num_workers = flags.num_threads or len(os.sched_getaffinity(0))
     begin = time.perf_counter()
     with stop_signals() as stop:
@@ -119,14 +117,14 @@ def _collect_planned(task_id: str, argv: Sequence[str], name: str) -> int:
         )
         with (
             contextlib.closing(planner),
-            DemoWriter(flags.out, _describe_planned(planner, cfg, name, what), flags.overwrite) as writer,
+            DemoWriter(flags.output, _describe_planned(planner, cfg, name, what), flags.overwrite) as writer,
             ProgressBar(what.n_episodes, unit="episodes", title="collect") as bar,
         ):
             collected = collect_planned(
                 planner, what, writer, stopped=lambda: stop.signal is not None, on_progress=bar.update
             )
     minutes = (time.perf_counter() - begin) / 60
-    return _tell_collected(flags.out, writer.published, collected, what, minutes, stop.signal)
+    return _tell_collected(flags.output, writer.published, collected, what, minutes, stop.signal)
 
 
 def _describe_planned(planner: Planner, cfg: TrainCfg, name: str, what: CollectCfg) -> dict[str, Any]:
@@ -146,43 +144,21 @@ def _describe_planned(planner: Planner, cfg: TrainCfg, name: str, what: CollectC
     )
 
 
-def _find_policy(task_id: str, policy: str, model: str) -> tuple[ExportedPolicy | None, TrainCfg]:
-    """The residual policy, if a run or a model is named, and the settings that go with what is named."""
-    folder = Path(policy)
-    if not folder.is_dir():
-        oracle = TASKS.get(task_id).oracle
-        if policy == ORACLE and oracle is None:
-            others = "".join(f"{name}, " for name in TASKS.get(task_id).planners)
-            raise ConfigError(
-                f"task {task_id!r} names no oracle; --policy takes {others}a base policy of `residual-rl list`, or a run folder"
-            )
-        return None, TrainCfg.default(task_id, oracle if policy == ORACLE else policy)
-    exported = load_policy(
-        folder / POLICY_FILE if (folder / POLICY_FILE).is_file() else find_policy(folder, model)
-    )
-    if exported.cfg.task_id != task_id:
-        trained = exported.cfg.task_id
-        raise ConfigError(
-            f"{policy} was trained on task {trained!r}: residual-rl demos collect {trained} --policy {policy}"
-        )
-    return exported, exported.cfg
-
-
 def _parse_collect(
-    task_id: str, argv: Sequence[str], cfg: TrainCfg, parts: Sequence[str] = _PARTS
+    task_id: str, argv: Sequence[str], cfg: TrainCfg, parts: Sequence[str] = ("task", "base")
 ) -> tuple[CollectFlags, CollectCfg, TrainCfg]:
-    fields = [flat_field("own", CollectFlags), flat_field("what", CollectCfg), *parts_of(cfg, parts)]
-    flags = parse_flags(fields, argv, f"demos collect {task_id}", "Run a policy and store its episodes.")
-    cfg = dataclasses.replace(
-        cfg, **{name: getattr(flags, name) for name in parts if getattr(cfg, name) is not None}
-    )
-    if flags.own.num_threads is not None:
-        cfg = replace_fields(cfg, {"num_threads": flags.own.num_threads})
-    return flags.own, flags.what, cfg
+    groups = {"own": CollectFlags(), "what": CollectCfg(), **{name: getattr(cfg, name) for name in parts}}
+    parsed = parse_flags(groups, argv, f"demos collect {task_id}", "Run a policy and store its episodes.")
+    flags: CollectFlags = parsed.pop("own")
+    what: CollectCfg = parsed.pop("what")
+    cfg = dataclasses.replace(cfg, **parsed)
+    if flags.num_threads is not None:
+        cfg = replace_fields(cfg, {"num_threads": flags.num_threads})
+    return flags, what, cfg
 
 
 def _make_env(cfg: TrainCfg, what: CollectCfg) -> ResidualEnv:
-    """As many worlds as are asked for, and no more than there are episodes; without a number as many as memory allows."""
+    """`num_envs` envs, but no more than episodes; without `num_envs`, as many as memory allows."""
     num_envs = min(what.num_envs or NUM_ENVS, what.n_episodes)
     env = make_residual_env(cfg, num_envs)
     if what.num_envs is None and worlds_that_fit(env.vec_env) < num_envs:
@@ -200,7 +176,10 @@ def _describe(
     name = f"base policy {cfg.base_policy_id!r}"
     residual = None
     if exported is not None:
-        name += f" with a residual ({cfg.learner_id}, {exported.step} steps of training, scale {exported.residual_scale:g})"
+        name += (
+            f" with a residual ({cfg.learner_id}, {exported.step} steps of training, scale "
+            f"{exported.residual_scale:g})"
+        )
         residual = {
             "learner": cfg.learner_id,
             "step": exported.step,
@@ -243,7 +222,7 @@ def _tell_collected(
         return 128 + signal
     if stored < what.n_episodes:
         raise ConfigError(
-            f"{rate}, and {what.n_episodes} were asked for: {where}; take a better --policy or less --noise"
+            f"{rate}, and {what.n_episodes} were requested: {where}; use a better --policy or less --noise"
         )
     speed = f"{collected.ran / minutes:,.0f} episodes a minute" if minutes else ""
     Console().print(

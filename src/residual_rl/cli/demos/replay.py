@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from residual_rl.cli.demos.common import YES_NO, require_demos_file
-from residual_rl.cli.flags import flat_field, parse_flags
+from residual_rl.cli.flags import parse_flags
 from residual_rl.demos.reader import Demonstrations
 from residual_rl.demos.replay import Replayed, make_env, replay, write_replay_video
 from residual_rl.errors import MissingDependencyError
@@ -24,12 +24,12 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class ReplayFlags(CheckedCfg):
-    """What to replay."""
+    """Flags of `demos replay`."""
 
     episodes: tuple[NonNegativeInt, ...] = ()
-    """Which episodes; none given: all."""
+    """Episodes to replay. Empty: all."""
     save_video: Path | None = None
-    """Write a video of them: to this file, or without a name to FILE.mp4."""
+    """Write a video of them to this file, or without a value to FILE.mp4."""
     num_envs: PositiveInt = 16
     """Episodes replayed together; the results do not depend on it."""
     num_threads: NonNegativeInt = 0
@@ -38,21 +38,22 @@ class ReplayFlags(CheckedCfg):
 
 def main(argv: Sequence[str]) -> int:
     file, rest = require_demos_file(argv, "replay", "Replay demonstrations in simulation")
-    what = "Execute the stored actions again, and compare what happens with what was stored."
+    what = "Execute the stored actions again, and compare the episodes with the stored ones."
     flags: ReplayFlags = parse_flags(
-        [flat_field("own", ReplayFlags)], _with_video_path(rest, file), f"demos replay {file}", what
-    ).own
+        {"own": ReplayFlags()}, _with_video_path(rest, file), f"demos replay {file}", what
+    )["own"]
     torch.set_num_threads(1)
     console = Console()
     with Demonstrations.open(file) as demos:
         episodes = flags.episodes or range(len(demos))
         for i in episodes:
-            demos.episode(i, obs=())  # what is wrong with one shows before the first is run
+            demos.episode(i, obs=())  # a damaged one is reported before the first is run
         env = make_env(demos, min(flags.num_envs, len(episodes)), flags.num_threads)
         unseeded = sum(demos.episodes[i].get("episode_seed") is None for i in episodes)
         if unseeded:
             _log.warning(
-                "%d of %d episodes store no seed: what they do not store starts as the task draws it for seed 0",
+                "%d of %d episodes store no seed: what they do not store starts as the task draws it for "
+                "seed 0",
                 unseeded,
                 len(episodes),
             )
