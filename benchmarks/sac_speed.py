@@ -87,7 +87,8 @@ def main() -> None:
             "ratio_middle_half": [low, high],
         }
         print(
-            f"{name:<24} {median(values):7.0f} updates per CPU-second, {median(ratios):.2f} times [{low:.2f}, {high:.2f}]"
+            f"{name:<24} {median(values):7.0f} updates per CPU-second, "
+            f"{median(ratios):.2f} times [{low:.2f}, {high:.2f}]"
         )
     write_json(options.output, result)
 

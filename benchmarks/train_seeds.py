@@ -157,7 +157,8 @@ def _print(result: dict[str, Any]) -> None:
         if "pooled" in rate:
             low, high = rate["pooled"]["interval"]
             print(
-                f"  {'':<9} all {rate['pooled']['n']} episodes as one sample: [{100 * low:.1f}, {100 * high:.1f}]"
+                f"  {'':<9} all {rate['pooled']['n']} episodes as one sample: "
+                f"[{100 * low:.1f}, {100 * high:.1f}]"
             )
     for seed, training in zip(result["seeds"], result["training"], strict=True):
         reached = (

@@ -89,7 +89,8 @@ def check_installed(wheel: Path, folder: Path) -> None:
         )
         if run.returncode:
             sys.exit(
-                f"{wheel.name}: {' '.join(command[:2])} failed with {run.returncode}:\n{run.stdout}{run.stderr}"
+                f"{wheel.name}: {' '.join(command[:2])} failed with {run.returncode}:\n"
+                f"{run.stdout}{run.stderr}"
             )
 
 

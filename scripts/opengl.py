@@ -72,7 +72,8 @@ def main() -> None:
                 break
     if backend is None:
         print(
-            "OpenGL: no working library, so no videos and no cameras. To fix it: apt-get install libosmesa6 (or libegl1), then make opengl"
+            "OpenGL: no working library, so no videos and no cameras. "
+            "To fix it: apt-get install libosmesa6 (or libegl1), then make opengl"
         )
     else:
         print(f"OpenGL: MuJoCo renders with MUJOCO_GL={backend}")

@@ -320,7 +320,8 @@ def _pack(value: Any, key: str, tensors: dict[str, Tensor], finite: bool, inline
     if value is None or isinstance(value, (bool, int, str)):
         return value
     raise ConfigError(
-        f"{name} is a {type(value).__name__}; a state contains dicts, lists, tensors, numbers, strings, booleans and None"
+        f"{name} is a {type(value).__name__}; "
+        "a state contains dicts, lists, tensors, numbers, strings, booleans and None"
     )
 
 
@@ -340,7 +341,8 @@ def _unpack(value: Any, tensors: dict[str, Tensor], segments: dict[str, State]) 
 def _plain_tensor(tensor: Tensor, name: str, finite: bool) -> Tensor:
     if tensor.layout != torch.strided or tensor.dtype not in _DTYPES:
         raise ConfigError(
-            f"{name} is a {tensor.layout} tensor of {tensor.dtype}; a state contains dense tensors of bool, int, uint and float"
+            f"{name} is a {tensor.layout} tensor of {tensor.dtype}; "
+            "a state contains dense tensors of bool, int, uint and float"
         )
     tensor = tensor.detach().resolve_neg().cpu().clone(memory_format=torch.contiguous_format)
     if finite and tensor.dtype.is_floating_point and not torch.isfinite(tensor).all():
@@ -369,7 +371,8 @@ def _document(data: bytes, kind: Kind, name: str) -> dict[str, Any]:
         ) from error
     if version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{name} has format version {version}; this release reads up to version {FORMAT_VERSION}: update residual_rl"
+            f"{name} has format version {version}; this release reads up to version {FORMAT_VERSION}: "
+            "update residual_rl"
         )
     if any(step not in MIGRATIONS for step in range(version, FORMAT_VERSION)):
         raise CheckpointError(

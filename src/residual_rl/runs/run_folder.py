@@ -69,7 +69,8 @@ class RunFolder:
         make_folder(self.path)
         if any(p.name != LOCK_FILE for p in self.path.iterdir()):
             raise ConfigError(
-                f"{self.path} is not empty; choose another --output-dir or `residual-rl train --resume {self.path}`"
+                f"{self.path} is not empty; "
+                f"choose another --output-dir or `residual-rl train --resume {self.path}`"
             )
         with self._hold():
             write_json(self.config_file, config)

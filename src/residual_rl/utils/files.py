@@ -120,7 +120,8 @@ def _plain(obj: Any, key: str) -> Any:
     if isinstance(obj, os.PathLike):
         return os.fspath(obj)
     raise ConfigError(
-        f"{key or 'the value'} is a {type(obj).__name__}, which JSON cannot represent; use numbers, strings, lists and dicts"
+        f"{key or 'the value'} is a {type(obj).__name__}, which JSON cannot represent; "
+        "use numbers, strings, lists and dicts"
     )
 
 

@@ -35,6 +35,7 @@ def load_module_state(module: nn.Module, state: State, what: str) -> None:
     for name, tensor in own.items():
         if tensor.shape != state[name].shape:
             raise CheckpointError(
-                f"{what}: {name} has shape {list(state[name].shape)}, the settings make it {list(tensor.shape)}"
+                f"{what}: {name} has shape {list(state[name].shape)}, "
+                f"the settings make it {list(tensor.shape)}"
             )
     module.load_state_dict(state)

@@ -19,7 +19,8 @@ def require_trust(path: Path, kind: str, trusted: bool) -> None:
     """Raise `ConfigError` unless `trusted`. `kind` describes the file at `path` in the message."""
     if not trusted:
         raise ConfigError(
-            f"{path} is {kind}, and reading it can run any code that its author put there; if you trust its source, add --trust-checkpoint"
+            f"{path} is {kind}, and reading it can run any code that its author put there; "
+            "if you trust its source, add --trust-checkpoint"
         )
 
 

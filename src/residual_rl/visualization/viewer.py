@@ -132,7 +132,8 @@ def watch(
         final = {name: value[0].item() for name, value in info["final_info"].items()}
         outcome = "success" if final["success_once"] else "no success"
         report(
-            f"episode {final['seed']}: {outcome} after {final['episode_length']} steps, return {final['episode_return']:.2f}"
+            f"episode {final['seed']}: {outcome} after {final['episode_length']} steps, "
+            f"return {final['episode_return']:.2f}"
         )
         viewer.show(info["final_scenes"][0])
         time.sleep(_PAUSE)
