@@ -15,7 +15,13 @@ from torch import Tensor
 
 from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
 from residual_rl.base_policies.jacobian import JacobianCfg, JacobianYawCfg
-from residual_rl.base_policies.sheet_dragging import APPROACH, DESCEND, DRAG, JacobianPolicy, JacobianYawPolicy
+from residual_rl.base_policies.sheet_dragging import (
+    APPROACH,
+    DESCEND,
+    DRAG,
+    JacobianPolicy,
+    JacobianYawPolicy,
+)
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import BasePolicyError, ConfigError, NonFiniteError
 from residual_rl.factory import make_vec_env

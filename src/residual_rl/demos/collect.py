@@ -22,7 +22,13 @@ from residual_rl.evaluation.evaluate import Policy
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.types import Obs, Transition
 from residual_rl.utils.seeding import DEMO_SEED
-from residual_rl.utils.validation import CheckedCfg, Correlation, NonNegativeFloat, NonNegativeInt, PositiveInt
+from residual_rl.utils.validation import (
+    CheckedCfg,
+    Correlation,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+)
 
 NUM_ENVS = 64
 """Worlds stepped together, where their observations fit into memory."""

@@ -130,10 +130,8 @@ def curves_plot(rows: Rows, evaluation: Mapping[str, Any] | None) -> Plot | None
         if title == "Success":
             base = (evaluation or {}).get("policies", {}).get("base", {}).get("success_once")
             if base:
-                color = COLORS["base"]
-                axis.axhline(
-                    base["mean"], color=color, linestyle="--", linewidth=1.4, label="base policy alone"
-                )
+                style: dict[str, Any] = {"color": COLORS["base"], "linestyle": "--", "linewidth": 1.4}
+                axis.axhline(base["mean"], label="base policy alone", **style)
             format_percent(axis, "y")
         axis.set_title(title)
         format_steps(axis)

@@ -20,7 +20,15 @@ from torch import Tensor
 from residual_rl.demos.episode import Array, Demo
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import CheckpointError, ConfigError
-from residual_rl.lerobot.dataset_export import DONE, FPS_TOLERANCE, REWARD, SIDE_FILE, SIDE_VERSION, SUCCESS, hardware_of
+from residual_rl.lerobot.dataset_export import (
+    DONE,
+    FPS_TOLERANCE,
+    REWARD,
+    SIDE_FILE,
+    SIDE_VERSION,
+    SUCCESS,
+    hardware_of,
+)
 from residual_rl.lerobot.support import (
     ACTION,
     ENVIRONMENT_STATE,
@@ -34,6 +42,7 @@ from residual_rl.lerobot.support import (
     video_backend,
 )
 from residual_rl.robots.hardware_units import HardwareUnits, joint_index
+from residual_rl.utils.text import one_line
 from residual_rl.utils.validation import CheckedCfg
 
 SLACK = 1.0
@@ -337,7 +346,7 @@ def _reading(source: str, mend: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise CheckpointError(f"{source} cannot be read as a LeRobotDataset v3 ({type(error).__name__}: {reason}){mend}") from error
 
 

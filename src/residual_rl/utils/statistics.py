@@ -27,7 +27,11 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """`{"mean": …, "interval": [low, high] or null, "n": …}`"""
-        return {"mean": self.mean, "interval": None if self.low is None else [self.low, self.high], "n": self.n}
+        return {
+            "mean": self.mean,
+            "interval": None if self.low is None else [self.low, self.high],
+            "n": self.n,
+        }
 
 
 def proportion(outcomes: Sequence[float | bool]) -> Summary:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from residual_rl.errors import CheckpointError, ConfigError, MissingDependencyError
+from residual_rl.utils.text import one_line
 
 
 def require_trust(path: Path, kind: str, trusted: bool) -> None:
@@ -105,7 +106,7 @@ def _read_dict(path: Path, trusted: bool, kind: str, writer: str) -> dict[str, A
 
 
 def _unreadable(path: Path, error: Exception, kind: str, writer: str) -> CheckpointError:
-    reason = " ".join(str(error).split())[:300]
+    reason = one_line(error)
     return CheckpointError(
         f"{path} cannot be read as {kind} ({type(error).__name__}: {reason}); expected what {writer} wrote"
     )

@@ -23,6 +23,7 @@ class InfoFlags:
 
 
 def main(argv: Sequence[str]) -> int:
+    """Print what a file of demonstrations contains."""
     file, rest = require_demos_file(argv, "info", "Summarise a file of demonstrations")
     what = "Summarise a file of demonstrations."
     flags: InfoFlags = parse_flags({"own": InfoFlags()}, rest, f"demos info {file}", what)["own"]

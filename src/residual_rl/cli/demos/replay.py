@@ -37,6 +37,7 @@ class ReplayFlags(CheckedCfg):
 
 
 def main(argv: Sequence[str]) -> int:
+    """Replay the demonstrations and print the differences."""
     file, rest = require_demos_file(argv, "replay", "Replay demonstrations in simulation")
     what = "Execute the stored actions again, and compare the episodes with the stored ones."
     flags: ReplayFlags = parse_flags(

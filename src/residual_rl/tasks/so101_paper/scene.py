@@ -18,7 +18,15 @@ from annotated_types import Interval
 from residual_rl.errors import ModelError
 from residual_rl.tasks.so101_paper.config import SHEET_HALF_SIZE
 from residual_rl.tasks.so101_paper.custom_robot import load_robot
-from residual_rl.tasks.so101_paper.robot import EE_SITE, HOME, JOINTS, SERVO_IDENTIFIED, SERVO_OLD, build_robot
+from residual_rl.tasks.so101_paper.robot import (
+    EE_SITE,
+    HOME,
+    JOINTS,
+    SERVO_IDENTIFIED,
+    SERVO_OLD,
+    build_robot,
+)
+from residual_rl.utils.text import one_line
 from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, PositiveFloat
 
 FINGERTIP_RADIUS = 0.008
@@ -123,7 +131,7 @@ def _blaming(cfg: SceneCfg) -> Iterator[None]:
     except ValueError as error:
         if cfg.robot_xml is None:
             raise
-        raise ModelError(f"robot model {cfg.robot_xml}: does not go together with the scene: {' '.join(str(error).split())}") from error
+        raise ModelError(f"robot model {cfg.robot_xml}: does not go together with the scene: {one_line(error)}") from error
 
 
 def _set_options(spec: mujoco.MjSpec, cfg: SceneCfg) -> None:
