@@ -22,7 +22,7 @@ PACKAGE = ROOT / "src" / "residual_rl"
 
 
 def test_ruff__no_module_reads_files_that_can_run_code() -> None:
-    """`utils/trusted.py` is exempt in pyproject.toml; the tests of the packaging show that ruff finds each call."""
+    """`utils/trusted.py` is exempt in pyproject.toml; tests/packaging shows that ruff finds each call."""
     rules = "TID251,S102,S307"
     command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--select", rules, PACKAGE]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -80,6 +80,7 @@ def summarize(
         "policies": {name: _summaries(episodes, seeds) for name, episodes in results.items()},
         "paired": {},
     }
+    # Paired differences of the metrics that both policies have.
     for first, second in pairs:
         if first in results and second in results:
             one, other = (evaluation["policies"][name] for name in (first, second))

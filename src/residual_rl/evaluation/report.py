@@ -59,12 +59,14 @@ def _page(
     config = _read_json(run.config_file)
     summary = _read_json(run.summary_file)
     task = str((evaluation or {}).get("task") or config.get("task_id") or run.path.name)
+    # Head, headline and cards.
     yield '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
     yield f"<title>{escape(task)} · residual_rl</title>\n<style>\n{_css()}</style>\n</head>\n<body>\n<main>\n"
     yield f'<header><div class="eyebrow">{escape(task)}</div>\n<h1>{escape(headline(evaluation))}</h1>\n'
     yield f'<p class="lead">{escape(_lead(evaluation, run))}</p></header>\n'
     yield _cards(evaluation, rows, summary)
+    # Video, results, plots and settings.
     if (run.path / "video.mp4").exists():
         yield '<section><h2>Video</h2><p class="note">The same episodes, side by side.</p>'
         yield '<video src="video.mp4" controls muted loop autoplay playsinline></video></section>\n'
@@ -123,10 +125,12 @@ def _cards(
         rate = evaluation["policies"][name].get("success_once")  # type: ignore[index]
         if rate:
             cards.append((name, f"Success, {name}", _percent(rate), _interval("success_once", rate)))
+    # Paired difference.
     difference = (evaluation or {}).get("paired", {}).get(PAIR, {}).get("success_once")
     if difference:
         text = value_text("success_once", difference["mean"], sign=True)
         cards.append(("difference", "Residual − base", text, _interval("success_once", difference)))
+    # Duration of training.
     if rows:
         seconds = summary.get("wall_time")
         more = f"steps in {clock_time(seconds)}" if seconds else "environment steps"

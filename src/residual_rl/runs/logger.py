@@ -43,6 +43,7 @@ class Logger:
         self._wandb = _start_wandb(run_dir, wandb_project, config) if wandb_project else None
         make_folder(run_dir)
         self._path = run_dir / METRICS_FILE
+        # Remove what was logged after the checkpoint, then append.
         if resume_step is not None and self._path.exists():
             _drop_after(self._path, resume_step)
         with writing(self._path):

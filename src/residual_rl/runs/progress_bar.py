@@ -82,6 +82,7 @@ class ProgressBar:
             success: recent success rate in [0, 1]; None if there is none yet.
             note: text to show after the success rate.
         """
+        # Speed over the last minutes.
         now = self._clock()
         self.step = step
         self._recent.append((now, step))

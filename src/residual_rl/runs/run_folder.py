@@ -127,6 +127,7 @@ class RunFolder:
             raise
 
     def _stamp(self, command: Sequence[str] | None) -> None:
+        # Append the command, and write versions and code if they are new.
         command_file = self.path / "command.txt"
         earlier = command_file.read_text() if command_file.is_file() else ""
         write_atomically(

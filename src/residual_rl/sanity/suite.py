@@ -140,6 +140,7 @@ def check_random_actions(env: VecEnv, num_steps: int) -> Iterator[Check]:
     log = roll_out(
         env, lambda _, t: random_actions(env, DOCTOR_SEED + t), doctor_seeds(env.num_envs), num_steps
     )
+    # Compare with the bounds only while the episodes run.
     outside = []
     for name, value in log.obs.items():
         space = env.single_observation_space[name]  # type: ignore[index]
@@ -162,6 +163,7 @@ def check_same_seed(env: VecEnv) -> Iterator[Check]:
     seeds = doctor_seeds(env.num_envs)
     first, _ = env.reset(seed=seeds)
     env.step(random_actions(env, 0))
+    # The same seeds in reverse order, so in other envs.
     again, _ = env.reset(seed=seeds[::-1])
     env.close()
     same = all(torch.equal(value, again[name].flip(0)) for name, value in first.items())

@@ -69,6 +69,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with writing(path):
             yield temp
+            # The content is on the disk before the new name is.
             _sync(temp)
             os.replace(temp, path)
             _sync(path.parent)

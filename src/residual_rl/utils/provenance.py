@@ -66,6 +66,7 @@ def git_state(folder: Path | None = None) -> tuple[dict[str, Any] | None, str]:
     )
     if diff is None:
         return None, f"# git cannot list the changes ({why})\n"
+    # Add untracked files.
     unknown = (_git(root, "ls-files", "--others", "--exclude-standard", "-z")[0] or "").split("\0")[:-1]
     parts = [diff]
     for name in unknown:

@@ -46,6 +46,7 @@ def record(env: ResidualEnv, policy: Policy, seeds: Sequence[int]) -> list[Recor
             scales.append(scale[:, 0])
 
     episodes = evaluate(env, policy, seeds, on_step=keep)
+    # Cut the recorded steps of each env to the length of its episode.
     recordings = []
     for i, seed in enumerate(seeds):
         steps = int(episodes["episode_length"][i])

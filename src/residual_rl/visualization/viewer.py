@@ -129,6 +129,7 @@ def watch(
         if not info["_final_info"][0]:
             viewer.show(env.vec_env.scenes()[0])
             continue
+        # The episode has ended: report it, and show its last frame for a moment.
         final = {name: value[0].item() for name, value in info["final_info"].items()}
         outcome = "success" if final["success_once"] else "no success"
         report(
