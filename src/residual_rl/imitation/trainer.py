@@ -138,7 +138,7 @@ class Trainer:
                     logger.log({**metrics, "time/wall": self.wall_time, "time/evaluation": spent}, progress.step)
                 bar.update(progress.step, progress.success, self._note)
                 if self._due(cfg.save_freq) or stop.signal is not None:
-                    self.optimizer.check()
+                    self.optimizer.raise_if_nonfinite()
                     self.checkpoints.save(progress.step, self.state_dict())
             self.wall_time = time.perf_counter() - session
             return self._finish(stop.signal)  # here, where another SIGTERM does not cut it off
@@ -231,7 +231,7 @@ class Trainer:
             return self.algorithm.loss(predict, obs.flatten(1), actions, valid, generator)
 
     def _figures(self) -> Metrics:
-        self.optimizer.check()
+        self.optimizer.raise_if_nonfinite()
         loss = float(self._loss_sum) / self._loss_count
         self._loss_sum, self._loss_count = torch.zeros_like(self._loss_sum), 0
         self._note = f"loss {loss:.4f}"
@@ -257,7 +257,7 @@ class Trainer:
     def _assess(self) -> Metrics:
         """Validate; evaluate if that is due and affordable; keep the model if it is the best so far."""
         progress, metrics = self.progress, {}
-        self.optimizer.check()
+        self.optimizer.raise_if_nonfinite()
         val_loss = success = None
         if self.val_windows is not None:
             val_loss = metrics["val/loss"] = self._validate(self.val_windows)

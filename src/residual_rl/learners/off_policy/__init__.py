@@ -4,9 +4,9 @@ from residual_rl.registry import LearnerSpec, register_learner
 
 _CONFIG = "residual_rl.learners.off_policy.config"
 _QUICK = {"learning_starts": 256, "warmup_steps": 512, "actor_starts": 512, "num_steps": 4, "utd": 0.5}
-"""Settings that fit `train --quick`."""
+"""Settings for the short runs of `train --quick`."""
 _LOGGING = {"log_freq": 500}
-"""Few env steps lie between two updates: one row of metrics for each would be slow, and long."""
+"""Updates are only a few env steps apart, so that a row of metrics for each would be slow and long."""
 
 register_learner(
     LearnerSpec(
@@ -27,7 +27,8 @@ register_learner(
         make="residual_rl.learners.off_policy.sac:SAC",
         make_policy="residual_rl.learners.off_policy.sac:make_policy",
         quick_overrides=_QUICK | {"batch_size": 256},
-        train_overrides=_LOGGING | {"num_envs": 16, "chunk": "whole", "residual_scale": 0.1, "residual_penalty": 0.0},
+        train_overrides=_LOGGING
+        | {"num_envs": 16, "chunk": "whole", "residual_scale": 0.1, "residual_penalty": 0.0},
     )
 )
 register_learner(

@@ -1,4 +1,5 @@
-"""Settings that the off-policy learners share, apart from their code so that the command line's help needs no torch."""
+"""Settings that the off-policy learners share, apart from their code so that the command line's help needs no
+torch."""
 
 from __future__ import annotations
 
@@ -17,9 +18,10 @@ WarmupNoise = Literal["correlated", "uniform", "none"]
 
 @dataclass(frozen=True)
 class OffPolicyCfg:
-    """Settings of a learner from a replay buffer. Steps are those that the learner acts in, over all worlds."""
+    """Settings of a learner from a replay buffer. Steps are those that the learner acts in, over all
+    worlds."""
 
-    # --- data ---
+    # --- data -----------------------------------------------------------------------------------------
     num_steps: int = 1
     """Steps per env between two updates."""
     buffer_size: int = 1_000_000
@@ -31,15 +33,17 @@ class OffPolicyCfg:
     demos: str | None = None
     """File of demonstrations to learn from as well, as `residual-rl demos collect` makes it."""
     demo_share: float = 0.0
-    """Share of each batch that comes from demonstrations; 0.5 is symmetric sampling (RLPD, Ball et al., 2023)."""
+    """Share of each batch that comes from demonstrations; 0.5 is symmetric sampling (RLPD, Ball et al.,
+    2023)."""
 
-    # --- returns ---
+    # --- returns --------------------------------------------------------------------------------------
     gamma: float = 0.99
     """Discount per step."""
     n_step: int = 5
     """Rewards that are summed before the critics' own estimate follows."""
     bootstrap_at_done: BootstrapAtDone = "truncated"
-    """After which ends of an episode the value of its final observation counts: of truncated ones, always, or never."""
+    """After which ends of an episode the value of its final observation counts: of truncated ones, always, or
+    never."""
     reward_scale: float = 0.2
     """Factor on rewards."""
     reward_shift: float = 0.0
@@ -47,7 +51,7 @@ class OffPolicyCfg:
     normalize_targets: bool = False
     """Critics learn targets in units of their running mean and standard deviation."""
 
-    # --- exploration ---
+    # --- exploration ----------------------------------------------------------------------------------
     learning_starts: int = 500
     """Steps after which the critics begin to learn."""
     actor_starts: int = 2_000
@@ -55,15 +59,17 @@ class OffPolicyCfg:
     warmup_steps: int = 2_000
     """Steps in which the residual is noise alone, around the base policy."""
     warmup_noise: WarmupNoise = "correlated"
-    """That noise: Gaussian and correlated in time, uniform in each step, or none, which leaves the base policy alone."""
+    """That noise: Gaussian and correlated in time, uniform in each step, or none, which leaves the base
+    policy alone."""
     warmup_std: float = 0.5
     """Standard deviation of the correlated warm-up noise, in units of the residual's bound."""
     noise_correlation: float = 0.9
     """Correlation of the exploration noise from one policy step to the next; 0 is white noise."""
     prog_explore: int = 0
-    """Steps over which the residual comes in: in each world and step it acts with the share of them that is done. 0 acts at once."""
+    """Steps over which the residual comes in: in each world and step it acts with the share of them that is
+    done. 0 acts at once."""
 
-    # --- learning ---
+    # --- learning -------------------------------------------------------------------------------------
     critic_learning_rate: float = 5e-4
     """Step size of Adam for the critics."""
     actor_learning_rate: float = 3e-4
@@ -71,17 +77,17 @@ class OffPolicyCfg:
     actor_every: int = 2
     """Gradient steps of the critics for each of the actor."""
     actor_penalty: float = 0.0
-    """Weight of the squared size of the residual action in the actor's loss: where the critics see no difference, the base policy is left
-    alone. In units of values, which are those of scaled rewards."""
+    """Weight of the squared size of the residual action in the actor's loss: where the critics see no
+    difference, the base policy is left alone. In units of values, which are those of scaled rewards."""
     actor_ema_power: float = 0.75
-    """What is deployed is an average of the actor's weights, whose decay after its gradient step t is 1 − (1 + t)^−power; 0 deploys the
-    newest."""
+    """What is deployed is an average of the actor's weights, whose decay after its gradient step t is 1 − (1
+    + t)^−power; 0 deploys the newest."""
     tau: float = 0.005
     """Share of the critics that the target critics take over in each gradient step."""
     max_grad_norm: float = 1.0
     """Gradients of the critics together, and of the actor, are scaled down to this norm."""
 
-    # --- networks ---
+    # --- networks -------------------------------------------------------------------------------------
     num_critics: int = 4
     """Critics in the ensemble."""
     num_target_critics: int = 2
@@ -99,7 +105,8 @@ class OffPolicyCfg:
     output_init: float = 0.0
     """Size of the last layers' weights at the start; above 0 a fresh residual is not exactly zero."""
     critic_input: CriticInput = "sum"
-    """What the critics judge: the composed action that is executed, the residual action, or base and residual action beside each other."""
+    """What the critics judge: the composed action that is executed, the residual action, or base and residual
+    action beside each other."""
     critic_base_action: bool = True
     """The critics see the base action as well, whatever they judge."""
     actor_input: ActorInput = "obs_base_action"
@@ -109,7 +116,7 @@ class OffPolicyCfg:
     normalize_obs: bool = True
     """Normalise observations by running statistics, clipped at 10 standard deviations."""
 
-    # --- speed ---
+    # --- speed ----------------------------------------------------------------------------------------
     compile: bool = False
     """Compile the losses with torch.compile; meant for a GPU."""
     cudagraphs: bool = False
@@ -167,7 +174,8 @@ class SACCfg(OffPolicyCfg):
     temperature_learning_rate: float = 3e-4
     """Step size of Adam for the logarithm of the temperature."""
     target_entropy: float | None = None
-    """Entropy of the residual action that the temperature is tuned to; none is minus the number of its elements."""
+    """Entropy of the residual action that the temperature is tuned to; none is minus the number of its
+    elements."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -180,13 +188,15 @@ class SACCfg(OffPolicyCfg):
 
 @dataclass(frozen=True)
 class PolicyDecoratorCfg(SACCfg):
-    """Settings of Policy Decorator as it was published: Yuan et al., ICLR 2025, arXiv 2412.13630, and its released scripts.
+    """Settings of Policy Decorator as it was published: Yuan et al., ICLR 2025, arXiv 2412.13630, and its
+    released scripts.
 
-    With it `train` has 16 worlds, where `num_steps` is training every 64 steps; decisions of whole executed chunks; the residual scale of
-    peg insertion, 0.1; and no penalty. It is meant for sparse rewards of 1 (each decision costs 1), which the task has to be told
-    (`so101-paper`: `--reward-mode sparse --reward-success 1`), and for base policies that execute chunks of 4. Deviations: the executed
-    action, and so the critics' input, is clipped; critics are clipped together, and their loss is half of the published one; hidden
-    layers begin orthogonal, not as torch has them.
+    With it `train` has 16 worlds, where `num_steps` is training every 64 steps; decisions of whole executed
+    chunks; the residual scale of peg insertion, 0.1; and no penalty. It is meant for sparse rewards of 1
+    (each decision costs 1), which the task has to be told (`so101-paper`: `--reward-mode sparse
+    --reward-success 1`), and for base policies that execute chunks of 4. Deviations: the executed action, and
+    so the critics' input, is clipped; critics are clipped together, and their loss is half of the published
+    one; hidden layers begin orthogonal, not as torch has them.
     """
 
     num_steps: int = 4

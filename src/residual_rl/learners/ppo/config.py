@@ -1,4 +1,4 @@
-"""Settings of PPO, apart from its code so that the command line's help needs no torch."""
+"""Settings of PPO. This module does not import torch, so that the command line's help stays fast."""
 
 from __future__ import annotations
 
@@ -21,36 +21,38 @@ class PPOCfg:
     num_steps: int = 64
     """Steps per env between two updates."""
     minibatch_size: int = 256
-    """Transitions in a gradient step; where it does not divide num_envs * num_steps, about as many, so that all minibatches are equal."""
+    """Transitions per gradient step. If it does not divide num_envs * num_steps, a similar size is used so
+    that all minibatches are equal."""
     num_epochs: int = 8
-    """Passes over the collected transitions in an update."""
+    """Passes over the collected transitions per update."""
     learning_rate: float = 5e-4
-    """Step size of Adam at the start."""
+    """Initial learning rate of Adam."""
     learning_rate_schedule: Schedule = "linear"
-    """Linear falls to 0 at the end of training."""
+    """Schedule of the learning rate: linear decays to 0 at the end of training."""
     gamma: float = 0.99
     """Discount per policy step."""
     gae_lambda: float = 0.95
-    """Trace decay of the advantage estimate: 0 trusts the critic, 1 the rewards."""
+    """Trace decay of the advantage estimate: 0 relies on the critic, 1 on the rewards."""
     clip_range: float = 0.2
-    """How far a probability ratio may move from 1 before its gradient is cut."""
+    """Bound on the deviation of the probability ratio from 1 (clipped surrogate)."""
     bootstrap_at_done: BootstrapAtDone = "truncated"
-    """After which ends of an episode the value of its final observation counts: of truncated ones, always, or never. Always suits rewards
-    that pay for each step in a good state, where an end by success would otherwise be a loss."""
+    """When to bootstrap from the final observation of an episode: if it was truncated, always, or never.
+    Always suits rewards that are paid for each step in a good state, where termination on success would
+    otherwise reduce the return."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
     value_coef: float = 0.5
     """Weight of the value loss (mean squared error, not clipped)."""
     max_grad_norm: float = 0.5
-    """Gradients of all parameters together are scaled down to this norm."""
+    """Bound of the global gradient norm."""
     target_kl: float | None = None
-    """End an update after an epoch whose mean approximate KL divergence exceeds this; none never does."""
+    """Stop an update after an epoch whose mean approximate KL divergence exceeds this; None disables it."""
     init_std: float = 0.5
-    """Standard deviation of the residual at the start, in units of the residual's bound."""
+    """Initial standard deviation of the residual, in units of its bound."""
     final_std: float | None = None
-    """Standard deviation at the end of training, approached linearly; it is not learned then. None: it is learned."""
+    """Final standard deviation of a linear schedule. None: the standard deviation is learned."""
     hidden_sizes: tuple[int, ...] = (128, 128)
-    """Width of each hidden layer, of actor and critic alike."""
+    """Width of each hidden layer of actor and critic."""
     activation: Activation = "tanh"
     """Activation between layers."""
     normalize_obs: bool = True
@@ -58,22 +60,24 @@ class PPOCfg:
     normalize_reward: bool = True
     """Scale rewards by the running standard deviation of the discounted return."""
     obs_keys: tuple[str, ...] | None = None
-    """Named observations that the policy sees, cameras among them. None: `state`, `base_action` and all cameras; where an env has cameras
-    and no `state`, what the robot knows of itself in its place."""
+    """Observations of the policy, including cameras. None: `state`, `base_action` and all cameras; if the env
+    has cameras but no `state`, the robot's proprioception replaces it."""
     critic_obs_keys: tuple[str, ...] | None = None
-    """Named observations that the critic sees, such as a `state` that the policy must do without. None: those of the policy."""
+    """Observations of the critic, for example a `state` that the policy cannot measure. None: those of the
+    policy."""
     image_features: int = 256
-    """Features that an image encoder gives; cameras of the same size share one."""
+    """Features per image encoder; cameras of the same resolution share an encoder."""
     random_shift: int = 0
-    """Most pixels by which images are shifted at random while the policy explores; 0 leaves them as they are."""
+    """Maximum random shift of images during exploration [pixels]; 0 disables it."""
     noise_correlation: float = 0.0
     """Correlation of the exploration noise from one policy step to the next; 0 is white noise."""
     noise_likelihood: NoiseLikelihood = "marginal"
-    """Likelihood of correlated noise: marginal treats each step's noise as independent, conditional takes the noise before it as given."""
+    """Likelihood of correlated noise: marginal treats the noise of each step as independent, conditional
+    conditions it on the earlier noise."""
     compile: bool = False
-    """Compile the loss with torch.compile; meant for a GPU."""
+    """Compile the loss with torch.compile; intended for GPUs."""
     cudagraphs: bool = False
-    """Record gradient steps as CUDA graphs; without a GPU they run eagerly."""
+    """Record gradient steps as CUDA graphs; no effect without a GPU."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -107,7 +111,11 @@ class PPOCfg:
                 raise ConfigError(f"{name} must name at least one observation and none twice, or be none, not {keys}")
 
     def minibatches(self, num_envs: int) -> tuple[int, int]:
-        """Number of minibatches in an epoch with `num_envs` envs, and their size; an epoch leaves out the few transitions that remain."""
+        """Number and size of the minibatches of an epoch with `num_envs` envs. A small remainder of
+        transitions is skipped.
+
+        Raises `ConfigError` if `minibatch_size` exceeds the number of transitions.
+        """
         samples = num_envs * self.num_steps
         if self.minibatch_size > samples:
             raise ConfigError(f"minibatch_size is {self.minibatch_size} but num_envs * num_steps is {samples}: choose {samples} or less")
