@@ -150,23 +150,11 @@ def test_a_model_trained_with_padding_is_used_without(demos: Path, tmp_path: Pat
         trainer(demos, tmp_path, pad_obs_to=50)
 
 
-def test_a_model_of_version_1_is_loaded() -> None:
-    """The file was written with `il_case.model("flow").save(GOLDEN)` by the release of version 1."""
+def test_imitation_model_load__reads_the_golden_file() -> None:
+    """Written with `il_case.model("flow").save(GOLDEN)`."""
     assert checkpoint.load(GOLDEN, "model")["model_version"] == 1
     model, again = ImitationModel.load(GOLDEN), il_case.model("flow")
     assert model.settings == again.settings
     obs, noise = 3.0 * torch.randn(5, 2, 25), torch.randn(5, 8, 6)
     assert torch.equal(model.sample(obs, noise), again.sample(obs, noise))
     assert model.statistics.obs_clip.item() == 10.0
-
-
-@pytest.mark.slow
-def test_a_checkpoint_of_before_goes_on(demos: Path, tmp_path: Path) -> None:
-    settings = ImitateCfg(algo="bc", preset="cpu", **TINY)
-    train(settings, demos, tmp_path / "il")
-    (tmp_path / "il" / "checkpoints" / "step_000000006.safetensors").unlink()
-    old = tmp_path / "il" / "checkpoints" / "step_000000004.safetensors"
-    state = checkpoint.load(old, "checkpoint")
-    del state["statistics"]["obs_clip"]
-    checkpoint.save(old, state, "checkpoint")
-    assert train(settings, demos, tmp_path / "il", resume=True)["finished"]

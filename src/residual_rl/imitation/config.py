@@ -16,13 +16,15 @@ ALGOS: dict[str, str] = {
     "flow": "residual_rl.imitation.trainer:train",
     "act": "residual_rl.lerobot.act:train",
 }
-"""What trains each algorithm: `train(cfg: ImitateCfg, demos: Path, out: Path, resume: bool) -> dict`, named `module:attribute`.
+"""What trains each algorithm: `train(cfg: ImitateCfg, demos: Path, out: Path, resume: bool) -> dict`, named
+`module:attribute`.
 
-It trains on the demonstrations `demos` into the run folder `out`, or goes on with it; writes `training_summary.json` there when it is
-done; and returns what that holds: `finished`, `signal` (what stopped it, or None), `steps`, `wall_time` [s], `best_success_rate` (None
-where it was not evaluated), `best_val_loss` (None without a validation share), `task` (its id), `base_policy` (the id of what runs it,
-with the folder as its checkpoint) and `model` (what the folder holds for it). Where a signal stopped it, it saves first, and writes no
-summary. Settings that make no sense for an algorithm are left alone.
+It trains on the demonstrations `demos` into the run folder `out`, or goes on with it; writes
+`training_summary.json` there when it is done; and returns what that holds: `finished`, `signal` (what stopped
+it, or None), `steps`, `wall_time` [s], `best_success_rate` (None where it was not evaluated), `best_val_loss`
+(None without a validation share), `task` (its id), `base_policy` (the id of what runs it, with the folder as
+its checkpoint) and `model` (what the folder holds for it). Where a signal stopped it, it saves first, and
+writes no summary. Settings that make no sense for an algorithm are left alone.
 """
 
 _CPU = {"batch_size": 256, "learning_rate": 1e-3, "warmup_steps": 300, "eval_freq": 2_000, "save_freq": 1_000}
@@ -34,8 +36,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny": _TINY,
     "cpu": {**_TINY, **_CPU, "hidden_sizes": (256, 256, 256), "total_steps": 10_000},
 }
-"""Settings that differ from the defaults. `full`: about 4.5 million parameters, for a GPU; `small`: 1 million; `tiny`: a quarter; `cpu`:
-tiny, with batches and steps for two cores."""
+"""Settings that differ from the defaults. `full`: about 4.5 million parameters, for a GPU; `small`: 1
+million; `tiny`: a quarter; `cpu`: tiny, with batches and steps for two cores."""
 _OF_ALGO: dict[str, dict[str, Any]] = {
     "bc": {"num_obs_steps": 1, "chunk_size": 1, "num_action_steps": 1, "learning_rate": 1e-3},
     "diffusion": {"sampling_steps": 10},
@@ -54,9 +56,11 @@ class ImitateCfg:
     """Settings of imitation training."""
 
     algo: str = "flow"
-    """bc (MLP, mean squared error), diffusion (Diffusion Policy), flow (flow matching), act (LeRobot's ACT)."""
+    """bc (MLP, mean squared error), diffusion (Diffusion Policy), flow (flow matching), act (LeRobot's
+    ACT)."""
     preset: str = "full"
-    """Where the defaults of other settings come from: full (for a GPU), small, tiny, cpu. Without the flag: cpu on the cpu, else full."""
+    """Where the defaults of other settings come from: full (for a GPU), small, tiny, cpu. Without the flag:
+    cpu on the cpu, else full."""
 
     # --- the data ---
     n_episodes: int | None = None
@@ -66,16 +70,19 @@ class ImitateCfg:
     val_share: float = 0.1
     """Share of the episodes that is kept apart for validation; 0 keeps none."""
     pad_obs_to: int | None = None
-    """Make observations this long by putting the constant pose of the robot's base in at index 18, as flat states of ManiSkill 2 have it;
-    the policy then does so itself wherever it is used. None pads nothing."""
+    """Make observations this long by putting the constant pose of the robot's base in at index 18, as flat
+    states of ManiSkill 2 have it; the policy then does so itself wherever it is used. None pads nothing."""
     normalize_actions: bool = True
-    """Stretch the range of the demonstrated actions to [-1, 1] for the network. Without it they stay in their own units, from -1 to 1."""
+    """Stretch the range of the demonstrated actions to [-1, 1] for the network. Without it they stay in their
+    own units, from -1 to 1."""
 
     # --- where it begins ---
     init_from: str = ""
-    """Model to go on from, with its network, its settings and its normalisation: a folder or file of `imitate` or `convert`."""
+    """Model to go on from, with its network, its settings and its normalisation: a folder or file of
+    `imitate` or `convert`."""
     adapt_obs: bool = False
-    """With --init-from: keep all weights but those that read the observations, which begin anew; so observations may be others."""
+    """With --init-from: keep all weights but those that read the observations, which begin anew; so
+    observations may be others."""
 
     # --- the policy ---
     num_obs_steps: int = 2
@@ -85,8 +92,8 @@ class ImitateCfg:
     num_action_steps: int = 8
     """How many of them are executed before it plans anew."""
     num_past_actions: int = 0
-    """Actions that its network predicts besides, of the steps before the present one. Public checkpoints of Diffusion Policy predict from
-    their oldest observation on: num_obs_steps − 1."""
+    """Actions that its network predicts besides, of the steps before the present one. Public checkpoints of
+    Diffusion Policy predict from their oldest observation on: num_obs_steps − 1."""
     hidden_sizes: tuple[int, ...] = (512, 512, 512)
     """bc: width of each hidden layer."""
     channels: tuple[int, ...] = (64, 128, 256)
@@ -96,11 +103,13 @@ class ImitateCfg:
     time_dim: int = 96
     """diffusion, flow: size of the embeddings of the time and of the observations."""
     layout: Literal["own", "public"] = "own"
-    """diffusion, flow: which U-Net: own, or public, that of the checkpoints of Diffusion Policy (`ConditionalUnet1D`)."""
+    """diffusion, flow: which U-Net: own, or public, that of the checkpoints of Diffusion Policy
+    (`ConditionalUnet1D`)."""
     diffusion_steps: int = 100
     """diffusion: noise levels in training."""
     sampling_steps: int = 10
-    """Steps from noise to actions: diffusion's DDIM, flow's Euler. It can be chosen anew when the policy is used."""
+    """Steps from noise to actions: diffusion's DDIM, flow's Euler. It can be chosen anew when the policy is
+    used."""
 
     # --- the training ---
     total_steps: int = 20_000
@@ -118,7 +127,8 @@ class ImitateCfg:
     weight_decay: float = 0.0
     """Each step takes this share, times the step size, off all weights (decoupled, as in AdamW)."""
     obs_noise: float = 0.0
-    """Standard deviation of Gaussian noise on the normalised observations in training; validation has none."""
+    """Standard deviation of Gaussian noise on the normalised observations in training; validation has
+    none."""
     amp: bool = False
     """Compute the loss in bfloat16 where it is safe (automatic mixed precision)."""
     compile: bool = False
@@ -128,7 +138,8 @@ class ImitateCfg:
     device: str = "cpu"
     """Device of the data and the network: cpu, cuda, cuda:1, …"""
     torch_threads: int = 0
-    """Threads of the network on a CPU; 0 means one a core, at most 4. Sums round differently with another number."""
+    """Threads of the network on a CPU; 0 means one a core, at most 4. Sums round differently with another
+    number."""
 
     # --- evaluation, and what is written ---
     log_freq: int = 100

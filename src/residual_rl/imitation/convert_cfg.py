@@ -1,4 +1,5 @@
-"""Settings of the conversion of public checkpoints, apart from its code so that the command line's help needs no torch."""
+"""Settings of the conversion of public checkpoints. This module does not import torch, so that `--help` stays
+fast."""
 
 from __future__ import annotations
 
@@ -10,29 +11,31 @@ from residual_rl.utils.validation import check_fields
 
 @dataclass(frozen=True)
 class ConvertCfg:
-    """What the tensors of a public Diffusion Policy checkpoint do not tell; the defaults are the published settings."""
+    """Settings that cannot be derived from the tensors of a public Diffusion Policy checkpoint; published
+    values by default."""
 
     num_obs_steps: int = 2
-    """Observations that it plans from; published as obs_horizon."""
+    """Number of most recent observations in the input (published as obs_horizon)."""
     prediction_horizon: int = 16
-    """Actions that its network predicts, from its oldest observation on; published as pred_horizon."""
+    """Number of predicted actions, starting at the oldest observation (published as pred_horizon)."""
     num_action_steps: int = 8
-    """How many are executed, from the present step on, before it plans anew; published as act_horizon."""
+    """Number of actions executed per prediction, starting at the current step (published as act_horizon)."""
     diffusion_steps: int = 100
-    """Noise levels that it was trained with; published as num_diffusion_iters."""
+    """Noise levels used in training (published as num_diffusion_iters)."""
     sampling_steps: int = 10
-    """Steps of DDIM from noise to actions. It can be chosen anew when the policy is used."""
+    """DDIM steps from noise to actions. Can be changed when the policy is used."""
     obs_key: str = "state"
-    """Named observation that it sees; its size is told by the tensors."""
+    """Observation that the policy reads; its size follows from the tensors."""
     pad_obs_to: int | None = None
-    """Size of the observations it was trained on, where that of the env's is 7 less: the pose of the robot's base, which flat states of
-    ManiSkill 2 have at index 18, is put in wherever the policy is used."""
+    """Size of the observations in training, if the env's are 7 smaller: the pose of the robot's base, which
+    flat states of ManiSkill 2 have at index 18, is then inserted whenever the policy is used."""
     control_mode: str | None = None
-    """Control mode of its actions; an env of another one is then refused."""
+    """Control mode of the actions; envs with another one are rejected."""
     task: str = "unknown"
-    """Task that it was made for, as messages name it."""
+    """Task that the policy was trained for, for messages."""
     weights: str | None = None
-    """Which network of the file, where it has several; none takes the averaged one, whose name has `ema` in it."""
+    """Network to convert, if the file has several; by default the moving average, whose name contains
+    `ema`."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -49,5 +52,5 @@ class ConvertCfg:
 
     @property
     def chunk_size(self) -> int:
-        """Predicted actions from the present step on."""
+        """Number of predicted actions from the current step on."""
         return self.prediction_horizon - self.num_obs_steps + 1
