@@ -1,9 +1,9 @@
-"""Train a task with several seeds, evaluate each run on fresh episodes, and keep the result as JSON and a plot.
+"""Train a task with several seeds, evaluate each run on fresh episodes, save results as JSON and a plot.
 
     python benchmarks/train_seeds.py residual --seeds 1 2 3 -- so101-paper --total-timesteps 250000
 
-writes docs/results/residual.json and residual.png. What follows `--` are the arguments of `residual-rl train`. Runs that
-have been evaluated already are taken as they are, and interrupted ones go on, so that a long benchmark can be spread over time.
+writes docs/results/residual.json and residual.png. Arguments after `--` are those of `residual-rl train`.
+Evaluated runs are reused and interrupted ones are resumed, so a long benchmark can be spread over time.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ CLI = [sys.executable, "-m", "residual_rl.cli.main"]
 
 
 def main() -> None:
-    """Parse, run, aggregate."""
+    """Train and evaluate the missing runs, and aggregate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="name of the result")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--n-episodes", type=int, default=200)
     parser.add_argument("--runs", type=Path, default=Path("runs/results"))
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
-    parser.add_argument("train", nargs="+", help="arguments of `residual-rl train`, behind --")
+    parser.add_argument("train", nargs="+", help="arguments of `residual-rl train`, after --")
     options = parser.parse_args()
     runs = [_run(options, seed) for seed in options.seeds]
     result = _aggregate(options, runs)
@@ -44,14 +44,14 @@ def main() -> None:
 
 
 def run_cli(*arguments: str) -> None:
-    """Run `residual-rl`; where it fails or is interrupted, which it says itself, end as it did."""
+    """Run `residual-rl`; if it fails or is interrupted, exit with its exit code."""
     code = subprocess.run([*CLI, *arguments]).returncode
     if code != 0:
         raise SystemExit(code)
 
 
 def train_run(run: RunFolder, arguments: list[str], seed: int) -> None:
-    """Train it, or go on with it; nothing if it is trained."""
+    """Train or resume `run`, unless it is finished."""
     if run.final_model.exists():
         return
     fresh = ["train", *arguments, "--seed", str(seed), "--output-dir", str(run.path)]
@@ -71,9 +71,14 @@ def _aggregate(options: argparse.Namespace, runs: list[RunFolder]) -> dict[str, 
     evaluations = [json.loads(run.eval_file.read_text()) for run in runs]
     summaries = [json.loads(run.summary_file.read_text()) for run in runs]
     episodes = [list(evaluation["policies"]["residual"]["success_once"]["per_episode"].values()) for evaluation in evaluations]
-    rates = {"residual": {"per_seed": [sum(e) / len(e) for e in episodes], **across_runs(episodes, binary=True).to_json()}}
+    rates = {
+        "residual": {
+            "per_seed": [sum(e) / len(e) for e in episodes],
+            **across_runs(episodes, binary=True).to_json(),
+        }
+    }
     rates["residual"]["pooled"] = proportion([outcome for run in episodes for outcome in run]).to_json()
-    for policy in ("base", "zero"):  # nothing of them is trained: the first run's episodes stand for all
+    for policy in ("base", "zero"):  # not trained, so equal in all runs: use the first
         rates[policy] = {key: evaluations[0]["policies"][policy]["success_once"][key] for key in ("mean", "interval", "n")}
     versions = json.loads((runs[0].path / "versions.json").read_text())
     return {
@@ -97,10 +102,11 @@ def _aggregate(options: argparse.Namespace, runs: list[RunFolder]) -> dict[str, 
 
 
 def _command(options: argparse.Namespace) -> str:
-    """What makes this result, in whichever folders."""
+    """The command for this result, without the folders."""
     seeds = [str(seed) for seed in options.seeds]
     episodes = ["--n-episodes", str(options.n_episodes)]
-    return f"python benchmarks/train_seeds.py {shlex.join([options.name, '--seeds', *seeds, *episodes, '--', *options.train])}"
+    arguments = shlex.join([options.name, "--seeds", *seeds, *episodes, "--", *options.train])
+    return f"python benchmarks/train_seeds.py {arguments}"
 
 
 def _plot(result: dict[str, Any], path: Path) -> None:

@@ -2,6 +2,8 @@
 
 A page in docs/ keeps its path without `docs/`; any other file of the repository keeps its whole path.
 Links are rewritten accordingly, so the same Markdown works in a checkout, on a Git host and in the site.
+
+Also an extension of griffe, which reads the docstrings for the API pages.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import griffe
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
@@ -63,3 +66,12 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
         return match[1] + posixpath.relpath(target, posixpath.dirname(here) or ".") + match[3]
 
     return LINK.sub(moved, markdown)
+
+
+class ShapesAndUnits(griffe.Extension):
+    """Escapes a shape followed by a unit, `[b, 3] [m]`, which is a reference link in Markdown."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Change the docstring of an object that was just read."""
+        if obj.docstring is not None:
+            obj.docstring.value = obj.docstring.value.replace("] [", "] \\[")

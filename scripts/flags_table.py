@@ -110,7 +110,10 @@ def main(argv: list[str]) -> int:
     if "--check" not in argv:
         PAGE.write_text(new)
     elif new != text:
-        print("docs/off_policy.md: the table of flags is stale; run: python scripts/flags_table.py", file=sys.stderr)
+        print(
+            "docs/off_policy.md: the table of flags is stale; run: python scripts/flags_table.py",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

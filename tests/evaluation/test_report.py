@@ -1,4 +1,4 @@
-"""The report: the figures in it, nothing from outside, nothing unescaped; the terminal's table; plots from what there is."""
+"""The report: its contents, self-contained and escaped; the table for the terminal; the plots."""
 
 from __future__ import annotations
 
@@ -53,24 +53,35 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
-def evaluation(policies: tuple[str, ...] = ("zero", "residual", "base"), n: int = 40, **more: Any) -> dict[str, Any]:
+def evaluation(
+    policies: tuple[str, ...] = ("zero", "residual", "base"), n: int = 40, **more: Any
+) -> dict[str, Any]:
     """`residual` fails every tenth episode, `base` three of four, `zero` all."""
     seeds = list(range(10_000_000, 10_000_000 + n))
-    won = {"residual": [i % 10 > 0 for i in range(n)], "base": [i % 4 == 1 for i in range(n)], "zero": [False] * n}
-    figures = {
+    won = {
+        "residual": [i % 10 > 0 for i in range(n)],
+        "base": [i % 4 == 1 for i in range(n)],
+        "zero": [False] * n,
+    }
+    values = {
         name: {
             "success_once": dict(zip(seeds, map(float, won[name]), strict=True)),
             "return": {s: (9.0 if w else -60.0) + s % 7 for s, w in zip(seeds, won[name], strict=True)},
-            "final_distance": {s: (0.001 if w else 0.02) * (1 + s % 5) for s, w in zip(seeds, won[name], strict=True)},
+            "final_distance": {
+                s: (0.001 if w else 0.02) * (1 + s % 5) for s, w in zip(seeds, won[name], strict=True)
+            },
         }
         for name in policies
     }
     summaries = {
         name: {
-            m: {**summarize(list(v.values()), m == "success_once").to_json(), "per_episode": {str(s): x for s, x in v.items()}}
+            m: {
+                **summarize(list(v.values()), m == "success_once").to_json(),
+                "per_episode": {str(s): x for s, x in v.items()},
+            }
             for m, v in metrics.items()
         }
-        for name, metrics in figures.items()
+        for name, metrics in values.items()
     }
     found: dict[str, Any] = {
         "format_version": 1,
@@ -80,18 +91,36 @@ def evaluation(policies: tuple[str, ...] = ("zero", "residual", "base"), n: int 
     }
     found |= {"units": {"final_distance": "m"}, "policies": summaries, "paired": {}}
     if {"residual", "base"} <= set(policies):
-        pair = {m: paired_difference(figures["residual"][m], figures["base"][m], m == "success_once").to_json() for m in figures["base"]}
+        pair = {
+            m: paired_difference(values["residual"][m], values["base"][m], m == "success_once").to_json()
+            for m in values["base"]
+        }
         found["paired"] = {"residual-base": pair}
     return found | more
 
 
-def make_run(path: Path, config: dict[str, Any] | None = None, command: tuple[str, ...] = ("residual-rl", "train", "toy")) -> RunFolder:
-    with RunFolder(path).start(config or {"task_id": "toy", "ppo": {"lr": 0.0005}}, command) as run, Logger(path) as logger:
+def make_run(
+    path: Path,
+    config: dict[str, Any] | None = None,
+    command: tuple[str, ...] = ("residual-rl", "train", "toy"),
+) -> RunFolder:
+    with (
+        RunFolder(path).start(config or {"task_id": "toy", "ppo": {"lr": 0.0005}}, command) as run,
+        Logger(path) as logger,
+    ):
         for i in range(1, 6):
-            tags = {"rollout/success_rate_100": i / 5, "rollout/ep_rew_mean": -i, "eval/success_rate": i / 5, "residual/magnitude": 0.1 * i}
+            tags = {
+                "rollout/success_rate_100": i / 5,
+                "rollout/ep_rew_mean": -i,
+                "eval/success_rate": i / 5,
+                "residual/magnitude": 0.1 * i,
+            }
             tags |= {"task/dist_to_goal": 1 / i, "reward/success": i}
             times = {"time/simulation": 1.0, "time/learner": 3.0, "time/fps": 1000 + i}
-            logger.log({**tags, **times, "train/value_loss": 1 / i, "train/explained_variance": float("nan")}, 2048 * i)
+            logger.log(
+                {**tags, **times, "train/value_loss": 1 / i, "train/explained_variance": float("nan")},
+                2048 * i,
+            )
     return run
 
 
@@ -105,13 +134,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return run
 
 
-def test_the_page_tells_the_story(run: RunFolder) -> None:
+def test_write_report__contains_results_settings_and_plots(run: RunFolder) -> None:
     html = (run.path / "report.html").read_text()
     page = Page(html)
     text = " ".join(" ".join(page.texts).split())
     assert "90.0 % of episodes succeed with the residual, 25.0 % with the base policy alone." in text
     assert "Measured on 40 fresh episodes, seeds 10000000 to 10000039, the same for every policy." in text
-    assert "The env settings, randomisation among them, are those of training." in text
+    assert "The env settings, including randomisation, are those of training." in text
     assert "[76.9, 96.0]" in text  # Wilson for 36 of 40
     assert "+65.0 pp" in text
     assert "10,240" in text
@@ -126,7 +155,7 @@ def test_the_page_tells_the_story(run: RunFolder) -> None:
         "Learning curves",
         "Success by policy",
         "Every episode, residual against base",
-        "The residual",
+        "Residual",
         "Dist to goal",
         "Reward: success",
         "Learner",
@@ -135,27 +164,41 @@ def test_the_page_tells_the_story(run: RunFolder) -> None:
         assert title in text
 
 
-def test_the_page_loads_nothing_but_the_video(run: RunFolder) -> None:
+def test_write_report__the_page_loads_only_the_video(run: RunFolder) -> None:
     html = (run.path / "report.html").read_text()
     for tag, attributes in Page(html).tags:
         assert tag not in ("script", "link", "iframe", "img")
         for name in ("src", "href", "xlink:href", "srcset"):
-            assert (attributes.get(name) or "#").startswith("#") or (tag, attributes[name]) == ("video", "video.mp4")
-    assert set(re.findall(r"https?://[^\"'\s]*", html)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+            assert (attributes.get(name) or "#").startswith("#") or (tag, attributes[name]) == (
+                "video",
+                "video.mp4",
+            )
+    assert set(re.findall(r"https?://[^\"'\s]*", html)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
     assert "@import" not in html
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", html))
 
 
-def test_ids_are_unique_and_references_find_them(run: RunFolder) -> None:
+def test_write_report__ids_are_unique_and_references_resolve(run: RunFolder) -> None:
     html = (run.path / "report.html").read_text()
     ids = re.findall(r'\bid="([^"]*)"', html)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'href="#([^"]*)"', html)) | set(re.findall(r"url\(#([^)]*)\)", html)) <= set(ids)
 
 
-def test_png_files_for_plot(run: RunFolder) -> None:
+def test_write_report__writes_png_files_with_plot(run: RunFolder) -> None:
     files = sorted(run.eval_results.iterdir())
-    assert [f.stem for f in files] == ["curves", "episodes", "learning", "residual", "success", "task", "time"]
+    assert [f.stem for f in files] == [
+        "curves",
+        "episodes",
+        "learning",
+        "residual",
+        "success",
+        "task",
+        "time",
+    ]
     for file in files:
         with Image.open(file) as image:
             assert image.format == "PNG"
@@ -163,7 +206,7 @@ def test_png_files_for_plot(run: RunFolder) -> None:
 
 
 @pytest.mark.slow
-def test_names_from_outside_are_escaped(tmp_path: Path) -> None:
+def test_write_report__escapes_names(tmp_path: Path) -> None:
     evil = '<script>alert("1")</script>$x_'
     run = make_run(tmp_path / "x", {evil: evil}, ("residual-rl", evil))
     found = evaluation()
@@ -180,13 +223,13 @@ def test_names_from_outside_are_escaped(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_equal_contents_give_an_equal_page(run: RunFolder) -> None:
+def test_write_report__equal_contents_give_an_equal_page(run: RunFolder) -> None:
     before = (run.path / "report.html").read_bytes()
     assert write_report(run.path).read_bytes() == before
 
 
 @pytest.mark.slow
-def test_a_run_without_an_evaluation_has_its_curves_and_says_how_to_measure(tmp_path: Path) -> None:
+def test_write_report__a_run_without_an_evaluation_shows_curves_and_the_command(tmp_path: Path) -> None:
     run = make_run(tmp_path / "x")
     text = " ".join(Page(write_report(run.path).read_text()).texts)
     assert "not evaluated yet" in text
@@ -195,7 +238,7 @@ def test_a_run_without_an_evaluation_has_its_curves_and_says_how_to_measure(tmp_
     assert "Video" not in text
 
 
-def test_an_evaluation_alone_has_a_page(tmp_path: Path) -> None:
+def test_write_report__needs_only_an_evaluation(tmp_path: Path) -> None:
     found = evaluation(("base",), n=1, settings={"changed_from_training": {"task.tolerance": [0.02, 0.005]}})
     text = " ".join(Page(write_report(tmp_path, found).read_text()).texts)
     assert "100.0 %" not in text
@@ -204,24 +247,42 @@ def test_an_evaluation_alone_has_a_page(tmp_path: Path) -> None:
     assert found["policies"]["base"]["return"]["interval"] is None
 
 
-def test_headline_without_figures() -> None:
+def test_headline__without_an_evaluation() -> None:
     assert headline(None) == "Trained; not evaluated yet."
     assert headline(evaluation(("residual",))) == "90.0 % of episodes succeed with the residual policy."
 
 
-def test_terminal_table() -> None:
+def test_format_table__means_intervals_and_differences() -> None:
     out = io.StringIO()
     Console(file=out, width=110).print(format_table(evaluation()))
     lines = out.getvalue().splitlines()
     assert lines[0].strip() == "toy: 40 episodes, mean [95 % interval]"
-    assert re.findall(r"[\w−]+(?: − \w+)?", lines[2]) == ["metric", "residual", "base", "zero", "residual − base"]
+    assert re.findall(r"[\w−]+(?: − \w+)?", lines[2]) == [
+        "metric",
+        "residual",
+        "base",
+        "zero",
+        "residual − base",
+    ]
     row = next(i for i, line in enumerate(lines) if "Success (once)" in line)
-    assert [cell.strip() for cell in lines[row].split("│")[1:-1]] == ["Success (once)", "90.0 %", "25.0 %", "0.0 %", "+65.0 pp"]
-    assert [cell.strip() for cell in lines[row + 1].split("│")[1:-1]] == ["", "[76.9, 96.0]", "[14.2, 40.2]", "[0.0, 8.8]", "[46.5, 77.3]"]
+    assert [cell.strip() for cell in lines[row].split("│")[1:-1]] == [
+        "Success (once)",
+        "90.0 %",
+        "25.0 %",
+        "0.0 %",
+        "+65.0 pp",
+    ]
+    assert [cell.strip() for cell in lines[row + 1].split("│")[1:-1]] == [
+        "",
+        "[76.9, 96.0]",
+        "[14.2, 40.2]",
+        "[0.0, 8.8]",
+        "[46.5, 77.3]",
+    ]
     assert any("Final distance [m]" in line for line in lines)
 
 
-def test_order_and_words_of_metrics() -> None:
+def test_metrics_of__order_and_labels() -> None:
     found = evaluation()
     assert metrics_of(found) == ["success_once", "return", "final_distance"]
     assert label("final_distance", found) == "Final distance [m]"
@@ -230,13 +291,21 @@ def test_order_and_words_of_metrics() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.0, "0"), (0.0061234, "0.00612"), (-33.44, "−33.4"), (1234.5, "1,234"), (1.234e-5, "1.23e−05"), (400.0, "400")]
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (0.0061234, "0.00612"),
+        (-33.44, "−33.4"),
+        (1234.5, "1,234"),
+        (1.234e-5, "1.23e−05"),
+        (400.0, "400"),
+    ],
 )
-def test_numbers(value: float, text: str) -> None:
+def test_number__three_significant_digits(value: float, text: str) -> None:
     assert number(value) == text
 
 
-def test_values_and_intervals() -> None:
+def test_value_text__and_interval_text_have_the_unit_of_the_metric() -> None:
     assert value_text("success_once", 0.985) == "98.5 %"
     assert value_text("success_once", -0.125, sign=True) == "−12.5 pp"
     assert value_text("return", 41.1, sign=True) == "+41.1"
@@ -245,8 +314,10 @@ def test_values_and_intervals() -> None:
     assert interval_text("return", None) == ""
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 2, "policies": {}}', '{"format_version": 1}'])
-def test_a_foreign_evaluation_is_named(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"format_version": 2, "policies": {}}', '{"format_version": 1}']
+)
+def test_read_evaluation__names_the_file_that_is_wrong(tmp_path: Path, text: str) -> None:
     (tmp_path / "eval.json").write_text(text)
     with pytest.raises(CheckpointError, match=rf"^{tmp_path}/eval\.json .*`residual-rl eval {tmp_path}`"):
         write_report(tmp_path)
@@ -254,7 +325,7 @@ def test_a_foreign_evaluation_is_named(tmp_path: Path, text: str) -> None:
         read_evaluation(tmp_path / "nowhere.json")
 
 
-def test_long_runs_are_thinned() -> None:
+def test_series__thins_long_runs() -> None:
     rows = [{"step": i, "x": float(i), "y": None} for i in range(100_000)]
     steps, values = series(rows, "x")
     assert len(steps) == 1000
@@ -262,23 +333,26 @@ def test_long_runs_are_thinned() -> None:
     assert series(rows, "y") == ([], [])
 
 
-def test_time_shares_add_up_to_one() -> None:
+def test_time_plot__shares_add_up_to_one() -> None:
     # seconds so far; the third row is of a resumed session, which counts from zero again
     seconds = [(1.0, 1.0), (2.0, 6.0), (1.0, 0.0)]
     rows: list[dict[str, float]] = [{"step": 0, "eval/x": 1.0}]
     rows += [
-        {"step": i, "time/simulation": a, "time/learner": b, "time/wall": 9.0, "time/fps": 100.0} for i, (a, b) in enumerate(seconds, 1)
+        {"step": i, "time/simulation": a, "time/learner": b, "time/wall": 9.0, "time/fps": 100.0}
+        for i, (a, b) in enumerate(seconds, 1)
     ]
     (plot,) = make_plots(rows)
     share, speed = plot.figure.axes
     assert share.get_legend_handles_labels()[1] == ["Simulation", "Learner"]
     simulation = share.collections[0].get_paths()[0].vertices
-    assert [max(y for x, y in simulation if x == step) for step in (1, 2, 3)] == pytest.approx([1 / 2, 2 / 8, 3 / 9])
+    assert [max(y for x, y in simulation if x == step) for step in (1, 2, 3)] == pytest.approx(
+        [1 / 2, 2 / 8, 3 / 9]
+    )
     assert share.collections[1].get_paths()[0].vertices[:, 1].max() == pytest.approx(1.0)
     assert speed.lines[0].get_ydata().tolist() == [100.0] * 3
 
 
-def test_scatter_pairs_by_seed_and_colours_by_outcome() -> None:
+def test_episodes_plot__pairs_by_seed_with_a_colour_for_each_outcome() -> None:
     plot = next(p for p in make_plots([], evaluation()) if p.name == "episodes")
     axis = plot.figure.axes[0]
     sizes = {c.get_label(): len(c.get_offsets()) for c in axis.collections}
@@ -288,7 +362,7 @@ def test_scatter_pairs_by_seed_and_colours_by_outcome() -> None:
     assert (base, residual) == (0.002, 0.002)  # i = 1: seed 10000001, s % 5 == 1
 
 
-def test_figures_take_the_colour_of_the_page() -> None:
+def test_svg__has_the_text_colour_of_the_page() -> None:
     plot = next(p for p in make_plots([], evaluation()) if p.name == "success")
     text = svg(plot)
     assert "currentColor" in text

@@ -222,7 +222,7 @@ def test_evaluations_keep_to_their_share_of_the_time(monkeypatch: pytest.MonkeyP
     clock[0] = 144.0  # (5 + 5) / (44 + 5) > 0.2
     assert not made.affordable(20)
     assert [record.getMessage() for record in caplog.records] == [
-        "evaluation at step 10 left out, as others will be: one takes 5 s, and they may take 20 % of the time (--eval-share)"
+        "evaluation at step 10 skipped, and more will be: one takes 5 s, and the limit is 20 % of the time (--eval-share)"
     ]
     clock[0] = 146.0
     assert made.affordable(30)
@@ -282,7 +282,7 @@ def test_ctrl_c_saves_and_tells_how_to_go_on(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", stopping_at(3, signal.SIGINT))
         assert imitate(demos, out) == 130
-    assert f"Stopped after 3 steps, saved. Go on with: residual-rl imitate {demos} --out {out} --resume" in capsys.readouterr().out
+    assert f"Stopped after 3 steps, saved. Go on with: residual-rl imitate --resume {out}" in capsys.readouterr().out
     assert ImitationModel.load(out).step == 3  # there is no better one yet
     assert main(["imitate", str(demos), "--out", str(out), "--resume", "--total-steps", "14"]) == 0
     summary = json.loads((out / "training_summary.json").read_text())
@@ -317,7 +317,7 @@ def test_other_demonstrations_are_refused_on_resume(demos: Path, tmp_path: Path,
     imitate(demos, tmp_path / "il")
     others = il_case.write_demos(tmp_path / "others.h5", steps=5)
     said = fails("imitate", str(others), "--out", str(tmp_path / "il"), "--resume")
-    assert "was trained on other demonstrations" in said
+    assert "was trained on different demonstrations" in said
 
 
 def test_gradients_that_are_not_finite_reach_no_file(demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,9 +338,9 @@ def test_gradients_that_are_not_finite_reach_no_file(demos: Path, tmp_path: Path
         (["--obs-keys", "tray"], "unknown observation of"),
         (["--algo", "gan"], "unknown algorithm 'gan'; known: act, bc, diffusion, flow"),
         (["--preset", "huge"], "unknown preset 'huge'; known: cpu, full, small, tiny"),
-        (["--num-action-steps", "9"], "num_action_steps must be from 1 to chunk_size 8, not 9"),
+        (["--num-action-steps", "9"], "num_action_steps must be at most chunk_size (8), not 9"),
         (["--chunk-size", "9"], "chunk_size, with num_past_actions, must be a multiple of 2 with 2 levels of channels, not 9"),
-        (["--algo", "diffusion", "--sampling-steps", "101"], "sampling_steps must be at most diffusion_steps 100, not 101"),
+        (["--algo", "diffusion", "--sampling-steps", "101"], "sampling_steps must be at most diffusion_steps (100), not 101"),
         (["--device", "cuda:77"], "device 'cuda:77' cannot be used"),
     ],
 )
@@ -359,8 +359,8 @@ def test_a_file_that_is_no_demonstrations_is_named(tmp_path: Path, fails: tiny_r
 
 def test_a_folder_that_is_taken_is_left_alone(demos: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    assert "is not empty; choose another --out, or go on" in fails("imitate", str(demos), "--out", str(tmp_path))
-    assert "holds no training to go on with" in fails("imitate", str(demos), "--out", str(tmp_path), "--resume")
+    assert "is not empty; choose another --output-dir, or resume it" in fails("imitate", str(demos), "--out", str(tmp_path))
+    assert "holds no training to resume" in fails("imitate", str(demos), "--out", str(tmp_path), "--resume")
     (tmp_path / "config.json").write_text("{}")
     assert "is not the configuration of an imitation training" in fails("imitate", str(demos), "--out", str(tmp_path), "--resume")
     assert "--resume needs the folder" in fails("imitate", str(demos), "--resume")
@@ -385,7 +385,7 @@ def test_demonstrations_that_do_not_fit_their_task_are_found_before_training(dem
     policy = ILPolicy(ILCfg(), il_case.model(obs_shapes={"state": (31,)}), torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"the policy in training needs 'state' of shape \(31,\); the env gives \(25,\)"):
         made.evaluation.check(policy, 6)
-    with pytest.raises(ConfigError, match="actions have 7 numbers, and their task takes 6"):
+    with pytest.raises(ConfigError, match="actions have size 7, but those of their task 6"):
         made.evaluation.check(ILPolicy(ILCfg(), il_case.model(action_dim=7), torch.device("cpu")), 7)
     made.close()
 

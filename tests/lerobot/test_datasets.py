@@ -177,7 +177,7 @@ def test_a_side_file_of_other_episodes(dataset: Path, tmp_path: Path, fails: tin
     text = fails("demos", "from-lerobot", str(dataset), *out)
     assert "describes episodes of [5, 17] … frames, but the dataset holds [5, 5]" in text
     file.unlink()
-    assert "does not tell which task it is of; say it with --task" in fails("demos", "from-lerobot", str(dataset), *out)
+    assert "does not name its task; give it with --task" in fails("demos", "from-lerobot", str(dataset), *out)
 
 
 # --- from a real arm ----------------------------------------------------------------------------------------------------

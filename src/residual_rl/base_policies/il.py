@@ -7,36 +7,28 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from residual_rl.errors import ConfigError
 from residual_rl.registry import BasePolicySpec, register_base_policy
-from residual_rl.utils.validation import check_fields
+from residual_rl.utils.validation import CheckedCfg, PositiveInt, TorchSeed
 
 if TYPE_CHECKING:
     pass
 
 
 @dataclass(frozen=True)
-class ILCfg:
+class ILCfg(CheckedCfg):
     """Settings of the `il` base policy."""
 
     checkpoint: Annotated[str, tyro.conf.arg(aliases=["--il-checkpoint"])] = ""
-    """What `residual-rl imitate` or `convert` wrote: its folder, or a model file of it."""
-    num_action_steps: int | None = None
-    """Actions of a chunk that are executed before it plans anew; none means as trained."""
-    sampling_steps: int | None = None
-    """Steps from noise to actions, for diffusion and flow; none means as trained."""
-    num_samples: int = 1
-    """Chunks drawn at once: the first is executed, and from two on their spread tells how unsure the policy is."""
-    seed: int = 0
-    """Seed of the noise; the noise depends on it and on the observations alone."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        for name in ("num_action_steps", "sampling_steps", "num_samples"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.seed < 1 << 31:
-            raise ConfigError(f"seed must be from 0 to {(1 << 31) - 1}, not {self.seed}")
+    """Folder or model file that `residual-rl imitate` or `convert` wrote."""
+    num_action_steps: PositiveInt | None = None
+    """Actions of a chunk that are executed before the next prediction. None: as trained."""
+    sampling_steps: PositiveInt | None = None
+    """Denoising steps of diffusion and flow. None: as trained."""
+    num_samples: PositiveInt = 1
+    """Chunks sampled at once: the first is executed, and the spread of two or more is the policy's
+    uncertainty."""
+    seed: TorchSeed = 0
+    """Seed of the noise, which depends only on it and on the observations."""
 
 
 register_base_policy(

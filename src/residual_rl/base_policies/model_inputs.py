@@ -12,13 +12,16 @@ from torch import Tensor
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
 from residual_rl.types import BasePolicy, Obs
+from residual_rl.utils.text import one_line
 
 
 def join_inputs(obs: Obs, keys: Sequence[str]) -> Tensor:
+    """The observations `keys`, flattened and joined, float32 [b, D]."""
     return torch.cat([obs[key].float().flatten(1) for key in keys], 1)
 
 
 def input_shapes(keys: Sequence[str], env: VecEnv, name: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of the observations `keys`. Raises `ConfigError` for one that `env` does not have; `name` names the policy."""
     observed: Mapping[str, Any] = env.single_observation_space.spaces  # type: ignore[attr-defined]
     for key in keys:
         if key not in observed:
@@ -27,6 +30,7 @@ def input_shapes(keys: Sequence[str], env: VecEnv, name: str) -> dict[str, tuple
 
 
 def check_size(inputs: Mapping[str, tuple[int, ...]], wanted: tuple[int, ...], name: str) -> None:
+    """Raise `ConfigError` where the joined `inputs` are not of the size that a model was trained on."""
     size = sum(torch.Size(shape).numel() for shape in inputs.values())
     if wanted != (size,):
         given = " + ".join(f"{key} {shape}" for key, shape in inputs.items())
@@ -34,6 +38,7 @@ def check_size(inputs: Mapping[str, tuple[int, ...]], wanted: tuple[int, ...], n
 
 
 def check_actions(space: Any, env: VecEnv, name: str) -> None:
+    """Raise `ConfigError` where a model's action space is not that of `env`."""
     wanted = (len(env.action_unit),)
     if not isinstance(space, spaces.Box) or space.shape != wanted:
         raise ConfigError(f"{name} acts in {space}; this env takes actions Box(-1.0, 1.0, {wanted})")
@@ -48,7 +53,9 @@ def probe(policy: BasePolicy, env: VecEnv, name: str) -> Tensor:
     try:
         chunk = policy.predict_action_chunk(zeros, torch.zeros(1, dtype=torch.int64))
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"{name} cannot be run on this env's observations ({type(error).__name__}: {reason})") from error
+        reason = one_line(error)
+        raise ConfigError(
+            f"{name} cannot be run on this env's observations ({type(error).__name__}: {reason})"
+        ) from error
     assert isinstance(chunk, Tensor)
     return chunk

@@ -1,59 +1,56 @@
-"""A policy behind an openpi server (π0 and its kin), or `residual-rl serve --protocol openpi`: a websocket, msgpack, a flat observation.
+"""A policy behind an openpi server (π0 and its kin), or `residual-rl serve --protocol openpi`: a websocket,
+msgpack, a flat observation.
 
-The wire format is that of Physical-Intelligence/openpi (`packages/openpi-client`, `src/openpi/serving/websocket_policy_server.py`).
+The wire format is that of Physical-Intelligence/openpi (`packages/openpi-client`,
+`src/openpi/serving/websocket_policy_server.py`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from residual_rl.errors import ConfigError
 from residual_rl.registry import BasePolicySpec, register_base_policy
 from residual_rl.utils.text import parse_pairs
-from residual_rl.utils.validation import check_fields
+from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, Port, PositiveFloat, PositiveInt, Rule
+
+_WEBSOCKET_URL = Rule(
+    "empty or begin with ws:// or wss://", lambda url: not url or url.startswith(("ws://", "wss://"))
+)
 
 
 @dataclass(frozen=True)
-class OpenPiCfg:
+class OpenPiCfg(CheckedCfg):
     """Settings of the `openpi` base policy."""
 
-    url: str = ""
+    url: Annotated[str, _WEBSOCKET_URL] = ""
     """Address of the server, e.g. wss://robot.example/policy. Empty: ws://HOST:PORT."""
     host: str = "127.0.0.1"
-    """Where the policy server runs."""
-    port: int = 8000
-    """Its port."""
+    """Host of the policy server."""
+    port: Port = 8000
+    """Port of the server."""
     api_token: str | None = None
-    """Its token, if it wants one. Better in the environment, as RESIDUAL_RL_TOKEN: settings are saved with a run."""
-    timeout: float = 15.0
-    """How long the server may take for a reply [s]."""
-    reconnect: float = 60.0
-    """How long a server that does not answer is asked again, while the run waits [s]."""
+    """Token of the server, if it requires one. Prefer the environment variable RESIDUAL_RL_TOKEN: settings
+    are saved with a run."""
+    timeout: PositiveFloat = 15.0
+    """Time limit for a reply [s]."""
+    reconnect: NonNegativeFloat = 60.0
+    """How long requests to an unavailable server are repeated, while the run waits [s]."""
     observation: tuple[str, ...] = ()
-    """What is sent, as ENV_NAME=SERVER_KEY, e.g. state=observation/state top=observation/image. Empty: what a server of ours asks for."""
+    """Observations to send, as ENV_NAME=SERVER_KEY, e.g. state=observation/state top=observation/image.
+    Empty: those that a `residual-rl serve` server declares."""
     prompt: str = ""
-    """What the robot is told to do."""
+    """Instruction for the policy."""
     action_units: Literal["normalized", "hardware"] | None = None
-    """What the server's actions are: the env's own, or absolute joint positions in the robot's units (degrees, gripper 0 to 100).
-    None: as a server of ours says, else normalized."""
-    num_action_steps: int | None = None
-    """Actions that are executed of each chunk. None: as a server of ours says, else 8."""
+    """Units of the server's actions: the env's normalised ones, or absolute joint positions in the robot's
+    units (degrees, gripper 0 to 100). None: those that a `residual-rl serve` server declares, otherwise
+    normalized."""
+    num_action_steps: PositiveInt | None = None
+    """Actions of each chunk that are executed. None: as a `residual-rl serve` server declares, otherwise
+    8."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        if self.url and not self.url.startswith(("ws://", "wss://")):
-            raise ConfigError(f"url must begin with ws:// or wss://, not be {self.url!r}")
-        if not 1 <= self.port <= 65535:
-            raise ConfigError(f"port must be from 1 to 65535, not {self.port}")
-        if self.timeout <= 0:
-            raise ConfigError(f"timeout must be above 0, not {self.timeout}")
-        if self.reconnect < 0:
-            raise ConfigError(f"reconnect must be 0 or more, not {self.reconnect}")
-        if self.action_units not in (None, "normalized", "hardware"):
-            raise ConfigError(f"action_units must be normalized or hardware, not {self.action_units!r}")
-        if self.num_action_steps is not None and self.num_action_steps < 1:
-            raise ConfigError(f"num_action_steps must be at least 1, not {self.num_action_steps}")
+        super().__post_init__()
         parse_pairs(self.observation, "observation")
 
 

@@ -15,9 +15,10 @@ import torch
 from residual_rl.bench.stepping import NotMujocoError, compare_stepping
 from residual_rl.bench.training import SB3_ENVS, SETTINGS, compare_training
 from residual_rl.config import TrainCfg
-from residual_rl.errors import ConfigError, MissingDependencyError
+from residual_rl.errors import MissingDependencyError
 from residual_rl.factory import make_residual_env
 from residual_rl.utils.provenance import machine, versions
+from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, PositiveInt
 
 FORMAT_VERSION = 1
 CAMERA_SIZE = (128, 128)
@@ -25,26 +26,19 @@ CAMERA_SIZE = (128, 128)
 
 
 @dataclass(frozen=True)
-class BenchCfg:
+class BenchCfg(CheckedCfg):
     """How much is measured."""
 
-    num_envs: int = 32
+    num_envs: PositiveInt = 32
     """Worlds stepped together."""
-    num_threads: int = 0
+    num_threads: NonNegativeInt = 0
     """Simulator threads; 0 means one a CPU core."""
-    num_steps: int = 100
+    num_steps: PositiveInt = 100
     """Policy steps of each world in a turn of the comparison with bare MuJoCo."""
-    repeats: int = 5
+    repeats: PositiveInt = 5
     """Turns of stepping and drawing; the figures are medians over them."""
-    training_repeats: int = 3
+    training_repeats: PositiveInt = 3
     """Turns of training."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_envs", "num_steps", "repeats", "training_repeats"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.num_threads < 0:
-            raise ConfigError(f"num_threads must be 0 or more, not {self.num_threads}")
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,11 @@ def run_bench(cfg: TrainCfg, bench: BenchCfg, tell: Callable[[str], None]) -> di
     cfg = dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, num_threads=bench.num_threads))
     started, load = time.perf_counter(), os.getloadavg()
     rows = {}
-    measures = {"training": _training, "stepping": _stepping, "cameras": _cameras}  # training first: its peak of memory is the process's
+    measures = {
+        "training": _training,
+        "stepping": _stepping,
+        "cameras": _cameras,
+    }  # training first: its peak of memory is the process's
     for what, measure in measures.items():
         tell(what)
         rows[what] = measure(cfg, bench)
@@ -77,9 +75,15 @@ def run_bench(cfg: TrainCfg, bench: BenchCfg, tell: Callable[[str], None]) -> di
         "settings": dataclasses.asdict(bench),
         "caption": f"Stable-Baselines3 runs without the normalisation of observations and rewards that ours has. "
         f"Learners use {cfg.run.torch_threads} torch thread(s), each of its subprocesses 1.",
-        "rows": [dataclasses.asdict(row) for part in ("stepping", "training", "cameras") for row in rows[part]],
+        "rows": [
+            dataclasses.asdict(row) for part in ("stepping", "training", "cameras") for row in rows[part]
+        ],
         "machine": machine(),
-        "packages": {name: packages[name] for name in ("mujoco", "torch", "numpy", "gymnasium", "stable_baselines3") if name in packages},
+        "packages": {
+            name: packages[name]
+            for name in ("mujoco", "torch", "numpy", "gymnasium", "stable_baselines3")
+            if name in packages
+        },
         "load_average": {"before": load, "after": os.getloadavg()},
         "duration": time.perf_counter() - started,
     }
@@ -95,8 +99,18 @@ def _stepping(cfg: TrainCfg, bench: BenchCfg) -> list[Row]:
         env.close()
     worlds = f"{bench.num_envs} worlds, {bench.num_threads or os.cpu_count()} threads"
     return [
-        _row("env stepping", speeds.env_cpu, "steps / CPU-s", f"{worlds}; rewards, observations, {speeds.resets} resets included"),
-        _row("bare mj_step on the same states", speeds.raw_cpu, "steps / CPU-s", "mujoco.rollout; ends in the same states, bit for bit"),
+        _row(
+            "env stepping",
+            speeds.env_cpu,
+            "steps / CPU-s",
+            f"{worlds}; rewards, observations, {speeds.resets} resets included",
+        ),
+        _row(
+            "bare mj_step on the same states",
+            speeds.raw_cpu,
+            "steps / CPU-s",
+            "mujoco.rollout; ends in the same states, bit for bit",
+        ),
         _row("env stepping ÷ bare mj_step", speeds.ratios, "", "per CPU-second"),
         _row("env stepping, wall", speeds.env_wall, "steps / s"),
         _row("bare mj_step, wall", speeds.raw_wall, "steps / s"),
@@ -110,7 +124,10 @@ def _training(cfg: TrainCfg, bench: BenchCfg) -> list[Row]:
     theirs = f"{SB3_ENVS} subprocesses, the same env, networks and gradient samples"
     rows = [_row("training, all included", speeds.ours, "steps / s", ours)]
     if speeds.missing is None:
-        rows += [_row("Stable-Baselines3 PPO", speeds.sb3, "steps / s", theirs), _row("training ÷ Stable-Baselines3", speeds.ratios, "")]
+        rows += [
+            _row("Stable-Baselines3 PPO", speeds.sb3, "steps / s", theirs),
+            _row("training ÷ Stable-Baselines3", speeds.ratios, ""),
+        ]
     else:
         rows.append(Row("Stable-Baselines3 PPO", None, "", speeds.missing))
     rows += [Row(f"training: {name}", 100.0 * share, "% of time") for name, share in speeds.shares.items()]

@@ -5,10 +5,20 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval
 
 from residual_rl.errors import ConfigError, UnknownNameError
-from residual_rl.utils.validation import check_fields
+from residual_rl.utils.validation import (
+    CheckedCfg,
+    Names,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+)
 
 ALGOS: dict[str, str] = {
     "bc": "residual_rl.imitation.trainer:train",
@@ -19,7 +29,7 @@ ALGOS: dict[str, str] = {
 """What trains each algorithm: `train(cfg: ImitateCfg, demos: Path, out: Path, resume: bool) -> dict`, named
 `module:attribute`.
 
-It trains on the demonstrations `demos` into the run folder `out`, or goes on with it; writes
+It trains on the demonstrations `demos` into the run folder `out`, or resumes it; writes
 `training_summary.json` there when it is done; and returns what that holds: `finished`, `signal` (what stopped
 it, or None), `steps`, `wall_time` [s], `best_success_rate` (None where it was not evaluated), `best_val_loss`
 (None without a validation share), `task` (its id), `base_policy` (the id of what runs it, with the folder as
@@ -52,145 +62,131 @@ _OF_BOTH: dict[tuple[str, str], dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class ImitateCfg:
+class ImitateCfg(CheckedCfg):
     """Settings of imitation training."""
 
     algo: str = "flow"
     """bc (MLP, mean squared error), diffusion (Diffusion Policy), flow (flow matching), act (LeRobot's
     ACT)."""
     preset: str = "full"
-    """Where the defaults of other settings come from: full (for a GPU), small, tiny, cpu. Without the flag:
-    cpu on the cpu, else full."""
+    """Source of the other defaults: full (for a GPU), small, tiny, cpu. Without the flag: cpu on the cpu,
+    otherwise full."""
 
     # --- the data ---
-    n_episodes: int | None = None
-    """Use the first so many demonstrations; none uses all."""
-    obs_keys: tuple[str, ...] = ("state",)
-    """Named observations that the policy sees, joined in this order."""
-    val_share: float = 0.1
-    """Share of the episodes that is kept apart for validation; 0 keeps none."""
+    n_episodes: PositiveInt | None = None
+    """Number of demonstrations to use, from the first on. None: all."""
+    obs_keys: Names = ("state",)
+    """Named observations of the policy, joined in this order."""
+    val_share: Annotated[float, Interval(ge=0.0, le=0.5)] = 0.1
+    """Share of the episodes used for validation; 0 uses none."""
     pad_obs_to: int | None = None
-    """Make observations this long by putting the constant pose of the robot's base in at index 18, as flat
-    states of ManiSkill 2 have it; the policy then does so itself wherever it is used. None pads nothing."""
+    """Pad observations to this size with the constant pose of the robot's base at index 18, as in flat states
+    of ManiSkill 2; the policy then pads wherever it is used. None: no padding."""
     normalize_actions: bool = True
-    """Stretch the range of the demonstrated actions to [-1, 1] for the network. Without it they stay in their
-    own units, from -1 to 1."""
+    """Scale the range of the demonstrated actions to [-1, 1] for the network; otherwise the env's normalised
+    actions are used."""
 
     # --- where it begins ---
     init_from: str = ""
-    """Model to go on from, with its network, its settings and its normalisation: a folder or file of
-    `imitate` or `convert`."""
+    """Model to fine-tune, with its network, settings and normalisation: a folder or file of `imitate` or
+    `convert`."""
     adapt_obs: bool = False
-    """With --init-from: keep all weights but those that read the observations, which begin anew; so
-    observations may be others."""
+    """With --init-from: keep all weights but those that read the observations, so that the observations may
+    differ."""
 
     # --- the policy ---
-    num_obs_steps: int = 2
-    """Observations that it plans from, the present one included."""
-    chunk_size: int = 16
-    """Actions that it predicts, from the present step on."""
-    num_action_steps: int = 8
-    """How many of them are executed before it plans anew."""
-    num_past_actions: int = 0
-    """Actions that its network predicts besides, of the steps before the present one. Public checkpoints of
-    Diffusion Policy predict from their oldest observation on: num_obs_steps − 1."""
-    hidden_sizes: tuple[int, ...] = (512, 512, 512)
+    num_obs_steps: PositiveInt = 2
+    """Observations that it predicts from, including the present one."""
+    chunk_size: PositiveInt = 16
+    """Predicted actions, from the present step on."""
+    num_action_steps: PositiveInt = 8
+    """Actions of a chunk that are executed before the next prediction."""
+    num_past_actions: NonNegativeInt = 0
+    """Predicted actions before the present step. Public checkpoints of Diffusion Policy predict from the
+    oldest observation on: num_obs_steps − 1."""
+    hidden_sizes: tuple[PositiveInt, ...] = (512, 512, 512)
     """bc: width of each hidden layer."""
     channels: tuple[int, ...] = (64, 128, 256)
     """diffusion, flow: channels of the U-Net, one number a level, each a multiple of 8."""
     kernel_size: int = 5
-    """diffusion, flow: steps that a convolution sees."""
+    """diffusion, flow: kernel size of the convolutions [steps]."""
     time_dim: int = 96
     """diffusion, flow: size of the embeddings of the time and of the observations."""
     layout: Literal["own", "public"] = "own"
     """diffusion, flow: which U-Net: own, or public, that of the checkpoints of Diffusion Policy
     (`ConditionalUnet1D`)."""
-    diffusion_steps: int = 100
+    diffusion_steps: PositiveInt = 100
     """diffusion: noise levels in training."""
-    sampling_steps: int = 10
-    """Steps from noise to actions: diffusion's DDIM, flow's Euler. It can be chosen anew when the policy is
-    used."""
+    sampling_steps: PositiveInt = 10
+    """Denoising steps: diffusion's DDIM, flow's Euler. Can be changed when the policy is used."""
 
     # --- the training ---
-    total_steps: int = 20_000
+    total_steps: PositiveInt = 20_000
     """Gradient steps."""
-    batch_size: int = 1024
+    batch_size: PositiveInt = 1024
     """Windows in a gradient step."""
-    learning_rate: float = 3e-4
+    learning_rate: PositiveFloat = 3e-4
     """Step size of Adam after the warm-up; it falls to 0 along a cosine."""
-    warmup_steps: int = 500
+    warmup_steps: NonNegativeInt = 500
     """Steps over which the step size rises from 0."""
-    max_grad_norm: float = 1.0
-    """Gradients of all parameters together are scaled down to this norm."""
-    ema_power: float = 0.75
+    max_grad_norm: PositiveFloat = 1.0
+    """Bound of the norm of the gradient of all parameters."""
+    ema_power: PositiveFloat = 0.75
     """Decay of the averaged weights after step t: 1 − (1 + t)^−power, at most 0.9999."""
-    weight_decay: float = 0.0
-    """Each step takes this share, times the step size, off all weights (decoupled, as in AdamW)."""
-    obs_noise: float = 0.0
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay, as in AdamW."""
+    obs_noise: NonNegativeFloat = 0.0
     """Standard deviation of Gaussian noise on the normalised observations in training; validation has
     none."""
     amp: bool = False
     """Compute the loss in bfloat16 where it is safe (automatic mixed precision)."""
     compile: bool = False
     """Compile the network with torch.compile; meant for a GPU."""
-    seed: int = 1
+    seed: NonNegativeInt = 1
     """Seed of the weights, the batches, the noise and the choice of validation episodes."""
     device: str = "cpu"
     """Device of the data and the network: cpu, cuda, cuda:1, …"""
-    torch_threads: int = 0
-    """Threads of the network on a CPU; 0 means one a core, at most 4. Sums round differently with another
-    number."""
+    torch_threads: NonNegativeInt = 0
+    """Threads of the network on a CPU; 0 means one a core, at most 4. Rounding depends on the number."""
 
-    # --- evaluation, and what is written ---
-    log_freq: int = 100
-    """Steps between two rows of figures."""
-    val_freq: int = 500
+    # --- evaluation and output ---
+    log_freq: PositiveInt = 100
+    """Steps between two rows of metrics."""
+    val_freq: PositiveInt = 500
     """Steps between two validations."""
-    eval_freq: int = 1_000
+    eval_freq: NonNegativeInt = 1_000
     """Steps between two evaluations of success in simulation; 0 never simulates."""
-    eval_episodes: int = 32
-    """Episodes of such an evaluation, on fixed seeds of its own."""
-    eval_share: float = 0.2
-    """Most of the time that evaluations may take: one that would exceed it is left out, but for the last."""
-    num_threads: int = 0
+    eval_episodes: PositiveInt = 32
+    """Episodes of such an evaluation, on a fixed list of seeds."""
+    eval_share: Share = 0.2
+    """Largest share of the time for evaluations; one that would exceed it is skipped, except for the last."""
+    num_threads: NonNegativeInt = 0
     """Simulator threads; 0 means one a CPU core."""
-    save_freq: int = 1_000
+    save_freq: PositiveInt = 1_000
     """Steps between two checkpoints."""
-    keep_checkpoints: int = 2
-    """How many of the newest checkpoints are kept."""
+    keep_checkpoints: PositiveInt = 2
+    """Number of checkpoints to keep."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         if self.algo not in ALGOS:
             raise UnknownNameError("algorithm", self.algo, ALGOS)
         if self.preset not in PRESETS:
             raise UnknownNameError("preset", self.preset, PRESETS)
-        positive = ("num_obs_steps", "chunk_size", "diffusion_steps", "sampling_steps", "total_steps", "batch_size", "log_freq", "val_freq")
-        for name in (*positive, "eval_episodes", "save_freq", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("warmup_steps", "seed", "torch_threads", "eval_freq", "num_threads", "num_past_actions", "weight_decay", "obs_noise"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        if self.n_episodes is not None and self.n_episodes < 1:
-            raise ConfigError(f"n_episodes must be at least 1, or none, not {self.n_episodes}")
-        if not self.obs_keys or len(set(self.obs_keys)) != len(self.obs_keys):
-            raise ConfigError(f"obs_keys must name at least one observation and none twice, not {self.obs_keys}")
-        if not 0.0 <= self.val_share <= 0.5:
-            raise ConfigError(f"val_share must be from 0 to 0.5, not {self.val_share}")
-        if not 1 <= self.num_action_steps <= self.chunk_size:
-            raise ConfigError(f"num_action_steps must be from 1 to chunk_size {self.chunk_size}, not {self.num_action_steps}")
-        for name in ("learning_rate", "max_grad_norm", "ema_power"):
-            if not getattr(self, name) > 0.0:
-                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.num_action_steps > self.chunk_size:
+            raise ConfigError(
+                f"num_action_steps must be at most chunk_size ({self.chunk_size}), not "
+                f"{self.num_action_steps}"
+            )
         if self.adapt_obs and not self.init_from:
-            raise ConfigError("adapt_obs says which weights of a model are kept: name the model with --init-from MODEL")
-        if not 0.0 < self.eval_share <= 1.0:
-            raise ConfigError(f"eval_share must be above 0 and at most 1, not {self.eval_share}")
-        if any(size < 1 for size in self.hidden_sizes):
-            raise ConfigError(f"hidden_sizes must be at least 1 each, not {self.hidden_sizes}")
+            raise ConfigError(
+                "adapt_obs needs a model whose weights are kept: give it with --init-from MODEL"
+            )
         if self.sampling_steps > self.diffusion_steps and self.algo == "diffusion":
-            raise ConfigError(f"sampling_steps must be at most diffusion_steps {self.diffusion_steps}, not {self.sampling_steps}")
+            raise ConfigError(
+                f"sampling_steps must be at most diffusion_steps ({self.diffusion_steps}), not "
+                f"{self.sampling_steps}"
+            )
 
     @classmethod
     def default(cls, algo: str = "flow", preset: str | None = None, device: str = "cpu") -> ImitateCfg:

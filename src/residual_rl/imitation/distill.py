@@ -14,14 +14,20 @@ from residual_rl.demos.reader import Demonstrations
 from residual_rl.demos.writer import DemoWriter
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.evaluation.compare import run_episodes, summarize
-from residual_rl.exported_policy import POLICY_FILE, ExportedPolicy, find_policy, load_policy
+from residual_rl.exported_policy import ExportedPolicy, find_policy, load_policy
 from residual_rl.imitation.config import ALGOS, ImitateCfg
 from residual_rl.imitation.model import MODEL_FILE
 from residual_rl.registry import TASKS, load
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.utils.files import replacing, write_json, writing
 from residual_rl.utils.seeding import DEMO_SEED, EVAL_SEED
-from residual_rl.utils.validation import check_fields
+from residual_rl.utils.validation import (
+    CheckedCfg,
+    Correlation,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+)
 
 DEMOS_FILE = "demos.h5"
 _REST_FILE = "demos-rest.h5"
@@ -35,41 +41,30 @@ PAIRS = ((STUDENT, "residual"), (STUDENT, "base"))
 
 
 @dataclasses.dataclass(frozen=True)
-class DistillCfg:
+class DistillCfg(CheckedCfg):
     """Settings of distillation."""
 
     algo: Literal["bc", "flow"] = "bc"
     """Algorithm of the policy: bc (MLP, mean squared error) or flow (flow matching, chunks of actions)."""
-    n_episodes: int = 200
+    n_episodes: PositiveInt = 200
     """Number of episodes of the run to learn from."""
     only_success: bool = False
     """Learn from successful episodes only; `n_episodes` counts these."""
-    noise: float = 0.0
+    noise: NonNegativeFloat = 0.0
     """Standard deviation of noise added to the executed actions, in residual units, so that the data include
     recoveries. The labels are the actions without noise."""
-    noise_correlation: float = 0.9
+    noise_correlation: Correlation = 0.9
     """Correlation of the noise from one step to the next, from 0 (white noise) to 1."""
-    first_seed: int = DEMO_SEED
+    first_seed: NonNegativeInt = DEMO_SEED
     """Seed of the first episode to learn from."""
     model: str = "best"
     """Policy of the run: best, final, interrupted, or the path of an exported policy."""
-    eval_episodes: int = 200
+    eval_episodes: PositiveInt = 200
     """Number of evaluation episodes; the same ones for the policy, the run and its base policy."""
-    first_eval_seed: int = EVAL_SEED
+    first_eval_seed: NonNegativeInt = EVAL_SEED
     """Seed of the first evaluation episode; training does not use these seeds."""
-    eval_envs: int = 100
+    eval_envs: PositiveInt = 100
     """Number of envs in the evaluation; the results do not depend on it."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        for name in ("n_episodes", "eval_episodes", "eval_envs"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("noise", "first_seed", "first_eval_seed"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        if not 0.0 <= self.noise_correlation < 1.0:
-            raise ConfigError(f"noise_correlation must be from 0 to below 1, not {self.noise_correlation}")
 
 
 Collect = Callable[[Path, int, int], int]
@@ -102,7 +97,7 @@ def find_teacher(run: Path, model: str) -> Teacher:
         raise ConfigError(
             f"{run} is not a run folder, as it has no config.json: distill needs the output of `residual-rl train`"
         )
-    file = find_policy(run, model)
+    file = find_policy(run, model).file
     return Teacher(run, file, load_policy(file))
 
 

@@ -30,7 +30,14 @@ from residual_rl.imitation.windows import Windows, make_windows, split_episodes
 from residual_rl.lerobot.checkpoint import PRETRAINED, LeRobotModel
 from residual_rl.lerobot.dataset_export import commanded_targets, hardware_of
 from residual_rl.lerobot.policy import ENVIRONMENT, JOINTS, LeRobotCfg, LeRobotPolicy
-from residual_rl.lerobot.support import ACTION, ENVIRONMENT_STATE, STATE, quiet, replacing_folder, require_lerobot
+from residual_rl.lerobot.support import (
+    ACTION,
+    ENVIRONMENT_STATE,
+    STATE,
+    quiet,
+    replacing_folder,
+    require_lerobot,
+)
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.types import BasePolicy, State
 from residual_rl.utils.files import write_json

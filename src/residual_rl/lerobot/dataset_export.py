@@ -44,7 +44,7 @@ from residual_rl.lerobot.support import (
 from residual_rl.registry import TASKS
 from residual_rl.robots.hardware_units import HardwareUnits
 from residual_rl.utils.files import write_json
-from residual_rl.utils.validation import check_fields
+from residual_rl.utils.validation import CheckedCfg, PositiveInt
 
 SIDE_FILE = "meta/residual_rl.json"
 SIDE_VERSION = 1
@@ -54,12 +54,12 @@ FPS_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
-class ExportCfg:
+class ExportCfg(CheckedCfg):
     """How demonstrations become a LeRobot dataset."""
 
     repo_id: str | None = None
     """What LeRobot calls it: owner/name. None: local/ and the folder's name. Nothing is uploaded."""
-    fps: int | None = None
+    fps: PositiveInt | None = None
     """Frames per second. None: the demonstrations' own rate, rounded."""
     task_description: str | None = None
     """What the robot is told to do. None: the task's summary."""
@@ -67,11 +67,6 @@ class ExportCfg:
     """The targets that the policy wanted, which is what to learn, or those that noise made of them."""
     video: bool = False
     """Store images as video: smaller, not exact, and what reads them needs ffmpeg and torchcodec."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.fps is not None and self.fps < 1:
-            raise ConfigError(f"fps must be at least 1, not {self.fps}")
 
 
 @dataclass(frozen=True)

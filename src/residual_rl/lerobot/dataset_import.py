@@ -20,7 +20,15 @@ from torch import Tensor
 from residual_rl.demos.episode import Array, Demo
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import CheckpointError, ConfigError
-from residual_rl.lerobot.dataset_export import DONE, FPS_TOLERANCE, REWARD, SIDE_FILE, SIDE_VERSION, SUCCESS, hardware_of
+from residual_rl.lerobot.dataset_export import (
+    DONE,
+    FPS_TOLERANCE,
+    REWARD,
+    SIDE_FILE,
+    SIDE_VERSION,
+    SUCCESS,
+    hardware_of,
+)
 from residual_rl.lerobot.support import (
     ACTION,
     ENVIRONMENT_STATE,
@@ -34,7 +42,8 @@ from residual_rl.lerobot.support import (
     video_backend,
 )
 from residual_rl.robots.hardware_units import HardwareUnits, joint_index
-from residual_rl.utils.validation import check_fields
+from residual_rl.utils.text import one_line
+from residual_rl.utils.validation import CheckedCfg
 
 SLACK = 1.0
 """How far outside of its joint's range a value still counts as within, in hardware units: encoders and calibrations are not exact."""
@@ -46,7 +55,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ImportCfg:
+class ImportCfg(CheckedCfg):
     """How a LeRobot dataset becomes demonstrations."""
 
     units: JointUnits = "hardware"
@@ -61,7 +70,7 @@ class ImportCfg:
     """Take over the cameras' images."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         self.offsets()
 
     def offsets(self) -> dict[str, float]:
@@ -337,7 +346,7 @@ def _reading(source: str, mend: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise CheckpointError(f"{source} cannot be read as a LeRobotDataset v3 ({type(error).__name__}: {reason}){mend}") from error
 
 

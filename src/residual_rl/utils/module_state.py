@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 
 
 def module_state(module: nn.Module) -> State:
-    """Copies of a module's parameters and buffers by name."""
+    """Copies of the parameters and buffers of a module by name."""
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
 def load_module_state(module: nn.Module, state: State, what: str) -> None:
-    """Take back what `module_state` gave. Raises `CheckpointError`, changing nothing, where names or shapes differ."""
+    """Load a state of `module_state`. `what` is the name of the module in errors.
+
+    Raises `CheckpointError`, with the module unchanged, if names or shapes differ.
+    """
     own = module.state_dict()
     if own.keys() != state.keys():
         missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())

@@ -1,4 +1,4 @@
-"""Recording episodes and showing several policies side by side on them."""
+"""Recording of episodes, and videos of several policies side by side."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from residual_rl.visualization.video import Frame, caption, side_by_side, write_
 
 @dataclass
 class Recording:
-    """One episode: what was drawn of it, and how it went."""
+    """One episode with everything needed to render it."""
 
     seed: int
     scenes: Tensor
-    """[T, S]: what `VecEnv.render_scenes` takes."""
+    """[T, S]: input of `VecEnv.render_scenes`."""
     magnitude: Tensor
-    """[T]: largest component of the scaled residual at each step."""
+    """[T]: largest component of the scaled residual action at each step."""
     success: bool
     scale: Tensor | None = None
-    """[T]: the residual scale at each step, where it is adaptive."""
+    """[T]: the residual scale at each step, if it is adaptive."""
 
 
 def record(env: ResidualEnv, policy: Policy, seeds: Sequence[int]) -> list[Recording]:
-    """Run the episodes of `seeds`, one a world, and keep what is needed to draw them. `env` needs as many worlds as there are seeds."""
+    """Run the episodes of `seeds` and record them. `env` needs one env per seed."""
     scenes: list[Tensor] = []
     magnitudes: list[Tensor] = []
     scales: list[Tensor] = []
@@ -57,7 +57,10 @@ def record(env: ResidualEnv, policy: Policy, seeds: Sequence[int]) -> list[Recor
 
 
 def write_comparison(path: Path, env: VecEnv, recordings: Mapping[str, list[Recording]], size: tuple[int, int] = (360, 480)) -> int:
-    """Write a video of the policies of `recordings` beside each other, episode after episode. Returns the number of frames."""
+    """Write a video of the policies in `recordings` side by side, one episode after another.
+
+    `size` is height and width of a panel [pixels]. Returns the number of frames. Raises like `write_video`.
+    """
     return write_video(path, _frames(env, recordings, size), env.control_hz)
 
 

@@ -56,8 +56,12 @@ def test_gae_with_lambda_zero_is_the_one_step_error() -> None:
     assert advantage.T.tolist() == [[1.0 + 2.5 - 3.0, 2.0 + 3.5 - 5.0]]
 
 
-@given(st.integers(1, 12), st.integers(1, 4), st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.integers(0, 2**32 - 1))
-def test_gae_is_the_sum_of_the_discounted_errors_of_the_episode(steps: int, envs: int, gamma: float, lam: float, seed: int) -> None:
+@given(
+    st.integers(1, 12), st.integers(1, 4), st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.integers(0, 2**32 - 1)
+)
+def test_gae_is_the_sum_of_the_discounted_errors_of_the_episode(
+    steps: int, envs: int, gamma: float, lam: float, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     reward, value, next_value = rng.normal(size=(3, steps, envs))
     terminated, truncated = rng.random((2, steps, envs)) < 0.2
@@ -86,10 +90,19 @@ def test_gae_agrees_with_stable_baselines3_where_nothing_is_truncated() -> None:
     reward, value = rng.normal(size=(2, steps, envs)).astype(np.float32)
     last_value = rng.normal(size=envs).astype(np.float32)
     terminated = rng.random((steps, envs)) < 0.15
-    buffer = buffers.RolloutBuffer(steps, Box(-1, 1, (1,)), Box(-1, 1, (1,)), gae_lambda=lam, gamma=gamma, n_envs=envs)
+    buffer = buffers.RolloutBuffer(
+        steps, Box(-1, 1, (1,)), Box(-1, 1, (1,)), gae_lambda=lam, gamma=gamma, n_envs=envs
+    )
     starts = np.ones(envs, dtype=bool)
     for t in range(steps):
-        buffer.add(np.zeros((envs, 1)), np.zeros((envs, 1)), reward[t], starts, torch.from_numpy(value[t]), torch.zeros(envs))
+        buffer.add(
+            np.zeros((envs, 1)),
+            np.zeros((envs, 1)),
+            reward[t],
+            starts,
+            torch.from_numpy(value[t]),
+            torch.zeros(envs),
+        )
         starts = terminated[t]
     buffer.compute_returns_and_advantage(torch.from_numpy(last_value), terminated[-1])
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from full_disk import fill
-from tiny_runs import config, different, metric_rows, files, train
+from tiny_runs import config, different, files, metric_rows, train
 
 from residual_rl.errors import BasePolicyError, ConfigError
 from residual_rl.evaluation.evaluate import evaluate, no_residual
@@ -142,10 +142,10 @@ def test_a_damaged_segment_gives_way_loudly_to_the_checkpoint_before(tmp_path: P
         segment.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
     with caplog.at_level(logging.WARNING):
         resumed = train(path, resume=True, **settings)
-    assert "FALLING BACK to the checkpoint before it" in caplog.text
+    assert "FALLING BACK to the previous checkpoint" in caplog.text
     assert str(segment) in caplog.text
-    assert "step_000000168.safetensors is not whole" in caplog.text
-    assert "step_000000160.safetensors is not whole" in caplog.text
+    assert "step_000000168.safetensors is incomplete" in caplog.text
+    assert "step_000000160.safetensors is incomplete" in caplog.text
     assert different(state(whole), state(resumed)) == []
     assert metric_rows(tmp_path / "whole") == metric_rows(path)
 

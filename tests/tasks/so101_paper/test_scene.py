@@ -15,7 +15,15 @@ from mujoco.batch import Batch
 from paths import DATA
 
 from residual_rl.errors import ConfigError, ModelError
-from residual_rl.tasks.so101_paper.robot import EE_SITE, HOME, JOINTS, LINKS, MOVING_TIP_SITE, SERVO_OLD, build_robot
+from residual_rl.tasks.so101_paper.robot import (
+    EE_SITE,
+    HOME,
+    JOINTS,
+    LINKS,
+    MOVING_TIP_SITE,
+    SERVO_OLD,
+    build_robot,
+)
 from residual_rl.tasks.so101_paper.scene import SHEET_HALF_SIZE, SceneCfg, build_scene, build_spec
 
 CASES = json.loads((DATA / "so101_fk.json").read_text())

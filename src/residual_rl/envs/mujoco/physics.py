@@ -107,7 +107,9 @@ class MujocoPhysics(ABC):
         return torch.from_numpy(self._qpos.copy())
 
     def render(self, scenes: Tensor, cameras: Sequence[str], size: tuple[int, int], smooth: bool = False) -> dict[str, NDArray[np.uint8]]:
-        from residual_rl.envs.mujoco.renderer import CameraRenderer  # OpenGL is looked for only where something is drawn
+        from residual_rl.envs.mujoco.renderer import (
+            CameraRenderer,  # OpenGL is looked for only where something is drawn
+        )
 
         key = (tuple(cameras), size, smooth)
         if key not in self._renderers:

@@ -27,7 +27,7 @@ class BC(Algorithm):
 
     def loss(
         self, network: Network, obs: Tensor, actions: Tensor, valid: Tensor, generator: Generator
-    ) -> Tensor:  # noqa: ARG002
+    ) -> Tensor:
         return masked_mse(network(obs), actions, valid)
 
     def sample(self, network: Network, obs: Tensor, noise: Tensor, sampling_steps: int) -> Tensor:  # noqa: ARG002

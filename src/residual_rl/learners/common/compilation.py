@@ -9,6 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from residual_rl.errors import MissingDependencyError
+
 log = logging.getLogger(__name__)
 
 
@@ -24,14 +26,19 @@ def cuda_graphed(
     """Record `function` as a CUDA graph and replay it, if `enabled`.
 
     The function must take tensors of constant shapes and must not synchronise with the device. On other
-    devices than CUDA it runs eagerly, with a warning in the log.
+    devices than CUDA it runs eagerly, with a warning in the log. Raises `MissingDependencyError` if tensordict is not
+    installed.
     """
     if not enabled:
         return function
     if device.type != "cuda":
         log.warning("cudagraphs has no effect on %s: the learner runs eagerly", device)
         return function
-    from tensordict.nn import CudaGraphModule
+    try:
+        from tensordict.nn import CudaGraphModule
+    except ImportError as error:
+        fix = "install it with `pip install 'residual-rl[cudagraphs]'`, or leave out --cudagraphs"
+        raise MissingDependencyError("tensordict, which records CUDA graphs,", fix) from error
 
     warmup = 4 if is_compiled else 2  # compilation must finish before the recording
     return cast("Callable[..., Tensor]", CudaGraphModule(cast("Any", function), warmup=warmup, device=device))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from residual_rl.errors import CheckpointError, NonFiniteError
 from residual_rl.types import State
@@ -20,6 +21,8 @@ class FlatAdam:
     gradients are clipped by their global norm. If that norm is not finite, this step and all later ones leave
     weights and moments unchanged, and the gradient is kept until `raise_if_nonfinite` reports it. This avoids
     synchronising with the GPU after each step.
+
+    It calls the function below `torch.optim.Adam`, whose constructor imports `torch._dynamo` (about a second).
 
     Args:
         parameters: named parameters.
@@ -47,31 +50,40 @@ class FlatAdam:
         for p, view in zip(self.parameters, self._flat.split(self._sizes), strict=True):
             p.data = view.view_as(p)
         self._grad = torch.zeros_like(self._flat)
-        self._flat.grad = self._grad
         self._bad = torch.zeros((), device=self._flat.device)
         self.learning_rate = torch.tensor(learning_rate, device=self._flat.device)
-        self._adam = torch.optim.Adam(
-            [self._flat],
-            lr=self.learning_rate,
-            eps=epsilon,
-            weight_decay=weight_decay,
-            decoupled_weight_decay=weight_decay > 0.0,
-            fused=True,
-            capturable=self._flat.is_cuda,
-        )
+        self._epsilon = epsilon
+        self._weight_decay = weight_decay
         self._state = {name: torch.zeros_like(self._flat) for name in ("exp_avg", "exp_avg_sq")}
         self._state["step"] = torch.zeros((), device=self._flat.device)
-        self._adam.state[self._flat] = self._state
-        self._adam.found_inf = self._bad  # type: ignore[attr-defined]  # torch's hook for GradScaler: skips the step on the device
 
+    @torch.no_grad()
     def step(self, gradients: Sequence[Tensor]) -> None:
         """One step along `gradients`, in the order of `parameters`."""
         flat = torch.cat([g.flatten() for g in gradients])
         torch.addcmul(flat, self._grad, self._bad, out=self._grad)  # a NaN of an earlier step is preserved
         norm = torch.linalg.vector_norm(self._grad)
         torch.logical_not(norm < math.inf, out=self._bad)
-        self._adam.grad_scale = (norm / self.max_grad_norm).clamp_(min=1.0)  # type: ignore[attr-defined]  # divides the gradient
-        self._adam.step()
+        adam(
+            [self._flat],
+            [self._grad],
+            [self._state["exp_avg"]],
+            [self._state["exp_avg_sq"]],
+            [],
+            [self._state["step"]],
+            fused=True,
+            capturable=self._flat.is_cuda,
+            grad_scale=(norm / self.max_grad_norm).clamp_(min=1.0),  # divides the gradient
+            found_inf=self._bad,  # where it is 1, the step is skipped on the device
+            decoupled_weight_decay=self._weight_decay > 0.0,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=self.learning_rate,
+            weight_decay=self._weight_decay,
+            eps=self._epsilon,
+            maximize=False,
+        )
 
     def raise_if_nonfinite(self) -> None:
         """Raise `NonFiniteError` with the names of the parameters whose gradient was not finite. Synchronises

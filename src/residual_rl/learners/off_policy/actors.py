@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from residual_rl.errors import UnknownNameError
-from residual_rl.learners.common.ema import Ema
+from residual_rl.learners.common.ema import ActorEMA
 from residual_rl.learners.common.networks import MLP, ObsVector
 from residual_rl.learners.common.normalizers import RunningMeanStd
 from residual_rl.learners.off_policy.config import OffPolicyCfg
@@ -178,10 +178,9 @@ class GaussianActor(DeterministicActor):
         return Draw(raw.tanh(), log_prob, std)
 
 
-def averaged(policy: DeterministicActor, ema: Ema) -> DeterministicActor:
+def averaged(policy: DeterministicActor, ema: ActorEMA) -> DeterministicActor:
     """A copy of `policy` that shares the weights of `ema` and the observation statistics of `policy`."""
     deployed = copy.deepcopy(policy).requires_grad_(False)
     deployed.normalizer = policy.normalizer
-    for name, parameter in deployed.net.named_parameters():
-        parameter.data = ema.weights[name]
+    deployed.net = ema.module
     return deployed

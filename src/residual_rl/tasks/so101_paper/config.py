@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Interval
 
 from residual_rl.errors import ConfigError
-from residual_rl.utils.validation import check_fields
-
-Range = tuple[float, float]
+from residual_rl.utils.validation import (
+    CheckedCfg,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    PositiveRange,
+    Range,
+    Share,
+)
 
 SHEET_HALF_SIZE = (0.074, 0.105, 0.000075)
 """Half of an A5 sheet of 0.15 mm thickness [m]; the long side is along y."""
 
 
 @dataclass(frozen=True)
-class SO101PaperCfg:
+class SO101PaperCfg(CheckedCfg):
     """Slide an A5 sheet into a taped rectangle with an SO-101 arm."""
 
     # --- the goal ---
-    tolerance: float = 0.02
-    """How much wider than the sheet the rectangle is, to each side [m]."""
+    tolerance: PositiveFloat = 0.02
+    """Margin of the rectangle around the sheet, on each side [m]."""
     tape_center: tuple[float, float] = (0.22, 0.0)
     """Centre of the rectangle [m]; its long side lies along y."""
-    success_hold_steps: int = 10
-    """Policy steps in a row with all four corners inside that make a success."""
-    max_episode_steps: int = 400
-    """Policy steps after which an episode is cut off."""
+    success_hold_steps: PositiveInt = 10
+    """Consecutive policy steps with all four corners inside that count as success."""
+    max_episode_steps: PositiveInt = 400
+    """Policy steps after which an episode is truncated."""
 
     # --- the reward ---
     reward_mode: Literal["dense", "sparse"] = "dense"
-    """`sparse` gives `reward_success` alone, and nothing on the way."""
+    """`sparse`: only `reward_success`."""
     reward_success: float = 10.0
     """Reward of success, once."""
     reward_distance: float = -2.0
@@ -40,88 +48,76 @@ class SO101PaperCfg:
     reward_step: float = -0.01
     """Reward of each step."""
     reward_reach: float = 0.0
-    """Reward per metre between fingertip and sheet centre, each step [1/m]; shaping for learning without a base policy, off by default."""
+    """Reward per metre between fingertip and sheet centre, each step [1/m]; shaping for learning without a
+    base policy, off by default."""
 
-    # --- what varies between episodes; every draw depends on the episode's seed alone ---
+    # --- randomisation; every draw depends only on the episode's seed ---
     randomization: Literal["on", "off"] = "on"
-    """`off` puts every quantity below at the middle of its range."""
+    """`off` sets each of the quantities below to the middle of its range."""
     sheet_x: Range = (0.20, 0.35)
     """Start of the sheet's centre along x [m]."""
     sheet_y: Range = (-0.15, 0.15)
     """Start of the sheet's centre along y [m]."""
     sheet_yaw: Range = (-0.4, 0.4)
     """Start of the sheet's yaw [rad]."""
-    friction_scale: Range = (0.8, 1.2)
+    friction_scale: PositiveRange = (0.8, 1.2)
     """Factor on all friction coefficients."""
-    mass_scale: Range = (0.9, 1.1)
+    mass_scale: PositiveRange = (0.9, 1.1)
     """Factor on the sheet's mass."""
 
     # --- curriculum ---
     curriculum: Literal["none", "schedule", "success"] = "none"
-    """Tolerance from wide to narrow in training: over time, or a step narrower whenever the success rate is high. Never in evaluation."""
-    curriculum_tolerance: float = 0.05
-    """Tolerance that a curriculum begins with [m]."""
-    curriculum_fraction: float = 0.5
+    """Narrow the tolerance during training: over time, or by a step whenever the success rate is high.
+    Evaluation uses the final tolerance."""
+    curriculum_tolerance: PositiveFloat = 0.05
+    """Initial tolerance of a curriculum [m]."""
+    curriculum_fraction: Share = 0.5
     """`schedule`: share of the training after which the final tolerance is reached."""
-    curriculum_success_rate: float = 0.9
-    """`success`: success rate over the last 100 episodes that narrows the tolerance by a tenth of the way, then not for 100 more."""
+    curriculum_success_rate: Share = 0.9
+    """`success`: success rate over the last 100 episodes that narrows the tolerance by a tenth of the way,
+    then not for 100 more."""
 
     # --- the robot and its commands ---
     control_mode: Literal["joint_delta", "joint_target"] = "joint_delta"
-    """What an action is: a change of the joint targets, or the joint targets themselves, from -1 to 1 over each joint's range."""
-    action_scale: float = 0.02
-    """`joint_delta`: change of a joint's target that an action of 1 commands, each step. Controllers keep to it in both modes [rad]."""
-    max_target_step: float = 0.1
-    """`joint_target`: the most that a joint's target changes each step [rad]."""
-    max_target_error: float = 0.2
-    """The targets stay within this of the measured joint positions [rad]."""
-    action_latency: int = 0
-    """Policy steps after which an action reaches the servos; 1 is 33 ms. For `joint_delta` alone."""
+    """Meaning of an action: a change of the joint targets, or the joint targets themselves, with -1 to 1 over
+    each joint's range."""
+    action_scale: PositiveFloat = 0.02
+    """`joint_delta`: change of a joint target per step for an action of 1; base policies respect it in both
+    modes [rad]."""
+    max_target_step: PositiveFloat = 0.1
+    """`joint_target`: largest change of a joint target per step [rad]."""
+    max_target_error: PositiveFloat = 0.2
+    """Largest distance of the targets from the measured joint positions [rad]."""
+    action_latency: Annotated[int, Interval(ge=0, le=1)] = 0
+    """Delay of actions in policy steps; 1 is 33 ms. Only for `joint_delta`."""
     servo: Literal["identified", "old"] = "identified"
     """Servo constants: kp 998.22 (newer identification) or kp 17.8 (older; the arm sags)."""
     robot_xml: str | None = None
-    """A MuJoCo model of the robot to use instead of the built-in one; it must have the same joint names and a site `gripperframe`."""
+    """A MuJoCo model of the robot to use instead of the built-in one; it must have the same joint names and a
+    site `gripperframe`."""
 
-    # --- what is observed ---
-    position_noise: float = 0.0
-    """Standard deviation of the error of each observed position, of sheet and fingertip, anew each step [m]."""
-    angle_noise: float = 0.0
-    """Standard deviation of the error of each observed angle, of the joints and the sheet's yaw, anew each step [rad]."""
+    # --- observations ---
+    position_noise: NonNegativeFloat = 0.0
+    """Standard deviation of the noise on observed positions of sheet and fingertip, drawn each step [m]."""
+    angle_noise: NonNegativeFloat = 0.0
+    """Standard deviation of the noise on observed joint angles and the sheet's yaw, drawn each step [rad]."""
     obs_mode: Literal["state", "rgb", "rgb+state"] = "state"
-    """`rgb` adds the cameras' images and leaves out `state`; the named quantities that base policies need stay."""
+    """`rgb` adds the camera images and leaves out `state`; the named quantities that base policies need
+    remain."""
     obs_cameras: tuple[str, ...] = ("top", "wrist")
     """Cameras of the image observations."""
     camera_fovy: tuple[float, float] = (140.0, 140.0)
-    """Vertical field of view of the cameras `top` and `wrist` [deg]; 70 for `top` shows the workspace alone, four times as large."""
-    image_size: tuple[int, int] = (128, 128)
+    """Vertical field of view of the cameras `top` and `wrist` [deg]; 70 for `top` shows the workspace alone,
+    four times as large."""
+    image_size: tuple[PositiveInt, PositiveInt] = (128, 128)
     """Height and width of the images [px]."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        for name in ("tolerance", "curriculum_tolerance", "action_scale", "max_target_step", "max_target_error"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("curriculum_fraction", "curriculum_success_rate"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(f"{name} must be above 0 and at most 1, not {getattr(self, name)}")
-        for name in ("success_hold_steps", "max_episode_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("sheet_x", "sheet_y", "sheet_yaw", "friction_scale", "mass_scale"):
-            low, high = getattr(self, name)
-            if not low <= high:
-                raise ConfigError(f"{name} must be a range from low to high, not ({low}, {high})")
-        for name in ("friction_scale", "mass_scale"):
-            if getattr(self, name)[0] <= 0:
-                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
-        if min(self.image_size) < 1:
-            raise ConfigError(f"image_size must be at least 1 x 1, not {self.image_size}")
-        for name in ("position_noise", "angle_noise"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        if self.action_latency not in (0, 1):
-            raise ConfigError(f"action_latency must be 0 or 1 policy steps, not {self.action_latency}")
+        super().__post_init__()
         if self.action_latency and self.control_mode != "joint_delta":
             raise ConfigError(f"action_latency is for control_mode joint_delta, not {self.control_mode}")
         if self.curriculum != "none" and self.curriculum_tolerance < self.tolerance:
-            raise ConfigError(f"curriculum_tolerance ({self.curriculum_tolerance}) must not be below tolerance ({self.tolerance})")
+            raise ConfigError(
+                f"curriculum_tolerance ({self.curriculum_tolerance}) must not be below tolerance "
+                f"({self.tolerance})"
+            )

@@ -8,7 +8,16 @@ import mujoco
 import numpy as np
 
 from residual_rl.errors import ModelError
-from residual_rl.tasks.so101_paper.robot import EE_SITE, HOME, JOINTS, SERVO_IDENTIFIED, ServoCfg, add_servos, build_robot
+from residual_rl.tasks.so101_paper.robot import (
+    EE_SITE,
+    HOME,
+    JOINTS,
+    SERVO_IDENTIFIED,
+    ServoCfg,
+    add_servos,
+    build_robot,
+)
+from residual_rl.utils.text import one_line
 
 _HOME_TOLERANCE = 0.05
 """How far from the built-in arm's a model's `gripperframe` may be in the home pose [m]."""
@@ -40,7 +49,7 @@ def load_robot(path: str, servo: ServoCfg = SERVO_IDENTIFIED) -> mujoco.MjSpec:
     except (ValueError, mujoco.FatalError) as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(f"robot model {path}: MuJoCo cannot read it: {' '.join(str(error).split())}") from error
+        raise ModelError(f"robot model {path}: MuJoCo cannot read it: {one_line(error)}") from error
     return spec
 
 
