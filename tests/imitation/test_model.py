@@ -163,7 +163,7 @@ def test_a_model_that_does_not_know_its_action_size_is_taken(tmp_path: Path, env
         ({}, "base policy 'il': no checkpoint given: set --il-checkpoint FOLDER"),
         ({"num_action_steps": 0}, "num_action_steps must be at least 1, not 0"),
         ({"num_samples": 0}, "num_samples must be at least 1, not 0"),
-        ({"seed": -1}, "seed must be from 0"),
+        ({"seed": -1}, "seed must be at least 0"),
     ],
 )
 def test_settings_that_are_wrong_are_named(values: dict[str, Any], message: str, env: VecEnv) -> None:
