@@ -268,7 +268,7 @@ def test_failures_of_the_base_policy_end_the_run_with_its_name(failure: str, err
 def test_a_residual_that_is_not_finite_is_caught() -> None:
     env = point_env()
     env.reset(seed=0)
-    with pytest.raises(NonFiniteError, match=r"action is not finite in world\(s\) \[2\]"):
+    with pytest.raises(NonFiniteError, match=r"action is not finite in env\(s\) \[2\]"):
         env.step(torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, torch.nan]]))
 
 

@@ -1,4 +1,4 @@
-"""Failures that a user can mend: each is one clear line that names the thing and the mend."""
+"""Errors that a user can fix. Each message is one line that names the problem and the fix."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from typing import Any
 
 
 class ResidualRLError(Exception):
-    """A failure with a message meant for the user: the command line prints it alone and exits with `exit_code`."""
+    """Base class of errors whose message is meant for the user.
+
+    The command line prints the message without a traceback and exits with `exit_code`.
+    """
 
     exit_code = 2
 
 
 class ConfigError(ResidualRLError, ValueError):
-    """A setting is wrong, or two settings do not fit together."""
+    """A setting is invalid, or two settings are incompatible."""
 
 
 class UnknownNameError(ResidualRLError, KeyError):
-    """A name that no registry, folder or model holds; the message lists what exists, the nearest first."""
+    """A name does not exist in a registry, folder or model. The message lists the known names and the closest
+    matches."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]):
         known = sorted(known)
@@ -31,15 +35,15 @@ class UnknownNameError(ResidualRLError, KeyError):
 
 
 class ModelError(ResidualRLError, ValueError):
-    """A robot or scene description does not have what the task needs."""
+    """A robot or scene description lacks a part that the task needs."""
 
 
 class CheckpointError(ResidualRLError):
-    """A file is missing, truncated, foreign, or of a format version that this release does not know."""
+    """A file is missing, truncated, of another kind, or of an unsupported format version."""
 
 
 class BasePolicyError(ResidualRLError):
-    """A base policy raised, or gave something other than what it declared."""
+    """A base policy raised an exception, or its output does not match its declaration."""
 
 
 class NonFiniteError(ResidualRLError):
@@ -50,11 +54,11 @@ class NonFiniteError(ResidualRLError):
     def __init__(self, message: str, dump: dict[str, Any] | None = None):
         super().__init__(message)
         self.dump = dump or {}
-        """Tensors by name: the states before the step, for a post-mortem."""
+        """The states before the step, as tensors by name, for debugging."""
 
 
 class MissingDependencyError(ResidualRLError, ImportError):
     """An optional library, or a system library such as OpenGL, is not installed."""
 
-    def __init__(self, what: str, mend: str):
-        super().__init__(f"{what} is not available; {mend}")
+    def __init__(self, what: str, fix: str):
+        super().__init__(f"{what} is not available; {fix}")

@@ -1,4 +1,4 @@
-"""Exported policies: everything needed to deploy a residual, without its training state."""
+"""Exported policies: the weights and settings needed to deploy a residual, without the training state."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ POLICY_FILE = "policy.safetensors"
 
 
 def export_policy(folder: Path, cfg: TrainCfg, learner: Learner, residual_scale: float, step: int) -> None:
-    """Write the residual policy that `learner` would deploy now, with the settings it was trained with, into
-    `folder`.
+    """Write the current policy of `learner` and the settings of its training into `folder`.
 
-    A learner's own `cfg` is taken where it has one: its observations may follow from its env, and another env
-    may offer more.
+    If the learner has a `cfg`, it replaces `cfg.learner`: its observation keys may have been derived from the
+    training env, and another env may have more observations.
     """
     make_folder(folder)
     cfg = dataclasses.replace(cfg, learner=getattr(learner, "cfg", cfg.learner))
@@ -43,24 +42,31 @@ def export_policy(folder: Path, cfg: TrainCfg, learner: Learner, residual_scale:
 
 @dataclass
 class ExportedPolicy:
-    """A residual policy as it was exported."""
+    """The contents of an exported residual policy."""
 
     cfg: TrainCfg
-    """The settings of the run it comes from."""
+    """Settings of the run that it was exported from."""
     residual_scale: float
-    """The scale it was exported with, which is the one to run it with."""
+    """The residual scale to run it with."""
     step: int
     """Env steps of training before the export."""
     weights: State
+    """Tensors by name."""
 
     def actor(self, obs_space: spaces.Dict, action_dim: int, device: torch.device) -> Callable[[Obs], Tensor]:
-        """The deterministic residual policy for observations of `obs_space`, which include `base_action`, on
-        `device`.
+        """The deterministic residual policy on `device`, as a function from observations to residual actions
+        [B, A].
 
-        Raises `CheckpointError` that names what does not fit.
+        It computes in float64. In float32, matrix products round differently in batches of different sizes,
+        so that an episode would depend on the number of envs.
 
-        It computes in float64: in float32 matrix products round differently in batches of different size, and
-        an episode would depend on the number of envs beside it.
+        Args:
+            obs_space: space of the observations, including `base_action`.
+            action_dim: A.
+            device: device to compute on.
+
+        Raises:
+            CheckpointError: the weights do not match the network.
         """
         make = load(LEARNERS.get(self.cfg.learner_id).make_policy)
         policy = make(self.cfg.learner, obs_space, action_dim, device)
@@ -76,17 +82,17 @@ class ExportedPolicy:
 
 
 def load_policy(file: Path) -> ExportedPolicy:
-    """Read a file of `export_policy`. Raises `CheckpointError` naming the file and the fault."""
+    """Read a file written by `export_policy`. Raises `CheckpointError` with the file and the problem."""
     state = checkpoint.load(file, "policy")
     missing = {"config", "residual_scale", "step", "policy"} - state.keys()
     if missing:
         raise CheckpointError(
-            f"{file} lacks {', '.join(sorted(missing))}; expected a policy that training exported"
+            f"{file} lacks {', '.join(sorted(missing))}; expected a policy exported by `residual-rl train`"
         )
     try:
         cfg = TrainCfg.from_dict(state["config"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file} holds settings that cannot be read here: {error}") from error
+        raise CheckpointError(f"{file} has settings that this release cannot read: {error}") from error
     return ExportedPolicy(cfg, state["residual_scale"], state["step"], state["policy"])
 
 

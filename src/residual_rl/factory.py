@@ -1,4 +1,4 @@
-"""From settings to objects: envs, base policies, learners."""
+"""Construct envs, base policies and learners from their settings."""
 
 from __future__ import annotations
 
@@ -17,15 +17,21 @@ from residual_rl.residual_env import ResidualEnv
 from residual_rl.types import Learner
 
 
-def make_vec_env(task: str, num_envs: int = 32, *, num_threads: int = 0, device: str = "cpu", **settings: Any) -> VecEnv:
-    """The bare worlds of a registered task, without a base policy.
+def make_vec_env(
+    task: str, num_envs: int = 32, *, num_threads: int = 0, device: str = "cpu", **settings: Any
+) -> VecEnv:
+    """Construct the vec_env of a registered task, without a base policy.
 
     Args:
-        task: its id.
+        task: id of the task.
         num_envs: B.
-        num_threads: simulator threads; 0 means one a CPU core.
-        device: where the tensors are.
+        num_threads: simulator threads; 0 means one per CPU core.
+        device: device of the tensors.
         settings: fields of the task's settings that differ from their defaults.
+
+    Raises:
+        UnknownNameError: unknown task.
+        ConfigError: unknown or invalid setting.
     """
     spec = TASKS.get(task)
     try:
@@ -36,7 +42,11 @@ def make_vec_env(task: str, num_envs: int = 32, *, num_threads: int = 0, device:
 
 
 def make_residual_env(cfg: TrainCfg, num_envs: int, *, base_policy_id: str | None = None) -> ResidualEnv:
-    """Worlds, base policy and composition of a run. Another `base_policy_id` stands in with its defaults, step by step, at one scale."""
+    """Construct the env of a run with its base policy and composition.
+
+    With a `base_policy_id` other than the run's, that base policy is used with its default settings, one step
+    at a time and with a constant residual scale.
+    """
     env = load(TASKS.get(cfg.task_id).make)(cfg.task, num_envs, cfg.run.num_threads, cfg.run.sim_device)
     residual = cfg.residual
     if base_policy_id is None or base_policy_id == cfg.base_policy_id:
@@ -44,11 +54,14 @@ def make_residual_env(cfg: TrainCfg, num_envs: int, *, base_policy_id: str | Non
         cls = ChunkResidualEnv if residual.chunk == "whole" else ResidualEnv
         composition = make_composition(residual, residual.residual_scale, env.residual_unit)
         return cls(env, base_policy, composition, residual.residual_penalty)
-    return ResidualEnv(env, make_base_policy(base_policy_id, None, env), residual.residual_scale, residual.residual_penalty)
+    return ResidualEnv(
+        env, make_base_policy(base_policy_id, None, env), residual.residual_scale, residual.residual_penalty
+    )
 
 
 def task_settings(cfg: TrainCfg, env: VecEnv) -> dict[str, Any]:
-    """All settings of the task as plain values, the control mode by its name where the task's own was left to its robot."""
+    """All settings of the task as plain values. A control mode of None is replaced by the one that the env
+    uses."""
     settings: dict[str, Any] = cfg.to_dict()["task"]
     if settings.get("control_mode", "") is None:
         settings["control_mode"] = env.control_mode
@@ -56,18 +69,23 @@ def task_settings(cfg: TrainCfg, env: VecEnv) -> dict[str, Any]:
 
 
 def make_learner(cfg: TrainCfg, env: ResidualEnv) -> Learner:
-    """The learner of a run, for what `env` observes, on its own device."""
+    """Construct the learner of a run for the spaces of `env`, on the learner's device."""
     make = load(LEARNERS.get(cfg.learner_id).make)
-    learner: Learner = make(cfg.learner, env.observation_space, env.action_dim, env.num_envs, usable_device(cfg.run.device), cfg.run.seed)
+    device = usable_device(cfg.run.device)
+    learner: Learner = make(
+        cfg.learner, env.observation_space, env.action_dim, env.num_envs, device, cfg.run.seed
+    )
     return learner
 
 
 def usable_device(name: str) -> torch.device:
-    """The device of that name. Raises `ConfigError` where torch cannot compute on it."""
+    """The torch device `name`. Raises `ConfigError` if torch cannot compute on it."""
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
         reason = str(error).split("\n")[0]
-        raise ConfigError(f"device {name!r} cannot be used on this machine: {reason}; choose another --device, such as cpu") from None
+        raise ConfigError(
+            f"device {name!r} cannot be used on this machine: {reason}; choose another --device, such as cpu"
+        ) from None
     return device

@@ -1,4 +1,4 @@
-"""One world as a plain Gymnasium environment with NumPy arrays, for other people's learners."""
+"""A task as a single Gymnasium environment with NumPy arrays, for use with other libraries."""
 
 from __future__ import annotations
 
@@ -25,39 +25,43 @@ if TYPE_CHECKING:
 NumpyObs = NDArray[np.float32] | dict[str, NDArray[Any]]
 
 _SEEDS = 1 << 62
-"""Episodes after the first draw their seeds below this."""
+"""Upper bound of the seeds drawn for the episodes after the first."""
 
 
 class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
-    """One world of a registered task.
+    """A single env of a registered task.
 
-    Without a base policy the action is the task's own, in [-1, 1]. With one the action is the residual: what is executed is
-    `clip(base_action + residual_scale · action)`, the base action is part of the observation, and the reward holds the residual's penalty,
-    exactly as in this package's own training.
+    Without a base policy, the action is the task's action in [-1, 1]. With a base policy, the action is the
+    residual: the env executes `clip(base_action + residual_scale · action)`, the observation includes the
+    base action, and the reward includes the residual penalty, exactly as in this package's own training.
 
-    The observation is a flat `Box`: the task's `state`, then the base action. With cameras it is a `Dict` of these and of the images.
+    The observation is a flat `Box`: the task's `state`, followed by the base action. With cameras, it is a
+    `Dict` of these and the images.
 
-    `reset(seed=s)` starts the episode of seed `s`, the same that the batched env has under it. Further resets draw seeds of their own from
-    `s`, so that envs with neighbouring seeds do not run the same episodes.
+    `reset(seed=s)` starts the episode with seed `s`, which equals the episode of that seed in the batched
+    env. Further resets draw their seeds from a generator seeded with `s`, so that envs with consecutive seeds
+    do not run the same episodes.
 
-    `gymnasium.make(id, max_episode_steps=n)` wraps it in Gymnasium's own limit, which can shorten the task's and not lengthen it.
+    `gymnasium.make(id, max_episode_steps=n)` adds Gymnasium's `TimeLimit`, which can shorten the task's limit
+    but not extend it.
 
     Args:
         task: id of the task.
         base_policy: id of a base policy.
-        residual_scale: the bound of the residual; None is the task's own. Needs a base policy.
-        residual_penalty: weight of `‖residual_scale · residual_action‖²` in the reward; None is the task's own. Needs a base policy.
+        residual_scale: bound of the residual; defaults to the task's. Requires a base policy.
+        residual_penalty: weight of `‖residual_scale · residual_action‖²` in the reward; defaults to the
+            task's. Requires a base policy.
         render_mode: `rgb_array`, or `human` for MuJoCo's viewer.
-        render_camera: camera that `render` draws from; None is where the task is seen best.
-        render_size: height and width of what `render` draws [px].
+        render_camera: camera used by `render`; defaults to the task's overview camera.
+        render_size: height and width of rendered images [pixels].
         settings: fields of the task's settings, for example `tolerance` or `obs_mode`.
 
     Raises:
-        UnknownNameError: a task, base policy or setting that does not exist.
-        ConfigError: settings that do not go together; `human` without a display.
+        UnknownNameError: unknown task, base policy or setting.
+        ConfigError: incompatible settings, or render mode `human` without a display.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": 30}  # noqa: RUF012 (Gymnasium's own form)
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": 30}  # noqa: RUF012 (Gymnasium's convention)
 
     def __init__(
         self,
@@ -70,11 +74,16 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
         render_size: tuple[int, int] = (480, 640),
         **settings: Any,
     ):
-        self.render_mode, self._render_camera, self._render_size = render_mode, render_camera, render_size
+        self.render_mode = render_mode
+        self._render_camera = render_camera
+        self._render_size = render_size
         modes = self._find_render_modes()
-        cfg = _configure(task, base_policy, {"residual_scale": residual_scale, "residual_penalty": residual_penalty}, settings)
+        # The wrapped env
+        residual = {"residual_scale": residual_scale, "residual_penalty": residual_penalty}
+        cfg = _make_cfg(task, base_policy, residual, settings)
         self.residual_env: ResidualEnv = make_residual_env(cfg, 1)
-        """The batch of one that this env wraps."""
+        """The wrapped env with B = 1."""
+        # Spaces
         self.metadata = {"render_modes": modes, "render_fps": self.residual_env.vec_env.control_hz}
         spaces_by_name: dict[str, spaces.Space[Any]] = self.residual_env.observation_space.spaces
         self._images = [name for name, space in spaces_by_name.items() if space.dtype == np.uint8]
@@ -83,12 +92,14 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
             self._vectors.append("base_action")
         self.observation_space = self._find_observation_space(task, spaces_by_name)
         self.action_space = self.residual_env.vec_env.single_action_space
-        self._started = self._running = False
+        # State
+        self._started = False
+        self._running = False
         self._scene: Tensor | None = None
         self._viewer: LiveViewer | None = None
 
     def _find_render_modes(self) -> list[str]:
-        """What works here: Gymnasium's checker tries every mode that an env has."""
+        """The render modes that work on this machine. Gymnasium's env checker tries every declared mode."""
         if self.render_mode == "human":
             require_display()
         modes = ["rgb_array", "human"] if display_is_named() else ["rgb_array"]
@@ -100,13 +111,19 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
         if self._images:
             return spaces.Dict({name: known[name] for name in (*self._vectors, *self._images)})
         if "state" not in known:
-            raise ConfigError(f"task {task!r} observes neither `state` nor images; a Gymnasium env needs one of them")
-        low, high = (np.concatenate([getattr(known[name], end) for name in self._vectors]) for end in ("low", "high"))
+            raise ConfigError(
+                f"task {task!r} has neither `state` nor images as observations; a Gymnasium env needs one of them"
+            )
+        low, high = (
+            np.concatenate([getattr(known[name], end) for name in self._vectors]) for end in ("low", "high")
+        )
         return spaces.Box(low, high, dtype=np.float32)
 
-    # --- Gymnasium's methods ------------------------------------------------------------------------------------
+    # --- Gymnasium's methods --------------------------------------------------------------------------
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[NumpyObs, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NumpyObs, dict[str, Any]]:
         if options:
             raise ConfigError(f"reset takes no options; got {sorted(options)}")
         super().reset(seed=seed)
@@ -116,7 +133,7 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
         elif not self._started:
             env.reset(self._draw_seed())
         elif self._running:
-            env.reset()  # with the seed that waits below; an episode that ended was followed by its own in the same step
+            env.reset()  # uses the seed queued below; after the end of an episode, autoreset has already done so
         env.vec_env.episode_seeds.use_list([self._draw_seed()])
         self._started = self._running = True
         if self.render_mode is not None:
@@ -125,36 +142,43 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
 
     def step(self, action: NDArray[np.float32]) -> tuple[NumpyObs, float, bool, bool, dict[str, Any]]:
         if not self._running:
-            raise ResetNeeded("the episode has not begun, or it has ended: call reset() first")
+            raise ResetNeeded("there is no episode in progress: call reset() first")
         residual = torch.as_tensor(np.asarray(action, np.float32))
         if residual.shape != self.action_space.shape:
-            raise ConfigError(f"an action must have shape {self.action_space.shape}, not {tuple(residual.shape)}")
+            raise ConfigError(
+                f"an action must have shape {self.action_space.shape}, not {tuple(residual.shape)}"
+            )
         transition, info = self.residual_env.step(residual.clamp(-1.0, 1.0)[None])
         terminated, truncated = bool(transition.terminated), bool(transition.truncated)
         self._running = not (terminated or truncated)
         if self.render_mode is not None:
             self._show(self.residual_env.vec_env.scenes()[0] if self._running else info["final_scenes"][0])
-        terms = {name: float(value) for name, value in info["reward_terms"].items() if name != "residual" or "base_action" in self._vectors}
-        figures = {
+        terms = {name: float(value) for name, value in info["reward_terms"].items()}
+        if "base_action" not in self._vectors:
+            del terms["residual"]
+        info_dict = {
             "is_success": bool(info["final_info"]["success_once"]),
             "action": transition.action[0].numpy(),
             "reward_terms": terms,
             "task_metrics": {name: float(value) for name, value in info["task_metrics"].items()},
         }
-        return self._numpy(transition.next_obs), float(transition.reward), terminated, truncated, figures
+        return self._numpy(transition.next_obs), float(transition.reward), terminated, truncated, info_dict
 
     def render(self) -> NDArray[np.uint8] | None:
-        """The world as an image [H, W, 3] in `rgb_array`; the viewer of `human` follows by itself."""
+        """An image [H, W, 3] in mode `rgb_array`. In mode `human` the viewer is updated by `step` and
+        `reset`."""
         if self.render_mode != "rgb_array" or self._scene is None:
             return None
-        return self.residual_env.vec_env.render_scenes(self._scene[None], self._render_size, self._render_camera)[0]
+        return self.residual_env.vec_env.render_scenes(
+            self._scene[None], self._render_size, self._render_camera
+        )[0]
 
     def close(self) -> None:
         if self._viewer is not None:
             self._viewer.close()
         self.residual_env.close()
 
-    # --- parts --------------------------------------------------------------------------------------------------
+    # --- parts ----------------------------------------------------------------------------------------
 
     @property
     def model(self) -> Any:
@@ -177,12 +201,19 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
             self._viewer.show(scene)
 
 
-def _configure(task: str, base_policy: str | None, residual: dict[str, float | None], settings: dict[str, Any]) -> TrainCfg:
+def _make_cfg(
+    task: str, base_policy: str | None, residual: dict[str, float | None], settings: dict[str, Any]
+) -> TrainCfg:
     given: dict[str, Any] = {name: value for name, value in residual.items() if value is not None}
     if base_policy is None and given:
-        raise ConfigError(f"{' and '.join(given)} need a base_policy: without one the action is the task's own")
+        raise ConfigError(
+            f"{' and '.join(given)} requires a base_policy: without one, the action is the task's own"
+        )
     cfg = TrainCfg.default(task, base_policy or "zero")
-    bare: dict[str, Any] = {"residual_scale": 1.0, "residual_penalty": 0.0}  # the action as it is, on top of zeros
+    bare: dict[str, Any] = {
+        "residual_scale": 1.0,
+        "residual_penalty": 0.0,
+    }  # the plain action, added to zeros
     return dataclasses.replace(
         cfg,
         task=from_plain(type(cfg.task), {**dataclasses.asdict(cfg.task), **settings}),

@@ -1,4 +1,4 @@
-"""What everything shares: the observation type, the base policy, the learner, and the transition between them.
+"""Types shared by all packages: observations, base policies, learners and transitions.
 
 Shapes: T time, B envs, K chunk, A action, O observation.
 """
@@ -17,17 +17,18 @@ Obs = dict[str, Tensor]
 """Named tensors with the batch in front: `state` [B, O], cameras [B, H, W, C] uint8, and named quantities."""
 
 Metrics = dict[str, float]
-"""Figures by tag; a whole number (int) counts something."""
+"""Metrics by tag. An `int` is a count: a log row shows its latest value instead of a mean."""
 State = dict[str, Any]
-"""Nested dicts and lists of tensors, numbers, strings, booleans, None and segments: what a checkpoint can hold."""
+"""The contents of a checkpoint: nested dicts and lists of tensors, numbers, strings, booleans, None and
+segments."""
 
 
 class Segment:
-    """A part of a state that never changes again, so that it is written to disk once, however many checkpoints hold it.
+    """An immutable part of a state. It is written to disk once, however many checkpoints refer to it.
 
     Args:
-        name: what tells it from all other segments of a run, as `segment_000003`.
-        read: gives copies of its contents, of tensors and what else a state holds but segments.
+        name: unique among the segments of a run, for example `segment_000003`.
+        read: returns a copy of the contents: any state without segments.
     """
 
     def __init__(self, name: str, read: Callable[[], State]):
@@ -36,145 +37,163 @@ class Segment:
         self._contents: State | None = None
 
     def contents(self) -> State:
-        """What it holds."""
+        """A copy of the contents."""
         if self._read is not None:
             return self._read()
         assert self._contents is not None
         return self._contents
 
     def keep(self) -> None:
-        """Take a copy of its contents now: where they are read from they are about to give way."""
+        """Copy the contents now, before their source is overwritten."""
         if self._read is not None:
-            self._contents, self._read = self._read(), None
+            self._contents = self._read()
+            self._read = None
 
 
 @dataclass(frozen=True)
 class ActionChunk:
-    """What a base policy that knows how sure it is plans."""
+    """The prediction of a base policy that estimates its own uncertainty."""
 
     actions: Tensor
     """[b, K, A] in [-1, 1]."""
     uncertainty: Tensor | None = None
-    """[b, K], 0 or more: how far an ensemble's, or its own samples', actions are apart (standard deviation, mean over A)."""
+    """[b, K], at least 0: the standard deviation between the actions of an ensemble, or between several
+    samples, averaged over A."""
 
 
 class BasePolicy(ABC):
-    """A frozen policy that gives `base_action`, in chunks, for a batch of worlds.
+    """A frozen policy that predicts `base_action`, in chunks, for a batch of envs.
 
-    A subclass names what it needs in `inputs` and keeps its state (phase, history, generator) per world, in tensors
-    whose first dimension is the world. It is used through `base_policies.executor.BasePolicyExecutor`, which checks `inputs`,
-    keeps each world's chunk, and turns whatever it raises into an error that ends the run.
+    A subclass names the observations that it needs in `inputs`, and keeps any state (phase, history,
+    generator) in tensors with the env as their first dimension. It is queried through
+    `base_policies.executor.BasePolicyExecutor`, which checks `inputs`, stores each env's chunk, and turns
+    exceptions into an error that ends the run.
     """
 
     inputs: ClassVar[Mapping[str, tuple[int, ...]]] = {}
-    """Observation names it reads, with their shapes without the batch, e.g. `{"joint_target": (6,)}`."""
+    """Observations that the policy reads, with their shapes without the batch, e.g. `{"joint_target":
+    (6,)}`."""
     chunk_size: int = 1
-    """K: actions predicted at once."""
+    """K: number of actions predicted at once."""
     num_action_steps: int = 1
-    """How many of the K are executed before it is asked again."""
+    """Number of actions of a chunk that are executed before the next query."""
     num_obs_steps: int = 1
-    """H: how many of the last observations it plans from. With more than one, `plan` gets each input as [b, H, …], the oldest first;
-    the executor keeps them, and repeats an episode's first observation for those before it."""
+    """H: number of most recent observations that the policy reads. With H > 1, `predict_action_chunk`
+    receives each input as [b, H, …], oldest first. The executor keeps this history and pads it with the
+    episode's first observation."""
     remote: bool = False
-    """Whether it asks a server: a run on it that fails then ends with a checkpoint."""
+    """Whether the policy queries a server. If such a query fails, the run saves a checkpoint before it
+    ends."""
 
     @abstractmethod
     def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor | ActionChunk:
-        """Plan for the `env_ids` [b] (int64 indices); `obs` holds their rows only. Returns [b, K, A] in [-1, 1]."""
+        """Predict actions [b, K, A] in [-1, 1] for the envs `env_ids` [b] (int64); `obs` has only their
+        rows."""
 
     def reset(self, mask: Tensor) -> None:  # noqa: B027 (stateless policies need none)
-        """Forget the state of the worlds where `mask` [B] (bool) is true."""
+        """Reset the state of the envs where `mask` [B] (bool) is true."""
 
     def state_dict(self) -> State:
-        """All that resuming needs."""
+        """The state needed to resume."""
         return {}
 
     def load_state_dict(self, state: State) -> None:  # noqa: B027
-        """Take back what `state_dict` gave."""
+        """Restore a state returned by `state_dict`."""
 
 
 @dataclass(frozen=True)
 class Transition:
-    """One step of all worlds, as a learner sees it. `next_obs` is the true next observation: the final one where an
-    episode ended, not the first of the following episode."""
+    """One step of all envs, as passed to a learner.
+
+    `next_obs` is the true next observation: where an episode ended, its final observation, not the first of
+    the next episode.
+    """
 
     obs: Obs
     residual_action: Tensor
-    """[B, A] in [-1, 1], as the composition used it."""
+    """[B, A] in [-1, 1], as used by the composition."""
     reward: Tensor
     """[B]"""
     terminated: Tensor
-    """[B] bool: the episode ended in a state without a future; its value is 0."""
+    """[B] bool: the episode ended in a terminal state, whose value is 0."""
     truncated: Tensor
-    """[B] bool: the episode was cut off; its value is that of `next_obs`."""
+    """[B] bool: the episode was cut off; bootstrap from the value of `next_obs`."""
     next_obs: Obs
     base_action: Tensor
-    """[B, A]: the base action of `obs`."""
+    """[B, A]: the base action for `obs`."""
     action: Tensor
-    """[B, A]: what the env executed."""
+    """[B, A]: the action that the env executed."""
     effective_scale: float | Tensor | None = None
-    """What the composition multiplied `residual_action` by: a number, [A] where it differs between actions, or each
-    env's own, [B, 1] or [B, A], where it is adaptive. None where it is not known."""
+    """Factor by which the composition multiplied `residual_action`: a number; [A] if it differs between
+    action dimensions; [B, 1] or [B, A] if it is adaptive and differs between envs; None if it is not defined
+    for the whole decision."""
     next_effective_scale: float | Tensor | None = None
     """The same for `next_obs`."""
 
 
 @runtime_checkable
 class Learner(Protocol):
-    """Learns the residual from transitions. It never steps an env and writes no file."""
+    """Learns the residual from transitions. A learner never steps an env and writes no files."""
 
     num_steps: int
-    """Steps per env that the runner collects between two `update` calls."""
+    """Steps per env that the runner collects between two updates."""
 
     def act(self, obs: Obs, deterministic: bool = False) -> Tensor:
-        """The residual action [B, A] in [-1, 1]. With `deterministic` it leaves the learner's state untouched."""
+        """The residual action [B, A] in [-1, 1]. If `deterministic`, the learner's state does not change."""
         ...
 
     def observe(self, transition: Transition) -> None:
-        """Store one step."""
+        """Store one step of all envs."""
         ...
 
     def update(self) -> Metrics:
-        """Learn from what was stored; returns figures to log, by tag."""
+        """Learn from the stored steps and return the metrics to log."""
         ...
 
     def set_progress(self, fraction: float) -> None:
-        """Tell the schedules how much of the training is done, in [0, 1]."""
+        """Set the schedules to the finished fraction of training, in [0, 1]."""
         ...
 
     def state_dict(self) -> State:
-        """Networks, optimiser, normalisers, schedules and generators."""
+        """Networks, optimisers, normalisers, schedules and generators."""
         ...
 
     def load_state_dict(self, state: State) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore a state returned by `state_dict`."""
         ...
 
     def policy_state_dict(self) -> State:
-        """The part that acting needs: what an exported policy holds."""
+        """The part needed for acting, which an exported policy contains."""
         ...
 
     def load_policy_state_dict(self, state: State) -> None:
-        """Take back what `policy_state_dict` gave."""
+        """Restore a state returned by `policy_state_dict`."""
         ...
 
 
 @runtime_checkable
 class HasReplay(Protocol):
-    """What a learner with a replay buffer has besides."""
+    """A learner with a replay buffer."""
 
     def replay_bytes(self, rows: int, kept_rows: int) -> tuple[int, int]:
-        """Most bytes that its segments take on disk, and that a checkpoint takes for what is in none yet: after `rows` steps of each world,
-        the oldest checkpoint being `kept_rows` behind."""
+        """Upper bounds of the disk space used by the replay buffer [bytes].
+
+        Args:
+            rows: steps per env of the whole training.
+            kept_rows: steps per env between the oldest kept checkpoint and the newest one.
+
+        Returns:
+            The size of all segments, and the size of the rows that a checkpoint stores outside of segments.
+        """
         ...
 
 
 def check_finite(name: str, value: Tensor) -> None:
-    """Raise `NonFiniteError` naming `name` and the first worlds where `value` [B, …] is NaN or infinite."""
+    """Raise `NonFiniteError` with `name` and the first env ids where `value` [B, …] is NaN or infinite."""
     from residual_rl.errors import NonFiniteError
 
     if torch.isfinite(value.sum()):  # one reduction; a sum is finite only if every term is (or it overflowed)
         return
     bad = (~torch.isfinite(value.reshape(value.shape[0], -1))).any(1).nonzero().flatten().tolist()
     if bad:
-        raise NonFiniteError(f"{name} is not finite in world(s) {bad[:8]}")
+        raise NonFiniteError(f"{name} is not finite in env(s) {bad[:8]}")

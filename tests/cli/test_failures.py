@@ -221,7 +221,7 @@ def test_nan_in_an_evaluation_during_training_is_dumped_with_its_own_states(
 
     monkeypatch.setattr(MujocoPhysics, "step", spoiled)
     path = tmp_path / "run"
-    assert "in world(s) [1]" in fails("train", "so101-paper", *TINY, "--total-timesteps", "96", "--output-dir", path, code=3)
+    assert "in env(s) [1]" in fails("train", "so101-paper", *TINY, "--total-timesteps", "96", "--output-dir", path, code=3)
     dump = checkpoint.load(path / "nonfinite_dump.safetensors", "dump")
     assert dump["env"] == "evaluation"
     assert dump["last_obs"]["state"].shape == (2, 25)

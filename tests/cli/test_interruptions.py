@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from full_disk import fill
-from tiny_runs import CLI_TINY, config, different, figures, last_state, train
+from tiny_runs import CLI_TINY, config, different, last_state, metric_rows, train
 
 from residual_rl.cli.main import main
 from residual_rl.exported_policy import export_policy
@@ -97,7 +97,7 @@ def test_a_signal_saves_and_exits_with_its_own_code(
 
     assert main(["train", "--resume", str(path), "--total-timesteps", str(step + 64)]) == 0
     assert json.loads((path / "training_summary.json").read_text())["steps"] == step + 64
-    assert [row["step"] for row in figures(path)] == list(range(0, step + 65, 32))
+    assert [row["step"] for row in metric_rows(path)] == list(range(0, step + 65, 32))
     assert json.loads((path / "config.json").read_text())["run"]["total_timesteps"] == step + 64
 
 
@@ -117,7 +117,7 @@ def test_a_signal_in_the_first_evaluation_leaves_something_to_resume(tmp_path: P
             assert Runner(cfg, folder).learn()["signal"] == signal.SIGINT
     assert checkpoints(tmp_path / "run") == [0]
     train(tmp_path / "run", resume=True, total_timesteps=64)
-    assert figures(tmp_path / "run") == figures(tmp_path / "whole")
+    assert metric_rows(tmp_path / "run") == metric_rows(tmp_path / "whole")
     assert set(different(last_state(tmp_path / "run"), last_state(tmp_path / "whole"))) == set()
 
 
@@ -170,7 +170,7 @@ def test_kills_at_any_moment_leave_a_checkpoint_that_resumes(tmp_path: Path, pro
         assert latest[0] == checkpoints(path)[-1]  # the newest is whole
         done = latest[0]
     assert main(["train", "--resume", str(path), "--total-timesteps", str(done + 64)]) == 0
-    assert [row["step"] for row in figures(path)] == list(range(0, done + 65, 32))
+    assert [row["step"] for row in metric_rows(path)] == list(range(0, done + 65, 32))
 
 
 @pytest.mark.slow
@@ -220,7 +220,7 @@ def resumable(path: Path) -> None:
     assert latest is not None
     assert latest[0] == checkpoints(path)[-1]
     assert main(["train", "--resume", str(path), "--total-timesteps", str(latest[0] + 32)]) == 0
-    assert [row["step"] for row in figures(path)] == list(range(0, latest[0] + 33, 32))
+    assert [row["step"] for row in metric_rows(path)] == list(range(0, latest[0] + 33, 32))
 
 
 def test_a_second_sigterm_does_not_cut_the_saving_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from chunky import CHUNKY
 from demo_files import INFO, write
-from tiny_runs import Fails, config, different, figures, train
+from tiny_runs import Fails, config, different, train
 from torch import Tensor
 
 from residual_rl.cli.main import main
@@ -55,7 +55,7 @@ def demo(positions: list[tuple[float, float]], actions: list[tuple[float, float]
     )
 
 
-def shown(path: Path, cfg: TrainCfg) -> list[Transition]:
+def demonstrated(path: Path, cfg: TrainCfg) -> list[Transition]:
     env = make_residual_env(cfg, cfg.run.num_envs)
     with Demonstrations.open(path) as demos:
         return list(demo_transitions.episodes(demos, cfg, env))
@@ -68,7 +68,7 @@ def test_a_residual_by_hand(tmp_path: Path) -> None:
         demo([(0.05, 0.02), (0.2, -0.3), (0.01, 0.0), (0.0, 0.0)], [(-0.4, 0.2), (-1.5, 0.1), (0.0, 0.0)], terminated=ends),
         demo([(0.0, 0.0), (0.03, 0.0)], [(0.25, 0.0)]),
     ])  # fmt: skip
-    first, second = shown(path, point_cfg())
+    first, second = demonstrated(path, point_cfg())
     assert first.base_action.tolist() == [pytest.approx([-0.5, -0.2]), [-1.0, 1.0]]
     assert first.next_obs["base_action"].tolist() == [[-1.0, 1.0], pytest.approx([-0.1, 0.0])]
     assert first.action.tolist() == [pytest.approx([-0.4, 0.2]), pytest.approx([-1.0, 0.1])]  # what could be executed
@@ -96,7 +96,7 @@ def test_they_are_what_the_env_gave_when_they_were_collected(tmp_path: Path, bas
     """Executed again with the residuals that were found, the env gives the same transitions, base policy's chunks and history included."""
     path = collected(point_cfg(base_policy), tmp_path / "d.h5")
     cfg = point_cfg(base_policy, chunk=chunk)
-    for i, episode in enumerate(shown(path, cfg)):
+    for i, episode in enumerate(demonstrated(path, cfg)):
         env = make_residual_env(cfg, 1)
         env.reset(seed=[100 + i])
         assert len(episode.reward) == (6 if chunk == "step" else 2) or episode.terminated[-1]
@@ -119,15 +119,15 @@ def test_critics_judge_what_was_executed_or_the_residual_in_reach(tmp_path: Path
     load_demonstrations(cfg, learner, env)
     env.reset(seed=0)
     learner.observe(env.step(learner.act(env.obs))[0])
-    judged = learner._sample(1)[2][0]
-    assert judged.shape == (8, 2)
-    assert judged[4:].tolist() == [pytest.approx([-0.9, 0.1] if critic_input == "sum" else [0.2, -1.0])] * 4
+    critic_action = learner._sample(1)[2][0]
+    assert critic_action.shape == (8, 2)
+    assert critic_action[4:].tolist() == [pytest.approx([-0.9, 0.1] if critic_input == "sum" else [0.2, -1.0])] * 4
 
 
 def test_a_reach_that_is_too_short_and_other_settings_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path / "d.h5", [demo([(0.2, -0.3), (0.0, 0.0)], [(0.9, 0.1)])])
     with caplog.at_level(logging.WARNING):
-        shown(path, dataclasses.replace(point_cfg(), task=fakes.PointCfg(9)))
+        demonstrated(path, dataclasses.replace(point_cfg(), task=fakes.PointCfg(9)))
     assert "was collected with other settings of the task: max_episode_steps 6 (here 9)" in caplog.text
     assert "100 % of what" in caplog.text
     assert "lies beyond the residual's reach on top of base policy 'homing'" in caplog.text
@@ -156,7 +156,7 @@ MISFITS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 def test_what_does_not_fit_is_named_with_both_sides(tmp_path: Path, fields: dict[str, Any], info: dict[str, Any], message: str) -> None:
     path = write(tmp_path / "d.h5", [dataclasses.replace(demo(**A_DEMO), **fields)], info)
     with pytest.raises(ConfigError, match=f"{path.name} {message}"):
-        shown(path, point_cfg())
+        demonstrated(path, point_cfg())
 
 
 def test_a_share_needs_a_file_and_a_file_a_share() -> None:
@@ -193,10 +193,10 @@ def test_a_run_with_demonstrations_resumes_bit_for_bit_and_without_their_file(tm
     pieces = train(tmp_path / "pieces", resume=True, demos=str(gone), **settings)
     states = [from_bytes(to_bytes(runner.state_dict(), "checkpoint"), "checkpoint") for runner in (whole, pieces)]
     assert different(*states) == []
-    assert figures(tmp_path / "whole") == figures(tmp_path / "pieces")
-    shown = states[0]["learner"]["demonstrations"]["segments"]["000000"]["columns"]
-    assert len(shown["reward"]) > 20
-    assert shown["residual_action"].abs().max() < 1e-3  # the base policy showed itself
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "pieces")
+    demonstrated = states[0]["learner"]["demonstrations"]["segments"]["000000"]["columns"]
+    assert len(demonstrated["reward"]) > 20
+    assert demonstrated["residual_action"].abs().max() < 1e-3  # the base policy showed itself
     assert (tmp_path / "whole" / "replay" / "demonstrations_000000.safetensors").is_file()
 
 

@@ -397,7 +397,7 @@ def test_actions_that_are_not_finite_are_named(spec: TaskSpec, value: float) -> 
     obs, _ = env.reset(seed=FIRST_SEED)
     action = torch.zeros(3, len(env.action_unit))
     action[1, -1] = value
-    with pytest.raises(NonFiniteError, match=r"action is not finite in world\(s\) \[1\]") as caught:
+    with pytest.raises(NonFiniteError, match=r"action is not finite in env\(s\) \[1\]") as caught:
         env.step(action)
     assert equal(env.observations(), obs)  # nothing was stepped
     if isinstance(env, TaskEnv):

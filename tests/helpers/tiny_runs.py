@@ -104,7 +104,7 @@ def last_state(path: Path) -> Any:
     return latest[1]
 
 
-def figures(path: Path) -> list[dict[str, Any]]:
+def metric_rows(path: Path) -> list[dict[str, Any]]:
     """What was logged, but for the times."""
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_metrics(path / "metrics.jsonl")]
 

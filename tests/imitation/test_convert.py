@@ -115,10 +115,10 @@ def test_a_checkpoint_of_maniskill_2_pads_by_itself(tmp_path: Path) -> None:
     assert torch.equal(padded.sample(obs, noise), plain.sample(as_before, noise))
     zeros = torch.cat([obs[..., :18], 0.0 * pose, obs[..., 18:]], -1)
     assert not torch.allclose(padded.sample(obs, noise), plain.sample(zeros, noise), atol=1e-2)
-    with pytest.raises(ConfigError, match="sees observations of 50 numbers with num_obs_steps 2, not 43"):
+    with pytest.raises(ConfigError, match="has observations of size 50 with num_obs_steps 2, not 43"):
         convert(path, pad_obs_to=43)
     narrow = unet_case.write(tmp_path / "narrow.pt")
-    with pytest.raises(ConfigError, match="observations of 3 numbers, too few to have the robot's base pose, 7 numbers, at index 18"):
+    with pytest.raises(ConfigError, match="observations of size 3, too small for the robot's base pose .7 numbers. at index 18"):
         convert(narrow, pad_obs_to=3)
 
 
@@ -136,7 +136,7 @@ def changed(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
     [
         (
             changed(lambda w: w.pop("noise_pred_net.mid_modules.1.cond_encoder.1.bias")),
-            "x.pt (noise_pred_net) is another network than the public conditional U-Net whose sizes it has; "
+            "x.pt (noise_pred_net) is not the public conditional U-Net of these sizes; "
             "missing: mid_modules.1.cond_encoder.1.bias",
         ),
         (
@@ -158,13 +158,13 @@ def changed(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
         ),
         (
             changed(lambda w: w.update({"noise_pred_net.diffusion_step_encoder.1.weight": torch.zeros(8)})),
-            "diffusion_step_encoder.1.weight has shape [8], expected 2 sizes above 0",
+            "diffusion_step_encoder.1.weight has shape [8], expected 2 nonzero dimensions",
         ),
         (
             changed(lambda w: w.update({"visual_encoder.cnn.0.weight": torch.zeros(2)})),
             "has tensors beside the U-Net 'noise_pred_net': visual_encoder.cnn.0.weight; policies with encoders of images",
         ),
-        ({"actor_mean.0.weight": torch.zeros(2, 2)}, "holds no conditional U-Net: none of its tensors is called …diffusion_step_encoder.1"),
+        ({"actor_mean.0.weight": torch.zeros(2, 2)}, "contains no conditional U-Net: no tensor is named …diffusion_step_encoder.1"),
         ([1, 2], "cannot be read as a dict of state dicts (ValueError: it contains a list, not a dict)"),
     ],
 )
@@ -180,7 +180,7 @@ def test_what_is_no_such_checkpoint_is_named(payload: Any, message: str, tmp_pat
 def test_which_of_several_networks_must_be_told(tmp_path: Path) -> None:
     two = {"first": unet_case.tensors(0), "second": unet_case.tensors(1)}
     path = unet_case.write(tmp_path / "x.pt", two)
-    with pytest.raises(ConfigError, match="holds several networks: name one of first, second with --weights"):
+    with pytest.raises(ConfigError, match="contains several networks: choose one of first, second with --weights"):
         convert(path)
     with pytest.raises(UnknownNameError, match=r"unknown network of .*x\.pt 'secnd'; did you mean 'second'"):
         convert(path, weights="secnd")
@@ -189,7 +189,7 @@ def test_which_of_several_networks_must_be_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"num_obs_steps": 4}, "sees 6 numbers besides the time, which are no 4 observations of one size: choose the --num-obs-steps"),
+        ({"num_obs_steps": 4}, "has 6 inputs besides the time, which cannot be 4 observations of equal size: choose the --num-obs-steps"),
         ({"num_action_steps": 16}, "num_action_steps must be at most 15, the actions of prediction_horizon 16 from the present step on"),
         ({"prediction_horizon": 15}, "chunk_size, with num_past_actions, must be a multiple of 2 with 2 levels of channels, not 15"),
         ({"sampling_steps": 101}, "sampling_steps must be at most diffusion_steps \\(100\\), not 101"),

@@ -114,7 +114,7 @@ def test_where_merging_fails_no_episode_is_lost(tmp_path: Path, monkeypatch: pyt
 
 def test_episodes_of_another_task(tmp_path: Path) -> None:
     episodes(tmp_path / DEMOS_FILE, range(3))
-    with pytest.raises(ConfigError, match=f"holds episodes of task '{TASK}', and the run was trained on 'another'"):
+    with pytest.raises(ConfigError, match=f"has episodes of task '{TASK}', but the run was trained on 'another'"):
         gather(tmp_path, DistillCfg(n_episodes=3), "another", Collector())
 
 
@@ -175,7 +175,7 @@ def test_a_run_becomes_one_policy_after_interruptions(run: Path, tmp_path: Path,
 
     assert "is not empty; choose another --output-dir, or resume it" in fails("distill", run, "--out", out)
     (run / "best_model" / "policy.safetensors").write_bytes((run / "final_model" / "policy.safetensors").read_bytes() + b" ")
-    with pytest.raises(CheckpointError, match=r"is not the policy\.safetensors that distilling began with"):
+    with pytest.raises(CheckpointError, match=r"has changed since this distillation started"):
         check_same_teacher(json.loads((out / "config.json").read_text())["sha256"], find_teacher_file(run))
 
 
@@ -187,7 +187,7 @@ def find_teacher_file(run: Path) -> Any:
 def test_what_distill_refuses(run: Path, tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "policy"
     start = ("distill", run, "--out", out)
-    assert "so101-paper is no run folder: distill takes what `residual-rl train` made" in fails("distill", "so101-paper")
+    assert "so101-paper is not a run folder: distill needs the output of `residual-rl train`" in fails("distill", "so101-paper")
     assert "it has no config.json" in fails("distill", tmp_path)
     assert f"{run} has best, final" in fails(*start, "--model", "beast")
     assert "distill needs a run folder" in fails("distill", "--n-episodes", "3")
@@ -205,4 +205,4 @@ def test_what_distill_refuses(run: Path, tmp_path: Path, fails: Fails, monkeypat
 def test_a_run_of_a_task_that_is_not_installed(run: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BASE_POLICIES, "_specs", {})
     monkeypatch.setattr(BASE_POLICIES, "_discovered", True)
-    assert "holds settings that cannot be read here: unknown base policy 'jacobian'" in fails("distill", run)
+    assert "has settings that this release cannot read: unknown base policy 'jacobian'" in fails("distill", run)

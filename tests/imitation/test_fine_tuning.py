@@ -108,7 +108,7 @@ def test_its_settings_are_the_defaults(demos: Path, tmp_path: Path) -> None:
 def test_other_observations_need_a_word(others: Path, tmp_path: Path) -> None:
     init = saved(tmp_path, il_case.model())
     with pytest.raises(
-        ConfigError, match="sees observations of 25 numbers, those of the demonstrations have 31 numbers: --adapt-obs begins"
+        ConfigError, match="has observations of 25 numbers, but the demonstrations have 31 numbers: use --adapt-obs"
     ):
         trainer(init, others, tmp_path)
 
@@ -116,13 +116,13 @@ def test_other_observations_need_a_word(others: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"algo": "bc"}, "algo is bc, but .*, which training begins with, has flow: leave it out"),
+        ({"algo": "bc"}, "algo is bc, but .*, the initial model, has flow: do not set algo"),
         ({"num_obs_steps": 1}, "num_obs_steps is 1, but .* has 2"),
         ({"chunk_size": 16}, "chunk_size is 16, but .* has 8"),
         ({"channels": (8, 24)}, r"channels is \[8, 24\], but .* has \[8, 16\]"),
         ({"layout": "public"}, "layout is public, but .* has own"),
         ({"normalize_actions": False}, "normalize_actions is False, but .* has True"),
-        ({"pad_obs_to": 32}, r"sees observations of 25 numbers, those of the demonstrations have 25 numbers \(32 with the robot's base"),
+        ({"pad_obs_to": 32}, r"has observations of 25 numbers, but the demonstrations have 25 numbers \(32 with the robot's base"),
     ],
 )
 def test_settings_that_the_model_has_otherwise_are_named(values: dict[str, Any], message: str, demos: Path, tmp_path: Path) -> None:
@@ -133,11 +133,11 @@ def test_settings_that_the_model_has_otherwise_are_named(values: dict[str, Any],
 def test_other_actions_and_other_names_are_refused(tmp_path: Path) -> None:
     init = saved(tmp_path, il_case.model())
     seven = write_demos(tmp_path / "seven.h5", 25, action_dim=7)
-    with pytest.raises(ConfigError, match="gives actions of 6 numbers, those of the demonstrations have 7"):
+    with pytest.raises(ConfigError, match="has actions of size 6, but the demonstrations have 7"):
         trainer(init, seven, tmp_path)
     same_size = saved(tmp_path / "x", il_case.model(obs_keys=("pose",), obs_shapes={"pose": (25,)}))
     demos = write_demos(tmp_path / "six.h5", 25)
-    with pytest.raises(ConfigError, match=r"sees the observations pose, not state, though they have as many numbers: --adapt-obs"):
+    with pytest.raises(ConfigError, match=r"has the observations pose, not state, although of equal size: use --adapt-obs"):
         trainer(same_size, demos, tmp_path, obs_keys=("state",))
     with pytest.raises(ConfigError, match="adapt_obs says which weights of a model are kept: name the model with --init-from"):
         ImitateCfg(adapt_obs=True)
@@ -150,7 +150,7 @@ def test_actions_out_of_reach_are_told(tmp_path: Path, caplog: pytest.LogCapture
     (said,) = [record.getMessage() for record in caplog.records]
     share = float(said.split(" %")[0])
     assert share == pytest.approx(100 * (1 - 1.7 / 6), abs=8)  # uniform in ±3
-    assert "lie outside of the range that the policy keeps to" in said
+    assert "are outside of the policy's range" in said
 
 
 # --- with other observations ------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def test_a_public_model_keeps_the_columns_that_read_the_time(others: Path, tmp_p
     two = write_demos(tmp_path / "two.h5", 5, action_dim=2)
     public = read_public_unet(unet_case.write(tmp_path / "x.pt"), ConvertCfg(), trusted=True)
     init = saved(tmp_path, public)
-    with pytest.raises(ConfigError, match="sees observations of 3 numbers, those of the demonstrations have 5 numbers: --adapt-obs"):
+    with pytest.raises(ConfigError, match="has observations of 3 numbers, but the demonstrations have 5 numbers: use --adapt-obs"):
         trainer(init, two, tmp_path)
     made = trainer(init, two, tmp_path, adapt_obs=True)
     before, now = public.network.state_dict(), made.model().network.state_dict()
@@ -203,7 +203,7 @@ def test_a_public_model_keeps_the_columns_that_read_the_time(others: Path, tmp_p
 
 def test_a_network_that_does_not_say_what_it_reads(demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ChunkMLP, "observing", ())
-    with pytest.raises(CheckpointError, match="does not say which of its weights read observations: --adapt-obs cannot be used with it"):
+    with pytest.raises(CheckpointError, match="its network does not declare which weights read observations"):
         trainer(saved(tmp_path, il_case.model("bc")), demos, tmp_path, adapt_obs=True)
 
 
@@ -217,7 +217,7 @@ def test_a_model_that_pads_goes_on_padding(tmp_path: Path) -> None:
     assert made.windows.obs[:, :18].mean() > 3.0  # raw, around 5
     assert made.model().settings.obs_padding == ROBOT_BASE_POSE
     other = write_demos(tmp_path / "other.h5", 24)
-    with pytest.raises(ConfigError, match=r"sees observations of 32 numbers, .* have 24 numbers \(31 with .*\): --adapt-obs begins"):
+    with pytest.raises(ConfigError, match=r"has observations of 32 numbers, .* have 24 numbers \(31 with .*\): use --adapt-obs"):
         trainer(init, other, tmp_path)
     adapted = trainer(init, demos, tmp_path, adapt_obs=True)
     assert (adapted.settings.obs_padding, adapted.settings.obs_size) == (None, 25)
@@ -227,7 +227,7 @@ def test_padding_can_be_asked_for_when_training_goes_on(tmp_path: Path) -> None:
     """A model that was made where the base pose was seen, and demonstrations without it."""
     model = il_case.model(obs_shapes={"state": (32,)})
     init, demos = saved(tmp_path, model), write_demos(tmp_path / "demos.h5", 25)
-    with pytest.raises(ConfigError, match="have 25 numbers: --pad-obs-to 32 puts the robot's base pose in, or --adapt-obs begins"):
+    with pytest.raises(ConfigError, match="have 25 numbers: use --pad-obs-to 32 to insert the robot's base pose, or use --adapt-obs"):
         trainer(init, demos, tmp_path)
     made = trainer(init, demos, tmp_path, pad_obs_to=32)
     obs, noise = torch.randn(3, 2, 25), torch.randn(3, 8, 6)

@@ -81,7 +81,7 @@ def test_a_model_without_statistics_is_refused(tmp_path: Path) -> None:
     state = checkpoint.load(tmp_path / MODEL_FILE, "model")
     del state["statistics"]
     checkpoint.save(tmp_path / MODEL_FILE, state, "model")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors holds no normalisation statistics"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors has no normalisation statistics"):
         ImitationModel.load(tmp_path)
 
 
@@ -91,15 +91,15 @@ def test_a_model_without_statistics_is_refused(tmp_path: Path) -> None:
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), "truncated or not a safetensors file; expected a residual_rl model"),
         (lambda path: save_file({"w": torch.zeros(2)}, path), "of another program; expected a residual_rl model"),
         (lambda path: checkpoint.save(path, {}, "policy"), "is a residual_rl policy; expected a model"),
-        (lambda path: path.unlink(), "has no model.safetensors; it is no folder of `residual-rl imitate`"),
-        (lambda path: path.rename(path.with_name(LAST_FILE)), "has no model.safetensors; it has last.safetensors: name one of them"),
+        (lambda path: path.unlink(), "has no model.safetensors; it is not an output of `residual-rl imitate`"),
+        (lambda path: path.rename(path.with_name(LAST_FILE)), "has no model.safetensors; it has last.safetensors: choose one"),
         (
             lambda path: checkpoint.save(path, {"model_version": 3}, "model"),
-            "is an imitation model of version 3; this release knows versions 1 and 2",
+            "is an imitation model of version 3; this release supports version 1",
         ),
         (
             lambda path: checkpoint.save(path, {"model_version": 1}, "model"),
-            "holds settings that cannot be read here: KeyError: 'settings'",
+            "has settings that this release cannot read: KeyError: 'settings'",
         ),
     ],
 )
@@ -129,12 +129,12 @@ def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
     [
         (
             {"obs_shapes": {"state": (31,)}, "task_id": "tray"},
-            "was trained on 'state' (31,), this env gives (25,); it was made for task 'tray'",
+            "was trained on 'state' (31,), but this env has (25,); it was trained for task 'tray'",
         ),
-        ({"obs_keys": ("tray",), "obs_shapes": {"tray": (2,)}}, "was trained on 'tray' (2,), which this env does not give (ee_position"),
-        ({"action_dim": 7, "action_unit": None}, "gives actions of 7 numbers, this env takes 6; it was made for task 'so101-paper'"),
-        ({"action_unit": (1.5,) * 5 + (0.9,)}, "1 means (1.5, 1.5, 1.5, 1.5, 1.5, 0.9) rad, here it means 0.02 rad: another control mode"),
-        ({"action_unit_name": "m"}, "an action of 1 means 0.02 m, here it means 0.02 rad"),
+        ({"obs_keys": ("tray",), "obs_shapes": {"tray": (2,)}}, "was trained on 'tray' (2,), which this env does not have (ee_position"),
+        ({"action_dim": 7, "action_unit": None}, "has actions of size 7, but this env has 6; it was trained for task 'so101-paper'"),
+        ({"action_unit": (1.5,) * 5 + (0.9,)}, "an action unit of (1.5, 1.5, 1.5, 1.5, 1.5, 0.9) rad, but in this env it is 0.02 rad: the control mode"),
+        ({"action_unit_name": "m"}, "an action unit of 0.02 m, but in this env it is 0.02 rad"),
     ],
 )
 def test_a_model_of_another_robot_or_task_is_refused(values: dict[str, Any], message: str, tmp_path: Path, env: VecEnv) -> None:
@@ -148,7 +148,7 @@ def test_a_model_of_another_robot_or_task_is_refused(values: dict[str, Any], mes
 def test_a_model_of_joint_steps_is_refused_where_actions_are_targets(tmp_path: Path) -> None:
     il_case.model().save(tmp_path / MODEL_FILE)
     targets = make_vec_env("so101-paper", 1, num_threads=1, control_mode="joint_target")
-    with pytest.raises(ConfigError, match=r"1 means 0\.02 rad, here it means .* rad: another control mode"):
+    with pytest.raises(ConfigError, match=r"an action unit of 0\.02 rad, but in this env it is .* rad: the control mode"):
         make_base_policy("il", ILCfg(str(tmp_path)), targets)
 
 
@@ -160,10 +160,10 @@ def test_a_model_that_does_not_know_its_action_size_is_taken(tmp_path: Path, env
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "base policy 'il': it needs a trained policy: --il-checkpoint FOLDER"),
+        ({}, "base policy 'il': no checkpoint given: set --il-checkpoint FOLDER"),
         ({"num_action_steps": 0}, "num_action_steps must be at least 1, not 0"),
         ({"num_samples": 0}, "num_samples must be at least 1, not 0"),
-        ({"seed": -1}, "seed must be from 0"),
+        ({"seed": -1}, "seed must be at least 0"),
     ],
 )
 def test_settings_that_are_wrong_are_named(values: dict[str, Any], message: str, env: VecEnv) -> None:
@@ -173,7 +173,7 @@ def test_settings_that_are_wrong_are_named(values: dict[str, Any], message: str,
 
 def test_more_actions_than_a_chunk_has_are_refused(tmp_path: Path, env: VecEnv) -> None:
     cfg = il_case.make_case(tmp_path)
-    with pytest.raises(ConfigError, match=r"num_action_steps must be at most 8, what .*model\.safetensors predicts, not 9"):
+    with pytest.raises(ConfigError, match=r"num_action_steps must be at most 8, the chunk size of .*model\.safetensors, not 9"):
         make_base_policy("il", ILCfg(cfg.checkpoint, num_action_steps=9), env)
 
 

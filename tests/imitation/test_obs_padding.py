@@ -41,7 +41,7 @@ def test_padding_is_data() -> None:
 
 @pytest.mark.parametrize(("size", "given"), [(50, 42), (50, 50), (43, 50), (17, 10)])
 def test_sizes_that_do_not_differ_by_the_pose_are_refused(size: int, given: int) -> None:
-    with pytest.raises(ConfigError, match=rf"pad_obs_to is {size} and observations have {given} numbers: .* 7 numbers at index 18"):
+    with pytest.raises(ConfigError, match=rf"pad_obs_to is {size}, but the observations have size {given}: .*7 numbers. at index 18"):
         padding_to(size, given)
 
 

@@ -222,7 +222,7 @@ def test_evaluations_keep_to_their_share_of_the_time(monkeypatch: pytest.MonkeyP
     clock[0] = 144.0  # (5 + 5) / (44 + 5) > 0.2
     assert not made.affordable(20)
     assert [record.getMessage() for record in caplog.records] == [
-        "evaluation at step 10 left out, as others will be: one takes 5 s, and they may take 20 % of the time (--eval-share)"
+        "evaluation at step 10 skipped, and more will be: one takes 5 s, and the limit is 20 % of the time (--eval-share)"
     ]
     clock[0] = 146.0
     assert made.affordable(30)
@@ -317,7 +317,7 @@ def test_other_demonstrations_are_refused_on_resume(demos: Path, tmp_path: Path,
     imitate(demos, tmp_path / "il")
     others = il_case.write_demos(tmp_path / "others.h5", steps=5)
     said = fails("imitate", str(others), "--out", str(tmp_path / "il"), "--resume")
-    assert "was trained on other demonstrations" in said
+    assert "was trained on different demonstrations" in said
 
 
 def test_gradients_that_are_not_finite_reach_no_file(demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,7 +385,7 @@ def test_demonstrations_that_do_not_fit_their_task_are_found_before_training(dem
     policy = ILPolicy(ILCfg(), il_case.model(obs_shapes={"state": (31,)}), torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"the policy in training needs 'state' of shape \(31,\); the env gives \(25,\)"):
         made.evaluation.check(policy, 6)
-    with pytest.raises(ConfigError, match="actions have 7 numbers, and their task takes 6"):
+    with pytest.raises(ConfigError, match="actions have size 7, but those of their task 6"):
         made.evaluation.check(ILPolicy(ILCfg(), il_case.model(action_dim=7), torch.device("cpu")), 7)
     made.close()
 

@@ -125,7 +125,7 @@ def test_normalised_windows() -> None:
 def test_statistics_that_are_missing_are_named(lost: str | None) -> None:
     state = Statistics.of(torch.randn(4, 3), torch.randn(4, 2)).state_dict()
     given = None if lost is None else {key: value for key, value in state.items() if key != lost}
-    with pytest.raises(CheckpointError, match=r"m\.safetensors holds no normalisation statistics \(.*missing\).*imitate") as caught:
+    with pytest.raises(CheckpointError, match=r"m\.safetensors has no normalisation statistics \(.*missing\).*imitate") as caught:
         Statistics.from_state(given, 3, 2, "m.safetensors")
     assert lost is None or lost in str(caught.value)
 

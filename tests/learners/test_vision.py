@@ -151,12 +151,12 @@ def test_the_policy_does_not_depend_on_what_the_critic_alone_sees(settings: dict
     for name in ("top", "joint_position"):
         other = observation(torch.Generator().manual_seed(2))[name]
         assert not torch.equal(learner.act({**obs, name: other}, deterministic=True), action), name
-    assert not any("object_pose" in name or "sees" in name for name in learner.policy_state_dict())
+    assert not any("object_pose" in name or "perception" in name for name in learner.policy_state_dict())
 
     batch, _ = learner_batch(learner)
-    value = learner.critic(learner._critic_sees.features(batch["critic_obs"], batch))
+    value = learner.critic(learner.critic_perception.features(batch["critic_obs"], batch))
     batch["critic_obs"] += 1.0
-    assert not torch.equal(learner.critic(learner._critic_sees.features(batch["critic_obs"], batch)), value)
+    assert not torch.equal(learner.critic(learner.critic_perception.features(batch["critic_obs"], batch)), value)
 
 
 def learner_batch(learner: PPO) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
@@ -171,25 +171,25 @@ def learner_batch(learner: PPO) -> tuple[dict[str, torch.Tensor], list[torch.Ten
 def test_the_losses_of_policy_and_critic_reach_the_encoders_of_those_who_see() -> None:
     for settings, encoders in (({}, ["policy"]), (ASYMMETRIC, ["policy"]), (BOTH_SEE, ["policy", "critic"])):
         learner = trained(**settings)
-        before = {"policy": learner.policy.state_dict(), "critic": learner._critic_sees.state_dict()}
+        before = {"policy": learner.policy.state_dict(), "critic": learner.critic_perception.state_dict()}
         before = copy.deepcopy(before)
         fake_update(learner, torch.Generator().manual_seed(4))
         for who in encoders:
-            now = (learner.policy if who == "policy" else learner._critic_sees).state_dict()
+            now = (learner.policy if who == "policy" else learner.critic_perception).state_dict()
             moved = [name for name in now if name.startswith("encoder") and not torch.equal(now[name], before[who][name])]
             assert moved == [name for name in now if name.startswith("encoder")]
-        assert (learner._critic_sees is learner.policy) == (settings == {})
+        assert (learner.critic_perception is learner.policy) == (settings == {})
 
 
 def test_values_do_not_depend_on_how_many_are_computed_at_once() -> None:
     learner = trained(minibatch_size=5)
     fake_steps(learner, torch.Generator().manual_seed(3), learner.num_steps)
-    rollout, sees = learner._rollout, learner.policy
-    obs, next_obs = (sees.normalize(rollout[name].flatten(0, 1)) for name in ("obs", "next_obs"))
+    rollout, perception = learner._rollout, learner.policy
+    obs, next_obs = (perception.normalize(rollout[name].flatten(0, 1)) for name in ("obs", "next_obs"))
     with torch.no_grad():
         values = learner._values(obs, next_obs)
         expected = [
-            learner.critic(sees.features(vectors, {key: rollout[prefix + key].flatten(0, 1) for key in ("top", "wrist")}))
+            learner.critic(perception.features(vectors, {key: rollout[prefix + key].flatten(0, 1) for key in ("top", "wrist")}))
             for vectors, prefix in ((obs, "image."), (next_obs, "next_image."))
         ]
     torch.testing.assert_close(values, torch.cat(expected))
@@ -204,7 +204,7 @@ def test_an_exported_policy_needs_the_names_and_weights_of_the_policy_alone() ->
     assert torch.equal(exported.act(obs), learner.act(obs, deterministic=True))
     with pytest.raises(CheckpointError, match=r"encoder\.encoders\.0\.projection\.weight has shape .* the settings make it"):
         load_module_state(make_policy(PPOCfg(**{**SMALL, "image_features": 9}), blind, 2), learner.policy_state_dict(), "the policy")
-    with pytest.raises(CheckpointError, match="what the critic sees does not fit its settings"):
+    with pytest.raises(CheckpointError, match=r"the critic's perception does not fit its settings"):
         make().load_state_dict(learner.state_dict())
 
 
@@ -296,17 +296,17 @@ def test_training_on_images_by_command(tmp_path: Path, fails: Fails) -> None:
     settings = json.loads((tmp_path / "on_top" / "best_model" / "config.json").read_text())["learner"]
     assert settings["obs_keys"] == ["state", "base_action", "picture"]
     message = fails("eval", tmp_path / "on_top", "--n-episodes", "2", "--obs-mode", "rgb")
-    assert message.startswith("there is no `state`, but images (picture): use --obs-mode rgb+state")
+    assert message.startswith("the env has no `state`, but images (picture): use --obs-mode rgb+state")
 
 
 @pytest.mark.usefixtures("_seen_point")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--learner sac", "there is no `state`, but images (picture): use --obs-mode rgb+state"),
+        ("--learner sac", "the env has no `state`, but images (picture): use --obs-mode rgb+state"),
         (
             "--learner sac --obs-keys picture",
-            "observation 'picture' (16, 16, 3) is an image, and this learner sees vectors alone",
+            "observation 'picture' (16, 16, 3) is an image, but this learner supports vectors only",
         ),
         ("--obs-keys pictur", "unknown observation 'pictur'; did you mean 'picture'"),
         ("--critic-obs-keys picture stat", "unknown observation 'stat'"),

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from residual_rl.errors import CheckpointError, MissingDependencyError
 from residual_rl.runs.checkpoint import from_bytes, to_bytes
-from residual_rl.runs.logger import Logger, Means, read_metrics
+from residual_rl.runs.logger import Logger, MetricAverager, read_metrics
 from residual_rl.runs.progress_bar import ProgressBar, clock_time
 from residual_rl.utils.files import WriteError
 
@@ -197,11 +197,11 @@ def test_clock_time__minutes_and_hours(seconds: float, text: str) -> None:
 
 
 def test_means_are_of_figures_and_the_latest_of_counts() -> None:
-    means = Means()
+    means = MetricAverager()
     means.add({"loss": 1.0, "count": 5, "odd": 1.0})
     means.add({"loss": 4.0, "count": 9, "late": 3.0, "odd": math.inf})
     assert means.row() == {"loss": 2.5, "count": 9, "late": 3.0, "odd": pytest.approx(math.nan, nan_ok=True)}
-    again = Means()
+    again = MetricAverager()
     again.load_state_dict(from_bytes(to_bytes(means.state_dict(), "checkpoint"), "checkpoint"))
     for goes_on in (means, again):
         goes_on.add({"loss": 10.0, "odd": 1.0})

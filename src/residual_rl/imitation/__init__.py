@@ -1,1 +1,1 @@
-"""Demonstrations, their file format, and the training of base policies from them."""
+"""Training of base policies from demonstrations: behaviour cloning, Diffusion Policy and flow matching."""

@@ -1,9 +1,10 @@
-"""Public Diffusion Policy checkpoints as imitation models: state dicts of `ConditionalUnet1D`, as ManiSkill's baseline and Policy
-Decorator save them.
+"""Conversion of public Diffusion Policy checkpoints (state dicts of `ConditionalUnet1D`) to imitation models.
 
-Such a file (`torch.save`) holds state dicts by name, `agent` and its averaged copy `ema_agent`; in each the network lies under
-`noise_pred_net.`. Sizes are told by the shapes of its tensors; groups of the normalisation are 8, as published. There are no statistics:
-observations go in as they are, and actions come out as they are, from -1 to 1.
+The format is that of ManiSkill's baseline and Policy Decorator: a file written by `torch.save` with the state
+dicts `agent` and `ema_agent` (its moving average), in which the tensors of the network have the prefix
+`noise_pred_net.`. Sizes are derived from the shapes of the tensors; group normalisation has 8 groups, as
+published. These checkpoints have no normalisation statistics: observations and actions, in [-1, 1], are used
+unchanged.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ from residual_rl.utils.trusted import read_saved_dict
 
 _TIME, _CONDITION = "diffusion_step_encoder.1.weight", "down_modules.0.0.cond_encoder.1.weight"
 _NAMED = 4
-"""At most so many tensors are named of each kind in an error."""
+"""Maximum number of tensors of each kind listed in an error."""
 State = Mapping[str, Tensor]
 
 
 def read_public_unet(path: Path, cfg: ConvertCfg, trusted: bool) -> ImitationModel:
-    """The model of a checkpoint at `path`.
+    """Read the checkpoint `path` and convert it to an imitation model.
 
-    Raises `ConfigError` where it is not trusted or `cfg` does not fit it, and `CheckpointError` naming the tensors where it is none.
+    Raises:
+        ConfigError: the file is not trusted, or `cfg` does not match it.
+        CheckpointError: the file is not such a checkpoint; the message lists the tensors.
     """
     name, tensors = _chosen(_networks(read_saved_dict(path, trusted)), cfg.weights, path)
     where = f"{path} ({name})" if name else str(path)
@@ -44,7 +47,8 @@ def read_public_unet(path: Path, cfg: ConvertCfg, trusted: bool) -> ImitationMod
 
 
 def _networks(saved: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, State, list[str]]]:
-    """The networks in a file, at any depth: their names, their tensors, and the names of tensors that lie beside them."""
+    """Find the networks in a file, at any depth: their names, their tensors, and the names of other tensors
+    beside them."""
     tensors = {str(key): value for key, value in saved.items() if isinstance(value, Tensor)}
     prefixes = [key.removesuffix(_TIME) for key in tensors if key.endswith(_TIME)]
     beside = [key for key in tensors if not any(key.startswith(prefix) for prefix in prefixes)]
@@ -56,17 +60,24 @@ def _networks(saved: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Sta
             yield from _networks(value, f"{at}{key}/")
 
 
-def _chosen(networks: Iterator[tuple[str, State, list[str]]], wanted: str | None, path: Path) -> tuple[str, State]:
-    """The network that is meant. Raises `CheckpointError` where there is none, or where it is not all that acting needs."""
+def _chosen(
+    networks: Iterator[tuple[str, State, list[str]]], wanted: str | None, path: Path
+) -> tuple[str, State]:
+    """Select a network. Raises `CheckpointError` if there is none, or if the policy has other parts than the
+    network."""
     found = {name: (tensors, beside) for name, tensors, beside in networks}
     if not found:
-        raise CheckpointError(f"{path} holds no conditional U-Net: none of its tensors is called …{_TIME}, as in public Diffusion Policies")
+        raise CheckpointError(
+            f"{path} contains no conditional U-Net: no tensor is named …{_TIME}, as in public Diffusion Policy checkpoints"
+        )
     averaged = [name for name in found if "ema" in name.lower()]
     if wanted is not None and wanted not in found:
         raise UnknownNameError(f"network of {path}", wanted, found)
     choice = [wanted] if wanted is not None else averaged or list(found)
     if len(choice) > 1:
-        raise ConfigError(f"{path} holds several networks: name one of {', '.join(choice)} with --weights")
+        raise ConfigError(
+            f"{path} contains several networks: choose one of {', '.join(choice)} with --weights"
+        )
     tensors, beside = found[choice[0]]
     if beside:
         raise CheckpointError(
@@ -77,32 +88,36 @@ def _chosen(networks: Iterator[tuple[str, State, list[str]]], wanted: str | None
 
 
 def _settings(tensors: State, cfg: ConvertCfg, where: str) -> ModelSettings:
-    """What the shapes tell, and `cfg`."""
+    """The model's settings, from the shapes of the tensors and from `cfg`."""
+    # Sizes of the network
     time_dim = _shape(tensors, _TIME, 2, where)[1]
     channels: list[int] = []
     action_dim = kernel_size = 0
     while not channels or f"down_modules.{len(channels)}.0.blocks.0.block.0.weight" in tensors:
-        outputs, inputs, kernel_size = _shape(tensors, f"down_modules.{len(channels)}.0.blocks.0.block.0.weight", 3, where)
+        outputs, inputs, kernel_size = _shape(
+            tensors, f"down_modules.{len(channels)}.0.blocks.0.block.0.weight", 3, where
+        )
         action_dim = action_dim or inputs
         channels.append(outputs)
-    seen = _shape(tensors, _CONDITION, 2, where)[1] - time_dim
-    if seen < 1 or seen % cfg.num_obs_steps:
+    window_dim = _shape(tensors, _CONDITION, 2, where)[1] - time_dim
+    if window_dim < 1 or window_dim % cfg.num_obs_steps:
         raise ConfigError(
-            f"{where} sees {seen} numbers besides the time, which are no {cfg.num_obs_steps} observations of one size: choose the "
-            "--num-obs-steps that it was trained with"
+            f"{where} has {window_dim} inputs besides the time, which cannot be {cfg.num_obs_steps} observations of equal size: "
+            "choose the --num-obs-steps that it was trained with"
         )
-    obs_dim = seen // cfg.num_obs_steps
+    obs_dim = window_dim // cfg.num_obs_steps
+    # Padding
     padding = None
     if cfg.pad_obs_to is not None:
         if cfg.pad_obs_to != obs_dim:
             raise ConfigError(
-                f"{where} sees observations of {obs_dim} numbers with num_obs_steps {cfg.num_obs_steps}, not {cfg.pad_obs_to}"
+                f"{where} has observations of size {obs_dim} with num_obs_steps {cfg.num_obs_steps}, not {cfg.pad_obs_to}"
             )
         pose = ROBOT_BASE_POSE
         if obs_dim < pose.index + len(pose.values):
             raise ConfigError(
-                f"{where} sees observations of {obs_dim} numbers, too few to have the robot's base pose, {len(pose.values)} numbers, at "
-                f"index {pose.index}: leave out pad_obs_to"
+                f"{where} has observations of size {obs_dim}, too small for the robot's base pose ({len(pose.values)} numbers) at "
+                f"index {pose.index}: do not set pad_obs_to"
             )
         padding = padding_to(obs_dim, obs_dim - len(pose.values))
     return ModelSettings(
@@ -129,17 +144,22 @@ def _settings(tensors: State, cfg: ConvertCfg, where: str) -> ModelSettings:
 
 
 def _shape(tensors: State, name: str, dimensions: int, where: str) -> torch.Size:
-    """The shape of a tensor that sizes are read from."""
+    """The shape of a tensor, which must exist and have `dimensions` nonzero dimensions."""
     if name not in tensors:
-        raise CheckpointError(f"{where} is no conditional U-Net: missing {name}; it has {_listed(sorted(tensors))}")
+        raise CheckpointError(
+            f"{where} is not a conditional U-Net: missing {name}; it has {_listed(sorted(tensors))}"
+        )
     shape = tensors[name].shape
     if len(shape) != dimensions or 0 in shape:
-        raise CheckpointError(f"{where} is no conditional U-Net: {name} has shape {list(shape)}, expected {dimensions} sizes above 0")
+        raise CheckpointError(
+            f"{where} is not a conditional U-Net: {name} has shape {list(shape)}, expected {dimensions} nonzero dimensions"
+        )
     return shape
 
 
 def _check_tensors(tensors: State, own: State, where: str) -> None:
-    """Raise `CheckpointError` naming the tensors that are missing, unexpected, or of other shapes than the network's `own`."""
+    """Raise `CheckpointError` with the tensors that are missing, unexpected, or differ in shape from the
+    network's `own`."""
     both = own.keys() & tensors.keys()
     others = [
         f"{name} {list(tensors[name].shape)} (expected {list(own[name].shape)})"
@@ -151,9 +171,11 @@ def _check_tensors(tensors: State, own: State, where: str) -> None:
         "unexpected": [name for name in tensors if name not in both],
         "of another shape": others,
     }
-    said = [f"{kind}: {_listed(names)}" for kind, names in found.items() if names]
-    if said:
-        raise CheckpointError(f"{where} is another network than the public conditional U-Net whose sizes it has; {'; '.join(said)}")
+    problems = [f"{kind}: {_listed(names)}" for kind, names in found.items() if names]
+    if problems:
+        raise CheckpointError(
+            f"{where} is not the public conditional U-Net of these sizes; {'; '.join(problems)}"
+        )
 
 
 def _listed(names: list[str]) -> str:

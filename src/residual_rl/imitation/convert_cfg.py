@@ -52,5 +52,5 @@ class ConvertCfg(CheckedCfg):
 
     @property
     def chunk_size(self) -> int:
-        """Predicted actions from the present step on."""
+        """Number of predicted actions from the current step on."""
         return self.prediction_horizon - self.num_obs_steps + 1

@@ -1,4 +1,4 @@
-"""Distillation: one policy that imitates base + residual of a run, and its evaluation beside both."""
+"""Distillation of a run's base policy and residual into a single policy, and its comparison with both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from residual_rl.demos.reader import Demonstrations
 from residual_rl.demos.writer import DemoWriter
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.evaluation.compare import run_episodes, summarize
-from residual_rl.exported_policy import POLICY_FILE, ExportedPolicy, find_policy, load_policy
+from residual_rl.exported_policy import ExportedPolicy, find_policy, load_policy
 from residual_rl.imitation.config import ALGOS, ImitateCfg
 from residual_rl.imitation.model import MODEL_FILE
 from residual_rl.registry import TASKS, load
@@ -31,81 +31,93 @@ from residual_rl.utils.validation import (
 
 DEMOS_FILE = "demos.h5"
 _REST_FILE = "demos-rest.h5"
-"""Episodes that were collected after an interruption, until they are in `DEMOS_FILE`."""
+"""Episodes collected after an interruption, before they are merged into `DEMOS_FILE`."""
 _MERGED_FILE = "demos-merged.h5"
-"""Both together, until it takes the place of `DEMOS_FILE`."""
+"""The merged file, before it replaces `DEMOS_FILE`."""
 TRAINING = "training"
-"""Folder of the imitation training, in the policy's folder."""
+"""Subfolder with the run of the imitation training."""
 STUDENT = "distilled"
 PAIRS = ((STUDENT, "residual"), (STUDENT, "base"))
 
 
 @dataclasses.dataclass(frozen=True)
 class DistillCfg(CheckedCfg):
-    """How a run becomes one policy."""
+    """Settings of distillation."""
 
     algo: Literal["bc", "flow"] = "bc"
-    """What the policy is: bc (MLP, mean squared error) or flow (flow matching, chunks of actions)."""
+    """Algorithm of the policy: bc (MLP, mean squared error) or flow (flow matching, chunks of actions)."""
     n_episodes: PositiveInt = 200
-    """Episodes of the run that it learns from."""
+    """Number of episodes of the run to learn from."""
     only_success: bool = False
-    """Learn from solved episodes alone, as many as are asked for."""
+    """Learn from successful episodes only; `n_episodes` counts these."""
     noise: NonNegativeFloat = 0.0
-    """Standard deviation of noise on the executed actions, in units of what a residual of 1 may change, so that the policy sees how the run
-    recovers; it learns what the run wanted."""
+    """Standard deviation of noise added to the executed actions, in residual units, so that the data include
+    recoveries. The labels are the actions without noise."""
     noise_correlation: Correlation = 0.9
-    """How much of a step's noise stays for the next, from 0 (white noise) to 1."""
+    """Correlation of the noise from one step to the next, from 0 (white noise) to 1."""
     first_seed: NonNegativeInt = DEMO_SEED
-    """Seed of the first episode that it learns from."""
+    """Seed of the first episode to learn from."""
     model: str = "best"
-    """Which policy of the run: best, final, interrupted, or the path of an exported one."""
+    """Policy of the run: best, final, interrupted, or the path of an exported policy."""
     eval_episodes: PositiveInt = 200
-    """Episodes of the evaluation, the same for the policy, the run and its base."""
+    """Number of evaluation episodes; the same ones for the policy, the run and its base policy."""
     first_eval_seed: NonNegativeInt = EVAL_SEED
-    """Seed of the first of them; no training used them."""
+    """Seed of the first evaluation episode; training does not use these seeds."""
     eval_envs: PositiveInt = 100
-    """Worlds stepped together in it; the results do not depend on it."""
+    """Number of envs in the evaluation; the results do not depend on it."""
 
 
 Collect = Callable[[Path, int, int], int]
-"""`collect(file, n_episodes, first_seed)` writes episodes of the run to a new file; an exit code other than 0 tells that it was stopped."""
+"""`collect(file, n_episodes, first_seed)` writes episodes of the run to a new file and returns an exit code,
+nonzero if stopped."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """The residual of a run, as it was exported."""
+    """An exported residual policy of a run."""
 
     run: Path
+    """The run folder."""
     file: Path
+    """The file of the policy."""
     exported: ExportedPolicy
 
     @property
     def digest(self) -> str:
-        """SHA-256 of its file."""
+        """SHA-256 of the file."""
         return hashlib.sha256(self.file.read_bytes()).hexdigest()
 
 
 def find_teacher(run: Path, model: str) -> Teacher:
-    """The residual of the run folder `run`. Raises `ConfigError` and `CheckpointError` where there is none."""
+    """Load the policy `model` of the run folder `run`. Raises `ConfigError` or `CheckpointError` if there is
+    none."""
     if not run.is_dir():
-        raise ConfigError(f"{run} is no run folder: distill takes what `residual-rl train` made")
+        raise ConfigError(f"{run} is not a run folder: distill needs the output of `residual-rl train`")
     if not (run / "config.json").is_file():
-        raise ConfigError(f"{run} is no run folder: it has no config.json; distill takes what `residual-rl train` made")
+        raise ConfigError(
+            f"{run} is not a run folder, as it has no config.json: distill needs the output of `residual-rl train`"
+        )
     file = find_policy(run, model).file
     return Teacher(run, file, load_policy(file))
 
 
-def default_imitation(algo: str, teacher: TrainCfg, device: str = "cpu", preset: str | None = None) -> ImitateCfg:
-    """Settings of the imitation: the algorithm's, on what the residual sees but for the base action, which is not there any more."""
+def default_imitation(
+    algo: str, teacher: TrainCfg, device: str = "cpu", preset: str | None = None
+) -> ImitateCfg:
+    """Default settings of the imitation, with the observations of the residual except the base action."""
     cfg = ImitateCfg.default(algo, preset, device)
-    seen = tuple(key for key in (getattr(teacher.learner, "obs_keys", None) or cfg.obs_keys) if key != "base_action")
-    return dataclasses.replace(cfg, obs_keys=seen or cfg.obs_keys)
+    teacher_keys = getattr(teacher.learner, "obs_keys", None) or cfg.obs_keys
+    keys = tuple(key for key in teacher_keys if key != "base_action")
+    return dataclasses.replace(cfg, obs_keys=keys or cfg.obs_keys)
 
 
 def gather(folder: Path, cfg: DistillCfg, task_id: str, collect: Collect) -> int:
-    """Collect what episodes `DEMOS_FILE` in `folder` lacks, and return 0, or the exit code of what was stopped.
+    """Collect the episodes that `DEMOS_FILE` in `folder` still lacks.
 
-    Those that an interrupted call left are kept: an episode is a function of its seed, so it goes on behind the last of them.
+    Episodes of an interrupted call are kept, and collection continues after the last of their seeds.
+
+    Returns:
+        0, or the exit code of a stopped collection.
     """
     file, rest = folder / DEMOS_FILE, folder / _REST_FILE
     if not file.exists():
@@ -115,7 +127,9 @@ def gather(folder: Path, cfg: DistillCfg, task_id: str, collect: Collect) -> int
     _merge(file, rest)
     with Demonstrations.open(file) as demos:
         if demos.task_id != task_id:
-            raise ConfigError(f"{file} holds episodes of task {demos.task_id!r}, and the run was trained on {task_id!r}: remove the file")
+            raise ConfigError(
+                f"{file} has episodes of task {demos.task_id!r}, but the run was trained on {task_id!r}: remove the file"
+            )
         missing, last = cfg.n_episodes - len(demos), _last_seed(demos)
     if missing > 0:
         code = collect(rest, missing, last + 1)
@@ -125,9 +139,9 @@ def gather(folder: Path, cfg: DistillCfg, task_id: str, collect: Collect) -> int
 
 
 def _merge(file: Path, rest: Path) -> None:
-    """Put the episodes of `rest`, if there are any, behind those of `file`, and remove it.
+    """Append the episodes of `rest`, if it exists, to `file`, and remove `rest`.
 
-    The writer publishes what it has as it goes on, so it writes aside: `file` holds all of its own at any time.
+    The merged episodes are written to a third file first, so that `file` is complete at any time.
     """
     if not rest.exists():
         return
@@ -153,9 +167,12 @@ def _last_seed(demos: Demonstrations) -> int:
 
 
 def imitate(folder: Path, cfg: ImitateCfg) -> dict[str, Any]:
-    """Train on the episodes in `folder`, or go on with it, and put the best model there. Returns the summary of the training."""
+    """Train on the episodes in `folder`, or resume, and copy the best model there. Returns the summary of the
+    training."""
     training = RunFolder(folder / TRAINING)
-    summary: dict[str, Any] = load(ALGOS[cfg.algo])(cfg, folder / DEMOS_FILE, training.path, training.config_file.exists())
+    summary: dict[str, Any] = load(ALGOS[cfg.algo])(
+        cfg, folder / DEMOS_FILE, training.path, training.config_file.exists()
+    )
     if summary["finished"]:
         with replacing(folder / MODEL_FILE) as temporary:
             temporary.write_bytes((training.path / MODEL_FILE).read_bytes())
@@ -163,12 +180,15 @@ def imitate(folder: Path, cfg: ImitateCfg) -> dict[str, Any]:
 
 
 def student_config(teacher: TrainCfg, folder: Path) -> TrainCfg:
-    """The run's worlds with the policy in `folder` as their base policy, and nothing on top."""
-    return dataclasses.replace(teacher, base_policy_id="il", base=ILCfg(checkpoint=str(folder)), residual=ResidualCfg())
+    """Settings of the run's envs with the policy in `folder` as the base policy."""
+    return dataclasses.replace(
+        teacher, base_policy_id="il", base=ILCfg(checkpoint=str(folder)), residual=ResidualCfg()
+    )
 
 
 def evaluate_beside(folder: Path, cfg: DistillCfg, teacher: Teacher) -> dict[str, Any]:
-    """Run the policy in `folder`, the run and its base on the same episodes; write and return `eval.json`."""
+    """Evaluate the policy in `folder`, the run and its base policy on the same episodes; write and return
+    `eval.json`."""
     trained = teacher.exported.cfg
     seeds = range(cfg.first_eval_seed, cfg.first_eval_seed + cfg.eval_episodes)
     results = {
@@ -184,12 +204,17 @@ def evaluate_beside(folder: Path, cfg: DistillCfg, teacher: Teacher) -> dict[str
         "base_policy": trained.base_policy_id,
         "task": dataclasses.asdict(trained.task),
     }
-    evaluation = summarize(results, seeds, trained.task_id, settings, dict(TASKS.get(trained.task_id).metric_units), PAIRS)
+    evaluation = summarize(
+        results, seeds, trained.task_id, settings, dict(TASKS.get(trained.task_id).metric_units), PAIRS
+    )
     write_json(RunFolder(folder).eval_file, evaluation)
     return evaluation
 
 
 def check_same_teacher(stored: str, teacher: Teacher) -> None:
-    """Raise `CheckpointError` where the run's policy is another than that of the episodes that were collected."""
+    """Raise `CheckpointError` if the run's policy is not the one that collected the episodes, which has the
+    digest `stored`."""
     if stored != teacher.digest:
-        raise CheckpointError(f"{teacher.file} is not the {POLICY_FILE} that distilling began with: distill it into another --out")
+        raise CheckpointError(
+            f"{teacher.file} has changed since this distillation started: distill it into another --output-dir"
+        )

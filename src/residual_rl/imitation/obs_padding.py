@@ -1,4 +1,4 @@
-"""Constant numbers put into observations, for policies that were made where an observation had more numbers than it has here."""
+"""Padding of observations with constants, for policies that were trained on larger observations."""
 
 from __future__ import annotations
 
@@ -12,41 +12,44 @@ from residual_rl.errors import ConfigError
 
 @dataclass(frozen=True)
 class ObsPadding:
-    """Values that are put into the observation vector of each step."""
+    """Constant values inserted into the observation vector of each step."""
 
     index: int
-    """Where the first of them is, counted in the padded vector."""
+    """Index of the first value in the padded vector."""
     values: tuple[float, ...]
 
     def __call__(self, obs: Tensor) -> Tensor:
-        """Observations […, O] with the values in them: […, O + P]."""
+        """Insert the values into observations: […, O] → […, O + P]."""
         values = torch.tensor(self.values, dtype=obs.dtype, device=obs.device).expand(*obs.shape[:-1], -1)
         return torch.cat([obs[..., : self.index], values, obs[..., self.index :]], -1)
 
     def erased(self, values: Tensor) -> Tensor:
-        """What is known of each number of a padded observation, [O + P], with 0 for those that were put in."""
+        """A copy of `values` [O + P], one per element of a padded observation, with 0 for the inserted
+        elements."""
         erased = values.clone()
         erased[self.index : self.index + len(self.values)] = 0.0
         return erased
 
 
 ROBOT_BASE_POSE = ObsPadding(18, (-0.615, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0))
-"""The pose of Panda's base, position [m] and quaternion (w, x, y, z), behind the 9 joint positions and 9 joint velocities. Flat states of
-ManiSkill 2 hold it and those of ManiSkill 3 do not: 50 numbers against 43 for peg insertion. The robot stands there in all of its tabletop
-tasks; zeros would tell a policy of another place, and of a quaternion that is none."""
+"""The pose of Panda's base, position [m] and quaternion (w, x, y, z), after 9 joint positions and 9 joint
+velocities. Flat states of ManiSkill 2 include it, those of ManiSkill 3 do not: 50 against 43 numbers in peg
+insertion. These are its values in all tabletop tasks; zeros would be another position and an invalid
+quaternion."""
 
 
 def padding_to(size: int | None, obs_dim: int) -> ObsPadding | None:
-    """What makes observations of `obs_dim` numbers those of `size`: the robot's base pose, or nothing where `size` is None.
+    """The padding from `obs_dim` to `size` with the robot's base pose, or None if `size` is None.
 
-    Raises `ConfigError` naming both sizes where it does not.
+    Raises `ConfigError` with both sizes if the base pose does not make up the difference.
     """
     if size is None:
         return None
     padding = ROBOT_BASE_POSE
     if obs_dim < padding.index or size != obs_dim + len(padding.values):
         raise ConfigError(
-            f"pad_obs_to is {size} and observations have {obs_dim} numbers: padding puts in the robot's base pose, {len(padding.values)} "
-            f"numbers at index {padding.index}, and so makes {padding.index + len(padding.values)} or more of {padding.index} or more"
+            f"pad_obs_to is {size}, but the observations have size {obs_dim}: padding inserts the robot's base pose "
+            f"({len(padding.values)} numbers) at index {padding.index}, so that pad_obs_to must be "
+            f"{len(padding.values)} more than the size of the observations, which must be at least {padding.index}"
         )
     return padding

@@ -1,4 +1,5 @@
-"""How well a policy in training does its task: success in simulation on fixed seeds, without taking more than a share of the time."""
+"""Evaluation of a policy during imitation training: success in simulation on fixed seeds, within a time
+budget."""
 
 from __future__ import annotations
 
@@ -20,22 +21,29 @@ _log = logging.getLogger(__name__)
 
 
 class SuccessEvaluation:
-    """The worlds of the demonstrations' task, and the time that was spent in them.
+    """The evaluation envs of the demonstrations' task, and a time budget.
 
     Args:
-        task_id: as the demonstrations name it.
-        task_settings: the settings of their worlds, as plain values.
-        episodes: how many, each in a world of its own.
-        num_threads: simulator threads; 0 means one a CPU core.
-        share: most of the time that evaluations may take; time counts from here.
+        task_id: task of the demonstrations.
+        task_settings: settings of that task as plain values.
+        episodes: number of episodes, one per env.
+        num_threads: simulator threads; 0 means one per CPU core.
+        share: maximum fraction of the time since construction that evaluations may take.
+
+    Raises:
+        ConfigError: the task cannot be simulated.
     """
 
-    def __init__(self, task_id: str, task_settings: Mapping[str, Any], episodes: int, num_threads: int, share: float):
+    def __init__(
+        self, task_id: str, task_settings: Mapping[str, Any], episodes: int, num_threads: int, share: float
+    ):
         try:
             spec = TASKS.get(task_id)
             cfg = from_plain(load(spec.config), dict(task_settings))
         except UnknownNameError as error:
-            raise ConfigError(f"the demonstrations cannot be simulated here: {error}; train without by --eval-freq 0") from error
+            raise ConfigError(
+                f"the demonstrations cannot be simulated here: {error}; train without by --eval-freq 0"
+            ) from error
         self.env = load(spec.make)(cfg, episodes, num_threads, "cpu")
         self._seeds = range(TRAINING_EVAL_SEED, TRAINING_EVAL_SEED + episodes)
         self._share, self._begin = share, time.perf_counter()
@@ -44,19 +52,23 @@ class SuccessEvaluation:
         """Seconds spent in evaluations."""
 
     def check(self, policy: BasePolicy, action_dim: int) -> None:
-        """Raise `ConfigError` where the worlds do not give what `policy` reads, or take other actions than its `action_dim` numbers."""
+        """Raise `ConfigError` if the envs lack observations of `policy`, or if their actions are not of size
+        `action_dim`."""
         self._executor(policy)
         if len(self.env.action_unit) != action_dim:
-            raise ConfigError(f"the demonstrations' actions have {action_dim} numbers, and their task takes {len(self.env.action_unit)}")
+            raise ConfigError(
+                f"the demonstrations' actions have size {action_dim}, but those of their task {len(self.env.action_unit)}"
+            )
 
     def affordable(self, step: int) -> bool:
-        """Whether another one, as long as the last, would stay within the share. Says so in the log where not."""
+        """Whether another evaluation, of the duration of the last one, is within the budget. Logs a warning
+        if it is not."""
         elapsed = time.perf_counter() - self._begin
         if self.spent + self._last <= self._share * (elapsed + self._last) or not self._last:
             return True
         if not self._warned:
             _log.warning(
-                "evaluation at step %d left out, as others will be: one takes %.0f s, and they may take %.0f %% of the time (--eval-share)",
+                "evaluation at step %d skipped, and more will be: one takes %.0f s, and the limit is %.0f %% of the time (--eval-share)",
                 step,
                 self._last,
                 100 * self._share,
@@ -65,7 +77,8 @@ class SuccessEvaluation:
         return False
 
     def __call__(self, policy: BasePolicy) -> Metrics:
-        """Run the episodes with a fresh `policy`; `eval/success_rate` and what else there is to tell."""
+        """Evaluate `policy`, which must be in its initial state; returns `eval/success_rate` and other
+        metrics."""
         begin = time.perf_counter()
         env = ResidualEnv(self.env, self._executor(policy), composition=0.0)
         episodes = evaluate(env, no_residual(env), self._seeds)
@@ -81,5 +94,5 @@ class SuccessEvaluation:
         return BasePolicyExecutor(policy, self.env, "the policy in training")
 
     def close(self) -> None:
-        """Free the worlds."""
+        """Close the envs."""
         self.env.close()

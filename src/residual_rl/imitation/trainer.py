@@ -1,4 +1,4 @@
-"""Training of an imitation policy: draw windows, step, average, validate, evaluate, save."""
+"""Training of imitation policies: sample windows, step, average weights, validate, evaluate, save."""
 
 from __future__ import annotations
 
@@ -45,14 +45,15 @@ from residual_rl.utils.module_state import load_module_state, module_state
 from residual_rl.utils.signals import stop_signals
 
 VAL_WINDOWS = 4096
-"""At most so many windows are validated on, evenly spread."""
+"""Maximum number of validation windows, evenly spaced."""
 _log = logging.getLogger(__name__)
 
 
 def train(cfg: ImitateCfg, demos: Path, out: Path, resume: bool = False) -> dict[str, Any]:
-    """Train on the demonstrations `demos` into the run folder `out`, or go on with it; see `config.ALGOS` for what it returns.
+    """Train on the demonstrations `demos` into the run folder `out`, or resume it; `config.ALGOS` documents
+    the result.
 
-    A wrong setting or a damaged file is an error before anything is written.
+    Invalid settings and damaged files raise an error before anything is written.
     """
     trainer = Trainer(cfg, demos, RunFolder(out))
     try:
@@ -68,116 +69,149 @@ def train(cfg: ImitateCfg, demos: Path, out: Path, resume: bool = False) -> dict
 
 @dataclass
 class Progress:
-    """Where training stands; part of every checkpoint, and so without times."""
+    """Progress of training. It is part of every checkpoint and therefore has no wall times."""
 
     step: int = 0
     """Gradient steps done."""
     success: float | None = None
-    """Success rate of the best model so far, None before it was evaluated."""
+    """Success rate of the best model so far; None before an evaluation."""
     val_loss: float | None = None
-    """Its validation loss, None without validation."""
+    """Validation loss of the best model so far; None without validation."""
     has_best: bool = False
+    """Whether a best model has been saved."""
 
 
 class Trainer:
-    """Trains one policy.
+    """Trains an imitation policy.
 
     Args:
         cfg: the settings.
-        demos: file of demonstrations, read at once.
-        folder: started or resumed before `learn`; nothing is written before it.
+        demos: file of demonstrations, which is read by the constructor.
+        folder: the run folder. It must be started or resumed before `learn`; the constructor writes nothing.
     """
 
     def __init__(self, cfg: ImitateCfg, demos: Path, folder: RunFolder):
-        self.cfg, self.folder = cfg, folder
+        # Settings and data
+        self.cfg = cfg
+        self.folder = folder
         self.device = usable_device(cfg.device)
         torch.set_num_threads(cfg.torch_threads or min(len(os.sched_getaffinity(0)), 4))
         self.initial = ImitationModel.load(cfg.init_from) if cfg.init_from else None
-        """What training begins with."""
+        """The model to fine-tune."""
         self._read(demos)
+        # Network
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)
             fresh = ImitationModel(self.settings, self.statistics)
         if self.initial is not None:
             initial_weights(fresh, self.initial, cfg.adapt_obs)
-        self.algorithm, self.network = fresh.algorithm, fresh.network.to(self.device).requires_grad_(True).train()
+        self.algorithm = fresh.algorithm
+        self.network = fresh.network.to(self.device).requires_grad_(True).train()
+        # Optimiser and weight average
         named = self.network.named_parameters()
-        self.optimizer = FlatAdam(named, cfg.learning_rate, cfg.max_grad_norm, epsilon=1e-8, weight_decay=cfg.weight_decay)
+        self.optimizer = FlatAdam(
+            named, cfg.learning_rate, cfg.max_grad_norm, epsilon=1e-8, weight_decay=cfg.weight_decay
+        )
         self.ema = ActorEMA(self.network, cfg.ema_power)
         self._predict = compiled(self.network, cfg.compile)
         self.generator = torch.Generator(self.device).manual_seed(cfg.seed)
-        self.progress = Progress()
+        # Observation noise only where observations vary
         varies = (self.statistics.obs_std > 0.0).float()
         if self.settings.obs_padding is not None:
             varies = self.settings.obs_padding.erased(varies)
         self._varies = varies.to(self.device)
-        self._loss_sum, self._loss_count = torch.zeros((), device=self.device), 0
+        # Progress
+        self.progress = Progress()
+        self._loss_sum = torch.zeros((), device=self.device)
+        self._loss_count = 0
         self._note = ""
         self.checkpoints = CheckpointFolder(folder.checkpoints, cfg.keep_checkpoints)
         self.wall_time = 0.0
-        """Seconds over all sessions."""
+        """Duration of all sessions [s]."""
         self._resumed = False
         if self.evaluation is not None:
             self.evaluation.check(self.policy(), self.settings.action_dim)
 
     def close(self) -> None:
-        """Free the worlds."""
+        """Close the evaluation envs."""
         if self.evaluation is not None:
             self.evaluation.close()
 
     def learn(self) -> dict[str, Any]:
         """Train to the end, or until SIGINT or SIGTERM. Returns the summary."""
-        cfg, progress = self.cfg, self.progress
+        cfg = self.cfg
+        progress = self.progress
         session = time.perf_counter() - self.wall_time
         resume_step = progress.step if self._resumed else None
-        with stop_signals() as stop, Logger(self.folder.path, resume_step=resume_step) as logger, self._bar() as bar:
+        with (
+            stop_signals() as stop,
+            Logger(self.folder.path, resume_step=resume_step) as logger,
+            self._bar() as bar,
+        ):
             while progress.step < cfg.total_steps and stop.signal is None:
                 self._step()
                 metrics: Metrics = {}
                 if self._due(cfg.log_freq):
-                    metrics |= self._figures()
+                    metrics |= self._training_metrics()
                 if self._due(cfg.val_freq) or self._due(cfg.eval_freq):
                     metrics |= self._assess()
                 if metrics:
                     self.wall_time = time.perf_counter() - session
                     spent = self.evaluation.spent if self.evaluation else 0.0
-                    logger.log({**metrics, "time/wall": self.wall_time, "time/evaluation": spent}, progress.step)
+                    logger.log(
+                        {**metrics, "time/wall": self.wall_time, "time/evaluation": spent}, progress.step
+                    )
                 bar.update(progress.step, progress.success, self._note)
                 if self._due(cfg.save_freq) or stop.signal is not None:
-                    self.optimizer.check()
+                    self.optimizer.raise_if_nonfinite()
                     self.checkpoints.save(progress.step, self.state_dict())
             self.wall_time = time.perf_counter() - session
-            return self._finish(stop.signal)  # here, where another SIGTERM does not cut it off
+            return self._finish(
+                stop.signal
+            )  # inside `stop_signals`, so that another SIGTERM cannot interrupt it
 
-    # --- the data -----------------------------------------------------------------------------------------------
+    # --- data -----------------------------------------------------------------------------------------------
 
     def _read(self, path: Path) -> None:
-        """The windows, on the device and normalised; what the model is; and the worlds to evaluate it in."""
+        """Read the demonstrations: normalised windows on the device, the model's settings, and the evaluation
+        envs."""
         cfg = self.cfg
+        # Episodes
         with Demonstrations.open(path) as demos:
             count = len(demos) if cfg.n_episodes is None else cfg.n_episodes
             if count > len(demos):
                 raise ConfigError(f"n_episodes is {count}, but {path} has {len(demos)} episodes")
             if not count:
-                raise ConfigError(f"{path} has no episodes to learn from")
+                raise ConfigError(f"{path} has no episodes")
             train_episodes, val_episodes = split_episodes(count, cfg.val_share, cfg.seed)
             read = (demos.episode(i, cfg.obs_keys) for i in range(count))
             pairs = [(demo.obs, demo.intended_actions) for demo in read]
             shapes = {key: tuple(demos.obs_shapes[key]) for key in cfg.obs_keys}
             task_id, task_settings, action_dim = demos.task_id, demos.task_settings, demos.action_dim
-            described = demos.info
+            info = demos.info
+        # Windows
         self.episodes = {"train": len(train_episodes), "val": len(val_episodes)}
         windows = make_windows([pairs[i] for i in train_episodes], cfg.obs_keys)
         if self.initial is not None:
             check_observations(self.initial, cfg, windows.obs.shape[1])
         padding = padding_to(cfg.pad_obs_to, windows.obs.shape[1])
         windows = windows.padded(padding)
+        # Evaluation envs
         self.evaluation: SuccessEvaluation | None = None
-        size, unit = described.get("action_unit"), described.get("action_unit_name")
+        action_unit = info.get("action_unit")
+        action_unit_name = info.get("action_unit_name")
         if cfg.eval_freq:
-            self.evaluation = SuccessEvaluation(task_id, task_settings, cfg.eval_episodes, cfg.num_threads, cfg.eval_share)
-            size, unit = self.evaluation.env.action_unit.tolist(), self.evaluation.env.action_unit_name
-        unet: dict[str, Any] = {"channels": cfg.channels, "kernel_size": cfg.kernel_size, "time_dim": cfg.time_dim}
+            self.evaluation = SuccessEvaluation(
+                task_id, task_settings, cfg.eval_episodes, cfg.num_threads, cfg.eval_share
+            )
+            action_unit = self.evaluation.env.action_unit.tolist()
+            action_unit_name = self.evaluation.env.action_unit_name
+        # Settings of the model
+        unet: dict[str, Any] = {
+            "channels": cfg.channels,
+            "kernel_size": cfg.kernel_size,
+            "time_dim": cfg.time_dim,
+        }
         if cfg.layout != "own":
             unet["layout"] = cfg.layout
         network: dict[str, dict[str, Any]] = {
@@ -197,11 +231,12 @@ class Trainer:
             sampling_steps=cfg.sampling_steps,
             task_id=task_id,
             task_settings=task_settings,
-            action_unit=None if size is None else tuple(size),
-            action_unit_name=unit,
+            action_unit=None if action_unit is None else tuple(action_unit),
+            action_unit_name=action_unit_name,
             num_past_actions=cfg.num_past_actions,
             obs_padding=padding,
         )
+        # Normalisation
         self.statistics = Statistics.of(windows.obs, windows.actions)
         if not cfg.normalize_actions:
             self.statistics = self.statistics.with_raw_actions()
@@ -219,7 +254,9 @@ class Trainer:
 
     def _step(self) -> None:
         cfg, step = self.cfg, self.progress.step
-        chosen = torch.randint(len(self.windows), (cfg.batch_size,), generator=self.generator, device=self.device)
+        chosen = torch.randint(
+            len(self.windows), (cfg.batch_size,), generator=self.generator, device=self.device
+        )
         loss = self._loss(self._predict, self.windows, chosen, self.generator, cfg.obs_noise)
         self.optimizer.learning_rate.fill_(cfg.learning_rate_at(step))
         self.optimizer.step(torch.autograd.grad(loss, self.optimizer.parameters))
@@ -227,7 +264,14 @@ class Trainer:
         self._loss_sum, self._loss_count = self._loss_sum + loss.detach(), self._loss_count + 1
         self.progress.step += 1
 
-    def _loss(self, predict: Any, windows: Windows, chosen: Tensor, generator: torch.Generator, obs_noise: float = 0.0) -> Tensor:
+    def _loss(
+        self,
+        predict: Any,
+        windows: Windows,
+        chosen: Tensor,
+        generator: torch.Generator,
+        obs_noise: float = 0.0,
+    ) -> Tensor:
         cfg = self.cfg
         obs, actions, valid = windows.at(chosen, cfg.num_obs_steps, cfg.chunk_size, cfg.num_past_actions)
         if obs_noise:
@@ -236,10 +280,12 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=cfg.amp):
             return self.algorithm.loss(predict, obs.flatten(1), actions, valid, generator)
 
-    def _figures(self) -> Metrics:
-        self.optimizer.check()
+    def _training_metrics(self) -> Metrics:
+        """Mean loss since the last call, and the learning rate."""
+        self.optimizer.raise_if_nonfinite()
         loss = float(self._loss_sum) / self._loss_count
-        self._loss_sum, self._loss_count = torch.zeros_like(self._loss_sum), 0
+        self._loss_sum = torch.zeros_like(self._loss_sum)
+        self._loss_count = 0
         self._note = f"loss {loss:.4f}"
         return {"train/loss": loss, "train/learning_rate": float(self.optimizer.learning_rate)}
 
@@ -249,26 +295,31 @@ class Trainer:
     def _bar(self) -> ProgressBar:
         return ProgressBar(self.cfg.total_steps, self.progress.step, title="imitate")
 
-    # --- how good it is -----------------------------------------------------------------------------------------
+    # --- evaluation -----------------------------------------------------------------------------------------
 
     def model(self) -> ImitationModel:
-        """What would be deployed now, on the CPU: the averaged weights."""
+        """The current model with the averaged weights, on the CPU."""
         weights: State = {name: tensor.cpu() for name, tensor in self.ema.weights.items()}
         return ImitationModel(self.settings, self.statistics, weights, self.progress.step)
 
     def policy(self) -> BasePolicy:
-        """What is evaluated: the model as it would be deployed."""
+        """The current model as a base policy, for evaluation."""
         return ILPolicy(ILCfg(), self.model(), self.device)
 
     def _assess(self) -> Metrics:
-        """Validate; evaluate if that is due and affordable; keep the model if it is the best so far."""
+        """Validate, evaluate if it is due and within the budget, and save the model if it is the best so
+        far."""
         progress, metrics = self.progress, {}
-        self.optimizer.check()
+        self.optimizer.raise_if_nonfinite()
         val_loss = success = None
         if self.val_windows is not None:
             val_loss = metrics["val/loss"] = self._validate(self.val_windows)
         last = progress.step >= self.cfg.total_steps
-        if self.evaluation and self._due(self.cfg.eval_freq) and (last or self.evaluation.affordable(progress.step)):
+        if (
+            self.evaluation
+            and self._due(self.cfg.eval_freq)
+            and (last or self.evaluation.affordable(progress.step))
+        ):
             metrics |= self.evaluation(self.policy())
             success = metrics["eval/success_rate"]
         if self._better(success, val_loss):
@@ -277,7 +328,8 @@ class Trainer:
         return metrics
 
     def _better(self, success: float | None, val_loss: float | None) -> bool:
-        """Whether a model is the best so far: by success where it is evaluated at all, then by validation loss, then by age."""
+        """Whether the model is the best so far: by success rate if there are evaluations, then by validation
+        loss, then newest."""
         progress = self.progress
         if self.evaluation is not None and success is None:
             return False
@@ -288,18 +340,21 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self, windows: Windows) -> float:
-        """The loss of the averaged weights, with the same noise each time."""
+        """The loss of the averaged weights, with the same noise in each call."""
         network = self.model().network.to(self.device)
         count = min(len(windows), VAL_WINDOWS)
         chosen = torch.linspace(0, len(windows) - 1, count, device=self.device).long()
         generator = torch.Generator(self.device).manual_seed(self.cfg.seed)
-        losses = [self._loss(network, windows, part, generator) * len(part) for part in chosen.split(self.cfg.batch_size)]
+        losses = [
+            self._loss(network, windows, part, generator) * len(part)
+            for part in chosen.split(self.cfg.batch_size)
+        ]
         return float(sum(losses)) / count
 
     # --- saving -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> State:
-        """All that resuming needs."""
+        """The state needed to resume exactly."""
         return {
             "progress": dict(vars(self.progress)),
             "network": module_state(self.network),
@@ -311,19 +366,28 @@ class Trainer:
         }
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint; from the start where there is none yet. Raises `CheckpointError` where it does not fit."""
+        """Restore the newest checkpoint; without one, training starts from the beginning.
+
+        Raises `CheckpointError` if it does not match the settings or the demonstrations.
+        """
         self._resumed = True
         latest = self.checkpoints.latest()
         if latest is None:
-            _log.warning("%s holds no checkpoint yet: training begins anew", self.folder.checkpoints)
+            _log.warning(
+                "%s has no checkpoint yet: training starts from the beginning", self.folder.checkpoints
+            )
             return
         step, state = latest
         name = self.checkpoints.files()[step]
         try:
             mine, size = self.statistics.state_dict(), self.settings.obs_size
-            theirs = Statistics.from_state(state["statistics"], size, self.settings.action_dim, str(name)).state_dict()
+            theirs = Statistics.from_state(
+                state["statistics"], size, self.settings.action_dim, str(name)
+            ).state_dict()
             if any(not torch.equal(mine[key], theirs[key]) for key in mine):
-                raise CheckpointError(f"{name} was trained on other demonstrations than those of now: name the same file and --n-episodes")
+                raise CheckpointError(
+                    f"{name} was trained on different demonstrations: use the same file and --n-episodes"
+                )
             load_module_state(self.network, state["network"], str(name))
             self.ema.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -332,11 +396,13 @@ class Trainer:
             self.progress = Progress(**state["progress"])
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise CheckpointError(
-                f"{name} does not fit this training ({type(error).__name__}: {error}); "
+                f"{name} does not match this training ({type(error).__name__}: {error}); "
                 "resume with the settings and the release that it was written with"
             ) from error
         rows = read_metrics(self.folder.metrics_file) if self.folder.metrics_file.exists() else []
-        self.wall_time = max((row.get("time/wall", 0.0) for row in rows if row["step"] <= self.progress.step), default=0.0)
+        self.wall_time = max(
+            (row.get("time/wall", 0.0) for row in rows if row["step"] <= self.progress.step), default=0.0
+        )
 
     def _finish(self, stopped_by: int | None) -> dict[str, Any]:
         progress, path = self.progress, self.folder.path

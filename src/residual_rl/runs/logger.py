@@ -86,7 +86,7 @@ class Logger:
         self.close()
 
 
-class Means:
+class MetricAverager:
     """What a row of figures says of the updates since the row before: of figures their means, of whole numbers, which count something, the
     latest. A mean over a figure that is NaN or infinite is NaN."""
 

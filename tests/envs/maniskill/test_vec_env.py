@@ -196,7 +196,7 @@ def test_nan_in_a_world_is_caught_in_its_step() -> None:
     env.reset(seed=0)
     env.step(act(1.0, 0.5, 0.0))
     env._sim.poison = float("nan")  # type: ignore[attr-defined]
-    with pytest.raises(NonFiniteError, match=r"reward is not finite in world\(s\) \[0, 1, 2\]") as caught:
+    with pytest.raises(NonFiniteError, match=r"reward is not finite in env\(s\) \[0, 1, 2\]") as caught:
         env.step(act(0.25, 0.25, 0.25))
     dump = caught.value.dump
     assert dump["seed"].tolist() == [0, 1, 2]

@@ -193,27 +193,22 @@ def test_what_is_seen_where_nothing_is_named(names: str, expected: str) -> None:
 
 def test_a_vector_and_features_of_images_stand_beside_each_other() -> None:
     space = Dict({"top": camera(16, 16), "state": vector(5), "goal": vector(2)})
-    sees = Perception(("goal", "top", "state"), space, True, 12, generator(), torch.device("cpu"))
-    assert (sees.image_keys, sees.obs_vector.keys, sees.num_features) == (("top",), ("goal", "state"), 19)
-    assert sees.normalizer is not None
-    assert sees.normalizer.mean.shape == (7,)  # of the vector alone
-    assert sees.encoder is not None
+    perception = Perception(("goal", "top", "state"), space, True, 12, generator(), torch.device("cpu"))
+    assert (perception.image_keys, perception.obs_vector.keys, perception.num_features) == (("top",), ("goal", "state"), 19)
+    assert perception.normalizer is not None
+    assert perception.normalizer.mean.shape == (7,)  # of the vector alone
+    assert perception.encoder is not None
     images, values = pictures(3, 16, 16, 3), torch.randn(3, 7)
-    features = sees.features(values, {"top": images})
+    features = perception.features(values, {"top": images})
     assert torch.equal(features[:, :7], values)
-    assert torch.equal(features[:, 7:], sees.encoder([images]))
+    assert torch.equal(features[:, 7:], perception.encoder([images]))
     with pytest.raises(UnknownNameError, match="unknown observation 'top'"):
-        sees.images({"state": values})
+        perception.images({"state": values})
 
 
 def test_learners_of_vectors_refuse_images() -> None:
     space = Dict({"top": camera(8, 8), "position": vector(2)})
-    with pytest.raises(
-        ConfigError,
-        match=r"'top' \(8, 8, 3\) is an image, and this learner sees vectors alone: .* choose --learner ppo",
-    ):
+    with pytest.raises(ConfigError, match=r"'top' \(8, 8, 3\) is an image, but this learner supports vectors only: .* choose --learner ppo"):
         ObsVector(("position", "top"), space)
-    with pytest.raises(
-        ConfigError, match=r"there is no `state`, but images \(top\): use --obs-mode rgb\+state"
-    ):
+    with pytest.raises(ConfigError, match=r"the env has no `state`, but images \(top\): use --obs-mode rgb\+state"):
         ObsVector(("state",), space)

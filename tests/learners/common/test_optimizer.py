@@ -77,7 +77,7 @@ def test_a_gradient_that_is_not_finite_is_named_and_never_reaches_weights_or_mom
     net = module()
     optimizer = flat(net)
     optimizer.step(torch.autograd.grad(loss(net), optimizer.parameters))
-    optimizer.check()
+    optimizer.raise_if_nonfinite()
     weights, state = copy.deepcopy(net.state_dict()), optimizer.state_dict()
     gradients = list(torch.autograd.grad(loss(net), optimizer.parameters))
     gradients[1] = torch.full_like(gradients[1], torch.nan)
@@ -86,7 +86,7 @@ def test_a_gradient_that_is_not_finite_is_named_and_never_reaches_weights_or_mom
         torch.autograd.grad(loss(net), optimizer.parameters)
     )  # on a GPU good ones may follow before it is checked
     with pytest.raises(NonFiniteError, match=r"the gradient of 0\.bias is not finite"):
-        optimizer.check()
+        optimizer.raise_if_nonfinite()
     assert all(torch.equal(weights[name], tensor) for name, tensor in net.state_dict().items())
     after = optimizer.state_dict()
     assert after["step"].item() == state["step"].item() == 1.0
@@ -100,7 +100,7 @@ def test_a_norm_that_overflows_is_refused_too() -> None:
     optimizer = flat(net)
     optimizer.step([torch.full_like(p, 1e30) for p in optimizer.parameters])
     with pytest.raises(NonFiniteError, match="norm"):
-        optimizer.check()
+        optimizer.raise_if_nonfinite()
 
 
 def test_state_makes_the_same_future_bit_for_bit() -> None:

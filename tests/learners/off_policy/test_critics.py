@@ -1,4 +1,4 @@
-"""Ensembles of critics, against members computed one by one, and the scale of their targets."""
+"""Ensembles of critics, against critics computed one by one, and the scale of their targets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from residual_rl.errors import ConfigError
-from residual_rl.learners.off_policy.critics import Critics, TargetScale
+from residual_rl.learners.off_policy.critics import Critics, PopArt
 
 
 def make(num: int = 3, layer_norm: bool = True, output_init: float = 1.0, seed: int = 0) -> Critics:
@@ -57,22 +57,22 @@ def test_gradients_reach_every_member() -> None:
 
 
 def test_a_scale_that_is_off_changes_nothing() -> None:
-    scale, critics = TargetScale(enabled=False), make()
+    scale, critics = PopArt(enabled=False), make()
     before = critics.weights[-1].clone()
-    scale.take_in(torch.tensor([100.0, 300.0]), critics)
+    scale.update(torch.tensor([100.0, 300.0]), critics)
     assert scale.to_value(torch.tensor(3.0)) == 3.0
     assert scale.to_output(torch.tensor(3.0)) == 3.0
     assert torch.equal(critics.weights[-1], before)
 
 
 def test_targets_are_learned_in_their_own_units_and_values_stay_what_they_were() -> None:
-    scale, critics, target_critics = TargetScale(enabled=True), make(), make(seed=1)
+    scale, critics, target_critics = PopArt(enabled=True), make(), make(seed=1)
     x = torch.randn(9, 5)
     before = [scale.to_value(c(x)) for c in (critics, target_critics)]
-    scale.take_in(torch.tensor([1.0, 5.0]), critics, target_critics)
+    scale.update(torch.tensor([1.0, 5.0]), critics, target_critics)
     assert (scale.mean.item(), scale.std.item()) == pytest.approx((3.0, 2.0))
     assert scale.to_output(torch.tensor([1.0, 5.0])).tolist() == pytest.approx([-1.0, 1.0])
-    scale.take_in(torch.tensor([7.0, 7.0]), critics, target_critics)
+    scale.update(torch.tensor([7.0, 7.0]), critics, target_critics)
     # two batches count alike: mean (3 + 7) / 2, mean square (13 + 49) / 2
     assert (scale.mean.item(), scale.std.item()) == pytest.approx((5.0, math.sqrt(31.0 - 25.0)))
     for ensemble, values in zip((critics, target_critics), before, strict=True):
@@ -81,15 +81,15 @@ def test_targets_are_learned_in_their_own_units_and_values_stay_what_they_were()
 
 
 def test_targets_that_are_all_alike_do_not_divide_by_zero() -> None:
-    scale, critics = TargetScale(enabled=True), make()
-    scale.take_in(torch.full((8,), 2.0), critics)
+    scale, critics = PopArt(enabled=True), make()
+    scale.update(torch.full((8,), 2.0), critics)
     assert scale.std.item() == pytest.approx(1e-3)
     assert torch.isfinite(critics(torch.randn(4, 5))).all()
 
 
 def test_targets_that_are_not_finite_reach_neither_statistics_nor_weights() -> None:
-    scale, critics = TargetScale(enabled=True), make()
-    scale.take_in(torch.tensor([1.0, 5.0]), critics)
-    scale.take_in(torch.tensor([torch.nan, torch.inf]), critics)
+    scale, critics = PopArt(enabled=True), make()
+    scale.update(torch.tensor([1.0, 5.0]), critics)
+    scale.update(torch.tensor([torch.nan, torch.inf]), critics)
     assert scale.mean.item() == pytest.approx(3.0)
     assert all(torch.isfinite(p).all() for p in critics.parameters())

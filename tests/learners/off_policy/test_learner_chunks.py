@@ -10,7 +10,7 @@ import fakes
 import pytest
 import torch
 from chunky import CHUNKY
-from tiny_runs import different, figures
+from tiny_runs import different, metric_rows
 from torch import Tensor
 
 from residual_rl.chunk_residual_env import ChunkResidualEnv
@@ -90,7 +90,7 @@ def test_decisions_by_hand(learner_id: str) -> None:
     assert columns["base_action"].tolist() == [[-1.0, 0.0] * 3] * 3
 
     two = buffer.gather(torch.tensor([0, 1]), 2, cfg.learner.gamma, "truncated")
-    assert two.total.tolist() == pytest.approx([-1.4 + 0.9 * -0.95, -0.95 + 0.9 * 1.95], abs=1e-5)
+    assert two.n_step_return.tolist() == pytest.approx([-1.4 + 0.9 * -0.95, -0.95 + 0.9 * 1.95], abs=1e-5)
     assert two.discount.tolist() == pytest.approx([0.81, 0.0])  # 0.9 for each decision, not for each of its three steps
 
 
@@ -130,4 +130,4 @@ def test_a_run_stores_the_sums_of_its_steps_and_resumes_bit_for_bit(tmp_path: Pa
     pieces = train(tmp_path / "pieces", 240, resume=True)
     states = [runner.state_dict() for runner in (whole, pieces)]
     assert different(*states) == []
-    assert figures(tmp_path / "whole") == figures(tmp_path / "pieces")
+    assert metric_rows(tmp_path / "whole") == metric_rows(tmp_path / "pieces")

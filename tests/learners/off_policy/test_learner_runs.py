@@ -1,4 +1,4 @@
-"""Runs with a replay buffer: rows of figures, exact resuming, segments on disk, a base policy's server that gives up."""
+"""Runs with a replay buffer: rows of metrics, exact resuming, segments on disk, a base policy's server that gives up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from full_disk import fill
-from tiny_runs import config, different, figures, files, train
+from tiny_runs import config, different, files, metric_rows, train
 
 from residual_rl.errors import BasePolicyError, ConfigError
 from residual_rl.evaluation.evaluate import evaluate, no_residual
@@ -40,13 +40,13 @@ def segments(path: Path) -> list[str]:
     return [file.name for file in sorted((path / "replay").iterdir())]
 
 
-# --- rows of figures --------------------------------------------------------------------------------------------------
+# --- rows of metrics --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_rows_come_when_they_are_due_and_at_every_evaluation_and_checkpoint(tmp_path: Path) -> None:
     train(tmp_path / "run", learner="sac", log_freq=24, save_freq=64, eval_freq=80, total_timesteps=128)
-    rows = figures(tmp_path / "run")
+    rows = metric_rows(tmp_path / "run")
     # every 24: 24 48 72 96 120; saved: 64 128; evaluated: 80 and at the end
     assert [row["step"] for row in rows] == [0, 24, 48, 64, 72, 80, 96, 120, 128]
     assert [row["step"] for row in rows if "eval/success_rate" in row] == [0, 80, 128]
@@ -56,7 +56,7 @@ def test_rows_come_when_they_are_due_and_at_every_evaluation_and_checkpoint(tmp_
 def test_a_row_is_the_mean_over_the_updates_since_the_last_one_and_the_latest_count(tmp_path: Path) -> None:
     for name, log_freq in (("each", 0), ("third", 24)):
         train(tmp_path / name, learner="sac", log_freq=log_freq, save_freq=10**6, eval_freq=0, total_timesteps=96)
-    each, third = (figures(tmp_path / name) for name in ("each", "third"))
+    each, third = (metric_rows(tmp_path / name) for name in ("each", "third"))
     assert [row["step"] for row in each] == list(range(0, 97, 8))
     assert [row["step"] for row in third] == [0, 24, 48, 72, 96]
     for i, row in enumerate(third[1:-1]):
@@ -95,18 +95,18 @@ def test_the_first_evaluation_is_the_base_policys_own(tmp_path: Path, learner: s
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"learner": "sac"}, {"learner": "td3", "prog_explore": 200, "normalize_targets": True}], ids=str)
 def test_training_in_pieces_is_training_at_once(tmp_path: Path, settings: dict[str, Any]) -> None:
-    """Stopped where a row is due (96), and where none is (136, 176): figures, files and all that goes on."""
+    """Stopped where a row is due (96), and where none is (136, 176): metrics, files and all that goes on."""
     settings = {**settings, "save_freq": 64}
     whole = train(tmp_path / "whole", **settings)
     path = tmp_path / "pieces"
     train(path, stop_at=96, **settings)
     train(path, stop_at=136, resume=True, **settings)
-    assert figures(path)[-1]["step"] == 136  # what a stopped run shows
+    assert metric_rows(path)[-1]["step"] == 136  # what a stopped run shows
     train(path, stop_at=176, resume=True, **settings)
     pieces = train(path, resume=True, **settings)
     assert different(state(whole), state(pieces)) == []
-    assert figures(tmp_path / "whole") == figures(path)
-    assert 136 not in [row["step"] for row in figures(path)]
+    assert metric_rows(tmp_path / "whole") == metric_rows(path)
+    assert 136 not in [row["step"] for row in metric_rows(path)]
     for folder in ("best_model", "final_model", "eval_results"):
         assert files(tmp_path / "whole" / folder) == files(path / folder), folder
     # 64 rows are eight segments, of which the ring holds three and the kept checkpoints (128, 192, 256) those from the second on
@@ -147,26 +147,7 @@ def test_a_damaged_segment_gives_way_loudly_to_the_checkpoint_before(tmp_path: P
     assert "step_000000168.safetensors is incomplete" in caplog.text
     assert "step_000000160.safetensors is incomplete" in caplog.text
     assert different(state(whole), state(resumed)) == []
-    assert figures(tmp_path / "whole") == figures(path)
-
-
-@pytest.mark.slow
-def test_a_run_of_before_segments_had_files_goes_on(tmp_path: Path) -> None:
-    """Its checkpoint held the whole buffer, and progress knew of no rows that are means."""
-    from residual_rl.runs import checkpoint
-
-    settings = {"learner": "sac", "log_freq": 0}
-    whole = train(tmp_path / "whole", **settings)
-    path = tmp_path / "run"
-    runner = train(path, stop_at=136, **settings)
-    old = state(runner)
-    del old["progress"]["means"], old["progress"]["logged"], old["learner"]["demonstrations"]
-    old["learner"]["num_demonstrations"] = 0
-    for file in [*(path / "replay").iterdir(), *(path / "checkpoints").iterdir()]:
-        file.unlink()
-    checkpoint.save(path / "checkpoints" / "step_000000136.safetensors", old, "checkpoint")
-    assert different(state(whole), state(train(path, resume=True, **settings))) == []
-    assert figures(tmp_path / "whole") == figures(path)
+    assert metric_rows(tmp_path / "whole") == metric_rows(path)
 
 
 # --- a server that gives up -------------------------------------------------------------------------------------------
@@ -192,7 +173,7 @@ def test_where_a_server_gives_up_the_state_before_is_saved_and_little_is_copied(
             return metrics
 
         monkeypatch.setattr(runner, "_update", fail)
-        with pytest.raises(BasePolicyError, match="the server is gone; saved at 168 steps"):
+        with pytest.raises(BasePolicyError, match="the server is gone; saved a checkpoint at 168 steps"):
             runner.learn()
     # in each iteration what is not full, for each checkpoint what is new, and once each what gave way while it was held
     assert len(copied) < 22 + 6 + 6 + 8
@@ -200,7 +181,7 @@ def test_where_a_server_gives_up_the_state_before_is_saved_and_little_is_copied(
     monkeypatch.setattr(replay_buffer, "SEGMENT_ROWS", 8)
     resumed = train(tmp_path / "run", resume=True, **settings)
     assert different(state(whole), state(resumed)) == []
-    assert figures(tmp_path / "whole") == figures(tmp_path / "run")
+    assert metric_rows(tmp_path / "whole") == metric_rows(tmp_path / "run")
 
 
 # --- disks ------------------------------------------------------------------------------------------------------------
@@ -217,8 +198,8 @@ def test_a_disk_with_too_little_room_is_refused_before_training(tmp_path: Path, 
     Usage.free = 100_000
     with pytest.raises(ConfigError) as refusal:
         Runner(config(learner="sac", total_timesteps=64), RunFolder(tmp_path / "not" / "there" / "yet"))
-    figures = [float(word.strip("(")) for word in str(refusal.value).split() if word.strip("(").replace(".", "").isdigit()]
-    free, checkpoints, replay, more = figures
+    metrics = [float(word.strip("(")) for word in str(refusal.value).split() if word.strip("(").replace(".", "").isdigit()]
+    free, checkpoints, replay, more = metrics
     assert (free, more) == (100_000, checkpoints + replay)
     assert replay == 16 * runner.learner.buffer.row_bytes  # type: ignore[attr-defined]  # 64 steps of 4 worlds
     assert "free some space, or choose another --output-dir, a smaller --buffer-size or fewer --keep-checkpoints" in str(refusal.value)

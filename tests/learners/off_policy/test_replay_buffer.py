@@ -58,21 +58,21 @@ def test_n_step_returns_by_hand() -> None:
     available = torch.tensor([3, 3, 3, 2])
     # whole window, ends by termination: 1 + 0.5*2 + 0.25*4, no bootstrap; truncated after 2: 1 + 0.5*2, then 0.25 V;
     # terminated at once: 1; only 2 steps there are: 1 + 0.5*2, then 0.25 V
-    total, discount, last = n_step_returns(reward, terminated, truncated, available, 0.5)
-    assert total.tolist() == [3.0, 2.0, 1.0, 2.0]
+    n_step_return, discount, last = n_step_returns(reward, terminated, truncated, available, 0.5)
+    assert n_step_return.tolist() == [3.0, 2.0, 1.0, 2.0]
     assert discount.tolist() == [0.0, 0.25, 0.0, 0.25]
     assert last.tolist() == [2, 1, 0, 1]
     always = n_step_returns(reward, terminated, truncated, available, 0.5, "always")
     assert always.discount.tolist() == [0.125, 0.25, 0.5, 0.25]
     never = n_step_returns(reward, terminated, truncated, available, 0.5, "never")
     assert never.discount.tolist() == [0.0, 0.0, 0.0, 0.25]
-    assert always.total.tolist() == never.total.tolist() == total.tolist()
+    assert always.n_step_return.tolist() == never.n_step_return.tolist() == n_step_return.tolist()
 
 
 def test_one_step_returns_are_the_reward_and_the_next_value() -> None:
     terminated, truncated = torch.tensor([[NO, YES, NO]]), torch.tensor([[NO, NO, YES]])
-    total, discount, last = n_step_returns(torch.tensor([[3.0, 5.0, 7.0]]), terminated, truncated, torch.tensor([9, 9, 9]), 0.5)
-    assert (total.tolist(), discount.tolist(), last.tolist()) == ([3.0, 5.0, 7.0], [0.5, 0.0, 0.5], [0, 0, 0])
+    n_step_return, discount, last = n_step_returns(torch.tensor([[3.0, 5.0, 7.0]]), terminated, truncated, torch.tensor([9, 9, 9]), 0.5)
+    assert (n_step_return.tolist(), discount.tolist(), last.tolist()) == ([3.0, 5.0, 7.0], [0.5, 0.0, 0.5], [0, 0, 0])
 
 
 # --- the ring ---------------------------------------------------------------------------------------------------------
@@ -82,12 +82,12 @@ def test_windows_end_with_the_episode_and_with_the_data() -> None:
     buffer = filled(5)
     # rewards 1 2 4 | 8 16 in world 0, which terminates in step 2
     terminating = gathered(buffer, 0, 3)
-    assert terminating.total.tolist() == [1 + 0.5 * 2 + 0.25 * 4, 2 + 0.5 * 4, 4, 8 + 0.5 * 16, 16]
+    assert terminating.n_step_return.tolist() == [1 + 0.5 * 2 + 0.25 * 4, 2 + 0.5 * 4, 4, 8 + 0.5 * 16, 16]
     assert terminating.discount.tolist() == [0.0, 0.0, 0.0, 0.25, 0.5]
     assert terminating.next_obs.flatten().tolist() == [102.0, 102.0, 102.0, 104.0, 104.0]
     # and 1 2 | 4 8 16 in world 1, which is truncated in step 1
     truncating = gathered(buffer, 1, 3)
-    assert truncating.total.tolist() == [1 + 0.5 * 2, 2, 4 + 0.5 * 8 + 0.25 * 16, 8 + 0.5 * 16, 16]
+    assert truncating.n_step_return.tolist() == [1 + 0.5 * 2, 2, 4 + 0.5 * 8 + 0.25 * 16, 8 + 0.5 * 16, 16]
     assert truncating.discount.tolist() == [0.25, 0.5, 0.125, 0.25, 0.5]
     assert truncating.next_obs.flatten().tolist() == [111.0, 111.0, 114.0, 114.0, 114.0]
     assert gathered(buffer, 1, 3, "never").discount.tolist() == [0.0, 0.0, 0.125, 0.25, 0.5]
@@ -112,7 +112,7 @@ def test_a_full_ring_forgets_the_oldest_and_windows_go_around_its_end_but_not_be
         buffer.add(row([2.0**t], [float(t)], [NO], [NO]))
     sample = gathered(buffer, 0, 3)
     assert sample.obs.flatten().tolist() == [4.0, 5.0, 2.0, 3.0]
-    assert sample.total.tolist() == [16 + 0.5 * 32, 32, 4 + 0.5 * 8 + 0.25 * 16, 8 + 0.5 * 16 + 0.25 * 32]
+    assert sample.n_step_return.tolist() == [16 + 0.5 * 32, 32, 4 + 0.5 * 8 + 0.25 * 16, 8 + 0.5 * 16 + 0.25 * 32]
     assert sample.discount.tolist() == [0.25, 0.5, 0.125, 0.125]
     assert sample.next_obs.flatten().tolist() == [105.0, 105.0, 104.0, 105.0]
     assert buffer.newest("reward", 3).flatten().tolist() == [8.0, 16.0, 32.0]
@@ -142,7 +142,7 @@ def test_it_agrees_with_a_slow_loop(steps: int, worlds: int, rows: int, n_step: 
                     break
                 k += 1
             stops = {"truncated": terminated[k, world], "always": False, "never": ended}[bootstrap_at_done]
-            assert sample.total[i].item() == pytest.approx(total, abs=1e-5)
+            assert sample.n_step_return[i].item() == pytest.approx(total, abs=1e-5)
             assert sample.discount[i].item() == pytest.approx(0.0 if stops else gamma ** (k + 1 - start), abs=1e-6)
             assert sample.next_obs[i].item() == k + 100.0
 
@@ -249,9 +249,9 @@ def test_segments_are_written_once_and_a_whole_ring_is_made_of_them(monkeypatch:
 
 def test_a_state_of_another_buffer_is_refused() -> None:
     state = through_a_file(filled(5).state_dict())
-    with pytest.raises(CheckpointError, match="has 8 rows, buffer_size and num_envs make it 16"):
+    with pytest.raises(CheckpointError, match="has 8 rows, but buffer_size and num_envs require 16"):
         make(32, 2).load_state_dict(state)
-    with pytest.raises(CheckpointError, match=r"base_action has rows of shape \[2, 1\], the settings make it \[2, 3\]"):
+    with pytest.raises(CheckpointError, match=r"base_action has rows of shape \[2, 1\], but the settings require \[2, 3\]"):
         ReplayBuffer(16, 2, 1, 3, CPU).load_state_dict(state)
     broken = copy.deepcopy(state)
     del broken["segments"]["000000"]["columns"]["reward"]
@@ -273,6 +273,6 @@ def test_a_buffer_that_holds_no_step_or_fits_in_no_memory_is_refused(monkeypatch
         make(8, 16)
     monkeypatch.setattr(replay_buffer, "free_memory", lambda: 2**30)
     # two observations of 1, six actions of 1, the reward: 9 floats, and two booleans
-    with pytest.raises(ConfigError, match=r"buffer_size 56,512,728 needs 2\.0 GiB, cpu has 1\.0 GiB left: choose 22,60\d,\d\d\d or less"):
+    with pytest.raises(ConfigError, match=r"buffer_size 56,512,728 needs 2\.0 GiB, but cpu has 1\.0 GiB left: choose 22,60\d,\d\d\d or less"):
         make(round(2 * 2**30 / 38), 1)
     make(1024, 1)

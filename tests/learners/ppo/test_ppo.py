@@ -289,7 +289,7 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
 def test_calls_out_of_order_are_refused() -> None:
     learner = make()
     generator = torch.Generator().manual_seed(0)
-    with pytest.raises(RuntimeError, match="needs 8 observed steps, there are 0"):
+    with pytest.raises(RuntimeError, match="needs 8 observed steps, but there are 0"):
         learner.update()
     fake_steps(learner, generator, 8)
     with pytest.raises(RuntimeError, match="full"):

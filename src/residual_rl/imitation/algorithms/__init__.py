@@ -1,1 +1,1 @@
-"""Imitation algorithms: losses and samplers."""
+"""Imitation algorithms: their losses and samplers."""

@@ -1,4 +1,4 @@
-"""What the algorithms have in common: a loss on windows, and actions from observations and noise."""
+"""The interface of imitation algorithms: a loss on windows, and a sampler of actions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Network = Callable[..., Tensor]
 
 
 class Algorithm(ABC):
-    """How a network is trained on windows, and asked for actions. It holds settings only; observations and actions are normalised.
+    """The loss and the sampler of a network. An algorithm has settings but no state.
 
-    Shapes: b windows, D = H · O observation, K chunk, A action.
+    Observations and actions are normalised. Shapes: b windows, D = H · O observation, K chunk, A action.
     """
 
     stochastic: ClassVar[bool] = True
@@ -22,11 +22,15 @@ class Algorithm(ABC):
 
     @abstractmethod
     def make_network(self, obs_dim: int, chunk_size: int, action_dim: int) -> nn.Module:
-        """A fresh network for observations of `obs_dim` = D, its weights drawn from torch's global generator."""
+        """Construct the network for observations of size `obs_dim` = D, with weights from torch's global
+        generator."""
 
     @abstractmethod
-    def loss(self, network: Network, obs: Tensor, actions: Tensor, valid: Tensor, generator: Generator) -> Tensor:
-        """The loss, a scalar, of windows `obs` [b, D], `actions` [b, K, A], of which those count that are `valid` [b, K]."""
+    def loss(
+        self, network: Network, obs: Tensor, actions: Tensor, valid: Tensor, generator: Generator
+    ) -> Tensor:
+        """The scalar loss on `obs` [b, D] and `actions` [b, K, A]; only the steps that are `valid` [b, K]
+        count."""
 
     @abstractmethod
     def sample(self, network: Network, obs: Tensor, noise: Tensor, sampling_steps: int) -> Tensor:
@@ -34,6 +38,7 @@ class Algorithm(ABC):
 
 
 def masked_mse(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Mean squared error over the entries [b, K, A] whose steps are `valid` [b, K]; in float32 whatever the prediction is."""
+    """Mean squared error over the entries [b, K, A] whose steps are `valid` [b, K]; in float32 whatever the
+    prediction is."""
     error = (prediction.float() - target.float()).square().mean(-1)
     return (error * valid).sum() / valid.sum().clamp(min=1)

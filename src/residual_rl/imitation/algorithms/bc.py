@@ -1,4 +1,4 @@
-"""Behaviour cloning: an MLP from observations to a chunk of actions, by mean squared error."""
+"""Behaviour cloning: an MLP from observations to a chunk of actions, trained by mean squared error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from residual_rl.imitation.networks.unet import ChunkMLP
 
 
 class BC(Algorithm):
-    """Gives the mean of the demonstrated actions, which between two ways to do a thing may be neither.
+    """Behaviour cloning. It predicts the mean of the demonstrated actions, which can be wrong for multimodal
+    data.
 
     Source: Pomerleau, "ALVINN: an autonomous land vehicle in a neural network", 1988.
     """
@@ -24,7 +25,9 @@ class BC(Algorithm):
     def make_network(self, obs_dim: int, chunk_size: int, action_dim: int) -> nn.Module:
         return ChunkMLP(obs_dim, chunk_size, action_dim, self.hidden_sizes)
 
-    def loss(self, network: Network, obs: Tensor, actions: Tensor, valid: Tensor, generator: Generator) -> Tensor:  # noqa: ARG002
+    def loss(
+        self, network: Network, obs: Tensor, actions: Tensor, valid: Tensor, generator: Generator  # noqa: ARG002
+    ) -> Tensor:
         return masked_mse(network(obs), actions, valid)
 
     def sample(self, network: Network, obs: Tensor, noise: Tensor, sampling_steps: int) -> Tensor:  # noqa: ARG002

@@ -1,11 +1,14 @@
-"""The conditional 1-D U-Net in the layout of public Diffusion Policy checkpoints: names and shapes of its tensors, and its arithmetic.
+"""The conditional 1-D U-Net in the layout of public Diffusion Policy checkpoints: names and shapes of its
+tensors, and its arithmetic.
 
-Source: `ConditionalUnet1D` of Chi et al., "Diffusion Policy", 2023, in the form of its authors' notebook, which ManiSkill's
-`diffusion_policy` baseline and Policy Decorator (Yuan et al., 2024) train and save. What differs from `networks.UNet`: observations go as
-they are into the condition, behind the embedding of the time; the activation is Mish, also before a block's layer of the condition; a
-channel becomes scale · x + shift, without 1 +; steps are doubled by a transposed convolution; and the time's layers are wider.
+Source: `ConditionalUnet1D` of Chi et al., "Diffusion Policy", 2023, in the form of its authors' notebook,
+which ManiSkill's `diffusion_policy` baseline and Policy Decorator (Yuan et al., 2024) train and save. What
+differs from `networks.UNet`: observations go as they are into the condition, behind the embedding of the
+time; the activation is Mish, also before a block's layer of the condition; a channel becomes scale · x +
+shift, without 1 +; steps are doubled by a transposed convolution; and the time's layers are wider.
 
-Shapes: L steps of the chunk, C channels, D condition. Tensors are [b, L, C], channels last, though weights lie as torch's layers have them.
+Shapes: L steps of the chunk, C channels, D condition. Tensors are [b, L, C], channels last, though weights
+lie as torch's layers have them.
 """
 
 from __future__ import annotations
@@ -41,7 +44,9 @@ class Block(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel_size: int):
         super().__init__()
-        self.block = nn.Sequential(StepConv(inputs, outputs, kernel_size), StepNorm(GROUPS, outputs), nn.Mish())
+        self.block = nn.Sequential(
+            StepConv(inputs, outputs, kernel_size), StepNorm(GROUPS, outputs), nn.Mish()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.block(x)
@@ -49,11 +54,14 @@ class Block(nn.Module):
 
 
 class ConditionedBlocks(nn.Module):
-    """Two blocks with a way around them; between the two each channel is scaled and shifted by the condition [b, D]."""
+    """Two blocks with a way around them; between the two each channel is scaled and shifted by the condition
+    [b, D]."""
 
     def __init__(self, inputs: int, outputs: int, condition_dim: int, kernel_size: int):
         super().__init__()
-        self.blocks = nn.ModuleList([Block(inputs, outputs, kernel_size), Block(outputs, outputs, kernel_size)])
+        self.blocks = nn.ModuleList(
+            [Block(inputs, outputs, kernel_size), Block(outputs, outputs, kernel_size)]
+        )
         self.cond_encoder = nn.Sequential(nn.Mish(), nn.Linear(condition_dim, 2 * outputs))
         self.residual_conv = StepConv(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
@@ -78,8 +86,8 @@ class Halving(nn.Module):
 class Doubling(nn.Module):
     """Transposed convolution with kernel 4, stride 2 and padding 1: [b, L, C] → [b, 2 L, C].
 
-    Two linear layers on pairs of neighbours: the step 2 t is made of t − 1 and t, and 2 t + 1 of t and t + 1. Measured on a CPU, that takes
-    half of the time of torch's.
+    Two linear layers on pairs of neighbours: the step 2 t is made of t − 1 and t, and 2 t + 1 of t and t + 1.
+    Measured on a CPU, that takes half of the time of torch's.
     """
 
     def __init__(self, channels: int):
@@ -87,7 +95,9 @@ class Doubling(nn.Module):
         self.conv = nn.ConvTranspose1d(channels, channels, 4, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        pairs = F.pad(x, (0, 0, 1, 1)).unfold(1, 2, 1).flatten(2)  # [b, L + 1, 2 C]: a step and the one after it
+        pairs = (
+            F.pad(x, (0, 0, 1, 1)).unfold(1, 2, 1).flatten(2)
+        )  # [b, L + 1, 2 C]: a step and the one after it
         kernel = self.conv.weight.transpose(0, 1)  # [outputs, inputs, 4]
         even = F.linear(pairs[:, :-1], kernel[..., [3, 1]].flatten(1), self.conv.bias)
         odd = F.linear(pairs[:, 1:], kernel[..., [2, 0]].flatten(1), self.conv.bias)
@@ -95,12 +105,21 @@ class Doubling(nn.Module):
 
 
 class ConditionalUNet(nn.Module):
-    """From a chunk of actions [b, L, A], a time [b] and a vector of observations [b, O] to a vector for each step, [b, L, A].
+    """From a chunk of actions [b, L, A], a time [b] and a vector of observations [b, O] to a vector for each
+    step, [b, L, A].
 
     Args: as those of `networks.UNet`, but that `time_dim` is the size of the time's embedding alone.
     """
 
-    def __init__(self, chunk_size: int, action_dim: int, obs_dim: int, channels: Sequence[int], kernel_size: int, time_dim: int):
+    def __init__(
+        self,
+        chunk_size: int,
+        action_dim: int,
+        obs_dim: int,
+        channels: Sequence[int],
+        kernel_size: int,
+        time_dim: int,
+    ):
         super().__init__()
         check_unet(chunk_size, channels, kernel_size, time_dim)
         self.time_dim = time_dim
@@ -121,8 +140,12 @@ class ConditionalUNet(nn.Module):
         self.down_modules = nn.ModuleList(level(n, m, Halving(m)) for n, m in down[:-1])
         self.down_modules.append(level(*down[-1], nn.Identity()))
         self.mid_modules = nn.ModuleList(pair(deepest, deepest))
-        self.up_modules = nn.ModuleList(level(2 * n, m, Doubling(m)) for n, m in itertools.pairwise(reversed(channels)))
-        self.final_conv = nn.Sequential(Block(channels[0], channels[0], kernel_size), StepConv(channels[0], action_dim, 1))
+        self.up_modules = nn.ModuleList(
+            level(2 * n, m, Doubling(m)) for n, m in itertools.pairwise(reversed(channels))
+        )
+        self.final_conv = nn.Sequential(
+            Block(channels[0], channels[0], kernel_size), StepConv(channels[0], action_dim, 1)
+        )
 
     @property
     def observing(self) -> tuple[str, ...]:

@@ -1,4 +1,5 @@
-"""The networks of imitation: an MLP, and a 1-D convolutional U-Net over a chunk of actions, conditioned on observations and time.
+"""The networks of imitation: an MLP, and a 1-D convolutional U-Net over a chunk of actions, conditioned on
+observations and time.
 
 Shapes: L steps of the chunk, C channels, D condition. Tensors of the U-Net are [b, L, C], channels last.
 """
@@ -40,11 +41,11 @@ class ChunkMLP(nn.Module):
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1) -> Tensor:
-    """Convolution over the steps of `x` [b, L, C] with `weight` [outputs, C, kernel_size], whose size is odd, padded by zeros:
-    [b, ceil(L / stride), outputs].
+    """Convolution over the steps of `x` [b, L, C] with `weight` [outputs, C, kernel_size], whose size is odd,
+    padded by zeros: [b, ceil(L / stride), outputs].
 
-    In float64, for which torch has no fast convolution on a CPU, it is a product with the unfolded steps: measured, a quarter to two
-    thirds of the convolution's time.
+    In float64, for which torch has no fast convolution on a CPU, it is a product with the unfolded steps:
+    measured, a quarter to two thirds of the convolution's time.
     """
     size = weight.shape[-1]
     if x.dtype == torch.float64:
@@ -77,7 +78,8 @@ class ConvBlock(nn.Module):
 
 
 class FilmBlock(nn.Module):
-    """Two convolution blocks with a way around them; between the two each channel is scaled and shifted by the condition [b, D].
+    """Two convolution blocks with a way around them; between the two each channel is scaled and shifted by
+    the condition [b, D].
 
     Source: Perez et al., "FiLM: visual reasoning with a general conditioning layer", 2018.
     """
@@ -109,13 +111,15 @@ class FilmPair(nn.Module):
 
 
 class UNet(nn.Module):
-    """From a chunk of actions [b, L, A], a time [b] and a vector of observations [b, O] to a vector for each step, [b, L, A].
+    """From a chunk of actions [b, L, A], a time [b] and a vector of observations [b, O] to a vector for each
+    step, [b, L, A].
 
-    Down a level the steps are halved and the channels are `channels[i]`; up again each level sees what it gave on the way down.
-    Source: the conditional U-Net of Chi et al., "Diffusion Policy", 2023, which is that of Janner et al., "Planning with diffusion for
-    flexible behavior synthesis", 2022. Deviations: the observations pass through a layer of their own before they are joined with the
-    time (theirs go in raw, where the activation folds negative values), steps are doubled by a linear layer that makes two of one, and the
-    activation is SiLU: theirs, Mish, is alike in form and takes twice the time on a CPU.
+    Down a level the steps are halved and the channels are `channels[i]`; up again each level sees what it
+    gave on the way down. Source: the conditional U-Net of Chi et al., "Diffusion Policy", 2023, which is that
+    of Janner et al., "Planning with diffusion for flexible behavior synthesis", 2022. Deviations: the
+    observations pass through a layer of their own before they are joined with the time (theirs go in raw,
+    where the activation folds negative values), steps are doubled by a linear layer that makes two of one,
+    and the activation is SiLU: theirs, Mish, is alike in form and takes twice the time on a CPU.
 
     Args:
         chunk_size: L; divisible by 2 for each level but the last.
@@ -129,12 +133,24 @@ class UNet(nn.Module):
     observing = ("obs_layers.0.weight",)
     """Weights whose last columns, all of them here, read the observations."""
 
-    def __init__(self, chunk_size: int, action_dim: int, obs_dim: int, channels: Sequence[int], kernel_size: int, time_dim: int):
+    def __init__(
+        self,
+        chunk_size: int,
+        action_dim: int,
+        obs_dim: int,
+        channels: Sequence[int],
+        kernel_size: int,
+        time_dim: int,
+    ):
         super().__init__()
         check_unet(chunk_size, channels, kernel_size, time_dim)
         self.time_dim = time_dim
-        self.time_layers = nn.Sequential(nn.Linear(time_dim, 2 * time_dim), nn.SiLU(), nn.Linear(2 * time_dim, time_dim))
-        self.obs_layers = nn.Sequential(nn.Linear(obs_dim, 2 * time_dim), nn.SiLU(), nn.Linear(2 * time_dim, time_dim))
+        self.time_layers = nn.Sequential(
+            nn.Linear(time_dim, 2 * time_dim), nn.SiLU(), nn.Linear(2 * time_dim, time_dim)
+        )
+        self.obs_layers = nn.Sequential(
+            nn.Linear(obs_dim, 2 * time_dim), nn.SiLU(), nn.Linear(2 * time_dim, time_dim)
+        )
 
         def pair(inputs: int, outputs: int) -> FilmPair:
             return FilmPair(inputs, outputs, 2 * time_dim, kernel_size)
@@ -145,7 +161,9 @@ class UNet(nn.Module):
         self.middle = pair(channels[-1], channels[-1])
         self.up = nn.ModuleList(pair(2 * n, m) for n, m in steps_up)
         self.grow = nn.ModuleList(nn.Linear(m, 2 * m) for _, m in steps_up)
-        self.last = nn.Sequential(ConvBlock(channels[0], channels[0], kernel_size), nn.Linear(channels[0], action_dim))
+        self.last = nn.Sequential(
+            ConvBlock(channels[0], channels[0], kernel_size), nn.Linear(channels[0], action_dim)
+        )
 
     def forward(self, x: Tensor, time: Tensor, obs: Tensor) -> Tensor:
         moment = self.time_layers(embedding(time, self.time_dim).to(obs.dtype))
@@ -178,7 +196,9 @@ def embedding(time: Tensor, size: int) -> Tensor:
 def check_unet(chunk_size: int, channels: Sequence[int], kernel_size: int, time_dim: int) -> None:
     """Raise `ConfigError` for settings that make no U-Net."""
     if not channels or any(n < GROUPS or n % GROUPS for n in channels):
-        raise ConfigError(f"channels must be multiples of {GROUPS}, one for each level, not {tuple(channels)}")
+        raise ConfigError(
+            f"channels must be multiples of {GROUPS}, one for each level, not {tuple(channels)}"
+        )
     multiple = 2 ** (len(channels) - 1)
     if chunk_size < 1 or chunk_size % multiple:
         raise ConfigError(

@@ -1,1 +1,1 @@
-"""What all learners are built from."""
+"""Components shared by all learners."""

@@ -1,4 +1,4 @@
-"""Augmentation of images, on the device that they are on."""
+"""Image augmentation, computed on the device of the images."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ from torch import Tensor
 
 
 def random_shift(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
-    """Each image shifted by whole pixels, drawn uniformly from -`pad` to `pad` in both directions; its edge pixels fill the rest.
+    """Shift each image by a random number of pixels, uniform in [-`pad`, `pad`] per axis, and repeat its edge
+    pixels.
 
-    That is a random crop of H x W pixels from the image padded by `pad` repeated edge pixels.
+    This equals a random crop of H x W pixels from the image after padding it with `pad` copies of its edge
+    pixels.
 
-    Source: Kostrikov et al., "Image Augmentation Is All You Need", 2020; Yarats et al., "Mastering Visual Continuous Control", 2021.
+    Source: Kostrikov et al., "Image Augmentation Is All You Need", 2020; Yarats et al., "Mastering Visual
+    Continuous Control", 2021.
 
     Args:
-        images: [b, H, W, C] of any type, which stays.
-        pad: the largest shift [pixels]; 0 draws nothing.
-        generator: what the shifts are drawn from, on the images' device.
+        images: [b, H, W, C] of any dtype.
+        pad: largest shift [pixels]; 0 returns the images unchanged, without a draw.
+        generator: generator of the shifts, on the device of the images.
+
+    Returns:
+        The shifted images, [b, H, W, C] of the same dtype.
     """
     if pad == 0:
         return images
@@ -25,7 +31,8 @@ def random_shift(images: Tensor, pad: int, generator: torch.Generator) -> Tensor
 
 
 def shift(images: Tensor, shifts: Tensor) -> Tensor:
-    """`images` [b, H, W, C] seen from `shifts` [b, 2] (int64) pixels further down and to the right; edge pixels are repeated."""
+    """Move the view of `images` [b, H, W, C] by `shifts` [b, 2] (int64: down, right) [pixels]; edge pixels
+    are repeated."""
     b, height, width, channels = images.shape
     rows = (torch.arange(height, device=images.device) + shifts[:, :1]).clamp(0, height - 1)
     columns = (torch.arange(width, device=images.device) + shifts[:, 1:]).clamp(0, width - 1)

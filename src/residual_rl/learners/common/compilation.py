@@ -1,4 +1,4 @@
-"""The two ways to make a learner's step faster, each behind its own flag: `torch.compile` and CUDA graphs."""
+"""Optional acceleration of a learner's steps: `torch.compile` and CUDA graphs, each with its own flag."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ log = logging.getLogger(__name__)
 
 
 def compiled(function: Callable[..., Any], enabled: bool) -> Callable[..., Any]:
-    """`function` through `torch.compile`, for static shapes. On a CPU it needs a C++ compiler and gains little."""
+    """Compile `function` for static shapes if `enabled`. On a CPU this needs a C++ compiler and gains
+    little."""
     return torch.compile(function, dynamic=False) if enabled else function
 
 
 def cuda_graphed(
     function: Callable[..., Tensor], enabled: bool, device: torch.device, is_compiled: bool
 ) -> Callable[..., Tensor]:
-    """`function` recorded as a CUDA graph and replayed. It must take tensors of constant shapes and not synchronise with the GPU.
+    """Record `function` as a CUDA graph and replay it, if `enabled`.
 
-    On other devices it runs eagerly, with a warning. Raises `MissingDependencyError` where tensordict is not installed.
+    The function must take tensors of constant shapes and must not synchronise with the device. On other
+    devices than CUDA it runs eagerly, with a warning in the log. Raises `MissingDependencyError` if tensordict is not
+    installed.
     """
     if not enabled:
         return function
@@ -37,5 +40,5 @@ def cuda_graphed(
         fix = "install it with `pip install 'residual-rl[cudagraphs]'`, or leave out --cudagraphs"
         raise MissingDependencyError("tensordict, which records CUDA graphs,", fix) from error
 
-    warmup = 4 if is_compiled else 2  # compilation must be over before the recording
+    warmup = 4 if is_compiled else 2  # compilation must finish before the recording
     return cast("Callable[..., Tensor]", CudaGraphModule(cast("Any", function), warmup=warmup, device=device))

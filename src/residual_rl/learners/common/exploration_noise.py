@@ -1,4 +1,4 @@
-"""Exploration noise that is correlated in time, per world."""
+"""Exploration noise that is correlated in time, independently for each env."""
 
 from __future__ import annotations
 
@@ -9,22 +9,31 @@ from torch import Tensor, nn
 
 
 class Noise(NamedTuple):
-    """One draw: `value = shift + spread * (white noise)`, where `shift` and `spread` were known before the draw."""
+    """One sample: `value = shift + spread * (white noise)`, where `shift` and `spread` follow from the
+    earlier samples."""
 
     value: Tensor
     """[B, A], marginally N(0, 1)."""
     shift: Tensor
-    """[B, A]: what the worlds' earlier noise predicts."""
+    """[B, A]: conditional mean, given the earlier noise of the env."""
     spread: Tensor
-    """[B, 1]: standard deviation of the rest."""
+    """[B, 1]: conditional standard deviation."""
 
 
 class CorrelatedNoise(nn.Module):
-    """First-order autoregressive noise of stationary unit variance: `eps[t] = rho * eps[t-1] + sqrt(1 - rho^2) * white[t]`.
+    """First-order autoregressive noise of stationary unit variance: `eps[t] = rho * eps[t-1] + sqrt(1 -
+    rho^2) * white[t]`.
 
-    A world whose episode ended starts anew from N(0, 1), so that nothing of one episode reaches the next. With `correlation`
-    0 it is white. It draws from a generator of its own. Compare Hollenstein et al., "Colored Noise in PPO", AAAI 2024,
-    who shape the noise's spectrum instead.
+    At the start of an episode the noise is drawn from N(0, 1), so that episodes are independent. With
+    `correlation` 0 the noise is white. It has its own generator. Compare Hollenstein et al., "Colored Noise
+    in PPO", AAAI 2024, who shape the spectrum of the noise instead.
+
+    Args:
+        num_envs: B.
+        action_dim: A.
+        correlation: rho, in [0, 1).
+        seed: seed of the generator.
+        device: device of the generator and the samples.
     """
 
     previous: Tensor
@@ -39,12 +48,12 @@ class CorrelatedNoise(nn.Module):
         self.register_buffer("previous", torch.zeros(num_envs, action_dim, device=device))
         self.register_buffer(
             "rho", torch.zeros(num_envs, 1, device=device)
-        )  # 0 where the next draw starts anew
+        )  # 0 in envs at the start of an episode
         self.register_buffer("_zero", torch.zeros(num_envs, action_dim, device=device), persistent=False)
         self.register_buffer("_one", torch.ones(num_envs, 1, device=device), persistent=False)
 
     def sample(self) -> Noise:
-        """The noise of the next step of all worlds."""
+        """Draw the noise of all envs for the next step."""
         white = torch.randn(self.previous.shape, generator=self.generator, device=self.previous.device)
         if self.correlation == 0.0:
             return Noise(white, self._zero, self._one)
@@ -56,5 +65,5 @@ class CorrelatedNoise(nn.Module):
         return Noise(value, shift, spread)
 
     def restart(self, ended: Tensor) -> None:
-        """Start anew in the worlds where `ended` [B] (bool) is true."""
+        """Forget the earlier noise of the envs where `ended` [B] (bool) is true."""
         self.rho.masked_fill_(ended.unsqueeze(1), 0.0)

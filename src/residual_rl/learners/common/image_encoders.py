@@ -1,4 +1,4 @@
-"""Image encoders: features of any set of cameras."""
+"""Convolutional encoders for the images of any set of cameras."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NATURE = ((32, 8, 4, 0), (64, 4, 2, 0), (64, 3, 1, 0))
 _SMALL = ((32, 3, 2, 1), (64, 3, 2, 1), (64, 3, 1, 1))
 """Layers: channels, kernel, stride, padding [pixels]."""
 _NATURE_SIDE = 36
-"""The least side of an image that leaves something of it after the layers of `_NATURE` [pixels]."""
+"""Smallest image side for which the layers of `_NATURE` have a nonempty output [pixels]."""
 _MAX_PIXELS = 256 * 256
 
 
@@ -28,17 +28,18 @@ def is_image(entry: Any) -> bool:
 class ConvEncoder(nn.Module):
     """Features [b, F] in (-1, 1) of images [b, H, W, C] uint8 of one size.
 
-    The three layers of Mnih et al., "Human-level control through deep reinforcement learning", Nature 2015, with ReLU, on pixels from -0.5
-    to 0.5. Images with a side below 36 pixels, of which those would leave nothing, have layers of 3 x 3 with strides 2, 2 and 1. A linear
-    projection, layer normalisation without learned gain and tanh follow, as in Yarats et al., "Mastering Visual Continuous Control", 2021:
-    features are then of the size of the normalised vectors that they stand beside.
+    The encoder has the three convolutions of Mnih et al., "Human-level control through deep reinforcement
+    learning", Nature 2015, with ReLU, applied to pixels scaled to [-0.5, 0.5]. For images with a side below
+    36 pixels, which are too small for these, it has 3 x 3 convolutions with strides 2, 2 and 1. A linear
+    projection, layer normalisation without learned gain and tanh follow, as in Yarats et al., "Mastering
+    Visual Continuous Control", 2021, so that features have the same magnitude as normalised state vectors.
 
     Args:
         height: H.
         width: W.
         channels: C.
         num_features: F.
-        generator: what the weights, orthogonal with gain √2, are drawn from (CPU).
+        generator: generator of the weights (CPU), which are orthogonal with gain √2.
     """
 
     def __init__(self, height: int, width: int, channels: int, num_features: int, generator: torch.Generator):
@@ -55,7 +56,7 @@ class ConvEncoder(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        # [b, H, W, C] seen as [b, C, H, W] is already in torch's channels-last format: nothing is moved
+        # [b, H, W, C] viewed as [b, C, H, W] is in torch's channels-last format: no data is copied
         x = images.permute(0, 3, 1, 2).to(self.projection.weight.dtype).div(255.0).sub(0.5)
         for conv in self.convs:
             x = F.relu(conv(x))
@@ -64,14 +65,14 @@ class ConvEncoder(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Features [b, size] of several cameras' images.
+    """Features [b, size] of the images of several cameras.
 
-    Cameras of the same size are stacked on channels for one `ConvEncoder`, and each further size has one of its own.
+    The images of cameras with the same resolution are stacked along the channels and share one `ConvEncoder`.
 
     Args:
         shapes: (H, W, C) of each camera by name, in the order in which `forward` takes their images.
-        num_features: of each `ConvEncoder`.
-        generator: what the weights are drawn from (CPU).
+        num_features: number of features per `ConvEncoder`.
+        generator: generator of the weights (CPU).
 
     Raises:
         ConfigError: an image is too large.
@@ -85,14 +86,14 @@ class ImageEncoder(nn.Module):
             if height * width > _MAX_PIXELS:
                 raise ConfigError(
                     f"image {name!r} of {height} x {width} pixels is too large to learn from: choose a smaller --image-size, "
-                    "about 64 to 128, or leave it out of --obs-keys"
+                    "about 64 to 128, or remove it from --obs-keys"
                 )
             by_size.setdefault((height, width), []).append(i)
             channels.append(c)
         self._groups = list(by_size.values())
         self.encoders = nn.ModuleList(
-            ConvEncoder(height, width, sum(channels[i] for i in members), num_features, generator)
-            for (height, width), members in by_size.items()
+            ConvEncoder(height, width, sum(channels[i] for i in camera_ids), num_features, generator)
+            for (height, width), camera_ids in by_size.items()
         )
         self.size = num_features * len(self._groups)
 
@@ -102,5 +103,9 @@ class ImageEncoder(nn.Module):
         )
 
     def _stacks(self, images: Sequence[Tensor]) -> Iterator[Tensor]:
-        for members in self._groups:
-            yield torch.cat([images[i] for i in members], -1) if len(members) > 1 else images[members[0]]
+        for camera_ids in self._groups:
+            yield (
+                torch.cat([images[i] for i in camera_ids], -1)
+                if len(camera_ids) > 1
+                else images[camera_ids[0]]
+            )

@@ -1,4 +1,4 @@
-"""Networks of the learners: what they see of named observations, MLPs on it, and the residual policy that acts."""
+"""Networks of the learners: perception of named observations, MLPs, and PPO's residual policy."""
 
 from __future__ import annotations
 
@@ -37,18 +37,19 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
     "silu": F.silu,
 }
-"""By name; they may overwrite what they are given."""
+"""Activations by name. They may modify their argument in place."""
 
 
 _ROBOT_KEYS = ("joint_position", "joint_velocity", "joint_target", "ee_position", "tcp_pose")
-"""What a robot knows of itself, by the names that envs share."""
+"""Names of proprioceptive observations that envs share."""
 
 
 def default_obs_keys(space: ObsSpace) -> tuple[str, ...]:
-    """The observations that a policy sees where none are named: `state`, the base action and all cameras.
+    """The default observations of a policy: `state`, the base action and all cameras.
 
-    An env with cameras and without `state` means to be learned from what a real robot has: then `proprioception` stands for `state`, or,
-    where there is none, what is named of the robot itself. Other quantities, such as an object's pose, may be known to a simulator alone.
+    An env with cameras but without `state` is meant for policies that read only what a real robot can
+    measure. There, `proprioception` replaces `state`, or, if it is missing, all proprioceptive observations
+    by name. Other quantities, such as an object's pose, may be available in simulation only and are left out.
     """
     space = getattr(space, "spaces", space)
     images = [name for name in space if is_image(space[name])]
@@ -63,15 +64,21 @@ def default_obs_keys(space: ObsSpace) -> tuple[str, ...]:
 
 
 class ObsVector:
-    """Joins named observations into one float vector [B, O], in the order of `keys`; O is 0 where there are none.
+    """Concatenates named observations into one float vector [B, O], in the order of `keys`. O is 0 without
+    keys.
 
-    `space` gives each name's shape without the batch: a `gymnasium.spaces.Dict` of one world's observation, or a mapping of
-    names to shapes. Raises `UnknownNameError` for a name it does not hold and `ConfigError` for images, which `Perception` encodes.
+    Args:
+        keys: names of the observations.
+        space: a `gymnasium.spaces.Dict` of a single env, or a mapping of names to shapes without the batch.
+
+    Raises:
+        UnknownNameError: a key that is not in `space`.
+        ConfigError: a key that names an image; `Perception` encodes those.
     """
 
     def __init__(self, keys: Sequence[str], space: ObsSpace):
         self.keys = tuple(keys)
-        space = getattr(space, "spaces", space)  # `in` of a Dict space asks for whole observations
+        space = getattr(space, "spaces", space)  # `in` on a Dict space tests whether it contains a sample
         self.size = 0
         for key in self.keys:
             if key not in space:
@@ -81,13 +88,13 @@ class ObsVector:
             shape = getattr(entry, "shape", entry)
             if is_image(entry):
                 raise ConfigError(
-                    f"observation {key!r} {tuple(shape)} is an image, and this learner sees vectors alone: take it out of --obs-keys, "
-                    "or choose --learner ppo"
+                    f"observation {key!r} {tuple(shape)} is an image, but this learner supports vectors only: "
+                    "remove it from --obs-keys, or choose --learner ppo"
                 )
             self.size += math.prod(shape)
 
     def __call__(self, obs: Obs, device: torch.device, out: Tensor | None = None) -> Tensor:
-        """The vector [B, O] float32 on `device`, written into `out` where given."""
+        """The vector [B, O] float32 on `device`, written into `out` if given."""
         parts = []
         for key in self.keys:
             if key not in obs:
@@ -99,12 +106,12 @@ class ObsVector:
 
 
 def _refuse_images_alone(key: str, space: Mapping[str, Any]) -> None:
-    """Where the env gives images in place of `state`, the name alone would not say what is amiss."""
+    """Raise a more helpful error if `state` is missing because the env has images instead."""
     images = [name for name in space if is_image(space[name])]
     if key == "state" and images:
         raise ConfigError(
-            f"there is no `state`, but images ({', '.join(images)}): use --obs-mode rgb+state, or name what is to be seen in --obs-keys "
-            "(images are for --learner ppo, which without --obs-keys sees what there is)"
+            f"the env has no `state`, but images ({', '.join(images)}): use --obs-mode rgb+state, or list the "
+            "observations in --obs-keys (only --learner ppo supports images; without --obs-keys it uses all of them)"
         )
 
 
@@ -119,10 +126,16 @@ class UninitializedLinear(nn.Linear):
 
 
 class MLP(nn.Module):
-    """Linear layers with an activation between them. Weights are orthogonal (gain √2), biases zero, the last layer all zero.
+    """Linear layers with an activation between them. Weights are orthogonal (gain √2) and biases zero; the
+    last layer is zero.
 
-    Source: Saxe et al., "Exact solutions to the nonlinear dynamics of learning in deep linear neural networks", 2014. Draws come
-    from `generator` (CPU), never from torch's global one.
+    Source: Saxe et al., "Exact solutions to the nonlinear dynamics of learning in deep linear neural
+    networks", 2014.
+
+    Args:
+        sizes: sizes of the input, the hidden layers and the output.
+        activation: a name in `ACTIVATIONS`.
+        generator: generator of the weights (CPU), instead of torch's global one.
     """
 
     def __init__(self, sizes: Sequence[int], activation: str, generator: torch.Generator):
@@ -137,7 +150,8 @@ class MLP(nn.Module):
         nn.init.zeros_(layers[-1].weight)
         nn.init.zeros_(layers[-1].bias)
         self.layers = nn.ModuleList(layers)
-        self._hidden, self._last = tuple(layers[:-1]), layers[-1]  # a ModuleList is slow to slice
+        self._hidden = tuple(layers[:-1])  # slicing a ModuleList is slow
+        self._last = layers[-1]
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self._hidden:
@@ -146,15 +160,16 @@ class MLP(nn.Module):
 
 
 class Perception(nn.Module):
-    """What a network sees of named observations: a vector, normalised, and features of images beside it.
+    """Computes the input of a network from named observations: a normalised vector and the features of
+    images.
 
     Args:
         keys: names of vectors and cameras.
         space: see `ObsVector`.
-        normalize: keep running statistics of the vector, to normalise it by; images have none.
-        image_features: see `ImageEncoder`.
-        generator: what the encoder's weights are drawn from (CPU).
-        device: where it computes.
+        normalize: normalise the vector by running statistics.
+        image_features: features per image encoder; see `ImageEncoder`.
+        generator: generator of the encoder's weights (CPU).
+        device: device to compute on.
     """
 
     def __init__(
@@ -180,15 +195,16 @@ class Perception(nn.Module):
         self.to(device)
 
     def normalize(self, vector: Tensor) -> Tensor:
-        """Observation vectors [..., O] as the networks see them."""
+        """Normalise observation vectors [..., O]."""
         return self.normalizer(vector) if self.normalizer is not None else vector
 
     def images(self, obs: Obs) -> dict[str, Tensor]:
-        """The images [B, H, W, C] uint8 that it sees, by name, on its device."""
+        """The images [B, H, W, C] uint8 of its cameras by name, on its device."""
         return images_of(obs, self.image_keys, self.device)
 
     def features(self, vector: Tensor, images: Mapping[str, Tensor]) -> Tensor:
-        """What a network takes, [b, num_features]: normalised observation vectors [b, O], and the features of `images` [b, H, W, C]."""
+        """The network input [b, num_features]: the normalised `vector` [b, O] and the features of `images`
+        [b, H, W, C]."""
         if self.encoder is None:
             return vector
         return torch.cat([vector, self.encoder([images[key] for key in self.image_keys])], -1)
@@ -203,11 +219,12 @@ def images_of(obs: Obs, keys: Sequence[str], device: torch.device) -> dict[str, 
 
 
 class ResidualPolicy(Perception):
-    """The Gaussian residual policy: what acting needs, in training and alone.
+    """A Gaussian residual policy, for training and deployment.
 
-    The mean is tanh of an MLP of what it perceives; the standard deviation does not depend on it. A fresh one has a mean
-    of exactly 0. Executed actions are clipped to [-1, 1], as in Stable-Baselines3; log-probabilities are of the unclipped ones.
-    An unbounded mean would drift beyond the clip, where noise changes nothing any more and learning stops.
+    The mean is the tanh of an MLP of the features; the standard deviation does not depend on the observation.
+    At initialisation the mean is exactly 0. Executed actions are clipped to [-1, 1], as in Stable-Baselines3,
+    while log-probabilities refer to the unclipped actions. The tanh keeps the mean inside the clip range;
+    beyond it, noise would have no effect and learning would stop.
     """
 
     def __init__(
@@ -229,7 +246,7 @@ class ResidualPolicy(Perception):
         self.to(device)
 
     def mean(self, features: Tensor) -> Tensor:
-        """Mean [..., A] in [-1, 1] of the action, for what `features` gives [..., num_features]."""
+        """Mean [..., A] in [-1, 1] of the action for the output of `features`, [..., num_features]."""
         return self.actor(features).tanh()
 
     def mean_of(self, obs: Obs, images: Mapping[str, Tensor]) -> Tensor:

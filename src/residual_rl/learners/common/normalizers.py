@@ -1,4 +1,5 @@
-"""Running statistics that normalise observations and scale rewards. Static shapes, no host synchronisation."""
+"""Normalisation of observations and rewards by running statistics, with static shapes and no host
+synchronisation."""
 
 from __future__ import annotations
 
@@ -10,11 +11,17 @@ from residual_rl.learners.common.returns import discounted_sums
 
 
 class RunningMeanStd(nn.Module):
-    """Mean and variance of all samples seen, per element, in float64; normalises with them and clips.
+    """Normalises by the running mean and variance (float64, per element) of all samples so far, and clips.
 
-    Merging is that of Chan, Golub & LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances",
-    1979. Fresh statistics are mean 0 and variance 1 with the weight of 1e-4 samples, as in Stable-Baselines3's
-    `VecNormalize`, with whose numbers it agrees.
+    Statistics are merged as in Chan, Golub & LeVeque, "Updating Formulae and a Pairwise Algorithm for
+    Computing Sample Variances", 1979. They start at mean 0 and variance 1 with a weight of 1e-4 samples, as
+    in Stable-Baselines3's `VecNormalize`; the results are equal.
+
+    Args:
+        shape: shape of a sample.
+        name: name of the samples in errors.
+        clip: bound of normalised samples.
+        device: device of the statistics.
     """
 
     mean: Tensor
@@ -33,7 +40,8 @@ class RunningMeanStd(nn.Module):
         device: torch.device | None = None,
     ):
         super().__init__()
-        self.name, self.clip = name, clip
+        self.name = name
+        self.clip = clip
         self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64, device=device))
         self.register_buffer("var", torch.ones(shape, dtype=torch.float64, device=device))
         self.register_buffer("count", torch.full((), 1e-4, dtype=torch.float64, device=device))
@@ -43,13 +51,17 @@ class RunningMeanStd(nn.Module):
         self._refresh()
 
     def update(self, batch: Tensor) -> None:
-        """Merge the samples `batch` [..., *shape] into the statistics. Raises `NonFiniteError` and changes nothing if one is not finite."""
+        """Merge the samples `batch` [..., *shape] into the statistics.
+
+        Raises `NonFiniteError`, without any change, if a sample is not finite.
+        """
         samples = batch.reshape(-1, *self.mean.shape).double()
         var, mean = torch.var_mean(samples, 0, correction=0)
         if not torch.isfinite(var).all():
             where = (~torch.isfinite(var)).flatten().nonzero().flatten().tolist()
             raise NonFiniteError(f"{self.name} is not finite in the collected batch, element(s) {where[:8]}")
-        n, delta = samples.shape[0], mean - self.mean
+        n = samples.shape[0]
+        delta = mean - self.mean
         total = self.count + n
         self.mean.add_(delta * (n / total))
         self.var.mul_(self.count / total).add_(
@@ -72,10 +84,17 @@ class RunningMeanStd(nn.Module):
 
 
 class RewardScaler(nn.Module):
-    """Scales rewards by the standard deviation of the running discounted return of each env, as `VecNormalize` does.
+    """Scales rewards by the standard deviation of the running discounted return of each env, as
+    `VecNormalize` does.
 
-    Source: Engstrom et al., "Implementation Matters in Deep Policy Gradients", 2020, section 3. Deviation: the
-    statistics take in a whole rollout, then scale it, instead of both at each step.
+    Source: Engstrom et al., "Implementation Matters in Deep Policy Gradients", 2020, section 3. Deviation:
+    the statistics are updated with a whole rollout before it is scaled, instead of at each step.
+
+    Args:
+        num_envs: B.
+        gamma: discount per step.
+        clip: bound of scaled rewards.
+        device: device of the statistics.
     """
 
     running_return: Tensor
@@ -87,7 +106,11 @@ class RewardScaler(nn.Module):
         self.register_buffer("running_return", torch.zeros(num_envs, dtype=torch.float64, device=device))
 
     def forward(self, reward: Tensor, ended: Tensor) -> Tensor:
-        """Take in `reward` [T, B] with `ended` [T, B] (bool) and return it scaled, [T, B]. Raises `NonFiniteError`."""
+        """Update the statistics with `reward` [T, B] and `ended` [T, B] (bool), and return the scaled reward
+        [T, B].
+
+        Raises `NonFiniteError` if a reward is not finite.
+        """
         sums, carried = discounted_sums(reward.double(), ended, self.running_return, self.gamma)
         self.statistics.update(sums)
         self.running_return.copy_(carried)

@@ -1,4 +1,4 @@
-"""Adam over one flat parameter, with gradient clipping, that never steps on a gradient that is not finite."""
+"""Adam on one flat parameter vector, with gradient clipping, that skips non-finite gradients."""
 
 from __future__ import annotations
 
@@ -14,16 +14,24 @@ from residual_rl.types import State
 
 
 class FlatAdam:
-    """Fused Adam. The parameters become views of one flat tensor, so that a step is a few kernels however many layers there are.
+    """Fused Adam. The parameters become views of one flat tensor, so that a step takes a few kernels for any
+    number of layers.
 
-    Source: Kingma & Ba, "Adam", 2015, with epsilon 1e-5 as PPO implementations have it; clipping is by the norm of all gradients.
-    Where that norm is not finite, weights and moments stay as they are, and so do they in all later steps: the bad gradient is kept
-    until `check` names it, so that a GPU need not be waited for after each step.
+    Source: Kingma & Ba, "Adam", 2015, with the epsilon of 1e-5 that is common in PPO implementations;
+    gradients are clipped by their global norm. If that norm is not finite, this step and all later ones leave
+    weights and moments unchanged, and the gradient is kept until `raise_if_nonfinite` reports it. This avoids
+    synchronising with the GPU after each step.
 
     It calls the function below `torch.optim.Adam`, whose constructor imports `torch._dynamo` (about a second).
 
-    `weight_decay` is decoupled (Loshchilov & Hutter, "Decoupled weight decay regularization", 2019): before each step all parameters are
-    multiplied by 1 − learning rate · weight_decay, and gradients and moments know nothing of it.
+    Args:
+        parameters: named parameters.
+        learning_rate: initial learning rate; assign to the tensor `learning_rate` to change it.
+        max_grad_norm: bound of the global gradient norm.
+        epsilon: added to the denominator.
+        weight_decay: decoupled weight decay (Loshchilov & Hutter, "Decoupled weight decay regularization",
+            2019): before each step all parameters are multiplied by 1 − learning rate · `weight_decay`,
+            without effect on gradients and moments.
     """
 
     def __init__(
@@ -53,9 +61,7 @@ class FlatAdam:
     def step(self, gradients: Sequence[Tensor]) -> None:
         """One step along `gradients`, in the order of `parameters`."""
         flat = torch.cat([g.flatten() for g in gradients])
-        torch.addcmul(
-            flat, self._grad, self._bad, out=self._grad
-        )  # once bad, always bad: NaN stays in its place
+        torch.addcmul(flat, self._grad, self._bad, out=self._grad)  # a NaN of an earlier step is preserved
         norm = torch.linalg.vector_norm(self._grad)
         torch.logical_not(norm < math.inf, out=self._bad)
         adam(
@@ -79,14 +85,15 @@ class FlatAdam:
             maximize=False,
         )
 
-    def check(self) -> None:
-        """Raise `NonFiniteError` naming the parameters whose gradient was not finite. Waits for the device."""
+    def raise_if_nonfinite(self) -> None:
+        """Raise `NonFiniteError` with the names of the parameters whose gradient was not finite. Synchronises
+        with the device."""
         if self._bad.item() == 0.0:
             return
         pieces = zip(self.named, self._grad.split(self._sizes), strict=True)
         names = [name for name, piece in pieces if not torch.isfinite(piece).all()]
         what = f"the gradient of {', '.join(names)}" if names else "the norm of the gradient"
-        raise NonFiniteError(f"{what} is not finite; the weights were left as they were")
+        raise NonFiniteError(f"{what} is not finite; the weights were not changed")
 
     def state_dict(self) -> State:
         """Step count and both moments, by parameter."""
@@ -97,12 +104,11 @@ class FlatAdam:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Take back what `state_dict` gave. Raises `CheckpointError` where it is of other parameters."""
+        """Restore a state returned by `state_dict`. Raises `CheckpointError` if it has other parameters."""
         for moment in ("exp_avg", "exp_avg_sq"):
             if state[moment].keys() != self.named.keys():
-                raise CheckpointError(
-                    f"the optimiser's state is of other parameters: {sorted(state[moment].keys() ^ self.named.keys())}"
-                )
+                different = sorted(state[moment].keys() ^ self.named.keys())
+                raise CheckpointError(f"the optimiser's state has other parameters: {different}")
             self._state[moment].copy_(torch.cat([state[moment][name].flatten() for name in self.named]))
         self._state["step"].copy_(state["step"])
         self._grad.zero_()

@@ -4,9 +4,9 @@ from residual_rl.registry import LearnerSpec, register_learner
 
 _CONFIG = "residual_rl.learners.off_policy.config"
 _QUICK = {"learning_starts": 256, "warmup_steps": 512, "actor_starts": 512, "num_steps": 4, "utd": 0.5}
-"""Settings that fit `train --quick`."""
+"""Settings for the short runs of `train --quick`."""
 _LOGGING = {"log_freq": 500}
-"""Few env steps lie between two updates: one row of metrics for each would be slow, and long."""
+"""Updates are only a few env steps apart, so that a row of metrics for each would be slow and long."""
 
 register_learner(
     LearnerSpec(

@@ -1,4 +1,4 @@
-"""The policies that off-policy learners train: residual actions squashed into [-1, 1] by tanh."""
+"""Actors of the off-policy learners, whose residual actions are squashed into [-1, 1] by tanh."""
 
 from __future__ import annotations
 
@@ -25,9 +25,25 @@ _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
 class NormedMLP(MLP):
-    """An MLP whose hidden layers may be normalised (without learned gain and offset) and whose last layer may be other than zero."""
+    """An MLP with optional layer normalisation (without learned gain and offset) and an optional nonzero last
+    layer.
 
-    def __init__(self, sizes: tuple[int, ...], activation: str, layer_norm: bool, output_init: float, generator: torch.Generator):
+    Args:
+        sizes: sizes of the input, the hidden layers and the output.
+        activation: a name in `networks.ACTIVATIONS`.
+        layer_norm: normalise hidden layers.
+        output_init: gain of the orthogonal initialisation of the last layer; 0 initialises it to zero.
+        generator: generator of the weights (CPU).
+    """
+
+    def __init__(
+        self,
+        sizes: tuple[int, ...],
+        activation: str,
+        layer_norm: bool,
+        output_init: float,
+        generator: torch.Generator,
+    ):
         super().__init__(sizes, activation, generator)
         self._layer_norm = layer_norm
         if output_init > 0.0:
@@ -43,27 +59,37 @@ class NormedMLP(MLP):
 
 
 class DeterministicActor(nn.Module):
-    """What acting needs, in training and alone: tanh of an MLP of the normalised observation, and of the base action where the
-    settings say so. With `output_init` 0 a fresh one gives exactly 0.
+    """A deterministic residual policy, for training and deployment.
+
+    The action is the tanh of an MLP of the normalised observation and, depending on `cfg.actor_input`, of the
+    base action. With `output_init` 0 it is exactly 0 at initialisation.
 
     Args:
         cfg: the learner's settings.
         obs_space: see `networks.ObsVector`.
         action_dim: A.
-        generator: what the weights are drawn from (CPU).
-        device: where it computes.
+        generator: generator of the weights (CPU).
+        device: device to compute on.
     """
 
-    def __init__(self, cfg: OffPolicyCfg, obs_space: ObsSpace, action_dim: int, generator: torch.Generator, device: torch.device):
+    def __init__(
+        self,
+        cfg: OffPolicyCfg,
+        obs_space: ObsSpace,
+        action_dim: int,
+        generator: torch.Generator,
+        device: torch.device,
+    ):
         super().__init__()
         space = getattr(obs_space, "spaces", obs_space)
         if "base_action" not in space:
             raise UnknownNameError("observation", "base_action", space)
-        self.device, self.action_dim = device, action_dim
+        self.device = device
+        self.action_dim = action_dim
         self.obs_vector = ObsVector(cfg.obs_keys, obs_space)
         self.normalizer = RunningMeanStd((self.obs_vector.size,)) if cfg.normalize_obs else None
-        self._sees_base_action = cfg.actor_input == "obs_base_action"
-        inputs = self.obs_vector.size + action_dim * self._sees_base_action
+        self._reads_base_action = cfg.actor_input == "obs_base_action"
+        inputs = self.obs_vector.size + action_dim * self._reads_base_action
         sizes = (inputs, *cfg.hidden_sizes, self._outputs(action_dim))
         self.net = NormedMLP(sizes, cfg.activation, cfg.actor_layer_norm, cfg.output_init, generator)
         self.to(device)
@@ -72,22 +98,23 @@ class DeterministicActor(nn.Module):
         return action_dim
 
     def normalize(self, vector: Tensor) -> Tensor:
-        """Observation vectors [..., O] as the networks see them."""
+        """Normalise observation vectors [..., O]."""
         return self.normalizer(vector) if self.normalizer is not None else vector
 
     def outputs(self, obs: Tensor, base_action: Tensor) -> Tensor:
-        """What the network gives for normalised observation vectors [b, O] and base actions [b, A]."""
-        return self.net(torch.cat([obs, base_action], -1) if self._sees_base_action else obs)
+        """Raw network outputs for normalised observation vectors [b, O] and base actions [b, A]."""
+        return self.net(torch.cat([obs, base_action], -1) if self._reads_base_action else obs)
 
     def mean(self, obs: Tensor, base_action: Tensor) -> Tensor:
-        """The deterministic residual action [b, A] of normalised observation vectors [b, O] and base actions [b, A]."""
+        """The deterministic residual action [b, A] for normalised observation vectors [b, O] and base actions
+        [b, A]."""
         return self.outputs(obs, base_action)[..., : self.action_dim].tanh()
 
     def joined(self, obs: Obs) -> tuple[Tensor, Tensor]:
         """Normalised observation vector [B, O] and base action [B, A] of named observations."""
         dtype = next(self.net.parameters()).dtype
-        vector, base_action = self.obs_vector(obs, self.device).to(dtype), obs["base_action"].to(self.device, dtype)
-        return self.normalize(vector), base_action
+        vector = self.obs_vector(obs, self.device).to(dtype)
+        return self.normalize(vector), obs["base_action"].to(self.device, dtype)
 
     @torch.no_grad()
     def act(self, obs: Obs) -> Tensor:
@@ -96,21 +123,24 @@ class DeterministicActor(nn.Module):
 
 
 class Draw(NamedTuple):
-    """A draw from a squashed Gaussian."""
+    """A sample from a squashed Gaussian."""
 
     action: Tensor
     """[b, A] in [-1, 1]."""
     log_prob: Tensor
     """[b]: log-density of the action."""
     std: Tensor
-    """[b, A]: standard deviation before tanh."""
+    """[b, A]: standard deviation before the tanh."""
 
 
 class GaussianActor(DeterministicActor):
     """A Gaussian whose mean and standard deviation depend on the observation, squashed by tanh.
 
-    Source: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018, appendix C. The logarithm of the standard deviation
-    stays within `log_std_range` by a tanh of its own, which is where it should be for `init_std` when the network gives 0.
+    Source: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018, appendix C. The logarithm
+    of the standard deviation is bounded to `log_std_range` by another tanh, with an offset such that a
+    network output of 0 gives `init_std`.
+
+    Args: as those of `DeterministicActor`, and `init_std` and `log_std_range` of `SACCfg`.
     """
 
     def __init__(
@@ -125,30 +155,31 @@ class GaussianActor(DeterministicActor):
     ):
         super().__init__(cfg, obs_space, action_dim, generator, device)
         low, high = log_std_range
-        self._middle, self._half = 0.5 * (low + high), 0.5 * (high - low)
+        self._middle = 0.5 * (low + high)
+        self._half = 0.5 * (high - low)
         self._offset = math.atanh((math.log(init_std) - self._middle) / self._half)
 
     def _outputs(self, action_dim: int) -> int:
         return 2 * action_dim
 
     def gaussian(self, obs: Tensor, base_action: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and logarithm of the standard deviation, [b, A] each, before tanh."""
+        """Mean and logarithm of the standard deviation, [b, A] each, before the tanh."""
         mean, raw = self.outputs(obs, base_action).chunk(2, -1)
         return mean, self._middle + self._half * (raw + self._offset).tanh()
 
     def draw(self, obs: Tensor, base_action: Tensor, noise: Tensor) -> Draw:
-        """The residual action that standard normal `noise` [b, A] makes."""
+        """The residual action for the standard normal `noise` [b, A]."""
         mean, log_std = self.gaussian(obs, base_action)
         std = log_std.exp()
         raw = torch.addcmul(mean, std, noise)
-        # log(1 - tanh(x)²) = 2 (log 2 - x - softplus(-2x)), which stays exact where tanh is 1 to rounding
+        # log(1 - tanh(x)²) = 2 (log 2 - x - softplus(-2x)), which remains accurate where tanh(x) rounds to 1
         squash = 2.0 * (_LOG_2 - raw - F.softplus(-2.0 * raw))
         log_prob = (-0.5 * noise.square() - log_std - _HALF_LOG_2PI - squash).sum(-1)
         return Draw(raw.tanh(), log_prob, std)
 
 
 def averaged(policy: DeterministicActor, ema: ActorEMA) -> DeterministicActor:
-    """`policy` with the averaged network and the same observation statistics; both are shared, not copied."""
+    """A copy of `policy` that shares the weights of `ema` and the observation statistics of `policy`."""
     deployed = copy.deepcopy(policy).requires_grad_(False)
     deployed.normalizer = policy.normalizer
     deployed.net = ema.module

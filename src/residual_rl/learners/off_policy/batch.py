@@ -1,4 +1,5 @@
-"""What gradient steps of the off-policy learners learn from."""
+"""Batches of transitions for the gradient steps of off-policy learners. Shapes: S samples, b batch, A action,
+O observation."""
 
 from __future__ import annotations
 
@@ -8,40 +9,41 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """What a gradient step learns from, b transitions; what `next_` names is of the last step of their n-step windows."""
+    """The data of one gradient step: b transitions. Names with `next_` refer to the end of the n-step
+    window."""
 
     obs: Tensor
     """[b, O], normalised."""
     base_action: Tensor
-    judged: Tensor
-    """[b, A]: the action that the critics judge, composed or residual."""
+    critic_action: Tensor
+    """[b, A]: the action in the critics' input: composed or residual."""
     scale: Tensor
-    """[b, A]: factor on the residual scale that all worlds share."""
-    total: Tensor
-    """[b]: discounted sum of the window's rewards."""
+    """[b, A]: residual scale relative to the one shared by all envs."""
+    n_step_return: Tensor
+    """[b]: discounted sum of the rewards in the window."""
     discount: Tensor
     """[b]: weight of the value of the next observation."""
     next_obs: Tensor
     next_base_action: Tensor
     next_scale: Tensor
     target_noise: Tensor
-    """[b, A]: standard normal, for the target's action."""
+    """[b, A]: standard normal noise for the next action in the target."""
     actor_noise: Tensor
-    """[b, A]: standard normal, for the actor's."""
-    members: Tensor
-    """[M] int64: the critics whose least value makes the target."""
+    """[b, A]: standard normal noise for the actor's loss."""
+    critic_ids: Tensor
+    """[M] int64: the critics whose minimum is the target value."""
 
 
 class Sample(NamedTuple):
-    """Transitions [S, …] with their n-step returns; what `next_` names is of the last step of each window."""
+    """Transitions [S, …] with n-step returns. Names with `next_` refer to the end of the n-step window."""
 
     obs: Tensor
     base_action: Tensor
     residual_action: Tensor
     action: Tensor
     scale: Tensor
-    total: Tensor
-    """[S]: discounted sum of the window's rewards."""
+    n_step_return: Tensor
+    """[S]: discounted sum of the rewards in the window."""
     discount: Tensor
     """[S]: weight of the value of the next observation."""
     next_obs: Tensor

@@ -126,7 +126,7 @@ class OffPolicyCfg(CheckedCfg):
     normalize_obs: bool = True
     """Normalise observations by running statistics, clipped at 10 standard deviations."""
 
-    # --- speed ---
+    # --- speed ----------------------------------------------------------------------------------------
     compile: bool = False
     """Compile the losses with torch.compile; meant for a GPU."""
     cudagraphs: bool = False

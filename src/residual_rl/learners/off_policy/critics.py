@@ -1,4 +1,4 @@
-"""Ensembles of critics, computed together, and targets in units of their own spread."""
+"""Ensembles of critics with batched computation, and the normalisation of their targets (PopArt)."""
 
 from __future__ import annotations
 
@@ -15,40 +15,51 @@ from residual_rl.learners.common.networks import ACTIVATIONS
 
 
 class Critics(nn.Module):
-    """N MLPs with stacked weights: one batched product a layer, however many there are.
+    """N MLPs with stacked weights, computed by one batched matrix product per layer.
 
-    Hidden weights are orthogonal (gain √2) and biases zero, drawn from `generator` (CPU) for each member anew; the last layer is
-    orthogonal with gain `output_init`, or zero. With `layer_norm` each hidden layer is normalised before its activation, without learned
-    gain and offset: the weights around it can stand for them.
+    Hidden weights are orthogonal (gain √2) and biases zero, with independent weights for each critic. The
+    last layer is orthogonal with gain `output_init`. With `layer_norm`, hidden layers are normalised before
+    their activation, without learned gain and offset, which the neighbouring weights can represent.
 
-    Source: layer normalisation in critics as in Ball et al., "Efficient Online Reinforcement Learning with Offline Data", 2023.
+    Source: layer normalisation in critics as in Ball et al., "Efficient Online Reinforcement Learning with
+    Offline Data", 2023.
 
     Args:
         num: N.
-        sizes: of the input, the hidden layers and the output.
+        sizes: sizes of the input, the hidden layers and the output.
         activation: a name in `networks.ACTIVATIONS`.
         layer_norm: normalise hidden layers.
-        output_init: gain of the last layer.
-        generator: what the weights are drawn from.
+        output_init: gain of the last layer; 0 initialises it to zero.
+        generator: generator of the weights (CPU).
     """
 
-    def __init__(self, num: int, sizes: Sequence[int], activation: str, layer_norm: bool, output_init: float, generator: torch.Generator):
+    def __init__(
+        self,
+        num: int,
+        sizes: Sequence[int],
+        activation: str,
+        layer_norm: bool,
+        output_init: float,
+        generator: torch.Generator,
+    ):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ConfigError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
-        self.num, self.layer_norm, self.activation = num, layer_norm, ACTIVATIONS[activation]
+        self.num = num
+        self.layer_norm = layer_norm
+        self.activation = ACTIVATIONS[activation]
         pairs = list(itertools.pairwise(sizes))
         gains = [math.sqrt(2.0)] * (len(pairs) - 1) + [output_init]
         weights = [_orthogonal(num, n, m, gain, generator) for (n, m), gain in zip(pairs, gains, strict=True)]
         self.weights = nn.ParameterList(weights)
         self.biases = nn.ParameterList(torch.zeros(num, 1, m) for _, m in pairs)
 
-    def forward(self, x: Tensor, members: Tensor | None = None) -> Tensor:
-        """Values [N, b] of the inputs `x` [b, I]; with `members` [M] (int64) those of these critics alone, [M, b]."""
+    def forward(self, x: Tensor, critic_ids: Tensor | None = None) -> Tensor:
+        """Values [N, b] of the inputs `x` [b, I], or [M, b] of the critics `critic_ids` [M] (int64) only."""
         weights, biases = list(self.weights), list(self.biases)
-        if members is not None:
-            weights = [weight.index_select(0, members) for weight in weights]
-            biases = [bias.index_select(0, members) for bias in biases]
+        if critic_ids is not None:
+            weights = [weight.index_select(0, critic_ids) for weight in weights]
+            biases = [bias.index_select(0, critic_ids) for bias in biases]
         h = x.expand(len(weights[0]), *x.shape)
         for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
             h = torch.baddbmm(bias, h, weight)
@@ -66,13 +77,16 @@ def _orthogonal(num: int, inputs: int, outputs: int, gain: float, generator: tor
     return weights
 
 
-class TargetScale(nn.Module):
-    """Running mean and standard deviation of the critics' targets, in which the critics' outputs are; without `enabled`, 0 and 1.
+class PopArt(nn.Module):
+    """Normalises the critics' targets by their running mean and standard deviation.
 
-    When the statistics move, the last layers move with them, so that no value changes. They are exponential averages, of all targets
-    alike until there are 1 / `rate` batches of them.
+    When the statistics change, the last layers of the critics are rescaled such that no value changes. The
+    statistics are exponential moving averages, and plain averages during the first 1 / `rate` batches.
 
     Source: PopArt, van Hasselt et al., "Learning values across many orders of magnitude", 2016.
+
+    Args:
+        enabled: if false, outputs are values (mean 0 and standard deviation 1).
     """
 
     mean: Tensor
@@ -92,20 +106,22 @@ class TargetScale(nn.Module):
         self.register_buffer("count", torch.zeros(()))
 
     def to_value(self, output: Tensor) -> Tensor:
-        """Values of the critics' outputs."""
+        """Convert the critics' outputs to values."""
         return self.mean + self.std * output if self.enabled else output
 
     def to_output(self, value: Tensor) -> Tensor:
-        """The outputs that stand for values."""
+        """Convert values to the critics' outputs."""
         return (value - self.mean) / self.std if self.enabled else value
 
     @torch.no_grad()
-    def take_in(self, target: Tensor, *critics: Critics) -> None:
-        """Move the statistics by a batch of targets [b], and the critics with them. Targets that are not finite are left out."""
+    def update(self, target: Tensor, *critics: Critics) -> None:
+        """Update the statistics with a batch of targets [b], and rescale the critics. Non-finite targets are
+        ignored."""
         if not self.enabled:
             return
         target = torch.where(target.isfinite(), target, self.mean)
-        mean, std = self.mean.clone(), self.std.clone()
+        mean = self.mean.clone()
+        std = self.std.clone()
         self.count.add_(1.0)
         rate = (1.0 / self.count).clamp(min=self.rate)
         self.mean.lerp_(target.mean(), rate)

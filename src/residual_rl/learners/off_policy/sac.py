@@ -1,4 +1,4 @@
-"""Soft actor-critic of a bounded residual."""
+"""Soft actor-critic (SAC) of a bounded residual."""
 
 from __future__ import annotations
 
@@ -20,14 +20,19 @@ if TYPE_CHECKING:
 __all__ = ["SAC", "SACCfg", "make_policy"]
 
 
-def make_policy(cfg: SACCfg, obs_space: ObsSpace, action_dim: int, device: torch.device | str = "cpu", seed: int = 0) -> GaussianActor:
-    """The policy that `cfg` describes, fresh; `networks.load_module_state` gives it the weights of an exported one."""
+def make_policy(
+    cfg: SACCfg, obs_space: ObsSpace, action_dim: int, device: torch.device | str = "cpu", seed: int = 0
+) -> GaussianActor:
+    """Construct an untrained policy. `module_state.load_module_state` loads the weights of an exported one
+    into it."""
     generator = torch.Generator().manual_seed(seed)
-    return GaussianActor(cfg, obs_space, action_dim, generator, torch.device(device), cfg.init_std, cfg.log_std_range)
+    return GaussianActor(
+        cfg, obs_space, action_dim, generator, torch.device(device), cfg.init_std, cfg.log_std_range
+    )
 
 
 class Temperature(nn.Module):
-    """The weight of the entropy, as its logarithm."""
+    """The entropy weight, stored as its logarithm."""
 
     def __init__(self, start: float):
         super().__init__()
@@ -35,22 +40,35 @@ class Temperature(nn.Module):
 
 
 class SAC(OffPolicyLearner):
-    """SAC with a tuned temperature (Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018), implementing `types.Learner`.
+    """SAC with automatic temperature tuning, implementing `types.Learner`.
 
-    Deviations: with n-step returns the entropy counts in the last value alone; the temperature is tuned with the log-density that the
-    actor's own step had, and as often; acting, the noise is correlated in time, while what is learned is of independent draws.
+    Source: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018. Deviations: with n-step
+    returns, only the value after the window includes the entropy; the temperature is updated once per actor
+    step, with the log-densities of that step; exploration noise is correlated in time, while losses use
+    independent samples.
+
+    Args: as those of `ppo.PPO`.
     """
 
-    actor_figures = ("actor_loss", "entropy", "std", "temperature")
+    actor_metrics = ("actor_loss", "entropy", "std", "temperature")
 
-    def __init__(self, cfg: SACCfg, obs_space: ObsSpace, action_dim: int, num_envs: int, device: torch.device | str = "cpu", seed: int = 0):
+    def __init__(
+        self,
+        cfg: SACCfg,
+        obs_space: ObsSpace,
+        action_dim: int,
+        num_envs: int,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ):
         seeds = torch.randint(2**62, (2,), generator=torch.Generator().manual_seed(seed)).tolist()
         self.actor = make_policy(cfg, obs_space, action_dim, device, seeds[0])
         super().__init__(cfg, self.actor, action_dim, num_envs, torch.device(device), seeds[1])
         self.target_entropy = cfg.target_entropy if cfg.target_entropy is not None else -float(action_dim)
         self.temperature = Temperature(cfg.temperature).to(self.device)
-        self._tunes = cfg.tune_temperature
-        self.temperature_optimizer = FlatAdam([("log_temperature", self.temperature.log)], cfg.temperature_learning_rate, math.inf, 1e-8)
+        self._tune_temperature = cfg.tune_temperature
+        named = [("log_temperature", self.temperature.log)]
+        self.temperature_optimizer = FlatAdam(named, cfg.temperature_learning_rate, math.inf, 1e-8)
 
     def _explore(self, obs: Tensor, base_action: Tensor, noise: Tensor) -> Tensor:
         return self.actor.draw(obs, base_action, noise).action
@@ -60,19 +78,21 @@ class SAC(OffPolicyLearner):
         return drawn.action, -self.temperature.log.exp() * drawn.log_prob
 
     def _actor_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """`mean(temperature · log_prob - value)`, and the mean entropy among the figures, from which the temperature learns."""
+        """`mean(temperature · log_prob - value)`. The mean entropy, second of the metrics, is used to tune
+        the temperature."""
         drawn = self.actor.draw(batch.obs, batch.base_action, batch.actor_noise)
         temperature = self.temperature.log.detach().exp()
         loss = (temperature * drawn.log_prob - self._value_for_actor(batch, drawn.action)).mean()
-        figures = torch.stack([loss, -drawn.log_prob.mean(), drawn.std.mean(), temperature]).detach()
-        return loss, figures
+        metrics = torch.stack([loss, -drawn.log_prob.mean(), drawn.std.mean(), temperature]).detach()
+        return loss, metrics
 
     def _actor_step(self, *piece: Tensor) -> Tensor:
-        figures = super()._actor_step(*piece)
-        if self._tunes:
-            # of the loss log_temperature · (entropy - target_entropy): less entropy than wanted raises the temperature
-            self.temperature_optimizer.step([figures[1] - self.target_entropy])
-        return figures
+        metrics = super()._actor_step(*piece)
+        if self._tune_temperature:
+            # Gradient of log_temperature · (entropy - target_entropy): an entropy below the target raises
+            # the temperature
+            self.temperature_optimizer.step([metrics[1] - self.target_entropy])
+        return metrics
 
     def _optimizers(self) -> dict[str, FlatAdam]:
         return super()._optimizers() | {"temperature": self.temperature_optimizer}

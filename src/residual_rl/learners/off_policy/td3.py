@@ -1,4 +1,4 @@
-"""Twin delayed deep deterministic policy gradient of a bounded residual."""
+"""Twin delayed deep deterministic policy gradient (TD3) of a bounded residual."""
 
 from __future__ import annotations
 
@@ -20,19 +20,36 @@ if TYPE_CHECKING:
 __all__ = ["TD3", "TD3Cfg", "make_policy"]
 
 
-def make_policy(cfg: TD3Cfg, obs_space: ObsSpace, action_dim: int, device: torch.device | str = "cpu", seed: int = 0) -> DeterministicActor:
-    """The policy that `cfg` describes, fresh; `networks.load_module_state` gives it the weights of an exported one."""
-    return DeterministicActor(cfg, obs_space, action_dim, torch.Generator().manual_seed(seed), torch.device(device))
+def make_policy(
+    cfg: TD3Cfg, obs_space: ObsSpace, action_dim: int, device: torch.device | str = "cpu", seed: int = 0
+) -> DeterministicActor:
+    """Construct an untrained policy. `module_state.load_module_state` loads the weights of an exported one
+    into it."""
+    return DeterministicActor(
+        cfg, obs_space, action_dim, torch.Generator().manual_seed(seed), torch.device(device)
+    )
 
 
 class TD3(OffPolicyLearner):
-    """TD3 (Fujimoto et al., "Addressing Function Approximation Error in Actor-Critic Methods", 2018), implementing `types.Learner`.
+    """TD3, implementing `types.Learner`.
 
-    Deviations: exploration noise is correlated in time; the target critics follow in each gradient step, the target actor in each of the
-    actor's; the actor climbs what `actor_value` says instead of the first critic.
+    Source: Fujimoto et al., "Addressing Function Approximation Error in Actor-Critic Methods", 2018.
+    Deviations: exploration noise is correlated in time; the target critics are updated in each gradient step,
+    and the target actor in each of the actor's; the actor maximises the mean or the minimum of the critics
+    (`actor_value`) instead of the first critic.
+
+    Args: as those of `ppo.PPO`.
     """
 
-    def __init__(self, cfg: TD3Cfg, obs_space: ObsSpace, action_dim: int, num_envs: int, device: torch.device | str = "cpu", seed: int = 0):
+    def __init__(
+        self,
+        cfg: TD3Cfg,
+        obs_space: ObsSpace,
+        action_dim: int,
+        num_envs: int,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ):
         seeds = torch.randint(2**62, (2,), generator=torch.Generator().manual_seed(seed)).tolist()
         policy = make_policy(cfg, obs_space, action_dim, device, seeds[0])
         self.td3 = cfg
@@ -40,7 +57,9 @@ class TD3(OffPolicyLearner):
         super().__init__(cfg, policy, action_dim, num_envs, torch.device(device), seeds[1])
 
     def _explore(self, obs: Tensor, base_action: Tensor, noise: Tensor) -> Tensor:
-        return torch.add(self.policy.mean(obs, base_action), noise, alpha=self.td3.exploration_std).clamp(-1.0, 1.0)
+        return torch.add(self.policy.mean(obs, base_action), noise, alpha=self.td3.exploration_std).clamp(
+            -1.0, 1.0
+        )
 
     def _next_action(self, obs: Tensor, base_action: Tensor, noise: Tensor) -> tuple[Tensor, float]:
         clip = self.td3.target_noise_clip
@@ -53,9 +72,9 @@ class TD3(OffPolicyLearner):
         return loss, loss.detach()[None]
 
     def _actor_step(self, *piece: Tensor) -> Tensor:
-        figures = super()._actor_step(*piece)
+        metrics = super()._actor_step(*piece)
         soft_update(self.target_actor.net, self.policy.net, self.cfg.tau)
-        return figures
+        return metrics
 
     def _modules(self) -> dict[str, nn.Module]:
         return super()._modules() | {"target_actor": self.target_actor}

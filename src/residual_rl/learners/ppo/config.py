@@ -1,4 +1,4 @@
-"""Settings of PPO, apart from its code so that the command line's help needs no torch."""
+"""Settings of PPO. This module does not import torch, so that the command line's help stays fast."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ class PPOCfg(CheckedCfg):
     """Likelihood of correlated noise: marginal treats the noise of each step as independent, conditional
     conditions on that of the step before."""
     compile: bool = False
-    """Compile the loss with torch.compile; meant for a GPU."""
+    """Compile the loss with torch.compile; intended for GPUs."""
     cudagraphs: bool = False
-    """Record gradient steps as CUDA graphs; without a GPU they run eagerly."""
+    """Record gradient steps as CUDA graphs; no effect without a GPU."""
 
     def minibatches(self, num_envs: int) -> tuple[int, int]:
         """Number of minibatches in an epoch with `num_envs` envs, and their size; an epoch leaves out the few
