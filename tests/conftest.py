@@ -44,7 +44,9 @@ hypothesis.settings.load_profile("fixed")
 
 ENVIRONMENTS = {"maniskill": "mani_skill", "lerobot": "lerobot"}
 """Marker of the tests that need an environment of their own -> the library that is installed there."""
-_NEEDS = re.compile(rf"^pytestmark = .*pytest\.mark\.({'|'.join(ENVIRONMENTS)})\b", re.MULTILINE)
+_NEEDS = re.compile(
+    rf"^pytestmark = (?:\[[^\]]*?)?[^\n]*?pytest\.mark\.({'|'.join(ENVIRONMENTS)})\b", re.MULTILINE
+)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
