@@ -35,7 +35,15 @@ def rendered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def make() -> VecEnv:
-    return make_vec_env("so101-paper", 3, num_threads=1, obs_mode="rgb+state", obs_cameras=("top",), image_size=(4, 4), max_episode_steps=3)
+    return make_vec_env(
+        "so101-paper",
+        3,
+        num_threads=1,
+        obs_mode="rgb+state",
+        obs_cameras=("top",),
+        image_size=(4, 4),
+        max_episode_steps=3,
+    )
 
 
 def test_only_worlds_that_begin_anew_are_drawn_again(rendered: list[int]) -> None:

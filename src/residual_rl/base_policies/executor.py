@@ -29,13 +29,21 @@ class BasePolicyExecutor:
         self._num_envs, self._device = env.num_envs, env.device
         self._action_dim = int(env.single_action_space.shape[0])  # type: ignore[index]
         if not 1 <= policy.num_action_steps <= policy.chunk_size:
-            raise ConfigError(f"{name}: num_action_steps must be from 1 to chunk_size {policy.chunk_size}, not {policy.num_action_steps}")
-        observed = {key: tuple(space.shape or ()) for key, space in env.single_observation_space.spaces.items()}  # type: ignore[attr-defined]
+            raise ConfigError(
+                f"{name}: num_action_steps must be from 1 to chunk_size {policy.chunk_size}, not {policy.num_action_steps}"
+            )
+        observed = {
+            key: tuple(space.shape or ()) for key, space in env.single_observation_space.spaces.items()
+        }  # type: ignore[attr-defined]
         for key, shape in policy.inputs.items():
             if key not in observed:
-                raise ConfigError(f"{name} needs the observation {key!r} {tuple(shape)}; the env has {', '.join(sorted(observed))}")
+                raise ConfigError(
+                    f"{name} needs the observation {key!r} {tuple(shape)}; the env has {', '.join(sorted(observed))}"
+                )
             if observed[key] != tuple(shape):
-                raise ConfigError(f"{name} needs {key!r} of shape {tuple(shape)}; the env gives {observed[key]}")
+                raise ConfigError(
+                    f"{name} needs {key!r} of shape {tuple(shape)}; the env gives {observed[key]}"
+                )
         self._everyone = torch.arange(self._num_envs, device=self._device)
         self._chunk = torch.zeros(self._num_envs, policy.chunk_size, self._action_dim, device=self._device)
         self._spread = torch.zeros(self._num_envs, policy.chunk_size, device=self._device)
@@ -72,7 +80,9 @@ class BasePolicyExecutor:
         env_ids = mask.nonzero().flatten()
         action = torch.zeros(self._num_envs, self._action_dim, device=self._device)
         if len(env_ids):
-            action[env_ids] = self.act_rows({name: obs[name][env_ids] for name in self.policy.inputs}, env_ids)
+            action[env_ids] = self.act_rows(
+                {name: obs[name][env_ids] for name in self.policy.inputs}, env_ids
+            )
         return action
 
     @torch.no_grad()
@@ -113,11 +123,15 @@ class BasePolicyExecutor:
         """Take a new chunk for the `env_ids` [b], clipped to the action space: what is stored is what can be executed."""
         with self._named_errors():
             plan = self.policy.predict_action_chunk(inputs, env_ids)
-        chunk, uncertainty = (plan.actions, plan.uncertainty) if isinstance(plan, ActionChunk) else (plan, None)
+        chunk, uncertainty = (
+            (plan.actions, plan.uncertainty) if isinstance(plan, ActionChunk) else (plan, None)
+        )
         expected = (len(env_ids), self.policy.chunk_size, self._action_dim)
         if not isinstance(chunk, Tensor) or tuple(chunk.shape) != expected:
             got = tuple(chunk.shape) if isinstance(chunk, Tensor) else type(chunk).__name__
-            raise BasePolicyError(f"{self.name} gave {got}; expected a tensor of shape {expected} (worlds, chunk_size, action)")
+            raise BasePolicyError(
+                f"{self.name} gave {got}; expected a tensor of shape {expected} (worlds, chunk_size, action)"
+            )
         if uncertainty is not None and tuple(uncertainty.shape) != expected[:2]:
             raise BasePolicyError(
                 f"{self.name} gave an uncertainty of {tuple(uncertainty.shape)}; expected {expected[:2]} (worlds, chunk_size)"
@@ -128,7 +142,9 @@ class BasePolicyExecutor:
                 check_finite(f"the uncertainty of {self.name}", uncertainty)
         except NonFiniteError as error:
             raise NonFiniteError(str(error), dump={f"obs/{k}": v for k, v in inputs.items()}) from None
-        self._chunk = self._chunk.index_copy(0, env_ids, chunk.to(self._device, torch.float32).clamp(-1.0, 1.0))
+        self._chunk = self._chunk.index_copy(
+            0, env_ids, chunk.to(self._device, torch.float32).clamp(-1.0, 1.0)
+        )
         self.has_uncertainty = uncertainty is not None
         spread = torch.zeros(expected[:2]) if uncertainty is None else uncertainty
         self._spread = self._spread.index_copy(0, env_ids, spread.to(self._device, torch.float32))
@@ -153,7 +169,10 @@ class BasePolicyExecutor:
         """Take back what `state_dict` gave."""
         for name in self._STATE:
             setattr(self, f"_{name}", state[name].to(self._device))
-        self.uncertainty, self.has_uncertainty = state["uncertainty"].to(self._device), state["has_uncertainty"]
+        self.uncertainty, self.has_uncertainty = (
+            state["uncertainty"].to(self._device),
+            state["has_uncertainty"],
+        )
         self._history = {name: value.to(self._device) for name, value in state["history"].items()}
         policy_state = state["policy"]
         with self._named_errors():
@@ -162,7 +181,9 @@ class BasePolicyExecutor:
     _STATE = ("chunk", "spread", "pointer", "begins")
 
 
-def make_base_policy(base_policy_id: str, cfg: Any, env: VecEnv, name: str | None = None) -> BasePolicyExecutor:
+def make_base_policy(
+    base_policy_id: str, cfg: Any, env: VecEnv, name: str | None = None
+) -> BasePolicyExecutor:
     """A fresh base policy for `env`, in its executor. `cfg` None means its defaults; `name` is what errors call it."""
     spec = BASE_POLICIES.get(base_policy_id)
     name = name or f"base policy {base_policy_id!r}"

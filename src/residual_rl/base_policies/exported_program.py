@@ -28,16 +28,27 @@ class ProgramPolicy(BasePolicy):
         name: how errors call it.
     """
 
-    def __init__(self, program: ExportedProgram, input_keys: Sequence[str], num_action_steps: int | None, env: VecEnv, name: str):
+    def __init__(
+        self,
+        program: ExportedProgram,
+        input_keys: Sequence[str],
+        num_action_steps: int | None,
+        env: VecEnv,
+        name: str,
+    ):
         self._module, self._keys = program.module(), tuple(input_keys)
         self.inputs = input_shapes(self._keys, env, name)  # type: ignore[misc]
         wanted = _input_shapes(program)
         if len(wanted) != 1 or len(wanted[0]) != 2:
-            raise ConfigError(f"{name} takes inputs of shapes {wanted}; expected one, of joined observations [b, O]")
+            raise ConfigError(
+                f"{name} takes inputs of shapes {wanted}; expected one, of joined observations [b, O]"
+            )
         check_size(self.inputs, wanted[0][1:], name)
         chunk = probe(self, env, name)
         if chunk.shape[0] != 1 or chunk.shape[-1] != len(env.action_unit):
-            raise ConfigError(f"{name} gives {list(chunk.shape)} for one world; this env takes actions of {len(env.action_unit)}")
+            raise ConfigError(
+                f"{name} gives {list(chunk.shape)} for one world; this env takes actions of {len(env.action_unit)}"
+            )
         self.chunk_size = chunk.shape[1]
         self.num_action_steps = self.chunk_size if num_action_steps is None else num_action_steps
 
@@ -53,4 +64,7 @@ class ProgramPolicy(BasePolicy):
 def _input_shapes(program: ExportedProgram) -> list[tuple[int, ...]]:
     names = program.graph_signature.user_inputs
     nodes = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
-    return [tuple(nodes[name].shape) if isinstance(name, str) and isinstance(nodes[name], Tensor) else () for name in names]
+    return [
+        tuple(nodes[name].shape) if isinstance(name, str) and isinstance(nodes[name], Tensor) else ()
+        for name in names
+    ]

@@ -58,7 +58,9 @@ class HybridCfg:
         if self.weights and self.mode != "blend":
             raise ConfigError(f"weights are of mode blend; mode {self.mode} has none")
         if self.weights and len(self.weights) != len(self.policies):
-            raise ConfigError(f"weights must be one for each of the {len(self.policies)} policies, not {len(self.weights)}")
+            raise ConfigError(
+                f"weights must be one for each of the {len(self.policies)} policies, not {len(self.weights)}"
+            )
         if self.weights and (min(self.weights) < 0.0 or abs(math.fsum(self.weights) - 1.0) > 1e-6):
             raise ConfigError(f"weights must be 0 or more and 1 together, not {self.weights}")
 
@@ -66,12 +68,18 @@ class HybridCfg:
         threshold = bool(self.switch_on) or self.switch_below is not None
         if self.mode != "switch":
             if self.switch or threshold:
-                raise ConfigError(f"switch, switch_on and switch_below are of mode switch, not of {self.mode}")
+                raise ConfigError(
+                    f"switch, switch_on and switch_below are of mode switch, not of {self.mode}"
+                )
             return
         if bool(self.switch) == threshold or bool(self.switch_on) != (self.switch_below is not None):
-            raise ConfigError("mode switch needs either a function, switch, or a threshold, switch_on with switch_below")
+            raise ConfigError(
+                "mode switch needs either a function, switch, or a threshold, switch_on with switch_below"
+            )
         if threshold and len(self.policies) != 2:
-            raise ConfigError(f"a threshold switches between two policies, not {len(self.policies)}: give a function, switch")
+            raise ConfigError(
+                f"a threshold switches between two policies, not {len(self.policies)}: give a function, switch"
+            )
         if self.switch_below is not None and self.switch_below <= 0.0:
             raise ConfigError(f"switch_below must be above 0, as norms are, not {self.switch_below}")
 
@@ -81,7 +89,9 @@ class HybridCfg:
         for text in self.settings:
             found = _SETTING.fullmatch(text)
             if found is None or int(found[1]) >= len(given):
-                raise ConfigError(f"settings must be NUMBER.NAME=VALUE with a NUMBER from 0 to {len(given) - 1}, not {text!r}")
+                raise ConfigError(
+                    f"settings must be NUMBER.NAME=VALUE with a NUMBER from 0 to {len(given) - 1}, not {text!r}"
+                )
             name = found[2].replace("-", "_")
             if name in given[int(found[1])]:
                 raise ConfigError(f"settings give {found[1]}.{name} twice")
@@ -97,17 +107,25 @@ class HybridCfg:
             if name not in hints:
                 raise UnknownNameError(f"setting of base policy {base_policy_id!r}", name, hints)
             if name == "trust_checkpoint":
-                raise ConfigError(f"{index}.trust_checkpoint is no setting of one policy: give --trust-checkpoint for all")
+                raise ConfigError(
+                    f"{index}.trust_checkpoint is no setting of one policy: give --trust-checkpoint for all"
+                )
             values[name] = _parse(hints[name], text, f"settings: {index}.{name}")
         if "seed" in hints and "seed" not in values:
             values["seed"] = default.seed + self.policies[:index].count(base_policy_id)
-        return with_trust(dataclasses.replace(default, **values), self.trust_checkpoint) if default is not None else None
+        return (
+            with_trust(dataclasses.replace(default, **values), self.trust_checkpoint)
+            if default is not None
+            else None
+        )
 
     def relocated(self, find: Callable[[str], str]) -> HybridCfg:
         """These settings with the policies' checkpoints where `find` says they are."""
         parts = [_SETTING.fullmatch(text) for text in self.settings]
         moved = (
-            f"{p[1]}.{p[2]}={shlex.quote(find(''.join(shlex.split(p[3]))))}" if p and p[2] == "checkpoint" else text
+            f"{p[1]}.{p[2]}={shlex.quote(find(''.join(shlex.split(p[3]))))}"
+            if p and p[2] == "checkpoint"
+            else text
             for p, text in zip(parts, self.settings, strict=True)
         )
         return dataclasses.replace(self, settings=tuple(moved))

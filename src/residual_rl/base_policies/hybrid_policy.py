@@ -80,8 +80,16 @@ class HybridPolicy(BasePolicy):
         except Exception as error:
             raise BasePolicyError(f"{self._cfg.switch} failed: {type(error).__name__}: {error}") from error
         wanted = f"expected an int64 tensor of shape {(num_rows,)} from 0 to {len(self._members) - 1}"
-        if not isinstance(chosen, Tensor) or chosen.dtype != torch.int64 or tuple(chosen.shape) != (num_rows,):
-            got = f"{chosen.dtype} {tuple(chosen.shape)}" if isinstance(chosen, Tensor) else type(chosen).__name__
+        if (
+            not isinstance(chosen, Tensor)
+            or chosen.dtype != torch.int64
+            or tuple(chosen.shape) != (num_rows,)
+        ):
+            got = (
+                f"{chosen.dtype} {tuple(chosen.shape)}"
+                if isinstance(chosen, Tensor)
+                else type(chosen).__name__
+            )
             raise BasePolicyError(f"{self._cfg.switch} gave {got}; {wanted}")
         if num_rows and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self._members):
             raise BasePolicyError(f"{self._cfg.switch} gave {sorted(set(chosen.tolist()))}; {wanted}")

@@ -34,18 +34,30 @@ class JacobianCfg:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("approach_height", "descend_distance", "drag_gain", "max_drag_step", "max_approach_step"):
+        for name in (
+            "approach_height",
+            "descend_distance",
+            "drag_gain",
+            "max_drag_step",
+            "max_approach_step",
+        ):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
         if self.drag_gain > 1:
             raise ConfigError(f"drag_gain must be at most 1, the whole way, not {self.drag_gain}")
         if self.press_height >= 0:
-            raise ConfigError(f"press_height must be below 0, the height of the table, not {self.press_height}")
+            raise ConfigError(
+                f"press_height must be below 0, the height of the table, not {self.press_height}"
+            )
         if not 0 <= self.pitch_near[0] < self.pitch_far[0]:
-            raise ConfigError(f"pitch_near must be at a shorter distance than pitch_far, not {self.pitch_near[0]} and {self.pitch_far[0]}")
+            raise ConfigError(
+                f"pitch_near must be at a shorter distance than pitch_far, not {self.pitch_near[0]} and {self.pitch_far[0]}"
+            )
         for name in ("pitch_near", "pitch_far"):
             if not 0 <= getattr(self, name)[1] <= 90:
-                raise ConfigError(f"{name} must have a pitch from 0 to 90 degrees, not {getattr(self, name)[1]}")
+                raise ConfigError(
+                    f"{name} must have a pitch from 0 to 90 degrees, not {getattr(self, name)[1]}"
+                )
         if self.damping < 0:
             raise ConfigError(f"damping must be 0 or more, not {self.damping}")
 

@@ -48,20 +48,28 @@ class ManiSkillPPOPolicy(BasePolicy):
     """
 
     def __init__(self, state: Mapping[str, Tensor], input_keys: Sequence[str], env: VecEnv, name: str):
-        state = {key: value.to(env.device, torch.float64) for key, value in state.items() if value.is_floating_point()}
+        state = {
+            key: value.to(env.device, torch.float64)
+            for key, value in state.items()
+            if value.is_floating_point()
+        }
         self._actor = _layers(state, _ACTOR, 2, name)
         self._sees = any(key.startswith("feature_net.") for key in state)
         self._convolutions = _layers(state, _IMAGES, 4, name) if self._sees else []
         self._features = _layer(state, _FEATURES, 2, name) if self._sees else None
         self._of_state = _layer(state, _STATE, 2, name) if f"{_STATE}.weight" in state else None
         if self._sees and len(self._convolutions) != len(_STRIDES):
-            raise CheckpointError(f"{name} has {len(self._convolutions)} convolutions; a ManiSkill PPO of images has {len(_STRIDES)}")
+            raise CheckpointError(
+                f"{name} has {len(self._convolutions)} convolutions; a ManiSkill PPO of images has {len(_STRIDES)}"
+            )
         observed: Mapping[str, Any] = env.single_observation_space.spaces  # type: ignore[attr-defined]
         images = {key: tuple(space.shape) for key, space in observed.items() if len(space.shape) == 3}
         keys = tuple(input_keys) or self._usual(images, name)
         for key in keys:
             if key not in observed:
-                raise ConfigError(f"{name} needs the observation {key!r}; the env has {', '.join(sorted(observed))}")
+                raise ConfigError(
+                    f"{name} needs the observation {key!r}; the env has {', '.join(sorted(observed))}"
+                )
         self.inputs = {key: tuple(observed[key].shape) for key in keys}  # type: ignore[misc]
         self._cameras = [key for key in keys if key in images]
         self._vectors = [key for key in keys if key not in images]
@@ -93,7 +101,9 @@ class ManiSkillPPOPolicy(BasePolicy):
         if self._sees:
             self._check_images(name)
         elif self._cameras:
-            raise ConfigError(f"{name} sees no images; leave {', '.join(self._cameras)} out of --base.input-keys")
+            raise ConfigError(
+                f"{name} sees no images; leave {', '.join(self._cameras)} out of --base.input-keys"
+            )
         if self._actor[-1][0].shape[0] != action_dim:
             raise ConfigError(
                 f"{name} gives actions of {self._actor[-1][0].shape[0]}; this env takes actions of {action_dim}: choose the robot and the "
@@ -104,17 +114,23 @@ class ManiSkillPPOPolicy(BasePolicy):
         assert self._features is not None
         sizes = {self.inputs[key][:2] for key in self._cameras}
         if len(sizes) != 1:
-            raise ConfigError(f"{name} needs images of one size; --base.input-keys give it {sorted(sizes) or 'none'}")
+            raise ConfigError(
+                f"{name} needs images of one size; --base.input-keys give it {sorted(sizes) or 'none'}"
+            )
         channels = sum(self.inputs[key][2] for key in self._cameras)
         wanted = self._convolutions[0][0].shape[1]
         if channels != wanted:
             cameras = ", ".join(self._cameras)
-            raise ConfigError(f"{name} was trained on images of {wanted} channels; this env gives it {channels} ({cameras})")
+            raise ConfigError(
+                f"{name} was trained on images of {wanted} channels; this env gives it {channels} ({cameras})"
+            )
         height, width = sizes.pop()
         try:
             count = self._convolved(torch.zeros(1, channels, height, width).to(self._features[0])).shape[1]
         except RuntimeError as error:
-            raise ConfigError(f"{name} cannot be run on images of {height} x {width}: they are too small") from error
+            raise ConfigError(
+                f"{name} cannot be run on images of {height} x {width}: they are too small"
+            ) from error
         if count != self._features[0].shape[1]:
             raise ConfigError(
                 f"{name} was trained on images that leave {self._features[0].shape[1]} numbers after its convolutions; this env's, "
@@ -148,7 +164,9 @@ class ManiSkillPPOPolicy(BasePolicy):
 def _layer(state: Mapping[str, Tensor], name: str, dimensions: int, file: str) -> Layer:
     weight, bias = state.get(f"{name}.weight"), state.get(f"{name}.bias")
     if weight is None or bias is None or weight.dim() != dimensions or bias.shape != weight.shape[:1]:
-        raise CheckpointError(f"{file} is no actor of ManiSkill's PPO: it has no layer {name} with weight and bias of its shape")
+        raise CheckpointError(
+            f"{file} is no actor of ManiSkill's PPO: it has no layer {name} with weight and bias of its shape"
+        )
     return weight, bias
 
 

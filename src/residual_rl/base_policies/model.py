@@ -61,7 +61,9 @@ def make(cfg: ModelCfg, env: VecEnv) -> BasePolicy:
     if path.suffix == ".zip":
         from residual_rl.base_policies.sb3 import SB3Policy
 
-        return SB3Policy(trusted.read_sb3_policy(path, cfg.trust_checkpoint), cfg.input_keys or _STATE, env, str(path))
+        return SB3Policy(
+            trusted.read_sb3_policy(path, cfg.trust_checkpoint), cfg.input_keys or _STATE, env, str(path)
+        )
     if path.suffix == ".pt2":
         from residual_rl.base_policies.exported_program import ProgramPolicy
 
@@ -70,7 +72,9 @@ def make(cfg: ModelCfg, env: VecEnv) -> BasePolicy:
     if path.suffix == ".pt":
         from residual_rl.base_policies.maniskill_ppo import ManiSkillPPOPolicy
 
-        return ManiSkillPPOPolicy(trusted.read_state_dict(path, cfg.trust_checkpoint), cfg.input_keys, env, str(path))
+        return ManiSkillPPOPolicy(
+            trusted.read_state_dict(path, cfg.trust_checkpoint), cfg.input_keys, env, str(path)
+        )
     raise CheckpointError(f"{path} is no model that can be a base; expected {_WANTED}")
 
 
@@ -79,7 +83,9 @@ def _refuse_other_kinds(path: Path) -> None:
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     for file in files if not (path / POLICY_FILE).is_file() else ():
         if _kind(file) == "model":
-            raise CheckpointError(f"{path} holds an imitation model: its base policy is `il`, --base-policy il --il-checkpoint {path}")
+            raise CheckpointError(
+                f"{path} holds an imitation model: its base policy is `il`, --base-policy il --il-checkpoint {path}"
+            )
 
 
 def _kind(file: Path) -> str | None:

@@ -22,7 +22,9 @@ def input_shapes(keys: Sequence[str], env: VecEnv, name: str) -> dict[str, tuple
     observed: Mapping[str, Any] = env.single_observation_space.spaces  # type: ignore[attr-defined]
     for key in keys:
         if key not in observed:
-            raise ConfigError(f"{name} needs the observation {key!r}; the env has {', '.join(sorted(observed))}")
+            raise ConfigError(
+                f"{name} needs the observation {key!r}; the env has {', '.join(sorted(observed))}"
+            )
     return {key: tuple(observed[key].shape) for key in keys}
 
 
@@ -30,7 +32,9 @@ def check_size(inputs: Mapping[str, tuple[int, ...]], wanted: tuple[int, ...], n
     size = sum(torch.Size(shape).numel() for shape in inputs.values())
     if wanted != (size,):
         given = " + ".join(f"{key} {shape}" for key, shape in inputs.items())
-        raise ConfigError(f"{name} observes {wanted}; this env gives it {(size,)}, {given}: choose other --base.input-keys, or a model")
+        raise ConfigError(
+            f"{name} observes {wanted}; this env gives it {(size,)}, {given}: choose other --base.input-keys, or a model"
+        )
 
 
 def check_actions(space: Any, env: VecEnv, name: str) -> None:
@@ -49,6 +53,8 @@ def probe(policy: BasePolicy, env: VecEnv, name: str) -> Tensor:
         chunk = policy.predict_action_chunk(zeros, torch.zeros(1, dtype=torch.int64))
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"{name} cannot be run on this env's observations ({type(error).__name__}: {reason})") from error
+        raise ConfigError(
+            f"{name} cannot be run on this env's observations ({type(error).__name__}: {reason})"
+        ) from error
     assert isinstance(chunk, Tensor)
     return chunk

@@ -32,7 +32,9 @@ class SB3Policy(BasePolicy):
 
         self._policy = policy.double()
         for module in policy.modules():
-            if isinstance(module, BaseFeaturesExtractor):  # Stable-Baselines3 makes float32 of what it is given
+            if isinstance(
+                module, BaseFeaturesExtractor
+            ):  # Stable-Baselines3 makes float32 of what it is given
                 module.register_forward_pre_hook(lambda _, inputs: tuple(_double(value) for value in inputs))
         check_actions(policy.action_space, env, name)
         space = policy.observation_space
@@ -48,7 +50,9 @@ class SB3Policy(BasePolicy):
                 if wanted.shape != height_first and wanted.shape == (*height_first[2:], *height_first[:2]):
                     self._channels_first.add(key)
                 elif wanted.shape != height_first:
-                    raise ConfigError(f"{name} was trained on {key!r} of shape {wanted.shape}; this env's is {height_first}")
+                    raise ConfigError(
+                        f"{name} was trained on {key!r} of shape {wanted.shape}; this env's is {height_first}"
+                    )
         probe(self, env, name)
 
     @torch.no_grad()
@@ -56,7 +60,9 @@ class SB3Policy(BasePolicy):
         if self._joined:
             action = self._policy._predict(join_inputs(obs, self._keys).cpu(), deterministic=True)
         else:
-            views = {k: obs[k].permute(0, 3, 1, 2) if k in self._channels_first else obs[k] for k in self._keys}
+            views = {
+                k: obs[k].permute(0, 3, 1, 2) if k in self._channels_first else obs[k] for k in self._keys
+            }
             action = self._policy._predict({k: value.cpu() for k, value in views.items()}, deterministic=True)
         chunk: Tensor = action.float()[:, None]
         return chunk

@@ -32,8 +32,15 @@ class JacobianPolicy(BasePolicy):
 
     def __init__(self, cfg: JacobianCfg, env: VecEnv):
         if env.kinematics is None or env.joint_step is None:
-            raise ConfigError("it needs an env that tells its arm's kinematics and how far joints may be commanded each step")
-        self.cfg, self._chain, self._joint_step, self._to_actions = cfg, env.kinematics, env.joint_step, env.steps_to_actions
+            raise ConfigError(
+                "it needs an env that tells its arm's kinematics and how far joints may be commanded each step"
+            )
+        self.cfg, self._chain, self._joint_step, self._to_actions = (
+            cfg,
+            env.kinematics,
+            env.joint_step,
+            env.steps_to_actions,
+        )
         self._phase = torch.zeros(env.num_envs, dtype=torch.int64, device=env.device)
         self._arm = self._chain.num_joints - 1
         """Joints that the controller moves: all of the chain but the last, the wrist's roll."""
@@ -54,12 +61,16 @@ class JacobianPolicy(BasePolicy):
         error = torch.cat([step, self._pitch_error(frames, tip + step, finger)[:, None]], 1)
 
         linear, angular = self._chain.jacobian(frames, tool)
-        finger_z = (angular[:, 0] * finger[:, None, 1] - angular[:, 1] * finger[:, None, 0])[:, None]  # z of ω × finger
+        finger_z = (angular[:, 0] * finger[:, None, 1] - angular[:, 1] * finger[:, None, 0])[
+            :, None
+        ]  # z of ω × finger
         jacobian = torch.cat([linear, finger_z], 1)[..., : self._arm]
         delta = damped_least_squares(jacobian, error, self.cfg.damping)
         steps = torch.zeros(len(env_ids), len(self._joint_step), dtype=delta.dtype, device=delta.device)
         steps[:, : self._arm] = delta / self._joint_step[: self._arm]
-        return steps / steps.abs().amax(1, keepdim=True).clamp(min=1.0)  # slower rather than in another direction
+        return steps / steps.abs().amax(1, keepdim=True).clamp(
+            min=1.0
+        )  # slower rather than in another direction
 
     def _advance(self, env_ids: Tensor, tip: Tensor, to_sheet: Tensor) -> None:
         phase = self._phase[env_ids]
@@ -71,7 +82,9 @@ class JacobianPolicy(BasePolicy):
 
     def _cartesian_step(self, obs: Obs, phase: Tensor, tip: Tensor, to_sheet: Tensor) -> Tensor:
         cfg = self.cfg
-        height = torch.where(phase == APPROACH, obs["sheet_pose"][:, 2] + cfg.approach_height, cfg.press_height)
+        height = torch.where(
+            phase == APPROACH, obs["sheet_pose"][:, 2] + cfg.approach_height, cfg.press_height
+        )
         drag = (phase == DRAG)[:, None]
         horizontal = torch.where(drag, cfg.drag_gain * obs["goal"][:, :2], to_sheet)
         horizontal = _shorten(horizontal, torch.where(drag[:, 0], cfg.max_drag_step, cfg.max_approach_step))
@@ -138,7 +151,9 @@ class JacobianYawPolicy(JacobianPolicy):
         """The roll's step [b] that turns the finger about the vertical towards the goal's yaw, whatever the other joints turn it by."""
         frames, tool = self._chain.forward(obs["joint_target"][:, : self._chain.num_joints].double())
         _, angular = self._chain.jacobian(frames, tool)
-        turn = angular[:, 2] * self._joint_step[: self._chain.num_joints]  # about the vertical, per largest step
+        turn = (
+            angular[:, 2] * self._joint_step[: self._chain.num_joints]
+        )  # about the vertical, per largest step
         by_arm = (turn[:, : self._arm] * steps[:, : self._arm]).sum(1)
         return ((self._yaw_cfg.yaw_gain * obs["goal"][:, 2] - by_arm) / turn[:, self._arm]).clamp(-1.0, 1.0)
 

@@ -34,11 +34,19 @@ def make_trained_run(path: Path, trusted: bool, env: VecEnv) -> TrainedPolicy:
         CheckpointError: there is no policy at `path`.
         ConfigError: it does not fit `env`, or what it was trained on is not there; names the policy and the reason.
     """
-    file = path / POLICY_FILE if (path / POLICY_FILE).is_file() else path if path.is_file() else find_policy(path, "best")
+    file = (
+        path / POLICY_FILE
+        if (path / POLICY_FILE).is_file()
+        else path
+        if path.is_file()
+        else find_policy(path, "best")
+    )
     exported = load_policy(file)
     cfg = exported.cfg
     if cfg.residual.chunk == "whole":
-        raise ConfigError(f"{file} was trained with --chunk whole, and such a run cannot be a base: train it with --chunk step")
+        raise ConfigError(
+            f"{file} was trained with --chunk whole, and such a run cannot be a base: train it with --chunk step"
+        )
     base_cfg = with_trust(_relocated(cfg.base, file.resolve().parent), trusted)
     try:
         base = make_base_policy(cfg.base_policy_id, base_cfg, env)
@@ -47,7 +55,10 @@ def make_trained_run(path: Path, trusted: bool, env: VecEnv) -> TrainedPolicy:
         made_of = f"trained on task {cfg.task_id!r} with base policy {cfg.base_policy_id!r}"
         raise ConfigError(f"{file}, {made_of}, does not fit here: {error}") from error
     observed: Any = env.single_observation_space
-    names = getattr(cfg.learner, "obs_keys", None) or (*observed.spaces, "base_action")  # a learner that does not say may read all
+    names = getattr(cfg.learner, "obs_keys", None) or (
+        *observed.spaces,
+        "base_action",
+    )  # a learner that does not say may read all
     shapes = {name: tuple(observed[name].shape) for name in names if name != "base_action"}
     composition = make_composition(cfg.residual, exported.residual_scale, env.residual_unit)
     return TrainedPolicy(base, actor, shapes, composition)
@@ -63,7 +74,9 @@ def _relocated(cfg: Any, folder: Path) -> Any:
     def find(name: str) -> str:
         if not name or Path(name).exists():
             return name
-        found = next((parent / name for parent in (folder, *folder.parents) if (parent / name).exists()), None)
+        found = next(
+            (parent / name for parent in (folder, *folder.parents) if (parent / name).exists()), None
+        )
         if found is None:
             return name
         _log.warning("%s, which %s was trained on, is not there from here; taking %s", name, folder, found)
@@ -71,7 +84,11 @@ def _relocated(cfg: Any, folder: Path) -> Any:
 
     if hasattr(cfg, "relocated"):
         return cfg.relocated(find)
-    return dataclasses.replace(cfg, checkpoint=find(cfg.checkpoint)) if isinstance(getattr(cfg, "checkpoint", None), str) else cfg
+    return (
+        dataclasses.replace(cfg, checkpoint=find(cfg.checkpoint))
+        if isinstance(getattr(cfg, "checkpoint", None), str)
+        else cfg
+    )
 
 
 class TrainedPolicy(BasePolicy):

@@ -5,5 +5,9 @@ from __future__ import annotations
 from residual_rl.registry import BasePolicySpec, register_base_policy
 
 register_base_policy(
-    BasePolicySpec(id="zero", summary="does nothing; with residual scale 1: plain RL", make="residual_rl.base_policies.zero_policy:make")
+    BasePolicySpec(
+        id="zero",
+        summary="does nothing; with residual scale 1: plain RL",
+        make="residual_rl.base_policies.zero_policy:make",
+    )
 )

@@ -124,7 +124,10 @@ def collect_planned(
 
 
 def _store(
-    episodes: Iterator[Demo | Lost], cfg: CollectCfg, writer: DemoWriter, on_progress: Callable[[int, float], None] | None
+    episodes: Iterator[Demo | Lost],
+    cfg: CollectCfg,
+    writer: DemoWriter,
+    on_progress: Callable[[int, float], None] | None,
 ) -> Collected:
     collected, lost_in_a_row = Collected(), 0
     for demo in episodes:
@@ -143,7 +146,9 @@ def _store(
             break
         if lost_in_a_row == MAX_LOST:
             last = collected.lost[-1]
-            raise ConfigError(f"{MAX_LOST} episodes came to nothing, one after the other; that of seed {last.seed}: {last.why}")
+            raise ConfigError(
+                f"{MAX_LOST} episodes came to nothing, one after the other; that of seed {last.seed}: {last.why}"
+            )
     return collected
 
 
@@ -195,7 +200,9 @@ def run_episodes(
             for world in ended.tolist():
                 seed = seeds[position[world]]
                 if int(info["final_info"]["seed"][world]) != seed:
-                    raise ConfigError("this env does not hand its seeds to its worlds in order: demonstrations cannot be told apart")
+                    raise ConfigError(
+                        "this env does not hand its seeds to its worlds in order: demonstrations cannot be told apart"
+                    )
                 done[int(position[world])] = recorder.cut(world, seed)
             begin(ended)
             while due in done:
@@ -259,14 +266,20 @@ class _Recorder:
     def cut(self, world: int, seed: int) -> Demo:
         """The episode that ended in `world`."""
         steps = int(self._steps[world])
-        parts = {name: value[world, :steps].copy() for name, value in self._arrays.items() if not name.startswith("obs/")}
+        parts = {
+            name: value[world, :steps].copy()
+            for name, value in self._arrays.items()
+            if not name.startswith("obs/")
+        }
         obs = {name: self._arrays[f"obs/{name}"][world, : steps + 1].copy() for name in self._names}
         return Demo(obs=obs, seed=seed, draws=self._draws[world], env_states=self._states[world], **parts)
 
     def _put(self, name: str, worlds: NDArray[np.int64], value: Tensor, more: int) -> None:
         array = value.cpu().numpy()
         if name not in self._arrays:
-            self._arrays[name] = np.empty((len(array), self._env.max_episode_steps + more, *array.shape[1:]), array.dtype)
+            self._arrays[name] = np.empty(
+                (len(array), self._env.max_episode_steps + more, *array.shape[1:]), array.dtype
+            )
         self._arrays[name][worlds, self._steps[worlds]] = array[worlds]
 
 

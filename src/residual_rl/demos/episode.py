@@ -60,7 +60,10 @@ class Demo:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of one step's actions and observations, which is the same for all episodes of a file."""
-        return {"actions": self.actions.shape[1:], **{f"obs/{name}": value.shape[1:] for name, value in self.obs.items()}}
+        return {
+            "actions": self.actions.shape[1:],
+            **{f"obs/{name}": value.shape[1:] for name, value in self.obs.items()},
+        }
 
     def problem(self) -> str | None:
         """What is wrong with it, in one line; None if nothing is."""
@@ -78,7 +81,9 @@ class Demo:
             value = getattr(self, name)
             if value is not None and value.shape != self.actions.shape:
                 return f"{name} has the shape {list(value.shape)}; expected that of actions, {list(self.actions.shape)}"
-        named = {name: getattr(self, name) for name in ("actions", *OPTIONAL_ARRAYS)} | {f"obs/{k}": v for k, v in self.obs.items()}
+        named = {name: getattr(self, name) for name in ("actions", *OPTIONAL_ARRAYS)} | {
+            f"obs/{k}": v for k, v in self.obs.items()
+        }
         for name, value in named.items():
             if value is not None and value.dtype.kind == "f" and not np.isfinite(value).all():
                 where = ~np.isfinite(value.reshape(len(value), -1)).all(1)

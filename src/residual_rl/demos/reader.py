@@ -49,7 +49,9 @@ class Demonstrations:
             with self._reading("its description"):
                 self.own = JSON in self._file.attrs
                 """Whether this project wrote it."""
-                self._names, self._crcs, self.info = self._describe_own() if self.own else self._describe_foreign()
+                self._names, self._crcs, self.info = (
+                    self._describe_own() if self.own else self._describe_foreign()
+                )
         except BaseException:
             self.close()
             raise
@@ -131,7 +133,9 @@ class Demonstrations:
             expected = self.shapes.get(what)
             if shape != expected:
                 there = "nothing" if expected is None else list(expected)
-                raise self._error(name, f"{what} has the shape {list(shape)} a step, but {there} in {self._names[0]}")
+                raise self._error(
+                    name, f"{what} has the shape {list(shape)} a step, but {there} in {self._names[0]}"
+                )
         return demo
 
     def close(self) -> None:
@@ -142,12 +146,18 @@ class Demonstrations:
     def __enter__(self) -> Demonstrations:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _foreign_task(self) -> TaskSpec | None:
         """The task of a file that this package did not write."""
-        return None if self.own else next((spec for spec in TASKS.all() if spec.foreign_settings is not None), None)
+        return (
+            None
+            if self.own
+            else next((spec for spec in TASKS.all() if spec.foreign_settings is not None), None)
+        )
 
     # --- reading ------------------------------------------------------------------------------------------------
 
@@ -173,10 +183,14 @@ class Demonstrations:
             raise
         except Exception as error:
             why = str(error.args[0] if error.args else error).splitlines()
-            raise CheckpointError(f"{self.path}: {what} cannot be read ({why[0] if why else type(error).__name__}); {_MEND}") from error
+            raise CheckpointError(
+                f"{self.path}: {what} cannot be read ({why[0] if why else type(error).__name__}); {_MEND}"
+            ) from error
 
     def _error(self, name: str, problem: str) -> CheckpointError:
-        return CheckpointError(f"{self.path}: {name}{' ' if problem.startswith('lacks') else ': '}{problem}; {_MEND}")
+        return CheckpointError(
+            f"{self.path}: {name}{' ' if problem.startswith('lacks') else ': '}{problem}; {_MEND}"
+        )
 
     def _describe_own(self) -> tuple[list[str], list[dict[str, int] | None], dict[str, Any]]:
         document = get_json(self._file)
@@ -190,7 +204,9 @@ class Demonstrations:
             raise CheckpointError(f"{self.path} holds no episodes; collect it again")
         missing = [name for name in names if name not in self._file]
         if missing or len(self._file) != len(names):
-            raise CheckpointError(f"{self.path} should hold {len(names)} trajectories but has {len(self._file)}; {_MEND}")
+            raise CheckpointError(
+                f"{self.path} should hold {len(names)} trajectories but has {len(self._file)}; {_MEND}"
+            )
         entries = [get_json(self._file[name]) for name in names]
         info = {**document, "episodes": [entry["episode"] for entry in entries]}
         return names, [entry["crc32"] for entry in entries], info
@@ -198,24 +214,35 @@ class Demonstrations:
     def _describe_foreign(self) -> tuple[list[str], list[dict[str, int] | None], dict[str, Any]]:
         found = {name for name in self._file if name.startswith("traj_")}
         if not found:
-            raise CheckpointError(f"{self.path} holds no trajectories traj_0, traj_1, …; expected demonstrations in ManiSkill's layout")
+            raise CheckpointError(
+                f"{self.path} holds no trajectories traj_0, traj_1, …; expected demonstrations in ManiSkill's layout"
+            )
         side = self.path.with_suffix(".json")
         try:
             info = json.loads(side.read_text(encoding="utf-8"))
             str(info["env_info"]["env_id"])
             names = [f"traj_{int(episode['episode_id'])}" for episode in info["episodes"]]
         except FileNotFoundError as error:
-            raise CheckpointError(f"{side} is missing: {self.path} is not ours, and ManiSkill describes its trajectories there") from error
+            raise CheckpointError(
+                f"{side} is missing: {self.path} is not ours, and ManiSkill describes its trajectories there"
+            ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{side} cannot be read ({error!r}); expected ManiSkill's env_info and episodes") from error
+            raise CheckpointError(
+                f"{side} cannot be read ({error!r}); expected ManiSkill's env_info and episodes"
+            ) from error
         if set(names) != found or len(names) != len(found):
-            raise CheckpointError(f"{side} describes {len(names)} trajectories, and {self.path} holds {len(found)} others; find its own")
+            raise CheckpointError(
+                f"{side} describes {len(names)} trajectories, and {self.path} holds {len(found)} others; find its own"
+            )
         return names, [None] * len(names), info
 
     def _read(self, index: int, name: str, wanted: Collection[str] | None) -> Demo:
         group, crcs = self._file[name], self._crcs[index]
         present = {*_leaves(group)}
-        for key in [*(key for key in ARRAYS if key not in group), *(key for key in crcs or () if key not in present)]:
+        for key in [
+            *(key for key in ARRAYS if key not in group),
+            *(key for key in crcs or () if key not in present),
+        ]:
             raise self._error(name, f"lacks {key!r}")
 
         def read(key: str, dataset: h5py.Dataset) -> Array:
@@ -232,9 +259,17 @@ class Demonstrations:
             if key not in observations:
                 raise UnknownNameError(f"observation of {self.path}:", key, observations)
         obs = {k: read(f"obs/{k}", v) for k, v in observations.items() if wanted is None or k in wanted}
-        draws = {k: np.asarray(read(f"episode/{k}", v)[0]) for k, v in _leaves(_part(group, "episode")).items()}
-        states = _tree({k: read(f"env_states/{k}", v) for k, v in _leaves(_part(group, "env_states")).items()})
-        floats = {key: np.asarray(arrays[key], np.float32) for key in arrays if key == "rewards" or key.endswith("actions")}
+        draws = {
+            k: np.asarray(read(f"episode/{k}", v)[0]) for k, v in _leaves(_part(group, "episode")).items()
+        }
+        states = _tree(
+            {k: read(f"env_states/{k}", v) for k, v in _leaves(_part(group, "env_states")).items()}
+        )
+        floats = {
+            key: np.asarray(arrays[key], np.float32)
+            for key in arrays
+            if key == "rewards" or key.endswith("actions")
+        }
         flags = {key: np.asarray(arrays[key], bool) for key in arrays if key not in floats}
         return Demo(
             actions=floats.pop("actions"),
@@ -265,12 +300,16 @@ def get_json(node: h5py.Group) -> dict[str, Any]:
 
 def crc32(value: Array) -> int:
     """Check sum of an array: its type, shape and bytes."""
-    return zlib.crc32(np.ascontiguousarray(value).data, zlib.crc32(f"{value.dtype.str}{value.shape}".encode()))
+    return zlib.crc32(
+        np.ascontiguousarray(value).data, zlib.crc32(f"{value.dtype.str}{value.shape}".encode())
+    )
 
 
 def _dataset(group: h5py.Group, name: str) -> h5py.Dataset:
     if isinstance(group[name], h5py.Group):
-        raise ValueError(f"{name} is a group of {', '.join(group[name])}, expected one array: several agents are not known here")
+        raise ValueError(
+            f"{name} is a group of {', '.join(group[name])}, expected one array: several agents are not known here"
+        )
     return group[name]
 
 
@@ -284,7 +323,11 @@ def _leaves(node: Any, prefix: str = "") -> dict[str, h5py.Dataset]:
     leaves = {}
     for name in node:  # items() would give None for what cannot be read
         child = node[name]
-        leaves.update(_leaves(child, f"{prefix}{name}/") if isinstance(child, h5py.Group) else {f"{prefix}{name}": child})
+        leaves.update(
+            _leaves(child, f"{prefix}{name}/")
+            if isinstance(child, h5py.Group)
+            else {f"{prefix}{name}": child}
+        )
     return leaves
 
 

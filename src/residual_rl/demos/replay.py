@@ -37,7 +37,11 @@ class Difference:
         """Take in the array `name` after `step` steps. NaN on one side, or another shape, is infinitely far."""
         value = np.inf
         if stored.shape == now.shape:
-            value = float(np.nan_to_num(np.abs(stored.astype(np.float64) - now.astype(np.float64)), nan=np.inf).max(initial=0.0))
+            value = float(
+                np.nan_to_num(np.abs(stored.astype(np.float64) - now.astype(np.float64)), nan=np.inf).max(
+                    initial=0.0
+                )
+            )
         if value > self.value:
             self.value, self.name, self.step = value, name, step
 
@@ -84,7 +88,9 @@ def make_env(demos: Demonstrations, num_envs: int, num_threads: int = 0) -> VecE
     try:
         cfg = from_plain(load(spec.config), settings)
     except (UnknownNameError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{demos.path} holds settings that task {spec.id!r} of this release does not take: {error}") from error
+        raise CheckpointError(
+            f"{demos.path} holds settings that task {spec.id!r} of this release does not take: {error}"
+        ) from error
     env: VecEnv = load(spec.make)(cfg, num_envs, num_threads, "cpu")
     if len(env.action_unit) != demos.action_dim:
         env.close()
@@ -95,7 +101,9 @@ def make_env(demos: Demonstrations, num_envs: int, num_threads: int = 0) -> VecE
     return env
 
 
-def replay(env: VecEnv, demos: Demonstrations, episodes: Sequence[int], keep_scenes: bool = False) -> Iterator[Replayed]:
+def replay(
+    env: VecEnv, demos: Demonstrations, episodes: Sequence[int], keep_scenes: bool = False
+) -> Iterator[Replayed]:
     """Execute the stored actions of `episodes` in `env`, as many at once as it has worlds.
 
     An episode starts with its seed and what was drawn for it, as far as they are stored, and otherwise as seed 0 draws it; it ends where
@@ -122,7 +130,9 @@ def _batches(demos: Demonstrations, episodes: Sequence[int], size: int) -> Itera
 def _replay_batch(env: VecEnv, batch: list[tuple[int, Demo]], keep_scenes: bool) -> list[Replayed]:
     demos = [demo for _, demo in batch]
     results = [Replayed(i, len(demo), demo.seed, bool(demo.draws), demo.succeeded) for i, demo in batch]
-    obs = _start(env, [*demos, *[demos[-1]] * (env.num_envs - len(demos))])  # worlds that are too many do what the last one does
+    obs = _start(
+        env, [*demos, *[demos[-1]] * (env.num_envs - len(demos))]
+    )  # worlds that are too many do what the last one does
     states = {name: value.cpu().numpy() for name, value in env.world_states().items()}
     for world, (demo, result) in enumerate(zip(demos, results, strict=True)):
         _compare(result.start, demo, obs, world, 0)
@@ -156,7 +166,9 @@ def _replay_batch(env: VecEnv, batch: list[tuple[int, Demo]], keep_scenes: bool)
 def _start(env: VecEnv, demos: Sequence[Demo]) -> dict[str, Array]:
     """Start the stored episodes; gives the first observations."""
     seeds = [DEFAULT_SEED if demo.seed is None else demo.seed for demo in demos]
-    draws = {name: torch.from_numpy(np.stack([demo.draws[name] for demo in demos])) for name in demos[0].draws}
+    draws = {
+        name: torch.from_numpy(np.stack([demo.draws[name] for demo in demos])) for name in demos[0].draws
+    }
     options: dict[str, Any] | None = {"episode": draws} if draws else None
     obs, _ = env.reset(seed=seeds, options=options)
     env.episode_seeds.use_list([])  # a world whose episode ended stands still
@@ -169,7 +181,9 @@ def _compare(difference: Difference, demo: Demo, obs: dict[str, Array], world: i
             difference.update(name, step, stored[step], obs[name][world])
 
 
-def write_replay_video(path: Path, env: VecEnv, replays: Sequence[Replayed], size: tuple[int, int] = (360, 480)) -> int:
+def write_replay_video(
+    path: Path, env: VecEnv, replays: Sequence[Replayed], size: tuple[int, int] = (360, 480)
+) -> int:
     """Write a video of the episodes, one after the other, each step's scene kept. Returns the number of frames."""
     return write_video(path, _frames(env, replays, size), env.control_hz)
 
@@ -177,7 +191,9 @@ def write_replay_video(path: Path, env: VecEnv, replays: Sequence[Replayed], siz
 def _frames(env: VecEnv, replays: Sequence[Replayed], size: tuple[int, int]) -> Iterator[Frame]:
     for result in replays:
         drawn = env.render_scenes(torch.stack(result.scenes), size)
-        title = f"replay  ·  episode {result.episode}" + ("" if result.seed is None else f"  ·  seed {result.seed}")
+        title = f"replay  ·  episode {result.episode}" + (
+            "" if result.seed is None else f"  ·  seed {result.seed}"
+        )
         for frame in drawn[:-1]:
             yield caption(frame, title)
         for _ in range(1 + round(0.7 * env.control_hz)):  # a moment to see the end

@@ -32,7 +32,9 @@ def load_demonstrations(cfg: TrainCfg, learner: Learner, env: ResidualEnv) -> No
     path, share = getattr(cfg.learner, "demos", None), getattr(cfg.learner, "demo_share", 0.0)
     if path is None:
         if share > 0.0:
-            raise ConfigError(f"demo_share {share} needs demonstrations: name their file by --demos, or leave out --demo-share")
+            raise ConfigError(
+                f"demo_share {share} needs demonstrations: name their file by --demos, or leave out --demo-share"
+            )
         return
     from residual_rl.demos.reader import Demonstrations  # HDF5, which other runs need not wait for
 
@@ -60,9 +62,13 @@ def episodes(demos: Demonstrations, cfg: TrainCfg, env: ResidualEnv) -> Iterator
         base, plans, scales = _plan(shown, base_policy, cfg, env)
         for world, episode in enumerate(shown):
             if episode.demo.rewards is None:
-                raise ConfigError(f"{demos.path} holds no rewards, which --demos needs: collect them with this release")
+                raise ConfigError(
+                    f"{demos.path} holds no rewards, which --demos needs: collect them with this release"
+                )
             steps = slice(0, episode.steps + 1)
-            transition, out_of_reach = _episode(episode, base[steps, world], plans[steps, world], scales[steps, world], obs_keys, cfg, env)
+            transition, out_of_reach = _episode(
+                episode, base[steps, world], plans[steps, world], scales[steps, world], obs_keys, cfg, env
+            )
             beyond, total = beyond + out_of_reach, total + episode.steps * env.vec_env.action_unit.numel()
             yield transition
     if beyond > 0.5 * total:
@@ -83,7 +89,9 @@ def _length(demo: Demo) -> int:
     return int(ends[0]) + 1 if len(ends) else len(demo)
 
 
-def _plan(shown: list[_Shown], base_policy: BasePolicyExecutor, cfg: TrainCfg, env: ResidualEnv) -> tuple[Tensor, Tensor, Tensor]:
+def _plan(
+    shown: list[_Shown], base_policy: BasePolicyExecutor, cfg: TrainCfg, env: ResidualEnv
+) -> tuple[Tensor, Tensor, Tensor]:
     """What the base policy says to each observation, the final ones included: base actions [T + 1, B, A], what a decision sees of them
     [T + 1, B, A or n·A], and the residual scales [T + 1, B, 1]."""
     whole = cfg.residual.chunk == "whole"
@@ -109,7 +117,14 @@ def _observation(shown: list[_Shown], t: int, env: ResidualEnv, names: Any) -> O
     filling = env.num_envs - len(shown)
     return {
         name: _tensor(
-            np.stack([*(row[name][i] for row, i in zip(rows, last, strict=True)), *[rows[-1][name][last[-1]]] * filling]), name, env
+            np.stack(
+                [
+                    *(row[name][i] for row, i in zip(rows, last, strict=True)),
+                    *[rows[-1][name][last[-1]]] * filling,
+                ]
+            ),
+            name,
+            env,
         )
         for name in names
     }
@@ -121,7 +136,13 @@ def _tensor(value: Any, name: str, env: ResidualEnv) -> Tensor:
 
 
 def _episode(
-    shown: _Shown, base: Tensor, plans: Tensor, scales: Tensor, obs_keys: tuple[str, ...], cfg: TrainCfg, env: ResidualEnv
+    shown: _Shown,
+    base: Tensor,
+    plans: Tensor,
+    scales: Tensor,
+    obs_keys: tuple[str, ...],
+    cfg: TrainCfg,
+    env: ResidualEnv,
 ) -> tuple[Transition, int]:
     """The transitions of one episode, and how many of its numbers were beyond the residual's reach."""
     demo, steps = shown
@@ -138,11 +159,17 @@ def _episode(
     later = (now + n).clamp(max=steps)
     ends = later == steps
     terminated = ends & bool(demo.terminated[steps - 1])
-    obs = {name: _tensor(demo.obs[name][: steps + 1], name, env) for name in obs_keys} | {"base_action": plans}
+    obs = {name: _tensor(demo.obs[name][: steps + 1], name, env) for name in obs_keys} | {
+        "base_action": plans
+    }
 
     def joined(value: Tensor) -> Tensor:
         """[T, A] → [decisions, n·A], 0 after the end."""
-        return torch.cat([value, value.new_zeros(decisions * n - steps, *value.shape[1:])]).unflatten(0, (decisions, n)).flatten(1)
+        return (
+            torch.cat([value, value.new_zeros(decisions * n - steps, *value.shape[1:])])
+            .unflatten(0, (decisions, n))
+            .flatten(1)
+        )
 
     def told(at: Tensor) -> float | Tensor | None:
         """What the composition scales decisions by, as the env tells it."""
@@ -171,7 +198,13 @@ def _final_composition(cfg: TrainCfg, env: ResidualEnv) -> Composition:
     return make_composition(cfg.residual, cfg.residual.residual_scale, env.vec_env.residual_unit)
 
 
-def _check(demos: Demonstrations, cfg: TrainCfg, env: ResidualEnv, base_policy: BasePolicyExecutor, obs_keys: tuple[str, ...]) -> None:
+def _check(
+    demos: Demonstrations,
+    cfg: TrainCfg,
+    env: ResidualEnv,
+    base_policy: BasePolicyExecutor,
+    obs_keys: tuple[str, ...],
+) -> None:
     """Raise `ConfigError` where the demonstrations are not of this task, or lack what the learner or the base policy needs."""
     if demos.task_id != cfg.task_id:
         raise ConfigError(
@@ -180,21 +213,29 @@ def _check(demos: Demonstrations, cfg: TrainCfg, env: ResidualEnv, base_policy: 
         )
     action_dim = env.vec_env.action_unit.numel()
     if demos.action_dim != action_dim:
-        raise ConfigError(f"{demos.path} holds actions of {demos.action_dim} numbers, and task {cfg.task_id!r} takes {action_dim}")
+        raise ConfigError(
+            f"{demos.path} holds actions of {demos.action_dim} numbers, and task {cfg.task_id!r} takes {action_dim}"
+        )
     observed: Any = env.vec_env.single_observation_space
-    needs = dict.fromkeys(obs_keys, f"learner {cfg.learner_id!r}") | dict.fromkeys(base_policy.policy.inputs, base_policy.name)
+    needs = dict.fromkeys(obs_keys, f"learner {cfg.learner_id!r}") | dict.fromkeys(
+        base_policy.policy.inputs, base_policy.name
+    )
     for name, who in needs.items():
         stored = demos.obs_shapes.get(name)
         if stored is None:
             there = ", ".join(sorted(demos.obs_shapes)) or "none at all"
-            raise ConfigError(f"{demos.path} lacks the observation {name!r}, which {who} needs; it holds {there}")
+            raise ConfigError(
+                f"{demos.path} lacks the observation {name!r}, which {who} needs; it holds {there}"
+            )
         if stored != tuple(observed[name].shape):
             raise ConfigError(
                 f"{demos.path} holds {name!r} of shape {list(stored)}, and task {cfg.task_id!r} observes {list(observed[name].shape)}"
             )
     mine = task_settings(cfg, env.vec_env)
     others = {
-        name: f"{name} {value!r} (here {mine[name]!r})" for name, value in demos.task_settings.items() if mine.get(name, value) != value
+        name: f"{name} {value!r} (here {mine[name]!r})"
+        for name, value in demos.task_settings.items()
+        if mine.get(name, value) != value
     }
     decisive = [told for name, told in others.items() if name in TASKS.get(cfg.task_id).demo_settings]
     if decisive:
@@ -203,4 +244,6 @@ def _check(demos: Demonstrations, cfg: TrainCfg, env: ResidualEnv, base_policy: 
             f"{', '.join(decisive)}; collect demonstrations with the settings of the run"
         )
     if others:
-        _log.warning("%s was collected with other settings of the task: %s", demos.path, ", ".join(others.values()))
+        _log.warning(
+            "%s was collected with other settings of the task: %s", demos.path, ", ".join(others.values())
+        )

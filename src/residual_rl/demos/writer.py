@@ -81,7 +81,13 @@ class DemoWriter:
         clock: time in seconds.
     """
 
-    def __init__(self, path: Path | str, info: Mapping[str, Any], overwrite: bool = False, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        path: Path | str,
+        info: Mapping[str, Any],
+        overwrite: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.path, self.info = check_output(path, overwrite), dict(info)
         self.num_episodes = 0
         self.published = 0
@@ -93,7 +99,9 @@ class DemoWriter:
         self._work = self.path.parent / f".{self.path.name}.{secrets.token_hex(4)}{TEMP_SUFFIX}"
         with _storing(self.path):
             # one version of the format whatever the library's: it decides what attributes may hold, and who can read the file
-            self._file: h5py.File | None = h5py.File(self._work, "x", libver=("v108", "v108"), locking="best-effort")
+            self._file: h5py.File | None = h5py.File(
+                self._work, "x", libver=("v108", "v108"), locking="best-effort"
+            )
         put_json(self._file, to_json(self.info))
         self._file.attrs[NUM_EPISODES] = np.int64(0)
 
@@ -110,7 +118,12 @@ class DemoWriter:
                 group = self._file.create_group(name)
                 for key, value in arrays.items():
                     _store(group, key, value)
-                put_json(group, to_json({"episode": entry, "crc32": {key: crc32(value) for key, value in arrays.items()}}))
+                put_json(
+                    group,
+                    to_json(
+                        {"episode": entry, "crc32": {key: crc32(value) for key, value in arrays.items()}}
+                    ),
+                )
                 self._file.attrs.modify(NUM_EPISODES, np.int64(self.num_episodes + 1))
         except BaseException:
             self._file.attrs.modify(NUM_EPISODES, np.int64(self.num_episodes))
@@ -144,8 +157,12 @@ class DemoWriter:
     def __enter__(self) -> DemoWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():  # the first failure is the one to tell
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with (
+            contextlib.suppress(OSError) if error is not None else contextlib.nullcontext()
+        ):  # the first failure is the one to tell
             self.close()
 
     # --- parts --------------------------------------------------------------------------------------------------
@@ -174,7 +191,9 @@ class DemoWriter:
         assert self._file is not None
         with writing(self.path), self._work.open("r+b") as file:
             try:
-                os.posix_fallocate(file.fileno(), self._file.id.get_filesize(), num_bytes + num_bytes // 64 + _MARGIN)
+                os.posix_fallocate(
+                    file.fileno(), self._file.id.get_filesize(), num_bytes + num_bytes // 64 + _MARGIN
+                )
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # some file systems cannot
                     raise
@@ -214,7 +233,9 @@ class DemoWriter:
 
 def _leftovers(path: Path) -> list[Path]:
     """What was begun of that file, and is not complete."""
-    return [p for p in path.parent.iterdir() if p.name.startswith(f".{path.name}.") and p.suffix == TEMP_SUFFIX]
+    return [
+        p for p in path.parent.iterdir() if p.name.startswith(f".{path.name}.") and p.suffix == TEMP_SUFFIX
+    ]
 
 
 @contextlib.contextmanager
@@ -264,6 +285,8 @@ def _flat(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Array]]:
 
 def _store(group: h5py.Group, name: str, value: Array) -> None:
     if value.dtype == np.uint8 and value.ndim >= 3:  # images: read step by step, and worth to be made smaller
-        group.create_dataset(name, data=value, chunks=(1, *value.shape[1:]), compression="gzip", compression_opts=1)
+        group.create_dataset(
+            name, data=value, chunks=(1, *value.shape[1:]), compression="gzip", compression_opts=1
+        )
     else:
         group.create_dataset(name, data=value)

@@ -38,7 +38,9 @@ class ActionNoise:
     """The observation after the last step, or after the reset."""
 
     def __init__(self, vec_env: VecEnv, std: float, correlation: float):
-        unit = torch.ones_like(vec_env.action_unit) if vec_env.residual_unit is None else vec_env.residual_unit
+        unit = (
+            torch.ones_like(vec_env.action_unit) if vec_env.residual_unit is None else vec_env.residual_unit
+        )
         shape = (vec_env.num_envs, len(vec_env.action_unit))
         self.quiet = std == 0.0
         """Whether there is no noise."""

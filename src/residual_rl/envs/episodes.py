@@ -44,7 +44,9 @@ class RunningEpisodes:
         self.episode_return = self.episode_return + reward
         self.success_once = self.success_once | success
 
-    def info(self, reward_terms: Obs, metrics: Obs, obs: Obs, success: Tensor, ended: Tensor) -> dict[str, Any]:
+    def info(
+        self, reward_terms: Obs, metrics: Obs, obs: Obs, success: Tensor, ended: Tensor
+    ) -> dict[str, Any]:
         """What `VecEnv.step` tells of the step that was just counted, where those of `ended` [B] end with it."""
         figures = {
             "seed": self.seed,

@@ -103,7 +103,9 @@ def roll_out(env: VecEnv, act: Act, seeds: Sequence[int], num_steps: int | None 
     return Rollout(list(seeds), start, final=final, **named, **flat)  # type: ignore[arg-type]
 
 
-def check_poses_hold(env: VecEnv, names: Sequence[str], limit: float, unit: str, factor: float = 1.0) -> Iterator[Check]:
+def check_poses_hold(
+    env: VecEnv, names: Sequence[str], limit: float, unit: str, factor: float = 1.0
+) -> Iterator[Check]:
     """Zero actions hold the pose over whole episodes: each of the observations `names` [B, n] drifts less than `limit`.
 
     The rows tell it in `unit`, of which `factor` make one of the observation's.
@@ -120,7 +122,9 @@ def check_poses_hold(env: VecEnv, names: Sequence[str], limit: float, unit: str,
 def random_actions(env: VecEnv, seed: int) -> Tensor:
     """Actions [B, A], uniform in [-1, 1]."""
     shape = (env.num_envs, len(env.action_unit))
-    return torch.from_numpy(np.random.default_rng(seed).uniform(-1.0, 1.0, shape).astype(np.float32)).to(env.device)
+    return torch.from_numpy(np.random.default_rng(seed).uniform(-1.0, 1.0, shape).astype(np.float32)).to(
+        env.device
+    )
 
 
 def doctor_seeds(n: int) -> list[int]:

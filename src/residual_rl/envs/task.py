@@ -133,7 +133,9 @@ class Physics(Protocol):
         """What drawing all worlds needs [B, S]."""
         ...
 
-    def render(self, scenes: Tensor, cameras: Sequence[str], size: tuple[int, int], smooth: bool = False) -> dict[str, NDArray[np.uint8]]:
+    def render(
+        self, scenes: Tensor, cameras: Sequence[str], size: tuple[int, int], smooth: bool = False
+    ) -> dict[str, NDArray[np.uint8]]:
         """Images [N, H, W, 3] of `scenes` [N, S] by camera; `smooth` edges cost more."""
         ...
 

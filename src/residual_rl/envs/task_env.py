@@ -46,7 +46,11 @@ class TaskEnv(VecEnv):
     # --- the contract -------------------------------------------------------------------------------------------
 
     def reset(
-        self, *, seed: int | Sequence[int] | None = None, mask: Tensor | None = None, options: dict[str, Any] | None = None
+        self,
+        *,
+        seed: int | Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        options: dict[str, Any] | None = None,
     ) -> tuple[Obs, dict[str, Any]]:
         unknown = sorted(set(options or {}) - {"episode"})
         if unknown:
@@ -56,22 +60,31 @@ class TaskEnv(VecEnv):
         self._obs = self._observe_anew(self._obs, worlds) if self._obs else self._observe(self._quantities())
         return dict(self._obs), {"seed": self._episodes.seed.clone()}
 
-    def step(self, actions: Tensor, mask: Tensor | None = None) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
+    def step(
+        self, actions: Tensor, mask: Tensor | None = None
+    ) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
         if not self._obs:
             raise ConfigError("step was called before reset")
         if actions.shape != self.action_space.shape:
-            raise ConfigError(f"actions must have shape {self.action_space.shape}, not {tuple(actions.shape)}")
+            raise ConfigError(
+                f"actions must have shape {self.action_space.shape}, not {tuple(actions.shape)}"
+            )
         with self._context(actions, self.physics.state_dict):
             check_finite("action", actions)
         action = actions.clamp(-1.0, 1.0)
         command = self._command
         target = self.task.joint_target(action, {**command, **self._last})
-        active = self.active if mask is None else self.active & mask  # others stand still: what they cost would be lost
+        active = (
+            self.active if mask is None else self.active & mask
+        )  # others stand still: what they cost would be lost
         with self._context(action, self.physics.state_before):
             self.physics.step(target, None if active.all() else active.nonzero().flatten())
         self._command = {"joint_target": target, "action": action}
         if mask is not None:
-            self._command = {name: torch.where(mask[:, None], value, command[name]) for name, value in self._command.items()}
+            self._command = {
+                name: torch.where(mask[:, None], value, command[name])
+                for name, value in self._command.items()
+            }
 
         q = {**self._quantities(), "step": self._episodes.length + active}
         held = (self._hold_steps + 1) * (self.task.holds(q) & active)
@@ -82,10 +95,16 @@ class TaskEnv(VecEnv):
         if mask is not None:
             terms = {name: torch.where(mask, value, 0.0) for name, value in terms.items()}
         metrics = {name: value.float() for name, value in self.task.metrics(q).items()}
-        reward = functools.reduce(torch.add, terms.values())  # one after the other: the order of torch.sum depends on B
+        reward = functools.reduce(
+            torch.add, terms.values()
+        )  # one after the other: the order of torch.sum depends on B
         obs = self._observe(q)
-        floats = {"reward": reward[:, None]} | {name: value for name, value in obs.items() if value.is_floating_point()}
-        if not torch.isfinite(torch.cat([value.flatten(1) for value in floats.values()], 1).sum()):  # one test for all: it waits for a GPU
+        floats = {"reward": reward[:, None]} | {
+            name: value for name, value in obs.items() if value.is_floating_point()
+        }
+        if not torch.isfinite(
+            torch.cat([value.flatten(1) for value in floats.values()], 1).sum()
+        ):  # one test for all: it waits for a GPU
             with self._context(action, self.physics.state_before):
                 for name, value in floats.items():
                     check_finite(name, value)
@@ -133,7 +152,9 @@ class TaskEnv(VecEnv):
     def scenes(self) -> Tensor:
         return self.physics.scenes()
 
-    def render_scenes(self, scenes: Tensor, size: tuple[int, int], camera: str | None = None) -> NDArray[np.uint8]:
+    def render_scenes(
+        self, scenes: Tensor, size: tuple[int, int], camera: str | None = None
+    ) -> NDArray[np.uint8]:
         camera = camera or self.task.best_camera
         return self.physics.render(scenes, (camera,), size, smooth=True)[camera]
 
@@ -161,7 +182,9 @@ class TaskEnv(VecEnv):
         self._episode = {name: value.to(self.device) for name, value in state["episode"].items()}
         self._command = {name: value.to(self.device) for name, value in state["command"].items()}
         everything = torch.arange(self.num_envs, device=self.device)
-        self.physics.reset(everything, self._episode)  # the fields that vary by episode are not part of the physics' state
+        self.physics.reset(
+            everything, self._episode
+        )  # the fields that vary by episode are not part of the physics' state
         self.physics.load_state_dict(state["physics"])
         self._obs = self._observe(self._quantities())
 
@@ -173,26 +196,37 @@ class TaskEnv(VecEnv):
             if name not in drawn:
                 raise UnknownNameError("draw of an episode", name, drawn)
             if value.shape != drawn[name].shape:
-                raise ConfigError(f"the episodes' {name} must have shape {tuple(drawn[name].shape)}, not {tuple(value.shape)}")
+                raise ConfigError(
+                    f"the episodes' {name} must have shape {tuple(drawn[name].shape)}, not {tuple(value.shape)}"
+                )
             drawn[name] = value.to(drawn[name])
         self.physics.reset(worlds, drawn)
         if len(worlds) == self.num_envs:
             self._episode = drawn
         else:  # written into copies: earlier steps' tensors belong to the caller
-            self._episode = {name: value.index_copy(0, worlds, drawn[name]) for name, value in self._episode.items()}
+            self._episode = {
+                name: value.index_copy(0, worlds, drawn[name]) for name, value in self._episode.items()
+            }
         start = self.physics.read()["joint_position"]
         zero = torch.zeros(self.num_envs, len(self.action_unit), device=self.device)
         if not self._command:
             self._command = {"joint_target": start, "action": zero}
         else:
             fresh = {"joint_target": start, "action": zero}
-            self._command = {name: value.index_copy(0, worlds, fresh[name][worlds]) for name, value in self._command.items()}
+            self._command = {
+                name: value.index_copy(0, worlds, fresh[name][worlds])
+                for name, value in self._command.items()
+            }
         self._episodes.begin(worlds, seeds)
         self._hold_steps = self._hold_steps.index_fill(0, worlds, 0)
 
     def _quantities(self) -> Quantities:
         self._last = self.physics.read()
-        counters = {"seed": self._episodes.seed, "step": self._episodes.length, "hold_steps": self._hold_steps}
+        counters = {
+            "seed": self._episodes.seed,
+            "step": self._episodes.length,
+            "hold_steps": self._hold_steps,
+        }
         return {**self._last, **self._episode, **self._command, **counters}
 
     def _observe(self, q: Quantities) -> Obs:
@@ -200,14 +234,18 @@ class TaskEnv(VecEnv):
 
     def _observe_anew(self, obs: Obs, worlds: Tensor) -> Obs:
         """The observation after the `worlds` of `obs` began a new episode: drawing costs, and the images of the others are the same."""
-        images = {name: obs[name].index_copy(0, worlds, fresh) for name, fresh in self._images(worlds).items()}
+        images = {
+            name: obs[name].index_copy(0, worlds, fresh) for name, fresh in self._images(worlds).items()
+        }
         return {**self.task.observe(self._quantities()), **images}
 
     def _images(self, worlds: Tensor | slice) -> Obs:
         """What the observed cameras see of the `worlds`."""
         if not self.task.obs_cameras:
             return {}
-        images = self.physics.render(self.physics.scenes()[worlds], self.task.obs_cameras, self.task.image_size)
+        images = self.physics.render(
+            self.physics.scenes()[worlds], self.task.obs_cameras, self.task.image_size
+        )
         return {name: torch.from_numpy(image).to(self.device) for name, image in images.items()}
 
     @contextlib.contextmanager
@@ -216,5 +254,10 @@ class TaskEnv(VecEnv):
         try:
             yield
         except NonFiniteError as error:
-            context = {"state_before": state_before(), "action": action, "seed": self._episodes.seed, "step": self._episodes.length}
+            context = {
+                "state_before": state_before(),
+                "action": action,
+                "seed": self._episodes.seed,
+                "step": self._episodes.length,
+            }
             raise NonFiniteError(str(error), dump={**error.dump, **context}) from None

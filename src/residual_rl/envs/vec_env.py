@@ -46,7 +46,9 @@ class EpisodeSeeds:
         if self._queue is None:
             first, self._next = self._next, self._next + n
             return torch.arange(first, first + n)
-        return torch.tensor([self._queue.popleft() if self._queue else -1 for _ in range(n)], dtype=torch.int64)
+        return torch.tensor(
+            [self._queue.popleft() if self._queue else -1 for _ in range(n)], dtype=torch.int64
+        )
 
     def state_dict(self) -> State:
         return {"next": self._next, "queue": None if self._queue is None else list(self._queue)}
@@ -102,7 +104,11 @@ class VecEnv(gymnasium.vector.VectorEnv):
 
     @abstractmethod
     def reset(
-        self, *, seed: int | Sequence[int] | None = None, mask: Tensor | None = None, options: dict[str, Any] | None = None
+        self,
+        *,
+        seed: int | Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        options: dict[str, Any] | None = None,
     ) -> tuple[Obs, dict[str, Any]]:
         """Start new episodes in the worlds of `mask` [B] bool (all without it).
 
@@ -114,7 +120,9 @@ class VecEnv(gymnasium.vector.VectorEnv):
         """
 
     @abstractmethod
-    def step(self, actions: Tensor, mask: Tensor | None = None) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
+    def step(
+        self, actions: Tensor, mask: Tensor | None = None
+    ) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Execute `actions` [B, A] in the worlds of `mask` [B] (all without it); the others stand still: no time passes in them, and there
         is no reward."""
 
@@ -159,7 +167,9 @@ class VecEnv(gymnasium.vector.VectorEnv):
         """
         raise ConfigError("this env's actions are no joint targets")
 
-    def _to_reset(self, seed: int | Sequence[int] | None, mask: Tensor | None, is_first: bool) -> tuple[Tensor, Tensor]:
+    def _to_reset(
+        self, seed: int | Sequence[int] | None, mask: Tensor | None, is_first: bool
+    ) -> tuple[Tensor, Tensor]:
         """The worlds [n] int64 that `reset` is for, and the seeds [n] int64 of the episodes that begin in them."""
         if mask is None:
             mask = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
@@ -190,7 +200,9 @@ class VecEnv(gymnasium.vector.VectorEnv):
         """What drawing all worlds as they stand needs [B, S]."""
         raise NotImplementedError
 
-    def render_scenes(self, scenes: Tensor, size: tuple[int, int], camera: str | None = None) -> NDArray[np.uint8]:
+    def render_scenes(
+        self, scenes: Tensor, size: tuple[int, int], camera: str | None = None
+    ) -> NDArray[np.uint8]:
         """Draw `scenes` [N, S] as images [N, H, W, 3] of `size` (H, W), from a camera of the scene or from where it is seen best."""
         raise NotImplementedError
 

@@ -30,7 +30,14 @@ from residual_rl.imitation.windows import Windows, make_windows, split_episodes
 from residual_rl.lerobot.checkpoint import PRETRAINED, LeRobotModel
 from residual_rl.lerobot.dataset_export import commanded_targets, hardware_of
 from residual_rl.lerobot.policy import ENVIRONMENT, JOINTS, LeRobotCfg, LeRobotPolicy
-from residual_rl.lerobot.support import ACTION, ENVIRONMENT_STATE, STATE, quiet, replacing_folder, require_lerobot
+from residual_rl.lerobot.support import (
+    ACTION,
+    ENVIRONMENT_STATE,
+    STATE,
+    quiet,
+    replacing_folder,
+    require_lerobot,
+)
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.types import BasePolicy, State
 from residual_rl.utils.files import write_json
@@ -77,7 +84,9 @@ def train(cfg: ImitateCfg, demos: Path, out: Path, resume: bool = False) -> dict
     if cfg.num_obs_steps != 1:
         raise ConfigError(f"ACT plans from one observation: num_obs_steps must be 1, not {cfg.num_obs_steps}")
     if cfg.obs_keys != (ENVIRONMENT,):
-        raise ConfigError(f"act sees joint positions and {ENVIRONMENT!r}: obs_keys must be {ENVIRONMENT!r} alone, not {cfg.obs_keys}")
+        raise ConfigError(
+            f"act sees joint positions and {ENVIRONMENT!r}: obs_keys must be {ENVIRONMENT!r} alone, not {cfg.obs_keys}"
+        )
     return ActTrainer(cfg, demos, RunFolder(out)).run(str(demos), resume)
 
 
@@ -87,7 +96,12 @@ class Act(Algorithm):
     stochastic = False
 
     def __init__(self, joints: int, chunk_size: int, num_action_steps: int, size: dict[str, Any]):
-        self._joints, self._chunk_size, self._num_action_steps, self._size = joints, chunk_size, num_action_steps, size
+        self._joints, self._chunk_size, self._num_action_steps, self._size = (
+            joints,
+            chunk_size,
+            num_action_steps,
+            size,
+        )
 
     def config(self, obs_dim: int) -> Any:
         """LeRobot's settings of the policy, without a device other than the CPU."""
@@ -148,7 +162,9 @@ class ActModel(ImitationModel):
 
     def save(self, path: Path) -> None:
         """Write the LeRobot checkpoint that stands for `path`, which other algorithms' trainings write. Raises `WriteError`."""
-        with replacing_folder(path.parent / (LAST if path.name == LAST_FILE else PRETRAINED), replace=True) as folder:
+        with replacing_folder(
+            path.parent / (LAST if path.name == LAST_FILE else PRETRAINED), replace=True
+        ) as folder:
             folder.mkdir()
             self.lerobot().save(folder)
 
@@ -171,8 +187,12 @@ class ActTrainer(Trainer):
                 return self.learn()
 
     def model(self) -> ActModel:
-        made = ActModel(self.settings, self.statistics, step=self.progress.step, name="the policy in training")
-        made.network.load_state_dict({name: tensor.cpu() for name, tensor in self.ema.weights.items()}, strict=False)  # buffers are fixed
+        made = ActModel(
+            self.settings, self.statistics, step=self.progress.step, name="the policy in training"
+        )
+        made.network.load_state_dict(
+            {name: tensor.cpu() for name, tensor in self.ema.weights.items()}, strict=False
+        )  # buffers are fixed
         made.processors = self._processors
         return made
 
@@ -189,7 +209,9 @@ class ActTrainer(Trainer):
                 raise ConfigError(f"n_episodes is {count}, but {path} has {len(demos)} episodes")
             self.evaluation: SuccessEvaluation | None = None
             if cfg.eval_freq:
-                self.evaluation = SuccessEvaluation(demos.task_id, demos.task_settings, cfg.eval_episodes, cfg.num_threads, cfg.eval_share)
+                self.evaluation = SuccessEvaluation(
+                    demos.task_id, demos.task_settings, cfg.eval_episodes, cfg.num_threads, cfg.eval_share
+                )
                 env = self.evaluation.env
             else:
                 env = stack.enter_context(contextlib.closing(make_env(demos, 1, 1)))
@@ -200,7 +222,9 @@ class ActTrainer(Trainer):
                 demo = demos.episode(i, names)
                 joints = hardware.to_hardware(torch.from_numpy(demo.obs[JOINTS]))
                 targets = hardware.to_hardware(commanded_targets(demo, env, "intended"))
-                episodes.append(({JOINTS: joints.numpy(), ENVIRONMENT: demo.obs[ENVIRONMENT]}, targets.numpy()))
+                episodes.append(
+                    ({JOINTS: joints.numpy(), ENVIRONMENT: demo.obs[ENVIRONMENT]}, targets.numpy())
+                )
             shapes = {key: tuple(demos.obs_shapes[key]) for key in (JOINTS, ENVIRONMENT)}
             task_id, task_settings = demos.task_id, demos.task_settings
         joint_count = len(hardware.joint_names)

@@ -17,7 +17,12 @@ from residual_rl.errors import CheckpointError
 from residual_rl.lerobot.support import ACTION, is_hub_id, quiet, require_lerobot
 from residual_rl.utils import trusted
 
-CONFIG, WEIGHTS, PREPROCESSOR, POSTPROCESSOR = "config.json", "model.safetensors", "policy_preprocessor.json", "policy_postprocessor.json"
+CONFIG, WEIGHTS, PREPROCESSOR, POSTPROCESSOR = (
+    "config.json",
+    "model.safetensors",
+    "policy_preprocessor.json",
+    "policy_postprocessor.json",
+)
 PRETRAINED = "pretrained_model"
 """The folder's name in a training's output."""
 _SUBFOLDERS = (PRETRAINED, f"checkpoints/last/{PRETRAINED}", ".")
@@ -58,11 +63,15 @@ def find_checkpoint(checkpoint: str, revision: str | None = None) -> Path:
             folder = (path / name).resolve()
             if (folder / CONFIG).is_file():
                 return folder
-        raise CheckpointError(f"{path} has no {CONFIG}; expected the folder of a LeRobot policy, e.g. …/{_SUBFOLDERS[1]}")
+        raise CheckpointError(
+            f"{path} has no {CONFIG}; expected the folder of a LeRobot policy, e.g. …/{_SUBFOLDERS[1]}"
+        )
     if path.exists():
         raise CheckpointError(f"{path} is no folder; expected that of a LeRobot policy, which has a {CONFIG}")
     if not is_hub_id(checkpoint):
-        raise CheckpointError(f"{path} does not exist; expected the folder of a LeRobot policy, or its name on the hub, owner/name")
+        raise CheckpointError(
+            f"{path} does not exist; expected the folder of a LeRobot policy, or its name on the hub, owner/name"
+        )
     return _download(checkpoint, revision)
 
 
@@ -79,7 +88,9 @@ def _download(name: str, revision: str | None) -> Path:
     return Path(found)
 
 
-def load_model(checkpoint: str, device: torch.device, revision: str | None = None, trust: bool = False) -> LeRobotModel:
+def load_model(
+    checkpoint: str, device: torch.device, revision: str | None = None, trust: bool = False
+) -> LeRobotModel:
     """Read a checkpoint.
 
     Args:
@@ -94,22 +105,33 @@ def load_model(checkpoint: str, device: torch.device, revision: str | None = Non
     folder = find_checkpoint(checkpoint, revision)
     steps = {name: _read_steps(folder, name, trust) for name in (PREPROCESSOR, POSTPROCESSOR)}
     if not (folder / WEIGHTS).is_file():
-        others = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-        raise CheckpointError(f"{folder} has no {WEIGHTS}" + (f", only {', '.join(others)}, which are not read" if others else ""))
+        others = sorted(
+            path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt")
+        )
+        raise CheckpointError(
+            f"{folder} has no {WEIGHTS}"
+            + (f", only {', '.join(others)}, which are not read" if others else "")
+        )
     kind = _read_json(folder, CONFIG).get("type")
     if not isinstance(kind, str):
-        raise CheckpointError(f"{folder / CONFIG} names no type of policy; expected the settings of a LeRobot policy")
+        raise CheckpointError(
+            f"{folder / CONFIG} names no type of policy; expected the settings of a LeRobot policy"
+        )
 
     from lerobot.configs.policies import PreTrainedConfig
     from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 
     overrides = {
-        name: {"device_processor": {"device": str(device)}} if "device_processor" in found else {} for name, found in steps.items()
+        name: {"device_processor": {"device": str(device)}} if "device_processor" in found else {}
+        for name, found in steps.items()
     }
     try:
         with quiet():
             config = PreTrainedConfig.from_pretrained(str(folder), cli_overrides=[f"--device={device}"])
-            for unwanted in ("pretrained_backbone_weights", "compile_model"):  # the checkpoint has all weights: nothing is downloaded
+            for unwanted in (
+                "pretrained_backbone_weights",
+                "compile_model",
+            ):  # the checkpoint has all weights: nothing is downloaded
                 if getattr(config, unwanted, None):
                     setattr(config, unwanted, None)
             policy = get_policy_class(config.type).from_pretrained(str(folder), config=config, strict=True)
@@ -152,7 +174,11 @@ def check_statistics(model: LeRobotModel) -> None:
                         f"{model.name} holds no normalisation statistics of {name!r}; without them its actions mean something else: "
                         "save it again with the processors that it was trained with"
                     )
-                sizes = {key: torch.as_tensor(value).numel() for key, value in statistics.items() if key in ("mean", "std", "min", "max")}
+                sizes = {
+                    key: torch.as_tensor(value).numel()
+                    for key, value in statistics.items()
+                    if key in ("mean", "std", "min", "max")
+                }
                 expected = feature.shape[0]  # of images: the channels
                 for key, size in sizes.items():
                     if size != expected:
@@ -174,7 +200,11 @@ def _read_steps(folder: Path, name: str, trust: bool) -> set[str]:
         raise CheckpointError(f"{folder / name} lists no steps; expected a LeRobot processor")
     for step in steps:
         if "registry_name" not in step:
-            trusted.require_trust(folder / name, f"a processor with a step that is made by importing {step.get('class')!r}", trust)
+            trusted.require_trust(
+                folder / name,
+                f"a processor with a step that is made by importing {step.get('class')!r}",
+                trust,
+            )
         file = step.get("state_file")
         if file is not None and (Path(str(file)).name != file or not (folder / file).is_file()):
             raise CheckpointError(f"{folder} has no {file}, the state of a step of {name}")
@@ -186,7 +216,9 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         value = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / name} cannot be read ({_short(error)}); expected JSON, as LeRobot writes it") from error
+        raise CheckpointError(
+            f"{folder / name} cannot be read ({_short(error)}); expected JSON, as LeRobot writes it"
+        ) from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{folder / name} holds no JSON object; expected what LeRobot writes")
     return value

@@ -92,17 +92,23 @@ def commanded_targets(demo: Demo, env: VecEnv, actions: str) -> Tensor:
     needed = conversion_inputs(env)
     _require(demo, *needed)
     obs = {name: torch.from_numpy(demo.obs[name][:-1]) for name in needed}
-    return env.actions_to_targets(torch.from_numpy(np.asarray(demo.intended_actions))[:, None], obs)[:, 0].double()
+    return env.actions_to_targets(torch.from_numpy(np.asarray(demo.intended_actions))[:, None], obs)[
+        :, 0
+    ].double()
 
 
 def hardware_of(env: VecEnv, task_id: str) -> HardwareUnits:
     """The robot's units. Raises `ConfigError` where the task knows none."""
     if env.hardware is None:
-        raise ConfigError(f"task {task_id!r} does not know the units of a robot's own software, which LeRobot's datasets are in")
+        raise ConfigError(
+            f"task {task_id!r} does not know the units of a robot's own software, which LeRobot's datasets are in"
+        )
     return env.hardware
 
 
-def export(demos: Demonstrations, out: Path, cfg: ExportCfg, on_progress: Callable[[int], None] = lambda _: None) -> Exported:
+def export(
+    demos: Demonstrations, out: Path, cfg: ExportCfg, on_progress: Callable[[int], None] = lambda _: None
+) -> Exported:
     """Write `demos` to the folder `out`, which must not exist: whole, or not at all.
 
     Args:
@@ -123,7 +129,9 @@ def export(demos: Demonstrations, out: Path, cfg: ExportCfg, on_progress: Callab
         text = cfg.task_description or TASKS.get(demos.task_id).summary
         side: list[dict[str, Any]] = []
         with replacing_folder(out) as folder, quiet():
-            with contextlib.closing(_Writer(cfg.repo_id or f"local/{out.name}", fps, features, folder)) as writer:
+            with contextlib.closing(
+                _Writer(cfg.repo_id or f"local/{out.name}", fps, features, folder)
+            ) as writer:
                 for i, demo in enumerate(demos):
                     writer.add(_frames(demo, env, hardware, features, cfg.actions), text)
                     side.append(_side_entry(demo))
@@ -144,7 +152,12 @@ class _Writer:
         datasets.disable_progress_bars()
         video = any(feature["dtype"] == "video" for feature in features.values())
         self._dataset = LeRobotDataset.create(
-            repo_id=repo_id, fps=fps, features=features, root=folder, use_videos=video, video_backend=video_backend()
+            repo_id=repo_id,
+            fps=fps,
+            features=features,
+            root=folder,
+            use_videos=video,
+            video_backend=video_backend(),
         )
 
     def add(self, frames: list[dict[str, Array]], text: str) -> None:
@@ -164,7 +177,9 @@ def _fps(demos: Demonstrations, asked: int | None) -> int:
         raise ConfigError(f"{demos.path} does not tell its rate; say it with --fps")
     fps = asked or max(round(float(rate)), 1)
     if rate is not None and abs(fps - rate) > FPS_TOLERANCE * rate:
-        raise ConfigError(f"fps is {fps}, but {demos.path} was recorded at {rate:.4g} Hz: LeRobot takes one frame a step; leave out --fps")
+        raise ConfigError(
+            f"fps is {fps}, but {demos.path} was recorded at {rate:.4g} Hz: LeRobot takes one frame a step; leave out --fps"
+        )
     return fps
 
 
@@ -175,11 +190,19 @@ def _features(demo: Demo, hardware: HardwareUnits, video: bool) -> dict[str, Any
     features: dict[str, Any] = {STATE: joints}
     if "state" in demo.obs:
         size = demo.obs["state"].shape[1]
-        features[ENVIRONMENT_STATE] = {"dtype": "float32", "shape": (size,), "names": [f"state_{i}" for i in range(size)]}
+        features[ENVIRONMENT_STATE] = {
+            "dtype": "float32",
+            "shape": (size,),
+            "names": [f"state_{i}" for i in range(size)],
+        }
     for name, value in demo.obs.items():
         if value.dtype == np.uint8 and value.ndim == 4:
             names = ["height", "width", "channels"]
-            features[IMAGES + name] = {"dtype": "video" if video else "image", "shape": value.shape[1:], "names": names}
+            features[IMAGES + name] = {
+                "dtype": "video" if video else "image",
+                "shape": value.shape[1:],
+                "names": names,
+            }
     features[ACTION] = joints
     if demo.rewards is not None:
         features[REWARD] = {"dtype": "float32", "shape": (1,), "names": None}
@@ -197,7 +220,9 @@ def _require(demo: Demo, *names: str) -> None:
         )
 
 
-def _frames(demo: Demo, env: VecEnv, hardware: HardwareUnits, features: dict[str, Any], actions: str) -> list[dict[str, Array]]:
+def _frames(
+    demo: Demo, env: VecEnv, hardware: HardwareUnits, features: dict[str, Any], actions: str
+) -> list[dict[str, Array]]:
     targets = hardware.to_hardware(commanded_targets(demo, env, actions)).float()
     done = np.zeros(len(demo) + 1, bool)
     done[-2:] = True
@@ -222,7 +247,9 @@ def _side_entry(demo: Demo) -> dict[str, Any]:
     return {
         "frames": len(demo) + 1,
         "seed": demo.seed,
-        "draws": {name: {"dtype": str(value.dtype), "value": value.tolist()} for name, value in demo.draws.items()},
+        "draws": {
+            name: {"dtype": str(value.dtype), "value": value.tolist()} for name, value in demo.draws.items()
+        },
     }
 
 

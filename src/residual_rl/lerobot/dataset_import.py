@@ -20,7 +20,15 @@ from torch import Tensor
 from residual_rl.demos.episode import Array, Demo
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import CheckpointError, ConfigError
-from residual_rl.lerobot.dataset_export import DONE, FPS_TOLERANCE, REWARD, SIDE_FILE, SIDE_VERSION, SUCCESS, hardware_of
+from residual_rl.lerobot.dataset_export import (
+    DONE,
+    FPS_TOLERANCE,
+    REWARD,
+    SIDE_FILE,
+    SIDE_VERSION,
+    SUCCESS,
+    hardware_of,
+)
 from residual_rl.lerobot.support import (
     ACTION,
     ENVIRONMENT_STATE,
@@ -72,7 +80,9 @@ class ImportCfg:
             try:
                 found[name.removesuffix(".pos")] = float(value)
             except ValueError:
-                raise ConfigError(f"joint_offsets {text!r}: expected NAME=DEGREES, e.g. shoulder_lift=-2.5") from None
+                raise ConfigError(
+                    f"joint_offsets {text!r}: expected NAME=DEGREES, e.g. shoulder_lift=-2.5"
+                ) from None
         return found
 
 
@@ -108,7 +118,9 @@ class Recording:
         if folder.is_dir():
             _check_folder(folder)
         elif not is_hub_id(self.source):
-            raise CheckpointError(f"{folder} does not exist; expected a LeRobot dataset's folder, or its name on the hub, owner/name")
+            raise CheckpointError(
+                f"{folder} does not exist; expected a LeRobot dataset's folder, or its name on the hub, owner/name"
+            )
         self.dataset = _open(folder if folder.is_dir() else None, self.source)
         self.side = self._read_side()
 
@@ -130,10 +142,16 @@ class Recording:
 
     def columns(self) -> list[dict[str, Array]]:
         """Vectors of each episode by feature, [T, …]; `rows` [T] says where its frames are."""
-        names = [name for name in (STATE, ENVIRONMENT_STATE, ACTION, REWARD, DONE, SUCCESS) if name in self.features]
+        names = [
+            name
+            for name in (STATE, ENVIRONMENT_STATE, ACTION, REWARD, DONE, SUCCESS)
+            if name in self.features
+        ]
         missing = [name for name in (STATE, ACTION) if name not in names]
         if missing:
-            raise ConfigError(f"{self.source} has no {' and no '.join(missing)}; it has {', '.join(self.features)}")
+            raise ConfigError(
+                f"{self.source} has no {' and no '.join(missing)}; it has {', '.join(self.features)}"
+            )
         with _reading(self.source):
             frames = self.dataset.hf_dataset.with_format("numpy", columns=[*names, "episode_index"])[:]
         episode = np.asarray(frames["episode_index"]).reshape(-1)
@@ -144,7 +162,9 @@ class Recording:
 
     def images(self, rows: Array) -> dict[str, Array]:
         """Images [T, H, W, C] uint8 of the frames `rows`, by camera."""
-        with _reading(self.source, "; videos need ffmpeg and torchcodec, and --no-images leaves all images out"):
+        with _reading(
+            self.source, "; videos need ffmpeg and torchcodec, and --no-images leaves all images out"
+        ):
             frames = [self.dataset[int(row)] for row in rows]
             return {
                 camera: torch.stack([frame[IMAGES + camera] for frame in frames])
@@ -165,9 +185,13 @@ class Recording:
             side: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             lengths, version = [int(entry["frames"]) for entry in side["episodes"]], side["version"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{file} cannot be read ({error!r}); without it the dataset is read as another's") from error
+            raise CheckpointError(
+                f"{file} cannot be read ({error!r}); without it the dataset is read as another's"
+            ) from error
         if version != SIDE_VERSION:
-            raise CheckpointError(f"{file} is of version {version}; this release knows version {SIDE_VERSION}")
+            raise CheckpointError(
+                f"{file} is of version {version}; this release knows version {SIDE_VERSION}"
+            )
         there = [len(columns["rows"]) for columns in self.columns()]
         if lengths != there:
             raise CheckpointError(
@@ -196,8 +220,12 @@ class Converter:
         offsets = cfg.offsets()
         unknown = [name for name in offsets if name not in self._hardware.joint_names]
         if unknown:
-            raise ConfigError(f"joint_offsets names {', '.join(unknown)}; the joints are {', '.join(self._hardware.joint_names)}")
-        self._offsets = torch.tensor([offsets.get(name, 0.0) for name in self._hardware.joint_names], dtype=torch.float64)
+            raise ConfigError(
+                f"joint_offsets names {', '.join(unknown)}; the joints are {', '.join(self._hardware.joint_names)}"
+            )
+        self._offsets = torch.tensor(
+            [offsets.get(name, 0.0) for name in self._hardware.joint_names], dtype=torch.float64
+        )
         rate = env.control_hz
         self._resample = abs(recording.fps - rate) > FPS_TOLERANCE * rate
         if self._resample and not cfg.resample:
@@ -211,7 +239,12 @@ class Converter:
         space = env.single_observation_space.spaces.get("state")  # type: ignore[attr-defined]
         if self._state_shape is not None and (space is None or tuple(self._state_shape) != space.shape):
             here = "does not observe it" if space is None else f"observes {space.shape}"
-            _log.warning("%s %s is left out: the task's state, which it would be, %s", ENVIRONMENT_STATE, tuple(self._state_shape), here)
+            _log.warning(
+                "%s %s is left out: the task's state, which it would be, %s",
+                ENVIRONMENT_STATE,
+                tuple(self._state_shape),
+                here,
+            )
             self._state_shape = None
         self.conversion = Conversion()
 
@@ -223,7 +256,9 @@ class Converter:
 
     def _demo(self, index: int, columns: dict[str, Array], entry: dict[str, Any] | None) -> Demo:
         if len(columns["rows"]) < 2:
-            raise ConfigError(f"{self._recording.source}: episode {index} has {len(columns['rows'])} frame(s); an episode needs two")
+            raise ConfigError(
+                f"{self._recording.source}: episode {index} has {len(columns['rows'])} frame(s); an episode needs two"
+            )
         # positions that our own simulator measured may be a little outside: its joint limits are soft
         positions = self._joints(columns, STATE, index, checked=entry is None)
         targets = self._joints(columns, ACTION, index, checked=True)
@@ -240,7 +275,9 @@ class Converter:
             obs["state"] = columns[ENVIRONMENT_STATE][nearest].astype(np.float32)
         if self._cfg.images and self._recording.cameras:
             obs |= self._recording.images(rows[nearest])
-        flags = {name: columns[name].reshape(-1)[nearest[:-1]] for name in (REWARD, SUCCESS) if name in columns}
+        flags = {
+            name: columns[name].reshape(-1)[nearest[:-1]] for name in (REWARD, SUCCESS) if name in columns
+        }
         success = flags[SUCCESS].astype(bool) if SUCCESS in flags else None
         ends = np.arange(len(actions)) == len(actions) - 1
         solved = np.zeros_like(ends) if success is None else ends & success
@@ -260,7 +297,9 @@ class Converter:
         values = torch.from_numpy(np.asarray(columns[name], dtype=np.float64))[:, self._order[name]]
         if not torch.isfinite(values).all():
             frame = int((~torch.isfinite(values)).any(1).nonzero()[0])
-            raise ConfigError(f"{self._recording.source}: episode {episode}, frame {frame}: {name} is NaN or infinite")
+            raise ConfigError(
+                f"{self._recording.source}: episode {episode}, frame {frame}: {name} is NaN or infinite"
+            )
         hardware = self._hardware
         values = hardware.to_hardware(from_units(hardware, values, self._cfg.units)) + self._offsets
         if checked:
@@ -291,7 +330,9 @@ class Converter:
             actions = self._env.targets_to_actions(targets[None], start)
             reached = self._env.actions_to_targets(actions, start)[0].double()
         except KeyError as missing:
-            raise ConfigError(f"this task's actions depend on {missing.args[0]!r}, which a LeRobot dataset does not tell") from None
+            raise ConfigError(
+                f"this task's actions depend on {missing.args[0]!r}, which a LeRobot dataset does not tell"
+            ) from None
         behind = (self._hardware.to_hardware(reached) - self._hardware.to_hardware(targets)).abs().amax(1)
         self.conversion.steps += len(targets)
         self.conversion.late += int((behind > LAG).sum())
@@ -300,7 +341,10 @@ class Converter:
 
     def _draws(self, start: Tensor, entry: dict[str, Any] | None) -> dict[str, Array]:
         if entry is not None:
-            return {name: np.asarray(value["value"], dtype=value["dtype"]) for name, value in entry["draws"].items()}
+            return {
+                name: np.asarray(value["value"], dtype=value["dtype"])
+                for name, value in entry["draws"].items()
+            }
         return {START: start.numpy()} if self._has_start else {}
 
 
@@ -338,7 +382,9 @@ def _reading(source: str, mend: str = "") -> Iterator[None]:
         yield
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{source} cannot be read as a LeRobotDataset v3 ({type(error).__name__}: {reason}){mend}") from error
+        raise CheckpointError(
+            f"{source} cannot be read as a LeRobotDataset v3 ({type(error).__name__}: {reason}){mend}"
+        ) from error
 
 
 def _check_folder(folder: Path) -> None:
@@ -347,9 +393,13 @@ def _check_folder(folder: Path) -> None:
     try:
         version = json.loads(file.read_text(encoding="utf-8"))["codebase_version"]
     except FileNotFoundError:
-        raise CheckpointError(f"{folder} has no meta/info.json; expected the folder of a LeRobotDataset v3") from None
+        raise CheckpointError(
+            f"{folder} has no meta/info.json; expected the folder of a LeRobotDataset v3"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error!r}); expected the description of a LeRobotDataset v3") from error
+        raise CheckpointError(
+            f"{file} cannot be read ({error!r}); expected the description of a LeRobotDataset v3"
+        ) from error
     if not str(version).startswith("v3."):
         raise CheckpointError(
             f"{folder} is a LeRobotDataset {version}, expected v3: convert it with "
@@ -365,5 +415,7 @@ def _open(folder: Path | None, source: str) -> Any:
     with _reading(source), quiet():
         if folder is None:
             return LeRobotDataset(source, video_backend=video_backend())
-        where = folder.resolve()  # as its name too: no hub has such a name, so that nothing that is missing is looked for there
+        where = (
+            folder.resolve()
+        )  # as its name too: no hub has such a name, so that nothing that is missing is looked for there
         return LeRobotDataset(str(where), root=where, video_backend=video_backend())

@@ -44,7 +44,9 @@ class LeRobotPolicy(BasePolicy):
 
     def __init__(self, cfg: LeRobotCfg, model: LeRobotModel, env: VecEnv):
         if env.hardware is None:
-            raise ConfigError("it needs an env that knows the units of a robot's own software; this one has none")
+            raise ConfigError(
+                "it needs an env that knows the units of a robot's own software; this one has none"
+            )
         self._cfg, self._env, self._model = cfg, env, model
         self._hardware: HardwareUnits = env.hardware
         self._sources = _sources(cfg, model, env)
@@ -56,15 +58,22 @@ class LeRobotPolicy(BasePolicy):
         if self._double:
             compute_in_double(model.policy)
         self._planner = _planner(cfg, model)
-        self.num_obs_steps, self.num_action_steps = self._planner.num_obs_steps, self._planner.num_action_steps
+        self.num_obs_steps, self.num_action_steps = (
+            self._planner.num_obs_steps,
+            self._planner.num_action_steps,
+        )
         self.chunk_size = self._probe()
         if self.num_action_steps > self.chunk_size:
-            raise ConfigError(f"num_action_steps is {self.num_action_steps}, but {model.name} predicts {self.chunk_size}")
+            raise ConfigError(
+                f"num_action_steps is {self.num_action_steps}, but {model.name} predicts {self.chunk_size}"
+            )
 
     @torch.no_grad()
     def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:  # noqa: ARG002
         chunk = self._chunk(obs)
-        latest = {name: obs[name][:, -1] if self.num_obs_steps > 1 else obs[name] for name in self._conversion}
+        latest = {
+            name: obs[name][:, -1] if self.num_obs_steps > 1 else obs[name] for name in self._conversion
+        }
         targets = from_units(self._hardware, chunk.to(self._env.device), self._cfg.units)
         return self._env.targets_to_actions(targets, latest)
 
@@ -77,7 +86,9 @@ class LeRobotPolicy(BasePolicy):
             seen = {name: value[filled] for name, value in seen.items()}
         shape = self._planner.noise_shape
         noise = noise_of(seen, self._cfg.seed, shape) if shape else None
-        batch: dict[str, Any] = {feature: self._feature(feature, seen[name]) for feature, name in self._sources.items()}
+        batch: dict[str, Any] = {
+            feature: self._feature(feature, seen[name]) for feature, name in self._sources.items()
+        }
         batch["task"] = [self._cfg.task_description] * len(batch[next(iter(self._sources))])
         with self._own_numbers():
             actions = self._planner(self._model.preprocessor(batch), noise)
@@ -108,7 +119,10 @@ class LeRobotPolicy(BasePolicy):
         """K, as the policy itself shows it. Raises `CheckpointError` where it cannot be asked, or gives no joint positions."""
         steps = (self.num_obs_steps,) if self.num_obs_steps > 1 else ()
         spaces = observed(self._env)
-        zeros = {name: torch.zeros((1, *steps, *shape), dtype=_dtype(spaces[name])) for name, shape in self.inputs.items()}
+        zeros = {
+            name: torch.zeros((1, *steps, *shape), dtype=_dtype(spaces[name]))
+            for name, shape in self.inputs.items()
+        }
         try:
             chunk = self._chunk(zeros)
         except Exception as error:
@@ -117,7 +131,9 @@ class LeRobotPolicy(BasePolicy):
             raise CheckpointError(f"{self._model.name} gives no chunk of actions ({reason}){mend}") from error
         joints = len(self._hardware.joint_names)
         if chunk.dim() != 3 or chunk.shape[2] != joints:
-            raise CheckpointError(f"{self._model.name} gives {tuple(chunk.shape)}; expected (worlds, chunk, {joints} joints)")
+            raise CheckpointError(
+                f"{self._model.name} gives {tuple(chunk.shape)}; expected (worlds, chunk, {joints} joints)"
+            )
         return int(chunk.shape[1])
 
 
@@ -142,9 +158,13 @@ def _sources(cfg: LeRobotCfg, model: LeRobotModel, env: VecEnv) -> dict[str, str
         elif feature in (STATE, ENVIRONMENT_STATE):
             source = sources[feature] = JOINTS if feature == STATE else ENVIRONMENT
             if source not in spaces:
-                raise CheckpointError(f"{name} needs {feature!r}, which is made of {source!r}; this env observes {', '.join(spaces)}")
+                raise CheckpointError(
+                    f"{name} needs {feature!r}, which is made of {source!r}; this env observes {', '.join(spaces)}"
+                )
             if shape != shape_of(env, source):
-                raise CheckpointError(f"{name} needs {feature!r} of {shape}; this env's {source!r} has {shape_of(env, source)}")
+                raise CheckpointError(
+                    f"{name} needs {feature!r} of {shape}; this env's {source!r} has {shape_of(env, source)}"
+                )
         else:
             raise CheckpointError(f"{name} needs {feature!r} {shape}, for which this env has nothing")
     if cameras:
@@ -188,9 +208,13 @@ def _planner(cfg: LeRobotCfg, model: LeRobotModel) -> _Planner:
     if hasattr(getattr(model.policy, "diffusion", None), "generate_actions"):
         return _DiffusionPlanner(cfg, model)
     if config.n_obs_steps != 1:
-        raise ConfigError(f"{model.name} is of type {config.type!r}, which keeps a history of its own for all worlds together")
+        raise ConfigError(
+            f"{model.name} is of type {config.type!r}, which keeps a history of its own for all worlds together"
+        )
     if cfg.inference_steps is not None:
-        raise ConfigError(f"inference_steps is for Diffusion policies; {model.name} is of type {config.type!r}")
+        raise ConfigError(
+            f"inference_steps is for Diffusion policies; {model.name} is of type {config.type!r}"
+        )
     return _ChunkPlanner(cfg, model)
 
 
@@ -207,7 +231,9 @@ class _ChunkPlanner(_Planner):
         self.num_obs_steps, self.num_action_steps = 1, cfg.num_action_steps or config.n_action_steps
         self._policy = model.policy
         parameters = inspect.signature(model.policy.predict_action_chunk).parameters.values()
-        takes_noise = any(p.name == "noise" or p.kind is p.VAR_KEYWORD for p in parameters) and hasattr(config, "max_action_dim")
+        takes_noise = any(p.name == "noise" or p.kind is p.VAR_KEYWORD for p in parameters) and hasattr(
+            config, "max_action_dim"
+        )
         self.noise_shape = (config.chunk_size, config.max_action_dim) if takes_noise else None
 
     def __call__(self, batch: dict[str, Any], noise: Tensor | None) -> Tensor:
@@ -228,28 +254,39 @@ class _DiffusionPlanner(_Planner):
         config = self._config = copy.copy(model.config)
         self._diffusion = model.policy.diffusion
         most = config.horizon - config.n_obs_steps + 1
-        self.num_obs_steps, self.num_action_steps = config.n_obs_steps, cfg.num_action_steps or config.n_action_steps
+        self.num_obs_steps, self.num_action_steps = (
+            config.n_obs_steps,
+            cfg.num_action_steps or config.n_action_steps,
+        )
         if self.num_action_steps > most:
-            raise ConfigError(f"num_action_steps must be at most {most} for {model.name}, not {self.num_action_steps}")
+            raise ConfigError(
+                f"num_action_steps must be at most {most} for {model.name}, not {self.num_action_steps}"
+            )
         config.n_action_steps = self.num_action_steps  # what generate_actions cuts out
         self._diffusion.config = config
         if cfg.inference_steps is not None:
             trained = self._diffusion.noise_scheduler.config.num_train_timesteps
             if cfg.inference_steps > trained:
-                raise ConfigError(f"inference_steps is {cfg.inference_steps}, but {model.name} was trained with {trained}")
+                raise ConfigError(
+                    f"inference_steps is {cfg.inference_steps}, but {model.name} was trained with {trained}"
+                )
             self._diffusion.num_inference_steps = cfg.inference_steps
         self._joints = config.action_feature.shape[0]
         self.noise_shape = (config.horizon * self._joints + 1,)
         self._generators: list[torch.Generator] = []
         step = self._diffusion.noise_scheduler.step
-        self._diffusion.noise_scheduler.step = lambda *args, **more: step(*args, **{**more, "generator": self._generators})
+        self._diffusion.noise_scheduler.step = lambda *args, **more: step(
+            *args, **{**more, "generator": self._generators}
+        )
 
     def __call__(self, batch: dict[str, Any], noise: Tensor | None) -> Tensor:
         assert noise is not None
         features = self._config.input_features
         seen = {name: batch[name] if self.num_obs_steps > 1 else batch[name][:, None] for name in features}
         if self._config.image_features:
-            seen["observation.images"] = torch.stack([seen[name] for name in self._config.image_features], dim=-4)
+            seen["observation.images"] = torch.stack(
+                [seen[name] for name in self._config.image_features], dim=-4
+            )
         seeds = noise[:, -1].contiguous().view(torch.int64).tolist()
         self._generators = [torch.Generator().manual_seed(seed & 0x7FFFFFFFFFFFFFFF) for seed in seeds]
         start = noise[:, :-1].unflatten(1, (self._config.horizon, self._joints))
@@ -266,7 +303,9 @@ def compute_in_double(policy: nn.Module) -> None:
             module.register_forward_pre_hook(_to_double, with_kwargs=True)
 
 
-def _to_double(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _to_double(
+    _: nn.Module, args: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     def cast(value: Any) -> Any:
         return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
@@ -276,6 +315,8 @@ def _to_double(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tu
 def make(cfg: LeRobotCfg, env: VecEnv) -> LeRobotPolicy:
     """The policy of a checkpoint for `env`. Raises like `load_model`, and where it is of another robot or sees something else."""
     if not cfg.checkpoint:
-        raise ConfigError("it needs a trained policy: --il-checkpoint FOLDER, or owner/name on the Hugging Face hub")
+        raise ConfigError(
+            "it needs a trained policy: --il-checkpoint FOLDER, or owner/name on the Hugging Face hub"
+        )
     device = torch.device(cfg.device) if cfg.device else env.device
     return LeRobotPolicy(cfg, load_model(cfg.checkpoint, device, cfg.revision, cfg.trust_checkpoint), env)

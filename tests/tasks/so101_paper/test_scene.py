@@ -15,7 +15,15 @@ from mujoco.batch import Batch
 from paths import DATA
 
 from residual_rl.errors import ConfigError, ModelError
-from residual_rl.tasks.so101_paper.robot import EE_SITE, HOME, JOINTS, LINKS, MOVING_TIP_SITE, SERVO_OLD, build_robot
+from residual_rl.tasks.so101_paper.robot import (
+    EE_SITE,
+    HOME,
+    JOINTS,
+    LINKS,
+    MOVING_TIP_SITE,
+    SERVO_OLD,
+    build_robot,
+)
 from residual_rl.tasks.so101_paper.scene import SHEET_HALF_SIZE, SceneCfg, build_scene, build_spec
 
 CASES = json.loads((DATA / "so101_fk.json").read_text())
@@ -132,14 +140,21 @@ def test_contacts_are_four_pairs_and_nothing_else(scene: mujoco.MjModel) -> None
     assert not scene.geom_contype.any()
     assert not scene.geom_conaffinity.any()
     pairs = {scene.pair(i).name: scene.pair(i) for i in range(scene.npair)}
-    geoms = {name: {scene.geom(int(pair.geom1[0])).name, scene.geom(int(pair.geom2[0])).name} for name, pair in pairs.items()}
+    geoms = {
+        name: {scene.geom(int(pair.geom1[0])).name, scene.geom(int(pair.geom2[0])).name}
+        for name, pair in pairs.items()
+    }
     assert geoms == {
         "sheet_table": {"sheet", "table"},
         "sheet_tape": {"sheet", "tape_patch"},
         "tip_sheet": {"fingertip", "sheet"},
         "tip_floor": {"fingertip", "tip_floor"},
     }
-    for name, dim, friction in (("sheet_table", 3, (0.3, 0.3)), ("sheet_tape", 3, (0.9, 0.9)), ("tip_sheet", 4, (1.2, 1.2, 0.05))):
+    for name, dim, friction in (
+        ("sheet_table", 3, (0.3, 0.3)),
+        ("sheet_tape", 3, (0.9, 0.9)),
+        ("tip_sheet", 4, (1.2, 1.2, 0.05)),
+    ):
         assert pairs[name].dim[0] == dim
         np.testing.assert_allclose(pairs[name].friction[: dim - 1], friction)
         np.testing.assert_allclose(pairs[name].solref, (0.005, 1))
@@ -169,7 +184,14 @@ def test_tape_surrounds_sheet_and_tolerance(tolerance: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"tolerance": -0.01}, {"tape_width": 0.0}, {"sheet_mass": float("nan")}, {"servo": "new"}, {"wrist_fovy": 180.0}]
+    "change",
+    [
+        {"tolerance": -0.01},
+        {"tape_width": 0.0},
+        {"sheet_mass": float("nan")},
+        {"servo": "new"},
+        {"wrist_fovy": 180.0},
+    ],
 )
 def test_impossible_settings_are_named(change: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
@@ -212,7 +234,9 @@ def press(model: mujoco.MjModel, x: float, steps: int) -> mujoco.MjData:
     """Lower the finger by hand-set joint targets onto the table below its home."""
     data = at_home(model)
     data.qpos[6:8] = x, 0.0
-    down = np.array([0.0, -0.2757, 0.8712, 0.8008, 0.0, -0.17])  # gripperframe at (0.200, 0, 0.003), fingers at 80 degrees
+    down = np.array(
+        [0.0, -0.2757, 0.8712, 0.8008, 0.0, -0.17]
+    )  # gripperframe at (0.200, 0, 0.003), fingers at 80 degrees
     for i in range(steps):
         data.ctrl[:] = np.array(HOME) + min(1.0, i / 1000) * (down - np.array(HOME))
         mujoco.mj_step(model, data)
@@ -257,7 +281,9 @@ def test_sheet_slides_onto_the_patch_from_outside() -> None:
     slide = mujoco.mjtJoint.mjJNT_SLIDE
     sled.add_joint(name="sled_x", type=slide, axis=(1, 0, 0), damping=500, armature=1)
     sled.add_joint(name="sled_z", type=slide, axis=(0, 0, 1), damping=1)
-    sled.add_geom(name="sled", type=mujoco.mjtGeom.mjGEOM_SPHERE, size=(0.008, 0, 0), mass=0.1, contype=0, conaffinity=0)
+    sled.add_geom(
+        name="sled", type=mujoco.mjtGeom.mjGEOM_SPHERE, size=(0.008, 0, 0), mass=0.1, contype=0, conaffinity=0
+    )
     tip = spec.pairs[-1]
     assert tip.name == "tip_sheet"
     tip.geomname1 = "sled"
@@ -369,7 +395,9 @@ def test_own_model_with_actuators_takes_no_other_servo(tmp_path: Path) -> None:
 
 def motors(xml: str) -> str:
     start, end = xml.index("<actuator>"), xml.index("</actuator>")
-    return xml[:start] + "<actuator>" + "".join(f'<motor name="{j}" joint="{j}"/>' for j in JOINTS) + xml[end:]
+    return (
+        xml[:start] + "<actuator>" + "".join(f'<motor name="{j}" joint="{j}"/>' for j in JOINTS) + xml[end:]
+    )
 
 
 @pytest.mark.parametrize(

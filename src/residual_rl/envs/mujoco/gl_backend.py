@@ -34,7 +34,11 @@ def gl_context_class() -> type[Any]:
     os.environ["MUJOCO_GL"] = name  # libmujoco's own loader of OpenGL functions reads it too
     try:
         return importlib.import_module(f"mujoco.{name}").GLContext
-    except (ImportError, AttributeError, OSError) as error:  # PyOpenGL raises any of these for a library that is not there
+    except (
+        ImportError,
+        AttributeError,
+        OSError,
+    ) as error:  # PyOpenGL raises any of these for a library that is not there
         raise MissingDependencyError(f"OpenGL ({name}: {error})", _MEND) from error
 
 
@@ -60,8 +64,12 @@ def egl_works() -> bool:
     pointers = [egl.eglGetProcAddress(name) for name in (b"eglQueryDevicesEXT", b"eglGetPlatformDisplayEXT")]
     if not all(pointers):
         return False
-    query_devices = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(pointers[0])
-    get_display = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p)(pointers[1])
+    query_devices = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(
+        pointers[0]
+    )
+    get_display = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p)(
+        pointers[1]
+    )
     devices, count = (ctypes.c_void_p * 16)(), ctypes.c_int()
     if not query_devices(16, devices, ctypes.byref(count)):
         return False

@@ -88,7 +88,9 @@ class MujocoPhysics(ABC):
         """What the servos are told in each physics step on the way to `joint_target` [B, J]: [B, steps, J], linear from tick to tick."""
         start, end = self._ctrl[:, None], joint_target.numpy()[:, None]
         commands = start + self._ramp * (end - start)
-        commands[:, -self._tick_steps[-1] :] = end  # start + 1.0 · (end - start) may differ from it in the last bit
+        commands[:, -self._tick_steps[-1] :] = (
+            end  # start + 1.0 · (end - start) may differ from it in the last bit
+        )
         return commands
 
     def read(self) -> Quantities:
@@ -101,18 +103,26 @@ class MujocoPhysics(ABC):
         if counts.any():
             worlds, kinds = np.flatnonzero(counts.any(1)).tolist(), np.flatnonzero(counts.any(0)).tolist()
             names = ", ".join(mujoco.mjtWarning(kind).name.removeprefix("mjWARN_") for kind in kinds)
-            raise NonFiniteError(f"the simulation diverged (NaN or huge values; MuJoCo warns {names}) in world(s) {worlds[:8]}")
+            raise NonFiniteError(
+                f"the simulation diverged (NaN or huge values; MuJoCo warns {names}) in world(s) {worlds[:8]}"
+            )
 
     def scenes(self) -> Tensor:
         return torch.from_numpy(self._qpos.copy())
 
-    def render(self, scenes: Tensor, cameras: Sequence[str], size: tuple[int, int], smooth: bool = False) -> dict[str, NDArray[np.uint8]]:
-        from residual_rl.envs.mujoco.renderer import CameraRenderer  # OpenGL is looked for only where something is drawn
+    def render(
+        self, scenes: Tensor, cameras: Sequence[str], size: tuple[int, int], smooth: bool = False
+    ) -> dict[str, NDArray[np.uint8]]:
+        from residual_rl.envs.mujoco.renderer import (
+            CameraRenderer,
+        )  # OpenGL is looked for only where something is drawn
 
         key = (tuple(cameras), size, smooth)
         if key not in self._renderers:
             samples = 4 if smooth else 0
-            self._renderers[key] = CameraRenderer(self.model, cameras, *size, num_threads=self.batch.nthread, samples=samples)
+            self._renderers[key] = CameraRenderer(
+                self.model, cameras, *size, num_threads=self.batch.nthread, samples=samples
+            )
         return self._renderers[key].render(scenes.numpy())
 
     def state_dict(self) -> State:
@@ -124,7 +134,9 @@ class MujocoPhysics(ABC):
     def load_state_dict(self, state: State) -> None:
         saved = state["state"].numpy()
         if saved.shape != self.batch.state.shape:
-            raise ConfigError(f"the saved physics state has shape {saved.shape}, this model needs {self.batch.state.shape}")
+            raise ConfigError(
+                f"the saved physics state has shape {saved.shape}, this model needs {self.batch.state.shape}"
+            )
         self.batch.state[:] = saved
         self.batch.forward(stage=mujoco.mjtStage.mjSTAGE_VEL)
 

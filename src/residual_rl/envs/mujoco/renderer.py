@@ -58,7 +58,9 @@ class CameraRenderer:
         if not cameras:
             raise ConfigError(f"no camera was asked for; the model has: {', '.join(known)}")
         if height < 1 or width < 1 or num_threads < 0 or samples < 0:
-            raise ConfigError(f"images of {height} x {width} pixels by {num_threads} threads with {samples} samples are not possible")
+            raise ConfigError(
+                f"images of {height} x {width} pixels by {num_threads} threads with {samples} samples are not possible"
+            )
         gl_context_class()  # a missing library is told here, before any thread starts
         self.cameras, self.height, self.width, self.nq = tuple(cameras), height, width, model.nq
         drawn = copy.copy(model)
@@ -86,7 +88,9 @@ class CameraRenderer:
             for worker, a, b in zip(self._workers, bounds[:-1], bounds[1:], strict=True)
             if b > a
         ]
-        errors = [error for error in [job.exception() for job in jobs] if error]  # wait for all: none goes on into the next call
+        errors = [
+            error for error in [job.exception() for job in jobs] if error
+        ]  # wait for all: none goes on into the next call
         if errors:
             raise errors[0]
         return out
@@ -99,7 +103,9 @@ class CameraRenderer:
     def __enter__(self) -> CameraRenderer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -138,7 +144,9 @@ class _Worker:
             self._context = gl_context_class()(self._rect.width, self._rect.height)
             self._context.make_current()
         except (ImportError, RuntimeError) as error:
-            raise MissingDependencyError(f"OpenGL ({error})", "set MUJOCO_GL to another of: egl, osmesa") from error
+            raise MissingDependencyError(
+                f"OpenGL ({error})", "set MUJOCO_GL to another of: egl, osmesa"
+            ) from error
         self._mjr = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._mjr)
 
@@ -157,7 +165,9 @@ class _Worker:
             mujoco.mj_comPos(model, data)
             mujoco.mj_camlight(model, data)
             for name, camera in self._cameras.items():
-                mujoco.mjv_updateScene(model, data, self._option, None, camera, mujoco.mjtCatBit.mjCAT_ALL.value, self._scene)
+                mujoco.mjv_updateScene(
+                    model, data, self._option, None, camera, mujoco.mjtCatBit.mjCAT_ALL.value, self._scene
+                )
                 mujoco.mjr_render(self._rect, self._scene, self._mjr)
                 mujoco.mjr_readPixels(self._pixels, None, self._rect, self._mjr)
                 out[name][row] = self._pixels[::-1]  # OpenGL's first row is the lowest

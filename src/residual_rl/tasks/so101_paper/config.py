@@ -98,7 +98,13 @@ class SO101PaperCfg:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("tolerance", "curriculum_tolerance", "action_scale", "max_target_step", "max_target_error"):
+        for name in (
+            "tolerance",
+            "curriculum_tolerance",
+            "action_scale",
+            "max_target_step",
+            "max_target_error",
+        ):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
         for name in ("curriculum_fraction", "curriculum_success_rate"):
@@ -124,4 +130,6 @@ class SO101PaperCfg:
         if self.action_latency and self.control_mode != "joint_delta":
             raise ConfigError(f"action_latency is for control_mode joint_delta, not {self.control_mode}")
         if self.curriculum != "none" and self.curriculum_tolerance < self.tolerance:
-            raise ConfigError(f"curriculum_tolerance ({self.curriculum_tolerance}) must not be below tolerance ({self.tolerance})")
+            raise ConfigError(
+                f"curriculum_tolerance ({self.curriculum_tolerance}) must not be below tolerance ({self.tolerance})"
+            )

@@ -8,7 +8,15 @@ import mujoco
 import numpy as np
 
 from residual_rl.errors import ModelError
-from residual_rl.tasks.so101_paper.robot import EE_SITE, HOME, JOINTS, SERVO_IDENTIFIED, ServoCfg, add_servos, build_robot
+from residual_rl.tasks.so101_paper.robot import (
+    EE_SITE,
+    HOME,
+    JOINTS,
+    SERVO_IDENTIFIED,
+    ServoCfg,
+    add_servos,
+    build_robot,
+)
 
 _HOME_TOLERANCE = 0.05
 """How far from the built-in arm's a model's `gripperframe` may be in the home pose [m]."""
@@ -35,12 +43,16 @@ def load_robot(path: str, servo: ServoCfg = SERVO_IDENTIFIED) -> mujoco.MjSpec:
         if not spec.actuators:
             add_servos(spec, servo, {name: tuple(model.joint(name).range) for name in JOINTS})
         elif servo != SERVO_IDENTIFIED:
-            raise ModelError(f"robot model {path}: it has actuators of its own, so no other servo can be chosen; leave --servo out")
+            raise ModelError(
+                f"robot model {path}: it has actuators of its own, so no other servo can be chosen; leave --servo out"
+            )
         _check_home(spec.compile(), path)
     except (ValueError, mujoco.FatalError) as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(f"robot model {path}: MuJoCo cannot read it: {' '.join(str(error).split())}") from error
+        raise ModelError(
+            f"robot model {path}: MuJoCo cannot read it: {' '.join(str(error).split())}"
+        ) from error
     return spec
 
 
@@ -51,12 +63,18 @@ def _check_structure(model: mujoco.MjModel, path: str) -> None:
     joints = names("joint", model.njnt)
     missing = [name for name in JOINTS if name not in joints]
     if missing:
-        raise ModelError(f"robot model {path}: joint(s) {', '.join(missing)} missing; it has: {_listed(joints)}")
+        raise ModelError(
+            f"robot model {path}: joint(s) {', '.join(missing)} missing; it has: {_listed(joints)}"
+        )
     if joints != list(JOINTS):
-        raise ModelError(f"robot model {path}: joints must be {', '.join(JOINTS)}, in this order and no others; it has: {_listed(joints)}")
+        raise ModelError(
+            f"robot model {path}: joints must be {', '.join(JOINTS)}, in this order and no others; it has: {_listed(joints)}"
+        )
     for name, kind in zip(joints, model.jnt_type, strict=True):
         if kind != mujoco.mjtJoint.mjJNT_HINGE:
-            raise ModelError(f"robot model {path}: joint {name} must be a hinge; it is of type {mujoco.mjtJoint(kind).name}")
+            raise ModelError(
+                f"robot model {path}: joint {name} must be a hinge; it is of type {mujoco.mjtJoint(kind).name}"
+            )
     unlimited = [name for name, limited in zip(joints, model.jnt_limited, strict=True) if not limited]
     if unlimited:
         raise ModelError(f"robot model {path}: joint(s) {', '.join(unlimited)} without a range")
@@ -73,7 +91,9 @@ def _check_actuators(model: mujoco.MjModel, path: str) -> None:
     if model.nu == 0:
         return
     on_joint = model.actuator_trntype == mujoco.mjtTrn.mjTRN_JOINT
-    driven = [model.joint(i).name if ok else "?" for i, ok in zip(model.actuator_trnid[:, 0], on_joint, strict=True)]
+    driven = [
+        model.joint(i).name if ok else "?" for i, ok in zip(model.actuator_trnid[:, 0], on_joint, strict=True)
+    ]
     if driven != list(JOINTS):
         raise ModelError(
             f"robot model {path}: needs one actuator per joint, in the order {', '.join(JOINTS)}, or none at all; "
@@ -83,12 +103,22 @@ def _check_actuators(model: mujoco.MjModel, path: str) -> None:
     servo = (model.actuator_biastype == mujoco.mjtBias.mjBIAS_AFFINE) & (gain > 0) & np.isclose(bias, -gain)
     if not servo.all():
         bad = [model.actuator(int(i)).name for i in np.flatnonzero(~servo)]
-        raise ModelError(f"robot model {path}: actuator(s) {', '.join(bad)} must be position servos (<position joint=… kp=…>)")
+        raise ModelError(
+            f"robot model {path}: actuator(s) {', '.join(bad)} must be position servos (<position joint=… kp=…>)"
+        )
 
 
 def _strip(spec: mujoco.MjSpec) -> None:
     planes = [geom for geom in spec.worldbody.geoms if geom.type == mujoco.mjtGeom.mjGEOM_PLANE]
-    for element in [*planes, *spec.lights, *spec.cameras, *spec.sensors, *spec.keys, *spec.pairs, *spec.excludes]:
+    for element in [
+        *planes,
+        *spec.lights,
+        *spec.cameras,
+        *spec.sensors,
+        *spec.keys,
+        *spec.pairs,
+        *spec.excludes,
+    ]:
         spec.delete(element)
 
 

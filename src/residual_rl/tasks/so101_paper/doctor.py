@@ -51,7 +51,9 @@ class RolloutSpy:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._batch, name)
 
-    def rollout(self, nstep: int, control: np.ndarray, record: Sequence[str] = (), ids: np.ndarray | None = None) -> None:  # noqa: ARG002
+    def rollout(
+        self, nstep: int, control: np.ndarray, record: Sequence[str] = (), ids: np.ndarray | None = None
+    ) -> None:  # noqa: ARG002
         self.control = control.copy()
         self.see(self._batch.rollout(nstep, control, record=self.fields, ids=ids))
 
@@ -68,19 +70,30 @@ def check_rates(env: TaskEnv) -> Iterator[Check]:
     physics.batch = spy
     _, _, terminated, truncated, _ = env.step(torch.ones(env.num_envs, 6))
     physics.batch = spy._batch
-    passed = (physics.batch.bind("time") - before)[~(terminated | truncated).numpy()]  # a new episode's clock begins at 0
+    passed = (physics.batch.bind("time") - before)[
+        ~(terminated | truncated).numpy()
+    ]  # a new episode's clock begins at 0
     timestep, nsteps = physics.model.opt.timestep, spy.control.shape[1]
     yield Check("physics step", "1 ms", f"{timestep * 1e3:g} ms", timestep == 0.001)
     ok = nsteps == 33 and bool(np.allclose(passed, 0.033, atol=1e-9))
     yield Check("policy step", "33 physics steps, 33 ms", f"{nsteps} steps, {passed.max() * 1e3:.3f} ms", ok)
-    yield Check("policy rate", "30 Hz (1 / 33 ms)", f"{env.control_hz:.2f} Hz", abs(env.control_hz - 1 / 0.033) < 1e-6)
+    yield Check(
+        "policy rate", "30 Hz (1 / 33 ms)", f"{env.control_hz:.2f} Hz", abs(env.control_hz - 1 / 0.033) < 1e-6
+    )
     changes = np.flatnonzero(np.diff(spy.control[0, :, 0])) + 1
     ticks = np.diff([0, *changes, nsteps]).tolist()
-    yield Check("control ticks", "6, 5, 6, 5, 6, 5 steps", ", ".join(map(str, ticks)), ticks == [6, 5, 6, 5, 6, 5])
+    yield Check(
+        "control ticks", "6, 5, 6, 5, 6, 5 steps", ", ".join(map(str, ticks)), ticks == [6, 5, 6, 5, 6, 5]
+    )
     at_ticks, end = spy.control[:, [0, *changes]], spy.control[:, -1:]
     share = (at_ticks - start[:, None]) / (end - start[:, None])
     off = np.abs(share - (np.arange(share.shape[1])[:, None] + 1) / 6).max()
-    yield Check("joint targets between ticks", "on a line, 1/6 of the way a tick", f"off by {off:.1e} of the way", bool(off < 1e-9))
+    yield Check(
+        "joint targets between ticks",
+        "on a line, 1/6 of the way a tick",
+        f"off by {off:.1e} of the way",
+        bool(off < 1e-9),
+    )
 
 
 def check_scene(env: TaskEnv, cfg: SO101PaperCfg) -> Iterator[Check]:
@@ -90,32 +103,75 @@ def check_scene(env: TaskEnv, cfg: SO101PaperCfg) -> Iterator[Check]:
     yield Check("sheet", "148 x 210 x 0.15 mm, 5 g", f"{_mm(2 * sheet)}, {m.body('sheet').mass[0] * 1e3:g} g",
                 bool(np.allclose(sheet, half) and np.isclose(m.body("sheet").mass[0], 0.005)))  # fmt: skip
     far, near, left, right = (m.geom(f"tape_{side}") for side in ("far", "near", "left", "right"))
-    inner = np.array([far.pos[0] - far.size[0] - near.pos[0] - near.size[0], left.pos[1] - left.size[1] - right.pos[1] - right.size[1]])
+    inner = np.array(
+        [
+            far.pos[0] - far.size[0] - near.pos[0] - near.size[0],
+            left.pos[1] - left.size[1] - right.pos[1] - right.size[1],
+        ]
+    )
     expected = 2 * half[:2] + 2 * cfg.tolerance
-    yield Check("inside of the tape", f"sheet + 2 tolerances: {_mm(expected)}", _mm(inner), bool(np.allclose(inner, expected)))
+    yield Check(
+        "inside of the tape",
+        f"sheet + 2 tolerances: {_mm(expected)}",
+        _mm(inner),
+        bool(np.allclose(inner, expected)),
+    )
     centre = np.array([far.pos[0] + near.pos[0], left.pos[1] + right.pos[1]]) / 2
-    yield Check("tape centre", _mm(np.array(cfg.tape_center), ", "), _mm(centre, ", "), bool(np.allclose(centre, cfg.tape_center)))
+    yield Check(
+        "tape centre",
+        _mm(np.array(cfg.tape_center), ", "),
+        _mm(centre, ", "),
+        bool(np.allclose(centre, cfg.tape_center)),
+    )
     widths = 2 * np.array([far.size[0], near.size[0], left.size[1], right.size[1]])
-    yield Check("width of the tape", "20 mm", ", ".join(f"{w * 1e3:g}" for w in widths) + " mm", bool(np.allclose(widths, 0.02)))
+    yield Check(
+        "width of the tape",
+        "20 mm",
+        ", ".join(f"{w * 1e3:g}" for w in widths) + " mm",
+        bool(np.allclose(widths, 0.02)),
+    )
     table, patch = m.geom("table").pos[2], m.geom("tape_patch")
     top = patch.pos[2] + patch.size[2] + m.pair("sheet_tape").margin[0]
-    yield Check("height of table and patch", "both 0", f"{table * 1e3:g}, {top * 1e3:.3g} mm", bool(abs(table) < 1e-9 and abs(top) < 1e-9))
+    yield Check(
+        "height of table and patch",
+        "both 0",
+        f"{table * 1e3:g}, {top * 1e3:.3g} mm",
+        bool(abs(table) < 1e-9 and abs(top) < 1e-9),
+    )
 
     pairs = {m.pair(i).name: m.pair(i) for i in range(m.npair)}
-    for name, condim, friction in (("sheet_table", 3, [0.3]), ("sheet_tape", 3, [0.9]), ("tip_sheet", 4, [1.2, 0.05])):
+    for name, condim, friction in (
+        ("sheet_table", 3, [0.3]),
+        ("sheet_tape", 3, [0.9]),
+        ("tip_sheet", 4, [1.2, 0.05]),
+    ):
         found = pairs[name].friction[[0, 2][: len(friction)]]
         expected_text = f"{' and torsion '.join(f'{v:g}' for v in friction)}, condim {condim}"
         measured = f"{' and torsion '.join(f'{v:g}' for v in found)}, condim {pairs[name].dim[0]}"
         yield Check(f"friction {name.replace('_', '–')}", expected_text, measured, measured == expected_text)
     floor = m.geom("tip_floor").pos[2]
-    yield Check("floor of the fingertip", "5 mm below the table", f"{-1e3 * floor:g} mm", bool(np.isclose(floor, -0.005)))
+    yield Check(
+        "floor of the fingertip",
+        "5 mm below the table",
+        f"{-1e3 * floor:g} mm",
+        bool(np.isclose(floor, -0.005)),
+    )
     others = sorted(set(pairs) - {"sheet_table", "sheet_tape", "tip_sheet", "tip_floor"})
     masked = int((m.geom_contype | m.geom_conaffinity).any())
-    yield Check("other contacts", "none", ", ".join(others) or ("by masks" if masked else "none"), not others and not masked)
+    yield Check(
+        "other contacts",
+        "none",
+        ", ".join(others) or ("by masks" if masked else "none"),
+        not others and not masked,
+    )
     radius = m.geom("fingertip").size[0]
     yield Check("fingertip", "sphere of 8 mm", f"{radius * 1e3:g} mm", bool(np.isclose(radius, 0.008)))
     option = m.opt
-    solver = (mujoco.mjtSolver(option.solver).name, mujoco.mjtIntegrator(option.integrator).name, mujoco.mjtCone(option.cone).name)
+    solver = (
+        mujoco.mjtSolver(option.solver).name,
+        mujoco.mjtIntegrator(option.integrator).name,
+        mujoco.mjtCone(option.cone).name,
+    )
     wanted = ("mjSOL_NEWTON", "mjINT_IMPLICITFAST", "mjCONE_ELLIPTIC")
     names = ", ".join(name.split("_")[1].lower() for name in solver)
     ok = solver == wanted and option.impratio == 10 and option.ls_iterations >= 20
@@ -125,7 +181,9 @@ def check_scene(env: TaskEnv, cfg: SO101PaperCfg) -> Iterator[Check]:
     ee = obs["ee_position"][0].numpy()
     near = 0.0005 if cfg.robot_xml is None else 0.05
     ok = bool(np.linalg.norm(ee - (0.2, 0, 0.08)) < near)
-    yield Check("home pose", f"end effector within {near * 1e3:g} mm of 200, 0, 80 mm", _mm(ee.round(4), ", "), ok)
+    yield Check(
+        "home pose", f"end effector within {near * 1e3:g} mm of 200, 0, 80 mm", _mm(ee.round(4), ", "), ok
+    )
 
 
 def check_draws(env: TaskEnv, cfg: SO101PaperCfg) -> Iterator[Check]:
@@ -145,8 +203,14 @@ def check_draws(env: TaskEnv, cfg: SO101PaperCfg) -> Iterator[Check]:
     episode = env.task.randomize(seeds)
     nominal = physics.model.pair_friction[:, 0]
     friction = physics.batch.expand("pair_friction")[:, :, 0] / nominal
-    mass = physics.batch.expand("body_mass")[:, physics.model.body("sheet").id] / physics.model.body("sheet").mass
-    off = max(np.abs(friction - episode["friction_scale"].numpy()[:, None]).max(), np.abs(mass - episode["mass_scale"].numpy()).max())
+    mass = (
+        physics.batch.expand("body_mass")[:, physics.model.body("sheet").id]
+        / physics.model.body("sheet").mass
+    )
+    off = max(
+        np.abs(friction - episode["friction_scale"].numpy()[:, None]).max(),
+        np.abs(mass - episode["mass_scale"].numpy()).max(),
+    )
     yield Check("friction and mass in the worlds", "as drawn", f"off by {off:.1e}", bool(off < 1e-9))
 
 
@@ -161,7 +225,12 @@ def check_kinematics(env: TaskEnv) -> Iterator[Check]:
         mujoco.mj_kinematics(m, data)
         _, tool = env.kinematics.forward(torch.tensor(data.qpos[None, : env.kinematics.num_joints]))
         worst = max(worst, float(np.abs(tool[0, :3, 3].numpy() - data.site(EE_SITE).xpos).max()))
-    yield Check("kinematics of the base policies", "the simulator's, within 1 um", f"off by {worst * 1e6:.2g} um in 64 poses", worst < 1e-6)
+    yield Check(
+        "kinematics of the base policies",
+        "the simulator's, within 1 um",
+        f"off by {worst * 1e6:.2g} um in 64 poses",
+        worst < 1e-6,
+    )
 
 
 # --- rewards and success, by hand -------------------------------------------------------------------------------------
@@ -184,7 +253,12 @@ def check_reward_terms(cfg: SO101PaperCfg) -> Iterator[Check]:
     }
     for name, value in info["reward_terms"].items():
         by_hand, measured = expected[name], float(value)
-        yield Check(f"reward {name!r}, sheet 5 cm and 0.3 rad off", f"{by_hand:.4g}", f"{measured:.5g}", abs(measured - by_hand) < 1e-4)
+        yield Check(
+            f"reward {name!r}, sheet 5 cm and 0.3 rad off",
+            f"{by_hand:.4g}",
+            f"{measured:.5g}",
+            abs(measured - by_hand) < 1e-4,
+        )
 
 
 def check_success(cfg: SO101PaperCfg) -> Iterator[Check]:
@@ -193,14 +267,29 @@ def check_success(cfg: SO101PaperCfg) -> Iterator[Check]:
     cfg = dataclasses.replace(cfg, max_episode_steps=3 * hold + 10, curriculum="none")
     # Turned a little, the sheet has one corner alone that reaches farthest to each side.
     yaw = 0.5 * cfg.tolerance / SHEET_HALF_SIZE[1]
-    room = cfg.tolerance + SHEET_HALF_SIZE[0] - (SHEET_HALF_SIZE[0] * np.cos(yaw) + SHEET_HALF_SIZE[1] * np.sin(yaw))
-    room_y = cfg.tolerance + SHEET_HALF_SIZE[1] - (SHEET_HALF_SIZE[1] * np.cos(yaw) + SHEET_HALF_SIZE[0] * np.sin(yaw))
+    room = (
+        cfg.tolerance
+        + SHEET_HALF_SIZE[0]
+        - (SHEET_HALF_SIZE[0] * np.cos(yaw) + SHEET_HALF_SIZE[1] * np.sin(yaw))
+    )
+    room_y = (
+        cfg.tolerance
+        + SHEET_HALF_SIZE[1]
+        - (SHEET_HALF_SIZE[1] * np.cos(yaw) + SHEET_HALF_SIZE[0] * np.sin(yaw))
+    )
     sides = {"far": (room, 0.0), "near": (-room, 0.0), "left": (0.0, room_y), "right": (0.0, -room_y)}
     centre = (0.0, 0.0)
-    poses: dict[str, tuple[tuple[float, float], float]] = {"middle": (centre, 0.0), "half a turn": (centre, np.pi), "moved": (centre, 0.0)}
+    poses: dict[str, tuple[tuple[float, float], float]] = {
+        "middle": (centre, 0.0),
+        "half a turn": (centre, np.pi),
+        "moved": (centre, 0.0),
+    }
     for side, (dx, dy) in sides.items():
         for what, sign in (("in", -1), ("out", 1)):
-            poses[f"{side} {what}"] = ((dx + sign * 0.001 * np.sign(dx), dy + sign * 0.001 * np.sign(dy)), yaw)
+            poses[f"{side} {what}"] = (
+                (dx + sign * 0.001 * np.sign(dx), dy + sign * 0.001 * np.sign(dy)),
+                yaw,
+            )
     env = make(cfg, len(poses))
     env.episode_seeds.use_list([])
     env.reset(seed=list(range(DOCTOR_SEED, DOCTOR_SEED + len(poses))))
@@ -230,13 +319,20 @@ def check_success(cfg: SO101PaperCfg) -> Iterator[Check]:
     yield row("success: outermost corner 1 mm inside, each", hold, *(f"{side} in" for side in sides))
     yield row("success: one corner 1 mm outside, each", None, *(f"{side} out" for side in sides))
     got = reward.get("middle", 0.0)
-    yield Check("reward 'success' at success", f"{cfg.reward_success:g}", f"{got:g}", abs(got - cfg.reward_success) < 1e-5)
+    yield Check(
+        "reward 'success' at success",
+        f"{cfg.reward_success:g}",
+        f"{got:g}",
+        abs(got - cfg.reward_success) < 1e-5,
+    )
 
 
 # --- stability --------------------------------------------------------------------------------------------------------
 
 
-def check_stability(cfg: SO101PaperCfg, make_policy: MakePolicy, num_steps: int, num_envs: int = 25) -> Iterator[Check]:
+def check_stability(
+    cfg: SO101PaperCfg, make_policy: MakePolicy, num_steps: int, num_envs: int = 25
+) -> Iterator[Check]:
     """Random actions of four kinds, looked at in each physics step: white noise, all joints at full speed for 20 steps at a time, noise
     correlated in time, and the same on top of a policy that keeps the finger on the sheet."""
     env = make(cfg, num_envs)

@@ -71,7 +71,9 @@ class SO101PaperPhysics(MujocoPhysics):
 def make(cfg: SO101PaperCfg, num_envs: int, num_threads: int = 0, device: str = "cpu") -> TaskEnv:
     """The vec_env of the task on MuJoCo."""
     if device != "cpu":
-        raise ConfigError(f"MuJoCo steps on the CPU alone: the device of the worlds must be cpu, not {device!r}")
+        raise ConfigError(
+            f"MuJoCo steps on the CPU alone: the device of the worlds must be cpu, not {device!r}"
+        )
     physics = SO101PaperPhysics(cfg, num_envs, num_threads)
     joints = [physics.model.joint(name).id for name in JOINTS]
     task = SO101Paper(cfg, torch.as_tensor(physics.model.jnt_range[joints]))

@@ -124,8 +124,16 @@ def build_robot(servo: ServoCfg = SERVO_IDENTIFIED) -> mujoco.MjSpec:
                 armature=servo.armature,
             )
         bodies[link.name] = body
-    bodies["gripper"].add_site(name=EE_SITE, pos=(-0.0079, -0.000218, -0.098127), quat=(_H, 0, _H, 0), size=(0.002, 0.002, 0.002), group=5)
-    bodies["moving_jaw"].add_site(name=MOVING_TIP_SITE, pos=(-0.012, -0.078, 0.0192), size=(0.002, 0.002, 0.002), group=5)
+    bodies["gripper"].add_site(
+        name=EE_SITE,
+        pos=(-0.0079, -0.000218, -0.098127),
+        quat=(_H, 0, _H, 0),
+        size=(0.002, 0.002, 0.002),
+        group=5,
+    )
+    bodies["moving_jaw"].add_site(
+        name=MOVING_TIP_SITE, pos=(-0.012, -0.078, 0.0192), size=(0.002, 0.002, 0.002), group=5
+    )
     add_looks(spec, bodies)
     add_servos(spec, servo, {link.joint: link.range for link in LINKS if link.joint})
     return spec

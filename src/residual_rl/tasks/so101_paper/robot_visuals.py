@@ -109,7 +109,10 @@ def _moving_jaw(body: mujoco.MjsBody) -> None:  # y is the gripper's z, z its -y
 def _fork(body: mujoco.MjsBody, end: tuple[float, float], half_width: float) -> None:
     """Two plates on both sides of the servo of the link before, from the joint at the origin to `end` (x, y)."""
     middle, half_length, angle = _segment((0, 0), end)
-    for side in (-1, 1):  # the round ends are a little thicker than the plates, else their faces fight for the same depth
+    for side in (
+        -1,
+        1,
+    ):  # the round ends are a little thicker than the plates, else their faces fight for the same depth
         z = _MID + side * 0.0235
         _cylinder(body, "printed", (0, 0, z), (0, 0, 1), half_width + 0.0006, 0.0030)
         quat = (np.cos(angle / 2), 0, 0, np.sin(angle / 2))
@@ -118,10 +121,18 @@ def _fork(body: mujoco.MjsBody, end: tuple[float, float], half_width: float) -> 
 
 def _horns(body: mujoco.MjsBody, center: Vec, axis: Vec) -> None:
     for side in (-1, 1):
-        _cylinder(body, "metal", tuple(np.add(center, np.multiply(axis, side * 0.0192))), axis, 0.0095, 0.0017)
+        _cylinder(
+            body, "metal", tuple(np.add(center, np.multiply(axis, side * 0.0192))), axis, 0.0095, 0.0017
+        )
 
 
-def _bar(body: mujoco.MjsBody, a: tuple[float, float], b: tuple[float, float], half_thickness: float, half_width: float) -> None:
+def _bar(
+    body: mujoco.MjsBody,
+    a: tuple[float, float],
+    b: tuple[float, float],
+    half_thickness: float,
+    half_width: float,
+) -> None:
     """A box from `a` to `b`, both (x, z), of the given thickness in that plane and width along y."""
     middle, half_length, angle = _segment(a, b)
     quat = (np.cos(angle / 2), 0, -np.sin(angle / 2), 0)
@@ -134,13 +145,25 @@ def _segment(a: tuple[float, float], b: tuple[float, float]) -> tuple[tuple[floa
     return ((a[0] + b[0]) / 2, (a[1] + b[1]) / 2), float(np.hypot(dx, dy)) / 2, float(np.arctan2(dy, dx))
 
 
-def _box(body: mujoco.MjsBody, material: str, pos: Vec, half: Vec, quat: tuple[float, float, float, float] = (1, 0, 0, 0)) -> None:
+def _box(
+    body: mujoco.MjsBody,
+    material: str,
+    pos: Vec,
+    half: Vec,
+    quat: tuple[float, float, float, float] = (1, 0, 0, 0),
+) -> None:
     body.add_geom(type=mujoco.mjtGeom.mjGEOM_BOX, pos=pos, quat=quat, size=half, material=material, **_VISUAL)
 
 
-def _cylinder(body: mujoco.MjsBody, material: str, center: Vec, axis: Vec, radius: float, half_length: float) -> None:
-    ends = np.concatenate([np.subtract(center, np.multiply(axis, half_length)), np.add(center, np.multiply(axis, half_length))])
-    body.add_geom(type=mujoco.mjtGeom.mjGEOM_CYLINDER, fromto=ends, size=(radius, 0, 0), material=material, **_VISUAL)
+def _cylinder(
+    body: mujoco.MjsBody, material: str, center: Vec, axis: Vec, radius: float, half_length: float
+) -> None:
+    ends = np.concatenate(
+        [np.subtract(center, np.multiply(axis, half_length)), np.add(center, np.multiply(axis, half_length))]
+    )
+    body.add_geom(
+        type=mujoco.mjtGeom.mjGEOM_CYLINDER, fromto=ends, size=(radius, 0, 0), material=material, **_VISUAL
+    )
 
 
 _VISUAL = {"contype": 0, "conaffinity": 0, "mass": 0, "group": 2}

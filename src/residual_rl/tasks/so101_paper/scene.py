@@ -17,7 +17,14 @@ import numpy as np
 from residual_rl.errors import ConfigError, ModelError
 from residual_rl.tasks.so101_paper.config import SHEET_HALF_SIZE
 from residual_rl.tasks.so101_paper.custom_robot import load_robot
-from residual_rl.tasks.so101_paper.robot import EE_SITE, HOME, JOINTS, SERVO_IDENTIFIED, SERVO_OLD, build_robot
+from residual_rl.tasks.so101_paper.robot import (
+    EE_SITE,
+    HOME,
+    JOINTS,
+    SERVO_IDENTIFIED,
+    SERVO_OLD,
+    build_robot,
+)
 
 FINGERTIP_RADIUS = 0.008
 """Radius of the fingertip [m]."""
@@ -70,7 +77,14 @@ class SceneCfg:
     def __post_init__(self) -> None:
         if self.servo not in SERVOS:
             raise ConfigError(f"servo is {self.servo!r}; it must be one of: {', '.join(SERVOS)}")
-        for name in ("tape_width", "sheet_mass", "friction_table", "friction_tape", "friction_tip", "timestep"):
+        for name in (
+            "tape_width",
+            "sheet_mass",
+            "friction_table",
+            "friction_tape",
+            "friction_tip",
+            "timestep",
+        ):
             value = getattr(self, name)
             if not (np.isfinite(value) and value > 0):
                 raise ConfigError(f"{name} is {value}; it must be a positive number")
@@ -133,7 +147,9 @@ def _blaming(cfg: SceneCfg) -> Iterator[None]:
     except ValueError as error:
         if cfg.robot_xml is None:
             raise
-        raise ModelError(f"robot model {cfg.robot_xml}: does not go together with the scene: {' '.join(str(error).split())}") from error
+        raise ModelError(
+            f"robot model {cfg.robot_xml}: does not go together with the scene: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _set_options(spec: mujoco.MjSpec, cfg: SceneCfg) -> None:
@@ -150,7 +166,11 @@ def _set_options(spec: mujoco.MjSpec, cfg: SceneCfg) -> None:
 
 def _tape_layout(cfg: SceneCfg) -> dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]]:
     """Position and half size [m] of the four tape strips and the patch, by geom name."""
-    (x, y), (inner_x, inner_y), (outer_x, outer_y) = cfg.tape_center, cfg.tape_inner_half_size, cfg.tape_outer_half_size
+    (x, y), (inner_x, inner_y), (outer_x, outer_y) = (
+        cfg.tape_center,
+        cfg.tape_inner_half_size,
+        cfg.tape_outer_half_size,
+    )
     half = cfg.tape_width / 2
     return {
         "tape_far": ((x + inner_x + half, y, -_SINK), (half, outer_y, _TAPE_HALF_THICKNESS)),
@@ -163,12 +183,30 @@ def _tape_layout(cfg: SceneCfg) -> dict[str, tuple[tuple[float, float, float], t
 
 def _add_table(spec: mujoco.MjSpec, cfg: SceneCfg) -> None:
     world = spec.worldbody
-    black = spec.add_material(name="table", rgba=(0.035, 0.035, 0.04, 1), specular=0.05, shininess=0.05, reflectance=0)
+    black = spec.add_material(
+        name="table", rgba=(0.035, 0.035, 0.04, 1), specular=0.05, shininess=0.05, reflectance=0
+    )
     red = spec.add_material(name="tape", rgba=(0.80, 0.06, 0.05, 1), specular=0.1, shininess=0.1)
     unseen = {"rgba": (0, 0, 0, 0), "group": 4}
     world.add_geom(name="table", type=_PLANE, size=(1, 1, 0.05), contype=0, conaffinity=0, **unseen)
-    world.add_geom(name="tip_floor", type=_PLANE, pos=(0, 0, -_TIP_FLOOR), size=(1, 1, 0.05), contype=0, conaffinity=0, **unseen)
-    world.add_geom(name="table_top", type=_PLANE, pos=(0.25, 0, -_SINK), size=(1, 1, 0.05), contype=0, conaffinity=0, material=black.name)
+    world.add_geom(
+        name="tip_floor",
+        type=_PLANE,
+        pos=(0, 0, -_TIP_FLOOR),
+        size=(1, 1, 0.05),
+        contype=0,
+        conaffinity=0,
+        **unseen,
+    )
+    world.add_geom(
+        name="table_top",
+        type=_PLANE,
+        pos=(0.25, 0, -_SINK),
+        size=(1, 1, 0.05),
+        contype=0,
+        conaffinity=0,
+        material=black.name,
+    )
     for name, (pos, size) in _tape_layout(cfg).items():
         looks = unseen if name == "tape_patch" else {"material": red.name}
         world.add_geom(name=name, type=_BOX, pos=pos, size=size, contype=0, conaffinity=0, **looks)
@@ -179,7 +217,14 @@ def _add_sheet(spec: mujoco.MjSpec, cfg: SceneCfg) -> None:
     body = spec.worldbody.add_body(name="sheet", pos=(0.275, 0, SHEET_HALF_SIZE[2]))
     body.add_freejoint(name="sheet_free")  # a free joint takes no defaults from a user's file
     body.add_geom(
-        name="sheet", type=_BOX, size=SHEET_HALF_SIZE, mass=cfg.sheet_mass, condim=3, contype=0, conaffinity=0, material=paper.name
+        name="sheet",
+        type=_BOX,
+        size=SHEET_HALF_SIZE,
+        mass=cfg.sheet_mass,
+        condim=3,
+        contype=0,
+        conaffinity=0,
+        material=paper.name,
     )
 
 
@@ -187,7 +232,14 @@ def _add_fingertip(spec: mujoco.MjSpec) -> None:
     site = spec.site(EE_SITE)
     rubber = spec.add_material(name="rubber", rgba=(0.25, 0.25, 0.28, 1), specular=0.2, shininess=0.2)
     site.parent.add_geom(
-        name="fingertip", type=_SPHERE, size=(FINGERTIP_RADIUS, 0, 0), pos=site.pos, mass=0, contype=0, conaffinity=0, material=rubber.name
+        name="fingertip",
+        type=_SPHERE,
+        size=(FINGERTIP_RADIUS, 0, 0),
+        pos=site.pos,
+        mass=0,
+        contype=0,
+        conaffinity=0,
+        material=rubber.name,
     )
 
 
@@ -224,10 +276,16 @@ def _add_pairs(spec: mujoco.MjSpec, cfg: SceneCfg) -> None:
 
 
 def _add_cameras(spec: mujoco.MjSpec, cfg: SceneCfg) -> None:
-    spec.worldbody.add_camera(name="top", pos=(0.24, 0, 0.34), fovy=cfg.top_fovy, quat=(0.5**0.5, 0, 0, -(0.5**0.5)))
+    spec.worldbody.add_camera(
+        name="top", pos=(0.24, 0, 0.34), fovy=cfg.top_fovy, quat=(0.5**0.5, 0, 0, -(0.5**0.5))
+    )
     tilt = -0.57 / 2  # half the angle about x
-    spec.body("gripper").add_camera(name="wrist", pos=(0, 0.055, -0.045), quat=(np.cos(tilt), np.sin(tilt), 0, 0), fovy=cfg.wrist_fovy)
-    spec.worldbody.add_camera(name="scene", fovy=42, **_look_at(eye=(0.62, -0.52, 0.42), target=(0.17, 0.0, 0.08)))
+    spec.body("gripper").add_camera(
+        name="wrist", pos=(0, 0.055, -0.045), quat=(np.cos(tilt), np.sin(tilt), 0, 0), fovy=cfg.wrist_fovy
+    )
+    spec.worldbody.add_camera(
+        name="scene", fovy=42, **_look_at(eye=(0.62, -0.52, 0.42), target=(0.17, 0.0, 0.08))
+    )
 
 
 def _look_at(eye: tuple[float, float, float], target: tuple[float, float, float]) -> dict[str, Any]:
@@ -245,7 +303,9 @@ def _add_sensors(spec: mujoco.MjSpec) -> None:
     kind, site, body = mujoco.mjtSensor, mujoco.mjtObj.mjOBJ_SITE, mujoco.mjtObj.mjOBJ_BODY
     for prefix, joint_sensor in (("jointpos", kind.mjSENS_JOINTPOS), ("jointvel", kind.mjSENS_JOINTVEL)):
         for joint in JOINTS:
-            spec.add_sensor(name=f"{prefix}_{joint}", type=joint_sensor, objtype=mujoco.mjtObj.mjOBJ_JOINT, objname=joint)
+            spec.add_sensor(
+                name=f"{prefix}_{joint}", type=joint_sensor, objtype=mujoco.mjtObj.mjOBJ_JOINT, objname=joint
+            )
     for name, sensor, objtype, objname in (
         ("ee_position", kind.mjSENS_FRAMEPOS, site, EE_SITE),
         ("sheet_position", kind.mjSENS_FRAMEPOS, body, "sheet"),
@@ -256,7 +316,11 @@ def _add_sensors(spec: mujoco.MjSpec) -> None:
 
 def _add_visuals(spec: mujoco.MjSpec) -> None:
     """Three-point laboratory lights before a grey wall, and the renderer's settings."""
-    for name, pos, strength in (("key", (0.8, -0.7, 1.3), 0.45), ("fill", (0.7, 0.9, 0.8), 0.30), ("back", (-0.8, 0.2, 1.0), 0.30)):
+    for name, pos, strength in (
+        ("key", (0.8, -0.7, 1.3), 0.45),
+        ("fill", (0.7, 0.9, 0.8), 0.30),
+        ("back", (-0.8, 0.2, 1.0), 0.30),
+    ):
         spec.worldbody.add_light(
             name=name,
             pos=pos,

@@ -97,7 +97,9 @@ class SO101Paper(Task):
     def observation_space(self) -> spaces.Dict:
         joint_low, joint_high = self._joint_low.cpu().numpy(), self._joint_high.cpu().numpy()
         slack = 0.2  # soft joint limits give way a little
-        pose = np.array([10.0] * 3 + [1.0] * 4)  # a sheet that was flung off the table is still in bounds for a while
+        pose = np.array(
+            [10.0] * 3 + [1.0] * 4
+        )  # a sheet that was flung off the table is still in bounds for a while
         away = np.array([10.0, 10.0, math.pi / 2])
         bounds = {
             "joint_position": (joint_low - slack, joint_high + slack),
@@ -110,7 +112,12 @@ class SO101Paper(Task):
         if self.cfg.obs_mode != "rgb":
             low, high = zip(*(bounds[name] for name in STATE), strict=True)
             bounds["state"] = np.concatenate(low), np.concatenate(high)
-        return spaces.Dict({name: spaces.Box(low.astype(np.float32), high.astype(np.float32)) for name, (low, high) in bounds.items()})
+        return spaces.Dict(
+            {
+                name: spaces.Box(low.astype(np.float32), high.astype(np.float32))
+                for name, (low, high) in bounds.items()
+            }
+        )
 
     def randomize(self, seed: Tensor) -> Quantities:
         cfg = self.cfg
@@ -187,7 +194,9 @@ class SO101Paper(Task):
         cfg = self.cfg
         if not cfg.position_noise and not cfg.angle_noise:
             return q
-        noise = normal(q["seed"], stream=1 + q["step"], n=13)  # three of the sheet, three of the fingertip, six joints, the yaw
+        noise = normal(
+            q["seed"], stream=1 + q["step"], n=13
+        )  # three of the sheet, three of the fingertip, six joints, the yaw
         half = 0.5 * cfg.angle_noise * noise[:, 12]
         turn = torch.stack([half.cos(), torch.zeros_like(half), torch.zeros_like(half), half.sin()], 1)
         return {
@@ -233,7 +242,9 @@ class SO101Paper(Task):
             self.tolerance, self._narrowed_at = cfg.curriculum_tolerance, 0
         elif success_rate >= cfg.curriculum_success_rate and episodes - self._narrowed_at >= SUCCESS_WINDOW:
             self._narrowed_at = episodes
-            self.tolerance = max(self.tolerance - 0.1 * (cfg.curriculum_tolerance - cfg.tolerance), cfg.tolerance)
+            self.tolerance = max(
+                self.tolerance - 0.1 * (cfg.curriculum_tolerance - cfg.tolerance), cfg.tolerance
+            )
         return {"curriculum/tolerance": self.tolerance}
 
     def state_dict(self) -> dict[str, Any]:
