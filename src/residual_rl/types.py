@@ -170,11 +170,11 @@ class HasReplay(Protocol):
 
 
 def check_finite(name: str, value: Tensor) -> None:
-    """Raise `NonFiniteError` naming `name` and the first worlds where `value` [B, …] is NaN or infinite."""
+    """Raise `NonFiniteError` naming `name` and the first envs where `value` [B, …] is NaN or infinite."""
     from residual_rl.errors import NonFiniteError
 
     if torch.isfinite(value.sum()):  # one reduction; a sum is finite only if every term is (or it overflowed)
         return
     bad = (~torch.isfinite(value.reshape(value.shape[0], -1))).any(1).nonzero().flatten().tolist()
     if bad:
-        raise NonFiniteError(f"{name} is not finite in world(s) {bad[:8]}")
+        raise NonFiniteError(f"{name} is not finite in env(s) {bad[:8]}")

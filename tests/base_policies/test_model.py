@@ -60,12 +60,12 @@ def episodes_of(
     waiting = SEEDS[num_envs:]
 
     def note(transition: Transition, info: dict[str, Any]) -> None:
-        for world, seed in sorted(running.items()):  # ascending: as those that end draw their next seeds
-            actions[seed].append(transition.action[world].tolist())
-            if info["_final_info"][world]:
-                del running[world]
+        for env_id, seed in sorted(running.items()):  # ascending: as those that end draw their next seeds
+            actions[seed].append(transition.action[env_id].tolist())
+            if info["_final_info"][env_id]:
+                del running[env_id]
                 if waiting:
-                    running[world] = waiting.pop(0)
+                    running[env_id] = waiting.pop(0)
 
     policy = no_residual(env)
     if model is not None:

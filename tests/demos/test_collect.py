@@ -239,7 +239,7 @@ def test_an_env_that_hands_its_seeds_out_otherwise_is_refused() -> None:
     env = point_env(3)
     draw = env.vec_env.episode_seeds.draw
     env.vec_env.episode_seeds.draw = lambda n: draw(n).flip(0)  # type: ignore[method-assign]
-    with pytest.raises(ConfigError, match="does not hand its seeds to its worlds in order"):
+    with pytest.raises(ConfigError, match="does not hand its seeds to its envs in order"):
         list(run_episodes(env, no_residual(env), SEEDS))
 
 

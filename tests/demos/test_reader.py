@@ -219,7 +219,7 @@ def test_the_other_modes_of_maniskill(tmp_path: Path) -> None:
     assert demo.seed == 9
     demo = read(maniskill(tmp_path / "none.h5", {}, episode_seed=[9, 10]))[0]
     assert demo.obs == {}
-    assert demo.seed is None  # those of all worlds that were reset together: nobody knows which is this one's
+    assert demo.seed is None  # those of all envs that were reset together: nobody knows which is this one's
 
 
 # --- what is wrong with files ---------------------------------------------------------------------------------------

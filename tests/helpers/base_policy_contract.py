@@ -54,12 +54,12 @@ def seen(env: VecEnv) -> list[Obs]:
     return observations
 
 
-def only(*worlds: int) -> Tensor:
-    return torch.tensor([world in worlds for world in range(NUM_ENVS)])
+def only(*env_ids: int) -> Tensor:
+    return torch.tensor([env_id in env_ids for env_id in range(NUM_ENVS)])
 
 
-def rows(obs: Obs, worlds: list[int]) -> Obs:
-    return {name: value[worlds] for name, value in obs.items()}
+def rows(obs: Obs, env_ids: list[int]) -> Obs:
+    return {name: value[env_ids] for name, value in obs.items()}
 
 
 # --- the contract -----------------------------------------------------------------------------------------------------
@@ -96,14 +96,14 @@ def test_instances_agree_and_share_no_state(
 @contract
 @pytest.mark.parametrize("world", [0, 2])
 def test_a_worlds_actions_do_not_depend_on_the_others(
-    base_policy_id: str, config_of: ConfigOf, world: int, env: VecEnv, lone_env: VecEnv, seen: list[Obs]
+    base_policy_id: str, config_of: ConfigOf, env_id: int, env: VecEnv, lone_env: VecEnv, seen: list[Obs]
 ) -> None:
     together, alone = (
         make_base_policy(base_policy_id, config_of(base_policy_id), env),
         make_base_policy(base_policy_id, config_of(base_policy_id), lone_env),
     )
     for obs in seen:
-        assert torch.equal(together.act(obs)[[world]], alone.act(rows(obs, [world])))
+        assert torch.equal(together.act(obs)[[env_id]], alone.act(rows(obs, [env_id])))
 
 
 @contract
@@ -125,24 +125,24 @@ def test_reset_touches_the_worlds_of_the_mask_alone(
 @pytest.mark.parametrize("end", [10, 18, 26, 40])
 @pytest.mark.parametrize("world", [0, *slow(1, 2, 3)])
 def test_a_final_observation_is_answered_for_its_world_alone(
-    base_policy_id: str, config_of: ConfigOf, end: int, world: int, env: VecEnv, seen: list[Obs]
+    base_policy_id: str, config_of: ConfigOf, end: int, env_id: int, env: VecEnv, seen: list[Obs]
 ) -> None:
     """A world ends: it is asked for its final observation, then reset, and the others never notice."""
     policy, twin, fresh = (make_base_policy(base_policy_id, config_of(base_policy_id), env) for _ in range(3))
     for obs in seen[:end]:
         policy.act(obs)
         twin.act(obs)
-    final = policy.act(seen[end], only(world))[world]
-    policy.reset(only(world))
-    others = [w for w in range(NUM_ENVS) if w != world]
+    final = policy.act(seen[end], only(env_id))[env_id]
+    policy.reset(only(env_id))
+    others = [w for w in range(NUM_ENVS) if w != env_id]
     for obs in seen[end + 1 : end + 6]:
         action = policy.act(obs)
         assert torch.equal(action[others], twin.act(obs)[others])
-        assert torch.equal(action[world], fresh.act(obs)[world])
+        assert torch.equal(action[env_id], fresh.act(obs)[env_id])
     asked_fully = make_base_policy(base_policy_id, config_of(base_policy_id), env)
     for obs in seen[:end]:
         asked_fully.act(obs)
-    assert torch.equal(final, asked_fully.act(seen[end])[world])
+    assert torch.equal(final, asked_fully.act(seen[end])[env_id])
 
 
 @contract
@@ -368,8 +368,8 @@ def test_rows_of_some_worlds_are_answered_alike(env: VecEnv, seen: list[Obs]) ->
     whole, parts = make_base_policy("jacobian-yaw", None, env), make_base_policy("jacobian-yaw", None, env)
     for obs in seen[:20]:
         expected = whole.act(obs)
-        for worlds in ([3, 1], [0, 2]):
-            assert torch.equal(parts.act_rows(rows(obs, worlds), torch.tensor(worlds)), expected[worlds])
+        for env_ids in ([3, 1], [0, 2]):
+            assert torch.equal(parts.act_rows(rows(obs, env_ids), torch.tensor(env_ids)), expected[env_ids])
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
@@ -484,20 +484,20 @@ def test_approaches_the_sheets_centre(lone_env: VecEnv) -> None:
 
 def test_goes_down_over_the_sheet_and_then_drags(lone_env: VecEnv) -> None:
     assert lone_env.kinematics is not None
-    policy, world = JacobianPolicy(JacobianCfg(), lone_env), torch.tensor([0])
-    policy.predict_action_chunk(sheet_obs(HOME, (0.213, 0.0), (0.0, 0.0, 0.0)), world)
+    policy, env_id = JacobianPolicy(JacobianCfg(), lone_env), torch.tensor([0])
+    policy.predict_action_chunk(sheet_obs(HOME, (0.213, 0.0), (0.0, 0.0, 0.0)), env_id)
     assert policy._phase.tolist() == [APPROACH]  # 13 mm away
     down = sheet_obs(HOME, (0.211, 0.0), (0.0, 0.0, 0.0))
-    to, _ = motion(lone_env, down, policy.predict_action_chunk(down, world)[:, 0])
+    to, _ = motion(lone_env, down, policy.predict_action_chunk(down, env_id)[:, 0])
     assert policy._phase.tolist() == [DESCEND]
     assert to[2] < 0
-    policy.predict_action_chunk(sheet_obs(HOME, (0.3, 0.0), (0.0, 0.0, 0.0)), world)
+    policy.predict_action_chunk(sheet_obs(HOME, (0.3, 0.0), (0.0, 0.0, 0.0)), env_id)
     assert policy._phase.tolist() == [DESCEND]  # never back
     # the fingertip is at a height of 8 mm; with 0.12 rad more of the shoulder it is 7 mm below the table, and 3 mm is enough
-    policy.predict_action_chunk(sheet_obs(PRESSED, (0.2, 0.0), (0.0, 0.0, 0.0)), world)
+    policy.predict_action_chunk(sheet_obs(PRESSED, (0.2, 0.0), (0.0, 0.0, 0.0)), env_id)
     assert policy._phase.tolist() == [DESCEND]
     pressed = PRESSED + torch.tensor([0.0, 0.12, 0.0, 0.0, 0.0, 0.0])
-    policy.predict_action_chunk(sheet_obs(pressed, (0.2, 0.0), (0.0, 0.0, 0.0)), world)
+    policy.predict_action_chunk(sheet_obs(pressed, (0.2, 0.0), (0.0, 0.0, 0.0)), env_id)
     assert policy._phase.tolist() == [DRAG]
 
 
@@ -524,11 +524,11 @@ def test_drags_by_half_the_way_and_at_most_4_mm(
 def test_a_joint_at_its_limit_slows_all_of_them(lone_env: VecEnv) -> None:
     assert lone_env.kinematics is not None
     obs = sheet_obs(HOME, (0.35, 0.15), (0.0, 0.0, 0.0))
-    world = torch.tensor([0])
-    usual = JacobianPolicy(JacobianCfg(), lone_env).predict_action_chunk(obs, world)[0, 0]
+    env_id = torch.tensor([0])
+    usual = JacobianPolicy(JacobianCfg(), lone_env).predict_action_chunk(obs, env_id)[0, 0]
     slow = JacobianPolicy(
         JacobianCfg(), make_vec_env("so101-paper", 1, num_threads=1, action_scale=0.002)
-    ).predict_action_chunk(obs, world)[0, 0]
+    ).predict_action_chunk(obs, env_id)[0, 0]
     assert usual.abs().max() == slow.abs().max() == 1.0
     np.testing.assert_allclose(usual, slow, atol=1e-6)  # the same direction
 

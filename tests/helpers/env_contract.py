@@ -38,19 +38,19 @@ def make(spec: TaskSpec, num_envs: int = 3, num_threads: int = 1, **settings: An
 def actions(env: VecEnv, step: int, scale: float = 1.0) -> Tensor:
     """Actions [B, A] that depend on the world and the step alone."""
     rows = [
-        np.random.default_rng((world, step)).uniform(-scale, scale, len(env.action_unit))
-        for world in range(env.num_envs)
+        np.random.default_rng((env_id, step)).uniform(-scale, scale, len(env.action_unit))
+        for env_id in range(env.num_envs)
     ]
     return torch.from_numpy(np.stack(rows).astype(np.float32))
 
 
-def equal(a: Obs, b: Obs, worlds: Any = slice(None)) -> bool:
-    """Whether two dicts of tensors are the same bit for bit in `worlds`."""
-    return a.keys() == b.keys() and all(torch.equal(a[name][worlds], b[name][worlds]) for name in a)
+def equal(a: Obs, b: Obs, env_ids: Any = slice(None)) -> bool:
+    """Whether two dicts of tensors are the same bit for bit in `env_ids`."""
+    return a.keys() == b.keys() and all(torch.equal(a[name][env_ids], b[name][env_ids]) for name in a)
 
 
-def mask(*worlds: int, num_envs: int = 3) -> Tensor:
-    return torch.tensor([world in worlds for world in range(num_envs)])
+def mask(*env_ids: int, num_envs: int = 3) -> Tensor:
+    return torch.tensor([env_id in env_ids for env_id in range(num_envs)])
 
 
 def flat(value: Any, name: str = "") -> dict[str, Tensor]:
@@ -274,7 +274,7 @@ def test_worlds_stand_still_when_the_seeds_are_spent(spec: TaskSpec) -> None:
         finished += info["final_info"]["seed"][ended].tolist()
         for name in set(obs) - {
             "joint_target"
-        }:  # the worlds 1 and 2 have no episode; commands still go out to them
+        }:  # the envs 1 and 2 have no episode; commands still go out to them
             assert torch.equal(obs[name][1:], idle[name][1:]), name
         assert not ended[1:].any()
         assert info["final_info"]["episode_length"][1:].tolist() == [0, 0]
@@ -317,7 +317,7 @@ def test_episodes_do_not_depend_on_batch_slot_or_threads(
     env = make(spec, num_envs=num_envs, num_threads=num_threads)
     order = list(range(7))[::-1][
         : 7 // num_envs * num_envs
-    ]  # other slots, and one batch after the other in the same worlds
+    ]  # other slots, and one batch after the other in the same envs
     for at in range(0, len(order), num_envs):
         rows = order[at : at + num_envs]
         obs, _ = env.reset(seed=[seeds[i] for i in rows])
@@ -373,7 +373,7 @@ def test_a_saved_state_goes_on_bit_for_bit(spec: TaskSpec, where: str, queue: st
         env.reset(seed=FIRST_SEED)
     for step in range(2):
         env.step(actions(env, step))
-    env.reset(seed=[5], mask=mask(1))  # worlds at different points of their episodes
+    env.reset(seed=[5], mask=mask(1))  # envs at different points of their episodes
     for step in range(2, 4):
         obs, *_ = env.step(actions(env, step))
     state = env.state_dict()
@@ -391,7 +391,7 @@ def test_a_saved_state_goes_on_bit_for_bit(spec: TaskSpec, where: str, queue: st
 def test_a_state_of_another_size_is_an_error(spec: TaskSpec) -> None:
     env = make(spec)
     env.reset(seed=0)
-    with pytest.raises(ConfigError, match="3 worlds, this env 2"):
+    with pytest.raises(ConfigError, match="3 envs, this env 2"):
         make(spec, num_envs=2).load_state_dict(env.state_dict())
 
 

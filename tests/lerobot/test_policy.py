@@ -121,7 +121,7 @@ def test_other_units(units: Any, angle: float, target_env: VecEnv, tmp_path: Pat
 
 @pytest.mark.parametrize("kind", ["act", "diffusion"])
 def test_bits_do_not_depend_on_the_batch(kind: str, tmp_path: Path) -> None:
-    """37 worlds together and parts of them, where no bound hides a difference."""
+    """37 envs together and parts of them, where no bound hides a difference."""
     many = make_vec_env("so101-paper", 37, num_threads=1, control_mode="joint_target")
     policy = policy_of(make_case(tmp_path, kind), many)
     obs, _ = many.reset(seed=11)

@@ -112,13 +112,13 @@ def test_the_drift_under_zero_action_is_told_in_its_unit(defect: str, drift: str
 
 def test_what_diverges_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
     def diverge(*args: Any) -> Iterator[Check]:
-        raise NonFiniteError("the simulation diverged in world(s) [3]")
+        raise NonFiniteError("the simulation diverged in env(s) [3]")
         yield
 
     monkeypatch.setattr(doctor, "check_zero_action", diverge)
     checks = point_checks()
     assert failed(checks) == {"zero action"}
-    assert checks[0].measured == "the simulation diverged in world(s) [3]"
+    assert checks[0].measured == "the simulation diverged in env(s) [3]"
 
 
 def test_settings_may_hold_the_start_but_defaults_may_not() -> None:
@@ -259,12 +259,12 @@ def test_a_shorter_hold_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_divergence_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
     def diverge(self: TaskEnv, actions: torch.Tensor) -> Any:
-        raise NonFiniteError("the simulation diverged in world(s) [1]")
+        raise NonFiniteError("the simulation diverged in env(s) [1]")
 
     monkeypatch.setattr(TaskEnv, "step", diverge)
     (check,) = so101.check_stability(CFG, make_policy, num_steps=5, num_envs=2)
     assert not check.ok
-    assert check.measured == "the simulation diverged in world(s) [1]"
+    assert check.measured == "the simulation diverged in env(s) [1]"
 
 
 def test_extremes_are_kept_over_worlds_and_steps() -> None:

@@ -1,7 +1,9 @@
-"""A policy behind a GR00T inference server: Isaac-GR00T N1.5 (flat keys) or N1.6 and N1.7 (nested, batched), or `residual-rl serve`.
+"""The base policy `gr00t`: settings and registration.
 
-The wire formats are those of NVIDIA/Isaac-GR00T: `gr00t/eval/service.py` (N1.5) and `gr00t/policy/server_client.py` (N1.6, N1.7).
-The servers' SO-100/101 models give absolute joint positions, in the units of the robot's own software.
+It queries an inference server of Isaac-GR00T, N1.5 (flat keys) or N1.6 and N1.7 (nested, batched), or
+`residual-rl serve`. The wire formats are those of NVIDIA/Isaac-GR00T: `gr00t/eval/service.py` (N1.5) and
+`gr00t/policy/server_client.py` (N1.6, N1.7). The servers' SO-100/101 models predict absolute joint positions,
+in the units of the robot's own software.
 """
 
 from __future__ import annotations
@@ -20,39 +22,43 @@ class Gr00tCfg:
     """Settings of the `gr00t` base policy."""
 
     host: str = "127.0.0.1"
-    """Where the inference server runs."""
+    """Host of the inference server."""
     port: int = 5555
-    """Its port."""
+    """Port of the inference server."""
     api_token: str | None = None
-    """Its token, if it wants one. Better in the environment, as RESIDUAL_RL_TOKEN: settings are saved with a run."""
+    """Token of the server. Prefer the environment variable RESIDUAL_RL_TOKEN: settings are saved with the
+    run."""
     layout: Literal["n1.5", "n1.6"] = "n1.6"
-    """Wire layout: flat keys and a request for each world (N1.5), or nested and batched (N1.6, N1.7)."""
+    """Wire layout: flat keys and one request per env (N1.5), or nested and batched (N1.6, N1.7)."""
     timeout: float = 15.0
-    """How long the server may take for a reply [s]."""
+    """Time limit for a reply [s]."""
     reconnect: float = 60.0
-    """How long a server that does not answer is asked again, while the run waits [s]."""
+    """Time for which the run waits and retries if the server does not answer [s]."""
     num_action_steps: int | None = None
-    """Actions that are executed of each chunk. None: as a server of ours says, else 8."""
+    """Number of actions executed of each chunk. None: the value given by a `residual-rl serve` server, else
+    8."""
     chunk_size: int | None = None
-    """Actions that the server predicts. None: as it says, else 16."""
+    """Number of actions predicted at once. None: the value given by the server, else 16."""
     cameras: tuple[str, ...] = ()
     """Camera images to send, as ENV_NAME=SERVER_KEY, e.g. top=front."""
     extra_state: tuple[str, ...] = ()
-    """More observations to send as state, unchanged, as NAME or ENV_NAME=SERVER_KEY."""
+    """Further observations to send as state, unchanged, as NAME or ENV_NAME=SERVER_KEY."""
     arm_key: str = "single_arm"
-    """What the server calls the arm's joints: those before the gripper."""
+    """The server's key of the arm's joints, which are those before the gripper."""
     gripper_key: str = "gripper"
-    """What it calls the gripper."""
+    """The server's key of the gripper."""
     language_key: str | None = None
-    """What it calls the task's description. None: as it says, else annotation.human.task_description."""
+    """The server's key of the task description. None: the one given by the server, else
+    annotation.human.task_description."""
     task_description: str = ""
-    """What the robot is told to do."""
+    """Language instruction for the policy."""
     units: Literal["hardware", "rad"] = "hardware"
-    """What the server measures joints in: the robot's own units (degrees, gripper 0 to 100), or radians."""
+    """Joint units of the server: the robot's own (degrees, gripper 0 to 100), or radians."""
     action_mode: Literal["absolute", "relative"] = "absolute"
-    """Whether its actions are joint positions, or, for the arm, changes from the present ones; the gripper is always absolute."""
+    """Whether the server's actions are joint positions, or changes of the arm's current joint positions; the
+    gripper is always absolute."""
     invert_gripper: bool = False
-    """Whether its gripper is 0 when open."""
+    """Whether the server's gripper is 0 when open."""
 
     def __post_init__(self) -> None:
         check_fields(self)

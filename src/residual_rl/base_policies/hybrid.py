@@ -1,4 +1,4 @@
-"""Several base policies as one: a fixed blend, a switch between them, or an ensemble that knows how far its members disagree."""
+"""The base policy `hybrid`: settings and registration."""
 
 from __future__ import annotations
 
@@ -28,21 +28,25 @@ class HybridCfg:
     """Settings of the `hybrid` base policy."""
 
     policies: tuple[str, ...] = ()
-    """Ids of the base policies, two or more; the same may come several times."""
+    """Ids of two or more base policies; an id may occur several times."""
     settings: tuple[str, ...] = ()
-    """Settings of theirs that differ from their defaults, as NUMBER.NAME=VALUE, e.g. `0.drag-gain=0.3 1.checkpoint=il/`, counted from 0."""
+    """Settings of the policies that differ from the defaults, as NUMBER.NAME=VALUE with the policy's number
+    from 0, e.g. `0.drag-gain=0.3 1.checkpoint=il/`."""
     mode: Literal["blend", "switch", "ensemble"] = "blend"
-    """blend: the weighted sum of their actions; switch: one of them at a time; ensemble: the mean, and how far they are apart."""
+    """blend: weighted sum of the actions; switch: one policy at a time; ensemble: mean action, with the
+    policies' disagreement as uncertainty."""
     weights: tuple[float, ...] = ()
-    """Of a blend: one for each policy, together 1; none are equal weights."""
+    """`blend`: one weight per policy, with a sum of 1; default: equal weights."""
     switch: str = ""
-    """Of a switch: your function as MODULE:FUNCTION; from the named observations, each [b, …], to the acting policy's number, int64 [b]."""
+    """`switch`: your function MODULE:FUNCTION that maps the named observations [b, …] to the number of the
+    acting policy, int64 [b]."""
     switch_on: str = ""
-    """Of a switch without a function: the observation by which the second of two policies takes over, until the episode ends, …"""
+    """`switch` without a function: name of an observation. When its norm falls below `switch_below`, the
+    second of two policies takes over until the episode ends."""
     switch_below: float | None = None
-    """… once its Euclidean norm is below this."""
+    """Threshold on the Euclidean norm of `switch_on`."""
     trust_checkpoint: Annotated[bool, tyro.conf.arg(aliases=["--trust-checkpoint"])] = False
-    """Let the policies read checkpoints that can run code of whoever made them."""
+    """Allow the policies to read checkpoints that can run code of whoever made them."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -56,20 +60,20 @@ class HybridCfg:
 
     def _check_weights(self) -> None:
         if self.weights and self.mode != "blend":
-            raise ConfigError(f"weights are of mode blend; mode {self.mode} has none")
+            raise ConfigError(f"weights are only for mode blend, not {self.mode}")
         if self.weights and len(self.weights) != len(self.policies):
             raise ConfigError(
                 f"weights must be one for each of the {len(self.policies)} policies, not {len(self.weights)}"
             )
         if self.weights and (min(self.weights) < 0.0 or abs(math.fsum(self.weights) - 1.0) > 1e-6):
-            raise ConfigError(f"weights must be 0 or more and 1 together, not {self.weights}")
+            raise ConfigError(f"weights must be 0 or more with a sum of 1, not {self.weights}")
 
     def _check_switch(self) -> None:
         threshold = bool(self.switch_on) or self.switch_below is not None
         if self.mode != "switch":
             if self.switch or threshold:
                 raise ConfigError(
-                    f"switch, switch_on and switch_below are of mode switch, not of {self.mode}"
+                    f"switch, switch_on and switch_below are only for mode switch, not {self.mode}"
                 )
             return
         if bool(self.switch) == threshold or bool(self.switch_on) != (self.switch_below is not None):
@@ -84,13 +88,15 @@ class HybridCfg:
             raise ConfigError(f"switch_below must be above 0, as norms are, not {self.switch_below}")
 
     def members(self) -> list[Any]:
-        """The settings of each policy, None where it has none. Several of one kind with a `seed` get seeds that follow each other."""
+        """The settings of each policy, None where it has none. Several of one kind with a `seed` get seeds
+        that follow each other."""
         given: list[dict[str, str]] = [{} for _ in self.policies]
         for text in self.settings:
             found = _SETTING.fullmatch(text)
             if found is None or int(found[1]) >= len(given):
+                last = len(given) - 1
                 raise ConfigError(
-                    f"settings must be NUMBER.NAME=VALUE with a NUMBER from 0 to {len(given) - 1}, not {text!r}"
+                    f"settings must be NUMBER.NAME=VALUE with a NUMBER from 0 to {last}, not {text!r}"
                 )
             name = found[2].replace("-", "_")
             if name in given[int(found[1])]:
@@ -108,31 +114,29 @@ class HybridCfg:
                 raise UnknownNameError(f"setting of base policy {base_policy_id!r}", name, hints)
             if name == "trust_checkpoint":
                 raise ConfigError(
-                    f"{index}.trust_checkpoint is no setting of one policy: give --trust-checkpoint for all"
+                    f"{index}.trust_checkpoint cannot be set for one policy: use --trust-checkpoint for all"
                 )
             values[name] = _parse(hints[name], text, f"settings: {index}.{name}")
         if "seed" in hints and "seed" not in values:
             values["seed"] = default.seed + self.policies[:index].count(base_policy_id)
-        return (
-            with_trust(dataclasses.replace(default, **values), self.trust_checkpoint)
-            if default is not None
-            else None
-        )
+        if default is None:
+            return None
+        return with_trust(dataclasses.replace(default, **values), self.trust_checkpoint)
 
     def relocated(self, find: Callable[[str], str]) -> HybridCfg:
-        """These settings with the policies' checkpoints where `find` says they are."""
-        parts = [_SETTING.fullmatch(text) for text in self.settings]
-        moved = (
-            f"{p[1]}.{p[2]}={shlex.quote(find(''.join(shlex.split(p[3]))))}"
-            if p and p[2] == "checkpoint"
-            else text
-            for p, text in zip(parts, self.settings, strict=True)
-        )
-        return dataclasses.replace(self, settings=tuple(moved))
+        """These settings with each policy's checkpoint path replaced by `find(path)`."""
+        settings = []
+        for text in self.settings:
+            parts = _SETTING.fullmatch(text)
+            if parts and parts[2] == "checkpoint":
+                path = find("".join(shlex.split(parts[3])))
+                text = f"{parts[1]}.checkpoint={shlex.quote(path)}"
+            settings.append(text)
+        return dataclasses.replace(self, settings=tuple(settings))
 
 
 def _parse(hint: Any, text: str, what: str) -> Any:
-    """The value of type `hint` that `text` spells, as on the command line."""
+    """Parse `text` as a value of type `hint`, with the command line's syntax."""
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             return tyro.cli(hint, args=shlex.split(text))
@@ -144,7 +148,7 @@ def _parse(hint: Any, text: str, what: str) -> Any:
 register_base_policy(
     BasePolicySpec(
         id="hybrid",
-        summary="several base policies as one: a blend, a switch between them, or an ensemble that tells its disagreement",
+        summary="several base policies as one: a blend, a switch between them, or an ensemble with uncertainty",
         make="residual_rl.base_policies.hybrid_policy:make",
         config=f"{__name__}:HybridCfg",
     )

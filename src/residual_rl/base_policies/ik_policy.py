@@ -39,7 +39,9 @@ class IKPolicy(BasePolicy):
     def __init__(self, cfg: IKCfg, env: VecEnv, goals: CartesianGoals):
         arm = env.arm
         if arm is None:
-            raise ConfigError("it needs an env with one arm that says what its actions do with its tool; this one says nothing of it")
+            raise ConfigError(
+                "it needs an env with one arm that says what its actions do with its tool; this one says nothing of it"
+            )
         if arm.control is None:
             mode = env.control_mode or "its own"
             raise ConfigError(
@@ -84,7 +86,9 @@ class IKPolicy(BasePolicy):
         turn = _shortened(self.cfg.gain * turn_to(tool[:, 3:], goal.yaw), self.cfg.max_turn)
         move, turn = ((to_base @ vector[..., None]).squeeze(-1) for vector in (move, turn))
         if self._jacobian is not None:
-            steps = damped_least_squares(self._jacobian(obs["joint_position"]), torch.cat([move, turn], 1), self.cfg.damping)
+            steps = damped_least_squares(
+                self._jacobian(obs["joint_position"]), torch.cat([move, turn], 1), self.cfg.damping
+            )
             own = _bounded(steps / self._scale)
         elif self._arm.control == "ee_delta_pose":
             own = torch.cat([_bounded(move / self._scale[:3]), _shortened(turn / self._scale[3:], 1.0)], 1)
@@ -94,7 +98,9 @@ class IKPolicy(BasePolicy):
         actions[:, list(self._arm.action_index)] = own
         if self._arm.gripper_index:
             opening = torch.where(goal.is_open, 1.0, -1.0).to(own) * (self._arm.gripper_opens or 0.0)
-            actions[:, list(self._arm.gripper_index)] = opening[:, None].expand(-1, len(self._arm.gripper_index))
+            actions[:, list(self._arm.gripper_index)] = opening[:, None].expand(
+                -1, len(self._arm.gripper_index)
+            )
         return actions
 
     def state_dict(self) -> State:
@@ -150,7 +156,9 @@ class _Jacobian:
         self._positions = [arm.all_joint_names.index(name) for name in names]
         still = [name for name in arm.joint_names if name not in names]
         if still:
-            raise ConfigError(f"joint(s) {', '.join(still)} of robot {arm.robot!r} do not move its tool {arm.tool_link!r}")
+            raise ConfigError(
+                f"joint(s) {', '.join(still)} of robot {arm.robot!r} do not move its tool {arm.tool_link!r}"
+            )
         self._columns = [names.index(name) for name in arm.joint_names]
         self._hinges = _hinges(self._chain)
 
@@ -186,14 +194,21 @@ def _hinges(chain: Any) -> KinematicChain | None:
 def _chain(arm: Arm) -> Any:
     """The joints from the base to the tool, a `pytorch_kinematics.SerialChain`."""
     if arm.urdf is None:
-        raise ConfigError(f"robot {arm.robot!r} has no URDF to compute its kinematics from: choose a Cartesian control mode")
+        raise ConfigError(
+            f"robot {arm.robot!r} has no URDF to compute its kinematics from: choose a Cartesian control mode"
+        )
     try:
         import pytorch_kinematics
     except ImportError as error:
-        raise MissingDependencyError("pytorch_kinematics", "install it with `pip install pytorch_kinematics`") from error
+        raise MissingDependencyError(
+            "pytorch_kinematics", "install it with `pip install pytorch_kinematics`"
+        ) from error
     try:
         text = Path(arm.urdf).read_bytes()
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # it tells of each unknown attribute
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):  # it tells of each unknown attribute
             return pytorch_kinematics.build_serial_chain_from_urdf(text, arm.tool_link)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
@@ -213,10 +228,14 @@ def _goals_of(cfg: IKCfg, env: VecEnv) -> CartesianGoals:
         try:
             reference = GOALS.get(env.task_name).goals
         except UnknownNameError as error:
-            raise ConfigError(f"{error}; for another task write a `CartesianGoals` and name it: --base.goals MODULE:CLASS") from None
+            raise ConfigError(
+                f"{error}; for another task write a `CartesianGoals` and name it: --base.goals MODULE:CLASS"
+            ) from None
     kind = load(reference)
     if not (isinstance(kind, type) and issubclass(kind, CartesianGoals)):
-        raise ConfigError(f"goals must name a class of `CartesianGoals`; {reference!r} is a {type(kind).__name__}")
+        raise ConfigError(
+            f"goals must name a class of `CartesianGoals`; {reference!r} is a {type(kind).__name__}"
+        )
     goals: CartesianGoals = kind(robot)
     return goals
 

@@ -1,9 +1,9 @@
-"""A policy that `residual-rl imitate` trained: behaviour cloning, diffusion or flow matching."""
+"""The base policy `il`, trained with `residual-rl imitate`: settings and registration."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
@@ -11,24 +11,21 @@ from residual_rl.errors import ConfigError
 from residual_rl.registry import BasePolicySpec, register_base_policy
 from residual_rl.utils.validation import check_fields
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
 class ILCfg:
     """Settings of the `il` base policy."""
 
     checkpoint: Annotated[str, tyro.conf.arg(aliases=["--il-checkpoint"])] = ""
-    """What `residual-rl imitate` or `convert` wrote: its folder, or a model file of it."""
+    """Output folder of `residual-rl imitate` or `convert`, or a model file in it."""
     num_action_steps: int | None = None
-    """Actions of a chunk that are executed before it plans anew; none means as trained."""
+    """Number of actions executed of each chunk; None: as in training."""
     sampling_steps: int | None = None
-    """Steps from noise to actions, for diffusion and flow; none means as trained."""
+    """Denoising steps of diffusion and flow matching; None: as in training."""
     num_samples: int = 1
-    """Chunks drawn at once: the first is executed, and from two on their spread tells how unsure the policy is."""
+    """Number of sampled chunks. The first is executed; with two or more, their spread is the uncertainty."""
     seed: int = 0
-    """Seed of the noise; the noise depends on it and on the observations alone."""
+    """Seed of the noise, which is a function of the seed and the observations."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -42,7 +39,7 @@ class ILCfg:
 register_base_policy(
     BasePolicySpec(
         id="il",
-        summary="a policy that `residual-rl imitate` trained from demonstrations",
+        summary="a policy trained from demonstrations with `residual-rl imitate`",
         make="residual_rl.imitation.policy:make",
         config=f"{__name__}:ILCfg",
     )

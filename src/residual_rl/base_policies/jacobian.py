@@ -14,23 +14,23 @@ class JacobianCfg:
     """Settings of the `jacobian` base policy."""
 
     approach_height: float = 0.03
-    """Height over the sheet at which it is approached [m]."""
+    """Height above the sheet during the approach [m]."""
     descend_distance: float = 0.012
-    """Horizontal distance to the sheet's centre at which the finger goes down [m]."""
+    """Horizontal distance to the sheet's centre at which the finger descends [m]."""
     press_height: float = -0.006
     """Commanded height while pressing [m]; below the table, so that the servos press."""
     drag_gain: float = 0.5
-    """Share of the way to the goal that is commanded each step."""
+    """Share of the distance to the goal commanded in each step."""
     max_drag_step: float = 0.004
     """Longest step while dragging [m]."""
     max_approach_step: float = 0.015
     """Longest step while approaching and descending [m]."""
     pitch_near: tuple[float, float] = (0.18, 88.0)
-    """Distance from the pan axis [m], and the finger's pitch below the horizontal there [deg]."""
+    """A distance from the pan axis [m], and the finger's pitch below the horizontal at it [deg]."""
     pitch_far: tuple[float, float] = (0.32, 55.0)
-    """The same farther out; the pitch is linear between the two."""
+    """The same at a larger distance; the pitch is interpolated linearly."""
     damping: float = 0.02
-    """Damping of the least squares."""
+    """Damping of the damped least squares."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -44,14 +44,15 @@ class JacobianCfg:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
         if self.drag_gain > 1:
-            raise ConfigError(f"drag_gain must be at most 1, the whole way, not {self.drag_gain}")
+            raise ConfigError(f"drag_gain must be at most 1, not {self.drag_gain}")
         if self.press_height >= 0:
             raise ConfigError(
                 f"press_height must be below 0, the height of the table, not {self.press_height}"
             )
         if not 0 <= self.pitch_near[0] < self.pitch_far[0]:
             raise ConfigError(
-                f"pitch_near must be at a shorter distance than pitch_far, not {self.pitch_near[0]} and {self.pitch_far[0]}"
+                "pitch_near must be at a shorter distance than pitch_far, "
+                f"not {self.pitch_near[0]} and {self.pitch_far[0]}"
             )
         for name in ("pitch_near", "pitch_far"):
             if not 0 <= getattr(self, name)[1] <= 90:
@@ -67,13 +68,13 @@ class JacobianYawCfg(JacobianCfg):
     """Settings of the `jacobian-yaw` base policy."""
 
     yaw_gain: float = 0.1
-    """Share of the yaw error that the finger is turned by, each step while dragging."""
+    """Share of the yaw error by which the finger turns in each step while dragging."""
     stir_radius: float = 0.01
-    """Radius of the circles around the goal while there is much yaw left [m]."""
+    """Radius of the circles around the goal while the yaw error is large [m]."""
     stir_yaw_error: float = 0.1
     """Yaw error below which the circles shrink in proportion to it [rad]."""
     stir_period: int = 15
-    """Steps of a circle."""
+    """Number of steps of a circle."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,7 +90,7 @@ class JacobianYawCfg(JacobianCfg):
 register_base_policy(
     BasePolicySpec(
         id="jacobian",
-        summary="damped least squares IK: presses the sheet and drags it to the goal, ignores yaw",
+        summary="damped least squares IK that presses the sheet and drags it to the goal; ignores yaw",
         make="residual_rl.base_policies.sheet_dragging:make_jacobian",
         config=f"{__name__}:JacobianCfg",
     )
@@ -97,7 +98,7 @@ register_base_policy(
 register_base_policy(
     BasePolicySpec(
         id="jacobian-yaw",
-        summary="jacobian, and the wrist's roll turns the sheet: solves so101-paper; for sanity checks and demonstrations",
+        summary="jacobian with yaw control by the wrist; solves so101-paper, for sanity checks and demonstrations",
         make="residual_rl.base_policies.sheet_dragging:make_jacobian_yaw",
         config=f"{__name__}:JacobianYawCfg",
     )

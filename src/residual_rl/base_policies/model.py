@@ -1,5 +1,8 @@
-"""A trained model as the base: a run of this project, a Stable-Baselines3 zip, an exported `torch.export` program, or a state dict of
-ManiSkill's PPO."""
+"""The base policy `model`: a trained model of one of several kinds.
+
+They are a run of this project, a Stable-Baselines3 zip, a `torch.export` program, and a state dict of
+ManiSkill's PPO.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ from residual_rl.utils.validation import check_fields
 POLICY_FILE = "policy.safetensors"
 _STATE = ("state",)
 _WANTED = (
-    "a run folder or policy.safetensors of this project, a Stable-Baselines3 model (.zip), an exported torch.export program (.pt2), or a "
-    "state dict of ManiSkill's PPO (.pt)"
+    "a run folder or policy.safetensors of this project, a Stable-Baselines3 model (.zip), "
+    "an exported torch.export program (.pt2), or a state dict of ManiSkill's PPO (.pt)"
 )
 
 
@@ -31,14 +34,16 @@ class ModelCfg:
     """Settings of the `model` base policy."""
 
     checkpoint: Annotated[str, tyro.conf.arg(aliases=["--model-path"])] = ""
-    """A run folder, a model in it or its policy.safetensors; a Stable-Baselines3 .zip; a .pt2 of torch.export; a .pt of ManiSkill's PPO."""
+    """A run folder, a model in it, or its policy.safetensors; a Stable-Baselines3 .zip; a torch.export .pt2;
+    or a .pt of ManiSkill's PPO."""
     trust_checkpoint: Annotated[bool, tyro.conf.arg(aliases=["--trust-checkpoint"])] = False
-    """Read a .zip, .pt2 or .pt, or what a run was trained on if it is one: they can run code of whoever made them."""
+    """Allow reading a .zip, .pt2 or .pt, also as the base of a run; it can run code of whoever made it."""
     input_keys: tuple[str, ...] = ()
-    """Observations that a .zip, .pt2 or .pt is given, joined in this order; none is `state`, and for a .pt that sees images the one camera
-    and, where it wants them, numbers from `proprioception`. A .zip that wants a dict of observations names them itself."""
+    """Observations for a .zip, .pt2 or .pt, joined in this order. Default: `state`; for a .pt that uses
+    images, the only camera and, if it needs them, the joint values `proprioception`. A .zip with dict
+    observations names its own."""
     num_action_steps: int | None = None
-    """How many actions of a chunk that a .pt2 gives are executed; none is all."""
+    """Number of actions executed of each chunk of a .pt2; None: all."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -47,9 +52,12 @@ class ModelCfg:
 
 
 def make(cfg: ModelCfg, env: VecEnv) -> BasePolicy:
-    """The model in the file or folder that `cfg` names, for `env`."""
+    """The model in the file or folder `cfg.checkpoint`, for `env`.
+
+    Raises `CheckpointError` if there is no such model, and `ConfigError` if it does not fit `env`.
+    """
     if not cfg.checkpoint:
-        raise ConfigError(f"it needs --base.checkpoint (or --model-path): {_WANTED}")
+        raise ConfigError(f"a model is needed: --base.checkpoint (or --model-path) with {_WANTED}")
     path = Path(cfg.checkpoint)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; expected {_WANTED}")
@@ -61,9 +69,8 @@ def make(cfg: ModelCfg, env: VecEnv) -> BasePolicy:
     if path.suffix == ".zip":
         from residual_rl.base_policies.sb3 import SB3Policy
 
-        return SB3Policy(
-            trusted.read_sb3_policy(path, cfg.trust_checkpoint), cfg.input_keys or _STATE, env, str(path)
-        )
+        model = trusted.read_sb3_policy(path, cfg.trust_checkpoint)
+        return SB3Policy(model, cfg.input_keys or _STATE, env, str(path))
     if path.suffix == ".pt2":
         from residual_rl.base_policies.exported_program import ProgramPolicy
 
@@ -72,24 +79,23 @@ def make(cfg: ModelCfg, env: VecEnv) -> BasePolicy:
     if path.suffix == ".pt":
         from residual_rl.base_policies.maniskill_ppo import ManiSkillPPOPolicy
 
-        return ManiSkillPPOPolicy(
-            trusted.read_state_dict(path, cfg.trust_checkpoint), cfg.input_keys, env, str(path)
-        )
-    raise CheckpointError(f"{path} is no model that can be a base; expected {_WANTED}")
+        state = trusted.read_state_dict(path, cfg.trust_checkpoint)
+        return ManiSkillPPOPolicy(state, cfg.input_keys, env, str(path))
+    raise CheckpointError(f"{path} is not a model that can be a base policy; expected {_WANTED}")
 
 
 def _refuse_other_kinds(path: Path) -> None:
-    """Raise `CheckpointError` for an imitation model: another base policy knows how to run it."""
+    """Raise `CheckpointError` for an imitation model, which needs the base policy `il`."""
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     for file in files if not (path / POLICY_FILE).is_file() else ():
         if _kind(file) == "model":
             raise CheckpointError(
-                f"{path} holds an imitation model: its base policy is `il`, --base-policy il --il-checkpoint {path}"
+                f"{path} holds an imitation model: use --base-policy il --il-checkpoint {path}"
             )
 
 
 def _kind(file: Path) -> str | None:
-    """The kind of a file of this project; None for others."""
+    """The kind of a file of this project; None for other files."""
     try:
         with safe_open(file, "pt") as opened:
             text = (opened.metadata() or {}).get("residual_rl", "{}")
@@ -102,7 +108,7 @@ def _kind(file: Path) -> str | None:
 register_base_policy(
     BasePolicySpec(
         id="model",
-        summary="a trained model: a run of this project, a Stable-Baselines3 zip, a torch.export program, ManiSkill's PPO",
+        summary="a trained model: a run, a Stable-Baselines3 zip, a torch.export program, or ManiSkill's PPO",
         make=f"{__name__}:make",
         config=f"{__name__}:ModelCfg",
     )

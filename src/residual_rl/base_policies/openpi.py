@@ -1,6 +1,8 @@
-"""A policy behind an openpi server (π0 and its kin), or `residual-rl serve --protocol openpi`: a websocket, msgpack, a flat observation.
+"""The base policy `openpi`: settings and registration.
 
-The wire format is that of Physical-Intelligence/openpi (`packages/openpi-client`, `src/openpi/serving/websocket_policy_server.py`).
+It queries an openpi server (π0 and similar policies) or `residual-rl serve --protocol openpi`, with flat
+observations in msgpack over a websocket. The wire format is that of Physical-Intelligence/openpi
+(`packages/openpi-client`, `src/openpi/serving/websocket_policy_server.py`).
 """
 
 from __future__ import annotations
@@ -21,24 +23,27 @@ class OpenPiCfg:
     url: str = ""
     """Address of the server, e.g. wss://robot.example/policy. Empty: ws://HOST:PORT."""
     host: str = "127.0.0.1"
-    """Where the policy server runs."""
+    """Host of the policy server."""
     port: int = 8000
-    """Its port."""
+    """Port of the policy server."""
     api_token: str | None = None
-    """Its token, if it wants one. Better in the environment, as RESIDUAL_RL_TOKEN: settings are saved with a run."""
+    """Token of the server. Prefer the environment variable RESIDUAL_RL_TOKEN: settings are saved with the
+    run."""
     timeout: float = 15.0
-    """How long the server may take for a reply [s]."""
+    """Time limit for a reply [s]."""
     reconnect: float = 60.0
-    """How long a server that does not answer is asked again, while the run waits [s]."""
+    """Time for which the run waits and retries if the server does not answer [s]."""
     observation: tuple[str, ...] = ()
-    """What is sent, as ENV_NAME=SERVER_KEY, e.g. state=observation/state top=observation/image. Empty: what a server of ours asks for."""
+    """Observations to send, as ENV_NAME=SERVER_KEY, e.g. state=observation/state top=observation/image.
+    Empty: those requested by a `residual-rl serve` server."""
     prompt: str = ""
-    """What the robot is told to do."""
+    """Language instruction for the policy."""
     action_units: Literal["normalized", "hardware"] | None = None
-    """What the server's actions are: the env's own, or absolute joint positions in the robot's units (degrees, gripper 0 to 100).
-    None: as a server of ours says, else normalized."""
+    """Meaning of the server's actions: the env's own, or absolute joint positions in the robot's units
+    (degrees, gripper 0 to 100). None: the value given by a `residual-rl serve` server, else normalized."""
     num_action_steps: int | None = None
-    """Actions that are executed of each chunk. None: as a server of ours says, else 8."""
+    """Number of actions executed of each chunk. None: the value given by a `residual-rl serve` server, else
+    8."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -60,7 +65,7 @@ class OpenPiCfg:
 register_base_policy(
     BasePolicySpec(
         id="openpi",
-        summary="an openpi server (π0 and its kin), or residual-rl serve, over websockets",
+        summary="an openpi server (π0 and similar policies), or residual-rl serve, over websockets",
         make="residual_rl.remote.openpi_policy:make",
         config=f"{__name__}:OpenPiCfg",
     )

@@ -25,13 +25,13 @@ from residual_rl.utils.seeding import DEMO_SEED
 from residual_rl.utils.validation import check_fields
 
 NUM_ENVS = 64
-"""Worlds stepped together, where their observations fit into memory."""
+"""Envs stepped together, where their observations fit into memory."""
 MAX_TRIES = 20
 """With `only_success`: episodes run at most, for each that is asked for."""
 MAX_LOST = 20
 """Episodes that may be lost one after the other before collecting is given up."""
 _BUFFER_BYTES = 1 << 30
-"""What the running episodes of all worlds may hold in memory."""
+"""What the running episodes of all envs may hold in memory."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class CollectCfg:
     first_seed: int = DEMO_SEED
     """Seed of the first episode; the others count on from it. Training and evaluations use others."""
     num_envs: int | None = None
-    """Worlds stepped together; the episodes do not depend on it. None: 64, or as many as keep their images in 1 GiB."""
+    """Envs stepped together; the episodes do not depend on it. None: 64, or as many as keep their images in 1 GiB."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -93,7 +93,7 @@ def collect(
     What stops it early (`stopped`, or an error) leaves the episodes that were complete in `writer`.
 
     Args:
-        env: worlds, base policy and composition; the residual's penalty is no part of the rewards that are stored.
+        env: envs, base policy and composition; the residual's penalty is no part of the rewards that are stored.
         policy: the residual policy.
         cfg: what to collect.
         writer: takes the episodes.
@@ -169,7 +169,7 @@ def run_episodes(
     env.penalty = 0.0  # it is the learner's, not the task's
     action_noise = ActionNoise(env.vec_env, noise, noise_correlation)
     env.step_hook = action_noise
-    worlds = np.arange(env.num_envs)
+    env_ids = np.arange(env.num_envs)
     position = np.full(env.num_envs, -1)  # [B]: which of the `seeds` each world runs; -1: none
     coming = iter(range(len(seeds)))
     recorder = _Recorder(env.vec_env, action_noise, with_residual)
@@ -177,7 +177,7 @@ def run_episodes(
     due = 0
 
     def begin(at: NDArray[np.int64]) -> None:
-        """Episodes have begun in the worlds `at` (ascending), which drew the next seeds one after the other."""
+        """Episodes have begun in the envs `at` (ascending), which drew the next seeds one after the other."""
         position[at] = [next(coming, -1) for _ in at]
         running = at[position[at] >= 0]
         action_noise.restart(running, [seeds[i] for i in position[running]])
@@ -191,19 +191,19 @@ def run_episodes(
     try:
         env.vec_env.episode_seeds.use_list(seeds)
         action_noise.after_step(env.reset())
-        begin(worlds)
+        begin(env_ids)
         for transition, info in steps():
             recorder.step(transition, info)
             ended = np.flatnonzero(info["_final_info"].cpu().numpy())
             if not len(ended):
                 continue
-            for world in ended.tolist():
-                seed = seeds[position[world]]
-                if int(info["final_info"]["seed"][world]) != seed:
+            for env_id in ended.tolist():
+                seed = seeds[position[env_id]]
+                if int(info["final_info"]["seed"][env_id]) != seed:
                     raise ConfigError(
-                        "this env does not hand its seeds to its worlds in order: demonstrations cannot be told apart"
+                        "this env does not hand its seeds to its envs in order: demonstrations cannot be told apart"
                     )
-                done[int(position[world])] = recorder.cut(world, seed)
+                done[int(position[env_id])] = recorder.cut(env_id, seed)
             begin(ended)
             while due in done:
                 yield done.pop(due)
@@ -219,7 +219,7 @@ def run_episodes(
 
 
 class _Recorder:
-    """Keeps the running episodes of all worlds, and cuts out those that ended."""
+    """Keeps the running episodes of all envs, and cuts out those that ended."""
 
     def __init__(self, env: VecEnv, action_noise: ActionNoise, with_residual: bool):
         self._env = env
@@ -232,19 +232,19 @@ class _Recorder:
         self._draws: list[dict[str, Array]] = [{} for _ in self._steps]
         self._states: list[dict[str, Array]] = [{} for _ in self._steps]
 
-    def begin(self, worlds: NDArray[np.int64]) -> None:
-        """The `worlds` have just begun an episode."""
-        self._steps[worlds] = 0
+    def begin(self, env_ids: NDArray[np.int64]) -> None:
+        """The `env_ids` have just begun an episode."""
+        self._steps[env_ids] = 0
         for name in self._names:
-            self._put(f"obs/{name}", worlds, self._action_noise.obs[name], 1)
-        draws, states = _numpy(self._env.episode), _numpy(self._env.world_states())
-        for world in worlds:
-            self._draws[world] = {name: value[world].copy() for name, value in draws.items()}
-            self._states[world] = {name: value[world : world + 1].copy() for name, value in states.items()}
+            self._put(f"obs/{name}", env_ids, self._action_noise.obs[name], 1)
+        draws, states = _numpy(self._env.episode), _numpy(self._env.env_states())
+        for env_id in env_ids:
+            self._draws[env_id] = {name: value[env_id].copy() for name, value in draws.items()}
+            self._states[env_id] = {name: value[env_id : env_id + 1].copy() for name, value in states.items()}
 
     def step(self, transition: Transition, info: dict[str, Any]) -> None:
-        """Some worlds have taken a step."""
-        worlds = np.flatnonzero(self._action_noise.stepped.cpu().numpy())
+        """Some envs have taken a step."""
+        env_ids = np.flatnonzero(self._action_noise.stepped.cpu().numpy())
         values = {
             "actions": self._action_noise.executed,
             "base_actions": transition.base_action,
@@ -258,29 +258,29 @@ class _Recorder:
         if self._with_residual:
             values["residual_actions"] = transition.residual_action
         for name, value in values.items():
-            self._put(name, worlds, value, 0)
-        self._steps[worlds] += 1
+            self._put(name, env_ids, value, 0)
+        self._steps[env_ids] += 1
         for name in self._names:
-            self._put(f"obs/{name}", worlds, transition.next_obs[name], 1)
+            self._put(f"obs/{name}", env_ids, transition.next_obs[name], 1)
 
-    def cut(self, world: int, seed: int) -> Demo:
-        """The episode that ended in `world`."""
-        steps = int(self._steps[world])
+    def cut(self, env_id: int, seed: int) -> Demo:
+        """The episode that ended in `env_id`."""
+        steps = int(self._steps[env_id])
         parts = {
-            name: value[world, :steps].copy()
+            name: value[env_id, :steps].copy()
             for name, value in self._arrays.items()
             if not name.startswith("obs/")
         }
-        obs = {name: self._arrays[f"obs/{name}"][world, : steps + 1].copy() for name in self._names}
-        return Demo(obs=obs, seed=seed, draws=self._draws[world], env_states=self._states[world], **parts)
+        obs = {name: self._arrays[f"obs/{name}"][env_id, : steps + 1].copy() for name in self._names}
+        return Demo(obs=obs, seed=seed, draws=self._draws[env_id], env_states=self._states[env_id], **parts)
 
-    def _put(self, name: str, worlds: NDArray[np.int64], value: Tensor, more: int) -> None:
+    def _put(self, name: str, env_ids: NDArray[np.int64], value: Tensor, more: int) -> None:
         array = value.cpu().numpy()
         if name not in self._arrays:
             self._arrays[name] = np.empty(
                 (len(array), self._env.max_episode_steps + more, *array.shape[1:]), array.dtype
             )
-        self._arrays[name][worlds, self._steps[worlds]] = array[worlds]
+        self._arrays[name][env_ids, self._steps[env_ids]] = array[env_ids]
 
 
 def _numpy(values: Obs) -> dict[str, Array]:
@@ -288,7 +288,7 @@ def _numpy(values: Obs) -> dict[str, Array]:
 
 
 def worlds_that_fit(env: VecEnv) -> int:
-    """How many worlds' running episodes fit into what memory they may have."""
+    """How many envs' running episodes fit into what memory they may have."""
     spaces = cast(Any, env.single_observation_space).spaces.values()
     step = sum(math.prod(space.shape) * space.dtype.itemsize for space in spaces)
     return max(1, _BUFFER_BYTES // (step * (env.max_episode_steps + 1)))

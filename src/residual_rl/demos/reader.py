@@ -80,7 +80,7 @@ class Demonstrations:
 
     @property
     def task_settings(self) -> dict[str, Any]:
-        """The settings that the task's worlds were made with. Raises `ConfigError` where a ManiSkill file has actions of another kind."""
+        """The settings that the task's envs were made with. Raises `ConfigError` where a ManiSkill file has actions of another kind."""
         spec = self._foreign_task()
         if spec is not None and spec.foreign_settings is not None:
             try:
@@ -348,7 +348,7 @@ def _tree(leaves: Mapping[str, Array]) -> Tree:
 
 
 def _seed_of(episode: Mapping[str, Any]) -> int | None:
-    """ManiSkill writes the seed as a number, or as a list with the seeds of all worlds that were reset together: then of one alone."""
+    """ManiSkill writes the seed as a number, or as a list with the seeds of all envs that were reset together: then of one alone."""
     seed = episode.get("episode_seed")
     if isinstance(seed, list):
         seed = seed[0] if len(seed) == 1 else None

@@ -79,7 +79,7 @@ class Replayed:
 
 
 def make_env(demos: Demonstrations, num_envs: int, num_threads: int = 0) -> VecEnv:
-    """Worlds of the task that `demos` are of, with the settings that are stored. Raises `ConfigError` and `CheckpointError`."""
+    """Envs of the task that `demos` are of, with the settings that are stored. Raises `ConfigError` and `CheckpointError`."""
     try:
         spec = TASKS.get(demos.task_id)
     except UnknownNameError as error:
@@ -104,7 +104,7 @@ def make_env(demos: Demonstrations, num_envs: int, num_threads: int = 0) -> VecE
 def replay(
     env: VecEnv, demos: Demonstrations, episodes: Sequence[int], keep_scenes: bool = False
 ) -> Iterator[Replayed]:
-    """Execute the stored actions of `episodes` in `env`, as many at once as it has worlds.
+    """Execute the stored actions of `episodes` in `env`, as many at once as it has envs.
 
     An episode starts with its seed and what was drawn for it, as far as they are stored, and otherwise as seed 0 draws it; it ends where
     the env ends it, or the actions end.
@@ -132,34 +132,34 @@ def _replay_batch(env: VecEnv, batch: list[tuple[int, Demo]], keep_scenes: bool)
     results = [Replayed(i, len(demo), demo.seed, bool(demo.draws), demo.succeeded) for i, demo in batch]
     obs = _start(
         env, [*demos, *[demos[-1]] * (env.num_envs - len(demos))]
-    )  # worlds that are too many do what the last one does
-    states = {name: value.cpu().numpy() for name, value in env.world_states().items()}
-    for world, (demo, result) in enumerate(zip(demos, results, strict=True)):
-        _compare(result.start, demo, obs, world, 0)
+    )  # envs that are too many do what the last one does
+    states = {name: value.cpu().numpy() for name, value in env.env_states().items()}
+    for env_id, (demo, result) in enumerate(zip(demos, results, strict=True)):
+        _compare(result.start, demo, obs, env_id, 0)
         for name, value in states.items():
             if name in demo.env_states and not isinstance(demo.env_states[name], dict):
-                result.start.update(f"env state {name}", 0, demo.env_states[name][0], value[world])
-        _compare(result.drift, demo, obs, world, 0)
+                result.start.update(f"env state {name}", 0, demo.env_states[name][0], value[env_id])
+        _compare(result.drift, demo, obs, env_id, 0)
     running = set(range(len(demos)))
     step = 0
     while running:
         actions = torch.zeros(env.num_envs, len(env.action_unit))
-        for world in running:
-            actions[world] = torch.from_numpy(demos[world].actions[step])
+        for env_id in running:
+            actions[env_id] = torch.from_numpy(demos[env_id].actions[step])
         _, _, _, _, info = env.step(actions.to(env.device))
         step += 1
         final = {name: value.cpu().numpy() for name, value in info["final_obs"].items()}
         scenes = (info["final_scenes"] if "final_scenes" in info else env.scenes()) if keep_scenes else None
-        for world in sorted(running):
-            result = results[world]
+        for env_id in sorted(running):
+            result = results[env_id]
             result.steps = step
-            _compare(result.drift, demos[world], final, world, step)
+            _compare(result.drift, demos[env_id], final, env_id, step)
             if scenes is not None:
-                result.scenes.append(scenes[world])
-            if info["_final_info"][world]:
-                result.success = bool(info["final_info"]["success_once"][world])
-            if info["_final_info"][world] or step == len(demos[world]):
-                running.remove(world)
+                result.scenes.append(scenes[env_id])
+            if info["_final_info"][env_id]:
+                result.success = bool(info["final_info"]["success_once"][env_id])
+            if info["_final_info"][env_id] or step == len(demos[env_id]):
+                running.remove(env_id)
     return results
 
 
@@ -175,10 +175,10 @@ def _start(env: VecEnv, demos: Sequence[Demo]) -> dict[str, Array]:
     return {name: value.cpu().numpy() for name, value in obs.items()}
 
 
-def _compare(difference: Difference, demo: Demo, obs: dict[str, Array], world: int, step: int) -> None:
+def _compare(difference: Difference, demo: Demo, obs: dict[str, Array], env_id: int, step: int) -> None:
     for name, stored in demo.obs.items():
         if name in obs:
-            difference.update(name, step, stored[step], obs[name][world])
+            difference.update(name, step, stored[step], obs[name][env_id])
 
 
 def write_replay_video(

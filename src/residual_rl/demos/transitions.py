@@ -60,14 +60,14 @@ def episodes(demos: Demonstrations, cfg: TrainCfg, env: ResidualEnv) -> Iterator
         batch = [demos.episode(i, names) for i in range(first, min(first + env.num_envs, len(demos)))]
         shown = [_Shown(demo, _length(demo)) for demo in batch]
         base, plans, scales = _plan(shown, base_policy, cfg, env)
-        for world, episode in enumerate(shown):
+        for env_id, episode in enumerate(shown):
             if episode.demo.rewards is None:
                 raise ConfigError(
                     f"{demos.path} holds no rewards, which --demos needs: collect them with this release"
                 )
             steps = slice(0, episode.steps + 1)
             transition, out_of_reach = _episode(
-                episode, base[steps, world], plans[steps, world], scales[steps, world], obs_keys, cfg, env
+                episode, base[steps, env_id], plans[steps, env_id], scales[steps, env_id], obs_keys, cfg, env
             )
             beyond, total = beyond + out_of_reach, total + episode.steps * env.vec_env.action_unit.numel()
             yield transition
@@ -111,7 +111,7 @@ def _plan(
 
 
 def _observation(shown: list[_Shown], t: int, env: ResidualEnv, names: Any) -> Obs:
-    """The observations [B, …] of step `t`, in worlds that are over or too many the last ones."""
+    """The observations [B, …] of step `t`, in envs that are over or too many the last ones."""
     rows = [episode.demo.obs for episode in shown]
     last = [min(t, episode.steps) for episode in shown]
     filling = env.num_envs - len(shown)

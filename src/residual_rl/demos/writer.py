@@ -43,7 +43,7 @@ def describe(
 
     Args:
         task_id: id of the task.
-        task_settings: all settings of its worlds, as plain values.
+        task_settings: all settings of its envs, as plain values.
         max_episode_steps: after how many steps an episode is cut off.
         control_hz: steps per second [Hz].
         source_type: what kind of thing acted, in a word: `rl`, `controller`, `teleoperation`, …

@@ -1,6 +1,7 @@
 """A LeRobotDataset v3 as demonstrations: one that `demos to-lerobot` wrote, or a recording of the real arm.
 
-LeRobot stores one frame for each action, and not what was seen after the last one: an episode of T frames becomes T - 1 steps.
+LeRobot stores one frame for each action, and not what was seen after the last one: an episode of T frames
+becomes T - 1 steps.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ from residual_rl.robots.hardware_units import HardwareUnits, joint_index
 from residual_rl.utils.validation import check_fields
 
 SLACK = 1.0
-"""How far outside of its joint's range a value still counts as within, in hardware units: encoders and calibrations are not exact."""
+"""How far outside of its joint's range a value still counts as within, in hardware units: encoders and
+calibrations are not exact."""
 LAG = 0.5
 """Above this, in hardware units, a target that the actions reach late is counted."""
 START = "start_joint_position"
@@ -58,9 +60,11 @@ class ImportCfg:
     """How a LeRobot dataset becomes demonstrations."""
 
     units: JointUnits = "hardware"
-    """What joints are measured in: as the robot reports them (degrees, gripper 0 to 100), range (arm -100 to 100), or rad."""
+    """What joints are measured in: as the robot reports them (degrees, gripper 0 to 100), range (arm -100 to
+    100), or rad."""
     joint_offsets: tuple[str, ...] = ()
-    """What to add to recorded joints, as NAME=DEGREES (of a gripper: per cent), e.g. shoulder_lift=-2.5: calibrations differ."""
+    """What to add to recorded joints, as NAME=DEGREES (of a gripper: per cent), e.g. shoulder_lift=-2.5:
+    calibrations differ."""
     clip: bool = False
     """Cut values that are outside of a joint's range, instead of refusing them."""
     resample: bool = False
@@ -92,7 +96,8 @@ class Conversion:
 
     steps: int = 0
     late: int = 0
-    """Steps after which a joint's target is more than half a unit behind what was recorded: actions are bounded."""
+    """Steps after which a joint's target is more than half a unit behind what was recorded: actions are
+    bounded."""
     largest: float = 0.0
     """The farthest that one was behind, in hardware units."""
     clipped: int = 0
@@ -324,7 +329,8 @@ class Converter:
         )
 
     def _encode(self, joints: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The actions [T, A] that command `targets` [T, J] one after the other, and what they do command, [T + 1, J] with the start."""
+        """The actions [T, A] that command `targets` [T, J] one after the other, and what they do command, [T
+        + 1, J] with the start."""
         start = {"joint_position": joints[:1], "joint_target": joints[:1]}
         try:
             actions = self._env.targets_to_actions(targets[None], start)
@@ -372,7 +378,7 @@ def _interpolated(values: Tensor, times: Array) -> Tensor:
     return torch.lerp(values[low], values[high], (at - low)[:, None])
 
 
-# --- reading ------------------------------------------------------------------------------------------------------------
+# --- reading ---
 
 
 @contextlib.contextmanager
@@ -388,7 +394,8 @@ def _reading(source: str, mend: str = "") -> Iterator[None]:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise `CheckpointError` where `folder` holds no dataset of a version that LeRobot reads: it would look for one on the hub."""
+    """Raise `CheckpointError` where `folder` holds no dataset of a version that LeRobot reads: it would look
+    for one on the hub."""
     file = folder / "meta" / "info.json"
     try:
         version = json.loads(file.read_text(encoding="utf-8"))["codebase_version"]

@@ -348,11 +348,11 @@ def test_own_model_keeps_out_of_the_scenes_settings(tmp_path: Path, scene: mujoc
             '<default><joint stiffness="3" damping="7"/><geom margin="0.01" friction="2 1 1" contype="1" conaffinity="1"/>'
             '<pair margin="0.1" gap="0.05"/></default>'
         )
-        world = '<geom name="floor" type="plane" size="1 1 1"/><light name="key" pos="0 0 1"/><camera name="top" pos="0 0 1"/>'
+        env_id = '<geom name="floor" type="plane" size="1 1 1"/><light name="key" pos="0 0 1"/><camera name="top" pos="0 0 1"/>'
         xml = xml.replace("<joint ", '<joint stiffness="0" ').replace('angle="radian"', 'angle="degree"')
         to_degrees = lambda m: f'{m[1]}{degrees(float(m[2]))} {degrees(float(m[3]))}"'  # noqa: E731
         xml = re.sub(r'(<joint [^>]*range=")([-0-9.e]+) ([-0-9.e]+)"', to_degrees, xml)
-        xml = xml.replace("<worldbody>", head + "<worldbody>" + world)
+        xml = xml.replace("<worldbody>", head + "<worldbody>" + env_id)
         return xml.replace("</mujoco>", '<keyframe><key name="home" qpos="0 0 0 0 0 0"/></keyframe></mujoco>')
 
     own = build_scene(SceneCfg(robot_xml=write(tmp_path, change)))

@@ -159,7 +159,7 @@ class ManiSkillVecEnv(VecEnv):
     def observations(self) -> Obs:
         return dict(self._obs)
 
-    def world_states(self) -> Obs:
+    def env_states(self) -> Obs:
         return {"maniskill": self._worlds.states()[:, 1:]}
 
     def scenes(self) -> Tensor:
