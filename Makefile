@@ -1,5 +1,5 @@
-# `make help` lists what there is. Everything runs in .venv, which `make setup` makes and keeps up to date; but for what needs LeRobot
-# or ManiSkill, which have environments of their own.
+# `make help` lists the targets. They run in .venv, which `make setup` creates and keeps up to date, except for those that
+# need LeRobot or ManiSkill, which have separate environments.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -19,7 +19,7 @@ LEROBOT_STAMP := $(LEROBOT_VENV)/.set-up-in
 MANISKILL_VENV := .venv-maniskill
 MANISKILL_STAMP := $(MANISKILL_VENV)/.set-up-in
 
-# An environment that was copied from another checkout, or whose Python is gone, is not up to date whatever its age.
+# An environment that was copied from another checkout, or whose Python was removed, is never up to date.
 ifneq ($(shell $(BIN)/python -c "print(open('$(STAMP)').read().strip())" 2>/dev/null),$(CURDIR))
 $(STAMP): FORCE
 endif
@@ -30,46 +30,48 @@ ifneq ($(shell $(MANISKILL_VENV)/bin/python -c "print(open('$(MANISKILL_STAMP)')
 $(MANISKILL_STAMP): FORCE
 endif
 
-.PHONY: help setup setup-lerobot setup-maniskill opengl vulkan constraints demo test test-fast test-lerobot test-maniskill lint format typecheck bench docs wheel clean FORCE
+.PHONY: help setup setup-lerobot setup-maniskill opengl vulkan constraints demo test test-main test-fast test-lerobot test-maniskill lint format typecheck bench docs wheel clean FORCE
 FORCE:
 
-help: ## this list
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 	@echo
-	@echo '  PYTHON=python3.12       the Python that .venv is made with (3.11 or newer)'
-	@echo '  PIP_ARGS=...            for pip, e.g. an --extra-index-url with CPU builds of torch (without CUDA: much smaller)'
-	@echo '  PYTEST_ARGS=...         for pytest, e.g. "-n 2 -k composition"'
-	@echo '  DEMO_TRAIN=, DEMO_EVAL= more flags for the two commands of the demo'
+	@echo '  PYTHON=python3.12       the Python of the environments (3.11 or newer)'
+	@echo '  PIP_ARGS=...            arguments of pip, e.g. an --extra-index-url with CPU builds of torch (much smaller)'
+	@echo '  PYTEST_ARGS=...         arguments of pytest, e.g. "-n 2 -k composition"'
+	@echo '  DEMO_TRAIN=, DEMO_EVAL= additional flags for the two commands of the demo'
 
-setup: $(STAMP) ## make .venv and install everything; does nothing when it is up to date
+setup: $(STAMP) ## create .venv and install everything, unless it is up to date
 $(STAMP): pyproject.toml constraints.txt scripts/setup.sh scripts/venv.sh scripts/opengl.py
 	@scripts/setup.sh
 
-setup-lerobot: $(LEROBOT_STAMP) ## make .venv-lerobot, with LeRobot; does nothing when it is up to date
+setup-lerobot: $(LEROBOT_STAMP) ## create .venv-lerobot, with LeRobot, unless it is up to date
 $(LEROBOT_STAMP): pyproject.toml constraints-lerobot.txt scripts/setup_lerobot.sh scripts/venv.sh scripts/torchvision_operators.py
 	@scripts/setup_lerobot.sh
 
-setup-maniskill: $(MANISKILL_STAMP) ## make .venv-maniskill, with ManiSkill; does nothing when it is up to date
+setup-maniskill: $(MANISKILL_STAMP) ## create .venv-maniskill, with ManiSkill, unless it is up to date
 $(MANISKILL_STAMP): pyproject.toml constraints-maniskill.txt scripts/setup_maniskill.sh scripts/venv.sh scripts/vulkan.py
 	@scripts/setup_maniskill.sh
 
-opengl: setup ## look again for an OpenGL library (videos and cameras need one)
+opengl: setup ## check again for an OpenGL library (for videos and cameras)
 	@$(BIN)/python scripts/opengl.py
 
-vulkan: setup-maniskill ## look again for a Vulkan driver (ManiSkill's cameras and videos need one)
+vulkan: setup-maniskill ## check again for a Vulkan driver (for ManiSkill's cameras and videos)
 	@$(MANISKILL_VENV)/bin/python -W ignore scripts/vulkan.py
 
-constraints: ## write constraints.txt anew, with today's newest versions
+constraints: ## update constraints.txt to the newest versions
 	@scripts/constraints.sh
 
-demo: setup ## train a residual on the SO-101 task, evaluate it beside its base, write a report and a video
+demo: setup ## train a residual on the SO-101 task, compare it with its base policy, write a report and a video
 	@scripts/demo.sh
 
-test: setup lint typecheck ## lint, type check, all tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
-	@$(MAKE) --no-print-directory test-lerobot test-maniskill
+test: ## lint, type check, all tests; all parts run, and a summary ends the output
+	@MAKE="$(MAKE)" scripts/test.sh
 
-test-fast: setup ## the tests that take under two minutes together
+test-main: setup ## the tests that need neither LeRobot nor ManiSkill
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+test-fast: setup ## the fast tests, under two minutes in all
 	$(BIN)/python -m pytest -m "not slow" -n auto $(PYTEST_ARGS)
 
 test-lerobot: setup-lerobot ## the tests that need LeRobot, in .venv-lerobot, without a network
@@ -84,23 +86,23 @@ lint: setup ## ruff (rules and format), the direction of imports, generated tabl
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/flags_table.py --check
 
-format: setup ## mend what ruff can mend
+format: setup ## apply the fixes and the format of ruff
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 typecheck: setup ## mypy on src
 	$(BIN)/mypy
 
-bench: setup ## steps per second, beside raw MuJoCo and Stable-Baselines3
+bench: setup ## steps per second, compared with raw MuJoCo and Stable-Baselines3
 	$(BIN)/residual-rl bench so101-paper
 
 docs: setup ## build the documentation site into site/, with warnings as errors
 	$(BIN)/python scripts/flags_table.py --check
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-wheel: setup ## build a wheel into dist/ and try it in a fresh environment
+wheel: setup ## build a wheel into dist/ and test it in a new environment
 	$(BIN)/python scripts/check_wheel.py dist
 
-clean: ## remove all environments, builds and caches; runs/ stays
+clean: ## remove all environments, builds and caches, but not runs/
 	rm -rf $(VENV) $(LEROBOT_VENV) $(MANISKILL_VENV) build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

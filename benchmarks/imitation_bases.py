@@ -1,12 +1,13 @@
-"""Base policies trained on 20, 50 and 200 demonstrations, and residuals on the most instructive of them, as one table.
+"""A table of base policies trained on 20, 50 and 200 demonstrations, and of residuals on some of them.
 
     python benchmarks/imitation_bases.py --residual bc-20 bc-20-noisy
 
-collects the demonstrations, trains and evaluates each base, trains residuals with two seeds on those that are named, and writes
-docs/results/imitation-bases.json. What is there already is taken as it is, and what was interrupted goes on, so that it can be
-spread over time and machines: rows of bases whose runs are not here stay. `--bases` does a part. A base is an algorithm and a number of
-demonstrations, and `noisy` where those were disturbed (`demos collect --noise 0.3`). ACT needs LeRobot, which has an environment of its
-own: name its Python with `--lerobot-python .venv-lerobot/bin/python`.
+It collects the demonstrations, trains and evaluates each base, trains residuals with two seeds on the bases
+of `--residual`, and writes docs/results/imitation-bases.json. Finished parts are reused and interrupted ones
+are resumed, so the work can be spread over time and machines: rows of bases without runs on this machine are
+kept. `--bases` selects bases. The name of a base is an algorithm and a number of demonstrations, followed by
+`noisy` if noise was added to the actions (`demos collect --noise 0.3`). ACT needs LeRobot, which has a
+separate environment: add `--lerobot-python .venv-lerobot/bin/python`.
 """
 
 from __future__ import annotations
@@ -29,25 +30,47 @@ ALGOS = ("bc", "flow", "diffusion", "act")
 SIZES = (20, 50, 200)
 TASK = "so101-paper"
 BUDGET = ("--total-steps", "6000", "--torch-threads", "1")
-"""The same for all algorithms; minutes on one core."""
+"""Flags for all algorithms; training takes minutes on one core."""
 BATCH_SIZES = {"act": "32"}
-"""Of algorithms that differ from 128: a transformer's gradient step takes several times as long."""
-RESIDUAL = ("--total-timesteps", "200000", "--eval-freq", "8192", "--num-threads", "1", "--num-steps", "128", "--minibatch-size", "512")
+"""Batch sizes other than 128: a gradient step of a transformer takes several times as long."""
+RESIDUAL = (
+    "--total-timesteps",
+    "200000",
+    "--eval-freq",
+    "8192",
+    "--num-threads",
+    "1",
+    "--num-steps",
+    "128",
+    "--minibatch-size",
+    "512",
+)
 RESIDUAL += ("--learning-rate", "3e-4", "--obs-keys", "state", "base_action", "joint_target")
-"""The same for all bases. Larger and fewer gradient steps than PPO's defaults, for a policy from demonstrations is easily thrown off its
-course, and with the joints' targets in view, which say how hard the finger presses."""
+"""Flags for all bases. Batches are larger and updates fewer than PPO's defaults, because noise easily
+disturbs a policy from demonstrations. Observing the joint targets shows how hard the finger presses."""
 
 
 def main() -> None:
-    """Parse, run what is missing, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bases", nargs="*", default=[f"{algo}-{size}" for algo in ALGOS for size in SIZES], help="e.g. flow-20")
+    """Run the missing parts, write the results and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--bases",
+        nargs="*",
+        default=[f"{algo}-{size}" for algo in ALGOS for size in SIZES],
+        help="e.g. flow-20",
+    )
     parser.add_argument("--residual", nargs="*", default=[], help="bases to learn residuals on, e.g. flow-20")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/bases"))
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
-    parser.add_argument("--lerobot-python", default=None, help="Python of an environment with LeRobot, for act")
-    parser.add_argument("--table-only", action="store_true", help="run nothing: aggregate what is there")
+    parser.add_argument(
+        "--lerobot-python", default=None, help="Python of an environment with LeRobot, for act"
+    )
+    parser.add_argument(
+        "--table-only", action="store_true", help="run nothing, only aggregate existing results"
+    )
     options = parser.parse_args()
     make_folder(options.runs)
     if not options.table_only:
@@ -65,16 +88,28 @@ def _demonstrations(options: argparse.Namespace, noisy: bool) -> Path:
     path: Path = options.runs / ("noisy.h5" if noisy else "demos.h5")
     if not path.exists():
         noise = ["--noise", "0.3"] if noisy else []
-        _cli(sys.executable, "demos", "collect", TASK, "--policy", "oracle", *noise, "--n-episodes", str(max(SIZES)), "--out", str(path))
+        _cli(
+            sys.executable,
+            "demos",
+            "collect",
+            TASK,
+            "--policy",
+            "oracle",
+            *noise,
+            "--n-episodes",
+            str(max(SIZES)),
+            "--out",
+            str(path),
+        )
     return path
 
 
 def _base(options: argparse.Namespace, base: str) -> None:
     algo, size, *noisy = base.split("-")
-    model, figures = options.runs / base, options.runs / f"{base}.json"
+    model, evaluation_file = options.runs / base, options.runs / f"{base}.json"
     python = _python(options, algo)
     if python is None:
-        print(f"{base}: left out, name an environment with LeRobot by --lerobot-python")
+        print(f"{base}: skipped; it needs the Python of an environment with LeRobot, --lerobot-python")
         return
     if not (model / "training_summary.json").exists():
         demos = str(_demonstrations(options, bool(noisy)))
@@ -84,15 +119,30 @@ def _base(options: argparse.Namespace, base: str) -> None:
             else ["--algo", algo, "--n-episodes", size, "--batch-size", BATCH_SIZES.get(algo, "128"), *BUDGET]
         )
         _cli(python, "imitate", demos, "--out", str(model), *how)
-    if not figures.exists():
-        _cli(python, "eval", TASK, *_base_flags(options, base), "--n-episodes", "200", "--output", str(figures))
+    if not evaluation_file.exists():
+        _cli(
+            python,
+            "eval",
+            TASK,
+            *_base_flags(options, base),
+            "--n-episodes",
+            "200",
+            "--output",
+            str(evaluation_file),
+        )
 
 
 def _residual(options: argparse.Namespace, base: str) -> None:
-    """`train_seeds.py` on the base: it resumes, evaluates and aggregates."""
+    """Run `train_seeds.py` on the base, which resumes, evaluates and aggregates."""
     python = _python(options, base.split("-")[0])
-    assert python is not None, "name an environment with LeRobot by --lerobot-python"
-    command = [python, str(Path(__file__).with_name("train_seeds.py")), f"{TASK}-{base}", "--seeds", *map(str, options.seeds)]
+    assert python is not None, "needs the Python of an environment with LeRobot, --lerobot-python"
+    command = [
+        python,
+        str(Path(__file__).with_name("train_seeds.py")),
+        f"{TASK}-{base}",
+        "--seeds",
+        *map(str, options.seeds),
+    ]
     command += ["--runs", str(options.runs), "--output", str(options.output)]
     subprocess.run([*command, "--", TASK, *_base_flags(options, base), *RESIDUAL], check=True)
 
@@ -116,15 +166,19 @@ def _aggregate(options: argparse.Namespace) -> dict[str, Any]:
     rows: dict[str, Any] = json.loads(before.read_text())["bases"] if before.exists() else {}
     bases = {}
     for base in [f"{algo}-{size}{noisy}" for noisy in ("", "-noisy") for algo in ALGOS for size in SIZES]:
-        figures = options.runs / f"{base}.json"
-        if not figures.exists():
+        evaluation_file = options.runs / f"{base}.json"
+        if not evaluation_file.exists():
             if base in rows:
                 bases[base] = rows[base]
             continue
-        success = json.loads(figures.read_text())["policies"]["base"]["success_once"]
+        success = json.loads(evaluation_file.read_text())["policies"]["base"]["success_once"]
         summary = json.loads((options.runs / base / "training_summary.json").read_text())
         git = json.loads((options.runs / base / "versions.json").read_text())["git"]
-        row = {"success_once": {key: success[key] for key in ("mean", "interval", "n")}, "training": summary, "git": git}
+        row = {
+            "success_once": {key: success[key] for key in ("mean", "interval", "n")},
+            "training": summary,
+            "git": git,
+        }
         residual = options.output / f"{TASK}-{base}.json"
         if residual.exists():
             row["residual"] = json.loads(residual.read_text())["success_once"]["residual"]
@@ -133,7 +187,13 @@ def _aggregate(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _table(result: dict[str, Any]) -> Table:
-    table = Table("base", "base alone", "base + residual", title=f"{result['task']}: success, 200 episodes", title_justify="left")
+    table = Table(
+        "base",
+        "base alone",
+        "base + residual",
+        title=f"{result['task']}: success, 200 episodes",
+        title_justify="left",
+    )
     for name, row in result["bases"].items():
         cells = []
         for rate in (row["success_once"], row.get("residual", {}).get("pooled")):

@@ -1,4 +1,4 @@
-"""CPU time that an imitation policy takes per env step, with the worlds' chunks in step with each other and spread evenly.
+"""CPU time of an imitation policy per env step, with the chunks of all envs synchronised or spread evenly.
 
 python benchmarks/imitation_cost.py runs/bases/flow-20
 """
@@ -22,8 +22,10 @@ TASK = "so101-paper"
 
 
 def main() -> None:
-    """Parse, measure, print and save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measure, print and save."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--num-envs", type=int, default=32)
     parser.add_argument("--turns", type=int, default=10)
@@ -34,20 +36,25 @@ def main() -> None:
     for name, cost in costs.items():
         print(f"{name}: {cost:.3f} CPU-ms per env step")
     make_folder(options.output.parent)
-    figures = {"task": TASK, "num_envs": options.num_envs, "checkpoint": options.checkpoint.name, "cpu_ms_per_env_step": costs}
-    write_json(options.output, {**figures, "git": git_state()[0], "machine": machine()})
+    results = {
+        "task": TASK,
+        "num_envs": options.num_envs,
+        "checkpoint": options.checkpoint.name,
+        "cpu_ms_per_env_step": costs,
+    }
+    write_json(options.output, {**results, "git": git_state()[0], "machine": machine()})
 
 
 def _cost(options: argparse.Namespace, spread: bool) -> float:
-    """Median over turns of one chunk each."""
+    """CPU time per env step [ms], median over turns of one chunk each."""
     env = make_vec_env(TASK, options.num_envs, num_threads=1)
     policy = make_base_policy("il", ILCfg(checkpoint=str(options.checkpoint)), env)
     chunk = policy.policy.num_action_steps
     obs, _ = env.reset(seed=1)
-    world, times = torch.arange(options.num_envs), []
+    env_ids, times = torch.arange(options.num_envs), []
     for step in range((1 + options.turns) * chunk):
-        if spread and step < chunk:  # then a share of the worlds plans at each step
-            policy.reset(world % chunk == step)
+        if spread and step < chunk:  # a part of the envs needs a new chunk at each step
+            policy.reset(env_ids % chunk == step)
         start = time.process_time()
         action = policy.act(obs)
         times.append(time.process_time() - start)

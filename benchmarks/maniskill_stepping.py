@@ -1,12 +1,13 @@
-"""Env steps per second of our ManiSkill worlds on the CPU, beside bare processes that step the same env.
+"""Env steps per second of our ManiSkill envs on the CPU, compared with bare processes that step the same env.
 
     .venv-maniskill/bin/python benchmarks/maniskill_stepping.py --env-id PushCube-v1 --workers 2
 
-Both sides have as many processes, random actions in [-1, 1], state observations, and episodes of the task's own length. A bare process
-steps one `gymnasium.make` env in a loop of its own and waits for nobody; ours steps its worlds together, all of them once a step, and hands
-out observations, rewards and ends of episodes in one process. They take turns, and so does who comes first; figures are medians over turns.
-The last line is ours ÷ bare. Other load on the machine distorts wall time, and less so CPU time.
-Writes docs/results/maniskill-stepping.json (`--output`).
+Both sides have equal numbers of processes, random actions in [-1, 1], state observations, and episodes of the
+task's length. A bare process steps one `gymnasium.make` env in a loop without synchronisation. Our vec_env
+steps all of its envs together and returns observations, rewards and ends of episodes in one process. The two
+sides alternate, in alternating order, and results are medians over turns. The last line is ours ÷ bare. Other
+load on the machine distorts wall time, and CPU time less. Writes docs/results/maniskill-stepping.json
+(`--output`).
 """
 
 from __future__ import annotations
@@ -33,32 +34,41 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
-    """Measure in turns, print the table, write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measure in turns, write the results and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--env-id", default="PushCube-v1")
     parser.add_argument("--control-mode", default="pd_joint_delta_pos")
-    parser.add_argument("--workers", type=int, default=2, help="processes of either side")
-    parser.add_argument("--worlds-per-worker", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of a turn of one side")
+    parser.add_argument("--workers", type=int, default=2, help="number of processes of each side")
+    parser.add_argument("--envs-per-worker", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=5.0, help="duration of a turn of one side")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
     options = parser.parse_args()
 
+    # Start both sides.
     context = multiprocessing.get_context("spawn")
     bare = []
     for seed in range(options.workers):
         ours_end, theirs_end = context.Pipe()
-        context.Process(target=bare_process, args=(options.env_id, options.control_mode, seed, theirs_end), daemon=True).start()
-        ours_end.recv()  # it is ready
+        context.Process(
+            target=bare_process, args=(options.env_id, options.control_mode, seed, theirs_end), daemon=True
+        ).start()
+        ours_end.recv()  # ready
         bare.append(ours_end)
     cfg = ManiSkillCfg(env_id=options.env_id, control_mode=options.control_mode)
-    env = make(cfg, options.workers * options.worlds_per_worker, options.workers, "cpu")
+    env = make(cfg, options.workers * options.envs_per_worker, options.workers, "cpu")
     env.reset(seed=0)
 
+    # Measure in turns.
     rates: dict[str, list[tuple[float, float]]] = {"bare": [], "ours": []}
-    sides = {"bare": lambda seconds: turn_of_bare(bare, seconds), "ours": lambda seconds: turn_of_ours(env, seconds)}
+    sides = {
+        "bare": lambda seconds: turn_of_bare(bare, seconds),
+        "ours": lambda seconds: turn_of_ours(env, seconds),
+    }
     for side in sides.values():
-        side(1.0)  # warm
+        side(1.0)  # warm-up
     for turn in range(options.turns):
         for name in sorted(sides, reverse=turn % 2 == 1):
             rates[name].append(sides[name](options.seconds))
@@ -66,15 +76,25 @@ def main() -> None:
     for process in bare:
         process.send(None)
 
-    wall, cpu = ({name: statistics.median(pair[i] for pair in pairs) for name, pairs in rates.items()} for i in (0, 1))
-    ratios = [statistics.median(ours[i] / theirs[i] for ours, theirs in zip(rates["ours"], rates["bare"], strict=True)) for i in (0, 1)]
+    # Aggregate, save and print.
+    wall, cpu = (
+        {name: statistics.median(pair[i] for pair in pairs) for name, pairs in rates.items()} for i in (0, 1)
+    )
+    ratios = [
+        statistics.median(
+            ours[i] / theirs[i] for ours, theirs in zip(rates["ours"], rates["bare"], strict=True)
+        )
+        for i in (0, 1)
+    ]
     result = {
         "env_id": options.env_id,
         "control_mode": options.control_mode,
         "workers": options.workers,
-        "worlds_per_worker": options.worlds_per_worker,
+        "envs_per_worker": options.envs_per_worker,
         "seconds": options.seconds,
-        "turns": {name: [{"per_second": w, "per_cpu_second": c} for w, c in pairs] for name, pairs in rates.items()},
+        "turns": {
+            name: [{"per_second": w, "per_cpu_second": c} for w, c in pairs] for name, pairs in rates.items()
+        },
         "ratio_wall": ratios[0],
         "ratio_cpu": ratios[1],
         "load_average": os.getloadavg()[0],
@@ -82,7 +102,9 @@ def main() -> None:
     }
     make_folder(options.output)
     write_json(options.output / "maniskill-stepping.json", result)
-    table = Table(title=f"{options.env_id}, {options.workers} processes, load average {os.getloadavg()[0]:.1f}")
+    table = Table(
+        title=f"{options.env_id}, {options.workers} processes, load average {os.getloadavg()[0]:.1f}"
+    )
     for column in ("", "env steps / s", "env steps / CPU s"):
         table.add_column(column, justify="left" if column == "" else "right")
     for name in ("bare", "ours"):
@@ -92,7 +114,7 @@ def main() -> None:
 
 
 def turn_of_bare(processes: list[Connection], seconds: float) -> tuple[float, float]:
-    """Env steps per second, of wall and of CPU time, of all bare processes together."""
+    """Env steps per second of wall time and of CPU time, over all bare processes."""
     for process in processes:
         process.send(seconds)
     steps, walls, cpus = zip(*(process.recv() for process in processes), strict=True)
@@ -100,7 +122,7 @@ def turn_of_bare(processes: list[Connection], seconds: float) -> tuple[float, fl
 
 
 def turn_of_ours(env: ManiSkillVecEnv, seconds: float) -> tuple[float, float]:
-    """The same of our vec_env; the CPU time is that of the workers and of this process."""
+    """Env steps per second of wall time and of CPU time of our vec_env, including its workers."""
     workers = [worker.pid for worker in env._worlds._workers]  # type: ignore[attr-defined]
     start, cpu, steps = time.perf_counter(), cpu_time(workers) + time.process_time(), 0
     while time.perf_counter() - start < seconds:
@@ -111,13 +133,13 @@ def turn_of_ours(env: ManiSkillVecEnv, seconds: float) -> tuple[float, float]:
 
 
 def cpu_time(pids: list[int]) -> float:
-    """CPU seconds of processes so far."""
+    """CPU time of the processes so far [s]."""
     fields = [Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split() for pid in pids]
     return sum(int(field[11]) + int(field[12]) for field in fields) / _TICK
 
 
 def bare_process(env_id: str, control_mode: str, seed: int, pipe: Connection) -> None:
-    """Step one env, for as many seconds as the pipe asks; answers with steps, and wall and CPU seconds."""
+    """Receive a duration [s], step one env for that long, send (steps, wall time, CPU time), and repeat."""
     import gymnasium
     import mani_skill.envs  # noqa: F401
 
@@ -126,7 +148,14 @@ def bare_process(env_id: str, control_mode: str, seed: int, pipe: Connection) ->
     torch.set_num_threads(1)
     if not no_device.vulkan_works():
         no_device.replace_materials()
-    env = gymnasium.make(env_id, num_envs=1, obs_mode="state", control_mode=control_mode, sim_backend="physx_cpu", render_backend="none")
+    env = gymnasium.make(
+        env_id,
+        num_envs=1,
+        obs_mode="state",
+        control_mode=control_mode,
+        sim_backend="physx_cpu",
+        render_backend="none",
+    )
     env.reset(seed=seed)
     size = env.action_space.shape
     pipe.send("ready")

@@ -292,7 +292,7 @@ def _array_digest(array: np.ndarray) -> str:
 
 
 def _digest(content: bytes, values: Iterable[float | None]) -> str:
-    """Twelve hex digits of SHA-256; the mean only helps people to see how far two series are apart."""
+    """Twelve hex digits of SHA-256, and the mean, which shows how far two series are apart."""
     numbers = [value for value in values if value is not None]
     mean = math.fsum(numbers) / len(numbers) if numbers else math.nan
     return f"{hashlib.sha256(content).hexdigest()[:12]} mean {mean:.9g}"
@@ -307,7 +307,7 @@ def _hash(series: Series) -> str:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any], console: Console) -> bool:
-    """Print what is equal and what differs; whether all that both have is equal."""
+    """Print a comparison; returns whether all series that both results contain are equal."""
     # Other machines and other packages round differently.
     for key in ("machine", "python", "packages"):
         known = before[key] and after[key]
@@ -317,14 +317,14 @@ def compare(before: dict[str, Any], after: dict[str, Any], console: Console) -> 
     notes: list[str] = []
     verdicts: list[bool] = []
     for name, result in after["runs"].items():
-        # A run that one side lacks is shown, but there is nothing to compare.
+        # A run that one side lacks is listed, but not compared.
         earlier = before["runs"].get(name, {"skipped": "not in the earlier results"})
         missing = next((side for side in (result, earlier) if "details" not in side), None)
         if missing:
             table.add_row(name, "not compared", "", "")
             notes.append(f"{name}: {missing.get('failed') or missing['skipped']}")
             continue
-        # Hashes decide; names only explain.
+        # The hashes decide; the names explain the difference.
         cells = []
         for kind in KINDS:
             same = earlier[kind] == result[kind]
@@ -342,14 +342,14 @@ def compare(before: dict[str, Any], after: dict[str, Any], console: Console) -> 
 
 
 def _comparable(stamp: Any) -> Any:
-    """Without what differs between two starts of one machine."""
+    """The part of a machine's description that does not change when it restarts."""
     if isinstance(stamp, dict) and "cpu" in stamp:
         return {key: stamp[key] for key in ("cpu", "cores")}
     return stamp
 
 
 def _changes(before: Series, after: Series) -> list[str]:
-    """What happened to each series that is not as before."""
+    """One line for each series that has changed, is missing or is new."""
     changed = [name for name in before if name in after and before[name] != after[name]]
     changes = [f"{name} was {before[name]}, is {after[name]}" for name in changed]
     gone = {name: digest for name, digest in before.items() if name not in after}

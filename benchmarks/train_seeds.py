@@ -1,9 +1,9 @@
-"""Train a task with several seeds, evaluate each run on fresh episodes, and keep the result as JSON and a plot.
+"""Train a task with several seeds, evaluate each run on fresh episodes, save results as JSON and a plot.
 
     python benchmarks/train_seeds.py residual --seeds 1 2 3 -- so101-paper --total-timesteps 250000
 
-writes docs/results/residual.json and residual.png. What follows `--` are the arguments of `residual-rl train`. Runs that
-have been evaluated already are taken as they are, and interrupted ones go on, so that a long benchmark can be spread over time.
+writes docs/results/residual.json and residual.png. Arguments after `--` are those of `residual-rl train`.
+Evaluated runs are reused and interrupted ones are resumed, so a long benchmark can be spread over time.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ CLI = [sys.executable, "-m", "residual_rl.cli.main"]
 
 
 def main() -> None:
-    """Parse, run, aggregate."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Train and evaluate the missing runs, and aggregate."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", help="name of the result")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--n-episodes", type=int, default=200)
     parser.add_argument("--runs", type=Path, default=Path("runs/results"))
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
-    parser.add_argument("train", nargs="+", help="arguments of `residual-rl train`, behind --")
+    parser.add_argument("train", nargs="+", help="arguments of `residual-rl train`, after --")
     options = parser.parse_args()
     runs = [_run(options, seed) for seed in options.seeds]
     result = _aggregate(options, runs)
@@ -44,14 +46,14 @@ def main() -> None:
 
 
 def run_cli(*arguments: str) -> None:
-    """Run `residual-rl`; where it fails or is interrupted, which it says itself, end as it did."""
+    """Run `residual-rl`; if it fails or is interrupted, exit with its exit code."""
     code = subprocess.run([*CLI, *arguments]).returncode
     if code != 0:
         raise SystemExit(code)
 
 
 def train_run(run: RunFolder, arguments: list[str], seed: int) -> None:
-    """Train it, or go on with it; nothing if it is trained."""
+    """Train or resume `run`, unless it is finished."""
     if run.final_model.exists():
         return
     fresh = ["train", *arguments, "--seed", str(seed), "--output-dir", str(run.path)]
@@ -62,7 +64,9 @@ def _run(options: argparse.Namespace, seed: int) -> RunFolder:
     run = RunFolder(options.runs / f"{options.name}-{seed}")
     train_run(run, options.train, seed)
     if not run.eval_file.exists():
-        others = ["--compare-base", "--compare-zero"] if seed == options.seeds[0] else []  # the same for all runs
+        others = (
+            ["--compare-base", "--compare-zero"] if seed == options.seeds[0] else []
+        )  # the same for all runs
         run_cli("eval", str(run.path), "--n-episodes", str(options.n_episodes), *others)
     return run
 
@@ -70,37 +74,59 @@ def _run(options: argparse.Namespace, seed: int) -> RunFolder:
 def _aggregate(options: argparse.Namespace, runs: list[RunFolder]) -> dict[str, Any]:
     evaluations = [json.loads(run.eval_file.read_text()) for run in runs]
     summaries = [json.loads(run.summary_file.read_text()) for run in runs]
-    episodes = [list(evaluation["policies"]["residual"]["success_once"]["per_episode"].values()) for evaluation in evaluations]
-    rates = {"residual": {"per_seed": [sum(e) / len(e) for e in episodes], **across_runs(episodes, binary=True).to_json()}}
+    episodes = [
+        list(evaluation["policies"]["residual"]["success_once"]["per_episode"].values())
+        for evaluation in evaluations
+    ]
+    rates = {
+        "residual": {
+            "per_seed": [sum(e) / len(e) for e in episodes],
+            **across_runs(episodes, binary=True).to_json(),
+        }
+    }
     rates["residual"]["pooled"] = proportion([outcome for run in episodes for outcome in run]).to_json()
-    for policy in ("base", "zero"):  # nothing of them is trained: the first run's episodes stand for all
-        rates[policy] = {key: evaluations[0]["policies"][policy]["success_once"][key] for key in ("mean", "interval", "n")}
+    for policy in ("base", "zero"):  # not trained, so equal in all runs: use the first
+        rates[policy] = {
+            key: evaluations[0]["policies"][policy]["success_once"][key] for key in ("mean", "interval", "n")
+        }
     versions = json.loads((runs[0].path / "versions.json").read_text())
     return {
         "command": _command(options),
         "git": versions["git"],
         "machine": machine(),
-        "packages": {name: versions["packages"].get(name) for name in ("torch", "mujoco", "mani_skill", "numpy", "gymnasium")},
+        "packages": {
+            name: versions["packages"].get(name)
+            for name in ("torch", "mujoco", "mani_skill", "numpy", "gymnasium")
+        },
         "task": evaluations[0]["task"],
         "seeds": options.seeds,
         "n_episodes": options.n_episodes,
         "success_once": rates,
         "evaluated_step": [evaluation["settings"]["model_step"] for evaluation in evaluations],
         "training": [
-            {key: summary[key] for key in ("steps", "wall_time", "steps_per_second", "time_to_95", "step_to_95")} for summary in summaries
+            {
+                key: summary[key]
+                for key in ("steps", "wall_time", "steps_per_second", "time_to_95", "step_to_95")
+            }
+            for summary in summaries
         ],
         "curves": [
-            [[row["step"], row["eval/success_rate"]] for row in read_metrics(run.metrics_file) if row.get("eval/success_rate") is not None]
+            [
+                [row["step"], row["eval/success_rate"]]
+                for row in read_metrics(run.metrics_file)
+                if row.get("eval/success_rate") is not None
+            ]
             for run in runs
         ],
     }
 
 
 def _command(options: argparse.Namespace) -> str:
-    """What makes this result, in whichever folders."""
+    """The command for this result, without the folders."""
     seeds = [str(seed) for seed in options.seeds]
     episodes = ["--n-episodes", str(options.n_episodes)]
-    return f"python benchmarks/train_seeds.py {shlex.join([options.name, '--seeds', *seeds, *episodes, '--', *options.train])}"
+    arguments = shlex.join([options.name, "--seeds", *seeds, *episodes, "--", *options.train])
+    return f"python benchmarks/train_seeds.py {arguments}"
 
 
 def _plot(result: dict[str, Any], path: Path) -> None:
@@ -110,7 +136,9 @@ def _plot(result: dict[str, Any], path: Path) -> None:
     axes = figure.subplots()
     for seed, curve in zip(result["seeds"], result["curves"], strict=True):
         axes.plot([step for step, _ in curve], [100 * rate for _, rate in curve], label=f"seed {seed}")
-    axes.axhline(100 * result["success_once"]["base"]["mean"], color="gray", linestyle="--", label="base policy")
+    axes.axhline(
+        100 * result["success_once"]["base"]["mean"], color="gray", linestyle="--", label="base policy"
+    )
     axes.set(xlabel="env steps", ylabel="success in evaluation [%]", ylim=(-2, 102), title=result["task"])
     axes.legend()
     figure.savefig(path, dpi=110)
@@ -119,14 +147,25 @@ def _plot(result: dict[str, Any], path: Path) -> None:
 def _print(result: dict[str, Any]) -> None:
     print(f"{result['task']}, seeds {result['seeds']}, {result['n_episodes']} episodes each")
     for policy, rate in result["success_once"].items():
-        interval = "" if rate["interval"] is None else f" [{100 * rate['interval'][0]:.1f}, {100 * rate['interval'][1]:.1f}]"
+        interval = (
+            ""
+            if rate["interval"] is None
+            else f" [{100 * rate['interval'][0]:.1f}, {100 * rate['interval'][1]:.1f}]"
+        )
         per_seed = f" ({', '.join(f'{100 * r:.1f}' for r in rate['per_seed'])})" if "per_seed" in rate else ""
         print(f"  {policy:<9} {100 * rate['mean']:.1f} %{interval}{per_seed}")
         if "pooled" in rate:
             low, high = rate["pooled"]["interval"]
-            print(f"  {'':<9} all {rate['pooled']['n']} episodes as one sample: [{100 * low:.1f}, {100 * high:.1f}]")
+            print(
+                f"  {'':<9} all {rate['pooled']['n']} episodes as one sample: "
+                f"[{100 * low:.1f}, {100 * high:.1f}]"
+            )
     for seed, training in zip(result["seeds"], result["training"], strict=True):
-        reached = "never" if training["time_to_95"] is None else f"after {training['time_to_95']:.0f} s, {training['step_to_95']:,} steps"
+        reached = (
+            "never"
+            if training["time_to_95"] is None
+            else f"after {training['time_to_95']:.0f} s, {training['step_to_95']:,} steps"
+        )
         print(f"  seed {seed}: {training['steps']:,} steps in {training['wall_time']:.0f} s; 95 % {reached}")
 
 

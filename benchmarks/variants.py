@@ -1,14 +1,17 @@
-"""Variants of one training beside each other, several seeds each: how much of the fixed evaluation episodes succeeds after so many steps.
+"""Compare variants of a training run, with several seeds each: success rate in evaluation over env steps.
 
     python benchmarks/variants.py benchmarks/sac_ablations.json --seeds 1 2 3
 
-A file of variants names what all have in common and what each changes:
+A file of variants has the common arguments and those of each variant:
 
-    {"name": "…", "train": ["so101-paper", "--learner", "sac"], "variants": {"reference": [], "n-step 1": ["--n-step", "1"]}}
+    {"name": "…", "train": ["so101-paper", "--learner", "sac"],
+     "variants": {"reference": [], "n-step 1": ["--n-step", "1"]}}
 
-A `files` object beside them, {PATH: arguments of `residual-rl`}, has files made first that are not there, with `--out PATH`.
+An optional object `files`, {PATH: arguments of `residual-rl`}, lists files to create before, with `--out
+PATH`, unless they exist.
 
-The result is docs/results/NAME.json, and NAME.png with the curves. What is trained already is taken as it is, and interrupted runs go on.
+It writes docs/results/NAME.json, and NAME.png with the curves. Finished runs are reused, and interrupted ones
+are resumed.
 """
 
 from __future__ import annotations
@@ -32,30 +35,54 @@ from train_seeds import run_cli, train_run
 
 
 def main() -> None:
-    """Parse, train what is missing, tell."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Train the missing runs, write the results and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("file", type=Path, help="the variants")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--only", nargs="*", default=None, help="variants to train; the others are taken as far as they are there")
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        default=None,
+        help="variants to train; of the others, existing runs are used",
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/variants"))
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
     options = parser.parse_args()
-    told = json.loads(options.file.read_text())
-    name, variants = told["name"], told["variants"]
-    runs = {(variant, seed): RunFolder(options.runs / f"{name}-{slug(variant)}-{seed}") for variant in variants for seed in options.seeds}
-    for path, arguments in told.get("files", {}).items():
+    spec = json.loads(options.file.read_text())
+    name, variants = spec["name"], spec["variants"]
+    runs = {
+        (variant, seed): RunFolder(options.runs / f"{name}-{slug(variant)}-{seed}")
+        for variant in variants
+        for seed in options.seeds
+    }
+
+    # Create the files, and train what is missing.
+    for path, arguments in spec.get("files", {}).items():
         make_file(Path(path), arguments)
     for seed in options.seeds:
         for variant, flags in variants.items():
             if options.only is None or variant in options.only:
-                train_run(runs[variant, seed], [*told["train"], *flags], seed)
+                train_run(runs[variant, seed], [*spec["train"], *flags], seed)
+
+    # Collect the curves of the finished runs, save and print.
     rows = {}
     for variant, flags in variants.items():
-        trained = {seed: runs[variant, seed] for seed in options.seeds if runs[variant, seed].final_model.exists()}
+        trained = {
+            seed: runs[variant, seed] for seed in options.seeds if runs[variant, seed].final_model.exists()
+        }
         if trained:
-            commits = {seed: json.loads((run.path / "versions.json").read_text())["git"] for seed, run in trained.items()}
-            rows[variant] = {"flags": flags, "git": commits, "seeds": {seed: curve(run) for seed, run in trained.items()}}
-    result = {"train": told["train"], "machine": machine(), "variants": rows}
+            commits = {
+                seed: json.loads((run.path / "versions.json").read_text())["git"]
+                for seed, run in trained.items()
+            }
+            rows[variant] = {
+                "flags": flags,
+                "git": commits,
+                "seeds": {seed: curve(run) for seed, run in trained.items()},
+            }
+    result = {"train": spec["train"], "machine": machine(), "variants": rows}
     make_folder(options.output)
     write_json(options.output / f"{name}.json", result)
     _plot(rows, options.output / f"{name}.png")
@@ -63,34 +90,44 @@ def main() -> None:
 
 
 def make_file(path: Path, arguments: list[str]) -> None:
-    """Have `residual-rl` make it, unless it is there: elsewhere first, so that what is there is whole."""
+    """Create `path` with `residual-rl`, unless it exists.
+
+    It is created in a temporary folder and then moved, so that an existing file is complete.
+    """
     if path.exists():
         return
     make_folder(path.parent)
     with tempfile.TemporaryDirectory(dir=path.parent) as making:
         run_cli(*arguments, "--out", f"{making}/{path.name}")
-        for made in sorted(Path(making).iterdir(), key=lambda made: made.name == path.name):  # what stands beside it first
+        # Move files that belong to it first.
+        for made in sorted(Path(making).iterdir(), key=lambda made: made.name == path.name):
             made.rename(path.parent / made.name)
 
 
 def slug(variant: str) -> str:
-    """A variant's name as a part of a folder's."""
+    """The name of a variant as part of the name of a folder."""
     return "".join(c if c.isalnum() else "-" for c in variant)
 
 
 def curve(run: RunFolder) -> list[list[float]]:
-    """Env steps, share of the evaluation's episodes that succeeded, and how many episodes those were, for each evaluation."""
+    """[env steps, success rate, number of episodes] of each evaluation of a run."""
     episodes = json.loads(run.config_file.read_text())["run"]["eval_episodes"]
     rows = read_metrics(run.metrics_file)
-    return [[row["step"], row["eval/success_rate"], episodes] for row in rows if row.get("eval/success_rate") is not None]
+    return [
+        [row["step"], row["eval/success_rate"], episodes]
+        for row in rows
+        if row.get("eval/success_rate") is not None
+    ]
 
 
 def pooled(curves: list[list[list[float]]], index: int) -> tuple[list[float], str]:
-    """Of the evaluation of that index: the rate of each seed, and of all episodes together with its interval."""
+    """Success rate of each seed in evaluation `index`, and that of all episodes with its interval as text."""
     points = [curve[index] for curve in curves]
     outcomes = [i < round(rate * episodes) for _, rate, episodes in points for i in range(int(episodes))]
     summary = proportion(outcomes)
-    return [rate for _, rate, _ in points], f"{100 * summary.mean:.1f} {interval_text('success_once', summary.to_json()['interval'])}"
+    return [
+        rate for _, rate, _ in points
+    ], f"{100 * summary.mean:.1f} {interval_text('success_once', summary.to_json()['interval'])}"
 
 
 def _print(rows: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
-"""Build a wheel and try it in a fresh virtual environment.
+"""Build a wheel and test it in a new virtual environment.
 
-The wheel itself is installed there; what it depends on is borrowed from the environment that runs this script, whose
-site-packages come behind. (The folder's own `.pth` files are not read that way, so the editable install stays out of sight.)
+Only the wheel is installed there. Its dependencies come from the environment that runs this script, whose
+site-packages are appended to the path. `.pth` files in them are not read, so the editable install has no
+effect.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "residual_rl"
 
 IMPORT_ALL = """
-WITH_MANISKILL = ("mani_skill", "sapien")  # what registers with ManiSkill is imported by it alone
+WITH_MANISKILL = ("mani_skill", "sapien")  # modules that need ManiSkill
 import importlib, pkgutil, sys
 import residual_rl
 assert residual_rl.__file__.startswith(sys.prefix), residual_rl.__file__
@@ -38,7 +39,7 @@ print(residual_rl.__version__)
 
 
 def build(folder: Path) -> Path:
-    """Build the wheel from a clean copy in `folder`, with the setuptools that is here, so that nothing is downloaded."""
+    """Build the wheel from a clean copy in `folder`, with the installed setuptools, so without downloads."""
     copy = folder / "source"
     shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -52,7 +53,7 @@ def build(folder: Path) -> Path:
 
 
 def check_contents(wheel: Path) -> None:
-    """Every file of the package is in the wheel, and nothing else but its metadata."""
+    """Check that the wheel contains every file of the package, and otherwise only metadata."""
     sources = {
         f"residual_rl/{path.relative_to(PACKAGE).as_posix()}"
         for path in PACKAGE.rglob("*")
@@ -65,7 +66,7 @@ def check_contents(wheel: Path) -> None:
 
 
 def check_installed(wheel: Path, folder: Path) -> None:
-    """Install the wheel into a new environment in `folder` and use it there."""
+    """Install the wheel into a new environment in `folder`, import all modules and run commands."""
     venv = folder / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
     python = venv / "bin" / "python"
@@ -83,12 +84,18 @@ def check_installed(wheel: Path, folder: Path) -> None:
     ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     for command in commands:
-        run = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False)
+        run = subprocess.run(
+            command, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False
+        )
         if run.returncode:
-            sys.exit(f"{wheel.name}: {' '.join(command[:2])} failed with {run.returncode}:\n{run.stdout}{run.stderr}")
+            sys.exit(
+                f"{wheel.name}: {' '.join(command[:2])} failed with {run.returncode}:\n"
+                f"{run.stdout}{run.stderr}"
+            )
 
 
 def main() -> None:
+    """Build and check the wheel; the first argument is a folder to copy it to."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         wheel = build(folder)
@@ -98,7 +105,7 @@ def main() -> None:
             target = Path(sys.argv[1])
             target.mkdir(parents=True, exist_ok=True)
             shutil.copy(wheel, target)
-        print(f"{wheel.name}: complete, installs, imports and answers")
+        print(f"{wheel.name}: contents, installation, imports and commands are correct")
 
 
 if __name__ == "__main__":

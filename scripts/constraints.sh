@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Writes constraints.txt anew: the newest versions that pyproject.toml admits today, under the torch that is pinned now
-# (to move torch, edit its line first).
+# Updates constraints.txt to the newest versions that pyproject.toml allows, with the version of torch that is pinned now
+# (to update torch, edit its line first).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,7 +14,7 @@ echo "$torch" >"$temporary/pin.txt"
 {
     echo "# What development and the tests use, exactly. Written by \`make constraints\`; not needed by users of the wheel."
     "$temporary/venv/bin/pip" freeze --all --exclude-editable --exclude pip |
-        grep -v '^nvidia-\|^triton==\|^cuda-' | # torch's CUDA build pins its own
+        grep -v '^nvidia-\|^triton==\|^cuda-' | # pinned by the CUDA build of torch itself
         sed -E 's/^(torch==[0-9.]+)\+.*/\1/'    # any build of that version
 } >"$temporary/constraints.txt"
 mv "$temporary/constraints.txt" constraints.txt

@@ -2,6 +2,8 @@
 
 A page in docs/ keeps its path without `docs/`; any other file of the repository keeps its whole path.
 Links are rewritten accordingly, so the same Markdown works in a checkout, on a Git host and in the site.
+
+Also an extension of griffe, which reads the docstrings for the API pages.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import griffe
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +37,11 @@ def repository_path(path: str) -> str:
 
 def links(page: str, text: str) -> list[str]:
     """Files of the repository that a page links to, other sites left out."""
-    targets = [match[2] for match in LINK.finditer(CODE.sub("", text)) if "://" not in match[2] and not match[2].startswith("mailto:")]
+    targets = [
+        match[2]
+        for match in LINK.finditer(CODE.sub("", text))
+        if "://" not in match[2] and not match[2].startswith("mailto:")
+    ]
     return [posixpath.normpath(posixpath.join(posixpath.dirname(page), target)) for target in targets]
 
 
@@ -44,7 +51,11 @@ def on_files(files: Files, config: Any) -> Files:
     wanted = set(PAGES)
     for page in pages:
         if page.endswith(".md"):
-            wanted |= {path for path in links(page, (ROOT / page).read_text(encoding="utf-8")) if not path.startswith("docs/")}
+            wanted |= {
+                path
+                for path in links(page, (ROOT / page).read_text(encoding="utf-8"))
+                if not path.startswith("docs/")
+            }
     for path in sorted(wanted):
         if (ROOT / path).is_file() and files.get_file_from_path(site_path(path)) is None:
             files.append(File.generated(config, site_path(path), abs_src_path=os.fspath(ROOT / path)))
@@ -63,3 +74,12 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
         return match[1] + posixpath.relpath(target, posixpath.dirname(here) or ".") + match[3]
 
     return LINK.sub(moved, markdown)
+
+
+class ShapesAndUnits(griffe.Extension):
+    """Escapes a shape followed by a unit, `[b, 3] [m]`, which is a reference link in Markdown."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Change the docstring of an object that was just read."""
+        if obj.docstring is not None:
+            obj.docstring.value = obj.docstring.value.replace("] [", "] \\[")

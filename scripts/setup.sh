@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv with everything that constraints.txt pins. `make setup` calls it, and only when something changed.
+# Creates .venv with the versions of constraints.txt. Called by `make setup` if something has changed.
 me=setup venv=.venv pins=constraints.txt
 source "$(dirname "$0")/venv.sh"
 

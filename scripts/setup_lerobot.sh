@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Makes .venv-lerobot: this package beside LeRobot, with everything that constraints-lerobot.txt pins. `make setup-lerobot` calls it, and
-# only when something changed.
+# Creates .venv-lerobot with this package and LeRobot, in the versions of constraints-lerobot.txt. Called by
+# `make setup-lerobot` if something has changed.
 #
-# LeRobot 0.4.4, the newest for Python 3.11, asks for an older torch than this package does, and for libraries that drive robots and
-# displays. It works with this torch and without those: so it is installed without what it asks for, and what it needs is named here.
+# LeRobot 0.4.4, the newest for Python 3.11, requires an older torch than this package, and libraries for robots and
+# displays. It works with the newer torch and without those libraries, so it is installed without its dependencies, and the
+# ones that it needs are listed here.
 me=setup-lerobot venv=.venv-lerobot pins=constraints-lerobot.txt
 source "$(dirname "$0")/venv.sh"
 
 install -e . pytest hypothesis datasets accelerate av deepdiff diffusers draccus einops huggingface-hub imageio jsonlines pyserial termcolor
 install --no-deps "$(pin lerobot)" "$(pin torchvision)"
 
-# The registry's torchvision is a CUDA build. Beside a CPU build of torch two of its operators are missing, and it cannot be imported:
-# then they are declared before it is.
+# The torchvision on PyPI is a CUDA build. With a CPU build of torch, two of its operators are missing, and it cannot be
+# imported unless they are declared before.
 site=$($venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 rm -f "$site"/torchvision_operators.*
 if ! $venv/bin/python -c 'import torchvision' 2>/dev/null; then

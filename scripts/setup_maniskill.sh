@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Makes .venv-maniskill: this package beside ManiSkill, with everything that constraints-maniskill.txt pins. `make setup-maniskill` calls it,
-# and only when something changed.
+# Creates .venv-maniskill with this package and ManiSkill, in the versions of constraints-maniskill.txt. Called by
+# `make setup-maniskill` if something has changed.
 #
-# ManiSkill has an environment of its own because its motion planner, mplib 0.1.1, crashes with numpy 2.
+# ManiSkill needs a separate environment because its motion planner, mplib 0.1.1, crashes with numpy 2.
 me=setup-maniskill venv=.venv-maniskill pins=constraints-maniskill.txt
 source "$(dirname "$0")/venv.sh"
 

@@ -1,6 +1,7 @@
-"""Declares the two operators that a CUDA build of torchvision lacks beside a CPU build of torch, when torchvision is about to be imported.
+"""Declare the two operators that a CUDA build of torchvision lacks with a CPU build of torch.
 
-`setup_lerobot.sh` puts it into `.venv-lerobot`, where a `.pth` file loads it at the start of Python. Nothing here calls the operators.
+They are declared just before torchvision is imported; nothing in this project calls them. `setup_lerobot.sh`
+copies this file to `.venv-lerobot`, where a `.pth` file loads it when Python starts.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from typing import Any
 
 OPERATORS = ("nms", "qnms")
 _kept: list[Any] = []
-"""A declaration holds as long as its library object lives."""
+"""Keeps the library objects alive, and with them the declarations."""
 
 
 class DeclareOperators(importlib.abc.MetaPathFinder):
-    """Finds nothing; it only sees the import coming."""
+    """An import hook that finds no module, but declares the operators when torchvision is imported."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:  # noqa: ARG002
+        """Declare the operators before the first import of torchvision."""
         if name != "torchvision":
             return
         sys.meta_path.remove(self)

@@ -51,13 +51,13 @@ def test_a_file_that_lacks_a_setting_of_later_releases_gets_its_default() -> Non
     assert TrainCfg.from_dict(data) == cfg
 
 
-def test_settings_of_before_there_were_other_learners_mean_ppo() -> None:
-    cfg = TrainCfg.default("so101-paper")
-    data = cfg.to_dict()
-    assert data.pop("learner_id") == "ppo"
-    assert TrainCfg.from_dict(data) == cfg
+def test_from_dict__needs_a_registered_learner() -> None:
+    data = TrainCfg.default("so101-paper").to_dict()
     with pytest.raises(UnknownNameError, match="unknown learner 'gone'; known: "):
         TrainCfg.from_dict({**data, "learner_id": "gone"})
+    del data["learner_id"]
+    with pytest.raises(KeyError, match="learner_id"):
+        TrainCfg.from_dict(data)
 
 
 def test_the_default_learner_has_the_tasks_settings_and_is_registered() -> None:

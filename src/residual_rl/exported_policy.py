@@ -12,7 +12,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from residual_rl.config import TrainCfg
-from residual_rl.errors import CheckpointError
+from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.registry import LEARNERS, load
 from residual_rl.runs import checkpoint
 from residual_rl.types import Learner, Obs, State
@@ -80,11 +80,46 @@ def load_policy(file: Path) -> ExportedPolicy:
     return ExportedPolicy(cfg, state["residual_scale"], state["step"], state["policy"])
 
 
-def find_policy(run: Path, model: str) -> Path:
-    """The policy file of `model` (`best`, `final`, `interrupted`, or a path) in the run folder `run`."""
-    folder = run / f"{model}_model" if model in ("best", "final", "interrupted") else Path(model)
+@dataclass(frozen=True)
+class FoundPolicy:
+    """An exported policy on disk, as `find_policy` found it."""
+
+    file: Path
+    run: Path | None
+    """The run folder it belongs to; None for a model outside of one."""
+    model: str
+    """Its name in the run, or its path."""
+
+    @property
+    def exported(self) -> ExportedPolicy:
+        """What the file holds."""
+        return load_policy(self.file)
+
+
+def find_policy(path: Path | str, model: str | None = None) -> FoundPolicy:
+    """The policy that a command's argument names.
+
+    Args:
+        path: a run folder, the folder of a model, or its policy.safetensors.
+        model: of a run: `best`, `final`, `interrupted`, or the path of an exported policy. None: best.
+
+    Raises:
+        ConfigError: `path` is a model already, and `model` is given too.
+        CheckpointError: there is no such policy; lists the models of the run.
+    """
+    path = Path(path)
+    # a model itself
+    file = path if path.is_file() else path / POLICY_FILE
+    if file.is_file():
+        if model is not None:
+            raise ConfigError(f"{path} is a model already: leave out --model {model}")
+        run = file.resolve().parent.parent
+        return FoundPolicy(file, run if (run / "config.json").is_file() else None, str(path))
+    # a model of a run
+    model = model or "best"
+    folder = path / f"{model}_model" if model in ("best", "final", "interrupted") else Path(model)
     file = folder / POLICY_FILE if folder.is_dir() or not folder.suffix else folder
     if not file.is_file():
-        known = sorted(p.parent.name.removesuffix("_model") for p in run.glob(f"*_model/{POLICY_FILE}"))
-        raise CheckpointError(f"{file} does not exist; {run} has {', '.join(known) or 'no model yet'}")
-    return file
+        known = sorted(p.parent.name.removesuffix("_model") for p in path.glob(f"*_model/{POLICY_FILE}"))
+        raise CheckpointError(f"{file} does not exist; {path} has {', '.join(known) or 'no model yet'}")
+    return FoundPolicy(file, path, model)

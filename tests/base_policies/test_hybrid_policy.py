@@ -302,7 +302,7 @@ def test_settings_are_spelt_as_on_the_command_line() -> None:
         (("0.drag-gain=",), "settings: 0.drag_gain must be a float, not ''"),
         (("0.drag-gain='",), "settings: 0.drag_gain must be a float"),
         (("0.pitch-near=0.1",), r"settings: 0.pitch_near must be a tuple\[float, float\], not '0.1'"),
-        (("0.drag-gain=2",), "drag_gain must be at most 1"),
+        (("0.drag-gain=2",), "drag_gain must be above 0 and at most 1"),
     ],
 )
 def test_settings_that_are_none_are_named(
@@ -331,9 +331,9 @@ def test_a_setting_that_does_not_exist_names_those_that_do() -> None:
         ({"policies": ("push",)}, "policies must be two or more, not 'push' alone"),
         ({"mode": "vote"}, "mode must be one of blend, switch, ensemble, not 'vote'"),
         ({"weights": (0.5, 0.25, 0.25)}, "weights must be one for each of the 2 policies, not 3"),
-        ({"weights": (0.5, 0.6)}, r"weights must be 0 or more and 1 together, not \(0.5, 0.6\)"),
-        ({"weights": (1.5, -0.5)}, "weights must be 0 or more and 1 together"),
-        ({"weights": (0.5, math.nan)}, "weights must be finite"),
+        ({"weights": (0.5, 0.6)}, r"weights must add up to 1, not \(0.5, 0.6\)"),
+        ({"weights": (1.5, -0.5)}, "weights must be at least 0 each"),
+        ({"weights": (0.5, math.nan)}, "weights must be finite each"),
         ({"weights": (0.5, 0.5), "mode": "ensemble"}, "weights are of mode blend; mode ensemble has none"),
         ({"switch": "a:b"}, "switch, switch_on and switch_below are of mode switch, not of blend"),
         ({"mode": "ensemble", "switch_below": 0.1}, "are of mode switch, not of ensemble"),

@@ -53,16 +53,16 @@ from residual_rl.tasks.so101_paper.robot import build_robot
         ("train --resume", "--resume needs a run folder: residual-rl train --resume RUN"),
         ("train --resume --num-envs 4", "--resume needs a run folder: residual-rl train --resume RUN"),
         ("train --resume=", "--resume needs a run folder: residual-rl train --resume RUN"),
-        ("train so101-paper --resume r", "a run goes on with its own task, so name no other: residual-rl train --resume r"),
+        ("train so101-paper --resume r", "a run is resumed with its own task: residual-rl train --resume r"),
         ("eval", "eval needs a run folder or a task id: put it first, residual-rl eval RUN|TASK [options]"),
         ("eval --n-episodes 3 so101-paper", "eval needs a run folder or a task id: put it first"),
         ("eval so101-papr", "so101-papr is neither a run folder nor a task: unknown task"),
         ("eval so101-paper --model best", "--model needs a run folder"),
         ("eval so101-paper --alpha 0", "--residual-scale needs a run folder"),
-        ("eval so101-paper --num-threads -1", "num_threads must be 0 or more, not -1"),
+        ("eval so101-paper --num-threads -1", "num_threads must be at least 0, not -1"),
         ("eval so101-paper --n-episodes 0", "n_episodes must be at least 1, not 0"),
         ("eval so101-paper --eval-envs -1", "eval_envs must be at least 1, not -1"),
-        ("eval so101-paper --first-seed -1", "first_seed must be 0 or more, not -1"),
+        ("eval so101-paper --first-seed -1", "first_seed must be at least 0, not -1"),
         ("eval so101-paper --save-video", "--save-video needs a run folder"),
         ("train so101-paper --robot-xml no/such/file.xml", "no/such/file.xml: no such file"),
     ],
@@ -117,8 +117,8 @@ def test_a_folder_that_cannot_be_made(fails: Fails, tmp_path: Path) -> None:
 
 
 def test_resuming_what_is_no_run(fails: Fails, tmp_path: Path) -> None:
-    assert "holds no run to resume" in fails("train", "--resume", tmp_path)
-    assert "holds no run to resume" in fails("train", "--resume", tmp_path / "nowhere")
+    assert "contains no run to resume" in fails("train", "--resume", tmp_path)
+    assert "contains no run to resume" in fails("train", "--resume", tmp_path / "nowhere")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -194,13 +194,13 @@ def wider(state: dict[str, Any]) -> None:
 
 
 SPOILED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "empty": (lambda data: b"", "truncated or no safetensors file"),
-    "truncated": (lambda data: data[:-100], "truncated or no safetensors file"),
+    "empty": (lambda data: b"", "truncated or not a safetensors file"),
+    "truncated": (lambda data: data[:-100], "truncated or not a safetensors file"),
     "a flipped bit": (lambda data: data[:-5] + bytes([data[-5] ^ 1]) + data[-4:], "does not match|do not match its checksum"),
-    "text": (lambda data: b"hello", "truncated or no safetensors file"),
-    "pickle": (lambda data: pickle.dumps({"policy": 1}), "truncated or no safetensors file"),
+    "text": (lambda data: b"hello", "truncated or not a safetensors file"),
+    "pickle": (lambda data: pickle.dumps({"policy": 1}), "truncated or not a safetensors file"),
     "of another kind": (lambda data: checkpoint.to_bytes({"x": 1}, "checkpoint"), "is a residual_rl checkpoint; expected a policy"),
-    "of a later release": (lambda data: newer(checkpoint.from_bytes(data, "policy")), "has format version 9; this release knows up to 1"),
+    "of a later release": (lambda data: newer(checkpoint.from_bytes(data, "policy")), "has format version 9; this release reads up to version 1"),
     "without settings": (lambda data: checkpoint.to_bytes({"policy": {}, "step": 1}, "policy"), "lacks config, residual_scale"),
     "with unknown settings": (
         lambda data: tampered(checkpoint.from_bytes(data, "policy"), lambda s: s["config"]["learner"].update(layers=3)),

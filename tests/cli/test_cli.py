@@ -16,6 +16,7 @@ from cli_help import documented, help_of
 from tiny_runs import cpu_seconds
 
 import residual_rl
+from residual_rl import runner
 from residual_rl.base_policies.jacobian import JacobianCfg
 from residual_rl.cli import eval as eval_command
 from residual_rl.cli import train as train_command
@@ -123,7 +124,7 @@ def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> TrainCfg:
     def stop(cfg: TrainCfg, *rest: Any) -> Any:
         raise Parsed(cfg)
 
-    monkeypatch.setattr(train_command, "Runner", stop)
+    monkeypatch.setattr("residual_rl.runner.Runner", stop)
     with pytest.raises(Parsed) as parsed:
         main(["train", *arguments])
     cfg = parsed.value.args[0]
@@ -188,7 +189,7 @@ def test_resume_goes_on_to_more_steps_and_the_folder_says_so(tmp_path: Path, cap
 def test_a_signal_in_the_last_iteration_stops_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    update, steps = train_command.Runner._update, []
+    update, steps = runner.Runner._update, []
 
     def update_and_stop(runner: Any) -> Any:
         steps.append(runner.progress.step)
@@ -196,7 +197,7 @@ def test_a_signal_in_the_last_iteration_stops_nothing(
             os.kill(os.getpid(), signal.SIGTERM)
         return update(runner)
 
-    monkeypatch.setattr(train_command.Runner, "_update", update_and_stop)
+    monkeypatch.setattr(runner.Runner, "_update", update_and_stop)
     for stop_in, code, said in ((2, 0, "Trained 64 steps"), (1, 128 + signal.SIGTERM, "Stopped after 32 steps")):
         steps.clear()
         path = tmp_path / str(stop_in)

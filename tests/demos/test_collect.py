@@ -253,10 +253,10 @@ def test_worlds_are_as_many_as_their_images_leave_room_for() -> None:
     [
         ({"n_episodes": 0}, "n_episodes must be at least 1, not 0"),
         ({"num_envs": 0}, "num_envs must be at least 1, not 0"),
-        ({"noise": -0.1}, "noise must be 0 or more, not -0.1"),
+        ({"noise": -0.1}, "noise must be at least 0, not -0.1"),
         ({"noise": float("nan")}, "noise must be finite"),
-        ({"noise_correlation": 1.0}, "noise_correlation must be from 0 to below 1, not 1.0"),
-        ({"first_seed": -1}, "first_seed must be 0 or more, not -1"),
+        ({"noise_correlation": 1.0}, "noise_correlation must be at least 0 and below 1, not 1.0"),
+        ({"first_seed": -1}, "first_seed must be at least 0, not -1"),
     ],
 )
 def test_wrong_settings_are_named(settings: dict[str, Any], message: str) -> None:

@@ -431,7 +431,7 @@ def test_a_file_that_is_there_is_not_replaced_unless_asked(tmp_path: Path) -> No
     (tmp_path / "y.h5").mkdir()
     with pytest.raises(ConfigError, match=r"y\.h5 is a folder"):
         DemoWriter(tmp_path / "y.h5", INFO, overwrite=True)
-    with pytest.raises(WriteError, match="a file is in the place of a folder"):
+    with pytest.raises(WriteError, match="a part of the path is a file"):
         DemoWriter(tmp_path / "x.json" / "x.h5", INFO)
 
 

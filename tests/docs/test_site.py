@@ -53,9 +53,11 @@ def test_flags_table__has_values_of_each_learner(flags_table: ModuleType) -> Non
 def test_site__builds_without_warnings_or_a_network(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="needs pip install 'residual-rl[docs]'")
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path / "site")]
+    # Without --quiet, which would keep the warnings from --strict.
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
     first = (tmp_path / "site" / "index.html").read_text()
     assert 'href="tutorial.html"' in first
     assert 'src="media/demo.gif"' in first

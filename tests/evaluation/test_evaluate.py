@@ -32,7 +32,12 @@ class CountingEnv(VecEnv):
     """
 
     def __init__(self, num_envs: int):
-        self.num_envs, self.device, self.max_episode_steps, self.control_hz = num_envs, torch.device("cpu"), 4, 10.0
+        self.num_envs, self.device, self.max_episode_steps, self.control_hz = (
+            num_envs,
+            torch.device("cpu"),
+            4,
+            10.0,
+        )
         self.single_observation_space = spaces.Dict({"state": spaces.Box(0.0, 10.0, (1,), np.float32)})
         self.single_action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.action_unit = torch.ones(2)
@@ -42,7 +47,13 @@ class CountingEnv(VecEnv):
         self._seed = torch.full((num_envs,), -1)
         self._step = torch.zeros(num_envs, dtype=torch.int64)
 
-    def reset(self, *, seed: int | Sequence[int] | None = None, mask: Tensor | None = None, options: dict[str, Any] | None = None) -> Any:
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> Any:
         assert seed is None
         assert mask is None
         self._start(torch.arange(self.num_envs))
@@ -62,7 +73,9 @@ class CountingEnv(VecEnv):
         for world in active.nonzero().flatten().tolist():
             self.actions.setdefault(int(self._seed[world]), []).append(actions[world].tolist())
         self._step = self._step + active
-        reward = torch.where(active, self._seed, 1000).float()  # what a world without an episode gives must not count
+        reward = torch.where(
+            active, self._seed, 1000
+        ).float()  # what a world without an episode gives must not count
         ended = active & (self._step == 1 + self._seed % 4)
         terminated = ended & (self._seed % 2 == 0)
         metrics = {"distance": self._step / 10 + self._seed}
@@ -116,7 +129,9 @@ def test_each_seed_runs_once_and_figures_are_in_the_order_of_the_seeds(num_envs:
     assert episodes["episode_length"].tolist() == [4, 1, 4, 2, 1, 3, 2, 3, 2, 4]
     assert episodes["success_once"].tolist() == [0, 1, 1, 1, 0, 1, 0, 0, 0, 0]
     assert episodes["success_at_end"].tolist() == [0, 1, 0, 0, 0, 1, 0, 0, 0, 0]
-    assert episodes["distance"].tolist() == pytest.approx([7.4, 12.1, 3.4, 9.2, 4.1, 30.3, 1.2, 22.3, 5.2, 11.4])
+    assert episodes["distance"].tolist() == pytest.approx(
+        [7.4, 12.1, 3.4, 9.2, 4.1, 30.3, 1.2, 22.3, 5.2, 11.4]
+    )
 
 
 @pytest.mark.parametrize("num_envs", [1, 4, 25])
@@ -124,7 +139,9 @@ def test_returns_sizes_and_changes_by_hand(num_envs: int) -> None:
     """Scaled residuals 0, 0.2, 0.4, 0.6: actions 0.25, 0.45, 0.65, 0.85 and always -0.5."""
     env, inner = make(num_envs)
     episodes = evaluate(env, growing, SEEDS)
-    rows = {seed: {name: float(values[i]) for name, values in episodes.items()} for i, seed in enumerate(SEEDS)}
+    rows = {
+        seed: {name: float(values[i]) for name, values in episodes.items()} for i, seed in enumerate(SEEDS)
+    }
     # seed 12: one step; no residual, no change, reward 12
     assert (rows[12]["return"], rows[12]["residual_magnitude"], rows[12]["action_change"]) == (12.0, 0.0, 0.0)
     # seed 9: two steps; penalty 0.2² = 0.04; mean size 0.1; one change of 0.2
@@ -139,7 +156,9 @@ def test_returns_sizes_and_changes_by_hand(num_envs: int) -> None:
     assert rows[7]["return"] == pytest.approx(28 - 0.56)
     assert rows[7]["residual_magnitude"] == pytest.approx(0.3)
     assert rows[7]["action_change"] == pytest.approx(0.2)
-    assert inner.actions[7] == [pytest.approx(a) for a in ([0.25, -0.5], [0.45, -0.5], [0.65, -0.5], [0.85, -0.5])]
+    assert inner.actions[7] == [
+        pytest.approx(a) for a in ([0.25, -0.5], [0.45, -0.5], [0.65, -0.5], [0.85, -0.5])
+    ]
 
 
 def test_the_residual_size_is_that_before_the_clip_and_the_change_that_of_the_executed_action() -> None:
@@ -151,7 +170,12 @@ def test_the_residual_size_is_that_before_the_clip_and_the_change_that_of_the_ex
 
     env.residual_scale = 1.0
     episodes = evaluate(env, jumping, [3])
-    assert inner.actions[3] == [[0.25, -0.5], [1.0, -1.0], [0.25, -0.5], [1.0, -1.0]]  # 1.25 and -1.5 are clipped
+    assert inner.actions[3] == [
+        [0.25, -0.5],
+        [1.0, -1.0],
+        [0.25, -0.5],
+        [1.0, -1.0],
+    ]  # 1.25 and -1.5 are clipped
     assert float(episodes["residual_magnitude"][0]) == pytest.approx(2**0.5 / 2)
     assert float(episodes["action_change"][0]) == pytest.approx((0.75**2 + 0.5**2) ** 0.5)
     assert float(episodes["return"][0]) == pytest.approx(4 * 3 - 2 * 2.0)
@@ -180,7 +204,9 @@ def test_the_order_of_the_seeds_changes_nothing_but_the_order() -> None:
     for name in first:
         by_seed = dict(zip(shuffled, second[name].tolist(), strict=True))
         assert first[name].tolist() == [by_seed[seed] for seed in SEEDS]
-    evaluations = [compare.summarize({"residual": e}, s, "t", {}, {}) for e, s in ((first, SEEDS), (second, shuffled))]
+    evaluations = [
+        compare.summarize({"residual": e}, s, "t", {}, {}) for e, s in ((first, SEEDS), (second, shuffled))
+    ]
     rows = [evaluation["policies"]["residual"] for evaluation in evaluations]
     for name in rows[0]:
         assert rows[0][name]["mean"] == pytest.approx(rows[1][name]["mean"], abs=1e-12)
@@ -191,7 +217,9 @@ def test_the_order_of_the_seeds_changes_nothing_but_the_order() -> None:
 def test_an_env_evaluates_again_from_the_start() -> None:
     env, _ = make(3)
     first, second = evaluate(env, growing, SEEDS), evaluate(env, growing, SEEDS)
-    assert {name: values.tolist() for name, values in first.items()} == {name: values.tolist() for name, values in second.items()}
+    assert {name: values.tolist() for name, values in first.items()} == {
+        name: values.tolist() for name, values in second.items()
+    }
 
 
 def test_seeds_that_repeat_are_refused() -> None:
@@ -203,7 +231,13 @@ def test_callers_see_every_step_and_the_progress() -> None:
     env, _ = make(4)
     steps: list[Transition] = []
     progress: list[tuple[int, float]] = []
-    evaluate(env, growing, SEEDS, on_step=lambda t, info: steps.append(t), on_progress=lambda n, rate: progress.append((n, rate)))
+    evaluate(
+        env,
+        growing,
+        SEEDS,
+        on_step=lambda t, info: steps.append(t),
+        on_progress=lambda n, rate: progress.append((n, rate)),
+    )
     assert [n for n, _ in progress] == sorted({n for n, _ in progress})
     assert progress[-1] == (10, pytest.approx(0.4))
     assert all(t.action.shape == (4, 2) for t in steps)
@@ -220,7 +254,9 @@ def episodes_of(success: Sequence[float], length: Sequence[float]) -> Episodes:
 def test_summaries_and_paired_differences_by_hand() -> None:
     residual = episodes_of([1.0, 1.0, 1.0, 0.0], [10.0, 12.0, 14.0, 20.0])
     base = episodes_of([1.0, 0.0, 0.0, 0.0], [11.0, 20.0, 20.0, 20.0])
-    evaluation = compare.summarize({"residual": residual, "base": base}, [5, 3, 8, 1], "t", {"n_episodes": 4}, {"x": "m"})
+    evaluation = compare.summarize(
+        {"residual": residual, "base": base}, [5, 3, 8, 1], "t", {"n_episodes": 4}, {"x": "m"}
+    )
     row = evaluation["policies"]["residual"]["success_once"]
     assert row["mean"] == 0.75
     assert row["per_episode"] == {"5": 1.0, "3": 1.0, "8": 1.0, "1": 0.0}
@@ -250,7 +286,9 @@ def test_without_both_policies_there_is_no_difference() -> None:
 
 def test_a_real_episode_is_the_same_in_any_batch() -> None:
     cfg = TrainCfg.default("so101-paper")
-    cfg = replace_fields(cfg, {"max_episode_steps": 15, "tolerance": 0.08, "success_hold_steps": 5, "num_threads": 1})
+    cfg = replace_fields(
+        cfg, {"max_episode_steps": 15, "tolerance": 0.08, "success_hold_steps": 5, "num_threads": 1}
+    )
     seeds = [9, 2, 5, 14]
     results = []
     for num_envs in (1, 3, 6):
@@ -258,7 +296,16 @@ def test_a_real_episode_is_the_same_in_any_batch() -> None:
         results.append(evaluate(env, lambda obs: 0.3 * obs["state"][:, :6].sin(), seeds))
         env.close()
     assert set(results[0]) == {
-        *("success_once", "success_at_end", "return", "episode_length", "residual_magnitude", "action_change", "dist_to_goal", "yaw_error"),
+        *(
+            "success_once",
+            "success_at_end",
+            "return",
+            "episode_length",
+            "residual_magnitude",
+            "action_change",
+            "dist_to_goal",
+            "yaw_error",
+        ),
     }
     assert set(results[0]["episode_length"].tolist()) == {5.0, 15.0}
     for other in results[1:]:

@@ -53,21 +53,32 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
-def evaluation(policies: tuple[str, ...] = ("zero", "residual", "base"), n: int = 40, **more: Any) -> dict[str, Any]:
+def evaluation(
+    policies: tuple[str, ...] = ("zero", "residual", "base"), n: int = 40, **more: Any
+) -> dict[str, Any]:
     """`residual` fails every tenth episode, `base` three of four, `zero` all."""
     seeds = list(range(10_000_000, 10_000_000 + n))
-    won = {"residual": [i % 10 > 0 for i in range(n)], "base": [i % 4 == 1 for i in range(n)], "zero": [False] * n}
+    won = {
+        "residual": [i % 10 > 0 for i in range(n)],
+        "base": [i % 4 == 1 for i in range(n)],
+        "zero": [False] * n,
+    }
     figures = {
         name: {
             "success_once": dict(zip(seeds, map(float, won[name]), strict=True)),
             "return": {s: (9.0 if w else -60.0) + s % 7 for s, w in zip(seeds, won[name], strict=True)},
-            "final_distance": {s: (0.001 if w else 0.02) * (1 + s % 5) for s, w in zip(seeds, won[name], strict=True)},
+            "final_distance": {
+                s: (0.001 if w else 0.02) * (1 + s % 5) for s, w in zip(seeds, won[name], strict=True)
+            },
         }
         for name in policies
     }
     summaries = {
         name: {
-            m: {**summarize(list(v.values()), m == "success_once").to_json(), "per_episode": {str(s): x for s, x in v.items()}}
+            m: {
+                **summarize(list(v.values()), m == "success_once").to_json(),
+                "per_episode": {str(s): x for s, x in v.items()},
+            }
             for m, v in metrics.items()
         }
         for name, metrics in figures.items()
@@ -80,18 +91,36 @@ def evaluation(policies: tuple[str, ...] = ("zero", "residual", "base"), n: int 
     }
     found |= {"units": {"final_distance": "m"}, "policies": summaries, "paired": {}}
     if {"residual", "base"} <= set(policies):
-        pair = {m: paired_difference(figures["residual"][m], figures["base"][m], m == "success_once").to_json() for m in figures["base"]}
+        pair = {
+            m: paired_difference(figures["residual"][m], figures["base"][m], m == "success_once").to_json()
+            for m in figures["base"]
+        }
         found["paired"] = {"residual-base": pair}
     return found | more
 
 
-def make_run(path: Path, config: dict[str, Any] | None = None, command: tuple[str, ...] = ("residual-rl", "train", "toy")) -> RunFolder:
-    with RunFolder(path).start(config or {"task_id": "toy", "ppo": {"lr": 0.0005}}, command) as run, Logger(path) as logger:
+def make_run(
+    path: Path,
+    config: dict[str, Any] | None = None,
+    command: tuple[str, ...] = ("residual-rl", "train", "toy"),
+) -> RunFolder:
+    with (
+        RunFolder(path).start(config or {"task_id": "toy", "ppo": {"lr": 0.0005}}, command) as run,
+        Logger(path) as logger,
+    ):
         for i in range(1, 6):
-            tags = {"rollout/success_rate_100": i / 5, "rollout/ep_rew_mean": -i, "eval/success_rate": i / 5, "residual/magnitude": 0.1 * i}
+            tags = {
+                "rollout/success_rate_100": i / 5,
+                "rollout/ep_rew_mean": -i,
+                "eval/success_rate": i / 5,
+                "residual/magnitude": 0.1 * i,
+            }
             tags |= {"task/dist_to_goal": 1 / i, "reward/success": i}
             times = {"time/simulation": 1.0, "time/learner": 3.0, "time/fps": 1000 + i}
-            logger.log({**tags, **times, "train/value_loss": 1 / i, "train/explained_variance": float("nan")}, 2048 * i)
+            logger.log(
+                {**tags, **times, "train/value_loss": 1 / i, "train/explained_variance": float("nan")},
+                2048 * i,
+            )
     return run
 
 
@@ -111,7 +140,7 @@ def test_the_page_tells_the_story(run: RunFolder) -> None:
     text = " ".join(" ".join(page.texts).split())
     assert "90.0 % of episodes succeed with the residual, 25.0 % with the base policy alone." in text
     assert "Measured on 40 fresh episodes, seeds 10000000 to 10000039, the same for every policy." in text
-    assert "The env settings, randomisation among them, are those of training." in text
+    assert "The env settings, including randomisation, are those of training." in text
     assert "[76.9, 96.0]" in text  # Wilson for 36 of 40
     assert "+65.0 pp" in text
     assert "10,240" in text
@@ -126,7 +155,7 @@ def test_the_page_tells_the_story(run: RunFolder) -> None:
         "Learning curves",
         "Success by policy",
         "Every episode, residual against base",
-        "The residual",
+        "Residual",
         "Dist to goal",
         "Reward: success",
         "Learner",
@@ -140,8 +169,14 @@ def test_the_page_loads_nothing_but_the_video(run: RunFolder) -> None:
     for tag, attributes in Page(html).tags:
         assert tag not in ("script", "link", "iframe", "img")
         for name in ("src", "href", "xlink:href", "srcset"):
-            assert (attributes.get(name) or "#").startswith("#") or (tag, attributes[name]) == ("video", "video.mp4")
-    assert set(re.findall(r"https?://[^\"'\s]*", html)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+            assert (attributes.get(name) or "#").startswith("#") or (tag, attributes[name]) == (
+                "video",
+                "video.mp4",
+            )
+    assert set(re.findall(r"https?://[^\"'\s]*", html)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
     assert "@import" not in html
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", html))
 
@@ -155,7 +190,15 @@ def test_ids_are_unique_and_references_find_them(run: RunFolder) -> None:
 
 def test_png_files_for_plot(run: RunFolder) -> None:
     files = sorted(run.eval_results.iterdir())
-    assert [f.stem for f in files] == ["curves", "episodes", "learning", "residual", "success", "task", "time"]
+    assert [f.stem for f in files] == [
+        "curves",
+        "episodes",
+        "learning",
+        "residual",
+        "success",
+        "task",
+        "time",
+    ]
     for file in files:
         with Image.open(file) as image:
             assert image.format == "PNG"
@@ -214,10 +257,28 @@ def test_terminal_table() -> None:
     Console(file=out, width=110).print(format_table(evaluation()))
     lines = out.getvalue().splitlines()
     assert lines[0].strip() == "toy: 40 episodes, mean [95 % interval]"
-    assert re.findall(r"[\w−]+(?: − \w+)?", lines[2]) == ["metric", "residual", "base", "zero", "residual − base"]
+    assert re.findall(r"[\w−]+(?: − \w+)?", lines[2]) == [
+        "metric",
+        "residual",
+        "base",
+        "zero",
+        "residual − base",
+    ]
     row = next(i for i, line in enumerate(lines) if "Success (once)" in line)
-    assert [cell.strip() for cell in lines[row].split("│")[1:-1]] == ["Success (once)", "90.0 %", "25.0 %", "0.0 %", "+65.0 pp"]
-    assert [cell.strip() for cell in lines[row + 1].split("│")[1:-1]] == ["", "[76.9, 96.0]", "[14.2, 40.2]", "[0.0, 8.8]", "[46.5, 77.3]"]
+    assert [cell.strip() for cell in lines[row].split("│")[1:-1]] == [
+        "Success (once)",
+        "90.0 %",
+        "25.0 %",
+        "0.0 %",
+        "+65.0 pp",
+    ]
+    assert [cell.strip() for cell in lines[row + 1].split("│")[1:-1]] == [
+        "",
+        "[76.9, 96.0]",
+        "[14.2, 40.2]",
+        "[0.0, 8.8]",
+        "[46.5, 77.3]",
+    ]
     assert any("Final distance [m]" in line for line in lines)
 
 
@@ -230,7 +291,15 @@ def test_order_and_words_of_metrics() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.0, "0"), (0.0061234, "0.00612"), (-33.44, "−33.4"), (1234.5, "1,234"), (1.234e-5, "1.23e−05"), (400.0, "400")]
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (0.0061234, "0.00612"),
+        (-33.44, "−33.4"),
+        (1234.5, "1,234"),
+        (1.234e-5, "1.23e−05"),
+        (400.0, "400"),
+    ],
 )
 def test_numbers(value: float, text: str) -> None:
     assert number(value) == text
@@ -245,7 +314,9 @@ def test_values_and_intervals() -> None:
     assert interval_text("return", None) == ""
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 2, "policies": {}}', '{"format_version": 1}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"format_version": 2, "policies": {}}', '{"format_version": 1}']
+)
 def test_a_foreign_evaluation_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "eval.json").write_text(text)
     with pytest.raises(CheckpointError, match=rf"^{tmp_path}/eval\.json .*`residual-rl eval {tmp_path}`"):
@@ -267,13 +338,16 @@ def test_time_shares_add_up_to_one() -> None:
     seconds = [(1.0, 1.0), (2.0, 6.0), (1.0, 0.0)]
     rows: list[dict[str, float]] = [{"step": 0, "eval/x": 1.0}]
     rows += [
-        {"step": i, "time/simulation": a, "time/learner": b, "time/wall": 9.0, "time/fps": 100.0} for i, (a, b) in enumerate(seconds, 1)
+        {"step": i, "time/simulation": a, "time/learner": b, "time/wall": 9.0, "time/fps": 100.0}
+        for i, (a, b) in enumerate(seconds, 1)
     ]
     (plot,) = make_plots(rows)
     share, speed = plot.figure.axes
     assert share.get_legend_handles_labels()[1] == ["Simulation", "Learner"]
     simulation = share.collections[0].get_paths()[0].vertices
-    assert [max(y for x, y in simulation if x == step) for step in (1, 2, 3)] == pytest.approx([1 / 2, 2 / 8, 3 / 9])
+    assert [max(y for x, y in simulation if x == step) for step in (1, 2, 3)] == pytest.approx(
+        [1 / 2, 2 / 8, 3 / 9]
+    )
     assert share.collections[1].get_paths()[0].vertices[:, 1].max() == pytest.approx(1.0)
     assert speed.lines[0].get_ydata().tolist() == [100.0] * 3
 

@@ -94,7 +94,7 @@ def test_instances_agree_and_share_no_state(
 
 
 @contract
-@pytest.mark.parametrize("world", [0, 2])
+@pytest.mark.parametrize("env_id", [0, 2])
 def test_a_worlds_actions_do_not_depend_on_the_others(
     base_policy_id: str, config_of: ConfigOf, env_id: int, env: VecEnv, lone_env: VecEnv, seen: list[Obs]
 ) -> None:
@@ -123,7 +123,7 @@ def test_reset_touches_the_worlds_of_the_mask_alone(
 
 @contract
 @pytest.mark.parametrize("end", [10, 18, 26, 40])
-@pytest.mark.parametrize("world", [0, *slow(1, 2, 3)])
+@pytest.mark.parametrize("env_id", [0, *slow(1, 2, 3)])
 def test_a_final_observation_is_answered_for_its_world_alone(
     base_policy_id: str, config_of: ConfigOf, end: int, env_id: int, env: VecEnv, seen: list[Obs]
 ) -> None:
@@ -587,8 +587,8 @@ def test_jacobian_yaw_circles_the_goal_while_yaw_is_left(lone_env: VecEnv) -> No
 @pytest.mark.parametrize(
     ("task", "base_policy_id", "low", "high"),
     [
-        ("so101-paper", "jacobian-yaw", 0.96, 1.0),
-        ("so101-paper-precise", "jacobian-yaw", 0.9, 1.0),
+        ("so101-paper", "jacobian-yaw", 0.9, 1.0),
+        ("so101-paper-precise", "jacobian-yaw", 0.8, 1.0),
         ("so101-paper", "jacobian", 0.15, 0.65),
     ],
 )

@@ -165,7 +165,7 @@ def changed(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
             "has tensors beside the U-Net 'noise_pred_net': visual_encoder.cnn.0.weight; policies with encoders of images",
         ),
         ({"actor_mean.0.weight": torch.zeros(2, 2)}, "holds no conditional U-Net: none of its tensors is called …diffusion_step_encoder.1"),
-        ([1, 2], "cannot be read as a dict of state dicts (ValueError: it holds something other than tensors by name, a list)"),
+        ([1, 2], "cannot be read as a dict of state dicts (ValueError: it contains a list, not a dict)"),
     ],
 )
 def test_what_is_no_such_checkpoint_is_named(payload: Any, message: str, tmp_path: Path) -> None:
@@ -190,9 +190,9 @@ def test_which_of_several_networks_must_be_told(tmp_path: Path) -> None:
     ("values", "message"),
     [
         ({"num_obs_steps": 4}, "sees 6 numbers besides the time, which are no 4 observations of one size: choose the --num-obs-steps"),
-        ({"num_action_steps": 16}, "num_action_steps must be from 1 to 15, what prediction_horizon 16 leaves from the present step on"),
+        ({"num_action_steps": 16}, "num_action_steps must be at most 15, the actions of prediction_horizon 16 from the present step on"),
         ({"prediction_horizon": 15}, "chunk_size, with num_past_actions, must be a multiple of 2 with 2 levels of channels, not 15"),
-        ({"sampling_steps": 101}, "sampling_steps must be at most diffusion_steps 100, not 101"),
+        ({"sampling_steps": 101}, "sampling_steps must be at most diffusion_steps \\(100\\), not 101"),
         ({"diffusion_steps": 0}, "diffusion_steps must be at least 1, not 0"),
     ],
 )
@@ -229,7 +229,7 @@ def test_worlds_do_not_depend_on_each_other(checkpoint: Path) -> None:
 
 def test_a_pickle_is_read_only_where_it_is_trusted(checkpoint: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
     out = tmp_path / "out"
-    assert "if you trust where it comes from, say so with --trust-checkpoint" in fails("convert", str(checkpoint), "--out", str(out))
+    assert "if you trust its source, add --trust-checkpoint" in fails("convert", str(checkpoint), "--out", str(out))
     assert not out.exists()
     assert "is not empty; choose another --out" in fails("convert", str(checkpoint), "--out", str(tmp_path), "--trust-checkpoint")
     said = fails("convert", str(tmp_path / "none.pt"), "--out", str(out), "--trust-checkpoint")

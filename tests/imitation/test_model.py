@@ -88,7 +88,7 @@ def test_a_model_without_statistics_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "truncated or no safetensors file; expected a residual_rl model"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "truncated or not a safetensors file; expected a residual_rl model"),
         (lambda path: save_file({"w": torch.zeros(2)}, path), "of another program; expected a residual_rl model"),
         (lambda path: checkpoint.save(path, {}, "policy"), "is a residual_rl policy; expected a model"),
         (lambda path: path.unlink(), "has no model.safetensors; it is no folder of `residual-rl imitate`"),

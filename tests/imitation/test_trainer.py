@@ -338,9 +338,9 @@ def test_gradients_that_are_not_finite_reach_no_file(demos: Path, tmp_path: Path
         (["--obs-keys", "tray"], "unknown observation of"),
         (["--algo", "gan"], "unknown algorithm 'gan'; known: act, bc, diffusion, flow"),
         (["--preset", "huge"], "unknown preset 'huge'; known: cpu, full, small, tiny"),
-        (["--num-action-steps", "9"], "num_action_steps must be from 1 to chunk_size 8, not 9"),
+        (["--num-action-steps", "9"], "num_action_steps must be at most chunk_size (8), not 9"),
         (["--chunk-size", "9"], "chunk_size, with num_past_actions, must be a multiple of 2 with 2 levels of channels, not 9"),
-        (["--algo", "diffusion", "--sampling-steps", "101"], "sampling_steps must be at most diffusion_steps 100, not 101"),
+        (["--algo", "diffusion", "--sampling-steps", "101"], "sampling_steps must be at most diffusion_steps (100), not 101"),
         (["--device", "cuda:77"], "device 'cuda:77' cannot be used"),
     ],
 )

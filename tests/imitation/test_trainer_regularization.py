@@ -103,7 +103,7 @@ def test_decay_takes_its_share_off_before_each_step(demos: Path, tmp_path: Path)
 def test_both_are_off_unless_they_are_asked_for() -> None:
     assert (ImitateCfg().weight_decay, ImitateCfg().obs_noise) == (0.0, 0.0)
     for name in ("weight_decay", "obs_noise"):
-        with pytest.raises(ConfigError, match=f"{name} must be 0 or more, not -0.1"):
+        with pytest.raises(ConfigError, match=f"{name} must be at least 0, not -0.1"):
             ImitateCfg(**{name: -0.1})
 
 
@@ -156,7 +156,8 @@ def test_a_model_of_version_1_is_loaded() -> None:
     model, again = ImitationModel.load(GOLDEN), il_case.model("flow")
     assert model.settings == again.settings
     obs, noise = 3.0 * torch.randn(5, 2, 25), torch.randn(5, 8, 6)
-    assert torch.equal(model.sample(obs, noise), again.sample(obs, noise))
+    # The initial weights may differ in their last bit between processors.
+    torch.testing.assert_close(model.sample(obs, noise), again.sample(obs, noise), rtol=1e-4, atol=1e-5)
     assert model.statistics.obs_clip.item() == 10.0
 
 

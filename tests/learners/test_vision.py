@@ -209,8 +209,8 @@ def test_an_exported_policy_needs_the_names_and_weights_of_the_policy_alone() ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{"random_shift": 1}, BOTH_SEE])
-def test_compiling_changes_no_number_beyond_rounding(settings: dict[str, Any]) -> None:
+def test_compiling_changes_no_number_beyond_rounding() -> None:
+    settings = {"random_shift": 1, **BOTH_SEE}
     results = [fake_update(make(compile=flag, **settings), torch.Generator().manual_seed(0)) for flag in (True, False)]
     assert results[0] == pytest.approx(results[1], rel=1e-3, abs=1e-4)
 
@@ -254,14 +254,15 @@ def test_it_learns_what_only_the_camera_shows() -> None:
         policy = lambda obs: learner.act(obs, deterministic=True)  # noqa: E731
         return evaluate(point_env(100), policy, range(1000, 1100))["success_once"].mean().item()
 
-    assert success_rate() < 0.1
+    assert success_rate() < 0.1  # 0.01, untrained
     env.reset(seed=0)
-    for _ in range(24):
+    for _ in range(20):
         for _ in range(learner.num_steps):
             transition, _ = env.step(learner.act(env.obs))
             learner.observe(transition)
         learner.update()
-    assert success_rate() >= 0.9
+    # Five seeds gave 1.0 each, and 0.94 to 1.0 after 16 updates. Rounding acts like another seed.
+    assert success_rate() >= 0.75
 
 
 # --- the commands -------------------------------------------------------------------------------------------------------
@@ -309,8 +310,8 @@ def test_training_on_images_by_command(tmp_path: Path, fails: Fails) -> None:
         ),
         ("--obs-keys pictur", "unknown observation 'pictur'; did you mean 'picture'"),
         ("--critic-obs-keys picture stat", "unknown observation 'stat'"),
-        ("--critic-obs-keys picture picture", "critic_obs_keys must name at least one observation and none twice"),
-        ("--random-shift -1", "random_shift must be 0 or more pixels, not -1"),
+        ("--critic-obs-keys picture picture", "critic_obs_keys must be one or more different values"),
+        ("--random-shift -1", "random_shift must be at least 0, not -1"),
         ("--image-features 0", "image_features must be at least 1, not 0"),
     ],
 )

@@ -74,7 +74,10 @@ def command_path() -> str:
 def test_one_version_everywhere() -> None:
     version = residual_rl.__version__
     assert importlib.metadata.version("residual-rl") == version
-    assert re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1].strip("\"'") == version  # type: ignore[index]
+    assert (
+        re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1].strip("\"'")
+        == version
+    )  # type: ignore[index]
     newest = re.search(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert newest is not None
     assert newest[1] == version
@@ -141,7 +144,11 @@ def dangers(tree: ast.AST) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute | ast.Name) and ast.unparse(node) in CAN_RUN_CODE_CALLS:
             found.append(f"{ast.unparse(node)} in line {node.lineno}")
-        if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
+        if (
+            isinstance(node, ast.keyword)
+            and node.arg == "allow_pickle"
+            and ast.unparse(node.value) != "False"
+        ):
             found.append(f"allow_pickle in line {node.lineno}")
     return found
 
@@ -163,7 +170,13 @@ def test_the_search_for_dangers_finds_them(source: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["model.eval()", "self.load('x')", "safetensors.torch.load_file('x')", "np.load('x', allow_pickle=False)"]
+    "source",
+    [
+        "model.eval()",
+        "self.load('x')",
+        "safetensors.torch.load_file('x')",
+        "np.load('x', allow_pickle=False)",
+    ],
 )
 def test_the_search_for_dangers_leaves_the_harmless_alone(source: str) -> None:
     assert dangers(ast.parse(source)) == []
@@ -197,7 +210,11 @@ def test_no_path_of_one_machine_in_the_files() -> None:
         except UnicodeDecodeError:
             continue  # a picture
         lines = enumerate(text.splitlines(), 1)
-        found += [f"{path.relative_to(ROOT)}:{number}: {line.strip()}" for number, line in lines if MACHINE_PATH.search(line)]
+        found += [
+            f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+            for number, line in lines
+            if MACHINE_PATH.search(line)
+        ]
     assert found == []
 
 
@@ -205,11 +222,17 @@ def test_every_dependency_is_pinned_for_development() -> None:
     pins = {}
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         if line and not line.startswith("#"):
-            assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line), f"{line!r} is not one public version"
+            assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line), (
+                f"{line!r} is not one public version"
+            )
             name, version = line.split("==")
             pins[re.sub(r"[-_.]+", "-", name).lower()] = version
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["sb3"], *project["optional-dependencies"]["dev"]]
+    wanted = [
+        *project["dependencies"],
+        *project["optional-dependencies"]["sb3"],
+        *project["optional-dependencies"]["dev"],
+    ]
     names = {re.split(r"[\[<>=! ]", requirement)[0].lower() for requirement in wanted} - {"residual-rl"}
     assert names - pins.keys() == set()
     assert pins["torch"] == "2.13.0"
@@ -219,6 +242,10 @@ def test_every_dependency_is_pinned_for_development() -> None:
 def test_wheel_is_complete_and_works_in_a_fresh_environment() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     run = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "check_wheel.py")], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, str(ROOT / "scripts" / "check_wheel.py")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr

@@ -38,13 +38,21 @@ def golden_state() -> dict[str, Any]:
     """One of everything that a state can hold. The golden file was written with `save(GOLDEN, golden_state(), "checkpoint")`."""
     return {
         "learner": {
-            "actor": {"0.weight": torch.tensor([[0.5, -1.25], [2.0, 0.1]]), "0.bias": torch.tensor([1.0, 2.0], dtype=torch.float64)},
+            "actor": {
+                "0.weight": torch.tensor([[0.5, -1.25], [2.0, 0.1]]),
+                "0.bias": torch.tensor([1.0, 2.0], dtype=torch.float64),
+            },
             "half": [torch.tensor([1.5], dtype=torch.float16), torch.tensor([-0.75], dtype=torch.bfloat16)],
             "count": torch.tensor(7),
             "learning_rate": 0.1 + 0.2,
             "tiny": 5e-324,
         },
-        "env": {"queue": [3, 1, 2], "none": None, "mask": torch.tensor([True, False]), "generator": torch.arange(5, dtype=torch.uint8)},
+        "env": {
+            "queue": [3, 1, 2],
+            "none": None,
+            "mask": torch.tensor([True, False]),
+            "generator": torch.arange(5, dtype=torch.uint8),
+        },
         "a/b~c": torch.zeros(0, 3, dtype=torch.int32),
         "name": 'résumé "✓"',
         "big": 2**127 - 1,
@@ -83,9 +91,21 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
 
 
-DTYPES = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64]
+DTYPES = [
+    torch.bool,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+]
 DTYPES += [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-keys = st.text(st.characters(codec="utf-8"), max_size=6).filter(lambda k: k not in ("$tensor", "__metadata__"))
+keys = st.text(st.characters(codec="utf-8"), max_size=6).filter(
+    lambda k: k not in ("$tensor", "__metadata__")
+)
 tensors = st.builds(
     lambda dtype, shape: (torch.arange(shape[0] * shape[1]) % 2).to(dtype).reshape(shape),
     st.sampled_from(DTYPES),
@@ -93,7 +113,12 @@ tensors = st.builds(
 )
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 leaves = tensors | numbers | st.text(st.characters(codec="utf-8")) | st.booleans() | st.none()
-states = st.dictionaries(keys, st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3)))
+states = st.dictionaries(
+    keys,
+    st.recursive(
+        leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3)
+    ),
+)
 
 
 @pytest.mark.slow
@@ -113,20 +138,34 @@ def test_bytes_do_not_depend_on_the_order_of_keys_nor_on_the_path(tmp_path: Path
 
 
 def test_layout_in_the_file(tmp_path: Path) -> None:
-    save(tmp_path / "x.safetensors", {"net": {"w": torch.ones(2), "layers": [torch.zeros(1), 4]}, "a/b~": torch.ones(1)}, "policy")
+    save(
+        tmp_path / "x.safetensors",
+        {"net": {"w": torch.ones(2), "layers": [torch.zeros(1), 4]}, "a/b~": torch.ones(1)},
+        "policy",
+    )
     with safe_open(tmp_path / "x.safetensors", "pt") as file:
         assert sorted(file.keys()) == ["a~1b~0", "net/layers/0", "net/w"]
         assert list(file.metadata()) == ["residual_rl"]
         document = json.loads(file.metadata()["residual_rl"])
     assert document.pop("sha256")
-    state = {"a/b~": {"$tensor": "a~1b~0"}, "net": {"layers": [{"$tensor": "net/layers/0"}, 4], "w": {"$tensor": "net/w"}}}
+    state = {
+        "a/b~": {"$tensor": "a~1b~0"},
+        "net": {"layers": [{"$tensor": "net/layers/0"}, 4], "w": {"$tensor": "net/w"}},
+    }
     assert document == {"format_version": 1, "kind": "policy", "state": state}
 
 
 def test_shared_strided_and_trained_tensors_are_stored_as_their_values() -> None:
     whole = torch.arange(12.0).reshape(3, 4)
     parameter = torch.nn.Parameter(torch.ones(2))
-    state = {"whole": whole, "row": whole[1], "turned": whole.T, "again": whole, "spread": torch.ones(1).expand(4), "parameter": parameter}
+    state = {
+        "whole": whole,
+        "row": whole[1],
+        "turned": whole.T,
+        "again": whole,
+        "spread": torch.ones(1).expand(4),
+        "parameter": parameter,
+    }
     loaded = from_bytes(to_bytes(state, "checkpoint"), "checkpoint")
     assert loaded["row"].tolist() == [4, 5, 6, 7]
     assert loaded["turned"].tolist() == [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7, 11]]
@@ -138,7 +177,10 @@ def test_shared_strided_and_trained_tensors_are_stored_as_their_values() -> None
     assert all(t.data_ptr() % 64 == 0 for t in loaded.values())  # torch's own alignment
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), torch.tensor([1.0, float("nan")]), torch.tensor(-float("inf")).bfloat16()])
+@pytest.mark.parametrize(
+    "bad",
+    [float("nan"), float("inf"), torch.tensor([1.0, float("nan")]), torch.tensor(-float("inf")).bfloat16()],
+)
 def test_nothing_that_is_not_finite_reaches_a_checkpoint(tmp_path: Path, bad: Any) -> None:
     path = tmp_path / "x.safetensors"
     save(path, {"fine": 1}, "checkpoint")
@@ -148,7 +190,10 @@ def test_nothing_that_is_not_finite_reaches_a_checkpoint(tmp_path: Path, bad: An
 
 
 def test_a_dump_may_hold_what_led_to_the_failure(tmp_path: Path) -> None:
-    save_dump(tmp_path / "dump.safetensors", {"obs/state": torch.tensor([1.0, float("nan")]), "reward": float("inf"), "step": 3})
+    save_dump(
+        tmp_path / "dump.safetensors",
+        {"obs/state": torch.tensor([1.0, float("nan")]), "reward": float("inf"), "step": 3},
+    )
     dump = load(tmp_path / "dump.safetensors", "dump")
     assert dump["obs/state"].isnan().tolist() == [False, True]
     assert (dump["reward"].item(), dump["step"]) == (float("inf"), 3)
@@ -185,19 +230,31 @@ def flipped(data: bytes, at: int) -> bytes:
 WHOLE = to_bytes({"weights": torch.arange(100.0), "step": 1234}, "checkpoint")
 EXPECTED = "expected a residual_rl checkpoint"
 WRONG_FILES = [
-    ("empty", b"", f"truncated or no safetensors file; {EXPECTED}"),
-    ("cut in the header", WHOLE[:50], f"truncated or no safetensors file; {EXPECTED}"),
-    ("cut in the data", WHOLE[:-1], f"truncated or no safetensors file; {EXPECTED}"),
-    ("zip", b"PK\x03\x04" + bytes(200), f"truncated or no safetensors file; {EXPECTED}"),
+    ("empty", b"", f"truncated or not a safetensors file; {EXPECTED}"),
+    ("cut in the header", WHOLE[:50], f"truncated or not a safetensors file; {EXPECTED}"),
+    ("cut in the data", WHOLE[:-1], f"truncated or not a safetensors file; {EXPECTED}"),
+    ("zip", b"PK\x03\x04" + bytes(200), f"truncated or not a safetensors file; {EXPECTED}"),
     ("flipped bit in a tensor", flipped(WHOLE, len(WHOLE) - 10), "damaged: .* checksum"),
     ("flipped bit in a number", flipped(WHOLE, WHOLE.index(b"1234") + 1), "damaged: .* checksum"),
-    ("another program's", save_safetensors({"x": torch.ones(2)}, {"format": "pt"}), f"of another program; {EXPECTED}"),
+    (
+        "another program's",
+        save_safetensors({"x": torch.ones(2)}, {"format": "pt"}),
+        f"of another program; {EXPECTED}",
+    ),
     ("no metadata", save_safetensors({"x": torch.ones(2)}), f"of another program; {EXPECTED}"),
     ("not our JSON", with_metadata("{"), "description is unreadable"),
     ("no version", with_metadata("{}"), "description is unreadable"),
     ("other kind", to_bytes({}, "policy"), "is a residual_rl policy; expected a checkpoint"),
-    ("newer version", with_metadata('{"format_version": 2}'), "format version 2; this release knows up to 1: update residual_rl"),
-    ("unknown version", with_metadata('{"format_version": 0}'), "format version 0, which cannot be read; expected 1"),
+    (
+        "newer version",
+        with_metadata('{"format_version": 2}'),
+        "format version 2; this release reads up to version 1: update residual_rl",
+    ),
+    (
+        "unknown version",
+        with_metadata('{"format_version": 0}'),
+        "format version 0, which cannot be read; expected 1",
+    ),
 ]
 
 
@@ -212,7 +269,9 @@ def test_wrong_files_are_named_with_what_was_expected(tmp_path: Path, data: byte
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nowhere\.safetensors does not exist; expected a residual_rl policy"):
+    with pytest.raises(
+        CheckpointError, match=r"nowhere\.safetensors does not exist; expected a residual_rl policy"
+    ):
         load(tmp_path / "nowhere.safetensors", "policy")
     with pytest.raises(CheckpointError, match=r"cannot read .*Is a directory"):
         load(tmp_path, "policy")
@@ -250,7 +309,10 @@ def test_folder_keeps_the_last_few(tmp_path: Path) -> None:
     assert folder.latest() is None
     for step in (10_240, 20_480, 1_000_000_000):
         assert folder.save(step, {"step": step}) == folder.folder / f"step_{step:09d}.safetensors"
-    assert sorted(p.name for p in folder.folder.iterdir()) == ["step_000020480.safetensors", "step_1000000000.safetensors"]
+    assert sorted(p.name for p in folder.folder.iterdir()) == [
+        "step_000020480.safetensors",
+        "step_1000000000.safetensors",
+    ]
     assert folder.latest() == (1_000_000_000, {"step": 1_000_000_000})
     with pytest.raises(ConfigError, match="keep must be at least 1"):
         CheckpointFolder(tmp_path, keep=0)
@@ -263,20 +325,25 @@ def test_damaged_latest_falls_back_loudly(tmp_path: Path, caplog: pytest.LogCapt
     assert folder.latest() == (2, {"step": 2})
     record = next(r for r in caplog.records if r.levelno == logging.WARNING)
     assert paths[2].name in record.getMessage()
-    assert f"FALLING BACK to the checkpoint before it, {paths[1]}" in record.getMessage()
+    assert f"FALLING BACK to the previous checkpoint, {paths[1]}" in record.getMessage()
     # training goes on from step 2 and saves before it comes to 3 again: the damaged file must not hide the new one
     caplog.clear()
     assert CheckpointFolder(tmp_path, keep=1).save(2, {"again": 2}).exists()
     assert folder.latest() == (2, {"again": 2})
     assert "step_000000003.safetensors.abandoned" in caplog.text
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000000002.safetensors", "step_000000003.safetensors.abandoned"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "step_000000002.safetensors",
+        "step_000000003.safetensors.abandoned",
+    ]
 
 
 def test_all_damaged_is_an_error(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path)
     for step in (1, 2):
         folder.save(step, {}).write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be loaded; the last of 2: .*step_000000001"):
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint in .* can be loaded; the last of 2: .*step_000000001"
+    ):
         folder.latest()
 
 
@@ -286,12 +353,17 @@ def test_leftovers_of_a_kill_are_ignored_and_cleaned(tmp_path: Path) -> None:
     (tmp_path / ".step_000000002.safetensors.0a1b2c3d.tmp").write_bytes(b"half")
     assert folder.latest() == (1, {"step": 1})
     folder.save(2, {"step": 2})
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000000001.safetensors", "step_000000002.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "step_000000001.safetensors",
+        "step_000000002.safetensors",
+    ]
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])
 @pytest.mark.parametrize("error", [OSError(28, "full"), KeyboardInterrupt()])
-def test_failed_write_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, error: BaseException) -> None:
+def test_failed_write_leaves_the_earlier_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, error: BaseException
+) -> None:
     path = tmp_path / "x.safetensors"
     save(path, {"old": 1}, "checkpoint")
 
@@ -309,7 +381,9 @@ def test_failed_write_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytes
 def test_file_and_folder_are_synced_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))), fsync(fd)))
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (done.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))), fsync(fd))
+    )
     monkeypatch.setattr(os, "replace", lambda a, b: (done.append("replace"), replace(a, b)))
     write_atomically(tmp_path / "x", b"1")
     assert done[0].startswith(".x.")
@@ -319,14 +393,21 @@ def test_file_and_folder_are_synced_in_order(tmp_path: Path, monkeypatch: pytest
 def test_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path)
     folder.save(1, {"step": 1})
-    with file_size_limit(20_000), pytest.raises(WriteError, match=r"cannot write .*step_000000002.*File too large; raise the file size"):
+    with (
+        file_size_limit(20_000),
+        pytest.raises(
+            WriteError, match=r"cannot write .*step_000000002.*File too large; raise the file size"
+        ),
+    ):
         folder.save(2, {"weights": torch.zeros(10_000)})
     assert folder.latest() == (1, {"step": 1})
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_full_file_system_leaves_the_last_checkpoint(tmp_path: Path) -> None:
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", tmp_path], capture_output=True, check=False)
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", tmp_path], capture_output=True, check=False
+    )
     if mount.returncode:
         pytest.skip("mounting a small file system needs root")
     try:
@@ -367,7 +448,9 @@ for line in sys.stdin:
 @pytest.mark.slow
 def test_kill_9_at_any_time_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     folder, rng, halves, last = CheckpointFolder(tmp_path), random.Random(0), 0, 0
-    saver = subprocess.Popen([sys.executable, "-c", SAVER, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    saver = subprocess.Popen(
+        [sys.executable, "-c", SAVER, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     with saver:
         assert saver.stdin is not None
         assert saver.stdout is not None

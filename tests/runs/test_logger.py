@@ -44,7 +44,9 @@ def test_lines_and_scalars(tmp_path: Path) -> None:
 def test_figures_that_are_not_finite_are_null_in_json(tmp_path: Path) -> None:
     with Logger(tmp_path) as logger:
         logger.log({"train/explained_variance": math.nan, "x": math.inf, "y": 1.0}, 1)
-    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "train/explained_variance": None, "x": None, "y": 1.0}]
+    assert read_metrics(tmp_path / "metrics.jsonl") == [
+        {"step": 1, "train/explained_variance": None, "x": None, "y": 1.0}
+    ]
 
 
 def test_resume_drops_what_was_logged_after_the_checkpoint(tmp_path: Path) -> None:
@@ -67,7 +69,7 @@ def test_reading_tolerates_only_a_cut_last_line(tmp_path: Path) -> None:
     assert read_metrics(path) == []
     for bad in ('{"step": 1\n{"step": 2}\n', "[]\n", '{"x": 1}\n'):
         path.write_text(bad)
-        with pytest.raises(CheckpointError, match=r"metrics\.jsonl:1 is no line of metrics"):
+        with pytest.raises(CheckpointError, match=r"metrics\.jsonl:1 is not a line of metrics"):
             read_metrics(path)
 
 
@@ -88,16 +90,27 @@ def test_full_disk_is_named(tmp_path: Path) -> None:
 
 def test_writing_needs_neither_torch_nor_tensorflow(tmp_path: Path) -> None:
     code = "import sys, residual_rl.runs.logger as l; l.Logger(sys.argv[1]).close(); print({'torch', 'tensorflow'} & {*sys.modules})"
-    assert subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True).stdout == "set()\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True
+        ).stdout
+        == "set()\n"
+    )
 
 
-def test_wandb_that_is_not_there_gives_the_line_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_that_is_not_there_gives_the_line_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(MissingDependencyError, match="wandb is not available; install it with `pip install wandb`"):
+    with pytest.raises(
+        MissingDependencyError, match="wandb is not available; install it with `pip install wandb`"
+    ):
         Logger(tmp_path / "run", wandb_project="p")
 
 
-def test_wandb_gets_the_figures_and_a_resume_goes_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_gets_the_figures_and_a_resume_goes_on_in_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[Any] = []
 
     def init(**settings: Any) -> SimpleNamespace:
@@ -108,7 +121,14 @@ def test_wandb_gets_the_figures_and_a_resume_goes_on_in_the_same_run(tmp_path: P
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     with Logger(tmp_path / "run", wandb_project="p", config={"seed": 1}) as logger:
         logger.log({"x": 1}, 5)
-    assert calls[0] == {"project": "p", "dir": str(tmp_path / "run"), "config": {"seed": 1}, "id": None, "resume": "allow", "name": "run"}
+    assert calls[0] == {
+        "project": "p",
+        "dir": str(tmp_path / "run"),
+        "config": {"seed": 1},
+        "id": None,
+        "resume": "allow",
+        "name": "run",
+    }
     assert calls[1:] == [({"x": 1.0}, 5), "finish"]
     assert json.loads((tmp_path / "run" / "wandb.json").read_text()) == {"project": "p", "id": "new-id"}
     Logger(tmp_path / "run", wandb_project="p", resume_step=5).close()
@@ -130,7 +150,9 @@ def test_progress_in_plain_lines() -> None:
 
 def test_progress_speed_is_that_of_late() -> None:
     out, now = io.StringIO(), [0.0]
-    with ProgressBar(1_000_000, 500_000, console=Console(file=out), clock=lambda: now[0], title="base", unit="episodes") as bar:
+    with ProgressBar(
+        1_000_000, 500_000, console=Console(file=out), clock=lambda: now[0], title="base", unit="episodes"
+    ) as bar:
         for second in range(10, 1001, 10):  # slow for ten minutes, then ten times faster
             now[0] = float(second)
             bar.update(500_000 + 10 * min(second, 600) + 100 * max(0, second - 600))
@@ -161,7 +183,9 @@ def test_progress_on_a_terminal() -> None:
     assert " 25%" in text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (75, "1:15"), (3661, "1:01:01"), (-3, "0:00")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (75, "1:15"), (3661, "1:01:01"), (-3, "0:00")]
+)
 def test_clock_time(seconds: float, text: str) -> None:
     assert clock_time(seconds) == text
 

@@ -28,9 +28,20 @@ class Config:
 
 
 def git(folder: Path, *arguments: str) -> None:
-    settings = ("-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "init.defaultBranch=main", "-c", "commit.gpgsign=false")
+    settings = (
+        "-c",
+        "user.name=t",
+        "-c",
+        "user.email=t@example.com",
+        "-c",
+        "init.defaultBranch=main",
+        "-c",
+        "commit.gpgsign=false",
+    )
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
-    subprocess.run(["git", *settings, *arguments], cwd=folder, check=True, capture_output=True, env=environment)
+    subprocess.run(
+        ["git", *settings, *arguments], cwd=folder, check=True, capture_output=True, env=environment
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +51,15 @@ def _no_outer_git(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_new_run_is_stamped(tmp_path: Path) -> None:
-    with RunFolder(tmp_path / "runs" / "x").start(Config(), ["residual-rl", "train", "so101-paper", "--name", "a b"]) as run:
-        assert json.loads(run.config_file.read_text()) == {"seed": 1, "hidden": [128, 128], "output_dir": "runs/x", "inner": {"lr": 0.0005}}
+    with RunFolder(tmp_path / "runs" / "x").start(
+        Config(), ["residual-rl", "train", "so101-paper", "--name", "a b"]
+    ) as run:
+        assert json.loads(run.config_file.read_text()) == {
+            "seed": 1,
+            "hidden": [128, 128],
+            "output_dir": "runs/x",
+            "inner": {"lr": 0.0005},
+        }
         assert (run.path / "command.txt").read_text() == "residual-rl train so101-paper --name 'a b'\n"
         stamp = json.loads((run.path / "versions.json").read_text())
     assert stamp["python"] == ".".join(map(str, sys.version_info[:3]))
@@ -52,7 +70,14 @@ def test_a_new_run_is_stamped(tmp_path: Path) -> None:
     assert stamp["machine"]["gl_backend"]
     assert set(stamp) == {"python", "packages", "machine", "git"}
     assert (run.path / "git.diff").exists()
-    folders = (run.checkpoints, run.best_model, run.final_model, run.interrupted_model, run.eval_results, run.tensorboard)
+    folders = (
+        run.checkpoints,
+        run.best_model,
+        run.final_model,
+        run.interrupted_model,
+        run.eval_results,
+        run.tensorboard,
+    )
     names = "checkpoints best_model final_model interrupted_model eval_results tensorboard"
     assert [f.relative_to(run.path).as_posix() for f in folders] == names.split()
 
@@ -61,7 +86,10 @@ def test_a_folder_in_use_for_something_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ConfigError) as caught:
         RunFolder(tmp_path).start({})
-    assert str(caught.value) == f"{tmp_path} is not empty; choose another --output-dir or `residual-rl train --resume {tmp_path}`"
+    assert (
+        str(caught.value)
+        == f"{tmp_path} is not empty; choose another --output-dir or `residual-rl train --resume {tmp_path}`"
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -70,10 +98,14 @@ def test_resume_keeps_the_stamp_and_adds_the_command(tmp_path: Path) -> None:
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.name not in ("command.txt", ".lock")}
     RunFolder(tmp_path).resume(["second"]).close()
     assert (tmp_path / "command.txt").read_text() == "first\nsecond\n"
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.name not in ("command.txt", ".lock")} == before
+    assert {
+        p.name: p.read_bytes() for p in tmp_path.iterdir() if p.name not in ("command.txt", ".lock")
+    } == before
 
 
-def test_resume_under_other_versions_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_resume_under_other_versions_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     RunFolder(tmp_path).start({}).close()
     monkeypatch.setattr(run_folder, "versions", lambda: {"python": "4.0"})
     for _ in range(2):
@@ -81,11 +113,11 @@ def test_resume_under_other_versions_says_so(tmp_path: Path, monkeypatch: pytest
     assert json.loads((tmp_path / "versions.1.json").read_text())["python"] == "4.0"
     assert json.loads((tmp_path / "versions.json").read_text())["python"] != "4.0"
     assert not (tmp_path / "versions.2.json").exists()
-    assert "this run goes on with other versions than before" in caplog.text
+    assert "this run resumes with other versions than before" in caplog.text
 
 
 def test_resume_needs_a_run(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"x holds no run to resume: config\.json is missing"):
+    with pytest.raises(ConfigError, match=r"x contains no run to resume: config\.json is missing"):
         RunFolder(tmp_path / "x").resume()
     assert not (tmp_path / "x").exists()
 
@@ -93,13 +125,18 @@ def test_resume_needs_a_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_do_not_write_the_same_run(tmp_path: Path) -> None:
     first = RunFolder(tmp_path).start({})
-    with pytest.raises(ConfigError, match=rf"{tmp_path} is being written by process {os.getpid()} on .*; wait for it, stop it"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"{tmp_path} is being written by process {os.getpid()} on .*; wait for it, stop it",
+    ):
         RunFolder(tmp_path).resume()
     code = f"from residual_rl.runs.run_folder import RunFolder; RunFolder({str(tmp_path)!r}).resume()"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "is being written by process" in other.stderr.splitlines()[-1]
     first.close()
-    subprocess.run([sys.executable, "-c", code], check=True)  # ends without closing: the lock ends with its process
+    subprocess.run(
+        [sys.executable, "-c", code], check=True
+    )  # ends without closing: the lock ends with its process
     with RunFolder(tmp_path).resume():
         pass
 
@@ -134,7 +171,9 @@ def test_git_state_of_clean_changed_and_new_files(tmp_path: Path) -> None:
     assert "+x = 1" in text
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "one")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout.strip()
     assert git_state(package) == ({"commit": commit, "dirty": False}, "")
     (package / "a.py").write_text("x = 2\n")
     (package / "new.py").write_text("fresh = True\n")

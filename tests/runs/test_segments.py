@@ -42,11 +42,15 @@ def names(tmp_path: Path) -> list[int]:
 
 
 def numbers(loaded: Any) -> list[float]:
-    assert [part["first_row"] for part in loaded["buffer"]] == [10 * part["columns"]["obs"][0, 0].item() for part in loaded["buffer"]]
+    assert [part["first_row"] for part in loaded["buffer"]] == [
+        10 * part["columns"]["obs"][0, 0].item() for part in loaded["buffer"]
+    ]
     return [part["columns"]["obs"].unique().item() for part in loaded["buffer"]]
 
 
-def test_each_is_read_and_written_once_and_goes_with_the_last_checkpoint_that_names_it(tmp_path: Path) -> None:
+def test_each_is_read_and_written_once_and_goes_with_the_last_checkpoint_that_names_it(
+    tmp_path: Path,
+) -> None:
     reads: list[int] = []
     checkpoints = folder(tmp_path)
     for step, (first, last) in enumerate([(0, 1), (0, 2), (2, 4), (3, 4), (4, 5)], 1):
@@ -65,7 +69,9 @@ def test_the_manifest_has_the_sha256_of_each_file(tmp_path: Path) -> None:
     path = folder(tmp_path).save(1, state(0, 1))
     with safe_open(path, "pt") as file:
         document = json.loads(file.metadata()["residual_rl"])
-    files = {p.stem: hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / "run" / "replay").iterdir()}
+    files = {
+        p.stem: hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / "run" / "replay").iterdir()
+    }
     assert document["segments"] == files
     assert len(files) == 2
     assert document["state"]["buffer"] == [{"$segment": "segment_000000"}, {"$segment": "segment_000001"}]
@@ -91,7 +97,9 @@ def test_one_that_is_kept_no_longer_reads() -> None:
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "gone", "other"])
-def test_a_checkpoint_without_one_gives_way_to_the_one_before(tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_checkpoint_without_one_gives_way_to_the_one_before(
+    tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
+) -> None:
     checkpoints = folder(tmp_path)
     checkpoints.save(1, state(0, 1))
     checkpoints.save(2, state(0, 2))
@@ -101,11 +109,13 @@ def test_a_checkpoint_without_one_gives_way_to_the_one_before(tmp_path: Path, ha
         file.unlink()
     else:
         other = (file.with_name("segment_000001.safetensors")).read_bytes()
-        file.write_bytes({"cut": data[:-1], "flip": data[:-3] + bytes([data[-3] ^ 4]) + data[-2:], "other": other}[harm])
+        file.write_bytes(
+            {"cut": data[:-1], "flip": data[:-3] + bytes([data[-3] ^ 4]) + data[-2:], "other": other}[harm]
+        )
     again = folder(tmp_path)
     step, loaded = again.latest()  # type: ignore[misc]
     assert (step, numbers(loaded)) == (1, [0, 1])
-    assert f"step_000000002.safetensors is not whole: its segment {file}" in caplog.text
+    assert f"step_000000002.safetensors is incomplete: its segment {file}" in caplog.text
     assert "FALLING BACK" in caplog.text
     again.save(2, state(0, 2))  # it goes on, and comes to the same step again
     assert numbers(folder(tmp_path).latest()[1]) == [0, 1, 2]  # type: ignore[index]
@@ -124,12 +134,14 @@ def test_what_is_not_finite_and_names_that_are_none_are_refused(tmp_path: Path) 
     with pytest.raises(NonFiniteError, match="obs holds NaN"):
         folder(tmp_path).save(1, {"buffer": bad})
     assert folder(tmp_path).latest() is None
-    with pytest.raises(ConfigError, match=r"a segment's name is like segment_000003, not '\.\./x'"):
+    with pytest.raises(ConfigError, match=r"the name of a segment must be like segment_000003, not '\.\./x'"):
         folder(tmp_path).save(1, {"buffer": Segment("../x", dict)})
-    with pytest.raises(ConfigError, match=r"key '\$segment' in state 'x' is kept"):
+    with pytest.raises(ConfigError, match=r"key '\$segment' in state 'x' is reserved"):
         to_bytes({"x": {"$segment": "y"}}, "checkpoint")
     foreign = to_bytes({"x": segment(0)}, "checkpoint", {"../../x": "0"})
-    with pytest.raises(CheckpointError, match=r"the data is not whole: a segment's name is like segment_000003"):
+    with pytest.raises(
+        CheckpointError, match=r"the data is incomplete: the name of a segment must be like segment_000003"
+    ):
         from_bytes(foreign, "checkpoint", segments=SegmentFolder(tmp_path))
 
 
@@ -147,7 +159,9 @@ class _Stopped(BaseException):
     """As a kill: nothing handles it."""
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), _Stopped()], ids=["full", "killed"])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), _Stopped()], ids=["full", "killed"]
+)
 def test_wherever_a_save_stops_the_last_checkpoint_or_the_new_one_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:

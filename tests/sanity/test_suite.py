@@ -49,10 +49,12 @@ def point_checks(defect: str = "", **spec: Any) -> list[Check]:
 def test_a_sound_env_passes() -> None:
     checks = point_checks()
     assert not failed(checks)
-    assert len(checks) == len({check.name for check in checks}) == 7 + 2 + 6  # two terms of the reward, six ways to run
+    assert (
+        len(checks) == len({check.name for check in checks}) == 7 + 2 + 6
+    )  # two terms of the reward, six ways to run
     by_name = {check.name: check for check in checks}
     assert by_name["base policy 'homing' solves it"].measured.startswith("100%")
-    assert by_name["determinism, worlds 7, threads 2"].measured == "identical: 28 episodes"
+    assert by_name["determinism, envs 7, threads 2"].measured == "identical: 28 episodes"
 
 
 @pytest.mark.parametrize(
@@ -62,22 +64,32 @@ def test_a_sound_env_passes() -> None:
         ("dead term", {"reward term 'dead'"}),
         ("unnamed reward", {"rewards add up"}),
         ("never terminates", {"success ends the episode"}),
-        ("out of bounds", {"observations in their space"}),
-        ("start depends on slot", {"same seed, same start", "determinism, worlds 32, threads 1", "determinism, worlds 1, threads 2"}),
-        ("depends on B", {"determinism, worlds 1, threads 1", "determinism, worlds 7, threads 2"}),
+        ("out of bounds", {"observations within their space"}),
+        (
+            "start depends on slot",
+            {
+                "same seed, same start",
+                "determinism, envs 32, threads 1",
+                "determinism, envs 1, threads 2",
+            },
+        ),
+        ("depends on B", {"determinism, envs 1, threads 1", "determinism, envs 7, threads 2"}),
     ],
 )
 def test_each_defect_fails_its_check(defect: str, names: set[str]) -> None:
     found = failed(point_checks(defect))
     assert names <= found
-    if len(names) == 1 and defect not in ("never terminates", "out of bounds"):  # these leave the oracle lost as well
+    if len(names) == 1 and defect not in (
+        "never terminates",
+        "out of bounds",
+    ):  # these leave the oracle lost as well
         assert found == names
 
 
 def test_differences_are_named() -> None:
     by_name = {check.name: check for check in point_checks("depends on B")}
-    assert by_name["determinism, worlds 32, threads 2"].ok
-    assert by_name["determinism, worlds 1, threads 1"].measured == "state differs at step 1 of seed 30000031"
+    assert by_name["determinism, envs 32, threads 2"].ok
+    assert by_name["determinism, envs 1, threads 1"].measured == "state differs at step 1 of seed 30000031"
 
 
 def test_what_does_not_promise_determinism_is_not_held_to_it() -> None:
@@ -95,10 +107,10 @@ def test_an_oracle_that_does_not_solve_the_task_fails(monkeypatch: pytest.Monkey
 def test_without_an_oracle_the_rest_is_examined_on_random_actions() -> None:
     by_name = {check.name: check for check in point_checks(oracle=None)}
     assert not failed(by_name.values())
-    assert by_name["oracle"].measured == "not checked: the task names no oracle"
-    assert by_name["determinism, worlds 7, threads 2"].measured == "identical: 28 episodes"
+    assert by_name["oracle"].measured == "not checked: the task has no oracle"
+    assert by_name["determinism, envs 7, threads 2"].measured == "identical: 28 episodes"
     broken = {check.name: check for check in point_checks("depends on B", oracle=None)}
-    assert broken["determinism, worlds 1, threads 1"].measured == "state differs at step 1 of seed 30000031"
+    assert broken["determinism, envs 1, threads 1"].measured == "state differs at step 1 of seed 30000031"
 
 
 @pytest.mark.parametrize(("defect", "drift"), [("", "0.0000 mm"), ("sags", "14.1421 mm")])
@@ -140,8 +152,23 @@ def test_a_tasks_own_checks_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fakes, "own_checks", own, raising=False)
     cfg = fakes.PointCfg()
     told: list[str] = []
-    checks = list(examine(dataclasses.replace(fakes.POINT_TASK, doctor="fakes:own_checks"), cfg, quick=True, tell=told.append))
-    assert told == ["the task's own checks", "zero action", "random actions", "same seed", "other seed", "oracle", "determinism"]
+    checks = list(
+        examine(
+            dataclasses.replace(fakes.POINT_TASK, doctor="fakes:own_checks"),
+            cfg,
+            quick=True,
+            report=told.append,
+        )
+    )
+    assert told == [
+        "the task's own checks",
+        "zero action",
+        "random actions",
+        "same seed",
+        "other seed",
+        "oracle",
+        "determinism",
+    ]
     assert checks[0] == Check("mine", "1", "2", False)
     assert asked == [(cfg, True)]
     assert len(checks) > 10
@@ -163,8 +190,17 @@ def make_policy(base_policy_id: str, env: VecEnv) -> sanity.Policy:
 
 
 def test_so101_paper_is_sound(env: TaskEnv) -> None:
-    checks = [*so101.check_rates(env), *so101.check_scene(env, CFG), *so101.check_draws(env, CFG), *so101.check_kinematics(env)]
-    checks += [*so101.check_reward_terms(CFG), *so101.check_success(CFG), *so101.check_stability(CFG, make_policy, num_steps=5, num_envs=4)]
+    checks = [
+        *so101.check_rates(env),
+        *so101.check_scene(env, CFG),
+        *so101.check_draws(env, CFG),
+        *so101.check_kinematics(env),
+    ]
+    checks += [
+        *so101.check_reward_terms(CFG),
+        *so101.check_success(CFG),
+        *so101.check_stability(CFG, make_policy, num_steps=5, num_envs=4),
+    ]
     assert not failed(checks)
     measured = {check.name: check.measured for check in checks}
     assert measured["control ticks"] == "6, 5, 6, 5, 6, 5"
@@ -209,8 +245,12 @@ def test_draws_that_are_not_written_are_seen(env: TaskEnv) -> None:
 
 
 def test_other_draws_are_seen(env: TaskEnv) -> None:
-    assert failed(so101.check_draws(env, dataclasses.replace(CFG, sheet_x=(0.20, 0.34)))) == {"draws of sheet_x"}
-    assert failed(so101.check_draws(env, dataclasses.replace(CFG, sheet_yaw=(-0.5, 0.5)))) == {"draws of sheet_yaw"}
+    assert failed(so101.check_draws(env, dataclasses.replace(CFG, sheet_x=(0.20, 0.34)))) == {
+        "draws of sheet_x"
+    }
+    assert failed(so101.check_draws(env, dataclasses.replace(CFG, sheet_yaw=(-0.5, 0.5)))) == {
+        "draws of sheet_yaw"
+    }
 
 
 def test_other_kinematics_are_seen(env: TaskEnv) -> None:
@@ -221,7 +261,9 @@ def test_other_kinematics_are_seen(env: TaskEnv) -> None:
 
 def test_other_rewards_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     terms_of = SO101Paper.reward_terms
-    monkeypatch.setattr(SO101Paper, "reward_terms", lambda self, q: terms_of(self, q) | {"yaw": 2 * terms_of(self, q)["yaw"]})
+    monkeypatch.setattr(
+        SO101Paper, "reward_terms", lambda self, q: terms_of(self, q) | {"yaw": 2 * terms_of(self, q)["yaw"]}
+    )
     assert failed(so101.check_reward_terms(CFG)) == {"reward 'yaw', sheet 5 cm and 0.3 rad off"}
 
 
@@ -231,7 +273,9 @@ def centre_alone(self: SO101Paper, q: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def unwrapped(self: SO101Paper, q: dict[str, torch.Tensor]) -> torch.Tensor:
-    return holds(self, q) & (q["sheet_quaternion"][:, 0] > 0.5)  # a sheet that is turned by half a turn does not count
+    return holds(self, q) & (
+        q["sheet_quaternion"][:, 0] > 0.5
+    )  # a sheet that is turned by half a turn does not count
 
 
 holds = SO101Paper.holds
@@ -243,10 +287,15 @@ holds = SO101Paper.holds
         (centre_alone, {"success: one corner 1 mm outside, each"}),
         (unwrapped, {"success: turned by half a turn"}),
         (lambda self, q: q["tolerance"] < 0, {"success: sheet in the middle", "reward 'success' at success"}),
-        (lambda self, q: q["tolerance"] > 0, {"success: out for one step after 9", "success: one corner 1 mm outside, each"}),
+        (
+            lambda self, q: q["tolerance"] > 0,
+            {"success: out for one step after 9", "success: one corner 1 mm outside, each"},
+        ),
     ],
 )
-def test_another_condition_of_success_is_seen(condition: Any, names: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_condition_of_success_is_seen(
+    condition: Any, names: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(SO101Paper, "holds", condition)
     assert names <= failed(so101.check_success(CFG))
 
@@ -254,7 +303,9 @@ def test_another_condition_of_success_is_seen(condition: Any, names: set[str], m
 def test_a_shorter_hold_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     make = so101.make
     monkeypatch.setattr(so101, "make", lambda cfg, n: make(dataclasses.replace(cfg, success_hold_steps=9), n))
-    assert {"success: sheet in the middle", "success: out for one step after 9"} <= failed(so101.check_success(CFG))
+    assert {"success: sheet in the middle", "success: out for one step after 9"} <= failed(
+        so101.check_success(CFG)
+    )
 
 
 def test_divergence_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:

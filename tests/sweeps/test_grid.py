@@ -1,4 +1,4 @@
-"""Sweeps: the grid, the trials and their processes, the ranking, and the report; Ray itself is in test_sweep_ray.py."""
+"""Sweeps: the grid, the trials and their processes, the ranking, and the report."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ from residual_rl.cli import train as train_command
 from residual_rl.cli.main import main
 from residual_rl.config import TrainCfg, replace_fields
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
-from residual_rl.sweeps import executor as sweep_ray
 from residual_rl.sweeps.grid import SweepCfg, Trial, check_train_flags, make_trials, parse_grid, read_sweep, state_of
 from residual_rl.sweeps.live_table import SweepTable
 from residual_rl.sweeps.ranking import _bootstrap, difference_of, rank, success_of
 from residual_rl.sweeps.report import make_report, ranking_table, write_report
-from residual_rl.sweeps.trial import Progress, TrialProcess, figures_of, next_command
+from residual_rl.sweeps.trial import TrialProcess, TrialProgress, next_command, trial_metrics
 from residual_rl.utils.files import write_json
 from residual_rl.utils.statistics import paired_difference, proportion
 
@@ -117,7 +116,7 @@ def test_settings_that_do_not_fit_together_are_said_before_anything_starts(tmp_p
     cfg = replace_fields(CFG, {"residual_scale_start": 0.1})
     assert parse_grid(["total_timesteps=1"], cfg) == {"total_timesteps": ("1",)}
     assert parse_grid(["alpha=0.1", "n-envs=4"], cfg) == {"residual_scale": ("0.1",), "num_envs": ("4",)}
-    with pytest.raises(ConfigError, match="needs at least one training seed and none twice"):
+    with pytest.raises(ConfigError, match="seeds must be one or more different values"):
         a_sweep(seeds=(1, 1))
     with pytest.raises(ConfigError, match="cpus_per_trial must be at least 1, not 0"):
         a_sweep(cpus_per_trial=0)
@@ -175,15 +174,15 @@ def test_the_command_refuses_before_it_starts_anything(fails: Fails, tmp_path: P
     assert "holds no sweep to go on with" in fails("sweep", "--resume", out)
     assert not out.exists()
     monkeypatch.setitem(sys.modules, "ray", None)
-    said = fails(*start, "--grid", "residual_scale=0.1")
-    assert said.endswith("install it with `pip install 'residual-rl[ray]'`")
+    said = fails(*start, "--grid", "residual_scale=0.1", "--ray-address", "auto")
+    assert "install it with `pip install 'residual-rl[ray]'`" in said
     assert not out.exists()
 
 
 # --- the trials' processes ------------------------------------------------------------------------------------------
 
 
-def until(process: TrialProcess, *states: str, seconds: float = 180.0) -> Progress:
+def until(process: TrialProcess, *states: str, seconds: float = 180.0) -> TrialProgress:
     end = time.monotonic() + seconds
     while (progress := process.poll(0.2)).state not in states:
         assert time.monotonic() < end, progress
@@ -223,7 +222,7 @@ def test_a_trial_that_is_stopped_goes_on_from_its_checkpoint_and_is_evaluated(tm
 def test_a_trial_that_fails_tells_why(tmp_path: Path) -> None:
     trial = dataclasses.replace(a_trial(tmp_path), train=("so101-paper", "--num-envs", "0"))
     progress = until(TrialProcess(trial), "failed", "finished", "interrupted")
-    assert progress == Progress("failed", reason="num_envs must be at least 1, not 0")
+    assert progress == TrialProgress("failed", reason="num_envs must be at least 1, not 0")
     assert trial.failure_file.read_text() == "num_envs must be at least 1, not 0\n"
     assert state_of(trial) == "failed"
 
@@ -240,7 +239,7 @@ def test_a_process_of_a_trial_ends_with_its_parent(tmp_path: Path, processes: li
     """As when Ray's worker is killed: here a parent that starts it and is killed."""
     script = (
         "import os, subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-m', 'residual_rl.sweeps.trial', str(os.getpid()), *sys.argv[1:]])\n"
+        "child = subprocess.Popen([sys.executable, '-m', 'residual_rl.cli.trial', str(os.getpid()), *sys.argv[1:]])\n"
         "print(child.pid, flush=True)\n"
         "time.sleep(600)\n"
     )
@@ -273,11 +272,11 @@ def test_a_run_folder_without_a_checkpoint_is_begun_anew(tmp_path: Path) -> None
 
 def test_the_figures_of_a_run_that_is_being_written(tmp_path: Path) -> None:
     trial = a_trial(tmp_path)
-    assert figures_of(trial) == {}
+    assert trial_metrics(trial) == {}
     trial.run.path.mkdir(parents=True)
     rows = [{"step": 0, "eval/success_rate": 0.5}, {"step": 32, "time/fps": 20.0}, {"step": 64, "time/fps": 40.0}]
     trial.run.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 9')
-    assert figures_of(trial) == {"step": 64, "speed": 40.0, "success": 0.5}
+    assert trial_metrics(trial) == {"step": 64, "speed": 40.0, "success": 0.5}
 
 
 # --- the ranking ----------------------------------------------------------------------------------------------------
@@ -396,7 +395,7 @@ def test_the_table_shows_each_trial(tmp_path: Path, capsys: pytest.CaptureFixtur
     done, other = trials = make_trials(sweep, CFG, tmp_path)
     finish(done, [1, 1, 1, 0])
     with SweepTable(trials, Console(width=140)) as table:
-        table.update(other, Progress("running", 50_000, 0.5, 1000.0))
+        table.update(other, TrialProgress("running", 50_000, 0.5, 1000.0))
         console = Console(width=140, record=True)
         console.print(table.table())
         text = console.export_text()
@@ -426,7 +425,6 @@ def test_resume_runs_what_is_left_and_failed_ones_only_if_asked(
                 finish(trial, [1, 1, 0, 1])
 
     monkeypatch.setattr(command, "run_trials", run)
-    monkeypatch.setattr(command, "require_ray", lambda: None)
     out = tmp_path / "sweep"
     flags = ["--grid", "residual_scale=0.1,0.3,0.6", "--seeds", "1", "--n-episodes", "4", "--output-dir", str(out), *TRAIN]
     assert main(["sweep", "so101-paper", *flags]) == 1
@@ -450,10 +448,3 @@ def test_a_folder_that_is_no_sweep(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="damaged"):
         read_sweep(tmp_path)
-
-
-def test_more_cores_than_there_are() -> None:
-    with pytest.raises(ConfigError, match="--cpus-per-trial is 9, and this machine has 4 of CPU: no trial would ever start"):
-        sweep_ray._check_fits({"CPU": 4.0}, 9, 0.0)
-    with pytest.raises(ConfigError, match=r"--gpus-per-trial is 0.5, and this machine has 0 of GPU"):
-        sweep_ray._check_fits({"CPU": 4.0}, 1, 0.5)

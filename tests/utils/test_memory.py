@@ -20,7 +20,10 @@ def write(root: Path, files: dict[str, str]) -> None:
         path.write_text(text)
 
 
-MACHINE = {"proc/meminfo": f"MemTotal:       99999999 kB\nMemAvailable:   {8 * GIB // 1024} kB\n", "proc/self/cgroup": "0::/job/step\n"}
+MACHINE = {
+    "proc/meminfo": f"MemTotal:       99999999 kB\nMemAvailable:   {8 * GIB // 1024} kB\n",
+    "proc/self/cgroup": "0::/job/step\n",
+}
 
 
 def group(name: str, limit: int | str, used: int, cached: int) -> dict[str, str]:
@@ -39,7 +42,10 @@ def group(name: str, limit: int | str, used: int, cached: int) -> dict[str, str]
         (group("job/step", "max", GIB, 0), 8 * GIB),
         (group("job/step", 4 * GIB, 2 * GIB, GIB), 3 * GIB),  # half of what is used is cache
         (group("job/step", 64 * GIB, 0, 0), 8 * GIB),
-        (group("job", 3 * GIB, 2 * GIB, 0) | group("job/step", "max", GIB, 0), GIB),  # a limit of the group around it
+        (
+            group("job", 3 * GIB, 2 * GIB, 0) | group("job/step", "max", GIB, 0),
+            GIB,
+        ),  # a limit of the group around it
         (group("job/step", GIB, 2 * GIB, 0), 0),
         (group("elsewhere", GIB, GIB, 0), 8 * GIB),
         ({"proc/self/cgroup": "4:memory:/old\n"}, 8 * GIB),

@@ -23,7 +23,13 @@ def unsigned(values: torch.Tensor) -> list[int]:
 
 def test_splitmix64_gives_the_published_numbers() -> None:
     # for seed 1234567, as many implementations print them
-    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    published = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
     assert unsigned(splitmix64(torch.tensor([1234567]), 5)) == published
     assert reference_splitmix64(1234567, 5) == published
 
@@ -41,7 +47,9 @@ def test_uniform_depends_on_seed_and_stream_alone(seeds: list[int], stream: int,
     assert drawn.dtype == torch.float64
     assert ((drawn >= 0) & (drawn < 1)).all()
     for i, seed in enumerate(seeds):
-        alone = uniform(torch.tensor([seed]), stream, n + 2)  # the first n do not depend on how many are asked for
+        alone = uniform(
+            torch.tensor([seed]), stream, n + 2
+        )  # the first n do not depend on how many are asked for
         assert torch.equal(drawn[i], alone[0, :n])
 
 

@@ -1,8 +1,9 @@
-"""Intervals against published and hand-worked figures, and against SciPy where it is installed."""
+"""Intervals against published and hand-worked values, and against `scipy.stats`."""
 
 from __future__ import annotations
 
 import pytest
+from scipy import stats
 
 from residual_rl.errors import ConfigError
 from residual_rl.utils.statistics import Summary, across_runs, mean, paired_difference, proportion, student_t, summarize
@@ -33,10 +34,30 @@ def test_student_t_quantiles(degrees: int, quantile: float) -> None:
     assert student_t(degrees) == pytest.approx(quantile, abs=5e-5)
 
 
-def test_student_t_agrees_with_scipy() -> None:
-    stats = pytest.importorskip("scipy.stats")
-    for degrees in (*range(1, 40), 199, 999, 5000):
-        assert student_t(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), abs=1e-8)
+@pytest.mark.parametrize(
+    ("degrees", "quantile"),
+    # of the incomplete beta function's finite series (Abramowitz & Stegun 26.7.3 and 26.7.4), bisected
+    [
+        (1, 12.706204736174694),
+        (2, 4.302652729749462),
+        (7, 2.364624251592784),
+        (30, 2.0422724563012378),
+        (199, 1.971956544249395),
+    ],
+)
+def test_student_t__literal_values(degrees: int, quantile: float) -> None:
+    assert student_t(degrees) == pytest.approx(quantile, abs=1e-9)
+
+
+def test_proportion__equals_scipys_wilson_interval() -> None:
+    for n in (1, 7, 40):
+        for successes in range(n + 1):
+            interval = stats.binomtest(successes, n).proportion_ci(method="wilson")
+            summary = proportion([1] * successes + [0] * (n - successes))
+            assert (summary.low, summary.high) == (
+                pytest.approx(interval.low, abs=1e-9),
+                pytest.approx(interval.high, abs=1e-9),
+            )
 
 
 def test_mean_with_t_interval() -> None:

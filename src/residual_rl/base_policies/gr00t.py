@@ -11,33 +11,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from residual_rl.errors import ConfigError
 from residual_rl.registry import BasePolicySpec, register_base_policy
 from residual_rl.utils.text import parse_pairs
-from residual_rl.utils.validation import check_fields
+from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, Port, PositiveFloat, PositiveInt
 
 
 @dataclass(frozen=True)
-class Gr00tCfg:
+class Gr00tCfg(CheckedCfg):
     """Settings of the `gr00t` base policy."""
 
     host: str = "127.0.0.1"
     """Host of the inference server."""
-    port: int = 5555
+    port: Port = 5555
     """Port of the inference server."""
     api_token: str | None = None
     """Token of the server. Prefer the environment variable RESIDUAL_RL_TOKEN: settings are saved with the
     run."""
     layout: Literal["n1.5", "n1.6"] = "n1.6"
     """Wire layout: flat keys and one request per env (N1.5), or nested and batched (N1.6, N1.7)."""
-    timeout: float = 15.0
+    timeout: PositiveFloat = 15.0
     """Time limit for a reply [s]."""
-    reconnect: float = 60.0
+    reconnect: NonNegativeFloat = 60.0
     """Time for which the run waits and retries if the server does not answer [s]."""
-    num_action_steps: int | None = None
+    num_action_steps: PositiveInt | None = None
     """Number of actions executed of each chunk. None: the value given by a `residual-rl serve` server, else
     8."""
-    chunk_size: int | None = None
+    chunk_size: PositiveInt | None = None
     """Number of actions predicted at once. None: the value given by the server, else 16."""
     cameras: tuple[str, ...] = ()
     """Camera images to send, as ENV_NAME=SERVER_KEY, e.g. top=front."""
@@ -61,17 +60,7 @@ class Gr00tCfg:
     """Whether the server's gripper is 0 when open."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        if not 1 <= self.port <= 65535:
-            raise ConfigError(f"port must be from 1 to 65535, not {self.port}")
-        if self.timeout <= 0:
-            raise ConfigError(f"timeout must be above 0, not {self.timeout}")
-        if self.reconnect < 0:
-            raise ConfigError(f"reconnect must be 0 or more, not {self.reconnect}")
-        for name in ("num_action_steps", "chunk_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, not {value}")
+        super().__post_init__()
         parse_pairs(self.cameras, "cameras")
         parse_pairs(self.extra_state, "extra_state")
 

@@ -15,16 +15,16 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from residual_rl.config import with_trust
 from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.registry import BASE_POLICIES, BasePolicySpec, register_base_policy
-from residual_rl.utils.trusted import with_trust
-from residual_rl.utils.validation import check_fields
+from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, PositiveFloat
 
 _SETTING = re.compile(r"(\d+)\.(\w[\w-]*)=(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class HybridCfg:
+class HybridCfg(CheckedCfg):
     """Settings of the `hybrid` base policy."""
 
     policies: tuple[str, ...] = ()
@@ -35,7 +35,7 @@ class HybridCfg:
     mode: Literal["blend", "switch", "ensemble"] = "blend"
     """blend: weighted sum of the actions; switch: one policy at a time; ensemble: mean action, with the
     policies' disagreement as uncertainty."""
-    weights: tuple[float, ...] = ()
+    weights: tuple[NonNegativeFloat, ...] = ()
     """`blend`: one weight per policy, with a sum of 1; default: equal weights."""
     switch: str = ""
     """`switch`: your function MODULE:FUNCTION that maps the named observations [b, …] to the number of the
@@ -43,13 +43,13 @@ class HybridCfg:
     switch_on: str = ""
     """`switch` without a function: name of an observation. When its norm falls below `switch_below`, the
     second of two policies takes over until the episode ends."""
-    switch_below: float | None = None
+    switch_below: PositiveFloat | None = None
     """Threshold on the Euclidean norm of `switch_on`."""
     trust_checkpoint: Annotated[bool, tyro.conf.arg(aliases=["--trust-checkpoint"])] = False
     """Allow the policies to read checkpoints that can run code of whoever made them."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         if not self.policies:
             return  # the defaults, before any flag
         if len(self.policies) < 2:
@@ -65,8 +65,8 @@ class HybridCfg:
             raise ConfigError(
                 f"weights must be one for each of the {len(self.policies)} policies, not {len(self.weights)}"
             )
-        if self.weights and (min(self.weights) < 0.0 or abs(math.fsum(self.weights) - 1.0) > 1e-6):
-            raise ConfigError(f"weights must be 0 or more with a sum of 1, not {self.weights}")
+        if self.weights and abs(math.fsum(self.weights) - 1.0) > 1e-6:
+            raise ConfigError(f"weights must add up to 1, not {self.weights}")
 
     def _check_switch(self) -> None:
         threshold = bool(self.switch_on) or self.switch_below is not None
@@ -82,14 +82,14 @@ class HybridCfg:
             )
         if threshold and len(self.policies) != 2:
             raise ConfigError(
-                f"a threshold switches between two policies, not {len(self.policies)}: give a function, switch"
+                f"a threshold switches between two policies, not {len(self.policies)}: use a function (switch)"
             )
-        if self.switch_below is not None and self.switch_below <= 0.0:
-            raise ConfigError(f"switch_below must be above 0, as norms are, not {self.switch_below}")
 
     def members(self) -> list[Any]:
-        """The settings of each policy, None where it has none. Several of one kind with a `seed` get seeds
-        that follow each other."""
+        """The settings of each policy; None for one without settings.
+
+        Several policies with the same id and a `seed` get consecutive seeds.
+        """
         given: list[dict[str, str]] = [{} for _ in self.policies]
         for text in self.settings:
             found = _SETTING.fullmatch(text)

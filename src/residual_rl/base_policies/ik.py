@@ -8,33 +8,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from residual_rl.errors import ConfigError
 from residual_rl.registry import BasePolicySpec, register_base_policy
-from residual_rl.utils.validation import check_fields
+from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, PositiveFloat
 
 
 @dataclass(frozen=True)
-class IKCfg:
+class IKCfg(CheckedCfg):
     """Settings of the `ik` base policy."""
 
-    gain: float = 1.5
+    gain: PositiveFloat = 1.5
     """Share of the way to the goal that is commanded each step; controllers that lag behind do with more than 1."""
-    max_step: float = 0.1
+    max_step: PositiveFloat = 0.1
     """Longest step that is commanded [m]."""
-    max_turn: float = 0.3
+    max_turn: PositiveFloat = 0.3
     """Largest turn that is commanded in a step [rad]."""
-    damping: float = 0.05
+    damping: NonNegativeFloat = 0.05
     """Damping of the least squares, where actions are changes of joints."""
     goals: str = ""
     """Goals of your own as MODULE:CLASS, a `CartesianGoals`; none are those registered for the task."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        for name in ("gain", "max_step", "max_turn"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
-        if self.damping < 0:
-            raise ConfigError(f"damping must be 0 or more, not {self.damping}")
 
 
 register_base_policy(

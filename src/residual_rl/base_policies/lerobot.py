@@ -11,10 +11,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from residual_rl.errors import ConfigError
 from residual_rl.registry import BasePolicySpec, register_base_policy
 from residual_rl.utils.text import parse_pairs
-from residual_rl.utils.validation import check_fields
+from residual_rl.utils.validation import CheckedCfg, PositiveInt, TorchSeed
 
 JointUnits = Literal["hardware", "range", "rad"]
 """Units of joint positions: `hardware`, the robot's own (degrees; SO-101: gripper 0 to 100); `range`,
@@ -22,7 +21,7 @@ LeRobot's -100 to 100 over each arm joint's range (robots configured with `use_d
 
 
 @dataclass(frozen=True)
-class LeRobotCfg:
+class LeRobotCfg(CheckedCfg):
     """Settings of the `lerobot` base policy."""
 
     checkpoint: Annotated[str, tyro.conf.arg(aliases=["--il-checkpoint"])] = ""
@@ -32,11 +31,11 @@ class LeRobotCfg:
     """Revision of the repository on the hub."""
     trust_checkpoint: Annotated[bool, tyro.conf.arg(aliases=["--trust-checkpoint"])] = False
     """Allow the policy's processors to import classes by name, which can run code of whoever made them."""
-    num_action_steps: int | None = None
+    num_action_steps: PositiveInt | None = None
     """Number of actions executed of each chunk; None: as in training."""
-    inference_steps: int | None = None
+    inference_steps: PositiveInt | None = None
     """Denoising steps of Diffusion policies; None: as in training."""
-    seed: int = 0
+    seed: TorchSeed = 0
     """Seed of the noise, which is a function of the seed and the observations."""
     device: str | None = None
     """Device of the policy; None: that of the env."""
@@ -51,12 +50,7 @@ class LeRobotCfg:
     """Language instruction, for policies that read one."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        for name in ("num_action_steps", "inference_steps"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.seed < 1 << 31:
-            raise ConfigError(f"seed must be from 0 to {(1 << 31) - 1}, not {self.seed}")
+        super().__post_init__()
         parse_pairs(self.cameras, "cameras")
 
 

@@ -6,31 +6,17 @@ ManiSkill's PPO.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
-from safetensors import SafetensorError, safe_open
 
-from residual_rl.envs.vec_env import VecEnv
-from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.registry import BasePolicySpec, register_base_policy
-from residual_rl.types import BasePolicy
-from residual_rl.utils import trusted
-from residual_rl.utils.validation import check_fields
-
-POLICY_FILE = "policy.safetensors"
-_STATE = ("state",)
-_WANTED = (
-    "a run folder or policy.safetensors of this project, a Stable-Baselines3 model (.zip), "
-    "an exported torch.export program (.pt2), or a state dict of ManiSkill's PPO (.pt)"
-)
+from residual_rl.utils.validation import CheckedCfg, PositiveInt
 
 
 @dataclass(frozen=True)
-class ModelCfg:
+class ModelCfg(CheckedCfg):
     """Settings of the `model` base policy."""
 
     checkpoint: Annotated[str, tyro.conf.arg(aliases=["--model-path"])] = ""
@@ -42,74 +28,15 @@ class ModelCfg:
     """Observations for a .zip, .pt2 or .pt, joined in this order. Default: `state`; for a .pt that uses
     images, the only camera and, if it needs them, the joint values `proprioception`. A .zip with dict
     observations names its own."""
-    num_action_steps: int | None = None
+    num_action_steps: PositiveInt | None = None
     """Number of actions executed of each chunk of a .pt2; None: all."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.num_action_steps is not None and self.num_action_steps < 1:
-            raise ConfigError(f"num_action_steps must be at least 1, not {self.num_action_steps}")
-
-
-def make(cfg: ModelCfg, env: VecEnv) -> BasePolicy:
-    """The model in the file or folder `cfg.checkpoint`, for `env`.
-
-    Raises `CheckpointError` if there is no such model, and `ConfigError` if it does not fit `env`.
-    """
-    if not cfg.checkpoint:
-        raise ConfigError(f"a model is needed: --base.checkpoint (or --model-path) with {_WANTED}")
-    path = Path(cfg.checkpoint)
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist; expected {_WANTED}")
-    if path.is_dir() or path.suffix == ".safetensors":
-        _refuse_other_kinds(path)
-        from residual_rl.base_policies.trained_run import make_trained_run
-
-        return make_trained_run(path, cfg.trust_checkpoint, env)
-    if path.suffix == ".zip":
-        from residual_rl.base_policies.sb3 import SB3Policy
-
-        model = trusted.read_sb3_policy(path, cfg.trust_checkpoint)
-        return SB3Policy(model, cfg.input_keys or _STATE, env, str(path))
-    if path.suffix == ".pt2":
-        from residual_rl.base_policies.exported_program import ProgramPolicy
-
-        program = trusted.read_exported_program(path, cfg.trust_checkpoint)
-        return ProgramPolicy(program, cfg.input_keys or _STATE, cfg.num_action_steps, env, str(path))
-    if path.suffix == ".pt":
-        from residual_rl.base_policies.maniskill_ppo import ManiSkillPPOPolicy
-
-        state = trusted.read_state_dict(path, cfg.trust_checkpoint)
-        return ManiSkillPPOPolicy(state, cfg.input_keys, env, str(path))
-    raise CheckpointError(f"{path} is not a model that can be a base policy; expected {_WANTED}")
-
-
-def _refuse_other_kinds(path: Path) -> None:
-    """Raise `CheckpointError` for an imitation model, which needs the base policy `il`."""
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    for file in files if not (path / POLICY_FILE).is_file() else ():
-        if _kind(file) == "model":
-            raise CheckpointError(
-                f"{path} holds an imitation model: use --base-policy il --il-checkpoint {path}"
-            )
-
-
-def _kind(file: Path) -> str | None:
-    """The kind of a file of this project; None for other files."""
-    try:
-        with safe_open(file, "pt") as opened:
-            text = (opened.metadata() or {}).get("residual_rl", "{}")
-        kind = json.loads(text).get("kind")
-        return kind if isinstance(kind, str) else None
-    except (SafetensorError, ValueError, OSError):
-        return None
 
 
 register_base_policy(
     BasePolicySpec(
         id="model",
         summary="a trained model: a run, a Stable-Baselines3 zip, a torch.export program, or ManiSkill's PPO",
-        make=f"{__name__}:make",
+        make="residual_rl.base_policies.model_policy:make",
         config=f"{__name__}:ModelCfg",
     )
 )

@@ -8,30 +8,33 @@ observations in msgpack over a websocket. The wire format is that of Physical-In
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from residual_rl.errors import ConfigError
 from residual_rl.registry import BasePolicySpec, register_base_policy
 from residual_rl.utils.text import parse_pairs
-from residual_rl.utils.validation import check_fields
+from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, Port, PositiveFloat, PositiveInt, Rule
+
+_WEBSOCKET_URL = Rule(
+    "empty or begin with ws:// or wss://", lambda url: not url or url.startswith(("ws://", "wss://"))
+)
 
 
 @dataclass(frozen=True)
-class OpenPiCfg:
+class OpenPiCfg(CheckedCfg):
     """Settings of the `openpi` base policy."""
 
-    url: str = ""
+    url: Annotated[str, _WEBSOCKET_URL] = ""
     """Address of the server, e.g. wss://robot.example/policy. Empty: ws://HOST:PORT."""
     host: str = "127.0.0.1"
     """Host of the policy server."""
-    port: int = 8000
+    port: Port = 8000
     """Port of the policy server."""
     api_token: str | None = None
     """Token of the server. Prefer the environment variable RESIDUAL_RL_TOKEN: settings are saved with the
     run."""
-    timeout: float = 15.0
+    timeout: PositiveFloat = 15.0
     """Time limit for a reply [s]."""
-    reconnect: float = 60.0
+    reconnect: NonNegativeFloat = 60.0
     """Time for which the run waits and retries if the server does not answer [s]."""
     observation: tuple[str, ...] = ()
     """Observations to send, as ENV_NAME=SERVER_KEY, e.g. state=observation/state top=observation/image.
@@ -41,24 +44,12 @@ class OpenPiCfg:
     action_units: Literal["normalized", "hardware"] | None = None
     """Meaning of the server's actions: the env's own, or absolute joint positions in the robot's units
     (degrees, gripper 0 to 100). None: the value given by a `residual-rl serve` server, else normalized."""
-    num_action_steps: int | None = None
+    num_action_steps: PositiveInt | None = None
     """Number of actions executed of each chunk. None: the value given by a `residual-rl serve` server, else
     8."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        if self.url and not self.url.startswith(("ws://", "wss://")):
-            raise ConfigError(f"url must begin with ws:// or wss://, not be {self.url!r}")
-        if not 1 <= self.port <= 65535:
-            raise ConfigError(f"port must be from 1 to 65535, not {self.port}")
-        if self.timeout <= 0:
-            raise ConfigError(f"timeout must be above 0, not {self.timeout}")
-        if self.reconnect < 0:
-            raise ConfigError(f"reconnect must be 0 or more, not {self.reconnect}")
-        if self.action_units not in (None, "normalized", "hardware"):
-            raise ConfigError(f"action_units must be normalized or hardware, not {self.action_units!r}")
-        if self.num_action_steps is not None and self.num_action_steps < 1:
-            raise ConfigError(f"num_action_steps must be at least 1, not {self.num_action_steps}")
+        super().__post_init__()
         parse_pairs(self.observation, "observation")
 
 

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
 from residual_rl.composition import Composition, make_composition
+from residual_rl.config import with_trust
 from residual_rl.envs.spaces import observed, shape_of, with_base_action
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
-from residual_rl.exported_policy import POLICY_FILE, find_policy, load_policy
+from residual_rl.exported_policy import find_policy, load_policy
 from residual_rl.types import ActionChunk, BasePolicy, Obs, State
-from residual_rl.utils.trusted import with_trust
 
 _log = logging.getLogger(__name__)
 
@@ -37,12 +37,7 @@ def make_trained_run(path: Path, trusted: bool, env: VecEnv) -> TrainedPolicy:
             reason.
     """
     # Find and read the exported policy.
-    if (path / POLICY_FILE).is_file():
-        file = path / POLICY_FILE
-    elif path.is_file():
-        file = path
-    else:
-        file = find_policy(path, "best")
+    file = find_policy(path).file
     exported = load_policy(file)
     cfg = exported.cfg
     if cfg.residual.chunk == "whole":

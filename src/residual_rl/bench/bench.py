@@ -15,9 +15,10 @@ import torch
 from residual_rl.bench.stepping import NotMujocoError, compare_stepping
 from residual_rl.bench.training import SB3_ENVS, SETTINGS, compare_training
 from residual_rl.config import TrainCfg
-from residual_rl.errors import ConfigError, MissingDependencyError
+from residual_rl.errors import MissingDependencyError
 from residual_rl.factory import make_residual_env
 from residual_rl.utils.provenance import machine, versions
+from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, PositiveInt
 
 FORMAT_VERSION = 1
 CAMERA_SIZE = (128, 128)
@@ -25,26 +26,19 @@ CAMERA_SIZE = (128, 128)
 
 
 @dataclass(frozen=True)
-class BenchCfg:
+class BenchCfg(CheckedCfg):
     """How much is measured."""
 
-    num_envs: int = 32
+    num_envs: PositiveInt = 32
     """Worlds stepped together."""
-    num_threads: int = 0
+    num_threads: NonNegativeInt = 0
     """Simulator threads; 0 means one a CPU core."""
-    num_steps: int = 100
+    num_steps: PositiveInt = 100
     """Policy steps of each world in a turn of the comparison with bare MuJoCo."""
-    repeats: int = 5
+    repeats: PositiveInt = 5
     """Turns of stepping and drawing; the figures are medians over them."""
-    training_repeats: int = 3
+    training_repeats: PositiveInt = 3
     """Turns of training."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_envs", "num_steps", "repeats", "training_repeats"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.num_threads < 0:
-            raise ConfigError(f"num_threads must be 0 or more, not {self.num_threads}")
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,12 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from rich.console import Console
 
-from residual_rl.cli.flags import HELP, flat_field, parse_flags
+from residual_rl.cli.flags import HELP, parse_flags
 from residual_rl.errors import ConfigError
 from residual_rl.imitation.convert_cfg import ConvertCfg
 
@@ -17,10 +19,10 @@ _WHAT = "Make a base policy of a public Diffusion Policy checkpoint, as ManiSkil
 
 
 @dataclasses.dataclass(frozen=True)
-class _Own:
-    """What is not known of the checkpoint, but wanted."""
+class ConvertFlags:
+    """Flags of `convert` that are no settings of the checkpoint."""
 
-    out: Path | None = None
+    output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["--out", "--output"])] = None
     """Folder to make; a base policy takes it as its checkpoint. None: runs/convert-DATE-TIME."""
     trust_checkpoint: bool = False
     """The file may be read though it is a pickle: you trust where it comes from."""
@@ -30,32 +32,44 @@ def main(argv: Sequence[str]) -> int:
     """Read, write, and tell what was made."""
     named = bool(argv) and not argv[0].startswith("-")
     if not named and not HELP & set(argv):
-        raise ConfigError("convert needs a checkpoint: put it first, residual-rl convert CHECKPOINT [options]")
-    fields = [flat_field("own", _Own), flat_field("cfg", ConvertCfg)]
-    flags = parse_flags(fields, argv[named:], "convert CHECKPOINT", f"{_WHAT}.")
-    out = flags.own.out or Path("runs") / f"convert-{time.strftime('%Y%m%d-%H%M%S')}"
+        raise ConfigError(
+            "convert needs a checkpoint: put it first, residual-rl convert CHECKPOINT [options]"
+        )
+    parsed = parse_flags(
+        {"own": ConvertFlags(), "cfg": ConvertCfg()}, argv[named:], "convert CHECKPOINT", f"{_WHAT}."
+    )
+    flags: ConvertFlags = parsed["own"]
+    cfg: ConvertCfg = parsed["cfg"]
+    out = flags.output_dir or Path("runs") / f"convert-{time.strftime('%Y%m%d-%H%M%S')}"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} is not empty; choose another --out")
+        raise ConfigError(f"{out} is not empty; choose another --output-dir")
     from residual_rl.imitation.convert import read_public_unet
     from residual_rl.imitation.model import MODEL_FILE
     from residual_rl.utils.files import make_folder
 
-    model = read_public_unet(Path(argv[0]), flags.cfg, flags.own.trust_checkpoint)
+    model = read_public_unet(Path(argv[0]), cfg, flags.trust_checkpoint)
     make_folder(out)
     model.save(out / MODEL_FILE)
     settings = model.settings
     seen = ", ".join(f"{key} {list(settings.obs_shapes[key])}" for key in settings.obs_keys)
     padded = f", padded to {settings.obs_size}" if settings.obs_padding else ""
     parameters = sum(p.numel() for p in model.network.parameters())
-    mode = f" --control-mode {flags.cfg.control_mode}" if flags.cfg.control_mode else ""
+    mode = f" --control-mode {cfg.control_mode}" if cfg.control_mode else ""
     console = Console()
     console.print(f"{model.name}: {parameters:,} parameters", highlight=False, soft_wrap=True)
-    console.print(f"It sees {settings.num_obs_steps} times {seen}{padded}, as they are.", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"It sees {settings.num_obs_steps} times {seen}{padded}, as they are.",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
     console.print(
         f"It gives {settings.chunk_size} actions of {settings.action_dim} numbers, and {settings.num_action_steps} of them are executed.",
         highlight=False,
         soft_wrap=True,
     )
     console.print(f"Model: {out / MODEL_FILE}", soft_wrap=True)
-    console.print(f"Evaluate it: residual-rl eval TASK{mode} --base-policy il --il-checkpoint {out}", soft_wrap=True)
+    console.print(
+        f"Evaluate it: residual-rl eval TASK{mode} --base-policy il --il-checkpoint {out}", soft_wrap=True
+    )
     return 0

@@ -6,14 +6,14 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 from rich.console import Console
 
 from residual_rl.cli import demos
-from residual_rl.cli.flags import HELP, has_flag, peek, require_target
+from residual_rl.cli.flags import has_flag, parse_flags, parse_head, require_target, resume_folder
 from residual_rl.config import from_plain
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 from residual_rl.evaluation.formatting import format_table
@@ -34,53 +34,74 @@ from residual_rl.runs.run_folder import RunFolder
 
 
 @dataclasses.dataclass(frozen=True)
-class _Out:
-    """Where to."""
+class DistillFlags:
+    """Flags of `distill` that are no settings."""
 
-    out: Path | None = None
+    output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["--out", "--output"])] = None
     """Folder to make; the base policy `il` takes it as its checkpoint. None: RUN/distilled."""
 
 
 @dataclasses.dataclass(frozen=True)
-class _Resume:
-    """How to go on."""
+class ResumeFlags:
+    """Flags of `distill --resume`."""
 
-    resume: Path = Path()
-    """Folder of the distilling to go on with."""
+    resume: Path
+    """Folder of the distillation to resume."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Head:
+    """Flags that the defaults of the others depend on."""
+
+    model: str = DistillCfg.model
+    algo: Literal["bc", "flow"] = DistillCfg.algo
+
+
+@dataclasses.dataclass(frozen=True)
+class _ImitateHead:
+    """The same of `--imitate.*`."""
+
+    preset: str | None = None
+    device: str = "cpu"
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, collect, train, evaluate."""
     if has_flag(argv, "--resume"):
         return _resume(argv)
-    target, rest = require_target(argv, "distill", "RUN", "Make one policy of a run, or go on by --resume FOLDER")
+    target, rest = require_target(
+        argv, "distill", "RUN", "Make one policy of a run, or go on by --resume FOLDER"
+    )
     run = Path(target)
-    teacher = find_teacher(run, peek(rest, "--model") or "best")
-    preset, device = peek(rest, "--imitate.preset"), peek(rest, "--imitate.device") or "cpu"
-    imitation = default_imitation(peek(rest, "--algo") or DistillCfg.algo, teacher.exported.cfg, device, preset)
-    fields = [
-        ("own", Annotated[_Out, tyro.conf.arg(name="")], dataclasses.field(default=_Out())),
-        ("cfg", Annotated[DistillCfg, tyro.conf.arg(name="")], dataclasses.field(default=DistillCfg())),
-        ("imitate", ImitateCfg, dataclasses.field(default=imitation)),
-    ]
-    about = "Make one policy of a run, that needs neither its base policy nor its residual."
-    flags: Any = tyro.cli(dataclasses.make_dataclass("Distill", fields), args=rest, prog=f"residual-rl distill {target}", description=about)
-    _check(flags.cfg, flags.imitate)
+    head = parse_head(_Head(), rest, f"distill {target}")
+    imitate_head = parse_head(_ImitateHead(), rest, f"distill {target}", "imitate")
+    teacher = find_teacher(run, head.model)
+    imitation = default_imitation(head.algo, teacher.exported.cfg, imitate_head.device, imitate_head.preset)
+    groups = {"own": DistillFlags(), "cfg": DistillCfg(), "imitate": imitation}
+    about = "Train one policy that imitates a run, and needs neither its base policy nor its residual."
+    parsed = parse_flags(groups, rest, f"distill {target}", about)
+    cfg: DistillCfg = parsed["cfg"]
+    imitation = parsed["imitate"]
+    _check(cfg, imitation)
     if has_flag(rest, "--imitate.obs-keys"):
-        _check_observed(flags.imitate.obs_keys, teacher)
-    out: Path = flags.own.out or run / "distilled"
+        _check_observed(imitation.obs_keys, teacher)
+    out: Path = parsed["own"].output_dir or run / "distilled"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} is there and not empty; choose another --out, or go on with it: residual-rl distill --resume {out}")
-    stored = {"run": str(run.resolve()), "sha256": teacher.digest, "distill": flags.cfg, "imitate": flags.imitate}
+        raise ConfigError(
+            f"{out} is there and not empty; choose another --output-dir, or go on with it: residual-rl distill --resume {out}"
+        )
+    stored = {"run": str(run.resolve()), "sha256": teacher.digest, "distill": cfg, "imitate": imitation}
     with RunFolder(out).start(stored):
-        return _distill(teacher, flags.cfg, flags.imitate, out)
+        return _distill(teacher, cfg, imitation, out)
 
 
 def _check(cfg: DistillCfg, imitation: ImitateCfg) -> None:
     if imitation.algo != cfg.algo:
         raise ConfigError(f"choose the algorithm with --algo {imitation.algo}, not with --imitate.algo")
     if imitation.n_episodes is not None:
-        raise ConfigError(f"choose how many episodes with --n-episodes {imitation.n_episodes}, not with --imitate.n-episodes")
+        raise ConfigError(
+            f"choose how many episodes with --n-episodes {imitation.n_episodes}, not with --imitate.n-episodes"
+        )
 
 
 def _check_observed(names: Sequence[str], teacher: Teacher) -> None:
@@ -94,8 +115,9 @@ def _check_observed(names: Sequence[str], teacher: Teacher) -> None:
 
 
 def _resume(argv: Sequence[str]) -> int:
-    args = ["--help"] if HELP & set(argv) else list(argv)
-    out = tyro.cli(_Resume, args=args, prog="residual-rl distill", description="Go on with distilling that was interrupted.").resume
+    args = argv if resume_folder(argv, "distill") is not None else ["--help"]
+    about = "Resume an interrupted distillation."
+    out: Path = parse_flags({"own": ResumeFlags}, args, "distill", about)["own"].resume
     folder = RunFolder(out)
     with folder.resume():
         try:
@@ -103,7 +125,9 @@ def _resume(argv: Sequence[str]) -> int:
             cfg, imitation = from_plain(DistillCfg, data["distill"]), from_plain(ImitateCfg, data["imitate"])
             run, digest = Path(data["run"]), data["sha256"]
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{folder.config_file} is not the configuration of distilling: {error}") from error
+            raise CheckpointError(
+                f"{folder.config_file} is not the configuration of distilling: {error}"
+            ) from error
         teacher = find_teacher(run, cfg.model)
         check_same_teacher(digest, teacher)
         return _distill(teacher, cfg, imitation, out)
@@ -116,7 +140,13 @@ def _distill(teacher: Teacher, cfg: DistillCfg, imitation: ImitateCfg, out: Path
     def collect(file: Path, n_episodes: int, first_seed: int) -> int:
         what = ["--policy", str(teacher.run), "--model", cfg.model, "--out", str(file), "--overwrite"]
         how = ["--noise", str(cfg.noise), "--noise-correlation", str(cfg.noise_correlation)]
-        which = ["--n-episodes", str(n_episodes), "--first-seed", str(first_seed), *(["--only-success"] if cfg.only_success else [])]
+        which = [
+            "--n-episodes",
+            str(n_episodes),
+            "--first-seed",
+            str(first_seed),
+            *(["--only-success"] if cfg.only_success else []),
+        ]
         return demos.main(["collect", task_id, *what, *how, *which])
 
     code = gather(out, cfg, task_id, collect)

@@ -6,30 +6,30 @@ import dataclasses
 import sys
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any
 
 import torch
-import tyro
 from rich.console import Console
 
-from residual_rl.cli.flags import parts_of, require_target
+from residual_rl.cli.flags import parse_flags, require_target
 from residual_rl.config import TrainCfg
 from residual_rl.registry import TASKS
 from residual_rl.sanity.suite import Check, examine, format_table
+
+
+@dataclasses.dataclass(frozen=True)
+class DoctorFlags:
+    """Flags of `doctor` that are no settings."""
+
+    quick: bool = False
+    """Shorter runs and fewer episodes: a first look in seconds."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, examine, print a table; 1 if a check failed."""
     target, rest = require_target(argv, "doctor", "TASK", "Check a task")
     spec, cfg = TASKS.get(target), TrainCfg.default(target)
-    quick = Annotated[bool, tyro.conf.arg(help="Shorter runs and fewer episodes: a first look in seconds.")]
-    own: list[tuple[str, Any, Any]] = [("quick", quick, dataclasses.field(default=False))]
-    flags: Any = tyro.cli(
-        dataclasses.make_dataclass("Doctor", [*own, *parts_of(cfg, ("task",))]),
-        args=rest,
-        prog=f"residual-rl doctor {target}",
-        description="Check that a task's physics, rewards and episodes are what they should be.",
-    )
+    about = "Check that a task's physics, rewards and episodes are what they should be."
+    parsed = parse_flags({"own": DoctorFlags(), "task": cfg.task}, rest, f"doctor {target}", about)
     torch.set_num_threads(1)
     console, checks, start = Console(), list[Check](), time.perf_counter()
     with console.status("examining") as status:
@@ -37,13 +37,21 @@ def main(argv: Sequence[str]) -> int:
         def tell(name: str) -> None:
             status.update(f"{len(checks)} checks done; now: {name}")
             if not console.is_terminal:  # there the status is not seen
-                print(f"{time.perf_counter() - start:4.0f} s, {len(checks)} checks done; now: {name}", file=sys.stderr, flush=True)
+                print(
+                    f"{time.perf_counter() - start:4.0f} s, {len(checks)} checks done; now: {name}",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
-        for check in examine(spec, getattr(flags, "task", None), flags.quick, tell):
+        for check in examine(spec, parsed["task"], parsed["own"].quick, tell):
             checks.append(check)
             status.update(f"{len(checks)} checks done; the last: {check.name}")
     console.print(format_table(f"Sanity of {target}", checks))
     failed = [check.name for check in checks if not check.ok]
-    verdict = f"{len(failed)} of {len(checks)} checks failed: {'; '.join(failed)}" if failed else f"all {len(checks)} checks hold"
+    verdict = (
+        f"{len(failed)} of {len(checks)} checks failed: {'; '.join(failed)}"
+        if failed
+        else f"all {len(checks)} checks hold"
+    )
     console.print(f"{verdict} ({time.perf_counter() - start:.0f} s)", soft_wrap=True)
     return 1 if failed else 0

@@ -11,36 +11,37 @@ import torch
 import tyro
 from rich.console import Console
 
-from residual_rl.cli.flags import parts_of, peek, require_target
-from residual_rl.config import TrainCfg, replace_fields
+from residual_rl.cli.flags import parse_flags, parse_head, require_target
+from residual_rl.config import ResidualScale, TrainCfg, replace_fields
 from residual_rl.errors import ConfigError, MissingDependencyError, UnknownNameError
 from residual_rl.evaluation.compare import run_episodes, summarize
 from residual_rl.evaluation.evaluate import Episodes, no_residual
 from residual_rl.evaluation.report import format_table, write_report
-from residual_rl.exported_policy import POLICY_FILE, ExportedPolicy, find_policy, load_policy
+from residual_rl.exported_policy import ExportedPolicy, find_policy
 from residual_rl.factory import make_residual_env
 from residual_rl.registry import TASKS
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.utils.files import make_folder, write_json
 from residual_rl.utils.seeding import EVAL_SEED
+from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, PositiveInt
 from residual_rl.visualization.recording import Recording, record, write_comparison
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalFlags:
+class EvalFlags(CheckedCfg):
     """What to evaluate and what to make of it."""
 
-    n_episodes: int = 200
+    n_episodes: Annotated[PositiveInt, tyro.conf.arg(aliases=["--eval-episodes"])] = 200
     """Episodes of each policy, the same for all."""
-    first_seed: int = EVAL_SEED
+    first_seed: NonNegativeInt = EVAL_SEED
     """Seed of the first episode; the others count on from it. Training and its evaluations use others."""
-    eval_envs: int = 100
+    eval_envs: PositiveInt = 100
     """Worlds stepped together; the results do not depend on it."""
-    num_threads: int | None = None
+    num_threads: NonNegativeInt | None = None
     """Simulator threads, 0 means one a CPU core; the results do not depend on it. None: as in training."""
     model: str | None = None
     """best, final, interrupted, or the path of an exported policy. None: best, or the model that is named in place of a run."""
-    residual_scale: Annotated[float | None, tyro.conf.arg(aliases=["--alpha"])] = None
+    residual_scale: Annotated[ResidualScale | None, tyro.conf.arg(aliases=["--alpha"])] = None
     """Another bound of the residual than the model was exported with."""
     compare_base: bool = False
     """Evaluate the base policy alone on the same episodes."""
@@ -50,17 +51,18 @@ class EvalFlags:
     """Save the plots as PNG files, besides the report."""
     save_video: bool = False
     """Write video.mp4: base beside residual on the same episodes."""
-    video_episodes: int = 4
+    video_episodes: PositiveInt = 4
     """Episodes of the video: the first of the evaluation."""
-    output: Path | None = None
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["--out"])] = None
     """Where to write the figures as JSON too; a run's go to RUN/eval.json in any case."""
 
-    def __post_init__(self) -> None:
-        for name in ("n_episodes", "eval_envs", "video_episodes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.first_seed < 0:
-            raise ConfigError(f"first_seed must be 0 or more, not {self.first_seed}")
+
+@dataclasses.dataclass(frozen=True)
+class BaseEvalFlags(EvalFlags):
+    """The same for a base policy alone."""
+
+    base_policy: Annotated[str, tyro.conf.arg(aliases=["--expert-type"])] = ""
+    """The policy to evaluate: an id of `residual-rl list`."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -75,41 +77,26 @@ def main(argv: Sequence[str]) -> int:
     return _evaluate_base(target, rest)
 
 
-def _parse(argv: Sequence[str], target: str, cfg: TrainCfg, own: list[tuple[str, Any, Any]]) -> tuple[EvalFlags, TrainCfg]:
+def _parse(argv: Sequence[str], target: str, cfg: TrainCfg, own: EvalFlags) -> tuple[EvalFlags, TrainCfg]:
     """The flags, and `cfg` with the settings that they change."""
-    parts = ("task", "base")
-    what = ("what", Annotated[EvalFlags, tyro.conf.arg(name="")], dataclasses.field(default=EvalFlags()))
-    flags: Any = tyro.cli(
-        dataclasses.make_dataclass("Eval", [what, *own, *parts_of(cfg, parts)]),
-        args=list(argv),
-        prog=f"residual-rl eval {target}",
-        description="Evaluate on fixed episodes, each once.",
-    )
-    if flags.what.output is not None:
-        make_folder(flags.what.output.parent)  # before the work, not after it
-    changed = {name: getattr(flags, name) for name in parts if getattr(cfg, name) is not None}
-    own_flags: EvalFlags = flags.what
-    given = {"num_threads": own_flags.num_threads, "residual_scale": own_flags.residual_scale}
-    cfg = replace_fields(dataclasses.replace(cfg, **changed), {name: value for name, value in given.items() if value is not None})
-    return own_flags, cfg
-
-
-def _find_run(path: Path, model: str | None) -> tuple[RunFolder, str]:
-    """The run at `path`, or the one that the model at `path` belongs to, and which model of it is meant."""
-    if not (path / POLICY_FILE).is_file():
-        return RunFolder(path), model or "best"
-    if model is not None:
-        raise ConfigError(f"{path} is a model already: leave out --model {model}")
-    run = RunFolder(path.resolve().parent)
-    if not run.config_file.is_file():
-        raise ConfigError(f"{path} is a model outside of a run folder; name a run for the figures: residual-rl eval RUN --model {path}")
-    return run, str(path)
+    groups = {"own": own, "task": cfg.task, "base": cfg.base}
+    parsed = parse_flags(groups, argv, f"eval {target}", "Evaluate on fixed episodes, each once.")
+    flags: EvalFlags = parsed.pop("own")
+    if flags.output is not None:
+        make_folder(flags.output.parent)  # before the work, not after it
+    given = {"num_threads": flags.num_threads, "residual_scale": flags.residual_scale}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return flags, replace_fields(dataclasses.replace(cfg, **parsed), changes)
 
 
 def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
-    run, model = _find_run(path, peek(argv, "--model"))
-    trained = load_policy(find_policy(run.path, model))
-    flags, cfg = _parse(argv, str(path), trained.cfg, [])
+    found = find_policy(path, parse_head(EvalFlags(), argv, f"eval {path}").model)
+    if found.run is None:
+        raise ConfigError(
+            f"{path} is a model outside of a run folder; name a run for the figures: residual-rl eval RUN --model {path}"
+        )
+    run, trained = RunFolder(found.run), found.exported
+    flags, cfg = _parse(argv, str(path), trained.cfg, EvalFlags())
     scale = trained.residual_scale if flags.residual_scale is None else flags.residual_scale
     exported = dataclasses.replace(trained, residual_scale=scale)
     torch.set_num_threads(cfg.run.torch_threads)
@@ -119,11 +106,15 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
     if flags.compare_zero:
         results["zero"] = _run_episodes(cfg, flags, base_policy_id="zero")
     settings = _settings(cfg, flags) | {
-        "model": model,
+        "model": found.model,
         "model_step": exported.step,
         "residual_scale": scale,
         "changed_from_training": _changes(trained.cfg, cfg)
-        | ({"residual.residual_scale": [trained.residual_scale, scale]} if scale != trained.residual_scale else {}),
+        | (
+            {"residual.residual_scale": [trained.residual_scale, scale]}
+            if scale != trained.residual_scale
+            else {}
+        ),
     }
     evaluation = summarize(results, _seeds(flags), cfg.task_id, settings, _units(cfg))
     write_json(run.eval_file, evaluation)
@@ -142,13 +133,15 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
 
 
 def _evaluate_base(task_id: str, argv: Sequence[str]) -> int:
-    cfg = TrainCfg.default(task_id, peek(argv, "--base-policy", "--expert-type"))
-    hint = Annotated[str, tyro.conf.arg(aliases=["--expert-type"], help="The policy to evaluate: an id that `residual-rl list` shows.")]
-    flags, cfg = _parse(argv, task_id, cfg, [("base_policy", hint, dataclasses.field(default=cfg.base_policy_id))])
+    head = parse_head(BaseEvalFlags(), argv, f"eval {task_id}")
+    cfg = TrainCfg.default(task_id, head.base_policy or None)
+    flags, cfg = _parse(argv, task_id, cfg, BaseEvalFlags(base_policy=cfg.base_policy_id))
     for name in ("model", "residual_scale", "compare_base", "plot", "save_video"):
         value = getattr(flags, name)
         if value is not None and value is not False:  # a scale of 0 is given too
-            raise ConfigError(f"--{name.replace('_', '-')} needs a run folder: train first, then `residual-rl eval RUN`")
+            raise ConfigError(
+                f"--{name.replace('_', '-')} needs a run folder: train first, then `residual-rl eval RUN`"
+            )
     torch.set_num_threads(cfg.run.torch_threads)
     results = {"base": _run_episodes(cfg, flags)}
     if flags.compare_zero:
@@ -164,7 +157,9 @@ def _seeds(flags: EvalFlags) -> range:
     return range(flags.first_seed, flags.first_seed + flags.n_episodes)
 
 
-def _run_episodes(cfg: TrainCfg, flags: EvalFlags, exported: ExportedPolicy | None = None, base_policy_id: str | None = None) -> Episodes:
+def _run_episodes(
+    cfg: TrainCfg, flags: EvalFlags, exported: ExportedPolicy | None = None, base_policy_id: str | None = None
+) -> Episodes:
     """Evaluate base + residual, or without `exported` the base alone."""
     name = "residual" if exported else base_policy_id or "base"
     return run_episodes(cfg, _seeds(flags), flags.eval_envs, name, exported, base_policy_id)
@@ -177,7 +172,9 @@ def _write_video(path: Path, cfg: TrainCfg, flags: EvalFlags, exported: Exported
         env = make_residual_env(cfg, len(seeds))
         env.residual_scale = exported.residual_scale
         recordings[name] = record(
-            env, policy.actor(env.observation_space, env.action_dim, env.device) if policy else no_residual(env), seeds
+            env,
+            policy.actor(env.observation_space, env.action_dim, env.device) if policy else no_residual(env),
+            seeds,
         )
     write_comparison(path, env.vec_env, recordings)
     env.close()

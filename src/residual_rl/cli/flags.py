@@ -1,43 +1,63 @@
-"""Flags from the dataclasses of a task, a base policy, a learner and a run."""
+"""Flags from dataclasses: one builder for all commands, and the arguments that are read before it."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import functools
+import inspect
+import itertools
 import json
 import shlex
+import typing
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from residual_rl.config import TrainCfg
 from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.registry import TASKS
+from residual_rl.utils.validation import describe_bounds
 
 HELP = {"-h", "--help"}
+PREFIXED = ("base", "imitate")
+"""Groups whose flags always have the group's name as a prefix."""
+T = TypeVar("T")
 
 
-def require_target(argv: Sequence[str], command: str, target: str, what: str) -> tuple[str, list[str]]:
-    """The first argument and the rest. Where it is a flag, or there is none, `ConfigError`, or what the command does if that is asked for.
+# --- what is read first -----------------------------------------------------------------------------------------------
+
+
+def require_target(argv: Sequence[str], command: str, target: str, purpose: str) -> tuple[str, list[str]]:
+    """The first argument and the rest. Without one, `--help` prints a short help and ends the process.
 
     Args:
         argv: the arguments of the command.
         command: its name.
-        target: what it needs, as usage lines say it, e.g. `TASK`.
-        what: what it does, in a few words.
+        target: what it needs, as in usage lines, e.g. `TASK`.
+        purpose: what it does, in a few words.
+
+    Raises:
+        ConfigError: the first argument is missing or is a flag.
     """
     if argv and not argv[0].startswith("-"):
         return argv[0], list(argv[1:])
     usage = f"residual-rl {command} {target}"
     if HELP & set(argv):
-        text = f"{what}: {usage} [options]   ({usage} --help tells all options)."
-        tyro.cli(_nothing, args=["--help"], prog=f"residual-rl {command}", description=text)  # ends the process
-    kind = target.replace("TASK", "a task id").replace("RUN", "a run folder").replace("|", " or ")
-    raise ConfigError(f"{command} needs {kind}: put it first, {usage} [options]; `residual-rl list` shows the tasks")
-
-
-def _nothing() -> None:
-    """No options."""
+        text = f"{purpose}: {usage} [options]   ({usage} --help lists all options)."
+        parse_flags({}, ["--help"], command, text)
+    kind = target
+    for word, meaning in (
+        ("TASK", "a task id"),
+        ("RUN", "a run folder"),
+        ("DEMOS", "a file of demonstrations"),
+        ("|", " or "),
+    ):
+        kind = kind.replace(word, meaning)
+    raise ConfigError(
+        f"{command} needs {kind}: put it first, {usage} [options]; `residual-rl list` shows the tasks"
+    )
 
 
 def has_flag(argv: Sequence[str], name: str) -> bool:
@@ -45,40 +65,117 @@ def has_flag(argv: Sequence[str], name: str) -> bool:
     return any(word.partition("=")[0].replace("_", "-") == name for word in argv)
 
 
-def peek(argv: Sequence[str], *names: str) -> str | None:
-    """The value of a flag under any of its names, before the flags that depend on it are known."""
-    value = None
+# --- the builder ------------------------------------------------------------------------------------------------------
+
+
+def resume_folder(argv: Sequence[str], command: str) -> str | None:
+    """The value of `--resume` in the arguments; None without the flag. Raises `ConfigError` where the folder is missing."""
     for i, word in enumerate(argv):
-        flag, equals, given = word.partition("=")
-        if flag.replace("_", "-") in names:  # tyro takes either
-            value = given if equals else argv[i + 1] if i + 1 < len(argv) else None
-    return value
+        flag, equals, value = word.partition("=")
+        if flag == "--resume" and HELP.isdisjoint(argv):
+            folder = value if equals else next(iter(argv[i + 1 :]), "")
+            if not folder or folder.startswith("-"):
+                raise ConfigError(f"--resume needs a run folder: residual-rl {command} --resume RUN")
+            return folder
+    return None
 
 
-def _without_prefix(cls: type) -> Any:
-    """A nested dataclass whose fields become flags of their own names."""
-    return Annotated[cls, tyro.conf.arg(name="")]
+class _Flags:
+    """The root type that stands for all groups of a command."""
 
 
-def parts_of(cfg: TrainCfg, names: Sequence[str]) -> list[tuple[str, Any, Any]]:
-    """Dataclass fields `(name, type, default)` for parts of `cfg`: their flags have no prefix, but for the base policy's `--base.*`."""
-    fields = []
-    owner: dict[str, str] = {}
-    for name in names:
-        part = getattr(cfg, name)
-        if part is not None:
-            hint = type(part) if name == "base" else _without_prefix(type(part))
-            for field in dataclasses.fields(part) if name != "base" else ():
-                if field.name in owner:
-                    both = f"{owner[field.name]} and {type(part).__name__}"
-                    raise ConfigError(f"{both} both have a setting {field.name!r}: their flags would be the same, rename one")
-                owner[field.name] = type(part).__name__
-            fields.append((name, hint, dataclasses.field(default=part)))
-    return fields
+def parse_flags(
+    groups: Mapping[str, Any], argv: Sequence[str], command: str, description: str
+) -> dict[str, Any]:
+    """The groups with the values that the arguments give.
+
+    The fields of all groups are flags of one command line, under their own names. Those of `base` and `imitate` have the group as a prefix, e.g. `--base.damping`; a field
+    whose name a group before it has as well gets the prefix of its group, e.g. `--task.num-envs`. `--help` prints the help and ends the
+    process. The bounds of a field follow its description there.
+
+    Args:
+        groups: dataclass instances with the defaults, by group; None for a group without settings. A dataclass itself stands for its
+            defaults, and its fields without one are required.
+        argv: the arguments.
+        command: the command with its target, e.g. `train so101-paper`, for the usage line.
+        description: one sentence for the help.
+    """
+    return _parse(groups, argv, command, description=description)
+
+
+def parse_head(default: T, argv: Sequence[str], command: str, group: str = "own") -> T:
+    """The flags of the dataclass `default`, on whose values the other flags of `command` depend; other arguments are ignored."""
+    values: T = _parse({group: default}, argv, command, return_unknown_args=True, add_help=False)[group]
+    return values
+
+
+def _parse(groups: Mapping[str, Any], argv: Sequence[str], command: str, **options: Any) -> dict[str, Any]:
+    """The groups with the values that the arguments give; `options` are those of `tyro.cli`."""
+    given = {name: default for name, default in groups.items() if default is not None}
+    registry = ConstructorRegistry()
+
+    @registry.struct_rule
+    def all_groups(info: StructTypeInfo) -> StructConstructorSpec | None:
+        return StructConstructorSpec(instantiate=dict, fields=_fields(given)) if info.type is _Flags else None
+
+    parsed: Any = tyro.cli(_Flags, args=list(argv), prog=f"residual-rl {command}", registry=registry, **options)
+    values = parsed[0] if options.get("return_unknown_args") else parsed
+    # made here and not by tyro, so that what a dataclass refuses is raised as it is
+    result: dict[str, Any] = dict.fromkeys(groups)
+    for group, default in given.items():
+        cls = default if isinstance(default, type) else type(default)
+        result[group] = cls(**{field.name: values[f"{group}/{field.name}"] for field in dataclasses.fields(cls)})
+    return result
+
+
+def _fields(groups: Mapping[str, Any]) -> tuple[StructFieldSpec, ...]:
+    """A tyro field for each field of the groups."""
+    fields: list[StructFieldSpec] = []
+    taken: set[str] = set()
+    for group, default in groups.items():
+        cls = default if isinstance(default, type) else type(default)
+        hints = typing.get_type_hints(cls, include_extras=True)
+        docs = field_docs(cls)
+        for field in dataclasses.fields(cls):
+            flag = f"{group}.{field.name}" if group in PREFIXED or field.name in taken else field.name
+            taken.add(flag)
+            bounds = describe_bounds(hints[field.name])
+            hint = functools.partial("({}, default: {})".format, bounds) if bounds else None
+            extra = tyro.conf.arg(name=flag, help_behavior_hint=hint)
+            fields.append(
+                StructFieldSpec(
+                    name=f"{group}/{field.name}",
+                    type=Annotated[hints[field.name], extra],  # type: ignore[arg-type]
+                    default=getattr(default, field.name, tyro.MISSING),
+                    helptext=docs.get(field.name),
+                )
+            )
+    return tuple(fields)
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstrings below the fields of a dataclass, by field; a field without one has that of its base class."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        try:
+            (definition,) = ast.parse(inspect.cleandoc("\n" + inspect.getsource(base))).body
+        except (OSError, TypeError, SyntaxError, ValueError):  # made at run time: no source
+            continue
+        for field, text in itertools.pairwise(typing.cast(ast.ClassDef, definition).body):
+            is_docstring = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+            if isinstance(field, ast.AnnAssign) and is_docstring:
+                name = typing.cast(ast.Name, field.target).id
+                docs[name] = " ".join(str(text.value.value).split())  # type: ignore[attr-defined]
+    return docs
+
+
+# --- and back ---------------------------------------------------------------------------------------------------------
 
 
 def settings_as_flags(task_id: str, settings: Mapping[str, Any]) -> str:
-    """The flags that give a task the plain `settings`, where they differ from its defaults. Those of a task that is unknown here: all."""
+    """The flags that give a task the plain `settings`, where they differ from its defaults; all of them for an unknown task."""
     try:
         default = json.loads(json.dumps(dataclasses.asdict(TASKS.get(task_id).default_config())))
     except UnknownNameError:
@@ -94,14 +191,3 @@ def settings_as_flags(task_id: str, settings: Mapping[str, Any]) -> str:
             values = value if isinstance(value, list) else [value]
             words.append(shlex.join([f"--{flag}", *map(str, values)]))
     return " ".join(words)
-
-
-def flat_field(name: str, cls: type) -> tuple[str, Any, Any]:
-    """A dataclass field whose own fields become flags. What it refuses is then raised as it is, and not framed by tyro."""
-    return name, _without_prefix(cls), dataclasses.field(default=cls())
-
-
-def parse_flags(fields: Sequence[tuple[str, Any, Any]], argv: Sequence[str], command: str, description: str) -> Any:
-    """The values of the flags of `fields`, for `residual-rl COMMAND`."""
-    cls = dataclasses.make_dataclass("Flags", fields)
-    return tyro.cli(cls, args=list(argv), prog=f"residual-rl {command}", description=description)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from residual_rl.cli.flags import HELP, has_flag, peek, settings_as_flags
+from residual_rl.cli.flags import HELP, has_flag, parse_flags, parse_head, settings_as_flags
 from residual_rl.config import from_plain
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.imitation.config import ALGOS, ImitateCfg
@@ -38,68 +38,93 @@ CHANGEABLE = {
 
 
 @dataclasses.dataclass(frozen=True)
-class _Own:
-    """What is not a setting of the training."""
+class ImitateFlags:
+    """Flags of `imitate` that are no settings."""
 
-    out: Path | None = None
+    output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["--out", "--output"])] = None
     """Run folder to make; a base policy takes it as its checkpoint. None: runs/imitate-ALGO-DATE-TIME."""
-    resume: bool = False
-    """Go on with the training in --out, with its settings."""
+    resume: Path | None = None
+    """Resume the training in this folder, with its settings and demonstrations. Without a value: the one in --output-dir."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Head:
+    """Flags that the defaults of the others depend on."""
+
+    algo: str = "flow"
+    preset: str | None = None
+    device: str = "cpu"
+    init_from: str = ""
+    adapt_obs: bool = False
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse, train, and tell what came of it."""
+    """Parse, train, and print the outcome."""
     wants_help = bool(HELP & set(argv))
-    if not wants_help and (not argv or argv[0].startswith("-")):
-        raise ConfigError("imitate needs a file of demonstrations: put it first, residual-rl imitate DEMOS [options]")
-    demos, rest = (Path(argv[0]), list(argv[1:])) if not argv[0].startswith("-") else (Path(), list(argv))
-    resume = has_flag(rest, "--resume") and not wants_help
-    stored = _stored(peek(rest, "--out")) if resume else None
-    default = stored or _default(rest, wants_help)
-    flags: Any = tyro.cli(
-        _flags(default), args=rest, prog="residual-rl imitate DEMOS", description="Train a base policy from demonstrations."
-    )
-    cfg: ImitateCfg = flags.cfg
-    if stored is not None:
-        _check_same(stored, cfg)
-    out = flags.own.out or Path("runs") / f"imitate-{cfg.algo}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if not resume and out.is_dir() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty; choose another --out, or go on with what it holds by --resume")
-    summary = load(ALGOS[cfg.algo])(cfg, demos, out, resume)
-    return _tell(summary, demos, out)
+    rest, resumed = _take_resume(argv, wants_help)
+    # the demonstrations and the defaults: stored ones, or those of the algorithm
+    demos = Path(rest.pop(0)) if rest and not rest[0].startswith("-") else None
+    if resumed is not None:
+        stored_demos, default = _stored(resumed)
+        demos = demos or stored_demos
+    else:
+        if demos is None and not wants_help:
+            raise ConfigError(
+                "imitate needs a file of demonstrations: put it first, residual-rl imitate DEMOS [options]"
+            )
+        default = _default(parse_head(_Head(), rest, "imitate DEMOS"), wants_help)
+    # the settings
+    groups = {"own": ImitateFlags(output_dir=resumed), "cfg": default}
+    parsed = parse_flags(groups, rest, "imitate DEMOS", "Train a base policy from demonstrations.")
+    assert demos is not None  # help has ended the process
+    cfg: ImitateCfg = parsed["cfg"]
+    out = parsed["own"].output_dir or Path("runs") / f"imitate-{cfg.algo}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if resumed is not None:
+        _check_same(default, cfg)
+    elif out.is_dir() and any(out.iterdir()):
+        raise ConfigError(
+            f"{out} is not empty; choose another --output-dir, or resume it: residual-rl imitate --resume {out}"
+        )
+    # the training
+    summary = load(ALGOS[cfg.algo])(cfg, demos, out, resumed is not None)
+    return _report(summary, demos, out)
 
 
-def _default(argv: Sequence[str], wants_help: bool) -> ImitateCfg:
-    """The defaults that the algorithm and the device ask for, or the model that training begins with."""
-    init_from, preset, device = peek(argv, "--init-from"), peek(argv, "--preset"), peek(argv, "--device") or "cpu"
-    if not init_from or wants_help:
-        return ImitateCfg.default(peek(argv, "--algo") or "flow", preset, device)
+def _take_resume(argv: Sequence[str], wants_help: bool) -> tuple[list[str], Path | None]:
+    """The arguments without `--resume`, and the folder to resume: the value of `--resume`, or else that of `--output-dir`."""
+    if wants_help or not has_flag(argv, "--resume"):
+        return list(argv), None
+    (at,) = [i for i, word in enumerate(argv) if word.partition("=")[0] == "--resume"][:1]
+    rest = [*argv[:at], *argv[at + 1 :]]
+    folder = argv[at].partition("=")[2]
+    if not folder and at < len(rest) and not rest[at].startswith("-"):
+        folder = rest.pop(at)
+    folder = folder or str(parse_head(ImitateFlags(), rest, "imitate DEMOS").output_dir or "")
+    if not folder:
+        raise ConfigError("--resume needs the folder of the training: residual-rl imitate --resume FOLDER")
+    return rest, Path(folder)
+
+
+def _default(head: _Head, wants_help: bool) -> ImitateCfg:
+    """The defaults of the algorithm and the device, or of the model that training begins with."""
+    if not head.init_from or wants_help:
+        return ImitateCfg.default(head.algo, head.preset, head.device)
     from residual_rl.imitation.fine_tuning import defaults_from  # torch, which the help need not wait for
 
-    return defaults_from(init_from, has_flag(argv, "--adapt-obs"), preset, device)
+    return defaults_from(head.init_from, head.adapt_obs, head.preset, head.device)
 
 
-def _flags(cfg: ImitateCfg) -> type:
-    return dataclasses.make_dataclass(
-        "Imitate",
-        [
-            ("own", Annotated[_Own, tyro.conf.arg(name="")], dataclasses.field(default=_Own())),
-            ("cfg", Annotated[ImitateCfg, tyro.conf.arg(name="")], dataclasses.field(default=cfg)),
-        ],
-    )
-
-
-def _stored(out: str | None) -> ImitateCfg:
-    """The settings of the training in `out`."""
-    if not out or out.startswith("-"):
-        raise ConfigError("--resume needs the folder of the training: residual-rl imitate DEMOS --out FOLDER --resume")
-    file = Path(out) / "config.json"
+def _stored(folder: Path) -> tuple[Path, ImitateCfg]:
+    """The demonstrations and the settings of the training in `folder`. Raises `CheckpointError`."""
+    file = folder / "config.json"
     try:
         data = json.loads(file.read_text())
-        data.pop("demos")
-        return from_plain(ImitateCfg, data)
+        demos = Path(data.pop("demos"))
+        return demos, from_plain(ImitateCfg, data)
     except FileNotFoundError:
-        raise CheckpointError(f"{file} does not exist; {out} holds no training to go on with: leave out --resume") from None
+        raise CheckpointError(
+            f"{file} does not exist; {folder} holds no training to resume: leave out --resume"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} is not the configuration of an imitation training: {error}") from error
 
@@ -108,14 +133,18 @@ def _check_same(stored: ImitateCfg, cfg: ImitateCfg) -> None:
     for field in dataclasses.fields(cfg):
         old, new = getattr(stored, field.name), getattr(cfg, field.name)
         if old != new and field.name not in CHANGEABLE:
-            raise ConfigError(f"{field.name} is {old} in the training that goes on, not {new}; leave it out, or train into another --out")
+            raise ConfigError(
+                f"{field.name} is {old} in the training that goes on, not {new}; leave it out, or train into another --output-dir"
+            )
 
 
-def _tell(summary: dict[str, Any], demos: Path, out: Path) -> int:
+def _report(summary: dict[str, Any], demos: Path, out: Path) -> int:
     console = Console()
     steps, took = f"{summary['steps']:,} steps", clock_time(summary["wall_time"])
     if not summary["finished"]:
-        console.print(f"Stopped after {steps}, saved. Go on with: residual-rl imitate {demos} --out {out} --resume", soft_wrap=True)
+        console.print(
+            f"Stopped after {steps}, saved. Go on with: residual-rl imitate --resume {out}", soft_wrap=True
+        )
         return 128 + int(summary["signal"])
     found = []
     if summary["best_success_rate"] is not None:
@@ -125,7 +154,11 @@ def _tell(summary: dict[str, Any], demos: Path, out: Path) -> int:
     console.print(f"Trained {steps} in {took}; best: {', '.join(found) or 'not evaluated'}.", soft_wrap=True)
     console.print(f"Model: {out / summary['model']}", soft_wrap=True)
     settings = settings_as_flags(summary["task"], summary.get("task_settings") or {})
-    words = f"{summary['task']} {settings} --base-policy {summary['base_policy']} --il-checkpoint {out}".replace("  ", " ")
+    words = (
+        f"{summary['task']} {settings} --base-policy {summary['base_policy']} --il-checkpoint {out}".replace(
+            "  ", " "
+        )
+    )
     console.print(f"Evaluate it: residual-rl eval {words} --n-episodes 200", soft_wrap=True)
     console.print(f"Put a residual on it: residual-rl train {words}", soft_wrap=True)
     return 0

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
+from residual_rl.cli.flags import parse_flags
 from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS
 
 
 def main(argv: Sequence[str]) -> int:
     """Print a table of each."""
-    tyro.cli(_nothing, args=list(argv), prog="residual-rl list", description="Show what is registered.")
+    parse_flags({}, argv, "list", "Show the registered tasks, base policies and learners.")
     console = Console()
     tasks = Table("task", "what", "default base policy", title="Tasks", title_justify="left")
     for task in TASKS.all():
@@ -27,7 +27,3 @@ def main(argv: Sequence[str]) -> int:
     for table in (tasks, policies, learners):
         console.print(table)
     return 0
-
-
-def _nothing() -> None:
-    """No options."""

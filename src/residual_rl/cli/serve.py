@@ -7,38 +7,37 @@ import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
-import tyro
+from annotated_types import Interval
 from rich.console import Console
 from rich.table import Table
 
 from residual_rl.base_policies.executor import make_base_policy
-from residual_rl.cli.flags import parts_of, peek, require_target
+from residual_rl.cli.flags import parse_flags, parse_head, require_target
 from residual_rl.config import TrainCfg
 from residual_rl.errors import ConfigError, UnknownNameError
-from residual_rl.exported_policy import POLICY_FILE, find_policy, load_policy
+from residual_rl.exported_policy import find_policy
 from residual_rl.registry import BASE_POLICIES, TASKS, load
 from residual_rl.remote.server import BackgroundServer, Server, open_server
 from residual_rl.remote.service import ActionUnits, PolicyService, Protocol
 from residual_rl.utils.network import secret
 from residual_rl.utils.text import parse_pairs
-from residual_rl.utils.validation import check_fields
+from residual_rl.utils.validation import CheckedCfg, PositiveFloat, PositiveInt
 
 TRAINED = "model"
 """The base policy that is a trained run."""
 PORTS = {"gr00t": 5555, "gr00t-n15": 5555, "openpi": 8000}
-_PARTS = ("task", "base")
 
 
 @dataclasses.dataclass(frozen=True)
-class ServeFlags:
+class ServeFlags(CheckedCfg):
     """How, where and to whom."""
 
     protocol: Literal["gr00t", "gr00t-n15", "openpi"] = "gr00t"
     """gr00t (N1.6 and N1.7, nested), gr00t-n15 (flat keys), or openpi."""
-    port: int | None = None
+    port: Annotated[int, Interval(ge=0, le=65535)] | None = None
     """Port to listen on; 0 takes a free one. None: 5555, for openpi 8000."""
     host: str = "127.0.0.1"
     """Address to listen on; one that other machines reach needs a token."""
@@ -46,9 +45,9 @@ class ServeFlags:
     """What clients must send. None: the environment's RESIDUAL_RL_TOKEN, which no list of processes shows."""
     task: str | None = None
     """Task that a base policy acts in; a run knows its own."""
-    max_sessions: int = 256
+    max_sessions: PositiveInt = 256
     """Worlds that can be remembered: a robot takes one, a training run one for each of its own."""
-    idle_minutes: float = 30.0
+    idle_minutes: PositiveFloat = 30.0
     """After so long without a request a client's worlds are freed [min]."""
     action_units: ActionUnits | None = None
     """openpi: normalized (the task's actions) or hardware (absolute joint positions in the robot's units). None: normalized; clients of
@@ -57,21 +56,19 @@ class ServeFlags:
     """What clients call an observation, as ENV_NAME=KEY, where that is not its own name (openpi: observation/NAME)."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        if self.port is not None and not 0 <= self.port <= 65535:
-            raise ConfigError(f"port must be from 0 to 65535, not {self.port}")
-        if self.max_sessions < 1:
-            raise ConfigError(f"max_sessions must be at least 1, not {self.max_sessions}")
-        if self.idle_minutes <= 0:
-            raise ConfigError(f"idle_minutes must be above 0, not {self.idle_minutes}")
+        super().__post_init__()
         if self.action_units == "normalized" and self.protocol != "openpi":
-            raise ConfigError("action_units normalized needs --protocol openpi: GR00T's protocol tells joint positions")
+            raise ConfigError(
+                "action_units normalized needs --protocol openpi: GR00T's protocol sends joint positions"
+            )
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, and serve until a signal ends it."""
     target, rest = require_target(argv, "serve", "POLICY|RUN", "Serve a policy")
-    flags, cfg = _parse(target, rest, _settings(target, peek(rest, "--task")))
+    flags, cfg = _parse(
+        target, rest, _settings(target, parse_head(ServeFlags(), rest, f"serve {target}").task)
+    )
     torch.set_num_threads(cfg.run.torch_threads)
     service = _make_service(flags, cfg)
     port = PORTS[flags.protocol] if flags.port is None else flags.port
@@ -83,12 +80,12 @@ def _settings(target: str, task: str | None) -> TrainCfg:
     """What is served: a trained run at the path `target`, or the base policy of that id in `task`."""
     path = Path(target)
     if path.exists():
-        exported = load_policy(
-            path if path.is_file() else path / POLICY_FILE if (path / POLICY_FILE).is_file() else find_policy(path, "best")
-        )
+        exported = find_policy(path).exported
         trained = exported.cfg
         if task is not None and task != trained.task_id:
-            raise ConfigError(f"{target} was trained on task {trained.task_id!r}, not {task!r}: leave out --task")
+            raise ConfigError(
+                f"{target} was trained on task {trained.task_id!r}, not {task!r}: leave out --task"
+            )
         base = dataclasses.replace(BASE_POLICIES.get(TRAINED).default_config(), checkpoint=target)
         return dataclasses.replace(trained, base_policy_id=TRAINED, base=base)
     try:
@@ -96,24 +93,23 @@ def _settings(target: str, task: str | None) -> TrainCfg:
     except UnknownNameError as error:
         raise ConfigError(f"{target} is neither a run folder nor a base policy: {error}") from None
     if task is None:
-        raise ConfigError(f"which task? residual-rl serve {target} --task TASK; there are {', '.join(spec.id for spec in TASKS.all())}")
+        raise ConfigError(
+            f"which task? residual-rl serve {target} --task TASK; there are {', '.join(spec.id for spec in TASKS.all())}"
+        )
     return TrainCfg.default(task, target)
 
 
 def _parse(target: str, argv: Sequence[str], cfg: TrainCfg) -> tuple[ServeFlags, TrainCfg]:
-    own = ("own", Annotated[ServeFlags, tyro.conf.arg(name="")], dataclasses.field(default=ServeFlags()))
-    flags: Any = tyro.cli(
-        dataclasses.make_dataclass("Serve", [own, *parts_of(cfg, _PARTS)]),
-        args=list(argv),
-        prog=f"residual-rl serve {target}",
-        description="Serve a policy to robots and to other programs, over GR00T's or openpi's protocol.",
-    )
-    changed = {name: getattr(flags, name) for name in _PARTS if getattr(cfg, name) is not None}
-    return flags.own, dataclasses.replace(cfg, **changed)
+    groups = {"own": ServeFlags(), "settings": cfg.task, "base": cfg.base}
+    about = "Serve a policy to robots and to other programs, over GR00T's or openpi's protocol."
+    parsed = parse_flags(groups, argv, f"serve {target}", about)
+    return parsed["own"], dataclasses.replace(cfg, task=parsed["settings"], base=parsed["base"])
 
 
 def _make_service(flags: ServeFlags, cfg: TrainCfg) -> PolicyService:
-    env = load(TASKS.get(cfg.task_id).make)(cfg.task, flags.max_sessions, cfg.run.num_threads, cfg.run.sim_device)
+    env = load(TASKS.get(cfg.task_id).make)(
+        cfg.task, flags.max_sessions, cfg.run.num_threads, cfg.run.sim_device
+    )
     protocol: Protocol = flags.protocol
     units: ActionUnits = flags.action_units or ("normalized" if protocol == "openpi" else "hardware")
     keys = {name: key for key, name in parse_pairs(flags.keys, "keys").items()}
@@ -128,10 +124,16 @@ def _name_of(cfg: TrainCfg) -> str:
 def _describe(service: PolicyService, address: str) -> None:
     """Print what is served, where, and what clients must send."""
     told = service.handshake
-    units = service.env.hardware.units if service.joints is not None and service.env.hardware is not None else None
+    units = (
+        service.env.hardware.units
+        if service.joints is not None and service.env.hardware is not None
+        else None
+    )
     console = Console()
     console.print(
-        f"Serving {told.policy} of task {told.task} at {address}, protocol {told.protocol}. Ctrl-C ends it.", soft_wrap=True, markup=False
+        f"Serving {told.policy} of task {told.task} at {address}, protocol {told.protocol}. Ctrl-C ends it.",
+        soft_wrap=True,
+        markup=False,
     )
     table = Table("observation", "key", "shape", "dtype", title="What it needs", title_justify="left")
     for name, served in told.inputs.items():

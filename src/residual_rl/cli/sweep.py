@@ -1,4 +1,4 @@
-"""`residual-rl sweep`: train each point of a grid of settings with several seeds through Ray Tune, and rank the points."""
+"""`residual-rl sweep`: train each point of a grid of settings with several seeds, and rank the points."""
 
 from __future__ import annotations
 
@@ -13,68 +13,74 @@ import tyro
 from rich.console import Console
 
 from residual_rl.cli import train
-from residual_rl.cli.flags import HELP, has_flag, require_target
+from residual_rl.cli.flags import has_flag, parse_flags, require_target, resume_folder
 from residual_rl.errors import ConfigError
 from residual_rl.runs.run_folder import RunFolder
-from residual_rl.sweeps.executor import require_ray, run_trials
-from residual_rl.sweeps.grid import SweepCfg, Trial, check_train_flags, make_trials, parse_grid, read_sweep, state_of
+from residual_rl.sweeps.executor import require_executor, run_trials
+from residual_rl.sweeps.grid import (
+    SweepCfg,
+    Trial,
+    check_train_flags,
+    make_trials,
+    parse_grid,
+    read_sweep,
+    state_of,
+)
 from residual_rl.sweeps.live_table import SweepTable
 from residual_rl.sweeps.report import ranking_table, write_report
 from residual_rl.utils.seeding import EVAL_SEED
 from residual_rl.utils.signals import stop_signals
+from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 
 @dataclasses.dataclass(frozen=True)
-class _Where:
-    """Where trials run."""
-
-    ray_address: str | None = None
-    """Address of a running Ray cluster, whose machines all see the sweep's folder; `auto` finds the one of this machine. None: this machine
-    alone."""
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepFlags(_Where):
+class SweepFlags(CheckedCfg):
     """What to sweep. All flags of `residual-rl train TASK` can be given too: they hold for every trial."""
 
     grid: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A setting and its values, e.g. `--grid residual_scale=0.1,0.3,0.6`; several make a grid. Any setting of `train` can be in it, but
     not which learner and base policy it is, nor the seed."""
-    seeds: int = 3
+    seeds: PositiveInt = 3
     """Training seeds for each point of the grid: 1, 2, …"""
-    first_seed: int = 1
+    first_seed: NonNegativeInt = 1
     """The first of them."""
-    output_dir: Path | None = None
+    output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["--out", "--output"])] = None
     """Folder to make, with a run folder for each trial. None: sweeps/TASK-DATE-TIME."""
-    n_episodes: int = 200
+    n_episodes: PositiveInt = 200
     """Episodes that each trained policy is evaluated on, the same for all."""
-    first_eval_seed: int = EVAL_SEED
+    first_eval_seed: NonNegativeInt = EVAL_SEED
     """Seed of the first of them; training and its evaluations use others."""
-    cpus_per_trial: int = 1
+    cpus_per_trial: PositiveInt = 1
     """CPU cores that a trial takes; as many trials run side by side as there are cores for."""
-    gpus_per_trial: float = 0.0
-    """GPUs that a trial takes; 0.25 lets four trials use one."""
+    gpus_per_trial: NonNegativeFloat = 0.0
+    """GPUs that a trial takes; 0.25 lets four trials use one. Needs Ray."""
+    ray_address: str | None = None
+    """Run the trials with Ray: the address of a running cluster whose machines all see the sweep's folder, `auto` for
+    the one that this machine belongs to, or `local` to start Ray on this machine. None: as subprocesses of this machine."""
 
 
 @dataclasses.dataclass(frozen=True)
-class _ResumeFlags(_Where):
+class ResumeFlags:
     """How to go on."""
 
-    resume: Path = Path()
+    resume: Path
     """Folder of the sweep to go on with."""
     retry_failed: bool = False
     """Try those again that failed, from their last checkpoints."""
+    ray_address: str | None = None
+    """Run the trials with Ray: the address of a running cluster whose machines all see the sweep's folder, `auto` for
+    the one that this machine belongs to, or `local` to start Ray on this machine. None: as subprocesses of this machine."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, run what is left, rank."""
     if has_flag(argv, "--resume"):
         return _resume(argv)
-    task_id, rest = require_target(argv, "sweep", "TASK", "Train a grid of settings with several seeds, or go on with --resume SWEEP")
+    task_id, rest = require_target(
+        argv, "sweep", "TASK", "Train a grid of settings with several seeds, or go on with --resume SWEEP"
+    )
     flags, shared = _parse(task_id, rest)
     output = flags.output_dir or Path("sweeps") / f"{task_id}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if flags.seeds < 1:
-        raise ConfigError(f"seeds must be at least 1, not {flags.seeds}")
     check_train_flags(shared, {})
     cfg, _ = train.parse(task_id, shared)
     grid = parse_grid(flags.grid, cfg)
@@ -92,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
     )
     folder = output.resolve()
     trials = make_trials(sweep, cfg, folder)
-    require_ray()
+    require_executor(flags.ray_address, sweep.gpus_per_trial)
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(
             f"{output} is not empty; choose another --output-dir, or go on with its sweep: residual-rl sweep --resume {output}"
@@ -104,17 +110,25 @@ def main(argv: Sequence[str]) -> int:
 def _parse(task_id: str, argv: Sequence[str]) -> tuple[SweepFlags, list[str]]:
     """The flags of the sweep, and those of all its trials."""
     about = f"Train a grid of settings with several seeds. Flags of `residual-rl train {task_id} --help` hold for every trial."
-    parsed: Any = tyro.cli(SweepFlags, args=list(argv), prog=f"residual-rl sweep {task_id}", description=about, return_unknown_args=True)
+    parsed: Any = tyro.cli(
+        SweepFlags,
+        args=list(argv),
+        prog=f"residual-rl sweep {task_id}",
+        description=about,
+        return_unknown_args=True,
+    )
     flags, shared = parsed
     return flags, list(shared)
 
 
 def _resume(argv: Sequence[str]) -> int:
-    args = ["--help"] if HELP & set(argv) else list(argv)
-    flags = tyro.cli(_ResumeFlags, args=args, prog="residual-rl sweep", description="Go on with a sweep that was interrupted.")
+    args = argv if resume_folder(argv, "sweep") is not None else ["--help"]
+    flags: ResumeFlags = parse_flags({"own": ResumeFlags}, args, "sweep", "Resume an interrupted sweep.")[
+        "own"
+    ]
     folder = flags.resume.resolve()
     sweep = read_sweep(folder)
-    require_ray()
+    require_executor(flags.ray_address, sweep.gpus_per_trial)
     with RunFolder(folder).resume():
         cfg, _ = train.parse(sweep.task_id, sweep.train)
         trials = make_trials(sweep, cfg, folder)
@@ -132,7 +146,6 @@ def _run(sweep: SweepCfg, trials: Sequence[Trial], folder: Path, address: str | 
             run_trials(
                 left,
                 sweep.cwd,
-                folder / "ray",
                 sweep.cpus_per_trial,
                 sweep.gpus_per_trial,
                 address,
@@ -145,16 +158,28 @@ def _run(sweep: SweepCfg, trials: Sequence[Trial], folder: Path, address: str | 
     return _tell(console, report, trials, folder, stop.signal)
 
 
-def _tell(console: Console, report: dict[str, Any], trials: Sequence[Trial], folder: Path, signal: int | None) -> int:
+def _tell(
+    console: Console, report: dict[str, Any], trials: Sequence[Trial], folder: Path, signal: int | None
+) -> int:
     if report["ranking"]:
         console.print(ranking_table(report))
     failed = [trial for trial in report["trials"] if trial["state"] == "failed"]
     for trial in failed:
-        console.print(f"Failed: {trial['name']}: {trial['reason']}", soft_wrap=True, highlight=False, markup=False)
+        console.print(
+            f"Failed: {trial['name']}: {trial['reason']}", soft_wrap=True, highlight=False, markup=False
+        )
     finished = sum(trial["state"] == "finished" for trial in report["trials"])
-    console.print(f"{finished} of {len(trials)} trials finished. Report: {folder / 'report.md'}", soft_wrap=True, highlight=False)
+    console.print(
+        f"{finished} of {len(trials)} trials finished. Report: {folder / 'report.md'}",
+        soft_wrap=True,
+        highlight=False,
+    )
     if failed:
-        console.print(f"Try failed ones again: residual-rl sweep --resume {folder} --retry-failed", soft_wrap=True, highlight=False)
+        console.print(
+            f"Try failed ones again: residual-rl sweep --resume {folder} --retry-failed",
+            soft_wrap=True,
+            highlight=False,
+        )
     if finished + len(failed) < len(trials):
         console.print(f"Go on with: residual-rl sweep --resume {folder}", soft_wrap=True, highlight=False)
     if signal is not None and finished + len(failed) < len(trials):

@@ -5,64 +5,52 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import tyro
 from rich.console import Console
 
-from residual_rl.cli.flags import parts_of, peek, require_target
-from residual_rl.config import TrainCfg
+from residual_rl.cli.flags import parse_flags, parse_head, require_target
+from residual_rl.cli.policies import resolve_policy
+from residual_rl.config import ResidualScale, TrainCfg
 from residual_rl.errors import ConfigError
 from residual_rl.evaluation.evaluate import Policy, no_residual
-from residual_rl.exported_policy import ExportedPolicy, find_policy, load_policy
 from residual_rl.factory import make_residual_env
-from residual_rl.registry import TASKS
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.utils.files import make_folder
+from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, PositiveInt
 from residual_rl.visualization.recording import record, write_comparison
 from residual_rl.visualization.viewer import LiveViewer, require_display, save_cameras, watch
 
-ORACLE = "oracle"
-"""What `--policy` calls the task's `TaskSpec.oracle`, whichever base policy that is."""
-_PARTS = ("task", "base")
-
 
 @dataclasses.dataclass(frozen=True)
-class ViewFlags:
+class ViewFlags(CheckedCfg):
     """What to watch, and how."""
 
     policy: str | None = None
     """A base policy of `residual-rl list`, `oracle` (what solves the task), or a run folder. None: the task's base policy."""
-    model: str = "best"
-    """Of a run folder: best, final, interrupted, or the path of an exported policy."""
-    residual_scale: Annotated[float | None, tyro.conf.arg(aliases=["--alpha"])] = None
+    model: str | None = None
+    """Of a run folder: best, final, interrupted, or the path of an exported policy. None: best."""
+    residual_scale: Annotated[ResidualScale | None, tyro.conf.arg(aliases=["--alpha"])] = None
     """Of a run folder: another bound of the residual than it was exported with."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of the first episode; the others count on from it."""
     cameras: Path | None = None
     """Open no viewer; write what each camera sees into this folder, as PNG files."""
-    camera_size: tuple[int, int] = (480, 640)
+    camera_size: tuple[PositiveInt, PositiveInt] = (480, 640)
     """Height and width of these images, and of the video [px]."""
-    step: int = 0
+    step: NonNegativeInt = 0
     """Steps to take before the cameras' images."""
     video: Path | None = None
     """Open no viewer; write a video of the first episode to this file."""
-
-    def __post_init__(self) -> None:
-        for name in ("seed", "step"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        if min(self.camera_size) < 1:
-            raise ConfigError(f"camera_size must be at least 1 x 1, not {self.camera_size}")
-        if self.residual_scale is not None and not 0.0 <= self.residual_scale <= 2.0:
-            raise ConfigError(f"residual_scale must be from 0 to 2, not {self.residual_scale}")
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, and show."""
     task_id, rest = require_target(argv, "view", "TASK", "Watch a policy")
-    exported, cfg = _find_policy(task_id, peek(rest, "--policy"), peek(rest, "--model") or "best")
+    head = parse_head(ViewFlags(), rest, f"view {task_id}")
+    exported, cfg = resolve_policy(task_id, head.policy, head.model, "view")
     flags, cfg = _parse(task_id, rest, cfg)
     if exported is None and flags.residual_scale is not None:
         raise ConfigError("--residual-scale needs --policy RUN: a base policy alone has no residual")
@@ -72,7 +60,9 @@ def main(argv: Sequence[str]) -> int:
     env = make_residual_env(cfg, 1)
     if exported is not None:
         env.residual_scale = exported.residual_scale if flags.residual_scale is None else flags.residual_scale
-    policy = exported.actor(env.observation_space, env.action_dim, env.device) if exported else no_residual(env)
+    policy = (
+        exported.actor(env.observation_space, env.action_dim, env.device) if exported else no_residual(env)
+    )
     try:
         _show(env, policy, flags, f"{cfg.base_policy_id} + residual" if exported else cfg.base_policy_id)
     finally:
@@ -80,36 +70,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _find_policy(task_id: str, policy: str | None, model: str) -> tuple[ExportedPolicy | None, TrainCfg]:
-    """The residual policy, if a run is named, and the settings that go with what is named."""
-    if policy is None or not Path(policy).is_dir():
-        return None, TrainCfg.default(task_id, _oracle_of(task_id) if policy == ORACLE else policy)
-    exported = load_policy(find_policy(Path(policy), model))
-    if exported.cfg.task_id != task_id:
-        raise ConfigError(
-            f"{policy} was trained on task {exported.cfg.task_id!r}: residual-rl view {exported.cfg.task_id} --policy {policy}"
-        )
-    return exported, exported.cfg
-
-
-def _oracle_of(task_id: str) -> str:
-    """Id of the base policy that solves the task. Raises `ConfigError` where the task names none."""
-    oracle = TASKS.get(task_id).oracle
-    if oracle is None:
-        raise ConfigError(f"task {task_id!r} names no oracle; --policy takes a base policy of `residual-rl list`, or a run folder")
-    return oracle
-
-
 def _parse(task_id: str, argv: Sequence[str], cfg: TrainCfg) -> tuple[ViewFlags, TrainCfg]:
-    own = ("own", Annotated[ViewFlags, tyro.conf.arg(name="")], dataclasses.field(default=ViewFlags()))
-    flags: Any = tyro.cli(
-        dataclasses.make_dataclass("View", [own, *parts_of(cfg, _PARTS)]),
-        args=list(argv),
-        prog=f"residual-rl view {task_id}",
-        description="Watch a policy in MuJoCo's viewer, in real time, one episode after the other.",
-    )
-    changed = {name: getattr(flags, name) for name in _PARTS if getattr(cfg, name) is not None}
-    return flags.own, dataclasses.replace(cfg, **changed)
+    groups = {"own": ViewFlags(), "task": cfg.task, "base": cfg.base}
+    about = "Watch a policy in MuJoCo's viewer, in real time, one episode after the other."
+    parsed = parse_flags(groups, argv, f"view {task_id}", about)
+    flags: ViewFlags = parsed.pop("own")
+    return flags, dataclasses.replace(cfg, **parsed)
 
 
 def _show(env: ResidualEnv, policy: Policy, flags: ViewFlags, name: str) -> None:
@@ -122,7 +88,9 @@ def _show(env: ResidualEnv, policy: Policy, flags: ViewFlags, name: str) -> None
             console.print(str(path), soft_wrap=True)
     if flags.video is not None:
         make_folder(flags.video.parent)
-        write_comparison(flags.video, env.vec_env, {name: record(env, policy, [flags.seed])}, flags.camera_size)
+        write_comparison(
+            flags.video, env.vec_env, {name: record(env, policy, [flags.seed])}, flags.camera_size
+        )
         console.print(str(flags.video), soft_wrap=True)
     if flags.cameras is None and flags.video is None:
         console.print("Close the window or press Ctrl-C to end.")

@@ -22,7 +22,13 @@ from residual_rl.evaluation.evaluate import Policy
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.types import Obs, Transition
 from residual_rl.utils.seeding import DEMO_SEED
-from residual_rl.utils.validation import check_fields
+from residual_rl.utils.validation import (
+    CheckedCfg,
+    Correlation,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+)
 
 NUM_ENVS = 64
 """Envs stepped together, where their observations fit into memory."""
@@ -35,35 +41,22 @@ _BUFFER_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
-class CollectCfg:
+class CollectCfg(CheckedCfg):
     """Which episodes to collect, and how."""
 
-    n_episodes: int = 200
+    n_episodes: PositiveInt = 200
     """Episodes to store."""
     only_success: bool = False
     """Store solved episodes alone, as many as are asked for; at most 20 times as many are run."""
-    noise: float = 0.0
+    noise: NonNegativeFloat = 0.0
     """Standard deviation of noise on the executed action, in units of what a residual of 1 may change; what the policy wanted is stored
     beside it, for imitation to learn."""
-    noise_correlation: float = 0.9
+    noise_correlation: Correlation = 0.9
     """How much of a step's noise stays for the next, from 0 (white noise, which averages out) to 1."""
-    first_seed: int = DEMO_SEED
+    first_seed: NonNegativeInt = DEMO_SEED
     """Seed of the first episode; the others count on from it. Training and evaluations use others."""
-    num_envs: int | None = None
+    num_envs: PositiveInt | None = None
     """Envs stepped together; the episodes do not depend on it. None: 64, or as many as keep their images in 1 GiB."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        for name in ("n_episodes", "num_envs"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, not {value}")
-        if self.noise < 0.0:
-            raise ConfigError(f"noise must be 0 or more, not {self.noise}")
-        if not 0.0 <= self.noise_correlation < 1.0:
-            raise ConfigError(f"noise_correlation must be from 0 to below 1, not {self.noise_correlation}")
-        if self.first_seed < 0:
-            raise ConfigError(f"first_seed must be 0 or more, not {self.first_seed}")
 
 
 @dataclass

@@ -1,1 +1,1 @@
-"""Running policies on fixed episode seeds, comparing them, and showing the results."""
+"""Evaluation of policies on fixed episode seeds, comparisons, plots and reports."""

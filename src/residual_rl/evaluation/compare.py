@@ -1,4 +1,4 @@
-"""Several policies on the same episodes: `eval.json`'s content."""
+"""Evaluation of several policies on the same episodes, in the form in which `eval.json` stores it."""
 
 from __future__ import annotations
 
@@ -24,20 +24,25 @@ def run_episodes(
     exported: ExportedPolicy | None = None,
     base_policy_id: str | None = None,
 ) -> Episodes:
-    """Evaluate base + residual, or without `exported` the base alone, with a progress bar that calls it `name`.
+    """Evaluate base + residual, or the base alone if `exported` is None, with a progress bar.
 
     Args:
-        cfg: worlds, base policy and composition.
-        seeds: the episodes' seeds.
-        num_envs: worlds stepped together, no more than there are episodes.
-        name: what the policy is called.
+        cfg: settings of the env, the base policy and the composition.
+        seeds: episode seeds.
+        num_envs: maximum number of envs; there are never more envs than episodes.
+        name: title of the progress bar.
         exported: the residual policy.
-        base_policy_id: a base policy that stands in with its defaults.
+        base_policy_id: base policy to use, with its default settings, in place of that of `cfg`.
+
+    Returns:
+        The metrics of each episode, as `evaluate` returns them.
     """
     env = make_residual_env(cfg, min(len(seeds), num_envs), base_policy_id=base_policy_id)
     if exported is not None:
         env.residual_scale = exported.residual_scale
-    policy = exported.actor(env.observation_space, env.action_dim, env.device) if exported else no_residual(env)
+    policy = (
+        exported.actor(env.observation_space, env.action_dim, env.device) if exported else no_residual(env)
+    )
     with ProgressBar(len(seeds), unit="episodes", title=name) as bar:
         episodes = evaluate(env, policy, seeds, on_progress=bar.update)
     env.close()
@@ -52,15 +57,19 @@ def summarize(
     units: Mapping[str, str],
     pairs: Sequence[tuple[str, str]] = PAIRS,
 ) -> dict[str, Any]:
-    """Means, 95 % intervals and per-episode values of each policy, and paired differences.
+    """Compute means, 95 % intervals, per-episode values and paired differences.
 
     Args:
-        results: what `evaluate` gave, by policy, all on the same `seeds`.
-        seeds: the episode seeds, in the order of the results.
-        task: the task's id.
-        settings: what the figures were obtained with.
-        units: units of metrics, by name.
-        pairs: policies whose difference is wanted, first less second, where both are among the results.
+        results: results of `evaluate` by policy, all on the same `seeds`.
+        seeds: episode seeds, in the order of the results.
+        task: id of the task.
+        settings: evaluation settings to store with the metrics.
+        units: unit of each metric that has one, such as "m".
+        pairs: pairs of policies to compare. The difference is first minus second; pairs of which a policy is
+            missing from `results` are skipped.
+
+    Returns:
+        The content of `eval.json`; `eval_file` describes its format.
     """
     evaluation: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -75,7 +84,9 @@ def summarize(
         if first in results and second in results:
             one, other = (evaluation["policies"][name] for name in (first, second))
             evaluation["paired"][f"{first}-{second}"] = {
-                metric: statistics.paired_difference(_by_seed(one[metric]), _by_seed(other[metric]), is_rate(metric)).to_json()
+                metric: statistics.paired_difference(
+                    _by_seed(one[metric]), _by_seed(other[metric]), is_rate(metric)
+                ).to_json()
                 for metric in one
                 if metric in other
             }
@@ -87,7 +98,10 @@ def _summaries(episodes: Episodes, seeds: Sequence[int]) -> dict[str, Any]:
     for metric, values in episodes.items():
         per_episode = values.tolist()
         summary = statistics.summarize(per_episode, is_rate(metric)).to_json()
-        rows[metric] = {**summary, "per_episode": {str(seed): value for seed, value in zip(seeds, per_episode, strict=True)}}
+        rows[metric] = {
+            **summary,
+            "per_episode": {str(seed): value for seed, value in zip(seeds, per_episode, strict=True)},
+        }
     return rows
 
 

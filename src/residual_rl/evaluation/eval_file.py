@@ -1,7 +1,8 @@
-"""What `eval.json` holds: reading it, the words for its metrics, and its table for the terminal.
+"""The file format of `eval.json`, and the order and labels of its metrics.
 
-- `format_version` (1), `task`, `settings`, `episode_seeds` [int, …], and if wanted `units` {metric: "m"}
-- `policies` {"residual": {metric: {"mean": x, "interval": [low, high] or null, "per_episode": {seed: value}}}, "base": …, "zero": …}
+- `format_version` (1), `task`, `settings`, `episode_seeds` [int, …], optionally `units` {metric: "m"}
+- `policies` {"residual": {metric: SUMMARY}, "base": …, "zero": …}, where SUMMARY is
+  {"mean": x, "interval": [low, high] or null, "per_episode": {seed: value}}
 - `paired` {"residual-base": {metric: {"mean": x, "interval": [low, high] or null}}}
 """
 
@@ -19,39 +20,48 @@ PAIR = "residual-base"
 
 
 def read_evaluation(path: Path | str) -> dict[str, Any]:
-    """The evaluation in `path`. Raises `CheckpointError` naming the file when it is missing, damaged or foreign."""
+    """Read the evaluation file `path`.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or not an evaluation.
+    """
     path = Path(path)
-    mend = f"make it with `residual-rl eval {path.parent}`"
+    fix = f"create it with `residual-rl eval {path.parent}`"
     try:
         evaluation = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist; {mend}") from error
+        raise CheckpointError(f"{path} does not exist; {fix}") from error
     except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as an evaluation ({error}); {mend}") from error
+        raise CheckpointError(f"{path} cannot be read as an evaluation ({error}); {fix}") from error
     version = evaluation.get("format_version") if isinstance(evaluation, dict) else None
     if version != FORMAT_VERSION or not isinstance(evaluation.get("policies"), dict):
-        raise CheckpointError(f"{path} is no evaluation of format version {FORMAT_VERSION}; {mend}")
+        raise CheckpointError(f"{path} is not an evaluation of format version {FORMAT_VERSION}; {fix}")
     return evaluation
 
 
 def policies_of(evaluation: Mapping[str, Any]) -> list[str]:
-    """The policies' names: residual, base, zero, then others."""
+    """Names of the policies: residual, base and zero first, then the others in alphabetical order."""
     order = ["residual", "base", "zero"]
-    return sorted(evaluation["policies"], key=lambda name: (order.index(name) if name in order else len(order), name))
+    return sorted(
+        evaluation["policies"], key=lambda name: (order.index(name) if name in order else len(order), name)
+    )
 
 
 def metrics_of(evaluation: Mapping[str, Any]) -> list[str]:
-    """The metrics' names: success, return and length first, then the task's own as they come."""
-    names = dict.fromkeys(metric for policy in policies_of(evaluation) for metric in evaluation["policies"][policy])
+    """Names of the metrics: success, return and length first, then those of the task in stored order."""
+    names = dict.fromkeys(
+        metric for policy in policies_of(evaluation) for metric in evaluation["policies"][policy]
+    )
     return [m for m in LABELS if m in names] + [m for m in names if m not in LABELS]
 
 
 def is_rate(metric: str) -> bool:
-    """Whether `metric` is a share of episodes, shown in percent."""
+    """Whether `metric` is a fraction of episodes, which is shown in percent."""
     return metric.startswith("success")
 
 
 LABELS = {
+    # in the order of tables and plots
     "success_once": "Success (once)",
     "success_at_end": "Success (at the end)",
     "return": "Return",

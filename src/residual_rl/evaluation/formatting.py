@@ -1,4 +1,4 @@
-"""Evaluations as text: labels, numbers, intervals and the table."""
+"""Text for evaluations: labels, numbers, intervals and the table for the terminal."""
 
 from __future__ import annotations
 
@@ -12,27 +12,30 @@ from residual_rl.evaluation.eval_file import LABELS, UNITS, is_rate, metrics_of,
 
 
 def label(metric: str, evaluation: Mapping[str, Any] | None = None, unit: bool = True) -> str:
-    """What people call `metric`, with its unit in brackets."""
+    """The label of `metric`, by default with its unit in brackets: `Episode length [steps]`."""
     text = LABELS.get(metric) or metric.replace("_", " ").replace("/", ": ").capitalize()
     shown = (evaluation or {}).get("units", {}).get(metric) or UNITS.get(metric)
     return f"{text} [{shown}]" if shown and unit else text
 
 
 def number(value: float, sign: bool = False) -> str:
-    """Three significant digits, without an exponent where it can be helped."""
+    """Three significant digits, with an exponent only for very small values."""
     form = ",.0f" if abs(value) >= 1000 else ".2e" if value and abs(value) < 1e-4 else ".3g"
     return _minus(f"{value:{'+' if sign and value else ''}{form}}")
 
 
 def value_text(metric: str, value: float, sign: bool = False) -> str:
-    """`98.5 %` for a rate, else `number`. With `sign`, a difference: `+12.5 pp` (percentage points) for a rate."""
+    """`98.5 %` for a rate, `number` for other metrics.
+
+    With `sign`, the value is a difference: `+12.5 pp` (percentage points) for a rate.
+    """
     if not is_rate(metric):
         return number(value, sign)
     return _minus(f"{100 * value:+.1f} pp" if sign else f"{100 * value:.1f} %")
 
 
 def interval_text(metric: str, interval: Sequence[float] | None) -> str:
-    """`[95.0, 99.2]`, in the unit of `value_text`; nothing without an interval."""
+    """`[95.0, 99.2]`, in the unit of `value_text`; empty without an interval."""
     if interval is None:
         return ""
     low, high = (_minus(f"{100 * v:.1f}") if is_rate(metric) else number(v) for v in interval)
@@ -40,16 +43,19 @@ def interval_text(metric: str, interval: Sequence[float] | None) -> str:
 
 
 def pair_text(pair: str) -> str:
-    """What people call the difference `residual-base`: `residual − base`."""
+    """The label of a pair: `residual − base` for `residual-base`."""
     return " − ".join(pair.split("-", 1))
 
 
 def format_table(evaluation: Mapping[str, Any]) -> Table:
-    """The policies side by side, mean and 95 % interval, with their paired differences: to print with rich."""
+    """A rich table of means and 95 % intervals, with a column for each policy and each paired difference."""
     names = policies_of(evaluation)
     pairs = evaluation.get("paired", {})
     episodes = len(evaluation.get("episode_seeds", ()))
-    table = Table(title=escape(f"{evaluation.get('task', '')}: {episodes} episodes, mean [95 % interval]"), title_justify="left")
+    table = Table(
+        title=escape(f"{evaluation.get('task', '')}: {episodes} episodes, mean [95 % interval]"),
+        title_justify="left",
+    )
     table.add_column("metric")
     for name in names:
         table.add_column(escape(name), justify="right")
@@ -66,7 +72,9 @@ def _cell(metric: str, summary: Mapping[str, Any] | None, sign: bool = False) ->
     if summary is None:
         return "–"
     interval = interval_text(metric, summary["interval"])
-    return value_text(metric, summary["mean"], sign) + (f"\n[dim]{escape(interval)}[/dim]" if interval else "")
+    return value_text(metric, summary["mean"], sign) + (
+        f"\n[dim]{escape(interval)}[/dim]" if interval else ""
+    )
 
 
 def _minus(text: str) -> str:

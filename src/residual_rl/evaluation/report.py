@@ -1,4 +1,4 @@
-"""`report.html`: a run's story on one page that opens from disk, with no network and nothing beside it but the video."""
+"""`report.html`: results of a run on one self-contained page; only the video is a separate file."""
 
 from __future__ import annotations
 
@@ -23,11 +23,23 @@ __all__ = ["format_table", "write_report"]
 KEY_PACKAGES = ("residual-rl", "torch", "mujoco", "gymnasium", "numpy")
 
 
-def write_report(run_dir: Path | str, evaluation: Mapping[str, Any] | None = None, plot: bool = False) -> Path:
-    """Write `run_dir/report.html` from what lies in the run's folder, and return its path.
+def write_report(
+    run_dir: Path | str, evaluation: Mapping[str, Any] | None = None, plot: bool = False
+) -> Path:
+    """Write `run_dir/report.html` from the files of the run folder.
 
-    `evaluation` is that of `run_dir/eval.json` unless given; without one the page says how to make it. With `plot` the figures are
-    written to `eval_results/` as PNG files too. Raises `CheckpointError` naming a file that is damaged, and `WriteError`.
+    Args:
+        run_dir: the run folder.
+        evaluation: content of `eval.json`, which is read from the folder by default. A page without an
+            evaluation shows the command that creates one.
+        plot: also write the plots to `eval_results/` as PNG files.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        CheckpointError: a file of the run is damaged.
+        WriteError: a file cannot be written.
     """
     run = RunFolder(run_dir)
     if evaluation is None and run.eval_file.exists():
@@ -41,7 +53,9 @@ def write_report(run_dir: Path | str, evaluation: Mapping[str, Any] | None = Non
     return path
 
 
-def _page(run: RunFolder, evaluation: Mapping[str, Any] | None, rows: list[dict[str, Any]], plots: list[Plot]) -> Iterator[str]:
+def _page(
+    run: RunFolder, evaluation: Mapping[str, Any] | None, rows: list[dict[str, Any]], plots: list[Plot]
+) -> Iterator[str]:
     config = _read_json(run.config_file)
     summary = _read_json(run.summary_file)
     task = str((evaluation or {}).get("task") or config.get("task_id") or run.path.name)
@@ -60,19 +74,25 @@ def _page(run: RunFolder, evaluation: Mapping[str, Any] | None, rows: list[dict[
         yield f'<section><h2>{escape(plot.title)}</h2><p class="note">{escape(plot.caption)}</p>'
         yield f'<figure role="img" aria-label="{escape(plot.title)}">{svg(plot)}</figure></section>\n'
     yield _reproduce(run, evaluation, config, summary)
-    yield "<footer>Made by residual_rl. This page needs no network.</footer>\n</main>\n</body>\n</html>\n"
+    yield "<footer>Created by residual_rl. This page needs no network.</footer>\n</main>\n</body>\n</html>\n"
 
 
 def headline(evaluation: Mapping[str, Any] | None) -> str:
-    """The measured figure in one sentence."""
+    """The success rates in one sentence."""
     policies = (evaluation or {}).get("policies", {})
     residual, base = (policies.get(name, {}).get("success_once") for name in ("residual", "base"))
     if residual and base:
-        others = [name for name in policies if name not in ("residual", "base", "zero") and "success_once" in policies[name]]
+        others = [
+            name
+            for name in policies
+            if name not in ("residual", "base", "zero") and "success_once" in policies[name]
+        ]
         more = "".join(f", {_percent(policies[name]['success_once'])} {name}" for name in others)
-        return f"{_percent(residual)} of episodes succeed with the residual, {_percent(base)} with the base policy alone{more}."
+        alone = f"{_percent(base)} with the base policy alone"
+        return f"{_percent(residual)} of episodes succeed with the residual, {alone}{more}."
     if residual or base:
-        return f"{_percent(residual or base)} of episodes succeed with the {'residual' if residual else 'base'} policy."
+        name = "residual" if residual else "base"
+        return f"{_percent(residual or base)} of episodes succeed with the {name} policy."
     return "Trained; not evaluated yet."
 
 
@@ -82,7 +102,7 @@ def _percent(summary: Mapping[str, Any]) -> str:
 
 def _lead(evaluation: Mapping[str, Any] | None, run: RunFolder) -> str:
     if evaluation is None:
-        return f"Measure it with: residual-rl eval {run.path} --compare-base --compare-zero"
+        return f"Evaluate it with: residual-rl eval {run.path} --compare-base --compare-zero"
     seeds = evaluation.get("episode_seeds", [])
     span = f", seeds {min(seeds)} to {max(seeds)}" if seeds else ""
     text = f"Measured on {len(seeds)} fresh episodes{span}, the same for every policy."
@@ -90,10 +110,14 @@ def _lead(evaluation: Mapping[str, Any] | None, run: RunFolder) -> str:
     if changed:
         changes = ", ".join(f"{name} = {now} (was {before})" for name, (before, now) in changed.items())
         return f"{text} The env settings differ from those of training: {changes}."
-    return text if changed is None else f"{text} The env settings, randomisation among them, are those of training."
+    if changed is None:
+        return text
+    return f"{text} The env settings, including randomisation, are those of training."
 
 
-def _cards(evaluation: Mapping[str, Any] | None, rows: list[dict[str, Any]], summary: Mapping[str, Any]) -> str:
+def _cards(
+    evaluation: Mapping[str, Any] | None, rows: list[dict[str, Any]], summary: Mapping[str, Any]
+) -> str:
     cards = []
     for name in policies_of(evaluation) if evaluation else ():
         rate = evaluation["policies"][name].get("success_once")  # type: ignore[index]
@@ -108,10 +132,11 @@ def _cards(evaluation: Mapping[str, Any] | None, rows: list[dict[str, Any]], sum
         more = f"steps in {clock_time(seconds)}" if seconds else "environment steps"
         cards.append(("steps", "Trained for", f"{rows[-1]['step']:,}", more))
     if summary.get("time_to_95"):
-        cards.append(("steps", "95 % success after", clock_time(summary["time_to_95"]), f"{summary.get('step_to_95', 0):,} steps"))
+        steps = f"{summary.get('step_to_95', 0):,} steps"
+        cards.append(("steps", "95 % success after", clock_time(summary["time_to_95"]), steps))
     body = "".join(
-        f'<div class="card {escape(kind)}"><div class="name">{escape(name)}</div><div class="value">{escape(value)}</div>'
-        f'<div class="more">{escape(more)}</div></div>\n'
+        f'<div class="card {escape(kind)}"><div class="name">{escape(name)}</div>'
+        f'<div class="value">{escape(value)}</div><div class="more">{escape(more)}</div></div>\n'
         for kind, name, value, more in cards
     )
     return f'<div class="cards">\n{body}</div>\n' if cards else ""
@@ -132,8 +157,9 @@ def _results(evaluation: Mapping[str, Any]) -> str:
         body += f"<tr><th>{escape(label(metric, evaluation))}</th>{cells}{differences}</tr>\n"
     pair = "".join(f"<th>{escape(pair_text(name))}</th>" for name in pairs)
     return (
-        '<section><h2>Results</h2><p class="note">Mean, and 95 % interval below it: Wilson’s for success, Student’s t for the rest. '
-        "Differences are paired by episode seed (for success with Agresti and Min’s interval; pp: percentage points).</p>\n"
+        '<section><h2>Results</h2><p class="note">Means with 95 % intervals below: Wilson’s for success, '
+        "Student’s t for other metrics. Differences are paired by episode seed (for success with Agresti and "
+        "Min’s interval; pp: percentage points).</p>\n"
         f'<div class="scroll"><table class="results"><thead><tr><th></th>{head}{pair}</tr></thead>\n'
         f"<tbody>\n{body}</tbody></table></div></section>\n"
     )
@@ -143,13 +169,20 @@ def _cell(metric: str, summary: Mapping[str, Any] | None, sign: bool = False) ->
     if summary is None:
         return "<td>–</td>"
     value = escape(value_text(metric, summary["mean"], sign))
-    return f"<td>{f'<b>{value}</b>' if is_rate(metric) else value}<span>{escape(interval_text(metric, summary['interval']))}</span></td>"
+    interval = escape(interval_text(metric, summary["interval"]))
+    return f"<td>{f'<b>{value}</b>' if is_rate(metric) else value}<span>{interval}</span></td>"
 
 
-def _reproduce(run: RunFolder, evaluation: Mapping[str, Any] | None, config: dict[str, Any], summary: dict[str, Any]) -> str:
+def _reproduce(
+    run: RunFolder, evaluation: Mapping[str, Any] | None, config: dict[str, Any], summary: dict[str, Any]
+) -> str:
     versions = _read_json(run.path / "versions.json")
     packages, git = versions.get("packages", {}), versions.get("git") or {}
-    short = {"python": versions.get("python"), **{name: packages.get(name) for name in KEY_PACKAGES}, **versions.get("machine", {})}
+    short = {
+        "python": versions.get("python"),
+        **{name: packages.get(name) for name in KEY_PACKAGES},
+        **versions.get("machine", {}),
+    }
     if git.get("commit"):
         short["git commit"] = git["commit"] + (" with changes (git.diff)" if git.get("dirty") else "")
     tables = [
@@ -160,9 +193,18 @@ def _reproduce(run: RunFolder, evaluation: Mapping[str, Any] | None, config: dic
         ("All packages", packages),
     ]
     command_file = run.path / "command.txt"
-    command = f"<pre>{escape(command_file.read_text(encoding='utf-8').strip())}</pre>" if command_file.exists() else ""
-    body = "".join(f"<details><summary>{escape(title)}</summary>{_settings(table)}</details>\n" for title, table in tables if table)
-    return f'<section><h2>To reproduce it</h2><p class="note">Command line, settings and versions.</p>{command}\n{body}</section>\n'
+    command = (
+        f"<pre>{escape(command_file.read_text(encoding='utf-8').strip())}</pre>"
+        if command_file.exists()
+        else ""
+    )
+    body = "".join(
+        f"<details><summary>{escape(title)}</summary>{_settings(table)}</details>\n"
+        for title, table in tables
+        if table
+    )
+    note = '<p class="note">Command line, settings and versions.</p>'
+    return f"<section><h2>Reproduce it</h2>{note}{command}\n{body}</section>\n"
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

@@ -5,10 +5,20 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval
 
 from residual_rl.errors import ConfigError, UnknownNameError
-from residual_rl.utils.validation import check_fields
+from residual_rl.utils.validation import (
+    CheckedCfg,
+    Names,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+)
 
 ALGOS: dict[str, str] = {
     "bc": "residual_rl.imitation.trainer:train",
@@ -50,7 +60,7 @@ _OF_BOTH: dict[tuple[str, str], dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class ImitateCfg:
+class ImitateCfg(CheckedCfg):
     """Settings of imitation training."""
 
     algo: str = "flow"
@@ -59,11 +69,11 @@ class ImitateCfg:
     """Where the defaults of other settings come from: full (for a GPU), small, tiny, cpu. Without the flag: cpu on the cpu, else full."""
 
     # --- the data ---
-    n_episodes: int | None = None
+    n_episodes: PositiveInt | None = None
     """Use the first so many demonstrations; none uses all."""
-    obs_keys: tuple[str, ...] = ("state",)
+    obs_keys: Names = ("state",)
     """Named observations that the policy sees, joined in this order."""
-    val_share: float = 0.1
+    val_share: Annotated[float, Interval(ge=0.0, le=0.5)] = 0.1
     """Share of the episodes that is kept apart for validation; 0 keeps none."""
     pad_obs_to: int | None = None
     """Make observations this long by putting the constant pose of the robot's base in at index 18, as flat states of ManiSkill 2 have it;
@@ -78,16 +88,16 @@ class ImitateCfg:
     """With --init-from: keep all weights but those that read the observations, which begin anew; so observations may be others."""
 
     # --- the policy ---
-    num_obs_steps: int = 2
+    num_obs_steps: PositiveInt = 2
     """Observations that it plans from, the present one included."""
-    chunk_size: int = 16
+    chunk_size: PositiveInt = 16
     """Actions that it predicts, from the present step on."""
-    num_action_steps: int = 8
+    num_action_steps: PositiveInt = 8
     """How many of them are executed before it plans anew."""
-    num_past_actions: int = 0
+    num_past_actions: NonNegativeInt = 0
     """Actions that its network predicts besides, of the steps before the present one. Public checkpoints of Diffusion Policy predict from
     their oldest observation on: num_obs_steps − 1."""
-    hidden_sizes: tuple[int, ...] = (512, 512, 512)
+    hidden_sizes: tuple[PositiveInt, ...] = (512, 512, 512)
     """bc: width of each hidden layer."""
     channels: tuple[int, ...] = (64, 128, 256)
     """diffusion, flow: channels of the U-Net, one number a level, each a multiple of 8."""
@@ -97,89 +107,75 @@ class ImitateCfg:
     """diffusion, flow: size of the embeddings of the time and of the observations."""
     layout: Literal["own", "public"] = "own"
     """diffusion, flow: which U-Net: own, or public, that of the checkpoints of Diffusion Policy (`ConditionalUnet1D`)."""
-    diffusion_steps: int = 100
+    diffusion_steps: PositiveInt = 100
     """diffusion: noise levels in training."""
-    sampling_steps: int = 10
+    sampling_steps: PositiveInt = 10
     """Steps from noise to actions: diffusion's DDIM, flow's Euler. It can be chosen anew when the policy is used."""
 
     # --- the training ---
-    total_steps: int = 20_000
+    total_steps: PositiveInt = 20_000
     """Gradient steps."""
-    batch_size: int = 1024
+    batch_size: PositiveInt = 1024
     """Windows in a gradient step."""
-    learning_rate: float = 3e-4
+    learning_rate: PositiveFloat = 3e-4
     """Step size of Adam after the warm-up; it falls to 0 along a cosine."""
-    warmup_steps: int = 500
+    warmup_steps: NonNegativeInt = 500
     """Steps over which the step size rises from 0."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: PositiveFloat = 1.0
     """Gradients of all parameters together are scaled down to this norm."""
-    ema_power: float = 0.75
+    ema_power: PositiveFloat = 0.75
     """Decay of the averaged weights after step t: 1 − (1 + t)^−power, at most 0.9999."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """Each step takes this share, times the step size, off all weights (decoupled, as in AdamW)."""
-    obs_noise: float = 0.0
+    obs_noise: NonNegativeFloat = 0.0
     """Standard deviation of Gaussian noise on the normalised observations in training; validation has none."""
     amp: bool = False
     """Compute the loss in bfloat16 where it is safe (automatic mixed precision)."""
     compile: bool = False
     """Compile the network with torch.compile; meant for a GPU."""
-    seed: int = 1
+    seed: NonNegativeInt = 1
     """Seed of the weights, the batches, the noise and the choice of validation episodes."""
     device: str = "cpu"
     """Device of the data and the network: cpu, cuda, cuda:1, …"""
-    torch_threads: int = 0
+    torch_threads: NonNegativeInt = 0
     """Threads of the network on a CPU; 0 means one a core, at most 4. Sums round differently with another number."""
 
     # --- evaluation, and what is written ---
-    log_freq: int = 100
+    log_freq: PositiveInt = 100
     """Steps between two rows of figures."""
-    val_freq: int = 500
+    val_freq: PositiveInt = 500
     """Steps between two validations."""
-    eval_freq: int = 1_000
+    eval_freq: NonNegativeInt = 1_000
     """Steps between two evaluations of success in simulation; 0 never simulates."""
-    eval_episodes: int = 32
+    eval_episodes: PositiveInt = 32
     """Episodes of such an evaluation, on fixed seeds of its own."""
-    eval_share: float = 0.2
+    eval_share: Share = 0.2
     """Most of the time that evaluations may take: one that would exceed it is left out, but for the last."""
-    num_threads: int = 0
+    num_threads: NonNegativeInt = 0
     """Simulator threads; 0 means one a CPU core."""
-    save_freq: int = 1_000
+    save_freq: PositiveInt = 1_000
     """Steps between two checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: PositiveInt = 2
     """How many of the newest checkpoints are kept."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         if self.algo not in ALGOS:
             raise UnknownNameError("algorithm", self.algo, ALGOS)
         if self.preset not in PRESETS:
             raise UnknownNameError("preset", self.preset, PRESETS)
-        positive = ("num_obs_steps", "chunk_size", "diffusion_steps", "sampling_steps", "total_steps", "batch_size", "log_freq", "val_freq")
-        for name in (*positive, "eval_episodes", "save_freq", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("warmup_steps", "seed", "torch_threads", "eval_freq", "num_threads", "num_past_actions", "weight_decay", "obs_noise"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        if self.n_episodes is not None and self.n_episodes < 1:
-            raise ConfigError(f"n_episodes must be at least 1, or none, not {self.n_episodes}")
-        if not self.obs_keys or len(set(self.obs_keys)) != len(self.obs_keys):
-            raise ConfigError(f"obs_keys must name at least one observation and none twice, not {self.obs_keys}")
-        if not 0.0 <= self.val_share <= 0.5:
-            raise ConfigError(f"val_share must be from 0 to 0.5, not {self.val_share}")
-        if not 1 <= self.num_action_steps <= self.chunk_size:
-            raise ConfigError(f"num_action_steps must be from 1 to chunk_size {self.chunk_size}, not {self.num_action_steps}")
-        for name in ("learning_rate", "max_grad_norm", "ema_power"):
-            if not getattr(self, name) > 0.0:
-                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.num_action_steps > self.chunk_size:
+            raise ConfigError(
+                f"num_action_steps must be at most chunk_size ({self.chunk_size}), not {self.num_action_steps}"
+            )
         if self.adapt_obs and not self.init_from:
-            raise ConfigError("adapt_obs says which weights of a model are kept: name the model with --init-from MODEL")
-        if not 0.0 < self.eval_share <= 1.0:
-            raise ConfigError(f"eval_share must be above 0 and at most 1, not {self.eval_share}")
-        if any(size < 1 for size in self.hidden_sizes):
-            raise ConfigError(f"hidden_sizes must be at least 1 each, not {self.hidden_sizes}")
+            raise ConfigError(
+                "adapt_obs needs a model whose weights are kept: give it with --init-from MODEL"
+            )
         if self.sampling_steps > self.diffusion_steps and self.algo == "diffusion":
-            raise ConfigError(f"sampling_steps must be at most diffusion_steps {self.diffusion_steps}, not {self.sampling_steps}")
+            raise ConfigError(
+                f"sampling_steps must be at most diffusion_steps ({self.diffusion_steps}), not {self.sampling_steps}"
+            )
 
     @classmethod
     def default(cls, algo: str = "flow", preset: str | None = None, device: str = "cpu") -> ImitateCfg:

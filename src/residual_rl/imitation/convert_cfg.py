@@ -5,22 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from residual_rl.errors import ConfigError
-from residual_rl.utils.validation import check_fields
+from residual_rl.utils.validation import CheckedCfg, PositiveInt
 
 
 @dataclass(frozen=True)
-class ConvertCfg:
+class ConvertCfg(CheckedCfg):
     """What the tensors of a public Diffusion Policy checkpoint do not tell; the defaults are the published settings."""
 
-    num_obs_steps: int = 2
+    num_obs_steps: PositiveInt = 2
     """Observations that it plans from; published as obs_horizon."""
-    prediction_horizon: int = 16
+    prediction_horizon: PositiveInt = 16
     """Actions that its network predicts, from its oldest observation on; published as pred_horizon."""
-    num_action_steps: int = 8
+    num_action_steps: PositiveInt = 8
     """How many are executed, from the present step on, before it plans anew; published as act_horizon."""
-    diffusion_steps: int = 100
+    diffusion_steps: PositiveInt = 100
     """Noise levels that it was trained with; published as num_diffusion_iters."""
-    sampling_steps: int = 10
+    sampling_steps: PositiveInt = 10
     """Steps of DDIM from noise to actions. It can be chosen anew when the policy is used."""
     obs_key: str = "state"
     """Named observation that it sees; its size is told by the tensors."""
@@ -35,15 +35,14 @@ class ConvertCfg:
     """Which network of the file, where it has several; none takes the averaged one, whose name has `ema` in it."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        for name in ("num_obs_steps", "prediction_horizon", "diffusion_steps", "sampling_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        super().__post_init__()
         if self.sampling_steps > self.diffusion_steps:
-            raise ConfigError(f"sampling_steps must be at most diffusion_steps {self.diffusion_steps}, not {self.sampling_steps}")
-        if not 1 <= self.num_action_steps <= self.chunk_size:
             raise ConfigError(
-                f"num_action_steps must be from 1 to {self.chunk_size}, what prediction_horizon {self.prediction_horizon} leaves from the "
+                f"sampling_steps must be at most diffusion_steps ({self.diffusion_steps}), not {self.sampling_steps}"
+            )
+        if self.num_action_steps > self.chunk_size:
+            raise ConfigError(
+                f"num_action_steps must be at most {self.chunk_size}, the actions of prediction_horizon {self.prediction_horizon} from the "
                 f"present step on with num_obs_steps {self.num_obs_steps}, not {self.num_action_steps}"
             )
 

@@ -21,7 +21,7 @@ from residual_rl.registry import TASKS, load
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.utils.files import replacing, write_json, writing
 from residual_rl.utils.seeding import DEMO_SEED, EVAL_SEED
-from residual_rl.utils.validation import check_fields
+from residual_rl.utils.validation import CheckedCfg, Correlation, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 DEMOS_FILE = "demos.h5"
 _REST_FILE = "demos-rest.h5"
@@ -35,41 +35,30 @@ PAIRS = ((STUDENT, "residual"), (STUDENT, "base"))
 
 
 @dataclasses.dataclass(frozen=True)
-class DistillCfg:
+class DistillCfg(CheckedCfg):
     """How a run becomes one policy."""
 
     algo: Literal["bc", "flow"] = "bc"
     """What the policy is: bc (MLP, mean squared error) or flow (flow matching, chunks of actions)."""
-    n_episodes: int = 200
+    n_episodes: PositiveInt = 200
     """Episodes of the run that it learns from."""
     only_success: bool = False
     """Learn from solved episodes alone, as many as are asked for."""
-    noise: float = 0.0
+    noise: NonNegativeFloat = 0.0
     """Standard deviation of noise on the executed actions, in units of what a residual of 1 may change, so that the policy sees how the run
     recovers; it learns what the run wanted."""
-    noise_correlation: float = 0.9
+    noise_correlation: Correlation = 0.9
     """How much of a step's noise stays for the next, from 0 (white noise) to 1."""
-    first_seed: int = DEMO_SEED
+    first_seed: NonNegativeInt = DEMO_SEED
     """Seed of the first episode that it learns from."""
     model: str = "best"
     """Which policy of the run: best, final, interrupted, or the path of an exported one."""
-    eval_episodes: int = 200
+    eval_episodes: PositiveInt = 200
     """Episodes of the evaluation, the same for the policy, the run and its base."""
-    first_eval_seed: int = EVAL_SEED
+    first_eval_seed: NonNegativeInt = EVAL_SEED
     """Seed of the first of them; no training used them."""
-    eval_envs: int = 100
+    eval_envs: PositiveInt = 100
     """Worlds stepped together in it; the results do not depend on it."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        for name in ("n_episodes", "eval_episodes", "eval_envs"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("noise", "first_seed", "first_eval_seed"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        if not 0.0 <= self.noise_correlation < 1.0:
-            raise ConfigError(f"noise_correlation must be from 0 to below 1, not {self.noise_correlation}")
 
 
 Collect = Callable[[Path, int, int], int]
@@ -96,7 +85,7 @@ def find_teacher(run: Path, model: str) -> Teacher:
         raise ConfigError(f"{run} is no run folder: distill takes what `residual-rl train` made")
     if not (run / "config.json").is_file():
         raise ConfigError(f"{run} is no run folder: it has no config.json; distill takes what `residual-rl train` made")
-    file = find_policy(run, model)
+    file = find_policy(run, model).file
     return Teacher(run, file, load_policy(file))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from residual_rl.base_policies.il import ILCfg
 from residual_rl.demos.reader import Demonstrations
 from residual_rl.errors import CheckpointError, ConfigError
-from residual_rl.evaluation.plots import save_curves
+from residual_rl.evaluation.training_curves import save_curves
 from residual_rl.factory import usable_device
 from residual_rl.imitation.config import ImitateCfg
 from residual_rl.imitation.fine_tuning import check_initial, check_observations, initial_statistics, initial_weights, warn_out_of_range
@@ -27,7 +27,7 @@ from residual_rl.imitation.policy import ILPolicy
 from residual_rl.imitation.success_evaluation import SuccessEvaluation
 from residual_rl.imitation.windows import Windows, make_windows, split_episodes
 from residual_rl.learners.common.compilation import compiled
-from residual_rl.learners.common.ema import Ema
+from residual_rl.learners.common.ema import ActorEMA
 from residual_rl.learners.common.optimizer import FlatAdam
 from residual_rl.runs.checkpoint import CheckpointFolder
 from residual_rl.runs.logger import Logger, read_metrics
@@ -97,7 +97,7 @@ class Trainer:
         self.algorithm, self.network = fresh.algorithm, fresh.network.to(self.device).requires_grad_(True).train()
         named = self.network.named_parameters()
         self.optimizer = FlatAdam(named, cfg.learning_rate, cfg.max_grad_norm, epsilon=1e-8, weight_decay=cfg.weight_decay)
-        self.ema = Ema(self.network, cfg.ema_power)
+        self.ema = ActorEMA(self.network, cfg.ema_power)
         self._predict = compiled(self.network, cfg.compile)
         self.generator = torch.Generator(self.device).manual_seed(cfg.seed)
         self.progress = Progress()

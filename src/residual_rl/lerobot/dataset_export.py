@@ -45,7 +45,7 @@ from residual_rl.lerobot.support import (
 from residual_rl.registry import TASKS
 from residual_rl.robots.hardware_units import HardwareUnits
 from residual_rl.utils.files import write_json
-from residual_rl.utils.validation import check_fields
+from residual_rl.utils.validation import CheckedCfg, PositiveInt
 
 SIDE_FILE = "meta/residual_rl.json"
 SIDE_VERSION = 1
@@ -55,12 +55,12 @@ FPS_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
-class ExportCfg:
+class ExportCfg(CheckedCfg):
     """Settings of the export to a LeRobot dataset."""
 
     repo_id: str | None = None
     """Name of the dataset in LeRobot, OWNER/NAME. None: local/FOLDER. Nothing is uploaded."""
-    fps: int | None = None
+    fps: PositiveInt | None = None
     """Frames per second. None: the demonstrations' rate, rounded."""
     task_description: str | None = None
     """Language instruction. None: the task's summary."""
@@ -68,11 +68,6 @@ class ExportCfg:
     """Targets to store: those that the policy intended, for imitation, or those executed with noise."""
     video: bool = False
     """Store images as video, which is smaller but lossy, and needs ffmpeg and torchcodec to read."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.fps is not None and self.fps < 1:
-            raise ConfigError(f"fps must be at least 1, not {self.fps}")
 
 
 @dataclass(frozen=True)

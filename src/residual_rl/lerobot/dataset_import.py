@@ -43,7 +43,7 @@ from residual_rl.lerobot.support import (
     video_backend,
 )
 from residual_rl.robots.hardware_units import HardwareUnits, joint_index
-from residual_rl.utils.validation import check_fields
+from residual_rl.utils.validation import CheckedCfg
 
 SLACK = 1.0
 """How far outside of its joint's range a value still counts as within, in hardware units: encoders and
@@ -56,7 +56,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ImportCfg:
+class ImportCfg(CheckedCfg):
     """How a LeRobot dataset becomes demonstrations."""
 
     units: JointUnits = "hardware"
@@ -73,7 +73,7 @@ class ImportCfg:
     """Take over the cameras' images."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         self.offsets()
 
     def offsets(self) -> dict[str, float]:

@@ -1,11 +1,12 @@
-"""Checkpoints and exported policies: one safetensors file that holds a nested state, without pickle.
+"""Checkpoints and exported policies: one safetensors file with a nested state, without pickle.
 
-Tensors lie under their path in the state (RFC 6901 JSON pointer without the leading slash: keys joined by "/", with "~" and
-"/" inside a key written "~0" and "~1"). Everything else is canonical JSON under the one metadata key `residual_rl`, with the
-format version, the kind of file, and a SHA-256 of the contents, so that a flipped bit is seen as well as a missing end.
+The name of a tensor is its path in the state (RFC 6901 JSON pointer without the leading slash: keys joined
+by "/", with "~" and "/" in a key written "~0" and "~1"). Everything else is canonical JSON under the
+metadata key `residual_rl`, with the format version, the kind of file, and a SHA-256 of the contents, which
+detects flipped bits as well as truncation.
 
-Segments (`types.Segment`) lie within the file like everything else, but for the checkpoints of a `CheckpointFolder`: there each has a
-file of its own (see `segments`), and the state holds its name.
+Segments (`types.Segment`) are stored in the file like everything else. Only the checkpoints of a
+`CheckpointFolder` store each segment in its own file (see `segments`) and its name in the state.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from residual_rl.types import Segment, State
 from residual_rl.utils.files import make_folder, remove_leftovers, write_atomically, writing
 
 Kind = Literal["checkpoint", "policy", "model", "dump", "segment"]
-"""`checkpoint`: all that resuming needs; `policy`: a trained residual; `model`: an imitation policy; `dump`: what led to a failure;
-`segment`: a part that checkpoints share."""
+"""`checkpoint`: everything needed to resume; `policy`: a trained residual; `model`: an imitation policy;
+`dump`: the tensors before a failure; `segment`: a part that checkpoints share."""
 FORMAT_VERSION = 1
 MIGRATIONS: dict[int, Callable[[State, Kind], State]] = {}
-"""From a format version to what makes its state one of the next version."""
+"""For each earlier format version, the function that converts its state to that of the next version."""
 
 _METADATA_KEY = "residual_rl"
 _TENSOR = "$tensor"
@@ -48,35 +49,50 @@ _log = logging.getLogger(__name__)
 
 
 def save(path: Path | str, state: State, kind: Kind) -> None:
-    """Write `state` to `path`, atomically: on any failure an earlier file stays as it was.
+    """Write `state` to `path` atomically: after a failure, an earlier file is unchanged.
 
-    Equal states give identical bytes. Tensors are stored as on the CPU, each with its own memory.
-    Raises `NonFiniteError` naming the key of a NaN or infinity, `ConfigError` for what a state cannot hold,
-    `WriteError` when the file cannot be written.
+    Equal states give identical bytes. Tensors are copied to the CPU; tensors that share memory are stored
+    separately.
+
+    Raises:
+        NonFiniteError: the state contains NaN or infinity; the message names the key.
+        ConfigError: the state contains a value of an unsupported type.
+        WriteError: the file cannot be written.
     """
     write_atomically(Path(path), to_bytes(state, kind))
 
 
 def save_dump(path: Path | str, state: Mapping[str, Any]) -> None:
-    """Write the tensors that led to a failure, for a post-mortem: as `save` does, but NaN and infinity may be among them.
-    `load(path, "dump")` gives them back."""
+    """Write the tensors before a failure, for later analysis with `load(path, "dump")`.
+
+    Like `save`, but NaN and infinity are allowed.
+    """
     save(path, dict(state), "dump")
 
 
 def load(path: Path | str, kind: Kind) -> State:
-    """The state in `path`, tensors on the CPU. Raises `CheckpointError` naming the file and what was expected."""
+    """Load the state in `path`, with tensors on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or of another kind; the message names the file and what
+            was expected.
+    """
     path = Path(path)
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist; expected a residual_rl {kind} (.safetensors)") from error
+        raise CheckpointError(
+            f"{path} does not exist; expected a residual_rl {kind} (.safetensors)"
+        ) from error
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}; expected a residual_rl {kind} (.safetensors)") from error
+        raise CheckpointError(
+            f"cannot read {path}: {error.strerror}; expected a residual_rl {kind} (.safetensors)"
+        ) from error
     return from_bytes(data, kind, str(path), SegmentFolder(path.parent.parent / FOLDER))
 
 
 def to_bytes(state: State, kind: Kind, manifest: Manifest | None = None) -> bytes:
-    """What `save` writes. With a `manifest` segments are named, and have files of their own."""
+    """The content of the file that `save` writes. With a `manifest`, segments are stored by name only."""
     if not isinstance(state, dict):
         raise ConfigError(f"a state is a dict, not a {type(state).__name__}")
     tensors: dict[str, Tensor] = {}
@@ -88,26 +104,37 @@ def to_bytes(state: State, kind: Kind, manifest: Manifest | None = None) -> byte
     return bytes(save_safetensors(tensors, {_METADATA_KEY: _canonical(document)}))
 
 
-def from_bytes(data: bytes, kind: Kind, name: str = "the data", segments: SegmentFolder | None = None) -> State:
-    """What `load` reads; `name` is what errors call it, and `segments` are those that its manifest names."""
+def from_bytes(
+    data: bytes, kind: Kind, name: str = "the data", segments: SegmentFolder | None = None
+) -> State:
+    """Decode the content of a file. `name` is used in errors, and `segments` has those of the manifest."""
+    # Decode tensors and description, and check kind and checksum.
     try:
         tensors = load_safetensors(data)
     except (SafetensorError, KeyError) as error:  # KeyError: a dtype that torch lacks
-        raise CheckpointError(f"{name} is truncated or no safetensors file; expected a residual_rl {kind} ({error})") from error
+        raise CheckpointError(
+            f"{name} is truncated or not a safetensors file; expected a residual_rl {kind} ({error})"
+        ) from error
     document = _document(data, kind, name)
     version = document["format_version"]
     if document.get("kind") != kind:
         raise CheckpointError(f"{name} is a residual_rl {document.get('kind')}; expected a {kind}")
     if document.pop("sha256", None) != _digest(document, tensors):
-        raise CheckpointError(f"{name} is damaged: its contents do not match its checksum; expected a residual_rl {kind}")
+        raise CheckpointError(
+            f"{name} is damaged: its contents do not match its checksum; expected a residual_rl {kind}"
+        )
+
+    # Load the segments, insert tensors and segments into the state, and convert earlier versions.
     try:
-        shared = {key: _load_segment(segments, key, digest) for key, digest in document.get("segments", {}).items()}
+        shared = {
+            key: _load_segment(segments, key, digest) for key, digest in document.get("segments", {}).items()
+        }
     except (CheckpointError, ConfigError) as error:
-        raise CheckpointError(f"{name} is not whole: {error}") from error
+        raise CheckpointError(f"{name} is incomplete: {error}") from error
     try:
         state: State = _unpack(document["state"], tensors, shared)
     except KeyError as error:
-        raise CheckpointError(f"{name} lacks {error}; expected a whole residual_rl {kind}") from error
+        raise CheckpointError(f"{name} lacks {error}; expected a complete residual_rl {kind}") from error
     for step in range(version, FORMAT_VERSION):
         state = MIGRATIONS[step](state, kind)
     return state
@@ -115,12 +142,12 @@ def from_bytes(data: bytes, kind: Kind, name: str = "the data", segments: Segmen
 
 def _load_segment(segments: SegmentFolder | None, name: str, sha256: str) -> State:
     if segments is None:
-        raise CheckpointError(f"its segment {name} lies in another file")
+        raise CheckpointError(f"its segment {name} is in a separate file")
     return from_bytes(segments.read(name, sha256), "segment", str(segments.path(name)))
 
 
 def copy_state(state: State) -> State:
-    """A copy of `state` that later steps do not write into; segments, which nothing writes into, are shared."""
+    """A copy of `state` that later training steps do not change. Segments are immutable and shared."""
 
     def copied(value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -135,8 +162,8 @@ def copy_state(state: State) -> State:
 class CheckpointFolder:
     """The last few checkpoints of a run, as `step_000010240.safetensors`. One process writes, any may read.
 
-    The segments of their states are in `replay/` beside the folder, each written with the first checkpoint that holds it, and removed with
-    the last.
+    Segments are stored in `replay/` beside the folder. Each is written with the first checkpoint that
+    contains it, and removed with the last.
     """
 
     def __init__(self, folder: Path | str, keep: int = 3):
@@ -146,40 +173,51 @@ class CheckpointFolder:
         self.keep = keep
         self.segments = SegmentFolder(self.folder.parent / FOLDER)
         self._manifest: Manifest = {}
-        """Of the state that was saved or loaded last."""
+        """Manifest of the state that was saved or loaded last."""
         self._named: dict[int, frozenset[str]] = {}
-        """Segments of the kept checkpoints, by step."""
+        """Names of the segments of each kept checkpoint, by step."""
 
     def save(self, step: int, state: State) -> Path:
         """Write the checkpoint of `step`, then remove all but the newest `keep`. Raises like `save`.
 
-        Files of later steps are of a future that was left (the newest was damaged, and training went on from an earlier
-        one); they are set aside as `….abandoned`, so that the one just written is the newest.
+        Checkpoints of later steps exist if the newest one was damaged and training resumed from an earlier
+        one. They are renamed to `….abandoned`, so that the checkpoint just written is the newest.
         """
+        # Write new segments, then the checkpoint.
         make_folder(self.folder)
         remove_leftovers(self.folder)
         path = self.folder / f"step_{step:09d}.safetensors"
         manifest = self._write_segments(state)
         write_atomically(path, to_bytes(state, "checkpoint", manifest))
         self._manifest = manifest
+
+        # Rename checkpoints of later steps, and remove the oldest.
         files = self.files()
         for later in [s for s in files if s > step]:
             stale = files.pop(later)
             aside = stale.with_name(stale.name + ".abandoned")
-            _log.warning("%s is of a later step than the checkpoint just written; it is now %s", stale, aside.name)
+            _log.warning(
+                "%s has a later step than the checkpoint just written; renaming it to %s", stale, aside.name
+            )
             with writing(stale):
                 stale.replace(aside)
         for old in sorted(files)[: -self.keep]:
             with writing(files[old]):
                 files[old].unlink()
+
+        # Remove segments that no kept checkpoint contains.
         kept = {s: files[s] for s in sorted(files)[-self.keep :]}
-        self._named = {s: self._named[s] if s in self._named else frozenset(_manifest(p)) for s, p in kept.items() if s != step}
+        self._named = {
+            s: self._named[s] if s in self._named else frozenset(_manifest(p))
+            for s, p in kept.items()
+            if s != step
+        }
         self._named[step] = frozenset(manifest)
         self.segments.keep(frozenset().union(*self._named.values()))
         return path
 
     def _write_segments(self, state: State) -> Manifest:
-        """Write those that are new: not of the state before this one, or not there any more."""
+        """Write the segments that are not in the previous state or whose file is missing."""
         manifest: Manifest = {}
         for segment in _segments(state):
             sha256 = self._manifest.get(segment.name)
@@ -190,13 +228,17 @@ class CheckpointFolder:
 
     def files(self) -> dict[int, Path]:
         """The checkpoints by step."""
-        found = ((re.fullmatch(r"step_(\d+)\.safetensors", p.name), p) for p in self.folder.glob("step_*.safetensors"))
+        found = (
+            (re.fullmatch(r"step_(\d+)\.safetensors", p.name), p)
+            for p in self.folder.glob("step_*.safetensors")
+        )
         return {int(match.group(1)): path for match, path in found if match}
 
     def latest(self) -> tuple[int, State] | None:
-        """The newest step and its state, or None when there are none.
+        """The newest step and its state, or None without checkpoints.
 
-        A damaged file gives way to the one before it, with a warning that names both. Raises `CheckpointError` when all are damaged.
+        Falls back from a damaged checkpoint to the previous one, with a warning that names both. Raises
+        `CheckpointError` if all are damaged.
         """
         files = sorted(self.files().items(), reverse=True)
         for i, (step, path) in enumerate(files):
@@ -206,13 +248,15 @@ class CheckpointFolder:
                 return step, state
             except CheckpointError as error:
                 if i + 1 == len(files):
-                    raise CheckpointError(f"no checkpoint in {self.folder} can be loaded; the last of {len(files)}: {error}") from error
-                _log.warning("%s; FALLING BACK to the checkpoint before it, %s", error, files[i + 1][1])
+                    raise CheckpointError(
+                        f"no checkpoint in {self.folder} can be loaded; the last of {len(files)}: {error}"
+                    ) from error
+                _log.warning("%s; FALLING BACK to the previous checkpoint, %s", error, files[i + 1][1])
         return None
 
 
 def _segments(value: Any) -> Iterator[Segment]:
-    """The segments of a state."""
+    """All segments in a state."""
     if isinstance(value, Segment):
         yield value
     elif isinstance(value, dict | list):
@@ -221,7 +265,7 @@ def _segments(value: Any) -> Iterator[Segment]:
 
 
 def _manifest(path: Path) -> Manifest:
-    """The manifest of a checkpoint; none where it is damaged, and so needs no segments."""
+    """The manifest of a checkpoint; empty if the file is damaged."""
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
@@ -232,43 +276,59 @@ def _manifest(path: Path) -> Manifest:
 
 
 def _pack(value: Any, key: str, tensors: dict[str, Tensor], finite: bool, inline: bool) -> Any:
-    """The JSON form of `value`, whose tensors go to `tensors`; `key` is its pointer, with a slash behind it unless it is the root.
-    Segments are written out where they are if `inline`, else by their name."""
+    """Convert `value` to JSON and collect its tensors in `tensors`.
+
+    `key` is the JSON pointer of `value` followed by a slash (empty for the root). Segments are written in
+    full if `inline`, otherwise by name.
+    """
+    # Segments, and floats that JSON cannot represent.
     if isinstance(value, Segment):
         if not inline:
             return {_SEGMENT: value.name}
         value = value.contents()
     if isinstance(value, float) and not finite and not math.isfinite(value):
-        value = torch.tensor(value, dtype=torch.float64)  # JSON has no word for it
+        value = torch.tensor(value, dtype=torch.float64)  # stored as a tensor
+
+    # Tensors and containers.
     name = key.removesuffix("/")
     if isinstance(value, Tensor):
         if name == "__metadata__":
-            raise ConfigError("a state cannot hold a tensor '__metadata__': safetensors keeps that name for itself")
+            raise ConfigError("a state cannot hold a tensor '__metadata__': safetensors reserves that name")
         tensors[name] = _plain_tensor(value, name, finite)
         return {_TENSOR: name}
     if isinstance(value, dict):
         for k in value:
             if not isinstance(k, str):
-                raise ConfigError(f"key {k!r} in state {name!r} is a {type(k).__name__}; the keys of a state are strings")
+                raise ConfigError(
+                    f"key {k!r} in state {name!r} is a {type(k).__name__}; the keys of a state are strings"
+                )
         for reserved in (_TENSOR, _SEGMENT):
             if reserved in value:
-                raise ConfigError(f"key {reserved!r} in state {name!r} is kept for the file format; choose another")
-        return {k: _pack(v, f"{key}{k.replace('~', '~0').replace('/', '~1')}/", tensors, finite, inline) for k, v in value.items()}
+                raise ConfigError(f"key {reserved!r} in state {name!r} is reserved; choose another")
+        return {
+            k: _pack(v, f"{key}{k.replace('~', '~0').replace('/', '~1')}/", tensors, finite, inline)
+            for k, v in value.items()
+        }
     if isinstance(value, list):
         return [_pack(v, f"{key}{i}/", tensors, finite, inline) for i, v in enumerate(value)]
+
+    # Numbers, strings and None.
     if isinstance(value, float):
         if not math.isfinite(value):
             raise NonFiniteError(f"{name} is {value}: it must not reach a checkpoint")
         return float(value)
     if value is None or isinstance(value, (bool, int, str)):
         return value
-    raise ConfigError(f"{name} is a {type(value).__name__}; a state holds dicts, lists, tensors, numbers, strings, booleans and None")
+    raise ConfigError(
+        f"{name} is a {type(value).__name__}; "
+        "a state contains dicts, lists, tensors, numbers, strings, booleans and None"
+    )
 
 
 def _unpack(value: Any, tensors: dict[str, Tensor], segments: dict[str, State]) -> Any:
     if isinstance(value, dict):
         if _TENSOR in value:
-            # memory of torch's own, aligned as torch aligns it: some kernels round differently on other alignments
+            # Copy to memory with torch's own alignment: some kernels round differently with another.
             return tensors[value[_TENSOR]].clone()
         if _SEGMENT in value:
             return segments[value[_SEGMENT]]
@@ -280,7 +340,10 @@ def _unpack(value: Any, tensors: dict[str, Tensor], segments: dict[str, State]) 
 
 def _plain_tensor(tensor: Tensor, name: str, finite: bool) -> Tensor:
     if tensor.layout != torch.strided or tensor.dtype not in _DTYPES:
-        raise ConfigError(f"{name} is a {tensor.layout} tensor of {tensor.dtype}; a state holds dense tensors of bool, int, uint and float")
+        raise ConfigError(
+            f"{name} is a {tensor.layout} tensor of {tensor.dtype}; "
+            "a state contains dense tensors of bool, int, uint and float"
+        )
     tensor = tensor.detach().resolve_neg().cpu().clone(memory_format=torch.contiguous_format)
     if finite and tensor.dtype.is_floating_point and not torch.isfinite(tensor).all():
         raise NonFiniteError(f"{name} holds NaN or infinity: it must not reach a checkpoint")
@@ -288,20 +351,33 @@ def _plain_tensor(tensor: Tensor, name: str, finite: bool) -> Tensor:
 
 
 def _document(data: bytes, kind: Kind, name: str) -> dict[str, Any]:
-    """The JSON under our metadata key in the header: 8 bytes of little-endian length, then JSON (checked by safetensors before)."""
+    """The JSON document under our metadata key.
+
+    A safetensors file begins with the length of the header in 8 little-endian bytes, followed by the header
+    as JSON, which `safetensors` has checked before.
+    """
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     text = header.get("__metadata__", {}).get(_METADATA_KEY)
     if text is None:
-        raise CheckpointError(f"{name} is a safetensors file of another program; expected a residual_rl {kind}")
+        raise CheckpointError(
+            f"{name} is a safetensors file of another program; expected a residual_rl {kind}"
+        )
     try:
         document = json.loads(text)
         version = int(document["format_version"])
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{name} is damaged: its description is unreadable; expected a residual_rl {kind}") from error
+        raise CheckpointError(
+            f"{name} is damaged: its description is unreadable; expected a residual_rl {kind}"
+        ) from error
     if version > FORMAT_VERSION:
-        raise CheckpointError(f"{name} has format version {version}; this release knows up to {FORMAT_VERSION}: update residual_rl")
+        raise CheckpointError(
+            f"{name} has format version {version}; this release reads up to version {FORMAT_VERSION}: "
+            "update residual_rl"
+        )
     if any(step not in MIGRATIONS for step in range(version, FORMAT_VERSION)):
-        raise CheckpointError(f"{name} has format version {version}, which cannot be read; expected {_known_versions()}")
+        raise CheckpointError(
+            f"{name} has format version {version}, which cannot be read; expected {_known_versions()}"
+        )
     return document
 
 
@@ -314,7 +390,7 @@ def _canonical(document: dict[str, Any]) -> str:
 
 
 def _digest(document: dict[str, Any], tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over the description, and each tensor with its name, dtype and shape."""
+    """SHA-256 of the description and of each tensor with its name, dtype and shape."""
     digest = hashlib.sha256(_canonical(document).encode())
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -1,4 +1,4 @@
-"""Where a run's figures go: JSON lines and TensorBoard always, Weights & Biases when asked; and the progress bar."""
+"""Logging of metrics: to JSON lines and TensorBoard, and optionally to Weights & Biases."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class Logger:
-    """Writes figures by tag and step.
+    """Writes metrics by tag and step.
 
-    `metrics.jsonl` gets one line a call, `{"step": …, tag: value, …}`, with null for a figure that is NaN or infinite (JSON has
-    no other word for it). `tensorboard/` gets scalars.
+    Each call of `log` adds a line `{"step": …, tag: value, …}` to `metrics.jsonl`, with null for NaN and
+    infinity, which JSON cannot represent, and scalars to `tensorboard/`.
 
-    With `resume_step` = S what was logged after S is dropped from both: training goes on from S and logs it again. W&B goes on in
-    the same run (its id lies in `wandb.json`), where figures of steps that it has already stay as they were.
+    With `resume_step` = S, metrics logged after step S are removed from both, because training resumes at S
+    and logs them again. W&B resumes the same run, whose id is stored in `wandb.json`; metrics that it already
+    has are not changed.
     """
 
     def __init__(
@@ -47,12 +48,17 @@ class Logger:
         with writing(self._path):
             self._file = self._path.open("a", encoding="utf-8")
         with writing(run_dir / "tensorboard"):
-            self._tensorboard = _TensorBoard(run_dir / "tensorboard", None if resume_step is None else resume_step + 1)
+            self._tensorboard = _TensorBoard(
+                run_dir / "tensorboard", None if resume_step is None else resume_step + 1
+            )
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Write `metrics` as figures of `step` (env steps so far). Raises `WriteError`."""
+        """Log `metrics` at `step`, the number of env steps so far. Raises `WriteError`."""
         values = {tag: float(value) for tag, value in metrics.items()}
-        line = {"step": int(step), **{tag: value if math.isfinite(value) else None for tag, value in values.items()}}
+        line = {
+            "step": int(step),
+            **{tag: value if math.isfinite(value) else None for tag, value in values.items()},
+        }
         with writing(self._path):
             self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
             self._file.flush()
@@ -62,7 +68,7 @@ class Logger:
             self._wandb.log(values, step=step)
 
     def close(self) -> None:
-        """Write out what is pending. Raises `WriteError`."""
+        """Flush and close all files. Raises `WriteError`."""
         with writing(self._path):
             self._file.close()
         with writing(self._tensorboard.folder):
@@ -73,7 +79,9 @@ class Logger:
     def __enter__(self) -> Logger:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -98,7 +106,10 @@ class Means:
 
     def row(self) -> dict[str, float]:
         """The figures so far."""
-        return {tag: math.nan if total is None else total / self._counts[tag] for tag, total in sorted(self._sums.items())}
+        return {
+            tag: math.nan if total is None else total / self._counts[tag]
+            for tag, total in sorted(self._sums.items())
+        }
 
     def clear(self) -> None:
         """Begin the next row."""
@@ -114,21 +125,24 @@ class Means:
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, in order; null figures are None.
+    """Read the lines of a `metrics.jsonl`; null becomes None.
 
-    A last line that a kill or a full disk cut off is left out. Raises `CheckpointError` naming the file and line of anything else.
+    An incomplete last line, which a killed process or a full disk leaves, is ignored. Any other line that is
+    not valid raises `CheckpointError` with the file and line number.
     """
     path = Path(path)
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
-        if number == len(lines):  # what follows the last newline: nothing, or a line that was cut off
+        if number == len(lines):  # after the last newline: empty, or an incomplete line
             break
         try:
             row = json.loads(line)
             row["step"] = int(row["step"])
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}:{number} is no line of metrics; expected a JSON object with a step") from error
+            raise CheckpointError(
+                f"{path}:{number} is not a line of metrics; expected a JSON object with a step"
+            ) from error
         rows.append(row)
     return rows
 
@@ -139,8 +153,11 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 class _TensorBoard:
-    """Scalars in TensorBoard's event files, written at once. Its own writer does so in a thread, where a full disk is nobody's to catch;
-    and `tensorboard.summary.Writer` lacks the purge of a resume."""
+    """Writes scalars to TensorBoard's event files, synchronously.
+
+    TensorBoard's own writer uses a thread, in which a full disk cannot be handled, and
+    `tensorboard.summary.Writer` cannot purge steps when a run is resumed.
+    """
 
     def __init__(self, folder: Path, purge_step: int | None):
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -148,18 +165,21 @@ class _TensorBoard:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self.folder = folder
-        self._event, self._summary = Event, Summary
+        self._event = Event
+        self._summary = Summary
         folder.mkdir(exist_ok=True)
-        # Read in the order of their names: a later file's purge must come after what it purges.
-        self._file = (folder / f"events.out.tfevents.{time.time():017.6f}.{platform.node()}.{os.getpid()}").open("xb")
+        # TensorBoard reads files in the order of their names; a purge must come after the steps it removes.
+        self._file = (
+            folder / f"events.out.tfevents.{time.time():017.6f}.{platform.node()}.{os.getpid()}"
+        ).open("xb")
         self._writer = RecordWriter(self._file)
         self._write(file_version="brain.Event:2")
-        if purge_step is not None:  # TensorBoard then forgets what earlier files hold from this step on
+        if purge_step is not None:  # TensorBoard then discards this and later steps of earlier files
             self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        figures = [self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-        self._write(step=step, summary=self._summary(value=figures))
+        scalars = [self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self._write(step=step, summary=self._summary(value=scalars))
 
     def _write(self, **fields: Any) -> None:
         self._writer.write(self._event(wall_time=time.time(), **fields).SerializeToString())
@@ -173,10 +193,19 @@ def _start_wandb(run_dir: Path, project: str, config: Mapping[str, Any] | None) 
     try:
         import wandb
     except ImportError as error:
-        raise MissingDependencyError("wandb", "install it with `pip install wandb`, or leave out --wandb-project") from error
+        raise MissingDependencyError(
+            "wandb", "install it with `pip install wandb`, or leave out --wandb-project"
+        ) from error
     make_folder(run_dir)
     id_file = run_dir / "wandb.json"
     run_id = json.loads(id_file.read_text())["id"] if id_file.exists() else None
-    run = wandb.init(project=project, dir=str(run_dir), config=dict(config or {}), id=run_id, resume="allow", name=run_dir.name)
+    run = wandb.init(
+        project=project,
+        dir=str(run_dir),
+        config=dict(config or {}),
+        id=run_id,
+        resume="allow",
+        name=run_dir.name,
+    )
     write_json(id_file, {"project": project, "id": run.id})
     return run

@@ -1,4 +1,4 @@
-"""A progress bar with success rate and time to go."""
+"""A progress bar with speed, success rate and remaining time."""
 
 from __future__ import annotations
 
@@ -6,24 +6,29 @@ import time
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-if TYPE_CHECKING:
-    pass
-
-
 _RATE_WINDOW = 300.0
-"""Seconds: long beside an evaluation."""
+"""Time over which the speed is averaged [s]; much longer than an evaluation."""
 
 
 class ProgressBar:
-    """Steps done of `total`, steps/s, success and the time to go: a live bar on a terminal, else a plain line every `every` seconds.
+    """Shows steps, steps/s, success rate and remaining time.
 
-    Use it with `with`, and call `update` once an iteration. Steps/s is over the last five minutes, with all that they were spent on:
-    evaluations are a part of the time to go.
+    On a terminal it is a live bar, otherwise a plain line every `every` seconds. Use it as a context manager
+    and call `update` once per iteration. Steps/s is the average of the last five minutes, including
+    evaluations, so that the remaining time includes them too.
+
+    Args:
+        total: number of steps at the end.
+        start: number of steps at the beginning.
+        every: time between plain lines [s].
+        console: rich console; standard error by default.
+        clock: returns the time [s].
+        title: name in front of plain lines.
+        unit: what is counted.
     """
 
     def __init__(
@@ -36,7 +41,11 @@ class ProgressBar:
         title: str = "train",
         unit: str = "steps",
     ):
-        self.total, self.step, self.every, self.title, self.unit = total, start, every, title, unit
+        self.total = total
+        self.step = start
+        self.every = every
+        self.title = title
+        self.unit = unit
         self._console = console or Console(stderr=True)
         self._clock = clock
         self._recent: deque[tuple[float, int]] = deque([(clock(), start)])
@@ -53,18 +62,26 @@ class ProgressBar:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
         elif self._text:
             self._print()
 
     def restart(self) -> None:
-        """Leave the time so far out of steps/s: it was spent on what does not come again."""
+        """Exclude the time so far from steps/s, such as that of a setup that is not repeated."""
         self._recent = deque([(self._clock(), self.step)])
 
     def update(self, step: int, success: float | None = None, note: str = "") -> None:
-        """`step` steps are done; `success` is the rate of late in [0, 1], None while there is none; `note` is shown beside it."""
+        """Show that `step` steps are done.
+
+        Args:
+            step: number of steps so far.
+            success: recent success rate in [0, 1]; None if there is none yet.
+            note: text to show after the success rate.
+        """
         now = self._clock()
         self.step = step
         self._recent.append((now, step))
@@ -75,7 +92,8 @@ class ProgressBar:
         rate = "  –  " if success is None else f"{100 * success:5.1f}%"
         left = clock_time((self.total - step) / speed) if speed > 0 else "–"
         note = f"{note}  " if note else ""
-        self._text = f"{step:,}/{self.total:,} {self.unit}  {speed:,.0f} {self.unit}/s  success {rate}  {note}ETA {left}"
+        steps = f"{step:,}/{self.total:,} {self.unit}  {speed:,.0f} {self.unit}/s"
+        self._text = f"{steps}  success {rate}  {note}ETA {left}"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=self._text)
         elif now - self._last_line >= self.every:
@@ -88,7 +106,7 @@ class ProgressBar:
 
 
 def clock_time(seconds: float) -> str:
-    """`m:ss`, or `h:mm:ss` from an hour on."""
+    """A duration [s] as `m:ss`, or `h:mm:ss` from one hour."""
     minutes, second = divmod(max(0, round(seconds)), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -1,4 +1,4 @@
-"""A run's folder: its layout, its lock, and the stamp that lets it tell its story alone."""
+"""Run folders: their layout, their lock, and the record of configuration, command, versions and code."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _log = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """The layout of a run's folder; `start` or `resume` also holds it, until `close` or the end of a `with`.
+    """The files of a run. `start` or `resume` locks the folder until `close` or the end of a `with` block.
 
-    While a process holds it no other can write this run. Making a `RunFolder` touches nothing: reading needs no hold.
+    While a process has the lock, no other process can write this run. Constructing a `RunFolder` creates no
+    file, and reading needs no lock.
     """
 
     def __init__(self, path: Path | str):
@@ -33,21 +34,21 @@ class RunFolder:
         self.config_file = self.path / "config.json"
         """The resolved configuration."""
         self.metrics_file = self.path / "metrics.jsonl"
-        """Figures by step."""
+        """Metrics by step."""
         self.eval_file = self.path / "eval.json"
-        """What `residual-rl eval` found."""
+        """Results of `residual-rl eval`."""
         self.summary_file = self.path / "training_summary.json"
-        """How training ended."""
+        """Steps, duration and outcome of training."""
         self.checkpoints = self.path / "checkpoints"
-        """The last few training states."""
+        """The last few checkpoints."""
         self.replay = self.path / "replay"
-        """Segments of the replay buffer that the checkpoints share."""
+        """Segments of the replay buffer, shared by the checkpoints."""
         self.best_model = self.path / "best_model"
         """The policy with the best evaluation."""
         self.final_model = self.path / "final_model"
         """The policy at the end of training."""
         self.interrupted_model = self.path / "interrupted_model"
-        """The policy at Ctrl-C or SIGTERM."""
+        """The policy when Ctrl-C or SIGTERM stopped training."""
         self.eval_results = self.path / "eval_results"
         """Evaluations during training, and plots."""
         self.tensorboard = self.path / "tensorboard"
@@ -55,34 +56,43 @@ class RunFolder:
         self._held: IO[str] | None = None
 
     def start(self, config: Any, command: Sequence[str] | None = None) -> RunFolder:
-        """Hold the folder for a new run and stamp it with `config.json`, `command.txt`, `versions.json` and `git.diff`.
+        """Lock the folder and write `config.json`, `command.txt`, `versions.json` and `git.diff`.
 
-        `config` is what `files.to_json` takes; `command` is this process's command line unless given. Raises, before anything is
-        trained, `ConfigError` (the folder is not empty, or another process holds it) and `WriteError` (it cannot be written).
+        Args:
+            config: the resolved configuration; anything that `files.to_json` accepts.
+            command: the command line; by default that of this process.
+
+        Raises:
+            ConfigError: the folder is not empty, or another process has the lock.
+            WriteError: the folder cannot be written.
         """
         make_folder(self.path)
         if any(p.name != LOCK_FILE for p in self.path.iterdir()):
-            raise ConfigError(f"{self.path} is not empty; choose another --output-dir or `residual-rl train --resume {self.path}`")
+            raise ConfigError(
+                f"{self.path} is not empty; "
+                f"choose another --output-dir or `residual-rl train --resume {self.path}`"
+            )
         with self._hold():
             write_json(self.config_file, config)
             self._stamp(command)
         return self
 
     def resume(self, command: Sequence[str] | None = None) -> RunFolder:
-        """Hold the folder of an earlier run, to go on with it.
+        """Lock the folder of an earlier run, to resume it.
 
-        The stamp stays: the command is added to `command.txt`; versions or a diff other than the earlier are written beside them
-        (`versions.1.json`, `git.1.diff`, …), with a warning. Raises like `start`, and `ConfigError` where there is no run.
+        The command is added to `command.txt`. If versions or code differ from those of the earlier session,
+        they are written to new files (`versions.1.json`, `git.1.diff`, …), with a warning. Raises like
+        `start`, and `ConfigError` if the folder contains no run.
         """
         if not self.config_file.is_file():
-            raise ConfigError(f"{self.path} holds no run to resume: {self.config_file.name} is missing")
+            raise ConfigError(f"{self.path} contains no run to resume: {self.config_file.name} is missing")
         with self._hold():
             self._stamp(command)
         return self
 
     @property
     def held(self) -> bool:
-        """Whether a process writes this run now."""
+        """Whether a process has the lock and may be writing this run."""
         try:
             with (self.path / LOCK_FILE).open() as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -93,7 +103,7 @@ class RunFolder:
         return False
 
     def close(self) -> None:
-        """Let other processes write this run."""
+        """Release the lock."""
         if self._held is not None:
             self._held.close()
             self._held = None
@@ -101,12 +111,14 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     @contextlib.contextmanager
     def _hold(self) -> Iterator[None]:
-        """Take the lock, and give it back if the block fails."""
+        """Take the lock, and release it if the block fails."""
         self._held = _lock(self.path)
         try:
             yield
@@ -117,13 +129,15 @@ class RunFolder:
     def _stamp(self, command: Sequence[str] | None) -> None:
         command_file = self.path / "command.txt"
         earlier = command_file.read_text() if command_file.is_file() else ""
-        write_atomically(command_file, f"{earlier}{shlex.join(command_line() if command is None else command)}\n")
+        write_atomically(
+            command_file, f"{earlier}{shlex.join(command_line() if command is None else command)}\n"
+        )
         git, diff = git_state()
         self._write_new("versions", ".json", json.dumps({**versions(), "git": git}, indent=2) + "\n")
         self._write_new("git", ".diff", diff)
 
     def _write_new(self, stem: str, suffix: str, text: str) -> None:
-        """Write `text` under the first free name, unless the last one that is taken says the same."""
+        """Write `text` to the first unused name, unless the last used one has the same text."""
         path, last, n = self.path / f"{stem}{suffix}", None, 0
         while path.exists():
             last, n = path, n + 1
@@ -131,7 +145,9 @@ class RunFolder:
         if last is not None and last.read_text() == text:
             return
         if last is not None:
-            _log.warning("this run goes on with other %s than before: compare %s and %s", stem, last, path.name)
+            _log.warning(
+                "this run resumes with other %s than before: compare %s and %s", stem, last, path.name
+            )
         write_atomically(path, text)
 
 
@@ -145,7 +161,9 @@ def _lock(folder: Path) -> IO[str]:
             file.seek(0)
             holder = file.read().strip() or "another process"
             file.close()
-            raise ConfigError(f"{folder} is being written by {holder}; wait for it, stop it, or choose another --output-dir") from error
+            raise ConfigError(
+                f"{folder} is being written by {holder}; wait for it, stop it, or choose another --output-dir"
+            ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()

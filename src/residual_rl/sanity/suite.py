@@ -1,6 +1,7 @@
-"""The sanity suite of a task: checks that hold for any vec_env, and a table of them.
+"""The sanity suite of a task: checks that apply to any vec_env, and a table of their results.
 
-What only one task can know (its rates, geometry, figures of its rewards) is in the `doctor` that its registration names.
+Checks of a single task (its rates, geometry and reward values) are in the `doctor` function that its
+registration names.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ from rich.table import Table
 from torch import Tensor
 
 from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
-from residual_rl.envs.sanity_checks import DOCTOR_SEED, Act, Check, Rollout, doctor_seeds, random_actions, roll_out
+from residual_rl.envs.sanity_checks import (
+    DOCTOR_SEED,
+    Act,
+    Check,
+    Rollout,
+    doctor_seeds,
+    random_actions,
+    roll_out,
+)
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import NonFiniteError
 from residual_rl.registry import TaskSpec, load
@@ -28,35 +37,45 @@ MIN_ORACLE_SUCCESS = 0.9
 
 @dataclass(frozen=True)
 class Amounts:
-    """How much is run."""
+    """Number of envs, episodes and steps of the checks."""
 
     oracle_episodes: int = 100
-    zero_worlds: int = 8
+    zero_action_envs: int = 8
     replay_steps: int = 100
-    random_worlds: int = 25
-    same_seed_worlds: int = 32
+    random_action_envs: int = 25
+    same_seed_envs: int = 32
     random_steps: int = 400
 
 
 FULL = Amounts()
-QUICK = Amounts(oracle_episodes=20, zero_worlds=2, replay_steps=40, random_steps=40)
-_NO_ORACLE = Check("oracle", "a base policy that solves the task", "not checked: the task names no oracle", True)
+QUICK = Amounts(oracle_episodes=20, zero_action_envs=2, replay_steps=40, random_steps=40)
+_NO_ORACLE = Check(
+    "oracle", "a base policy that solves the task", "not checked: the task has no oracle", True
+)
 
 
-def examine(spec: TaskSpec, cfg: Any, quick: bool = False, tell: Callable[[str], None] = lambda _: None) -> Iterator[Check]:
-    """All checks of a task under the settings `cfg`, one by one: first its own, then those that hold for any task.
+def examine(
+    spec: TaskSpec, cfg: Any, quick: bool = False, report: Callable[[str], None] = lambda _: None
+) -> Iterator[Check]:
+    """Run the checks of a task one by one: first its own, then those that apply to any task.
 
-    `tell` gets the name of each group of checks before it runs.
+    Args:
+        spec: registration of the task.
+        cfg: settings of the task.
+        quick: use fewer episodes and steps.
+        report: called with the name of each group of checks before it runs.
     """
     if spec.doctor is not None:
         own = load(spec.doctor)
-        tell("the task's own checks")
+        report("the task's own checks")
         yield from _guarded("the task's own checks", lambda: own(cfg, quick, _make_policy))
-    yield from generic_checks(spec, cfg, quick, tell)
+    yield from generic_checks(spec, cfg, quick, report)
 
 
-def generic_checks(spec: TaskSpec, cfg: Any, quick: bool = False, tell: Callable[[str], None] = lambda _: None) -> Iterator[Check]:
-    """The checks that hold for any task."""
+def generic_checks(
+    spec: TaskSpec, cfg: Any, quick: bool = False, report: Callable[[str], None] = lambda _: None
+) -> Iterator[Check]:
+    """Run the checks that apply to any task. The arguments are those of `examine`."""
     amounts = QUICK if quick else FULL
 
     def make(num_envs: int, num_threads: int = 0, cfg: Any = cfg) -> VecEnv:
@@ -64,16 +83,22 @@ def generic_checks(spec: TaskSpec, cfg: Any, quick: bool = False, tell: Callable
         return env
 
     groups: dict[str, Callable[[], Iterable[Check]]] = {
-        "zero action": lambda: check_zero_action(make(amounts.zero_worlds)),
-        "random actions": lambda: check_random_actions(make(amounts.random_worlds), amounts.random_steps // 10),
-        "same seed": lambda: check_same_seed(make(amounts.same_seed_worlds)),
-        # A user's settings may make all starts the same; a task's defaults may not.
+        "zero action": lambda: check_zero_action(make(amounts.zero_action_envs)),
+        "random actions": lambda: check_random_actions(
+            make(amounts.random_action_envs), amounts.random_steps // 10
+        ),
+        "same seed": lambda: check_same_seed(make(amounts.same_seed_envs)),
+        # Initial states may be equal with the settings of a user, but not with the defaults of the task.
         "other seed": lambda: check_other_seed(make(100, cfg=spec.default_config())),
-        "oracle": lambda: check_oracle(make(amounts.oracle_episodes), spec.oracle) if spec.oracle is not None else [_NO_ORACLE],
+        "oracle": lambda: (
+            check_oracle(make(amounts.oracle_episodes), spec.oracle)
+            if spec.oracle is not None
+            else [_NO_ORACLE]
+        ),
         "determinism": lambda: check_determinism(make, spec.oracle, amounts.replay_steps),
     }
     for name, checks in groups.items():
-        tell(name)
+        report(name)
         yield from _guarded(name, checks)
 
 
@@ -82,31 +107,39 @@ def _make_policy(base_policy_id: str, env: VecEnv) -> BasePolicyExecutor:
 
 
 def _guarded(name: str, checks: Callable[[], Iterable[Check]]) -> Iterator[Check]:
-    """`checks()`, or a failed check that says what diverged."""
+    """Run `checks()`, and turn a `NonFiniteError` into a failed check."""
     try:
         yield from checks()
     except NonFiniteError as error:
         yield Check(name, "finite throughout", str(error), False)
 
 
-# --- the checks -------------------------------------------------------------------------------------------------------
+# --- checks ---
 
 
 def check_zero_action(env: VecEnv) -> Iterator[Check]:
-    """Episodes of doing nothing end by the limit."""
+    """Episodes of zero actions are truncated at the step limit."""
     zero = torch.zeros(env.num_envs, len(env.action_unit), device=env.device)
     log = roll_out(env, lambda *_: zero, doctor_seeds(env.num_envs))
     env.close()
-    cut, solved = log.truncated.any(0), log.final["success_at_end"]  # a start may lie within the goal
+    cut, solved = log.truncated.any(0), log.final["success_at_end"]  # an initial state may be within the goal
     lengths = log.final["episode_length"][~solved]
-    ok = bool((cut == ~solved).all() and (log.terminated.any(0) == solved).all() and (lengths == env.max_episode_steps).all())
+    ok = bool(
+        (cut == ~solved).all()
+        and (log.terminated.any(0) == solved).all()
+        and (lengths == env.max_episode_steps).all()
+    )
     measured = f"{int(cut.sum())} of {env.num_envs}, after {_span(lengths)}"
-    yield Check("the limit truncates", f"episodes of doing nothing, after {env.max_episode_steps} steps", measured, ok)
+    yield Check(
+        "the limit truncates", f"episodes of zero actions, after {env.max_episode_steps} steps", measured, ok
+    )
 
 
 def check_random_actions(env: VecEnv, num_steps: int) -> Iterator[Check]:
-    """Random actions give finite observations within the declared space."""
-    log = roll_out(env, lambda _, t: random_actions(env, DOCTOR_SEED + t), doctor_seeds(env.num_envs), num_steps)
+    """Observations are finite and within the declared space under random actions."""
+    log = roll_out(
+        env, lambda _, t: random_actions(env, DOCTOR_SEED + t), doctor_seeds(env.num_envs), num_steps
+    )
     outside = []
     for name, value in log.obs.items():
         space = env.single_observation_space[name]  # type: ignore[index]
@@ -116,34 +149,48 @@ def check_random_actions(env: VecEnv, num_steps: int) -> Iterator[Check]:
             outside.append(name)
     env.close()
     measured = f"outside: {', '.join(outside)}" if outside else f"within, {int(log.running.sum())} steps"
-    yield Check("observations in their space", "finite and within the declared bounds under random actions", measured, not outside)
+    yield Check(
+        "observations within their space",
+        "finite and within the declared bounds under random actions",
+        measured,
+        not outside,
+    )
 
 
 def check_same_seed(env: VecEnv) -> Iterator[Check]:
-    """The same seed starts the same episode."""
+    """Equal seeds give equal initial observations."""
     seeds = doctor_seeds(env.num_envs)
     first, _ = env.reset(seed=seeds)
     env.step(random_actions(env, 0))
     again, _ = env.reset(seed=seeds[::-1])
     env.close()
     same = all(torch.equal(value, again[name].flip(0)) for name, value in first.items())
-    yield Check("same seed, same start", "bit for bit, in another world and later", "identical" if same else "differs", same)
+    yield Check(
+        "same seed, same start",
+        "bit for bit, in another env and later",
+        "identical" if same else "differs",
+        same,
+    )
 
 
 def check_other_seed(env: VecEnv) -> Iterator[Check]:
-    """Another seed starts another episode."""
+    """Different seeds give different initial observations."""
     first, _ = env.reset(seed=doctor_seeds(env.num_envs))
     env.close()
-    starts = torch.cat([value.flatten(1).double() for value in first.values() if value.is_floating_point()], 1)
+    starts = torch.cat(
+        [value.flatten(1).double() for value in first.values() if value.is_floating_point()], 1
+    )
     distinct = len(torch.unique(starts, dim=0))
     expected = f"{env.num_envs} starts of {env.num_envs} seeds, by default"
     yield Check("other seed, other start", expected, str(distinct), distinct == env.num_envs)
 
 
 def check_oracle(env: VecEnv, oracle: str) -> Iterator[Check]:
-    """The oracle solves the task; on its way every term of the reward fires, and rewards add up."""
+    """The oracle solves the task, all reward terms become nonzero, and rewards add up."""
     log = roll_out(env, closed_loop(make_base_policy(oracle, None, env)), doctor_seeds(env.num_envs))
     env.close()
+
+    # The oracle solves the task, and success terminates the episode.
     solved, n = int(log.final["success_at_end"].sum()), env.num_envs
     length = log.final["episode_length"].double().mean().item()
     yield Check(
@@ -153,25 +200,40 @@ def check_oracle(env: VecEnv, oracle: str) -> Iterator[Check]:
         solved >= MIN_ORACLE_SUCCESS * n,
     )
     success = log.terminated.any(0)
-    ok = bool((success == log.final["success_at_end"]).all() and (success == log.final["success_once"]).all() and log.ended.all())
+    ok = bool(
+        (success == log.final["success_at_end"]).all()
+        and (success == log.final["success_once"]).all()
+        and log.ended.all()
+    )
     measured = f"{int(log.terminated.any(0).sum())} terminated, {int(log.truncated.any(0).sum())} truncated"
-    yield Check("success ends the episode", "terminated where it succeeds, truncated elsewhere", measured, ok)
+    yield Check("success ends the episode", "terminated on success, truncated otherwise", measured, ok)
+
+    # Every reward term becomes nonzero, and rewards and returns add up.
     for name, value in log.terms.items():
         values = value[log.running]
         fired = bool((values != 0).any())
-        yield Check(f"reward term {name!r}", "fires", f"{values.min():.4g} to {values.max():.4g}", fired)
+        yield Check(f"reward term {name!r}", "nonzero", f"{values.min():.4g} to {values.max():.4g}", fired)
     wrong = (log.reward - torch.stack(list(log.terms.values())).sum(0)).abs().max().item()
     total = (log.reward * log.running).double().sum(0)
     drift = ((total - log.final["episode_return"]).abs() / total.abs().clamp(min=1.0)).max().item()
     measured = f"off by {wrong:.1e}, {drift:.1e}"
-    yield Check("rewards add up", "reward = sum of its terms, return = sum of rewards", measured, max(wrong, drift) < 1e-4)
+    yield Check(
+        "rewards add up",
+        "reward = sum of its terms, return = sum of rewards",
+        measured,
+        max(wrong, drift) < 1e-4,
+    )
 
 
-def check_determinism(make: Callable[[int, int], VecEnv], oracle: str | None, num_steps: int) -> Iterator[Check]:
-    """Replayed actions give the same episodes for any number of worlds and threads, in any slot, and after other episodes.
+def check_determinism(
+    make: Callable[[int, int], VecEnv], oracle: str | None, num_steps: int
+) -> Iterator[Check]:
+    """Replayed actions give equal episodes for any number of envs and threads.
 
-    They are random, on top of the oracle's where there is one: it goes where the task's contacts are.
+    Episodes also run in other envs of the batch, and after other episodes. The actions are random, added to
+    those of the oracle if there is one, because the oracle makes contact.
     """
+    # Record a reference run.
     reference_env = make(max(BATCH_SIZES), THREAD_COUNTS[0])
     seeds = doctor_seeds(reference_env.num_envs)
     if not reference_env.deterministic:
@@ -187,12 +249,15 @@ def check_determinism(make: Callable[[int, int], VecEnv], oracle: str | None, nu
 
     reference = roll_out(reference_env, noisy, seeds, num_steps)
     reference_env.close()
+
+    # Replay it with other numbers of envs and threads.
     played = torch.stack(actions)
     for num_threads in THREAD_COUNTS:
         for num_envs in BATCH_SIZES:
             env = make(num_envs, num_threads)
-            # Backwards, so that an episode runs in another slot; with one world the first few do.
-            order = list(range(len(seeds)))[::-1][: max(num_envs * (len(seeds) // num_envs), 1) if num_envs > 1 else 3]
+            # In reverse order, so that episodes run in other envs. With one env the first few suffice.
+            num_episodes = num_envs * (len(seeds) // num_envs) if num_envs > 1 else 3
+            order = list(reversed(range(len(seeds))))[:num_episodes]
             found, count = "", 0
             for at in range(0, len(order), num_envs):
                 rows = order[at : at + num_envs]
@@ -200,15 +265,23 @@ def check_determinism(make: Callable[[int, int], VecEnv], oracle: str | None, nu
                 found, count = found or _difference(reference, log, rows), count + len(rows)
             env.close()
             measured = found or f"identical: {count} episodes"
-            yield Check(f"determinism, worlds {num_envs}, threads {num_threads}", f"{len(played)} steps bit for bit", measured, not found)
+            yield Check(
+                f"determinism, envs {num_envs}, threads {num_threads}",
+                f"{len(played)} steps bit for bit",
+                measured,
+                not found,
+            )
 
 
 def _difference(reference: Rollout, log: Rollout, rows: list[int]) -> str:
-    """Where the episodes of `log` first differ from the `rows` of `reference`; empty if nowhere."""
+    """Describe the first difference of `log` from the `rows` of `reference`; empty if there is none."""
     for t in range(len(log.reward)):
         running = log.running[t]
         pairs = {name: (value[t], reference.obs[name][t]) for name, value in log.obs.items()}
-        pairs |= {name: (getattr(log, name)[t], getattr(reference, name)[t]) for name in ("reward", "running", "terminated")}
+        pairs |= {
+            name: (getattr(log, name)[t], getattr(reference, name)[t])
+            for name in ("reward", "running", "terminated")
+        }
         for name, (mine, theirs) in pairs.items():
             bad = (mine != theirs[rows]).flatten(1).any(1) if mine.dim() > 1 else mine != theirs[rows]
             bad = bad & (running | reference.running[t, rows])
@@ -217,11 +290,11 @@ def _difference(reference: Rollout, log: Rollout, rows: list[int]) -> str:
     return ""
 
 
-# --- parts ------------------------------------------------------------------------------------------------------------
+# --- actions and the table ---
 
 
 def closed_loop(policy: BasePolicyExecutor) -> Act:
-    """The base policy as an `act` of `roll_out`, for one episode a world."""
+    """The base policy as an `act` function for `roll_out`, for one episode per env."""
 
     def act(obs: Obs, t: int) -> Tensor:
         if t == 0:
@@ -232,12 +305,12 @@ def closed_loop(policy: BasePolicyExecutor) -> Act:
 
 
 def replay(actions: Tensor) -> Act:
-    """Recorded `actions` [T, B, A] as an `act` of `roll_out`."""
+    """Recorded `actions` [T, B, A] as an `act` function for `roll_out`."""
     return lambda _, t: actions[t]
 
 
 def format_table(title: str, checks: Iterable[Check]) -> Table:
-    """The checks as a table."""
+    """A table of the checks: result, name, expected and measured."""
     table = Table("", "check", "expected", "measured", title=title, title_justify="left")
     for check in checks:
         verdict = "[green]ok[/]" if check.ok else "[bold red]FAILED[/]"

@@ -14,18 +14,17 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from residual_rl.config import TrainCfg, from_plain, replace_fields
+from residual_rl.config import PARTS, TrainCfg, from_plain, replace_fields
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.utils.seeding import EVAL_SEED
+from residual_rl.utils.validation import CheckedCfg, Distinct, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 State = Literal["waiting", "running", "evaluating", "interrupted", "failed", "finished"]
-_PARTS = ("task", "learner", "residual", "run", "base")
-"""Where `replace_fields` looks for a setting, in its order."""
 _NO_GRID = {
     "seed": "the seeds are those of --seeds",
     "learner": "a sweep has one, whose settings can be in its grid; make a sweep for each",
@@ -39,7 +38,7 @@ _LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
-class SweepCfg:
+class SweepCfg(CheckedCfg):
     """A sweep as it was asked for; its folder keeps it as `config.json`."""
 
     task_id: str
@@ -47,29 +46,18 @@ class SweepCfg:
     """Flags of `residual-rl train` that all trials share."""
     grid: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Values by setting, as they were written."""
-    seeds: tuple[int, ...] = (1, 2, 3)
+    seeds: Annotated[tuple[int, ...], Distinct] = (1, 2, 3)
     """Training seeds: each point of the grid is trained with each of them."""
-    n_episodes: int = 200
+    n_episodes: PositiveInt = 200
     """Episodes that each trained policy is evaluated on, the same for all."""
-    first_eval_seed: int = EVAL_SEED
+    first_eval_seed: NonNegativeInt = EVAL_SEED
     """Seed of the first of them."""
-    cpus_per_trial: int = 1
+    cpus_per_trial: PositiveInt = 1
     """CPU cores that a trial takes: of Ray's, and of its simulator unless --num-threads is given."""
-    gpus_per_trial: float = 0.0
+    gpus_per_trial: NonNegativeFloat = 0.0
     """GPUs that a trial takes; a share lets several use one."""
     cwd: str = "."
     """Folder that relative paths among the flags are from."""
-
-    def __post_init__(self) -> None:
-        for name in ("n_episodes", "cpus_per_trial"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.gpus_per_trial < 0.0:
-            raise ConfigError(f"gpus_per_trial must be 0 or more, not {self.gpus_per_trial}")
-        if self.first_eval_seed < 0:
-            raise ConfigError(f"first_eval_seed must be 0 or more, not {self.first_eval_seed}")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ConfigError(f"a sweep needs at least one training seed and none twice, not {self.seeds}")
 
 
 @dataclass(frozen=True)
@@ -128,7 +116,7 @@ def parse_grid(entries: Sequence[str], cfg: TrainCfg) -> dict[str, tuple[str, ..
     fit together, `make_trials` tells.
     """
     grid: dict[str, tuple[str, ...]] = {}
-    aliases = {alias: key for part in _PARTS for key, others in _aliases(getattr(cfg, part)).items() for alias in others}
+    aliases = {alias: key for part in PARTS for key, others in _aliases(getattr(cfg, part)).items() for alias in others}
     for entry in entries:
         key, equals, text = entry.partition("=")
         key, values = key.strip().replace("-", "_"), tuple(" ".join(value.split()) for value in text.split(","))
@@ -151,7 +139,7 @@ def _setting(key: str, cfg: TrainCfg) -> tuple[str, Any]:
     if key in _NO_GRID:
         raise ConfigError(f"--grid cannot hold {key}: {_NO_GRID[key]}")
     known: dict[str, tuple[str, Any]] = {}
-    for name in _PARTS:
+    for name in PARTS:
         part = getattr(cfg, name)
         if part is not None:
             hints = typing.get_type_hints(type(part))
@@ -259,7 +247,7 @@ def check_train_flags(flags: Sequence[str], grid: Mapping[str, Any], cfg: TrainC
     for key, why in {"seed": "give --seeds instead", "output_dir": "", "resume": "", "quick": "a trial is a whole training"}.items():
         if _given(flags, key):
             raise ConfigError(f"--{key.replace('_', '-')} is no flag of a sweep's trials{': ' + why if why else ''}")
-    aliases = {key: others for part in _PARTS for key, others in _aliases(getattr(cfg, part, None)).items()}
+    aliases = {key: others for part in PARTS for key, others in _aliases(getattr(cfg, part, None)).items()}
     for key in grid:
         if any(_given(flags, name) for name in (key, f"no_{key}", f"base.{key}", f"base.no_{key}", *aliases.get(key, ()))):
             raise ConfigError(f"{key} is in --grid and a flag of all trials; leave out one of them")

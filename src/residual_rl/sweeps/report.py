@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from residual_rl.evaluation.formatting import interval_text, value_text
-from residual_rl.evaluation.plots import OTHER_COLORS, series
+from residual_rl.evaluation.plot_style import OTHER_COLORS, series
 from residual_rl.runs.logger import read_metrics
 from residual_rl.sweeps.grid import SweepCfg, Trial, read_json, state_of
 from residual_rl.sweeps.ranking import Ranked, rank

@@ -1,13 +1,7 @@
-"""A trial of a sweep as processes of its own: `residual-rl train`, or what resumes it, and then `residual-rl eval`.
-
-    python -m residual_rl.sweeps.trial PARENT COMMAND…
-
-runs a command of `residual-rl` that ends with the process PARENT: it gets a SIGTERM, as it would from a user, and saves.
-"""
+"""A trial of a sweep as processes of its own: `residual-rl train`, or what resumes it, and then `residual-rl eval`."""
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
@@ -24,26 +18,34 @@ from residual_rl.runs.checkpoint import CheckpointFolder
 from residual_rl.sweeps.grid import State, Trial, is_evaluated, is_trained
 from residual_rl.utils.files import make_folder, write_atomically
 
+ENTRY_POINT = "residual_rl.cli.trial"
+"""The module that a trial's processes run: a command of `residual-rl` that ends with the process that started it."""
 STOPPED = {128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL}
-"""Exit codes of a process that was told to stop."""
-_PR_SET_PDEATHSIG = 1
+"""Exit codes of a process that was stopped or killed."""
+WAIT_FOR_EARLIER = 120.0
+"""How long a trial waits for a process of an interrupted sweep that is still saving [s]."""
 _TAIL = 1 << 16
-"""How much of the end of a file of figures is looked at [bytes]."""
+"""How much of the end of a metrics file is read [bytes]."""
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where a trial stands."""
+class TrialProgress:
+    """State and metrics of a trial."""
 
     state: State
     step: int = 0
     """Env steps done."""
     success: float | None = None
-    """Success rate of the last evaluation in training."""
+    """Success rate of the last evaluation during training."""
     speed: float = 0.0
     """Env steps per second."""
     reason: str = ""
     """Why it failed."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether none of its processes will run any more."""
+        return self.state in ("finished", "failed", "interrupted")
 
 
 class TrialProcess:
@@ -51,32 +53,40 @@ class TrialProcess:
 
     Args:
         trial: the trial.
-        cwd: folder that relative paths among its flags are from.
+        cwd: folder that relative paths among its flags start from.
     """
 
     def __init__(self, trial: Trial, cwd: Path | str = "."):
-        self.trial, self._cwd = trial, Path(cwd)
+        self.trial = trial
+        self._cwd = Path(cwd)
         self._process: subprocess.Popen[bytes] | None = None
-        self._what: State = "waiting"
+        self._state: State = "waiting"
+        self._start_by = time.monotonic() + WAIT_FOR_EARLIER
 
-    def poll(self, seconds: float = 1.0) -> Progress:
-        """Start what is next where nothing runs, and wait for its end, at most `seconds`. A trial that ended stays as it is."""
+    def poll(self, seconds: float = 1.0) -> TrialProgress:
+        """Start the next process if none is running, wait at most `seconds` for its end, and return the progress."""
+        # Start the next process, once no other process holds the run folder.
         trial = self.trial
         if self._process is None:
+            if not wait_until_free(trial, seconds) and time.monotonic() < self._start_by:
+                return self._progress("waiting")
             command = next_command(trial)
             if command is None:
                 trial.failure_file.unlink(missing_ok=True)
                 return self._progress("finished")
-            self._what = "evaluating" if command[0] == "eval" else "running"
-            self._start(command)
-        assert self._process is not None
+            self._state = "evaluating" if command[0] == "eval" else "running"
+            self._process = self._start(command)
+
+        # Wait for its end.
         try:
             code = self._process.wait(seconds)
         except subprocess.TimeoutExpired:
-            return self._progress(self._what)
+            return self._progress(self._state)
         self._process = None
+
+        # Continue with the evaluation, or report how the trial ended.
         if code == 0:
-            return self.poll(0.0) if self._what == "evaluating" else self._progress("evaluating")
+            return self.poll(0.0) if self._state == "evaluating" else self._progress("evaluating")
         if code in STOPPED:
             return self._progress("interrupted")
         reason = last_line(trial.log) or f"its process ended with code {code}"
@@ -84,36 +94,45 @@ class TrialProcess:
         write_atomically(trial.failure_file, reason + "\n")
         return self._progress("failed", reason)
 
-    def stop(self) -> None:
-        """Let the training save, and wait until it has."""
+    def terminate(self) -> None:
+        """Ask the running process to save and end, without waiting for it."""
         if self._process is not None:
             self._process.terminate()
+
+    def stop(self) -> None:
+        """Ask the running process to save and end, and wait until it has."""
+        self.terminate()
+        if self._process is not None:
             self._process.wait()
             self._process = None
 
-    def _start(self, command: Sequence[str]) -> None:
+    def _start(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start `residual-rl` with the arguments `command`; its output is appended to the trial's log."""
         log = self.trial.log
         make_folder(log.parent)
         threads = str(self.trial.cpus)
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
         with log.open("ab") as file:
             file.write(f"$ residual-rl {' '.join(command)}\n".encode())
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "residual_rl.sweeps.trial", str(os.getpid()), *command],
+            return subprocess.Popen(
+                [sys.executable, "-m", ENTRY_POINT, str(os.getpid()), *command],
                 cwd=self._cwd,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in the terminal is for the sweep, which passes it on
+                start_new_session=True,  # Ctrl-C in the terminal reaches the sweep alone, which terminates its trials
             )
 
-    def _progress(self, state: State, reason: str = "") -> Progress:
-        return Progress(state, **figures_of(self.trial), reason=reason)
+    def _progress(self, state: State, reason: str = "") -> TrialProgress:
+        return TrialProgress(state, **trial_metrics(self.trial), reason=reason)
 
 
 def next_command(trial: Trial) -> list[str] | None:
-    """The arguments of `residual-rl` that bring a trial on; None where it is finished. Removes a run folder without a checkpoint."""
+    """The arguments of `residual-rl` for a trial's next process; None where it is finished.
+
+    Removes a run folder without a checkpoint, which cannot be resumed.
+    """
     run = trial.run
     first, count = trial.eval_seeds
     if is_trained(trial):
@@ -125,25 +144,25 @@ def next_command(trial: Trial) -> list[str] | None:
         trusts = any(word.replace("_", "-").endswith("trust-checkpoint") for word in trial.train)
         return ["train", "--resume", str(run.path), *(["--trust-checkpoint"] if trusts else [])]
     if run.path.exists() and not run.held:
-        shutil.rmtree(run.path)  # it ended before its first checkpoint: there is nothing to go on with
+        shutil.rmtree(run.path)
     return ["train", *trial.train, "--output-dir", str(run.path)]
 
 
-def figures_of(trial: Trial) -> dict[str, Any]:
-    """Step, success and speed, as the run's figures tell them."""
+def trial_metrics(trial: Trial) -> dict[str, Any]:
+    """The fields `step`, `success` and `speed` of a `TrialProgress`, as far as the run's metrics have them."""
     found: dict[str, Any] = {}
-    names = {"step": "step", "time/fps": "speed", "eval/success_rate": "success"}
-    for row in _last_rows(trial.run.metrics_file):  # the newest first
-        for tag, name in names.items():
+    fields = {"step": "step", "time/fps": "speed", "eval/success_rate": "success"}
+    for row in _last_rows(trial.run.metrics_file):
+        for tag, field in fields.items():
             if row.get(tag) is not None:
-                found.setdefault(name, row[tag])
-        if len(found) == len(names):
+                found.setdefault(field, row[tag])
+        if len(found) == len(fields):
             break
     return found
 
 
 def _last_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows at the end of a file of figures, the newest first; a line that is being written is left out."""
+    """The rows at the end of a metrics file, the newest first, without a line that is still being written."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -156,7 +175,7 @@ def _last_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def last_line(path: Path) -> str:
-    """The last line that says something: an error of `residual-rl`, if there is one among the last few."""
+    """The last error of `residual-rl` in a log, or its last line where there is none; empty without a log."""
     try:
         lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
     except FileNotFoundError:
@@ -167,26 +186,10 @@ def last_line(path: Path) -> str:
 
 
 def wait_until_free(trial: Trial, seconds: float) -> bool:
-    """Wait until no process writes the trial's run, such as one that an earlier driver left and that is saving. Whether that came."""
+    """Wait at most `seconds` until no process holds the trial's run folder. Returns whether it is free."""
     end = time.monotonic() + seconds
     while trial.run.held:
         if time.monotonic() > end:
             return False
         time.sleep(0.1)
     return True
-
-
-def _end_with(parent: int) -> None:
-    """Get a SIGTERM when the process `parent`, which started this one, ends in whatever way. Linux alone has that."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it ended before
-        sys.exit(128 + signal.SIGTERM)
-
-
-if __name__ == "__main__":
-    _end_with(int(sys.argv[1]))
-    sys.argv = ["residual-rl", *sys.argv[2:]]  # a run folder tells the command
-    from residual_rl.cli.main import main
-
-    sys.exit(main())

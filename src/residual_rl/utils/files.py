@@ -1,4 +1,7 @@
-"""Writing files so that a crash, a kill or a full disk never leaves half of one: written aside, synced, renamed."""
+"""Atomic writing of files: to a temporary file that is synced and renamed.
+
+A crash, a killed process or a full disk never leaves an incomplete file.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +19,26 @@ from typing import Any
 from residual_rl.errors import ConfigError, NonFiniteError, ResidualRLError
 
 TEMP_SUFFIX = ".tmp"
-_MENDS = {
+_FIXES = {
     errno.ENOSPC: "free some space or choose another folder",
     errno.EDQUOT: "free some space or choose another folder",
     errno.EFBIG: "raise the file size limit (ulimit -f)",
     errno.EROFS: "choose a folder that can be written",
     errno.EACCES: "choose a folder that can be written",
     errno.EPERM: "choose a folder that can be written",
-    errno.ENOTDIR: "a file is in the place of a folder; choose another folder",
-    errno.EEXIST: "a file is in the place of a folder; choose another folder",
-    errno.ENOENT: "choose a folder that can be made and written",
+    errno.ENOTDIR: "a part of the path is a file; choose another folder",
+    errno.EEXIST: "a part of the path is a file; choose another folder",
+    errno.ENOENT: "choose a folder that can be created and written",
 }
 
 
 class WriteError(ResidualRLError, OSError):
-    """A file or folder cannot be written: disk full, read-only, or something else is in its place."""
+    """A file or folder cannot be written: the disk is full or read-only, or a part of the path is a file."""
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an `OSError` into a `WriteError` that names `path` and the mend."""
+    """Turn an `OSError` into a `WriteError` that names `path` and the fix."""
     try:
         yield
     except WriteError:
@@ -43,20 +46,23 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         code = error.errno or 0
         what = os.strerror(code) if code else " ".join(str(error).split())
-        raise WriteError(f"cannot write {path}: {what}; {_MENDS.get(code, 'mend that, or choose another folder')}") from error
+        raise WriteError(
+            f"cannot write {path}: {what}; {_FIXES.get(code, 'fix that, or choose another folder')}"
+        ) from error
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder `path` and its parents if they are not there. Raises `WriteError`."""
+    """Create the folder `path` and its parents if they do not exist. Raises `WriteError`."""
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives the path of a temporary file beside `path`; when the block ends well it is synced and takes the place of `path`.
+    """Context of a temporary file beside `path`, which replaces `path` after the block.
 
-    When the block fails the temporary file is removed and `path` stays as it was. Raises `WriteError`.
+    The file is synced before. If the block fails, the temporary file is removed and `path` is unchanged.
+    Raises `WriteError`.
     """
     temp = path.parent / f".{path.name}.{secrets.token_hex(4)}{TEMP_SUFFIX}"
     try:
@@ -71,13 +77,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write `data` to `path`: afterwards the file holds all of it, or what it held before. Raises `WriteError`."""
+    """Write `data` to `path`. After a failure the file is unchanged. Raises `WriteError`."""
     with replacing(path) as temp:
         temp.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that a killed process left in `folder`."""
+    """Remove temporary files of killed processes in `folder`. Raises `WriteError`."""
     for temp in folder.glob(f".*{TEMP_SUFFIX}"):
         with writing(temp):
             temp.unlink(missing_ok=True)
@@ -86,7 +92,9 @@ def remove_leftovers(folder: Path) -> None:
 def to_json(obj: Any, indent: int | None = None) -> str:
     """Strict JSON of `obj`; dataclasses become objects and paths strings.
 
-    Raises `NonFiniteError` naming the key of a NaN or infinity, and `ConfigError` for what JSON cannot hold.
+    Raises:
+        NonFiniteError: a number is NaN or infinite; the message names the key.
+        ConfigError: `obj` contains a value of an unsupported type.
     """
     return json.dumps(_plain(obj, ""), indent=indent, allow_nan=False, ensure_ascii=False)
 
@@ -99,7 +107,7 @@ def write_json(path: Path, obj: Any) -> None:
 def _plain(obj: Any, key: str) -> Any:
     if isinstance(obj, float):
         if not math.isfinite(obj):
-            raise NonFiniteError(f"{key or 'the value'} is {obj}: JSON files hold finite numbers only")
+            raise NonFiniteError(f"{key or 'the value'} is {obj}: JSON allows finite numbers only")
         return float(obj)
     if obj is None or isinstance(obj, (bool, int, str)):
         return obj
@@ -111,7 +119,10 @@ def _plain(obj: Any, key: str) -> Any:
         return [_plain(v, f"{key}[{i}]") for i, v in enumerate(obj)]
     if isinstance(obj, os.PathLike):
         return os.fspath(obj)
-    raise ConfigError(f"{key or 'the value'} is a {type(obj).__name__}, which JSON cannot hold; use numbers, strings, lists and dicts")
+    raise ConfigError(
+        f"{key or 'the value'} is a {type(obj).__name__}, which JSON cannot represent; "
+        "use numbers, strings, lists and dicts"
+    )
 
 
 def _sync(path: Path) -> None:

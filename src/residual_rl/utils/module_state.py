@@ -17,17 +17,25 @@ if TYPE_CHECKING:
 
 
 def module_state(module: nn.Module) -> State:
-    """Copies of a module's parameters and buffers by name."""
+    """Copies of the parameters and buffers of a module by name."""
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
 def load_module_state(module: nn.Module, state: State, what: str) -> None:
-    """Take back what `module_state` gave. Raises `CheckpointError`, changing nothing, where names or shapes differ."""
+    """Load a state of `module_state`. `what` is the name of the module in errors.
+
+    Raises `CheckpointError`, with the module unchanged, if names or shapes differ.
+    """
     own = module.state_dict()
     if own.keys() != state.keys():
         missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        raise CheckpointError(f"{what} does not fit its settings: missing {missing or 'nothing'}, unknown {extra or 'nothing'}")
+        raise CheckpointError(
+            f"{what} does not fit its settings: missing {missing or 'nothing'}, unknown {extra or 'nothing'}"
+        )
     for name, tensor in own.items():
         if tensor.shape != state[name].shape:
-            raise CheckpointError(f"{what}: {name} has shape {list(state[name].shape)}, the settings make it {list(tensor.shape)}")
+            raise CheckpointError(
+                f"{what}: {name} has shape {list(state[name].shape)}, "
+                f"the settings make it {list(tensor.shape)}"
+            )
     module.load_state_dict(state)

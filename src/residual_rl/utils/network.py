@@ -9,7 +9,7 @@ TOKEN_VARIABLE = "RESIDUAL_RL_TOKEN"
 
 
 def secret(token: str | None) -> str | None:
-    """The token that is to be used: as given, or from the environment, where no settings are saved with it."""
+    """The token to use: `token`, or that of `RESIDUAL_RL_TOKEN`, which is not stored with the settings."""
     return token or os.environ.get(TOKEN_VARIABLE) or None
 
 

@@ -1,8 +1,8 @@
-"""Seeds: apart for training, its evaluations, the final evaluation and demonstrations; and random numbers that depend on an episode's
-seed alone.
+"""Disjoint ranges of episode seeds, and random numbers that depend on an episode's seed alone.
 
-The draws are counter-based (SplitMix64; Steele, Lea and Flood, OOPSLA 2014), so that they are batched over worlds, run on any device,
-and do not depend on which world asks or when.
+Training, evaluation during training, final evaluation and demonstrations have ranges of their own. The random
+numbers are counter-based (SplitMix64; Steele, Lea and Flood, OOPSLA 2014): they are batched over envs, run on
+any device, and do not depend on the env or on the order of calls.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ _GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 
 
 def training_seed_start(seed: int) -> int:
-    """First episode seed of the training run `seed`: 2^36 of its own, disjoint from every evaluation's and other run's."""
+    """First episode seed of the training run `seed`.
+
+    Each run has a range of 2^36 episode seeds, disjoint from those of evaluations and of other runs. Raises
+    `ConfigError` unless `seed` is from 0 to 2^22 - 1.
+    """
     if not 0 <= seed < 1 << 22:
         from residual_rl.errors import ConfigError
 
@@ -36,7 +40,7 @@ def training_seed_start(seed: int) -> int:
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)  # int64 shifts keep the sign; SplitMix64's do not
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # logical shift: that of int64 keeps the sign
 
 
 def _mix(z: Tensor) -> Tensor:
@@ -46,22 +50,26 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def splitmix64(seed: Tensor, n: int) -> Tensor:
-    """The first `n` outputs of SplitMix64 for each `seed` [B] int64, as int64 [B, n] (the bits of the unsigned number)."""
+    """The first `n` outputs of SplitMix64 for each `seed` [B] int64.
+
+    Returns int64 [B, n] with the bits of the unsigned outputs.
+    """
     counter = torch.arange(1, n + 1, device=seed.device)
     return _mix(seed[:, None] + counter * _GAMMA)
 
 
 def uniform(seed: Tensor, stream: int | Tensor, n: int) -> Tensor:
-    """Numbers in [0, 1), float64 [B, n], that depend on each `seed` [B] int64 and on `stream` (one for all, or [B] int64) alone.
+    """Uniform numbers in [0, 1), float64 [B, n], as a function of `seed` [B] int64 and `stream`.
 
-    Seeds are mixed before they are counted from, so that neighbours give unrelated streams.
+    `stream` is one number or [B] int64. Seeds are mixed before use as a counter, so neighbouring seeds give
+    unrelated numbers.
     """
-    start = _mix(_mix(seed) + torch.as_tensor(stream).to(seed) * _GAMMA)  # as a tensor the product wraps around
+    start = _mix(_mix(seed) + torch.as_tensor(stream).to(seed) * _GAMMA)  # a tensor product wraps around
     return _shift_right(splitmix64(start, n), 11).double() * 2.0**-53
 
 
 def normal(seed: Tensor, stream: int | Tensor, n: int) -> Tensor:
-    """Standard normal numbers, float64 [B, n], that depend on each `seed` [B] int64 and on `stream` alone.
+    """Standard normal numbers, float64 [B, n], as a function of `seed` and `stream` (see `uniform`).
 
     Source: Box and Muller, "A Note on the Generation of Random Normal Deviates", 1958.
     """
@@ -73,15 +81,18 @@ def normal(seed: Tensor, stream: int | Tensor, n: int) -> Tensor:
 
 
 def noise_of(obs_window: Tensor | Mapping[str, Tensor], seed: int, shape: Sequence[int]) -> Tensor:
-    """Standard normal numbers, float64 [b, *shape], for each row of `obs_window`: a function of that row's bits and of `seed` alone.
+    """Standard normal numbers for each row of `obs_window`, as a function of the row's bits and of `seed`.
 
-    So a policy that samples needs no generator: from the same observations it gives the same actions, whatever was asked before,
-    of whom, and in which batch.
+    With this noise, a policy that samples needs no random generator: equal observations give equal actions,
+    independent of earlier queries and of the batch.
 
     Args:
-        obs_window: [b, …] float32 or uint8, or several by name (their order does not matter).
-        seed: of the policy.
-        shape: of a row's numbers.
+        obs_window: [b, …] float32 or uint8, or several by name, in any order.
+        seed: seed of the policy.
+        shape: shape of the numbers of one row.
+
+    Returns:
+        float64 [b, *shape].
     """
     parts = dict(obs_window) if isinstance(obs_window, Mapping) else {"": obs_window}
     hashes = [_hash_rows(parts[name]) for name in sorted(parts)]
@@ -90,11 +101,14 @@ def noise_of(obs_window: Tensor | Mapping[str, Tensor], seed: int, shape: Sequen
 
 
 def _hash_rows(rows: Tensor) -> Tensor:
-    """A hash [b] int64 of the bits of each row [b, …]: words mixed with their places, then summed, which no order of summing changes."""
+    """A hash [b] int64 of the bits of each row [b, …].
+
+    It is the sum of all words, each mixed with its position. Integer addition does not depend on the order.
+    """
     flat = rows.flatten(1)
     if flat.dtype == torch.uint8:
         words = flat.long()
     else:
-        words = (flat.float() + 0.0).view(torch.int32).long()  # -0 + 0 is 0: equal numbers are equal words
+        words = (flat.float() + 0.0).view(torch.int32).long()  # -0 + 0 is 0, so equal numbers are equal words
     place = torch.arange(1, flat.shape[1] + 1, device=flat.device) * _GAMMA
     return _mix(_mix(words + place).sum(1) + flat.shape[1])

@@ -12,28 +12,29 @@ from types import FrameType
 
 @dataclass
 class StopRequest:
-    """The signal that asked training to stop, if any."""
+    """The signal that requested training to stop, if any."""
 
     signal: int | None = None
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a request to stop after the current iteration; a second SIGINT stops at once.
+    """Turn SIGINT and SIGTERM into a request to stop after the current iteration.
 
-    Off the main thread, where Python sets no handlers, the request never comes.
+    A second SIGINT raises `KeyboardInterrupt`. Outside the main thread, where Python cannot install signal
+    handlers, there is never a request.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
 
-    def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    def request_stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         if request.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         request.signal = number
 
-    earlier = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    earlier = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield request
     finally:

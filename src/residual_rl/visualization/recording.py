@@ -1,4 +1,4 @@
-"""Recording episodes and showing several policies side by side on them."""
+"""Recording of episodes, and videos of several policies side by side."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from residual_rl.visualization.video import Frame, caption, side_by_side, write_
 
 @dataclass
 class Recording:
-    """One episode: what was drawn of it, and how it went."""
+    """One episode with everything needed to render it."""
 
     seed: int
     scenes: Tensor
-    """[T, S]: what `VecEnv.render_scenes` takes."""
+    """[T, S]: input of `VecEnv.render_scenes`."""
     magnitude: Tensor
-    """[T]: largest component of the scaled residual at each step."""
+    """[T]: largest component of the scaled residual action at each step."""
     success: bool
     scale: Tensor | None = None
-    """[T]: the residual scale at each step, where it is adaptive."""
+    """[T]: the residual scale at each step, if it is adaptive."""
 
 
 def record(env: ResidualEnv, policy: Policy, seeds: Sequence[int]) -> list[Recording]:
-    """Run the episodes of `seeds`, one a world, and keep what is needed to draw them. `env` needs as many worlds as there are seeds."""
+    """Run the episodes of `seeds` and record them. `env` needs one env per seed."""
     scenes: list[Tensor] = []
     magnitudes: list[Tensor] = []
     scales: list[Tensor] = []
@@ -50,23 +50,34 @@ def record(env: ResidualEnv, policy: Policy, seeds: Sequence[int]) -> list[Recor
     for i, seed in enumerate(seeds):
         steps = int(episodes["episode_length"][i])
         drawn = torch.stack([scene[i] for scene in scenes[:steps]])
-        magnitude, scale = (torch.stack([m[i] for m in values[:steps]]) if values else None for values in (magnitudes, scales))
+        magnitude, scale = (
+            torch.stack([m[i] for m in values[:steps]]) if values else None for values in (magnitudes, scales)
+        )
         assert magnitude is not None
         recordings.append(Recording(seed, drawn, magnitude, bool(episodes["success_once"][i]), scale))
     return recordings
 
 
-def write_comparison(path: Path, env: VecEnv, recordings: Mapping[str, list[Recording]], size: tuple[int, int] = (360, 480)) -> int:
-    """Write a video of the policies of `recordings` beside each other, episode after episode. Returns the number of frames."""
+def write_comparison(
+    path: Path, env: VecEnv, recordings: Mapping[str, list[Recording]], size: tuple[int, int] = (360, 480)
+) -> int:
+    """Write a video of the policies in `recordings` side by side, one episode after another.
+
+    `size` is height and width of a panel [pixels]. Returns the number of frames. Raises like `write_video`.
+    """
     return write_video(path, _frames(env, recordings, size), env.control_hz)
 
 
 def _frames(env: VecEnv, recordings: Mapping[str, list[Recording]], size: tuple[int, int]) -> Iterator[Frame]:
     for episode in zip(*recordings.values(), strict=True):
-        length = max(len(recording.scenes) for recording in episode) + round(0.7 * env.control_hz)  # a moment to see the end
+        length = max(len(recording.scenes) for recording in episode) + round(
+            0.7 * env.control_hz
+        )  # a moment to see the end
         drawn = [env.render_scenes(recording.scenes, size) for recording in episode]
         for t in range(length):
-            yield side_by_side([_panel(name, r, d, t) for name, r, d in zip(recordings, episode, drawn, strict=True)])
+            yield side_by_side(
+                [_panel(name, r, d, t) for name, r, d in zip(recordings, episode, drawn, strict=True)]
+            )
 
 
 def _panel(name: str, recording: Recording, drawn: np.ndarray, t: int) -> Frame:
@@ -74,4 +85,6 @@ def _panel(name: str, recording: Recording, drawn: np.ndarray, t: int) -> Frame:
     outcome = "" if t < last else "  ·  success" if recording.success else "  ·  failed"
     now = min(t, last)
     scale = "" if recording.scale is None else f"  ·  scale {float(recording.scale[now]):.2f}"
-    return caption(drawn[now], f"{name}  ·  episode {recording.seed}{scale}{outcome}", float(recording.magnitude[now]))
+    return caption(
+        drawn[now], f"{name}  ·  episode {recording.seed}{scale}{outcome}", float(recording.magnitude[now])
+    )

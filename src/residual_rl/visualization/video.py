@@ -1,11 +1,9 @@
-"""Videos: panels side by side, captions, and H.264 files that browsers play."""
+"""Videos: panels side by side, captions, and H.264 files that browsers can play."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import subprocess
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,57 +19,68 @@ Frame = NDArray[np.uint8]
 
 GAP = 4
 """Between panels [px]."""
+_FORMAT: dict[str, Any] = {
+    "codec": "libx264",
+    "quality": None,  # the output parameters give it
+    "macro_block_size": 1,
+    "ffmpeg_log_level": "error",
+    "output_params": ["-crf", "20", "-movflags", "+faststart", "-f", "mp4"],
+}
+_FIX = "free some space, choose another folder, or leave out the video"
 _BAR, _DARK, _LIGHT, _DIM = (90, 162, 245), (18, 21, 27), (230, 233, 238), (58, 66, 80)
 
 
 def write_video(path: Path | str, frames: Iterable[Frame], fps: float) -> int:
-    """Write `frames` (all of one size; odd sizes get one more row or column) as H.264 in MP4, and return their number.
+    """Write frames as H.264 in an MP4 file, and return their number. The file appears only once it is complete.
 
-    The file is there when all of it is. Raises `ConfigError` for frames that are none or do not fit, `MissingDependencyError`
-    without ffmpeg, `WriteError`.
+    Args:
+        path: the file; its folder is made.
+        frames: all of one size. An odd height or width is padded by one row or column.
+        fps: frames per second [Hz].
+
+    Raises `ConfigError` without frames or for frames that differ in size, `MissingDependencyError` without ffmpeg, and
+    `WriteError` where the file cannot be written.
     """
+    # Check the arguments and the first frame.
     path = Path(path)
     if fps <= 0:
         raise ConfigError(f"fps must be positive, not {fps}")
+    ffmpeg = _imageio_ffmpeg()
     stream = iter(frames)
     first = next(stream, None)
     if first is None:
-        raise ConfigError(f"there are no frames for {path}")
+        raise ConfigError(f"no frames to write to {path}")
     shape = _checked(first, path).shape
+    padding = ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0))
+    size = (shape[1] + shape[1] % 2, shape[0] + shape[0] % 2)
     make_folder(path.parent)
-    with replacing(path) as temp, tempfile.TemporaryFile() as messages:
-        height, width = (n + n % 2 for n in shape[:2])
-        process = subprocess.Popen(_command(temp, width, height, fps), stdin=subprocess.PIPE, stderr=messages)
-        assert process.stdin is not None
-        count = 0
-        try:
+
+    # Send the frames to ffmpeg, and check that all of them are in the file.
+    count = 0
+    with replacing(path) as temporary:
+        with contextlib.closing(ffmpeg.write_frames(temporary, size, fps=fps, **_FORMAT)) as writer:
+            writer.send(None)
             for frame in itertools.chain([first], stream):
                 if _checked(frame, path).shape != shape:
                     raise ConfigError(f"frame {count} for {path} is {frame.shape[:2]}, the first was {shape[:2]}")
-                process.stdin.write(np.pad(frame, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge").tobytes())
+                try:
+                    writer.send(np.pad(frame, padding, mode="edge"))
+                except OSError as error:
+                    raise WriteError(f"cannot write {path}: ffmpeg ended after {count} frames; {_FIX}") from error
                 count += 1
-        except BrokenPipeError:
-            pass  # ffmpeg has ended: its exit code and message say why
-        except BaseException:
-            process.kill()
-            raise
-        finally:
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
-            code = process.wait()
-        if code != 0:
-            messages.seek(0)
-            lines = messages.read().decode(errors="replace").strip().splitlines() or [f"it ended with code {code}"]
-            raise WriteError(
-                f"cannot write {path}: ffmpeg says: {lines[-1]}; free some space, choose another folder, or leave out the video"
-            )
+        num_written = _count_frames(temporary)
+        if num_written != count:
+            raise WriteError(f"cannot write {path}: ffmpeg wrote {num_written} of {count} frames; {_FIX}")
     return count
 
 
 def side_by_side(panels: Sequence[Frame]) -> Frame:
-    """Panels [H, W, 3] next to each other, a gap between them; lower ones get a dark strip below. Returns [max H, ΣW + gaps, 3]."""
+    """Place panels [H, W, 3] next to each other with a gap between them. Returns [max H, ΣW + gaps, 3], padded with a dark colour.
+
+    Raises `ConfigError` without panels.
+    """
     if not panels:
-        raise ConfigError("there are no panels to put side by side")
+        raise ConfigError("no panels to place side by side")
     height = max(p.shape[0] for p in panels)
     width = sum(p.shape[1] for p in panels) + GAP * (len(panels) - 1)
     canvas = np.full((height, width, 3), _DARK, np.uint8)
@@ -83,10 +92,16 @@ def side_by_side(panels: Sequence[Frame]) -> Frame:
 
 
 def caption(frame: Frame, text: str, magnitude: float | None = None) -> Frame:
-    """`frame` [H, W, 3] with a bar of `text` below it; `magnitude` in [0, 1] is shown as a small gauge at the bar's right end.
+    """Add a bar with a caption below a frame.
 
-    Returns [H + bar, W, 3], the bar's height the same for all frames of a width. Text that is too long is shortened.
+    Args:
+        frame: [H, W, 3].
+        text: the caption; it is shortened to fit.
+        magnitude: a value in [0, 1], shown as a small gauge at the right end of the bar.
+
+    Returns [H + bar, W, 3]; the height of the bar depends on W alone.
     """
+    # Extend the frame by the bar.
     from PIL import Image, ImageDraw, ImageFont
 
     height, width = frame.shape[:2]
@@ -95,6 +110,8 @@ def caption(frame: Frame, text: str, magnitude: float | None = None) -> Frame:
     image = Image.new("RGB", (width, height + bar), _DARK)
     image.paste(Image.fromarray(frame), (0, 0))
     draw = ImageDraw.Draw(image)
+
+    # Shorten the text to the space left of the gauge.
     font: Any = ImageFont.load_default(size)
     gauge = 0 if magnitude is None else max(40, width // 5)
     room = width - 2 * size - (gauge + size if gauge else 0)
@@ -102,6 +119,8 @@ def caption(frame: Frame, text: str, magnitude: float | None = None) -> Frame:
         while text and draw.textlength(f"{text}…", font=font) > room:
             text = text[:-1]
         text = f"{text}…"
+
+    # Draw the text and the gauge.
     middle = height + bar // 2
     draw.text((size, middle), text, fill=_LIGHT, font=font, anchor="lm")
     if magnitude is not None:
@@ -113,14 +132,22 @@ def caption(frame: Frame, text: str, magnitude: float | None = None) -> Frame:
     return np.asarray(image, dtype=np.uint8)
 
 
-def _command(path: Path, width: int, height: int, fps: float) -> list[str]:
+def _imageio_ffmpeg() -> Any:
     try:
-        from imageio_ffmpeg import get_ffmpeg_exe
+        import imageio_ffmpeg
     except ImportError as error:
-        raise MissingDependencyError("ffmpeg", "install it with `pip install imageio-ffmpeg`, or leave out the video") from error
-    frames = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "pipe:0"]
-    codec = ["-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "20", "-movflags", "+faststart"]
-    return [get_ffmpeg_exe(), "-y", "-v", "error", *frames, *codec, "-f", "mp4", str(path)]
+        fix = "install it with `pip install imageio-ffmpeg`, or leave out the video"
+        raise MissingDependencyError("ffmpeg", fix) from error
+    return imageio_ffmpeg
+
+
+def _count_frames(path: Path) -> int:
+    """The number of frames in a video file, 0 where it is damaged: `write_frames` ignores the exit code of ffmpeg."""
+    try:
+        count: int = _imageio_ffmpeg().count_frames_and_secs(path)[0]
+    except RuntimeError:
+        return 0
+    return count
 
 
 def _checked(frame: Frame, path: Path) -> Frame:

@@ -1,4 +1,4 @@
-"""Watching a task: MuJoCo's viewer in real time, and what its cameras see as PNG files."""
+"""MuJoCo's viewer in real time, and images of a task's cameras as PNG files."""
 
 from __future__ import annotations
 
@@ -23,35 +23,36 @@ if TYPE_CHECKING:
     from residual_rl.residual_env import ResidualEnv
 
 _PAUSE = 0.7
-"""How long the end of an episode stays in sight [s]."""
+"""How long the last frame of an episode is shown [s]."""
 
 
 def display_is_named() -> bool:
-    """Whether this process was told of a display; whether that answers, `require_display` finds out."""
+    """Whether the environment names a display. `require_display` also checks that it works."""
     return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 @functools.cache
 def require_display() -> None:
-    """Raise `ConfigError` where no window can be opened: MuJoCo's viewer would wait for one for ever."""
+    """Raise `ConfigError` if no window can be opened, in which case MuJoCo's viewer would wait forever."""
     import glfw
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", glfw.GLFWError)
-        if glfw.init():  # and never ended here, for the viewers that come
+        if glfw.init():  # not terminated, because viewers use it later
             return
-        problem = (glfw.get_error()[1] or b"GLFW does not start").decode()  # type: ignore[union-attr]
+        problem = (glfw.get_error()[1] or b"GLFW cannot be initialized").decode()  # type: ignore[union-attr]
     raise ConfigError(
-        f"the viewer needs a display: {problem}; without one, `residual-rl view TASK --cameras DIR` writes images, `--video FILE` a video"
+        f"the viewer needs a display: {problem}; without one, `residual-rl view TASK --cameras DIR` writes "
+        "images, and `--video FILE` a video"
     )
 
 
 class LiveViewer:
-    """MuJoCo's viewer, showing one world after the other as it is told, in real time.
+    """MuJoCo's viewer, which shows scenes in real time.
 
     Args:
-        model: what to draw.
-        hz: at most this many scenes a second; 0 is as fast as they come.
+        model: the MuJoCo model.
+        hz: maximum number of scenes per second; 0 for no limit.
 
     Raises:
         ConfigError: no window can be opened.
@@ -62,23 +63,27 @@ class LiveViewer:
         import mujoco
         import mujoco.viewer
 
-        self._model, self._data = model, mujoco.MjData(model)
+        self._model = model
+        self._data = mujoco.MjData(model)
         self._forward = mujoco.mj_forward
-        self._period, self._next = (1.0 / hz if hz else 0.0), 0.0
+        self._period = 1.0 / hz if hz else 0.0
+        self._next = 0.0
         before = set(threading.enumerate())
         try:
-            self._handle = mujoco.viewer.launch_passive(model, self._data, show_left_ui=False, show_right_ui=False)
-        except RuntimeError as error:  # macOS: the window belongs to the main thread
-            raise ConfigError(f"the viewer does not start: {error}") from error
+            self._handle = mujoco.viewer.launch_passive(
+                model, self._data, show_left_ui=False, show_right_ui=False
+            )
+        except RuntimeError as error:  # on macOS a window needs the main thread
+            raise ConfigError(f"the viewer cannot be started: {error}") from error
         self._threads = set(threading.enumerate()) - before
 
     @property
     def is_open(self) -> bool:
-        """False once the user has closed the window."""
+        """Whether the user has not closed the window."""
         return self._handle.is_running()
 
     def show(self, scene: Tensor) -> None:
-        """Draw `scene` [S], one row of `VecEnv.scenes()`, when its time has come."""
+        """Draw `scene` [S], one row of `VecEnv.scenes()`, and wait as long as `hz` requires."""
         if not self.is_open:
             return
         with self._handle.lock():
@@ -89,24 +94,32 @@ class LiveViewer:
         self._next = max(self._next, time.perf_counter()) + self._period
 
     def close(self) -> None:
-        """Close the window. Doing it twice is fine."""
+        """Close the window. May be called twice."""
         self._handle.close()
-        for thread in self._threads:  # Python must not end while it draws: that was seen to crash
+        for thread in self._threads:  # Python may crash if it exits while the viewer's thread draws
             thread.join(timeout=10.0)
 
     def __enter__(self) -> LiveViewer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
 def watch(
-    env: ResidualEnv, policy: Policy, seed: int, viewer: LiveViewer, tell: Callable[[str], None], num_episodes: int | None = None
+    env: ResidualEnv,
+    policy: Policy,
+    seed: int,
+    viewer: LiveViewer,
+    report: Callable[[str], None],
+    num_episodes: int | None = None,
 ) -> None:
-    """Run episodes of the seeds `seed`, `seed + 1`, … in the first world of `env`, until the window is closed or `num_episodes` are done.
+    """Show episodes with the seeds `seed`, `seed + 1`, … in the first env.
 
-    `tell` gets a line at the end of each.
+    It ends when the window is closed or after `num_episodes`. `report` is called with a line at the end of
+    each episode.
     """
     done = 0
     env.reset(seed)
@@ -118,7 +131,10 @@ def watch(
             continue
         final = {name: value[0].item() for name, value in info["final_info"].items()}
         outcome = "success" if final["success_once"] else "no success"
-        tell(f"episode {final['seed']}: {outcome} after {final['episode_length']} steps, return {final['episode_return']:.2f}")
+        report(
+            f"episode {final['seed']}: {outcome} after {final['episode_length']} steps, "
+            f"return {final['episode_return']:.2f}"
+        )
         viewer.show(info["final_scenes"][0])
         time.sleep(_PAUSE)
         done += 1
@@ -127,13 +143,16 @@ def watch(
 
 
 def _steps(env: ResidualEnv, policy: Policy) -> Iterator[dict[str, Any]]:
-    """What the env tells of each of its steps, without end."""
+    """The info of each env step, without end."""
     while True:
         yield from (info for _, info in env.steps(policy(env.obs)))
 
 
 def save_cameras(env: ResidualEnv, folder: Path, size: tuple[int, int]) -> list[Path]:
-    """Write what each camera of the first world sees now as `folder/CAMERA.png`, of `size` (height, width). Returns the paths."""
+    """Write the current image of each camera of the first env to `folder/CAMERA.png`.
+
+    `size` is height and width [pixels]. Returns the paths. Raises `WriteError`.
+    """
     from PIL import Image
 
     make_folder(folder)

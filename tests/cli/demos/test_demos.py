@@ -117,7 +117,7 @@ def test_what_collect_refuses(fails: Fails, made: Path, run: Path, tmp_path: Pat
     assert "unknown base policy 'jacobean'; did you mean 'jacobian'" in fails(*start, "--policy", "jacobean")
     assert "unknown task 'so101'" in fails("demos", "collect", "so101", "--policy", "zero")
     assert "demos collect needs a task id" in fails("demos", "collect", "--n-episodes", "3")
-    assert "noise must be 0 or more, not -1.0" in fails(*start, "--noise", "-1", "--out", tmp_path / "x.h5")
+    assert "noise must be at least 0, not -1.0" in fails(*start, "--noise", "-1", "--out", tmp_path / "x.h5")
     assert "was trained on task 'so101-paper'" in fails("demos", "collect", "so101-paper-precise", "--policy", run)
     assert f"{run} has best, final" in fails(*start, "--policy", run, "--model", "beast")
     assert f"{tmp_path} has no model yet" in fails(*start, "--policy", tmp_path)

@@ -52,7 +52,7 @@ def test_a_device_that_does_not_exist_is_named() -> None:
         ({"obs_mode": "depth"}, "obs_mode must be one of state, rgb, rgb.state, not 'depth'"),
         ({"max_episode_steps": 0}, "max_episode_steps must be at least 1, not 0"),
         ({"num_workers": -1}, "num_workers must be at least 0, not -1"),
-        ({"image_size": (0, 64)}, r"image_size must be at least 1 x 1, not \(0, 64\)"),
+        ({"image_size": (0, 64)}, r"image_size must be at least 1 each, not \(0, 64\)"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:

@@ -142,10 +142,10 @@ def test_a_damaged_segment_gives_way_loudly_to_the_checkpoint_before(tmp_path: P
         segment.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
     with caplog.at_level(logging.WARNING):
         resumed = train(path, resume=True, **settings)
-    assert "FALLING BACK to the checkpoint before it" in caplog.text
+    assert "FALLING BACK to the previous checkpoint" in caplog.text
     assert str(segment) in caplog.text
-    assert "step_000000168.safetensors is not whole" in caplog.text
-    assert "step_000000160.safetensors is not whole" in caplog.text
+    assert "step_000000168.safetensors is incomplete" in caplog.text
+    assert "step_000000160.safetensors is incomplete" in caplog.text
     assert different(state(whole), state(resumed)) == []
     assert figures(tmp_path / "whole") == figures(path)
 

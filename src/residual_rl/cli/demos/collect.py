@@ -9,71 +9,75 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 from rich.console import Console
 
-from residual_rl.cli.flags import flat_field, has_flag, parse_flags, parts_of, peek, require_target
+from residual_rl.cli.flags import has_flag, parse_flags, parse_head, require_target
+from residual_rl.cli.policies import ORACLE, resolve_policy
 from residual_rl.config import TrainCfg, replace_fields
-from residual_rl.demos.collect import NUM_ENVS, CollectCfg, Collected, collect, collect_planned, worlds_that_fit
+from residual_rl.demos.collect import (
+    NUM_ENVS,
+    CollectCfg,
+    Collected,
+    collect,
+    collect_planned,
+    worlds_that_fit,
+)
 from residual_rl.demos.episode import Planner
 from residual_rl.demos.writer import DemoWriter, check_output, describe
 from residual_rl.errors import ConfigError
 from residual_rl.evaluation.evaluate import no_residual
-from residual_rl.exported_policy import POLICY_FILE, ExportedPolicy, find_policy, load_policy
+from residual_rl.exported_policy import ExportedPolicy
 from residual_rl.factory import make_residual_env, task_settings
 from residual_rl.registry import TASKS, load
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.runs.progress_bar import ProgressBar
 from residual_rl.utils.signals import stop_signals
-
-ORACLE = "oracle"
-"""What `--policy` calls the task's `TaskSpec.oracle`, whichever base policy that is."""
-_PARTS = ("task", "base")
+from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, PositiveFloat
 
 
 @dataclasses.dataclass(frozen=True)
-class CollectFlags:
+class CollectFlags(CheckedCfg):
     """Whose episodes to store, and where."""
 
     policy: str = ORACLE
     """`oracle` (what solves the task), a planner of the task's (such as motion-planning), a base policy of `residual-rl list`, or a run
     folder or model (base + residual)."""
-    model: str = "best"
-    """Of a run folder: best, final, interrupted, or the path of an exported policy."""
-    out: Path = Path("demos.h5")
+    model: str | None = None
+    """Of a run folder: best, final, interrupted, or the path of an exported policy. None: best."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["--out"])] = Path("demos.h5")
     """The file to write; a description goes beside it, with the ending .json."""
     overwrite: bool = False
     """Replace a file that is there."""
-    num_threads: int | None = None
+    num_threads: NonNegativeInt | None = None
     """Simulator threads, 0 means one a CPU core; the episodes do not depend on it. None: as in training."""
-    time_limit: float = 120.0
+    time_limit: PositiveFloat = 120.0
     """Of a planner: seconds after which an episode is given up [s]."""
-
-    def __post_init__(self) -> None:
-        if not self.time_limit > 0.0:
-            raise ConfigError(f"time_limit must be above 0, not {self.time_limit}")
 
 
 def collect_episodes(argv: Sequence[str]) -> int:
     """Parse, collect, and tell what came of it."""
     task_id, rest = require_target(argv, "demos collect", "TASK", "Collect demonstrations")
-    policy_name = peek(rest, "--policy") or ORACLE
-    if policy_name in TASKS.get(task_id).planners:
-        return _collect_planned(task_id, rest, policy_name)
-    exported, cfg = _find_policy(task_id, policy_name, peek(rest, "--model") or "best")
+    head = parse_head(CollectFlags(), rest, f"demos collect {task_id}")
+    if head.policy in TASKS.get(task_id).planners:
+        return _collect_planned(task_id, rest, head.policy)
+    exported, cfg = resolve_policy(task_id, head.policy, head.model, "demos collect")
     flags, what, cfg = _parse_collect(task_id, rest, cfg)
-    check_output(flags.out, flags.overwrite)
+    check_output(flags.output, flags.overwrite)
     torch.set_num_threads(cfg.run.torch_threads)
     env = _make_env(cfg, what)
     if exported is not None:
         env.residual_scale = exported.residual_scale
-    policy = exported.actor(env.observation_space, env.action_dim, env.device) if exported else no_residual(env)
+    policy = (
+        exported.actor(env.observation_space, env.action_dim, env.device) if exported else no_residual(env)
+    )
     begin = time.perf_counter()
     with (
         stop_signals() as stop,
-        DemoWriter(flags.out, _describe(env, cfg, exported, what), flags.overwrite) as writer,
+        DemoWriter(flags.output, _describe(env, cfg, exported, what), flags.overwrite) as writer,
         ProgressBar(what.n_episodes, unit="episodes", title="collect") as bar,
     ):
         collected = collect(
@@ -87,30 +91,40 @@ def collect_episodes(argv: Sequence[str]) -> int:
         )
     env.close()
     minutes = (time.perf_counter() - begin) / 60
-    return _tell_collected(flags.out, writer.published, collected, what, minutes, stop.signal)
+    return _tell_collected(flags.output, writer.published, collected, what, minutes, stop.signal)
 
 
 def _collect_planned(task_id: str, argv: Sequence[str], name: str) -> int:
     """Collect from the planner `name` of the task."""
     spec = TASKS.get(task_id)
     flags, what, cfg = _parse_collect(task_id, argv, TrainCfg.default(task_id), ("task",))
-    given = {"--noise": what.noise, "--num-envs": what.num_envs is not None, "--model": has_flag(argv, "--model")}
+    given = {
+        "--noise": what.noise,
+        "--num-envs": what.num_envs is not None,
+        "--model": has_flag(argv, "--model"),
+    }
     if any(given.values()):
         useless = ", ".join(flag for flag, is_given in given.items() if is_given)
-        raise ConfigError(f"--policy {name} plans its episodes ahead, in --num-threads processes: it takes no {useless}")
-    check_output(flags.out, flags.overwrite)
+        raise ConfigError(
+            f"--policy {name} plans its episodes ahead, in --num-threads processes: it takes no {useless}"
+        )
+    check_output(flags.output, flags.overwrite)
     num_workers = flags.num_threads or len(os.sched_getaffinity(0))
     begin = time.perf_counter()
     with stop_signals() as stop:
-        planner: Planner = load(spec.planners[name])(cfg.task, min(num_workers, what.n_episodes), flags.time_limit)
+        planner: Planner = load(spec.planners[name])(
+            cfg.task, min(num_workers, what.n_episodes), flags.time_limit
+        )
         with (
             contextlib.closing(planner),
-            DemoWriter(flags.out, _describe_planned(planner, cfg, name, what), flags.overwrite) as writer,
+            DemoWriter(flags.output, _describe_planned(planner, cfg, name, what), flags.overwrite) as writer,
             ProgressBar(what.n_episodes, unit="episodes", title="collect") as bar,
         ):
-            collected = collect_planned(planner, what, writer, stopped=lambda: stop.signal is not None, on_progress=bar.update)
+            collected = collect_planned(
+                planner, what, writer, stopped=lambda: stop.signal is not None, on_progress=bar.update
+            )
     minutes = (time.perf_counter() - begin) / 60
-    return _tell_collected(flags.out, writer.published, collected, what, minutes, stop.signal)
+    return _tell_collected(flags.output, writer.published, collected, what, minutes, stop.signal)
 
 
 def _describe_planned(planner: Planner, cfg: TrainCfg, name: str, what: CollectCfg) -> dict[str, Any]:
@@ -124,37 +138,23 @@ def _describe_planned(planner: Planner, cfg: TrainCfg, name: str, what: CollectC
         action_unit_name=planner.action_unit_name,
         source_type=name,
         source_desc=planner.description,
-        collected={name: getattr(what, name) for name in ("only_success", "noise", "noise_correlation", "first_seed")},
+        collected={
+            name: getattr(what, name) for name in ("only_success", "noise", "noise_correlation", "first_seed")
+        },
     )
 
 
-def _find_policy(task_id: str, policy: str, model: str) -> tuple[ExportedPolicy | None, TrainCfg]:
-    """The residual policy, if a run or a model is named, and the settings that go with what is named."""
-    folder = Path(policy)
-    if not folder.is_dir():
-        oracle = TASKS.get(task_id).oracle
-        if policy == ORACLE and oracle is None:
-            others = "".join(f"{name}, " for name in TASKS.get(task_id).planners)
-            raise ConfigError(
-                f"task {task_id!r} names no oracle; --policy takes {others}a base policy of `residual-rl list`, or a run folder"
-            )
-        return None, TrainCfg.default(task_id, oracle if policy == ORACLE else policy)
-    exported = load_policy(folder / POLICY_FILE if (folder / POLICY_FILE).is_file() else find_policy(folder, model))
-    if exported.cfg.task_id != task_id:
-        trained = exported.cfg.task_id
-        raise ConfigError(f"{policy} was trained on task {trained!r}: residual-rl demos collect {trained} --policy {policy}")
-    return exported, exported.cfg
-
-
 def _parse_collect(
-    task_id: str, argv: Sequence[str], cfg: TrainCfg, parts: Sequence[str] = _PARTS
+    task_id: str, argv: Sequence[str], cfg: TrainCfg, parts: Sequence[str] = ("task", "base")
 ) -> tuple[CollectFlags, CollectCfg, TrainCfg]:
-    fields = [flat_field("own", CollectFlags), flat_field("what", CollectCfg), *parts_of(cfg, parts)]
-    flags = parse_flags(fields, argv, f"demos collect {task_id}", "Run a policy and store its episodes.")
-    cfg = dataclasses.replace(cfg, **{name: getattr(flags, name) for name in parts if getattr(cfg, name) is not None})
-    if flags.own.num_threads is not None:
-        cfg = replace_fields(cfg, {"num_threads": flags.own.num_threads})
-    return flags.own, flags.what, cfg
+    groups = {"own": CollectFlags(), "what": CollectCfg(), **{name: getattr(cfg, name) for name in parts}}
+    parsed = parse_flags(groups, argv, f"demos collect {task_id}", "Run a policy and store its episodes.")
+    flags: CollectFlags = parsed.pop("own")
+    what: CollectCfg = parsed.pop("what")
+    cfg = dataclasses.replace(cfg, **parsed)
+    if flags.num_threads is not None:
+        cfg = replace_fields(cfg, {"num_threads": flags.num_threads})
+    return flags, what, cfg
 
 
 def _make_env(cfg: TrainCfg, what: CollectCfg) -> ResidualEnv:
@@ -168,14 +168,21 @@ def _make_env(cfg: TrainCfg, what: CollectCfg) -> ResidualEnv:
     return env
 
 
-def _describe(env: ResidualEnv, cfg: TrainCfg, exported: ExportedPolicy | None, what: CollectCfg) -> dict[str, Any]:
+def _describe(
+    env: ResidualEnv, cfg: TrainCfg, exported: ExportedPolicy | None, what: CollectCfg
+) -> dict[str, Any]:
     """The stamp of the file."""
     plain = cfg.to_dict()
     name = f"base policy {cfg.base_policy_id!r}"
     residual = None
     if exported is not None:
         name += f" with a residual ({cfg.learner_id}, {exported.step} steps of training, scale {exported.residual_scale:g})"
-        residual = {"learner": cfg.learner_id, "step": exported.step, "residual_scale": exported.residual_scale, **plain["residual"]}
+        residual = {
+            "learner": cfg.learner_id,
+            "step": exported.step,
+            "residual_scale": exported.residual_scale,
+            **plain["residual"],
+        }
     return describe(
         cfg.task_id,
         task_settings(cfg, env.vec_env),
@@ -186,22 +193,36 @@ def _describe(env: ResidualEnv, cfg: TrainCfg, exported: ExportedPolicy | None, 
         source_type="policy" if exported is None else "rl",
         source_desc=name,
         policy={"base_policy": cfg.base_policy_id, "base": plain["base"], "residual": residual},
-        collected={name: getattr(what, name) for name in ("only_success", "noise", "noise_correlation", "first_seed")},
+        collected={
+            name: getattr(what, name) for name in ("only_success", "noise", "noise_correlation", "first_seed")
+        },
     )
 
 
-def _tell_collected(out: Path, stored: int, collected: Collected, what: CollectCfg, minutes: float, signal: int | None) -> int:
-    rate = f"{collected.solved} of {collected.ran} episodes succeeded" if collected.ran else "no episode was complete"
+def _tell_collected(
+    out: Path, stored: int, collected: Collected, what: CollectCfg, minutes: float, signal: int | None
+) -> int:
+    rate = (
+        f"{collected.solved} of {collected.ran} episodes succeeded"
+        if collected.ran
+        else "no episode was complete"
+    )
     if collected.lost:
         rate += f", {len(collected.lost)} came to nothing"
         for lost in collected.lost:
-            print(f"residual-rl: the episode of seed {lost.seed} came to nothing: {lost.why}", file=sys.stderr)
+            print(
+                f"residual-rl: the episode of seed {lost.seed} came to nothing: {lost.why}", file=sys.stderr
+            )
     where = f"{out} holds {stored} episodes" if stored else "nothing was written"
     if signal is not None and stored < what.n_episodes:
         print(f"residual-rl: interrupted; {rate}, {where}", file=sys.stderr)
         return 128 + signal
     if stored < what.n_episodes:
-        raise ConfigError(f"{rate}, and {what.n_episodes} were asked for: {where}; take a better --policy or less --noise")
+        raise ConfigError(
+            f"{rate}, and {what.n_episodes} were asked for: {where}; take a better --policy or less --noise"
+        )
     speed = f"{collected.ran / minutes:,.0f} episodes a minute" if minutes else ""
-    Console().print(f"{where} ({out.stat().st_size / 1e6:.1f} MB); {rate}; {speed}", soft_wrap=True, highlight=False)
+    Console().print(
+        f"{where} ({out.stat().st_size / 1e6:.1f} MB); {rate}; {speed}", soft_wrap=True, highlight=False
+    )
     return 0

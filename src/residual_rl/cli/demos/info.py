@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from residual_rl.cli.demos.common import YES_NO, require_demos_file
-from residual_rl.cli.flags import flat_field, parse_flags, settings_as_flags
+from residual_rl.cli.flags import parse_flags, settings_as_flags
 from residual_rl.demos.reader import Demonstrations
 
 
@@ -25,21 +25,31 @@ class InfoFlags:
 def main(argv: Sequence[str]) -> int:
     file, rest = require_demos_file(argv, "info", "Tell what a file of demonstrations holds")
     what = "Tell what a file of demonstrations holds."
-    flags: InfoFlags = parse_flags([flat_field("own", InfoFlags)], rest, f"demos info {file}", what).own
+    flags: InfoFlags = parse_flags({"own": InfoFlags()}, rest, f"demos info {file}", what)["own"]
     console = Console()
     with Demonstrations.open(file) as demos:
         parts = [demos.episode(i, obs=()) for i in range(len(demos))]
         info, lengths = demos.info, [len(part) for part in parts]
         known = [part.succeeded for part in parts if part.succeeded is not None]
-        low, high = min(float(part.actions.min()) for part in parts), max(float(part.actions.max()) for part in parts)
+        low, high = (
+            min(float(part.actions.min()) for part in parts),
+            max(float(part.actions.max()) for part in parts),
+        )
         rows = {
             "task": f"{demos.env_id} ({'as residual-rl stores it' if demos.own else 'as ManiSkill stores it'})",
-            **({"settings": settings_as_flags(demos.task_id, demos.task_settings) or "the task's own"} if demos.own else {}),
+            **(
+                {"settings": settings_as_flags(demos.task_id, demos.task_settings) or "the task's own"}
+                if demos.own
+                else {}
+            ),
             "acted by": str(info.get("source_desc") or info.get("source_type") or "not told"),
             "episodes": f"{len(demos)}, {sum(lengths):,} steps",
-            "success": f"{sum(known)} of {len(known)} ({100 * sum(known) / len(known):.1f} %)" if known else "not stored",
+            "success": f"{sum(known)} of {len(known)} ({100 * sum(known) / len(known):.1f} %)"
+            if known
+            else "not stored",
             "steps an episode": f"{min(lengths)} to {max(lengths)}, median {sorted(lengths)[len(lengths) // 2]}",
-            "observations": ", ".join(f"{name} {list(shape)}" for name, shape in demos.obs_shapes.items()) or "none",
+            "observations": ", ".join(f"{name} {list(shape)}" for name, shape in demos.obs_shapes.items())
+            or "none",
             "actions": f"[{demos.action_dim}], from {low:.3g} to {high:.3g}",
             "beside them": ", ".join(name for name in _BESIDE if _has(parts[0], name)) or "nothing",
             "noise": _noise_of(info),

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from residual_rl.cli.flags import HELP, parts_of, peek
+from residual_rl.cli.flags import HELP, parse_flags, parse_head
 from residual_rl.config import TrainCfg, from_plain
 from residual_rl.demos.reader import Demonstrations
 from residual_rl.demos.writer import DemoWriter, check_output, describe
@@ -24,36 +24,36 @@ from residual_rl.runs.progress_bar import ProgressBar
 
 
 @dataclasses.dataclass(frozen=True)
-class _To:
-    """Where the dataset goes."""
+class ExportFlags:
+    """Flags of `demos to-lerobot` that are no settings of the conversion."""
 
-    out: Path
+    output_dir: Annotated[Path, tyro.conf.arg(aliases=["--out", "--output"])]
     """The dataset's folder, which must not exist."""
 
 
 def to_lerobot(argv: Sequence[str]) -> int:
     """Parse, write, and tell what was written."""
     file, rest = _first(argv, "to-lerobot FILE", "a file of demonstrations")
-    flags: Any = tyro.cli(
-        dataclasses.make_dataclass("ToLeRobot", [("own", Annotated[_To, tyro.conf.arg(name="")]), _flags("cfg", ExportCfg, ExportCfg())]),
-        args=rest,
-        prog=f"residual-rl demos to-lerobot {file}",
-        description="Write demonstrations as a LeRobotDataset v3.",
-    )
-    with Demonstrations.open(file) as demos, ProgressBar(len(demos), unit="episodes", title="to-lerobot") as bar:
-        written = export(demos, flags.own.out, flags.cfg, lambda done: bar.update(done, None))
-    text = f"{flags.own.out} holds {written.episodes} episodes, {written.frames:,} frames at {written.fps} a second (LeRobotDataset v3)"
+    about = "Write demonstrations as a LeRobotDataset v3."
+    parsed = parse_flags({"own": ExportFlags, "cfg": ExportCfg()}, rest, f"demos to-lerobot {file}", about)
+    folder: Path = parsed["own"].output_dir
+    with (
+        Demonstrations.open(file) as demos,
+        ProgressBar(len(demos), unit="episodes", title="to-lerobot") as bar,
+    ):
+        written = export(demos, folder, parsed["cfg"], lambda done: bar.update(done, None))
+    text = f"{folder} holds {written.episodes} episodes, {written.frames:,} frames at {written.fps} a second (LeRobotDataset v3)"
     Console().print(text, soft_wrap=True, highlight=False)
     return 0
 
 
 @dataclasses.dataclass(frozen=True)
-class _From:
-    """Of which task, and where the file goes."""
+class ImportFlags:
+    """Flags of `demos from-lerobot` that are no settings of the conversion."""
 
     task: str = ""
     """Task that the dataset was recorded of; one that `demos to-lerobot` wrote tells it."""
-    out: Path = Path("demos.h5")
+    output: Annotated[Path, tyro.conf.arg(aliases=["--out"])] = Path("demos.h5")
     """The file to write; a description goes beside it, with the ending .json."""
     overwrite: bool = False
     """Replace a file that is there."""
@@ -64,29 +64,27 @@ def from_lerobot(argv: Sequence[str]) -> int:
     source, rest = _first(argv, "from-lerobot FOLDER|OWNER/NAME", "a LeRobot dataset")
     wants_help = bool(HELP & set(rest))
     recording = None if wants_help else Recording(source)
-    task_id = peek(rest, "--task") or (recording.side["task"] if recording and recording.side else None)
+    head = parse_head(ImportFlags(), rest, "demos from-lerobot")
+    task_id = head.task or (recording.side["task"] if recording and recording.side else None)
     if task_id is None and not wants_help:
-        raise ConfigError(f"{source} does not tell which task it is of; say it with --task TASK (`residual-rl list` shows the tasks)")
-    settings = [] if task_id is None else parts_of(_defaults(task_id, recording), ["task"])
-    settings = [("settings", *part[1:]) for part in settings]  # `task` is the flag that names it
-    own = _flags("own", _From, _From(task=task_id or ""))
-    flags: Any = tyro.cli(
-        dataclasses.make_dataclass("FromLeRobot", [own, _flags("cfg", ImportCfg, ImportCfg()), *settings]),
-        args=rest,
-        prog=f"residual-rl demos from-lerobot {source}",
-        description="Write the episodes of a LeRobotDataset v3 as demonstrations of a task.",
-    )
+        raise ConfigError(
+            f"{source} does not tell which task it is of; say it with --task TASK (`residual-rl list` shows the tasks)"
+        )
+    settings = None if task_id is None else _defaults(task_id, recording).task
+    groups = {"own": ImportFlags(task=task_id or ""), "cfg": ImportCfg(), "settings": settings}
+    about = "Write the episodes of a LeRobotDataset v3 as demonstrations of a task."
+    parsed = parse_flags(groups, rest, f"demos from-lerobot {source}", about)
     assert recording is not None  # help has ended the process
     assert task_id is not None
-    return _write(recording, task_id, flags)
+    return _write(recording, task_id, parsed["own"], parsed["cfg"], parsed["settings"])
 
 
-def _write(recording: Recording, task_id: str, flags: Any) -> int:
-    out = check_output(flags.own.out, flags.own.overwrite)
-    settings = _long_enough(flags.settings, recording)
+def _write(recording: Recording, task_id: str, flags: ImportFlags, cfg: ImportCfg, settings: Any) -> int:
+    out = check_output(flags.output, flags.overwrite)
+    settings = _long_enough(settings, recording)
     env: VecEnv = load(TASKS.get(task_id).make)(settings, 1, 1, "cpu")
     with contextlib.closing(env):
-        converter = Converter(recording, env, task_id, flags.cfg)
+        converter = Converter(recording, env, task_id, cfg)
         info = describe(
             task_id,
             dataclasses.asdict(settings),
@@ -96,10 +94,13 @@ def _write(recording: Recording, task_id: str, flags: Any) -> int:
             action_unit_name=env.action_unit_name,
             source_type="lerobot",
             source_desc=f"LeRobot dataset {recording.source}",
-            lerobot={"fps": recording.fps, **dataclasses.asdict(flags.cfg)},
+            lerobot={"fps": recording.fps, **dataclasses.asdict(cfg)},
         )
         total = recording.dataset.num_episodes
-        with DemoWriter(out, info, flags.own.overwrite) as writer, ProgressBar(total, unit="episodes", title="from-lerobot") as bar:
+        with (
+            DemoWriter(out, info, flags.overwrite) as writer,
+            ProgressBar(total, unit="episodes", title="from-lerobot") as bar,
+        ):
             for demo in converter.episodes():
                 writer.add(demo)
                 bar.update(writer.num_episodes, None)
@@ -113,13 +114,19 @@ def _defaults(task_id: str, recording: Recording | None) -> TrainCfg:
     side = recording.side if recording else None
     if side is not None and side["task"] == task_id:
         try:
-            return dataclasses.replace(cfg, task=from_plain(load(TASKS.get(task_id).config), side["settings"]))
+            return dataclasses.replace(
+                cfg, task=from_plain(load(TASKS.get(task_id).config), side["settings"])
+            )
         except (UnknownNameError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{recording.source if recording else ''} holds settings that this release does not take: {error}"
             ) from error
     modes = {field.name: field for field in dataclasses.fields(cfg.task)}
-    return dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, control_mode="joint_target")) if "control_mode" in modes else cfg
+    return (
+        dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, control_mode="joint_target"))
+        if "control_mode" in modes
+        else cfg
+    )
 
 
 def _long_enough(settings: Any, recording: Recording) -> Any:
@@ -151,7 +158,3 @@ def _first(argv: Sequence[str], usage: str, what: str) -> tuple[str, list[str]]:
     if HELP & set(argv):
         return usage.partition(" ")[2], [word for word in argv if word in HELP]
     raise ConfigError(f"demos {usage.partition(' ')[0]} needs {what}: residual-rl demos {usage} [options]")
-
-
-def _flags(name: str, cls: type, default: Any) -> tuple[str, Any, Any]:
-    return name, Annotated[cls, tyro.conf.arg(name="")], dataclasses.field(default=default)

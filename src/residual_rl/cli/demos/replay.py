@@ -12,37 +12,36 @@ from rich.console import Console
 from rich.table import Table
 
 from residual_rl.cli.demos.common import YES_NO, require_demos_file
-from residual_rl.cli.flags import flat_field, parse_flags
+from residual_rl.cli.flags import parse_flags
 from residual_rl.demos.reader import Demonstrations
 from residual_rl.demos.replay import Replayed, make_env, replay, write_replay_video
-from residual_rl.errors import ConfigError, MissingDependencyError
+from residual_rl.errors import MissingDependencyError
 from residual_rl.runs.progress_bar import ProgressBar
+from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, PositiveInt
 
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class ReplayFlags:
+class ReplayFlags(CheckedCfg):
     """What to replay."""
 
-    episodes: tuple[int, ...] = ()
+    episodes: tuple[NonNegativeInt, ...] = ()
     """Which episodes; none given: all."""
     save_video: Path | None = None
     """Write a video of them: to this file, or without a name to FILE.mp4."""
-    num_envs: int = 16
+    num_envs: PositiveInt = 16
     """Episodes replayed together; the results do not depend on it."""
-    num_threads: int = 0
+    num_threads: NonNegativeInt = 0
     """Simulator threads; 0 means one a CPU core."""
-
-    def __post_init__(self) -> None:
-        if self.num_envs < 1:
-            raise ConfigError(f"num_envs must be at least 1, not {self.num_envs}")
 
 
 def main(argv: Sequence[str]) -> int:
     file, rest = require_demos_file(argv, "replay", "Replay demonstrations in simulation")
     what = "Execute the stored actions again, and compare what happens with what was stored."
-    flags: ReplayFlags = parse_flags([flat_field("own", ReplayFlags)], _with_video_path(rest, file), f"demos replay {file}", what).own
+    flags: ReplayFlags = parse_flags(
+        {"own": ReplayFlags()}, _with_video_path(rest, file), f"demos replay {file}", what
+    )["own"]
     torch.set_num_threads(1)
     console = Console()
     with Demonstrations.open(file) as demos:
@@ -53,7 +52,9 @@ def main(argv: Sequence[str]) -> int:
         unseeded = sum(demos.episodes[i].get("episode_seed") is None for i in episodes)
         if unseeded:
             _log.warning(
-                "%d of %d episodes store no seed: what they do not store starts as the task draws it for seed 0", unseeded, len(episodes)
+                "%d of %d episodes store no seed: what they do not store starts as the task draws it for seed 0",
+                unseeded,
+                len(episodes),
             )
         absent = sorted(set(demos.obs_shapes) - set(env.single_observation_space.spaces))  # type: ignore[attr-defined]
         if absent:
@@ -96,5 +97,13 @@ def _replay_table(results: Sequence[Replayed]) -> Table:
     for r in results:
         steps = str(r.steps) if r.steps == r.demo_steps else f"{r.steps} of {r.demo_steps}"
         seed = "–" if r.seed is None else str(r.seed)
-        table.add_row(str(r.episode), seed, steps, YES_NO[r.stored_success], YES_NO[r.success], str(r.start), str(r.drift))
+        table.add_row(
+            str(r.episode),
+            seed,
+            steps,
+            YES_NO[r.stored_success],
+            YES_NO[r.success],
+            str(r.start),
+            str(r.drift),
+        )
     return table

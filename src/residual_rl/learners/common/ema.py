@@ -1,28 +1,47 @@
-"""Exponential moving averages of a network's weights: those that are deployed, and target networks."""
+"""Exponential moving averages of a network's weights: the deployed actor, and target networks."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from residual_rl.errors import CheckpointError
 from residual_rl.types import State
 
 MAX_DECAY = 0.9999
+_Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
-class Ema:
-    """Averages of the parameters of `network`. The decay grows with the steps, so that the first weights are soon forgotten.
+class ActorEMA:
+    """An average of a network's weights whose decay grows with the step, so that early weights are soon forgotten.
 
-    Source: the power schedule that Diffusion Policy uses (Chi et al., 2023): after step t, counted from 0, decay = 1 − (1 + t)^−power,
-    at most 0.9999. After the first step it is 0: the average is the weights.
+    Source: the power schedule of Diffusion Policy (Chi et al., 2023). After step t, counted from 0, the decay is
+    1 − (1 + t)^−power, at most 0.9999. After the first step it is 0: the average equals the weights.
+
+    Args:
+        network: the network that is trained.
+        power: the exponent of the schedule.
     """
 
     def __init__(self, network: nn.Module, power: float):
-        self._parameters = dict(network.named_parameters())
+        self._network = network
         self._power = power
-        self.weights = {name: p.detach().clone() for name, p in self._parameters.items()}
-        """By name."""
+        self._decay = 0.0
+        self._average = AveragedModel(network, multi_avg_fn=self._update_weights).requires_grad_(False)
+        self._average.n_averaged.fill_(1)  # AveragedModel copies the weights at 0
+
+    @property
+    def module(self) -> Any:
+        """A copy of the network with the averaged weights, which `update` changes in place."""
+        return self._average.module
+
+    @property
+    def weights(self) -> State:
+        """The averaged weights by name, not copied."""
+        return {name: parameter.data for name, parameter in self.module.named_parameters()}
 
     def decay(self, step: int) -> float:
         """The decay after `step` (from 0)."""
@@ -30,27 +49,34 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after `step` (from 0)."""
-        current = [p.detach() for p in self._parameters.values()]
-        torch._foreach_lerp_(list(self.weights.values()), current, 1.0 - self.decay(step))
+        """Update the average with the weights after `step` (from 0)."""
+        self._decay = self.decay(step)
+        self._average.update_parameters(self._network)
 
     @torch.no_grad()
     def restart(self) -> None:
-        """The average is the weights now."""
-        torch._foreach_copy_(list(self.weights.values()), [p.detach() for p in self._parameters.values()])
+        """Set the average to the network's weights."""
+        self._average.n_averaged.zero_()
+        self._average.update_parameters(self._network)
 
     def state_dict(self) -> State:
+        """A copy of the averaged weights by name."""
         return {name: tensor.clone() for name, tensor in self.weights.items()}
 
     def load_state_dict(self, state: State) -> None:
-        """Take back what `state_dict` gave. Raises `CheckpointError` where it is of other parameters."""
-        if state.keys() != self.weights.keys():
-            raise CheckpointError(f"the averaged weights are of other parameters: {sorted(state.keys() ^ self.weights.keys())}")
-        for name, tensor in self.weights.items():
+        """Restore the result of `state_dict`. Raises `CheckpointError` where the names of the parameters differ."""
+        weights = self.weights
+        if state.keys() != weights.keys():
+            raise CheckpointError(f"the averaged weights have other parameters: {sorted(state.keys() ^ weights.keys())}")
+        for name, tensor in weights.items():
             tensor.copy_(state[name])
+
+    def _update_weights(self, average: _Tensors, current: _Tensors, _: Tensor | int) -> None:
+        """Called by AveragedModel; its own count of updates would be a tensor on the device."""
+        torch._foreach_lerp_(average, current, 1.0 - self._decay)
 
 
 @torch.no_grad()
-def follow(target: nn.Module, source: nn.Module, tau: float) -> None:
-    """Move the parameters of `target` by the share `tau` of the way to those of `source`."""
+def soft_update(target: nn.Module, source: nn.Module, tau: float) -> None:
+    """Polyak averaging: target ← target + tau · (source − target), for all parameters."""
     torch._foreach_lerp_([p.data for p in target.parameters()], [p.data for p in source.parameters()], tau)

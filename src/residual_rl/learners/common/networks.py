@@ -97,6 +97,16 @@ def _refuse_images_alone(key: str, space: Mapping[str, Any]) -> None:
         )
 
 
+class UninitializedLinear(nn.Linear):
+    """A linear layer without initial values, so that none are drawn from torch's global generator.
+
+    `torch.nn.utils.skip_init` does the same, but imports SymPy and symbolic shapes first (half a second).
+    """
+
+    def reset_parameters(self) -> None:
+        """Leave the parameters as they were allocated."""
+
+
 class MLP(nn.Module):
     """Linear layers with an activation between them. Weights are orthogonal (gain √2), biases zero, the last layer all zero.
 
@@ -109,7 +119,7 @@ class MLP(nn.Module):
         if activation not in ACTIVATIONS:
             raise ConfigError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
         self.activation = ACTIVATIONS[activation]
-        layers = [nn.utils.skip_init(nn.Linear, n, m) for n, m in itertools.pairwise(sizes)]
+        layers = [UninitializedLinear(n, m) for n, m in itertools.pairwise(sizes)]
         for layer in layers[:-1]:
             nn.init.orthogonal_(layer.weight, math.sqrt(2.0), generator=generator)
             nn.init.zeros_(layer.bias)

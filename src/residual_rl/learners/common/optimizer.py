@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from residual_rl.errors import CheckpointError, NonFiniteError
 from residual_rl.types import State
@@ -18,6 +19,8 @@ class FlatAdam:
     Source: Kingma & Ba, "Adam", 2015, with epsilon 1e-5 as PPO implementations have it; clipping is by the norm of all gradients.
     Where that norm is not finite, weights and moments stay as they are, and so do they in all later steps: the bad gradient is kept
     until `check` names it, so that a GPU need not be waited for after each step.
+
+    It calls the function below `torch.optim.Adam`, whose constructor imports `torch._dynamo` (about a second).
 
     `weight_decay` is decoupled (Loshchilov & Hutter, "Decoupled weight decay regularization", 2019): before each step all parameters are
     multiplied by 1 − learning rate · weight_decay, and gradients and moments know nothing of it.
@@ -38,31 +41,41 @@ class FlatAdam:
         self._flat = torch.cat([p.detach().flatten() for p in self.parameters])
         for p, view in zip(self.parameters, self._flat.split(self._sizes), strict=True):
             p.data = view.view_as(p)
-        self._grad = self._flat.grad = torch.zeros_like(self._flat)
+        self._grad = torch.zeros_like(self._flat)
         self._bad = torch.zeros((), device=self._flat.device)
         self.learning_rate = torch.tensor(learning_rate, device=self._flat.device)
-        self._adam = torch.optim.Adam(
-            [self._flat],
-            lr=self.learning_rate,
-            eps=epsilon,
-            weight_decay=weight_decay,
-            decoupled_weight_decay=weight_decay > 0.0,
-            fused=True,
-            capturable=self._flat.is_cuda,
-        )
+        self._epsilon = epsilon
+        self._weight_decay = weight_decay
         self._state = {name: torch.zeros_like(self._flat) for name in ("exp_avg", "exp_avg_sq")}
         self._state["step"] = torch.zeros((), device=self._flat.device)
-        self._adam.state[self._flat] = self._state
-        self._adam.found_inf = self._bad  # type: ignore[attr-defined]  # torch's hook for GradScaler: skips the step on the device
 
+    @torch.no_grad()
     def step(self, gradients: Sequence[Tensor]) -> None:
         """One step along `gradients`, in the order of `parameters`."""
         flat = torch.cat([g.flatten() for g in gradients])
         torch.addcmul(flat, self._grad, self._bad, out=self._grad)  # once bad, always bad: NaN stays in its place
         norm = torch.linalg.vector_norm(self._grad)
         torch.logical_not(norm < math.inf, out=self._bad)
-        self._adam.grad_scale = (norm / self.max_grad_norm).clamp_(min=1.0)  # type: ignore[attr-defined]  # divides the gradient
-        self._adam.step()
+        adam(
+            [self._flat],
+            [self._grad],
+            [self._state["exp_avg"]],
+            [self._state["exp_avg_sq"]],
+            [],
+            [self._state["step"]],
+            fused=True,
+            capturable=self._flat.is_cuda,
+            grad_scale=(norm / self.max_grad_norm).clamp_(min=1.0),  # divides the gradient
+            found_inf=self._bad,  # where it is 1, the step is skipped on the device
+            decoupled_weight_decay=self._weight_decay > 0.0,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=self.learning_rate,
+            weight_decay=self._weight_decay,
+            eps=self._epsilon,
+            maximize=False,
+        )
 
     def check(self) -> None:
         """Raise `NonFiniteError` naming the parameters whose gradient was not finite. Waits for the device."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from residual_rl.errors import UnknownNameError
-from residual_rl.learners.common.ema import Ema
+from residual_rl.learners.common.ema import ActorEMA
 from residual_rl.learners.common.networks import MLP, ObsVector
 from residual_rl.learners.common.normalizers import RunningMeanStd
 from residual_rl.learners.off_policy.config import OffPolicyCfg
@@ -147,10 +147,9 @@ class GaussianActor(DeterministicActor):
         return Draw(raw.tanh(), log_prob, std)
 
 
-def averaged(policy: DeterministicActor, ema: Ema) -> DeterministicActor:
-    """`policy` with the averaged weights, which are the average's own, and the same observation statistics."""
+def averaged(policy: DeterministicActor, ema: ActorEMA) -> DeterministicActor:
+    """`policy` with the averaged network and the same observation statistics; both are shared, not copied."""
     deployed = copy.deepcopy(policy).requires_grad_(False)
     deployed.normalizer = policy.normalizer
-    for name, parameter in deployed.net.named_parameters():
-        parameter.data = ema.weights[name]
+    deployed.net = ema.module
     return deployed

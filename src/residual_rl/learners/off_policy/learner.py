@@ -11,7 +11,7 @@ from torch import Tensor
 from residual_rl.composition import compose, residual_penalty
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.learners.common.compilation import compiled, cuda_graphed
-from residual_rl.learners.common.ema import Ema, follow
+from residual_rl.learners.common.ema import ActorEMA, soft_update
 from residual_rl.learners.common.exploration_noise import CorrelatedNoise
 from residual_rl.learners.common.optimizer import FlatAdam
 from residual_rl.learners.off_policy.actors import DeterministicActor, averaged
@@ -62,7 +62,7 @@ class OffPolicyLearner:
         self.target_scale = TargetScale(cfg.normalize_targets).to(device)
         self.critic_optimizer = _adam("critics", self.critics, cfg.critic_learning_rate, cfg.max_grad_norm)
         self.actor_optimizer = _adam("actor", policy.net, cfg.actor_learning_rate, cfg.max_grad_norm)
-        self._ema = Ema(policy.net, cfg.actor_ema_power) if cfg.actor_ema_power > 0.0 else None
+        self._ema = ActorEMA(policy.net, cfg.actor_ema_power) if cfg.actor_ema_power > 0.0 else None
         self.deployed = policy if self._ema is None else averaged(policy, self._ema)
         """What acts without exploration, and what is saved as the policy: the actor, or the average of its weights."""
         self.noise = CorrelatedNoise(num_envs, action_dim, cfg.noise_correlation, seeds[1], device)
@@ -272,7 +272,7 @@ class OffPolicyLearner:
         self.target_scale.take_in(target, self.critics, self.target_critics)
         loss, figures = self._fast_critic_loss(batch, target)
         self.critic_optimizer.step(torch.autograd.grad(loss, self.critic_optimizer.parameters))
-        follow(self.target_critics, self.critics, self.cfg.tau)
+        soft_update(self.target_critics, self.critics, self.cfg.tau)
         return figures
 
     def _actor_step(self, *piece: Tensor) -> Tensor:

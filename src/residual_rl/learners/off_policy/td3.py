@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from residual_rl.learners.common.ema import follow
+from residual_rl.learners.common.ema import soft_update
 from residual_rl.learners.off_policy.actors import DeterministicActor
 from residual_rl.learners.off_policy.batch import Batch
 from residual_rl.learners.off_policy.config import TD3Cfg
@@ -54,7 +54,7 @@ class TD3(OffPolicyLearner):
 
     def _actor_step(self, *piece: Tensor) -> Tensor:
         figures = super()._actor_step(*piece)
-        follow(self.target_actor.net, self.policy.net, self.cfg.tau)
+        soft_update(self.target_actor.net, self.policy.net, self.cfg.tau)
         return figures
 
     def _modules(self) -> dict[str, nn.Module]:

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from residual_rl.errors import ConfigError
-from residual_rl.utils.validation import check_fields
+from residual_rl.utils.validation import (
+    CheckedCfg,
+    Correlation,
+    Names,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    UnitInterval,
+)
 
 BootstrapAtDone = Literal["truncated", "always", "never"]
 Activation = Literal["tanh", "relu", "elu", "silu"]
@@ -15,41 +24,41 @@ NoiseLikelihood = Literal["marginal", "conditional"]
 
 
 @dataclass(frozen=True)
-class PPOCfg:
+class PPOCfg(CheckedCfg):
     """Settings of PPO."""
 
-    num_steps: int = 64
+    num_steps: PositiveInt = 64
     """Steps per env between two updates."""
-    minibatch_size: int = 256
+    minibatch_size: PositiveInt = 256
     """Transitions in a gradient step; where it does not divide num_envs * num_steps, about as many, so that all minibatches are equal."""
-    num_epochs: int = 8
+    num_epochs: PositiveInt = 8
     """Passes over the collected transitions in an update."""
-    learning_rate: float = 5e-4
+    learning_rate: PositiveFloat = 5e-4
     """Step size of Adam at the start."""
     learning_rate_schedule: Schedule = "linear"
     """Linear falls to 0 at the end of training."""
-    gamma: float = 0.99
+    gamma: UnitInterval = 0.99
     """Discount per policy step."""
-    gae_lambda: float = 0.95
+    gae_lambda: UnitInterval = 0.95
     """Trace decay of the advantage estimate: 0 trusts the critic, 1 the rewards."""
-    clip_range: float = 0.2
+    clip_range: PositiveFloat = 0.2
     """How far a probability ratio may move from 1 before its gradient is cut."""
     bootstrap_at_done: BootstrapAtDone = "truncated"
     """After which ends of an episode the value of its final observation counts: of truncated ones, always, or never. Always suits rewards
     that pay for each step in a good state, where an end by success would otherwise be a loss."""
-    entropy_coef: float = 0.0
+    entropy_coef: NonNegativeFloat = 0.0
     """Weight of the entropy bonus."""
-    value_coef: float = 0.5
+    value_coef: NonNegativeFloat = 0.5
     """Weight of the value loss (mean squared error, not clipped)."""
-    max_grad_norm: float = 0.5
+    max_grad_norm: PositiveFloat = 0.5
     """Gradients of all parameters together are scaled down to this norm."""
-    target_kl: float | None = None
+    target_kl: PositiveFloat | None = None
     """End an update after an epoch whose mean approximate KL divergence exceeds this; none never does."""
-    init_std: float = 0.5
+    init_std: PositiveFloat = 0.5
     """Standard deviation of the residual at the start, in units of the residual's bound."""
-    final_std: float | None = None
+    final_std: PositiveFloat | None = None
     """Standard deviation at the end of training, approached linearly; it is not learned then. None: it is learned."""
-    hidden_sizes: tuple[int, ...] = (128, 128)
+    hidden_sizes: tuple[PositiveInt, ...] = (128, 128)
     """Width of each hidden layer, of actor and critic alike."""
     activation: Activation = "tanh"
     """Activation between layers."""
@@ -57,16 +66,16 @@ class PPOCfg:
     """Normalise observations by running statistics, clipped at 10 standard deviations."""
     normalize_reward: bool = True
     """Scale rewards by the running standard deviation of the discounted return."""
-    obs_keys: tuple[str, ...] | None = None
+    obs_keys: Names | None = None
     """Named observations that the policy sees, cameras among them. None: `state`, `base_action` and all cameras; where an env has cameras
     and no `state`, what the robot knows of itself in its place."""
-    critic_obs_keys: tuple[str, ...] | None = None
+    critic_obs_keys: Names | None = None
     """Named observations that the critic sees, such as a `state` that the policy must do without. None: those of the policy."""
-    image_features: int = 256
+    image_features: PositiveInt = 256
     """Features that an image encoder gives; cameras of the same size share one."""
-    random_shift: int = 0
+    random_shift: NonNegativeInt = 0
     """Most pixels by which images are shifted at random while the policy explores; 0 leaves them as they are."""
-    noise_correlation: float = 0.0
+    noise_correlation: Correlation = 0.0
     """Correlation of the exploration noise from one policy step to the next; 0 is white noise."""
     noise_likelihood: NoiseLikelihood = "marginal"
     """Likelihood of correlated noise: marginal treats each step's noise as independent, conditional takes the noise before it as given."""
@@ -75,41 +84,12 @@ class PPOCfg:
     cudagraphs: bool = False
     """Record gradient steps as CUDA graphs; without a GPU they run eagerly."""
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-        for name in ("num_steps", "minibatch_size", "num_epochs"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("learning_rate", "clip_range", "max_grad_norm", "init_std"):
-            if not getattr(self, name) > 0.0:
-                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
-        if self.final_std is not None and not self.final_std > 0.0:
-            raise ConfigError(f"final_std must be above 0, or none, not {self.final_std}")
-        for name in ("gamma", "gae_lambda"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ConfigError(f"{name} must be from 0 to 1, not {getattr(self, name)}")
-        for name in ("entropy_coef", "value_coef"):
-            if not getattr(self, name) >= 0.0:
-                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        if self.target_kl is not None and not self.target_kl > 0.0:
-            raise ConfigError(f"target_kl must be above 0, or none, not {self.target_kl}")
-        if not 0.0 <= self.noise_correlation < 1.0:
-            raise ConfigError(f"noise_correlation must be at least 0 and below 1, not {self.noise_correlation}")
-        if any(size < 1 for size in self.hidden_sizes):
-            raise ConfigError(f"hidden_sizes must be at least 1 each, not {self.hidden_sizes}")
-        if self.image_features < 1:
-            raise ConfigError(f"image_features must be at least 1, not {self.image_features}")
-        if self.random_shift < 0:
-            raise ConfigError(f"random_shift must be 0 or more pixels, not {self.random_shift}")
-        for name in ("obs_keys", "critic_obs_keys"):
-            keys = getattr(self, name)
-            if keys is not None and (not keys or len(set(keys)) != len(keys)):
-                raise ConfigError(f"{name} must name at least one observation and none twice, or be none, not {keys}")
-
     def minibatches(self, num_envs: int) -> tuple[int, int]:
         """Number of minibatches in an epoch with `num_envs` envs, and their size; an epoch leaves out the few transitions that remain."""
         samples = num_envs * self.num_steps
         if self.minibatch_size > samples:
-            raise ConfigError(f"minibatch_size is {self.minibatch_size} but num_envs * num_steps is {samples}: choose {samples} or less")
+            raise ConfigError(
+                f"minibatch_size is {self.minibatch_size} but num_envs * num_steps is {samples}: choose {samples} or less"
+            )
         count = round(samples / self.minibatch_size)
         return count, samples // count

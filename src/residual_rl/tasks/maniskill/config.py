@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from residual_rl.errors import ConfigError
-from residual_rl.utils.validation import check_fields
+from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, PositiveInt
 
 
 @dataclass(frozen=True)
-class ManiSkillCfg:
+class ManiSkillCfg(CheckedCfg):
     """Any task of ManiSkill 3, with any of its robots."""
 
     env_id: str = "PushCube-v1"
@@ -27,25 +26,16 @@ class ManiSkillCfg:
     """`auto` is the GPU simulation where --sim-device is a GPU, and else worker processes on the CPU."""
     render_backend: str = "auto"
     """What draws: gpu, cpu (needs a software Vulkan driver), none. `auto` is none without images, and else what the simulation runs on."""
-    max_episode_steps: int | None = None
+    max_episode_steps: PositiveInt | None = None
     """Steps after which an episode is cut off; none is the task's own."""
     ignore_terminations: bool = False
     """Neither success nor failure ends an episode: each lasts `max_episode_steps`, and success at its end counts for itself."""
-    reconfiguration_freq: int | None = None
+    reconfiguration_freq: NonNegativeInt | None = None
     """Resets between two rebuilds of the scene, 0 for never; none is the task's own. Tasks whose objects differ from episode to episode
     rebuild each time on the CPU, and never on the GPU."""
-    image_size: tuple[int, int] | None = None
+    image_size: tuple[PositiveInt, PositiveInt] | None = None
     """Height and width of all cameras' images; none leaves them as the task has them [px]."""
-    num_workers: int = 0
+    num_workers: NonNegativeInt = 0
     """Worker processes of the CPU simulation, which share the worlds; 0 is as many as --num-threads."""
     task_modules: tuple[str, ...] = ()
     """Modules to import first, which register tasks and robots of your own with ManiSkill."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        for name, least in (("max_episode_steps", 1), ("reconfiguration_freq", 0), ("num_workers", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{name} must be at least {least}, not {value}")
-        if self.image_size is not None and min(self.image_size) < 1:
-            raise ConfigError(f"image_size must be at least 1 x 1, not {self.image_size}")

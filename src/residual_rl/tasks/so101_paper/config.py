@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Interval
 
 from residual_rl.errors import ConfigError
-from residual_rl.utils.validation import check_fields
-
-Range = tuple[float, float]
+from residual_rl.utils.validation import (
+    CheckedCfg,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    PositiveRange,
+    Range,
+    Share,
+)
 
 SHEET_HALF_SIZE = (0.074, 0.105, 0.000075)
 """Half of an A5 sheet of 0.15 mm thickness [m]; the long side is along y."""
 
 
 @dataclass(frozen=True)
-class SO101PaperCfg:
+class SO101PaperCfg(CheckedCfg):
     """Slide an A5 sheet into a taped rectangle with an SO-101 arm."""
 
     # --- the goal ---
-    tolerance: float = 0.02
+    tolerance: PositiveFloat = 0.02
     """Margin between the sheet and the rectangle on each side [m]."""
     tape_center: tuple[float, float] = (0.22, 0.0)
     """Centre of the rectangle [m]; its long side lies along y."""
-    success_hold_steps: int = 10
+    success_hold_steps: PositiveInt = 10
     """Consecutive policy steps for which all four corners must be inside for success."""
-    max_episode_steps: int = 400
+    max_episode_steps: PositiveInt = 400
     """Policy steps after which an episode is truncated."""
 
     # --- the reward ---
@@ -52,20 +60,20 @@ class SO101PaperCfg:
     """Start of the sheet's centre along y [m]."""
     sheet_yaw: Range = (-0.4, 0.4)
     """Start of the sheet's yaw [rad]."""
-    friction_scale: Range = (0.8, 1.2)
+    friction_scale: PositiveRange = (0.8, 1.2)
     """Factor on all friction coefficients."""
-    mass_scale: Range = (0.9, 1.1)
+    mass_scale: PositiveRange = (0.9, 1.1)
     """Factor on the sheet's mass."""
 
     # --- curriculum ---
     curriculum: Literal["none", "schedule", "success"] = "none"
     """Narrow the tolerance during training: over time (`schedule`), or whenever the success rate is high
     (`success`). Evaluation always uses `tolerance`."""
-    curriculum_tolerance: float = 0.05
+    curriculum_tolerance: PositiveFloat = 0.05
     """Tolerance at the start of a curriculum [m]."""
-    curriculum_fraction: float = 0.5
+    curriculum_fraction: Share = 0.5
     """`schedule`: share of the training after which the final tolerance is reached."""
-    curriculum_success_rate: float = 0.9
+    curriculum_success_rate: Share = 0.9
     """`success`: success rate of the last 100 episodes at which the tolerance is narrowed by a tenth of the
     whole way, at most once per 100 episodes."""
 
@@ -73,14 +81,14 @@ class SO101PaperCfg:
     control_mode: Literal["joint_delta", "joint_target"] = "joint_delta"
     """Meaning of an action: a change of the joint targets, or absolute joint targets, with -1 to 1 covering
     each joint's range."""
-    action_scale: float = 0.02
+    action_scale: PositiveFloat = 0.02
     """Change of a joint target per step that an action of 1 commands in `joint_delta`; base controllers keep
     to this limit in both modes [rad]."""
-    max_target_step: float = 0.1
+    max_target_step: PositiveFloat = 0.1
     """`joint_target`: largest change of a joint target in one step [rad]."""
-    max_target_error: float = 0.2
+    max_target_error: PositiveFloat = 0.2
     """Largest distance of the joint targets from the measured joint positions [rad]."""
-    action_latency: int = 0
+    action_latency: Annotated[int, Interval(ge=0, le=1)] = 0
     """Policy steps after which an action reaches the servos; 1 is 33 ms. Only for `joint_delta`."""
     servo: Literal["identified", "old"] = "identified"
     """Servo constants: kp 998.22 (newer identification) or kp 17.8 (older; the arm sags)."""
@@ -89,10 +97,10 @@ class SO101PaperCfg:
     `gripperframe`."""
 
     # --- observations ---
-    position_noise: float = 0.0
+    position_noise: NonNegativeFloat = 0.0
     """Standard deviation of the noise on the observed positions of sheet and fingertip, drawn each step
     [m]."""
-    angle_noise: float = 0.0
+    angle_noise: NonNegativeFloat = 0.0
     """Standard deviation of the noise on the observed joint angles and sheet yaw, drawn each step [rad]."""
     obs_mode: Literal["state", "rgb", "rgb+state"] = "state"
     """`rgb` adds camera images and omits `state`; the named quantities that base policies need are always
@@ -102,43 +110,15 @@ class SO101PaperCfg:
     camera_fovy: tuple[float, float] = (140.0, 140.0)
     """Vertical field of view of the cameras `top` and `wrist` [deg]; 70 for `top` crops to the workspace,
     four times as large."""
-    image_size: tuple[int, int] = (128, 128)
+    image_size: tuple[PositiveInt, PositiveInt] = (128, 128)
     """Height and width of the images [px]."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        for name in (
-            "tolerance",
-            "curriculum_tolerance",
-            "action_scale",
-            "max_target_step",
-            "max_target_error",
-        ):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("curriculum_fraction", "curriculum_success_rate"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(f"{name} must be above 0 and at most 1, not {getattr(self, name)}")
-        for name in ("success_hold_steps", "max_episode_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("sheet_x", "sheet_y", "sheet_yaw", "friction_scale", "mass_scale"):
-            low, high = getattr(self, name)
-            if not low <= high:
-                raise ConfigError(f"{name} must be a range from low to high, not ({low}, {high})")
-        for name in ("friction_scale", "mass_scale"):
-            if getattr(self, name)[0] <= 0:
-                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
-        if min(self.image_size) < 1:
-            raise ConfigError(f"image_size must be at least 1 x 1, not {self.image_size}")
-        for name in ("position_noise", "angle_noise"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        if self.action_latency not in (0, 1):
-            raise ConfigError(f"action_latency must be 0 or 1 policy steps, not {self.action_latency}")
+        super().__post_init__()
         if self.action_latency and self.control_mode != "joint_delta":
             raise ConfigError(f"action_latency is for control_mode joint_delta, not {self.control_mode}")
         if self.curriculum != "none" and self.curriculum_tolerance < self.tolerance:
             raise ConfigError(
-                f"curriculum_tolerance ({self.curriculum_tolerance}) must not be below tolerance ({self.tolerance})"
+                f"curriculum_tolerance ({self.curriculum_tolerance}) must not be below "
+                f"tolerance ({self.tolerance})"
             )

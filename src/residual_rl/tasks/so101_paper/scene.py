@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import mujoco
 import numpy as np
+from annotated_types import Interval
 
-from residual_rl.errors import ConfigError, ModelError
+from residual_rl.errors import ModelError
 from residual_rl.tasks.so101_paper.config import SHEET_HALF_SIZE
 from residual_rl.tasks.so101_paper.custom_robot import load_robot
 from residual_rl.tasks.so101_paper.robot import (
@@ -27,6 +28,7 @@ from residual_rl.tasks.so101_paper.robot import (
     SERVO_OLD,
     build_robot,
 )
+from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, PositiveFloat
 
 FINGERTIP_RADIUS = 0.008
 """Radius of the fingertip [m]."""
@@ -53,53 +55,41 @@ sheet that came from outside was caught by the edge of a flush box and thrown of
 """
 
 
+FieldOfView = Annotated[float, Interval(ge=1.0, le=170.0)]
+"""Vertical field of view of a camera [deg]."""
+
+
 @dataclass(frozen=True)
-class SceneCfg:
+class SceneCfg(CheckedCfg):
     """Settings of the scene."""
 
     robot_xml: str | None = None
     """MJCF file of your own SO-101, for example the official one with meshes; default: the built-in arm."""
-    servo: str = "identified"
+    servo: Literal["identified", "old"] = "identified"
     """Servo constants of the built-in arm, and of a model file without actuators: `identified` or `old`."""
     tape_center: tuple[float, float] = (0.22, 0.0)
     """Centre of the taped rectangle on the table [m]."""
-    tolerance: float = 0.02
+    tolerance: NonNegativeFloat = 0.02
     """Margin between the sheet and the inside of the tape on each side [m]."""
-    tape_width: float = 0.02
+    tape_width: PositiveFloat = 0.02
     """Width of the tape [m]."""
-    sheet_mass: float = 0.005
+    sheet_mass: PositiveFloat = 0.005
     """Mass of the sheet [kg]."""
-    friction_table: float = 0.30
+    friction_table: PositiveFloat = 0.30
     """Sliding friction of the sheet on the table."""
-    friction_tape: float = 0.90
+    friction_tape: PositiveFloat = 0.90
     """Sliding friction of the sheet on the sticky patch under the tape."""
-    friction_tip: float = 1.2
+    friction_tip: PositiveFloat = 1.2
     """Sliding friction of the fingertip on the sheet."""
-    torsion_tip: float = 0.05
+    torsion_tip: NonNegativeFloat = 0.05
     """Torsional friction of the fingertip on the sheet [m]; an effective value, since the model's sheet is
     rigid."""
-    timestep: float = 0.001
+    timestep: PositiveFloat = 0.001
     """Physics step [s]."""
-    top_fovy: float = 140.0
+    top_fovy: FieldOfView = 140.0
     """Vertical field of view of the camera `top` [deg]; 70 crops to the workspace, four times as large."""
-    wrist_fovy: float = 140.0
+    wrist_fovy: FieldOfView = 140.0
     """Vertical field of view of the camera `wrist` [deg]; the usual camera module has about 75."""
-
-    def __post_init__(self) -> None:
-        if self.servo not in SERVOS:
-            raise ConfigError(f"servo is {self.servo!r}; it must be one of: {', '.join(SERVOS)}")
-        positive = ("tape_width", "sheet_mass", "friction_table", "friction_tape", "friction_tip", "timestep")
-        for name in positive:
-            value = getattr(self, name)
-            if not (np.isfinite(value) and value > 0):
-                raise ConfigError(f"{name} is {value}; it must be a positive number")
-        for name in ("tolerance", "torsion_tip"):
-            value = getattr(self, name)
-            if not (np.isfinite(value) and value >= 0):
-                raise ConfigError(f"{name} is {value}; it must be zero or a positive number")
-        for name in ("top_fovy", "wrist_fovy"):
-            if not 1 <= getattr(self, name) <= 170:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be between 1 and 170 degrees")
 
     @property
     def tape_inner_half_size(self) -> tuple[float, float]:
