@@ -51,7 +51,7 @@ class TaskSpec:
     planners: Mapping[str, str] = field(default_factory=dict)
     """What plans whole episodes, for demonstrations: `make(cfg, num_workers, time_limit) -> Planner` by the name that `--policy` takes; see
     `residual_rl.demos.collect`."""
-    foreign_settings: str | None = None
+    external_trajectory_settings: str | None = None
     """`settings(info) -> dict`: what `FILE.json` of a file of demonstrations in ManiSkill's layout that this package did not write means
     as settings of this task, which is then theirs."""
     gymnasium_id: str | None = None

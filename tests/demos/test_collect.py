@@ -16,7 +16,7 @@ from torch import Tensor
 
 from residual_rl.base_policies.executor import BasePolicyExecutor
 from residual_rl.chunk_residual_env import ChunkResidualEnv
-from residual_rl.demos.collect import CollectCfg, collect, run_episodes, worlds_that_fit
+from residual_rl.demos.collect import CollectCfg, collect, run_episodes, max_envs_in_memory
 from residual_rl.demos.episode import Demo
 from residual_rl.demos.reader import Demonstrations
 from residual_rl.demos.replay import Difference, make_env, replay
@@ -245,7 +245,7 @@ def test_an_env_that_hands_its_seeds_out_otherwise_is_refused() -> None:
 
 def test_worlds_are_as_many_as_their_images_leave_room_for() -> None:
     env = fakes.PointEnv(fakes.PointCfg(), 1)
-    assert worlds_that_fit(env) == (1 << 30) // (9 * 4 * 11)  # 9 float32 a step, 11 observations of 10 steps
+    assert max_envs_in_memory(env) == (1 << 30) // (9 * 4 * 11)  # 9 float32 a step, 11 observations of 10 steps
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from demo_files import INFO, a_demo, read
 from residual_rl.cli.flags import settings_as_flags
 from residual_rl.cli.main import main
 from residual_rl.demos.collect import CollectCfg, collect_planned
-from residual_rl.demos.episode import Demo, Lost
+from residual_rl.demos.episode import Demo, FailedEpisode
 from residual_rl.demos.reader import Demonstrations
 from residual_rl.demos.writer import DemoWriter
 from residual_rl.errors import ConfigError
@@ -30,12 +30,12 @@ class Every:
     def __init__(self, cfg: Any = None, num_workers: int = 1, time_limit: float = 1.0):
         self.task, self.made_with, self.closed = cfg, (num_workers, time_limit), False
 
-    def episodes(self, seeds: Sequence[int], stopped: Callable[[], bool]) -> Iterator[Demo | Lost]:
+    def episodes(self, seeds: Sequence[int], stopped: Callable[[], bool]) -> Iterator[Demo | FailedEpisode]:
         for seed in seeds:
             if stopped():
                 return
             if seed % 2:
-                yield Lost(seed, "odd")
+                yield FailedEpisode(seed, "odd")
             else:
                 yield a_demo(seed, success=np.array([False, False, seed % 4 == 0]))
 
@@ -53,18 +53,18 @@ def test_another_episode_is_planned_for_each_one_that_is_lost(tmp_path: Path) ->
     result, seeds = collected(tmp_path, n_episodes=3)
     assert seeds == [0, 2, 4]
     assert (result.ran, result.solved) == (5, 2)
-    assert result.lost == [Lost(1, "odd"), Lost(3, "odd")]
+    assert result.failed == [FailedEpisode(1, "odd"), FailedEpisode(3, "odd")]
 
 
 def test_successes_alone(tmp_path: Path) -> None:
     result, seeds = collected(tmp_path, n_episodes=3, only_success=True)
     assert seeds == [0, 4, 8]
-    assert (result.ran, result.solved, len(result.lost)) == (9, 3, 4)
+    assert (result.ran, result.solved, len(result.failed)) == (9, 3, 4)
 
 
 def test_when_nothing_but_losses_come_it_gives_up(tmp_path: Path) -> None:
     class Odd(Every):
-        def episodes(self, seeds: Sequence[int], stopped: Callable[[], bool]) -> Iterator[Demo | Lost]:
+        def episodes(self, seeds: Sequence[int], stopped: Callable[[], bool]) -> Iterator[Demo | FailedEpisode]:
             yield from super().episodes([seeds[0], *(2 * seed + 1 for seed in seeds)], stopped)
 
     with (

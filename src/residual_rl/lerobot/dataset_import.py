@@ -57,7 +57,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImportCfg(CheckedCfg):
-    """How a LeRobot dataset becomes demonstrations."""
+    """Settings of the import of a LeRobot dataset."""
 
     units: JointUnits = "hardware"
     """What joints are measured in: as the robot reports them (degrees, gripper 0 to 100), range (arm -100 to
@@ -106,16 +106,17 @@ class Conversion:
 
 @dataclass
 class Recording:
-    """A LeRobot dataset that is to be read.
+    """A LeRobot dataset to import.
 
     Args:
-        source: its folder, or its name on the Hugging Face hub, from where it is downloaded.
+        source: its folder, or OWNER/NAME on the Hugging Face hub, which is downloaded.
     """
 
     source: str
     dataset: Any = field(init=False)
+    """LeRobot's dataset."""
     side: dict[str, Any] | None = field(init=False)
-    """What `demos to-lerobot` wrote beside it; None where it is another's."""
+    """The additional file of `demos to-lerobot`; None for other datasets."""
 
     def __post_init__(self) -> None:
         require_lerobot("demos from-lerobot")
@@ -124,14 +125,14 @@ class Recording:
             _check_folder(folder)
         elif not is_hub_id(self.source):
             raise CheckpointError(
-                f"{folder} does not exist; expected a LeRobot dataset's folder, or its name on the hub, owner/name"
+                f"{folder} does not exist; expected the folder of a LeRobot dataset, or OWNER/NAME on the hub"
             )
         self.dataset = _open(folder if folder.is_dir() else None, self.source)
         self.side = self._read_side()
 
     @property
     def features(self) -> dict[str, Any]:
-        """LeRobot's description of what a frame holds."""
+        """LeRobot's description of the features of a frame."""
         found: dict[str, Any] = self.dataset.features
         return found
 
@@ -146,7 +147,7 @@ class Recording:
         return [name.removeprefix(IMAGES) for name in self.dataset.meta.camera_keys]
 
     def columns(self) -> list[dict[str, Array]]:
-        """Vectors of each episode by feature, [T, …]; `rows` [T] says where its frames are."""
+        """For each episode, its vectors by feature [T, …], and the indices of its frames as `rows` [T]."""
         names = [
             name
             for name in (STATE, ENVIRONMENT_STATE, ACTION, REWARD, DONE, SUCCESS)
@@ -191,53 +192,60 @@ class Recording:
             lengths, version = [int(entry["frames"]) for entry in side["episodes"]], side["version"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{file} cannot be read ({error!r}); without it the dataset is read as another's"
+                f"{file} cannot be read ({error!r}); without it the dataset is read as an external one"
             ) from error
         if version != SIDE_VERSION:
             raise CheckpointError(
-                f"{file} is of version {version}; this release knows version {SIDE_VERSION}"
+                f"{file} is of version {version}; this release reads version {SIDE_VERSION}"
             )
         there = [len(columns["rows"]) for columns in self.columns()]
         if lengths != there:
             raise CheckpointError(
-                f"{file} describes episodes of {lengths[:5]} … frames, but the dataset holds {there[:5]} …: it was changed since; "
-                "remove that file to read the dataset as another's, without seeds and draws"
+                f"{file} describes episodes of {lengths[:5]} … frames, but the dataset holds {there[:5]} …: it was "
+                "changed later; remove the file to read the dataset as an external one, without seeds and draws"
             )
         return side
 
 
 class Converter:
-    """Makes demonstrations of the episodes of a recording.
+    """Converts the episodes of a recording to demonstrations.
 
     Args:
-        recording: what was recorded.
-        env: one world of the task, with the control mode that actions are wanted in.
-        task_id: its id.
+        recording: the dataset.
+        env: one env of the task, with the control mode of the demonstrations.
+        task_id: id of the task.
         cfg: the settings.
 
-    Raises `ConfigError` naming joints, values and rates that do not fit.
+    Raises:
+        ConfigError: joints, values or rates do not fit.
     """
 
     def __init__(self, recording: Recording, env: VecEnv, task_id: str, cfg: ImportCfg):
-        self._recording, self._env, self._cfg = recording, env, cfg
+        # Joints.
+        self._recording = recording
+        self._env = env
+        self._cfg = cfg
         self._hardware = hardware_of(env, task_id)
         self._order = {name: _joint_order(recording, name, self._hardware) for name in (STATE, ACTION)}
         offsets = cfg.offsets()
         unknown = [name for name in offsets if name not in self._hardware.joint_names]
         if unknown:
-            raise ConfigError(
-                f"joint_offsets names {', '.join(unknown)}; the joints are {', '.join(self._hardware.joint_names)}"
-            )
+            known = ", ".join(self._hardware.joint_names)
+            raise ConfigError(f"joint_offsets has {', '.join(unknown)}; the joints are {known}")
         self._offsets = torch.tensor(
             [offsets.get(name, 0.0) for name in self._hardware.joint_names], dtype=torch.float64
         )
+
+        # Rate.
         rate = env.control_hz
         self._resample = abs(recording.fps - rate) > FPS_TOLERANCE * rate
         if self._resample and not cfg.resample:
             raise ConfigError(
-                f"{recording.source} has {recording.fps:g} frames a second, but task {task_id!r} runs at {rate:.4g} Hz; "
-                "interpolate between its frames with --resample"
+                f"{recording.source} has {recording.fps:g} frames per second, but task {task_id!r} runs at "
+                f"{rate:.4g} Hz; interpolate between its frames with --resample"
             )
+
+        # Observations.
         self._env.reset(seed=0)
         self._has_start = START in env.episode
         self._state_shape = recording.features.get(ENVIRONMENT_STATE, {}).get("shape")
@@ -245,7 +253,7 @@ class Converter:
         if self._state_shape is not None and (space is None or tuple(self._state_shape) != space.shape):
             here = "does not observe it" if space is None else f"observes {space.shape}"
             _log.warning(
-                "%s %s is left out: the task's state, which it would be, %s",
+                "%s %s is left out: the task %s as its state",
                 ENVIRONMENT_STATE,
                 tuple(self._state_shape),
                 here,
@@ -254,7 +262,7 @@ class Converter:
         self.conversion = Conversion()
 
     def episodes(self) -> Iterator[Demo]:
-        """Each episode as a demonstration."""
+        """The episodes as demonstrations."""
         entries = self._recording.side["episodes"] if self._recording.side else None
         for index, columns in enumerate(self._recording.columns()):
             yield self._demo(index, columns, entries[index] if entries else None)
@@ -262,9 +270,11 @@ class Converter:
     def _demo(self, index: int, columns: dict[str, Array], entry: dict[str, Any] | None) -> Demo:
         if len(columns["rows"]) < 2:
             raise ConfigError(
-                f"{self._recording.source}: episode {index} has {len(columns['rows'])} frame(s); an episode needs two"
+                f"{self._recording.source}: episode {index} has {len(columns['rows'])} frame(s); "
+                "at least two are needed"
             )
-        # positions that our own simulator measured may be a little outside: its joint limits are soft
+        # Joints. Positions of our own simulator may be slightly outside their range, as its joint limits are
+        # soft.
         positions = self._joints(columns, STATE, index, checked=entry is None)
         targets = self._joints(columns, ACTION, index, checked=True)
         rows = columns["rows"]
@@ -273,6 +283,8 @@ class Converter:
             times = _times(len(rows), self._recording.fps, self._env.control_hz)
             positions, targets = (_interpolated(value, times) for value in (positions, targets))
             nearest = np.rint(times).astype(np.int64)
+
+        # Actions and observations.
         joints = positions.float()
         actions, commanded = self._encode(joints, targets[:-1])
         obs = {"joint_position": joints.numpy(), "joint_target": commanded.float().numpy()}
@@ -280,6 +292,8 @@ class Converter:
             obs["state"] = columns[ENVIRONMENT_STATE][nearest].astype(np.float32)
         if self._cfg.images and self._recording.cameras:
             obs |= self._recording.images(rows[nearest])
+
+        # Rewards and ends.
         flags = {
             name: columns[name].reshape(-1)[nearest[:-1]] for name in (REWARD, SUCCESS) if name in columns
         }
@@ -322,10 +336,10 @@ class Converter:
         frame, joint = (int(i) for i in outside.nonzero()[0])
         unit = hardware.units[joint]
         raise ConfigError(
-            f"{self._recording.source}: episode {episode}, frame {frame}: joint {hardware.joint_names[joint]} of {name} is at "
-            f"{float(values[frame, joint]):.1f} {unit}, outside of {hardware.low[joint]:.1f} to {hardware.high[joint]:.1f} {unit} "
-            f"({int(outside.any(1).sum())} of {len(values)} frames have a joint out of range); is it --units or --joint-offsets? "
-            "To cut such values: --clip"
+            f"{self._recording.source}: episode {episode}, frame {frame}: joint {hardware.joint_names[joint]} "
+            f"of {name} is at {float(values[frame, joint]):.1f} {unit}, outside of {hardware.low[joint]:.1f} "
+            f"to {hardware.high[joint]:.1f} {unit} ({int(outside.any(1).sum())} of {len(values)} frames have a "
+            "joint out of range); check --units and --joint-offsets, or clip such values with --clip"
         )
 
     def _encode(self, joints: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -337,7 +351,7 @@ class Converter:
             reached = self._env.actions_to_targets(actions, start)[0].double()
         except KeyError as missing:
             raise ConfigError(
-                f"this task's actions depend on {missing.args[0]!r}, which a LeRobot dataset does not tell"
+                f"this task's actions depend on {missing.args[0]!r}, which a LeRobot dataset does not contain"
             ) from None
         behind = (self._hardware.to_hardware(reached) - self._hardware.to_hardware(targets)).abs().amax(1)
         self.conversion.steps += len(targets)
@@ -355,7 +369,7 @@ class Converter:
 
 
 def _joint_order(recording: Recording, name: str, hardware: HardwareUnits) -> Tensor:
-    """Where each joint of `hardware` is in a feature. Raises `ConfigError` naming those that are missing."""
+    """The index of each joint of `hardware` in a feature. Raises `ConfigError` if joints are missing."""
     names = recording.features[name].get("names")
     flat = [*names.values()] if isinstance(names, dict) else names or []
     flat = flat[0] if len(flat) == 1 and isinstance(flat[0], list) else flat
@@ -366,7 +380,7 @@ def _joint_order(recording: Recording, name: str, hardware: HardwareUnits) -> Te
 
 
 def _times(frames: int, fps: float, rate: float) -> Array:
-    """Where the task's steps are among the frames, in frames."""
+    """The times of the task's steps, in frames."""
     count = int((frames - 1) / fps * rate + 1e-9) + 1
     return np.minimum(np.arange(count) * fps / rate, frames - 1)
 
@@ -382,14 +396,14 @@ def _interpolated(values: Tensor, times: Array) -> Tensor:
 
 
 @contextlib.contextmanager
-def _reading(source: str, mend: str = "") -> Iterator[None]:
-    """Turn whatever LeRobot and its libraries raise into an error that names the dataset."""
+def _reading(source: str, fix: str = "") -> Iterator[None]:
+    """Turn exceptions of LeRobot and its libraries into an error that names the dataset."""
     try:
         yield
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
-            f"{source} cannot be read as a LeRobotDataset v3 ({type(error).__name__}: {reason}){mend}"
+            f"{source} cannot be read as a LeRobotDataset v3 ({type(error).__name__}: {reason}){fix}"
         ) from error
 
 
