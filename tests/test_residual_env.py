@@ -254,7 +254,7 @@ class Failing(fakes.Homing):
     [
         ("raises", BasePolicyError, "base policy 'it' failed: ConnectionError: server gone"),
         ("shape", BasePolicyError, r"base policy 'it' gave \(3, 2\)"),
-        ("nan", NonFiniteError, r"base policy 'it' is not finite in world\(s\) \[0, 1, 2\]"),
+        ("nan", NonFiniteError, r"base policy 'it' is not finite in env\(s\) \[0, 1, 2\]"),
     ],
 )
 def test_failures_of_the_base_policy_end_the_run_with_its_name(failure: str, error: type[Exception], message: str) -> None:
@@ -268,7 +268,7 @@ def test_failures_of_the_base_policy_end_the_run_with_its_name(failure: str, err
 def test_a_residual_that_is_not_finite_is_caught() -> None:
     env = point_env()
     env.reset(seed=0)
-    with pytest.raises(NonFiniteError, match=r"action is not finite in world\(s\) \[2\]"):
+    with pytest.raises(NonFiniteError, match=r"action is not finite in env\(s\) \[2\]"):
         env.step(torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, torch.nan]]))
 
 

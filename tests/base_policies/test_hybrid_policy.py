@@ -260,7 +260,7 @@ def test_the_users_trust_goes_to_all_members_and_theirs_does_not_count() -> None
     ]
     assert [m.trust_checkpoint for m in HybridCfg(("push", "push")).members()] == [False, False]
     with pytest.raises(
-        ConfigError, match=r"1\.trust_checkpoint is no setting of one policy: give --trust-checkpoint for all"
+        ConfigError, match=r"1\.trust_checkpoint cannot be set for one policy: use --trust-checkpoint for all"
     ):
         HybridCfg(("push", "push"), ("1.trust-checkpoint=True",))
 
@@ -334,9 +334,9 @@ def test_a_setting_that_does_not_exist_names_those_that_do() -> None:
         ({"weights": (0.5, 0.6)}, r"weights must add up to 1, not \(0.5, 0.6\)"),
         ({"weights": (1.5, -0.5)}, "weights must be at least 0 each"),
         ({"weights": (0.5, math.nan)}, "weights must be finite each"),
-        ({"weights": (0.5, 0.5), "mode": "ensemble"}, "weights are of mode blend; mode ensemble has none"),
-        ({"switch": "a:b"}, "switch, switch_on and switch_below are of mode switch, not of blend"),
-        ({"mode": "ensemble", "switch_below": 0.1}, "are of mode switch, not of ensemble"),
+        ({"weights": (0.5, 0.5), "mode": "ensemble"}, "weights are only for mode blend, not ensemble"),
+        ({"switch": "a:b"}, "switch, switch_on and switch_below are only for mode switch, not blend"),
+        ({"mode": "ensemble", "switch_below": 0.1}, "are only for mode switch, not ensemble"),
         ({"mode": "switch"}, "needs either a function, switch, or a threshold, switch_on with switch_below"),
         ({"mode": "switch", "switch_on": "goal"}, "switch_on with switch_below"),
         ({"mode": "switch", "switch_below": 0.1}, "switch_on with switch_below"),
@@ -356,7 +356,7 @@ def test_impossible_settings_are_named(cfg: dict[str, Any], message: str) -> Non
 
 def test_without_policies_it_says_what_it_needs(fails: tiny_runs.Fails) -> None:
     say = fails("eval", "so101-paper", "--base-policy", "hybrid")
-    assert "base policy 'hybrid': it needs two or more base policies: --base.policies ID ID …" in say
+    assert "base policy 'hybrid': at least two base policies are needed: --base.policies ID ID …" in say
 
 
 # --- in a run ---------------------------------------------------------------------------------------------------------------

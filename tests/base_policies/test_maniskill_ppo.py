@@ -128,7 +128,7 @@ def test_several_cameras_come_in_the_order_that_is_asked_for(tmp_path: Path) -> 
     agent, env = ImageAgent(cameras=2), point_env(("hand", "base"), 4)
     path = save(agent, tmp_path / "ckpt_1.pt")
     with pytest.raises(
-        ConfigError, match=r"has these cameras: hand, base; name those .* with --base.input-keys"
+        ConfigError, match=r"has the cameras: hand, base; name those .* with --base.input-keys"
     ):
         policy_of(path, env)
     obs = {name: torch.randint(0, 256, (3, SIDE, SIDE, 3), dtype=torch.uint8) for name in ("hand", "base")}
@@ -152,7 +152,7 @@ def test_sizes_that_differ_are_both_named(tmp_path: Path) -> None:
         f"{name} was trained on 42 numbers of state; this env gives it 5 \\(state\\)",
         save(StateAgent(42), path),
     )
-    refused("gives actions of 8; this env takes actions of 2", save(StateAgent(5, 8), path))
+    refused("predicts actions of 8 numbers; this env takes 2", save(StateAgent(5, 8), path))
     refused(
         "trained on 4 numbers of state; this env gives it 6 \\(proprioception\\)",
         save(ImageAgent(), path),
@@ -171,7 +171,7 @@ def test_sizes_that_differ_are_both_named(tmp_path: Path) -> None:
     refused("has these cameras: none: choose --obs-mode rgb", save(ImageAgent(), path))
     refused("needs the observation 'goal'; the env has", save(StateAgent(), path), input_keys=("goal",))
     refused(
-        "sees no images; leave a out of",
+        "does not use images; leave a out of",
         save(StateAgent(), path),
         point_env(("a",)),
         input_keys=("state", "a"),
@@ -201,7 +201,7 @@ def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     refused("something other than tensors by name", path)
     torch.save(nn.Linear(2, 2).state_dict(), path)
     refused(
-        "is no actor of ManiSkill's PPO: expected actor_mean.0, actor_mean.2, …; it has bias, weight", path
+        "is not an actor of ManiSkill's PPO: expected actor_mean.0, actor_mean.2, …; it has bias, weight", path
     )
     state = StateAgent().state_dict()
     del state["actor_mean.2.bias"]

@@ -157,7 +157,7 @@ def test_what_a_run_was_trained_on_is_found_from_other_folders(
 def test_a_run_of_another_task_names_both(run: Path) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"policy.safetensors, trained on task 'so101-paper' with base policy 'jacobian', does not fit here",
+        match=r"policy.safetensors, trained on task 'so101-paper' with base policy 'jacobian', does not fit this env",
     ):
         make_base_policy("model", ModelCfg(str(run)), point_env())
 
@@ -176,7 +176,7 @@ def test_a_run_of_another_size_names_both(run: Path) -> None:
 
 def test_without_a_model_it_says_what_it_takes(tmp_path: Path, fails: tiny_runs.Fails) -> None:
     say = fails("train", "so101-paper", "--base-policy", "model", "--output-dir", tmp_path / "x")
-    assert "needs --base.checkpoint (or --model-path): a run folder" in say
+    assert "is needed: --base.checkpoint (or --model-path) with a run folder" in say
     (tmp_path / "empty").mkdir()
     assert "empty has no model yet" in fails(
         "train", "so101-paper", "--base-policy", "model", "--model-path", tmp_path / "empty"
@@ -195,7 +195,7 @@ def test_an_imitation_model_is_sent_to_its_own_base_policy(tmp_path: Path) -> No
     for path in (tmp_path, tmp_path / "model.safetensors"):
         with pytest.raises(
             CheckpointError,
-            match=f"base policy 'model': {path} holds an imitation model: its base policy is `il`",
+            match=f"base policy 'model': {path} holds an imitation model: use --base-policy il",
         ):
             make_base_policy("model", ModelCfg(str(path)), point_env())
 
@@ -417,7 +417,7 @@ def test_an_exported_program_that_does_not_fit_is_refused(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match=r"a.pt2 observes \(31,\); this env gives it \(5,\), state \(5,\)"):
         policy_of(export(Chunks(31, None), tmp_path / "a.pt2", size=31))
     with pytest.raises(
-        ConfigError, match=r"b.pt2 gives \[1, 1, 5\] for one world; this env takes actions of 2"
+        ConfigError, match=r"b.pt2 gives \[1, 1, 5\] for one env; this env takes actions of 2"
     ):
         policy_of(export(nn.Identity(), tmp_path / "b.pt2"))
     with pytest.raises(

@@ -93,7 +93,7 @@ def test_the_layout_is_that_of_maniskill(tmp_path: Path) -> None:
             UnknownNameError, match=r"unknown observation of .*x\.h5: 'stat'; did you mean 'state'"
         ):
             demos.episode(0, obs=["stat"])
-        with pytest.raises(ConfigError, match=r"has the episodes 0 to 1; there is no 2"):
+        with pytest.raises(ConfigError, match=r"has the episodes 0 to 1, not 2"):
             demos.episode(2)
 
 
@@ -345,7 +345,7 @@ def test_what_was_changed_in_ours_is_noticed(tmp_path: Path) -> None:
     path = write(tmp_path / "x.h5", [demo])
     replace("traj_0/rewards", np.zeros(3, np.float32))(path)
     with pytest.raises(
-        CheckpointError, match=r"traj_0: rewards is not what was written \(its CRC-32 differs\)"
+        CheckpointError, match=r"traj_0: rewards differs from the written data \(its CRC-32 differs\)"
     ):
         read(path)
     write(path, [demo], overwrite=True)
@@ -397,7 +397,7 @@ def names(folder: Path) -> list[str]:
     [
         (
             {"actions": np.full((3, 2), np.nan, np.float32)},
-            "seed 5 does not go into .*: actions is NaN or infinite at step 0",
+            "seed 5 cannot be stored in .*: actions is NaN or infinite at step 0",
         ),
         ({"rewards": np.zeros(4, np.float32)}, r"rewards has the shape \[4\]; expected \[3\]"),
         (
@@ -420,7 +420,7 @@ def test_an_episode_that_is_not_whole_is_refused_and_the_others_stay(
 def test_a_file_that_is_there_is_not_replaced_unless_asked(tmp_path: Path) -> None:
     path = write(tmp_path / "x.h5", [a_demo(0)])
     with pytest.raises(
-        ConfigError, match=r"x\.h5 exists already; choose another --out, or replace it with --overwrite"
+        ConfigError, match=r"x\.h5 already exists; choose another --output, or replace it with --overwrite"
     ):
         DemoWriter(path, INFO)
     path.unlink()

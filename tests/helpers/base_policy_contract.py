@@ -377,7 +377,7 @@ def test_what_is_not_finite_is_named_with_what_it_saw(value: float) -> None:
     chunk = torch.zeros(3, 1, 2)
     chunk[1, 0, 1] = value
     with pytest.raises(
-        NonFiniteError, match=r"the base action of base policy 'it' is not finite in world\(s\) \[1\]"
+        NonFiniteError, match=r"the base action of base policy 'it' is not finite in env\(s\) \[1\]"
     ) as caught:
         executor(Odd(chunk)).act(point_obs())
     assert torch.equal(caught.value.dump["obs/position"], point_obs()["position"])

@@ -435,7 +435,7 @@ def test_actions_that_are_not_finite_are_named(spec: TaskSpec, value: float) -> 
     obs, _ = env.reset(seed=FIRST_SEED)
     action = torch.zeros(3, len(env.action_unit))
     action[1, -1] = value
-    with pytest.raises(NonFiniteError, match=r"action is not finite in world\(s\) \[1\]") as caught:
+    with pytest.raises(NonFiniteError, match=r"action is not finite in env\(s\) \[1\]") as caught:
         env.step(action)
     assert equal(env.observations(), obs)  # nothing was stepped
     if isinstance(env, TaskEnv):
@@ -455,7 +455,7 @@ def test_nan_in_the_simulation_is_caught_in_its_step(spec: TaskSpec) -> None:
     env.step(actions(env, 0))
     physics.batch.bind("qpos")[1, 2] = np.nan
     action = actions(env, 1)
-    with pytest.raises(NonFiniteError, match=r"diverged.* in world\(s\) \[1\]") as caught:
+    with pytest.raises(NonFiniteError, match=r"diverged.* in env\(s\) \[1\]") as caught:
         env.step(action)
     dump = caught.value.dump
     assert dump["state_before"]["state"].isnan().any(1).tolist() == [

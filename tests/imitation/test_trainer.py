@@ -359,7 +359,7 @@ def test_a_file_that_is_no_demonstrations_is_named(tmp_path: Path, fails: tiny_r
 
 def test_a_folder_that_is_taken_is_left_alone(demos: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    assert "is not empty; choose another --out, or go on" in fails("imitate", str(demos), "--out", str(tmp_path))
+    assert "is not empty; choose another --output, or go on" in fails("imitate", str(demos), "--out", str(tmp_path))
     assert "holds no training to go on with" in fails("imitate", str(demos), "--out", str(tmp_path), "--resume")
     (tmp_path / "config.json").write_text("{}")
     assert "is not the configuration of an imitation training" in fails("imitate", str(demos), "--out", str(tmp_path), "--resume")

@@ -1,17 +1,14 @@
-"""A LeRobotDataset v3 as demonstrations: one that `demos to-lerobot` wrote, or a recording of the real arm.
+"""Import of a LeRobotDataset v3, written by `demos to-lerobot` or recorded with the real arm, as
+demonstrations.
 
-LeRobot stores one frame for each action, and not what was seen after the last one: an episode of T frames
-becomes T - 1 steps.
+LeRobot stores one frame per action but no observation after the last one, so T frames become T - 1 steps.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,38 +17,30 @@ from torch import Tensor
 
 from residual_rl.demos.episode import Array, Demo
 from residual_rl.envs.vec_env import VecEnv
-from residual_rl.errors import CheckpointError, ConfigError
+from residual_rl.errors import ConfigError
 from residual_rl.lerobot.dataset_export import (
-    DONE,
     FPS_TOLERANCE,
     REWARD,
-    SIDE_FILE,
-    SIDE_VERSION,
     SUCCESS,
     hardware_of,
 )
+from residual_rl.lerobot.recording import Recording
 from residual_rl.lerobot.support import (
     ACTION,
     ENVIRONMENT_STATE,
-    IMAGES,
     STATE,
     JointUnits,
     from_units,
-    is_hub_id,
-    quiet,
-    require_lerobot,
-    video_backend,
 )
 from residual_rl.robots.hardware_units import HardwareUnits, joint_index
 from residual_rl.utils.validation import CheckedCfg
 
 SLACK = 1.0
-"""How far outside of its joint's range a value still counts as within, in hardware units: encoders and
-calibrations are not exact."""
+"""Tolerance of the joint range check, in hardware units, since encoders and calibrations are not exact."""
 LAG = 0.5
-"""Above this, in hardware units, a target that the actions reach late is counted."""
+"""Lag behind a recorded target, in hardware units, above which a step is counted as late."""
 START = "start_joint_position"
-"""The episode's draw that says where the arm starts, in tasks that have one."""
+"""Name of the draw of the arm's start pose, in tasks that have one."""
 _log = logging.getLogger(__name__)
 
 
@@ -60,17 +49,16 @@ class ImportCfg(CheckedCfg):
     """Settings of the import of a LeRobot dataset."""
 
     units: JointUnits = "hardware"
-    """What joints are measured in: as the robot reports them (degrees, gripper 0 to 100), range (arm -100 to
-    100), or rad."""
+    """Joint units of the dataset: hardware (degrees, gripper 0 to 100), range (arm -100 to 100), or rad."""
     joint_offsets: tuple[str, ...] = ()
-    """What to add to recorded joints, as NAME=DEGREES (of a gripper: per cent), e.g. shoulder_lift=-2.5:
-    calibrations differ."""
+    """Offsets to add to recorded joints, as NAME=DEGREES (per cent for a gripper), e.g. shoulder_lift=-2.5,
+    to correct for another calibration."""
     clip: bool = False
-    """Cut values that are outside of a joint's range, instead of refusing them."""
+    """Clip values outside of a joint's range, instead of refusing them."""
     resample: bool = False
-    """Take recordings at another rate than the task's, and interpolate between their frames."""
+    """Accept recordings at another rate than the task's, and interpolate between frames."""
     images: bool = True
-    """Take over the cameras' images."""
+    """Import camera images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,119 +80,17 @@ class ImportCfg(CheckedCfg):
 
 @dataclass
 class Conversion:
-    """What the conversion had to change."""
+    """Statistics of the conversion."""
 
     steps: int = 0
+    """Number of steps."""
     late: int = 0
-    """Steps after which a joint's target is more than half a unit behind what was recorded: actions are
+    """Steps whose joint targets lag more than half a unit behind the recorded ones, because actions are
     bounded."""
     largest: float = 0.0
-    """The farthest that one was behind, in hardware units."""
+    """Largest lag, in hardware units."""
     clipped: int = 0
-    """Values that were cut to their joint's range."""
-
-
-@dataclass
-class Recording:
-    """A LeRobot dataset to import.
-
-    Args:
-        source: its folder, or OWNER/NAME on the Hugging Face hub, which is downloaded.
-    """
-
-    source: str
-    dataset: Any = field(init=False)
-    """LeRobot's dataset."""
-    side: dict[str, Any] | None = field(init=False)
-    """The additional file of `demos to-lerobot`; None for other datasets."""
-
-    def __post_init__(self) -> None:
-        require_lerobot("demos from-lerobot")
-        folder = Path(self.source)
-        if folder.is_dir():
-            _check_folder(folder)
-        elif not is_hub_id(self.source):
-            raise CheckpointError(
-                f"{folder} does not exist; expected the folder of a LeRobot dataset, or OWNER/NAME on the hub"
-            )
-        self.dataset = _open(folder if folder.is_dir() else None, self.source)
-        self.side = self._read_side()
-
-    @property
-    def features(self) -> dict[str, Any]:
-        """LeRobot's description of the features of a frame."""
-        found: dict[str, Any] = self.dataset.features
-        return found
-
-    @property
-    def fps(self) -> float:
-        """Frames per second."""
-        return float(self.dataset.fps)
-
-    @property
-    def cameras(self) -> list[str]:
-        """Names of the cameras."""
-        return [name.removeprefix(IMAGES) for name in self.dataset.meta.camera_keys]
-
-    def columns(self) -> list[dict[str, Array]]:
-        """For each episode, its vectors by feature [T, …], and the indices of its frames as `rows` [T]."""
-        names = [
-            name
-            for name in (STATE, ENVIRONMENT_STATE, ACTION, REWARD, DONE, SUCCESS)
-            if name in self.features
-        ]
-        missing = [name for name in (STATE, ACTION) if name not in names]
-        if missing:
-            raise ConfigError(
-                f"{self.source} has no {' and no '.join(missing)}; it has {', '.join(self.features)}"
-            )
-        with _reading(self.source):
-            frames = self.dataset.hf_dataset.with_format("numpy", columns=[*names, "episode_index"])[:]
-        episode = np.asarray(frames["episode_index"]).reshape(-1)
-        return [
-            {"rows": rows, **{name: np.asarray(frames[name])[rows] for name in names}}
-            for rows in (np.flatnonzero(episode == i) for i in np.unique(episode))
-        ]
-
-    def images(self, rows: Array) -> dict[str, Array]:
-        """Images [T, H, W, C] uint8 of the frames `rows`, by camera."""
-        with _reading(
-            self.source, "; videos need ffmpeg and torchcodec, and --no-images leaves all images out"
-        ):
-            frames = [self.dataset[int(row)] for row in rows]
-            return {
-                camera: torch.stack([frame[IMAGES + camera] for frame in frames])
-                .mul(255)
-                .round()
-                .byte()
-                .movedim(1, -1)
-                .contiguous()
-                .numpy()
-                for camera in self.cameras
-            }
-
-    def _read_side(self) -> dict[str, Any] | None:
-        file = Path(self.dataset.root) / SIDE_FILE
-        if not file.is_file():
-            return None
-        try:
-            side: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            lengths, version = [int(entry["frames"]) for entry in side["episodes"]], side["version"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{file} cannot be read ({error!r}); without it the dataset is read as an external one"
-            ) from error
-        if version != SIDE_VERSION:
-            raise CheckpointError(
-                f"{file} is of version {version}; this release reads version {SIDE_VERSION}"
-            )
-        there = [len(columns["rows"]) for columns in self.columns()]
-        if lengths != there:
-            raise CheckpointError(
-                f"{file} describes episodes of {lengths[:5]} … frames, but the dataset holds {there[:5]} …: it was "
-                "changed later; remove the file to read the dataset as an external one, without seeds and draws"
-            )
-        return side
+    """Number of values clipped to their joint's range."""
 
 
 class Converter:
@@ -343,8 +229,8 @@ class Converter:
         )
 
     def _encode(self, joints: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The actions [T, A] that command `targets` [T, J] one after the other, and what they do command, [T
-        + 1, J] with the start."""
+        """The actions [T, A] that command `targets` [T, J] in sequence, and the targets reached, [T + 1,
+        J]."""
         start = {"joint_position": joints[:1], "joint_target": joints[:1]}
         try:
             actions = self._env.targets_to_actions(targets[None], start)
@@ -390,53 +276,3 @@ def _interpolated(values: Tensor, times: Array) -> Tensor:
     low = at.floor().long()
     high = (low + 1).clamp(max=len(values) - 1)
     return torch.lerp(values[low], values[high], (at - low)[:, None])
-
-
-# --- reading ---
-
-
-@contextlib.contextmanager
-def _reading(source: str, fix: str = "") -> Iterator[None]:
-    """Turn exceptions of LeRobot and its libraries into an error that names the dataset."""
-    try:
-        yield
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(
-            f"{source} cannot be read as a LeRobotDataset v3 ({type(error).__name__}: {reason}){fix}"
-        ) from error
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise `CheckpointError` where `folder` holds no dataset of a version that LeRobot reads: it would look
-    for one on the hub."""
-    file = folder / "meta" / "info.json"
-    try:
-        version = json.loads(file.read_text(encoding="utf-8"))["codebase_version"]
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder} has no meta/info.json; expected the folder of a LeRobotDataset v3"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{file} cannot be read ({error!r}); expected the description of a LeRobotDataset v3"
-        ) from error
-    if not str(version).startswith("v3."):
-        raise CheckpointError(
-            f"{folder} is a LeRobotDataset {version}, expected v3: convert it with "
-            "`python -m lerobot.datasets.v30.convert_dataset_v21_to_v30`"
-        )
-
-
-def _open(folder: Path | None, source: str) -> Any:
-    import datasets
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
-
-    datasets.disable_progress_bars()
-    with _reading(source), quiet():
-        if folder is None:
-            return LeRobotDataset(source, video_backend=video_backend())
-        where = (
-            folder.resolve()
-        )  # as its name too: no hub has such a name, so that nothing that is missing is looked for there
-        return LeRobotDataset(str(where), root=where, video_backend=video_backend())

@@ -389,7 +389,7 @@ def test_own_model_without_actuators_gets_the_servos_asked_for(
 
 def test_own_model_with_actuators_takes_no_other_servo(tmp_path: Path) -> None:
     path = write(tmp_path)
-    with pytest.raises(ModelError, match=r"robot\.xml: it has actuators of its own, .* leave --servo out"):
+    with pytest.raises(ModelError, match=r"robot\.xml: has its own actuators, which --servo cannot change"):
         build_scene(SceneCfg(robot_xml=path, servo="old"))
 
 
@@ -406,7 +406,7 @@ def motors(xml: str) -> str:
         (lambda xml: xml.replace('"elbow_flex"', '"elbow"'), r"joint\(s\) elbow_flex missing; it has: .*elbow"),
         (lambda xml: xml.replace('name="gripperframe"', 'name="tip"'), "site 'gripperframe' missing; it has: tip"),
         (lambda xml: xml.replace('<body name="gripper"', '<body name="hand"'), "body 'gripper' missing; it has: .*hand"),
-        (lambda xml: xml.replace('<body name="base">', '<body name="base"><freejoint name="floating"/>'), "no others; it has: floating"),
+        (lambda xml: xml.replace('<body name="base">', '<body name="base"><freejoint name="floating"/>'), "in this order; it has: floating"),
         (lambda xml: xml.replace('<joint name="wrist_roll"', '<joint type="slide" name="wrist_roll"'), "wrist_roll must be a hinge"),
         (motors, "must be position servos"),
         (lambda xml: xml.replace('joint="wrist_roll"', 'joint="wrist_flex"'), "one actuator per joint"),
