@@ -164,11 +164,11 @@ def test_sizes_that_differ_are_both_named(tmp_path: Path) -> None:
         point_env(("a",), 4),
     )
     refused(
-        "leave 1024 numbers .* this env's, 40 x 40, leave 64: choose its --image-size",
+        "1024 features .* this env's, of 40 x 40 px, have 64: set --image-size",
         save(ImageAgent(flat=1024), path),
         point_env(("a",), 4),
     )
-    refused("has these cameras: none: choose --obs-mode rgb", save(ImageAgent(), path))
+    refused("has the cameras: none: choose --obs-mode rgb", save(ImageAgent(), path))
     refused("needs the observation 'goal'; the env has", save(StateAgent(), path), input_keys=("goal",))
     refused(
         "does not use images; leave a out of",
@@ -206,10 +206,10 @@ def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     state = StateAgent().state_dict()
     del state["actor_mean.2.bias"]
     torch.save(state, path)
-    refused("it has no layer actor_mean.2 with weight and bias", path)
+    refused("the layer actor_mean.2 is missing or has another shape", path)
     state = StateAgent().state_dict()
     state["actor_mean.4.weight"] = state["actor_mean.4.weight"][:, :100]
     torch.save(state, path)
-    refused("is damaged: a layer of actor_mean takes 100 numbers of the 256 before it", path)
+    refused("is damaged: a layer of actor_mean has 100 inputs, and the one before it 256 outputs", path)
     path.write_bytes(path.read_bytes()[:500])
     refused("it.pt cannot be read as a state dict", path)

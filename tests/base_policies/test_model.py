@@ -182,7 +182,7 @@ def test_without_a_model_it_says_what_it_takes(tmp_path: Path, fails: tiny_runs.
         "train", "so101-paper", "--base-policy", "model", "--model-path", tmp_path / "empty"
     )
     (tmp_path / "notes.txt").write_text("x")
-    assert "notes.txt is no model" in fails(
+    assert "notes.txt is not a model" in fails(
         "train", "so101-paper", "--base-policy", "model", "--model-path", tmp_path / "notes.txt"
     )
     assert "gone.zip does not exist" in fails(
@@ -421,7 +421,7 @@ def test_an_exported_program_that_does_not_fit_is_refused(tmp_path: Path) -> Non
     ):
         policy_of(export(nn.Identity(), tmp_path / "b.pt2"))
     with pytest.raises(
-        ConfigError, match=r"c.pt2 cannot be run on this env's observations .* must give one tensor"
+        ConfigError, match=r"c.pt2 cannot be run on this env's observations .* must return one tensor"
     ):
         policy_of(export(Pair(), tmp_path / "c.pt2"))
     with pytest.raises(ConfigError, match="num_action_steps must be from 1 to chunk_size 1, not 4"):

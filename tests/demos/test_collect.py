@@ -239,7 +239,7 @@ def test_an_env_that_hands_its_seeds_out_otherwise_is_refused() -> None:
     env = point_env(3)
     draw = env.vec_env.episode_seeds.draw
     env.vec_env.episode_seeds.draw = lambda n: draw(n).flip(0)  # type: ignore[method-assign]
-    with pytest.raises(ConfigError, match="does not hand its seeds to its envs in order"):
+    with pytest.raises(ConfigError, match="does not draw its episode seeds in order"):
         list(run_episodes(env, no_residual(env), SEEDS))
 
 
@@ -389,9 +389,9 @@ def test_what_differs_infinitely() -> None:
             {"speed": 1},
             2,
             CheckpointError,
-            "holds settings that task 'point' of this release does not take: unknown setting of PointCfg 'speed'",
+            "holds settings that task 'point' of this release does not accept: unknown setting of PointCfg 'speed'",
         ),
-        ("point", {}, 3, CheckpointError, "holds actions of 3 numbers, and task 'point' takes 2"),
+        ("point", {}, 3, CheckpointError, "holds actions of 3 numbers, but task 'point' takes 2"),
     ],
 )
 def test_demonstrations_of_another_task_are_refused(

@@ -69,7 +69,7 @@ def test_when_nothing_but_losses_come_it_gives_up(tmp_path: Path) -> None:
 
     with (
         DemoWriter(tmp_path / "x.h5", INFO) as writer,
-        pytest.raises(ConfigError, match=r"20 episodes came to nothing.*seed 39: odd"),
+        pytest.raises(ConfigError, match=r"20 consecutive episodes failed.*seed 39: odd"),
     ):
         collect_planned(Odd(), CollectCfg(first_seed=0, n_episodes=5), writer)
     assert [demo.seed for demo in read(tmp_path / "x.h5")] == [0]

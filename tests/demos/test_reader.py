@@ -345,7 +345,7 @@ def test_what_was_changed_in_ours_is_noticed(tmp_path: Path) -> None:
     path = write(tmp_path / "x.h5", [demo])
     replace("traj_0/rewards", np.zeros(3, np.float32))(path)
     with pytest.raises(
-        CheckpointError, match=r"traj_0: rewards differs from the written data \(its CRC-32 differs\)"
+        CheckpointError, match=r"traj_0: rewards differs from the written data \(by its CRC-32\)"
     ):
         read(path)
     write(path, [demo], overwrite=True)
@@ -358,7 +358,7 @@ def test_what_was_changed_in_ours_is_noticed(tmp_path: Path) -> None:
         read(path)
     write(path, [demo], {**INFO, "format_version": 2}, overwrite=True)
     with pytest.raises(
-        CheckpointError, match="has format version 2; this release knows up to 1: update residual_rl"
+        CheckpointError, match="has format version 2; this release reads up to 1: update residual_rl"
     ):
         read(path)
 
@@ -402,7 +402,7 @@ def names(folder: Path) -> list[str]:
         ({"rewards": np.zeros(4, np.float32)}, r"rewards has the shape \[4\]; expected \[3\]"),
         (
             {"obs": {"state": np.zeros((4, 6))}},
-            r"a step has the shapes .*'obs/state': \(6,\).* and of the episodes before it",
+            r"a step has the shapes .*'obs/state': \(6,\).* but in the previous episodes",
         ),
     ],
 )
@@ -424,7 +424,7 @@ def test_a_file_that_is_there_is_not_replaced_unless_asked(tmp_path: Path) -> No
     ):
         DemoWriter(path, INFO)
     path.unlink()
-    with pytest.raises(ConfigError, match=r"x\.json exists already"):  # somebody else's settings, perhaps
+    with pytest.raises(ConfigError, match=r"x\.json already exists"):  # somebody else's settings, perhaps
         DemoWriter(path, INFO)
     with pytest.raises(ConfigError, match=r"must end in \.h5 or \.hdf5"):
         DemoWriter(tmp_path / "x.zip", INFO)

@@ -179,8 +179,8 @@ def test_a_reach_that_is_too_short_and_other_settings_are_told(
     with caplog.at_level(logging.WARNING):
         shown(path, dataclasses.replace(point_cfg(), task=fakes.PointCfg(9)))
     assert "was collected with other settings of the task: max_episode_steps 6 (here 9)" in caplog.text
-    assert "100 % of what" in caplog.text
-    assert "lies beyond the residual's reach on top of base policy 'homing'" in caplog.text
+    assert "100 % of the actions in" in caplog.text
+    assert "need a larger residual on top of base policy 'homing'" in caplog.text
 
 
 def with_info(**env_info: Any) -> dict[str, Any]:
@@ -196,9 +196,9 @@ MISFITS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (
         {},
         with_info(env_id="push"),
-        "holds demonstrations of task 'push', and this run trains on 'point': collect them with",
+        "holds demonstrations of task 'push', but this run trains on 'point': collect them with",
     ),
-    (OTHER_SIZE, INFO, "holds actions of 7 numbers, and task 'point' takes 2"),
+    (OTHER_SIZE, INFO, "holds actions of 7 numbers, but task 'point' takes 2"),
     (
         {"obs": STATE},
         INFO,
@@ -208,7 +208,7 @@ MISFITS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (
         {"obs": {"state": np.zeros((2, 9)), **POSITION}},
         INFO,
-        r"holds 'state' of shape \[9\], and task 'point' observes \[5\]",
+        r"holds 'state' of shape \[9\], but task 'point' observes \[5\]",
     ),
     ({"rewards": None}, INFO, "holds no rewards, which --demos needs"),
 ]
@@ -233,7 +233,7 @@ def test_a_share_needs_a_file_and_a_file_a_share() -> None:
     cfg = dataclasses.replace(cfg, learner=dataclasses.replace(cfg.learner, demos=None))
     env: Any = ResidualEnv
     with pytest.raises(
-        ConfigError, match=r"demo_share 0\.5 needs demonstrations: name their file by --demos"
+        ConfigError, match=r"demo_share 0\.5 needs demonstrations: set their file with --demos"
     ):
         load_demonstrations(cfg, env, env)
 
@@ -296,7 +296,7 @@ def test_a_file_of_another_task_ends_before_anything_is_written(
         str(tmp_path / "run"),
     ]
     said = fails("train", "so101-paper-precise", *flags, "--num-envs", "2", "--eval-episodes", "1")
-    assert "holds demonstrations of task 'so101-paper', and this run trains on 'so101-paper-precise'" in said
+    assert "holds demonstrations of task 'so101-paper', but this run trains on 'so101-paper-precise'" in said
     assert not (tmp_path / "run").exists()
     assert config(learner="sac").learner.demos is None
 
