@@ -137,7 +137,7 @@ def test_the_command_line_shows_what_others_bring_and_names_what_they_break(tmp_
     assert done.returncode == 2
     assert done.stderr == (
         "residual-rl: error: entry point 'mine' (third_party_plugin) of third_party_plugin failed: "
-        "ZeroDivisionError: division by zero; mend that package or uninstall it\n"
+        "ZeroDivisionError: division by zero; fix or uninstall that package\n"
     )
 
 

@@ -34,27 +34,28 @@ ResidualScale = Annotated[float, Interval(ge=0.0, le=2.0)]
 
 @dataclass(frozen=True)
 class ResidualCfg(CheckedCfg):
-    """The residual: how far it may reach, and what that costs."""
+    """The residual: its bound, its schedule and its penalty."""
 
     residual_scale: Annotated[ResidualScale, tyro.conf.arg(aliases=["--alpha"])] = 0.6
     """Bound of the residual, as a share of the action range; 0 leaves the base policy alone."""
     residual_scale_start: ResidualScale | None = None
-    """Scale at the first step; none means the scale is constant."""
+    """Scale at the first step. None: the scale is constant."""
     residual_scale_schedule: Literal["linear", "cosine"] = "linear"
-    """How the scale goes from its start to its final value."""
+    """Shape of the transition from the start to the final scale."""
     residual_scale_fraction: Share = 0.5
     """Share of the training after which the final scale is reached."""
     residual_penalty: NonNegativeFloat = 0.001
     """Weight of the squared size of the scaled residual in the reward."""
     chunk: Literal["step", "whole"] = "step"
-    """A residual for every env step, or one for each executed chunk of the base policy as a whole: rewards are then summed over its steps,
-    and the learner's steps and discount are of chunks."""
+    """`step`: a residual for each env step. `whole`: one for each executed chunk of the base policy; rewards
+    are summed over the chunk, and the learner's steps and discount count chunks."""
     adaptive: Literal["off", "uncertainty"] = "off"
-    """Scale the residual by how unsure the base policy is: by the disagreement of an ensemble, or of a stochastic policy's samples."""
+    """Scale the residual by the uncertainty of the base policy: the disagreement of an ensemble, or the
+    spread of a stochastic policy's samples."""
     adaptive_min_share: UnitInterval = 0.2
-    """Share of the scale that is left where an adaptive scale's base policy is sure."""
+    """`adaptive`: share of the scale that remains where the uncertainty is 0."""
     adaptive_uncertainty: PositiveFloat = 0.1
-    """Uncertainty from which on an adaptive scale is whole, in units of the action range."""
+    """`adaptive`: uncertainty from which on the scale is full, in units of the action range."""
 
     def scale_at(self, fraction: float) -> float:
         """The scale after `fraction` of the training, in [0, 1]."""
@@ -68,39 +69,40 @@ class ResidualCfg(CheckedCfg):
 
 @dataclass(frozen=True)
 class RunCfg(CheckedCfg):
-    """The run: how much, how often, where to."""
+    """The run: amounts, intervals and devices."""
 
     num_envs: Annotated[PositiveInt, tyro.conf.arg(aliases=["--n-envs"])] = 32
-    """Worlds stepped together."""
+    """Envs stepped together."""
     total_timesteps: Annotated[PositiveInt, tyro.conf.arg(aliases=["--total-steps"])] = 250_000
-    """Most env steps of the training, over all worlds; whole updates are done."""
+    """Env steps of the training, over all envs; only whole updates are done."""
     seed: NonNegativeInt = 1
     """Seed of the networks, the exploration and the training episodes."""
     eval_freq: NonNegativeInt = 25_000
     """Env steps between two evaluations; 0 evaluates at the end only."""
     eval_episodes: Annotated[PositiveInt, tyro.conf.arg(aliases=["--n-episodes"])] = 64
-    """Episodes of an evaluation in training, on fixed seeds of its own."""
+    """Episodes of an evaluation in training, on a fixed list of seeds."""
     save_freq: PositiveInt = 10_000
     """Env steps between two checkpoints."""
     log_freq: NonNegativeInt = 0
-    """Env steps between two rows of figures, which are means over the updates between them; 0 means a row for each update."""
+    """Env steps between two rows of metrics, which are means over the updates between them; 0 writes a row
+    for each update."""
     keep_checkpoints: PositiveInt = 3
-    """How many of the newest checkpoints are kept."""
+    """Number of checkpoints to keep."""
     num_threads: NonNegativeInt = 0
     """Simulator threads; 0 means one a CPU core."""
     torch_threads: PositiveInt = 1
-    """Threads of the networks; more than one loses when the simulator uses the cores."""
+    """Threads of the networks; more than one is slower when the simulator uses the cores."""
     device: str = "cpu"
     """Device of the learner: cpu, cuda, cuda:1, …"""
     sim_device: str = "cpu"
-    """Device of the worlds and the base policy; MuJoCo steps on the cpu alone."""
+    """Device of the envs and the base policy; MuJoCo steps on the CPU only."""
     wandb_project: str | None = None
     """Weights & Biases project to log to, besides the run folder."""
 
 
 @dataclass(frozen=True)
 class TrainCfg:
-    """Everything that a run is made of."""
+    """All settings of a run."""
 
     task_id: str
     """Registered task."""
@@ -121,7 +123,8 @@ class TrainCfg:
         shared = self.residual.chunk == "step" or self.residual.adaptive == "off"
         if not shared and getattr(self.learner, "critic_input", None) == "sum":
             raise ConfigError(
-                "critic_input sum needs one residual scale for each decision, and with --chunk whole and --adaptive uncertainty each step "
+                "critic_input sum needs one residual scale for each decision, and with --chunk whole and "
+                "--adaptive uncertainty each step "
                 "has its own: choose --critic-input res or concat, --chunk step, or --adaptive off"
             )
 
@@ -133,7 +136,8 @@ class TrainCfg:
         learner_id: str | None = None,
         variant: str | None = None,
     ) -> TrainCfg:
-        """The registered defaults of a task, with its own base policy and learner unless others are named; see `TaskSpec.variant`."""
+        """The registered defaults of a task, with its own base policy and learner unless others are named;
+        see `TaskSpec.variant`."""
         spec = TASKS.get(task_id)
         base_policy_id = base_policy_id or spec.base_policy
         base = BASE_POLICIES.get(base_policy_id).default_config()
@@ -174,7 +178,8 @@ class TrainCfg:
 
 
 def with_trust(cfg: T, trusted: bool) -> T:
-    """Settings of a base policy with the user's `--trust-checkpoint` in place of the stored value; others unchanged."""
+    """Settings of a base policy with the user's `--trust-checkpoint` in place of the stored value; others
+    unchanged."""
     if not hasattr(cfg, "trust_checkpoint"):
         return cfg
     changed: T = dataclasses.replace(cfg, trust_checkpoint=trusted)  # type: ignore[type-var]
@@ -184,7 +189,8 @@ def with_trust(cfg: T, trusted: bool) -> T:
 def replace_fields(cfg: TrainCfg, values: Mapping[str, Any]) -> TrainCfg:
     """`cfg` with the named settings changed, each in the first of its `PARTS` that has it.
 
-    `task.NAME`, `base.NAME` and so on name the part as well. Raises `UnknownNameError` for a setting that no part has.
+    `task.NAME`, `base.NAME` and so on name the part as well. Raises `UnknownNameError` for a setting that no
+    part has.
     """
     changes: dict[str, dict[str, Any]] = {name: {} for name in PARTS}
     known = {name: _field_names(getattr(cfg, name)) for name in PARTS}
@@ -207,7 +213,7 @@ PARTS = ("residual", "run", "learner", "task", "base")
 
 
 def from_plain(cls: type[T], data: dict[str, Any]) -> T:
-    """A dataclass of flat fields from JSON: lists become the tuples that its types ask for."""
+    """A dataclass of flat fields from JSON: lists become tuples where its types are tuples."""
     hints = typing.get_type_hints(cls)
     unknown = set(data) - set(hints)
     if unknown:

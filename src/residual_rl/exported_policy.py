@@ -1,4 +1,4 @@
-"""Exported policies: what deploying a residual needs, and nothing of its training."""
+"""Exported policies: everything needed to deploy a residual, without its training state."""
 
 from __future__ import annotations
 
@@ -23,13 +23,20 @@ POLICY_FILE = "policy.safetensors"
 
 
 def export_policy(folder: Path, cfg: TrainCfg, learner: Learner, residual_scale: float, step: int) -> None:
-    """Write the residual policy that `learner` would deploy now, with the settings it was trained with, into `folder`.
+    """Write the residual policy that `learner` would deploy now, with the settings it was trained with, into
+    `folder`.
 
-    A learner's own `cfg` is taken where it has one: what it sees may follow from its env, and another env may offer more.
+    A learner's own `cfg` is taken where it has one: its observations may follow from its env, and another env
+    may offer more.
     """
     make_folder(folder)
     cfg = dataclasses.replace(cfg, learner=getattr(learner, "cfg", cfg.learner))
-    state = {"policy": learner.policy_state_dict(), "residual_scale": residual_scale, "step": step, "config": cfg.to_dict()}
+    state = {
+        "policy": learner.policy_state_dict(),
+        "residual_scale": residual_scale,
+        "step": step,
+        "config": cfg.to_dict(),
+    }
     checkpoint.save(folder / POLICY_FILE, state, "policy")
     write_json(folder / "config.json", cfg.to_dict())
 
@@ -47,12 +54,13 @@ class ExportedPolicy:
     weights: State
 
     def actor(self, obs_space: spaces.Dict, action_dim: int, device: torch.device) -> Callable[[Obs], Tensor]:
-        """The deterministic residual policy for observations of `obs_space`, which include `base_action`, on `device`.
+        """The deterministic residual policy for observations of `obs_space`, which include `base_action`, on
+        `device`.
 
         Raises `CheckpointError` that names what does not fit.
 
-        It computes in float64: in float32 matrix products round differently in batches of different size, and what an episode
-        becomes would depend on how many run beside it.
+        It computes in float64: in float32 matrix products round differently in batches of different size, and
+        an episode would depend on the number of envs beside it.
         """
         make = load(LEARNERS.get(self.cfg.learner_id).make_policy)
         policy = make(self.cfg.learner, obs_space, action_dim, device)
@@ -68,11 +76,13 @@ class ExportedPolicy:
 
 
 def load_policy(file: Path) -> ExportedPolicy:
-    """Read what `export_policy` wrote. Raises `CheckpointError` naming the file and what is wrong with it."""
+    """Read a file of `export_policy`. Raises `CheckpointError` naming the file and the fault."""
     state = checkpoint.load(file, "policy")
     missing = {"config", "residual_scale", "step", "policy"} - state.keys()
     if missing:
-        raise CheckpointError(f"{file} lacks {', '.join(sorted(missing))}; expected a policy that training exported")
+        raise CheckpointError(
+            f"{file} lacks {', '.join(sorted(missing))}; expected a policy that training exported"
+        )
     try:
         cfg = TrainCfg.from_dict(state["config"])
     except (KeyError, TypeError, ValueError) as error:
@@ -92,7 +102,7 @@ class FoundPolicy:
 
     @property
     def exported(self) -> ExportedPolicy:
-        """What the file holds."""
+        """The policy in the file."""
         return load_policy(self.file)
 
 

@@ -1,7 +1,8 @@
 """Tasks, base policies and learners by id.
 
-The packages `residual_rl.tasks`, `residual_rl.base_policies` and `residual_rl.learners` register their own when they are imported. Other
-distributions add theirs with a module under the entry point group of the same name.
+The packages `residual_rl.tasks`, `residual_rl.base_policies` and `residual_rl.learners` register their own
+when they are imported. Other distributions add theirs with a module under the entry point group of the same
+name.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from residual_rl.errors import ConfigError, ResidualRLError, UnknownNameError
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A registered task. `config` and `make` are `module:attribute` strings, so that listing tasks imports no simulator."""
+    """A registered task. `config` and `make` are `module:attribute` strings, so that listing tasks imports no
+    simulator."""
 
     id: str
     summary: str
@@ -34,28 +36,30 @@ class TaskSpec:
     train_overrides: Mapping[str, Any] = field(default_factory=dict)
     """Values of the training settings and of the default learner's that differ from their defaults."""
     variant: str | None = None
-    """Name of the setting that says which of several tasks it is, where training's defaults depend on that."""
+    """Name of the setting that selects one of several tasks, where the training defaults depend on it."""
     variant_overrides: str | None = None
-    """`overrides(value) -> Mapping`, where `value` is that setting's: like `train_overrides`, which it comes after."""
+    """`overrides(value) -> Mapping` for the value of that setting: like `train_overrides`, and applied after
+    them."""
     learner: str = "ppo"
-    """Id of the default learner. Another starts from its own defaults."""
+    """Id of the default learner. Other learners start from their own defaults."""
     metric_units: Mapping[str, str] = field(default_factory=dict)
     """Units of the task's own metrics, by name."""
     doctor: str | None = None
-    """`doctor(cfg, quick, make_policy) -> Iterable[Check]`: the task's own checks in the sanity suite; see `residual_rl.envs.sanity_checks`."""
+    """`doctor(cfg, quick, make_policy) -> Iterable[Check]`: the task's own checks in the sanity suite; see
+    `residual_rl.envs.sanity_checks`."""
     demo_settings: tuple[str, ...] = ()
-    """Settings that demonstrations must share with a run whose critics learn from them: what is asked, what an action does, what is
-    rewarded."""
+    """Settings that demonstrations must share with a run whose critics learn from them: those of the goal,
+    the actions and the reward."""
     oracle: str | None = None
     """Id of a base policy that solves the task, for the sanity suite and demonstrations."""
     planners: Mapping[str, str] = field(default_factory=dict)
-    """What plans whole episodes, for demonstrations: `make(cfg, num_workers, time_limit) -> Planner` by the name that `--policy` takes; see
-    `residual_rl.demos.collect`."""
+    """Motion planners for demonstrations by name, as `--policy` takes it: `make(cfg, num_workers, time_limit)
+    -> Planner`; see `residual_rl.demos.collect`."""
     external_trajectory_settings: str | None = None
-    """`settings(info) -> dict`: what `FILE.json` of a file of demonstrations in ManiSkill's layout that this package did not write means
-    as settings of this task, which is then theirs."""
+    """`settings(info) -> dict`: the settings of this task for trajectories in ManiSkill's layout that another
+    program wrote, from the content of their `FILE.json`."""
     gymnasium_id: str | None = None
-    """What `gymnasium.make` calls one world of it, e.g. `my_lab/Reach-v0`."""
+    """Id of a single env for `gymnasium.make`, e.g. `my_lab/Reach-v0`."""
 
     def default_config(self) -> Any:
         """The task's settings with their defaults."""
@@ -80,21 +84,25 @@ class BasePolicySpec:
 
 @dataclass(frozen=True)
 class LearnerSpec:
-    """A registered learner. `config`, `make` and `make_policy` are `module:attribute` strings: listing learners imports no torch."""
+    """A registered learner. `config`, `make` and `make_policy` are `module:attribute` strings: listing
+    learners imports no torch."""
 
     id: str
     summary: str
     config: str
     """Dataclass of its settings; its fields become flags."""
     make: str
-    """`make(cfg, obs_space, action_dim, num_envs, device, seed) -> Learner`, on `device`; observations come from the env's."""
+    """`make(cfg, obs_space, action_dim, num_envs, device, seed) -> Learner`, on `device`; observations come
+    from the env's."""
     make_policy: str
-    """`make_policy(cfg, obs_space, action_dim, device) -> torch.nn.Module`, for deployment: its `act(obs)` gives the deterministic residual
-    action [B, A], and it takes the weights that `Learner.policy_state_dict` gives."""
+    """`make_policy(cfg, obs_space, action_dim, device) -> torch.nn.Module`, for deployment: its `act(obs)`
+    gives the deterministic residual action [B, A], and it takes the weights that `Learner.policy_state_dict`
+    gives."""
     quick_overrides: Mapping[str, Any] = field(default_factory=dict)
-    """Values of `config` that fit `train --quick`: 2048 env steps in 8 worlds."""
+    """Values of `config` that suit `train --quick`: 2048 env steps in 8 envs."""
     train_overrides: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the run and of the residual whose defaults are others with this learner; they come after the task's."""
+    """Settings of the run and of the residual with other defaults for this learner; applied after the
+    task's."""
 
     def default_config(self) -> Any:
         """Its settings with their defaults."""
@@ -112,11 +120,12 @@ Spec = TypeVar("Spec", bound=_HasId)
 
 
 class Registry(Generic[Spec]):
-    """Specs of one kind by id, filled from a package of ours and from an entry point group.
+    """Specs of one kind by id, filled from a package of this project and from an entry point group.
 
     Args:
         kind: the noun for one of them in messages.
-        source: name of the package of ours that registers them when it is imported, and of the entry point group.
+        source: name of the package of this project that registers them on import, and of the entry point
+            group.
     """
 
     def __init__(self, kind: str, source: str):
@@ -146,7 +155,7 @@ class Registry(Generic[Spec]):
         return [self._specs[k] for k in sorted(self._specs)]
 
     def import_own(self) -> None:
-        """Import this project's package of the kind, which registers what it holds."""
+        """Import this project's package of the kind, which registers its specs."""
         importlib.import_module(self._source)
 
     def _discover(self) -> None:
@@ -161,8 +170,9 @@ class Registry(Generic[Spec]):
                 self._discovered = False
                 package_name = entry.dist.name if entry.dist else "an unknown package"
                 raise ConfigError(
-                    f"entry point {entry.name!r} ({entry.value}) of {package_name} failed: {type(error).__name__}: {error}; "
-                    f"mend that package or uninstall it"
+                    f"entry point {entry.name!r} ({entry.value}) of {package_name} failed: "
+                    f"{type(error).__name__}: {error}; "
+                    f"fix or uninstall that package"
                 ) from error
 
 
@@ -172,7 +182,7 @@ LEARNERS: Registry[LearnerSpec] = Registry("learner", "residual_rl.learners")
 
 
 def register_task(spec: TaskSpec) -> TaskSpec:
-    """Make `spec` known by its id, and to Gymnasium by its `gymnasium_id`."""
+    """Register `spec` by its id, and with Gymnasium by its `gymnasium_id`."""
     TASKS.register(spec)
     if spec.gymnasium_id is not None:
         gymnasium.register(
@@ -185,12 +195,12 @@ def register_task(spec: TaskSpec) -> TaskSpec:
 
 
 def register_base_policy(spec: BasePolicySpec) -> BasePolicySpec:
-    """Make `spec` known by its id."""
+    """Register `spec` by its id."""
     return BASE_POLICIES.register(spec)
 
 
 def register_learner(spec: LearnerSpec) -> LearnerSpec:
-    """Make `spec` known by its id."""
+    """Register `spec` by its id."""
     return LEARNERS.register(spec)
 
 
@@ -202,4 +212,6 @@ def load(reference: str) -> Any:
     except ResidualRLError:
         raise
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{reference!r}, which a registered spec or a setting names, cannot be loaded: {error}") from error
+        raise ConfigError(
+            f"{reference!r}, which a registered spec or a setting names, cannot be loaded: {error}"
+        ) from error

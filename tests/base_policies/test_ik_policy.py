@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from residual_rl.base_policies import ik
+from residual_rl.base_policies import ik_policy as ik
 from residual_rl.base_policies.executor import make_base_policy
 from residual_rl.base_policies.ik import IKCfg
 from residual_rl.base_policies.ik_policy import IKPolicy, turn_to
@@ -27,6 +27,7 @@ from residual_rl.errors import ConfigError
 from residual_rl.factory import make_residual_env
 from residual_rl.robots.arm import Arm
 from residual_rl.robots.cartesian_goals import GOALS, funnel, tool_yaw, yaw_of
+from residual_rl.robots.kinematics import KinematicChain
 from residual_rl.tasks.maniskill.config import ManiSkillCfg
 from residual_rl.tasks.maniskill.factory import make
 from residual_rl.tasks.maniskill.goals import peg_insertion_side as peg
@@ -71,7 +72,12 @@ ARM = Arm(
 
 def stub(arm: Arm | None = ARM, task_name: str = "StackCube-v1", action_dim: int = 7) -> Any:
     return SimpleNamespace(
-        arm=arm, task_name=task_name, device=torch.device("cpu"), num_envs=1, action_unit=torch.ones(action_dim), control_mode="odd"
+        arm=arm,
+        task_name=task_name,
+        device=torch.device("cpu"),
+        num_envs=1,
+        action_unit=torch.ones(action_dim),
+        control_mode="odd",
     )
 
 
@@ -94,7 +100,9 @@ def stacking(tool: tuple[float, float, float], cube: tuple[float, float, float],
 
 def test_turns() -> None:
     turned = math.radians(20)
-    assert turn_to(torch.tensor([DOWN]), torch.tensor([0.0])).tolist() == [[0.0, 0.0, 0.0]]  # -y is a quarter turn from +x
+    assert turn_to(torch.tensor([DOWN]), torch.tensor([0.0])).tolist() == [
+        [0.0, 0.0, 0.0]
+    ]  # -y is a quarter turn from +x
     about_z = turn_to(torch.tensor([DOWN], dtype=torch.float64), torch.tensor([turned], dtype=torch.float64))
     assert about_z[0].tolist() == pytest.approx([0.0, 0.0, turned])
     # a tool that is 20 degrees off the vertical, turned about the world's x
@@ -109,8 +117,13 @@ def test_angles_about_the_vertical() -> None:
 
 
 def test_a_target_is_reached_from_above() -> None:
-    target, tool = torch.tensor([[0.0, 0.0, 0.02]] * 3), torch.tensor([[0.3, 0.0, 0.2], [0.03, 0.0, 0.2], [0.005, 0.0, 0.2]])
-    expected = torch.tensor([[0.0, 0.0, 0.1], [0.0, 0.0, 0.08], [0.0, 0.0, 0.02]])  # 3 x (0.03 - 0.01) over it
+    target, tool = (
+        torch.tensor([[0.0, 0.0, 0.02]] * 3),
+        torch.tensor([[0.3, 0.0, 0.2], [0.03, 0.0, 0.2], [0.005, 0.0, 0.2]]),
+    )
+    expected = torch.tensor(
+        [[0.0, 0.0, 0.1], [0.0, 0.0, 0.08], [0.0, 0.0, 0.02]]
+    )  # 3 x (0.03 - 0.01) over it
     assert torch.allclose(funnel(target, tool, hover=0.08), expected)
 
 
@@ -140,30 +153,29 @@ def test_the_jacobian_is_the_simulators() -> None:
     world.close()
 
 
-def joint_xml(number: int, kind: str) -> str:
-    return (
-        f'<joint name="j{number}" type="{kind}"><parent link="l{number - 1}"/><child link="l{number}"/>'
-        f'<origin xyz="0.1 {0.1 * number} 0.3" rpy="0.5 -0.2 {0.3 * number}"/><axis xyz="0 0.6 0.8"/>'
-        '<limit lower="-3" upper="3" effort="1" velocity="1"/></joint>'
-    )
-
-
-@pytest.mark.parametrize("kinds", [("fixed", "revolute", "fixed", "revolute", "fixed"), ("revolute", "prismatic", "fixed")])
-def test_hinges_alone_are_a_quicker_chain(kinds: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("urdf", "link"),
+    [
+        ("panda/panda_v2.urdf", "panda_hand_tcp"),
+        ("fetch/fetch.urdf", "gripper_link"),  # its torso slides
+        ("so100/so100.urdf", "Fixed_Jaw_tip"),
+    ],
+)
+def test_kinematic_chain_from_urdf__equals_pytorch_kinematics(urdf: str, link: str) -> None:
+    import mani_skill
     import pytorch_kinematics
 
-    links = "".join(f'<link name="l{i}"/>' for i in range(len(kinds) + 1))
-    joints = "".join(joint_xml(i, kind) for i, kind in enumerate(kinds, 1))
-    chain = pytorch_kinematics.build_serial_chain_from_urdf(f'<robot name="r">{links}{joints}</robot>'.encode(), f"l{len(kinds)}")
-    hinges = ik._hinges(chain.to(dtype=torch.float64))
-    if "prismatic" in kinds:
-        assert hinges is None
-        return
-    assert hinges is not None
-    positions = torch.tensor([[0.0, 0.0], [0.7, -1.3], [-2.0, 0.4]], dtype=torch.float64)
-    frames, tool = hinges.forward(positions)
-    assert torch.allclose(tool, chain.forward_kinematics(positions).get_matrix(), atol=1e-6)
-    assert torch.allclose(torch.cat(hinges.jacobian(frames, tool), 1), chain.jacobian(positions), atol=1e-6)
+    text = (Path(mani_skill.__file__).parent / "assets" / "robots" / urdf).read_bytes()
+    theirs = pytorch_kinematics.build_serial_chain_from_urdf(text, link).to(dtype=torch.float64)
+    ours = KinematicChain.from_urdf(text, link)
+    assert list(ours.joint_names) == theirs.get_joint_parameter_names()
+    positions = (
+        torch.rand(20, ours.num_joints, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 4
+        - 2
+    )
+    frames, tool = ours.forward(positions)
+    assert torch.allclose(tool, theirs.forward_kinematics(positions).get_matrix(), atol=1e-6)
+    assert torch.allclose(torch.cat(ours.jacobian(frames, tool), 1), theirs.jacobian(positions), atol=1e-6)
 
 
 # --- what is commanded, by hand -----------------------------------------------------------------------------------------
@@ -174,9 +186,13 @@ def test_an_action_is_the_way_to_the_goal_in_the_arms_units() -> None:
     policy = ik.make(IKCfg(gain=0.3, max_step=1.0, max_turn=1.0), stub())
     half = 0.15
     cube = pose(0.004, 0.0, 0.02, math.cos(half), 0.0, 0.0, math.sin(half))
-    action = policy.predict_action_chunk({**stacking((0.0, 0.0, 0.22), (0, 0, 0)), "cubeA_pose": cube}, torch.tensor([0]))
+    action = policy.predict_action_chunk(
+        {**stacking((0.0, 0.0, 0.22), (0, 0, 0)), "cubeA_pose": cube}, torch.tensor([0])
+    )
     assert action.shape == (1, 1, 7)
-    assert action[0, 0].tolist() == pytest.approx([-1.0, 0.012, 0.0, -0.6, 0.0, 0.0, -0.45])  # the gripper is open: -1 with this robot
+    assert action[0, 0].tolist() == pytest.approx(
+        [-1.0, 0.012, 0.0, -0.6, 0.0, 0.0, -0.45]
+    )  # the gripper is open: -1 with this robot
     faster = ik.make(IKCfg(gain=0.6, max_step=0.06, max_turn=1.0), stub())
     action = faster.predict_action_chunk(stacking((0.0, 0.0, 0.22), (0.0, 0.0, 0.02)), torch.tensor([0]))
     assert action[0, 0, 1:4].tolist() == pytest.approx([0.0, 0.0, -0.6])  # 0.12 m are cut to 0.06 m
@@ -186,8 +202,12 @@ def test_the_bases_axes_are_those_of_the_actions() -> None:
     """A base that is turned by a quarter: what lies along the world's y is along its x."""
     policy = ik.make(IKCfg(gain=1.0, max_step=0.05), stub())
     turned = pose(0.0, 0.0, 0.0, math.sqrt(0.5), 0.0, 0.0, math.sqrt(0.5))
-    action = policy.predict_action_chunk(stacking((0.0, -0.3, 0.1), (0.0, 0.0, 0.02), base_pose=turned), torch.tensor([0]))
-    assert action[0, 0, 1:4].tolist() == pytest.approx([0.5, 0.0, 0.0], abs=1e-6)  # 0.08 m over the cube is as high as it is
+    action = policy.predict_action_chunk(
+        stacking((0.0, -0.3, 0.1), (0.0, 0.0, 0.02), base_pose=turned), torch.tensor([0])
+    )
+    assert action[0, 0, 1:4].tolist() == pytest.approx(
+        [0.5, 0.0, 0.0], abs=1e-6
+    )  # 0.08 m over the cube is as high as it is
 
 
 def test_phases_follow_each_other() -> None:
@@ -209,7 +229,12 @@ def test_phases_follow_each_other() -> None:
     assert after(RELEASE, 20, stacking((0.1, 0.0, 0.1), (0.2, 0.0, 0.02))) == REACH  # it fell
 
 
-def inserting(tool: tuple[float, float, float], peg_at: tuple[float, float, float], yaw: float = 0.0, tool_yaw: float = math.pi / 2) -> Obs:
+def inserting(
+    tool: tuple[float, float, float],
+    peg_at: tuple[float, float, float],
+    yaw: float = 0.0,
+    tool_yaw: float = math.pi / 2,
+) -> Obs:
     """A peg of 0.2 m whose head points along x, turned by `yaw`, before a hole at 0.1 m of height whose axis is x; the middle of the box is
     0.5 m ahead. The tool points down, its y axis at `tool_yaw`."""
     half = 0.5 * (tool_yaw + math.pi / 2)  # DOWN has it along -y
@@ -232,8 +257,13 @@ def test_phases_of_an_insertion() -> None:
     # it is taken 0.06 m behind its middle, half its half length and a centimetre
     assert after(peg.REACH, 9, inserting((-0.06, 0.0, 0.02), (0.0, 0.0, 0.02))) == peg.GRASP
     assert after(peg.REACH, 9, inserting((-0.04, 0.0, 0.02), (0.0, 0.0, 0.02))) == peg.REACH
-    assert after(peg.REACH, 9, inserting((-0.06, 0.0, 0.02), (0.0, 0.0, 0.02), tool_yaw=0.0)) == peg.REACH  # along it, not across
-    assert after(peg.REACH, 9, inserting((-0.06, 0.0, 0.02), (0.0, 0.0, 0.02), tool_yaw=-math.pi / 2)) == peg.GRASP
+    assert (
+        after(peg.REACH, 9, inserting((-0.06, 0.0, 0.02), (0.0, 0.0, 0.02), tool_yaw=0.0)) == peg.REACH
+    )  # along it, not across
+    assert (
+        after(peg.REACH, 9, inserting((-0.06, 0.0, 0.02), (0.0, 0.0, 0.02), tool_yaw=-math.pi / 2))
+        == peg.GRASP
+    )
     assert after(peg.GRASP, 4, inserting((-0.06, 0.0, 0.02), (0.0, 0.0, 0.02))) == peg.GRASP
     assert after(peg.GRASP, 5, inserting((-0.06, 0.0, 0.02), (0.0, 0.0, 0.02))) == peg.ALIGN
     # the box begins 0.1 m before its middle; a head at 0.38 m is 0.02 m before it
@@ -252,17 +282,26 @@ def test_where_an_insertion_wants_the_tool() -> None:
         return goals.goal(obs, torch.tensor([phase]), now)
 
     carried = goal(peg.ALIGN, inserting((0.04, 0.05, 0.2), (0.1, 0.05, 0.2)))
-    assert carried.position[0].tolist() == pytest.approx([0.22, 0.0, 0.1])  # the head 0.02 m before the box, the tool 0.16 m behind it
+    assert carried.position[0].tolist() == pytest.approx(
+        [0.22, 0.0, 0.1]
+    )  # the head 0.02 m before the box, the tool 0.16 m behind it
     pushed = goal(peg.INSERT, inserting((0.22, 0.0, 0.101), (0.28, 0.0, 0.101)))
     assert pushed.position[0].tolist() == pytest.approx([0.22 + 0.015, 0.0, 0.1])
     assert not pushed.is_open.item()
     # a peg that is turned by a tenth is turned back about the tool: its head is where it should be then
-    turned = inserting((0.0, 0.0, 0.1), (0.06 * math.cos(0.1), 0.06 * math.sin(0.1), 0.1), yaw=0.1, tool_yaw=math.pi / 2 + 0.1)
+    turned = inserting(
+        (0.0, 0.0, 0.1),
+        (0.06 * math.cos(0.1), 0.06 * math.sin(0.1), 0.1),
+        yaw=0.1,
+        tool_yaw=math.pi / 2 + 0.1,
+    )
     wanted = goal(peg.ALIGN, turned)
     assert wanted.position[0].tolist() == pytest.approx([0.22, 0.0, 0.1])
     assert float(wanted.yaw) == pytest.approx(math.pi / 2)
     # from above, and not before the fingers are across it
-    assert goal(peg.REACH, inserting((-0.06, 0.0, 0.1), (0.0, 0.0, 0.02))).position[0].tolist() == pytest.approx([-0.06, 0.0, 0.02])
+    assert goal(peg.REACH, inserting((-0.06, 0.0, 0.1), (0.0, 0.0, 0.02))).position[
+        0
+    ].tolist() == pytest.approx([-0.06, 0.0, 0.02])
     along = goal(peg.REACH, inserting((-0.06, 0.0, 0.1), (0.0, 0.0, 0.02), tool_yaw=math.pi / 2 - 1.0))
     assert along.position[0].tolist() == pytest.approx([-0.06, 0.0, 0.1])
     assert float(along.yaw) == pytest.approx(math.pi / 2 - 0.4)  # by 0.6 rad at once, and open
@@ -314,20 +353,29 @@ def test_it_turns_the_fingers_to_the_cubes_sides(make_env: Make) -> None:
     for _ in range(8):
         obs, *_ = env.step(policy.act(obs))
     assert before.max() > 0.6
-    assert ((off() < before - 0.2) | (off() < 0.02)).all()  # by 0.1 rad a step, of which the controller does a good third
+    assert (
+        (off() < before - 0.2) | (off() < 0.02)
+    ).all()  # by 0.1 rad a step, of which the controller does a good third
 
 
 def test_an_ensemble_of_experts_scales_the_residual() -> None:
     """Two gains disagree on the way to the cube, by the figure that the composition then scales the residual with."""
     cfg = TrainCfg.default("maniskill", "hybrid")
-    cfg = replace_fields(cfg, {"env_id": "PickCube-v1", "num_threads": 1, "adaptive": "uncertainty", "residual_scale": 0.5})
-    base = dataclasses.replace(cfg.base, policies=("ik", "ik"), settings=("0.gain=0.2", "1.gain=0.5"), mode="ensemble")
+    cfg = replace_fields(
+        cfg, {"env_id": "PickCube-v1", "num_threads": 1, "adaptive": "uncertainty", "residual_scale": 0.5}
+    )
+    base = dataclasses.replace(
+        cfg.base, policies=("ik", "ik"), settings=("0.gain=0.2", "1.gain=0.5"), mode="ensemble"
+    )
     env = make_residual_env(dataclasses.replace(cfg, base=base), 2)
     try:
         env.reset(seed=3)
         uncertainty = env.base_policy.uncertainty
         assert (uncertainty > 0.01).all()
-        members = [member.act({name: env.vec_env.observations()[name] for name in member.policy.inputs}) for member in _fresh(env.vec_env)]
+        members = [
+            member.act({name: env.vec_env.observations()[name] for name in member.policy.inputs})
+            for member in _fresh(env.vec_env)
+        ]
         spread = torch.stack(members).double().std(0, correction=0).mean(1)
         assert torch.allclose(uncertainty.double(), spread, atol=1e-6)
     finally:
@@ -340,10 +388,48 @@ def _fresh(env: Any) -> list[Any]:
 
 @pytest.mark.slow
 def test_a_residual_is_trained_on_an_ensemble_of_experts(tmp_path: Path) -> None:
-    flags = ["--env-id", "PushCube-v1", "--num-envs", "2", "--num-steps", "8", "--minibatch-size", "8", "--hidden-sizes", "8", "8"]
-    flags += ["--num-threads", "1", "--eval-episodes", "1", "--eval-freq", "0", "--total-timesteps", "32", "--max-episode-steps", "10"]
-    flags += ["--expert-type", "hybrid", "--base.policies", "ik", "ik", "--base.settings", "0.gain=0.5", "--base.mode", "ensemble"]
-    assert main(["train", "maniskill", *flags, "--adaptive", "uncertainty", "--output-dir", str(tmp_path / "run")]) == 0
+    flags = [
+        "--env-id",
+        "PushCube-v1",
+        "--num-envs",
+        "2",
+        "--num-steps",
+        "8",
+        "--minibatch-size",
+        "8",
+        "--hidden-sizes",
+        "8",
+        "8",
+    ]
+    flags += [
+        "--num-threads",
+        "1",
+        "--eval-episodes",
+        "1",
+        "--eval-freq",
+        "0",
+        "--total-timesteps",
+        "32",
+        "--max-episode-steps",
+        "10",
+    ]
+    flags += [
+        "--expert-type",
+        "hybrid",
+        "--base.policies",
+        "ik",
+        "ik",
+        "--base.settings",
+        "0.gain=0.5",
+        "--base.mode",
+        "ensemble",
+    ]
+    assert (
+        main(
+            ["train", "maniskill", *flags, "--adaptive", "uncertainty", "--output-dir", str(tmp_path / "run")]
+        )
+        == 0
+    )
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------------
@@ -358,7 +444,9 @@ def test_a_task_without_goals_lists_those_that_have_some() -> None:
 
 
 def test_goals_of_ones_own() -> None:
-    policy = ik.make(IKCfg(goals="residual_rl.tasks.maniskill.goals.stack_cube:StackCubeGoals"), stub(task_name="Other-v1"))
+    policy = ik.make(
+        IKCfg(goals="residual_rl.tasks.maniskill.goals.stack_cube:StackCubeGoals"), stub(task_name="Other-v1")
+    )
     assert isinstance(policy, IKPolicy)
     assert isinstance(policy.goals, StackCubeGoals)
     wrong = {
@@ -379,10 +467,22 @@ def test_goals_of_ones_own() -> None:
             dataclasses.replace(ARM, control=None),
             "control mode 'odd' of robot 'stick' .*choose pd_ee_delta_pos, pd_ee_delta_pose or pd_joint_delta_pos",
         ),
-        (dataclasses.replace(ARM, control="joint_delta"), "robot 'stick' has no URDF .*: choose a Cartesian control mode"),
-        (dataclasses.replace(ARM, control="joint_delta", urdf="/nowhere.urdf"), "cannot be read from /nowhere.urdf .*FileNotFoundError"),
-        (dataclasses.replace(ARM, gripper_index=()), "robot 'stick' has no gripper, and StackCubeGoals take one"),
-        (dataclasses.replace(ARM, gripper_opens=None), "which action opens the gripper of robot 'stick': give its class an attribute"),
+        (
+            dataclasses.replace(ARM, control="joint_delta"),
+            "robot 'stick' has no URDF .*: choose a Cartesian control mode",
+        ),
+        (
+            dataclasses.replace(ARM, control="joint_delta", urdf="/nowhere.urdf"),
+            "cannot be read from /nowhere.urdf .*No such file",
+        ),
+        (
+            dataclasses.replace(ARM, gripper_index=()),
+            "robot 'stick' has no gripper, and StackCubeGoals take one",
+        ),
+        (
+            dataclasses.replace(ARM, gripper_opens=None),
+            "which action opens the gripper of robot 'stick': give its class an attribute",
+        ),
     ],
     ids=["no arm", "control mode", "no URDF", "URDF missing", "no gripper", "gripper unknown"],
 )
@@ -392,17 +492,23 @@ def test_an_arm_that_cannot_be_used_is_refused(arm: Arm | None, message: str) ->
 
 
 def test_a_control_mode_that_it_cannot_use_is_named(make_env: Make) -> None:
-    with pytest.raises(ConfigError, match=r"base policy 'ik': .*control mode 'pd_joint_pos' of robot 'panda'"):
+    with pytest.raises(
+        ConfigError, match=r"base policy 'ik': .*control mode 'pd_joint_pos' of robot 'panda'"
+    ):
         make_base_policy("ik", None, make_env("PushCube-v1", "pd_joint_pos"))
 
 
 def test_a_missing_observation_is_named(make_env: Make) -> None:
     goals = IKCfg(goals="residual_rl.tasks.maniskill.goals.stack_cube:StackCubeGoals")
-    with pytest.raises(ConfigError, match=r"base policy 'ik' needs the observation 'cubeA_pose' \(7,\); the env has "):
+    with pytest.raises(
+        ConfigError, match=r"base policy 'ik' needs the observation 'cubeA_pose' \(7,\); the env has "
+    ):
         make_base_policy("ik", goals, make_env("PushCube-v1", "pd_joint_delta_pos"))
 
 
-@pytest.mark.parametrize("settings", [{"gain": 0.0}, {"max_step": -1.0}, {"max_turn": 0.0}, {"damping": -0.1}, {"gain": math.nan}])
+@pytest.mark.parametrize(
+    "settings", [{"gain": 0.0}, {"max_step": -1.0}, {"max_turn": 0.0}, {"damping": -0.1}, {"gain": math.nan}]
+)
 def test_settings_are_checked(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
         IKCfg(**settings)

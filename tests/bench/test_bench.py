@@ -39,7 +39,9 @@ def test_bare_mujoco_does_the_same_work_over_several_episodes() -> None:
     env = make_residual_env(CFG, 3)
     speeds = bench_stepping.compare_stepping(env, num_steps=14, repeats=2)
     assert speeds.resets == 6  # each of 3 worlds begins anew after steps 6 and 12
-    assert [len(values) for values in (speeds.env_cpu, speeds.raw_cpu, speeds.ratios, speeds.physics_share)] == [2] * 4
+    assert [
+        len(values) for values in (speeds.env_cpu, speeds.raw_cpu, speeds.ratios, speeds.physics_share)
+    ] == [2] * 4
     np.testing.assert_allclose(np.array(speeds.env_cpu) / speeds.raw_cpu, speeds.ratios)
     assert all(0.0 < share < 1.0 for share in speeds.physics_share)
     env.close()
@@ -61,7 +63,9 @@ def test_other_work_is_noticed() -> None:
 def test_the_env_is_left_as_it_was() -> None:
     env = make_residual_env(CFG, 2)
     bench_stepping.compare_stepping(env, num_steps=1, repeats=1)
-    assert {"step", "reset"}.isdisjoint(vars(env.vec_env.physics)) or env.vec_env.physics.step.__name__ == "step"
+    assert {"step", "reset"}.isdisjoint(
+        vars(env.vec_env.physics)
+    ) or env.vec_env.physics.step.__name__ == "step"
     env.close()
 
 
@@ -79,7 +83,9 @@ def test_worlds_that_mujoco_does_not_step_are_refused() -> None:
 
 
 @pytest.mark.parametrize("error", [ResidualRLError, ConfigError])
-def test_worlds_without_mujoco_are_left_out_and_other_failures_are_not(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worlds_without_mujoco_are_left_out_and_other_failures_are_not(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(with_error: Exception) -> None:
         def compare(*_: Any) -> None:
             raise with_error
@@ -94,7 +100,9 @@ def test_worlds_without_mujoco_are_left_out_and_other_failures_are_not(error: ty
         bench._stepping(CFG, BenchCfg(num_envs=1))
 
 
-def test_without_sb3_the_rest_is_measured_and_the_mend_is_named(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_sb3_the_rest_is_measured_and_the_mend_is_named(
+    small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
     speeds = bench_training.compare_training(CFG, repeats=2)
     assert len(speeds.ours) == 2
@@ -107,7 +115,9 @@ def test_without_sb3_the_rest_is_measured_and_the_mend_is_named(small: None, mon
     assert speeds.base_latency > 0.0
 
 
-def test_sb3_gets_the_same_task_networks_and_number_of_gradient_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sb3_gets_the_same_task_networks_and_number_of_gradient_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pytest.importorskip("stable_baselines3")
     from stable_baselines3.common import vec_env
 
@@ -134,7 +144,13 @@ def test_the_results_are_plain_and_name_the_machine(small: None, monkeypatch: py
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
     told: list[str] = []
     results = json.loads(
-        json.dumps(run_bench(CFG, BenchCfg(num_envs=2, num_threads=1, num_steps=2, repeats=1, training_repeats=1), told.append))
+        json.dumps(
+            run_bench(
+                CFG,
+                BenchCfg(num_envs=2, num_threads=1, num_steps=2, repeats=1, training_repeats=1),
+                told.append,
+            )
+        )
     )
     assert told == ["training", "stepping", "cameras"]
     rows = {row["name"]: row for row in results["rows"]}
@@ -148,10 +164,18 @@ def test_the_results_are_plain_and_name_the_machine(small: None, monkeypatch: py
     assert "1 torch thread" in results["caption"]
 
 
-def test_a_sum_is_shown_as_a_table_and_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sum_is_shown_as_a_table_and_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def measured(cfg: TrainCfg, amounts: BenchCfg, tell: Any) -> dict[str, Any]:
         assert cfg.task.tolerance == 0.01
-        row = {"name": "env stepping", "value": 12345.6, "unit": "steps / s", "note": "how", "spread": (1.234, 20000.0)}
+        row = {
+            "name": "env stepping",
+            "value": 12345.6,
+            "unit": "steps / s",
+            "note": "how",
+            "spread": (1.234, 20000.0),
+        }
         skipped = {"name": "camera images", "value": None, "unit": "", "note": "no OpenGL", "spread": None}
         return {
             "task": cfg.task_id,
@@ -184,7 +208,9 @@ def test_a_sum_is_shown_as_a_table_and_saved(tmp_path: Path, monkeypatch: pytest
         assert text in printed
 
 
-def test_the_results_lie_where_the_user_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_results_lie_where_the_user_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     results = {"task": "so101-paper", "caption": "", "rows": [], "machine": {"cpu": "x", "cores": 2}}
     monkeypatch.setattr(cli, "run_bench", lambda *_: results | {"load_average": {"before": [], "after": []}})
     monkeypatch.chdir(tmp_path)
@@ -193,7 +219,9 @@ def test_the_results_lie_where_the_user_is(tmp_path: Path, monkeypatch: pytest.M
     assert "Saved: bench-so101-paper.json" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("argv", "text"), [([], "needs a task id"), (["so101-papr"], "did you mean 'so101-paper'")])
+@pytest.mark.parametrize(
+    ("argv", "text"), [([], "needs a task id"), (["so101-papr"], "did you mean 'so101-paper'")]
+)
 def test_wrong_use_is_named(argv: list[str], text: str) -> None:
     with pytest.raises(ResidualRLError, match=text):
         cli.main(argv)

@@ -200,7 +200,10 @@ SPOILED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "text": (lambda data: b"hello", "truncated or not a safetensors file"),
     "pickle": (lambda data: pickle.dumps({"policy": 1}), "truncated or not a safetensors file"),
     "of another kind": (lambda data: checkpoint.to_bytes({"x": 1}, "checkpoint"), "is a residual_rl checkpoint; expected a policy"),
-    "of a later release": (lambda data: newer(checkpoint.from_bytes(data, "policy")), "has format version 9; this release reads up to version 1"),
+    "of a later release": (
+        lambda data: newer(checkpoint.from_bytes(data, "policy")),
+        "has format version 9; this release reads up to version 1",
+    ),
     "without settings": (lambda data: checkpoint.to_bytes({"policy": {}, "step": 1}, "policy"), "lacks config, residual_scale"),
     "with unknown settings": (
         lambda data: tampered(checkpoint.from_bytes(data, "policy"), lambda s: s["config"]["learner"].update(layers=3)),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doc_pages import commands, split, with_present_flags
+from doc_pages import commands, split
 from paths import ROOT
 
 from residual_rl.cli.main import main
@@ -106,7 +106,7 @@ def test_executed_commands__do_what_the_pages_say(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     for page, line, more, check in EXECUTED:
-        code = main(with_present_flags([*shlex.split(line)[1:], *more]))
+        code = main([*shlex.split(line)[1:], *more])
         said = capfd.readouterr()
         assert code == 0, f"{page}: {line}\n{said.err}"
         assert check(tmp_path, said.out), f"{page}: {line}\n{said.out}"

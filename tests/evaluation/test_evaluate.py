@@ -1,4 +1,4 @@
-"""Evaluation: each seed once whatever the number of worlds, figures in the order of the seeds, and figures worked out by hand."""
+"""Evaluation: each seed once for any number of envs, metrics in the order of the seeds, values by hand."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ SCALE, PENALTY = 0.5, 1.0
 
 
 class CountingEnv(VecEnv):
-    """Episodes that their seed decides alone: `1 + seed % 4` steps of reward `seed`; even seeds terminate, odd ones are cut off.
+    """Episodes of `1 + seed % 4` steps with reward `seed`; even seeds terminate, odd ones are truncated.
 
-    It observes the number of steps in the episode, and remembers what was asked of it.
+    The observation is the number of steps in the episode. Seeds and actions are recorded.
     """
 
     def __init__(self, num_envs: int):
@@ -59,23 +59,23 @@ class CountingEnv(VecEnv):
         self._start(torch.arange(self.num_envs))
         return self.observations(), {}
 
-    def _start(self, worlds: Tensor) -> None:
-        seeds = self.episode_seeds.draw(len(worlds))
+    def _start(self, env_ids: Tensor) -> None:
+        seeds = self.episode_seeds.draw(len(env_ids))
         self.started += [seed for seed in seeds.tolist() if seed >= 0]
-        self._seed = self._seed.index_copy(0, worlds, seeds)
-        self._step = self._step.index_fill(0, worlds, 0)
+        self._seed = self._seed.index_copy(0, env_ids, seeds)
+        self._step = self._step.index_fill(0, env_ids, 0)
 
     def observations(self) -> Obs:
         return {"state": self._step[:, None].float()}
 
     def step(self, actions: Tensor) -> Any:
         active = self._seed >= 0
-        for world in active.nonzero().flatten().tolist():
-            self.actions.setdefault(int(self._seed[world]), []).append(actions[world].tolist())
+        for env_id in active.nonzero().flatten().tolist():
+            self.actions.setdefault(int(self._seed[env_id]), []).append(actions[env_id].tolist())
         self._step = self._step + active
         reward = torch.where(
             active, self._seed, 1000
-        ).float()  # what a world without an episode gives must not count
+        ).float()  # values of envs without an episode must be ignored
         ended = active & (self._step == 1 + self._seed % 4)
         terminated = ended & (self._seed % 2 == 0)
         metrics = {"distance": self._step / 10 + self._seed}
@@ -122,7 +122,7 @@ SEEDS = [7, 12, 3, 9, 4, 30, 1, 22, 5, 11]
 
 
 @pytest.mark.parametrize("num_envs", [1, 2, 3, 7, 10, 25])
-def test_each_seed_runs_once_and_figures_are_in_the_order_of_the_seeds(num_envs: int) -> None:
+def test_evaluate__runs_each_seed_once_and_returns_metrics_in_the_order_of_the_seeds(num_envs: int) -> None:
     env, inner = make(num_envs)
     episodes = evaluate(env, growing, SEEDS)
     assert sorted(inner.started) == sorted(SEEDS)
@@ -135,7 +135,7 @@ def test_each_seed_runs_once_and_figures_are_in_the_order_of_the_seeds(num_envs:
 
 
 @pytest.mark.parametrize("num_envs", [1, 4, 25])
-def test_returns_sizes_and_changes_by_hand(num_envs: int) -> None:
+def test_evaluate__return_magnitude_and_change_by_hand(num_envs: int) -> None:
     """Scaled residuals 0, 0.2, 0.4, 0.6: actions 0.25, 0.45, 0.65, 0.85 and always -0.5."""
     env, inner = make(num_envs)
     episodes = evaluate(env, growing, SEEDS)
@@ -161,8 +161,8 @@ def test_returns_sizes_and_changes_by_hand(num_envs: int) -> None:
     ]
 
 
-def test_the_residual_size_is_that_before_the_clip_and_the_change_that_of_the_executed_action() -> None:
-    """Residual (1, -1) · 0.5 in every second step. Actions (0.25, -0.5), (0.75, -1), …; sizes 0, √0.5, …; changes √0.5."""
+def test_evaluate__magnitude_is_before_the_clip_and_change_is_of_executed_actions() -> None:
+    """Residual (1, -1) · 0.5 in every second step: actions (0.25, -0.5), (0.75, -1), …, magnitudes 0, √0.5, …"""
     env, inner = make(1)
 
     def jumping(obs: Obs) -> Tensor:
@@ -181,7 +181,7 @@ def test_the_residual_size_is_that_before_the_clip_and_the_change_that_of_the_ex
     assert float(episodes["return"][0]) == pytest.approx(4 * 3 - 2 * 2.0)
 
 
-def test_the_base_alone_has_no_residual() -> None:
+def test_no_residual__the_base_acts_alone() -> None:
     env, inner = make(3)
     episodes = evaluate(env, no_residual(env), SEEDS)
     assert episodes["residual_magnitude"].tolist() == [0.0] * len(SEEDS)
@@ -190,14 +190,14 @@ def test_the_base_alone_has_no_residual() -> None:
     assert episodes["return"].tolist() == [seed * (1 + seed % 4) for seed in SEEDS]
 
 
-def test_short_episodes_are_not_favoured() -> None:
-    """With 100 seeds of each length on 7 worlds, the mean length is that of the seeds, 2.5, and not that of who finishes first."""
+def test_evaluate__short_episodes_are_not_over_represented() -> None:
+    """With 100 seeds of each length in 7 envs, the mean length is that of the seeds, 2.5."""
     env, _ = make(7)
     episodes = evaluate(env, growing, range(400))
     assert float(episodes["episode_length"].mean()) == 2.5
 
 
-def test_the_order_of_the_seeds_changes_nothing_but_the_order() -> None:
+def test_evaluate__the_order_of_the_seeds_changes_only_the_order_of_the_metrics() -> None:
     shuffled = random.Random(1).sample(SEEDS, len(SEEDS))
     assert shuffled != SEEDS
     first, second = (evaluate(make(3)[0], growing, seeds) for seeds in (SEEDS, shuffled))
@@ -214,7 +214,7 @@ def test_the_order_of_the_seeds_changes_nothing_but_the_order() -> None:
         assert rows[0][name]["per_episode"] == rows[1][name]["per_episode"]
 
 
-def test_an_env_evaluates_again_from_the_start() -> None:
+def test_evaluate__an_env_can_be_evaluated_again() -> None:
     env, _ = make(3)
     first, second = evaluate(env, growing, SEEDS), evaluate(env, growing, SEEDS)
     assert {name: values.tolist() for name, values in first.items()} == {
@@ -222,12 +222,12 @@ def test_an_env_evaluates_again_from_the_start() -> None:
     }
 
 
-def test_seeds_that_repeat_are_refused() -> None:
+def test_evaluate__refuses_repeated_seeds() -> None:
     with pytest.raises(ValueError, match="distinct"):
         evaluate(make(2)[0], growing, [1, 2, 1])
 
 
-def test_callers_see_every_step_and_the_progress() -> None:
+def test_evaluate__calls_on_step_and_on_progress() -> None:
     env, _ = make(4)
     steps: list[Transition] = []
     progress: list[tuple[int, float]] = []
@@ -241,17 +241,17 @@ def test_callers_see_every_step_and_the_progress() -> None:
     assert [n for n, _ in progress] == sorted({n for n, _ in progress})
     assert progress[-1] == (10, pytest.approx(0.4))
     assert all(t.action.shape == (4, 2) for t in steps)
-    assert len(steps) == 8  # worlds 0 to 3 run 7 22 · 12 4 30 · 3 5 · 9 1 11: 4+3, 1+1+3, 4+2 and 2+2+4 steps
+    assert len(steps) == 8  # envs 0 to 3 run 7 22 · 12 4 30 · 3 5 · 9 1 11: 4+3, 1+1+3, 4+2 and 2+2+4 steps
 
 
-# --- what goes into eval.json ---------------------------------------------------------------------------------------
+# --- what goes into eval.json ---
 
 
 def episodes_of(success: Sequence[float], length: Sequence[float]) -> Episodes:
     return {"success_once": torch.tensor(success), "episode_length": torch.tensor(length)}
 
 
-def test_summaries_and_paired_differences_by_hand() -> None:
+def test_summarize__intervals_and_paired_differences_by_hand() -> None:
     residual = episodes_of([1.0, 1.0, 1.0, 0.0], [10.0, 12.0, 14.0, 20.0])
     base = episodes_of([1.0, 0.0, 0.0, 0.0], [11.0, 20.0, 20.0, 20.0])
     evaluation = compare.summarize(
@@ -275,16 +275,16 @@ def test_summaries_and_paired_differences_by_hand() -> None:
     assert evaluation["units"] == {"x": "m"}
 
 
-def test_without_both_policies_there_is_no_difference() -> None:
+def test_summarize__without_both_policies_there_is_no_difference() -> None:
     evaluation = compare.summarize({"base": episodes_of([1.0], [3.0])}, [1], "t", {}, {})
     assert evaluation["paired"] == {}
     assert evaluation["policies"]["base"]["episode_length"]["interval"] is None
 
 
-# --- the real task --------------------------------------------------------------------------------------------------
+# --- the real task ---
 
 
-def test_a_real_episode_is_the_same_in_any_batch() -> None:
+def test_evaluate__an_episode_of_so101_paper_does_not_depend_on_the_batch() -> None:
     cfg = TrainCfg.default("so101-paper")
     cfg = replace_fields(
         cfg, {"max_episode_steps": 15, "tolerance": 0.08, "success_hold_steps": 5, "num_threads": 1}

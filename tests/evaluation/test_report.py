@@ -1,4 +1,4 @@
-"""The report: the figures in it, nothing from outside, nothing unescaped; the terminal's table; plots from what there is."""
+"""The report: its contents, self-contained and escaped; the table for the terminal; the plots."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def evaluation(
         "base": [i % 4 == 1 for i in range(n)],
         "zero": [False] * n,
     }
-    figures = {
+    values = {
         name: {
             "success_once": dict(zip(seeds, map(float, won[name]), strict=True)),
             "return": {s: (9.0 if w else -60.0) + s % 7 for s, w in zip(seeds, won[name], strict=True)},
@@ -81,7 +81,7 @@ def evaluation(
             }
             for m, v in metrics.items()
         }
-        for name, metrics in figures.items()
+        for name, metrics in values.items()
     }
     found: dict[str, Any] = {
         "format_version": 1,
@@ -92,8 +92,8 @@ def evaluation(
     found |= {"units": {"final_distance": "m"}, "policies": summaries, "paired": {}}
     if {"residual", "base"} <= set(policies):
         pair = {
-            m: paired_difference(figures["residual"][m], figures["base"][m], m == "success_once").to_json()
-            for m in figures["base"]
+            m: paired_difference(values["residual"][m], values["base"][m], m == "success_once").to_json()
+            for m in values["base"]
         }
         found["paired"] = {"residual-base": pair}
     return found | more
@@ -134,7 +134,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return run
 
 
-def test_the_page_tells_the_story(run: RunFolder) -> None:
+def test_write_report__contains_results_settings_and_plots(run: RunFolder) -> None:
     html = (run.path / "report.html").read_text()
     page = Page(html)
     text = " ".join(" ".join(page.texts).split())
@@ -164,7 +164,7 @@ def test_the_page_tells_the_story(run: RunFolder) -> None:
         assert title in text
 
 
-def test_the_page_loads_nothing_but_the_video(run: RunFolder) -> None:
+def test_write_report__the_page_loads_only_the_video(run: RunFolder) -> None:
     html = (run.path / "report.html").read_text()
     for tag, attributes in Page(html).tags:
         assert tag not in ("script", "link", "iframe", "img")
@@ -181,14 +181,14 @@ def test_the_page_loads_nothing_but_the_video(run: RunFolder) -> None:
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", html))
 
 
-def test_ids_are_unique_and_references_find_them(run: RunFolder) -> None:
+def test_write_report__ids_are_unique_and_references_resolve(run: RunFolder) -> None:
     html = (run.path / "report.html").read_text()
     ids = re.findall(r'\bid="([^"]*)"', html)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'href="#([^"]*)"', html)) | set(re.findall(r"url\(#([^)]*)\)", html)) <= set(ids)
 
 
-def test_png_files_for_plot(run: RunFolder) -> None:
+def test_write_report__writes_png_files_with_plot(run: RunFolder) -> None:
     files = sorted(run.eval_results.iterdir())
     assert [f.stem for f in files] == [
         "curves",
@@ -206,7 +206,7 @@ def test_png_files_for_plot(run: RunFolder) -> None:
 
 
 @pytest.mark.slow
-def test_names_from_outside_are_escaped(tmp_path: Path) -> None:
+def test_write_report__escapes_names(tmp_path: Path) -> None:
     evil = '<script>alert("1")</script>$x_'
     run = make_run(tmp_path / "x", {evil: evil}, ("residual-rl", evil))
     found = evaluation()
@@ -223,13 +223,13 @@ def test_names_from_outside_are_escaped(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_equal_contents_give_an_equal_page(run: RunFolder) -> None:
+def test_write_report__equal_contents_give_an_equal_page(run: RunFolder) -> None:
     before = (run.path / "report.html").read_bytes()
     assert write_report(run.path).read_bytes() == before
 
 
 @pytest.mark.slow
-def test_a_run_without_an_evaluation_has_its_curves_and_says_how_to_measure(tmp_path: Path) -> None:
+def test_write_report__a_run_without_an_evaluation_shows_curves_and_the_command(tmp_path: Path) -> None:
     run = make_run(tmp_path / "x")
     text = " ".join(Page(write_report(run.path).read_text()).texts)
     assert "not evaluated yet" in text
@@ -238,7 +238,7 @@ def test_a_run_without_an_evaluation_has_its_curves_and_says_how_to_measure(tmp_
     assert "Video" not in text
 
 
-def test_an_evaluation_alone_has_a_page(tmp_path: Path) -> None:
+def test_write_report__needs_only_an_evaluation(tmp_path: Path) -> None:
     found = evaluation(("base",), n=1, settings={"changed_from_training": {"task.tolerance": [0.02, 0.005]}})
     text = " ".join(Page(write_report(tmp_path, found).read_text()).texts)
     assert "100.0 %" not in text
@@ -247,12 +247,12 @@ def test_an_evaluation_alone_has_a_page(tmp_path: Path) -> None:
     assert found["policies"]["base"]["return"]["interval"] is None
 
 
-def test_headline_without_figures() -> None:
+def test_headline__without_an_evaluation() -> None:
     assert headline(None) == "Trained; not evaluated yet."
     assert headline(evaluation(("residual",))) == "90.0 % of episodes succeed with the residual policy."
 
 
-def test_terminal_table() -> None:
+def test_format_table__means_intervals_and_differences() -> None:
     out = io.StringIO()
     Console(file=out, width=110).print(format_table(evaluation()))
     lines = out.getvalue().splitlines()
@@ -282,7 +282,7 @@ def test_terminal_table() -> None:
     assert any("Final distance [m]" in line for line in lines)
 
 
-def test_order_and_words_of_metrics() -> None:
+def test_metrics_of__order_and_labels() -> None:
     found = evaluation()
     assert metrics_of(found) == ["success_once", "return", "final_distance"]
     assert label("final_distance", found) == "Final distance [m]"
@@ -301,11 +301,11 @@ def test_order_and_words_of_metrics() -> None:
         (400.0, "400"),
     ],
 )
-def test_numbers(value: float, text: str) -> None:
+def test_number__three_significant_digits(value: float, text: str) -> None:
     assert number(value) == text
 
 
-def test_values_and_intervals() -> None:
+def test_value_text__and_interval_text_have_the_unit_of_the_metric() -> None:
     assert value_text("success_once", 0.985) == "98.5 %"
     assert value_text("success_once", -0.125, sign=True) == "−12.5 pp"
     assert value_text("return", 41.1, sign=True) == "+41.1"
@@ -317,7 +317,7 @@ def test_values_and_intervals() -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"format_version": 2, "policies": {}}', '{"format_version": 1}']
 )
-def test_a_foreign_evaluation_is_named(tmp_path: Path, text: str) -> None:
+def test_read_evaluation__names_the_file_that_is_wrong(tmp_path: Path, text: str) -> None:
     (tmp_path / "eval.json").write_text(text)
     with pytest.raises(CheckpointError, match=rf"^{tmp_path}/eval\.json .*`residual-rl eval {tmp_path}`"):
         write_report(tmp_path)
@@ -325,7 +325,7 @@ def test_a_foreign_evaluation_is_named(tmp_path: Path, text: str) -> None:
         read_evaluation(tmp_path / "nowhere.json")
 
 
-def test_long_runs_are_thinned() -> None:
+def test_series__thins_long_runs() -> None:
     rows = [{"step": i, "x": float(i), "y": None} for i in range(100_000)]
     steps, values = series(rows, "x")
     assert len(steps) == 1000
@@ -333,7 +333,7 @@ def test_long_runs_are_thinned() -> None:
     assert series(rows, "y") == ([], [])
 
 
-def test_time_shares_add_up_to_one() -> None:
+def test_time_plot__shares_add_up_to_one() -> None:
     # seconds so far; the third row is of a resumed session, which counts from zero again
     seconds = [(1.0, 1.0), (2.0, 6.0), (1.0, 0.0)]
     rows: list[dict[str, float]] = [{"step": 0, "eval/x": 1.0}]
@@ -352,7 +352,7 @@ def test_time_shares_add_up_to_one() -> None:
     assert speed.lines[0].get_ydata().tolist() == [100.0] * 3
 
 
-def test_scatter_pairs_by_seed_and_colours_by_outcome() -> None:
+def test_episodes_plot__pairs_by_seed_with_a_colour_for_each_outcome() -> None:
     plot = next(p for p in make_plots([], evaluation()) if p.name == "episodes")
     axis = plot.figure.axes[0]
     sizes = {c.get_label(): len(c.get_offsets()) for c in axis.collections}
@@ -362,7 +362,7 @@ def test_scatter_pairs_by_seed_and_colours_by_outcome() -> None:
     assert (base, residual) == (0.002, 0.002)  # i = 1: seed 10000001, s % 5 == 1
 
 
-def test_figures_take_the_colour_of_the_page() -> None:
+def test_svg__has_the_text_colour_of_the_page() -> None:
     plot = next(p for p in make_plots([], evaluation()) if p.name == "success")
     text = svg(plot)
     assert "currentColor" in text

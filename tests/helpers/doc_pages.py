@@ -40,16 +40,6 @@ class Command:
         return Path(self.words[0]).name
 
 
-def with_present_flags(argv: list[str]) -> list[str]:
-    """Arguments with `--out`, where a command does not have `--output-dir` and `--output` as its aliases yet.
-
-    To be deleted together with `test_commands__all_commands_take_output_dir`'s mark, once they are.
-    """
-    if argv[0] not in ("imitate", "convert", "distill", "demos"):
-        return argv
-    return ["--out" if word in ("--output-dir", "--output") else word for word in argv]
-
-
 @cache
 def text_of(page: str) -> str:
     """A page's Markdown."""

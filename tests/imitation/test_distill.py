@@ -173,7 +173,7 @@ def test_a_run_becomes_one_policy_after_interruptions(run: Path, tmp_path: Path,
     assert main(alone) == 0
     assert json.loads(told.read_text())["policies"]["base"]["return"]["per_episode"] == returns["distilled"]
 
-    assert "is there and not empty" in fails("distill", run, "--out", out)
+    assert "is not empty; choose another --output-dir, or resume it" in fails("distill", run, "--out", out)
     (run / "best_model" / "policy.safetensors").write_bytes((run / "final_model" / "policy.safetensors").read_bytes() + b" ")
     with pytest.raises(CheckpointError, match=r"is not the policy\.safetensors that distilling began with"):
         check_same_teacher(json.loads((out / "config.json").read_text())["sha256"], find_teacher_file(run))

@@ -282,7 +282,7 @@ def test_ctrl_c_saves_and_tells_how_to_go_on(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", stopping_at(3, signal.SIGINT))
         assert imitate(demos, out) == 130
-    assert f"Stopped after 3 steps, saved. Go on with: residual-rl imitate {demos} --out {out} --resume" in capsys.readouterr().out
+    assert f"Stopped after 3 steps, saved. Go on with: residual-rl imitate --resume {out}" in capsys.readouterr().out
     assert ImitationModel.load(out).step == 3  # there is no better one yet
     assert main(["imitate", str(demos), "--out", str(out), "--resume", "--total-steps", "14"]) == 0
     summary = json.loads((out / "training_summary.json").read_text())
@@ -359,8 +359,8 @@ def test_a_file_that_is_no_demonstrations_is_named(tmp_path: Path, fails: tiny_r
 
 def test_a_folder_that_is_taken_is_left_alone(demos: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    assert "is not empty; choose another --output, or go on" in fails("imitate", str(demos), "--out", str(tmp_path))
-    assert "holds no training to go on with" in fails("imitate", str(demos), "--out", str(tmp_path), "--resume")
+    assert "is not empty; choose another --output-dir, or resume it" in fails("imitate", str(demos), "--out", str(tmp_path))
+    assert "holds no training to resume" in fails("imitate", str(demos), "--out", str(tmp_path), "--resume")
     (tmp_path / "config.json").write_text("{}")
     assert "is not the configuration of an imitation training" in fails("imitate", str(demos), "--out", str(tmp_path), "--resume")
     assert "--resume needs the folder" in fails("imitate", str(demos), "--resume")

@@ -71,7 +71,7 @@ def test_what_the_policy_is_given(env: VecEnv, tmp_path: Path, monkeypatch: pyte
         given.append(batch)
         return torch.zeros(4, 8, 6, dtype=torch.float64)
 
-    monkeypatch.setattr(policy._planner._policy, "predict_action_chunk", predict)  # type: ignore[attr-defined]
+    monkeypatch.setattr(policy._predictor._policy, "predict_action_chunk", predict)  # type: ignore[attr-defined]
     obs = observed(env)
     obs["joint_position"] = torch.tensor([ANGLES] * 3)
     obs["state"] = torch.full((3, 25), 0.6)
@@ -145,13 +145,13 @@ def test_diffusion_sees_its_history(env: VecEnv, tmp_path: Path, monkeypatch: py
     policy = executor.policy
     assert isinstance(policy, LeRobotPolicy)
     seen: list[torch.Tensor] = []
-    generate = policy._planner._diffusion.generate_actions  # type: ignore[attr-defined]
+    generate = policy._predictor._diffusion.generate_actions  # type: ignore[attr-defined]
 
     def record(batch: dict[str, torch.Tensor], noise: torch.Tensor) -> Any:
         seen.append(batch["observation.state"][:3, :, 0] * 20.0 + 10.0)  # degrees of the first joint
         return generate(batch, noise=noise)
 
-    monkeypatch.setattr(policy._planner._diffusion, "generate_actions", record)  # type: ignore[attr-defined]
+    monkeypatch.setattr(policy._predictor._diffusion, "generate_actions", record)  # type: ignore[attr-defined]
     obs = observed(env)
     for step in range(4):  # it executes three actions of a chunk, so that it is asked at steps 0 and 3
         obs["joint_position"] = torch.deg2rad(torch.full((3, 6), 5.0 * step))
@@ -181,7 +181,7 @@ def test_diffusion_is_the_schedulers_chain(env: VecEnv, tmp_path: Path) -> None:
     policy = policy_of(make_case(tmp_path, "diffusion", noise_scheduler_type="DDIM"), env)
     obs = observed(env)
     window = {k: obs[k][:, None].expand(-1, 2, -1) for k in ("joint_position", "state")}
-    diffusion = policy._planner._diffusion  # type: ignore[attr-defined]
+    diffusion = policy._predictor._diffusion  # type: ignore[attr-defined]
     x = noise_of(window, 0, (8 * 6 + 1,))[:, :-1].unflatten(1, (8, 6))
     degrees = env.hardware.to_hardware(window["joint_position"])  # type: ignore[union-attr]
     condition = torch.cat([(degrees - 10.0) / 20.0, (window["state"].double() - 0.1) / 0.5], -1).flatten(1)
@@ -221,7 +221,7 @@ def test_numbers_that_are_not_finite(env: VecEnv, tmp_path: Path) -> None:
 def test_fewer_steps_of_diffusion(env: VecEnv, tmp_path: Path) -> None:
     cfg = make_case(tmp_path, "diffusion")
     assert (
-        policy_of(dataclasses.replace(cfg, inference_steps=2), env)._planner._diffusion.num_inference_steps
+        policy_of(dataclasses.replace(cfg, inference_steps=2), env)._predictor._diffusion.num_inference_steps
         == 2
     )  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match=r"inference_steps is 5, but .* was trained with 4"):
@@ -264,7 +264,7 @@ def test_images(kind: str, tmp_path: Path, opengl: None, monkeypatch: pytest.Mon
     assert one.shape == (2, 6)
     with pytest.raises(
         CheckpointError,
-        match=r"needs 'observation.images.front', but this env observes the cameras top, wrist; .*--base.cameras",
+        match=r"needs 'observation.images.front', but this env has the cameras top, wrist; .*--base.cameras",
     ):
         policy_of(LeRobotCfg(checkpoint=str(folder)), env)
     smaller = make_vec_env("so101-paper", 2, num_threads=1, obs_mode="rgb", image_size=(32, 32))
@@ -284,7 +284,7 @@ def refusal(cfg: LeRobotCfg, env: VecEnv) -> str:
 
 def test_policies_of_another_robot_or_task(env: VecEnv, tmp_path: Path) -> None:
     text = refusal(make_case(tmp_path / "joints", joints=14, actions=14), env)
-    assert "gives actions of 14 numbers; this env's robot has 6 joints (shoulder_pan, " in text
+    assert "predicts actions of 14 numbers; this env's robot has 6 joints (shoulder_pan, " in text
     text = refusal(make_case(tmp_path / "state", state_dim=30), env)
     assert "needs 'observation.environment_state' of (30,); this env's 'state' has (25,)" in text
     text = refusal(make_case(tmp_path / "images", images={"top": (32, 32)}), env)
@@ -296,7 +296,7 @@ def test_policies_of_another_robot_or_task(env: VecEnv, tmp_path: Path) -> None:
 
 
 def test_folders_that_hold_no_policy(env: VecEnv, tmp_path: Path) -> None:
-    assert "it needs a trained policy: --il-checkpoint FOLDER" in refusal(LeRobotCfg(), env)
+    assert "a trained policy is needed: --il-checkpoint FOLDER" in refusal(LeRobotCfg(), env)
     assert "nothing/at/all does not exist" in refusal(LeRobotCfg(checkpoint="nothing/at/all"), env)
     assert "has no config.json; expected the folder of a LeRobot policy" in refusal(
         LeRobotCfg(checkpoint=str(tmp_path)), env
@@ -323,7 +323,7 @@ def test_damaged_checkpoints(env: VecEnv, tmp_path: Path) -> None:
     assert "action_head.bias" in refusal(cfg, env)
     folder, cfg = damaged("pickle")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    assert "has no model.safetensors, only pytorch_model.bin, which are not read" in refusal(cfg, env)
+    assert "has no model.safetensors, only pytorch_model.bin, which cannot be read safely" in refusal(cfg, env)
     folder, cfg = damaged("old")
     (folder / "policy_preprocessor.json").unlink()
     assert (
@@ -387,7 +387,7 @@ def test_releases_that_are_not_known(
     monkeypatch.setattr(importlib.metadata, "version", lambda _: version)
     text = refusal(cfg, env)
     assert (
-        f"LeRobot {version} is installed, but the base policy 'lerobot' works with 0.4.4 up to below" in text
+        f"LeRobot {version} is installed, but the base policy 'lerobot' needs a release from 0.4.4 to below" in text
     )
 
 

@@ -22,7 +22,18 @@ import tiny_runs
 import torch
 import websockets.sync.server
 import zmq
-from remote_case import BackgroundServer, Waving, connect, npy, open_one, openpi_array, packb, port_of, serving, unpackb
+from remote_case import (
+    BackgroundServer,
+    Waving,
+    connect,
+    npy,
+    open_one,
+    openpi_array,
+    packb,
+    port_of,
+    serving,
+    unpackb,
+)
 from websockets.server import ServerProtocol
 
 from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
@@ -60,7 +71,12 @@ def delta_env() -> VecEnv:
 
 def obs_of(*joints: list[float], **more: Any) -> Obs:
     position = torch.tensor(joints or [JOINTS, [0.0] * 6])
-    return {"joint_position": position, "joint_target": position, "goal": torch.tensor([[0.1, 0.2, 0.3]]).repeat(len(position), 1), **more}
+    return {
+        "joint_position": position,
+        "joint_target": position,
+        "goal": torch.tensor([[0.1, 0.2, 0.3]]).repeat(len(position), 1),
+        **more,
+    }
 
 
 def wanted(steps: int = 16) -> Any:
@@ -70,7 +86,9 @@ def wanted(steps: int = 16) -> Any:
 
 def as_actions(degrees: Any) -> Any:
     """What they are as absolute actions, worked out here."""
-    radians = np.concatenate([np.radians(degrees[..., :5]), CLOSED + degrees[..., 5:] / 100 * (OPEN - CLOSED)], -1)
+    radians = np.concatenate(
+        [np.radians(degrees[..., :5]), CLOSED + degrees[..., 5:] / 100 * (OPEN - CLOSED)], -1
+    )
     return (radians - MIDDLE) / HALF
 
 
@@ -80,7 +98,13 @@ def as_actions(degrees: Any) -> Any:
 class FakeGr00t:
     """A REP socket that answers with `answers[endpoint](data)`: a value, bytes as they are, or silence for `sleep` [s]."""
 
-    def __init__(self, array: Callable[[Any], Any] = npy, port: int = 0, sleep: float = 0.0, **answers: Callable[[Any], Any]):
+    def __init__(
+        self,
+        array: Callable[[Any], Any] = npy,
+        port: int = 0,
+        sleep: float = 0.0,
+        **answers: Callable[[Any], Any],
+    ):
         self.array, self.sleep, self.answers = array, sleep, answers
         self.requests: list[Any] = []
         self._socket = zmq.Context.instance().socket(zmq.REP)
@@ -131,12 +155,21 @@ def nested(steps: int = 16, **changes: Any) -> Callable[[Any], Any]:
 
 
 def modality(keys: list[str], steps: list[int], marker: str = "__ModalityConfig_class__") -> Any:
-    content = {"delta_indices": steps, "modality_keys": keys, "sin_cos_embedding_keys": None, "action_configs": []}
+    content = {
+        "delta_indices": steps,
+        "modality_keys": keys,
+        "sin_cos_embedding_keys": None,
+        "action_configs": [],
+    }
     return {marker: True, "as_json": content}
 
 
 def config(
-    video: Any = (), state: Any = ("single_arm", "gripper"), steps: Any = (0,), chunk: int = 16, marker: str = "__ModalityConfig_class__"
+    video: Any = (),
+    state: Any = ("single_arm", "gripper"),
+    steps: Any = (0,),
+    chunk: int = 16,
+    marker: str = "__ModalityConfig_class__",
 ) -> Any:
     told = {
         "video": modality(list(video), list(steps), marker),
@@ -149,14 +182,20 @@ def config(
 
 def gr00t(server: FakeGr00t | int, env: VecEnv, **settings: Any) -> BasePolicyExecutor:
     port = server if isinstance(server, int) else server.port
-    return make_base_policy("gr00t", Gr00tCfg(port=port, **{"timeout": 10.0, "reconnect": 0.0, **settings}), env)
+    return make_base_policy(
+        "gr00t", Gr00tCfg(port=port, **{"timeout": 10.0, "reconnect": 0.0, **settings}), env
+    )
 
 
 @pytest.mark.parametrize("form", ["(16, 5) and (16, 1)", "(16, 5) and (16,)", "(16, 6)"])
 def test_the_flat_layout_by_hand(form: str, env: VecEnv) -> None:
     """90 degrees are π/2; a request holds one world, with its time step; 8 of 16 are executed."""
     arm, gripper = wanted()[:, :5], wanted()[:, 5:]
-    replies = {"(16, 5) and (16, 1)": (arm, gripper), "(16, 5) and (16,)": (arm, gripper[:, 0]), "(16, 6)": (wanted(),)}
+    replies = {
+        "(16, 5) and (16, 1)": (arm, gripper),
+        "(16, 5) and (16,)": (arm, gripper[:, 0]),
+        "(16, 6)": (wanted(),),
+    }
     with FakeGr00t(get_action=flat(*(part.astype(np.float32) for part in replies[form]))) as server:
         policy = gr00t(server, env, layout="n1.5", task_description="slide it")
         policy.reset(torch.ones(2, dtype=torch.bool))
@@ -166,7 +205,9 @@ def test_the_flat_layout_by_hand(form: str, env: VecEnv) -> None:
         asked = server.asked()
         assert len(asked) == 4  # two worlds, two chunks
         assert not server.asked("reset")
-        first = max(asked[:2], key=lambda data: data["state.single_arm"][0, 0])  # the worlds' requests come in any order
+        first = max(
+            asked[:2], key=lambda data: data["state.single_arm"][0, 0]
+        )  # the worlds' requests come in any order
         assert first.keys() == {"state.single_arm", "state.gripper", "annotation.human.task_description"}
         assert first["annotation.human.task_description"] == ["slide it"]
         assert first["state.single_arm"].dtype == np.float32
@@ -176,13 +217,21 @@ def test_the_flat_layout_by_hand(form: str, env: VecEnv) -> None:
 
 def test_the_nested_layout_by_hand(env: VecEnv) -> None:
     """All worlds in one request, (B, T, D); the present observation and the one two steps before, as the server asks."""
-    with FakeGr00t(get_action=nested(), get_modality_config=config(steps=(-2, 0)), reset=lambda data: {}) as server:
+    with FakeGr00t(
+        get_action=nested(), get_modality_config=config(steps=(-2, 0)), reset=lambda data: {}
+    ) as server:
         policy = gr00t(server, env, task_description="slide it")
-        assert (policy.policy.num_obs_steps, policy.policy.chunk_size, policy.policy.num_action_steps) == (3, 16, 8)
+        assert (policy.policy.num_obs_steps, policy.policy.chunk_size, policy.policy.num_action_steps) == (
+            3,
+            16,
+            8,
+        )
         np.testing.assert_allclose(policy.act(obs_of()), np.stack([as_actions(wanted()[0])] * 2), atol=1e-6)
         (asked,) = server.asked()
         assert asked["options"] == {"worlds": [0, 1]}
-        assert asked["observation"]["language"] == {"annotation.human.task_description": [["slide it"], ["slide it"]]}
+        assert asked["observation"]["language"] == {
+            "annotation.human.task_description": [["slide it"], ["slide it"]]
+        }
         assert asked["observation"]["video"] == {}
         sent = asked["observation"]["state"]
         assert {key: (value.shape, value.dtype) for key, value in sent.items()} == {
@@ -190,22 +239,31 @@ def test_the_nested_layout_by_hand(env: VecEnv) -> None:
             "gripper": ((2, 1, 1), np.float32),
         }
         np.testing.assert_allclose(sent["single_arm"][:, 0], [IN_DEGREES[:5], [0.0] * 5], atol=1e-4)
-        np.testing.assert_allclose(sent["gripper"].ravel(), [25.0, 100 * -CLOSED / (OPEN - CLOSED)], atol=1e-4)
+        np.testing.assert_allclose(
+            sent["gripper"].ravel(), [25.0, 100 * -CLOSED / (OPEN - CLOSED)], atol=1e-4
+        )
 
 
 def test_cameras_and_more_state(env: VecEnv) -> None:
-    seeing = make_vec_env("so101-paper", 1, num_threads=1, obs_mode="rgb+state", image_size=(6, 8), control_mode="joint_target")
+    seeing = make_vec_env(
+        "so101-paper", 1, num_threads=1, obs_mode="rgb+state", image_size=(6, 8), control_mode="joint_target"
+    )
     told = config(video=["front", "wrist"], state=["single_arm", "gripper", "where"], steps=(-1, 0))
     with FakeGr00t(get_action=nested(), get_modality_config=told) as server:
         mapped: Any = {"cameras": ("top=front", "wrist"), "extra_state": ("goal=where",)}
         policy = gr00t(server, seeing, **mapped, num_action_steps=1)
-        images = [{name: torch.randint(0, 256, (1, 6, 8, 3), dtype=torch.uint8) for name in ("top", "wrist")} for _ in range(2)]
+        images = [
+            {name: torch.randint(0, 256, (1, 6, 8, 3), dtype=torch.uint8) for name in ("top", "wrist")}
+            for _ in range(2)
+        ]
         for image in images:
             policy.act(obs_of(JOINTS, **image))
         sent = server.asked()[1]["observation"]
         assert sent["video"]["front"].dtype == np.uint8
         for key, name in (("front", "top"), ("wrist", "wrist")):
-            np.testing.assert_array_equal(sent["video"][key][0], np.stack([image[name][0] for image in images]))
+            np.testing.assert_array_equal(
+                sent["video"][key][0], np.stack([image[name][0] for image in images])
+            )
         np.testing.assert_allclose(sent["state"]["where"], [[[0.1, 0.2, 0.3]]])
         for settings, said in (
             (
@@ -248,13 +306,21 @@ def test_units_polarity_and_relative_actions(env: VecEnv, delta_env: VecEnv) -> 
     with FakeGr00t(**answer) as server:
         action = gr00t(server, env, units="rad").act(obs_of(JOINTS, JOINTS))
         np.testing.assert_allclose(action[0], (np.array([0.1, 0, 0, 0, 0, 1.0]) - MIDDLE) / HALF, atol=1e-6)
-        np.testing.assert_allclose(server.asked()[-1]["observation"]["state"]["single_arm"][0, 0], JOINTS[:5], atol=1e-6)
-        np.testing.assert_allclose(server.asked()[-1]["observation"]["state"]["gripper"][:, 0], [[JOINTS[5]]] * 2, atol=1e-6)
+        np.testing.assert_allclose(
+            server.asked()[-1]["observation"]["state"]["single_arm"][0, 0], JOINTS[:5], atol=1e-6
+        )
+        np.testing.assert_allclose(
+            server.asked()[-1]["observation"]["state"]["gripper"][:, 0], [[JOINTS[5]]] * 2, atol=1e-6
+        )
 
         chunk[..., 0], chunk[..., 5] = -3.0, 30.0
         action = gr00t(server, env, action_mode="relative", invert_gripper=True).act(obs_of(JOINTS, JOINTS))
-        np.testing.assert_allclose(action[0], as_actions(np.array([*IN_DEGREES[:5], 70.0]) - [3.0, 0, 0, 0, 0, 0]), atol=1e-6)
-        np.testing.assert_allclose(server.asked()[-1]["observation"]["state"]["gripper"][:, 0], [[75.0]] * 2, atol=1e-4)
+        np.testing.assert_allclose(
+            action[0], as_actions(np.array([*IN_DEGREES[:5], 70.0]) - [3.0, 0, 0, 0, 0, 0]), atol=1e-6
+        )
+        np.testing.assert_allclose(
+            server.asked()[-1]["observation"]["state"]["gripper"][:, 0], [[75.0]] * 2, atol=1e-4
+        )
 
         chunk[..., 0], chunk[..., 5] = math.degrees(0.03), 25.0
         policy = gr00t(server, delta_env, action_mode="relative")
@@ -301,7 +367,13 @@ def test_worlds_are_asked_for_at_the_same_time() -> None:
 class FakeOpenPi:
     """Sends `metadata`, then answers with `answer(observation)`: a value, bytes or text as they are, None for silence."""
 
-    def __init__(self, answer: Callable[[Any], Any] = lambda _: None, metadata: Any = None, port: int = 0, health: int = 200):
+    def __init__(
+        self,
+        answer: Callable[[Any], Any] = lambda _: None,
+        metadata: Any = None,
+        port: int = 0,
+        health: int = 200,
+    ):
         self.answer, self.metadata, self.health = answer, {} if metadata is None else metadata, health
         self.requests: list[Any] = []
         self.headers: list[Any] = []
@@ -321,7 +393,9 @@ class FakeOpenPi:
 
     def _converse(self, connection: Any) -> None:
         self._connections.append(connection)
-        connection.send(self.metadata if isinstance(self.metadata, str | bytes) else packb(self.metadata, openpi_array))
+        connection.send(
+            self.metadata if isinstance(self.metadata, str | bytes) else packb(self.metadata, openpi_array)
+        )
         for message in connection:
             self.requests.append(unpackb(message))
             value = self.answer(self.requests[-1])
@@ -340,24 +414,35 @@ class FakeOpenPi:
 
 def openpi(server: FakeOpenPi | int, env: VecEnv, **settings: Any) -> BasePolicyExecutor:
     port = server if isinstance(server, int) else server.port
-    settings = {"timeout": 10.0, "reconnect": 0.0, "observation": ("joint_position=observation/state", "goal"), **settings}
+    settings = {
+        "timeout": 10.0,
+        "reconnect": 0.0,
+        "observation": ("joint_position=observation/state", "goal"),
+        **settings,
+    }
     return make_base_policy("openpi", OpenPiCfg(port=port, **settings), env)
 
 
 def test_openpi_by_hand(env: VecEnv) -> None:
     """A flat observation of one world goes out; of the 10 actions that come back, 4 are executed."""
     actions = np.linspace(-0.9, 0.9, 60, dtype=np.float32).reshape(10, 6)
-    with FakeOpenPi(lambda _: {"actions": actions, "server_timing": {"infer_ms": np.float64(1.0)}}, {"robot": "so101"}) as server:
+    with FakeOpenPi(
+        lambda _: {"actions": actions, "server_timing": {"infer_ms": np.float64(1.0)}}, {"robot": "so101"}
+    ) as server:
         policy = openpi(server, env, prompt="slide it", num_action_steps=4, api_token="sesame")
         policy.reset(torch.tensor([True, True]))
         for step in range(5):
             assert torch.equal(policy.act(obs_of()), torch.from_numpy(actions[[step % 4] * 2]))
         assert len(server.requests) == 4
-        second, first = sorted(server.requests[:2], key=lambda request: request["observation/state"][0])  # they come in any order
+        second, first = sorted(
+            server.requests[:2], key=lambda request: request["observation/state"][0]
+        )  # they come in any order
         assert first.keys() == {"observation/state", "goal", "prompt"}
         assert first["prompt"] == "slide it"
         np.testing.assert_array_equal(first["observation/state"], np.array(JOINTS, np.float32))
-        assert [headers["Authorization"] for headers in server.headers] == ["Api-Key sesame"] * 2  # a connection a world
+        assert [headers["Authorization"] for headers in server.headers] == [
+            "Api-Key sesame"
+        ] * 2  # a connection a world
         np.testing.assert_array_equal(second["observation/state"], np.zeros(6, np.float32))
 
 
@@ -382,22 +467,55 @@ def test_openpi_needs_a_map(env: VecEnv) -> None:
 
 GOOD = {"single_arm": np.zeros((2, 16, 5), np.float32), "gripper": np.zeros((2, 16, 1), np.float32)}
 LIES: dict[str, tuple[Any, str]] = {
-    "an error": ({"error": "Traceback\n  File x\nAssertionError: no video\n"}, r"refused 'get_action': AssertionError: no video$"),
+    "an error": (
+        {"error": "Traceback\n  File x\nAssertionError: no video\n"},
+        r"refused 'get_action': AssertionError: no video$",
+    ),
     "the first servers' error": (b"ERROR", "refused 'get_action' without a reason"),
-    "garbage": (b"\xc1\x00", "sent 2 bytes that are no msgpack message .*; expected the answer to 'get_action'"),
+    "garbage": (
+        b"\xc1\x00",
+        "sent 2 bytes that are no msgpack message .*; expected the answer to 'get_action'",
+    ),
     "a pickle": (b"\x80\x05]\x94.", "sent 5 bytes that are no msgpack message"),
     "a dict": (GOOD, "gave a dict; expected a list of two dicts"),
     "nothing": ([{}, {}], "gave nothing; expected actions with 'single_arm'"),
-    "other keys": ([{"left_arm": GOOD["single_arm"]}, {}], "gave left_arm; expected actions with 'single_arm'"),
-    "no gripper": ([{"single_arm": GOOD["single_arm"]}, {}], "gave single_arm; expected 'gripper' besides the arm's 5 joints"),
-    "fewer steps": ([{**GOOD, "single_arm": np.zeros((2, 8, 5), "f4")}, {}], r"gave single_arm of shape \(2, 8, 5\)"),
-    "fewer worlds": ([{**GOOD, "gripper": np.zeros((1, 16, 1), "f4")}, {}], r"gave gripper of shape \(1, 16, 1\); expected"),
-    "more joints": ([{**GOOD, "single_arm": np.zeros((2, 16, 7), "f4")}, {}], r"gave single_arm of shape \(2, 16, 7\)"),
-    "integers": ([{**GOOD, "single_arm": np.zeros((2, 16, 5), "i4")}, {}], "gave single_arm of dtype int32; expected floats"),
+    "other keys": (
+        [{"left_arm": GOOD["single_arm"]}, {}],
+        "gave left_arm; expected actions with 'single_arm'",
+    ),
+    "no gripper": (
+        [{"single_arm": GOOD["single_arm"]}, {}],
+        "gave single_arm; expected 'gripper' besides the arm's 5 joints",
+    ),
+    "fewer steps": (
+        [{**GOOD, "single_arm": np.zeros((2, 8, 5), "f4")}, {}],
+        r"gave single_arm of shape \(2, 8, 5\)",
+    ),
+    "fewer worlds": (
+        [{**GOOD, "gripper": np.zeros((1, 16, 1), "f4")}, {}],
+        r"gave gripper of shape \(1, 16, 1\); expected",
+    ),
+    "more joints": (
+        [{**GOOD, "single_arm": np.zeros((2, 16, 7), "f4")}, {}],
+        r"gave single_arm of shape \(2, 16, 7\)",
+    ),
+    "integers": (
+        [{**GOOD, "single_arm": np.zeros((2, 16, 5), "i4")}, {}],
+        "gave single_arm of dtype int32; expected floats",
+    ),
     "a list": ([{**GOOD, "single_arm": [[0.0]]}, {}], "gave single_arm as list; expected floats"),
-    "NaN": ([{**GOOD, "single_arm": np.full((2, 16, 5), np.nan, "f4")}, {}], "gave single_arm with NaN or infinity"),
-    "infinity": ([{**GOOD, "gripper": np.full((2, 16, 1), np.inf, "f4")}, {}], "gave gripper with NaN or infinity"),
-    "objects": ([{b"nd": True, b"type": "|O", b"kind": b"O", b"shape": [1], b"data": bytes(8)}, {}], "sent an array of object"),
+    "NaN": (
+        [{**GOOD, "single_arm": np.full((2, 16, 5), np.nan, "f4")}, {}],
+        "gave single_arm with NaN or infinity",
+    ),
+    "infinity": (
+        [{**GOOD, "gripper": np.full((2, 16, 1), np.inf, "f4")}, {}],
+        "gave gripper with NaN or infinity",
+    ),
+    "objects": (
+        [{b"nd": True, b"type": "|O", b"kind": b"O", b"shape": [1], b"data": bytes(8)}, {}],
+        "sent an array of object",
+    ),
 }
 
 
@@ -406,7 +524,9 @@ def test_a_gr00t_server_that_lies(lie: str, env: VecEnv) -> None:
     value, said = LIES[lie]
     with FakeGr00t(get_action=lambda data: value) as server:
         policy = gr00t(server, env)
-        with pytest.raises(BasePolicyError, match=rf"^the GR00T server at tcp://127.0.0.1:{server.port} {said}") as caught:
+        with pytest.raises(
+            BasePolicyError, match=rf"^the GR00T server at tcp://127.0.0.1:{server.port} {said}"
+        ) as caught:
             policy.act(obs_of())
         assert "\n" not in str(caught.value)
         assert len(server.asked()) == 1  # asking again would not help
@@ -425,7 +545,10 @@ def test_a_gr00t_server_that_lies(lie: str, env: VecEnv) -> None:
     ids=["half", "future", "far", "handshake"],
 )
 def test_a_gr00t_server_that_lies_from_the_start(told: Any, said: str, env: VecEnv) -> None:
-    with FakeGr00t(get_modality_config=lambda data: told) as server, pytest.raises((BasePolicyError, ConfigError), match=said):
+    with (
+        FakeGr00t(get_modality_config=lambda data: told) as server,
+        pytest.raises((BasePolicyError, ConfigError), match=said),
+    ):
         gr00t(server, env)
 
 
@@ -436,7 +559,10 @@ def test_a_gr00t_server_that_lies_from_the_start(told: Any, said: str, env: VecE
         (b"\xc1", "sent 1 bytes that are no msgpack message .*; expected a dict with actions"),
         ([1.0], "gave list; expected a dict with 'actions'"),
         ({"action": np.zeros((10, 6), "f4")}, "gave action; expected a dict with 'actions'"),
-        ({"actions": np.zeros((10, 32), "f4")}, r"gave actions of shape \(10, 32\); expected floats of shape \(any, 6\)"),
+        (
+            {"actions": np.zeros((10, 32), "f4")},
+            r"gave actions of shape \(10, 32\); expected floats of shape \(any, 6\)",
+        ),
         ({"actions": np.zeros((10, 6), "i8")}, "gave actions of dtype int64"),
         ({"actions": np.zeros((7, 6), "f4")}, "gave 7 actions; num_action_steps 8 asks for as many at least"),
         ({"actions": np.full((10, 6), np.nan, "f4")}, "gave actions with NaN or infinity"),
@@ -447,7 +573,9 @@ def test_a_gr00t_server_that_lies_from_the_start(told: Any, said: str, env: VecE
 def test_an_openpi_server_that_lies(value: Any, said: str, env: VecEnv) -> None:
     with FakeOpenPi(lambda _: value) as server:
         policy = openpi(server, env)
-        with pytest.raises(BasePolicyError, match=rf"^the openpi server at ws://127.0.0.1:{server.port} {said}") as caught:
+        with pytest.raises(
+            BasePolicyError, match=rf"^the openpi server at ws://127.0.0.1:{server.port} {said}"
+        ) as caught:
             policy.act(obs_of())
         assert "\n" not in str(caught.value)
         server.answer = lambda _: {"actions": np.zeros((8, 6), np.float32)}
@@ -474,7 +602,9 @@ def test_a_request_that_is_too_large_is_not_sent(env: VecEnv, monkeypatch: pytes
         policies = gr00t(server, env), openpi(other, env)
         monkeypatch.setattr(wire, "MAX_MESSAGE_BYTES", 100)
         for policy in policies:
-            with pytest.raises(BasePolicyError, match=r"the limit is 100: use smaller images, or fewer worlds$"):
+            with pytest.raises(
+                BasePolicyError, match=r"the limit is 100: use smaller images, or fewer worlds$"
+            ):
                 policy.act(obs_of())
         assert server.asked() == other.requests == []
 
@@ -518,14 +648,21 @@ def test_a_time_out_of_openpi_applies() -> None:
     with FakeOpenPi() as server:
         policy = openpi(server, env)
         set_timeout(policy, 0.5)
-        with taking(0.4, 60.0), pytest.raises(BasePolicyError, match=r"no reply within 0\.5 s; start it, or raise --base\.timeout"):
+        with (
+            taking(0.4, 60.0),
+            pytest.raises(
+                BasePolicyError, match=r"no reply within 0\.5 s; start it, or raise --base\.timeout"
+            ),
+        ):
             policy.act(obs_of(*[JOINTS] * 8))  # eight connections to hang up
 
 
 @pytest.mark.slow
 def test_a_time_out_of_openpi_applies_to_sending() -> None:
     """A server that accepts a connection and then reads no more, and an observation that no buffer of the system's holds."""
-    env = make_vec_env("so101-paper", 1, num_threads=1, obs_mode="rgb", obs_cameras=("top",), image_size=(2000, 2000))
+    env = make_vec_env(
+        "so101-paper", 1, num_threads=1, obs_mode="rgb", obs_cameras=("top",), image_size=(2000, 2000)
+    )
     kept = []
 
     def serve(listening: socket.socket) -> None:
@@ -546,7 +683,9 @@ def test_a_time_out_of_openpi_applies_to_sending() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         threading.Thread(target=serve, args=(listening,), daemon=True).start()
-        policy = openpi(listening.getsockname()[1], env, timeout=1.0, observation=("top=image",))  # its socket is told when connecting
+        policy = openpi(
+            listening.getsockname()[1], env, timeout=1.0, observation=("top=image",)
+        )  # its socket is told when connecting
         with taking(0.8, 60.0), pytest.raises(BasePolicyError, match="the connection was closed; start it"):
             policy.act({"top": torch.zeros(1, 2000, 2000, 3, dtype=torch.uint8)})
     assert len(kept) == 1
@@ -554,19 +693,28 @@ def test_a_time_out_of_openpi_applies_to_sending() -> None:
 
 @pytest.mark.parametrize("make", [gr00t, openpi])
 def test_no_server_at_the_start(make: Any, env: VecEnv) -> None:
-    with taking(0.5, 8.0), pytest.raises(BasePolicyError, match=r"no connection .*, nor in the 0\.5 s after that; start it"):
+    with (
+        taking(0.5, 8.0),
+        pytest.raises(BasePolicyError, match=r"no connection .*, nor in the 0\.5 s after that; start it"),
+    ):
         make(free_port(), env, timeout=0.3, reconnect=0.5)
 
 
 def test_something_that_takes_connections_and_says_nothing(env: VecEnv) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         for make in (gr00t, openpi):
-            with taking(0.3, 8.0), pytest.raises(BasePolicyError, match=r"no (connection|reply) within 0\.4 s; start it"):
+            with (
+                taking(0.3, 8.0),
+                pytest.raises(BasePolicyError, match=r"no (connection|reply) within 0\.4 s; start it"),
+            ):
                 make(listening.getsockname()[1], env, timeout=0.4)
 
 
 def test_a_web_server_is_no_policy_server(env: VecEnv) -> None:
-    with FakeOpenPi(health=503) as server, pytest.raises(BasePolicyError, match=r"/healthz says 503, nor in the 0\.2 s after that"):
+    with (
+        FakeOpenPi(health=503) as server,
+        pytest.raises(BasePolicyError, match=r"/healthz says 503, nor in the 0\.2 s after that"),
+    ):
         openpi(server, env, reconnect=0.2)
     with FakeOpenPi(health=404) as server:  # one without such a page
         openpi(server, env)
@@ -574,7 +722,9 @@ def test_a_web_server_is_no_policy_server(env: VecEnv) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["gr00t", "gr00t-n15", "openpi"])
-def test_a_server_that_comes_back_is_waited_for(protocol: str, env: VecEnv, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_server_that_comes_back_is_waited_for(
+    protocol: str, env: VecEnv, caplog: pytest.LogCaptureFixture
+) -> None:
     """The run waits, says so once, and goes on where it was."""
     options = {"control_mode": "joint_target"}
     server = BackgroundServer(open_one(Waving(), protocol, **options))
@@ -586,13 +736,17 @@ def test_a_server_that_comes_back_is_waited_for(protocol: str, env: VecEnv, capl
     np.testing.assert_allclose(policy.act(obs_of()), local.act(obs_of()), atol=1e-6)
     server.close()
     again: list[BackgroundServer] = []
-    timer = threading.Timer(1.0, lambda: again.append(BackgroundServer(open_one(Waving(), protocol, port=port, **options))))
+    timer = threading.Timer(
+        1.0, lambda: again.append(BackgroundServer(open_one(Waving(), protocol, port=port, **options)))
+    )
     caplog.clear()
     with taking(0.8, 15.0):
         timer.start()
         for _ in range(4):
             np.testing.assert_allclose(policy.act(obs_of()), local.act(obs_of()), atol=1e-6)
-    warnings = [record.getMessage() for record in caplog.records if record.name == "residual_rl.remote.client"]
+    warnings = [
+        record.getMessage() for record in caplog.records if record.name == "residual_rl.remote.client"
+    ]
     assert len(warnings) == 1
     assert f":{port}" in warnings[0]
     assert "waiting up to 20 s for it" in warnings[0]
@@ -628,12 +782,18 @@ def test_a_slow_answer_is_not_taken_for_the_next(env: VecEnv, monkeypatch: pytes
     ("module", "make", "said"),
     [
         ("zmq", gr00t, r"pyzmq is not available; install it with `pip install residual-rl\[gr00t\]`"),
-        ("websockets.sync.client", openpi, r"websockets is not available; install it with `pip install residual-rl\[openpi\]`"),
+        (
+            "websockets.sync.client",
+            openpi,
+            r"websockets is not available; install it with `pip install residual-rl\[openpi\]`",
+        ),
         ("msgpack", gr00t, r"msgpack is not available; install it with `pip install residual-rl\[gr00t\]`"),
     ],
     ids=["zmq", "websockets", "msgpack"],
 )
-def test_a_library_that_is_not_installed(module: str, make: Any, said: str, env: VecEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_is_not_installed(
+    module: str, make: Any, said: str, env: VecEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingDependencyError, match=said):
         make(1, env)
@@ -661,9 +821,15 @@ def test_settings_that_cannot_be(cfg: Any, settings: dict[str, Any], said: str) 
 
 
 def test_an_env_without_a_robots_units() -> None:
-    with pytest.raises(ConfigError, match="base policy 'gr00t': it needs an env that knows the units of a robot's own software"):
+    with pytest.raises(
+        ConfigError,
+        match="base policy 'gr00t': it needs an env that knows the units of a robot's own software",
+    ):
         gr00t(1, fakes.PointEnv(fakes.PointCfg(), 1))
-    with FakeOpenPi() as server, pytest.raises(ConfigError, match="action_units 'hardware' needs an env that knows the units"):
+    with (
+        FakeOpenPi() as server,
+        pytest.raises(ConfigError, match="action_units 'hardware' needs an env that knows the units"),
+    ):
         openpi(server, fakes.PointEnv(fakes.PointCfg(), 1), observation=("state",), action_units="hardware")
 
 
@@ -709,4 +875,7 @@ def test_a_run_whose_server_is_gone_ends_with_a_checkpoint_and_goes_on_with_anot
     assert 0 < latest[0] < 128, said
     with serving(Waving(chunk_size=1, num_action_steps=1), protocol, port=port):
         assert main(["train", "--resume", str(tmp_path / "run")]) == 0
-    assert tiny_runs.different(tiny_runs.last_state(tmp_path / "run"), tiny_runs.last_state(tmp_path / "whole")) == []
+    assert (
+        tiny_runs.different(tiny_runs.last_state(tmp_path / "run"), tiny_runs.last_state(tmp_path / "whole"))
+        == []
+    )

@@ -16,7 +16,18 @@ import pytest
 import remote_case
 import torch
 import zmq
-from remote_case import BackgroundServer, Counting, RobotClient, Waving, npy, open_one, packb, port_of, serving, unpackb
+from remote_case import (
+    BackgroundServer,
+    Counting,
+    RobotClient,
+    Waving,
+    npy,
+    open_one,
+    packb,
+    port_of,
+    serving,
+    unpackb,
+)
 from torch import Tensor
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import ClientConnection
@@ -38,8 +49,13 @@ class Echo(Waving):
 
     def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:
         low, high = torch.tensor([CLOSED, OPEN])
-        half = torch.tensor([1.91986, 1.74533, 1.69, 1.65806, 0.5 * (2.84121 + 2.74385), 0.5 * (high - low)], dtype=torch.float64)
-        middle = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.5 * (2.84121 - 2.74385), 0.5 * (high + low)], dtype=torch.float64)
+        half = torch.tensor(
+            [1.91986, 1.74533, 1.69, 1.65806, 0.5 * (2.84121 + 2.74385), 0.5 * (high - low)],
+            dtype=torch.float64,
+        )
+        middle = torch.tensor(
+            [0.0, 0.0, 0.0, 0.0, 0.5 * (2.84121 - 2.74385), 0.5 * (high + low)], dtype=torch.float64
+        )
         steps = torch.zeros(self.chunk_size, 6, dtype=torch.float64)
         steps[:, :5] = 0.01 * torch.arange(self.chunk_size)[:, None]
         return ((obs["joint_position"].double()[:, None] + steps - middle) / half).float()
@@ -83,7 +99,9 @@ def test_the_reply_is_written_as_the_request_was() -> None:
     with serving(Echo(), "gr00t", control_mode="joint_target") as port:
         for array, marker in ((npy, b"__ndarray_class__"), (remote_case.nd, b"\xc4\x02nd")):
             with RobotClient(port, array) as robot:
-                robot.socket.send(packb({"endpoint": "get_action", "data": {"observation": {"state": state}}}, array))
+                robot.socket.send(
+                    packb({"endpoint": "get_action", "data": {"observation": {"state": state}}}, array)
+                )
                 assert marker in robot.socket.recv()
 
 
@@ -94,9 +112,15 @@ def test_a_robot_of_the_flat_layout() -> None:
         "state.gripper": np.array([[25.0]]),
         "annotation.human.task_description": ["go"],
     }
-    with serving(Echo(chunk_size=16), "gr00t-n15", control_mode="joint_target") as port, RobotClient(port) as robot:
+    with (
+        serving(Echo(chunk_size=16), "gr00t-n15", control_mode="joint_target") as port,
+        RobotClient(port) as robot,
+    ):
         actions = robot.ask("get_action", data)
-        assert {key: value.shape for key, value in actions.items()} == {"action.single_arm": (16, 5), "action.gripper": (16, 1)}
+        assert {key: value.shape for key, value in actions.items()} == {
+            "action.single_arm": (16, 5),
+            "action.gripper": (16, 1),
+        }
         np.testing.assert_allclose(actions["action.single_arm"], expected_chunk(16), atol=2e-5)
         np.testing.assert_allclose(actions["action.gripper"], 25.0, atol=2e-5)
         config = robot.ask("get_modality_config")
@@ -117,9 +141,15 @@ def test_the_modality_configuration_is_made_of_what_others_know() -> None:
             "delta_indices": [-2, -1, 0],
             "modality_keys": ["single_arm", "gripper", "joint_target", "goal"],
         }
-        assert config["action"]["as_json"] == {"delta_indices": [0, 1, 2, 3], "modality_keys": ["single_arm", "gripper"]}
+        assert config["action"]["as_json"] == {
+            "delta_indices": [0, 1, 2, 3],
+            "modality_keys": ["single_arm", "gripper"],
+        }
         told = robot.ask("get_modality_config", {"residual_rl": True})["residual_rl"]
-        assert {name: told[name] for name in ("protocol", "task", "chunk_size", "num_action_steps", "num_obs_steps")} == {
+        assert {
+            name: told[name]
+            for name in ("protocol", "task", "chunk_size", "num_action_steps", "num_obs_steps")
+        } == {
             "protocol": "gr00t",
             "task": "so101-paper",
             "chunk_size": 4,
@@ -166,7 +196,10 @@ def state(**changes: Any) -> dict[str, Any]:
 
 
 def observation(options: Any = None, **changes: Any) -> Any:
-    return {"endpoint": "get_action", "data": {"observation": {"state": state(**changes)}, "options": options}}
+    return {
+        "endpoint": "get_action",
+        "data": {"observation": {"state": state(**changes)}, "options": options},
+    }
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
@@ -174,35 +207,73 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {"endpoint": "get_action", "data": {"observation": {}}},
         "missing: state.single_arm + state.gripper [6], state.joint_target [6], state.goal",
     ),
-    "a state missing": (observation(goal=None), "missing: state.goal [3]; got state.joint_position, state.joint_target"),
-    "half an arm": (observation(joint_position=None, single_arm=np.zeros((1, 1, 5), "f4")), "missing: state.single_arm + state.gripper"),
-    "a wrong shape": (observation(goal=np.zeros((1, 1, 4), "f4")), "state.goal has shape (1, 1, 4); expected (worlds, 1, 3)"),
-    "no time": (observation(goal=np.zeros((1, 3), "f4")), "state.goal has shape (1, 3); expected (worlds, 1, 3)"),
-    "no worlds": (observation(goal=np.zeros((0, 1, 3), "f4")), "state.goal has shape (0, 1, 3); expected (worlds, 1, 3)"),
+    "a state missing": (
+        observation(goal=None),
+        "missing: state.goal [3]; got state.joint_position, state.joint_target",
+    ),
+    "half an arm": (
+        observation(joint_position=None, single_arm=np.zeros((1, 1, 5), "f4")),
+        "missing: state.single_arm + state.gripper",
+    ),
+    "a wrong shape": (
+        observation(goal=np.zeros((1, 1, 4), "f4")),
+        "state.goal has shape (1, 1, 4); expected (worlds, 1, 3)",
+    ),
+    "no time": (
+        observation(goal=np.zeros((1, 3), "f4")),
+        "state.goal has shape (1, 3); expected (worlds, 1, 3)",
+    ),
+    "no worlds": (
+        observation(goal=np.zeros((0, 1, 3), "f4")),
+        "state.goal has shape (0, 1, 3); expected (worlds, 1, 3)",
+    ),
     "different batches": (observation(goal=np.zeros((2, 1, 3), "f4")), "the batch has 1 and 2 worlds"),
     "NaN": (observation(goal=np.full((1, 1, 3), np.nan)), "state.goal holds NaN"),
-    "too large a number": (observation(goal=np.full((1, 1, 3), 1e300)), "or numbers that float32 cannot hold"),
-    "bytes for state": (observation(goal=np.zeros((1, 1, 3), np.uint8)), "state.goal is an array of uint8; expected float32"),
-    "a list for an array": (observation(goal=[[[0.0, 0.0, 0.0]]]), "state.goal is a list; expected an array of float32"),
+    "too large a number": (
+        observation(goal=np.full((1, 1, 3), 1e300)),
+        "or numbers that float32 cannot hold",
+    ),
+    "bytes for state": (
+        observation(goal=np.zeros((1, 1, 3), np.uint8)),
+        "state.goal is an array of uint8; expected float32",
+    ),
+    "a list for an array": (
+        observation(goal=[[[0.0, 0.0, 0.0]]]),
+        "state.goal is a list; expected an array of float32",
+    ),
     "odd joints": (
-        observation(joint_position=None, single_arm=np.zeros((1, 1, 6), "f4"), gripper=np.zeros((1, 1, 1), "f4")),
+        observation(
+            joint_position=None, single_arm=np.zeros((1, 1, 6), "f4"), gripper=np.zeros((1, 1, 1), "f4")
+        ),
         "the arm has 5 joints and the gripper 1; got shapes (1, 1, 6) and (1, 1, 1)",
     ),
     "a request that is a list": ([1, 2], "a request is a dict, not a list"),
     "data that is a list": ({"endpoint": "get_action", "data": [1]}, "data is a dict, not a list"),
-    "flat keys": ({"endpoint": "get_action", "data": {"state.goal": GOOD["goal"]}}, "data holds observation: {video: {…}, state: {…}"),
+    "flat keys": (
+        {"endpoint": "get_action", "data": {"state.goal": GOOD["goal"]}},
+        "data holds observation: {video: {…}, state: {…}",
+    ),
     "options that are a list": (observation([1]), "options is a dict or nothing"),
     "worlds twice": (observation({"worlds": [1, 1]}), "distinct numbers"),
     "worlds below 0": (observation({"worlds": [-1]}), "distinct numbers"),
     "more worlds than rows": (observation({"worlds": [0, 1]}), "options name 2 worlds for 1 rows"),
     "too many worlds": (
-        {"endpoint": "get_action", "data": {"observation": {"state": {k: v.repeat(17, 0) for k, v in GOOD.items()}}}},
+        {
+            "endpoint": "get_action",
+            "data": {"observation": {"state": {k: v.repeat(17, 0) for k, v in GOOD.items()}}},
+        },
         "17 world(s) asked for, 16 of 16 free",
     ),
     "kill": ({"endpoint": "kill"}, "kill is refused"),
-    "another endpoint": ({"endpoint": "get_weights"}, "unknown endpoint 'get_weights'; there are get_action, get_modality"),
+    "another endpoint": (
+        {"endpoint": "get_weights"},
+        "unknown endpoint 'get_weights'; there are get_action, get_modality",
+    ),
     "an endpoint that is none": ({"endpoint": {"a": 1}}, "unknown endpoint"),
-    "an array of objects": ({"data": {b"nd": True, b"type": "|O", b"kind": b"O", b"data": b"", b"shape": [0]}}, "an array of object"),
+    "an array of objects": (
+        {"data": {b"nd": True, b"type": "|O", b"kind": b"O", b"data": b"", b"shape": [0]}},
+        "an array of object",
+    ),
 }
 
 
@@ -247,7 +318,11 @@ def test_a_message_over_the_limit_ends_its_connection_alone() -> None:
 
 def test_bytes_that_are_not_even_zeromq() -> None:
     with serving(Waving(), "gr00t") as port, RobotClient(port) as robot:
-        for garbage in (b"GET /healthz HTTP/1.1\r\n\r\n", b"\xff" * 5000, b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f" + bytes(100)):
+        for garbage in (
+            b"GET /healthz HTTP/1.1\r\n\r\n",
+            b"\xff" * 5000,
+            b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f" + bytes(100),
+        ):
             with socket.create_connection(("127.0.0.1", port)) as raw:
                 raw.sendall(garbage)
         assert robot.ask("ping")["status"] == "ok"
@@ -297,7 +372,10 @@ def infer(connection: ClientConnection, request: Any) -> Any:
 
 def test_a_robot_of_openpi() -> None:
     request = {"observation/joint_position": np.array(RADIANS), "prompt": "go"}
-    with serving(Echo(), "openpi", control_mode="joint_target", units="hardware") as port, calling(port) as connection:
+    with (
+        serving(Echo(), "openpi", control_mode="joint_target", units="hardware") as port,
+        calling(port) as connection,
+    ):
         metadata = unpackb(connection.recv(timeout=10))
         assert metadata["residual_rl"]["inputs"] == {
             "joint_position": {"key": "observation/joint_position", "shape": [6], "dtype": "float32"}
@@ -310,19 +388,26 @@ def test_a_robot_of_openpi() -> None:
         np.testing.assert_allclose(reply["actions"][:, 5], 25.0, atol=2e-5)
     with serving(Echo(), "openpi", control_mode="joint_target") as port, calling(port) as connection:
         connection.recv(timeout=10)
-        np.testing.assert_allclose(infer(connection, request)["actions"][0, 0], math.radians(30.0) / 1.91986, atol=1e-6)
+        np.testing.assert_allclose(
+            infer(connection, request)["actions"][0, 0], math.radians(30.0) / 1.91986, atol=1e-6
+        )
 
 
 def test_history_has_the_leading_axis_that_the_metadata_tells() -> None:
     with serving(Waving(num_obs_steps=3), "openpi") as port, calling(port) as connection:
         assert unpackb(connection.recv(timeout=10))["residual_rl"]["num_obs_steps"] == 3
         assert infer(connection, OPENPI) == "observation/joint_position has shape (6,); expected (3, 6)"
-        assert infer(connection, {key: np.stack([value] * 3) for key, value in OPENPI.items()})["actions"].shape == (4, 6)
+        assert infer(connection, {key: np.stack([value] * 3) for key, value in OPENPI.items()})[
+            "actions"
+        ].shape == (4, 6)
 
 
 def test_what_openpi_refuses_is_a_string_and_the_connection_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     refused: list[tuple[Any, str]] = [
-        ({"prompt": "go"}, "missing: observation/joint_position [6], observation/joint_target [6], observation/goal [3]; got prompt"),
+        (
+            {"prompt": "go"},
+            "missing: observation/joint_position [6], observation/joint_target [6], observation/goal [3]; got prompt",
+        ),
         ({**OPENPI, "observation/goal": np.zeros(4, "f4")}, "observation/goal has shape (4,); expected (3)"),
         ({**OPENPI, "observation/goal": np.full(3, np.inf)}, "observation/goal holds NaN"),
         ({**OPENPI, "observation/goal": "here"}, "observation/goal is a str"),
@@ -366,7 +451,10 @@ def test_openpi_tokens_and_sizes() -> None:
             with pytest.raises(InvalidStatus, match="401"), calling(port, additional_headers=headers):
                 pass
         headers = {"Authorization": "Api-Key sesame"}
-        with calling(port, additional_headers=headers) as connection, calling(port, additional_headers=headers) as other:
+        with (
+            calling(port, additional_headers=headers) as connection,
+            calling(port, additional_headers=headers) as other,
+        ):
             connection.recv(timeout=10), other.recv(timeout=10)
             with contextlib.suppress(ConnectionClosedError):
                 connection.send(bytes(MAX_MESSAGE_BYTES + 1))
@@ -390,7 +478,9 @@ def test_openpi_has_only_so_many_worlds() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["gr00t", "openpi"])
-def test_a_policy_that_fails_says_so_to_the_log_alone(protocol: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_policy_that_fails_says_so_to_the_log_alone(
+    protocol: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with serving(Failing(), protocol) as port:
         for _ in range(2):
             if protocol == "gr00t":
@@ -422,12 +512,18 @@ def test_clients_at_the_same_time(protocol: str) -> None:
     def work(number: int) -> None:
         if protocol == "gr00t":
             with RobotClient(port) as robot:
-                steps = [robot.get_action({"joint_target": np.zeros((1, 1, 6), "f4")})[0]["single_arm"][0, 0, 0] for _ in range(30)]
+                steps = [
+                    robot.get_action({"joint_target": np.zeros((1, 1, 6), "f4")})[0]["single_arm"][0, 0, 0]
+                    for _ in range(30)
+                ]
             results[number] = np.round(np.radians(steps) / 0.02 * 100).astype(int).tolist()
         else:
             with calling(port) as connection:
                 connection.recv(timeout=10)
-                steps = [infer(connection, {"observation/joint_target": np.zeros(6, "f4")})["actions"][0, 0] for _ in range(30)]
+                steps = [
+                    infer(connection, {"observation/joint_target": np.zeros(6, "f4")})["actions"][0, 0]
+                    for _ in range(30)
+                ]
             results[number] = np.round(100 * np.array(steps)).astype(int).tolist()
 
     with serving(Counting(), protocol) as port:

@@ -127,7 +127,9 @@ def test_joint_positions_mean_the_same_in_both_control_modes(protocol: str, env:
 def test_actions_in_the_robots_units_over_openpi(env: VecEnv) -> None:
     obs, _ = env.reset(seed=5)
     with serving(Waving(), "openpi", units="hardware") as port:
-        np.testing.assert_allclose(connect("openpi", port, env).act(obs), served_policy(Waving(), env).act(obs), atol=1e-5)
+        np.testing.assert_allclose(
+            connect("openpi", port, env).act(obs), served_policy(Waving(), env).act(obs), atol=1e-5
+        )
         with pytest.raises(ConfigError, match="gives hardware actions, not normalized ones"):
             connect("openpi", port, env, action_units="normalized")
 
@@ -141,12 +143,16 @@ def test_images(protocol: str) -> None:
 
         def predict_action_chunk(self, obs: Any, env_ids: Any) -> Any:
             assert obs["top"].dtype == torch.uint8
-            return (obs["top"][:, 2:8, 3, 1].float() / 255 - obs["wrist"][:, 11, 1:7, 2].float() / 255)[:, None]
+            return (obs["top"][:, 2:8, 3, 1].float() / 255 - obs["wrist"][:, 11, 1:7, 2].float() / 255)[
+                :, None
+            ]
 
     obs = {name: torch.randint(0, 256, (2, 12, 16, 3), dtype=torch.uint8) for name in ("top", "wrist")}
     obs["joint_target"] = torch.zeros(2, 6)
     policy = Looking(chunk_size=1, num_action_steps=1)
-    with serving(policy, protocol, obs_mode="rgb+state", image_size=(12, 16), keys={"top": "images/front"}) as port:
+    with serving(
+        policy, protocol, obs_mode="rgb+state", image_size=(12, 16), keys={"top": "images/front"}
+    ) as port:
         expected = served_policy(policy, env).act(obs)
         assert torch.equal(connect(protocol, port, env).act(obs), expected)
 
@@ -203,7 +209,9 @@ def patiently(attempt: Callable[[], T]) -> T:
         time.sleep(0.05)
 
 
-def client_and_action(protocol: str, port: int, env: VecEnv, obs: Obs) -> tuple[BasePolicyExecutor, torch.Tensor]:
+def client_and_action(
+    protocol: str, port: int, env: VecEnv, obs: Obs
+) -> tuple[BasePolicyExecutor, torch.Tensor]:
     client = connect(protocol, port, env, reconnect=5.0)
     return client, client.act(obs)
 
@@ -211,12 +219,17 @@ def client_and_action(protocol: str, port: int, env: VecEnv, obs: Obs) -> tuple[
 @protocols
 def test_worlds_are_freed_and_used_again(protocol: str, env: VecEnv) -> None:
     obs, _ = env.reset(seed=5)
-    with serving(Counting(), protocol, sessions=NUM_ENVS + 1, idle=5.0) as port:  # a farewell may be lost on a busy machine
+    with serving(
+        Counting(), protocol, sessions=NUM_ENVS + 1, idle=5.0
+    ) as port:  # a farewell may be lost on a busy machine
         for _ in range(3):
             client, first = patiently(lambda: client_and_action(protocol, port, env, obs))
             assert [counts(first), counts(client.act(obs))] == [[1] * 4, [2] * 4]
             late = connect(protocol, port, env)
-            with pytest.raises(BasePolicyError, match=r"asked for, [01] of 5 free: close other clients, or raise --max-sessions"):
+            with pytest.raises(
+                BasePolicyError,
+                match=r"asked for, [01] of 5 free: close other clients, or raise --max-sessions",
+            ):
                 late.act(obs)
             assert counts(client.act(obs)) == [3] * 4  # undisturbed
             del client, late
@@ -247,11 +260,16 @@ def test_a_client_that_lacks_what_is_needed(protocol: str) -> None:
     with serving(Looking(), protocol, **images) as port:
         env = make_vec_env("so101-paper", 1, num_threads=1)
         with pytest.raises(
-            ConfigError, match=r"serves 'it' of task 'so101-paper', which needs top \[12, 16, 3\] uint8; the env has .*goal \[3\] float32"
+            ConfigError,
+            match=r"serves 'it' of task 'so101-paper', which needs top \[12, 16, 3\] uint8; the env has .*goal \[3\] float32",
         ):
             connect(protocol, port, env)
-        other_size = make_vec_env("so101-paper", 1, num_threads=1, obs_mode="rgb", obs_cameras=("top",), image_size=(24, 16))
-        with pytest.raises(ConfigError, match=r"needs top \[12, 16, 3\] uint8; the env has .*top \[24, 16, 3\] uint8"):
+        other_size = make_vec_env(
+            "so101-paper", 1, num_threads=1, obs_mode="rgb", obs_cameras=("top",), image_size=(24, 16)
+        )
+        with pytest.raises(
+            ConfigError, match=r"needs top \[12, 16, 3\] uint8; the env has .*top \[24, 16, 3\] uint8"
+        ):
             connect(protocol, port, other_size)
 
 
@@ -265,13 +283,23 @@ def test_a_client_whose_actions_mean_something_else() -> None:
 
 
 def test_a_client_of_the_other_layout(env: VecEnv) -> None:
-    with serving(Waving(), "gr00t-n15") as port, pytest.raises(ConfigError, match="speaks the protocol 'gr00t-n15', not 'gr00t'"):
+    with (
+        serving(Waving(), "gr00t-n15") as port,
+        pytest.raises(ConfigError, match="speaks the protocol 'gr00t-n15', not 'gr00t'"),
+    ):
         connect("gr00t", port, env)
 
 
-@pytest.mark.parametrize("setting", [{"units": "rad"}, {"action_mode": "relative"}, {"invert_gripper": True}, {"arm_key": "arm"}], ids=str)
+@pytest.mark.parametrize(
+    "setting",
+    [{"units": "rad"}, {"action_mode": "relative"}, {"invert_gripper": True}, {"arm_key": "arm"}],
+    ids=str,
+)
 def test_settings_that_a_server_of_ours_tells_itself(setting: dict[str, Any], env: VecEnv) -> None:
-    with serving(Waving(), "gr00t") as port, pytest.raises(ConfigError, match=f"{next(iter(setting))} is for servers that do not tell"):
+    with (
+        serving(Waving(), "gr00t") as port,
+        pytest.raises(ConfigError, match=f"{next(iter(setting))} is for servers that do not tell"),
+    ):
         connect("gr00t", port, env, **setting)
 
 
@@ -288,7 +316,9 @@ def test_tokens(protocol: str, env: VecEnv, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_key_of_an_observation_that_is_not_needed() -> None:
-    with pytest.raises(UnknownNameError, match=r"observation that the policy needs 'gaol'; did you mean 'goal'"):
+    with pytest.raises(
+        UnknownNameError, match=r"observation that the policy needs 'gaol'; did you mean 'goal'"
+    ):
         open_one(Waving(), "openpi", keys={"gaol": "x"})
 
 
@@ -297,9 +327,14 @@ def test_a_key_of_an_observation_that_is_not_needed() -> None:
 
 def test_other_machines_need_a_token(fails: Any) -> None:
     said = fails("serve", "jacobian", "--task", "so101-paper", "--host", "0.0.0.0", "--port", "0")
-    assert said == "0.0.0.0 can be reached from other machines: that needs --token, or RESIDUAL_RL_TOKEN in the environment"
+    assert (
+        said
+        == "0.0.0.0 can be reached from other machines: that needs --token, or RESIDUAL_RL_TOKEN in the environment"
+    )
     assert [
-        host for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8", "0.0.0.0", "::", "10.0.0.1", "*", "robot") if is_loopback(host)
+        host
+        for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8", "0.0.0.0", "::", "10.0.0.1", "*", "robot")
+        if is_loopback(host)
     ] == [
         "127.0.0.1",
         "::1",
@@ -318,9 +353,18 @@ def test_other_machines_need_a_token(fails: Any) -> None:
         ),
         (["jacobian", "--task", "so101"], "unknown task 'so101'"),
         (["jacobian", "--task", "so101-paper", "--port", "70000"], "port must be from 0 to 65535"),
-        (["jacobian", "--task", "so101-paper", "--action-units", "normalized"], "action_units normalized needs --protocol openpi"),
-        (["jacobian", "--task", "so101-paper", "--keys", "top=front"], "unknown observation that the policy needs 'top'"),
-        (["jacobian", "--task", "so101-paper", "--host", "192.0.2.1", "--token", "x", "--port", "0"], "cannot listen on 192.0.2.1, port 0"),
+        (
+            ["jacobian", "--task", "so101-paper", "--action-units", "normalized"],
+            "action_units normalized needs --protocol openpi",
+        ),
+        (
+            ["jacobian", "--task", "so101-paper", "--keys", "top=front"],
+            "unknown observation that the policy needs 'top'",
+        ),
+        (
+            ["jacobian", "--task", "so101-paper", "--host", "192.0.2.1", "--token", "x", "--port", "0"],
+            "cannot listen on 192.0.2.1, port 0",
+        ),
         ([], "serve needs"),
     ],
     ids=lambda value: None,
@@ -344,11 +388,29 @@ def test_a_run_knows_its_task(run: Path, fails: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("protocol", "number", "code"), [("gr00t", signal.SIGINT, 130), ("openpi", signal.SIGTERM, 143)])
-def test_it_says_what_it_serves_and_ends_by_a_signal(protocol: str, number: int, code: int, env: VecEnv) -> None:
-    command = [str(Path(sys.executable).parent / "residual-rl"), "serve", "jacobian", "--task", "so101-paper", "--protocol", protocol]
+@pytest.mark.parametrize(
+    ("protocol", "number", "code"), [("gr00t", signal.SIGINT, 130), ("openpi", signal.SIGTERM, 143)]
+)
+def test_it_says_what_it_serves_and_ends_by_a_signal(
+    protocol: str, number: int, code: int, env: VecEnv
+) -> None:
+    command = [
+        str(Path(sys.executable).parent / "residual-rl"),
+        "serve",
+        "jacobian",
+        "--task",
+        "so101-paper",
+        "--protocol",
+        protocol,
+    ]
     command += ["--port", "0", "--base.drag-gain", "0.4", "--max-sessions", "8"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "100"})
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "COLUMNS": "100"},
+    )
     assert process.stdout is not None
     said = ""
     while "should be executed" not in said:
@@ -357,7 +419,14 @@ def test_it_says_what_it_serves_and_ends_by_a_signal(protocol: str, number: int,
         said += line
     address = re.search(r"at (\S+), protocol", said)
     assert address is not None
-    for word in ("Serving jacobian of task so101-paper", "joint_target", "sheet_pose", "goal", "[7]", "float32"):
+    for word in (
+        "Serving jacobian of task so101-paper",
+        "joint_target",
+        "sheet_pose",
+        "goal",
+        "[7]",
+        "float32",
+    ):
         assert word in said
     port = port_of(address[1])
     obs, _ = env.reset(seed=5)

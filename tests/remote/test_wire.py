@@ -24,7 +24,9 @@ ENCODINGS = ("npy", "nd", "openpi")
 BY_HAND = {"npy": remote_case.npy, "nd": remote_case.nd, "openpi": remote_case.openpi_array}
 
 plain_dtypes = st.one_of(
-    npst.boolean_dtypes(), npst.integer_dtypes(endianness="?"), npst.floating_dtypes(endianness="?", sizes=(16, 32, 64))
+    npst.boolean_dtypes(),
+    npst.integer_dtypes(endianness="?"),
+    npst.floating_dtypes(endianness="?", sizes=(16, 32, 64)),
 )
 arrays = npst.arrays(plain_dtypes, npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
 
@@ -56,7 +58,9 @@ def test_an_array_comes_back_as_it_was(encoding: Any, array: Any) -> None:
     assert back.shape == array.shape
     assert back.flags.owndata or back.base.flags.owndata
     assert back.flags.writeable
-    assert np.ascontiguousarray(back).tobytes() == np.ascontiguousarray(array).astype(back.dtype).tobytes()  # NaN too, bit for bit
+    assert (
+        np.ascontiguousarray(back).tobytes() == np.ascontiguousarray(array).astype(back.dtype).tobytes()
+    )  # NaN too, bit for bit
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -72,8 +76,15 @@ def test_others_read_what_is_written_and_the_other_way_around(encoding: Any, arr
 def test_messages_by_hand() -> None:
     """Bytes of the three encodings of [1.5, -2.0] in float32, and of its shape [2]; msgpack's own bytes are of its specification."""
     data = bytes.fromhex("0000c03f000000c0")
-    nd = b"\x85\xc4\x02nd\xc3\xc4\x04type\xa3<f4\xc4\x04kind\xc4\x00\xc4\x05shape\x91\x02\xc4\x04data\xc4\x08" + data
-    openpi = b"\x84\xc4\x0b__ndarray__\xc3\xc4\x04data\xc4\x08" + data + b"\xc4\x05dtype\xa3<f4\xc4\x05shape\x91\x02"
+    nd = (
+        b"\x85\xc4\x02nd\xc3\xc4\x04type\xa3<f4\xc4\x04kind\xc4\x00\xc4\x05shape\x91\x02\xc4\x04data\xc4\x08"
+        + data
+    )
+    openpi = (
+        b"\x84\xc4\x0b__ndarray__\xc3\xc4\x04data\xc4\x08"
+        + data
+        + b"\xc4\x05dtype\xa3<f4\xc4\x05shape\x91\x02"
+    )
     header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }"
     file = b"\x93NUMPY\x01\x00\x76\x00" + header.ljust(117) + b"\n" + data
     npy = b"\x82\xb1__ndarray_class__\xc3\xa6as_npy\xc4" + bytes([len(file)]) + file
@@ -85,7 +96,11 @@ def test_messages_by_hand() -> None:
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_numbers_texts_and_nesting(encoding: Any) -> None:
-    value = {"a": [1, 2.5, None, True, "näm", b"\x00\xff", {"b": []}], "n": np.float32(0.5), "i": np.int64(-3)}
+    value = {
+        "a": [1, 2.5, None, True, "näm", b"\x00\xff", {"b": []}],
+        "n": np.float32(0.5),
+        "i": np.int64(-3),
+    }
     back, _ = unpack(pack(value, encoding))
     assert back == {"a": [1, 2.5, None, True, "näm", b"\x00\xff", {"b": []}], "n": 0.5, "i": -3}
     if encoding == "openpi":  # which tells single numbers' types
@@ -103,7 +118,10 @@ def test_modalities_are_read_as_text_and_as_objects(marker: str) -> None:
     content = {"delta_indices": [0], "modality_keys": ["front"]}
     for written in ({"as_json": content}, {"as_json": json.dumps(content)}, {"as_dict": content}):
         assert unpack(msgpack.packb({"video": {marker: True, **written}}))[0] == {"video": content}
-    assert modality_config(content, as_text=True) == {"__ModalityConfig_class__": True, "as_json": json.dumps(content)}
+    assert modality_config(content, as_text=True) == {
+        "__ModalityConfig_class__": True,
+        "as_json": json.dumps(content),
+    }
     assert modality_config(content, as_text=False) == {"__ModalityConfig_class__": True, "as_json": content}
 
 
@@ -119,7 +137,9 @@ def test_servers_that_call_modalities_anew_write_arrays_anew() -> None:
 def npy_file(descr: Any, shape: Any, data: bytes = b"", version: tuple[int, int] = (1, 0)) -> dict[str, Any]:
     file = io.BytesIO()
     header = {"descr": descr, "fortran_order": False, "shape": shape}
-    {(1, 0): np.lib.format.write_array_header_1_0, (2, 0): np.lib.format.write_array_header_2_0}[version](file, header)
+    {(1, 0): np.lib.format.write_array_header_1_0, (2, 0): np.lib.format.write_array_header_2_0}[version](
+        file, header
+    )
     return {"__ndarray_class__": True, "as_npy": file.getvalue() + data}
 
 
@@ -138,30 +158,75 @@ def pickled() -> bytes:
 
 REFUSED: dict[str, tuple[Any, str]] = {
     "npy of objects": ({"__ndarray_class__": True, "as_npy": pickled()}, "object"),
-    "nd of objects": ({b"nd": True, b"type": "|O", b"kind": b"O", b"shape": [1], b"data": bytes(8)}, "object"),
+    "nd of objects": (
+        {b"nd": True, b"type": "|O", b"kind": b"O", b"shape": [1], b"data": bytes(8)},
+        "object",
+    ),
     "openpi of objects": ({b"__ndarray__": True, b"dtype": "|O", b"shape": [1], b"data": bytes(8)}, "object"),
     "npy of records": (npy_file([("a", "<f4")], (1,), bytes(4)), "only booleans"),
     "nd of records": ({b"nd": True, b"type": "i4,f4", b"shape": [1], b"data": bytes(8)}, "only booleans"),
     "strings": ({b"__ndarray__": True, b"dtype": "<U2", b"shape": [1], b"data": bytes(8)}, "only booleans"),
     "times": ({b"__ndarray__": True, b"dtype": "<M8[s]", b"shape": [1], b"data": bytes(8)}, "only booleans"),
     "complex": ({b"__ndarray__": True, b"dtype": "<c8", b"shape": [1], b"data": bytes(8)}, "only booleans"),
-    "long doubles": ({b"__ndarray__": True, b"dtype": "<f16", b"shape": [1], b"data": bytes(16)}, "only booleans"),
-    "an unknown dtype": ({b"__ndarray__": True, b"dtype": "bfloat16", b"shape": [1], b"data": bytes(2)}, "unknown dtype 'bfloat16'"),
-    "a long dtype": ({b"__ndarray__": True, b"dtype": "f4," * 9999, b"shape": [1], b"data": bytes(2)}, "unknown dtype"),
-    "a dtype that is none": ({b"__ndarray__": True, b"dtype": 4, b"shape": [1], b"data": bytes(2)}, "dtype is a int"),
-    "too little data": ({b"__ndarray__": True, b"dtype": "<f4", b"shape": [2, 3], b"data": bytes(20)}, r"shape \(2, 3\) with 20 bytes"),
-    "too much data": ({b"nd": True, b"type": "<f4", b"shape": [2], b"data": bytes(9)}, r"shape \(2,\) with 9 bytes"),
+    "long doubles": (
+        {b"__ndarray__": True, b"dtype": "<f16", b"shape": [1], b"data": bytes(16)},
+        "only booleans",
+    ),
+    "an unknown dtype": (
+        {b"__ndarray__": True, b"dtype": "bfloat16", b"shape": [1], b"data": bytes(2)},
+        "unknown dtype 'bfloat16'",
+    ),
+    "a long dtype": (
+        {b"__ndarray__": True, b"dtype": "f4," * 9999, b"shape": [1], b"data": bytes(2)},
+        "unknown dtype",
+    ),
+    "a dtype that is none": (
+        {b"__ndarray__": True, b"dtype": 4, b"shape": [1], b"data": bytes(2)},
+        "dtype is a int",
+    ),
+    "too little data": (
+        {b"__ndarray__": True, b"dtype": "<f4", b"shape": [2, 3], b"data": bytes(20)},
+        r"shape \(2, 3\) with 20 bytes",
+    ),
+    "too much data": (
+        {b"nd": True, b"type": "<f4", b"shape": [2], b"data": bytes(9)},
+        r"shape \(2,\) with 9 bytes",
+    ),
     "npy that claims a terabyte": (npy_file("<f4", (1 << 40,)), r"shape \(1099511627776,\) with 0 bytes"),
-    "nd that claims a terabyte": ({b"nd": True, b"type": "<f4", b"shape": [1 << 40], b"data": b""}, "with 0 bytes"),
+    "nd that claims a terabyte": (
+        {b"nd": True, b"type": "<f4", b"shape": [1 << 40], b"data": b""},
+        "with 0 bytes",
+    ),
     "npy with a rest": (npy_file("<f4", (1,), bytes(8)), "with 8 bytes"),
-    "negative sizes": ({b"__ndarray__": True, b"dtype": "<f4", b"shape": [-1, -1], b"data": bytes(4)}, "shape is not a list"),
-    "sizes that are none": ({b"__ndarray__": True, b"dtype": "<f4", b"shape": [True], b"data": bytes(4)}, "shape is not a list"),
-    "a shape that is none": ({b"__ndarray__": True, b"dtype": "<f4", b"shape": 1, b"data": bytes(4)}, "shape is not a list"),
-    "too many sizes": ({b"__ndarray__": True, b"dtype": "<f4", b"shape": [1] * 33, b"data": bytes(4)}, "shape is not a list"),
-    "data that is a list": ({b"__ndarray__": True, b"dtype": "<f4", b"shape": [1], b"data": [1.0]}, "data is a list"),
+    "negative sizes": (
+        {b"__ndarray__": True, b"dtype": "<f4", b"shape": [-1, -1], b"data": bytes(4)},
+        "shape is not a list",
+    ),
+    "sizes that are none": (
+        {b"__ndarray__": True, b"dtype": "<f4", b"shape": [True], b"data": bytes(4)},
+        "shape is not a list",
+    ),
+    "a shape that is none": (
+        {b"__ndarray__": True, b"dtype": "<f4", b"shape": 1, b"data": bytes(4)},
+        "shape is not a list",
+    ),
+    "too many sizes": (
+        {b"__ndarray__": True, b"dtype": "<f4", b"shape": [1] * 33, b"data": bytes(4)},
+        "shape is not a list",
+    ),
+    "data that is a list": (
+        {b"__ndarray__": True, b"dtype": "<f4", b"shape": [1], b"data": [1.0]},
+        "data is a list",
+    ),
     "npy that is text": ({"__ndarray_class__": True, "as_npy": "x"}, "data is a str"),
-    "npy that is none": ({"__ndarray_class__": True, "as_npy": b"PK\x03\x04 and so on"}, "header cannot be read"),
-    "npy of another version": ({"__ndarray_class__": True, "as_npy": b"\x93NUMPY\x03\x00" + bytes(20)}, "header cannot be read"),
+    "npy that is none": (
+        {"__ndarray_class__": True, "as_npy": b"PK\x03\x04 and so on"},
+        "header cannot be read",
+    ),
+    "npy of another version": (
+        {"__ndarray_class__": True, "as_npy": b"\x93NUMPY\x03\x00" + bytes(20)},
+        "header cannot be read",
+    ),
     "a header that is code": (
         {"__ndarray_class__": True, "as_npy": b"\x93NUMPY\x01\x00\x20\x00" + b"__import__('os')".ljust(32)},
         "header",
@@ -169,8 +234,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "nothing but the marker": ({"__ndarray_class__": True}, "without 'as_npy'"),
     "a modality without content": ({"__ModalityConfig__": True}, "without 'as_json'"),
     "a modality that is no JSON": ({"__ModalityConfig__": True, "as_json": "{"}, "no msgpack message"),
-    "a number that is none": ({b"__npgeneric__": True, b"data": "1", b"dtype": "<f4"}, "a number that is a str"),
-    "a number that is too large": ({b"__npgeneric__": True, b"data": 300, b"dtype": "|u1"}, "the number 300 as uint8"),
+    "a number that is none": (
+        {b"__npgeneric__": True, b"data": "1", b"dtype": "<f4"},
+        "a number that is a str",
+    ),
+    "a number that is too large": (
+        {b"__npgeneric__": True, b"data": 300, b"dtype": "|u1"},
+        "the number 300 as uint8",
+    ),
     "a single string": ({b"__npgeneric__": True, b"data": "go", b"dtype": "<U2"}, "only booleans"),
 }
 
@@ -198,7 +269,17 @@ def test_an_array_that_is_not_read(case: str) -> None:
         b"\xa1\xff",
         b"\x81\x01\x02",
     ],
-    ids=["empty", "reserved", "cut off", "two messages", "long list", "long data", "deep", "no UTF-8", "number as key"],
+    ids=[
+        "empty",
+        "reserved",
+        "cut off",
+        "two messages",
+        "long list",
+        "long data",
+        "deep",
+        "no UTF-8",
+        "number as key",
+    ],
 )
 def test_bytes_that_are_no_message(message: bytes) -> None:
     with pytest.raises(WireError, match=rf"^{len(message):,} bytes that are no msgpack message"):
@@ -261,6 +342,9 @@ def test_a_large_image_costs_little() -> None:
 
 
 def test_one_line_of_a_traceback_is_its_error() -> None:
-    assert one_line("Traceback (most recent call last):\n  File x\nValueError: no state\n\n") == "ValueError: no state"
+    assert (
+        one_line("Traceback (most recent call last):\n  File x\nValueError: no state\n\n")
+        == "ValueError: no state"
+    )
     assert one_line("") == ""
     assert one_line("x" * 400) == "x" * 300 + "…"

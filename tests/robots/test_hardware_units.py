@@ -18,7 +18,9 @@ from residual_rl.tasks.so101_paper.hardware_units import HARDWARE
 
 def test_degrees_and_percent_by_hand() -> None:
     """The gripper goes from -0.174533 rad (closed, 0 %) to 1.74533 rad (open, 100 %)."""
-    angles = torch.tensor([[math.pi / 2, -math.pi / 4, 0.0, math.pi, -1.0, -0.174533], [0.0, 0.0, 0.0, 0.0, 0.0, 1.74533]])
+    angles = torch.tensor(
+        [[math.pi / 2, -math.pi / 4, 0.0, math.pi, -1.0, -0.174533], [0.0, 0.0, 0.0, 0.0, 0.0, 1.74533]]
+    )
     expected = [[90.0, -45.0, 0.0, 180.0, -57.29578, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0, 100.0]]
     np.testing.assert_allclose(HARDWARE.to_hardware(angles), expected, atol=1e-4)
     middle = HARDWARE.from_hardware(torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 50.0]))
@@ -36,7 +38,8 @@ def test_a_joint_out_of_range_is_named() -> None:
     HARDWARE.check(values, "it")  # within a degree of it
     values[3, 2] = 99.0
     with pytest.raises(
-        ConfigError, match=r"episode 2: joint elbow_flex is at 99\.0 deg in row 3, outside of -96\.8 to 96\.8 deg \(1 of 5 rows"
+        ConfigError,
+        match=r"episode 2: joint elbow_flex is at 99\.0 deg in row 3, outside of -96\.8 to 96\.8 deg \(1 of 5 rows",
     ):
         HARDWARE.check(values, "episode 2")
     assert HARDWARE.clip(values)[3, 2].item() == pytest.approx(96.83, abs=0.01)
@@ -53,11 +56,20 @@ def test_joints_are_found_by_name() -> None:
 
 
 def test_an_absolute_action_spans_each_joints_range() -> None:
-    env = make_vec_env("so101-paper", 2, num_threads=1, control_mode="joint_target", max_target_step=10.0, max_target_error=10.0)
+    env = make_vec_env(
+        "so101-paper",
+        2,
+        num_threads=1,
+        control_mode="joint_target",
+        max_target_step=10.0,
+        max_target_error=10.0,
+    )
     env.reset(seed=5)
     obs, *_ = env.step(torch.stack([torch.zeros(6), torch.tensor([0.5, 0.0, 0.0, 0.0, -1.0, 1.0])]))
     np.testing.assert_allclose(
-        obs["joint_target"][0], [0.0, 0.0, 0.0, 0.0, 0.5 * (2.84121 - 2.74385), 0.5 * (1.74533 - 0.174533)], atol=1e-6
+        obs["joint_target"][0],
+        [0.0, 0.0, 0.0, 0.0, 0.5 * (2.84121 - 2.74385), 0.5 * (1.74533 - 0.174533)],
+        atol=1e-6,
     )
     np.testing.assert_allclose(obs["joint_target"][1], [0.95993, 0.0, 0.0, 0.0, -2.74385, 1.74533], atol=1e-5)
     np.testing.assert_allclose(env.action_unit[:2], [1.91986, 1.74533], atol=1e-5)
@@ -70,7 +82,9 @@ def test_an_absolute_target_is_approached_no_faster_than_allowed() -> None:
     wanted = start + torch.tensor([[0.25, 0.05, 0.0, 0.0, -0.25, 0.0]])
     for pan, lift in ((0.1, 0.05), (0.2, 0.05), (0.25, 0.05)):
         obs, *_ = env.step(env.targets_to_actions(wanted[:, None], obs)[:, 0])
-        np.testing.assert_allclose((obs["joint_target"] - start)[0], [pan, lift, 0.0, 0.0, -pan, 0.0], atol=1e-6)
+        np.testing.assert_allclose(
+            (obs["joint_target"] - start)[0], [pan, lift, 0.0, 0.0, -pan, 0.0], atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("mode", ["joint_delta", "joint_target"])
@@ -87,7 +101,9 @@ def test_targets_and_actions_are_each_others_inverse(mode: str) -> None:
 def test_a_way_that_is_too_long_for_one_delta_is_caught_up() -> None:
     env = make_vec_env("so101-paper", 1, num_threads=1)
     obs, _ = env.reset(seed=5)
-    targets = (obs["joint_target"].double() + torch.tensor([0.05, 0.0, 0.0, 0.0, 0.0, 0.0]))[:, None].expand(1, 4, 6)
+    targets = (obs["joint_target"].double() + torch.tensor([0.05, 0.0, 0.0, 0.0, 0.0, 0.0]))[:, None].expand(
+        1, 4, 6
+    )
     np.testing.assert_allclose(env.targets_to_actions(targets, obs)[0, :, 0], [1.0, 1.0, 0.5, 0.0], atol=1e-5)
 
 
@@ -109,7 +125,9 @@ def test_an_episode_starts_with_given_draws() -> None:
 
 def test_draws_that_do_not_fit_are_named() -> None:
     env = make_vec_env("so101-paper", 2, num_threads=1)
-    with pytest.raises(UnknownNameError, match="unknown draw of an episode 'start_yow'; did you mean 'start_yaw'"):
+    with pytest.raises(
+        UnknownNameError, match="unknown draw of an episode 'start_yow'; did you mean 'start_yaw'"
+    ):
         env.reset(seed=1, options={"episode": {"start_yow": torch.zeros(2)}})
     with pytest.raises(ConfigError, match=r"start_yaw must have shape \(2,\), not \(3,\)"):
         env.reset(seed=1, options={"episode": {"start_yaw": torch.zeros(3)}})

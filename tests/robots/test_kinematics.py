@@ -16,7 +16,12 @@ from paths import DATA
 from scipy.spatial.transform import Rotation
 
 from residual_rl.errors import ModelError
-from residual_rl.robots.kinematics import KinematicChain, damped_least_squares, matrix_from_quaternion, transform
+from residual_rl.robots.kinematics import (
+    KinematicChain,
+    damped_least_squares,
+    matrix_from_quaternion,
+    transform,
+)
 from residual_rl.tasks.so101_paper.robot import EE_SITE, build_robot
 from residual_rl.tasks.so101_paper.scene import build_scene
 
@@ -79,8 +84,12 @@ def test_a_planar_arm_by_hand() -> None:
     along = transform(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1.0, 0.0, 0.0, 0.0]))
     tool = transform(torch.tensor([0.5, 0.0, 0.0]), torch.tensor([1.0, 0.0, 0.0, 0.0]))
     chain = KinematicChain(torch.stack([torch.eye(4), along]), torch.tensor([[0.0, 0, 1], [0, 0, 1]]), tool)
-    frames, reached = chain.forward(torch.tensor([[0.0, 0.0], [math.pi / 2, 0.0], [0.0, math.pi / 2], [math.pi / 2, -math.pi / 2]]))
-    np.testing.assert_allclose(reached[:, :3, 3], [[1.5, 0, 0], [0, 1.5, 0], [1, 0.5, 0], [0.5, 1, 0]], atol=1e-6)
+    frames, reached = chain.forward(
+        torch.tensor([[0.0, 0.0], [math.pi / 2, 0.0], [0.0, math.pi / 2], [math.pi / 2, -math.pi / 2]])
+    )
+    np.testing.assert_allclose(
+        reached[:, :3, 3], [[1.5, 0, 0], [0, 1.5, 0], [1, 0.5, 0], [0.5, 1, 0]], atol=1e-6
+    )
     np.testing.assert_allclose(frames[:, 1, :3, 3], [[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 1, 0]], atol=1e-6)
     linear, angular = chain.jacobian(frames, reached)
     np.testing.assert_allclose(linear[0], [[0, 0], [1.5, 0.5], [0, 0]], atol=1e-6)
@@ -132,8 +141,12 @@ def test_other_branches_are_left_out() -> None:
     [
         (model(), "nowhere", "no site 'nowhere'"),
         (model(), "fixed", "no joint moves the site 'fixed'"),
-        (model(kind="slide"), "tip", "joint 'a' on the way to 'tip' is not a hinge"),
-        (model(pos="0.1 0 0"), "tip", "joint 'a' on the way to 'tip' is not a hinge at its body's origin"),
+        (model(kind="ball"), "tip", "joint 'a' on the way to 'tip' is not a hinge or slide"),
+        (
+            model(pos="0.1 0 0"),
+            "tip",
+            "joint 'a' on the way to 'tip' is not a hinge or slide at its body's origin",
+        ),
     ],
 )
 def test_models_that_are_no_chain_are_named(built: mujoco.MjModel, site: str, message: str) -> None:
@@ -146,20 +159,31 @@ def test_models_that_are_no_chain_are_named(built: mujoco.MjModel, site: str, me
 ELEMENTS = st.floats(-1, 1)
 
 
-@given(hnp.arrays(np.float64, (3, 4, 5), elements=ELEMENTS), hnp.arrays(np.float64, (3, 4), elements=ELEMENTS), st.floats(0.01, 1.0))
+@given(
+    hnp.arrays(np.float64, (3, 4, 5), elements=ELEMENTS),
+    hnp.arrays(np.float64, (3, 4), elements=ELEMENTS),
+    st.floats(0.01, 1.0),
+)
 def test_damped_least_squares_is_numpys(jacobian: np.ndarray, error: np.ndarray, damping: float) -> None:
     step = damped_least_squares(torch.from_numpy(jacobian), torch.from_numpy(error), damping).numpy()
     for i in range(3):
         # the same minimum written as ordinary least squares: ‖J x - e‖² + damping² ‖x‖²
-        stacked, target = np.vstack([jacobian[i], damping * np.eye(5)]), np.concatenate([error[i], np.zeros(5)])
+        stacked, target = (
+            np.vstack([jacobian[i], damping * np.eye(5)]),
+            np.concatenate([error[i], np.zeros(5)]),
+        )
         np.testing.assert_allclose(step[i], np.linalg.lstsq(stacked, target, rcond=None)[0], atol=1e-8)
 
 
 def test_damping_by_hand() -> None:
     jacobian = torch.tensor([[[2.0, 0.0], [0.0, 0.0]]])
     # along x: 2 · 1 / (4 + 1); along y the arm cannot move
-    np.testing.assert_allclose(damped_least_squares(jacobian, torch.tensor([[1.0, 1.0]]), 1.0), [[0.4, 0.0]], atol=1e-7)
-    np.testing.assert_allclose(damped_least_squares(jacobian, torch.tensor([[1.0, 1.0]]), 1e-3), [[0.5, 0.0]], atol=1e-5)
+    np.testing.assert_allclose(
+        damped_least_squares(jacobian, torch.tensor([[1.0, 1.0]]), 1.0), [[0.4, 0.0]], atol=1e-7
+    )
+    np.testing.assert_allclose(
+        damped_least_squares(jacobian, torch.tensor([[1.0, 1.0]]), 1e-3), [[0.5, 0.0]], atol=1e-5
+    )
 
 
 def test_little_damping_reaches_the_target(arm: KinematicChain) -> None:
@@ -169,3 +193,73 @@ def test_little_damping_reaches_the_target(arm: KinematicChain) -> None:
         frames, tool = arm.forward(q)
         q = q + damped_least_squares(arm.jacobian(frames, tool)[0], target - tool[:, :3, 3], 0.01)
     np.testing.assert_allclose(arm.forward(q)[1][:, :3, 3], target, atol=1e-6)
+
+
+def chain_urdf(*kinds: str, end: str = "") -> str:
+    """A robot of links l0, l1, … with joints of these types; its meshes are not on disk, and its limits are odd."""
+    mesh = '<visual><geometry><mesh filename="package://nowhere/part.dae"/></geometry></visual>'
+    links = "".join(
+        f'<link name="l{i}">{mesh}{mesh.replace("visual", "collision")}</link>' for i in range(len(kinds) + 1)
+    )
+    joints = "".join(
+        f'<joint name="j{i}" type="{kind}"><parent link="l{i - 1}"/><child link="l{i}"/>'
+        f'<origin xyz="0.1 {0.1 * i} 0.3" rpy="0.5 -0.2 {0.3 * i}"/><axis xyz="0 1.2 1.6"/>'
+        '<limit lower="1" upper="0" effort="1" velocity="1"/></joint>'
+        for i, kind in enumerate(kinds, 1)
+    )
+    return f'<robot name="r">{links}{joints}{end}</robot>'
+
+
+def euler_frame(xyz: tuple[float, float, float], rpy: tuple[float, float, float]) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_euler("xyz", rpy).as_matrix()
+    matrix[:3, 3] = xyz
+    return matrix
+
+
+def test_from_urdf__product_of_transforms() -> None:
+    """Fixed joints are folded into the offsets, and a branch with a joint that MuJoCo cannot parse is left out."""
+    branch = (
+        '<link name="side"/><joint name="odd" type="floating"><parent link="l1"/><child link="side"/></joint>'
+    )
+    kinds = ("fixed", "revolute", "fixed", "prismatic", "continuous", "fixed")
+    chain = KinematicChain.from_urdf(chain_urdf(*kinds, end=branch), "l6")
+    assert chain.joint_names == ("j2", "j4", "j5")
+    values = {2: 0.7, 4: -0.4, 5: 2.0}
+    expected = np.eye(4)
+    axis = np.array([0.0, 0.6, 0.8])
+    for i, kind in enumerate(kinds, 1):
+        expected = expected @ euler_frame((0.1, 0.1 * i, 0.3), (0.5, -0.2, 0.3 * i))
+        if kind == "prismatic":
+            expected = expected @ euler_frame(tuple(axis * values[i]), (0.0, 0.0, 0.0))
+        elif kind != "fixed":
+            moved = np.eye(4)
+            moved[:3, :3] = Rotation.from_rotvec(axis * values[i]).as_matrix()
+            expected = expected @ moved
+    positions = torch.tensor([list(values.values())], dtype=torch.float64)
+    frames, tool = chain.forward(positions)
+    np.testing.assert_allclose(tool[0], expected, atol=1e-12)
+
+    # The Jacobian against differences.
+    linear, angular = chain.jacobian(frames, tool)
+    for joint in range(3):
+        step = torch.zeros_like(positions)
+        step[0, joint] = 1e-6
+        after, before = chain.forward(positions + step)[1][0], chain.forward(positions - step)[1][0]
+        np.testing.assert_allclose(linear[0, :, joint], (after[:3, 3] - before[:3, 3]) / 2e-6, atol=1e-8)
+        turn = Rotation.from_matrix(after[:3, :3] @ before[:3, :3].T).as_rotvec() / 2e-6
+        np.testing.assert_allclose(angular[0, :, joint], turn, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("text", "link", "message"),
+    [
+        ("<robot", "l1", "the URDF is not XML"),
+        (chain_urdf("revolute"), "hand", "the URDF has no link 'hand'; it has l0, l1"),
+        (chain_urdf("fixed"), "l1", "no joint moves the site 'l1'"),
+        (chain_urdf("floating"), "l1", "MuJoCo cannot parse the URDF: .*free joint"),
+    ],
+)
+def test_from_urdf__errors(text: str, link: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        KinematicChain.from_urdf(text, link)

@@ -1,4 +1,4 @@
-"""Logging: the lines, TensorBoard's scalars, what a resume drops, W&B when asked, and the progress bar's words."""
+"""Logging to JSON lines, TensorBoard and W&B; resuming; the progress bar."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
-def test_lines_and_scalars(tmp_path: Path) -> None:
+def test_log__writes_lines_and_scalars(tmp_path: Path) -> None:
     with Logger(tmp_path) as logger:
         logger.log({"rollout/ep_rew_mean": -1.5, "time/fps": 9000}, 2048)
         lines = (tmp_path / "metrics.jsonl").read_text()  # flushed at once, before the end
@@ -41,7 +41,7 @@ def test_lines_and_scalars(tmp_path: Path) -> None:
     assert scalars(tmp_path / "tensorboard", "time/fps") == [(2048, 9000.0)]
 
 
-def test_figures_that_are_not_finite_are_null_in_json(tmp_path: Path) -> None:
+def test_log__writes_null_for_numbers_that_are_not_finite(tmp_path: Path) -> None:
     with Logger(tmp_path) as logger:
         logger.log({"train/explained_variance": math.nan, "x": math.inf, "y": 1.0}, 1)
     assert read_metrics(tmp_path / "metrics.jsonl") == [
@@ -49,7 +49,7 @@ def test_figures_that_are_not_finite_are_null_in_json(tmp_path: Path) -> None:
     ]
 
 
-def test_resume_drops_what_was_logged_after_the_checkpoint(tmp_path: Path) -> None:
+def test_logger__resuming_removes_what_was_logged_after_the_checkpoint(tmp_path: Path) -> None:
     with Logger(tmp_path) as logger:
         for step in (10, 20, 30):
             logger.log({"x": step}, step)
@@ -61,7 +61,7 @@ def test_resume_drops_what_was_logged_after_the_checkpoint(tmp_path: Path) -> No
     assert scalars(tmp_path / "tensorboard", "x") == [(10, 10.0), (20, 20.0), (30, 300.0)]
 
 
-def test_reading_tolerates_only_a_cut_last_line(tmp_path: Path) -> None:
+def test_read_metrics__ignores_only_an_incomplete_last_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1, "x": 2}\n{"step": 2, "x": \xc3')
     assert read_metrics(path) == [{"step": 1, "x": 2}]
@@ -73,7 +73,7 @@ def test_reading_tolerates_only_a_cut_last_line(tmp_path: Path) -> None:
             read_metrics(path)
 
 
-def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_logger__names_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(WriteError, match=r"^cannot write .*file.*choose another folder"):
         Logger(tmp_path / "file" / "run")
@@ -81,15 +81,21 @@ def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         Logger("/proc/nowhere")
 
 
-def test_full_disk_is_named(tmp_path: Path) -> None:
-    # /dev/full takes nothing: it stands in for a run on a full disk
-    code = "import sys, residual_rl.runs.logger as l; l.METRICS_FILE = '/dev/full'; l.Logger(sys.argv[1]).log({'x': 1}, 1)"
+def test_log__names_a_full_disk(tmp_path: Path) -> None:
+    # /dev/full behaves like a file on a full disk
+    code = (
+        "import sys, residual_rl.runs.logger as l; l.METRICS_FILE = '/dev/full'; "
+        "l.Logger(sys.argv[1]).log({'x': 1}, 1)"
+    )
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
     assert "WriteError: cannot write /dev/full: No space left on device; free some space" in done.stderr
 
 
-def test_writing_needs_neither_torch_nor_tensorflow(tmp_path: Path) -> None:
-    code = "import sys, residual_rl.runs.logger as l; l.Logger(sys.argv[1]).close(); print({'torch', 'tensorflow'} & {*sys.modules})"
+def test_logger__imports_neither_torch_nor_tensorflow(tmp_path: Path) -> None:
+    code = (
+        "import sys, residual_rl.runs.logger as l; l.Logger(sys.argv[1]).close(); "
+        "print({'torch', 'tensorflow'} & {*sys.modules})"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True
@@ -98,7 +104,7 @@ def test_writing_needs_neither_torch_nor_tensorflow(tmp_path: Path) -> None:
     )
 
 
-def test_wandb_that_is_not_there_gives_the_line_to_install_it(
+def test_logger__without_wandb_the_error_has_the_line_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
@@ -108,7 +114,7 @@ def test_wandb_that_is_not_there_gives_the_line_to_install_it(
         Logger(tmp_path / "run", wandb_project="p")
 
 
-def test_wandb_gets_the_figures_and_a_resume_goes_on_in_the_same_run(
+def test_logger__wandb_gets_the_metrics_and_resumes_the_same_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Any] = []
@@ -135,7 +141,7 @@ def test_wandb_gets_the_figures_and_a_resume_goes_on_in_the_same_run(
     assert calls[3]["id"] == "new-id"
 
 
-def test_progress_in_plain_lines() -> None:
+def test_progress_bar__prints_plain_lines() -> None:
     out, now = io.StringIO(), [100.0]
     with ProgressBar(10_000, every=10.0, console=Console(file=out), clock=lambda: now[0]) as bar:
         for second in range(1, 26):
@@ -148,7 +154,7 @@ def test_progress_in_plain_lines() -> None:
     ]
 
 
-def test_progress_speed_is_that_of_late() -> None:
+def test_progress_bar__shows_the_recent_speed() -> None:
     out, now = io.StringIO(), [0.0]
     with ProgressBar(
         1_000_000, 500_000, console=Console(file=out), clock=lambda: now[0], title="base", unit="episodes"
@@ -159,7 +165,7 @@ def test_progress_speed_is_that_of_late() -> None:
     assert out.getvalue().splitlines()[-1].startswith("base: 546,000/1,000,000 episodes  100 episodes/s")
 
 
-def test_the_time_to_go_counts_pauses_but_not_one_before_the_start() -> None:
+def test_progress_bar__remaining_time_includes_pauses_after_the_restart() -> None:
     """A step a second, and after each tenth a pause of 40 s; a first one of 1,000 s."""
     out, now = io.StringIO(), [0.0]
     with ProgressBar(1000, every=0.0, console=Console(file=out), clock=lambda: now[0]) as bar:
@@ -173,7 +179,7 @@ def test_the_time_to_go_counts_pauses_but_not_one_before_the_start() -> None:
     assert lines[20].endswith(f"ETA {clock_time(979 * 101 / 21)}")
 
 
-def test_progress_on_a_terminal() -> None:
+def test_progress_bar__is_live_on_a_terminal() -> None:
     out = io.StringIO()
     with ProgressBar(1000, console=Console(file=out, force_terminal=True, width=120)) as bar:
         bar.update(250, success=0.5)
@@ -186,7 +192,7 @@ def test_progress_on_a_terminal() -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (75, "1:15"), (3661, "1:01:01"), (-3, "0:00")]
 )
-def test_clock_time(seconds: float, text: str) -> None:
+def test_clock_time__minutes_and_hours(seconds: float, text: str) -> None:
     assert clock_time(seconds) == text
 
 

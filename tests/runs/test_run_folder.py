@@ -1,4 +1,4 @@
-"""The run folder: its stamp, its refusals, its lock; and JSON files that are strict and whole."""
+"""The run folder: its record of the run, its lock and its errors; strict JSON."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _no_outer_git(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def test_a_new_run_is_stamped(tmp_path: Path) -> None:
+def test_start__writes_config_command_versions_and_diff(tmp_path: Path) -> None:
     with RunFolder(tmp_path / "runs" / "x").start(
         Config(), ["residual-rl", "train", "so101-paper", "--name", "a b"]
     ) as run:
@@ -82,7 +82,7 @@ def test_a_new_run_is_stamped(tmp_path: Path) -> None:
     assert [f.relative_to(run.path).as_posix() for f in folders] == names.split()
 
 
-def test_a_folder_in_use_for_something_is_refused(tmp_path: Path) -> None:
+def test_start__refuses_a_folder_that_is_not_empty(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ConfigError) as caught:
         RunFolder(tmp_path).start({})
@@ -93,7 +93,7 @@ def test_a_folder_in_use_for_something_is_refused(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_resume_keeps_the_stamp_and_adds_the_command(tmp_path: Path) -> None:
+def test_resume__adds_the_command_and_keeps_the_other_files(tmp_path: Path) -> None:
     RunFolder(tmp_path).start({"seed": 3}, ["first"]).close()
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.name not in ("command.txt", ".lock")}
     RunFolder(tmp_path).resume(["second"]).close()
@@ -103,7 +103,7 @@ def test_resume_keeps_the_stamp_and_adds_the_command(tmp_path: Path) -> None:
     } == before
 
 
-def test_resume_under_other_versions_says_so(
+def test_resume__warns_about_other_versions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     RunFolder(tmp_path).start({}).close()
@@ -116,14 +116,14 @@ def test_resume_under_other_versions_says_so(
     assert "this run resumes with other versions than before" in caplog.text
 
 
-def test_resume_needs_a_run(tmp_path: Path) -> None:
+def test_resume__needs_a_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"x contains no run to resume: config\.json is missing"):
         RunFolder(tmp_path / "x").resume()
     assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.slow
-def test_two_processes_do_not_write_the_same_run(tmp_path: Path) -> None:
+def test_run_folder__two_processes_cannot_write_the_same_run(tmp_path: Path) -> None:
     first = RunFolder(tmp_path).start({})
     with pytest.raises(
         ConfigError,
@@ -141,27 +141,27 @@ def test_two_processes_do_not_write_the_same_run(tmp_path: Path) -> None:
         pass
 
 
-def test_a_failed_start_gives_the_lock_back(tmp_path: Path) -> None:
+def test_start__releases_the_lock_after_a_failure(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError):
         RunFolder(tmp_path).start({"lr": float("nan")})
     RunFolder(tmp_path).start({}).close()
 
 
 @pytest.mark.parametrize("place", ["file", "file/run", "/proc/nowhere"])
-def test_what_cannot_be_written_is_told_before_training(tmp_path: Path, place: str) -> None:
+def test_start__fails_before_training_if_the_folder_cannot_be_written(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
     path = tmp_path / place  # an absolute place stays as it is
     with pytest.raises(WriteError, match=rf"^cannot write {path}: .*; .*choose"):
         RunFolder(path).start({})
 
 
-def test_git_state_without_a_repository(tmp_path: Path) -> None:
+def test_git_state__without_a_repository(tmp_path: Path) -> None:
     state, text = git_state(tmp_path)
     assert state is None
     assert text.startswith("# no git repository holds the package")
 
 
-def test_git_state_of_clean_changed_and_new_files(tmp_path: Path) -> None:
+def test_git_state__of_clean_changed_and_new_files(tmp_path: Path) -> None:
     git(tmp_path, "init")
     package = tmp_path / "src"
     package.mkdir()
@@ -186,14 +186,14 @@ def test_git_state_of_clean_changed_and_new_files(tmp_path: Path) -> None:
     assert "KEY=1" not in text
 
 
-def test_versions_name_every_package_once() -> None:
+def test_versions__name_every_package_once() -> None:
     packages = versions()["packages"]
     assert list(packages) == sorted(packages, key=str.lower)
     assert {"numpy", "safetensors"} <= set(packages)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_json_refuses_what_is_not_finite_by_name(tmp_path: Path, bad: float) -> None:
+def test_to_json__refuses_numbers_that_are_not_finite(tmp_path: Path, bad: float) -> None:
     path = tmp_path / "eval.json"
     write_json(path, {"a": 1})
     with pytest.raises(NonFiniteError, match=r"^policies\.base\[1\] is -?(nan|inf)"):
@@ -202,6 +202,6 @@ def test_json_refuses_what_is_not_finite_by_name(tmp_path: Path, bad: float) -> 
     assert [p.name for p in tmp_path.iterdir()] == ["eval.json"]
 
 
-def test_json_refuses_what_it_cannot_hold() -> None:
+def test_to_json__refuses_unsupported_types() -> None:
     with pytest.raises(ConfigError, match=r"^a\.b is a complex"):
         to_json({"a": {"b": 1j}})

@@ -1,4 +1,4 @@
-"""Segments of states: written once, named by checkpoints, removed with the last of those; whatever stops the writing leaves a whole one."""
+"""Segments: written once, removed with the last checkpoint that contains them, safe against interruptions."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def numbers(loaded: Any) -> list[float]:
     return [part["columns"]["obs"].unique().item() for part in loaded["buffer"]]
 
 
-def test_each_is_read_and_written_once_and_goes_with_the_last_checkpoint_that_names_it(
+def test_checkpoint_folder__writes_each_segment_once_and_removes_it_with_the_last_checkpoint(
     tmp_path: Path,
 ) -> None:
     reads: list[int] = []
@@ -65,7 +65,7 @@ def test_each_is_read_and_written_once_and_goes_with_the_last_checkpoint_that_na
     assert reads == [0, 1, 2, 3, 4, 5, 6]
 
 
-def test_the_manifest_has_the_sha256_of_each_file(tmp_path: Path) -> None:
+def test_manifest__has_the_sha256_of_each_file(tmp_path: Path) -> None:
     path = folder(tmp_path).save(1, state(0, 1))
     with safe_open(path, "pt") as file:
         document = json.loads(file.metadata()["residual_rl"])
@@ -78,7 +78,7 @@ def test_the_manifest_has_the_sha256_of_each_file(tmp_path: Path) -> None:
     assert numbers(load(path, "checkpoint")) == [0, 1]
 
 
-def test_outside_of_a_checkpoint_folder_a_state_holds_them_itself(tmp_path: Path) -> None:
+def test_save__stores_segments_in_the_file_outside_of_a_checkpoint_folder(tmp_path: Path) -> None:
     plain = {"buffer": [part.contents() for part in state(0, 1)["buffer"]], "step": 1}
     assert to_bytes(state(0, 1), "checkpoint") == to_bytes(plain, "checkpoint")
     save(tmp_path / "x.safetensors", state(0, 1), "checkpoint")
@@ -87,7 +87,7 @@ def test_outside_of_a_checkpoint_folder_a_state_holds_them_itself(tmp_path: Path
     assert copy_state(held)["buffer"][0] is held["buffer"][0]
 
 
-def test_one_that_is_kept_no_longer_reads() -> None:
+def test_latest__needs_the_segments_of_the_manifest() -> None:
     reads: list[int] = []
     part = segment(3, reads)
     part.keep()
@@ -97,7 +97,7 @@ def test_one_that_is_kept_no_longer_reads() -> None:
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "gone", "other"])
-def test_a_checkpoint_without_one_gives_way_to_the_one_before(
+def test_latest__falls_back_if_a_segment_is_missing_or_damaged(
     tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoints = folder(tmp_path)
@@ -117,11 +117,11 @@ def test_a_checkpoint_without_one_gives_way_to_the_one_before(
     assert (step, numbers(loaded)) == (1, [0, 1])
     assert f"step_000000002.safetensors is incomplete: its segment {file}" in caplog.text
     assert "FALLING BACK" in caplog.text
-    again.save(2, state(0, 2))  # it goes on, and comes to the same step again
+    again.save(2, state(0, 2))  # it resumes, and reaches the same step again
     assert numbers(folder(tmp_path).latest()[1]) == [0, 1, 2]  # type: ignore[index]
 
 
-def test_one_that_somebody_removed_is_written_again(tmp_path: Path) -> None:
+def test_checkpoint_folder__writes_a_removed_segment_again(tmp_path: Path) -> None:
     checkpoints = folder(tmp_path)
     checkpoints.save(1, state(0, 1))
     (tmp_path / "run" / "replay" / "segment_000000.safetensors").unlink()
@@ -129,7 +129,7 @@ def test_one_that_somebody_removed_is_written_again(tmp_path: Path) -> None:
     assert numbers(folder(tmp_path).latest()[1]) == [0, 1, 2]  # type: ignore[index]
 
 
-def test_what_is_not_finite_and_names_that_are_none_are_refused(tmp_path: Path) -> None:
+def test_checkpoint_folder__refuses_nan_and_invalid_names_in_segments(tmp_path: Path) -> None:
     bad = Segment("segment_000001", lambda: {"obs": torch.tensor([torch.nan])})
     with pytest.raises(NonFiniteError, match="obs holds NaN"):
         folder(tmp_path).save(1, {"buffer": bad})
@@ -145,7 +145,7 @@ def test_what_is_not_finite_and_names_that_are_none_are_refused(tmp_path: Path) 
         from_bytes(foreign, "checkpoint", segments=SegmentFolder(tmp_path))
 
 
-def test_other_files_in_its_folder_stay(tmp_path: Path) -> None:
+def test_keep__leaves_other_files(tmp_path: Path) -> None:
     mine = tmp_path / "run" / "replay" / "my-own.safetensors"
     mine.parent.mkdir(parents=True)
     mine.touch()
@@ -162,7 +162,7 @@ class _Stopped(BaseException):
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device"), _Stopped()], ids=["full", "killed"]
 )
-def test_wherever_a_save_stops_the_last_checkpoint_or_the_new_one_is_whole(
+def test_checkpoint_folder__an_interrupted_save_leaves_a_complete_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     """Each write, sync, rename and removal of a save with two new segments fails in turn."""
@@ -197,7 +197,7 @@ def test_wherever_a_save_stops_the_last_checkpoint_or_the_new_one_is_whole(
         outcomes.add((stopped, step))
         again = folder(place, keep=1)
         again.latest()
-        again.save(3, state(1, 3))  # whoever goes on leaves no litter
+        again.save(3, state(1, 3))  # a resumed run leaves no temporary files
         assert names(place) == [1, 2, 3]
         assert numbers(folder(place).latest()[1]) == [1, 2, 3]  # type: ignore[index]
         if not stopped:

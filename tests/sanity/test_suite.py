@@ -1,4 +1,4 @@
-"""The sanity suite: it passes what is sound, and each defect makes the check fail that is there for it."""
+"""The sanity suite: a correct env passes, and each defect fails its check."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def point_checks(defect: str = "", **spec: Any) -> list[Check]:
     return list(generic_checks(task, cfg, quick=True))
 
 
-# --- the checks for any task ------------------------------------------------------------------------------------------
+# --- the checks for any task ---
 
 
-def test_a_sound_env_passes() -> None:
+def test_generic_checks__pass_on_a_correct_env() -> None:
     checks = point_checks()
     assert not failed(checks)
     assert (
@@ -76,7 +76,7 @@ def test_a_sound_env_passes() -> None:
         ("depends on B", {"determinism, envs 1, threads 1", "determinism, envs 7, threads 2"}),
     ],
 )
-def test_each_defect_fails_its_check(defect: str, names: set[str]) -> None:
+def test_generic_checks__each_defect_fails_its_check(defect: str, names: set[str]) -> None:
     found = failed(point_checks(defect))
     assert names <= found
     if len(names) == 1 and defect not in (
@@ -86,25 +86,25 @@ def test_each_defect_fails_its_check(defect: str, names: set[str]) -> None:
         assert found == names
 
 
-def test_differences_are_named() -> None:
+def test_check_determinism__names_the_first_difference() -> None:
     by_name = {check.name: check for check in point_checks("depends on B")}
     assert by_name["determinism, envs 32, threads 2"].ok
     assert by_name["determinism, envs 1, threads 1"].measured == "state differs at step 1 of seed 30000031"
 
 
-def test_what_does_not_promise_determinism_is_not_held_to_it() -> None:
+def test_check_determinism__skips_envs_that_are_not_deterministic() -> None:
     (check,) = [check for check in point_checks("undeterministic") if "determinism" in check.name]
     assert check.ok
     assert check.measured == "not checked"
 
 
-def test_an_oracle_that_does_not_solve_the_task_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_oracle__fails_if_the_oracle_does_not_solve_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BASE_POLICIES._specs, "zero", BASE_POLICIES.get("zero"))
     found = failed(point_checks(oracle="zero"))
     assert found == {"base policy 'zero' solves it", "reward term 'success'"}
 
 
-def test_without_an_oracle_the_rest_is_examined_on_random_actions() -> None:
+def test_generic_checks__without_an_oracle_they_use_random_actions() -> None:
     by_name = {check.name: check for check in point_checks(oracle=None)}
     assert not failed(by_name.values())
     assert by_name["oracle"].measured == "not checked: the task has no oracle"
@@ -114,7 +114,7 @@ def test_without_an_oracle_the_rest_is_examined_on_random_actions() -> None:
 
 
 @pytest.mark.parametrize(("defect", "drift"), [("", "0.0000 mm"), ("sags", "14.1421 mm")])
-def test_the_drift_under_zero_action_is_told_in_its_unit(defect: str, drift: str) -> None:
+def test_check_poses_hold__reports_the_drift_in_its_unit(defect: str, drift: str) -> None:
     """Ten steps of 1 mm along each of two axes are 10 √2 mm."""
     env = fakes.PointEnv(fakes.PointCfg(max_episode_steps=10, defect=defect), 3)
     (check,) = sanity.check_poses_hold(env, ["joint_position"], 0.012, "mm", 1e3)
@@ -122,7 +122,7 @@ def test_the_drift_under_zero_action_is_told_in_its_unit(defect: str, drift: str
     assert check.expected == "joint_position drifts less than 12 mm in 10 steps"
 
 
-def test_what_diverges_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generic_checks__divergence_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
     def diverge(*args: Any) -> Iterator[Check]:
         raise NonFiniteError("the simulation diverged in env(s) [3]")
         yield
@@ -133,14 +133,14 @@ def test_what_diverges_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> Non
     assert checks[0].measured == "the simulation diverged in env(s) [3]"
 
 
-def test_settings_may_hold_the_start_but_defaults_may_not() -> None:
+def test_check_other_seed__uses_the_defaults_of_the_task() -> None:
     held = fakes.PointCfg(max_episode_steps=12, defect="same start")
     assert not failed(generic_checks(fakes.POINT_TASK, held, quick=True))
     by_default = dataclasses.replace(fakes.POINT_TASK, config_overrides={"defect": "same start"})
     assert failed(generic_checks(by_default, held, quick=True)) == {"other seed, other start"}
 
 
-def test_a_tasks_own_checks_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examine__the_checks_of_the_task_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def own(cfg: Any, quick: bool, make_policy: sanity.MakePolicy) -> list[Check]:
@@ -151,16 +151,16 @@ def test_a_tasks_own_checks_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(fakes, "own_checks", own, raising=False)
     cfg = fakes.PointCfg()
-    told: list[str] = []
+    groups: list[str] = []
     checks = list(
         examine(
             dataclasses.replace(fakes.POINT_TASK, doctor="fakes:own_checks"),
             cfg,
             quick=True,
-            report=told.append,
+            report=groups.append,
         )
     )
-    assert told == [
+    assert groups == [
         "the task's own checks",
         "zero action",
         "random actions",
@@ -174,7 +174,7 @@ def test_a_tasks_own_checks_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(checks) > 10
 
 
-# --- so101-paper ------------------------------------------------------------------------------------------------------
+# --- so101-paper ---
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def make_policy(base_policy_id: str, env: VecEnv) -> sanity.Policy:
     return make_base_policy(base_policy_id, None, env)
 
 
-def test_so101_paper_is_sound(env: TaskEnv) -> None:
+def test_so101_doctor__passes_on_the_task(env: TaskEnv) -> None:
     checks = [
         *so101.check_rates(env),
         *so101.check_scene(env, CFG),
@@ -211,7 +211,7 @@ def test_so101_paper_is_sound(env: TaskEnv) -> None:
 
 
 @pytest.mark.parametrize("ticks", [(33,), (6, 6, 6, 5, 5, 5), (5, 5, 5, 5, 5, 5)])
-def test_other_rates_are_seen(ticks: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_rates__finds_other_rates(ticks: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mujoco_backend, "TICK_STEPS", ticks)
     found = failed(so101.check_rates(mujoco_backend.make(CFG, 2, 1)))
     assert "control ticks" in found
@@ -234,17 +234,17 @@ def test_other_rates_are_seen(ticks: tuple[int, ...], monkeypatch: pytest.Monkey
         (lambda m: m.geom("table").pos.__setitem__(2, -0.001), "height of table and patch"),
     ],
 )
-def test_another_scene_is_seen(env: TaskEnv, change: Any, name: str) -> None:
+def test_check_scene__finds_another_scene(env: TaskEnv, change: Any, name: str) -> None:
     change(env.physics.model)
     assert name in failed(so101.check_scene(env, CFG))
 
 
-def test_draws_that_are_not_written_are_seen(env: TaskEnv) -> None:
-    env.physics.write_episode = lambda worlds, episode: None  # type: ignore[attr-defined]
+def test_check_draws__finds_values_that_are_not_written(env: TaskEnv) -> None:
+    env.physics.write_episode = lambda env_ids, episode: None  # type: ignore[attr-defined]
     assert failed(so101.check_draws(env, CFG)) == {"friction and mass in the worlds"}
 
 
-def test_other_draws_are_seen(env: TaskEnv) -> None:
+def test_check_draws__finds_other_values(env: TaskEnv) -> None:
     assert failed(so101.check_draws(env, dataclasses.replace(CFG, sheet_x=(0.20, 0.34)))) == {
         "draws of sheet_x"
     }
@@ -253,13 +253,13 @@ def test_other_draws_are_seen(env: TaskEnv) -> None:
     }
 
 
-def test_other_kinematics_are_seen(env: TaskEnv) -> None:
+def test_check_kinematics__finds_other_kinematics(env: TaskEnv) -> None:
     assert env.kinematics is not None
     env.kinematics.tool[0, 3] += 2e-6
     assert failed(so101.check_kinematics(env)) == {"kinematics of the base policies"}
 
 
-def test_other_rewards_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_reward_terms__finds_other_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
     terms_of = SO101Paper.reward_terms
     monkeypatch.setattr(
         SO101Paper, "reward_terms", lambda self, q: terms_of(self, q) | {"yaw": 2 * terms_of(self, q)["yaw"]}
@@ -293,14 +293,14 @@ holds = SO101Paper.holds
         ),
     ],
 )
-def test_another_condition_of_success_is_seen(
+def test_check_success__finds_another_condition(
     condition: Any, names: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SO101Paper, "holds", condition)
     assert names <= failed(so101.check_success(CFG))
 
 
-def test_a_shorter_hold_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_success__finds_a_shorter_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     make = so101.make
     monkeypatch.setattr(so101, "make", lambda cfg, n: make(dataclasses.replace(cfg, success_hold_steps=9), n))
     assert {"success: sheet in the middle", "success: out for one step after 9"} <= failed(
@@ -308,7 +308,7 @@ def test_a_shorter_hold_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_divergence_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_stability__divergence_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
     def diverge(self: TaskEnv, actions: torch.Tensor) -> Any:
         raise NonFiniteError("the simulation diverged in env(s) [1]")
 
@@ -318,7 +318,7 @@ def test_divergence_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check.measured == "the simulation diverged in env(s) [1]"
 
 
-def test_extremes_are_kept_over_worlds_and_steps() -> None:
+def test_monitor__keeps_extremes_over_envs_and_steps() -> None:
     class Batch:
         pass
 
@@ -350,45 +350,39 @@ def test_extremes_are_kept_over_worlds_and_steps() -> None:
     }
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
+# --- the command ---
 
 
 @pytest.mark.parametrize("ok", [True, False])
-def test_the_command_prints_a_table_and_tells_by_its_exit_code(
+def test_doctor__prints_a_table_and_returns_an_exit_code(
     ok: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[Any] = []
 
-    def checks(spec: Any, cfg: Any, quick: bool, tell: Callable[[str], None]) -> Iterator[Check]:
+    def checks(spec: Any, cfg: Any, quick: bool, report: Callable[[str], None]) -> Iterator[Check]:
         asked.append((spec, cfg, quick))
-        tell("what is weighed")
+        report("mass of the sheet")
         yield Check("rate", "30 Hz", "30 Hz", True)
         yield Check("sheet", "5 g", "50 g", ok)
 
     monkeypatch.setattr(command, "examine", checks)
     assert main(["doctor", "so101-paper", "--quick", "--tolerance", "0.03"]) == (0 if ok else 1)
     out, progress = capsys.readouterr()
-    assert "s, 0 checks done; now: what is weighed" in progress
+    assert "s, 0 checks done; now: mass of the sheet" in progress
     assert "30 Hz" in out
     assert ("FAILED" in out) == (not ok)
     assert ("all 2 checks hold" if ok else "1 of 2 checks failed: sheet") in out
     assert asked == [(TASKS.get("so101-paper"), SO101PaperCfg(tolerance=0.03), True)]
 
 
-def test_the_command_names_what_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor__names_unknown_tasks(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "so101-papr"]) == 2
     assert "unknown task 'so101-papr'; did you mean 'so101-paper'" in capsys.readouterr().err
     assert main(["doctor"]) == 2
     assert "doctor needs a task id: put it first, residual-rl doctor TASK" in capsys.readouterr().err
 
 
-def test_a_failed_row_stands_out() -> None:
+def test_format_table__highlights_failed_checks() -> None:
     table = format_table("title", [Check("a", "1", "1", True), Check("b", "1", "2", False)])
     assert [row.style for row in table.rows] == [None, "red"]
     assert list(table.columns[0].cells) == ["[green]ok[/]", "[bold red]FAILED[/]"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("task", ["so101-paper", "so101-paper-precise"])
-def test_the_tasks_pass(task: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor", task, "--quick"]) == 0, capsys.readouterr().out

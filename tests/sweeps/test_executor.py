@@ -36,10 +36,14 @@ def executor(request: pytest.FixtureRequest) -> list[str]:
 
 def spawn(log: Path, *arguments: str) -> subprocess.Popen[bytes]:
     with log.open("wb") as file:
-        return subprocess.Popen([sys.executable, "-m", "residual_rl.cli.main", "sweep", *arguments], stdout=file, stderr=file)
+        return subprocess.Popen(
+            [sys.executable, "-m", "residual_rl.cli.main", "sweep", *arguments], stdout=file, stderr=file
+        )
 
 
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[bytes] | None, log: Path, seconds: float = 400.0) -> None:
+def wait_for(
+    condition: Callable[[], Any], process: subprocess.Popen[bytes] | None, log: Path, seconds: float = 400.0
+) -> None:
     end = time.monotonic() + seconds
     while not condition():
         if process is not None and process.poll() is not None:
@@ -94,7 +98,9 @@ def test_run_trials__killed_then_resumed_then_interrupted(tmp_path: Path, execut
 
 
 @pytest.mark.slow
-def test_run_trials__sigterm_saves_and_a_killed_trial_is_interrupted(tmp_path: Path, executor: list[str]) -> None:
+def test_run_trials__sigterm_saves_and_a_killed_trial_is_interrupted(
+    tmp_path: Path, executor: list[str]
+) -> None:
     """Two trials of hours: one is killed, which leaves the other running; then the sweep gets a SIGTERM."""
     out, log = tmp_path / "sweep", tmp_path / "log"
     flags = ["--grid", "total_timesteps=10000000", "--seeds", "2", "--n-episodes", "4", *executor]
@@ -123,13 +129,17 @@ def test_require_executor__ray_is_needed_for_clusters_and_gpus_alone(monkeypatch
     monkeypatch.setitem(sys.modules, "ray", None)
     require_executor(None, 0.0)
     for address, gpus in (("auto", 0.0), ("local", 0.0), (None, 0.5)):
-        with pytest.raises(MissingDependencyError, match=r"pip install 'residual-rl\[ray\]'`, or leave out --ray-address"):
+        with pytest.raises(
+            MissingDependencyError, match=r"pip install 'residual-rl\[ray\]'`, or leave out --ray-address"
+        ):
             require_executor(address, gpus)
 
 
 def test_check_resources__more_than_the_machine_has() -> None:
     check_resources({"CPU": 4.0, "GPU": 1.0}, 4, 0.25)
-    with pytest.raises(ConfigError, match=r"--cpus-per-trial 9 is more than this machine has \(4 CPU cores\); give at most 4"):
+    with pytest.raises(
+        ConfigError, match=r"--cpus-per-trial 9 is more than this machine has \(4 CPU cores\); give at most 4"
+    ):
         check_resources({"CPU": 4.0}, 9, 0.0)
     with pytest.raises(ConfigError, match=r"--gpus-per-trial 0.5 is more than this machine has \(0 GPUs\)"):
         check_resources({"CPU": 4.0}, 1, 0.5)

@@ -23,7 +23,15 @@ from residual_rl.cli import train as train_command
 from residual_rl.cli.main import main
 from residual_rl.config import TrainCfg, replace_fields
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
-from residual_rl.sweeps.grid import SweepCfg, Trial, check_train_flags, make_trials, parse_grid, read_sweep, state_of
+from residual_rl.sweeps.grid import (
+    SweepCfg,
+    Trial,
+    check_train_flags,
+    make_trials,
+    parse_grid,
+    read_sweep,
+    state_of,
+)
 from residual_rl.sweeps.live_table import SweepTable
 from residual_rl.sweeps.ranking import _bootstrap, difference_of, rank, success_of
 from residual_rl.sweeps.report import make_report, ranking_table, write_report
@@ -32,7 +40,17 @@ from residual_rl.utils.files import write_json
 from residual_rl.utils.statistics import paired_difference, proportion
 
 CFG = TrainCfg.default("so101-paper")
-TRAIN = (*CLI_TINY, "--tolerance", "0.08", "--success-hold-steps", "5", "--save-freq", "32", "--eval-freq", "0")
+TRAIN = (
+    *CLI_TINY,
+    "--tolerance",
+    "0.08",
+    "--success-hold-steps",
+    "5",
+    "--save-freq",
+    "32",
+    "--eval-freq",
+    "0",
+)
 
 
 def a_sweep(**values: Any) -> SweepCfg:
@@ -50,7 +68,10 @@ def a_trial(folder: Path, steps: int = 64, **values: Any) -> Trial:
 
 
 def test_a_grid_of_settings_of_every_part() -> None:
-    grid = parse_grid(["residual-scale=0.1,0.3", "gamma=0.97", "hidden_sizes=64 64,128 128", "damping=0.1", "num_envs=8"], CFG)
+    grid = parse_grid(
+        ["residual-scale=0.1,0.3", "gamma=0.97", "hidden_sizes=64 64,128 128", "damping=0.1", "num_envs=8"],
+        CFG,
+    )
     assert grid == {
         "residual_scale": ("0.1", "0.3"),
         "gamma": ("0.97",),
@@ -63,16 +84,32 @@ def test_a_grid_of_settings_of_every_part() -> None:
 @pytest.mark.parametrize(
     ("entries", "error", "said"),
     [
-        (["residual_skale=0.1"], UnknownNameError, "unknown setting 'residual_skale'; did you mean 'residual_scale'"),
+        (
+            ["residual_skale=0.1"],
+            UnknownNameError,
+            "unknown setting 'residual_skale'; did you mean 'residual_scale'",
+        ),
         (["learning-rte=0.1"], UnknownNameError, "did you mean 'learning_rate'"),
         (["residual_scale=0.1,x"], ConfigError, "--grid residual_scale=x: 'x' is not a number"),
-        (["residual_scale=0.1,3"], ConfigError, "--grid residual_scale=3: residual_scale must be from 0 to 2"),
-        (["gamma=0.9", "residual_scale=0.1,3"], ConfigError, "--grid gamma=0.9,residual_scale=3: residual_scale must be from 0 to 2"),
+        (
+            ["residual_scale=0.1,3"],
+            ConfigError,
+            "--grid residual_scale=3: residual_scale must be from 0 to 2",
+        ),
+        (
+            ["gamma=0.9", "residual_scale=0.1,3"],
+            ConfigError,
+            "--grid gamma=0.9,residual_scale=3: residual_scale must be from 0 to 2",
+        ),
         (["alpha=0.1", "residual_scale=0.2"], ConfigError, "--grid names residual_scale twice"),
         (["learner=sac,td3"], ConfigError, "--grid cannot hold learner: a sweep has one"),
         (["num_envs=1.5"], ConfigError, "--grid num_envs=1.5: '1.5' is not a whole number"),
         (["chunk=step,hole"], ConfigError, "'hole' is not one of step, whole"),
-        (["hidden_sizes=64 x"], ConfigError, "'64 x' is not a whole number, or several with blanks between them"),
+        (
+            ["hidden_sizes=64 x"],
+            ConfigError,
+            "'64 x' is not a whole number, or several with blanks between them",
+        ),
         (["gamma"], ConfigError, "--grid 'gamma' is not of the form SETTING=VALUE,VALUE,…"),
         (["gamma=0.9,"], ConfigError, "is not of the form"),
         (["gamma=0.9,0.90"], ConfigError, "--grid gamma has the value 0.9 twice"),
@@ -89,7 +126,9 @@ def test_what_a_grid_refuses(entries: list[str], error: type[Exception], said: s
 
 def test_trials_are_points_times_seeds_and_their_flags_mean_what_the_grid_says(tmp_path: Path) -> None:
     entries = ["residual_scale=0.1,0.3", "hidden_sizes=16 16", "normalize_reward=False", "damping=0.2"]
-    sweep = a_sweep(grid=parse_grid(entries, CFG), seeds=(4, 5), train=("--total-timesteps", "4096"), cpus_per_trial=2)
+    sweep = a_sweep(
+        grid=parse_grid(entries, CFG), seeds=(4, 5), train=("--total-timesteps", "4096"), cpus_per_trial=2
+    )
     cfg, _ = train_command.parse("so101-paper", sweep.train)
     trials = make_trials(sweep, cfg, tmp_path)
     assert [(trial.point.split(",")[0], trial.seed) for trial in trials] == [
@@ -102,14 +141,23 @@ def test_trials_are_points_times_seeds_and_their_flags_mean_what_the_grid_says(t
     assert trials[0].run.path == tmp_path / "trials" / trials[0].name
     task, *flags = trials[2].train
     read, _ = train_command.parse(task, flags)
-    wanted = {"residual_scale": 0.3, "hidden_sizes": (16, 16), "normalize_reward": False, "damping": 0.2, "seed": 4}
+    wanted = {
+        "residual_scale": 0.3,
+        "hidden_sizes": (16, 16),
+        "normalize_reward": False,
+        "damping": 0.2,
+        "seed": 4,
+    }
     assert read == replace_fields(CFG, {**wanted, "total_timesteps": 4096, "num_threads": 2})
     assert trials[2].total_steps == 4096
     assert Trial.from_json(trials[2].to_json()) == trials[2]
 
 
 def test_a_sweep_without_a_grid_has_one_point(tmp_path: Path) -> None:
-    assert [trial.name for trial in make_trials(a_sweep(seeds=(1, 2)), CFG, tmp_path)] == ["default,seed=1", "default,seed=2"]
+    assert [trial.name for trial in make_trials(a_sweep(seeds=(1, 2)), CFG, tmp_path)] == [
+        "default,seed=1",
+        "default,seed=2",
+    ]
 
 
 def test_settings_that_do_not_fit_together_are_said_before_anything_starts(tmp_path: Path) -> None:
@@ -126,10 +174,15 @@ def test_values_that_fit_only_together_are_a_grid(tmp_path: Path) -> None:
     """One critic does not go with the default of two in the target."""
     cfg = TrainCfg.default("so101-paper", learner_id="sac")
     grid = parse_grid(["num_critics=1", "num_target_critics=1,2"], cfg)
-    with pytest.raises(ConfigError, match=r"--grid num_critics=1,num_target_critics=2: num_target_critics must be at most num_critics"):
+    with pytest.raises(
+        ConfigError,
+        match=r"--grid num_critics=1,num_target_critics=2: num_target_critics must be at most num_critics",
+    ):
         make_trials(a_sweep(grid=grid), cfg, tmp_path)
     grid = parse_grid(["num_critics=1", "num_target_critics=1"], cfg)
-    assert [trial.point for trial in make_trials(a_sweep(grid=grid), cfg, tmp_path)] == ["num_critics=1,num_target_critics=1"]
+    assert [trial.point for trial in make_trials(a_sweep(grid=grid), cfg, tmp_path)] == [
+        "num_critics=1,num_target_critics=1"
+    ]
 
 
 def test_long_points_have_folders_that_a_file_system_takes(tmp_path: Path) -> None:
@@ -156,13 +209,19 @@ def test_what_flags_of_all_trials_cannot_say() -> None:
             check_train_flags([flag], {})
     with pytest.raises(ConfigError, match="gamma is in --grid and a flag of all trials"):
         check_train_flags(["--gamma", "0.9"], {"gamma": ("0.97",)})
-    for flag, key in (("--alpha=0.3", "residual_scale"), ("--n-envs", "num_envs"), ("--no-normalize-reward", "normalize_reward")):
+    for flag, key in (
+        ("--alpha=0.3", "residual_scale"),
+        ("--n-envs", "num_envs"),
+        ("--no-normalize-reward", "normalize_reward"),
+    ):
         with pytest.raises(ConfigError, match=f"{key} is in --grid and a flag of all trials"):
             check_train_flags([flag], {key: ("1",)}, CFG)
     check_train_flags(["--alpha", "0.3"], {"gamma": ("0.97",)}, CFG)
 
 
-def test_the_command_refuses_before_it_starts_anything(fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_refuses_before_it_starts_anything(
+    fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "sweep"
     start = ("sweep", "so101-paper", "--output-dir", out)
     assert "did you mean 'residual_scale'" in fails(*start, "--grid", "residual_scal=0.1")
@@ -210,12 +269,26 @@ def test_a_trial_that_is_stopped_goes_on_from_its_checkpoint_and_is_evaluated(tm
     process = TrialProcess(trial)
     assert until(process, "finished", "failed", "interrupted").state == "finished"
     assert json.loads(trial.run.summary_file.read_text())["steps"] == stopped_at + 32
-    assert json.loads(trial.run.eval_file.read_text())["episode_seeds"] == [10_000_000, 10_000_001, 10_000_002, 10_000_003]
+    assert json.loads(trial.run.eval_file.read_text())["episode_seeds"] == [
+        10_000_000,
+        10_000_001,
+        10_000_002,
+        10_000_003,
+    ]
     assert (trial.run.path / "command.txt").read_text().startswith("residual-rl train so101-paper ")
     assert next_command(trial) is None
     assert state_of(trial) == "finished"
     longer = dataclasses.replace(trial, eval_seeds=(10_000_000, 5))
-    assert next_command(longer) == ["eval", str(trial.run.path), "--n-episodes", "5", "--first-seed", "10000000", "--num-threads", "1"]
+    assert next_command(longer) == [
+        "eval",
+        str(trial.run.path),
+        "--n-episodes",
+        "5",
+        "--first-seed",
+        "10000000",
+        "--num-threads",
+        "1",
+    ]
 
 
 @pytest.mark.slow
@@ -235,7 +308,9 @@ def ended(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_a_process_of_a_trial_ends_with_its_parent(tmp_path: Path, processes: list[subprocess.Popen[str]]) -> None:
+def test_a_process_of_a_trial_ends_with_its_parent(
+    tmp_path: Path, processes: list[subprocess.Popen[str]]
+) -> None:
     """As when Ray's worker is killed: here a parent that starts it and is killed."""
     script = (
         "import os, subprocess, sys, time\n"
@@ -245,7 +320,9 @@ def test_a_process_of_a_trial_ends_with_its_parent(tmp_path: Path, processes: li
     )
     run = tmp_path / "run"
     command = ["train", "so101-paper", *TRAIN, "--total-timesteps", "10000000", "--output-dir", str(run)]
-    parent = subprocess.Popen([sys.executable, "-c", script, *command], stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, *command], stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL
+    )
     processes.append(parent)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
@@ -274,7 +351,11 @@ def test_the_figures_of_a_run_that_is_being_written(tmp_path: Path) -> None:
     trial = a_trial(tmp_path)
     assert trial_metrics(trial) == {}
     trial.run.path.mkdir(parents=True)
-    rows = [{"step": 0, "eval/success_rate": 0.5}, {"step": 32, "time/fps": 20.0}, {"step": 64, "time/fps": 40.0}]
+    rows = [
+        {"step": 0, "eval/success_rate": 0.5},
+        {"step": 32, "time/fps": 20.0},
+        {"step": 64, "time/fps": 40.0},
+    ]
     trial.run.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 9')
     assert trial_metrics(trial) == {"step": 64, "speed": 40.0, "success": 0.5}
 
@@ -334,7 +415,9 @@ def test_a_difference_is_paired_by_seed_and_episode() -> None:
 
 def test_points_are_ranked_by_the_lower_end_and_ties_are_marked() -> None:
     lucky = outcomes([1] * 20)  # all of one seed: Wilson's interval begins at 83.9 %
-    good = outcomes([1] * 20, [1] * 20, [1] * 19 + [0], [1] * 20, [1] * 20)  # 99 of 100: Wilson's at 94.6 %, the bootstrap's below it
+    good = outcomes(
+        [1] * 20, [1] * 20, [1] * 19 + [0], [1] * 20, [1] * 20
+    )  # 99 of 100: Wilson's at 94.6 %, the bootstrap's below it
     bad = outcomes([1] * 5 + [0] * 15, [1] * 4 + [0] * 16)
     first, second, third = rank({"bad": bad, "lucky": lucky, "good": good})
     assert [r.point for r in (first, second, third)] == ["good", "lucky", "bad"]
@@ -358,8 +441,13 @@ def finish(trial: Trial, values: list[int]) -> None:
     write_json(trial.run.summary_file, {"finished": True, "steps": 64, "wall_time": 3.0, "step_to_95": None})
     per_episode = {str(first + i): float(value) for i, value in enumerate(values)}
     policies = {"residual": {"success_once": {"per_episode": per_episode}}}
-    write_json(trial.run.eval_file, {"episode_seeds": list(range(first, first + count)), "policies": policies})
-    rows = [{"step": 0, "eval/success_rate": 0.5}, {"step": 64, "eval/success_rate": sum(values) / len(values)}]
+    write_json(
+        trial.run.eval_file, {"episode_seeds": list(range(first, first + count)), "policies": policies}
+    )
+    rows = [
+        {"step": 0, "eval/success_rate": 0.5},
+        {"step": 64, "eval/success_rate": sum(values) / len(values)},
+    ]
     trial.run.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -371,7 +459,9 @@ def test_the_report_ranks_what_has_finished_and_names_the_rest(tmp_path: Path) -
     failed.failure_file.parent.mkdir()
     failed.failure_file.write_text("no such thing\n")
     report = write_report(sweep, trials, tmp_path)
-    assert json.loads((tmp_path / "report.json").read_text())["ranking"] == json.loads(json.dumps(report["ranking"]))
+    assert json.loads((tmp_path / "report.json").read_text())["ranking"] == json.loads(
+        json.dumps(report["ranking"])
+    )
     assert [(r["point"], r["success"]["mean"], r["tied_with_first"]) for r in report["ranking"]] == [
         ("residual_scale=0.1,hidden_sizes=8 8", 1.0, True),
         ("residual_scale=0.3,hidden_sizes=8 8", 0.25, False),
@@ -379,10 +469,22 @@ def test_the_report_ranks_what_has_finished_and_names_the_rest(tmp_path: Path) -
     assert report["trials"][0]["curve"] == [[0, 0.5], [64, 1.0]]
     text = (tmp_path / "report.md").read_text()
     low, high = (100 * x for x in proportion([1.0] * 20).to_json()["interval"])
-    assert f"| 1 | residual_scale=0.1,hidden_sizes=8 8 | 100.0 % [{low:.1f}, {high:.1f}] | 1: 100.0 | – |  |" in text
+    assert (
+        f"| 1 | residual_scale=0.1,hidden_sizes=8 8 | 100.0 % [{low:.1f}, {high:.1f}] | 1: 100.0 | – |  |"
+        in text
+    )
     assert "Failed:\n\n- `residual_scale=0.6,hidden_sizes=8x8,seed=1`: no such thing" in text
     words = shlex.split(text.split("`")[1])
-    assert words == ["residual-rl", "sweep", "so101-paper", *TRAIN, "--grid", "residual_scale=0.1,0.3,0.6", "--grid", "hidden_sizes=8 8"]
+    assert words == [
+        "residual-rl",
+        "sweep",
+        "so101-paper",
+        *TRAIN,
+        "--grid",
+        "residual_scale=0.1,0.3,0.6",
+        "--grid",
+        "hidden_sizes=8 8",
+    ]
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
     console = Console(width=200, record=True)
     console.print(ranking_table(report))
@@ -426,7 +528,17 @@ def test_resume_runs_what_is_left_and_failed_ones_only_if_asked(
 
     monkeypatch.setattr(command, "run_trials", run)
     out = tmp_path / "sweep"
-    flags = ["--grid", "residual_scale=0.1,0.3,0.6", "--seeds", "1", "--n-episodes", "4", "--output-dir", str(out), *TRAIN]
+    flags = [
+        "--grid",
+        "residual_scale=0.1,0.3,0.6",
+        "--seeds",
+        "1",
+        "--n-episodes",
+        "4",
+        "--output-dir",
+        str(out),
+        *TRAIN,
+    ]
     assert main(["sweep", "so101-paper", *flags]) == 1
     assert f"Go on with: residual-rl sweep --resume {out}" in capsys.readouterr().out
     assert read_sweep(out) == a_sweep(grid={"residual_scale": ["0.1", "0.3", "0.6"]}, cwd=os.getcwd())
@@ -435,7 +547,11 @@ def test_resume_runs_what_is_left_and_failed_ones_only_if_asked(
     assert "Failed: residual_scale=0.3,seed=1: bad luck" in said
     assert "2 of 3 trials finished" in said
     assert main(["sweep", "--resume", str(out), "--retry-failed"]) == 0
-    assert ran == [["residual_scale=0.1", "residual_scale=0.3", "residual_scale=0.6"], ["residual_scale=0.6"], ["residual_scale=0.3"]]
+    assert ran == [
+        ["residual_scale=0.1", "residual_scale=0.3", "residual_scale=0.6"],
+        ["residual_scale=0.6"],
+        ["residual_scale=0.3"],
+    ]
     assert main(["sweep", "--resume", str(out)]) == 0  # nothing is left
     assert len(ran) == 3
     assert main(["sweep", "so101-paper", *flags]) == 2  # it is there

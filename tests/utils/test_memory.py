@@ -40,7 +40,7 @@ def group(name: str, limit: int | str, used: int, cached: int) -> dict[str, str]
     [
         ({}, 8 * GIB),
         (group("job/step", "max", GIB, 0), 8 * GIB),
-        (group("job/step", 4 * GIB, 2 * GIB, GIB), 3 * GIB),  # half of what is used is cache
+        (group("job/step", 4 * GIB, 2 * GIB, GIB), 3 * GIB),  # half of the used memory is cache
         (group("job/step", 64 * GIB, 0, 0), 8 * GIB),
         (
             group("job", 3 * GIB, 2 * GIB, 0) | group("job/step", "max", GIB, 0),
@@ -51,15 +51,15 @@ def group(name: str, limit: int | str, used: int, cached: int) -> dict[str, str]
         ({"proc/self/cgroup": "4:memory:/old\n"}, 8 * GIB),
     ],
 )
-def test_the_least_that_is_left_counts(files: dict[str, str], left: int, tmp_path: Path) -> None:
+def test_free_memory__is_the_smallest_limit(files: dict[str, str], left: int, tmp_path: Path) -> None:
     write(tmp_path, {**MACHINE, **files})
     assert free_memory(tmp_path) == left
 
 
-def test_a_system_that_does_not_tell(tmp_path: Path) -> None:
+def test_free_memory__is_none_where_the_system_has_no_numbers(tmp_path: Path) -> None:
     assert free_memory(tmp_path) is None
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
-def test_this_machine_has_some_of_what_it_has() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not provide these numbers")
+def test_free_memory__of_this_machine() -> None:
     assert 2**20 < (free_memory() or 0) <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

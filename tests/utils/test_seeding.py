@@ -21,7 +21,7 @@ def unsigned(values: torch.Tensor) -> list[int]:
     return [int(v) & ((1 << 64) - 1) for v in values.flatten().tolist()]
 
 
-def test_splitmix64_gives_the_published_numbers() -> None:
+def test_splitmix64__gives_the_published_numbers() -> None:
     # for seed 1234567, as many implementations print them
     published = [
         6457827717110365317,
@@ -35,25 +35,23 @@ def test_splitmix64_gives_the_published_numbers() -> None:
 
 
 @given(st.lists(INT64, min_size=1, max_size=4))
-def test_splitmix64_for_any_seed(seeds: list[int]) -> None:
+def test_splitmix64__agrees_with_a_reference_for_any_seed(seeds: list[int]) -> None:
     expected = [number for seed in seeds for number in reference_splitmix64(seed, 3)]
     assert unsigned(splitmix64(torch.tensor(seeds), 3)) == expected
 
 
 @given(st.lists(INT64, min_size=1, max_size=4), st.integers(0, 100), st.integers(1, 6))
-def test_uniform_depends_on_seed_and_stream_alone(seeds: list[int], stream: int, n: int) -> None:
+def test_uniform__depends_on_seed_and_stream_alone(seeds: list[int], stream: int, n: int) -> None:
     drawn = uniform(torch.tensor(seeds), stream, n)
     assert drawn.shape == (len(seeds), n)
     assert drawn.dtype == torch.float64
     assert ((drawn >= 0) & (drawn < 1)).all()
     for i, seed in enumerate(seeds):
-        alone = uniform(
-            torch.tensor([seed]), stream, n + 2
-        )  # the first n do not depend on how many are asked for
+        alone = uniform(torch.tensor([seed]), stream, n + 2)  # the first n do not depend on how many are asked for
         assert torch.equal(drawn[i], alone[0, :n])
 
 
-def test_neighbouring_seeds_and_streams_are_unrelated() -> None:
+def test_uniform__neighbouring_seeds_and_streams_are_unrelated() -> None:
     n = 10_000
     seeds = torch.arange(n)
     by_stream = np.concatenate([uniform(seeds, stream, 2).numpy() for stream in range(3)], 1)
@@ -68,7 +66,7 @@ def test_neighbouring_seeds_and_streams_are_unrelated() -> None:
     assert not np.intersect1d(long[0], long[1]).size
 
 
-def test_seeds_of_training_and_evaluations_never_meet() -> None:
+def test_training_seed_start__ranges_of_training_and_evaluations_are_disjoint() -> None:
     starts = [training_seed_start(seed) for seed in (0, 1, 2, (1 << 22) - 1)]
     assert len(set(np.diff(starts[:3]))) == 1
     assert np.diff(starts[:3])[0] == 1 << 36
@@ -78,12 +76,12 @@ def test_seeds_of_training_and_evaluations_never_meet() -> None:
 
 
 @pytest.mark.parametrize("seed", [-1, 1 << 22])
-def test_training_seeds_out_of_range_are_named(seed: int) -> None:
+def test_training_seed_start__refuses_seeds_out_of_range(seed: int) -> None:
     with pytest.raises(ConfigError, match=f"seed must be from 0 to 4194303, not {seed}"):
         training_seed_start(seed)
 
 
-def test_episode_seeds_count_or_run_out() -> None:
+def test_episode_seeds__count_or_run_out() -> None:
     seeds = EpisodeSeeds(5)
     assert seeds.draw(2).tolist() == [5, 6]
     assert seeds.draw(1).tolist() == [7]
@@ -98,7 +96,7 @@ def test_episode_seeds_count_or_run_out() -> None:
 
 
 @pytest.mark.parametrize("as_list", [True, False])
-def test_episode_seeds_are_resumed(as_list: bool) -> None:
+def test_episode_seeds__are_resumed(as_list: bool) -> None:
     seeds, other = EpisodeSeeds(5), EpisodeSeeds()
     if as_list:
         seeds.use_list([3, 1, 4, 1])

@@ -6,7 +6,15 @@ import pytest
 from scipy import stats
 
 from residual_rl.errors import ConfigError
-from residual_rl.utils.statistics import Summary, across_runs, mean, paired_difference, proportion, student_t, summarize
+from residual_rl.utils.statistics import (
+    Summary,
+    across_runs,
+    mean,
+    paired_difference,
+    proportion,
+    student_t,
+    summarize,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +37,10 @@ def test_wilson_interval_of_all_and_none_ends_at_the_edge() -> None:
     assert proportion([1]).low == pytest.approx(1 / 4.841459, abs=1e-7)
 
 
-@pytest.mark.parametrize(("degrees", "quantile"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (30, 2.0423), (199, 1.9720)])
+@pytest.mark.parametrize(
+    ("degrees", "quantile"),
+    [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (30, 2.0423), (199, 1.9720)],
+)
 def test_student_t_quantiles(degrees: int, quantile: float) -> None:
     assert student_t(degrees) == pytest.approx(quantile, abs=5e-5)
 
@@ -62,7 +73,9 @@ def test_proportion__equals_scipys_wilson_interval() -> None:
 
 def test_mean_with_t_interval() -> None:
     # mean 3, standard deviation √2.5, standard error √0.5 = 0.707107, t(4) = 2.776445: half 1.963243
-    assert mean([1, 2, 3, 4, 5]) == Summary(3.0, pytest.approx(1.036757, abs=1e-6), pytest.approx(4.963243, abs=1e-6), 5)
+    assert mean([1, 2, 3, 4, 5]) == Summary(
+        3.0, pytest.approx(1.036757, abs=1e-6), pytest.approx(4.963243, abs=1e-6), 5
+    )
     assert mean([2.5]) == Summary(2.5, None, None, 1)
     assert mean([2.5]).to_json() == {"mean": 2.5, "interval": None, "n": 1}
     assert mean([0.5, 0.5, 0.5]).to_json() == {"mean": 0.5, "interval": [0.5, 0.5], "n": 3}
@@ -80,7 +93,10 @@ def test_paired_difference_of_outcomes() -> None:
     a, b = ({seed: cell[i] for seed, cell in enumerate(cells)} for i in (0, 1))
     difference = paired_difference(a, b, binary=True)
     assert difference.mean == pytest.approx(-6 / 21)
-    assert (difference.low, difference.high) == (pytest.approx(-0.493226, abs=1e-5), pytest.approx(-0.028513, abs=1e-5))
+    assert (difference.low, difference.high) == (
+        pytest.approx(-0.493226, abs=1e-5),
+        pytest.approx(-0.028513, abs=1e-5),
+    )
     swapped = paired_difference(b, a, binary=True)
     assert (swapped.low, swapped.high) == (pytest.approx(-difference.high), pytest.approx(-difference.low))
 
@@ -88,7 +104,11 @@ def test_paired_difference_of_outcomes() -> None:
 def test_paired_difference_of_outcomes_that_are_all_alike_keeps_its_width() -> None:
     ones, zeros = dict.fromkeys(range(98), 1), dict.fromkeys(range(98), 0)
     same = paired_difference(ones, ones, binary=True)  # half z·√1 / 100
-    assert (same.mean, same.low, same.high) == (0.0, pytest.approx(-0.0195996, abs=1e-7), pytest.approx(0.0195996, abs=1e-7))
+    assert (same.mean, same.low, same.high) == (
+        0.0,
+        pytest.approx(-0.0195996, abs=1e-7),
+        pytest.approx(0.0195996, abs=1e-7),
+    )
     # centre 0.98, half z·√(98 + 1 - 98²/100) / 100 = 0.0337205: cut at 1, since an adjusted Wald interval can leave [-1, 1]
     apart = paired_difference(ones, zeros, binary=True)
     assert (apart.mean, apart.low, apart.high) == (1.0, pytest.approx(0.9462795, abs=1e-6), 1.0)
@@ -97,7 +117,9 @@ def test_paired_difference_of_outcomes_that_are_all_alike_keeps_its_width() -> N
 def test_paired_difference_of_figures_is_by_seed_not_by_order() -> None:
     a, b = {1: 1.0, 2: 5.0, 3: 9.0}, {3: 8.0, 2: 3.0, 1: 1.0}
     # differences 0, 2, 1: mean 1, standard error 1/√3, t(2) = 4.302653
-    assert paired_difference(a, b) == Summary(1.0, pytest.approx(1 - 2.484138, abs=1e-6), pytest.approx(1 + 2.484138, abs=1e-6), 3)
+    assert paired_difference(a, b) == Summary(
+        1.0, pytest.approx(1 - 2.484138, abs=1e-6), pytest.approx(1 + 2.484138, abs=1e-6), 3
+    )
     with pytest.raises(ConfigError, match=r"same episode seeds in both; 2 are in one only, e\.g\. 3"):
         paired_difference({1: 1.0, 3: 1.0}, {1: 1.0, 4: 1.0})
 

@@ -38,7 +38,9 @@ def test_the_file_holds_the_frames(tmp_path: Path, height: int, width: int, even
     assert meta["fps"] == 30
     assert meta["codec"] == "h264"
     assert meta["pix_fmt"].startswith("yuv420p")
-    assert np.abs(frames.mean((1, 2, 3)) - 20 * np.arange(12)).max() < 3  # lossy, but every frame in its place
+    assert (
+        np.abs(frames.mean((1, 2, 3)) - 20 * np.arange(12)).max() < 3
+    )  # lossy, but every frame in its place
     assert [p.name for p in path.parent.iterdir()] == ["video.mp4"]
 
 
@@ -62,8 +64,15 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
-        with pytest.raises(WriteError, match=r"cannot write .*video\.mp4: ffmpeg (ended after|wrote) \d+ .*frames; free some space"):
-            write_video(tmp_path / "video.mp4", (noise.integers(0, 255, (64, 64, 3), np.uint8) for _ in range(60)), fps=10)
+        with pytest.raises(
+            WriteError,
+            match=r"cannot write .*video\.mp4: ffmpeg (ended after|wrote) \d+ .*frames; free some space",
+        ):
+            write_video(
+                tmp_path / "video.mp4",
+                (noise.integers(0, 255, (64, 64, 3), np.uint8) for _ in range(60)),
+                fps=10,
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []

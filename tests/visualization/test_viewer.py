@@ -25,9 +25,7 @@ from residual_rl.factory import make_learner, make_residual_env
 from residual_rl.registry import TASKS
 from residual_rl.visualization import viewer
 
-CFG = replace_fields(
-    TrainCfg.default("so101-paper"), {"max_episode_steps": 8, "num_threads": 1, "minibatch_size": 64}
-)
+CFG = replace_fields(TrainCfg.default("so101-paper"), {"max_episode_steps": 8, "num_threads": 1, "minibatch_size": 64})
 
 
 @pytest.fixture
@@ -53,21 +51,17 @@ def pictures(folder: Path) -> dict[str, np.ndarray]:
     return {path.stem: np.asarray(Image.open(path)).astype(int) for path in folder.iterdir()}
 
 
-def test_each_camera_becomes_a_png_whose_path_is_printed(
+def test_save_cameras__writes_a_png_for_each_camera(
     opengl: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "new" / "views"
     assert view.main(["so101-paper", "--cameras", str(folder), "--camera-size", "48", "64"]) == 0
-    assert sorted(capsys.readouterr().out.split()) == sorted(
-        str(folder / f"{name}.png") for name in ("top", "wrist", "scene")
-    )
-    assert {name: picture.shape for name, picture in pictures(folder).items()} == dict.fromkeys(
-        ("top", "wrist", "scene"), (48, 64, 3)
-    )
+    assert sorted(capsys.readouterr().out.split()) == sorted(str(folder / f"{name}.png") for name in ("top", "wrist", "scene"))
+    assert {name: picture.shape for name, picture in pictures(folder).items()} == dict.fromkeys(("top", "wrist", "scene"), (48, 64, 3))
 
 
 @pytest.mark.slow
-def test_the_pictures_are_those_of_the_step_and_the_policy(opengl: None, tmp_path: Path, run: Path) -> None:
+def test_view__images_are_of_the_chosen_step_and_policy(opengl: None, tmp_path: Path, run: Path) -> None:
     def top(*argv: str) -> np.ndarray:
         folder = tmp_path / f"views{len(list(tmp_path.iterdir()))}"
         view.main(
@@ -95,13 +89,15 @@ def test_the_pictures_are_those_of_the_step_and_the_policy(opengl: None, tmp_pat
     assert not np.array_equal(start, top("--step", "6", "--policy", "oracle"))
 
 
-def test_oracle_is_the_one_that_the_task_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_view__oracle_is_that_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_policy("so101-paper", "oracle", None, "view")[1].base_policy_id == "jacobian-yaw"
-    monkeypatch.setitem(TASKS._specs, "so101-paper", dataclasses.replace(TASKS.get("so101-paper"), oracle="zero"))
+    monkeypatch.setitem(
+        TASKS._specs, "so101-paper", dataclasses.replace(TASKS.get("so101-paper"), oracle="zero")
+    )
     assert resolve_policy("so101-paper", "oracle", None, "view")[1].base_policy_id == "zero"
 
 
-def test_a_task_without_an_oracle_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_view__names_a_task_without_an_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(
         TASKS._specs, "so101-paper", dataclasses.replace(TASKS.get("so101-paper"), oracle=None)
     )
@@ -109,25 +105,22 @@ def test_a_task_without_an_oracle_says_so(monkeypatch: pytest.MonkeyPatch) -> No
         view.main(["so101-paper", "--policy", "oracle", "--cameras", "x"])
 
 
-def test_a_video_of_one_episode(opengl: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_view__writes_a_video_of_one_episode(
+    opengl: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("imageio_ffmpeg")
     path = tmp_path / "new" / "episode.mp4"
-    assert (
-        view.main(
-            ["so101-paper", "--video", str(path), "--camera-size", "48", "64", "--max-episode-steps", "3"]
-        )
-        == 0
-    )
+    assert view.main(["so101-paper", "--video", str(path), "--camera-size", "48", "64", "--max-episode-steps", "3"]) == 0
     assert path.read_bytes()[4:8] == b"ftyp"
     assert capsys.readouterr().out.strip() == str(path)
 
 
-def test_without_a_display_the_error_names_what_to_do_instead(no_display: None) -> None:
+def test_require_display__without_a_display_the_error_names_alternatives(no_display: None) -> None:
     with pytest.raises(ConfigError, match=r"display.*--cameras DIR"):
         view.main(["so101-paper"])
 
 
-def test_a_display_that_does_not_answer_is_an_error_and_no_endless_wait(
+def test_require_display__a_display_that_does_not_work_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DISPLAY", ":987")
@@ -145,15 +138,18 @@ def test_a_display_that_does_not_answer_is_an_error_and_no_endless_wait(
         (["so101-paper", "--policy", "jacobean"], "jacobian"),
         (["so101-paper", "--residual-scale", "0.5"], "needs --policy RUN"),
         (["so101-paper", "--cameras", "x", "--step", "-1"], "step must be at least 0"),
-        (["so101-paper", "--cameras", "x", "--camera-size", "0", "10"], "camera_size must be at least 1 each"),
+        (
+            ["so101-paper", "--cameras", "x", "--camera-size", "0", "10"],
+            "camera_size must be at least 1 each",
+        ),
     ],
 )
-def test_wrong_use_is_named(argv: list[str], text: str) -> None:
+def test_view__names_wrong_flags(argv: list[str], text: str) -> None:
     with pytest.raises(ResidualRLError, match=text):
         view.main(argv)
 
 
-def test_a_run_of_another_task_says_which(run: Path) -> None:
+def test_view__names_the_task_of_a_run(run: Path) -> None:
     with pytest.raises(ConfigError, match="residual-rl view so101-paper --policy"):
         view.main(["so101-paper-precise", "--policy", str(run), "--cameras", "x"])
 
@@ -173,31 +169,29 @@ class FakeViewer:
         self.scenes.append(scene)
 
 
-def test_watching_goes_from_episode_to_episode_until_the_window_is_closed(
+def test_watch__shows_episodes_until_the_window_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(viewer, "_PAUSE", 0.0)
     env = make_residual_env(CFG, 1)
-    window, told = FakeViewer(close_after=19), []
-    viewer.watch(env, no_residual(env), 5, window, told.append)  # type: ignore[arg-type]
+    window, lines = FakeViewer(close_after=19), []
+    viewer.watch(env, no_residual(env), 5, window, lines.append)  # type: ignore[arg-type]
     assert len(window.scenes) == 19
-    assert [line.split(",")[0] for line in told] == [
+    assert [line.split(",")[0] for line in lines] == [
         "episode 5: no success after 8 steps",
         "episode 6: no success after 8 steps",
     ]
     sheet = [tuple(scene[6:8].tolist()) for scene in window.scenes]
-    assert (
-        np.linalg.norm(np.subtract(sheet[7], sheet[0])) < 0.02
-    )  # the end of the first episode, not the start of the second
+    assert np.linalg.norm(np.subtract(sheet[7], sheet[0])) < 0.02  # the end of the first episode, not the start of the second
     assert np.linalg.norm(np.subtract(sheet[8], sheet[7])) > 0.02
-    viewer.watch(env, no_residual(env), 5, FakeViewer(10**6), told.append, num_episodes=1)  # type: ignore[arg-type]
-    assert len(told) == 3
+    viewer.watch(env, no_residual(env), 5, FakeViewer(10**6), lines.append, num_episodes=1)  # type: ignore[arg-type]
+    assert len(lines) == 3
     env.close()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("Xvfb") is None, reason="needs Xvfb, a display in memory")
-def test_mujocos_viewer_opens_keeps_time_and_closes(tmp_path: Path) -> None:
+def test_live_viewer__opens_in_real_time_and_closes(tmp_path: Path) -> None:
     command = [
         "Xvfb",
         "-displayfd",
@@ -205,7 +199,7 @@ def test_mujocos_viewer_opens_keeps_time_and_closes(tmp_path: Path) -> None:
         "-screen",
         "0",
         "640x480x24",
-    ]  # which says its display once it is there
+    ]  # it prints its display when it is ready
     server: Any = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     code = """
 import time, torch

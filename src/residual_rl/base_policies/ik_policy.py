@@ -6,23 +6,21 @@ are changes of joints, it is damped least squares on the Jacobian of the robot's
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from residual_rl.base_policies.ik import IKCfg
 from residual_rl.envs.vec_env import VecEnv
-from residual_rl.errors import ConfigError, MissingDependencyError, UnknownNameError
+from residual_rl.errors import ConfigError, ModelError, UnknownNameError
 from residual_rl.registry import load
 from residual_rl.robots.arm import Arm
 from residual_rl.robots.cartesian_goals import GOALS, CartesianGoals, ToolGoal
 from residual_rl.robots.kinematics import KinematicChain, damped_least_squares, matrix_from_quaternion
 from residual_rl.types import BasePolicy, Obs, State
+from residual_rl.utils.text import one_line
 
 
 class IKPolicy(BasePolicy):
@@ -143,77 +141,44 @@ def _bounded(vector: Tensor) -> Tensor:
 
 
 class _Jacobian:
-    """The tool's velocities along and about the axes of the robot's base, per velocity of the joints that the arm's actions move."""
+    """The tool's velocity along and about the axes of the robot's base, per velocity of the joints that the actions move.
+
+    Raises `ConfigError` where the arm's URDF cannot be used.
+    """
 
     def __init__(self, arm: Arm, device: torch.device):
-        self._chain = _chain(arm).to(dtype=torch.float64, device=device)
-        names = self._chain.get_joint_parameter_names()
-        if tuple(names) != arm.moving_joint_names:
+        self._chain = _chain(arm).to(device)
+        names = self._chain.joint_names
+        if names != arm.moving_joint_names:
             raise ConfigError(
-                f"the joints that move {arm.tool_link!r} are {', '.join(names) or 'none'} in {arm.urdf}, and "
+                f"the joints that move {arm.tool_link!r} are {', '.join(names)} in {arm.urdf}, and "
                 f"{', '.join(arm.moving_joint_names)} in the simulator: choose a Cartesian control mode, such as pd_ee_delta_pose"
             )
-        self._positions = [arm.all_joint_names.index(name) for name in names]
         still = [name for name in arm.joint_names if name not in names]
         if still:
             raise ConfigError(
                 f"joint(s) {', '.join(still)} of robot {arm.robot!r} do not move its tool {arm.tool_link!r}"
             )
+        self._positions = [arm.all_joint_names.index(name) for name in names]
         self._columns = [names.index(name) for name in arm.joint_names]
-        self._hinges = _hinges(self._chain)
 
     def __call__(self, joint_position: Tensor) -> Tensor:
         """[b, 6, N] float64, for all joints [b, J]."""
-        moving = joint_position[:, self._positions]
-        if self._hinges is None:
-            jacobian: Tensor = self._chain.jacobian(moving)
-        else:
-            jacobian = torch.cat(self._hinges.jacobian(*self._hinges.forward(moving)), 1)
-        return jacobian[:, :, self._columns]
+        frames = self._chain.forward(joint_position[:, self._positions])
+        return torch.cat(self._chain.jacobian(*frames), 1)[:, :, self._columns]
 
 
-def _hinges(chain: Any) -> KinematicChain | None:
-    """The same chain with the joints that do not move folded together, ten times as quick; none where a joint slides, or where another
-    release of the library keeps its frames elsewhere."""
-    offsets, axes, pending = [], [], torch.eye(4, dtype=chain.dtype, device=chain.device)
-    for frame in getattr(chain, "_serial_frames", ()):
-        joint = frame.joint
-        if joint.offset is not None:
-            pending = pending @ joint.offset.get_matrix()[0]
-        if joint.joint_type == "prismatic":
-            return None
-        if joint.joint_type == "revolute":
-            offsets.append(pending)
-            axes.append(joint.axis)
-            pending = torch.eye(4, dtype=chain.dtype, device=chain.device)
-    if not offsets:
-        return None
-    return KinematicChain(torch.stack(offsets), torch.stack(axes), pending)
-
-
-def _chain(arm: Arm) -> Any:
-    """The joints from the base to the tool, a `pytorch_kinematics.SerialChain`."""
+def _chain(arm: Arm) -> KinematicChain:
+    """The joints from the base to the tool, float64."""
     if arm.urdf is None:
         raise ConfigError(
             f"robot {arm.robot!r} has no URDF to compute its kinematics from: choose a Cartesian control mode"
         )
     try:
-        import pytorch_kinematics
-    except ImportError as error:
-        raise MissingDependencyError(
-            "pytorch_kinematics", "install it with `pip install pytorch_kinematics`"
-        ) from error
-    try:
-        text = Path(arm.urdf).read_bytes()
-        with (
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):  # it tells of each unknown attribute
-            return pytorch_kinematics.build_serial_chain_from_urdf(text, arm.tool_link)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        return KinematicChain.from_urdf(Path(arm.urdf).read_bytes(), arm.tool_link)
+    except (OSError, ModelError) as error:
         raise ConfigError(
-            f"the kinematics of robot {arm.robot!r} cannot be read from {arm.urdf} ({type(error).__name__}: {reason}): "
+            f"the kinematics of robot {arm.robot!r} cannot be read from {arm.urdf} ({one_line(error)}): "
             "choose a Cartesian control mode"
         ) from error
 

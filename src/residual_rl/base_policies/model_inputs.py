@@ -12,6 +12,7 @@ from torch import Tensor
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
 from residual_rl.types import BasePolicy, Obs
+from residual_rl.utils.text import one_line
 
 
 def join_inputs(obs: Obs, keys: Sequence[str]) -> Tensor:
@@ -61,7 +62,7 @@ def probe(policy: BasePolicy, env: VecEnv, name: str) -> Tensor:
     try:
         chunk = policy.predict_action_chunk(zeros, torch.zeros(1, dtype=torch.int64))
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise ConfigError(
             f"{name} cannot be run on this env's observations ({type(error).__name__}: {reason})"
         ) from error

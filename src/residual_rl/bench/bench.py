@@ -60,7 +60,11 @@ def run_bench(cfg: TrainCfg, bench: BenchCfg, tell: Callable[[str], None]) -> di
     cfg = dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, num_threads=bench.num_threads))
     started, load = time.perf_counter(), os.getloadavg()
     rows = {}
-    measures = {"training": _training, "stepping": _stepping, "cameras": _cameras}  # training first: its peak of memory is the process's
+    measures = {
+        "training": _training,
+        "stepping": _stepping,
+        "cameras": _cameras,
+    }  # training first: its peak of memory is the process's
     for what, measure in measures.items():
         tell(what)
         rows[what] = measure(cfg, bench)
@@ -71,9 +75,15 @@ def run_bench(cfg: TrainCfg, bench: BenchCfg, tell: Callable[[str], None]) -> di
         "settings": dataclasses.asdict(bench),
         "caption": f"Stable-Baselines3 runs without the normalisation of observations and rewards that ours has. "
         f"Learners use {cfg.run.torch_threads} torch thread(s), each of its subprocesses 1.",
-        "rows": [dataclasses.asdict(row) for part in ("stepping", "training", "cameras") for row in rows[part]],
+        "rows": [
+            dataclasses.asdict(row) for part in ("stepping", "training", "cameras") for row in rows[part]
+        ],
         "machine": machine(),
-        "packages": {name: packages[name] for name in ("mujoco", "torch", "numpy", "gymnasium", "stable_baselines3") if name in packages},
+        "packages": {
+            name: packages[name]
+            for name in ("mujoco", "torch", "numpy", "gymnasium", "stable_baselines3")
+            if name in packages
+        },
         "load_average": {"before": load, "after": os.getloadavg()},
         "duration": time.perf_counter() - started,
     }
@@ -89,8 +99,18 @@ def _stepping(cfg: TrainCfg, bench: BenchCfg) -> list[Row]:
         env.close()
     worlds = f"{bench.num_envs} worlds, {bench.num_threads or os.cpu_count()} threads"
     return [
-        _row("env stepping", speeds.env_cpu, "steps / CPU-s", f"{worlds}; rewards, observations, {speeds.resets} resets included"),
-        _row("bare mj_step on the same states", speeds.raw_cpu, "steps / CPU-s", "mujoco.rollout; ends in the same states, bit for bit"),
+        _row(
+            "env stepping",
+            speeds.env_cpu,
+            "steps / CPU-s",
+            f"{worlds}; rewards, observations, {speeds.resets} resets included",
+        ),
+        _row(
+            "bare mj_step on the same states",
+            speeds.raw_cpu,
+            "steps / CPU-s",
+            "mujoco.rollout; ends in the same states, bit for bit",
+        ),
         _row("env stepping ÷ bare mj_step", speeds.ratios, "", "per CPU-second"),
         _row("env stepping, wall", speeds.env_wall, "steps / s"),
         _row("bare mj_step, wall", speeds.raw_wall, "steps / s"),
@@ -104,7 +124,10 @@ def _training(cfg: TrainCfg, bench: BenchCfg) -> list[Row]:
     theirs = f"{SB3_ENVS} subprocesses, the same env, networks and gradient samples"
     rows = [_row("training, all included", speeds.ours, "steps / s", ours)]
     if speeds.missing is None:
-        rows += [_row("Stable-Baselines3 PPO", speeds.sb3, "steps / s", theirs), _row("training ÷ Stable-Baselines3", speeds.ratios, "")]
+        rows += [
+            _row("Stable-Baselines3 PPO", speeds.sb3, "steps / s", theirs),
+            _row("training ÷ Stable-Baselines3", speeds.ratios, ""),
+        ]
     else:
         rows.append(Row("Stable-Baselines3 PPO", None, "", speeds.missing))
     rows += [Row(f"training: {name}", 100.0 * share, "% of time") for name, share in speeds.shares.items()]

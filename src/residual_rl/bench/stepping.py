@@ -145,7 +145,9 @@ def _record(env: ResidualEnv, num_steps: int, seed: int) -> Stretch:
         env.reset(seed)
         actions = []
         for _ in range(num_steps):
-            transition, _ = env.step(torch.rand(env.num_envs, env.action_dim, generator=generator) * 2.0 - 1.0)
+            transition, _ = env.step(
+                torch.rand(env.num_envs, env.action_dim, generator=generator) * 2.0 - 1.0
+            )
             actions.append(transition.action)
     finally:
         physics.step, physics.reset = step, reset  # type: ignore[method-assign]
@@ -170,7 +172,8 @@ class _RawPhysics:
         longest, model = self._controls[0].shape[1], segments[0].model
         sizes = len(segments[0].state), model.nsensordata
         self._workers = [
-            (Rollout(nthread=0), mujoco.MjData(model), *(np.empty((1, longest, size)) for size in sizes)) for _ in range(num_threads)
+            (Rollout(nthread=0), mujoco.MjData(model), *(np.empty((1, longest, size)) for size in sizes))
+            for _ in range(num_threads)
         ]
 
     def run(self) -> None:
@@ -199,7 +202,9 @@ class _RawPhysics:
                 sensordata=sensors[:, :n],
             )
             if not np.array_equal(states[0, n - 1, 1 : 1 + job.model.nq], job.end):  # time comes before qpos
-                raise ResidualRLError("bare MuJoCo ended in another state than the env: the two did not do the same work")
+                raise ResidualRLError(
+                    "bare MuJoCo ended in another state than the env: the two did not do the same work"
+                )
 
     def close(self) -> None:
         self._pool.shutdown()

@@ -106,10 +106,17 @@ def _make_sb3(cfg: TrainCfg) -> PPO:
         from stable_baselines3 import PPO
         from stable_baselines3.common.vec_env import SubprocVecEnv
     except ImportError as error:
-        raise MissingDependencyError("stable-baselines3", "install it with `pip install 'residual-rl[sb3]'`") from error
+        raise MissingDependencyError(
+            "stable-baselines3", "install it with `pip install 'residual-rl[sb3]'`"
+        ) from error
     learner, run = cfg.learner, cfg.run
     make = functools.partial(
-        _make_env, cfg.task_id, cfg.base_policy_id, cfg.residual.residual_scale, cfg.residual.residual_penalty, dataclasses.asdict(cfg.task)
+        _make_env,
+        cfg.task_id,
+        cfg.base_policy_id,
+        cfg.residual.residual_scale,
+        cfg.residual.residual_penalty,
+        dataclasses.asdict(cfg.task),
     )
     return PPO(
         "MlpPolicy",
@@ -124,7 +131,9 @@ def _make_sb3(cfg: TrainCfg) -> PPO:
     )
 
 
-def _make_env(task: str, base_policy: str, scale: float, penalty: float, settings: dict[str, Any]) -> GymnasiumEnv:
+def _make_env(
+    task: str, base_policy: str, scale: float, penalty: float, settings: dict[str, Any]
+) -> GymnasiumEnv:
     torch.set_num_threads(1)  # 8 processes with a thread for each core would be in each other's way
     return GymnasiumEnv(task, base_policy, scale, penalty, **settings)
 
@@ -133,7 +142,9 @@ def _latencies(runner: Runner) -> tuple[float, float]:
     """Median time of the deterministic residual policy and of the base policy for one world [s]."""
     from residual_rl.factory import make_residual_env
 
-    env = make_residual_env(dataclasses.replace(runner.cfg, run=dataclasses.replace(runner.cfg.run, num_threads=1)), 1)
+    env = make_residual_env(
+        dataclasses.replace(runner.cfg, run=dataclasses.replace(runner.cfg.run, num_threads=1)), 1
+    )
     obs = env.reset(seed=0)
     acting = [_seconds(lambda: runner.learner.act(obs, deterministic=True)) for _ in range(300)]
     planning = [_seconds(lambda: env.base_policy.act(obs)) for _ in range(300)]

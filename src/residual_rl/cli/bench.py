@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     head = parse_head(BenchFlags(), rest, f"bench {task_id}")
     bench = dataclasses.replace(BenchCfg(), **QUICK) if head.quick else BenchCfg()
     groups = {"own": head, "bench": bench, "task": cfg.task}
-    about = "Measure speeds; the figures are medians over several repeats."
+    about = "Measure speeds; the values are medians over several repeats."
     parsed = parse_flags(groups, rest, f"bench {task_id}", about)
     flags: BenchFlags = parsed["own"]
     output = flags.output or Path(f"bench-{task_id}.json")

@@ -15,7 +15,10 @@ from residual_rl.cli.flags import HELP, parse_flags
 from residual_rl.errors import ConfigError
 from residual_rl.imitation.convert_cfg import ConvertCfg
 
-_WHAT = "Make a base policy of a public Diffusion Policy checkpoint, as ManiSkill's baseline and Policy Decorator save it"
+_WHAT = (
+    "Make a base policy of a public Diffusion Policy checkpoint, as ManiSkill's baseline and Policy "
+    "Decorator save it"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +28,11 @@ class ConvertFlags:
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["--out", "--output"])] = None
     """Folder to make; a base policy takes it as its checkpoint. None: runs/convert-DATE-TIME."""
     trust_checkpoint: bool = False
-    """The file may be read though it is a pickle: you trust where it comes from."""
+    """Read the file although it is a pickle, which can run code of whoever made it."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Read, write, and tell what was made."""
+    """Read, write, and print a summary."""
     named = bool(argv) and not argv[0].startswith("-")
     if not named and not HELP & set(argv):
         raise ConfigError(
@@ -64,7 +67,8 @@ def main(argv: Sequence[str]) -> int:
         soft_wrap=True,
     )
     console.print(
-        f"It gives {settings.chunk_size} actions of {settings.action_dim} numbers, and {settings.num_action_steps} of them are executed.",
+        f"It gives {settings.chunk_size} actions of {settings.action_dim} numbers, and "
+        f"{settings.num_action_steps} of them are executed.",
         highlight=False,
         soft_wrap=True,
     )

@@ -1,4 +1,4 @@
-"""`residual-rl distill`: make one policy of a run's base and residual, that needs neither."""
+"""`residual-rl distill`: train one policy that imitates a run and needs neither its base nor its residual."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     if has_flag(argv, "--resume"):
         return _resume(argv)
     target, rest = require_target(
-        argv, "distill", "RUN", "Make one policy of a run, or go on by --resume FOLDER"
+        argv, "distill", "RUN", "Distill a run into one policy, or resume by --resume FOLDER"
     )
     run = Path(target)
     head = parse_head(_Head(), rest, f"distill {target}")
@@ -88,7 +88,8 @@ def main(argv: Sequence[str]) -> int:
     out: Path = parsed["own"].output_dir or run / "distilled"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(
-            f"{out} is there and not empty; choose another --output-dir, or go on with it: residual-rl distill --resume {out}"
+            f"{out} is not empty; choose another --output-dir, or resume it: residual-rl "
+            f"distill --resume {out}"
         )
     stored = {"run": str(run.resolve()), "sha256": teacher.digest, "distill": cfg, "imitate": imitation}
     with RunFolder(out).start(stored):
@@ -100,7 +101,8 @@ def _check(cfg: DistillCfg, imitation: ImitateCfg) -> None:
         raise ConfigError(f"choose the algorithm with --algo {imitation.algo}, not with --imitate.algo")
     if imitation.n_episodes is not None:
         raise ConfigError(
-            f"choose how many episodes with --n-episodes {imitation.n_episodes}, not with --imitate.n-episodes"
+            f"choose how many episodes with --n-episodes {imitation.n_episodes}, not with "
+            "--imitate.n-episodes"
         )
 
 

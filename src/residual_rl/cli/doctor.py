@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     console, checks, start = Console(), list[Check](), time.perf_counter()
     with console.status("examining") as status:
 
-        def tell(name: str) -> None:
+        def report(name: str) -> None:
             status.update(f"{len(checks)} checks done; now: {name}")
             if not console.is_terminal:  # there the status is not seen
                 print(
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
                     flush=True,
                 )
 
-        for check in examine(spec, parsed["task"], parsed["own"].quick, tell):
+        for check in examine(spec, parsed["task"], parsed["own"].quick, report):
             checks.append(check)
             status.update(f"{len(checks)} checks done; the last: {check.name}")
     console.print(format_table(f"Sanity of {target}", checks))

@@ -29,24 +29,25 @@ from residual_rl.visualization.recording import Recording, record, write_compari
 
 @dataclasses.dataclass(frozen=True)
 class EvalFlags(CheckedCfg):
-    """What to evaluate and what to make of it."""
+    """Flags of `eval` that are no settings."""
 
     n_episodes: Annotated[PositiveInt, tyro.conf.arg(aliases=["--eval-episodes"])] = 200
-    """Episodes of each policy, the same for all."""
+    """Episodes of each policy; the same for all."""
     first_seed: NonNegativeInt = EVAL_SEED
-    """Seed of the first episode; the others count on from it. Training and its evaluations use others."""
+    """Seed of the first episode; the others follow. Training and its evaluations use other seeds."""
     eval_envs: PositiveInt = 100
-    """Worlds stepped together; the results do not depend on it."""
+    """Envs stepped together; the results do not depend on it."""
     num_threads: NonNegativeInt | None = None
-    """Simulator threads, 0 means one a CPU core; the results do not depend on it. None: as in training."""
+    """Simulator threads; 0 means one a CPU core. The results do not depend on it. None: as in training."""
     model: str | None = None
-    """best, final, interrupted, or the path of an exported policy. None: best, or the model that is named in place of a run."""
+    """best, final, interrupted, or the path of an exported policy. None: best, or the model given in place of
+    a run."""
     residual_scale: Annotated[ResidualScale | None, tyro.conf.arg(aliases=["--alpha"])] = None
-    """Another bound of the residual than the model was exported with."""
+    """Bound of the residual. None: the one that the model was exported with."""
     compare_base: bool = False
     """Evaluate the base policy alone on the same episodes."""
     compare_zero: bool = False
-    """Evaluate doing nothing on the same episodes."""
+    """Evaluate zero actions on the same episodes."""
     plot: bool = False
     """Save the plots as PNG files, besides the report."""
     save_video: bool = False
@@ -54,12 +55,12 @@ class EvalFlags(CheckedCfg):
     video_episodes: PositiveInt = 4
     """Episodes of the video: the first of the evaluation."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["--out"])] = None
-    """Where to write the figures as JSON too; a run's go to RUN/eval.json in any case."""
+    """Further JSON file for the results; those of a run are always written to RUN/eval.json."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BaseEvalFlags(EvalFlags):
-    """The same for a base policy alone."""
+    """Flags of `eval TASK`, for a base policy alone."""
 
     base_policy: Annotated[str, tyro.conf.arg(aliases=["--expert-type"])] = ""
     """The policy to evaluate: an id of `residual-rl list`."""
@@ -93,7 +94,8 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
     found = find_policy(path, parse_head(EvalFlags(), argv, f"eval {path}").model)
     if found.run is None:
         raise ConfigError(
-            f"{path} is a model outside of a run folder; name a run for the figures: residual-rl eval RUN --model {path}"
+            f"{path} is a model outside of a run folder; name a run for the figures: residual-rl eval RUN "
+            f"--model {path}"
         )
     run, trained = RunFolder(found.run), found.exported
     flags, cfg = _parse(argv, str(path), trained.cfg, EvalFlags())

@@ -26,7 +26,7 @@ PREFIXED = ("base", "imitate")
 T = TypeVar("T")
 
 
-# --- what is read first -----------------------------------------------------------------------------------------------
+# --- arguments that are read first --------------------------------------------------------------------------
 
 
 def require_target(argv: Sequence[str], command: str, target: str, purpose: str) -> tuple[str, list[str]]:
@@ -35,8 +35,8 @@ def require_target(argv: Sequence[str], command: str, target: str, purpose: str)
     Args:
         argv: the arguments of the command.
         command: its name.
-        target: what it needs, as in usage lines, e.g. `TASK`.
-        purpose: what it does, in a few words.
+        target: its first argument in usage lines, e.g. `TASK`.
+        purpose: its description in a few words.
 
     Raises:
         ConfigError: the first argument is missing or is a flag.
@@ -65,11 +65,12 @@ def has_flag(argv: Sequence[str], name: str) -> bool:
     return any(word.partition("=")[0].replace("_", "-") == name for word in argv)
 
 
-# --- the builder ------------------------------------------------------------------------------------------------------
+# --- the builder --------------------------------------------------------------------------------------------
 
 
 def resume_folder(argv: Sequence[str], command: str) -> str | None:
-    """The value of `--resume` in the arguments; None without the flag. Raises `ConfigError` where the folder is missing."""
+    """The value of `--resume` in the arguments; None without the flag. Raises `ConfigError` where the folder
+    is missing."""
     for i, word in enumerate(argv):
         flag, equals, value = word.partition("=")
         if flag == "--resume" and HELP.isdisjoint(argv):
@@ -89,28 +90,40 @@ def parse_flags(
 ) -> dict[str, Any]:
     """The groups with the values that the arguments give.
 
-    The fields of all groups are flags of one command line, under their own names. Those of `base` and `imitate` have the group as a prefix, e.g. `--base.damping`; a field
-    whose name a group before it has as well gets the prefix of its group, e.g. `--task.num-envs`. `--help` prints the help and ends the
-    process. The bounds of a field follow its description there.
+    The fields of all groups are flags of one command line, under their own names. Those of `base` and
+    `imitate` have the group as a prefix, e.g. `--base.damping`; a field whose name a group before it has as
+    well gets the prefix of its group, e.g. `--task.num-envs`. `--help` prints the help and ends the process.
+    The bounds of a field follow its description there.
 
     Args:
-        groups: dataclass instances with the defaults, by group; None for a group without settings. A dataclass itself stands for its
-            defaults, and its fields without one are required.
+        groups: dataclass instances with the defaults, by group; None for a group without settings. A
+            dataclass itself stands for its defaults, and its fields without one are required.
         argv: the arguments.
         command: the command with its target, e.g. `train so101-paper`, for the usage line.
         description: one sentence for the help.
     """
-    return _parse(groups, argv, command, description=description)
+    return _parse(groups, argv, command, description=description)[0]
 
 
 def parse_head(default: T, argv: Sequence[str], command: str, group: str = "own") -> T:
-    """The flags of the dataclass `default`, on whose values the other flags of `command` depend; other arguments are ignored."""
-    values: T = _parse({group: default}, argv, command, return_unknown_args=True, add_help=False)[group]
+    """The flags of the dataclass `default`, on whose values the other flags of `command` depend; other
+    arguments are ignored."""
+    values: T = _parse({group: default}, argv, command, return_unknown_args=True, add_help=False)[0][group]
     return values
 
 
-def _parse(groups: Mapping[str, Any], argv: Sequence[str], command: str, **options: Any) -> dict[str, Any]:
-    """The groups with the values that the arguments give; `options` are those of `tyro.cli`."""
+def parse_known(default: T, argv: Sequence[str], command: str, description: str) -> tuple[T, list[str]]:
+    """The flags of the dataclass `default`, and the arguments that are not among them; see `parse_flags`."""
+    parsed, others = _parse(
+        {"own": default}, argv, command, description=description, return_unknown_args=True
+    )
+    return parsed["own"], others
+
+
+def _parse(
+    groups: Mapping[str, Any], argv: Sequence[str], command: str, **options: Any
+) -> tuple[dict[str, Any], list[str]]:
+    """The groups with the values of the arguments, and the unknown arguments; `options` go to `tyro.cli`."""
     given = {name: default for name, default in groups.items() if default is not None}
     registry = ConstructorRegistry()
 
@@ -118,14 +131,18 @@ def _parse(groups: Mapping[str, Any], argv: Sequence[str], command: str, **optio
     def all_groups(info: StructTypeInfo) -> StructConstructorSpec | None:
         return StructConstructorSpec(instantiate=dict, fields=_fields(given)) if info.type is _Flags else None
 
-    parsed: Any = tyro.cli(_Flags, args=list(argv), prog=f"residual-rl {command}", registry=registry, **options)
-    values = parsed[0] if options.get("return_unknown_args") else parsed
-    # made here and not by tyro, so that what a dataclass refuses is raised as it is
+    parsed: Any = tyro.cli(
+        _Flags, args=list(argv), prog=f"residual-rl {command}", registry=registry, **options
+    )
+    values, others = parsed if options.get("return_unknown_args") else (parsed, [])
+    # created here and not by tyro, so that a ConfigError of a dataclass is raised unchanged
     result: dict[str, Any] = dict.fromkeys(groups)
     for group, default in given.items():
         cls = default if isinstance(default, type) else type(default)
-        result[group] = cls(**{field.name: values[f"{group}/{field.name}"] for field in dataclasses.fields(cls)})
-    return result
+        result[group] = cls(
+            **{field.name: values[f"{group}/{field.name}"] for field in dataclasses.fields(cls)}
+        )
+    return result, list(others)
 
 
 def _fields(groups: Mapping[str, Any]) -> tuple[StructFieldSpec, ...]:
@@ -154,7 +171,8 @@ def _fields(groups: Mapping[str, Any]) -> tuple[StructFieldSpec, ...]:
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """The docstrings below the fields of a dataclass, by field; a field without one has that of its base class."""
+    """The docstrings below the fields of a dataclass, by field; a field without one has that of its base
+    class."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if not dataclasses.is_dataclass(base):
@@ -171,11 +189,12 @@ def field_docs(cls: type) -> dict[str, str]:
     return docs
 
 
-# --- and back ---------------------------------------------------------------------------------------------------------
+# --- flags from settings ------------------------------------------------------------------------------------
 
 
 def settings_as_flags(task_id: str, settings: Mapping[str, Any]) -> str:
-    """The flags that give a task the plain `settings`, where they differ from its defaults; all of them for an unknown task."""
+    """The flags that give a task the plain `settings`, where they differ from its defaults; all of them for
+    an unknown task."""
     try:
         default = json.loads(json.dumps(dataclasses.asdict(TASKS.get(task_id).default_config())))
     except UnknownNameError:

@@ -1,4 +1,4 @@
-"""`residual-rl imitate`: train a base policy from demonstrations, or go on with such a training."""
+"""`residual-rl imitate`: train a base policy from demonstrations, or resume such a training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CHANGEABLE = {
     "save_freq",
     "keep_checkpoints",
 }
-"""Settings that may be others when a training goes on."""
+"""Settings that may change when a training is resumed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,8 @@ class ImitateFlags:
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["--out", "--output"])] = None
     """Run folder to make; a base policy takes it as its checkpoint. None: runs/imitate-ALGO-DATE-TIME."""
     resume: Path | None = None
-    """Resume the training in this folder, with its settings and demonstrations. Without a value: the one in --output-dir."""
+    """Resume the training in this folder, with its settings and demonstrations. Without a value: the one in
+    --output-dir."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,15 +84,17 @@ def main(argv: Sequence[str]) -> int:
         _check_same(default, cfg)
     elif out.is_dir() and any(out.iterdir()):
         raise ConfigError(
-            f"{out} is not empty; choose another --output-dir, or resume it: residual-rl imitate --resume {out}"
+            f"{out} is not empty; choose another --output-dir, or resume it: residual-rl imitate --resume "
+            f"{out}"
         )
     # the training
     summary = load(ALGOS[cfg.algo])(cfg, demos, out, resumed is not None)
-    return _report(summary, demos, out)
+    return _report(summary, out)
 
 
 def _take_resume(argv: Sequence[str], wants_help: bool) -> tuple[list[str], Path | None]:
-    """The arguments without `--resume`, and the folder to resume: the value of `--resume`, or else that of `--output-dir`."""
+    """The arguments without `--resume`, and the folder to resume: the value of `--resume`, or else that of
+    `--output-dir`."""
     if wants_help or not has_flag(argv, "--resume"):
         return list(argv), None
     (at,) = [i for i, word in enumerate(argv) if word.partition("=")[0] == "--resume"][:1]
@@ -134,11 +137,12 @@ def _check_same(stored: ImitateCfg, cfg: ImitateCfg) -> None:
         old, new = getattr(stored, field.name), getattr(cfg, field.name)
         if old != new and field.name not in CHANGEABLE:
             raise ConfigError(
-                f"{field.name} is {old} in the training that goes on, not {new}; leave it out, or train into another --output-dir"
+                f"{field.name} is {old} in the resumed training, not {new}; leave it out, or train "
+                "into another --output-dir"
             )
 
 
-def _report(summary: dict[str, Any], demos: Path, out: Path) -> int:
+def _report(summary: dict[str, Any], out: Path) -> int:
     console = Console()
     steps, took = f"{summary['steps']:,} steps", clock_time(summary["wall_time"])
     if not summary["finished"]:

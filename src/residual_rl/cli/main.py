@@ -11,26 +11,27 @@ import sys
 import residual_rl
 
 COMMANDS = {
-    "list": "show the registered tasks, base policies and learners",
-    "train": "train a residual on a task: residual-rl train TASK [options], or --resume RUN",
-    "eval": "evaluate a run against its base policy, or a base policy alone: residual-rl eval RUN|TASK [options]",
-    "sweep": "train a grid of settings with several seeds, and rank them: residual-rl sweep TASK --grid SETTING=VALUE,… [options]",
-    "distill": "make one policy of a run, that needs neither base nor residual: residual-rl distill RUN --out FOLDER [options]",
-    "imitate": "train a base policy from demonstrations: residual-rl imitate DEMOS --algo bc|diffusion|flow|act --out FOLDER",
-    "convert": "make a base policy of a public Diffusion Policy checkpoint: residual-rl convert CHECKPOINT --out FOLDER",
-    "demos": "collect demonstrations, look at them, replay them: residual-rl demos SUBCOMMAND",
-    "serve": "serve a base policy or a run to robots and other programs: residual-rl serve POLICY|RUN [options]",
-    "view": "watch a task and its policies in MuJoCo's viewer, or save what its cameras see",
-    "doctor": "check that a task's physics, rewards and episodes are what they should be",
-    "bench": "measure the speed of stepping and of training",
+    "list": ("", "show the registered tasks, base policies and learners"),
+    "train": ("TASK", "train a residual on a task, or resume a run (--resume RUN)"),
+    "eval": ("RUN|TASK", "evaluate a run against its base policy, or a base policy alone"),
+    "sweep": ("TASK", "train a grid of settings with several seeds, and rank them"),
+    "distill": ("RUN", "train one policy that imitates a run, without its base policy and residual"),
+    "imitate": ("DEMOS", "train a base policy from demonstrations: bc, diffusion, flow or act"),
+    "convert": ("CHECKPOINT", "convert a public Diffusion Policy checkpoint to a base policy"),
+    "demos": ("SUBCOMMAND", "collect, inspect, replay and convert demonstrations"),
+    "serve": ("POLICY|RUN", "serve a base policy or a run to robots and other programs"),
+    "view": ("TASK", "watch a task and its policies in MuJoCo's viewer, or save camera images"),
+    "doctor": ("TASK", "check the physics, rewards and episodes of a task"),
+    "bench": ("TASK", "measure the speed of stepping and training"),
 }
+"""Target and description of each command."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the process's exit code."""
     try:
         code = _dispatch(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()  # a closed pipe or a full disk shows here, where it is handled, and not in the interpreter's last breath
+        sys.stdout.flush()  # a closed pipe or a full disk is noticed here, where it is handled
         return code
     except BrokenPipeError:
         return _closed_pipe()
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error.__context__, BrokenPipeError):  # what rich makes of it
             return _closed_pipe()
         raise
-    except OSError as error:  # stdout on a full disk, a file that may not be read: the system's own words name it
+    except OSError as error:  # a full disk, a file without permission: the system's message names it
         print(f"residual-rl: error: {error}", file=sys.stderr)
         _drop_output()
         return 2
@@ -52,7 +53,10 @@ def _dispatch(argv: list[str]) -> int:
         print(f"residual-rl {residual_rl.__version__}")
         return 0
     if argv[0] not in COMMANDS:
-        print(f"residual-rl: error: unknown command {argv[0]!r}; commands: {', '.join(COMMANDS)}", file=sys.stderr)
+        print(
+            f"residual-rl: error: unknown command {argv[0]!r}; commands: {', '.join(COMMANDS)}",
+            file=sys.stderr,
+        )
         return 2
     return _run(argv[0], argv[1:])
 
@@ -65,7 +69,9 @@ def _run(command: str, argv: list[str]) -> int:
         code: int = importlib.import_module(f"residual_rl.cli.{command}").main(argv)
         return code
     except ResidualRLError as error:
-        print(f"residual-rl: error: {' '.join(str(error).splitlines())}", file=sys.stderr)  # one line, whatever a library's message has
+        print(
+            f"residual-rl: error: {' '.join(str(error).splitlines())}", file=sys.stderr
+        )  # one line, whatever a library's message has
         return error.exit_code
     except KeyboardInterrupt:
         print("residual-rl: interrupted", file=sys.stderr)
@@ -78,7 +84,8 @@ def _closed_pipe() -> int:
 
 
 def _drop_output() -> None:
-    """Where stdout cannot be written, what is left for it goes nowhere: the interpreter's attempt at exit would fail again."""
+    """Where stdout cannot be written, what is left for it goes nowhere: the interpreter's attempt at exit
+    would fail again."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -86,13 +93,14 @@ def _drop_output() -> None:
 
 
 def _help() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
+    usages = {name: f"{name} {target}".rstrip() for name, (target, _) in COMMANDS.items()}
+    width = max(map(len, usages.values()))
+    lines = [f"  {usages[name]:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         [
-            "residual-rl: learn a small bounded residual on top of a frozen robot policy until it works every time.",
+            "residual-rl: learn a small bounded residual on top of a frozen robot policy.",
             "",
-            "usage: residual-rl COMMAND [options]      (residual-rl COMMAND --help tells all options)",
+            "usage: residual-rl COMMAND [options]      (residual-rl COMMAND --help lists all options)",
             "",
             *lines,
         ]

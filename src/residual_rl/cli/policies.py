@@ -20,7 +20,8 @@ def resolve_policy(
 
     Args:
         task_id: the task.
-        policy: a base policy's id, `oracle`, or the path of a run, a model's folder or a policy file. None: the task's base policy.
+        policy: a base policy's id, `oracle`, or the path of a run, a model's folder or a policy file.
+            None: the task's base policy.
         model: which model of a run, see `find_policy`.
         command: the command, for messages.
 

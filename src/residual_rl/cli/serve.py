@@ -33,27 +33,29 @@ PORTS = {"gr00t": 5555, "gr00t-n15": 5555, "openpi": 8000}
 
 @dataclasses.dataclass(frozen=True)
 class ServeFlags(CheckedCfg):
-    """How, where and to whom."""
+    """Flags of `serve` that are no settings."""
 
     protocol: Literal["gr00t", "gr00t-n15", "openpi"] = "gr00t"
     """gr00t (N1.6 and N1.7, nested), gr00t-n15 (flat keys), or openpi."""
     port: Annotated[int, Interval(ge=0, le=65535)] | None = None
     """Port to listen on; 0 takes a free one. None: 5555, for openpi 8000."""
     host: str = "127.0.0.1"
-    """Address to listen on; one that other machines reach needs a token."""
+    """Address to listen on; any other than a loopback address needs a token."""
     token: str | None = None
-    """What clients must send. None: the environment's RESIDUAL_RL_TOKEN, which no list of processes shows."""
+    """Token that clients must send. None: the environment variable RESIDUAL_RL_TOKEN, which no process list
+    shows."""
     task: str | None = None
-    """Task that a base policy acts in; a run knows its own."""
+    """Task of a base policy; a run has its own."""
     max_sessions: PositiveInt = 256
-    """Worlds that can be remembered: a robot takes one, a training run one for each of its own."""
+    """Largest number of sessions: a robot uses one, a training run one for each env."""
     idle_minutes: PositiveFloat = 30.0
-    """After so long without a request a client's worlds are freed [min]."""
+    """Time without a request after which the sessions of a client are closed [min]."""
     action_units: ActionUnits | None = None
-    """openpi: normalized (the task's actions) or hardware (absolute joint positions in the robot's units). None: normalized; clients of
-    gr00t always get joint positions."""
+    """openpi: normalized (the task's actions) or hardware (absolute joint positions in the robot's units).
+    None: normalized. Clients of gr00t always get joint positions."""
     keys: tuple[str, ...] = ()
-    """What clients call an observation, as ENV_NAME=KEY, where that is not its own name (openpi: observation/NAME)."""
+    """Keys of observations in clients' requests, as ENV_NAME=KEY, where they differ from the name (openpi:
+    observation/NAME)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,7 +79,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _settings(target: str, task: str | None) -> TrainCfg:
-    """What is served: a trained run at the path `target`, or the base policy of that id in `task`."""
+    """Settings of the served policy: the trained run at the path `target`, or the base policy of that id in
+    `task`."""
     path = Path(target)
     if path.exists():
         exported = find_policy(path).exported
@@ -94,7 +97,8 @@ def _settings(target: str, task: str | None) -> TrainCfg:
         raise ConfigError(f"{target} is neither a run folder nor a base policy: {error}") from None
     if task is None:
         raise ConfigError(
-            f"which task? residual-rl serve {target} --task TASK; there are {', '.join(spec.id for spec in TASKS.all())}"
+            f"which task? residual-rl serve {target} --task TASK; there are "
+            f"{', '.join(spec.id for spec in TASKS.all())}"
         )
     return TrainCfg.default(task, target)
 
@@ -122,8 +126,8 @@ def _name_of(cfg: TrainCfg) -> str:
 
 
 def _describe(service: PolicyService, address: str) -> None:
-    """Print what is served, where, and what clients must send."""
-    told = service.handshake
+    """Print the policy, the address and the observations that clients must send."""
+    handshake = service.handshake
     units = (
         service.env.hardware.units
         if service.joints is not None and service.env.hardware is not None
@@ -131,18 +135,21 @@ def _describe(service: PolicyService, address: str) -> None:
     )
     console = Console()
     console.print(
-        f"Serving {told.policy} of task {told.task} at {address}, protocol {told.protocol}. Ctrl-C ends it.",
+        f"Serving {handshake.policy} of task {handshake.task} at {address}, protocol {handshake.protocol}. "
+        "Ctrl-C ends it.",
         soft_wrap=True,
         markup=False,
     )
-    table = Table("observation", "key", "shape", "dtype", title="What it needs", title_justify="left")
-    for name, served in told.inputs.items():
+    table = Table("observation", "key", "shape", "dtype", title="Required observations", title_justify="left")
+    for name, served in handshake.inputs.items():
         table.add_row(name, served.key, str(list(served.shape)), served.dtype)
     console.print(table)
     what = "normalised actions" if units is None else f"joint positions [{', '.join(units)}]"
-    steps = f"{told.num_obs_steps} observation{'s' * (told.num_obs_steps > 1)}"
+    steps = f"{handshake.num_obs_steps} observation{'s' * (handshake.num_obs_steps > 1)}"
     console.print(
-        f"From {steps} it gives {told.chunk_size} x {what}, of which {told.num_action_steps} should be executed.",
+        f"From {steps} it predicts {handshake.chunk_size} x {what}, of which {handshake.num_action_steps} "
+        "should be "
+        "executed.",
         soft_wrap=True,
         markup=False,
     )
@@ -150,7 +157,8 @@ def _describe(service: PolicyService, address: str) -> None:
 
 
 def _run(server: Server, service: PolicyService) -> int:
-    """Serve until a signal comes, heeded from before the first word on; a second one does not wait for what is being planned."""
+    """Serve until a signal comes, heeded from before the first word on; a second one does not wait for what
+    is being planned."""
     ended = threading.Event()
     received: list[int] = []
 

@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 
 from residual_rl.cli import train
-from residual_rl.cli.flags import has_flag, parse_flags, require_target, resume_folder
+from residual_rl.cli.flags import has_flag, parse_flags, parse_known, require_target, resume_folder
 from residual_rl.errors import ConfigError
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.sweeps.executor import require_executor, run_trials
@@ -35,49 +35,51 @@ from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, NonNegati
 
 @dataclasses.dataclass(frozen=True)
 class SweepFlags(CheckedCfg):
-    """What to sweep. All flags of `residual-rl train TASK` can be given too: they hold for every trial."""
+    """Flags of `sweep`. Those of `residual-rl train TASK` are accepted too, for all trials."""
 
     grid: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A setting and its values, e.g. `--grid residual_scale=0.1,0.3,0.6`; several make a grid. Any setting of `train` can be in it, but
-    not which learner and base policy it is, nor the seed."""
+    """A setting and its values, e.g. `--grid residual_scale=0.1,0.3,0.6`; repeat it for a grid. All settings
+    of `train` are allowed, except for the learner, the base policy and the seed."""
     seeds: PositiveInt = 3
     """Training seeds for each point of the grid: 1, 2, …"""
     first_seed: NonNegativeInt = 1
-    """The first of them."""
+    """First training seed."""
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["--out", "--output"])] = None
     """Folder to make, with a run folder for each trial. None: sweeps/TASK-DATE-TIME."""
     n_episodes: PositiveInt = 200
-    """Episodes that each trained policy is evaluated on, the same for all."""
+    """Episodes of the evaluation of each trained policy; the same for all."""
     first_eval_seed: NonNegativeInt = EVAL_SEED
-    """Seed of the first of them; training and its evaluations use others."""
+    """Seed of the first of them; training and its evaluations use other seeds."""
     cpus_per_trial: PositiveInt = 1
-    """CPU cores that a trial takes; as many trials run side by side as there are cores for."""
+    """CPU cores of a trial; as many trials run in parallel as there are cores for."""
     gpus_per_trial: NonNegativeFloat = 0.0
     """GPUs that a trial takes; 0.25 lets four trials use one. Needs Ray."""
     ray_address: str | None = None
-    """Run the trials with Ray: the address of a running cluster whose machines all see the sweep's folder, `auto` for
-    the one that this machine belongs to, or `local` to start Ray on this machine. None: as subprocesses of this machine."""
+    """Run the trials with Ray: the address of a running cluster whose machines all see the sweep's folder,
+    `auto` for the one that this machine belongs to, or `local` to start Ray on this machine. None: as
+    subprocesses of this machine."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ResumeFlags:
-    """How to go on."""
+    """Flags of `sweep --resume`."""
 
     resume: Path
-    """Folder of the sweep to go on with."""
+    """Folder of the sweep to resume."""
     retry_failed: bool = False
-    """Try those again that failed, from their last checkpoints."""
+    """Retry failed trials, from their last checkpoints."""
     ray_address: str | None = None
-    """Run the trials with Ray: the address of a running cluster whose machines all see the sweep's folder, `auto` for
-    the one that this machine belongs to, or `local` to start Ray on this machine. None: as subprocesses of this machine."""
+    """Run the trials with Ray: the address of a running cluster whose machines all see the sweep's folder,
+    `auto` for the one that this machine belongs to, or `local` to start Ray on this machine. None: as
+    subprocesses of this machine."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse, run what is left, rank."""
+    """Parse, run the remaining trials, rank."""
     if has_flag(argv, "--resume"):
         return _resume(argv)
     task_id, rest = require_target(
-        argv, "sweep", "TASK", "Train a grid of settings with several seeds, or go on with --resume SWEEP"
+        argv, "sweep", "TASK", "Train a grid of settings with several seeds, or resume one by --resume SWEEP"
     )
     flags, shared = _parse(task_id, rest)
     output = flags.output_dir or Path("sweeps") / f"{task_id}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -101,7 +103,8 @@ def main(argv: Sequence[str]) -> int:
     require_executor(flags.ray_address, sweep.gpus_per_trial)
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(
-            f"{output} is not empty; choose another --output-dir, or go on with its sweep: residual-rl sweep --resume {output}"
+            f"{output} is not empty; choose another --output-dir, or resume its sweep: residual-rl "
+            f"sweep --resume {output}"
         )
     with RunFolder(folder).start(sweep):
         return _run(sweep, trials, folder, flags.ray_address)
@@ -109,16 +112,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(task_id: str, argv: Sequence[str]) -> tuple[SweepFlags, list[str]]:
     """The flags of the sweep, and those of all its trials."""
-    about = f"Train a grid of settings with several seeds. Flags of `residual-rl train {task_id} --help` hold for every trial."
-    parsed: Any = tyro.cli(
-        SweepFlags,
-        args=list(argv),
-        prog=f"residual-rl sweep {task_id}",
-        description=about,
-        return_unknown_args=True,
+    about = (
+        f"Train a grid of settings with several seeds. Flags of `residual-rl train {task_id} --help` hold "
+        "for every trial."
     )
-    flags, shared = parsed
-    return flags, list(shared)
+    return parse_known(SweepFlags(), argv, f"sweep {task_id}", about)
 
 
 def _resume(argv: Sequence[str]) -> int:

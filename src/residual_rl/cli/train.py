@@ -53,7 +53,8 @@ class ResumeFlags(CheckedCfg):
     resume: Path
     """Run folder to resume."""
     total_timesteps: Annotated[PositiveInt | None, tyro.conf.arg(aliases=["--total-steps"])] = None
-    """Train up to this many env steps instead of those that the run was started with; schedules stretch with it."""
+    """Train up to this many env steps instead of those that the run was started with; schedules stretch with
+    it."""
     trust_checkpoint: bool = False
     """Let the base policy read a checkpoint that can run code of whoever made it."""
 
@@ -81,7 +82,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(task_id: str, argv: Sequence[str]) -> tuple[TrainCfg, TrainFlags]:
-    """The settings that the arguments of `residual-rl train TASK` give, and the flags that are no settings."""
+    """The settings that the arguments of `residual-rl train TASK` give, and the flags that are no
+    settings."""
     cfg = _defaults(task_id, argv)
     own = TrainFlags(base_policy=cfg.base_policy_id, learner=cfg.learner_id)
     groups = {"own": own, **{name: getattr(cfg, name) for name in PARTS}}
@@ -157,7 +159,8 @@ def _train(runner: Runner, folder: RunFolder) -> int:
     )
     if summary["time_to_95"] is not None:
         console.print(
-            f"95 % of the evaluation's episodes after {clock_time(summary['time_to_95'])} and {summary['step_to_95']:,} steps."
+            f"95 % of the evaluation's episodes after {clock_time(summary['time_to_95'])} and "
+            f"{summary['step_to_95']:,} steps."
         )
     console.print(f"Run folder: {folder.path}", soft_wrap=True)
     console.print(

@@ -18,7 +18,8 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(parent: int) -> None:
-    """Make Linux send this process a SIGTERM when `parent`, the process that started it, ends. Elsewhere it has no effect."""
+    """Make Linux send this process a SIGTERM when `parent`, the process that started it, ends. Elsewhere "
+    "it has no effect."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it ended before

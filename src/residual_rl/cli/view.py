@@ -1,4 +1,4 @@
-"""`residual-rl view`: a policy in MuJoCo's viewer, what the cameras see as PNG files, or a video of an episode."""
+"""`residual-rl view`: a policy in MuJoCo's viewer, camera images as PNG files, or a video of an episode."""
 
 from __future__ import annotations
 
@@ -26,28 +26,29 @@ from residual_rl.visualization.viewer import LiveViewer, require_display, save_c
 
 @dataclasses.dataclass(frozen=True)
 class ViewFlags(CheckedCfg):
-    """What to watch, and how."""
+    """Flags of `view` that are no settings."""
 
     policy: str | None = None
-    """A base policy of `residual-rl list`, `oracle` (what solves the task), or a run folder. None: the task's base policy."""
+    """A base policy of `residual-rl list`, `oracle` (a policy that solves the task), or a run folder. None:
+    the task's base policy."""
     model: str | None = None
     """Of a run folder: best, final, interrupted, or the path of an exported policy. None: best."""
     residual_scale: Annotated[ResidualScale | None, tyro.conf.arg(aliases=["--alpha"])] = None
-    """Of a run folder: another bound of the residual than it was exported with."""
+    """Bound of the residual of a run. None: the one that it was exported with."""
     seed: NonNegativeInt = 0
-    """Seed of the first episode; the others count on from it."""
+    """Seed of the first episode; the others follow."""
     cameras: Path | None = None
-    """Open no viewer; write what each camera sees into this folder, as PNG files."""
+    """Write the camera images into this folder as PNG files, without a viewer."""
     camera_size: tuple[PositiveInt, PositiveInt] = (480, 640)
     """Height and width of these images, and of the video [px]."""
     step: NonNegativeInt = 0
-    """Steps to take before the cameras' images."""
+    """Steps before the camera images."""
     video: Path | None = None
-    """Open no viewer; write a video of the first episode to this file."""
+    """Write a video of the first episode to this file, without a viewer."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse, and show."""
+    """Parse and show."""
     task_id, rest = require_target(argv, "view", "TASK", "Watch a policy")
     head = parse_head(ViewFlags(), rest, f"view {task_id}")
     exported, cfg = resolve_policy(task_id, head.policy, head.model, "view")

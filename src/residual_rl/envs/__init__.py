@@ -1,0 +1,1 @@
+"""Vectorised envs: the interface, MuJoCo and ManiSkill."""

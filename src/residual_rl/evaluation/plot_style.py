@@ -36,6 +36,7 @@ def color_of(policy: str, index: int = 0) -> str:
 
 
 def small_multiples(rows: Rows, tags: Sequence[tuple[str, str]]) -> Figure | None:
+    """A figure with one plot for each (tag, title) that has data; None if there is none."""
     shown = [(tag, title) for tag, title in tags if series(rows, tag)[0]]
     if not shown:
         return None

@@ -109,43 +109,29 @@ def svg(plot: Plot) -> str:
 
 def curves_plot(rows: Rows, evaluation: Mapping[str, Any] | None) -> Plot | None:
     """Success and return over training, with the base policy's success for comparison."""
-    both = (
-        (
-            "Success",
-            (
-                ("rollout/success_rate_100", "last 100 training episodes"),
-                ("eval/success_rate", "evaluation, fixed seeds"),
-            ),
-        ),
-        (
-            "Return",
-            (("rollout/ep_rew_mean", "training episodes"), ("eval/mean_reward", "evaluation, fixed seeds")),
-        ),
-    )
+    # Plots with data: title, and a tag and label for each line.
+    evaluated = "evaluation, fixed seeds"
+    success = (("rollout/success_rate_100", "last 100 training episodes"), ("eval/success_rate", evaluated))
+    returns = (("rollout/ep_rew_mean", "training episodes"), ("eval/mean_reward", evaluated))
+    both = (("Success", success), ("Return", returns))
     panels = [panel for panel in both if any(series(rows, tag)[0] for tag, _ in panel[1])]
     if not panels:
         return None
     figure, axes = make_axes(len(panels), columns=2, height=3.1)
     for axis, (title, lines) in zip(axes, panels, strict=True):
+        # Evaluations have a marker at each point.
         for (tag, name), color in zip(lines, (COLORS["residual"], "#16a085"), strict=True):
             steps, values = series(rows, tag)
             if steps:
-                marks = (
-                    {"marker": "o", "markersize": 4.5, "linewidth": 1.4}
-                    if tag.startswith("eval/")
-                    else {"linewidth": 1.8}
-                )
+                at_evaluations = {"marker": "o", "markersize": 4.5, "linewidth": 1.4}
+                marks = at_evaluations if tag.startswith("eval/") else {"linewidth": 1.8}
                 axis.plot(steps, values, color=color, label=name, **marks)
+        # Success of the base policy as a horizontal line.
         if title == "Success":
             base = (evaluation or {}).get("policies", {}).get("base", {}).get("success_once")
             if base:
-                axis.axhline(
-                    base["mean"],
-                    color=COLORS["base"],
-                    linestyle="--",
-                    linewidth=1.4,
-                    label="base policy alone",
-                )
+                style: dict[str, Any] = {"color": COLORS["base"], "linestyle": "--", "linewidth": 1.4}
+                axis.axhline(base["mean"], label="base policy alone", **style)
             format_percent(axis, "y")
         axis.set_title(title)
         format_steps(axis)

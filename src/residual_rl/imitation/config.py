@@ -26,13 +26,15 @@ ALGOS: dict[str, str] = {
     "flow": "residual_rl.imitation.trainer:train",
     "act": "residual_rl.lerobot.act:train",
 }
-"""What trains each algorithm: `train(cfg: ImitateCfg, demos: Path, out: Path, resume: bool) -> dict`, named `module:attribute`.
+"""What trains each algorithm: `train(cfg: ImitateCfg, demos: Path, out: Path, resume: bool) -> dict`, named
+`module:attribute`.
 
-It trains on the demonstrations `demos` into the run folder `out`, or goes on with it; writes `training_summary.json` there when it is
-done; and returns what that holds: `finished`, `signal` (what stopped it, or None), `steps`, `wall_time` [s], `best_success_rate` (None
-where it was not evaluated), `best_val_loss` (None without a validation share), `task` (its id), `base_policy` (the id of what runs it,
-with the folder as its checkpoint) and `model` (what the folder holds for it). Where a signal stopped it, it saves first, and writes no
-summary. Settings that make no sense for an algorithm are left alone.
+It trains on the demonstrations `demos` into the run folder `out`, or resumes it; writes
+`training_summary.json` there when it is done; and returns what that holds: `finished`, `signal` (what stopped
+it, or None), `steps`, `wall_time` [s], `best_success_rate` (None where it was not evaluated), `best_val_loss`
+(None without a validation share), `task` (its id), `base_policy` (the id of what runs it, with the folder as
+its checkpoint) and `model` (what the folder holds for it). Where a signal stopped it, it saves first, and
+writes no summary. Settings that make no sense for an algorithm are left alone.
 """
 
 _CPU = {"batch_size": 256, "learning_rate": 1e-3, "warmup_steps": 300, "eval_freq": 2_000, "save_freq": 1_000}
@@ -44,8 +46,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny": _TINY,
     "cpu": {**_TINY, **_CPU, "hidden_sizes": (256, 256, 256), "total_steps": 10_000},
 }
-"""Settings that differ from the defaults. `full`: about 4.5 million parameters, for a GPU; `small`: 1 million; `tiny`: a quarter; `cpu`:
-tiny, with batches and steps for two cores."""
+"""Settings that differ from the defaults. `full`: about 4.5 million parameters, for a GPU; `small`: 1
+million; `tiny`: a quarter; `cpu`: tiny, with batches and steps for two cores."""
 _OF_ALGO: dict[str, dict[str, Any]] = {
     "bc": {"num_obs_steps": 1, "chunk_size": 1, "num_action_steps": 1, "learning_rate": 1e-3},
     "diffusion": {"sampling_steps": 10},
@@ -64,53 +66,59 @@ class ImitateCfg(CheckedCfg):
     """Settings of imitation training."""
 
     algo: str = "flow"
-    """bc (MLP, mean squared error), diffusion (Diffusion Policy), flow (flow matching), act (LeRobot's ACT)."""
+    """bc (MLP, mean squared error), diffusion (Diffusion Policy), flow (flow matching), act (LeRobot's
+    ACT)."""
     preset: str = "full"
-    """Where the defaults of other settings come from: full (for a GPU), small, tiny, cpu. Without the flag: cpu on the cpu, else full."""
+    """Source of the other defaults: full (for a GPU), small, tiny, cpu. Without the flag: cpu on the cpu,
+    otherwise full."""
 
     # --- the data ---
     n_episodes: PositiveInt | None = None
-    """Use the first so many demonstrations; none uses all."""
+    """Number of demonstrations to use, from the first on. None: all."""
     obs_keys: Names = ("state",)
-    """Named observations that the policy sees, joined in this order."""
+    """Named observations of the policy, joined in this order."""
     val_share: Annotated[float, Interval(ge=0.0, le=0.5)] = 0.1
-    """Share of the episodes that is kept apart for validation; 0 keeps none."""
+    """Share of the episodes used for validation; 0 uses none."""
     pad_obs_to: int | None = None
-    """Make observations this long by putting the constant pose of the robot's base in at index 18, as flat states of ManiSkill 2 have it;
-    the policy then does so itself wherever it is used. None pads nothing."""
+    """Pad observations to this size with the constant pose of the robot's base at index 18, as in flat states
+    of ManiSkill 2; the policy then pads wherever it is used. None: no padding."""
     normalize_actions: bool = True
-    """Stretch the range of the demonstrated actions to [-1, 1] for the network. Without it they stay in their own units, from -1 to 1."""
+    """Scale the range of the demonstrated actions to [-1, 1] for the network; otherwise the env's normalised
+    actions are used."""
 
     # --- where it begins ---
     init_from: str = ""
-    """Model to go on from, with its network, its settings and its normalisation: a folder or file of `imitate` or `convert`."""
+    """Model to fine-tune, with its network, settings and normalisation: a folder or file of `imitate` or
+    `convert`."""
     adapt_obs: bool = False
-    """With --init-from: keep all weights but those that read the observations, which begin anew; so observations may be others."""
+    """With --init-from: keep all weights but those that read the observations, so that the observations may
+    differ."""
 
     # --- the policy ---
     num_obs_steps: PositiveInt = 2
-    """Observations that it plans from, the present one included."""
+    """Observations that it predicts from, including the present one."""
     chunk_size: PositiveInt = 16
-    """Actions that it predicts, from the present step on."""
+    """Predicted actions, from the present step on."""
     num_action_steps: PositiveInt = 8
-    """How many of them are executed before it plans anew."""
+    """Actions of a chunk that are executed before the next prediction."""
     num_past_actions: NonNegativeInt = 0
-    """Actions that its network predicts besides, of the steps before the present one. Public checkpoints of Diffusion Policy predict from
-    their oldest observation on: num_obs_steps − 1."""
+    """Predicted actions before the present step. Public checkpoints of Diffusion Policy predict from the
+    oldest observation on: num_obs_steps − 1."""
     hidden_sizes: tuple[PositiveInt, ...] = (512, 512, 512)
     """bc: width of each hidden layer."""
     channels: tuple[int, ...] = (64, 128, 256)
     """diffusion, flow: channels of the U-Net, one number a level, each a multiple of 8."""
     kernel_size: int = 5
-    """diffusion, flow: steps that a convolution sees."""
+    """diffusion, flow: kernel size of the convolutions [steps]."""
     time_dim: int = 96
     """diffusion, flow: size of the embeddings of the time and of the observations."""
     layout: Literal["own", "public"] = "own"
-    """diffusion, flow: which U-Net: own, or public, that of the checkpoints of Diffusion Policy (`ConditionalUnet1D`)."""
+    """diffusion, flow: which U-Net: own, or public, that of the checkpoints of Diffusion Policy
+    (`ConditionalUnet1D`)."""
     diffusion_steps: PositiveInt = 100
     """diffusion: noise levels in training."""
     sampling_steps: PositiveInt = 10
-    """Steps from noise to actions: diffusion's DDIM, flow's Euler. It can be chosen anew when the policy is used."""
+    """Denoising steps: diffusion's DDIM, flow's Euler. Can be changed when the policy is used."""
 
     # --- the training ---
     total_steps: PositiveInt = 20_000
@@ -122,13 +130,14 @@ class ImitateCfg(CheckedCfg):
     warmup_steps: NonNegativeInt = 500
     """Steps over which the step size rises from 0."""
     max_grad_norm: PositiveFloat = 1.0
-    """Gradients of all parameters together are scaled down to this norm."""
+    """Bound of the norm of the gradient of all parameters."""
     ema_power: PositiveFloat = 0.75
     """Decay of the averaged weights after step t: 1 − (1 + t)^−power, at most 0.9999."""
     weight_decay: NonNegativeFloat = 0.0
-    """Each step takes this share, times the step size, off all weights (decoupled, as in AdamW)."""
+    """Decoupled weight decay, as in AdamW."""
     obs_noise: NonNegativeFloat = 0.0
-    """Standard deviation of Gaussian noise on the normalised observations in training; validation has none."""
+    """Standard deviation of Gaussian noise on the normalised observations in training; validation has
+    none."""
     amp: bool = False
     """Compute the loss in bfloat16 where it is safe (automatic mixed precision)."""
     compile: bool = False
@@ -138,25 +147,25 @@ class ImitateCfg(CheckedCfg):
     device: str = "cpu"
     """Device of the data and the network: cpu, cuda, cuda:1, …"""
     torch_threads: NonNegativeInt = 0
-    """Threads of the network on a CPU; 0 means one a core, at most 4. Sums round differently with another number."""
+    """Threads of the network on a CPU; 0 means one a core, at most 4. Rounding depends on the number."""
 
-    # --- evaluation, and what is written ---
+    # --- evaluation and output ---
     log_freq: PositiveInt = 100
-    """Steps between two rows of figures."""
+    """Steps between two rows of metrics."""
     val_freq: PositiveInt = 500
     """Steps between two validations."""
     eval_freq: NonNegativeInt = 1_000
     """Steps between two evaluations of success in simulation; 0 never simulates."""
     eval_episodes: PositiveInt = 32
-    """Episodes of such an evaluation, on fixed seeds of its own."""
+    """Episodes of such an evaluation, on a fixed list of seeds."""
     eval_share: Share = 0.2
-    """Most of the time that evaluations may take: one that would exceed it is left out, but for the last."""
+    """Largest share of the time for evaluations; one that would exceed it is skipped, except for the last."""
     num_threads: NonNegativeInt = 0
     """Simulator threads; 0 means one a CPU core."""
     save_freq: PositiveInt = 1_000
     """Steps between two checkpoints."""
     keep_checkpoints: PositiveInt = 2
-    """How many of the newest checkpoints are kept."""
+    """Number of checkpoints to keep."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -166,7 +175,8 @@ class ImitateCfg(CheckedCfg):
             raise UnknownNameError("preset", self.preset, PRESETS)
         if self.num_action_steps > self.chunk_size:
             raise ConfigError(
-                f"num_action_steps must be at most chunk_size ({self.chunk_size}), not {self.num_action_steps}"
+                f"num_action_steps must be at most chunk_size ({self.chunk_size}), not "
+                f"{self.num_action_steps}"
             )
         if self.adapt_obs and not self.init_from:
             raise ConfigError(
@@ -174,7 +184,8 @@ class ImitateCfg(CheckedCfg):
             )
         if self.sampling_steps > self.diffusion_steps and self.algo == "diffusion":
             raise ConfigError(
-                f"sampling_steps must be at most diffusion_steps ({self.diffusion_steps}), not {self.sampling_steps}"
+                f"sampling_steps must be at most diffusion_steps ({self.diffusion_steps}), not "
+                f"{self.sampling_steps}"
             )
 
     @classmethod

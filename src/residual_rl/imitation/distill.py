@@ -21,7 +21,13 @@ from residual_rl.registry import TASKS, load
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.utils.files import replacing, write_json, writing
 from residual_rl.utils.seeding import DEMO_SEED, EVAL_SEED
-from residual_rl.utils.validation import CheckedCfg, Correlation, NonNegativeFloat, NonNegativeInt, PositiveInt
+from residual_rl.utils.validation import (
+    CheckedCfg,
+    Correlation,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+)
 
 DEMOS_FILE = "demos.h5"
 _REST_FILE = "demos-rest.h5"

@@ -19,7 +19,13 @@ from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.evaluation.training_curves import save_curves
 from residual_rl.factory import usable_device
 from residual_rl.imitation.config import ImitateCfg
-from residual_rl.imitation.fine_tuning import check_initial, check_observations, initial_statistics, initial_weights, warn_out_of_range
+from residual_rl.imitation.fine_tuning import (
+    check_initial,
+    check_observations,
+    initial_statistics,
+    initial_weights,
+    warn_out_of_range,
+)
 from residual_rl.imitation.model import LAST_FILE, MODEL_FILE, ImitationModel, ModelSettings
 from residual_rl.imitation.normalization import Statistics
 from residual_rl.imitation.obs_padding import padding_to

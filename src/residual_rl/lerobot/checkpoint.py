@@ -16,6 +16,7 @@ import torch
 from residual_rl.errors import CheckpointError
 from residual_rl.lerobot.support import ACTION, is_hub_id, quiet, require_lerobot
 from residual_rl.utils import trusted
+from residual_rl.utils.text import one_line
 
 CONFIG, WEIGHTS, PREPROCESSOR, POSTPROCESSOR = (
     "config.json",
@@ -235,4 +236,4 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return one_line(error)

@@ -27,7 +27,7 @@ from residual_rl.lerobot.support import ENVIRONMENT_STATE, IMAGES, STATE, from_u
 from residual_rl.robots.hardware_units import HardwareUnits
 from residual_rl.types import BasePolicy, Obs
 from residual_rl.utils.seeding import noise_of
-from residual_rl.utils.text import parse_pairs
+from residual_rl.utils.text import one_line, parse_pairs
 
 JOINTS, ENVIRONMENT = "joint_position", "state"
 """The env's observations for LeRobot's `observation.state` and `observation.environment_state`."""
@@ -136,7 +136,7 @@ class LeRobotPolicy(BasePolicy):
         try:
             chunk = self._chunk(zeros)
         except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            reason = f"{type(error).__name__}: {one_line(error)}"
             fix = "; if it cannot compute in float64: --base.precision native" if self._double else ""
             raise CheckpointError(f"{self._model.name} predicts no action chunk ({reason}){fix}") from error
         joints = len(self._hardware.joint_names)

@@ -31,6 +31,7 @@ from residual_rl.lerobot.support import (
     require_lerobot,
     video_backend,
 )
+from residual_rl.utils.text import one_line
 
 
 @dataclass
@@ -142,7 +143,7 @@ def _reading(source: str, fix: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise CheckpointError(
             f"{source} cannot be read as a LeRobotDataset v3 ({type(error).__name__}: {reason}){fix}"
         ) from error

@@ -22,12 +22,12 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0
 _log = logging.getLogger(__name__)
 
 
-class ServerGone(Exception):  # noqa: N818 (it is caught here, and becomes an error if waiting does not help)
+class ServerUnavailable(Exception):  # noqa: N818 (it is caught here, and becomes an error if waiting does not help)
     """A server did not answer. Asking again may help."""
 
 
-def keep_asking(attempt: Callable[[], T], server: str, window: float) -> T:
-    """The result of `attempt`, which is made again while it raises `ServerGone`, after ever longer pauses, for `window` [s] at most.
+def retry(attempt: Callable[[], T], server: str, window: float) -> T:
+    """The result of `attempt`, which is made again while it raises `ServerUnavailable`, after ever longer pauses, for `window` [s] at most.
 
     A warning tells that the run waits. Raises `BasePolicyError` when the window is over.
     """
@@ -35,7 +35,7 @@ def keep_asking(attempt: Callable[[], T], server: str, window: float) -> T:
     while True:
         try:
             return attempt()
-        except ServerGone as gone:
+        except ServerUnavailable as gone:
             now = time.monotonic()
             if began is None:
                 began = now
@@ -61,7 +61,9 @@ def read_message(data: bytes, server: str, expected: str) -> Any:
 
 def too_large(server: str) -> BasePolicyError:
     """What to raise where a server's message is cut off for its size."""
-    return BasePolicyError(f"{server} sent a message of more than {MAX_MESSAGE_BYTES:,} bytes: no policy's reply is that large")
+    return BasePolicyError(
+        f"{server} sent a message of more than {MAX_MESSAGE_BYTES:,} bytes: no policy's reply is that large"
+    )
 
 
 def numbers(value: Any, name: str, shapes: Collection[tuple[int, ...]], server: str) -> Tensor:
@@ -71,7 +73,10 @@ def numbers(value: Any, name: str, shapes: Collection[tuple[int, ...]], server: 
         raise BasePolicyError(f"{server} gave {name} as {type(value).__name__}; {expected}")
     if value.dtype.kind != "f":
         raise BasePolicyError(f"{server} gave {name} of dtype {value.dtype}; {expected}")
-    if not any(len(value.shape) == len(s) and all(n in (-1, m) for n, m in zip(s, value.shape, strict=True)) for s in shapes):
+    if not any(
+        len(value.shape) == len(s) and all(n in (-1, m) for n, m in zip(s, value.shape, strict=True))
+        for s in shapes
+    ):
         raise BasePolicyError(f"{server} gave {name} of shape {value.shape}; {expected}")
     if not np.isfinite(value).all():
         raise BasePolicyError(f"{server} gave {name} with NaN or infinity; expected finite numbers")

@@ -61,7 +61,9 @@ class Gr00tPolicy(BasePolicy):
 
     def __init__(self, cfg: Gr00tCfg, env: VecEnv):
         if env.hardware is None:
-            raise ConfigError("it needs an env that knows the units of a robot's own software; this one has none")
+            raise ConfigError(
+                "it needs an env that knows the units of a robot's own software; this one has none"
+            )
         self.cfg, self._env = cfg, env
         self._joints = ArmJoints(env.hardware, cfg.invert_gripper, cfg.units == "rad")
         needed = conversion_inputs(env)
@@ -69,15 +71,19 @@ class Gr00tPolicy(BasePolicy):
         try:
             told = self._link.describe({HANDSHAKE: True})
         except RefusedError as error:
-            raise ConfigError(f"{error}; set the server's token as RESIDUAL_RL_TOKEN or --base.api-token") from error
+            raise ConfigError(
+                f"{error}; set the server's token as RESIDUAL_RL_TOKEN or --base.api-token"
+            ) from error
         config = _modalities(told, self._link.server)
-        self._handshake = Handshake.from_wire(told[HANDSHAKE], self._link.server) if HANDSHAKE in config else None
-        self._exact = self._handshake is not None and self._handshake.acts_as(env)
+        self._handshake = (
+            Handshake.from_wire(told[HANDSHAKE], self._link.server) if HANDSHAKE in config else None
+        )
+        self._exact = self._handshake is not None and self._handshake.same_action_scaling(env)
         """Whether the server's own actions can be taken: joint positions are rounded, and end at a joint's limit."""
         self._language_key = cfg.language_key or LANGUAGE_KEY
         if self._handshake is not None:
             self._sources = self._sources_for_ours(self._handshake)
-            self._link.say_farewell()
+            self._link.close_session()
         else:
             self._sources = self._sources_for_others(config)
         self._set_sizes(config)
@@ -85,7 +91,9 @@ class Gr00tPolicy(BasePolicy):
         names = dict.fromkeys([*needed, *present, *(source.name for source in self._sources)])
         self.inputs = {name: shape_of(env, name) for name in names if name in observed(env)}  # type: ignore[misc]
         if missing := [name for name in names if name not in self.inputs]:
-            raise ConfigError(f"it needs the observation(s) {', '.join(missing)}; the env has {', '.join(observed(env))}")
+            raise ConfigError(
+                f"it needs the observation(s) {', '.join(missing)}; the env has {', '.join(observed(env))}"
+            )
 
     # --- what is sent -------------------------------------------------------------------------------------------------
 
@@ -94,12 +102,15 @@ class Gr00tPolicy(BasePolicy):
         handshake.check(self._env, PROTOCOLS[self.cfg.layout], self._link.server)
         for name in ("units", "action_mode", "invert_gripper", "arm_key", "gripper_key"):
             if getattr(self.cfg, name) != getattr(Gr00tCfg(), name):
-                raise ConfigError(f"{name} is for servers that do not tell; {self._link.server} is residual-rl serve: leave it out")
+                raise ConfigError(
+                    f"{name} is for servers that do not tell; {self._link.server} is residual-rl serve: leave it out"
+                )
         rows = tuple(range(handshake.num_obs_steps))
         self.num_obs_steps = handshake.num_obs_steps
         spaces = observed(self._env)
         return [
-            Source("video" if is_image(spaces[name]) else "state", served.key, name, rows=rows) for name, served in handshake.inputs.items()
+            Source("video" if is_image(spaces[name]) else "state", served.key, name, rows=rows)
+            for name, served in handshake.inputs.items()
         ]
 
     def _sources_for_others(self, config: Mapping[str, Any]) -> list[Source]:
@@ -108,14 +119,18 @@ class Gr00tPolicy(BasePolicy):
         offered = [Source("state", cfg.arm_key, "joint_position", "arm")]
         if self._joints.gripper:
             offered.append(Source("state", cfg.gripper_key, "joint_position", "gripper"))
-        offered += [Source("state", key, name) for key, name in parse_pairs(cfg.extra_state, "extra_state").items()]
+        offered += [
+            Source("state", key, name) for key, name in parse_pairs(cfg.extra_state, "extra_state").items()
+        ]
         offered += [Source("video", key, name) for key, name in parse_pairs(cfg.cameras, "cameras").items()]
         for source in offered:
             if source.name not in spaces or (source.modality == "video") != is_image(spaces[source.name]):
                 kind = "camera" if source.modality == "video" else "state"
                 has = [name for name, space in spaces.items() if is_image(space) == (kind == "camera")]
                 wanted = f"{source.modality}.{source.key}"
-                raise ConfigError(f"{wanted}: the env has no {kind} {source.name!r}; it has {', '.join(has) or 'none'}")
+                raise ConfigError(
+                    f"{wanted}: the env has no {kind} {source.name!r}; it has {', '.join(has) or 'none'}"
+                )
         if not config:
             return offered
         steps = {modality: config[modality][1] for modality in ("video", "state") if modality in config}
@@ -132,7 +147,10 @@ class Gr00tPolicy(BasePolicy):
                 found = [s for s in offered if (s.modality, s.key) == (modality, key)]
                 if not found:
                     missing.append(f"{modality}.{key}")
-                sources += [Source(s.modality, s.key, s.name, s.part, tuple(d - oldest for d in steps[modality])) for s in found]
+                sources += [
+                    Source(s.modality, s.key, s.name, s.part, tuple(d - oldest for d in steps[modality]))
+                    for s in found
+                ]
         if missing:
             raise ConfigError(
                 f"{self._link.server} needs {', '.join(missing)}, and nothing is mapped to it; the env has {', '.join(spaces)}: "
@@ -145,7 +163,9 @@ class Gr00tPolicy(BasePolicy):
         steps = len(config["action"][1]) if "action" in config else 0
         says = told.chunk_size if told else steps
         if self.cfg.chunk_size is not None and says and says != self.cfg.chunk_size:
-            raise ConfigError(f"{self._link.server} predicts {says} actions, not chunk_size {self.cfg.chunk_size}")
+            raise ConfigError(
+                f"{self._link.server} predicts {says} actions, not chunk_size {self.cfg.chunk_size}"
+            )
         self.chunk_size = says or self.cfg.chunk_size or CHUNK_SIZE
         default = told.num_action_steps if told else min(NUM_ACTION_STEPS, self.chunk_size)
         self.num_action_steps = self.cfg.num_action_steps or default
@@ -176,7 +196,9 @@ class Gr00tPolicy(BasePolicy):
         else:
             if self.cfg.action_mode == "relative":
                 arm = arm + self._joints.to_server(now["joint_position"].cpu())[0][:, None]
-            actions = self._env.targets_to_actions(self._joints.from_server(arm, gripper).to(self._env.device), now)
+            actions = self._env.targets_to_actions(
+                self._joints.from_server(arm, gripper).to(self._env.device), now
+            )
         return ActionChunk(actions, told[UNCERTAINTY]) if UNCERTAINTY in told else actions
 
     def _values(self, source: Source, obs: Obs) -> NDArray[Any]:
@@ -189,24 +211,42 @@ class Gr00tPolicy(BasePolicy):
         array: NDArray[Any] = value.cpu().numpy()
         return array.astype(np.float32) if source.modality == "state" else array
 
-    def _ask_nested(self, sent: Mapping[str, Mapping[str, Any]], env_ids: list[int]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _ask_nested(
+        self, sent: Mapping[str, Mapping[str, Any]], env_ids: list[int]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         language = {self._language_key: [[self.cfg.task_description]] * len(env_ids)}
         options = {"worlds": env_ids} | ({ACTIONS: True} if self._exact else {})
-        reply = self._link.ask("get_action", {"observation": {**sent, "language": language}, "options": options})
-        if not isinstance(reply, list) or len(reply) != 2 or not all(isinstance(part, dict) for part in reply):
-            raise BasePolicyError(f"{self._link.server} gave a {type(reply).__name__}; expected a list of two dicts: actions and info")
+        reply = self._link.ask(
+            "get_action", {"observation": {**sent, "language": language}, "options": options}
+        )
+        if (
+            not isinstance(reply, list)
+            or len(reply) != 2
+            or not all(isinstance(part, dict) for part in reply)
+        ):
+            raise BasePolicyError(
+                f"{self._link.server} gave a {type(reply).__name__}; expected a list of two dicts: actions and info"
+            )
         return *self._parts(reply[0], "", (len(env_ids),)), self._told(reply[1], (len(env_ids),))
 
-    def _ask_flat(self, sent: Mapping[str, Mapping[str, Any]], env_ids: list[int]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _ask_flat(
+        self, sent: Mapping[str, Mapping[str, Any]], env_ids: list[int]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         requests = {}
         for row, world in enumerate(env_ids):
-            request: dict[str, Any] = {f"{modality}.{key}": v[row] for modality, values in sent.items() for key, v in values.items()}
+            request: dict[str, Any] = {
+                f"{modality}.{key}": v[row] for modality, values in sent.items() for key, v in values.items()
+            }
             request |= {ACTIONS: True} if self._exact else {}
             requests[world] = {**request, self._language_key: [self.cfg.task_description]}
         replies = self._link.ask_all("get_action", requests)
         parts = [self._parts(replies[world], "action.", ()) for world in env_ids]
         told = [self._told(replies[world], ()) for world in env_ids]
-        both = {name: torch.stack([values[name] for values in told]) for name in (ACTIONS, UNCERTAINTY) if all(name in t for t in told)}
+        both = {
+            name: torch.stack([values[name] for values in told])
+            for name in (ACTIONS, UNCERTAINTY)
+            if all(name in t for t in told)
+        }
         return torch.stack([arm for arm, _ in parts]), torch.stack([gripper for _, gripper in parts]), both
 
     def _told(self, reply: Mapping[str, Any], batch: tuple[int, ...]) -> dict[str, Tensor]:
@@ -234,7 +274,9 @@ class Gr00tPolicy(BasePolicy):
         if arm.shape[-1] == size + 1:
             return arm[..., :size], arm[..., size:]
         if gripper_key not in action:
-            raise BasePolicyError(f"{server} gave {', '.join(map(str, action))}; expected {gripper_key!r} besides the arm's {size} joints")
+            raise BasePolicyError(
+                f"{server} gave {', '.join(map(str, action))}; expected {gripper_key!r} besides the arm's {size} joints"
+            )
         gripper = numbers(action[gripper_key], gripper_key, [(*steps, 1), steps], server)
         return arm, gripper.reshape(*steps, 1)
 
@@ -248,12 +290,18 @@ def _modalities(told: Any, server: str) -> dict[str, Any]:
         if modality not in told:
             continue
         try:
-            keys = tuple(str(key).removeprefix(f"{modality}.") for key in told[modality]["modality_keys"])  # N1.5 has the prefix
+            keys = tuple(
+                str(key).removeprefix(f"{modality}.") for key in told[modality]["modality_keys"]
+            )  # N1.5 has the prefix
             steps = tuple(int(step) for step in told[modality]["delta_indices"])
         except (KeyError, TypeError, ValueError) as error:
-            raise BasePolicyError(f"{server} sent a modality configuration whose {modality!r} cannot be read: {error!r}") from error
+            raise BasePolicyError(
+                f"{server} sent a modality configuration whose {modality!r} cannot be read: {error!r}"
+            ) from error
         if max((abs(step) for step in steps), default=0) > 1000:
-            raise BasePolicyError(f"{server} asks for {modality} of the steps {steps[:4]}…: that is out of reach")
+            raise BasePolicyError(
+                f"{server} asks for {modality} of the steps {steps[:4]}…: that is out of reach"
+            )
         config[modality] = (keys, steps)
     return config | ({HANDSHAKE: told[HANDSHAKE]} if HANDSHAKE in told else {})
 

@@ -72,11 +72,15 @@ class Gr00tServer:
         flat: N1.5's layout.
     """
 
-    def __init__(self, service: PolicyService, host: str, port: int, token: str | None, idle: float, flat: bool = False):
+    def __init__(
+        self, service: PolicyService, host: str, port: int, token: str | None, idle: float, flat: bool = False
+    ):
         try:
             import zmq
         except ImportError:
-            raise MissingDependencyError("pyzmq", "install it with `pip install residual-rl[gr00t]`") from None
+            raise MissingDependencyError(
+                "pyzmq", "install it with `pip install residual-rl[gr00t]`"
+            ) from None
         self._zmq, self._service, self._token, self._idle, self._flat = zmq, service, token, idle, flat
         assert service.joints is not None
         self._joints: ArmJoints = service.joints
@@ -92,7 +96,9 @@ class Gr00tServer:
             self.close()
             if error.errno == zmq.EADDRINUSE:
                 raise ConfigError(f"port {port} on {host} is in use: choose another --port") from None
-            raise ConfigError(f"cannot listen on {host}, port {port}: {one_line(error)}; choose another --host or --port") from None
+            raise ConfigError(
+                f"cannot listen on {host}, port {port}: {one_line(error)}; choose another --host or --port"
+            ) from None
         self.address: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def run(self, stop: threading.Event) -> None:
@@ -117,7 +123,10 @@ class Gr00tServer:
         asks: list[Ask] = []
         recently = time.monotonic() - _ACTIVE
         active = sum(session.last_used > recently for session in self._sessions.values())
-        while self._socket.poll(round(1000 * _LULL) if len(asks) < active else 0) and len(asks) < self._service.env.num_envs:
+        while (
+            self._socket.poll(round(1000 * _LULL) if len(asks) < active else 0)
+            and len(asks) < self._service.env.num_envs
+        ):
             *envelope, message = self._socket.recv_multipart()
             encoding: Encoding = "npy"
             try:
@@ -141,7 +150,9 @@ class Gr00tServer:
                 self._refuse(envelope, error, encoding)
             except Exception as error:  # noqa: BLE001 (whatever a client sends, the others are served)
                 _log.error("a request failed", exc_info=error)
-                self._refuse(envelope, RequestError("the request failed: the server's log says why"), encoding)
+                self._refuse(
+                    envelope, RequestError("the request failed: the server's log says why"), encoding
+                )
         self._answer(asks)
 
     def _check_token(self, request: Mapping[str, Any]) -> None:
@@ -157,13 +168,17 @@ class Gr00tServer:
             return {"status": "ok", "message": f"serving {self._service.name}"}
         if endpoint == "get_modality_config":
             described, data = self._describe(), request.get("data")
-            if isinstance(data, dict) and HANDSHAKE in data:  # other clients take whatever is here for a modality
+            if (
+                isinstance(data, dict) and HANDSHAKE in data
+            ):  # other clients take whatever is here for a modality
                 described[HANDSHAKE] = self._service.handshake.to_wire()
             return described
         if endpoint == "reset":
             session = self._session(request, envelope)
             rows = _worlds(_options(request.get("data")), None)
-            self._service.reset([world for row, world in session.worlds.items() if rows is None or row in rows])
+            self._service.reset(
+                [world for row, world in session.worlds.items() if rows is None or row in rows]
+            )
             return {}
         if endpoint == "close":
             session = self._sessions.pop(self._name_of(request, envelope), Session())
@@ -177,7 +192,12 @@ class Gr00tServer:
         """The modality configuration, as these servers give it."""
         told = self._service.handshake
         past = list(range(1 - told.num_obs_steps, 1))
-        keys: dict[str, list[str]] = {"video": [], "state": [], "action": self._action_keys(), "language": [LANGUAGE_KEY]}
+        keys: dict[str, list[str]] = {
+            "video": [],
+            "state": [],
+            "action": self._action_keys(),
+            "language": [LANGUAGE_KEY],
+        }
         for name, served in told.inputs.items():
             kind = "video" if served.dtype == "uint8" else "state"
             keys[kind] += self._action_keys() if name == JOINTS else [served.key]
@@ -216,7 +236,11 @@ class Gr00tServer:
         now = time.monotonic()
         for name, session in list(self._sessions.items()):
             if now - session.last_used > self._idle:
-                _log.warning("a session was idle for %.0f s: its %d world(s) are free", now - session.last_used, len(session.worlds))
+                _log.warning(
+                    "a session was idle for %.0f s: its %d world(s) are free",
+                    now - session.last_used,
+                    len(session.worlds),
+                )
                 self._service.give_back(list(self._sessions.pop(name).worlds.values()))
 
     # --- observations and actions -------------------------------------------------------------------------------------
@@ -230,17 +254,27 @@ class Gr00tServer:
             sent = {str(key): value for key, value in data.items()}
         else:
             nested = data.get("observation")
-            if not isinstance(nested, dict) or not all(isinstance(nested.get(kind, {}), dict) for kind in ("video", "state")):
+            if not isinstance(nested, dict) or not all(
+                isinstance(nested.get(kind, {}), dict) for kind in ("video", "state")
+            ):
                 raise RequestError("data holds observation: {video: {…}, state: {…}, language: {…}}")
-            sent = {f"{kind}.{key}": value for kind in ("video", "state") for key, value in nested.get(kind, {}).items()}
+            sent = {
+                f"{kind}.{key}": value
+                for kind in ("video", "state")
+                for key, value in nested.get(kind, {}).items()
+            }
         obs = self._collect(sent)
         sizes = {len(value) for value in obs.values()}
         if len(sizes) > 1:
-            raise RequestError(f"the batch has {' and '.join(map(str, sorted(sizes)))} worlds: all observations must have the same")
+            raise RequestError(
+                f"the batch has {' and '.join(map(str, sorted(sizes)))} worlds: all observations must have the same"
+            )
         options = {} if self._flat else _options(data)
         rows = _worlds(options, next(iter(sizes), None))
         worlds = self._worlds_of(request, envelope, [0] if rows is None else rows)
-        return Ask(envelope, encoding, worlds, obs, exact=(data if self._flat else options).get(ACTIONS) is True)
+        return Ask(
+            envelope, encoding, worlds, obs, exact=(data if self._flat else options).get(ACTIONS) is True
+        )
 
     def _collect(self, sent: Mapping[str, Any]) -> Obs:
         """What the policy needs of what was `sent` by `video.*` and `state.*`; refuses where something is missing."""
@@ -252,11 +286,16 @@ class Gr00tServer:
             if key in sent:
                 value = sent[key]
             elif name == JOINTS and all(part in sent for part in parts):
-                key, value = " and ".join(parts), self._from_robot([numeric(sent[part], part, "float32") for part in parts])
+                key, value = (
+                    " and ".join(parts),
+                    self._from_robot([numeric(sent[part], part, "float32") for part in parts]),
+                )
             else:
                 missing.append(f"{' + '.join(parts) if name == JOINTS else key} {list(served.shape)}")
                 continue
-            obs[name] = self._service.observation(name, value, key, "steps" if self._flat else "worlds and steps")
+            obs[name] = self._service.observation(
+                name, value, key, "steps" if self._flat else "worlds and steps"
+            )
         if missing:
             raise RequestError(f"missing: {', '.join(missing)}; got {', '.join(map(str, sent)) or 'nothing'}")
         return obs
@@ -266,9 +305,13 @@ class Gr00tServer:
         sizes = [len(self._joints.arm), len(self._joints.gripper)][: len(parts)]
         leads = {part.shape[:-1] for part in parts}
         if len(leads) > 1 or [part.shape[-1:] for part in parts] != [(n,) for n in sizes]:
-            raise RequestError(f"the arm has {sizes[0]} joints and the gripper 1; got shapes {' and '.join(str(p.shape) for p in parts)}")
+            raise RequestError(
+                f"the arm has {sizes[0]} joints and the gripper 1; got shapes {' and '.join(str(p.shape) for p in parts)}"
+            )
         arm, *gripper = (torch.from_numpy(part) for part in parts)
-        return self._joints.from_server(arm.double(), gripper[0].double() if gripper else arm[..., :0].double()).numpy()
+        return self._joints.from_server(
+            arm.double(), gripper[0].double() if gripper else arm[..., :0].double()
+        ).numpy()
 
     def _answer(self, asks: list[Ask]) -> None:
         """Plan for all that was asked, and reply to each."""
@@ -277,7 +320,9 @@ class Gr00tServer:
         worlds = [world for ask in asks for world in ask.worlds]
         try:
             names = asks[0].obs
-            answer = self._service.plan(worlds, {name: torch.cat([ask.obs[name] for ask in asks]) for name in names})
+            answer = self._service.plan(
+                worlds, {name: torch.cat([ask.obs[name] for ask in asks]) for name in names}
+            )
         except RequestError as error:
             for ask in asks:
                 self._refuse(ask.envelope, error, ask.encoding)
@@ -294,7 +339,9 @@ class Gr00tServer:
         more = {ACTIONS: answer.actions, UNCERTAINTY: answer.uncertainty} if exact else {}
         info = {name: value.numpy() for name, value in more.items() if value is not None}
         if self._flat:
-            return {f"action.{key}": part[0] for key, part in parts.items()} | {name: value[0] for name, value in info.items()}
+            return {f"action.{key}": part[0] for key, part in parts.items()} | {
+                name: value[0] for name, value in info.items()
+            }
         return [parts, info]
 
     def _refuse(self, envelope: list[bytes], error: ResidualRLError, encoding: Encoding) -> None:
@@ -321,7 +368,11 @@ def _worlds(options: Mapping[str, Any], number: int | None) -> list[int] | None:
     worlds = options.get("worlds")
     if worlds is None:
         return None if number is None else list(range(number))
-    if not isinstance(worlds, list) or not all(type(world) is int and world >= 0 for world in worlds) or len(set(worlds)) != len(worlds):
+    if (
+        not isinstance(worlds, list)
+        or not all(type(world) is int and world >= 0 for world in worlds)
+        or len(set(worlds)) != len(worlds)
+    ):
         raise RequestError("options' worlds are distinct numbers from 0 on")
     if number is not None and len(worlds) != number:
         raise RequestError(f"options name {len(worlds)} worlds for {number} rows")

@@ -57,7 +57,9 @@ class Handshake:
         """What `to_wire` gave. Raises `BasePolicyError` where it is something else."""
         try:
             inputs = {
-                str(name): ServedInput(str(entry["key"]), tuple(int(n) for n in entry["shape"]), str(entry["dtype"]))
+                str(name): ServedInput(
+                    str(entry["key"]), tuple(int(n) for n in entry["shape"]), str(entry["dtype"])
+                )
                 for name, entry in value["inputs"].items()
             }
             told = cls(
@@ -72,13 +74,17 @@ class Handshake:
                 action_unit=tuple(float(x) for x in value["action_unit"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BasePolicyError(f"{server} sent a handshake that cannot be read: {one_line(repr(error))}") from error
+            raise BasePolicyError(
+                f"{server} sent a handshake that cannot be read: {one_line(repr(error))}"
+            ) from error
         sizes = told.num_action_steps, told.chunk_size, told.num_obs_steps
         if not 1 <= sizes[0] <= sizes[1] <= _MOST_STEPS or not 1 <= sizes[2] <= _MOST_STEPS:
-            raise BasePolicyError(f"{server} sent a handshake with the impossible num_action_steps, chunk_size, num_obs_steps {sizes}")
+            raise BasePolicyError(
+                f"{server} sent a handshake with the impossible num_action_steps, chunk_size, num_obs_steps {sizes}"
+            )
         return told
 
-    def acts_as(self, env: VecEnv) -> bool:
+    def same_action_scaling(self, env: VecEnv) -> bool:
         """Whether normalised actions mean the same to both."""
         mine = env.action_unit.tolist()
         return len(mine) == len(self.action_unit) and np.allclose(mine, self.action_unit, rtol=1e-6, atol=0.0)
@@ -91,8 +97,14 @@ class Handshake:
         missing = [
             f"{name} {list(served.shape)} {served.dtype}"
             for name, served in self.inputs.items()
-            if name not in spaces or shape_of(env, name) != served.shape or str(spaces[name].dtype) != served.dtype
+            if name not in spaces
+            or shape_of(env, name) != served.shape
+            or str(spaces[name].dtype) != served.dtype
         ]
         if missing:
-            has = ", ".join(f"{name} {list(shape_of(env, name))} {space.dtype}" for name, space in spaces.items())
-            raise ConfigError(f"{server} serves {self.policy!r} of task {self.task!r}, which needs {', '.join(missing)}; the env has {has}")
+            has = ", ".join(
+                f"{name} {list(shape_of(env, name))} {space.dtype}" for name, space in spaces.items()
+            )
+            raise ConfigError(
+                f"{server} serves {self.policy!r} of task {self.task!r}, which needs {', '.join(missing)}; the env has {has}"
+            )

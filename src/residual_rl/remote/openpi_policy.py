@@ -45,7 +45,9 @@ class OpenPiPolicy(BasePolicy):
     def __init__(self, cfg: OpenPiCfg, env: VecEnv):
         self.cfg, self._env = cfg, env
         host = f"[{cfg.host}]" if ":" in cfg.host else cfg.host
-        self._link = WebsocketLink(cfg.url or f"ws://{host}:{cfg.port}", cfg.timeout, cfg.reconnect, secret(cfg.api_token))
+        self._link = WebsocketLink(
+            cfg.url or f"ws://{host}:{cfg.port}", cfg.timeout, cfg.reconnect, secret(cfg.api_token)
+        )
         metadata = self._link.metadata()
         self._ours = HANDSHAKE in metadata
         if self._ours:
@@ -56,11 +58,15 @@ class OpenPiPolicy(BasePolicy):
         needed: tuple[str, ...] = ()
         if units == "hardware":
             if env.hardware is None:
-                raise ConfigError("action_units 'hardware' needs an env that knows the units of a robot's own software; this one has none")
+                raise ConfigError(
+                    "action_units 'hardware' needs an env that knows the units of a robot's own software; this one has none"
+                )
             self._joints, needed = ArmJoints(env.hardware), conversion_inputs(env)
         names = dict.fromkeys([*needed, *self._keys.values()])
         if missing := [name for name in names if name not in observed(env)]:
-            raise ConfigError(f"the env has no observation {', '.join(missing)}; it has {', '.join(observed(env))}")
+            raise ConfigError(
+                f"the env has no observation {', '.join(missing)}; it has {', '.join(observed(env))}"
+            )
         self.inputs = {name: shape_of(env, name) for name in names}  # type: ignore[misc]
 
     def _agree_with_ours(self, told: Handshake) -> str:
@@ -68,10 +74,12 @@ class OpenPiPolicy(BasePolicy):
         cfg, server = self.cfg, self._link.server
         told.check(self._env, PROTOCOL, server)
         if cfg.observation:
-            raise ConfigError(f"observation is for servers that do not tell; {server} is residual-rl serve: leave it out")
+            raise ConfigError(
+                f"observation is for servers that do not tell; {server} is residual-rl serve: leave it out"
+            )
         if cfg.action_units not in (None, told.action_units):
             raise ConfigError(f"{server} gives {told.action_units} actions, not {cfg.action_units} ones")
-        if told.action_units == "normalized" and not told.acts_as(self._env):
+        if told.action_units == "normalized" and not told.same_action_scaling(self._env):
             mine = self._env.action_unit.tolist()
             raise ConfigError(
                 f"an action of 1 means {list(told.action_unit)} to {server} (task {told.task!r}), and {mine} to this env: "
@@ -86,7 +94,9 @@ class OpenPiPolicy(BasePolicy):
         """The same with a server that tells nothing: it is as the settings say."""
         self._keys = parse_pairs(self.cfg.observation, "observation")
         if not self._keys:
-            raise ConfigError(f"{self._link.server} does not tell what it needs: map it, e.g. --base.observation state=observation/state")
+            raise ConfigError(
+                f"{self._link.server} does not tell what it needs: map it, e.g. --base.observation state=observation/state"
+            )
         self.num_action_steps = self.cfg.num_action_steps or NUM_ACTION_STEPS
         self.chunk_size = self.num_action_steps  # it may predict more; those are not executed
         return self.cfg.action_units or "normalized"
@@ -100,15 +110,22 @@ class OpenPiPolicy(BasePolicy):
     def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor | ActionChunk:
         values = {key: obs[name].cpu().numpy() for key, name in self._keys.items()}
         numbered = list(enumerate(env_ids.tolist()))
-        replies = self._link.ask_all({w: {**{k: v[row] for k, v in values.items()}, "prompt": self.cfg.prompt} for row, w in numbered})
+        replies = self._link.ask_all(
+            {w: {**{k: v[row] for k, v in values.items()}, "prompt": self.cfg.prompt} for row, w in numbered}
+        )
         actions = torch.stack([self._actions(replies[world]) for _, world in numbered])
         if self._joints is not None:
             now = {name: value[:, -1] for name, value in obs.items()} if self.num_obs_steps > 1 else obs
             arm, gripper = actions[..., self._joints.arm], actions[..., self._joints.gripper]
-            actions = self._env.targets_to_actions(self._joints.from_server(arm, gripper).to(self._env.device), now)
+            actions = self._env.targets_to_actions(
+                self._joints.from_server(arm, gripper).to(self._env.device), now
+            )
         if not (self._ours and all("uncertainty" in reply for reply in replies.values())):
             return actions
-        spread = [numbers(replies[w]["uncertainty"], "uncertainty", [(self.chunk_size,)], self._link.server) for _, w in numbered]
+        spread = [
+            numbers(replies[w]["uncertainty"], "uncertainty", [(self.chunk_size,)], self._link.server)
+            for _, w in numbered
+        ]
         return ActionChunk(actions, torch.stack(spread))
 
     def _actions(self, reply: Any) -> Tensor:
@@ -118,9 +135,13 @@ class OpenPiPolicy(BasePolicy):
             got = ", ".join(map(str, reply)) if isinstance(reply, dict) else type(reply).__name__
             raise BasePolicyError(f"{server} gave {got or 'nothing'}; expected a dict with 'actions'")
         size = len(self._env.action_unit) if self._joints is None else len(self._joints.hardware.joint_names)
-        actions = numbers(reply["actions"], "actions", [(self.chunk_size if self._ours else -1, size)], server)
+        actions = numbers(
+            reply["actions"], "actions", [(self.chunk_size if self._ours else -1, size)], server
+        )
         if len(actions) < self.chunk_size:
-            raise BasePolicyError(f"{server} gave {len(actions)} actions; num_action_steps {self.chunk_size} asks for as many at least")
+            raise BasePolicyError(
+                f"{server} gave {len(actions)} actions; num_action_steps {self.chunk_size} asks for as many at least"
+            )
         return actions[: self.chunk_size]
 
 

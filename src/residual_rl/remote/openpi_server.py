@@ -50,7 +50,9 @@ class OpenPiServer:
             import websockets.asyncio.server
             import websockets.exceptions
         except ImportError:
-            raise MissingDependencyError("websockets", "install it with `pip install residual-rl[openpi]`") from None
+            raise MissingDependencyError(
+                "websockets", "install it with `pip install residual-rl[openpi]`"
+            ) from None
         self._websockets, self._closed = websockets.asyncio.server, websockets.exceptions.ConnectionClosed
         self._service, self._token, self._idle = service, token, idle
         try:
@@ -61,7 +63,9 @@ class OpenPiServer:
                 f"cannot listen on {host}, port {port}: {error.strerror or one_line(error)}; choose another --host or --port"
             ) from None
         bound = self._socket.getsockname()
-        self.address = f"ws://[{bound[0]}]:{bound[1]}" if family == socket.AF_INET6 else f"ws://{bound[0]}:{bound[1]}"
+        self.address = (
+            f"ws://[{bound[0]}]:{bound[1]}" if family == socket.AF_INET6 else f"ws://{bound[0]}:{bound[1]}"
+        )
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
         """Plans, one after the other, while connections are listened to."""
         self._waiting: list[tuple[int, Obs, asyncio.Future[Answer]]] = []
@@ -80,7 +84,11 @@ class OpenPiServer:
 
     async def _serve(self, stop: threading.Event) -> None:
         self._asked = asyncio.Event()
-        options: dict[str, Any] = {"compression": None, "max_size": MAX_MESSAGE_BYTES, "process_request": self._admit}
+        options: dict[str, Any] = {
+            "compression": None,
+            "max_size": MAX_MESSAGE_BYTES,
+            "process_request": self._admit,
+        }
         async with self._websockets.serve(self._converse, sock=self._socket, **options):
             planner = asyncio.create_task(self._plan())
             while not stop.is_set() and not planner.done():
@@ -94,8 +102,12 @@ class OpenPiServer:
         if request.path == "/healthz":
             return connection.respond(http.HTTPStatus.OK, "OK\n")
         given = request.headers.get("Authorization", "")
-        if self._token is not None and not hmac.compare_digest(given.encode(), f"Api-Key {self._token}".encode()):
-            return connection.respond(http.HTTPStatus.UNAUTHORIZED, "Authorization: Api-Key TOKEN is wrong or missing\n")
+        if self._token is not None and not hmac.compare_digest(
+            given.encode(), f"Api-Key {self._token}".encode()
+        ):
+            return connection.respond(
+                http.HTTPStatus.UNAUTHORIZED, "Authorization: Api-Key TOKEN is wrong or missing\n"
+            )
         return None
 
     async def _converse(self, connection: Any) -> None:
@@ -145,17 +157,28 @@ class OpenPiServer:
         if what in _BEGIN:
             await self._do(self._service.reset, [world])
         elif what not in _END:
-            raise RequestError(f"unknown {_CONTROL} {one_line(what, 40)!r}; there are {', '.join(_BEGIN + _END)}")
+            raise RequestError(
+                f"unknown {_CONTROL} {one_line(what, 40)!r}; there are {', '.join(_BEGIN + _END)}"
+            )
         return pack({"__ack__": what}, "openpi")
 
     def _read_observation(self, request: dict[Any, Any]) -> Obs:
         """The observation of one world; refuses where something is missing."""
         told = self._service.handshake
-        missing = [f"{served.key} {list(served.shape)}" for served in told.inputs.values() if served.key not in request]
+        missing = [
+            f"{served.key} {list(served.shape)}"
+            for served in told.inputs.values()
+            if served.key not in request
+        ]
         if missing:
-            raise RequestError(f"missing: {', '.join(missing)}; got {', '.join(map(str, request)) or 'nothing'}")
+            raise RequestError(
+                f"missing: {', '.join(missing)}; got {', '.join(map(str, request)) or 'nothing'}"
+            )
         axes: Axes = "steps" if told.num_obs_steps > 1 else "none"
-        return {name: self._service.observation(name, request[served.key], served.key, axes) for name, served in told.inputs.items()}
+        return {
+            name: self._service.observation(name, request[served.key], served.key, axes)
+            for name, served in told.inputs.items()
+        }
 
     def _actions(self, answer: Answer, took: float) -> bytes:
         actions = answer.actions

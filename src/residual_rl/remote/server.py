@@ -26,7 +26,9 @@ class Server(Interface):
 def open_server(service: PolicyService, host: str, port: int, token: str | None, idle: float) -> Server:
     """A server for the protocol that `service` was made for. Raises `ConfigError` where it cannot listen, or must not."""
     if token is None and not is_loopback(host):
-        raise ConfigError(f"{host} can be reached from other machines: that needs --token, or RESIDUAL_RL_TOKEN in the environment")
+        raise ConfigError(
+            f"{host} can be reached from other machines: that needs --token, or RESIDUAL_RL_TOKEN in the environment"
+        )
     protocol = service.handshake.protocol
     if protocol == "openpi":
         from residual_rl.remote.openpi_server import OpenPiServer
@@ -67,5 +69,7 @@ class BackgroundServer:
     def __enter__(self) -> BackgroundServer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

@@ -45,7 +45,9 @@ class Answer:
 
     def rows(self, rows: slice) -> Answer:
         """The answer for some of the worlds."""
-        targets, uncertainty = (None if value is None else value[rows] for value in (self.targets, self.uncertainty))
+        targets, uncertainty = (
+            None if value is None else value[rows] for value in (self.targets, self.uncertainty)
+        )
         return Answer(self.actions[rows], targets, uncertainty)
 
 
@@ -77,7 +79,9 @@ class PolicyService:
         needed: tuple[str, ...] = ()
         if action_units == "hardware":
             if env.hardware is None:
-                raise ConfigError(f"task {task!r} does not know the units of a robot's own software: only --protocol openpi can serve it")
+                raise ConfigError(
+                    f"task {task!r} does not know the units of a robot's own software: only --protocol openpi can serve it"
+                )
             self.joints, needed = ArmJoints(env.hardware), conversion_inputs(env)
         names = dict.fromkeys([*self._policy.inputs, *needed])
         keys = dict(keys or {})
@@ -88,7 +92,10 @@ class PolicyService:
             protocol=protocol,
             task=task,
             policy=name,
-            inputs={n: ServedInput(keys.get(n, prefix + n), shape_of(env, n), str(observed(env)[n].dtype)) for n in names},
+            inputs={
+                n: ServedInput(keys.get(n, prefix + n), shape_of(env, n), str(observed(env)[n].dtype))
+                for n in names
+            },
             chunk_size=self._policy.chunk_size,
             num_action_steps=self._policy.num_action_steps,
             num_obs_steps=self._policy.num_obs_steps,
@@ -151,15 +158,25 @@ class PolicyService:
         """Plan for the `worlds`, whose rows `obs` holds. Whatever fails is in the log; the `RequestError` says no more than that."""
         inputs = {name: obs[name] for name in self._policy.inputs}
         with _Hidden("plan"):
-            plan = self._policy.predict_action_chunk(inputs, torch.tensor(worlds, dtype=torch.int64, device=self.env.device))
-            actions, uncertainty = (plan.actions, plan.uncertainty) if isinstance(plan, ActionChunk) else (plan, None)
+            plan = self._policy.predict_action_chunk(
+                inputs, torch.tensor(worlds, dtype=torch.int64, device=self.env.device)
+            )
+            actions, uncertainty = (
+                (plan.actions, plan.uncertainty) if isinstance(plan, ActionChunk) else (plan, None)
+            )
             expected = (len(worlds), self.handshake.chunk_size, len(self.env.action_unit))
             if tuple(actions.shape) != expected or not torch.isfinite(actions).all():
-                raise ValueError(f"it gave {tuple(actions.shape)}, or numbers that are not finite; expected finite {expected}")
+                raise ValueError(
+                    f"it gave {tuple(actions.shape)}, or numbers that are not finite; expected finite {expected}"
+                )
             actions = actions.float().clamp(-1.0, 1.0)  # as the executor clips it
             targets = None
             if self.joints is not None:
-                now = {name: value[:, -1] for name, value in obs.items()} if self.handshake.num_obs_steps > 1 else obs
+                now = (
+                    {name: value[:, -1] for name, value in obs.items()}
+                    if self.handshake.num_obs_steps > 1
+                    else obs
+                )
                 targets = self.env.actions_to_targets(actions, now).cpu()
         return Answer(actions.cpu(), targets, None if uncertainty is None else uncertainty.float().cpu())
 

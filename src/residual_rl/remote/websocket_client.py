@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from residual_rl.errors import BasePolicyError, ConfigError, MissingDependencyError
-from residual_rl.remote.client import ServerGone, keep_asking, read_message, too_large
+from residual_rl.remote.client import ServerUnavailable, read_message, retry, too_large
 from residual_rl.remote.wire import MAX_MESSAGE_BYTES, WireError, pack
 from residual_rl.utils.text import one_line
 
@@ -37,7 +37,9 @@ class WebsocketLink:
             import websockets.exceptions
             import websockets.sync.client
         except ImportError:
-            raise MissingDependencyError("websockets", "install it with `pip install residual-rl[openpi]`") from None
+            raise MissingDependencyError(
+                "websockets", "install it with `pip install residual-rl[openpi]`"
+            ) from None
         self._connect, self._errors = websockets.sync.client.connect, websockets.exceptions
         self._url = url
         self.server = f"the openpi server at {url}"
@@ -49,7 +51,7 @@ class WebsocketLink:
 
     def metadata(self) -> dict[str, Any]:
         """What the server tells of itself; world 0 is connected then."""
-        return keep_asking(lambda: self._open(0), self.server, self._reconnect)
+        return retry(lambda: self._open(0), self.server, self._reconnect)
 
     @property
     def connected(self) -> set[int]:
@@ -63,9 +65,15 @@ class WebsocketLink:
             try:
                 messages[world] = pack(request, "openpi")
             except WireError as error:
-                raise BasePolicyError(f"the request to {self.server} {error}: use smaller images, or fewer worlds") from error
+                raise BasePolicyError(
+                    f"the request to {self.server} {error}: use smaller images, or fewer worlds"
+                ) from error
         replies: dict[int, Any] = {}
-        keep_asking(lambda: self._attempt({w: m for w, m in messages.items() if w not in replies}, replies), self.server, self._reconnect)
+        retry(
+            lambda: self._attempt({w: m for w, m in messages.items() if w not in replies}, replies),
+            self.server,
+            self._reconnect,
+        )
         return replies
 
     def close(self) -> None:
@@ -113,22 +121,26 @@ class WebsocketLink:
                 raise ConfigError(
                     f"{self.server} refused the token (HTTP {status}); set it as RESIDUAL_RL_TOKEN or --base.api-token"
                 ) from error
-            raise ServerGone(f"no websocket, but HTTP status {status}") from error
+            raise ServerUnavailable(f"no websocket, but HTTP status {status}") from error
         except self._errors.InvalidURI as error:
             raise ConfigError(f"{self._url!r} is no websocket address: expected ws://HOST:PORT") from error
         except self._errors.InvalidHandshake as error:
-            raise ServerGone(f"no websocket there ({one_line(error)})") from error
+            raise ServerUnavailable(f"no websocket there ({one_line(error)})") from error
         self._connections[world] = (connection, calls)
         seconds, fraction = divmod(self._timeout, 1)
         with contextlib.suppress(OSError):  # closed by the server already: what it said before is read below
-            connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(1e6 * fraction)))
+            connection.socket.setsockopt(
+                socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(1e6 * fraction))
+            )
         try:
             first = self._guarded(lambda: connection.recv(timeout=self._timeout))
             if isinstance(first, str):
                 raise BasePolicyError(f"{self.server} refused: {one_line(first)}")
             value = read_message(first, self.server, "its metadata")
             if not isinstance(value, dict):
-                raise BasePolicyError(f"{self.server} sent a {type(value).__name__}; expected a dict, its metadata")
+                raise BasePolicyError(
+                    f"{self.server} sent a {type(value).__name__}; expected a dict, its metadata"
+                )
         except BaseException:
             _hang_up(self._connections.pop(world))
             raise
@@ -143,26 +155,26 @@ class WebsocketLink:
             page.request("GET", "/healthz")
             status = page.getresponse().status
         except TimeoutError as error:
-            raise ServerGone(f"no reply within {self._timeout:g} s") from error
+            raise ServerUnavailable(f"no reply within {self._timeout:g} s") from error
         except (OSError, http.client.HTTPException) as error:
-            raise ServerGone(f"no connection ({one_line(error) or type(error).__name__})") from error
+            raise ServerUnavailable(f"no connection ({one_line(error) or type(error).__name__})") from error
         finally:
             page.close()
         if status >= 500:
-            raise ServerGone(f"/healthz says {status}")
+            raise ServerUnavailable(f"/healthz says {status}")
 
     def _guarded(self, call: Callable[[], T]) -> T:
-        """The result of `call`; what means that the server does not answer becomes `ServerGone`."""
+        """The result of `call`; what means that the server does not answer becomes `ServerUnavailable`."""
         try:
             return call()
         except TimeoutError as error:
-            raise ServerGone(f"no reply within {self._timeout:g} s") from error
+            raise ServerUnavailable(f"no reply within {self._timeout:g} s") from error
         except self._errors.ConnectionClosed as error:
             if error.sent is not None and error.sent.code == _TOO_LARGE:
                 raise too_large(self.server) from error
-            raise ServerGone("the connection was closed") from error
+            raise ServerUnavailable("the connection was closed") from error
         except OSError as error:
-            raise ServerGone(f"no connection ({one_line(error)})") from error
+            raise ServerUnavailable(f"no connection ({one_line(error)})") from error
 
 
 def _hang_up(call: tuple[Any, contextlib.ExitStack]) -> None:

@@ -74,14 +74,18 @@ def _msgpack() -> Any:
     try:
         import msgpack
     except ImportError:
-        raise MissingDependencyError("msgpack", "install it with `pip install residual-rl[gr00t]` or `residual-rl[openpi]`") from None
+        raise MissingDependencyError(
+            "msgpack", "install it with `pip install residual-rl[gr00t]` or `residual-rl[openpi]`"
+        ) from None
     return msgpack
 
 
 def _plain(value: Any) -> NDArray[Any]:
     """`value`, an array that can be written."""
     if not isinstance(value, np.ndarray):
-        raise TypeError(f"a {type(value).__name__} is neither a number, a string, a list, a dict nor an array")
+        raise TypeError(
+            f"a {type(value).__name__} is neither a number, a string, a list, a dict nor an array"
+        )
     _check_dtype(value.dtype)
     return value
 
@@ -98,7 +102,13 @@ def _as_nd(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     array = _plain(value)
-    return {b"nd": True, b"type": array.dtype.str, b"kind": b"", b"shape": array.shape, b"data": array.tobytes()}
+    return {
+        b"nd": True,
+        b"type": array.dtype.str,
+        b"kind": b"",
+        b"shape": array.shape,
+        b"data": array.tobytes(),
+    }
 
 
 def _as_openpi(value: Any) -> Any:
@@ -143,7 +153,9 @@ def _decode(table: dict[Any, Any], seen: list[Encoding]) -> Any:
 
 def _check_dtype(dtype: np.dtype[Any]) -> None:
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
-        raise WireError(f"an array of {dtype}; only booleans, integers and floats of at most 64 bits are read and written")
+        raise WireError(
+            f"an array of {dtype}; only booleans, integers and floats of at most 64 bits are read and written"
+        )
 
 
 def _dtype(name: Any) -> np.dtype[Any]:
@@ -173,7 +185,11 @@ def _from_bytes(data: Any, name: Any, shape: Any, order: Literal["C", "F"] = "C"
     dtype = _dtype(name)
     if not isinstance(data, bytes):
         raise WireError(f"an array whose data is a {type(data).__name__}, not bytes")
-    if not isinstance(shape, list | tuple) or len(shape) > 32 or not all(type(n) is int and n >= 0 for n in shape):
+    if (
+        not isinstance(shape, list | tuple)
+        or len(shape) > 32
+        or not all(type(n) is int and n >= 0 for n in shape)
+    ):
         raise WireError("an array whose shape is not a list of at most 32 sizes")
     if math.prod(shape) * dtype.itemsize != len(data):
         raise WireError(f"an array of {dtype} and shape {tuple(shape)} with {len(data):,} bytes of data")
@@ -185,7 +201,9 @@ def _from_npy(file: Any) -> NDArray[Any]:
     """The array of a .npy file, read by its header: NumPy's own reader would make room for whatever size a header claims."""
     if not isinstance(file, bytes):
         raise WireError(f"an array whose data is a {type(file).__name__}, not bytes")
-    start = 12 if file[6:7] > b"\x01" else 10  # of the header: version 1 tells its length in two bytes, later ones in four
+    start = (
+        12 if file[6:7] > b"\x01" else 10
+    )  # of the header: version 1 tells its length in two bytes, later ones in four
     end = start + int.from_bytes(file[8:start], "little")
     shape, fortran, dtype = _npy_header(file[:end]) if end <= _MAX_HEADER else _npy_header(b"")
     return _from_bytes(file[end:], dtype.str, shape, "F" if fortran else "C")
@@ -197,9 +215,13 @@ def _npy_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     stream = io.BytesIO(head)
     try:
         version = np.lib.format.read_magic(stream)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
+            version
+        ]
         shape, fortran, dtype = read(stream, max_header_size=_MAX_HEADER)
-    except Exception as error:  # NumPy's reader has no error of its own: it may be any that Python's tokenizer has
+    except (
+        Exception
+    ) as error:  # NumPy's reader has no error of its own: it may be any that Python's tokenizer has
         raise WireError(f"an array whose .npy header cannot be read ({_reason(error)})") from error
     _check_dtype(dtype)
     return shape, fortran, dtype

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from residual_rl.errors import BasePolicyError, MissingDependencyError
-from residual_rl.remote.client import ServerGone, keep_asking, read_message
+from residual_rl.remote.client import ServerUnavailable, read_message, retry
 from residual_rl.remote.wire import MAX_MESSAGE_BYTES, Encoding, WireError, pack, unpack
 from residual_rl.utils.text import one_line
 
@@ -33,7 +33,9 @@ class ZmqLink:
         try:
             import zmq
         except ImportError:
-            raise MissingDependencyError("pyzmq", "install it with `pip install residual-rl[gr00t]`") from None
+            raise MissingDependencyError(
+                "pyzmq", "install it with `pip install residual-rl[gr00t]`"
+            ) from None
         self._zmq = zmq
         self._address = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
         self.server = f"the GR00T server at {self._address}"
@@ -52,7 +54,9 @@ class ZmqLink:
 
     def ask_all(self, endpoint: str, data: Mapping[int, Any]) -> dict[int, Any]:
         """The answers to several requests, by number, that the server may work on at the same time: all are sent before one is read."""
-        replies = self._exchange({number: self._request(endpoint, number, content) for number, content in data.items()})
+        replies = self._exchange(
+            {number: self._request(endpoint, number, content) for number, content in data.items()}
+        )
         return {number: self._read(reply, endpoint) for number, reply in replies.items()}
 
     def describe(self, data: Any) -> Any:
@@ -67,10 +71,12 @@ class ZmqLink:
         self.encoding = unpack(reply)[1] or self.encoding
         return value
 
-    def say_farewell(self) -> None:
+    def close_session(self) -> None:
         """Tell the server when this is closed: a server of ours then frees its worlds."""
         self._close.detach()
-        self._close = weakref.finalize(self, _close_all, self._sockets, functools.partial(_farewell, self._sign, self._zmq))
+        self._close = weakref.finalize(
+            self, _close_all, self._sockets, functools.partial(_farewell, self._sign, self._zmq)
+        )
 
     def close(self) -> None:
         """Close the sockets. It is called when the link is no longer used, too."""
@@ -80,7 +86,9 @@ class ZmqLink:
         try:
             return pack(self._sign(endpoint, number, data), self.encoding)
         except WireError as error:
-            raise BasePolicyError(f"the request to {self.server} {error}: use smaller images, or fewer worlds") from error
+            raise BasePolicyError(
+                f"the request to {self.server} {error}: use smaller images, or fewer worlds"
+            ) from error
 
     def _read(self, reply: bytes, endpoint: str) -> Any:
         if reply == b"ERROR":  # what the first of these servers sent
@@ -92,7 +100,11 @@ class ZmqLink:
 
     def _exchange(self, messages: Mapping[int, bytes]) -> dict[int, bytes]:
         replies: dict[int, bytes] = {}
-        keep_asking(lambda: self._attempt({n: m for n, m in messages.items() if n not in replies}, replies), self.server, self._reconnect)
+        retry(
+            lambda: self._attempt({n: m for n, m in messages.items() if n not in replies}, replies),
+            self.server,
+            self._reconnect,
+        )
         return replies
 
     def _attempt(self, messages: Mapping[int, bytes], replies: dict[int, bytes]) -> None:
@@ -107,13 +119,19 @@ class ZmqLink:
             while waiting:
                 ready = poller.poll(round(1000 * self._timeout))
                 if not ready:
-                    raise ServerGone(f"no reply (of at most {MAX_MESSAGE_BYTES >> 20} MiB) within {self._timeout:g} s")
+                    raise ServerUnavailable(
+                        f"no reply (of at most {MAX_MESSAGE_BYTES >> 20} MiB) within {self._timeout:g} s"
+                    )
                 for socket, _ in ready:
                     poller.unregister(socket)
                     replies[waiting.pop(socket)] = socket.recv()
         except self._zmq.ZMQError as error:
-            what = f"no connection within {self._timeout:g} s" if isinstance(error, self._zmq.Again) else one_line(error)
-            raise ServerGone(what) from error
+            what = (
+                f"no connection within {self._timeout:g} s"
+                if isinstance(error, self._zmq.Again)
+                else one_line(error)
+            )
+            raise ServerUnavailable(what) from error
         finally:
             for number in waiting.values():
                 self._sockets.pop(number).close(linger=0)

@@ -43,5 +43,7 @@ class Arm:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Arm:
         """What `to_json` gave, lists in the place of tuples allowed."""
-        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
+        }
         return cls(**values)

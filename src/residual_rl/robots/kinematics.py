@@ -1,13 +1,15 @@
-"""Forward kinematics and Jacobians of a serial arm in torch, batched over worlds."""
+"""Forward kinematics and Jacobians of a serial arm in torch, batched over envs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 import torch
 from torch import Tensor
 
 from residual_rl.errors import ModelError
+from residual_rl.utils.text import one_line
 
 if TYPE_CHECKING:
     import mujoco
@@ -34,25 +36,45 @@ def transform(position: Tensor, quat: Tensor) -> Tensor:
 
 
 class KinematicChain:
-    """N hinges in a row, from the world to a tool frame.
+    """N hinges and slides in a row, from the world to a tool frame.
 
     Args:
         offset: [N, 4, 4], each joint's frame in the frame of the joint before it (the world's for the first).
         axis: [N, 3], each joint's axis in its own frame.
         tool: [4, 4], the tool frame in the last joint's frame.
+        slides: [N] bool, the joints that slide along their axis; None where all of them are hinges.
+        joint_names: N names, or none.
     """
 
-    def __init__(self, offset: Tensor, axis: Tensor, tool: Tensor):
-        self.offset, self.axis, self.tool = offset, axis, tool
+    def __init__(
+        self,
+        offset: Tensor,
+        axis: Tensor,
+        tool: Tensor,
+        slides: Tensor | None = None,
+        joint_names: tuple[str, ...] = (),
+    ):
+        self.offset = offset
+        self.axis = axis
+        self.tool = tool
+        self.slides = slides
+        self.joint_names = joint_names
+
+        # The cross product with the axis as a matrix, 0 for a slide.
         zero = torch.zeros_like(axis[:, 0])
-        x, y, z = axis.unbind(-1)
+        turning = axis if slides is None else axis.masked_fill(slides[:, None], 0.0)
+        x, y, z = turning.unbind(-1)
         k = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
-        # Rodrigues: R = I + sin(q) K + (1 - cos(q)) K². With the offset multiplied in, a joint's transform is a sum of three fixed
-        # matrices, weighted by 1, sin q and 1 - cos q.
-        basis = torch.zeros(len(axis), 3, 4, 4, dtype=axis.dtype, device=axis.device)
+
+        # Rodrigues: R = I + sin(q) K + (1 - cos(q)) K². With the offset multiplied in, a joint's transform is a sum of
+        # three fixed matrices, weighted by 1, sin q and 1 - cos q; slides add a fourth, weighted by q.
+        num_terms = 3 if slides is None else 4
+        basis = torch.zeros(len(axis), num_terms, 4, 4, dtype=axis.dtype, device=axis.device)
         basis[:, 0] = torch.eye(4, dtype=axis.dtype, device=axis.device)
         basis[:, 1, :3, :3] = k
         basis[:, 2, :3, :3] = k @ k
+        if slides is not None:
+            basis[:, 3, :3, 3] = axis.masked_fill(~slides[:, None], 0.0)
         self._basis = offset[:, None] @ basis
 
     @property
@@ -60,9 +82,18 @@ class KinematicChain:
         """N."""
         return len(self.axis)
 
+    def to(self, device: torch.device) -> KinematicChain:
+        """The same chain with its tensors on `device`."""
+        slides = None if self.slides is None else self.slides.to(device)
+        tensors = (self.offset.to(device), self.axis.to(device), self.tool.to(device))
+        return KinematicChain(*tensors, slides, self.joint_names)
+
     def forward(self, joint_position: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames of the joints [B, N, 4, 4] and of the tool [B, 4, 4] in the world, for `joint_position` [B, N] in [rad]."""
-        weights = torch.stack([torch.ones_like(joint_position), joint_position.sin(), 1.0 - joint_position.cos()], -1)
+        """Frames of the joints [B, N, 4, 4] and of the tool [B, 4, 4] in the world, for `joint_position` [B, N] in [rad] or [m]."""
+        terms = [torch.ones_like(joint_position), joint_position.sin(), 1.0 - joint_position.cos()]
+        if self.slides is not None:
+            terms.append(joint_position)
+        weights = torch.stack(terms, -1)
         local = (weights[..., None, None] * self._basis).sum(2)
         frames = [local[:, 0]]
         for i in range(1, self.num_joints):
@@ -73,13 +104,23 @@ class KinematicChain:
         """Linear and angular velocity of the tool's origin per joint velocity, each [B, 3, N], from the result of `forward`."""
         axis = (frames[..., :3, :3] @ self.axis[..., None]).squeeze(-1)
         lever = tool[:, None, :3, 3] - frames[..., :3, 3]
-        return torch.linalg.cross(axis, lever).mT, axis.mT
+        linear, angular = torch.linalg.cross(axis, lever), axis
+        if self.slides is not None:
+            slides = self.slides[:, None]
+            linear, angular = torch.where(slides, axis, linear), torch.where(slides, 0.0, angular)
+        return linear.mT, angular.mT
 
     @classmethod
-    def from_mujoco(cls, model: mujoco.MjModel, site: str, dtype: torch.dtype = torch.float64) -> KinematicChain:
-        """The chain of hinges that leads to `site` in a compiled MuJoCo model. Joints that do not move the site are left out."""
+    def from_mujoco(
+        cls, model: mujoco.MjModel, site: str, dtype: torch.dtype = torch.float64
+    ) -> KinematicChain:
+        """The chain of hinges and slides that leads to `site` in a compiled MuJoCo model, without the joints that do not move it.
+
+        Raises `ModelError` where there is no such site or chain.
+        """
         import mujoco
 
+        # Find the bodies from the site to the world.
         site_id = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, site)
         if site_id < 0:
             raise ModelError(f"the model has no site {site!r}")
@@ -91,19 +132,76 @@ class KinematicChain:
         def frame(position: object, quat: object) -> Tensor:
             return transform(torch.as_tensor(position, dtype=dtype), torch.as_tensor(quat, dtype=dtype))
 
-        offsets, axes, pending = [], [], torch.eye(4, dtype=dtype)
+        # Go back from the world, and multiply the transforms between two joints into one.
+        offsets, axes, slides, names = [], [], [], []
+        pending = torch.eye(4, dtype=dtype)
         for body in reversed(bodies):
             pending = pending @ frame(model.body_pos[body], model.body_quat[body])
             for joint in range(model.body_jntadr[body], model.body_jntadr[body] + model.body_jntnum[body]):
-                if model.jnt_type[joint] != mujoco.mjtJoint.mjJNT_HINGE or model.jnt_pos[joint].any():
-                    raise ModelError(f"joint {model.joint(joint).name!r} on the way to {site!r} is not a hinge at its body's origin")
+                kind, name = model.jnt_type[joint], model.joint(joint).name
+                is_slide = kind == mujoco.mjtJoint.mjJNT_SLIDE
+                if not (is_slide or kind == mujoco.mjtJoint.mjJNT_HINGE) or model.jnt_pos[joint].any():
+                    raise ModelError(
+                        f"joint {name!r} on the way to {site!r} is not a hinge or slide at its body's origin"
+                    )
                 offsets.append(pending)
                 axes.append(torch.as_tensor(model.jnt_axis[joint], dtype=dtype))
+                slides.append(is_slide)
+                names.append(name)
                 pending = torch.eye(4, dtype=dtype)
         if not offsets:
             raise ModelError(f"no joint moves the site {site!r}")
         tool = pending @ frame(model.site_pos[site_id], model.site_quat[site_id])
-        return cls(torch.stack(offsets), torch.stack(axes), tool)
+        sliding = torch.tensor(slides) if any(slides) else None
+        return cls(torch.stack(offsets), torch.stack(axes), tool, sliding, tuple(names))
+
+    @classmethod
+    def from_urdf(cls, urdf: str | bytes, link: str, dtype: torch.dtype = torch.float64) -> KinematicChain:
+        """The chain of joints that leads from the root to the frame of `link` in the text of a URDF, which MuJoCo parses.
+
+        Only the joints on the way are passed to MuJoCo, without geometry, inertia and limits: meshes need not be on disk.
+        Raises `ModelError` where there is no such link or chain, or the text is not a URDF.
+        """
+        import mujoco
+
+        try:
+            spec = mujoco.MjSpec.from_string(_chain_urdf(urdf, link))
+            spec.compiler.fusestatic = False  # fixed links keep their frames
+            spec.compiler.boundmass = spec.compiler.boundinertia = 1.0
+            spec.body(link).add_site(name=link)
+            model = spec.compile()
+        except ValueError as error:
+            raise ModelError(f"MuJoCo cannot parse the URDF: {one_line(error)}") from error
+        return cls.from_mujoco(model, link, dtype)
+
+
+def _chain_urdf(urdf: str | bytes, link: str) -> str:
+    """A URDF of the links and joints on the way from the root to `link` alone."""
+    # Index the joints by the link that they move.
+    try:
+        robot = ElementTree.fromstring(urdf)
+    except ElementTree.ParseError as error:
+        raise ModelError(f"the URDF is not XML: {error}") from error
+    links = {element.get("name") for element in robot.iter("link")}
+    if link not in links:
+        raise ModelError(
+            f"the URDF has no link {link!r}; it has {', '.join(sorted(map(str, links))) or 'none'}"
+        )
+    joint_of: dict[str, tuple[str, ElementTree.Element]] = {}
+    for joint in robot.findall("joint"):
+        parent, child = joint.find("parent"), joint.find("child")
+        if parent is not None and child is not None:
+            joint_of[child.get("link", "")] = (parent.get("link", ""), joint)
+
+    # Copy what defines the kinematics, from the link to the root.
+    chain = ElementTree.Element("robot", name="chain")
+    ElementTree.SubElement(chain, "link", name=link)
+    while link in joint_of:
+        link, joint = joint_of.pop(link)
+        ElementTree.SubElement(chain, "link", name=link)
+        copy = ElementTree.SubElement(chain, "joint", joint.attrib)
+        copy.extend(element for element in joint if element.tag in ("parent", "child", "origin", "axis"))
+    return ElementTree.tostring(chain, encoding="unicode")
 
 
 def damped_least_squares(jacobian: Tensor, error: Tensor, damping: float) -> Tensor:

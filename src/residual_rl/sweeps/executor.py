@@ -98,4 +98,6 @@ def check_resources(resources: dict[str, float], cpus: int, gpus: float) -> None
         available = resources.get(name, 0.0)
         if wanted > available:
             noun = "CPU cores" if name == "CPU" else "GPUs"
-            raise ConfigError(f"{flag} {wanted:g} is more than this machine has ({available:g} {noun}); give at most {available:g}")
+            raise ConfigError(
+                f"{flag} {wanted:g} is more than this machine has ({available:g} {noun}); give at most {available:g}"
+            )

@@ -102,7 +102,14 @@ class Trial:
     def from_json(cls, text: str) -> Trial:
         """What `to_json` gave."""
         data = json.loads(text)
-        return cls(**{**data, "train": tuple(data["train"]), "sweep": Path(data["sweep"]), "eval_seeds": tuple(data["eval_seeds"])})
+        return cls(
+            **{
+                **data,
+                "train": tuple(data["train"]),
+                "sweep": Path(data["sweep"]),
+                "eval_seeds": tuple(data["eval_seeds"]),
+            }
+        )
 
 
 # --- the grid -------------------------------------------------------------------------------------------------------
@@ -116,10 +123,18 @@ def parse_grid(entries: Sequence[str], cfg: TrainCfg) -> dict[str, tuple[str, ..
     fit together, `make_trials` tells.
     """
     grid: dict[str, tuple[str, ...]] = {}
-    aliases = {alias: key for part in PARTS for key, others in _aliases(getattr(cfg, part)).items() for alias in others}
+    aliases = {
+        alias: key
+        for part in PARTS
+        for key, others in _aliases(getattr(cfg, part)).items()
+        for alias in others
+    }
     for entry in entries:
         key, equals, text = entry.partition("=")
-        key, values = key.strip().replace("-", "_"), tuple(" ".join(value.split()) for value in text.split(","))
+        key, values = (
+            key.strip().replace("-", "_"),
+            tuple(" ".join(value.split()) for value in text.split(",")),
+        )
         if not equals or not all(values):
             raise ConfigError(f"--grid {entry!r} is not of the form SETTING=VALUE,VALUE,…")
         key = aliases.get(key, key)
@@ -153,8 +168,13 @@ def _setting(key: str, cfg: TrainCfg) -> tuple[str, Any]:
 def _aliases(part: Any) -> dict[str, list[str]]:
     """Other names of a part's flags, by setting."""
     hints = typing.get_type_hints(type(part), include_extras=True) if part is not None else {}
-    found = {key: [a for m in getattr(hint, "__metadata__", ()) for a in getattr(m, "aliases", None) or ()] for key, hint in hints.items()}
-    return {key: [alias.lstrip("-").replace("-", "_") for alias in names] for key, names in found.items() if names}
+    found = {
+        key: [a for m in getattr(hint, "__metadata__", ()) for a in getattr(m, "aliases", None) or ()]
+        for key, hint in hints.items()
+    }
+    return {
+        key: [alias.lstrip("-").replace("-", "_") for alias in names] for key, names in found.items() if names
+    }
 
 
 def _value(key: str, text: str, hint: Any) -> Any:
@@ -175,7 +195,13 @@ def _kind(hint: Any) -> str:
         return " or ".join(_kind(h) for h in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
         return f"{_kind(typing.get_args(hint)[0])}, or several with blanks between them"
-    words = {float: "a number", int: "a whole number", bool: "True or False", str: "a word", types.NoneType: "None"}
+    words = {
+        float: "a number",
+        int: "a whole number",
+        bool: "True or False",
+        str: "a word",
+        types.NoneType: "None",
+    }
     return words.get(hint, getattr(hint, "__name__", str(hint)))
 
 
@@ -200,7 +226,11 @@ def make_trials(sweep: SweepCfg, cfg: TrainCfg, folder: Path) -> list[Trial]:
         except ConfigError as error:
             raise ConfigError(f"--grid {point}: {error}") from error
         flags = [word for key, text in texts.items() for word in _flag(key, text, typed[key], cfg)]
-        threads = [] if _given(sweep.train, "num_threads") or "num_threads" in texts else ["--num-threads", str(sweep.cpus_per_trial)]
+        threads = (
+            []
+            if _given(sweep.train, "num_threads") or "num_threads" in texts
+            else ["--num-threads", str(sweep.cpus_per_trial)]
+        )
         for seed in sweep.seeds:
             trials.append(
                 Trial(
@@ -215,7 +245,9 @@ def make_trials(sweep: SweepCfg, cfg: TrainCfg, folder: Path) -> list[Trial]:
                 )
             )
     if len({trial.name for trial in trials}) < len(trials):
-        raise ConfigError("two points of the grid would have the same folder: their values differ in signs only that a name cannot hold")
+        raise ConfigError(
+            "two points of the grid would have the same folder: their values differ in signs only that a name cannot hold"
+        )
     return trials
 
 
@@ -239,17 +271,29 @@ def _flag(key: str, text: str, value: Any, cfg: TrainCfg) -> list[str]:
 
 
 def _given(flags: Sequence[str], key: str) -> bool:
-    return any(word.startswith("--") and word[2:].partition("=")[0].replace("-", "_") == key for word in flags)
+    return any(
+        word.startswith("--") and word[2:].partition("=")[0].replace("-", "_") == key for word in flags
+    )
 
 
 def check_train_flags(flags: Sequence[str], grid: Mapping[str, Any], cfg: TrainCfg | None = None) -> None:
     """Raise `ConfigError` where a flag of all trials says what the sweep itself decides; `cfg` has the parts that `grid` is of."""
-    for key, why in {"seed": "give --seeds instead", "output_dir": "", "resume": "", "quick": "a trial is a whole training"}.items():
+    for key, why in {
+        "seed": "give --seeds instead",
+        "output_dir": "",
+        "resume": "",
+        "quick": "a trial is a whole training",
+    }.items():
         if _given(flags, key):
-            raise ConfigError(f"--{key.replace('_', '-')} is no flag of a sweep's trials{': ' + why if why else ''}")
+            raise ConfigError(
+                f"--{key.replace('_', '-')} is no flag of a sweep's trials{': ' + why if why else ''}"
+            )
     aliases = {key: others for part in PARTS for key, others in _aliases(getattr(cfg, part, None)).items()}
     for key in grid:
-        if any(_given(flags, name) for name in (key, f"no_{key}", f"base.{key}", f"base.no_{key}", *aliases.get(key, ()))):
+        if any(
+            _given(flags, name)
+            for name in (key, f"no_{key}", f"base.{key}", f"base.no_{key}", *aliases.get(key, ()))
+        ):
             raise ConfigError(f"{key} is in --grid and a flag of all trials; leave out one of them")
 
 

@@ -34,17 +34,19 @@ class SweepTable:
     def __init__(self, trials: Sequence[Trial], console: Console):
         self._console = console
         self._trials = {trial.name: trial for trial in trials}
-        self.progress = {trial.name: TrialProgress(state_of(trial), **trial_metrics(trial)) for trial in trials}
-        self._live = Live(self.table(), console=console, refresh_per_second=2) if console.is_terminal else None
+        self.progress = {
+            trial.name: TrialProgress(state_of(trial), **trial_metrics(trial)) for trial in trials
+        }
+        self._live = (
+            Live(self.table(), console=console, refresh_per_second=2) if console.is_terminal else None
+        )
 
     def __enter__(self) -> SweepTable:
         if self._live is not None:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._live is not None:
             self._live.update(self.table())
             self._live.stop()

@@ -80,7 +80,9 @@ def _matrix(outcomes: Outcomes) -> NDArray[np.float64]:
     episodes = [sorted(by_episode) for by_episode in outcomes.values()]
     if not episodes or any(e != episodes[0] for e in episodes):
         raise ConfigError("the training seeds of a point of the grid were evaluated on different episodes")
-    return np.array([[outcomes[seed][episode] for episode in episodes[0]] for seed in sorted(outcomes)], dtype=np.float64)
+    return np.array(
+        [[outcomes[seed][episode] for episode in episodes[0]] for seed in sorted(outcomes)], dtype=np.float64
+    )
 
 
 def _bootstrap(values: NDArray[np.float64]) -> tuple[float, float]:

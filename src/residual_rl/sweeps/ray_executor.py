@@ -110,8 +110,15 @@ def _connect(address: str) -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         where = "on this machine" if address == "local" else f"at {address}"
-        fix = "" if address == "local" else "; start one with `ray start --head` and give the address that it prints"
+        fix = (
+            ""
+            if address == "local"
+            else "; start one with `ray start --head` and give the address that it prints"
+        )
         raise ConfigError(f"no Ray cluster {where}: {one_line(error)}{fix}") from error
     finally:
-        for number, handler in handlers.items():  # Ray replaces them by its own, which end the process at once
+        for (
+            number,
+            handler,
+        ) in handlers.items():  # Ray replaces them by its own, which end the process at once
             signal.signal(number, handler)

@@ -136,7 +136,9 @@ def _markdown(report: Mapping[str, Any], sweep: SweepCfg) -> list[str]:
         named = [trial for trial in report["trials"] if trial["state"] == state]
         if named and state != "finished":
             lines += ["", f"{words}:", ""]
-            lines += [f"- `{trial['name']}`{': ' + trial['reason'] if trial['reason'] else ''}" for trial in named]
+            lines += [
+                f"- `{trial['name']}`{': ' + trial['reason'] if trial['reason'] else ''}" for trial in named
+            ]
     return lines
 
 
@@ -149,12 +151,21 @@ def _figure(report: Mapping[str, Any]) -> Any:
     colors = ("#2a7de1", "#e8862e", *OTHER_COLORS, "#8b919a")
     for i, point in enumerate(dict.fromkeys(trial["point"] for trial in report["trials"])):
         color = colors[i % len(colors)]
-        curves = [dict(trial["curve"]) for trial in report["trials"] if trial["point"] == point and trial["curve"]]
+        curves = [
+            dict(trial["curve"]) for trial in report["trials"] if trial["point"] == point and trial["curve"]
+        ]
         for curve in curves:
-            axes.plot(list(curve), [100 * rate for rate in curve.values()], color=color, linewidth=0.7, alpha=0.45)
+            axes.plot(
+                list(curve), [100 * rate for rate in curve.values()], color=color, linewidth=0.7, alpha=0.45
+            )
         common = sorted(set.intersection(*map(set, curves))) if curves else []
         means = [100 * sum(curve[step] for curve in curves) / len(curves) for step in common]
         axes.plot(common, means, "o-", color=color, markersize=3.5, linewidth=2.0, label=point)
-    axes.set(xlabel="env steps", ylabel="success in training's evaluations [%]", ylim=(-2, 102), title=report["task"])
+    axes.set(
+        xlabel="env steps",
+        ylabel="success in training's evaluations [%]",
+        ylim=(-2, 102),
+        title=report["task"],
+    )
     axes.legend(fontsize=8)
     return figure

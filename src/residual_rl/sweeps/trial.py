@@ -111,7 +111,12 @@ class TrialProcess:
         log = self.trial.log
         make_folder(log.parent)
         threads = str(self.trial.cpus)
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "PYTHONUNBUFFERED": "1",
+        }
         with log.open("ab") as file:
             file.write(f"$ residual-rl {' '.join(command)}\n".encode())
             return subprocess.Popen(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from residual_rl.errors import ConfigError, NonFiniteError, ResidualRLError
+from residual_rl.utils.text import one_line
 
 TEMP_SUFFIX = ".tmp"
 _FIXES = {
@@ -45,7 +46,7 @@ def writing(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         code = error.errno or 0
-        what = os.strerror(code) if code else " ".join(str(error).split())
+        what = os.strerror(code) if code else one_line(error)
         raise WriteError(
             f"cannot write {path}: {what}; {_FIXES.get(code, 'fix that, or choose another folder')}"
         ) from error
@@ -119,10 +120,7 @@ def _plain(obj: Any, key: str) -> Any:
         return [_plain(v, f"{key}[{i}]") for i, v in enumerate(obj)]
     if isinstance(obj, os.PathLike):
         return os.fspath(obj)
-    raise ConfigError(
-        f"{key or 'the value'} is a {type(obj).__name__}, which JSON cannot represent; "
-        "use numbers, strings, lists and dicts"
-    )
+    raise ConfigError(f"{key or 'the value'} is a {type(obj).__name__}, which JSON cannot represent; use numbers, strings, lists and dicts")
 
 
 def _sync(path: Path) -> None:

@@ -27,7 +27,11 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """`{"mean": …, "interval": [low, high] or null, "n": …}`"""
-        return {"mean": self.mean, "interval": None if self.low is None else [self.low, self.high], "n": self.n}
+        return {
+            "mean": self.mean,
+            "interval": None if self.low is None else [self.low, self.high],
+            "n": self.n,
+        }
 
 
 def proportion(outcomes: Sequence[float | bool]) -> Summary:
@@ -70,9 +74,7 @@ def paired_difference(a: Mapping[int, float], b: Mapping[int, float], binary: bo
     """
     if set(a) != set(b):
         odd = sorted(set(a) ^ set(b))
-        raise ConfigError(
-            f"a paired difference needs the same episode seeds in both; {len(odd)} are in one only, e.g. {odd[0]}"
-        )
+        raise ConfigError(f"a paired difference needs the same episode seeds in both; {len(odd)} are in one only, e.g. {odd[0]}")
     n = _count(a)
     if not binary:
         return mean([a[seed] - b[seed] for seed in a])

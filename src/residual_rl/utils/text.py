@@ -20,7 +20,9 @@ def parse_pairs(pairs: Iterable[str], setting: str) -> dict[str, str]:
 
 
 def one_line(text: object, limit: int = 300) -> str:
-    """The last line of `text` that says something, cut to `limit` characters: of a traceback, the error."""
-    lines = [line.strip() for line in str(text).splitlines() if line.strip()]
-    last = lines[-1] if lines else ""
-    return last if len(last) <= limit else f"{last[:limit]}…"
+    """A message, such as an exception's, on one line and cut to `limit` characters; of a traceback, the last line."""
+    lines = [" ".join(line.split()) for line in str(text).splitlines() if line.strip()]
+    if lines and lines[0].startswith("Traceback "):
+        lines = lines[-1:]
+    joined = " ".join(lines)
+    return joined if len(joined) <= limit else f"{joined[:limit]}…"

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from residual_rl.errors import CheckpointError, ConfigError, MissingDependencyError
+from residual_rl.utils.text import one_line
 
 
 def require_trust(path: Path, kind: str, trusted: bool) -> None:
     """Raise `ConfigError` unless `trusted`. `kind` describes the file at `path` in the message."""
     if not trusted:
         raise ConfigError(
-            f"{path} is {kind}, and reading it can run any code that its author put there; "
-            "if you trust its source, add --trust-checkpoint"
+            f"{path} is {kind}, and reading it can run any code that its author put there; if you trust its source, add --trust-checkpoint"
         )
 
 
@@ -41,9 +41,7 @@ def read_sb3_policy(path: Path, trusted: bool) -> Any:
     try:
         from stable_baselines3.common.save_util import load_from_zip_file
     except ImportError as error:
-        raise MissingDependencyError(
-            f"stable_baselines3, which reads {path},", "install it with `pip install residual-rl[sb3]`"
-        ) from error
+        raise MissingDependencyError(f"stable_baselines3, which reads {path},", "install it with `pip install residual-rl[sb3]`") from error
     try:
         data, weights, _ = load_from_zip_file(path, device="cpu")
         if data is None:
@@ -51,9 +49,7 @@ def read_sb3_policy(path: Path, trusted: bool) -> Any:
         settings = dict(data["policy_kwargs"])
         if data.get("use_sde"):
             settings.setdefault("use_sde", True)
-        policy = data["policy_class"](
-            data["observation_space"], data["action_space"], lambda _: 0.0, **settings
-        )
+        policy = data["policy_class"](data["observation_space"], data["action_space"], lambda _: 0.0, **settings)
         policy.load_state_dict(weights["policy"])
     except Exception as error:
         raise _unreadable(path, error, "a Stable-Baselines3 model", "model.save(…)") from error
@@ -105,7 +101,7 @@ def _read_dict(path: Path, trusted: bool, kind: str, writer: str) -> dict[str, A
 
 
 def _unreadable(path: Path, error: Exception, kind: str, writer: str) -> CheckpointError:
-    reason = " ".join(str(error).split())[:300]
+    reason = one_line(error)
     return CheckpointError(
         f"{path} cannot be read as {kind} ({type(error).__name__}: {reason}); expected what {writer} wrote"
     )

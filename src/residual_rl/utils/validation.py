@@ -1,4 +1,5 @@
-"""Settings that are checked when they are made: types, choices and bounds, all read from the annotations of a dataclass's fields.
+"""Settings that are checked when they are made: types, choices and bounds, all read from the annotations of a
+dataclass's fields.
 
     @dataclass(frozen=True)
     class GripperCfg(CheckedCfg):
@@ -6,7 +7,8 @@
         mode: Literal["open", "close"] = "open"
         delay: Annotated[int, Interval(ge=0, le=3)] = 0
 
-The command line shows the same bounds in `--help` (see `describe_bounds`), and settings read from JSON pass the same checks.
+The command line shows the same bounds in `--help` (see `describe_bounds`), and settings read from JSON pass
+the same checks.
 """
 
 from __future__ import annotations
@@ -61,14 +63,16 @@ Port = Annotated[int, Interval(ge=1, le=65535)]
 
 
 class CheckedCfg:
-    """Base of dataclasses whose fields are checked when an instance is made. Rules between fields go into an own `__post_init__`."""
+    """Base of dataclasses whose fields are checked when an instance is made. Rules between fields go into an
+    own `__post_init__`."""
 
     def __post_init__(self) -> None:
         check_fields(self)
 
 
 def check_fields(cfg: Any) -> None:
-    """Raise `ConfigError` for the first field whose value has a wrong type, is no allowed choice, is not finite or is out of bounds.
+    """Raise `ConfigError` for the first field whose value has a wrong type, is no allowed choice, is not
+    finite or is out of bounds.
 
     Args:
         cfg: an instance of a dataclass.
@@ -81,7 +85,8 @@ def check_fields(cfg: Any) -> None:
 
 
 def describe_bounds(hint: Any) -> str:
-    """The bounds of an annotated type for `--help`, e.g. `at least 0 and below 1`, or `at least 1 each`; empty where there are none."""
+    """The bounds of an annotated type for `--help`, e.g. `at least 0 and below 1`, or `at least 1 each`;
+    empty where there are none."""
     texts = [text for text, _ in _conditions(hint)]
     inner, _ = _split(hint)
     if typing.get_origin(inner) is tuple:

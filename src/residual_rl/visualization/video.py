@@ -62,11 +62,15 @@ def write_video(path: Path | str, frames: Iterable[Frame], fps: float) -> int:
             writer.send(None)
             for frame in itertools.chain([first], stream):
                 if _checked(frame, path).shape != shape:
-                    raise ConfigError(f"frame {count} for {path} is {frame.shape[:2]}, the first was {shape[:2]}")
+                    raise ConfigError(
+                        f"frame {count} for {path} is {frame.shape[:2]}, the first was {shape[:2]}"
+                    )
                 try:
                     writer.send(np.pad(frame, padding, mode="edge"))
                 except OSError as error:
-                    raise WriteError(f"cannot write {path}: ffmpeg ended after {count} frames; {_FIX}") from error
+                    raise WriteError(
+                        f"cannot write {path}: ffmpeg ended after {count} frames; {_FIX}"
+                    ) from error
                 count += 1
         num_written = _count_frames(temporary)
         if num_written != count:
@@ -152,5 +156,7 @@ def _count_frames(path: Path) -> int:
 
 def _checked(frame: Frame, path: Path) -> Frame:
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-        raise ConfigError(f"a frame for {path} is {frame.dtype} {list(frame.shape)}; expected uint8 [H, W, 3]")
+        raise ConfigError(
+            f"a frame for {path} is {frame.dtype} {list(frame.shape)}; expected uint8 [H, W, 3]"
+        )
     return frame

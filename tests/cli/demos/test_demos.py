@@ -105,7 +105,7 @@ def test_only_success_that_is_too_rare(tmp_path: Path, capfd: pytest.CaptureFixt
     assert collect(tmp_path / "x.h5", *flags, n=2) == 2
     said = capfd.readouterr().err.splitlines()[-1]
     assert said == (
-        "residual-rl: error: 0 of 6 episodes succeeded, and 2 were asked for: nothing was written; take a better --policy or less --noise"
+        "residual-rl: error: 0 of 6 episodes succeeded, and 2 were requested: nothing was written; use a better --policy or less --noise"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -152,13 +152,13 @@ def test_info(made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     low, high = min(float(demo.actions.min()) for demo in episodes), max(float(demo.actions.max()) for demo in episodes)
     for part in (
         "task so101-paper (as residual-rl stores it)",
-        "acted by base policy 'jacobian-yaw'",
+        "policy base policy 'jacobian-yaw'",
         f"episodes 6, {sum(steps)} steps",
         f"success {solved} of 6 ({100 * solved / 6:.1f} %)",
         f"steps an episode {min(steps)} to {max(steps)}, median {sorted(steps)[3]}",
         "state [25]",
         f"actions [6], from {low:.3g} to {high:.3g}",
-        "beside them base_actions, intended_actions, rewards, draws, env_states",
+        "also stored base_actions, intended_actions, rewards, draws, env_states",
         "noise 0.3, correlation 0.9",
     ):
         assert part in text
@@ -173,8 +173,8 @@ def test_info_of_a_file_of_maniskill(tmp_path: Path, capsys: pytest.CaptureFixtu
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["demos", "info", str(maniskill(tmp_path / "x.h5"))]) == 0
     text = words(capsys)
-    assert "task PushCube-v1 (as ManiSkill stores it) acted by not told episodes 2, 6 steps success 1 of 2 (50.0 %)" in text
-    assert "observations state [35] actions [8], from 0.5 to 0.5 beside them env_states noise not told" in text
+    assert "task PushCube-v1 (as ManiSkill stores it) policy unknown episodes 2, 6 steps success 1 of 2 (50.0 %)" in text
+    assert "observations state [35] actions [8], from 0.5 to 0.5 also stored env_states noise unknown" in text
 
 
 # --- replay ---------------------------------------------------------------------------------------------------------

@@ -17,7 +17,9 @@ def draw(noise: CorrelatedNoise, steps: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
 def test_unit_variance_at_every_step_and_the_correlation_asked_for(rho: float) -> None:
-    samples = draw(CorrelatedNoise(20_000, 1, rho, 0, CPU), 4)[..., 0]  # standard error of a correlation: 0.007
+    samples = draw(CorrelatedNoise(20_000, 1, rho, 0, CPU), 4)[
+        ..., 0
+    ]  # standard error of a correlation: 0.007
     torch.testing.assert_close(samples.var(1), torch.ones(4), rtol=0.0, atol=0.04)
     correlation = torch.corrcoef(samples)
     assert correlation[0, 1].item() == pytest.approx(rho, abs=0.03)

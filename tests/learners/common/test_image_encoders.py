@@ -53,7 +53,9 @@ def test_a_shift_worked_out_by_hand() -> None:
 def test_a_random_shift_is_a_crop_of_the_padded_image_and_all_crops_come_up(pad: int) -> None:
     images = pictures(1, 9, 12, 3).expand(2000, 9, 12, 3)
     shifted = random_shift(images, pad, generator())
-    padded = F.pad(images[:1].permute(0, 3, 1, 2).float(), (pad,) * 4, mode="replicate")[0].permute(1, 2, 0).byte()
+    padded = (
+        F.pad(images[:1].permute(0, 3, 1, 2).float(), (pad,) * 4, mode="replicate")[0].permute(1, 2, 0).byte()
+    )
     crops = [padded[y : y + 9, x : x + 12] for y in range(2 * pad + 1) for x in range(2 * pad + 1)]
     which = torch.stack([(shifted == crop).flatten(1).all(1) for crop in crops], 1)
     assert (which.sum(1) == 1).all()  # each is one of them, and these differ
@@ -77,7 +79,15 @@ def test_a_shift_of_zero_draws_nothing_and_others_follow_the_generator() -> None
 
 @pytest.mark.parametrize(
     ("height", "width", "inputs"),
-    [(84, 84, 3136), (64, 64, 1024), (128, 128, 9216), (36, 48, 128), (35, 35, 5184), (16, 16, 1024), (1, 1, 64)],
+    [
+        (84, 84, 3136),
+        (64, 64, 1024),
+        (128, 128, 9216),
+        (36, 48, 128),
+        (35, 35, 5184),
+        (16, 16, 1024),
+        (1, 1, 64),
+    ],
 )
 def test_sizes_of_images(height: int, width: int, inputs: int) -> None:
     """84 x 84 leaves 7 x 7 x 64 = 3136, as in the paper; 64 x 64 leaves 4 x 4, 128 x 128 leaves 12 x 12."""
@@ -91,8 +101,24 @@ def test_sizes_of_images(height: int, width: int, inputs: int) -> None:
 def test_the_encoder_computes_what_its_layers_say() -> None:
     encoder, images = ConvEncoder(64, 84, 6, 32, generator()), pictures(3, 64, 84, 6)
     a, b, c = encoder.convs
-    reference = nn.Sequential(a, nn.ReLU(), b, nn.ReLU(), c, nn.ReLU(), nn.Flatten(), encoder.projection, nn.LayerNorm(32), nn.Tanh())
-    torch.testing.assert_close(encoder(images), reference(images.permute(0, 3, 1, 2).contiguous() / 255.0 - 0.5), rtol=1e-4, atol=1e-5)
+    reference = nn.Sequential(
+        a,
+        nn.ReLU(),
+        b,
+        nn.ReLU(),
+        c,
+        nn.ReLU(),
+        nn.Flatten(),
+        encoder.projection,
+        nn.LayerNorm(32),
+        nn.Tanh(),
+    )
+    torch.testing.assert_close(
+        encoder(images),
+        reference(images.permute(0, 3, 1, 2).contiguous() / 255.0 - 0.5),
+        rtol=1e-4,
+        atol=1e-5,
+    )
     assert [(conv.out_channels, conv.kernel_size, conv.stride) for conv in (a, b, c)] == [
         (32, (8, 8), (4, 4)),
         (64, (4, 4), (2, 2)),
@@ -112,7 +138,9 @@ def test_cameras_of_one_size_share_an_encoder_and_others_have_their_own() -> Non
 
 def test_weights_follow_the_generator_and_every_camera_has_a_gradient() -> None:
     state = torch.get_rng_state()
-    first, same, other = (ImageEncoder({"top": (40, 40, 3), "wrist": (40, 40, 3)}, 8, generator(seed)) for seed in (1, 1, 2))
+    first, same, other = (
+        ImageEncoder({"top": (40, 40, 3), "wrist": (40, 40, 3)}, 8, generator(seed)) for seed in (1, 1, 2)
+    )
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), same.parameters(), strict=True))
     assert not torch.equal(first.encoders[0].projection.weight, other.encoders[0].projection.weight)
@@ -124,7 +152,10 @@ def test_weights_follow_the_generator_and_every_camera_has_a_gradient() -> None:
 
 
 def test_an_image_that_is_far_too_large_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"image 'top' of 480 x 640 pixels is too large to learn from: choose a smaller --image-size"):
+    with pytest.raises(
+        ConfigError,
+        match=r"image 'top' of 480 x 640 pixels is too large to learn from: choose a smaller --image-size",
+    ):
         ImageEncoder({"top": (480, 640, 3)}, 8, generator())
 
 
@@ -151,7 +182,12 @@ def test_an_image_is_a_box_of_uint8_with_height_width_and_channels() -> None:
     ],
 )
 def test_what_is_seen_where_nothing_is_named(names: str, expected: str) -> None:
-    space = Dict({name: camera(8, 8) if name in ("top", "wrist") else vector(3) for name in [*names.split(), "base_action"]})
+    space = Dict(
+        {
+            name: camera(8, 8) if name in ("top", "wrist") else vector(3)
+            for name in [*names.split(), "base_action"]
+        }
+    )
     assert default_obs_keys(space) == tuple(expected.split())
 
 
@@ -172,7 +208,12 @@ def test_a_vector_and_features_of_images_stand_beside_each_other() -> None:
 
 def test_learners_of_vectors_refuse_images() -> None:
     space = Dict({"top": camera(8, 8), "position": vector(2)})
-    with pytest.raises(ConfigError, match=r"'top' \(8, 8, 3\) is an image, and this learner sees vectors alone: .* choose --learner ppo"):
+    with pytest.raises(
+        ConfigError,
+        match=r"'top' \(8, 8, 3\) is an image, and this learner sees vectors alone: .* choose --learner ppo",
+    ):
         ObsVector(("position", "top"), space)
-    with pytest.raises(ConfigError, match=r"there is no `state`, but images \(top\): use --obs-mode rgb\+state"):
+    with pytest.raises(
+        ConfigError, match=r"there is no `state`, but images \(top\): use --obs-mode rgb\+state"
+    ):
         ObsVector(("state",), space)

@@ -96,14 +96,20 @@ def test_observations_are_joined_in_the_order_of_the_keys() -> None:
 
 
 def test_observations_may_be_described_by_a_gymnasium_space() -> None:
-    space = gymnasium.spaces.Dict({"state": gymnasium.spaces.Box(-1, 1, (5,)), "top": gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)})
+    space = gymnasium.spaces.Dict(
+        {"state": gymnasium.spaces.Box(-1, 1, (5,)), "top": gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)}
+    )
     assert ObsVector(("state",), space).size == 5
-    with pytest.raises(ConfigError, match=r"'top' \(8, 8, 3\) is an image, and this learner sees vectors alone"):
+    with pytest.raises(
+        ConfigError, match=r"'top' \(8, 8, 3\) is an image, and this learner sees vectors alone"
+    ):
         ObsVector(("state", "top"), space)
 
 
 def test_an_unknown_observation_is_named_with_those_that_exist() -> None:
-    with pytest.raises(UnknownNameError, match=r"unknown observation 'stat'.*did you mean 'state'.*base_action, goal, state"):
+    with pytest.raises(
+        UnknownNameError, match=r"unknown observation 'stat'.*did you mean 'state'.*base_action, goal, state"
+    ):
         policy(obs_keys=("stat",))
     with pytest.raises(UnknownNameError, match="unknown observation 'base_action'"):
         policy().act({"state": torch.zeros(1, 5)})
@@ -122,7 +128,10 @@ def test_a_policy_round_trips_and_one_that_does_not_fit_is_refused() -> None:
 
     narrow = policy(hidden_sizes=(16, 16))
     before = module_state(narrow)
-    with pytest.raises(CheckpointError, match=r"the policy: actor.layers.0.weight has shape \[128, 8\], the settings make it \[16, 8\]"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"the policy: actor.layers.0.weight has shape \[128, 8\], the settings make it \[16, 8\]",
+    ):
         load_module_state(narrow, state, "the policy")
     assert all(torch.equal(before[name], tensor) for name, tensor in module_state(narrow).items())
     with pytest.raises(CheckpointError, match=r"unknown .*normalizer\.mean"):

@@ -23,8 +23,15 @@ def test_merging_two_batches_by_hand() -> None:
     assert (statistics.mean.item(), statistics.var.item(), statistics.count.item()) == (3.0, 5.0, 4.0)
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=5), st.floats(-1e3, 1e3), st.floats(1e-2, 1e2), st.integers(0, 2**32 - 1))
-def test_statistics_do_not_depend_on_how_samples_are_batched(sizes: list[int], loc: float, scale: float, seed: int) -> None:
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=5),
+    st.floats(-1e3, 1e3),
+    st.floats(1e-2, 1e2),
+    st.integers(0, 2**32 - 1),
+)
+def test_statistics_do_not_depend_on_how_samples_are_batched(
+    sizes: list[int], loc: float, scale: float, seed: int
+) -> None:
     samples = np.random.default_rng(seed).normal(loc, scale, size=(sum(sizes), 3))
     statistics = RunningMeanStd((3,))
     for batch in np.split(samples, np.cumsum(sizes)[:-1]):
@@ -73,7 +80,9 @@ def test_state_round_trip_is_exact_and_normalises_alike() -> None:
     x = torch.randn(100, 4) * 3.0 + 1.0
     first.update(x)
     state = module_state(first)
-    assert {name: tensor.dtype for name, tensor in state.items()} == dict.fromkeys(("mean", "var", "count"), torch.float64)
+    assert {name: tensor.dtype for name, tensor in state.items()} == dict.fromkeys(
+        ("mean", "var", "count"), torch.float64
+    )
     load_module_state(second, state, "statistics")
     assert torch.equal(first(x), second(x))
     first.update(x + 1.0)
@@ -110,7 +119,9 @@ def test_reward_scaling_agrees_with_vecnormalize() -> None:
         theirs.step(np.zeros((envs, 1)))
 
     ours = RewardScaler(envs, gamma)
-    ours(torch.from_numpy(reward[:25]), torch.from_numpy(ended[:25]))  # two rollouts: what is running is carried over
+    ours(
+        torch.from_numpy(reward[:25]), torch.from_numpy(ended[:25])
+    )  # two rollouts: what is running is carried over
     scaled = ours(torch.from_numpy(reward[25:]), torch.from_numpy(ended[25:]))
     np.testing.assert_allclose(ours.statistics.var, theirs.ret_rms.var, rtol=1e-9)
     np.testing.assert_allclose(ours.running_return, theirs.returns, rtol=1e-6)

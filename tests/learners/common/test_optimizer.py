@@ -52,7 +52,9 @@ def test_weight_decay_by_hand() -> None:
     optimizer = FlatAdam([("p", p)], learning_rate=0.1, max_grad_norm=1e6, epsilon=1e-8, weight_decay=0.5)
     optimizer.step([torch.tensor([3.0, 0.5])])
     assert p.tolist() == pytest.approx([1.9 - 0.1, -3.8 - 0.1])
-    assert optimizer.state_dict()["exp_avg"]["p"].tolist() == pytest.approx([0.3, 0.05])  # (1 − 0.9) · gradient: without the decay
+    assert optimizer.state_dict()["exp_avg"]["p"].tolist() == pytest.approx(
+        [0.3, 0.05]
+    )  # (1 − 0.9) · gradient: without the decay
     optimizer.step([torch.tensor([torch.nan, 0.5])])
     assert p.tolist() == pytest.approx([1.8, -3.9])  # a step that is not made takes nothing off
 
@@ -80,13 +82,17 @@ def test_a_gradient_that_is_not_finite_is_named_and_never_reaches_weights_or_mom
     gradients = list(torch.autograd.grad(loss(net), optimizer.parameters))
     gradients[1] = torch.full_like(gradients[1], torch.nan)
     optimizer.step(gradients)
-    optimizer.step(torch.autograd.grad(loss(net), optimizer.parameters))  # on a GPU good ones may follow before it is checked
+    optimizer.step(
+        torch.autograd.grad(loss(net), optimizer.parameters)
+    )  # on a GPU good ones may follow before it is checked
     with pytest.raises(NonFiniteError, match=r"the gradient of 0\.bias is not finite"):
         optimizer.check()
     assert all(torch.equal(weights[name], tensor) for name, tensor in net.state_dict().items())
     after = optimizer.state_dict()
     assert after["step"].item() == state["step"].item() == 1.0
-    assert all(torch.equal(after[m][name], state[m][name]) for m in ("exp_avg", "exp_avg_sq") for name in state[m])
+    assert all(
+        torch.equal(after[m][name], state[m][name]) for m in ("exp_avg", "exp_avg_sq") for name in state[m]
+    )
 
 
 def test_a_norm_that_overflows_is_refused_too() -> None:

@@ -31,12 +31,30 @@ def test_gae_bootstraps_truncation_and_not_termination() -> None:
 
 @pytest.mark.parametrize(
     ("at_done", "truncated_world", "terminated_world"),
-    [("truncated", 7.0, 2.0), ("always", 7.0, 7.0), ("never", 2.0, 2.0)],  # 2 + 0.5 * 10 with the final observation's value, 2 without
+    [
+        ("truncated", 7.0, 2.0),
+        ("always", 7.0, 7.0),
+        ("never", 2.0, 2.0),
+    ],  # 2 + 0.5 * 10 with the final observation's value, 2 without
 )
-def test_whose_final_value_counts_can_be_chosen(at_done: str, truncated_world: float, terminated_world: float) -> None:
-    reward, value, next_value = columns([1.0, 2.0], [1.0, 2.0]), columns([2.0, 4.0], [2.0, 4.0]), columns([4.0, 10.0], [4.0, 10.0])
+def test_whose_final_value_counts_can_be_chosen(
+    at_done: str, truncated_world: float, terminated_world: float
+) -> None:
+    reward, value, next_value = (
+        columns([1.0, 2.0], [1.0, 2.0]),
+        columns([2.0, 4.0], [2.0, 4.0]),
+        columns([4.0, 10.0], [4.0, 10.0]),
+    )
     terminated, ended = columns([False, False], [False, True]), columns([False, True], [False, True])
-    _, target = gae(reward, value, next_value, without_bootstrap(terminated, ended, at_done), ended, gamma=0.5, gae_lambda=0.5)
+    _, target = gae(
+        reward,
+        value,
+        next_value,
+        without_bootstrap(terminated, ended, at_done),
+        ended,
+        gamma=0.5,
+        gae_lambda=0.5,
+    )
     assert target[1].tolist() == [truncated_world, terminated_world]
 
 
@@ -56,8 +74,12 @@ def test_gae_with_lambda_zero_is_the_one_step_error() -> None:
     assert advantage.T.tolist() == [[1.0 + 2.5 - 3.0, 2.0 + 3.5 - 5.0]]
 
 
-@given(st.integers(1, 12), st.integers(1, 4), st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.integers(0, 2**32 - 1))
-def test_gae_is_the_sum_of_the_discounted_errors_of_the_episode(steps: int, envs: int, gamma: float, lam: float, seed: int) -> None:
+@given(
+    st.integers(1, 12), st.integers(1, 4), st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.integers(0, 2**32 - 1)
+)
+def test_gae_is_the_sum_of_the_discounted_errors_of_the_episode(
+    steps: int, envs: int, gamma: float, lam: float, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     reward, value, next_value = rng.normal(size=(3, steps, envs))
     terminated, truncated = rng.random((2, steps, envs)) < 0.2
@@ -72,7 +94,9 @@ def test_gae_is_the_sum_of_the_discounted_errors_of_the_episode(steps: int, envs
                 weight *= gamma * lam
                 if ended[k, b]:
                     break
-    advantage, target = gae(*map(torch.from_numpy, (reward, value, next_value, terminated, ended)), gamma, lam)
+    advantage, target = gae(
+        *map(torch.from_numpy, (reward, value, next_value, terminated, ended)), gamma, lam
+    )
     np.testing.assert_allclose(advantage, expected, atol=1e-12)
     np.testing.assert_allclose(target, expected + value, atol=1e-12)
 
@@ -86,10 +110,19 @@ def test_gae_agrees_with_stable_baselines3_where_nothing_is_truncated() -> None:
     reward, value = rng.normal(size=(2, steps, envs)).astype(np.float32)
     last_value = rng.normal(size=envs).astype(np.float32)
     terminated = rng.random((steps, envs)) < 0.15
-    buffer = buffers.RolloutBuffer(steps, Box(-1, 1, (1,)), Box(-1, 1, (1,)), gae_lambda=lam, gamma=gamma, n_envs=envs)
+    buffer = buffers.RolloutBuffer(
+        steps, Box(-1, 1, (1,)), Box(-1, 1, (1,)), gae_lambda=lam, gamma=gamma, n_envs=envs
+    )
     starts = np.ones(envs, dtype=bool)
     for t in range(steps):
-        buffer.add(np.zeros((envs, 1)), np.zeros((envs, 1)), reward[t], starts, torch.from_numpy(value[t]), torch.zeros(envs))
+        buffer.add(
+            np.zeros((envs, 1)),
+            np.zeros((envs, 1)),
+            reward[t],
+            starts,
+            torch.from_numpy(value[t]),
+            torch.zeros(envs),
+        )
         starts = terminated[t]
     buffer.compute_returns_and_advantage(torch.from_numpy(last_value), terminated[-1])
 

@@ -1,4 +1,5 @@
-"""`residual-rl demos`: collect demonstrations, look at them, replay them, and convert them to and from LeRobot's format."""
+"""`residual-rl demos`: collect demonstrations, look at them, replay them, and convert them to and from
+LeRobot's format."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from residual_rl.registry import load
 
 SUBCOMMANDS = {
     "collect": "run a policy and store its episodes: residual-rl demos collect TASK [options]",
-    "info": "what a file holds: residual-rl demos info FILE [--episodes]",
+    "info": "summary of a file: residual-rl demos info FILE [--episodes]",
     "replay": "execute the stored actions again: residual-rl demos replay FILE [options]",
     "to-lerobot": "write a LeRobot dataset from a file of demonstrations",
     "from-lerobot": "write a file of demonstrations from a LeRobot dataset",
@@ -30,7 +31,16 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in HELP:
         width = max(map(len, SUBCOMMANDS))
         lines = [f"  {name:<{width}}  {what}" for name, what in SUBCOMMANDS.items()]
-        print("\n".join(["usage: residual-rl demos SUBCOMMAND [options]      (SUBCOMMAND --help tells all options)", "", *lines]))
+        print(
+            "\n".join(
+                [
+                    "usage: residual-rl demos SUBCOMMAND [options]      (SUBCOMMAND --help lists all "
+                    "options)",
+                    "",
+                    *lines,
+                ]
+            )
+        )
         return 0 if argv else 2
     if argv[0] not in SUBCOMMANDS:
         raise UnknownNameError("subcommand of demos", argv[0], SUBCOMMANDS)

@@ -41,25 +41,25 @@ from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, PositiveFlo
 
 @dataclasses.dataclass(frozen=True)
 class CollectFlags(CheckedCfg):
-    """Whose episodes to store, and where."""
+    """Flags of `demos collect` that are no settings."""
 
     policy: str = ORACLE
-    """`oracle` (what solves the task), a planner of the task's (such as motion-planning), a base policy of `residual-rl list`, or a run
-    folder or model (base + residual)."""
+    """`oracle` (a policy that solves the task), a planner of the task (such as motion-planning), a base
+    policy of `residual-rl list`, or a run folder or model (base + residual)."""
     model: str | None = None
     """Of a run folder: best, final, interrupted, or the path of an exported policy. None: best."""
     output: Annotated[Path, tyro.conf.arg(aliases=["--out"])] = Path("demos.h5")
-    """The file to write; a description goes beside it, with the ending .json."""
+    """File to write; a description is written beside it, with the suffix .json."""
     overwrite: bool = False
-    """Replace a file that is there."""
+    """Replace an existing file."""
     num_threads: NonNegativeInt | None = None
-    """Simulator threads, 0 means one a CPU core; the episodes do not depend on it. None: as in training."""
+    """Simulator threads; 0 means one a CPU core. The episodes do not depend on it. None: as in training."""
     time_limit: PositiveFloat = 120.0
-    """Of a planner: seconds after which an episode is given up [s]."""
+    """Time limit of a planner for an episode [s]."""
 
 
 def collect_episodes(argv: Sequence[str]) -> int:
-    """Parse, collect, and tell what came of it."""
+    """Parse, collect, and print the outcome."""
     task_id, rest = require_target(argv, "demos collect", "TASK", "Collect demonstrations")
     head = parse_head(CollectFlags(), rest, f"demos collect {task_id}")
     if head.policy in TASKS.get(task_id).planners:
@@ -158,7 +158,7 @@ def _parse_collect(
 
 
 def _make_env(cfg: TrainCfg, what: CollectCfg) -> ResidualEnv:
-    """As many worlds as are asked for, and no more than there are episodes; without a number as many as memory allows."""
+    """`num_envs` envs, but no more than episodes; without `num_envs`, as many as memory allows."""
     num_envs = min(what.num_envs or NUM_ENVS, what.n_episodes)
     env = make_residual_env(cfg, num_envs)
     if what.num_envs is None and max_envs_in_memory(env.vec_env) < num_envs:
@@ -176,7 +176,10 @@ def _describe(
     name = f"base policy {cfg.base_policy_id!r}"
     residual = None
     if exported is not None:
-        name += f" with a residual ({cfg.learner_id}, {exported.step} steps of training, scale {exported.residual_scale:g})"
+        name += (
+            f" with a residual ({cfg.learner_id}, {exported.step} steps of training, scale "
+            f"{exported.residual_scale:g})"
+        )
         residual = {
             "learner": cfg.learner_id,
             "step": exported.step,
@@ -219,7 +222,7 @@ def _tell_collected(
         return 128 + signal
     if stored < what.n_episodes:
         raise ConfigError(
-            f"{rate}, and {what.n_episodes} were asked for: {where}; take a better --policy or less --noise"
+            f"{rate}, and {what.n_episodes} were requested: {where}; use a better --policy or less --noise"
         )
     speed = f"{collected.ran / minutes:,.0f} episodes a minute" if minutes else ""
     Console().print(

@@ -1,4 +1,4 @@
-"""What the subcommands of `demos` share."""
+"""Shared parts of the subcommands of `demos`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from residual_rl.errors import ConfigError
 def require_demos_file(argv: Sequence[str], command: str, what: str) -> tuple[str, list[str]]:
     """The first argument and the rest; see `require_target`."""
     if HELP.isdisjoint(argv) and (not argv or argv[0].startswith("-")):
-        raise ConfigError(f"demos {command} needs a file of demonstrations: residual-rl demos {command} FILE [options]")
+        raise ConfigError(
+            f"demos {command} needs a file of demonstrations: residual-rl demos {command} FILE [options]"
+        )
     return require_target(argv, f"demos {command}", "FILE", what)
 
 

@@ -1,4 +1,4 @@
-"""`residual-rl demos info`: what a file of demonstrations holds."""
+"""`residual-rl demos info`: a summary of a file of demonstrations."""
 
 from __future__ import annotations
 
@@ -16,42 +16,41 @@ from residual_rl.demos.reader import Demonstrations
 
 @dataclasses.dataclass(frozen=True)
 class InfoFlags:
-    """What to tell of a file."""
+    """Flags of `demos info`."""
 
     episodes: bool = False
     """List every episode."""
 
 
 def main(argv: Sequence[str]) -> int:
-    file, rest = require_demos_file(argv, "info", "Tell what a file of demonstrations holds")
-    what = "Tell what a file of demonstrations holds."
+    """Print what a file of demonstrations contains."""
+    file, rest = require_demos_file(argv, "info", "Summarise a file of demonstrations")
+    what = "Summarise a file of demonstrations."
     flags: InfoFlags = parse_flags({"own": InfoFlags()}, rest, f"demos info {file}", what)["own"]
     console = Console()
     with Demonstrations.open(file) as demos:
         parts = [demos.episode(i, obs=()) for i in range(len(demos))]
         info, lengths = demos.info, [len(part) for part in parts]
         known = [part.succeeded for part in parts if part.succeeded is not None]
-        low, high = (
-            min(float(part.actions.min()) for part in parts),
-            max(float(part.actions.max()) for part in parts),
+        low = min(float(part.actions.min()) for part in parts)
+        high = max(float(part.actions.max()) for part in parts)
+        median = sorted(lengths)[len(lengths) // 2]
+        stored_by = "residual-rl" if demos.own else "ManiSkill"
+        success = (
+            f"{sum(known)} of {len(known)} ({100 * sum(known) / len(known):.1f} %)" if known else "not stored"
         )
-        rows = {
-            "task": f"{demos.env_id} ({'as residual-rl stores it' if demos.own else 'as ManiSkill stores it'})",
-            **(
-                {"settings": settings_as_flags(demos.task_id, demos.task_settings) or "the task's own"}
-                if demos.own
-                else {}
-            ),
-            "acted by": str(info.get("source_desc") or info.get("source_type") or "not told"),
+        shapes = ", ".join(f"{name} {list(shape)}" for name, shape in demos.obs_shapes.items())
+        rows = {"task": f"{demos.env_id} (as {stored_by} stores it)"}
+        if demos.own:
+            rows["settings"] = settings_as_flags(demos.task_id, demos.task_settings) or "the task's own"
+        rows |= {
+            "policy": str(info.get("source_desc") or info.get("source_type") or "unknown"),
             "episodes": f"{len(demos)}, {sum(lengths):,} steps",
-            "success": f"{sum(known)} of {len(known)} ({100 * sum(known) / len(known):.1f} %)"
-            if known
-            else "not stored",
-            "steps an episode": f"{min(lengths)} to {max(lengths)}, median {sorted(lengths)[len(lengths) // 2]}",
-            "observations": ", ".join(f"{name} {list(shape)}" for name, shape in demos.obs_shapes.items())
-            or "none",
+            "success": success,
+            "steps an episode": f"{min(lengths)} to {max(lengths)}, median {median}",
+            "observations": shapes or "none",
             "actions": f"[{demos.action_dim}], from {low:.3g} to {high:.3g}",
-            "beside them": ", ".join(name for name in _BESIDE if _has(parts[0], name)) or "nothing",
+            "also stored": ", ".join(name for name in _ALSO_STORED if _has(parts[0], name)) or "nothing",
             "noise": _noise_of(info),
             "size": f"{demos.path.stat().st_size / 1e6:.1f} MB",
         }
@@ -64,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-_BESIDE = ("base_actions", "residual_actions", "intended_actions", "rewards", "draws", "env_states")
+_ALSO_STORED = ("base_actions", "residual_actions", "intended_actions", "rewards", "draws", "env_states")
 
 
 def _has(demo: Any, name: str) -> bool:
@@ -75,7 +74,7 @@ def _has(demo: Any, name: str) -> bool:
 def _noise_of(info: dict[str, Any]) -> str:
     collected = info.get("collected") or {}
     if not collected.get("noise"):
-        return "none" if collected else "not told"
+        return "none" if collected else "unknown"
     return f"{collected['noise']:g}, correlation {collected['noise_correlation']:g}"
 
 

@@ -32,7 +32,7 @@ class ExportFlags:
 
 
 def to_lerobot(argv: Sequence[str]) -> int:
-    """Parse, write, and tell what was written."""
+    """Parse, write, and print a summary."""
     file, rest = _first(argv, "to-lerobot FILE", "a file of demonstrations")
     about = "Write demonstrations as a LeRobotDataset v3."
     parsed = parse_flags({"own": ExportFlags, "cfg": ExportCfg()}, rest, f"demos to-lerobot {file}", about)
@@ -42,7 +42,10 @@ def to_lerobot(argv: Sequence[str]) -> int:
         ProgressBar(len(demos), unit="episodes", title="to-lerobot") as bar,
     ):
         written = export(demos, folder, parsed["cfg"], lambda done: bar.update(done, None))
-    text = f"{folder} holds {written.episodes} episodes, {written.frames:,} frames at {written.fps} a second (LeRobotDataset v3)"
+    text = (
+        f"{folder} holds {written.episodes} episodes, {written.frames:,} frames at {written.fps} a second "
+        "(LeRobotDataset v3)"
+    )
     Console().print(text, soft_wrap=True, highlight=False)
     return 0
 
@@ -52,15 +55,15 @@ class ImportFlags:
     """Flags of `demos from-lerobot` that are no settings of the conversion."""
 
     task: str = ""
-    """Task that the dataset was recorded of; one that `demos to-lerobot` wrote tells it."""
+    """Task of the recording. Datasets of `demos to-lerobot` contain it."""
     output: Annotated[Path, tyro.conf.arg(aliases=["--out"])] = Path("demos.h5")
-    """The file to write; a description goes beside it, with the ending .json."""
+    """File to write; a description is written beside it, with the suffix .json."""
     overwrite: bool = False
-    """Replace a file that is there."""
+    """Replace an existing file."""
 
 
 def from_lerobot(argv: Sequence[str]) -> int:
-    """Parse, write, and tell what was written and what had to be changed."""
+    """Parse, write, and print a summary with the necessary changes."""
     source, rest = _first(argv, "from-lerobot FOLDER|OWNER/NAME", "a LeRobot dataset")
     wants_help = bool(HELP & set(rest))
     recording = None if wants_help else Recording(source)
@@ -68,7 +71,7 @@ def from_lerobot(argv: Sequence[str]) -> int:
     task_id = head.task or (recording.side["task"] if recording and recording.side else None)
     if task_id is None and not wants_help:
         raise ConfigError(
-            f"{source} does not tell which task it is of; say it with --task TASK (`residual-rl list` shows the tasks)"
+            f"{source} does not name its task; give it with --task TASK (`residual-rl list` shows the tasks)"
         )
     settings = None if task_id is None else _defaults(task_id, recording).task
     groups = {"own": ImportFlags(task=task_id or ""), "cfg": ImportCfg(), "settings": settings}
@@ -109,7 +112,8 @@ def _write(recording: Recording, task_id: str, flags: ImportFlags, cfg: ImportCf
 
 
 def _defaults(task_id: str, recording: Recording | None) -> TrainCfg:
-    """The task's settings: those of a dataset of ours, else the defaults, with absolute joint targets where a task can take them."""
+    """The task's settings: those stored in the dataset, otherwise the defaults, with absolute joint targets
+    where a task can take them."""
     cfg = TrainCfg.default(task_id)
     side = recording.side if recording else None
     if side is not None and side["task"] == task_id:
@@ -119,7 +123,8 @@ def _defaults(task_id: str, recording: Recording | None) -> TrainCfg:
             )
         except (UnknownNameError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{recording.source if recording else ''} holds settings that this release does not take: {error}"
+                f"{recording.source if recording else ''} holds settings that this release does not take: "
+                f"{error}"
             ) from error
     modes = {field.name: field for field in dataclasses.fields(cfg.task)}
     return (
@@ -130,7 +135,8 @@ def _defaults(task_id: str, recording: Recording | None) -> TrainCfg:
 
 
 def _long_enough(settings: Any, recording: Recording) -> Any:
-    """The settings with room for the longest episode, where the task has such a limit: a replay would be cut off."""
+    """The settings with room for the longest episode, where the task has such a limit: a replay would be cut
+    off."""
     longest = max(int(length) for length in recording.dataset.meta.episodes["length"]) - 1
     if longest > getattr(settings, "max_episode_steps", longest):
         return dataclasses.replace(settings, max_episode_steps=longest)
@@ -142,7 +148,8 @@ def _tell(out: Path, episodes: int, converter: Converter) -> None:
     lines = [f"{out} holds {episodes} episodes, {done.steps:,} steps"]
     if done.late:
         lines.append(
-            f"{done.late:,} steps have a joint's target more than {LAG:g} degrees or per cent behind what was recorded, "
+            f"{done.late:,} steps have a joint's target more than {LAG:g} degrees or per cent behind what "
+            "was recorded, "
             f"{done.largest:.1f} at most: the task's actions cannot follow as fast"
         )
     if done.clipped:

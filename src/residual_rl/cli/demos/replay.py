@@ -24,12 +24,12 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class ReplayFlags(CheckedCfg):
-    """What to replay."""
+    """Flags of `demos replay`."""
 
     episodes: tuple[NonNegativeInt, ...] = ()
-    """Which episodes; none given: all."""
+    """Episodes to replay. Empty: all."""
     save_video: Path | None = None
-    """Write a video of them: to this file, or without a name to FILE.mp4."""
+    """Write a video of them to this file, or without a value to FILE.mp4."""
     num_envs: PositiveInt = 16
     """Episodes replayed together; the results do not depend on it."""
     num_threads: NonNegativeInt = 0
@@ -37,8 +37,9 @@ class ReplayFlags(CheckedCfg):
 
 
 def main(argv: Sequence[str]) -> int:
+    """Replay the demonstrations and print the differences."""
     file, rest = require_demos_file(argv, "replay", "Replay demonstrations in simulation")
-    what = "Execute the stored actions again, and compare what happens with what was stored."
+    what = "Execute the stored actions again, and compare the episodes with the stored ones."
     flags: ReplayFlags = parse_flags(
         {"own": ReplayFlags()}, _with_video_path(rest, file), f"demos replay {file}", what
     )["own"]
@@ -47,12 +48,13 @@ def main(argv: Sequence[str]) -> int:
     with Demonstrations.open(file) as demos:
         episodes = flags.episodes or range(len(demos))
         for i in episodes:
-            demos.episode(i, obs=())  # what is wrong with one shows before the first is run
+            demos.episode(i, obs=())  # a damaged one is reported before the first is run
         env = make_env(demos, min(flags.num_envs, len(episodes)), flags.num_threads)
         unseeded = sum(demos.episodes[i].get("episode_seed") is None for i in episodes)
         if unseeded:
             _log.warning(
-                "%d of %d episodes store no seed: what they do not store starts as the task draws it for seed 0",
+                "%d of %d episodes store no seed: what they do not store starts as the task draws it for "
+                "seed 0",
                 unseeded,
                 len(episodes),
             )

@@ -10,6 +10,7 @@ from typing import Any
 from residual_rl.envs.maniskill import headless as no_device
 from residual_rl.envs.maniskill.spec import WITHOUT_VULKAN, WorldSettings
 from residual_rl.errors import ConfigError, MissingDependencyError, ResidualRLError, UnknownNameError
+from residual_rl.utils.text import one_line
 
 DOWNLOAD = "python -m mani_skill.utils.download_asset"
 
@@ -140,4 +141,4 @@ def _control_modes(env_id: str, arguments: dict[str, Any]) -> list[str]:
 
 
 def _in_words(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return one_line(f"{type(error).__name__}: {error}")

@@ -67,7 +67,9 @@ class ActorEMA:
         """Restore the result of `state_dict`. Raises `CheckpointError` where the names of the parameters differ."""
         weights = self.weights
         if state.keys() != weights.keys():
-            raise CheckpointError(f"the averaged weights have other parameters: {sorted(state.keys() ^ weights.keys())}")
+            raise CheckpointError(
+                f"the averaged weights have other parameters: {sorted(state.keys() ^ weights.keys())}"
+            )
         for name, tensor in weights.items():
             tensor.copy_(state[name])
 

@@ -97,7 +97,9 @@ class ImageEncoder(nn.Module):
         self.size = num_features * len(self._groups)
 
     def forward(self, images: Sequence[Tensor]) -> Tensor:
-        return torch.cat([encoder(stack) for encoder, stack in zip(self.encoders, self._stacks(images), strict=True)], 1)
+        return torch.cat(
+            [encoder(stack) for encoder, stack in zip(self.encoders, self._stacks(images), strict=True)], 1
+        )
 
     def _stacks(self, images: Sequence[Tensor]) -> Iterator[Tensor]:
         for members in self._groups:

@@ -26,10 +26,17 @@ if TYPE_CHECKING:
 def _tanh(x: Tensor) -> Tensor:
     if x.is_cuda:
         return torch.tanh(x)
-    return x.mul_(2.0).sigmoid_().mul(2.0).sub_(1.0)  # within 2e-7 of torch.tanh, and a third of its time on a CPU
+    return (
+        x.mul_(2.0).sigmoid_().mul(2.0).sub_(1.0)
+    )  # within 2e-7 of torch.tanh, and a third of its time on a CPU
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": _tanh, "relu": F.relu, "elu": F.elu, "silu": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": _tanh,
+    "relu": F.relu,
+    "elu": F.elu,
+    "silu": F.silu,
+}
 """By name; they may overwrite what they are given."""
 
 
@@ -47,7 +54,11 @@ def default_obs_keys(space: ObsSpace) -> tuple[str, ...]:
     images = [name for name in space if is_image(space[name])]
     if not images or "state" in space:
         return ("state", "base_action", *images)
-    robot = ("proprioception",) if "proprioception" in space else tuple(name for name in _ROBOT_KEYS if name in space)
+    robot = (
+        ("proprioception",)
+        if "proprioception" in space
+        else tuple(name for name in _ROBOT_KEYS if name in space)
+    )
     return (*robot, "base_action", *images)
 
 
@@ -160,7 +171,9 @@ class Perception(nn.Module):
         entries: Mapping[str, Any] = getattr(space, "spaces", space)
         self.image_keys = tuple(key for key in keys if is_image(entries.get(key)))
         self.obs_vector = ObsVector([key for key in keys if key not in self.image_keys], space)
-        self.normalizer = RunningMeanStd((self.obs_vector.size,)) if normalize and self.obs_vector.size else None
+        self.normalizer = (
+            RunningMeanStd((self.obs_vector.size,)) if normalize and self.obs_vector.size else None
+        )
         shapes = {key: entries[key].shape for key in self.image_keys}
         self.encoder = ImageEncoder(shapes, image_features, generator) if shapes else None
         self.num_features = self.obs_vector.size + (self.encoder.size if self.encoder is not None else 0)

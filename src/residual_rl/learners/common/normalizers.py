@@ -25,7 +25,13 @@ class RunningMeanStd(nn.Module):
 
     epsilon = 1e-8
 
-    def __init__(self, shape: tuple[int, ...], name: str = "observation", clip: float = 10.0, device: torch.device | None = None):
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        name: str = "observation",
+        clip: float = 10.0,
+        device: torch.device | None = None,
+    ):
         super().__init__()
         self.name, self.clip = name, clip
         self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64, device=device))
@@ -46,7 +52,9 @@ class RunningMeanStd(nn.Module):
         n, delta = samples.shape[0], mean - self.mean
         total = self.count + n
         self.mean.add_(delta * (n / total))
-        self.var.mul_(self.count / total).add_(var * (n / total) + delta.square() * (self.count * n / total.square()))
+        self.var.mul_(self.count / total).add_(
+            var * (n / total) + delta.square() * (self.count * n / total.square())
+        )
         self.count.copy_(total)
         self._refresh()
 

@@ -53,7 +53,9 @@ class FlatAdam:
     def step(self, gradients: Sequence[Tensor]) -> None:
         """One step along `gradients`, in the order of `parameters`."""
         flat = torch.cat([g.flatten() for g in gradients])
-        torch.addcmul(flat, self._grad, self._bad, out=self._grad)  # once bad, always bad: NaN stays in its place
+        torch.addcmul(
+            flat, self._grad, self._bad, out=self._grad
+        )  # once bad, always bad: NaN stays in its place
         norm = torch.linalg.vector_norm(self._grad)
         torch.logical_not(norm < math.inf, out=self._bad)
         adam(
@@ -88,13 +90,19 @@ class FlatAdam:
 
     def state_dict(self) -> State:
         """Step count and both moments, by parameter."""
-        return {"step": self._state["step"].clone(), "exp_avg": self._by_name("exp_avg"), "exp_avg_sq": self._by_name("exp_avg_sq")}
+        return {
+            "step": self._state["step"].clone(),
+            "exp_avg": self._by_name("exp_avg"),
+            "exp_avg_sq": self._by_name("exp_avg_sq"),
+        }
 
     def load_state_dict(self, state: State) -> None:
         """Take back what `state_dict` gave. Raises `CheckpointError` where it is of other parameters."""
         for moment in ("exp_avg", "exp_avg_sq"):
             if state[moment].keys() != self.named.keys():
-                raise CheckpointError(f"the optimiser's state is of other parameters: {sorted(state[moment].keys() ^ self.named.keys())}")
+                raise CheckpointError(
+                    f"the optimiser's state is of other parameters: {sorted(state[moment].keys() ^ self.named.keys())}"
+                )
             self._state[moment].copy_(torch.cat([state[moment][name].flatten() for name in self.named]))
         self._state["step"].copy_(state["step"])
         self._grad.zero_()
@@ -102,4 +110,7 @@ class FlatAdam:
 
     def _by_name(self, moment: str) -> dict[str, Tensor]:
         pieces = self._state[moment].split(self._sizes)
-        return {name: piece.view_as(p).clone() for (name, p), piece in zip(self.named.items(), pieces, strict=True)}
+        return {
+            name: piece.view_as(p).clone()
+            for (name, p), piece in zip(self.named.items(), pieces, strict=True)
+        }

@@ -21,7 +21,13 @@ def without_bootstrap(terminated: Tensor, ended: Tensor, bootstrap_at_done: str)
 
 
 def gae(
-    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, ended: Tensor, gamma: float, gae_lambda: float
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    ended: Tensor,
+    gamma: float,
+    gae_lambda: float,
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation; returns `(advantage, return)`, both [T, B], where return = advantage + value.
 
@@ -71,7 +77,12 @@ class NStepReturns(NamedTuple):
 
 
 def n_step_returns(
-    reward: Tensor, terminated: Tensor, truncated: Tensor, available: Tensor, gamma: float, bootstrap_at_done: str = "truncated"
+    reward: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    available: Tensor,
+    gamma: float,
+    bootstrap_at_done: str = "truncated",
 ) -> NStepReturns:
     """Returns over up to n consecutive steps from each of S starting points; an end of the episode, or of the data, ends the window.
 

@@ -27,7 +27,8 @@ register_learner(
         make="residual_rl.learners.off_policy.sac:SAC",
         make_policy="residual_rl.learners.off_policy.sac:make_policy",
         quick_overrides=_QUICK | {"batch_size": 256},
-        train_overrides=_LOGGING | {"num_envs": 16, "chunk": "whole", "residual_scale": 0.1, "residual_penalty": 0.0},
+        train_overrides=_LOGGING
+        | {"num_envs": 16, "chunk": "whole", "residual_scale": 0.1, "residual_penalty": 0.0},
     )
 )
 register_learner(

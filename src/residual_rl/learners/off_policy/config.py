@@ -1,4 +1,5 @@
-"""Settings that the off-policy learners share, apart from their code so that the command line's help needs no torch."""
+"""Settings that the off-policy learners share, apart from their code so that the command line's help needs no
+torch."""
 
 from __future__ import annotations
 
@@ -23,33 +24,37 @@ from residual_rl.utils.validation import (
 CriticInput = Literal["sum", "res", "concat"]
 ActorInput = Literal["obs", "obs_base_action"]
 WarmupNoise = Literal["correlated", "uniform", "none"]
+_PUBLISHED_INIT_STD = math.exp(-9.0)
+"""Initial standard deviation of Policy Decorator."""
 
 
 @dataclass(frozen=True)
 class OffPolicyCfg(CheckedCfg):
-    """Settings of a learner from a replay buffer. Steps are those that the learner acts in, over all worlds."""
+    """Settings of an off-policy learner. Steps are decisions of the learner, over all envs."""
 
     # --- data ---
     num_steps: PositiveInt = 1
     """Steps per env between two updates."""
     buffer_size: PositiveInt = 1_000_000
-    """Transitions that are kept; the oldest give way."""
+    """Capacity of the replay buffer in transitions; the oldest are overwritten."""
     batch_size: PositiveInt = 256
     """Transitions in a gradient step."""
     utd: PositiveFloat = 1.0
-    """Updates to data: gradient steps of the critics per step."""
+    """Update-to-data ratio: gradient steps of the critics per step."""
     demos: str | None = None
-    """File of demonstrations to learn from as well, as `residual-rl demos collect` makes it."""
+    """File of demonstrations to learn from as well, written by `residual-rl demos collect`."""
     demo_share: Correlation = 0.0
-    """Share of each batch that comes from demonstrations; 0.5 is symmetric sampling (RLPD, Ball et al., 2023)."""
+    """Share of each batch that comes from demonstrations; 0.5 is symmetric sampling (RLPD, Ball et al.,
+    2023)."""
 
     # --- returns ---
     gamma: UnitInterval = 0.99
     """Discount per step."""
     n_step: PositiveInt = 5
-    """Rewards that are summed before the critics' own estimate follows."""
+    """Rewards in an n-step return, before the critics' estimate."""
     bootstrap_at_done: BootstrapAtDone = "truncated"
-    """After which ends of an episode the value of its final observation counts: of truncated ones, always, or never."""
+    """When to bootstrap from the value of an episode's final observation: if it was truncated, always, or
+    never."""
     reward_scale: PositiveFloat = 0.2
     """Factor on rewards."""
     reward_shift: float = 0.0
@@ -63,15 +68,16 @@ class OffPolicyCfg(CheckedCfg):
     actor_starts: NonNegativeInt = 2_000
     """Steps after which the actor begins to learn."""
     warmup_steps: NonNegativeInt = 2_000
-    """Steps in which the residual is noise alone, around the base policy."""
+    """Steps in which the residual is only noise around the base policy."""
     warmup_noise: WarmupNoise = "correlated"
-    """That noise: Gaussian and correlated in time, uniform in each step, or none, which leaves the base policy alone."""
+    """Warm-up noise: Gaussian and correlated in time, uniform in each step, or none (base policy only)."""
     warmup_std: PositiveFloat = 0.5
     """Standard deviation of the correlated warm-up noise, in units of the residual's bound."""
     noise_correlation: Correlation = 0.9
     """Correlation of the exploration noise from one policy step to the next; 0 is white noise."""
     prog_explore: NonNegativeInt = 0
-    """Steps over which the residual comes in: in each world and step it acts with the share of them that is done. 0 acts at once."""
+    """Progressive exploration: the residual acts with a probability that rises from 0 to 1 over so many
+    steps, drawn for each env and step. 0: it always acts."""
 
     # --- learning ---
     critic_learning_rate: PositiveFloat = 5e-4
@@ -81,23 +87,23 @@ class OffPolicyCfg(CheckedCfg):
     actor_every: PositiveInt = 2
     """Gradient steps of the critics for each of the actor."""
     actor_penalty: NonNegativeFloat = 0.0
-    """Weight of the squared size of the residual action in the actor's loss: where the critics see no difference, the base policy is left
-    alone. In units of values, which are those of scaled rewards."""
+    """Weight of the squared residual action in the actor's loss, in units of scaled rewards; without a
+    preference of the critics, the residual stays at zero."""
     actor_ema_power: NonNegativeFloat = 0.75
-    """What is deployed is an average of the actor's weights, whose decay after its gradient step t is 1 − (1 + t)^−power; 0 deploys the
-    newest."""
+    """The deployed actor is an average of its weights with decay 1 − (1 + t)^−power after gradient step t; 0
+    deploys the newest weights."""
     tau: Share = 0.005
-    """Share of the critics that the target critics take over in each gradient step."""
+    """Step of the target critics towards the critics, in each gradient step."""
     max_grad_norm: PositiveFloat = 1.0
-    """Gradients of the critics together, and of the actor, are scaled down to this norm."""
+    """Bound of the norm of the critics' gradient, and of the actor's."""
 
     # --- networks ---
     num_critics: PositiveInt = 4
     """Critics in the ensemble."""
     num_target_critics: PositiveInt = 2
-    """Critics, drawn anew for each gradient step, whose least value makes the target."""
+    """Critics, drawn at random for each gradient step, whose minimum is the target."""
     actor_value: Literal["min", "mean"] = "mean"
-    """What the actor climbs: the least of the critics' values, or their mean."""
+    """What the actor maximises: the minimum or the mean of the critics' values."""
     hidden_sizes: tuple[PositiveInt, ...] = (128, 128)
     """Width of each hidden layer, of actor and critics alike."""
     activation: Activation = "relu"
@@ -107,15 +113,16 @@ class OffPolicyCfg(CheckedCfg):
     actor_layer_norm: bool = True
     """Normalise the hidden layers of the actor."""
     output_init: NonNegativeFloat = 0.0
-    """Size of the last layers' weights at the start; above 0 a fresh residual is not exactly zero."""
+    """Scale of the initial weights of the last layers; above 0, an untrained residual is not exactly zero."""
     critic_input: CriticInput = "sum"
-    """What the critics judge: the composed action that is executed, the residual action, or base and residual action beside each other."""
+    """Action input of the critics: `sum` (the executed action), `res` (the residual action), or `concat`
+    (base and residual action)."""
     critic_base_action: bool = True
-    """The critics see the base action as well, whatever they judge."""
+    """Give the base action to the critics as well."""
     actor_input: ActorInput = "obs_base_action"
-    """What the actor sees: the observation, or the base action as well."""
+    """Input of the actor: the observation alone, or with the base action."""
     obs_keys: Names = ("state",)
-    """Named observations that actor and critics see, joined in this order."""
+    """Named observations of actor and critics, joined in this order."""
     normalize_obs: bool = True
     """Normalise observations by running statistics, clipped at 10 standard deviations."""
 
@@ -129,21 +136,24 @@ class OffPolicyCfg(CheckedCfg):
         super().__post_init__()
         if self.num_target_critics > self.num_critics:
             raise ConfigError(
-                f"num_target_critics must be at most num_critics ({self.num_critics}), not {self.num_target_critics}"
+                f"num_target_critics must be at most num_critics ({self.num_critics}), not "
+                f"{self.num_target_critics}"
             )
         if self.demos is not None and self.demo_batch_size == 0:
             raise ConfigError(
-                f"demos has no effect: demo_share {self.demo_share} of a batch of {self.batch_size} is nothing; set --demo-share 0.25, or "
+                f"demos has no effect: demo_share {self.demo_share} of a batch of {self.batch_size} is "
+                "nothing; set --demo-share 0.25, or "
                 "0.5 for symmetric sampling"
             )
         if "base_action" in self.obs_keys:
             raise ConfigError(
-                "obs_keys must not name base_action here: actor_input and critic_base_action decide who sees it"
+                "obs_keys must not name base_action here: actor_input and critic_base_action decide who "
+                "sees it"
             )
 
     @property
     def demo_batch_size(self) -> int:
-        """Demonstrated transitions in a batch."""
+        """Number of demonstrated transitions in a batch."""
         return round(self.demo_share * self.batch_size)
 
 
@@ -156,32 +166,35 @@ class SACCfg(OffPolicyCfg):
     log_std_range: tuple[float, float] = (-5.0, 2.0)
     """Bounds of the logarithm of that standard deviation, which depends on the observation."""
     temperature: PositiveFloat = 0.01
-    """Weight of the entropy; where it is tuned, at the start."""
+    """Weight of the entropy; its initial value where it is tuned."""
     tune_temperature: bool = True
     """Tune the temperature so that the entropy is `target_entropy`."""
     temperature_learning_rate: PositiveFloat = 3e-4
     """Step size of Adam for the logarithm of the temperature."""
     target_entropy: float | None = None
-    """Entropy of the residual action that the temperature is tuned to; none is minus the number of its elements."""
+    """Target entropy of the residual action. None: minus the number of its elements."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         low, high = self.log_std_range
         if not low < math.log(self.init_std) < high:
             raise ConfigError(
-                f"init_std must be within exp({low:g}) and exp({high:g}), the log_std_range, not {self.init_std}"
+                f"init_std must be within exp({low:g}) and exp({high:g}), the log_std_range, not "
+                f"{self.init_std}"
             )
 
 
 @dataclass(frozen=True)
 class PolicyDecoratorCfg(SACCfg):
-    """Settings of Policy Decorator as it was published: Yuan et al., ICLR 2025, arXiv 2412.13630, and its released scripts.
+    """Settings of Policy Decorator as it was published: Yuan et al., ICLR 2025, arXiv 2412.13630, and its
+    released scripts.
 
-    With it `train` has 16 worlds, where `num_steps` is training every 64 steps; decisions of whole executed chunks; the residual scale of
-    peg insertion, 0.1; and no penalty. It is meant for sparse rewards of 1 (each decision costs 1), which the task has to be told
-    (`so101-paper`: `--reward-mode sparse --reward-success 1`), and for base policies that execute chunks of 4. Deviations: the executed
-    action, and so the critics' input, is clipped; critics are clipped together, and their loss is half of the published one; hidden
-    layers begin orthogonal, not as torch has them.
+    With it `train` uses 16 envs, so that `num_steps` means training every 64 steps; decisions of whole
+    executed chunks; the residual scale of peg insertion, 0.1; and no penalty. It is meant for sparse rewards
+    of 1 (each decision costs 1), which are settings of the task (`so101-paper`: `--reward-mode sparse
+    --reward-success 1`), and for base policies that execute chunks of 4. Deviations: the executed action, and
+    so the critics' input, is clipped; critics are clipped together, and their loss is half of the published
+    one; hidden layers begin orthogonal, not as torch has them.
     """
 
     num_steps: PositiveInt = 4
@@ -212,7 +225,7 @@ class PolicyDecoratorCfg(SACCfg):
     critic_base_action: bool = False
     actor_input: ActorInput = "obs"
     normalize_obs: bool = False
-    init_std: PositiveFloat = math.exp(-9.0)
+    init_std: PositiveFloat = _PUBLISHED_INIT_STD
     log_std_range: tuple[float, float] = (-20.0, 2.0)
     temperature: PositiveFloat = 1.0
     temperature_learning_rate: PositiveFloat = 1e-4
@@ -227,4 +240,4 @@ class TD3Cfg(OffPolicyCfg):
     target_noise: NonNegativeFloat = 0.2
     """Standard deviation of the noise on the target's actions, which smooths the critics."""
     target_noise_clip: NonNegativeFloat = 0.5
-    """That noise is clipped here."""
+    """Bound of that noise."""

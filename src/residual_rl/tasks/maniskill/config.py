@@ -13,29 +13,32 @@ class ManiSkillCfg(CheckedCfg):
     """Any task of ManiSkill 3, with any of its robots."""
 
     env_id: str = "PushCube-v1"
-    """ManiSkill's name of the task."""
+    """Id of the ManiSkill task."""
     robot_uids: str | None = None
-    """ManiSkill's name of the robot; none is the task's own."""
+    """ManiSkill's id of the robot. None: the task's default."""
     control_mode: str | None = None
-    """What actions are: pd_joint_delta_pos, pd_ee_delta_pose, pd_ee_delta_pos, …; none is the robot's first, often pd_joint_delta_pos."""
+    """Control mode: pd_joint_delta_pos, pd_ee_delta_pose, pd_ee_delta_pos, … None: the robot's first, often
+    pd_joint_delta_pos."""
     obs_mode: Literal["state", "rgb", "rgb+state"] = "state"
-    """`rgb` observes the cameras' images and `proprioception`, and leaves out `state`, which holds what only a simulator knows."""
+    """`rgb` observes the camera images and `proprioception`, without `state`, which holds privileged
+    information."""
     reward_mode: str | None = None
-    """normalized_dense, dense, sparse or none, as far as the task has them; none given is the task's first."""
+    """normalized_dense, dense, sparse or none, if the task supports it. None: the task's first."""
     sim_backend: Literal["auto", "physx_cpu", "physx_cuda"] = "auto"
-    """`auto` is the GPU simulation where --sim-device is a GPU, and else worker processes on the CPU."""
+    """`auto`: GPU simulation if --sim-device is a GPU, otherwise worker processes on the CPU."""
     render_backend: str = "auto"
-    """What draws: gpu, cpu (needs a software Vulkan driver), none. `auto` is none without images, and else what the simulation runs on."""
+    """Renderer: gpu, cpu (needs a software Vulkan driver), none. `auto`: none without images, otherwise the
+    device of the simulation."""
     max_episode_steps: PositiveInt | None = None
-    """Steps after which an episode is cut off; none is the task's own."""
+    """Steps after which an episode is truncated. None: the task's own limit."""
     ignore_terminations: bool = False
-    """Neither success nor failure ends an episode: each lasts `max_episode_steps`, and success at its end counts for itself."""
+    """Neither success nor failure ends an episode: each lasts `max_episode_steps`."""
     reconfiguration_freq: NonNegativeInt | None = None
-    """Resets between two rebuilds of the scene, 0 for never; none is the task's own. Tasks whose objects differ from episode to episode
-    rebuild each time on the CPU, and never on the GPU."""
+    """Resets between two rebuilds of the scene, 0 for never. None: the task's own. Tasks with other objects
+    in each episode rebuild at each reset on the CPU, and never on the GPU."""
     image_size: tuple[PositiveInt, PositiveInt] | None = None
-    """Height and width of all cameras' images; none leaves them as the task has them [px]."""
+    """Height and width of all camera images [px]. None: as in the task."""
     num_workers: NonNegativeInt = 0
-    """Worker processes of the CPU simulation, which share the worlds; 0 is as many as --num-threads."""
+    """Worker processes of the CPU simulation; 0 means as many as --num-threads."""
     task_modules: tuple[str, ...] = ()
-    """Modules to import first, which register tasks and robots of your own with ManiSkill."""
+    """Modules to import first, which register custom tasks and robots with ManiSkill."""

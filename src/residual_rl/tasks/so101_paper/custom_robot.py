@@ -17,6 +17,7 @@ from residual_rl.tasks.so101_paper.robot import (
     add_servos,
     build_robot,
 )
+from residual_rl.utils.text import one_line
 
 _HOME_TOLERANCE = 0.05
 """Largest distance between the model's `gripperframe` and the built-in arm's in the home pose [m]."""
@@ -55,7 +56,7 @@ def load_robot(path: str, servo: ServoCfg = SERVO_IDENTIFIED) -> mujoco.MjSpec:
     except (ValueError, mujoco.FatalError) as error:
         if isinstance(error, ModelError):
             raise
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ModelError(f"robot model {path}: MuJoCo cannot read it: {reason}") from error
     return spec
 

@@ -28,6 +28,7 @@ from residual_rl.tasks.so101_paper.robot import (
     SERVO_OLD,
     build_robot,
 )
+from residual_rl.utils.text import one_line
 from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, PositiveFloat
 
 FINGERTIP_RADIUS = 0.008
@@ -145,7 +146,7 @@ def _robot_named_in_errors(cfg: SceneCfg) -> Iterator[None]:
     except ValueError as error:
         if cfg.robot_xml is None:
             raise
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ModelError(
             f"robot model {cfg.robot_xml}: it cannot be combined with the scene: {reason}"
         ) from error

@@ -5,7 +5,15 @@ import math
 import torch
 from torch import Tensor
 
-from residual_rl.robots.cartesian_goals import CartesianGoals, GoalsSpec, ToolGoal, funnel, register_goals, tool_yaw, yaw_of
+from residual_rl.robots.cartesian_goals import (
+    CartesianGoals,
+    GoalsSpec,
+    ToolGoal,
+    funnel,
+    register_goals,
+    tool_yaw,
+    yaw_of,
+)
 from residual_rl.robots.kinematics import matrix_from_quaternion
 from residual_rl.types import Obs
 
