@@ -171,7 +171,7 @@ def test_sizes_that_differ_are_both_named(tmp_path: Path) -> None:
     refused("has the cameras: none: choose --obs-mode rgb", save(ImageAgent(), path))
     refused("needs the observation 'goal'; the env has", save(StateAgent(), path), input_keys=("goal",))
     refused(
-        "does not use images; leave a out of",
+        "does not use images: leave a out of",
         save(StateAgent(), path),
         point_env(("a",)),
         input_keys=("state", "a"),

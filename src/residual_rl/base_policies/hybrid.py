@@ -82,7 +82,8 @@ class HybridCfg(CheckedCfg):
             )
         if threshold and len(self.policies) != 2:
             raise ConfigError(
-                f"a threshold switches between two policies, not {len(self.policies)}: use a function (switch)"
+                f"a threshold switches between two policies, not {len(self.policies)}: use a function "
+                "(switch)"
             )
 
     def members(self) -> list[Any]:
@@ -148,7 +149,9 @@ def _parse(hint: Any, text: str, what: str) -> Any:
 register_base_policy(
     BasePolicySpec(
         id="hybrid",
-        summary="several base policies as one: a blend, a switch between them, or an ensemble with uncertainty",
+        summary=(
+            "several base policies as one: a blend, a switch between them, or an ensemble with uncertainty"
+        ),
         make="residual_rl.base_policies.hybrid_policy:make",
         config=f"{__name__}:HybridCfg",
     )

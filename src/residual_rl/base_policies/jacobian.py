@@ -42,7 +42,8 @@ class JacobianCfg(CheckedCfg):
         super().__post_init__()
         if self.pitch_near[0] >= self.pitch_far[0]:
             raise ConfigError(
-                f"pitch_near must be at a shorter distance than pitch_far, not {self.pitch_near[0]} and {self.pitch_far[0]}"
+                f"pitch_near must be at a shorter distance than pitch_far, not {self.pitch_near[0]} and "
+                f"{self.pitch_far[0]}"
             )
 
 
@@ -71,7 +72,9 @@ register_base_policy(
 register_base_policy(
     BasePolicySpec(
         id="jacobian-yaw",
-        summary="jacobian with yaw control by the wrist; solves so101-paper, for sanity checks and demonstrations",
+        summary=(
+            "jacobian with yaw control by the wrist; solves so101-paper, for sanity checks and demonstrations"
+        ),
         make="residual_rl.base_policies.sheet_dragging:make_jacobian_yaw",
         config=f"{__name__}:JacobianYawCfg",
     )

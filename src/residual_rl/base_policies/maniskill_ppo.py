@@ -144,7 +144,8 @@ class ManiSkillPPOPolicy(BasePolicy):
         if count != weight.shape[1]:
             raise ConfigError(
                 f"{name} was trained on images with {weight.shape[1]} features after its convolutions; "
-                f"this env's, of {height} x {width} px, have {count}: set --image-size to that of its training"
+                f"this env's, of {height} x {width} px, have {count}: set --image-size to that of its "
+                "training"
             )
 
     @torch.no_grad()

@@ -42,7 +42,8 @@ def make_trained_run(path: Path, trusted: bool, env: VecEnv) -> TrainedPolicy:
     cfg = exported.cfg
     if cfg.residual.chunk == "whole":
         raise ConfigError(
-            f"{file} was trained with --chunk whole, which cannot be a base policy: train it with --chunk step"
+            f"{file} was trained with --chunk whole, which cannot be a base policy: train it with --chunk "
+            "step"
         )
 
     # Make its base policy and its actor.

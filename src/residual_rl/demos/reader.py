@@ -321,7 +321,8 @@ def crc32(value: Array) -> int:
 def _dataset(group: h5py.Group, name: str) -> h5py.Dataset:
     if isinstance(group[name], h5py.Group):
         raise ValueError(
-            f"{name} is a group of {', '.join(group[name])}; expected one array, since several agents are not "
+            f"{name} is a group of {', '.join(group[name])}; expected one array, since several agents are "
+            "not "
             "supported"
         )
     return group[name]

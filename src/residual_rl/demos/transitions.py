@@ -36,7 +36,8 @@ def load_demonstrations(cfg: TrainCfg, learner: Learner, env: ResidualEnv) -> No
     if path is None:
         if share > 0.0:
             raise ConfigError(
-                f"demo_share {share} needs demonstrations: set their file with --demos, or leave out --demo-share"
+                f"demo_share {share} needs demonstrations: set their file with --demos, or leave out "
+                "--demo-share"
             )
         return
     from residual_rl.demos.reader import Demonstrations  # imported here because HDF5 is slow to import
@@ -76,7 +77,8 @@ def episodes(demos: Demonstrations, cfg: TrainCfg, env: ResidualEnv) -> Iterator
             yield transition
     if clipped > 0.5 * total:
         _log.warning(
-            "%.0f %% of the actions in %s need a larger residual on top of %s than the residual scale allows: "
+            "%.0f %% of the actions in %s need a larger residual on top of %s than the residual scale "
+            "allows: "
             "a larger --residual-scale would cover more of them",
             100 * clipped / total,
             demos.path,
@@ -234,7 +236,8 @@ def _check(
         if stored != tuple(observed[name].shape):
             here = list(observed[name].shape)
             raise ConfigError(
-                f"{demos.path} holds {name!r} of shape {list(stored)}, but task {cfg.task_id!r} observes {here}"
+                f"{demos.path} holds {name!r} of shape {list(stored)}, but task {cfg.task_id!r} observes "
+                f"{here}"
             )
 
     # Task settings: some must be equal, others only give a warning.
@@ -248,7 +251,8 @@ def _check(
     decisive = [text for name, text in others.items() if name in must_match]
     if decisive:
         raise ConfigError(
-            f"{demos.path} was collected with other tasks, actions or rewards than this run's, which would mislead "
+            f"{demos.path} was collected with other tasks, actions or rewards than this run's, which would "
+            "mislead "
             f"the critics: {', '.join(decisive)}; collect demonstrations with the settings of the run"
         )
     if others:

@@ -179,7 +179,8 @@ def check_statistics(model: LeRobotModel) -> None:
                 statistics = (step.stats or {}).get(name)
                 if not statistics:
                     raise CheckpointError(
-                        f"{model.name} holds no normalisation statistics of {name!r}, without which its actions "
+                        f"{model.name} holds no normalisation statistics of {name!r}, without which its "
+                        "actions "
                         "are wrong: save it again with the processors of its training"
                     )
                 sizes = {
@@ -200,7 +201,8 @@ def _read_steps(folder: Path, name: str, trust: bool) -> set[str]:
     """The registered names of a processor's steps, which are all checked before any is created."""
     if not (folder / name).is_file():
         raise CheckpointError(
-            f"{folder} has no {name}: it is not a LeRobot policy, or from a release before 0.4; for those see "
+            f"{folder} has no {name}: it is not a LeRobot policy, or from a release before 0.4; for those "
+            "see "
             "`python -m lerobot.processor.migrate_policy_normalization --help`"
         )
     names = set()

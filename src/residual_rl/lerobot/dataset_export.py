@@ -186,7 +186,8 @@ def _fps(demos: Demonstrations, asked: int | None) -> int:
     fps = asked or max(round(float(rate)), 1)
     if rate is not None and abs(fps - rate) > FPS_TOLERANCE * rate:
         raise ConfigError(
-            f"fps is {fps}, but {demos.path} was recorded at {rate:.4g} Hz, and the dataset has one frame per "
+            f"fps is {fps}, but {demos.path} was recorded at {rate:.4g} Hz, and the dataset has one frame "
+            "per "
             "step: leave out --fps"
         )
     return fps

@@ -222,9 +222,11 @@ class Converter:
         frame, joint = (int(i) for i in outside.nonzero()[0])
         unit = hardware.units[joint]
         raise ConfigError(
-            f"{self._recording.source}: episode {episode}, frame {frame}: joint {hardware.joint_names[joint]} "
+            f"{self._recording.source}: episode {episode}, frame {frame}: joint "
+            f"{hardware.joint_names[joint]} "
             f"of {name} is at {float(values[frame, joint]):.1f} {unit}, outside of {hardware.low[joint]:.1f} "
-            f"to {hardware.high[joint]:.1f} {unit} ({int(outside.any(1).sum())} of {len(values)} frames have a "
+            f"to {hardware.high[joint]:.1f} {unit} ({int(outside.any(1).sum())} of {len(values)} frames "
+            "have a "
             "joint out of range); check --units and --joint-offsets, or clip such values with --clip"
         )
 

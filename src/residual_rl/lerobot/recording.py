@@ -131,8 +131,10 @@ class Recording:
         there = [len(columns["rows"]) for columns in self.columns()]
         if lengths != there:
             raise CheckpointError(
-                f"{file} describes episodes of {lengths[:5]} … frames, but the dataset holds {there[:5]} …: it was "
-                "changed later; remove the file to read the dataset as an external one, without seeds and draws"
+                f"{file} describes episodes of {lengths[:5]} … frames, but the dataset holds {there[:5]} "
+                "…: it was "
+                "changed later; remove the file to read the dataset as an external one, without seeds and "
+                "draws"
             )
         return side
 

@@ -389,7 +389,7 @@ def test_own_model_without_actuators_gets_the_servos_asked_for(
 
 def test_own_model_with_actuators_takes_no_other_servo(tmp_path: Path) -> None:
     path = write(tmp_path)
-    with pytest.raises(ModelError, match=r"robot\.xml: has its own actuators, which --servo cannot change"):
+    with pytest.raises(ModelError, match=r"robot\.xml has its own actuators, which --servo cannot change"):
         build_scene(SceneCfg(robot_xml=path, servo="old"))
 
 
