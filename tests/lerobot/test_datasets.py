@@ -130,7 +130,7 @@ def test_exports_that_cannot_be(demos: Path, exported: Path, tmp_path: Path, fai
         with DemoWriter(tmp_path / "bare.h5", {k: v for k, v in stored.info.items() if k != "episodes"}) as writer:
             writer.add(dataclasses.replace(demo, obs={"state": demo.obs["state"]}))
     text = fails("demos", "to-lerobot", str(tmp_path / "bare.h5"), *out)
-    assert "hold no joint_position, joint_target, which a LeRobot dataset is made of; they hold state" in text
+    assert "hold no joint_position, joint_target, which a LeRobot dataset needs; they hold state" in text
     assert not (tmp_path / "set").exists()
 
 
@@ -314,7 +314,7 @@ def test_settings_that_are_wrong(record: Callable[..., Path], tmp_path: Path, fa
     assert "joint_offsets 'shoulder_pan': expected NAME=DEGREES" in fails(*command, "--joint-offsets", "shoulder_pan")
     assert "joint_offsets has thumb; the joints are shoulder_pan" in fails(*command, "--joint-offsets", "thumb=3")
     short = record(POSITIONS[:1], TARGETS[:1])
-    assert "episode 0 has 1 frame(s); an episode needs two" in fails(*command[:2], str(short), *command[3:])
+    assert "episode 0 has 1 frame(s); at least two are needed" in fails(*command[:2], str(short), *command[3:])
     broken = [[math.nan] * 6, *POSITIONS[1:]]
     assert "episode 0, frame 0: observation.state is NaN" in fails(*command[:2], str(record(broken)), *command[3:])
 

@@ -288,7 +288,7 @@ def test_policies_of_another_robot_or_task(env: VecEnv, tmp_path: Path) -> None:
     text = refusal(make_case(tmp_path / "state", state_dim=30), env)
     assert "needs 'observation.environment_state' of (30,); this env's 'state' has (25,)" in text
     text = refusal(make_case(tmp_path / "images", images={"top": (32, 32)}), env)
-    assert "needs 'observation.images.top', but this env observes no cameras" in text
+    assert "needs 'observation.images.top', but this env has no cameras" in text
     blind = make_vec_env("so101-paper", 1, num_threads=1, obs_mode="rgb", obs_cameras=())
     assert "which is made of 'state'; this env observes ee_position, goal" in refusal(
         make_case(tmp_path / "whole"), blind
@@ -302,11 +302,11 @@ def test_folders_that_hold_no_policy(env: VecEnv, tmp_path: Path) -> None:
         LeRobotCfg(checkpoint=str(tmp_path)), env
     )
     (tmp_path / "file").write_text("")
-    assert "is no folder" in refusal(LeRobotCfg(checkpoint=str(tmp_path / "file")), env)
+    assert "is not a folder" in refusal(LeRobotCfg(checkpoint=str(tmp_path / "file")), env)
     text = refusal(
         LeRobotCfg(checkpoint="nobody/nothing"), env
     )  # a name on the hub, which is not asked in tests
-    assert "nobody/nothing is no folder here, and the hub does not give it" in text
+    assert "nobody/nothing is not a folder here, and the hub does not give it" in text
 
 
 def test_damaged_checkpoints(env: VecEnv, tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_damaged_checkpoints(env: VecEnv, tmp_path: Path) -> None:
     folder, cfg = damaged("old")
     (folder / "policy_preprocessor.json").unlink()
     assert (
-        "has no policy_preprocessor.json: it is no LeRobot policy, or one of a release before 0.4"
+        "has no policy_preprocessor.json: it is not a LeRobot policy, or from a release before 0.4"
         in refusal(cfg, env)
     )
     folder, cfg = damaged("json")

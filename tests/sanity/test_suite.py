@@ -23,6 +23,7 @@ from residual_rl.registry import BASE_POLICIES, TASKS
 from residual_rl.sanity import suite as doctor
 from residual_rl.sanity.suite import examine, format_table, generic_checks
 from residual_rl.tasks.so101_paper import doctor as so101
+from residual_rl.tasks.so101_paper.stability_check import Monitor
 from residual_rl.tasks.so101_paper import mujoco_env as mujoco_backend
 from residual_rl.tasks.so101_paper.config import SO101PaperCfg
 from residual_rl.tasks.so101_paper.task import SO101Paper
@@ -322,7 +323,7 @@ def test_monitor__keeps_extremes_over_envs_and_steps() -> None:
     class Batch:
         pass
 
-    monitor = so101.Monitor(Batch())
+    monitor = Monitor(Batch())
     records = {
         "qpos": np.zeros((2, 3, 13)),
         "qvel": np.zeros((2, 3, 12)),
