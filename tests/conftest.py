@@ -122,9 +122,8 @@ def opengl() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_workers_left() -> Iterator[None]:
-    """End what ManiSkill's tests started, while the interpreter is still whole."""
+    """End the processes that worker pools were forked from while the interpreter is still whole."""
     yield
-    started = sys.modules.get("residual_rl.envs.maniskill.nursery")
-    if started is not None:
-        started.nursery().close()
-        started.nursery.cache_clear()
+    process = sys.modules.get("residual_rl.envs.workers.process")
+    if process is not None:
+        process.close_fork_servers()

@@ -182,7 +182,7 @@ def test_settings_that_act_does_not_have(demos: Path, tmp_path: Path) -> None:
         "num_past_actions": 1,
     }.items():
         with pytest.raises(
-            ConfigError, match=f"ACT is trained and saved by LeRobot, which knows no {name}: leave it out"
+            ConfigError, match=f"LeRobot's ACT does not support {name}: leave it out"
         ):
             act.train(settings(**{name: value}), demos, tmp_path / "run")
     with pytest.raises(ConfigError, match="obs_keys must be 'state' alone"):

@@ -330,15 +330,15 @@ def test_monitor__keeps_extremes_over_envs_and_steps() -> None:
         "actuator_force": np.zeros((2, 3, 6)),
         "qfrc_constraint": np.zeros((2, 3, 12)),
     }
-    monitor.see(records)
+    monitor.on_rollout(records)
     records["qvel"][1, 2, 5] = -6.5
     records["qvel"][0, 1, 6:9] = 0.3, 0.4, 1.2
     records["qpos"][1, 0, 6:9] = 0.3, 0.4, -0.009
     records["qpos"][0, 0, 8] = 0.021
     records["actuator_force"][0, 0, 3] = -2.94
     records["qfrc_constraint"][1, 1, 2] = -41.0
-    monitor.see(records)
-    monitor.see({name: np.zeros_like(value) for name, value in records.items()})
+    monitor.on_rollout(records)
+    monitor.on_rollout({name: np.zeros_like(value) for name, value in records.items()})
     found = {name: (value, value < limit) for name, (value, limit, _) in monitor.extremes().items()}
     assert found == {
         "joint speed": (6.5, False),

@@ -14,7 +14,7 @@ from residual_rl.learners.common.compilation import cuda_graphed
 def test_cuda_graphed__without_tensordict_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensordict", None)
     monkeypatch.setitem(sys.modules, "tensordict.nn", None)
-    with pytest.raises(MissingDependencyError, match=r"tensordict.* pip install 'residual-rl\[cudagraphs\]'"):
+    with pytest.raises(MissingDependencyError, match=r"tensordict.*`pip install 'residual-rl\[cudagraphs\]'"):
         cuda_graphed(torch.sin, True, torch.device("cuda"), False)
 
 
