@@ -185,7 +185,7 @@ def test_settings_that_act_does_not_have(demos: Path, tmp_path: Path) -> None:
             ConfigError, match=f"LeRobot's ACT does not support {name}: leave it out"
         ):
             act.train(settings(**{name: value}), demos, tmp_path / "run")
-    with pytest.raises(ConfigError, match="obs_keys must be 'state' alone"):
+    with pytest.raises(ConfigError, match="obs_keys must be 'state' only"):
         act.train(settings(obs_keys=("state", "goal")), demos, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"n_episodes is 5, but .* has 4 episodes"):
         act.train(settings(n_episodes=5), demos, tmp_path / "run")

@@ -290,7 +290,7 @@ def test_policies_of_another_robot_or_task(env: VecEnv, tmp_path: Path) -> None:
     text = refusal(make_case(tmp_path / "images", images={"top": (32, 32)}), env)
     assert "needs 'observation.images.top', but this env has no cameras" in text
     blind = make_vec_env("so101-paper", 1, num_threads=1, obs_mode="rgb", obs_cameras=())
-    assert "which is made of 'state'; this env observes ee_position, goal" in refusal(
+    assert "which is the observation 'state'; this env has ee_position, goal" in refusal(
         make_case(tmp_path / "whole"), blind
     )
 
@@ -306,7 +306,7 @@ def test_folders_that_hold_no_policy(env: VecEnv, tmp_path: Path) -> None:
     text = refusal(
         LeRobotCfg(checkpoint="nobody/nothing"), env
     )  # a name on the hub, which is not asked in tests
-    assert "nobody/nothing is not a folder here, and the hub does not give it" in text
+    assert "nobody/nothing is not a local folder, and cannot be downloaded from the hub" in text
 
 
 def test_damaged_checkpoints(env: VecEnv, tmp_path: Path) -> None:

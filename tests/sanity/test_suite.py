@@ -242,7 +242,7 @@ def test_check_scene__finds_another_scene(env: TaskEnv, change: Any, name: str) 
 
 def test_check_draws__finds_values_that_are_not_written(env: TaskEnv) -> None:
     env.physics.write_episode = lambda env_ids, episode: None  # type: ignore[attr-defined]
-    assert failed(so101.check_draws(env, CFG)) == {"friction and mass in the worlds"}
+    assert failed(so101.check_draws(env, CFG)) == {"friction and mass in the envs"}
 
 
 def test_check_draws__finds_other_values(env: TaskEnv) -> None:
