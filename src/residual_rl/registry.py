@@ -55,7 +55,7 @@ class TaskSpec:
     planners: Mapping[str, str] = field(default_factory=dict)
     """Motion planners for demonstrations by name, as `--policy` takes it: `make(cfg, num_workers, time_limit)
     -> Planner`; see `residual_rl.demos.collect`."""
-    foreign_settings: str | None = None
+    external_trajectory_settings: str | None = None
     """`settings(info) -> dict`: the settings of this task for trajectories in ManiSkill's layout that another
     program wrote, from the content of their `FILE.json`."""
     gymnasium_id: str | None = None

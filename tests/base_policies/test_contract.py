@@ -4,4 +4,6 @@ from __future__ import annotations
 
 import base_policy_contract
 
-globals().update({name: value for name, value in vars(base_policy_contract).items() if not name.startswith("__")})
+globals().update(
+    {name: value for name, value in vars(base_policy_contract).items() if not name.startswith("__")}
+)

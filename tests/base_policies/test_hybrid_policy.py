@@ -70,12 +70,19 @@ class Push(BasePolicy):
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     BASE_POLICIES.all()
-    own = {"homing": fakes.HOMING, "push": BasePolicySpec("push", "pushes", make=f"{__name__}:Push", config=f"{__name__}:PushCfg")}
+    own = {
+        "homing": fakes.HOMING,
+        "push": BasePolicySpec("push", "pushes", make=f"{__name__}:Push", config=f"{__name__}:PushCfg"),
+    }
     monkeypatch.setattr(BASE_POLICIES, "_specs", {**BASE_POLICIES._specs, **own})
 
 
-def hybrid(*settings: str, policies: tuple[str, ...] = ("push", "push"), num_envs: int = 3, **cfg: Any) -> BasePolicyExecutor:
-    return make_base_policy("hybrid", HybridCfg(policies, settings, **cfg), fakes.PointEnv(fakes.PointCfg(), num_envs))
+def hybrid(
+    *settings: str, policies: tuple[str, ...] = ("push", "push"), num_envs: int = 3, **cfg: Any
+) -> BasePolicyExecutor:
+    return make_base_policy(
+        "hybrid", HybridCfg(policies, settings, **cfg), fakes.PointEnv(fakes.PointCfg(), num_envs)
+    )
 
 
 def members(executor: BasePolicyExecutor) -> list[Any]:
@@ -95,7 +102,9 @@ def at(*x: float) -> Obs:
 def test_a_blend_is_the_weighted_sum() -> None:
     blend = hybrid("0.push=0.8", "1.push=-0.4", weights=(0.75, 0.25))
     np.testing.assert_allclose(blend.act(at(0, 0, 0)), [[0.5, 0.1]] * 3, atol=1e-7)  # 0.75·0.8 - 0.25·0.4
-    np.testing.assert_allclose(hybrid("0.push=0.8", "1.push=-0.4").act(at(0, 0, 0)), [[0.2, 0.1]] * 3, atol=1e-7)
+    np.testing.assert_allclose(
+        hybrid("0.push=0.8", "1.push=-0.4").act(at(0, 0, 0)), [[0.2, 0.1]] * 3, atol=1e-7
+    )
     assert not blend.has_uncertainty
 
 
@@ -148,7 +157,12 @@ def gives(value: Any) -> Any:
     return lambda obs: value
 
 
-floats, short, far, listed = gives(torch.zeros(3)), gives(torch.tensor([0, 1])), gives(torch.tensor([0, 2, 1])), gives([0, 1, 0])
+floats, short, far, listed = (
+    gives(torch.zeros(3)),
+    gives(torch.tensor([0, 1])),
+    gives(torch.tensor([0, 2, 1])),
+    gives([0, 1, 0]),
+)
 not_a_function = 3
 
 
@@ -171,7 +185,9 @@ def test_what_the_users_function_gives_is_checked(function: str, message: str) -
         hybrid(mode="switch", switch=f"{__name__}:{function}").act(at(0, 0, 0))
 
 
-@pytest.mark.parametrize("reference", ["no_such_module:f", f"{__name__}:no_such_function", "by_side", f"{__name__}:not_a_function"])
+@pytest.mark.parametrize(
+    "reference", ["no_such_module:f", f"{__name__}:no_such_function", "by_side", f"{__name__}:not_a_function"]
+)
 def test_a_function_that_is_not_there_is_named(reference: str) -> None:
     with pytest.raises(ConfigError, match=rf"base policy 'hybrid': switch must .*{reference}"):
         hybrid(mode="switch", switch=reference)
@@ -238,16 +254,24 @@ def test_hybrids_of_hybrids() -> None:
 
 
 def test_the_users_trust_goes_to_all_members_and_theirs_does_not_count() -> None:
-    assert [m.trust_checkpoint for m in HybridCfg(("push", "push"), trust_checkpoint=True).members()] == [True, True]
+    assert [m.trust_checkpoint for m in HybridCfg(("push", "push"), trust_checkpoint=True).members()] == [
+        True,
+        True,
+    ]
     assert [m.trust_checkpoint for m in HybridCfg(("push", "push")).members()] == [False, False]
-    with pytest.raises(ConfigError, match=r"1\.trust_checkpoint is no setting of one policy: give --trust-checkpoint for all"):
+    with pytest.raises(
+        ConfigError, match=r"1\.trust_checkpoint cannot be set for one policy: use --trust-checkpoint for all"
+    ):
         HybridCfg(("push", "push"), ("1.trust-checkpoint=True",))
 
 
 def test_what_refuses_an_env_is_named() -> None:
     with pytest.raises(ConfigError, match="base policy 'hybrid': policy 1, 'push': it is broken"):
         hybrid("1.broken=True")
-    with pytest.raises(UnknownNameError, match="unknown observation to switch on 'goal'; known: joint_position, position, state"):
+    with pytest.raises(
+        UnknownNameError,
+        match="unknown observation to switch on 'goal'; known: joint_position, position, state",
+    ):
         hybrid(mode="switch", switch_on="goal", switch_below=0.1)
 
 
@@ -255,8 +279,14 @@ def test_what_refuses_an_env_is_named() -> None:
 
 
 def test_settings_are_spelt_as_on_the_command_line() -> None:
-    cfg = HybridCfg(("jacobian", "jacobian-yaw"), ("0.pitch-near=0.1 80", "0.press_height=-0.01", "1.stir-period=20", "1.drag-gain=0.3"))
-    assert cfg.members() == [JacobianCfg(pitch_near=(0.1, 80.0), press_height=-0.01), JacobianYawCfg(stir_period=20, drag_gain=0.3)]
+    cfg = HybridCfg(
+        ("jacobian", "jacobian-yaw"),
+        ("0.pitch-near=0.1 80", "0.press_height=-0.01", "1.stir-period=20", "1.drag-gain=0.3"),
+    )
+    assert cfg.members() == [
+        JacobianCfg(pitch_near=(0.1, 80.0), press_height=-0.01),
+        JacobianYawCfg(stir_period=20, drag_gain=0.3),
+    ]
     names = HybridCfg(("push", "push"), ("0.names=one 'two three'",)).members()[0].names
     assert names == ("one", "two three")
 
@@ -275,14 +305,19 @@ def test_settings_are_spelt_as_on_the_command_line() -> None:
         (("0.drag-gain=2",), "drag_gain must be above 0 and at most 1"),
     ],
 )
-def test_settings_that_are_none_are_named(settings: tuple[str, ...], message: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_settings_that_are_none_are_named(
+    settings: tuple[str, ...], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ConfigError, match=message):
         HybridCfg(("jacobian", "jacobian-yaw"), settings)
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_setting_that_does_not_exist_names_those_that_do() -> None:
-    with pytest.raises(UnknownNameError, match="unknown setting of base policy 'jacobian' 'drag_gian'; did you mean 'drag_gain'"):
+    with pytest.raises(
+        UnknownNameError,
+        match="unknown setting of base policy 'jacobian' 'drag_gian'; did you mean 'drag_gain'",
+    ):
         HybridCfg(("jacobian", "zero"), ("0.drag_gian=0.3",))
     with pytest.raises(UnknownNameError, match="unknown setting of base policy 'zero' 'speed'; known: none"):
         HybridCfg(("jacobian", "zero"), ("1.speed=0.3",))
@@ -299,15 +334,18 @@ def test_a_setting_that_does_not_exist_names_those_that_do() -> None:
         ({"weights": (0.5, 0.6)}, r"weights must add up to 1, not \(0.5, 0.6\)"),
         ({"weights": (1.5, -0.5)}, "weights must be at least 0 each"),
         ({"weights": (0.5, math.nan)}, "weights must be finite each"),
-        ({"weights": (0.5, 0.5), "mode": "ensemble"}, "weights are of mode blend; mode ensemble has none"),
-        ({"switch": "a:b"}, "switch, switch_on and switch_below are of mode switch, not of blend"),
-        ({"mode": "ensemble", "switch_below": 0.1}, "are of mode switch, not of ensemble"),
+        ({"weights": (0.5, 0.5), "mode": "ensemble"}, "weights are only for mode blend, not ensemble"),
+        ({"switch": "a:b"}, "switch, switch_on and switch_below are only for mode switch, not blend"),
+        ({"mode": "ensemble", "switch_below": 0.1}, "are only for mode switch, not ensemble"),
         ({"mode": "switch"}, "needs either a function, switch, or a threshold, switch_on with switch_below"),
         ({"mode": "switch", "switch_on": "goal"}, "switch_on with switch_below"),
         ({"mode": "switch", "switch_below": 0.1}, "switch_on with switch_below"),
         ({"mode": "switch", "switch": "a:b", "switch_on": "goal", "switch_below": 0.1}, "either a function"),
         ({"mode": "switch", "switch_on": "goal", "switch_below": 0.0}, "switch_below must be above 0"),
-        ({"mode": "switch", "policies": ("push",) * 3, "switch_on": "goal", "switch_below": 0.1}, "between two policies, not 3"),
+        (
+            {"mode": "switch", "policies": ("push",) * 3, "switch_on": "goal", "switch_below": 0.1},
+            "between two policies, not 3",
+        ),
     ],
     ids=str,
 )
@@ -318,7 +356,7 @@ def test_impossible_settings_are_named(cfg: dict[str, Any], message: str) -> Non
 
 def test_without_policies_it_says_what_it_needs(fails: tiny_runs.Fails) -> None:
     say = fails("eval", "so101-paper", "--base-policy", "hybrid")
-    assert "base policy 'hybrid': it needs two or more base policies: --base.policies ID ID …" in say
+    assert "base policy 'hybrid': at least two base policies are needed: --base.policies ID ID …" in say
 
 
 # --- in a run ---------------------------------------------------------------------------------------------------------------
@@ -339,7 +377,12 @@ def test_a_run_on_a_hybrid_is_resumed_bit_for_bit(tmp_path: Path) -> None:
     tiny_runs.train(tmp_path / "whole", **settings)
     tiny_runs.train(tmp_path / "halves", stop_at=64, **settings)
     tiny_runs.train(tmp_path / "halves", resume=True, **settings)
-    assert tiny_runs.different(tiny_runs.last_state(tmp_path / "whole"), tiny_runs.last_state(tmp_path / "halves")) == []
+    assert (
+        tiny_runs.different(
+            tiny_runs.last_state(tmp_path / "whole"), tiny_runs.last_state(tmp_path / "halves")
+        )
+        == []
+    )
 
 
 def test_checkpoints_of_members_are_relocated() -> None:

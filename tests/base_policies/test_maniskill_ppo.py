@@ -60,7 +60,9 @@ class ImageAgent(nn.Module):
         for (kernel, stride), before, after in zip(kernels, channels, channels[1:], strict=False):
             layers += [nn.Conv2d(before, after, kernel, stride), nn.ReLU()]
         extractors: dict[str, nn.Module] = {
-            "rgb": nn.Sequential(nn.Sequential(*layers, nn.Flatten()), nn.Sequential(nn.Linear(flat, 256), nn.ReLU()))
+            "rgb": nn.Sequential(
+                nn.Sequential(*layers, nn.Flatten()), nn.Sequential(nn.Linear(flat, 256), nn.ReLU())
+            )
         }
         if numbers:
             extractors["state"] = nn.Linear(numbers, 256)
@@ -100,7 +102,9 @@ def test_the_actor_of_states(tmp_path: Path) -> None:
     assert (mean.abs() > 1).any()
     assert (mean.abs() < 1).any()
     torch.testing.assert_close(policy.act(obs), mean.clamp(-1, 1), atol=1e-5, rtol=0)
-    alone = torch.cat([policy.policy.predict_action_chunk({"state": obs["state"][[w]]}, EVERYONE[[w]]) for w in range(3)])
+    alone = torch.cat(
+        [policy.policy.predict_action_chunk({"state": obs["state"][[w]]}, EVERYONE[[w]]) for w in range(3)]
+    )
     assert torch.equal(alone[:, 0], policy.act(obs))
 
 
@@ -109,7 +113,10 @@ def test_the_actor_of_images(numbers: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     agent = ImageAgent(numbers=numbers)
     policy = policy_of(save(agent, tmp_path / "ckpt_1.pt"), point_env(("base_camera",), 4))
-    obs = {"base_camera": torch.randint(0, 256, (3, SIDE, SIDE, 3), dtype=torch.uint8), "proprioception": torch.randn(3, 4)}
+    obs = {
+        "base_camera": torch.randint(0, 256, (3, SIDE, SIDE, 3), dtype=torch.uint8),
+        "proprioception": torch.randn(3, 4),
+    }
     with torch.no_grad():
         mean = agent.mean(obs["base_camera"], obs["proprioception"] if numbers else None)
     assert set(policy.policy.inputs) == ({"base_camera", "proprioception"} if numbers else {"base_camera"})
@@ -120,7 +127,9 @@ def test_several_cameras_come_in_the_order_that_is_asked_for(tmp_path: Path) -> 
     torch.manual_seed(0)
     agent, env = ImageAgent(cameras=2), point_env(("hand", "base"), 4)
     path = save(agent, tmp_path / "ckpt_1.pt")
-    with pytest.raises(ConfigError, match=r"has these cameras: hand, base; name those .* with --base.input-keys"):
+    with pytest.raises(
+        ConfigError, match=r"has the cameras: hand, base; name those .* with --base.input-keys"
+    ):
         policy_of(path, env)
     obs = {name: torch.randint(0, 256, (3, SIDE, SIDE, 3), dtype=torch.uint8) for name in ("hand", "base")}
     obs["proprioception"] = torch.randn(3, 4)
@@ -139,22 +148,42 @@ def refused(match: str, *args: Any, **settings: Any) -> None:
 def test_sizes_that_differ_are_both_named(tmp_path: Path) -> None:
     path = tmp_path / "ckpt.pt"
     name = re.escape(str(path))
-    refused(f"{name} was trained on 42 numbers of state; this env gives it 5 \\(state\\)", save(StateAgent(42), path))
-    refused("gives actions of 8; this env takes actions of 2", save(StateAgent(5, 8), path))
-    refused("trained on 4 numbers of state; this env gives it 6 \\(proprioception\\)", save(ImageAgent(), path), point_env(("a",), 6))
-    refused("trained on images of 6 channels; this env gives it 3 \\(a\\)", save(ImageAgent(2), path), point_env(("a",), 4))
     refused(
-        "leave 1024 numbers .* this env's, 40 x 40, leave 64: choose its --image-size",
+        f"{name} was trained on 42 numbers of state; this env gives it 5 \\(state\\)",
+        save(StateAgent(42), path),
+    )
+    refused("predicts actions of 8 numbers; this env takes 2", save(StateAgent(5, 8), path))
+    refused(
+        "trained on 4 numbers of state; this env gives it 6 \\(proprioception\\)",
+        save(ImageAgent(), path),
+        point_env(("a",), 6),
+    )
+    refused(
+        "trained on images of 6 channels; this env gives it 3 \\(a\\)",
+        save(ImageAgent(2), path),
+        point_env(("a",), 4),
+    )
+    refused(
+        "1024 features .* this env's, of 40 x 40 px, have 64: set --image-size",
         save(ImageAgent(flat=1024), path),
         point_env(("a",), 4),
     )
-    refused("has these cameras: none: choose --obs-mode rgb", save(ImageAgent(), path))
+    refused("has the cameras: none: choose --obs-mode rgb", save(ImageAgent(), path))
     refused("needs the observation 'goal'; the env has", save(StateAgent(), path), input_keys=("goal",))
-    refused("sees no images; leave a out of", save(StateAgent(), path), point_env(("a",)), input_keys=("state", "a"))
+    refused(
+        "does not use images: leave a out of",
+        save(StateAgent(), path),
+        point_env(("a",)),
+        input_keys=("state", "a"),
+    )
 
 
 def test_it_is_read_only_where_it_is_trusted(tmp_path: Path) -> None:
-    refused("is a file of torch.save, which is a pickle, .*--trust-checkpoint", save(StateAgent(), tmp_path / "a.pt"), trust=False)
+    refused(
+        "is a file of torch.save, which is a pickle, .*--trust-checkpoint",
+        save(StateAgent(), tmp_path / "a.pt"),
+        trust=False,
+    )
 
 
 class Evil:
@@ -171,14 +200,16 @@ def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     torch.save({"step": 3}, path)
     refused("something other than tensors by name", path)
     torch.save(nn.Linear(2, 2).state_dict(), path)
-    refused("is no actor of ManiSkill's PPO: expected actor_mean.0, actor_mean.2, …; it has bias, weight", path)
+    refused(
+        "is not an actor of ManiSkill's PPO: expected actor_mean.0, actor_mean.2, …; it has bias, weight", path
+    )
     state = StateAgent().state_dict()
     del state["actor_mean.2.bias"]
     torch.save(state, path)
-    refused("it has no layer actor_mean.2 with weight and bias", path)
+    refused("the layer actor_mean.2 is missing or has another shape", path)
     state = StateAgent().state_dict()
     state["actor_mean.4.weight"] = state["actor_mean.4.weight"][:, :100]
     torch.save(state, path)
-    refused("is damaged: a layer of actor_mean takes 100 numbers of the 256 before it", path)
+    refused("is damaged: a layer of actor_mean has 100 inputs, and the one before it 256 outputs", path)
     path.write_bytes(path.read_bytes()[:500])
     refused("it.pt cannot be read as a state dict", path)

@@ -50,7 +50,9 @@ def policy_of(path: Path, env: fakes.PointEnv | None = None, **settings: Any) ->
 # --- runs ---------------------------------------------------------------------------------------------------------------
 
 
-def episodes_of(cfg: TrainCfg, num_envs: int, model: Path | None = None) -> tuple[Episodes, dict[int, list[list[float]]]]:
+def episodes_of(
+    cfg: TrainCfg, num_envs: int, model: Path | None = None
+) -> tuple[Episodes, dict[int, list[list[float]]]]:
     """Figures, and the executed actions by seed: of the residual in `model`, or of the base policy alone."""
     env = make_residual_env(cfg, num_envs)
     actions: dict[int, list[list[float]]] = {seed: [] for seed in SEEDS}
@@ -58,12 +60,12 @@ def episodes_of(cfg: TrainCfg, num_envs: int, model: Path | None = None) -> tupl
     waiting = SEEDS[num_envs:]
 
     def note(transition: Transition, info: dict[str, Any]) -> None:
-        for world, seed in sorted(running.items()):  # ascending: as those that end draw their next seeds
-            actions[seed].append(transition.action[world].tolist())
-            if info["_final_info"][world]:
-                del running[world]
+        for env_id, seed in sorted(running.items()):  # ascending: as those that end draw their next seeds
+            actions[seed].append(transition.action[env_id].tolist())
+            if info["_final_info"][env_id]:
+                del running[env_id]
                 if waiting:
-                    running[world] = waiting.pop(0)
+                    running[env_id] = waiting.pop(0)
 
     policy = no_residual(env)
     if model is not None:
@@ -81,18 +83,28 @@ def test_a_run_as_the_base_is_the_run_bit_for_bit(run: Path) -> None:
     first = load_policy(run / "final_model" / "policy.safetensors").cfg
     expected, actions = episodes_of(first, 3, run / "final_model")
     assert expected["residual_magnitude"].min() > 0.0
-    on_top = dataclasses.replace(tiny_runs.config("model", checkpoint=str(run / "final_model")), task=first.task)
+    on_top = dataclasses.replace(
+        tiny_runs.config("model", checkpoint=str(run / "final_model")), task=first.task
+    )
     got, same_actions = episodes_of(on_top, 2)
     assert same_actions == actions
     assert not got["residual_magnitude"].any()
     for name in set(expected) - {"residual_magnitude", "return"}:  # without a residual there is no penalty
         assert torch.equal(got[name], expected[name]), name
 
-    tiny_runs.train(run / "second", base_policy="model", checkpoint=str(run / "final_model"), total_timesteps=64, eval_freq=0)
+    tiny_runs.train(
+        run / "second",
+        base_policy="model",
+        checkpoint=str(run / "final_model"),
+        total_timesteps=64,
+        eval_freq=0,
+    )
     expected, actions = episodes_of(on_top, 2, run / "second" / "final_model")
     assert expected["residual_magnitude"].min() > 0.0
     assert actions != same_actions
-    third = dataclasses.replace(tiny_runs.config("model", checkpoint=str(run / "second" / "final_model")), task=first.task)
+    third = dataclasses.replace(
+        tiny_runs.config("model", checkpoint=str(run / "second" / "final_model")), task=first.task
+    )
     assert episodes_of(third, 5)[1] == actions
 
 
@@ -102,7 +114,9 @@ def test_a_run_whose_residuals_are_not_of_the_actions_size(tmp_path: Path) -> No
     settings: dict[str, Any] = {"control_mode": "joint_target", "total_timesteps": 64, "eval_freq": 0}
     cfg = tiny_runs.train(tmp_path / "run", **settings).cfg
     expected, actions = episodes_of(cfg, 3, tmp_path / "run" / "final_model")
-    on_top = dataclasses.replace(tiny_runs.config("model", checkpoint=str(tmp_path / "run" / "final_model")), task=cfg.task)
+    on_top = dataclasses.replace(
+        tiny_runs.config("model", checkpoint=str(tmp_path / "run" / "final_model")), task=cfg.task
+    )
     assert expected["residual_magnitude"].min() > 0.0
     assert episodes_of(on_top, 2)[1] == actions
 
@@ -133,13 +147,17 @@ def test_what_a_run_was_trained_on_is_found_from_other_folders(
     make_base_policy("model", ModelCfg(str(tmp_path / "runs/outer/final_model")), env)
     assert str(tmp_path / "inner/final_model") in caplog.text  # it says what it takes
     (tmp_path / "inner").rename(tmp_path / "gone")
-    with pytest.raises(ConfigError, match=r"runs/outer/final_model/policy.safetensors, trained on .* inner/final_model does not exist"):
+    with pytest.raises(
+        ConfigError,
+        match=r"runs/outer/final_model/policy.safetensors, trained on .* inner/final_model does not exist",
+    ):
         make_base_policy("model", ModelCfg(str(tmp_path / "runs/outer/final_model")), env)
 
 
 def test_a_run_of_another_task_names_both(run: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"policy.safetensors, trained on task 'so101-paper' with base policy 'jacobian', does not fit here"
+        ConfigError,
+        match=r"policy.safetensors, trained on task 'so101-paper' with base policy 'jacobian', does not fit this env",
     ):
         make_base_policy("model", ModelCfg(str(run)), point_env())
 
@@ -149,24 +167,36 @@ def test_a_run_of_another_size_names_both(run: Path) -> None:
     state = checkpoint.load(run / "final_model" / "policy.safetensors", "policy")
     state["config"] |= {"base_policy_id": "zero", "base": None}
     checkpoint.save(run / "zero.safetensors", state, "policy")
-    with pytest.raises(ConfigError, match=r"zero.safetensors, trained .*: log_std has shape \[6\], the settings make it \[2\]"):
+    with pytest.raises(
+        ConfigError,
+        match=r"zero.safetensors, trained .*: log_std has shape \[6\], the settings make it \[2\]",
+    ):
         make_base_policy("model", ModelCfg(str(run / "zero.safetensors")), point_env())
 
 
 def test_without_a_model_it_says_what_it_takes(tmp_path: Path, fails: tiny_runs.Fails) -> None:
     say = fails("train", "so101-paper", "--base-policy", "model", "--output-dir", tmp_path / "x")
-    assert "needs --base.checkpoint (or --model-path): a run folder" in say
+    assert "is needed: --base.checkpoint (or --model-path) with a run folder" in say
     (tmp_path / "empty").mkdir()
-    assert "empty has no model yet" in fails("train", "so101-paper", "--base-policy", "model", "--model-path", tmp_path / "empty")
+    assert "empty has no model yet" in fails(
+        "train", "so101-paper", "--base-policy", "model", "--model-path", tmp_path / "empty"
+    )
     (tmp_path / "notes.txt").write_text("x")
-    assert "notes.txt is no model" in fails("train", "so101-paper", "--base-policy", "model", "--model-path", tmp_path / "notes.txt")
-    assert "gone.zip does not exist" in fails("train", "so101-paper", "--base-policy", "model", "--model-path", tmp_path / "gone.zip")
+    assert "notes.txt is not a model" in fails(
+        "train", "so101-paper", "--base-policy", "model", "--model-path", tmp_path / "notes.txt"
+    )
+    assert "gone.zip does not exist" in fails(
+        "train", "so101-paper", "--base-policy", "model", "--model-path", tmp_path / "gone.zip"
+    )
 
 
 def test_an_imitation_model_is_sent_to_its_own_base_policy(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "model.safetensors", {"weights": {}}, "model")
     for path in (tmp_path, tmp_path / "model.safetensors"):
-        with pytest.raises(CheckpointError, match=f"base policy 'model': {path} holds an imitation model: its base policy is `il`"):
+        with pytest.raises(
+            CheckpointError,
+            match=f"base policy 'model': {path} holds an imitation model: use --base-policy il",
+        ):
             make_base_policy("model", ModelCfg(str(path)), point_env())
 
 
@@ -210,7 +240,9 @@ def test_sb3_acts_as_its_own_predict(kind: Any, tmp_path: Path) -> None:
     assert not chunk.requires_grad
     np.testing.assert_allclose(chunk[:, 0].clamp(-1.0, 1.0), expected, atol=1e-6)
     assert np.abs(expected).min() > 0.01
-    alone = torch.cat([policy.predict_action_chunk({k: v[[w]] for k, v in obs.items()}, EVERYONE[[w]]) for w in range(3)])
+    alone = torch.cat(
+        [policy.predict_action_chunk({k: v[[w]] for k, v in obs.items()}, EVERYONE[[w]]) for w in range(3)]
+    )
     assert torch.equal(alone, chunk)
 
 
@@ -221,14 +253,25 @@ def test_sb3_that_observes_several_vectors(tmp_path: Path) -> None:
     policy = policy_of(save(joined, tmp_path / "joined.zip"), input_keys=("position", "state"))
     both = torch.cat([obs["position"], obs["state"]], 1)
     np.testing.assert_allclose(
-        policy.predict_action_chunk(obs, EVERYONE)[:, 0].clamp(-1, 1), joined.predict(both.numpy(), deterministic=True)[0], atol=1e-6
+        policy.predict_action_chunk(obs, EVERYONE)[:, 0].clamp(-1, 1),
+        joined.predict(both.numpy(), deterministic=True)[0],
+        atol=1e-6,
     )
     assert policy.inputs == {"position": (2,), "state": (5,)}
 
-    named = lively(PPO("MultiInputPolicy", Spaces(spaces.Dict({"state": vector(5), "position": vector(2)})), device="cpu", seed=1))
+    named = lively(
+        PPO(
+            "MultiInputPolicy",
+            Spaces(spaces.Dict({"state": vector(5), "position": vector(2)})),
+            device="cpu",
+            seed=1,
+        )
+    )
     policy = policy_of(save(named, tmp_path / "named.zip"))
     expected = named.predict({k: obs[k].numpy() for k in ("state", "position")}, deterministic=True)[0]
-    np.testing.assert_allclose(policy.predict_action_chunk(obs, EVERYONE)[:, 0].clamp(-1, 1), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        policy.predict_action_chunk(obs, EVERYONE)[:, 0].clamp(-1, 1), expected, atol=1e-6
+    )
     assert policy.inputs == {"position": (2,), "state": (5,)}
 
 
@@ -237,14 +280,26 @@ def test_sb3_that_observes_images(tmp_path: Path) -> None:
     image = spaces.Box(0, 255, (36, 40, 3), np.uint8)
     env = point_env()
     env.single_observation_space.spaces["top"] = image  # type: ignore[attr-defined]
-    model = lively(PPO("MultiInputPolicy", Spaces(spaces.Dict({"state": vector(5), "top": image})), device="cpu", n_steps=2, batch_size=2))
+    model = lively(
+        PPO(
+            "MultiInputPolicy",
+            Spaces(spaces.Dict({"state": vector(5), "top": image})),
+            device="cpu",
+            n_steps=2,
+            batch_size=2,
+        )
+    )
     assert model.observation_space["top"].shape == (3, 36, 40)  # type: ignore[index]
     policy = policy_of(save(model, tmp_path / "model.zip"), env)
     obs = {**point_obs(), "top": torch.randint(0, 256, (3, 36, 40, 3), dtype=torch.uint8)}
     expected = model.predict({k: obs[k].numpy() for k in ("state", "top")}, deterministic=True)[0]
-    np.testing.assert_allclose(policy.predict_action_chunk(obs, EVERYONE)[:, 0].clamp(-1, 1), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        policy.predict_action_chunk(obs, EVERYONE)[:, 0].clamp(-1, 1), expected, atol=1e-5
+    )
     env.single_observation_space.spaces["top"] = spaces.Box(0, 255, (20, 40, 3), np.uint8)  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match=r"trained on 'top' of shape \(3, 36, 40\); this env's is \(20, 40, 3\)"):
+    with pytest.raises(
+        ConfigError, match=r"trained on 'top' of shape \(3, 36, 40\); this env's is \(20, 40, 3\)"
+    ):
         policy_of(tmp_path / "model.zip", env)
 
 
@@ -258,18 +313,30 @@ def test_sb3_that_observes_images(tmp_path: Path) -> None:
             {"input_keys": ("state", "position")},
             r"\(5,\); this env gives it \(7,\), state \(5,\) \+ position \(2,\)",
         ),
-        (vector(5), None, {"input_keys": ("goal",)}, "needs the observation 'goal'; the env has joint_position, position, state"),
+        (
+            vector(5),
+            None,
+            {"input_keys": ("goal",)},
+            "needs the observation 'goal'; the env has joint_position, position, state",
+        ),
         (
             vector(5),
             spaces.Box(-1, 1, (6,)),
             {},
             r"acts in Box\(-1.0, 1.0, \(6,\), .*; this env takes actions Box\(-1.0, 1.0, \(2,\)\)",
         ),
-        (vector(5), spaces.Box(-2, 2, (2,)), {}, r"acts in Box\(-2.0, 2.0, \(2,\), float32\); this env's actions are from -1 to 1"),
+        (
+            vector(5),
+            spaces.Box(-2, 2, (2,)),
+            {},
+            r"acts in Box\(-2.0, 2.0, \(2,\), float32\); this env's actions are from -1 to 1",
+        ),
         (vector(5), spaces.Discrete(4), {}, r"acts in Discrete\(4\); this env takes actions Box"),
     ],
 )
-def test_sb3_that_does_not_fit_is_refused(observations: Any, actions: Any, settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_sb3_that_does_not_fit_is_refused(
+    observations: Any, actions: Any, settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     path = save(A2C("MlpPolicy", Spaces(observations, actions), device="cpu"), tmp_path / "model.zip")
     with pytest.raises(ConfigError, match=message):
         policy_of(path, **settings)
@@ -277,13 +344,28 @@ def test_sb3_that_does_not_fit_is_refused(observations: Any, actions: Any, setti
 
 def test_sb3_under_a_residual_run(tmp_path: Path) -> None:
     """Through the command line's settings, with a checkpoint of the run; nobody's word but the user's makes a file trusted."""
-    path = save(lively(PPO("MlpPolicy", Spaces(vector(25), spaces.Box(-1, 1, (6,))), device="cpu")), tmp_path / "model.zip")
-    tiny_runs.train(tmp_path / "run", base_policy="model", checkpoint=str(path), trust_checkpoint=True, total_timesteps=32, eval_freq=0)
+    path = save(
+        lively(PPO("MlpPolicy", Spaces(vector(25), spaces.Box(-1, 1, (6,))), device="cpu")),
+        tmp_path / "model.zip",
+    )
+    tiny_runs.train(
+        tmp_path / "run",
+        base_policy="model",
+        checkpoint=str(path),
+        trust_checkpoint=True,
+        total_timesteps=32,
+        eval_freq=0,
+    )
     assert json.loads((tmp_path / "run" / "config.json").read_text())["base"]["trust_checkpoint"] is True
     env = make_residual_env(tiny_runs.config(), 2).vec_env
-    with pytest.raises(ConfigError, match=r"run/best_model/policy.safetensors, trained on .*model.zip is a Stable-Baselines3 zip"):
+    with pytest.raises(
+        ConfigError,
+        match=r"run/best_model/policy.safetensors, trained on .*model.zip is a Stable-Baselines3 zip",
+    ):
         make_base_policy("model", ModelCfg(str(tmp_path / "run")), env)
-    make_base_policy("model", ModelCfg(str(tmp_path / "run"), trust_checkpoint=True), env).act(env.reset(seed=0)[0])
+    make_base_policy("model", ModelCfg(str(tmp_path / "run"), trust_checkpoint=True), env).act(
+        env.reset(seed=0)[0]
+    )
 
 
 # --- torch.export -------------------------------------------------------------------------------------------------------
@@ -320,7 +402,9 @@ def test_an_exported_program_acts(batch: str, steps: int | None, tmp_path: Path)
         expected = module(obs["state"]).reshape(3, steps or 1, 2)
     np.testing.assert_allclose(chunk, expected, atol=1e-6)
     assert not chunk.requires_grad
-    alone = torch.cat([policy.predict_action_chunk({k: v[[w]] for k, v in obs.items()}, EVERYONE[[w]]) for w in range(3)])
+    alone = torch.cat(
+        [policy.predict_action_chunk({k: v[[w]] for k, v in obs.items()}, EVERYONE[[w]]) for w in range(3)]
+    )
     assert torch.equal(alone, chunk)
 
 
@@ -332,9 +416,13 @@ class Pair(nn.Module):
 def test_an_exported_program_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"a.pt2 observes \(31,\); this env gives it \(5,\), state \(5,\)"):
         policy_of(export(Chunks(31, None), tmp_path / "a.pt2", size=31))
-    with pytest.raises(ConfigError, match=r"b.pt2 gives \[1, 1, 5\] for one world; this env takes actions of 2"):
+    with pytest.raises(
+        ConfigError, match=r"b.pt2 gives \[1, 1, 5\] for one env; this env takes actions of 2"
+    ):
         policy_of(export(nn.Identity(), tmp_path / "b.pt2"))
-    with pytest.raises(ConfigError, match=r"c.pt2 cannot be run on this env's observations .* must give one tensor"):
+    with pytest.raises(
+        ConfigError, match=r"c.pt2 cannot be run on this env's observations .* must return one tensor"
+    ):
         policy_of(export(Pair(), tmp_path / "c.pt2"))
     with pytest.raises(ConfigError, match="num_action_steps must be from 1 to chunk_size 1, not 4"):
         policy_of(export(Chunks(5, None), tmp_path / "d.pt2"), num_action_steps=4)
@@ -344,12 +432,16 @@ def test_an_exported_program_that_does_not_fit_is_refused(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["model.zip", "model.pt2"])
-def test_files_that_can_run_code_need_the_users_word(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_can_run_code_need_the_users_word(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without it they are not even opened."""
     path = tmp_path / name
     path.write_bytes(b"\x80\x05never read.")
     monkeypatch.setattr(builtins, "open", lambda *_: pytest.fail("it was opened"))
-    with pytest.raises(ConfigError, match=rf"{name} is a .*, and reading it can run any code .* --trust-checkpoint"):
+    with pytest.raises(
+        ConfigError, match=rf"{name} is a .*, and reading it can run any code .* --trust-checkpoint"
+    ):
         make_base_policy("model", ModelCfg(str(path)), point_env())
 
 
@@ -367,14 +459,20 @@ def test_damaged_files_are_named(kind: str, damage: str, tmp_path: Path) -> None
     else:
         path.write_bytes(b"garbage" if damage == "garbage" else whole[: len(whole) // 2])
     what = "a Stable-Baselines3 model" if kind == "sb3" else "an exported program"
-    with pytest.raises(CheckpointError, match=f"base policy 'model': .*{path.name} cannot be read as {what} .*; expected what") as caught:
+    with pytest.raises(
+        CheckpointError,
+        match=f"base policy 'model': .*{path.name} cannot be read as {what} .*; expected what",
+    ) as caught:
         policy_of(path)
     assert "\n" not in str(caught.value)
 
 
 def test_without_stable_baselines3_the_mend_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "stable_baselines3.common.save_util", None)
-    with pytest.raises(MissingDependencyError, match=r"model.zip, is not available; install it with `pip install residual-rl\[sb3\]`"):
+    with pytest.raises(
+        MissingDependencyError,
+        match=r"model.zip, is not available; install it with `pip install residual-rl\[sb3\]`",
+    ):
         trusted.read_sb3_policy(tmp_path / "model.zip", trusted=True)
 
 

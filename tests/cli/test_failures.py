@@ -171,7 +171,7 @@ CONTEXT = ["state_before", "action", "seed", "step"]
 @pytest.mark.parametrize(
     ("spoil", "message", "dumped"),
     [
-        (nan_in_the_simulation, "the simulation diverged (NaN or huge values; MuJoCo warns BADQPOS) in world(s) [2]", CONTEXT),
+        (nan_in_the_simulation, "the simulation diverged (NaN or huge values; MuJoCo warns BADQPOS) in env(s) [2]", CONTEXT),
         (nan_in_the_reward, "reward is not finite in env(s) [2]", CONTEXT),
         (nan_in_the_observation, "goal is not finite in env(s) [2]", CONTEXT),
         (nan_in_a_gradient, "the gradient of ", []),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from residual_rl.base_policies.executor import BasePolicyExecutor
 from residual_rl.chunk_residual_env import ChunkResidualEnv
-from residual_rl.demos.collect import CollectCfg, collect, run_episodes, worlds_that_fit
+from residual_rl.demos.collect import CollectCfg, collect, run_episodes, max_envs_in_memory
 from residual_rl.demos.episode import Demo
 from residual_rl.demos.reader import Demonstrations
 from residual_rl.demos.replay import Difference, make_env, replay
@@ -115,8 +115,12 @@ def test_noise_is_as_strong_as_asked_and_stays_as_long() -> None:
     noise = torch.stack(values)
     for t in (0, 39):
         assert noise[t].std(0).tolist() == pytest.approx([0.2, 0.05], rel=0.1)
-    assert float(torch.corrcoef(torch.stack([noise[20, :, 0], noise[21, :, 0]]))[0, 1]) == pytest.approx(0.9, abs=0.03)
-    assert float(torch.corrcoef(torch.stack([noise[20, :, 0], noise[20, :, 1]]))[0, 1]) == pytest.approx(0.0, abs=0.15)
+    assert float(torch.corrcoef(torch.stack([noise[20, :, 0], noise[21, :, 0]]))[0, 1]) == pytest.approx(
+        0.9, abs=0.03
+    )
+    assert float(torch.corrcoef(torch.stack([noise[20, :, 0], noise[20, :, 1]]))[0, 1]) == pytest.approx(
+        0.0, abs=0.15
+    )
 
 
 class Chunks(fakes.Homing):
@@ -163,7 +167,9 @@ def test_without_noise_or_residual_nothing_is_stored_of_them() -> None:
 def collected(path: Path, num_envs: int = 3, **settings: Any) -> tuple[Any, list[Demo]]:
     env = point_env(num_envs)
     with DemoWriter(path, INFO, overwrite=True) as writer:
-        result = collect(env, no_residual(env), CollectCfg(first_seed=100, **settings), writer, with_residual=False)
+        result = collect(
+            env, no_residual(env), CollectCfg(first_seed=100, **settings), writer, with_residual=False
+        )
     return result, read(path) if writer.published else []
 
 
@@ -219,7 +225,9 @@ def test_a_policy_that_fails_leaves_what_was_complete(tmp_path: Path) -> None:
 
     def run() -> None:
         with DemoWriter(tmp_path / "x.h5", INFO) as writer:
-            collect(env, no_residual(env), CollectCfg(n_episodes=20, first_seed=100), writer, with_residual=False)
+            collect(
+                env, no_residual(env), CollectCfg(n_episodes=20, first_seed=100), writer, with_residual=False
+            )
 
     with pytest.raises(BasePolicyError, match="failed: ValueError: enough"):
         run()
@@ -231,13 +239,13 @@ def test_an_env_that_hands_its_seeds_out_otherwise_is_refused() -> None:
     env = point_env(3)
     draw = env.vec_env.episode_seeds.draw
     env.vec_env.episode_seeds.draw = lambda n: draw(n).flip(0)  # type: ignore[method-assign]
-    with pytest.raises(ConfigError, match="does not hand its seeds to its worlds in order"):
+    with pytest.raises(ConfigError, match="does not draw its episode seeds in order"):
         list(run_episodes(env, no_residual(env), SEEDS))
 
 
 def test_worlds_are_as_many_as_their_images_leave_room_for() -> None:
     env = fakes.PointEnv(fakes.PointCfg(), 1)
-    assert worlds_that_fit(env) == (1 << 30) // (9 * 4 * 11)  # 9 float32 a step, 11 observations of 10 steps
+    assert max_envs_in_memory(env) == (1 << 30) // (9 * 4 * 11)  # 9 float32 a step, 11 observations of 10 steps
 
 
 @pytest.mark.parametrize(
@@ -287,12 +295,39 @@ def test_a_replay_tells_how_far_what_happens_is_from_what_was_stored(tmp_path: P
     demo = next(demo for demo in episodes(6) if len(demo) == 6 and not demo.succeeded)
     moved = dataclasses.replace(demo, obs={name: value.copy() for name, value in demo.obs.items()})
     moved.obs["position"][4, 1] += 0.25
-    late = dataclasses.replace(demo, obs={**demo.obs, "position": demo.obs["position"] + np.float32(0.5)}, success=np.ones(6, bool))
+    late = dataclasses.replace(
+        demo, obs={**demo.obs, "position": demo.obs["position"] + np.float32(0.5)}, success=np.ones(6, bool)
+    )
     other = dataclasses.replace(demo, seed=demo.seed + 1, success=None)  # type: ignore[operator]
-    short = Demo(actions=demo.actions[:4], obs={}, terminated=demo.terminated[:4], truncated=demo.truncated[:4], seed=demo.seed)
+    short = Demo(
+        actions=demo.actions[:4],
+        obs={},
+        terminated=demo.terminated[:4],
+        truncated=demo.truncated[:4],
+        seed=demo.seed,
+    )
     for name, one, check in (
-        ("moved", moved, lambda r: (r.drift.value == pytest.approx(0.25), r.drift.name, r.drift.step, r.start.value, r.reproduced)),
-        ("late", late, lambda r: (r.drift.value == pytest.approx(0.5), r.start.name, r.start.value == pytest.approx(0.5), r.reproduced)),
+        (
+            "moved",
+            moved,
+            lambda r: (
+                r.drift.value == pytest.approx(0.25),
+                r.drift.name,
+                r.drift.step,
+                r.start.value,
+                r.reproduced,
+            ),
+        ),
+        (
+            "late",
+            late,
+            lambda r: (
+                r.drift.value == pytest.approx(0.5),
+                r.start.name,
+                r.start.value == pytest.approx(0.5),
+                r.reproduced,
+            ),
+        ),
         ("other", other, lambda r: (r.start.value > 0.01, r.reproduced, r.stored_success)),
         ("short", short, lambda r: (r.steps, r.success, r.reproduced, r.drift.value)),
     ):
@@ -338,7 +373,9 @@ def test_what_differs_infinitely() -> None:
     difference.update("a", 2, np.zeros(2), np.zeros(3))
     assert difference.value == np.inf
     difference = Difference()
-    difference.update("image", 3, np.array([250, 3], np.uint8), np.array([3, 250], np.uint8))  # no wrapping around
+    difference.update(
+        "image", 3, np.array([250, 3], np.uint8), np.array([3, 250], np.uint8)
+    )  # no wrapping around
     assert difference.value == 247.0
 
 
@@ -352,9 +389,9 @@ def test_what_differs_infinitely() -> None:
             {"speed": 1},
             2,
             CheckpointError,
-            "holds settings that task 'point' of this release does not take: unknown setting of PointCfg 'speed'",
+            "holds settings that task 'point' of this release does not accept: unknown setting of PointCfg 'speed'",
         ),
-        ("point", {}, 3, CheckpointError, "holds actions of 3 numbers, and task 'point' takes 2"),
+        ("point", {}, 3, CheckpointError, "holds actions of 3 numbers, but task 'point' takes 2"),
     ],
 )
 def test_demonstrations_of_another_task_are_refused(

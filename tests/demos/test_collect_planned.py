@@ -14,7 +14,7 @@ from demo_files import INFO, a_demo, read
 from residual_rl.cli.flags import settings_as_flags
 from residual_rl.cli.main import main
 from residual_rl.demos.collect import CollectCfg, collect_planned
-from residual_rl.demos.episode import Demo, Lost
+from residual_rl.demos.episode import Demo, FailedEpisode
 from residual_rl.demos.reader import Demonstrations
 from residual_rl.demos.writer import DemoWriter
 from residual_rl.errors import ConfigError
@@ -30,12 +30,12 @@ class Every:
     def __init__(self, cfg: Any = None, num_workers: int = 1, time_limit: float = 1.0):
         self.task, self.made_with, self.closed = cfg, (num_workers, time_limit), False
 
-    def episodes(self, seeds: Sequence[int], stopped: Callable[[], bool]) -> Iterator[Demo | Lost]:
+    def episodes(self, seeds: Sequence[int], stopped: Callable[[], bool]) -> Iterator[Demo | FailedEpisode]:
         for seed in seeds:
             if stopped():
                 return
             if seed % 2:
-                yield Lost(seed, "odd")
+                yield FailedEpisode(seed, "odd")
             else:
                 yield a_demo(seed, success=np.array([False, False, seed % 4 == 0]))
 
@@ -53,21 +53,24 @@ def test_another_episode_is_planned_for_each_one_that_is_lost(tmp_path: Path) ->
     result, seeds = collected(tmp_path, n_episodes=3)
     assert seeds == [0, 2, 4]
     assert (result.ran, result.solved) == (5, 2)
-    assert result.lost == [Lost(1, "odd"), Lost(3, "odd")]
+    assert result.failed == [FailedEpisode(1, "odd"), FailedEpisode(3, "odd")]
 
 
 def test_successes_alone(tmp_path: Path) -> None:
     result, seeds = collected(tmp_path, n_episodes=3, only_success=True)
     assert seeds == [0, 4, 8]
-    assert (result.ran, result.solved, len(result.lost)) == (9, 3, 4)
+    assert (result.ran, result.solved, len(result.failed)) == (9, 3, 4)
 
 
 def test_when_nothing_but_losses_come_it_gives_up(tmp_path: Path) -> None:
     class Odd(Every):
-        def episodes(self, seeds: Sequence[int], stopped: Callable[[], bool]) -> Iterator[Demo | Lost]:
+        def episodes(self, seeds: Sequence[int], stopped: Callable[[], bool]) -> Iterator[Demo | FailedEpisode]:
             yield from super().episodes([seeds[0], *(2 * seed + 1 for seed in seeds)], stopped)
 
-    with DemoWriter(tmp_path / "x.h5", INFO) as writer, pytest.raises(ConfigError, match=r"20 episodes came to nothing.*seed 39: odd"):
+    with (
+        DemoWriter(tmp_path / "x.h5", INFO) as writer,
+        pytest.raises(ConfigError, match=r"20 consecutive episodes failed.*seed 39: odd"),
+    ):
         collect_planned(Odd(), CollectCfg(first_seed=0, n_episodes=5), writer)
     assert [demo.seed for demo in read(tmp_path / "x.h5")] == [0]
 
@@ -86,14 +89,18 @@ def test_what_stops_it_leaves_what_was_complete(tmp_path: Path) -> None:
     assert progress == [(1, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
 
 
-def test_a_tasks_planner_is_called_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tasks_planner_is_called_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     made: list[Every] = []
 
     def make(cfg: Any, num_workers: int, time_limit: float) -> Every:
         made.append(Every(dataclasses.replace(cfg, max_episode_steps=6), num_workers, time_limit))
         return made[0]
 
-    spec = dataclasses.replace(TASKS.get("so101-paper"), planners={"by-hand": f"{__name__}:planner_under_test"})
+    spec = dataclasses.replace(
+        TASKS.get("so101-paper"), planners={"by-hand": f"{__name__}:planner_under_test"}
+    )
     monkeypatch.setitem(TASKS._specs, "so101-paper", spec)
     monkeypatch.setitem(globals(), "planner_under_test", make)
     path = tmp_path / "x.h5"
@@ -110,11 +117,18 @@ def test_a_tasks_planner_is_called_by_its_name(tmp_path: Path, monkeypatch: pyte
         assert [demo.seed for demo in demos] == [0, 2]
         settings, info = demos.task_settings, demos.info
     assert (settings["tolerance"], settings["max_episode_steps"]) == (0.03, 6)
-    assert (info["source_type"], info["source_desc"], info["action_unit"]) == ("by-hand", "every other one", [0.5, 0.5])
+    assert (info["source_type"], info["source_desc"], info["action_unit"]) == (
+        "by-hand",
+        "every other one",
+        [0.5, 0.5],
+    )
     assert settings_as_flags("so101-paper", settings) == "--tolerance 0.03 --max-episode-steps 6"
     assert main(["demos", "info", str(path)]) == 0
     assert "--tolerance 0.03 --max-episode-steps 6" in capsys.readouterr().out
-    assert main(["demos", "collect", "so101-paper", "--policy", "by-hand", "--noise", "0.1", "--num-envs", "4"]) == 2
+    assert (
+        main(["demos", "collect", "so101-paper", "--policy", "by-hand", "--noise", "0.1", "--num-envs", "4"])
+        == 2
+    )
     assert "it takes no --noise, --num-envs" in capsys.readouterr().err
     assert main(["demos", "collect", "so101-paper", "--policy", "by-hand", "--time-limit", "0"]) == 2
     assert "time_limit must be above 0" in capsys.readouterr().err

@@ -33,13 +33,19 @@ from residual_rl.utils.files import WriteError
 
 
 def test_the_layout_is_that_of_maniskill(tmp_path: Path) -> None:
-    demo = a_demo(seed=7, intended_actions=np.zeros((3, 2), np.float32), base_actions=np.ones((3, 2), np.float32))
+    demo = a_demo(
+        seed=7, intended_actions=np.zeros((3, 2), np.float32), base_actions=np.ones((3, 2), np.float32)
+    )
     info = {**INFO, "env_info": {**INFO["env_info"], "env_kwargs": {"control_mode": "joint_delta"}}}
     path = write(tmp_path / "x.h5", [demo, a_demo(seed=8, steps=4)], info)
     with h5py.File(path) as file:
         assert list(file) == ["traj_0", "traj_1"]
         found: dict[str, tuple[Any, ...]] = {}
-        file["traj_0"].visititems(lambda name, node: found.update({name: (node.shape, node.dtype.name)} if hasattr(node, "shape") else {}))
+        file["traj_0"].visititems(
+            lambda name, node: found.update(
+                {name: (node.shape, node.dtype.name)} if hasattr(node, "shape") else {}
+            )
+        )
         assert found == {
             "actions": ((3, 2), "float32"),
             "base_actions": ((3, 2), "float32"),
@@ -73,22 +79,47 @@ def test_the_layout_is_that_of_maniskill(tmp_path: Path) -> None:
     with Demonstrations(path) as demos:
         assert demos.info == side
         assert demos.own
-        assert (len(demos), demos.task_id, demos.task_settings, demos.action_dim) == (2, "point", {"control_mode": "joint_delta"}, 2)
+        assert (len(demos), demos.task_id, demos.task_settings, demos.action_dim) == (
+            2,
+            "point",
+            {"control_mode": "joint_delta"},
+            2,
+        )
         assert demos.obs_shapes == {"state": (5,), "arm/top": (4, 4, 3)}
         assert same(demos.episode(0), demo)
         assert list(demos.episode(1, obs=["state"]).obs) == ["state"]
         assert demos.episode(1, obs=()).obs == {}
-        with pytest.raises(UnknownNameError, match=r"unknown observation of .*x\.h5: 'stat'; did you mean 'state'"):
+        with pytest.raises(
+            UnknownNameError, match=r"unknown observation of .*x\.h5: 'stat'; did you mean 'state'"
+        ):
             demos.episode(0, obs=["stat"])
-        with pytest.raises(ConfigError, match=r"has the episodes 0 to 1; there is no 2"):
+        with pytest.raises(ConfigError, match=r"has the episodes 0 to 1, not 2"):
             demos.episode(2)
 
 
 def test_the_description_says_what_it_was_made_with() -> None:
-    info = describe("point", {"a": 1}, max_episode_steps=10, control_hz=5.0, source_type="rl", source_desc="x", action_unit_name="m")
-    assert info["env_info"] == {"env_id": "point", "env_kwargs": {"a": 1}, "max_episode_steps": 10, "control_hz": 5.0}
+    info = describe(
+        "point",
+        {"a": 1},
+        max_episode_steps=10,
+        control_hz=5.0,
+        source_type="rl",
+        source_desc="x",
+        action_unit_name="m",
+    )
+    assert info["env_info"] == {
+        "env_id": "point",
+        "env_kwargs": {"a": 1},
+        "max_episode_steps": 10,
+        "control_hz": 5.0,
+    }
     assert info["versions"]["packages"]["h5py"] == h5py.__version__
-    assert (info["source_type"], info["source_desc"], info["action_unit_name"], info["format_version"]) == ("rl", "x", "m", 1)
+    assert (info["source_type"], info["source_desc"], info["action_unit_name"], info["format_version"]) == (
+        "rl",
+        "x",
+        "m",
+        1,
+    )
 
 
 @st.composite
@@ -96,8 +127,16 @@ def demos(draw: st.DrawFn) -> list[Demo]:
     names = st.text(st.characters(codec="ascii", exclude_characters="/.\x00"), min_size=1, max_size=8)
     floats = st.sampled_from([np.float32, np.float64])
     finite = {"allow_nan": False, "allow_infinity": False, "width": 32}
-    obs_of = draw(st.dictionaries(names, st.tuples(hnp.array_shapes(min_dims=0, max_dims=2, max_side=3), floats), max_size=3))
-    optional = draw(st.sets(st.sampled_from(["base_actions", "residual_actions", "intended_actions", "rewards", "success"])))
+    obs_of = draw(
+        st.dictionaries(
+            names, st.tuples(hnp.array_shapes(min_dims=0, max_dims=2, max_side=3), floats), max_size=3
+        )
+    )
+    optional = draw(
+        st.sets(
+            st.sampled_from(["base_actions", "residual_actions", "intended_actions", "rewards", "success"])
+        )
+    )
     episodes = []
     for steps in draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)):
 
@@ -116,7 +155,8 @@ def demos(draw: st.DrawFn) -> list[Demo]:
                 truncated=array(bool, steps),
                 seed=draw(st.none() | st.integers(0, 2**62)),
                 draws={
-                    name: array(np.float64, *draw(hnp.array_shapes(min_dims=0, max_dims=2, max_side=2))) for name in draw(st.sets(names))
+                    name: array(np.float64, *draw(hnp.array_shapes(min_dims=0, max_dims=2, max_side=2)))
+                    for name in draw(st.sets(names))
                 },
                 env_states=draw(st.dictionaries(names, st.just({"q": np.arange(3.0)[None]}), max_size=2)),
                 **parts,
@@ -140,10 +180,21 @@ SETTINGS = {"env_id": "PushCube-v1", "control_mode": "pd_joint_delta_pos", "max_
 def test_a_file_of_maniskill_is_read(tmp_path: Path) -> None:
     with Demonstrations.open(maniskill(tmp_path / "trajectory.h5")) as file:
         assert not file.own
-        assert (len(file), file.task_id, file.task_settings, file.obs_shapes) == (2, "maniskill", SETTINGS, {"state": (35,)})
+        assert (len(file), file.task_id, file.task_settings, file.obs_shapes) == (
+            2,
+            "maniskill",
+            SETTINGS,
+            {"state": (35,)},
+        )
         demo = file.episode(1)
     assert demo.obs["state"].tolist() == np.ones((4, 35)).tolist()
-    assert (demo.seed, demo.succeeded, demo.rewards, demo.base_actions, demo.draws) == (6, False, None, None, {})
+    assert (demo.seed, demo.succeeded, demo.rewards, demo.base_actions, demo.draws) == (
+        6,
+        False,
+        None,
+        None,
+        {},
+    )
     assert demo.intended_actions is demo.actions
     assert demo.env_states["articulations"]["panda"].shape == (4, 31)
     assert demo.env_states["actors"]["cube"].shape == (4, 13)
@@ -153,7 +204,10 @@ def test_a_file_of_maniskill_is_read(tmp_path: Path) -> None:
 
 def test_a_file_of_maniskill_with_joint_positions_names_the_tool_that_converts_it(tmp_path: Path) -> None:
     with Demonstrations.open(maniskill(tmp_path / "x.h5", control_mode="pd_joint_pos")) as file:
-        with pytest.raises(ConfigError, match=r"x\.h5: .*pd_joint_pos.*replay_trajectory.*--target-control-mode pd_joint_delta_pos"):
+        with pytest.raises(
+            ConfigError,
+            match=r"x\.h5: .*pd_joint_pos.*replay_trajectory.*--target-control-mode pd_joint_delta_pos",
+        ):
             _ = file.task_settings
         assert len(file.episode(0)) == 3
 
@@ -165,7 +219,7 @@ def test_the_other_modes_of_maniskill(tmp_path: Path) -> None:
     assert demo.seed == 9
     demo = read(maniskill(tmp_path / "none.h5", {}, episode_seed=[9, 10]))[0]
     assert demo.obs == {}
-    assert demo.seed is None  # those of all worlds that were reset together: nobody knows which is this one's
+    assert demo.seed is None  # those of all envs that were reset together: nobody knows which is this one's
 
 
 # --- what is wrong with files ---------------------------------------------------------------------------------------
@@ -203,41 +257,72 @@ NAN = np.array([[0.0] * 8, [np.nan] * 8, [0.0] * 8], np.float32)
 @pytest.mark.parametrize(
     ("spoiled", "message"),
     [
-        (replace("traj_1/actions", None), "traj_1 lacks 'actions'; the file is damaged or incomplete: collect it again"),
+        (
+            replace("traj_1/actions", None),
+            "traj_1 lacks 'actions'; the file is damaged or incomplete: collect it again",
+        ),
         (replace("traj_1/truncated", None), "traj_1 lacks 'truncated'"),
         (replace("traj_1/obs", np.zeros((3, 35))), "traj_1: actions has 3 steps but obs/state 3, expected 4"),
-        (replace("traj_1/obs", np.float32(1.0)), "traj_1: actions has 3 steps but obs/state none, expected 4"),
-        (replace("traj_1/obs", np.zeros((4, 34))), "traj_1: obs/state has the shape [34] a step, but [35] in traj_0"),
-        (replace("traj_1/actions", np.zeros((3, 7))), "traj_1: actions has the shape [7] a step, but [8] in traj_0"),
+        (
+            replace("traj_1/obs", np.float32(1.0)),
+            "traj_1: actions has 3 steps but obs/state none, expected 4",
+        ),
+        (
+            replace("traj_1/obs", np.zeros((4, 34))),
+            "traj_1: obs/state has the shape [34] a step, but [35] in traj_0",
+        ),
+        (
+            replace("traj_1/actions", np.zeros((3, 7))),
+            "traj_1: actions has the shape [7] a step, but [8] in traj_0",
+        ),
         (replace("traj_1/actions", np.zeros(3)), "traj_1: actions has the shape [3]; expected [T, A]"),
-        (replace("traj_1/actions", np.zeros((0, 8))), "traj_1: actions has the shape [0, 8]; expected [T, A]"),
+        (
+            replace("traj_1/actions", np.zeros((0, 8))),
+            "traj_1: actions has the shape [0, 8]; expected [T, A]",
+        ),
         (replace("traj_1/actions", NAN), "traj_1: actions is NaN or infinite at step 1 (1 of 3 steps)"),
-        (replace("traj_1/obs", np.full((4, 35), np.inf)), "traj_1: obs/state is NaN or infinite at step 0 (4 of 4 steps)"),
-        (replace("traj_1/success", np.zeros((3, 1), bool)), "traj_1: success has the shape [3, 1]; expected [3], one for each action"),
+        (
+            replace("traj_1/obs", np.full((4, 35), np.inf)),
+            "traj_1: obs/state is NaN or infinite at step 0 (4 of 4 steps)",
+        ),
+        (
+            replace("traj_1/success", np.zeros((3, 1), bool)),
+            "traj_1: success has the shape [3, 1]; expected [3], one for each action",
+        ),
         (
             spoil(lambda f: f.create_dataset("traj_1/base_actions", data=np.zeros((2, 8)))),
             "base_actions has the shape [2, 8]; expected that of",
         ),
         (replace("traj_1/actions", [b"a", b"b", b"c"]), "traj_1: actions holds object, expected numbers"),
         (
-            spoil(lambda f: f.move("traj_1/actions", "traj_1/a") or f.move("traj_1/a", "traj_1/actions/panda")),
+            spoil(
+                lambda f: f.move("traj_1/actions", "traj_1/a") or f.move("traj_1/a", "traj_1/actions/panda")
+            ),
             "actions is a group of panda",
         ),
         (replace("traj_1", None), "describes 2 trajectories"),
         (replace("traj_0", None), "describes 2 trajectories"),
-        (spoil(lambda f: f.clear()), "holds no trajectories traj_0, traj_1, …; expected demonstrations in ManiSkill's layout"),
+        (
+            spoil(lambda f: f.clear()),
+            "holds no trajectories traj_0, traj_1, …; expected demonstrations in ManiSkill's layout",
+        ),
         (lambda p: p.with_suffix(".json").unlink(), "trajectory.json is missing"),
         (lambda p: p.with_suffix(".json").write_text("{"), "trajectory.json cannot be read"),
         (side(lambda d: d.pop("env_info")), "trajectory.json cannot be read (KeyError('env_info'))"),
         (side(lambda d: d["episodes"].pop()), "describes 1 trajectories"),
         (lambda p: p.write_bytes(p.read_bytes()[:-2000]), "truncated"),
-        (lambda p: p.write_bytes(b""), "is no HDF5 file; expected demonstrations: HDF5 in the layout of ManiSkill's trajectories"),
+        (
+            lambda p: p.write_bytes(b""),
+            "is no HDF5 file; expected demonstrations: HDF5 in the layout of ManiSkill's trajectories",
+        ),
         (lambda p: p.write_text("PK" * 100), "is no HDF5 file"),
         (lambda p: p.unlink(), "does not exist"),
         (lambda p: (p.unlink(), p.mkdir()), "Is a directory"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_named(tmp_path: Path, spoiled: Callable[[Path], Any], message: str) -> None:
+def test_what_is_wrong_with_a_file_is_named(
+    tmp_path: Path, spoiled: Callable[[Path], Any], message: str
+) -> None:
     path = maniskill(tmp_path / "trajectory.h5")
     spoiled(path)
     with pytest.raises(CheckpointError) as caught:
@@ -259,7 +344,9 @@ def test_what_was_changed_in_ours_is_noticed(tmp_path: Path) -> None:
     demo = a_demo(base_actions=np.ones((3, 2), np.float32))
     path = write(tmp_path / "x.h5", [demo])
     replace("traj_0/rewards", np.zeros(3, np.float32))(path)
-    with pytest.raises(CheckpointError, match=r"traj_0: rewards is not what was written \(its CRC-32 differs\)"):
+    with pytest.raises(
+        CheckpointError, match=r"traj_0: rewards differs from the written data \(by its CRC-32\)"
+    ):
         read(path)
     write(path, [demo], overwrite=True)
     replace("traj_0/base_actions", None)(path)  # it is optional, but this file had it
@@ -270,7 +357,9 @@ def test_what_was_changed_in_ours_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="should hold 2 trajectories but has 1"):
         read(path)
     write(path, [demo], {**INFO, "format_version": 2}, overwrite=True)
-    with pytest.raises(CheckpointError, match="has format version 2; this release knows up to 1: update residual_rl"):
+    with pytest.raises(
+        CheckpointError, match="has format version 2; this release reads up to 1: update residual_rl"
+    ):
         read(path)
 
 
@@ -306,12 +395,20 @@ def names(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"actions": np.full((3, 2), np.nan, np.float32)}, "seed 5 does not go into .*: actions is NaN or infinite at step 0"),
+        (
+            {"actions": np.full((3, 2), np.nan, np.float32)},
+            "seed 5 cannot be stored in .*: actions is NaN or infinite at step 0",
+        ),
         ({"rewards": np.zeros(4, np.float32)}, r"rewards has the shape \[4\]; expected \[3\]"),
-        ({"obs": {"state": np.zeros((4, 6))}}, r"a step has the shapes .*'obs/state': \(6,\).* and of the episodes before it"),
+        (
+            {"obs": {"state": np.zeros((4, 6))}},
+            r"a step has the shapes .*'obs/state': \(6,\).* but in the previous episodes",
+        ),
     ],
 )
-def test_an_episode_that_is_not_whole_is_refused_and_the_others_stay(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+def test_an_episode_that_is_not_whole_is_refused_and_the_others_stay(
+    tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
     with DemoWriter(tmp_path / "x.h5", INFO) as writer:
         writer.add(a_demo(0))
         with pytest.raises(ConfigError, match=message):
@@ -322,10 +419,12 @@ def test_an_episode_that_is_not_whole_is_refused_and_the_others_stay(tmp_path: P
 
 def test_a_file_that_is_there_is_not_replaced_unless_asked(tmp_path: Path) -> None:
     path = write(tmp_path / "x.h5", [a_demo(0)])
-    with pytest.raises(ConfigError, match=r"x\.h5 exists already; choose another --out, or replace it with --overwrite"):
+    with pytest.raises(
+        ConfigError, match=r"x\.h5 already exists; choose another --output, or replace it with --overwrite"
+    ):
         DemoWriter(path, INFO)
     path.unlink()
-    with pytest.raises(ConfigError, match=r"x\.json exists already"):  # somebody else's settings, perhaps
+    with pytest.raises(ConfigError, match=r"x\.json already exists"):  # somebody else's settings, perhaps
         DemoWriter(path, INFO)
     with pytest.raises(ConfigError, match=r"must end in \.h5 or \.hdf5"):
         DemoWriter(tmp_path / "x.zip", INFO)
@@ -357,7 +456,9 @@ def test_an_exception_keeps_what_was_complete(tmp_path: Path) -> None:
     assert names(tmp_path) == ["x.h5", "x.json"]
 
 
-def test_an_episode_that_is_interrupted_leaves_no_half_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_episode_that_is_interrupted_leaves_no_half_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, calls = demo_writer._store, itertools.count()
 
     def interrupted(*arguments: Any) -> None:
@@ -423,7 +524,9 @@ def test_a_full_disk_ends_in_one_line_with_all_that_was_complete(tmp_path: Path)
                 stored += 1
 
     try:
-        with pytest.raises(WriteError, match=r"cannot write .*x\.h5: File too large; raise the file size limit"):
+        with pytest.raises(
+            WriteError, match=r"cannot write .*x\.h5: File too large; raise the file size limit"
+        ):
             fill()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -39,19 +39,49 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(registry, "_specs", {**registry._specs, spec.id: spec})
 
 
-def point_cfg(base_policy: str = "homing", demos: Path | str = "x", chunk: Any = "step", **learner: Any) -> TrainCfg:
-    sac = SACCfg(**{"hidden_sizes": (8,), "batch_size": 8, "demos": str(demos), "demo_share": 0.5, "reward_scale": 1.0, **learner})
+def point_cfg(
+    base_policy: str = "homing", demos: Path | str = "x", chunk: Any = "step", **learner: Any
+) -> TrainCfg:
+    sac = SACCfg(
+        **{
+            "hidden_sizes": (8,),
+            "batch_size": 8,
+            "demos": str(demos),
+            "demo_share": 0.5,
+            "reward_scale": 1.0,
+            **learner,
+        }
+    )
     residual = ResidualCfg(residual_scale=0.5, residual_penalty=0.1, chunk=chunk)
-    return TrainCfg("point", base_policy, fakes.PointCfg(6), None, sac, residual, RunCfg(num_envs=3, torch_threads=1), "sac")
+    return TrainCfg(
+        "point",
+        base_policy,
+        fakes.PointCfg(6),
+        None,
+        sac,
+        residual,
+        RunCfg(num_envs=3, torch_threads=1),
+        "sac",
+    )
 
 
 def demo(positions: list[tuple[float, float]], actions: list[tuple[float, float]], **fields: Any) -> Demo:
     steps, position = len(actions), np.array(positions, np.float32)
     state = np.concatenate([position, np.zeros((steps + 1, 3), np.float32)], 1)
-    flags = {"terminated": np.zeros(steps, bool), "truncated": np.zeros(steps, bool), "success": np.zeros(steps, bool)}
+    flags = {
+        "terminated": np.zeros(steps, bool),
+        "truncated": np.zeros(steps, bool),
+        "success": np.zeros(steps, bool),
+    }
     rewards = np.arange(1, steps + 1, dtype=np.float32)
     return Demo(
-        **{"actions": np.array(actions, np.float32), "obs": {"state": state, "position": position}, "rewards": rewards, **flags, **fields}
+        **{
+            "actions": np.array(actions, np.float32),
+            "obs": {"state": state, "position": position},
+            "rewards": rewards,
+            **flags,
+            **fields,
+        }
     )
 
 
@@ -71,8 +101,14 @@ def test_a_residual_by_hand(tmp_path: Path) -> None:
     first, second = demonstrated(path, point_cfg())
     assert first.base_action.tolist() == [pytest.approx([-0.5, -0.2]), [-1.0, 1.0]]
     assert first.next_obs["base_action"].tolist() == [[-1.0, 1.0], pytest.approx([-0.1, 0.0])]
-    assert first.action.tolist() == [pytest.approx([-0.4, 0.2]), pytest.approx([-1.0, 0.1])]  # what could be executed
-    assert first.residual_action.tolist() == [pytest.approx([0.2, 0.8]), [0.0, -1.0]]  # the last would have to be -1.8
+    assert first.action.tolist() == [
+        pytest.approx([-0.4, 0.2]),
+        pytest.approx([-1.0, 0.1]),
+    ]  # what could be executed
+    assert first.residual_action.tolist() == [
+        pytest.approx([0.2, 0.8]),
+        [0.0, -1.0],
+    ]  # the last would have to be -1.8
     # less 0.1 · |0.5 · residual|²
     assert first.reward.tolist() == pytest.approx([1 - 0.1 * 0.25 * (0.04 + 0.64), 2 - 0.1 * 0.25])
     assert (first.terminated.tolist(), first.truncated.tolist()) == ([False, True], [False, False])
@@ -91,8 +127,12 @@ def collected(cfg: TrainCfg, path: Path) -> Path:
     return write(path, list(run_episodes(env, wave, range(100, 107))))
 
 
-@pytest.mark.parametrize(("base_policy", "chunk"), [("homing", "step"), ("chunky", "step"), ("chunky", "whole")])
-def test_they_are_what_the_env_gave_when_they_were_collected(tmp_path: Path, base_policy: str, chunk: str) -> None:
+@pytest.mark.parametrize(
+    ("base_policy", "chunk"), [("homing", "step"), ("chunky", "step"), ("chunky", "whole")]
+)
+def test_they_are_what_the_env_gave_when_they_were_collected(
+    tmp_path: Path, base_policy: str, chunk: str
+) -> None:
     """Executed again with the residuals that were found, the env gives the same transitions, base policy's chunks and history included."""
     path = collected(point_cfg(base_policy), tmp_path / "d.h5")
     cfg = point_cfg(base_policy, chunk=chunk)
@@ -103,10 +143,18 @@ def test_they_are_what_the_env_gave_when_they_were_collected(tmp_path: Path, bas
         for t in range(len(episode.reward)):
             found, _ = env.step(episode.residual_action[t : t + 1])
             for name in ("base_action", "action", "residual_action", "reward", "terminated", "truncated"):
-                torch.testing.assert_close(getattr(found, name)[0], getattr(episode, name)[t], rtol=1e-4, atol=1e-5, msg=f"{i} {t} {name}")
+                torch.testing.assert_close(
+                    getattr(found, name)[0],
+                    getattr(episode, name)[t],
+                    rtol=1e-4,
+                    atol=1e-5,
+                    msg=f"{i} {t} {name}",
+                )
             for name in ("state", "base_action"):
                 for mine, its in ((episode.obs, found.obs), (episode.next_obs, found.next_obs)):
-                    torch.testing.assert_close(mine[name][t], its[name][0], rtol=1e-4, atol=1e-5, msg=f"{i} {t} {name}")
+                    torch.testing.assert_close(
+                        mine[name][t], its[name][0], rtol=1e-4, atol=1e-5, msg=f"{i} {t} {name}"
+                    )
             assert found.effective_scale == episode.effective_scale
 
 
@@ -124,13 +172,15 @@ def test_critics_judge_what_was_executed_or_the_residual_in_reach(tmp_path: Path
     assert critic_action[4:].tolist() == [pytest.approx([-0.9, 0.1] if critic_input == "sum" else [0.2, -1.0])] * 4
 
 
-def test_a_reach_that_is_too_short_and_other_settings_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_reach_that_is_too_short_and_other_settings_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = write(tmp_path / "d.h5", [demo([(0.2, -0.3), (0.0, 0.0)], [(0.9, 0.1)])])
     with caplog.at_level(logging.WARNING):
         demonstrated(path, dataclasses.replace(point_cfg(), task=fakes.PointCfg(9)))
     assert "was collected with other settings of the task: max_episode_steps 6 (here 9)" in caplog.text
-    assert "100 % of what" in caplog.text
-    assert "lies beyond the residual's reach on top of base policy 'homing'" in caplog.text
+    assert "100 % of the actions in" in caplog.text
+    assert "need a larger residual on top of base policy 'homing'" in caplog.text
 
 
 def with_info(**env_info: Any) -> dict[str, Any]:
@@ -143,17 +193,31 @@ OTHER_SIZE = {"actions": np.zeros((1, 7), np.float32), "intended_actions": np.ze
 
 STATE, POSITION = {"state": np.zeros((2, 5), np.float32)}, {"position": np.zeros((2, 2), np.float32)}
 MISFITS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-    ({}, with_info(env_id="push"), "holds demonstrations of task 'push', and this run trains on 'point': collect them with"),
-    (OTHER_SIZE, INFO, "holds actions of 7 numbers, and task 'point' takes 2"),
-    ({"obs": STATE}, INFO, "lacks the observation 'position', which base policy 'homing' needs; it holds state"),
+    (
+        {},
+        with_info(env_id="push"),
+        "holds demonstrations of task 'push', but this run trains on 'point': collect them with",
+    ),
+    (OTHER_SIZE, INFO, "holds actions of 7 numbers, but task 'point' takes 2"),
+    (
+        {"obs": STATE},
+        INFO,
+        "lacks the observation 'position', which base policy 'homing' needs; it holds state",
+    ),
     ({"obs": POSITION}, INFO, "lacks the observation 'state', which learner 'sac' needs; it holds position"),
-    ({"obs": {"state": np.zeros((2, 9)), **POSITION}}, INFO, r"holds 'state' of shape \[9\], and task 'point' observes \[5\]"),
+    (
+        {"obs": {"state": np.zeros((2, 9)), **POSITION}},
+        INFO,
+        r"holds 'state' of shape \[9\], but task 'point' observes \[5\]",
+    ),
     ({"rewards": None}, INFO, "holds no rewards, which --demos needs"),
 ]
 
 
 @pytest.mark.parametrize(("fields", "info", "message"), MISFITS)
-def test_what_does_not_fit_is_named_with_both_sides(tmp_path: Path, fields: dict[str, Any], info: dict[str, Any], message: str) -> None:
+def test_what_does_not_fit_is_named_with_both_sides(
+    tmp_path: Path, fields: dict[str, Any], info: dict[str, Any], message: str
+) -> None:
     path = write(tmp_path / "d.h5", [dataclasses.replace(demo(**A_DEMO), **fields)], info)
     with pytest.raises(ConfigError, match=f"{path.name} {message}"):
         demonstrated(path, point_cfg())
@@ -161,13 +225,16 @@ def test_what_does_not_fit_is_named_with_both_sides(tmp_path: Path, fields: dict
 
 def test_a_share_needs_a_file_and_a_file_a_share() -> None:
     with pytest.raises(
-        ConfigError, match=r"demos has no effect: demo_share 0\.0 of a batch of 256 is nothing; set --demo-share 0\.25, or 0\.5"
+        ConfigError,
+        match=r"demos has no effect: demo_share 0\.0 of a batch of 256 is nothing; set --demo-share 0\.25, or 0\.5",
     ):
         SACCfg(demos="x")
     cfg = point_cfg()
     cfg = dataclasses.replace(cfg, learner=dataclasses.replace(cfg.learner, demos=None))
     env: Any = ResidualEnv
-    with pytest.raises(ConfigError, match=r"demo_share 0\.5 needs demonstrations: name their file by --demos"):
+    with pytest.raises(
+        ConfigError, match=r"demo_share 0\.5 needs demonstrations: set their file with --demos"
+    ):
         load_demonstrations(cfg, env, env)
 
 
@@ -177,13 +244,26 @@ def test_a_share_needs_a_file_and_a_file_a_share() -> None:
 @pytest.fixture(scope="module")
 def so101_demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("demos") / "paper.h5"
-    flags = ["--policy", "jacobian", "--n-episodes", "2", "--max-episode-steps", "20", "--tolerance", "0.08", "--success-hold-steps", "5"]
+    flags = [
+        "--policy",
+        "jacobian",
+        "--n-episodes",
+        "2",
+        "--max-episode-steps",
+        "20",
+        "--tolerance",
+        "0.08",
+        "--success-hold-steps",
+        "5",
+    ]
     assert main(["demos", "collect", "so101-paper", *flags, "--out", str(path)]) == 0
     return path
 
 
 @pytest.mark.slow
-def test_a_run_with_demonstrations_resumes_bit_for_bit_and_without_their_file(tmp_path: Path, so101_demos: Path) -> None:
+def test_a_run_with_demonstrations_resumes_bit_for_bit_and_without_their_file(
+    tmp_path: Path, so101_demos: Path
+) -> None:
     gone = tmp_path / "gone.h5"
     settings: dict[str, Any] = {"learner": "sac", "demo_share": 0.5, "total_timesteps": 96}
     whole = train(tmp_path / "whole", demos=str(so101_demos), **settings)
@@ -191,7 +271,9 @@ def test_a_run_with_demonstrations_resumes_bit_for_bit_and_without_their_file(tm
     train(tmp_path / "pieces", stop_at=72, demos=str(gone), **settings)
     gone.unlink()
     pieces = train(tmp_path / "pieces", resume=True, demos=str(gone), **settings)
-    states = [from_bytes(to_bytes(runner.state_dict(), "checkpoint"), "checkpoint") for runner in (whole, pieces)]
+    states = [
+        from_bytes(to_bytes(runner.state_dict(), "checkpoint"), "checkpoint") for runner in (whole, pieces)
+    ]
     assert different(*states) == []
     assert metric_rows(tmp_path / "whole") == metric_rows(tmp_path / "pieces")
     demonstrated = states[0]["learner"]["demonstrations"]["segments"]["000000"]["columns"]
@@ -200,10 +282,21 @@ def test_a_run_with_demonstrations_resumes_bit_for_bit_and_without_their_file(tm
     assert (tmp_path / "whole" / "replay" / "demonstrations_000000.safetensors").is_file()
 
 
-def test_a_file_of_another_task_ends_before_anything_is_written(tmp_path: Path, so101_demos: Path, fails: Fails) -> None:
-    flags = ["--learner", "sac", "--demos", str(so101_demos), "--demo-share", "0.25", "--output-dir", str(tmp_path / "run")]
+def test_a_file_of_another_task_ends_before_anything_is_written(
+    tmp_path: Path, so101_demos: Path, fails: Fails
+) -> None:
+    flags = [
+        "--learner",
+        "sac",
+        "--demos",
+        str(so101_demos),
+        "--demo-share",
+        "0.25",
+        "--output-dir",
+        str(tmp_path / "run"),
+    ]
     said = fails("train", "so101-paper-precise", *flags, "--num-envs", "2", "--eval-episodes", "1")
-    assert "holds demonstrations of task 'so101-paper', and this run trains on 'so101-paper-precise'" in said
+    assert "holds demonstrations of task 'so101-paper', but this run trains on 'so101-paper-precise'" in said
     assert not (tmp_path / "run").exists()
     assert config(learner="sac").learner.demos is None
 
@@ -227,7 +320,16 @@ def test_demonstrations_of_other_rewards_actions_or_goals_are_refused(
     flags: tuple[str, ...], told: str, tmp_path: Path, so101_demos: Path, fails: Fails
 ) -> None:
     """Dense rewards in a buffer of sparse ones, say, have critics expect what no episode can give."""
-    run = ["--demos", str(so101_demos), "--demo-share", "0.25", "--output-dir", str(tmp_path / "run"), "--num-envs", "2"]
+    run = [
+        "--demos",
+        str(so101_demos),
+        "--demo-share",
+        "0.25",
+        "--output-dir",
+        str(tmp_path / "run"),
+        "--num-envs",
+        "2",
+    ]
     said = fails("train", "so101-paper", "--learner", "sac", *run, "--eval-episodes", "1", *flags)
     assert "paper.h5 was collected with other tasks, actions or rewards than this run's" in said
     assert told in said

@@ -1,4 +1,4 @@
-"""What `TaskEnv` adds to a task and its physics, where the contract tests do not reach: the images of worlds that begin anew."""
+"""What `TaskEnv` adds to a task and its physics, where the contract tests do not reach: the images of envs that begin anew."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def drawn(scenes: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def rendered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many worlds each call drew."""
+    """How many envs each call drew."""
     calls: list[int] = []
 
     def render(physics: MujocoPhysics, scenes: Any, cameras: Any, size: Any, smooth: bool = False) -> Any:
@@ -35,7 +35,15 @@ def rendered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def make() -> VecEnv:
-    return make_vec_env("so101-paper", 3, num_threads=1, obs_mode="rgb+state", obs_cameras=("top",), image_size=(4, 4), max_episode_steps=3)
+    return make_vec_env(
+        "so101-paper",
+        3,
+        num_threads=1,
+        obs_mode="rgb+state",
+        obs_cameras=("top",),
+        image_size=(4, 4),
+        max_episode_steps=3,
+    )
 
 
 def test_only_worlds_that_begin_anew_are_drawn_again(rendered: list[int]) -> None:
@@ -51,7 +59,7 @@ def test_only_worlds_that_begin_anew_are_drawn_again(rendered: list[int]) -> Non
         assert torch.equal(obs["top"], torch.from_numpy(drawn(env.scenes().numpy())))
         env.reset(seed=[78], mask=torch.tensor([False, True, False]))
     assert (terminated | truncated).tolist() == [True, False, True]
-    assert rendered == [3, 1, 3, 1, 3, 1, 3, 2, 1]  # in the last step worlds 0 and 2 end
+    assert rendered == [3, 1, 3, 1, 3, 1, 3, 2, 1]  # in the last step envs 0 and 2 end
     ended, final = info["_final_obs"], info["final_obs"]["top"]
     assert torch.equal(final, torch.from_numpy(drawn(info["final_scenes"].numpy())))
     assert not torch.equal(final[ended], obs["top"][ended])

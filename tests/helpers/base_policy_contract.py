@@ -54,12 +54,12 @@ def seen(env: VecEnv) -> list[Obs]:
     return observations
 
 
-def only(*worlds: int) -> Tensor:
-    return torch.tensor([world in worlds for world in range(NUM_ENVS)])
+def only(*env_ids: int) -> Tensor:
+    return torch.tensor([env_id in env_ids for env_id in range(NUM_ENVS)])
 
 
-def rows(obs: Obs, worlds: list[int]) -> Obs:
-    return {name: value[worlds] for name, value in obs.items()}
+def rows(obs: Obs, env_ids: list[int]) -> Obs:
+    return {name: value[env_ids] for name, value in obs.items()}
 
 
 # --- the contract -----------------------------------------------------------------------------------------------------
@@ -67,7 +67,9 @@ def rows(obs: Obs, worlds: list[int]) -> Obs:
 
 @pytest.mark.slow
 @contract
-def test_gives_an_action_for_every_world(base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
+def test_gives_an_action_for_every_world(
+    base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]
+) -> None:
     policy = make_base_policy(base_policy_id, config_of(base_policy_id), env)
     for obs in seen:
         copies = {name: value.clone() for name, value in obs.items()}
@@ -80,7 +82,9 @@ def test_gives_an_action_for_every_world(base_policy_id: str, config_of: ConfigO
 
 
 @contract
-def test_instances_agree_and_share_no_state(base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
+def test_instances_agree_and_share_no_state(
+    base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]
+) -> None:
     ahead, behind = (
         make_base_policy(base_policy_id, config_of(base_policy_id), env),
         make_base_policy(base_policy_id, config_of(base_policy_id), env),
@@ -90,20 +94,22 @@ def test_instances_agree_and_share_no_state(base_policy_id: str, config_of: Conf
 
 
 @contract
-@pytest.mark.parametrize("world", [0, 2])
+@pytest.mark.parametrize("env_id", [0, 2])
 def test_a_worlds_actions_do_not_depend_on_the_others(
-    base_policy_id: str, config_of: ConfigOf, world: int, env: VecEnv, lone_env: VecEnv, seen: list[Obs]
+    base_policy_id: str, config_of: ConfigOf, env_id: int, env: VecEnv, lone_env: VecEnv, seen: list[Obs]
 ) -> None:
     together, alone = (
         make_base_policy(base_policy_id, config_of(base_policy_id), env),
         make_base_policy(base_policy_id, config_of(base_policy_id), lone_env),
     )
     for obs in seen:
-        assert torch.equal(together.act(obs)[[world]], alone.act(rows(obs, [world])))
+        assert torch.equal(together.act(obs)[[env_id]], alone.act(rows(obs, [env_id])))
 
 
 @contract
-def test_reset_touches_the_worlds_of_the_mask_alone(base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
+def test_reset_touches_the_worlds_of_the_mask_alone(
+    base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]
+) -> None:
     policy, twin, fresh = (make_base_policy(base_policy_id, config_of(base_policy_id), env) for _ in range(3))
     for obs in seen[:45]:
         policy.act(obs)
@@ -117,30 +123,32 @@ def test_reset_touches_the_worlds_of_the_mask_alone(base_policy_id: str, config_
 
 @contract
 @pytest.mark.parametrize("end", [10, 18, 26, 40])
-@pytest.mark.parametrize("world", [0, *slow(1, 2, 3)])
+@pytest.mark.parametrize("env_id", [0, *slow(1, 2, 3)])
 def test_a_final_observation_is_answered_for_its_world_alone(
-    base_policy_id: str, config_of: ConfigOf, end: int, world: int, env: VecEnv, seen: list[Obs]
+    base_policy_id: str, config_of: ConfigOf, end: int, env_id: int, env: VecEnv, seen: list[Obs]
 ) -> None:
     """A world ends: it is asked for its final observation, then reset, and the others never notice."""
     policy, twin, fresh = (make_base_policy(base_policy_id, config_of(base_policy_id), env) for _ in range(3))
     for obs in seen[:end]:
         policy.act(obs)
         twin.act(obs)
-    final = policy.act(seen[end], only(world))[world]
-    policy.reset(only(world))
-    others = [w for w in range(NUM_ENVS) if w != world]
+    final = policy.act(seen[end], only(env_id))[env_id]
+    policy.reset(only(env_id))
+    others = [w for w in range(NUM_ENVS) if w != env_id]
     for obs in seen[end + 1 : end + 6]:
         action = policy.act(obs)
         assert torch.equal(action[others], twin.act(obs)[others])
-        assert torch.equal(action[world], fresh.act(obs)[world])
+        assert torch.equal(action[env_id], fresh.act(obs)[env_id])
     asked_fully = make_base_policy(base_policy_id, config_of(base_policy_id), env)
     for obs in seen[:end]:
         asked_fully.act(obs)
-    assert torch.equal(final, asked_fully.act(seen[end])[world])
+    assert torch.equal(final, asked_fully.act(seen[end])[env_id])
 
 
 @contract
-def test_a_saved_state_goes_on_bit_for_bit(base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
+def test_a_saved_state_goes_on_bit_for_bit(
+    base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]
+) -> None:
     policy = make_base_policy(base_policy_id, config_of(base_policy_id), env)
     for obs in seen[:30]:
         policy.act(obs)
@@ -152,7 +160,9 @@ def test_a_saved_state_goes_on_bit_for_bit(base_policy_id: str, config_of: Confi
 
 
 @contract
-def test_reads_what_it_declares_and_nothing_else(base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
+def test_reads_what_it_declares_and_nothing_else(
+    base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]
+) -> None:
     policy, twin = (
         make_base_policy(base_policy_id, config_of(base_policy_id), env),
         make_base_policy(base_policy_id, config_of(base_policy_id), env),
@@ -161,7 +171,10 @@ def test_reads_what_it_declares_and_nothing_else(base_policy_id: str, config_of:
     for name, shape in inputs.items():
         assert env.single_observation_space[name].shape == tuple(shape)  # type: ignore[index]
     for obs in seen[:20]:
-        others = {name: value if name in inputs else torch.full_like(value, torch.nan) for name, value in obs.items()}
+        others = {
+            name: value if name in inputs else torch.full_like(value, torch.nan)
+            for name, value in obs.items()
+        }
         assert torch.equal(policy.act(others), twin.act(obs))
 
 
@@ -169,7 +182,11 @@ def test_reads_what_it_declares_and_nothing_else(base_policy_id: str, config_of:
 def test_an_env_without_its_inputs_is_refused(base_policy_id: str, config_of: ConfigOf) -> None:
     bare = fakes.PointEnv(fakes.PointCfg(), 2)
     if base_policy_id == "zero":  # needs nothing
-        assert not make_base_policy(base_policy_id, config_of(base_policy_id), bare).act(bare.reset(seed=0)[0]).any()
+        assert (
+            not make_base_policy(base_policy_id, config_of(base_policy_id), bare)
+            .act(bare.reset(seed=0)[0])
+            .any()
+        )
         return
     with pytest.raises(ConfigError, match=base_policy_id):
         make_base_policy(base_policy_id, config_of(base_policy_id), bare)
@@ -244,22 +261,30 @@ class Odd(fakes.Recorder):
 
 
 @pytest.mark.parametrize(
-    "result", [torch.zeros(3, 2), torch.zeros(3, 1, 3), torch.zeros(2, 1, 2), torch.zeros(3, 2, 2)], ids=lambda r: str(tuple(r.shape))
+    "result",
+    [torch.zeros(3, 2), torch.zeros(3, 1, 3), torch.zeros(2, 1, 2), torch.zeros(3, 2, 2)],
+    ids=lambda r: str(tuple(r.shape)),
 )
 def test_a_wrong_shape_is_named(result: Tensor) -> None:
-    expected = rf"base policy 'it' gave {tuple(result.shape)}; expected a tensor of shape (3, 1, 2)".replace("(", r"\(").replace(")", r"\)")
+    expected = rf"base policy 'it' gave {tuple(result.shape)}; expected a tensor of shape (3, 1, 2)".replace(
+        "(", r"\("
+    ).replace(")", r"\)")
     with pytest.raises(BasePolicyError, match=expected):
         executor(Odd(result)).act(point_obs())
 
 
 @pytest.mark.parametrize("result", [None, np.zeros((3, 1, 2))], ids=["None", "ndarray"])
 def test_something_other_than_a_tensor_is_named(result: Any) -> None:
-    with pytest.raises(BasePolicyError, match=f"base policy 'it' gave {type(result).__name__}; expected a tensor"):
+    with pytest.raises(
+        BasePolicyError, match=f"base policy 'it' gave {type(result).__name__}; expected a tensor"
+    ):
         executor(Odd(result)).act(point_obs())
 
 
 def test_what_it_raises_is_named_and_chained() -> None:
-    with pytest.raises(BasePolicyError, match=r"base policy 'it' failed: ZeroDivisionError: by zero") as caught:
+    with pytest.raises(
+        BasePolicyError, match=r"base policy 'it' failed: ZeroDivisionError: by zero"
+    ) as caught:
         executor(Odd(ZeroDivisionError("by zero"))).act(point_obs())
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     with pytest.raises(ConfigError, match=r"^mine$"):  # what is a user's own error stays as it is
@@ -343,15 +368,17 @@ def test_rows_of_some_worlds_are_answered_alike(env: VecEnv, seen: list[Obs]) ->
     whole, parts = make_base_policy("jacobian-yaw", None, env), make_base_policy("jacobian-yaw", None, env)
     for obs in seen[:20]:
         expected = whole.act(obs)
-        for worlds in ([3, 1], [0, 2]):
-            assert torch.equal(parts.act_rows(rows(obs, worlds), torch.tensor(worlds)), expected[worlds])
+        for env_ids in ([3, 1], [0, 2]):
+            assert torch.equal(parts.act_rows(rows(obs, env_ids), torch.tensor(env_ids)), expected[env_ids])
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 def test_what_is_not_finite_is_named_with_what_it_saw(value: float) -> None:
     chunk = torch.zeros(3, 1, 2)
     chunk[1, 0, 1] = value
-    with pytest.raises(NonFiniteError, match=r"the base action of base policy 'it' is not finite in env\(s\) \[1\]") as caught:
+    with pytest.raises(
+        NonFiniteError, match=r"the base action of base policy 'it' is not finite in env\(s\) \[1\]"
+    ) as caught:
         executor(Odd(chunk)).act(point_obs())
     assert torch.equal(caught.value.dump["obs/position"], point_obs()["position"])
 
@@ -365,7 +392,10 @@ def test_more_steps_than_are_planned_is_an_error(steps: int) -> None:
 def test_inputs_are_checked_at_construction() -> None:
     policy = fakes.Homing()
     policy.inputs = {"gripper": (1,)}  # type: ignore[misc]
-    with pytest.raises(ConfigError, match=r"'it' needs the observation 'gripper' \(1,\); the env has joint_position, position, state"):
+    with pytest.raises(
+        ConfigError,
+        match=r"'it' needs the observation 'gripper' \(1,\); the env has joint_position, position, state",
+    ):
         executor(policy)
     policy.inputs = {"position": (3,)}  # type: ignore[misc]
     with pytest.raises(ConfigError, match=r"'it' needs 'position' of shape \(3,\); the env gives \(2,\)"):
@@ -398,7 +428,11 @@ def test_impossible_settings_are_named(cfg: type[JacobianCfg], change: dict[str,
         cfg(**change)
 
 
-@pytest.mark.parametrize("change", [{"stir_period": 0}, {"stir_radius": -0.01}, {"stir_yaw_error": 0.0}, {"yaw_gain": -1.0}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [{"stir_period": 0}, {"stir_radius": -0.01}, {"stir_yaw_error": 0.0}, {"yaw_gain": -1.0}],
+    ids=str,
+)
 def test_impossible_settings_of_the_yaw_are_named(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
         JacobianYawCfg(**change)
@@ -450,27 +484,30 @@ def test_approaches_the_sheets_centre(lone_env: VecEnv) -> None:
 
 def test_goes_down_over_the_sheet_and_then_drags(lone_env: VecEnv) -> None:
     assert lone_env.kinematics is not None
-    policy, world = JacobianPolicy(JacobianCfg(), lone_env), torch.tensor([0])
-    policy.predict_action_chunk(sheet_obs(HOME, (0.213, 0.0), (0.0, 0.0, 0.0)), world)
+    policy, env_id = JacobianPolicy(JacobianCfg(), lone_env), torch.tensor([0])
+    policy.predict_action_chunk(sheet_obs(HOME, (0.213, 0.0), (0.0, 0.0, 0.0)), env_id)
     assert policy._phase.tolist() == [APPROACH]  # 13 mm away
     down = sheet_obs(HOME, (0.211, 0.0), (0.0, 0.0, 0.0))
-    to, _ = motion(lone_env, down, policy.predict_action_chunk(down, world)[:, 0])
+    to, _ = motion(lone_env, down, policy.predict_action_chunk(down, env_id)[:, 0])
     assert policy._phase.tolist() == [DESCEND]
     assert to[2] < 0
-    policy.predict_action_chunk(sheet_obs(HOME, (0.3, 0.0), (0.0, 0.0, 0.0)), world)
+    policy.predict_action_chunk(sheet_obs(HOME, (0.3, 0.0), (0.0, 0.0, 0.0)), env_id)
     assert policy._phase.tolist() == [DESCEND]  # never back
     # the fingertip is at a height of 8 mm; with 0.12 rad more of the shoulder it is 7 mm below the table, and 3 mm is enough
-    policy.predict_action_chunk(sheet_obs(PRESSED, (0.2, 0.0), (0.0, 0.0, 0.0)), world)
+    policy.predict_action_chunk(sheet_obs(PRESSED, (0.2, 0.0), (0.0, 0.0, 0.0)), env_id)
     assert policy._phase.tolist() == [DESCEND]
     pressed = PRESSED + torch.tensor([0.0, 0.12, 0.0, 0.0, 0.0, 0.0])
-    policy.predict_action_chunk(sheet_obs(pressed, (0.2, 0.0), (0.0, 0.0, 0.0)), world)
+    policy.predict_action_chunk(sheet_obs(pressed, (0.2, 0.0), (0.0, 0.0, 0.0)), env_id)
     assert policy._phase.tolist() == [DRAG]
 
 
 @pytest.mark.parametrize(
-    ("goal", "step"), [((0.06, -0.08), (0.0024, -0.0032)), ((0.004, 0.003), (0.002, 0.0015)), ((0.0, 0.0), (0.0, 0.0))]
+    ("goal", "step"),
+    [((0.06, -0.08), (0.0024, -0.0032)), ((0.004, 0.003), (0.002, 0.0015)), ((0.0, 0.0), (0.0, 0.0))],
 )
-def test_drags_by_half_the_way_and_at_most_4_mm(lone_env: VecEnv, goal: tuple[float, float], step: tuple[float, float]) -> None:
+def test_drags_by_half_the_way_and_at_most_4_mm(
+    lone_env: VecEnv, goal: tuple[float, float], step: tuple[float, float]
+) -> None:
     assert lone_env.kinematics is not None
     policy = JacobianPolicy(JacobianCfg(damping=1e-4), lone_env)
     policy.load_state_dict({"phase": torch.tensor([DRAG])})
@@ -478,18 +515,20 @@ def test_drags_by_half_the_way_and_at_most_4_mm(lone_env: VecEnv, goal: tuple[fl
     _, tool = lone_env.kinematics.forward(obs["joint_target"][:, :5].double())
     action = policy.predict_action_chunk(obs, torch.tensor([0]))[:, 0]
     to, _ = motion(lone_env, obs, action)
-    scale = min(1.0, float(to[2] / (-0.006 - tool[0, 2, 3]).clamp(-0.015, 0.015)))  # slower where a joint would be too fast
+    scale = min(
+        1.0, float(to[2] / (-0.006 - tool[0, 2, 3]).clamp(-0.015, 0.015))
+    )  # slower where a joint would be too fast
     np.testing.assert_allclose(to[:2], np.multiply(step, scale), atol=1e-5)
 
 
 def test_a_joint_at_its_limit_slows_all_of_them(lone_env: VecEnv) -> None:
     assert lone_env.kinematics is not None
     obs = sheet_obs(HOME, (0.35, 0.15), (0.0, 0.0, 0.0))
-    world = torch.tensor([0])
-    usual = JacobianPolicy(JacobianCfg(), lone_env).predict_action_chunk(obs, world)[0, 0]
-    slow = JacobianPolicy(JacobianCfg(), make_vec_env("so101-paper", 1, num_threads=1, action_scale=0.002)).predict_action_chunk(
-        obs, world
-    )[0, 0]
+    env_id = torch.tensor([0])
+    usual = JacobianPolicy(JacobianCfg(), lone_env).predict_action_chunk(obs, env_id)[0, 0]
+    slow = JacobianPolicy(
+        JacobianCfg(), make_vec_env("so101-paper", 1, num_threads=1, action_scale=0.002)
+    ).predict_action_chunk(obs, env_id)[0, 0]
     assert usual.abs().max() == slow.abs().max() == 1.0
     np.testing.assert_allclose(usual, slow, atol=1e-6)  # the same direction
 
@@ -500,13 +539,17 @@ def test_a_joint_at_its_limit_slows_all_of_them(lone_env: VecEnv) -> None:
 def jacobian_yaw(env: VecEnv, phase: int = DRAG, **settings: Any) -> JacobianYawPolicy:
     assert env.kinematics is not None
     policy = JacobianYawPolicy(JacobianYawCfg(**settings), env)
-    policy.load_state_dict({"phase": torch.full((env.num_envs,), phase), "steps": torch.zeros(env.num_envs, dtype=torch.int64)})
+    policy.load_state_dict(
+        {"phase": torch.full((env.num_envs,), phase), "steps": torch.zeros(env.num_envs, dtype=torch.int64)}
+    )
     return policy
 
 
 @pytest.mark.parametrize("yaw", [0.15, -0.15, 0.0])
 @pytest.mark.parametrize("goal", [(0.0, 0.0), (0.01, 0.06)])
-def test_jacobian_yaw_turns_the_finger_to_the_goals_yaw(lone_env: VecEnv, yaw: float, goal: tuple[float, float]) -> None:
+def test_jacobian_yaw_turns_the_finger_to_the_goals_yaw(
+    lone_env: VecEnv, yaw: float, goal: tuple[float, float]
+) -> None:
     """By a tenth of the yaw error, also while panning the arm turns it another way."""
     obs = sheet_obs(PRESSED, (0.2, 0.0), (*goal, yaw))
     action = jacobian_yaw(lone_env).predict_action_chunk(obs, torch.tensor([0]))[:, 0]
@@ -531,7 +574,9 @@ def test_jacobian_yaw_circles_the_goal_while_yaw_is_left(lone_env: VecEnv) -> No
     policy = jacobian_yaw(lone_env)
     steps = torch.arange(15)
     circle = policy._stirred(torch.tensor([0.02, 0.03, 0.5]).expand(15, 3), steps)
-    np.testing.assert_allclose((circle[:, :2] - torch.tensor([0.02, 0.03])).norm(dim=1), [0.01] * 15, rtol=1e-5)
+    np.testing.assert_allclose(
+        (circle[:, :2] - torch.tensor([0.02, 0.03])).norm(dim=1), [0.01] * 15, rtol=1e-5
+    )
     np.testing.assert_allclose(circle[:, :2].mean(0), [0.02, 0.03], atol=1e-7)  # a full turn
     np.testing.assert_allclose(circle[:, 2], [0.5] * 15)
     smaller = policy._stirred(torch.tensor([[0.02, 0.03, -0.02]]), torch.tensor([0]))

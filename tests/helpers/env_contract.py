@@ -20,7 +20,10 @@ from residual_rl.errors import ConfigError, NonFiniteError
 from residual_rl.registry import TASKS, TaskSpec, load
 from residual_rl.types import Obs
 
-SPECS = [*(spec for spec in TASKS.all() if spec.id != "maniskill"), fakes.POINT_TASK]  # tests/envs/maniskill holds its own
+SPECS = [
+    *(spec for spec in TASKS.all() if spec.id != "maniskill"),
+    fakes.POINT_TASK,
+]  # tests/envs/maniskill holds its own
 FIRST_SEED = 4000
 
 pytestmark = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.id)
@@ -34,17 +37,20 @@ def make(spec: TaskSpec, num_envs: int = 3, num_threads: int = 1, **settings: An
 
 def actions(env: VecEnv, step: int, scale: float = 1.0) -> Tensor:
     """Actions [B, A] that depend on the world and the step alone."""
-    rows = [np.random.default_rng((world, step)).uniform(-scale, scale, len(env.action_unit)) for world in range(env.num_envs)]
+    rows = [
+        np.random.default_rng((env_id, step)).uniform(-scale, scale, len(env.action_unit))
+        for env_id in range(env.num_envs)
+    ]
     return torch.from_numpy(np.stack(rows).astype(np.float32))
 
 
-def equal(a: Obs, b: Obs, worlds: Any = slice(None)) -> bool:
-    """Whether two dicts of tensors are the same bit for bit in `worlds`."""
-    return a.keys() == b.keys() and all(torch.equal(a[name][worlds], b[name][worlds]) for name in a)
+def equal(a: Obs, b: Obs, env_ids: Any = slice(None)) -> bool:
+    """Whether two dicts of tensors are the same bit for bit in `env_ids`."""
+    return a.keys() == b.keys() and all(torch.equal(a[name][env_ids], b[name][env_ids]) for name in a)
 
 
-def mask(*worlds: int, num_envs: int = 3) -> Tensor:
-    return torch.tensor([world in worlds for world in range(num_envs)])
+def mask(*env_ids: int, num_envs: int = 3) -> Tensor:
+    return torch.tensor([env_id in env_ids for env_id in range(num_envs)])
 
 
 def flat(value: Any, name: str = "") -> dict[str, Tensor]:
@@ -93,13 +99,21 @@ def test_types_of_what_step_returns(spec: TaskSpec) -> None:
     env.reset(seed=FIRST_SEED)
     _, reward, terminated, truncated, info = env.step(actions(env, 0))
     assert reward.dtype == torch.float32
-    for flags in (terminated, truncated, info["_final_obs"], info["_final_info"], info["final_info"]["success_once"]):
+    for flags in (
+        terminated,
+        truncated,
+        info["_final_obs"],
+        info["_final_info"],
+        info["final_info"]["success_once"],
+    ):
         assert flags.dtype == torch.bool
     assert info["final_info"]["seed"].dtype == info["final_info"]["episode_length"].dtype == torch.int64
     for name, value in flat((reward, terminated, truncated, info)).items():
         assert value.shape[0] == 3, name
         assert value.device == env.device
-    assert {"seed", "episode_return", "episode_length", "success_once", "success_at_end"} <= set(info["final_info"])
+    assert {"seed", "episode_return", "episode_length", "success_once", "success_at_end"} <= set(
+        info["final_info"]
+    )
     assert set(info["task_metrics"]) <= set(info["final_info"])
     assert set(spec.metric_units) <= set(info["task_metrics"])
     assert torch.allclose(reward, sum(info["reward_terms"].values()), atol=1e-6)  # type: ignore[arg-type]
@@ -118,7 +132,10 @@ def test_observations_without_stepping_are_the_last_ones(spec: TaskSpec) -> None
 
 
 def test_same_step_autoreset_gives_the_true_last_observation(spec: TaskSpec) -> None:
-    env, patient = make(spec, max_episode_steps=3), make(spec, max_episode_steps=4)  # the twin does not reset yet
+    env, patient = (
+        make(spec, max_episode_steps=3),
+        make(spec, max_episode_steps=4),
+    )  # the twin does not reset yet
     env.reset(seed=FIRST_SEED)
     patient.reset(seed=FIRST_SEED)
     for step in range(3):
@@ -130,7 +147,9 @@ def test_same_step_autoreset_gives_the_true_last_observation(spec: TaskSpec) -> 
         assert info["_final_obs"].tolist() == info["_final_info"].tolist() == truncated.tolist() == [ends] * 3
         assert not terminated.any()
         assert equal(obs, true_obs) != ends
-    fresh, _ = make(spec).reset(seed=FIRST_SEED + 3)  # an integer seed means seed + i, and the next episodes count on from there
+    fresh, _ = make(spec).reset(
+        seed=FIRST_SEED + 3
+    )  # an integer seed means seed + i, and the next episodes count on from there
     assert equal(obs, fresh)
 
 
@@ -158,7 +177,11 @@ def test_final_info_tells_of_the_episode(spec: TaskSpec) -> None:
 def test_success_terminates_and_does_not_truncate(spec: TaskSpec) -> None:
     assert spec.oracle is not None
     env = make(spec, num_envs=2)
-    policy = BasePolicyExecutor(fakes.Homing(), env) if spec is fakes.POINT_TASK else make_base_policy(spec.oracle, None, env)
+    policy = (
+        BasePolicyExecutor(fakes.Homing(), env)
+        if spec is fakes.POINT_TASK
+        else make_base_policy(spec.oracle, None, env)
+    )
     obs, _ = env.reset(seed=FIRST_SEED)
     for _ in range(env.max_episode_steps):
         obs, _, terminated, truncated, info = env.step(policy.act(obs))
@@ -183,7 +206,12 @@ def test_two_ways_of_seeding_agree(spec: TaskSpec) -> None:
     by_queue.episode_seeds.use_list(seeds)
     by_counter.episode_seeds.use_counter(FIRST_SEED)
     by_list.episode_seeds.use_list(seeds[3:])
-    starts = [by_int.reset(seed=FIRST_SEED), by_list.reset(seed=seeds[:3]), by_queue.reset(), by_counter.reset()]
+    starts = [
+        by_int.reset(seed=FIRST_SEED),
+        by_list.reset(seed=seeds[:3]),
+        by_queue.reset(),
+        by_counter.reset(),
+    ]
     assert all(info["seed"].tolist() == seeds[:3] for _, info in starts)
     assert all(equal(obs, starts[0][0]) for obs, _ in starts)
     for step in range(4):  # beyond the first episodes
@@ -216,7 +244,9 @@ def test_partial_reset_leaves_the_others_alone(spec: TaskSpec) -> None:
         assert equal(mine[0], theirs[0], [0, 2])
         assert torch.equal(mine[1][[0, 2]], theirs[1][[0, 2]])
     assert mine[4]["final_info"]["episode_length"].tolist() == [6, 3, 6]
-    restarted = make(spec, num_envs=1)  # the world that was reset is like one that had never done anything else
+    restarted = make(
+        spec, num_envs=1
+    )  # the world that was reset is like one that had never done anything else
     restarted.reset(seed=[77])
     for step in range(3, 6):
         alone = restarted.step(actions(env, step)[[1]])
@@ -242,7 +272,9 @@ def test_worlds_stand_still_when_the_seeds_are_spent(spec: TaskSpec) -> None:
         idle, (obs, _, terminated, truncated, info) = obs, env.step(actions(env, step))
         ended = terminated | truncated
         finished += info["final_info"]["seed"][ended].tolist()
-        for name in set(obs) - {"joint_target"}:  # the worlds 1 and 2 have no episode; commands still go out to them
+        for name in set(obs) - {
+            "joint_target"
+        }:  # the envs 1 and 2 have no episode; commands still go out to them
             assert torch.equal(obs[name][1:], idle[name][1:]), name
         assert not ended[1:].any()
         assert info["final_info"]["episode_length"][1:].tolist() == [0, 0]
@@ -269,7 +301,9 @@ def test_first_reset_must_be_of_all(spec: TaskSpec) -> None:
 
 
 @pytest.mark.parametrize(("num_envs", "num_threads"), [(1, 1), (2, 1), (2, 2), (7, 2)])
-def test_episodes_do_not_depend_on_batch_slot_or_threads(spec: TaskSpec, num_envs: int, num_threads: int) -> None:
+def test_episodes_do_not_depend_on_batch_slot_or_threads(
+    spec: TaskSpec, num_envs: int, num_threads: int
+) -> None:
     reference = make(spec, num_envs=7)
     assert reference.deterministic
     played = [actions(reference, step) for step in range(6)]
@@ -281,7 +315,9 @@ def test_episodes_do_not_depend_on_batch_slot_or_threads(spec: TaskSpec, num_env
         expected.append(obs)
         rewards.append(reward)
     env = make(spec, num_envs=num_envs, num_threads=num_threads)
-    order = list(range(7))[::-1][: 7 // num_envs * num_envs]  # other slots, and one batch after the other in the same worlds
+    order = list(range(7))[::-1][
+        : 7 // num_envs * num_envs
+    ]  # other slots, and one batch after the other in the same envs
     for at in range(0, len(order), num_envs):
         rows = order[at : at + num_envs]
         obs, _ = env.reset(seed=[seeds[i] for i in rows])
@@ -337,7 +373,7 @@ def test_a_saved_state_goes_on_bit_for_bit(spec: TaskSpec, where: str, queue: st
         env.reset(seed=FIRST_SEED)
     for step in range(2):
         env.step(actions(env, step))
-    env.reset(seed=[5], mask=mask(1))  # worlds at different points of their episodes
+    env.reset(seed=[5], mask=mask(1))  # envs at different points of their episodes
     for step in range(2, 4):
         obs, *_ = env.step(actions(env, step))
     state = env.state_dict()
@@ -355,7 +391,7 @@ def test_a_saved_state_goes_on_bit_for_bit(spec: TaskSpec, where: str, queue: st
 def test_a_state_of_another_size_is_an_error(spec: TaskSpec) -> None:
     env = make(spec)
     env.reset(seed=0)
-    with pytest.raises(ConfigError, match="3 worlds, this env 2"):
+    with pytest.raises(ConfigError, match="3 envs, this env 2"):
         make(spec, num_envs=2).load_state_dict(env.state_dict())
 
 
@@ -386,7 +422,9 @@ def test_wrong_shapes_are_named(spec: TaskSpec, change: str) -> None:
     env = make(spec)
     env.reset(seed=FIRST_SEED)
     size = len(env.action_unit)
-    shape = {"one world too few": (2, size), "one action too many": (3, size + 1), "flat": (3 * size,)}[change]
+    shape = {"one world too few": (2, size), "one action too many": (3, size + 1), "flat": (3 * size,)}[
+        change
+    ]
     with pytest.raises(ConfigError, match=r"actions must have shape \(3, "):
         env.step(torch.zeros(shape))
 
@@ -417,10 +455,14 @@ def test_nan_in_the_simulation_is_caught_in_its_step(spec: TaskSpec) -> None:
     env.step(actions(env, 0))
     physics.batch.bind("qpos")[1, 2] = np.nan
     action = actions(env, 1)
-    with pytest.raises(NonFiniteError, match=r"diverged.* in world\(s\) \[1\]") as caught:
+    with pytest.raises(NonFiniteError, match=r"diverged.* in env\(s\) \[1\]") as caught:
         env.step(action)
     dump = caught.value.dump
-    assert dump["state_before"]["state"].isnan().any(1).tolist() == [False, True, False]  # the states before the step, as they were
+    assert dump["state_before"]["state"].isnan().any(1).tolist() == [
+        False,
+        True,
+        False,
+    ]  # the states before the step, as they were
     assert torch.equal(dump["action"], action)
     assert dump["seed"].tolist() == [FIRST_SEED, FIRST_SEED + 1, FIRST_SEED + 2]
     assert dump["step"].tolist() == [1, 1, 1]

@@ -123,14 +123,14 @@ def test_an_interrupted_export_leaves_nothing(failure: type[BaseException], demo
 
 def test_exports_that_cannot_be(demos: Path, exported: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
     out = ["--out", str(tmp_path / "set")]
-    assert "exists already" in fails("demos", "to-lerobot", str(demos), "--out", str(exported))
+    assert "already exists" in fails("demos", "to-lerobot", str(demos), "--out", str(exported))
     assert "fps is 50, but" in fails("demos", "to-lerobot", str(demos), *out, "--fps", "50")
     with Demonstrations.open(demos) as stored:
         demo = stored.episode(0)
         with DemoWriter(tmp_path / "bare.h5", {k: v for k, v in stored.info.items() if k != "episodes"}) as writer:
             writer.add(dataclasses.replace(demo, obs={"state": demo.obs["state"]}))
     text = fails("demos", "to-lerobot", str(tmp_path / "bare.h5"), *out)
-    assert "hold no joint_position, joint_target, which a LeRobot dataset is made of; they hold state" in text
+    assert "hold no joint_position, joint_target, which a LeRobot dataset needs; they hold state" in text
     assert not (tmp_path / "set").exists()
 
 
@@ -294,7 +294,7 @@ def test_another_rate(record: Callable[..., Path], tmp_path: Path, fails: tiny_r
     values = [[3.0 * i, 0.0, 0.0, 0.0, 0.0, 10.0] for i in range(5)]
     folder = record(values, values, fps=60)
     command = ["demos", "from-lerobot", str(folder), "--task", "so101-paper", "--out", str(tmp_path / "out.h5")]
-    assert "has 60 frames a second, but task 'so101-paper' runs at 30.3 Hz; interpolate between its frames with --resample" in fails(
+    assert "has 60 frames per second, but task 'so101-paper' runs at 30.3 Hz; interpolate between its frames with --resample" in fails(
         *command
     )
     demo = converted(folder, "--resample")
@@ -312,9 +312,9 @@ def test_joints_that_are_missing(record: Callable[..., Path], tmp_path: Path, fa
 def test_settings_that_are_wrong(record: Callable[..., Path], tmp_path: Path, fails: tiny_runs.Fails) -> None:
     command = ["demos", "from-lerobot", str(record()), "--task", "so101-paper", "--out", str(tmp_path / "out.h5")]
     assert "joint_offsets 'shoulder_pan': expected NAME=DEGREES" in fails(*command, "--joint-offsets", "shoulder_pan")
-    assert "joint_offsets names thumb; the joints are shoulder_pan" in fails(*command, "--joint-offsets", "thumb=3")
+    assert "joint_offsets has thumb; the joints are shoulder_pan" in fails(*command, "--joint-offsets", "thumb=3")
     short = record(POSITIONS[:1], TARGETS[:1])
-    assert "episode 0 has 1 frame(s); an episode needs two" in fails(*command[:2], str(short), *command[3:])
+    assert "episode 0 has 1 frame(s); at least two are needed" in fails(*command[:2], str(short), *command[3:])
     broken = [[math.nan] * 6, *POSITIONS[1:]]
     assert "episode 0, frame 0: observation.state is NaN" in fails(*command[:2], str(record(broken)), *command[3:])
 

@@ -71,13 +71,15 @@ def test_what_the_policy_is_given(env: VecEnv, tmp_path: Path, monkeypatch: pyte
         given.append(batch)
         return torch.zeros(4, 8, 6, dtype=torch.float64)
 
-    monkeypatch.setattr(policy._planner._policy, "predict_action_chunk", predict)  # type: ignore[attr-defined]
+    monkeypatch.setattr(policy._predictor._policy, "predict_action_chunk", predict)  # type: ignore[attr-defined]
     obs = observed(env)
     obs["joint_position"] = torch.tensor([ANGLES] * 3)
     obs["state"] = torch.full((3, 25), 0.6)
     policy.predict_action_chunk(obs, torch.arange(3))
     (batch,) = given
-    np.testing.assert_allclose(batch["observation.state"][:3], [[(d - 10.0) / 20.0 for d in DEGREES]] * 3, atol=1e-5)
+    np.testing.assert_allclose(
+        batch["observation.state"][:3], [[(d - 10.0) / 20.0 for d in DEGREES]] * 3, atol=1e-5
+    )
     np.testing.assert_allclose(batch["observation.environment_state"][:3], np.ones((3, 25)), atol=1e-6)
     assert batch["observation.state"].dtype == torch.float64
     assert len(batch["observation.state"]) == 4  # filled up to a multiple of four
@@ -119,15 +121,22 @@ def test_other_units(units: Any, angle: float, target_env: VecEnv, tmp_path: Pat
 
 @pytest.mark.parametrize("kind", ["act", "diffusion"])
 def test_bits_do_not_depend_on_the_batch(kind: str, tmp_path: Path) -> None:
-    """37 worlds together and parts of them, where no bound hides a difference."""
+    """37 envs together and parts of them, where no bound hides a difference."""
     many = make_vec_env("so101-paper", 37, num_threads=1, control_mode="joint_target")
     policy = policy_of(make_case(tmp_path, kind), many)
     obs, _ = many.reset(seed=11)
-    window = {k: v[:, None].expand(-1, 2, *v.shape[1:]) for k, v in obs.items()} if policy.num_obs_steps == 2 else obs
+    window = (
+        {k: v[:, None].expand(-1, 2, *v.shape[1:]) for k, v in obs.items()}
+        if policy.num_obs_steps == 2
+        else obs
+    )
     together = policy.predict_action_chunk(window, torch.arange(37))
     assert (together.abs() < 1.0).float().mean() > 0.9
     for size in (1, 2, 3, 5, 8, 16, 31, 36):
-        assert torch.equal(policy.predict_action_chunk({k: v[:size] for k, v in window.items()}, torch.arange(size)), together[:size])
+        assert torch.equal(
+            policy.predict_action_chunk({k: v[:size] for k, v in window.items()}, torch.arange(size)),
+            together[:size],
+        )
 
 
 def test_diffusion_sees_its_history(env: VecEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,13 +145,13 @@ def test_diffusion_sees_its_history(env: VecEnv, tmp_path: Path, monkeypatch: py
     policy = executor.policy
     assert isinstance(policy, LeRobotPolicy)
     seen: list[torch.Tensor] = []
-    generate = policy._planner._diffusion.generate_actions  # type: ignore[attr-defined]
+    generate = policy._predictor._diffusion.generate_actions  # type: ignore[attr-defined]
 
     def record(batch: dict[str, torch.Tensor], noise: torch.Tensor) -> Any:
         seen.append(batch["observation.state"][:3, :, 0] * 20.0 + 10.0)  # degrees of the first joint
         return generate(batch, noise=noise)
 
-    monkeypatch.setattr(policy._planner._diffusion, "generate_actions", record)  # type: ignore[attr-defined]
+    monkeypatch.setattr(policy._predictor._diffusion, "generate_actions", record)  # type: ignore[attr-defined]
     obs = observed(env)
     for step in range(4):  # it executes three actions of a chunk, so that it is asked at steps 0 and 3
         obs["joint_position"] = torch.deg2rad(torch.full((3, 6), 5.0 * step))
@@ -172,7 +181,7 @@ def test_diffusion_is_the_schedulers_chain(env: VecEnv, tmp_path: Path) -> None:
     policy = policy_of(make_case(tmp_path, "diffusion", noise_scheduler_type="DDIM"), env)
     obs = observed(env)
     window = {k: obs[k][:, None].expand(-1, 2, -1) for k in ("joint_position", "state")}
-    diffusion = policy._planner._diffusion  # type: ignore[attr-defined]
+    diffusion = policy._predictor._diffusion  # type: ignore[attr-defined]
     x = noise_of(window, 0, (8 * 6 + 1,))[:, :-1].unflatten(1, (8, 6))
     degrees = env.hardware.to_hardware(window["joint_position"])  # type: ignore[union-attr]
     condition = torch.cat([(degrees - 10.0) / 20.0, (window["state"].double() - 0.1) / 0.5], -1).flatten(1)
@@ -180,7 +189,9 @@ def test_diffusion_is_the_schedulers_chain(env: VecEnv, tmp_path: Path) -> None:
     for t in (3, 2, 1, 0):
         predicted = diffusion.unet(x, torch.full((3,), t), global_cond=condition)
         clean = ((x - (1 - alphas[t]).sqrt() * predicted) / alphas[t].sqrt()).clamp(-1.0, 1.0)
-        before = alphas[t - 1] if t else torch.tensor(1.0)  # the scheduler's last step goes to the clean sample
+        before = (
+            alphas[t - 1] if t else torch.tensor(1.0)
+        )  # the scheduler's last step goes to the clean sample
         x = before.sqrt() * clean + (1 - before).sqrt() * predicted
     np.testing.assert_allclose(policy._chunk({**window}), 10.0 + 20.0 * x[:, 1:4].detach(), atol=1e-5)
 
@@ -192,7 +203,11 @@ def test_in_its_own_precision(kind: str, values: dict[str, Any], env: VecEnv, tm
     exact, quick = policy_of(cfg, env), policy_of(dataclasses.replace(cfg, precision="native"), env)
     assert next(quick._model.policy.parameters()).dtype == torch.float32
     obs = observed(env)
-    window = {k: v[:, None].expand(-1, 2, *v.shape[1:]) for k, v in obs.items()} if exact.num_obs_steps == 2 else obs
+    window = (
+        {k: v[:, None].expand(-1, 2, *v.shape[1:]) for k, v in obs.items()}
+        if exact.num_obs_steps == 2
+        else obs
+    )
     np.testing.assert_allclose(quick._chunk(window), exact._chunk(window), atol=1e-2)  # degrees
 
 
@@ -205,19 +220,30 @@ def test_numbers_that_are_not_finite(env: VecEnv, tmp_path: Path) -> None:
 
 def test_fewer_steps_of_diffusion(env: VecEnv, tmp_path: Path) -> None:
     cfg = make_case(tmp_path, "diffusion")
-    assert policy_of(dataclasses.replace(cfg, inference_steps=2), env)._planner._diffusion.num_inference_steps == 2  # type: ignore[attr-defined]
+    assert (
+        policy_of(dataclasses.replace(cfg, inference_steps=2), env)._predictor._diffusion.num_inference_steps
+        == 2
+    )  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match=r"inference_steps is 5, but .* was trained with 4"):
         policy_of(dataclasses.replace(cfg, inference_steps=5), env)
 
 
 def test_how_many_actions_are_executed(env: VecEnv, tmp_path: Path) -> None:
     act, diffusion = make_case(tmp_path / "act"), make_case(tmp_path / "diffusion", "diffusion")
-    trained, fewer, all_of_it = (policy_of(dataclasses.replace(act, num_action_steps=n), env) for n in (None, 2, 8))
-    assert [(p.chunk_size, p.num_action_steps) for p in (trained, fewer, all_of_it)] == [(8, 4), (8, 2), (8, 8)]
+    trained, fewer, all_of_it = (
+        policy_of(dataclasses.replace(act, num_action_steps=n), env) for n in (None, 2, 8)
+    )
+    assert [(p.chunk_size, p.num_action_steps) for p in (trained, fewer, all_of_it)] == [
+        (8, 4),
+        (8, 2),
+        (8, 8),
+    ]
     with pytest.raises(ConfigError, match=r"num_action_steps is 9, but .* predicts 8"):
         policy_of(dataclasses.replace(act, num_action_steps=9), env)
     assert policy_of(dataclasses.replace(diffusion, num_action_steps=7), env).chunk_size == 7
-    with pytest.raises(ConfigError, match="num_action_steps must be at most 7"):  # horizon 8, of which one is past
+    with pytest.raises(
+        ConfigError, match="num_action_steps must be at most 7"
+    ):  # horizon 8, of which one is past
         policy_of(dataclasses.replace(diffusion, num_action_steps=8), env)
 
 
@@ -237,7 +263,8 @@ def test_images(kind: str, tmp_path: Path, opengl: None, monkeypatch: pytest.Mon
     one = executor.act(obs)
     assert one.shape == (2, 6)
     with pytest.raises(
-        CheckpointError, match=r"needs 'observation.images.front', but this env observes the cameras top, wrist; .*--base.cameras"
+        CheckpointError,
+        match=r"needs 'observation.images.front', but this env has the cameras top, wrist; .*--base.cameras",
     ):
         policy_of(LeRobotCfg(checkpoint=str(folder)), env)
     smaller = make_vec_env("so101-paper", 2, num_threads=1, obs_mode="rgb", image_size=(32, 32))
@@ -257,23 +284,29 @@ def refusal(cfg: LeRobotCfg, env: VecEnv) -> str:
 
 def test_policies_of_another_robot_or_task(env: VecEnv, tmp_path: Path) -> None:
     text = refusal(make_case(tmp_path / "joints", joints=14, actions=14), env)
-    assert "gives actions of 14 numbers; this env's robot has 6 joints (shoulder_pan, " in text
+    assert "predicts actions of 14 numbers; this env's robot has 6 joints (shoulder_pan, " in text
     text = refusal(make_case(tmp_path / "state", state_dim=30), env)
     assert "needs 'observation.environment_state' of (30,); this env's 'state' has (25,)" in text
     text = refusal(make_case(tmp_path / "images", images={"top": (32, 32)}), env)
-    assert "needs 'observation.images.top', but this env observes no cameras" in text
+    assert "needs 'observation.images.top', but this env has no cameras" in text
     blind = make_vec_env("so101-paper", 1, num_threads=1, obs_mode="rgb", obs_cameras=())
-    assert "which is made of 'state'; this env observes ee_position, goal" in refusal(make_case(tmp_path / "whole"), blind)
+    assert "which is the observation 'state'; this env has ee_position, goal" in refusal(
+        make_case(tmp_path / "whole"), blind
+    )
 
 
 def test_folders_that_hold_no_policy(env: VecEnv, tmp_path: Path) -> None:
-    assert "it needs a trained policy: --il-checkpoint FOLDER" in refusal(LeRobotCfg(), env)
+    assert "a trained policy is needed: --il-checkpoint FOLDER" in refusal(LeRobotCfg(), env)
     assert "nothing/at/all does not exist" in refusal(LeRobotCfg(checkpoint="nothing/at/all"), env)
-    assert "has no config.json; expected the folder of a LeRobot policy" in refusal(LeRobotCfg(checkpoint=str(tmp_path)), env)
+    assert "has no config.json; expected the folder of a LeRobot policy" in refusal(
+        LeRobotCfg(checkpoint=str(tmp_path)), env
+    )
     (tmp_path / "file").write_text("")
-    assert "is no folder" in refusal(LeRobotCfg(checkpoint=str(tmp_path / "file")), env)
-    text = refusal(LeRobotCfg(checkpoint="nobody/nothing"), env)  # a name on the hub, which is not asked in tests
-    assert "nobody/nothing is no folder here, and the hub does not give it" in text
+    assert "is not a folder" in refusal(LeRobotCfg(checkpoint=str(tmp_path / "file")), env)
+    text = refusal(
+        LeRobotCfg(checkpoint="nobody/nothing"), env
+    )  # a name on the hub, which is not asked in tests
+    assert "nobody/nothing is not a local folder, and cannot be downloaded from the hub" in text
 
 
 def test_damaged_checkpoints(env: VecEnv, tmp_path: Path) -> None:
@@ -290,15 +323,20 @@ def test_damaged_checkpoints(env: VecEnv, tmp_path: Path) -> None:
     assert "action_head.bias" in refusal(cfg, env)
     folder, cfg = damaged("pickle")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    assert "has no model.safetensors, only pytorch_model.bin, which are not read" in refusal(cfg, env)
+    assert "has no model.safetensors, only pytorch_model.bin, which cannot be read safely" in refusal(cfg, env)
     folder, cfg = damaged("old")
     (folder / "policy_preprocessor.json").unlink()
-    assert "has no policy_preprocessor.json: it is no LeRobot policy, or one of a release before 0.4" in refusal(cfg, env)
+    assert (
+        "has no policy_preprocessor.json: it is not a LeRobot policy, or from a release before 0.4"
+        in refusal(cfg, env)
+    )
     folder, cfg = damaged("json")
     (folder / "policy_preprocessor.json").write_text("{")
     assert "policy_preprocessor.json cannot be read" in refusal(cfg, env)
     folder, cfg = damaged("type")
-    (folder / "config.json").write_text(json.dumps({**json.loads((folder / "config.json").read_text()), "type": "magic"}))
+    (folder / "config.json").write_text(
+        json.dumps({**json.loads((folder / "config.json").read_text()), "type": "magic"})
+    )
     assert "cannot be read as a LeRobot policy of type 'magic'" in refusal(cfg, env)
     folder, cfg = damaged("state")
     next(folder.glob("policy_preprocessor_step_*")).unlink()
@@ -312,7 +350,9 @@ def test_missing_statistics(env: VecEnv, tmp_path: Path) -> None:
     stored = load_file(file)
     save_file({name: value for name, value in stored.items() if not name.startswith("action.")}, file)
     assert "holds no normalisation statistics of 'action'" in refusal(cfg, env)
-    save_file({name: value.new_zeros(3) if name == "action.mean" else value for name, value in stored.items()}, file)
+    save_file(
+        {name: value.new_zeros(3) if name == "action.mean" else value for name, value in stored.items()}, file
+    )
     assert "the mean of 'action' has 3 numbers, and the policy's feature 6" in refusal(cfg, env)
 
 
@@ -325,7 +365,9 @@ def test_a_processor_that_imports_something_needs_trust(env: VecEnv, tmp_path: P
     text = refusal(cfg, env)
     assert "importing 'pathlib.Path'" in text
     assert "--trust-checkpoint" in text
-    trusted = refusal(dataclasses.replace(cfg, trust_checkpoint=True), env)  # it is made, and is no step of a processor
+    trusted = refusal(
+        dataclasses.replace(cfg, trust_checkpoint=True), env
+    )  # it is made, and is no step of a processor
     assert "importing" not in trusted
 
 
@@ -338,11 +380,15 @@ def test_policies_that_keep_their_own_history_or_average_chunks(env: VecEnv, tmp
 
 
 @pytest.mark.parametrize("version", ["0.3.3", "0.4.3", "0.7.0", "1.0"])
-def test_releases_that_are_not_known(version: str, env: VecEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_releases_that_are_not_known(
+    version: str, env: VecEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cfg = make_case(tmp_path)
     monkeypatch.setattr(importlib.metadata, "version", lambda _: version)
     text = refusal(cfg, env)
-    assert f"LeRobot {version} is installed, but the base policy 'lerobot' works with 0.4.4 up to below" in text
+    assert (
+        f"LeRobot {version} is installed, but the base policy 'lerobot' needs a release from 0.4.4 to below" in text
+    )
 
 
 def test_settings_that_are_wrong() -> None:
@@ -356,6 +402,15 @@ def test_settings_that_are_wrong() -> None:
 
 def test_evaluating_one_on_the_command_line(tmp_path: Path) -> None:
     make_case(tmp_path / "policy" / "checkpoints" / "last" / "pretrained_model")
-    arguments = ["--base-policy", "lerobot", "--il-checkpoint", str(tmp_path / "policy"), "--n-episodes", "2", "--max-episode-steps", "5"]
+    arguments = [
+        "--base-policy",
+        "lerobot",
+        "--il-checkpoint",
+        str(tmp_path / "policy"),
+        "--n-episodes",
+        "2",
+        "--max-episode-steps",
+        "5",
+    ]
     assert main(["eval", "so101-paper", *arguments, "--output", str(tmp_path / "eval.json")]) == 0
     assert json.loads((tmp_path / "eval.json").read_text())["policies"]

@@ -43,22 +43,22 @@ def test_instances_agree_and_share_no_state(settings: ConfigOf, env: VecEnv, see
     contract.test_instances_agree_and_share_no_state(ID, settings, env, seen)
 
 
-@pytest.mark.parametrize("world", [0, 2])
+@pytest.mark.parametrize("env_id", [0, 2])
 def test_a_worlds_actions_do_not_depend_on_the_others(
-    settings: ConfigOf, world: int, env: VecEnv, lone_env: VecEnv, seen: list[Obs]
+    settings: ConfigOf, env_id: int, env: VecEnv, lone_env: VecEnv, seen: list[Obs]
 ) -> None:
-    contract.test_a_worlds_actions_do_not_depend_on_the_others(ID, settings, world, env, lone_env, seen)
+    contract.test_a_worlds_actions_do_not_depend_on_the_others(ID, settings, env_id, env, lone_env, seen)
 
 
 def test_reset_touches_the_worlds_of_the_mask_alone(settings: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
     contract.test_reset_touches_the_worlds_of_the_mask_alone(ID, settings, env, seen)
 
 
-@pytest.mark.parametrize(("end", "world"), [(10, 0), (18, 3), (26, 1), (40, 2)])
+@pytest.mark.parametrize(("end", "env_id"), [(10, 0), (18, 3), (26, 1), (40, 2)])
 def test_a_final_observation_is_answered_for_its_world_alone(
-    settings: ConfigOf, end: int, world: int, env: VecEnv, seen: list[Obs]
+    settings: ConfigOf, end: int, env_id: int, env: VecEnv, seen: list[Obs]
 ) -> None:
-    contract.test_a_final_observation_is_answered_for_its_world_alone(ID, settings, end, world, env, seen)
+    contract.test_a_final_observation_is_answered_for_its_world_alone(ID, settings, end, env_id, env, seen)
 
 
 def test_a_saved_state_goes_on_bit_for_bit(settings: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:

@@ -28,9 +28,13 @@ def no_lerobot(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_commands_without_lerobot(tmp_path: Path, fails: tiny_runs.Fails) -> None:
     demos = il_case.write_demos(tmp_path / "demos.h5")
     out = ["--out", tmp_path / "out"]
-    text = fails("eval", "so101-paper", "--base-policy", "lerobot", "--il-checkpoint", tmp_path, "--n-episodes", "2")
+    text = fails(
+        "eval", "so101-paper", "--base-policy", "lerobot", "--il-checkpoint", tmp_path, "--n-episodes", "2"
+    )
     assert f"LeRobot, which the base policy 'lerobot' needs, {MEND}" in text
     assert f"LeRobot, which demos to-lerobot needs, {MEND}" in fails("demos", "to-lerobot", demos, *out)
-    assert f"LeRobot, which demos from-lerobot needs, {MEND}" in fails("demos", "from-lerobot", tmp_path, *out)
+    assert f"LeRobot, which demos from-lerobot needs, {MEND}" in fails(
+        "demos", "from-lerobot", tmp_path, *out
+    )
     assert f"LeRobot, which --algo act needs, {MEND}" in fails("imitate", demos, "--algo", "act", *out)
     assert not (tmp_path / "out").exists()

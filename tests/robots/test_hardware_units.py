@@ -131,5 +131,5 @@ def test_draws_that_do_not_fit_are_named() -> None:
         env.reset(seed=1, options={"episode": {"start_yow": torch.zeros(2)}})
     with pytest.raises(ConfigError, match=r"start_yaw must have shape \(2,\), not \(3,\)"):
         env.reset(seed=1, options={"episode": {"start_yaw": torch.zeros(3)}})
-    with pytest.raises(ConfigError, match="takes the option 'episode' alone; got sheet"):
+    with pytest.raises(ConfigError, match="the only option of reset is 'episode'; got sheet"):
         env.reset(seed=1, options={"sheet": 1})

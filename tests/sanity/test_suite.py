@@ -23,6 +23,7 @@ from residual_rl.registry import BASE_POLICIES, TASKS
 from residual_rl.sanity import suite as doctor
 from residual_rl.sanity.suite import examine, format_table, generic_checks
 from residual_rl.tasks.so101_paper import doctor as so101
+from residual_rl.tasks.so101_paper.stability_check import Monitor
 from residual_rl.tasks.so101_paper import mujoco_env as mujoco_backend
 from residual_rl.tasks.so101_paper.config import SO101PaperCfg
 from residual_rl.tasks.so101_paper.task import SO101Paper
@@ -124,13 +125,13 @@ def test_check_poses_hold__reports_the_drift_in_its_unit(defect: str, drift: str
 
 def test_generic_checks__divergence_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
     def diverge(*args: Any) -> Iterator[Check]:
-        raise NonFiniteError("the simulation diverged in world(s) [3]")
+        raise NonFiniteError("the simulation diverged in env(s) [3]")
         yield
 
     monkeypatch.setattr(doctor, "check_zero_action", diverge)
     checks = point_checks()
     assert failed(checks) == {"zero action"}
-    assert checks[0].measured == "the simulation diverged in world(s) [3]"
+    assert checks[0].measured == "the simulation diverged in env(s) [3]"
 
 
 def test_check_other_seed__uses_the_defaults_of_the_task() -> None:
@@ -241,7 +242,7 @@ def test_check_scene__finds_another_scene(env: TaskEnv, change: Any, name: str) 
 
 def test_check_draws__finds_values_that_are_not_written(env: TaskEnv) -> None:
     env.physics.write_episode = lambda env_ids, episode: None  # type: ignore[attr-defined]
-    assert failed(so101.check_draws(env, CFG)) == {"friction and mass in the worlds"}
+    assert failed(so101.check_draws(env, CFG)) == {"friction and mass in the envs"}
 
 
 def test_check_draws__finds_other_values(env: TaskEnv) -> None:
@@ -310,34 +311,34 @@ def test_check_success__finds_a_shorter_hold(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_check_stability__divergence_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
     def diverge(self: TaskEnv, actions: torch.Tensor) -> Any:
-        raise NonFiniteError("the simulation diverged in world(s) [1]")
+        raise NonFiniteError("the simulation diverged in env(s) [1]")
 
     monkeypatch.setattr(TaskEnv, "step", diverge)
     (check,) = so101.check_stability(CFG, make_policy, num_steps=5, num_envs=2)
     assert not check.ok
-    assert check.measured == "the simulation diverged in world(s) [1]"
+    assert check.measured == "the simulation diverged in env(s) [1]"
 
 
 def test_monitor__keeps_extremes_over_envs_and_steps() -> None:
     class Batch:
         pass
 
-    monitor = so101.Monitor(Batch())
+    monitor = Monitor(Batch())
     records = {
         "qpos": np.zeros((2, 3, 13)),
         "qvel": np.zeros((2, 3, 12)),
         "actuator_force": np.zeros((2, 3, 6)),
         "qfrc_constraint": np.zeros((2, 3, 12)),
     }
-    monitor.see(records)
+    monitor.on_rollout(records)
     records["qvel"][1, 2, 5] = -6.5
     records["qvel"][0, 1, 6:9] = 0.3, 0.4, 1.2
     records["qpos"][1, 0, 6:9] = 0.3, 0.4, -0.009
     records["qpos"][0, 0, 8] = 0.021
     records["actuator_force"][0, 0, 3] = -2.94
     records["qfrc_constraint"][1, 1, 2] = -41.0
-    monitor.see(records)
-    monitor.see({name: np.zeros_like(value) for name, value in records.items()})
+    monitor.on_rollout(records)
+    monitor.on_rollout({name: np.zeros_like(value) for name, value in records.items()})
     found = {name: (value, value < limit) for name, (value, limit, _) in monitor.extremes().items()}
     assert found == {
         "joint speed": (6.5, False),

@@ -1,4 +1,4 @@
-"""Base policies. Importing this package registers them; what registers holds settings alone and imports no torch."""
+"""Base policies. Importing this package registers them; the registering modules do not import torch."""
 
 from residual_rl.base_policies import gr00t, hybrid, ik, il, jacobian, lerobot, model, openpi, zero
 

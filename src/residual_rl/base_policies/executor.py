@@ -1,4 +1,4 @@
-"""The one executor of base policies: chunks per world, checks, and errors with a name."""
+"""The executor of base policies: per-env chunks, checks, and errors with the policy's name."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from residual_rl.envs.spaces import observed, shape_of
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import BasePolicyError, CheckpointError, ConfigError, NonFiniteError, ResidualRLError
 from residual_rl.registry import BASE_POLICIES, load
@@ -16,86 +17,111 @@ from residual_rl.types import ActionChunk, BasePolicy, Obs, State, check_finite
 
 
 class BasePolicyExecutor:
-    """Asks `policy` for chunks and plays them out, world by world.
+    """Queries `policy` for action chunks and executes them, for each env on its own.
 
     Args:
-        policy: checked against `env`: each of its `inputs` must be observed, with the same shape.
-        env: the vec_env whose observations it will get.
-        name: how errors call the policy.
+        policy: the base policy; each of its `inputs` must be an observation of `env` with the same shape.
+        env: the vec_env whose observations the policy gets.
+        name: name of the policy in error messages.
+
+    Raises:
+        ConfigError: the policy does not fit `env`.
     """
 
     def __init__(self, policy: BasePolicy, env: VecEnv, name: str = "base policy"):
-        self.policy, self.name = policy, name
-        self._num_envs, self._device = env.num_envs, env.device
-        self._action_dim = int(env.single_action_space.shape[0])  # type: ignore[index]
+        # Check that the policy fits the env.
         if not 1 <= policy.num_action_steps <= policy.chunk_size:
-            raise ConfigError(f"{name}: num_action_steps must be from 1 to chunk_size {policy.chunk_size}, not {policy.num_action_steps}")
-        observed = {key: tuple(space.shape or ()) for key, space in env.single_observation_space.spaces.items()}  # type: ignore[attr-defined]
+            raise ConfigError(
+                f"{name}: num_action_steps must be from 1 to chunk_size {policy.chunk_size}, "
+                f"not {policy.num_action_steps}"
+            )
+        spaces = observed(env)
         for key, shape in policy.inputs.items():
-            if key not in observed:
-                raise ConfigError(f"{name} needs the observation {key!r} {tuple(shape)}; the env has {', '.join(sorted(observed))}")
-            if observed[key] != tuple(shape):
-                raise ConfigError(f"{name} needs {key!r} of shape {tuple(shape)}; the env gives {observed[key]}")
-        self._everyone = torch.arange(self._num_envs, device=self._device)
+            if key not in spaces:
+                has = ", ".join(sorted(spaces))
+                raise ConfigError(f"{name} needs the observation {key!r} {tuple(shape)}; the env has {has}")
+            found = shape_of(env, key)
+            if found != tuple(shape):
+                raise ConfigError(f"{name} needs {key!r} of shape {tuple(shape)}; the env gives {found}")
+
+        # The current chunk of each env, and the position in it.
+        self.policy = policy
+        self.name = name
+        self._num_envs = env.num_envs
+        self._device = env.device
+        self._action_dim = int(env.single_action_space.shape[0])  # type: ignore[index]
+        self._all_env_ids = torch.arange(self._num_envs, device=self._device)
         self._chunk = torch.zeros(self._num_envs, policy.chunk_size, self._action_dim, device=self._device)
         self._spread = torch.zeros(self._num_envs, policy.chunk_size, device=self._device)
         self._pointer = torch.full((self._num_envs,), policy.num_action_steps, device=self._device)
         self.uncertainty = torch.zeros(self._num_envs, device=self._device)
-        """[B]: how unsure the policy is of the base action that it gave last; 0 where it does not tell."""
+        """[B]: uncertainty of the last base action; 0 if the policy does not predict it."""
         self.has_uncertainty = False
-        """Whether its last plan told how unsure it is."""
+        """Whether the last predicted chunk came with an uncertainty."""
+
+        # The observation history.
         self._history: Obs = {}
-        """The last H observations [B, H, …] of each input, where the policy plans from more than one."""
+        """The last H observations [B, H, …] of each input, for policies that use more than one."""
         self._begins = torch.ones(self._num_envs, dtype=torch.bool, device=self._device)
-        """[B]: worlds whose next observation is the first of their episode."""
+        """[B] bool: envs whose next observation is the first of their episode."""
 
     def reset(self, mask: Tensor) -> None:
-        """Drop the chunks and the state of the worlds in `mask` [B] bool."""
+        """Drop the chunks and the state of the envs in `mask` [B] bool."""
         self._pointer = self._pointer.masked_fill(mask, self.policy.num_action_steps)
         self._begins = self._begins | mask
         with self._named_errors():
             self.policy.reset(mask)
 
     def drop_chunks(self, mask: Tensor) -> None:
-        """Let the worlds in `mask` [B] bool plan anew for their next observation, with all their state."""
+        """Query the policy anew at the next observation of the envs in `mask` [B] bool; its state is kept."""
         self._pointer = self._pointer.masked_fill(mask, self.policy.num_action_steps)
 
     @property
     def chunk(self) -> Tensor:
-        """[B, n, A]: the steps that each world's present plan is executed for."""
+        """[B, n, A]: the actions of each env's current chunk that are executed."""
         return self._chunk[:, : self.policy.num_action_steps]
 
     def act(self, obs: Obs, mask: Tensor | None = None) -> Tensor:
-        """The base action [B, A] in [-1, 1] for `obs`, valid in the worlds of `mask` [B] bool. Call it once per observation."""
+        """The base action [B, A] in [-1, 1] for `obs`, valid in the envs of `mask` [B] bool (default: all).
+
+        Call it once per observation, since each call advances the position in the chunk.
+        """
         if mask is None or mask.all():
-            return self.act_rows(obs, self._everyone)
+            return self.act_rows(obs, self._all_env_ids)
         env_ids = mask.nonzero().flatten()
         action = torch.zeros(self._num_envs, self._action_dim, device=self._device)
         if len(env_ids):
-            action[env_ids] = self.act_rows({name: obs[name][env_ids] for name in self.policy.inputs}, env_ids)
+            rows = {name: obs[name][env_ids] for name in self.policy.inputs}
+            action[env_ids] = self.act_rows(rows, env_ids)
         return action
 
     @torch.no_grad()
     def act_rows(self, obs: Obs, env_ids: Tensor) -> Tensor:
-        """The base action [b, A] of the `env_ids` [b] (distinct int64 indices), whose rows `obs` holds. Call it once per observation."""
+        """The base action [b, A] of the envs `env_ids` [b] (distinct, int64); `obs` holds their rows [b, …].
+
+        Call it once per observation, since each call advances the position in the chunk.
+        """
         inputs = {name: obs[name] for name in self.policy.inputs}
         if self.policy.num_obs_steps > 1:
-            inputs = self._remember(inputs, env_ids)
+            inputs = self._update_history(inputs, env_ids)
         pointer = self._pointer[env_ids]
-        spent = pointer >= self.policy.num_action_steps
-        if spent.all():
-            self._plan(inputs, env_ids)
+        finished = pointer >= self.policy.num_action_steps
+        if finished.all():
+            self._query(inputs, env_ids)
             pointer = torch.zeros_like(pointer)
-        elif spent.any():
-            rows = spent.nonzero().flatten()
-            self._plan({name: value[rows] for name, value in inputs.items()}, env_ids[rows])
-            pointer = pointer.masked_fill(spent, 0)
+        elif finished.any():
+            rows = finished.nonzero().flatten()
+            self._query({name: value[rows] for name, value in inputs.items()}, env_ids[rows])
+            pointer = pointer.masked_fill(finished, 0)
         self._pointer = self._pointer.index_copy(0, env_ids, pointer + 1)
         self.uncertainty = self.uncertainty.index_copy(0, env_ids, self._spread[env_ids, pointer])
         return self._chunk[env_ids, pointer]
 
-    def _remember(self, inputs: Obs, env_ids: Tensor) -> Obs:
-        """The last H observations [b, H, …] of the `env_ids`, `inputs` [b, …] included; an episode's first stands for those before it."""
+    def _update_history(self, inputs: Obs, env_ids: Tensor) -> Obs:
+        """Append `inputs` [b, …] to the histories of `env_ids`, and return these [b, H, …], the oldest first.
+
+        At the start of an episode, the history is padded with the episode's first observation.
+        """
         begins = self._begins[env_ids]
         windows = {}
         for name, value in inputs.items():
@@ -109,18 +135,26 @@ class BasePolicyExecutor:
         self._begins = self._begins.index_fill(0, env_ids, False)
         return windows
 
-    def _plan(self, inputs: Obs, env_ids: Tensor) -> None:
-        """Take a new chunk for the `env_ids` [b], clipped to the action space: what is stored is what can be executed."""
+    def _query(self, inputs: Obs, env_ids: Tensor) -> None:
+        """Predict a new chunk for the envs `env_ids` [b], and store it clipped to the action space."""
+        # Query the policy.
         with self._named_errors():
-            plan = self.policy.predict_action_chunk(inputs, env_ids)
-        chunk, uncertainty = (plan.actions, plan.uncertainty) if isinstance(plan, ActionChunk) else (plan, None)
+            prediction = self.policy.predict_action_chunk(inputs, env_ids)
+        chunk, uncertainty = prediction, None
+        if isinstance(prediction, ActionChunk):
+            chunk, uncertainty = prediction.actions, prediction.uncertainty
+
+        # Check shapes and values.
         expected = (len(env_ids), self.policy.chunk_size, self._action_dim)
         if not isinstance(chunk, Tensor) or tuple(chunk.shape) != expected:
             got = tuple(chunk.shape) if isinstance(chunk, Tensor) else type(chunk).__name__
-            raise BasePolicyError(f"{self.name} gave {got}; expected a tensor of shape {expected} (worlds, chunk_size, action)")
+            raise BasePolicyError(
+                f"{self.name} gave {got}; expected a tensor of shape {expected} (envs, chunk_size, action)"
+            )
         if uncertainty is not None and tuple(uncertainty.shape) != expected[:2]:
             raise BasePolicyError(
-                f"{self.name} gave an uncertainty of {tuple(uncertainty.shape)}; expected {expected[:2]} (worlds, chunk_size)"
+                f"{self.name} gave an uncertainty of shape {tuple(uncertainty.shape)}; "
+                f"expected {expected[:2]} (envs, chunk_size)"
             )
         try:
             check_finite(f"the base action of {self.name}", chunk)
@@ -128,14 +162,17 @@ class BasePolicyExecutor:
                 check_finite(f"the uncertainty of {self.name}", uncertainty)
         except NonFiniteError as error:
             raise NonFiniteError(str(error), dump={f"obs/{k}": v for k, v in inputs.items()}) from None
-        self._chunk = self._chunk.index_copy(0, env_ids, chunk.to(self._device, torch.float32).clamp(-1.0, 1.0))
+
+        # Store the chunk and its uncertainty.
+        actions = chunk.to(self._device, torch.float32).clamp(-1.0, 1.0)
+        self._chunk = self._chunk.index_copy(0, env_ids, actions)
         self.has_uncertainty = uncertainty is not None
         spread = torch.zeros(expected[:2]) if uncertainty is None else uncertainty
         self._spread = self._spread.index_copy(0, env_ids, spread.to(self._device, torch.float32))
 
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:
-        """Turn whatever the policy raises into an error with its name; those of this package have a message already."""
+        """Turn exceptions of the policy into errors with its name; those of this package are passed on."""
         try:
             yield
         except ResidualRLError:
@@ -144,16 +181,21 @@ class BasePolicyExecutor:
             raise BasePolicyError(f"{self.name} failed: {type(error).__name__}: {error}") from error
 
     def state_dict(self) -> State:
-        """The chunks, the pointers, the histories and the policy's own state."""
-        mine = {name: getattr(self, f"_{name}") for name in self._STATE}
-        told = {"uncertainty": self.uncertainty, "has_uncertainty": self.has_uncertainty}
-        return {**mine, **told, "history": dict(self._history), "policy": self.policy.state_dict()}
+        """The chunks, the positions in them, the histories and the policy's own state."""
+        return {
+            **{name: getattr(self, f"_{name}") for name in self._STATE},
+            "uncertainty": self.uncertainty,
+            "has_uncertainty": self.has_uncertainty,
+            "history": dict(self._history),
+            "policy": self.policy.state_dict(),
+        }
 
     def load_state_dict(self, state: State) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore `state_dict()`."""
         for name in self._STATE:
             setattr(self, f"_{name}", state[name].to(self._device))
-        self.uncertainty, self.has_uncertainty = state["uncertainty"].to(self._device), state["has_uncertainty"]
+        self.uncertainty = state["uncertainty"].to(self._device)
+        self.has_uncertainty = state["has_uncertainty"]
         self._history = {name: value.to(self._device) for name, value in state["history"].items()}
         policy_state = state["policy"]
         with self._named_errors():
@@ -162,8 +204,17 @@ class BasePolicyExecutor:
     _STATE = ("chunk", "spread", "pointer", "begins")
 
 
-def make_base_policy(base_policy_id: str, cfg: Any, env: VecEnv, name: str | None = None) -> BasePolicyExecutor:
-    """A fresh base policy for `env`, in its executor. `cfg` None means its defaults; `name` is what errors call it."""
+def make_base_policy(
+    base_policy_id: str, cfg: Any, env: VecEnv, name: str | None = None
+) -> BasePolicyExecutor:
+    """A new base policy for `env`, in its executor.
+
+    Args:
+        base_policy_id: id of a registered base policy.
+        cfg: its settings; None means the defaults.
+        env: the vec_env that it acts in.
+        name: name of the policy in error messages; default: its id.
+    """
     spec = BASE_POLICIES.get(base_policy_id)
     name = name or f"base policy {base_policy_id!r}"
     try:

@@ -1,9 +1,9 @@
-"""A policy behind a GR00T inference server: Isaac-GR00T N1.5 (flat keys) or N1.6 and N1.7 (nested, batched),
-or `residual-rl serve`.
+"""The base policy `gr00t`: settings and registration.
 
-The wire formats are those of NVIDIA/Isaac-GR00T: `gr00t/eval/service.py` (N1.5) and
-`gr00t/policy/server_client.py` (N1.6, N1.7). The servers' SO-100/101 models give absolute joint positions, in
-the units of the robot's own software.
+It queries an inference server of Isaac-GR00T, N1.5 (flat keys) or N1.6 and N1.7 (nested, batched), or
+`residual-rl serve`. The wire formats are those of NVIDIA/Isaac-GR00T: `gr00t/eval/service.py` (N1.5) and
+`gr00t/policy/server_client.py` (N1.6, N1.7). The servers' SO-100/101 models predict absolute joint positions,
+in the units of the robot's own software.
 """
 
 from __future__ import annotations
@@ -23,41 +23,41 @@ class Gr00tCfg(CheckedCfg):
     host: str = "127.0.0.1"
     """Host of the inference server."""
     port: Port = 5555
-    """Port of the server."""
+    """Port of the inference server."""
     api_token: str | None = None
-    """Token of the server, if it requires one. Prefer the environment variable RESIDUAL_RL_TOKEN: settings
-    are saved with a run."""
+    """Token of the server. Prefer the environment variable RESIDUAL_RL_TOKEN: settings are saved with the
+    run."""
     layout: Literal["n1.5", "n1.6"] = "n1.6"
-    """Wire layout: flat keys and one request for each env (N1.5), or nested and batched (N1.6, N1.7)."""
+    """Wire layout: flat keys and one request per env (N1.5), or nested and batched (N1.6, N1.7)."""
     timeout: PositiveFloat = 15.0
     """Time limit for a reply [s]."""
     reconnect: NonNegativeFloat = 60.0
-    """How long requests to an unavailable server are repeated, while the run waits [s]."""
+    """Time for which the run waits and retries if the server does not answer [s]."""
     num_action_steps: PositiveInt | None = None
-    """Actions of each chunk that are executed. None: as a `residual-rl serve` server declares, otherwise
+    """Number of actions executed of each chunk. None: the value given by a `residual-rl serve` server, else
     8."""
     chunk_size: PositiveInt | None = None
-    """Actions that the server predicts. None: as it declares, otherwise 16."""
+    """Number of actions predicted at once. None: the value given by the server, else 16."""
     cameras: tuple[str, ...] = ()
     """Camera images to send, as ENV_NAME=SERVER_KEY, e.g. top=front."""
     extra_state: tuple[str, ...] = ()
     """Further observations to send as state, unchanged, as NAME or ENV_NAME=SERVER_KEY."""
     arm_key: str = "single_arm"
-    """The server's key for the arm's joints, without the gripper."""
+    """The server's key of the arm's joints, which are those before the gripper."""
     gripper_key: str = "gripper"
-    """The server's key for the gripper."""
+    """The server's key of the gripper."""
     language_key: str | None = None
-    """The server's key for the instruction. None: as it declares, otherwise
+    """The server's key of the task description. None: the one given by the server, else
     annotation.human.task_description."""
     task_description: str = ""
-    """Instruction for the policy."""
+    """Language instruction for the policy."""
     units: Literal["hardware", "rad"] = "hardware"
-    """Units of the server's joint positions: the robot's own (degrees, gripper 0 to 100), or radians."""
+    """Joint units of the server: the robot's own (degrees, gripper 0 to 100), or radians."""
     action_mode: Literal["absolute", "relative"] = "absolute"
-    """Whether the arm's actions are joint positions or changes from the present ones; the gripper is always
-    absolute."""
+    """Whether the server's actions are joint positions, or changes of the arm's current joint positions; the
+    gripper is always absolute."""
     invert_gripper: bool = False
-    """Whether the server's gripper value is 0 when open."""
+    """Whether the server's gripper is 0 when open."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

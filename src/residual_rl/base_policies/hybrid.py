@@ -1,5 +1,4 @@
-"""Several base policies as one: a fixed blend, a switch between them, or an ensemble that knows how far its
-members disagree."""
+"""The base policy `hybrid`: settings and registration."""
 
 from __future__ import annotations
 
@@ -29,23 +28,23 @@ class HybridCfg(CheckedCfg):
     """Settings of the `hybrid` base policy."""
 
     policies: tuple[str, ...] = ()
-    """Ids of two or more base policies; an id may be repeated."""
+    """Ids of two or more base policies; an id may occur several times."""
     settings: tuple[str, ...] = ()
-    """Settings of these policies that differ from the defaults, as NUMBER.NAME=VALUE, counted from 0, e.g.
-    `0.drag-gain=0.3 1.checkpoint=il/`."""
+    """Settings of the policies that differ from the defaults, as NUMBER.NAME=VALUE with the policy's number
+    from 0, e.g. `0.drag-gain=0.3 1.checkpoint=il/`."""
     mode: Literal["blend", "switch", "ensemble"] = "blend"
-    """blend: the weighted sum of their actions; switch: one of them at a time; ensemble: the mean, with their
-    disagreement as uncertainty."""
+    """blend: weighted sum of the actions; switch: one policy at a time; ensemble: mean action, with the
+    policies' disagreement as uncertainty."""
     weights: tuple[NonNegativeFloat, ...] = ()
-    """blend: a weight for each policy, with sum 1. None: equal weights."""
+    """`blend`: one weight per policy, with a sum of 1; default: equal weights."""
     switch: str = ""
-    """switch: a function as MODULE:FUNCTION, from the named observations, each [b, …], to the number of the
+    """`switch`: your function MODULE:FUNCTION that maps the named observations [b, …] to the number of the
     acting policy, int64 [b]."""
     switch_on: str = ""
-    """switch without a function: the second of two policies takes over, until the episode ends, once the
-    Euclidean norm of this observation …"""
+    """`switch` without a function: name of an observation. When its norm falls below `switch_below`, the
+    second of two policies takes over until the episode ends."""
     switch_below: PositiveFloat | None = None
-    """… is below this threshold."""
+    """Threshold on the Euclidean norm of `switch_on`."""
     trust_checkpoint: Annotated[bool, tyro.conf.arg(aliases=["--trust-checkpoint"])] = False
     """Allow the policies to read checkpoints that can run code of whoever made them."""
 
@@ -61,7 +60,7 @@ class HybridCfg(CheckedCfg):
 
     def _check_weights(self) -> None:
         if self.weights and self.mode != "blend":
-            raise ConfigError(f"weights are of mode blend; mode {self.mode} has none")
+            raise ConfigError(f"weights are only for mode blend, not {self.mode}")
         if self.weights and len(self.weights) != len(self.policies):
             raise ConfigError(
                 f"weights must be one for each of the {len(self.policies)} policies, not {len(self.weights)}"
@@ -74,7 +73,7 @@ class HybridCfg(CheckedCfg):
         if self.mode != "switch":
             if self.switch or threshold:
                 raise ConfigError(
-                    f"switch, switch_on and switch_below are of mode switch, not of {self.mode}"
+                    f"switch, switch_on and switch_below are only for mode switch, not {self.mode}"
                 )
             return
         if bool(self.switch) == threshold or bool(self.switch_on) != (self.switch_below is not None):
@@ -83,20 +82,22 @@ class HybridCfg(CheckedCfg):
             )
         if threshold and len(self.policies) != 2:
             raise ConfigError(
-                f"a threshold switches between two policies, not {len(self.policies)}: give a function, "
-                "switch"
+                f"a threshold switches between two policies, not {len(self.policies)}: use a function "
+                "(switch)"
             )
 
     def members(self) -> list[Any]:
-        """The settings of each policy, None where it has none. Several of one kind with a `seed` get seeds
-        that follow each other."""
+        """The settings of each policy; None for one without settings.
+
+        Several policies with the same id and a `seed` get consecutive seeds.
+        """
         given: list[dict[str, str]] = [{} for _ in self.policies]
         for text in self.settings:
             found = _SETTING.fullmatch(text)
             if found is None or int(found[1]) >= len(given):
+                last = len(given) - 1
                 raise ConfigError(
-                    f"settings must be NUMBER.NAME=VALUE with a NUMBER from 0 to {len(given) - 1}, not "
-                    f"{text!r}"
+                    f"settings must be NUMBER.NAME=VALUE with a NUMBER from 0 to {last}, not {text!r}"
                 )
             name = found[2].replace("-", "_")
             if name in given[int(found[1])]:
@@ -114,31 +115,29 @@ class HybridCfg(CheckedCfg):
                 raise UnknownNameError(f"setting of base policy {base_policy_id!r}", name, hints)
             if name == "trust_checkpoint":
                 raise ConfigError(
-                    f"{index}.trust_checkpoint is no setting of one policy: give --trust-checkpoint for all"
+                    f"{index}.trust_checkpoint cannot be set for one policy: use --trust-checkpoint for all"
                 )
             values[name] = _parse(hints[name], text, f"settings: {index}.{name}")
         if "seed" in hints and "seed" not in values:
             values["seed"] = default.seed + self.policies[:index].count(base_policy_id)
-        return (
-            with_trust(dataclasses.replace(default, **values), self.trust_checkpoint)
-            if default is not None
-            else None
-        )
+        if default is None:
+            return None
+        return with_trust(dataclasses.replace(default, **values), self.trust_checkpoint)
 
     def relocated(self, find: Callable[[str], str]) -> HybridCfg:
-        """These settings with the policies' checkpoints where `find` says they are."""
-        parts = [_SETTING.fullmatch(text) for text in self.settings]
-        moved = (
-            f"{p[1]}.{p[2]}={shlex.quote(find(''.join(shlex.split(p[3]))))}"
-            if p and p[2] == "checkpoint"
-            else text
-            for p, text in zip(parts, self.settings, strict=True)
-        )
-        return dataclasses.replace(self, settings=tuple(moved))
+        """These settings with each policy's checkpoint path replaced by `find(path)`."""
+        settings = []
+        for text in self.settings:
+            parts = _SETTING.fullmatch(text)
+            if parts and parts[2] == "checkpoint":
+                path = find("".join(shlex.split(parts[3])))
+                text = f"{parts[1]}.checkpoint={shlex.quote(path)}"
+            settings.append(text)
+        return dataclasses.replace(self, settings=tuple(settings))
 
 
 def _parse(hint: Any, text: str, what: str) -> Any:
-    """The value of type `hint` that `text` spells, as on the command line."""
+    """Parse `text` as a value of type `hint`, with the command line's syntax."""
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             return tyro.cli(hint, args=shlex.split(text))
@@ -151,8 +150,7 @@ register_base_policy(
     BasePolicySpec(
         id="hybrid",
         summary=(
-            "several base policies as one: a blend, a switch between them, or an ensemble with their "
-            "disagreement"
+            "several base policies as one: a blend, a switch between them, or an ensemble with uncertainty"
         ),
         make="residual_rl.base_policies.hybrid_policy:make",
         config=f"{__name__}:HybridCfg",

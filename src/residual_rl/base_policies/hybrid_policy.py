@@ -1,4 +1,5 @@
-"""Several base policies as one: a fixed blend, a switch between them, or an ensemble that knows how far its members disagree."""
+"""Several base policies as one: a fixed blend, a switch between them, or an ensemble with its
+disagreement."""
 
 from __future__ import annotations
 
@@ -10,43 +11,46 @@ from torch import Tensor
 
 from residual_rl.base_policies.executor import make_base_policy
 from residual_rl.base_policies.hybrid import HybridCfg
+from residual_rl.envs.spaces import observed, shape_of
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import BasePolicyError, ConfigError, UnknownNameError
 from residual_rl.types import ActionChunk, BasePolicy, Obs, State
 
 Switch = Callable[[Obs], Tensor]
-"""Which policy acts: int64 [b], counted from 0, from the observations [b, …] alone."""
+"""Maps observations [b, …] to the number of the acting policy, int64 [b], counted from 0."""
 
 
 class HybridPolicy(BasePolicy):
-    """Every policy is asked for every observation, whether it acts or not: so its phases, history and chunks are those of the episode.
+    """A blend, a switch or an ensemble of base policies.
+
+    Every policy is queried at every observation, whether it acts or not, so that its phase, history and
+    chunks follow the episode.
 
     Args:
         cfg: the settings.
-        env: all of the policies must fit it.
+        env: the env, which all policies must fit.
     """
 
     def __init__(self, cfg: HybridCfg, env: VecEnv):
         if not cfg.policies:
-            raise ConfigError("it needs two or more base policies: --base.policies ID ID …")
+            raise ConfigError("at least two base policies are needed: --base.policies ID ID …")
         self._cfg = cfg
         self._members = [
             make_base_policy(id, member, env, f"policy {i}, {id!r}")
             for i, (id, member) in enumerate(zip(cfg.policies, cfg.members(), strict=True))
         ]
-        observed = {name: tuple(space.shape) for name, space in env.single_observation_space.spaces.items()}  # type: ignore[attr-defined]
         names = {name for member in self._members for name in member.policy.inputs}
         if cfg.switch:
-            names = set(observed)  # what a function reads, it does not say
+            names = set(observed(env))  # a function may read any observation
         if cfg.switch_on:
-            if cfg.switch_on not in observed:
-                raise UnknownNameError("observation to switch on", cfg.switch_on, observed)
+            if cfg.switch_on not in observed(env):
+                raise UnknownNameError("observation to switch on", cfg.switch_on, observed(env))
             names.add(cfg.switch_on)
-        self.inputs = {name: observed[name] for name in sorted(names)}  # type: ignore[misc]
+        self.inputs = {name: shape_of(env, name) for name in sorted(names)}  # type: ignore[misc]
         self.remote = any(member.policy.remote for member in self._members)
         self._function = _load_switch(cfg.switch) if cfg.switch else None
         self._switched = torch.zeros(env.num_envs, dtype=torch.bool, device=env.device)
-        """[B]: where the second policy has taken over."""
+        """[B] bool: envs where the second policy has taken over."""
         equal = (1.0 / len(self._members),) * len(self._members)
         self._weights = torch.tensor(cfg.weights or equal, dtype=torch.float64, device=env.device)
 
@@ -66,23 +70,24 @@ class HybridPolicy(BasePolicy):
         return ActionChunk(actions.mean(0)[:, None], actions.std(0, correction=0).mean(-1)[:, None])
 
     def _chosen(self, obs: Obs, env_ids: Tensor) -> Tensor:
-        """The acting policy's number [b]."""
+        """The number of the acting policy, int64 [b]."""
         if self._function is not None:
-            return self._ask_function(self._function, obs, len(env_ids))
+            return self._call_switch(self._function, obs, len(env_ids))
         norm = obs[self._cfg.switch_on].flatten(1).double().norm(dim=1)
         switched = self._switched[env_ids] | (norm < self._cfg.switch_below)
         self._switched = self._switched.index_copy(0, env_ids, switched)
         return switched.long()
 
-    def _ask_function(self, function: Switch, obs: Obs, num_rows: int) -> Tensor:
+    def _call_switch(self, function: Switch, obs: Obs, num_rows: int) -> Tensor:
         try:
             chosen = function(obs)
         except Exception as error:
             raise BasePolicyError(f"{self._cfg.switch} failed: {type(error).__name__}: {error}") from error
         wanted = f"expected an int64 tensor of shape {(num_rows,)} from 0 to {len(self._members) - 1}"
-        if not isinstance(chosen, Tensor) or chosen.dtype != torch.int64 or tuple(chosen.shape) != (num_rows,):
-            got = f"{chosen.dtype} {tuple(chosen.shape)}" if isinstance(chosen, Tensor) else type(chosen).__name__
-            raise BasePolicyError(f"{self._cfg.switch} gave {got}; {wanted}")
+        if not isinstance(chosen, Tensor):
+            raise BasePolicyError(f"{self._cfg.switch} gave {type(chosen).__name__}; {wanted}")
+        if chosen.dtype != torch.int64 or tuple(chosen.shape) != (num_rows,):
+            raise BasePolicyError(f"{self._cfg.switch} gave {chosen.dtype} {tuple(chosen.shape)}; {wanted}")
         if num_rows and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self._members):
             raise BasePolicyError(f"{self._cfg.switch} gave {sorted(set(chosen.tolist()))}; {wanted}")
         return chosen
@@ -103,10 +108,11 @@ def _load_switch(reference: str) -> Switch:
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"switch must be MODULE:FUNCTION that Python can import, not {reference!r}: {error}; "
-            "for a module in this folder set PYTHONPATH=."
+            "for a module in the current folder set PYTHONPATH=."
         ) from error
     if not callable(function):
-        raise ConfigError(f"switch must name a function; {reference!r} is a {type(function).__name__}")
+        kind = type(function).__name__
+        raise ConfigError(f"switch must be the name of a function; {reference!r} is a {kind}")
     return function
 
 

@@ -1,17 +1,14 @@
-"""A policy that `residual-rl imitate` trained: behaviour cloning, diffusion or flow matching."""
+"""The base policy `il`, trained with `residual-rl imitate`: settings and registration."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
 from residual_rl.registry import BasePolicySpec, register_base_policy
 from residual_rl.utils.validation import CheckedCfg, PositiveInt, TorchSeed
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -19,22 +16,21 @@ class ILCfg(CheckedCfg):
     """Settings of the `il` base policy."""
 
     checkpoint: Annotated[str, tyro.conf.arg(aliases=["--il-checkpoint"])] = ""
-    """Folder or model file that `residual-rl imitate` or `convert` wrote."""
+    """Output folder of `residual-rl imitate` or `convert`, or a model file in it."""
     num_action_steps: PositiveInt | None = None
-    """Actions of a chunk that are executed before the next prediction. None: as trained."""
+    """Number of actions executed of each chunk; None: as in training."""
     sampling_steps: PositiveInt | None = None
-    """Denoising steps of diffusion and flow. None: as trained."""
+    """Denoising steps of diffusion and flow matching; None: as in training."""
     num_samples: PositiveInt = 1
-    """Chunks sampled at once: the first is executed, and the spread of two or more is the policy's
-    uncertainty."""
+    """Number of sampled chunks. The first is executed; with two or more, their spread is the uncertainty."""
     seed: TorchSeed = 0
-    """Seed of the noise, which depends only on it and on the observations."""
+    """Seed of the noise, which is a function of the seed and the observations."""
 
 
 register_base_policy(
     BasePolicySpec(
         id="il",
-        summary="a policy that `residual-rl imitate` trained from demonstrations",
+        summary="a policy trained from demonstrations with `residual-rl imitate`",
         make="residual_rl.imitation.policy:make",
         config=f"{__name__}:ILCfg",
     )

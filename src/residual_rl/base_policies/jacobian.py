@@ -12,7 +12,7 @@ from residual_rl.registry import BasePolicySpec, register_base_policy
 from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, PositiveFloat, PositiveInt, Share
 
 Pitch = Annotated[float, Interval(ge=0.0, le=90.0)]
-"""Of the finger below the horizontal [deg]."""
+"""Pitch of the finger below the horizontal [deg]."""
 
 
 @dataclass(frozen=True)
@@ -20,23 +20,23 @@ class JacobianCfg(CheckedCfg):
     """Settings of the `jacobian` base policy."""
 
     approach_height: PositiveFloat = 0.03
-    """Height over the sheet at which it is approached [m]."""
+    """Height above the sheet during the approach [m]."""
     descend_distance: PositiveFloat = 0.012
-    """Horizontal distance to the sheet's centre at which the finger goes down [m]."""
+    """Horizontal distance to the sheet's centre at which the finger descends [m]."""
     press_height: Annotated[float, Lt(0.0)] = -0.006
     """Commanded height while pressing [m]; below the table, so that the servos press."""
     drag_gain: Share = 0.5
-    """Share of the distance to the goal that is commanded each step."""
+    """Share of the distance to the goal commanded in each step."""
     max_drag_step: PositiveFloat = 0.004
     """Longest step while dragging [m]."""
     max_approach_step: PositiveFloat = 0.015
     """Longest step while approaching and descending [m]."""
     pitch_near: tuple[NonNegativeFloat, Pitch] = (0.18, 88.0)
-    """Distance from the pan axis [m], and the finger's pitch below the horizontal at that distance [deg]."""
+    """A distance from the pan axis [m], and the finger's pitch below the horizontal at it [deg]."""
     pitch_far: tuple[NonNegativeFloat, Pitch] = (0.32, 55.0)
-    """The same farther out; the pitch is linear between the two."""
+    """The same at a larger distance; the pitch is interpolated linearly."""
     damping: NonNegativeFloat = 0.02
-    """Damping of the least squares."""
+    """Damping of the damped least squares."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,19 +52,19 @@ class JacobianYawCfg(JacobianCfg):
     """Settings of the `jacobian-yaw` base policy."""
 
     yaw_gain: NonNegativeFloat = 0.1
-    """Share of the yaw error that the finger is turned by, each step while dragging."""
+    """Share of the yaw error by which the finger turns in each step while dragging."""
     stir_radius: NonNegativeFloat = 0.01
     """Radius of the circles around the goal while the yaw error is large [m]."""
     stir_yaw_error: PositiveFloat = 0.1
     """Yaw error below which the circles shrink in proportion to it [rad]."""
     stir_period: PositiveInt = 15
-    """Steps of a circle."""
+    """Number of steps of a circle."""
 
 
 register_base_policy(
     BasePolicySpec(
         id="jacobian",
-        summary="damped least squares IK: presses the sheet and drags it to the goal, ignores yaw",
+        summary="damped least squares IK that presses the sheet and drags it to the goal; ignores yaw",
         make="residual_rl.base_policies.sheet_dragging:make_jacobian",
         config=f"{__name__}:JacobianCfg",
     )
@@ -73,8 +73,7 @@ register_base_policy(
     BasePolicySpec(
         id="jacobian-yaw",
         summary=(
-            "jacobian, and the wrist's roll turns the sheet: solves so101-paper; for sanity checks and "
-            "demonstrations"
+            "jacobian with yaw control by the wrist; solves so101-paper, for sanity checks and demonstrations"
         ),
         make="residual_rl.base_policies.sheet_dragging:make_jacobian_yaw",
         config=f"{__name__}:JacobianYawCfg",

@@ -1,8 +1,7 @@
-"""A policy of LeRobot that predicts chunks of joint positions: ACT, Diffusion, and others by the same way.
+"""The base policy `lerobot`: settings and registration.
 
-LeRobot keeps one queue of actions, and one history, for the whole batch, and cannot reset one world of it. So
-the executor keeps both, and the policy is only ever asked for chunks: `predict_action_chunk`, or
-`diffusion.generate_actions` of one that plans from a history.
+It is a LeRobot policy that predicts chunks of joint positions: ACT, Diffusion, and others with the same
+interface.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from residual_rl.utils.text import parse_pairs
 from residual_rl.utils.validation import CheckedCfg, PositiveInt, TorchSeed
 
 JointUnits = Literal["hardware", "range", "rad"]
-"""Units of joint positions: those of the robot (degrees; SO-101: gripper 0 to 100), LeRobot's -100 to 100
-over each arm joint's range (robots configured with `use_degrees=false`), or [rad]."""
+"""Units of joint positions: `hardware`, the robot's own (degrees; SO-101: gripper 0 to 100); `range`,
+LeRobot's -100 to 100 over each arm joint's range (robots configured with `use_degrees=false`); or `rad`."""
 
 
 @dataclass(frozen=True)
@@ -26,30 +25,29 @@ class LeRobotCfg(CheckedCfg):
     """Settings of the `lerobot` base policy."""
 
     checkpoint: Annotated[str, tyro.conf.arg(aliases=["--il-checkpoint"])] = ""
-    """Folder of a LeRobot policy or of a training that saved one, or owner/name on the Hugging Face hub, from
-    which it is downloaded."""
+    """Folder of a LeRobot policy or of its training run, or OWNER/NAME on the Hugging Face hub, which is
+    downloaded."""
     revision: str | None = None
     """Revision of the repository on the hub."""
     trust_checkpoint: Annotated[bool, tyro.conf.arg(aliases=["--trust-checkpoint"])] = False
-    """Allow its processors to import classes by name, which can run code of whoever made them."""
+    """Allow the policy's processors to import classes by name, which can run code of whoever made them."""
     num_action_steps: PositiveInt | None = None
-    """Actions of a chunk that are executed before the next prediction. None: as trained."""
+    """Number of actions executed of each chunk; None: as in training."""
     inference_steps: PositiveInt | None = None
-    """Diffusion: denoising steps. None: as trained."""
+    """Denoising steps of Diffusion policies; None: as in training."""
     seed: TorchSeed = 0
-    """Seed of the noise, which depends only on it and on the observations."""
+    """Seed of the noise, which is a function of the seed and the observations."""
     device: str | None = None
-    """Device of the policy. None: that of the env."""
+    """Device of the policy; None: that of the env."""
     precision: Literal["float64", "native"] = "float64"
-    """On a CPU, float64 makes the actions for an env independent of the other envs in the batch; native is
-    faster, for large models."""
+    """Precision on a CPU. With float64, an env's actions do not depend on the other envs in the batch; native
+    is faster, for large models."""
     cameras: tuple[str, ...] = ()
-    """Cameras with other names in the policy, as ENV_NAME=POLICY_NAME, e.g. top=front."""
+    """Cameras with another name in the policy, as ENV_NAME=POLICY_NAME, e.g. top=front."""
     units: JointUnits = "hardware"
-    """Units of its joint positions: hardware (as the robot reports them: degrees, gripper 0 to 100), range
-    (arm -100 to 100), or rad."""
+    """Joint units of the policy: hardware (degrees, gripper 0 to 100), range (arm -100 to 100), or rad."""
     task_description: str = ""
-    """Instruction for the policy, if it takes one."""
+    """Language instruction, for policies that read one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,7 +57,7 @@ class LeRobotCfg(CheckedCfg):
 register_base_policy(
     BasePolicySpec(
         id="lerobot",
-        summary="a policy of LeRobot (ACT, Diffusion, …): a folder or a name on the Hugging Face hub",
+        summary="a LeRobot policy (ACT, Diffusion, …) from a folder or the Hugging Face hub",
         make="residual_rl.lerobot.policy:make",
         config=f"{__name__}:LeRobotCfg",
     )

@@ -1,4 +1,4 @@
-"""What models of other libraries observe: the env's named observations joined, with checks that they fit."""
+"""Inputs of models of other libraries: named observations joined into a vector, with checks that they fit."""
 
 from __future__ import annotations
 
@@ -16,38 +16,47 @@ from residual_rl.utils.text import one_line
 
 
 def join_inputs(obs: Obs, keys: Sequence[str]) -> Tensor:
-    """The observations `keys`, flattened and joined, float32 [b, D]."""
+    """The observations `keys`, flattened and joined: float32 [b, O]."""
     return torch.cat([obs[key].float().flatten(1) for key in keys], 1)
 
 
 def input_shapes(keys: Sequence[str], env: VecEnv, name: str) -> dict[str, tuple[int, ...]]:
-    """The shapes of the observations `keys`. Raises `ConfigError` for one that `env` does not have; `name` names the policy."""
+    """Shapes of the observations `keys`. Raises `ConfigError` for one that `env` does not have."""
     observed: Mapping[str, Any] = env.single_observation_space.spaces  # type: ignore[attr-defined]
     for key in keys:
         if key not in observed:
-            raise ConfigError(f"{name} needs the observation {key!r}; the env has {', '.join(sorted(observed))}")
+            raise ConfigError(
+                f"{name} needs the observation {key!r}; the env has {', '.join(sorted(observed))}"
+            )
     return {key: tuple(observed[key].shape) for key in keys}
 
 
 def check_size(inputs: Mapping[str, tuple[int, ...]], wanted: tuple[int, ...], name: str) -> None:
-    """Raise `ConfigError` where the joined `inputs` are not of the size that a model was trained on."""
+    """Raise `ConfigError` unless the joined `inputs` have the shape `wanted`."""
     size = sum(torch.Size(shape).numel() for shape in inputs.values())
     if wanted != (size,):
         given = " + ".join(f"{key} {shape}" for key, shape in inputs.items())
-        raise ConfigError(f"{name} observes {wanted}; this env gives it {(size,)}, {given}: choose other --base.input-keys, or a model")
+        raise ConfigError(
+            f"{name} observes {wanted}; this env gives it {(size,)}, {given}: "
+            "choose other --base.input-keys, or another model"
+        )
 
 
 def check_actions(space: Any, env: VecEnv, name: str) -> None:
-    """Raise `ConfigError` where a model's action space is not that of `env`."""
+    """Raise `ConfigError` unless `space` is the action space of `env`."""
     wanted = (len(env.action_unit),)
     if not isinstance(space, spaces.Box) or space.shape != wanted:
         raise ConfigError(f"{name} acts in {space}; this env takes actions Box(-1.0, 1.0, {wanted})")
     if (space.low != -1.0).any() or (space.high != 1.0).any():
-        raise ConfigError(f"{name} acts in {space}; this env's actions are from -1 to 1: train it on those")
+        raise ConfigError(f"{name} acts in {space}; this env's actions are from -1 to 1: train it with those")
 
 
 def probe(policy: BasePolicy, env: VecEnv, name: str) -> Tensor:
-    """What the policy plans for one world of zeros; what it cannot do is found out before anything is trained on it."""
+    """The policy's chunk [1, K, A] for an observation of zeros, so that a failure is found before training
+    starts.
+
+    Raises `ConfigError` if the policy fails.
+    """
     observed: Mapping[str, Any] = env.single_observation_space.spaces  # type: ignore[attr-defined]
     zeros = {key: torch.from_numpy(observed[key].low * 0)[None] for key in policy.inputs}
     try:

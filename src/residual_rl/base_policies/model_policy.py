@@ -1,4 +1,4 @@
-"""Dispatch of the base policy `model` by kind of file: runs, Stable-Baselines3, `torch.export`, ManiSkill's
+"""Reads the base policy `model`: a run, a Stable-Baselines3 zip, a `torch.export` program, or ManiSkill's
 PPO."""
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from residual_rl.utils import trusted
 
 _STATE = ("state",)
 _WANTED = (
-    "a run folder or policy.safetensors of this project, a Stable-Baselines3 model (.zip), an exported "
-    "torch.export program (.pt2), or a "
-    "state dict of ManiSkill's PPO (.pt)"
+    "a run folder or policy.safetensors of this project, a Stable-Baselines3 model (.zip), "
+    "an exported torch.export program (.pt2), or a state dict of ManiSkill's PPO (.pt)"
 )
 
 
 def make(cfg: ModelCfg, env: VecEnv) -> BasePolicy:
-    """The model in the file or folder that `cfg` names, for `env`."""
+    """The model in the file or folder `cfg.checkpoint`, for `env`.
+
+    Raises `CheckpointError` if there is no such model, and `ConfigError` if it does not fit `env`.
+    """
     if not cfg.checkpoint:
-        raise ConfigError(f"it needs --base.checkpoint (or --model-path): {_WANTED}")
+        raise ConfigError(f"a model is needed: --base.checkpoint (or --model-path) with {_WANTED}")
     path = Path(cfg.checkpoint)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; expected {_WANTED}")
@@ -38,9 +40,8 @@ def make(cfg: ModelCfg, env: VecEnv) -> BasePolicy:
     if path.suffix == ".zip":
         from residual_rl.base_policies.sb3 import SB3Policy
 
-        return SB3Policy(
-            trusted.read_sb3_policy(path, cfg.trust_checkpoint), cfg.input_keys or _STATE, env, str(path)
-        )
+        model = trusted.read_sb3_policy(path, cfg.trust_checkpoint)
+        return SB3Policy(model, cfg.input_keys or _STATE, env, str(path))
     if path.suffix == ".pt2":
         from residual_rl.base_policies.exported_program import ProgramPolicy
 
@@ -49,25 +50,23 @@ def make(cfg: ModelCfg, env: VecEnv) -> BasePolicy:
     if path.suffix == ".pt":
         from residual_rl.base_policies.maniskill_ppo import ManiSkillPPOPolicy
 
-        return ManiSkillPPOPolicy(
-            trusted.read_state_dict(path, cfg.trust_checkpoint), cfg.input_keys, env, str(path)
-        )
-    raise CheckpointError(f"{path} is no model that can be a base; expected {_WANTED}")
+        state = trusted.read_state_dict(path, cfg.trust_checkpoint)
+        return ManiSkillPPOPolicy(state, cfg.input_keys, env, str(path))
+    raise CheckpointError(f"{path} is not a model that can be a base policy; expected {_WANTED}")
 
 
 def _refuse_other_kinds(path: Path) -> None:
-    """Raise `CheckpointError` for an imitation model: another base policy knows how to run it."""
+    """Raise `CheckpointError` for an imitation model, which needs the base policy `il`."""
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     for file in files if not (path / POLICY_FILE).is_file() else ():
         if _kind(file) == "model":
             raise CheckpointError(
-                f"{path} holds an imitation model: its base policy is `il`, --base-policy il "
-                f"--il-checkpoint {path}"
+                f"{path} holds an imitation model: use --base-policy il --il-checkpoint {path}"
             )
 
 
 def _kind(file: Path) -> str | None:
-    """The kind of a file of this project; None for others."""
+    """The kind of a file of this project; None for other files."""
     try:
         with safe_open(file, "pt") as opened:
             text = (opened.metadata() or {}).get("residual_rl", "{}")

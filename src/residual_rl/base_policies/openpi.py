@@ -1,8 +1,8 @@
-"""A policy behind an openpi server (π0 and its kin), or `residual-rl serve --protocol openpi`: a websocket,
-msgpack, a flat observation.
+"""The base policy `openpi`: settings and registration.
 
-The wire format is that of Physical-Intelligence/openpi (`packages/openpi-client`,
-`src/openpi/serving/websocket_policy_server.py`).
+It queries an openpi server (π0 and similar policies) or `residual-rl serve --protocol openpi`, with flat
+observations in msgpack over a websocket. The wire format is that of Physical-Intelligence/openpi
+(`packages/openpi-client`, `src/openpi/serving/websocket_policy_server.py`).
 """
 
 from __future__ import annotations
@@ -28,25 +28,24 @@ class OpenPiCfg(CheckedCfg):
     host: str = "127.0.0.1"
     """Host of the policy server."""
     port: Port = 8000
-    """Port of the server."""
+    """Port of the policy server."""
     api_token: str | None = None
-    """Token of the server, if it requires one. Prefer the environment variable RESIDUAL_RL_TOKEN: settings
-    are saved with a run."""
+    """Token of the server. Prefer the environment variable RESIDUAL_RL_TOKEN: settings are saved with the
+    run."""
     timeout: PositiveFloat = 15.0
     """Time limit for a reply [s]."""
     reconnect: NonNegativeFloat = 60.0
-    """How long requests to an unavailable server are repeated, while the run waits [s]."""
+    """Time for which the run waits and retries if the server does not answer [s]."""
     observation: tuple[str, ...] = ()
     """Observations to send, as ENV_NAME=SERVER_KEY, e.g. state=observation/state top=observation/image.
-    Empty: those that a `residual-rl serve` server declares."""
+    Empty: those requested by a `residual-rl serve` server."""
     prompt: str = ""
-    """Instruction for the policy."""
+    """Language instruction for the policy."""
     action_units: Literal["normalized", "hardware"] | None = None
-    """Units of the server's actions: the env's normalised ones, or absolute joint positions in the robot's
-    units (degrees, gripper 0 to 100). None: those that a `residual-rl serve` server declares, otherwise
-    normalized."""
+    """Meaning of the server's actions: the env's own, or absolute joint positions in the robot's units
+    (degrees, gripper 0 to 100). None: the value given by a `residual-rl serve` server, else normalized."""
     num_action_steps: PositiveInt | None = None
-    """Actions of each chunk that are executed. None: as a `residual-rl serve` server declares, otherwise
+    """Number of actions executed of each chunk. None: the value given by a `residual-rl serve` server, else
     8."""
 
     def __post_init__(self) -> None:
@@ -57,7 +56,7 @@ class OpenPiCfg(CheckedCfg):
 register_base_policy(
     BasePolicySpec(
         id="openpi",
-        summary="an openpi server (π0 and its kin), or residual-rl serve, over websockets",
+        summary="an openpi server (π0 and similar policies), or residual-rl serve, over websockets",
         make="residual_rl.remote.openpi_policy:make",
         config=f"{__name__}:OpenPiCfg",
     )

@@ -1,7 +1,7 @@
-"""Drag a sheet to its goal with Jacobian inverse kinematics: it never lifts and ignores the sheet's yaw.
+"""Controllers that drag a sheet to its goal with Jacobian inverse kinematics, without lifting it.
 
-Damped least squares on the *commanded* joint targets; the wrist's roll and the jaw are left to the residual, since a base that
-recentred them would cancel it.
+They use damped least squares on the *commanded* joint targets. The wrist's roll and the jaw are left to the
+residual, because a base policy that recentred them would cancel it out.
 """
 
 from __future__ import annotations
@@ -21,22 +21,28 @@ APPROACH, DESCEND, DRAG = 0, 1, 2
 
 
 class JacobianPolicy(BasePolicy):
-    """Approach over the sheet's centre, press, drag towards the goal.
+    """Moves above the sheet's centre, presses, and drags towards the goal; ignores the sheet's yaw.
 
     Args:
         cfg: the settings.
-        env: its arm is moved; its kinematics tells of the first joints up to the fingertip, its `joint_step` how far targets may move.
+        env: an env that exposes `kinematics`, of the first joints up to the fingertip, and `joint_step`.
+
+    Raises:
+        ConfigError: `env` does not expose them.
     """
 
     inputs = {"joint_target": (6,), "sheet_pose": (7,), "goal": (3,)}  # noqa: RUF012
 
     def __init__(self, cfg: JacobianCfg, env: VecEnv):
         if env.kinematics is None or env.joint_step is None:
-            raise ConfigError("it needs an env that tells its arm's kinematics and how far joints may be commanded each step")
-        self.cfg, self._chain, self._joint_step, self._to_actions = cfg, env.kinematics, env.joint_step, env.steps_to_actions
+            raise ConfigError("it needs an env that exposes its arm's kinematics and joint_step")
+        self.cfg = cfg
+        self._chain = env.kinematics
+        self._joint_step = env.joint_step
+        self._to_actions = env.steps_to_actions
         self._phase = torch.zeros(env.num_envs, dtype=torch.int64, device=env.device)
         self._arm = self._chain.num_joints - 1
-        """Joints that the controller moves: all of the chain but the last, the wrist's roll."""
+        """Number of joints that the controller moves: all of the chain but the last, the wrist's roll."""
 
     def reset(self, mask: Tensor) -> None:
         self._phase = self._phase.masked_fill(mask, APPROACH)
@@ -45,7 +51,7 @@ class JacobianPolicy(BasePolicy):
         return self._to_actions(self._steps_of(obs, env_ids) * self._joint_step, obs)[:, None]
 
     def _steps_of(self, obs: Obs, env_ids: Tensor) -> Tensor:
-        """Changes of the joint targets [b, J], in units of the largest that is allowed."""
+        """Changes of the joint targets [b, J], in units of the largest allowed step."""
         frames, tool = self._chain.forward(obs["joint_target"][:, : self._chain.num_joints].double())
         tip, finger = tool[:, :3, 3], tool[:, :3, 0]
         to_sheet = obs["sheet_pose"][:, :2] - tip[:, :2]
@@ -54,12 +60,14 @@ class JacobianPolicy(BasePolicy):
         error = torch.cat([step, self._pitch_error(frames, tip + step, finger)[:, None]], 1)
 
         linear, angular = self._chain.jacobian(frames, tool)
-        finger_z = (angular[:, 0] * finger[:, None, 1] - angular[:, 1] * finger[:, None, 0])[:, None]  # z of ω × finger
-        jacobian = torch.cat([linear, finger_z], 1)[..., : self._arm]
+        # The fourth row is the z component of ω × finger, which changes the finger's pitch.
+        finger_z = angular[:, 0] * finger[:, None, 1] - angular[:, 1] * finger[:, None, 0]
+        jacobian = torch.cat([linear, finger_z[:, None]], 1)[..., : self._arm]
         delta = damped_least_squares(jacobian, error, self.cfg.damping)
         steps = torch.zeros(len(env_ids), len(self._joint_step), dtype=delta.dtype, device=delta.device)
         steps[:, : self._arm] = delta / self._joint_step[: self._arm]
-        return steps / steps.abs().amax(1, keepdim=True).clamp(min=1.0)  # slower rather than in another direction
+        # Scale down all joints together, which keeps the direction.
+        return steps / steps.abs().amax(1, keepdim=True).clamp(min=1.0)
 
     def _advance(self, env_ids: Tensor, tip: Tensor, to_sheet: Tensor) -> None:
         phase = self._phase[env_ids]
@@ -71,7 +79,9 @@ class JacobianPolicy(BasePolicy):
 
     def _cartesian_step(self, obs: Obs, phase: Tensor, tip: Tensor, to_sheet: Tensor) -> Tensor:
         cfg = self.cfg
-        height = torch.where(phase == APPROACH, obs["sheet_pose"][:, 2] + cfg.approach_height, cfg.press_height)
+        height = torch.where(
+            phase == APPROACH, obs["sheet_pose"][:, 2] + cfg.approach_height, cfg.press_height
+        )
         drag = (phase == DRAG)[:, None]
         horizontal = torch.where(drag, cfg.drag_gain * obs["goal"][:, :2], to_sheet)
         horizontal = _shorten(horizontal, torch.where(drag[:, 0], cfg.max_drag_step, cfg.max_approach_step))
@@ -99,16 +109,17 @@ def _shorten(vector: Tensor, longest: Tensor) -> Tensor:
 
 
 def make_jacobian(cfg: JacobianCfg, env: VecEnv) -> JacobianPolicy:
-    """The controller for the arm of `env`."""
+    """The `jacobian` policy for the arm of `env`."""
     return JacobianPolicy(cfg, env)
 
 
 class JacobianYawPolicy(JacobianPolicy):
-    """`JacobianPolicy` with the wrist's roll, the last joint of its chain, under control of the sheet's yaw.
+    """`JacobianPolicy` that also controls the sheet's yaw with the wrist's roll, the last joint of the chain.
 
     Args:
         cfg: the settings.
-        env: its arm is moved; the last joint that its kinematics tells of is the wrist's roll.
+        env: an env that exposes `kinematics` and `joint_step`; the last joint of the chain is the wrist's
+            roll.
     """
 
     def __init__(self, cfg: JacobianYawCfg, env: VecEnv):
@@ -135,10 +146,15 @@ class JacobianYawPolicy(JacobianPolicy):
         return goal + torch.stack([radius * angle.cos(), radius * angle.sin(), torch.zeros_like(radius)], 1)
 
     def _roll(self, obs: Obs, steps: Tensor) -> Tensor:
-        """The roll's step [b] that turns the finger about the vertical towards the goal's yaw, whatever the other joints turn it by."""
+        """Step of the roll [b] that turns the finger about the vertical towards the goal's yaw.
+
+        It compensates for the turn by the other joints.
+        """
         frames, tool = self._chain.forward(obs["joint_target"][:, : self._chain.num_joints].double())
         _, angular = self._chain.jacobian(frames, tool)
-        turn = angular[:, 2] * self._joint_step[: self._chain.num_joints]  # about the vertical, per largest step
+        turn = (
+            angular[:, 2] * self._joint_step[: self._chain.num_joints]
+        )  # about the vertical, per largest step
         by_arm = (turn[:, : self._arm] * steps[:, : self._arm]).sum(1)
         return ((self._yaw_cfg.yaw_gain * obs["goal"][:, 2] - by_arm) / turn[:, self._arm]).clamp(-1.0, 1.0)
 

@@ -1,4 +1,4 @@
-"""A trained run as a base policy: what it was trained on, put together again in another run's env, and its residual on top."""
+"""A trained run as a base policy: the run's own base policy and its residual, in another run's env."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
 from residual_rl.composition import Composition, make_composition
 from residual_rl.config import with_trust
-from residual_rl.envs.spaces import with_base_action
+from residual_rl.envs.spaces import observed, shape_of, with_base_action
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 from residual_rl.exported_policy import find_policy, load_policy
@@ -27,61 +27,74 @@ def make_trained_run(path: Path, trusted: bool, env: VecEnv) -> TrainedPolicy:
 
     Args:
         path: a run folder (its best model), a model's folder in it, or a policy file.
-        trusted: whether what the run was trained on may be read where that can run code. What the run's own settings say does not count.
-        env: the worlds of the run on top.
+        trusted: whether the run's own base policy may be read from a file that can run code; the run's
+            settings are not consulted.
+        env: the env of the run that uses it as its base policy.
 
     Raises:
         CheckpointError: there is no policy at `path`.
-        ConfigError: it does not fit `env`, or what it was trained on is not there; names the policy and the reason.
+        ConfigError: it does not fit `env`, or its own base policy is missing; names the policy and the
+            reason.
     """
+    # Find and read the exported policy.
     file = find_policy(path).file
     exported = load_policy(file)
     cfg = exported.cfg
     if cfg.residual.chunk == "whole":
-        raise ConfigError(f"{file} was trained with --chunk whole, and such a run cannot be a base: train it with --chunk step")
+        raise ConfigError(
+            f"{file} was trained with --chunk whole, which cannot be a base policy: train it with --chunk "
+            "step"
+        )
+
+    # Make its base policy and its actor.
     base_cfg = with_trust(_relocated(cfg.base, file.resolve().parent), trusted)
     try:
         base = make_base_policy(cfg.base_policy_id, base_cfg, env)
         actor = exported.actor(with_base_action(env), len(env.action_unit), env.device)
     except (ConfigError, CheckpointError, UnknownNameError) as error:
-        made_of = f"trained on task {cfg.task_id!r} with base policy {cfg.base_policy_id!r}"
-        raise ConfigError(f"{file}, {made_of}, does not fit here: {error}") from error
-    observed: Any = env.single_observation_space
-    names = getattr(cfg.learner, "obs_keys", None) or (*observed.spaces, "base_action")  # a learner that does not say may read all
-    shapes = {name: tuple(observed[name].shape) for name in names if name != "base_action"}
+        origin = f"trained on task {cfg.task_id!r} with base policy {cfg.base_policy_id!r}"
+        raise ConfigError(f"{file}, {origin}, does not fit this env: {error}") from error
+
+    # A learner without `obs_keys` may read all observations.
+    names = getattr(cfg.learner, "obs_keys", None) or (*observed(env), "base_action")
+    shapes = {name: shape_of(env, name) for name in names if name != "base_action"}
     composition = make_composition(cfg.residual, exported.residual_scale, env.residual_unit)
     return TrainedPolicy(base, actor, shapes, composition)
 
 
 def _relocated(cfg: Any, folder: Path) -> Any:
-    """Settings of a base policy whose relative checkpoint paths hold from here.
+    """Settings of a base policy, with relative checkpoint paths resolved.
 
-    They were given where the training began, most often a folder above the run's: where there is nothing at them from here, the folders
-    from `folder` upwards are searched.
+    The paths are relative to the folder where the training was started, which most often is a parent of the
+    run folder. A path that does not exist from the current folder is looked for in `folder` and its parents.
     """
 
     def find(name: str) -> str:
         if not name or Path(name).exists():
             return name
-        found = next((parent / name for parent in (folder, *folder.parents) if (parent / name).exists()), None)
+        places = [parent / name for parent in (folder, *folder.parents)]
+        found = next((place for place in places if place.exists()), None)
         if found is None:
             return name
-        _log.warning("%s, which %s was trained on, is not there from here; taking %s", name, folder, found)
+        _log.warning("%s, the base policy of %s, does not exist here; using %s", name, folder, found)
         return str(found)
 
     if hasattr(cfg, "relocated"):
         return cfg.relocated(find)
-    return dataclasses.replace(cfg, checkpoint=find(cfg.checkpoint)) if isinstance(getattr(cfg, "checkpoint", None), str) else cfg
+    if isinstance(getattr(cfg, "checkpoint", None), str):
+        return dataclasses.replace(cfg, checkpoint=find(cfg.checkpoint))
+    return cfg
 
 
 class TrainedPolicy(BasePolicy):
-    """A base policy and the residual that was trained on it: what it plans is what the run would execute.
+    """A base policy and the residual trained on top of it; it predicts the actions that the run would
+    execute.
 
     Args:
         base: the run's own base policy.
-        actor: its deterministic residual policy, [b, A] of named observations and `base_action`.
-        obs_keys: the observations of the env that the actor reads, with their shapes.
-        composition: of the run, with the scale it was exported with.
+        actor: its deterministic residual policy, which maps named observations and `base_action` to [b, A].
+        obs_keys: the env observations that the actor reads, with their shapes.
+        composition: the run's composition, with the exported scale.
     """
 
     def __init__(

@@ -1,5 +1,4 @@
-"""The base policy that does nothing: with it, and a residual scale of 1, the toolkit does plain reinforcement
-learning."""
+"""The base policy `zero`: with it and a residual scale of 1, training is plain reinforcement learning."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ from residual_rl.registry import BasePolicySpec, register_base_policy
 register_base_policy(
     BasePolicySpec(
         id="zero",
-        summary="does nothing; with residual scale 1: plain RL",
+        summary="zero actions; with a residual scale of 1: plain RL",
         make="residual_rl.base_policies.zero_policy:make",
     )
 )

@@ -1,4 +1,4 @@
-"""Zeros as the base action: with a residual scale of 1, plain reinforcement learning."""
+"""A base policy that predicts zeros."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ from residual_rl.types import BasePolicy, Obs
 
 
 class ZeroPolicy(BasePolicy):
-    """Zeros [b, 1, A]."""
+    """Predicts zeros [b, 1, A].
+
+    Args:
+        action_dim: A.
+        device: device of the actions.
+    """
 
     def __init__(self, action_dim: int, device: torch.device):
-        self._action_dim, self._device = action_dim, device
+        self._action_dim = action_dim
+        self._device = device
 
     def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:  # noqa: ARG002
         return torch.zeros(len(env_ids), 1, self._action_dim, device=self._device)

@@ -1,1 +1,1 @@
-"""Demonstrations: episodes, files of them, collection and replay."""
+"""Demonstrations: episodes, files, collection and replay."""

@@ -1,4 +1,4 @@
-"""Collecting demonstrations: episodes of a policy, each a function of its seed, in the order of the seeds, with noise where asked."""
+"""Collection of demonstrations: episodes of a policy or a planner, in the order of their seeds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from residual_rl.demos.episode import Array, Demo, Lost, Planner
+from residual_rl.demos.episode import Array, Demo, FailedEpisode, Planner
 from residual_rl.demos.writer import DemoWriter
 from residual_rl.envs.action_noise import ActionNoise
 from residual_rl.envs.spaces import observed
@@ -31,44 +31,45 @@ from residual_rl.utils.validation import (
 )
 
 NUM_ENVS = 64
-"""Worlds stepped together, where their observations fit into memory."""
+"""Default number of envs stepped together, if their episodes fit into memory."""
 MAX_TRIES = 20
-"""With `only_success`: episodes run at most, for each that is asked for."""
-MAX_LOST = 20
-"""Episodes that may be lost one after the other before collecting is given up."""
+"""With `only_success`: largest number of episodes run per requested one."""
+MAX_FAILED = 20
+"""Number of consecutive failed episodes after which collection stops with an error."""
 _BUFFER_BYTES = 1 << 30
-"""What the running episodes of all worlds may hold in memory."""
+"""Memory limit of the running episodes of all envs [bytes]."""
 
 
 @dataclass(frozen=True)
 class CollectCfg(CheckedCfg):
-    """Which episodes to collect, and how."""
+    """Settings of the collection of demonstrations."""
 
     n_episodes: PositiveInt = 200
-    """Episodes to store."""
+    """Number of episodes to store."""
     only_success: bool = False
-    """Store solved episodes alone, as many as are asked for; at most 20 times as many are run."""
+    """Store successful episodes only; at most 20 times `n_episodes` are run."""
     noise: NonNegativeFloat = 0.0
-    """Standard deviation of noise on the executed action, in units of what a residual of 1 may change; what the policy wanted is stored
-    beside it, for imitation to learn."""
+    """Standard deviation of the noise on executed actions, in units of the action change of a residual of 1.
+    The intended actions are stored as well, as targets of imitation."""
     noise_correlation: Correlation = 0.9
-    """How much of a step's noise stays for the next, from 0 (white noise, which averages out) to 1."""
+    """Correlation of the noise between consecutive steps, from 0 (white noise, which averages out) to 1."""
     first_seed: NonNegativeInt = DEMO_SEED
-    """Seed of the first episode; the others count on from it. Training and evaluations use others."""
+    """Seed of the first episode; the others follow. Training and evaluation use other seeds."""
     num_envs: PositiveInt | None = None
-    """Worlds stepped together; the episodes do not depend on it. None: 64, or as many as keep their images in 1 GiB."""
+    """Number of envs stepped together; the episodes do not depend on it. None: 64, or fewer if their episodes
+    need more than 1 GiB."""
 
 
 @dataclass
-class Collected:
-    """How collecting went."""
+class CollectionStats:
+    """Counts of the episodes of a collection."""
 
     ran: int = 0
-    """Episodes that ended."""
+    """Number of episodes that ended."""
     solved: int = 0
-    """Those of them that succeeded."""
-    lost: list[Lost] = field(default_factory=list)
-    """Those of them that came to nothing."""
+    """Number of successful episodes."""
+    failed: list[FailedEpisode] = field(default_factory=list)
+    """Episodes of a planner without a result."""
 
 
 def collect(
@@ -80,19 +81,20 @@ def collect(
     with_residual: bool,
     stopped: Callable[[], bool] = lambda: False,
     on_progress: Callable[[int, float], None] | None = None,
-) -> Collected:
-    """Run episodes of `policy` on top of the base policy and write them to `writer`, in the order of their seeds.
+) -> CollectionStats:
+    """Run episodes of `policy` on top of the base policy, and write them to `writer` in the order of their
+    seeds.
 
-    What stops it early (`stopped`, or an error) leaves the episodes that were complete in `writer`.
+    If it ends early (by `stopped` or an error), the complete episodes are in `writer`.
 
     Args:
-        env: worlds, base policy and composition; the residual's penalty is no part of the rewards that are stored.
+        env: envs, base policy and composition. The residual's penalty is not part of the stored rewards.
         policy: the residual policy.
-        cfg: what to collect.
-        writer: takes the episodes.
-        with_residual: whether `policy` has a say, so that residual actions are stored.
-        stopped: asked before each step.
-        on_progress: called with the number of episodes stored and the success rate of all that ran.
+        cfg: the settings.
+        writer: writes the episodes.
+        with_residual: whether to store residual actions.
+        stopped: called before each step; true ends the collection.
+        on_progress: called with the number of stored episodes and the success rate of all episodes.
     """
     tries = cfg.n_episodes * (MAX_TRIES if cfg.only_success else 1)
     seeds = range(cfg.first_seed, cfg.first_seed + tries)
@@ -107,26 +109,29 @@ def collect_planned(
     *,
     stopped: Callable[[], bool] = lambda: False,
     on_progress: Callable[[int, float], None] | None = None,
-) -> Collected:
-    """`collect`, from a planner. Another episode is planned for each one that is lost, up to `MAX_TRIES` for each that is asked for.
+) -> CollectionStats:
+    """`collect` from a planner. Failed episodes are replaced by others, up to `MAX_TRIES` per requested one.
 
-    Raises `ConfigError` where `MAX_LOST` episodes are lost, one after the other.
+    Raises `ConfigError` if `MAX_FAILED` consecutive episodes fail.
     """
     seeds = range(cfg.first_seed, cfg.first_seed + cfg.n_episodes * MAX_TRIES)
     return _store(planner.episodes(seeds, stopped), cfg, writer, on_progress)
 
 
 def _store(
-    episodes: Iterator[Demo | Lost], cfg: CollectCfg, writer: DemoWriter, on_progress: Callable[[int, float], None] | None
-) -> Collected:
-    collected, lost_in_a_row = Collected(), 0
+    episodes: Iterator[Demo | FailedEpisode],
+    cfg: CollectCfg,
+    writer: DemoWriter,
+    on_progress: Callable[[int, float], None] | None,
+) -> CollectionStats:
+    collected, failed_in_a_row = CollectionStats(), 0
     for demo in episodes:
         collected.ran += 1
-        if isinstance(demo, Lost):
-            collected.lost.append(demo)
-            lost_in_a_row += 1
+        if isinstance(demo, FailedEpisode):
+            collected.failed.append(demo)
+            failed_in_a_row += 1
         else:
-            lost_in_a_row = 0
+            failed_in_a_row = 0
             collected.solved += bool(demo.succeeded)
             if demo.succeeded or not cfg.only_success:
                 writer.add(demo)
@@ -134,9 +139,11 @@ def _store(
             on_progress(writer.num_episodes, collected.solved / collected.ran)
         if writer.num_episodes == cfg.n_episodes:
             break
-        if lost_in_a_row == MAX_LOST:
-            last = collected.lost[-1]
-            raise ConfigError(f"{MAX_LOST} episodes came to nothing, one after the other; that of seed {last.seed}: {last.why}")
+        if failed_in_a_row == MAX_FAILED:
+            last = collected.failed[-1]
+            raise ConfigError(
+                f"{MAX_FAILED} consecutive episodes failed; the last one, of seed {last.seed}: {last.why}"
+            )
     return collected
 
 
@@ -150,22 +157,25 @@ def run_episodes(
     with_residual: bool = True,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[Demo]:
-    """The episodes of `seeds`, each once, in this order: none overtakes another, so short ones are not favoured.
+    """Run the episodes of `seeds`, each once, and yield them in this order, so that short ones are not
+    favoured.
 
-    When `stopped()` or a failure ends it early, the episodes that were complete by then come first.
+    If it ends early, by `stopped()` or an error, the complete episodes are still yielded.
     """
-    env.penalty = 0.0  # it is the learner's, not the task's
+    # The residual's penalty is not a reward of the task.
+    env.penalty = 0.0
     action_noise = ActionNoise(env.vec_env, noise, noise_correlation)
     env.step_hook = action_noise
-    worlds = np.arange(env.num_envs)
-    position = np.full(env.num_envs, -1)  # [B]: which of the `seeds` each world runs; -1: none
+    env_ids = np.arange(env.num_envs)
+    position = np.full(env.num_envs, -1)  # [B]: index into `seeds` of each env's episode; -1: none
     coming = iter(range(len(seeds)))
     recorder = _Recorder(env.vec_env, action_noise, with_residual)
     done: dict[int, Demo] = {}
     due = 0
 
     def begin(at: NDArray[np.int64]) -> None:
-        """Episodes have begun in the worlds `at` (ascending), which drew the next seeds one after the other."""
+        """Record that new episodes have begun in the envs `at` (ascending), which drew the next seeds in
+        order."""
         position[at] = [next(coming, -1) for _ in at]
         running = at[position[at] >= 0]
         action_noise.restart(running, [seeds[i] for i in position[running]])
@@ -175,29 +185,35 @@ def run_episodes(
         while (position >= 0).any() and not stopped():
             yield from env.steps(policy(env.obs))
 
+    # Step the envs; episodes that end early wait in `done` for those before them.
     failure: Exception | None = None
     try:
         env.vec_env.episode_seeds.use_list(seeds)
         action_noise.after_step(env.reset())
-        begin(worlds)
+        begin(env_ids)
         for transition, info in steps():
             recorder.step(transition, info)
             ended = np.flatnonzero(info["_final_info"].cpu().numpy())
             if not len(ended):
                 continue
-            for world in ended.tolist():
-                seed = seeds[position[world]]
-                if int(info["final_info"]["seed"][world]) != seed:
-                    raise ConfigError("this env does not hand its seeds to its worlds in order: demonstrations cannot be told apart")
-                done[int(position[world])] = recorder.cut(world, seed)
+            for env_id in ended.tolist():
+                seed = seeds[position[env_id]]
+                if int(info["final_info"]["seed"][env_id]) != seed:
+                    raise ConfigError(
+                        "this vec_env does not draw its episode seeds in order, so the episodes cannot be "
+                        "identified"
+                    )
+                done[int(position[env_id])] = recorder.cut(env_id, seed)
             begin(ended)
             while due in done:
                 yield done.pop(due)
                 due += 1
-    except Exception as error:  # noqa: BLE001 (raised below, after what was complete)
+    except Exception as error:  # noqa: BLE001 (raised below, after the complete episodes)
         failure = error
     finally:
         env.step_hook = None
+
+    # Yield the rest of the complete episodes.
     for i in sorted(done):
         yield done[i]
     if failure is not None:
@@ -205,7 +221,7 @@ def run_episodes(
 
 
 class _Recorder:
-    """Keeps the running episodes of all worlds, and cuts out those that ended."""
+    """Records the running episodes of all envs."""
 
     def __init__(self, env: VecEnv, action_noise: ActionNoise, with_residual: bool):
         self._env = env
@@ -214,23 +230,23 @@ class _Recorder:
         self._names = list(observed(env))
         self._steps = np.zeros(env.num_envs, np.int64)
         self._arrays: dict[str, Array] = {}
-        """[B, T + 1, …] of each observation, [B, T, …] of the rest."""
+        """Arrays by name: observations [B, T + 1, …], the others [B, T, …]."""
         self._draws: list[dict[str, Array]] = [{} for _ in self._steps]
         self._states: list[dict[str, Array]] = [{} for _ in self._steps]
 
-    def begin(self, worlds: NDArray[np.int64]) -> None:
-        """The `worlds` have just begun an episode."""
-        self._steps[worlds] = 0
+    def begin(self, env_ids: NDArray[np.int64]) -> None:
+        """Start recording new episodes in the envs `env_ids`."""
+        self._steps[env_ids] = 0
         for name in self._names:
-            self._put(f"obs/{name}", worlds, self._action_noise.obs[name], 1)
-        draws, states = _numpy(self._env.episode), _numpy(self._env.world_states())
-        for world in worlds:
-            self._draws[world] = {name: value[world].copy() for name, value in draws.items()}
-            self._states[world] = {name: value[world : world + 1].copy() for name, value in states.items()}
+            self._put(f"obs/{name}", env_ids, self._action_noise.obs[name], 1)
+        draws, states = _numpy(self._env.episode), _numpy(self._env.env_states())
+        for env_id in env_ids:
+            self._draws[env_id] = {name: value[env_id].copy() for name, value in draws.items()}
+            self._states[env_id] = {name: value[env_id : env_id + 1].copy() for name, value in states.items()}
 
     def step(self, transition: Transition, info: dict[str, Any]) -> None:
-        """Some worlds have taken a step."""
-        worlds = np.flatnonzero(self._action_noise.stepped.cpu().numpy())
+        """Record one step of the envs that were stepped."""
+        env_ids = np.flatnonzero(self._action_noise.stepped.cpu().numpy())
         values = {
             "actions": self._action_noise.executed,
             "base_actions": transition.base_action,
@@ -244,31 +260,37 @@ class _Recorder:
         if self._with_residual:
             values["residual_actions"] = transition.residual_action
         for name, value in values.items():
-            self._put(name, worlds, value, 0)
-        self._steps[worlds] += 1
+            self._put(name, env_ids, value, 0)
+        self._steps[env_ids] += 1
         for name in self._names:
-            self._put(f"obs/{name}", worlds, transition.next_obs[name], 1)
+            self._put(f"obs/{name}", env_ids, transition.next_obs[name], 1)
 
-    def cut(self, world: int, seed: int) -> Demo:
-        """The episode that ended in `world`."""
-        steps = int(self._steps[world])
-        parts = {name: value[world, :steps].copy() for name, value in self._arrays.items() if not name.startswith("obs/")}
-        obs = {name: self._arrays[f"obs/{name}"][world, : steps + 1].copy() for name in self._names}
-        return Demo(obs=obs, seed=seed, draws=self._draws[world], env_states=self._states[world], **parts)
+    def cut(self, env_id: int, seed: int) -> Demo:
+        """The recorded episode of the env `env_id`, which has ended."""
+        steps = int(self._steps[env_id])
+        parts = {
+            name: value[env_id, :steps].copy()
+            for name, value in self._arrays.items()
+            if not name.startswith("obs/")
+        }
+        obs = {name: self._arrays[f"obs/{name}"][env_id, : steps + 1].copy() for name in self._names}
+        return Demo(obs=obs, seed=seed, draws=self._draws[env_id], env_states=self._states[env_id], **parts)
 
-    def _put(self, name: str, worlds: NDArray[np.int64], value: Tensor, more: int) -> None:
+    def _put(self, name: str, env_ids: NDArray[np.int64], value: Tensor, more: int) -> None:
         array = value.cpu().numpy()
         if name not in self._arrays:
-            self._arrays[name] = np.empty((len(array), self._env.max_episode_steps + more, *array.shape[1:]), array.dtype)
-        self._arrays[name][worlds, self._steps[worlds]] = array[worlds]
+            self._arrays[name] = np.empty(
+                (len(array), self._env.max_episode_steps + more, *array.shape[1:]), array.dtype
+            )
+        self._arrays[name][env_ids, self._steps[env_ids]] = array[env_ids]
 
 
 def _numpy(values: Obs) -> dict[str, Array]:
     return {name: value.cpu().numpy() for name, value in values.items()}
 
 
-def worlds_that_fit(env: VecEnv) -> int:
-    """How many worlds' running episodes fit into what memory they may have."""
+def max_envs_in_memory(env: VecEnv) -> int:
+    """The number of envs whose running episodes fit into 1 GiB of memory."""
     spaces = cast(Any, env.single_observation_space).spaces.values()
     step = sum(math.prod(space.shape) * space.dtype.itemsize for space in spaces)
     return max(1, _BUFFER_BYTES // (step * (env.max_episode_steps + 1)))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from residual_rl.demos.episode import Demo, Lost
+from residual_rl.demos.episode import Demo, FailedEpisode
 from residual_rl.envs.maniskill.motion_planner import Arrays, require_planner
 from residual_rl.envs.maniskill.planner_pool import PlanCfg, PlannerPool
 from residual_rl.envs.maniskill.vec_env import maniskill_seeds
@@ -39,11 +39,11 @@ class MotionPlanning:
             cfg, control_mode=description.control_mode, max_episode_steps=self.max_episode_steps
         )
 
-    def episodes(self, seeds: Sequence[int], stopped: Callable[[], bool]) -> Iterator[Demo | Lost]:
+    def episodes(self, seeds: Sequence[int], stopped: Callable[[], bool]) -> Iterator[Demo | FailedEpisode]:
         """See `Planner`."""
         theirs: list[int] = maniskill_seeds(torch.as_tensor(seeds)).tolist()
         for i, episode in self._workers.episodes(theirs, stopped):
-            yield Lost(seeds[i], episode) if isinstance(episode, str) else _demo(seeds[i], episode)
+            yield FailedEpisode(seeds[i], episode) if isinstance(episode, str) else _demo(seeds[i], episode)
 
     def close(self) -> None:
         """End the processes."""

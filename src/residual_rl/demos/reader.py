@@ -1,11 +1,14 @@
-"""Demonstrations, and the files that hold them: HDF5 in the layout of ManiSkill 3's trajectories, ours and ManiSkill's own.
+"""Reader of demonstration files: HDF5 in the layout of ManiSkill 3's trajectories, written by us or by
+ManiSkill.
 
-`FILE.h5` has a group `traj_<i>` per episode of T steps: `obs` (named arrays [T + 1, …], or one array, which is then called `state`; the
-names of nested groups are joined by "/"), `actions` [T, A], `terminated`, `truncated`, `success` [T] bool, `rewards` [T], `env_states`,
-and in ours `base_actions`, `residual_actions`, `intended_actions` [T, A] where they exist and `episode`, what was drawn for it [1, …].
+`FILE.h5` has a group `traj_<i>` per episode of T steps: `obs` (named arrays [T + 1, …], with "/" between the
+names of nested groups, or a single array, which is called `state`), `actions` [T, A], `terminated`,
+`truncated`, `success` [T] bool, `rewards` [T], `env_states`, and in our files `base_actions`,
+`residual_actions`, `intended_actions` [T, A] if known and `episode`, the episode's draws [1, …].
 
-ManiSkill describes a file in `FILE.json` beside it. Ours hold the same text in attributes `json` of the file and of each trajectory, so
-that the two cannot disagree, and `FILE.json` is a copy. There a CRC-32 of each array shows what a disk or a transfer damaged.
+ManiSkill describes a file in `FILE.json` beside it. Our files hold the same text in `json` attributes of the
+file and of each trajectory, so that the two always agree, and `FILE.json` is a copy. A CRC-32 of each array
+detects damage by a disk or a transfer.
 """
 
 from __future__ import annotations
@@ -28,17 +31,20 @@ from residual_rl.registry import TASKS, TaskSpec, load
 FORMAT_VERSION = 1
 SUFFIXES = (".h5", ".hdf5")
 JSON, JSON_CRC, NUM_EPISODES = "json", "json_crc32", "num_episodes"
-"""Attributes of our files."""
+"""Names of the attributes of our files."""
 ARRAYS = ("actions", "terminated", "truncated")
-"""What each trajectory has."""
+"""Arrays that each trajectory has."""
 GROUPS = ("obs", "env_states", "episode")
-_MEND = "the file is damaged or incomplete: collect it again, or take a copy of it that is whole"
+_FIX = "the file is damaged or incomplete: collect it again, or use an intact copy"
 
 
 class Demonstrations:
-    """A file of demonstrations, read episode by episode. Use it with `with`, or `close` it.
+    """A file of demonstrations, read episode by episode; a context manager.
 
-    Whatever is wrong with the file is a `CheckpointError` that names the file, the trajectory and what was expected.
+    Errors in the file raise a `CheckpointError` that names the file, the trajectory and the expected content.
+
+    Args:
+        path: the HDF5 file.
     """
 
     def __init__(self, path: Path | str):
@@ -48,8 +54,9 @@ class Demonstrations:
         try:
             with self._reading("its description"):
                 self.own = JSON in self._file.attrs
-                """Whether this project wrote it."""
-                self._names, self._crcs, self.info = self._describe_own() if self.own else self._describe_foreign()
+                """Whether this package wrote the file."""
+                description = self._describe_own() if self.own else self._describe_external()
+                self._names, self._crcs, self.info = description
         except BaseException:
             self.close()
             raise
@@ -61,35 +68,36 @@ class Demonstrations:
 
     @property
     def episodes(self) -> list[dict[str, Any]]:
-        """What `FILE.json` says of each episode: `episode_seed`, `elapsed_steps`, `success`, …"""
+        """The metadata of each episode in `FILE.json`: `episode_seed`, `elapsed_steps`, `success`, …"""
         entries: list[dict[str, Any]] = self.info["episodes"]
         return entries
 
     @property
     def task_id(self) -> str:
         """Id of the task."""
-        spec = self._foreign_task()
+        spec = self._external_task()
         return self.env_id if spec is None else spec.id
 
     @property
     def env_id(self) -> str:
-        """What `FILE.json` calls the task: its id, or in a ManiSkill file that of ManiSkill's env."""
+        """The env's id in `FILE.json`: the task's id, or in a ManiSkill file the id of ManiSkill's env."""
         return str(self.info["env_info"]["env_id"])
 
     @property
     def task_settings(self) -> dict[str, Any]:
-        """The settings that the task's worlds were made with. Raises `ConfigError` where a ManiSkill file has actions of another kind."""
-        spec = self._foreign_task()
-        if spec is not None and spec.foreign_settings is not None:
+        """The settings of the task's envs. Raises `ConfigError` for a ManiSkill file with unsupported
+        actions."""
+        spec = self._external_task()
+        if spec is not None and spec.external_trajectory_settings is not None:
             try:
-                return dict(load(spec.foreign_settings)(self.info))
+                return dict(load(spec.external_trajectory_settings)(self.info))
             except ConfigError as error:
                 raise ConfigError(f"{self.path}: {error}") from None
         return dict(self.info["env_info"].get("env_kwargs") or {})
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of one step's actions and observations, as `Demo.shapes` names them."""
+        """Shapes of one step's actions and observations, with the names of `Demo.shapes`."""
         if self._shapes is None:
             name = self._names[0]
             with self._reading(name):
@@ -107,7 +115,7 @@ class Demonstrations:
 
     @property
     def action_dim(self) -> int:
-        """A."""
+        """A, the number of action dimensions."""
         return int(self.shapes["actions"][0])
 
     def __len__(self) -> int:
@@ -117,10 +125,12 @@ class Demonstrations:
         return (self.episode(i) for i in range(len(self)))
 
     def episode(self, index: int, obs: Collection[str] | None = None) -> Demo:
-        """Episode `index`, with the observations named in `obs` (all without it). Raises `CheckpointError`, and `UnknownNameError` for an
-        observation that the file does not hold."""
+        """Episode `index`, with the observations named in `obs` (default: all).
+
+        Raises `CheckpointError`, and `UnknownNameError` for an observation that the file does not hold.
+        """
         if not 0 <= index < len(self):
-            raise ConfigError(f"{self.path} has the episodes 0 to {len(self) - 1}; there is no {index}")
+            raise ConfigError(f"{self.path} has the episodes 0 to {len(self) - 1}, not {index}")
         name = self._names[index]
         with self._reading(name):
             demo = self._read(index, name, obs)
@@ -131,25 +141,31 @@ class Demonstrations:
             expected = self.shapes.get(what)
             if shape != expected:
                 there = "nothing" if expected is None else list(expected)
-                raise self._error(name, f"{what} has the shape {list(shape)} a step, but {there} in {self._names[0]}")
+                raise self._error(
+                    name, f"{what} has the shape {list(shape)} a step, but {there} in {self._names[0]}"
+                )
         return demo
 
     def close(self) -> None:
-        """Free the file."""
+        """Close the file."""
         with contextlib.suppress(Exception):  # a damaged file may not even close
             self._file.close()
 
     def __enter__(self) -> Demonstrations:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
-    def _foreign_task(self) -> TaskSpec | None:
-        """The task of a file that this package did not write."""
-        return None if self.own else next((spec for spec in TASKS.all() if spec.foreign_settings is not None), None)
+    def _external_task(self) -> TaskSpec | None:
+        """The task of a file that this package did not write; None for our files."""
+        if self.own:
+            return None
+        return next((spec for spec in TASKS.all() if spec.external_trajectory_settings is not None), None)
 
-    # --- reading ------------------------------------------------------------------------------------------------
+    # --- reading ---
 
     def _opened(self) -> h5py.File:
         expected = "expected demonstrations: HDF5 in the layout of ManiSkill's trajectories"
@@ -166,64 +182,86 @@ class Demonstrations:
 
     @contextlib.contextmanager
     def _reading(self, what: str) -> Iterator[None]:
-        """Turn whatever h5py raises into an error that names `what` of the file."""
+        """Turn exceptions of h5py into errors that name `what` part of the file."""
         try:
             yield
         except (CheckpointError, UnknownNameError):
             raise
         except Exception as error:
             why = str(error.args[0] if error.args else error).splitlines()
-            raise CheckpointError(f"{self.path}: {what} cannot be read ({why[0] if why else type(error).__name__}); {_MEND}") from error
+            raise CheckpointError(
+                f"{self.path}: {what} cannot be read ({why[0] if why else type(error).__name__}); {_FIX}"
+            ) from error
 
     def _error(self, name: str, problem: str) -> CheckpointError:
-        return CheckpointError(f"{self.path}: {name}{' ' if problem.startswith('lacks') else ': '}{problem}; {_MEND}")
+        return CheckpointError(
+            f"{self.path}: {name}{' ' if problem.startswith('lacks') else ': '}{problem}; {_FIX}"
+        )
 
     def _describe_own(self) -> tuple[list[str], list[dict[str, int] | None], dict[str, Any]]:
         document = get_json(self._file)
         version = document["format_version"]
         if version > FORMAT_VERSION:
             raise CheckpointError(
-                f"{self.path} has format version {version}; this release knows up to {FORMAT_VERSION}: update residual_rl"
+                f"{self.path} has format version {version}; this release reads up to {FORMAT_VERSION}: "
+                "update residual_rl"
             )
         names = [f"traj_{i}" for i in range(int(self._file.attrs[NUM_EPISODES]))]
         if not names:
             raise CheckpointError(f"{self.path} holds no episodes; collect it again")
         missing = [name for name in names if name not in self._file]
         if missing or len(self._file) != len(names):
-            raise CheckpointError(f"{self.path} should hold {len(names)} trajectories but has {len(self._file)}; {_MEND}")
+            raise CheckpointError(
+                f"{self.path} should hold {len(names)} trajectories but has {len(self._file)}; {_FIX}"
+            )
         entries = [get_json(self._file[name]) for name in names]
         info = {**document, "episodes": [entry["episode"] for entry in entries]}
         return names, [entry["crc32"] for entry in entries], info
 
-    def _describe_foreign(self) -> tuple[list[str], list[dict[str, int] | None], dict[str, Any]]:
+    def _describe_external(self) -> tuple[list[str], list[dict[str, int] | None], dict[str, Any]]:
         found = {name for name in self._file if name.startswith("traj_")}
         if not found:
-            raise CheckpointError(f"{self.path} holds no trajectories traj_0, traj_1, …; expected demonstrations in ManiSkill's layout")
+            raise CheckpointError(
+                f"{self.path} holds no trajectories traj_0, traj_1, …; "
+                "expected demonstrations in ManiSkill's layout"
+            )
         side = self.path.with_suffix(".json")
         try:
             info = json.loads(side.read_text(encoding="utf-8"))
             str(info["env_info"]["env_id"])
             names = [f"traj_{int(episode['episode_id'])}" for episode in info["episodes"]]
         except FileNotFoundError as error:
-            raise CheckpointError(f"{side} is missing: {self.path} is not ours, and ManiSkill describes its trajectories there") from error
+            raise CheckpointError(
+                f"{side} is missing: {self.path} is not ours, and ManiSkill describes its trajectories there"
+            ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{side} cannot be read ({error!r}); expected ManiSkill's env_info and episodes") from error
+            raise CheckpointError(
+                f"{side} cannot be read ({error!r}); expected ManiSkill's env_info and episodes"
+            ) from error
         if set(names) != found or len(names) != len(found):
-            raise CheckpointError(f"{side} describes {len(names)} trajectories, and {self.path} holds {len(found)} others; find its own")
+            raise CheckpointError(
+                f"{side} describes {len(names)} trajectories, but {self.path} holds {len(found)} others; "
+                "use the JSON file that belongs to it"
+            )
         return names, [None] * len(names), info
 
     def _read(self, index: int, name: str, wanted: Collection[str] | None) -> Demo:
+        # Check that all arrays are present.
         group, crcs = self._file[name], self._crcs[index]
         present = {*_leaves(group)}
-        for key in [*(key for key in ARRAYS if key not in group), *(key for key in crcs or () if key not in present)]:
+        for key in [
+            *(key for key in ARRAYS if key not in group),
+            *(key for key in crcs or () if key not in present),
+        ]:
             raise self._error(name, f"lacks {key!r}")
 
+        # Read and check the arrays.
         def read(key: str, dataset: h5py.Dataset) -> Array:
             value = np.asarray(dataset[()])
             if value.dtype.kind not in "biuf":
                 raise self._error(name, f"{key} holds {value.dtype}, expected numbers")
             if crcs is not None and crcs.get(key) != crc32(value):
-                raise self._error(name, f"{key} is not what was written (its CRC-32 differs)")
+                raise self._error(name, f"{key} differs from the written data (by its CRC-32)")
             return value
 
         arrays = {key: read(key, _dataset(group, key)) for key in (*ARRAYS, *OPTIONAL_ARRAYS) if key in group}
@@ -232,9 +270,19 @@ class Demonstrations:
             if key not in observations:
                 raise UnknownNameError(f"observation of {self.path}:", key, observations)
         obs = {k: read(f"obs/{k}", v) for k, v in observations.items() if wanted is None or k in wanted}
-        draws = {k: np.asarray(read(f"episode/{k}", v)[0]) for k, v in _leaves(_part(group, "episode")).items()}
-        states = _tree({k: read(f"env_states/{k}", v) for k, v in _leaves(_part(group, "env_states")).items()})
-        floats = {key: np.asarray(arrays[key], np.float32) for key in arrays if key == "rewards" or key.endswith("actions")}
+        draws = {
+            k: np.asarray(read(f"episode/{k}", v)[0]) for k, v in _leaves(_part(group, "episode")).items()
+        }
+        states = _tree(
+            {k: read(f"env_states/{k}", v) for k, v in _leaves(_part(group, "env_states")).items()}
+        )
+
+        # Convert the types.
+        floats = {
+            key: np.asarray(arrays[key], np.float32)
+            for key in arrays
+            if key == "rewards" or key.endswith("actions")
+        }
         flags = {key: np.asarray(arrays[key], bool) for key in arrays if key not in floats}
         return Demo(
             actions=floats.pop("actions"),
@@ -250,12 +298,12 @@ class Demonstrations:
 
 
 def put_json(node: h5py.Group, text: str) -> None:
-    """Keep the JSON `text` in the attributes of `node`."""
+    """Store the JSON `text` in the attributes of `node`."""
     node.attrs[JSON], node.attrs[JSON_CRC] = text, zlib.crc32(text.encode())
 
 
 def get_json(node: h5py.Group) -> dict[str, Any]:
-    """What `put_json` kept. Raises `ValueError` where it was damaged."""
+    """Read the text that `put_json` stored. Raises `ValueError` if it is damaged."""
     text = node.attrs[JSON]
     if zlib.crc32(text.encode()) != int(node.attrs[JSON_CRC]):
         raise ValueError("its CRC-32 differs")
@@ -264,27 +312,37 @@ def get_json(node: h5py.Group) -> dict[str, Any]:
 
 
 def crc32(value: Array) -> int:
-    """Check sum of an array: its type, shape and bytes."""
-    return zlib.crc32(np.ascontiguousarray(value).data, zlib.crc32(f"{value.dtype.str}{value.shape}".encode()))
+    """Checksum of an array's type, shape and bytes."""
+    return zlib.crc32(
+        np.ascontiguousarray(value).data, zlib.crc32(f"{value.dtype.str}{value.shape}".encode())
+    )
 
 
 def _dataset(group: h5py.Group, name: str) -> h5py.Dataset:
     if isinstance(group[name], h5py.Group):
-        raise ValueError(f"{name} is a group of {', '.join(group[name])}, expected one array: several agents are not known here")
+        raise ValueError(
+            f"{name} is a group of {', '.join(group[name])}; expected one array, since several agents are "
+            "not "
+            "supported"
+        )
     return group[name]
 
 
 def _part(group: h5py.Group, name: str) -> Any:
-    """What a trajectory may have under `name`; `get` would hide what cannot be read."""
+    """The optional part `name` of a trajectory. `get` would hide read errors."""
     return group[name] if name in group else {}  # noqa: SIM401
 
 
 def _leaves(node: Any, prefix: str = "") -> dict[str, h5py.Dataset]:
-    """The arrays below `node` by their path."""
+    """The datasets below `node` by path."""
     leaves = {}
-    for name in node:  # items() would give None for what cannot be read
+    for name in node:  # items() would give None for unreadable objects
         child = node[name]
-        leaves.update(_leaves(child, f"{prefix}{name}/") if isinstance(child, h5py.Group) else {f"{prefix}{name}": child})
+        leaves.update(
+            _leaves(child, f"{prefix}{name}/")
+            if isinstance(child, h5py.Group)
+            else {f"{prefix}{name}": child}
+        )
     return leaves
 
 
@@ -305,7 +363,8 @@ def _tree(leaves: Mapping[str, Array]) -> Tree:
 
 
 def _seed_of(episode: Mapping[str, Any]) -> int | None:
-    """ManiSkill writes the seed as a number, or as a list with the seeds of all worlds that were reset together: then of one alone."""
+    """The episode's seed. ManiSkill writes a number, or a list for all envs reset together, used if it has
+    one entry."""
     seed = episode.get("episode_seed")
     if isinstance(seed, list):
         seed = seed[0] if len(seed) == 1 else None

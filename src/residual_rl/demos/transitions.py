@@ -1,4 +1,5 @@
-"""Demonstrations as an off-policy learner stores them: what was executed as a residual on top of what the base policy says."""
+"""Conversion of demonstrations to transitions for off-policy learners, with residuals on top of the base
+policy."""
 
 from __future__ import annotations
 
@@ -27,55 +28,71 @@ _log = logging.getLogger(__name__)
 
 
 def load_demonstrations(cfg: TrainCfg, learner: Learner, env: ResidualEnv) -> None:
-    """Give the learner the demonstrations that its settings name; without such a setting nothing happens. Raises `ConfigError` and
-    `CheckpointError` naming the file."""
+    """Load the demonstrations `cfg.learner.demos`, if set, into the learner.
+
+    Raises `ConfigError` and `CheckpointError`, which name the file.
+    """
     path, share = getattr(cfg.learner, "demos", None), getattr(cfg.learner, "demo_share", 0.0)
     if path is None:
         if share > 0.0:
-            raise ConfigError(f"demo_share {share} needs demonstrations: name their file by --demos, or leave out --demo-share")
+            raise ConfigError(
+                f"demo_share {share} needs demonstrations: set their file with --demos, or leave out "
+                "--demo-share"
+            )
         return
-    from residual_rl.demos.reader import Demonstrations  # HDF5, which other runs need not wait for
+    from residual_rl.demos.reader import Demonstrations  # imported here because HDF5 is slow to import
 
     with Demonstrations.open(path) as demos:
-        learner.load_demonstrations(list(episodes(demos, cfg, env)))  # type: ignore[attr-defined]  # who has the setting has the method
+        # Learners with the setting `demos` have this method.
+        learner.load_demonstrations(list(episodes(demos, cfg, env)))  # type: ignore[attr-defined]
 
 
 def episodes(demos: Demonstrations, cfg: TrainCfg, env: ResidualEnv) -> Iterator[Transition]:
-    """Each demonstration up to its first end, with the time in front: [T, …], or [decisions, …] of whole chunks.
+    """Each demonstration up to its first end as transitions [T, …], or [decisions, …] for whole chunks.
 
-    The base policy is a fresh one that sees the stored observations as it would have seen them in `env`, whose observations and actions
-    they must fit. `action` is what was executed, clipped to the action space, and `residual_action` is
-    `clip((action - base_action) / scale, -1, 1)` with the final residual scale. Beyond its reach the two differ, and critics of composed
-    actions (critic_input `sum`) see what was executed. Rewards are those that are stored, less the residual's penalty. An episode that
-    ends without an end is truncated.
+    A new base policy is queried with the stored observations. `action` is the executed action, clipped to the
+    action space, and `residual_action` is `clip((action - base_action) / scale, -1, 1)` with the final
+    residual scale. Where the clip is active, the composed action differs from `action`, and critics of
+    composed actions (critic_input `sum`) see `action`. Rewards are the stored ones minus the residual's
+    penalty. An episode without a terminated or truncated step is truncated at its last one.
     """
     base_policy = make_base_policy(cfg.base_policy_id, cfg.base, env.vec_env)
     obs_keys = tuple(key for key in getattr(cfg.learner, "obs_keys", ("state",)) if key != "base_action")
     _check(demos, cfg, env, base_policy, obs_keys)
-    beyond = total = 0
+    clipped = total = 0
     for first in range(0, len(demos), env.num_envs):
         names = {*base_policy.policy.inputs, *obs_keys}
         batch = [demos.episode(i, names) for i in range(first, min(first + env.num_envs, len(demos)))]
-        shown = [_Shown(demo, _length(demo)) for demo in batch]
-        base, plans, scales = _plan(shown, base_policy, cfg, env)
-        for world, episode in enumerate(shown):
+        slices = [DemoSlice(demo, _length(demo)) for demo in batch]
+        base, chunks, scales = _query_base_policy(slices, base_policy, cfg, env)
+        for env_id, episode in enumerate(slices):
             if episode.demo.rewards is None:
-                raise ConfigError(f"{demos.path} holds no rewards, which --demos needs: collect them with this release")
+                raise ConfigError(f"{demos.path} holds no rewards, which --demos needs: collect it again")
             steps = slice(0, episode.steps + 1)
-            transition, out_of_reach = _episode(episode, base[steps, world], plans[steps, world], scales[steps, world], obs_keys, cfg, env)
-            beyond, total = beyond + out_of_reach, total + episode.steps * env.vec_env.action_unit.numel()
+            transition, num_clipped = _episode(
+                episode, base[steps, env_id], chunks[steps, env_id], scales[steps, env_id], obs_keys, cfg, env
+            )
+            clipped += num_clipped
+            total += episode.steps * env.vec_env.action_unit.numel()
             yield transition
-    if beyond > 0.5 * total:
+    if clipped > 0.5 * total:
         _log.warning(
-            "%.0f %% of what %s shows lies beyond the residual's reach on top of %s: a larger --residual-scale would reach more of it",
-            100 * beyond / total, demos.path, base_policy.name,
-        )  # fmt: skip
+            "%.0f %% of the actions in %s need a larger residual on top of %s than the residual scale "
+            "allows: "
+            "a larger --residual-scale would cover more of them",
+            100 * clipped / total,
+            demos.path,
+            base_policy.name,
+        )
 
 
-class _Shown(NamedTuple):
+class DemoSlice(NamedTuple):
+    """A demonstration up to its first end."""
+
     demo: Demo
+    """The whole demonstration."""
     steps: int
-    """T: up to its first end."""
+    """T: number of steps up to the first end."""
 
 
 def _length(demo: Demo) -> int:
@@ -83,36 +100,38 @@ def _length(demo: Demo) -> int:
     return int(ends[0]) + 1 if len(ends) else len(demo)
 
 
-def _plan(shown: list[_Shown], base_policy: BasePolicyExecutor, cfg: TrainCfg, env: ResidualEnv) -> tuple[Tensor, Tensor, Tensor]:
-    """What the base policy says to each observation, the final ones included: base actions [T + 1, B, A], what a decision sees of them
-    [T + 1, B, A or n·A], and the residual scales [T + 1, B, 1]."""
+def _query_base_policy(
+    slices: list[DemoSlice], base_policy: BasePolicyExecutor, cfg: TrainCfg, env: ResidualEnv
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query the base policy at each observation, the final ones included.
+
+    Returns the base actions [T + 1, B, A], the base actions that a decision observes [T + 1, B, A or n·A],
+    and the residual scales [T + 1, B, 1].
+    """
     whole = cfg.residual.chunk == "whole"
     composition = _final_composition(cfg, env)
     steps = torch.zeros(env.num_envs, dtype=torch.int64, device=env.device) - 1
-    steps[: len(shown)] = torch.tensor([episode.steps for episode in shown], device=env.device)
+    steps[: len(slices)] = torch.tensor([episode.steps for episode in slices], device=env.device)
     base_policy.reset(torch.ones(env.num_envs, dtype=torch.bool, device=env.device))
-    base, plans, scales = [], [], []
+    base, chunks, scales = [], [], []
     for t in range(int(steps.max()) + 1):
         if whole:
-            base_policy.drop_chunks(steps == t)  # the value of the last observation is that of a new plan
-        base.append(base_policy.act(_observation(shown, t, env, base_policy.policy.inputs), steps >= t))
-        plans.append(base_policy.chunk.flatten(1).clone() if whole else base[-1])
+            base_policy.drop_chunks(steps == t)  # the last observation is evaluated with a new chunk
+        base.append(base_policy.act(_observation(slices, t, env, base_policy.policy.inputs), steps >= t))
+        chunks.append(base_policy.chunk.flatten(1).clone() if whole else base[-1])
         scale = composition.residual_scale(base_policy.uncertainty)
         scales.append(torch.as_tensor(scale, device=env.device).expand(env.num_envs, 1))
-    return torch.stack(base), torch.stack(plans), torch.stack(scales)
+    return torch.stack(base), torch.stack(chunks), torch.stack(scales)
 
 
-def _observation(shown: list[_Shown], t: int, env: ResidualEnv, names: Any) -> Obs:
-    """The observations [B, …] of step `t`, in worlds that are over or too many the last ones."""
-    rows = [episode.demo.obs for episode in shown]
-    last = [min(t, episode.steps) for episode in shown]
-    filling = env.num_envs - len(shown)
-    return {
-        name: _tensor(
-            np.stack([*(row[name][i] for row, i in zip(rows, last, strict=True)), *[rows[-1][name][last[-1]]] * filling]), name, env
-        )
-        for name in names
-    }
+def _observation(slices: list[DemoSlice], t: int, env: ResidualEnv, names: Any) -> Obs:
+    """The observations [B, …] of step `t`; ended episodes and surplus envs repeat the last observation."""
+    obs = {}
+    for name in names:
+        rows = [episode.demo.obs[name][min(t, episode.steps)] for episode in slices]
+        rows += [rows[-1]] * (env.num_envs - len(slices))
+        obs[name] = _tensor(np.stack(rows), name, env)
+    return obs
 
 
 def _tensor(value: Any, name: str, env: ResidualEnv) -> Tensor:
@@ -121,31 +140,41 @@ def _tensor(value: Any, name: str, env: ResidualEnv) -> Tensor:
 
 
 def _episode(
-    shown: _Shown, base: Tensor, plans: Tensor, scales: Tensor, obs_keys: tuple[str, ...], cfg: TrainCfg, env: ResidualEnv
+    episode: DemoSlice,
+    base: Tensor,
+    chunks: Tensor,
+    scales: Tensor,
+    obs_keys: tuple[str, ...],
+    cfg: TrainCfg,
+    env: ResidualEnv,
 ) -> tuple[Transition, int]:
-    """The transitions of one episode, and how many of its numbers were beyond the residual's reach."""
-    demo, steps = shown
+    """The transitions of one episode, and the number of clipped entries of its residual."""
+    # The residual of each step, and the penalised reward.
+    demo, steps = episode
     n = env.steps_per_action
     action = torch.as_tensor(demo.actions[:steps], device=env.device).clamp(-1.0, 1.0)
     composition = _final_composition(cfg, env)
     exact = decompose(base[:steps], action, composition.in_actions(scales[:steps]))
     residual = exact.clamp(-1.0, 1.0)
     penalty = residual_penalty(residual, scales[:steps], cfg.residual.residual_penalty)
-    reward = torch.as_tensor(demo.rewards[:steps], device=env.device) + penalty  # type: ignore[index]  # checked before
+    reward = torch.as_tensor(demo.rewards[:steps], device=env.device) + penalty  # type: ignore[index]
 
+    # Decisions of n steps each.
     decisions = -(-steps // n)
     now = torch.arange(decisions, device=env.device) * n
     later = (now + n).clamp(max=steps)
     ends = later == steps
     terminated = ends & bool(demo.terminated[steps - 1])
-    obs = {name: _tensor(demo.obs[name][: steps + 1], name, env) for name in obs_keys} | {"base_action": plans}
+    obs = {name: _tensor(demo.obs[name][: steps + 1], name, env) for name in obs_keys}
+    obs["base_action"] = chunks
 
     def joined(value: Tensor) -> Tensor:
-        """[T, A] → [decisions, n·A], 0 after the end."""
-        return torch.cat([value, value.new_zeros(decisions * n - steps, *value.shape[1:])]).unflatten(0, (decisions, n)).flatten(1)
+        """[T, A] → [decisions, n·A], padded with 0."""
+        padding = value.new_zeros(decisions * n - steps, *value.shape[1:])
+        return torch.cat([value, padding]).unflatten(0, (decisions, n)).flatten(1)
 
-    def told(at: Tensor) -> float | Tensor | None:
-        """What the composition scales decisions by, as the env tells it."""
+    def effective_scale(at: Tensor) -> float | Tensor | None:
+        """The effective scale of the decisions at steps `at`, as in `Transition`."""
         if composition.adaptive:
             return composition.in_actions(scales[at]) if n == 1 else None
         shared = composition.in_actions(composition.scale)
@@ -158,49 +187,75 @@ def _episode(
         terminated=terminated,
         truncated=ends & ~terminated,
         next_obs={name: value[later] for name, value in obs.items()},
-        base_action=plans[now],
+        base_action=chunks[now],
         action=joined(action),
-        effective_scale=told(now),
-        next_effective_scale=told(later),
+        effective_scale=effective_scale(now),
+        next_effective_scale=effective_scale(later),
     )
     return transition, int((exact.abs() > 1.0 + 1e-4).sum())
 
 
 def _final_composition(cfg: TrainCfg, env: ResidualEnv) -> Composition:
-    """The composition at the end of training, whose scale demonstrations are stored with."""
+    """The composition at the end of training, whose scale is used for demonstrations."""
     return make_composition(cfg.residual, cfg.residual.residual_scale, env.vec_env.residual_unit)
 
 
-def _check(demos: Demonstrations, cfg: TrainCfg, env: ResidualEnv, base_policy: BasePolicyExecutor, obs_keys: tuple[str, ...]) -> None:
-    """Raise `ConfigError` where the demonstrations are not of this task, or lack what the learner or the base policy needs."""
+def _check(
+    demos: Demonstrations,
+    cfg: TrainCfg,
+    env: ResidualEnv,
+    base_policy: BasePolicyExecutor,
+    obs_keys: tuple[str, ...],
+) -> None:
+    """Raise `ConfigError` if the demonstrations do not fit the task, the learner or the base policy."""
+    # Task and actions.
     if demos.task_id != cfg.task_id:
         raise ConfigError(
-            f"{demos.path} holds demonstrations of task {demos.task_id!r}, and this run trains on {cfg.task_id!r}: "
-            f"collect them with `residual-rl demos collect {cfg.task_id}`"
+            f"{demos.path} holds demonstrations of task {demos.task_id!r}, but this run trains on "
+            f"{cfg.task_id!r}: collect them with `residual-rl demos collect {cfg.task_id}`"
         )
     action_dim = env.vec_env.action_unit.numel()
     if demos.action_dim != action_dim:
-        raise ConfigError(f"{demos.path} holds actions of {demos.action_dim} numbers, and task {cfg.task_id!r} takes {action_dim}")
+        raise ConfigError(
+            f"{demos.path} holds actions of {demos.action_dim} numbers, but task {cfg.task_id!r} takes "
+            f"{action_dim}"
+        )
+
+    # Observations.
     observed: Any = env.vec_env.single_observation_space
-    needs = dict.fromkeys(obs_keys, f"learner {cfg.learner_id!r}") | dict.fromkeys(base_policy.policy.inputs, base_policy.name)
+    needs = dict.fromkeys(obs_keys, f"learner {cfg.learner_id!r}") | dict.fromkeys(
+        base_policy.policy.inputs, base_policy.name
+    )
     for name, who in needs.items():
         stored = demos.obs_shapes.get(name)
         if stored is None:
             there = ", ".join(sorted(demos.obs_shapes)) or "none at all"
-            raise ConfigError(f"{demos.path} lacks the observation {name!r}, which {who} needs; it holds {there}")
-        if stored != tuple(observed[name].shape):
             raise ConfigError(
-                f"{demos.path} holds {name!r} of shape {list(stored)}, and task {cfg.task_id!r} observes {list(observed[name].shape)}"
+                f"{demos.path} lacks the observation {name!r}, which {who} needs; it holds {there}"
             )
+        if stored != tuple(observed[name].shape):
+            here = list(observed[name].shape)
+            raise ConfigError(
+                f"{demos.path} holds {name!r} of shape {list(stored)}, but task {cfg.task_id!r} observes "
+                f"{here}"
+            )
+
+    # Task settings: some must be equal, others only give a warning.
     mine = task_settings(cfg, env.vec_env)
     others = {
-        name: f"{name} {value!r} (here {mine[name]!r})" for name, value in demos.task_settings.items() if mine.get(name, value) != value
+        name: f"{name} {value!r} (here {mine[name]!r})"
+        for name, value in demos.task_settings.items()
+        if mine.get(name, value) != value
     }
-    decisive = [told for name, told in others.items() if name in TASKS.get(cfg.task_id).demo_settings]
+    must_match = TASKS.get(cfg.task_id).demo_settings
+    decisive = [text for name, text in others.items() if name in must_match]
     if decisive:
         raise ConfigError(
-            f"{demos.path} was collected with other tasks, actions or rewards than this run's, and critics would take both for one: "
-            f"{', '.join(decisive)}; collect demonstrations with the settings of the run"
+            f"{demos.path} was collected with other tasks, actions or rewards than this run's, which would "
+            "mislead "
+            f"the critics: {', '.join(decisive)}; collect demonstrations with the settings of the run"
         )
     if others:
-        _log.warning("%s was collected with other settings of the task: %s", demos.path, ", ".join(others.values()))
+        _log.warning(
+            "%s was collected with other settings of the task: %s", demos.path, ", ".join(others.values())
+        )

@@ -1,4 +1,7 @@
-"""Writing demonstrations so that a crash, a kill or a full disk never leaves half of a file, nor loses the episodes that were complete."""
+"""Crash-safe writer of demonstration files.
+
+A crash, a kill or a full disk never leaves a partial file, and never loses complete episodes.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,9 @@ from residual_rl.utils.files import TEMP_SUFFIX, make_folder, replacing, to_json
 from residual_rl.utils.provenance import git_state, versions
 
 SNAPSHOT_SHARE = 0.1
-"""Share of the time that may go into publishing what there is so far."""
+"""Largest share of the time spent on publishing the file before its end."""
 _MARGIN = 1 << 18
-"""What HDF5 may need for a trajectory besides its arrays [bytes]."""
+"""Space that HDF5 may need for a trajectory in addition to its arrays [bytes]."""
 
 
 def describe(
@@ -39,16 +42,16 @@ def describe(
     source_desc: str,
     **more: Any,
 ) -> dict[str, Any]:
-    """What `FILE.json` says of a file of demonstrations, but for its episodes: ManiSkill's keys, and `more` of our own.
+    """The content of `FILE.json` except for the episodes: ManiSkill's keys, and `more` of our own.
 
     Args:
         task_id: id of the task.
-        task_settings: all settings of its worlds, as plain values.
-        max_episode_steps: after how many steps an episode is cut off.
+        task_settings: all settings of its envs, as plain values.
+        max_episode_steps: steps after which an episode is truncated.
         control_hz: steps per second [Hz].
-        source_type: what kind of thing acted, in a word: `rl`, `controller`, `teleoperation`, …
-        source_desc: the same in a sentence.
-        more: anything that JSON can hold.
+        source_type: kind of source in a word: `rl`, `controller`, `teleoperation`, …
+        source_desc: description of the source in a sentence.
+        more: further keys, with JSON values.
     """
     git = git_state()[0]
     return {
@@ -68,37 +71,53 @@ def describe(
 
 
 class DemoWriter:
-    """Writes `FILE.h5` and `FILE.json`, episode by episode. Use it with `with`.
+    """Writes `FILE.h5` and `FILE.json`, episode by episode; a context manager.
 
-    Episodes go to a hidden file beside it. What is complete is published, atomically, whenever that costs little of the time so far, and
-    at the end, whichever way that comes. Before an episode is written the disk's space for it is reserved: HDF5 does not survive a disk
-    that fills up under it.
+    Episodes are written to a hidden file in the same folder. The complete ones are published atomically from
+    time to time, as long as this takes a small share of the total time, and at the end, even after an error.
+    Disk space is reserved before an episode is written, because HDF5 files are corrupted if the disk fills
+    up.
 
     Args:
-        path: the file, which ends in `.h5`.
-        info: what `describe` gives.
-        overwrite: whether an earlier file may be replaced; it stays until there is an episode to publish.
-        clock: time in seconds.
+        path: the file, which must end in `.h5` or `.hdf5`.
+        info: the result of `describe`.
+        overwrite: whether an existing file may be replaced, once there is an episode to publish.
+        clock: returns the time in seconds.
     """
 
-    def __init__(self, path: Path | str, info: Mapping[str, Any], overwrite: bool = False, clock: Callable[[], float] = time.monotonic):
-        self.path, self.info = check_output(path, overwrite), dict(info)
+    def __init__(
+        self,
+        path: Path | str,
+        info: Mapping[str, Any],
+        overwrite: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.path = check_output(path, overwrite)
+        self.info = dict(info)
         self.num_episodes = 0
+        """Number of episodes added."""
         self.published = 0
-        """Episodes that the file holds now."""
+        """Number of episodes in the published file."""
         self._episodes: list[dict[str, Any]] = []
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._clock, self._begin, self._spent, self._last_cost = clock, clock(), 0.0, 0.0
+        self._clock = clock
+        self._begin = clock()
+        self._spent = 0.0
+        self._last_cost = 0.0
         self._remove_leftovers()
         self._work = self.path.parent / f".{self.path.name}.{secrets.token_hex(4)}{TEMP_SUFFIX}"
         with _storing(self.path):
-            # one version of the format whatever the library's: it decides what attributes may hold, and who can read the file
-            self._file: h5py.File | None = h5py.File(self._work, "x", libver=("v108", "v108"), locking="best-effort")
+            # A fixed version of the file format, whatever the library's version, for attributes and
+            # compatibility.
+            self._file: h5py.File | None = h5py.File(
+                self._work, "x", libver=("v108", "v108"), locking="best-effort"
+            )
         put_json(self._file, to_json(self.info))
         self._file.attrs[NUM_EPISODES] = np.int64(0)
 
     def add(self, demo: Demo) -> None:
-        """Append an episode. Raises `ConfigError` for one that is not whole or does not fit the others, and `WriteError`."""
+        """Append an episode. Raises `ConfigError` if it is invalid or does not fit the others, and
+        `WriteError`."""
         assert self._file is not None, "add after close"
         self._check(demo)
         name = f"traj_{self.num_episodes}"
@@ -110,7 +129,12 @@ class DemoWriter:
                 group = self._file.create_group(name)
                 for key, value in arrays.items():
                     _store(group, key, value)
-                put_json(group, to_json({"episode": entry, "crc32": {key: crc32(value) for key, value in arrays.items()}}))
+                put_json(
+                    group,
+                    to_json(
+                        {"episode": entry, "crc32": {key: crc32(value) for key, value in arrays.items()}}
+                    ),
+                )
                 self._file.attrs.modify(NUM_EPISODES, np.int64(self.num_episodes + 1))
         except BaseException:
             self._file.attrs.modify(NUM_EPISODES, np.int64(self.num_episodes))
@@ -123,7 +147,7 @@ class DemoWriter:
             self._snapshot()
 
     def close(self) -> None:
-        """Publish what there is; nothing where there is no episode. Raises `WriteError`."""
+        """Publish all episodes, if there are any. Raises `WriteError`."""
         if self._file is None:
             return
         try:
@@ -133,7 +157,7 @@ class DemoWriter:
                 self._file.close()
             if self.num_episodes > self.published:
                 with replacing(self.path) as temp:
-                    os.truncate(self._work, size)  # what was reserved and not needed
+                    os.truncate(self._work, size)  # free the reserved but unused space
                     os.replace(self._work, temp)
                 self.published = self.num_episodes
                 self._write_side()
@@ -144,22 +168,26 @@ class DemoWriter:
     def __enter__(self) -> DemoWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():  # the first failure is the one to tell
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with (
+            contextlib.suppress(OSError) if error is not None else contextlib.nullcontext()
+        ):  # the first failure is the one to tell
             self.close()
 
-    # --- parts --------------------------------------------------------------------------------------------------
+    # --- parts ---
 
     def _check(self, demo: Demo) -> None:
         problem = demo.problem()
         self._shapes = self._shapes or demo.shapes
         if problem is None and demo.shapes != self._shapes:
-            problem = f"a step has the shapes {demo.shapes}, and of the episodes before it {self._shapes}"
+            problem = f"a step has the shapes {demo.shapes}, but in the previous episodes {self._shapes}"
         if problem is not None:
-            raise ConfigError(f"the episode of seed {demo.seed} does not go into {self.path}: {problem}")
+            raise ConfigError(f"the episode of seed {demo.seed} cannot be stored in {self.path}: {problem}")
 
     def _entry(self, demo: Demo) -> dict[str, Any]:
-        """What `FILE.json` says of an episode."""
+        """The metadata of an episode in `FILE.json`."""
         return {
             "episode_id": self.num_episodes,
             "episode_seed": demo.seed,
@@ -170,11 +198,13 @@ class DemoWriter:
         }
 
     def _reserve(self, num_bytes: int) -> None:
-        """Make sure that the disk has room for an episode of `num_bytes`."""
+        """Reserve disk space for an episode of `num_bytes`."""
         assert self._file is not None
         with writing(self.path), self._work.open("r+b") as file:
             try:
-                os.posix_fallocate(file.fileno(), self._file.id.get_filesize(), num_bytes + num_bytes // 64 + _MARGIN)
+                os.posix_fallocate(
+                    file.fileno(), self._file.id.get_filesize(), num_bytes + num_bytes // 64 + _MARGIN
+                )
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # some file systems cannot
                     raise
@@ -196,7 +226,8 @@ class DemoWriter:
         write_json(self.path.with_suffix(".json"), {**self.info, "episodes": self._episodes})
 
     def _remove_leftovers(self) -> None:
-        """Remove what a killed process left of the same file. Raises `ConfigError` where a living one writes it."""
+        """Remove files left by a killed process. Raises `ConfigError` if a running process writes the same
+        file."""
         with writing(self.path), contextlib.ExitStack() as stack:
             leftovers = _leftovers(self.path)
             for leftover in leftovers:
@@ -206,20 +237,23 @@ class DemoWriter:
                         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # as HDF5 does
                     except BlockingIOError:
                         raise ConfigError(
-                            f"{self.path} is being written by another process; wait for it, or choose another --out"
+                            f"{self.path} is being written by another process; wait for it, "
+                            "or choose another --output"
                         ) from None
             for leftover in [*leftovers, *_leftovers(self.path.with_suffix(".json"))]:
                 leftover.unlink(missing_ok=True)
 
 
 def _leftovers(path: Path) -> list[Path]:
-    """What was begun of that file, and is not complete."""
-    return [p for p in path.parent.iterdir() if p.name.startswith(f".{path.name}.") and p.suffix == TEMP_SUFFIX]
+    """Temporary files of an incomplete write of `path`."""
+    return [
+        p for p in path.parent.iterdir() if p.name.startswith(f".{path.name}.") and p.suffix == TEMP_SUFFIX
+    ]
 
 
 @contextlib.contextmanager
 def _storing(path: Path) -> Iterator[None]:
-    """`writing`, for what HDF5 writes: it reports some failures as a `RuntimeError`."""
+    """`writing` for HDF5, which reports some failures as a `RuntimeError`."""
     with writing(path):
         try:
             yield
@@ -228,21 +262,26 @@ def _storing(path: Path) -> Iterator[None]:
 
 
 def check_output(path: Path | str, overwrite: bool) -> Path:
-    """`path`, if demonstrations can be written there; makes its folder. Raises `ConfigError` and `WriteError`."""
+    """Check that demonstrations can be written to `path`, and create its folder.
+
+    Raises `ConfigError` and `WriteError`.
+    """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"{path} must end in {' or '.join(SUFFIXES)}: demonstrations are HDF5 files")
     for file in (path, path.with_suffix(".json")):
         if file.is_dir():
-            raise ConfigError(f"{file} is a folder; choose another --out")
+            raise ConfigError(f"{file} is a folder; choose another --output")
         if file.exists() and not overwrite:
-            raise ConfigError(f"{file} exists already; choose another --out, or replace it with --overwrite")
+            raise ConfigError(
+                f"{file} already exists; choose another --output, or replace it with --overwrite"
+            )
     make_folder(path.parent)
     return path
 
 
 def _arrays_of(demo: Demo) -> dict[str, Array]:
-    """The arrays of an episode by their path in its group."""
+    """The arrays of an episode by path in its group."""
     arrays: dict[str, Array | None] = {f"obs/{name}": value for name, value in demo.obs.items()}
     arrays |= {"actions": demo.actions, "rewards": demo.rewards}
     arrays |= {"terminated": demo.terminated, "truncated": demo.truncated, "success": demo.success}
@@ -264,6 +303,8 @@ def _flat(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Array]]:
 
 def _store(group: h5py.Group, name: str, value: Array) -> None:
     if value.dtype == np.uint8 and value.ndim >= 3:  # images: read step by step, and worth to be made smaller
-        group.create_dataset(name, data=value, chunks=(1, *value.shape[1:]), compression="gzip", compression_opts=1)
+        group.create_dataset(
+            name, data=value, chunks=(1, *value.shape[1:]), compression="gzip", compression_opts=1
+        )
     else:
         group.create_dataset(name, data=value)

@@ -29,17 +29,19 @@ class ActionNoise:
     """
 
     intended: Tensor
-    """[B, A]: the action of the last step, before the noise."""
+    """[B, A]: the policy's action in the last step, before the noise."""
     executed: Tensor
-    """[B, A]: the action that the last step executed."""
+    """[B, A]: the action executed in the last step."""
     stepped: Tensor
     """[B] bool: the envs that took the last step."""
     obs: Obs
     """The observation after the last step, or after the reset."""
 
     def __init__(self, vec_env: VecEnv, std: float, correlation: float):
-        unit = torch.ones_like(vec_env.action_unit) if vec_env.residual_unit is None else vec_env.residual_unit
         shape = (vec_env.num_envs, len(vec_env.action_unit))
+        unit = vec_env.residual_unit
+        if unit is None:
+            unit = torch.ones_like(vec_env.action_unit)
         self.quiet = std == 0.0
         """Whether there is no noise."""
         self._std = std * unit.double()
@@ -49,23 +51,23 @@ class ActionNoise:
         self._value = torch.zeros(shape, dtype=torch.float64, device=vec_env.device)
 
     def restart(self, env_ids: NDArray[np.int64], seeds: Sequence[int]) -> None:
-        """Episodes of `seeds` begin in the envs `env_ids`."""
+        """Restart the noise in the envs `env_ids` [n], where the episodes of `seeds` begin."""
         at = torch.as_tensor(env_ids, device=self._seed.device)
         self._seed[at] = torch.tensor(list(seeds), dtype=torch.int64, device=self._seed.device)
         self._steps[at] = 0
 
     def before_step(self, action: Tensor, stepping: Tensor) -> Tensor:
-        """The action [B, A] to execute; the envs in `stepping` [B] advance their noise."""
+        """Return the action [B, A] to execute, and advance the noise of the envs in `stepping` [B] bool."""
         self.intended = action
         self.stepped = stepping
-        self.executed = action if self.quiet else self._disturbed(action)
+        self.executed = action if self.quiet else self._add_noise(action)
         return self.executed
 
     def after_step(self, obs: Obs) -> None:
-        """Keep the observation after the step."""
+        """Store the observation after the step."""
         self.obs = obs
 
-    def _disturbed(self, action: Tensor) -> Tensor:
+    def _add_noise(self, action: Tensor) -> Tensor:
         white = normal(self._seed, _NOISE_STREAM + self._steps, self._value.shape[1])
         kept = torch.where(self._steps[:, None] > 0, self._correlation, 0.0).double()
         value = kept * self._value + (1.0 - kept.square()).sqrt() * white

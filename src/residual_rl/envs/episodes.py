@@ -1,4 +1,4 @@
-"""The episodes that run in the worlds of a vec_env: their seeds, and what they came to so far."""
+"""The running episodes of a vec_env: seeds, lengths, returns and successes so far."""
 
 from __future__ import annotations
 
@@ -14,39 +14,50 @@ _COUNTERS = ("seed", "length", "episode_return", "success_once")
 
 
 class RunningEpisodes:
-    """One for each of B worlds. Their tensors are replaced, never written into: earlier ones belong to the caller of `step`."""
+    """One running episode per env.
+
+    The tensors are replaced and never written in place, because `step` has returned earlier ones to its
+    caller.
+
+    Args:
+        num_envs: B.
+        device: device of the tensors.
+    """
 
     def __init__(self, num_envs: int, device: torch.device):
         zeros = torch.zeros(num_envs, device=device)
         self.seed = torch.full((num_envs,), -1, dtype=torch.int64, device=device)
-        """[B]; -1 where there is none."""
+        """[B] int64: seed of each env's episode; -1 where the env has none."""
         self.length = zeros.long()
-        """[B] steps"""
+        """[B] int64: steps taken."""
         self.episode_return = zeros.clone()
-        """[B]"""
+        """[B]: sum of rewards so far."""
         self.success_once = zeros.bool()
-        """[B]"""
+        """[B] bool: whether the task was solved at any step."""
 
     @property
     def active(self) -> Tensor:
-        """[B] bool: where one runs."""
+        """[B] bool: the envs that have an episode."""
         return self.seed >= 0
 
-    def begin(self, worlds: Tensor, seeds: Tensor) -> None:
-        """Begin those of `seeds` [n] in `worlds` [n]."""
-        self.seed = self.seed.index_copy(0, worlds, seeds)
+    def begin(self, env_ids: Tensor, seeds: Tensor) -> None:
+        """Begin the episodes of `seeds` [n] in the envs `env_ids` [n]."""
+        self.seed = self.seed.index_copy(0, env_ids, seeds)
         for name in _COUNTERS[1:]:
-            setattr(self, name, getattr(self, name).index_fill(0, worlds, 0))
+            setattr(self, name, getattr(self, name).index_fill(0, env_ids, 0))
 
     def advance(self, active: Tensor, reward: Tensor, success: Tensor) -> None:
-        """Count a step of the `active` [B] worlds, each with its `reward` [B] and `success` [B]."""
+        """Count one step of the `active` [B] envs, with its `reward` [B] and `success` [B] bool."""
         self.length = self.length + active
         self.episode_return = self.episode_return + reward
         self.success_once = self.success_once | success
 
-    def info(self, reward_terms: Obs, metrics: Obs, obs: Obs, success: Tensor, ended: Tensor) -> dict[str, Any]:
-        """What `VecEnv.step` tells of the step that was just counted, where those of `ended` [B] end with it."""
-        figures = {
+    def info(
+        self, reward_terms: Obs, metrics: Obs, obs: Obs, success: Tensor, ended: Tensor
+    ) -> dict[str, Any]:
+        """The `info` that `VecEnv.step` returns for the step just counted; `ended` [B] marks episodes that
+        end."""
+        episode = {
             "seed": self.seed,
             "episode_return": self.episode_return,
             "episode_length": self.length,
@@ -58,16 +69,17 @@ class RunningEpisodes:
             "task_metrics": metrics,
             "final_obs": obs,
             "_final_obs": ended,
-            "final_info": {**figures, **metrics},
+            "final_info": {**episode, **metrics},
             "_final_info": ended,
         }
 
     def state_dict(self) -> State:
+        """Copies of all counters."""
         return {name: getattr(self, name).clone() for name in _COUNTERS}
 
     def load_state_dict(self, state: State) -> None:
-        """Take back what `state_dict` gave. Raises `ConfigError` where it is of another number of worlds."""
+        """Restore `state_dict()`. Raises `ConfigError` if it is for another number of envs."""
         if len(state["seed"]) != len(self.seed):
-            raise ConfigError(f"the saved state has {len(state['seed'])} worlds, this env {len(self.seed)}")
+            raise ConfigError(f"the saved state has {len(state['seed'])} envs, this env {len(self.seed)}")
         for name in _COUNTERS:
             setattr(self, name, state[name].to(self.seed.device))

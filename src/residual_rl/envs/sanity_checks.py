@@ -1,6 +1,6 @@
-"""What the sanity suites of tasks are made of: one row of their table, and episodes run from outside.
+"""Building blocks for the sanity suites of tasks: `Check` (one row of the table) and `roll_out`.
 
-A task's own `doctor` needs nothing above this module: what it does not make itself, it is handed.
+A task's own `doctor` imports nothing above this module; it receives base policies through `MakePolicy`.
 """
 
 from __future__ import annotations
@@ -17,69 +17,78 @@ from residual_rl.envs.vec_env import VecEnv
 from residual_rl.types import Obs
 
 DOCTOR_SEED = 30_000_000
-"""First episode seed of the checks: apart from those of training and of the evaluations."""
+"""First episode seed of the checks; training and evaluation use other seeds."""
 
 Act = Callable[[Obs, int], Tensor]
-"""The actions [B, A] for an observation and the number of steps before it."""
+"""`act(obs, step) -> action` [B, A]."""
 
 
 class Policy(Protocol):
     """A base policy as the checks use it."""
 
     def act(self, obs: Obs) -> Tensor:
-        """The actions [B, A] for an observation."""
+        """The actions [B, A] for `obs`."""
         ...
 
     def reset(self, mask: Tensor) -> None:
-        """Forget the worlds of `mask` [B], whose episodes ended."""
+        """Clear the state of the envs in `mask` [B] bool, whose episodes ended."""
         ...
 
 
 MakePolicy = Callable[[str, VecEnv], Policy]
-"""A fresh base policy for an env, by its id, with its defaults."""
+"""`make_policy(id, env)`: a new base policy with its default settings."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One row of the table."""
+    """One row of the sanity suite's table."""
 
     name: str
+    """The property that is checked."""
     expected: str
     measured: str
     ok: bool
+    """Whether the check passed."""
 
 
 @dataclass
 class Rollout:
-    """One episode in each of B worlds, T steps. Rows of a world count while `running`; images are left out."""
+    """One episode in each of B envs, T steps; an env's rows are valid while `running`. Images are left
+    out."""
 
     seeds: list[int]
+    """Episode seed of each env."""
     start: Obs
+    """[B, …]: the observations after the reset."""
     obs: Obs
     """[T, B, …]: the true observations after each step."""
     reward: Tensor
     """[T, B]"""
     terms: dict[str, Tensor]
-    """Each [T, B]."""
+    """Each reward term by name, [T, B]."""
     terminated: Tensor
     truncated: Tensor
     """[T, B] bool."""
     running: Tensor
-    """[T, B] bool: whether the step belongs to the world's episode."""
+    """[T, B] bool: whether the step belongs to the env's episode."""
     final: dict[str, Tensor]
-    """The episodes' figures [B], of those that ended."""
+    """`final_info` of the episodes that ended, [B] each; zeros for the others."""
 
     @property
     def ended(self) -> Tensor:
-        """Whether the episode ended within the T steps [B] bool."""
+        """[B] bool: whether the episode ended within the T steps."""
         return (self.terminated | self.truncated).any(0)
 
 
 def roll_out(env: VecEnv, act: Act, seeds: Sequence[int], num_steps: int | None = None) -> Rollout:
-    """Run the episode of each of the B `seeds`, for `num_steps` or to the end of the last one; `act` gives the actions."""
-    env.episode_seeds.use_list([])  # a world whose episode ended stands still
+    """Run one episode of `act` for each of the B `seeds`, for `num_steps` steps or until all have ended."""
+    # Start the episodes. With an empty list of further seeds, an env stays idle once its episode has ended.
+    env.episode_seeds.use_list([])
     obs, _ = env.reset(seed=list(seeds))
-    start, running = obs, torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
+    start = obs
+    running = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
+
+    # Step the envs and keep a row for each step.
     steps: list[dict[str, Any]] = []
     final: dict[str, Tensor] = {}
     while running.any() and len(steps) < (num_steps or env.max_episode_steps + 1):
@@ -92,6 +101,7 @@ def roll_out(env: VecEnv, act: Act, seeds: Sequence[int], num_steps: int | None 
             final[name] = torch.where(ended, value, final.get(name, torch.zeros_like(value)))
         running = running & ~ended
 
+    # Stack the rows along T.
     def stacked(name: str) -> Tensor:
         return torch.stack([step[name] for step in steps])
 
@@ -103,10 +113,17 @@ def roll_out(env: VecEnv, act: Act, seeds: Sequence[int], num_steps: int | None 
     return Rollout(list(seeds), start, final=final, **named, **flat)  # type: ignore[arg-type]
 
 
-def check_poses_hold(env: VecEnv, names: Sequence[str], limit: float, unit: str, factor: float = 1.0) -> Iterator[Check]:
-    """Zero actions hold the pose over whole episodes: each of the observations `names` [B, n] drifts less than `limit`.
+def check_poses_hold(
+    env: VecEnv, names: Sequence[str], limit: float, unit: str, factor: float = 1.0
+) -> Iterator[Check]:
+    """Check that zero actions hold the pose over whole episodes, and close `env`.
 
-    The rows tell it in `unit`, of which `factor` make one of the observation's.
+    Args:
+        env: the envs; each runs one episode.
+        names: observations [B, n] that must drift less than `limit`.
+        limit: largest allowed drift (Euclidean norm), in the observation's own unit.
+        unit: unit of the table, e.g. "mm".
+        factor: converts the observation's unit to `unit`.
     """
     zero = torch.zeros(env.num_envs, len(env.action_unit), device=env.device)
     log = roll_out(env, lambda *_: zero, doctor_seeds(env.num_envs))
@@ -120,7 +137,8 @@ def check_poses_hold(env: VecEnv, names: Sequence[str], limit: float, unit: str,
 def random_actions(env: VecEnv, seed: int) -> Tensor:
     """Actions [B, A], uniform in [-1, 1]."""
     shape = (env.num_envs, len(env.action_unit))
-    return torch.from_numpy(np.random.default_rng(seed).uniform(-1.0, 1.0, shape).astype(np.float32)).to(env.device)
+    actions = np.random.default_rng(seed).uniform(-1.0, 1.0, shape)
+    return torch.from_numpy(actions.astype(np.float32)).to(env.device)
 
 
 def doctor_seeds(n: int) -> list[int]:

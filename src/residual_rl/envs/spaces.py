@@ -1,4 +1,4 @@
-"""Observations of an env by name, and what its actions are converted with."""
+"""An env's observation space by name, and the observations needed to convert its actions."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from residual_rl.envs.vec_env import VecEnv
 
 
 def observed(env: VecEnv) -> Mapping[str, spaces.Space[Any]]:
-    """The observations of `env`, by name, without the batch."""
+    """The observation spaces of `env` by name, without the batch."""
     assert isinstance(env.single_observation_space, spaces.Dict)
     return env.single_observation_space.spaces
 
 
 def shape_of(env: VecEnv, name: str) -> tuple[int, ...]:
-    """The shape of an observation of `env`, without the batch."""
+    """The shape of the observation `name` of `env`, without the batch."""
     return tuple(observed(env)[name].shape or ())
 
 
 def is_image(space: Any) -> bool:
-    """Whether it is a camera's: uint8 [H, W, C]."""
+    """Whether `space` is that of a camera image: uint8 [H, W, C]."""
     return getattr(space, "dtype", None) == "uint8" and len(space.shape) == 3
 
 
 def conversion_inputs(env: VecEnv) -> tuple[str, ...]:
-    """The observations that `env` reads to turn joint targets into actions and back: none where actions are the targets themselves.
+    """The observations that `env` needs to convert joint targets to actions and back.
 
-    It is asked without observations, and names what it misses. Raises `ConfigError` where actions command no joint targets.
+    Empty if the actions are absolute joint targets. They are found by converting without observations: the
+    `KeyError` names the missing one. Raises `ConfigError` if the actions do not command joint targets.
     """
     try:
         env.actions_to_targets(torch.zeros(1, 1, len(env.action_unit), device=env.device), {})
@@ -40,5 +41,5 @@ def conversion_inputs(env: VecEnv) -> tuple[str, ...]:
 
 
 def with_base_action(env: VecEnv) -> spaces.Dict:
-    """What a residual policy observes of one env: the env's observations and `base_action` [A]."""
+    """A residual policy's observation space: the env's observations and `base_action` [A]."""
     return spaces.Dict({**observed(env), "base_action": env.single_action_space})

@@ -1,11 +1,13 @@
-"""A task as pure functions on batched tensors of named quantities, and the physics that fills them.
+"""A task as pure functions on batched tensors of named quantities, and the physics that provides them.
 
-Quantities are a dict of tensors with the batch in front. `TaskEnv` adds to what the physics reads:
+Quantities are a dict of tensors with the batch in front. `TaskEnv` adds these to the ones that the physics
+reads:
 
-- `joint_target` [B, J], `action` [B, A]: what was commanded;
-- `seed`, `step` [B] int64: the episode's seed, and how many steps it has had;
-- `hold_steps` [B]: how many steps in a row the success condition held; `success` [B] bool: whether that is enough;
-- whatever `randomize` drew for the episode, by its names.
+- `joint_target` [B, J] and `action` [B, A]: the last command;
+- `seed` and `step` [B] int64: the episode's seed, and the number of its steps so far;
+- `hold_steps` [B]: consecutive steps for which the success condition has held;
+- `success` [B] bool: whether `hold_steps` has reached `success_hold_steps`;
+- the quantities that `randomize` drew for the episode.
 """
 
 from __future__ import annotations
@@ -28,65 +30,78 @@ Quantities = dict[str, Tensor]
 
 
 class Task(ABC):
-    """What is asked of the robot. It knows no simulator."""
+    """Observation, reward, success and randomisation of a task, independent of the simulator."""
 
     max_episode_steps: int
+    """Steps after which an episode is truncated."""
     success_hold_steps: int
-    """Steps in a row that the success condition must hold; then the episode ends."""
+    """Consecutive steps for which the success condition must hold; then the episode terminates."""
     obs_cameras: tuple[str, ...] = ()
     """Cameras whose images are part of the observation."""
     best_camera: str = "scene"
-    """Camera that shows best what happens."""
+    """Camera with the best overview, for videos."""
     image_size: tuple[int, int] = (128, 128)
-    """Their height and width [px]."""
+    """Height and width of the observed images [px]."""
     action_unit: Tensor
-    """[A]: what an action of 1 means, in [rad] or [m]."""
+    """[A]: the physical value of an action of 1, in [rad] or [m]."""
     residual_unit: Tensor | None = None
-    """[A]: what a residual of 1, at a scale of 1, adds to an action; None: 1."""
+    """[A]: the action change of a residual of 1 at a scale of 1; None means 1."""
     joint_step: Tensor | None = None
-    """[J]: the largest change of the joint targets that a controller should command each step [rad]."""
+    """[J]: the largest change of the joint targets that a controller should command in one step [rad]."""
     hardware: HardwareUnits | None = None
     """Names and units of the real robot's joints."""
 
     @abstractmethod
     def observation_space(self) -> spaces.Dict:
-        """Names, shapes and bounds of what `observe` gives, without the batch."""
+        """Names, shapes and bounds of the result of `observe`, without the batch."""
 
     @abstractmethod
     def randomize(self, seed: Tensor) -> Quantities:
-        """Draw all that varies between episodes, from each episode's `seed` [n] int64 alone."""
+        """Draw the quantities that vary between episodes, as a function of each episode's `seed` [n]
+        int64."""
 
     @abstractmethod
     def joint_target(self, action: Tensor, q: Quantities) -> Tensor:
         """The joint targets [B, J] that an `action` [B, A] in [-1, 1] commands."""
 
     def targets_to_actions(self, targets: Tensor, obs: Obs) -> Tensor:  # noqa: ARG002
-        """The actions [b, K, A] in [-1, 1] that command the joint `targets` [b, K, J] one after the other; see `VecEnv`."""
-        raise ConfigError("this task's actions are no joint targets")
+        """The actions [b, K, A] in [-1, 1] that command the joint `targets` [b, K, J] in sequence; see
+        `VecEnv`."""
+        raise ConfigError("this task's actions are not joint targets")
 
     def actions_to_targets(self, actions: Tensor, obs: Obs) -> Tensor:  # noqa: ARG002
-        """The joint targets [b, K, J] that `actions` [b, K, A] command one after the other; see `VecEnv`."""
-        raise ConfigError("this task's actions are no joint targets")
+        """The joint targets [b, K, J] that `actions` [b, K, A] command in sequence; see `VecEnv`."""
+        raise ConfigError("this task's actions are not joint targets")
 
     @abstractmethod
     def observe(self, q: Quantities) -> Obs:
-        """The observation: `state` and the named quantities that base policies may ask for."""
+        """The observation: `state` and the named quantities that base policies may request."""
 
     @abstractmethod
     def holds(self, q: Quantities) -> Tensor:
-        """Whether the success condition holds at this instant [B] bool."""
+        """[B] bool: whether the success condition holds at this instant."""
 
     @abstractmethod
     def reward_terms(self, q: Quantities) -> dict[str, Tensor]:
-        """The terms of the reward by name, each [B]; the reward is their sum."""
+        """The reward terms by name, [B] each; the reward is their sum."""
 
     @abstractmethod
     def metrics(self, q: Quantities) -> dict[str, Tensor]:
-        """Figures that tell how the task goes, each [B]; the final ones are reported per episode."""
+        """Task metrics by name, [B] each; their final values are reported for each episode."""
 
-    def set_training_progress(self, fraction: float, success_rate: float, episodes: int) -> dict[str, float]:  # noqa: ARG002
-        """Adapt a curriculum to the share of training done, the success rate of the last 100 episodes and the number of all that
-        ended; returns what to log of it."""
+    def set_training_progress(
+        self,
+        fraction: float,  # noqa: ARG002
+        success_rate: float,  # noqa: ARG002
+        episodes: int,  # noqa: ARG002
+    ) -> dict[str, float]:
+        """Update the curriculum; returns metrics to log.
+
+        Args:
+            fraction: share of the training done, in [0, 1].
+            success_rate: success rate of the last 100 episodes.
+            episodes: number of episodes that have ended.
+        """
         return {}
 
     def state_dict(self) -> State:
@@ -94,55 +109,69 @@ class Task(ABC):
         return {}
 
     def load_state_dict(self, state: State) -> None:  # noqa: B027
-        """Take back what `state_dict` gave."""
+        """Restore `state_dict()`."""
 
 
 class Physics(Protocol):
-    """Steps B worlds between two policy steps and reads named quantities off them."""
+    """Steps B envs by one policy step at a time and reads named quantities from them."""
 
     num_envs: int
+    """B."""
     device: torch.device
+    """Device of all tensors."""
     control_hz: float
+    """Policy steps per second of simulated time [Hz]."""
     deterministic: bool
+    """Whether an episode is a function of its seed and its actions alone, bit for bit."""
 
     @property
     def model(self) -> Any:
-        """The compiled model that all worlds share, in the backend's own type (MuJoCo: `mujoco.MjModel`)."""
+        """The compiled model shared by all envs, in the backend's own type (MuJoCo: `mujoco.MjModel`)."""
         ...
 
-    def reset(self, worlds: Tensor, episode: Quantities) -> None:
-        """Put the `worlds` [n] int64 at the start of the episodes drawn by `Task.randomize` (rows [n, …])."""
+    def reset(self, env_ids: Tensor, episode: Quantities) -> None:
+        """Set the envs `env_ids` [n] int64 to the start of the episodes drawn by `Task.randomize` ([n,
+        …])."""
         ...
 
-    def step(self, joint_target: Tensor, worlds: Tensor | None = None) -> None:
-        """Advance the `worlds` [n] int64 (None: all) by one policy step towards `joint_target` [B, J].
+    def step(self, joint_target: Tensor, env_ids: Tensor | None = None) -> None:
+        """Advance the envs `env_ids` [n] int64 (None: all) by one policy step towards `joint_target` [B, J].
 
-        Raises `NonFiniteError` where a world diverged.
+        Raises `NonFiniteError` if an env diverges.
         """
         ...
 
     def state_before(self) -> State:
-        """What `state_dict` gave before the last `step`, for a post-mortem."""
+        """The `state_dict()` from before the last `step`, for a post-mortem."""
         ...
 
     def read(self) -> Quantities:
-        """The named quantities of all worlds; the tensors belong to the caller."""
+        """The named quantities of all envs, [B, …] each. The tensors belong to the caller."""
         ...
 
     def scenes(self) -> Tensor:
-        """What drawing all worlds needs [B, S]."""
+        """[B, S]: the state needed to render each env."""
         ...
 
-    def render(self, scenes: Tensor, cameras: Sequence[str], size: tuple[int, int], smooth: bool = False) -> dict[str, NDArray[np.uint8]]:
-        """Images [N, H, W, 3] of `scenes` [N, S] by camera; `smooth` edges cost more."""
+    def render(
+        self, scenes: Tensor, cameras: Sequence[str], size: tuple[int, int], smooth: bool = False
+    ) -> dict[str, NDArray[np.uint8]]:
+        """Images [N, H, W, 3] uint8 of `scenes` [N, S] by camera; `smooth` anti-aliases them, which is
+        slower."""
         ...
 
-    def state_dict(self) -> State: ...
-
-    def load_state_dict(self, state: State) -> None: ...
-
-    def world_states(self) -> Quantities:
-        """The simulator's state of each world, by name, each [B, S]."""
+    def state_dict(self) -> State:
+        """The state of all envs, for resuming."""
         ...
 
-    def close(self) -> None: ...
+    def load_state_dict(self, state: State) -> None:
+        """Restore `state_dict()`."""
+        ...
+
+    def env_states(self) -> Quantities:
+        """The simulator's state of each env by name, [B, S] each."""
+        ...
+
+    def close(self) -> None:
+        """Free renderers and other resources."""
+        ...

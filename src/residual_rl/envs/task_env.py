@@ -1,4 +1,4 @@
-"""The vec_env of a task on a physics backend: commands, rewards, ends of episodes, resets."""
+"""The vec_env of a `Task` on a `Physics` backend: commands, rewards, episode ends and resets."""
 
 from __future__ import annotations
 
@@ -22,15 +22,23 @@ from residual_rl.types import Obs, State, check_finite
 
 
 class TaskEnv(VecEnv):
-    """B worlds of `task` on `physics`. Where the task observes through cameras, images [B, H, W, 3] uint8 go by the cameras' names."""
+    """B envs of `task` on `physics`.
+
+    The task's camera images [B, H, W, 3] uint8 are observations under the cameras' names.
+    """
 
     def __init__(self, task: Task, physics: Physics):
-        self.task, self.physics = task, physics
-        self.num_envs, self.device = physics.num_envs, physics.device
+        self.task = task
+        self.physics = physics
+        self.num_envs = physics.num_envs
+        self.device = physics.device
         self.max_episode_steps = task.max_episode_steps
-        self.control_hz, self.deterministic = physics.control_hz, physics.deterministic
-        self.action_unit, self.residual_unit = task.action_unit, task.residual_unit
-        self.joint_step, self.hardware = task.joint_step, task.hardware
+        self.control_hz = physics.control_hz
+        self.deterministic = physics.deterministic
+        self.action_unit = task.action_unit
+        self.residual_unit = task.residual_unit
+        self.joint_step = task.joint_step
+        self.hardware = task.hardware
         images = {name: spaces.Box(0, 255, (*task.image_size, 3), np.uint8) for name in task.obs_cameras}
         self.single_observation_space = spaces.Dict({**task.observation_space().spaces, **images})
         self.single_action_space = spaces.Box(-1.0, 1.0, (len(task.action_unit),), np.float32)
@@ -43,63 +51,92 @@ class TaskEnv(VecEnv):
         self._command: Quantities = {}
         self._obs: Obs = {}
 
-    # --- the contract -------------------------------------------------------------------------------------------
+    # --- the contract ---
 
     def reset(
-        self, *, seed: int | Sequence[int] | None = None, mask: Tensor | None = None, options: dict[str, Any] | None = None
+        self,
+        *,
+        seed: int | Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        options: dict[str, Any] | None = None,
     ) -> tuple[Obs, dict[str, Any]]:
         unknown = sorted(set(options or {}) - {"episode"})
         if unknown:
-            raise ConfigError(f"reset takes the option 'episode' alone; got {', '.join(unknown)}")
-        worlds, seeds = self._to_reset(seed, mask, is_first=not self._obs)
-        self._start_episodes(worlds, seeds, (options or {}).get("episode"))
-        self._obs = self._observe_anew(self._obs, worlds) if self._obs else self._observe(self._quantities())
+            raise ConfigError(f"the only option of reset is 'episode'; got {', '.join(unknown)}")
+        env_ids, seeds = self._to_reset(seed, mask, is_first=not self._obs)
+        self._start_episodes(env_ids, seeds, (options or {}).get("episode"))
+        if self._obs:
+            self._obs = self._observe_after_reset(self._obs, env_ids)
+        else:
+            self._obs = self._observe(self._quantities())
         return dict(self._obs), {"seed": self._episodes.seed.clone()}
 
-    def step(self, actions: Tensor, mask: Tensor | None = None) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
+    def step(
+        self, actions: Tensor, mask: Tensor | None = None
+    ) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
+        # Check the action.
         if not self._obs:
             raise ConfigError("step was called before reset")
         if actions.shape != self.action_space.shape:
-            raise ConfigError(f"actions must have shape {self.action_space.shape}, not {tuple(actions.shape)}")
+            raise ConfigError(
+                f"actions must have shape {self.action_space.shape}, not {tuple(actions.shape)}"
+            )
         with self._context(actions, self.physics.state_dict):
             check_finite("action", actions)
         action = actions.clamp(-1.0, 1.0)
+
+        # Step the physics of the envs that have an episode and are in `mask`; the others would only cost
+        # time.
         command = self._command
         target = self.task.joint_target(action, {**command, **self._last})
-        active = self.active if mask is None else self.active & mask  # others stand still: what they cost would be lost
+        active = self.active if mask is None else self.active & mask
         with self._context(action, self.physics.state_before):
             self.physics.step(target, None if active.all() else active.nonzero().flatten())
         self._command = {"joint_target": target, "action": action}
         if mask is not None:
-            self._command = {name: torch.where(mask[:, None], value, command[name]) for name, value in self._command.items()}
+            self._command = {
+                name: torch.where(mask[:, None], value, command[name])
+                for name, value in self._command.items()
+            }
 
+        # Success: the condition must hold for some consecutive steps.
         q = {**self._quantities(), "step": self._episodes.length + active}
         held = (self._hold_steps + 1) * (self.task.holds(q) & active)
         self._hold_steps = held if mask is None else torch.where(mask, held, self._hold_steps)
         q["hold_steps"] = self._hold_steps
         q["success"] = self._hold_steps >= self.task.success_hold_steps
+
+        # Reward, metrics and observation. The terms are added one by one: the order of torch.sum depends on
+        # B.
         terms = {name: value.float() for name, value in self.task.reward_terms(q).items()}
         if mask is not None:
             terms = {name: torch.where(mask, value, 0.0) for name, value in terms.items()}
         metrics = {name: value.float() for name, value in self.task.metrics(q).items()}
-        reward = functools.reduce(torch.add, terms.values())  # one after the other: the order of torch.sum depends on B
+        reward = functools.reduce(torch.add, terms.values())
         obs = self._observe(q)
-        floats = {"reward": reward[:, None]} | {name: value for name, value in obs.items() if value.is_floating_point()}
-        if not torch.isfinite(torch.cat([value.flatten(1) for value in floats.values()], 1).sum()):  # one test for all: it waits for a GPU
+
+        # Check all of them at once, since each check synchronises with a GPU; then name the culprit.
+        floats = {"reward": reward[:, None]}
+        floats |= {name: value for name, value in obs.items() if value.is_floating_point()}
+        total = torch.cat([value.flatten(1) for value in floats.values()], 1).sum()
+        if not torch.isfinite(total):
             with self._context(action, self.physics.state_before):
                 for name, value in floats.items():
                     check_finite(name, value)
 
+        # Count the step.
         self._episodes.advance(active, reward, q["success"])
         terminated = q["success"]
         truncated = (self._episodes.length >= self.max_episode_steps) & ~terminated
         ended = terminated | truncated
         info = self._episodes.info(terms, metrics, obs, q["success"], ended)
+
+        # Reset the envs whose episode ended.
         if ended.any():
-            worlds = ended.nonzero().flatten()
+            env_ids = ended.nonzero().flatten()
             info["final_scenes"] = self.scenes()
-            self._start_episodes(worlds, self.episode_seeds.draw(len(worlds)).to(self.device))
-            obs = self._observe_anew(obs, worlds)
+            self._start_episodes(env_ids, self.episode_seeds.draw(len(env_ids)).to(self.device))
+            obs = self._observe_after_reset(obs, env_ids)
         self._obs = obs
         return dict(obs), reward, terminated, truncated, info
 
@@ -115,8 +152,8 @@ class TaskEnv(VecEnv):
     def episode(self) -> Obs:
         return dict(self._episode)
 
-    def world_states(self) -> Obs:
-        return self.physics.world_states()
+    def env_states(self) -> Obs:
+        return self.physics.env_states()
 
     def targets_to_actions(self, targets: Tensor, obs: Obs) -> Tensor:
         return self.task.targets_to_actions(targets, obs)
@@ -133,14 +170,16 @@ class TaskEnv(VecEnv):
     def scenes(self) -> Tensor:
         return self.physics.scenes()
 
-    def render_scenes(self, scenes: Tensor, size: tuple[int, int], camera: str | None = None) -> NDArray[np.uint8]:
+    def render_scenes(
+        self, scenes: Tensor, size: tuple[int, int], camera: str | None = None
+    ) -> NDArray[np.uint8]:
         camera = camera or self.task.best_camera
         return self.physics.render(scenes, (camera,), size, smooth=True)[camera]
 
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002
         self.physics.close()
 
-    # --- resuming -----------------------------------------------------------------------------------------------
+    # --- resuming ---
 
     def state_dict(self) -> State:
         return {
@@ -160,61 +199,80 @@ class TaskEnv(VecEnv):
         self.episode_seeds.load_state_dict(state["episode_seeds"])
         self._episode = {name: value.to(self.device) for name, value in state["episode"].items()}
         self._command = {name: value.to(self.device) for name, value in state["command"].items()}
-        everything = torch.arange(self.num_envs, device=self.device)
-        self.physics.reset(everything, self._episode)  # the fields that vary by episode are not part of the physics' state
+        # The model fields that vary by episode are not part of the physics state: the reset writes them.
+        self.physics.reset(torch.arange(self.num_envs, device=self.device), self._episode)
         self.physics.load_state_dict(state["physics"])
         self._obs = self._observe(self._quantities())
 
-    # --- parts --------------------------------------------------------------------------------------------------
+    # --- parts ---
 
-    def _start_episodes(self, worlds: Tensor, seeds: Tensor, given: Quantities | None = None) -> None:
+    def _start_episodes(self, env_ids: Tensor, seeds: Tensor, given: Quantities | None = None) -> None:
         drawn = self.task.randomize(seeds)
         for name, value in (given or {}).items():
             if name not in drawn:
                 raise UnknownNameError("draw of an episode", name, drawn)
             if value.shape != drawn[name].shape:
-                raise ConfigError(f"the episodes' {name} must have shape {tuple(drawn[name].shape)}, not {tuple(value.shape)}")
+                shape = tuple(drawn[name].shape)
+                raise ConfigError(f"the episodes' {name} must have shape {shape}, not {tuple(value.shape)}")
             drawn[name] = value.to(drawn[name])
-        self.physics.reset(worlds, drawn)
-        if len(worlds) == self.num_envs:
+        self.physics.reset(env_ids, drawn)
+        if len(env_ids) == self.num_envs:
             self._episode = drawn
-        else:  # written into copies: earlier steps' tensors belong to the caller
-            self._episode = {name: value.index_copy(0, worlds, drawn[name]) for name, value in self._episode.items()}
+        else:  # into copies, because the tensors of earlier steps belong to the caller
+            self._episode = {
+                name: value.index_copy(0, env_ids, drawn[name]) for name, value in self._episode.items()
+            }
         start = self.physics.read()["joint_position"]
         zero = torch.zeros(self.num_envs, len(self.action_unit), device=self.device)
+        fresh = {"joint_target": start, "action": zero}
         if not self._command:
-            self._command = {"joint_target": start, "action": zero}
+            self._command = fresh
         else:
-            fresh = {"joint_target": start, "action": zero}
-            self._command = {name: value.index_copy(0, worlds, fresh[name][worlds]) for name, value in self._command.items()}
-        self._episodes.begin(worlds, seeds)
-        self._hold_steps = self._hold_steps.index_fill(0, worlds, 0)
+            self._command = {
+                name: value.index_copy(0, env_ids, fresh[name][env_ids])
+                for name, value in self._command.items()
+            }
+        self._episodes.begin(env_ids, seeds)
+        self._hold_steps = self._hold_steps.index_fill(0, env_ids, 0)
 
     def _quantities(self) -> Quantities:
         self._last = self.physics.read()
-        counters = {"seed": self._episodes.seed, "step": self._episodes.length, "hold_steps": self._hold_steps}
+        counters = {
+            "seed": self._episodes.seed,
+            "step": self._episodes.length,
+            "hold_steps": self._hold_steps,
+        }
         return {**self._last, **self._episode, **self._command, **counters}
 
     def _observe(self, q: Quantities) -> Obs:
         return {**self.task.observe(q), **self._images(slice(None))}
 
-    def _observe_anew(self, obs: Obs, worlds: Tensor) -> Obs:
-        """The observation after the `worlds` of `obs` began a new episode: drawing costs, and the images of the others are the same."""
-        images = {name: obs[name].index_copy(0, worlds, fresh) for name, fresh in self._images(worlds).items()}
+    def _observe_after_reset(self, obs: Obs, env_ids: Tensor) -> Obs:
+        """The observation after the envs `env_ids` were reset; images of the other envs are taken from
+        `obs`."""
+        fresh = self._images(env_ids)
+        images = {name: obs[name].index_copy(0, env_ids, image) for name, image in fresh.items()}
         return {**self.task.observe(self._quantities()), **images}
 
-    def _images(self, worlds: Tensor | slice) -> Obs:
-        """What the observed cameras see of the `worlds`."""
+    def _images(self, env_ids: Tensor | slice) -> Obs:
+        """The images of the observed cameras in the envs `env_ids`."""
         if not self.task.obs_cameras:
             return {}
-        images = self.physics.render(self.physics.scenes()[worlds], self.task.obs_cameras, self.task.image_size)
+        scenes = self.physics.scenes()[env_ids]
+        images = self.physics.render(scenes, self.task.obs_cameras, self.task.image_size)
         return {name: torch.from_numpy(image).to(self.device) for name, image in images.items()}
 
     @contextlib.contextmanager
     def _context(self, action: Tensor, state_before: Callable[[], State]) -> Iterator[None]:
-        """Add what led to it to a `NonFiniteError`: the physics' states before the step, the action, the episodes and their steps."""
+        """Add the preceding physics state, the action, and the episodes' seeds and steps to a
+        `NonFiniteError`."""
         try:
             yield
         except NonFiniteError as error:
-            context = {"state_before": state_before(), "action": action, "seed": self._episodes.seed, "step": self._episodes.length}
+            context = {
+                "state_before": state_before(),
+                "action": action,
+                "seed": self._episodes.seed,
+                "step": self._episodes.length,
+            }
             raise NonFiniteError(str(error), dump={**error.dump, **context}) from None

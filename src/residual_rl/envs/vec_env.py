@@ -22,11 +22,12 @@ from residual_rl.types import Obs, State
 
 
 class EpisodeSeeds:
-    """The queue that each world draws its next episode's seed from.
+    """The queue from which each env draws the seed of its next episode.
 
-    Evaluation fills it with a fixed list; when that is empty a world gets -1: it has no episode and stands still.
-    Without a list the seeds are endless: `start`, `start + 1`, … in the order in which worlds ask. A fresh queue counts from 0,
-    so that equal programs run equal episodes: for others, seed the first reset.
+    Evaluation fills it with a fixed list. When the list is used up, an env draws -1: it has no episode and
+    stays idle. Without a list the seeds are `start`, `start + 1`, …, in the order in which envs draw them. A
+    new queue starts at 0, so that running the same program twice gives the same episodes; for other episodes,
+    pass a seed to the first reset.
     """
 
     def __init__(self, start: int = 0):
@@ -34,11 +35,11 @@ class EpisodeSeeds:
         self._queue: deque[int] | None = None
 
     def use_counter(self, start: int) -> None:
-        """Hand out `start`, `start + 1`, … without end."""
+        """Give the seeds `start`, `start + 1`, … without end."""
         self._next, self._queue = int(start), None
 
     def use_list(self, seeds: Iterable[int]) -> None:
-        """Hand out `seeds`, each once, then -1."""
+        """Give each of `seeds` once, then -1."""
         self._queue = deque(int(s) for s in seeds)
 
     def draw(self, n: int) -> Tensor:
@@ -46,155 +47,198 @@ class EpisodeSeeds:
         if self._queue is None:
             first, self._next = self._next, self._next + n
             return torch.arange(first, first + n)
-        return torch.tensor([self._queue.popleft() if self._queue else -1 for _ in range(n)], dtype=torch.int64)
+        seeds = [self._queue.popleft() if self._queue else -1 for _ in range(n)]
+        return torch.tensor(seeds, dtype=torch.int64)
 
     def state_dict(self) -> State:
+        """The counter and the rest of the list."""
         return {"next": self._next, "queue": None if self._queue is None else list(self._queue)}
 
     def load_state_dict(self, state: State) -> None:
+        """Restore `state_dict()`."""
         self._next = int(state["next"])
         self._queue = None if state["queue"] is None else deque(state["queue"])
 
 
 class VecEnv(gymnasium.vector.VectorEnv):
-    """B worlds stepped together.
+    """B envs stepped together.
 
-    `step` takes actions [B, A] in [-1, 1] and returns `(obs, reward [B], terminated [B], truncated [B], info)`.
-    Worlds whose episode ended are reset in the same step; `info` then holds, as full-shape tensors,
+    `step` takes actions [B, A] in [-1, 1] and returns `(obs, reward [B], terminated [B], truncated [B],
+    info)`. Envs whose episode ended are reset in the same step. `info` holds full-shape tensors:
 
-    - `final_obs`: the observation before any reset, and so the true last one where the mask `_final_obs` [B] is true;
-    - `final_info`: the episode's figures, valid where `_final_info` [B] is true: `seed`, `episode_return`, `episode_length`,
-      `success_once`, `success_at_end`, and the task's own;
-    - `reward_terms`: each term of the reward by name, [B];
-    - `task_metrics`: the task's figures of this step by name, [B];
-    - `final_scenes`: `scenes()` before any reset, where an env can be drawn and an episode ended.
+    - `final_obs`: the observation before any reset, which is the true last one where the mask `_final_obs`
+      [B] is set;
+    - `final_info`: metrics of the episode, valid where `_final_info` [B] is set: `seed`, `episode_return`,
+      `episode_length`, `success_once`, `success_at_end`, and the task's own;
+    - `reward_terms`: each reward term by name, [B];
+    - `task_metrics`: the task's metrics of this step by name, [B];
+    - `final_scenes`: `scenes()` before any reset, if an episode ended and the env can be rendered.
 
-    Tensors in what `step` returns belong to the caller: later steps do not write into them.
+    The tensors that `step` returns belong to the caller; later steps do not write to them.
     """
 
-    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 (Gymnasium's own form)
+    # Gymnasium requires a plain class attribute here.
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
     num_envs: int
+    """B."""
     device: torch.device
+    """Device of all tensors."""
     max_episode_steps: int
+    """Steps after which an episode is truncated."""
     control_hz: float
     """Policy steps per second of simulated time [Hz]."""
     action_unit_name: str = "rad"
-    """What `action_unit` is measured in."""
+    """The unit of `action_unit`: "rad" or "m"."""
     action_unit: Tensor
-    """[A]: what an action of 1 means, in `action_unit_name`."""
+    """[A]: the physical value of an action of 1, in `action_unit_name`."""
     residual_unit: Tensor | None = None
-    """[A]: what a residual of 1, at a scale of 1, adds to an action; None: 1. An action may span far more than a residual should."""
+    """[A]: the action change of a residual of 1 at a scale of 1; None means 1. It is smaller than 1 where the
+    action range is wider than a residual should be."""
     deterministic: bool = True
     """Whether an episode is a function of its seed and its actions alone, bit for bit."""
     episode_seeds: EpisodeSeeds
+    """The seeds of the next episodes."""
     kinematics: KinematicChain | None = None
-    """The arm, from the world to its tool, where the env has one."""
+    """The kinematic chain from the world frame to the tool, if the env exposes it."""
     hardware: HardwareUnits | None = None
-    """What the robot's own software calls its joints and measures them in, where the env is of a real robot's."""
+    """Joint names and units of the real robot's own software, if the env models a real robot."""
     arm: Arm | None = None
-    """What its actions do with its arm, where it says so."""
+    """Description of the arm and of its action space, if the env exposes it."""
     task_name: str = ""
-    """The task under its simulator's own name, where an env is for more than one."""
+    """The simulator's own name of the task, for envs that cover more than one."""
     control_mode: str = ""
-    """What actions command, in its simulator's own words, where that has several kinds of them."""
+    """The simulator's own name of the action space, for simulators that offer several."""
     joint_step: Tensor | None = None
-    """[J]: the largest change of the joint targets that a controller should command each step [rad]."""
+    """[J]: the largest change of the joint targets that a controller should command in one step [rad]."""
 
     @abstractmethod
     def reset(
-        self, *, seed: int | Sequence[int] | None = None, mask: Tensor | None = None, options: dict[str, Any] | None = None
+        self,
+        *,
+        seed: int | Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        options: dict[str, Any] | None = None,
     ) -> tuple[Obs, dict[str, Any]]:
-        """Start new episodes in the worlds of `mask` [B] bool (all without it).
+        """Start new episodes in the envs of `mask` [B] bool (default: all).
 
-        An integer seed means `seed + i` for world i, and further episodes go on counting from there; a sequence gives one
-        seed a world. Without `seed` each world draws from `episode_seeds`, which counts from 0 in a new env: by design, the first
-        reset gives the episodes 0, 1, … each time the program runs.
-
-        `options={"episode": {name: [n, …]}}` starts the n episodes with these draws, as `episode` names them, in place of their seeds' own.
+        Args:
+            seed: an integer starts env i with `seed + i`, and later episodes count on from there; a sequence
+                gives the seed of each env. Without it each env draws from `episode_seeds`, which starts at 0
+                in a new env, so that the first reset gives the episodes 0, 1, … whenever the program runs.
+            mask: [B] bool, the envs to reset. The first reset must be of all envs.
+            options: `{"episode": {name: [n, …]}}` starts the n episodes with these draws, named as in
+                `episode`, instead of those of their seeds.
         """
 
     @abstractmethod
-    def step(self, actions: Tensor, mask: Tensor | None = None) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
-        """Execute `actions` [B, A] in the worlds of `mask` [B] (all without it); the others stand still: no time passes in them, and there
-        is no reward."""
+    def step(
+        self, actions: Tensor, mask: Tensor | None = None
+    ) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """Execute `actions` [B, A] in the envs of `mask` [B] bool (default: all).
+
+        In the other envs no time passes, and their reward is 0.
+        """
 
     @abstractmethod
     def state_dict(self) -> State:
-        """All that makes the following steps the same: physics, counters, episode seeds."""
+        """The state that determines all further steps: physics, counters, episode seeds."""
 
     @abstractmethod
     def load_state_dict(self, state: State) -> None:
-        """Take back what `state_dict` gave, in an env made with the same settings."""
+        """Restore `state_dict()` in an env with the same settings."""
 
     @property
     def active(self) -> Tensor:
-        """[B] bool: the worlds that have an episode; those without one (seed -1) stand still."""
+        """[B] bool: the envs that have an episode; the others (seed -1) stay idle."""
         return torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
 
     @property
     def episode(self) -> Obs:
-        """What was drawn for each world's present episode, by name, each [B, …]; nothing where an env does not tell."""
+        """The draws of each env's current episode by name, [B, …] each; empty if the env does not expose
+        them."""
         return {}
 
-    def world_states(self) -> Obs:
-        """The simulator's state of each world, by name, each [B, S]; nothing where an env does not tell."""
+    def env_states(self) -> Obs:
+        """The simulator's state of each env by name, [B, S] each; empty if the env does not expose it."""
         return {}
 
     def targets_to_actions(self, targets: Tensor, obs: Obs) -> Tensor:  # noqa: ARG002
-        """The actions [b, K, A] in [-1, 1] that command the joint `targets` [b, K, J] in [rad] one after the other from `obs` on.
+        """The actions [b, K, A] in [-1, 1] that command the joint `targets` [b, K, J] in sequence, from `obs`
+        on.
 
-        `obs` has rows [b, …]. What an action's bound leaves of a way is caught up by the next ones. Raises `ConfigError` where actions
-        command no joint targets.
+        Where an action is clipped, the next ones make up for the rest of the way.
+
+        Args:
+            targets: [b, K, J] joint targets [rad].
+            obs: observations before the first action, [b, …] each.
+
+        Raises:
+            ConfigError: the actions do not command joint targets.
         """
-        raise ConfigError("this env's actions are no joint targets")
+        raise ConfigError("this env's actions are not joint targets")
 
     def steps_to_actions(self, steps: Tensor, obs: Obs) -> Tensor:
-        """The actions [b, A] that change the joint targets of `obs` (rows [b, …]) by `steps` [b, J] in [rad]."""
+        """The actions [b, A] that change the joint targets in `obs` ([b, …]) by `steps` [b, J] in [rad]."""
         return self.targets_to_actions((obs["joint_target"].double() + steps)[:, None], obs)[:, 0]
 
     def actions_to_targets(self, actions: Tensor, obs: Obs) -> Tensor:  # noqa: ARG002
-        """The joint targets [b, K, J] in [rad] that the `actions` [b, K, A] command one after the other from `obs` on.
+        """The joint targets [b, K, J] in [rad] that `actions` [b, K, A] command in sequence, from `obs` on.
 
-        Raises `ConfigError` where actions command no joint targets.
+        Raises `ConfigError` if the actions do not command joint targets.
         """
-        raise ConfigError("this env's actions are no joint targets")
+        raise ConfigError("this env's actions are not joint targets")
 
-    def _to_reset(self, seed: int | Sequence[int] | None, mask: Tensor | None, is_first: bool) -> tuple[Tensor, Tensor]:
-        """The worlds [n] int64 that `reset` is for, and the seeds [n] int64 of the episodes that begin in them."""
+    def _to_reset(
+        self, seed: int | Sequence[int] | None, mask: Tensor | None, is_first: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The envs [n] int64 to reset, and the seeds [n] int64 of their new episodes."""
         if mask is None:
             mask = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         elif is_first:
-            raise ConfigError("the first reset must be of all worlds: leave out mask")
-        worlds = mask.nonzero().flatten()
+            raise ConfigError("the first reset must be of all envs: leave out `mask`")
+        env_ids = mask.nonzero().flatten()
         if seed is None:
-            seeds = self.episode_seeds.draw(len(worlds))
+            seeds = self.episode_seeds.draw(len(env_ids))
         elif isinstance(seed, int | np.integer):
-            seeds = seed + worlds.cpu()
+            seeds = seed + env_ids.cpu()
             self.episode_seeds.use_counter(seed + self.num_envs)
         else:
             seeds = torch.as_tensor(seed, dtype=torch.int64)
-            if seeds.shape != worlds.shape:
-                raise ConfigError(f"{len(worlds)} world(s) are reset but {len(seeds)} seed(s) were given")
-        return worlds, seeds.to(self.device)
+            if seeds.shape != env_ids.shape:
+                raise ConfigError(f"{len(env_ids)} env(s) are reset but {len(seeds)} seed(s) were given")
+        return env_ids, seeds.to(self.device)
 
     def observations(self) -> Obs:
-        """The current observation of all worlds, without stepping."""
+        """The current observation of all envs."""
         raise NotImplementedError
 
     @property
     def model(self) -> Any:
-        """The simulator's compiled model that all worlds share (MuJoCo: `mujoco.MjModel`)."""
+        """The simulator's compiled model, shared by all envs (MuJoCo: `mujoco.MjModel`)."""
         raise NotImplementedError
 
     def scenes(self) -> Tensor:
-        """What drawing all worlds as they stand needs [B, S]."""
+        """[B, S]: the state needed to render each env as it is now."""
         raise NotImplementedError
 
-    def render_scenes(self, scenes: Tensor, size: tuple[int, int], camera: str | None = None) -> NDArray[np.uint8]:
-        """Draw `scenes` [N, S] as images [N, H, W, 3] of `size` (H, W), from a camera of the scene or from where it is seen best."""
+    def render_scenes(
+        self, scenes: Tensor, size: tuple[int, int], camera: str | None = None
+    ) -> NDArray[np.uint8]:
+        """Render `scenes` [N, S] as images [N, H, W, 3] uint8 of `size` (H, W); default: the camera with the
+        best view."""
         raise NotImplementedError
 
-    def set_training_progress(self, fraction: float, success_rate: float, episodes: int) -> dict[str, float]:  # noqa: ARG002
-        """Tell a task's curriculum how far training is ([0, 1]), the success rate of its last 100 episodes and the number of all that
-        ended; returns what to log of it."""
+    def set_training_progress(
+        self,
+        fraction: float,  # noqa: ARG002
+        success_rate: float,  # noqa: ARG002
+        episodes: int,  # noqa: ARG002
+    ) -> dict[str, float]:
+        """Update the task's curriculum; returns metrics to log.
+
+        Args:
+            fraction: share of the training done, in [0, 1].
+            success_rate: success rate of the last 100 episodes.
+            episodes: number of episodes that have ended.
+        """
         return {}

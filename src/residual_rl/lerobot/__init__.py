@@ -1,1 +1,1 @@
-"""Everything that needs LeRobot."""
+"""Everything that needs LeRobot: policies, datasets, and the training of ACT."""

@@ -1,7 +1,8 @@
-"""ACT, trained through LeRobot: its policy and loss, its processors and normalisation. What comes out is a LeRobot checkpoint.
+"""Training of ACT with LeRobot's policy, loss, processors and normalisation; the result is a LeRobot
+checkpoint.
 
-It sees joint positions and the task's `state`, and gives absolute joint targets, both in the robot's own units: what
-`demos to-lerobot` would write, without the way over the disk.
+The policy observes joint positions and the task's `state` and predicts absolute joint targets, both in the
+robot's own units. The data are those that `demos to-lerobot` would write, without writing them to disk.
 """
 
 from __future__ import annotations
@@ -43,15 +44,16 @@ from residual_rl.types import BasePolicy, State
 from residual_rl.utils.files import write_json
 
 LAST = "last"
-"""Folder of the policy at the end of training, or where it was interrupted; the best one is in `pretrained_model`."""
+"""Folder of the policy at the end or interruption of training; the best one is in `pretrained_model`."""
 IGNORED = 1e6
-"""Divides what hardly varies in the demonstrations, so that the policy does not see it: nothing was learned of it."""
+"""Standard deviation assigned to observations that hardly vary in the demonstrations, so that the policy
+ignores them."""
 models.ALGORITHMS.setdefault("act", f"{__name__}:Act")
 
 
 @dataclass(frozen=True)
 class ActSize:
-    """Settings of ACT's network, as LeRobot names them."""
+    """Settings of ACT's network, with LeRobot's names."""
 
     dim_model: int = 512
     n_heads: int = 8
@@ -68,36 +70,53 @@ SIZES = {
     "tiny": ActSize(64, 4, 128, 2, 1, use_vae=False),
     "cpu": ActSize(128, 4, 512, 2, 1, use_vae=False),
 }
-"""By preset. `full` is the paper's (Zhao et al., "Learning Fine-Grained Bimanual Manipulation with Low-Cost Hardware", 2023)."""
+"""Sizes by preset. `full` is that of Zhao et al. (2023), "Learning Fine-Grained Bimanual Manipulation with
+Low-Cost Hardware"."""
 
 
 def train(cfg: ImitateCfg, demos: Path, out: Path, resume: bool = False) -> dict[str, Any]:
-    """Train on the demonstrations `demos` into the run folder `out`, or go on with it; see `config.ALGOS` for what it returns.
+    """Train on the demonstrations `demos` in the run folder `out`, or resume; returns the summary, as
+    `trainer.train`.
 
-    Raises `MissingDependencyError` without LeRobot, and else as `trainer.train` does.
+    Raises `MissingDependencyError` without LeRobot, and the errors of `trainer.train`.
     """
     require_lerobot("--algo act")
     default = ImitateCfg()
     for name in ("init_from", "pad_obs_to", "normalize_actions", "num_past_actions"):
         if getattr(cfg, name) != getattr(default, name):
-            raise ConfigError(f"ACT is trained and saved by LeRobot, which knows no {name}: leave it out")
+            raise ConfigError(f"LeRobot's ACT does not support {name}: leave it out")
     if cfg.num_obs_steps != 1:
-        raise ConfigError(f"ACT plans from one observation: num_obs_steps must be 1, not {cfg.num_obs_steps}")
+        raise ConfigError(f"ACT uses one observation: num_obs_steps must be 1, not {cfg.num_obs_steps}")
     if cfg.obs_keys != (ENVIRONMENT,):
-        raise ConfigError(f"act sees joint positions and {ENVIRONMENT!r}: obs_keys must be {ENVIRONMENT!r} alone, not {cfg.obs_keys}")
+        raise ConfigError(
+            f"ACT observes joint positions and {ENVIRONMENT!r}: "
+            f"obs_keys must be {ENVIRONMENT!r} only, not {cfg.obs_keys}"
+        )
     return ActTrainer(cfg, demos, RunFolder(out)).run(str(demos), resume)
 
 
 class Act(Algorithm):
-    """LeRobot's ACT as an algorithm of the trainer: D = J joint positions and then the environment's state, A = J joint targets."""
+    """LeRobot's ACT as an algorithm of the trainer.
+
+    Observations are J joint positions followed by the environment's state, actions are J joint targets.
+
+    Args:
+        joints: J.
+        chunk_size: K.
+        num_action_steps: number of actions executed of each chunk.
+        size: the fields of `ActSize`.
+    """
 
     stochastic = False
 
     def __init__(self, joints: int, chunk_size: int, num_action_steps: int, size: dict[str, Any]):
-        self._joints, self._chunk_size, self._num_action_steps, self._size = joints, chunk_size, num_action_steps, size
+        self._joints = joints
+        self._chunk_size = chunk_size
+        self._num_action_steps = num_action_steps
+        self._size = size
 
     def config(self, obs_dim: int) -> Any:
-        """LeRobot's settings of the policy, without a device other than the CPU."""
+        """LeRobot's settings of the policy, for the CPU."""
         from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
         from lerobot.policies.act.configuration_act import ACTConfig
 
@@ -124,10 +143,10 @@ class Act(Algorithm):
 
     def loss(self, network: Any, obs: Tensor, actions: Tensor, valid: Tensor, generator: Generator) -> Tensor:
         batch = {**self.split(obs), ACTION: actions, "action_is_pad": ~valid}
-        if not network.training:  # LeRobot's loss has a part that only its training computes
+        if not network.training:  # LeRobot's loss has a term that exists only in training mode
             error = (network.model(batch)[0] - actions).abs().mean(-1)
             return (error * valid).mean()
-        with _drawing_from(generator):
+        with _global_generators_seeded_from(generator):
             loss: Tensor = network(batch)[0]
         return loss
 
@@ -136,7 +155,7 @@ class Act(Algorithm):
         return actions
 
     def split(self, obs: Tensor) -> dict[str, Tensor]:
-        """Observations [b, D] by feature."""
+        """Split observations [b, D] into features."""
         return {STATE: obs[:, : self._joints], ENVIRONMENT_STATE: obs[:, self._joints :]}
 
     def settings(self) -> dict[str, Any]:
@@ -149,26 +168,29 @@ class Act(Algorithm):
 
 
 class ActModel(ImitationModel):
-    """ACT with its processors; it is saved as LeRobot saves it."""
+    """ACT with its processors, saved in LeRobot's format."""
 
     processors: tuple[Any, Any]
+    """LeRobot's pre- and post-processor."""
 
     def save(self, path: Path) -> None:
-        """Write the LeRobot checkpoint that stands for `path`, which other algorithms' trainings write. Raises `WriteError`."""
-        with replacing_folder(path.parent / (LAST if path.name == LAST_FILE else PRETRAINED), replace=True) as folder:
+        """Write a LeRobot checkpoint in place of the model file `path` of the other algorithms. Raises
+        `WriteError`."""
+        target = path.parent / (LAST if path.name == LAST_FILE else PRETRAINED)
+        with replacing_folder(target, replace=True) as folder:
             folder.mkdir()
             self.lerobot().save(folder)
 
     def lerobot(self) -> LeRobotModel:
-        """As LeRobot knows it."""
+        """The policy and its processors."""
         return LeRobotModel(self.network, *self.processors, self.name)
 
 
 class ActTrainer(Trainer):
-    """The trainer of the other algorithms, with LeRobot's data, processors, and checkpoints."""
+    """The trainer of the other algorithms, with LeRobot's data, processors and checkpoints."""
 
     def run(self, demos: str, resume: bool) -> dict[str, Any]:
-        """Train, or go on, and free the worlds; see `trainer.train`."""
+        """Train or resume, and close the envs; see `trainer.train`."""
         with contextlib.closing(self):
             config = {"demos": demos, **self.cfg.to_dict()}
             with self.folder.resume() if resume else self.folder.start(config):
@@ -178,10 +200,12 @@ class ActTrainer(Trainer):
                 return self.learn()
 
     def model(self) -> ActModel:
-        made = ActModel(self.settings, self.statistics, step=self.progress.step, name="the policy in training")
-        made.network.load_state_dict({name: tensor.cpu() for name, tensor in self.ema.weights.items()}, strict=False)  # buffers are fixed
-        made.processors = self._processors
-        return made
+        step = self.progress.step
+        model = ActModel(self.settings, self.statistics, step=step, name="the policy in training")
+        weights = {name: tensor.cpu() for name, tensor in self.ema.weights.items()}
+        model.network.load_state_dict(weights, strict=False)  # the buffers never change
+        model.processors = self._processors
+        return model
 
     def policy(self) -> BasePolicy:
         assert self.evaluation is not None
@@ -189,6 +213,7 @@ class ActTrainer(Trainer):
         return LeRobotPolicy(LeRobotCfg(), model, self.evaluation.env)
 
     def _read(self, path: Path) -> None:
+        # Read the episodes, with joints in the robot's units.
         cfg = self.cfg
         with Demonstrations.open(path) as demos, contextlib.ExitStack() as stack:
             count = len(demos) if cfg.n_episodes is None else cfg.n_episodes
@@ -196,7 +221,9 @@ class ActTrainer(Trainer):
                 raise ConfigError(f"n_episodes is {count}, but {path} has {len(demos)} episodes")
             self.evaluation: SuccessEvaluation | None = None
             if cfg.eval_freq:
-                self.evaluation = SuccessEvaluation(demos.task_id, demos.task_settings, cfg.eval_episodes, cfg.num_threads, cfg.eval_share)
+                self.evaluation = SuccessEvaluation(
+                    demos.task_id, demos.task_settings, cfg.eval_episodes, cfg.num_threads, cfg.eval_share
+                )
                 env = self.evaluation.env
             else:
                 env = stack.enter_context(contextlib.closing(make_env(demos, 1, 1)))
@@ -207,9 +234,13 @@ class ActTrainer(Trainer):
                 demo = demos.episode(i, names)
                 joints = hardware.to_hardware(torch.from_numpy(demo.obs[JOINTS]))
                 targets = hardware.to_hardware(commanded_targets(demo, env, "intended"))
-                episodes.append(({JOINTS: joints.numpy(), ENVIRONMENT: demo.obs[ENVIRONMENT]}, targets.numpy()))
+                episodes.append(
+                    ({JOINTS: joints.numpy(), ENVIRONMENT: demo.obs[ENVIRONMENT]}, targets.numpy())
+                )
             shapes = {key: tuple(demos.obs_shapes[key]) for key in (JOINTS, ENVIRONMENT)}
             task_id, task_settings = demos.task_id, demos.task_settings
+
+        # Settings of the model.
         joint_count = len(hardware.joint_names)
         network = Act(joint_count, cfg.chunk_size, cfg.num_action_steps, asdict(SIZES[cfg.preset])).settings()
         self.settings = ModelSettings(
@@ -225,6 +256,8 @@ class ActTrainer(Trainer):
             task_id=task_id,
             task_settings=task_settings,
         )
+
+        # Split the episodes, and normalise with the statistics of the training episodes.
         train_episodes, val_episodes = split_episodes(count, cfg.val_share, cfg.seed)
         self.episodes = {"train": len(train_episodes), "val": len(val_episodes)}
         windows, val_windows = (
@@ -238,7 +271,7 @@ class ActTrainer(Trainer):
         self.val_windows = None if val_windows is None else self._normalized(val_windows)
 
     def _normalized(self, windows: Windows) -> Windows:
-        """The windows as LeRobot's preprocessor gives them to the policy, on the training's device."""
+        """The windows after LeRobot's preprocessor, on the training's device."""
         act = Act(**self.settings.network)
         batch = self._processors[0]({**act.split(windows.obs), ACTION: windows.actions})
         obs = torch.cat([batch[STATE], batch[ENVIRONMENT_STATE]], 1)
@@ -264,15 +297,16 @@ def _processors(act: Act, windows: Windows) -> tuple[Any, Any]:
 
 
 def _statistics(values: Tensor, least_std: float) -> State:
-    """Of a feature [N, F], as LeRobot names them; a standard deviation below `normalization.MIN_STD` becomes `least_std`."""
+    """Statistics of a feature [N, F] with LeRobot's names; a std below `normalization.MIN_STD` becomes
+    `least_std`."""
     std, mean = torch.std_mean(values.double(), 0, correction=0)
     std = torch.where(std < MIN_STD, least_std, std)
     return {"mean": mean.float(), "std": std.float(), "min": values.amin(0), "max": values.amax(0)}
 
 
 @contextlib.contextmanager
-def _drawing_from(generator: Generator) -> Iterator[None]:
-    """What torch's global generators give within is a function of `generator`, which moves on; they themselves do not."""
+def _global_generators_seeded_from(generator: Generator) -> Iterator[None]:
+    """Seed torch's global generators from `generator`, which advances, and restore them after the block."""
     device = generator.device
     seed = int(torch.randint(1 << 62, (1,), generator=generator, device=device))
     gpus: Sequence[torch.device] = [device] if device.type == "cuda" else []

@@ -1,15 +1,16 @@
-"""Demonstrations as a LeRobotDataset v3, written with LeRobot: what its trainings read.
+"""Export of demonstrations to a LeRobotDataset v3, for training with LeRobot.
 
-| feature | what |
+| feature | content |
 |---|---|
-| `observation.state` | joint positions, named `shoulder_pan.pos` …, in the units that the robot itself reports |
-| `observation.environment_state` | the task's `state`, where it is stored |
-| `observation.images.<camera>` | each camera's image, where it is stored |
-| `action` | the absolute joint target that the step commands, in the same units |
-| `next.reward`, `next.done`, `next.success` | what the action led to |
+| `observation.state` | joint positions, named `shoulder_pan.pos` …, in the robot's own units |
+| `observation.environment_state` | the task's `state`, if stored |
+| `observation.images.<camera>` | each camera's image, if stored |
+| `action` | the absolute joint target commanded in the step, in the same units |
+| `next.reward`, `next.done`, `next.success` | reward, end and success after the action |
 
-An episode of T steps becomes T + 1 frames: the last one holds the last observation, and its action keeps the last target. A file of ours
-beside LeRobot's, `meta/residual_rl.json`, tells the task, and the seed and draws of each episode, so that it can be replayed.
+An episode of T steps becomes T + 1 frames: the last frame holds the last observation and repeats the last
+target. An additional file, `meta/residual_rl.json`, holds the task and each episode's seed and draws, so that
+it can be replayed.
 """
 
 from __future__ import annotations
@@ -50,63 +51,82 @@ SIDE_FILE = "meta/residual_rl.json"
 SIDE_VERSION = 1
 REWARD, DONE, SUCCESS = "next.reward", "next.done", "next.success"
 FPS_TOLERANCE = 0.02
-"""How far a dataset's whole number of frames per second may be from the task's rate, as a share of it."""
+"""Allowed relative difference between a dataset's integer frame rate and the task's control rate."""
 
 
 @dataclass(frozen=True)
 class ExportCfg(CheckedCfg):
-    """How demonstrations become a LeRobot dataset."""
+    """Settings of the export to a LeRobot dataset."""
 
     repo_id: str | None = None
-    """What LeRobot calls it: owner/name. None: local/ and the folder's name. Nothing is uploaded."""
+    """Name of the dataset in LeRobot, OWNER/NAME. None: local/FOLDER. Nothing is uploaded."""
     fps: PositiveInt | None = None
-    """Frames per second. None: the demonstrations' own rate, rounded."""
+    """Frames per second. None: the demonstrations' rate, rounded."""
     task_description: str | None = None
-    """What the robot is told to do. None: the task's summary."""
+    """Language instruction. None: the task's summary."""
     actions: Literal["intended", "executed"] = "intended"
-    """The targets that the policy wanted, which is what to learn, or those that noise made of them."""
+    """Targets to store: those that the policy intended, for imitation, or those executed with noise."""
     video: bool = False
-    """Store images as video: smaller, not exact, and what reads them needs ffmpeg and torchcodec."""
+    """Store images as video, which is smaller but lossy, and needs ffmpeg and torchcodec to read."""
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What was written."""
+class ExportResult:
+    """Size of the written dataset."""
 
     episodes: int
+    """Number of episodes."""
     frames: int
+    """Number of frames."""
     fps: int
+    """Frames per second."""
 
 
 def commanded_targets(demo: Demo, env: VecEnv, actions: str) -> Tensor:
-    """The joint target [rad] that each step commands, float64 [T, J]: what the env made of the action, or what it would make of the one
-    that the policy intended."""
+    """The joint target that each step commands, float64 [T, J] in [rad].
+
+    Args:
+        demo: the episode.
+        env: an env of its task.
+        actions: `executed` for the targets that were executed, `intended` for those of the intended actions.
+
+    Raises:
+        ConfigError: `demo` lacks an observation that is needed.
+    """
     _require(demo, "joint_target")
     if actions == "executed" or demo.intended_actions is demo.actions:
         return torch.from_numpy(demo.obs["joint_target"][1:]).double()
     needed = conversion_inputs(env)
     _require(demo, *needed)
     obs = {name: torch.from_numpy(demo.obs[name][:-1]) for name in needed}
-    return env.actions_to_targets(torch.from_numpy(np.asarray(demo.intended_actions))[:, None], obs)[:, 0].double()
+    intended = torch.from_numpy(np.asarray(demo.intended_actions))[:, None]
+    return env.actions_to_targets(intended, obs)[:, 0].double()
 
 
 def hardware_of(env: VecEnv, task_id: str) -> HardwareUnits:
-    """The robot's units. Raises `ConfigError` where the task knows none."""
+    """The hardware units of the env's robot. Raises `ConfigError` if it does not expose them."""
     if env.hardware is None:
-        raise ConfigError(f"task {task_id!r} does not know the units of a robot's own software, which LeRobot's datasets are in")
+        raise ConfigError(
+            f"task {task_id!r} does not define hardware units of its robot, which LeRobot's datasets use"
+        )
     return env.hardware
 
 
-def export(demos: Demonstrations, out: Path, cfg: ExportCfg, on_progress: Callable[[int], None] = lambda _: None) -> Exported:
-    """Write `demos` to the folder `out`, which must not exist: whole, or not at all.
+def export(
+    demos: Demonstrations, out: Path, cfg: ExportCfg, on_progress: Callable[[int], None] = lambda _: None
+) -> ExportResult:
+    """Write `demos` to the new folder `out`, atomically.
 
     Args:
-        demos: what to write.
-        out: the dataset's folder.
+        demos: the demonstrations.
+        out: the dataset's folder, which must not exist.
         cfg: the settings.
-        on_progress: called with the number of episodes done.
+        on_progress: called with the number of episodes written.
 
-    Raises `ConfigError` for what such a dataset cannot hold, `WriteError`, and `MissingDependencyError`.
+    Raises:
+        ConfigError: the demonstrations cannot be stored in such a dataset.
+        WriteError: the folder cannot be written.
+        MissingDependencyError: LeRobot is not installed.
     """
     require_lerobot("demos to-lerobot")
     env = make_env(demos, 1, 1)
@@ -117,20 +137,21 @@ def export(demos: Demonstrations, out: Path, cfg: ExportCfg, on_progress: Callab
         features = _features(first, hardware, cfg.video)
         text = cfg.task_description or TASKS.get(demos.task_id).summary
         side: list[dict[str, Any]] = []
+        repo_id = cfg.repo_id or f"local/{out.name}"
         with replacing_folder(out) as folder, quiet():
-            with contextlib.closing(_Writer(cfg.repo_id or f"local/{out.name}", fps, features, folder)) as writer:
+            with contextlib.closing(_Writer(repo_id, fps, features, folder)) as writer:
                 for i, demo in enumerate(demos):
                     writer.add(_frames(demo, env, hardware, features, cfg.actions), text)
                     side.append(_side_entry(demo))
                     on_progress(i + 1)
             write_json(folder / SIDE_FILE, _side(demos, cfg.actions, side))
-        return Exported(len(demos), sum(entry["frames"] for entry in side), fps)
+        return ExportResult(len(demos), sum(entry["frames"] for entry in side), fps)
     finally:
         env.close()
 
 
 class _Writer:
-    """LeRobot's own writer. It has to be closed, whatever happens: otherwise it writes what is left when it is forgotten."""
+    """LeRobot's writer. It must always be closed, or it writes the rest when it is garbage-collected."""
 
     def __init__(self, repo_id: str, fps: int, features: dict[str, Any], folder: Path):
         import datasets
@@ -139,11 +160,16 @@ class _Writer:
         datasets.disable_progress_bars()
         video = any(feature["dtype"] == "video" for feature in features.values())
         self._dataset = LeRobotDataset.create(
-            repo_id=repo_id, fps=fps, features=features, root=folder, use_videos=video, video_backend=video_backend()
+            repo_id=repo_id,
+            fps=fps,
+            features=features,
+            root=folder,
+            use_videos=video,
+            video_backend=video_backend(),
         )
 
     def add(self, frames: list[dict[str, Array]], text: str) -> None:
-        """Write an episode."""
+        """Write one episode."""
         for frame in frames:
             self._dataset.add_frame({**frame, "task": text})
         self._dataset.save_episode()
@@ -156,25 +182,37 @@ class _Writer:
 def _fps(demos: Demonstrations, asked: int | None) -> int:
     rate = demos.info["env_info"].get("control_hz")
     if rate is None and asked is None:
-        raise ConfigError(f"{demos.path} does not tell its rate; say it with --fps")
+        raise ConfigError(f"{demos.path} does not store its control rate; set --fps")
     fps = asked or max(round(float(rate)), 1)
     if rate is not None and abs(fps - rate) > FPS_TOLERANCE * rate:
-        raise ConfigError(f"fps is {fps}, but {demos.path} was recorded at {rate:.4g} Hz: LeRobot takes one frame a step; leave out --fps")
+        raise ConfigError(
+            f"fps is {fps}, but {demos.path} was recorded at {rate:.4g} Hz, and the dataset has one frame "
+            "per "
+            "step: leave out --fps"
+        )
     return fps
 
 
 def _features(demo: Demo, hardware: HardwareUnits, video: bool) -> dict[str, Any]:
-    """The features that the steps of `demo` have."""
+    """The features of the steps of `demo`."""
     _require(demo, "joint_position", "joint_target")
     joints = {"dtype": "float32", "shape": (len(hardware.joint_names),), "names": joint_features(hardware)}
     features: dict[str, Any] = {STATE: joints}
     if "state" in demo.obs:
         size = demo.obs["state"].shape[1]
-        features[ENVIRONMENT_STATE] = {"dtype": "float32", "shape": (size,), "names": [f"state_{i}" for i in range(size)]}
+        features[ENVIRONMENT_STATE] = {
+            "dtype": "float32",
+            "shape": (size,),
+            "names": [f"state_{i}" for i in range(size)],
+        }
     for name, value in demo.obs.items():
         if value.dtype == np.uint8 and value.ndim == 4:
             names = ["height", "width", "channels"]
-            features[IMAGES + name] = {"dtype": "video" if video else "image", "shape": value.shape[1:], "names": names}
+            features[IMAGES + name] = {
+                "dtype": "video" if video else "image",
+                "shape": value.shape[1:],
+                "names": names,
+            }
     features[ACTION] = joints
     if demo.rewards is not None:
         features[REWARD] = {"dtype": "float32", "shape": (1,), "names": None}
@@ -188,11 +226,14 @@ def _require(demo: Demo, *names: str) -> None:
     missing = [name for name in names if name not in demo.obs]
     if missing:
         raise ConfigError(
-            f"the demonstrations hold no {', '.join(missing)}, which a LeRobot dataset is made of; they hold {', '.join(demo.obs)}"
+            f"the demonstrations hold no {', '.join(missing)}, which a LeRobot dataset needs; "
+            f"they hold {', '.join(demo.obs)}"
         )
 
 
-def _frames(demo: Demo, env: VecEnv, hardware: HardwareUnits, features: dict[str, Any], actions: str) -> list[dict[str, Array]]:
+def _frames(
+    demo: Demo, env: VecEnv, hardware: HardwareUnits, features: dict[str, Any], actions: str
+) -> list[dict[str, Array]]:
     targets = hardware.to_hardware(commanded_targets(demo, env, actions)).float()
     done = np.zeros(len(demo) + 1, bool)
     done[-2:] = True
@@ -217,7 +258,9 @@ def _side_entry(demo: Demo) -> dict[str, Any]:
     return {
         "frames": len(demo) + 1,
         "seed": demo.seed,
-        "draws": {name: {"dtype": str(value.dtype), "value": value.tolist()} for name, value in demo.draws.items()},
+        "draws": {
+            name: {"dtype": str(value.dtype), "value": value.tolist()} for name, value in demo.draws.items()
+        },
     }
 
 

@@ -1,7 +1,9 @@
-"""A policy of LeRobot that predicts chunks of joint positions: ACT, Diffusion, and others by the same way.
+"""LeRobot policies that predict chunks of joint positions: ACT, Diffusion, and others with the same
+interface.
 
-LeRobot keeps one queue of actions, and one history, for the whole batch, and cannot reset one world of it. So the executor keeps both,
-and the policy is only ever asked for chunks: `predict_action_chunk`, or `diffusion.generate_actions` of one that plans from a history.
+LeRobot keeps one action queue and one observation history for the whole batch, and cannot reset a single env.
+The executor keeps both instead, and only queries the policy for chunks: with `predict_action_chunk`, or with
+`diffusion.generate_actions` for policies that use a history.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import contextlib
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,65 +30,83 @@ from residual_rl.utils.seeding import noise_of
 from residual_rl.utils.text import one_line, parse_pairs
 
 JOINTS, ENVIRONMENT = "joint_position", "state"
-"""The env's observations that LeRobot calls `observation.state` and `observation.environment_state`."""
+"""The env's observations for LeRobot's `observation.state` and `observation.environment_state`."""
 ROWS = 4
-"""On a CPU batches are filled up to a multiple of this; see `base_policies.il`."""
+"""On a CPU, batches are padded to a multiple of this; see `imitation.policy`."""
 
 
 class LeRobotPolicy(BasePolicy):
-    """Asks a LeRobot policy for chunks. It has no state: its noise is a function of the observations and the seed.
+    """Queries a LeRobot policy for chunks. It is stateless: its noise is a function of the observations and
+    the seed.
 
     Args:
-        cfg: the settings, whose `checkpoint` is not looked at.
-        model: belongs to this policy from now on.
-        env: its robot must tell its own units, and its actions must command joint targets.
+        cfg: the settings; `checkpoint` is not used.
+        model: the policy, which this object modifies and owns.
+        env: an env that exposes `hardware` and whose actions command joint targets.
+
+    Raises:
+        ConfigError: the settings or the model do not fit `env`.
+        CheckpointError: the model's features do not fit `env`.
     """
 
     def __init__(self, cfg: LeRobotCfg, model: LeRobotModel, env: VecEnv):
         if env.hardware is None:
-            raise ConfigError("it needs an env that knows the units of a robot's own software; this one has none")
-        self._cfg, self._env, self._model = cfg, env, model
+            raise ConfigError("it needs an env that exposes the hardware units of its robot")
+        self._cfg = cfg
+        self._env = env
+        self._model = model
         self._hardware: HardwareUnits = env.hardware
         self._sources = _sources(cfg, model, env)
         self._conversion = conversion_inputs(env)
         names = dict.fromkeys([*self._sources.values(), *self._conversion])
-        self.inputs: Mapping[str, tuple[int, ...]] = {name: shape_of(env, name) for name in names}  # type: ignore[misc]
+        self.inputs = {name: shape_of(env, name) for name in names}  # type: ignore[misc]
         self._device = torch.device(cfg.device) if cfg.device else env.device
         self._double = self._device.type == "cpu" and cfg.precision == "float64"
         if self._double:
             compute_in_double(model.policy)
-        self._planner = _planner(cfg, model)
-        self.num_obs_steps, self.num_action_steps = self._planner.num_obs_steps, self._planner.num_action_steps
+        self._predictor = _make_predictor(cfg, model)
+        self.num_obs_steps = self._predictor.num_obs_steps
+        self.num_action_steps = self._predictor.num_action_steps
         self.chunk_size = self._probe()
         if self.num_action_steps > self.chunk_size:
-            raise ConfigError(f"num_action_steps is {self.num_action_steps}, but {model.name} predicts {self.chunk_size}")
+            raise ConfigError(
+                f"num_action_steps is {self.num_action_steps}, but {model.name} predicts {self.chunk_size}"
+            )
 
     @torch.no_grad()
     def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:  # noqa: ARG002
         chunk = self._chunk(obs)
-        latest = {name: obs[name][:, -1] if self.num_obs_steps > 1 else obs[name] for name in self._conversion}
+        latest = {
+            name: obs[name][:, -1] if self.num_obs_steps > 1 else obs[name] for name in self._conversion
+        }
         targets = from_units(self._hardware, chunk.to(self._env.device), self._cfg.units)
         return self._env.targets_to_actions(targets, latest)
 
     def _chunk(self, obs: Obs) -> Tensor:
-        """The policy's joint positions [b, K, J] in its own units."""
+        """The policy's joint positions [b, K, J], in its own units."""
+        # Pad the batch.
         seen = {name: obs[name] for name in dict.fromkeys(self._sources.values())}
         count = len(next(iter(seen.values())))
         if self._device.type == "cpu" and count % ROWS:
             filled = torch.arange(-(-count // ROWS) * ROWS).clamp(max=count - 1)
             seen = {name: value[filled] for name, value in seen.items()}
-        shape = self._planner.noise_shape
+
+        # Convert the observations and query the policy.
+        shape = self._predictor.noise_shape
         noise = noise_of(seen, self._cfg.seed, shape) if shape else None
-        batch: dict[str, Any] = {feature: self._feature(feature, seen[name]) for feature, name in self._sources.items()}
+        batch: dict[str, Any] = {
+            feature: self._feature(feature, seen[name]) for feature, name in self._sources.items()
+        }
         batch["task"] = [self._cfg.task_description] * len(batch[next(iter(self._sources))])
-        with self._own_numbers():
-            actions = self._planner(self._model.preprocessor(batch), noise)
+        with self._seeded():
+            actions = self._predictor(self._model.preprocessor(batch), noise)
         chunk: Tensor = self._model.postprocessor(actions)
         return chunk[:count].double()
 
     @contextlib.contextmanager
-    def _own_numbers(self) -> Iterator[None]:
-        """Begin torch's random numbers anew, for a policy that draws some: nothing better can be done for it. Those of others go on."""
+    def _seeded(self) -> Iterator[None]:
+        """Seed torch's global generators for the block, for policies that draw from them, and restore them
+        after it."""
         on_gpu = self._device.type == "cuda"
         with torch.random.fork_rng(devices=[self._device] if on_gpu else []):
             torch.default_generator.manual_seed(self._cfg.seed)
@@ -96,7 +116,7 @@ class LeRobotPolicy(BasePolicy):
             yield
 
     def _feature(self, feature: str, value: Tensor) -> Tensor:
-        """An observation [b, …] as the policy knows it."""
+        """Convert the observation `value` [b, …] to the policy's `feature`."""
         dtype = torch.float64 if self._double else torch.float32
         if feature == STATE:
             value = to_units(self._hardware, value, self._cfg.units)
@@ -105,32 +125,41 @@ class LeRobotPolicy(BasePolicy):
         return value.to(self._device, dtype)
 
     def _probe(self) -> int:
-        """K, as the policy itself shows it. Raises `CheckpointError` where it cannot be asked, or gives no joint positions."""
+        """Query the policy once to find K. Raises `CheckpointError` if it fails or does not predict joint
+        positions."""
         steps = (self.num_obs_steps,) if self.num_obs_steps > 1 else ()
         spaces = observed(self._env)
-        zeros = {name: torch.zeros((1, *steps, *shape), dtype=_dtype(spaces[name])) for name, shape in self.inputs.items()}
+        zeros = {
+            name: torch.zeros((1, *steps, *shape), dtype=_dtype(spaces[name]))
+            for name, shape in self.inputs.items()
+        }
         try:
             chunk = self._chunk(zeros)
         except Exception as error:
             reason = f"{type(error).__name__}: {one_line(error)}"
-            mend = "; if it cannot compute in float64: --base.precision native" if self._double else ""
-            raise CheckpointError(f"{self._model.name} gives no chunk of actions ({reason}){mend}") from error
+            fix = "; if it cannot compute in float64: --base.precision native" if self._double else ""
+            raise CheckpointError(f"{self._model.name} predicts no action chunk ({reason}){fix}") from error
         joints = len(self._hardware.joint_names)
         if chunk.dim() != 3 or chunk.shape[2] != joints:
-            raise CheckpointError(f"{self._model.name} gives {tuple(chunk.shape)}; expected (worlds, chunk, {joints} joints)")
+            raise CheckpointError(
+                f"{self._model.name} predicts {tuple(chunk.shape)}; expected (envs, chunk, {joints} joints)"
+            )
         return int(chunk.shape[1])
 
 
 def _sources(cfg: LeRobotCfg, model: LeRobotModel, env: VecEnv) -> dict[str, str]:
-    """The env's observation for each feature that the policy needs. Raises `CheckpointError` naming both sides where they do not fit."""
+    """The env's observation for each feature of the policy. Raises `CheckpointError` if they do not fit."""
+    # Actions.
     assert env.hardware is not None
     config, name, spaces = model.config, model.name, observed(env)
     joints = len(env.hardware.joint_names)
     if tuple(config.action_feature.shape) != (joints,):
         raise CheckpointError(
-            f"{name} gives actions of {config.action_feature.shape[0]} numbers; this env's robot has {joints} joints "
-            f"({', '.join(env.hardware.joint_names)})"
+            f"{name} predicts actions of {config.action_feature.shape[0]} numbers; this env's robot has "
+            f"{joints} joints ({', '.join(env.hardware.joint_names)})"
         )
+
+    # Observations.
     cameras = parse_pairs(cfg.cameras, "cameras")
     sources = {}
     for feature, described in config.input_features.items():
@@ -142,27 +171,34 @@ def _sources(cfg: LeRobotCfg, model: LeRobotModel, env: VecEnv) -> dict[str, str
         elif feature in (STATE, ENVIRONMENT_STATE):
             source = sources[feature] = JOINTS if feature == STATE else ENVIRONMENT
             if source not in spaces:
-                raise CheckpointError(f"{name} needs {feature!r}, which is made of {source!r}; this env observes {', '.join(spaces)}")
+                raise CheckpointError(
+                    f"{name} needs {feature!r}, which is the observation {source!r}; "
+                    f"this env has {', '.join(spaces)}"
+                )
             if shape != shape_of(env, source):
-                raise CheckpointError(f"{name} needs {feature!r} of {shape}; this env's {source!r} has {shape_of(env, source)}")
+                raise CheckpointError(
+                    f"{name} needs {feature!r} of {shape}; this env's {source!r} has {shape_of(env, source)}"
+                )
         else:
-            raise CheckpointError(f"{name} needs {feature!r} {shape}, for which this env has nothing")
+            raise CheckpointError(f"{name} needs {feature!r} {shape}, which this env does not observe")
     if cameras:
-        raise ConfigError(f"cameras names {', '.join(cameras)}, which {name} does not look through")
+        raise ConfigError(f"cameras gives {', '.join(cameras)}, which {name} does not use")
     return sources
 
 
 def _check_image(name: str, feature: str, camera: str, shape: tuple[int, ...], env: VecEnv) -> None:
     images = [key for key, space in observed(env).items() if is_image(space)]
     if camera not in images:
+        has = f"the cameras {', '.join(images)}" if images else "no cameras"
         raise CheckpointError(
-            f"{name} needs {feature!r}, but this env observes {'the cameras ' + ', '.join(images) if images else 'no cameras'}; "
-            "choose which with --base.cameras ENV_NAME=POLICY_NAME"
+            f"{name} needs {feature!r}, but this env has {has}; "
+            "assign one with --base.cameras ENV_NAME=POLICY_NAME"
         )
     height, width, channels = shape_of(env, camera)
     if shape != (channels, height, width):
+        found = (channels, height, width)
         raise CheckpointError(
-            f"{name} needs {feature!r} of {shape} (channels, height, width); camera {camera!r} has {channels, height, width}"
+            f"{name} needs {feature!r} of {shape} (channels, height, width); camera {camera!r} has {found}"
         )
 
 
@@ -170,44 +206,53 @@ def _dtype(space: Any) -> torch.dtype:
     return torch.uint8 if is_image(space) else torch.float32
 
 
-class _Planner(ABC):
-    """Asks a policy for a chunk."""
+class _Predictor(ABC):
+    """Queries a policy for a chunk."""
 
     num_obs_steps: int
+    """H: number of observations that the policy uses."""
     num_action_steps: int
+    """Number of actions executed of each chunk."""
     noise_shape: tuple[int, ...] | None
-    """Of a row of the noise that it is given; None where it needs none."""
+    """Shape of one row of the noise; None if the policy needs none."""
 
     @abstractmethod
     def __call__(self, batch: dict[str, Any], noise: Tensor | None) -> Tensor:
-        """Actions [b, K, J] for the features in `batch`, normalised, from standard normal `noise` [b, …] float64."""
+        """Normalised actions [b, K, J] for the features in `batch`, from standard normal `noise` [b, …]
+        float64."""
 
 
-def _planner(cfg: LeRobotCfg, model: LeRobotModel) -> _Planner:
+def _make_predictor(cfg: LeRobotCfg, model: LeRobotModel) -> _Predictor:
     config = model.config
     if hasattr(getattr(model.policy, "diffusion", None), "generate_actions"):
-        return _DiffusionPlanner(cfg, model)
+        return _DiffusionPredictor(cfg, model)
     if config.n_obs_steps != 1:
-        raise ConfigError(f"{model.name} is of type {config.type!r}, which keeps a history of its own for all worlds together")
+        raise ConfigError(
+            f"{model.name} is of type {config.type!r}, which keeps one observation history for all envs"
+        )
     if cfg.inference_steps is not None:
-        raise ConfigError(f"inference_steps is for Diffusion policies; {model.name} is of type {config.type!r}")
-    return _ChunkPlanner(cfg, model)
+        raise ConfigError(
+            f"inference_steps is for Diffusion policies; {model.name} is of type {config.type!r}"
+        )
+    return _ChunkPredictor(cfg, model)
 
 
-class _ChunkPlanner(_Planner):
-    """`predict_action_chunk` of a policy that plans from the present observation."""
+class _ChunkPredictor(_Predictor):
+    """Uses `predict_action_chunk` of a policy that depends on the current observation only."""
 
     def __init__(self, cfg: LeRobotCfg, model: LeRobotModel):
         config = model.config
         if getattr(config, "temporal_ensemble_coeff", None) is not None and cfg.num_action_steps is None:
             raise ConfigError(
-                f"{model.name} averages the actions of all chunks that overlap (temporal_ensemble_coeff), which is not done here; "
-                "choose how many actions of a chunk are executed: --base.num-action-steps"
+                f"{model.name} uses temporal ensembling (temporal_ensemble_coeff), which is not supported; "
+                "set the number of actions executed of each chunk: --base.num-action-steps"
             )
-        self.num_obs_steps, self.num_action_steps = 1, cfg.num_action_steps or config.n_action_steps
+        self.num_obs_steps = 1
+        self.num_action_steps = cfg.num_action_steps or config.n_action_steps
         self._policy = model.policy
         parameters = inspect.signature(model.policy.predict_action_chunk).parameters.values()
-        takes_noise = any(p.name == "noise" or p.kind is p.VAR_KEYWORD for p in parameters) and hasattr(config, "max_action_dim")
+        accepts_noise = any(p.name == "noise" or p.kind is p.VAR_KEYWORD for p in parameters)
+        takes_noise = accepts_noise and hasattr(config, "max_action_dim")
         self.noise_shape = (config.chunk_size, config.max_action_dim) if takes_noise else None
 
     def __call__(self, batch: dict[str, Any], noise: Tensor | None) -> Tensor:
@@ -218,38 +263,52 @@ class _ChunkPlanner(_Planner):
         return actions
 
 
-class _DiffusionPlanner(_Planner):
-    """`diffusion.generate_actions` of a Diffusion policy.
+class _DiffusionPredictor(_Predictor):
+    """Uses `diffusion.generate_actions` of a Diffusion policy.
 
-    The noise that its scheduler adds on the way (DDPM) comes from a generator for each row, seeded by that row's noise.
+    The noise that its scheduler adds in each denoising step (DDPM) comes from one generator per row, which is
+    seeded with that row's noise.
     """
 
     def __init__(self, cfg: LeRobotCfg, model: LeRobotModel):
-        config = self._config = copy.copy(model.config)
+        # Steps.
+        config = copy.copy(model.config)
+        self._config = config
         self._diffusion = model.policy.diffusion
         most = config.horizon - config.n_obs_steps + 1
-        self.num_obs_steps, self.num_action_steps = config.n_obs_steps, cfg.num_action_steps or config.n_action_steps
+        self.num_obs_steps = config.n_obs_steps
+        self.num_action_steps = cfg.num_action_steps or config.n_action_steps
         if self.num_action_steps > most:
-            raise ConfigError(f"num_action_steps must be at most {most} for {model.name}, not {self.num_action_steps}")
-        config.n_action_steps = self.num_action_steps  # what generate_actions cuts out
+            raise ConfigError(
+                f"num_action_steps must be at most {most} for {model.name}, not {self.num_action_steps}"
+            )
+        config.n_action_steps = self.num_action_steps  # the length of the result of generate_actions
         self._diffusion.config = config
         if cfg.inference_steps is not None:
             trained = self._diffusion.noise_scheduler.config.num_train_timesteps
             if cfg.inference_steps > trained:
-                raise ConfigError(f"inference_steps is {cfg.inference_steps}, but {model.name} was trained with {trained}")
+                raise ConfigError(
+                    f"inference_steps is {cfg.inference_steps}, but {model.name} was trained with {trained}"
+                )
             self._diffusion.num_inference_steps = cfg.inference_steps
+
+        # Noise.
         self._joints = config.action_feature.shape[0]
         self.noise_shape = (config.horizon * self._joints + 1,)
         self._generators: list[torch.Generator] = []
         step = self._diffusion.noise_scheduler.step
-        self._diffusion.noise_scheduler.step = lambda *args, **more: step(*args, **{**more, "generator": self._generators})
+        self._diffusion.noise_scheduler.step = lambda *args, **more: step(
+            *args, **{**more, "generator": self._generators}
+        )
 
     def __call__(self, batch: dict[str, Any], noise: Tensor | None) -> Tensor:
         assert noise is not None
         features = self._config.input_features
         seen = {name: batch[name] if self.num_obs_steps > 1 else batch[name][:, None] for name in features}
         if self._config.image_features:
-            seen["observation.images"] = torch.stack([seen[name] for name in self._config.image_features], dim=-4)
+            seen["observation.images"] = torch.stack(
+                [seen[name] for name in self._config.image_features], dim=-4
+            )
         seeds = noise[:, -1].contiguous().view(torch.int64).tolist()
         self._generators = [torch.Generator().manual_seed(seed & 0x7FFFFFFFFFFFFFFF) for seed in seeds]
         start = noise[:, :-1].unflatten(1, (self._config.horizon, self._joints))
@@ -259,14 +318,16 @@ class _DiffusionPlanner(_Planner):
 
 
 def compute_in_double(policy: nn.Module) -> None:
-    """Let `policy` compute in float64 from now on, also where it makes float32 constants on the way."""
+    """Convert `policy` to float64, and cast its modules' inputs, since it may create float32 constants."""
     policy.double()
     for module in policy.modules():
         if any(p.is_floating_point() for p in module.parameters(recurse=False)):
             module.register_forward_pre_hook(_to_double, with_kwargs=True)
 
 
-def _to_double(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _to_double(
+    _: nn.Module, args: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     def cast(value: Any) -> Any:
         return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
@@ -274,8 +335,10 @@ def _to_double(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tu
 
 
 def make(cfg: LeRobotCfg, env: VecEnv) -> LeRobotPolicy:
-    """The policy of a checkpoint for `env`. Raises like `load_model`, and where it is of another robot or sees something else."""
+    """The policy of a checkpoint for `env`. Raises like `load_model` and `LeRobotPolicy`."""
     if not cfg.checkpoint:
-        raise ConfigError("it needs a trained policy: --il-checkpoint FOLDER, or owner/name on the Hugging Face hub")
+        raise ConfigError(
+            "a trained policy is needed: --il-checkpoint FOLDER, or OWNER/NAME on the Hugging Face hub"
+        )
     device = torch.device(cfg.device) if cfg.device else env.device
     return LeRobotPolicy(cfg, load_model(cfg.checkpoint, device, cfg.revision, cfg.trust_checkpoint), env)

@@ -1,4 +1,4 @@
-"""What everything that speaks with LeRobot shares: the releases it works with, the names of features, and the units of the joints."""
+"""Shared parts of the LeRobot adapters: supported releases, names of features, and units of joints."""
 
 from __future__ import annotations
 
@@ -23,26 +23,35 @@ from residual_rl.robots.hardware_units import HardwareUnits
 from residual_rl.utils.files import TEMP_SUFFIX, make_folder, writing
 
 OLDEST, BELOW = "0.4.4", "0.7"
-"""LeRobot releases that the adapters work with: from the first, up to below the second. Tested with 0.4.4 and 0.6.1."""
+"""Supported LeRobot releases: at least the first and below the second. Tested with 0.4.4 and 0.6.1."""
 INSTALL = (
-    "install it with `pip install residual-rl[lerobot]` (Python 3.12 or newer), or in a checkout `make setup-lerobot` "
-    "makes an environment with it: .venv-lerobot/bin/residual-rl"
+    "install it with `pip install residual-rl[lerobot]` (Python 3.12 or newer); in a checkout, "
+    "`make setup-lerobot` creates an environment with it: .venv-lerobot/bin/residual-rl"
 )
 
 STATE, ENVIRONMENT_STATE, ACTION = "observation.state", "observation.environment_state", "action"
 IMAGES = "observation.images."
-"""What the name of a camera's feature begins with."""
+"""Prefix of the names of camera features."""
 
 
 def require_lerobot(user: str) -> None:
-    """Raise `MissingDependencyError` where LeRobot is not installed, and `ConfigError` where it is a release that `user` does not know."""
+    """Check that a supported release of LeRobot is installed.
+
+    Args:
+        user: the part of the program that needs it, for the message.
+
+    Raises:
+        MissingDependencyError: LeRobot is not installed.
+        ConfigError: the installed release is not supported.
+    """
     try:
         version = importlib.metadata.version("lerobot")
     except importlib.metadata.PackageNotFoundError:
         raise MissingDependencyError(f"LeRobot, which {user} needs,", INSTALL) from None
     if not _numbers(OLDEST) <= _numbers(version) < _numbers(BELOW):
         raise ConfigError(
-            f"LeRobot {version} is installed, but {user} works with {OLDEST} up to below {BELOW}: pip install 'lerobot>={OLDEST},<{BELOW}'"
+            f"LeRobot {version} is installed, but {user} needs a release from {OLDEST} to below {BELOW}: "
+            f"pip install 'lerobot>={OLDEST},<{BELOW}'"
         )
 
 
@@ -52,18 +61,26 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether it could be the name of a repository on the Hugging Face hub: `owner/name`."""
+    """Whether `name` could be a repository on the Hugging Face hub: `owner/name`."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
 
 
 @contextlib.contextmanager
 def replacing_folder(path: Path, replace: bool = False) -> Iterator[Path]:
-    """Gives the path of a folder that is not there yet, beside `path`; when the block ends well it is synced and takes the place of `path`.
+    """Write a folder atomically: the block writes to the yielded temporary folder, which then becomes `path`.
 
-    When the block fails it is removed, and `path` stays as it was. Raises `WriteError`, and `ConfigError` where `path` may not be replaced.
+    If the block fails, the temporary folder is removed and `path` is unchanged.
+
+    Args:
+        path: the final folder.
+        replace: whether an existing folder may be replaced.
+
+    Raises:
+        WriteError: the folder cannot be written.
+        ConfigError: `path` exists and may not be replaced.
     """
     if path.exists() and not replace:
-        raise ConfigError(f"{path} exists already; choose another --out")
+        raise ConfigError(f"{path} already exists; choose another --output-dir")
     name = f".{path.name}.{secrets.token_hex(4)}"
     temp, old = path.parent / f"{name}{TEMP_SUFFIX}", path.parent / f"{name}.old{TEMP_SUFFIX}"
     make_folder(path.parent)
@@ -91,23 +108,24 @@ def _sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Swallow what LeRobot prints and warns of while it reads and writes."""
+    """Suppress LeRobot's output and warnings while it reads and writes."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
         yield
 
 
 def video_backend() -> str:
-    """What decodes videos: torchcodec where it is installed. LeRobot would choose the same, and warn."""
+    """The video decoder: torchcodec if it is installed, else pyav. LeRobot would choose the same, with a
+    warning."""
     return "torchcodec" if importlib.util.find_spec("torchcodec") else "pyav"
 
 
 def joint_features(hardware: HardwareUnits) -> list[str]:
-    """What LeRobot calls the joints' positions, e.g. `shoulder_pan.pos`."""
+    """LeRobot's names of the joint positions, e.g. `shoulder_pan.pos`."""
     return [f"{name}.pos" for name in hardware.joint_names]
 
 
 def to_units(hardware: HardwareUnits, angles: Tensor, units: JointUnits) -> Tensor:
-    """Joint positions, float64 [..., J] in `units`, of `angles` [..., J] in [rad]."""
+    """Convert joint `angles` [..., J] in [rad] to positions in `units`, float64 [..., J]."""
     if units == "rad":
         return angles.double()
     values = hardware.to_hardware(angles)
@@ -118,7 +136,7 @@ def to_units(hardware: HardwareUnits, angles: Tensor, units: JointUnits) -> Tens
 
 
 def from_units(hardware: HardwareUnits, values: Tensor, units: JointUnits) -> Tensor:
-    """Joint angles [rad], float64 [..., J]: the way back."""
+    """Convert joint positions `values` [..., J] in `units` to angles in [rad], float64 [..., J]."""
     values = values.double()
     if units == "rad":
         return values
@@ -129,7 +147,7 @@ def from_units(hardware: HardwareUnits, values: Tensor, units: JointUnits) -> Te
 
 
 def _is_arm(hardware: HardwareUnits, values: Tensor) -> Tensor:
-    """[J] bool: joints that are told in degrees; a gripper's per cent are the same either way."""
+    """[J] bool: joints in degrees. The gripper is in per cent in both units."""
     return torch.tensor([unit != "%" for unit in hardware.units], device=values.device)
 
 

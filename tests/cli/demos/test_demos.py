@@ -112,7 +112,7 @@ def test_only_success_that_is_too_rare(tmp_path: Path, capfd: pytest.CaptureFixt
 
 def test_what_collect_refuses(fails: Fails, made: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = ("demos", "collect", "so101-paper", *TINY)
-    assert f"{made} exists already; choose another --out, or replace it with --overwrite" in fails(*start, "--out", made)
+    assert f"{made} already exists; choose another --output, or replace it with --overwrite" in fails(*start, "--out", made)
     assert "must end in .h5 or .hdf5" in fails(*start, "--out", tmp_path / "x")
     assert "unknown base policy 'jacobean'; did you mean 'jacobian'" in fails(*start, "--policy", "jacobean")
     assert "unknown task 'so101'" in fails("demos", "collect", "so101", "--policy", "zero")

@@ -46,8 +46,12 @@ def test_top_camera_sees_sheet_and_tape_where_the_pinhole_model_puts_them() -> N
         image = renderer.render(home[None])["top"][0]
 
     def pixel(x: float, y: float) -> np.ndarray:
-        focal = height / 2 / np.tan(np.radians(35))  # [pixels]; the camera is at (0.24, 0, 0.34), x upwards, y to the left
-        return image[int(height / 2 - focal * (x - 0.24) / 0.342), int(width / 2 - focal * y / 0.342)].astype(int)
+        focal = (
+            height / 2 / np.tan(np.radians(35))
+        )  # [pixels]; the camera is at (0.24, 0, 0.34), x upwards, y to the left
+        return image[int(height / 2 - focal * (x - 0.24) / 0.342), int(width / 2 - focal * y / 0.342)].astype(
+            int
+        )
 
     assert pixel(0.32, 0.05).min() > 180  # white paper
     assert pixel(0.32 + 0.07, 0.05 + 0.10).min() > 180
@@ -123,14 +127,18 @@ def test_bad_input_is_named(model: mujoco.MjModel, qpos: np.ndarray) -> None:
 @pytest.fixture
 def _fresh_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.setattr(gl_backend, "gl_context_class", gl_backend.gl_context_class.__wrapped__)  # without its memory
+    monkeypatch.setattr(
+        gl_backend, "gl_context_class", gl_backend.gl_context_class.__wrapped__
+    )  # without its memory
 
 
 @pytest.mark.usefixtures("_fresh_choice")
 def test_missing_opengl_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gl_backend, "_load", lambda _: None)
     monkeypatch.setattr(sys, "platform", "linux")
-    with pytest.raises(MissingDependencyError, match=r"OpenGL is not available; install it with `apt-get install libosmesa6`"):
+    with pytest.raises(
+        MissingDependencyError, match=r"OpenGL is not available; install it with `apt-get install libosmesa6`"
+    ):
         gl_backend.gl_context_class()
 
 
@@ -148,5 +156,7 @@ def test_exit_without_close_is_clean(model: mujoco.MjModel) -> None:
         "model = build_scene(); renderer = CameraRenderer(model, ['top'], 16, 16, 2)\n"
         "print(renderer.render(model.key('home').qpos[None])['top'].shape)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), timeout=60
+    )
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "(1, 16, 16, 3)", "")

@@ -17,7 +17,7 @@ from maniskill_case import bare
 
 from residual_rl.cli.main import main
 from residual_rl.demos.collect import CollectCfg, collect_planned
-from residual_rl.demos.episode import Demo, Lost
+from residual_rl.demos.episode import Demo, FailedEpisode
 from residual_rl.demos.maniskill_planner import MotionPlanning, make
 from residual_rl.demos.reader import Demonstrations
 from residual_rl.demos.replay import make_env, replay
@@ -157,14 +157,14 @@ def test_a_killed_process_costs_its_episode_alone(planner: MotionPlanning, tmp_p
     with DemoWriter(tmp_path / "x.h5", INFO) as writer:
         collected = collect_planned(planner, CollectCfg(n_episodes=1), writer, stopped=kill_at_the_first_look)
     assert collected.ran == 2
-    assert collected.lost == [Lost(DEMO_SEED, "the planning process was killed by SIGKILL")]
+    assert collected.failed == [FailedEpisode(DEMO_SEED, "the planning process was killed by SIGKILL")]
     with Demonstrations(tmp_path / "x.h5") as demos:
         assert [demo.seed for demo in demos] == [DEMO_SEED + 1]
 
 
 def test_an_episode_that_takes_too_long_is_given_up() -> None:
     planner = MotionPlanning(ManiSkillCfg("PickCube-v1"), 1, time_limit=0.02)
-    assert list(planner.episodes([DEMO_SEED], never)) == [Lost(DEMO_SEED, "it took more than 0.02 s")]
+    assert list(planner.episodes([DEMO_SEED], never)) == [FailedEpisode(DEMO_SEED, "it took more than 0.02 s")]
     planner.close()
 
 

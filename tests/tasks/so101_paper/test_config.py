@@ -79,7 +79,10 @@ def test_observation_noise_has_the_size_that_is_asked_for() -> None:
 
 def test_noise_depends_on_seed_and_step_alone() -> None:
     settings = {"position_noise": 0.001, "angle_noise": 0.01}
-    many, alone = make_vec_env("so101-paper", 4, **settings), make_vec_env("so101-paper", 1, num_threads=1, **settings)
+    many, alone = (
+        make_vec_env("so101-paper", 4, **settings),
+        make_vec_env("so101-paper", 1, num_threads=1, **settings),
+    )
     together, by_itself = many.reset(seed=[5, 6, 7, 8])[0], alone.reset(seed=[7])[0]
     for _ in range(5):
         assert torch.equal(together["state"][[2]], by_itself["state"])
@@ -89,7 +92,9 @@ def test_noise_depends_on_seed_and_step_alone() -> None:
 def test_quaternions_multiply() -> None:
     quarter = torch.tensor([[0.5**0.5, 0.0, 0.0, 0.5**0.5]])
     np.testing.assert_allclose(quaternion_product(quarter, quarter), [[0.0, 0.0, 0.0, 1.0]], atol=1e-7)
-    assert yaw_of(quaternion_product(quarter, torch.tensor([[1.0, 0.0, 0.0, 0.0]]))).item() == pytest.approx(np.pi / 2)
+    assert yaw_of(quaternion_product(quarter, torch.tensor([[1.0, 0.0, 0.0, 0.0]]))).item() == pytest.approx(
+        np.pi / 2
+    )
     i, j = torch.tensor([0.0, 1.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, 1.0, 0.0])
     assert quaternion_product(i, j).tolist() == [0.0, 0.0, 0.0, 1.0]
 
@@ -106,7 +111,9 @@ def test_normal_numbers_are_normal() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"position_noise": -1.0}, {"angle_noise": -0.1}, {"action_latency": 2}, {"max_target_step": 0.0}], ids=str
+    "settings",
+    [{"position_noise": -1.0}, {"angle_noise": -0.1}, {"action_latency": 2}, {"max_target_step": 0.0}],
+    ids=str,
 )
 def test_impossible_options_are_named(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):

@@ -140,14 +140,21 @@ def test_contacts_are_four_pairs_and_nothing_else(scene: mujoco.MjModel) -> None
     assert not scene.geom_contype.any()
     assert not scene.geom_conaffinity.any()
     pairs = {scene.pair(i).name: scene.pair(i) for i in range(scene.npair)}
-    geoms = {name: {scene.geom(int(pair.geom1[0])).name, scene.geom(int(pair.geom2[0])).name} for name, pair in pairs.items()}
+    geoms = {
+        name: {scene.geom(int(pair.geom1[0])).name, scene.geom(int(pair.geom2[0])).name}
+        for name, pair in pairs.items()
+    }
     assert geoms == {
         "sheet_table": {"sheet", "table"},
         "sheet_tape": {"sheet", "tape_patch"},
         "tip_sheet": {"fingertip", "sheet"},
         "tip_floor": {"fingertip", "tip_floor"},
     }
-    for name, dim, friction in (("sheet_table", 3, (0.3, 0.3)), ("sheet_tape", 3, (0.9, 0.9)), ("tip_sheet", 4, (1.2, 1.2, 0.05))):
+    for name, dim, friction in (
+        ("sheet_table", 3, (0.3, 0.3)),
+        ("sheet_tape", 3, (0.9, 0.9)),
+        ("tip_sheet", 4, (1.2, 1.2, 0.05)),
+    ):
         assert pairs[name].dim[0] == dim
         np.testing.assert_allclose(pairs[name].friction[: dim - 1], friction)
         np.testing.assert_allclose(pairs[name].solref, (0.005, 1))
@@ -177,7 +184,14 @@ def test_tape_surrounds_sheet_and_tolerance(tolerance: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"tolerance": -0.01}, {"tape_width": 0.0}, {"sheet_mass": float("nan")}, {"servo": "new"}, {"wrist_fovy": 180.0}]
+    "change",
+    [
+        {"tolerance": -0.01},
+        {"tape_width": 0.0},
+        {"sheet_mass": float("nan")},
+        {"servo": "new"},
+        {"wrist_fovy": 180.0},
+    ],
 )
 def test_impossible_settings_are_named(change: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
@@ -220,7 +234,9 @@ def press(model: mujoco.MjModel, x: float, steps: int) -> mujoco.MjData:
     """Lower the finger by hand-set joint targets onto the table below its home."""
     data = at_home(model)
     data.qpos[6:8] = x, 0.0
-    down = np.array([0.0, -0.2757, 0.8712, 0.8008, 0.0, -0.17])  # gripperframe at (0.200, 0, 0.003), fingers at 80 degrees
+    down = np.array(
+        [0.0, -0.2757, 0.8712, 0.8008, 0.0, -0.17]
+    )  # gripperframe at (0.200, 0, 0.003), fingers at 80 degrees
     for i in range(steps):
         data.ctrl[:] = np.array(HOME) + min(1.0, i / 1000) * (down - np.array(HOME))
         mujoco.mj_step(model, data)
@@ -265,7 +281,9 @@ def test_sheet_slides_onto_the_patch_from_outside() -> None:
     slide = mujoco.mjtJoint.mjJNT_SLIDE
     sled.add_joint(name="sled_x", type=slide, axis=(1, 0, 0), damping=500, armature=1)
     sled.add_joint(name="sled_z", type=slide, axis=(0, 0, 1), damping=1)
-    sled.add_geom(name="sled", type=mujoco.mjtGeom.mjGEOM_SPHERE, size=(0.008, 0, 0), mass=0.1, contype=0, conaffinity=0)
+    sled.add_geom(
+        name="sled", type=mujoco.mjtGeom.mjGEOM_SPHERE, size=(0.008, 0, 0), mass=0.1, contype=0, conaffinity=0
+    )
     tip = spec.pairs[-1]
     assert tip.name == "tip_sheet"
     tip.geomname1 = "sled"
@@ -330,11 +348,11 @@ def test_own_model_keeps_out_of_the_scenes_settings(tmp_path: Path, scene: mujoc
             '<default><joint stiffness="3" damping="7"/><geom margin="0.01" friction="2 1 1" contype="1" conaffinity="1"/>'
             '<pair margin="0.1" gap="0.05"/></default>'
         )
-        world = '<geom name="floor" type="plane" size="1 1 1"/><light name="key" pos="0 0 1"/><camera name="top" pos="0 0 1"/>'
+        env_id = '<geom name="floor" type="plane" size="1 1 1"/><light name="key" pos="0 0 1"/><camera name="top" pos="0 0 1"/>'
         xml = xml.replace("<joint ", '<joint stiffness="0" ').replace('angle="radian"', 'angle="degree"')
         to_degrees = lambda m: f'{m[1]}{degrees(float(m[2]))} {degrees(float(m[3]))}"'  # noqa: E731
         xml = re.sub(r'(<joint [^>]*range=")([-0-9.e]+) ([-0-9.e]+)"', to_degrees, xml)
-        xml = xml.replace("<worldbody>", head + "<worldbody>" + world)
+        xml = xml.replace("<worldbody>", head + "<worldbody>" + env_id)
         return xml.replace("</mujoco>", '<keyframe><key name="home" qpos="0 0 0 0 0 0"/></keyframe></mujoco>')
 
     own = build_scene(SceneCfg(robot_xml=write(tmp_path, change)))
@@ -371,13 +389,15 @@ def test_own_model_without_actuators_gets_the_servos_asked_for(
 
 def test_own_model_with_actuators_takes_no_other_servo(tmp_path: Path) -> None:
     path = write(tmp_path)
-    with pytest.raises(ModelError, match=r"robot\.xml: it has actuators of its own, .* leave --servo out"):
+    with pytest.raises(ModelError, match=r"robot\.xml has its own actuators, which --servo cannot change"):
         build_scene(SceneCfg(robot_xml=path, servo="old"))
 
 
 def motors(xml: str) -> str:
     start, end = xml.index("<actuator>"), xml.index("</actuator>")
-    return xml[:start] + "<actuator>" + "".join(f'<motor name="{j}" joint="{j}"/>' for j in JOINTS) + xml[end:]
+    return (
+        xml[:start] + "<actuator>" + "".join(f'<motor name="{j}" joint="{j}"/>' for j in JOINTS) + xml[end:]
+    )
 
 
 @pytest.mark.parametrize(
@@ -386,7 +406,7 @@ def motors(xml: str) -> str:
         (lambda xml: xml.replace('"elbow_flex"', '"elbow"'), r"joint\(s\) elbow_flex missing; it has: .*elbow"),
         (lambda xml: xml.replace('name="gripperframe"', 'name="tip"'), "site 'gripperframe' missing; it has: tip"),
         (lambda xml: xml.replace('<body name="gripper"', '<body name="hand"'), "body 'gripper' missing; it has: .*hand"),
-        (lambda xml: xml.replace('<body name="base">', '<body name="base"><freejoint name="floating"/>'), "no others; it has: floating"),
+        (lambda xml: xml.replace('<body name="base">', '<body name="base"><freejoint name="floating"/>'), "in this order; it has: floating"),
         (lambda xml: xml.replace('<joint name="wrist_roll"', '<joint type="slide" name="wrist_roll"'), "wrist_roll must be a hinge"),
         (motors, "must be position servos"),
         (lambda xml: xml.replace('joint="wrist_roll"', 'joint="wrist_flex"'), "one actuator per joint"),

@@ -21,7 +21,9 @@ from residual_rl.errors import ConfigError
 from residual_rl.tasks.so101_paper.config import SO101PaperCfg
 from residual_rl.tasks.so101_paper.task import STATE, SO101Paper, corners, wrap_half_turn, yaw_of
 
-JOINT_RANGE = torch.tensor([[-2.0, 2.0], [-1.7, 1.7], [-1.6, 1.6], [-1.5, 1.5], [-2.7, 2.8], [-0.2, 1.7]], dtype=torch.float64)
+JOINT_RANGE = torch.tensor(
+    [[-2.0, 2.0], [-1.7, 1.7], [-1.6, 1.6], [-1.5, 1.5], [-2.7, 2.8], [-0.2, 1.7]], dtype=torch.float64
+)
 ANGLES = st.floats(-20.0, 20.0)
 
 
@@ -35,14 +37,23 @@ def quat(yaw: Tensor | list[float]) -> Tensor:
     return torch.stack([half.cos(), zero, zero, half.sin()], -1)
 
 
-def quantities(position: list[list[float]], yaw: list[float], tolerance: float = 0.02, **more: Tensor) -> Quantities:
+def quantities(
+    position: list[list[float]], yaw: list[float], tolerance: float = 0.02, **more: Tensor
+) -> Quantities:
     """The sheet at `position` [B, 3] with `yaw` [B]; the arm at zero."""
     n = len(yaw)
     zeros = torch.zeros(n, 6, dtype=torch.float64)
     q = {"joint_position": zeros, "joint_velocity": zeros, "joint_target": zeros, "action": zeros}
-    q |= {"ee_position": torch.zeros(n, 3, dtype=torch.float64), "sheet_position": torch.tensor(position, dtype=torch.float64)}
+    q |= {
+        "ee_position": torch.zeros(n, 3, dtype=torch.float64),
+        "sheet_position": torch.tensor(position, dtype=torch.float64),
+    }
     q |= {"sheet_quaternion": quat(yaw), "tolerance": torch.full((n,), tolerance, dtype=torch.float64)}
-    return q | {"success": torch.zeros(n, dtype=torch.bool), "hold_steps": torch.zeros(n, dtype=torch.int64)} | more
+    return (
+        q
+        | {"success": torch.zeros(n, dtype=torch.bool), "hold_steps": torch.zeros(n, dtype=torch.int64)}
+        | more
+    )
 
 
 # --- geometry ---------------------------------------------------------------------------------------------------------
@@ -62,11 +73,15 @@ def quantities(position: list[list[float]], yaw: list[float], tolerance: float =
     ],
 )
 def test_yaw_error_is_modulo_half_a_turn(angle: float, expected: float) -> None:
-    assert wrap_half_turn(torch.tensor([angle], dtype=torch.float64)).item() == pytest.approx(expected, abs=1e-12)
+    assert wrap_half_turn(torch.tensor([angle], dtype=torch.float64)).item() == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 def test_a_quarter_turn_is_the_largest_yaw_error() -> None:
-    assert wrap_half_turn(torch.tensor([math.pi / 2, -math.pi / 2], dtype=torch.float64)).abs().tolist() == pytest.approx([math.pi / 2] * 2)
+    assert wrap_half_turn(
+        torch.tensor([math.pi / 2, -math.pi / 2], dtype=torch.float64)
+    ).abs().tolist() == pytest.approx([math.pi / 2] * 2)
 
 
 @given(ANGLES, st.integers(-3, 3))
@@ -93,8 +108,12 @@ def test_corners_by_hand() -> None:
     position = torch.tensor([[0.22, 0.0, 0.0], [0.3, 0.1, 0.0]], dtype=torch.float64)
     found = corners(position, torch.tensor([0.0, math.pi / 2], dtype=torch.float64))
     # A5 is 148 x 210 mm; turned by 90 degrees, (x, y) becomes (-y, x)
-    np.testing.assert_allclose(found[0], [[0.294, 0.105], [0.294, -0.105], [0.146, -0.105], [0.146, 0.105]], atol=1e-12)
-    np.testing.assert_allclose(found[1], [[0.195, 0.174], [0.405, 0.174], [0.405, 0.026], [0.195, 0.026]], atol=1e-12)
+    np.testing.assert_allclose(
+        found[0], [[0.294, 0.105], [0.294, -0.105], [0.146, -0.105], [0.146, 0.105]], atol=1e-12
+    )
+    np.testing.assert_allclose(
+        found[1], [[0.195, 0.174], [0.405, 0.174], [0.405, 0.026], [0.195, 0.026]], atol=1e-12
+    )
 
 
 # --- success ----------------------------------------------------------------------------------------------------------
@@ -135,7 +154,9 @@ def test_one_corner_outside_is_enough(corner: int) -> None:
     for beyond in (0.001, -0.001):
         shift[axis] = float(at[axis].sign() * (limit + beyond) - at[axis])
         position = torch.tensor([[0.22 + shift[0], shift[1], 0.0]], dtype=torch.float64)
-        outside = ((corners(position, yaw)[0] - torch.tensor([0.22, 0.0])).abs() > torch.tensor([0.094, 0.125])).any(1)
+        outside = (
+            (corners(position, yaw)[0] - torch.tensor([0.22, 0.0])).abs() > torch.tensor([0.094, 0.125])
+        ).any(1)
         assert outside.tolist() == [beyond > 0 and i == corner for i in range(4)]
         results += task().holds(quantities(position.tolist(), yaw.tolist())).tolist()
     assert results == [False, True]
@@ -168,16 +189,24 @@ def test_reward_terms_by_hand() -> None:
 
 
 def test_weights_are_the_settings() -> None:
-    q = quantities([[0.25, 0.04, 0.0]], [-0.3], ee_position=torch.tensor([[0.25, 0.04, 0.12]], dtype=torch.float64))
+    q = quantities(
+        [[0.25, 0.04, 0.0]], [-0.3], ee_position=torch.tensor([[0.25, 0.04, 0.12]], dtype=torch.float64)
+    )
     q["success"] = torch.tensor([True])
-    terms = task(reward_success=1.0, reward_distance=-3.0, reward_yaw=-2.0, reward_step=0.5, reward_reach=-0.25).reward_terms(q)
+    terms = task(
+        reward_success=1.0, reward_distance=-3.0, reward_yaw=-2.0, reward_step=0.5, reward_reach=-0.25
+    ).reward_terms(q)
     found = {name: value.item() for name, value in terms.items()}
-    assert found == pytest.approx({"success": 1.0, "distance": -0.15, "yaw": -0.6, "step": 0.5, "reach": -0.03})
+    assert found == pytest.approx(
+        {"success": 1.0, "distance": -0.15, "yaw": -0.6, "step": 0.5, "reach": -0.03}
+    )
 
 
 def test_metrics_by_hand() -> None:
     metrics = task().metrics(quantities([[0.25, 0.04, 0.0]], [-0.3]))
-    assert {name: value.item() for name, value in metrics.items()} == pytest.approx({"dist_to_goal": 0.05, "yaw_error": 0.3})
+    assert {name: value.item() for name, value in metrics.items()} == pytest.approx(
+        {"dist_to_goal": 0.05, "yaw_error": 0.3}
+    )
 
 
 @given(st.floats(-1.0, 1.0), st.floats(-1.0, 1.0), ANGLES)
@@ -196,7 +225,9 @@ def command(action: list[float], **settings: Any) -> list[float]:
     q = quantities([[0.3, 0.0, 0.0]], [0.0])
     q["joint_target"] = torch.tensor([[0.1, 1.695, 0.19, -0.19, 0.0, -0.19]], dtype=torch.float64)
     q["joint_position"] = torch.tensor([[0.0, 1.69, 0.0, 0.0, 0.5, -0.2]], dtype=torch.float64)
-    result: list[float] = task(**settings).joint_target(torch.tensor([action], dtype=torch.float32), q)[0].tolist()
+    result: list[float] = (
+        task(**settings).joint_target(torch.tensor([action], dtype=torch.float32), q)[0].tolist()
+    )
     return result
 
 
@@ -291,7 +322,10 @@ def draws(one: SO101Paper, seeds: Tensor) -> dict[str, np.ndarray]:
     drawn = one.randomize(seeds)
     x, y = drawn["start_position"].unbind(1)
     named = {"sheet_x": x, "sheet_y": y, "sheet_yaw": drawn["start_yaw"]}
-    return {name: value.numpy() for name, value in (named | {n: drawn[n] for n in ("friction_scale", "mass_scale")}).items()}
+    return {
+        name: value.numpy()
+        for name, value in (named | {n: drawn[n] for n in ("friction_scale", "mass_scale")}).items()
+    }
 
 
 @pytest.mark.parametrize("first", [0, 10_000_000, (1 << 40) + (1 << 36)])
@@ -320,7 +354,10 @@ def test_a_draw_depends_on_its_own_seed_alone(seeds: list[int]) -> None:
         assert all(torch.equal(value[i], alone[name][0]) for name, value in together.items())
 
 
-@given(st.lists(st.tuples(st.floats(0.5, 0.9), st.floats(0.0, 0.5)), min_size=5, max_size=5), st.integers(0, 2**62))
+@given(
+    st.lists(st.tuples(st.floats(0.5, 0.9), st.floats(0.0, 0.5)), min_size=5, max_size=5),
+    st.integers(0, 2**62),
+)
 def test_draws_stay_in_the_ranges_that_are_set(ranges: list[tuple[float, float]], seed: int) -> None:
     chosen = {name: (low, low + width) for name, (low, width) in zip(DRAWS, ranges, strict=True)}
     drawn = draws(task(**chosen), torch.tensor([seed]))
@@ -344,10 +381,14 @@ def test_narrowing_one_range_leaves_the_other_draws() -> None:
 # --- curriculum -------------------------------------------------------------------------------------------------------
 
 
-def tolerances(one: SO101Paper, progress: list[tuple[float, float]], episodes: Sequence[int] | None = None) -> list[float]:
+def tolerances(
+    one: SO101Paper, progress: list[tuple[float, float]], episodes: Sequence[int] | None = None
+) -> list[float]:
     """The tolerance of an episode that begins after each `(fraction, success_rate)`; 100 episodes end between two."""
     found = []
-    for (fraction, success_rate), ended in zip(progress, episodes or range(0, 100 * len(progress), 100), strict=True):
+    for (fraction, success_rate), ended in zip(
+        progress, episodes or range(0, 100 * len(progress), 100), strict=True
+    ):
         logged = one.set_training_progress(fraction, success_rate, ended)
         found.append(one.randomize(torch.tensor([1]))["tolerance"].item())
         assert logged.get("curriculum/tolerance", one.cfg.tolerance) == found[-1]
@@ -363,7 +404,9 @@ def test_without_a_curriculum_the_tolerance_stays() -> None:
 def test_schedule_narrows_over_time() -> None:
     one = task(curriculum="schedule", curriculum_tolerance=0.06, curriculum_fraction=0.5)
     # from 6 cm to 2 cm over the first half, whatever the success
-    assert tolerances(one, [(0.0, 1.0), (0.125, 0.0), (0.25, 1.0), (0.5, 0.0), (1.0, 0.0)]) == pytest.approx([0.06, 0.05, 0.04, 0.02, 0.02])
+    assert tolerances(one, [(0.0, 1.0), (0.125, 0.0), (0.25, 1.0), (0.5, 0.0), (1.0, 0.0)]) == pytest.approx(
+        [0.06, 0.05, 0.04, 0.02, 0.02]
+    )
 
 
 def test_success_narrows_by_a_tenth_of_the_way() -> None:

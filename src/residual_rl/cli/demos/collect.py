@@ -21,10 +21,10 @@ from residual_rl.config import TrainCfg, replace_fields
 from residual_rl.demos.collect import (
     NUM_ENVS,
     CollectCfg,
-    Collected,
+    CollectionStats,
     collect,
     collect_planned,
-    worlds_that_fit,
+    max_envs_in_memory,
 )
 from residual_rl.demos.episode import Planner
 from residual_rl.demos.writer import DemoWriter, check_output, describe
@@ -161,8 +161,8 @@ def _make_env(cfg: TrainCfg, what: CollectCfg) -> ResidualEnv:
     """`num_envs` envs, but no more than episodes; without `num_envs`, as many as memory allows."""
     num_envs = min(what.num_envs or NUM_ENVS, what.n_episodes)
     env = make_residual_env(cfg, num_envs)
-    if what.num_envs is None and worlds_that_fit(env.vec_env) < num_envs:
-        num_envs = worlds_that_fit(env.vec_env)
+    if what.num_envs is None and max_envs_in_memory(env.vec_env) < num_envs:
+        num_envs = max_envs_in_memory(env.vec_env)
         env.close()
         env = make_residual_env(cfg, num_envs)
     return env
@@ -203,16 +203,16 @@ def _describe(
 
 
 def _tell_collected(
-    out: Path, stored: int, collected: Collected, what: CollectCfg, minutes: float, signal: int | None
+    out: Path, stored: int, collected: CollectionStats, what: CollectCfg, minutes: float, signal: int | None
 ) -> int:
     rate = (
         f"{collected.solved} of {collected.ran} episodes succeeded"
         if collected.ran
         else "no episode was complete"
     )
-    if collected.lost:
-        rate += f", {len(collected.lost)} came to nothing"
-        for lost in collected.lost:
+    if collected.failed:
+        rate += f", {len(collected.failed)} came to nothing"
+        for lost in collected.failed:
             print(
                 f"residual-rl: the episode of seed {lost.seed} came to nothing: {lost.why}", file=sys.stderr
             )

@@ -14,7 +14,7 @@ from rich.table import Table
 from residual_rl.cli.demos.common import YES_NO, require_demos_file
 from residual_rl.cli.flags import parse_flags
 from residual_rl.demos.reader import Demonstrations
-from residual_rl.demos.replay import Replayed, make_env, replay, write_replay_video
+from residual_rl.demos.replay import ReplayResult, make_env, replay, write_replay_video
 from residual_rl.errors import MissingDependencyError
 from residual_rl.runs.progress_bar import ProgressBar
 from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, PositiveInt
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
         absent = sorted(set(demos.obs_shapes) - set(env.single_observation_space.spaces))  # type: ignore[attr-defined]
         if absent:
             _log.warning("this task does not observe %s: not compared", ", ".join(absent))
-        results: list[Replayed] = []
+        results: list[ReplayResult] = []
         with ProgressBar(len(episodes), unit="episodes", title="replay") as bar:
             for result in replay(env, demos, episodes, keep_scenes=flags.save_video is not None):
                 results.append(result)
@@ -94,7 +94,7 @@ def _with_video_path(argv: Sequence[str], file: str) -> list[str]:
     return words
 
 
-def _replay_table(results: Sequence[Replayed]) -> Table:
+def _replay_table(results: Sequence[ReplayResult]) -> Table:
     table = Table("episode", "seed", "steps", "success stored", "now", "start differs by", "drift")
     for r in results:
         steps = str(r.steps) if r.steps == r.demo_steps else f"{r.steps} of {r.demo_steps}"

@@ -172,7 +172,7 @@ class ManiSkillVecEnv(VecEnv):
     def observations(self) -> Obs:
         return dict(self._obs)
 
-    def world_states(self) -> Obs:
+    def env_states(self) -> Obs:
         return {"maniskill": self._sim.states()[:, 1:]}
 
     def scenes(self) -> Tensor:

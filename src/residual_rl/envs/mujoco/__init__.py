@@ -1,1 +1,1 @@
-"""MuJoCo physics of many envs, and rendering of them."""
+"""MuJoCo physics and rendering for many envs."""

@@ -1,4 +1,7 @@
-"""Which OpenGL library draws offscreen: chosen at first use, without needing `MUJOCO_GL` before `import mujoco`."""
+"""The OpenGL library for offscreen rendering.
+
+It is chosen at first use, so `MUJOCO_GL` need not be set before `import mujoco`.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,16 @@ from typing import Any
 
 from residual_rl.errors import ConfigError, MissingDependencyError
 
-_MEND = "install it with `apt-get install libosmesa6` (or libegl1), then set MUJOCO_GL=osmesa (or egl)"
+_FIX = "install it with `apt-get install libosmesa6` (or libegl1), then set MUJOCO_GL=osmesa (or egl)"
 _PLATFORM_DEVICE = 0x313F  # EGL_PLATFORM_DEVICE_EXT
 
 
 @functools.cache
 def gl_context_class() -> type[Any]:
-    """MuJoCo's context class of the backend in use; an instance belongs to the thread that makes it current.
+    """MuJoCo's context class for the backend in use; an instance belongs to the thread that makes it current.
 
-    `MUJOCO_GL` decides where it is set (egl, osmesa, glfw). Elsewhere on Linux: EGL where it finds a device, else OSMesa;
-    neither needs a display. On macOS and Windows: GLFW.
+    The backend is the one that `MUJOCO_GL` names (egl, osmesa, glfw). If it is not set: on Linux EGL if it
+    finds a device, else OSMesa, neither of which needs a display; on macOS and Windows GLFW.
 
     Raises:
         MissingDependencyError: no OpenGL library can be loaded.
@@ -32,10 +35,11 @@ def gl_context_class() -> type[Any]:
     if name not in ("egl", "osmesa", "glfw"):
         raise ConfigError(f"MUJOCO_GL is {name!r}; offscreen rendering needs one of: egl, osmesa, glfw")
     os.environ["MUJOCO_GL"] = name  # libmujoco's own loader of OpenGL functions reads it too
+    # PyOpenGL raises any of these errors if the library is missing.
     try:
         return importlib.import_module(f"mujoco.{name}").GLContext
-    except (ImportError, AttributeError, OSError) as error:  # PyOpenGL raises any of these for a library that is not there
-        raise MissingDependencyError(f"OpenGL ({name}: {error})", _MEND) from error
+    except (ImportError, AttributeError, OSError) as error:
+        raise MissingDependencyError(f"OpenGL ({name}: {error})", _FIX) from error
 
 
 def _first_that_works() -> str:
@@ -45,13 +49,13 @@ def _first_that_works() -> str:
         return "egl"
     if _load("libOSMesa.so.8") or _load("libOSMesa.so.6") or _load("libOSMesa.so"):
         return "osmesa"
-    raise MissingDependencyError("OpenGL", _MEND)
+    raise MissingDependencyError("OpenGL", _FIX)
 
 
 def egl_works() -> bool:
-    """Whether EGL is installed and opens a display on some device (a GPU, or Mesa's software renderer).
+    """Whether EGL is installed and can open a display on some device (a GPU or Mesa's software renderer).
 
-    Asked with ctypes: an attempt through PyOpenGL would tie the process to EGL even where that fails.
+    The test uses ctypes, because a failed attempt through PyOpenGL would still bind the process to EGL.
     """
     egl = _load("libEGL.so.1")
     if egl is None:
@@ -60,8 +64,11 @@ def egl_works() -> bool:
     pointers = [egl.eglGetProcAddress(name) for name in (b"eglQueryDevicesEXT", b"eglGetPlatformDisplayEXT")]
     if not all(pointers):
         return False
-    query_devices = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(pointers[0])
-    get_display = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p)(pointers[1])
+    # EGLBoolean eglQueryDevicesEXT(int, void*, int*); EGLDisplay eglGetPlatformDisplayEXT(uint, void*, int*)
+    query_type = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+    display_type = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p)
+    query_devices = query_type(pointers[0])
+    get_display = display_type(pointers[1])
     devices, count = (ctypes.c_void_p * 16)(), ctypes.c_int()
     if not query_devices(16, devices, ctypes.byref(count)):
         return False

@@ -1,4 +1,4 @@
-"""Many MuJoCo worlds stepped together on a C++ thread pool (`mujoco.batch.Batch`)."""
+"""Many MuJoCo envs stepped together on a C++ thread pool (`mujoco.batch.Batch`)."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 
 class MujocoPhysics(ABC):
-    """B worlds of one compiled model. A subclass says how an episode's draws are written into a world.
+    """B envs of one compiled model; a subclass writes an episode's draws into an env with `write_episode`.
 
     Between two policy steps the joint targets move linearly, tick by tick.
 
     Args:
-        model: its actuators must be position servos, its keyframe 0 the start of an episode.
+        model: actuators must be position servos, and keyframe 0 must be the start of an episode.
         num_envs: B.
         tick_steps: physics steps of each control tick between two policy steps, e.g. `(6, 5, 6, 5, 6, 5)`.
-        sensors: quantity name → names of the sensors that make it up, in order.
-        num_threads: 0 means one a CPU core.
+        sensors: for each quantity, the names of its sensors in order; they must be consecutive in the model.
+        num_threads: number of threads; 0 means one per CPU core.
     """
 
     deterministic = True
@@ -47,8 +47,9 @@ class MujocoPhysics(ABC):
         if num_envs < 1:
             raise ConfigError(f"num_envs must be at least 1, not {num_envs}")
         if num_threads < 0:
-            raise ConfigError(f"num_threads must be 0 (one a core) or more, not {num_threads}")
-        self.num_envs, self.device = num_envs, torch.device("cpu")
+            raise ConfigError(f"num_threads must be 0 (one per core) or more, not {num_threads}")
+        self.num_envs = num_envs
+        self.device = torch.device("cpu")
         self.batch = mujoco.batch.Batch(model, num_envs, nthread=num_threads, persistent=True)
         self._tick_steps = tick_steps
         self._ramp = np.repeat(np.arange(1, len(tick_steps) + 1) / len(tick_steps), tick_steps)[:, None]
@@ -62,33 +63,37 @@ class MujocoPhysics(ABC):
 
     @property
     def model(self) -> mujoco.MjModel:
-        """The compiled model that all worlds share, but for the fields that an episode varies."""
+        """The compiled model, shared by all envs except for the fields that vary by episode."""
         return self.batch.model
 
     @abstractmethod
-    def write_episode(self, worlds: np.ndarray, episode: Quantities) -> None:
-        """Write the start states and varied fields of the `worlds` [n], whose state is keyframe 0."""
+    def write_episode(self, env_ids: np.ndarray, episode: Quantities) -> None:
+        """Write the start state and the varied model fields of the envs `env_ids` [n].
 
-    def reset(self, worlds: Tensor, episode: Quantities) -> None:
-        ids = worlds.numpy()
+        Their state is keyframe 0 when this is called.
+        """
+
+    def reset(self, env_ids: Tensor, episode: Quantities) -> None:
+        ids = env_ids.numpy()
         self.batch.reset(ids, keyframe=0, stage=mujoco.mjtStage.mjSTAGE_NONE)
         self.write_episode(ids, episode)
         self.batch.forward(ids, stage=mujoco.mjtStage.mjSTAGE_VEL)
 
-    def step(self, joint_target: Tensor, worlds: Tensor | None = None) -> None:
-        ids = None if worlds is None else worlds.numpy()
+    def step(self, joint_target: Tensor, env_ids: Tensor | None = None) -> None:
+        ids = None if env_ids is None else env_ids.numpy()
         np.copyto(self._state_before, self.batch.state)
         commands = self.commands(joint_target)[slice(None) if ids is None else ids]
-        # One call for all physics steps: waiting for all worlds after each tick cost a tenth of the speed.
+        # One call for all physics steps: synchronising the envs after each tick made stepping 10 % slower.
         self.batch.rollout(commands.shape[1], commands, record=(), ids=ids)
         self.batch.forward(ids, stage=mujoco.mjtStage.mjSTAGE_VEL)
         self._raise_if_diverged()
 
     def commands(self, joint_target: Tensor) -> NDArray[np.float64]:
-        """What the servos are told in each physics step on the way to `joint_target` [B, J]: [B, steps, J], linear from tick to tick."""
+        """Servo commands [B, steps, J] on the way to `joint_target` [B, J]: a linear ramp in ticks."""
         start, end = self._ctrl[:, None], joint_target.numpy()[:, None]
         commands = start + self._ramp * (end - start)
-        commands[:, -self._tick_steps[-1] :] = end  # start + 1.0 · (end - start) may differ from it in the last bit
+        # The last tick commands the target exactly: start + 1.0 * (end - start) may differ in the last bit.
+        commands[:, -self._tick_steps[-1] :] = end
         return commands
 
     def read(self) -> Quantities:
@@ -96,25 +101,32 @@ class MujocoPhysics(ABC):
         return {name: data[:, where] for name, where in self._slices.items()}
 
     def _raise_if_diverged(self) -> None:
-        # A warning is the only trace of a divergence: MuJoCo resets such a world by itself. Any other stops the world's rollout as well.
+        # MuJoCo resets a diverged env by itself, so its warning is the only trace of it. Any other warning
+        # ends the env's rollout as well.
         counts = self.batch.warning[:, :, 1]
         if counts.any():
-            worlds, kinds = np.flatnonzero(counts.any(1)).tolist(), np.flatnonzero(counts.any(0)).tolist()
+            diverged = np.flatnonzero(counts.any(1)).tolist()
+            kinds = np.flatnonzero(counts.any(0)).tolist()
             names = ", ".join(mujoco.mjtWarning(kind).name.removeprefix("mjWARN_") for kind in kinds)
-            raise NonFiniteError(f"the simulation diverged (NaN or huge values; MuJoCo warns {names}) in world(s) {worlds[:8]}")
+            raise NonFiniteError(
+                f"the simulation diverged (NaN or huge values; MuJoCo warns {names}) in env(s) {diverged[:8]}"
+            )
 
     def scenes(self) -> Tensor:
         return torch.from_numpy(self._qpos.copy())
 
-    def render(self, scenes: Tensor, cameras: Sequence[str], size: tuple[int, int], smooth: bool = False) -> dict[str, NDArray[np.uint8]]:
-        from residual_rl.envs.mujoco.renderer import (
-            CameraRenderer,  # OpenGL is looked for only where something is drawn
-        )
+    def render(
+        self, scenes: Tensor, cameras: Sequence[str], size: tuple[int, int], smooth: bool = False
+    ) -> dict[str, NDArray[np.uint8]]:
+        # Imported here so that OpenGL is needed only for rendering.
+        from residual_rl.envs.mujoco.renderer import CameraRenderer
 
         key = (tuple(cameras), size, smooth)
         if key not in self._renderers:
             samples = 4 if smooth else 0
-            self._renderers[key] = CameraRenderer(self.model, cameras, *size, num_threads=self.batch.nthread, samples=samples)
+            self._renderers[key] = CameraRenderer(
+                self.model, cameras, *size, num_threads=self.batch.nthread, samples=samples
+            )
         return self._renderers[key].render(scenes.numpy())
 
     def state_dict(self) -> State:
@@ -126,11 +138,12 @@ class MujocoPhysics(ABC):
     def load_state_dict(self, state: State) -> None:
         saved = state["state"].numpy()
         if saved.shape != self.batch.state.shape:
-            raise ConfigError(f"the saved physics state has shape {saved.shape}, this model needs {self.batch.state.shape}")
+            wanted = self.batch.state.shape
+            raise ConfigError(f"the saved physics state has shape {saved.shape}, this model needs {wanted}")
         self.batch.state[:] = saved
         self.batch.forward(stage=mujoco.mjtStage.mjSTAGE_VEL)
 
-    def world_states(self) -> Quantities:
+    def env_states(self) -> Quantities:
         return {"mujoco": torch.from_numpy(self.batch.state.copy())}
 
     def close(self) -> None:
@@ -139,7 +152,7 @@ class MujocoPhysics(ABC):
 
 
 def _sensor_slice(model: mujoco.MjModel, names: list[str]) -> slice:
-    """Where consecutive sensors lie in `sensordata`."""
+    """The slice of `sensordata` that holds the consecutive sensors `names`."""
     sensors = [model.sensor(name) for name in names]
     start = stop = int(sensors[0].adr[0])
     for sensor in sensors:

@@ -11,7 +11,7 @@ SPEC = register_task(
         base_policy="zero",
         doctor=f"{__name__}.doctor:doctor",
         demo_settings=("env_id", "robot_uids", "control_mode", "reward_mode", "ignore_terminations"),
-        foreign_settings=f"{__name__}.trajectory_settings:settings",
+        external_trajectory_settings=f"{__name__}.trajectory_settings:settings",
         planners={"motion-planning": "residual_rl.demos.maniskill_planner:make"},
         train_overrides={
             "eval_episodes": 16

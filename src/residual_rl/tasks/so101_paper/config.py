@@ -28,32 +28,32 @@ class SO101PaperCfg(CheckedCfg):
 
     # --- the goal ---
     tolerance: PositiveFloat = 0.02
-    """Margin of the rectangle around the sheet, on each side [m]."""
+    """Margin between the sheet and the rectangle on each side [m]."""
     tape_center: tuple[float, float] = (0.22, 0.0)
     """Centre of the rectangle [m]; its long side lies along y."""
     success_hold_steps: PositiveInt = 10
-    """Consecutive policy steps with all four corners inside that count as success."""
+    """Consecutive policy steps for which all four corners must be inside for success."""
     max_episode_steps: PositiveInt = 400
     """Policy steps after which an episode is truncated."""
 
     # --- the reward ---
     reward_mode: Literal["dense", "sparse"] = "dense"
-    """`sparse`: only `reward_success`."""
+    """`sparse`: only `reward_success`; `dense`: all of the terms below."""
     reward_success: float = 10.0
-    """Reward of success, once."""
+    """Reward for success, once."""
     reward_distance: float = -2.0
     """Reward per metre between the sheet's centre and the rectangle's, each step [1/m]."""
     reward_yaw: float = -0.1
     """Reward per radian of yaw error, each step [1/rad]."""
     reward_step: float = -0.01
-    """Reward of each step."""
+    """Reward for each step."""
     reward_reach: float = 0.0
     """Reward per metre between fingertip and sheet centre, each step [1/m]; shaping for learning without a
-    base policy, off by default."""
+    base policy."""
 
-    # --- randomisation; every draw depends only on the episode's seed ---
+    # --- variation between episodes; every draw is a function of the episode's seed ---
     randomization: Literal["on", "off"] = "on"
-    """`off` sets each of the quantities below to the middle of its range."""
+    """`off` sets every quantity below to the middle of its range."""
     sheet_x: Range = (0.20, 0.35)
     """Start of the sheet's centre along x [m]."""
     sheet_y: Range = (-0.15, 0.15)
@@ -67,47 +67,48 @@ class SO101PaperCfg(CheckedCfg):
 
     # --- curriculum ---
     curriculum: Literal["none", "schedule", "success"] = "none"
-    """Narrow the tolerance during training: over time, or by a step whenever the success rate is high.
-    Evaluation uses the final tolerance."""
+    """Narrow the tolerance during training: over time (`schedule`), or whenever the success rate is high
+    (`success`). Evaluation always uses `tolerance`."""
     curriculum_tolerance: PositiveFloat = 0.05
-    """Initial tolerance of a curriculum [m]."""
+    """Tolerance at the start of a curriculum [m]."""
     curriculum_fraction: Share = 0.5
     """`schedule`: share of the training after which the final tolerance is reached."""
     curriculum_success_rate: Share = 0.9
-    """`success`: success rate over the last 100 episodes that narrows the tolerance by a tenth of the way,
-    then not for 100 more."""
+    """`success`: success rate of the last 100 episodes at which the tolerance is narrowed by a tenth of the
+    whole way, at most once per 100 episodes."""
 
     # --- the robot and its commands ---
     control_mode: Literal["joint_delta", "joint_target"] = "joint_delta"
-    """Meaning of an action: a change of the joint targets, or the joint targets themselves, with -1 to 1 over
+    """Meaning of an action: a change of the joint targets, or absolute joint targets, with -1 to 1 covering
     each joint's range."""
     action_scale: PositiveFloat = 0.02
-    """`joint_delta`: change of a joint target per step for an action of 1; base policies respect it in both
-    modes [rad]."""
+    """Change of a joint target per step that an action of 1 commands in `joint_delta`; base controllers keep
+    to this limit in both modes [rad]."""
     max_target_step: PositiveFloat = 0.1
-    """`joint_target`: largest change of a joint target per step [rad]."""
+    """`joint_target`: largest change of a joint target in one step [rad]."""
     max_target_error: PositiveFloat = 0.2
-    """Largest distance of the targets from the measured joint positions [rad]."""
+    """Largest distance of the joint targets from the measured joint positions [rad]."""
     action_latency: Annotated[int, Interval(ge=0, le=1)] = 0
-    """Delay of actions in policy steps; 1 is 33 ms. Only for `joint_delta`."""
+    """Policy steps after which an action reaches the servos; 1 is 33 ms. Only for `joint_delta`."""
     servo: Literal["identified", "old"] = "identified"
     """Servo constants: kp 998.22 (newer identification) or kp 17.8 (older; the arm sags)."""
     robot_xml: str | None = None
-    """A MuJoCo model of the robot to use instead of the built-in one; it must have the same joint names and a
-    site `gripperframe`."""
+    """MuJoCo model of the robot that replaces the built-in one; it must have the same joint names and a site
+    `gripperframe`."""
 
     # --- observations ---
     position_noise: NonNegativeFloat = 0.0
-    """Standard deviation of the noise on observed positions of sheet and fingertip, drawn each step [m]."""
+    """Standard deviation of the noise on the observed positions of sheet and fingertip, drawn each step
+    [m]."""
     angle_noise: NonNegativeFloat = 0.0
-    """Standard deviation of the noise on observed joint angles and the sheet's yaw, drawn each step [rad]."""
+    """Standard deviation of the noise on the observed joint angles and sheet yaw, drawn each step [rad]."""
     obs_mode: Literal["state", "rgb", "rgb+state"] = "state"
-    """`rgb` adds the camera images and leaves out `state`; the named quantities that base policies need
-    remain."""
+    """`rgb` adds camera images and omits `state`; the named quantities that base policies need are always
+    present."""
     obs_cameras: tuple[str, ...] = ("top", "wrist")
-    """Cameras of the image observations."""
+    """Cameras whose images are observed."""
     camera_fovy: tuple[float, float] = (140.0, 140.0)
-    """Vertical field of view of the cameras `top` and `wrist` [deg]; 70 for `top` shows the workspace alone,
+    """Vertical field of view of the cameras `top` and `wrist` [deg]; 70 for `top` crops to the workspace,
     four times as large."""
     image_size: tuple[PositiveInt, PositiveInt] = (128, 128)
     """Height and width of the images [px]."""
@@ -118,6 +119,6 @@ class SO101PaperCfg(CheckedCfg):
             raise ConfigError(f"action_latency is for control_mode joint_delta, not {self.control_mode}")
         if self.curriculum != "none" and self.curriculum_tolerance < self.tolerance:
             raise ConfigError(
-                f"curriculum_tolerance ({self.curriculum_tolerance}) must not be below tolerance "
-                f"({self.tolerance})"
+                f"curriculum_tolerance ({self.curriculum_tolerance}) must not be below "
+                f"tolerance ({self.tolerance})"
             )

@@ -1,7 +1,8 @@
-"""What LeRobot calls the SO-101's joints and measures them in: degrees, and 0 (closed) to 100 (open) for the gripper.
+"""LeRobot's joint names and units for the SO-101: degrees for the arm, 0 (closed) to 100 (open) for the
+gripper.
 
-The zero of an arm joint is the middle of its range, as the robot's "new calibration" has it, and so is the model's: no offsets.
-The model's sign of each joint is that of the calibration too.
+In the robot's "new calibration" as in the model, the zero of an arm joint is the middle of its range, and the
+signs of the joints agree, so there are no offsets.
 """
 
 from __future__ import annotations

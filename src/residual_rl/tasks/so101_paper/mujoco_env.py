@@ -1,4 +1,4 @@
-"""The task's physics in MuJoCo: the scene, and how an episode's draws are written into a world."""
+"""The task in MuJoCo: the scene's physics with an episode's draws, and the vec_env."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from residual_rl.tasks.so101_paper.scene import SceneCfg, build_scene
 from residual_rl.tasks.so101_paper.task import SO101Paper
 
 TICK_STEPS = (6, 5, 6, 5, 6, 5)
-"""Physics steps of 1 ms in each tick of the control loop: the policy acts every 33 steps (30 Hz), the loop at about 180 Hz."""
+"""Physics steps of 1 ms in each tick of the control loop.
+
+The policy runs every 33 steps (30 Hz), the control loop at about 180 Hz.
+"""
 
 SENSORS = {
     "joint_position": [f"jointpos_{name}" for name in JOINTS],
@@ -28,7 +31,7 @@ SENSORS = {
 
 
 class SO101PaperPhysics(MujocoPhysics):
-    """B worlds of the scene; friction and the sheet's mass and start pose vary by episode."""
+    """B envs of the scene; friction, the sheet's mass and its start pose vary by episode."""
 
     def __init__(self, cfg: SO101PaperCfg, num_envs: int, num_threads: int = 0):
         top_fovy, wrist_fovy = cfg.camera_fovy
@@ -48,30 +51,33 @@ class SO101PaperPhysics(MujocoPhysics):
         self._sheet = model.body("sheet").id
         self._sheet_qpos = int(model.joint("sheet_free").qposadr[0])
 
-    def write_episode(self, worlds: np.ndarray, episode: Quantities) -> None:
+    def write_episode(self, env_ids: np.ndarray, episode: Quantities) -> None:
+        # Friction and mass. Friction has two tangential, one torsional and two rolling coefficients; only the
+        # tangential ones vary.
         model = self.model
         draws = {name: value.cpu().numpy() for name, value in episode.items()}
-        # Friction coefficients: two tangential, torsional, two rolling; only the sliding ones vary.
-        friction = np.repeat(model.pair_friction[None], len(worlds), 0)
+        friction = np.repeat(model.pair_friction[None], len(env_ids), 0)
         friction[:, :, :2] *= draws["friction_scale"][:, None, None]
-        self._friction[worlds] = friction
-        self._mass[worlds, self._sheet] = model.body_mass[self._sheet] * draws["mass_scale"]
-        self._inertia[worlds, self._sheet] = model.body_inertia[self._sheet] * draws["mass_scale"][:, None]
-        self.batch.set_const(worlds)
+        self._friction[env_ids] = friction
+        self._mass[env_ids, self._sheet] = model.body_mass[self._sheet] * draws["mass_scale"]
+        self._inertia[env_ids, self._sheet] = model.body_inertia[self._sheet] * draws["mass_scale"][:, None]
+        self.batch.set_const(env_ids)
+
+        # Start pose of the arm and the sheet.
         joints = draws["start_joint_position"]
-        self._qpos[worlds, : joints.shape[1]] = joints
-        self._ctrl[worlds] = joints
+        self._qpos[env_ids, : joints.shape[1]] = joints
+        self._ctrl[env_ids] = joints
         at, half_yaw = self._sheet_qpos, 0.5 * draws["start_yaw"]
-        self._qpos[worlds, at : at + 2] = draws["start_position"]
-        self._qpos[worlds, at + 3] = np.cos(half_yaw)
-        self._qpos[worlds, at + 4 : at + 6] = 0.0
-        self._qpos[worlds, at + 6] = np.sin(half_yaw)
+        self._qpos[env_ids, at : at + 2] = draws["start_position"]
+        self._qpos[env_ids, at + 3] = np.cos(half_yaw)
+        self._qpos[env_ids, at + 4 : at + 6] = 0.0
+        self._qpos[env_ids, at + 6] = np.sin(half_yaw)
 
 
 def make(cfg: SO101PaperCfg, num_envs: int, num_threads: int = 0, device: str = "cpu") -> TaskEnv:
     """The vec_env of the task on MuJoCo."""
     if device != "cpu":
-        raise ConfigError(f"MuJoCo steps on the CPU alone: the device of the worlds must be cpu, not {device!r}")
+        raise ConfigError(f"MuJoCo runs on the CPU only: the device of the envs must be cpu, not {device!r}")
     physics = SO101PaperPhysics(cfg, num_envs, num_threads)
     joints = [physics.model.joint(name).id for name in JOINTS]
     task = SO101Paper(cfg, torch.as_tensor(physics.model.jnt_range[joints]))

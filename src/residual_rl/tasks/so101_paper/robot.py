@@ -1,7 +1,9 @@
-"""The SO-101 follower arm as a `mujoco.MjSpec`: measured kinematics and inertia, primitive shapes for the looks.
+"""The SO-101 follower arm as a `mujoco.MjSpec`: measured kinematics and inertia, with primitive visual
+shapes.
 
-Figures: TheRobotStudio/SO-ARM100 (`Simulation/SO101`, "new calibration": each joint's zero is the middle of its range) and
-google-deepmind/mujoco_menagerie (`robotstudio_so101`). Units: m, rad, kg, kg m^2, N m. Quaternions are (w, x, y, z).
+Sources of the values: TheRobotStudio/SO-ARM100 (`Simulation/SO101`, "new calibration": each joint's zero is
+the middle of its range) and google-deepmind/mujoco_menagerie (`robotstudio_so101`). Units: m, rad, kg, kg
+m^2, N m. Quaternions are (w, x, y, z).
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 
 import mujoco
 
-from residual_rl.tasks.so101_paper.robot_visuals import add_looks
+from residual_rl.tasks.so101_paper.robot_visuals import add_visuals
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ SERVO_OLD = ServoCfg(kp=17.8, force_limit=3.35)
 
 @dataclass(frozen=True)
 class Link:
-    """A body, its frame in its parent, the joint about its own z axis, and its inertia about its centre of mass."""
+    """A body: its frame in its parent, the hinge joint about its own z axis, and its inertia about its centre
+    of mass."""
 
     name: str
     parent: str | None
@@ -51,58 +54,70 @@ class Link:
     mass: float
     com: tuple[float, float, float]
     inertia: tuple[float, float, float, float, float, float]
-    """Ixx Iyy Izz Ixy Ixz Iyz."""
+    """Ixx, Iyy, Izz, Ixy, Ixz, Iyz."""
 
 
-_H = 0.5**0.5  # the facts' 0.707107
+_H = 0.5**0.5  # 0.707107 in the sources
 
 LINKS: tuple[Link, ...] = (
     Link(
         "base", None, (0, 0, 0), (1, 0, 0, 0), None, (0, 0),
-        0.147, (0.0137179, -0.0000520, 0.0334843), (1.14686e-4, 1.36117e-4, 1.30364e-4, -4.59787e-7, 4.97151e-6, 9.75275e-8),
+        0.147, (0.0137179, -0.0000520, 0.0334843),
+        (1.14686e-4, 1.36117e-4, 1.30364e-4, -4.59787e-7, 4.97151e-6, 9.75275e-8),
     ),
     Link(
         "shoulder", "base", (0.0388353, 0, 0.0624), (0, 0, -1, 0), "shoulder_pan", (-1.91986, 1.91986),
-        0.100006, (-0.0307604, -0.0000167, -0.0252713), (8.3759e-5, 8.10403e-5, 2.39783e-5, 7.55525e-8, -1.16342e-6, 1.54663e-7),
+        0.100006, (-0.0307604, -0.0000167, -0.0252713),
+        (8.3759e-5, 8.10403e-5, 2.39783e-5, 7.55525e-8, -1.16342e-6, 1.54663e-7),
     ),
     Link(
-        "upper_arm", "shoulder", (-0.0303992, -0.0182778, -0.0542), (0.5, -0.5, -0.5, -0.5), "shoulder_lift", (-1.74533, 1.74533),
-        0.103, (-0.0898471, -0.0083822, 0.0184089), (4.08002e-5, 1.47318e-4, 1.42487e-4, -1.97819e-5, -4.03016e-8, 8.97326e-9),
+        "upper_arm", "shoulder", (-0.0303992, -0.0182778, -0.0542), (0.5, -0.5, -0.5, -0.5),
+        "shoulder_lift", (-1.74533, 1.74533),
+        0.103, (-0.0898471, -0.0083822, 0.0184089),
+        (4.08002e-5, 1.47318e-4, 1.42487e-4, -1.97819e-5, -4.03016e-8, 8.97326e-9),
     ),
     Link(
         "lower_arm", "upper_arm", (-0.11257, -0.028, 0), (_H, 0, 0, _H), "elbow_flex", (-1.69, 1.69),
-        0.104, (-0.0980701, 0.0032438, 0.0182831), (2.87438e-5, 1.59844e-4, 1.4529e-4, 7.41152e-6, 1.26409e-6, -4.90188e-8),
+        0.104, (-0.0980701, 0.0032438, 0.0182831),
+        (2.87438e-5, 1.59844e-4, 1.4529e-4, 7.41152e-6, 1.26409e-6, -4.90188e-8),
     ),
     Link(
         "wrist", "lower_arm", (-0.1349, 0.0052, 0), (_H, 0, 0, -_H), "wrist_flex", (-1.65806, 1.65806),
-        0.079, (-0.0001033, -0.0386143, 0.0281156), (3.68263e-5, 2.5391e-5, 2.1e-5, 1.7893e-8, -5.28128e-8, 3.6412e-6),
+        0.079, (-0.0001033, -0.0386143, 0.0281156),
+        (3.68263e-5, 2.5391e-5, 2.1e-5, 1.7893e-8, -5.28128e-8, 3.6412e-6),
     ),
     Link(
-        "gripper", "wrist", (0, -0.0611, 0.0181), (0.0172091, -0.0172091, 0.706897, 0.706897), "wrist_roll", (-2.74385, 2.84121),
-        0.087, (0.0002136, 0.0002451, -0.025187), (2.75087e-5, 4.33657e-5, 3.45059e-5, -3.35241e-7, -5.7352e-6, -5.17847e-8),
+        "gripper", "wrist", (0, -0.0611, 0.0181), (0.0172091, -0.0172091, 0.706897, 0.706897),
+        "wrist_roll", (-2.74385, 2.84121),
+        0.087, (0.0002136, 0.0002451, -0.025187),
+        (2.75087e-5, 4.33657e-5, 3.45059e-5, -3.35241e-7, -5.7352e-6, -5.17847e-8),
     ),
     Link(
         "moving_jaw", "gripper", (0.0202, 0.0188, -0.0234), (_H, _H, 0, 0), "gripper", (-0.174533, 1.74533),
-        0.012, (-0.0015750, -0.0300244, 0.0192755), (6.61427e-6, 1.89032e-6, 5.28738e-6, -3.19807e-7, -5.90717e-9, -1.09945e-7),
+        0.012, (-0.0015750, -0.0300244, 0.0192755),
+        (6.61427e-6, 1.89032e-6, 5.28738e-6, -3.19807e-7, -5.90717e-9, -1.09945e-7),
     ),
 )  # fmt: skip
 
 JOINTS: tuple[str, ...] = tuple(link.joint for link in LINKS if link.joint)
-"""The six joints, from the base to the gripper; the order of positions, targets and actions everywhere."""
+"""The six joints from the base to the gripper, in the order of positions, targets and actions."""
 
 EE_SITE = "gripperframe"
 """The end-effector site, between the fingertips; its x axis points along the fingers."""
 MOVING_TIP_SITE = "moving_jaw_tip"
-"""Site at the tip of the moving jaw. Only the comparison with the reference kinematics reads it: nothing else shows the sixth joint's."""
+"""Site at the tip of the moving jaw, used only to compare the sixth joint with the reference kinematics."""
 
 HOME: tuple[float, ...] = (0.0, -0.45097, 0.42976, 1.41748, 0.0, -0.17)
-"""Joint angles of the home pose [rad]: fingers 80 degrees downwards, `gripperframe` at (0.20, 0, 0.08), gripper closed.
+"""Joint angles of the home pose [rad]: `gripperframe` at (0.20, 0, 0.08), fingers 80° downwards, gripper
+closed.
 
-(At 0.12 m height the wrist would have to bend beyond its limit.)"""
+At a height of 0.12 m the wrist would exceed its limit.
+"""
 
 
 def build_robot(servo: ServoCfg = SERVO_IDENTIFIED) -> mujoco.MjSpec:
-    """The arm alone, its base at the origin, with a position actuator named like each joint and no contact of its own."""
+    """The arm with its base at the origin, one position actuator per joint (of the same name), and no
+    contacts."""
     spec = mujoco.MjSpec()
     spec.modelname = "so101"
     spec.compiler.degree = False
@@ -124,15 +139,24 @@ def build_robot(servo: ServoCfg = SERVO_IDENTIFIED) -> mujoco.MjSpec:
                 armature=servo.armature,
             )
         bodies[link.name] = body
-    bodies["gripper"].add_site(name=EE_SITE, pos=(-0.0079, -0.000218, -0.098127), quat=(_H, 0, _H, 0), size=(0.002, 0.002, 0.002), group=5)
-    bodies["moving_jaw"].add_site(name=MOVING_TIP_SITE, pos=(-0.012, -0.078, 0.0192), size=(0.002, 0.002, 0.002), group=5)
-    add_looks(spec, bodies)
+    bodies["gripper"].add_site(
+        name=EE_SITE,
+        pos=(-0.0079, -0.000218, -0.098127),
+        quat=(_H, 0, _H, 0),
+        size=(0.002, 0.002, 0.002),
+        group=5,
+    )
+    bodies["moving_jaw"].add_site(
+        name=MOVING_TIP_SITE, pos=(-0.012, -0.078, 0.0192), size=(0.002, 0.002, 0.002), group=5
+    )
+    add_visuals(spec, bodies)
     add_servos(spec, servo, {link.joint: link.range for link in LINKS if link.joint})
     return spec
 
 
 def add_servos(spec: mujoco.MjSpec, servo: ServoCfg, ranges: Mapping[str, tuple[float, ...]]) -> None:
-    """Add a position actuator to each of the six joints; its control is the joint's target [rad], within `ranges`."""
+    """Add a position actuator to each of the six joints; its control is the joint target [rad], within
+    `ranges`."""
     for name in JOINTS:
         actuator = spec.add_actuator(
             name=name,

@@ -1,7 +1,9 @@
-"""What the SO-101 looks like: servos, printed links, horns and jaws as boxes and cylinders, without mass or contact.
+"""The SO-101's visual shapes: servos, printed links, horns and jaws as boxes and cylinders, without mass or
+contact.
 
-Sizes and places follow the arm: an STS3215 servo is a box of 45 x 25 x 35 mm whose shaft is 11.5 mm from its middle; printed brackets
-reach around it to the horns on both sides. Units: m, in the frame of the named body.
+Sizes and positions follow the arm: an STS3215 servo is a box of 45 x 25 x 35 mm with its shaft 11.5 mm from
+the middle; printed brackets reach around it to the horns on both sides. Units: m, in the frame of the named
+body.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ _SERVO = (0.0226, 0.0125, 0.0175)
 """Half size of a servo: along its length, its width, its shaft."""
 
 
-def add_looks(spec: mujoco.MjSpec, bodies: Mapping[str, mujoco.MjsBody]) -> None:
+def add_visuals(spec: mujoco.MjSpec, bodies: Mapping[str, mujoco.MjsBody]) -> None:
     """Add the visual geoms to the arm's bodies."""
     spec.add_material(name="printed", rgba=(1.0, 0.62, 0.13, 1), specular=0.2, shininess=0.3)
     spec.add_material(name="servo", rgba=(0.13, 0.13, 0.145, 1), specular=0.5, shininess=0.4)
@@ -107,9 +109,10 @@ def _moving_jaw(body: mujoco.MjsBody) -> None:  # y is the gripper's z, z its -y
 
 
 def _fork(body: mujoco.MjsBody, end: tuple[float, float], half_width: float) -> None:
-    """Two plates on both sides of the servo of the link before, from the joint at the origin to `end` (x, y)."""
+    """Two plates on both sides of the previous link's servo, from the joint at the origin to `end` (x, y)."""
     middle, half_length, angle = _segment((0, 0), end)
-    for side in (-1, 1):  # the round ends are a little thicker than the plates, else their faces fight for the same depth
+    # The round ends are a little thicker than the plates, to avoid coincident faces.
+    for side in (-1, 1):
         z = _MID + side * 0.0235
         _cylinder(body, "printed", (0, 0, z), (0, 0, 1), half_width + 0.0006, 0.0030)
         quat = (np.cos(angle / 2), 0, 0, np.sin(angle / 2))
@@ -118,10 +121,18 @@ def _fork(body: mujoco.MjsBody, end: tuple[float, float], half_width: float) -> 
 
 def _horns(body: mujoco.MjsBody, center: Vec, axis: Vec) -> None:
     for side in (-1, 1):
-        _cylinder(body, "metal", tuple(np.add(center, np.multiply(axis, side * 0.0192))), axis, 0.0095, 0.0017)
+        _cylinder(
+            body, "metal", tuple(np.add(center, np.multiply(axis, side * 0.0192))), axis, 0.0095, 0.0017
+        )
 
 
-def _bar(body: mujoco.MjsBody, a: tuple[float, float], b: tuple[float, float], half_thickness: float, half_width: float) -> None:
+def _bar(
+    body: mujoco.MjsBody,
+    a: tuple[float, float],
+    b: tuple[float, float],
+    half_thickness: float,
+    half_width: float,
+) -> None:
     """A box from `a` to `b`, both (x, z), of the given thickness in that plane and width along y."""
     middle, half_length, angle = _segment(a, b)
     quat = (np.cos(angle / 2), 0, -np.sin(angle / 2), 0)
@@ -134,13 +145,25 @@ def _segment(a: tuple[float, float], b: tuple[float, float]) -> tuple[tuple[floa
     return ((a[0] + b[0]) / 2, (a[1] + b[1]) / 2), float(np.hypot(dx, dy)) / 2, float(np.arctan2(dy, dx))
 
 
-def _box(body: mujoco.MjsBody, material: str, pos: Vec, half: Vec, quat: tuple[float, float, float, float] = (1, 0, 0, 0)) -> None:
+def _box(
+    body: mujoco.MjsBody,
+    material: str,
+    pos: Vec,
+    half: Vec,
+    quat: tuple[float, float, float, float] = (1, 0, 0, 0),
+) -> None:
     body.add_geom(type=mujoco.mjtGeom.mjGEOM_BOX, pos=pos, quat=quat, size=half, material=material, **_VISUAL)
 
 
-def _cylinder(body: mujoco.MjsBody, material: str, center: Vec, axis: Vec, radius: float, half_length: float) -> None:
-    ends = np.concatenate([np.subtract(center, np.multiply(axis, half_length)), np.add(center, np.multiply(axis, half_length))])
-    body.add_geom(type=mujoco.mjtGeom.mjGEOM_CYLINDER, fromto=ends, size=(radius, 0, 0), material=material, **_VISUAL)
+def _cylinder(
+    body: mujoco.MjsBody, material: str, center: Vec, axis: Vec, radius: float, half_length: float
+) -> None:
+    ends = np.concatenate(
+        [np.subtract(center, np.multiply(axis, half_length)), np.add(center, np.multiply(axis, half_length))]
+    )
+    body.add_geom(
+        type=mujoco.mjtGeom.mjGEOM_CYLINDER, fromto=ends, size=(radius, 0, 0), material=material, **_VISUAL
+    )
 
 
 _VISUAL = {"contype": 0, "conaffinity": 0, "mass": 0, "group": 2}

@@ -1,7 +1,9 @@
-"""The scene of `so101-paper`: the arm, a black table, a red tape rectangle over a sticky patch, and a sheet of paper.
+"""The scene of `so101-paper`: the arm, a black table, a red tape rectangle over a sticky patch, and a sheet
+of paper.
 
-Contacts come from explicit pairs alone (every geom's masks are 0): MuJoCo mixes the friction of two geoms by maximum, so a
-sheet of 0.6 would hide the table's 0.3; and pairs that cannot matter cost time. Units: m, rad, kg, s.
+All contacts are explicit pairs, and every geom's masks are 0. MuJoCo combines the friction of two geoms by
+maximum, so a sheet of 0.6 would hide the table's 0.3; and irrelevant pairs would cost time. Units: m, rad,
+kg, s.
 """
 
 from __future__ import annotations
@@ -35,32 +37,41 @@ SERVOS = {"identified": SERVO_IDENTIFIED, "old": SERVO_OLD}
 
 _BOX, _PLANE, _SPHERE = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_SPHERE
 _SINK = 0.002
-"""How far below the contact plane table and tape are drawn [m]: a pressed sheet sinks in by 1 mm and would vanish from sight."""
+"""Distance of the visible table and tape below the contact plane [m]; a pressed sheet sinks by 1 mm and would
+otherwise disappear."""
 _TIP_FLOOR = 0.005
-"""How far below the table the fingertip meets a floor [m]. On the table itself the load would bypass the sheet (which sinks in by up to
-4 mm where it is pressed at an edge); without a floor the finger gets under the table beside the sheet, and lifts it from below."""
+"""Distance of the fingertip's own floor below the table [m].
+
+With contact on the table itself, the load would bypass the sheet, which sinks by up to 4 mm when it is
+pressed at an edge. Without a floor, the finger goes below the table beside the sheet and lifts it from
+underneath.
+"""
 _TAPE_HALF_THICKNESS = 0.00001
 _PATCH_HALF_HEIGHT = 0.01
 _PATCH_MARGIN = 0.002
-"""The patch's top lies this far below the table and acts from this distance [m]. It carries the sheet like a flush one, but a sheet that
-comes from outside meets no side wall: pressed with 18 N it was caught, and flung off, by the edge of a flush box."""
+"""Distance of the patch's top below the table, and the contact margin that makes up for it [m].
+
+The patch carries the sheet as if it were flush with the table, but has no side wall. Pressed with 18 N, a
+sheet that came from outside was caught by the edge of a flush box and thrown off.
+"""
 
 
 FieldOfView = Annotated[float, Interval(ge=1.0, le=170.0)]
+"""Vertical field of view of a camera [deg]."""
 
 
 @dataclass(frozen=True)
 class SceneCfg(CheckedCfg):
-    """What the world of `so101-paper` is made of."""
+    """Settings of the scene."""
 
     robot_xml: str | None = None
-    """Model file of your own SO-101 (MJCF), for example the official one with meshes; the built-in arm without it."""
+    """MJCF file of your own SO-101, for example the official one with meshes; default: the built-in arm."""
     servo: Literal["identified", "old"] = "identified"
     """Servo constants of the built-in arm, and of a model file without actuators: `identified` or `old`."""
     tape_center: tuple[float, float] = (0.22, 0.0)
     """Centre of the taped rectangle on the table [m]."""
     tolerance: NonNegativeFloat = 0.02
-    """How much wider than the sheet the inside of the tape is, on each side [m]."""
+    """Margin between the sheet and the inside of the tape on each side [m]."""
     tape_width: PositiveFloat = 0.02
     """Width of the tape [m]."""
     sheet_mass: PositiveFloat = 0.005
@@ -72,13 +83,14 @@ class SceneCfg(CheckedCfg):
     friction_tip: PositiveFloat = 1.2
     """Sliding friction of the fingertip on the sheet."""
     torsion_tip: NonNegativeFloat = 0.05
-    """Torsional friction of the fingertip on the sheet [m]; an effective value that makes up for the sheet's rigidity."""
+    """Torsional friction of the fingertip on the sheet [m]; an effective value, since the model's sheet is
+    rigid."""
     timestep: PositiveFloat = 0.001
     """Physics step [s]."""
     top_fovy: FieldOfView = 140.0
-    """Vertical field of view of the camera `top` [degrees]; 70 shows the workspace alone, four times as large."""
+    """Vertical field of view of the camera `top` [deg]; 70 crops to the workspace, four times as large."""
     wrist_fovy: FieldOfView = 140.0
-    """Vertical field of view of the camera `wrist` [degrees]; the usual camera module has about 75."""
+    """Vertical field of view of the camera `wrist` [deg]; the usual camera module has about 75."""
 
     @property
     def tape_inner_half_size(self) -> tuple[float, float]:
@@ -87,30 +99,33 @@ class SceneCfg(CheckedCfg):
 
     @property
     def tape_outer_half_size(self) -> tuple[float, float]:
-        """Half size of the tape's outer rectangle, which the sticky patch fills [m]."""
+        """Half size of the tape's outer rectangle, which is also that of the sticky patch [m]."""
         inner = self.tape_inner_half_size
         return inner[0] + self.tape_width, inner[1] + self.tape_width
 
 
 def build_scene(cfg: SceneCfg | None = None) -> mujoco.MjModel:
-    """Compile the scene. `qpos` is the six joints, then the sheet's pose; `ctrl` the six joint targets; keyframe `home` the start.
+    """Compile the scene.
+
+    `qpos` holds the six joints and then the sheet's pose, `ctrl` the six joint targets; keyframe `home` is
+    the start.
 
     Raises:
-        ModelError: the user's robot is not an SO-101, or does not go together with the scene.
+        ModelError: the user's robot is not an SO-101, or cannot be combined with the scene.
     """
     cfg = cfg or SceneCfg()
     spec = build_spec(cfg)
-    with _blaming(cfg):
+    with _robot_named_in_errors(cfg):
         return spec.compile()
 
 
 def build_spec(cfg: SceneCfg) -> mujoco.MjSpec:
-    """The scene as an editable `MjSpec`, to which a task may add before it is compiled."""
+    """The scene as an editable `MjSpec`, which a task may extend before compiling it."""
     spec = load_robot(cfg.robot_xml, SERVOS[cfg.servo]) if cfg.robot_xml else build_robot(SERVOS[cfg.servo])
     spec.modelname = "so101_paper"
     for geom in spec.geoms:
         geom.contype = geom.conaffinity = 0
-    with _blaming(cfg):
+    with _robot_named_in_errors(cfg):
         _set_options(spec, cfg)
         _add_visuals(spec)
         _add_table(spec, cfg)
@@ -124,31 +139,36 @@ def build_spec(cfg: SceneCfg) -> mujoco.MjSpec:
 
 
 @contextmanager
-def _blaming(cfg: SceneCfg) -> Iterator[None]:
-    """Name the user's robot in MuJoCo's errors: a name that the scene has too, for example."""
+def _robot_named_in_errors(cfg: SceneCfg) -> Iterator[None]:
+    """Name the user's robot in MuJoCo's errors, such as a name that the scene uses too."""
     try:
         yield
     except ValueError as error:
         if cfg.robot_xml is None:
             raise
-        raise ModelError(f"robot model {cfg.robot_xml}: does not go together with the scene: {one_line(error)}") from error
+        reason = one_line(error)
+        raise ModelError(
+            f"robot model {cfg.robot_xml}: it cannot be combined with the scene: {reason}"
+        ) from error
 
 
 def _set_options(spec: mujoco.MjSpec, cfg: SceneCfg) -> None:
     spec.option = mujoco.MjSpec().option  # a user's file may have set any of them
-    spec.compiler.discardvisual = False  # contacts are by pairs, so to MuJoCo most geoms are visual
+    spec.compiler.discardvisual = False  # without contact masks, MuJoCo takes most geoms for visual ones
     option = spec.option
     option.timestep = cfg.timestep
     option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
     option.solver = mujoco.mjtSolver.mjSOL_NEWTON
     option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
     option.impratio = 10
-    option.ls_iterations = 20  # with 10 the sheet was seen to fly
+    option.ls_iterations = 20  # with 10 the sheet sometimes flew off
 
 
 def _tape_layout(cfg: SceneCfg) -> dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]]:
     """Position and half size [m] of the four tape strips and the patch, by geom name."""
-    (x, y), (inner_x, inner_y), (outer_x, outer_y) = cfg.tape_center, cfg.tape_inner_half_size, cfg.tape_outer_half_size
+    x, y = cfg.tape_center
+    inner_x, inner_y = cfg.tape_inner_half_size
+    outer_x, outer_y = cfg.tape_outer_half_size
     half = cfg.tape_width / 2
     return {
         "tape_far": ((x + inner_x + half, y, -_SINK), (half, outer_y, _TAPE_HALF_THICKNESS)),
@@ -160,16 +180,34 @@ def _tape_layout(cfg: SceneCfg) -> dict[str, tuple[tuple[float, float, float], t
 
 
 def _add_table(spec: mujoco.MjSpec, cfg: SceneCfg) -> None:
-    world = spec.worldbody
-    black = spec.add_material(name="table", rgba=(0.035, 0.035, 0.04, 1), specular=0.05, shininess=0.05, reflectance=0)
+    worldbody = spec.worldbody
+    black = spec.add_material(
+        name="table", rgba=(0.035, 0.035, 0.04, 1), specular=0.05, shininess=0.05, reflectance=0
+    )
     red = spec.add_material(name="tape", rgba=(0.80, 0.06, 0.05, 1), specular=0.1, shininess=0.1)
     unseen = {"rgba": (0, 0, 0, 0), "group": 4}
-    world.add_geom(name="table", type=_PLANE, size=(1, 1, 0.05), contype=0, conaffinity=0, **unseen)
-    world.add_geom(name="tip_floor", type=_PLANE, pos=(0, 0, -_TIP_FLOOR), size=(1, 1, 0.05), contype=0, conaffinity=0, **unseen)
-    world.add_geom(name="table_top", type=_PLANE, pos=(0.25, 0, -_SINK), size=(1, 1, 0.05), contype=0, conaffinity=0, material=black.name)
+    worldbody.add_geom(name="table", type=_PLANE, size=(1, 1, 0.05), contype=0, conaffinity=0, **unseen)
+    worldbody.add_geom(
+        name="tip_floor",
+        type=_PLANE,
+        pos=(0, 0, -_TIP_FLOOR),
+        size=(1, 1, 0.05),
+        contype=0,
+        conaffinity=0,
+        **unseen,
+    )
+    worldbody.add_geom(
+        name="table_top",
+        type=_PLANE,
+        pos=(0.25, 0, -_SINK),
+        size=(1, 1, 0.05),
+        contype=0,
+        conaffinity=0,
+        material=black.name,
+    )
     for name, (pos, size) in _tape_layout(cfg).items():
         looks = unseen if name == "tape_patch" else {"material": red.name}
-        world.add_geom(name=name, type=_BOX, pos=pos, size=size, contype=0, conaffinity=0, **looks)
+        worldbody.add_geom(name=name, type=_BOX, pos=pos, size=size, contype=0, conaffinity=0, **looks)
 
 
 def _add_sheet(spec: mujoco.MjSpec, cfg: SceneCfg) -> None:
@@ -177,7 +215,14 @@ def _add_sheet(spec: mujoco.MjSpec, cfg: SceneCfg) -> None:
     body = spec.worldbody.add_body(name="sheet", pos=(0.275, 0, SHEET_HALF_SIZE[2]))
     body.add_freejoint(name="sheet_free")  # a free joint takes no defaults from a user's file
     body.add_geom(
-        name="sheet", type=_BOX, size=SHEET_HALF_SIZE, mass=cfg.sheet_mass, condim=3, contype=0, conaffinity=0, material=paper.name
+        name="sheet",
+        type=_BOX,
+        size=SHEET_HALF_SIZE,
+        mass=cfg.sheet_mass,
+        condim=3,
+        contype=0,
+        conaffinity=0,
+        material=paper.name,
     )
 
 
@@ -185,12 +230,19 @@ def _add_fingertip(spec: mujoco.MjSpec) -> None:
     site = spec.site(EE_SITE)
     rubber = spec.add_material(name="rubber", rgba=(0.25, 0.25, 0.28, 1), specular=0.2, shininess=0.2)
     site.parent.add_geom(
-        name="fingertip", type=_SPHERE, size=(FINGERTIP_RADIUS, 0, 0), pos=site.pos, mass=0, contype=0, conaffinity=0, material=rubber.name
+        name="fingertip",
+        type=_SPHERE,
+        size=(FINGERTIP_RADIUS, 0, 0),
+        pos=site.pos,
+        mass=0,
+        contype=0,
+        conaffinity=0,
+        material=rubber.name,
     )
 
 
 def _add_pairs(spec: mujoco.MjSpec, cfg: SceneCfg) -> None:
-    """All contacts there are. Every value is given: a user's file may have defaults of its own."""
+    """Add all contact pairs, with every value given because a user's file may define other defaults."""
     rolling = (0.0001, 0.0001)
     for name, geom, other, mu, margin in (
         ("sheet_table", "sheet", "table", cfg.friction_table, 0.0),
@@ -222,10 +274,16 @@ def _add_pairs(spec: mujoco.MjSpec, cfg: SceneCfg) -> None:
 
 
 def _add_cameras(spec: mujoco.MjSpec, cfg: SceneCfg) -> None:
-    spec.worldbody.add_camera(name="top", pos=(0.24, 0, 0.34), fovy=cfg.top_fovy, quat=(0.5**0.5, 0, 0, -(0.5**0.5)))
+    spec.worldbody.add_camera(
+        name="top", pos=(0.24, 0, 0.34), fovy=cfg.top_fovy, quat=(0.5**0.5, 0, 0, -(0.5**0.5))
+    )
     tilt = -0.57 / 2  # half the angle about x
-    spec.body("gripper").add_camera(name="wrist", pos=(0, 0.055, -0.045), quat=(np.cos(tilt), np.sin(tilt), 0, 0), fovy=cfg.wrist_fovy)
-    spec.worldbody.add_camera(name="scene", fovy=42, **_look_at(eye=(0.62, -0.52, 0.42), target=(0.17, 0.0, 0.08)))
+    spec.body("gripper").add_camera(
+        name="wrist", pos=(0, 0.055, -0.045), quat=(np.cos(tilt), np.sin(tilt), 0, 0), fovy=cfg.wrist_fovy
+    )
+    spec.worldbody.add_camera(
+        name="scene", fovy=42, **_look_at(eye=(0.62, -0.52, 0.42), target=(0.17, 0.0, 0.08))
+    )
 
 
 def _look_at(eye: tuple[float, float, float], target: tuple[float, float, float]) -> dict[str, Any]:
@@ -239,11 +297,13 @@ def _look_at(eye: tuple[float, float, float], target: tuple[float, float, float]
 
 
 def _add_sensors(spec: mujoco.MjSpec) -> None:
-    """In the order in which one read of `sensordata` hands them out."""
+    """Add the sensors, in the order of `sensordata`."""
     kind, site, body = mujoco.mjtSensor, mujoco.mjtObj.mjOBJ_SITE, mujoco.mjtObj.mjOBJ_BODY
     for prefix, joint_sensor in (("jointpos", kind.mjSENS_JOINTPOS), ("jointvel", kind.mjSENS_JOINTVEL)):
         for joint in JOINTS:
-            spec.add_sensor(name=f"{prefix}_{joint}", type=joint_sensor, objtype=mujoco.mjtObj.mjOBJ_JOINT, objname=joint)
+            spec.add_sensor(
+                name=f"{prefix}_{joint}", type=joint_sensor, objtype=mujoco.mjtObj.mjOBJ_JOINT, objname=joint
+            )
     for name, sensor, objtype, objname in (
         ("ee_position", kind.mjSENS_FRAMEPOS, site, EE_SITE),
         ("sheet_position", kind.mjSENS_FRAMEPOS, body, "sheet"),
@@ -253,8 +313,12 @@ def _add_sensors(spec: mujoco.MjSpec) -> None:
 
 
 def _add_visuals(spec: mujoco.MjSpec) -> None:
-    """Three-point laboratory lights before a grey wall, and the renderer's settings."""
-    for name, pos, strength in (("key", (0.8, -0.7, 1.3), 0.45), ("fill", (0.7, 0.9, 0.8), 0.30), ("back", (-0.8, 0.2, 1.0), 0.30)):
+    """Add three lights and a grey wall, and set the renderer's options."""
+    for name, pos, strength in (
+        ("key", (0.8, -0.7, 1.3), 0.45),
+        ("fill", (0.7, 0.9, 0.8), 0.30),
+        ("back", (-0.8, 0.2, 1.0), 0.30),
+    ):
         spec.worldbody.add_light(
             name=name,
             pos=pos,
@@ -277,7 +341,8 @@ def _add_visuals(spec: mujoco.MjSpec) -> None:
     visual = spec.visual
     visual.headlight.active = 0
     visual.quality.offsamples = 0
-    # flat faces under directional lights need no subdivision: drawing is bound by the number of vertices
+    # Flat faces under directional lights need no subdivision, and rendering time depends on the number of
+    # vertices.
     visual.quality.numslices, visual.quality.numstacks, visual.quality.numquads = 16, 8, 1
     visual.global_.offwidth, visual.global_.offheight = 1280, 960
     visual.map.znear = 0.01

@@ -1,7 +1,7 @@
 """The task's observation, reward, success and randomisation, on batched tensors of named quantities.
 
-The physics gives `joint_position`, `joint_velocity` [B, 6], `ee_position` [B, 3], `sheet_position` [B, 3] and `sheet_quaternion` [B, 4]
-(w, x, y, z), in [m] and [rad] in the frame of the robot's base.
+The physics provides `joint_position` and `joint_velocity` [B, 6], `ee_position` [B, 3], `sheet_position` [B,
+3] and `sheet_quaternion` [B, 4] (w, x, y, z), in [m] and [rad], in the frame of the robot's base.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from residual_rl.types import Obs
 from residual_rl.utils.seeding import normal, uniform
 
 STATE = ("joint_position", "joint_velocity", "sheet_pose", "goal", "ee_position")
-"""What `state` [25] is made of, in order."""
+"""The parts of `state` [25], in order."""
 SUCCESS_WINDOW = 100
-"""Episodes that the success rate is taken over: so many must end before it tells of a tolerance."""
+"""Number of episodes in the success rate. After a change of tolerance, as many must end before it is
+valid."""
 
 
 def yaw_of(quat: Tensor) -> Tensor:
-    """Rotation about the vertical [..., ] in [rad] of quaternions (w, x, y, z) [..., 4]."""
+    """Yaw [...] in [rad] of quaternions (w, x, y, z) [..., 4]."""
     w, x, y, z = quat.unbind(-1)
     return torch.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
 
@@ -48,12 +49,12 @@ def quaternion_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def wrap_half_turn(angle: Tensor) -> Tensor:
-    """The same angle modulo π, in [-π/2, π/2): a rectangle turned by 180° is the same."""
+    """`angle` modulo π, in [-π/2, π/2), because a rectangle is symmetric under rotation by 180°."""
     return torch.remainder(angle + math.pi / 2, math.pi) - math.pi / 2
 
 
 def corners(position: Tensor, yaw: Tensor) -> Tensor:
-    """The sheet's corners [B, 4, 2] for its centre [B, 2 or 3] and yaw [B]."""
+    """The sheet's corners [B, 4, 2] in [m] for its centre [B, 2 or 3] and yaw [B]."""
     x, y = SHEET_HALF_SIZE[:2]
     local = position.new_tensor([[x, y], [x, -y], [-x, -y], [-x, y]])
     c, s = yaw.cos()[:, None], yaw.sin()[:, None]
@@ -64,11 +65,12 @@ def corners(position: Tensor, yaw: Tensor) -> Tensor:
 class SO101Paper(Task):
     """Slide the sheet into the rectangle by pressing a fingertip on it and dragging.
 
-    An action is the change of the six joint targets, in units of `action_scale` (it is added to the targets and never to the measured
-    positions: that would let the arm sag to the table), or, as `control_mode` says, the targets themselves.
+    With `control_mode` `joint_delta`, an action is the change of the six joint targets in units of
+    `action_scale`. It is added to the targets and not to the measured positions, or the arm would sag to the
+    table. With `joint_target`, an action gives the targets themselves.
 
     Args:
-        cfg: the settings.
+        cfg: the task's settings.
         joint_range: [6, 2] lower and upper joint limits [rad].
     """
 
@@ -76,13 +78,14 @@ class SO101Paper(Task):
         self.cfg = cfg
         self.obs_cameras = () if cfg.obs_mode == "state" else cfg.obs_cameras
         self.image_size = cfg.image_size
-        self.max_episode_steps, self.success_hold_steps = cfg.max_episode_steps, cfg.success_hold_steps
+        self.max_episode_steps = cfg.max_episode_steps
+        self.success_hold_steps = cfg.success_hold_steps
         self._joint_low, self._joint_high = joint_range.unbind(1)
         self._joint_middle = 0.5 * (self._joint_low + self._joint_high)
         self._joint_half = 0.5 * (self._joint_high - self._joint_low)
         self.joint_step = torch.full((len(joint_range),), cfg.action_scale, device=joint_range.device)
         self.action_unit = self.joint_step
-        if cfg.control_mode == "joint_target":  # a residual offsets the target by what one step can reach
+        if cfg.control_mode == "joint_target":  # a residual of 1 is the largest step of a target
             self.action_unit = self._joint_half.float()
             self.residual_unit = (cfg.max_target_step / self._joint_half).float()
         self.hardware = HARDWARE
@@ -90,14 +93,14 @@ class SO101Paper(Task):
         self._goal = joint_range.new_tensor(cfg.tape_center)
         self._extent = joint_range.new_tensor(SHEET_HALF_SIZE[:2])
         self.tolerance = cfg.tolerance
-        """Tolerance of the episodes that begin now [m]; only training, which tells its progress, has a curriculum."""
+        """Tolerance of new episodes [m]. Only training calls `set_training_progress`, which changes it."""
         self._narrowed_at = 0
-        """Episodes that had ended when the curriculum `success` narrowed it last."""
+        """Number of ended episodes when the curriculum `success` last narrowed the tolerance."""
 
     def observation_space(self) -> spaces.Dict:
         joint_low, joint_high = self._joint_low.cpu().numpy(), self._joint_high.cpu().numpy()
-        slack = 0.2  # soft joint limits give way a little
-        pose = np.array([10.0] * 3 + [1.0] * 4)  # a sheet that was flung off the table is still in bounds for a while
+        slack = 0.2  # joint limits are soft
+        pose = np.array([10.0] * 3 + [1.0] * 4)  # wide enough for a sheet that falls off the table
         away = np.array([10.0, 10.0, math.pi / 2])
         bounds = {
             "joint_position": (joint_low - slack, joint_high + slack),
@@ -110,7 +113,12 @@ class SO101Paper(Task):
         if self.cfg.obs_mode != "rgb":
             low, high = zip(*(bounds[name] for name in STATE), strict=True)
             bounds["state"] = np.concatenate(low), np.concatenate(high)
-        return spaces.Dict({name: spaces.Box(low.astype(np.float32), high.astype(np.float32)) for name, (low, high) in bounds.items()})
+        return spaces.Dict(
+            {
+                name: spaces.Box(low.astype(np.float32), high.astype(np.float32))
+                for name, (low, high) in bounds.items()
+            }
+        )
 
     def randomize(self, seed: Tensor) -> Quantities:
         cfg = self.cfg
@@ -132,7 +140,7 @@ class SO101Paper(Task):
     def joint_target(self, action: Tensor, q: Quantities) -> Tensor:
         reach, step = self.cfg.max_target_error, self.cfg.max_target_step
         if self.cfg.action_latency:
-            action = q["action"]  # the one before
+            action = q["action"]  # the previous action
         if self.cfg.control_mode == "joint_delta":
             target = q["joint_target"] + action * self.cfg.action_scale
         else:
@@ -162,11 +170,12 @@ class SO101Paper(Task):
         return torch.stack(targets, 1)
 
     def _errors(self, q: Quantities) -> tuple[Tensor, Tensor]:
-        """From the sheet to the goal: offset [B, 2] in [m], and yaw of the sheet against the goal [B] in [rad]."""
+        """Offset from the sheet to the goal [B, 2] in [m], and yaw of the sheet relative to the goal [B] in
+        [rad]."""
         return self._goal - q["sheet_position"][:, :2], wrap_half_turn(yaw_of(q["sheet_quaternion"]))
 
     def observe(self, q: Quantities) -> Obs:
-        q = self._as_measured(q)
+        q = self._with_sensor_noise(q)
         offset, yaw = self._errors(q)
         named = {
             "joint_position": q["joint_position"],
@@ -182,12 +191,13 @@ class SO101Paper(Task):
         state = [named[n] for n in STATE]
         return {"state": torch.cat(state, 1), **named}
 
-    def _as_measured(self, q: Quantities) -> Quantities:
-        """The quantities with the errors that an observer makes. They depend on the episode's seed and step alone."""
+    def _with_sensor_noise(self, q: Quantities) -> Quantities:
+        """The quantities with sensor noise, which is a function of the episode's seed and step."""
         cfg = self.cfg
         if not cfg.position_noise and not cfg.angle_noise:
             return q
-        noise = normal(q["seed"], stream=1 + q["step"], n=13)  # three of the sheet, three of the fingertip, six joints, the yaw
+        # Three numbers for the sheet, three for the fingertip, six for the joints, one for the yaw.
+        noise = normal(q["seed"], stream=1 + q["step"], n=13)
         half = 0.5 * cfg.angle_noise * noise[:, 12]
         turn = torch.stack([half.cos(), torch.zeros_like(half), torch.zeros_like(half), half.sin()], 1)
         return {
@@ -233,7 +243,9 @@ class SO101Paper(Task):
             self.tolerance, self._narrowed_at = cfg.curriculum_tolerance, 0
         elif success_rate >= cfg.curriculum_success_rate and episodes - self._narrowed_at >= SUCCESS_WINDOW:
             self._narrowed_at = episodes
-            self.tolerance = max(self.tolerance - 0.1 * (cfg.curriculum_tolerance - cfg.tolerance), cfg.tolerance)
+            self.tolerance = max(
+                self.tolerance - 0.1 * (cfg.curriculum_tolerance - cfg.tolerance), cfg.tolerance
+            )
         return {"curriculum/tolerance": self.tolerance}
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,186 @@
+"""Reader of a LeRobotDataset v3: frames by episode, and the additional file of `demos to-lerobot`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from residual_rl.demos.episode import Array
+from residual_rl.errors import CheckpointError, ConfigError
+from residual_rl.lerobot.dataset_export import (
+    DONE,
+    REWARD,
+    SIDE_FILE,
+    SIDE_VERSION,
+    SUCCESS,
+)
+from residual_rl.lerobot.support import (
+    ACTION,
+    ENVIRONMENT_STATE,
+    IMAGES,
+    STATE,
+    is_hub_id,
+    quiet,
+    require_lerobot,
+    video_backend,
+)
+from residual_rl.utils.text import one_line
+
+
+@dataclass
+class Recording:
+    """A LeRobot dataset to import.
+
+    Args:
+        source: its folder, or OWNER/NAME on the Hugging Face hub, which is downloaded.
+    """
+
+    source: str
+    dataset: Any = field(init=False)
+    """LeRobot's dataset."""
+    side: dict[str, Any] | None = field(init=False)
+    """The additional file of `demos to-lerobot`; None for other datasets."""
+
+    def __post_init__(self) -> None:
+        require_lerobot("demos from-lerobot")
+        folder = Path(self.source)
+        if folder.is_dir():
+            _check_folder(folder)
+        elif not is_hub_id(self.source):
+            raise CheckpointError(
+                f"{folder} does not exist; expected the folder of a LeRobot dataset, or OWNER/NAME on the hub"
+            )
+        self.dataset = _open(folder if folder.is_dir() else None, self.source)
+        self.side = self._read_side()
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """LeRobot's description of the features of a frame."""
+        found: dict[str, Any] = self.dataset.features
+        return found
+
+    @property
+    def fps(self) -> float:
+        """Frames per second."""
+        return float(self.dataset.fps)
+
+    @property
+    def cameras(self) -> list[str]:
+        """Names of the cameras."""
+        return [name.removeprefix(IMAGES) for name in self.dataset.meta.camera_keys]
+
+    def columns(self) -> list[dict[str, Array]]:
+        """For each episode, its vectors by feature [T, …], and the indices of its frames as `rows` [T]."""
+        names = [
+            name
+            for name in (STATE, ENVIRONMENT_STATE, ACTION, REWARD, DONE, SUCCESS)
+            if name in self.features
+        ]
+        missing = [name for name in (STATE, ACTION) if name not in names]
+        if missing:
+            raise ConfigError(
+                f"{self.source} has no {' and no '.join(missing)}; it has {', '.join(self.features)}"
+            )
+        with _reading(self.source):
+            frames = self.dataset.hf_dataset.with_format("numpy", columns=[*names, "episode_index"])[:]
+        episode = np.asarray(frames["episode_index"]).reshape(-1)
+        return [
+            {"rows": rows, **{name: np.asarray(frames[name])[rows] for name in names}}
+            for rows in (np.flatnonzero(episode == i) for i in np.unique(episode))
+        ]
+
+    def images(self, rows: Array) -> dict[str, Array]:
+        """Images [T, H, W, C] uint8 of the frames `rows`, by camera."""
+        with _reading(
+            self.source, "; videos need ffmpeg and torchcodec, and --no-images leaves all images out"
+        ):
+            frames = [self.dataset[int(row)] for row in rows]
+            return {
+                camera: torch.stack([frame[IMAGES + camera] for frame in frames])
+                .mul(255)
+                .round()
+                .byte()
+                .movedim(1, -1)
+                .contiguous()
+                .numpy()
+                for camera in self.cameras
+            }
+
+    def _read_side(self) -> dict[str, Any] | None:
+        file = Path(self.dataset.root) / SIDE_FILE
+        if not file.is_file():
+            return None
+        try:
+            side: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            lengths, version = [int(entry["frames"]) for entry in side["episodes"]], side["version"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{file} cannot be read ({error!r}); without it the dataset is read as an external one"
+            ) from error
+        if version != SIDE_VERSION:
+            raise CheckpointError(
+                f"{file} is of version {version}; this release reads version {SIDE_VERSION}"
+            )
+        there = [len(columns["rows"]) for columns in self.columns()]
+        if lengths != there:
+            raise CheckpointError(
+                f"{file} describes episodes of {lengths[:5]} … frames, but the dataset holds {there[:5]} "
+                "…: it was "
+                "changed later; remove the file to read the dataset as an external one, without seeds and "
+                "draws"
+            )
+        return side
+
+
+@contextlib.contextmanager
+def _reading(source: str, fix: str = "") -> Iterator[None]:
+    """Turn exceptions of LeRobot and its libraries into an error that names the dataset."""
+    try:
+        yield
+    except Exception as error:
+        reason = one_line(error)
+        raise CheckpointError(
+            f"{source} cannot be read as a LeRobotDataset v3 ({type(error).__name__}: {reason}){fix}"
+        ) from error
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise `CheckpointError` unless `folder` holds a readable dataset; LeRobot would look for one on the
+    hub."""
+    file = folder / "meta" / "info.json"
+    try:
+        version = json.loads(file.read_text(encoding="utf-8"))["codebase_version"]
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} has no meta/info.json; expected the folder of a LeRobotDataset v3"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read ({error!r}); expected the description of a LeRobotDataset v3"
+        ) from error
+    if not str(version).startswith("v3."):
+        raise CheckpointError(
+            f"{folder} is a LeRobotDataset {version}, expected v3: convert it with "
+            "`python -m lerobot.datasets.v30.convert_dataset_v21_to_v30`"
+        )
+
+
+def _open(folder: Path | None, source: str) -> Any:
+    import datasets
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    datasets.disable_progress_bars()
+    with _reading(source), quiet():
+        if folder is None:
+            return LeRobotDataset(source, video_backend=video_backend())
+        where = (
+            folder.resolve()
+        )  # as its name too: no hub has such a name, so that nothing that is missing is looked for there
+        return LeRobotDataset(str(where), root=where, video_backend=video_backend())
