@@ -99,8 +99,8 @@ def test_training_in_pieces_is_training_at_once(tmp_path: Path, settings: dict[s
 
     assert set(last_state(whole)) == {"progress", "learner", "env"}
     assert set(different(last_state(whole), last_state(pieces))) == set()
-    assert figures(whole) == figures(pieces)
-    assert [row["step"] for row in figures(pieces)] == list(range(0, 257, 32))
+    assert metric_rows(whole) == metric_rows(pieces)
+    assert [row["step"] for row in metric_rows(pieces)] == list(range(0, 257, 32))
     for folder in ("best_model", "final_model", "eval_results"):
         assert files(whole / folder) == files(pieces / folder), folder
 
@@ -166,7 +166,7 @@ def test_a_damaged_newest_checkpoint_gives_way_loudly_to_the_one_before(tmp_path
     assert "step_000000160.safetensors" in caplog.text
     assert "FALLING BACK" in caplog.text
     assert set(different(last_state(tmp_path / "whole"), last_state(tmp_path / "run"))) == set()
-    assert figures(tmp_path / "whole") == figures(tmp_path / "run")  # what was logged after step 128 is there once
+    assert metric_rows(tmp_path / "whole") == metric_rows(tmp_path / "run")  # what was logged after step 128 is there once
 
 
 # --- schedules and evaluations in training --------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_a_damaged_newest_checkpoint_gives_way_loudly_to_the_one_before(tmp_path
 def test_schedules_take_the_values_worked_out_by_hand(tmp_path: Path) -> None:
     settings = {"curriculum": "schedule", "curriculum_tolerance": 0.2, "curriculum_fraction": 0.5, "residual_scale_start": 0.1}
     runner = train(tmp_path / "run", **settings, residual_scale=0.5, residual_scale_fraction=1.0, total_timesteps=128, eval_freq=0)
-    rows = figures(tmp_path / "run")[1:]
+    rows = metric_rows(tmp_path / "run")[1:]
     # Fractions 0, 1/4, 2/4, 3/4. Scale: 0.1 + 0.4 f. Tolerance: 0.08 + 0.12 (1 - 2 f), from f = 1/2 on 0.08.
     assert [row["residual/scale"] for row in rows] == pytest.approx([0.1, 0.2, 0.3, 0.4])
     assert [row["curriculum/tolerance"] for row in rows] == pytest.approx([0.2, 0.14, 0.08, 0.08])
@@ -245,7 +245,7 @@ def test_95_of_100_episodes_are_95_percent(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.slow
 def test_the_best_model_is_that_of_the_best_evaluation(tmp_path: Path) -> None:
     train(tmp_path / "run", total_timesteps=128, eval_freq=32)
-    scores = {row["step"]: (row["eval/success_rate"], row["eval/mean_reward"]) for row in figures(tmp_path / "run")}
+    scores = {row["step"]: (row["eval/success_rate"], row["eval/mean_reward"]) for row in metric_rows(tmp_path / "run")}
     best = max(scores, key=lambda step: (scores[step], -step))
     assert checkpoint.load(tmp_path / "run" / "best_model" / "policy.safetensors", "policy")["step"] == best
     assert checkpoint.load(tmp_path / "run" / "final_model" / "policy.safetensors", "policy")["step"] == 128
@@ -258,7 +258,7 @@ def test_no_more_steps_than_asked_for_but_one_iteration(tmp_path: Path, total_ti
     with folder.start(cfg.to_dict()):
         summary = Runner(cfg, folder).learn()
     assert (summary["finished"], summary["steps"], summary["model"]) == (True, steps, "final_model")
-    rows = figures(tmp_path / "run")
+    rows = metric_rows(tmp_path / "run")
     assert [row["step"] for row in rows] == list(range(0, steps + 1, 32))
     # Adam's rate falls linearly over the iterations that are done
     assert [row["train/learning_rate"] for row in rows[1:]] == pytest.approx([5e-4 * (1 - at / steps) for at in range(0, steps, 32)])
