@@ -271,7 +271,7 @@ def test_stopped_and_resumed_equals_trained_at_once(
     assert train(settings, demos, tmp_path / "twice", resume=True)["finished"]
     for name in (MODEL_FILE, LAST_FILE, "checkpoints/step_000000012.safetensors"):
         assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "once" / name).read_bytes(), name
-    assert tiny_runs.figures(tmp_path / "twice") == tiny_runs.figures(tmp_path / "once")
+    assert tiny_runs.metric_rows(tmp_path / "twice") == tiny_runs.metric_rows(tmp_path / "once")
 
 
 @pytest.mark.slow
