@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_runs import different, figures, files, last_state, train
+from tiny_runs import different, files, last_state, metric_rows, train
 
 from residual_rl.runs.checkpoint import CheckpointFolder
 
