@@ -52,7 +52,9 @@ disturbs a policy from demonstrations. Observing the joint targets shows how har
 
 def main() -> None:
     """Run the missing parts, write the results and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--bases",
         nargs="*",
@@ -63,8 +65,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/bases"))
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
-    parser.add_argument("--lerobot-python", default=None, help="Python of an environment with LeRobot, for act")
-    parser.add_argument("--table-only", action="store_true", help="run nothing, only aggregate existing results")
+    parser.add_argument(
+        "--lerobot-python", default=None, help="Python of an environment with LeRobot, for act"
+    )
+    parser.add_argument(
+        "--table-only", action="store_true", help="run nothing, only aggregate existing results"
+    )
     options = parser.parse_args()
     make_folder(options.runs)
     if not options.table_only:

@@ -35,7 +35,9 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 def main() -> None:
     """Measure in turns, write the results and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--env-id", default="PushCube-v1")
     parser.add_argument("--control-mode", default="pd_joint_delta_pos")
     parser.add_argument("--workers", type=int, default=2, help="number of processes of each side")
@@ -50,7 +52,9 @@ def main() -> None:
     bare = []
     for seed in range(options.workers):
         ours_end, theirs_end = context.Pipe()
-        context.Process(target=bare_process, args=(options.env_id, options.control_mode, seed, theirs_end), daemon=True).start()
+        context.Process(
+            target=bare_process, args=(options.env_id, options.control_mode, seed, theirs_end), daemon=True
+        ).start()
         ours_end.recv()  # ready
         bare.append(ours_end)
     cfg = ManiSkillCfg(env_id=options.env_id, control_mode=options.control_mode)
@@ -73,15 +77,24 @@ def main() -> None:
         process.send(None)
 
     # Aggregate, save and print.
-    wall, cpu = ({name: statistics.median(pair[i] for pair in pairs) for name, pairs in rates.items()} for i in (0, 1))
-    ratios = [statistics.median(ours[i] / theirs[i] for ours, theirs in zip(rates["ours"], rates["bare"], strict=True)) for i in (0, 1)]
+    wall, cpu = (
+        {name: statistics.median(pair[i] for pair in pairs) for name, pairs in rates.items()} for i in (0, 1)
+    )
+    ratios = [
+        statistics.median(
+            ours[i] / theirs[i] for ours, theirs in zip(rates["ours"], rates["bare"], strict=True)
+        )
+        for i in (0, 1)
+    ]
     result = {
         "env_id": options.env_id,
         "control_mode": options.control_mode,
         "workers": options.workers,
         "envs_per_worker": options.envs_per_worker,
         "seconds": options.seconds,
-        "turns": {name: [{"per_second": w, "per_cpu_second": c} for w, c in pairs] for name, pairs in rates.items()},
+        "turns": {
+            name: [{"per_second": w, "per_cpu_second": c} for w, c in pairs] for name, pairs in rates.items()
+        },
         "ratio_wall": ratios[0],
         "ratio_cpu": ratios[1],
         "load_average": os.getloadavg()[0],
@@ -89,7 +102,9 @@ def main() -> None:
     }
     make_folder(options.output)
     write_json(options.output / "maniskill-stepping.json", result)
-    table = Table(title=f"{options.env_id}, {options.workers} processes, load average {os.getloadavg()[0]:.1f}")
+    table = Table(
+        title=f"{options.env_id}, {options.workers} processes, load average {os.getloadavg()[0]:.1f}"
+    )
     for column in ("", "env steps / s", "env steps / CPU s"):
         table.add_column(column, justify="left" if column == "" else "right")
     for name in ("bare", "ours"):
@@ -108,7 +123,7 @@ def turn_of_bare(processes: list[Connection], seconds: float) -> tuple[float, fl
 
 def turn_of_ours(env: ManiSkillVecEnv, seconds: float) -> tuple[float, float]:
     """Env steps per second of wall time and of CPU time of our vec_env, including its workers."""
-    workers = [worker.pid for worker in env._worlds._workers]  # type: ignore[attr-defined]
+    workers = env._sim.pool.pids  # type: ignore[attr-defined]
     start, cpu, steps = time.perf_counter(), cpu_time(workers) + time.process_time(), 0
     while time.perf_counter() - start < seconds:
         env.step(torch.rand(env.action_space.shape) * 2 - 1)  # type: ignore[arg-type]

@@ -35,7 +35,9 @@ TASK, POLICY = "so101-paper", "jacobian"
 
 def main() -> None:
     """Measure, save and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/remote-base.json"))
     options = parser.parse_args()
@@ -54,7 +56,9 @@ def main() -> None:
         title_justify="left",
     )
     for row in rows:
-        table.add_row(row["protocol"], str(row["num_envs"]), f"{row['remote_ms']:.2f}", f"{row['local_ms']:.2f}")
+        table.add_row(
+            row["protocol"], str(row["num_envs"]), f"{row['remote_ms']:.2f}", f"{row['local_ms']:.2f}"
+        )
     Console().print(table)
 
 
@@ -90,7 +94,9 @@ def _row(protocol: str, port: int, num_envs: int, steps: int) -> dict[str, Any]:
     if protocol == "openpi":
         remote = make_base_policy("openpi", OpenPiCfg(port=port), env)
     else:
-        remote = make_base_policy("gr00t", Gr00tCfg(port=port, layout="n1.5" if protocol == "gr00t-n15" else "n1.6"), env)
+        remote = make_base_policy(
+            "gr00t", Gr00tCfg(port=port, layout="n1.5" if protocol == "gr00t-n15" else "n1.6"), env
+        )
     obs, _ = env.reset(seed=1)
     times: dict[str, list[float]] = {"remote": [], "local": []}
     for _ in range(steps):
@@ -102,7 +108,9 @@ def _row(protocol: str, port: int, num_envs: int, steps: int) -> dict[str, Any]:
         obs, _, terminated, truncated, _ = env.step(here)
         for policy in (remote, local):
             policy.reset(terminated | truncated)
-    return {"protocol": protocol, "num_envs": num_envs} | {f"{name}_ms": 1e3 * statistics.median(values) for name, values in times.items()}
+    return {"protocol": protocol, "num_envs": num_envs} | {
+        f"{name}_ms": 1e3 * statistics.median(values) for name, values in times.items()
+    }
 
 
 def _timed(policy: BasePolicyExecutor, obs: Obs) -> tuple[torch.Tensor, float]:

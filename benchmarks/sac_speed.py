@@ -50,7 +50,9 @@ ALIKE |= {
 
 def main() -> None:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/sac-speed.json"))
     options = parser.parse_args()
@@ -84,7 +86,10 @@ def main() -> None:
             "ratio": median(ratios),
             "ratio_middle_half": [low, high],
         }
-        print(f"{name:<24} {median(values):7.0f} updates per CPU-second, {median(ratios):.2f} times [{low:.2f}, {high:.2f}]")
+        print(
+            f"{name:<24} {median(values):7.0f} updates per CPU-second, "
+            f"{median(ratios):.2f} times [{low:.2f}, {high:.2f}]"
+        )
     write_json(options.output, result)
 
 
@@ -148,7 +153,9 @@ def theirs() -> Callable[[], None]:
     rng = np.random.default_rng(0)
     for _ in range(ROWS * NUM_ENVS):
         obs, next_obs = rng.standard_normal((2, 1, OBS), dtype=np.float32)
-        model.replay_buffer.add(obs, next_obs, rng.uniform(-1, 1, (1, ACTIONS)), rng.standard_normal(1), np.zeros(1), [{}])
+        model.replay_buffer.add(
+            obs, next_obs, rng.uniform(-1, 1, (1, ACTIONS)), rng.standard_normal(1), np.zeros(1), [{}]
+        )
     return lambda: model.train(gradient_steps=STEPS, batch_size=256)
 
 

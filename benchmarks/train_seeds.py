@@ -27,7 +27,9 @@ CLI = [sys.executable, "-m", "residual_rl.cli.main"]
 
 def main() -> None:
     """Train and evaluate the missing runs, and aggregate."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", help="name of the result")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--n-episodes", type=int, default=200)
@@ -62,7 +64,9 @@ def _run(options: argparse.Namespace, seed: int) -> RunFolder:
     run = RunFolder(options.runs / f"{options.name}-{seed}")
     train_run(run, options.train, seed)
     if not run.eval_file.exists():
-        others = ["--compare-base", "--compare-zero"] if seed == options.seeds[0] else []  # the same for all runs
+        others = (
+            ["--compare-base", "--compare-zero"] if seed == options.seeds[0] else []
+        )  # the same for all runs
         run_cli("eval", str(run.path), "--n-episodes", str(options.n_episodes), *others)
     return run
 
@@ -70,7 +74,10 @@ def _run(options: argparse.Namespace, seed: int) -> RunFolder:
 def _aggregate(options: argparse.Namespace, runs: list[RunFolder]) -> dict[str, Any]:
     evaluations = [json.loads(run.eval_file.read_text()) for run in runs]
     summaries = [json.loads(run.summary_file.read_text()) for run in runs]
-    episodes = [list(evaluation["policies"]["residual"]["success_once"]["per_episode"].values()) for evaluation in evaluations]
+    episodes = [
+        list(evaluation["policies"]["residual"]["success_once"]["per_episode"].values())
+        for evaluation in evaluations
+    ]
     rates = {
         "residual": {
             "per_seed": [sum(e) / len(e) for e in episodes],
@@ -79,23 +86,36 @@ def _aggregate(options: argparse.Namespace, runs: list[RunFolder]) -> dict[str, 
     }
     rates["residual"]["pooled"] = proportion([outcome for run in episodes for outcome in run]).to_json()
     for policy in ("base", "zero"):  # not trained, so equal in all runs: use the first
-        rates[policy] = {key: evaluations[0]["policies"][policy]["success_once"][key] for key in ("mean", "interval", "n")}
+        rates[policy] = {
+            key: evaluations[0]["policies"][policy]["success_once"][key] for key in ("mean", "interval", "n")
+        }
     versions = json.loads((runs[0].path / "versions.json").read_text())
     return {
         "command": _command(options),
         "git": versions["git"],
         "machine": machine(),
-        "packages": {name: versions["packages"].get(name) for name in ("torch", "mujoco", "mani_skill", "numpy", "gymnasium")},
+        "packages": {
+            name: versions["packages"].get(name)
+            for name in ("torch", "mujoco", "mani_skill", "numpy", "gymnasium")
+        },
         "task": evaluations[0]["task"],
         "seeds": options.seeds,
         "n_episodes": options.n_episodes,
         "success_once": rates,
         "evaluated_step": [evaluation["settings"]["model_step"] for evaluation in evaluations],
         "training": [
-            {key: summary[key] for key in ("steps", "wall_time", "steps_per_second", "time_to_95", "step_to_95")} for summary in summaries
+            {
+                key: summary[key]
+                for key in ("steps", "wall_time", "steps_per_second", "time_to_95", "step_to_95")
+            }
+            for summary in summaries
         ],
         "curves": [
-            [[row["step"], row["eval/success_rate"]] for row in read_metrics(run.metrics_file) if row.get("eval/success_rate") is not None]
+            [
+                [row["step"], row["eval/success_rate"]]
+                for row in read_metrics(run.metrics_file)
+                if row.get("eval/success_rate") is not None
+            ]
             for run in runs
         ],
     }
@@ -116,7 +136,9 @@ def _plot(result: dict[str, Any], path: Path) -> None:
     axes = figure.subplots()
     for seed, curve in zip(result["seeds"], result["curves"], strict=True):
         axes.plot([step for step, _ in curve], [100 * rate for _, rate in curve], label=f"seed {seed}")
-    axes.axhline(100 * result["success_once"]["base"]["mean"], color="gray", linestyle="--", label="base policy")
+    axes.axhline(
+        100 * result["success_once"]["base"]["mean"], color="gray", linestyle="--", label="base policy"
+    )
     axes.set(xlabel="env steps", ylabel="success in evaluation [%]", ylim=(-2, 102), title=result["task"])
     axes.legend()
     figure.savefig(path, dpi=110)
@@ -125,14 +147,25 @@ def _plot(result: dict[str, Any], path: Path) -> None:
 def _print(result: dict[str, Any]) -> None:
     print(f"{result['task']}, seeds {result['seeds']}, {result['n_episodes']} episodes each")
     for policy, rate in result["success_once"].items():
-        interval = "" if rate["interval"] is None else f" [{100 * rate['interval'][0]:.1f}, {100 * rate['interval'][1]:.1f}]"
+        interval = (
+            ""
+            if rate["interval"] is None
+            else f" [{100 * rate['interval'][0]:.1f}, {100 * rate['interval'][1]:.1f}]"
+        )
         per_seed = f" ({', '.join(f'{100 * r:.1f}' for r in rate['per_seed'])})" if "per_seed" in rate else ""
         print(f"  {policy:<9} {100 * rate['mean']:.1f} %{interval}{per_seed}")
         if "pooled" in rate:
             low, high = rate["pooled"]["interval"]
-            print(f"  {'':<9} all {rate['pooled']['n']} episodes as one sample: [{100 * low:.1f}, {100 * high:.1f}]")
+            print(
+                f"  {'':<9} all {rate['pooled']['n']} episodes as one sample: "
+                f"[{100 * low:.1f}, {100 * high:.1f}]"
+            )
     for seed, training in zip(result["seeds"], result["training"], strict=True):
-        reached = "never" if training["time_to_95"] is None else f"after {training['time_to_95']:.0f} s, {training['step_to_95']:,} steps"
+        reached = (
+            "never"
+            if training["time_to_95"] is None
+            else f"after {training['time_to_95']:.0f} s, {training['step_to_95']:,} steps"
+        )
         print(f"  seed {seed}: {training['steps']:,} steps in {training['wall_time']:.0f} s; 95 % {reached}")
 
 

@@ -36,7 +36,9 @@ from train_seeds import run_cli, train_run
 
 def main() -> None:
     """Train the missing runs, write the results and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("file", type=Path, help="the variants")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument(
@@ -50,7 +52,11 @@ def main() -> None:
     options = parser.parse_args()
     spec = json.loads(options.file.read_text())
     name, variants = spec["name"], spec["variants"]
-    runs = {(variant, seed): RunFolder(options.runs / f"{name}-{slug(variant)}-{seed}") for variant in variants for seed in options.seeds}
+    runs = {
+        (variant, seed): RunFolder(options.runs / f"{name}-{slug(variant)}-{seed}")
+        for variant in variants
+        for seed in options.seeds
+    }
 
     # Create the files, and train what is missing.
     for path, arguments in spec.get("files", {}).items():
@@ -63,9 +69,14 @@ def main() -> None:
     # Collect the curves of the finished runs, save and print.
     rows = {}
     for variant, flags in variants.items():
-        trained = {seed: runs[variant, seed] for seed in options.seeds if runs[variant, seed].final_model.exists()}
+        trained = {
+            seed: runs[variant, seed] for seed in options.seeds if runs[variant, seed].final_model.exists()
+        }
         if trained:
-            commits = {seed: json.loads((run.path / "versions.json").read_text())["git"] for seed, run in trained.items()}
+            commits = {
+                seed: json.loads((run.path / "versions.json").read_text())["git"]
+                for seed, run in trained.items()
+            }
             rows[variant] = {
                 "flags": flags,
                 "git": commits,
@@ -102,7 +113,11 @@ def curve(run: RunFolder) -> list[list[float]]:
     """[env steps, success rate, number of episodes] of each evaluation of a run."""
     episodes = json.loads(run.config_file.read_text())["run"]["eval_episodes"]
     rows = read_metrics(run.metrics_file)
-    return [[row["step"], row["eval/success_rate"], episodes] for row in rows if row.get("eval/success_rate") is not None]
+    return [
+        [row["step"], row["eval/success_rate"], episodes]
+        for row in rows
+        if row.get("eval/success_rate") is not None
+    ]
 
 
 def pooled(curves: list[list[list[float]]], index: int) -> tuple[list[float], str]:
@@ -110,7 +125,9 @@ def pooled(curves: list[list[list[float]]], index: int) -> tuple[list[float], st
     points = [curve[index] for curve in curves]
     outcomes = [i < round(rate * episodes) for _, rate, episodes in points for i in range(int(episodes))]
     summary = proportion(outcomes)
-    return [rate for _, rate, _ in points], f"{100 * summary.mean:.1f} {interval_text('success_once', summary.to_json()['interval'])}"
+    return [
+        rate for _, rate, _ in points
+    ], f"{100 * summary.mean:.1f} {interval_text('success_once', summary.to_json()['interval'])}"
 
 
 def _print(rows: dict[str, Any]) -> None:

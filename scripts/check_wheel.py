@@ -84,9 +84,14 @@ def check_installed(wheel: Path, folder: Path) -> None:
     ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     for command in commands:
-        run = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False)
+        run = subprocess.run(
+            command, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False
+        )
         if run.returncode:
-            sys.exit(f"{wheel.name}: {' '.join(command[:2])} failed with {run.returncode}:\n{run.stdout}{run.stderr}")
+            sys.exit(
+                f"{wheel.name}: {' '.join(command[:2])} failed with {run.returncode}:\n"
+                f"{run.stdout}{run.stderr}"
+            )
 
 
 def main() -> None:

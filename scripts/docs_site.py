@@ -37,7 +37,11 @@ def repository_path(path: str) -> str:
 
 def links(page: str, text: str) -> list[str]:
     """Files of the repository that a page links to, other sites left out."""
-    targets = [match[2] for match in LINK.finditer(CODE.sub("", text)) if "://" not in match[2] and not match[2].startswith("mailto:")]
+    targets = [
+        match[2]
+        for match in LINK.finditer(CODE.sub("", text))
+        if "://" not in match[2] and not match[2].startswith("mailto:")
+    ]
     return [posixpath.normpath(posixpath.join(posixpath.dirname(page), target)) for target in targets]
 
 
@@ -47,7 +51,11 @@ def on_files(files: Files, config: Any) -> Files:
     wanted = set(PAGES)
     for page in pages:
         if page.endswith(".md"):
-            wanted |= {path for path in links(page, (ROOT / page).read_text(encoding="utf-8")) if not path.startswith("docs/")}
+            wanted |= {
+                path
+                for path in links(page, (ROOT / page).read_text(encoding="utf-8"))
+                if not path.startswith("docs/")
+            }
     for path in sorted(wanted):
         if (ROOT / path).is_file() and files.get_file_from_path(site_path(path)) is None:
             files.append(File.generated(config, site_path(path), abs_src_path=os.fspath(ROOT / path)))

@@ -35,7 +35,11 @@ def field_docs(cls: type) -> dict[str, str]:
             continue
         body = ast.parse(inspect.getsource(base)).body[0].body  # type: ignore[attr-defined]
         for field, text in itertools.pairwise(body):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(text, ast.Expr)
+                and isinstance(text.value, ast.Constant)
+            ):
                 docs[field.target.id] = inspect.cleandoc(text.value.value).replace("\n", " ")  # type: ignore[union-attr]
     return docs
 
@@ -72,7 +76,9 @@ def table(docs: dict[str, str], names: Iterable[str], columns: dict[str, dict[st
 def run_settings() -> tuple[list[str], dict[str, dict[str, Any]]]:
     """Names of the run settings whose defaults depend on the learner, and their values for each learner."""
     defaults = {**vars(ResidualCfg()), **vars(RunCfg())}
-    changed = {learner: dict(LEARNERS.get(learner).train_overrides) for learner in ("sac", "policy-decorator")}
+    changed = {
+        learner: dict(LEARNERS.get(learner).train_overrides) for learner in ("sac", "policy-decorator")
+    }
     names = [name for name in defaults if any(name in overrides for overrides in changed.values())]
     return names, {f"`{learner}`": {**defaults, **overrides} for learner, overrides in changed.items()}
 

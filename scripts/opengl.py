@@ -34,7 +34,9 @@ renderer.close()
 def quietly(command: list[str], environment: dict[str, str]) -> bool:
     """Run a command without output; returns whether it succeeded within five minutes."""
     try:
-        run = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=300, check=False)
+        run = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=300, check=False
+        )
     except subprocess.TimeoutExpired:
         return False
     return run.returncode == 0
@@ -70,7 +72,8 @@ def main() -> None:
                 break
     if backend is None:
         print(
-            "OpenGL: no working library, so no videos and no cameras. To fix it: apt-get install libosmesa6 (or libegl1), then make opengl"
+            "OpenGL: no working library, so no videos and no cameras. "
+            "To fix it: apt-get install libosmesa6 (or libegl1), then make opengl"
         )
     else:
         print(f"OpenGL: MuJoCo renders with MUJOCO_GL={backend}")

@@ -34,7 +34,9 @@ def quietly(command: list[str]) -> bool:
     """Run a command without output; returns whether it succeeded within ten minutes."""
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     try:
-        run = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=600, check=False)
+        run = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=600, check=False
+        )
     except subprocess.TimeoutExpired:
         return False
     return run.returncode == 0

@@ -44,7 +44,9 @@ hypothesis.settings.load_profile("fixed")
 
 ENVIRONMENTS = {"maniskill": "mani_skill", "lerobot": "lerobot"}
 """Marker of the tests that need an environment of their own -> the library that is installed there."""
-_NEEDS = re.compile(rf"^pytestmark = .*pytest\.mark\.({'|'.join(ENVIRONMENTS)})\b", re.MULTILINE)
+_NEEDS = re.compile(
+    rf"^pytestmark = (?:\[[^\]]*?)?[^\n]*?pytest\.mark\.({'|'.join(ENVIRONMENTS)})\b", re.MULTILINE
+)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -122,9 +124,8 @@ def opengl() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_workers_left() -> Iterator[None]:
-    """End what ManiSkill's tests started, while the interpreter is still whole."""
+    """End the processes that worker pools were forked from while the interpreter is still whole."""
     yield
-    started = sys.modules.get("residual_rl.envs.maniskill.nursery")
-    if started is not None:
-        started.nursery().close()
-        started.nursery.cache_clear()
+    process = sys.modules.get("residual_rl.envs.workers.process")
+    if process is not None:
+        process.close_fork_servers()

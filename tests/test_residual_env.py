@@ -254,7 +254,7 @@ class Failing(fakes.Homing):
     [
         ("raises", BasePolicyError, "base policy 'it' failed: ConnectionError: server gone"),
         ("shape", BasePolicyError, r"base policy 'it' gave \(3, 2\)"),
-        ("nan", NonFiniteError, r"base policy 'it' is not finite in world\(s\) \[0, 1, 2\]"),
+        ("nan", NonFiniteError, r"base policy 'it' is not finite in env\(s\) \[0, 1, 2\]"),
     ],
 )
 def test_failures_of_the_base_policy_end_the_run_with_its_name(failure: str, error: type[Exception], message: str) -> None:

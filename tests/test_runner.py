@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from paths import HELPERS
-from tiny_runs import CLI_TINY, config, different, metric_rows, files, last_state, slow, train
+from tiny_runs import CLI_TINY, config, different, files, last_state, metric_rows, slow, train
 from torch import Tensor
 
 from residual_rl.cli.main import main

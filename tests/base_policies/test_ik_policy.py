@@ -20,8 +20,8 @@ from residual_rl.base_policies.ik import IKCfg
 from residual_rl.base_policies.ik_policy import IKPolicy, turn_to
 from residual_rl.cli.main import main
 from residual_rl.config import TrainCfg, replace_fields
-from residual_rl.envs.maniskill.sim_env import World
-from residual_rl.envs.maniskill.spec import Facts, WorldSettings
+from residual_rl.envs.maniskill.sim_env import ManiSkillEnv
+from residual_rl.envs.maniskill.spec import EnvDescription, ManiSkillEnvCfg
 from residual_rl.envs.maniskill.vec_env import ManiSkillVecEnv
 from residual_rl.errors import ConfigError
 from residual_rl.factory import make_residual_env
@@ -129,8 +129,8 @@ def test_a_target_is_reached_from_above() -> None:
 
 def test_the_jacobian_is_the_simulators() -> None:
     """Against differences of the tool's pose where the simulator's joints are put aside."""
-    world = World(WorldSettings("PickCube-v1"))
-    arm = world.facts.arm
+    world = ManiSkillEnv(ManiSkillEnvCfg("PickCube-v1"))
+    arm = world.description.arm
     assert arm is not None
     assert arm.joint_names == arm.moving_joint_names == tuple(f"panda_joint{i}" for i in range(1, 8))
     robot, tool = world.env.agent.robot, world.env.agent.tcp
@@ -515,5 +515,5 @@ def test_settings_are_checked(settings: dict[str, float]) -> None:
 
 
 def test_facts_of_an_arm_go_through_json() -> None:
-    facts = Facts("stick", "odd", 5, 20.0, {}, (), (0.1,), 2, True, "Task-v1", ARM)
-    assert Facts.from_json(json.loads(json.dumps(facts.to_json()))) == facts
+    description = EnvDescription("stick", "odd", 5, 20.0, {}, (), (0.1,), 2, True, "Task-v1", ARM)
+    assert EnvDescription.from_json(json.loads(json.dumps(description.to_json()))) == description

@@ -75,7 +75,7 @@ def failing() -> Iterator[type[Failing]]:
         ("chunk", 2, "base policy 'failing' gave (4, 2, 6); expected a tensor of shape (4, 1, 6)"),
         ("list", 2, "base policy 'failing' gave list; expected a tensor of shape (4, 1, 6)"),
         ("none", 2, "base policy 'failing' gave NoneType; expected a tensor of shape (4, 1, 6)"),
-        ("nan", 3, "the base action of base policy 'failing' is not finite in world(s) [0, 1, 2, 3]"),
+        ("nan", 3, "the base action of base policy 'failing' is not finite in env(s) [0, 1, 2, 3]"),
     ],
 )
 def test_a_base_policy_that_fails_is_named_and_what_was_trained_is_kept(
@@ -172,8 +172,8 @@ CONTEXT = ["state_before", "action", "seed", "step"]
     ("spoil", "message", "dumped"),
     [
         (nan_in_the_simulation, "the simulation diverged (NaN or huge values; MuJoCo warns BADQPOS) in world(s) [2]", CONTEXT),
-        (nan_in_the_reward, "reward is not finite in world(s) [2]", CONTEXT),
-        (nan_in_the_observation, "goal is not finite in world(s) [2]", CONTEXT),
+        (nan_in_the_reward, "reward is not finite in env(s) [2]", CONTEXT),
+        (nan_in_the_observation, "goal is not finite in env(s) [2]", CONTEXT),
         (nan_in_a_gradient, "the gradient of ", []),
     ],
 )

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from full_disk import fill
-from tiny_runs import CLI_TINY, config, different, metric_rows, last_state, train
+from tiny_runs import CLI_TINY, config, different, last_state, metric_rows, train
 
 from residual_rl.cli.main import main
 from residual_rl.exported_policy import export_policy

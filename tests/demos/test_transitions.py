@@ -193,7 +193,7 @@ def test_a_run_with_demonstrations_resumes_bit_for_bit_and_without_their_file(tm
     pieces = train(tmp_path / "pieces", resume=True, demos=str(gone), **settings)
     states = [from_bytes(to_bytes(runner.state_dict(), "checkpoint"), "checkpoint") for runner in (whole, pieces)]
     assert different(*states) == []
-    assert metrics(tmp_path / "whole") == metrics(tmp_path / "pieces")
+    assert metric_rows(tmp_path / "whole") == metric_rows(tmp_path / "pieces")
     demonstrated = states[0]["learner"]["demonstrations"]["segments"]["000000"]["columns"]
     assert len(demonstrated["reward"]) > 20
     assert demonstrated["residual_action"].abs().max() < 1e-3  # the base policy showed itself

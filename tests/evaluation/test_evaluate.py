@@ -162,7 +162,7 @@ def test_evaluate__return_magnitude_and_change_by_hand(num_envs: int) -> None:
 
 
 def test_evaluate__magnitude_is_before_the_clip_and_change_is_of_executed_actions() -> None:
-    """Residual (1, -1) · 0.5 in every second step: actions (0.25, -0.5), (0.75, -1), …, magnitudes 0, √0.5, …"""
+    """Residual (1, -1) · 0.5 in every second step: actions (0.25, -0.5), (0.75, -1), …; sizes 0, √0.5"""
     env, inner = make(1)
 
     def jumping(obs: Obs) -> Tensor:

@@ -48,7 +48,10 @@ def command_path() -> str:
 def test_version__is_the_same_everywhere() -> None:
     version = residual_rl.__version__
     assert importlib.metadata.version("residual-rl") == version
-    assert re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1].strip("\"'") == version  # type: ignore[index]
+    assert (
+        re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1].strip("\"'")
+        == version
+    )  # type: ignore[index]
     newest = re.search(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert newest is not None
     assert newest[1] == version
@@ -166,7 +169,11 @@ def test_files__contain_no_path_of_one_machine() -> None:
         except UnicodeDecodeError:
             continue  # a picture
         lines = enumerate(text.splitlines(), 1)
-        found += [f"{path.relative_to(ROOT)}:{number}: {line.strip()}" for number, line in lines if MACHINE_PATH.search(line)]
+        found += [
+            f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+            for number, line in lines
+            if MACHINE_PATH.search(line)
+        ]
     assert found == []
 
 
@@ -174,7 +181,9 @@ def test_constraints__pin_every_dependency() -> None:
     pins = {}
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         if line and not line.startswith("#"):
-            assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line), f"{line!r} is not one public version"
+            assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line), (
+                f"{line!r} is not one public version"
+            )
             name, version = line.split("==")
             pins[re.sub(r"[-_.]+", "-", name).lower()] = version
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -47,7 +47,9 @@ def test_uniform__depends_on_seed_and_stream_alone(seeds: list[int], stream: int
     assert drawn.dtype == torch.float64
     assert ((drawn >= 0) & (drawn < 1)).all()
     for i, seed in enumerate(seeds):
-        alone = uniform(torch.tensor([seed]), stream, n + 2)  # the first n do not depend on how many are asked for
+        alone = uniform(
+            torch.tensor([seed]), stream, n + 2
+        )  # the first n do not depend on how many are asked for
         assert torch.equal(drawn[i], alone[0, :n])
 
 

@@ -25,7 +25,9 @@ from residual_rl.factory import make_learner, make_residual_env
 from residual_rl.registry import TASKS
 from residual_rl.visualization import viewer
 
-CFG = replace_fields(TrainCfg.default("so101-paper"), {"max_episode_steps": 8, "num_threads": 1, "minibatch_size": 64})
+CFG = replace_fields(
+    TrainCfg.default("so101-paper"), {"max_episode_steps": 8, "num_threads": 1, "minibatch_size": 64}
+)
 
 
 @pytest.fixture
@@ -56,8 +58,12 @@ def test_save_cameras__writes_a_png_for_each_camera(
 ) -> None:
     folder = tmp_path / "new" / "views"
     assert view.main(["so101-paper", "--cameras", str(folder), "--camera-size", "48", "64"]) == 0
-    assert sorted(capsys.readouterr().out.split()) == sorted(str(folder / f"{name}.png") for name in ("top", "wrist", "scene"))
-    assert {name: picture.shape for name, picture in pictures(folder).items()} == dict.fromkeys(("top", "wrist", "scene"), (48, 64, 3))
+    assert sorted(capsys.readouterr().out.split()) == sorted(
+        str(folder / f"{name}.png") for name in ("top", "wrist", "scene")
+    )
+    assert {name: picture.shape for name, picture in pictures(folder).items()} == dict.fromkeys(
+        ("top", "wrist", "scene"), (48, 64, 3)
+    )
 
 
 @pytest.mark.slow
@@ -110,7 +116,12 @@ def test_view__writes_a_video_of_one_episode(
 ) -> None:
     pytest.importorskip("imageio_ffmpeg")
     path = tmp_path / "new" / "episode.mp4"
-    assert view.main(["so101-paper", "--video", str(path), "--camera-size", "48", "64", "--max-episode-steps", "3"]) == 0
+    assert (
+        view.main(
+            ["so101-paper", "--video", str(path), "--camera-size", "48", "64", "--max-episode-steps", "3"]
+        )
+        == 0
+    )
     assert path.read_bytes()[4:8] == b"ftyp"
     assert capsys.readouterr().out.strip() == str(path)
 
@@ -182,7 +193,9 @@ def test_watch__shows_episodes_until_the_window_is_closed(
         "episode 6: no success after 8 steps",
     ]
     sheet = [tuple(scene[6:8].tolist()) for scene in window.scenes]
-    assert np.linalg.norm(np.subtract(sheet[7], sheet[0])) < 0.02  # the end of the first episode, not the start of the second
+    assert (
+        np.linalg.norm(np.subtract(sheet[7], sheet[0])) < 0.02
+    )  # the end of the first episode, not the start of the second
     assert np.linalg.norm(np.subtract(sheet[8], sheet[7])) > 0.02
     viewer.watch(env, no_residual(env), 5, FakeViewer(10**6), lines.append, num_episodes=1)  # type: ignore[arg-type]
     assert len(lines) == 3

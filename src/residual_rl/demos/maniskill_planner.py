@@ -9,11 +9,11 @@ import torch
 
 from residual_rl.demos.episode import Demo, Lost
 from residual_rl.envs.maniskill.motion_planner import Arrays, require_planner
-from residual_rl.envs.maniskill.planner_pool import PlanCfg, PlanningWorkers
+from residual_rl.envs.maniskill.planner_pool import PlanCfg, PlannerPool
 from residual_rl.envs.maniskill.vec_env import maniskill_seeds
 from residual_rl.errors import ConfigError
 from residual_rl.tasks.maniskill.config import ManiSkillCfg
-from residual_rl.tasks.maniskill.factory import world_settings
+from residual_rl.tasks.maniskill.factory import make_env_cfg
 
 
 class MotionPlanning:
@@ -29,13 +29,15 @@ class MotionPlanning:
 
     def __init__(self, cfg: ManiSkillCfg, num_workers: int, time_limit: float):
         require_planner()
-        settings = world_settings(dataclasses.replace(cfg, sim_backend="physx_cpu"))
-        plan = PlanCfg(settings, cfg.max_episode_steps, cfg.ignore_terminations, time_limit)
-        self._workers = PlanningWorkers(plan, cfg.num_workers or num_workers)
-        facts, self.max_episode_steps = self._workers.facts, self._workers.max_episode_steps
-        self.control_hz, self.action_unit = facts.control_hz, list(facts.action_unit)
-        self.action_unit_name = facts.action_unit_name
-        self.task = dataclasses.replace(cfg, control_mode=facts.control_mode, max_episode_steps=self.max_episode_steps)
+        env_cfg = make_env_cfg(dataclasses.replace(cfg, sim_backend="physx_cpu"))
+        plan = PlanCfg(env_cfg, cfg.max_episode_steps, cfg.ignore_terminations, time_limit)
+        self._workers = PlannerPool(plan, cfg.num_workers or num_workers)
+        description, self.max_episode_steps = self._workers.description, self._workers.max_episode_steps
+        self.control_hz, self.action_unit = description.control_hz, list(description.action_unit)
+        self.action_unit_name = description.action_unit_name
+        self.task = dataclasses.replace(
+            cfg, control_mode=description.control_mode, max_episode_steps=self.max_episode_steps
+        )
 
     def episodes(self, seeds: Sequence[int], stopped: Callable[[], bool]) -> Iterator[Demo | Lost]:
         """See `Planner`."""
@@ -65,5 +67,7 @@ def _demo(seed: int, arrays: Arrays) -> Demo:
 def make(cfg: ManiSkillCfg, num_workers: int, time_limit: float) -> MotionPlanning:
     """The planner of a task. Raises `ConfigError` for what ManiSkill has no solution of."""
     if cfg.sim_backend == "physx_cuda":
-        raise ConfigError("motion planning runs in ManiSkill's CPU simulation: leave out --sim-backend physx_cuda")
+        raise ConfigError(
+            "motion planning runs in ManiSkill's CPU simulation: leave out --sim-backend physx_cuda"
+        )
     return MotionPlanning(cfg, num_workers, time_limit)

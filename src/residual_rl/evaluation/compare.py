@@ -40,7 +40,9 @@ def run_episodes(
     env = make_residual_env(cfg, min(len(seeds), num_envs), base_policy_id=base_policy_id)
     if exported is not None:
         env.residual_scale = exported.residual_scale
-    policy = exported.actor(env.observation_space, env.action_dim, env.device) if exported else no_residual(env)
+    policy = (
+        exported.actor(env.observation_space, env.action_dim, env.device) if exported else no_residual(env)
+    )
     with ProgressBar(len(seeds), unit="episodes", title=name) as bar:
         episodes = evaluate(env, policy, seeds, on_progress=bar.update)
     env.close()
@@ -78,11 +80,14 @@ def summarize(
         "policies": {name: _summaries(episodes, seeds) for name, episodes in results.items()},
         "paired": {},
     }
+    # Paired differences of the metrics that both policies have.
     for first, second in pairs:
         if first in results and second in results:
             one, other = (evaluation["policies"][name] for name in (first, second))
             evaluation["paired"][f"{first}-{second}"] = {
-                metric: statistics.paired_difference(_by_seed(one[metric]), _by_seed(other[metric]), is_rate(metric)).to_json()
+                metric: statistics.paired_difference(
+                    _by_seed(one[metric]), _by_seed(other[metric]), is_rate(metric)
+                ).to_json()
                 for metric in one
                 if metric in other
             }

@@ -42,12 +42,16 @@ def read_evaluation(path: Path | str) -> dict[str, Any]:
 def policies_of(evaluation: Mapping[str, Any]) -> list[str]:
     """Names of the policies: residual, base and zero first, then the others in alphabetical order."""
     order = ["residual", "base", "zero"]
-    return sorted(evaluation["policies"], key=lambda name: (order.index(name) if name in order else len(order), name))
+    return sorted(
+        evaluation["policies"], key=lambda name: (order.index(name) if name in order else len(order), name)
+    )
 
 
 def metrics_of(evaluation: Mapping[str, Any]) -> list[str]:
     """Names of the metrics: success, return and length first, then those of the task in stored order."""
-    names = dict.fromkeys(metric for policy in policies_of(evaluation) for metric in evaluation["policies"][policy])
+    names = dict.fromkeys(
+        metric for policy in policies_of(evaluation) for metric in evaluation["policies"][policy]
+    )
     return [m for m in LABELS if m in names] + [m for m in names if m not in LABELS]
 
 

@@ -60,9 +60,12 @@ def evaluate(
     done = torch.zeros(len(seeds), dtype=torch.bool)
     episodes: Episodes = {}
     sums = {
-        name: torch.zeros(env.num_envs, device=env.device) for name in ("return", "residual_magnitude", "action_change", "residual_scale")
+        name: torch.zeros(env.num_envs, device=env.device)
+        for name in ("return", "residual_magnitude", "action_change", "residual_scale")
     }
-    last_action = torch.full((env.num_envs, len(env.vec_env.action_unit)), torch.nan, device=env.device)  # NaN: the episode has just begun
+    last_action = torch.full(
+        (env.num_envs, len(env.vec_env.action_unit)), torch.nan, device=env.device
+    )  # NaN: the episode has just begun
     for transition, info in _steps_until(done, env, policy):
         # Add this step.
         change = transition.action - last_action
@@ -107,7 +110,9 @@ def evaluate(
     return episodes
 
 
-def _steps_until(done: Tensor, env: ResidualEnv, policy: Policy) -> Iterator[tuple[Transition, dict[str, Any]]]:
+def _steps_until(
+    done: Tensor, env: ResidualEnv, policy: Policy
+) -> Iterator[tuple[Transition, dict[str, Any]]]:
     """Step the env until all of `done` [N] is true."""
     while not done.all():
         yield from env.steps(policy(env.obs))

@@ -72,7 +72,9 @@ def _cell(metric: str, summary: Mapping[str, Any] | None, sign: bool = False) ->
     if summary is None:
         return "–"
     interval = interval_text(metric, summary["interval"])
-    return value_text(metric, summary["mean"], sign) + (f"\n[dim]{escape(interval)}[/dim]" if interval else "")
+    return value_text(metric, summary["mean"], sign) + (
+        f"\n[dim]{escape(interval)}[/dim]" if interval else ""
+    )
 
 
 def _minus(text: str) -> str:

@@ -245,6 +245,7 @@ def time_plot(rows: Rows, evaluation: Mapping[str, Any] | None) -> Plot | None: 
     if not timed and not steps:
         return None
     figure, axes = make_axes(bool(timed) + bool(steps), columns=2, height=2.8)
+    # Share of each part in the time so far.
     if timed:
         axis = axes[0]
         totals = [max(sum(column), 1e-9) for column in zip(*seconds, strict=True)]
@@ -257,6 +258,7 @@ def time_plot(rows: Rows, evaluation: Mapping[str, Any] | None) -> Plot | None: 
         axis.set_ylim(0, 1)
         format_steps(axis)
         figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=min(6, len(tags)))
+    # Speed.
     if steps:
         axes[-1].plot(steps, speed, color=COLORS["residual"])
         axes[-1].set_title("Steps per second")
@@ -278,6 +280,7 @@ def _scatter(axis: Axes, policies: Mapping[str, Any], metric: str) -> None:
     residual, base = (policies[name][metric]["per_episode"] for name in ("residual", "base"))
     won = [policies[name].get("success_once", {}).get("per_episode", {}) for name in ("residual", "base")]
     names = list(OUTCOMES)
+    # Group the seeds by the outcomes of both policies.
     groups: dict[str, list[str]] = {name: [] for name in names}
     for seed in residual:
         if seed in base:
@@ -286,6 +289,7 @@ def _scatter(axis: Axes, policies: Mapping[str, Any], metric: str) -> None:
     for name, seeds in groups.items():
         x, y = [base[seed] for seed in seeds], [residual[seed] for seed in seeds]
         axis.scatter(x, y, s=13, color=OUTCOMES[name], alpha=0.7, linewidths=0, label=name)
+    # A square plot with the diagonal on which both policies are equal.
     low, high = min(axis.get_xlim()[0], axis.get_ylim()[0]), max(axis.get_xlim()[1], axis.get_ylim()[1])
     axis.plot([low, high], [low, high], "--", color=INK, alpha=0.4, linewidth=1)
     axis.set(xlim=(low, high), ylim=(low, high), xlabel="base", ylabel="residual")

@@ -23,7 +23,9 @@ __all__ = ["format_table", "write_report"]
 KEY_PACKAGES = ("residual-rl", "torch", "mujoco", "gymnasium", "numpy")
 
 
-def write_report(run_dir: Path | str, evaluation: Mapping[str, Any] | None = None, plot: bool = False) -> Path:
+def write_report(
+    run_dir: Path | str, evaluation: Mapping[str, Any] | None = None, plot: bool = False
+) -> Path:
     """Write `run_dir/report.html` from the files of the run folder.
 
     Args:
@@ -51,16 +53,20 @@ def write_report(run_dir: Path | str, evaluation: Mapping[str, Any] | None = Non
     return path
 
 
-def _page(run: RunFolder, evaluation: Mapping[str, Any] | None, rows: list[dict[str, Any]], plots: list[Plot]) -> Iterator[str]:
+def _page(
+    run: RunFolder, evaluation: Mapping[str, Any] | None, rows: list[dict[str, Any]], plots: list[Plot]
+) -> Iterator[str]:
     config = _read_json(run.config_file)
     summary = _read_json(run.summary_file)
     task = str((evaluation or {}).get("task") or config.get("task_id") or run.path.name)
+    # Head, headline and cards.
     yield '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
     yield f"<title>{escape(task)} · residual_rl</title>\n<style>\n{_css()}</style>\n</head>\n<body>\n<main>\n"
     yield f'<header><div class="eyebrow">{escape(task)}</div>\n<h1>{escape(headline(evaluation))}</h1>\n'
     yield f'<p class="lead">{escape(_lead(evaluation, run))}</p></header>\n'
     yield _cards(evaluation, rows, summary)
+    # Video, results, plots and settings.
     if (run.path / "video.mp4").exists():
         yield '<section><h2>Video</h2><p class="note">The same episodes, side by side.</p>'
         yield '<video src="video.mp4" controls muted loop autoplay playsinline></video></section>\n'
@@ -78,7 +84,11 @@ def headline(evaluation: Mapping[str, Any] | None) -> str:
     policies = (evaluation or {}).get("policies", {})
     residual, base = (policies.get(name, {}).get("success_once") for name in ("residual", "base"))
     if residual and base:
-        others = [name for name in policies if name not in ("residual", "base", "zero") and "success_once" in policies[name]]
+        others = [
+            name
+            for name in policies
+            if name not in ("residual", "base", "zero") and "success_once" in policies[name]
+        ]
         more = "".join(f", {_percent(policies[name]['success_once'])} {name}" for name in others)
         alone = f"{_percent(base)} with the base policy alone"
         return f"{_percent(residual)} of episodes succeed with the residual, {alone}{more}."
@@ -107,16 +117,20 @@ def _lead(evaluation: Mapping[str, Any] | None, run: RunFolder) -> str:
     return f"{text} The env settings, including randomisation, are those of training."
 
 
-def _cards(evaluation: Mapping[str, Any] | None, rows: list[dict[str, Any]], summary: Mapping[str, Any]) -> str:
+def _cards(
+    evaluation: Mapping[str, Any] | None, rows: list[dict[str, Any]], summary: Mapping[str, Any]
+) -> str:
     cards = []
     for name in policies_of(evaluation) if evaluation else ():
         rate = evaluation["policies"][name].get("success_once")  # type: ignore[index]
         if rate:
             cards.append((name, f"Success, {name}", _percent(rate), _interval("success_once", rate)))
+    # Paired difference.
     difference = (evaluation or {}).get("paired", {}).get(PAIR, {}).get("success_once")
     if difference:
         text = value_text("success_once", difference["mean"], sign=True)
         cards.append(("difference", "Residual − base", text, _interval("success_once", difference)))
+    # Duration of training.
     if rows:
         seconds = summary.get("wall_time")
         more = f"steps in {clock_time(seconds)}" if seconds else "environment steps"
@@ -163,7 +177,9 @@ def _cell(metric: str, summary: Mapping[str, Any] | None, sign: bool = False) ->
     return f"<td>{f'<b>{value}</b>' if is_rate(metric) else value}<span>{interval}</span></td>"
 
 
-def _reproduce(run: RunFolder, evaluation: Mapping[str, Any] | None, config: dict[str, Any], summary: dict[str, Any]) -> str:
+def _reproduce(
+    run: RunFolder, evaluation: Mapping[str, Any] | None, config: dict[str, Any], summary: dict[str, Any]
+) -> str:
     versions = _read_json(run.path / "versions.json")
     packages, git = versions.get("packages", {}), versions.get("git") or {}
     short = {
@@ -181,8 +197,16 @@ def _reproduce(run: RunFolder, evaluation: Mapping[str, Any] | None, config: dic
         ("All packages", packages),
     ]
     command_file = run.path / "command.txt"
-    command = f"<pre>{escape(command_file.read_text(encoding='utf-8').strip())}</pre>" if command_file.exists() else ""
-    body = "".join(f"<details><summary>{escape(title)}</summary>{_settings(table)}</details>\n" for title, table in tables if table)
+    command = (
+        f"<pre>{escape(command_file.read_text(encoding='utf-8').strip())}</pre>"
+        if command_file.exists()
+        else ""
+    )
+    body = "".join(
+        f"<details><summary>{escape(title)}</summary>{_settings(table)}</details>\n"
+        for title, table in tables
+        if table
+    )
     note = '<p class="note">Command line, settings and versions.</p>'
     return f"<section><h2>Reproduce it</h2>{note}{command}\n{body}</section>\n"
 

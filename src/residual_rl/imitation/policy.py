@@ -3,7 +3,6 @@ policies."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,9 +42,7 @@ class ILPolicy(BasePolicy):
         self.num_obs_steps = settings.num_obs_steps
         self.chunk_size = settings.chunk_size
         self.num_action_steps = cfg.num_action_steps or settings.num_action_steps
-        self.inputs: Mapping[str, tuple[int, ...]] = {
-            key: settings.obs_shapes[key] for key in settings.obs_keys
-        }  # type: ignore[misc]
+        self.inputs = {key: settings.obs_shapes[key] for key in settings.obs_keys}  # type: ignore[misc]
         self._cfg = cfg
         self._device = device
         self._dtype = torch.float64 if device.type == "cpu" else torch.float32

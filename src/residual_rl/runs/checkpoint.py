@@ -81,9 +81,13 @@ def load(path: Path | str, kind: Kind) -> State:
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist; expected a residual_rl {kind} (.safetensors)") from error
+        raise CheckpointError(
+            f"{path} does not exist; expected a residual_rl {kind} (.safetensors)"
+        ) from error
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}; expected a residual_rl {kind} (.safetensors)") from error
+        raise CheckpointError(
+            f"cannot read {path}: {error.strerror}; expected a residual_rl {kind} (.safetensors)"
+        ) from error
     return from_bytes(data, kind, str(path), SegmentFolder(path.parent.parent / FOLDER))
 
 
@@ -100,23 +104,31 @@ def to_bytes(state: State, kind: Kind, manifest: Manifest | None = None) -> byte
     return bytes(save_safetensors(tensors, {_METADATA_KEY: _canonical(document)}))
 
 
-def from_bytes(data: bytes, kind: Kind, name: str = "the data", segments: SegmentFolder | None = None) -> State:
+def from_bytes(
+    data: bytes, kind: Kind, name: str = "the data", segments: SegmentFolder | None = None
+) -> State:
     """Decode the content of a file. `name` is used in errors, and `segments` has those of the manifest."""
     # Decode tensors and description, and check kind and checksum.
     try:
         tensors = load_safetensors(data)
     except (SafetensorError, KeyError) as error:  # KeyError: a dtype that torch lacks
-        raise CheckpointError(f"{name} is truncated or not a safetensors file; expected a residual_rl {kind} ({error})") from error
+        raise CheckpointError(
+            f"{name} is truncated or not a safetensors file; expected a residual_rl {kind} ({error})"
+        ) from error
     document = _document(data, kind, name)
     version = document["format_version"]
     if document.get("kind") != kind:
         raise CheckpointError(f"{name} is a residual_rl {document.get('kind')}; expected a {kind}")
     if document.pop("sha256", None) != _digest(document, tensors):
-        raise CheckpointError(f"{name} is damaged: its contents do not match its checksum; expected a residual_rl {kind}")
+        raise CheckpointError(
+            f"{name} is damaged: its contents do not match its checksum; expected a residual_rl {kind}"
+        )
 
     # Load the segments, insert tensors and segments into the state, and convert earlier versions.
     try:
-        shared = {key: _load_segment(segments, key, digest) for key, digest in document.get("segments", {}).items()}
+        shared = {
+            key: _load_segment(segments, key, digest) for key, digest in document.get("segments", {}).items()
+        }
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{name} is incomplete: {error}") from error
     try:
@@ -184,7 +196,9 @@ class CheckpointFolder:
         for later in [s for s in files if s > step]:
             stale = files.pop(later)
             aside = stale.with_name(stale.name + ".abandoned")
-            _log.warning("%s has a later step than the checkpoint just written; renaming it to %s", stale, aside.name)
+            _log.warning(
+                "%s has a later step than the checkpoint just written; renaming it to %s", stale, aside.name
+            )
             with writing(stale):
                 stale.replace(aside)
         for old in sorted(files)[: -self.keep]:
@@ -193,7 +207,11 @@ class CheckpointFolder:
 
         # Remove segments that no kept checkpoint contains.
         kept = {s: files[s] for s in sorted(files)[-self.keep :]}
-        self._named = {s: self._named[s] if s in self._named else frozenset(_manifest(p)) for s, p in kept.items() if s != step}
+        self._named = {
+            s: self._named[s] if s in self._named else frozenset(_manifest(p))
+            for s, p in kept.items()
+            if s != step
+        }
         self._named[step] = frozenset(manifest)
         self.segments.keep(frozenset().union(*self._named.values()))
         return path
@@ -210,7 +228,10 @@ class CheckpointFolder:
 
     def files(self) -> dict[int, Path]:
         """The checkpoints by step."""
-        found = ((re.fullmatch(r"step_(\d+)\.safetensors", p.name), p) for p in self.folder.glob("step_*.safetensors"))
+        found = (
+            (re.fullmatch(r"step_(\d+)\.safetensors", p.name), p)
+            for p in self.folder.glob("step_*.safetensors")
+        )
         return {int(match.group(1)): path for match, path in found if match}
 
     def latest(self) -> tuple[int, State] | None:
@@ -227,7 +248,9 @@ class CheckpointFolder:
                 return step, state
             except CheckpointError as error:
                 if i + 1 == len(files):
-                    raise CheckpointError(f"no checkpoint in {self.folder} can be loaded; the last of {len(files)}: {error}") from error
+                    raise CheckpointError(
+                        f"no checkpoint in {self.folder} can be loaded; the last of {len(files)}: {error}"
+                    ) from error
                 _log.warning("%s; FALLING BACK to the previous checkpoint, %s", error, files[i + 1][1])
         return None
 
@@ -276,11 +299,16 @@ def _pack(value: Any, key: str, tensors: dict[str, Tensor], finite: bool, inline
     if isinstance(value, dict):
         for k in value:
             if not isinstance(k, str):
-                raise ConfigError(f"key {k!r} in state {name!r} is a {type(k).__name__}; the keys of a state are strings")
+                raise ConfigError(
+                    f"key {k!r} in state {name!r} is a {type(k).__name__}; the keys of a state are strings"
+                )
         for reserved in (_TENSOR, _SEGMENT):
             if reserved in value:
                 raise ConfigError(f"key {reserved!r} in state {name!r} is reserved; choose another")
-        return {k: _pack(v, f"{key}{k.replace('~', '~0').replace('/', '~1')}/", tensors, finite, inline) for k, v in value.items()}
+        return {
+            k: _pack(v, f"{key}{k.replace('~', '~0').replace('/', '~1')}/", tensors, finite, inline)
+            for k, v in value.items()
+        }
     if isinstance(value, list):
         return [_pack(v, f"{key}{i}/", tensors, finite, inline) for i, v in enumerate(value)]
 
@@ -291,7 +319,10 @@ def _pack(value: Any, key: str, tensors: dict[str, Tensor], finite: bool, inline
         return float(value)
     if value is None or isinstance(value, (bool, int, str)):
         return value
-    raise ConfigError(f"{name} is a {type(value).__name__}; a state contains dicts, lists, tensors, numbers, strings, booleans and None")
+    raise ConfigError(
+        f"{name} is a {type(value).__name__}; "
+        "a state contains dicts, lists, tensors, numbers, strings, booleans and None"
+    )
 
 
 def _unpack(value: Any, tensors: dict[str, Tensor], segments: dict[str, State]) -> Any:
@@ -310,7 +341,8 @@ def _unpack(value: Any, tensors: dict[str, Tensor], segments: dict[str, State]) 
 def _plain_tensor(tensor: Tensor, name: str, finite: bool) -> Tensor:
     if tensor.layout != torch.strided or tensor.dtype not in _DTYPES:
         raise ConfigError(
-            f"{name} is a {tensor.layout} tensor of {tensor.dtype}; a state contains dense tensors of bool, int, uint and float"
+            f"{name} is a {tensor.layout} tensor of {tensor.dtype}; "
+            "a state contains dense tensors of bool, int, uint and float"
         )
     tensor = tensor.detach().resolve_neg().cpu().clone(memory_format=torch.contiguous_format)
     if finite and tensor.dtype.is_floating_point and not torch.isfinite(tensor).all():
@@ -327,16 +359,25 @@ def _document(data: bytes, kind: Kind, name: str) -> dict[str, Any]:
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     text = header.get("__metadata__", {}).get(_METADATA_KEY)
     if text is None:
-        raise CheckpointError(f"{name} is a safetensors file of another program; expected a residual_rl {kind}")
+        raise CheckpointError(
+            f"{name} is a safetensors file of another program; expected a residual_rl {kind}"
+        )
     try:
         document = json.loads(text)
         version = int(document["format_version"])
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{name} is damaged: its description is unreadable; expected a residual_rl {kind}") from error
+        raise CheckpointError(
+            f"{name} is damaged: its description is unreadable; expected a residual_rl {kind}"
+        ) from error
     if version > FORMAT_VERSION:
-        raise CheckpointError(f"{name} has format version {version}; this release reads up to version {FORMAT_VERSION}: update residual_rl")
+        raise CheckpointError(
+            f"{name} has format version {version}; this release reads up to version {FORMAT_VERSION}: "
+            "update residual_rl"
+        )
     if any(step not in MIGRATIONS for step in range(version, FORMAT_VERSION)):
-        raise CheckpointError(f"{name} has format version {version}, which cannot be read; expected {_known_versions()}")
+        raise CheckpointError(
+            f"{name} has format version {version}, which cannot be read; expected {_known_versions()}"
+        )
     return document
 
 

@@ -43,12 +43,15 @@ class Logger:
         self._wandb = _start_wandb(run_dir, wandb_project, config) if wandb_project else None
         make_folder(run_dir)
         self._path = run_dir / METRICS_FILE
+        # Remove what was logged after the checkpoint, then append.
         if resume_step is not None and self._path.exists():
             _drop_after(self._path, resume_step)
         with writing(self._path):
             self._file = self._path.open("a", encoding="utf-8")
         with writing(run_dir / "tensorboard"):
-            self._tensorboard = _TensorBoard(run_dir / "tensorboard", None if resume_step is None else resume_step + 1)
+            self._tensorboard = _TensorBoard(
+                run_dir / "tensorboard", None if resume_step is None else resume_step + 1
+            )
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log `metrics` at `step`, the number of env steps so far. Raises `WriteError`."""
@@ -77,7 +80,9 @@ class Logger:
     def __enter__(self) -> Logger:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -102,7 +107,10 @@ class MetricAverager:
 
     def row(self) -> dict[str, float]:
         """The figures so far."""
-        return {tag: math.nan if total is None else total / self._counts[tag] for tag, total in sorted(self._sums.items())}
+        return {
+            tag: math.nan if total is None else total / self._counts[tag]
+            for tag, total in sorted(self._sums.items())
+        }
 
     def clear(self) -> None:
         """Begin the next row."""
@@ -133,7 +141,9 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
             row = json.loads(line)
             row["step"] = int(row["step"])
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}:{number} is not a line of metrics; expected a JSON object with a step") from error
+            raise CheckpointError(
+                f"{path}:{number} is not a line of metrics; expected a JSON object with a step"
+            ) from error
         rows.append(row)
     return rows
 
@@ -160,7 +170,9 @@ class _TensorBoard:
         self._summary = Summary
         folder.mkdir(exist_ok=True)
         # TensorBoard reads files in the order of their names; a purge must come after the steps it removes.
-        self._file = (folder / f"events.out.tfevents.{time.time():017.6f}.{platform.node()}.{os.getpid()}").open("xb")
+        self._file = (
+            folder / f"events.out.tfevents.{time.time():017.6f}.{platform.node()}.{os.getpid()}"
+        ).open("xb")
         self._writer = RecordWriter(self._file)
         self._write(file_version="brain.Event:2")
         if purge_step is not None:  # TensorBoard then discards this and later steps of earlier files
@@ -182,7 +194,9 @@ def _start_wandb(run_dir: Path, project: str, config: Mapping[str, Any] | None) 
     try:
         import wandb
     except ImportError as error:
-        raise MissingDependencyError("wandb", "install it with `pip install wandb`, or leave out --wandb-project") from error
+        raise MissingDependencyError(
+            "wandb", "install it with `pip install wandb`, or leave out --wandb-project"
+        ) from error
     make_folder(run_dir)
     id_file = run_dir / "wandb.json"
     run_id = json.loads(id_file.read_text())["id"] if id_file.exists() else None

@@ -62,7 +62,9 @@ class ProgressBar:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
         elif self._text:
@@ -80,6 +82,7 @@ class ProgressBar:
             success: recent success rate in [0, 1]; None if there is none yet.
             note: text to show after the success rate.
         """
+        # Speed over the last minutes.
         now = self._clock()
         self.step = step
         self._recent.append((now, step))

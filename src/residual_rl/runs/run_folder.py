@@ -68,7 +68,10 @@ class RunFolder:
         """
         make_folder(self.path)
         if any(p.name != LOCK_FILE for p in self.path.iterdir()):
-            raise ConfigError(f"{self.path} is not empty; choose another --output-dir or `residual-rl train --resume {self.path}`")
+            raise ConfigError(
+                f"{self.path} is not empty; "
+                f"choose another --output-dir or `residual-rl train --resume {self.path}`"
+            )
         with self._hold():
             write_json(self.config_file, config)
             self._stamp(command)
@@ -108,7 +111,9 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     @contextlib.contextmanager
@@ -122,9 +127,12 @@ class RunFolder:
             raise
 
     def _stamp(self, command: Sequence[str] | None) -> None:
+        # Append the command, and write versions and code if they are new.
         command_file = self.path / "command.txt"
         earlier = command_file.read_text() if command_file.is_file() else ""
-        write_atomically(command_file, f"{earlier}{shlex.join(command_line() if command is None else command)}\n")
+        write_atomically(
+            command_file, f"{earlier}{shlex.join(command_line() if command is None else command)}\n"
+        )
         git, diff = git_state()
         self._write_new("versions", ".json", json.dumps({**versions(), "git": git}, indent=2) + "\n")
         self._write_new("git", ".diff", diff)
@@ -138,7 +146,9 @@ class RunFolder:
         if last is not None and last.read_text() == text:
             return
         if last is not None:
-            _log.warning("this run resumes with other %s than before: compare %s and %s", stem, last, path.name)
+            _log.warning(
+                "this run resumes with other %s than before: compare %s and %s", stem, last, path.name
+            )
         write_atomically(path, text)
 
 
@@ -152,7 +162,9 @@ def _lock(folder: Path) -> IO[str]:
             file.seek(0)
             holder = file.read().strip() or "another process"
             file.close()
-            raise ConfigError(f"{folder} is being written by {holder}; wait for it, stop it, or choose another --output-dir") from error
+            raise ConfigError(
+                f"{folder} is being written by {holder}; wait for it, stop it, or choose another --output-dir"
+            ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()

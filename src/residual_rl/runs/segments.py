@@ -48,7 +48,9 @@ class SegmentFolder:
         except OSError as error:
             raise CheckpointError(f"its segment {path} cannot be read: {error.strerror}") from error
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise CheckpointError(f"its segment {path} is damaged or not its own: its SHA-256 is not that of the manifest")
+            raise CheckpointError(
+                f"its segment {path} is damaged or not its own: its SHA-256 is not that of the manifest"
+            )
         return data
 
     def keep(self, names: Collection[str]) -> None:

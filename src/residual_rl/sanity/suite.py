@@ -49,10 +49,14 @@ class Amounts:
 
 FULL = Amounts()
 QUICK = Amounts(oracle_episodes=20, zero_action_envs=2, replay_steps=40, random_steps=40)
-_NO_ORACLE = Check("oracle", "a base policy that solves the task", "not checked: the task has no oracle", True)
+_NO_ORACLE = Check(
+    "oracle", "a base policy that solves the task", "not checked: the task has no oracle", True
+)
 
 
-def examine(spec: TaskSpec, cfg: Any, quick: bool = False, report: Callable[[str], None] = lambda _: None) -> Iterator[Check]:
+def examine(
+    spec: TaskSpec, cfg: Any, quick: bool = False, report: Callable[[str], None] = lambda _: None
+) -> Iterator[Check]:
     """Run the checks of a task one by one: first its own, then those that apply to any task.
 
     Args:
@@ -68,7 +72,9 @@ def examine(spec: TaskSpec, cfg: Any, quick: bool = False, report: Callable[[str
     yield from generic_checks(spec, cfg, quick, report)
 
 
-def generic_checks(spec: TaskSpec, cfg: Any, quick: bool = False, report: Callable[[str], None] = lambda _: None) -> Iterator[Check]:
+def generic_checks(
+    spec: TaskSpec, cfg: Any, quick: bool = False, report: Callable[[str], None] = lambda _: None
+) -> Iterator[Check]:
     """Run the checks that apply to any task. The arguments are those of `examine`."""
     amounts = QUICK if quick else FULL
 
@@ -78,11 +84,17 @@ def generic_checks(spec: TaskSpec, cfg: Any, quick: bool = False, report: Callab
 
     groups: dict[str, Callable[[], Iterable[Check]]] = {
         "zero action": lambda: check_zero_action(make(amounts.zero_action_envs)),
-        "random actions": lambda: check_random_actions(make(amounts.random_action_envs), amounts.random_steps // 10),
+        "random actions": lambda: check_random_actions(
+            make(amounts.random_action_envs), amounts.random_steps // 10
+        ),
         "same seed": lambda: check_same_seed(make(amounts.same_seed_envs)),
         # Initial states may be equal with the settings of a user, but not with the defaults of the task.
         "other seed": lambda: check_other_seed(make(100, cfg=spec.default_config())),
-        "oracle": lambda: check_oracle(make(amounts.oracle_episodes), spec.oracle) if spec.oracle is not None else [_NO_ORACLE],
+        "oracle": lambda: (
+            check_oracle(make(amounts.oracle_episodes), spec.oracle)
+            if spec.oracle is not None
+            else [_NO_ORACLE]
+        ),
         "determinism": lambda: check_determinism(make, spec.oracle, amounts.replay_steps),
     }
     for name, checks in groups.items():
@@ -112,14 +124,23 @@ def check_zero_action(env: VecEnv) -> Iterator[Check]:
     env.close()
     cut, solved = log.truncated.any(0), log.final["success_at_end"]  # an initial state may be within the goal
     lengths = log.final["episode_length"][~solved]
-    ok = bool((cut == ~solved).all() and (log.terminated.any(0) == solved).all() and (lengths == env.max_episode_steps).all())
+    ok = bool(
+        (cut == ~solved).all()
+        and (log.terminated.any(0) == solved).all()
+        and (lengths == env.max_episode_steps).all()
+    )
     measured = f"{int(cut.sum())} of {env.num_envs}, after {_span(lengths)}"
-    yield Check("the limit truncates", f"episodes of zero actions, after {env.max_episode_steps} steps", measured, ok)
+    yield Check(
+        "the limit truncates", f"episodes of zero actions, after {env.max_episode_steps} steps", measured, ok
+    )
 
 
 def check_random_actions(env: VecEnv, num_steps: int) -> Iterator[Check]:
     """Observations are finite and within the declared space under random actions."""
-    log = roll_out(env, lambda _, t: random_actions(env, DOCTOR_SEED + t), doctor_seeds(env.num_envs), num_steps)
+    log = roll_out(
+        env, lambda _, t: random_actions(env, DOCTOR_SEED + t), doctor_seeds(env.num_envs), num_steps
+    )
+    # Compare with the bounds only while the episodes run.
     outside = []
     for name, value in log.obs.items():
         space = env.single_observation_space[name]  # type: ignore[index]
@@ -142,6 +163,7 @@ def check_same_seed(env: VecEnv) -> Iterator[Check]:
     seeds = doctor_seeds(env.num_envs)
     first, _ = env.reset(seed=seeds)
     env.step(random_actions(env, 0))
+    # The same seeds in reverse order, so in other envs.
     again, _ = env.reset(seed=seeds[::-1])
     env.close()
     same = all(torch.equal(value, again[name].flip(0)) for name, value in first.items())
@@ -157,7 +179,9 @@ def check_other_seed(env: VecEnv) -> Iterator[Check]:
     """Different seeds give different initial observations."""
     first, _ = env.reset(seed=doctor_seeds(env.num_envs))
     env.close()
-    starts = torch.cat([value.flatten(1).double() for value in first.values() if value.is_floating_point()], 1)
+    starts = torch.cat(
+        [value.flatten(1).double() for value in first.values() if value.is_floating_point()], 1
+    )
     distinct = len(torch.unique(starts, dim=0))
     expected = f"{env.num_envs} starts of {env.num_envs} seeds, by default"
     yield Check("other seed, other start", expected, str(distinct), distinct == env.num_envs)
@@ -178,7 +202,11 @@ def check_oracle(env: VecEnv, oracle: str) -> Iterator[Check]:
         solved >= MIN_ORACLE_SUCCESS * n,
     )
     success = log.terminated.any(0)
-    ok = bool((success == log.final["success_at_end"]).all() and (success == log.final["success_once"]).all() and log.ended.all())
+    ok = bool(
+        (success == log.final["success_at_end"]).all()
+        and (success == log.final["success_once"]).all()
+        and log.ended.all()
+    )
     measured = f"{int(log.terminated.any(0).sum())} terminated, {int(log.truncated.any(0).sum())} truncated"
     yield Check("success ends the episode", "terminated on success, truncated otherwise", measured, ok)
 
@@ -199,7 +227,9 @@ def check_oracle(env: VecEnv, oracle: str) -> Iterator[Check]:
     )
 
 
-def check_determinism(make: Callable[[int, int], VecEnv], oracle: str | None, num_steps: int) -> Iterator[Check]:
+def check_determinism(
+    make: Callable[[int, int], VecEnv], oracle: str | None, num_steps: int
+) -> Iterator[Check]:
     """Replayed actions give equal episodes for any number of envs and threads.
 
     Episodes also run in other envs of the batch, and after other episodes. The actions are random, added to
@@ -250,7 +280,10 @@ def _difference(reference: Rollout, log: Rollout, rows: list[int]) -> str:
     for t in range(len(log.reward)):
         running = log.running[t]
         pairs = {name: (value[t], reference.obs[name][t]) for name, value in log.obs.items()}
-        pairs |= {name: (getattr(log, name)[t], getattr(reference, name)[t]) for name in ("reward", "running", "terminated")}
+        pairs |= {
+            name: (getattr(log, name)[t], getattr(reference, name)[t])
+            for name in ("reward", "running", "terminated")
+        }
         for name, (mine, theirs) in pairs.items():
             bad = (mine != theirs[rows]).flatten(1).any(1) if mine.dim() > 1 else mine != theirs[rows]
             bad = bad & (running | reference.running[t, rows])

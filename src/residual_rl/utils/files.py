@@ -69,6 +69,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with writing(path):
             yield temp
+            # The content is on the disk before the new name is.
             _sync(temp)
             os.replace(temp, path)
             _sync(path.parent)
@@ -120,7 +121,10 @@ def _plain(obj: Any, key: str) -> Any:
         return [_plain(v, f"{key}[{i}]") for i, v in enumerate(obj)]
     if isinstance(obj, os.PathLike):
         return os.fspath(obj)
-    raise ConfigError(f"{key or 'the value'} is a {type(obj).__name__}, which JSON cannot represent; use numbers, strings, lists and dicts")
+    raise ConfigError(
+        f"{key or 'the value'} is a {type(obj).__name__}, which JSON cannot represent; "
+        "use numbers, strings, lists and dicts"
+    )
 
 
 def _sync(path: Path) -> None:

@@ -29,7 +29,11 @@ def _group_limits(root: Path) -> list[int]:
     """Memory left in the control group of this process and in its parents, for those with a limit [bytes]."""
     top = root / "sys/fs/cgroup"
     try:
-        mine = next(line[3:] for line in (root / "proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+        mine = next(
+            line[3:]
+            for line in (root / "proc/self/cgroup").read_text().splitlines()
+            if line.startswith("0::")
+        )
     except (OSError, StopIteration):
         return []
     group, left = top / mine.strip("/"), []
@@ -37,7 +41,10 @@ def _group_limits(root: Path) -> list[int]:
         try:
             limit = (folder / "memory.max").read_text().strip()
             if limit != "max":
-                used = int((folder / "memory.current").read_text()) - _read_numbers(folder / "memory.stat", " ")["inactive_file"]
+                used = (
+                    int((folder / "memory.current").read_text())
+                    - _read_numbers(folder / "memory.stat", " ")["inactive_file"]
+                )
                 left.append(max(int(limit) - used, 0))
         except (OSError, KeyError, ValueError):
             pass  # the root group has no such files

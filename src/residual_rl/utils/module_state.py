@@ -29,8 +29,13 @@ def load_module_state(module: nn.Module, state: State, what: str) -> None:
     own = module.state_dict()
     if own.keys() != state.keys():
         missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        raise CheckpointError(f"{what} does not fit its settings: missing {missing or 'nothing'}, unknown {extra or 'nothing'}")
+        raise CheckpointError(
+            f"{what} does not fit its settings: missing {missing or 'nothing'}, unknown {extra or 'nothing'}"
+        )
     for name, tensor in own.items():
         if tensor.shape != state[name].shape:
-            raise CheckpointError(f"{what}: {name} has shape {list(state[name].shape)}, the settings make it {list(tensor.shape)}")
+            raise CheckpointError(
+                f"{what}: {name} has shape {list(state[name].shape)}, "
+                f"the settings make it {list(tensor.shape)}"
+            )
     module.load_state_dict(state)

@@ -66,11 +66,15 @@ def git_state(folder: Path | None = None) -> tuple[dict[str, Any] | None, str]:
     )
     if diff is None:
         return None, f"# git cannot list the changes ({why})\n"
+    # Add untracked files.
     unknown = (_git(root, "ls-files", "--others", "--exclude-standard", "-z")[0] or "").split("\0")[:-1]
     parts = [diff]
     for name in unknown:
         if name.endswith(".py") and (root / name).is_relative_to(folder.resolve()):
-            parts.append(_git(root, "diff", "--no-color", "--no-ext-diff", "--no-index", "--", os.devnull, name)[0] or "")
+            parts.append(
+                _git(root, "diff", "--no-color", "--no-ext-diff", "--no-index", "--", os.devnull, name)[0]
+                or ""
+            )
         else:
             parts.append(f"# not in git: {name}\n")
     text = "".join(parts)
@@ -83,7 +87,9 @@ def _git(folder: Path, *arguments: str) -> tuple[str | None, str]:
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return None, str(error)
-    if done.returncode and not (done.returncode == 1 and "--no-index" in arguments):  # there 1 means: they differ
+    if done.returncode and not (
+        done.returncode == 1 and "--no-index" in arguments
+    ):  # there 1 means: they differ
         return None, (done.stderr.decode(errors="replace").strip().splitlines() or ["git failed"])[0]
     return done.stdout.decode(errors="replace"), ""
 

@@ -73,6 +73,7 @@ def normal(seed: Tensor, stream: int | Tensor, n: int) -> Tensor:
 
     Source: Box and Muller, "A Note on the Generation of Random Normal Deviates", 1958.
     """
+    # Each pair of uniform numbers gives two normal ones.
     half = (n + 1) // 2
     radius, angle = uniform(seed, stream, 2 * half).split(half, 1)
     radius = (-2.0 * (1.0 - radius).log()).sqrt()  # 1 - u is never 0

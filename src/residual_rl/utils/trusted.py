@@ -20,7 +20,8 @@ def require_trust(path: Path, kind: str, trusted: bool) -> None:
     """Raise `ConfigError` unless `trusted`. `kind` describes the file at `path` in the message."""
     if not trusted:
         raise ConfigError(
-            f"{path} is {kind}, and reading it can run any code that its author put there; if you trust its source, add --trust-checkpoint"
+            f"{path} is {kind}, and reading it can run any code that its author put there; "
+            "if you trust its source, add --trust-checkpoint"
         )
 
 
@@ -41,7 +42,9 @@ def read_sb3_policy(path: Path, trusted: bool) -> Any:
     try:
         from stable_baselines3.common.save_util import load_from_zip_file
     except ImportError as error:
-        raise MissingDependencyError(f"stable_baselines3, which reads {path},", "install it with `pip install residual-rl[sb3]`") from error
+        raise MissingDependencyError(
+            f"stable_baselines3, which reads {path},", "install it with `pip install residual-rl[sb3]`"
+        ) from error
     try:
         data, weights, _ = load_from_zip_file(path, device="cpu")
         if data is None:
@@ -49,7 +52,9 @@ def read_sb3_policy(path: Path, trusted: bool) -> Any:
         settings = dict(data["policy_kwargs"])
         if data.get("use_sde"):
             settings.setdefault("use_sde", True)
-        policy = data["policy_class"](data["observation_space"], data["action_space"], lambda _: 0.0, **settings)
+        policy = data["policy_class"](
+            data["observation_space"], data["action_space"], lambda _: 0.0, **settings
+        )
         policy.load_state_dict(weights["policy"])
     except Exception as error:
         raise _unreadable(path, error, "a Stable-Baselines3 model", "model.save(…)") from error

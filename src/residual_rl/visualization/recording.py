@@ -46,17 +46,22 @@ def record(env: ResidualEnv, policy: Policy, seeds: Sequence[int]) -> list[Recor
             scales.append(scale[:, 0])
 
     episodes = evaluate(env, policy, seeds, on_step=keep)
+    # Cut the recorded steps of each env to the length of its episode.
     recordings = []
     for i, seed in enumerate(seeds):
         steps = int(episodes["episode_length"][i])
         drawn = torch.stack([scene[i] for scene in scenes[:steps]])
-        magnitude, scale = (torch.stack([m[i] for m in values[:steps]]) if values else None for values in (magnitudes, scales))
+        magnitude, scale = (
+            torch.stack([m[i] for m in values[:steps]]) if values else None for values in (magnitudes, scales)
+        )
         assert magnitude is not None
         recordings.append(Recording(seed, drawn, magnitude, bool(episodes["success_once"][i]), scale))
     return recordings
 
 
-def write_comparison(path: Path, env: VecEnv, recordings: Mapping[str, list[Recording]], size: tuple[int, int] = (360, 480)) -> int:
+def write_comparison(
+    path: Path, env: VecEnv, recordings: Mapping[str, list[Recording]], size: tuple[int, int] = (360, 480)
+) -> int:
     """Write a video of the policies in `recordings` side by side, one episode after another.
 
     `size` is height and width of a panel [pixels]. Returns the number of frames. Raises like `write_video`.
@@ -66,10 +71,14 @@ def write_comparison(path: Path, env: VecEnv, recordings: Mapping[str, list[Reco
 
 def _frames(env: VecEnv, recordings: Mapping[str, list[Recording]], size: tuple[int, int]) -> Iterator[Frame]:
     for episode in zip(*recordings.values(), strict=True):
-        length = max(len(recording.scenes) for recording in episode) + round(0.7 * env.control_hz)  # a moment to see the end
+        length = max(len(recording.scenes) for recording in episode) + round(
+            0.7 * env.control_hz
+        )  # a moment to see the end
         drawn = [env.render_scenes(recording.scenes, size) for recording in episode]
         for t in range(length):
-            yield side_by_side([_panel(name, r, d, t) for name, r, d in zip(recordings, episode, drawn, strict=True)])
+            yield side_by_side(
+                [_panel(name, r, d, t) for name, r, d in zip(recordings, episode, drawn, strict=True)]
+            )
 
 
 def _panel(name: str, recording: Recording, drawn: np.ndarray, t: int) -> Frame:
@@ -77,4 +86,6 @@ def _panel(name: str, recording: Recording, drawn: np.ndarray, t: int) -> Frame:
     outcome = "" if t < last else "  ·  success" if recording.success else "  ·  failed"
     now = min(t, last)
     scale = "" if recording.scale is None else f"  ·  scale {float(recording.scale[now]):.2f}"
-    return caption(drawn[now], f"{name}  ·  episode {recording.seed}{scale}{outcome}", float(recording.magnitude[now]))
+    return caption(
+        drawn[now], f"{name}  ·  episode {recording.seed}{scale}{outcome}", float(recording.magnitude[now])
+    )

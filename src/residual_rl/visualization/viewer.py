@@ -70,7 +70,9 @@ class LiveViewer:
         self._next = 0.0
         before = set(threading.enumerate())
         try:
-            self._handle = mujoco.viewer.launch_passive(model, self._data, show_left_ui=False, show_right_ui=False)
+            self._handle = mujoco.viewer.launch_passive(
+                model, self._data, show_left_ui=False, show_right_ui=False
+            )
         except RuntimeError as error:  # on macOS a window needs the main thread
             raise ConfigError(f"the viewer cannot be started: {error}") from error
         self._threads = set(threading.enumerate()) - before
@@ -100,7 +102,9 @@ class LiveViewer:
     def __enter__(self) -> LiveViewer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -125,9 +129,13 @@ def watch(
         if not info["_final_info"][0]:
             viewer.show(env.vec_env.scenes()[0])
             continue
+        # The episode has ended: report it, and show its last frame for a moment.
         final = {name: value[0].item() for name, value in info["final_info"].items()}
         outcome = "success" if final["success_once"] else "no success"
-        report(f"episode {final['seed']}: {outcome} after {final['episode_length']} steps, return {final['episode_return']:.2f}")
+        report(
+            f"episode {final['seed']}: {outcome} after {final['episode_length']} steps, "
+            f"return {final['episode_return']:.2f}"
+        )
         viewer.show(info["final_scenes"][0])
         time.sleep(_PAUSE)
         done += 1

@@ -20,7 +20,13 @@ pytestmark = [pytest.mark.maniskill, pytest.mark.slow]
 def env(request: pytest.FixtureRequest) -> Iterator[ManiSkillVecEnv]:
     if not vulkan_works():
         pytest.skip("no Vulkan driver: make vulkan")
-    cfg = ManiSkillCfg(env_id="PickCube-v1", robot_uids="panda_wristcam", obs_mode=request.param, image_size=(24, 32), max_episode_steps=4)
+    cfg = ManiSkillCfg(
+        env_id="PickCube-v1",
+        robot_uids="panda_wristcam",
+        obs_mode=request.param,
+        image_size=(24, 32),
+        max_episode_steps=4,
+    )
     made = make(cfg, 2, 1, "cpu")
     yield made
     made.close()
@@ -38,7 +44,10 @@ def test_images_are_observed(env: ManiSkillVecEnv, request: pytest.FixtureReques
     assert ("state" in obs) == has_state
     if has_state:
         assert obs["state"].shape[1] > obs["proprioception"].shape[1]
-    assert obs["proprioception"].shape == (2, 9 + 9 + 1 + 7 + 3)  # positions, velocities, whether something is held, hand, goal
+    assert obs["proprioception"].shape == (
+        2,
+        9 + 9 + 1 + 7 + 3,
+    )  # positions, velocities, whether something is held, hand, goal
     assert torch.equal(obs["proprioception"][:, :9], obs["joint_position"])
 
 
@@ -60,5 +69,7 @@ def test_states_are_drawn(env: ManiSkillVecEnv) -> None:
     assert images.shape == (4, 40, 60, 3)
     assert len({image.tobytes() for image in images}) == 4
     assert images.std() > 5.0
-    with pytest.raises(ConfigError, match="PickCube-v1 has no camera 'side' to draw from; it has render_camera"):
+    with pytest.raises(
+        ConfigError, match="PickCube-v1 has no camera 'side' to draw from; it has render_camera"
+    ):
         env.render_scenes(scenes[0], (40, 60), "side")

@@ -10,10 +10,10 @@ from typing import Any
 import env_contract as suite
 import pytest
 
+from residual_rl.envs.maniskill.parallel_envs import ParallelEnvs
 from residual_rl.envs.maniskill.vec_env import ManiSkillVecEnv
-from residual_rl.envs.maniskill.workers import WorkerWorlds
 from residual_rl.registry import TaskSpec
-from residual_rl.tasks.maniskill.factory import make, on_worlds, world_settings
+from residual_rl.tasks.maniskill.factory import make, make_env_cfg, make_vec_env
 
 SPEC = TaskSpec(
     id="maniskill",
@@ -32,11 +32,20 @@ NOT_OF_THIS_TASK = {
     "test_nan_in_the_simulation_is_caught_in_its_step",  # likewise; test_maniskill_vec_env.py has it
 }
 
-pytestmark = [pytest.mark.maniskill, pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.config_overrides["env_id"])]
-globals().update({name: test for name, test in vars(suite).items() if name.startswith("test_") and name not in NOT_OF_THIS_TASK})
+pytestmark = [
+    pytest.mark.maniskill,
+    pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.config_overrides["env_id"]),
+]
+globals().update(
+    {
+        name: test
+        for name, test in vars(suite).items()
+        if name.startswith("test_") and name not in NOT_OF_THIS_TASK
+    }
+)
 
-_used: dict[tuple[str, int, int], list[WorkerWorlds]] = defaultdict(list)
-"""Worlds that no test has now, by their task, their number and that of their processes."""
+_used: dict[tuple[str, int, int], list[ParallelEnvs]] = defaultdict(list)
+"""SimEnvs that no test has now, by their task, their number and that of their processes."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,16 +59,16 @@ def _close() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _reuse_worlds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Building worlds takes long, and a reset is to make used ones like new."""
-    given: list[tuple[tuple[str, int, int], WorkerWorlds]] = []
+    given: list[tuple[tuple[str, int, int], ParallelEnvs]] = []
 
     def make_env(spec: TaskSpec, num_envs: int = 3, num_threads: int = 1, **settings: Any) -> ManiSkillVecEnv:
         cfg = dataclasses.replace(spec.default_config(), **settings)
         if num_envs < 1:
             return make(cfg, num_envs, num_threads, "cpu")
         key = (cfg.env_id, num_envs, num_threads)
-        worlds = _used[key].pop() if _used[key] else WorkerWorlds(world_settings(cfg), num_envs, num_threads)
+        worlds = _used[key].pop() if _used[key] else ParallelEnvs(make_env_cfg(cfg), num_envs, num_threads)
         given.append((key, worlds))
-        env = on_worlds(worlds, cfg, world_settings(cfg))
+        env = make_vec_env(worlds, cfg, make_env_cfg(cfg))
         env.closed = True  # or it would close the worlds with it
         return env
 

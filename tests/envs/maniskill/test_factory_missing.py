@@ -14,7 +14,7 @@ from residual_rl.cli.train import parse
 from residual_rl.config import TrainCfg
 from residual_rl.errors import ConfigError
 from residual_rl.tasks.maniskill.config import ManiSkillCfg
-from residual_rl.tasks.maniskill.factory import world_settings
+from residual_rl.tasks.maniskill.factory import make_env_cfg
 from residual_rl.tasks.maniskill.ppo_defaults import PUBLISHED, train_overrides
 
 MEND = "ManiSkill is not available; install it with `pip install residual-rl[maniskill]`"
@@ -24,7 +24,9 @@ MEND = "ManiSkill is not available; install it with `pip install residual-rl[man
 def no_maniskill(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if it were not installed, wherever these tests run."""
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "mani_skill" else real(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "mani_skill" else real(name, *rest)
+    )
 
 
 @pytest.mark.usefixtures("no_maniskill")
@@ -37,13 +39,17 @@ def test_commands_without_maniskill(tmp_path: Path, fails: tiny_runs.Fails) -> N
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize(("settings", "device"), [({"sim_backend": "physx_cuda"}, "cpu"), ({}, "cuda")])
 def test_gpu_simulation_without_a_gpu(settings: dict[str, Any], device: str) -> None:
-    with pytest.raises(ConfigError, match=r"needs an NVIDIA GPU, and torch sees none here; choose --sim-backend physx_cpu"):
-        world_settings(ManiSkillCfg(**settings), device)
+    with pytest.raises(
+        ConfigError, match=r"needs an NVIDIA GPU, and torch sees none here; choose --sim-backend physx_cpu"
+    ):
+        make_env_cfg(ManiSkillCfg(**settings), device)
 
 
 def test_a_device_that_does_not_exist_is_named() -> None:
-    with pytest.raises(ConfigError, match="sim_device 'cuda:x' is no device of torch's; choose cpu, cuda or cuda:N"):
-        world_settings(ManiSkillCfg(), "cuda:x")
+    with pytest.raises(
+        ConfigError, match="sim_device 'cuda:x' is no device of torch's; choose cpu, cuda or cuda:N"
+    ):
+        make_env_cfg(ManiSkillCfg(), "cuda:x")
 
 
 @pytest.mark.parametrize(
@@ -62,10 +68,10 @@ def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_backends_go_by_what_is_observed() -> None:
-    assert world_settings(ManiSkillCfg()).render_backend == "none"
-    assert world_settings(ManiSkillCfg(obs_mode="rgb")).render_backend == "cpu"
-    assert world_settings(ManiSkillCfg(obs_mode="rgb", render_backend="gpu")).render_backend == "gpu"
-    assert world_settings(ManiSkillCfg()).sim_backend == "physx_cpu"
+    assert make_env_cfg(ManiSkillCfg()).render_backend == "none"
+    assert make_env_cfg(ManiSkillCfg(obs_mode="rgb")).render_backend == "cpu"
+    assert make_env_cfg(ManiSkillCfg(obs_mode="rgb", render_backend="gpu")).render_backend == "gpu"
+    assert make_env_cfg(ManiSkillCfg()).sim_backend == "physx_cpu"
 
 
 def test_published_settings() -> None:

@@ -27,7 +27,15 @@ def test_everything_is_on_the_device(env: ManiSkillVecEnv) -> None:
     assert not env.deterministic
     for _ in range(6):
         obs, reward, terminated, truncated, info = env.step(torch.rand(16, 8, device=env.device) * 2 - 1)
-    tensors = [*obs.values(), reward, terminated, truncated, info["_final_obs"], *info["final_info"].values(), *info["final_obs"].values()]
+    tensors = [
+        *obs.values(),
+        reward,
+        terminated,
+        truncated,
+        info["_final_obs"],
+        *info["final_info"].values(),
+        *info["final_obs"].values(),
+    ]
     assert {value.device.type for value in tensors} == {"cuda"}
     assert obs["state"].shape == (16, 35)
 
@@ -60,5 +68,7 @@ def test_worlds_are_reset_apart(env: ManiSkillVecEnv) -> None:
 
 def test_steps_of_some_worlds_are_refused(env: ManiSkillVecEnv) -> None:
     env.reset(seed=0)
-    with pytest.raises(ConfigError, match="steps all worlds or none"):
-        env.step(torch.zeros(16, 8, device=env.device), mask=torch.ones(16, dtype=torch.bool, device=env.device))
+    with pytest.raises(ConfigError, match="steps all envs or none"):
+        env.step(
+            torch.zeros(16, 8, device=env.device), mask=torch.ones(16, dtype=torch.bool, device=env.device)
+        )

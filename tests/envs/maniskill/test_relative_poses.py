@@ -7,10 +7,19 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from residual_rl.envs.maniskill.relative_poses import RELATIVE_POSES, RelativePoses
-from residual_rl.envs.maniskill.spec import Array
+from residual_rl.envs.workers.shared_memory import ArraySpec
 
-TOLD = {"tcp_pose": 7, "base_pose": 7, "peg_pose": 7, "goal_pos": 3, "box_pose": 7, "radius": 1, "other_pos": 2, "tcp_to_peg_pos": 3}
-OBSERVATIONS = {name: Array((size,), "float32") for name, size in TOLD.items()}
+TOLD = {
+    "tcp_pose": 7,
+    "base_pose": 7,
+    "peg_pose": 7,
+    "goal_pos": 3,
+    "box_pose": 7,
+    "radius": 1,
+    "other_pos": 2,
+    "tcp_to_peg_pos": 3,
+}
+OBSERVATIONS = {name: ArraySpec((size,), "float32") for name, size in TOLD.items()}
 
 
 def _drawn(seed: int, worlds: int) -> dict[str, Tensor]:
@@ -47,7 +56,9 @@ def test_each_is_seen_in_the_frame_of_those_before(seed: int) -> None:
             positions += _rotation(own[first]).inv().apply(away).tolist()
         columns: list[float] = []
         for first, second in pairs:
-            columns += (_rotation(own[first]).inv() * _rotation(own[second])).as_matrix()[:, :2].T.flatten().tolist()
+            columns += (
+                (_rotation(own[first]).inv() * _rotation(own[second])).as_matrix()[:, :2].T.flatten().tolist()
+            )
         row = seen[RELATIVE_POSES][world].numpy()
         np.testing.assert_allclose(row[:36], positions + columns, atol=2e-6)
         near = np.array([0.001] * 18 + [0.01] * 18)
@@ -56,15 +67,21 @@ def test_each_is_seen_in_the_frame_of_those_before(seed: int) -> None:
 
 def test_a_millimetre_shows_on_the_fine_scale() -> None:
     upright = [1.0, 0.0, 0.0, 0.0]
-    obs = {"tcp_pose": torch.tensor([[0.3, 0.0, 0.1, *upright]]), "cube_pose": torch.tensor([[0.3, 0.001, 0.0, *upright]])}
-    row = RelativePoses({name: Array((7,), "float32") for name in obs}).add(obs)[RELATIVE_POSES][0]
+    obs = {
+        "tcp_pose": torch.tensor([[0.3, 0.0, 0.1, *upright]]),
+        "cube_pose": torch.tensor([[0.3, 0.001, 0.0, *upright]]),
+    }
+    row = RelativePoses({name: ArraySpec((7,), "float32") for name in obs}).add(obs)[RELATIVE_POSES][0]
     np.testing.assert_allclose(row[:3].numpy(), [0.0, 0.001, -0.1], atol=1e-7)
     np.testing.assert_allclose(row[9:12].numpy(), [0.0, np.log(2.0), -np.log(101.0)], atol=1e-4)
 
 
 def test_a_goal_alone_is_seen_from_the_tool() -> None:
     turned = [0.0, 0.0, 0.0, 1.0]  # by half a turn about the vertical
-    obs = {"tcp_pose": torch.tensor([[0.1, 0.2, 0.3, *turned]]), "goal_pos": torch.tensor([[0.101, 0.2, 0.4]])}
+    obs = {
+        "tcp_pose": torch.tensor([[0.1, 0.2, 0.3, *turned]]),
+        "goal_pos": torch.tensor([[0.101, 0.2, 0.4]]),
+    }
     row = RelativePoses({name: OBSERVATIONS[name] for name in obs}).add(obs)[RELATIVE_POSES][0]
     np.testing.assert_allclose(row.numpy(), [-0.001, 0.0, 0.1, -np.log(2.0), 0.0, np.log(101.0)], atol=1e-4)
 

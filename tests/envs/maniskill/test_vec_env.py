@@ -9,32 +9,51 @@ import pytest
 import torch
 from torch import Tensor
 
-from residual_rl.envs.maniskill.sim_env import Step, World
-from residual_rl.envs.maniskill.spec import Array, Facts
+from residual_rl.envs.maniskill.sim_env import ManiSkillEnv, Step
+from residual_rl.envs.maniskill.spec import EnvDescription
 from residual_rl.envs.maniskill.vec_env import ManiSkillVecEnv, maniskill_seeds
+from residual_rl.envs.workers.shared_memory import ArraySpec
 from residual_rl.errors import ConfigError, NonFiniteError
 from residual_rl.types import Obs
 
 
-class ScriptedWorlds:
+class ScriptedEnvs:
     """Observes each world's seed and the sum of its actions. `success` and `fail` hold the sums at which these come."""
 
     device = torch.device("cpu")
     remote = False
 
-    def __init__(self, num_envs: int = 3, deterministic: bool = True, success: float = 99.0, fail: float = 99.0):
+    def __init__(
+        self, num_envs: int = 3, deterministic: bool = True, success: float = 99.0, fail: float = 99.0
+    ):
         self.num_envs, self.deterministic, self.success, self.fail = num_envs, deterministic, success, fail
-        self.facts = Facts("robot", "pd_joint_delta_pos", 4, 20.0, {"state": Array((2,), "float32")}, ("sum",), (0.1,), 2, deterministic)
+        self.description = EnvDescription(
+            "robot",
+            "pd_joint_delta_pos",
+            4,
+            20.0,
+            {"state": ArraySpec((2,), "float32")},
+            ("sum",),
+            (0.1,),
+            2,
+            deterministic,
+        )
         self.state = torch.zeros(num_envs, 2)
         self.poison: float = 0.0
 
-    def reset(self, worlds: Tensor, seeds: Tensor) -> None:
-        self.state[worlds] = torch.stack([seeds.float(), torch.zeros(len(seeds))], 1)
+    def reset(self, env_ids: Tensor, seeds: Tensor) -> None:
+        self.state[env_ids] = torch.stack([seeds.float(), torch.zeros(len(seeds))], 1)
 
     def step(self, actions: Tensor, active: Tensor) -> Step:
         self.state[:, 1] += actions[:, 0] * active + self.poison
         total = self.state[:, 1]
-        return Step(self.observations(), total.clone(), total >= self.success, total <= -self.fail, {"sum": total.clone()})
+        return Step(
+            self.observations(),
+            total.clone(),
+            total >= self.success,
+            total <= -self.fail,
+            {"sum": total.clone()},
+        )
 
     def observations(self) -> Obs:
         return {"state": self.state.clone()}
@@ -46,12 +65,12 @@ class ScriptedWorlds:
         pass
 
 
-def paint(scenes: Tensor, size: tuple[int, int], camera: str | None) -> np.ndarray:
+def render(scenes: Tensor, size: tuple[int, int], camera: str | None) -> np.ndarray:
     return np.full((len(scenes), *size, 3), 7, np.uint8)
 
 
 def make(max_episode_steps: int = 4, ignore_terminations: bool = False, **worlds: Any) -> ManiSkillVecEnv:
-    return ManiSkillVecEnv(ScriptedWorlds(**worlds), max_episode_steps, ignore_terminations, paint)
+    return ManiSkillVecEnv(ScriptedEnvs(**worlds), max_episode_steps, ignore_terminations, render)
 
 
 def act(*values: float) -> Tensor:
@@ -61,7 +80,9 @@ def act(*values: float) -> Tensor:
 def test_success_and_failure_terminate_and_the_limit_truncates() -> None:
     env = make(success=2.0, fail=1.0)
     env.reset(seed=10)
-    for step, (terminated, truncated) in enumerate([((0, 1, 0), (0, 0, 0)), ((1, 1, 0), (0, 0, 0)), ((0, 1, 0), (0, 0, 0))]):
+    for step, (terminated, truncated) in enumerate(
+        [((0, 1, 0), (0, 0, 0)), ((1, 1, 0), (0, 0, 0)), ((0, 1, 0), (0, 0, 0))]
+    ):
         obs, _, ended, cut, info = env.step(act(1.0, -1.0, 0.5))
         assert (ended.int().tolist(), cut.int().tolist()) == (list(terminated), list(truncated)), step
     assert info["final_info"]["success_once"].tolist() == [False, False, False]  # world 0 has begun another
@@ -104,14 +125,16 @@ def test_masked_worlds_wait() -> None:
     gpu = make()
     gpu._can_wait = False
     gpu.reset(seed=0)
-    with pytest.raises(ConfigError, match="steps all worlds or none"):
+    with pytest.raises(ConfigError, match="steps all envs or none"):
         gpu.step(act(0.0, 0.0, 0.0), mask=torch.ones(3, dtype=torch.bool))
 
 
 def test_a_saved_state_is_the_seeds_and_the_actions_of_the_running_episodes() -> None:
     env = make(max_episode_steps=6, success=3.0)
     env.reset(seed=0)
-    for k in range(9):  # worlds of different ages, one of which waits now and then, and one that was reset by hand
+    for k in range(
+        9
+    ):  # worlds of different ages, one of which waits now and then, and one that was reset by hand
         env.step(act(0.9, 0.7, -0.25), mask=torch.tensor([True, k % 3 != 1, True]))
         if k == 4:
             env.reset(seed=[77], mask=torch.tensor([False, False, True]))
@@ -172,7 +195,7 @@ def test_nan_in_a_world_is_caught_in_its_step() -> None:
     env = make()
     env.reset(seed=0)
     env.step(act(1.0, 0.5, 0.0))
-    env._worlds.poison = float("nan")  # type: ignore[attr-defined]
+    env._sim.poison = float("nan")  # type: ignore[attr-defined]
     with pytest.raises(NonFiniteError, match=r"reward is not finite in env\(s\) \[0, 1, 2\]") as caught:
         env.step(act(0.25, 0.25, 0.25))
     dump = caught.value.dump
@@ -183,7 +206,7 @@ def test_nan_in_a_world_is_caught_in_its_step() -> None:
 
 
 def test_figures_of_a_step_outlive_the_tensors_of_the_task() -> None:
-    world = World.__new__(World)
+    world = ManiSkillEnv.__new__(ManiSkillEnv)
     world.num_envs, world.device = 2, torch.device("cpu")
     own = torch.tensor([1.0, 2.0])
     figure = world._figure(own)

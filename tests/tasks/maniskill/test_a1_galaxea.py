@@ -21,7 +21,7 @@ from residual_rl.envs.maniskill import headless as no_device
 
 pytestmark = pytest.mark.maniskill
 
-Array = NDArray[np.float64]
+ArraySpec = NDArray[np.float64]
 
 JOINTS = (
     ((-0.0011147, 0, 0.0892), (0, 0, 3.1416)),
@@ -32,14 +32,22 @@ JOINTS = (
     ((0, -0.1575, -0.00023266), (1.5708, 0, 0)),
 )
 """Origins of the arm's joints [m], and their roll, pitch and yaw [rad]; they turn about z."""
-LIMITS = [[-2.8798, 2.8798], [0, 3.1415], [-3.3161, 0], [-2.8798, 2.8798], [-1.6581, 1.6581], [-2.8798, 2.8798], *[[-0.03, 0.025]] * 2]
+LIMITS = [
+    [-2.8798, 2.8798],
+    [0, 3.1415],
+    [-3.3161, 0],
+    [-2.8798, 2.8798],
+    [-1.6581, 1.6581],
+    [-2.8798, 2.8798],
+    *[[-0.03, 0.025]] * 2,
+]
 MASSES = {
     "base_link": 1.0, "arm_seg1": 1.391, "arm_seg2": 1.3, "arm_seg3": 0.818, "arm_seg4": 0.816, "arm_seg5": 0.801, "arm_seg6": 0.465,
     "galaxea_eoat_set": 0.6938, "left_finger": 0.092, "right_finger": 0.092, "camera": 0.3107,
 }  # fmt: skip
 
 
-def transform(position: Any, roll: float, pitch: float, yaw: float) -> Array:
+def transform(position: Any, roll: float, pitch: float, yaw: float) -> ArraySpec:
     """[4, 4], of rotations about the fixed axes x, y, z, in this order."""
     (cr, sr), (cp, sp), (cy, sy) = ((np.cos(angle), np.sin(angle)) for angle in (roll, pitch, yaw))
     about_x = np.array([[1, 0, 0], [0, cr, -sr], [0, sr, cr]])
@@ -50,7 +58,7 @@ def transform(position: Any, roll: float, pitch: float, yaw: float) -> Array:
     return result
 
 
-def expected_frames(joints: Array) -> dict[str, Array]:
+def expected_frames(joints: ArraySpec) -> dict[str, ArraySpec]:
     """Frames [4, 4] of what the arm carries, in the frame of its base."""
     seg6 = np.eye(4)
     for (position, turn), angle in zip(JOINTS, joints[:6], strict=True):
@@ -67,7 +75,7 @@ def expected_frames(joints: Array) -> dict[str, Array]:
     return {name: hand @ offset for name, offset in offsets.items()}
 
 
-def random_joints(n: int) -> Array:
+def random_joints(n: int) -> ArraySpec:
     low, high = np.array(LIMITS).T
     return np.random.default_rng(0).uniform(low, high, (n, 8))
 
@@ -81,7 +89,9 @@ def make_arm() -> Iterator[Any]:
 
     if not no_device.vulkan_works():
         no_device.replace_materials()
-    env = gymnasium.make("Empty-v1", robot_uids="a1_galaxea", obs_mode="state", sim_backend="physx_cpu", render_backend="none").unwrapped
+    env = gymnasium.make(
+        "Empty-v1", robot_uids="a1_galaxea", obs_mode="state", sim_backend="physx_cpu", render_backend="none"
+    ).unwrapped
     env.reset(seed=0)  # type: ignore[call-arg]
 
     def ready(mode: str) -> Any:
@@ -124,7 +134,11 @@ def test_limits_and_masses_are_those_of_the_table(make_arm: Any) -> None:
     found = {name: float(link._objs[0].mass) for name, link in robot.links_map.items() if name in MASSES}
     assert found == pytest.approx(MASSES)
     inertia = robot.links_map["arm_seg2"]._objs[0]  # the main moments are eigenvalues of the table's matrix
-    rows = [[6.0643e-4, -4.1827e-4, 1.4951e-4], [-4.1827e-4, 7.5939e-3, 8.093e-6], [1.4951e-4, 8.093e-6, 7.5715e-3]]
+    rows = [
+        [6.0643e-4, -4.1827e-4, 1.4951e-4],
+        [-4.1827e-4, 7.5939e-3, 8.093e-6],
+        [1.4951e-4, 8.093e-6, 7.5715e-3],
+    ]
     np.testing.assert_allclose(np.sort(inertia.inertia), np.linalg.eigvalsh(rows), rtol=1e-3)
     np.testing.assert_allclose(inertia.cmass_local_pose.p, [0.23622, 0.016356, 0.0000915], atol=1e-7)
 
@@ -156,7 +170,9 @@ def test_there_are_the_usual_control_modes(make_arm: Any) -> None:
         assert size == (4 if "ee" in mode and "pos" in mode.split("_") else 13 if "pos_vel" in mode else 7)
 
 
-@pytest.mark.parametrize("mode", ["pd_joint_delta_pos", "pd_joint_target_delta_pos", "pd_joint_delta_pos_vel", "pd_joint_vel"])
+@pytest.mark.parametrize(
+    "mode", ["pd_joint_delta_pos", "pd_joint_target_delta_pos", "pd_joint_delta_pos_vel", "pd_joint_vel"]
+)
 def test_one_joint_moves_the_way_it_is_asked(mode: str, make_arm: Any) -> None:
     env = make_arm(mode)
     before = env.agent.robot.get_qpos()[0].clone()
@@ -176,7 +192,9 @@ def test_positions_of_joints_are_reached(mode: str, make_arm: Any) -> None:
     np.testing.assert_allclose(env.agent.robot.get_qpos()[0, :6], target, atol=5e-3)
 
 
-@pytest.mark.parametrize("mode", ["pd_ee_delta_pos", "pd_ee_delta_pose", "pd_ee_target_delta_pos", "pd_ee_target_delta_pose"])
+@pytest.mark.parametrize(
+    "mode", ["pd_ee_delta_pos", "pd_ee_delta_pose", "pd_ee_target_delta_pos", "pd_ee_target_delta_pose"]
+)
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_the_tool_moves_the_way_it_is_asked(mode: str, axis: int, make_arm: Any) -> None:
     env = make_arm(mode)
@@ -209,7 +227,11 @@ def test_the_gripper_opens_with_1_and_closes_with_minus_1(make_arm: Any) -> None
 
 def test_static_means_slow_joints_of_the_arm(make_arm: Any) -> None:
     env = make_arm("pd_joint_delta_pos")
-    for speeds, static in (([0.0] * 6 + [1.0, 1.0], True), ([0.0, 0.19] + [0.0] * 6, True), ([0.0, -0.21] + [0.0] * 6, False)):
+    for speeds, static in (
+        ([0.0] * 6 + [1.0, 1.0], True),
+        ([0.0, 0.19] + [0.0] * 6, True),
+        ([0.0, -0.21] + [0.0] * 6, False),
+    ):
         env.agent.robot.set_qvel(torch.tensor([speeds]))
         assert bool(env.agent.is_static(0.2)) == static
 
@@ -220,7 +242,11 @@ def test_the_model_is_in_the_wheel(tmp_path: Path) -> None:
     copy.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(root / name, copy)
-    shutil.copytree(root / "src" / "residual_rl", copy / "src" / "residual_rl", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        root / "src" / "residual_rl",
+        copy / "src" / "residual_rl",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     command = [
         sys.executable,
         "-m",

@@ -73,8 +73,14 @@ def test_a_planned_episode_is_what_maniskill_does_with_its_converted_actions(pus
         info, episodes = demos.info, list(demos)
     assert (info["env_info"]["env_id"], info["source_type"]) == ("maniskill", "motion-planning")
     settings = info["env_info"]["env_kwargs"]
-    assert (settings["env_id"], settings["control_mode"], settings["max_episode_steps"]) == ("PushCube-v1", "pd_ee_delta_pose", 80)
-    assert info["action_unit"] == pytest.approx([0.1] * 6 + [0.025])  # panda's hand by 0.1 m or rad; its fingers from -0.01 to 0.04 m
+    assert (settings["env_id"], settings["control_mode"], settings["max_episode_steps"]) == (
+        "PushCube-v1",
+        "pd_ee_delta_pose",
+        80,
+    )
+    assert info["action_unit"] == pytest.approx(
+        [0.1] * 6 + [0.025]
+    )  # panda's hand by 0.1 m or rad; its fingers from -0.01 to 0.04 m
     assert info["action_unit_name"] == "m"
     assert len(episodes) == 2
     for demo in episodes:
@@ -151,7 +157,7 @@ def test_a_killed_process_costs_its_episode_alone(planner: MotionPlanning, tmp_p
     with DemoWriter(tmp_path / "x.h5", INFO) as writer:
         collected = collect_planned(planner, CollectCfg(n_episodes=1), writer, stopped=kill_at_the_first_look)
     assert collected.ran == 2
-    assert collected.lost == [Lost(DEMO_SEED, "the planner's process died of it (SIGKILL)")]
+    assert collected.lost == [Lost(DEMO_SEED, "the planning process was killed by SIGKILL")]
     with Demonstrations(tmp_path / "x.h5") as demos:
         assert [demo.seed for demo in demos] == [DEMO_SEED + 1]
 
@@ -162,10 +168,14 @@ def test_an_episode_that_takes_too_long_is_given_up() -> None:
     planner.close()
 
 
-def test_what_stops_it_leaves_the_episodes_that_were_complete(planner: MotionPlanning, tmp_path: Path) -> None:
+def test_what_stops_it_leaves_the_episodes_that_were_complete(
+    planner: MotionPlanning, tmp_path: Path
+) -> None:
     path = tmp_path / "x.h5"
     with DemoWriter(path, INFO) as writer:
-        collected = collect_planned(planner, CollectCfg(n_episodes=5), writer, stopped=lambda: writer.num_episodes == 1)
+        collected = collect_planned(
+            planner, CollectCfg(n_episodes=5), writer, stopped=lambda: writer.num_episodes == 1
+        )
     assert collected.ran == 1
     with Demonstrations(path) as demos:
         assert [demo.seed for demo in demos] == [DEMO_SEED]
@@ -190,10 +200,14 @@ def test_what_cannot_be_planned_is_named(tmp_path: Path, capsys: pytest.CaptureF
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_planner_gives_the_line_that_mends_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_planner_gives_the_line_that_mends_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     find = importlib.util.find_spec
     with monkeypatch.context() as patch:
-        patch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "mplib" else find(name, *more))
+        patch.setattr(
+            importlib.util, "find_spec", lambda name, *more: None if name == "mplib" else find(name, *more)
+        )
         assert main([*PLAN, "--env-id", "PickCube-v1"]) == 2
     assert "pip install mplib==0.1.1 'numpy<2'" in capsys.readouterr().err
     monkeypatch.setattr(np, "__version__", "2.1.0")
@@ -204,26 +218,61 @@ def test_a_missing_planner_gives_the_line_that_mends_it(monkeypatch: pytest.Monk
 # --- what is made of the files --------------------------------------------------------------------------------------
 
 
-def test_a_policy_is_trained_on_them_and_evaluated(pushed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_policy_is_trained_on_them_and_evaluated(
+    pushed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "bc"
-    tiny = ["--algo", "bc", "--total-steps", "4", "--batch-size", "8", "--hidden-sizes", "8", "--eval-freq", "4", "--eval-episodes", "2"]
-    assert main(["imitate", str(pushed), *tiny, "--val-share", "0", "--num-threads", "1", "--out", str(run)]) == 0
+    tiny = [
+        "--algo",
+        "bc",
+        "--total-steps",
+        "4",
+        "--batch-size",
+        "8",
+        "--hidden-sizes",
+        "8",
+        "--eval-freq",
+        "4",
+        "--eval-episodes",
+        "2",
+    ]
+    assert (
+        main(["imitate", str(pushed), *tiny, "--val-share", "0", "--num-threads", "1", "--out", str(run)])
+        == 0
+    )
     told = capsys.readouterr().out
     line = f"residual-rl eval maniskill {' '.join(PUSH[2:])} --base-policy il --il-checkpoint {run}"
     assert line in told  # PushCube-v1 is the task's default
-    il = ["--base-policy", "il", "--il-checkpoint", str(run), "--num-threads", "1", "--eval-envs", "2", "--n-episodes", "2"]
+    il = [
+        "--base-policy",
+        "il",
+        "--il-checkpoint",
+        str(run),
+        "--num-threads",
+        "1",
+        "--eval-envs",
+        "2",
+        "--n-episodes",
+        "2",
+    ]
     assert main(["eval", "maniskill", *PUSH, *il]) == 0
     capsys.readouterr()
     assert main(["eval", "maniskill", "--env-id", "PushCube-v1", *il]) == 2
     error = capsys.readouterr().err
-    assert "control mode pd_ee_delta_pose, this env takes those of pd_joint_delta_pos: choose --control-mode pd_ee_delta_pose" in error
+    assert (
+        "control mode pd_ee_delta_pose, this env takes those of pd_joint_delta_pos: choose --control-mode pd_ee_delta_pose"
+        in error
+    )
 
 
 def test_a_file_that_maniskill_wrote_is_replayed(tmp_path: Path) -> None:
     from mani_skill.utils.wrappers import RecordEpisode
 
     theirs = RecordEpisode(
-        bare("PickCube-v1", control_mode="pd_ee_delta_pos"), str(tmp_path), trajectory_name="trajectory", save_video=False
+        bare("PickCube-v1", control_mode="pd_ee_delta_pos"),
+        str(tmp_path),
+        trajectory_name="trajectory",
+        save_video=False,
     )
     theirs.reset(seed=5)
     for _ in range(4):
@@ -240,27 +289,81 @@ def test_a_file_that_maniskill_wrote_is_replayed(tmp_path: Path) -> None:
 
 def test_a_base_policys_episodes_are_collected_too(tmp_path: Path) -> None:
     path = tmp_path / "zero.h5"
-    flags = ["--policy", "zero", "--n-episodes", "3", "--num-envs", "2", "--num-threads", "1", "--max-episode-steps", "5"]
+    flags = [
+        "--policy",
+        "zero",
+        "--n-episodes",
+        "3",
+        "--num-envs",
+        "2",
+        "--num-threads",
+        "1",
+        "--max-episode-steps",
+        "5",
+    ]
     assert main(["demos", "collect", "maniskill", "--env-id", "PushCube-v1", *flags, "--out", str(path)]) == 0
     with Demonstrations(path) as demos:
-        assert [(demo.seed, len(demo), demo.succeeded) for demo in demos] == [(DEMO_SEED + i, 5, False) for i in range(3)]
+        assert [(demo.seed, len(demo), demo.succeeded) for demo in demos] == [
+            (DEMO_SEED + i, 5, False) for i in range(3)
+        ]
         assert not any(demo.actions.any() for demo in demos)
-        assert demos.task_settings["control_mode"] == "pd_joint_delta_pos"  # the robot's first, which was not named
+        assert (
+            demos.task_settings["control_mode"] == "pd_joint_delta_pos"
+        )  # the robot's first, which was not named
     assert main(["demos", "replay", str(path), "--num-threads", "1"]) == 0
 
 
-def test_a_run_learns_from_demonstrations_of_its_own_task_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_learns_from_demonstrations_of_its_own_task_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "zero.h5"
     few = ["--num-envs", "2", "--num-threads", "1", "--max-episode-steps", "5"]
     assert (
         main(
-            ["demos", "collect", "maniskill", "--env-id", "PushCube-v1", "--policy", "zero", "--n-episodes", "2", *few, "--out", str(path)]
+            [
+                "demos",
+                "collect",
+                "maniskill",
+                "--env-id",
+                "PushCube-v1",
+                "--policy",
+                "zero",
+                "--n-episodes",
+                "2",
+                *few,
+                "--out",
+                str(path),
+            ]
         )
         == 0
     )
-    learn = ["--learner", "sac", "--demos", str(path), "--demo-share", "0.5", "--eval-freq", "0", "--total-timesteps", "8", *few]
-    assert main(["train", "maniskill", "--env-id", "PullCube-v1", *learn, "--output-dir", str(tmp_path / "pull")]) != 0
+    learn = [
+        "--learner",
+        "sac",
+        "--demos",
+        str(path),
+        "--demo-share",
+        "0.5",
+        "--eval-freq",
+        "0",
+        "--total-timesteps",
+        "8",
+        *few,
+    ]
+    assert (
+        main(
+            ["train", "maniskill", "--env-id", "PullCube-v1", *learn, "--output-dir", str(tmp_path / "pull")]
+        )
+        != 0
+    )
     assert "env_id 'PushCube-v1' (here 'PullCube-v1')" in capfd.readouterr().err
     assert not (tmp_path / "pull").exists()
-    assert main(["train", "maniskill", "--env-id", "PushCube-v1", *learn, "--output-dir", str(tmp_path / "push")]) == 0
-    assert "other settings" not in capfd.readouterr().err  # the control mode, which was not named, is the same
+    assert (
+        main(
+            ["train", "maniskill", "--env-id", "PushCube-v1", *learn, "--output-dir", str(tmp_path / "push")]
+        )
+        == 0
+    )
+    assert (
+        "other settings" not in capfd.readouterr().err
+    )  # the control mode, which was not named, is the same

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from residual_rl.envs.maniskill.headless import vulkan_works
-from residual_rl.envs.maniskill.sim_env import World
-from residual_rl.envs.maniskill.spec import WorldSettings
+from residual_rl.envs.maniskill.sim_env import ManiSkillEnv
+from residual_rl.envs.maniskill.spec import ManiSkillEnvCfg
 from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.tasks.maniskill.config import ManiSkillCfg
 from residual_rl.tasks.maniskill.doctor import doctor
@@ -24,13 +24,15 @@ pytestmark = pytest.mark.maniskill
 HERE = torch.zeros(1, dtype=torch.int64)
 
 
-def make_world(robot: str, **settings: Any) -> World:
+def make_world(robot: str, **settings: Any) -> ManiSkillEnv:
     modes = {"control_mode": CONTROL_MODE, "reward_mode": "dense"}
-    return World(WorldSettings("PickBox-v1", robot_uids=robot, modules=MODULES, **{**modes, **settings}))
+    return ManiSkillEnv(
+        ManiSkillEnvCfg("PickBox-v1", robot_uids=robot, modules=MODULES, **{**modes, **settings})
+    )
 
 
 @pytest.fixture(scope="module", params=["a1_galaxea", "panda"])
-def world(request: pytest.FixtureRequest) -> Iterator[World]:
+def world(request: pytest.FixtureRequest) -> Iterator[ManiSkillEnv]:
     made = make_world(request.param)
     yield made
     made.close()
@@ -63,10 +65,12 @@ def test_reward_of_a_state(flags: str, figures: tuple[float, ...], expected: flo
     info = {name: torch.tensor([name in flags.split(), False]) for name in FLAGS}
     rows = [torch.tensor([figure, 0.1]) for figure in figures]
     reward = pick_box.dense_reward(*rows, 0.05, info)
-    assert reward.tolist() == pytest.approx([expected, 1 - tanh(0.5)])  # the second world: nothing is done in it
+    assert reward.tolist() == pytest.approx(
+        [expected, 1 - tanh(0.5)]
+    )  # the second world: nothing is done in it
 
 
-def test_rewards_of_the_env(world: World) -> None:
+def test_rewards_of_the_env(world: ManiSkillEnv) -> None:
     from residual_rl.tasks.maniskill.pick_box.doctor import place_box
 
     world.reset(HERE, torch.tensor([4]))
@@ -74,7 +78,9 @@ def test_rewards_of_the_env(world: World) -> None:
     tool, box = (world.observations()[name][0, :3] for name in ("tcp_pose", "obj_pose"))
     start = 1 - tanh(5 * float((tool - box).norm()))
     assert float(env.compute_dense_reward({}, action, env.evaluate())) == pytest.approx(start, rel=1e-4)
-    assert float(env.compute_normalized_dense_reward({}, action, env.evaluate())) == pytest.approx(start / 8, rel=1e-4)
+    assert float(env.compute_normalized_dense_reward({}, action, env.evaluate())) == pytest.approx(
+        start / 8, rel=1e-4
+    )
     place_box(env, (0.005, 0.0, 0.0), linear=0.2)
     moving = 5 + 1 - tanh(0.025) + 1 - tanh(2.0)
     assert float(env.compute_dense_reward({}, action, env.evaluate())) == pytest.approx(moving, rel=1e-4)
@@ -87,8 +93,8 @@ def test_rewards_of_the_env(world: World) -> None:
 # --- what is observed and drawn ---------------------------------------------------------------------------------------
 
 
-def test_observations(world: World) -> None:
-    layout, starts = LAYOUTS[world.facts.robot], []
+def test_observations(world: ManiSkillEnv) -> None:
+    layout, starts = LAYOUTS[world.description.robot], []
     for seed in range(4):
         world.reset(HERE, torch.tensor([seed]))
         obs = {name: value[0] for name, value in world.observations().items()}
@@ -105,7 +111,7 @@ def test_observations(world: World) -> None:
     assert all(len({row[i] for row in starts}) == 4 for i in (0, 1, 2, 8, 9, 11, 12))
 
 
-def test_draws_reach_the_simulator(world: World) -> None:
+def test_draws_reach_the_simulator(world: ManiSkillEnv) -> None:
     found = []
     for seed in (0, 1, 0):
         world.reset(HERE, torch.tensor([seed]))
@@ -113,15 +119,25 @@ def test_draws_reach_the_simulator(world: World) -> None:
         draws = {name: values[0] for name, values in env._draws.items()}
         body = env.box._bodies[0]
         (shape,) = body.collision_shapes
-        half_size = LAYOUTS[world.facts.robot].box_half_size * draws["box_scale"][0]
+        half_size = LAYOUTS[world.description.robot].box_half_size * draws["box_scale"][0]
         assert shape.half_size == pytest.approx([half_size] * 3)
         assert body.mass == pytest.approx(draws["box_density"][0] * (2 * half_size) ** 3, rel=1e-5)
         material = shape.physical_material
-        assert (material.static_friction, material.dynamic_friction) == pytest.approx((draws["box_friction"][0],) * 2)
+        assert (material.static_friction, material.dynamic_friction) == pytest.approx(
+            (draws["box_friction"][0],) * 2
+        )
         assert (body.linear_damping, body.angular_damping) == pytest.approx(
             (draws["box_linear_damping"][0], draws["box_angular_damping"][0])
         )
-        found.append([body.mass, material.static_friction, body.linear_damping, body.angular_damping, *draws["box_color"]])
+        found.append(
+            [
+                body.mass,
+                material.static_friction,
+                body.linear_damping,
+                body.angular_damping,
+                *draws["box_color"],
+            ]
+        )
     assert found[0] == found[2]
     assert all(a != b for a, b in zip(found[0], found[1], strict=True))
 
@@ -129,9 +145,13 @@ def test_draws_reach_the_simulator(world: World) -> None:
 # --- solving it -------------------------------------------------------------------------------------------------------
 
 
-def test_the_oracle_solves_it_and_rewards_grow(world: World) -> None:
+def test_the_oracle_solves_it_and_rewards_grow(world: ManiSkillEnv) -> None:
     world.reset(HERE, torch.tensor([31]))
-    oracle, rewards, success = PickBoxOracle(world.facts.robot, torch.tensor(world.facts.action_unit)), [], False
+    oracle, rewards, success = (
+        PickBoxOracle(world.description.robot, torch.tensor(world.description.action_unit)),
+        [],
+        False,
+    )
     while not success and len(rewards) < 150:
         step = world.step(oracle(world.observations()))
         rewards.append(float(step.reward))
@@ -143,7 +163,7 @@ def test_the_oracle_solves_it_and_rewards_grow(world: World) -> None:
     assert {0, 2, 3, 4, 5, 6} <= set(phases)
 
 
-def test_the_clauses_of_success(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clauses_of_success(world: ManiSkillEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     from residual_rl.tasks.maniskill.pick_box import doctor as pick_box_doctor
 
     monkeypatch.setattr(world, "close", lambda: None)
@@ -152,7 +172,7 @@ def test_the_clauses_of_success(world: World, monkeypatch: pytest.MonkeyPatch) -
     assert len(checks) == 11
 
 
-def test_a_clause_that_is_missing_is_seen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clause_that_is_missing_is_seen(world: ManiSkillEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     from residual_rl.tasks.maniskill.pick_box import doctor as pick_box_doctor
     from residual_rl.tasks.maniskill.pick_box import env as pick_box
 
@@ -187,7 +207,9 @@ def test_both_cameras_see_the_episode(robot: str) -> None:
     images: list[dict[str, torch.Tensor]] = []
     for seed in (0, 1, 0):
         world.reset(HERE, torch.tensor([seed]))
-        images.append({name: value for name, value in world.observations().items() if value.dtype == torch.uint8})
+        images.append(
+            {name: value for name, value in world.observations().items() if value.dtype == torch.uint8}
+        )
     world.close()
     assert set(images[0]) == {"base_camera", "hand_camera"}
     for name, image in images[0].items():
@@ -200,9 +222,17 @@ def test_both_cameras_see_the_episode(robot: str) -> None:
 @pytest.mark.parametrize(
     ("robot", "error", "message"),
     [
-        ("fetch", UnknownNameError, "unknown robot of PickBox-v1: 'fetch'.*known: a1_galaxea, panda, panda_wristcam, xarm6_robotiq"),
+        (
+            "fetch",
+            UnknownNameError,
+            "unknown robot of PickBox-v1: 'fetch'.*known: a1_galaxea, panda, panda_wristcam, xarm6_robotiq",
+        ),
         ("a1_galaxi", UnknownNameError, "unknown ManiSkill robot 'a1_galaxi'; did you mean 'a1_galaxea'"),
-        ("xarm6_robotiq", ConfigError, "'xarm6_robotiq' is not on this machine; .* mani_skill.utils.download_asset xarm6_robotiq"),
+        (
+            "xarm6_robotiq",
+            ConfigError,
+            "'xarm6_robotiq' is not on this machine; .* mani_skill.utils.download_asset xarm6_robotiq",
+        ),
     ],
 )
 def test_robots_that_cannot_be_had_are_named(robot: str, error: type[Exception], message: str) -> None:
@@ -217,10 +247,18 @@ def test_robots_that_cannot_be_had_are_named(robot: str, error: type[Exception],
 @pytest.mark.gpu
 @pytest.mark.parametrize("robot", ["a1_galaxea", "panda"])
 def test_the_oracle_solves_it_on_a_gpu(robot: str) -> None:
-    env = make(ManiSkillCfg(env_id="PickBox-v1", robot_uids=robot, control_mode=CONTROL_MODE, reward_mode="dense"), 64, 0, "cuda")
+    env = make(
+        ManiSkillCfg(env_id="PickBox-v1", robot_uids=robot, control_mode=CONTROL_MODE, reward_mode="dense"),
+        64,
+        0,
+        "cuda",
+    )
     obs, _ = env.reset(seed=0)
     assert len(set(obs["obj_half_size"].flatten().tolist())) == 64
-    oracle, solved = PickBoxOracle(env.robot, env.action_unit), torch.zeros(64, dtype=torch.bool, device=env.device)
+    oracle, solved = (
+        PickBoxOracle(env.robot, env.action_unit),
+        torch.zeros(64, dtype=torch.bool, device=env.device),
+    )
     for _ in range(100):
         obs, reward, *_, info = env.step(oracle(obs))
         solved |= info["_final_info"] & info["final_info"]["success_at_end"]

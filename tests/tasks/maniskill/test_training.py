@@ -27,7 +27,18 @@ TINY = [
     "--num-threads",
     "2",
 ]
-TINY += ["--base-policy", "zero", "--residual-scale", "1", "--max-episode-steps", "10", "--eval-episodes", "2", "--eval-freq", "0"]
+TINY += [
+    "--base-policy",
+    "zero",
+    "--residual-scale",
+    "1",
+    "--max-episode-steps",
+    "10",
+    "--eval-episodes",
+    "2",
+    "--eval-freq",
+    "0",
+]
 TINY += ["--learning-rate-schedule", "constant", "--save-freq", "16"]
 
 

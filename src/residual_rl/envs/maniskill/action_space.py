@@ -35,8 +35,16 @@ class ActionRange:
                     f"control mode {mode!r} of robot {robot!r} has actions without bounds, so that -1 and 1 would mean nothing; "
                     f"choose another, such as {' or '.join(bounded[:3]) or 'one of changes (delta)'}"
                 )
-            self._parts.append((name, len(half), *(torch.from_numpy(np.float32(end)).to(env.device) for end in (middle, half))))
-        self._is_normalised = all(bool((middle == 0).all() and (half == 1).all()) for _, _, middle, half in self._parts)
+            self._parts.append(
+                (
+                    name,
+                    len(half),
+                    *(torch.from_numpy(np.float32(end)).to(env.device) for end in (middle, half)),
+                )
+            )
+        self._is_normalised = all(
+            bool((middle == 0).all() and (half == 1).all()) for _, _, middle, half in self._parts
+        )
         self.size = np.concatenate([_half_ranges(agent.controller) for agent in agents.values()])
         """[A]: what an action of 1 means, in the controllers' own units."""
 
@@ -46,7 +54,10 @@ class ActionRange:
             _, _, middle, half = self._parts[0]
             return actions if self._is_normalised else middle + actions * half
         columns = actions.split([size for _, size, _, _ in self._parts], 1)
-        return {name: middle + part * half for (name, _, middle, half), part in zip(self._parts, columns, strict=True)}
+        return {
+            name: middle + part * half
+            for (name, _, middle, half), part in zip(self._parts, columns, strict=True)
+        }
 
     def from_maniskill(self, actions: Tensor) -> Tensor:
         """[B, A]: what `to_maniskill` turns into `actions` [B, A], for one robot. Raises `ConfigError` where there are several."""
@@ -61,5 +72,9 @@ def _half_ranges(controller: Any) -> NDArray[np.float32]:
     parts = getattr(controller, "controllers", None)
     if parts is not None:
         return np.concatenate([_half_ranges(part) for part in parts.values()])
-    space = controller._original_single_action_space if controller._normalize_action else controller.single_action_space
+    space = (
+        controller._original_single_action_space
+        if controller._normalize_action
+        else controller.single_action_space
+    )
     return np.asarray((space.high - space.low) / 2, np.float32)

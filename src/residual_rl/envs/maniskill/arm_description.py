@@ -20,7 +20,7 @@ with it that its tool's axes are those that `Arm` describes."""
 _FRAMES = {"ee_delta_pos": "root_translation", "ee_delta_pose": "root_translation:root_aligned_body_rotation"}
 
 
-def tell_arm(agent: Any) -> Arm | None:
+def describe_arm(agent: Any) -> Arm | None:
     """The arm of a ManiSkill robot; None where it has no tool, or where no controller is called the arm's.
 
     Args:
@@ -55,11 +55,17 @@ def tell_arm(agent: Any) -> Arm | None:
     )
 
 
-def _control(controller: Any) -> tuple[Literal["joint_delta", "ee_delta_pos", "ee_delta_pose"] | None, tuple[float, ...]]:
+def _control(
+    controller: Any,
+) -> tuple[Literal["joint_delta", "ee_delta_pos", "ee_delta_pose"] | None, tuple[float, ...]]:
     """What kind of actions a controller takes, and what 1 is; (None, ()) for kinds that `Arm` has no word for."""
     from mani_skill.agents.controllers import PDEEPosController, PDEEPoseController, PDJointPosController
 
-    kinds = {PDJointPosController: "joint_delta", PDEEPosController: "ee_delta_pos", PDEEPoseController: "ee_delta_pose"}
+    kinds = {
+        PDJointPosController: "joint_delta",
+        PDEEPosController: "ee_delta_pos",
+        PDEEPoseController: "ee_delta_pose",
+    }
     kind: Any = kinds.get(type(controller))
     cfg = controller.config
     if kind is None or not cfg.use_delta or cfg.use_target or not controller._normalize_action:

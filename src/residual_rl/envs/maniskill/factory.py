@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from residual_rl.envs.maniskill import headless as no_device
-from residual_rl.envs.maniskill.spec import WITHOUT_VULKAN, WorldSettings
+from residual_rl.envs.maniskill.spec import WITHOUT_VULKAN, ManiSkillEnvCfg
 from residual_rl.errors import ConfigError, MissingDependencyError, ResidualRLError, UnknownNameError
 from residual_rl.utils.text import one_line
 
@@ -25,43 +25,47 @@ def require_maniskill() -> None:
         raise MissingDependencyError("ManiSkill", "install it with `pip install residual-rl[maniskill]`")
 
 
-def make_env(settings: WorldSettings, num_envs: int, render_mode: str | None = None, **more: Any) -> Any:
-    """The unwrapped ManiSkill env of `settings`; ends of episodes are the caller's business.
+def make_env(cfg: ManiSkillEnvCfg, num_envs: int, render_mode: str | None = None, **more: Any) -> Any:
+    """The unwrapped ManiSkill env of `cfg`; ends of episodes are the caller's business.
 
-    Its observations are nested dicts that hold the privileged state, and the images where `settings` wants them. Nothing is ever
+    Its observations are nested dicts that hold the privileged state, and the images where `cfg` wants them. Nothing is ever
     downloaded. Raises `ConfigError` or `UnknownNameError`.
 
     Args:
-        settings: what to make.
+        cfg: what to make.
         num_envs: B.
         render_mode: `rgb_array` for an env that `render` draws.
         more: for `gymnasium.make`.
     """
     require_maniskill()
-    draws = settings.draws or render_mode is not None or settings.render_backend != "none"
+    draws = cfg.has_images or render_mode is not None or cfg.render_backend != "none"
     if draws and not no_device.vulkan_works():
-        what = "a picture of a world" if render_mode else f"obs_mode {settings.obs_mode} with render_backend {settings.render_backend}"
+        what = (
+            "a picture of a world"
+            if render_mode
+            else f"obs_mode {cfg.obs_mode} with render_backend {cfg.render_backend}"
+        )
         raise ConfigError(f"{what} cannot be had: {WITHOUT_VULKAN}")
-    _import(settings.modules)
+    _import(cfg.modules)
     if not no_device.vulkan_works():
         no_device.replace_materials()
-    _check_names(settings)
+    _check_names(cfg)
     arguments = {
         "num_envs": num_envs,
-        "obs_mode": "rgb+state_dict" if settings.draws else "state_dict",
-        "reward_mode": settings.reward_mode,
-        "control_mode": settings.control_mode,
-        "sim_backend": settings.sim_backend,
-        "render_backend": settings.render_backend,
+        "obs_mode": "rgb+state_dict" if cfg.has_images else "state_dict",
+        "reward_mode": cfg.reward_mode,
+        "control_mode": cfg.control_mode,
+        "sim_backend": cfg.sim_backend,
+        "render_backend": cfg.render_backend,
         "render_mode": render_mode,
-        "reconfiguration_freq": settings.reconfiguration_freq,
+        "reconfiguration_freq": cfg.reconfiguration_freq,
         **more,
     }
-    if settings.robot_uids is not None:
-        arguments["robot_uids"] = settings.robot_uids
-    if settings.image_size is not None:
-        arguments["sensor_configs"] = {"height": settings.image_size[0], "width": settings.image_size[1]}
-    return _make(settings, arguments)
+    if cfg.robot_uids is not None:
+        arguments["robot_uids"] = cfg.robot_uids
+    if cfg.image_size is not None:
+        arguments["sensor_configs"] = {"height": cfg.image_size[0], "width": cfg.image_size[1]}
+    return _make(cfg, arguments)
 
 
 def _import(modules: tuple[str, ...]) -> None:
@@ -71,33 +75,35 @@ def _import(modules: tuple[str, ...]) -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise ConfigError(f"module {module!r}, which registers ManiSkill tasks, cannot be imported: {error}") from error
+            raise ConfigError(
+                f"module {module!r}, which registers ManiSkill tasks, cannot be imported: {error}"
+            ) from error
 
 
-def _check_names(settings: WorldSettings) -> None:
+def _check_names(cfg: ManiSkillEnvCfg) -> None:
     from mani_skill import format_path
     from mani_skill.agents.registration import REGISTERED_AGENTS
     from mani_skill.utils.registration import REGISTERED_ENVS
 
-    if settings.env_id not in REGISTERED_ENVS:
-        raise UnknownNameError("ManiSkill env", settings.env_id, REGISTERED_ENVS)
-    task = REGISTERED_ENVS[settings.env_id].cls
-    if settings.reward_mode is not None and settings.reward_mode not in task.SUPPORTED_REWARD_MODES:
+    if cfg.env_id not in REGISTERED_ENVS:
+        raise UnknownNameError("ManiSkill env", cfg.env_id, REGISTERED_ENVS)
+    task = REGISTERED_ENVS[cfg.env_id].cls
+    if cfg.reward_mode is not None and cfg.reward_mode not in task.SUPPORTED_REWARD_MODES:
         modes = ", ".join(task.SUPPORTED_REWARD_MODES)
-        raise ConfigError(f"{settings.env_id} has no reward mode {settings.reward_mode!r}; it has {modes}")
-    if settings.robot_uids is None:
+        raise ConfigError(f"{cfg.env_id} has no reward mode {cfg.reward_mode!r}; it has {modes}")
+    if cfg.robot_uids is None:
         return
-    if settings.robot_uids not in REGISTERED_AGENTS:
-        raise UnknownNameError("ManiSkill robot", settings.robot_uids, REGISTERED_AGENTS)
-    agent = REGISTERED_AGENTS[settings.robot_uids].agent_cls
+    if cfg.robot_uids not in REGISTERED_AGENTS:
+        raise UnknownNameError("ManiSkill robot", cfg.robot_uids, REGISTERED_AGENTS)
+    agent = REGISTERED_AGENTS[cfg.robot_uids].agent_cls
     path = agent.urdf_path or agent.mjcf_path
     if path is not None and not Path(format_path(str(path))).exists():
         raise ConfigError(
-            f"the model of robot {settings.robot_uids!r} is not on this machine; download it with: {DOWNLOAD} {settings.robot_uids}"
+            f"the model of robot {cfg.robot_uids!r} is not on this machine; download it with: {DOWNLOAD} {cfg.robot_uids}"
         )
 
 
-def _make(settings: WorldSettings, arguments: dict[str, Any]) -> Any:
+def _make(cfg: ManiSkillEnvCfg, arguments: dict[str, Any]) -> Any:
     """`gymnasium.make`, whatever it raises told in one line."""
     import gymnasium
     from mani_skill import ASSET_DIR
@@ -108,22 +114,26 @@ def _make(settings: WorldSettings, arguments: dict[str, Any]) -> Any:
 
     ask = download_asset.prompt_yes_no
     download_asset.prompt_yes_no = refuse
-    name = settings.env_id if settings.robot_uids is None else f"{settings.env_id} with robot {settings.robot_uids}"
+    name = cfg.env_id if cfg.robot_uids is None else f"{cfg.env_id} with robot {cfg.robot_uids}"
     try:
-        return gymnasium.make(settings.env_id, disable_env_checker=True, **arguments).unwrapped
+        return gymnasium.make(cfg.env_id, disable_env_checker=True, **arguments).unwrapped
     except ResidualRLError:
         raise
     except _NotDownloadedError as error:
-        raise ConfigError(f"{name} needs files that are not on this machine; download them with: {DOWNLOAD} {settings.env_id}") from error
+        raise ConfigError(
+            f"{name} needs files that are not on this machine; download them with: {DOWNLOAD} {cfg.env_id}"
+        ) from error
     except AssertionError as error:
         if "not in supported modes" not in str(error):
             raise ConfigError(f"ManiSkill cannot make {name}: {_in_words(error)}") from error
-        modes = _control_modes(settings.env_id, arguments)
-        raise UnknownNameError(f"control mode of {name}:", str(settings.control_mode), modes) from None
+        modes = _control_modes(cfg.env_id, arguments)
+        raise UnknownNameError(f"control mode of {name}:", str(cfg.control_mode), modes) from None
     except (Exception, SystemExit) as error:  # tasks refuse robots and lack files in many ways
         if str(ASSET_DIR) in str(error):
-            raise ConfigError(f"{name} needs files that are not on this machine ({error}); what there is: {DOWNLOAD} --help") from error
-        wants_renderer = isinstance(error, AttributeError) and settings.render_backend == "none"
+            raise ConfigError(
+                f"{name} needs files that are not on this machine ({error}); what there is: {DOWNLOAD} --help"
+            ) from error
+        wants_renderer = isinstance(error, AttributeError) and cfg.render_backend == "none"
         hint = "; it may want a renderer even so: --render-backend cpu or gpu" if wants_renderer else ""
         raise ConfigError(f"ManiSkill cannot make {name}: {_in_words(error)}{hint}") from error
     finally:

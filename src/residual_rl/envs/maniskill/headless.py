@@ -1,4 +1,4 @@
-"""Worlds without pictures on a machine without a Vulkan device.
+"""SimEnvs without pictures on a machine without a Vulkan device.
 
 ManiSkill 3.0.1 makes render materials for its scenes even where `render_backend="none"` leaves nothing to draw them, and SAPIEN's
 materials want a device. Here, and nowhere else, a plain object takes their place; only where no device exists.

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from residual_rl.envs.maniskill.clean_reset import give_fresh_physics
 from residual_rl.envs.maniskill.factory import make_env, require_maniskill
 from residual_rl.envs.maniskill.relative_poses import RelativePoses
-from residual_rl.envs.maniskill.sim_env import Step, World
-from residual_rl.envs.maniskill.spec import WorldSettings
+from residual_rl.envs.maniskill.sim_env import ManiSkillEnv, Step
+from residual_rl.envs.maniskill.spec import ManiSkillEnvCfg
 from residual_rl.errors import ConfigError, MissingDependencyError, UnknownNameError
 
 PLANNED_MODE = "pd_joint_pos"
@@ -65,10 +65,13 @@ def require_planner() -> None:
     """Raise `MissingDependencyError` where the motion planner is not installed, or would crash."""
     require_maniskill()
     if importlib.util.find_spec("mplib") is None:
-        raise MissingDependencyError("mplib, ManiSkill's motion planner,", "install it with `pip install mplib==0.1.1 'numpy<2'`")
+        raise MissingDependencyError(
+            "mplib, ManiSkill's motion planner,", "install it with `pip install mplib==0.1.1 'numpy<2'`"
+        )
     if int(np.__version__.split(".")[0]) >= 2:
         raise MissingDependencyError(
-            f"a NumPy that mplib works with (it crashes with {np.__version__})", "install it with `pip install 'numpy<2'`"
+            f"a NumPy that mplib works with (it crashes with {np.__version__})",
+            "install it with `pip install 'numpy<2'`",
         )
 
 
@@ -76,9 +79,13 @@ def find_solution(env_id: str, robot: str) -> Callable[..., Any]:
     """ManiSkill's solution of a task for a robot. Raises `UnknownNameError` where there is none."""
     if robot not in FAMILIES:
         raise UnknownNameError("robot with motion planning solutions", robot, FAMILIES)
-    solutions = importlib.import_module(f"mani_skill.examples.motionplanning.{FAMILIES[robot]}.run").MP_SOLUTIONS
+    solutions = importlib.import_module(
+        f"mani_skill.examples.motionplanning.{FAMILIES[robot]}.run"
+    ).MP_SOLUTIONS
     if env_id not in solutions:
-        raise UnknownNameError(f"ManiSkill env with a motion planning solution for {robot}:", env_id, solutions)
+        raise UnknownNameError(
+            f"ManiSkill env with a motion planning solution for {robot}:", env_id, solutions
+        )
     solution: Callable[..., Any] = solutions[env_id]
     return solution
 
@@ -87,25 +94,31 @@ class Planner:
     """Plans episodes of a task, one after the other.
 
     Args:
-        settings: of the worlds that the episodes are stored from. No control mode is that of the task.
+        cfg: of the worlds that the episodes are stored from. No control mode is that of the task.
         max_episode_steps: steps after which an episode there is cut off; None is twice the task's own, and `LEAST_LIMIT` at least.
         ignore_terminations: whether episodes go on after success or failure.
 
     Raises `ConfigError` for tasks, robots and control modes that cannot be planned for.
     """
 
-    def __init__(self, settings: WorldSettings, max_episode_steps: int | None, ignore_terminations: bool):
-        self._world = World(settings)
-        self.facts = self._world.facts
-        self.max_episode_steps = max_episode_steps or max(LEAST_LIMIT, 2 * (self.facts.max_episode_steps or 0))
+    def __init__(self, cfg: ManiSkillEnvCfg, max_episode_steps: int | None, ignore_terminations: bool):
+        self._world = ManiSkillEnv(cfg)
+        self.description = self._world.description
+        self.max_episode_steps = max_episode_steps or max(
+            LEAST_LIMIT, 2 * (self.description.max_episode_steps or 0)
+        )
         self._to_the_end = ignore_terminations
-        self._solve = find_solution(settings.env_id, self.facts.robot)
-        mode, robot = self.facts.control_mode, self.facts.robot
+        self._solve = find_solution(cfg.env_id, self.description.robot)
+        mode, robot = self.description.control_mode, self.description.robot
         if mode not in (PLANNED_MODE, *CONVERTED_MODES):
-            raise UnknownNameError("control mode that plans are converted to:", mode, (*CONVERTED_MODES, PLANNED_MODE))
+            raise UnknownNameError(
+                "control mode that plans are converted to:", mode, (*CONVERTED_MODES, PLANNED_MODE)
+            )
         if mode != PLANNED_MODE and "arm" not in getattr(self._world.env.agent.controller, "controllers", {}):
-            raise ConfigError(f"ManiSkill cannot convert plans for robot {robot!r} to {mode}; take --control-mode {PLANNED_MODE}")
-        planned = dataclasses.replace(settings, control_mode=PLANNED_MODE, obs_mode="state", render_backend="none")
+            raise ConfigError(
+                f"ManiSkill cannot convert plans for robot {robot!r} to {mode}; take --control-mode {PLANNED_MODE}"
+            )
+        planned = dataclasses.replace(cfg, control_mode=PLANNED_MODE, obs_mode="state", render_backend="none")
         self._plan = _PlannedIn(make_env(planned, 1, obs_mode="none"))
 
     def episode(self, seed: int) -> Arrays:
@@ -125,7 +138,7 @@ class Planner:
         return np.stack([*self._plan.actions, *[self._plan.actions[-1]] * HOLD_STEPS])
 
     def _convert(self, actions: NDArray[np.float32], seed: int, stored: _StoredIn) -> None:
-        mode = self.facts.control_mode
+        mode = self.description.control_mode
         if mode == PLANNED_MODE:
             for action in actions:
                 stored.step(torch.from_numpy(action))
@@ -166,7 +179,7 @@ class _EndedError(Exception):
 class _StoredIn:
     """An episode of a world, which is driven with ManiSkill's own actions and keeps all that happens."""
 
-    def __init__(self, world: World, seed: int, limit: int, to_the_end: bool):
+    def __init__(self, world: ManiSkillEnv, seed: int, limit: int, to_the_end: bool):
         self.unwrapped = world.env
         self._world, self._limit, self._to_the_end = world, limit, to_the_end
         np.random.seed(seed)  # noqa: NPY002 (as in a worker that steps worlds)
@@ -197,7 +210,7 @@ class _StoredIn:
         terminated[-1] = self._ended(self._steps[-1]) and not self._to_the_end
         truncated[-1] = not terminated[-1]
         obs = {name: torch.cat([obs[name] for obs in self._obs]) for name in self._obs[0]}
-        obs = RelativePoses(self._world.facts.observations).add(obs)
+        obs = RelativePoses(self._world.description.observations).add(obs)
         return {
             **{f"obs/{name}": value.numpy() for name, value in obs.items()},
             "actions": torch.stack(self._actions).numpy(),

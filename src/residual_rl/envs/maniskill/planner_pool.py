@@ -1,85 +1,49 @@
-"""Episodes that worker processes plan, in the order of their seeds. A worker that dies, or takes too long, costs the episode it was at."""
+"""Motion planning in worker processes: a plan that crashes or takes too long costs one episode.
+
+The planner is compiled code, which may crash or never return. `pebble.ProcessPool` replaces a process that did, and kills
+one that exceeds the time limit.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import io
-import json
+import multiprocessing
 import os
-import selectors
 import signal
-import tempfile
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import IO, Any, BinaryIO
+from concurrent.futures import TimeoutError, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
+import torch
 
-from residual_rl.envs.maniskill.motion_planner import Arrays
-from residual_rl.envs.maniskill.nursery import WorkerError, last_words, nursery
-from residual_rl.envs.maniskill.planning_worker import RUN
-from residual_rl.envs.maniskill.spec import Facts, WorldSettings
-from residual_rl.errors import ConfigError
+from residual_rl.envs.maniskill.motion_planner import Arrays, NoPlanError, Planner, require_planner
+from residual_rl.envs.maniskill.spec import EnvDescription, ManiSkillEnvCfg
+from residual_rl.envs.workers.pool import WorkerError
+from residual_rl.envs.workers.process import describe_exit
+from residual_rl.errors import ConfigError, MissingDependencyError, ResidualRLError
 
-_PATIENCE = 5.0
-"""Seconds in which a process that was killed ends."""
-_LOOK = 0.2
-"""Seconds between two looks whether to stop."""
+_POLL_SECONDS = 0.2
+"""Time between two calls of `stopped` [s]."""
+_GRACE_SECONDS = 10.0
+"""A planning process whose pool has been killed ends this long after the time limit [s]."""
 
 
 @dataclass(frozen=True)
 class PlanCfg:
     """What is planned, and how long that may take."""
 
-    settings: WorldSettings
-    """Of the worlds that the episodes are stored from."""
+    env_cfg: ManiSkillEnvCfg
+    """The env that the episodes are stored from."""
     max_episode_steps: int | None
     """None: see `Planner`."""
     ignore_terminations: bool
     time_limit: float
-    """Seconds after which an episode is given up [s]."""
+    """Longest time that an episode may take [s]."""
 
 
-@dataclass(eq=False)
-class _Worker:
-    pid: int
-    commands: BinaryIO
-    answers: BinaryIO
-    log: IO[bytes]
-    """What it prints, errors and all."""
-    ready: bool = False
-    """Whether its worlds are built."""
-    job: int | None = None
-    """Which of the seeds it is at."""
-
-    def end(self, patience: float = 0.0) -> int | None:
-        """Kill it if it still lives in `patience` seconds, and free its pipes. Its exit code; None where it was killed here."""
-        for pipe in (self.commands, self.answers):
-            with contextlib.suppress(OSError):
-                pipe.close()
-        code = None
-        with contextlib.suppress(WorkerError):  # the nursery is gone, and its children with it
-            code = nursery().bury(self.pid, patience)
-            if code is None:
-                os.kill(self.pid, signal.SIGKILL)
-                nursery().bury(self.pid, _PATIENCE)
-        return code
-
-
-@dataclass
-class _Run:
-    """Where the episodes of a list of seeds stand."""
-
-    seeds: Sequence[int]
-    next: int = 0
-    """The first seed that nobody is at."""
-    due: int = 0
-    """The next one to hand out."""
-    done: dict[int, Arrays | str] = field(default_factory=dict)
-
-
-class PlanningWorkers:
+class PlannerPool:
     """Processes that plan episodes.
 
     Args:
@@ -90,116 +54,114 @@ class PlanningWorkers:
     """
 
     def __init__(self, cfg: PlanCfg, num_workers: int):
-        self._cfg = cfg
-        self._workers: list[_Worker] = []
-        self._stop = weakref.finalize(self, _end_all, self._workers)
-        self.facts: Facts
-        """What the worlds tell that the episodes are stored from."""
-        self.max_episode_steps: int
-        """Steps after which an episode there is cut off."""
-        for _ in range(num_workers):
-            self._start()
-        self._hear(self._workers[0], _Run(()))
+        try:
+            from pebble import ProcessPool
+        except ImportError as error:
+            raise MissingDependencyError(
+                "pebble", "install it with `pip install residual-rl[maniskill]`"
+            ) from error
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__, "mani_skill.envs"])
+        self._time_limit = cfg.time_limit
+        self._pool = ProcessPool(num_workers, initializer=_build, initargs=(cfg,), context=context)
+        try:
+            answer = self._pool.schedule(_describe).result()
+        except (OSError, BrokenProcessPool) as error:
+            self.close()
+            raise WorkerError(f"a planning process died before its first episode: {error}") from error
+        except BaseException:
+            self.close()
+            raise
+        if isinstance(answer, str):
+            self.close()
+            raise ConfigError(answer)
+        self.description, self.max_episode_steps = answer
+        """The env that the episodes are stored from, and the steps after which an episode is truncated there."""
 
     @property
     def pids(self) -> list[int]:
         """Process ids of the workers."""
-        return [worker.pid for worker in self._workers]
+        return list(self._pool._pool_manager.worker_manager.workers)
 
-    def episodes(self, seeds: Sequence[int], stopped: Callable[[], bool] = lambda: False) -> Iterator[tuple[int, Arrays | str]]:
-        """The episode of each of `seeds`, or why it was lost, with its place among them, in this order; to be asked for once.
+    def episodes(
+        self, seeds: Sequence[int], stopped: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[int, Arrays | str]]:
+        """The episode of each of `seeds`, or why it failed, with its index, in order; to be called once.
 
-        When `stopped()`, those that were complete by then come first.
+        When `stopped()`, the episodes that are complete by then come first.
         """
-        run = _Run(seeds)
-        with selectors.DefaultSelector() as selector:
-            while run.due < len(seeds) and not stopped():
-                self._hand_out(run)
-                for worker in self._workers:
-                    selector.register(worker.answers, selectors.EVENT_READ, worker)
-                heard = [key.data for key, _ in selector.select(_LOOK)]
-                for worker in self._workers:
-                    selector.unregister(worker.answers)
-                for worker in heard:
-                    self._hear(worker, run)
-                while run.due in run.done:
-                    yield run.due, run.done.pop(run.due)
-                    run.due += 1
-        for i in sorted(run.done):
-            yield i, run.done[i]
+        futures = [
+            self._pool.schedule(_plan, (seed, self._time_limit), timeout=self._time_limit) for seed in seeds
+        ]
+        next_index = 0
+        while next_index < len(futures) and not stopped():
+            wait([futures[next_index]], _POLL_SECONDS)
+            while next_index < len(futures) and futures[next_index].done():
+                yield next_index, self._result(futures[next_index])
+                next_index += 1
+        for i, future in enumerate(futures[next_index:], next_index):
+            if future.done():
+                yield i, self._result(future)
+            future.cancel()
 
     def close(self) -> None:
         """End the processes."""
-        self._stop()
+        self._pool.stop()
+        self._pool.join()
 
-    # --- parts --------------------------------------------------------------------------------------------------
+    def _result(self, future: Any) -> Arrays | str:
+        from pebble import ProcessExpired
 
-    def _start(self) -> None:
-        command_read, command_write = os.pipe()
-        answer_read, answer_write = os.pipe()
-        log = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the process)
-        pid = nursery().start(log.fileno(), [command_read, answer_write], RUN)
-        os.close(command_read)
-        os.close(answer_write)
-        worker = _Worker(pid, os.fdopen(command_write, "wb"), os.fdopen(answer_read, "rb"), log)
-        self._workers.append(worker)
-        cfg = self._cfg
-        self._send(
-            worker,
-            {
-                "settings": cfg.settings.to_json(),
-                "max_episode_steps": cfg.max_episode_steps,
-                "ignore_terminations": cfg.ignore_terminations,
-                "time_limit": cfg.time_limit,
-            },
-        )
-
-    @staticmethod
-    def _send(worker: _Worker, message: dict[str, Any]) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it has died: what it answers tells so
-            worker.commands.write(json.dumps(message).encode() + b"\n")
-            worker.commands.flush()
-
-    def _hand_out(self, run: _Run) -> None:
-        for worker in self._workers:
-            if worker.ready and worker.job is None and run.next < len(run.seeds):
-                worker.job, run.next = run.next, run.next + 1
-                self._send(worker, {"seed": run.seeds[worker.job]})
-
-    def _hear(self, worker: _Worker, run: _Run) -> None:
-        """Take the next answer of a worker, or its death."""
-        line = worker.answers.readline()
-        answer: dict[str, Any] = json.loads(line) if line else {"bytes": 0}
-        data = worker.answers.read(answer["bytes"])
-        if not line or len(data) < answer["bytes"]:
-            self._bury(worker, run)
-        elif "refused" in answer:
-            self.close()
-            raise ConfigError(answer["refused"])
-        elif "facts" in answer:
-            worker.ready, self.facts, self.max_episode_steps = True, Facts.from_json(answer["facts"]), answer["max_episode_steps"]
-        else:
-            assert worker.job is not None
-            run.done[worker.job] = answer["lost"] if "lost" in answer else dict(np.load(io.BytesIO(data), allow_pickle=False))
-            worker.job = None
-
-    def _bury(self, worker: _Worker, run: _Run) -> None:
-        """A worker has died: what it was at is lost, and another one takes its place."""
-        self._workers.remove(worker)
-        code, words = worker.end(_PATIENCE), last_words(worker.log)
-        worker.log.close()
-        how = "its pipes were closed" if code is None else signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        if not worker.ready:
-            self.close()
-            raise WorkerError(f"a planning process died before its first episode ({how}); its last words: {words}")
-        if worker.job is not None:
-            late = f"it took more than {self._cfg.time_limit:g} s"
-            run.done[worker.job] = late if code == -signal.SIGALRM else f"the planner's process died of it ({how})"
-        self._start()
+        try:
+            result: Arrays | str = future.result()
+        except TimeoutError:
+            return f"it took more than {self._time_limit:g} s"
+        except ProcessExpired as error:
+            return f"the planning process {describe_exit(error.exitcode)}"
+        except BrokenProcessPool as error:
+            raise WorkerError(f"the planning processes have ended: {error}") from error
+        return result
 
 
-def _end_all(workers: list[_Worker]) -> None:
-    for worker in workers:
-        worker.end()
-        worker.log.close()
-    workers.clear()
+# --- in a planning process ------------------------------------------------------------------------------------------
+
+_planner: Planner | str = "not built"
+"""The planner of this process, or why there is none."""
+
+
+def _build(cfg: PlanCfg) -> None:
+    """Build the planner. This is not part of an episode's time."""
+    global _planner
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    try:
+        require_planner()
+        _planner = Planner(cfg.env_cfg, cfg.max_episode_steps, cfg.ignore_terminations)
+    except ResidualRLError as error:
+        _planner = str(error)
+    with open(os.devnull, "w") as nowhere:  # solutions print much
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+
+
+def _describe() -> tuple[EnvDescription, int] | str:
+    """The planner's env and limit, or why there is no planner."""
+    if isinstance(_planner, str):
+        return _planner
+    return _planner.description, _planner.max_episode_steps
+
+
+def _plan(seed: int, time_limit: float) -> Arrays | str:
+    """The episode of a seed, or why it failed."""
+    assert isinstance(_planner, Planner), _planner
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    with contextlib.ExitStack() as stack:
+        # The pool enforces the limit. The alarm is for a process that the pool cannot end, as the program was killed.
+        signal.setitimer(signal.ITIMER_REAL, time_limit + _GRACE_SECONDS)
+        stack.callback(signal.setitimer, signal.ITIMER_REAL, 0.0)
+        try:
+            return _planner.episode(seed)
+        except NoPlanError as error:
+            return str(error)
+        except Exception as error:  # noqa: BLE001 (solutions fail in many ways)
+            return " ".join(f"{type(error).__name__}: {error}".split())

@@ -7,7 +7,7 @@ from itertools import combinations, product
 
 import torch
 
-from residual_rl.envs.maniskill.spec import Array
+from residual_rl.envs.workers.shared_memory import ArraySpec
 from residual_rl.robots.kinematics import matrix_from_quaternion
 from residual_rl.types import Obs
 
@@ -32,14 +32,25 @@ class RelativePoses:
         device: where they lie.
     """
 
-    def __init__(self, observations: Mapping[str, Array], device: torch.device | str = "cpu"):
+    def __init__(self, observations: Mapping[str, ArraySpec], device: torch.device | str = "cpu"):
         shapes = {name: array.shape for name, array in sorted(observations.items()) if name != "base_pose"}
         has_tool = shapes.pop(_TOOL, None) == (7,)
-        self.bodies = (_TOOL, *(name for name, shape in shapes.items() if has_tool and name.endswith("_pose") and shape == (7,)))
-        self.points = tuple(name for name, shape in shapes.items() if has_tool and _is_point(name) and shape == (3,))
+        self.bodies = (
+            _TOOL,
+            *(
+                name
+                for name, shape in shapes.items()
+                if has_tool and name.endswith("_pose") and shape == (7,)
+            ),
+        )
+        self.points = tuple(
+            name for name, shape in shapes.items() if has_tool and _is_point(name) and shape == (3,)
+        )
         pairs = list(combinations(range(len(self.bodies)), 2))
         num_turns = len(pairs)
-        pairs += product(range(len(self.bodies)), range(len(self.bodies), len(self.bodies) + len(self.points)))
+        pairs += product(
+            range(len(self.bodies)), range(len(self.bodies), len(self.bodies) + len(self.points))
+        )
         self.size = 6 * len(pairs) + 12 * num_turns
         first, second = torch.tensor(pairs, device=device).reshape(-1, 2).unbind(1)
         self._first, self._second, self._turned = first, second, second[:num_turns]

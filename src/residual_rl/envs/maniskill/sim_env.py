@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from residual_rl.envs.maniskill.action_space import ActionRange
-from residual_rl.envs.maniskill.arm_description import tell_arm
+from residual_rl.envs.maniskill.arm_description import describe_arm
 from residual_rl.envs.maniskill.clean_reset import give_fresh_physics
 from residual_rl.envs.maniskill.factory import make_env
-from residual_rl.envs.maniskill.spec import Array, Facts, WorldSettings
+from residual_rl.envs.maniskill.spec import EnvDescription, ManiSkillEnvCfg
+from residual_rl.envs.workers.shared_memory import ArraySpec
 from residual_rl.errors import ConfigError
 from residual_rl.types import Obs
 
@@ -37,7 +38,7 @@ class Step:
     """The task's own figures, each [B]."""
 
 
-class World:
+class ManiSkillEnv:
     """A ManiSkill env with named observations, and actions in [-1, 1] whatever its control mode takes.
 
     Observations, float32 [B, n] but for the images:
@@ -50,7 +51,7 @@ class World:
     - what the task itself adds to the state, by its own names (`obj_pose`, `goal_pos`, …).
 
     Args:
-        settings: what to make.
+        cfg: what to make.
         num_envs: B; more than 1 needs the GPU simulation.
 
     Raises `ConfigError` for what ManiSkill does not have, or not on this machine.
@@ -58,48 +59,54 @@ class World:
 
     remote = False
 
-    def __init__(self, settings: WorldSettings, num_envs: int = 1):
-        self.settings, self.num_envs = settings, num_envs
-        self.env: Any = make_env(settings, num_envs)
+    def __init__(self, cfg: ManiSkillEnvCfg, num_envs: int = 1):
+        self.cfg, self.num_envs = cfg, num_envs
+        self.env: Any = make_env(cfg, num_envs)
         self.device = torch.device(self.env.device)
         # Built anew at every reset or at none: in between, what was built depends on earlier seeds.
         self.deterministic = self.device.type == "cpu" and self.env.reconfiguration_freq in (0, 1)
         if self.env.agent is None:
-            raise ConfigError(f"{settings.env_id} has no robot: there is nothing to act with")
+            raise ConfigError(f"{cfg.env_id} has no robot: there is nothing to act with")
         self._actions = ActionRange(self.env)
         info = self.env.get_info()  # as it was made: to build it twice takes twice as long
         raw = self.env.get_obs(info)
         self._metrics = tuple(
-            name for name, value in info.items() if name not in _NO_FIGURES and torch.as_tensor(value).numel() == num_envs
+            name
+            for name, value in info.items()
+            if name not in _NO_FIGURES and torch.as_tensor(value).numel() == num_envs
         )
         self._seeds = torch.zeros(num_envs, dtype=torch.int64)
         self._base_pose: Tensor | None = None
         self._obs = self._observe(raw, info)
-        self.facts = self._tell()
+        self.description = self.describe()
 
     # --- an episode ---------------------------------------------------------------------------------------------
 
-    def reset(self, worlds: Tensor, seeds: Tensor) -> None:
-        """Begin the episodes of `seeds` [n] int64, each from 0 to 2^31 - 1, in `worlds` [n] int64.
+    def reset(self, env_ids: Tensor, seeds: Tensor) -> None:
+        """Begin the episodes of `seeds` [n] int64, each from 0 to 2^31 - 1, in `env_ids` [n] int64.
 
-        On the CPU an episode is then a function of its seed and its actions. On a GPU ManiSkill draws for all worlds that are reset
+        On the CPU an episode is then a function of its seed and its actions. On a GPU ManiSkill draws for all envs that are reset
         together from the seed of the first.
         """
-        if len(worlds) == 0:
+        if len(env_ids) == 0:
             return
-        self._seeds[worlds.cpu()] = seeds.cpu()
+        self._seeds[env_ids.cpu()] = seeds.cpu()
         if self.device.type == "cpu" and self.env.reconfiguration_freq != 1:
             give_fresh_physics(self.env)
-        takes_all_seeds = len(worlds) == self.num_envs and (self.device.type != "cpu" or self.env.reconfiguration_freq != 0)
-        raw, info = self.env.reset(seed=self._seeds.tolist()) if takes_all_seeds else self._reset_some(worlds)
+        takes_all_seeds = len(env_ids) == self.num_envs and (
+            self.device.type != "cpu" or self.env.reconfiguration_freq != 0
+        )
+        raw, info = (
+            self.env.reset(seed=self._seeds.tolist()) if takes_all_seeds else self._reset_some(env_ids)
+        )
         self._base_pose = None
         self._obs = self._observe(raw, info)
 
-    def _reset_some(self, worlds: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
-        """`env.reset` with the seeds of `worlds` alone. ManiSkill takes those of all worlds or none: then it would make generators for the
-        thousand worlds that go on, and seed torch from the first of all, for the same draws again and again. On the CPU this way is quicker
+    def _reset_some(self, env_ids: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+        """`env.reset` with the seeds of `env_ids` alone. ManiSkill takes those of all envs or none: then it would make generators for the
+        thousand envs that go on, and seed torch from the first of all, for the same draws again and again. On the CPU this way is quicker
         too: it makes one generator instead of three."""
-        rows = worlds.cpu().numpy()
+        rows = env_ids.cpu().numpy()
         seeds = self._seeds.numpy()[rows].tolist()
         generators = [np.random.RandomState(seed) for seed in seeds]  # ManiSkill's own kind
         self.env._episode_seed[rows] = seeds
@@ -110,28 +117,38 @@ class World:
             if on_gpu:
                 torch.manual_seed(seeds[0])
             else:
-                torch.default_generator.manual_seed(seeds[0])  # the above tells all kinds of devices, each with a trace of the stack
-            result: tuple[dict[str, Any], dict[str, Any]] = self.env.reset(options={"env_idx": worlds})
+                torch.default_generator.manual_seed(
+                    seeds[0]
+                )  # the above tells all kinds of devices, each with a trace of the stack
+            result: tuple[dict[str, Any], dict[str, Any]] = self.env.reset(options={"env_idx": env_ids})
         return result
 
     def step(self, actions: Tensor, active: Tensor | None = None) -> Step:  # noqa: ARG002
-        """Execute `actions` [B, A] in [-1, 1]. Worlds that are not `active` go on too: a GPU steps all or none."""
+        """Execute `actions` [B, A] in [-1, 1]. SimEnvs that are not `active` go on too: a GPU steps all or none."""
         raw, reward, _, _, info = self.env.step(self._actions.to_maniskill(actions))
         self._obs = self._observe(raw, info)
         success, fail = (self._figure(info.get(name, False)).bool() for name in ("success", "fail"))
-        return Step(self._obs, self._figure(reward), success, fail, {name: self._figure(info[name]) for name in self._metrics})
+        return Step(
+            self._obs,
+            self._figure(reward),
+            success,
+            fail,
+            {name: self._figure(info[name]) for name in self._metrics},
+        )
 
     def normalised(self, actions: Tensor) -> Tensor:
         """[B, A]: what `step` takes, for `actions` [B, A] as the robot's control mode has them."""
         return self._actions.from_maniskill(actions)
 
     def observations(self) -> Obs:
-        """The observation of all worlds after their last reset or step."""
+        """The observation of all envs after their last reset or step."""
         return dict(self._obs)
 
     def states(self) -> Tensor:
         """[B, 1 + S] float64: each episode's seed, and the simulator's state."""
-        return torch.cat([self._seeds[:, None].to(self.device, torch.float64), self.env.get_state().double()], 1)
+        return torch.cat(
+            [self._seeds[:, None].to(self.device, torch.float64), self.env.get_state().double()], 1
+        )
 
     def close(self) -> None:
         """Free the scene."""
@@ -141,14 +158,22 @@ class World:
 
     def _figure(self, value: Any) -> Tensor:
         """A figure of each world [B] float32, apart from a task's own tensor, which its next reset may change."""
-        return torch.as_tensor(value, device=self.device).reshape(-1).expand(self.num_envs).to(torch.float32, copy=True)
+        return (
+            torch.as_tensor(value, device=self.device)
+            .reshape(-1)
+            .expand(self.num_envs)
+            .to(torch.float32, copy=True)
+        )
 
     def _observe(self, raw: dict[str, Any], info: dict[str, Any]) -> Obs:
         """New tensors: ManiSkill's own are views of the simulator's buffers."""
         agent_obs = raw.get("agent", {})
         robots = [agent_obs] if "qpos" in agent_obs else list(agent_obs.values())
         told = {name: value for name, value in raw.items() if name not in ("sensor_param", "sensor_data")}
-        named = _leaves({name: value for name, value in told.items() if name not in ("agent", "extra")} | raw.get("extra", {}))
+        named = _leaves(
+            {name: value for name, value in told.items() if name not in ("agent", "extra")}
+            | raw.get("extra", {})
+        )
         for name, theirs in (("joint_position", "qpos"), ("joint_velocity", "qvel")):
             if robots and all(theirs in robot for robot in robots):
                 named[name] = torch.cat([robot[theirs] for robot in robots], 1)
@@ -160,9 +185,9 @@ class World:
             if "tcp_pose" not in named and getattr(agent, "tcp", None) is not None:
                 named["tcp_pose"] = agent.tcp.pose.raw_pose
         obs = {name: value.reshape(self.num_envs, -1).float().clone() for name, value in named.items()}
-        if self.settings.obs_mode != "rgb":
+        if self.cfg.obs_mode != "rgb":
             obs["state"] = self._flattened(told)
-        if self.settings.draws:
+        if self.cfg.has_images:
             obs["proprioception"] = self._flattened({**told, "extra": self._extra_of_a_real_robot(info)})
             obs |= {name: textures["rgb"][..., :3].clone() for name, textures in raw["sensor_data"].items()}
         return obs
@@ -181,24 +206,25 @@ class World:
         self.env._obs_mode, self.env.obs_mode_struct = name, meaning
         return extra
 
-    def _tell(self) -> Facts:
+    def describe(self) -> EnvDescription:
         from mani_skill.utils.registration import REGISTERED_ENVS
 
         agents = getattr(self.env.agent, "agents", [self.env.agent])
-        return Facts(
+        return EnvDescription(
             robot="+".join(agent.uid for agent in agents),
             control_mode=agents[0].control_mode,
-            max_episode_steps=REGISTERED_ENVS[self.settings.env_id].max_episode_steps,
+            max_episode_steps=REGISTERED_ENVS[self.cfg.env_id].max_episode_steps,
             control_hz=float(self.env.control_freq),
             observations={
-                name: Array(tuple(value.shape[1:]), str(value.dtype).removeprefix("torch.")) for name, value in self._obs.items()
+                name: ArraySpec(tuple(value.shape[1:]), str(value.dtype).removeprefix("torch."))
+                for name, value in self._obs.items()
             },
             metrics=self._metrics,
             action_unit=tuple(self._actions.size.tolist()),
             state_size=self.states().shape[1],
             deterministic=self.deterministic,
-            env_id=self.settings.env_id,
-            arm=tell_arm(agents[0]) if len(agents) == 1 else None,
+            env_id=self.cfg.env_id,
+            arm=describe_arm(agents[0]) if len(agents) == 1 else None,
         )
 
 

@@ -1,21 +1,23 @@
-"""What a ManiSkill world is made from, and what it tells of itself: plain values, which go to worker processes and come back as JSON."""
+"""How a ManiSkill env is made, and what it is like: plain values, which go to worker processes and come back as JSON."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from residual_rl.envs.workers.shared_memory import ArraySpec
 from residual_rl.robots.arm import Arm
 
 WITHOUT_VULKAN = (
     "it needs a Vulkan driver, and this machine has none that works; without a GPU, Mesa 25 or newer brings one: "
-    "apt-get install libvulkan1 mesa-vulkan-drivers (in Debian 12 from bookworm-backports), or in a checkout, as root, `make vulkan`"
+    "apt-get install libvulkan1 mesa-vulkan-drivers (in Debian 12 from bookworm-backports), or in a checkout, as root, "
+    "`make vulkan`"
 )
 
 
 @dataclass(frozen=True)
-class WorldSettings:
-    """How `gymnasium.make` is called. None leaves a value to the task."""
+class ManiSkillEnvCfg:
+    """Arguments of `gymnasium.make`. None is the task's own value."""
 
     env_id: str
     robot_uids: str | None = None
@@ -29,42 +31,36 @@ class WorldSettings:
     image_size: tuple[int, int] | None = None
     """Height and width of all cameras [px]."""
     modules: tuple[str, ...] = ()
-    """Imported first: they register tasks and robots of their own."""
+    """Imported first: they register further tasks and robots."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> WorldSettings:
+    def from_json(cls, data: dict[str, Any]) -> ManiSkillEnvCfg:
         size = data["image_size"]
-        return cls(**{**data, "image_size": None if size is None else tuple(size), "modules": tuple(data["modules"])})
+        return cls(
+            **{**data, "image_size": None if size is None else tuple(size), "modules": tuple(data["modules"])}
+        )
 
     @property
-    def draws(self) -> bool:
+    def has_images(self) -> bool:
         """Whether images are observed."""
         return self.obs_mode != "state"
 
 
 @dataclass(frozen=True)
-class Array:
-    """A named array of one world."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    """`float32` or `uint8`."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a world tells of itself once it is built."""
+class EnvDescription:
+    """What a ManiSkill env is like once it is built."""
 
     robot: str
     control_mode: str
     max_episode_steps: int | None
     control_hz: float
-    observations: dict[str, Array]
+    observations: dict[str, ArraySpec]
+    """Of one env: float32, and uint8 for images."""
     metrics: tuple[str, ...]
-    """The task's own figures of a step, besides success."""
+    """The task's own metrics of a step, besides success."""
     action_unit: tuple[float, ...]
     """What an action of 1 means, in the controllers' own units ([rad], [m], [rad/s])."""
     state_size: int
@@ -74,7 +70,7 @@ class Facts:
     env_id: str = ""
     """The task."""
     arm: Arm | None = None
-    """Its arm, where there is one robot with one."""
+    """None with several robots, and for robots without an arm."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -85,8 +81,11 @@ class Facts:
         return "m" if "_ee_" in self.control_mode else "rad"
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Facts:
-        observations = {name: Array(tuple(value["shape"]), value["dtype"]) for name, value in data["observations"].items()}
+    def from_json(cls, data: dict[str, Any]) -> EnvDescription:
+        observations = {
+            name: ArraySpec(tuple(value["shape"]), value["dtype"])
+            for name, value in data["observations"].items()
+        }
         tuples = {name: tuple(data[name]) for name in ("metrics", "action_unit")}
         arm = None if data["arm"] is None else Arm.from_json(data["arm"])
         return cls(**{**data, **tuples, "observations": observations, "arm": arm})

@@ -11,20 +11,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from residual_rl.envs.maniskill.factory import make_env
-from residual_rl.envs.maniskill.spec import WorldSettings
+from residual_rl.envs.maniskill.spec import ManiSkillEnvCfg
 from residual_rl.errors import ConfigError
 
 
-class StatePainter:
-    """Draws what `World.states` gave. Nothing is made before the first picture.
+class StateRenderer:
+    """Draws what `ManiSkillEnv.states` gave. Nothing is made before the first picture.
 
     Args:
-        settings: those of the worlds.
+        cfg: those of the worlds.
         render_backend: what draws.
     """
 
-    def __init__(self, settings: WorldSettings, render_backend: str):
-        self._settings = dataclasses.replace(settings, obs_mode="state", sim_backend="physx_cpu", render_backend=render_backend)
+    def __init__(self, cfg: ManiSkillEnvCfg, render_backend: str):
+        self._cfg = dataclasses.replace(
+            cfg, obs_mode="state", sim_backend="physx_cpu", render_backend=render_backend
+        )
         self._env: Any = None
         self._size: tuple[int, int] | None = None
 
@@ -33,11 +35,13 @@ class StatePainter:
         if self._size != size:
             self.close()
             cameras = {"height": size[0], "width": size[1]}
-            self._env = make_env(self._settings, 1, render_mode="rgb_array", human_render_camera_configs=cameras)
+            self._env = make_env(self._cfg, 1, render_mode="rgb_array", human_render_camera_configs=cameras)
             self._size = size
         known = list(self._env.scene.human_render_cameras)
         if camera is not None and camera not in known:
-            raise ConfigError(f"{self._settings.env_id} has no camera {camera!r} to draw from; it has {', '.join(known)}")
+            raise ConfigError(
+                f"{self._cfg.env_id} has no camera {camera!r} to draw from; it has {', '.join(known)}"
+            )
         episode, images = None, []
         for scene in scenes.cpu():
             seed, state = int(scene[0]), scene[None, 1:].float()

@@ -1,4 +1,4 @@
-"""The vec_env contract on ManiSkill's worlds: ends of episodes, resets, seeds, and resuming."""
+"""The vec_env contract on ManiSkill's envs: ends of episodes, resets, seeds, and resuming."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from torch import Tensor
 from residual_rl.envs.episodes import RunningEpisodes
 from residual_rl.envs.maniskill.relative_poses import RELATIVE_POSES, RelativePoses
 from residual_rl.envs.maniskill.sim_env import Step
-from residual_rl.envs.maniskill.spec import Array, Facts
+from residual_rl.envs.maniskill.spec import EnvDescription
 from residual_rl.envs.vec_env import EpisodeSeeds, VecEnv
+from residual_rl.envs.workers.shared_memory import ArraySpec
 from residual_rl.errors import ConfigError, NonFiniteError
 from residual_rl.types import Obs, State, check_finite
 from residual_rl.utils.seeding import splitmix64
@@ -27,21 +28,21 @@ _SEEDS = 1 << 31
 """ManiSkill seeds NumPy's older generators, which take no more than 32 bits."""
 _log = logging.getLogger(__name__)
 
-Painter = Callable[[Tensor, tuple[int, int], str | None], NDArray[np.uint8]]
-"""Draws what `Worlds.states` gave, [N, S], as images [N, H, W, 3] of a size, from a camera or from where the task is seen best."""
+Renderer = Callable[[Tensor, tuple[int, int], str | None], NDArray[np.uint8]]
+"""Draws what `SimEnvs.states` gave, [N, S], as images [N, H, W, 3] of a size, from a camera or from where the task is seen best."""
 
 
-class Worlds(Protocol):
-    """B ManiSkill worlds: `World` on a GPU, `WorkerWorlds` on the CPU. Tensors belong to the caller."""
+class SimEnvs(Protocol):
+    """B ManiSkill envs: `ManiSkillEnv` on a GPU, `ParallelEnvs` on the CPU. Tensors belong to the caller."""
 
     num_envs: int
     device: torch.device
     deterministic: bool
     remote: bool
     """Whether other processes step them, which can die."""
-    facts: Facts
+    description: EnvDescription
 
-    def reset(self, worlds: Tensor, seeds: Tensor) -> None: ...
+    def reset(self, env_ids: Tensor, seeds: Tensor) -> None: ...
 
     def step(self, actions: Tensor, active: Tensor) -> Step: ...
 
@@ -58,7 +59,7 @@ def maniskill_seeds(seeds: Tensor) -> Tensor:
 
 
 class ManiSkillVecEnv(VecEnv):
-    """B worlds of a ManiSkill task, with their observations and, where objects have poses, `relative_poses`.
+    """B envs of a ManiSkill task, with their observations and, where objects have poses, `relative_poses`.
 
     On the CPU an episode is a function of its seed and its actions, and a saved state is just these: loading it plays the episodes that run
     again, and goes on bit for bit. The GPU simulation promises neither (`deterministic` is false): loading a state begins new episodes.
@@ -67,26 +68,30 @@ class ManiSkillVecEnv(VecEnv):
     came of them is, and whether an episode ended, and nothing else, but for what starts the next episode where one did.
 
     Args:
-        worlds: what is stepped.
+        sim: what is stepped.
         max_episode_steps: steps after which an episode is cut off.
         ignore_terminations: neither success nor failure ends an episode.
-        painter: draws states.
+        renderer: draws states.
     """
 
-    def __init__(self, worlds: Worlds, max_episode_steps: int, ignore_terminations: bool, painter: Painter):
-        facts = worlds.facts
-        self._worlds, self._painter = worlds, painter
-        self.remote = worlds.remote
-        self.num_envs, self.device, self.deterministic = worlds.num_envs, worlds.device, worlds.deterministic
+    def __init__(self, sim: SimEnvs, max_episode_steps: int, ignore_terminations: bool, renderer: Renderer):
+        description = sim.description
+        self._sim, self._renderer = sim, renderer
+        self.remote = sim.remote
+        self.num_envs, self.device, self.deterministic = sim.num_envs, sim.device, sim.deterministic
         self.max_episode_steps, self._ignore_terminations = max_episode_steps, ignore_terminations
-        self.control_hz, self.control_mode, self.robot = facts.control_hz, facts.control_mode, facts.robot
-        self.task_name, self.arm = facts.env_id, facts.arm
-        self.action_unit = torch.tensor(facts.action_unit, device=self.device)
-        self.action_unit_name = facts.action_unit_name
-        self._relative_poses = RelativePoses(facts.observations, self.device)
-        observations = dict(facts.observations)
+        self.control_hz, self.control_mode, self.robot = (
+            description.control_hz,
+            description.control_mode,
+            description.robot,
+        )
+        self.task_name, self.arm = description.env_id, description.arm
+        self.action_unit = torch.tensor(description.action_unit, device=self.device)
+        self.action_unit_name = description.action_unit_name
+        self._relative_poses = RelativePoses(description.observations, self.device)
+        observations = dict(description.observations)
         if self._relative_poses.size:
-            observations[RELATIVE_POSES] = Array((self._relative_poses.size,), "float32")
+            observations[RELATIVE_POSES] = ArraySpec((self._relative_poses.size,), "float32")
         boxes: dict[str, spaces.Space[Any]] = {
             name: spaces.Box(0, 255, array.shape, np.uint8)
             if array.dtype == "uint8"
@@ -94,14 +99,14 @@ class ManiSkillVecEnv(VecEnv):
             for name, array in observations.items()
         }
         self.single_observation_space = spaces.Dict(boxes)
-        self.single_action_space = spaces.Box(-1.0, 1.0, (len(facts.action_unit),), np.float32)
+        self.single_action_space = spaces.Box(-1.0, 1.0, (len(description.action_unit),), np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.episode_seeds = EpisodeSeeds()
         self._episodes = RunningEpisodes(self.num_envs, self.device)
         self._can_wait = self.device.type == "cpu"
         self._history: list[tuple[Tensor, Tensor]] = []
-        """The actions [B, A] since the oldest of the running episodes began, and the worlds [B] that executed them; if that is of use."""
+        """The actions [B, A] since the oldest of the running episodes began, and the envs [B] that executed them; if that is of use."""
         self._obs: Obs = {}
         self._some_idle = True
         self._is_drawn = False
@@ -109,19 +114,27 @@ class ManiSkillVecEnv(VecEnv):
     # --- the contract -------------------------------------------------------------------------------------------
 
     def reset(
-        self, *, seed: int | Sequence[int] | None = None, mask: Tensor | None = None, options: dict[str, Any] | None = None
+        self,
+        *,
+        seed: int | Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        options: dict[str, Any] | None = None,
     ) -> tuple[Obs, dict[str, Any]]:
         if options:
             raise ConfigError(f"a ManiSkill env takes no option at reset; got {', '.join(sorted(options))}")
-        worlds, seeds = self._to_reset(seed, mask, is_first=not self._obs)
-        self._start_episodes(worlds, seeds)
+        env_ids, seeds = self._to_reset(seed, mask, is_first=not self._obs)
+        self._start_episodes(env_ids, seeds)
         return dict(self._obs), {"seed": self._episodes.seed.clone()}
 
-    def step(self, actions: Tensor, mask: Tensor | None = None) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
+    def step(
+        self, actions: Tensor, mask: Tensor | None = None
+    ) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
         if not self._obs:
             raise ConfigError("step was called before reset")
         if actions.shape != self.action_space.shape:
-            raise ConfigError(f"actions must have shape {self.action_space.shape}, not {tuple(actions.shape)}")
+            raise ConfigError(
+                f"actions must have shape {self.action_space.shape}, not {tuple(actions.shape)}"
+            )
         try:
             check_finite("action", actions)
         except NonFiniteError as error:
@@ -129,10 +142,10 @@ class ManiSkillVecEnv(VecEnv):
         active = self.active
         if mask is not None:
             if not self._can_wait:
-                raise ConfigError("ManiSkill's GPU simulation steps all worlds or none: leave out mask")
+                raise ConfigError("ManiSkill's GPU simulation steps all envs or none: leave out mask")
             active = active & mask
-        action = actions.clamp(-1.0, 1.0) * active[:, None]  # where worlds cannot stand still, they hold
-        step = self._worlds.step(action, active)
+        action = actions.clamp(-1.0, 1.0) * active[:, None]  # where envs cannot stand still, they hold
+        step = self._sim.step(action, active)
         reward, success = step.reward * active, step.success & active
         obs = self._seen(step.obs)
 
@@ -148,8 +161,8 @@ class ManiSkillVecEnv(VecEnv):
         if any_ended:
             if self._is_drawn:
                 info["final_scenes"] = self.scenes()
-            worlds = ended.nonzero().flatten()
-            self._start_episodes(worlds, self.episode_seeds.draw(len(worlds)).to(self.device))
+            env_ids = ended.nonzero().flatten()
+            self._start_episodes(env_ids, self.episode_seeds.draw(len(env_ids)).to(self.device))
         return dict(self._obs), reward, terminated, truncated, info
 
     @property
@@ -160,17 +173,19 @@ class ManiSkillVecEnv(VecEnv):
         return dict(self._obs)
 
     def world_states(self) -> Obs:
-        return {"maniskill": self._worlds.states()[:, 1:]}
+        return {"maniskill": self._sim.states()[:, 1:]}
 
     def scenes(self) -> Tensor:
         self._is_drawn = True  # from now on those of ending episodes are wanted too
-        return self._worlds.states()
+        return self._sim.states()
 
-    def render_scenes(self, scenes: Tensor, size: tuple[int, int], camera: str | None = None) -> NDArray[np.uint8]:
-        return self._painter(scenes, size, camera)
+    def render_scenes(
+        self, scenes: Tensor, size: tuple[int, int], camera: str | None = None
+    ) -> NDArray[np.uint8]:
+        return self._renderer(scenes, size, camera)
 
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002
-        self._worlds.close()
+        self._sim.close()
 
     # --- resuming -----------------------------------------------------------------------------------------------
 
@@ -196,11 +211,13 @@ class ManiSkillVecEnv(VecEnv):
         if not state["obs"]:  # saved before the first reset
             return
         running = self.active.nonzero().flatten()
-        self._worlds.reset(running, maniskill_seeds(self._episodes.seed[running]))
+        self._sim.reset(running, maniskill_seeds(self._episodes.seed[running]))
         for actions, executed in zip(*self._played(), strict=True):
-            self._worlds.step(actions, executed)
-        self._obs = self._relative_poses.add({name: value.to(self.device) for name, value in state["obs"].items()})
-        obs = self._seen(self._worlds.observations())
+            self._sim.step(actions, executed)
+        self._obs = self._relative_poses.add(
+            {name: value.to(self.device) for name, value in state["obs"].items()}
+        )
+        obs = self._seen(self._sim.observations())
         if any(not torch.equal(value, self._obs[name]) for name, value in obs.items()):
             _log.warning(
                 "the episodes that ran when the state was saved went otherwise here: another machine, or another release of ManiSkill"
@@ -209,35 +226,44 @@ class ManiSkillVecEnv(VecEnv):
 
     # --- parts --------------------------------------------------------------------------------------------------
 
-    def _start_episodes(self, worlds: Tensor, seeds: Tensor) -> None:
+    def _start_episodes(self, env_ids: Tensor, seeds: Tensor) -> None:
         begins = seeds >= 0
-        self._worlds.reset(worlds[begins], maniskill_seeds(seeds[begins]))
-        self._episodes.begin(worlds, seeds)
+        self._sim.reset(env_ids[begins], maniskill_seeds(seeds[begins]))
+        self._episodes.begin(env_ids, seeds)
         self._some_idle = not bool(self.active.all())
         if self._history:
-            of_use = self._played()[1].any(1).tolist()  # with worlds that wait, what ended may lie between what runs
+            of_use = (
+                self._played()[1].any(1).tolist()
+            )  # with envs that wait, what ended may lie between what runs
             self._history = list(itertools.compress(self._history, of_use))
-        self._obs = self._seen(self._worlds.observations())
+        self._obs = self._seen(self._sim.observations())
 
     def _played(self) -> tuple[Tensor, Tensor]:
         """The actions [T, B, A] of the running episodes, and where [T, B] each was executed in one of them."""
         if not self._history:
-            return torch.zeros(0, self.num_envs, len(self.action_unit)), torch.zeros(0, self.num_envs, dtype=torch.bool)
+            return torch.zeros(0, self.num_envs, len(self.action_unit)), torch.zeros(
+                0, self.num_envs, dtype=torch.bool
+            )
         actions, executed = (torch.stack(parts) for parts in zip(*self._history, strict=True))
         to_the_end = executed.flip(0).cumsum(0).flip(0)
         return actions, executed & (to_the_end <= self._episodes.length)
 
     def _seen(self, obs: Obs) -> Obs:
-        """The worlds' observations `obs` and the relative poses, where worlds without an episode still see what they saw."""
+        """The envs' observations `obs` and the relative poses, where envs without an episode still see what they saw."""
         obs = self._relative_poses.add(obs)
         if not self._obs or not self._some_idle:
             return obs
         idle = ~self.active
-        return {name: torch.where(idle.reshape(-1, *[1] * (value.ndim - 1)), self._obs[name], value) for name, value in obs.items()}
+        return {
+            name: torch.where(idle.reshape(-1, *[1] * (value.ndim - 1)), self._obs[name], value)
+            for name, value in obs.items()
+        }
 
     def _check(self, obs: Obs, reward: Tensor, action: Tensor, ended: Tensor) -> bool:
         """Whether an episode ended, read together with whether all is finite. Raises `NonFiniteError` where it is not."""
-        floats = {"reward": reward[:, None]} | {name: value for name, value in obs.items() if value.is_floating_point()}
+        floats = {"reward": reward[:, None]} | {
+            name: value for name, value in obs.items() if value.is_floating_point()
+        }
         finite = torch.isfinite(torch.cat([value.flatten(1) for value in floats.values()], 1).sum())
         any_ended, all_finite = torch.stack([ended.any(), finite]).tolist()
         if not all_finite:

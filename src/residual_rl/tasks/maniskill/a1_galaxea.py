@@ -58,14 +58,21 @@ class A1Galaxea(BaseAgent):
     urdf_path = str(Path(__file__).with_suffix(".urdf"))
     urdf_config: ClassVar[dict[str, Any]] = {
         "_materials": {"gripper": {"static_friction": 2.0, "dynamic_friction": 2.0, "restitution": 0.0}},
-        "link": {name: {"material": "gripper", "patch_radius": 0.1, "min_patch_radius": 0.1} for name in ("left_finger", "right_finger")},
+        "link": {
+            name: {"material": "gripper", "patch_radius": 0.1, "min_patch_radius": 0.1}
+            for name in ("left_finger", "right_finger")
+        },
     }
     disable_self_collisions = True
     arm_joint_names: ClassVar[list[str]] = list(ARM_JOINTS)
     keyframes: ClassVar[dict[str, Keyframe]] = {
-        "home": Keyframe(pose=sapien.Pose(), qpos=np.append(np.deg2rad([42, 45, -48, 80, -35, 15]), [-0.01, -0.01])),
+        "home": Keyframe(
+            pose=sapien.Pose(), qpos=np.append(np.deg2rad([42, 45, -48, 80, -35, 15]), [-0.01, -0.01])
+        ),
         # The gripper points down, 0.35 m before the base and 0.2 m above it, with the fingers beside each other.
-        "ready": Keyframe(pose=sapien.Pose(), qpos=np.append(np.deg2rad([0, 103.56, -61.38, 90, -47.82, 0]), [-0.01, -0.01])),
+        "ready": Keyframe(
+            pose=sapien.Pose(), qpos=np.append(np.deg2rad([0, 103.56, -61.38, 90, -47.82, 0]), [-0.01, -0.01])
+        ),
     }
 
     @property
@@ -80,26 +87,38 @@ class A1Galaxea(BaseAgent):
             "pd_joint_pos": PDJointPosControllerConfig(arm, None, None, **drive, normalize_action=False),
             "pd_ee_delta_pos": PDEEPosControllerConfig(**shift, **end),
             "pd_ee_delta_pose": PDEEPoseControllerConfig(**shift, **turn, **end),
-            "pd_ee_pose": PDEEPoseControllerConfig(pos_lower=-2.0, pos_upper=2.0, **end, use_delta=False, normalize_action=False),
+            "pd_ee_pose": PDEEPoseControllerConfig(
+                pos_lower=-2.0, pos_upper=2.0, **end, use_delta=False, normalize_action=False
+            ),
             "pd_joint_target_delta_pos": PDJointPosControllerConfig(arm, **step, **drive, use_target=True),
             "pd_ee_target_delta_pos": PDEEPosControllerConfig(**shift, **end, use_target=True),
             "pd_ee_target_delta_pose": PDEEPoseControllerConfig(**shift, **turn, **end, use_target=True),
-            "pd_joint_vel": PDJointVelControllerConfig(arm, -1.0, 1.0, drive["damping"], drive["force_limit"]),
-            "pd_joint_pos_vel": PDJointPosVelControllerConfig(arm, None, None, **drive, normalize_action=False),
+            "pd_joint_vel": PDJointVelControllerConfig(
+                arm, -1.0, 1.0, drive["damping"], drive["force_limit"]
+            ),
+            "pd_joint_pos_vel": PDJointPosVelControllerConfig(
+                arm, None, None, **drive, normalize_action=False
+            ),
             "pd_joint_delta_pos_vel": PDJointPosVelControllerConfig(arm, **step, **drive),
         }
         return {mode: {"arm": config, "gripper": self._gripper()} for mode, config in controllers.items()}
 
     def _gripper(self) -> OpeningControllerConfig:
         first, second = FINGER_JOINTS
-        return OpeningControllerConfig(list(FINGER_JOINTS), *FINGER_RANGE, **_DRIVE, mimic={second: {"joint": first}})
+        return OpeningControllerConfig(
+            list(FINGER_JOINTS), *FINGER_RANGE, **_DRIVE, mimic={second: {"joint": first}}
+        )
 
     @property
     def _sensor_configs(self) -> list[CameraConfig]:
         # ManiSkill's cameras look along x with z up; this one along the link's z, with what is far from the arm up and the fingers below.
         pose = sapien.Pose(q=[0.0, math.sqrt(0.5), 0.0, math.sqrt(0.5)])
         mount = self.robot.links_map["camera"]
-        return [CameraConfig("hand_camera", pose, 224, 224, fov=math.radians(69), near=0.01, far=100.0, mount=mount)]
+        return [
+            CameraConfig(
+                "hand_camera", pose, 224, 224, fov=math.radians(69), near=0.01, far=100.0, mount=mount
+            )
+        ]
 
     def _after_init(self) -> None:
         links = self.robot.links_map
@@ -125,7 +144,9 @@ class A1Galaxea(BaseAgent):
             force = self.scene.get_pairwise_contact_forces(finger, object)
             outwards = side * finger.pose.to_transformation_matrix()[:, :3, 1]
             strength = force.norm(dim=1)
-            grasping &= (strength >= min_force) & ((force * outwards).sum(1) >= math.cos(math.radians(max_angle)) * strength)
+            grasping &= (strength >= min_force) & (
+                (force * outwards).sum(1) >= math.cos(math.radians(max_angle)) * strength
+            )
         return grasping
 
     def is_static(self, threshold: float = 0.2) -> Tensor:

@@ -15,6 +15,8 @@ SUITES: dict[str, str] = {"PickBox-v1": "residual_rl.tasks.maniskill.pick_box.do
 def doctor(cfg: ManiSkillCfg, quick: bool, make_policy: MakePolicy) -> Iterator[Check]:  # noqa: ARG001
     """The checks of the task that `cfg` names, one by one; a single row where it has none of its own."""
     if cfg.env_id not in SUITES:
-        yield Check("rewards and success", "as documented", f"not checked: there is no suite for {cfg.env_id}", True)
+        yield Check(
+            "rewards and success", "as documented", f"not checked: there is no suite for {cfg.env_id}", True
+        )
         return
     yield from load(SUITES[cfg.env_id])(cfg, quick)

@@ -7,15 +7,18 @@ import os
 import torch
 
 from residual_rl.envs.maniskill.factory import require_maniskill
-from residual_rl.envs.maniskill.sim_env import World
-from residual_rl.envs.maniskill.spec import WorldSettings
-from residual_rl.envs.maniskill.state_renderer import StatePainter
-from residual_rl.envs.maniskill.vec_env import ManiSkillVecEnv, Worlds
-from residual_rl.envs.maniskill.workers import WorkerWorlds
+from residual_rl.envs.maniskill.parallel_envs import ParallelEnvs
+from residual_rl.envs.maniskill.sim_env import ManiSkillEnv
+from residual_rl.envs.maniskill.spec import ManiSkillEnvCfg
+from residual_rl.envs.maniskill.state_renderer import StateRenderer
+from residual_rl.envs.maniskill.vec_env import ManiSkillVecEnv, SimEnvs
 from residual_rl.errors import ConfigError
 from residual_rl.tasks.maniskill.config import ManiSkillCfg
 
-MODULES: tuple[str, ...] = ("residual_rl.tasks.maniskill.a1_galaxea", "residual_rl.tasks.maniskill.pick_box.env")
+MODULES: tuple[str, ...] = (
+    "residual_rl.tasks.maniskill.a1_galaxea",
+    "residual_rl.tasks.maniskill.pick_box.env",
+)
 """Modules of this package that register tasks and robots with ManiSkill."""
 
 
@@ -24,28 +27,34 @@ def make(cfg: ManiSkillCfg, num_envs: int, num_threads: int, device: str) -> Man
     if num_envs < 1:
         raise ConfigError(f"num_envs must be at least 1, not {num_envs}")
     require_maniskill()
-    settings = world_settings(cfg, device)
-    worlds: Worlds
-    if settings.sim_backend == "physx_cpu":
-        worlds = WorkerWorlds(settings, num_envs, cfg.num_workers or num_threads or len(os.sched_getaffinity(0)))
+    env_cfg = make_env_cfg(cfg, device)
+    worlds: SimEnvs
+    if env_cfg.sim_backend == "physx_cpu":
+        worlds = ParallelEnvs(
+            env_cfg, num_envs, cfg.num_workers or num_threads or len(os.sched_getaffinity(0))
+        )
     else:
-        worlds = World(settings, num_envs)
-    return on_worlds(worlds, cfg, settings)
+        worlds = ManiSkillEnv(env_cfg, num_envs)
+    return make_vec_env(worlds, cfg, env_cfg)
 
 
-def world_settings(cfg: ManiSkillCfg, device: str = "cpu") -> WorldSettings:
+def make_env_cfg(cfg: ManiSkillCfg, device: str = "cpu") -> ManiSkillEnvCfg:
     """What the worlds are made from, where tensors are wanted on `device`. Raises `ConfigError` for a device that is not there."""
     try:
         wanted = torch.device(device)
     except RuntimeError as error:
-        raise ConfigError(f"sim_device {device!r} is no device of torch's; choose cpu, cuda or cuda:N") from error
+        raise ConfigError(
+            f"sim_device {device!r} is no device of torch's; choose cpu, cuda or cuda:N"
+        ) from error
     gpu, index = torch.cuda.is_available(), wanted.index
     simulation: str = cfg.sim_backend
     if simulation == "auto":
         simulation = "physx_cuda" if wanted.type == "cuda" else "physx_cpu"
     if simulation == "physx_cuda":
         if not gpu:
-            raise ConfigError("ManiSkill's GPU simulation needs an NVIDIA GPU, and torch sees none here; choose --sim-backend physx_cpu")
+            raise ConfigError(
+                "ManiSkill's GPU simulation needs an NVIDIA GPU, and torch sees none here; choose --sim-backend physx_cpu"
+            )
         if cfg.reconfiguration_freq and not cfg.ignore_terminations:
             raise ConfigError(
                 "the GPU simulation cannot rebuild the scene for some worlds alone: --reconfiguration-freq needs --ignore-terminations"
@@ -54,7 +63,7 @@ def world_settings(cfg: ManiSkillCfg, device: str = "cpu") -> WorldSettings:
     drawing = cfg.render_backend
     if drawing == "auto":
         drawing = "none" if cfg.obs_mode == "state" else "gpu" if gpu else "cpu"
-    return WorldSettings(
+    return ManiSkillEnvCfg(
         env_id=cfg.env_id,
         robot_uids=cfg.robot_uids,
         control_mode=cfg.control_mode,
@@ -68,11 +77,11 @@ def world_settings(cfg: ManiSkillCfg, device: str = "cpu") -> WorldSettings:
     )
 
 
-def on_worlds(worlds: Worlds, cfg: ManiSkillCfg, settings: WorldSettings) -> ManiSkillVecEnv:
-    """The vec_env of `worlds` that were made from `settings`."""
-    limit = cfg.max_episode_steps or worlds.facts.max_episode_steps
+def make_vec_env(worlds: SimEnvs, cfg: ManiSkillCfg, env_cfg: ManiSkillEnvCfg) -> ManiSkillVecEnv:
+    """The vec_env of `worlds` that were made from `env_cfg`."""
+    limit = cfg.max_episode_steps or worlds.description.max_episode_steps
     if limit is None:
         worlds.close()
         raise ConfigError(f"{cfg.env_id} has no limit to its episodes: give one with --max-episode-steps")
-    drawing = settings.render_backend if settings.draws else "gpu" if torch.cuda.is_available() else "cpu"
-    return ManiSkillVecEnv(worlds, limit, cfg.ignore_terminations, StatePainter(settings, drawing))
+    drawing = env_cfg.render_backend if env_cfg.has_images else "gpu" if torch.cuda.is_available() else "cpu"
+    return ManiSkillVecEnv(worlds, limit, cfg.ignore_terminations, StateRenderer(env_cfg, drawing))

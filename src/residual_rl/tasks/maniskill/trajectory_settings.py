@@ -25,7 +25,10 @@ def settings(info: dict[str, Any]) -> dict[str, Any]:
     found = {
         "env_id": info["env_info"]["env_id"],
         "control_mode": mode,
-        "max_episode_steps": max(info["env_info"].get("max_episode_steps") or 1, *(int(e.get("elapsed_steps", 1)) for e in episodes)),
+        "max_episode_steps": max(
+            info["env_info"].get("max_episode_steps") or 1,
+            *(int(e.get("elapsed_steps", 1)) for e in episodes),
+        ),
     }
     for name in ("robot_uids", "reward_mode"):
         if isinstance(made.get(name), str):

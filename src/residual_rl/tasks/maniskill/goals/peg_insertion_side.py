@@ -60,11 +60,15 @@ class PegInsertionSideGoals(CartesianGoals):
         tool, tail = obs["tcp_pose"][:, :3], self._tail(obs)
         axis = _axis(obs["box_hole_pose"])
         along, beside, turned = self._head(obs)
-        wanted = torch.where(phase == INSERT, (along + _ADVANCE).clamp(max=_DEPTH), -obs["peg_half_size"][:, 0] - _GAP)
+        wanted = torch.where(
+            phase == INSERT, (along + _ADVANCE).clamp(max=_DEPTH), -obs["peg_half_size"][:, 0] - _GAP
+        )
         # the head is moved as is wanted, and the tool, which turns the peg about its own place, makes up for what the turn does to the head
         arm = self._head_position(obs) - tool
         cos, sin = turned.cos(), turned.sin()
-        swung = torch.stack([cos * arm[:, 0] - sin * arm[:, 1], sin * arm[:, 0] + cos * arm[:, 1], arm[:, 2]], 1)
+        swung = torch.stack(
+            [cos * arm[:, 0] - sin * arm[:, 1], sin * arm[:, 0] + cos * arm[:, 1], arm[:, 2]], 1
+        )
         carried = tool + (wanted - along)[:, None] * axis - beside + arm - swung
         held = phase >= ALIGN
         across = self._across(obs)

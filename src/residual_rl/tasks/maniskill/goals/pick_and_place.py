@@ -57,7 +57,9 @@ class PickAndPlace(CartesianGoals):
         away = (place - thing).norm(dim=1) > 0.03
         over = place.clone()
         over[:, 2] = self.carry_height(obs)
-        lifted = (thing[:, 2] > over[:, 2] - 0.015) | (_beside(place, thing) & (thing[:, 2] > place[:, 2] - self.placed))
+        lifted = (thing[:, 2] > over[:, 2] - 0.015) | (
+            _beside(place, thing) & (thing[:, 2] > place[:, 2] - self.placed)
+        )
         closing = steps >= self.close_steps
         new = torch.where((phase == REACH) & ((grip - tool).norm(dim=1) < self.near), GRASP, phase)
         new = torch.where((phase == GRASP) & closing & held, LIFT, new)
@@ -75,7 +77,9 @@ class PickAndPlace(CartesianGoals):
         carry = self.carry_height(obs)
         up = torch.zeros_like(tool)
         up[:, 2] = carry - thing[:, 2]
-        over = _with_height(place, torch.where(_beside(place, thing), place[:, 2], torch.maximum(carry, place[:, 2])))
+        over = _with_height(
+            place, torch.where(_beside(place, thing), place[:, 2], torch.maximum(carry, place[:, 2]))
+        )
         leave = tool.clone()
         leave[:, 2] += self.hover * (steps >= 3)
         wanted = {
@@ -85,7 +89,9 @@ class PickAndPlace(CartesianGoals):
             MOVE: tool + over - thing,
             RELEASE: leave,
         }
-        position = torch.stack([wanted[i] for i in range(5)], 1)[torch.arange(len(phase), device=phase.device), phase]
+        position = torch.stack([wanted[i] for i in range(5)], 1)[
+            torch.arange(len(phase), device=phase.device), phase
+        ]
         # The fingers go across two sides of the object. Once it is held it turns with them: to follow it would be to turn for ever.
         yaw = torch.where(phase == REACH, yaw_of(pose), tool_yaw(obs["tcp_pose"]))
         return ToolGoal(position, (phase == REACH) | (phase == RELEASE), yaw)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from residual_rl.envs.maniskill.arm_description import GRIPPER_OPENS
-from residual_rl.envs.maniskill.sim_env import World
+from residual_rl.envs.maniskill.sim_env import ManiSkillEnv
 from residual_rl.envs.sanity_checks import Check, Rollout, check_poses_hold, doctor_seeds, roll_out
 from residual_rl.tasks.maniskill.config import ManiSkillCfg
-from residual_rl.tasks.maniskill.factory import make, world_settings
+from residual_rl.tasks.maniskill.factory import make, make_env_cfg
 from residual_rl.tasks.maniskill.pick_box.layouts import LAYOUTS, Layout
 from residual_rl.tasks.maniskill.pick_box.oracle import CONTROL_MODE, PickBoxOracle
 from residual_rl.utils.statistics import proportion
@@ -24,22 +24,37 @@ MIN_SUCCESS = 0.9
 def doctor(cfg: ManiSkillCfg, quick: bool) -> Iterator[Check]:
     """The checks, one by one."""
     cfg = dataclasses.replace(
-        cfg, obs_mode="state", control_mode=CONTROL_MODE, reward_mode="dense", max_episode_steps=None, ignore_terminations=False
+        cfg,
+        obs_mode="state",
+        control_mode=CONTROL_MODE,
+        reward_mode="dense",
+        max_episode_steps=None,
+        ignore_terminations=False,
     )
-    yield from check_poses_hold(make(cfg, 2 if quick else 8, 0, "cpu"), ["tcp_pose", "obj_pose"], 1e-3, "mm", 1e3)
+    yield from check_poses_hold(
+        make(cfg, 2 if quick else 8, 0, "cpu"), ["tcp_pose", "obj_pose"], 1e-3, "mm", 1e3
+    )
     env = make(cfg, 20 if quick else 50, 0, "cpu")
-    log, layout = roll_out(env, PickBoxOracle(env.robot, env.action_unit), doctor_seeds(env.num_envs)), LAYOUTS[env.robot]
+    log, layout = (
+        roll_out(env, PickBoxOracle(env.robot, env.action_unit), doctor_seeds(env.num_envs)),
+        LAYOUTS[env.robot],
+    )
     env.close()
     yield check_oracle(log)
     yield from check_phases(log, layout)
-    yield from check_success(World(world_settings(dataclasses.replace(cfg, sim_backend="physx_cpu"))))
+    yield from check_success(ManiSkillEnv(make_env_cfg(dataclasses.replace(cfg, sim_backend="physx_cpu"))))
 
 
 def check_oracle(log: Rollout) -> Check:
     """The scripted oracle solves the task."""
     solved = proportion(log.final["success_at_end"].tolist())
     measured = f"{solved.mean:.0%} (95 % interval {solved.low:.1%} to {solved.high:.1%})"
-    return Check("scripted oracle solves it", f">= {MIN_SUCCESS:.0%} of {len(log.seeds)} episodes", measured, solved.mean >= MIN_SUCCESS)
+    return Check(
+        "scripted oracle solves it",
+        f">= {MIN_SUCCESS:.0%} of {len(log.seeds)} episodes",
+        measured,
+        solved.mean >= MIN_SUCCESS,
+    )
 
 
 def check_phases(log: Rollout, layout: Layout) -> Iterator[Check]:
@@ -67,10 +82,15 @@ def check_phases(log: Rollout, layout: Layout) -> Iterator[Check]:
             yield Check(f"reward phase {name!r}", expected, "not seen", False)
             continue
         ok = bool((rewards >= least - 1e-5).all() and (rewards <= most + 1e-5).all())
-        yield Check(f"reward phase {name!r}", expected, f"{rewards.min():.3g} to {rewards.max():.3g}, {len(rewards)} steps", ok)
+        yield Check(
+            f"reward phase {name!r}",
+            expected,
+            f"{rewards.min():.3g} to {rewards.max():.3g}, {len(rewards)} steps",
+            ok,
+        )
 
 
-def check_success(world: World) -> Iterator[Check]:
+def check_success(world: ManiSkillEnv) -> Iterator[Check]:
     """Each clause of success, violated alone, is what keeps a placed box from counting."""
     world.reset(torch.zeros(1, dtype=torch.int64), torch.tensor(doctor_seeds(1)))
     env = world.env
@@ -81,7 +101,11 @@ def check_success(world: World) -> Iterator[Check]:
             offset = [0.0, 0.0, 0.0]
             offset[axis] = env.layout.goal_thresh + amount
             place_box(env, tuple(offset))
-            yield _success(f"success: {'out of' if amount > 0 else 'within'} the threshold by 1 mm along {name}", env, expected)
+            yield _success(
+                f"success: {'out of' if amount > 0 else 'within'} the threshold by 1 mm along {name}",
+                env,
+                expected,
+            )
     for name, linear, angular, expected in (
         ("moves at 0.09 m/s", 0.09, 0.0, True),
         ("moves at 0.11 m/s", 0.11, 0.0, False),
@@ -91,26 +115,35 @@ def check_success(world: World) -> Iterator[Check]:
         place_box(env, (0.0, 0.0, 0.0), linear, angular)
         yield _success(f"success: the box {name}", env, expected)
     is_held = hold_at_goal(world)
-    yield Check("success: the gripper holds it", "a box is held at rest at the goal", "yes" if is_held else "no", is_held)
+    yield Check(
+        "success: the gripper holds it",
+        "a box is held at rest at the goal",
+        "yes" if is_held else "no",
+        is_held,
+    )
     yield _success("success: the gripper holds it", env, False)
     world.close()
 
 
 def _success(name: str, env: Any, expected: bool) -> Check:
     found = bool(env.evaluate()["success"].all())
-    return Check(name, "success" if expected else "no success", "success" if found else "no success", found == expected)
+    return Check(
+        name, "success" if expected else "no success", "success" if found else "no success", found == expected
+    )
 
 
 def place_box(env: Any, offset: tuple[float, ...], linear: float = 0.0, angular: float = 0.0) -> None:
     """Lay the box at `offset` [m] from the goal, moving with `linear` [m/s] along x and turning with `angular` [rad/s] about z."""
     from mani_skill.utils.structs import Pose
 
-    env.box.set_pose(Pose.create_from_pq(env.goal_pos + torch.tensor([offset]), torch.tensor([[1.0, 0.0, 0.0, 0.0]])))
+    env.box.set_pose(
+        Pose.create_from_pq(env.goal_pos + torch.tensor([offset]), torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+    )
     env.box.set_linear_velocity(torch.tensor([[linear, 0.0, 0.0]]))
     env.box.set_angular_velocity(torch.tensor([[0.0, 0.0, angular]]))
 
 
-def hold_at_goal(world: World) -> bool:
+def hold_at_goal(world: ManiSkillEnv) -> bool:
     """Have the oracle pick the box up and stand still, and put the basket to where it holds it.
 
     Says whether the box then is held, at rest, and at the goal.
@@ -118,13 +151,16 @@ def hold_at_goal(world: World) -> bool:
     from mani_skill.utils.structs import Pose
 
     world.reset(torch.zeros(1, dtype=torch.int64), torch.tensor(doctor_seeds(1)))
-    env, oracle = world.env, PickBoxOracle(world.facts.robot, torch.tensor(world.facts.action_unit))
+    env, oracle = (
+        world.env,
+        PickBoxOracle(world.description.robot, torch.tensor(world.description.action_unit)),
+    )
     for _ in range(100):
         world.step(oracle(world.observations()))
         if env.evaluate()["is_lifted"].all():
             break
-    still = torch.zeros(1, len(world.facts.action_unit))
-    still[:, -1] = -GRIPPER_OPENS[world.facts.robot]
+    still = torch.zeros(1, len(world.description.action_unit))
+    still[:, -1] = -GRIPPER_OPENS[world.description.robot]
     for _ in range(10):
         world.step(still)
     env.basket.set_pose(Pose.create_from_pq(env.basket.pose.p + env.box.pose.p - env.goal_pos))

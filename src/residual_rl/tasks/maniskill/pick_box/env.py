@@ -119,8 +119,21 @@ class PickBoxEnv(BaseEnv):
         cameras = [CameraConfig("base_camera", pose, _IMAGE_SIZE, _IMAGE_SIZE, fov=1.2, near=0.01, far=100.0)]
         if self.layout.hand_link is not None:
             mount = self.agent.robot.links_map[self.layout.hand_link]
-            before = sapien.Pose([0.05, 0.0, 0.04], [0.0, math.sqrt(0.5), 0.0, math.sqrt(0.5)])  # it looks along the link's z
-            cameras.append(CameraConfig("hand_camera", before, _IMAGE_SIZE, _IMAGE_SIZE, fov=1.5, near=0.01, far=100.0, mount=mount))
+            before = sapien.Pose(
+                [0.05, 0.0, 0.04], [0.0, math.sqrt(0.5), 0.0, math.sqrt(0.5)]
+            )  # it looks along the link's z
+            cameras.append(
+                CameraConfig(
+                    "hand_camera",
+                    before,
+                    _IMAGE_SIZE,
+                    _IMAGE_SIZE,
+                    fov=1.5,
+                    near=0.01,
+                    far=100.0,
+                    mount=mount,
+                )
+            )
         return cameras
 
     @property
@@ -134,7 +147,9 @@ class PickBoxEnv(BaseEnv):
             scene.render_system.ambient_light = [self._draws["ambient_light"][world].item()] * 3
             direction = [*(float(lean) for lean in self._draws["light_slope"][world]), -1.0]
             brightness = [self._draws["light"][world].item()] * 3
-            self.scene.add_directional_light(direction, brightness, shadow=self.enable_shadow, shadow_scale=5, scene_idxs=[world])
+            self.scene.add_directional_light(
+                direction, brightness, shadow=self.enable_shadow, shadow_scale=5, scene_idxs=[world]
+            )
 
     # --- the scene ----------------------------------------------------------------------------------------------
 
@@ -144,7 +159,9 @@ class PickBoxEnv(BaseEnv):
     def _load_scene(self, options: dict[str, Any]) -> None:  # noqa: ARG002
         rng = self._batched_episode_rng
         numbers = {"light_slope": 2}
-        self._draws = {name: rng.uniform(*ends, size=(numbers.get(name, 1),)) for name, ends in RANGES.items()}
+        self._draws = {
+            name: rng.uniform(*ends, size=(numbers.get(name, 1),)) for name, ends in RANGES.items()
+        }
         self._draws |= {name: rng.uniform(0.0, 1.0, size=(3,)) for name in ("box_color", "table_color")}
         self.table_scene = TableSceneBuilder(self)
         self.table_scene.build()
@@ -164,19 +181,29 @@ class PickBoxEnv(BaseEnv):
         builder = self.scene.create_actor_builder()
         surface = sapien.physx.PhysxMaterial(friction, friction, 0.0)
         builder.add_box_collision(half_size=[half_size] * 3, material=surface, density=density)
-        builder.add_box_visual(half_size=[half_size] * 3, material=sapien.render.RenderMaterial(base_color=[*drawn["box_color"], 1.0]))
+        builder.add_box_visual(
+            half_size=[half_size] * 3,
+            material=sapien.render.RenderMaterial(base_color=[*drawn["box_color"], 1.0]),
+        )
         # Above the table, each world's at the same place: a GPU scene is built before its first reset.
         builder.initial_pose = sapien.Pose([*self.layout.spawn_center, half_size])
         builder.set_scene_idxs([world])
         box: Actor = builder.build_dynamic(name=f"box-{world}")
         self.remove_from_state_dict_registry(box)
         body = box._objs[0].find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
-        body.linear_damping, body.angular_damping = float(drawn["box_linear_damping"][0]), float(drawn["box_angular_damping"][0])
+        body.linear_damping, body.angular_damping = (
+            float(drawn["box_linear_damping"][0]),
+            float(drawn["box_angular_damping"][0]),
+        )
         return box
 
     def _build_basket(self) -> Actor:
         """A floor and four walls, with the origin on the table in the middle."""
-        inner, half_wall, half_rim = self.layout.basket_half_size, BASKET_FLOOR / 2, self.layout.rim_height / 2
+        inner, half_wall, half_rim = (
+            self.layout.basket_half_size,
+            BASKET_FLOOR / 2,
+            self.layout.rim_height / 2,
+        )
         outer = inner + 2 * half_wall
         parts = [([0.0, 0.0, half_wall], [outer, outer, half_wall])]
         for side in (-1.0, 1.0):
@@ -208,7 +235,9 @@ class PickBoxEnv(BaseEnv):
             self.agent.reset(ready + noise)
 
             position = torch.zeros(n, 3)
-            position[:, :2] = self._somewhere(n, self.layout.basket_center, self.layout.basket_spawn_half_size)
+            position[:, :2] = self._somewhere(
+                n, self.layout.basket_center, self.layout.basket_spawn_half_size
+            )
             self.basket.set_pose(Pose.create_from_pq(position))
             position = torch.zeros(n, 3)
             position[:, :2] = self._somewhere(n, self.layout.spawn_center, self.layout.spawn_half_size)

@@ -1,0 +1,161 @@
+"""B envs, divided evenly among worker processes.
+
+The pool and its workers exchange JSON messages by a `multiprocessing.connection.Connection` over an inherited socket, which
+no other process can connect to and so needs no key, and arrays by shared memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import sys
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from residual_rl.envs.workers.process import Worker, WorkerEndedError, fork_server, last_lines
+from residual_rl.envs.workers.shared_memory import ArraySpec, SharedArrays
+from residual_rl.errors import ConfigError, ResidualRLError
+
+
+class WorkerError(ResidualRLError):
+    """A worker process was killed, raised an exception, or did not answer in time."""
+
+
+class WorkerPool:
+    """Worker processes, each with some of B envs.
+
+    A worker gets its envs from `function(cfg, num_envs)`, an object with these methods:
+
+    - `describe()` returns JSON;
+    - `share(arrays)` keeps NumPy arrays [num_envs, …] by name, which the pool sees as rows of its own;
+    - others, without arguments and results, read and write these arrays.
+
+    An exception in a worker, its death, or an answer that does not come in time ends the pool. Errors that have an
+    `exit_code`, as those of `residual_rl.errors` do, are raised here as `ConfigError`, everything else as `WorkerError`.
+
+    Args:
+        name: for error messages, such as the simulator's name.
+        function: `module:function`.
+        cfg: what to make, as JSON.
+        num_envs: B.
+        num_workers: processes; at most B are started.
+        python: the interpreter. The program's own also gets its `sys.path`.
+        preload: modules that take long to import. They are imported once for all workers of all pools.
+        timeout: longest time that any call may take [s].
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: str,
+        cfg: Mapping[str, Any],
+        num_envs: int,
+        num_workers: int,
+        *,
+        python: str = sys.executable,
+        preload: Sequence[str] = (),
+        timeout: float = 600.0,
+    ):
+        self.num_envs = num_envs
+        self._name = name
+        self._timeout = timeout
+        self._memory = os.memfd_create(f"{name} envs")
+        self._workers: list[Worker] = []
+        self._finalizer = weakref.finalize(self, _stop, self._workers, self._memory)
+        num_workers = min(num_workers, num_envs)
+        bounds = [num_envs * i // num_workers for i in range(num_workers + 1)]
+        self._env_ids = [range(first, last) for first, last in itertools.pairwise(bounds)]
+        with self._closing_on_error():
+            server = fork_server(python, preload)
+            self._workers += [server.start(self._memory) for _ in self._env_ids]
+            for i, worker in enumerate(self._workers):
+                worker.started(self._receive(i))
+            arguments = [
+                {"function": function, "cfg": dict(cfg), "num_envs": len(ids)} for ids in self._env_ids
+            ]
+            self.descriptions: list[Any] = self._call("make", arguments)
+            """What `describe` of each worker's envs returned."""
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers."""
+        return [worker.pid for worker in self._workers if worker.pid is not None]
+
+    def share(self, specs: Mapping[str, ArraySpec]) -> dict[str, NDArray[Any]]:
+        """Make arrays [B, …] in shared memory and hand them to the workers' envs."""
+        shared = SharedArrays(self._memory, specs, self.num_envs)
+        arguments = [
+            {"layout": shared.layout, "size": shared.size, "first": ids.start, "last": ids.stop}
+            for ids in self._env_ids
+        ]
+        with self._closing_on_error():
+            self._call("share", arguments)
+        return shared.arrays
+
+    def call(self, method: str, mask: Sequence[bool] | None = None) -> None:
+        """Call a method in all workers, or in those with an env where `mask` [B] is true, and wait until all are done."""
+        with self._closing_on_error():
+            if mask is None:
+                self._call(method, [{}] * len(self._workers))
+            else:
+                self._call(method, [{} if any(mask[ids.start : ids.stop]) else None for ids in self._env_ids])
+
+    def close(self) -> None:
+        """End the processes."""
+        self._finalizer()
+
+    # --- parts ------------------------------------------------------------------------------------------------
+
+    def _call(self, call: str, arguments: Sequence[dict[str, Any] | None]) -> list[Any]:
+        """The results of a call in the workers that `arguments` has some for."""
+        called = [i for i, argument in enumerate(arguments) if argument is not None]
+        for i in called:
+            self._workers[i].send(call, arguments[i] or {})
+        return [self._receive(i) for i in called]
+
+    def _receive(self, i: int) -> Any:
+        worker = self._workers[i]
+        try:
+            answer = worker.receive(self._timeout)
+        except WorkerEndedError as error:
+            raise self._error(i, str(error)) from None
+        except TimeoutError:
+            worker.kill()
+            lines = last_lines(worker.output)
+            raise self._error(
+                i,
+                f"did not answer within {self._timeout:g} s and was killed; last lines of its output: {lines}",
+            ) from None
+        if "error" in answer:
+            if answer["user_message"] is not None:
+                raise ConfigError(answer["user_message"])
+            lines = last_lines(worker.output)
+            raise self._error(i, f"raised {answer['error']}; last lines of its output: {lines}")
+        return answer["result"]
+
+    def _error(self, i: int, what: str) -> WorkerError:
+        ids = self._env_ids[i]
+        envs = f"env {ids.start}" if len(ids) == 1 else f"envs {ids.start} to {ids.stop - 1}"
+        return WorkerError(f"{self._name} worker {i + 1} of {len(self._env_ids)} ({envs}) {what}")
+
+    @contextlib.contextmanager
+    def _closing_on_error(self) -> Any:
+        """Close the pool on any exception: answers that nobody reads would be taken for those of the next call."""
+        if not self._finalizer.alive:
+            raise WorkerError(f"the {self._name} workers have ended: make a new env")
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+
+def _stop(workers: list[Worker], memory: int) -> None:
+    for worker in workers:
+        worker.close()
+    workers.clear()
+    os.close(memory)

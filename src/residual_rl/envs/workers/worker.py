@@ -1,0 +1,141 @@
+"""A worker process, which steps some of the envs of a `WorkerPool`, and the fork server that starts it.
+
+    python worker.py SOCKET_FD [MODULE …]
+
+The file is started by its path and imports NumPy and the standard library only, so that any Python with the env's own
+packages can run it. The process imports the modules, which may take seconds, and then forks one worker per request, in
+milliseconds and with the memory of the modules shared. It ends, with its workers, when the process that started it ends.
+
+A request is a JSON message on the socket, with four file descriptors: the worker's connection, its output, the pipe for its
+exit code, and the shared memory. A worker exchanges JSON messages by the connection: `{"call": …, "arguments": …}` is
+answered with `{"result": …}` or `{"error": …}`. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import mmap
+import os
+import pkgutil
+import signal
+import socket
+import sys
+import traceback
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import numpy as np
+
+_MAX_MESSAGE = 1 << 17
+"""Bytes of a request; it holds `sys.path`."""
+_NUM_FDS = 4
+
+
+def main() -> None:
+    """Import the modules, then fork workers until the parent process ends."""
+    if sys.path[0] == os.path.dirname(os.path.abspath(__file__)):
+        del sys.path[
+            0
+        ]  # Python puts the script's folder here, and `pool` or `worker` may be modules of somebody else
+    requests = socket.socket(fileno=int(sys.argv[1]))
+    parent = os.pidfd_open(os.getppid())
+    for name in sys.argv[2:]:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # keeps the garbage collector off the pages that all workers share
+    exit_pipes: dict[int, tuple[int, int]] = {}
+    """Pidfd of each worker -> its process id, and the pipe for its exit code."""
+    while True:
+        for ready in wait([requests, parent, *exit_pipes]):
+            if ready in exit_pipes:
+                _report_exit(ready, *exit_pipes.pop(ready))
+                continue
+            message = b""
+            fds: list[int] = []
+            if ready is requests:
+                message, fds, _, _ = socket.recv_fds(requests, _MAX_MESSAGE, _NUM_FDS)
+            if not message:  # the parent has ended, or wants no more workers
+                for pid, _ in exit_pipes.values():
+                    os.kill(pid, signal.SIGKILL)
+                return
+            connection, output, exit_pipe, memory = fds
+            pid = os.fork()
+            if pid == 0:
+                requests.close()
+                for fd in (parent, exit_pipe, *exit_pipes, *(pipe for _, pipe in exit_pipes.values())):
+                    os.close(fd)
+                sys.path[:0] = [path for path in json.loads(message)["path"] if path not in sys.path]
+                os.dup2(output, 1)
+                os.dup2(output, 2)
+                os._exit(run(Connection(connection), memory))
+            for fd in (connection, output, memory):
+                os.close(fd)
+            exit_pipes[os.pidfd_open(pid)] = (pid, exit_pipe)
+
+
+def _report_exit(pidfd: int, pid: int, exit_pipe: int) -> None:
+    """Write a worker's exit code (below 0: the signal that killed it) to its pipe."""
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    with contextlib.suppress(BrokenPipeError):
+        os.write(exit_pipe, str(code).encode())
+    os.close(exit_pipe)
+    os.close(pidfd)
+
+
+def run(connection: Connection, memory: int) -> int:
+    """Answer calls until the connection is closed. Returns the exit code of the process."""
+
+    def send(message: dict[str, Any]) -> None:
+        connection.send_bytes(json.dumps(message).encode())
+
+    calls = Calls(memory)
+    try:
+        send({"result": os.getpid()})
+        while True:
+            message = json.loads(connection.recv_bytes())
+            try:
+                result = calls.execute(message["call"], message["arguments"])
+            except BaseException as error:  # noqa: BLE001 (whatever an env raises ends its worker)
+                traceback.print_exc()
+                sys.stderr.flush()
+                text = " ".join(f"{type(error).__name__}: {error}".split())
+                # An error with an exit code is meant for the user, as those of `residual_rl.errors` are.
+                send({"error": text, "user_message": str(error) if hasattr(error, "exit_code") else None})
+                return 1
+            send({"result": result})
+    except (EOFError, ConnectionError):  # the parent has closed the pool
+        return 0
+
+
+class Calls:
+    """What a pool calls in its workers: `make`, `share`, and then the methods of the env that was made."""
+
+    def __init__(self, memory: int):
+        self._memory = memory
+        self._env: Any = None
+
+    def execute(self, call: str, arguments: dict[str, Any]) -> Any:
+        """Execute a call. Its result is JSON."""
+        if call == "make":
+            self._env = pkgutil.resolve_name(arguments["function"])(arguments["cfg"], arguments["num_envs"])
+            return self._env.describe()
+        if call == "share":
+            return self._env.share(self._views(**arguments))
+        return getattr(self._env, call)(**arguments)
+
+    def _views(
+        self, layout: dict[str, Any], size: int, first: int, last: int
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        """The rows `first` to `last - 1` of the shared arrays, by name."""
+        memory = mmap.mmap(self._memory, size)
+        return {
+            name: np.ndarray(shape, dtype, memory, offset)[first:last]
+            for name, (shape, dtype, offset) in layout.items()
+        }
+
+
+if __name__ == "__main__":
+    main()

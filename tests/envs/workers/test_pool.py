@@ -1,0 +1,219 @@
+"""The pool of worker processes: shared arrays, failures, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import worker_case
+
+from residual_rl.envs.workers.pool import WorkerError, WorkerPool
+from residual_rl.envs.workers.process import close_fork_servers
+from residual_rl.envs.workers.shared_memory import ArraySpec
+from residual_rl.errors import ConfigError
+
+SPECS = {
+    "action": ArraySpec((2,), "float32"),
+    "sum": ArraySpec((2,), "float64"),
+    "image": ArraySpec((3, 5), "uint8"),
+}
+HELPERS = Path(worker_case.__file__).parent
+SRC = Path(sys.modules[WorkerPool.__module__].__file__ or "").parents[3]
+
+
+def make_pool(num_envs: int = 3, num_workers: int = 2, timeout: float = 60.0, **cfg: str) -> WorkerPool:
+    return WorkerPool("Toy", worker_case.FUNCTION, cfg, num_envs, num_workers, timeout=timeout)
+
+
+@pytest.fixture
+def pool() -> Iterator[WorkerPool]:
+    made = make_pool()
+    yield made
+    made.close()
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for_end(pids: list[int], seconds: float = 10.0) -> list[int]:
+    """Those of the processes that still run after some time."""
+    deadline = time.monotonic() + seconds
+    while (left := [pid for pid in pids if is_running(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
+def test_pool_divides_the_envs_and_shares_their_arrays(pool: WorkerPool) -> None:
+    assert [description["num_envs"] for description in pool.descriptions] == [1, 2]
+    arrays = pool.share(SPECS)
+    assert {name: (array.shape, str(array.dtype)) for name, array in arrays.items()} == {
+        "action": ((3, 2), "float32"),
+        "sum": ((3, 2), "float64"),
+        "image": ((3, 3, 5), "uint8"),
+    }
+    arrays["action"][:] = [[1, 2], [3, 4], [5, 6]]
+    pool.call("step")
+    pool.call("step")
+    pool.call("step", mask=[False, False, True])  # the second worker alone
+    assert arrays["sum"].tolist() == [[2, 4], [9, 12], [15, 18]]
+    assert not arrays["image"].any()
+
+
+def test_pool_starts_no_more_workers_than_envs() -> None:
+    pool = make_pool(num_envs=2, num_workers=9)
+    assert len(pool.pids) == 2
+    pool.close()
+
+
+def test_close_ends_the_workers_and_keeps_the_arrays(pool: WorkerPool) -> None:
+    arrays = pool.share(SPECS)
+    arrays["action"][:] = 7
+    pids = pool.pids
+    pool.close()
+    assert not wait_for_end(pids)
+    assert (arrays["action"] == 7).all()
+    with pytest.raises(WorkerError, match="the Toy workers have ended: make a new env"):
+        pool.call("step")
+
+
+def test_workers_of_a_python_import_nothing_of_this_package(pool: WorkerPool) -> None:
+    assert [description["is_ours"] for description in pool.descriptions] == [False, False]
+
+
+def test_a_given_python_runs_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stands for another version: it has NumPy and the helpers' folder, and this package cannot be imported."""
+    numpy = Path(np.__file__).parents[1]
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={HELPERS}:{numpy} exec {sys.executable} -S "$@"\n')
+    python.chmod(0o755)
+    pool = WorkerPool("Toy", worker_case.FUNCTION, {}, 1, 1, python=str(python), preload=("json",))
+    arrays = pool.share(SPECS)
+    arrays["action"][:] = 4
+    pool.call("step")
+    assert arrays["sum"].tolist() == [[4, 4]]
+    assert not pool.descriptions[0]["is_ours"]
+    pool.close()
+    close_fork_servers()
+
+
+# --- failures -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("raise", r"raised RuntimeError: the gripper fell off; last lines of its output: .* \| fell off$"),
+        ("exit", r"exited with code 3; last lines of its output: \(none\)$"),
+        ("kill", r"was killed by SIGKILL; last lines of its output: \(none\)$"),
+    ],
+)
+@pytest.mark.parametrize("when", ["in_make", "in_step"])
+def test_a_failure_is_one_line_that_names_the_worker(how: str, message: str, when: str) -> None:
+    pids: list[int] = []
+    with pytest.raises(WorkerError, match=rf"^Toy worker 1 of 2 \(env 0\) {message}") as caught:  # noqa: PT012
+        pool = make_pool(**{when: how})
+        pids = pool.pids
+        pool.share(SPECS)
+        pool.call("step")
+    assert "\n" not in str(caught.value)
+    assert not wait_for_end(pids)
+
+
+def test_a_later_worker_is_named_by_its_envs(pool: WorkerPool) -> None:
+    pool.share(SPECS)
+    os.kill(pool.pids[1], signal.SIGSEGV)
+    with pytest.raises(WorkerError, match=r"^Toy worker 2 of 2 \(envs 1 to 2\) was killed by SIGSEGV; "):
+        pool.call("step")
+
+
+def test_an_error_for_the_user_is_passed_on() -> None:
+    with pytest.raises(ConfigError, match=r"^no such task; choose another$"):
+        make_pool(in_make="user")
+
+
+def test_a_worker_that_hangs_is_killed() -> None:
+    pool = make_pool(in_step="hang", timeout=5.0)
+    pool.share(SPECS)
+    pool._timeout = 0.5
+    pids = pool.pids
+    with pytest.raises(
+        WorkerError, match=r"did not answer within 0\.5 s and was killed; .* waiting for Godot$"
+    ):
+        pool.call("step")
+    assert not wait_for_end(pids)
+
+
+def test_a_module_that_cannot_be_imported_is_named() -> None:
+    with pytest.raises(
+        WorkerError, match=r"ended with its fork server, which exited with code 1; .*no_such_module"
+    ):
+        WorkerPool("Toy", worker_case.FUNCTION, {}, 1, 1, preload=("no_such_module",))
+
+
+def test_a_killed_fork_server_is_replaced(pool: WorkerPool) -> None:
+    arrays, pids = pool.share(SPECS), pool.pids
+    os.kill(pool._workers[0].server._process.pid, signal.SIGKILL)
+    pool._workers[0].server._process.wait()
+    arrays["action"][:] = 1
+    pool.call("step")  # the workers go on
+    assert arrays["sum"].tolist() == [[1, 1]] * 3
+    make_pool().close()
+    pool.close()
+    assert not wait_for_end(pids)
+
+
+# --- nothing is left ------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import sys, time
+from residual_rl.envs.workers.pool import WorkerPool
+from residual_rl.envs.workers.shared_memory import ArraySpec
+pool = WorkerPool("Toy", "worker_case:make", {"in_step": sys.argv[1]}, 3, 2)
+pool.share({"action": ArraySpec((2,), "float32"), "sum": ArraySpec((2,), "float32")})
+print(*pool.pids, pool._workers[0].server._process.pid, flush=True)
+pool.call("step")
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("step", ["raise", "none", "hang"])
+@pytest.mark.parametrize("sent", [None, signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_of_a_program(step: str, sent: signal.Signals | None, processes: list[Any]) -> None:
+    """After an exception, Ctrl-C, SIGTERM and kill -9, between two steps and in one."""
+    if (sent is None) != (step == "raise"):
+        pytest.skip("a program ends by its exception or by a signal")
+    segments = set(os.listdir("/dev/shm"))
+    environment = {**os.environ, "PYTHONPATH": f"{SRC}:{HELPERS}"}
+    program = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, step],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    processes.append(program)
+    assert program.stdout is not None
+    assert program.stderr is not None
+    pids = [int(pid) for pid in program.stdout.readline().split()]
+    assert len(pids) == 3
+    if sent is not None:
+        time.sleep(0.3)
+        program.send_signal(sent)
+    errors = program.stderr.read()
+    program.wait(30)
+    assert not wait_for_end(pids)
+    assert set(os.listdir("/dev/shm")) <= segments
+    assert ("the gripper fell off" in errors) == (step == "raise")
