@@ -269,7 +269,7 @@ def test_the_last_picture_shows_the_end_of_the_episode(opengl: None, make: Any) 
     [
         ({"tolerence": 0.1}, UnknownNameError, "did you mean 'tolerance'"),
         ({"base_policy": "jacobean"}, UnknownNameError, "jacobian"),
-        ({"residual_scale": 0.5}, ConfigError, "residual_scale need"),
+        ({"residual_scale": 0.5}, ConfigError, "residual_scale requires"),
         ({"base_policy": "jacobian", "residual_scale": 3.0}, ConfigError, "from 0 to 2"),
         ({"tolerance": -1.0}, ConfigError, "tolerance must be above 0"),
         ({"render_mode": "ascii"}, ConfigError, "rgb_array"),

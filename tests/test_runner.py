@@ -294,7 +294,7 @@ def test_a_checkpoint_with_other_contents_is_named(tmp_path: Path, part: str) ->
     state = checkpoint.load(file, "checkpoint")
     for spoiled in ({k: v for k, v in state.items() if k != part}, {**state, part: {"other": 1}}, {**state, part: [1]}):
         checkpoint.save(file, spoiled, "checkpoint")
-        with pytest.raises(CheckpointError, match=r"step_000000032.safetensors does not fit this run \("):
+        with pytest.raises(CheckpointError, match=r"step_000000032.safetensors does not match this run \("):
             Runner(config(), RunFolder(tmp_path / "run"), resume=True)
 
 

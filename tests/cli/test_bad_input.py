@@ -125,7 +125,7 @@ def test_resuming_what_is_no_run(fails: Fails, tmp_path: Path) -> None:
 def test_resuming_a_run_without_checkpoints(fails: Fails, run: Path) -> None:
     for file in (run / "checkpoints").iterdir():
         file.unlink()
-    assert "holds no checkpoint to resume from" in fails("train", "--resume", run)
+    assert "has no checkpoint to resume from" in fails("train", "--resume", run)
 
 
 def test_resuming_when_all_checkpoints_are_damaged(fails: Fails, run: Path) -> None:

@@ -191,7 +191,7 @@ def test_nan_is_named_and_dumped_and_reaches_no_checkpoint(
         spoil(patch)
         said = fails("train", "so101-paper", *TINY, "--total-timesteps", "96", "--output-dir", path, code=3)
     assert said.startswith(message)
-    assert said.endswith(f"the states before it are in {path}/nonfinite_dump.safetensors")
+    assert said.endswith(f"the preceding states are in {path}/nonfinite_dump.safetensors")
     dump = checkpoint.load(path / "nonfinite_dump.safetensors", "dump")
     assert set(dumped) <= set(dump)
     assert dump["env"] == "training"

@@ -139,7 +139,7 @@ def test_other_actions_and_other_names_are_refused(tmp_path: Path) -> None:
     demos = write_demos(tmp_path / "six.h5", 25)
     with pytest.raises(ConfigError, match=r"has the observations pose, not state, although of equal size: use --adapt-obs"):
         trainer(same_size, demos, tmp_path, obs_keys=("state",))
-    with pytest.raises(ConfigError, match="adapt_obs says which weights of a model are kept: name the model with --init-from"):
+    with pytest.raises(ConfigError, match="adapt_obs needs a model whose weights are kept: give it with --init-from"):
         ImitateCfg(adapt_obs=True)
 
 
@@ -243,7 +243,7 @@ def test_from_the_command_line(demos: Path, others: Path, tmp_path: Path, fails:
     assert main(["imitate", str(demos), "--init-from", init, "--out", str(out), *FLAGS]) == 0
     config = json.loads((out / "config.json").read_text())
     assert (config["algo"], config["channels"], config["init_from"]) == ("diffusion", [8, 16], init)
-    assert "31 numbers: --adapt-obs begins" in fails("imitate", str(others), "--init-from", init, "--out", str(tmp_path / "no"), *FLAGS)
+    assert "31 numbers: use --adapt-obs" in fails("imitate", str(others), "--init-from", init, "--out", str(tmp_path / "no"), *FLAGS)
     assert main(["imitate", str(others), "--init-from", init, "--adapt-obs", "--out", str(tmp_path / "new"), *FLAGS]) == 0
     assert ImitationModel.load(tmp_path / "new").settings.obs_shapes == {"state": (31,)}
     assert "no.safetensors does not exist" in fails("imitate", str(demos), "--init-from", str(tmp_path / "no.safetensors"))

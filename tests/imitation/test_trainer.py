@@ -271,7 +271,7 @@ def test_stopped_and_resumed_equals_trained_at_once(
     assert train(settings, demos, tmp_path / "twice", resume=True)["finished"]
     for name in (MODEL_FILE, LAST_FILE, "checkpoints/step_000000012.safetensors"):
         assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "once" / name).read_bytes(), name
-    assert tiny_runs.figures(tmp_path / "twice") == tiny_runs.figures(tmp_path / "once")
+    assert tiny_runs.metric_rows(tmp_path / "twice") == tiny_runs.metric_rows(tmp_path / "once")
 
 
 @pytest.mark.slow
@@ -303,8 +303,8 @@ def test_killed_before_its_first_checkpoint_it_begins_anew(demos: Path, tmp_path
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--batch-size", "16"], "batch_size is 8 in the training that goes on, not 16"),
-        (["--n-episodes", "3"], "n_episodes is None in the training that goes on, not 3"),
+        (["--batch-size", "16"], "batch_size is 8 in the resumed training, not 16"),
+        (["--n-episodes", "3"], "n_episodes is None in the resumed training, not 3"),
     ],
 )
 def test_other_settings_are_refused_on_resume(flags: list[str], message: str, demos: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_runs import different, figures, files, last_state, train
+from tiny_runs import different, files, last_state, metric_rows, train
 
 from residual_rl.runs.checkpoint import CheckpointFolder
 
@@ -24,7 +24,7 @@ def test_runner__a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, learn
     train(tmp_path / "resumed", stop_at=64, **settings)
     train(tmp_path / "resumed", resume=True, **settings)
     assert different(last_state(tmp_path / "whole"), last_state(tmp_path / "resumed")) == []
-    assert figures(tmp_path / "whole") == figures(tmp_path / "resumed")
+    assert metric_rows(tmp_path / "whole") == metric_rows(tmp_path / "resumed")
     for folder in ("best_model", "final_model", "eval_results"):
         assert files(tmp_path / "whole" / folder) == files(tmp_path / "resumed" / folder), folder
 

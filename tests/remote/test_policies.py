@@ -869,7 +869,7 @@ def test_a_run_whose_server_is_gone_ends_with_a_checkpoint_and_goes_on_with_anot
     dying.server.append(BackgroundServer(open_one(dying, protocol, sessions=32, port=port)))
     said = fails("train", "so101-paper", *command, "--base.port", port, "--output-dir", tmp_path / "run")
     assert f":{port}: " in said
-    assert "go on once the server answers: residual-rl train --resume" in said
+    assert "resume with: residual-rl train --resume" in said
     latest = CheckpointFolder(tmp_path / "run" / "checkpoints").latest()
     assert latest is not None
     assert 0 < latest[0] < 128, said

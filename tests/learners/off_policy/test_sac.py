@@ -441,7 +441,7 @@ def test_update_without_data_is_refused() -> None:
     with pytest.raises(RuntimeError, match="must follow observe"):
         learner.update()
     fake_update(learner, torch.Generator().manual_seed(0))
-    with pytest.raises(RuntimeError, match="needs a step observed"):
+    with pytest.raises(RuntimeError, match="must follow observe"):
         learner.update()
 
 
@@ -563,7 +563,7 @@ def test_demonstrations_that_are_missing_or_do_not_fit_are_refused() -> None:
     wrong = dataclasses.replace(step, obs={**step.obs, "state": torch.zeros(6, 7)})
     with pytest.raises(ConfigError, match=r"the demonstrations' obs has shape \[7\], but this task and learner need \[4\]"):
         learner.load_demonstrations([wrong])
-    with pytest.raises(ConfigError, match=r"the demonstrations' action has shape \[6\]; this task and learner need \[2\]"):
+    with pytest.raises(ConfigError, match=r"the demonstrations' action has shape \[6\], but this task and learner need \[2\]"):
         learner.load_demonstrations([dataclasses.replace(step, action=torch.zeros(6, 6))])
 
 
