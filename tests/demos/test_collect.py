@@ -16,7 +16,7 @@ from torch import Tensor
 
 from residual_rl.base_policies.executor import BasePolicyExecutor
 from residual_rl.chunk_residual_env import ChunkResidualEnv
-from residual_rl.demos.collect import CollectCfg, collect, run_episodes, max_envs_in_memory
+from residual_rl.demos.collect import CollectCfg, collect, max_envs_in_memory, run_episodes
 from residual_rl.demos.episode import Demo
 from residual_rl.demos.reader import Demonstrations
 from residual_rl.demos.replay import Difference, make_env, replay

@@ -23,9 +23,9 @@ from residual_rl.registry import BASE_POLICIES, TASKS
 from residual_rl.sanity import suite as doctor
 from residual_rl.sanity.suite import examine, format_table, generic_checks
 from residual_rl.tasks.so101_paper import doctor as so101
-from residual_rl.tasks.so101_paper.stability_check import Monitor
 from residual_rl.tasks.so101_paper import mujoco_env as mujoco_backend
 from residual_rl.tasks.so101_paper.config import SO101PaperCfg
+from residual_rl.tasks.so101_paper.stability_check import Monitor
 from residual_rl.tasks.so101_paper.task import SO101Paper
 
 
