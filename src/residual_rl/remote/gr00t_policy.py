@@ -1,6 +1,7 @@
 """Client for a policy on a GR00T inference server.
 
-The server is that of Isaac-GR00T N1.5 (flat keys), N1.6 or N1.7 (nested keys, batches), or `residual-rl serve`.
+The server is that of Isaac-GR00T N1.5 (flat keys), N1.6 or N1.7 (nested keys, batches), or
+`residual-rl serve`.
 The wire formats are those of NVIDIA/Isaac-GR00T: `gr00t/eval/service.py` (N1.5) and
 `gr00t/policy/server_client.py` (N1.6, N1.7). Their SO-100/101 models return absolute joint positions in the
 units of the robot's own software.
@@ -87,7 +88,7 @@ class Gr00tPolicy(BasePolicy):
             Handshake.from_wire(told[HANDSHAKE], self._link.server) if HANDSHAKE in config else None
         )
         self._exact = self._handshake is not None and self._handshake.same_action_scaling(env)
-        """Whether to use the server's normalised actions: joint positions are rounded and clipped at the limits."""
+        """Whether to use the server's normalised actions; joint positions are rounded and clipped."""
         self._language_key = cfg.language_key or LANGUAGE_KEY
         if self._handshake is not None:
             self._sources = self._sources_for_ours(self._handshake)
@@ -105,7 +106,7 @@ class Gr00tPolicy(BasePolicy):
                 f"it needs the observation(s) {', '.join(missing)}; the env has {', '.join(observed(env))}"
             )
 
-    # --- inputs of the policy -----------------------------------------------------------------------------------
+    # --- inputs of the policy -----------------------------------------------------------------------------
 
     def _sources_for_ours(self, handshake: Handshake) -> list[Source]:
         """The inputs of a policy behind `residual-rl serve`, which has the names and units of the env."""
@@ -180,7 +181,7 @@ class Gr00tPolicy(BasePolicy):
         return sources
 
     def _set_sizes(self, config: Mapping[str, Any]) -> None:
-        """Set `chunk_size` and `num_action_steps` from the server, the settings or the defaults, in this order."""
+        """Set `chunk_size` and `num_action_steps` from the server, the settings or the defaults."""
         told = self._handshake
         steps = len(config["action"][1]) if "action" in config else 0
         says = told.chunk_size if told else steps
@@ -192,13 +193,13 @@ class Gr00tPolicy(BasePolicy):
         default = told.num_action_steps if told else min(NUM_ACTION_STEPS, self.chunk_size)
         self.num_action_steps = self.cfg.num_action_steps or default
 
-    # --- requests -----------------------------------------------------------------------------------------------
+    # --- requests -----------------------------------------------------------------------------------------
 
     def reset(self, mask: Tensor) -> None:
         """Reset the envs of `mask` on the server.
 
-        `residual-rl serve` resets single envs. The other servers reset everything at once: they get the request
-        only where `mask` holds all envs.
+        `residual-rl serve` resets single envs. The other servers reset everything at once: they get the
+        request only where `mask` holds all envs.
         """
         env_ids = mask.nonzero().flatten().tolist()
         if self.cfg.layout == "n1.5":
@@ -265,7 +266,7 @@ class Gr00tPolicy(BasePolicy):
     def _ask_flat(
         self, sent: Mapping[str, Mapping[str, Any]], env_ids: list[int]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Request chunks in the layout of N1.5: one request for each env; returns the same as `_ask_nested`."""
+        """Request chunks in the layout of N1.5, one for each env; returns the same as `_ask_nested`."""
         requests = {}
         for row, world in enumerate(env_ids):
             request: dict[str, Any] = {
@@ -286,7 +287,7 @@ class Gr00tPolicy(BasePolicy):
         return torch.stack([arm for arm, _ in parts]), torch.stack([gripper for _, gripper in parts]), both
 
     def _told(self, reply: Mapping[str, Any], batch: tuple[int, ...]) -> dict[str, Tensor]:
-        """The normalised actions [*batch, K, A] and their uncertainty [*batch, K] in a reply of `residual-rl serve`."""
+        """Normalised actions [*batch, K, A] and uncertainty [*batch, K] in a reply of `residual-rl serve`."""
         if not self._exact:
             return {}
         steps, server = (*batch, self.chunk_size), self._link.server
@@ -325,7 +326,7 @@ class Gr00tPolicy(BasePolicy):
 
 
 def _modalities(told: Any, server: str) -> dict[str, Any]:
-    """`{modality: (keys, delta indices)}` from a server's modality configuration, and the handshake if it has one."""
+    """`{modality: (keys, delta indices)}` from a server's modality configuration, and its handshake if any."""
     if not isinstance(told, dict):
         return {}
     config: dict[str, Any] = {}

@@ -195,8 +195,8 @@ class WebsocketLink:
 def _hang_up(call: tuple[Any, contextlib.ExitStack]) -> None:
     """Close a connection without the closing handshake: a server that hangs would delay each of many.
 
-    The connection is reset, so that sending to it fails on the server at once rather than after the minute for
-    which the kernel would retry.
+    The connection is reset, so that sending to it fails on the server at once rather than after the minute
+    for which the kernel would retry.
     """
     with contextlib.suppress(Exception):  # an error while closing has no consequence
         call[0].socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
