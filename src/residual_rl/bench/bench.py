@@ -30,7 +30,7 @@ class BenchCfg(CheckedCfg):
     """How much is measured."""
 
     num_envs: PositiveInt = 32
-    """Worlds stepped together."""
+    """Number of parallel envs."""
     num_threads: NonNegativeInt = 0
     """Simulator threads; 0 means one a CPU core."""
     num_steps: PositiveInt = 100
@@ -59,6 +59,8 @@ def run_bench(cfg: TrainCfg, bench: BenchCfg, tell: Callable[[str], None]) -> di
     torch.set_num_threads(cfg.run.torch_threads)
     cfg = dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, num_threads=bench.num_threads))
     started, load = time.perf_counter(), os.getloadavg()
+
+    # Run the measurements.
     rows = {}
     measures = {
         "training": _training,
@@ -68,6 +70,8 @@ def run_bench(cfg: TrainCfg, bench: BenchCfg, tell: Callable[[str], None]) -> di
     for what, measure in measures.items():
         tell(what)
         rows[what] = measure(cfg, bench)
+
+    # Collect the rows in the order of the table, with the conditions of the measurement.
     packages = versions()["packages"]
     return {
         "format_version": FORMAT_VERSION,
@@ -122,6 +126,8 @@ def _training(cfg: TrainCfg, bench: BenchCfg) -> list[Row]:
     speeds = compare_training(cfg, bench.training_repeats)
     ours = f"{SETTINGS['num_envs']} worlds, {cfg.base_policy_id}, 2,048 steps and 64 gradient steps of 256 an update"
     theirs = f"{SB3_ENVS} subprocesses, the same env, networks and gradient samples"
+
+    # Compare with Stable-Baselines3 where it is installed.
     rows = [_row("training, all included", speeds.ours, "steps / s", ours)]
     if speeds.missing is None:
         rows += [

@@ -120,7 +120,7 @@ class Gr00tServer:
         self._socket.close(linger=0)
         self._context.term()
 
-    # --- requests -----------------------------------------------------------------------------------------------------
+    # --- requests -------------------------------------------------------------------------------------------
 
     def _serve_waiting(self) -> None:
         """Answer the waiting requests. Requests for different envs are predicted as one batch."""
@@ -222,7 +222,7 @@ class Gr00tServer:
     def _action_keys(self) -> list[str]:
         return [ARM_KEY, GRIPPER_KEY] if self._joints.gripper else [ARM_KEY]
 
-    # --- sessions -----------------------------------------------------------------------------------------------------
+    # --- sessions -------------------------------------------------------------------------------------------
 
     def _name_of(self, request: Mapping[str, Any], envelope: list[bytes]) -> str | bytes:
         name = request.get("session")
@@ -253,7 +253,7 @@ class Gr00tServer:
                 )
                 self._service.give_back(list(self._sessions.pop(name).worlds.values()))
 
-    # --- observations and actions -------------------------------------------------------------------------------------
+    # --- observations and actions ---------------------------------------------------------------------------
 
     def _read(self, request: Mapping[str, Any], envelope: list[bytes], encoding: Encoding) -> Ask:
         """A request for actions."""

@@ -29,11 +29,11 @@ PROTOCOL = "openpi"
 
 
 RESET = {"__ctrl__": "reset"}
-"""What a server of ours is told when a world's episode ends."""
+"""Message that resets an env of `residual-rl serve`."""
 
 
 class OpenPiPolicy(BasePolicy):
-    """Sends each world's observation over a connection of its own.
+    """Sends the observations of each env over a connection of its own.
 
     Args:
         cfg: the settings.
@@ -48,12 +48,16 @@ class OpenPiPolicy(BasePolicy):
         self._link = WebsocketLink(
             cfg.url or f"ws://{host}:{cfg.port}", cfg.timeout, cfg.reconnect, secret(cfg.api_token)
         )
+
+        # Read the metadata: `residual-rl serve` sends a handshake, other servers follow the settings.
         metadata = self._link.metadata()
         self._ours = HANDSHAKE in metadata
         if self._ours:
             units = self._agree_with_ours(Handshake.from_wire(metadata[HANDSHAKE], self._link.server))
         else:
             units = self._agree_with_another()
+
+        # Joint positions in the robot's units are converted to actions.
         self._joints: ArmJoints | None = None
         needed: tuple[str, ...] = ()
         if units == "hardware":
@@ -62,6 +66,8 @@ class OpenPiPolicy(BasePolicy):
                     "action_units 'hardware' needs an env that knows the units of a robot's own software; this one has none"
                 )
             self._joints, needed = ArmJoints(env.hardware), conversion_inputs(env)
+
+        # Check the observations that are sent or needed for the conversion.
         names = dict.fromkeys([*needed, *self._keys.values()])
         if missing := [name for name in names if name not in observed(env)]:
             raise ConfigError(
@@ -108,6 +114,7 @@ class OpenPiPolicy(BasePolicy):
             self._link.ask_all(dict.fromkeys(sorted(env_ids), RESET))
 
     def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor | ActionChunk:
+        # Send one request for each env.
         values = {key: obs[name].cpu().numpy() for key, name in self._keys.items()}
         numbered = list(enumerate(env_ids.tolist()))
         replies = self._link.ask_all(
@@ -120,6 +127,8 @@ class OpenPiPolicy(BasePolicy):
             actions = self._env.targets_to_actions(
                 self._joints.from_server(arm, gripper).to(self._env.device), now
             )
+
+        # Add the uncertainty where the server sends it.
         if not (self._ours and all("uncertainty" in reply for reply in replies.values())):
             return actions
         spread = [

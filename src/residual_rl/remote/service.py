@@ -111,7 +111,7 @@ class PolicyService:
         )
         self._free = list(range(env.num_envs))
 
-    # --- envs ---------------------------------------------------------------------------------------------------------
+    # --- envs -----------------------------------------------------------------------------------------------
 
     def take(self, number: int) -> list[int]:
         """Assign `number` free envs, and reset them. Raises `RequestError` where too few are free."""
@@ -135,7 +135,7 @@ class PolicyService:
         with _Hidden("reset"):
             self._policy.reset(mask)
 
-    # --- plans --------------------------------------------------------------------------------------------------------
+    # --- plans ----------------------------------------------------------------------------------------------
 
     def observation(self, name: str, value: Any, called: str, axes: Axes) -> Tensor:
         """Check an observation from a client and convert it to a tensor.

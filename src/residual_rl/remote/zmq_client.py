@@ -111,11 +111,14 @@ class ZmqLink:
         """Send all `messages`, then read the `replies` in the order in which they come."""
         waiting = {self._socket(number): number for number in messages}
         try:
+            # Send everything first, so that the server can batch the requests.
             for socket, number in waiting.items():
                 socket.send(messages[number])
             poller = self._zmq.Poller()
             for socket in waiting:
                 poller.register(socket, self._zmq.POLLIN)
+
+            # Read the replies.
             while waiting:
                 ready = poller.poll(round(1000 * self._timeout))
                 if not ready:
@@ -133,6 +136,7 @@ class ZmqLink:
             )
             raise ServerUnavailable(what) from error
         finally:
+            # A REQ socket without a reply cannot send again: drop it.
             for number in waiting.values():
                 self._sockets.pop(number).close(linger=0)
 

@@ -1,4 +1,4 @@
-"""What a task tells a controller to do next with its tool: where to, how turned, gripper open or closed, and in which phase it is."""
+"""Cartesian goals of a task for a controller: position and yaw of the tool, gripper state, and phase."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class Trial:
         )
 
 
-# --- the grid -------------------------------------------------------------------------------------------------------
+# --- the grid -----------------------------------------------------------------------------------------------
 
 
 def parse_grid(entries: Sequence[str], cfg: TrainCfg) -> dict[str, tuple[str, ...]]:
@@ -129,7 +129,9 @@ def parse_grid(entries: Sequence[str], cfg: TrainCfg) -> dict[str, tuple[str, ..
         for key, others in _aliases(getattr(cfg, part)).items()
         for alias in others
     }
+
     for entry in entries:
+        # Split the entry into setting and values.
         key, equals, text = entry.partition("=")
         key, values = (
             key.strip().replace("-", "_"),
@@ -137,6 +139,8 @@ def parse_grid(entries: Sequence[str], cfg: TrainCfg) -> dict[str, tuple[str, ..
         )
         if not equals or not all(values):
             raise ConfigError(f"--grid {entry!r} is not of the form SETTING=VALUE,VALUE,…")
+
+        # Resolve the setting, and check that its values are valid and distinct.
         key = aliases.get(key, key)
         hint = _setting(key, cfg)[1]
         if key in grid:
@@ -205,7 +209,7 @@ def _kind(hint: Any) -> str:
     return words.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-# --- the trials -----------------------------------------------------------------------------------------------------
+# --- the trials ---------------------------------------------------------------------------------------------
 
 
 def make_trials(sweep: SweepCfg, cfg: TrainCfg, folder: Path) -> list[Trial]:
@@ -218,6 +222,7 @@ def make_trials(sweep: SweepCfg, cfg: TrainCfg, folder: Path) -> list[Trial]:
     """
     trials = []
     for values in itertools.product(*sweep.grid.values()):
+        # Apply the values of the point to the settings, which validates their combination.
         texts = dict(zip(sweep.grid, values, strict=True))
         typed = {key: _value(key, text, _setting(key, cfg)[1]) for key, text in texts.items()}
         point = ",".join(f"{key}={text}" for key, text in texts.items()) or DEFAULT_POINT
@@ -225,12 +230,16 @@ def make_trials(sweep: SweepCfg, cfg: TrainCfg, folder: Path) -> list[Trial]:
             trained = replace_fields(cfg, typed)
         except ConfigError as error:
             raise ConfigError(f"--grid {point}: {error}") from error
+
+        # Write the point as flags of `residual-rl train`.
         flags = [word for key, text in texts.items() for word in _flag(key, text, typed[key], cfg)]
         threads = (
             []
             if _given(sweep.train, "num_threads") or "num_threads" in texts
             else ["--num-threads", str(sweep.cpus_per_trial)]
         )
+
+        # Add one trial for each seed.
         for seed in sweep.seeds:
             trials.append(
                 Trial(
@@ -288,6 +297,8 @@ def check_train_flags(flags: Sequence[str], grid: Mapping[str, Any], cfg: TrainC
             raise ConfigError(
                 f"--{key.replace('_', '-')} is no flag of a sweep's trials{': ' + why if why else ''}"
             )
+
+    # A setting of the grid must not be a flag too, under any of its names.
     aliases = {key: others for part in PARTS for key, others in _aliases(getattr(cfg, part, None)).items()}
     for key in grid:
         if any(
@@ -297,7 +308,7 @@ def check_train_flags(flags: Sequence[str], grid: Mapping[str, Any], cfg: TrainC
             raise ConfigError(f"{key} is in --grid and a flag of all trials; leave out one of them")
 
 
-# --- how far they are -----------------------------------------------------------------------------------------------
+# --- how far they are ---------------------------------------------------------------------------------------
 
 
 def read_json(path: Path) -> dict[str, Any]:
