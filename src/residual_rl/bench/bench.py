@@ -1,4 +1,4 @@
-"""How fast stepping and training are, beside raw MuJoCo and Stable-Baselines3."""
+"""Speed of stepping and training, compared with raw MuJoCo and Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Row:
 
 
 def run_bench(cfg: TrainCfg, bench: BenchCfg, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Measure everything; returns plain values, for JSON. `tell` hears what is measured next."""
+    """Measure everything; returns plain values for JSON. `tell` is called with the name of each measurement."""
     torch.set_num_threads(cfg.run.torch_threads)
     cfg = dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, num_threads=bench.num_threads))
     started, load = time.perf_counter(), os.getloadavg()

@@ -1,4 +1,4 @@
-"""Stepping the worlds of a task against bare MuJoCo on the same states.
+"""Speed of a task's envs compared with bare MuJoCo on the same states.
 
 A stretch of env steps is recorded once: for each world and episode the start state, the model with what was randomised in it, and the servo
 commands of every physics step. `mujoco.rollout`, a loop over `mj_step` in C, then runs the same physics alone, with as many threads; the
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class NotMujocoError(ConfigError):
-    """The worlds are stepped by something else than MuJoCo."""
+    """The envs are not simulated by MuJoCo."""
 
 
 _FULL = mujoco.mjtState.mjSTATE_FULLPHYSICS

@@ -49,7 +49,7 @@ class TrainingSpeeds:
     peak_memory: float = 0.0
     """Of this process after our first updates, before Stable-Baselines3 is loaded [bytes]."""
     act_latency: float = 0.0
-    """Median time of the residual policy for one world [s]."""
+    """Median time of the residual policy for one env [s]."""
     base_latency: float = 0.0
     """The same of the base policy [s]."""
     missing: str | None = None
@@ -147,7 +147,7 @@ def _make_env(
 
 
 def _latencies(runner: Runner) -> tuple[float, float]:
-    """Median time of the deterministic residual policy and of the base policy for one world [s]."""
+    """Median time of the deterministic residual policy and of the base policy for one env [s]."""
     from residual_rl.factory import make_residual_env
 
     env = make_residual_env(

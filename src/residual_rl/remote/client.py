@@ -17,8 +17,8 @@ from residual_rl.remote.wire import MAX_MESSAGE_BYTES, WireError, unpack
 T = TypeVar("T")
 
 ACTIONS, UNCERTAINTY = "residual_rl.actions", "residual_rl.uncertainty"
-"""Keys of the normalised actions and their uncertainty in a reply of `residual-rl serve`. A client requests both
-by the first key."""
+"""Keys of the normalised actions and their uncertainty in a reply of `residual-rl serve`. A client
+requests both by the first key."""
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0
 _log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def too_large(server: str) -> BasePolicyError:
 def numbers(value: Any, name: str, shapes: Collection[tuple[int, ...]], server: str) -> Tensor:
     """`value` as a float64 tensor.
 
-    It must be a float array of one of the `shapes` (-1: any size) with finite numbers; else `BasePolicyError`.
+    Raises `BasePolicyError` unless it is an array of finite floats with one of the `shapes` (-1: any size).
     """
     expected = f"expected floats of shape {' or '.join(map(_shape_text, shapes))}"
     if not isinstance(value, np.ndarray):

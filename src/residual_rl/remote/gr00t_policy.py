@@ -198,8 +198,8 @@ class Gr00tPolicy(BasePolicy):
     def reset(self, mask: Tensor) -> None:
         """Reset the envs of `mask` on the server.
 
-        `residual-rl serve` resets single envs. The other servers reset everything at once: they get the
-        request only where `mask` holds all envs.
+        `residual-rl serve` resets single envs. The other servers reset everything at once: with
+        nested keys they get the request only where `mask` holds all envs, with flat keys never.
         """
         env_ids = mask.nonzero().flatten().tolist()
         if self.cfg.layout == "n1.5":
@@ -326,7 +326,7 @@ class Gr00tPolicy(BasePolicy):
 
 
 def _modalities(told: Any, server: str) -> dict[str, Any]:
-    """`{modality: (keys, delta indices)}` from a server's modality configuration, and its handshake if any."""
+    """`{modality: (keys, delta indices)}` from a server's modality configuration, with its handshake."""
     if not isinstance(told, dict):
         return {}
     config: dict[str, Any] = {}

@@ -1,9 +1,9 @@
 """GR00T inference server for a policy: ZeroMQ, msgpack, N1.5's flat keys or the nested ones of N1.6 and N1.7.
 
 Formats: NVIDIA/Isaac-GR00T, `gr00t/eval/service.py` and `gr00t/policy/server_client.py`. Requests that are
-waiting at the same time are predicted as one batch. Extensions of the protocol: `session` groups the requests of
-a client (default: those of a socket); `worlds` in the options gives the env index of each row, for policies with
-a state, and for `reset`; `close` frees the envs of a session. `kill` is refused.
+waiting at the same time are predicted as one batch. Extensions of the protocol: `session` groups the requests
+of a client (default: those of a socket); `worlds` in the options gives the env index of each row, for policies
+with a state, and for `reset`; `close` frees the envs of a session. `kill` is refused.
 """
 
 from __future__ import annotations

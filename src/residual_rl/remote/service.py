@@ -56,15 +56,16 @@ class PolicyService:
 
     Args:
         policy: the policy in its executor, which has checked the observations of `env`.
-        env: defines spaces, units and kinematics; it is never stepped. `num_envs` limits the envs of all clients
-            together.
+        env: defines spaces, units and kinematics; it is never stepped. Its `num_envs` limits the envs of all
+            clients together.
         task: id of the task, for the handshake.
         name: name of the policy, for the handshake.
         protocol: protocol of the server.
         action_units: whether clients receive normalised actions or absolute joint positions.
         keys: keys of the protocol by observation name, where they differ from the defaults.
 
-    Raises `ConfigError` for joint positions of an env without `hardware`, and `UnknownNameError` for unknown keys.
+    Raises `ConfigError` for joint positions of an env without `hardware`, and `UnknownNameError` for unknown
+    keys.
     """
 
     def __init__(

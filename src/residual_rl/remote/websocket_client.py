@@ -105,7 +105,7 @@ class WebsocketLink:
 
     def _open(self, world: int) -> dict[str, Any]:
         """Open the connection of an env and return the metadata that the server sends first."""
-        # Prepare the connection, without compression: images hardly shrink.
+        # Prepare the connection, without compression and proxy.
         self._check_health()
         calls = contextlib.ExitStack()
         call = functools.partial(

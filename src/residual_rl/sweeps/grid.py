@@ -1,4 +1,4 @@
-"""What a sweep is made of: a grid of settings, training seeds, and a run folder for each pair of both, which is the truth about it."""
+"""A sweep: a grid of settings, training seeds, and a run folder for each pair, which records its state."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ class Trial:
 
     @property
     def log(self) -> Path:
-        """What its processes said."""
+        """Output of its processes."""
         return self.sweep / "logs" / f"{self.name}.log"
 
     @property
     def failure_file(self) -> Path:
-        """Why it failed; there where it did."""
+        """File with the reason of its failure; exists only after one."""
         return self.sweep / "logs" / f"{self.name}.failed"
 
     def to_json(self) -> str:
@@ -100,7 +100,7 @@ class Trial:
 
     @classmethod
     def from_json(cls, text: str) -> Trial:
-        """What `to_json` gave."""
+        """Inverse of `to_json`."""
         data = json.loads(text)
         return cls(
             **{
@@ -271,7 +271,7 @@ def _name(point: str, seed: int) -> str:
 
 
 def _flag(key: str, text: str, value: Any, cfg: TrainCfg) -> list[str]:
-    """What sets a setting on the command line."""
+    """The command-line flag of a setting."""
     name = key.replace("_", "-")
     prefix = "base." if _setting(key, cfg)[0] == "base" else ""
     if isinstance(value, bool):
@@ -334,7 +334,7 @@ def is_evaluated(trial: Trial) -> bool:
 
 
 def state_of(trial: Trial) -> State:
-    """What its folder tells of a trial that does not run now."""
+    """State of a trial without a running process, from its folder."""
     if is_trained(trial) and is_evaluated(trial):
         return "finished"
     if trial.failure_file.exists():
