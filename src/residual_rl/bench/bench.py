@@ -34,7 +34,7 @@ class BenchCfg(CheckedCfg):
     num_threads: NonNegativeInt = 0
     """Simulator threads; 0 means one a CPU core."""
     num_steps: PositiveInt = 100
-    """Policy steps of each world in a turn of the comparison with bare MuJoCo."""
+    """Policy steps of each env in a turn of the comparison with bare MuJoCo."""
     repeats: PositiveInt = 5
     """Turns of stepping and drawing; the figures are medians over them."""
     training_repeats: PositiveInt = 3
@@ -55,7 +55,7 @@ class Row:
 
 
 def run_bench(cfg: TrainCfg, bench: BenchCfg, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Measure everything; returns plain values for JSON. `tell` is called with the name of each measurement."""
+    """Measure everything; returns plain values for JSON. `tell` gets the name of each measurement."""
     torch.set_num_threads(cfg.run.torch_threads)
     cfg = dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, num_threads=bench.num_threads))
     started, load = time.perf_counter(), os.getloadavg()

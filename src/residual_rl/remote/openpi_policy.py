@@ -1,6 +1,7 @@
-"""A policy behind an openpi server (π0 and its kin), or `residual-rl serve --protocol openpi`: a websocket, msgpack, a flat observation.
+"""Client for a policy on an openpi server (such as π0), or `residual-rl serve --protocol openpi`.
 
-The wire format is that of Physical-Intelligence/openpi (`packages/openpi-client`, `src/openpi/serving/websocket_policy_server.py`).
+The wire format is that of Physical-Intelligence/openpi (`packages/openpi-client`,
+`src/openpi/serving/websocket_policy_server.py`): a websocket, msgpack, a flat observation.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class OpenPiPolicy(BasePolicy):
         self.inputs = {name: shape_of(env, name) for name in names}  # type: ignore[misc]
 
     def _agree_with_ours(self, told: Handshake) -> str:
-        """Settle what is sent and what comes with a server of ours, which tells all of it. Returns the units of its actions."""
+        """Set keys and sizes from the handshake of `residual-rl serve`. Returns the units of its actions."""
         cfg, server = self.cfg, self._link.server
         told.check(self._env, PROTOCOL, server)
         if cfg.observation:
@@ -97,7 +98,7 @@ class OpenPiPolicy(BasePolicy):
         return told.action_units
 
     def _agree_with_another(self) -> str:
-        """The same with a server that tells nothing: it is as the settings say."""
+        """Set keys and sizes from the settings, for other servers. Returns the units of the actions."""
         self._keys = parse_pairs(self.cfg.observation, "observation")
         if not self._keys:
             raise ConfigError(
@@ -108,7 +109,7 @@ class OpenPiPolicy(BasePolicy):
         return self.cfg.action_units or "normalized"
 
     def reset(self, mask: Tensor) -> None:
-        """A server of ours forgets the worlds of `mask`; the protocol knows no reset, and others have nothing to forget."""
+        """Reset the envs of `mask` on `residual-rl serve`. The protocol of other servers has no reset."""
         if self._ours:
             env_ids = self._link.connected & set(mask.nonzero().flatten().tolist())
             self._link.ask_all(dict.fromkeys(sorted(env_ids), RESET))

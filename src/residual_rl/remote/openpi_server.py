@@ -1,7 +1,8 @@
-"""A policy as an openpi server: a websocket for each world, msgpack, the metadata first, then observations in and actions out.
+"""openpi server for a policy: one websocket for each env, msgpack.
 
-Format: Physical-Intelligence/openpi, `src/openpi/serving/websocket_policy_server.py`. A string is an error; the connection goes on.
-Observations that come while a plan is made are planned together after it. Besides, `{"__ctrl__": "reset"}` or `episode_start` begins anew.
+Format: Physical-Intelligence/openpi, `src/openpi/serving/websocket_policy_server.py`. A string is an error;
+the connection stays open. Observations that arrive during a prediction form the next batch. An extension:
+`{"__ctrl__": "reset"}` or `episode_start` resets the policy.
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ class OpenPiServer:
         return pack({"__ack__": what}, "openpi")
 
     def _read_observation(self, request: dict[Any, Any]) -> Obs:
-        """The observation of one world; refuses where something is missing."""
+        """The observation of one env. Raises `RequestError` for missing entries."""
         told = self._service.handshake
         missing = [
             f"{served.key} {list(served.shape)}"

@@ -27,7 +27,7 @@ class ToolGoal:
 
 
 class CartesianGoals(ABC):
-    """The goals of one task, from its named observations. It keeps no state: the phase of each world is given to it.
+    """The goals of one task, from its named observations. It has no state: the caller keeps the phase of each env.
 
     Args:
         robot: what the env calls its robot.

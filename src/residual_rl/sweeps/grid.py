@@ -286,7 +286,7 @@ def _given(flags: Sequence[str], key: str) -> bool:
 
 
 def check_train_flags(flags: Sequence[str], grid: Mapping[str, Any], cfg: TrainCfg | None = None) -> None:
-    """Raise `ConfigError` where a flag of all trials says what the sweep itself decides; `cfg` has the parts that `grid` is of."""
+    """Raise `ConfigError` for a flag of all trials that the sweep or its grid sets; `cfg` has the grid's parts."""
     for key, why in {
         "seed": "give --seeds instead",
         "output_dir": "",

@@ -145,7 +145,7 @@ def _markdown(report: Mapping[str, Any], sweep: SweepCfg) -> list[str]:
 
 
 def _figure(report: Mapping[str, Any]) -> Any:
-    """Success over training: a thin line for each trial, a thick one for the mean of a point where all of its trials have a figure."""
+    """Plot success over training: a thin line for each trial, a thick one for the mean of a point."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.0, 4.5), layout="constrained")
