@@ -1,4 +1,4 @@
-"""Inverse kinematics towards the Cartesian goals of a task, for any arm that tells of itself.
+"""Inverse kinematics towards the Cartesian goals of a task, for any arm that an env describes.
 
 Where actions are changes of the tool's pose, the way to the goal is commanded as it is, and the env's controller does the rest. Where they
 are changes of joints, it is damped least squares on the Jacobian of the robot's URDF.
@@ -24,7 +24,7 @@ from residual_rl.utils.text import one_line
 
 
 class IKPolicy(BasePolicy):
-    """Moves the tool to what `goals` want, world by world, through their phases.
+    """Moves the tool of each env to its goals, phase by phase.
 
     Args:
         cfg: the settings.
@@ -35,6 +35,7 @@ class IKPolicy(BasePolicy):
     """
 
     def __init__(self, cfg: IKCfg, env: VecEnv, goals: CartesianGoals):
+        # Check that the arm and its control mode are supported.
         arm = env.arm
         if arm is None:
             raise ConfigError(
@@ -52,6 +53,8 @@ class IKPolicy(BasePolicy):
             raise ConfigError(
                 f"no one says which action opens the gripper of robot {arm.robot!r}: give its class an attribute gripper_opens, 1.0 or -1.0"
             )
+
+        # Select the observations that the goals and the controller need.
         self.cfg, self.goals = cfg, goals
         self._arm, self._device = arm, env.device
         self._action_dim = len(env.action_unit)
@@ -69,6 +72,8 @@ class IKPolicy(BasePolicy):
 
     def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:
         obs = {name: value.double() for name, value in obs.items()}
+
+        # Advance the phase of each env.
         before, steps = self._phase[env_ids], self._steps[env_ids]
         phase = self.goals.advance(obs, before, steps)
         steps = torch.where(phase == before, steps, 0)
@@ -79,10 +84,13 @@ class IKPolicy(BasePolicy):
 
     def _to_actions(self, goal: ToolGoal, obs: Obs) -> Tensor:
         """Actions [b, A] towards `goal`."""
+        # Move and turn towards the goal, in the frame of the robot's base.
         tool, to_base = obs["tcp_pose"], matrix_from_quaternion(obs["base_pose"][:, 3:]).mT
         move = _shortened(self.cfg.gain * (goal.position - tool[:, :3]), self.cfg.max_step)
         turn = _shortened(self.cfg.gain * turn_to(tool[:, 3:], goal.yaw), self.cfg.max_turn)
         move, turn = ((to_base @ vector[..., None]).squeeze(-1) for vector in (move, turn))
+
+        # Convert to actions of the control mode.
         if self._jacobian is not None:
             steps = damped_least_squares(
                 self._jacobian(obs["joint_position"]), torch.cat([move, turn], 1), self.cfg.damping
@@ -92,6 +100,8 @@ class IKPolicy(BasePolicy):
             own = torch.cat([_bounded(move / self._scale[:3]), _shortened(turn / self._scale[3:], 1.0)], 1)
         else:
             own = _bounded(move / self._scale)
+
+        # Place them among all actions, with the gripper.
         actions = torch.zeros(len(own), self._action_dim, dtype=own.dtype, device=own.device)
         actions[:, list(self._arm.action_index)] = own
         if self._arm.gripper_index:
@@ -115,6 +125,7 @@ def turn_to(quaternion: Tensor, yaw: Tensor | None) -> Tensor:
         quaternion: of the tool (w, x, y, z) [b, 4].
         yaw: [rad]; None is no turn about the vertical.
     """
+    # Turn the z axis down by the shortest way.
     axes = matrix_from_quaternion(quaternion)
     down = torch.zeros_like(axes[..., 2])
     down[:, 2] = -1.0
@@ -124,6 +135,8 @@ def turn_to(quaternion: Tensor, yaw: Tensor | None) -> Tensor:
     turn = across * (angle / sine.clamp(min=1e-9))[:, None]
     if yaw is None:
         return turn
+
+    # Turn about the vertical by at most an eighth of a circle.
     off = yaw - torch.atan2(axes[:, 1, 1], axes[:, 0, 1])
     quarter = math.pi / 2
     off = off - quarter * (off / quarter).round()

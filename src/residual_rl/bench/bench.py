@@ -1,4 +1,4 @@
-"""How fast stepping and training are, beside raw MuJoCo and Stable-Baselines3."""
+"""Speed of stepping and training, compared with raw MuJoCo and Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class BenchCfg(CheckedCfg):
     """How much is measured."""
 
     num_envs: PositiveInt = 32
-    """Worlds stepped together."""
+    """Number of parallel envs."""
     num_threads: NonNegativeInt = 0
     """Simulator threads; 0 means one a CPU core."""
     num_steps: PositiveInt = 100
-    """Policy steps of each world in a turn of the comparison with bare MuJoCo."""
+    """Policy steps of each env in a turn of the comparison with bare MuJoCo."""
     repeats: PositiveInt = 5
     """Turns of stepping and drawing; the figures are medians over them."""
     training_repeats: PositiveInt = 3
@@ -55,10 +55,12 @@ class Row:
 
 
 def run_bench(cfg: TrainCfg, bench: BenchCfg, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Measure everything; returns plain values, for JSON. `tell` hears what is measured next."""
+    """Measure everything; returns plain values for JSON. `tell` gets the name of each measurement."""
     torch.set_num_threads(cfg.run.torch_threads)
     cfg = dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, num_threads=bench.num_threads))
     started, load = time.perf_counter(), os.getloadavg()
+
+    # Run the measurements.
     rows = {}
     measures = {
         "training": _training,
@@ -68,6 +70,8 @@ def run_bench(cfg: TrainCfg, bench: BenchCfg, tell: Callable[[str], None]) -> di
     for what, measure in measures.items():
         tell(what)
         rows[what] = measure(cfg, bench)
+
+    # Collect the rows in the order of the table, with the conditions of the measurement.
     packages = versions()["packages"]
     return {
         "format_version": FORMAT_VERSION,
@@ -122,6 +126,8 @@ def _training(cfg: TrainCfg, bench: BenchCfg) -> list[Row]:
     speeds = compare_training(cfg, bench.training_repeats)
     ours = f"{SETTINGS['num_envs']} worlds, {cfg.base_policy_id}, 2,048 steps and 64 gradient steps of 256 an update"
     theirs = f"{SB3_ENVS} subprocesses, the same env, networks and gradient samples"
+
+    # Compare with Stable-Baselines3 where it is installed.
     rows = [_row("training, all included", speeds.ours, "steps / s", ours)]
     if speeds.missing is None:
         rows += [

@@ -1,4 +1,4 @@
-"""Stepping the worlds of a task against bare MuJoCo on the same states.
+"""Speed of a task's envs compared with bare MuJoCo on the same states.
 
 A stretch of env steps is recorded once: for each world and episode the start state, the model with what was randomised in it, and the servo
 commands of every physics step. `mujoco.rollout`, a loop over `mj_step` in C, then runs the same physics alone, with as many threads; the
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class NotMujocoError(ConfigError):
-    """The worlds are stepped by something else than MuJoCo."""
+    """The envs are not simulated by MuJoCo."""
 
 
 _FULL = mujoco.mjtState.mjSTATE_FULLPHYSICS
@@ -38,7 +38,7 @@ _FULL = mujoco.mjtState.mjSTATE_FULLPHYSICS
 
 @dataclass
 class Segment:
-    """What one world did between two resets."""
+    """Physics of one env between two resets."""
 
     model: mujoco.MjModel
     state: NDArray[np.float64]
@@ -60,7 +60,7 @@ class Stretch:
     """[B, A] of each step."""
     segments: list[Segment]
     num_steps: int
-    """Env steps over all worlds."""
+    """Env steps over all envs."""
 
 
 @dataclass
@@ -94,6 +94,8 @@ def compare_stepping(env: ResidualEnv, num_steps: int, repeats: int, seed: int =
     stretch = _record(env, num_steps, seed)
     raw = _RawPhysics(physics.batch.nthread, stretch.segments)
     speeds = Speeds(resets=len(stretch.segments) - env.num_envs)
+
+    # Alternate between the two; the first turn warms up.
     for turn in range(repeats + 1):
         if turn % 2:  # who comes first takes turns too
             raw_cpu, raw_wall = _timed(raw.run)
@@ -139,6 +141,7 @@ def _record(env: ResidualEnv, num_steps: int, seed: int) -> Stretch:
             segment.commands.append(commands[world])
             segment.end = ends[world]
 
+    # Step the base policy with random residuals while the physics is recorded.
     physics.step, physics.reset = recorded_step, recorded_reset  # type: ignore[method-assign]
     try:
         generator = torch.Generator().manual_seed(seed)
@@ -190,6 +193,7 @@ class _RawPhysics:
                 i = todo.get_nowait()
             except queue.Empty:
                 return
+            # Run the segment from its recorded start.
             job, control = self._jobs[i], self._controls[i]
             n = control.shape[1]
             rollout.rollout(
@@ -201,6 +205,8 @@ class _RawPhysics:
                 state=states[:, :n],
                 sensordata=sensors[:, :n],
             )
+
+            # Compare the final configuration.
             if not np.array_equal(states[0, n - 1, 1 : 1 + job.model.nq], job.end):  # time comes before qpos
                 raise ResidualRLError(
                     "bare MuJoCo ended in another state than the env: the two did not do the same work"

@@ -1,4 +1,4 @@
-"""Training, all included, against Stable-Baselines3's PPO: same task, base policy, networks and number of gradient samples."""
+"""Speed of training compared with Stable-Baselines3's PPO on the same task, base policy and networks."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TrainingSpeeds:
     peak_memory: float = 0.0
     """Of this process after our first updates, before Stable-Baselines3 is loaded [bytes]."""
     act_latency: float = 0.0
-    """Median time of the residual policy for one world [s]."""
+    """Median time of the residual policy for one env [s]."""
     base_latency: float = 0.0
     """The same of the base policy [s]."""
     missing: str | None = None
@@ -65,6 +65,8 @@ def compare_training(cfg: TrainCfg, repeats: int) -> TrainingSpeeds:
     """Train in turns, one update of each a turn, after one to warm up."""
     cfg = replace_fields(cfg, dict(SETTINGS))
     runner = Runner(cfg, RunFolder(Path("unused")))  # a folder is written by `learn` alone
+
+    # Warm up, and measure the memory before Stable-Baselines3 is loaded.
     speeds = TrainingSpeeds()
     _iterate(runner)
     speeds.peak_memory = _peak_memory()
@@ -72,6 +74,8 @@ def compare_training(cfg: TrainCfg, repeats: int) -> TrainingSpeeds:
         sb3 = _make_sb3(cfg)
     except MissingDependencyError as error:
         speeds.missing, sb3 = str(error), None
+
+    # Alternate between the two; the first turn of Stable-Baselines3 warms it up.
     before = _parts(runner)
     steps = runner.learner.num_steps * runner.env.num_envs
     for turn in range(repeats + (sb3 is not None)):
@@ -81,6 +85,8 @@ def compare_training(cfg: TrainCfg, repeats: int) -> TrainingSpeeds:
             rate = steps / _seconds(lambda: sb3.learn(steps, reset_num_timesteps=False))
             if turn:
                 speeds.sb3.append(rate)
+
+    # Split our time into its parts.
     spent = {name: value - before[name] for name, value in _parts(runner).items()}
     speeds.shares = {name: value / sum(spent.values()) for name, value in spent.items()}
     if sb3 is not None and sb3.env is not None:
@@ -109,6 +115,8 @@ def _make_sb3(cfg: TrainCfg) -> PPO:
         raise MissingDependencyError(
             "stable-baselines3", "install it with `pip install 'residual-rl[sb3]'`"
         ) from error
+
+    # Translate the settings of our PPO.
     learner, run = cfg.learner, cfg.run
     make = functools.partial(
         _make_env,
@@ -139,7 +147,7 @@ def _make_env(
 
 
 def _latencies(runner: Runner) -> tuple[float, float]:
-    """Median time of the deterministic residual policy and of the base policy for one world [s]."""
+    """Median time of the deterministic residual policy and of the base policy for one env [s]."""
     from residual_rl.factory import make_residual_env
 
     env = make_residual_env(

@@ -1,4 +1,4 @@
-"""What clients of policy servers share: waiting for one, its handshake, checks of what it gives, the joints as robots name them."""
+"""Shared code of the clients of policy servers: retries, reading messages, checks of arrays."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ from residual_rl.remote.wire import MAX_MESSAGE_BYTES, WireError, unpack
 T = TypeVar("T")
 
 ACTIONS, UNCERTAINTY = "residual_rl.actions", "residual_rl.uncertainty"
-"""Under these names it tells, besides joint positions, the actions that they were made of, to clients that ask for the first."""
+"""Keys of the normalised actions and their uncertainty in a reply of `residual-rl serve`. A client
+requests both by the first key."""
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0
 _log = logging.getLogger(__name__)
 
 
 class ServerUnavailable(Exception):  # noqa: N818 (it is caught here, and becomes an error if waiting does not help)
-    """A server did not answer. Asking again may help."""
+    """A server did not answer; a retry may succeed."""
 
 
 def retry(attempt: Callable[[], T], server: str, window: float) -> T:
-    """The result of `attempt`, which is made again while it raises `ServerUnavailable`, after ever longer pauses, for `window` [s] at most.
+    """The result of `attempt`, repeated with exponential back-off while it raises `ServerUnavailable`.
 
-    A warning tells that the run waits. Raises `BasePolicyError` when the window is over.
+    Logs a warning when it starts to wait. Raises `BasePolicyError` after `window` [s].
     """
     began, delay = None, _FIRST_DELAY
     while True:
         try:
             return attempt()
         except ServerUnavailable as gone:
+            # The window starts with the first failure.
             now = time.monotonic()
             if began is None:
                 began = now
@@ -47,12 +49,13 @@ def retry(attempt: Callable[[], T], server: str, window: float) -> T:
                 raise BasePolicyError(
                     f"{server}: {gone}{waited}; start it, or raise --base.timeout or --base.reconnect if it is only slow"
                 ) from gone
+            # Wait twice as long each time.
             time.sleep(min(delay, left))
             delay = min(2 * delay, _LONGEST_DELAY)
 
 
 def read_message(data: bytes, server: str, expected: str) -> Any:
-    """What a server's message holds. Raises `BasePolicyError` where it is none, or too large."""
+    """The decoded message of a server. Raises `BasePolicyError` where it is invalid or too large."""
     try:
         return unpack(data)[0]
     except WireError as error:
@@ -60,14 +63,17 @@ def read_message(data: bytes, server: str, expected: str) -> Any:
 
 
 def too_large(server: str) -> BasePolicyError:
-    """What to raise where a server's message is cut off for its size."""
+    """The error for a message that exceeds the size limit."""
     return BasePolicyError(
         f"{server} sent a message of more than {MAX_MESSAGE_BYTES:,} bytes: no policy's reply is that large"
     )
 
 
 def numbers(value: Any, name: str, shapes: Collection[tuple[int, ...]], server: str) -> Tensor:
-    """`value`, float64, which must be an array of one of the `shapes` (-1: any size) with finite numbers. Raises `BasePolicyError`."""
+    """`value` as a float64 tensor.
+
+    Raises `BasePolicyError` unless it is an array of finite floats with one of the `shapes` (-1: any size).
+    """
     expected = f"expected floats of shape {' or '.join(map(_shape_text, shapes))}"
     if not isinstance(value, np.ndarray):
         raise BasePolicyError(f"{server} gave {name} as {type(value).__name__}; {expected}")
@@ -85,9 +91,3 @@ def numbers(value: Any, name: str, shapes: Collection[tuple[int, ...]], server: 
 
 def _shape_text(shape: tuple[int, ...]) -> str:
     return f"({', '.join('any' if n < 0 else str(n) for n in shape)}{',' * (len(shape) == 1)})"
-
-
-# --- the env's side -----------------------------------------------------------------------------------------------------
-
-
-# --- the handshake of a server of ours ----------------------------------------------------------------------------------

@@ -1,7 +1,10 @@
-"""A policy behind a GR00T inference server: Isaac-GR00T N1.5 (flat keys) or N1.6 and N1.7 (nested, batched), or `residual-rl serve`.
+"""Client for a policy on a GR00T inference server.
 
-The wire formats are those of NVIDIA/Isaac-GR00T: `gr00t/eval/service.py` (N1.5) and `gr00t/policy/server_client.py` (N1.6, N1.7).
-The servers' SO-100/101 models give absolute joint positions, in the units of the robot's own software.
+The server is that of Isaac-GR00T N1.5 (flat keys), N1.6 or N1.7 (nested keys, batches), or
+`residual-rl serve`.
+The wire formats are those of NVIDIA/Isaac-GR00T: `gr00t/eval/service.py` (N1.5) and
+`gr00t/policy/server_client.py` (N1.6, N1.7). Their SO-100/101 models return absolute joint positions in the
+units of the robot's own software.
 """
 
 from __future__ import annotations
@@ -33,28 +36,30 @@ LANGUAGE_KEY = "annotation.human.task_description"
 
 
 PROTOCOLS = {"n1.5": "gr00t-n15", "n1.6": "gr00t"}
-"""What `residual-rl serve --protocol` calls each layout."""
+"""Value of `residual-rl serve --protocol` for each layout."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Something that is sent: `{modality}.{key}`."""
+    """One entry of a request, `{modality}.{key}`, and the observation that it is made from."""
 
     modality: Literal["video", "state"]
     key: str
     name: str
-    """The env's observation that it is made of."""
+    """Name of the env's observation."""
     part: Literal["all", "arm", "gripper"] = "all"
     rows: tuple[int, ...] = (0,)
-    """Which of the last observations, 0 being the oldest of those that the policy gets."""
+    """Indices into the observation history; 0 is the oldest observation that the policy receives."""
 
 
 class Gr00tPolicy(BasePolicy):
-    """Sends observations of the worlds, and turns the joint positions that come back into actions.
+    """Sends the observations of the envs and converts the returned joint positions to actions.
 
     Args:
         cfg: the settings.
-        env: its robot must tell its own units, and its actions must command joint targets.
+        env: must define the units of its robot (`hardware`), and its actions must command joint targets.
+
+    Raises `ConfigError` where the env, the settings and the server do not match.
     """
 
     remote = True
@@ -67,6 +72,8 @@ class Gr00tPolicy(BasePolicy):
         self.cfg, self._env = cfg, env
         self._joints = ArmJoints(env.hardware, cfg.invert_gripper, cfg.units == "rad")
         needed = conversion_inputs(env)
+
+        # Connect, and read which inputs the server expects.
         self._link = ZmqLink(cfg.host, cfg.port, cfg.timeout, cfg.reconnect, secret(cfg.api_token))
         try:
             told = self._link.describe({HANDSHAKE: True})
@@ -75,11 +82,13 @@ class Gr00tPolicy(BasePolicy):
                 f"{error}; set the server's token as RESIDUAL_RL_TOKEN or --base.api-token"
             ) from error
         config = _modalities(told, self._link.server)
+
+        # `residual-rl serve` also sends a handshake with its names, shapes and scaling.
         self._handshake = (
             Handshake.from_wire(told[HANDSHAKE], self._link.server) if HANDSHAKE in config else None
         )
         self._exact = self._handshake is not None and self._handshake.same_action_scaling(env)
-        """Whether the server's own actions can be taken: joint positions are rounded, and end at a joint's limit."""
+        """Whether to use the server's normalised actions; joint positions are rounded and clipped."""
         self._language_key = cfg.language_key or LANGUAGE_KEY
         if self._handshake is not None:
             self._sources = self._sources_for_ours(self._handshake)
@@ -87,6 +96,8 @@ class Gr00tPolicy(BasePolicy):
         else:
             self._sources = self._sources_for_others(config)
         self._set_sizes(config)
+
+        # Collect the observations to send, and those that converting the reply needs.
         present = ["joint_position"] if cfg.action_mode == "relative" else []
         names = dict.fromkeys([*needed, *present, *(source.name for source in self._sources)])
         self.inputs = {name: shape_of(env, name) for name in names if name in observed(env)}  # type: ignore[misc]
@@ -95,16 +106,19 @@ class Gr00tPolicy(BasePolicy):
                 f"it needs the observation(s) {', '.join(missing)}; the env has {', '.join(observed(env))}"
             )
 
-    # --- what is sent -------------------------------------------------------------------------------------------------
+    # --- inputs of the policy -----------------------------------------------------------------------------
 
     def _sources_for_ours(self, handshake: Handshake) -> list[Source]:
-        """What the policy needs that a server of ours serves: by the names and in the units of the env."""
+        """The inputs of a policy behind `residual-rl serve`, which has the names and units of the env."""
         handshake.check(self._env, PROTOCOLS[self.cfg.layout], self._link.server)
+        # The handshake decides all of these; a setting could only contradict it.
         for name in ("units", "action_mode", "invert_gripper", "arm_key", "gripper_key"):
             if getattr(self.cfg, name) != getattr(Gr00tCfg(), name):
                 raise ConfigError(
                     f"{name} is for servers that do not tell; {self._link.server} is residual-rl serve: leave it out"
                 )
+
+        # The policy receives all of its observation history.
         rows = tuple(range(handshake.num_obs_steps))
         self.num_obs_steps = handshake.num_obs_steps
         spaces = observed(self._env)
@@ -114,8 +128,10 @@ class Gr00tPolicy(BasePolicy):
         ]
 
     def _sources_for_others(self, config: Mapping[str, Any]) -> list[Source]:
-        """What the settings say, checked against what the server tells that it needs."""
+        """The inputs that the settings define, checked against the modality configuration of the server."""
         cfg, spaces = self.cfg, observed(self._env)
+
+        # List all inputs that the settings map to a key of the server.
         offered = [Source("state", cfg.arm_key, "joint_position", "arm")]
         if self._joints.gripper:
             offered.append(Source("state", cfg.gripper_key, "joint_position", "gripper"))
@@ -123,6 +139,8 @@ class Gr00tPolicy(BasePolicy):
             Source("state", key, name) for key, name in parse_pairs(cfg.extra_state, "extra_state").items()
         ]
         offered += [Source("video", key, name) for key, name in parse_pairs(cfg.cameras, "cameras").items()]
+
+        # Each of them must be an observation of the env, and of the right kind.
         for source in offered:
             if source.name not in spaces or (source.modality == "video") != is_image(spaces[source.name]):
                 kind = "camera" if source.modality == "video" else "state"
@@ -132,12 +150,16 @@ class Gr00tPolicy(BasePolicy):
                     f"{wanted}: the env has no {kind} {source.name!r}; it has {', '.join(has) or 'none'}"
                 )
         if not config:
-            return offered
+            return offered  # the server has no modality configuration to check against
+
+        # Determine the length of the observation history from the delta indices, e.g. (-1, 0).
         steps = {modality: config[modality][1] for modality in ("video", "state") if modality in config}
         if any(step > 0 for deltas in steps.values() for step in deltas):
             raise ConfigError(f"{self._link.server} asks for observations of the future: {steps}")
         oldest = min((step for deltas in steps.values() for step in deltas), default=0)
         self.num_obs_steps = 1 - oldest
+
+        # Select the inputs that the server requires.
         sources, missing = [], []
         for modality in ("video", "state", "language"):
             for key in config.get(modality, ((), ()))[0]:
@@ -159,6 +181,7 @@ class Gr00tPolicy(BasePolicy):
         return sources
 
     def _set_sizes(self, config: Mapping[str, Any]) -> None:
+        """Set `chunk_size` and `num_action_steps` from the server, the settings or the defaults."""
         told = self._handshake
         steps = len(config["action"][1]) if "action" in config else 0
         says = told.chunk_size if told else steps
@@ -170,10 +193,14 @@ class Gr00tPolicy(BasePolicy):
         default = told.num_action_steps if told else min(NUM_ACTION_STEPS, self.chunk_size)
         self.num_action_steps = self.cfg.num_action_steps or default
 
-    # --- asking -------------------------------------------------------------------------------------------------------
+    # --- requests -----------------------------------------------------------------------------------------
 
     def reset(self, mask: Tensor) -> None:
-        """Ours forgets the worlds of `mask`. Others know one reset, of everything: they are told where every world ends."""
+        """Reset the envs of `mask` on the server.
+
+        `residual-rl serve` resets single envs. The other servers reset everything at once: with
+        nested keys they get the request only where `mask` holds all envs, with flat keys never.
+        """
         env_ids = mask.nonzero().flatten().tolist()
         if self.cfg.layout == "n1.5":
             if self._handshake is not None and env_ids:
@@ -181,15 +208,18 @@ class Gr00tPolicy(BasePolicy):
         elif env_ids and self._handshake is not None:
             self._link.ask("reset", {"options": {"worlds": env_ids}})
         elif mask.all():
-            with contextlib.suppress(RefusedError):  # not all of them have it
+            with contextlib.suppress(RefusedError):  # some versions have no such endpoint
                 self._link.ask("reset", {"options": None})
 
     def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor | ActionChunk:
+        # Request a chunk for each env.
         sent: dict[str, dict[str, NDArray[Any]]] = {"video": {}, "state": {}}
         for source in self._sources:
             sent[source.modality][source.key] = self._values(source, obs)
         ask = self._ask_flat if self.cfg.layout == "n1.5" else self._ask_nested
         arm, gripper, told = ask(sent, env_ids.tolist())
+
+        # Convert joint positions to actions, unless the reply holds the actions themselves.
         now = {name: value[:, -1] for name, value in obs.items()} if self.num_obs_steps > 1 else obs
         if ACTIONS in told:
             actions = told[ACTIONS]
@@ -202,7 +232,7 @@ class Gr00tPolicy(BasePolicy):
         return ActionChunk(actions, told[UNCERTAINTY]) if UNCERTAINTY in told else actions
 
     def _values(self, source: Source, obs: Obs) -> NDArray[Any]:
-        """What is sent of a source [b, T, …]."""
+        """The array [b, T, …] to send for `source`."""
         value = obs[source.name]
         value = value[:, list(source.rows)] if self.num_obs_steps > 1 else value[:, None]
         if source.part != "all":
@@ -214,6 +244,10 @@ class Gr00tPolicy(BasePolicy):
     def _ask_nested(
         self, sent: Mapping[str, Mapping[str, Any]], env_ids: list[int]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Request chunks in the layout of N1.6 and N1.7: one batch for all envs.
+
+        Returns the joint positions of arm and gripper, and the entries that `_told` reads.
+        """
         language = {self._language_key: [[self.cfg.task_description]] * len(env_ids)}
         options = {"worlds": env_ids} | ({ACTIONS: True} if self._exact else {})
         reply = self._link.ask(
@@ -232,6 +266,7 @@ class Gr00tPolicy(BasePolicy):
     def _ask_flat(
         self, sent: Mapping[str, Mapping[str, Any]], env_ids: list[int]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Request chunks in the layout of N1.5, one for each env; returns the same as `_ask_nested`."""
         requests = {}
         for row, world in enumerate(env_ids):
             request: dict[str, Any] = {
@@ -239,6 +274,8 @@ class Gr00tPolicy(BasePolicy):
             }
             request |= {ACTIONS: True} if self._exact else {}
             requests[world] = {**request, self._language_key: [self.cfg.task_description]}
+
+        # Send them all, and stack the replies in the order of `env_ids`.
         replies = self._link.ask_all("get_action", requests)
         parts = [self._parts(replies[world], "action.", ()) for world in env_ids]
         told = [self._told(replies[world], ()) for world in env_ids]
@@ -250,7 +287,7 @@ class Gr00tPolicy(BasePolicy):
         return torch.stack([arm for arm, _ in parts]), torch.stack([gripper for _, gripper in parts]), both
 
     def _told(self, reply: Mapping[str, Any], batch: tuple[int, ...]) -> dict[str, Tensor]:
-        """What a server of ours tells besides joint positions: the actions [*batch, K, A], and how unsure it is of them [*batch, K]."""
+        """Normalised actions [*batch, K, A] and uncertainty [*batch, K] in a reply of `residual-rl serve`."""
         if not self._exact:
             return {}
         steps, server = (*batch, self.chunk_size), self._link.server
@@ -260,12 +297,17 @@ class Gr00tPolicy(BasePolicy):
         return told
 
     def _parts(self, action: Any, prefix: str, batch: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """The arm's [*batch, K, arm] and the gripper's part [*batch, K, 1] of a reply; the arm's key may hold both."""
+        """Joint positions of the arm [*batch, K, arm] and the gripper [*batch, K, 1] in a reply.
+
+        Some models return both under the key of the arm.
+        """
         server, steps = self._link.server, (*batch, self.chunk_size)
         arm_key, gripper_key = prefix + self.cfg.arm_key, prefix + self.cfg.gripper_key
         if not isinstance(action, dict) or arm_key not in action:
             got = ", ".join(map(str, action)) if isinstance(action, dict) else type(action).__name__
             raise BasePolicyError(f"{server} gave {got or 'nothing'}; expected actions with {arm_key!r}")
+
+        # Read the arm, whose array may hold the gripper as its last column.
         size, joints = len(self._joints.arm), self._joints
         shapes = [(*steps, size)] + ([(*steps, size + 1)] if joints.gripper else [])
         arm = numbers(action[arm_key], arm_key, shapes, server)
@@ -273,6 +315,8 @@ class Gr00tPolicy(BasePolicy):
             return arm, arm[..., :0]
         if arm.shape[-1] == size + 1:
             return arm[..., :size], arm[..., size:]
+
+        # The gripper has a key of its own, with or without an axis of size 1.
         if gripper_key not in action:
             raise BasePolicyError(
                 f"{server} gave {', '.join(map(str, action))}; expected {gripper_key!r} besides the arm's {size} joints"
@@ -282,7 +326,7 @@ class Gr00tPolicy(BasePolicy):
 
 
 def _modalities(told: Any, server: str) -> dict[str, Any]:
-    """`{modality: (keys, delta indices)}` of a server's modality configuration, and its handshake if it is one of ours."""
+    """`{modality: (keys, delta indices)}` from a server's modality configuration, with its handshake."""
     if not isinstance(told, dict):
         return {}
     config: dict[str, Any] = {}
@@ -290,14 +334,14 @@ def _modalities(told: Any, server: str) -> dict[str, Any]:
         if modality not in told:
             continue
         try:
-            keys = tuple(
-                str(key).removeprefix(f"{modality}.") for key in told[modality]["modality_keys"]
-            )  # N1.5 has the prefix
+            # N1.5 writes the modality in front of each key.
+            keys = tuple(str(key).removeprefix(f"{modality}.") for key in told[modality]["modality_keys"])
             steps = tuple(int(step) for step in told[modality]["delta_indices"])
         except (KeyError, TypeError, ValueError) as error:
             raise BasePolicyError(
                 f"{server} sent a modality configuration whose {modality!r} cannot be read: {error!r}"
             ) from error
+        # The history is kept in memory: refuse a length that no policy uses.
         if max((abs(step) for step in steps), default=0) > 1000:
             raise BasePolicyError(
                 f"{server} asks for {modality} of the steps {steps[:4]}…: that is out of reach"
@@ -307,5 +351,5 @@ def _modalities(told: Any, server: str) -> dict[str, Any]:
 
 
 def make(cfg: Gr00tCfg, env: VecEnv) -> Gr00tPolicy:
-    """The client, connected."""
+    """Return a connected client."""
     return Gr00tPolicy(cfg, env)

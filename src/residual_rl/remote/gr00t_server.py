@@ -1,8 +1,9 @@
-"""A policy as a GR00T inference server: ZeroMQ, msgpack, N1.5's flat keys or the nested ones of N1.6 and N1.7.
+"""GR00T inference server for a policy: ZeroMQ, msgpack, N1.5's flat keys or the nested ones of N1.6 and N1.7.
 
-Formats: NVIDIA/Isaac-GR00T, `gr00t/eval/service.py` and `gr00t/policy/server_client.py`. Requests that wait together are planned together.
-Besides what those servers answer: `session` in a request tells which ones belong together (without it: those of a socket), the options'
-`worlds` number the rows of a batch for policies that remember, `reset` takes them too, `close` frees a session's worlds. `kill` is refused.
+Formats: NVIDIA/Isaac-GR00T, `gr00t/eval/service.py` and `gr00t/policy/server_client.py`. Requests that are
+waiting at the same time are predicted as one batch. Extensions of the protocol: `session` groups the requests
+of a client (default: those of a socket); `worlds` in the options gives the env index of each row, for policies
+with a state, and for `reset`; `close` frees the envs of a session. `kill` is refused.
 """
 
 from __future__ import annotations
@@ -33,43 +34,44 @@ ARM_KEY, GRIPPER_KEY = Gr00tCfg.arm_key, Gr00tCfg.gripper_key
 JOINTS = "joint_position"
 """The observation that robots send as the arm's and the gripper's joints, in their own units."""
 _TICK = 0.2
-"""How often an idle server looks whether it is to end [s]."""
+"""Interval at which an idle server checks whether to stop [s]."""
 _LULL, _ACTIVE = 0.001, 1.0
-"""As many requests as there were clients within the last second are waited for, until nothing came for a millisecond [s]."""
+"""To fill a batch, the server waits `_LULL` [s] for each request, up to the number of sessions that were in
+use within the last `_ACTIVE` [s]."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass
 class Session:
-    """The worlds of one client."""
+    """The envs of one client."""
 
     worlds: dict[int, int] = field(default_factory=dict)
-    """By the client's own number."""
+    """Env index of the service by the client's own env index."""
     last_used: float = 0.0
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A request for actions that was found to be in order."""
+    """A valid request for actions."""
 
     envelope: list[bytes]
     encoding: Encoding
     worlds: list[int]
     obs: Obs
     exact: bool
-    """Whether the actions are wanted too that the joint positions are made of."""
+    """Whether the reply must also hold the normalised actions."""
 
 
 class Gr00tServer:
-    """Binds at once, and serves in `run`.
+    """Binds on construction and serves in `run`.
 
     Args:
-        service: what is served; its actions are joint positions.
+        service: the policy; its actions must be joint positions.
         host: address to bind to.
         port: 0 takes a free one.
-        token: what clients must send as `api_token`.
-        idle: after so long without a request a session's worlds are freed [s].
-        flat: N1.5's layout.
+        token: required as `api_token` in each request; None accepts all.
+        idle: time without a request after which the envs of a session are freed [s].
+        flat: whether to use the layout of N1.5.
     """
 
     def __init__(
@@ -85,6 +87,8 @@ class Gr00tServer:
         assert service.joints is not None
         self._joints: ArmJoints = service.joints
         self._sessions: dict[str | bytes, Session] = {}
+
+        # Bind, and report a port that cannot be used.
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -116,10 +120,11 @@ class Gr00tServer:
         self._socket.close(linger=0)
         self._context.term()
 
-    # --- requests -----------------------------------------------------------------------------------------------------
+    # --- requests -------------------------------------------------------------------------------------------
 
     def _serve_waiting(self) -> None:
-        """Answer the requests that have come. Plans that do not touch the same worlds are made together."""
+        """Answer the waiting requests. Requests for different envs are predicted as one batch."""
+        # Read requests until the batch is full or none is waiting.
         asks: list[Ask] = []
         recently = time.monotonic() - _ACTIVE
         active = sum(session.last_used > recently for session in self._sessions.values())
@@ -130,17 +135,19 @@ class Gr00tServer:
             *envelope, message = self._socket.recv_multipart()
             encoding: Encoding = "npy"
             try:
+                # Decode and authenticate the request.
                 request, written = unpack(message)
                 encoding = written or encoding
                 if not isinstance(request, dict):
                     raise RequestError(f"a request is a dict, not a {type(request).__name__}")
                 self._check_token(request)
                 endpoint = request.get("endpoint", "get_action")
-                if endpoint != "get_action":  # it may be a reset of a world that a plan waits for
+                if endpoint != "get_action":  # keep the order: it may reset an env of the batch
                     self._answer(asks)
                     asks = []
                     self._reply(envelope, self._do(endpoint, request, envelope), encoding)
                     continue
+                # An env can be in a batch once: answer the earlier request first.
                 ask = self._read(request, envelope, encoding)
                 if any(set(ask.worlds) & set(other.worlds) for other in asks):
                     self._answer(asks)
@@ -163,7 +170,7 @@ class Gr00tServer:
             raise RequestError("unauthorized: api_token is wrong or missing")
 
     def _do(self, endpoint: Any, request: Mapping[str, Any], envelope: list[bytes]) -> Any:
-        """The reply to what needs no plan."""
+        """The reply to a request other than `get_action`."""
         if endpoint == "ping":
             return {"status": "ok", "message": f"serving {self._service.name}"}
         if endpoint == "get_modality_config":
@@ -189,7 +196,8 @@ class Gr00tServer:
         raise RequestError(f"unknown endpoint {one_line(endpoint, 40)!r}; there are {', '.join(ENDPOINTS)}")
 
     def _describe(self) -> dict[str, Any]:
-        """The modality configuration, as these servers give it."""
+        """The modality configuration in the format of the GR00T servers."""
+        # Collect the keys of each modality.
         told = self._service.handshake
         past = list(range(1 - told.num_obs_steps, 1))
         keys: dict[str, list[str]] = {
@@ -201,6 +209,8 @@ class Gr00tServer:
         for name, served in told.inputs.items():
             kind = "video" if served.dtype == "uint8" else "state"
             keys[kind] += self._action_keys() if name == JOINTS else [served.key]
+
+        # Add the delta indices: the observation history, and the steps of the action chunk.
         steps = {"video": past, "state": past, "action": list(range(told.chunk_size)), "language": [0]}
         described = {}
         for kind, names in keys.items():
@@ -212,20 +222,20 @@ class Gr00tServer:
     def _action_keys(self) -> list[str]:
         return [ARM_KEY, GRIPPER_KEY] if self._joints.gripper else [ARM_KEY]
 
-    # --- sessions -----------------------------------------------------------------------------------------------------
+    # --- sessions -------------------------------------------------------------------------------------------
 
     def _name_of(self, request: Mapping[str, Any], envelope: list[bytes]) -> str | bytes:
         name = request.get("session")
         return name if isinstance(name, str) and len(name) <= 64 else envelope[0]
 
     def _session(self, request: Mapping[str, Any], envelope: list[bytes]) -> Session:
-        """The session of a request. One that is new is not kept before it has a world."""
+        """The session of a request. A new one is stored only once it has an env."""
         session = self._sessions.get(self._name_of(request, envelope), Session())
         session.last_used = time.monotonic()
         return session
 
     def _worlds_of(self, request: Mapping[str, Any], envelope: list[bytes], rows: list[int]) -> list[int]:
-        """The worlds that a client calls `rows`; those that it names first are fresh."""
+        """The env indices of the service for a client's `rows`; those of new rows are reset."""
         session = self._session(request, envelope)
         new = [row for row in rows if row not in session.worlds]
         session.worlds.update(zip(new, self._service.take(len(new)), strict=True))
@@ -243,7 +253,7 @@ class Gr00tServer:
                 )
                 self._service.give_back(list(self._sessions.pop(name).worlds.values()))
 
-    # --- observations and actions -------------------------------------------------------------------------------------
+    # --- observations and actions ---------------------------------------------------------------------------
 
     def _read(self, request: Mapping[str, Any], envelope: list[bytes], encoding: Encoding) -> Ask:
         """A request for actions."""
@@ -277,12 +287,16 @@ class Gr00tServer:
         )
 
     def _collect(self, sent: Mapping[str, Any]) -> Obs:
-        """What the policy needs of what was `sent` by `video.*` and `state.*`; refuses where something is missing."""
+        """The observations of the policy from the entries `sent`, by `video.*` and `state.*`.
+
+        Raises `RequestError` for missing ones.
+        """
         obs: Obs = {}
         missing = []
         for name, served in self._service.handshake.inputs.items():
             key = f"{'video' if served.dtype == 'uint8' else 'state'}.{served.key}"
             parts = [f"state.{part}" for part in self._action_keys()]
+            # Joint positions may also come as arm and gripper, in the units of the robot.
             if key in sent:
                 value = sent[key]
             elif name == JOINTS and all(part in sent for part in parts):
@@ -301,7 +315,7 @@ class Gr00tServer:
         return obs
 
     def _from_robot(self, parts: list[Any]) -> Any:
-        """Joint angles [rad] of the arm's joints and the gripper, in the robot's units."""
+        """Joint angles [rad] from arrays for arm and gripper in the robot's units."""
         sizes = [len(self._joints.arm), len(self._joints.gripper)][: len(parts)]
         leads = {part.shape[:-1] for part in parts}
         if len(leads) > 1 or [part.shape[-1:] for part in parts] != [(n,) for n in sizes]:
@@ -314,7 +328,7 @@ class Gr00tServer:
         ).numpy()
 
     def _answer(self, asks: list[Ask]) -> None:
-        """Plan for all that was asked, and reply to each."""
+        """Predict actions for all requests as one batch, and reply to each."""
         if not asks:
             return
         worlds = [world for ask in asks for world in ask.worlds]
@@ -327,12 +341,14 @@ class Gr00tServer:
             for ask in asks:
                 self._refuse(ask.envelope, error, ask.encoding)
             return
+        # Split the batch into the replies.
         first = 0
         for ask in asks:
             rows = slice(first, first := first + len(ask.worlds))
             self._reply(ask.envelope, self._actions(answer.rows(rows), ask.exact), ask.encoding)
 
     def _actions(self, answer: Answer, exact: bool) -> Any:
+        """The reply to a request for actions; with `exact`, also the normalised actions and uncertainty."""
         assert answer.targets is not None
         arm, gripper = (part.float().numpy() for part in self._joints.to_server(answer.targets))
         parts = dict(zip(self._action_keys(), (arm, gripper), strict=False))
@@ -364,7 +380,7 @@ def _options(data: Any) -> Mapping[str, Any]:
 
 
 def _worlds(options: Mapping[str, Any], number: int | None) -> list[int] | None:
-    """The client's numbers of its worlds, one a row; without `number`, None means all of them."""
+    """The client's env index of each of `number` rows; None where neither is given, which means all envs."""
     worlds = options.get("worlds")
     if worlds is None:
         return None if number is None else list(range(number))

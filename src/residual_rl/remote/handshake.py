@@ -1,4 +1,4 @@
-"""What a server of this project tells its clients about the policy that it serves."""
+"""The handshake of `residual-rl serve`: the description of the served policy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from residual_rl.errors import BasePolicyError, ConfigError
 from residual_rl.utils.text import one_line
 
 HANDSHAKE = "residual_rl"
-"""Under this name a server of ours tells its handshake."""
+"""Key of the handshake in a message."""
 
 
 _MOST_STEPS = 1000
@@ -25,7 +25,7 @@ class ServedInput:
     """An observation that a served policy needs."""
 
     key: str
-    """What the protocol calls it."""
+    """Key in the protocol."""
     shape: tuple[int, ...]
     """Without batch and time."""
     dtype: str
@@ -33,7 +33,7 @@ class ServedInput:
 
 @dataclass(frozen=True)
 class Handshake:
-    """What a server of ours tells of the policy that it serves."""
+    """Description of the policy behind `residual-rl serve`."""
 
     protocol: str
     task: str
@@ -46,15 +46,16 @@ class Handshake:
     action_units: str
     """`normalized`: the env's actions; `hardware`: absolute joint positions in the robot's own units."""
     action_unit: tuple[float, ...]
-    """What a normalised action of 1 means."""
+    """Change that a normalised action of 1 commands, for each dimension."""
 
     def to_wire(self) -> dict[str, Any]:
-        """Plain values, for a message."""
+        """Plain values for a message."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_wire(cls, value: Any, server: str) -> Handshake:
-        """What `to_wire` gave. Raises `BasePolicyError` where it is something else."""
+        """Inverse of `to_wire`. Raises `BasePolicyError` for an invalid `value`."""
+        # Convert each entry: the value comes from the network.
         try:
             inputs = {
                 str(name): ServedInput(
@@ -77,6 +78,8 @@ class Handshake:
             raise BasePolicyError(
                 f"{server} sent a handshake that cannot be read: {one_line(repr(error))}"
             ) from error
+
+        # Refuse sizes that no policy can have.
         sizes = told.num_action_steps, told.chunk_size, told.num_obs_steps
         if not 1 <= sizes[0] <= sizes[1] <= _MOST_STEPS or not 1 <= sizes[2] <= _MOST_STEPS:
             raise BasePolicyError(
@@ -85,14 +88,16 @@ class Handshake:
         return told
 
     def same_action_scaling(self, env: VecEnv) -> bool:
-        """Whether normalised actions mean the same to both."""
+        """Whether normalised actions have the same scale on the server and in `env`."""
         mine = env.action_unit.tolist()
         return len(mine) == len(self.action_unit) and np.allclose(mine, self.action_unit, rtol=1e-6, atol=0.0)
 
     def check(self, env: VecEnv, protocol: str, server: str) -> None:
-        """Raise `ConfigError` where the server speaks another protocol, or needs what `env` does not observe."""
+        """Raise `ConfigError` for another protocol, or an input that `env` does not observe."""
         if self.protocol != protocol:
             raise ConfigError(f"{server} speaks the protocol {self.protocol!r}, not {protocol!r}")
+
+        # Compare name, shape and type of each input.
         spaces = observed(env)
         missing = [
             f"{name} {list(served.shape)} {served.dtype}"

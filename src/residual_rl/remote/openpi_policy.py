@@ -1,6 +1,7 @@
-"""A policy behind an openpi server (π0 and its kin), or `residual-rl serve --protocol openpi`: a websocket, msgpack, a flat observation.
+"""Client for a policy on an openpi server (such as π0), or `residual-rl serve --protocol openpi`.
 
-The wire format is that of Physical-Intelligence/openpi (`packages/openpi-client`, `src/openpi/serving/websocket_policy_server.py`).
+The wire format is that of Physical-Intelligence/openpi (`packages/openpi-client`,
+`src/openpi/serving/websocket_policy_server.py`): a websocket, msgpack, a flat observation.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ PROTOCOL = "openpi"
 
 
 RESET = {"__ctrl__": "reset"}
-"""What a server of ours is told when a world's episode ends."""
+"""Message that resets an env of `residual-rl serve`."""
 
 
 class OpenPiPolicy(BasePolicy):
-    """Sends each world's observation over a connection of its own.
+    """Sends the observations of each env over a connection of its own.
 
     Args:
         cfg: the settings.
@@ -48,12 +49,16 @@ class OpenPiPolicy(BasePolicy):
         self._link = WebsocketLink(
             cfg.url or f"ws://{host}:{cfg.port}", cfg.timeout, cfg.reconnect, secret(cfg.api_token)
         )
+
+        # Read the metadata: `residual-rl serve` sends a handshake, other servers follow the settings.
         metadata = self._link.metadata()
         self._ours = HANDSHAKE in metadata
         if self._ours:
             units = self._agree_with_ours(Handshake.from_wire(metadata[HANDSHAKE], self._link.server))
         else:
             units = self._agree_with_another()
+
+        # Joint positions in the robot's units are converted to actions.
         self._joints: ArmJoints | None = None
         needed: tuple[str, ...] = ()
         if units == "hardware":
@@ -62,6 +67,8 @@ class OpenPiPolicy(BasePolicy):
                     "action_units 'hardware' needs an env that knows the units of a robot's own software; this one has none"
                 )
             self._joints, needed = ArmJoints(env.hardware), conversion_inputs(env)
+
+        # Check the observations that are sent or needed for the conversion.
         names = dict.fromkeys([*needed, *self._keys.values()])
         if missing := [name for name in names if name not in observed(env)]:
             raise ConfigError(
@@ -70,7 +77,7 @@ class OpenPiPolicy(BasePolicy):
         self.inputs = {name: shape_of(env, name) for name in names}  # type: ignore[misc]
 
     def _agree_with_ours(self, told: Handshake) -> str:
-        """Settle what is sent and what comes with a server of ours, which tells all of it. Returns the units of its actions."""
+        """Set keys and sizes from the handshake of `residual-rl serve`. Returns the units of its actions."""
         cfg, server = self.cfg, self._link.server
         told.check(self._env, PROTOCOL, server)
         if cfg.observation:
@@ -91,7 +98,7 @@ class OpenPiPolicy(BasePolicy):
         return told.action_units
 
     def _agree_with_another(self) -> str:
-        """The same with a server that tells nothing: it is as the settings say."""
+        """Set keys and sizes from the settings, for other servers. Returns the units of the actions."""
         self._keys = parse_pairs(self.cfg.observation, "observation")
         if not self._keys:
             raise ConfigError(
@@ -102,12 +109,13 @@ class OpenPiPolicy(BasePolicy):
         return self.cfg.action_units or "normalized"
 
     def reset(self, mask: Tensor) -> None:
-        """A server of ours forgets the worlds of `mask`; the protocol knows no reset, and others have nothing to forget."""
+        """Reset the envs of `mask` on `residual-rl serve`. The protocol of other servers has no reset."""
         if self._ours:
             env_ids = self._link.connected & set(mask.nonzero().flatten().tolist())
             self._link.ask_all(dict.fromkeys(sorted(env_ids), RESET))
 
     def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor | ActionChunk:
+        # Send one request for each env.
         values = {key: obs[name].cpu().numpy() for key, name in self._keys.items()}
         numbered = list(enumerate(env_ids.tolist()))
         replies = self._link.ask_all(
@@ -120,6 +128,8 @@ class OpenPiPolicy(BasePolicy):
             actions = self._env.targets_to_actions(
                 self._joints.from_server(arm, gripper).to(self._env.device), now
             )
+
+        # Add the uncertainty where the server sends it.
         if not (self._ours and all("uncertainty" in reply for reply in replies.values())):
             return actions
         spread = [

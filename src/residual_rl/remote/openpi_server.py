@@ -1,7 +1,8 @@
-"""A policy as an openpi server: a websocket for each world, msgpack, the metadata first, then observations in and actions out.
+"""openpi server for a policy: one websocket for each env, msgpack.
 
-Format: Physical-Intelligence/openpi, `src/openpi/serving/websocket_policy_server.py`. A string is an error; the connection goes on.
-Observations that come while a plan is made are planned together after it. Besides, `{"__ctrl__": "reset"}` or `episode_start` begins anew.
+Format: Physical-Intelligence/openpi, `src/openpi/serving/websocket_policy_server.py`. A string is an error;
+the connection stays open. Observations that arrive during a prediction form the next batch. An extension:
+`{"__ctrl__": "reset"}` or `episode_start` resets the policy.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from residual_rl.utils.text import one_line
 _CONTROL = "__ctrl__"
 _BEGIN, _END = ("reset", "episode_start"), ("episode_end",)
 _TICK = 0.2
-"""How often the server looks whether it is to end [s]."""
+"""Interval at which the server checks whether to stop [s]."""
 _TRY_LATER, _GOING_AWAY = 1013, 1001
 _log = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ class OpenPiServer:
             ) from None
         self._websockets, self._closed = websockets.asyncio.server, websockets.exceptions.ConnectionClosed
         self._service, self._token, self._idle = service, token, idle
+
+        # Bind, and report a port that cannot be used.
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             self._socket = socket.create_server((host, port), family=family)
@@ -67,7 +70,7 @@ class OpenPiServer:
             f"ws://[{bound[0]}]:{bound[1]}" if family == socket.AF_INET6 else f"ws://{bound[0]}:{bound[1]}"
         )
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
-        """Plans, one after the other, while connections are listened to."""
+        """Runs the policy in one thread, beside the event loop."""
         self._waiting: list[tuple[int, Obs, asyncio.Future[Answer]]] = []
 
     def run(self, stop: threading.Event) -> None:
@@ -111,13 +114,16 @@ class OpenPiServer:
         return None
 
     async def _converse(self, connection: Any) -> None:
-        """One client, from its metadata to its end."""
+        """Serve one connection until it closes."""
+        # Assign an env to the connection.
         try:
             (world,) = await self._do(self._service.take, 1)
         except RequestError as error:
             await connection.send(one_line(error))
             await connection.close(_TRY_LATER)
             return
+
+        # Send the metadata, then answer the messages one by one.
         try:
             await connection.send(pack({HANDSHAKE: self._service.handshake.to_wire()}, "openpi"))
             while True:
@@ -143,6 +149,7 @@ class OpenPiServer:
                 raise RequestError(f"an observation is a dict, not a {type(request).__name__}")
             if _CONTROL in request:
                 return await self._control(world, request[_CONTROL])
+            # Queue the observation for the next batch, and wait for its actions.
             answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
             self._waiting.append((world, self._read_observation(request), answer))
             self._asked.set()
@@ -163,7 +170,7 @@ class OpenPiServer:
         return pack({"__ack__": what}, "openpi")
 
     def _read_observation(self, request: dict[Any, Any]) -> Obs:
-        """The observation of one world; refuses where something is missing."""
+        """The observation of one env. Raises `RequestError` for missing entries."""
         told = self._service.handshake
         missing = [
             f"{served.key} {list(served.shape)}"
@@ -189,20 +196,23 @@ class OpenPiServer:
             reply["uncertainty"] = answer.uncertainty[0].numpy()
         return pack(reply, "openpi")
 
-    # --- planning -----------------------------------------------------------------------------------------------------
+    # --- planning -------------------------------------------------------------------------------------------
 
     async def _do(self, call: Any, *arguments: Any) -> Any:
         """The result of a call that must not run beside a plan."""
         return await asyncio.get_running_loop().run_in_executor(self._worker, call, *arguments)
 
     async def _plan(self) -> None:
-        """Plan for all that waits, again and again."""
+        """Predict actions for all waiting observations, as one batch, in a loop."""
         while True:
+            # Take the observations that arrived during the last prediction.
             await self._asked.wait()
             self._asked.clear()
             asked, self._waiting = self._waiting, []
             worlds = [world for world, _, _ in asked]
             obs = {name: torch.cat([rows[name] for _, rows, _ in asked]) for name in asked[0][1]}
+
+            # Predict in the worker thread; errors go to all clients of the batch.
             try:
                 answer = await self._do(self._service.plan, worlds, obs)
             except RequestError as error:
@@ -214,6 +224,8 @@ class OpenPiServer:
                 for _, _, future in asked + self._waiting:
                     future.cancel()
                 raise
+
+            # Hand each client its row.
             for row, (_, _, future) in enumerate(asked):
                 if not future.done():
                     future.set_result(answer.rows(slice(row, row + 1)))

@@ -1,4 +1,4 @@
-"""What is served: one policy, whose worlds are lent to the clients' sessions."""
+"""The policy behind a server, with a pool of envs that are assigned to the clients' sessions."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ _log = logging.getLogger(__name__)
 
 
 class RequestError(ResidualRLError):
-    """A request that is refused. The message is for the client."""
+    """An invalid request. The message is sent to the client."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a client gets for its worlds."""
+    """Predicted action chunks for the envs of a client."""
 
     actions: Tensor
     """[b, K, A] in [-1, 1]"""
     targets: Tensor | None
-    """[b, K, J] in [rad], where clients get joint positions."""
+    """[b, K, J] [rad]; None where clients receive normalised actions."""
     uncertainty: Tensor | None
     """[b, K]"""
 
     def rows(self, rows: slice) -> Answer:
-        """The answer for some of the worlds."""
+        """The part of the answer for `rows`."""
         targets, uncertainty = (
             None if value is None else value[rows] for value in (self.targets, self.uncertainty)
         )
@@ -52,16 +52,20 @@ class Answer:
 
 
 class PolicyService:
-    """Plans for the worlds of sessions. It is used by one thread at a time.
+    """Predicts action chunks for the envs of all sessions. Not thread-safe.
 
     Args:
-        policy: in its executor, which checked that `env` observes what it needs; the policy itself is asked, for whole chunks.
-        env: gives spaces, units and kinematics; it is never stepped. It has as many worlds as clients can have together.
-        task: what is served, for the handshake: the task's id …
-        name: … and what the policy is called.
-        protocol: how it is spoken to.
-        action_units: what clients get: the env's actions, or absolute joint positions.
-        keys: what the protocol calls an observation, by the observation's name, where it is not the default.
+        policy: the policy in its executor, which has checked the observations of `env`.
+        env: defines spaces, units and kinematics; it is never stepped. Its `num_envs` limits the envs of all
+            clients together.
+        task: id of the task, for the handshake.
+        name: name of the policy, for the handshake.
+        protocol: protocol of the server.
+        action_units: whether clients receive normalised actions or absolute joint positions.
+        keys: keys of the protocol by observation name, where they differ from the defaults.
+
+    Raises `ConfigError` for joint positions of an env without `hardware`, and `UnknownNameError` for unknown
+    keys.
     """
 
     def __init__(
@@ -75,6 +79,8 @@ class PolicyService:
         keys: Mapping[str, str] | None = None,
     ):
         self.env, self._policy, self.name = env, policy.policy, name
+
+        # Joint positions need the robot's units, and further observations for the conversion.
         self.joints = None
         needed: tuple[str, ...] = ()
         if action_units == "hardware":
@@ -83,6 +89,8 @@ class PolicyService:
                     f"task {task!r} does not know the units of a robot's own software: only --protocol openpi can serve it"
                 )
             self.joints, needed = ArmJoints(env.hardware), conversion_inputs(env)
+
+        # Describe the policy to clients.
         names = dict.fromkeys([*self._policy.inputs, *needed])
         keys = dict(keys or {})
         if unknown := sorted(keys.keys() - names.keys()):
@@ -104,10 +112,10 @@ class PolicyService:
         )
         self._free = list(range(env.num_envs))
 
-    # --- worlds -------------------------------------------------------------------------------------------------------
+    # --- envs -----------------------------------------------------------------------------------------------
 
     def take(self, number: int) -> list[int]:
-        """As many worlds as that, as fresh as after a reset."""
+        """Assign `number` free envs, and reset them. Raises `RequestError` where too few are free."""
         if number > len(self._free):
             raise RequestError(
                 f"{number} world(s) asked for, {len(self._free)} of {self.env.num_envs} free: close other clients, or raise --max-sessions"
@@ -117,28 +125,32 @@ class PolicyService:
         return worlds
 
     def give_back(self, worlds: list[int]) -> None:
-        """Free the worlds of a session."""
+        """Free the envs of a session."""
         for world in worlds:
             heapq.heappush(self._free, world)
 
     def reset(self, worlds: list[int]) -> None:
-        """Forget what the policy remembers of the worlds."""
+        """Reset the state of the policy for these envs."""
         mask = torch.zeros(self.env.num_envs, dtype=torch.bool, device=self.env.device)
         mask[worlds] = True
         with _Hidden("reset"):
             self._policy.reset(mask)
 
-    # --- plans --------------------------------------------------------------------------------------------------------
+    # --- plans ----------------------------------------------------------------------------------------------
 
     def observation(self, name: str, value: Any, called: str, axes: Axes) -> Tensor:
-        """The rows [b, …], or [b, H, …] where the policy plans from more than one observation, of what a client sent.
+        """Check an observation from a client and convert it to a tensor.
 
         Args:
-            name: of the observation.
-            value: what was sent, which may be anything.
-            called: what the client calls it.
-            axes: what comes before the observation's own shape: `worlds and steps`, `steps` of one world, or `none`.
+            name: name of the observation.
+            value: the received value, of any type.
+            called: the client's key, for messages.
+            axes: leading axes of `value`: `worlds and steps`, `steps` (of one env), or `none`.
+
+        Returns a tensor [b, …], or [b, H, …] for a policy with an observation history of H > 1 steps.
+        Raises `RequestError`.
         """
+        # Check type and shape.
         steps, served = self.handshake.num_obs_steps, self.handshake.inputs[name]
         array = numeric(value, called, served.dtype)
         expected = served.shape if axes == "none" else (steps, *served.shape)
@@ -146,21 +158,30 @@ class PolicyService:
         if array.shape[batched:] != expected or array.ndim != batched + len(expected) or not array.size:
             shown = ", ".join(["worlds"] * batched + [str(n) for n in expected])
             raise RequestError(f"{called} has shape {array.shape}; expected ({shown})")
+
+        # Convert, and refuse numbers that the type cannot represent.
         with np.errstate(over="ignore"):
             array = array.astype(served.dtype)
         if not np.isfinite(array).all():
             raise RequestError(f"{called} holds NaN, infinity, or numbers that {served.dtype} cannot hold")
+
+        # Flatten to one row for each env.
         rows = torch.from_numpy(array).to(self.env.device).reshape(-1, steps, *served.shape)
         return rows if steps > 1 else rows[:, 0]
 
     @torch.no_grad()
     def plan(self, worlds: list[int], obs: Obs) -> Answer:
-        """Plan for the `worlds`, whose rows `obs` holds. Whatever fails is in the log; the `RequestError` says no more than that."""
+        """Predict action chunks for the envs `worlds` from `obs`, one row for each.
+
+        An error of the policy is logged, and raised as a `RequestError` without details.
+        """
         inputs = {name: obs[name] for name in self._policy.inputs}
         with _Hidden("plan"):
             plan = self._policy.predict_action_chunk(
                 inputs, torch.tensor(worlds, dtype=torch.int64, device=self.env.device)
             )
+
+            # Check the shape and the values of the chunk.
             actions, uncertainty = (
                 (plan.actions, plan.uncertainty) if isinstance(plan, ActionChunk) else (plan, None)
             )
@@ -170,6 +191,8 @@ class PolicyService:
                     f"it gave {tuple(actions.shape)}, or numbers that are not finite; expected finite {expected}"
                 )
             actions = actions.float().clamp(-1.0, 1.0)  # as the executor clips it
+
+            # Convert to joint positions, relative to the latest observation.
             targets = None
             if self.joints is not None:
                 now = (
@@ -182,7 +205,7 @@ class PolicyService:
 
 
 def numeric(value: Any, called: str, dtype: str) -> NDArray[Any]:
-    """`value`, which must be an array; that of an image, and no other, of bytes. Raises `RequestError`."""
+    """`value`, which must be an array, of uint8 for images and only for them. Raises `RequestError`."""
     if not isinstance(value, np.ndarray):
         raise RequestError(f"{called} is a {type(value).__name__}; expected an array of {dtype}")
     if (value.dtype == np.uint8) != (dtype == "uint8"):
@@ -191,7 +214,7 @@ def numeric(value: Any, called: str, dtype: str) -> NDArray[Any]:
 
 
 class _Hidden:
-    """Logs what goes wrong inside, and tells the client no more than that it did."""
+    """Context manager that logs an exception and raises a `RequestError` without its details."""
 
     def __init__(self, what: str):
         self._what = what

@@ -1,4 +1,4 @@
-"""Requests to an openpi policy server: a websocket for each world, with time-outs that apply."""
+"""Requests to an openpi policy server over one websocket for each env, with time-outs."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from residual_rl.utils.text import one_line
 T = TypeVar("T")
 
 _CLOSE_TIMEOUT = 0.5
-"""How long an end may take [s]."""
+"""Time-out for closing a connection [s]."""
 _TOO_LARGE = 1009
-"""The code that a websocket is closed with for the size of a message."""
+"""Close code of a websocket that received too large a message (RFC 6455)."""
 
 
 class WebsocketLink:
-    """Asks the server at `url` (`ws://…` or `wss://…`).
+    """Sends requests to the server at `url` (`ws://…` or `wss://…`).
 
-    A connection that fails is closed and made anew. What the server does not answer within `timeout` [s] is asked again for
-    `reconnect` [s]; then `BasePolicyError`.
+    A connection that fails is closed and opened again. A request without an answer within `timeout` [s] is
+    repeated for `reconnect` [s]; after that, `BasePolicyError` is raised.
     """
 
     def __init__(self, url: str, timeout: float, reconnect: float, token: str | None):
@@ -43,23 +43,23 @@ class WebsocketLink:
         self._connect, self._errors = websockets.sync.client.connect, websockets.exceptions
         self._url = url
         self.server = f"the openpi server at {url}"
-        """What messages call it."""
+        """Name of the server in messages."""
         self._timeout, self._reconnect = timeout, reconnect
         self._headers = {"Authorization": f"Api-Key {token}"} if token else None
         self._connections: dict[int, tuple[Any, contextlib.ExitStack]] = {}
         self._close = weakref.finalize(self, _close_all, self._connections)
 
     def metadata(self) -> dict[str, Any]:
-        """What the server tells of itself; world 0 is connected then."""
+        """The metadata of the server. Opens the connection of env 0."""
         return retry(lambda: self._open(0), self.server, self._reconnect)
 
     @property
     def connected(self) -> set[int]:
-        """The worlds that have a connection."""
+        """Indices of the envs with an open connection."""
         return set(self._connections)
 
     def ask_all(self, requests: Mapping[int, Any]) -> dict[int, Any]:
-        """The answers to the worlds' requests, all of which are sent before one is read."""
+        """Answers to `requests`, both by env index. All requests are sent before the first answer is read."""
         messages = {}
         for world, request in requests.items():
             try:
@@ -68,6 +68,8 @@ class WebsocketLink:
                 raise BasePolicyError(
                     f"the request to {self.server} {error}: use smaller images, or fewer worlds"
                 ) from error
+
+        # An attempt that follows a failed one sends only the requests without an answer.
         replies: dict[int, Any] = {}
         retry(
             lambda: self._attempt({w: m for w, m in messages.items() if w not in replies}, replies),
@@ -77,12 +79,14 @@ class WebsocketLink:
         return replies
 
     def close(self) -> None:
-        """Close the connections. It is called when the link is no longer used, too."""
+        """Close the connections. Garbage collection closes them as well."""
         self._close()
 
     def _attempt(self, messages: Mapping[int, bytes], replies: dict[int, Any]) -> None:
+        """Send `messages` and add the answers to `replies`, both by env index."""
         unanswered = set(messages)
         try:
+            # Send everything first, so that the server can batch the requests.
             for world, message in messages.items():
                 if world not in self._connections:
                     self._open(world)
@@ -95,11 +99,13 @@ class WebsocketLink:
                 replies[world] = read_message(reply, self.server, "a dict with actions")
                 unanswered.remove(world)
         finally:
+            # A late answer must not be read as the answer to the next request: drop those connections.
             for world in unanswered & self._connections.keys():
                 _hang_up(self._connections.pop(world))
 
     def _open(self, world: int) -> dict[str, Any]:
-        """Connect a world; returns what the server tells of itself."""
+        """Open the connection of an env and return the metadata that the server sends first."""
+        # Prepare the connection, without compression and proxy.
         self._check_health()
         calls = contextlib.ExitStack()
         call = functools.partial(
@@ -113,6 +119,8 @@ class WebsocketLink:
             close_timeout=_CLOSE_TIMEOUT,
             max_size=MAX_MESSAGE_BYTES,
         )
+
+        # Connect. A refused token or a wrong address is final; anything else may pass.
         try:
             connection: Any = self._guarded(lambda: calls.enter_context(call()))
         except self._errors.InvalidStatus as error:
@@ -127,11 +135,15 @@ class WebsocketLink:
         except self._errors.InvalidHandshake as error:
             raise ServerUnavailable(f"no websocket there ({one_line(error)})") from error
         self._connections[world] = (connection, calls)
+
+        # Set a time-out for sending, which the library does not have.
         seconds, fraction = divmod(self._timeout, 1)
-        with contextlib.suppress(OSError):  # closed by the server already: what it said before is read below
+        with contextlib.suppress(OSError):  # the server has closed it; its last message is read below
             connection.socket.setsockopt(
                 socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(1e6 * fraction))
             )
+
+        # Read the metadata; a text is an error message.
         try:
             first = self._guarded(lambda: connection.recv(timeout=self._timeout))
             if isinstance(first, str):
@@ -147,7 +159,10 @@ class WebsocketLink:
         return value
 
     def _check_health(self) -> None:
-        """A server that says at /healthz that it is not ready is waited for; those that have no such page are taken as they are."""
+        """Raise `ServerUnavailable` where `/healthz` reports that the server is not ready.
+
+        Servers without this page pass.
+        """
         parts = urllib.parse.urlsplit(self._url)
         kind = http.client.HTTPSConnection if parts.scheme == "wss" else http.client.HTTPConnection
         page = kind(parts.hostname or "", parts.port, timeout=self._timeout)
@@ -164,7 +179,7 @@ class WebsocketLink:
             raise ServerUnavailable(f"/healthz says {status}")
 
     def _guarded(self, call: Callable[[], T]) -> T:
-        """The result of `call`; what means that the server does not answer becomes `ServerUnavailable`."""
+        """The result of `call`. Errors of the connection are raised as `ServerUnavailable`."""
         try:
             return call()
         except TimeoutError as error:
@@ -178,11 +193,12 @@ class WebsocketLink:
 
 
 def _hang_up(call: tuple[Any, contextlib.ExitStack]) -> None:
-    """End a connection without waiting for the server's consent: there may be many, of a server that hangs.
+    """Close a connection without the closing handshake: a server that hangs would delay each of many.
 
-    It is reset, so that a server that is still sending to it is told at once, and not when the kernel has tried for a minute.
+    The connection is reset, so that sending to it fails on the server at once rather than after the minute
+    for which the kernel would retry.
     """
-    with contextlib.suppress(Exception):  # it is of no use any more, whatever its end is
+    with contextlib.suppress(Exception):  # an error while closing has no consequence
         call[0].socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         call[0].socket.shutdown(socket.SHUT_RDWR)
     with contextlib.suppress(Exception):

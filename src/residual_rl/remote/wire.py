@@ -49,7 +49,7 @@ def pack(value: Any, encoding: Encoding) -> bytes:
 
 
 def unpack(data: bytes) -> tuple[Any, Encoding | None]:
-    """What a message holds, and how its writer writes arrays; None where the message does not tell.
+    """The content of a message and its array encoding, None for a message without arrays or modalities.
 
     Arrays are in native byte order and belong to the caller. Raises `WireError`.
     """
@@ -123,7 +123,7 @@ _ENCODERS: dict[Encoding, Callable[[Any], Any]] = {"npy": _as_npy, "nd": _as_nd,
 
 
 def _decode(table: dict[Any, Any], seen: list[Encoding]) -> Any:
-    """What one of the message's tables stands for; most stand for themselves."""
+    """Decode a table that marks an array, a number or a modality; return any other as it is."""
 
     def has(name: str) -> bool:
         return name in table or name.encode() in table
@@ -133,6 +133,7 @@ def _decode(table: dict[Any, Any], seen: list[Encoding]) -> Any:
             raise WireError(f"an array or a modality without {name!r}")
         return table[name] if name in table else table[name.encode()]
 
+    # Arrays and numbers, in the three encodings.
     if has("__ndarray_class__"):
         seen.append("npy")
         return _from_npy(get("as_npy"))
@@ -144,6 +145,7 @@ def _decode(table: dict[Any, Any], seen: list[Encoding]) -> Any:
     if has("nd") and has("type"):
         seen.append("nd")
         return _from_bytes(get("data"), get("type"), get("shape") if get("nd") else [])
+    # The description of a modality.
     if any(has(marker) for marker in _MODALITY):
         seen.append("npy" if has(_MODALITY[0]) else "nd")
         content = get(next((name for name in _CONTENT if has(name)), _CONTENT[0]))
@@ -181,7 +183,7 @@ def _number(value: Any, name: Any) -> Any:
 
 
 def _from_bytes(data: Any, name: Any, shape: Any, order: Literal["C", "F"] = "C") -> NDArray[Any]:
-    """The array of that dtype and shape; its size must be that of the data."""
+    """The array of this dtype and shape, whose size must match the data."""
     dtype = _dtype(name)
     if not isinstance(data, bytes):
         raise WireError(f"an array whose data is a {type(data).__name__}, not bytes")
@@ -198,7 +200,7 @@ def _from_bytes(data: Any, name: Any, shape: Any, order: Literal["C", "F"] = "C"
 
 
 def _from_npy(file: Any) -> NDArray[Any]:
-    """The array of a .npy file, read by its header: NumPy's own reader would make room for whatever size a header claims."""
+    """The array of a .npy file. NumPy's own reader would allocate whatever size the header claims."""
     if not isinstance(file, bytes):
         raise WireError(f"an array whose data is a {type(file).__name__}, not bytes")
     start = (
@@ -211,7 +213,7 @@ def _from_npy(file: Any) -> NDArray[Any]:
 
 @functools.lru_cache(maxsize=256)
 def _npy_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, order and dtype that the head of a .npy file tells. Reading one takes long, and a robot sends the same ones all the time."""
+    """Shape, order and dtype in the header of a .npy file. Cached: parsing is slow, and headers repeat."""
     stream = io.BytesIO(head)
     try:
         version = np.lib.format.read_magic(stream)

@@ -1,4 +1,4 @@
-"""Requests to a GR00T inference server: ZeroMQ request sockets with time-outs that apply, one for each request that is under way."""
+"""Requests to a GR00T inference server over ZeroMQ, with time-outs and one socket for each open request."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class RefusedError(BasePolicyError):
 
 
 class ZmqLink:
-    """Asks the server at `host`:`port`.
+    """Sends requests to the server at `host`:`port`.
 
-    A socket that got no reply is closed and made anew: a request socket is of no use after that. What the server does not answer within
-    `timeout` [s] is asked again for `reconnect` [s]; then `BasePolicyError`.
+    A REQ socket without a reply cannot send again, and is replaced. A request without an answer within
+    `timeout` [s] is repeated for `reconnect` [s]; after that, `BasePolicyError` is raised.
     """
 
     def __init__(self, host: str, port: int, timeout: float, reconnect: float, token: str | None):
@@ -44,23 +44,23 @@ class ZmqLink:
         """How arrays are written to it."""
         self._timeout, self._reconnect = timeout, reconnect
         self._sign = functools.partial(_request, secrets.token_hex(16), token)
-        """What every request tells besides its own: a server of ours knows by the name which belong together."""
+        """Adds session and token to a request; `residual-rl serve` groups requests by session."""
         self._sockets: dict[int, Any] = {}
         self._close = weakref.finalize(self, _close_all, self._sockets)
 
     def ask(self, endpoint: str, data: Any = None) -> Any:
-        """The answer to one request. Raises `RefusedError` where it is an error, `BasePolicyError` where none that is a message comes."""
+        """The answer to one request. Raises `RefusedError` for an error, `BasePolicyError` without a valid answer."""
         return self.ask_all(endpoint, {0: data})[0]
 
     def ask_all(self, endpoint: str, data: Mapping[int, Any]) -> dict[int, Any]:
-        """The answers to several requests, by number, that the server may work on at the same time: all are sent before one is read."""
+        """Answers to several requests, by number. All are sent before the first answer is read."""
         replies = self._exchange(
             {number: self._request(endpoint, number, content) for number, content in data.items()}
         )
         return {number: self._read(reply, endpoint) for number, reply in replies.items()}
 
     def describe(self, data: Any) -> Any:
-        """The server's modality configuration; None where it has none. Afterwards arrays are written as that server writes them."""
+        """The server's modality configuration, or None. Also selects the array encoding of that server."""
         reply = self._exchange({0: self._request("get_modality_config", 0, data)})[0]
         try:
             value = self._read(reply, "get_modality_config")
@@ -72,14 +72,14 @@ class ZmqLink:
         return value
 
     def close_session(self) -> None:
-        """Tell the server when this is closed: a server of ours then frees its worlds."""
+        """Send `close` to the server when the link is closed: `residual-rl serve` then frees the envs."""
         self._close.detach()
         self._close = weakref.finalize(
             self, _close_all, self._sockets, functools.partial(_farewell, self._sign, self._zmq)
         )
 
     def close(self) -> None:
-        """Close the sockets. It is called when the link is no longer used, too."""
+        """Close the sockets. Garbage collection closes them as well."""
         self._close()
 
     def _request(self, endpoint: str, number: int, data: Any) -> bytes:
@@ -111,11 +111,14 @@ class ZmqLink:
         """Send all `messages`, then read the `replies` in the order in which they come."""
         waiting = {self._socket(number): number for number in messages}
         try:
+            # Send everything first, so that the server can batch the requests.
             for socket, number in waiting.items():
                 socket.send(messages[number])
             poller = self._zmq.Poller()
             for socket in waiting:
                 poller.register(socket, self._zmq.POLLIN)
+
+            # Read the replies.
             while waiting:
                 ready = poller.poll(round(1000 * self._timeout))
                 if not ready:
@@ -133,6 +136,7 @@ class ZmqLink:
             )
             raise ServerUnavailable(what) from error
         finally:
+            # A REQ socket without a reply cannot send again: drop it.
             for number in waiting.values():
                 self._sockets.pop(number).close(linger=0)
 

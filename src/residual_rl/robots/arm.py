@@ -1,4 +1,4 @@
-"""What an env tells of its arm to controllers that think in Cartesian space."""
+"""Description of an env's arm for Cartesian controllers."""
 
 from __future__ import annotations
 

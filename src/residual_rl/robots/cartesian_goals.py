@@ -1,4 +1,4 @@
-"""What a task tells a controller to do next with its tool: where to, how turned, gripper open or closed, and in which phase it is."""
+"""Cartesian goals of a task for a controller: position and yaw of the tool, gripper state, and phase."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ToolGoal:
 
 
 class CartesianGoals(ABC):
-    """The goals of one task, from its named observations. It keeps no state: the phase of each world is given to it.
+    """The goals of one task, from its named observations. It has no state: the caller keeps the phase of each env.
 
     Args:
         robot: what the env calls its robot.

@@ -76,8 +76,11 @@ def run_locally(
     running: list[TrialProcess] = []
     try:
         while (waiting or running) and not stopped():
+            # Fill the free slots.
             while waiting and len(running) < num_slots:
                 running.append(TrialProcess(waiting.popleft(), cwd))
+
+            # Report the progress of the running trials, and remove those that have ended.
             started = time.monotonic()
             for process in tuple(running):
                 progress = process.poll(0.0)

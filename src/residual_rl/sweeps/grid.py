@@ -1,4 +1,4 @@
-"""What a sweep is made of: a grid of settings, training seeds, and a run folder for each pair of both, which is the truth about it."""
+"""A sweep: a grid of settings, training seeds, and a run folder for each pair, which records its state."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ class Trial:
 
     @property
     def log(self) -> Path:
-        """What its processes said."""
+        """Output of its processes."""
         return self.sweep / "logs" / f"{self.name}.log"
 
     @property
     def failure_file(self) -> Path:
-        """Why it failed; there where it did."""
+        """File with the reason of its failure; exists only after one."""
         return self.sweep / "logs" / f"{self.name}.failed"
 
     def to_json(self) -> str:
@@ -100,7 +100,7 @@ class Trial:
 
     @classmethod
     def from_json(cls, text: str) -> Trial:
-        """What `to_json` gave."""
+        """Inverse of `to_json`."""
         data = json.loads(text)
         return cls(
             **{
@@ -112,7 +112,7 @@ class Trial:
         )
 
 
-# --- the grid -------------------------------------------------------------------------------------------------------
+# --- the grid -----------------------------------------------------------------------------------------------
 
 
 def parse_grid(entries: Sequence[str], cfg: TrainCfg) -> dict[str, tuple[str, ...]]:
@@ -129,7 +129,9 @@ def parse_grid(entries: Sequence[str], cfg: TrainCfg) -> dict[str, tuple[str, ..
         for key, others in _aliases(getattr(cfg, part)).items()
         for alias in others
     }
+
     for entry in entries:
+        # Split the entry into setting and values.
         key, equals, text = entry.partition("=")
         key, values = (
             key.strip().replace("-", "_"),
@@ -137,6 +139,8 @@ def parse_grid(entries: Sequence[str], cfg: TrainCfg) -> dict[str, tuple[str, ..
         )
         if not equals or not all(values):
             raise ConfigError(f"--grid {entry!r} is not of the form SETTING=VALUE,VALUE,…")
+
+        # Resolve the setting, and check that its values are valid and distinct.
         key = aliases.get(key, key)
         hint = _setting(key, cfg)[1]
         if key in grid:
@@ -205,7 +209,7 @@ def _kind(hint: Any) -> str:
     return words.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-# --- the trials -----------------------------------------------------------------------------------------------------
+# --- the trials ---------------------------------------------------------------------------------------------
 
 
 def make_trials(sweep: SweepCfg, cfg: TrainCfg, folder: Path) -> list[Trial]:
@@ -218,6 +222,7 @@ def make_trials(sweep: SweepCfg, cfg: TrainCfg, folder: Path) -> list[Trial]:
     """
     trials = []
     for values in itertools.product(*sweep.grid.values()):
+        # Apply the values of the point to the settings, which validates their combination.
         texts = dict(zip(sweep.grid, values, strict=True))
         typed = {key: _value(key, text, _setting(key, cfg)[1]) for key, text in texts.items()}
         point = ",".join(f"{key}={text}" for key, text in texts.items()) or DEFAULT_POINT
@@ -225,12 +230,16 @@ def make_trials(sweep: SweepCfg, cfg: TrainCfg, folder: Path) -> list[Trial]:
             trained = replace_fields(cfg, typed)
         except ConfigError as error:
             raise ConfigError(f"--grid {point}: {error}") from error
+
+        # Write the point as flags of `residual-rl train`.
         flags = [word for key, text in texts.items() for word in _flag(key, text, typed[key], cfg)]
         threads = (
             []
             if _given(sweep.train, "num_threads") or "num_threads" in texts
             else ["--num-threads", str(sweep.cpus_per_trial)]
         )
+
+        # Add one trial for each seed.
         for seed in sweep.seeds:
             trials.append(
                 Trial(
@@ -262,7 +271,7 @@ def _name(point: str, seed: int) -> str:
 
 
 def _flag(key: str, text: str, value: Any, cfg: TrainCfg) -> list[str]:
-    """What sets a setting on the command line."""
+    """The command-line flag of a setting."""
     name = key.replace("_", "-")
     prefix = "base." if _setting(key, cfg)[0] == "base" else ""
     if isinstance(value, bool):
@@ -277,7 +286,7 @@ def _given(flags: Sequence[str], key: str) -> bool:
 
 
 def check_train_flags(flags: Sequence[str], grid: Mapping[str, Any], cfg: TrainCfg | None = None) -> None:
-    """Raise `ConfigError` where a flag of all trials says what the sweep itself decides; `cfg` has the parts that `grid` is of."""
+    """Raise `ConfigError` for a flag of all trials that the sweep or its grid sets; `cfg` has the grid's parts."""
     for key, why in {
         "seed": "give --seeds instead",
         "output_dir": "",
@@ -288,6 +297,8 @@ def check_train_flags(flags: Sequence[str], grid: Mapping[str, Any], cfg: TrainC
             raise ConfigError(
                 f"--{key.replace('_', '-')} is no flag of a sweep's trials{': ' + why if why else ''}"
             )
+
+    # A setting of the grid must not be a flag too, under any of its names.
     aliases = {key: others for part in PARTS for key, others in _aliases(getattr(cfg, part, None)).items()}
     for key in grid:
         if any(
@@ -297,7 +308,7 @@ def check_train_flags(flags: Sequence[str], grid: Mapping[str, Any], cfg: TrainC
             raise ConfigError(f"{key} is in --grid and a flag of all trials; leave out one of them")
 
 
-# --- how far they are -----------------------------------------------------------------------------------------------
+# --- how far they are ---------------------------------------------------------------------------------------
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -323,7 +334,7 @@ def is_evaluated(trial: Trial) -> bool:
 
 
 def state_of(trial: Trial) -> State:
-    """What its folder tells of a trial that does not run now."""
+    """State of a trial without a running process, from its folder."""
     if is_trained(trial) and is_evaluated(trial):
         return "finished"
     if trial.failure_file.exists():

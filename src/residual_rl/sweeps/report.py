@@ -132,6 +132,8 @@ def _markdown(report: Mapping[str, Any], sweep: SweepCfg) -> list[str]:
         "",
         "![success over training](report.png)",
     ]
+
+    # List the trials that are not in the ranking.
     for state, words in _WORDS.items():
         named = [trial for trial in report["trials"] if trial["state"] == state]
         if named and state != "finished":
@@ -143,13 +145,14 @@ def _markdown(report: Mapping[str, Any], sweep: SweepCfg) -> list[str]:
 
 
 def _figure(report: Mapping[str, Any]) -> Any:
-    """Success over training: a thin line for each trial, a thick one for the mean of a point where all of its trials have a figure."""
+    """Plot success over training: a thin line for each trial, a thick one for the mean of a point."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.0, 4.5), layout="constrained")
     axes = figure.subplots()
     colors = ("#2a7de1", "#e8862e", *OTHER_COLORS, "#8b919a")
     for i, point in enumerate(dict.fromkeys(trial["point"] for trial in report["trials"])):
+        # Draw each trial.
         color = colors[i % len(colors)]
         curves = [
             dict(trial["curve"]) for trial in report["trials"] if trial["point"] == point and trial["curve"]
@@ -158,6 +161,8 @@ def _figure(report: Mapping[str, Any]) -> Any:
             axes.plot(
                 list(curve), [100 * rate for rate in curve.values()], color=color, linewidth=0.7, alpha=0.45
             )
+
+        # Draw the mean over the steps at which all trials of the point were evaluated.
         common = sorted(set.intersection(*map(set, curves))) if curves else []
         means = [100 * sum(curve[step] for curve in curves) / len(curves) for step in common]
         axes.plot(common, means, "o-", color=color, markersize=3.5, linewidth=2.0, label=point)

@@ -140,11 +140,15 @@ def next_command(trial: Trial) -> list[str] | None:
     """
     run = trial.run
     first, count = trial.eval_seeds
+
+    # Evaluate after training.
     if is_trained(trial):
         if is_evaluated(trial):
             return None
         threads = ["--num-threads", str(trial.cpus)]
         return ["eval", str(run.path), "--n-episodes", str(count), "--first-seed", str(first), *threads]
+
+    # Resume from the last checkpoint, or start anew without one.
     if CheckpointFolder(run.checkpoints).files():
         trusts = any(word.replace("_", "-").endswith("trust-checkpoint") for word in trial.train)
         return ["train", "--resume", str(run.path), *(["--trust-checkpoint"] if trusts else [])]
