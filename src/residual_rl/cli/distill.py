@@ -142,6 +142,7 @@ def _distill(teacher: Teacher, cfg: DistillCfg, imitation: ImitateCfg, out: Path
     console = Console()
     task_id = teacher.exported.cfg.task_id
 
+    # episodes are collected as by the command `demos collect`
     # episodes are collected by the command `demos collect`, whose files can be resumed and inspected
     def collect(file: Path, n_episodes: int, first_seed: int) -> int:
         what = ["--policy", str(teacher.run), "--model", cfg.model, "--out", str(file), "--overwrite"]
@@ -155,7 +156,7 @@ def _distill(teacher: Teacher, cfg: DistillCfg, imitation: ImitateCfg, out: Path
         ]
         return demos.main(["collect", task_id, *what, *how, *which])
 
-    # collect, train, evaluate; each step is skipped if a previous run has completed it
+    # collect, train, evaluate
     code = gather(out, cfg, task_id, collect)
     if code:
         return _stopped(console, out, code)

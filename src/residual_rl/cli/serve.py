@@ -116,8 +116,8 @@ def _make_service(flags: ServeFlags, cfg: TrainCfg) -> PolicyService:
         cfg.task, flags.max_sessions, cfg.run.num_threads, cfg.run.sim_device
     )
     protocol: Protocol = flags.protocol
-    # requests use other names for observations than the env: key -> name, inverted
     units: ActionUnits = flags.action_units or ("normalized" if protocol == "openpi" else "hardware")
+    # name -> key: the inverse of the pairs
     keys = {name: key for key, name in parse_pairs(flags.keys, "keys").items()}
     policy = make_base_policy(cfg.base_policy_id, cfg.base, env)
     return PolicyService(policy, env, cfg.task_id, _name_of(cfg), protocol, units, keys)

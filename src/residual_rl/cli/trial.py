@@ -2,8 +2,8 @@
 
     python -m residual_rl.cli.trial PARENT COMMAND…
 
-runs a command of `residual-rl`. When the process PARENT ends for any reason, the command gets a SIGTERM, saves
-and exits.
+runs a command of `residual-rl`. When the process PARENT ends for any reason, the command gets a SIGTERM,
+saves and exits.
 """
 
 from __future__ import annotations
