@@ -26,6 +26,7 @@ class ActionRange:
         agents = dict(zip(spaces, getattr(env.agent, "agents", [env.agent]), strict=True))
         self._parts: list[tuple[str, int, Tensor, Tensor]] = []
         """For each robot its name, its number of actions, and the middle and the half of the range of each."""
+        # the affine map from [-1, 1] to each robot's range
         for name, space in spaces.items():
             middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2
             if not np.isfinite(half).all() or not (half > 0.0).all():
@@ -53,6 +54,7 @@ class ActionRange:
         if len(self._parts) == 1:
             _, _, middle, half = self._parts[0]
             return actions if self._is_normalised else middle + actions * half
+        # several robots: a dict of the columns of each
         columns = actions.split([size for _, size, _, _ in self._parts], 1)
         return {
             name: middle + part * half

@@ -17,16 +17,19 @@ def give_fresh_physics(env: Any) -> None:
     from sapien import physx
 
     scene = env.scene
+    # reset the sleep timers
     for actor in scene.actors.values():
         if actor.px_body_type == "dynamic":
             for body in actor._bodies:
                 body.put_to_sleep()  # forgets how long it has been slow
                 body.wake_up()
+    # take all entities out of the old scene
     old = scene.sub_scenes[0]
     entities = list(old.entities)
     for entity in entities:
         entity.remove_from_scene()
     env._set_scene_config()  # global settings, which a new scene takes: another env of this process may have set its own
+    # put them into a new one, with the same time step and renderer
     system = physx.PhysxCpuSystem()
     system.timestep = old.physx_system.timestep
     new = sapien.Scene([system, *([old.render_system] if scene.can_render() else [])])

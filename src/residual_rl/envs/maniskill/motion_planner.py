@@ -108,6 +108,7 @@ class Planner:
             LEAST_LIMIT, 2 * (self.description.max_episode_steps or 0)
         )
         self._to_the_end = ignore_terminations
+        # can the task be planned for this robot and converted to this control mode?
         self._solve = find_solution(cfg.env_id, self.description.robot)
         mode, robot = self.description.control_mode, self.description.robot
         if mode not in (PLANNED_MODE, *CONVERTED_MODES):
@@ -118,6 +119,7 @@ class Planner:
             raise ConfigError(
                 f"ManiSkill cannot convert plans for robot {robot!r} to {mode}; take --control-mode {PLANNED_MODE}"
             )
+        # the env in which solutions act, without observations
         planned = dataclasses.replace(cfg, control_mode=PLANNED_MODE, obs_mode="state", render_backend="none")
         self._plan = _PlannedIn(make_env(planned, 1, obs_mode="none"))
 
@@ -132,6 +134,7 @@ class Planner:
     def _planned(self, seed: int) -> NDArray[np.float32]:
         """[T, n]: the actions of a solution, as its control mode takes them, and a moment of rest."""
         np.random.seed(seed)  # noqa: NPY002 (as in a worker that steps worlds)
+        # a solution returns an int if planning failed
         result = self._solve(self._plan, seed=seed, debug=False, vis=False)
         if isinstance(result, int) or not self._plan.actions:
             raise NoPlanError("no plan was found")
@@ -145,12 +148,13 @@ class Planner:
             return
         from mani_skill.trajectory.utils.actions.conversion import from_pd_joint_pos
 
+        # ManiSkill's conversion replays the plan in one env and steps the other
         self._plan.reset(seed=seed)
         from_pd_joint_pos(mode, actions, self._plan, stored)
 
 
 class _PlannedIn:
-    """The env that a solution acts in, which keeps its actions."""
+    """The env that a solution acts in. It records the actions."""
 
     def __init__(self, env: Any):
         self.unwrapped = env
@@ -173,16 +177,17 @@ class _PlannedIn:
 
 
 class _EndedError(Exception):
-    """The stored episode is over; whatever else was planned is of no use."""
+    """The recorded episode has ended; the rest of the plan is not executed."""
 
 
 class _StoredIn:
-    """An episode of a world, which is driven with ManiSkill's own actions and keeps all that happens."""
+    """Records an episode of an env that is stepped with ManiSkill's own actions."""
 
     def __init__(self, world: ManiSkillEnv, seed: int, limit: int, to_the_end: bool):
         self.unwrapped = world.env
         self._world, self._limit, self._to_the_end = world, limit, to_the_end
         np.random.seed(seed)  # noqa: NPY002 (as in a worker that steps worlds)
+        # the same seed as in planning: the same scene
         world.reset(_HERE, torch.tensor([seed]))
         self._state = world.states()[:, 1:]
         self._obs = [world.observations()]
@@ -191,6 +196,7 @@ class _StoredIn:
 
     def step(self, action: Any) -> tuple[None, None, None, None, dict[str, Any]]:
         """Execute what the control mode takes. Raises `_EndedError` after the last step of the episode."""
+        # out-of-range actions are clipped, as a policy's would be
         ours = self._world.normalised(torch.as_tensor(action).reshape(1, -1).float()).clamp(-1.0, 1.0)
         step = self._world.step(ours)
         self._actions.append(ours[0])
@@ -206,6 +212,7 @@ class _StoredIn:
 
     def arrays(self) -> Arrays:
         """What happened. Where the plan came to its end before the episode did, it is cut off there."""
+        # only the last step ends the episode
         terminated, truncated = np.zeros(len(self._steps), bool), np.zeros(len(self._steps), bool)
         terminated[-1] = self._ended(self._steps[-1]) and not self._to_the_end
         truncated[-1] = not terminated[-1]

@@ -60,11 +60,13 @@ class PlannerPool:
             raise MissingDependencyError(
                 "pebble", "install it with `pip install residual-rl[maniskill]`"
             ) from error
+        # fork workers from a server that has imported ManiSkill once
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__, "mani_skill.envs"])
         self._time_limit = cfg.time_limit
         self._pool = ProcessPool(num_workers, initializer=_build, initargs=(cfg,), context=context)
         try:
+            # the first answer shows whether the task can be planned
             answer = self._pool.schedule(_describe).result()
         except (OSError, BrokenProcessPool) as error:
             self.close()
@@ -93,12 +95,14 @@ class PlannerPool:
         futures = [
             self._pool.schedule(_plan, (seed, self._time_limit), timeout=self._time_limit) for seed in seeds
         ]
+        # yield results in the order of the seeds, as soon as they are complete
         next_index = 0
         while next_index < len(futures) and not stopped():
             wait([futures[next_index]], _POLL_SECONDS)
             while next_index < len(futures) and futures[next_index].done():
                 yield next_index, self._result(futures[next_index])
                 next_index += 1
+        # stopped: results that are ready, and no further episodes
         for i, future in enumerate(futures[next_index:], next_index):
             if future.done():
                 yield i, self._result(future)

@@ -33,6 +33,7 @@ class RelativePoses:
     """
 
     def __init__(self, observations: Mapping[str, ArraySpec], device: torch.device | str = "cpu"):
+        # bodies are 7-vectors named ..._pose, points 3-vectors named ..._pos; both need a tool
         shapes = {name: array.shape for name, array in sorted(observations.items()) if name != "base_pose"}
         has_tool = shapes.pop(_TOOL, None) == (7,)
         self.bodies = (
@@ -46,6 +47,7 @@ class RelativePoses:
         self.points = tuple(
             name for name, shape in shapes.items() if has_tool and _is_point(name) and shape == (3,)
         )
+        # pairs of bodies come first: only these have a relative rotation
         pairs = list(combinations(range(len(self.bodies)), 2))
         num_turns = len(pairs)
         pairs += product(
@@ -61,14 +63,17 @@ class RelativePoses:
         """`obs`, all [B, …], with the relative poses."""
         if not self.size:
             return obs
+        # positions of all bodies and points, and rotations of the bodies
         poses = torch.stack([obs[name] for name in self.bodies], 1)
         rotations = matrix_from_quaternion(poses[..., 3:])
         places = torch.cat([poses[..., :3], *(obs[name][:, None] for name in self.points)], 1)
+        # the second of each pair in the frame of the first
         to_first = rotations.index_select(1, self._first).transpose(2, 3)
         away = places.index_select(1, self._second) - places.index_select(1, self._first)
         positions = (to_first @ away[..., None]).flatten(1)
         columns = rotations[..., :2].index_select(1, self._turned)
         turns = (to_first[:, : len(self._turned)] @ columns).transpose(2, 3).flatten(1)
+        # the same values on two scales
         coarse = torch.cat([positions, turns], 1)
         fine = coarse.sign() * (coarse.abs() / self._near).log1p()
         return obs | {RELATIVE_POSES: torch.cat([coarse, fine], 1)}

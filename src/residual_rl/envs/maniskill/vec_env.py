@@ -1,4 +1,4 @@
-"""The vec_env contract on ManiSkill's envs: ends of episodes, resets, seeds, and resuming."""
+"""ManiSkill envs as a `VecEnv`: ends of episodes, resets, seeds, and resuming."""
 
 from __future__ import annotations
 
@@ -75,6 +75,7 @@ class ManiSkillVecEnv(VecEnv):
     """
 
     def __init__(self, sim: SimEnvs, max_episode_steps: int, ignore_terminations: bool, renderer: Renderer):
+        # what the simulator's envs are like
         description = sim.description
         self._sim, self._renderer = sim, renderer
         self.remote = sim.remote
@@ -89,6 +90,7 @@ class ManiSkillVecEnv(VecEnv):
         self.action_unit = torch.tensor(description.action_unit, device=self.device)
         self.action_unit_name = description.action_unit_name
         self._relative_poses = RelativePoses(description.observations, self.device)
+        # the spaces, of one env and of all
         observations = dict(description.observations)
         if self._relative_poses.size:
             observations[RELATIVE_POSES] = ArraySpec((self._relative_poses.size,), "float32")
@@ -102,6 +104,7 @@ class ManiSkillVecEnv(VecEnv):
         self.single_action_space = spaces.Box(-1.0, 1.0, (len(description.action_unit),), np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
+        # the state of the running episodes
         self.episode_seeds = EpisodeSeeds()
         self._episodes = RunningEpisodes(self.num_envs, self.device)
         self._can_wait = self.device.type == "cpu"
@@ -144,20 +147,23 @@ class ManiSkillVecEnv(VecEnv):
             if not self._can_wait:
                 raise ConfigError("ManiSkill's GPU simulation steps all envs or none: leave out mask")
             active = active & mask
-        action = actions.clamp(-1.0, 1.0) * active[:, None]  # where envs cannot stand still, they hold
+        # execute
+        action = actions.clamp(-1.0, 1.0) * active[:, None]  # idle envs of a GPU simulation get zeros
         step = self._sim.step(action, active)
         reward, success = step.reward * active, step.success & active
         obs = self._seen(step.obs)
 
+        # ends of episodes
         terminated = (success | (step.fail & active)) & (not self._ignore_terminations)
         truncated = (self._episodes.length + active >= self.max_episode_steps) & ~terminated
         ended = terminated | truncated
         any_ended = self._check(obs, reward, action, ended)
-        if self.deterministic:
+        if self.deterministic:  # the history is what a saved state needs
             self._history.append((action, active))
         self._episodes.advance(active, reward, success)
         info = self._episodes.info({"env": reward}, step.metrics, obs, success, ended)
         self._obs = obs
+        # autoreset: ended episodes are replaced within the same step
         if any_ended:
             if self._is_drawn:
                 info["final_scenes"] = self.scenes()
@@ -176,7 +182,7 @@ class ManiSkillVecEnv(VecEnv):
         return {"maniskill": self._sim.states()[:, 1:]}
 
     def scenes(self) -> Tensor:
-        self._is_drawn = True  # from now on those of ending episodes are wanted too
+        self._is_drawn = True  # from now on `step` also returns those of ended episodes
         return self._sim.states()
 
     def render_scenes(
@@ -203,6 +209,7 @@ class ManiSkillVecEnv(VecEnv):
         self._episodes.load_state_dict(state["episodes"])
         self.episode_seeds.load_state_dict(state["episode_seeds"])
         if not self.deterministic:
+            # the GPU simulation cannot restore an episode: start new ones
             everything = torch.arange(self.num_envs, device=self.device)
             self._start_episodes(everything, self.episode_seeds.draw(self.num_envs).to(self.device))
             return
@@ -210,6 +217,7 @@ class ManiSkillVecEnv(VecEnv):
         self._history = list(zip(state["actions"], state["executed"], strict=True))
         if not state["obs"]:  # saved before the first reset
             return
+        # replay the running episodes from their seeds
         running = self.active.nonzero().flatten()
         self._sim.reset(running, maniskill_seeds(self._episodes.seed[running]))
         for actions, executed in zip(*self._played(), strict=True):
@@ -227,6 +235,7 @@ class ManiSkillVecEnv(VecEnv):
     # --- parts --------------------------------------------------------------------------------------------------
 
     def _start_episodes(self, env_ids: Tensor, seeds: Tensor) -> None:
+        # a negative seed leaves its env idle
         begins = seeds >= 0
         self._sim.reset(env_ids[begins], maniskill_seeds(seeds[begins]))
         self._episodes.begin(env_ids, seeds)
@@ -264,6 +273,7 @@ class ManiSkillVecEnv(VecEnv):
         floats = {"reward": reward[:, None]} | {
             name: value for name, value in obs.items() if value.is_floating_point()
         }
+        # one transfer from the device for both flags; the names are searched only after a failure
         finite = torch.isfinite(torch.cat([value.flatten(1) for value in floats.values()], 1).sum())
         any_ended, all_finite = torch.stack([ended.any(), finite]).tolist()
         if not all_finite:
@@ -275,7 +285,7 @@ class ManiSkillVecEnv(VecEnv):
         return bool(any_ended)
 
     def _with_context(self, error: NonFiniteError, action: Tensor) -> NonFiniteError:
-        """With what leads to the same again: the episodes, and their actions so far."""
+        """The error with the data to reproduce it: the episodes, and their actions so far."""
         actions, executed = self._played()
         context = {
             "action": action,

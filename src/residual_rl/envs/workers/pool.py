@@ -66,10 +66,12 @@ class WorkerPool:
         self._memory = os.memfd_create(f"{name} envs")
         self._workers: list[Worker] = []
         self._finalizer = weakref.finalize(self, _stop, self._workers, self._memory)
+        # consecutive envs for each worker, in groups that differ by at most one
         num_workers = min(num_workers, num_envs)
         bounds = [num_envs * i // num_workers for i in range(num_workers + 1)]
         self._env_ids = [range(first, last) for first, last in itertools.pairwise(bounds)]
         with self._closing_on_error():
+            # start all workers before waiting for the first, then create the envs in parallel
             server = fork_server(python, preload)
             self._workers += [server.start(self._memory) for _ in self._env_ids]
             for i, worker in enumerate(self._workers):
@@ -113,6 +115,7 @@ class WorkerPool:
     def _call(self, call: str, arguments: Sequence[dict[str, Any] | None]) -> list[Any]:
         """The results of a call in the workers that `arguments` has some for."""
         called = [i for i, argument in enumerate(arguments) if argument is not None]
+        # send to all workers first, so that they work in parallel
         for i in called:
             self._workers[i].send(call, arguments[i] or {})
         return [self._receive(i) for i in called]
@@ -130,6 +133,7 @@ class WorkerPool:
                 i,
                 f"did not answer within {self._timeout:g} s and was killed; last lines of its output: {lines}",
             ) from None
+        # errors meant for the user are raised as such, others with the worker's output
         if "error" in answer:
             if answer["user_message"] is not None:
                 raise ConfigError(answer["user_message"])

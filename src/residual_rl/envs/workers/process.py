@@ -56,6 +56,7 @@ class ForkServer:
     def __init__(self, python: str, modules: Sequence[str]):
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.output = tempfile.TemporaryFile()  # noqa: SIM115 (open for as long as the process runs)
+        # one thread per worker: the workers use the cores
         environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self._is_our_python = python == sys.executable
         if self._is_our_python:
@@ -181,6 +182,7 @@ class Worker:
         self.output.close()
 
     def _how_it_ended(self) -> str:
+        # the fork server reports the exit code, unless it has ended itself
         text = os.read(self.exit_code, 16) if wait([self.exit_code], _STOP_SECONDS) else b""
         server_code = None if text else self.server.exit_code()
         how, output = "lost its connection", self.output

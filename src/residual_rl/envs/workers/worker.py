@@ -42,6 +42,7 @@ def main() -> None:
         ]  # Python puts the script's folder here, and `pool` or `worker` may be modules of somebody else
     requests = socket.socket(fileno=int(sys.argv[1]))
     parent = os.pidfd_open(os.getppid())
+    # import once, before forking, so that the workers share the memory
     for name in sys.argv[2:]:
         importlib.import_module(name)
     gc.collect()
@@ -64,6 +65,7 @@ def main() -> None:
             connection, output, exit_pipe, memory = fds
             pid = os.fork()
             if pid == 0:
+                # in the worker: close what belongs to the server, redirect the output, answer calls
                 requests.close()
                 for fd in (parent, exit_pipe, *exit_pipes, *(pipe for _, pipe in exit_pipes.values())):
                     os.close(fd)
@@ -71,6 +73,7 @@ def main() -> None:
                 os.dup2(output, 1)
                 os.dup2(output, 2)
                 os._exit(run(Connection(connection), memory))
+            # in the server: the worker has its own copies of these
             for fd in (connection, output, memory):
                 os.close(fd)
             exit_pipes[os.pidfd_open(pid)] = (pid, exit_pipe)

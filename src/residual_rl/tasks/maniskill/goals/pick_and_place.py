@@ -61,6 +61,7 @@ class PickAndPlace(CartesianGoals):
             _beside(place, thing) & (thing[:, 2] > place[:, 2] - self.placed)
         )
         closing = steps >= self.close_steps
+        # transitions
         new = torch.where((phase == REACH) & ((grip - tool).norm(dim=1) < self.near), GRASP, phase)
         new = torch.where((phase == GRASP) & closing & held, LIFT, new)
         new = torch.where((phase == GRASP) & (steps >= 3 * self.close_steps) & ~held, REACH, new)
@@ -82,6 +83,7 @@ class PickAndPlace(CartesianGoals):
         )
         leave = tool.clone()
         leave[:, 2] += self.hover * (steps >= 3)
+        # the tool's target in each phase
         wanted = {
             REACH: funnel(grip, tool, self.hover),
             GRASP: grip,

@@ -59,6 +59,7 @@ def check_oracle(log: Rollout) -> Check:
 
 def check_phases(log: Rollout, layout: Layout) -> Iterator[Check]:
     """Each phase of the dense reward is seen on the oracle's way, and worth what is documented."""
+    # the conditions that separate the phases, from observations alone
     held = log.obs["is_grasped"][..., 0] > 0.5
     height = log.obs["obj_pose"][..., 2] - log.obs["obj_half_size"][..., 0]
     to_goal = log.obs["obj_to_goal_pos"]
@@ -155,6 +156,7 @@ def hold_at_goal(world: ManiSkillEnv) -> bool:
         world.env,
         PickBoxOracle(world.description.robot, torch.tensor(world.description.action_unit)),
     )
+    # lift the box, then hold still
     for _ in range(100):
         world.step(oracle(world.observations()))
         if env.evaluate()["is_lifted"].all():

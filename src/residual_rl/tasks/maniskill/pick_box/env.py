@@ -157,12 +157,14 @@ class PickBoxEnv(BaseEnv):
         super()._load_agent(options, sapien.Pose(self.layout.base))
 
     def _load_scene(self, options: dict[str, Any]) -> None:  # noqa: ARG002
+        # draws of each env
         rng = self._batched_episode_rng
         numbers = {"light_slope": 2}
         self._draws = {
             name: rng.uniform(*ends, size=(numbers.get(name, 1),)) for name, ends in RANGES.items()
         }
         self._draws |= {name: rng.uniform(0.0, 1.0, size=(3,)) for name in ("box_color", "table_color")}
+        # the table, the basket, and a box of its own size for each env
         self.table_scene = TableSceneBuilder(self)
         self.table_scene.build()
         if self.scene.can_render():
@@ -179,6 +181,7 @@ class PickBoxEnv(BaseEnv):
         drawn = {name: values[world] for name, values in self._draws.items()}
         friction, density = float(drawn["box_friction"][0]), float(drawn["box_density"][0])
         builder = self.scene.create_actor_builder()
+        # collision shape and visual
         surface = sapien.physx.PhysxMaterial(friction, friction, 0.0)
         builder.add_box_collision(half_size=[half_size] * 3, material=surface, density=density)
         builder.add_box_visual(
@@ -205,6 +208,7 @@ class PickBoxEnv(BaseEnv):
             self.layout.rim_height / 2,
         )
         outer = inner + 2 * half_wall
+        # centre and half size of the floor and of each wall
         parts = [([0.0, 0.0, half_wall], [outer, outer, half_wall])]
         for side in (-1.0, 1.0):
             parts.append(([side * (inner + half_wall), 0.0, half_rim], [half_wall, outer, half_rim]))
@@ -229,6 +233,7 @@ class PickBoxEnv(BaseEnv):
     def _initialize_episode(self, env_idx: Tensor, options: dict[str, Any]) -> None:  # noqa: ARG002
         with torch.device(self.device):
             n = len(env_idx)
+            # the robot, with noise on the arm's joints
             ready = torch.tensor(self.layout.ready, dtype=torch.float32)
             noise = torch.randn(n, len(ready)) * _JOINT_NOISE
             noise[:, self._arm_joints() :] = 0.0
@@ -278,6 +283,7 @@ class PickBoxEnv(BaseEnv):
 
     def evaluate(self) -> dict[str, Tensor]:
         """Flags of the state, each [B] bool."""
+        # the conditions of success
         to_goal = self.goal_pos - self.box.pose.p
         grasped = self.agent.is_grasping(self.box)
         slow = self.box.linear_velocity.norm(dim=1) <= MAX_LINEAR_SPEED

@@ -40,6 +40,7 @@ class PickBoxOracle:
         held = obs["is_grasped"][:, 0] > 0.5
         over = (goal - box)[:, :2].norm(dim=1) < 0.5 * self._layout.goal_thresh
 
+        # fetch: hover over the box, lower as the tool gets above it
         grasp = box.clone()
         grasp[:, 2] = grasp[:, 2].clamp(min=self._layout.lowest_tool)
         beside = (grasp - tool)[:, :2].norm(dim=1)
@@ -52,6 +53,7 @@ class PickBoxOracle:
         sideways = to_carry[:, :2] * (lift < 0.01)[:, None]
         carry = tool + torch.cat([sideways, lift[:, None]], 1)
 
+        # choose the target, limit the move, and command the gripper
         target = torch.where(held[:, None], carry, fetch)
         target = torch.where((over & ~held)[:, None], _raised(tool, torch.full_like(lift, _HOVER)), target)
         move = target - tool
