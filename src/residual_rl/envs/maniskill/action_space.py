@@ -1,4 +1,5 @@
-"""Actions in [-1, 1] for ManiSkill's controllers, some of which take joint positions or velocities as they are."""
+"""Actions in [-1, 1] for ManiSkill's controllers, some of which take joint positions or velocities as they
+are."""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ class ActionRange:
         }
 
     def from_maniskill(self, actions: Tensor) -> Tensor:
-        """[B, A]: what `to_maniskill` turns into `actions` [B, A], for one robot. Raises `ConfigError` where there are several."""
+        """[B, A]: what `to_maniskill` turns into `actions` [B, A], for one robot. Raises `ConfigError` where
+        there are several."""
         if len(self._parts) != 1:
             raise ConfigError("actions of several robots cannot be converted")
         _, _, middle, half = self._parts[0]

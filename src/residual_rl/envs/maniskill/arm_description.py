@@ -59,7 +59,8 @@ def describe_arm(agent: Any) -> Arm | None:
 def _control(
     controller: Any,
 ) -> tuple[Literal["joint_delta", "ee_delta_pos", "ee_delta_pose"] | None, tuple[float, ...]]:
-    """The kind of a controller's actions, and the meaning of 1; (None, ()) for kinds that `Arm` does not have."""
+    """The kind of a controller's actions, and the meaning of 1; (None, ()) for kinds that `Arm` does not
+    have."""
     from mani_skill.agents.controllers import PDEEPosController, PDEEPoseController, PDJointPosController
 
     # exact types only: a subclass may interpret actions differently

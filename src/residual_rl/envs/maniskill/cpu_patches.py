@@ -41,8 +41,8 @@ def read_poses_at_once() -> None:
 def collect_garbage_seldom() -> None:
     """Make ManiSkill collect garbage only once in `_REBUILDS` rebuilds of a scene.
 
-    ManiSkill collects in each rebuild, to free GPU memory. With several envs in a process, this takes more than
-    two thirds of a reset. A scene without images leaves 0.1 MB behind.
+    ManiSkill collects in each rebuild, to free GPU memory. With several envs in a process, this takes more
+    than two thirds of a reset. A scene without images leaves 0.1 MB behind.
     """
     from mani_skill.envs import sapien_env
 

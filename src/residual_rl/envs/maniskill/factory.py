@@ -28,8 +28,8 @@ def require_maniskill() -> None:
 def make_env(cfg: ManiSkillEnvCfg, num_envs: int, render_mode: str | None = None, **more: Any) -> Any:
     """The unwrapped ManiSkill env of `cfg`, without a limit on the length of episodes.
 
-    Its observations are nested dicts with the privileged state and, if `cfg` has images, the images. Nothing is
-    downloaded. Raises `ConfigError` or `UnknownNameError`.
+    Its observations are nested dicts with the privileged state and, if `cfg` has images, the images. Nothing
+    is downloaded. Raises `ConfigError` or `UnknownNameError`.
 
     Args:
         cfg: the env's settings.

@@ -1,7 +1,8 @@
 """ManiSkill's own motion planning solutions, as episodes in any control mode.
 
-A solution plans and acts in joint positions, whatever the episode's limit. What it did is then replayed in a world of the control mode that
-is asked for, by ManiSkill's conversion of actions, and only what happens there counts: observations, rewards and success are that world's.
+A solution plans and acts in joint positions, without a step limit. ManiSkill's conversion of actions then
+replays the plan in an env of the requested control mode. Observations, rewards and success are those of the
+replay.
 """
 
 from __future__ import annotations
@@ -94,8 +95,10 @@ class Planner:
     """Plans episodes of a task, one after the other.
 
     Args:
-        cfg: of the worlds that the episodes are stored from. No control mode is that of the task.
-        max_episode_steps: steps after which an episode there is cut off; None is twice the task's own, and `LEAST_LIMIT` at least.
+        cfg: settings of the env that the episodes are recorded in. Without a control mode, the task's
+            default.
+        max_episode_steps: steps after which an episode is truncated; None: twice the task's limit, at least
+            `LEAST_LIMIT`.
         ignore_terminations: whether episodes go on after success or failure.
 
     Raises `ConfigError` for tasks, robots and control modes that cannot be planned for.
@@ -124,7 +127,8 @@ class Planner:
         self._plan = _PlannedIn(make_env(planned, 1, obs_mode="none"))
 
     def episode(self, seed: int) -> Arrays:
-        """The episode of `seed`, from 0 to 2^31 - 1, which may well fail in its control mode. Raises `NoPlanError`."""
+        """The episode of `seed`, from 0 to 2^31 - 1, which may well fail in its control mode. Raises
+        `NoPlanError`."""
         actions = self._planned(seed)
         stored = _StoredIn(self._world, seed, self.max_episode_steps, self._to_the_end)
         with contextlib.suppress(_EndedError):
@@ -186,7 +190,7 @@ class _StoredIn:
     def __init__(self, world: ManiSkillEnv, seed: int, limit: int, to_the_end: bool):
         self.unwrapped = world.env
         self._world, self._limit, self._to_the_end = world, limit, to_the_end
-        np.random.seed(seed)  # noqa: NPY002 (as in a worker that steps worlds)
+        np.random.seed(seed)  # noqa: NPY002 (as in `EnvWorker.reset`)
         # the same seed as in planning: the same scene
         world.reset(_HERE, torch.tensor([seed]))
         self._state = world.states()[:, 1:]
@@ -211,7 +215,7 @@ class _StoredIn:
         return bool(step.success[0] | step.fail[0])
 
     def arrays(self) -> Arrays:
-        """What happened. Where the plan came to its end before the episode did, it is cut off there."""
+        """The recorded episode; truncated after the last planned action if it has not ended before."""
         # only the last step ends the episode
         terminated, truncated = np.zeros(len(self._steps), bool), np.zeros(len(self._steps), bool)
         terminated[-1] = self._ended(self._steps[-1]) and not self._to_the_end

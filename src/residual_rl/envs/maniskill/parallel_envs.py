@@ -17,8 +17,8 @@ _WORKER = "residual_rl.envs.maniskill.env_worker"
 class ParallelEnvs:
     """B envs, divided evenly among worker processes.
 
-    Raises `ConfigError` for an env that cannot be created, and `WorkerError` if a worker fails, which closes the
-    pool.
+    Raises `ConfigError` for an env that cannot be created, and `WorkerError` if a worker fails, which closes
+    the pool.
 
     Args:
         cfg: the envs' settings.
@@ -53,7 +53,8 @@ class ParallelEnvs:
         self._call("reset", active)
 
     def step(self, actions: Tensor, active: Tensor) -> Step:
-        """Execute `actions` [B, A] in the `active` [B] envs. Other envs keep the results of their last step."""
+        """Execute `actions` [B, A] in the `active` [B] envs. Other envs keep the results of their last
+        step."""
         self._arrays["action"].copy_(actions)
         self._call("step", active)
         # copies: the workers overwrite the shared arrays in the next step
@@ -86,7 +87,8 @@ class ParallelEnvs:
 
 
 def shared_arrays(description: EnvDescription) -> dict[str, ArraySpec]:
-    """The shared arrays of one env: inputs, results of a step, observations (`obs/…`) and metrics (`metrics/…`)."""
+    """The shared arrays of one env: inputs, results of a step, observations (`obs/…`) and metrics
+    (`metrics/…`)."""
     arrays = {
         "action": ArraySpec((len(description.action_unit),), "float32"),
         "active": ArraySpec((), "bool"),

@@ -1,7 +1,7 @@
 """Motion planning in worker processes: a plan that crashes or takes too long costs one episode.
 
-The planner is compiled code, which may crash or never return. `pebble.ProcessPool` replaces a process that did, and kills
-one that exceeds the time limit.
+The planner is compiled code, which may crash or never return. `pebble.ProcessPool` replaces a process that
+did, and kills one that exceeds the time limit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the tool and the objects that a task tells of lie to each other: a network need not work millimetres out of poses in the world."""
+"""Relative poses of the tool and the objects, so that a network need not compute them from absolute poses."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ _FINE_POSITION, _FINE_ROTATION = 0.001, 0.01
 class RelativePoses:
     """Adds the observation `relative_poses` [B, 18 P + 6 Q].
 
-    P pairs are any two of the tool and of the poses that the task tells (`…_pose`), Q those of such a body and a position (`…_pos`). The
-    later of a pair is seen in the frame of the earlier: a position [m], and the first two columns of the rotation matrix, which are
-    continuous where quaternions are not (Zhou et al., CVPR 2019). The second half is the first on a fine scale, sign(x) ln(1 + |x| / f)
-    with f of 1 mm and 0.01: in a workspace of half a metre, a network of normalised metres hardly sees a millimetre.
+    P pairs are any two of the tool and of the poses that the task tells (`…_pose`), Q those of such a body
+    and a position (`…_pos`). The later of a pair is seen in the frame of the earlier: a position [m], and the
+    first two columns of the rotation matrix, which are continuous where quaternions are not (Zhou et al.,
+    CVPR 2019). The second half is the first on a fine scale, sign(x) ln(1 + |x| / f) with f of 1 mm and 0.01:
+    in a workspace of half a metre, a network of normalised metres hardly sees a millimetre.
 
     In order: all positions, those of bodies first; all rotations; both again. Bodies: the tool, then by name.
 
     Args:
-        observations: of one world, by name. Without a `tcp_pose`, or with nothing to see from it, nothing is added.
-        device: where they lie.
+        observations: of one env, by name. Without a `tcp_pose` or without objects, nothing is added.
+        device: device of the observations.
     """
 
     def __init__(self, observations: Mapping[str, ArraySpec], device: torch.device | str = "cpu"):

@@ -44,17 +44,19 @@ class ManiSkillEnv:
     Observations, float32 [B, n] but for the images:
 
     - `state`: what ManiSkill's mode `state` gives, in its order (not in mode `rgb`);
-    - `proprioception`: the same without what a real robot could not know (in modes with images);
+    - `proprioception`: the same without privileged information (in modes with images);
     - each camera's image, uint8 [B, H, W, 3], by the camera's name;
-    - `joint_position`, `joint_velocity`: of all joints of all robots, in [rad] or [m] and per second, where the robots tell them;
-    - `base_pose`, `tcp_pose`: position [m] and quaternion (w, x, y, z) in the world's frame, where there is one robot;
-    - what the task itself adds to the state, by its own names (`obj_pose`, `goal_pos`, …).
+    - `joint_position`, `joint_velocity`: of all joints of all robots, in [rad] or [m] and per second, if
+      observed;
+    - `base_pose`, `tcp_pose`: position [m] and quaternion (w, x, y, z) in the world frame, for a single
+      robot;
+    - the task's own entries of the state, by name (`obj_pose`, `goal_pos`, …).
 
     Args:
-        cfg: what to make.
+        cfg: the env's settings.
         num_envs: B; more than 1 needs the GPU simulation.
 
-    Raises `ConfigError` for what ManiSkill does not have, or not on this machine.
+    Raises `ConfigError` for what ManiSkill does not have or what is not installed.
     """
 
     remote = False
@@ -86,8 +88,8 @@ class ManiSkillEnv:
     def reset(self, env_ids: Tensor, seeds: Tensor) -> None:
         """Begin the episodes of `seeds` [n] int64, each from 0 to 2^31 - 1, in `env_ids` [n] int64.
 
-        On the CPU an episode is then a function of its seed and its actions. On a GPU ManiSkill draws for all envs that are reset
-        together from the seed of the first.
+        On the CPU an episode is a function of its seed and its actions. On a GPU, ManiSkill uses the first
+        seed for all envs that are reset together.
         """
         if len(env_ids) == 0:
             return
@@ -105,9 +107,10 @@ class ManiSkillEnv:
         self._obs = self._observe(raw, info)
 
     def _reset_some(self, env_ids: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
-        """`env.reset` with the seeds of `env_ids` alone. ManiSkill takes those of all envs or none: then it would make generators for the
-        thousand envs that go on, and seed torch from the first of all, for the same draws again and again. On the CPU this way is quicker
-        too: it makes one generator instead of three."""
+        """`env.reset` with the seeds of `env_ids` alone. ManiSkill takes those of all envs or none: then it
+        would make generators for the thousand envs that go on, and seed torch from the first of all, for the
+        same draws again and again. On the CPU this way is quicker too: it makes one generator instead of
+        three."""
         # set the seeds and generators as `env.reset` would
         rows = env_ids.cpu().numpy()
         seeds = self._seeds.numpy()[rows].tolist()
@@ -128,7 +131,8 @@ class ManiSkillEnv:
         return result
 
     def step(self, actions: Tensor, active: Tensor | None = None) -> Step:  # noqa: ARG002
-        """Execute `actions` [B, A] in [-1, 1]. SimEnvs that are not `active` go on too: a GPU steps all or none."""
+        """Execute `actions` [B, A] in [-1, 1] in all envs, `active` or not: a GPU cannot step some of
+        them."""
         # ManiSkill's ends of episodes are ignored: the vec_env decides
         raw, reward, _, _, info = self.env.step(self._actions.to_maniskill(actions))
         self._obs = self._observe(raw, info)
@@ -171,7 +175,7 @@ class ManiSkillEnv:
         )
 
     def _observe(self, raw: dict[str, Any], info: dict[str, Any]) -> Obs:
-        """New tensors: ManiSkill's own are views of the simulator's buffers."""
+        """The observations, as copies: ManiSkill's tensors are views of the simulator's buffers."""
         # the task's own entries of the state, by name
         agent_obs = raw.get("agent", {})
         robots = [agent_obs] if "qpos" in agent_obs else list(agent_obs.values())
@@ -207,7 +211,7 @@ class ManiSkillEnv:
         return flat.float()
 
     def _extra_of_a_real_robot(self, info: dict[str, Any]) -> dict[str, Any]:
-        """What the task observes in ManiSkill's own mode `rgb`. Some tasks ask the mode's name, others what it stands for."""
+        """The task's own observations in mode `rgb`. Tasks read either the name or the struct of the mode."""
         # switch the mode for this call
         name, meaning = self.env._obs_mode, self.env.obs_mode_struct
         self.env._obs_mode, self.env.obs_mode_struct = "rgb", dataclasses.replace(meaning, state_dict=False)

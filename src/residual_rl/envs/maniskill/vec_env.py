@@ -54,24 +54,27 @@ class SimEnvs(Protocol):
 
 
 def maniskill_seeds(seeds: Tensor) -> Tensor:
-    """What ManiSkill is given for episode `seeds` [n] int64 of 0 or more: themselves where they fit, else 31 bits that depend on them."""
+    """ManiSkill's seeds for episode `seeds` [n] int64 >= 0: the same if they fit into 31 bits, otherwise a
+    hash."""
     return torch.where(seeds < _SEEDS, seeds, splitmix64(seeds, 1)[:, 0] & (_SEEDS - 1))
 
 
 class ManiSkillVecEnv(VecEnv):
     """B envs of a ManiSkill task, with their observations and, where objects have poses, `relative_poses`.
 
-    On the CPU an episode is a function of its seed and its actions, and a saved state is just these: loading it plays the episodes that run
-    again, and goes on bit for bit. The GPU simulation promises neither (`deterministic` is false): loading a state begins new episodes.
+    On the CPU an episode is a function of its seed and its actions, and a saved state consists of these.
+    Loading it replays the running episodes and continues them bit for bit. The GPU simulation is not
+    deterministic (`deterministic` is false): loading a state starts new episodes.
 
-    With the GPU simulation all tensors are on its device; a step reads three flags from it, whether the actions are finite, whether what
-    came of them is, and whether an episode ended, and nothing else, but for what starts the next episode where one did.
+    With the GPU simulation all tensors are on its device; a step reads three flags from it, whether the
+    actions are finite, whether what came of them is, and whether an episode ended, and nothing else, but for
+    what starts the next episode where one did.
 
     Args:
-        sim: what is stepped.
-        max_episode_steps: steps after which an episode is cut off.
+        sim: the simulated envs.
+        max_episode_steps: steps after which an episode is truncated.
         ignore_terminations: neither success nor failure ends an episode.
-        renderer: draws states.
+        renderer: renders states.
     """
 
     def __init__(self, sim: SimEnvs, max_episode_steps: int, ignore_terminations: bool, renderer: Renderer):
@@ -248,7 +251,8 @@ class ManiSkillVecEnv(VecEnv):
         self._obs = self._seen(self._sim.observations())
 
     def _played(self) -> tuple[Tensor, Tensor]:
-        """The actions [T, B, A] of the running episodes, and where [T, B] each was executed in one of them."""
+        """The actions [T, B, A] of the running episodes, and where [T, B] each was executed in one of
+        them."""
         if not self._history:
             return torch.zeros(0, self.num_envs, len(self.action_unit)), torch.zeros(
                 0, self.num_envs, dtype=torch.bool
@@ -258,7 +262,7 @@ class ManiSkillVecEnv(VecEnv):
         return actions, executed & (to_the_end <= self._episodes.length)
 
     def _seen(self, obs: Obs) -> Obs:
-        """The envs' observations `obs` and the relative poses, where envs without an episode still see what they saw."""
+        """`obs` with the relative poses; idle envs keep their last observation."""
         obs = self._relative_poses.add(obs)
         if not self._obs or not self._some_idle:
             return obs
@@ -269,7 +273,7 @@ class ManiSkillVecEnv(VecEnv):
         }
 
     def _check(self, obs: Obs, reward: Tensor, action: Tensor, ended: Tensor) -> bool:
-        """Whether an episode ended, read together with whether all is finite. Raises `NonFiniteError` where it is not."""
+        """Whether an episode ended. Raises `NonFiniteError` if an observation or reward is not finite."""
         floats = {"reward": reward[:, None]} | {
             name: value for name, value in obs.items() if value.is_floating_point()
         }

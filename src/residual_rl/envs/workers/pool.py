@@ -1,7 +1,7 @@
 """B envs, divided evenly among worker processes.
 
-The pool and its workers exchange JSON messages by a `multiprocessing.connection.Connection` over an inherited socket, which
-no other process can connect to and so needs no key, and arrays by shared memory.
+The pool and its workers exchange JSON messages by a `multiprocessing.connection.Connection` over an inherited
+socket, which no other process can connect to and so needs no key, and arrays by shared memory.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ class WorkerPool:
     - `share(arrays)` keeps NumPy arrays [num_envs, …] by name, which the pool sees as rows of its own;
     - others, without arguments and results, read and write these arrays.
 
-    An exception in a worker, its death, or an answer that does not come in time ends the pool. Errors that have an
-    `exit_code`, as those of `residual_rl.errors` do, are raised here as `ConfigError`, everything else as `WorkerError`.
+    An exception in a worker, its death, or an answer that does not come in time ends the pool. Errors that
+    have an `exit_code`, as those of `residual_rl.errors` do, are raised here as `ConfigError`, everything
+    else as `WorkerError`.
 
     Args:
         name: for error messages, such as the simulator's name.
@@ -99,7 +100,8 @@ class WorkerPool:
         return shared.arrays
 
     def call(self, method: str, mask: Sequence[bool] | None = None) -> None:
-        """Call a method in all workers, or in those with an env where `mask` [B] is true, and wait until all are done."""
+        """Call a method in all workers, or in those with an env where `mask` [B] is true, and wait until all
+        are done."""
         with self._closing_on_error():
             if mask is None:
                 self._call(method, [{}] * len(self._workers))
@@ -148,7 +150,8 @@ class WorkerPool:
 
     @contextlib.contextmanager
     def _closing_on_error(self) -> Any:
-        """Close the pool on any exception: answers that nobody reads would be taken for those of the next call."""
+        """Close the pool on any exception: answers that nobody reads would be taken for those of the next
+        call."""
         if not self._finalizer.alive:
             raise WorkerError(f"the {self._name} workers have ended: make a new env")
         try:

@@ -1,9 +1,9 @@
 """Worker processes and the fork servers that start them, as the pool's own process sees them.
 
-The fork server is not `multiprocessing`'s, which is worse here in two ways: it needs this package in the worker's
-Python, and each worker imports the program's main module again, so that a script without
-`if __name__ == "__main__"` fails. Without a fork server each worker would import its modules itself: 4.1 s of CPU
-time for ManiSkill. From a running fork server, a worker starts in 0.03 s.
+The fork server is not `multiprocessing`'s, which is worse here in two ways: it needs this package in the
+worker's Python, and each worker imports the program's main module again, so that a script without
+`if __name__ == "__main__"` fails. Without a fork server each worker would import its modules itself: 4.1 s of
+CPU time for ManiSkill. From a running fork server, a worker starts in 0.03 s.
 """
 
 from __future__ import annotations

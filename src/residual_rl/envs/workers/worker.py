@@ -2,13 +2,14 @@
 
     python worker.py SOCKET_FD [MODULE …]
 
-The file is started by its path and imports NumPy and the standard library only, so that any Python with the env's own
-packages can run it. The process imports the modules, which may take seconds, and then forks one worker per request, in
-milliseconds and with the memory of the modules shared. It ends, with its workers, when the process that started it ends.
+The file is started by its path and imports NumPy and the standard library only, so that any Python with the
+env's own packages can run it. The process imports the modules, which may take seconds, and then forks one
+worker per request, in milliseconds and with the memory of the modules shared. It ends, with its workers, when
+the process that started it ends.
 
-A request is a JSON message on the socket, with four file descriptors: the worker's connection, its output, the pipe for its
-exit code, and the shared memory. A worker exchanges JSON messages by the connection: `{"call": …, "arguments": …}` is
-answered with `{"result": …}` or `{"error": …}`. Nothing is pickled.
+A request is a JSON message on the socket, with four file descriptors: the worker's connection, its output,
+the pipe for its exit code, and the shared memory. A worker exchanges JSON messages by the connection:
+`{"call": …, "arguments": …}` is answered with `{"result": …}` or `{"error": …}`. Nothing is pickled.
 """
 
 from __future__ import annotations

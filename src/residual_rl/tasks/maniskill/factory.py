@@ -39,7 +39,8 @@ def make(cfg: ManiSkillCfg, num_envs: int, num_threads: int, device: str) -> Man
 
 
 def make_env_cfg(cfg: ManiSkillCfg, device: str = "cpu") -> ManiSkillEnvCfg:
-    """What the worlds are made from, where tensors are wanted on `device`. Raises `ConfigError` for a device that is not there."""
+    """The settings of the ManiSkill env with tensors on `device`. Raises `ConfigError` for a missing
+    device."""
     try:
         wanted = torch.device(device)
     except RuntimeError as error:

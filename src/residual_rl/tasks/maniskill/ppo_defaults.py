@@ -1,7 +1,8 @@
 """PPO settings that ManiSkill publishes for its tasks.
 
-Source: `examples/baselines/ppo` of ManiSkill 3, for state observations: the defaults of `ppo.py`, and what `examples.sh` and `baselines.sh`
-change for each task. They are for plain reinforcement learning with a thousand worlds and more.
+Source: `examples/baselines/ppo` of ManiSkill 3, for state observations: the defaults of `ppo.py`, and what
+`examples.sh` and `baselines.sh` change for each task. They are for plain reinforcement learning with a
+thousand envs and more.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ PUBLISHED: dict[str, PublishedPPO] = {
 
 
 def train_overrides(env_id: str) -> dict[str, Any]:
-    """PPO's settings for a task, in this package's names. One that is not published has those of PickCube-v1."""
+    """PPO's settings for a task, in this package's names. One that is not published has those of
+    PickCube-v1."""
     published = PUBLISHED.get(env_id, PublishedPPO())
     return {**COMMON, **vars(published)}

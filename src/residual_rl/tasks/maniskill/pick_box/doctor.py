@@ -1,4 +1,5 @@
-"""The sanity suite of PickBox-v1: nothing moves by itself, the scripted oracle solves it, all of its reward and of success is seen."""
+"""Sanity suite of PickBox-v1: stable poses, the scripted oracle, phases of the reward, conditions of
+success."""
 
 from __future__ import annotations
 
@@ -134,7 +135,8 @@ def _success(name: str, env: Any, expected: bool) -> Check:
 
 
 def place_box(env: Any, offset: tuple[float, ...], linear: float = 0.0, angular: float = 0.0) -> None:
-    """Lay the box at `offset` [m] from the goal, moving with `linear` [m/s] along x and turning with `angular` [rad/s] about z."""
+    """Lay the box at `offset` [m] from the goal, moving with `linear` [m/s] along x and turning with
+    `angular` [rad/s] about z."""
     from mani_skill.utils.structs import Pose
 
     env.box.set_pose(

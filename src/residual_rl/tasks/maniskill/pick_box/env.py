@@ -51,9 +51,9 @@ def dense_reward(
 ) -> Tensor:
     """The reward [B] of a state, in phases: each is worth more than all before it.
 
-    Reaching for the box gives up to 1, grasping it 1 more, lifting it up to 1, and bringing it over the basket, once it is above the rim,
-    up to 1. Holding it there is worth 4, having let go of it 5; then its closeness to the goal gives up to 1, and coming to rest up to 1.
-    Success is worth `MAX_REWARD`.
+    Reaching for the box gives up to 1, grasping it 1 more, lifting it up to 1, and bringing it over the
+    basket, once it is above the rim, up to 1. Holding it there is worth 4, having let go of it 5; then its
+    closeness to the goal gives up to 1, and coming to rest up to 1. Success is worth `MAX_REWARD`.
 
     Args:
         tcp_to_obj: [B] distance from the tool to the box [m].
@@ -79,9 +79,10 @@ def dense_reward(
 class PickBoxEnv(BaseEnv):
     """A box lies on a table, and a basket stands beside it.
 
-    Success: the centre of the box is within the robot's threshold of the goal, which is where it would lie in the middle of the basket; the
-    gripper holds it no more; and it is at rest. Each episode draws the places of box and basket, and what `RANGES` lists. The latter takes
-    building the scene: with one world it is built at each reset, with many each world keeps what it has.
+    Success: the centre of the box is within the robot's threshold of the goal, which is where it would lie in
+    the middle of the basket; the gripper holds it no more; and it is at rest. Each episode draws the places
+    of box and basket, and what `RANGES` lists. The latter takes building the scene: with one world it is
+    built at each reset, with many each world keeps what it has.
     """
 
     SUPPORTED_ROBOTS: ClassVar[list[str]] = list(LAYOUTS)

@@ -23,8 +23,8 @@ _STEP = 0.05
 class PickBoxOracle:
     """Hover over the box, go down, close, lift, move over the basket, open.
 
-    It keeps no memory: each observation says which of these is next. Positions are in the frame of the world, whose axes the robots' bases
-    share.
+    It keeps no memory: each observation says which of these is next. Positions are in the frame of the world,
+    whose axes the robots' bases share.
 
     Args:
         robot: ManiSkill's name of it.
