@@ -26,7 +26,8 @@ class ActionRange:
         spaces = dict(getattr(env.single_action_space, "spaces", {"": env.single_action_space}))
         agents = dict(zip(spaces, getattr(env.agent, "agents", [env.agent]), strict=True))
         self._parts: list[tuple[str, int, Tensor, Tensor]] = []
-        """For each robot its name, its number of actions, and the middle and the half of the range of each."""
+        """For each robot its name, its number of actions, and the middle and the half of the range of
+        each."""
         # the affine map from [-1, 1] to each robot's range
         for name, space in spaces.items():
             middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2

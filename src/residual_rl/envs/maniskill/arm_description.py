@@ -15,8 +15,8 @@ GRIPPER_OPENS: dict[str, float] = {
     "xarm6_robotiq": -1.0,
     "xarm6_robotiq_wristcam": -1.0,
 }
-"""The gripper's action that opens it, by ManiSkill's name of the robot. Another robot's class says it in an attribute `gripper_opens`, and
-with it that its tool's axes are those that `Arm` describes."""
+"""The gripper's action that opens it, by ManiSkill's name of the robot. Other robots define an attribute
+`gripper_opens` on their class if their tool's axes are those that `Arm` describes."""
 _FRAMES = {"ee_delta_pos": "root_translation", "ee_delta_pose": "root_translation:root_aligned_body_rotation"}
 
 

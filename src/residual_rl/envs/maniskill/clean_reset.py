@@ -30,7 +30,8 @@ def give_fresh_physics(env: Any) -> None:
     entities = list(old.entities)
     for entity in entities:
         entity.remove_from_scene()
-    env._set_scene_config()  # global settings, which a new scene takes: another env of this process may have set its own
+    # global settings, which a new scene takes: another env of this process may have set its own
+    env._set_scene_config()
     # put them into a new one, with the same time step and renderer
     system = physx.PhysxCpuSystem()
     system.timestep = old.physx_system.timestep

@@ -55,7 +55,8 @@ HOLD_STEPS = 10
 _HERE = torch.zeros(1, dtype=torch.int64)
 
 Arrays = dict[str, NDArray[Any]]
-"""An episode of T steps: `obs/NAME` [T + 1, …], `actions` [T, A], `rewards`, `success`, `terminated`, `truncated` [T], `state` [1, S]."""
+"""An episode of T steps: `obs/NAME` [T + 1, …], `actions` [T, A], `rewards`, `success`, `terminated`,
+`truncated` [T], `state` [1, S]."""
 
 
 class NoPlanError(Exception):

@@ -78,7 +78,8 @@ class PlannerPool:
             self.close()
             raise ConfigError(answer)
         self.description, self.max_episode_steps = answer
-        """The env that the episodes are stored from, and the steps after which an episode is truncated there."""
+        """The env that the episodes are stored from, and the steps after which an episode is truncated
+        there."""
 
     @property
     def pids(self) -> list[int]:
@@ -127,7 +128,7 @@ class PlannerPool:
         return result
 
 
-# --- in a planning process ------------------------------------------------------------------------------------------
+# --- in a planning process ----------------------------------------------------------------------------------
 
 _planner: Planner | str = "not built"
 """The planner of this process, or why there is none."""
@@ -160,7 +161,8 @@ def _plan(seed: int, time_limit: float) -> Arrays | str:
     assert isinstance(_planner, Planner), _planner
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     with contextlib.ExitStack() as stack:
-        # The pool enforces the limit. The alarm is for a process that the pool cannot end, as the program was killed.
+        # The pool enforces the limit. The alarm is for a process that the pool cannot end, as the program was
+        # killed.
         signal.setitimer(signal.ITIMER_REAL, time_limit + _GRACE_SECONDS)
         stack.callback(signal.setitimer, signal.ITIMER_REAL, 0.0)
         try:

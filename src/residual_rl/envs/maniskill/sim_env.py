@@ -83,7 +83,7 @@ class ManiSkillEnv:
         self._obs = self._observe(raw, info)
         self.description = self.describe()
 
-    # --- an episode ---------------------------------------------------------------------------------------------
+    # --- an episode -----------------------------------------------------------------------------------------
 
     def reset(self, env_ids: Tensor, seeds: Tensor) -> None:
         """Begin the episodes of `seeds` [n] int64, each from 0 to 2^31 - 1, in `env_ids` [n] int64.
@@ -163,7 +163,7 @@ class ManiSkillEnv:
         """Close the env and free its scene."""
         self.env.close()
 
-    # --- parts --------------------------------------------------------------------------------------------------
+    # --- parts ----------------------------------------------------------------------------------------------
 
     def _figure(self, value: Any) -> Tensor:
         """A value of each env [B] float32, copied: the next reset may change the task's own tensor."""

@@ -29,7 +29,8 @@ _SEEDS = 1 << 31
 _log = logging.getLogger(__name__)
 
 Renderer = Callable[[Tensor, tuple[int, int], str | None], NDArray[np.uint8]]
-"""Draws what `SimEnvs.states` gave, [N, S], as images [N, H, W, 3] of a size, from a camera or from where the task is seen best."""
+"""Renders states [N, S] of `SimEnvs.states` as images [N, H, W, 3] of a size, from a camera or the task's
+own."""
 
 
 class SimEnvs(Protocol):
@@ -112,12 +113,13 @@ class ManiSkillVecEnv(VecEnv):
         self._episodes = RunningEpisodes(self.num_envs, self.device)
         self._can_wait = self.device.type == "cpu"
         self._history: list[tuple[Tensor, Tensor]] = []
-        """The actions [B, A] since the oldest of the running episodes began, and the envs [B] that executed them; if that is of use."""
+        """The actions [B, A] since the oldest of the running episodes began, and the envs [B] that executed
+        them; if that is of use."""
         self._obs: Obs = {}
         self._some_idle = True
         self._is_drawn = False
 
-    # --- the contract -------------------------------------------------------------------------------------------
+    # --- the contract ---------------------------------------------------------------------------------------
 
     def reset(
         self,
@@ -196,7 +198,7 @@ class ManiSkillVecEnv(VecEnv):
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002
         self._sim.close()
 
-    # --- resuming -----------------------------------------------------------------------------------------------
+    # --- resuming -------------------------------------------------------------------------------------------
 
     def state_dict(self) -> State:
         actions, executed = self._played()
@@ -235,7 +237,7 @@ class ManiSkillVecEnv(VecEnv):
             )
         self._obs = obs
 
-    # --- parts --------------------------------------------------------------------------------------------------
+    # --- parts ----------------------------------------------------------------------------------------------
 
     def _start_episodes(self, env_ids: Tensor, seeds: Tensor) -> None:
         # a negative seed leaves its env idle

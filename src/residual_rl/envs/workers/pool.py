@@ -112,7 +112,7 @@ class WorkerPool:
         """End the processes."""
         self._finalizer()
 
-    # --- parts ------------------------------------------------------------------------------------------------
+    # --- parts ----------------------------------------------------------------------------------------------
 
     def _call(self, call: str, arguments: Sequence[dict[str, Any] | None]) -> list[Any]:
         """The results of a call in the workers that `arguments` has some for."""

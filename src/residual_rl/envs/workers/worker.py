@@ -122,7 +122,7 @@ class Calls:
         self._env: Any = None
 
     def execute(self, call: str, arguments: dict[str, Any]) -> Any:
-        """Execute a call. Its result is JSON."""
+        """Execute a call. The result is JSON."""
         if call == "make":
             self._env = pkgutil.resolve_name(arguments["function"])(arguments["cfg"], arguments["num_envs"])
             return self._env.describe()

@@ -71,7 +71,8 @@ class A1Galaxea(BaseAgent):
         "home": Keyframe(
             pose=sapien.Pose(), qpos=np.append(np.deg2rad([42, 45, -48, 80, -35, 15]), [-0.01, -0.01])
         ),
-        # The gripper points down, 0.35 m before the base and 0.2 m above it, with the fingers beside each other.
+        # The gripper points down, 0.35 m before the base and 0.2 m above it, with the fingers beside each
+        # other.
         "ready": Keyframe(
             pose=sapien.Pose(), qpos=np.append(np.deg2rad([0, 103.56, -61.38, 90, -47.82, 0]), [-0.01, -0.01])
         ),
@@ -113,7 +114,8 @@ class A1Galaxea(BaseAgent):
 
     @property
     def _sensor_configs(self) -> list[CameraConfig]:
-        # ManiSkill's cameras look along x with z up; this one along the link's z, with what is far from the arm up and the fingers below.
+        # ManiSkill's cameras look along x with z up; this one along the link's z, with what is far from the
+        # arm up and the fingers below.
         pose = sapien.Pose(q=[0.0, math.sqrt(0.5), 0.0, math.sqrt(0.5)])
         mount = self.robot.links_map["camera"]
         return [

@@ -25,7 +25,8 @@ _CLOSE_STEPS = 5
 _GAP = 0.02
 """From the peg's head to the box, where the two are aligned [m]."""
 _ALIGNED, _ASTRAY = 0.002, 0.008
-"""Distances of the head from the hole's axis: below one it goes in, above the other it is aligned anew [m]."""
+"""Distances of the head from the hole's axis: below one it goes in, above the other it is aligned anew
+[m]."""
 _STRAIGHT = 0.03
 """The same of the peg's direction [rad]."""
 _ADVANCE = 0.015
@@ -33,7 +34,8 @@ _ADVANCE = 0.015
 _DEPTH = 0.03
 """How far behind the middle of the box the head is pushed [m]."""
 _TURN = 0.6
-"""The largest turn about the vertical that is wanted at once: less than what the nearest quarter turn would be mistaken for [rad]."""
+"""The largest turn about the vertical that is wanted at once: less than what the nearest quarter turn would
+be mistaken for [rad]."""
 
 
 class PegInsertionSideGoals(CartesianGoals):
@@ -64,7 +66,8 @@ class PegInsertionSideGoals(CartesianGoals):
         wanted = torch.where(
             phase == INSERT, (along + _ADVANCE).clamp(max=_DEPTH), -obs["peg_half_size"][:, 0] - _GAP
         )
-        # the head is moved as is wanted, and the tool, which turns the peg about its own place, makes up for what the turn does to the head
+        # the head is moved as is wanted, and the tool, which turns the peg about its own place, makes up for
+        # what the turn does to the head
         arm = self._head_position(obs) - tool
         cos, sin = turned.cos(), turned.sin()
         swung = torch.stack(

@@ -94,7 +94,8 @@ class PickAndPlace(CartesianGoals):
         position = torch.stack([wanted[i] for i in range(5)], 1)[
             torch.arange(len(phase), device=phase.device), phase
         ]
-        # The fingers go across two sides of the object. Once it is held it turns with them: to follow it would be to turn for ever.
+        # The fingers go across two sides of the object. Once it is held it turns with them: to follow it
+        # would be to turn for ever.
         yaw = torch.where(phase == REACH, yaw_of(pose), tool_yaw(obs["tcp_pose"]))
         return ToolGoal(position, (phase == REACH) | (phase == RELEASE), yaw)
 

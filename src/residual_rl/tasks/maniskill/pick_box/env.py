@@ -33,8 +33,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "light": (0.5, 1.2),
     "light_slope": (-0.6, 0.6),
 }
-"""What each episode draws, uniformly: the box's half size in units of the robot's, density [kg/m³], friction, damping [1/s]; brightness of
-the light from everywhere and of the lamp, and how far the lamp's rays lean along x and y. Colours of box and table are uniform in RGB."""
+"""What each episode draws, uniformly: the box's half size in units of the robot's, density [kg/m³], friction,
+damping [1/s]; brightness of the light from everywhere and of the lamp, and how far the lamp's rays lean along
+x and y. Colours of box and table are uniform in RGB."""
 _JOINT_NOISE = 0.02
 """Standard deviation of the arm's joints at the start [rad]."""
 _IMAGE_SIZE = 224
@@ -112,7 +113,7 @@ class PickBoxEnv(BaseEnv):
             **kwargs,
         )
 
-    # --- what is seen -------------------------------------------------------------------------------------------
+    # --- what is seen ---------------------------------------------------------------------------------------
 
     @property
     def _default_sensor_configs(self) -> list[CameraConfig]:
@@ -152,7 +153,7 @@ class PickBoxEnv(BaseEnv):
                 direction, brightness, shadow=self.enable_shadow, shadow_scale=5, scene_idxs=[world]
             )
 
-    # --- the scene ----------------------------------------------------------------------------------------------
+    # --- the scene ------------------------------------------------------------------------------------------
 
     def _load_agent(self, options: dict[str, Any]) -> None:
         super()._load_agent(options, sapien.Pose(self.layout.base))
@@ -258,7 +259,7 @@ class PickBoxEnv(BaseEnv):
     def _somewhere(self, n: int, center: tuple[float, float], half_size: float) -> Tensor:
         return torch.tensor(center) + (2 * torch.rand(n, 2) - 1) * half_size
 
-    # --- the task -----------------------------------------------------------------------------------------------
+    # --- the task -------------------------------------------------------------------------------------------
 
     @property
     def goal_pos(self) -> Tensor:

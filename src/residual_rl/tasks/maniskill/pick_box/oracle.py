@@ -14,8 +14,8 @@ CONTROL_MODE = "pd_ee_delta_pos"
 _HOVER = 0.08
 """Height over the box from which the gripper goes down [m]."""
 _ALIGNED, _AWAY, _NEAR = 0.005, 0.025, 0.006
-"""How far the tool may be beside the box when it goes all the way down, from where on it stays up, and how far from where it grasps it may
-be when it closes [m]."""
+"""How far the tool may be beside the box when it goes all the way down, from where on it stays up, and how
+far from where it grasps it may be when it closes [m]."""
 _STEP = 0.05
 """Longest move that is commanded each step [m]."""
 
