@@ -121,7 +121,7 @@ def close_fork_servers() -> None:
 
 
 class WorkerEndedError(Exception):
-    """A worker has ended; the message is how."""
+    """A worker has ended; the message describes how."""
 
 
 @dataclass(eq=False)
@@ -139,7 +139,7 @@ class Worker:
     _pidfd: int | None = None
 
     def started(self, pid: int) -> None:
-        """Take note of its process id."""
+        """Store its process id."""
         self.pid = pid
         with contextlib.suppress(ProcessLookupError):  # it has ended already
             self._pidfd = os.pidfd_open(pid)

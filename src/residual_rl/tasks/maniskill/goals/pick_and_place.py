@@ -103,8 +103,8 @@ class PickAndPlace(CartesianGoals):
         return _with_height(thing, thing[:, 2].clamp(min=self.lowest_tool))
 
     def _is_held(self, obs: Obs, steps: Tensor) -> Tensor:
-        """Whether the object is in the gripper [b] bool. Without an observation that says so, it is where the
-        gripper had time to close."""
+        """Whether the object is in the gripper [b] bool. Without
+        `is_grasped`, it counts as held once the gripper had time to close."""
         if "is_grasped" in self.inputs:
             return obs["is_grasped"][:, 0] > 0.5
         return steps >= self.close_steps

@@ -147,9 +147,9 @@ def place_box(env: Any, offset: tuple[float, ...], linear: float = 0.0, angular:
 
 
 def hold_at_goal(world: ManiSkillEnv) -> bool:
-    """Have the oracle pick the box up and stand still, and put the basket to where it holds it.
+    """Let the oracle pick up the box and hold still, then move the basket under the box.
 
-    Says whether the box then is held, at rest, and at the goal.
+    Returns whether the box is then held, at rest, and at the goal.
     """
     from mani_skill.utils.structs import Pose
 

@@ -78,12 +78,13 @@ def dense_reward(
 
 @register_env("PickBox-v1", max_episode_steps=150)
 class PickBoxEnv(BaseEnv):
-    """A box lies on a table, and a basket stands beside it.
+    """A box lies on a table, with a basket beside it.
 
     Success: the centre of the box is within the robot's threshold of the goal, which is where it would lie in
     the middle of the basket; the gripper holds it no more; and it is at rest. Each episode draws the places
-    of box and basket, and what `RANGES` lists. The latter takes building the scene: with one world it is
-    built at each reset, with many each world keeps what it has.
+    of box and basket, and what `RANGES` lists. The latter
+    needs a rebuild of the scene: a single env is rebuilt at each reset, and batched envs keep their first
+    draws.
     """
 
     SUPPORTED_ROBOTS: ClassVar[list[str]] = list(LAYOUTS)
@@ -190,7 +191,7 @@ class PickBoxEnv(BaseEnv):
             half_size=[half_size] * 3,
             material=sapien.render.RenderMaterial(base_color=[*drawn["box_color"], 1.0]),
         )
-        # Above the table, each world's at the same place: a GPU scene is built before its first reset.
+        # Above the table, at the same place in each env: a GPU scene is built before its first reset.
         builder.initial_pose = sapien.Pose([*self.layout.spawn_center, half_size])
         builder.set_scene_idxs([world])
         box: Actor = builder.build_dynamic(name=f"box-{world}")

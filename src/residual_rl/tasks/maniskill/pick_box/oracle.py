@@ -23,7 +23,7 @@ _STEP = 0.05
 class PickBoxOracle:
     """Hover over the box, go down, close, lift, move over the basket, open.
 
-    It keeps no memory: each observation says which of these is next. Positions are in the frame of the world,
+    It has no memory: the next step follows from the observation. Positions are in the world frame,
     whose axes the robots' bases share.
 
     Args:
