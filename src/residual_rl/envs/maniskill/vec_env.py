@@ -67,9 +67,8 @@ class ManiSkillVecEnv(VecEnv):
     Loading it replays the running episodes and continues them bit for bit. The GPU simulation is not
     deterministic (`deterministic` is false): loading a state starts new episodes.
 
-    With the GPU simulation all tensors are on its device; a step reads three flags from it, whether the
-    actions are finite, whether what came of them is, and whether an episode ended, and nothing else, but for
-    what starts the next episode where one did.
+    With the GPU simulation all tensors are on its device. A step reads three flags from it: whether the actions
+    are finite, whether the results are, and whether an episode ended. Only the start of a new episode reads more.
 
     Args:
         sim: the simulated envs.
@@ -79,7 +78,7 @@ class ManiSkillVecEnv(VecEnv):
     """
 
     def __init__(self, sim: SimEnvs, max_episode_steps: int, ignore_terminations: bool, renderer: Renderer):
-        # what the simulator's envs are like
+        # properties of the simulated envs
         description = sim.description
         self._sim, self._renderer = sim, renderer
         self.remote = sim.remote
