@@ -67,8 +67,9 @@ class ManiSkillVecEnv(VecEnv):
     Loading it replays the running episodes and continues them bit for bit. The GPU simulation is not
     deterministic (`deterministic` is false): loading a state starts new episodes.
 
-    With the GPU simulation all tensors are on its device. A step reads three flags from it: whether the actions
-    are finite, whether the results are, and whether an episode ended. Only the start of a new episode reads more.
+    With the GPU simulation all tensors are on its device. A step reads three flags from it: whether the
+    actions are finite, whether the results are, and whether an episode ended. Only the start of a new episode
+    reads more.
 
     Args:
         sim: the simulated envs.
