@@ -82,9 +82,8 @@ class PickBoxEnv(BaseEnv):
 
     Success: the centre of the box is within the robot's threshold of the goal, which is where it would lie in
     the middle of the basket; the gripper holds it no more; and it is at rest. Each episode draws the places
-    of box and basket, and what `RANGES` lists. The latter
-    needs a rebuild of the scene: a single env is rebuilt at each reset, and batched envs keep their first
-    draws.
+    of box and basket, and what `RANGES` lists. The latter needs a rebuild of the scene: a single env is
+    rebuilt at each reset, and batched envs keep their first draws.
     """
 
     SUPPORTED_ROBOTS: ClassVar[list[str]] = list(LAYOUTS)
