@@ -20,7 +20,7 @@ TRUNCATED = torch.tensor([[False, False], [True, False], [False, False]])
 
 def test_gae__bootstraps_truncation_and_not_termination() -> None:
     ended = TERMINATED | TRUNCATED
-    advantage, target = gae(REWARD, VALUE, NEXT_VALUE, TERMINATED, ended, gamma=0.5, gae_lambda=0.5)
+    advantage, target = gae(REWARD, VALUE, NEXT_VALUE, ~TERMINATED, ended, gamma=0.5, gae_lambda=0.5)
     # Errors: 1 + 10 - 10 = 1; truncated 2 + 50 - 20 = 32, terminated 2 - 20 = -18; 4 + 30 - 40 = -6.
     # The trace decays by 0.25.
     assert advantage.T.tolist() == [[9.0, 32.0, -6.0], [-3.5, -18.0, -6.0]]

@@ -22,7 +22,7 @@ QUICK = {"num_steps": 20, "repeats": 1, "training_repeats": 1}
 
 @dataclasses.dataclass(frozen=True)
 class BenchFlags:
-    """Flags of `bench` that are no settings."""
+    """Flags of `bench` that are not settings."""
 
     output: Annotated[Path | None, tyro.conf.arg(aliases=["--out"])] = None
     """File for the results. None: bench-TASK.json in the working folder."""
@@ -33,6 +33,7 @@ class BenchFlags:
 def main(argv: Sequence[str]) -> int:
     """Parse, measure, print a table and save it."""
     task_id, rest = require_target(argv, "bench", "TASK", "Measure speeds")
+    # --quick changes the defaults of the other flags, so it is read first
     cfg = TrainCfg.default(task_id)
     head = parse_head(BenchFlags(), rest, f"bench {task_id}")
     bench = dataclasses.replace(BenchCfg(), **QUICK) if head.quick else BenchCfg()
@@ -41,19 +42,22 @@ def main(argv: Sequence[str]) -> int:
     parsed = parse_flags(groups, rest, f"bench {task_id}", about)
     flags: BenchFlags = parsed["own"]
     output = flags.output or Path(f"bench-{task_id}.json")
-    make_folder(output.parent)  # before the work, not after it
+    make_folder(output.parent)  # before the measurements: a wrong path fails early
     console = Console()
+    # measure, and show what is running
     with console.status("") as status:
         results = run_bench(
             dataclasses.replace(cfg, task=parsed["task"]),
             parsed["bench"],
             lambda what: status.update(f"measuring {what} …"),
         )
+    # save before printing, then print the table and its notes
     write_json(output, results)
     console.print(_table(results))
     for row in results["rows"]:
         if row["note"]:
             console.print(f"{row['name']}: {row['note']}.", soft_wrap=True)
+    # the load average shows whether other processes distorted the results
     before, after = (
         " ".join(f"{value:.1f}" for value in results["load_average"][when]) for when in ("before", "after")
     )

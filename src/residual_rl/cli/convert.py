@@ -23,7 +23,7 @@ _WHAT = (
 
 @dataclasses.dataclass(frozen=True)
 class ConvertFlags:
-    """Flags of `convert` that are no settings of the checkpoint."""
+    """Flags of `convert` that are not settings of the checkpoint."""
 
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["--out", "--output"])] = None
     """Folder to make; a base policy takes it as its checkpoint. None: runs/convert-DATE-TIME."""
@@ -33,6 +33,7 @@ class ConvertFlags:
 
 def main(argv: Sequence[str]) -> int:
     """Read, write, and print a summary."""
+    # the arguments; --help works without a checkpoint
     named = bool(argv) and not argv[0].startswith("-")
     if not named and not HELP & set(argv):
         raise ConfigError(
@@ -43,16 +44,20 @@ def main(argv: Sequence[str]) -> int:
     )
     flags: ConvertFlags = parsed["own"]
     cfg: ConvertCfg = parsed["cfg"]
+    # the output folder must be new or empty: checked before the checkpoint is read
     out = flags.output_dir or Path("runs") / f"convert-{time.strftime('%Y%m%d-%H%M%S')}"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is not empty; choose another --output-dir")
+    # imported here because they import torch, which --help does not need
     from residual_rl.imitation.convert import read_public_unet
     from residual_rl.imitation.model import MODEL_FILE
     from residual_rl.utils.files import make_folder
 
+    # read the checkpoint and write the model
     model = read_public_unet(Path(argv[0]), cfg, flags.trust_checkpoint)
     make_folder(out)
     model.save(out / MODEL_FILE)
+    # print what the model observes and predicts, and how to evaluate it
     settings = model.settings
     seen = ", ".join(f"{key} {list(settings.obs_shapes[key])}" for key in settings.obs_keys)
     padded = f", padded to {settings.obs_size}" if settings.obs_padding else ""

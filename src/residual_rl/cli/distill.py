@@ -35,7 +35,7 @@ from residual_rl.runs.run_folder import RunFolder
 
 @dataclasses.dataclass(frozen=True)
 class DistillFlags:
-    """Flags of `distill` that are no settings."""
+    """Flags of `distill` that are not settings."""
 
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["--out", "--output"])] = None
     """Folder to make; the base policy `il` takes it as its checkpoint. None: RUN/distilled."""
@@ -72,11 +72,13 @@ def main(argv: Sequence[str]) -> int:
     target, rest = require_target(
         argv, "distill", "RUN", "Distill a run into one policy, or resume by --resume FOLDER"
     )
+    # the teacher, and the defaults that depend on it and on the algorithm
     run = Path(target)
     head = parse_head(_Head(), rest, f"distill {target}")
     imitate_head = parse_head(_ImitateHead(), rest, f"distill {target}", "imitate")
     teacher = find_teacher(run, head.model)
     imitation = default_imitation(head.algo, teacher.exported.cfg, imitate_head.device, imitate_head.preset)
+    # the settings, checked before any episode is collected
     groups = {"own": DistillFlags(), "cfg": DistillCfg(), "imitate": imitation}
     about = "Train one policy that imitates a run, and needs neither its base policy nor its residual."
     parsed = parse_flags(groups, rest, f"distill {target}", about)
@@ -91,6 +93,7 @@ def main(argv: Sequence[str]) -> int:
             f"{out} is not empty; choose another --output-dir, or resume it: residual-rl "
             f"distill --resume {out}"
         )
+    # the folder records the settings and the teacher's hash for --resume
     stored = {"run": str(run.resolve()), "sha256": teacher.digest, "distill": cfg, "imitate": imitation}
     with RunFolder(out).start(stored):
         return _distill(teacher, cfg, imitation, out)
@@ -139,6 +142,8 @@ def _distill(teacher: Teacher, cfg: DistillCfg, imitation: ImitateCfg, out: Path
     console = Console()
     task_id = teacher.exported.cfg.task_id
 
+    # episodes are collected as by the command `demos collect`
+    # episodes are collected by the command `demos collect`, whose files can be resumed and inspected
     def collect(file: Path, n_episodes: int, first_seed: int) -> int:
         what = ["--policy", str(teacher.run), "--model", cfg.model, "--out", str(file), "--overwrite"]
         how = ["--noise", str(cfg.noise), "--noise-correlation", str(cfg.noise_correlation)]
@@ -151,12 +156,14 @@ def _distill(teacher: Teacher, cfg: DistillCfg, imitation: ImitateCfg, out: Path
         ]
         return demos.main(["collect", task_id, *what, *how, *which])
 
+    # collect, train, evaluate
     code = gather(out, cfg, task_id, collect)
     if code:
         return _stopped(console, out, code)
     summary = imitate(out, imitation)
     if not summary["finished"]:
         return _stopped(console, out, 128 + int(summary["signal"]))
+    # compare the student with its teacher and the base policy
     torch.set_num_threads(teacher.exported.cfg.run.torch_threads)
     evaluation = evaluate_beside(out, cfg, teacher)
     report = write_report(out, evaluation, plot=True)

@@ -18,25 +18,26 @@ from residual_rl.sanity.suite import Check, examine, format_table
 
 @dataclasses.dataclass(frozen=True)
 class DoctorFlags:
-    """Flags of `doctor` that are no settings."""
+    """Flags of `doctor` that are not settings."""
 
     quick: bool = False
     """Shorter runs and fewer episodes: a first look in seconds."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse, examine, print a table; 1 if a check failed."""
+    """Parse, run the checks, print a table; the exit code is 1 if a check failed."""
     target, rest = require_target(argv, "doctor", "TASK", "Check a task")
     spec, cfg = TASKS.get(target), TrainCfg.default(target)
     about = "Check that a task's physics, rewards and episodes are what they should be."
     parsed = parse_flags({"own": DoctorFlags(), "task": cfg.task}, rest, f"doctor {target}", about)
     torch.set_num_threads(1)
+    # run the checks, with progress on a terminal, or else on stderr
     console, checks, start = Console(), list[Check](), time.perf_counter()
     with console.status("examining") as status:
 
         def report(name: str) -> None:
             status.update(f"{len(checks)} checks done; now: {name}")
-            if not console.is_terminal:  # there the status is not seen
+            if not console.is_terminal:  # the status line is not shown there
                 print(
                     f"{time.perf_counter() - start:4.0f} s, {len(checks)} checks done; now: {name}",
                     file=sys.stderr,
@@ -46,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
         for check in examine(spec, parsed["task"], parsed["own"].quick, report):
             checks.append(check)
             status.update(f"{len(checks)} checks done; the last: {check.name}")
+    # print the table and one line with the outcome
     console.print(format_table(f"Sanity of {target}", checks))
     failed = [check.name for check in checks if not check.ok]
     verdict = (

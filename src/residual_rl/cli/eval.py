@@ -1,4 +1,4 @@
-"""`residual-rl eval`: a trained run against its base policy and doing nothing, or a base policy alone."""
+"""`residual-rl eval`: a trained run beside its base policy and zero actions, or a base policy alone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from residual_rl.visualization.recording import Recording, record, write_compari
 
 @dataclasses.dataclass(frozen=True)
 class EvalFlags(CheckedCfg):
-    """Flags of `eval` that are no settings."""
+    """Flags of `eval` that are not settings."""
 
     n_episodes: Annotated[PositiveInt, tyro.conf.arg(aliases=["--eval-episodes"])] = 200
     """Episodes of each policy; the same for all."""
@@ -84,13 +84,14 @@ def _parse(argv: Sequence[str], target: str, cfg: TrainCfg, own: EvalFlags) -> t
     parsed = parse_flags(groups, argv, f"eval {target}", "Evaluate on fixed episodes, each once.")
     flags: EvalFlags = parsed.pop("own")
     if flags.output is not None:
-        make_folder(flags.output.parent)  # before the work, not after it
+        make_folder(flags.output.parent)  # before the evaluation: a wrong path fails early
     given = {"num_threads": flags.num_threads, "residual_scale": flags.residual_scale}
     changes = {name: value for name, value in given.items() if value is not None}
     return flags, replace_fields(dataclasses.replace(cfg, **parsed), changes)
 
 
 def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
+    # the model, and the run that it belongs to
     found = find_policy(path, parse_head(EvalFlags(), argv, f"eval {path}").model)
     if found.run is None:
         raise ConfigError(
@@ -98,15 +99,18 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
             f"--model {path}"
         )
     run, trained = RunFolder(found.run), found.exported
+    # the settings: those of training, with the changes of the command line
     flags, cfg = _parse(argv, str(path), trained.cfg, EvalFlags())
     scale = trained.residual_scale if flags.residual_scale is None else flags.residual_scale
     exported = dataclasses.replace(trained, residual_scale=scale)
     torch.set_num_threads(cfg.run.torch_threads)
+    # evaluate the policies, all on the same episodes
     results = {"residual": _run_episodes(cfg, flags, exported)}
     if flags.compare_base:
         results["base"] = _run_episodes(cfg, flags)
     if flags.compare_zero:
         results["zero"] = _run_episodes(cfg, flags, base_policy_id="zero")
+    # the results, with what differs from training
     settings = _settings(cfg, flags) | {
         "model": found.model,
         "model_step": exported.step,
@@ -123,6 +127,7 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
     if flags.output is not None:
         write_json(flags.output, evaluation)
     console = Console()
+    # the video, the report and the table; a missing video library is no error
     if flags.save_video:
         try:
             _write_video(run.path / "video.mp4", cfg, flags, exported)
@@ -138,13 +143,15 @@ def _evaluate_base(task_id: str, argv: Sequence[str]) -> int:
     head = parse_head(BaseEvalFlags(), argv, f"eval {task_id}")
     cfg = TrainCfg.default(task_id, head.base_policy or None)
     flags, cfg = _parse(argv, task_id, cfg, BaseEvalFlags(base_policy=cfg.base_policy_id))
+    # flags that make sense for a run only
     for name in ("model", "residual_scale", "compare_base", "plot", "save_video"):
         value = getattr(flags, name)
-        if value is not None and value is not False:  # a scale of 0 is given too
+        if value is not None and value is not False:  # 0 is a valid scale
             raise ConfigError(
                 f"--{name.replace('_', '-')} needs a run folder: train first, then `residual-rl eval RUN`"
             )
     torch.set_num_threads(cfg.run.torch_threads)
+    # evaluate the base policy, and zero actions on request
     results = {"base": _run_episodes(cfg, flags)}
     if flags.compare_zero:
         results["zero"] = _run_episodes(cfg, flags, base_policy_id="zero")

@@ -1,4 +1,4 @@
-"""Flags from dataclasses: one builder for all commands, and the arguments that are read before it."""
+"""Command-line flags from dataclasses, built by one function for all commands."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ PREFIXED = ("base", "imitate")
 T = TypeVar("T")
 
 
+# --- first argument -
 # --- arguments that are read first --------------------------------------------------------------------------
 
 
@@ -47,6 +48,7 @@ def require_target(argv: Sequence[str], command: str, target: str, purpose: str)
     if HELP & set(argv):
         text = f"{purpose}: {usage} [options]   ({usage} --help lists all options)."
         parse_flags({}, ["--help"], command, text)
+    # without a target, and without --help: name what is missing in words
     kind = target
     for word, meaning in (
         ("TASK", "a task id"),
@@ -65,12 +67,14 @@ def has_flag(argv: Sequence[str], name: str) -> bool:
     return any(word.partition("=")[0].replace("_", "-") == name for word in argv)
 
 
+# --- parsing -
 # --- the builder --------------------------------------------------------------------------------------------
 
 
 def resume_folder(argv: Sequence[str], command: str) -> str | None:
     """The value of `--resume` in the arguments; None without the flag. Raises `ConfigError` where the folder
     is missing."""
+    # both spellings: --resume FOLDER and --resume=FOLDER
     for i, word in enumerate(argv):
         flag, equals, value = word.partition("=")
         if flag == "--resume" and HELP.isdisjoint(argv):
@@ -82,7 +86,7 @@ def resume_folder(argv: Sequence[str], command: str) -> str | None:
 
 
 class _Flags:
-    """The root type that stands for all groups of a command."""
+    """Root type passed to tyro; its fields are those of all groups of a command."""
 
 
 def parse_flags(
@@ -125,6 +129,8 @@ def _parse(
 ) -> tuple[dict[str, Any], list[str]]:
     """The groups with the values of the arguments, and the unknown arguments; `options` go to `tyro.cli`."""
     given = {name: default for name, default in groups.items() if default is not None}
+    # One flat namespace: tyro gets a single struct whose fields are those of all groups. It returns a dict
+    # with a key GROUP/FIELD for each.
     registry = ConstructorRegistry()
 
     @registry.struct_rule
@@ -135,6 +141,7 @@ def _parse(
         _Flags, args=list(argv), prog=f"residual-rl {command}", registry=registry, **options
     )
     values, others = parsed if options.get("return_unknown_args") else (parsed, [])
+    # The dataclasses are created here and not by tyro, so that their ConfigErrors are raised unchanged.
     # created here and not by tyro, so that a ConfigError of a dataclass is raised unchanged
     result: dict[str, Any] = dict.fromkeys(groups)
     for group, default in given.items():
@@ -148,6 +155,7 @@ def _parse(
 def _fields(groups: Mapping[str, Any]) -> tuple[StructFieldSpec, ...]:
     """A tyro field for each field of the groups."""
     fields: list[StructFieldSpec] = []
+    # flags so far: a later group with the same field name gets its own name as a prefix
     taken: set[str] = set()
     for group, default in groups.items():
         cls = default if isinstance(default, type) else type(default)
@@ -156,6 +164,7 @@ def _fields(groups: Mapping[str, Any]) -> tuple[StructFieldSpec, ...]:
         for field in dataclasses.fields(cls):
             flag = f"{group}.{field.name}" if group in PREFIXED or field.name in taken else field.name
             taken.add(flag)
+            # the help shows the bounds of the value beside its default
             bounds = describe_bounds(hints[field.name])
             hint = functools.partial("({}, default: {})".format, bounds) if bounds else None
             extra = tyro.conf.arg(name=flag, help_behavior_hint=hint)
@@ -174,13 +183,15 @@ def field_docs(cls: type) -> dict[str, str]:
     """The docstrings below the fields of a dataclass, by field; a field without one has that of its base
     class."""
     docs: dict[str, str] = {}
+    # base classes first, so that a subclass can replace their texts
     for base in reversed(cls.__mro__):
         if not dataclasses.is_dataclass(base):
             continue
         try:
             (definition,) = ast.parse(inspect.cleandoc("\n" + inspect.getsource(base))).body
-        except (OSError, TypeError, SyntaxError, ValueError):  # made at run time: no source
+        except (OSError, TypeError, SyntaxError, ValueError):  # created at run time: there is no source
             continue
+        # a docstring is a string expression directly below its field
         for field, text in itertools.pairwise(typing.cast(ast.ClassDef, definition).body):
             is_docstring = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
             if isinstance(field, ast.AnnAssign) and is_docstring:
@@ -199,6 +210,7 @@ def settings_as_flags(task_id: str, settings: Mapping[str, Any]) -> str:
         default = json.loads(json.dumps(dataclasses.asdict(TASKS.get(task_id).default_config())))
     except UnknownNameError:
         default = {}
+    # only values that differ from the default, in the spelling of the command line
     words = []
     for name, value in settings.items():
         if value is None or value == default.get(name):

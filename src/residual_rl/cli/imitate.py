@@ -39,7 +39,7 @@ CHANGEABLE = {
 
 @dataclasses.dataclass(frozen=True)
 class ImitateFlags:
-    """Flags of `imitate` that are no settings."""
+    """Flags of `imitate` that are not settings."""
 
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["--out", "--output"])] = None
     """Run folder to make; a base policy takes it as its checkpoint. None: runs/imitate-ALGO-DATE-TIME."""
@@ -97,11 +97,13 @@ def _take_resume(argv: Sequence[str], wants_help: bool) -> tuple[list[str], Path
     `--output-dir`."""
     if wants_help or not has_flag(argv, "--resume"):
         return list(argv), None
+    # take out --resume and its value, if it has one
     (at,) = [i for i, word in enumerate(argv) if word.partition("=")[0] == "--resume"][:1]
     rest = [*argv[:at], *argv[at + 1 :]]
     folder = argv[at].partition("=")[2]
     if not folder and at < len(rest) and not rest[at].startswith("-"):
         folder = rest.pop(at)
+    # without a value: the folder of --output-dir
     folder = folder or str(parse_head(ImitateFlags(), rest, "imitate DEMOS").output_dir or "")
     if not folder:
         raise ConfigError("--resume needs the folder of the training: residual-rl imitate --resume FOLDER")
@@ -112,7 +114,7 @@ def _default(head: _Head, wants_help: bool) -> ImitateCfg:
     """The defaults of the algorithm and the device, or of the model that training begins with."""
     if not head.init_from or wants_help:
         return ImitateCfg.default(head.algo, head.preset, head.device)
-    from residual_rl.imitation.fine_tuning import defaults_from  # torch, which the help need not wait for
+    from residual_rl.imitation.fine_tuning import defaults_from  # imports torch, which --help does not need
 
     return defaults_from(head.init_from, head.adapt_obs, head.preset, head.device)
 
@@ -150,6 +152,7 @@ def _report(summary: dict[str, Any], out: Path) -> int:
             f"Stopped after {steps}, saved. Go on with: residual-rl imitate --resume {out}", soft_wrap=True
         )
         return 128 + int(summary["signal"])
+    # finished: the best figures, and where the model is
     found = []
     if summary["best_success_rate"] is not None:
         found.append(f"{100 * summary['best_success_rate']:.1f} % success in training's evaluation")
@@ -157,6 +160,7 @@ def _report(summary: dict[str, Any], out: Path) -> int:
         found.append(f"validation loss {summary['best_val_loss']:.4f}")
     console.print(f"Trained {steps} in {took}; best: {', '.join(found) or 'not evaluated'}.", soft_wrap=True)
     console.print(f"Model: {out / summary['model']}", soft_wrap=True)
+    # the next commands, with the task's settings as flags
     settings = settings_as_flags(summary["task"], summary.get("task_settings") or {})
     words = (
         f"{summary['task']} {settings} --base-policy {summary['base_policy']} --il-checkpoint {out}".replace(

@@ -1,4 +1,4 @@
-"""`residual-rl`: picks the command. Nothing heavy is imported before it is known which one runs."""
+"""Entry point of `residual-rl`. Only the module of the chosen command is imported, so that help is fast."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the process's exit code."""
     try:
         code = _dispatch(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()  # a closed pipe or a full disk is noticed here, where it is handled
+        sys.stdout.flush()  # raises here, where it is handled, for a closed pipe or a full disk
         return code
     except BrokenPipeError:
         return _closed_pipe()
     except SystemExit as error:
-        if isinstance(error.__context__, BrokenPipeError):  # what rich makes of it
+        if isinstance(error.__context__, BrokenPipeError):  # rich turns a closed pipe into this
             return _closed_pipe()
         raise
     except OSError as error:  # a full disk, a file without permission: the system's message names it
@@ -71,7 +71,7 @@ def _run(command: str, argv: list[str]) -> int:
     except ResidualRLError as error:
         print(
             f"residual-rl: error: {' '.join(str(error).splitlines())}", file=sys.stderr
-        )  # one line, whatever a library's message has
+        )  # messages of libraries may have several lines
         return error.exit_code
     except KeyboardInterrupt:
         print("residual-rl: interrupted", file=sys.stderr)
@@ -84,8 +84,7 @@ def _closed_pipe() -> int:
 
 
 def _drop_output() -> None:
-    """Where stdout cannot be written, what is left for it goes nowhere: the interpreter's attempt at exit
-    would fail again."""
+    """Discard buffered output if stdout cannot be written: flushing it at exit would fail again."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -94,6 +93,7 @@ def _drop_output() -> None:
 
 def _help() -> str:
     usages = {name: f"{name} {target}".rstrip() for name, (target, _) in COMMANDS.items()}
+    # the descriptions start in one column
     width = max(map(len, usages.values()))
     lines = [f"  {usages[name]:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(

@@ -33,7 +33,7 @@ PORTS = {"gr00t": 5555, "gr00t-n15": 5555, "openpi": 8000}
 
 @dataclasses.dataclass(frozen=True)
 class ServeFlags(CheckedCfg):
-    """Flags of `serve` that are no settings."""
+    """Flags of `serve` that are not settings."""
 
     protocol: Literal["gr00t", "gr00t-n15", "openpi"] = "gr00t"
     """gr00t (N1.6 and N1.7, nested), gr00t-n15 (flat keys), or openpi."""
@@ -81,6 +81,7 @@ def main(argv: Sequence[str]) -> int:
 def _settings(target: str, task: str | None) -> TrainCfg:
     """Settings of the served policy: the trained run at the path `target`, or the base policy of that id in
     `task`."""
+    # a run or a model: its own settings, and a base policy that executes it
     path = Path(target)
     if path.exists():
         exported = find_policy(path).exported
@@ -116,6 +117,7 @@ def _make_service(flags: ServeFlags, cfg: TrainCfg) -> PolicyService:
     )
     protocol: Protocol = flags.protocol
     units: ActionUnits = flags.action_units or ("normalized" if protocol == "openpi" else "hardware")
+    # name -> key: the inverse of the pairs
     keys = {name: key for key, name in parse_pairs(flags.keys, "keys").items()}
     policy = make_base_policy(cfg.base_policy_id, cfg.base, env)
     return PolicyService(policy, env, cfg.task_id, _name_of(cfg), protocol, units, keys)
@@ -144,6 +146,7 @@ def _describe(service: PolicyService, address: str) -> None:
     for name, served in handshake.inputs.items():
         table.add_row(name, served.key, str(list(served.shape)), served.dtype)
     console.print(table)
+    # one line about the actions that clients receive
     what = "normalised actions" if units is None else f"joint positions [{', '.join(units)}]"
     steps = f"{handshake.num_obs_steps} observation{'s' * (handshake.num_obs_steps > 1)}"
     console.print(
@@ -157,8 +160,7 @@ def _describe(service: PolicyService, address: str) -> None:
 
 
 def _run(server: Server, service: PolicyService) -> int:
-    """Serve until a signal comes, heeded from before the first word on; a second one does not wait for what
-    is being planned."""
+    """Serve until SIGINT or SIGTERM. A second signal does not wait for requests in progress."""
     ended = threading.Event()
     received: list[int] = []
 
@@ -168,6 +170,7 @@ def _run(server: Server, service: PolicyService) -> int:
         received.append(number)
         ended.set()
 
+    # the handlers are set before the address is printed, and restored at the end
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         background = BackgroundServer(server)

@@ -83,10 +83,12 @@ def main(argv: Sequence[str]) -> int:
     )
     flags, shared = _parse(task_id, rest)
     output = flags.output_dir or Path("sweeps") / f"{task_id}-{time.strftime('%Y%m%d-%H%M%S')}"
+    # the grid, checked against the settings of the learner and the base policy before anything runs
     check_train_flags(shared, {})
     cfg, _ = train.parse(task_id, shared)
     grid = parse_grid(flags.grid, cfg)
     check_train_flags(shared, grid, cfg)
+    # the trials: each point of the grid with each seed
     sweep = SweepCfg(
         task_id,
         tuple(shared),
@@ -106,6 +108,7 @@ def main(argv: Sequence[str]) -> int:
             f"{output} is not empty; choose another --output-dir, or resume its sweep: residual-rl "
             f"sweep --resume {output}"
         )
+    # the folder records the sweep, so that --resume finds it
     with RunFolder(folder).start(sweep):
         return _run(sweep, trials, folder, flags.ray_address)
 
@@ -128,6 +131,7 @@ def _resume(argv: Sequence[str]) -> int:
     sweep = read_sweep(folder)
     require_executor(flags.ray_address, sweep.gpus_per_trial)
     with RunFolder(folder).resume():
+        # the same trials as before; finished ones are skipped
         cfg, _ = train.parse(sweep.task_id, sweep.train)
         trials = make_trials(sweep, cfg, folder)
         if flags.retry_failed:
@@ -138,6 +142,7 @@ def _resume(argv: Sequence[str]) -> int:
 
 def _run(sweep: SweepCfg, trials: Sequence[Trial], folder: Path, address: str | None) -> int:
     console = Console()
+    # run the trials that are neither finished nor failed
     left = [trial for trial in trials if state_of(trial) not in ("finished", "failed")]
     with stop_signals() as stop, SweepTable(trials, console) as table:
         if left:
@@ -152,6 +157,7 @@ def _run(sweep: SweepCfg, trials: Sequence[Trial], folder: Path, address: str | 
             )
         for trial in trials:
             table.settle(trial)
+    # rank what has finished, after an interruption too
     report = write_report(sweep, trials, folder)
     return _tell(console, report, trials, folder, stop.signal)
 
@@ -166,6 +172,7 @@ def _tell(
         console.print(
             f"Failed: {trial['name']}: {trial['reason']}", soft_wrap=True, highlight=False, markup=False
         )
+    # a summary, with the command that continues the sweep
     finished = sum(trial["state"] == "finished" for trial in report["trials"])
     console.print(
         f"{finished} of {len(trials)} trials finished. Report: {folder / 'report.md'}",

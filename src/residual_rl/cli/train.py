@@ -34,7 +34,7 @@ QUICK = {
 
 @dataclasses.dataclass(frozen=True)
 class TrainFlags:
-    """Flags of `train` that are no settings."""
+    """Flags of `train` that are not settings."""
 
     base_policy: Annotated[str, tyro.conf.arg(aliases=["--expert-type"])] = ""
     """Frozen policy to learn on top of: an id of `residual-rl list`."""
@@ -69,9 +69,10 @@ def main(argv: Sequence[str]) -> int:
     from residual_rl.runs.run_folder import RunFolder
 
     output = flags.output_dir or Path("runs") / f"{task_id}-{time.strftime('%Y%m%d-%H%M%S')}"
-    runner = Runner(cfg, RunFolder(output))  # before the folder is made: a wrong setting leaves none behind
+    runner = Runner(cfg, RunFolder(output))  # first: wrong settings leave no folder behind
     with runner.folder.start(cfg.to_dict()):
         code = _train(runner, runner.folder)
+    # --quick also evaluates, with plots, so that it covers the whole pipeline
     if flags.quick and code == 0:
         from residual_rl.cli import eval as evaluation
 
@@ -82,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(task_id: str, argv: Sequence[str]) -> tuple[TrainCfg, TrainFlags]:
-    """The settings that the arguments of `residual-rl train TASK` give, and the flags that are no
+    """The settings that the arguments of `residual-rl train TASK` give, and the flags that are not
     settings."""
     cfg = _defaults(task_id, argv)
     own = TrainFlags(base_policy=cfg.base_policy_id, learner=cfg.learner_id)
@@ -97,6 +98,7 @@ def _defaults(task_id: str, argv: Sequence[str]) -> TrainCfg:
     """The defaults for the base policy, the learner and the variant of the task that the arguments name."""
     spec = TASKS.get(task_id)
     head = parse_head(TrainFlags(), argv, f"train {task_id}")
+    # the variant is one of the task's own settings, such as ManiSkill's env_id
     variant = None
     if spec.variant is not None:
         variant = getattr(parse_head(spec.default_config(), argv, f"train {task_id}"), spec.variant)
@@ -119,6 +121,7 @@ def _resume(argv: Sequence[str]) -> int:
 
     run = RunFolder(options.resume)
     with run.resume():
+        # the stored settings; only these two may change
         cfg = read_config(run)
         if options.total_timesteps is not None:
             cfg = replace_fields(cfg, {"total_timesteps": options.total_timesteps})
@@ -148,7 +151,7 @@ def _train(runner: Runner, folder: RunFolder) -> int:
     summary = runner.learn()
     best = summary["best_success_rate"]
     steps, took = f"{summary['steps']:,} steps", clock_time(summary["wall_time"])
-    if not summary["finished"]:  # a signal in the last iteration stops nothing
+    if not summary["finished"]:  # a signal during the last iteration has no effect
         console.print(
             f"Stopped after {steps}, saved. Go on with: residual-rl train --resume {folder.path}",
             soft_wrap=True,

@@ -1,8 +1,9 @@
-"""The processes of a sweep's trials: commands of `residual-rl` that end with the process that started them.
+"""The processes of a sweep's trials: commands of `residual-rl` that exit with the process that started them.
 
     python -m residual_rl.cli.trial PARENT COMMAND…
 
-runs a command of `residual-rl`. When the process PARENT ends, however it ends, the command gets a SIGTERM, saves and ends.
+runs a command of `residual-rl`. When the process PARENT ends for any reason, the command gets a SIGTERM,
+saves and exits.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(parent: int) -> None:
-    """Make Linux send this process a SIGTERM when `parent`, the process that started it, ends. Elsewhere "
-    "it has no effect."""
+    """Make Linux send this process a SIGTERM when `parent`, the process that started it, ends. It has no
+    effect on other systems."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it ended before
+    if os.getppid() != parent:  # the parent ended before the call
         sys.exit(128 + signal.SIGTERM)
 
 

@@ -26,7 +26,7 @@ from residual_rl.visualization.viewer import LiveViewer, require_display, save_c
 
 @dataclasses.dataclass(frozen=True)
 class ViewFlags(CheckedCfg):
-    """Flags of `view` that are no settings."""
+    """Flags of `view` that are not settings."""
 
     policy: str | None = None
     """A base policy of `residual-rl list`, `oracle` (a policy that solves the task), or a run folder. None:
@@ -50,14 +50,16 @@ class ViewFlags(CheckedCfg):
 def main(argv: Sequence[str]) -> int:
     """Parse and show."""
     task_id, rest = require_target(argv, "view", "TASK", "Watch a policy")
+    # the settings: those of a run if --policy names one, otherwise the task's defaults
     head = parse_head(ViewFlags(), rest, f"view {task_id}")
     exported, cfg = resolve_policy(task_id, head.policy, head.model, "view")
     flags, cfg = _parse(task_id, rest, cfg)
     if exported is None and flags.residual_scale is not None:
         raise ConfigError("--residual-scale needs --policy RUN: a base policy alone has no residual")
-    if flags.cameras is None and flags.video is None:
+    if flags.cameras is None and flags.video is None:  # only the viewer needs a display
         require_display()
     torch.set_num_threads(cfg.run.torch_threads)
+    # one env, and the policy: base + residual, or the base policy alone
     env = make_residual_env(cfg, 1)
     if exported is not None:
         env.residual_scale = exported.residual_scale if flags.residual_scale is None else flags.residual_scale
@@ -82,6 +84,7 @@ def _parse(task_id: str, argv: Sequence[str], cfg: TrainCfg) -> tuple[ViewFlags,
 def _show(env: ResidualEnv, policy: Policy, flags: ViewFlags, name: str) -> None:
     console = Console()
     if flags.cameras is not None:
+        # camera images after some steps of the first episode
         env.reset(flags.seed)
         for _ in range(flags.step):
             env.step(policy(env.obs))

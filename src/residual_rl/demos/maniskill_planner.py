@@ -1,4 +1,4 @@
-"""Demonstrations by ManiSkill's own motion planning solutions: `residual-rl demos collect maniskill --policy motion-planning`."""
+"""Demonstrations from ManiSkill's motion planning solutions, for `demos collect maniskill`."""
 
 from __future__ import annotations
 

@@ -27,8 +27,9 @@ _MODULES = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Pick the subcommand."""
+    """Run the subcommand that the first argument names."""
     if not argv or argv[0] in HELP:
+        # the help of `demos` itself; each subcommand has its own
         width = max(map(len, SUBCOMMANDS))
         lines = [f"  {name:<{width}}  {what}" for name, what in SUBCOMMANDS.items()]
         print(
@@ -44,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
         return 0 if argv else 2
     if argv[0] not in SUBCOMMANDS:
         raise UnknownNameError("subcommand of demos", argv[0], SUBCOMMANDS)
+    # only the module of the chosen subcommand is imported
     command = load(f"residual_rl.cli.demos.{_MODULES[argv[0]]}")
     code: int = command(argv[1:])
     return code

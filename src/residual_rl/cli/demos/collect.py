@@ -41,7 +41,7 @@ from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, PositiveFlo
 
 @dataclasses.dataclass(frozen=True)
 class CollectFlags(CheckedCfg):
-    """Flags of `demos collect` that are no settings."""
+    """Flags of `demos collect` that are not settings."""
 
     policy: str = ORACLE
     """`oracle` (a policy that solves the task), a planner of the task (such as motion-planning), a base
@@ -61,13 +61,16 @@ class CollectFlags(CheckedCfg):
 def collect_episodes(argv: Sequence[str]) -> int:
     """Parse, collect, and print the outcome."""
     task_id, rest = require_target(argv, "demos collect", "TASK", "Collect demonstrations")
+    # the policy decides which other flags there are; planners run in processes of their own
     head = parse_head(CollectFlags(), rest, f"demos collect {task_id}")
     if head.policy in TASKS.get(task_id).planners:
         return _collect_planned(task_id, rest, head.policy)
+    # the settings: those of a run if --policy names one, otherwise the task's defaults
     exported, cfg = resolve_policy(task_id, head.policy, head.model, "demos collect")
     flags, what, cfg = _parse_collect(task_id, rest, cfg)
     check_output(flags.output, flags.overwrite)
     torch.set_num_threads(cfg.run.torch_threads)
+    # the env and the policy: base + residual, or the base policy alone
     env = _make_env(cfg, what)
     if exported is not None:
         env.residual_scale = exported.residual_scale
@@ -98,6 +101,7 @@ def _collect_planned(task_id: str, argv: Sequence[str], name: str) -> int:
     """Collect from the planner `name` of the task."""
     spec = TASKS.get(task_id)
     flags, what, cfg = _parse_collect(task_id, argv, TrainCfg.default(task_id), ("task",))
+    # planners ignore these flags: reject them instead of collecting something else
     given = {
         "--noise": what.noise,
         "--num-envs": what.num_envs is not None,
@@ -109,6 +113,7 @@ def _collect_planned(task_id: str, argv: Sequence[str], name: str) -> int:
             f"--policy {name} plans its episodes ahead, in --num-threads processes: it takes no {useless}"
         )
     check_output(flags.output, flags.overwrite)
+    # plan in worker processes and store the episodes
     num_workers = flags.num_threads or len(os.sched_getaffinity(0))
     begin = time.perf_counter()
     with stop_signals() as stop:
@@ -128,7 +133,7 @@ def _collect_planned(task_id: str, argv: Sequence[str], name: str) -> int:
 
 
 def _describe_planned(planner: Planner, cfg: TrainCfg, name: str, what: CollectCfg) -> dict[str, Any]:
-    """The stamp of the file of a planner's episodes."""
+    """The description stored in a file of planned episodes."""
     return describe(
         cfg.task_id,
         dataclasses.replace(cfg, task=planner.task).to_dict()["task"],
@@ -158,9 +163,10 @@ def _parse_collect(
 
 
 def _make_env(cfg: TrainCfg, what: CollectCfg) -> ResidualEnv:
-    """`num_envs` envs, but no more than episodes; without `num_envs`, as many as memory allows."""
+    """`num_envs` envs, but at most one per episode; without `num_envs`, as many as fit into memory."""
     num_envs = min(what.num_envs or NUM_ENVS, what.n_episodes)
     env = make_residual_env(cfg, num_envs)
+    # The memory of one env is known only once the env exists.
     if what.num_envs is None and max_envs_in_memory(env.vec_env) < num_envs:
         num_envs = max_envs_in_memory(env.vec_env)
         env.close()
@@ -171,7 +177,7 @@ def _make_env(cfg: TrainCfg, what: CollectCfg) -> ResidualEnv:
 def _describe(
     env: ResidualEnv, cfg: TrainCfg, exported: ExportedPolicy | None, what: CollectCfg
 ) -> dict[str, Any]:
-    """The stamp of the file."""
+    """The description stored in the file."""
     plain = cfg.to_dict()
     name = f"base policy {cfg.base_policy_id!r}"
     residual = None
@@ -216,6 +222,7 @@ def _tell_collected(
             print(
                 f"residual-rl: the episode of seed {lost.seed} came to nothing: {lost.why}", file=sys.stderr
             )
+    # interrupted: the exit code of the signal
     where = f"{out} holds {stored} episodes" if stored else "nothing was written"
     if signal is not None and stored < what.n_episodes:
         print(f"residual-rl: interrupted; {rate}, {where}", file=sys.stderr)
@@ -224,6 +231,7 @@ def _tell_collected(
         raise ConfigError(
             f"{rate}, and {what.n_episodes} were requested: {where}; use a better --policy or less --noise"
         )
+    # all requested episodes are stored
     speed = f"{collected.ran / minutes:,.0f} episodes a minute" if minutes else ""
     Console().print(
         f"{where} ({out.stat().st_size / 1e6:.1f} MB); {rate}; {speed}", soft_wrap=True, highlight=False

@@ -29,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
     flags: InfoFlags = parse_flags({"own": InfoFlags()}, rest, f"demos info {file}", what)["own"]
     console = Console()
     with Demonstrations.open(file) as demos:
+        # statistics over all episodes, without reading the observations
         parts = [demos.episode(i, obs=()) for i in range(len(demos))]
         info, lengths = demos.info, [len(part) for part in parts]
         known = [part.succeeded for part in parts if part.succeeded is not None]
@@ -39,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
         success = (
             f"{sum(known)} of {len(known)} ({100 * sum(known) / len(known):.1f} %)" if known else "not stored"
         )
+        # the rows of the table
         shapes = ", ".join(f"{name} {list(shape)}" for name, shape in demos.obs_shapes.items())
         rows = {"task": f"{demos.env_id} (as {stored_by} stores it)"}
         if demos.own:
@@ -54,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
             "noise": _noise_of(info),
             "size": f"{demos.path.stat().st_size / 1e6:.1f} MB",
         }
+        # print them, and on request a table of the episodes
         table = Table("", str(demos.path), show_lines=False)
         for name, value in rows.items():
             table.add_row(name, value)

@@ -25,7 +25,7 @@ from residual_rl.runs.progress_bar import ProgressBar
 
 @dataclasses.dataclass(frozen=True)
 class ExportFlags:
-    """Flags of `demos to-lerobot` that are no settings of the conversion."""
+    """Flags of `demos to-lerobot` that are not settings of the conversion."""
 
     output_dir: Annotated[Path, tyro.conf.arg(aliases=["--out", "--output"])]
     """The dataset's folder, which must not exist."""
@@ -52,7 +52,7 @@ def to_lerobot(argv: Sequence[str]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class ImportFlags:
-    """Flags of `demos from-lerobot` that are no settings of the conversion."""
+    """Flags of `demos from-lerobot` that are not settings of the conversion."""
 
     task: str = ""
     """Task of the recording. Datasets of `demos to-lerobot` contain it."""
@@ -63,9 +63,10 @@ class ImportFlags:
 
 
 def from_lerobot(argv: Sequence[str]) -> int:
-    """Parse, write, and print a summary with the necessary changes."""
+    """Parse, write, and print a summary that includes what had to be changed."""
     source, rest = _first(argv, "from-lerobot FOLDER|OWNER/NAME", "a LeRobot dataset")
     wants_help = bool(HELP & set(rest))
+    # the task: from --task, or from a dataset that `demos to-lerobot` wrote
     recording = None if wants_help else Recording(source)
     head = parse_head(ImportFlags(), rest, "demos from-lerobot")
     task_id = head.task or (recording.side["task"] if recording and recording.side else None)
@@ -73,6 +74,7 @@ def from_lerobot(argv: Sequence[str]) -> int:
         raise ConfigError(
             f"{source} does not name its task; give it with --task TASK (`residual-rl list` shows the tasks)"
         )
+    # the settings of the task become flags, with the stored ones as defaults
     settings = None if task_id is None else _defaults(task_id, recording).task
     groups = {"own": ImportFlags(task=task_id or ""), "cfg": ImportCfg(), "settings": settings}
     about = "Write the episodes of a LeRobotDataset v3 as demonstrations of a task."
@@ -87,6 +89,7 @@ def _write(recording: Recording, task_id: str, flags: ImportFlags, cfg: ImportCf
     settings = _long_enough(settings, recording)
     env: VecEnv = load(TASKS.get(task_id).make)(settings, 1, 1, "cpu")
     with contextlib.closing(env):
+        # the conversion replays each recording in the env, which computes what the dataset does not have
         converter = Converter(recording, env, task_id, cfg)
         info = describe(
             task_id,
@@ -113,7 +116,7 @@ def _write(recording: Recording, task_id: str, flags: ImportFlags, cfg: ImportCf
 
 def _defaults(task_id: str, recording: Recording | None) -> TrainCfg:
     """The task's settings: those stored in the dataset, otherwise the defaults, with absolute joint targets
-    where a task can take them."""
+    if the task has such a control mode."""
     cfg = TrainCfg.default(task_id)
     side = recording.side if recording else None
     if side is not None and side["task"] == task_id:
@@ -135,8 +138,7 @@ def _defaults(task_id: str, recording: Recording | None) -> TrainCfg:
 
 
 def _long_enough(settings: Any, recording: Recording) -> Any:
-    """The settings with room for the longest episode, where the task has such a limit: a replay would be cut
-    off."""
+    """The settings with a step limit of at least the longest episode, so that no replay is truncated."""
     longest = max(int(length) for length in recording.dataset.meta.episodes["length"]) - 1
     if longest > getattr(settings, "max_episode_steps", longest):
         return dataclasses.replace(settings, max_episode_steps=longest)

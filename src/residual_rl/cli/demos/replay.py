@@ -43,13 +43,15 @@ def main(argv: Sequence[str]) -> int:
     flags: ReplayFlags = parse_flags(
         {"own": ReplayFlags()}, _with_video_path(rest, file), f"demos replay {file}", what
     )["own"]
+    # one torch thread: the simulator's threads use the cores
     torch.set_num_threads(1)
     console = Console()
     with Demonstrations.open(file) as demos:
         episodes = flags.episodes or range(len(demos))
         for i in episodes:
-            demos.episode(i, obs=())  # a damaged one is reported before the first is run
+            demos.episode(i, obs=())  # report damaged episodes before running any
         env = make_env(demos, min(flags.num_envs, len(episodes)), flags.num_threads)
+        # warn about what cannot be restored or compared
         unseeded = sum(demos.episodes[i].get("episode_seed") is None for i in episodes)
         if unseeded:
             _log.warning(
@@ -61,11 +63,13 @@ def main(argv: Sequence[str]) -> int:
         absent = sorted(set(demos.obs_shapes) - set(env.single_observation_space.spaces))  # type: ignore[attr-defined]
         if absent:
             _log.warning("this task does not observe %s: not compared", ", ".join(absent))
+        # Replay the episodes.
         results: list[ReplayResult] = []
         with ProgressBar(len(episodes), unit="episodes", title="replay") as bar:
             for result in replay(env, demos, episodes, keep_scenes=flags.save_video is not None):
                 results.append(result)
                 bar.update(len(results), sum(r.success for r in results) / len(results))
+    # print the results, and write the video
     console.print(_replay_table(results))
     if flags.save_video is not None:
         try:
@@ -75,6 +79,7 @@ def main(argv: Sequence[str]) -> int:
             console.print(f"no video: {error}", soft_wrap=True)
     deterministic = env.deterministic
     env.close()
+    # the exit code is 0 only if all episodes with a known outcome were reproduced
     known = [r for r in results if r.reproduced is not None]
     same = sum(bool(r.reproduced) for r in known)
     drift = max(results, key=lambda r: r.drift.value).drift
@@ -85,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _with_video_path(argv: Sequence[str], file: str) -> list[str]:
-    """`--save-video` without a name means a video beside the file."""
+    """The arguments; `--save-video` without a value gets FILE.mp4 as its value."""
     words: list[str] = []
     for i, word in enumerate(argv):
         words.append(word)

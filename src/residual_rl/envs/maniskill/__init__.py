@@ -1,1 +1,2 @@
-"""ManiSkill's tasks as a vec_env: its GPU simulation in this process, or worlds of its CPU simulation in worker processes."""
+"""ManiSkill's tasks as a vec_env: its GPU simulation in this process, or its CPU simulation in
+worker processes."""

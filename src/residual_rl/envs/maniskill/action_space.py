@@ -1,4 +1,5 @@
-"""Actions in [-1, 1] for ManiSkill's controllers, some of which take joint positions or velocities as they are."""
+"""Actions in [-1, 1] for ManiSkill's controllers, some of which take joint positions or velocities as they
+are."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ class ActionRange:
         spaces = dict(getattr(env.single_action_space, "spaces", {"": env.single_action_space}))
         agents = dict(zip(spaces, getattr(env.agent, "agents", [env.agent]), strict=True))
         self._parts: list[tuple[str, int, Tensor, Tensor]] = []
-        """For each robot its name, its number of actions, and the middle and the half of the range of each."""
+        """For each robot its name, its number of actions, and the middle and the half of the range of
+        each."""
+        # the affine map from [-1, 1] to each robot's range
         for name, space in spaces.items():
             middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2
             if not np.isfinite(half).all() or not (half > 0.0).all():
@@ -53,6 +56,7 @@ class ActionRange:
         if len(self._parts) == 1:
             _, _, middle, half = self._parts[0]
             return actions if self._is_normalised else middle + actions * half
+        # several robots: a dict of the columns of each
         columns = actions.split([size for _, size, _, _ in self._parts], 1)
         return {
             name: middle + part * half
@@ -60,7 +64,8 @@ class ActionRange:
         }
 
     def from_maniskill(self, actions: Tensor) -> Tensor:
-        """[B, A]: what `to_maniskill` turns into `actions` [B, A], for one robot. Raises `ConfigError` where there are several."""
+        """[B, A]: what `to_maniskill` turns into `actions` [B, A], for one robot. Raises `ConfigError` where
+        there are several."""
         if len(self._parts) != 1:
             raise ConfigError("actions of several robots cannot be converted")
         _, _, middle, half = self._parts[0]

@@ -1,4 +1,4 @@
-"""What a ManiSkill robot's arm, its controller and its gripper are."""
+"""Describes the arm, the controller and the gripper of a ManiSkill robot."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ GRIPPER_OPENS: dict[str, float] = {
     "xarm6_robotiq": -1.0,
     "xarm6_robotiq_wristcam": -1.0,
 }
-"""The gripper's action that opens it, by ManiSkill's name of the robot. Another robot's class says it in an attribute `gripper_opens`, and
-with it that its tool's axes are those that `Arm` describes."""
+"""The gripper's action that opens it, by ManiSkill's name of the robot. Other robots define an attribute
+`gripper_opens` on their class if their tool's axes are those that `Arm` describes."""
 _FRAMES = {"ee_delta_pos": "root_translation", "ee_delta_pose": "root_translation:root_aligned_body_rotation"}
 
 
 def describe_arm(agent: Any) -> Arm | None:
-    """The arm of a ManiSkill robot; None where it has no tool, or where no controller is called the arm's.
+    """The arm of a ManiSkill robot; None if it has no tool link or no controller named `arm`.
 
     Args:
         agent: a `BaseAgent`, one robot.
@@ -34,6 +34,7 @@ def describe_arm(agent: Any) -> Arm | None:
     if "arm" not in controllers or not isinstance(tool, Link):
         return None
     control, scale = _control(controllers["arm"])
+    # the columns of the action that belong to each controller, in order
     first = 0
     columns: dict[str, tuple[int, ...]] = {}
     for name, controller in controllers.items():
@@ -58,9 +59,11 @@ def describe_arm(agent: Any) -> Arm | None:
 def _control(
     controller: Any,
 ) -> tuple[Literal["joint_delta", "ee_delta_pos", "ee_delta_pose"] | None, tuple[float, ...]]:
-    """What kind of actions a controller takes, and what 1 is; (None, ()) for kinds that `Arm` has no word for."""
+    """The kind of a controller's actions, and the meaning of 1; (None, ()) for kinds that `Arm` does not
+    have."""
     from mani_skill.agents.controllers import PDEEPosController, PDEEPoseController, PDJointPosController
 
+    # exact types only: a subclass may interpret actions differently
     kinds = {
         PDJointPosController: "joint_delta",
         PDEEPosController: "ee_delta_pos",
@@ -68,6 +71,7 @@ def _control(
     }
     kind: Any = kinds.get(type(controller))
     cfg = controller.config
+    # only normalised changes from the measured position, in the frames that `Arm` describes
     if kind is None or not cfg.use_delta or cfg.use_target or not controller._normalize_action:
         return None, ()
     if kind in _FRAMES and (cfg.frame != _FRAMES[kind] or cfg.root_link_name is not None):
@@ -75,15 +79,17 @@ def _control(
     space = controller._original_single_action_space
     if not np.allclose(space.low, -space.high):
         return None, ()
+    # a symmetric range: an action of 1 is its upper bound
     scale = np.array(space.high, np.float64)
-    if kind == "ee_delta_pose":  # ManiSkill multiplies rotations by the lower bound, which turns their sign
+    if kind == "ee_delta_pose":  # ManiSkill multiplies rotations by the lower bound, which inverts their sign
         scale[3:] = cfg.rot_lower
     return kind, tuple(scale.tolist())
 
 
 def _joints_to(link: Any) -> tuple[str, ...]:
-    """The joints that move `link`, from the robot's base on."""
+    """The active joints that move `link`, from the base to the link."""
     names = []
+    # walk up the kinematic tree; fixed joints have no active index
     while link is not None:
         if link.joint is None:
             break

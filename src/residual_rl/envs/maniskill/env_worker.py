@@ -15,16 +15,17 @@ from residual_rl.envs.maniskill.spec import ManiSkillEnvCfg
 
 
 def make(cfg: dict[str, Any], num_envs: int) -> EnvWorker:
-    """The envs of a worker process, which they have to themselves: the functions that make them faster are global."""
+    """The envs of a worker process. The process must do nothing else, since `cpu_patches` are global."""
     torch.set_num_threads(1)
     read_poses_at_once()
     return EnvWorker(ManiSkillEnvCfg.from_json(cfg), num_envs)
 
 
 class EnvWorker:
-    """`num_envs` ManiSkill envs of the CPU simulation, as a `WorkerPool` calls them.
+    """`num_envs` ManiSkill envs of the CPU simulation, with the methods that a `WorkerPool` calls.
 
-    Inputs and results are rows of shared arrays, written with NumPy: it takes a fifth of torch's time for a few numbers.
+    Inputs and results are rows of shared arrays. They are written with NumPy, which takes a fifth of torch's
+    time for a few numbers.
     """
 
     @torch.inference_mode()
@@ -37,21 +38,23 @@ class EnvWorker:
         self._env_ids = torch.zeros(1, dtype=torch.int64)
 
     def describe(self) -> dict[str, Any]:
-        """What the envs are like."""
+        """The `EnvDescription` of the envs, as JSON."""
         return self._envs[0].description.to_json()
 
     @torch.inference_mode()
     def share(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Take the shared arrays, and write the first observations."""
+        """Store the shared arrays, and write the first observations."""
         self._rows = [
-            {name: array[i : i + 1] for name, array in arrays.items()} for i in range(len(self._envs))
+            # slices, not indices: each env sees arrays with a batch of 1
+            {name: array[i : i + 1] for name, array in arrays.items()}
+            for i in range(len(self._envs))
         ]
         for row, env in zip(self._rows, self._envs, strict=True):
             _write(row, env.observations(), "obs/")
 
     @torch.inference_mode()
     def reset(self) -> None:
-        """Begin new episodes in the active envs."""
+        """Start new episodes in the active envs."""
         for row, env in zip(self._rows, self._envs, strict=True):
             if row["active"]:
                 np.random.seed(int(row["seed"][0]))  # noqa: NPY002 (some tasks draw from the global generator)
@@ -63,6 +66,7 @@ class EnvWorker:
         """Step the active envs."""
         for row, env in zip(self._rows, self._envs, strict=True):
             if row["active"]:
+                # a copy: the env may keep its action, and the pool overwrites the shared array
                 step = env.step(torch.from_numpy(row["action"].copy()))
                 _write(row, {"reward": step.reward, "success": step.success, "fail": step.fail})
                 _write(row, step.metrics, "metrics/")
@@ -76,6 +80,6 @@ class EnvWorker:
 
 
 def _write(row: dict[str, NDArray[Any]], values: dict[str, Tensor], prefix: str = "") -> None:
-    """Write `values`, [1, …] each, to an env's arrays, whose names begin with `prefix`."""
+    """Write `values`, [1, …] each, to the arrays of an env whose names start with `prefix`."""
     for name, value in values.items():
         row[prefix + name][...] = value.numpy()

@@ -1,4 +1,4 @@
-"""Making a ManiSkill env, with a clear line for what it does not have or this machine lacks."""
+"""Creates ManiSkill envs. Errors name what ManiSkill does not have, or what is not installed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DOWNLOAD = "python -m mani_skill.utils.download_asset"
 
 
 class _NotDownloadedError(Exception):
-    """In the place of ManiSkill's question, on the terminal, whether it may download something."""
+    """Raised instead of ManiSkill's prompt on the terminal, which offers to download missing files."""
 
 
 def require_maniskill() -> None:
@@ -26,18 +26,19 @@ def require_maniskill() -> None:
 
 
 def make_env(cfg: ManiSkillEnvCfg, num_envs: int, render_mode: str | None = None, **more: Any) -> Any:
-    """The unwrapped ManiSkill env of `cfg`; ends of episodes are the caller's business.
+    """The unwrapped ManiSkill env of `cfg`, without a limit on the length of episodes.
 
-    Its observations are nested dicts that hold the privileged state, and the images where `cfg` wants them. Nothing is ever
-    downloaded. Raises `ConfigError` or `UnknownNameError`.
+    Its observations are nested dicts with the privileged state and, if `cfg` has images, the images. Nothing
+    is downloaded. Raises `ConfigError` or `UnknownNameError`.
 
     Args:
-        cfg: what to make.
+        cfg: the env's settings.
         num_envs: B.
-        render_mode: `rgb_array` for an env that `render` draws.
-        more: for `gymnasium.make`.
+        render_mode: `rgb_array` for an env with `render`.
+        more: further arguments of `gymnasium.make`.
     """
     require_maniskill()
+    # rendering needs Vulkan
     draws = cfg.has_images or render_mode is not None or cfg.render_backend != "none"
     if draws and not no_device.vulkan_works():
         what = (
@@ -48,8 +49,10 @@ def make_env(cfg: ManiSkillEnvCfg, num_envs: int, render_mode: str | None = None
         raise ConfigError(f"{what} cannot be had: {WITHOUT_VULKAN}")
     _import(cfg.modules)
     if not no_device.vulkan_works():
+        # Scenes create render materials even if nothing is rendered.
         no_device.replace_materials()
     _check_names(cfg)
+    # optional arguments are left out: None is not the default of all of them
     arguments = {
         "num_envs": num_envs,
         "obs_mode": "rgb+state_dict" if cfg.has_images else "state_dict",
@@ -87,6 +90,7 @@ def _check_names(cfg: ManiSkillEnvCfg) -> None:
 
     if cfg.env_id not in REGISTERED_ENVS:
         raise UnknownNameError("ManiSkill env", cfg.env_id, REGISTERED_ENVS)
+    # reward modes are those of the task's class; control modes are known only once the robot is built
     task = REGISTERED_ENVS[cfg.env_id].cls
     if cfg.reward_mode is not None and cfg.reward_mode not in task.SUPPORTED_REWARD_MODES:
         modes = ", ".join(task.SUPPORTED_REWARD_MODES)
@@ -96,6 +100,7 @@ def _check_names(cfg: ManiSkillEnvCfg) -> None:
     if cfg.robot_uids not in REGISTERED_AGENTS:
         raise UnknownNameError("ManiSkill robot", cfg.robot_uids, REGISTERED_AGENTS)
     agent = REGISTERED_AGENTS[cfg.robot_uids].agent_cls
+    # the robot's model may be a file that has to be downloaded first
     path = agent.urdf_path or agent.mjcf_path
     if path is not None and not Path(format_path(str(path))).exists():
         raise ConfigError(
@@ -104,7 +109,7 @@ def _check_names(cfg: ManiSkillEnvCfg) -> None:
 
 
 def _make(cfg: ManiSkillEnvCfg, arguments: dict[str, Any]) -> Any:
-    """`gymnasium.make`, whatever it raises told in one line."""
+    """`gymnasium.make`, with any exception as a `ConfigError` of one line."""
     import gymnasium
     from mani_skill import ASSET_DIR
     from mani_skill.utils import download_asset
@@ -112,6 +117,7 @@ def _make(cfg: ManiSkillEnvCfg, arguments: dict[str, Any]) -> Any:
     def refuse(message: str) -> bool:
         raise _NotDownloadedError(message)
 
+    # replace the prompt for downloads by an exception while the env is created
     ask = download_asset.prompt_yes_no
     download_asset.prompt_yes_no = refuse
     name = cfg.env_id if cfg.robot_uids is None else f"{cfg.env_id} with robot {cfg.robot_uids}"
@@ -128,7 +134,7 @@ def _make(cfg: ManiSkillEnvCfg, arguments: dict[str, Any]) -> Any:
             raise ConfigError(f"ManiSkill cannot make {name}: {_in_words(error)}") from error
         modes = _control_modes(cfg.env_id, arguments)
         raise UnknownNameError(f"control mode of {name}:", str(cfg.control_mode), modes) from None
-    except (Exception, SystemExit) as error:  # tasks refuse robots and lack files in many ways
+    except (Exception, SystemExit) as error:  # unsupported robots and missing files raise many types
         if str(ASSET_DIR) in str(error):
             raise ConfigError(
                 f"{name} needs files that are not on this machine ({error}); what there is: {DOWNLOAD} --help"
@@ -143,6 +149,7 @@ def _make(cfg: ManiSkillEnvCfg, arguments: dict[str, Any]) -> Any:
 def _control_modes(env_id: str, arguments: dict[str, Any]) -> list[str]:
     import gymnasium
 
+    # an env in the robot's default control mode lists the others
     env = gymnasium.make(env_id, disable_env_checker=True, **{**arguments, "control_mode": None})
     agent = env.unwrapped.agent  # type: ignore[attr-defined]
     modes = getattr(agent, "agents", [agent])[0].supported_control_modes

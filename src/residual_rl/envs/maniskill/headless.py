@@ -1,7 +1,7 @@
-"""SimEnvs without pictures on a machine without a Vulkan device.
+"""Simulation without rendering on a machine without a Vulkan device.
 
-ManiSkill 3.0.1 makes render materials for its scenes even where `render_backend="none"` leaves nothing to draw them, and SAPIEN's
-materials want a device. Here, and nowhere else, a plain object takes their place; only where no device exists.
+ManiSkill 3.0.1 creates render materials for its scenes even with `render_backend="none"`, and SAPIEN's
+materials need a device. On machines without one, this module replaces them by a plain object.
 """
 
 from __future__ import annotations
@@ -17,26 +17,29 @@ _log = logging.getLogger(__name__)
 
 @functools.cache
 def vulkan_works() -> bool:
-    """Whether SAPIEN finds a device that can draw: a GPU, or a software driver. To be asked before materials are replaced."""
+    """Whether SAPIEN finds a device to render with: a GPU or a software driver.
+
+    Call it before `replace_materials`, which changes the answer; later calls return the first result.
+    """
     import_sapien()
     import sapien
 
     try:
-        sapien.render.RenderMaterial()  # `sapien.Device.can_render` says no of software drivers that do
+        sapien.render.RenderMaterial()  # `sapien.Device.can_render` is false for software drivers
     except RuntimeError:  # "failed to find a rendering device"
         return False
     return True
 
 
 def import_sapien() -> None:
-    """Import it without its warning that it brings a Vulkan loader of its own."""
+    """Import SAPIEN without its warning about the Vulkan loader that it includes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Failed to find system libvulkan")
         import sapien  # noqa: F401
 
 
 class PlainMaterial:
-    """Holds what a `sapien.render.RenderMaterial` is given, and draws nothing."""
+    """Stores the values given to a `sapien.render.RenderMaterial`, and renders nothing."""
 
     def __init__(self, *args: Any, **values: Any):  # noqa: ARG002 (colours and such, by position)
         vars(self).update(values)
@@ -48,7 +51,10 @@ class PlainMaterial:
 
 
 def replace_materials() -> None:
-    """Put `PlainMaterial` in the place of SAPIEN's render materials, wherever they were imported to. For a process that never draws."""
+    """Replace SAPIEN's render materials by `PlainMaterial` in all imported modules.
+
+    For processes that never render.
+    """
     import_sapien()
     import sapien.wrapper.urdf_loader  # the last of SAPIEN's own that imports them by name
 
@@ -56,6 +62,7 @@ def replace_materials() -> None:
     if theirs is PlainMaterial:
         return
     _log.info("no Vulkan device: ManiSkill's scenes are built without render materials")
+    # modules that imported the class by name hold references of their own
     for module in list(sys.modules.values()):
         if vars(module).get("RenderMaterial") is theirs:
             module.RenderMaterial = PlainMaterial  # type: ignore[attr-defined]

@@ -1,7 +1,8 @@
 """ManiSkill's own motion planning solutions, as episodes in any control mode.
 
-A solution plans and acts in joint positions, whatever the episode's limit. What it did is then replayed in a world of the control mode that
-is asked for, by ManiSkill's conversion of actions, and only what happens there counts: observations, rewards and success are that world's.
+A solution plans and acts in joint positions, without a step limit. ManiSkill's conversion of actions then
+replays the plan in an env of the requested control mode. Observations, rewards and success are those of the
+replay.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ HOLD_STEPS = 10
 _HERE = torch.zeros(1, dtype=torch.int64)
 
 Arrays = dict[str, NDArray[Any]]
-"""An episode of T steps: `obs/NAME` [T + 1, …], `actions` [T, A], `rewards`, `success`, `terminated`, `truncated` [T], `state` [1, S]."""
+"""An episode of T steps: `obs/NAME` [T + 1, …], `actions` [T, A], `rewards`, `success`, `terminated`,
+`truncated` [T], `state` [1, S]."""
 
 
 class NoPlanError(Exception):
@@ -94,8 +96,10 @@ class Planner:
     """Plans episodes of a task, one after the other.
 
     Args:
-        cfg: of the worlds that the episodes are stored from. No control mode is that of the task.
-        max_episode_steps: steps after which an episode there is cut off; None is twice the task's own, and `LEAST_LIMIT` at least.
+        cfg: settings of the env that the episodes are recorded in. Without a control mode, the task's
+            default.
+        max_episode_steps: steps after which an episode is truncated; None: twice the task's limit, at least
+            `LEAST_LIMIT`.
         ignore_terminations: whether episodes go on after success or failure.
 
     Raises `ConfigError` for tasks, robots and control modes that cannot be planned for.
@@ -108,6 +112,7 @@ class Planner:
             LEAST_LIMIT, 2 * (self.description.max_episode_steps or 0)
         )
         self._to_the_end = ignore_terminations
+        # can the task be planned for this robot and converted to this control mode?
         self._solve = find_solution(cfg.env_id, self.description.robot)
         mode, robot = self.description.control_mode, self.description.robot
         if mode not in (PLANNED_MODE, *CONVERTED_MODES):
@@ -118,11 +123,13 @@ class Planner:
             raise ConfigError(
                 f"ManiSkill cannot convert plans for robot {robot!r} to {mode}; take --control-mode {PLANNED_MODE}"
             )
+        # the env in which solutions act, without observations
         planned = dataclasses.replace(cfg, control_mode=PLANNED_MODE, obs_mode="state", render_backend="none")
         self._plan = _PlannedIn(make_env(planned, 1, obs_mode="none"))
 
     def episode(self, seed: int) -> Arrays:
-        """The episode of `seed`, from 0 to 2^31 - 1, which may well fail in its control mode. Raises `NoPlanError`."""
+        """The episode of `seed`, from 0 to 2^31 - 1, which may well fail in its control mode. Raises
+        `NoPlanError`."""
         actions = self._planned(seed)
         stored = _StoredIn(self._world, seed, self.max_episode_steps, self._to_the_end)
         with contextlib.suppress(_EndedError):
@@ -132,6 +139,7 @@ class Planner:
     def _planned(self, seed: int) -> NDArray[np.float32]:
         """[T, n]: the actions of a solution, as its control mode takes them, and a moment of rest."""
         np.random.seed(seed)  # noqa: NPY002 (as in a worker that steps worlds)
+        # a solution returns an int if planning failed
         result = self._solve(self._plan, seed=seed, debug=False, vis=False)
         if isinstance(result, int) or not self._plan.actions:
             raise NoPlanError("no plan was found")
@@ -145,12 +153,13 @@ class Planner:
             return
         from mani_skill.trajectory.utils.actions.conversion import from_pd_joint_pos
 
+        # ManiSkill's conversion replays the plan in one env and steps the other
         self._plan.reset(seed=seed)
         from_pd_joint_pos(mode, actions, self._plan, stored)
 
 
 class _PlannedIn:
-    """The env that a solution acts in, which keeps its actions."""
+    """The env that a solution acts in. It records the actions."""
 
     def __init__(self, env: Any):
         self.unwrapped = env
@@ -173,16 +182,17 @@ class _PlannedIn:
 
 
 class _EndedError(Exception):
-    """The stored episode is over; whatever else was planned is of no use."""
+    """The recorded episode has ended; the rest of the plan is not executed."""
 
 
 class _StoredIn:
-    """An episode of a world, which is driven with ManiSkill's own actions and keeps all that happens."""
+    """Records an episode of an env that is stepped with ManiSkill's own actions."""
 
     def __init__(self, world: ManiSkillEnv, seed: int, limit: int, to_the_end: bool):
         self.unwrapped = world.env
         self._world, self._limit, self._to_the_end = world, limit, to_the_end
-        np.random.seed(seed)  # noqa: NPY002 (as in a worker that steps worlds)
+        np.random.seed(seed)  # noqa: NPY002 (as in `EnvWorker.reset`)
+        # the same seed as in planning: the same scene
         world.reset(_HERE, torch.tensor([seed]))
         self._state = world.states()[:, 1:]
         self._obs = [world.observations()]
@@ -191,6 +201,7 @@ class _StoredIn:
 
     def step(self, action: Any) -> tuple[None, None, None, None, dict[str, Any]]:
         """Execute what the control mode takes. Raises `_EndedError` after the last step of the episode."""
+        # out-of-range actions are clipped, as a policy's would be
         ours = self._world.normalised(torch.as_tensor(action).reshape(1, -1).float()).clamp(-1.0, 1.0)
         step = self._world.step(ours)
         self._actions.append(ours[0])
@@ -205,7 +216,8 @@ class _StoredIn:
         return bool(step.success[0] | step.fail[0])
 
     def arrays(self) -> Arrays:
-        """What happened. Where the plan came to its end before the episode did, it is cut off there."""
+        """The recorded episode; truncated after the last planned action if it has not ended before."""
+        # only the last step ends the episode
         terminated, truncated = np.zeros(len(self._steps), bool), np.zeros(len(self._steps), bool)
         terminated[-1] = self._ended(self._steps[-1]) and not self._to_the_end
         truncated[-1] = not terminated[-1]

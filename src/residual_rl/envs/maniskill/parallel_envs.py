@@ -1,4 +1,4 @@
-"""ManiSkill envs of the CPU simulation, which steps one env at a time, in worker processes."""
+"""ManiSkill envs in worker processes, for the CPU simulation, which steps one env at a time."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _WORKER = "residual_rl.envs.maniskill.env_worker"
 class ParallelEnvs:
     """B envs, divided evenly among worker processes.
 
-    Raises `ConfigError` for an env that cannot be made, and `WorkerError` when a worker fails, which ends all of them.
+    Raises `ConfigError` for an env that cannot be created, and `WorkerError` if a worker fails, which closes
+    the pool.
 
     Args:
-        cfg: what to make.
+        cfg: the envs' settings.
         num_envs: B.
         num_workers: processes; at most B are started.
     """
@@ -38,22 +39,25 @@ class ParallelEnvs:
             num_workers,
             preload=("mani_skill.envs", _WORKER),
         )
+        # all workers have the same kind of env; its description gives the shapes of the shared arrays
         self.description = EnvDescription.from_json(self.pool.descriptions[0])
         self.deterministic = self.description.deterministic
         arrays = self.pool.share(shared_arrays(self.description))
         self._arrays = {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def reset(self, env_ids: Tensor, seeds: Tensor) -> None:
-        """Begin the episodes of `seeds` [n], each from 0 to 2^31 - 1, in the envs `env_ids` [n]."""
+        """Start the episodes of `seeds` [n], each from 0 to 2^31 - 1, in the envs `env_ids` [n]."""
         active = torch.zeros(self.num_envs, dtype=torch.bool)
         active[env_ids] = True
         self._arrays["seed"][env_ids] = seeds
         self._call("reset", active)
 
     def step(self, actions: Tensor, active: Tensor) -> Step:
-        """Execute `actions` [B, A] in the `active` [B] envs. The results of the others are those of their last step."""
+        """Execute `actions` [B, A] in the `active` [B] envs. Other envs keep the results of their last
+        step."""
         self._arrays["action"].copy_(actions)
         self._call("step", active)
+        # copies: the workers overwrite the shared arrays in the next step
         reward, success, fail = (self._arrays[name].clone() for name in ("reward", "success", "fail"))
         return Step(self.observations(), reward, success, fail, self._copies("metrics/"))
 
@@ -83,7 +87,8 @@ class ParallelEnvs:
 
 
 def shared_arrays(description: EnvDescription) -> dict[str, ArraySpec]:
-    """The arrays of one env: its inputs, the results of a step, and under `obs/…` and `metrics/…` what these names hold."""
+    """The shared arrays of one env: inputs, results of a step, observations (`obs/…`) and metrics
+    (`metrics/…`)."""
     arrays = {
         "action": ArraySpec((len(description.action_unit),), "float32"),
         "active": ArraySpec((), "bool"),

@@ -1,7 +1,7 @@
 """Motion planning in worker processes: a plan that crashes or takes too long costs one episode.
 
-The planner is compiled code, which may crash or never return. `pebble.ProcessPool` replaces a process that did, and kills
-one that exceeds the time limit.
+The planner is compiled code, which may crash or never return. `pebble.ProcessPool` replaces a process that
+did, and kills one that exceeds the time limit.
 """
 
 from __future__ import annotations
@@ -60,11 +60,13 @@ class PlannerPool:
             raise MissingDependencyError(
                 "pebble", "install it with `pip install residual-rl[maniskill]`"
             ) from error
+        # fork workers from a server that has imported ManiSkill once
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__, "mani_skill.envs"])
         self._time_limit = cfg.time_limit
         self._pool = ProcessPool(num_workers, initializer=_build, initargs=(cfg,), context=context)
         try:
+            # the first answer shows whether the task can be planned
             answer = self._pool.schedule(_describe).result()
         except (OSError, BrokenProcessPool) as error:
             self.close()
@@ -76,7 +78,8 @@ class PlannerPool:
             self.close()
             raise ConfigError(answer)
         self.description, self.max_episode_steps = answer
-        """The env that the episodes are stored from, and the steps after which an episode is truncated there."""
+        """The env that the episodes are stored from, and the steps after which an episode is truncated
+        there."""
 
     @property
     def pids(self) -> list[int]:
@@ -93,12 +96,14 @@ class PlannerPool:
         futures = [
             self._pool.schedule(_plan, (seed, self._time_limit), timeout=self._time_limit) for seed in seeds
         ]
+        # yield results in the order of the seeds, as soon as they are complete
         next_index = 0
         while next_index < len(futures) and not stopped():
             wait([futures[next_index]], _POLL_SECONDS)
             while next_index < len(futures) and futures[next_index].done():
                 yield next_index, self._result(futures[next_index])
                 next_index += 1
+        # stopped: results that are ready, and no further episodes
         for i, future in enumerate(futures[next_index:], next_index):
             if future.done():
                 yield i, self._result(future)
@@ -123,7 +128,7 @@ class PlannerPool:
         return result
 
 
-# --- in a planning process ------------------------------------------------------------------------------------------
+# --- in a planning process ----------------------------------------------------------------------------------
 
 _planner: Planner | str = "not built"
 """The planner of this process, or why there is none."""
@@ -156,7 +161,8 @@ def _plan(seed: int, time_limit: float) -> Arrays | str:
     assert isinstance(_planner, Planner), _planner
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     with contextlib.ExitStack() as stack:
-        # The pool enforces the limit. The alarm is for a process that the pool cannot end, as the program was killed.
+        # The pool enforces the limit. The alarm is for a process that the pool cannot end, as the program was
+        # killed.
         signal.setitimer(signal.ITIMER_REAL, time_limit + _GRACE_SECONDS)
         stack.callback(signal.setitimer, signal.ITIMER_REAL, 0.0)
         try:

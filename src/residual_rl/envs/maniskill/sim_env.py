@@ -1,4 +1,4 @@
-"""One ManiSkill env, of one world on the CPU or of B on a GPU, under this package's names."""
+"""A ManiSkill env, single on the CPU or batched on a GPU, with this package's names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NO_FIGURES = {"elapsed_steps", "reconfigure", "success", "fail"}
 
 @dataclass(frozen=True)
 class Step:
-    """What one step gives, each with the batch in front."""
+    """Results of a step, with the batch as the first dimension."""
 
     obs: Obs
     reward: Tensor
@@ -44,17 +44,19 @@ class ManiSkillEnv:
     Observations, float32 [B, n] but for the images:
 
     - `state`: what ManiSkill's mode `state` gives, in its order (not in mode `rgb`);
-    - `proprioception`: the same without what a real robot could not know (in modes with images);
+    - `proprioception`: the same without privileged information (in modes with images);
     - each camera's image, uint8 [B, H, W, 3], by the camera's name;
-    - `joint_position`, `joint_velocity`: of all joints of all robots, in [rad] or [m] and per second, where the robots tell them;
-    - `base_pose`, `tcp_pose`: position [m] and quaternion (w, x, y, z) in the world's frame, where there is one robot;
-    - what the task itself adds to the state, by its own names (`obj_pose`, `goal_pos`, …).
+    - `joint_position`, `joint_velocity`: of all joints of all robots, in [rad] or [m] and per second, if
+      observed;
+    - `base_pose`, `tcp_pose`: position [m] and quaternion (w, x, y, z) in the world frame, for a single
+      robot;
+    - the task's own entries of the state, by name (`obj_pose`, `goal_pos`, …).
 
     Args:
-        cfg: what to make.
+        cfg: the env's settings.
         num_envs: B; more than 1 needs the GPU simulation.
 
-    Raises `ConfigError` for what ManiSkill does not have, or not on this machine.
+    Raises `ConfigError` for what ManiSkill does not have or what is not installed.
     """
 
     remote = False
@@ -69,6 +71,7 @@ class ManiSkillEnv:
             raise ConfigError(f"{cfg.env_id} has no robot: there is nothing to act with")
         self._actions = ActionRange(self.env)
         info = self.env.get_info()  # as it was made: to build it twice takes twice as long
+        # the first observation and the metrics, from the scene that was just built
         raw = self.env.get_obs(info)
         self._metrics = tuple(
             name
@@ -80,19 +83,20 @@ class ManiSkillEnv:
         self._obs = self._observe(raw, info)
         self.description = self.describe()
 
-    # --- an episode ---------------------------------------------------------------------------------------------
+    # --- an episode -----------------------------------------------------------------------------------------
 
     def reset(self, env_ids: Tensor, seeds: Tensor) -> None:
         """Begin the episodes of `seeds` [n] int64, each from 0 to 2^31 - 1, in `env_ids` [n] int64.
 
-        On the CPU an episode is then a function of its seed and its actions. On a GPU ManiSkill draws for all envs that are reset
-        together from the seed of the first.
+        On the CPU an episode is a function of its seed and its actions. On a GPU, ManiSkill uses the first
+        seed for all envs that are reset together.
         """
         if len(env_ids) == 0:
             return
         self._seeds[env_ids.cpu()] = seeds.cpu()
         if self.device.type == "cpu" and self.env.reconfiguration_freq != 1:
             give_fresh_physics(self.env)
+        # `env.reset` takes seeds for all envs; for some envs, or without a rebuild, they are set directly
         takes_all_seeds = len(env_ids) == self.num_envs and (
             self.device.type != "cpu" or self.env.reconfiguration_freq != 0
         )
@@ -103,15 +107,18 @@ class ManiSkillEnv:
         self._obs = self._observe(raw, info)
 
     def _reset_some(self, env_ids: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
-        """`env.reset` with the seeds of `env_ids` alone. ManiSkill takes those of all envs or none: then it would make generators for the
-        thousand envs that go on, and seed torch from the first of all, for the same draws again and again. On the CPU this way is quicker
-        too: it makes one generator instead of three."""
+        """`env.reset` with the seeds of `env_ids` alone. ManiSkill takes those of all envs or none: then it
+        would make generators for the thousand envs that go on, and seed torch from the first of all, for the
+        same draws again and again. On the CPU this way is quicker too: it makes one generator instead of
+        three."""
+        # set the seeds and generators as `env.reset` would
         rows = env_ids.cpu().numpy()
         seeds = self._seeds.numpy()[rows].tolist()
         generators = [np.random.RandomState(seed) for seed in seeds]  # ManiSkill's own kind
         self.env._episode_seed[rows] = seeds
         self.env._batched_episode_rng[rows] = generators
         self.env._episode_rng = generators[0]
+        # seed torch for the draws of this reset only
         on_gpu = self.device.type == "cuda"
         with torch.random.fork_rng([self.device] if on_gpu else []):
             if on_gpu:
@@ -124,7 +131,9 @@ class ManiSkillEnv:
         return result
 
     def step(self, actions: Tensor, active: Tensor | None = None) -> Step:  # noqa: ARG002
-        """Execute `actions` [B, A] in [-1, 1]. SimEnvs that are not `active` go on too: a GPU steps all or none."""
+        """Execute `actions` [B, A] in [-1, 1] in all envs, `active` or not: a GPU cannot step some of
+        them."""
+        # ManiSkill's ends of episodes are ignored: the vec_env decides
         raw, reward, _, _, info = self.env.step(self._actions.to_maniskill(actions))
         self._obs = self._observe(raw, info)
         success, fail = (self._figure(info.get(name, False)).bool() for name in ("success", "fail"))
@@ -151,13 +160,13 @@ class ManiSkillEnv:
         )
 
     def close(self) -> None:
-        """Free the scene."""
+        """Close the env and free its scene."""
         self.env.close()
 
-    # --- parts --------------------------------------------------------------------------------------------------
+    # --- parts ----------------------------------------------------------------------------------------------
 
     def _figure(self, value: Any) -> Tensor:
-        """A figure of each world [B] float32, apart from a task's own tensor, which its next reset may change."""
+        """A value of each env [B] float32, copied: the next reset may change the task's own tensor."""
         return (
             torch.as_tensor(value, device=self.device)
             .reshape(-1)
@@ -166,7 +175,8 @@ class ManiSkillEnv:
         )
 
     def _observe(self, raw: dict[str, Any], info: dict[str, Any]) -> Obs:
-        """New tensors: ManiSkill's own are views of the simulator's buffers."""
+        """The observations, as copies: ManiSkill's tensors are views of the simulator's buffers."""
+        # the task's own entries of the state, by name
         agent_obs = raw.get("agent", {})
         robots = [agent_obs] if "qpos" in agent_obs else list(agent_obs.values())
         told = {name: value for name, value in raw.items() if name not in ("sensor_param", "sensor_data")}
@@ -174,6 +184,7 @@ class ManiSkillEnv:
             {name: value for name, value in told.items() if name not in ("agent", "extra")}
             | raw.get("extra", {})
         )
+        # joints of all robots, and the poses of a single one
         for name, theirs in (("joint_position", "qpos"), ("joint_velocity", "qvel")):
             if robots and all(theirs in robot for robot in robots):
                 named[name] = torch.cat([robot[theirs] for robot in robots], 1)
@@ -184,6 +195,7 @@ class ManiSkillEnv:
             named["base_pose"] = self._base_pose
             if "tcp_pose" not in named and getattr(agent, "tcp", None) is not None:
                 named["tcp_pose"] = agent.tcp.pose.raw_pose
+        # copies of everything, and the flat observations and images of the mode
         obs = {name: value.reshape(self.num_envs, -1).float().clone() for name, value in named.items()}
         if self.cfg.obs_mode != "rgb":
             obs["state"] = self._flattened(told)
@@ -199,7 +211,8 @@ class ManiSkillEnv:
         return flat.float()
 
     def _extra_of_a_real_robot(self, info: dict[str, Any]) -> dict[str, Any]:
-        """What the task observes in ManiSkill's own mode `rgb`. Some tasks ask the mode's name, others what it stands for."""
+        """The task's own observations in mode `rgb`. Tasks read either the name or the struct of the mode."""
+        # switch the mode for this call
         name, meaning = self.env._obs_mode, self.env.obs_mode_struct
         self.env._obs_mode, self.env.obs_mode_struct = "rgb", dataclasses.replace(meaning, state_dict=False)
         extra: dict[str, Any] = self.env._get_obs_extra(info)
@@ -209,6 +222,7 @@ class ManiSkillEnv:
     def describe(self) -> EnvDescription:
         from mani_skill.utils.registration import REGISTERED_ENVS
 
+        # multi-robot envs have a list of agents
         agents = getattr(self.env.agent, "agents", [self.env.agent])
         return EnvDescription(
             robot="+".join(agent.uid for agent in agents),

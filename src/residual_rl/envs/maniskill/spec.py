@@ -1,4 +1,4 @@
-"""How a ManiSkill env is made, and what it is like: plain values, which go to worker processes and come back as JSON."""
+"""Arguments and description of a ManiSkill env: plain values, exchanged with worker processes as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WITHOUT_VULKAN = (
 
 @dataclass(frozen=True)
 class ManiSkillEnvCfg:
-    """Arguments of `gymnasium.make`. None is the task's own value."""
+    """Arguments of `gymnasium.make`. None means the task's default."""
 
     env_id: str
     robot_uids: str | None = None
@@ -51,7 +51,7 @@ class ManiSkillEnvCfg:
 
 @dataclass(frozen=True)
 class EnvDescription:
-    """What a ManiSkill env is like once it is built."""
+    """Properties of a ManiSkill env that are known once it is created."""
 
     robot: str
     control_mode: str
@@ -86,6 +86,7 @@ class EnvDescription:
             name: ArraySpec(tuple(value["shape"]), value["dtype"])
             for name, value in data["observations"].items()
         }
+        # JSON has lists where the fields are tuples
         tuples = {name: tuple(data[name]) for name in ("metrics", "action_unit")}
         arm = None if data["arm"] is None else Arm.from_json(data["arm"])
         return cls(**{**data, **tuples, "observations": observations, "arm": arm})

@@ -1,4 +1,4 @@
-"""Drawing the states of ManiSkill worlds, in a scene of its own in this process."""
+"""Renders stored states of ManiSkill envs in a separate scene in this process."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from residual_rl.errors import ConfigError
 
 
 class StateRenderer:
-    """Draws what `ManiSkillEnv.states` gave. Nothing is made before the first picture.
+    """Renders the states that `ManiSkillEnv.states` returned. The scene is created for the first image.
 
     Args:
-        cfg: those of the worlds.
-        render_backend: what draws.
+        cfg: the settings of the envs.
+        render_backend: ManiSkill's render backend, `gpu` or `cpu`.
     """
 
     def __init__(self, cfg: ManiSkillEnvCfg, render_backend: str):
@@ -31,7 +31,11 @@ class StateRenderer:
         self._size: tuple[int, int] | None = None
 
     def __call__(self, scenes: Tensor, size: tuple[int, int], camera: str | None = None) -> NDArray[np.uint8]:
-        """Images [N, H, W, 3] of `scenes` [N, S], of `size` (H, W), from one of the task's cameras (None: its `render_camera`)."""
+        """Images [N, H, W, 3] of `scenes` [N, S] in the `size` (H, W).
+
+        They are taken from one of the task's cameras (None: its `render_camera`).
+        """
+        # the size of a camera is fixed when the env is created
         if self._size != size:
             self.close()
             cameras = {"height": size[0], "width": size[1]}
@@ -43,9 +47,10 @@ class StateRenderer:
                 f"{self._cfg.env_id} has no camera {camera!r} to draw from; it has {', '.join(known)}"
             )
         episode, images = None, []
+        # a scene is the episode's seed and the simulator's state
         for scene in scenes.cpu():
             seed, state = int(scene[0]), scene[None, 1:].float()
-            if seed != episode:  # the seed decides which objects there are
+            if seed != episode:  # the seed determines the objects of the scene
                 self._env.reset(seed=seed)
                 episode = seed
             self._env.set_state(state)

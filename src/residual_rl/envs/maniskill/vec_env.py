@@ -1,4 +1,4 @@
-"""The vec_env contract on ManiSkill's envs: ends of episodes, resets, seeds, and resuming."""
+"""ManiSkill envs as a `VecEnv`: ends of episodes, resets, seeds, and resuming."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ _SEEDS = 1 << 31
 _log = logging.getLogger(__name__)
 
 Renderer = Callable[[Tensor, tuple[int, int], str | None], NDArray[np.uint8]]
-"""Draws what `SimEnvs.states` gave, [N, S], as images [N, H, W, 3] of a size, from a camera or from where the task is seen best."""
+"""Renders states [N, S] of `SimEnvs.states` as images [N, H, W, 3] of a size, from a camera or the task's
+own."""
 
 
 class SimEnvs(Protocol):
@@ -54,27 +55,31 @@ class SimEnvs(Protocol):
 
 
 def maniskill_seeds(seeds: Tensor) -> Tensor:
-    """What ManiSkill is given for episode `seeds` [n] int64 of 0 or more: themselves where they fit, else 31 bits that depend on them."""
+    """ManiSkill's seeds for episode `seeds` [n] int64 >= 0: the same if they fit into 31 bits, otherwise a
+    hash."""
     return torch.where(seeds < _SEEDS, seeds, splitmix64(seeds, 1)[:, 0] & (_SEEDS - 1))
 
 
 class ManiSkillVecEnv(VecEnv):
     """B envs of a ManiSkill task, with their observations and, where objects have poses, `relative_poses`.
 
-    On the CPU an episode is a function of its seed and its actions, and a saved state is just these: loading it plays the episodes that run
-    again, and goes on bit for bit. The GPU simulation promises neither (`deterministic` is false): loading a state begins new episodes.
+    On the CPU an episode is a function of its seed and its actions, and a saved state consists of these.
+    Loading it replays the running episodes and continues them bit for bit. The GPU simulation is not
+    deterministic (`deterministic` is false): loading a state starts new episodes.
 
-    With the GPU simulation all tensors are on its device; a step reads three flags from it, whether the actions are finite, whether what
-    came of them is, and whether an episode ended, and nothing else, but for what starts the next episode where one did.
+    With the GPU simulation all tensors are on its device. A step reads three flags from it: whether the
+    actions are finite, whether the results are, and whether an episode ended. Only the start of a new episode
+    reads more.
 
     Args:
-        sim: what is stepped.
-        max_episode_steps: steps after which an episode is cut off.
+        sim: the simulated envs.
+        max_episode_steps: steps after which an episode is truncated.
         ignore_terminations: neither success nor failure ends an episode.
-        renderer: draws states.
+        renderer: renders states.
     """
 
     def __init__(self, sim: SimEnvs, max_episode_steps: int, ignore_terminations: bool, renderer: Renderer):
+        # properties of the simulated envs
         description = sim.description
         self._sim, self._renderer = sim, renderer
         self.remote = sim.remote
@@ -89,6 +94,7 @@ class ManiSkillVecEnv(VecEnv):
         self.action_unit = torch.tensor(description.action_unit, device=self.device)
         self.action_unit_name = description.action_unit_name
         self._relative_poses = RelativePoses(description.observations, self.device)
+        # the spaces, of one env and of all
         observations = dict(description.observations)
         if self._relative_poses.size:
             observations[RELATIVE_POSES] = ArraySpec((self._relative_poses.size,), "float32")
@@ -102,16 +108,18 @@ class ManiSkillVecEnv(VecEnv):
         self.single_action_space = spaces.Box(-1.0, 1.0, (len(description.action_unit),), np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
+        # the state of the running episodes
         self.episode_seeds = EpisodeSeeds()
         self._episodes = RunningEpisodes(self.num_envs, self.device)
         self._can_wait = self.device.type == "cpu"
         self._history: list[tuple[Tensor, Tensor]] = []
-        """The actions [B, A] since the oldest of the running episodes began, and the envs [B] that executed them; if that is of use."""
+        """The actions [B, A] since the oldest of the running episodes began, and the envs [B] that executed
+        them; if that is of use."""
         self._obs: Obs = {}
         self._some_idle = True
         self._is_drawn = False
 
-    # --- the contract -------------------------------------------------------------------------------------------
+    # --- the contract ---------------------------------------------------------------------------------------
 
     def reset(
         self,
@@ -144,20 +152,23 @@ class ManiSkillVecEnv(VecEnv):
             if not self._can_wait:
                 raise ConfigError("ManiSkill's GPU simulation steps all envs or none: leave out mask")
             active = active & mask
-        action = actions.clamp(-1.0, 1.0) * active[:, None]  # where envs cannot stand still, they hold
+        # execute
+        action = actions.clamp(-1.0, 1.0) * active[:, None]  # idle envs of a GPU simulation get zeros
         step = self._sim.step(action, active)
         reward, success = step.reward * active, step.success & active
         obs = self._seen(step.obs)
 
+        # ends of episodes
         terminated = (success | (step.fail & active)) & (not self._ignore_terminations)
         truncated = (self._episodes.length + active >= self.max_episode_steps) & ~terminated
         ended = terminated | truncated
         any_ended = self._check(obs, reward, action, ended)
-        if self.deterministic:
+        if self.deterministic:  # the history is what a saved state needs
             self._history.append((action, active))
         self._episodes.advance(active, reward, success)
         info = self._episodes.info({"env": reward}, step.metrics, obs, success, ended)
         self._obs = obs
+        # autoreset: ended episodes are replaced within the same step
         if any_ended:
             if self._is_drawn:
                 info["final_scenes"] = self.scenes()
@@ -176,7 +187,7 @@ class ManiSkillVecEnv(VecEnv):
         return {"maniskill": self._sim.states()[:, 1:]}
 
     def scenes(self) -> Tensor:
-        self._is_drawn = True  # from now on those of ending episodes are wanted too
+        self._is_drawn = True  # from now on `step` also returns those of ended episodes
         return self._sim.states()
 
     def render_scenes(
@@ -187,7 +198,7 @@ class ManiSkillVecEnv(VecEnv):
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002
         self._sim.close()
 
-    # --- resuming -----------------------------------------------------------------------------------------------
+    # --- resuming -------------------------------------------------------------------------------------------
 
     def state_dict(self) -> State:
         actions, executed = self._played()
@@ -203,6 +214,7 @@ class ManiSkillVecEnv(VecEnv):
         self._episodes.load_state_dict(state["episodes"])
         self.episode_seeds.load_state_dict(state["episode_seeds"])
         if not self.deterministic:
+            # the GPU simulation cannot restore an episode: start new ones
             everything = torch.arange(self.num_envs, device=self.device)
             self._start_episodes(everything, self.episode_seeds.draw(self.num_envs).to(self.device))
             return
@@ -210,6 +222,7 @@ class ManiSkillVecEnv(VecEnv):
         self._history = list(zip(state["actions"], state["executed"], strict=True))
         if not state["obs"]:  # saved before the first reset
             return
+        # replay the running episodes from their seeds
         running = self.active.nonzero().flatten()
         self._sim.reset(running, maniskill_seeds(self._episodes.seed[running]))
         for actions, executed in zip(*self._played(), strict=True):
@@ -224,9 +237,10 @@ class ManiSkillVecEnv(VecEnv):
             )
         self._obs = obs
 
-    # --- parts --------------------------------------------------------------------------------------------------
+    # --- parts ----------------------------------------------------------------------------------------------
 
     def _start_episodes(self, env_ids: Tensor, seeds: Tensor) -> None:
+        # a negative seed leaves its env idle
         begins = seeds >= 0
         self._sim.reset(env_ids[begins], maniskill_seeds(seeds[begins]))
         self._episodes.begin(env_ids, seeds)
@@ -239,7 +253,8 @@ class ManiSkillVecEnv(VecEnv):
         self._obs = self._seen(self._sim.observations())
 
     def _played(self) -> tuple[Tensor, Tensor]:
-        """The actions [T, B, A] of the running episodes, and where [T, B] each was executed in one of them."""
+        """The actions [T, B, A] of the running episodes, and where [T, B] each was executed in one of
+        them."""
         if not self._history:
             return torch.zeros(0, self.num_envs, len(self.action_unit)), torch.zeros(
                 0, self.num_envs, dtype=torch.bool
@@ -249,7 +264,7 @@ class ManiSkillVecEnv(VecEnv):
         return actions, executed & (to_the_end <= self._episodes.length)
 
     def _seen(self, obs: Obs) -> Obs:
-        """The envs' observations `obs` and the relative poses, where envs without an episode still see what they saw."""
+        """`obs` with the relative poses; idle envs keep their last observation."""
         obs = self._relative_poses.add(obs)
         if not self._obs or not self._some_idle:
             return obs
@@ -260,10 +275,11 @@ class ManiSkillVecEnv(VecEnv):
         }
 
     def _check(self, obs: Obs, reward: Tensor, action: Tensor, ended: Tensor) -> bool:
-        """Whether an episode ended, read together with whether all is finite. Raises `NonFiniteError` where it is not."""
+        """Whether an episode ended. Raises `NonFiniteError` if an observation or reward is not finite."""
         floats = {"reward": reward[:, None]} | {
             name: value for name, value in obs.items() if value.is_floating_point()
         }
+        # one transfer from the device for both flags; the names are searched only after a failure
         finite = torch.isfinite(torch.cat([value.flatten(1) for value in floats.values()], 1).sum())
         any_ended, all_finite = torch.stack([ended.any(), finite]).tolist()
         if not all_finite:
@@ -275,7 +291,7 @@ class ManiSkillVecEnv(VecEnv):
         return bool(any_ended)
 
     def _with_context(self, error: NonFiniteError, action: Tensor) -> NonFiniteError:
-        """With what leads to the same again: the episodes, and their actions so far."""
+        """The error with the data to reproduce it: the episodes, and their actions so far."""
         actions, executed = self._played()
         context = {
             "action": action,

@@ -1,7 +1,7 @@
 """B envs, divided evenly among worker processes.
 
-The pool and its workers exchange JSON messages by a `multiprocessing.connection.Connection` over an inherited socket, which
-no other process can connect to and so needs no key, and arrays by shared memory.
+The pool and its workers exchange JSON messages by a `multiprocessing.connection.Connection` over an inherited
+socket, which no other process can connect to and so needs no key, and arrays by shared memory.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ class WorkerPool:
     - `share(arrays)` keeps NumPy arrays [num_envs, …] by name, which the pool sees as rows of its own;
     - others, without arguments and results, read and write these arrays.
 
-    An exception in a worker, its death, or an answer that does not come in time ends the pool. Errors that have an
-    `exit_code`, as those of `residual_rl.errors` do, are raised here as `ConfigError`, everything else as `WorkerError`.
+    An exception in a worker, its death, or an answer that does not come in time ends the pool. Errors that
+    have an `exit_code`, as those of `residual_rl.errors` do, are raised here as `ConfigError`, everything
+    else as `WorkerError`.
 
     Args:
         name: for error messages, such as the simulator's name.
@@ -66,10 +67,12 @@ class WorkerPool:
         self._memory = os.memfd_create(f"{name} envs")
         self._workers: list[Worker] = []
         self._finalizer = weakref.finalize(self, _stop, self._workers, self._memory)
+        # consecutive envs for each worker, in groups that differ by at most one
         num_workers = min(num_workers, num_envs)
         bounds = [num_envs * i // num_workers for i in range(num_workers + 1)]
         self._env_ids = [range(first, last) for first, last in itertools.pairwise(bounds)]
         with self._closing_on_error():
+            # start all workers before waiting for the first, then create the envs in parallel
             server = fork_server(python, preload)
             self._workers += [server.start(self._memory) for _ in self._env_ids]
             for i, worker in enumerate(self._workers):
@@ -97,7 +100,8 @@ class WorkerPool:
         return shared.arrays
 
     def call(self, method: str, mask: Sequence[bool] | None = None) -> None:
-        """Call a method in all workers, or in those with an env where `mask` [B] is true, and wait until all are done."""
+        """Call a method in all workers, or in those with an env where `mask` [B] is true, and wait until all
+        are done."""
         with self._closing_on_error():
             if mask is None:
                 self._call(method, [{}] * len(self._workers))
@@ -108,11 +112,12 @@ class WorkerPool:
         """End the processes."""
         self._finalizer()
 
-    # --- parts ------------------------------------------------------------------------------------------------
+    # --- parts ----------------------------------------------------------------------------------------------
 
     def _call(self, call: str, arguments: Sequence[dict[str, Any] | None]) -> list[Any]:
         """The results of a call in the workers that `arguments` has some for."""
         called = [i for i, argument in enumerate(arguments) if argument is not None]
+        # send to all workers first, so that they work in parallel
         for i in called:
             self._workers[i].send(call, arguments[i] or {})
         return [self._receive(i) for i in called]
@@ -130,6 +135,7 @@ class WorkerPool:
                 i,
                 f"did not answer within {self._timeout:g} s and was killed; last lines of its output: {lines}",
             ) from None
+        # errors meant for the user are raised as such, others with the worker's output
         if "error" in answer:
             if answer["user_message"] is not None:
                 raise ConfigError(answer["user_message"])
@@ -144,7 +150,8 @@ class WorkerPool:
 
     @contextlib.contextmanager
     def _closing_on_error(self) -> Any:
-        """Close the pool on any exception: answers that nobody reads would be taken for those of the next call."""
+        """Close the pool on any exception: answers that nobody reads would be taken for those of the next
+        call."""
         if not self._finalizer.alive:
             raise WorkerError(f"the {self._name} workers have ended: make a new env")
         try:

@@ -1,9 +1,9 @@
 """Worker processes and the fork servers that start them, as the pool's own process sees them.
 
-The fork server is not `multiprocessing`'s, which is worse here in two ways: it needs this package in the worker's
-Python, and each worker imports the program's main module again, so that a script without
-`if __name__ == "__main__"` fails. Without a fork server each worker would import its modules itself: 4.1 s of CPU
-time for ManiSkill. From a running fork server, a worker starts in 0.03 s.
+The fork server is not `multiprocessing`'s, which is worse here in two ways: it needs this package in the
+worker's Python, and each worker imports the program's main module again, so that a script without
+`if __name__ == "__main__"` fails. Without a fork server each worker would import its modules itself: 4.1 s of
+CPU time for ManiSkill. From a running fork server, a worker starts in 0.03 s.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class ForkServer:
     def __init__(self, python: str, modules: Sequence[str]):
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.output = tempfile.TemporaryFile()  # noqa: SIM115 (open for as long as the process runs)
+        # one thread per worker: the workers use the cores
         environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self._is_our_python = python == sys.executable
         if self._is_our_python:
@@ -120,7 +121,7 @@ def close_fork_servers() -> None:
 
 
 class WorkerEndedError(Exception):
-    """A worker has ended; the message is how."""
+    """A worker has ended; the message describes how."""
 
 
 @dataclass(eq=False)
@@ -138,7 +139,7 @@ class Worker:
     _pidfd: int | None = None
 
     def started(self, pid: int) -> None:
-        """Take note of its process id."""
+        """Store its process id."""
         self.pid = pid
         with contextlib.suppress(ProcessLookupError):  # it has ended already
             self._pidfd = os.pidfd_open(pid)
@@ -181,6 +182,7 @@ class Worker:
         self.output.close()
 
     def _how_it_ended(self) -> str:
+        # the fork server reports the exit code, unless it has ended itself
         text = os.read(self.exit_code, 16) if wait([self.exit_code], _STOP_SECONDS) else b""
         server_code = None if text else self.server.exit_code()
         how, output = "lost its connection", self.output

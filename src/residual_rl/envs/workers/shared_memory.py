@@ -1,11 +1,11 @@
 """Named arrays [B, …] in memory that a pool shares with its workers.
 
-The memory is an anonymous file (`memfd_create`), not a `multiprocessing.shared_memory.SharedMemory`, which is worse here in
-three ways. Its segments lie in /dev/shm, which containers limit to 64 MiB by default: writing beyond kills the process with
-SIGBUS, and the images of 64 envs with two cameras of 320 x 240 pixels take 28 MiB. They have names, so that something must
-delete them when a process is killed: a tracker process. And before Python 3.13 each worker that attaches starts a
-tracker of its own, which deletes the segment when that worker ends. An anonymous file ends with the last process that holds
-it, whatever kills that.
+The memory is an anonymous file (`memfd_create`), not a `multiprocessing.shared_memory.SharedMemory`, which is
+worse here in three ways. Its segments lie in /dev/shm, which containers limit to 64 MiB by default: writing
+beyond kills the process with SIGBUS, and the images of 64 envs with two cameras of 320 x 240 pixels take 28
+MiB. They have names, so that something must delete them when a process is killed: a tracker process. And
+before Python 3.13 each worker that attaches starts a tracker of its own, which deletes the segment when that
+worker ends. An anonymous file ends with the last process that holds it, whatever kills that.
 """
 
 from __future__ import annotations

@@ -2,13 +2,14 @@
 
     python worker.py SOCKET_FD [MODULE …]
 
-The file is started by its path and imports NumPy and the standard library only, so that any Python with the env's own
-packages can run it. The process imports the modules, which may take seconds, and then forks one worker per request, in
-milliseconds and with the memory of the modules shared. It ends, with its workers, when the process that started it ends.
+The file is started by its path and imports NumPy and the standard library only, so that any Python with the
+env's own packages can run it. The process imports the modules, which may take seconds, and then forks one
+worker per request, in milliseconds and with the memory of the modules shared. It ends, with its workers, when
+the process that started it ends.
 
-A request is a JSON message on the socket, with four file descriptors: the worker's connection, its output, the pipe for its
-exit code, and the shared memory. A worker exchanges JSON messages by the connection: `{"call": …, "arguments": …}` is
-answered with `{"result": …}` or `{"error": …}`. Nothing is pickled.
+A request is a JSON message on the socket, with four file descriptors: the worker's connection, its output,
+the pipe for its exit code, and the shared memory. A worker exchanges JSON messages by the connection:
+`{"call": …, "arguments": …}` is answered with `{"result": …}` or `{"error": …}`. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def main() -> None:
         ]  # Python puts the script's folder here, and `pool` or `worker` may be modules of somebody else
     requests = socket.socket(fileno=int(sys.argv[1]))
     parent = os.pidfd_open(os.getppid())
+    # import once, before forking, so that the workers share the memory
     for name in sys.argv[2:]:
         importlib.import_module(name)
     gc.collect()
@@ -64,6 +66,7 @@ def main() -> None:
             connection, output, exit_pipe, memory = fds
             pid = os.fork()
             if pid == 0:
+                # in the worker: close what belongs to the server, redirect the output, answer calls
                 requests.close()
                 for fd in (parent, exit_pipe, *exit_pipes, *(pipe for _, pipe in exit_pipes.values())):
                     os.close(fd)
@@ -71,6 +74,7 @@ def main() -> None:
                 os.dup2(output, 1)
                 os.dup2(output, 2)
                 os._exit(run(Connection(connection), memory))
+            # in the server: the worker has its own copies of these
             for fd in (connection, output, memory):
                 os.close(fd)
             exit_pipes[os.pidfd_open(pid)] = (pid, exit_pipe)
@@ -118,7 +122,7 @@ class Calls:
         self._env: Any = None
 
     def execute(self, call: str, arguments: dict[str, Any]) -> Any:
-        """Execute a call. Its result is JSON."""
+        """Execute a call. The result is JSON."""
         if call == "make":
             self._env = pkgutil.resolve_name(arguments["function"])(arguments["cfg"], arguments["num_envs"])
             return self._env.describe()

@@ -33,7 +33,8 @@ _DRIVE = {"stiffness": 1e3, "damping": 1e2, "force_limit": 100.0}
 
 
 class OpeningController(PDJointPosMimicController):
-    """Both fingers with one action, of which 1 opens and -1 closes, as with ManiSkill's Panda. The joints count the other way."""
+    """Both fingers with one action, of which 1 opens and -1 closes, as with ManiSkill's Panda. The joints
+    count the other way."""
 
     def _preprocess_action(self, action: Tensor) -> Tensor:
         position: Tensor = super()._preprocess_action(-action)
@@ -49,7 +50,8 @@ class OpeningControllerConfig(PDJointPosMimicControllerConfig):
 
 @register_agent()
 class A1Galaxea(BaseAgent):
-    """Six joints and two fingers. The gripper's z axis points out of it, its y axis along the way of the fingers.
+    """Six joints and two fingers. The gripper's z axis points out of it, its y axis along the way of the
+    fingers.
 
     Figures are those that others run the arm with in ManiSkill. Links may pass through each other.
     """
@@ -69,7 +71,8 @@ class A1Galaxea(BaseAgent):
         "home": Keyframe(
             pose=sapien.Pose(), qpos=np.append(np.deg2rad([42, 45, -48, 80, -35, 15]), [-0.01, -0.01])
         ),
-        # The gripper points down, 0.35 m before the base and 0.2 m above it, with the fingers beside each other.
+        # The gripper points down, 0.35 m before the base and 0.2 m above it, with the fingers beside each
+        # other.
         "ready": Keyframe(
             pose=sapien.Pose(), qpos=np.append(np.deg2rad([0, 103.56, -61.38, 90, -47.82, 0]), [-0.01, -0.01])
         ),
@@ -111,7 +114,8 @@ class A1Galaxea(BaseAgent):
 
     @property
     def _sensor_configs(self) -> list[CameraConfig]:
-        # ManiSkill's cameras look along x with z up; this one along the link's z, with what is far from the arm up and the fingers below.
+        # ManiSkill's cameras look along x with z up; this one along the link's z, with what is far from the
+        # arm up and the fingers below.
         pose = sapien.Pose(q=[0.0, math.sqrt(0.5), 0.0, math.sqrt(0.5)])
         mount = self.robot.links_map["camera"]
         return [
@@ -137,8 +141,8 @@ class A1Galaxea(BaseAgent):
         return self.tcp.pose
 
     def is_grasping(self, object: Actor, min_force: float = 0.5, max_angle: float = 85.0) -> Tensor:
-        """Whether both fingers press on `object` [B] bool: it pushes each outwards, with `min_force` [N] or more and at an angle of
-        `max_angle` [deg] or less from the way in which the fingers open."""
+        """Whether both fingers press on `object` [B] bool: it pushes each outwards, with `min_force` [N] or
+        more and at an angle of `max_angle` [deg] or less from the way in which the fingers open."""
         grasping = torch.ones(self.scene.num_envs, dtype=torch.bool, device=self.robot.device)
         for finger, side in ((self.finger1_link, 1.0), (self.finger2_link, -1.0)):
             force = self.scene.get_pairwise_contact_forces(finger, object)

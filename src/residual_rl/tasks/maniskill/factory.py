@@ -23,7 +23,7 @@ MODULES: tuple[str, ...] = (
 
 
 def make(cfg: ManiSkillCfg, num_envs: int, num_threads: int, device: str) -> ManiSkillVecEnv:
-    """`num_envs` worlds: on a GPU, or in `num_threads` worker processes (0: one a CPU core)."""
+    """`num_envs` envs: on a GPU, or in `num_threads` worker processes (0: one per CPU core)."""
     if num_envs < 1:
         raise ConfigError(f"num_envs must be at least 1, not {num_envs}")
     require_maniskill()
@@ -39,13 +39,15 @@ def make(cfg: ManiSkillCfg, num_envs: int, num_threads: int, device: str) -> Man
 
 
 def make_env_cfg(cfg: ManiSkillCfg, device: str = "cpu") -> ManiSkillEnvCfg:
-    """What the worlds are made from, where tensors are wanted on `device`. Raises `ConfigError` for a device that is not there."""
+    """The settings of the ManiSkill env with tensors on `device`. Raises `ConfigError` for a missing
+    device."""
     try:
         wanted = torch.device(device)
     except RuntimeError as error:
         raise ConfigError(
             f"sim_device {device!r} is no device of torch's; choose cpu, cuda or cuda:N"
         ) from error
+    # the simulation: on the GPU if tensors are
     gpu, index = torch.cuda.is_available(), wanted.index
     simulation: str = cfg.sim_backend
     if simulation == "auto":
@@ -60,6 +62,7 @@ def make_env_cfg(cfg: ManiSkillCfg, device: str = "cpu") -> ManiSkillEnvCfg:
                 "the GPU simulation cannot rebuild the scene for some worlds alone: --reconfiguration-freq needs --ignore-terminations"
             )
         simulation += "" if index is None else f":{index}"
+    # the renderer: only if images are observed
     drawing = cfg.render_backend
     if drawing == "auto":
         drawing = "none" if cfg.obs_mode == "state" else "gpu" if gpu else "cpu"
@@ -78,7 +81,7 @@ def make_env_cfg(cfg: ManiSkillCfg, device: str = "cpu") -> ManiSkillEnvCfg:
 
 
 def make_vec_env(worlds: SimEnvs, cfg: ManiSkillCfg, env_cfg: ManiSkillEnvCfg) -> ManiSkillVecEnv:
-    """The vec_env of `worlds` that were made from `env_cfg`."""
+    """The vec_env of envs that were created from `env_cfg`."""
     limit = cfg.max_episode_steps or worlds.description.max_episode_steps
     if limit is None:
         worlds.close()

@@ -1,7 +1,8 @@
 """PPO settings that ManiSkill publishes for its tasks.
 
-Source: `examples/baselines/ppo` of ManiSkill 3, for state observations: the defaults of `ppo.py`, and what `examples.sh` and `baselines.sh`
-change for each task. They are for plain reinforcement learning with a thousand worlds and more.
+Source: `examples/baselines/ppo` of ManiSkill 3, for state observations: the defaults of `ppo.py`, and what
+`examples.sh` and `baselines.sh` change for each task. They are for plain reinforcement learning with a
+thousand envs and more.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ COMMON: dict[str, Any] = {
     "target_kl": 0.1,
     "bootstrap_at_done": "always",
 }
-"""The same for all of them, in this package's names. Its dense rewards pay for each step, most where a task is solved."""
+"""The same for all of them, in this package's names. Its dense rewards pay for each step, most where a task
+is solved."""
 
 _LOCOMOTION = PublishedPPO(num_steps=200, gamma=0.99, gae_lambda=0.95)
 _STANDING = PublishedPPO(num_steps=100, gamma=0.99, gae_lambda=0.95)
@@ -52,10 +54,12 @@ PUBLISHED: dict[str, PublishedPPO] = {
     **{f"MS-{task}-v1": _RUNNING for task in ("AntWalk", "AntRun", "HumanoidWalk", "HumanoidRun")},
     "MS-HumanoidStand-v1": PublishedPPO(num_steps=200, gamma=0.95),
 }
-"""Tasks that differ from `PublishedPPO()`, which is what PickCube-v1, StackCube-v1 and PickSingleYCB-v1 use."""
+"""Tasks that differ from `PublishedPPO()`, which is what PickCube-v1, StackCube-v1 and PickSingleYCB-v1
+use."""
 
 
 def train_overrides(env_id: str) -> dict[str, Any]:
-    """PPO's settings for a task, in this package's names. One that is not published has those of PickCube-v1."""
+    """PPO's settings for a task, in this package's names. One that is not published has those of
+    PickCube-v1."""
     published = PUBLISHED.get(env_id, PublishedPPO())
     return {**COMMON, **vars(published)}

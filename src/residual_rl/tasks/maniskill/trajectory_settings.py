@@ -12,8 +12,8 @@ CONVERT = "python -m mani_skill.trajectory.replay_trajectory --traj-path FILE --
 def settings(info: dict[str, Any]) -> dict[str, Any]:
     """The settings of the task `maniskill` for a file that ManiSkill describes by `info`.
 
-    The limit of episodes is that of the file, or its longest episode where that is longer. Raises `ConfigError` for control modes whose
-    actions are not in [-1, 1].
+    The limit of episodes is that of the file, or its longest episode where that is longer. Raises
+    `ConfigError` for control modes whose actions are not in [-1, 1].
     """
     made, episodes = info["env_info"].get("env_kwargs") or {}, info["episodes"]
     mode = str(made.get("control_mode") or episodes[0].get("control_mode"))

@@ -1,4 +1,4 @@
-"""PegInsertionSide-v1: a peg that lies on the table is picked up at its tail, and its head is put into the hole of a box, from the side."""
+"""PegInsertionSide-v1: pick up a peg at its tail and insert its head into the hole of a box from the side."""
 
 import math
 
@@ -25,7 +25,8 @@ _CLOSE_STEPS = 5
 _GAP = 0.02
 """From the peg's head to the box, where the two are aligned [m]."""
 _ALIGNED, _ASTRAY = 0.002, 0.008
-"""Distances of the head from the hole's axis: below one it goes in, above the other it is aligned anew [m]."""
+"""Distances of the head from the hole's axis: below one it goes in, above the other it is aligned anew
+[m]."""
 _STRAIGHT = 0.03
 """The same of the peg's direction [rad]."""
 _ADVANCE = 0.015
@@ -33,11 +34,13 @@ _ADVANCE = 0.015
 _DEPTH = 0.03
 """How far behind the middle of the box the head is pushed [m]."""
 _TURN = 0.6
-"""The largest turn about the vertical that is wanted at once: less than what the nearest quarter turn would be mistaken for [rad]."""
+"""The largest turn about the vertical that is wanted at once: less than what the nearest quarter turn would
+be mistaken for [rad]."""
 
 
 class PegInsertionSideGoals(CartesianGoals):
-    """Reach and grasp the tail, carry the peg before the hole, turn it along the hole's axis, push it in; align anew where it strays."""
+    """Reach and grasp the tail, carry the peg before the hole, turn it along the hole's axis, push it in;
+    align anew where it strays."""
 
     inputs = {"peg_pose": (7,), "peg_half_size": (3,), "box_hole_pose": (7,)}  # noqa: RUF012
     phases = ("reach", "grasp", "align", "insert")
@@ -63,7 +66,8 @@ class PegInsertionSideGoals(CartesianGoals):
         wanted = torch.where(
             phase == INSERT, (along + _ADVANCE).clamp(max=_DEPTH), -obs["peg_half_size"][:, 0] - _GAP
         )
-        # the head is moved as is wanted, and the tool, which turns the peg about its own place, makes up for what the turn does to the head
+        # the head is moved as is wanted, and the tool, which turns the peg about its own place, makes up for
+        # what the turn does to the head
         arm = self._head_position(obs) - tool
         cos, sin = turned.cos(), turned.sin()
         swung = torch.stack(
@@ -79,7 +83,8 @@ class PegInsertionSideGoals(CartesianGoals):
         return ToolGoal(position, phase == REACH, yaw)
 
     def _across(self, obs: Obs) -> Tensor:
-        """The turn about the vertical [b] after which the fingers close across the peg: half turns are alike, quarter turns are not."""
+        """The turn about the vertical [b] after which the fingers close across the peg: half turns are alike,
+        quarter turns are not."""
         turn = yaw_of(obs["peg_pose"]) + 0.5 * math.pi - tool_yaw(obs["tcp_pose"])
         return turn - math.pi * (turn / math.pi).round()
 
@@ -92,8 +97,8 @@ class PegInsertionSideGoals(CartesianGoals):
         return obs["peg_pose"][:, :3] + obs["peg_half_size"][:, :1] * _axis(obs["peg_pose"])
 
     def _head(self, obs: Obs) -> tuple[Tensor, Tensor, Tensor]:
-        """The head's place along the hole's axis from the box's middle [b], its way from that axis [b, 3], and the turn about the vertical
-        that the peg lacks to lie along it [b]."""
+        """The head's place along the hole's axis from the box's middle [b], its way from that axis [b, 3],
+        and the turn about the vertical that the peg lacks to lie along it [b]."""
         axis = _axis(obs["box_hole_pose"])
         way = self._head_position(obs) - obs["box_hole_pose"][:, :3]
         along = (way * axis).sum(1)

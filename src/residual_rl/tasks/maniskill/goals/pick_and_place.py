@@ -61,6 +61,7 @@ class PickAndPlace(CartesianGoals):
             _beside(place, thing) & (thing[:, 2] > place[:, 2] - self.placed)
         )
         closing = steps >= self.close_steps
+        # transitions
         new = torch.where((phase == REACH) & ((grip - tool).norm(dim=1) < self.near), GRASP, phase)
         new = torch.where((phase == GRASP) & closing & held, LIFT, new)
         new = torch.where((phase == GRASP) & (steps >= 3 * self.close_steps) & ~held, REACH, new)
@@ -82,6 +83,7 @@ class PickAndPlace(CartesianGoals):
         )
         leave = tool.clone()
         leave[:, 2] += self.hover * (steps >= 3)
+        # the tool's target in each phase
         wanted = {
             REACH: funnel(grip, tool, self.hover),
             GRASP: grip,
@@ -92,7 +94,8 @@ class PickAndPlace(CartesianGoals):
         position = torch.stack([wanted[i] for i in range(5)], 1)[
             torch.arange(len(phase), device=phase.device), phase
         ]
-        # The fingers go across two sides of the object. Once it is held it turns with them: to follow it would be to turn for ever.
+        # The fingers go across two sides of the object. Once it is held it turns with them: to follow it
+        # would be to turn for ever.
         yaw = torch.where(phase == REACH, yaw_of(pose), tool_yaw(obs["tcp_pose"]))
         return ToolGoal(position, (phase == REACH) | (phase == RELEASE), yaw)
 
@@ -100,7 +103,8 @@ class PickAndPlace(CartesianGoals):
         return _with_height(thing, thing[:, 2].clamp(min=self.lowest_tool))
 
     def _is_held(self, obs: Obs, steps: Tensor) -> Tensor:
-        """Whether the object is in the gripper [b] bool. Without an observation that says so, it is where the gripper had time to close."""
+        """Whether the object is in the gripper [b] bool. Without
+        `is_grasped`, it counts as held once the gripper had time to close."""
         if "is_grasped" in self.inputs:
             return obs["is_grasped"][:, 0] > 0.5
         return steps >= self.close_steps

@@ -11,7 +11,7 @@ from residual_rl.types import Obs
 
 
 class PickBoxGoals(PickAndPlace):
-    """Pick the box, carry it over the basket's rim, let it fall."""
+    """Pick the box, carry it over the basket's rim, and drop it."""
 
     inputs = {"obj_pose": (7,), "goal_pos": (3,), "is_grasped": (1,), "obj_half_size": (1,)}  # noqa: RUF012
     near = 0.008

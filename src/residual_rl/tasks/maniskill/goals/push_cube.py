@@ -14,7 +14,7 @@ _HOVER = 0.08
 
 
 class PushCubeGoals(CartesianGoals):
-    """Come down behind the cube, and push it with closed fingers."""
+    """Lower the tool behind the cube and push it with closed fingers."""
 
     inputs = {"obj_pose": (7,), "goal_pos": (3,)}  # noqa: RUF012
     phases = ("reach", "move")

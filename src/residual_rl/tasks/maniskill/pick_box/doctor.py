@@ -1,4 +1,5 @@
-"""The sanity suite of PickBox-v1: nothing moves by itself, the scripted oracle solves it, all of its reward and of success is seen."""
+"""Sanity suite of PickBox-v1: stable poses, the scripted oracle, phases of the reward, conditions of
+success."""
 
 from __future__ import annotations
 
@@ -59,6 +60,7 @@ def check_oracle(log: Rollout) -> Check:
 
 def check_phases(log: Rollout, layout: Layout) -> Iterator[Check]:
     """Each phase of the dense reward is seen on the oracle's way, and worth what is documented."""
+    # the conditions that separate the phases, from observations alone
     held = log.obs["is_grasped"][..., 0] > 0.5
     height = log.obs["obj_pose"][..., 2] - log.obs["obj_half_size"][..., 0]
     to_goal = log.obs["obj_to_goal_pos"]
@@ -133,7 +135,8 @@ def _success(name: str, env: Any, expected: bool) -> Check:
 
 
 def place_box(env: Any, offset: tuple[float, ...], linear: float = 0.0, angular: float = 0.0) -> None:
-    """Lay the box at `offset` [m] from the goal, moving with `linear` [m/s] along x and turning with `angular` [rad/s] about z."""
+    """Lay the box at `offset` [m] from the goal, moving with `linear` [m/s] along x and turning with
+    `angular` [rad/s] about z."""
     from mani_skill.utils.structs import Pose
 
     env.box.set_pose(
@@ -144,9 +147,9 @@ def place_box(env: Any, offset: tuple[float, ...], linear: float = 0.0, angular:
 
 
 def hold_at_goal(world: ManiSkillEnv) -> bool:
-    """Have the oracle pick the box up and stand still, and put the basket to where it holds it.
+    """Let the oracle pick up the box and hold still, then move the basket under the box.
 
-    Says whether the box then is held, at rest, and at the goal.
+    Returns whether the box is then held, at rest, and at the goal.
     """
     from mani_skill.utils.structs import Pose
 
@@ -155,6 +158,7 @@ def hold_at_goal(world: ManiSkillEnv) -> bool:
         world.env,
         PickBoxOracle(world.description.robot, torch.tensor(world.description.action_unit)),
     )
+    # lift the box, then hold still
     for _ in range(100):
         world.step(oracle(world.observations()))
         if env.evaluate()["is_lifted"].all():

@@ -33,8 +33,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "light": (0.5, 1.2),
     "light_slope": (-0.6, 0.6),
 }
-"""What each episode draws, uniformly: the box's half size in units of the robot's, density [kg/m³], friction, damping [1/s]; brightness of
-the light from everywhere and of the lamp, and how far the lamp's rays lean along x and y. Colours of box and table are uniform in RGB."""
+"""What each episode draws, uniformly: the box's half size in units of the robot's, density [kg/m³], friction,
+damping [1/s]; brightness of the light from everywhere and of the lamp, and how far the lamp's rays lean along
+x and y. Colours of box and table are uniform in RGB."""
 _JOINT_NOISE = 0.02
 """Standard deviation of the arm's joints at the start [rad]."""
 _IMAGE_SIZE = 224
@@ -51,9 +52,9 @@ def dense_reward(
 ) -> Tensor:
     """The reward [B] of a state, in phases: each is worth more than all before it.
 
-    Reaching for the box gives up to 1, grasping it 1 more, lifting it up to 1, and bringing it over the basket, once it is above the rim,
-    up to 1. Holding it there is worth 4, having let go of it 5; then its closeness to the goal gives up to 1, and coming to rest up to 1.
-    Success is worth `MAX_REWARD`.
+    Reaching for the box gives up to 1, grasping it 1 more, lifting it up to 1, and bringing it over the
+    basket, once it is above the rim, up to 1. Holding it there is worth 4, having let go of it 5; then its
+    closeness to the goal gives up to 1, and coming to rest up to 1. Success is worth `MAX_REWARD`.
 
     Args:
         tcp_to_obj: [B] distance from the tool to the box [m].
@@ -77,11 +78,12 @@ def dense_reward(
 
 @register_env("PickBox-v1", max_episode_steps=150)
 class PickBoxEnv(BaseEnv):
-    """A box lies on a table, and a basket stands beside it.
+    """A box lies on a table, with a basket beside it.
 
-    Success: the centre of the box is within the robot's threshold of the goal, which is where it would lie in the middle of the basket; the
-    gripper holds it no more; and it is at rest. Each episode draws the places of box and basket, and what `RANGES` lists. The latter takes
-    building the scene: with one world it is built at each reset, with many each world keeps what it has.
+    Success: the centre of the box is within the robot's threshold of the goal, which is where it would lie in
+    the middle of the basket; the gripper holds it no more; and it is at rest. Each episode draws the places
+    of box and basket, and what `RANGES` lists. The latter needs a rebuild of the scene: a single env is
+    rebuilt at each reset, and batched envs keep their first draws.
     """
 
     SUPPORTED_ROBOTS: ClassVar[list[str]] = list(LAYOUTS)
@@ -111,7 +113,7 @@ class PickBoxEnv(BaseEnv):
             **kwargs,
         )
 
-    # --- what is seen -------------------------------------------------------------------------------------------
+    # --- what is seen ---------------------------------------------------------------------------------------
 
     @property
     def _default_sensor_configs(self) -> list[CameraConfig]:
@@ -151,18 +153,20 @@ class PickBoxEnv(BaseEnv):
                 direction, brightness, shadow=self.enable_shadow, shadow_scale=5, scene_idxs=[world]
             )
 
-    # --- the scene ----------------------------------------------------------------------------------------------
+    # --- the scene ------------------------------------------------------------------------------------------
 
     def _load_agent(self, options: dict[str, Any]) -> None:
         super()._load_agent(options, sapien.Pose(self.layout.base))
 
     def _load_scene(self, options: dict[str, Any]) -> None:  # noqa: ARG002
+        # draws of each env
         rng = self._batched_episode_rng
         numbers = {"light_slope": 2}
         self._draws = {
             name: rng.uniform(*ends, size=(numbers.get(name, 1),)) for name, ends in RANGES.items()
         }
         self._draws |= {name: rng.uniform(0.0, 1.0, size=(3,)) for name in ("box_color", "table_color")}
+        # the table, the basket, and a box of its own size for each env
         self.table_scene = TableSceneBuilder(self)
         self.table_scene.build()
         if self.scene.can_render():
@@ -179,13 +183,14 @@ class PickBoxEnv(BaseEnv):
         drawn = {name: values[world] for name, values in self._draws.items()}
         friction, density = float(drawn["box_friction"][0]), float(drawn["box_density"][0])
         builder = self.scene.create_actor_builder()
+        # collision shape and visual
         surface = sapien.physx.PhysxMaterial(friction, friction, 0.0)
         builder.add_box_collision(half_size=[half_size] * 3, material=surface, density=density)
         builder.add_box_visual(
             half_size=[half_size] * 3,
             material=sapien.render.RenderMaterial(base_color=[*drawn["box_color"], 1.0]),
         )
-        # Above the table, each world's at the same place: a GPU scene is built before its first reset.
+        # Above the table, at the same place in each env: a GPU scene is built before its first reset.
         builder.initial_pose = sapien.Pose([*self.layout.spawn_center, half_size])
         builder.set_scene_idxs([world])
         box: Actor = builder.build_dynamic(name=f"box-{world}")
@@ -205,6 +210,7 @@ class PickBoxEnv(BaseEnv):
             self.layout.rim_height / 2,
         )
         outer = inner + 2 * half_wall
+        # centre and half size of the floor and of each wall
         parts = [([0.0, 0.0, half_wall], [outer, outer, half_wall])]
         for side in (-1.0, 1.0):
             parts.append(([side * (inner + half_wall), 0.0, half_rim], [half_wall, outer, half_rim]))
@@ -229,6 +235,7 @@ class PickBoxEnv(BaseEnv):
     def _initialize_episode(self, env_idx: Tensor, options: dict[str, Any]) -> None:  # noqa: ARG002
         with torch.device(self.device):
             n = len(env_idx)
+            # the robot, with noise on the arm's joints
             ready = torch.tensor(self.layout.ready, dtype=torch.float32)
             noise = torch.randn(n, len(ready)) * _JOINT_NOISE
             noise[:, self._arm_joints() :] = 0.0
@@ -252,7 +259,7 @@ class PickBoxEnv(BaseEnv):
     def _somewhere(self, n: int, center: tuple[float, float], half_size: float) -> Tensor:
         return torch.tensor(center) + (2 * torch.rand(n, 2) - 1) * half_size
 
-    # --- the task -----------------------------------------------------------------------------------------------
+    # --- the task -------------------------------------------------------------------------------------------
 
     @property
     def goal_pos(self) -> Tensor:
@@ -278,6 +285,7 @@ class PickBoxEnv(BaseEnv):
 
     def evaluate(self) -> dict[str, Tensor]:
         """Flags of the state, each [B] bool."""
+        # the conditions of success
         to_goal = self.goal_pos - self.box.pose.p
         grasped = self.agent.is_grasping(self.box)
         slow = self.box.linear_velocity.norm(dim=1) <= MAX_LINEAR_SPEED

@@ -10,7 +10,8 @@ BASKET_FLOOR = 0.004
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes and places for one robot, in [m] and [rad], in the world's frame: the table's top is at height 0."""
+    """Sizes and places for one robot, in [m] and [rad], in the world frame: the table top is at height
+    0."""
 
     ready: tuple[float, ...]
     """Joint positions at the start: the gripper points down, over the table."""

@@ -14,8 +14,8 @@ CONTROL_MODE = "pd_ee_delta_pos"
 _HOVER = 0.08
 """Height over the box from which the gripper goes down [m]."""
 _ALIGNED, _AWAY, _NEAR = 0.005, 0.025, 0.006
-"""How far the tool may be beside the box when it goes all the way down, from where on it stays up, and how far from where it grasps it may
-be when it closes [m]."""
+"""How far the tool may be beside the box when it goes all the way down, from where on it stays up, and how
+far from where it grasps it may be when it closes [m]."""
 _STEP = 0.05
 """Longest move that is commanded each step [m]."""
 
@@ -23,8 +23,8 @@ _STEP = 0.05
 class PickBoxOracle:
     """Hover over the box, go down, close, lift, move over the basket, open.
 
-    It keeps no memory: each observation says which of these is next. Positions are in the frame of the world, whose axes the robots' bases
-    share.
+    It has no memory: the next step follows from the observation. Positions are in the world frame,
+    whose axes the robots' bases share.
 
     Args:
         robot: ManiSkill's name of it.
@@ -40,6 +40,7 @@ class PickBoxOracle:
         held = obs["is_grasped"][:, 0] > 0.5
         over = (goal - box)[:, :2].norm(dim=1) < 0.5 * self._layout.goal_thresh
 
+        # fetch: hover over the box, lower as the tool gets above it
         grasp = box.clone()
         grasp[:, 2] = grasp[:, 2].clamp(min=self._layout.lowest_tool)
         beside = (grasp - tool)[:, :2].norm(dim=1)
@@ -52,6 +53,7 @@ class PickBoxOracle:
         sideways = to_carry[:, :2] * (lift < 0.01)[:, None]
         carry = tool + torch.cat([sideways, lift[:, None]], 1)
 
+        # choose the target, limit the move, and command the gripper
         target = torch.where(held[:, None], carry, fetch)
         target = torch.where((over & ~held)[:, None], _raised(tool, torch.full_like(lift, _HOVER)), target)
         move = target - tool
