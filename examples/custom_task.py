@@ -67,7 +67,8 @@ class PointReach(Task):
 
 
 class PointPhysics:
-    """Provides the quantities (`residual_rl.Physics`): the point moves halfway to its target, with a constant drift."""
+    """Provides the quantities (`residual_rl.Physics`): the point moves halfway to its target, with a constant
+    drift."""
 
     model, control_hz, deterministic = None, 10.0, True
 
@@ -92,7 +93,9 @@ class PointPhysics:
     def scenes(self) -> Tensor:
         return self._position
 
-    def render(self, scenes: Tensor, cameras: Sequence[str], size: tuple[int, int], **_: Any) -> dict[str, np.ndarray]:
+    def render(
+        self, scenes: Tensor, cameras: Sequence[str], size: tuple[int, int], **_: Any
+    ) -> dict[str, np.ndarray]:
         images = np.full((len(scenes), *size, 3), 255, np.uint8)
         for image, (x, y) in zip(images, (scenes.cpu().numpy() + 2.0) / 4.0, strict=True):
             row, column = int((1.0 - y) * (size[0] - 5)), int(x * (size[1] - 5))
@@ -121,7 +124,13 @@ register_task(
         config=f"{__name__}:PointCfg",
         make=f"{__name__}:make",
         base_policy="zero",  # with a residual_scale of 1: plain reinforcement learning
-        train_overrides={"residual_scale": 1.0, "learning_rate": 1e-3, "gamma": 0.95, "obs_keys": ("state",), "total_timesteps": 40_000},
+        train_overrides={
+            "residual_scale": 1.0,
+            "learning_rate": 1e-3,
+            "gamma": 0.95,
+            "obs_keys": ("state",),
+            "total_timesteps": 40_000,
+        },
         metric_units={"distance": "m"},
         gymnasium_id="examples/PointReach-v0",
     )

@@ -24,7 +24,9 @@ def make_env() -> gymnasium.Env:
 
 def main() -> None:
     """Train, then evaluate without exploration noise."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--total-timesteps", type=int, default=250_000)
     parser.add_argument("--num-envs", type=int, default=8)
     parser.add_argument("--num-steps", type=int, default=256, help="steps per env between two updates")
@@ -33,13 +35,25 @@ def main() -> None:
 
     vec_env = VecMonitor(SubprocVecEnv([make_env] * args.num_envs))
     network = {"net_arch": [128, 128], "log_std_init": -0.7}
-    model = PPO("MlpPolicy", vec_env, n_steps=args.num_steps, batch_size=256, n_epochs=8, policy_kwargs=network, device="cpu", verbose=1)
+    model = PPO(
+        "MlpPolicy",
+        vec_env,
+        n_steps=args.num_steps,
+        batch_size=256,
+        n_epochs=8,
+        policy_kwargs=network,
+        device="cpu",
+        verbose=1,
+    )
     model.learn(args.total_timesteps)
 
     vec_env.seed(10_000_000)
     successes: list[bool] = []
     evaluate_policy(
-        model, vec_env, args.n_eval_episodes, callback=lambda here, _: here["done"] and successes.append(here["info"]["is_success"])
+        model,
+        vec_env,
+        args.n_eval_episodes,
+        callback=lambda here, _: here["done"] and successes.append(here["info"]["is_success"]),
     )
     print(f"success in {sum(successes)} of {len(successes)} episodes")
     vec_env.close()

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # before anything imports matplotlib: no test opens a window
-# Before anything imports the hub's libraries: no test may ask the hub, or leave something in the user's cache.
+# Before anything imports the hub's libraries: no test may ask the hub, or leave something in the user's
+# cache.
 os.environ["HF_HUB_OFFLINE"] = "1"
 _hub_cache = tempfile.TemporaryDirectory(prefix="residual-rl-test-")
 os.environ["HF_HOME"] = _hub_cache.name
@@ -28,7 +29,9 @@ pytest.register_assert_rewrite("base_policy_contract", "env_contract")
 
 import tiny_runs
 import torch
-import torch._dynamo  # a CUDA build loads triton here; after Mesa's OpenGL, with an LLVM of its own, that would crash
+
+# A CUDA build loads triton here; after Mesa's OpenGL, with an LLVM of its own, that would crash
+import torch._dynamo
 from base_policy_cases import config_of as config_of
 
 from residual_rl.cli.main import main
@@ -50,7 +53,8 @@ _NEEDS = re.compile(
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Collect modules only where they can be imported: `-m maniskill` and `-m lerobot` collect theirs alone."""
+    """Collect modules only where they can be imported: `-m maniskill` and `-m lerobot` collect theirs
+    alone."""
     if collection_path.suffix != ".py":
         return None
     found = _NEEDS.search(collection_path.read_text(encoding="utf-8"))
@@ -62,7 +66,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(1)  # results do not depend on the machine's cores, and the simulator has them for itself
+    torch.set_num_threads(
+        1
+    )  # results do not depend on the machine's cores, and the simulator has them for itself
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -91,7 +97,20 @@ def fails(capfd: pytest.CaptureFixture[str]) -> tiny_runs.Fails:
 @pytest.fixture(scope="session")
 def _finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "made"
-    assert main(["train", "so101-paper", *tiny_runs.FAILING_TINY, "--total-timesteps", "64", "--output-dir", str(path)]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "so101-paper",
+                *tiny_runs.FAILING_TINY,
+                "--total-timesteps",
+                "64",
+                "--output-dir",
+                str(path),
+            ]
+        )
+        == 0
+    )
     return path
 
 

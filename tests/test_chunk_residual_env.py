@@ -1,4 +1,5 @@
-"""Residuals over whole chunks: one decision for several env steps, and worlds that stand still until the others are through."""
+"""Residuals over whole chunks: one decision for several env steps, and worlds that stand still until the
+others are through."""
 
 from __future__ import annotations
 
@@ -33,7 +34,11 @@ SEEDS = [41, 7, 1000, 12, 3, 99, 58]
 
 
 def chunk_env(
-    policy: BasePolicy | None = None, cls: type[ResidualEnv] = ChunkResidualEnv, num_envs: int = 3, scale: float = 0.5, **settings: Any
+    policy: BasePolicy | None = None,
+    cls: type[ResidualEnv] = ChunkResidualEnv,
+    num_envs: int = 3,
+    scale: float = 0.5,
+    **settings: Any,
 ) -> Any:
     env = fakes.PointEnv(fakes.PointCfg(**settings), num_envs)
     return cls(env, BasePolicyExecutor(policy or Chunky(), env, "base policy 'it'"), scale, 0.1)
@@ -44,7 +49,7 @@ def recorder_env(max_episode_steps: int = 10, num_envs: int = 2) -> tuple[ChunkR
     return chunk_env(recorder, num_envs=num_envs, max_episode_steps=max_episode_steps), recorder
 
 
-# --- a vec_env whose worlds stand still -----------------------------------------------------------------------------------
+# --- a vec_env whose worlds stand still ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["point", "so101-paper"])
@@ -52,7 +57,11 @@ def test_worlds_outside_of_the_mask_stand_still(kind: str) -> None:
     """World 1 stands still for two of its steps: what comes then is what came without."""
 
     def make() -> VecEnv:
-        return fakes.PointEnv(fakes.PointCfg(), 2) if kind == "point" else make_vec_env(kind, 2, num_threads=1, position_noise=0.001)
+        return (
+            fakes.PointEnv(fakes.PointCfg(), 2)
+            if kind == "point"
+            else make_vec_env(kind, 2, num_threads=1, position_noise=0.001)
+        )
 
     env, twin = make(), make()
     actions = 0.3 * torch.sin(torch.arange(12.0))[:, None, None] * torch.ones(12, 2, len(env.action_unit))
@@ -63,7 +72,9 @@ def test_worlds_outside_of_the_mask_stand_still(kind: str) -> None:
     taken = [0, 0]
     for mask in (both, both, first, first, both, both, both):
         before = env.observations()
-        rows = torch.stack([actions[taken[0], 0], actions[taken[1], 1] if mask is None else torch.ones(len(env.action_unit))])
+        rows = torch.stack(
+            [actions[taken[0], 0], actions[taken[1], 1] if mask is None else torch.ones(len(env.action_unit))]
+        )
         obs, reward, *_, info = env.step(rows, mask)
         for world in (0, 1):
             if mask is not None and not mask[world]:
@@ -80,7 +91,7 @@ def test_worlds_outside_of_the_mask_stand_still(kind: str) -> None:
     assert taken == [7, 5]
 
 
-# --- decisions ------------------------------------------------------------------------------------------------------------
+# --- decisions ----------------------------------------------------------------------------------------------
 
 
 def test_a_decision_is_about_the_whole_chunk() -> None:
@@ -96,14 +107,20 @@ def test_a_decision_is_about_the_whole_chunk() -> None:
     moved = torch.tensor([[0.2, 0.0, 0.3, 0.01, 0.1, -0.28], [0.1, 0.0, 0.1, 0.01, 0.1, 0.02]])
     np.testing.assert_allclose(transition.action, moved, atol=1e-7)
     wind = 0.01 * env.obs["state"][:, 2:3] * 100 * torch.tensor([[1.0, 0.0]])
-    np.testing.assert_allclose(env.obs["position"] - start, 0.1 * moved.unflatten(1, (3, 2)).sum(1) + 3 * wind, atol=1e-6)
+    np.testing.assert_allclose(
+        env.obs["position"] - start, 0.1 * moved.unflatten(1, (3, 2)).sum(1) + 3 * wind, atol=1e-6
+    )
     assert torch.equal(transition.obs["base_action"], obs["base_action"])
     assert torch.equal(transition.base_action, obs["base_action"])
     assert torch.equal(transition.residual_action, residual)
-    np.testing.assert_allclose(transition.next_obs["base_action"], [[0.2, 0.0, 0.2, 0.01, 0.2, 0.02]] * 2, atol=1e-7)
+    np.testing.assert_allclose(
+        transition.next_obs["base_action"], [[0.2, 0.0, 0.2, 0.01, 0.2, 0.02]] * 2, atol=1e-7
+    )
     assert all(torch.equal(transition.next_obs[name], value) for name, value in env.obs.items())
     # -0.1 · (0.5 · …)² of each step
-    np.testing.assert_allclose(info["reward_terms"]["residual"], [-0.1 * (0.01 + 0.04 + 0.09), 0.0], atol=1e-7)
+    np.testing.assert_allclose(
+        info["reward_terms"]["residual"], [-0.1 * (0.01 + 0.04 + 0.09), 0.0], atol=1e-7
+    )
     assert [call[0] for call in recorder.calls] == ["reset", "plan", "plan"]
 
 
@@ -134,7 +151,9 @@ def test_a_world_whose_episode_ends_within_a_chunk_waits() -> None:
     assert transition.truncated.tolist() == [True, False]
     assert info["_final_info"].tolist() == info["_final_obs"].tolist() == [True, False]
     assert info["final_info"]["episode_length"][0] == 5
-    np.testing.assert_allclose(transition.action[:, 4:], [[0.0, 0.0], [0.45, 0.27]], atol=1e-6)  # after the end: none
+    np.testing.assert_allclose(
+        transition.action[:, 4:], [[0.0, 0.0], [0.45, 0.27]], atol=1e-6
+    )  # after the end: none
     final = transition.next_obs["position"][0]
     wind = torch.stack([before["state"][0, 2], torch.tensor(0.0)])
     moved = 0.1 * transition.action[0, :4].reshape(2, 2).sum(0)
@@ -144,7 +163,9 @@ def test_a_world_whose_episode_ends_within_a_chunk_waits() -> None:
     # a plan from the final observation, its reset, and plans from the new ones
     assert [call[:2] for call in recorder.calls] == [("plan", [0]), ("reset", [0]), ("plan", [0, 1])]
     assert recorder.calls[0][2] == [final.tolist()]
-    np.testing.assert_allclose(transition.next_obs["base_action"][0], [0.3, 0.0, 0.3, 0.01, 0.3, 0.02], atol=1e-6)
+    np.testing.assert_allclose(
+        transition.next_obs["base_action"][0], [0.3, 0.0, 0.3, 0.01, 0.3, 0.02], atol=1e-6
+    )
     np.testing.assert_allclose(env.obs["base_action"][:, 0], [0.1, 0.3], atol=1e-6)
     assert torch.equal(transition.next_obs["base_action"][1], env.obs["base_action"][1])
 
@@ -176,7 +197,7 @@ def test_a_saved_state_goes_on_bit_for_bit() -> None:
         assert all(torch.equal(value, theirs.next_obs[name]) for name, value in mine.next_obs.items())
 
 
-# --- evaluation -----------------------------------------------------------------------------------------------------------
+# --- evaluation ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_envs", [1, 3, 20])
@@ -225,7 +246,7 @@ def test_recordings_are_of_env_steps() -> None:
         assert torch.equal(one.magnitude, other.magnitude)
 
 
-# --- runs -----------------------------------------------------------------------------------------------------------------
+# --- runs ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -250,7 +271,19 @@ FLAGS = [
     "--num-epochs",
     "2",
 ]
-FLAGS += ["--hidden-sizes", "8", "8", "--eval-episodes", "4", "--eval-freq", "0", "--save-freq", "48", "--num-threads", "1"]
+FLAGS += [
+    "--hidden-sizes",
+    "8",
+    "8",
+    "--eval-episodes",
+    "4",
+    "--eval-freq",
+    "0",
+    "--save-freq",
+    "48",
+    "--num-threads",
+    "1",
+]
 
 
 @pytest.mark.slow
@@ -262,11 +295,17 @@ def test_a_run_counts_env_steps_and_is_evaluated_and_resumed(tmp_path: Path) -> 
     assert json.loads((run / "training_summary.json").read_text())["steps"] == 96
     assert main(["train", "--resume", str(run), "--total-timesteps", "144"]) == 0
     assert json.loads((run / "training_summary.json").read_text())["steps"] == 144
-    assert main(["eval", str(run), "--model", "final", "--n-episodes", "6", "--compare-base", "--compare-zero"]) == 0
+    assert (
+        main(["eval", str(run), "--model", "final", "--n-episodes", "6", "--compare-base", "--compare-zero"])
+        == 0
+    )
     policies = json.loads((run / "eval.json").read_text())["policies"]
     assert policies["residual"]["residual_magnitude"]["mean"] > 0.0
     assert policies["base"]["residual_magnitude"]["mean"] == 0.0
-    with pytest.raises(ConfigError, match=r"policy.safetensors was trained with --chunk whole, and such a run cannot be a base"):
+    with pytest.raises(
+        ConfigError,
+        match=r"policy.safetensors was trained with --chunk whole, and such a run cannot be a base",
+    ):
         make_base_policy("model", ModelCfg(str(run)), fakes.PointEnv(fakes.PointCfg(), 2))
 
 
@@ -280,7 +319,10 @@ def test_a_fresh_residual_is_the_base_policy() -> None:
     assert not isinstance(make_residual_env(cfg, 3, base_policy_id="zero"), ChunkResidualEnv)
     learner = make_learner(cfg, env)
     got = evaluate(env, lambda obs: learner.act(obs, deterministic=True), SEEDS)
-    assert all(torch.equal(got[name], values) for name, values in evaluate(single, no_residual(single), SEEDS).items())
+    assert all(
+        torch.equal(got[name], values)
+        for name, values in evaluate(single, no_residual(single), SEEDS).items()
+    )
 
 
 def test_there_are_two_kinds() -> None:

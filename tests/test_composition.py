@@ -44,7 +44,9 @@ def test_zero_residual_is_the_base_action_bit_for_bit(base: Tensor, scale: float
 
 
 @given(arrays(5.0), arrays(1.0), st.floats(0.0, 2.0))
-def test_actions_are_bounded_and_so_is_the_residuals_reach(base: Tensor, residual: Tensor, scale: float) -> None:
+def test_actions_are_bounded_and_so_is_the_residuals_reach(
+    base: Tensor, residual: Tensor, scale: float
+) -> None:
     action = compose(base, residual, scale)
     assert (action.abs() <= 1.0).all()
     assert ((action - base.clamp(-1, 1)).abs() <= scale + 1e-6).all()

@@ -1,4 +1,5 @@
-"""The residual scale that follows the base policy's uncertainty: numbers by hand, off by default, in runs, logs and videos."""
+"""The residual scale that follows the base policy's uncertainty: numbers by hand, off by default, in runs,
+logs and videos."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ ADAPTIVE = ["--adaptive", "uncertainty", "--adaptive-min-share", "0.25", "--adap
 
 
 class Unsure(fakes.Homing):
-    """Of world w by 0.05·w, and by 0.1 more at each plan since the start; two steps a plan, of the second by 0.01 more."""
+    """Of world w by 0.05·w, and by 0.1 more at each plan since the start; two steps a plan, of the second by
+    0.01 more."""
 
     chunk_size = num_action_steps = 2
 
@@ -43,29 +45,40 @@ class Unsure(fakes.Homing):
     def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> ActionChunk:
         self.plans += 1
         first = 0.05 * env_ids + 0.1 * self.plans
-        return ActionChunk(super().predict_action_chunk(obs, env_ids).expand(-1, 2, -1), torch.stack([first, first + 0.01], 1))
+        return ActionChunk(
+            super().predict_action_chunk(obs, env_ids).expand(-1, 2, -1),
+            torch.stack([first, first + 0.01], 1),
+        )
 
 
 def rule(residual_scale: float, uncertainty: Tensor) -> Tensor:
     return adaptive_scale(residual_scale, uncertainty, min_share=0.25, full_uncertainty=0.2)
 
 
-def point_env(policy: Any, scale_rule: ScaleRule | None = rule, scale: float = 0.8, **settings: Any) -> ResidualEnv:
+def point_env(
+    policy: Any, scale_rule: ScaleRule | None = rule, scale: float = 0.8, **settings: Any
+) -> ResidualEnv:
     env = fakes.PointEnv(fakes.PointCfg(**settings), 3)
     composition = Composition(scale, scale_rule, env.residual_unit)
     return ResidualEnv(env, BasePolicyExecutor(policy, env, "base policy 'it'"), composition, 0.1)
 
 
-# --- the rule -------------------------------------------------------------------------------------------------------------
+# --- the rule -----------------------------------------------------------------------------------------------
 
 
 def test_by_hand() -> None:
-    scale = adaptive_scale(0.8, torch.tensor([0.0, 0.05, 0.1, 0.2, 7.0]), min_share=0.25, full_uncertainty=0.2)
+    scale = adaptive_scale(
+        0.8, torch.tensor([0.0, 0.05, 0.1, 0.2, 7.0]), min_share=0.25, full_uncertainty=0.2
+    )
     # 0.8 · (0.25 + 0.75 · 0, 1/4, 1/2, 1, 1)
     np.testing.assert_allclose(scale, [[0.2], [0.35], [0.5], [0.8], [0.8]], rtol=1e-6)
     assert not adaptive_scale(0.0, torch.tensor([0.3]), 0.25, 0.2).any()
-    np.testing.assert_allclose(adaptive_scale(0.8, torch.tensor([0.1]), min_share=0.0, full_uncertainty=0.2), [[0.4]], rtol=1e-6)
-    np.testing.assert_allclose(adaptive_scale(0.8, torch.tensor([0.1]), min_share=1.0, full_uncertainty=0.2), [[0.8]], rtol=1e-6)
+    np.testing.assert_allclose(
+        adaptive_scale(0.8, torch.tensor([0.1]), min_share=0.0, full_uncertainty=0.2), [[0.4]], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        adaptive_scale(0.8, torch.tensor([0.1]), min_share=1.0, full_uncertainty=0.2), [[0.8]], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,24 +95,29 @@ def test_impossible_settings_are_named(change: dict[str, Any], message: str) -> 
         ResidualCfg(**change)
 
 
-# --- in the env -----------------------------------------------------------------------------------------------------------
+# --- in the env ---------------------------------------------------------------------------------------------
 
 
 def test_every_step_has_its_own_scale_everywhere() -> None:
-    """In what is executed, in the penalty, and in what is told; the chunk's second step has its own uncertainty."""
+    """In what is executed, in the penalty, and in what is told; the chunk's second step has its own
+    uncertainty."""
     env = point_env(Unsure())
     env.reset(seed=0)
     residual = torch.tensor([[1.0, -1.0], [0.5, 0.0], [0.0, 0.25]])
     uncertainties = [[0.0, 0.05, 0.1], [0.01, 0.06, 0.11], [0.1, 0.15, 0.2]]
     for uncertainty in uncertainties:
         scale = 0.8 * (0.25 + 0.75 * np.minimum(np.array(uncertainty) / 0.2, 1.0))
-        np.testing.assert_allclose(env.composition.residual_scale(env.base_policy.uncertainty), scale[:, None], rtol=1e-5)
+        np.testing.assert_allclose(
+            env.composition.residual_scale(env.base_policy.uncertainty), scale[:, None], rtol=1e-5
+        )
         transition, info = env.step(residual)
         np.testing.assert_allclose(info["base_uncertainty"], uncertainty, atol=1e-6)
         np.testing.assert_allclose(info["residual_scale"], scale[:, None], rtol=1e-5)
         executed = np.clip(transition.base_action.numpy() + scale[:, None] * residual.numpy(), -1.0, 1.0)
         np.testing.assert_allclose(transition.action, executed, atol=1e-6)
-        np.testing.assert_allclose(info["reward_terms"]["residual"], -0.1 * scale**2 * [2.0, 0.25, 0.0625], rtol=1e-4)
+        np.testing.assert_allclose(
+            info["reward_terms"]["residual"], -0.1 * scale**2 * [2.0, 0.25, 0.0625], rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("scale_rule", [None, rule])
@@ -120,7 +138,9 @@ def test_the_bound_is_scheduled_as_ever() -> None:
     env = point_env(Unsure())
     env.reset(seed=0)
     env.residual_scale = 0.4
-    np.testing.assert_allclose(env.step(torch.zeros(3, 2))[1]["residual_scale"][:, 0], [0.1, 0.175, 0.25], rtol=1e-5)
+    np.testing.assert_allclose(
+        env.step(torch.zeros(3, 2))[1]["residual_scale"][:, 0], [0.1, 0.175, 0.25], rtol=1e-5
+    )
 
 
 def test_a_scale_of_zero_is_the_base_policy_bit_for_bit() -> None:
@@ -145,7 +165,9 @@ def test_without_a_rule_the_scale_is_the_number_and_nothing_is_told_of_uncertain
 
 def test_a_base_policy_that_does_not_tell_is_refused_at_the_first_reset() -> None:
     env = point_env(fakes.Homing())
-    with pytest.raises(ConfigError, match="base policy 'it' has no uncertainty, which --adaptive uncertainty needs"):
+    with pytest.raises(
+        ConfigError, match="base policy 'it' has no uncertainty, which --adaptive uncertainty needs"
+    ):
         env.reset(seed=0)
 
 
@@ -174,7 +196,9 @@ def test_evaluation_and_recordings_go_by_the_true_scale() -> None:
     episodes = evaluate(point_env(Unsure(), max_episode_steps=3), act, [0, 1, 2])
     assert episodes["episode_length"].tolist() == [3.0] * 3
     np.testing.assert_allclose(episodes["residual_scale"], scales.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(episodes["residual_magnitude"], scales.mean(0) * [1.0, 0.5, 0.0], rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(
+        episodes["residual_magnitude"], scales.mean(0) * [1.0, 0.5, 0.0], rtol=1e-5, atol=1e-9
+    )
     recordings = recording.record(point_env(Unsure(), max_episode_steps=3), act, [0, 1, 2])
     for world, size in enumerate((1.0, 0.5, 0.0)):
         np.testing.assert_allclose(recordings[world].scale, scales[:, world], rtol=1e-5)
@@ -197,13 +221,23 @@ def test_the_video_shows_the_scale_where_it_is_adaptive(monkeypatch: pytest.Monk
     ]
 
 
-# --- in runs --------------------------------------------------------------------------------------------------------------
+# --- in runs ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def adaptive_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "adaptive"
-    flags = [*tiny_runs.CLI_TINY, "--num-threads", "1", "--total-timesteps", "64", "--eval-freq", "0", "--output-dir", str(path)]
+    flags = [
+        *tiny_runs.CLI_TINY,
+        "--num-threads",
+        "1",
+        "--total-timesteps",
+        "64",
+        "--eval-freq",
+        "0",
+        "--output-dir",
+        str(path),
+    ]
     assert main(["train", "so101-paper", *ENSEMBLE, *ADAPTIVE, *flags]) == 0
     return path
 
@@ -215,13 +249,29 @@ def test_it_is_logged(adaptive_run: Path) -> None:
     for row in collected:
         uncertainty = row["base/uncertainty"]
         assert uncertainty > 0.0
-        assert 0.25 * 0.6 < row["residual/scale"] <= 0.6 * (0.25 + 0.75 * uncertainty / 0.2) + 1e-6  # the mean of a concave rule
+        assert (
+            0.25 * 0.6 < row["residual/scale"] <= 0.6 * (0.25 + 0.75 * uncertainty / 0.2) + 1e-6
+        )  # the mean of a concave rule
     assert all("eval/residual_scale" in row for row in rows if "eval/success_rate" in row)
 
 
 @pytest.mark.slow
 def test_evaluation_uses_what_the_run_was_trained_with(adaptive_run: Path) -> None:
-    assert main(["eval", str(adaptive_run), "--n-episodes", "2", "--compare-base", "--compare-zero", "--model", "final"]) == 0
+    assert (
+        main(
+            [
+                "eval",
+                str(adaptive_run),
+                "--n-episodes",
+                "2",
+                "--compare-base",
+                "--compare-zero",
+                "--model",
+                "final",
+            ]
+        )
+        == 0
+    )
     policies = json.loads((adaptive_run / "eval.json").read_text())["policies"]
     assert 0.15 < policies["residual"]["residual_scale"]["mean"] < 0.6
     assert policies["residual"]["residual_magnitude"]["mean"] > 0.0
@@ -239,7 +289,9 @@ def test_as_a_base_it_acts_with_its_own_scale(adaptive_run: Path) -> None:
         [1, 2],
         on_step=lambda transition, _: expected.append(transition.action),
     )
-    cfg = dataclasses.replace(tiny_runs.config("model", checkpoint=str(adaptive_run / "final_model")), task=exported.cfg.task)
+    cfg = dataclasses.replace(
+        tiny_runs.config("model", checkpoint=str(adaptive_run / "final_model")), task=exported.cfg.task
+    )
     cfg = dataclasses.replace(cfg, residual=ResidualCfg(adaptive="uncertainty"))
     on_top = make_residual_env(cfg, 2)
     got: list[Tensor] = []
@@ -262,5 +314,7 @@ def test_a_run_whose_base_does_not_tell_ends_in_one_line(fails: tiny_runs.Fails,
 
 def test_settings_of_runs_without_it_are_read_as_ever(run: Path) -> None:
     state = load(run / "final_model" / "policy.safetensors", "policy")
-    residual = {name: value for name, value in state["config"]["residual"].items() if not name.startswith("adaptive")}
+    residual = {
+        name: value for name, value in state["config"]["residual"].items() if not name.startswith("adaptive")
+    }
     assert TrainCfg.from_dict({**state["config"], "residual": residual}).residual.adaptive == "off"

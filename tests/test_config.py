@@ -41,7 +41,11 @@ def test_values_that_differ_from_the_defaults_round_trip() -> None:
     cfg = replace_fields(TrainCfg.default("so101-paper"), changes)
     again = TrainCfg.from_dict(json.loads(json.dumps(cfg.to_dict())))
     assert again == cfg
-    assert (again.task.sheet_x, again.learner.hidden_sizes, again.base.pitch_near) == ((0.21, 0.3), (32, 16, 8), (0.2, 80.0))
+    assert (again.task.sheet_x, again.learner.hidden_sizes, again.base.pitch_near) == (
+        (0.21, 0.3),
+        (32, 16, 8),
+        (0.2, 80.0),
+    )
 
 
 def test_a_file_that_lacks_a_setting_of_later_releases_gets_its_default() -> None:
@@ -115,11 +119,13 @@ def test_replacing_changes_each_setting_where_it_lives_and_nothing_else() -> Non
 def test_no_setting_has_two_homes() -> None:
     """`replace_fields` and the flags without a prefix both rely on it."""
     cfg = TrainCfg.default("so101-paper")
-    names = [f.name for part in (cfg.task, cfg.learner, cfg.residual, cfg.run) for f in dataclasses.fields(part)]
+    names = [
+        f.name for part in (cfg.task, cfg.learner, cfg.residual, cfg.run) for f in dataclasses.fields(part)
+    ]
     assert len(names) == len(set(names))
 
 
-# --- the schedule of the scale --------------------------------------------------------------------------------------
+# --- the schedule of the scale ------------------------------------------------------------------------------
 
 
 def test_a_constant_scale() -> None:
@@ -129,13 +135,22 @@ def test_a_constant_scale() -> None:
 def test_a_linear_scale_by_hand() -> None:
     cfg = ResidualCfg(residual_scale=0.6, residual_scale_start=0.2, residual_scale_fraction=0.5)
     # 0.2 + 0.4 · f / 0.5, constant from f = 0.5 on
-    assert [cfg.scale_at(f) for f in (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)] == pytest.approx([0.2, 0.3, 0.4, 0.6, 0.6, 0.6])
+    assert [cfg.scale_at(f) for f in (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)] == pytest.approx(
+        [0.2, 0.3, 0.4, 0.6, 0.6, 0.6]
+    )
 
 
 def test_a_cosine_scale_by_hand() -> None:
-    cfg = ResidualCfg(residual_scale=1.0, residual_scale_start=0.0, residual_scale_schedule="cosine", residual_scale_fraction=1.0)
+    cfg = ResidualCfg(
+        residual_scale=1.0,
+        residual_scale_start=0.0,
+        residual_scale_schedule="cosine",
+        residual_scale_fraction=1.0,
+    )
     # (1 - cos πf) / 2: at 1/3 a quarter, at 1/2 a half, at 2/3 three quarters
-    assert [cfg.scale_at(f) for f in (0.0, 1 / 3, 1 / 2, 2 / 3, 1.0)] == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])
+    assert [cfg.scale_at(f) for f in (0.0, 1 / 3, 1 / 2, 2 / 3, 1.0)] == pytest.approx(
+        [0.0, 0.25, 0.5, 0.75, 1.0]
+    )
 
 
 def test_a_falling_scale_and_fractions_outside() -> None:
@@ -143,7 +158,7 @@ def test_a_falling_scale_and_fractions_outside() -> None:
     assert [cfg.scale_at(f) for f in (-1.0, 0.0, 0.5, 1.0, 7.0)] == pytest.approx([1.0, 1.0, 0.6, 0.2, 0.2])
 
 
-# --- impossible values ----------------------------------------------------------------------------------------------
+# --- impossible values --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -199,12 +214,17 @@ def test_an_impossible_value_is_refused_with_its_name(name: str, value: Any) -> 
 
 def test_a_curriculum_that_would_widen_is_refused() -> None:
     with pytest.raises(ConfigError, match="curriculum_tolerance"):
-        replace_fields(TrainCfg.default("so101-paper"), {"curriculum": "schedule", "curriculum_tolerance": 0.01})
+        replace_fields(
+            TrainCfg.default("so101-paper"), {"curriculum": "schedule", "curriculum_tolerance": 0.01}
+        )
 
 
 def test_composed_critics_of_whole_chunks_need_one_scale_for_their_steps() -> None:
     whole = replace_fields(TrainCfg.default("so101-paper", "il", "sac"), {"chunk": "whole"})
     with pytest.raises(ConfigError, match="critic_input sum needs one residual scale for each decision"):
         replace_fields(whole, {"adaptive": "uncertainty"})
-    assert replace_fields(whole, {"adaptive": "uncertainty", "critic_input": "res"}).residual.adaptive == "uncertainty"
+    assert (
+        replace_fields(whole, {"adaptive": "uncertainty", "critic_input": "res"}).residual.adaptive
+        == "uncertainty"
+    )
     assert replace_fields(whole, {"adaptive": "uncertainty", "chunk": "step"}).residual.chunk == "step"

@@ -17,7 +17,18 @@ from residual_rl.factory import make_learner, make_residual_env
 from residual_rl.learners.ppo.config import PPOCfg
 from residual_rl.registry import LEARNERS, register_learner
 
-TINY = ["--num-envs", "4", "--max-episode-steps", "5", "--eval-episodes", "2", "--num-threads", "1", "--total-timesteps", "64"]
+TINY = [
+    "--num-envs",
+    "4",
+    "--max-episode-steps",
+    "5",
+    "--eval-episodes",
+    "2",
+    "--num-threads",
+    "1",
+    "--total-timesteps",
+    "64",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +83,17 @@ def test_it_is_trained_resumed_evaluated_and_listed(
 @pytest.mark.gpu
 def test_ppo_learns_on_a_gpu_beside_worlds_on_the_cpu(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    arguments = ["train", "so101-paper", "--device", "cuda", "--num-steps", "8", "--minibatch-size", "16", *TINY]
+    arguments = [
+        "train",
+        "so101-paper",
+        "--device",
+        "cuda",
+        "--num-steps",
+        "8",
+        "--minibatch-size",
+        "16",
+        *TINY,
+    ]
     assert main([*arguments, "--output-dir", str(run)]) == 0
     assert main(["train", "--resume", str(run), "--total-timesteps", "128"]) == 0
     assert main(["eval", str(run), "--n-episodes", "2"]) == 0

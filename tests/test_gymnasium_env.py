@@ -1,4 +1,5 @@
-"""The Gymnasium env: one world in NumPy that is the batched one, bit for bit, and passes other people's checkers."""
+"""The Gymnasium env: one world in NumPy that is the batched one, bit for bit, and passes other people's
+checkers."""
 
 from __future__ import annotations
 
@@ -55,25 +56,41 @@ def draw_actions(n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-1.0, 1.0, (n, 6)).astype(np.float32)
 
 
-# --- registration -------------------------------------------------------------------------------------------------
+# --- registration -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("imports", ["gymnasium, residual_rl", "residual_rl, gymnasium", "residual_rl.errors, gymnasium.spaces"])
+@pytest.mark.parametrize(
+    "imports", ["gymnasium, residual_rl", "residual_rl, gymnasium", "residual_rl.errors, gymnasium.spaces"]
+)
 def test_importing_both_in_any_order_registers_the_envs_and_no_torch(imports: str) -> None:
-    code = f"import {imports}, sys; print(sorted(i for i in gymnasium.registry if i.startswith('residual_rl/')), 'torch' in sys.modules)"
+    code = (
+        f"import {imports}, sys; print(sorted(i for i in gymnasium.registry if i.startswith('residual_rl/')),"
+        " 'torch' in sys.modules)"
+    )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "['residual_rl/SO101Paper-v0', 'residual_rl/SO101PaperPrecise-v0'] False"
 
 
 def test_asking_whether_gymnasium_is_installed_does_not_spoil_the_registration() -> None:
-    code = f"import residual_rl, importlib.util; importlib.util.find_spec('gymnasium'); import gymnasium; gymnasium.spec('{ID}')"
+    code = (
+        "import residual_rl, importlib.util; importlib.util.find_spec('gymnasium'); import gymnasium;"
+        f" gymnasium.spec('{ID}')"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_a_task_of_others_is_known_by_its_gymnasium_id(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TASKS, "_specs", dict(TASKS._specs))
     residual_rl.register_task(
-        TaskSpec("point", "", "fakes:PointCfg", "fakes:PointEnv", base_policy="zero", gymnasium_id="my_lab/Point-v3", config_overrides={})
+        TaskSpec(
+            "point",
+            "",
+            "fakes:PointCfg",
+            "fakes:PointEnv",
+            base_policy="zero",
+            gymnasium_id="my_lab/Point-v3",
+            config_overrides={},
+        )
     )
     try:
         env = gymnasium.make("my_lab/Point-v3", max_episode_steps=None)
@@ -83,7 +100,7 @@ def test_a_task_of_others_is_known_by_its_gymnasium_id(monkeypatch: pytest.Monke
         del gymnasium.registry["my_lab/Point-v3"]
 
 
-# --- spaces and checkers ------------------------------------------------------------------------------------------
+# --- spaces and checkers ------------------------------------------------------------------------------------
 
 
 def test_the_bare_task_observes_25_finite_numbers(make: Any) -> None:
@@ -101,7 +118,9 @@ def test_observations_stay_within_the_bounds_under_wild_actions() -> None:
     env.reset(seed=0)
     for step in range(150):
         held = 1.0 if step % 50 < 25 else -1.0  # sweeps to the joints' limits, and noise
-        action = held * torch.ones(12, 6) if step < 100 else 2.0 * torch.rand(12, 6, generator=generator) - 1.0
+        action = (
+            held * torch.ones(12, 6) if step < 100 else 2.0 * torch.rand(12, 6, generator=generator) - 1.0
+        )
         obs = env.step(action)[0]
         for name, box in space.spaces.items():
             value = obs[name].numpy()
@@ -133,7 +152,7 @@ def test_checkers_have_nothing_to_say_of_images(opengl: None, obs_mode: str) -> 
     assert env.reset(seed=0)[0]["top"].shape == (40, 48, 3)
 
 
-# --- the same episodes as the batched env ---------------------------------------------------------------------------
+# --- the same episodes as the batched env -------------------------------------------------------------------
 
 
 def test_single_and_batched_env_give_the_same_episode_bit_for_bit(make: Any) -> None:
@@ -154,7 +173,10 @@ def test_single_and_batched_env_give_the_same_episode_bit_for_bit(make: Any) -> 
 
 
 def test_the_batched_env_is_made_by_either_name() -> None:
-    for env in (gymnasium.make_vec(ID, 8, "vector_entry_point"), residual_rl.make_vec_env("so101-paper", num_envs=8)):
+    for env in (
+        gymnasium.make_vec(ID, 8, "vector_entry_point"),
+        residual_rl.make_vec_env("so101-paper", num_envs=8),
+    ):
         assert isinstance(env, residual_rl.VecEnv)
         assert env.num_envs == 8
         assert isinstance(env.model, mujoco.MjModel)
@@ -162,10 +184,12 @@ def test_the_batched_env_is_made_by_either_name() -> None:
         env.close()
 
 
-# --- episodes one after the other -------------------------------------------------------------------------------------
+# --- episodes one after the other ---------------------------------------------------------------------------
 
 
-def test_the_last_observation_is_the_true_one_and_reset_starts_the_next_episode_without_more_physics(make: Any) -> None:
+def test_the_last_observation_is_the_true_one_and_reset_starts_the_next_episode_without_more_physics(
+    make: Any,
+) -> None:
     env = make(max_episode_steps=5)
     physics = env.residual_env.vec_env.physics
     env.reset(seed=1)
@@ -211,7 +235,7 @@ def test_step_before_reset_is_refused(make: Any) -> None:
         make().step(np.zeros(6, np.float32))
 
 
-# --- with a base policy -------------------------------------------------------------------------------------------------
+# --- with a base policy -------------------------------------------------------------------------------------
 
 
 def test_the_action_is_the_residual_and_the_base_action_is_observed(make: Any) -> None:
@@ -225,7 +249,9 @@ def test_the_action_is_the_residual_and_the_base_action_is_observed(make: Any) -
         expected = np.clip(obs[25:] + np.float32(0.5) * residual, -1.0, 1.0)
         obs, reward, _, _, info = env.step(residual)
         np.testing.assert_allclose(info["action"], expected, rtol=0, atol=1e-7)
-        assert info["reward_terms"]["residual"] == pytest.approx(-0.001 * 0.25 * float(np.square(residual).sum()), rel=1e-5)
+        assert info["reward_terms"]["residual"] == pytest.approx(
+            -0.001 * 0.25 * float(np.square(residual).sum()), rel=1e-5
+        )
         assert reward == pytest.approx(sum(info["reward_terms"].values()), abs=1e-6)
 
 
@@ -245,7 +271,7 @@ def test_the_bare_task_has_no_residual_term(make: Any) -> None:
     assert info["is_success"] is False
 
 
-# --- drawing ------------------------------------------------------------------------------------------------------------
+# --- drawing ------------------------------------------------------------------------------------------------
 
 
 def test_the_last_picture_shows_the_end_of_the_episode(opengl: None, make: Any) -> None:
@@ -261,7 +287,7 @@ def test_the_last_picture_shows_the_end_of_the_episode(opengl: None, make: Any) 
     assert np.abs(last.astype(int) - following).mean() > 1.0  # another sheet
 
 
-# --- errors -------------------------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -297,7 +323,7 @@ def test_wrong_actions_and_options_are_refused(make: Any) -> None:
         env.step(np.zeros((1, 6), np.float32))
 
 
-# --- other people's learners --------------------------------------------------------------------------------------------
+# --- other people's learners --------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -306,7 +332,9 @@ def test_sb3_trains_in_subprocesses() -> None:
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import SubprocVecEnv
 
-    worlds = make_vec_env(f"residual_rl:{ID}", 2, seed=0, vec_env_cls=SubprocVecEnv, env_kwargs={"max_episode_steps": 20})
+    worlds = make_vec_env(
+        f"residual_rl:{ID}", 2, seed=0, vec_env_cls=SubprocVecEnv, env_kwargs={"max_episode_steps": 20}
+    )
     try:
         model = sb3.PPO("MlpPolicy", worlds, n_steps=32, batch_size=32, n_epochs=1, device="cpu")
         before = model.policy.state_dict()["action_net.weight"].clone()

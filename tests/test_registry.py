@@ -16,7 +16,9 @@ from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS, BasePolicySpec,
 
 
 def spec(id: str) -> BasePolicySpec:
-    return BasePolicySpec(id=id, summary=f"the policy {id}", make="residual_rl.base_policies.zero_policy:make")
+    return BasePolicySpec(
+        id=id, summary=f"the policy {id}", make="residual_rl.base_policies.zero_policy:make"
+    )
 
 
 @pytest.fixture
@@ -59,7 +61,10 @@ def test_a_miss_lists_what_exists_the_nearest_first(fresh: Registry[BasePolicySp
         fresh.register(spec(id))
     with pytest.raises(UnknownNameError) as caught:
         fresh.get("jacobain")
-    assert str(caught.value) == "unknown base policy 'jacobain'; did you mean 'jacobian'?; known: act, jacobian, zero"
+    assert (
+        str(caught.value)
+        == "unknown base policy 'jacobain'; did you mean 'jacobian'?; known: act, jacobian, zero"
+    )
     with pytest.raises(UnknownNameError) as caught:
         fresh.get("qqq")
     assert str(caught.value) == "unknown base policy 'qqq'; known: act, jacobian, zero"
@@ -87,10 +92,12 @@ def test_ours_are_there() -> None:
     assert BASE_POLICIES.get("zero").default_config() is None
 
 
-# --- other people's packages ----------------------------------------------------------------------------------------
+# --- other people's packages --------------------------------------------------------------------------------
 
 
-def test_an_entry_point_adds_its_own(fresh: Registry[BasePolicySpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_point_adds_its_own(
+    fresh: Registry[BasePolicySpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install(tmp_path, "third_party_good", REGISTERS)
     monkeypatch.syspath_prepend(tmp_path)
     assert fresh.get("wave").summary == "waves"
@@ -101,7 +108,11 @@ def test_an_entry_point_adds_its_own(fresh: Registry[BasePolicySpec], tmp_path: 
 @pytest.mark.parametrize(
     ("code", "attribute", "reason"),
     [
-        ("import a_library_that_is_not_there", "", "ModuleNotFoundError: No module named 'a_library_that_is_not_there'"),
+        (
+            "import a_library_that_is_not_there",
+            "",
+            "ModuleNotFoundError: No module named 'a_library_that_is_not_there'",
+        ),
         ("raise RuntimeError('no licence')", "", "RuntimeError: no licence"),
         ("x = 1", ":y", "AttributeError: module 'third_party_bad' has no attribute 'y'"),
         ("def broken(:", "", "SyntaxError"),
@@ -109,7 +120,12 @@ def test_an_entry_point_adds_its_own(fresh: Registry[BasePolicySpec], tmp_path: 
     ],
 )
 def test_a_broken_entry_point_is_named_with_its_package_and_reason(
-    fresh: Registry[BasePolicySpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, attribute: str, reason: str
+    fresh: Registry[BasePolicySpec],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: str,
+    attribute: str,
+    reason: str,
 ) -> None:
     install(tmp_path, "third_party_bad", code, attribute)
     monkeypatch.syspath_prepend(tmp_path)
@@ -117,7 +133,9 @@ def test_a_broken_entry_point_is_named_with_its_package_and_reason(
         with pytest.raises(ConfigError) as caught:
             fresh.get("wave2")
         message = str(caught.value)
-        assert message.startswith(f"entry point 'mine' (third_party_bad{attribute}) of third_party_bad failed: ")
+        assert message.startswith(
+            f"entry point 'mine' (third_party_bad{attribute}) of third_party_bad failed: "
+        )
         assert reason in message
         assert "uninstall" in message
         assert "\n" not in message
@@ -135,14 +153,18 @@ def test_the_command_line_shows_what_others_bring_and_names_what_they_break(tmp_
     (tmp_path / "third_party_plugin.py").write_text("1 / 0")
     done = residual_rl(tmp_path, "list")
     assert done.returncode == 2
-    assert done.stderr == (
-        "residual-rl: error: entry point 'mine' (third_party_plugin) of third_party_plugin failed: "
+    assert (
+        done.stderr
+        == "residual-rl: error: entry point 'mine' (third_party_plugin) of third_party_plugin failed: "
         "ZeroDivisionError: division by zero; fix or uninstall that package\n"
     )
 
 
 def residual_rl(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    code = f"import sys; sys.path.insert(0, {str(folder)!r}); from residual_rl.cli.main import main; sys.exit(main({list(arguments)!r}))"
+    code = (
+        f"import sys; sys.path.insert(0, {str(folder)!r}); from residual_rl.cli.main import main;"
+        f" sys.exit(main({list(arguments)!r}))"
+    )
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
 
 
@@ -160,12 +182,19 @@ def test_a_spec_that_names_nothing_is_a_clear_error() -> None:
 def test_a_task_is_registered_by_a_spec_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     tasks: Registry[TaskSpec] = Registry("task", "residual_rl.tasks")
     monkeypatch.setattr(registry, "TASKS", tasks)
-    mine = TaskSpec("mine", "my task", "residual_rl.tasks.so101_paper.config:SO101PaperCfg", "x:make", "zero", {"tolerance": 0.03})
+    mine = TaskSpec(
+        "mine",
+        "my task",
+        "residual_rl.tasks.so101_paper.config:SO101PaperCfg",
+        "x:make",
+        "zero",
+        {"tolerance": 0.03},
+    )
     assert registry.register_task(mine) is mine
     assert tasks.get("mine").default_config().tolerance == 0.03
 
 
-# --- learners -------------------------------------------------------------------------------------------------------
+# --- learners -----------------------------------------------------------------------------------------------
 
 
 def test_our_learners_are_there_and_what_they_name_exists() -> None:
@@ -181,6 +210,9 @@ def test_our_learners_are_there_and_what_they_name_exists() -> None:
 
 
 def test_listing_learners_imports_no_torch() -> None:
-    code = "import sys; from residual_rl.registry import LEARNERS; print([s.id for s in LEARNERS.all()], 'torch' in sys.modules)"
+    code = (
+        "import sys; from residual_rl.registry import LEARNERS; print([s.id for s in LEARNERS.all()], 'torch'"
+        " in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['policy-decorator', 'ppo', 'sac', 'td3'] False"

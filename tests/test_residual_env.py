@@ -1,4 +1,5 @@
-"""The decision process that a learner sees: promises 1 and 2, the order in which the base policy is asked, and unbiased evaluation."""
+"""The decision process that a learner sees: promises 1 and 2, the order in which the base policy is asked,
+and unbiased evaluation."""
 
 from __future__ import annotations
 
@@ -21,24 +22,33 @@ from residual_rl.residual_env import ResidualEnv
 from residual_rl.types import BasePolicy, Obs, Transition
 
 SO101 = replace_fields(
-    TrainCfg.default("so101-paper"), {"max_episode_steps": 50, "num_threads": 1, "hidden_sizes": (8, 8), "minibatch_size": 16}
+    TrainCfg.default("so101-paper"),
+    {"max_episode_steps": 50, "num_threads": 1, "hidden_sizes": (8, 8), "minibatch_size": 16},
 )
 
 
 def residuals(env: ResidualEnv, step: int) -> Tensor:
     """Residual actions [B, A] that depend on the world and the step alone."""
-    rows = [np.random.default_rng((world, step)).uniform(-1, 1, env.action_dim) for world in range(env.num_envs)]
+    rows = [
+        np.random.default_rng((world, step)).uniform(-1, 1, env.action_dim) for world in range(env.num_envs)
+    ]
     return torch.from_numpy(np.stack(rows).astype(np.float32))
 
 
 def point_env(
-    num_envs: int = 3, policy: BasePolicy | None = None, scale: float = 0.5, penalty: float = 0.0, **settings: Any
+    num_envs: int = 3,
+    policy: BasePolicy | None = None,
+    scale: float = 0.5,
+    penalty: float = 0.0,
+    **settings: Any,
 ) -> ResidualEnv:
     env = fakes.PointEnv(fakes.PointCfg(**settings), num_envs)
-    return ResidualEnv(env, BasePolicyExecutor(policy or fakes.Homing(), env, "base policy 'it'"), scale, penalty)
+    return ResidualEnv(
+        env, BasePolicyExecutor(policy or fakes.Homing(), env, "base policy 'it'"), scale, penalty
+    )
 
 
-# --- promise 1: without a residual it is the base policy ---------------------------------------------------------------
+# --- promise 1: without a residual it is the base policy ----------------------------------------------------
 
 
 def base_alone(num_steps: int, num_envs: int, seed: int) -> list[tuple[Obs, Tensor, Tensor]]:
@@ -89,7 +99,7 @@ def test_a_residual_changes_what_is_executed() -> None:
     assert not torch.equal(one.obs["state"], other.obs["state"])
 
 
-# --- promise 2: one composition ---------------------------------------------------------------------------------------
+# --- promise 2: one composition -----------------------------------------------------------------------------
 
 
 def test_what_is_executed_is_what_the_transition_holds() -> None:
@@ -122,7 +132,9 @@ def test_the_env_executes_it_as_it_is() -> None:
     before = env.obs["joint_target"].double()
     transition, _ = env.step(residuals(env, 0))
     moved = env.obs["joint_target"].double() - before
-    np.testing.assert_allclose(moved, transition.action * 0.02, atol=2e-7)  # float32 observations of up to 2 rad
+    np.testing.assert_allclose(
+        moved, transition.action * 0.02, atol=2e-7
+    )  # float32 observations of up to 2 rad
 
 
 def test_penalty_is_a_term_of_the_reward() -> None:
@@ -158,10 +170,12 @@ def test_an_episodes_return_holds_its_penalties() -> None:
     bare.reset(seed=0)
     for _ in range(4):
         _, alone = bare.step(torch.zeros(3, 2))
-    assert torch.equal(info["final_info"]["episode_return"], alone["final_info"]["episode_return"])  # a reset forgets the penalties
+    assert torch.equal(
+        info["final_info"]["episode_return"], alone["final_info"]["episode_return"]
+    )  # a reset forgets the penalties
 
 
-# --- one question an observation --------------------------------------------------------------------------------------
+# --- one question an observation ----------------------------------------------------------------------------
 
 
 def ends(transition: Transition) -> Tensor:
@@ -169,13 +183,16 @@ def ends(transition: Transition) -> Tensor:
 
 
 def test_asked_once_per_observation_the_final_ones_first() -> None:
-    """In every step: the final observations of the worlds that ended, their reset, and each new observation."""
+    """In every step: the final observations of the worlds that ended, their reset, and each new
+    observation."""
     recorder = fakes.Recorder(3)
     env = point_env(policy=recorder, scale=0.0, max_episode_steps=4)
     everyone = [0, 1, 2]
     env.reset(seed=0)
     assert recorder.calls == [("reset", everyone), ("plan", everyone, env.obs["position"].tolist())]
-    env.vec_env.reset(seed=[5], mask=torch.tensor([False, True, False]))  # world 1 is now out of step with the others
+    env.vec_env.reset(
+        seed=[5], mask=torch.tensor([False, True, False])
+    )  # world 1 is now out of step with the others
     env.step(torch.zeros(3, 2))
     env.vec_env.reset(seed=[6], mask=torch.tensor([False, True, False]))
     seen = set()
@@ -205,7 +222,9 @@ def test_the_answer_is_executed_and_the_final_one_is_stored() -> None:
         current = env.obs["base_action"]
         assert torch.equal(current, transition.next_obs["base_action"]) != bool(ends(transition).any())
     assert executed == pytest.approx([0.1, 0.2, 0.3, 0.1, 0.2, 0.3, 0.1])
-    assert stored == pytest.approx([0.2, 0.3, 0.4, 0.2, 0.3, 0.4, 0.2])  # the fourth answer is the final observation's
+    assert stored == pytest.approx(
+        [0.2, 0.3, 0.4, 0.2, 0.3, 0.4, 0.2]
+    )  # the fourth answer is the final observation's
 
 
 def test_next_obs_is_the_true_next_one() -> None:
@@ -227,8 +246,11 @@ def test_chunks_go_on_across_steps_and_end_with_the_episode() -> None:
     env = point_env(num_envs=2, policy=recorder, scale=0.0, max_episode_steps=3)
     env.reset(seed=0)
     actions = [env.step(torch.zeros(2, 2))[0].action[0].tolist() for _ in range(5)]
-    # (plan, element): the final observation takes the second plan's second element; the next episode begins with a plan of its own
-    np.testing.assert_allclose(actions, [[0.1, 0.0], [0.1, 0.01], [0.2, 0.0], [0.1, 0.0], [0.1, 0.01]], atol=1e-7)
+    # (plan, element): the final observation takes the second plan's second element; the next episode begins
+    # with a plan of its own
+    np.testing.assert_allclose(
+        actions, [[0.1, 0.0], [0.1, 0.01], [0.2, 0.0], [0.1, 0.0], [0.1, 0.01]], atol=1e-7
+    )
     assert [call[1] for call in recorder.calls if call[0] == "plan"] == [[0, 1]] * 4
 
 
@@ -257,7 +279,9 @@ class Failing(fakes.Homing):
         ("nan", NonFiniteError, r"base policy 'it' is not finite in env\(s\) \[0, 1, 2\]"),
     ],
 )
-def test_failures_of_the_base_policy_end_the_run_with_its_name(failure: str, error: type[Exception], message: str) -> None:
+def test_failures_of_the_base_policy_end_the_run_with_its_name(
+    failure: str, error: type[Exception], message: str
+) -> None:
     env = point_env(policy=Failing(failure))
     env.reset(seed=0)
     env.step(torch.zeros(3, 2))
@@ -289,7 +313,7 @@ def test_time_is_told_apart() -> None:
     assert env.timer.base_policy > before[1]
 
 
-# --- resuming ---------------------------------------------------------------------------------------------------------
+# --- resuming -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("policy", ["homing", "chunks"])
@@ -312,7 +336,7 @@ def test_a_saved_state_goes_on_bit_for_bit(policy: str) -> None:
         assert torch.equal(mine.next_obs["base_action"], theirs.next_obs["base_action"])
 
 
-# --- evaluation -------------------------------------------------------------------------------------------------------
+# --- evaluation ---------------------------------------------------------------------------------------------
 
 SEEDS = [41, 7, 1000, 12, 3, 99, 58, 20, 21, 22, 5]
 
@@ -344,7 +368,8 @@ def test_each_seed_once_and_the_same_for_any_number_of_worlds() -> None:
 
 
 def test_worlds_without_an_episode_are_not_asked() -> None:
-    """Two worlds, three episodes of four steps: world 1 is idle in the last of them, and the third world all along."""
+    """Two worlds, three episodes of four steps: world 1 is idle in the last of them, and the third world all
+    along."""
     recorder = fakes.Recorder(3)
     env = point_env(3, recorder, scale=0.0, max_episode_steps=4)
     lengths = evaluate(env, no_residual(env), [41, 7])["episode_length"]

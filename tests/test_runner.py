@@ -48,7 +48,8 @@ SCHEDULED: dict[str, Any] = {
 
 
 class Remembering(BasePolicy):
-    """Chunks of three, two of which are executed, that depend on how many each world has had in its episode."""
+    """Chunks of three, two of which are executed, that depend on how many each world has had in its
+    episode."""
 
     inputs = {"state": (25,)}  # noqa: RUF012
     chunk_size, num_action_steps = 3, 2
@@ -80,16 +81,19 @@ def remembering() -> Iterator[str]:
     del BASE_POLICIES._specs["remembering"]
 
 
-# --- exact resuming -------------------------------------------------------------------------------------------------
+# --- exact resuming -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("remembering")
 @pytest.mark.parametrize(
-    "settings", [{"noise_correlation": 0.0}, SCHEDULED, {"base_policy": "remembering"}], ids=["plain", "scheduled", "remembering"]
+    "settings",
+    [{"noise_correlation": 0.0}, SCHEDULED, {"base_policy": "remembering"}],
+    ids=["plain", "scheduled", "remembering"],
 )
 def test_training_in_pieces_is_training_at_once(tmp_path: Path, settings: dict[str, Any]) -> None:
-    """Stopped at an evaluation's step (96) and again between two (160): weights, optimiser, normalisers, env, figures, files."""
+    """Stopped at an evaluation's step (96) and again between two (160): weights, optimiser, normalisers, env,
+    figures, files."""
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     train(whole, **settings)
     train(pieces, stop_at=96, **settings)
@@ -150,13 +154,19 @@ def test_simulator_threads_do_not_change_the_weights(tmp_path: Path) -> None:
 
 def test_a_finished_run_resumes_to_its_end_at_once(tmp_path: Path) -> None:
     train(tmp_path / "run", total_timesteps=64)
-    before = files(tmp_path / "run" / "final_model") | {"metrics": (tmp_path / "run" / "metrics.jsonl").read_bytes()}
+    before = files(tmp_path / "run" / "final_model") | {
+        "metrics": (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    }
     train(tmp_path / "run", resume=True, total_timesteps=64)
-    assert before == files(tmp_path / "run" / "final_model") | {"metrics": (tmp_path / "run" / "metrics.jsonl").read_bytes()}
+    assert before == files(tmp_path / "run" / "final_model") | {
+        "metrics": (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    }
 
 
 @pytest.mark.slow
-def test_a_damaged_newest_checkpoint_gives_way_loudly_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_newest_checkpoint_gives_way_loudly_to_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     train(tmp_path / "whole")
     train(tmp_path / "run", stop_at=160)
     newest = tmp_path / "run" / "checkpoints" / "step_000000160.safetensors"
@@ -166,15 +176,29 @@ def test_a_damaged_newest_checkpoint_gives_way_loudly_to_the_one_before(tmp_path
     assert "step_000000160.safetensors" in caplog.text
     assert "FALLING BACK" in caplog.text
     assert set(different(last_state(tmp_path / "whole"), last_state(tmp_path / "run"))) == set()
-    assert metric_rows(tmp_path / "whole") == metric_rows(tmp_path / "run")  # what was logged after step 128 is there once
+    assert metric_rows(tmp_path / "whole") == metric_rows(
+        tmp_path / "run"
+    )  # what was logged after step 128 is there once
 
 
-# --- schedules and evaluations in training --------------------------------------------------------------------------
+# --- schedules and evaluations in training ------------------------------------------------------------------
 
 
 def test_schedules_take_the_values_worked_out_by_hand(tmp_path: Path) -> None:
-    settings = {"curriculum": "schedule", "curriculum_tolerance": 0.2, "curriculum_fraction": 0.5, "residual_scale_start": 0.1}
-    runner = train(tmp_path / "run", **settings, residual_scale=0.5, residual_scale_fraction=1.0, total_timesteps=128, eval_freq=0)
+    settings = {
+        "curriculum": "schedule",
+        "curriculum_tolerance": 0.2,
+        "curriculum_fraction": 0.5,
+        "residual_scale_start": 0.1,
+    }
+    runner = train(
+        tmp_path / "run",
+        **settings,
+        residual_scale=0.5,
+        residual_scale_fraction=1.0,
+        total_timesteps=128,
+        eval_freq=0,
+    )
     rows = metric_rows(tmp_path / "run")[1:]
     # Fractions 0, 1/4, 2/4, 3/4. Scale: 0.1 + 0.4 f. Tolerance: 0.08 + 0.12 (1 - 2 f), from f = 1/2 on 0.08.
     assert [row["residual/scale"] for row in rows] == pytest.approx([0.1, 0.2, 0.3, 0.4])
@@ -197,14 +221,18 @@ def test_a_curriculum_holds_from_the_first_episode_on_and_never_in_evaluation(
         return episode
 
     monkeypatch.setattr(SO101Paper, "randomize", spy)
-    runner = train(tmp_path / "run", curriculum=curriculum, curriculum_tolerance=0.2, tolerance=0.01, total_timesteps=128)
+    runner = train(
+        tmp_path / "run", curriculum=curriculum, curriculum_tolerance=0.2, tolerance=0.01, total_timesteps=128
+    )
     training, evaluation = (drawn[id(env.vec_env.task)] for env in (runner.env, runner.eval_env))  # type: ignore[attr-defined]
     assert training[:4] == pytest.approx([0.2] * 4)
     assert evaluation == pytest.approx([0.01] * len(evaluation))
 
 
 @pytest.mark.slow
-def test_every_seed_is_new_in_training_and_the_evaluations_have_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_seed_is_new_in_training_and_the_evaluations_have_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn: dict[int, list[int]] = {}
     randomize = SO101Paper.randomize
 
@@ -229,7 +257,10 @@ def test_a_fresh_residual_is_evaluated_first_and_is_the_base_policy(tmp_path: Pa
     train(tmp_path / "run", total_timesteps=32, eval_freq=0)
     first = json.loads((tmp_path / "run" / "eval_results" / "step_000000000.json").read_text())
     assert first["residual_magnitude"] == [0.0, 0.0]
-    assert sorted(p.name for p in (tmp_path / "run" / "eval_results").iterdir()) == ["step_000000000.json", "step_000000032.json"]
+    assert sorted(p.name for p in (tmp_path / "run" / "eval_results").iterdir()) == [
+        "step_000000000.json",
+        "step_000000032.json",
+    ]
 
 
 def test_95_of_100_episodes_are_95_percent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,14 +276,19 @@ def test_95_of_100_episodes_are_95_percent(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.slow
 def test_the_best_model_is_that_of_the_best_evaluation(tmp_path: Path) -> None:
     train(tmp_path / "run", total_timesteps=128, eval_freq=32)
-    scores = {row["step"]: (row["eval/success_rate"], row["eval/mean_reward"]) for row in metric_rows(tmp_path / "run")}
+    scores = {
+        row["step"]: (row["eval/success_rate"], row["eval/mean_reward"])
+        for row in metric_rows(tmp_path / "run")
+    }
     best = max(scores, key=lambda step: (scores[step], -step))
     assert checkpoint.load(tmp_path / "run" / "best_model" / "policy.safetensors", "policy")["step"] == best
     assert checkpoint.load(tmp_path / "run" / "final_model" / "policy.safetensors", "policy")["step"] == 128
 
 
 @pytest.mark.parametrize(("total_timesteps", "steps"), [(95, 64), *slow((1, 32), (32, 32), (96, 96))])
-def test_no_more_steps_than_asked_for_but_one_iteration(tmp_path: Path, total_timesteps: int, steps: int) -> None:
+def test_no_more_steps_than_asked_for_but_one_iteration(
+    tmp_path: Path, total_timesteps: int, steps: int
+) -> None:
     """An iteration is 32 steps."""
     cfg, folder = config(total_timesteps=total_timesteps, eval_freq=0), RunFolder(tmp_path / "run")
     with folder.start(cfg.to_dict()):
@@ -261,7 +297,9 @@ def test_no_more_steps_than_asked_for_but_one_iteration(tmp_path: Path, total_ti
     rows = metric_rows(tmp_path / "run")
     assert [row["step"] for row in rows] == list(range(0, steps + 1, 32))
     # Adam's rate falls linearly over the iterations that are done
-    assert [row["train/learning_rate"] for row in rows[1:]] == pytest.approx([5e-4 * (1 - at / steps) for at in range(0, steps, 32)])
+    assert [row["train/learning_rate"] for row in rows[1:]] == pytest.approx(
+        [5e-4 * (1 - at / steps) for at in range(0, steps, 32)]
+    )
     assert "eval/success_rate" in rows[-1]
     assert last_state(tmp_path / "run")["progress"]["step"] == steps
 
@@ -276,7 +314,9 @@ def test_episodes_are_counted_for_the_curriculum(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(SO101Paper, "set_training_progress", spy)
     # Four worlds whose episodes are cut off in steps 5, 10, …: none succeeds in so few.
-    runner = train(tmp_path / "run", total_timesteps=96, max_episode_steps=5, success_hold_steps=10, eval_freq=0)
+    runner = train(
+        tmp_path / "run", total_timesteps=96, max_episode_steps=5, success_hold_steps=10, eval_freq=0
+    )
     assert told == [0, 0, 4, 12]  # before the first episode, and before each iteration of 8 steps
     assert runner.progress.episodes == 16
 
@@ -292,16 +332,36 @@ def test_a_checkpoint_with_other_contents_is_named(tmp_path: Path, part: str) ->
     train(tmp_path / "run", stop_at=32)
     file = tmp_path / "run" / "checkpoints" / "step_000000032.safetensors"
     state = checkpoint.load(file, "checkpoint")
-    for spoiled in ({k: v for k, v in state.items() if k != part}, {**state, part: {"other": 1}}, {**state, part: [1]}):
+    for spoiled in (
+        {k: v for k, v in state.items() if k != part},
+        {**state, part: {"other": 1}},
+        {**state, part: [1]},
+    ):
         checkpoint.save(file, spoiled, "checkpoint")
         with pytest.raises(CheckpointError, match=r"step_000000032.safetensors does not match this run \("):
             Runner(config(), RunFolder(tmp_path / "run"), resume=True)
 
 
-# --- what a run leaves ----------------------------------------------------------------------------------------------
+# --- what a run leaves --------------------------------------------------------------------------------------
 
-TAGS = ["rollout/success_rate_100", "rollout/ep_rew_mean", "rollout/ep_len_mean", "residual/magnitude", "residual/penalty"]
-TAGS += [f"train/{x}" for x in ("approx_kl", "clip_fraction", "entropy_loss", "policy_gradient_loss", "value_loss", "explained_variance")]
+TAGS = [
+    "rollout/success_rate_100",
+    "rollout/ep_rew_mean",
+    "rollout/ep_len_mean",
+    "residual/magnitude",
+    "residual/penalty",
+]
+TAGS += [
+    f"train/{x}"
+    for x in (
+        "approx_kl",
+        "clip_fraction",
+        "entropy_loss",
+        "policy_gradient_loss",
+        "value_loss",
+        "explained_variance",
+    )
+]
 TAGS += ["task/dist_to_goal", "eval/mean_reward", "eval/mean_ep_length", "eval/success_rate"]
 TAGS += ["time/fps", "time/simulation", "time/base_policy", "time/learner"]
 
@@ -315,17 +375,36 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_run_folder_holds_what_tells_its_story(run: Path) -> None:
-    names = ["config.json", "command.txt", "versions.json", "git.diff", "metrics.jsonl", "training_summary.json"]
+    names = [
+        "config.json",
+        "command.txt",
+        "versions.json",
+        "git.diff",
+        "metrics.jsonl",
+        "training_summary.json",
+    ]
     assert all((run / name).is_file() for name in names)
     for folder in ("tensorboard", "checkpoints", "best_model", "final_model", "eval_results"):
         assert list((run / folder).iterdir()), folder
     assert not (run / "interrupted_model").exists()
-    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [f"step_{s:09d}.safetensors" for s in (128, 160, 192)]
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [
+        f"step_{s:09d}.safetensors" for s in (128, 160, 192)
+    ]
     assert sorted(p.name for p in (run / "final_model").iterdir()) == ["config.json", "policy.safetensors"]
     cfg = TrainCfg.from_dict(json.loads((run / "config.json").read_text()))
-    assert (cfg.task_id, cfg.base_policy_id, cfg.run.num_envs, cfg.task.max_episode_steps) == ("so101-paper", "jacobian", 4, 20)
+    assert (cfg.task_id, cfg.base_policy_id, cfg.run.num_envs, cfg.task.max_episode_steps) == (
+        "so101-paper",
+        "jacobian",
+        4,
+        20,
+    )
     summary = json.loads((run / "training_summary.json").read_text())
-    assert (summary["finished"], summary["signal"], summary["steps"], summary["model"]) == (True, None, 192, "final_model")
+    assert (summary["finished"], summary["signal"], summary["steps"], summary["model"]) == (
+        True,
+        None,
+        192,
+        "final_model",
+    )
     assert summary["steps_per_second"] == pytest.approx(192 / summary["wall_time"])
 
 
@@ -349,7 +428,9 @@ def test_every_tag_that_users_look_for_is_logged(run: Path) -> None:
     for tag in TAGS:
         logged = [(row["step"], row[tag]) for row in rows if tag in row]
         assert [e.step for e in board.Scalars(tag)] == [step for step, _ in logged], tag
-        assert [e.value for e in board.Scalars(tag)] == pytest.approx([value for _, value in logged], rel=1e-6), tag
+        assert [e.value for e in board.Scalars(tag)] == pytest.approx(
+            [value for _, value in logged], rel=1e-6
+        ), tag
 
 
 def test_the_parts_of_the_time_add_up(run: Path) -> None:
@@ -363,7 +444,8 @@ def test_the_parts_of_the_time_add_up(run: Path) -> None:
 
 @pytest.mark.slow
 def test_the_time_is_counted_from_the_start_of_the_command(tmp_path: Path) -> None:
-    """A process that sleeps before it imports anything: the first run counts from its start, another one from its own."""
+    """A process that sleeps before it imports anything: the first run counts from its start, another one from
+    its own."""
     code = f"""
 import time
 time.sleep(1.5)
@@ -377,7 +459,10 @@ print(time.perf_counter() - begin)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     second = json.loads(done.stdout.splitlines()[-1])
-    walls = [json.loads((tmp_path / name / "training_summary.json").read_text())["wall_time"] for name in ("first", "second")]
+    walls = [
+        json.loads((tmp_path / name / "training_summary.json").read_text())["wall_time"]
+        for name in ("first", "second")
+    ]
     assert walls[0] > 1.5 + read_metrics(tmp_path / "first" / "metrics.jsonl")[-1]["time/evaluation"]
     assert read_metrics(tmp_path / "first" / "metrics.jsonl")[-1]["time/setup"] > 1.5
     assert walls[1] < second

@@ -1,6 +1,7 @@
 """Learn a small bounded residual on top of any frozen base policy.
 
-The public names are imported on first use, so that `import residual_rl` and the command line's help stay quick.
+The public names are imported on first use, so that `import residual_rl` and the command line's help stay
+quick.
 """
 
 from __future__ import annotations

@@ -18,10 +18,12 @@ from residual_rl.types import Obs, Transition
 class ChunkResidualEnv(ResidualEnv):
     """The decision process of residuals [B, n·A] over the n executed steps of the base policy's chunks.
 
-    Source: Policy Decorator (Yuan et al., 2025, arXiv 2412.13630). The learner observes the flattened chunk as
-    `base_action` [B, n·A], and the env as it is when the chunk begins. The rewards of its steps are summed, and
-    discounts are per decision. An env whose episode ends within a chunk waits until the others have finished theirs:
-    for the learner that is one transition, with zero actions after the end. Arguments and methods are those of
+    Source: Policy Decorator (Yuan et al., 2025, arXiv 2412.13630). The learner observes the flattened chunk
+    as `base_action` [B, n·A], and the env as it is when the chunk begins. The rewards of its steps are
+    summed, and
+    discounts are per decision. An env whose episode ends within a chunk waits until the others have finished
+    theirs: for the learner that is one transition, with zero actions after the end. Arguments and methods are
+        those of
     `ResidualEnv`.
     """
 
@@ -117,7 +119,8 @@ class ChunkResidualEnv(ResidualEnv):
         self.obs = {**obs, "base_action": self._base_action(obs, self.vec_env.active)}
 
     def _chunk_scale(self) -> float | Tensor | None:
-        """The effective scale of all steps of a chunk, a number or [n·A]; None where each step has its own."""
+        """The effective scale of all steps of a chunk, a number or [n·A]; None where each step has its
+        own."""
         if self.composition.adaptive:
             return None
         scale = self.composition.in_actions(self.residual_scale)
@@ -130,7 +133,10 @@ class ChunkResidualEnv(ResidualEnv):
 
 def _where(mask: Tensor, new: Obs, old: Obs) -> Obs:
     """`new` [B, …] in the envs of `mask` [B], else `old`."""
-    return {name: torch.where(mask.reshape(-1, *[1] * (value.dim() - 1)), value, old[name]) for name, value in new.items()}
+    return {
+        name: torch.where(mask.reshape(-1, *[1] * (value.dim() - 1)), value, old[name])
+        for name, value in new.items()
+    }
 
 
 def _merge_infos(merged: dict[str, Any], info: dict[str, Any], running: Tensor) -> dict[str, Any]:
@@ -140,6 +146,9 @@ def _merge_infos(merged: dict[str, Any], info: dict[str, Any], running: Tensor) 
     """
     if not merged:
         return dict(info)
-    latest = {name: _where(running, info[name], merged[name]) for name in ("final_obs", "final_info", "task_metrics")}
+    latest = {
+        name: _where(running, info[name], merged[name])
+        for name in ("final_obs", "final_info", "task_metrics")
+    }
     sums = {name: value + merged["reward_terms"][name] for name, value in info["reward_terms"].items()}
     return {**info, **latest, "reward_terms": sums}

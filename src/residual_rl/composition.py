@@ -21,7 +21,8 @@ def compose(base_action: Tensor, residual_action: Tensor, effective_scale: float
     Args:
         base_action: [B, A].
         residual_action: [B, A] in [-1, 1].
-        effective_scale: what the residual action is multiplied by; a number, or a tensor that broadcasts to [B, A].
+        effective_scale: what the residual action is multiplied by; a number, or a tensor that broadcasts to
+            [B, A].
 
     Returns:
         The executed action [B, A] in [-1, 1]. With a zero scale or a zero residual it equals the clipped base
@@ -33,7 +34,8 @@ def compose(base_action: Tensor, residual_action: Tensor, effective_scale: float
 def decompose(base_action: Tensor, action: Tensor, effective_scale: float | Tensor) -> Tensor:
     """The inverse of `compose`: the residual action [B, A] that makes `action` of `base_action`.
 
-    It is not clipped: elements beyond [-1, 1] are out of the residual's reach. Where the scale is zero, it is zero.
+    It is not clipped: elements beyond [-1, 1] are out of the residual's reach. Where the scale is zero, it is
+    zero.
     """
     scale = torch.as_tensor(effective_scale, dtype=action.dtype, device=action.device).expand_as(action)
     exact = (action - base_action) / scale.clamp(min=1e-12)
@@ -45,7 +47,9 @@ def residual_penalty(residual_action: Tensor, residual_scale: float | Tensor, we
     return -weight * (residual_scale * residual_action).square().sum(-1)
 
 
-def adaptive_scale(residual_scale: float, uncertainty: Tensor, min_share: float, full_uncertainty: float) -> Tensor:
+def adaptive_scale(
+    residual_scale: float, uncertainty: Tensor, min_share: float, full_uncertainty: float
+) -> Tensor:
     """A larger scale where the base policy is uncertain: each env's own scale [b, 1].
 
     `residual_scale · (min_share + (1 - min_share) · clip(uncertainty / full_uncertainty, 0, 1))`
@@ -64,14 +68,15 @@ def adaptive_scale(residual_scale: float, uncertainty: Tensor, min_share: float,
 class Composition:
     """Combines base and residual actions into executed actions, with one meaning for each of its scales.
 
-    `residual_scale` is the bound of the residual in residual units. `effective_scale` is what a residual action is
-    multiplied by in the normalised action space: the residual scale times `unit`.
+    `residual_scale` is the bound of the residual in residual units. `effective_scale` is what a residual
+    action is multiplied by in the normalised action space: the residual scale times `unit`.
     """
 
     scale: float
     """The residual scale that training schedules and exported policies hold."""
     rule: ScaleRule | None = None
-    """Makes each env's own scale from `scale` and the base policy's uncertainty; None uses `scale` for all."""
+    """Makes each env's own scale from `scale` and the base policy's uncertainty; None uses `scale` for
+    all."""
     unit: Tensor | None = None
     """[A]: the action change that a residual of 1 stands for; None stands for 1."""
 
@@ -89,7 +94,8 @@ class Composition:
         return self.scale if self.rule is None else self.rule(self.scale, uncertainty)
 
     def in_actions(self, residual_scale: float | Tensor) -> float | Tensor:
-        """A residual scale (a number, or [b, 1]) in the normalised action space: a number, [A], [b, 1] or [b, A]."""
+        """A residual scale (a number, or [b, 1]) in the normalised action space: a number, [A], [b, 1] or [b,
+        A]."""
         return residual_scale if self.unit is None else residual_scale * self.unit
 
     def effective_scale(self, uncertainty: Tensor) -> float | Tensor:

@@ -61,7 +61,8 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
         ConfigError: incompatible settings, or render mode `human` without a display.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": 30}  # noqa: RUF012 (Gymnasium's convention)
+    # Gymnasium's convention is a dict of the class.
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": 30}  # noqa: RUF012
 
     def __init__(
         self,
@@ -112,7 +113,8 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
             return spaces.Dict({name: known[name] for name in (*self._vectors, *self._images)})
         if "state" not in known:
             raise ConfigError(
-                f"task {task!r} has neither `state` nor images as observations; a Gymnasium env needs one of them"
+                f"task {task!r} has neither `state` nor images as observations; a Gymnasium env needs one of"
+                " them"
             )
         low, high = (
             np.concatenate([getattr(known[name], end) for name in self._vectors]) for end in ("low", "high")
@@ -133,7 +135,8 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
         elif not self._started:
             env.reset(self._draw_seed())
         elif self._running:
-            env.reset()  # uses the seed queued below; after the end of an episode, autoreset has already done so
+            # Uses the seed queued below; after the end of an episode, autoreset has already done so
+            env.reset()
         env.vec_env.episode_seeds.use_list([self._draw_seed()])
         self._started = self._running = True
         if self.render_mode is not None:

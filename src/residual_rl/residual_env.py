@@ -1,4 +1,5 @@
-"""A vec_env, a base policy and their composition with a residual: the decision process that a learner sees."""
+"""A vec_env, a base policy and their composition with a residual: the decision process that a learner
+sees."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ class StepHook(Protocol):
     """Runs around every step of the vec_env; assign one to `ResidualEnv.step_hook`."""
 
     def before_step(self, action: Tensor, stepping: Tensor) -> Tensor:
-        """Receive the composed `action` [B, A] of the envs in `stepping` [B] bool; return the action to execute."""
+        """Receive the composed `action` [B, A] of the envs in `stepping` [B] bool; return the action to
+        execute."""
         ...
 
     def after_step(self, obs: Obs) -> None:
@@ -48,9 +50,9 @@ class _Outcome:
 class ResidualEnv:
     """Executes compositions of base and residual actions in a vec_env.
 
-    The base policy is queried once per observation: first for the final observations of ending episodes, then, after
-    it is reset in those envs, for the new ones. The base action of an observation is the one that is executed and the
-    one that the transition holds.
+    The base policy is queried once per observation: first for the final observations of ending episodes,
+    then, after it is reset in those envs, for the new ones. The base action of an observation is the one that
+    is executed and the one that the transition holds.
 
     Args:
         vec_env: the envs.
@@ -117,8 +119,8 @@ class ResidualEnv:
         self.obs = {**obs, "base_action": self._base_action(obs, self.vec_env.active)}
         if self.composition.adaptive and not self.base_policy.has_uncertainty:
             raise ConfigError(
-                f"{self.base_policy.name} has no uncertainty, which --adaptive uncertainty needs; choose a hybrid in "
-                "mode ensemble or a policy with several samples, or --adaptive off"
+                f"{self.base_policy.name} has no uncertainty, which --adaptive uncertainty needs; choose a"
+                " hybrid in mode ensemble or a policy with several samples, or --adaptive off"
             )
         return self.obs
 
@@ -131,8 +133,8 @@ class ResidualEnv:
 
         Returns:
             The transition, and the vec_env's `info`. The residual's penalty is among its reward terms and in
-            `episode_return`; `residual_scale` is the bound that held in this step. With an adaptive scale there is
-            `base_uncertainty` [B] too.
+            `episode_return`; `residual_scale` is the bound that held in this step. With an adaptive scale
+            there is `base_uncertainty` [B] too.
         """
         obs = self.obs
         base_action = obs["base_action"]
@@ -153,7 +155,9 @@ class ResidualEnv:
             true_next_base_action = torch.where(ended[:, None], final_base_action, next_base_action)
             next_scale = self.composition.effective_scale(self.base_policy.uncertainty)
             if self.composition.adaptive:
-                next_scale = torch.where(ended[:, None], torch.as_tensor(final_scale), torch.as_tensor(next_scale))
+                next_scale = torch.where(
+                    ended[:, None], torch.as_tensor(final_scale), torch.as_tensor(next_scale)
+                )
         else:
             next_base_action = true_next_base_action = self.base_policy.act(outcome.next_obs, active)
             next_scale = self.composition.effective_scale(self.base_policy.uncertainty)
@@ -179,7 +183,8 @@ class ResidualEnv:
         yield self.step(residual_action)
 
     def _execute(self, base_action: Tensor, residual_action: Tensor, stepping: Tensor | None) -> _Outcome:
-        """Compose and execute one step of the vec_env, in the envs of `stepping` [B] (None: all), hook included."""
+        """Compose and execute one step of the vec_env, in the envs of `stepping` [B] (None: all), hook
+        included."""
         # Compose. Envs that do not step have no scale, or an adaptive one would enter their metrics.
         uncertainty = self.base_policy.uncertainty
         scale = self.composition.residual_scale(uncertainty)

@@ -275,8 +275,8 @@ class Runner:
             self.env.load_state_dict(state["env"])
         except (CheckpointError, KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"{self.checkpoints.files()[step]} does not match this run "
-                f"({type(error).__name__}: {error}); resume with the settings and the release that it was written with"
+                f"{self.checkpoints.files()[step]} does not match this run ({type(error).__name__}: {error});"
+                " resume with the settings and the release that it was written with"
             ) from error
         rows = read_metrics(self.folder.metrics_file) if self.folder.metrics_file.exists() else []
         times = [row["time/wall"] for row in rows if row["step"] <= self.progress.step and "time/wall" in row]

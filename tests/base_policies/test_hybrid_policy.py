@@ -96,7 +96,7 @@ def at(*x: float) -> Obs:
     return {"position": position, "state": torch.zeros(len(x), 5), "joint_position": torch.zeros(len(x), 2)}
 
 
-# --- modes ----------------------------------------------------------------------------------------------------------------
+# --- modes --------------------------------------------------------------------------------------------------
 
 
 def test_a_blend_is_the_weighted_sum() -> None:
@@ -201,7 +201,7 @@ def test_the_example_switches_by_distance_and_yaw(monkeypatch: pytest.MonkeyPatc
     assert hybrid_switch.by_yaw({"goal": goal}).tolist() == [1, 0, 1]
 
 
-# --- members --------------------------------------------------------------------------------------------------------------
+# --- members ------------------------------------------------------------------------------------------------
 
 
 def test_all_are_asked_for_every_observation_whoever_acts() -> None:
@@ -275,7 +275,7 @@ def test_what_refuses_an_env_is_named() -> None:
         hybrid(mode="switch", switch_on="goal", switch_below=0.1)
 
 
-# --- settings -------------------------------------------------------------------------------------------------------------
+# --- settings -----------------------------------------------------------------------------------------------
 
 
 def test_settings_are_spelt_as_on_the_command_line() -> None:
@@ -359,7 +359,7 @@ def test_without_policies_it_says_what_it_needs(fails: tiny_runs.Fails) -> None:
     assert "base policy 'hybrid': at least two base policies are needed: --base.policies ID ID …" in say
 
 
-# --- in a run ---------------------------------------------------------------------------------------------------------------
+# --- in a run -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -22,7 +22,9 @@ ConfigOf = Callable[[str], IKCfg]
 
 @pytest.fixture(scope="module")
 def env() -> Iterator[ManiSkillVecEnv]:
-    made = make(ManiSkillCfg(env_id="PickCube-v1", control_mode="pd_joint_delta_pos"), contract.NUM_ENVS, 1, "cpu")
+    made = make(
+        ManiSkillCfg(env_id="PickCube-v1", control_mode="pd_joint_delta_pos"), contract.NUM_ENVS, 1, "cpu"
+    )
     yield made
     made.close()
 
@@ -55,7 +57,9 @@ def test_gives_an_action_for_every_world(settings: ConfigOf, env: ManiSkillVecEn
     contract.test_gives_an_action_for_every_world(ID, settings, env, seen)
 
 
-def test_instances_agree_and_share_no_state(settings: ConfigOf, env: ManiSkillVecEnv, seen: list[Obs]) -> None:
+def test_instances_agree_and_share_no_state(
+    settings: ConfigOf, env: ManiSkillVecEnv, seen: list[Obs]
+) -> None:
     contract.test_instances_agree_and_share_no_state(ID, settings, env, seen)
 
 
@@ -66,7 +70,9 @@ def test_a_worlds_actions_do_not_depend_on_the_others(
     contract.test_a_worlds_actions_do_not_depend_on_the_others(ID, settings, world, env, lone_env, seen)
 
 
-def test_reset_touches_the_worlds_of_the_mask_alone(settings: ConfigOf, env: ManiSkillVecEnv, seen: list[Obs]) -> None:
+def test_reset_touches_the_worlds_of_the_mask_alone(
+    settings: ConfigOf, env: ManiSkillVecEnv, seen: list[Obs]
+) -> None:
     contract.test_reset_touches_the_worlds_of_the_mask_alone(ID, settings, env, seen)
 
 
@@ -81,7 +87,9 @@ def test_a_saved_state_goes_on_bit_for_bit(settings: ConfigOf, env: ManiSkillVec
     contract.test_a_saved_state_goes_on_bit_for_bit(ID, settings, env, seen)
 
 
-def test_reads_what_it_declares_and_nothing_else(settings: ConfigOf, env: ManiSkillVecEnv, seen: list[Obs]) -> None:
+def test_reads_what_it_declares_and_nothing_else(
+    settings: ConfigOf, env: ManiSkillVecEnv, seen: list[Obs]
+) -> None:
     contract.test_reads_what_it_declares_and_nothing_else(ID, settings, env, seen)
 
 

@@ -1,4 +1,5 @@
-"""The base policy `ik` in ManiSkill's worlds: its kinematics against the simulator's, what it reaches, what it refuses."""
+"""The base policy `ik` in ManiSkill's worlds: its kinematics against the simulator's, what it reaches, what
+it refuses."""
 
 from __future__ import annotations
 
@@ -95,7 +96,7 @@ def stacking(tool: tuple[float, float, float], cube: tuple[float, float, float],
     return {**poses, "base_pose": pose(0.0, 0.0, 0.0), **more}
 
 
-# --- geometry, by hand --------------------------------------------------------------------------------------------------
+# --- geometry, by hand --------------------------------------------------------------------------------------
 
 
 def test_turns() -> None:
@@ -178,11 +179,12 @@ def test_kinematic_chain_from_urdf__equals_pytorch_kinematics(urdf: str, link: s
     assert torch.allclose(torch.cat(ours.jacobian(frames, tool), 1), theirs.jacobian(positions), atol=1e-6)
 
 
-# --- what is commanded, by hand -----------------------------------------------------------------------------------------
+# --- what is commanded, by hand -----------------------------------------------------------------------------
 
 
 def test_an_action_is_the_way_to_the_goal_in_the_arms_units() -> None:
-    """0.2 m over a cube, 4 mm beside it and 0.3 rad turned away: three tenths of the way and of the turn, in 0.1 m and in -0.2 rad."""
+    """0.2 m over a cube, 4 mm beside it and 0.3 rad turned away: three tenths of the way and of the turn, in
+    0.1 m and in -0.2 rad."""
     policy = ik.make(IKCfg(gain=0.3, max_step=1.0, max_turn=1.0), stub())
     half = 0.15
     cube = pose(0.004, 0.0, 0.02, math.cos(half), 0.0, 0.0, math.sin(half))
@@ -235,8 +237,8 @@ def inserting(
     yaw: float = 0.0,
     tool_yaw: float = math.pi / 2,
 ) -> Obs:
-    """A peg of 0.2 m whose head points along x, turned by `yaw`, before a hole at 0.1 m of height whose axis is x; the middle of the box is
-    0.5 m ahead. The tool points down, its y axis at `tool_yaw`."""
+    """A peg of 0.2 m whose head points along x, turned by `yaw`, before a hole at 0.1 m of height whose axis
+    is x; the middle of the box is 0.5 m ahead. The tool points down, its y axis at `tool_yaw`."""
     half = 0.5 * (tool_yaw + math.pi / 2)  # DOWN has it along -y
     held = pose(*tool, 0.0, math.cos(half), math.sin(half), 0.0)
     lying = pose(*peg_at, math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2))
@@ -308,7 +310,7 @@ def test_where_an_insertion_wants_the_tool() -> None:
     assert along.is_open.item()
 
 
-# --- in the simulator ---------------------------------------------------------------------------------------------------
+# --- in the simulator ---------------------------------------------------------------------------------------
 
 
 def successes(env: ManiSkillVecEnv, policy: Any, seed: int) -> Tensor:
@@ -359,7 +361,8 @@ def test_it_turns_the_fingers_to_the_cubes_sides(make_env: Make) -> None:
 
 
 def test_an_ensemble_of_experts_scales_the_residual() -> None:
-    """Two gains disagree on the way to the cube, by the figure that the composition then scales the residual with."""
+    """Two gains disagree on the way to the cube, by the figure that the composition then scales the residual
+    with."""
     cfg = TrainCfg.default("maniskill", "hybrid")
     cfg = replace_fields(
         cfg, {"env_id": "PickCube-v1", "num_threads": 1, "adaptive": "uncertainty", "residual_scale": 0.5}
@@ -432,13 +435,16 @@ def test_a_residual_is_trained_on_an_ensemble_of_experts(tmp_path: Path) -> None
     )
 
 
-# --- refusals -----------------------------------------------------------------------------------------------------------
+# --- refusals -----------------------------------------------------------------------------------------------
 
 
 def test_a_task_without_goals_lists_those_that_have_some() -> None:
     known = ", ".join(sorted(spec.id for spec in GOALS.all()))
     assert {"PickCube-v1", "PushCube-v1", "StackCube-v1", "PickBox-v1"} <= {spec.id for spec in GOALS.all()}
-    message = f"unknown task with Cartesian goals 'PokeCube-v1'.*known: {known}; for another task .*--base.goals MODULE:CLASS"
+    message = (
+        f"unknown task with Cartesian goals 'PokeCube-v1'.*known: {known}; for another task .*--base.goals"
+        " MODULE:CLASS"
+    )
     with pytest.raises(ConfigError, match=message):
         ik.make(IKCfg(), stub(task_name="PokeCube-v1"))
 
@@ -452,7 +458,9 @@ def test_goals_of_ones_own() -> None:
     wrong = {
         "here": "goals must be MODULE:CLASS, not 'here'",
         "nowhere:Goals": "cannot be loaded",
-        "math:floor": "goals must name a class of `CartesianGoals`; 'math:floor' is a builtin_function_or_method",
+        "math:floor": (
+            "goals must name a class of `CartesianGoals`; 'math:floor' is a builtin_function_or_method"
+        ),
     }
     for goals, message in wrong.items():
         with pytest.raises(ConfigError, match=message):
@@ -465,7 +473,10 @@ def test_goals_of_ones_own() -> None:
         (None, "an env with one arm that says what its actions do"),
         (
             dataclasses.replace(ARM, control=None),
-            "control mode 'odd' of robot 'stick' .*choose pd_ee_delta_pos, pd_ee_delta_pose or pd_joint_delta_pos",
+            (
+                "control mode 'odd' of robot 'stick' .*choose pd_ee_delta_pos, pd_ee_delta_pose or"
+                " pd_joint_delta_pos"
+            ),
         ),
         (
             dataclasses.replace(ARM, control="joint_delta"),

@@ -1,4 +1,5 @@
-"""State dicts of ManiSkill's PPO baselines as base policies: the same actions as the networks they are of, and clear refusals."""
+"""State dicts of ManiSkill's PPO baselines as base policies: the same actions as the networks they are of,
+and clear refusals."""
 
 from __future__ import annotations
 
@@ -201,7 +202,8 @@ def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     refused("something other than tensors by name", path)
     torch.save(nn.Linear(2, 2).state_dict(), path)
     refused(
-        "is not an actor of ManiSkill's PPO: expected actor_mean.0, actor_mean.2, …; it has bias, weight", path
+        "is not an actor of ManiSkill's PPO: expected actor_mean.0, actor_mean.2, …; it has bias, weight",
+        path,
     )
     state = StateAgent().state_dict()
     del state["actor_mean.2.bias"]

@@ -1,4 +1,5 @@
-"""The base policy `model`: runs, Stable-Baselines3 zips, exported programs, and the one reader of files that can run code."""
+"""The base policy `model`: runs, Stable-Baselines3 zips, exported programs, and the one reader of files that
+can run code."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ def policy_of(path: Path, env: fakes.PointEnv | None = None, **settings: Any) ->
     return make_base_policy("model", ModelCfg(str(path), True, **settings), env or point_env()).policy
 
 
-# --- runs ---------------------------------------------------------------------------------------------------------------
+# --- runs ---------------------------------------------------------------------------------------------------
 
 
 def episodes_of(
@@ -157,7 +158,10 @@ def test_what_a_run_was_trained_on_is_found_from_other_folders(
 def test_a_run_of_another_task_names_both(run: Path) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"policy.safetensors, trained on task 'so101-paper' with base policy 'jacobian', does not fit this env",
+        match=(
+            r"policy.safetensors, trained on task 'so101-paper' with base policy 'jacobian', does not fit"
+            r" this env"
+        ),
     ):
         make_base_policy("model", ModelCfg(str(run)), point_env())
 
@@ -200,7 +204,7 @@ def test_an_imitation_model_is_sent_to_its_own_base_policy(tmp_path: Path) -> No
             make_base_policy("model", ModelCfg(str(path)), point_env())
 
 
-# --- Stable-Baselines3 --------------------------------------------------------------------------------------------------
+# --- Stable-Baselines3 --------------------------------------------------------------------------------------
 
 
 class Spaces(gymnasium.Env[Any, Any]):
@@ -343,7 +347,8 @@ def test_sb3_that_does_not_fit_is_refused(
 
 
 def test_sb3_under_a_residual_run(tmp_path: Path) -> None:
-    """Through the command line's settings, with a checkpoint of the run; nobody's word but the user's makes a file trusted."""
+    """Through the command line's settings, with a checkpoint of the run; nobody's word but the user's makes a
+    file trusted."""
     path = save(
         lively(PPO("MlpPolicy", Spaces(vector(25), spaces.Box(-1, 1, (6,))), device="cpu")),
         tmp_path / "model.zip",
@@ -368,7 +373,7 @@ def test_sb3_under_a_residual_run(tmp_path: Path) -> None:
     )
 
 
-# --- torch.export -------------------------------------------------------------------------------------------------------
+# --- torch.export -------------------------------------------------------------------------------------------
 
 
 class Chunks(nn.Module):
@@ -428,7 +433,7 @@ def test_an_exported_program_that_does_not_fit_is_refused(tmp_path: Path) -> Non
         policy_of(export(Chunks(5, None), tmp_path / "d.pt2"), num_action_steps=4)
 
 
-# --- files that can run code --------------------------------------------------------------------------------------------
+# --- files that can run code --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["model.zip", "model.pt2"])

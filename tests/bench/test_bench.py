@@ -1,4 +1,5 @@
-"""The benchmark: what it compares did the same work, its figures are what they say, and it copes with what is missing."""
+"""The benchmark: what it compares did the same work, its figures are what they say, and it copes with what is
+missing."""
 
 from __future__ import annotations
 

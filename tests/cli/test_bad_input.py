@@ -20,7 +20,7 @@ from residual_rl.cli.main import main
 from residual_rl.runs import checkpoint
 from residual_rl.tasks.so101_paper.robot import build_robot
 
-# --- names and settings ---------------------------------------------------------------------------------------------
+# --- names and settings -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -28,8 +28,14 @@ from residual_rl.tasks.so101_paper.robot import build_robot
     [
         ("train so101-papr", "unknown task 'so101-papr'; did you mean 'so101-paper'"),
         ("eval so101-papr", "unknown task 'so101-papr'; did you mean 'so101-paper'"),
-        ("train so101-paper --base-policy jacobain", "unknown base policy 'jacobain'; did you mean 'jacobian'"),
-        ("train so101-paper --expert-type=jacobain", "unknown base policy 'jacobain'; did you mean 'jacobian'"),
+        (
+            "train so101-paper --base-policy jacobain",
+            "unknown base policy 'jacobain'; did you mean 'jacobian'",
+        ),
+        (
+            "train so101-paper --expert-type=jacobain",
+            "unknown base policy 'jacobain'; did you mean 'jacobian'",
+        ),
         ("eval so101-paper --base-policy pid", "unknown base policy 'pid'; known: "),
         ("train so101-paper --num-envs 0", "num_envs must be at least 1, not 0"),
         ("train so101-paper --n-envs -4", "num_envs must be at least 1, not -4"),
@@ -41,14 +47,26 @@ from residual_rl.tasks.so101_paper.robot import build_robot
         ("train so101-paper --tolerance -0.01", "tolerance must be above 0, not -0.01"),
         ("train so101-paper --sheet-x 0.3 0.2", "sheet_x must be a range from low to high"),
         ("train so101-paper --seed 99999999", "seed must be from 0 to 4194303, not 99999999"),
-        ("train so101-paper --num-envs 4 --num-steps 8 --minibatch-size 33", "minibatch_size is 33 but num_envs * num_steps is 32"),
+        (
+            "train so101-paper --num-envs 4 --num-steps 8 --minibatch-size 33",
+            "minibatch_size is 33 but num_envs * num_steps is 32",
+        ),
         ("train so101-paper --obs-keys state speed", "unknown observation 'speed'"),
         ("train so101-paper --device cuda:99", "device 'cuda:99' cannot be used on this machine"),
         ("train so101-paper --device gpu0", "device 'gpu0' cannot be used on this machine"),
         ("train so101-paper --device meta", "device 'meta' cannot be used on this machine"),
-        ("train so101-paper --sim-device cuda", "MuJoCo steps on the CPU alone: the device of the worlds must be cpu, not 'cuda'"),
-        ("train so101-paper --learner pppo", "unknown learner 'pppo'; did you mean 'ppo'?; known: policy-decorator, ppo, sac, td3"),
-        ("train --num-envs 8 so101-paper", "train needs a task id: put it first, residual-rl train TASK [options]"),
+        (
+            "train so101-paper --sim-device cuda",
+            "MuJoCo steps on the CPU alone: the device of the worlds must be cpu, not 'cuda'",
+        ),
+        (
+            "train so101-paper --learner pppo",
+            "unknown learner 'pppo'; did you mean 'ppo'?; known: policy-decorator, ppo, sac, td3",
+        ),
+        (
+            "train --num-envs 8 so101-paper",
+            "train needs a task id: put it first, residual-rl train TASK [options]",
+        ),
         ("train", "train needs a task id: put it first"),
         ("train --resume", "--resume needs a run folder: residual-rl train --resume RUN"),
         ("train --resume --num-envs 4", "--resume needs a run folder: residual-rl train --resume RUN"),
@@ -75,7 +93,9 @@ def test_a_wrong_setting_is_named_and_leaves_no_folder(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_number_that_is_none_is_named(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_number_that_is_none_is_named(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         main(["train", "so101-paper", "--num-envs", "many"])
@@ -87,7 +107,7 @@ def test_a_number_that_is_none_is_named(capfd: pytest.CaptureFixture[str], tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-# --- folders --------------------------------------------------------------------------------------------------------
+# --- folders ------------------------------------------------------------------------------------------------
 
 
 def test_a_folder_with_something_in_it_is_not_written_into(fails: Fails, tmp_path: Path) -> None:
@@ -142,7 +162,10 @@ def test_resuming_when_all_checkpoints_are_damaged(fails: Fails, run: Path) -> N
         ("{", "Expecting property name"),
         ("[]", "indices"),
         ("{}", "base_policy_id"),
-        ('{"base_policy_id": "zero", "task_id": "so101-paper", "task": {"tolerence": 1}}', "did you mean 'tolerance'?"),
+        (
+            '{"base_policy_id": "zero", "task_id": "so101-paper", "task": {"tolerence": 1}}',
+            "did you mean 'tolerance'?",
+        ),
         ('{"base_policy_id": "gone", "task_id": "so101-paper"}', "unknown base policy 'gone'"),
     ],
 )
@@ -172,10 +195,12 @@ def test_figures_that_cannot_be_written(fails: Fails, run: Path, tmp_path: Path)
     (run / "eval.json").mkdir()
     assert f"cannot write {run}/eval.json" in fails("eval", run, "--n-episodes", "1")
     (tmp_path / "file").touch()
-    assert "cannot write" in fails("eval", "so101-paper", "--n-episodes", "1", "--output", tmp_path / "file" / "x.json")
+    assert "cannot write" in fails(
+        "eval", "so101-paper", "--n-episodes", "1", "--output", tmp_path / "file" / "x.json"
+    )
 
 
-# --- files of models ------------------------------------------------------------------------------------------------
+# --- files of models ----------------------------------------------------------------------------------------
 
 
 def newer(state: dict[str, Any]) -> bytes:
@@ -196,21 +221,34 @@ def wider(state: dict[str, Any]) -> None:
 SPOILED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda data: b"", "truncated or not a safetensors file"),
     "truncated": (lambda data: data[:-100], "truncated or not a safetensors file"),
-    "a flipped bit": (lambda data: data[:-5] + bytes([data[-5] ^ 1]) + data[-4:], "does not match|do not match its checksum"),
+    "a flipped bit": (
+        lambda data: data[:-5] + bytes([data[-5] ^ 1]) + data[-4:],
+        "does not match|do not match its checksum",
+    ),
     "text": (lambda data: b"hello", "truncated or not a safetensors file"),
     "pickle": (lambda data: pickle.dumps({"policy": 1}), "truncated or not a safetensors file"),
-    "of another kind": (lambda data: checkpoint.to_bytes({"x": 1}, "checkpoint"), "is a residual_rl checkpoint; expected a policy"),
+    "of another kind": (
+        lambda data: checkpoint.to_bytes({"x": 1}, "checkpoint"),
+        "is a residual_rl checkpoint; expected a policy",
+    ),
     "of a later release": (
         lambda data: newer(checkpoint.from_bytes(data, "policy")),
         "has format version 9; this release reads up to version 1",
     ),
-    "without settings": (lambda data: checkpoint.to_bytes({"policy": {}, "step": 1}, "policy"), "lacks config, residual_scale"),
+    "without settings": (
+        lambda data: checkpoint.to_bytes({"policy": {}, "step": 1}, "policy"),
+        "lacks config, residual_scale",
+    ),
     "with unknown settings": (
-        lambda data: tampered(checkpoint.from_bytes(data, "policy"), lambda s: s["config"]["learner"].update(layers=3)),
+        lambda data: tampered(
+            checkpoint.from_bytes(data, "policy"), lambda s: s["config"]["learner"].update(layers=3)
+        ),
         "unknown setting of PPOCfg 'layers'",
     ),
     "of an unknown task": (
-        lambda data: tampered(checkpoint.from_bytes(data, "policy"), lambda s: s["config"].update(task_id="gone")),
+        lambda data: tampered(
+            checkpoint.from_bytes(data, "policy"), lambda s: s["config"].update(task_id="gone")
+        ),
         "unknown task 'gone'",
     ),
     "of another shape": (
@@ -254,10 +292,13 @@ def test_an_observation_that_the_policy_needs_and_the_env_has_no_more(fails: Fai
 
 
 def test_learning_from_images_alone_names_what_to_use_instead(fails: Fails, tmp_path: Path) -> None:
-    message = fails("train", "so101-paper", "--learner", "sac", "--output-dir", tmp_path / "run", "--obs-mode", "rgb")
-    assert message == (
-        "there is no `state`, but images (top, wrist): use --obs-mode rgb+state, or name what is to be seen in --obs-keys "
-        "(images are for --learner ppo, which without --obs-keys sees what there is)"
+    message = fails(
+        "train", "so101-paper", "--learner", "sac", "--output-dir", tmp_path / "run", "--obs-mode", "rgb"
+    )
+    assert (
+        message
+        == "there is no `state`, but images (top, wrist): use --obs-mode rgb+state, or name what is to be"
+        " seen in --obs-keys (images are for --learner ppo, which without --obs-keys sees what there is)"
     )
     assert not (tmp_path / "run").exists()
 
@@ -265,11 +306,13 @@ def test_learning_from_images_alone_names_what_to_use_instead(fails: Fails, tmp_
 def test_a_model_without_a_run_and_a_model_named_twice(fails: Fails, run: Path, tmp_path: Path) -> None:
     alone = (run / "best_model").rename(tmp_path / "alone")
     assert f"{alone} is a model outside of a run folder" in fails("eval", alone, "--n-episodes", "1")
-    assert "is a model already: leave out --model best" in fails("eval", run / "final_model", "--model", "best")
+    assert "is a model already: leave out --model best" in fails(
+        "eval", run / "final_model", "--model", "best"
+    )
     assert "residual_scale must be from 0 to 2" in fails("eval", run, "--model", "final", "--alpha", "3")
 
 
-# --- the user's robot -----------------------------------------------------------------------------------------------
+# --- the user's robot ---------------------------------------------------------------------------------------
 
 
 def test_a_robot_file_that_is_no_model(fails: Fails, tmp_path: Path) -> None:

@@ -28,16 +28,63 @@ from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS
 from residual_rl.tasks.so101_paper.config import SO101PaperCfg
 from residual_rl.utils.seeding import EVAL_SEED
 
-TINY = ["--num-envs", "4", "--num-steps", "8", "--minibatch-size", "16", "--num-epochs", "2", "--hidden-sizes", "8", "8"]
-TINY += ["--max-episode-steps", "20", "--eval-episodes", "2", "--tolerance", "0.08", "--success-hold-steps", "5", "--num-threads", "1"]
+TINY = [
+    "--num-envs",
+    "4",
+    "--num-steps",
+    "8",
+    "--minibatch-size",
+    "16",
+    "--num-epochs",
+    "2",
+    "--hidden-sizes",
+    "8",
+    "8",
+]
+TINY += [
+    "--max-episode-steps",
+    "20",
+    "--eval-episodes",
+    "2",
+    "--tolerance",
+    "0.08",
+    "--success-hold-steps",
+    "5",
+    "--num-threads",
+    "1",
+]
 
-METRICS = {"success_once", "success_at_end", "return", "episode_length", "residual_magnitude", "action_change", "dist_to_goal", "yaw_error"}
+METRICS = {
+    "success_once",
+    "success_at_end",
+    "return",
+    "episode_length",
+    "residual_magnitude",
+    "action_change",
+    "dist_to_goal",
+    "yaw_error",
+}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "x"
-    assert main(["train", "so101-paper", *TINY, "--total-timesteps", "128", "--eval-freq", "64", "--output-dir", str(path)]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "so101-paper",
+                *TINY,
+                "--total-timesteps",
+                "128",
+                "--eval-freq",
+                "64",
+                "--output-dir",
+                str(path),
+            ]
+        )
+        == 0
+    )
     return path
 
 
@@ -60,7 +107,7 @@ def has_gl() -> bool:
     return True
 
 
-# --- list, help, version --------------------------------------------------------------------------------------------
+# --- list, help, version ------------------------------------------------------------------------------------
 
 
 def test_list_shows_every_task_base_policy_and_learner(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,16 +125,32 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"residual-rl {residual_rl.__version__}\n"
 
 
-def test_the_help_of_train_tells_every_setting(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_help_of_train_tells_every_setting(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = help_of(["train", "so101-paper"], capsys, monkeypatch)
     learner = type(TrainCfg.default("so101-paper").learner)
-    for cls, prefix in ((ResidualCfg, ""), (RunCfg, ""), (learner, ""), (SO101PaperCfg, ""), (JacobianCfg, "base.")):
+    for cls, prefix in (
+        (ResidualCfg, ""),
+        (RunCfg, ""),
+        (learner, ""),
+        (SO101PaperCfg, ""),
+        (JacobianCfg, "base."),
+    ):
         fields = documented(cls)
         assert set(fields) == set(inspect.signature(cls).parameters)
         for name, what in fields.items():
             assert re.search(rf"--{re.escape(prefix)}(no-)?{name.replace('_', '-')}\b", text), name
             assert " ".join(what.split())[:40] in text, name
-    for name in ("--output-dir", "--quick", "--base-policy", "--expert-type", "--alpha", "--n-envs", "--learner"):
+    for name in (
+        "--output-dir",
+        "--quick",
+        "--base-policy",
+        "--expert-type",
+        "--alpha",
+        "--n-envs",
+        "--learner",
+    ):
         assert name in text
 
 
@@ -100,7 +163,9 @@ def test_the_help_of_eval_tells_its_options_and_the_settings_it_can_change(
             assert f"--{name.replace('_', '-')}" in text, name
 
 
-def test_help_of_resuming_tells_its_options(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_of_resuming_tells_its_options(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "--total-timesteps" in help_of(["train", "--resume"], capsys, monkeypatch)
 
 
@@ -111,7 +176,7 @@ def test_help_without_a_target_says_what_a_target_is(
     assert f"residual-rl {command} " in help_of([command], capsys, monkeypatch)
 
 
-# --- train ----------------------------------------------------------------------------------------------------------
+# --- train --------------------------------------------------------------------------------------------------
 
 
 class Parsed(Exception):  # noqa: N818 (not an error)
@@ -133,25 +198,52 @@ def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> TrainCfg:
 
 
 def test_aliases_mean_what_the_main_names_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = parse(monkeypatch, "so101-paper", "--residual-scale", "0.3", "--num-envs", "8", "--base-policy", "zero")
+    ours = parse(
+        monkeypatch, "so101-paper", "--residual-scale", "0.3", "--num-envs", "8", "--base-policy", "zero"
+    )
     theirs = parse(monkeypatch, "so101-paper", "--alpha", "0.3", "--n-envs", "8", "--expert-type", "zero")
     assert ours == theirs
-    assert (ours.residual.residual_scale, ours.run.num_envs, ours.base_policy_id, ours.base) == (0.3, 8, "zero", None)
+    assert (ours.residual.residual_scale, ours.run.num_envs, ours.base_policy_id, ours.base) == (
+        0.3,
+        8,
+        "zero",
+        None,
+    )
 
 
-@pytest.mark.parametrize("spelling", ["--base-policy=zero", "--base_policy=zero", "--expert-type=zero", "--expert_type=zero"])
-def test_the_base_policy_is_understood_however_it_is_spelled(monkeypatch: pytest.MonkeyPatch, spelling: str) -> None:
+@pytest.mark.parametrize(
+    "spelling", ["--base-policy=zero", "--base_policy=zero", "--expert-type=zero", "--expert_type=zero"]
+)
+def test_the_base_policy_is_understood_however_it_is_spelled(
+    monkeypatch: pytest.MonkeyPatch, spelling: str
+) -> None:
     assert parse(monkeypatch, "so101-paper", spelling).base_policy_id == "zero"
     assert parse(monkeypatch, "so101-paper", *spelling.split("=")).base_policy_id == "zero"
 
 
 def test_flags_reach_the_part_they_belong_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ["--gamma", "0.9", "--sheet-x", "0.2", "0.25", "--base.damping", "0.1", "--residual-scale-start", "0.1", "--seed", "4"]
+    arguments = [
+        "--gamma",
+        "0.9",
+        "--sheet-x",
+        "0.2",
+        "0.25",
+        "--base.damping",
+        "0.1",
+        "--residual-scale-start",
+        "0.1",
+        "--seed",
+        "4",
+    ]
     cfg = parse(monkeypatch, "so101-paper-precise", *arguments)
     assert cfg.task_id == "so101-paper-precise"
-    assert (cfg.learner.gamma, cfg.task.sheet_x, cfg.base.damping, cfg.residual.residual_scale_start, cfg.run.seed) == (
-        *(0.9, (0.2, 0.25), 0.1, 0.1, 4),
-    )
+    assert (
+        cfg.learner.gamma,
+        cfg.task.sheet_x,
+        cfg.base.damping,
+        cfg.residual.residual_scale_start,
+        cfg.run.seed,
+    ) == (*(0.9, (0.2, 0.25), 0.1, 0.1, 4),)
     assert cfg.task.tolerance == 0.005
 
 
@@ -161,11 +253,17 @@ def test_no_flags_are_the_registered_defaults(monkeypatch: pytest.MonkeyPatch) -
 
 def test_quick_can_be_changed_by_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = parse(monkeypatch, "so101-paper", "--quick", "--num-envs", "4", "--num-epochs", "1")
-    assert (cfg.run.num_envs, cfg.learner.num_epochs, cfg.run.total_timesteps) == (4, 1, train_command.QUICK["total_timesteps"])
+    assert (cfg.run.num_envs, cfg.learner.num_epochs, cfg.run.total_timesteps) == (
+        4,
+        1,
+        train_command.QUICK["total_timesteps"],
+    )
     assert (cfg.learner.num_steps, cfg.learner.minibatch_size) == (32, 64)  # PPO's own
 
 
-def test_without_an_output_folder_runs_go_by_task_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_output_folder_runs_go_by_task_and_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["train", "so101-paper", *TINY, "--total-timesteps", "32", "--eval-freq", "0"]) == 0
     (folder,) = (tmp_path / "runs").iterdir()
@@ -174,7 +272,9 @@ def test_without_an_output_folder_runs_go_by_task_and_time(tmp_path: Path, monke
 
 
 @pytest.mark.slow
-def test_resume_goes_on_to_more_steps_and_the_folder_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_goes_on_to_more_steps_and_the_folder_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = str(tmp_path / "run")
     assert main(["train", "so101-paper", *TINY, "--total-timesteps", "64", "--output-dir", path]) == 0
     assert main(["train", "--resume", path, "--total-timesteps", "128"]) == 0
@@ -198,10 +298,28 @@ def test_a_signal_in_the_last_iteration_stops_nothing(
         return update(runner)
 
     monkeypatch.setattr(runner.Runner, "_update", update_and_stop)
-    for stop_in, code, said in ((2, 0, "Trained 64 steps"), (1, 128 + signal.SIGTERM, "Stopped after 32 steps")):
+    for stop_in, code, said in (
+        (2, 0, "Trained 64 steps"),
+        (1, 128 + signal.SIGTERM, "Stopped after 32 steps"),
+    ):
         steps.clear()
         path = tmp_path / str(stop_in)
-        assert main(["train", "so101-paper", *TINY, "--total-timesteps", "64", "--eval-freq", "0", "--output-dir", str(path)]) == code
+        assert (
+            main(
+                [
+                    "train",
+                    "so101-paper",
+                    *TINY,
+                    "--total-timesteps",
+                    "64",
+                    "--eval-freq",
+                    "0",
+                    "--output-dir",
+                    str(path),
+                ]
+            )
+            == code
+        )
         out = capsys.readouterr().out
         assert said in out
         assert ("--resume" in out) == (code != 0)
@@ -209,10 +327,20 @@ def test_a_signal_in_the_last_iteration_stops_nothing(
 
 @pytest.mark.slow
 def test_quick_runs_the_whole_pipeline_in_half_a_minute(tmp_path: Path) -> None:
-    """On two cores of its own. Here CPU seconds count, against those of a loop, so that neither machine nor company matters."""
+    """On two cores of its own. Here CPU seconds count, against those of a loop, so that neither machine nor
+    company matters."""
     path = tmp_path / "run"
     loop = min(cpu_seconds(sys.executable, "-c", "sum(i * i for i in range(10**7))")[0] for _ in range(3))
-    command = [sys.executable, "-m", "residual_rl.cli.main", "train", "so101-paper", "--quick", "--output-dir", str(path)]
+    command = [
+        sys.executable,
+        "-m",
+        "residual_rl.cli.main",
+        "train",
+        "so101-paper",
+        "--quick",
+        "--output-dir",
+        str(path),
+    ]
     cpu, done = cpu_seconds(*command, env={**os.environ, "COLUMNS": "180"})
     print(f"--quick took {cpu:.1f} CPU seconds, the loop {loop:.2f}")
     assert set(evaluation(path)["policies"]) == {"residual", "base", "zero"}
@@ -222,7 +350,7 @@ def test_quick_runs_the_whole_pipeline_in_half_a_minute(tmp_path: Path) -> None:
     assert cpu < 150 * loop, (cpu, loop)  # 33 to 39 were measured, 30 s to 0.8 s
 
 
-# --- eval -----------------------------------------------------------------------------------------------------------
+# --- eval ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -233,7 +361,15 @@ def test_eval_of_a_run_writes_the_figures_where_scripts_look(
     assert main(["eval", str(run), "--n-episodes", "4", "--compare-base", "--compare-zero", "--plot"]) == 0
     found = evaluation(run)
     seeds = [EVAL_SEED + i for i in range(4)]
-    assert set(found) == {"format_version", "task", "settings", "units", "episode_seeds", "policies", "paired"}
+    assert set(found) == {
+        "format_version",
+        "task",
+        "settings",
+        "units",
+        "episode_seeds",
+        "policies",
+        "paired",
+    }
     assert (found["format_version"], found["task"], found["episode_seeds"]) == (1, "so101-paper", seeds)
     assert set(found["policies"]) == {"residual", "base", "zero"}
     for policy in found["policies"].values():
@@ -296,7 +432,10 @@ def test_models_by_name_by_folder_and_by_file(run: Path) -> None:
     per_episode = []
     for model in ("final", str(final), str(final / "policy.safetensors")):
         assert main(["eval", str(run), "--n-episodes", "2", "--model", model]) == 0
-        assert (evaluation(run)["settings"]["model"], evaluation(run)["settings"]["model_step"]) == (model, 128)
+        assert (evaluation(run)["settings"]["model"], evaluation(run)["settings"]["model_step"]) == (
+            model,
+            128,
+        )
         per_episode.append(evaluation(run)["policies"]["residual"]["return"])
     assert per_episode[0] == per_episode[1] == per_episode[2]
 
@@ -316,20 +455,42 @@ def test_a_models_folder_stands_for_its_run(run: Path) -> None:
 @pytest.mark.usefixtures("no_report")
 def test_another_scale_is_executed_and_reported_and_threads_change_nothing(run: Path) -> None:
     results = {}
-    for name, flags in {"trained": [], "threads": ["--num-threads", "2"], "none": ["--alpha", "0"], "same": ["--alpha", "0.6"]}.items():
-        assert main(["eval", str(run), "--model", "final", "--n-episodes", "2", "--compare-base", *flags]) == 0
+    for name, flags in {
+        "trained": [],
+        "threads": ["--num-threads", "2"],
+        "none": ["--alpha", "0"],
+        "same": ["--alpha", "0.6"],
+    }.items():
+        assert (
+            main(["eval", str(run), "--model", "final", "--n-episodes", "2", "--compare-base", *flags]) == 0
+        )
         results[name] = evaluation(run)
     assert results["trained"]["policies"] == results["threads"]["policies"] == results["same"]["policies"]
     assert results["trained"]["policies"]["residual"]["residual_magnitude"]["mean"] > 0.0
     assert results["none"]["policies"]["residual"] == results["none"]["policies"]["base"]
     assert results["none"]["settings"]["residual_scale"] == 0.0
     changes = {name: result["settings"]["changed_from_training"] for name, result in results.items()}
-    assert changes == {"trained": {}, "threads": {}, "none": {"residual.residual_scale": [0.6, 0.0]}, "same": {}}
+    assert changes == {
+        "trained": {},
+        "threads": {},
+        "none": {"residual.residual_scale": [0.6, 0.0]},
+        "same": {},
+    }
 
 
 @pytest.mark.slow
 def test_a_setting_that_differs_from_training_is_reported(run: Path) -> None:
-    changes = ["--tolerance", "0.01", "--base.damping", "0.05", "--sheet-x", "0.21", "0.3", "--randomization", "off"]
+    changes = [
+        "--tolerance",
+        "0.01",
+        "--base.damping",
+        "0.05",
+        "--sheet-x",
+        "0.21",
+        "0.3",
+        "--randomization",
+        "off",
+    ]
     assert main(["eval", str(run), "--n-episodes", "2", *changes, "--compare-base"]) == 0
     assert evaluation(run)["settings"]["changed_from_training"] == {
         "task.tolerance": [0.08, 0.01],
@@ -349,7 +510,16 @@ def test_a_setting_that_differs_from_training_is_reported(run: Path) -> None:
 def test_eval_of_a_base_policy_alone(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ["--max-episode-steps", "20", "--tolerance", "0.08", "--success-hold-steps", "5"]
     output = tmp_path / "new" / "base.json"
-    command = ["eval", "so101-paper", "--base-policy", "jacobian", "--n-episodes", "4", "--compare-zero", *settings]
+    command = [
+        "eval",
+        "so101-paper",
+        "--base-policy",
+        "jacobian",
+        "--n-episodes",
+        "4",
+        "--compare-zero",
+        *settings,
+    ]
     assert main([*command, "--output", str(output)]) == 0
     assert "Success (once)" in capsys.readouterr().out
     found = json.loads(output.read_text())
@@ -362,7 +532,18 @@ def test_eval_of_a_base_policy_alone(tmp_path: Path, run: Path, capsys: pytest.C
 
 def test_the_base_policy_of_an_eval_by_its_alias(tmp_path: Path) -> None:
     output = tmp_path / "zero.json"
-    command = ["eval", "so101-paper", "--expert-type", "zero", "--n-episodes", "2", "--max-episode-steps", "5", "--output", str(output)]
+    command = [
+        "eval",
+        "so101-paper",
+        "--expert-type",
+        "zero",
+        "--n-episodes",
+        "2",
+        "--max-episode-steps",
+        "5",
+        "--output",
+        str(output),
+    ]
     assert main(command) == 0
     found = json.loads(output.read_text())
     assert (found["settings"]["base_policy"], found["settings"]["base"]) == ("zero", None)
@@ -374,7 +555,17 @@ def test_the_base_policy_of_an_eval_by_its_alias(tmp_path: Path) -> None:
 def test_a_video_shows_base_beside_residual(run: Path) -> None:
     from imageio_ffmpeg import count_frames_and_secs
 
-    arguments = ["--n-episodes", "2", "--video-episodes", "1", "--save-video", "--first-seed", "5", "--tolerance", "0.001"]
+    arguments = [
+        "--n-episodes",
+        "2",
+        "--video-episodes",
+        "1",
+        "--save-video",
+        "--first-seed",
+        "5",
+        "--tolerance",
+        "0.001",
+    ]
     assert main(["eval", str(run), *arguments]) == 0
     frames, seconds = count_frames_and_secs(str(run / "video.mp4"))
     # 20 steps, and 0.7 s of the end, at 30.3 Hz.
@@ -384,7 +575,7 @@ def test_a_video_shows_base_beside_residual(run: Path) -> None:
     (run / "video.mp4").unlink()
 
 
-# --- exit codes -----------------------------------------------------------------------------------------------------
+# --- exit codes ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

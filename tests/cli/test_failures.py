@@ -1,4 +1,5 @@
-"""What goes wrong while it runs: base policies that fail, NaN, what a machine lacks. One clear line, and nothing lost."""
+"""What goes wrong while it runs: base policies that fail, NaN, what a machine lacks. One clear line, and
+nothing lost."""
 
 from __future__ import annotations
 
@@ -33,11 +34,12 @@ from residual_rl.types import BasePolicy, Obs
 from residual_rl.utils.files import WriteError
 from residual_rl.utils.seeding import TRAINING_EVAL_SEED
 
-# --- base policies that fail in the middle of a run -----------------------------------------------------------------
+# --- base policies that fail in the middle of a run ---------------------------------------------------------
 
 
 class Failing(BasePolicy):
-    """Zeros, up to the 24th step: it is asked at the reset, after each step, and for the final observations of step 20 besides."""
+    """Zeros, up to the 24th step: it is asked at the reset, after each step, and for the final observations
+    of step 20 besides."""
 
     inputs = {"state": (25,)}  # noqa: RUF012
     mode = "fine"
@@ -52,7 +54,13 @@ class Failing(BasePolicy):
             return zero
         if self.mode == "raises":
             raise ValueError("the gripper\nis on fire")
-        return {"shape": zero[:, 0], "chunk": zero.expand(-1, 2, -1), "list": zero.tolist(), "none": None, "nan": zero / 0}[self.mode]
+        return {
+            "shape": zero[:, 0],
+            "chunk": zero.expand(-1, 2, -1),
+            "list": zero.tolist(),
+            "none": None,
+            "nan": zero / 0,
+        }[self.mode]
 
 
 def make_failing(cfg: None, env: VecEnv) -> Failing:
@@ -79,11 +87,27 @@ def failing() -> Iterator[type[Failing]]:
     ],
 )
 def test_a_base_policy_that_fails_is_named_and_what_was_trained_is_kept(
-    mode: str, code: int, message: str, failing: type[Failing], fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mode: str,
+    code: int,
+    message: str,
+    failing: type[Failing],
+    fails: Fails,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(failing, "mode", mode)
     path = tmp_path / "run"
-    command = ("train", "so101-paper", *TINY, "--base-policy", "failing", "--total-timesteps", "160", "--output-dir", path)
+    command = (
+        "train",
+        "so101-paper",
+        *TINY,
+        "--base-policy",
+        "failing",
+        "--total-timesteps",
+        "160",
+        "--output-dir",
+        path,
+    )
     said = fails(*command, code=code)
     assert said.startswith(message)
     latest = CheckpointFolder(path / "checkpoints").latest()
@@ -104,13 +128,15 @@ def test_a_base_policy_that_needs_what_the_env_has_not(
 ) -> None:
     command = ("train", "so101-paper", *TINY, "--base-policy", "failing", "--output-dir", tmp_path / "run")
     monkeypatch.setattr(failing, "inputs", {"gripper_camera": (8,)})
-    assert "base policy 'failing' needs the observation 'gripper_camera' (8,); the env has " in fails(*command)
+    assert "base policy 'failing' needs the observation 'gripper_camera' (8,); the env has " in fails(
+        *command
+    )
     monkeypatch.setattr(failing, "inputs", {"state": (26,)})
     assert "base policy 'failing' needs 'state' of shape (26,); the env gives (25,)" in fails(*command)
     assert list(tmp_path.iterdir()) == []
 
 
-# --- NaN ------------------------------------------------------------------------------------------------------------
+# --- NaN ----------------------------------------------------------------------------------------------------
 
 
 def nan_in_the_simulation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +197,11 @@ CONTEXT = ["state_before", "action", "seed", "step"]
 @pytest.mark.parametrize(
     ("spoil", "message", "dumped"),
     [
-        (nan_in_the_simulation, "the simulation diverged (NaN or huge values; MuJoCo warns BADQPOS) in env(s) [2]", CONTEXT),
+        (
+            nan_in_the_simulation,
+            "the simulation diverged (NaN or huge values; MuJoCo warns BADQPOS) in env(s) [2]",
+            CONTEXT,
+        ),
         (nan_in_the_reward, "reward is not finite in env(s) [2]", CONTEXT),
         (nan_in_the_observation, "goal is not finite in env(s) [2]", CONTEXT),
         (nan_in_a_gradient, "the gradient of ", []),
@@ -221,7 +251,9 @@ def test_nan_in_an_evaluation_during_training_is_dumped_with_its_own_states(
 
     monkeypatch.setattr(MujocoPhysics, "step", spoiled)
     path = tmp_path / "run"
-    assert "in env(s) [1]" in fails("train", "so101-paper", *TINY, "--total-timesteps", "96", "--output-dir", path, code=3)
+    assert "in env(s) [1]" in fails(
+        "train", "so101-paper", *TINY, "--total-timesteps", "96", "--output-dir", path, code=3
+    )
     dump = checkpoint.load(path / "nonfinite_dump.safetensors", "dump")
     assert dump["env"] == "evaluation"
     assert dump["last_obs"]["state"].shape == (2, 25)
@@ -230,14 +262,16 @@ def test_nan_in_an_evaluation_during_training_is_dumped_with_its_own_states(
     assert dump["step"].tolist() == [2, 2]
 
 
-def test_nan_in_an_evaluation_is_named(fails: Fails, run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_nan_in_an_evaluation_is_named(
+    fails: Fails, run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     nan_in_the_simulation(monkeypatch)
     assert "the simulation diverged" in fails("eval", run, "--n-episodes", "4", code=3)
     assert not (run / "eval.json").exists()
 
 
-# --- what the machine lacks -----------------------------------------------------------------------------------------
+# --- what the machine lacks ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -268,7 +302,17 @@ def test_without_opengl_cameras_cannot_be_observed(fails: Fails, tmp_path: Path)
 
 
 def test_an_unknown_camera(fails: Fails, tmp_path: Path) -> None:
-    command = ("train", "so101-paper", *TINY, "--obs-mode", "rgb+state", "--obs-cameras", "tpo", "--output-dir", tmp_path / "run")
+    command = (
+        "train",
+        "so101-paper",
+        *TINY,
+        "--obs-mode",
+        "rgb+state",
+        "--obs-cameras",
+        "tpo",
+        "--output-dir",
+        tmp_path / "run",
+    )
     said = fails(*command)
     assert "unknown camera 'tpo'; did you mean 'top'" in said
     assert "wrist" in said
@@ -287,7 +331,9 @@ def test_the_python_interface_says_the_same() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [["list"], ["--help"], ["--version"], ["train", "so101-paper", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["list"], ["--help"], ["--version"], ["train", "so101-paper", "--help"]], ids=" ".join
+)
 def test_a_reader_that_goes_away_and_a_full_disk_under_stdout(arguments: list[str]) -> None:
     command = [sys.executable, "-m", "residual_rl.cli.main", *arguments]
     reader, writer = os.pipe()

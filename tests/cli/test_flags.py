@@ -1,4 +1,5 @@
-"""The builder of command lines: flags from several dataclasses, prefixes of equal names, bounds in the help."""
+"""The builder of command lines: flags from several dataclasses, prefixes of equal names, bounds in the
+help."""
 
 from __future__ import annotations
 

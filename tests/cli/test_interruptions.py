@@ -44,7 +44,19 @@ sys.exit(main(sys.argv[2:]))
 
 def start(path: Path, *flags: str, program: Sequence[str] = COMMAND) -> subprocess.Popen[str]:
     """A training process that would go on for hours."""
-    return spawn(["train", "so101-paper", *CLI_TINY, "--total-timesteps", "10000000", "--output-dir", str(path), *flags], program)
+    return spawn(
+        [
+            "train",
+            "so101-paper",
+            *CLI_TINY,
+            "--total-timesteps",
+            "10000000",
+            "--output-dir",
+            str(path),
+            *flags,
+        ],
+        program,
+    )
 
 
 def spawn(arguments: list[str], program: Sequence[str] = COMMAND) -> subprocess.Popen[str]:
@@ -56,7 +68,9 @@ def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str], secon
     end = time.monotonic() + seconds
     while not condition():
         if process.poll() is not None:
-            raise AssertionError(f"the process ended early with {process.returncode}: {process.communicate()[1]}")
+            raise AssertionError(
+                f"the process ended early with {process.returncode}: {process.communicate()[1]}"
+            )
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.02)
 
@@ -71,7 +85,11 @@ def checkpoints(path: Path) -> list[int]:
 
 def errors(stderr: str) -> list[str]:
     """What was said but for the progress and for warnings."""
-    return [line for line in stderr.splitlines() if line and not line.startswith(("train: ", "residual-rl: WARNING"))]
+    return [
+        line
+        for line in stderr.splitlines()
+        if line and not line.startswith(("train: ", "residual-rl: WARNING"))
+    ]
 
 
 @pytest.mark.slow
@@ -102,7 +120,9 @@ def test_a_signal_saves_and_exits_with_its_own_code(
 
 
 @pytest.mark.slow
-def test_a_signal_in_the_first_evaluation_leaves_something_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_in_the_first_evaluation_leaves_something_to_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train(tmp_path / "whole", total_timesteps=64)
     evaluate = Runner._evaluate
 
@@ -140,9 +160,13 @@ def test_only_a_second_sigint_stops_at_once() -> None:
 
 
 @pytest.mark.slow
-def test_a_second_sigint_ends_an_iteration_that_would_take_hours(tmp_path: Path, processes: list[subprocess.Popen[str]]) -> None:
+def test_a_second_sigint_ends_an_iteration_that_would_take_hours(
+    tmp_path: Path, processes: list[subprocess.Popen[str]]
+) -> None:
     begun = tmp_path / "begun"
-    process = start(tmp_path / "run", "--num-steps", "1000000", program=["-c", TOUCH_AT_FIRST_STEP, str(begun)])
+    process = start(
+        tmp_path / "run", "--num-steps", "1000000", program=["-c", TOUCH_AT_FIRST_STEP, str(begun)]
+    )
     processes.append(process)
     wait_for(begun.exists, process)  # before the iteration the first signal would do
     process.send_signal(signal.SIGINT)
@@ -155,10 +179,16 @@ def test_a_second_sigint_ends_an_iteration_that_would_take_hours(tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_kills_at_any_moment_leave_a_checkpoint_that_resumes(tmp_path: Path, processes: list[subprocess.Popen[str]]) -> None:
+def test_kills_at_any_moment_leave_a_checkpoint_that_resumes(
+    tmp_path: Path, processes: list[subprocess.Popen[str]]
+) -> None:
     path, rng, done = tmp_path / "run", random.Random(3), 0
     for kill in range(3):
-        process = spawn(["train", "--resume", str(path)]) if kill else start(path, "--save-freq", "32", "--eval-freq", "64")
+        process = (
+            spawn(["train", "--resume", str(path)])
+            if kill
+            else start(path, "--save-freq", "32", "--eval-freq", "64")
+        )
         processes.append(process)
         wait_for(lambda: checkpoints(path) and checkpoints(path)[-1] > done, process)  # noqa: B023 (called in this iteration)
         time.sleep(rng.uniform(0.0, 0.6))
@@ -197,7 +227,12 @@ def test_a_full_file_system_ends_training_with_one_line_and_the_last_checkpoint_
 ) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True
+        ).returncode
+    ):
         pytest.skip("needs the right to mount a file system")
     try:
         path = disk / "run"
@@ -223,8 +258,11 @@ def resumable(path: Path) -> None:
     assert [row["step"] for row in metric_rows(path)] == list(range(0, latest[0] + 33, 32))
 
 
-def test_a_second_sigterm_does_not_cut_the_saving_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where a sweep that is killed ends its trials: its actor asks them to, and so does the system when the actor is gone."""
+def test_a_second_sigterm_does_not_cut_the_saving_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a sweep that is killed ends its trials: its actor asks them to, and so does the system when
+    the actor is gone."""
     unheeded: list[int] = []
     earlier = signal.signal(signal.SIGTERM, lambda number, _: unheeded.append(number))
 
@@ -246,9 +284,10 @@ def test_a_second_sigterm_does_not_cut_the_saving_off(tmp_path: Path, monkeypatc
 def test_training_takes_less_than_one_and_a_half_gigabytes(tmp_path: Path) -> None:
     """An iteration of the default settings, evaluations shortened.
 
-    VmHWM belongs to the program alone; ru_maxrss would start from the memory of the process that forked it, which is this whole test run.
+    VmHWM belongs to the program alone; ru_maxrss would start from the memory of the process that forked it,
+    which is this whole test run.
     """
-    arguments = f"train so101-paper --total-timesteps 2048 --max-episode-steps 20 --output-dir {tmp_path / 'run'}".split()
+    arguments = f"train so101-paper --total-timesteps 2048 --max-episode-steps 20 --output-dir {tmp_path / 'run'}".split()  # noqa: E501
     code = f"from residual_rl.cli.main import main; assert main({arguments!r}) == 0; "
     code += "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,5 @@
-"""How much a command imports before it does its work. CPU time is compared with that of importing torch, on the same machine."""
+"""How much a command imports before it does its work. CPU time is compared with that of importing torch, on
+the same machine."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ def torch_seconds() -> float:
     return min(cpu_seconds(sys.executable, "-c", "import torch", env=environment)[0] for _ in range(3))
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "so101-paper", "--help"], ["train", "maniskill", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "so101-paper", "--help"], ["train", "maniskill", "--help"]]
+)
 def test_help__imports_no_torch_and_no_simulator(arguments: list[str]) -> None:
     _, modules = run(HELP, arguments)
     assert "residual_rl" in modules
@@ -65,9 +68,21 @@ def test_help__takes_less_than_importing_torch() -> None:
 
 @pytest.mark.slow
 def test_train__imports_little_before_the_first_step(tmp_path: Path) -> None:
-    """On a quiet machine: 2.1 s of CPU, where `import torch` takes 1.1 s; half of it with torch._dynamo and SymPy."""
+    """On a quiet machine: 2.1 s of CPU, where `import torch` takes 1.1 s; half of it with torch._dynamo and
+    SymPy."""
     seconds, modules = run(FIRST_STEP, [*TRAIN, "--output-dir", str(tmp_path / "run")])
-    heavy = {"torch._dynamo", "torch._inductor", "sympy", "scipy", "matplotlib", "tensordict", "h5py", "PIL", "pandas", "wandb"}
+    heavy = {
+        "torch._dynamo",
+        "torch._inductor",
+        "sympy",
+        "scipy",
+        "matplotlib",
+        "tensordict",
+        "h5py",
+        "PIL",
+        "pandas",
+        "wandb",
+    }
     assert "torch" in modules
     assert modules.isdisjoint(heavy), modules & heavy
     torch = torch_seconds()

@@ -29,7 +29,7 @@ from residual_rl.residual_env import ResidualEnv
 from residual_rl.types import Obs
 from residual_rl.utils.seeding import normal
 
-# --- collecting -----------------------------------------------------------------------------------------------------
+# --- collecting ---------------------------------------------------------------------------------------------
 
 
 class Cross(fakes.Homing):
@@ -72,7 +72,8 @@ def test_every_episode_is_there_once_in_order_and_the_same_for_any_number_of_wor
 
 
 def test_an_episode_is_what_a_lone_world_does_with_its_actions() -> None:
-    """Observations, rewards and flags against the bare env, stepped by hand; base, residual and intended action against the composition."""
+    """Observations, rewards and flags against the bare env, stepped by hand; base, residual and intended
+    action against the composition."""
     for demo in episodes(7, 0.3, 0.5):
         env = fakes.PointEnv(fakes.PointCfg(max_episode_steps=6), 1)
         obs, _ = env.reset(seed=[demo.seed])  # type: ignore[list-item]
@@ -186,7 +187,8 @@ def test_only_successes_are_the_first_ones_whatever_ends_first(tmp_path: Path) -
 
 
 def test_without_enough_successes_it_gives_up(tmp_path: Path) -> None:
-    """A base policy that stands still succeeds where the start lies at the origin, or the wind carries it there: seldom."""
+    """A base policy that stands still succeeds where the start lies at the origin, or the wind carries it
+    there: seldom."""
     env = point_env(4, fakes.Homing(0.0))
     with DemoWriter(tmp_path / "x.h5", INFO) as writer:
         cfg = CollectCfg(n_episodes=10, only_success=True, first_seed=100)
@@ -245,7 +247,9 @@ def test_an_env_that_hands_its_seeds_out_otherwise_is_refused() -> None:
 
 def test_worlds_are_as_many_as_their_images_leave_room_for() -> None:
     env = fakes.PointEnv(fakes.PointCfg(), 1)
-    assert max_envs_in_memory(env) == (1 << 30) // (9 * 4 * 11)  # 9 float32 a step, 11 observations of 10 steps
+    assert max_envs_in_memory(env) == (1 << 30) // (
+        9 * 4 * 11
+    )  # 9 float32 a step, 11 observations of 10 steps
 
 
 @pytest.mark.parametrize(
@@ -264,7 +268,7 @@ def test_wrong_settings_are_named(settings: dict[str, Any], message: str) -> Non
         CollectCfg(**settings)
 
 
-# --- replaying ------------------------------------------------------------------------------------------------------
+# --- replaying ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -389,7 +393,10 @@ def test_what_differs_infinitely() -> None:
             {"speed": 1},
             2,
             CheckpointError,
-            "holds settings that task 'point' of this release does not accept: unknown setting of PointCfg 'speed'",
+            (
+                "holds settings that task 'point' of this release does not accept: unknown setting of"
+                " PointCfg 'speed'"
+            ),
         ),
         ("point", {}, 3, CheckpointError, "holds actions of 3 numbers, but task 'point' takes 2"),
     ],

@@ -1,4 +1,5 @@
-"""Demonstrations of planners: what is lost is named and made up for, and a task's planners are found by their name."""
+"""Demonstrations of planners: what is lost is named and made up for, and a task's planners are found by their
+name."""
 
 from __future__ import annotations
 
@@ -64,7 +65,9 @@ def test_successes_alone(tmp_path: Path) -> None:
 
 def test_when_nothing_but_losses_come_it_gives_up(tmp_path: Path) -> None:
     class Odd(Every):
-        def episodes(self, seeds: Sequence[int], stopped: Callable[[], bool]) -> Iterator[Demo | FailedEpisode]:
+        def episodes(
+            self, seeds: Sequence[int], stopped: Callable[[], bool]
+        ) -> Iterator[Demo | FailedEpisode]:
             yield from super().episodes([seeds[0], *(2 * seed + 1 for seed in seeds)], stopped)
 
     with (

@@ -1,4 +1,5 @@
-"""Demonstrations: the file format and its neighbours', what is wrong with files, and writing that nothing can break."""
+"""Demonstrations: the file format and its neighbours', what is wrong with files, and writing that nothing can
+break."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ from residual_rl.demos.writer import DemoWriter, describe
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 from residual_rl.utils.files import WriteError
 
-# --- the format -----------------------------------------------------------------------------------------------------
+# --- the format ---------------------------------------------------------------------------------------------
 
 
 def test_the_layout_is_that_of_maniskill(tmp_path: Path) -> None:
@@ -222,7 +223,7 @@ def test_the_other_modes_of_maniskill(tmp_path: Path) -> None:
     assert demo.seed is None  # those of all envs that were reset together: nobody knows which is this one's
 
 
-# --- what is wrong with files ---------------------------------------------------------------------------------------
+# --- what is wrong with files -------------------------------------------------------------------------------
 
 
 def spoil(change: Callable[[h5py.File], None]) -> Callable[[Path], None]:
@@ -365,7 +366,8 @@ def test_what_was_changed_in_ours_is_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_flipped_bit_or_a_missing_end_is_noticed_or_harmless(tmp_path: Path) -> None:
-    """Every flip and cut gives either the same episodes or an error that names the file; never other episodes, never a crash."""
+    """Every flip and cut gives either the same episodes or an error that names the file; never other
+    episodes, never a crash."""
     path = write(tmp_path / "x.h5", [a_demo(seed) for seed in range(3)])
     data, whole = path.read_bytes(), read(path)
     rng = np.random.default_rng(0)
@@ -385,7 +387,7 @@ def test_a_flipped_bit_or_a_missing_end_is_noticed_or_harmless(tmp_path: Path) -
     assert all(line.startswith(f"{path}") and "\n" not in line for line in said)
 
 
-# --- writing --------------------------------------------------------------------------------------------------------
+# --- writing ------------------------------------------------------------------------------------------------
 
 
 def names(folder: Path) -> list[str]:

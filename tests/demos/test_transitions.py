@@ -1,4 +1,5 @@
-"""Demonstrations as residuals on top of a base policy: by hand, and as the env itself would have given them; what does not fit."""
+"""Demonstrations as residuals on top of a base policy: by hand, and as the env itself would have given them;
+what does not fit."""
 
 from __future__ import annotations
 
@@ -95,7 +96,7 @@ def test_a_residual_by_hand(tmp_path: Path) -> None:
     """Homing says -10 times the position, clipped; a residual of 1 is 0.5."""
     ends = np.array([False, True, False])  # what comes after an end belongs to no episode
     path = write(tmp_path / "d.h5", [
-        demo([(0.05, 0.02), (0.2, -0.3), (0.01, 0.0), (0.0, 0.0)], [(-0.4, 0.2), (-1.5, 0.1), (0.0, 0.0)], terminated=ends),
+        demo([(0.05, 0.02), (0.2, -0.3), (0.01, 0.0), (0.0, 0.0)], [(-0.4, 0.2), (-1.5, 0.1), (0.0, 0.0)], terminated=ends),  # noqa: E501
         demo([(0.0, 0.0), (0.03, 0.0)], [(0.25, 0.0)]),
     ])  # fmt: skip
     first, second = demonstrated(path, point_cfg())
@@ -133,7 +134,8 @@ def collected(cfg: TrainCfg, path: Path) -> Path:
 def test_they_are_what_the_env_gave_when_they_were_collected(
     tmp_path: Path, base_policy: str, chunk: str
 ) -> None:
-    """Executed again with the residuals that were found, the env gives the same transitions, base policy's chunks and history included."""
+    """Executed again with the residuals that were found, the env gives the same transitions, base policy's
+    chunks and history included."""
     path = collected(point_cfg(base_policy), tmp_path / "d.h5")
     cfg = point_cfg(base_policy, chunk=chunk)
     for i, episode in enumerate(demonstrated(path, cfg)):
@@ -169,7 +171,10 @@ def test_critics_judge_what_was_executed_or_the_residual_in_reach(tmp_path: Path
     learner.observe(env.step(learner.act(env.obs))[0])
     critic_action = learner._sample(1)[2][0]
     assert critic_action.shape == (8, 2)
-    assert critic_action[4:].tolist() == [pytest.approx([-0.9, 0.1] if critic_input == "sum" else [0.2, -1.0])] * 4
+    assert (
+        critic_action[4:].tolist()
+        == [pytest.approx([-0.9, 0.1] if critic_input == "sum" else [0.2, -1.0])] * 4
+    )
 
 
 def test_a_reach_that_is_too_short_and_other_settings_are_told(
@@ -226,7 +231,10 @@ def test_what_does_not_fit_is_named_with_both_sides(
 def test_a_share_needs_a_file_and_a_file_a_share() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"demos has no effect: demo_share 0\.0 of a batch of 256 is nothing; set --demo-share 0\.25, or 0\.5",
+        match=(
+            r"demos has no effect: demo_share 0\.0 of a batch of 256 is nothing; set --demo-share 0\.25, or"
+            r" 0\.5"
+        ),
     ):
         SACCfg(demos="x")
     cfg = point_cfg()
@@ -238,7 +246,7 @@ def test_a_share_needs_a_file_and_a_file_a_share() -> None:
         load_demonstrations(cfg, env, env)
 
 
-# --- whole runs -------------------------------------------------------------------------------------------------------
+# --- whole runs ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

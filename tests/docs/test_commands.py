@@ -101,7 +101,10 @@ def parse(
 
 def test_commands__are_found() -> None:
     texts = {(c.page, c.text) for c in ALL}
-    assert ("README.md", "residual-rl train --resume runs/x                            # after Ctrl-C or a crash") in texts
+    assert (
+        "README.md",
+        "residual-rl train --resume runs/x                            # after Ctrl-C or a crash",
+    ) in texts
     assert ("docs/imitation.md", "residual-rl demos info demos.h5") in texts
     assert ("README.md", "residual-rl list") in texts
     joined = next(c for c in ALL if c.page == "docs/off_policy.md" and "--learner td3" in c.text)
@@ -125,7 +128,10 @@ def test_commands__all_commands_take_output_dir() -> None:
         assert "--output-dir" in out.getvalue(), argv
 
 
-@pytest.mark.parametrize("argv", [["train", "so101-paper", "--no-such-flag", "1"], ["eval", "runs/x", "--n-episode", "3"], ["trian"]])
+@pytest.mark.parametrize(
+    "argv",
+    [["train", "so101-paper", "--no-such-flag", "1"], ["eval", "runs/x", "--n-episode", "3"], ["trian"]],
+)
 def test_commands__wrong_ones_are_found(argv: list[str], parse: Callable[[list[str]], None]) -> None:
     with pytest.raises(AssertionError):
         parse(argv)
@@ -162,7 +168,9 @@ def test_commands__python_scripts_take_their_flags(
         return  # the rest of another command follows
     script = ROOT / words[0]
     assert script.is_file()
-    own, train = (words[1 : words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words[1:], [])
+    own, train = (
+        (words[1 : words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words[1:], [])
+    )
     for word in own:
         if word.startswith("benchmarks/"):
             assert (ROOT / word).is_file(), word
@@ -191,11 +199,15 @@ def parse_script(script: Path, argv: list[str], monkeypatch: pytest.MonkeyPatch)
     spec.loader.exec_module(module)
     with pytest.raises((Parsed, SystemExit)) as ended:  # --help ends it too
         module.main()
-    assert isinstance(ended.value, Parsed) or ended.value.code in (0, None), f"{script.name} {shlex.join(argv)}"
+    assert isinstance(ended.value, Parsed) or ended.value.code in (0, None), (
+        f"{script.name} {shlex.join(argv)}"
+    )
 
 
 @pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.stem)
-def test_commands__variants_of_benchmarks_take_their_flags(path: Path, parse: Callable[[list[str]], None]) -> None:
+def test_commands__variants_of_benchmarks_take_their_flags(
+    path: Path, parse: Callable[[list[str]], None]
+) -> None:
     content = json.loads(path.read_text())
     assert content["variants"]
     for flags in content["variants"].values():
@@ -205,6 +217,8 @@ def test_commands__variants_of_benchmarks_take_their_flags(path: Path, parse: Ca
 
 
 def test_commands__other_programs_are_known() -> None:
-    others = {c.text.split("#")[0].strip() for c in ALL if c.program not in ("residual-rl", "make", "pip", "python")}
+    others = {
+        c.text.split("#")[0].strip() for c in ALL if c.program not in ("residual-rl", "make", "pip", "python")
+    }
     assert {text.split()[0] for text in others} <= {"source", "tensorboard", "ray"}
     assert {text for text in others if text.startswith("source")} == {"source .venv/bin/activate"}

@@ -35,7 +35,12 @@ Check = Callable[[Path, str], bool]
 """Whether the command succeeded, from the folder and the printed text."""
 HYBRID = "residual-rl eval so101-paper --base-policy hybrid"
 EXECUTED: list[tuple[str, str, list[str], Check]] = [
-    ("README.md", "residual-rl list", [], lambda _, out: all(name in out for name in ("so101-paper", "jacobian-yaw", "policy-decorator"))),
+    (
+        "README.md",
+        "residual-rl list",
+        [],
+        lambda _, out: all(name in out for name in ("so101-paper", "jacobian-yaw", "policy-decorator")),
+    ),
     (
         "README.md",
         "residual-rl train so101-paper --quick",
@@ -72,7 +77,10 @@ EXECUTED: list[tuple[str, str, list[str], Check]] = [
     ),
     (
         "docs/base_policies.md",
-        f"{HYBRID} --base.policies jacobian jacobian-yaw --base.mode switch --base.switch-on goal --base.switch-below 0.05",
+        (
+            f"{HYBRID} --base.policies jacobian jacobian-yaw --base.mode switch --base.switch-on goal"
+            " --base.switch-below 0.05"
+        ),
         ["--n-episodes", "2"],
         lambda _, out: "Success (once)" in out,
     ),
@@ -102,7 +110,8 @@ def test_executed_commands__are_documented(page: str, line: str) -> None:
 def test_executed_commands__do_what_the_pages_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """One test, since later lines use the files of earlier ones, and workers of pytest-xdist share no folder."""
+    """One test, since later lines use the files of earlier ones, and workers of pytest-xdist share no
+    folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     for page, line, more, check in EXECUTED:

@@ -38,9 +38,15 @@ def test_links__every_page_is_reachable_from_the_readme() -> None:
         if page in seen:
             continue
         seen.add(page)
-        targets = [((ROOT / page).parent / link.partition("#")[0]).resolve() for link in links(page) if not link.startswith(EXTERNAL)]
+        targets = [
+            ((ROOT / page).parent / link.partition("#")[0]).resolve()
+            for link in links(page)
+            if not link.startswith(EXTERNAL)
+        ]
         todo += [str(target.relative_to(ROOT)) for target in targets if target.suffix == ".md"]
-    unreached = {page for page in PAGES if not page.startswith("docs/api/")} - seen  # the API pages are the site's alone
+    unreached = {
+        page for page in PAGES if not page.startswith("docs/api/")
+    } - seen  # the API pages are the site's alone
     assert unreached == set()
 
 

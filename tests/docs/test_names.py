@@ -24,7 +24,13 @@ ILLUSTRATIVE = {"ppo.py", "ppo_rgb.py", "task.py", "config.py"}
 """Files of other packages, or of a folder that the reader makes."""
 FOREIGN_FLAGS = {"--head", "--disable-usage-stats", "--include-dashboard", "--logdir", "--FLAG", "--no-FLAG"}
 """Flags of Ray and TensorBoard, and placeholders."""
-DEMOS = ("collect so101-paper", "info demos.h5", "replay demos.h5", "to-lerobot demos.h5", "from-lerobot data")
+DEMOS = (
+    "collect so101-paper",
+    "info demos.h5",
+    "replay demos.h5",
+    "to-lerobot demos.h5",
+    "from-lerobot data",
+)
 HELP = [
     *(f"train so101-paper --learner {spec.id}" for spec in LEARNERS.all()),
     *(f"eval so101-paper --base-policy {spec.id}" for spec in BASE_POLICIES.all() if spec.id != "ik"),
@@ -81,7 +87,9 @@ def test_help__lists_flags(line: str, help_of: HelpOf) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_names__flags_exist(page: str, flags: set[str]) -> None:
     texts = [text for text in inline(page) if not text.startswith(("ray ", "pip ", "make ", "tensorboard "))]
-    mentioned = {flag.rstrip(".…") for text in texts for flag in re.findall(r"(?<![\w-])--[A-Za-z][\w.-]*\*?", text)}
+    mentioned = {
+        flag.rstrip(".…") for text in texts for flag in re.findall(r"(?<![\w-])--[A-Za-z][\w.-]*\*?", text)
+    }
     unknown = set()
     for flag in mentioned - FOREIGN_FLAGS:
         prefix = flag.removesuffix("*")

@@ -28,7 +28,10 @@ def test_flags_table__page_is_up_to_date(flags_table: ModuleType) -> None:
 
 
 def test_flags_table__check_finds_a_stale_page(
-    flags_table: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    flags_table: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     page = tmp_path / "off_policy.md"
     page.write_text(flags_table.PAGE.read_text().replace("| `--tau` | 0.005 |", "| `--tau` | 0.5 |"))
@@ -52,7 +55,12 @@ def test_flags_table__has_values_of_each_learner(flags_table: ModuleType) -> Non
 @pytest.mark.slow
 def test_site__builds_without_warnings_or_a_network(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="needs pip install 'residual-rl[docs]'")
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    environment = {
+        **os.environ,
+        "NO_MKDOCS_2_WARNING": "1",
+        "http_proxy": "http://127.0.0.1:9",
+        "https_proxy": "http://127.0.0.1:9",
+    }
     # Without --quiet, which would keep the warnings from --strict.
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)

@@ -1,4 +1,5 @@
-"""What `TaskEnv` adds to a task and its physics, where the contract tests do not reach: the images of envs that begin anew."""
+"""What `TaskEnv` adds to a task and its physics, where the contract tests do not reach: the images of envs
+that begin anew."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from residual_rl.factory import make_vec_env
 
 
 def drawn(scenes: np.ndarray) -> np.ndarray:
-    """A stand-in for images [N, 4, 4, 3]: they tell the place of the sheet of each scene, and nothing else."""
+    """A stand-in for images [N, 4, 4, 3]: they tell the place of the sheet of each scene, and nothing
+    else."""
     place = np.abs(scenes[:, 6:9] * 255).astype(np.uint8)
     return np.broadcast_to(place[:, None, None], (len(scenes), 4, 4, 3)).copy()
 

@@ -27,7 +27,15 @@ EXAMPLES = ROOT / "examples"
 def run(name: str, *arguments: str | Path, cwd: Path) -> str:
     """What an example prints."""
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env={**os.environ, "COLUMNS": "200"}, check=False)
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "COLUMNS": "200"},
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -66,7 +74,9 @@ def test_the_custom_base_policy_fits_on_a_page_and_turns_to_the_sheet(load: Any)
     policy: BasePolicyExecutor = make_base_policy("pan-to-sheet", None, env)
 
     def angle(obs: dict[str, torch.Tensor]) -> torch.Tensor:
-        sheet, finger = (torch.atan2(obs[name][:, 1], obs[name][:, 0]) for name in ("sheet_pose", "ee_position"))
+        sheet, finger = (
+            torch.atan2(obs[name][:, 1], obs[name][:, 0]) for name in ("sheet_pose", "ee_position")
+        )
         return (sheet - finger).abs()
 
     obs, _ = env.reset(seed=0)
@@ -80,7 +90,17 @@ def test_the_custom_base_policy_fits_on_a_page_and_turns_to_the_sheet(load: Any)
 
 @pytest.mark.slow
 def test_the_custom_base_policy_is_an_option_of_the_command_line(tmp_path: Path) -> None:
-    arguments = ("so101-paper", "--base-policy", "pan-to-sheet", "--n-episodes", "2", "--max-episode-steps", "3", "--output", "eval.json")
+    arguments = (
+        "so101-paper",
+        "--base-policy",
+        "pan-to-sheet",
+        "--n-episodes",
+        "2",
+        "--max-episode-steps",
+        "3",
+        "--output",
+        "eval.json",
+    )
     run("custom_base_policy", "eval", *arguments, cwd=tmp_path)
     assert json.loads((tmp_path / "eval.json").read_text())["settings"]["base_policy"] == "pan-to-sheet"
 
@@ -117,7 +137,18 @@ def test_the_custom_task_rewards_reaching_the_goal(load: Any) -> None:
 
 @pytest.mark.slow
 def test_the_custom_task_is_learned_and_evaluated_from_the_command_line(tmp_path: Path) -> None:
-    run("custom_task", "train", "point-reach", "--output-dir", "run", "--eval-freq", "0", "--eval-episodes", "32", cwd=tmp_path)
+    run(
+        "custom_task",
+        "train",
+        "point-reach",
+        "--output-dir",
+        "run",
+        "--eval-freq",
+        "0",
+        "--eval-episodes",
+        "32",
+        cwd=tmp_path,
+    )
     run("custom_task", "eval", "run", "--n-episodes", "50", "--compare-base", cwd=tmp_path)
     policies = json.loads((tmp_path / "run" / "eval.json").read_text())["policies"]
     # Seeds 3 to 5 gave 1.0, the base policy 0.0. Rounding acts like another seed.
@@ -128,6 +159,15 @@ def test_the_custom_task_is_learned_and_evaluated_from_the_command_line(tmp_path
 @pytest.mark.slow
 def test_training_with_sb3(tmp_path: Path) -> None:
     pytest.importorskip("stable_baselines3")
-    arguments = ("--total-timesteps", "256", "--num-envs", "2", "--num-steps", "128", "--n-eval-episodes", "2")
+    arguments = (
+        "--total-timesteps",
+        "256",
+        "--num-envs",
+        "2",
+        "--num-steps",
+        "128",
+        "--n-eval-episodes",
+        "2",
+    )
     printed = run("train_with_sb3", *arguments, cwd=tmp_path)
     assert printed.strip().splitlines()[-1] in [f"success in {n} of 2 episodes" for n in range(3)]

@@ -1,4 +1,5 @@
-"""Settings for the base policies that need a file or a server, so that all of them can be put to the same contract."""
+"""Settings for the base policies that need a file or a server, so that all of them can be put to the same
+contract."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ class ConfigOf:
         if base_policy_id not in CASES:
             return None
         if base_policy_id in _NEEDS:
-            pytest.importorskip(_NEEDS[base_policy_id], reason="it has an environment of its own: make test-lerobot")
+            pytest.importorskip(
+                _NEEDS[base_policy_id], reason="it has an environment of its own: make test-lerobot"
+            )
         if base_policy_id not in self._made:
             module, _, function = CASES[base_policy_id].partition(":")
             self._made[base_policy_id] = getattr(importlib.import_module(module), function)(self._folders())

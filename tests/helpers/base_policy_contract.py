@@ -1,4 +1,5 @@
-"""The contract that every registered base policy keeps, the executor that all of them share, and what each of ours does."""
+"""The contract that every registered base policy keeps, the executor that all of them share, and what each of
+ours does."""
 
 from __future__ import annotations
 
@@ -62,7 +63,7 @@ def rows(obs: Obs, env_ids: list[int]) -> Obs:
     return {name: value[env_ids] for name, value in obs.items()}
 
 
-# --- the contract -----------------------------------------------------------------------------------------------------
+# --- the contract -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -192,7 +193,7 @@ def test_an_env_without_its_inputs_is_refused(base_policy_id: str, config_of: Co
         make_base_policy(base_policy_id, config_of(base_policy_id), bare)
 
 
-# --- the executor -----------------------------------------------------------------------------------------------------
+# --- the executor -------------------------------------------------------------------------------------------
 
 
 def point_obs(num_envs: int = 3, start: float = 0.0) -> Obs:
@@ -328,7 +329,8 @@ class Remembers(BasePolicy):
 
 
 def test_a_policy_gets_the_observations_before_too() -> None:
-    """Those between its plans as well; an episode's first stands for those before it, also after a final observation was answered."""
+    """Those between its plans as well; an episode's first stands for those before it, also after a final
+    observation was answered."""
     policy = Remembers()
     act = executor(policy)
 
@@ -402,7 +404,7 @@ def test_inputs_are_checked_at_construction() -> None:
         executor(policy)
 
 
-# --- settings -----------------------------------------------------------------------------------------------------------
+# --- settings -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -438,7 +440,7 @@ def test_impossible_settings_of_the_yaw_are_named(change: dict[str, Any]) -> Non
         JacobianYawCfg(**change)
 
 
-# --- jacobian ---------------------------------------------------------------------------------------------------------
+# --- jacobian -----------------------------------------------------------------------------------------------
 
 HOME = torch.tensor([0.0, -0.45097, 0.42976, 1.41748, 0.0, -0.17])
 PRESSED = torch.tensor([0.0, -0.3, 0.85, 0.85, 0.0, -0.17])
@@ -453,7 +455,8 @@ def sheet_obs(joint_target: Tensor, sheet: tuple[float, float], goal: tuple[floa
 
 
 def motion(env: VecEnv, obs: Obs, action: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the fingertip is commanded to go [3], and what it is turned by about the vertical [rad], to first order."""
+    """Where the fingertip is commanded to go [3], and what it is turned by about the vertical [rad], to first
+    order."""
     assert env.kinematics is not None
     joints = obs["joint_target"][:, :5].double()
     linear, angular = env.kinematics.jacobian(*env.kinematics.forward(joints))
@@ -493,7 +496,8 @@ def test_goes_down_over_the_sheet_and_then_drags(lone_env: VecEnv) -> None:
     assert to[2] < 0
     policy.predict_action_chunk(sheet_obs(HOME, (0.3, 0.0), (0.0, 0.0, 0.0)), env_id)
     assert policy._phase.tolist() == [DESCEND]  # never back
-    # the fingertip is at a height of 8 mm; with 0.12 rad more of the shoulder it is 7 mm below the table, and 3 mm is enough
+    # the fingertip is at a height of 8 mm; with 0.12 rad more of the shoulder it is 7 mm below the table, and
+    # 3 mm is enough
     policy.predict_action_chunk(sheet_obs(PRESSED, (0.2, 0.0), (0.0, 0.0, 0.0)), env_id)
     assert policy._phase.tolist() == [DESCEND]
     pressed = PRESSED + torch.tensor([0.0, 0.12, 0.0, 0.0, 0.0, 0.0])
@@ -533,7 +537,7 @@ def test_a_joint_at_its_limit_slows_all_of_them(lone_env: VecEnv) -> None:
     np.testing.assert_allclose(usual, slow, atol=1e-6)  # the same direction
 
 
-# --- jacobian-yaw -----------------------------------------------------------------------------------------------------
+# --- jacobian-yaw -------------------------------------------------------------------------------------------
 
 
 def jacobian_yaw(env: VecEnv, phase: int = DRAG, **settings: Any) -> JacobianYawPolicy:

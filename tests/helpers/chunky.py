@@ -13,7 +13,8 @@ CHUNKY = BasePolicySpec(id="chunky", summary="heads for the origin in chunks", m
 
 
 class Chunky(BasePolicy):
-    """Heads for the origin slowly; plans four steps from the last two positions, and three of them are executed."""
+    """Heads for the origin slowly; plans four steps from the last two positions, and three of them are
+    executed."""
 
     inputs = {"position": (2,)}  # noqa: RUF012
     chunk_size, num_action_steps, num_obs_steps = 4, 3, 2
@@ -21,7 +22,10 @@ class Chunky(BasePolicy):
     def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> ActionChunk:
         position = obs["position"]
         steps = torch.stack([position[:, 1], 0.5 * position[:, 0], position[:, 1], position[:, 1]], 1)
-        return ActionChunk((-2.0 * steps).clamp(-1.0, 1.0), position[:, 1, 0].abs()[:, None] + torch.tensor([0.0, 0.1, 0.2, 0.3]))
+        return ActionChunk(
+            (-2.0 * steps).clamp(-1.0, 1.0),
+            position[:, 1, 0].abs()[:, None] + torch.tensor([0.0, 0.1, 0.2, 0.3]),
+        )
 
 
 def make_chunky(cfg: None, env: VecEnv) -> Chunky:

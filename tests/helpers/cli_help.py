@@ -16,7 +16,11 @@ def documented(cls: type) -> dict[str, str]:
     """The docstring below each field of a dataclass."""
     body = ast.parse(inspect.getsource(cls)).body[0].body  # type: ignore[attr-defined]
     pairs = itertools.pairwise(body)
-    return {a.target.id: b.value.value for a, b in pairs if isinstance(a, ast.AnnAssign) and isinstance(b, ast.Expr)}
+    return {
+        a.target.id: b.value.value
+        for a, b in pairs
+        if isinstance(a, ast.AnnAssign) and isinstance(b, ast.Expr)
+    }
 
 
 def help_of(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:

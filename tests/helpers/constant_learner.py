@@ -1,4 +1,5 @@
-"""A learner that learns nothing, as another package would bring it: it pushes every joint by the same amount."""
+"""A learner that learns nothing, as another package would bring it: it pushes every joint by the same
+amount."""
 
 from __future__ import annotations
 
@@ -37,7 +38,15 @@ class Constant(nn.Module):
 class ConstantLearner:
     """Implements `types.Learner`."""
 
-    def __init__(self, cfg: ConstantCfg, obs_space: Any, action_dim: int, num_envs: int, device: torch.device, seed: int):
+    def __init__(
+        self,
+        cfg: ConstantCfg,
+        obs_space: Any,
+        action_dim: int,
+        num_envs: int,
+        device: torch.device,
+        seed: int,
+    ):
         self.num_steps, self.num_envs, self.device, self.seed = cfg.num_steps, num_envs, device, seed
         self.policy = make_policy(cfg, obs_space, action_dim, device)
         self.seen = 0

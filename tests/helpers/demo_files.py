@@ -16,7 +16,12 @@ from residual_rl.demos.writer import DemoWriter
 
 INFO: dict[str, Any] = {
     "format_version": 1,
-    "env_info": {"env_id": "point", "env_kwargs": {"max_episode_steps": 6}, "max_episode_steps": 6, "control_hz": 10.0},
+    "env_info": {
+        "env_id": "point",
+        "env_kwargs": {"max_episode_steps": 6},
+        "max_episode_steps": 6,
+        "control_hz": 10.0,
+    },
     "source_type": "policy",
     "source_desc": "by hand",
 }
@@ -70,7 +75,11 @@ def same(a: Demo, b: Demo) -> bool:
     x, y = leaves(a), leaves(b)
     return x.keys() == y.keys() and all(
         type(v) is type(y[k])
-        and (v.dtype == y[k].dtype and v.shape == y[k].shape and v.tobytes() == y[k].tobytes() if isinstance(v, np.ndarray) else v == y[k])
+        and (
+            v.dtype == y[k].dtype and v.shape == y[k].shape and v.tobytes() == y[k].tobytes()
+            if isinstance(v, np.ndarray)
+            else v == y[k]
+        )
         for k, v in x.items()
     )
 
@@ -91,11 +100,18 @@ def maniskill(path: Path, obs: Any = None, episodes: int = 2, steps: int = 3, **
                 group[name] = np.array([False] * (steps - 1) + [i == 0])
             group["env_states/actors/cube"] = np.zeros((steps + 1, 13), np.float32)
             group["env_states/articulations/panda"] = np.ones((steps + 1, 31), np.float32)
-    common = {"control_mode": "pd_joint_delta_pos", "elapsed_steps": steps, "reset_kwargs": {"options": None, "seed": 5}}
+    common = {
+        "control_mode": "pd_joint_delta_pos",
+        "elapsed_steps": steps,
+        "reset_kwargs": {"options": None, "seed": 5},
+    }
     document = {
         "env_info": {"env_id": "PushCube-v1", "env_kwargs": {"obs_mode": "state"}, "max_episode_steps": 50},
         "commit_info": None,
-        "episodes": [{"episode_id": i, "episode_seed": 5 + i, **common, "success": i == 0, **entry} for i in range(episodes)],
+        "episodes": [
+            {"episode_id": i, "episode_seed": 5 + i, **common, "success": i == 0, **entry}
+            for i in range(episodes)
+        ],
     }
     path.with_suffix(".json").write_text(json.dumps(document))
     return path

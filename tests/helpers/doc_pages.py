@@ -63,7 +63,12 @@ def split(page: str) -> tuple[str, str]:
 def is_command(text: str) -> bool:
     """Whether a line of code is a command line that the tests know how to check."""
     first = text.split(maxsplit=1)[0] if text.strip() else ""
-    return Path(first).name in PROGRAMS and first != text.strip() and not first.endswith("/") and " = " not in text
+    return (
+        Path(first).name in PROGRAMS
+        and first != text.strip()
+        and not first.endswith("/")
+        and " = " not in text
+    )
 
 
 def commands() -> Iterator[Command]:

@@ -61,7 +61,7 @@ def flat(value: Any, name: str = "") -> dict[str, Tensor]:
     return {key: tensor for k, v in items for key, tensor in flat(v, f"{name}/{k}").items()}
 
 
-# --- what it looks like -----------------------------------------------------------------------------------------------
+# --- what it looks like -------------------------------------------------------------------------------------
 
 
 def test_spaces_contain_what_is_observed(spec: TaskSpec) -> None:
@@ -128,7 +128,7 @@ def test_observations_without_stepping_are_the_last_ones(spec: TaskSpec) -> None
     assert len(env.scenes()) == 3
 
 
-# --- the ends of episodes ---------------------------------------------------------------------------------------------
+# --- the ends of episodes -----------------------------------------------------------------------------------
 
 
 def test_same_step_autoreset_gives_the_true_last_observation(spec: TaskSpec) -> None:
@@ -197,7 +197,7 @@ def test_success_terminates_and_does_not_truncate(spec: TaskSpec) -> None:
     assert (info["reward_terms"]["success"] > 0).tolist() == ended.tolist()
 
 
-# --- resets and seeds -------------------------------------------------------------------------------------------------
+# --- resets and seeds ---------------------------------------------------------------------------------------
 
 
 def test_two_ways_of_seeding_agree(spec: TaskSpec) -> None:
@@ -297,7 +297,7 @@ def test_first_reset_must_be_of_all(spec: TaskSpec) -> None:
         make(spec).reset(options={"gravity": 0})
 
 
-# --- one episode is one episode ---------------------------------------------------------------------------------------
+# --- one episode is one episode -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("num_envs", "num_threads"), [(1, 1), (2, 1), (2, 2), (7, 2)])
@@ -395,7 +395,7 @@ def test_a_state_of_another_size_is_an_error(spec: TaskSpec) -> None:
         make(spec, num_envs=2).load_state_dict(env.state_dict())
 
 
-# --- actions ----------------------------------------------------------------------------------------------------------
+# --- actions ------------------------------------------------------------------------------------------------
 
 
 def test_actions_are_clipped(spec: TaskSpec) -> None:

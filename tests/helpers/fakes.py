@@ -29,9 +29,11 @@ class PointCfg:
 
 
 class PointEnv(VecEnv):
-    """A point [m] that an action of 1 moves by 0.1 m, plus a drift that its seed draws; success within 0.15 m of the origin.
+    """A point [m] that an action of 1 moves by 0.1 m, plus a drift that its seed draws; success within 0.15 m
+    of the origin.
 
-    A world without an episode (seed -1) stands still. Elementwise arithmetic alone: results do not depend on B.
+    A world without an episode (seed -1) stands still. Elementwise arithmetic alone: results do not depend on
+    B.
     """
 
     def __init__(self, cfg: PointCfg, num_envs: int, num_threads: int = 0, device: str = "cpu"):
@@ -40,7 +42,9 @@ class PointEnv(VecEnv):
         self.action_unit_name, self.action_unit = "m", torch.full((2,), 0.1)
         self.deterministic = cfg.defect != "undeterministic"
         bounds = {"state": (5, 100.0), "position": (2, 100.0), "joint_position": (2, 100.0)}
-        self.single_observation_space = spaces.Dict({n: spaces.Box(-b, b, (size,), np.float32) for n, (size, b) in bounds.items()})
+        self.single_observation_space = spaces.Dict(
+            {n: spaces.Box(-b, b, (size,), np.float32) for n, (size, b) in bounds.items()}
+        )
         self.single_action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -53,7 +57,13 @@ class PointEnv(VecEnv):
         self._begun = False
         self.steps_taken = 0
 
-    def reset(self, *, seed: int | Sequence[int] | None = None, mask: Tensor | None = None, options: dict[str, Any] | None = None) -> Any:
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> Any:
         if options:
             raise ConfigError("reset takes no options")
         if mask is not None and not self._begun:
@@ -92,8 +102,14 @@ class PointEnv(VecEnv):
         position = self._position.clone()
         if self.cfg.defect == "out of bounds":
             position = position + 200.0
-        state = torch.cat([position, self._wind[:, None], self._length[:, None].float(), self._return[:, None]], 1)
-        return {"state": state, "position": position, "joint_position": torch.stack([self._wind, self._wind], 1)}
+        state = torch.cat(
+            [position, self._wind[:, None], self._length[:, None].float(), self._return[:, None]], 1
+        )
+        return {
+            "state": state,
+            "position": position,
+            "joint_position": torch.stack([self._wind, self._wind], 1),
+        }
 
     def step(self, actions: Tensor, mask: Tensor | None = None) -> Any:
         if not self._begun:
@@ -150,7 +166,10 @@ class PointEnv(VecEnv):
     _COUNTERS = ("_seed", "_length", "_return", "_position", "_wind")
 
     def state_dict(self) -> State:
-        return {"seeds": self.episode_seeds.state_dict(), **{name: getattr(self, name).clone() for name in self._COUNTERS}}
+        return {
+            "seeds": self.episode_seeds.state_dict(),
+            **{name: getattr(self, name).clone() for name in self._COUNTERS},
+        }
 
     def load_state_dict(self, state: State) -> None:
         if len(state["_seed"]) != self.num_envs:
@@ -161,7 +180,14 @@ class PointEnv(VecEnv):
             setattr(self, name, state[name].clone())
 
 
-POINT_TASK = TaskSpec(id="point", summary="a point", config="fakes:PointCfg", make="fakes:PointEnv", base_policy="homing", oracle="homing")
+POINT_TASK = TaskSpec(
+    id="point",
+    summary="a point",
+    config="fakes:PointCfg",
+    make="fakes:PointEnv",
+    base_policy="homing",
+    oracle="homing",
+)
 
 
 class Homing(BasePolicy):
@@ -184,7 +210,8 @@ HOMING = BasePolicySpec(id="homing", summary="heads for the origin", make="fakes
 
 
 class Recorder(BasePolicy):
-    """Plans `chunk_size` actions that tell where they come from, and notes every call: `("plan", worlds, positions)`, `("reset", worlds)`.
+    """Plans `chunk_size` actions that tell where they come from, and notes every call: `("plan", worlds,
+    positions)`, `("reset", worlds)`.
 
     Element k of the plan for world w, the n-th since that world's reset, is `(0.1·n, 0.01·k)`.
     """

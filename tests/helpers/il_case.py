@@ -48,7 +48,12 @@ def settings(algo: str = "flow", **values: Any) -> ModelSettings:
 
 
 def statistics(obs_dim: int = 25, action_dim: int = 6) -> Statistics:
-    return Statistics(torch.zeros(obs_dim), torch.full((obs_dim,), 0.3), torch.full((action_dim,), -0.8), torch.full((action_dim,), 0.9))
+    return Statistics(
+        torch.zeros(obs_dim),
+        torch.full((obs_dim,), 0.3),
+        torch.full((action_dim,), -0.8),
+        torch.full((action_dim,), 0.9),
+    )
 
 
 def model(algo: str = "flow", **values: Any) -> ImitationModel:
@@ -71,7 +76,9 @@ def task_settings(task_id: str, **values: Any) -> dict[str, Any]:
     return dict(json.loads(json.dumps(dataclasses.asdict(cfg))))
 
 
-def write_demos(path: Path, episodes: int = 4, steps: int = 6, task_id: str = "so101-paper", **values: Any) -> Path:
+def write_demos(
+    path: Path, episodes: int = 4, steps: int = 6, task_id: str = "so101-paper", **values: Any
+) -> Path:
     """Episodes of a controller that heads for a fixed posture, on observations of the real env."""
     env = make_vec_env(task_id, episodes, num_threads=1, **values)
     obs, _ = env.reset(seed=list(range(40_000_000, 40_000_000 + episodes)))
@@ -93,6 +100,14 @@ def write_demos(path: Path, episodes: int = 4, steps: int = 6, task_id: str = "s
     ends = np.arange(steps) == steps - 1
     with DemoWriter(path, info) as writer:
         for i in range(episodes):
-            writer.add(Demo(actions=taken[i], obs={"state": states[i]}, terminated=np.zeros(steps, bool), truncated=ends, seed=i))
+            writer.add(
+                Demo(
+                    actions=taken[i],
+                    obs={"state": states[i]},
+                    terminated=np.zeros(steps, bool),
+                    truncated=ends,
+                    seed=i,
+                )
+            )
     env.close()
     return path

@@ -27,7 +27,8 @@ class SeenPointCfg(fakes.PointCfg):
 
 
 class SeenPointEnv(fakes.PointEnv):
-    """`fakes.PointEnv` with the observation `picture`: the plane from -1 to 1 m in 16 x 16 pixels, the point a white square of 3 x 3."""
+    """`fakes.PointEnv` with the observation `picture`: the plane from -1 to 1 m in 16 x 16 pixels, the point
+    a white square of 3 x 3."""
 
     def __init__(self, cfg: SeenPointCfg, num_envs: int, num_threads: int = 0, device: str = "cpu"):
         super().__init__(cfg, num_envs, num_threads, device)
@@ -35,7 +36,9 @@ class SeenPointEnv(fakes.PointEnv):
         named: dict[str, Any] = dict(self.single_observation_space.spaces)  # type: ignore[attr-defined]
         if cfg.obs_mode == "rgb":
             del named["state"]
-        self.single_observation_space = spaces.Dict({**named, "picture": spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)})
+        self.single_observation_space = spaces.Dict(
+            {**named, "picture": spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)}
+        )
         self.observation_space = batch_space(self.single_observation_space, num_envs)
 
     def observations(self) -> Obs:
@@ -46,7 +49,8 @@ class SeenPointEnv(fakes.PointEnv):
 
 
 def picture(position: Tensor) -> Tensor:
-    """[B, 16, 16, 3] uint8 of points at `position` [B, 2]; one outside of the picture is drawn at its edge."""
+    """[B, 16, 16, 3] uint8 of points at `position` [B, 2]; one outside of the picture is drawn at its
+    edge."""
     centre = ((position + 1.0) * (SIZE / 2)).long().clamp(0, SIZE - 1)
     near = (torch.arange(SIZE) - centre[:, :, None]).abs() <= 1  # [B, 2, 16]
     white = near[:, 1, :, None] & near[:, 0, None, :]

@@ -1,4 +1,5 @@
-"""LeRobot policies that are made in no time (random weights, made-up statistics, nothing downloaded), and short demonstrations."""
+"""LeRobot policies that are made in no time (random weights, made-up statistics, nothing downloaded), and
+short demonstrations."""
 
 from __future__ import annotations
 
@@ -44,14 +45,19 @@ TINY: dict[str, dict[str, Any]] = {
 ALL_MEAN_STD = dict.fromkeys(("STATE", "ENV", "VISUAL", "ACTION"), NormalizationMode.MEAN_STD)
 
 
-def make_checkpoint(folder: Path, kind: str = "act", *, images: dict[str, tuple[int, int]] | None = None, **values: Any) -> Path:
-    """A policy in `folder` that sees joint positions, and the env's `state` or `images` by camera (height, width).
+def make_checkpoint(
+    folder: Path, kind: str = "act", *, images: dict[str, tuple[int, int]] | None = None, **values: Any
+) -> Path:
+    """A policy in `folder` that sees joint positions, and the env's `state` or `images` by camera (height,
+    width).
 
     Its actions scatter by about 20 degrees around the arm's home.
     """
     features = {"observation.state": PolicyFeature(FeatureType.STATE, (values.pop("joints", JOINTS),))}
     if images is None:
-        features["observation.environment_state"] = PolicyFeature(FeatureType.ENV, (values.pop("state_dim", STATE_DIM),))
+        features["observation.environment_state"] = PolicyFeature(
+            FeatureType.ENV, (values.pop("state_dim", STATE_DIM),)
+        )
     for camera, (height, width) in (images or {}).items():
         features[f"observation.images.{camera}"] = PolicyFeature(FeatureType.VISUAL, (3, height, width))
     action = {"action": PolicyFeature(FeatureType.ACTION, (values.pop("actions", JOINTS),))}
@@ -64,7 +70,9 @@ def make_checkpoint(folder: Path, kind: str = "act", *, images: dict[str, tuple[
     with torch.random.fork_rng():
         torch.manual_seed(5)
         policy = get_policy_class(kind)(config)
-    preprocessor, postprocessor = make_pre_post_processors(config, dataset_stats=statistics({**features, **action}))
+    preprocessor, postprocessor = make_pre_post_processors(
+        config, dataset_stats=statistics({**features, **action})
+    )
     for part in (policy, preprocessor, postprocessor):
         part.save_pretrained(folder)
     return folder
@@ -86,7 +94,8 @@ def make_case(folder: Path, kind: str = "act", **values: Any) -> LeRobotCfg:
 
 
 def write_demos(path: Path, episodes: int = 4, steps: int = 6, **settings: Any) -> Path:
-    """Episodes of so101-paper under slow, smooth actions, as `demos collect` would store them, draws included."""
+    """Episodes of so101-paper under slow, smooth actions, as `demos collect` would store them, draws
+    included."""
     env = make_vec_env("so101-paper", episodes, num_threads=1, **settings)
     obs, info = env.reset(seed=list(range(40_000_000, 40_000_000 + episodes)))
     draws = {name: value.numpy() for name, value in env.episode.items()}

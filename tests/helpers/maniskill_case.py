@@ -15,5 +15,11 @@ def bare(env_id: str, **settings: Any) -> Any:
 
     if not no_device.vulkan_works():
         no_device.replace_materials()
-    arguments = {"num_envs": 1, "obs_mode": "state", "sim_backend": "physx_cpu", "render_backend": "none", **settings}
+    arguments = {
+        "num_envs": 1,
+        "obs_mode": "state",
+        "sim_backend": "physx_cpu",
+        "render_backend": "none",
+        **settings,
+    }
     return gymnasium.make(env_id, **arguments)

@@ -1,4 +1,5 @@
-"""Policy servers for tests: ours in threads, and the messages of others' clients, written from the protocols' descriptions alone."""
+"""Policy servers for tests: ours in threads, and the messages of others' clients, written from the protocols'
+descriptions alone."""
 
 from __future__ import annotations
 
@@ -28,22 +29,34 @@ LAYOUTS = {"gr00t": "n1.6", "gr00t-n15": "n1.5"}
 
 
 class Waving(BasePolicy):
-    """Small chunks that depend on every bit of the last `num_obs_steps` observations; it remembers nothing. Elementwise, in float64."""
+    """Small chunks that depend on every bit of the last `num_obs_steps` observations; it remembers nothing.
+    Elementwise, in float64."""
 
     inputs = {"joint_position": (6,), "joint_target": (6,), "goal": (3,)}  # noqa: RUF012
 
-    def __init__(self, num_obs_steps: int = 1, chunk_size: int = 4, num_action_steps: int = 4, unsure: bool = False):
-        self.num_obs_steps, self.chunk_size, self.num_action_steps, self._unsure = num_obs_steps, chunk_size, num_action_steps, unsure
+    def __init__(
+        self, num_obs_steps: int = 1, chunk_size: int = 4, num_action_steps: int = 4, unsure: bool = False
+    ):
+        self.num_obs_steps, self.chunk_size, self.num_action_steps, self._unsure = (
+            num_obs_steps,
+            chunk_size,
+            num_action_steps,
+            unsure,
+        )
 
     def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor | ActionChunk:
-        joints, target, goal = (obs[name].double().reshape(len(env_ids), self.num_obs_steps, -1) for name in self.inputs)
+        joints, target, goal = (
+            obs[name].double().reshape(len(env_ids), self.num_obs_steps, -1) for name in self.inputs
+        )
         phase = 3.0 * joints + target + goal.repeat(1, 1, 2)
         oldest_first = phase * torch.arange(1.0, 1.0 + self.num_obs_steps, dtype=torch.float64)[:, None]
         total = oldest_first[:, 0]
         for step in range(1, self.num_obs_steps):
             total = total + oldest_first[:, step]
         actions = (0.3 * torch.sin(total[:, None] + 0.7 * torch.arange(self.chunk_size)[:, None])).float()
-        actions[..., 5] = actions[..., 5].abs()  # the gripper begins at its limit, where joint positions cannot tell what goes beyond
+        actions[..., 5] = actions[
+            ..., 5
+        ].abs()  # the gripper begins at its limit, where joint positions cannot tell what goes beyond
         return ActionChunk(actions, 0.5 + 0.5 * actions[..., 0]) if self._unsure else actions
 
 
@@ -75,7 +88,8 @@ def served_policy(policy: Served, env: VecEnv) -> BasePolicyExecutor:
 
 
 def open_one(policy: Served, protocol: Any, sessions: int = 16, **options: Any) -> Server:
-    """A bound server of ours, of so101-paper. Options: `port`, `token`, `idle`, `units`, `keys`, and settings of the task."""
+    """A bound server of ours, of so101-paper. Options: `port`, `token`, `idle`, `units`, `keys`, and settings
+    of the task."""
     port, token, idle = options.pop("port", 0), options.pop("token", None), options.pop("idle", 600.0)
     units = options.pop("units", "normalized" if protocol == "openpi" else "hardware")
     keys = options.pop("keys", None)
@@ -104,7 +118,9 @@ def client_cfg(protocol: str, port: int, **settings: Any) -> Config:
 
 def connect(protocol: str, port: int, env: VecEnv, **settings: Any) -> BasePolicyExecutor:
     """Our client, as a run makes it."""
-    return make_base_policy("openpi" if protocol == "openpi" else "gr00t", client_cfg(protocol, port, **settings), env)
+    return make_base_policy(
+        "openpi" if protocol == "openpi" else "gr00t", client_cfg(protocol, port, **settings), env
+    )
 
 
 _KEPT: list[BackgroundServer] = []
@@ -112,7 +128,11 @@ _KEPT: list[BackgroundServer] = []
 
 def make_case_gr00t(folder: Path) -> Config:
     """A server that lives as long as the tests, of a policy with chunks and a history."""
-    _KEPT.append(BackgroundServer(open_one(Waving(num_obs_steps=2, chunk_size=16, num_action_steps=8), "gr00t", sessions=512)))
+    _KEPT.append(
+        BackgroundServer(
+            open_one(Waving(num_obs_steps=2, chunk_size=16, num_action_steps=8), "gr00t", sessions=512)
+        )
+    )
     return client_cfg("gr00t", port_of(_KEPT[-1].address))
 
 
@@ -122,7 +142,7 @@ def make_case_openpi(folder: Path) -> Config:
     return client_cfg("openpi", port_of(_KEPT[-1].address))
 
 
-# --- what others' programs send and read, by hand -----------------------------------------------------------------------
+# --- what others' programs send and read, by hand -----------------------------------------------------------
 
 
 def npy(array: Any) -> dict[str, Any]:
@@ -134,7 +154,13 @@ def npy(array: Any) -> dict[str, Any]:
 
 def nd(array: Any) -> dict[bytes, Any]:
     """An array as msgpack-numpy, and so Isaac-GR00T N1.7, writes it."""
-    return {b"nd": True, b"type": array.dtype.str, b"kind": b"", b"shape": array.shape, b"data": array.tobytes()}
+    return {
+        b"nd": True,
+        b"type": array.dtype.str,
+        b"kind": b"",
+        b"shape": array.shape,
+        b"data": array.tobytes(),
+    }
 
 
 def openpi_array(array: Any) -> dict[bytes, Any]:
@@ -178,11 +204,18 @@ class RobotClient:
         return unpackb(self.socket.recv())
 
     def ask(self, endpoint: str, data: Any = None, **more: Any) -> Any:
-        return self.raw(packb({"endpoint": endpoint, **({} if data is None else {"data": data}), **more}, self.array))
+        return self.raw(
+            packb({"endpoint": endpoint, **({} if data is None else {"data": data}), **more}, self.array)
+        )
 
-    def get_action(self, state: dict[str, Any], video: dict[str, Any] | None = None, options: Any = None) -> Any:
+    def get_action(
+        self, state: dict[str, Any], video: dict[str, Any] | None = None, options: Any = None
+    ) -> Any:
         language = {"annotation.human.task_description": [["go"]]}
-        return self.ask("get_action", {"observation": {"video": video or {}, "state": state, "language": language}, "options": options})
+        return self.ask(
+            "get_action",
+            {"observation": {"video": video or {}, "state": state, "language": language}, "options": options},
+        )
 
     def __enter__(self) -> RobotClient:
         return self

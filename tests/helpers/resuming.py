@@ -11,8 +11,11 @@ from tiny_runs import different
 from residual_rl.runs.checkpoint import from_bytes, to_bytes
 
 
-def check_resuming(make: Callable[[int], Any], steps: Callable[[Any, torch.Generator, int], Any], extra_steps: int) -> None:
-    """Three updates, `extra_steps` towards the next, and two updates more: in one learner, and in another that got the state of the first.
+def check_resuming(
+    make: Callable[[int], Any], steps: Callable[[Any, torch.Generator, int], Any], extra_steps: int
+) -> None:
+    """Three updates, `extra_steps` towards the next, and two updates more: in one learner, and in another
+    that got the state of the first.
 
     Args:
         make: a fresh learner of that seed.

@@ -40,18 +40,43 @@ TINY: dict[str, Any] = {
 }
 """32 env steps an iteration, 8 iterations."""
 _OTHER = ("minibatch_size", "num_epochs", "num_steps")
-OFF_POLICY_TINY = {name: value for name, value in TINY.items() if name not in _OTHER} | {"num_steps": 2, "batch_size": 8, "log_freq": 24}
-OFF_POLICY_TINY |= {"warmup_steps": 16, "learning_starts": 16, "actor_starts": 32, "utd": 0.25, "buffer_size": 96}
+OFF_POLICY_TINY = {name: value for name, value in TINY.items() if name not in _OTHER} | {
+    "num_steps": 2,
+    "batch_size": 8,
+    "log_freq": 24,
+}
+OFF_POLICY_TINY |= {
+    "warmup_steps": 16,
+    "learning_starts": 16,
+    "actor_starts": 32,
+    "utd": 0.25,
+    "buffer_size": 96,
+}
 """8 env steps an iteration, 32 iterations."""
 
-CLI_TINY = ["--num-envs", "4", "--num-steps", "8", "--minibatch-size", "16", "--num-epochs", "2", "--hidden-sizes", "8", "8"]
+CLI_TINY = [
+    "--num-envs",
+    "4",
+    "--num-steps",
+    "8",
+    "--minibatch-size",
+    "16",
+    "--num-epochs",
+    "2",
+    "--hidden-sizes",
+    "8",
+    "8",
+]
 CLI_TINY += ["--max-episode-steps", "20", "--eval-episodes", "2"]
 FAILING_TINY = [*CLI_TINY, "--num-threads", "1", "--save-freq", "32", "--eval-freq", "0"]
 
 
 def slow(*values: Any) -> list[Any]:
     """Parameters whose like the fast tier tests already; a tuple is a test's several."""
-    return [pytest.param(*(value if isinstance(value, tuple) else [value]), marks=pytest.mark.slow) for value in values]
+    return [
+        pytest.param(*(value if isinstance(value, tuple) else [value]), marks=pytest.mark.slow)
+        for value in values
+    ]
 
 
 def config(base_policy: str = "jacobian", learner: str = "ppo", **settings: Any) -> TrainCfg:
@@ -93,7 +118,8 @@ def different(a: Any, b: Any) -> list[str]:
     """Keys of two nested states that differ in any bit."""
     x, y = flat(a), flat(b)
     same = {
-        k: torch.equal(x[k], y[k]) and x[k].dtype == y[k].dtype if isinstance(x[k], Tensor) else x[k] == y[k] for k in x.keys() & y.keys()
+        k: torch.equal(x[k], y[k]) and x[k].dtype == y[k].dtype if isinstance(x[k], Tensor) else x[k] == y[k]
+        for k in x.keys() & y.keys()
     }
     return sorted({k for k, equal in same.items() if not equal} | (x.keys() ^ y.keys()))
 
@@ -106,7 +132,10 @@ def last_state(path: Path) -> Any:
 
 def metric_rows(path: Path) -> list[dict[str, Any]]:
     """What was logged, but for the times."""
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_metrics(path / "metrics.jsonl")]
+    return [
+        {k: v for k, v in row.items() if not k.startswith("time/")}
+        for row in read_metrics(path / "metrics.jsonl")
+    ]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -114,7 +143,8 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def cpu_seconds(*command: str, **options: Any) -> tuple[float, subprocess.CompletedProcess[str]]:
-    """What a command and its children take of the processor, whatever else it works on [s]; and how the command ended."""
+    """What a command and its children take of the processor, whatever else it works on [s]; and how the
+    command ended."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -12,9 +12,11 @@ OBS_SPACE = {"state": (4,), "base_action": (2,)}
 
 
 class PointMass:
-    """A point in the plane is to come within 0.05 of a goal. The base policy heads there with a bias, and stops 0.4 short of it.
+    """A point in the plane is to come within 0.05 of a goal. The base policy heads there with a bias, and
+    stops 0.4 short of it.
 
-    `state` is position and goal [m]; an action of 1 moves by 0.1 m. Success terminates an episode, 30 steps truncate it.
+    `state` is position and goal [m]; an action of 1 moves by 0.1 m. Success terminates an episode, 30 steps
+    truncate it.
     """
 
     max_episode_steps = 30
@@ -43,7 +45,9 @@ class PointMass:
         self.state = torch.where(ended[:, None], self._draw(), next_obs["state"])
         self.steps = torch.where(ended, 0, self.steps)
         reward = terminated.float() - 0.1 * distance
-        return Transition(obs, residual_action, reward, terminated, truncated, next_obs, obs["base_action"], action)
+        return Transition(
+            obs, residual_action, reward, terminated, truncated, next_obs, obs["base_action"], action
+        )
 
     def _draw(self) -> Tensor:
         return 2.0 * torch.rand(self.num_envs, 4, generator=self.generator) - 1.0

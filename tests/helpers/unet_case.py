@@ -1,4 +1,5 @@
-"""Public Diffusion Policy checkpoints as they are saved: names and shapes written out, and their network's arithmetic step by step."""
+"""Public Diffusion Policy checkpoints as they are saved: names and shapes written out, and their network's
+arithmetic step by step."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Two levels of 8 and 16 channels, kernel 3, embedding of 8, actions of 2, two observations of 3: a condition of 8 + 6.
+# Two levels of 8 and 16 channels, kernel 3, embedding of 8, actions of 2, two observations of 3: a condition
+# of 8 + 6.
 SHAPES: dict[str, tuple[int, ...]] = {
     "diffusion_step_encoder.1.weight": (32, 8),
     "diffusion_step_encoder.1.bias": (32,),
@@ -112,5 +114,7 @@ def forward(w: dict[str, Tensor], x: Tensor, time: Tensor, obs: Tensor) -> Tenso
     deep = residual("down_modules.1.1", residual("down_modules.1.0", h))
     h = residual("mid_modules.1", residual("mid_modules.0", deep))
     h = residual("up_modules.0.1", residual("up_modules.0.0", torch.cat([h, deep], 1)))
-    h = F.conv_transpose1d(h, w["up_modules.0.2.conv.weight"], w["up_modules.0.2.conv.bias"], stride=2, padding=1)
+    h = F.conv_transpose1d(
+        h, w["up_modules.0.2.conv.weight"], w["up_modules.0.2.conv.bias"], stride=2, padding=1
+    )
     return conv("final_conv.1", block("final_conv.0", h)).mT

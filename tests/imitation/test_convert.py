@@ -39,16 +39,28 @@ def convert(path: Path, **values: Any) -> ImitationModel:
 
 def test_sizes_are_told_by_the_tensors(checkpoint: Path) -> None:
     settings = convert(checkpoint, control_mode="pd_ee_delta_pose", task="Peg").settings
-    assert settings.network == {"channels": [8, 16], "kernel_size": 3, "time_dim": 8, "diffusion_steps": 100, "layout": "public"}
+    assert settings.network == {
+        "channels": [8, 16],
+        "kernel_size": 3,
+        "time_dim": 8,
+        "diffusion_steps": 100,
+        "layout": "public",
+    }
     assert (settings.obs_shapes, settings.obs_keys, settings.action_dim) == ({"state": (3,)}, ("state",), 2)
     # 16 predicted from the older of two observations on: 15 from the present one, of which 8 are executed
-    assert (settings.num_obs_steps, settings.num_past_actions, settings.chunk_size, settings.num_action_steps) == (2, 1, 15, 8)
+    assert (
+        settings.num_obs_steps,
+        settings.num_past_actions,
+        settings.chunk_size,
+        settings.num_action_steps,
+    ) == (2, 1, 15, 8)
     assert settings.num_predicted_actions == 16
     assert (settings.task_id, settings.task_settings) == ("Peg", {"control_mode": "pd_ee_delta_pose"})
 
 
 def ddim(weights: dict[str, Tensor], obs: Tensor, x: Tensor, steps: int) -> Tensor:
-    """Song et al., 2021, eq. 12 with σ = 0, on the noise levels of Nichol & Dhariwal's squared cosine, clean estimates clipped."""
+    """Song et al., 2021, eq. 12 with σ = 0, on the noise levels of Nichol & Dhariwal's squared cosine, clean
+    estimates clipped."""
 
     def level(t: float) -> float:
         return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -70,7 +82,9 @@ def test_it_acts_as_the_published_policy(checkpoint: Path, tmp_path: Path) -> No
     expected = ddim(unet_case.tensors(0), obs.flatten(1), noise, 10)[:, 1:].clamp(-1, 1)
     assert obs.abs().max() > 20.0
     torch.testing.assert_close(model.sample(obs, noise), expected, rtol=1e-4, atol=1e-4)
-    assert ((expected.abs() < 1.0) & (expected.abs() > 0.01)).float().mean() > 0.2  # the clip does not decide everything
+    assert (
+        (expected.abs() < 1.0) & (expected.abs() > 0.01)
+    ).float().mean() > 0.2  # the clip does not decide everything
 
 
 def test_identity_statistics_are_in_the_file(checkpoint: Path, tmp_path: Path) -> None:
@@ -96,7 +110,9 @@ def test_identity_statistics_are_in_the_file(checkpoint: Path, tmp_path: Path) -
         ({name: tensor.half() for name, tensor in unet_case.tensors(1).items()}, None, 1),
     ],
 )
-def test_the_network_is_found_wherever_it_lies(payload: Any, weights: str | None, seed: int, tmp_path: Path) -> None:
+def test_the_network_is_found_wherever_it_lies(
+    payload: Any, weights: str | None, seed: int, tmp_path: Path
+) -> None:
     model = convert(unet_case.write(tmp_path / "x.pt", payload), weights=weights)
     for name, tensor in unet_case.tensors(seed).items():
         torch.testing.assert_close(model.network.state_dict()[name], tensor, atol=1e-3, rtol=1e-3)
@@ -118,15 +134,20 @@ def test_a_checkpoint_of_maniskill_2_pads_by_itself(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has observations of size 50 with num_obs_steps 2, not 43"):
         convert(path, pad_obs_to=43)
     narrow = unet_case.write(tmp_path / "narrow.pt")
-    with pytest.raises(ConfigError, match="observations of size 3, too small for the robot's base pose .7 numbers. at index 18"):
+    with pytest.raises(
+        ConfigError,
+        match=r"observations of size 3, too small for the robot's base pose .7 numbers. at index 18",
+    ):
         convert(narrow, pad_obs_to=3)
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- what is refused ----------------------------------------------------------------------------------------
 
 
 def changed(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
-    weights: dict[str, Any] = {f"noise_pred_net.{name}": tensor for name, tensor in unet_case.tensors().items()}
+    weights: dict[str, Any] = {
+        f"noise_pred_net.{name}": tensor for name, tensor in unet_case.tensors().items()
+    }
     change(weights)
     return weights
 
@@ -136,21 +157,29 @@ def changed(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
     [
         (
             changed(lambda w: w.pop("noise_pred_net.mid_modules.1.cond_encoder.1.bias")),
-            "x.pt (noise_pred_net) is not the public conditional U-Net of these sizes; "
-            "missing: mid_modules.1.cond_encoder.1.bias",
+            (
+                "x.pt (noise_pred_net) is not the public conditional U-Net of these sizes; "
+                "missing: mid_modules.1.cond_encoder.1.bias"
+            ),
         ),
         (
             changed(lambda w: w.update({"noise_pred_net.down_modules.0.0.local.weight": torch.zeros(2)})),
             "unexpected: down_modules.0.0.local.weight",
         ),
         (
-            changed(lambda w: w.update({"noise_pred_net.mid_modules.0.cond_encoder.1.weight": torch.zeros(16, 14)})),
+            changed(
+                lambda w: w.update(
+                    {"noise_pred_net.mid_modules.0.cond_encoder.1.weight": torch.zeros(16, 14)}
+                )
+            ),
             "of another shape: mid_modules.0.cond_encoder.1.weight [16, 14] (expected [32, 14])",
         ),
         (
             changed(lambda w: [w.pop(name) for name in list(w) if "up_modules" in name]),
-            "missing: up_modules.0.0.blocks.0.block.0.weight, up_modules.0.0.blocks.0.block.0.bias, "
-            "up_modules.0.0.blocks.0.block.1.weight, up_modules.0.0.blocks.0.block.1.bias and 20 more",
+            (
+                "missing: up_modules.0.0.blocks.0.block.0.weight, up_modules.0.0.blocks.0.block.0.bias, "
+                "up_modules.0.0.blocks.0.block.1.weight, up_modules.0.0.blocks.0.block.1.bias and 20 more"
+            ),
         ),
         (
             changed(lambda w: w.pop("noise_pred_net.down_modules.0.0.cond_encoder.1.weight")),
@@ -162,9 +191,15 @@ def changed(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
         ),
         (
             changed(lambda w: w.update({"visual_encoder.cnn.0.weight": torch.zeros(2)})),
-            "has tensors beside the U-Net 'noise_pred_net': visual_encoder.cnn.0.weight; policies with encoders of images",
+            (
+                "has tensors beside the U-Net 'noise_pred_net': visual_encoder.cnn.0.weight; policies with"
+                " encoders of images"
+            ),
         ),
-        ({"actor_mean.0.weight": torch.zeros(2, 2)}, "contains no conditional U-Net: no tensor is named …diffusion_step_encoder.1"),
+        (
+            {"actor_mean.0.weight": torch.zeros(2, 2)},
+            "contains no conditional U-Net: no tensor is named …diffusion_step_encoder.1",
+        ),
         ([1, 2], "cannot be read as a dict of state dicts (ValueError: it contains a list, not a dict)"),
     ],
 )
@@ -180,7 +215,9 @@ def test_what_is_no_such_checkpoint_is_named(payload: Any, message: str, tmp_pat
 def test_which_of_several_networks_must_be_told(tmp_path: Path) -> None:
     two = {"first": unet_case.tensors(0), "second": unet_case.tensors(1)}
     path = unet_case.write(tmp_path / "x.pt", two)
-    with pytest.raises(ConfigError, match="contains several networks: choose one of first, second with --weights"):
+    with pytest.raises(
+        ConfigError, match="contains several networks: choose one of first, second with --weights"
+    ):
         convert(path)
     with pytest.raises(UnknownNameError, match=r"unknown network of .*x\.pt 'secnd'; did you mean 'second'"):
         convert(path, weights="secnd")
@@ -189,9 +226,24 @@ def test_which_of_several_networks_must_be_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"num_obs_steps": 4}, "has 6 inputs besides the time, which cannot be 4 observations of equal size: choose the --num-obs-steps"),
-        ({"num_action_steps": 16}, "num_action_steps must be at most 15, the actions of prediction_horizon 16 from the present step on"),
-        ({"prediction_horizon": 15}, "chunk_size, with num_past_actions, must be a multiple of 2 with 2 levels of channels, not 15"),
+        (
+            {"num_obs_steps": 4},
+            (
+                "has 6 inputs besides the time, which cannot be 4 observations of equal size: choose the"
+                " --num-obs-steps"
+            ),
+        ),
+        (
+            {"num_action_steps": 16},
+            (
+                "num_action_steps must be at most 15, the actions of prediction_horizon 16 from the present"
+                " step on"
+            ),
+        ),
+        (
+            {"prediction_horizon": 15},
+            "chunk_size, with num_past_actions, must be a multiple of 2 with 2 levels of channels, not 15",
+        ),
         ({"sampling_steps": 101}, "sampling_steps must be at most diffusion_steps \\(100\\), not 101"),
         ({"diffusion_steps": 0}, "diffusion_steps must be at least 1, not 0"),
     ],
@@ -201,12 +253,17 @@ def test_settings_that_do_not_fit_are_named(values: dict[str, Any], message: str
         convert(checkpoint, **values)
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
+# --- the command --------------------------------------------------------------------------------------------
 
 
-def test_from_a_checkpoint_to_a_base_policy(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_a_checkpoint_to_a_base_policy(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
-    assert main(["convert", str(checkpoint), "--out", str(out), "--trust-checkpoint", "--control-mode", "joint"]) == 0
+    assert (
+        main(["convert", str(checkpoint), "--out", str(out), "--trust-checkpoint", "--control-mode", "joint"])
+        == 0
+    )
     said = capsys.readouterr().out
     assert f"residual-rl eval TASK --control-mode joint --base-policy il --il-checkpoint {out}" in said
     assert "It sees 2 times state [3]" in said
@@ -214,7 +271,11 @@ def test_from_a_checkpoint_to_a_base_policy(checkpoint: Path, tmp_path: Path, ca
     observed: Any = env.single_observation_space
     observed.spaces["state"] = spaces.Box(-np.inf, np.inf, (3,), np.float32)
     policy = make_base_policy("il", ILCfg(str(out)), env)
-    assert (policy.policy.chunk_size, policy.policy.num_action_steps, policy.policy.num_obs_steps) == (15, 8, 2)
+    assert (policy.policy.chunk_size, policy.policy.num_action_steps, policy.policy.num_obs_steps) == (
+        15,
+        8,
+        2,
+    )
 
 
 def test_worlds_do_not_depend_on_each_other(checkpoint: Path) -> None:
@@ -223,15 +284,23 @@ def test_worlds_do_not_depend_on_each_other(checkpoint: Path) -> None:
     assert isinstance(together, Tensor)
     assert together.shape == (12, 15, 2)
     for size in (1, 3, 4):
-        parts = [policy.predict_action_chunk({"state": part}, torch.arange(len(part))) for part in obs.split(size)]
+        parts = [
+            policy.predict_action_chunk({"state": part}, torch.arange(len(part))) for part in obs.split(size)
+        ]
         assert torch.equal(torch.cat([part for part in parts if isinstance(part, Tensor)]), together)
 
 
-def test_a_pickle_is_read_only_where_it_is_trusted(checkpoint: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
+def test_a_pickle_is_read_only_where_it_is_trusted(
+    checkpoint: Path, tmp_path: Path, fails: tiny_runs.Fails
+) -> None:
     out = tmp_path / "out"
-    assert "if you trust its source, add --trust-checkpoint" in fails("convert", str(checkpoint), "--out", str(out))
+    assert "if you trust its source, add --trust-checkpoint" in fails(
+        "convert", str(checkpoint), "--out", str(out)
+    )
     assert not out.exists()
-    assert "is not empty; choose another --out" in fails("convert", str(checkpoint), "--out", str(tmp_path), "--trust-checkpoint")
+    assert "is not empty; choose another --out" in fails(
+        "convert", str(checkpoint), "--out", str(tmp_path), "--trust-checkpoint"
+    )
     said = fails("convert", str(tmp_path / "none.pt"), "--out", str(out), "--trust-checkpoint")
     assert "none.pt cannot be read as a dict of state dicts (FileNotFoundError" in said
     assert "convert needs a checkpoint: put it first" in fails("convert", "--out", str(out))

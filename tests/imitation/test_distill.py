@@ -33,8 +33,26 @@ from residual_rl.registry import BASE_POLICIES
 from residual_rl.utils.files import WriteError
 from residual_rl.utils.seeding import DEMO_SEED, EVAL_SEED
 
-TINY = ["--n-episodes", "5", "--eval-episodes", "4", "--imitate.total-steps", "30", "--imitate.hidden-sizes", "16"]
-TINY += ["--imitate.batch-size", "16", "--imitate.eval-freq", "0", "--imitate.torch-threads", "1", "--imitate.save-freq", "10"]
+TINY = [
+    "--n-episodes",
+    "5",
+    "--eval-episodes",
+    "4",
+    "--imitate.total-steps",
+    "30",
+    "--imitate.hidden-sizes",
+    "16",
+]
+TINY += [
+    "--imitate.batch-size",
+    "16",
+    "--imitate.eval-freq",
+    "0",
+    "--imitate.torch-threads",
+    "1",
+    "--imitate.save-freq",
+    "10",
+]
 
 
 def episodes(path: Path, seeds: range, **info: Any) -> int:
@@ -48,7 +66,8 @@ def seeds_of(path: Path) -> list[int]:
 
 
 class Collector:
-    """Gives the episodes that it is asked for, but at its first calls as many as `given` and the exit code of Ctrl-C."""
+    """Gives the episodes that it is asked for, but at its first calls as many as `given` and the exit code of
+    Ctrl-C."""
 
     def __init__(self, *given: int):
         self.given, self.asked = list(given), list[tuple[str, int, int]]()
@@ -114,7 +133,9 @@ def test_where_merging_fails_no_episode_is_lost(tmp_path: Path, monkeypatch: pyt
 
 def test_episodes_of_another_task(tmp_path: Path) -> None:
     episodes(tmp_path / DEMOS_FILE, range(3))
-    with pytest.raises(ConfigError, match=f"has episodes of task '{TASK}', but the run was trained on 'another'"):
+    with pytest.raises(
+        ConfigError, match=f"has episodes of task '{TASK}', but the run was trained on 'another'"
+    ):
         gather(tmp_path, DistillCfg(n_episodes=3), "another", Collector())
 
 
@@ -127,7 +148,9 @@ def test_the_policy_sees_what_the_residual_saw_but_for_the_base_action() -> None
 
 
 def test_the_student_acts_alone(tmp_path: Path) -> None:
-    cfg = replace_fields(TrainCfg.default("so101-paper"), {"chunk": "whole", "adaptive": "uncertainty", "tolerance": 0.07})
+    cfg = replace_fields(
+        TrainCfg.default("so101-paper"), {"chunk": "whole", "adaptive": "uncertainty", "tolerance": 0.07}
+    )
     student = student_config(cfg, tmp_path)
     assert (student.base_policy_id, student.base.checkpoint) == ("il", str(tmp_path))
     assert (student.residual.chunk, student.residual.adaptive) == ("step", "off")
@@ -135,8 +158,11 @@ def test_the_student_acts_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_becomes_one_policy_after_interruptions(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails) -> None:
-    """Ctrl-C while it collects and while it trains; then the whole, and the policy alone on the same episodes."""
+def test_a_run_becomes_one_policy_after_interruptions(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
+) -> None:
+    """Ctrl-C while it collects and while it trains; then the whole, and the policy alone on the same
+    episodes."""
     out = tmp_path / "policy"
     interrupted: list[str] = []
 
@@ -163,18 +189,32 @@ def test_a_run_becomes_one_policy_after_interruptions(run: Path, tmp_path: Path,
     assert set(evaluation["paired"]) == {"distilled-residual", "distilled-base"}
     returns = {name: policy["return"]["per_episode"] for name, policy in evaluation["policies"].items()}
     difference = evaluation["paired"]["distilled-base"]["return"]["mean"]
-    assert difference == pytest.approx(np.mean([returns["distilled"][s] - returns["base"][s] for s in returns["base"]]))
+    assert difference == pytest.approx(
+        np.mean([returns["distilled"][s] - returns["base"][s] for s in returns["base"]])
+    )
     assert (out / "report.html").read_text().count("distilled − residual") == 1
     assert (out / "eval_results" / "success.png").is_file()
 
     told = tmp_path / "alone.json"
     worlds = ["--max-episode-steps", "20", "--num-threads", "1", "--n-episodes", "4"]
-    alone = ["eval", "so101-paper", "--base-policy", "il", "--il-checkpoint", str(out), *worlds, "--output", str(told)]
+    alone = [
+        "eval",
+        "so101-paper",
+        "--base-policy",
+        "il",
+        "--il-checkpoint",
+        str(out),
+        *worlds,
+        "--output",
+        str(told),
+    ]
     assert main(alone) == 0
     assert json.loads(told.read_text())["policies"]["base"]["return"]["per_episode"] == returns["distilled"]
 
     assert "is not empty; choose another --output-dir, or resume it" in fails("distill", run, "--out", out)
-    (run / "best_model" / "policy.safetensors").write_bytes((run / "final_model" / "policy.safetensors").read_bytes() + b" ")
+    (run / "best_model" / "policy.safetensors").write_bytes(
+        (run / "final_model" / "policy.safetensors").read_bytes() + b" "
+    )
     with pytest.raises(CheckpointError, match=r"has changed since this distillation started"):
         check_same_teacher(json.loads((out / "config.json").read_text())["sha256"], find_teacher_file(run))
 
@@ -184,10 +224,14 @@ def find_teacher_file(run: Path) -> Any:
     return module.Teacher(run, run / "best_model" / "policy.safetensors", exported)
 
 
-def test_what_distill_refuses(run: Path, tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_distill_refuses(
+    run: Path, tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "policy"
     start = ("distill", run, "--out", out)
-    assert "so101-paper is not a run folder: distill needs the output of `residual-rl train`" in fails("distill", "so101-paper")
+    assert "so101-paper is not a run folder: distill needs the output of `residual-rl train`" in fails(
+        "distill", "so101-paper"
+    )
     assert "it has no config.json" in fails("distill", tmp_path)
     assert f"{run} has best, final" in fails(*start, "--model", "beast")
     assert "distill needs a run folder" in fails("distill", "--n-episodes", "3")
@@ -202,7 +246,11 @@ def test_what_distill_refuses(run: Path, tmp_path: Path, fails: Fails, monkeypat
     assert "is not the configuration of distilling" in fails("distill", "--resume", run)
 
 
-def test_a_run_of_a_task_that_is_not_installed(run: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_of_a_task_that_is_not_installed(
+    run: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(BASE_POLICIES, "_specs", {})
     monkeypatch.setattr(BASE_POLICIES, "_discovered", True)
-    assert "has settings that this release cannot read: unknown base policy 'jacobian'" in fails("distill", run)
+    assert "has settings that this release cannot read: unknown base policy 'jacobian'" in fails(
+        "distill", run
+    )

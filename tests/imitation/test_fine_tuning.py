@@ -46,7 +46,9 @@ FLAGS = [word for name, value in QUICK.items() for word in (f"--{name.replace('_
 def write_demos(path: Path, obs_dim: int, action_dim: int = 6, scale: float = 0.9) -> Path:
     """Four episodes of 7 steps; observations around 5, actions between ±`scale`."""
     draw, ends = np.random.default_rng(0), np.arange(7) == 6
-    info = describe("somewhere", {}, max_episode_steps=7, control_hz=10.0, source_type="controller", source_desc="a test")
+    info = describe(
+        "somewhere", {}, max_episode_steps=7, control_hz=10.0, source_type="controller", source_desc="a test"
+    )
     with DemoWriter(path, info) as writer:
         for _ in range(4):
             obs = {"state": (5.0 + 2.0 * draw.normal(size=(8, obs_dim))).astype(np.float32)}
@@ -80,7 +82,7 @@ def trainer(init_from: str, demos: Path, folder: Path, adapt_obs: bool = False, 
     return Trainer(cfg(init_from, adapt_obs, **values), demos, RunFolder(folder / "run"))
 
 
-# --- with the same observations ---------------------------------------------------------------------------------------
+# --- with the same observations -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("algo", ["bc", "flow", "diffusion"])
@@ -92,23 +94,39 @@ def test_it_begins_with_the_model_as_it_is(algo: str, demos: Path, tmp_path: Pat
     assert torch.equal(begins.sample(obs, noise), model.sample(obs, noise))
     before = begins.network.state_dict()
     made._step()
-    assert all(not torch.equal(p.detach(), before[name]) for name, p in made.network.named_parameters())  # all of it is trained
+    assert all(
+        not torch.equal(p.detach(), before[name]) for name, p in made.network.named_parameters()
+    )  # all of it is trained
 
 
 def test_its_settings_are_the_defaults(demos: Path, tmp_path: Path) -> None:
     init = saved(tmp_path, il_case.model("diffusion", num_past_actions=0, sampling_steps=5))
     made = defaults_from(init, False, "cpu", "cpu")
-    assert (made.algo, made.channels, made.kernel_size, made.time_dim, made.diffusion_steps) == ("diffusion", (8, 16), 3, 8, 20)
+    assert (made.algo, made.channels, made.kernel_size, made.time_dim, made.diffusion_steps) == (
+        "diffusion",
+        (8, 16),
+        3,
+        8,
+        20,
+    )
     assert (made.num_obs_steps, made.chunk_size, made.num_action_steps, made.sampling_steps) == (2, 8, 4, 5)
-    assert (made.obs_keys, made.pad_obs_to, made.normalize_actions, made.layout) == (("state",), None, True, "own")
+    assert (made.obs_keys, made.pad_obs_to, made.normalize_actions, made.layout) == (
+        ("state",),
+        None,
+        True,
+        "own",
+    )
     assert made.batch_size == ImitateCfg.default("diffusion", "cpu").batch_size
-    assert trainer(init, demos, tmp_path).model().settings.network == il_case.NETWORKS["diffusion"] | {"channels": (8, 16)}
+    assert trainer(init, demos, tmp_path).model().settings.network == il_case.NETWORKS["diffusion"] | {
+        "channels": (8, 16)
+    }
 
 
 def test_other_observations_need_a_word(others: Path, tmp_path: Path) -> None:
     init = saved(tmp_path, il_case.model())
     with pytest.raises(
-        ConfigError, match="has observations of 25 numbers, but the demonstrations have 31 numbers: use --adapt-obs"
+        ConfigError,
+        match="has observations of 25 numbers, but the demonstrations have 31 numbers: use --adapt-obs",
     ):
         trainer(init, others, tmp_path)
 
@@ -122,10 +140,18 @@ def test_other_observations_need_a_word(others: Path, tmp_path: Path) -> None:
         ({"channels": (8, 24)}, r"channels is \[8, 24\], but .* has \[8, 16\]"),
         ({"layout": "public"}, "layout is public, but .* has own"),
         ({"normalize_actions": False}, "normalize_actions is False, but .* has True"),
-        ({"pad_obs_to": 32}, r"has observations of 25 numbers, but the demonstrations have 25 numbers \(32 with the robot's base"),
+        (
+            {"pad_obs_to": 32},
+            (
+                r"has observations of 25 numbers, but the demonstrations have 25 numbers \(32 with the"
+                r" robot's base"
+            ),
+        ),
     ],
 )
-def test_settings_that_the_model_has_otherwise_are_named(values: dict[str, Any], message: str, demos: Path, tmp_path: Path) -> None:
+def test_settings_that_the_model_has_otherwise_are_named(
+    values: dict[str, Any], message: str, demos: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=message):
         trainer(saved(tmp_path, il_case.model()), demos, tmp_path, **values)
 
@@ -137,9 +163,13 @@ def test_other_actions_and_other_names_are_refused(tmp_path: Path) -> None:
         trainer(init, seven, tmp_path)
     same_size = saved(tmp_path / "x", il_case.model(obs_keys=("pose",), obs_shapes={"pose": (25,)}))
     demos = write_demos(tmp_path / "six.h5", 25)
-    with pytest.raises(ConfigError, match=r"has the observations pose, not state, although of equal size: use --adapt-obs"):
+    with pytest.raises(
+        ConfigError, match=r"has the observations pose, not state, although of equal size: use --adapt-obs"
+    ):
         trainer(same_size, demos, tmp_path, obs_keys=("state",))
-    with pytest.raises(ConfigError, match="adapt_obs needs a model whose weights are kept: give it with --init-from"):
+    with pytest.raises(
+        ConfigError, match="adapt_obs needs a model whose weights are kept: give it with --init-from"
+    ):
         ImitateCfg(adapt_obs=True)
 
 
@@ -153,17 +183,24 @@ def test_actions_out_of_reach_are_told(tmp_path: Path, caplog: pytest.LogCapture
     assert "are outside of the policy's range" in said
 
 
-# --- with other observations ------------------------------------------------------------------------------------------
+# --- with other observations --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("algo", "reading"), [("bc", {"layers.0.weight"}), ("flow", {"obs_layers.0.weight"}), ("diffusion", {"obs_layers.0.weight"})]
+    ("algo", "reading"),
+    [("bc", {"layers.0.weight"}), ("flow", {"obs_layers.0.weight"}), ("diffusion", {"obs_layers.0.weight"})],
 )
-def test_only_what_reads_observations_begins_anew(algo: str, reading: set[str], others: Path, tmp_path: Path) -> None:
+def test_only_what_reads_observations_begins_anew(
+    algo: str, reading: set[str], others: Path, tmp_path: Path
+) -> None:
     model = il_case.model(algo)
     made = trainer(saved(tmp_path, model), others, tmp_path, adapt_obs=True)
     before, now = model.network.state_dict(), made.model().network.state_dict()
-    assert {name for name in now if now[name].shape != before[name].shape or not torch.equal(now[name], before[name])} == reading
+    assert {
+        name
+        for name in now
+        if now[name].shape != before[name].shape or not torch.equal(now[name], before[name])
+    } == reading
     assert all(now[name].shape[1] == 2 * 31 for name in reading)
     assert made.windows.obs.mean(0).abs().max() < 1e-4  # normalised by what the new demonstrations are like
     assert made.statistics.action_low.tolist() == pytest.approx([-0.8] * 6)  # and actions as before
@@ -181,7 +218,10 @@ def test_a_public_model_keeps_the_columns_that_read_the_time(others: Path, tmp_p
     two = write_demos(tmp_path / "two.h5", 5, action_dim=2)
     public = read_public_unet(unet_case.write(tmp_path / "x.pt"), ConvertCfg(), trusted=True)
     init = saved(tmp_path, public)
-    with pytest.raises(ConfigError, match="has observations of 3 numbers, but the demonstrations have 5 numbers: use --adapt-obs"):
+    with pytest.raises(
+        ConfigError,
+        match="has observations of 3 numbers, but the demonstrations have 5 numbers: use --adapt-obs",
+    ):
         trainer(init, two, tmp_path)
     made = trainer(init, two, tmp_path, adapt_obs=True)
     before, now = public.network.state_dict(), made.model().network.state_dict()
@@ -197,11 +237,17 @@ def test_a_public_model_keeps_the_columns_that_read_the_time(others: Path, tmp_p
     summary = train(cfg(init, adapt_obs=True), two, tmp_path / "il")
     trained = ImitationModel.load(tmp_path / "il")
     assert summary["finished"]
-    assert (trained.settings.network["layout"], trained.settings.num_past_actions, trained.settings.chunk_size) == ("public", 1, 15)
+    assert (
+        trained.settings.network["layout"],
+        trained.settings.num_past_actions,
+        trained.settings.chunk_size,
+    ) == ("public", 1, 15)
     assert trained.sample(torch.randn(2, 2, 5), torch.randn(2, 16, 2)).shape == (2, 15, 2)
 
 
-def test_a_network_that_does_not_say_what_it_reads(demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_does_not_say_what_it_reads(
+    demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ChunkMLP, "observing", ())
     with pytest.raises(CheckpointError, match="its network does not declare which weights read observations"):
         trainer(saved(tmp_path, il_case.model("bc")), demos, tmp_path, adapt_obs=True)
@@ -213,11 +259,16 @@ def test_a_model_that_pads_goes_on_padding(tmp_path: Path) -> None:
     demos = write_demos(tmp_path / "demos.h5", 25)
     made = trainer(init, demos, tmp_path)
     assert made.cfg.pad_obs_to == 32
-    torch.testing.assert_close(made.windows.obs[:, 18:25], torch.tensor(ROBOT_BASE_POSE.values).expand(len(made.windows), 7))
+    torch.testing.assert_close(
+        made.windows.obs[:, 18:25], torch.tensor(ROBOT_BASE_POSE.values).expand(len(made.windows), 7)
+    )
     assert made.windows.obs[:, :18].mean() > 3.0  # raw, around 5
     assert made.model().settings.obs_padding == ROBOT_BASE_POSE
     other = write_demos(tmp_path / "other.h5", 24)
-    with pytest.raises(ConfigError, match=r"has observations of 32 numbers, .* have 24 numbers \(31 with .*\): use --adapt-obs"):
+    with pytest.raises(
+        ConfigError,
+        match=r"has observations of 32 numbers, .* have 24 numbers \(31 with .*\): use --adapt-obs",
+    ):
         trainer(init, other, tmp_path)
     adapted = trainer(init, demos, tmp_path, adapt_obs=True)
     assert (adapted.settings.obs_padding, adapted.settings.obs_size) == (None, 25)
@@ -227,14 +278,17 @@ def test_padding_can_be_asked_for_when_training_goes_on(tmp_path: Path) -> None:
     """A model that was made where the base pose was seen, and demonstrations without it."""
     model = il_case.model(obs_shapes={"state": (32,)})
     init, demos = saved(tmp_path, model), write_demos(tmp_path / "demos.h5", 25)
-    with pytest.raises(ConfigError, match="have 25 numbers: use --pad-obs-to 32 to insert the robot's base pose, or use --adapt-obs"):
+    with pytest.raises(
+        ConfigError,
+        match="have 25 numbers: use --pad-obs-to 32 to insert the robot's base pose, or use --adapt-obs",
+    ):
         trainer(init, demos, tmp_path)
     made = trainer(init, demos, tmp_path, pad_obs_to=32)
     obs, noise = torch.randn(3, 2, 25), torch.randn(3, 8, 6)
     assert torch.equal(made.model().sample(obs, noise), model.sample(ROBOT_BASE_POSE(obs), noise))
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
+# --- the command --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -243,10 +297,28 @@ def test_from_the_command_line(demos: Path, others: Path, tmp_path: Path, fails:
     assert main(["imitate", str(demos), "--init-from", init, "--out", str(out), *FLAGS]) == 0
     config = json.loads((out / "config.json").read_text())
     assert (config["algo"], config["channels"], config["init_from"]) == ("diffusion", [8, 16], init)
-    assert "31 numbers: use --adapt-obs" in fails("imitate", str(others), "--init-from", init, "--out", str(tmp_path / "no"), *FLAGS)
-    assert main(["imitate", str(others), "--init-from", init, "--adapt-obs", "--out", str(tmp_path / "new"), *FLAGS]) == 0
+    assert "31 numbers: use --adapt-obs" in fails(
+        "imitate", str(others), "--init-from", init, "--out", str(tmp_path / "no"), *FLAGS
+    )
+    assert (
+        main(
+            [
+                "imitate",
+                str(others),
+                "--init-from",
+                init,
+                "--adapt-obs",
+                "--out",
+                str(tmp_path / "new"),
+                *FLAGS,
+            ]
+        )
+        == 0
+    )
     assert ImitationModel.load(tmp_path / "new").settings.obs_shapes == {"state": (31,)}
-    assert "no.safetensors does not exist" in fails("imitate", str(demos), "--init-from", str(tmp_path / "no.safetensors"))
+    assert "no.safetensors does not exist" in fails(
+        "imitate", str(demos), "--init-from", str(tmp_path / "no.safetensors")
+    )
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ def plan(policy: ILPolicy, obs: Obs) -> Tensor:
     return chunks
 
 
-# --- the file ---------------------------------------------------------------------------------------------------------
+# --- the file -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("algo", ALGOS)
@@ -88,11 +88,23 @@ def test_a_model_without_statistics_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "truncated or not a safetensors file; expected a residual_rl model"),
-        (lambda path: save_file({"w": torch.zeros(2)}, path), "of another program; expected a residual_rl model"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-100]),
+            "truncated or not a safetensors file; expected a residual_rl model",
+        ),
+        (
+            lambda path: save_file({"w": torch.zeros(2)}, path),
+            "of another program; expected a residual_rl model",
+        ),
         (lambda path: checkpoint.save(path, {}, "policy"), "is a residual_rl policy; expected a model"),
-        (lambda path: path.unlink(), "has no model.safetensors; it is not an output of `residual-rl imitate`"),
-        (lambda path: path.rename(path.with_name(LAST_FILE)), "has no model.safetensors; it has last.safetensors: choose one"),
+        (
+            lambda path: path.unlink(),
+            "has no model.safetensors; it is not an output of `residual-rl imitate`",
+        ),
+        (
+            lambda path: path.rename(path.with_name(LAST_FILE)),
+            "has no model.safetensors; it has last.safetensors: choose one",
+        ),
         (
             lambda path: checkpoint.save(path, {"model_version": 3}, "model"),
             "is an imitation model of version 3; this release supports version 1",
@@ -117,11 +129,13 @@ def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
     state = checkpoint.load(tmp_path / MODEL_FILE, "model")
     state["settings"]["network"]["time_dim"] = 16
     checkpoint.save(tmp_path / MODEL_FILE, state, "model")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: .* has shape \[16, 8\], the settings make it \[32, 16\]"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors: .* has shape \[16, 8\], the settings make it \[32, 16\]"
+    ):
         ImitationModel.load(tmp_path)
 
 
-# --- does it fit the env ----------------------------------------------------------------------------------------------
+# --- does it fit the env ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -131,13 +145,27 @@ def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
             {"obs_shapes": {"state": (31,)}, "task_id": "tray"},
             "was trained on 'state' (31,), but this env has (25,); it was trained for task 'tray'",
         ),
-        ({"obs_keys": ("tray",), "obs_shapes": {"tray": (2,)}}, "was trained on 'tray' (2,), which this env does not have (ee_position"),
-        ({"action_dim": 7, "action_unit": None}, "has actions of size 7, but this env has 6; it was trained for task 'so101-paper'"),
-        ({"action_unit": (1.5,) * 5 + (0.9,)}, "an action unit of (1.5, 1.5, 1.5, 1.5, 1.5, 0.9) rad, but in this env it is 0.02 rad: the control mode"),
+        (
+            {"obs_keys": ("tray",), "obs_shapes": {"tray": (2,)}},
+            "was trained on 'tray' (2,), which this env does not have (ee_position",
+        ),
+        (
+            {"action_dim": 7, "action_unit": None},
+            "has actions of size 7, but this env has 6; it was trained for task 'so101-paper'",
+        ),
+        (
+            {"action_unit": (1.5,) * 5 + (0.9,)},
+            (
+                "an action unit of (1.5, 1.5, 1.5, 1.5, 1.5, 0.9) rad, but in this env it is 0.02 rad: the"
+                " control mode"
+            ),
+        ),
         ({"action_unit_name": "m"}, "an action unit of 0.02 m, but in this env it is 0.02 rad"),
     ],
 )
-def test_a_model_of_another_robot_or_task_is_refused(values: dict[str, Any], message: str, tmp_path: Path, env: VecEnv) -> None:
+def test_a_model_of_another_robot_or_task_is_refused(
+    values: dict[str, Any], message: str, tmp_path: Path, env: VecEnv
+) -> None:
     il_case.model(**values).save(tmp_path / MODEL_FILE)
     with pytest.raises(ConfigError) as caught:
         make_base_policy("il", ILCfg(str(tmp_path)), env)
@@ -148,7 +176,9 @@ def test_a_model_of_another_robot_or_task_is_refused(values: dict[str, Any], mes
 def test_a_model_of_joint_steps_is_refused_where_actions_are_targets(tmp_path: Path) -> None:
     il_case.model().save(tmp_path / MODEL_FILE)
     targets = make_vec_env("so101-paper", 1, num_threads=1, control_mode="joint_target")
-    with pytest.raises(ConfigError, match=r"an action unit of 0\.02 rad, but in this env it is .* rad: the control mode"):
+    with pytest.raises(
+        ConfigError, match=r"an action unit of 0\.02 rad, but in this env it is .* rad: the control mode"
+    ):
         make_base_policy("il", ILCfg(str(tmp_path)), targets)
 
 
@@ -173,11 +203,14 @@ def test_settings_that_are_wrong_are_named(values: dict[str, Any], message: str,
 
 def test_more_actions_than_a_chunk_has_are_refused(tmp_path: Path, env: VecEnv) -> None:
     cfg = il_case.make_case(tmp_path)
-    with pytest.raises(ConfigError, match=r"num_action_steps must be at most 8, the chunk size of .*model\.safetensors, not 9"):
+    with pytest.raises(
+        ConfigError,
+        match=r"num_action_steps must be at most 8, the chunk size of .*model\.safetensors, not 9",
+    ):
         make_base_policy("il", ILCfg(cfg.checkpoint, num_action_steps=9), env)
 
 
-# --- what it gives ----------------------------------------------------------------------------------------------------
+# --- what it gives ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("algo", ALGOS)
@@ -204,7 +237,9 @@ def test_it_is_the_models_answer_to_noise_of_the_window(algo: str) -> None:
 
 def test_sampling_steps_can_be_chosen_anew() -> None:
     obs = windows(4)
-    chunks = [plan(ILPolicy(ILCfg(sampling_steps=steps), il_case.model("flow"), CPU), obs) for steps in (None, 2, 4)]
+    chunks = [
+        plan(ILPolicy(ILCfg(sampling_steps=steps), il_case.model("flow"), CPU), obs) for steps in (None, 2, 4)
+    ]
     assert torch.equal(chunks[0], chunks[1])
     assert not torch.equal(chunks[0], chunks[2])
 
@@ -224,7 +259,12 @@ def test_uncertainty_is_the_spread_of_samples() -> None:
 
 
 def test_a_policy_without_chance_tells_no_uncertainty() -> None:
-    assert isinstance(ILPolicy(ILCfg(num_samples=4), il_case.model("bc"), CPU).predict_action_chunk(windows(3), torch.arange(3)), Tensor)
+    assert isinstance(
+        ILPolicy(ILCfg(num_samples=4), il_case.model("bc"), CPU).predict_action_chunk(
+            windows(3), torch.arange(3)
+        ),
+        Tensor,
+    )
 
 
 def test_one_observation_comes_without_a_window(env: VecEnv, tmp_path: Path) -> None:

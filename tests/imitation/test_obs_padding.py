@@ -24,7 +24,12 @@ def test_43_numbers_become_50_by_hand() -> None:
     obs = torch.stack([torch.arange(43.0), 100 + torch.arange(43.0)])
     expected = [[*range(18), *POSE, *range(18, 43)], [*range(100, 118), *POSE, *range(118, 143)]]
     torch.testing.assert_close(padding(obs), torch.tensor(expected))
-    torch.testing.assert_close(padding(obs[:, None].double()), torch.tensor(expected, dtype=torch.float64)[:, None], atol=1e-7, rtol=0)
+    torch.testing.assert_close(
+        padding(obs[:, None].double()),
+        torch.tensor(expected, dtype=torch.float64)[:, None],
+        atol=1e-7,
+        rtol=0,
+    )
 
 
 def test_the_smallest_observation_has_the_pose_at_its_end() -> None:
@@ -41,7 +46,10 @@ def test_padding_is_data() -> None:
 
 @pytest.mark.parametrize(("size", "given"), [(50, 42), (50, 50), (43, 50), (17, 10)])
 def test_sizes_that_do_not_differ_by_the_pose_are_refused(size: int, given: int) -> None:
-    with pytest.raises(ConfigError, match=rf"pad_obs_to is {size}, but the observations have size {given}: .*7 numbers. at index 18"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"pad_obs_to is {size}, but the observations have size {given}: .*7 numbers. at index 18",
+    ):
         padding_to(size, given)
 
 
@@ -67,4 +75,6 @@ def test_a_model_pads_by_itself_and_its_file_knows(tmp_path: Path) -> None:
     obs = torch.arange(50.0).reshape(1, 2, 25)
     assert loaded.sample(obs, torch.zeros(1, 8, 6)).unique().tolist() == [0.25]
     expected = [*range(18), *POSE, *range(18, 25), *range(25, 43), *POSE, *range(43, 50)]
-    torch.testing.assert_close(seen[0], torch.tensor([expected]))  # as they are, beyond the usual clip of 10 too
+    torch.testing.assert_close(
+        seen[0], torch.tensor([expected])
+    )  # as they are, beyond the usual clip of 10 too

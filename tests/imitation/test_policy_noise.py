@@ -82,7 +82,9 @@ def test_does_not_depend_on_the_batch() -> None:
 
 
 def test_zero_has_one_sign() -> None:
-    assert torch.equal(noise_of(torch.tensor([[0.0, 1.0]]), 0, (3,)), noise_of(torch.tensor([[-0.0, 1.0]]), 0, (3,)))
+    assert torch.equal(
+        noise_of(torch.tensor([[0.0, 1.0]]), 0, (3,)), noise_of(torch.tensor([[-0.0, 1.0]]), 0, (3,))
+    )
 
 
 def test_observations_by_name() -> None:

@@ -1,4 +1,5 @@
-"""Imitation from a file of demonstrations to a base policy that runs: training, evaluating, stopping, going on, and what can go wrong."""
+"""Imitation from a file of demonstrations to a base policy that runs: training, evaluating, stopping, going
+on, and what can go wrong."""
 
 from __future__ import annotations
 
@@ -74,16 +75,20 @@ def imitate(demos: Path, out: Path, *more: str) -> int:
     return main(["imitate", str(demos), "--out", str(out), *FLAGS, *more])
 
 
-# --- from a file to a policy ------------------------------------------------------------------------------------------
+# --- from a file to a policy --------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algo", ["bc", "flow", "diffusion"])
-def test_from_demonstrations_to_a_base_policy(algo: str, demos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_demonstrations_to_a_base_policy(
+    algo: str, demos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "il"
     assert imitate(demos, out, "--algo", algo, "--eval-freq", "6") == 0
     said = capsys.readouterr().out
-    assert f"residual-rl eval so101-paper --max-episode-steps 20 --base-policy il --il-checkpoint {out}" in said
+    assert (
+        f"residual-rl eval so101-paper --max-episode-steps 20 --base-policy il --il-checkpoint {out}" in said
+    )
     rows = read_metrics(out / "metrics.jsonl")
     assert [row["step"] for row in rows if "train/loss" in row] == [4, 8, 12]
     assert [row["step"] for row in rows if "val/loss" in row] == [6, 12]
@@ -92,13 +97,20 @@ def test_from_demonstrations_to_a_base_policy(algo: str, demos: Path, tmp_path: 
     summary = json.loads((out / "training_summary.json").read_text())
     assert (summary["finished"], summary["steps"], summary["base_policy"]) == (True, 12, "il")
     assert summary["episodes"] == {"train": 3, "val": 1}
-    best = max(((row["eval/success_rate"], -row["val/loss"]), row["step"]) for row in rows if "eval/success_rate" in row)
+    best = max(
+        ((row["eval/success_rate"], -row["val/loss"]), row["step"])
+        for row in rows
+        if "eval/success_rate" in row
+    )
     assert (summary["best_success_rate"], -summary["best_val_loss"]) == pytest.approx(best[0])
     model = ImitationModel.load(out)
     assert model.step == best[1]
     assert model.settings.algo == algo
     assert model.settings.task_settings["max_episode_steps"] == 20
-    assert (model.settings.action_unit_name, model.settings.action_unit) == ("rad", pytest.approx((0.02,) * 6))
+    assert (model.settings.action_unit_name, model.settings.action_unit) == (
+        "rad",
+        pytest.approx((0.02,) * 6),
+    )
     env = make_vec_env("so101-paper", 2, num_threads=1)
     obs, _ = env.reset(seed=5)
     assert make_base_policy("il", ILCfg(str(out)), env).act(obs).abs().max() <= 1.0
@@ -111,13 +123,25 @@ def test_it_learns_what_was_intended_not_what_was_executed(tmp_path: Path) -> No
     obs = draw.uniform(-1, 1, (41, 3)).astype(np.float32)
     intended = np.stack([0.8 * obs[:-1, 0], -0.5 * obs[:-1, 1]], 1)
     ends = np.arange(40) == 39
-    info = describe("x", {}, max_episode_steps=40, control_hz=10.0, source_type="controller", source_desc="a line")
+    info = describe(
+        "x", {}, max_episode_steps=40, control_hz=10.0, source_type="controller", source_desc="a line"
+    )
     with DemoWriter(tmp_path / "line.h5", info) as writer:
         for _ in range(4):
             noisy = intended + draw.normal(0, 0.5, intended.shape).astype(np.float32)
-            demo = Demo(actions=noisy, obs={"state": obs}, terminated=ends, truncated=ends, intended_actions=intended)
+            demo = Demo(
+                actions=noisy, obs={"state": obs}, terminated=ends, truncated=ends, intended_actions=intended
+            )
             writer.add(demo)
-    made = cfg("bc", total_steps=400, num_obs_steps=1, chunk_size=1, num_action_steps=1, batch_size=64, hidden_sizes=(32,))
+    made = cfg(
+        "bc",
+        total_steps=400,
+        num_obs_steps=1,
+        chunk_size=1,
+        num_action_steps=1,
+        batch_size=64,
+        hidden_sizes=(32,),
+    )
     train(made, tmp_path / "line.h5", tmp_path / "il")
     model = ImitationModel.load(tmp_path / "il")
     actions = model.sample(torch.from_numpy(obs[:-1, None]), torch.zeros(40, 1, 2))
@@ -161,7 +185,13 @@ def test_mixed_precision_is_nearly_the_same(demos: Path, tmp_path: Path) -> None
     losses = []
     for amp in (False, True):
         train(cfg(amp=amp), demos, tmp_path / str(amp))
-        losses.append([row["train/loss"] for row in read_metrics(tmp_path / str(amp) / "metrics.jsonl") if "train/loss" in row])
+        losses.append(
+            [
+                row["train/loss"]
+                for row in read_metrics(tmp_path / str(amp) / "metrics.jsonl")
+                if "train/loss" in row
+            ]
+        )
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
     assert losses[0] != losses[1]
 
@@ -181,7 +211,7 @@ def test_on_a_gpu(demos: Path, tmp_path: Path) -> None:
     assert ImitationModel.load(tmp_path / "il").step in (6, 12)
 
 
-# --- which model is the best ------------------------------------------------------------------------------------------
+# --- which model is the best --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -195,7 +225,9 @@ def test_on_a_gpu(demos: Path, tmp_path: Path) -> None:
         ((0.0, 0.1), (None, 0.01), False),  # not evaluated
     ],
 )
-def test_the_best_is_chosen_by_success_then_by_validation(then: Any, now: Any, better: bool, demos: Path, tmp_path: Path) -> None:
+def test_the_best_is_chosen_by_success_then_by_validation(
+    then: Any, now: Any, better: bool, demos: Path, tmp_path: Path
+) -> None:
     made = Trainer(cfg(eval_freq=6), demos, RunFolder(tmp_path))
     made.progress = Progress(6, *then, has_best=True)
     assert made._better(*now) == better
@@ -210,7 +242,9 @@ def test_without_simulation_the_best_is_chosen_by_validation(demos: Path, tmp_pa
     assert not made._better(None, 0.2)
 
 
-def test_evaluations_keep_to_their_share_of_the_time(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_evaluations_keep_to_their_share_of_the_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     clock = [100.0]
     monkeypatch.setattr(evaluation.time, "perf_counter", lambda: clock[0])
     settings = il_case.task_settings("so101-paper", max_episode_steps=5)
@@ -222,7 +256,8 @@ def test_evaluations_keep_to_their_share_of_the_time(monkeypatch: pytest.MonkeyP
     clock[0] = 144.0  # (5 + 5) / (44 + 5) > 0.2
     assert not made.affordable(20)
     assert [record.getMessage() for record in caplog.records] == [
-        "evaluation at step 10 skipped, and more will be: one takes 5 s, and the limit is 20 % of the time (--eval-share)"
+        "evaluation at step 10 skipped, and more will be: one takes 5 s, and the limit is 20 % of the time"
+        " (--eval-share)"
     ]
     clock[0] = 146.0
     assert made.affordable(30)
@@ -230,7 +265,9 @@ def test_evaluations_keep_to_their_share_of_the_time(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-def test_the_last_evaluation_is_never_left_out(demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_evaluation_is_never_left_out(
+    demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(SuccessEvaluation, "affordable", lambda self, step: False)
     train(cfg(eval_freq=3), demos, tmp_path / "il")
     rows = read_metrics(tmp_path / "il" / "metrics.jsonl")
@@ -238,7 +275,7 @@ def test_the_last_evaluation_is_never_left_out(demos: Path, tmp_path: Path, monk
     assert [row["step"] for row in rows if "val/loss" in row] == [3, 6, 9, 12]
 
 
-# --- stopping and going on --------------------------------------------------------------------------------------------
+# --- stopping and going on ----------------------------------------------------------------------------------
 
 
 def stopping_at(step: int, number: int = signal.SIGTERM) -> Any:
@@ -282,14 +319,20 @@ def test_ctrl_c_saves_and_tells_how_to_go_on(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", stopping_at(3, signal.SIGINT))
         assert imitate(demos, out) == 130
-    assert f"Stopped after 3 steps, saved. Go on with: residual-rl imitate --resume {out}" in capsys.readouterr().out
+    assert (
+        f"Stopped after 3 steps, saved. Go on with: residual-rl imitate --resume {out}"
+        in capsys.readouterr().out
+    )
     assert ImitationModel.load(out).step == 3  # there is no better one yet
     assert main(["imitate", str(demos), "--out", str(out), "--resume", "--total-steps", "14"]) == 0
     summary = json.loads((out / "training_summary.json").read_text())
     assert summary["steps"] == 14
     assert json.loads((out / "config.json").read_text())["total_steps"] == 14
     assert ImitateCfg().channels != (8, 16)
-    assert ImitationModel.load(out).settings.network["channels"] == [8, 16]  # its own settings, not the defaults
+    assert ImitationModel.load(out).settings.network["channels"] == [
+        8,
+        16,
+    ]  # its own settings, not the defaults
 
 
 @pytest.mark.slow
@@ -307,28 +350,40 @@ def test_killed_before_its_first_checkpoint_it_begins_anew(demos: Path, tmp_path
         (["--n-episodes", "3"], "n_episodes is None in the resumed training, not 3"),
     ],
 )
-def test_other_settings_are_refused_on_resume(flags: list[str], message: str, demos: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
+def test_other_settings_are_refused_on_resume(
+    flags: list[str], message: str, demos: Path, tmp_path: Path, fails: tiny_runs.Fails
+) -> None:
     imitate(demos, tmp_path / "il")
     assert message in fails("imitate", str(demos), "--out", str(tmp_path / "il"), "--resume", *flags)
 
 
 @pytest.mark.slow
-def test_other_demonstrations_are_refused_on_resume(demos: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
+def test_other_demonstrations_are_refused_on_resume(
+    demos: Path, tmp_path: Path, fails: tiny_runs.Fails
+) -> None:
     imitate(demos, tmp_path / "il")
     others = il_case.write_demos(tmp_path / "others.h5", steps=5)
     said = fails("imitate", str(others), "--out", str(tmp_path / "il"), "--resume")
     assert "was trained on different demonstrations" in said
 
 
-def test_gradients_that_are_not_finite_reach_no_file(demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_that_are_not_finite_reach_no_file(
+    demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = Trainer._loss
-    monkeypatch.setattr(Trainer, "_loss", lambda self, *args: original(self, *args) * (torch.nan if self.progress.step == 6 else 1.0))
+    monkeypatch.setattr(
+        Trainer,
+        "_loss",
+        lambda self, *args: original(self, *args) * (torch.nan if self.progress.step == 6 else 1.0),
+    )
     with pytest.raises(NonFiniteError, match=r"the gradient of .* is not finite"):
         train(cfg(), demos, tmp_path / "il")
-    assert sorted(p.name for p in (tmp_path / "il" / "checkpoints").iterdir()) == ["step_000000005.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "il" / "checkpoints").iterdir()) == [
+        "step_000000005.safetensors"
+    ]
 
 
-# --- what can be wrong before -----------------------------------------------------------------------------------------
+# --- what can be wrong before -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -339,12 +394,20 @@ def test_gradients_that_are_not_finite_reach_no_file(demos: Path, tmp_path: Path
         (["--algo", "gan"], "unknown algorithm 'gan'; known: act, bc, diffusion, flow"),
         (["--preset", "huge"], "unknown preset 'huge'; known: cpu, full, small, tiny"),
         (["--num-action-steps", "9"], "num_action_steps must be at most chunk_size (8), not 9"),
-        (["--chunk-size", "9"], "chunk_size, with num_past_actions, must be a multiple of 2 with 2 levels of channels, not 9"),
-        (["--algo", "diffusion", "--sampling-steps", "101"], "sampling_steps must be at most diffusion_steps (100), not 101"),
+        (
+            ["--chunk-size", "9"],
+            "chunk_size, with num_past_actions, must be a multiple of 2 with 2 levels of channels, not 9",
+        ),
+        (
+            ["--algo", "diffusion", "--sampling-steps", "101"],
+            "sampling_steps must be at most diffusion_steps (100), not 101",
+        ),
         (["--device", "cuda:77"], "device 'cuda:77' cannot be used"),
     ],
 )
-def test_a_wrong_setting_leaves_no_folder(flags: list[str], message: str, demos: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
+def test_a_wrong_setting_leaves_no_folder(
+    flags: list[str], message: str, demos: Path, tmp_path: Path, fails: tiny_runs.Fails
+) -> None:
     assert message in fails("imitate", str(demos), "--out", str(tmp_path / "il"), *FLAGS, *flags)
     assert not (tmp_path / "il").exists()
 
@@ -359,31 +422,43 @@ def test_a_file_that_is_no_demonstrations_is_named(tmp_path: Path, fails: tiny_r
 
 def test_a_folder_that_is_taken_is_left_alone(demos: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    assert "is not empty; choose another --output-dir, or resume it" in fails("imitate", str(demos), "--out", str(tmp_path))
+    assert "is not empty; choose another --output-dir, or resume it" in fails(
+        "imitate", str(demos), "--out", str(tmp_path)
+    )
     assert "holds no training to resume" in fails("imitate", str(demos), "--out", str(tmp_path), "--resume")
     (tmp_path / "config.json").write_text("{}")
-    assert "is not the configuration of an imitation training" in fails("imitate", str(demos), "--out", str(tmp_path), "--resume")
+    assert "is not the configuration of an imitation training" in fails(
+        "imitate", str(demos), "--out", str(tmp_path), "--resume"
+    )
     assert "--resume needs the folder" in fails("imitate", str(demos), "--resume")
 
 
 @pytest.mark.slow
 def test_a_task_that_is_not_there_cannot_be_evaluated(tmp_path: Path) -> None:
     ends = np.array([False, True])
-    info = describe("PickCube-v1", {}, max_episode_steps=2, control_hz=20.0, source_type="rl", source_desc="x")
+    info = describe(
+        "PickCube-v1", {}, max_episode_steps=2, control_hz=20.0, source_type="rl", source_desc="x"
+    )
     with DemoWriter(tmp_path / "d.h5", info) as writer:
         obs = {"state": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)}
         writer.add(Demo(actions=np.zeros((2, 2), np.float32), obs=obs, terminated=ends, truncated=ends))
-    with pytest.raises(ConfigError, match=r"cannot be simulated here: unknown task 'PickCube-v1'.*--eval-freq 0"):
+    with pytest.raises(
+        ConfigError, match=r"cannot be simulated here: unknown task 'PickCube-v1'.*--eval-freq 0"
+    ):
         Trainer(cfg(eval_freq=6), tmp_path / "d.h5", RunFolder(tmp_path / "il"))
     train(cfg(val_share=0.1), tmp_path / "d.h5", tmp_path / "il")
     assert ImitationModel.load(tmp_path / "il").settings.task_id == "PickCube-v1"
 
 
-def test_demonstrations_that_do_not_fit_their_task_are_found_before_training(demos: Path, tmp_path: Path) -> None:
+def test_demonstrations_that_do_not_fit_their_task_are_found_before_training(
+    demos: Path, tmp_path: Path
+) -> None:
     made = Trainer(cfg(eval_freq=6), demos, RunFolder(tmp_path))
     assert made.evaluation is not None
     policy = ILPolicy(ILCfg(), il_case.model(obs_shapes={"state": (31,)}), torch.device("cpu"))
-    with pytest.raises(ConfigError, match=r"the policy in training needs 'state' of shape \(31,\); the env gives \(25,\)"):
+    with pytest.raises(
+        ConfigError, match=r"the policy in training needs 'state' of shape \(31,\); the env gives \(25,\)"
+    ):
         made.evaluation.check(policy, 6)
     with pytest.raises(ConfigError, match="actions have size 7, but those of their task 6"):
         made.evaluation.check(ILPolicy(ILCfg(), il_case.model(action_dim=7), torch.device("cpu")), 7)
@@ -394,7 +469,12 @@ def test_defaults_follow_algorithm_and_device() -> None:
     assert ImitateCfg.default("flow").preset == "cpu"
     assert ImitateCfg.default("flow", device="cuda").batch_size == 1024
     diffusion = ImitateCfg.default("diffusion", "full")
-    assert (diffusion.num_obs_steps, diffusion.chunk_size, diffusion.num_action_steps, diffusion.sampling_steps) == (2, 16, 8, 10)
+    assert (
+        diffusion.num_obs_steps,
+        diffusion.chunk_size,
+        diffusion.num_action_steps,
+        diffusion.sampling_steps,
+    ) == (2, 16, 8, 10)
     assert ImitateCfg.default("flow").sampling_steps == 2
     bc = ImitateCfg.default("bc")
     assert (bc.num_obs_steps, bc.chunk_size) == (1, 1)
@@ -402,7 +482,9 @@ def test_defaults_follow_algorithm_and_device() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algo", ["bc", "flow"])
-def test_any_task_with_vector_observations(algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_task_with_vector_observations(
+    algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(TASKS._specs, "point", fakes.POINT_TASK)
     env = fakes.PointEnv(fakes.PointCfg(), 3)
     obs, _ = env.reset(seed=1)
@@ -412,11 +494,15 @@ def test_any_task_with_vector_observations(algo: str, tmp_path: Path, monkeypatc
         obs, *_ = env.step(actions[-1])
         seen.append(obs["position"])
     ends = np.arange(5) == 4
-    info = describe("point", {}, max_episode_steps=10, control_hz=10.0, source_type="controller", source_desc="x")
+    info = describe(
+        "point", {}, max_episode_steps=10, control_hz=10.0, source_type="controller", source_desc="x"
+    )
     with DemoWriter(tmp_path / "d.h5", info) as writer:
         for i in range(3):
             data = {"position": torch.stack(seen, 1)[i].numpy()}
-            writer.add(Demo(actions=torch.stack(actions, 1)[i].numpy(), obs=data, terminated=ends, truncated=ends))
+            writer.add(
+                Demo(actions=torch.stack(actions, 1)[i].numpy(), obs=data, terminated=ends, truncated=ends)
+            )
     summary = train(cfg(algo, obs_keys=("position",), eval_freq=12), tmp_path / "d.h5", tmp_path / "il")
     assert 0.0 <= summary["best_success_rate"] <= 1.0
     assert ImitationModel.load(tmp_path / "il").settings.action_unit_name == "m"

@@ -1,4 +1,5 @@
-"""What is done against overfitting, and what of a training is optional: noise on observations, weight decay, raw actions, padding."""
+"""What is done against overfitting, and what of a training is optional: noise on observations, weight decay,
+raw actions, padding."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ def losses(made: Trainer) -> tuple[float, float]:
     return float(made._loss_sum), validation
 
 
-# --- noise on the observations ----------------------------------------------------------------------------------------
+# --- noise on the observations ------------------------------------------------------------------------------
 
 
 def test_noise_is_of_training_alone(demos: Path, tmp_path: Path) -> None:
@@ -76,7 +77,9 @@ def test_noise_has_the_size_that_is_asked_for(demos: Path, tmp_path: Path) -> No
     assert 0 < varies.sum() < 25
     assert noise[..., varies].std().item() == pytest.approx(0.25, rel=0.02)
     assert noise[..., varies].mean().abs() < 0.01
-    assert noise[:, 0, varies].sub(noise[:, 1, varies]).std().item() == pytest.approx(0.25 * 2**0.5, rel=0.02)  # each step has its own
+    assert noise[:, 0, varies].sub(noise[:, 1, varies]).std().item() == pytest.approx(
+        0.25 * 2**0.5, rel=0.02
+    )  # each step has its own
     assert (noise[..., ~varies] == 0.0).all()  # what is ignored stays so
 
 
@@ -86,18 +89,22 @@ def test_what_was_put_in_has_no_noise(demos: Path, tmp_path: Path) -> None:
     assert made._varies[18:25].tolist() == [0.0] * 7
 
 
-# --- decay of the weights ---------------------------------------------------------------------------------------------
+# --- decay of the weights -----------------------------------------------------------------------------------
 
 
 def test_decay_takes_its_share_off_before_each_step(demos: Path, tmp_path: Path) -> None:
-    """The step of Adam does not know of it: both trainings move by the same, one of them from what decay leaves."""
+    """The step of Adam does not know of it: both trainings move by the same, one of them from what decay
+    leaves."""
     plain, decayed = (trainer(demos, tmp_path, "bc", weight_decay=decay) for decay in (0.0, 0.1))
     before = {name: p.detach().clone() for name, p in plain.network.named_parameters()}
     plain._step()
     decayed._step()
     for (name, p), q in zip(plain.network.named_parameters(), decayed.network.parameters(), strict=True):
         torch.testing.assert_close(q, p - 3e-3 * 0.1 * before[name], rtol=1e-5, atol=1e-7)
-    assert any(not torch.equal(p, q) for p, q in zip(plain.network.parameters(), decayed.network.parameters(), strict=True))
+    assert any(
+        not torch.equal(p, q)
+        for p, q in zip(plain.network.parameters(), decayed.network.parameters(), strict=True)
+    )
 
 
 def test_both_are_off_unless_they_are_asked_for() -> None:
@@ -118,7 +125,7 @@ def test_a_resumed_training_with_both_is_the_same_bit_for_bit(demos: Path, tmp_p
         assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
 
 
-# --- actions as they are ----------------------------------------------------------------------------------------------
+# --- actions as they are ------------------------------------------------------------------------------------
 
 
 def test_actions_can_stay_in_their_own_units(demos: Path, tmp_path: Path) -> None:
@@ -137,7 +144,7 @@ def test_actions_can_stay_in_their_own_units(demos: Path, tmp_path: Path) -> Non
     assert not stretched.statistics.raw_actions
 
 
-# --- padding in training, and files of before -------------------------------------------------------------------------
+# --- padding in training, and files of before ---------------------------------------------------------------
 
 
 def test_a_model_trained_with_padding_is_used_without(demos: Path, tmp_path: Path) -> None:

@@ -12,7 +12,10 @@ from residual_rl.imitation.normalization import Statistics
 from residual_rl.imitation.windows import Windows, make_windows, split_episodes
 
 # two episodes of 3 and 2 steps; observations count 10, 11, 12, (13) and 20, 21, (22), actions are 100 more
-FIRST = ({"x": np.array([[10.0], [11.0], [12.0], [13.0]]), "y": np.zeros((4, 2, 2))}, np.array([[110.0], [111.0], [112.0]]))
+FIRST = (
+    {"x": np.array([[10.0], [11.0], [12.0], [13.0]]), "y": np.zeros((4, 2, 2))},
+    np.array([[110.0], [111.0], [112.0]]),
+)
 SECOND = ({"x": np.array([[20.0], [21.0], [22.0]]), "y": np.ones((3, 2, 2))}, np.array([[120.0], [121.0]]))
 
 
@@ -49,8 +52,20 @@ def test_windows_by_hand() -> None:
 
 def test_actions_of_the_past_by_hand() -> None:
     _, actions, valid = windows().at(torch.arange(5), num_obs_steps=2, chunk_size=2, num_past_actions=1)
-    assert actions[..., 0].tolist() == [[110, 110, 111], [110, 111, 112], [111, 112, 112], [120, 120, 121], [120, 121, 121]]
-    assert valid.tolist() == [[False, True, True], [True, True, True], [True, True, False], [False, True, True], [True, True, False]]
+    assert actions[..., 0].tolist() == [
+        [110, 110, 111],
+        [110, 111, 112],
+        [111, 112, 112],
+        [120, 120, 121],
+        [120, 121, 121],
+    ]
+    assert valid.tolist() == [
+        [False, True, True],
+        [True, True, True],
+        [True, True, False],
+        [False, True, True],
+        [True, True, False],
+    ]
 
 
 def test_a_single_step_is_what_behaviour_cloning_needs() -> None:
@@ -84,7 +99,8 @@ def test_what_is_not_valid_is_left_out_of_the_loss() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "share", "train", "val"), [(10, 0.1, 9, 1), (20, 0.25, 15, 5), (3, 0.1, 2, 1), (1, 0.5, 1, 0), (7, 0.0, 7, 0), (2, 0.5, 1, 1)]
+    ("count", "share", "train", "val"),
+    [(10, 0.1, 9, 1), (20, 0.25, 15, 5), (3, 0.1, 2, 1), (1, 0.5, 1, 0), (7, 0.0, 7, 0), (2, 0.5, 1, 1)],
 )
 def test_episodes_are_split(count: int, share: float, train: int, val: int) -> None:
     learned, kept = split_episodes(count, share, seed=1)
@@ -103,12 +119,17 @@ def test_statistics_by_hand() -> None:
     made = Statistics.of(obs, actions)
     assert made.obs_mean.tolist() == [2.0, 5.0]
     assert made.obs_std.tolist() == pytest.approx([1.0, 0.0])
-    assert made.normalize_obs(made.obs_mean + torch.tensor([2.0, 5.0])).tolist() == pytest.approx([2.0, 0.0])  # the constant one is ignored
+    assert made.normalize_obs(made.obs_mean + torch.tensor([2.0, 5.0])).tolist() == pytest.approx(
+        [2.0, 0.0]
+    )  # the constant one is ignored
     normalized = made.normalize_actions(actions)
-    # from -0.5 … 0.7 to -1 … 1; a constant becomes 0; what moves by less than 0.001 to each side is not blown up
+    # from -0.5 … 0.7 to -1 … 1; a constant becomes 0; what moves by less than 0.001 to each side is not blown
+    # up
     torch.testing.assert_close(normalized, torch.tensor([[-1.0, 0.0, -0.25], [1.0, 0.0, 0.25]]))
     torch.testing.assert_close(made.restore_actions(normalized), actions)
-    torch.testing.assert_close(made.restore_actions(torch.tensor([7.0, -9.0, 0.0])), torch.tensor([0.7, 0.199, 0.00025]))
+    torch.testing.assert_close(
+        made.restore_actions(torch.tensor([7.0, -9.0, 0.0])), torch.tensor([0.7, 0.199, 0.00025])
+    )
     assert made.normalize_obs(torch.tensor([[24.0, 6.0]])).tolist() == [[10.0, 0.0]]  # clipped
 
 
@@ -125,7 +146,9 @@ def test_normalised_windows() -> None:
 def test_statistics_that_are_missing_are_named(lost: str | None) -> None:
     state = Statistics.of(torch.randn(4, 3), torch.randn(4, 2)).state_dict()
     given = None if lost is None else {key: value for key, value in state.items() if key != lost}
-    with pytest.raises(CheckpointError, match=r"m\.safetensors has no normalisation statistics \(.*missing\).*imitate") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"m\.safetensors has no normalisation statistics \(.*missing\).*imitate"
+    ) as caught:
         Statistics.from_state(given, 3, 2, "m.safetensors")
     assert lost is None or lost in str(caught.value)
 

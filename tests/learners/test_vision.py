@@ -1,4 +1,5 @@
-"""PPO on images: what it stores, that it goes on bit for bit, who sees what, that it learns, and its exported policies."""
+"""PPO on images: what it stores, that it goes on bit for bit, who sees what, that it learns, and its exported
+policies."""
 
 from __future__ import annotations
 
@@ -26,7 +27,13 @@ from residual_rl.residual_env import ResidualEnv
 from residual_rl.types import Transition
 from residual_rl.utils.module_state import load_module_state
 
-SMALL: dict[str, Any] = {"num_steps": 6, "minibatch_size": 12, "num_epochs": 2, "hidden_sizes": (16,), "image_features": 8}
+SMALL: dict[str, Any] = {
+    "num_steps": 6,
+    "minibatch_size": 12,
+    "num_epochs": 2,
+    "hidden_sizes": (16,),
+    "image_features": 8,
+}
 SPACE = Dict(
     {
         "top": Box(0, 255, (16, 20, 3), np.uint8),
@@ -48,7 +55,11 @@ def observation(generator: torch.Generator) -> dict[str, torch.Tensor]:
     def draw(box: Any) -> torch.Tensor:
         shape = (4, *box.shape)
         whole = box.dtype == np.uint8
-        return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8) if whole else torch.randn(shape, generator=generator)
+        return (
+            torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+            if whole
+            else torch.randn(shape, generator=generator)
+        )
 
     return {name: draw(box) for name, box in SPACE.spaces.items()}
 
@@ -59,7 +70,9 @@ def fake_steps(learner: PPO, generator: torch.Generator, steps: int) -> list[Tra
         obs, next_obs = observation(generator), observation(generator)
         action, reward = learner.act(obs), torch.randn(4, generator=generator)
         terminated, truncated = torch.rand(2, 4, generator=generator) < 0.1
-        seen.append(Transition(obs, action, reward, terminated, truncated, next_obs, obs["base_action"], action))
+        seen.append(
+            Transition(obs, action, reward, terminated, truncated, next_obs, obs["base_action"], action)
+        )
         learner.observe(seen[-1])
     return seen
 
@@ -79,7 +92,9 @@ def test_images_are_stored_as_they_come() -> None:
         "next_image.top": (torch.uint8, (6, 4, 16, 20, 3)),
         "next_image.wrist": (torch.uint8, (6, 4, 16, 16, 1)),
     }
-    assert sum(tensor.nbytes for tensor in stored.values()) == 2 * 6 * 4 * (16 * 20 * 3 + 16 * 16)  # a byte a value
+    assert sum(tensor.nbytes for tensor in stored.values()) == 2 * 6 * 4 * (
+        16 * 20 * 3 + 16 * 16
+    )  # a byte a value
     for step, transition in enumerate(seen):
         assert torch.equal(stored["image.top"][step], transition.obs["top"])
         assert torch.equal(stored["next_image.wrist"][step], transition.next_obs["wrist"])
@@ -106,7 +121,9 @@ def test_a_fresh_residual_on_images_leaves_the_base_action_bit_for_bit() -> None
     assert learner.act(obs, deterministic=True).any()
 
 
-@pytest.mark.parametrize("settings", [{"random_shift": 1, **BOTH_SEE}, ASYMMETRIC, *slow({}, {"random_shift": 2})])
+@pytest.mark.parametrize(
+    "settings", [{"random_shift": 1, **BOTH_SEE}, ASYMMETRIC, *slow({}, {"random_shift": 2})]
+)
 @pytest.mark.parametrize("extra_steps", [2, *slow(0)])
 def test_learning_from_images_is_resumed_bit_for_bit(settings: dict[str, Any], extra_steps: int) -> None:
     check_resuming(lambda seed: make(seed=seed, **settings), fake_steps, extra_steps)
@@ -156,7 +173,9 @@ def test_the_policy_does_not_depend_on_what_the_critic_alone_sees(settings: dict
     batch, _ = learner_batch(learner)
     value = learner.critic(learner.critic_perception.features(batch["critic_obs"], batch))
     batch["critic_obs"] += 1.0
-    assert not torch.equal(learner.critic(learner.critic_perception.features(batch["critic_obs"], batch)), value)
+    assert not torch.equal(
+        learner.critic(learner.critic_perception.features(batch["critic_obs"], batch)), value
+    )
 
 
 def learner_batch(learner: PPO) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
@@ -176,7 +195,11 @@ def test_the_losses_of_policy_and_critic_reach_the_encoders_of_those_who_see() -
         fake_update(learner, torch.Generator().manual_seed(4))
         for who in encoders:
             now = (learner.policy if who == "policy" else learner.critic_perception).state_dict()
-            moved = [name for name in now if name.startswith("encoder") and not torch.equal(now[name], before[who][name])]
+            moved = [
+                name
+                for name in now
+                if name.startswith("encoder") and not torch.equal(now[name], before[who][name])
+            ]
             assert moved == [name for name in now if name.startswith("encoder")]
         assert (learner.critic_perception is learner.policy) == (settings == {})
 
@@ -189,7 +212,11 @@ def test_values_do_not_depend_on_how_many_are_computed_at_once() -> None:
     with torch.no_grad():
         values = learner._values(obs, next_obs)
         expected = [
-            learner.critic(perception.features(vectors, {key: rollout[prefix + key].flatten(0, 1) for key in ("top", "wrist")}))
+            learner.critic(
+                perception.features(
+                    vectors, {key: rollout[prefix + key].flatten(0, 1) for key in ("top", "wrist")}
+                )
+            )
             for vectors, prefix in ((obs, "image."), (next_obs, "next_image."))
         ]
     torch.testing.assert_close(values, torch.cat(expected))
@@ -202,8 +229,14 @@ def test_an_exported_policy_needs_the_names_and_weights_of_the_policy_alone() ->
     exported = make_policy(learner.cfg, blind, 2, seed=5)
     load_module_state(exported, learner.policy_state_dict(), "the policy")
     assert torch.equal(exported.act(obs), learner.act(obs, deterministic=True))
-    with pytest.raises(CheckpointError, match=r"encoder\.encoders\.0\.projection\.weight has shape .* the settings make it"):
-        load_module_state(make_policy(PPOCfg(**{**SMALL, "image_features": 9}), blind, 2), learner.policy_state_dict(), "the policy")
+    with pytest.raises(
+        CheckpointError, match=r"encoder\.encoders\.0\.projection\.weight has shape .* the settings make it"
+    ):
+        load_module_state(
+            make_policy(PPOCfg(**{**SMALL, "image_features": 9}), blind, 2),
+            learner.policy_state_dict(),
+            "the policy",
+        )
     with pytest.raises(CheckpointError, match=r"the critic's perception does not fit its settings"):
         make().load_state_dict(learner.state_dict())
 
@@ -211,7 +244,10 @@ def test_an_exported_policy_needs_the_names_and_weights_of_the_policy_alone() ->
 @pytest.mark.slow
 def test_compiling_changes_no_number_beyond_rounding() -> None:
     settings = {"random_shift": 1, **BOTH_SEE}
-    results = [fake_update(make(compile=flag, **settings), torch.Generator().manual_seed(0)) for flag in (True, False)]
+    results = [
+        fake_update(make(compile=flag, **settings), torch.Generator().manual_seed(0))
+        for flag in (True, False)
+    ]
     assert results[0] == pytest.approx(results[1], rel=1e-3, abs=1e-4)
 
 
@@ -220,14 +256,20 @@ def test_compiling_changes_no_number_beyond_rounding() -> None:
 def test_cuda_graphs_change_no_number_beyond_rounding(compile: bool) -> None:
     results = []
     for cudagraphs in (False, True):
-        learner = PPO(PPOCfg(**SMALL, random_shift=1, compile=compile, cudagraphs=cudagraphs, **BOTH_SEE), SPACE, 2, 4, device="cuda")
+        learner = PPO(
+            PPOCfg(**SMALL, random_shift=1, compile=compile, cudagraphs=cudagraphs, **BOTH_SEE),
+            SPACE,
+            2,
+            4,
+            device="cuda",
+        )
         for _ in range(4):
             metrics = fake_update(learner, torch.Generator().manual_seed(0))
         results.append(metrics)
     assert results[0] == pytest.approx(results[1], rel=1e-2, abs=1e-3)
 
 
-# --- a task that only a camera shows ------------------------------------------------------------------------------------
+# --- a task that only a camera shows ------------------------------------------------------------------------
 
 
 def point_env(num_envs: int) -> ResidualEnv:
@@ -246,7 +288,14 @@ def test_the_picture_shows_the_point() -> None:
 @pytest.mark.slow
 def test_it_learns_what_only_the_camera_shows() -> None:
     env = point_env(32)
-    cfg = PPOCfg(num_steps=16, minibatch_size=128, num_epochs=4, learning_rate=1e-3, learning_rate_schedule="constant", hidden_sizes=(32,))
+    cfg = PPOCfg(
+        num_steps=16,
+        minibatch_size=128,
+        num_epochs=4,
+        learning_rate=1e-3,
+        learning_rate_schedule="constant",
+        hidden_sizes=(32,),
+    )
     cfg = PPOCfg(**{**vars(cfg), "image_features": 32, "obs_keys": ("picture",)})
     learner = PPO(cfg, env.observation_space, 2, 32)
 
@@ -265,10 +314,34 @@ def test_it_learns_what_only_the_camera_shows() -> None:
     assert success_rate() >= 0.75
 
 
-# --- the commands -------------------------------------------------------------------------------------------------------
+# --- the commands -------------------------------------------------------------------------------------------
 
-TRAIN = ["train", "seen-point", "--num-envs", "4", "--num-steps", "8", "--minibatch-size", "16", "--num-epochs", "2", "--hidden-sizes", "8"]
-TRAIN += ["--image-features", "8", "--random-shift", "1", "--eval-episodes", "2", "--eval-freq", "64", "--save-freq", "32"]
+TRAIN = [
+    "train",
+    "seen-point",
+    "--num-envs",
+    "4",
+    "--num-steps",
+    "8",
+    "--minibatch-size",
+    "16",
+    "--num-epochs",
+    "2",
+    "--hidden-sizes",
+    "8",
+]
+TRAIN += [
+    "--image-features",
+    "8",
+    "--random-shift",
+    "1",
+    "--eval-episodes",
+    "2",
+    "--eval-freq",
+    "64",
+    "--save-freq",
+    "32",
+]
 
 
 @pytest.fixture
@@ -288,7 +361,11 @@ def test_training_on_images_by_command(tmp_path: Path, fails: Fails) -> None:
     assert not different(last_state(whole), last_state(pieces))
 
     settings = json.loads((whole / "best_model" / "config.json").read_text())["learner"]
-    assert settings["obs_keys"] == ["joint_position", "base_action", "picture"]  # not the position, which a simulator tells
+    assert settings["obs_keys"] == [
+        "joint_position",
+        "base_action",
+        "picture",
+    ]  # not the position, which a simulator tells
     more = ["--obs-mode", "rgb+state"]  # what it does not see does not matter
     assert main(["eval", str(whole), "--n-episodes", "3", *more]) == 0
     on_top = ["--base-policy", "model", "--model-path", str(whole), *more, "--total-timesteps", "32"]
@@ -315,14 +392,29 @@ def test_training_on_images_by_command(tmp_path: Path, fails: Fails) -> None:
         ("--image-features 0", "image_features must be at least 1, not 0"),
     ],
 )
-def test_what_cannot_be_is_told_in_one_line(fails: Fails, tmp_path: Path, arguments: str, message: str) -> None:
-    assert fails("train", "seen-point", *arguments.split(), "--output-dir", tmp_path / "run").startswith(message)
+def test_what_cannot_be_is_told_in_one_line(
+    fails: Fails, tmp_path: Path, arguments: str, message: str
+) -> None:
+    assert fails("train", "seen-point", *arguments.split(), "--output-dir", tmp_path / "run").startswith(
+        message
+    )
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
 def test_one_command_trains_on_the_cameras_of_a_task(opengl: None, tmp_path: Path) -> None:
-    command = ["train", "so101-paper", *TRAIN[2:], "--obs-mode", "rgb", "--image-size", "36", "48", "--num-threads", "1"]
+    command = [
+        "train",
+        "so101-paper",
+        *TRAIN[2:],
+        "--obs-mode",
+        "rgb",
+        "--image-size",
+        "36",
+        "48",
+        "--num-threads",
+        "1",
+    ]
     command += ["--max-episode-steps", "10", "--total-timesteps", "32", "--output-dir", str(tmp_path / "run")]
     assert main(command) == 0
     settings = json.loads((tmp_path / "run" / "final_model" / "config.json").read_text())["learner"]

@@ -1,4 +1,5 @@
-"""`imitate --algo act`: training through LeRobot, what it learns from, how it goes on, and the checkpoint that comes out."""
+"""`imitate --algo act`: training through LeRobot, what it learns from, how it goes on, and the checkpoint
+that comes out."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def settings(**values: Any) -> ImitateCfg:
 
 
 def test_it_learns_degrees(demos: Path, tmp_path: Path) -> None:
-    """Joint positions and targets as the arm reports them, normalised by LeRobot with the training episodes' statistics."""
+    """Joint positions and targets as the arm reports them, normalised by LeRobot with the training episodes'
+    statistics."""
     trainer = ActTrainer(settings(val_share=0.0), demos, RunFolder(tmp_path / "run"))
     with Demonstrations.open(demos) as stored:
         episodes = list(stored)
@@ -75,7 +77,8 @@ def test_it_learns_degrees(demos: Path, tmp_path: Path) -> None:
 
 
 def test_it_goes_on_bit_for_bit(demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight steps, and four and four after a crash, with dropout and the variational part, which draw random numbers."""
+    """Eight steps, and four and four after a crash, with dropout and the variational part, which draw random
+    numbers."""
     straight = act.train(settings(total_steps=8), demos, tmp_path / "straight")
     assert (straight["finished"], straight["steps"], straight["base_policy"], straight["model"]) == (
         True,
@@ -181,9 +184,7 @@ def test_settings_that_act_does_not_have(demos: Path, tmp_path: Path) -> None:
         "normalize_actions": False,
         "num_past_actions": 1,
     }.items():
-        with pytest.raises(
-            ConfigError, match=f"LeRobot's ACT does not support {name}: leave it out"
-        ):
+        with pytest.raises(ConfigError, match=f"LeRobot's ACT does not support {name}: leave it out"):
             act.train(settings(**{name: value}), demos, tmp_path / "run")
     with pytest.raises(ConfigError, match="obs_keys must be 'state' only"):
         act.train(settings(obs_keys=("state", "goal")), demos, tmp_path / "run")

@@ -1,4 +1,5 @@
-"""Demonstrations to and from LeRobot's datasets: the numbers by hand, recordings of a real arm, and what is refused."""
+"""Demonstrations to and from LeRobot's datasets: the numbers by hand, recordings of a real arm, and what is
+refused."""
 
 from __future__ import annotations
 
@@ -27,7 +28,14 @@ from residual_rl.lerobot.dataset_export import commanded_targets
 
 pytestmark = pytest.mark.lerobot
 
-NAMES = ["shoulder_pan.pos", "shoulder_lift.pos", "elbow_flex.pos", "wrist_flex.pos", "wrist_roll.pos", "gripper.pos"]
+NAMES = [
+    "shoulder_pan.pos",
+    "shoulder_lift.pos",
+    "elbow_flex.pos",
+    "wrist_flex.pos",
+    "wrist_roll.pos",
+    "gripper.pos",
+]
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +47,12 @@ def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(demos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The dataset of `demos`, which tests may copy and must not change."""
     folder = tmp_path_factory.mktemp("dataset") / "set"
-    assert main(["demos", "to-lerobot", str(demos), "--out", str(folder), "--task-description", "slide the sheet"]) == 0
+    assert (
+        main(
+            ["demos", "to-lerobot", str(demos), "--out", str(folder), "--task-description", "slide the sheet"]
+        )
+        == 0
+    )
     return folder
 
 
@@ -53,7 +66,7 @@ def rows_of(folder: Path) -> pd.DataFrame:
     return pd.concat([pd.read_parquet(file) for file in sorted(folder.glob("data/*/*.parquet"))])
 
 
-# --- to LeRobot ---------------------------------------------------------------------------------------------------------
+# --- to LeRobot ---------------------------------------------------------------------------------------------
 
 
 def test_frames_hold_what_the_demonstrations_hold(demos: Path, exported: Path) -> None:
@@ -62,10 +75,14 @@ def test_frames_hold_what_the_demonstrations_hold(demos: Path, exported: Path) -
         for i, demo in enumerate(stored):
             mine = frames[frames["episode_index"] == i]
             assert len(mine) == len(demo) + 1
-            np.testing.assert_allclose(np.stack(mine["observation.state"]), in_hardware(demo.obs["joint_position"]), atol=1e-4)
+            np.testing.assert_allclose(
+                np.stack(mine["observation.state"]), in_hardware(demo.obs["joint_position"]), atol=1e-4
+            )
             np.testing.assert_array_equal(np.stack(mine["observation.environment_state"]), demo.obs["state"])
             targets = in_hardware(demo.obs["joint_target"])
-            np.testing.assert_allclose(np.stack(mine["action"]), np.concatenate([targets[1:], targets[-1:]]), atol=1e-4)
+            np.testing.assert_allclose(
+                np.stack(mine["action"]), np.concatenate([targets[1:], targets[-1:]]), atol=1e-4
+            )
             np.testing.assert_allclose(np.stack(mine["next.reward"]).ravel(), [*demo.rewards, 0.0])
             assert np.stack(mine["next.done"]).ravel().tolist() == [False, False, False, True, True]
             np.testing.assert_allclose(mine["timestamp"], np.arange(5) / 30, atol=1e-6)
@@ -73,7 +90,12 @@ def test_frames_hold_what_the_demonstrations_hold(demos: Path, exported: Path) -
 
 def test_what_lerobot_says_of_it(exported: Path) -> None:
     info = json.loads((exported / "meta" / "info.json").read_text())
-    assert (info["codebase_version"], info["fps"], info["total_episodes"], info["total_frames"]) == ("v3.0", 30, 2, 10)
+    assert (info["codebase_version"], info["fps"], info["total_episodes"], info["total_frames"]) == (
+        "v3.0",
+        30,
+        2,
+        10,
+    )
     assert info["features"]["observation.state"]["names"] == info["features"]["action"]["names"] == NAMES
     opened = LeRobotDataset("local/set", root=exported)
     assert opened[7]["task"] == "slide the sheet"
@@ -81,10 +103,13 @@ def test_what_lerobot_says_of_it(exported: Path) -> None:
 
 
 def test_intended_and_executed_actions(tmp_path: Path) -> None:
-    """With noise on the actions, the targets to learn are those that the policy wanted: 0.25 and -1 of a step of 0.02 rad on."""
+    """With noise on the actions, the targets to learn are those that the policy wanted: 0.25 and -1 of a step
+    of 0.02 rad on."""
     env = make_vec_env("so101-paper", 1, num_threads=1)
     with Demonstrations.open(write_demos(tmp_path / "demos.h5", episodes=1, steps=2)) as stored:
-        demo = dataclasses.replace(stored.episode(0), intended_actions=np.full((2, 6), [[0.25], [-1.0]], np.float32))
+        demo = dataclasses.replace(
+            stored.episode(0), intended_actions=np.full((2, 6), [[0.25], [-1.0]], np.float32)
+        )
         start = demo.obs["joint_target"].astype(np.float64)
         np.testing.assert_allclose(commanded_targets(demo, env, "executed"), start[1:])
         wanted = start[:2] + np.array([[0.005], [-0.02]])
@@ -94,13 +119,27 @@ def test_intended_and_executed_actions(tmp_path: Path) -> None:
 
 
 def test_images_go_in_and_come_back(tmp_path: Path, opengl: None) -> None:
-    source = write_demos(tmp_path / "demos.h5", episodes=1, steps=2, obs_mode="rgb", image_size=(16, 24), obs_cameras=("top",))
+    source = write_demos(
+        tmp_path / "demos.h5", episodes=1, steps=2, obs_mode="rgb", image_size=(16, 24), obs_cameras=("top",)
+    )
     assert main(["demos", "to-lerobot", str(source), "--out", str(tmp_path / "set")]) == 0
     features = json.loads((tmp_path / "set" / "meta" / "info.json").read_text())["features"]
     assert features["observation.images.top"]["shape"] == [16, 24, 3]
     assert "observation.environment_state" not in features
     assert main(["demos", "from-lerobot", str(tmp_path / "set"), "--out", str(tmp_path / "back.h5")]) == 0
-    assert main(["demos", "from-lerobot", str(tmp_path / "set"), "--out", str(tmp_path / "blind.h5"), "--no-images"]) == 0
+    assert (
+        main(
+            [
+                "demos",
+                "from-lerobot",
+                str(tmp_path / "set"),
+                "--out",
+                str(tmp_path / "blind.h5"),
+                "--no-images",
+            ]
+        )
+        == 0
+    )
     with Demonstrations.open(source) as before, Demonstrations.open(tmp_path / "back.h5") as after:
         np.testing.assert_array_equal(after.episode(0).obs["top"], before.episode(0).obs["top"])
     with Demonstrations.open(tmp_path / "blind.h5") as blind:
@@ -108,7 +147,9 @@ def test_images_go_in_and_come_back(tmp_path: Path, opengl: None) -> None:
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError])
-def test_an_interrupted_export_leaves_nothing(failure: type[BaseException], demos: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_an_interrupted_export_leaves_nothing(
+    failure: type[BaseException], demos: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
     save = LeRobotDataset.save_episode
 
     def interrupted(self: Any, *args: Any, **more: Any) -> None:
@@ -127,19 +168,22 @@ def test_exports_that_cannot_be(demos: Path, exported: Path, tmp_path: Path, fai
     assert "fps is 50, but" in fails("demos", "to-lerobot", str(demos), *out, "--fps", "50")
     with Demonstrations.open(demos) as stored:
         demo = stored.episode(0)
-        with DemoWriter(tmp_path / "bare.h5", {k: v for k, v in stored.info.items() if k != "episodes"}) as writer:
+        with DemoWriter(
+            tmp_path / "bare.h5", {k: v for k, v in stored.info.items() if k != "episodes"}
+        ) as writer:
             writer.add(dataclasses.replace(demo, obs={"state": demo.obs["state"]}))
     text = fails("demos", "to-lerobot", str(tmp_path / "bare.h5"), *out)
     assert "hold no joint_position, joint_target, which a LeRobot dataset needs; they hold state" in text
     assert not (tmp_path / "set").exists()
 
 
-# --- from our own -------------------------------------------------------------------------------------------------------
+# --- from our own -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["joint_delta", "joint_target"])
 def test_a_dataset_of_ours_comes_back(mode: str, demos: Path, exported: Path, tmp_path: Path) -> None:
-    """The same episodes, in either control mode: seeds, draws, rewards, observations, and targets to 1e-5 rad."""
+    """The same episodes, in either control mode: seeds, draws, rewards, observations, and targets to 1e-5
+    rad."""
     out = tmp_path / "back.h5"
     assert main(["demos", "from-lerobot", str(exported), "--out", str(out), "--control-mode", mode]) == 0
     env = make_vec_env("so101-paper", 1, num_threads=1, control_mode=mode)
@@ -160,7 +204,9 @@ def test_a_dataset_of_ours_comes_back(mode: str, demos: Path, exported: Path, tm
             np.testing.assert_allclose(reached, theirs.obs["joint_target"][1:], atol=1e-5)
 
 
-def test_it_replays_as_it_was_recorded(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_replays_as_it_was_recorded(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["demos", "from-lerobot", str(exported), "--out", str(tmp_path / "back.h5")]) == 0
     assert main(["demos", "replay", str(tmp_path / "back.h5")]) == 0
     text = capsys.readouterr().out
@@ -180,29 +226,47 @@ def test_a_side_file_of_other_episodes(dataset: Path, tmp_path: Path, fails: tin
     assert "does not name its task; give it with --task" in fails("demos", "from-lerobot", str(dataset), *out)
 
 
-# --- from a real arm ----------------------------------------------------------------------------------------------------
+# --- from a real arm ----------------------------------------------------------------------------------------
 
 ORDER = [5, 0, 1, 2, 3, 4]
 """A recording whose joints come in another order: the gripper first."""
-POSITIONS = [[0.0, -30.0, 45.0, 60.0, 90.0, 0.0], [3.0, -30.0, 45.0, 60.0, 90.0, 50.0], [6.0, -30.0, 45.0, 60.0, 90.0, 100.0]]
-TARGETS = [[3.0, -30.0, 45.0, 60.0, 90.0, 50.0], [6.0, -30.0, 45.0, 60.0, 90.0, 100.0], [9.0, -30.0, 45.0, 60.0, 90.0, 100.0]]
+POSITIONS = [
+    [0.0, -30.0, 45.0, 60.0, 90.0, 0.0],
+    [3.0, -30.0, 45.0, 60.0, 90.0, 50.0],
+    [6.0, -30.0, 45.0, 60.0, 90.0, 100.0],
+]
+TARGETS = [
+    [3.0, -30.0, 45.0, 60.0, 90.0, 50.0],
+    [6.0, -30.0, 45.0, 60.0, 90.0, 100.0],
+    [9.0, -30.0, 45.0, 60.0, 90.0, 100.0],
+]
 """Degrees and per cent, in the order of NAMES: three frames."""
 
 
 @pytest.fixture
 def record(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a recording as LeRobot does on the arm: one episode more at each call of the same name is not asked for."""
+    """Writes a recording as LeRobot does on the arm: one episode more at each call of the same name is not
+    asked for."""
 
     def make(
-        positions: Any = POSITIONS, targets: Any = TARGETS, fps: int = 30, names: list[str] = NAMES, order: list[int] = ORDER, **more: Any
+        positions: Any = POSITIONS,
+        targets: Any = TARGETS,
+        fps: int = 30,
+        names: list[str] = NAMES,
+        order: list[int] = ORDER,
+        **more: Any,
     ) -> Path:
         folder = tmp_path / f"recorded-{len(list(tmp_path.glob('recorded-*')))}"
         joints = {"dtype": "float32", "shape": (len(order),), "names": [names[i] for i in order]}
         features = {"observation.state": joints, "action": joints, **more}
-        made = LeRobotDataset.create("local/real", fps, features, root=folder, robot_type="so101_follower", use_videos=False)
+        made = LeRobotDataset.create(
+            "local/real", fps, features, root=folder, robot_type="so101_follower", use_videos=False
+        )
         for position, target in zip(positions, targets, strict=True):
             frame = {"observation.state": position, "action": target}
-            made.add_frame({**{k: np.asarray(v, np.float32)[order] for k, v in frame.items()}, "task": "slide"})
+            made.add_frame(
+                {**{k: np.asarray(v, np.float32)[order] for k, v in frame.items()}, "task": "slide"}
+            )
         made.save_episode()
         made.finalize()
         return folder
@@ -212,14 +276,25 @@ def record(tmp_path: Path) -> Callable[..., Path]:
 
 def converted(folder: Path, *flags: str) -> Demo:
     out = folder.parent / f"{folder.name}.h5"
-    arguments = ["demos", "from-lerobot", str(folder), "--task", "so101-paper", "--out", str(out), "--overwrite", *flags]
+    arguments = [
+        "demos",
+        "from-lerobot",
+        str(folder),
+        "--task",
+        "so101-paper",
+        "--out",
+        str(out),
+        "--overwrite",
+        *flags,
+    ]
     assert main(arguments) == 0
     with Demonstrations.open(out) as demos:
         return demos.episode(0)
 
 
 def test_a_recording_of_the_arm(record: Callable[..., Path]) -> None:
-    """Three frames are two steps in joint_target: 3 degrees are 3 / 110 of the first joint's range, 50 % is the gripper's middle."""
+    """Three frames are two steps in joint_target: 3 degrees are 3 / 110 of the first joint's range, 50 % is
+    the gripper's middle."""
     folder = record()
     demo = converted(folder)
     with Demonstrations.open(folder.parent / f"{folder.name}.h5") as demos:
@@ -238,7 +313,9 @@ def test_a_recording_of_the_arm(record: Callable[..., Path]) -> None:
     assert demo.truncated.tolist() == [False, True]
 
 
-def test_it_is_replayed_from_where_the_arm_was(record: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_replayed_from_where_the_arm_was(
+    record: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = record([POSITIONS[0]] * 4, [POSITIONS[0]] * 4)
     converted(folder)
     assert main(["demos", "replay", str(folder.parent / f"{folder.name}.h5")]) == 0
@@ -247,7 +324,8 @@ def test_it_is_replayed_from_where_the_arm_was(record: Callable[..., Path], caps
 
 
 def test_bounded_actions_catch_up(record: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    """In joint_delta the way of 3 degrees is made in steps of 0.02 rad = 1.146 degrees, and what is left behind is told."""
+    """In joint_delta the way of 3 degrees is made in steps of 0.02 rad = 1.146 degrees, and what is left
+    behind is told."""
     demo = converted(record(), "--control-mode", "joint_delta")
     np.testing.assert_allclose(demo.actions[:, 0], [1.0, 1.0], atol=1e-6)
     np.testing.assert_allclose(demo.obs["joint_target"][:, 0], [0.0, 0.02, 0.04], atol=1e-6)
@@ -264,20 +342,36 @@ def test_zero_offsets(record: Callable[..., Path]) -> None:
 
 
 def test_ranges_instead_of_degrees(record: Callable[..., Path]) -> None:
-    """Of an arm without `use_degrees`: 50 is half way from the middle to the upper limit; the gripper is the same."""
+    """Of an arm without `use_degrees`: 50 is half way from the middle to the upper limit; the gripper is the
+    same."""
     values = [[50.0, 0.0, 0.0, 0.0, 0.0, 25.0]] * 3
     demo = converted(record(values, values), "--units", "range")
-    np.testing.assert_allclose(demo.obs["joint_position"][0, [0, 5]], [1.91986 / 2, LOW + 0.25 * (HIGH - LOW)], atol=1e-5)
+    np.testing.assert_allclose(
+        demo.obs["joint_position"][0, [0, 5]], [1.91986 / 2, LOW + 0.25 * (HIGH - LOW)], atol=1e-5
+    )
     np.testing.assert_allclose(demo.obs["joint_position"][0, 4], (-2.74385 + 2.84121) / 2, atol=1e-5)
 
 
-def test_values_out_of_range(record: Callable[..., Path], tmp_path: Path, fails: tiny_runs.Fails, capfd: Any) -> None:
+def test_values_out_of_range(
+    record: Callable[..., Path], tmp_path: Path, fails: tiny_runs.Fails, capfd: Any
+) -> None:
     positions = [list(row) for row in POSITIONS]
     positions[1][2] = 130.0
     folder = record(positions)
-    command = ["demos", "from-lerobot", str(folder), "--task", "so101-paper", "--out", str(tmp_path / "out.h5")]
+    command = [
+        "demos",
+        "from-lerobot",
+        str(folder),
+        "--task",
+        "so101-paper",
+        "--out",
+        str(tmp_path / "out.h5"),
+    ]
     text = fails(*command)
-    assert "episode 0, frame 1: joint elbow_flex of observation.state is at 130.0 deg, outside of -96.8 to 96.8 deg" in text
+    assert (
+        "episode 0, frame 1: joint elbow_flex of observation.state is at 130.0 deg, outside of -96.8 to"
+        " 96.8 deg" in text
+    )
     assert "(1 of 3 frames have a joint out of range)" in text
     assert not (tmp_path / "out.h5").exists()
     demo = converted(folder, "--clip")
@@ -290,38 +384,73 @@ def test_values_out_of_range(record: Callable[..., Path], tmp_path: Path, fails:
 
 
 def test_another_rate(record: Callable[..., Path], tmp_path: Path, fails: tiny_runs.Fails) -> None:
-    """At 60 Hz the task's steps are 60 / 30.3 = 1.98 frames apart; positions between two frames are on the line between them."""
+    """At 60 Hz the task's steps are 60 / 30.3 = 1.98 frames apart; positions between two frames are on the
+    line between them."""
     values = [[3.0 * i, 0.0, 0.0, 0.0, 0.0, 10.0] for i in range(5)]
     folder = record(values, values, fps=60)
-    command = ["demos", "from-lerobot", str(folder), "--task", "so101-paper", "--out", str(tmp_path / "out.h5")]
-    assert "has 60 frames per second, but task 'so101-paper' runs at 30.3 Hz; interpolate between its frames with --resample" in fails(
-        *command
+    command = [
+        "demos",
+        "from-lerobot",
+        str(folder),
+        "--task",
+        "so101-paper",
+        "--out",
+        str(tmp_path / "out.h5"),
+    ]
+    assert (
+        "has 60 frames per second, but task 'so101-paper' runs at 30.3 Hz; interpolate between its frames"
+        " with --resample" in fails(*command)
     )
     demo = converted(folder, "--resample")
     assert len(demo) == 2
-    np.testing.assert_allclose(demo.obs["joint_position"][:, 0], np.deg2rad([0.0, 3 * 1.98, 3 * 3.96]), atol=1e-6)
+    np.testing.assert_allclose(
+        demo.obs["joint_position"][:, 0], np.deg2rad([0.0, 3 * 1.98, 3 * 3.96]), atol=1e-6
+    )
 
 
 def test_joints_that_are_missing(record: Callable[..., Path], tmp_path: Path, fails: tiny_runs.Fails) -> None:
     names = ["base.pos", *NAMES[1:]]
     folder = record(names=names)
-    text = fails("demos", "from-lerobot", str(folder), "--task", "so101-paper", "--out", str(tmp_path / "out.h5"))
-    assert "observation.state: joint(s) shoulder_pan missing; there are gripper.pos, base.pos, shoulder_lift.pos" in text
+    text = fails(
+        "demos", "from-lerobot", str(folder), "--task", "so101-paper", "--out", str(tmp_path / "out.h5")
+    )
+    assert (
+        "observation.state: joint(s) shoulder_pan missing; there are gripper.pos, base.pos, shoulder_lift.pos"
+        in text
+    )
 
 
 def test_settings_that_are_wrong(record: Callable[..., Path], tmp_path: Path, fails: tiny_runs.Fails) -> None:
-    command = ["demos", "from-lerobot", str(record()), "--task", "so101-paper", "--out", str(tmp_path / "out.h5")]
-    assert "joint_offsets 'shoulder_pan': expected NAME=DEGREES" in fails(*command, "--joint-offsets", "shoulder_pan")
-    assert "joint_offsets has thumb; the joints are shoulder_pan" in fails(*command, "--joint-offsets", "thumb=3")
+    command = [
+        "demos",
+        "from-lerobot",
+        str(record()),
+        "--task",
+        "so101-paper",
+        "--out",
+        str(tmp_path / "out.h5"),
+    ]
+    assert "joint_offsets 'shoulder_pan': expected NAME=DEGREES" in fails(
+        *command, "--joint-offsets", "shoulder_pan"
+    )
+    assert "joint_offsets has thumb; the joints are shoulder_pan" in fails(
+        *command, "--joint-offsets", "thumb=3"
+    )
     short = record(POSITIONS[:1], TARGETS[:1])
-    assert "episode 0 has 1 frame(s); at least two are needed" in fails(*command[:2], str(short), *command[3:])
+    assert "episode 0 has 1 frame(s); at least two are needed" in fails(
+        *command[:2], str(short), *command[3:]
+    )
     broken = [[math.nan] * 6, *POSITIONS[1:]]
-    assert "episode 0, frame 0: observation.state is NaN" in fails(*command[:2], str(record(broken)), *command[3:])
+    assert "episode 0, frame 0: observation.state is NaN" in fails(
+        *command[:2], str(record(broken)), *command[3:]
+    )
 
 
 def test_folders_that_hold_no_dataset(dataset: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
     def refusal(source: Path | str) -> str:
-        return fails("demos", "from-lerobot", str(source), "--task", "so101-paper", "--out", str(tmp_path / "out.h5"))
+        return fails(
+            "demos", "from-lerobot", str(source), "--task", "so101-paper", "--out", str(tmp_path / "out.h5")
+        )
 
     assert "no/such/thing does not exist" in refusal("no/such/thing")
     (tmp_path / "empty").mkdir()

@@ -1,4 +1,5 @@
-"""The base policy `lerobot`: what its policies see and what becomes of their actions, by hand, and the checkpoints that it refuses."""
+"""The base policy `lerobot`: what its policies see and what becomes of their actions, by hand, and the
+checkpoints that it refuses."""
 
 from __future__ import annotations
 
@@ -59,11 +60,12 @@ def act_that_gives(policy: LeRobotPolicy, normalized: list[float]) -> None:
     head.bias.data.copy_(torch.tensor(normalized))
 
 
-# --- numbers ------------------------------------------------------------------------------------------------------------
+# --- numbers ------------------------------------------------------------------------------------------------
 
 
 def test_what_the_policy_is_given(env: VecEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Degrees and per cent, normalised with the checkpoint's mean 10 and standard deviation 20; the state with 0.1 and 0.5."""
+    """Degrees and per cent, normalised with the checkpoint's mean 10 and standard deviation 20; the state
+    with 0.1 and 0.5."""
     policy = policy_of(make_case(tmp_path), env)
     given: list[dict[str, Any]] = []
 
@@ -86,7 +88,8 @@ def test_what_the_policy_is_given(env: VecEnv, tmp_path: Path, monkeypatch: pyte
 
 
 def test_actions_are_absolute_joint_positions(target_env: VecEnv, tmp_path: Path) -> None:
-    """ACT gives 1.75 everywhere: 10 + 20 · 1.75 = 45 degrees, and 45 % of the gripper's way from -0.174533 to 1.74533 rad."""
+    """ACT gives 1.75 everywhere: 10 + 20 · 1.75 = 45 degrees, and 45 % of the gripper's way from -0.174533 to
+    1.74533 rad."""
     policy = policy_of(make_case(tmp_path), target_env)
     act_that_gives(policy, [1.75] * 6)
     action = policy.predict_action_chunk(observed(target_env), torch.arange(3))
@@ -161,7 +164,8 @@ def test_diffusion_sees_its_history(env: VecEnv, tmp_path: Path, monkeypatch: py
 
 
 def test_diffusions_noise_is_its_own(env: VecEnv, tmp_path: Path) -> None:
-    """It depends on the observations and the seed, also that on the way (DDPM); torch's own generator neither matters nor moves."""
+    """It depends on the observations and the seed, also that on the way (DDPM); torch's own generator neither
+    matters nor moves."""
     cfg = make_case(tmp_path, "diffusion", num_train_timesteps=6)
     policy, other = policy_of(cfg, env), policy_of(dataclasses.replace(cfg, seed=1), env)
     window = {k: v[:, None].expand(-1, 2, *v.shape[1:]) for k, v in observed(env).items()}
@@ -198,7 +202,8 @@ def test_diffusion_is_the_schedulers_chain(env: VecEnv, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "values"), [("act", {}), ("diffusion", {"noise_scheduler_type": "DDIM"})])
 def test_in_its_own_precision(kind: str, values: dict[str, Any], env: VecEnv, tmp_path: Path) -> None:
-    """The same to float32's rounding, for models that are too large for float64; torch's normal numbers (DDPM) would be others."""
+    """The same to float32's rounding, for models that are too large for float64; torch's normal numbers
+    (DDPM) would be others."""
     cfg = make_case(tmp_path, kind, **values)
     exact, quick = policy_of(cfg, env), policy_of(dataclasses.replace(cfg, precision="native"), env)
     assert next(quick._model.policy.parameters()).dtype == torch.float32
@@ -272,7 +277,7 @@ def test_images(kind: str, tmp_path: Path, opengl: None, monkeypatch: pytest.Mon
         policy_of(LeRobotCfg(checkpoint=str(folder), cameras=("top=front",)), smaller)
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------------
+# --- what is refused ----------------------------------------------------------------------------------------
 
 
 def refusal(cfg: LeRobotCfg, env: VecEnv) -> str:
@@ -323,7 +328,9 @@ def test_damaged_checkpoints(env: VecEnv, tmp_path: Path) -> None:
     assert "action_head.bias" in refusal(cfg, env)
     folder, cfg = damaged("pickle")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    assert "has no model.safetensors, only pytorch_model.bin, which cannot be read safely" in refusal(cfg, env)
+    assert "has no model.safetensors, only pytorch_model.bin, which cannot be read safely" in refusal(
+        cfg, env
+    )
     folder, cfg = damaged("old")
     (folder / "policy_preprocessor.json").unlink()
     assert (
@@ -387,7 +394,8 @@ def test_releases_that_are_not_known(
     monkeypatch.setattr(importlib.metadata, "version", lambda _: version)
     text = refusal(cfg, env)
     assert (
-        f"LeRobot {version} is installed, but the base policy 'lerobot' needs a release from 0.4.4 to below" in text
+        f"LeRobot {version} is installed, but the base policy 'lerobot' needs a release from 0.4.4 to below"
+        in text
     )
 
 

@@ -9,7 +9,10 @@ import il_case
 import pytest
 import tiny_runs
 
-MEND = "is not available; install it with `pip install residual-rl[lerobot]` (Python 3.12 or newer), or in a checkout `make setup-lerobot`"
+MEND = (
+    "is not available; install it with `pip install residual-rl[lerobot]` (Python 3.12 or newer), or in a"
+    " checkout `make setup-lerobot`"
+)
 
 
 @pytest.fixture(autouse=True)

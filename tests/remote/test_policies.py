@@ -1,4 +1,5 @@
-"""The clients `gr00t` and `openpi` and servers of others, written here from the protocols alone: units, layouts, lies, silence."""
+"""The clients `gr00t` and `openpi` and servers of others, written here from the protocols alone: units,
+layouts, lies, silence."""
 
 from __future__ import annotations
 
@@ -92,11 +93,12 @@ def as_actions(degrees: Any) -> Any:
     return (radians - MIDDLE) / HALF
 
 
-# --- GR00T servers of others ----------------------------------------------------------------------------------------------
+# --- GR00T servers of others --------------------------------------------------------------------------------
 
 
 class FakeGr00t:
-    """A REP socket that answers with `answers[endpoint](data)`: a value, bytes as they are, or silence for `sleep` [s]."""
+    """A REP socket that answers with `answers[endpoint](data)`: a value, bytes as they are, or silence for
+    `sleep` [s]."""
 
     def __init__(
         self,
@@ -216,7 +218,8 @@ def test_the_flat_layout_by_hand(form: str, env: VecEnv) -> None:
 
 
 def test_the_nested_layout_by_hand(env: VecEnv) -> None:
-    """All worlds in one request, (B, T, D); the present observation and the one two steps before, as the server asks."""
+    """All worlds in one request, (B, T, D); the present observation and the one two steps before, as the
+    server asks."""
     with FakeGr00t(
         get_action=nested(), get_modality_config=config(steps=(-2, 0)), reset=lambda data: {}
     ) as server:
@@ -299,7 +302,8 @@ def test_the_newest_servers_write_arrays_in_another_way(env: VecEnv) -> None:
 
 
 def test_units_polarity_and_relative_actions(env: VecEnv, delta_env: VecEnv) -> None:
-    """Radians; a gripper that is 0 when open; an arm whose actions are changes, beside a gripper whose actions are not."""
+    """Radians; a gripper that is 0 when open; an arm whose actions are changes, beside a gripper whose
+    actions are not."""
     chunk = np.zeros((2, 16, 6), np.float32)
     chunk[..., 0], chunk[..., 5] = 0.1, 1.0
     answer = {"get_action": lambda data: [{"single_arm": chunk[..., :5], "gripper": chunk[..., 5:]}, {}]}
@@ -361,11 +365,12 @@ def test_worlds_are_asked_for_at_the_same_time() -> None:
     router.close()
 
 
-# --- openpi servers of others ---------------------------------------------------------------------------------------------
+# --- openpi servers of others -------------------------------------------------------------------------------
 
 
 class FakeOpenPi:
-    """Sends `metadata`, then answers with `answer(observation)`: a value, bytes or text as they are, None for silence."""
+    """Sends `metadata`, then answers with `answer(observation)`: a value, bytes or text as they are, None for
+    silence."""
 
     def __init__(
         self,
@@ -463,7 +468,7 @@ def test_openpi_needs_a_map(env: VecEnv) -> None:
                 openpi(server, env, observation=observation)
 
 
-# --- servers that lie -------------------------------------------------------------------------------------------------------
+# --- servers that lie ---------------------------------------------------------------------------------------
 
 GOOD = {"single_arm": np.zeros((2, 16, 5), np.float32), "gripper": np.zeros((2, 16, 1), np.float32)}
 LIES: dict[str, tuple[Any, str]] = {
@@ -609,7 +614,7 @@ def test_a_request_that_is_too_large_is_not_sent(env: VecEnv, monkeypatch: pytes
         assert server.asked() == other.requests == []
 
 
-# --- servers that are silent, slow, or gone ---------------------------------------------------------------------------------
+# --- servers that are silent, slow, or gone -----------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -638,7 +643,10 @@ def test_a_time_out_of_gr00t_applies(layout: str, env: VecEnv) -> None:
         policy = gr00t(server, env, reconnect=0.6, layout=layout)
         set_timeout(policy, 0.5)
         server.sleep = 60.0
-        said = r"no reply \(of at most 32 MiB\) within 0\.5 s, nor in the 0\.6 s after that; start it, or raise --base\.timeout"
+        said = (
+            r"no reply \(of at most 32 MiB\) within 0\.5 s, nor in the 0\.6 s after that; start it, or raise"
+            r" --base\.timeout"
+        )
         with taking(1.0, 60.0), pytest.raises(BasePolicyError, match=said):
             policy.act(obs_of())
 
@@ -659,7 +667,8 @@ def test_a_time_out_of_openpi_applies() -> None:
 
 @pytest.mark.slow
 def test_a_time_out_of_openpi_applies_to_sending() -> None:
-    """A server that accepts a connection and then reads no more, and an observation that no buffer of the system's holds."""
+    """A server that accepts a connection and then reads no more, and an observation that no buffer of the
+    system's holds."""
     env = make_vec_env(
         "so101-paper", 1, num_threads=1, obs_mode="rgb", obs_cameras=("top",), image_size=(2000, 2000)
     )
@@ -755,7 +764,8 @@ def test_a_server_that_comes_back_is_waited_for(
 
 
 def test_a_slow_answer_is_not_taken_for_the_next(env: VecEnv, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reply that comes too late is to a request that was given up, as the client's warning tells; the next request gets its own."""
+    """The reply that comes too late is to a request that was given up, as the client's warning tells; the
+    next request gets its own."""
     marks: list[float] = []
     given_up = threading.Event()
 
@@ -833,7 +843,7 @@ def test_an_env_without_a_robots_units() -> None:
         openpi(server, fakes.PointEnv(fakes.PointCfg(), 1), observation=("state",), action_units="hardware")
 
 
-# --- a whole run ------------------------------------------------------------------------------------------------------------
+# --- a whole run --------------------------------------------------------------------------------------------
 
 
 class Dying(Waving):

@@ -1,4 +1,5 @@
-"""Our servers and other programs: robots as they are, and whatever else connects. Nothing ends a server or disturbs the others."""
+"""Our servers and other programs: robots as they are, and whatever else connects. Nothing ends a server or
+disturbs the others."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ RADIANS = [math.radians(x) for x in DEGREES] + [CLOSED + 0.25 * (OPEN - CLOSED)]
 
 
 class Echo(Waving):
-    """Commands the joint positions that it sees, the arm's turned by 0.01 rad times the step; in joint_target mode."""
+    """Commands the joint positions that it sees, the arm's turned by 0.01 rad times the step; in joint_target
+    mode."""
 
     inputs = {"joint_position": (6,)}  # noqa: RUF012
 
@@ -71,12 +73,13 @@ def expected_chunk(steps: int) -> Any:
     return DEGREES + np.degrees(0.01) * np.arange(steps)[:, None]
 
 
-# --- robots that speak GR00T's protocols ----------------------------------------------------------------------------------
+# --- robots that speak GR00T's protocols --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("array", [npy, remote_case.nd], ids=["N1.6", "N1.7"])
 def test_a_robot_of_the_nested_layout(array: Any) -> None:
-    """State (B, T, D) in degrees and percent; a list of actions (B, K, D) and info comes back, written as the request was."""
+    """State (B, T, D) in degrees and percent; a list of actions (B, K, D) and info comes back, written as the
+    request was."""
     state = {"single_arm": DEGREES[None, None], "gripper": np.array([[[25.0]]], np.float32)}
     with serving(Echo(), "gr00t", control_mode="joint_target") as port, RobotClient(port, array) as robot:
         assert robot.ask("ping")["status"] == "ok"
@@ -106,7 +109,8 @@ def test_the_reply_is_written_as_the_request_was() -> None:
 
 
 def test_a_robot_of_the_flat_layout() -> None:
-    """State (1, 5) in float64, as its own client sends it; action.single_arm (K, 5) and action.gripper (K, 1) come back."""
+    """State (1, 5) in float64, as its own client sends it; action.single_arm (K, 5) and action.gripper (K, 1)
+    come back."""
     data = {
         "state.single_arm": DEGREES[None].astype(np.float64),
         "state.gripper": np.array([[25.0]]),
@@ -160,7 +164,8 @@ def test_the_modality_configuration_is_made_of_what_others_know() -> None:
 
 
 def test_two_robots_and_their_rows() -> None:
-    """Without options, rows are numbered from 0; a socket is a session; `worlds` names rows; `reset` takes some or all."""
+    """Without options, rows are numbered from 0; a socket is a session; `worlds` names rows; `reset` takes
+    some or all."""
     state = {"joint_target": np.zeros((2, 1, 6), np.float32)}
 
     def counted(robot: RobotClient, options: Any = None) -> Any:
@@ -181,7 +186,7 @@ def test_two_robots_and_their_rows() -> None:
         assert counted(one) == [1, 1]
 
 
-# --- what is refused, over GR00T's protocol ---------------------------------------------------------------------------------
+# --- what is refused, over GR00T's protocol -----------------------------------------------------------------
 
 GOOD = {
     "joint_position": np.zeros((1, 1, 6), np.float32),
@@ -347,7 +352,7 @@ def test_many_frames_and_none() -> None:
         dealer.close()
 
 
-# --- openpi ---------------------------------------------------------------------------------------------------------------
+# --- openpi -------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -406,7 +411,10 @@ def test_what_openpi_refuses_is_a_string_and_the_connection_goes_on(caplog: pyte
     refused: list[tuple[Any, str]] = [
         (
             {"prompt": "go"},
-            "missing: observation/joint_position [6], observation/joint_target [6], observation/goal [3]; got prompt",
+            (
+                "missing: observation/joint_position [6], observation/joint_target [6], observation/goal [3];"
+                " got prompt"
+            ),
         ),
         ({**OPENPI, "observation/goal": np.zeros(4, "f4")}, "observation/goal has shape (4,); expected (3)"),
         ({**OPENPI, "observation/goal": np.full(3, np.inf)}, "observation/goal holds NaN"),
@@ -474,7 +482,7 @@ def test_openpi_has_only_so_many_worlds() -> None:
             assert not isinstance(three.recv(timeout=10), str)
 
 
-# --- the policy's own failures -----------------------------------------------------------------------------------------------
+# --- the policy's own failures ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("protocol", ["gr00t", "openpi"])

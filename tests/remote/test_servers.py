@@ -50,7 +50,7 @@ def worlds(*numbers: int) -> torch.Tensor:
     return torch.tensor([world in numbers for world in range(NUM_ENVS)])
 
 
-# --- a served policy is the policy --------------------------------------------------------------------------------------
+# --- a served policy is the policy --------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -99,7 +99,8 @@ def test_what_it_is_unsure_of_comes_along(protocol: str, env: VecEnv) -> None:
 
 @protocols
 def test_absolute_targets(protocol: str) -> None:
-    """In the control mode `joint_target` actions are the targets themselves: nothing else is needed to tell them."""
+    """In the control mode `joint_target` actions are the targets themselves: nothing else is needed to tell
+    them."""
     env = make_vec_env("so101-paper", NUM_ENVS, num_threads=1, control_mode="joint_target")
     obs, _ = env.reset(seed=5)
     with serving(Waving(), protocol, control_mode="joint_target") as port:
@@ -111,7 +112,8 @@ def test_absolute_targets(protocol: str) -> None:
 
 @pytest.mark.parametrize("protocol", ["gr00t", "gr00t-n15"])
 def test_joint_positions_mean_the_same_in_both_control_modes(protocol: str, env: VecEnv) -> None:
-    """A policy whose actions are changes commands an env whose actions are targets: by joint positions, to rounding in degrees."""
+    """A policy whose actions are changes commands an env whose actions are targets: by joint positions, to
+    rounding in degrees."""
     absolute = make_vec_env("so101-paper", NUM_ENVS, num_threads=1, control_mode="joint_target")
     obs, _ = env.reset(seed=5)
     with serving(Waving(), protocol) as port:
@@ -175,7 +177,7 @@ def test_a_trained_run_is_served_with_its_base(protocol: str, run: Path, env: Ve
             obs, *_ = env.step(expected)
 
 
-# --- sessions -----------------------------------------------------------------------------------------------------------
+# --- sessions -----------------------------------------------------------------------------------------------
 
 
 def counts(action: torch.Tensor) -> list[float]:
@@ -247,7 +249,7 @@ def test_idle_worlds_are_freed(protocol: str, env: VecEnv, caplog: pytest.LogCap
     assert "idle for" in caplog.text
 
 
-# --- what does not fit is named when connecting -----------------------------------------------------------------------------
+# --- what does not fit is named when connecting -------------------------------------------------------------
 
 
 @protocols
@@ -261,7 +263,10 @@ def test_a_client_that_lacks_what_is_needed(protocol: str) -> None:
         env = make_vec_env("so101-paper", 1, num_threads=1)
         with pytest.raises(
             ConfigError,
-            match=r"serves 'it' of task 'so101-paper', which needs top \[12, 16, 3\] uint8; the env has .*goal \[3\] float32",
+            match=(
+                r"serves 'it' of task 'so101-paper', which needs top \[12, 16, 3\] uint8; the env has .*goal"
+                r" \[3\] float32"
+            ),
         ):
             connect(protocol, port, env)
         other_size = make_vec_env(
@@ -322,14 +327,14 @@ def test_a_key_of_an_observation_that_is_not_needed() -> None:
         open_one(Waving(), "openpi", keys={"gaol": "x"})
 
 
-# --- the command --------------------------------------------------------------------------------------------------------
+# --- the command --------------------------------------------------------------------------------------------
 
 
 def test_other_machines_need_a_token(fails: Any) -> None:
     said = fails("serve", "jacobian", "--task", "so101-paper", "--host", "0.0.0.0", "--port", "0")
     assert (
-        said
-        == "0.0.0.0 can be reached from other machines: that needs --token, or RESIDUAL_RL_TOKEN in the environment"
+        said == "0.0.0.0 can be reached from other machines: that needs --token, or RESIDUAL_RL_TOKEN in the"
+        " environment"
     )
     assert [
         host
@@ -349,7 +354,10 @@ def test_other_machines_need_a_token(fails: Any) -> None:
         (["jacobian"], "which task? residual-rl serve jacobian --task TASK; there are "),
         (
             ["jacobin", "--task", "so101-paper"],
-            "jacobin is neither a run folder nor a base policy: unknown base policy 'jacobin'; did you mean 'jacobian'",
+            (
+                "jacobin is neither a run folder nor a base policy: unknown base policy 'jacobin'; did you"
+                " mean 'jacobian'"
+            ),
         ),
         (["jacobian", "--task", "so101"], "unknown task 'so101'"),
         (["jacobian", "--task", "so101-paper", "--port", "70000"], "port must be from 0 to 65535"),

@@ -43,7 +43,7 @@ def views(draw: st.DrawFn) -> Any:
     return array
 
 
-# --- there and back -----------------------------------------------------------------------------------------------------
+# --- there and back -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -74,7 +74,8 @@ def test_others_read_what_is_written_and_the_other_way_around(encoding: Any, arr
 
 
 def test_messages_by_hand() -> None:
-    """Bytes of the three encodings of [1.5, -2.0] in float32, and of its shape [2]; msgpack's own bytes are of its specification."""
+    """Bytes of the three encodings of [1.5, -2.0] in float32, and of its shape [2]; msgpack's own bytes are
+    of its specification."""
     data = bytes.fromhex("0000c03f000000c0")
     nd = (
         b"\x85\xc4\x02nd\xc3\xc4\x04type\xa3<f4\xc4\x04kind\xc4\x00\xc4\x05shape\x91\x02\xc4\x04data\xc4\x08"
@@ -126,12 +127,13 @@ def test_modalities_are_read_as_text_and_as_objects(marker: str) -> None:
 
 
 def test_servers_that_call_modalities_anew_write_arrays_anew() -> None:
-    """Isaac-GR00T changed both at once, and a modality configuration is all that a client sees before it sends arrays."""
+    """Isaac-GR00T changed both at once, and a modality configuration is all that a client sees before it
+    sends arrays."""
     for marker, encoding in (("__ModalityConfig__", "nd"), ("__ModalityConfig_class__", "npy")):
         assert unpack(msgpack.packb({"video": {marker: True, "as_json": {}}}))[1] == encoding
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------------
+# --- what is refused ----------------------------------------------------------------------------------------
 
 
 def npy_file(descr: Any, shape: Any, data: bytes = b"", version: tuple[int, int] = (1, 0)) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from residual_rl.factory import make_vec_env
 from residual_rl.robots.hardware_units import joint_index
 from residual_rl.tasks.so101_paper.hardware_units import HARDWARE
 
-# --- units ------------------------------------------------------------------------------------------------------------
+# --- units --------------------------------------------------------------------------------------------------
 
 
 def test_degrees_and_percent_by_hand() -> None:
@@ -39,7 +39,10 @@ def test_a_joint_out_of_range_is_named() -> None:
     values[3, 2] = 99.0
     with pytest.raises(
         ConfigError,
-        match=r"episode 2: joint elbow_flex is at 99\.0 deg in row 3, outside of -96\.8 to 96\.8 deg \(1 of 5 rows",
+        match=(
+            r"episode 2: joint elbow_flex is at 99\.0 deg in row 3, outside of -96\.8 to 96\.8 deg \(1 of 5"
+            r" rows"
+        ),
     ):
         HARDWARE.check(values, "episode 2")
     assert HARDWARE.clip(values)[3, 2].item() == pytest.approx(96.83, abs=0.01)
@@ -52,7 +55,7 @@ def test_joints_are_found_by_name() -> None:
         joint_index(HARDWARE, [name for name in HARDWARE.joint_names if name != "wrist_roll"])
 
 
-# --- control modes ----------------------------------------------------------------------------------------------------
+# --- control modes ------------------------------------------------------------------------------------------
 
 
 def test_an_absolute_action_spans_each_joints_range() -> None:
@@ -107,7 +110,7 @@ def test_a_way_that_is_too_long_for_one_delta_is_caught_up() -> None:
     np.testing.assert_allclose(env.targets_to_actions(targets, obs)[0, :, 0], [1.0, 1.0, 0.5, 0.0], atol=1e-5)
 
 
-# --- starting an episode as it was drawn -------------------------------------------------------------------------------
+# --- starting an episode as it was drawn --------------------------------------------------------------------
 
 
 def test_an_episode_starts_with_given_draws() -> None:

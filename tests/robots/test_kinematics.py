@@ -1,4 +1,5 @@
-"""Kinematics in torch: against measured figures, MuJoCo, SciPy, finite differences, and an arm worked out by hand."""
+"""Kinematics in torch: against measured figures, MuJoCo, SciPy, finite differences, and an arm worked out by
+hand."""
 
 from __future__ import annotations
 
@@ -118,7 +119,9 @@ def test_rows_do_not_depend_on_the_batch(arm: KinematicChain) -> None:
 MJCF = """<mujoco><worldbody>
   <site name="fixed"/>
   <body name="a"><joint name="a" type="{kind}" pos="{pos}"/><geom size="0.1"/>
-    <body name="b" pos="1 0 0"><joint name="b" axis="0 1 0"/><geom size="0.1"/><site name="tip" pos="0.5 0 0"/></body>
+    <body name="b" pos="1 0 0">
+      <joint name="b" axis="0 1 0"/><geom size="0.1"/><site name="tip" pos="0.5 0 0"/>
+    </body>
     <body name="c"><joint name="c" type="slide"/><geom size="0.1"/></body>
   </body>
 </worldbody></mujoco>"""
@@ -154,7 +157,7 @@ def test_models_that_are_no_chain_are_named(built: mujoco.MjModel, site: str, me
         KinematicChain.from_mujoco(built, site)
 
 
-# --- damped least squares ---------------------------------------------------------------------------------------------
+# --- damped least squares -----------------------------------------------------------------------------------
 
 ELEMENTS = st.floats(-1, 1)
 
@@ -196,7 +199,8 @@ def test_little_damping_reaches_the_target(arm: KinematicChain) -> None:
 
 
 def chain_urdf(*kinds: str, end: str = "") -> str:
-    """A robot of links l0, l1, … with joints of these types; its meshes are not on disk, and its limits are odd."""
+    """A robot of links l0, l1, … with joints of these types; its meshes are not on disk, and its limits are
+    odd."""
     mesh = '<visual><geometry><mesh filename="package://nowhere/part.dae"/></geometry></visual>'
     links = "".join(
         f'<link name="l{i}">{mesh}{mesh.replace("visual", "collision")}</link>' for i in range(len(kinds) + 1)
@@ -218,7 +222,8 @@ def euler_frame(xyz: tuple[float, float, float], rpy: tuple[float, float, float]
 
 
 def test_from_urdf__product_of_transforms() -> None:
-    """Fixed joints are folded into the offsets, and a branch with a joint that MuJoCo cannot parse is left out."""
+    """Fixed joints are folded into the offsets, and a branch with a joint that MuJoCo cannot parse is left
+    out."""
     branch = (
         '<link name="side"/><joint name="odd" type="floating"><parent link="l1"/><child link="side"/></joint>'
     )

@@ -63,7 +63,8 @@ def trial_pid(run: RunFolder) -> int:
 
 @pytest.mark.slow
 def test_run_trials__killed_then_resumed_then_interrupted(tmp_path: Path, executor: list[str]) -> None:
-    """Two trials, one of a few hundred steps and one of hours; the sweep is killed once the short one has finished."""
+    """Two trials, one of a few hundred steps and one of hours; the sweep is killed once the short one has
+    finished."""
     out, log = tmp_path / "sweep", tmp_path / "log"
     flags = ["--grid", "total_timesteps=256,10000000", "--seeds", "1", "--n-episodes", "4", *executor]
     short, long = (RunFolder(out / "trials" / f"total_timesteps={n},seed=1") for n in (256, 10_000_000))

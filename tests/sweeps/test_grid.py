@@ -64,7 +64,7 @@ def a_trial(folder: Path, steps: int = 64, **values: Any) -> Trial:
     return trial
 
 
-# --- the grid -------------------------------------------------------------------------------------------------------
+# --- the grid -----------------------------------------------------------------------------------------------
 
 
 def test_a_grid_of_settings_of_every_part() -> None:
@@ -238,7 +238,7 @@ def test_the_command_refuses_before_it_starts_anything(
     assert not out.exists()
 
 
-# --- the trials' processes ------------------------------------------------------------------------------------------
+# --- the trials' processes ----------------------------------------------------------------------------------
 
 
 def until(process: TrialProcess, *states: str, seconds: float = 180.0) -> TrialProgress:
@@ -313,10 +313,9 @@ def test_a_process_of_a_trial_ends_with_its_parent(
 ) -> None:
     """As when Ray's worker is killed: here a parent that starts it and is killed."""
     script = (
-        "import os, subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-m', 'residual_rl.cli.trial', str(os.getpid()), *sys.argv[1:]])\n"
-        "print(child.pid, flush=True)\n"
-        "time.sleep(600)\n"
+        "import os, subprocess, sys, time\nchild = subprocess.Popen([sys.executable, '-m',"
+        " 'residual_rl.cli.trial', str(os.getpid()), *sys.argv[1:]])\nprint(child.pid,"
+        " flush=True)\ntime.sleep(600)\n"
     )
     run = tmp_path / "run"
     command = ["train", "so101-paper", *TRAIN, "--total-timesteps", "10000000", "--output-dir", str(run)]
@@ -360,7 +359,7 @@ def test_the_figures_of_a_run_that_is_being_written(tmp_path: Path) -> None:
     assert trial_metrics(trial) == {"step": 64, "speed": 40.0, "success": 0.5}
 
 
-# --- the ranking ----------------------------------------------------------------------------------------------------
+# --- the ranking --------------------------------------------------------------------------------------------
 
 
 def outcomes(*seeds: list[int]) -> dict[int, dict[int, float]]:
@@ -374,7 +373,8 @@ def test_success_keeps_wilsons_width_where_every_episode_succeeds() -> None:
 
 
 def test_success_is_less_sure_where_seeds_differ() -> None:
-    """Of seeds that succeed always and never the mean of two draws is 0, 1/2 or 1: each end of the interval is among them."""
+    """Of seeds that succeed always and never the mean of two draws is 0, 1/2 or 1: each end of the interval
+    is among them."""
     summary = success_of(outcomes([1] * 100, [0] * 100))
     assert (summary.mean, summary.low, summary.high) == (0.5, 0.0, 1.0)
     same = success_of(outcomes([1, 0] * 50, [1, 0] * 50))
@@ -382,12 +382,14 @@ def test_success_is_less_sure_where_seeds_differ() -> None:
 
 
 def test_the_bootstrap_by_hand() -> None:
-    """Two seeds that fail in the first of two episodes, one of which solves the second: of the values [[0, 0], [0, 1]] a draw takes r of
-    two rows and c of two columns of the one that is 1, and has the mean r·c / 4. P(r = 2) = 1/4, so P(1) = 1/16, P(1/2) = 4/16,
-    P(1/4) = 4/16 and P(0) = 7/16; the 2.5 % and 97.5 % points are 0 and 1."""
+    """Two seeds that fail in the first of two episodes, one of which solves the second: of the values [[0,
+    0], [0, 1]] a draw takes r of two rows and c of two columns of the one that is 1, and has the mean r·c /
+    4. P(r = 2) = 1/4, so P(1) = 1/16, P(1/2) = 4/16, P(1/4) = 4/16 and P(0) = 7/16; the 2.5 % and 97.5 %
+       points are 0 and 1."""
     values = np.array([[0.0, 0.0], [0.0, 1.0]])
     assert _bootstrap(values) == (0.0, 1.0)
-    # [[0, 0, 0], [0, 0, 1]]: a mean of 1 takes both rows and all three columns, (1/4)·(1/27) < 2.5 %; the next is 2·2 / 6 = 2/3,
+    # [[0, 0, 0], [0, 0, 1]]: a mean of 1 takes both rows and all three columns, (1/4)·(1/27) < 2.5 %; the
+    # next is 2·2 / 6 = 2/3,
     # (1/4)·(6/27) = 5.6 %
     assert _bootstrap(np.array([[0.0] * 3, [0.0, 0.0, 1.0]])) == (0.0, pytest.approx(2 / 3))
 
@@ -430,7 +432,7 @@ def test_points_are_ranked_by_the_lower_end_and_ties_are_marked() -> None:
     assert third.difference.mean == pytest.approx(0.225 - 1.0)  # over the seeds 1 and 2
 
 
-# --- the report -----------------------------------------------------------------------------------------------------
+# --- the report ---------------------------------------------------------------------------------------------
 
 
 def finish(trial: Trial, values: list[int]) -> None:
@@ -506,7 +508,7 @@ def test_the_table_shows_each_trial(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "residual_scale=0.3,seed=1  running  50,000/250,000  50.0 %  3:20" in capsys.readouterr().out
 
 
-# --- what runs, with Ray left out -----------------------------------------------------------------------------------
+# --- what runs, with Ray left out ---------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -109,7 +109,8 @@ def test_paired_difference_of_outcomes_that_are_all_alike_keeps_its_width() -> N
         pytest.approx(-0.0195996, abs=1e-7),
         pytest.approx(0.0195996, abs=1e-7),
     )
-    # centre 0.98, half z·√(98 + 1 - 98²/100) / 100 = 0.0337205: cut at 1, since an adjusted Wald interval can leave [-1, 1]
+    # centre 0.98, half z·√(98 + 1 - 98²/100) / 100 = 0.0337205: cut at 1, since an adjusted Wald interval can
+    # leave [-1, 1]
     apart = paired_difference(ones, zeros, binary=True)
     assert (apart.mean, apart.low, apart.high) == (1.0, pytest.approx(0.9462795, abs=1e-6), 1.0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,7 +105,7 @@ class HybridPolicy(BasePolicy):
 def _load_switch(reference: str) -> Switch:
     module, _, name = reference.partition(":")
     try:
-        function: Switch = getattr(importlib.import_module(module), name)
+        function: Any = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"switch must be MODULE:FUNCTION that Python can import, not {reference!r}: {error}; "
@@ -113,7 +114,8 @@ def _load_switch(reference: str) -> Switch:
     if not callable(function):
         kind = type(function).__name__
         raise ConfigError(f"switch must be the name of a function; {reference!r} is a {kind}")
-    return function
+    switch: Switch = function
+    return switch
 
 
 def make(cfg: HybridCfg, env: VecEnv) -> HybridPolicy:

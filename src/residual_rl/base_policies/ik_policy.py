@@ -1,7 +1,8 @@
 """Inverse kinematics towards the Cartesian goals of a task, for any arm that an env describes.
 
-Where actions are changes of the tool's pose, the way to the goal is commanded as it is, and the env's controller does the rest. Where they
-are changes of joints, it is damped least squares on the Jacobian of the robot's URDF.
+Where actions are changes of the tool's pose, the way to the goal is commanded as it is, and the env's
+controller does the rest. Where they are changes of joints, it is damped least squares on the Jacobian of the
+robot's URDF.
 """
 
 from __future__ import annotations
@@ -39,19 +40,21 @@ class IKPolicy(BasePolicy):
         arm = env.arm
         if arm is None:
             raise ConfigError(
-                "it needs an env with one arm that says what its actions do with its tool; this one says nothing of it"
+                "it needs an env with one arm that says what its actions do with its tool; this one says"
+                " nothing of it"
             )
         if arm.control is None:
             mode = env.control_mode or "its own"
             raise ConfigError(
-                f"it does not know what actions of control mode {mode!r} of robot {arm.robot!r} do with the tool; choose pd_ee_delta_pos, "
-                "pd_ee_delta_pose or pd_joint_delta_pos"
+                f"it does not know what actions of control mode {mode!r} of robot {arm.robot!r} do with the"
+                " tool; choose pd_ee_delta_pos, pd_ee_delta_pose or pd_joint_delta_pos"
             )
         if goals.grips and not arm.gripper_index:
             raise ConfigError(f"robot {arm.robot!r} has no gripper, and {type(goals).__name__} take one")
         if arm.gripper_index and arm.gripper_opens is None:
             raise ConfigError(
-                f"no one says which action opens the gripper of robot {arm.robot!r}: give its class an attribute gripper_opens, 1.0 or -1.0"
+                f"no one says which action opens the gripper of robot {arm.robot!r}: give its class an"
+                " attribute gripper_opens, 1.0 or -1.0"
             )
 
         # Select the observations that the goals and the controller need.
@@ -119,7 +122,8 @@ class IKPolicy(BasePolicy):
 
 
 def turn_to(quaternion: Tensor, yaw: Tensor | None) -> Tensor:
-    """The rotation vectors [b, 3] that point a tool's z axis down, and turn its y axis to `yaw` [b] or the nearest quarter turn from it.
+    """The rotation vectors [b, 3] that point a tool's z axis down, and turn its y axis to `yaw` [b] or the
+    nearest quarter turn from it.
 
     Args:
         quaternion: of the tool (w, x, y, z) [b, 4].
@@ -154,7 +158,8 @@ def _bounded(vector: Tensor) -> Tensor:
 
 
 class _Jacobian:
-    """The tool's velocity along and about the axes of the robot's base, per velocity of the joints that the actions move.
+    """The tool's velocity along and about the axes of the robot's base, per velocity of the joints that the
+    actions move.
 
     Raises `ConfigError` where the arm's URDF cannot be used.
     """
@@ -164,8 +169,9 @@ class _Jacobian:
         names = self._chain.joint_names
         if names != arm.moving_joint_names:
             raise ConfigError(
-                f"the joints that move {arm.tool_link!r} are {', '.join(names)} in {arm.urdf}, and "
-                f"{', '.join(arm.moving_joint_names)} in the simulator: choose a Cartesian control mode, such as pd_ee_delta_pose"
+                f"the joints that move {arm.tool_link!r} are {', '.join(names)} in {arm.urdf}, and"
+                f" {', '.join(arm.moving_joint_names)} in the simulator: choose a Cartesian control mode,"
+                " such as pd_ee_delta_pose"
             )
         still = [name for name in arm.joint_names if name not in names]
         if still:

@@ -77,8 +77,10 @@ def run_bench(cfg: TrainCfg, bench: BenchCfg, tell: Callable[[str], None]) -> di
         "format_version": FORMAT_VERSION,
         "task": cfg.task_id,
         "settings": dataclasses.asdict(bench),
-        "caption": f"Stable-Baselines3 runs without the normalisation of observations and rewards that ours has. "
-        f"Learners use {cfg.run.torch_threads} torch thread(s), each of its subprocesses 1.",
+        "caption": (
+            "Stable-Baselines3 runs without the normalisation of observations and rewards that ours has. "
+            f"Learners use {cfg.run.torch_threads} torch thread(s), each of its subprocesses 1."
+        ),
         "rows": [
             dataclasses.asdict(row) for part in ("stepping", "training", "cameras") for row in rows[part]
         ],
@@ -124,7 +126,10 @@ def _stepping(cfg: TrainCfg, bench: BenchCfg) -> list[Row]:
 
 def _training(cfg: TrainCfg, bench: BenchCfg) -> list[Row]:
     speeds = compare_training(cfg, bench.training_repeats)
-    ours = f"{SETTINGS['num_envs']} worlds, {cfg.base_policy_id}, 2,048 steps and 64 gradient steps of 256 an update"
+    ours = (
+        f"{SETTINGS['num_envs']} worlds, {cfg.base_policy_id}, 2,048 steps and 64 gradient steps of 256 an"
+        " update"
+    )
     theirs = f"{SB3_ENVS} subprocesses, the same env, networks and gradient samples"
 
     # Compare with Stable-Baselines3 where it is installed.

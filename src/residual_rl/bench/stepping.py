@@ -1,8 +1,9 @@
 """Speed of a task's envs compared with bare MuJoCo on the same states.
 
-A stretch of env steps is recorded once: for each world and episode the start state, the model with what was randomised in it, and the servo
-commands of every physics step. `mujoco.rollout`, a loop over `mj_step` in C, then runs the same physics alone, with as many threads; the
-states it ends in are compared bit for bit with those of the env. The two take turns.
+A stretch of env steps is recorded once: for each world and episode the start state, the model with what was
+randomised in it, and the servo commands of every physics step. `mujoco.rollout`, a loop over `mj_step` in C,
+then runs the same physics alone, with as many threads; the states it ends in are compared bit for bit with
+those of the env. The two take turns.
 """
 
 from __future__ import annotations
@@ -85,10 +86,11 @@ class Speeds:
 
 
 def compare_stepping(env: ResidualEnv, num_steps: int, repeats: int, seed: int = 0) -> Speeds:
-    """Step `env` and bare MuJoCo in turns, `num_steps` policy steps each, on the states that the base policy with random residuals visits.
+    """Step `env` and bare MuJoCo in turns, `num_steps` policy steps each, on the states that the base policy
+    with random residuals visits.
 
-    Raises `NotMujocoError` where the worlds are not MuJoCo's, and `ResidualRLError` where bare MuJoCo ends in other states than the env:
-    then the two did not do the same work, and no figure means anything.
+    Raises `NotMujocoError` where the worlds are not MuJoCo's, and `ResidualRLError` where bare MuJoCo ends in
+    other states than the env: then the two did not do the same work, and no figure means anything.
     """
     task_env, physics = _mujoco_env(env)
     stretch = _record(env, num_steps, seed)
@@ -127,19 +129,19 @@ def _record(env: ResidualEnv, num_steps: int, seed: int) -> Stretch:
     current: dict[int, Segment] = {}
     step, reset = physics.step, physics.reset
 
-    def recorded_reset(worlds: Tensor, episode: dict[str, Tensor]) -> None:
-        reset(worlds, episode)
-        for world in worlds.tolist():
-            current[world] = _segment(physics, world)
-            segments.append(current[world])
+    def recorded_reset(env_ids: Tensor, episode: dict[str, Tensor]) -> None:
+        reset(env_ids, episode)
+        for env_id in env_ids.tolist():
+            current[env_id] = _segment(physics, env_id)
+            segments.append(current[env_id])
 
-    def recorded_step(joint_target: Tensor, worlds: Tensor | None = None) -> None:
+    def recorded_step(joint_target: Tensor, env_ids: Tensor | None = None) -> None:
         commands = physics.commands(joint_target)
-        step(joint_target, worlds)
+        step(joint_target, env_ids)
         ends = physics.scenes().numpy()
-        for world, segment in current.items():
-            segment.commands.append(commands[world])
-            segment.end = ends[world]
+        for env_id, segment in current.items():
+            segment.commands.append(commands[env_id])
+            segment.end = ends[env_id]
 
     # Step the base policy with random residuals while the physics is recorded.
     physics.step, physics.reset = recorded_step, recorded_reset  # type: ignore[method-assign]
@@ -180,7 +182,8 @@ class _RawPhysics:
         ]
 
     def run(self) -> None:
-        """All segments, from their start states. Raises `ResidualRLError` where one ends elsewhere than the env did."""
+        """All segments, from their start states. Raises `ResidualRLError` where one ends elsewhere than the
+        env did."""
         todo: queue.SimpleQueue[int] = queue.SimpleQueue()
         for i in range(len(self._jobs)):
             todo.put(i)
@@ -230,10 +233,10 @@ def _timed_env(env: TaskEnv, physics: MujocoPhysics, stretch: Stretch) -> tuple[
     env.reset(seed=stretch.seed)
     spent, step = 0.0, physics.step
 
-    def timed_step(joint_target: Tensor, worlds: Tensor | None = None) -> None:
+    def timed_step(joint_target: Tensor, env_ids: Tensor | None = None) -> None:
         nonlocal spent
         start = time.process_time()
-        step(joint_target, worlds)
+        step(joint_target, env_ids)
         spent += time.process_time() - start
 
     def run() -> None:

@@ -68,7 +68,8 @@ def _chosen(
     found = {name: (tensors, beside) for name, tensors, beside in networks}
     if not found:
         raise CheckpointError(
-            f"{path} contains no conditional U-Net: no tensor is named …{_TIME}, as in public Diffusion Policy checkpoints"
+            f"{path} contains no conditional U-Net: no tensor is named …{_TIME}, as in public Diffusion"
+            " Policy checkpoints"
         )
     averaged = [name for name in found if "ema" in name.lower()]
     if wanted is not None and wanted not in found:
@@ -81,8 +82,8 @@ def _chosen(
     tensors, beside = found[choice[0]]
     if beside:
         raise CheckpointError(
-            f"{path} has tensors beside the U-Net {choice[0]!r}: {_listed(beside)}; policies with encoders of images or normalizers of "
-            "their own cannot be converted, only those that see a state as it is"
+            f"{path} has tensors beside the U-Net {choice[0]!r}: {_listed(beside)}; policies with encoders of"
+            " images or normalizers of their own cannot be converted, only those that see a state as it is"
         )
     return choice[0], tensors
 
@@ -102,8 +103,8 @@ def _settings(tensors: State, cfg: ConvertCfg, where: str) -> ModelSettings:
     window_dim = _shape(tensors, _CONDITION, 2, where)[1] - time_dim
     if window_dim < 1 or window_dim % cfg.num_obs_steps:
         raise ConfigError(
-            f"{where} has {window_dim} inputs besides the time, which cannot be {cfg.num_obs_steps} observations of equal size: "
-            "choose the --num-obs-steps that it was trained with"
+            f"{where} has {window_dim} inputs besides the time, which cannot be {cfg.num_obs_steps}"
+            " observations of equal size: choose the --num-obs-steps that it was trained with"
         )
     obs_dim = window_dim // cfg.num_obs_steps
     # Padding
@@ -111,13 +112,14 @@ def _settings(tensors: State, cfg: ConvertCfg, where: str) -> ModelSettings:
     if cfg.pad_obs_to is not None:
         if cfg.pad_obs_to != obs_dim:
             raise ConfigError(
-                f"{where} has observations of size {obs_dim} with num_obs_steps {cfg.num_obs_steps}, not {cfg.pad_obs_to}"
+                f"{where} has observations of size {obs_dim} with num_obs_steps {cfg.num_obs_steps}, not"
+                f" {cfg.pad_obs_to}"
             )
         pose = ROBOT_BASE_POSE
         if obs_dim < pose.index + len(pose.values):
             raise ConfigError(
-                f"{where} has observations of size {obs_dim}, too small for the robot's base pose ({len(pose.values)} numbers) at "
-                f"index {pose.index}: do not set pad_obs_to"
+                f"{where} has observations of size {obs_dim}, too small for the robot's base pose"
+                f" ({len(pose.values)} numbers) at index {pose.index}: do not set pad_obs_to"
             )
         padding = padding_to(obs_dim, obs_dim - len(pose.values))
     return ModelSettings(
@@ -152,7 +154,8 @@ def _shape(tensors: State, name: str, dimensions: int, where: str) -> torch.Size
     shape = tensors[name].shape
     if len(shape) != dimensions or 0 in shape:
         raise CheckpointError(
-            f"{where} is not a conditional U-Net: {name} has shape {list(shape)}, expected {dimensions} nonzero dimensions"
+            f"{where} is not a conditional U-Net: {name} has shape {list(shape)}, expected {dimensions}"
+            " nonzero dimensions"
         )
     return shape
 

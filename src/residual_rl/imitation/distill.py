@@ -95,7 +95,8 @@ def find_teacher(run: Path, model: str) -> Teacher:
         raise ConfigError(f"{run} is not a run folder: distill needs the output of `residual-rl train`")
     if not (run / "config.json").is_file():
         raise ConfigError(
-            f"{run} is not a run folder, as it has no config.json: distill needs the output of `residual-rl train`"
+            f"{run} is not a run folder, as it has no config.json: distill needs the output of `residual-rl"
+            " train`"
         )
     file = find_policy(run, model).file
     return Teacher(run, file, load_policy(file))
@@ -128,7 +129,8 @@ def gather(folder: Path, cfg: DistillCfg, task_id: str, collect: Collect) -> int
     with Demonstrations.open(file) as demos:
         if demos.task_id != task_id:
             raise ConfigError(
-                f"{file} has episodes of task {demos.task_id!r}, but the run was trained on {task_id!r}: remove the file"
+                f"{file} has episodes of task {demos.task_id!r}, but the run was trained on {task_id!r}:"
+                " remove the file"
             )
         missing, last = cfg.n_episodes - len(demos), _last_seed(demos)
     if missing > 0:
@@ -216,5 +218,6 @@ def check_same_teacher(stored: str, teacher: Teacher) -> None:
     digest `stored`."""
     if stored != teacher.digest:
         raise CheckpointError(
-            f"{teacher.file} has changed since this distillation started: distill it into another --output-dir"
+            f"{teacher.file} has changed since this distillation started: distill it into another"
+            " --output-dir"
         )

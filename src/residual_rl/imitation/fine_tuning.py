@@ -72,7 +72,8 @@ def check_initial(model: ImitationModel, settings: ModelSettings, statistics: St
         raise ConfigError(f"{model.name} has control mode {modes[0]}, but the demonstrations have {modes[1]}")
     if old.action_dim != settings.action_dim:
         raise ConfigError(
-            f"{model.name} has actions of size {old.action_dim}, but the demonstrations have {settings.action_dim}"
+            f"{model.name} has actions of size {old.action_dim}, but the demonstrations have"
+            f" {settings.action_dim}"
         )
 
 
@@ -99,7 +100,8 @@ def check_observations(model: ImitationModel, cfg: ImitateCfg, obs_dim: int) -> 
         elif old.obs_size == padded + pose:
             fix = f"use --pad-obs-to {old.obs_size} to insert the robot's base pose, or {fix}"
         raise ConfigError(
-            f"{model.name} has observations of {old.obs_size} numbers, but the demonstrations have {given}: {fix}"
+            f"{model.name} has observations of {old.obs_size} numbers, but the demonstrations have {given}:"
+            f" {fix}"
         )
     if old.obs_keys != cfg.obs_keys:
         theirs, mine = (", ".join(keys) for keys in (old.obs_keys, cfg.obs_keys))
@@ -132,7 +134,8 @@ def initial_weights(fresh: ImitationModel, model: ImitationModel, adapt_obs: boo
         observing = getattr(fresh.network, "observing", None)
         if not observing:
             raise CheckpointError(
-                f"--adapt-obs cannot be used with {model.name}: its network does not declare which weights read observations"
+                f"--adapt-obs cannot be used with {model.name}: its network does not declare which weights"
+                " read observations"
             )
         drawn = module_state(fresh.network)
         for name in observing:
@@ -157,6 +160,7 @@ def warn_out_of_range(statistics: Statistics, actions: Tensor) -> None:
     )
     if outside.any():
         _log.warning(
-            "%.2g %% of the elements of the demonstrated actions are outside of the policy's range and are clipped",
+            "%.2g %% of the elements of the demonstrated actions are outside of the policy's range and are"
+            " clipped",
             100 * outside.float().mean().item(),
         )

@@ -177,7 +177,8 @@ class ImitationModel:
         version = state.get("model_version")
         if version != MODEL_VERSION:
             raise CheckpointError(
-                f"{file} is an imitation model of version {version}; this release supports version {MODEL_VERSION}"
+                f"{file} is an imitation model of version {version}; this release supports version"
+                f" {MODEL_VERSION}"
             )
         try:
             settings = ModelSettings.from_dict(state["settings"])

@@ -110,8 +110,8 @@ class Statistics:
         missing = [name for name in names if not isinstance((state or {}).get(name), Tensor)]
         if state is None or missing:
             raise CheckpointError(
-                f"{where} has no normalisation statistics ({', '.join(missing)} missing), without which the model cannot be used: "
-                "train it again with `residual-rl imitate`"
+                f"{where} has no normalisation statistics ({', '.join(missing)} missing), without which the"
+                " model cannot be used: train it again with `residual-rl imitate`"
             )
         for name in names:
             shape = [] if name == "obs_clip" else [obs_dim if name.startswith("obs") else action_dim]

@@ -84,14 +84,16 @@ def make(cfg: ILCfg, env: VecEnv) -> ILPolicy:
 
     if not cfg.checkpoint:
         raise ConfigError(
-            "no checkpoint given: set --il-checkpoint FOLDER to a result of `residual-rl imitate` or `convert`"
+            "no checkpoint given: set --il-checkpoint FOLDER to a result of `residual-rl imitate` or"
+            " `convert`"
         )
     model = ImitationModel.load(cfg.checkpoint)
     check_fit(model, env)
     settings = model.settings
     if cfg.num_action_steps is not None and cfg.num_action_steps > settings.chunk_size:
         raise ConfigError(
-            f"num_action_steps must be at most {settings.chunk_size}, the chunk size of {model.name}, not {cfg.num_action_steps}"
+            f"num_action_steps must be at most {settings.chunk_size}, the chunk size of {model.name}, not"
+            f" {cfg.num_action_steps}"
         )
     return ILPolicy(cfg, model, env.device)
 
@@ -108,11 +110,13 @@ def check_fit(model: ImitationModel, env: VecEnv) -> None:
         shape = settings.obs_shapes[key]
         if key not in spaces:
             raise ConfigError(
-                f"{name} was trained on {key!r} {shape}, which this env does not have ({', '.join(spaces)}); {made_for}"
+                f"{name} was trained on {key!r} {shape}, which this env does not have ({', '.join(spaces)});"
+                f" {made_for}"
             )
         if tuple(spaces[key].shape) != shape:
             raise ConfigError(
-                f"{name} was trained on {key!r} {shape}, but this env has {tuple(spaces[key].shape)}; {made_for}"
+                f"{name} was trained on {key!r} {shape}, but this env has {tuple(spaces[key].shape)};"
+                f" {made_for}"
             )
     # Actions
     mode = settings.task_settings.get("control_mode")
@@ -134,8 +138,9 @@ def check_fit(model: ImitationModel, env: VecEnv) -> None:
         mine, theirs, rtol=1e-4, atol=0.0
     ):
         raise ConfigError(
-            f"{name} was trained with an action unit of {_sizes(mine)} {settings.action_unit_name}, but in this env it is "
-            f"{_sizes(theirs)} {env.action_unit_name}: the control mode or the scale of actions differs; {made_for}"
+            f"{name} was trained with an action unit of {_sizes(mine)} {settings.action_unit_name}, but in"
+            f" this env it is {_sizes(theirs)} {env.action_unit_name}: the control mode or the scale of"
+            f" actions differs; {made_for}"
         )
 
 

@@ -57,7 +57,8 @@ class SuccessEvaluation:
         self._executor(policy)
         if len(self.env.action_unit) != action_dim:
             raise ConfigError(
-                f"the demonstrations' actions have size {action_dim}, but those of their task {len(self.env.action_unit)}"
+                f"the demonstrations' actions have size {action_dim}, but those of their task"
+                f" {len(self.env.action_unit)}"
             )
 
     def affordable(self, step: int) -> bool:
@@ -68,7 +69,8 @@ class SuccessEvaluation:
             return True
         if not self._warned:
             _log.warning(
-                "evaluation at step %d skipped, and more will be: one takes %.0f s, and the limit is %.0f %% of the time (--eval-share)",
+                "evaluation at step %d skipped, and more will be: one takes %.0f s, and the limit is %.0f %%"
+                " of the time (--eval-share)",
                 step,
                 self._last,
                 100 * self._share,

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from residual_rl.base_policies.il import ILCfg
 from residual_rl.demos.reader import Demonstrations
-from residual_rl.errors import CheckpointError, ConfigError
+from residual_rl.errors import ConfigError
 from residual_rl.evaluation.training_curves import save_curves
 from residual_rl.factory import usable_device
 from residual_rl.imitation.config import ImitateCfg
@@ -31,17 +30,17 @@ from residual_rl.imitation.normalization import Statistics
 from residual_rl.imitation.obs_padding import padding_to
 from residual_rl.imitation.policy import ILPolicy
 from residual_rl.imitation.success_evaluation import SuccessEvaluation
+from residual_rl.imitation.trainer_state import Progress, ResumableTrainer
 from residual_rl.imitation.windows import Windows, make_windows, split_episodes
 from residual_rl.learners.common.compilation import compiled
 from residual_rl.learners.common.ema import ActorEMA
 from residual_rl.learners.common.optimizer import FlatAdam
 from residual_rl.runs.checkpoint import CheckpointFolder
-from residual_rl.runs.logger import Logger, read_metrics
+from residual_rl.runs.logger import Logger
 from residual_rl.runs.progress_bar import ProgressBar
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.types import BasePolicy, Metrics, State
 from residual_rl.utils.files import write_json
-from residual_rl.utils.module_state import load_module_state, module_state
 from residual_rl.utils.signals import stop_signals
 
 VAL_WINDOWS = 4096
@@ -67,21 +66,7 @@ def train(cfg: ImitateCfg, demos: Path, out: Path, resume: bool = False) -> dict
         trainer.close()
 
 
-@dataclass
-class Progress:
-    """Progress of training. It is part of every checkpoint and therefore has no wall times."""
-
-    step: int = 0
-    """Gradient steps done."""
-    success: float | None = None
-    """Success rate of the best model so far; None before an evaluation."""
-    val_loss: float | None = None
-    """Validation loss of the best model so far; None without validation."""
-    has_best: bool = False
-    """Whether a best model has been saved."""
-
-
-class Trainer:
+class Trainer(ResumableTrainer):
     """Trains an imitation policy.
 
     Args:
@@ -250,7 +235,7 @@ class Trainer:
             val_windows = make_windows([pairs[i] for i in val_episodes], cfg.obs_keys).padded(padding)
             self.val_windows = val_windows.normalized(self.statistics, self.device)
 
-    # --- one step -----------------------------------------------------------------------------------------------
+    # --- one step -------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
         cfg, step = self.cfg, self.progress.step
@@ -351,58 +336,7 @@ class Trainer:
         ]
         return float(sum(losses)) / count
 
-    # --- saving -------------------------------------------------------------------------------------------------
-
-    def state_dict(self) -> State:
-        """The state needed to resume exactly."""
-        return {
-            "progress": dict(vars(self.progress)),
-            "network": module_state(self.network),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
-            "loss": {"sum": self._loss_sum, "count": self._loss_count},
-            "statistics": self.statistics.state_dict(),
-        }
-
-    def resume(self) -> None:
-        """Restore the newest checkpoint; without one, training starts from the beginning.
-
-        Raises `CheckpointError` if it does not match the settings or the demonstrations.
-        """
-        self._resumed = True
-        latest = self.checkpoints.latest()
-        if latest is None:
-            _log.warning(
-                "%s has no checkpoint yet: training starts from the beginning", self.folder.checkpoints
-            )
-            return
-        step, state = latest
-        name = self.checkpoints.files()[step]
-        try:
-            mine, size = self.statistics.state_dict(), self.settings.obs_size
-            theirs = Statistics.from_state(
-                state["statistics"], size, self.settings.action_dim, str(name)
-            ).state_dict()
-            if any(not torch.equal(mine[key], theirs[key]) for key in mine):
-                raise CheckpointError(
-                    f"{name} was trained on different demonstrations: use the same file and --n-episodes"
-                )
-            load_module_state(self.network, state["network"], str(name))
-            self.ema.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.generator.set_state(state["generator"])
-            self._loss_sum, self._loss_count = state["loss"]["sum"].to(self.device), state["loss"]["count"]
-            self.progress = Progress(**state["progress"])
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{name} does not match this training ({type(error).__name__}: {error}); "
-                "resume with the settings and the release that it was written with"
-            ) from error
-        rows = read_metrics(self.folder.metrics_file) if self.folder.metrics_file.exists() else []
-        self.wall_time = max(
-            (row.get("time/wall", 0.0) for row in rows if row["step"] <= self.progress.step), default=0.0
-        )
+    # --- saving ---------------------------------------------------------------------------------------------
 
     def _finish(self, stopped_by: int | None) -> dict[str, Any]:
         progress, path = self.progress, self.folder.path

@@ -91,7 +91,8 @@ def _vectors(obs: Mapping[str, Any], key: str) -> Any:
     value = np.asarray(obs[key])
     if value.dtype == np.uint8:
         raise ConfigError(
-            f"observation {key!r} {value.shape[1:]} is an image, but these policies support vectors only: remove it from obs_keys"
+            f"observation {key!r} {value.shape[1:]} is an image, but these policies support vectors only:"
+            " remove it from obs_keys"
         )
     return value.astype(np.float32).reshape(len(value), -1)
 

@@ -47,7 +47,8 @@ def retry(attempt: Callable[[], T], server: str, window: float) -> T:
             if left <= 0:
                 waited = f", nor in the {window:g} s after that" if window > 0 else ""
                 raise BasePolicyError(
-                    f"{server}: {gone}{waited}; start it, or raise --base.timeout or --base.reconnect if it is only slow"
+                    f"{server}: {gone}{waited}; start it, or raise --base.timeout or --base.reconnect if it"
+                    " is only slow"
                 ) from gone
             # Wait twice as long each time.
             time.sleep(min(delay, left))

@@ -115,7 +115,8 @@ class Gr00tPolicy(BasePolicy):
         for name in ("units", "action_mode", "invert_gripper", "arm_key", "gripper_key"):
             if getattr(self.cfg, name) != getattr(Gr00tCfg(), name):
                 raise ConfigError(
-                    f"{name} is for servers that do not tell; {self._link.server} is residual-rl serve: leave it out"
+                    f"{name} is for servers that do not tell; {self._link.server} is residual-rl serve: leave"
+                    " it out"
                 )
 
         # The policy receives all of its observation history.
@@ -175,8 +176,9 @@ class Gr00tPolicy(BasePolicy):
                 ]
         if missing:
             raise ConfigError(
-                f"{self._link.server} needs {', '.join(missing)}, and nothing is mapped to it; the env has {', '.join(spaces)}: "
-                f"add --base.cameras ENV_NAME=KEY for video, --base.extra-state ENV_NAME=KEY for state"
+                f"{self._link.server} needs {', '.join(missing)}, and nothing is mapped to it; the env has"
+                f" {', '.join(spaces)}: add --base.cameras ENV_NAME=KEY for video, --base.extra-state"
+                " ENV_NAME=KEY for state"
             )
         return sources
 
@@ -259,7 +261,8 @@ class Gr00tPolicy(BasePolicy):
             or not all(isinstance(part, dict) for part in reply)
         ):
             raise BasePolicyError(
-                f"{self._link.server} gave a {type(reply).__name__}; expected a list of two dicts: actions and info"
+                f"{self._link.server} gave a {type(reply).__name__}; expected a list of two dicts: actions"
+                " and info"
             )
         return *self._parts(reply[0], "", (len(env_ids),)), self._told(reply[1], (len(env_ids),))
 
@@ -319,7 +322,8 @@ class Gr00tPolicy(BasePolicy):
         # The gripper has a key of its own, with or without an axis of size 1.
         if gripper_key not in action:
             raise BasePolicyError(
-                f"{server} gave {', '.join(map(str, action))}; expected {gripper_key!r} besides the arm's {size} joints"
+                f"{server} gave {', '.join(map(str, action))}; expected {gripper_key!r} besides the arm's"
+                f" {size} joints"
             )
         gripper = numbers(action[gripper_key], gripper_key, [(*steps, 1), steps], server)
         return arm, gripper.reshape(*steps, 1)

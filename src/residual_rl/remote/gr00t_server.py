@@ -2,8 +2,8 @@
 
 Formats: NVIDIA/Isaac-GR00T, `gr00t/eval/service.py` and `gr00t/policy/server_client.py`. Requests that are
 waiting at the same time are predicted as one batch. Extensions of the protocol: `session` groups the requests
-of a client (default: those of a socket); `worlds` in the options gives the env index of each row, for policies
-with a state, and for `reset`; `close` frees the envs of a session. `kill` is refused.
+of a client (default: those of a socket); `worlds` in the options gives the env index of each row, for
+policies with a state, and for `reset`; `close` frees the envs of a session. `kill` is refused.
 """
 
 from __future__ import annotations
@@ -277,7 +277,8 @@ class Gr00tServer:
         sizes = {len(value) for value in obs.values()}
         if len(sizes) > 1:
             raise RequestError(
-                f"the batch has {' and '.join(map(str, sorted(sizes)))} worlds: all observations must have the same"
+                f"the batch has {' and '.join(map(str, sorted(sizes)))} worlds: all observations must have"
+                " the same"
             )
         options = {} if self._flat else _options(data)
         rows = _worlds(options, next(iter(sizes), None))
@@ -320,7 +321,8 @@ class Gr00tServer:
         leads = {part.shape[:-1] for part in parts}
         if len(leads) > 1 or [part.shape[-1:] for part in parts] != [(n,) for n in sizes]:
             raise RequestError(
-                f"the arm has {sizes[0]} joints and the gripper 1; got shapes {' and '.join(str(p.shape) for p in parts)}"
+                f"the arm has {sizes[0]} joints and the gripper 1; got shapes"
+                f" {' and '.join(str(p.shape) for p in parts)}"
             )
         arm, *gripper = (torch.from_numpy(part) for part in parts)
         return self._joints.from_server(

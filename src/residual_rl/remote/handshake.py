@@ -83,7 +83,8 @@ class Handshake:
         sizes = told.num_action_steps, told.chunk_size, told.num_obs_steps
         if not 1 <= sizes[0] <= sizes[1] <= _MOST_STEPS or not 1 <= sizes[2] <= _MOST_STEPS:
             raise BasePolicyError(
-                f"{server} sent a handshake with the impossible num_action_steps, chunk_size, num_obs_steps {sizes}"
+                f"{server} sent a handshake with the impossible num_action_steps, chunk_size, num_obs_steps"
+                f" {sizes}"
             )
         return told
 
@@ -111,5 +112,6 @@ class Handshake:
                 f"{name} {list(shape_of(env, name))} {space.dtype}" for name, space in spaces.items()
             )
             raise ConfigError(
-                f"{server} serves {self.policy!r} of task {self.task!r}, which needs {', '.join(missing)}; the env has {has}"
+                f"{server} serves {self.policy!r} of task {self.task!r}, which needs {', '.join(missing)};"
+                f" the env has {has}"
             )

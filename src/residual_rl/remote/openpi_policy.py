@@ -64,7 +64,8 @@ class OpenPiPolicy(BasePolicy):
         if units == "hardware":
             if env.hardware is None:
                 raise ConfigError(
-                    "action_units 'hardware' needs an env that knows the units of a robot's own software; this one has none"
+                    "action_units 'hardware' needs an env that knows the units of a robot's own software;"
+                    " this one has none"
                 )
             self._joints, needed = ArmJoints(env.hardware), conversion_inputs(env)
 
@@ -89,8 +90,8 @@ class OpenPiPolicy(BasePolicy):
         if told.action_units == "normalized" and not told.same_action_scaling(self._env):
             mine = self._env.action_unit.tolist()
             raise ConfigError(
-                f"an action of 1 means {list(told.action_unit)} to {server} (task {told.task!r}), and {mine} to this env: "
-                f"use the same task settings (such as --control-mode) for both"
+                f"an action of 1 means {list(told.action_unit)} to {server} (task {told.task!r}), and {mine}"
+                " to this env: use the same task settings (such as --control-mode) for both"
             )
         self._keys = {served.key: name for name, served in told.inputs.items()}
         self.num_obs_steps, self.chunk_size = told.num_obs_steps, told.chunk_size
@@ -102,7 +103,8 @@ class OpenPiPolicy(BasePolicy):
         self._keys = parse_pairs(self.cfg.observation, "observation")
         if not self._keys:
             raise ConfigError(
-                f"{self._link.server} does not tell what it needs: map it, e.g. --base.observation state=observation/state"
+                f"{self._link.server} does not tell what it needs: map it, e.g. --base.observation"
+                " state=observation/state"
             )
         self.num_action_steps = self.cfg.num_action_steps or NUM_ACTION_STEPS
         self.chunk_size = self.num_action_steps  # it may predict more; those are not executed
@@ -150,7 +152,8 @@ class OpenPiPolicy(BasePolicy):
         )
         if len(actions) < self.chunk_size:
             raise BasePolicyError(
-                f"{server} gave {len(actions)} actions; num_action_steps {self.chunk_size} asks for as many at least"
+                f"{server} gave {len(actions)} actions; num_action_steps {self.chunk_size} asks for as many"
+                " at least"
             )
         return actions[: self.chunk_size]
 

@@ -63,7 +63,8 @@ class OpenPiServer:
             self._socket = socket.create_server((host, port), family=family)
         except OSError as error:
             raise ConfigError(
-                f"cannot listen on {host}, port {port}: {error.strerror or one_line(error)}; choose another --host or --port"
+                f"cannot listen on {host}, port {port}: {error.strerror or one_line(error)}; choose another"
+                " --host or --port"
             ) from None
         bound = self._socket.getsockname()
         self.address = (

@@ -24,10 +24,12 @@ class Server(Interface):
 
 
 def open_server(service: PolicyService, host: str, port: int, token: str | None, idle: float) -> Server:
-    """A server for the protocol that `service` was made for. Raises `ConfigError` where it cannot listen, or must not."""
+    """A server for the protocol that `service` was made for. Raises `ConfigError` where it cannot listen, or
+    must not."""
     if token is None and not is_loopback(host):
         raise ConfigError(
-            f"{host} can be reached from other machines: that needs --token, or RESIDUAL_RL_TOKEN in the environment"
+            f"{host} can be reached from other machines: that needs --token, or RESIDUAL_RL_TOKEN in the"
+            " environment"
         )
     protocol = service.handshake.protocol
     if protocol == "openpi":

@@ -86,7 +86,8 @@ class PolicyService:
         if action_units == "hardware":
             if env.hardware is None:
                 raise ConfigError(
-                    f"task {task!r} does not know the units of a robot's own software: only --protocol openpi can serve it"
+                    f"task {task!r} does not know the units of a robot's own software: only --protocol openpi"
+                    " can serve it"
                 )
             self.joints, needed = ArmJoints(env.hardware), conversion_inputs(env)
 
@@ -118,7 +119,8 @@ class PolicyService:
         """Assign `number` free envs, and reset them. Raises `RequestError` where too few are free."""
         if number > len(self._free):
             raise RequestError(
-                f"{number} world(s) asked for, {len(self._free)} of {self.env.num_envs} free: close other clients, or raise --max-sessions"
+                f"{number} world(s) asked for, {len(self._free)} of {self.env.num_envs} free: close other"
+                " clients, or raise --max-sessions"
             )
         worlds = [heapq.heappop(self._free) for _ in range(number)]
         self.reset(worlds)
@@ -188,7 +190,8 @@ class PolicyService:
             expected = (len(worlds), self.handshake.chunk_size, len(self.env.action_unit))
             if tuple(actions.shape) != expected or not torch.isfinite(actions).all():
                 raise ValueError(
-                    f"it gave {tuple(actions.shape)}, or numbers that are not finite; expected finite {expected}"
+                    f"it gave {tuple(actions.shape)}, or numbers that are not finite; expected finite"
+                    f" {expected}"
                 )
             actions = actions.float().clamp(-1.0, 1.0)  # as the executor clips it
 

@@ -127,7 +127,8 @@ class WebsocketLink:
             status = error.response.status_code
             if status in (401, 403):
                 raise ConfigError(
-                    f"{self.server} refused the token (HTTP {status}); set it as RESIDUAL_RL_TOKEN or --base.api-token"
+                    f"{self.server} refused the token (HTTP {status}); set it as RESIDUAL_RL_TOKEN or"
+                    " --base.api-token"
                 ) from error
             raise ServerUnavailable(f"no websocket, but HTTP status {status}") from error
         except self._errors.InvalidURI as error:

@@ -1,10 +1,14 @@
 """Messages with arrays in them, as policy servers speak them: msgpack, and three ways to write an array.
 
-- `npy`: `{"__ndarray_class__": True, "as_npy": the bytes of a .npy file}`; Isaac-GR00T N1.5, N1.6 and the first of N1.7.
-- `nd`: `{b"nd": True, b"type": "<f4", b"kind": b"", b"shape": [2, 3], b"data": bytes}`; Isaac-GR00T N1.7, which took over msgpack-numpy's.
-- `openpi`: `{b"__ndarray__": True, b"data": bytes, b"dtype": "<f4", b"shape": [2, 3]}`, and `b"__npgeneric__"` for a single number.
+- `npy`: `{"__ndarray_class__": True, "as_npy": the bytes of a .npy file}`; Isaac-GR00T N1.5, N1.6 and the
+  first of N1.7.
+- `nd`: `{b"nd": True, b"type": "<f4", b"kind": b"", b"shape": [2, 3], b"data": bytes}`; Isaac-GR00T N1.7,
+  which took over msgpack-numpy's.
+- `openpi`: `{b"__ndarray__": True, b"data": bytes, b"dtype": "<f4", b"shape": [2, 3]}`, and
+  `b"__npgeneric__"` for a single number.
 
-All three are read wherever they come. Only plain numbers are: no objects, no strings, no records, and so nothing that could run code.
+All three are read wherever they come. Only plain numbers are: no objects, no strings, no records, and so
+nothing that could run code.
 """
 
 from __future__ import annotations
@@ -38,7 +42,8 @@ class WireError(ResidualRLError):
 
 
 def pack(value: Any, encoding: Encoding) -> bytes:
-    """The message of nested dicts, lists, numbers, strings and NumPy arrays. Raises `WireError` for anything else, or too much of it."""
+    """The message of nested dicts, lists, numbers, strings and NumPy arrays. Raises `WireError` for anything
+    else, or too much of it."""
     try:
         data: bytes = _msgpack().packb(value, default=_ENCODERS[encoding])
     except (TypeError, ValueError, OverflowError) as error:

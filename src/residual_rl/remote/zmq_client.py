@@ -49,7 +49,8 @@ class ZmqLink:
         self._close = weakref.finalize(self, _close_all, self._sockets)
 
     def ask(self, endpoint: str, data: Any = None) -> Any:
-        """The answer to one request. Raises `RefusedError` for an error, `BasePolicyError` without a valid answer."""
+        """The answer to one request. Raises `RefusedError` for an error, `BasePolicyError` without a valid
+        answer."""
         return self.ask_all(endpoint, {0: data})[0]
 
     def ask_all(self, endpoint: str, data: Mapping[int, Any]) -> dict[int, Any]:

@@ -15,10 +15,12 @@ class Arm:
 
     robot: str
     control: Literal["joint_delta", "ee_delta_pos", "ee_delta_pose"] | None
-    """What the arm's actions are: changes of its joints from where they are; of the tool's position, or of its position and orientation
-    (a rotation vector), from where it is, along the axes of the robot's base. None for anything else."""
+    """What the arm's actions are: changes of its joints from where they are; of the tool's position, or of
+    its position and orientation (a rotation vector), from where it is, along the axes of the robot's base.
+    None for anything else."""
     action_index: tuple[int, ...]
-    """The arm's actions among all, in the order of `joint_names`, or of x, y, z and the rotations about them."""
+    """The arm's actions among all, in the order of `joint_names`, or of x, y, z and the rotations about
+    them."""
     action_scale: tuple[float, ...]
     """What an action of 1 is for each of them [rad] or [m]; below 0 where its sign is turned."""
     joint_names: tuple[str, ...]

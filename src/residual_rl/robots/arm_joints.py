@@ -28,7 +28,8 @@ class ArmJoints:
         self._order = torch.tensor([*self.arm, *self.gripper]).argsort()
 
     def to_server(self, angles: Tensor) -> tuple[Tensor, Tensor]:
-        """The arm [..., arm] and the gripper [..., 1 or 0] in the server's units, float64, of joint `angles` [..., J] in [rad]."""
+        """The arm [..., arm] and the gripper [..., 1 or 0] in the server's units, float64, of joint `angles`
+        [..., J] in [rad]."""
         values = self._turned(self.hardware.to_hardware(angles))
         if self._radians:
             values = self.hardware.from_hardware(values)

@@ -23,18 +23,21 @@ class ToolGoal:
     is_open: Tensor
     """[b] bool: the gripper."""
     yaw: Tensor | None = None
-    """[b] [rad]: the direction of the tool's y axis about the vertical, or any quarter turn from it; None leaves it as it is."""
+    """[b] [rad]: the direction of the tool's y axis about the vertical, or any quarter turn from it; None
+    leaves it as it is."""
 
 
 class CartesianGoals(ABC):
-    """The goals of one task, from its named observations. It has no state: the caller keeps the phase of each env.
+    """The goals of one task, from its named observations. It has no state: the caller keeps the phase of each
+    env.
 
     Args:
         robot: what the env calls its robot.
     """
 
     inputs: ClassVar[Mapping[str, tuple[int, ...]]] = {}
-    """Observations that it reads, with their shapes without the batch; `tcp_pose` is among them in any case."""
+    """Observations that it reads, with their shapes without the batch; `tcp_pose` is among them in any
+    case."""
     phases: ClassVar[tuple[str, ...]] = ()
     """Names of the phases; an episode begins in the first."""
     grips: ClassVar[bool] = True
@@ -45,7 +48,8 @@ class CartesianGoals(ABC):
 
     @abstractmethod
     def advance(self, obs: Obs, phase: Tensor, steps: Tensor) -> Tensor:
-        """The phases [b] int64 for `obs`, where the last ones were `phase` [b], and had lasted for `steps` [b] int64 plans."""
+        """The phases [b] int64 for `obs`, where the last ones were `phase` [b], and had lasted for `steps`
+        [b] int64 plans."""
 
     @abstractmethod
     def goal(self, obs: Obs, phase: Tensor, steps: Tensor) -> ToolGoal:
@@ -53,7 +57,8 @@ class CartesianGoals(ABC):
 
 
 def funnel(target: Tensor, tool: Tensor, hover: float, tolerance: float = 0.01, slope: float = 3.0) -> Tensor:
-    """`target` [b, 3], raised by up to `hover` [m] in proportion to how far beside it `tool` [b, 3] is: it is reached from above.
+    """`target` [b, 3], raised by up to `hover` [m] in proportion to how far beside it `tool` [b, 3] is: it is
+    reached from above.
 
     Args:
         target: where to go [m].
@@ -68,13 +73,15 @@ def funnel(target: Tensor, tool: Tensor, hover: float, tolerance: float = 0.01, 
 
 
 def yaw_of(pose: Tensor) -> Tensor:
-    """The angle [b] about the vertical of the x axis of `pose` [b, 7], position and quaternion (w, x, y, z) [rad]."""
+    """The angle [b] about the vertical of the x axis of `pose` [b, 7], position and quaternion (w, x, y, z)
+    [rad]."""
     w, x, y, z = pose[:, 3:].unbind(1)
     return torch.atan2(2 * (x * y + w * z), 1 - 2 * (y * y + z * z))
 
 
 def tool_yaw(pose: Tensor) -> Tensor:
-    """The angle [b] about the vertical of a tool's y axis, along which its fingers close, from its `pose` [b, 7] [rad]."""
+    """The angle [b] about the vertical of a tool's y axis, along which its fingers close, from its `pose` [b,
+    7] [rad]."""
     w, x, y, z = pose[:, 3:].unbind(1)
     return torch.atan2(1 - 2 * (x * x + z * z), 2 * (x * y - w * z))
 

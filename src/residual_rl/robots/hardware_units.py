@@ -46,21 +46,23 @@ class HardwareUnits:
         return values.maximum(values.new_tensor(self.low)).minimum(values.new_tensor(self.high))
 
     def check(self, values: Tensor, where: str, slack: float = 1.0) -> None:
-        """Raise `ConfigError` naming the joint, the row and the limits where `values` [N, J] in hardware units are farther than `slack`
-        outside of them. `where` tells what the rows are."""
+        """Raise `ConfigError` naming the joint, the row and the limits where `values` [N, J] in hardware
+        units are farther than `slack` outside of them. `where` tells what the rows are."""
         outside = (values.double() - self.clip(values)).abs() > slack
         if not outside.any():
             return
         row, joint = (int(i) for i in outside.nonzero()[0])
         name, unit, low, high = self.joint_names[joint], self.units[joint], self.low[joint], self.high[joint]
         raise ConfigError(
-            f"{where}: joint {name} is at {float(values[row, joint]):.1f} {unit} in row {row}, outside of {low:.1f} to {high:.1f} {unit} "
-            f"({int(outside.any(1).sum())} of {len(values)} rows have a joint out of range)"
+            f"{where}: joint {name} is at {float(values[row, joint]):.1f} {unit} in row {row}, outside of"
+            f" {low:.1f} to {high:.1f} {unit} ({int(outside.any(1).sum())} of {len(values)} rows have a joint"
+            " out of range)"
         )
 
 
 def joint_index(hardware: HardwareUnits, names: list[str]) -> Tensor:
-    """Where each joint of `hardware` lies among `names` [J] int64; names may end in `.pos`. Raises `ConfigError` for a missing one."""
+    """Where each joint of `hardware` lies among `names` [J] int64; names may end in `.pos`. Raises
+    `ConfigError` for a missing one."""
     bare = [name.removesuffix(".pos") for name in names]
     missing = [name for name in hardware.joint_names if name not in bare]
     if missing:

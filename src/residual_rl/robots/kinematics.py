@@ -66,7 +66,8 @@ class KinematicChain:
         x, y, z = turning.unbind(-1)
         k = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
 
-        # Rodrigues: R = I + sin(q) K + (1 - cos(q)) K². With the offset multiplied in, a joint's transform is a sum of
+        # Rodrigues: R = I + sin(q) K + (1 - cos(q)) K². With the offset multiplied in, a joint's transform is
+        # a sum of
         # three fixed matrices, weighted by 1, sin q and 1 - cos q; slides add a fourth, weighted by q.
         num_terms = 3 if slides is None else 4
         basis = torch.zeros(len(axis), num_terms, 4, 4, dtype=axis.dtype, device=axis.device)
@@ -89,7 +90,8 @@ class KinematicChain:
         return KinematicChain(*tensors, slides, self.joint_names)
 
     def forward(self, joint_position: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames of the joints [B, N, 4, 4] and of the tool [B, 4, 4] in the world, for `joint_position` [B, N] in [rad] or [m]."""
+        """Frames of the joints [B, N, 4, 4] and of the tool [B, 4, 4] in the world, for `joint_position` [B,
+        N] in [rad] or [m]."""
         terms = [torch.ones_like(joint_position), joint_position.sin(), 1.0 - joint_position.cos()]
         if self.slides is not None:
             terms.append(joint_position)
@@ -101,7 +103,8 @@ class KinematicChain:
         return torch.stack(frames, 1), frames[-1] @ self.tool
 
     def jacobian(self, frames: Tensor, tool: Tensor) -> tuple[Tensor, Tensor]:
-        """Linear and angular velocity of the tool's origin per joint velocity, each [B, 3, N], from the result of `forward`."""
+        """Linear and angular velocity of the tool's origin per joint velocity, each [B, 3, N], from the
+        result of `forward`."""
         axis = (frames[..., :3, :3] @ self.axis[..., None]).squeeze(-1)
         lever = tool[:, None, :3, 3] - frames[..., :3, 3]
         linear, angular = torch.linalg.cross(axis, lever), axis
@@ -114,7 +117,8 @@ class KinematicChain:
     def from_mujoco(
         cls, model: mujoco.MjModel, site: str, dtype: torch.dtype = torch.float64
     ) -> KinematicChain:
-        """The chain of hinges and slides that leads to `site` in a compiled MuJoCo model, without the joints that do not move it.
+        """The chain of hinges and slides that leads to `site` in a compiled MuJoCo model, without the joints
+        that do not move it.
 
         Raises `ModelError` where there is no such site or chain.
         """
@@ -157,10 +161,11 @@ class KinematicChain:
 
     @classmethod
     def from_urdf(cls, urdf: str | bytes, link: str, dtype: torch.dtype = torch.float64) -> KinematicChain:
-        """The chain of joints that leads from the root to the frame of `link` in the text of a URDF, which MuJoCo parses.
+        """The chain of joints that leads from the root to the frame of `link` in the text of a URDF, which
+        MuJoCo parses.
 
-        Only the joints on the way are passed to MuJoCo, without geometry, inertia and limits: meshes need not be on disk.
-        Raises `ModelError` where there is no such link or chain, or the text is not a URDF.
+        Only the joints on the way are passed to MuJoCo, without geometry, inertia and limits: meshes need not
+        be on disk. Raises `ModelError` where there is no such link or chain, or the text is not a URDF.
         """
         import mujoco
 
@@ -207,7 +212,8 @@ def _chain_urdf(urdf: str | bytes, link: str) -> str:
 def damped_least_squares(jacobian: Tensor, error: Tensor, damping: float) -> Tensor:
     """Joint steps `Jᵀ (J Jᵀ + damping² I)⁻¹ e` [B, N] for a task-space error [B, M] and Jacobian [B, M, N].
 
-    Wampler (1986), "Manipulator inverse kinematic solutions based on vector formulations and damped least-squares methods".
+    Wampler (1986), "Manipulator inverse kinematic solutions based on vector formulations and damped
+    least-squares methods".
     """
     gram = jacobian @ jacobian.mT
     gram.diagonal(dim1=-2, dim2=-1).add_(damping**2)

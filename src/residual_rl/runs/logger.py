@@ -87,8 +87,8 @@ class Logger:
 
 
 class MetricAverager:
-    """What a row of figures says of the updates since the row before: of figures their means, of whole numbers, which count something, the
-    latest. A mean over a figure that is NaN or infinite is NaN."""
+    """What a row of figures says of the updates since the row before: of figures their means, of whole
+    numbers, which count something, the latest. A mean over a figure that is NaN or infinite is NaN."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float | int | None] = {}

@@ -25,22 +25,24 @@ def run_trials(
     stopped: Callable[[], bool],
     on_progress: OnProgress,
 ) -> None:
-    """Run `trials` side by side until all have ended or `stopped()`; the running ones then save and end before this returns.
+    """Run `trials` side by side until all have ended or `stopped()`; the running ones then save and end
+    before this returns.
 
-    Trials are subprocesses of this machine, as many at a time as it has cores for. Ray runs them instead, on this machine or on a
-    cluster, where `address` is given or a trial needs a GPU.
+    Trials are subprocesses of this machine, as many at a time as it has cores for. Ray runs them instead, on
+    this machine or on a cluster, where `address` is given or a trial needs a GPU.
 
     Args:
         trials: the trials to run or to continue.
         cwd: folder that relative paths among their flags start from.
         cpus: CPU cores of each trial.
         gpus: GPUs of each trial, possibly a fraction.
-        address: address of a running Ray cluster, or `local` for one that is started on this machine for the sweep.
+        address: address of a running Ray cluster, or `local` for one that is started on this machine for the
+            sweep.
         stopped: whether to stop; called several times a second.
         on_progress: called with a trial and its progress.
 
-    Raises `ConfigError` where a trial needs more cores or GPUs than there are, and `MissingDependencyError` where Ray is needed and not
-    installed.
+    Raises `ConfigError` where a trial needs more cores or GPUs than there are, and `MissingDependencyError`
+    where Ray is needed and not installed.
     """
     if _uses_ray(address, gpus):
         from residual_rl.sweeps.ray_executor import run_with_ray
@@ -51,7 +53,8 @@ def run_trials(
 
 
 def require_executor(address: str | None, gpus: float) -> None:
-    """Raise `MissingDependencyError` where `run_trials` with these settings would need Ray, and it is not installed."""
+    """Raise `MissingDependencyError` where `run_trials` with these settings would need Ray, and it is not
+    installed."""
     if _uses_ray(address, gpus):
         from residual_rl.sweeps.ray_executor import require_ray
 
@@ -102,5 +105,6 @@ def check_resources(resources: dict[str, float], cpus: int, gpus: float) -> None
         if wanted > available:
             noun = "CPU cores" if name == "CPU" else "GPUs"
             raise ConfigError(
-                f"{flag} {wanted:g} is more than this machine has ({available:g} {noun}); give at most {available:g}"
+                f"{flag} {wanted:g} is more than this machine has ({available:g} {noun}); give at most"
+                f" {available:g}"
             )

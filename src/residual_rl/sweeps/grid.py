@@ -118,9 +118,9 @@ class Trial:
 def parse_grid(entries: Sequence[str], cfg: TrainCfg) -> dict[str, tuple[str, ...]]:
     """The values by setting of `--grid` entries such as `residual_scale=0.1,0.3`.
 
-    Every setting of `cfg` can be in it, but for the seed, by its own name or that of a flag's alias; a value of several words has blanks
-    between them. Raises `UnknownNameError` for another name, and `ConfigError` for a value of another type. Whether the values of a point
-    fit together, `make_trials` tells.
+    Every setting of `cfg` can be in it, but for the seed, by its own name or that of a flag's alias; a value
+    of several words has blanks between them. Raises `UnknownNameError` for another name, and `ConfigError`
+    for a value of another type. Whether the values of a point fit together, `make_trials` tells.
     """
     grid: dict[str, tuple[str, ...]] = {}
     aliases = {
@@ -255,7 +255,8 @@ def make_trials(sweep: SweepCfg, cfg: TrainCfg, folder: Path) -> list[Trial]:
             )
     if len({trial.name for trial in trials}) < len(trials):
         raise ConfigError(
-            "two points of the grid would have the same folder: their values differ in signs only that a name cannot hold"
+            "two points of the grid would have the same folder: their values differ in signs only that a name"
+            " cannot hold"
         )
     return trials
 
@@ -286,7 +287,8 @@ def _given(flags: Sequence[str], key: str) -> bool:
 
 
 def check_train_flags(flags: Sequence[str], grid: Mapping[str, Any], cfg: TrainCfg | None = None) -> None:
-    """Raise `ConfigError` for a flag of all trials that the sweep or its grid sets; `cfg` has the grid's parts."""
+    """Raise `ConfigError` for a flag of all trials that the sweep or its grid sets; `cfg` has the grid's
+    parts."""
     for key, why in {
         "seed": "give --seeds instead",
         "output_dir": "",

@@ -12,7 +12,8 @@ from residual_rl.errors import ConfigError
 from residual_rl.utils.statistics import LEVEL, Summary, paired_difference, proportion
 
 Outcomes = Mapping[int, Mapping[int, float]]
-"""Success, 0 or 1, of a point of the grid: by training seed, then by episode seed, the same episodes for every training seed."""
+"""Success, 0 or 1, of a point of the grid: by training seed, then by episode seed, the same episodes for
+every training seed."""
 RESAMPLES = 10_000
 
 
@@ -26,13 +27,16 @@ class Ranked:
     per_seed: dict[int, float]
     """Success rate by training seed."""
     tied: bool
-    """Whether its interval overlaps that of the first, so that nothing tells them apart. True for the first itself."""
+    """Whether its interval overlaps that of the first, so that nothing tells them apart. True for the first
+    itself."""
     difference: Summary | None
-    """It less the first, paired by training seed and episode; None for the first, and where they have no seed in common."""
+    """It less the first, paired by training seed and episode; None for the first, and where they have no seed
+    in common."""
 
 
 def rank(points: Mapping[str, Outcomes]) -> list[Ranked]:
-    """The points by the lower ends of their intervals, the highest first: a point that was lucky with few episodes has a low one.
+    """The points by the lower ends of their intervals, the highest first: a point that was lucky with few
+    episodes has a low one.
 
     Equal ends are told apart by the mean, then by the order of `points`.
     """
@@ -49,11 +53,13 @@ def rank(points: Mapping[str, Outcomes]) -> list[Ranked]:
 
 
 def success_of(outcomes: Outcomes) -> Summary:
-    """The success rate over all seeds and episodes, with a 95 % interval: from the lower to the higher of the ends of two.
+    """The success rate over all seeds and episodes, with a 95 % interval: from the lower to the higher of the
+    ends of two.
 
-    One is Wilson's of all episodes as a single sample, which keeps its width where every episode succeeds; the other is a bootstrap that
-    draws training seeds and episodes anew, each with replacement and apart (the crossed design of Owen, "The pigeonhole bootstrap", Annals
-    of Applied Statistics 1, 2007), which is wider where the seeds differ. Of a single seed neither knows what another would give.
+    One is Wilson's of all episodes as a single sample, which keeps its width where every episode succeeds;
+    the other is a bootstrap that draws training seeds and episodes anew, each with replacement and apart (the
+    crossed design of Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1, 2007), which is wider
+    where the seeds differ. Of a single seed neither knows what another would give.
     """
     values = _matrix(outcomes)
     pooled = proportion(values.flatten().tolist())
@@ -61,9 +67,11 @@ def success_of(outcomes: Outcomes) -> Summary:
 
 
 def difference_of(a: Outcomes, b: Outcomes) -> Summary | None:
-    """The success rate of `a` less that of `b` over the training seeds that both have, paired by seed and episode.
+    """The success rate of `a` less that of `b` over the training seeds that both have, paired by seed and
+    episode.
 
-    The interval is the wider, at each end, of Agresti and Min's for matched proportions and of the bootstrap of `success_of`.
+    The interval is the wider, at each end, of Agresti and Min's for matched proportions and of the bootstrap
+    of `success_of`.
     """
     seeds = sorted(set(a) & set(b))
     if not seeds:
@@ -86,7 +94,8 @@ def _matrix(outcomes: Outcomes) -> NDArray[np.float64]:
 
 
 def _bootstrap(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Percentiles of the mean of `values` [S, E] with rows and columns drawn with replacement; always the same draws."""
+    """Percentiles of the mean of `values` [S, E] with rows and columns drawn with replacement; always the
+    same draws."""
     random = np.random.default_rng(0)
     rows, columns = (random.multinomial(n, np.full(n, 1.0 / n), size=RESAMPLES) for n in values.shape)
     means = ((rows @ values) * columns).sum(1) / values.size

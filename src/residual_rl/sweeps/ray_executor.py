@@ -1,4 +1,5 @@
-"""Running a sweep's trials with Ray: each is a task that starts the trial's processes and yields its progress."""
+"""Running a sweep's trials with Ray: each is a task that starts the trial's processes and yields its
+progress."""
 
 from __future__ import annotations
 
@@ -29,7 +30,10 @@ def require_ray() -> None:
     try:
         import ray  # noqa: F401
     except ImportError as error:
-        fix = "install it with `pip install 'residual-rl[ray]'`, or leave out --ray-address and --gpus-per-trial"
+        fix = (
+            "install it with `pip install 'residual-rl[ray]'`, or leave out --ray-address and"
+            " --gpus-per-trial"
+        )
         raise MissingDependencyError(f"Ray, which shares out GPUs and clusters, ({error})", fix) from None
 
 
@@ -42,7 +46,8 @@ def run_with_ray(
     stopped: Callable[[], bool],
     on_progress: OnProgress,
 ) -> None:
-    """Run `trials` as Ray tasks; see `executor.run_trials`. Raises `ConfigError` where no cluster answers at `address`."""
+    """Run `trials` as Ray tasks; see `executor.run_trials`. Raises `ConfigError` where no cluster answers at
+    `address`."""
     require_ray()
     import ray
 

@@ -1,4 +1,5 @@
-"""The report of a sweep: `report.json`, `report.md` and `report.png` in its folder, from the run folders of its trials."""
+"""The report of a sweep: `report.json`, `report.md` and `report.png` in its folder, from the run folders of
+its trials."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ _WORDS = {
 
 
 def write_report(sweep: SweepCfg, trials: Sequence[Trial], folder: Path) -> dict[str, Any]:
-    """Write the report of what has finished so far, and return what `report.json` holds. Raises `CheckpointError` and `WriteError`."""
+    """Write the report of what has finished so far, and return what `report.json` holds. Raises
+    `CheckpointError` and `WriteError`."""
     report = make_report(sweep, trials)
     write_json(folder / "report.json", report)
     write_atomically(folder / "report.md", "\n".join(_markdown(report, sweep)) + "\n")
@@ -39,7 +41,8 @@ def write_report(sweep: SweepCfg, trials: Sequence[Trial], folder: Path) -> dict
 
 
 def make_report(sweep: SweepCfg, trials: Sequence[Trial]) -> dict[str, Any]:
-    """The ranking of the points of which a trial has finished, the state of each trial, and its success over training."""
+    """The ranking of the points of which a trial has finished, the state of each trial, and its success over
+    training."""
     states = {trial.name: state_of(trial) for trial in trials}
     outcomes: dict[str, dict[int, dict[int, float]]] = {}
     for trial in trials:
@@ -119,12 +122,20 @@ def _markdown(report: Mapping[str, Any], sweep: SweepCfg) -> list[str]:
     lines = [
         f"# Sweep of {report['task']}",
         "",
-        f"`{shlex.join(['residual-rl', 'sweep', sweep.task_id, *sweep.train, *grid])}`, training seeds "
-        f"{', '.join(map(str, sweep.seeds))}; each policy on the same {sweep.n_episodes} episodes, which no training saw "
-        f"(seeds from {sweep.first_eval_seed}).",
+        (
+            f"`{shlex.join(['residual-rl', 'sweep', sweep.task_id, *sweep.train, *grid])}`, training seeds"
+            f" {', '.join(map(str, sweep.seeds))}; each policy on the same {sweep.n_episodes} episodes, which"
+            f" no training saw (seeds from {sweep.first_eval_seed})."
+        ),
         "",
-        "Points are ranked by the lower end of their interval. One whose interval overlaps that of the first is tied with it: another",
-        "sweep may well turn them around. Intervals are over training seeds and episodes; differences are paired by both.",
+        (
+            "Points are ranked by the lower end of their interval. One whose interval overlaps that of the"
+            " first is tied with it: another"
+        ),
+        (
+            "sweep may well turn them around. Intervals are over training seeds and episodes; differences are"
+            " paired by both."
+        ),
         "",
         f"| {' | '.join(_HEAD)} |",
         f"|{'---|' * len(_HEAD)}",

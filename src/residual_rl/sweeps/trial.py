@@ -1,4 +1,5 @@
-"""A trial of a sweep as processes of its own: `residual-rl train`, or what resumes it, and then `residual-rl eval`."""
+"""A trial of a sweep as processes of its own: `residual-rl train`, or what resumes it, and then `residual-rl
+eval`."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from residual_rl.sweeps.grid import State, Trial, is_evaluated, is_trained
 from residual_rl.utils.files import make_folder, write_atomically
 
 ENTRY_POINT = "residual_rl.cli.trial"
-"""The module that a trial's processes run: a command of `residual-rl` that ends with the process that started it."""
+"""The module that a trial's processes run: a command of `residual-rl` that ends with the process that started
+it."""
 STOPPED = {128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL}
 """Exit codes of a process that was stopped or killed."""
 WAIT_FOR_EARLIER = 120.0
@@ -64,7 +66,8 @@ class TrialProcess:
         self._start_by = time.monotonic() + WAIT_FOR_EARLIER
 
     def poll(self, seconds: float = 1.0) -> TrialProgress:
-        """Start the next process if none is running, wait at most `seconds` for its end, and return the progress."""
+        """Start the next process if none is running, wait at most `seconds` for its end, and return the
+        progress."""
         # Start the next process, once no other process holds the run folder.
         trial = self.trial
         if self._process is None:
@@ -126,7 +129,8 @@ class TrialProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in the terminal reaches the sweep alone, which terminates its trials
+                # Ctrl-C in the terminal reaches the sweep alone, which terminates its trials
+                start_new_session=True,
             )
 
     def _progress(self, state: State, reason: str = "") -> TrialProgress:
@@ -158,7 +162,8 @@ def next_command(trial: Trial) -> list[str] | None:
 
 
 def trial_metrics(trial: Trial) -> dict[str, Any]:
-    """The fields `step`, `success` and `speed` of a `TrialProgress`, as far as the run's metrics have them."""
+    """The fields `step`, `success` and `speed` of a `TrialProgress`, as far as the run's metrics have
+    them."""
     found: dict[str, Any] = {}
     fields = {"step": "step", "time/fps": "speed", "eval/success_rate": "success"}
     for row in _last_rows(trial.run.metrics_file):

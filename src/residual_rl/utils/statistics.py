@@ -1,4 +1,5 @@
-"""Means with 95 % intervals: of proportions, continuous values, paired differences, and across training runs."""
+"""Means with 95 % intervals: of proportions, continuous values, paired differences, and across training
+runs."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
 
 @dataclass(frozen=True)
 class Summary:
-    """A mean with its two-sided 95 % interval; `low` and `high` are None for a continuous mean of a single value."""
+    """A mean with its two-sided 95 % interval; `low` and `high` are None for a continuous mean of a single
+    value."""
 
     mean: float
     low: float | None
@@ -35,7 +37,8 @@ class Summary:
 
 
 def proportion(outcomes: Sequence[float | bool]) -> Summary:
-    """The proportion of ones among zeros and ones, with Wilson's score interval (Wilson 1927, no continuity correction).
+    """The proportion of ones among zeros and ones, with Wilson's score interval (Wilson 1927, no continuity
+    correction).
 
     Raises `ConfigError` for other values, and for none.
     """
@@ -63,9 +66,10 @@ def summarize(values: Sequence[float | bool], binary: bool) -> Summary:
 def paired_difference(a: Mapping[int, float], b: Mapping[int, float], binary: bool = False) -> Summary:
     """The mean of a − b over episode seeds.
 
-    Continuous values: Student's t interval of the differences. Binary outcomes: the adjusted Wald interval of Agresti & Min
-    (2005, "Simple improved confidence intervals for comparing matched proportions", Statistics in Medicine 24), clipped to
-    [-1, 1]. It adds half an episode to each of the four outcomes, so its width is above 0 even where no pair differs.
+    Continuous values: Student's t interval of the differences. Binary outcomes: the adjusted Wald interval of
+    Agresti & Min (2005, "Simple improved confidence intervals for comparing matched proportions", Statistics
+    in Medicine 24), clipped to [-1, 1]. It adds half an episode to each of the four outcomes, so its width is
+    above 0 even where no pair differs.
 
     Args:
         a: values by episode seed.
@@ -74,7 +78,10 @@ def paired_difference(a: Mapping[int, float], b: Mapping[int, float], binary: bo
     """
     if set(a) != set(b):
         odd = sorted(set(a) ^ set(b))
-        raise ConfigError(f"a paired difference needs the same episode seeds in both; {len(odd)} are in one only, e.g. {odd[0]}")
+        raise ConfigError(
+            f"a paired difference needs the same episode seeds in both; {len(odd)} are in one only, e.g."
+            f" {odd[0]}"
+        )
     n = _count(a)
     if not binary:
         return mean([a[seed] - b[seed] for seed in a])
@@ -104,7 +111,8 @@ def across_runs(runs: Sequence[Sequence[float | bool]], binary: bool = False) ->
 def student_t(degrees: int) -> float:
     """The two-sided 95 % quantile of Student's t distribution with `degrees` degrees of freedom.
 
-    `scipy.special.stdtrit` is what `scipy.stats.t.ppf` calls; importing `scipy.stats` would take three times as long.
+    `scipy.special.stdtrit` is what `scipy.stats.t.ppf` calls; importing `scipy.stats` would take three times
+    as long.
     """
     from scipy.special import stdtrit
 

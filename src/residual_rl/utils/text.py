@@ -20,7 +20,8 @@ def parse_pairs(pairs: Iterable[str], setting: str) -> dict[str, str]:
 
 
 def one_line(text: object, limit: int = 300) -> str:
-    """A message, such as an exception's, on one line and cut to `limit` characters; of a traceback, the last line."""
+    """A message, such as an exception's, on one line and cut to `limit` characters; of a traceback, the last
+    line."""
     lines = [" ".join(line.split()) for line in str(text).splitlines() if line.strip()]
     if lines and lines[0].startswith("Traceback"):
         lines = lines[-1:]

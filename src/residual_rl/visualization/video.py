@@ -31,15 +31,16 @@ _BAR, _DARK, _LIGHT, _DIM = (90, 162, 245), (18, 21, 27), (230, 233, 238), (58, 
 
 
 def write_video(path: Path | str, frames: Iterable[Frame], fps: float) -> int:
-    """Write frames as H.264 in an MP4 file, and return their number. The file appears only once it is complete.
+    """Write frames as H.264 in an MP4 file, and return their number. The file appears only once it is
+    complete.
 
     Args:
         path: the file; its folder is made.
         frames: all of one size. An odd height or width is padded by one row or column.
         fps: frames per second [Hz].
 
-    Raises `ConfigError` without frames or for frames that differ in size, `MissingDependencyError` without ffmpeg, and
-    `WriteError` where the file cannot be written.
+    Raises `ConfigError` without frames or for frames that differ in size, `MissingDependencyError` without
+    ffmpeg, and `WriteError` where the file cannot be written.
     """
     # Check the arguments and the first frame.
     path = Path(path)
@@ -79,7 +80,8 @@ def write_video(path: Path | str, frames: Iterable[Frame], fps: float) -> int:
 
 
 def side_by_side(panels: Sequence[Frame]) -> Frame:
-    """Place panels [H, W, 3] next to each other with a gap between them. Returns [max H, ΣW + gaps, 3], padded with a dark colour.
+    """Place panels [H, W, 3] next to each other with a gap between them. Returns [max H, ΣW + gaps, 3],
+    padded with a dark colour.
 
     Raises `ConfigError` without panels.
     """
@@ -146,7 +148,8 @@ def _imageio_ffmpeg() -> Any:
 
 
 def _count_frames(path: Path) -> int:
-    """The number of frames in a video file, 0 where it is damaged: `write_frames` ignores the exit code of ffmpeg."""
+    """The number of frames in a video file, 0 where it is damaged: `write_frames` ignores the exit code of
+    ffmpeg."""
     try:
         count: int = _imageio_ffmpeg().count_frames_and_secs(path)[0]
     except RuntimeError:

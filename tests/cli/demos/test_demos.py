@@ -35,7 +35,21 @@ TINY = [*TASK, "--num-threads", "1"]
 
 
 def collect(path: Path, *flags: str, n: int = 6) -> int:
-    return main(["demos", "collect", "so101-paper", *TINY, "--n-episodes", str(n), "--num-envs", "4", "--out", str(path), *flags])
+    return main(
+        [
+            "demos",
+            "collect",
+            "so101-paper",
+            *TINY,
+            "--n-episodes",
+            str(n),
+            "--num-envs",
+            "4",
+            "--out",
+            str(path),
+            *flags,
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +64,7 @@ def words(capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join(capsys.readouterr().out.translate({ord(c): " " for c in "│┃━─┏┓┗┛└┘├┤┡┩╇┼┴┳╰╯"}).split())
 
 
-# --- collect --------------------------------------------------------------------------------------------------------
+# --- collect ------------------------------------------------------------------------------------------------
 
 
 def test_collecting_from_the_oracle(made: Path) -> None:
@@ -61,8 +75,17 @@ def test_collecting_from_the_oracle(made: Path) -> None:
         assert demos.obs_shapes["state"] == (25,)
     assert [demo.seed for demo in episodes] == list(range(DEMO_SEED, DEMO_SEED + 6))
     assert max(map(len, episodes)) <= 20
-    assert info["policy"] == {"base_policy": TASKS.get("so101-paper").oracle, "base": info["policy"]["base"], "residual": None}
-    assert info["collected"] == {"only_success": False, "noise": 0.3, "noise_correlation": 0.9, "first_seed": DEMO_SEED}
+    assert info["policy"] == {
+        "base_policy": TASKS.get("so101-paper").oracle,
+        "base": info["policy"]["base"],
+        "residual": None,
+    }
+    assert info["collected"] == {
+        "only_success": False,
+        "noise": 0.3,
+        "noise_correlation": 0.9,
+        "first_seed": DEMO_SEED,
+    }
     assert info["env_info"]["max_episode_steps"] == 20
     assert (info["action_unit"], info["action_unit_name"]) == ([pytest.approx(0.02)] * 6, "rad")
     assert [episode["control_mode"] for episode in info["episodes"]] == ["joint_delta"] * 6
@@ -82,7 +105,9 @@ def test_what_collect_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert [demo.seed for demo in demos] == [3, 4, 5, 6, 7]
         assert demos.info["policy"]["base_policy"] == "jacobian"
     size = (tmp_path / "x.h5").stat().st_size / 1e6
-    assert words(capsys).startswith(f"{tmp_path / 'x.h5'} holds 5 episodes ({size:.1f} MB); {solved} of 5 episodes succeeded; ")
+    assert words(capsys).startswith(
+        f"{tmp_path / 'x.h5'} holds 5 episodes ({size:.1f} MB); {solved} of 5 episodes succeeded; "
+    )
 
 
 @pytest.mark.parametrize("folder", ["", "final_model"])
@@ -99,30 +124,44 @@ def test_collecting_from_a_run(run: Path, folder: str, tmp_path: Path) -> None:
             assert demo.actions == pytest.approx(expected, abs=1e-6)
 
 
-def test_only_success_that_is_too_rare(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_success_that_is_too_rare(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("residual_rl.demos.collect.MAX_TRIES", 3)
     flags = ["--only-success", "--policy", "zero", "--tolerance", "0.0001"]
     assert collect(tmp_path / "x.h5", *flags, n=2) == 2
     said = capfd.readouterr().err.splitlines()[-1]
-    assert said == (
-        "residual-rl: error: 0 of 6 episodes succeeded, and 2 were requested: nothing was written; use a better --policy or less --noise"
+    assert (
+        said
+        == "residual-rl: error: 0 of 6 episodes succeeded, and 2 were requested: nothing was written; use a"
+        " better --policy or less --noise"
     )
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_collect_refuses(fails: Fails, made: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_collect_refuses(
+    fails: Fails, made: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start = ("demos", "collect", "so101-paper", *TINY)
-    assert f"{made} already exists; choose another --output, or replace it with --overwrite" in fails(*start, "--out", made)
+    assert f"{made} already exists; choose another --output, or replace it with --overwrite" in fails(
+        *start, "--out", made
+    )
     assert "must end in .h5 or .hdf5" in fails(*start, "--out", tmp_path / "x")
     assert "unknown base policy 'jacobean'; did you mean 'jacobian'" in fails(*start, "--policy", "jacobean")
     assert "unknown task 'so101'" in fails("demos", "collect", "so101", "--policy", "zero")
     assert "demos collect needs a task id" in fails("demos", "collect", "--n-episodes", "3")
     assert "noise must be at least 0, not -1.0" in fails(*start, "--noise", "-1", "--out", tmp_path / "x.h5")
-    assert "was trained on task 'so101-paper'" in fails("demos", "collect", "so101-paper-precise", "--policy", run)
+    assert "was trained on task 'so101-paper'" in fails(
+        "demos", "collect", "so101-paper-precise", "--policy", run
+    )
     assert f"{run} has best, final" in fails(*start, "--policy", run, "--model", "beast")
     assert f"{tmp_path} has no model yet" in fails(*start, "--policy", tmp_path)
     assert "unknown subcommand of demos 'colect'; did you mean 'collect'" in fails("demos", "colect")
-    monkeypatch.setitem(TASKS._specs, "hard", TASKS.get("so101-paper").__class__(**{**vars(TASKS.get("so101-paper")), "oracle": None}))
+    monkeypatch.setitem(
+        TASKS._specs,
+        "hard",
+        TASKS.get("so101-paper").__class__(**{**vars(TASKS.get("so101-paper")), "oracle": None}),
+    )
     assert "task 'hard' names no oracle" in fails("demos", "collect", "hard")
     assert list(tmp_path.glob("*.h5")) == []
 
@@ -130,7 +169,20 @@ def test_what_collect_refuses(fails: Fails, made: Path, run: Path, tmp_path: Pat
 @pytest.mark.usefixtures("opengl")
 def test_images_are_stored_when_they_are_observed(tmp_path: Path) -> None:
     size = ("--image-size", "16", "24")
-    assert collect(tmp_path / "x.h5", "--obs-mode", "rgb", "--obs-cameras", "top", *size, "--max-episode-steps", "3", n=2) == 0
+    assert (
+        collect(
+            tmp_path / "x.h5",
+            "--obs-mode",
+            "rgb",
+            "--obs-cameras",
+            "top",
+            *size,
+            "--max-episode-steps",
+            "3",
+            n=2,
+        )
+        == 0
+    )
     with Demonstrations(tmp_path / "x.h5") as demos:
         demo = demos.episode(0)
     assert "state" not in demo.obs
@@ -139,7 +191,7 @@ def test_images_are_stored_when_they_are_observed(tmp_path: Path) -> None:
     assert main(["demos", "replay", str(tmp_path / "x.h5"), "--num-threads", "1"]) == 0
 
 
-# --- info -----------------------------------------------------------------------------------------------------------
+# --- info ---------------------------------------------------------------------------------------------------
 
 
 def test_info(made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +201,10 @@ def test_info(made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     with Demonstrations(made) as demos:
         episodes = list(demos)
     steps, solved = [len(demo) for demo in episodes], sum(bool(demo.succeeded) for demo in episodes)
-    low, high = min(float(demo.actions.min()) for demo in episodes), max(float(demo.actions.max()) for demo in episodes)
+    low, high = (
+        min(float(demo.actions.min()) for demo in episodes),
+        max(float(demo.actions.max()) for demo in episodes),
+    )
     for part in (
         "task so101-paper (as residual-rl stores it)",
         "policy base policy 'jacobian-yaw'",
@@ -169,19 +224,26 @@ def test_info(made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         assert f"{i} {demo.seed} {len(demo)} {'yes' if demo.succeeded else 'no'}" in text
 
 
-def test_info_of_a_file_of_maniskill(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info_of_a_file_of_maniskill(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["demos", "info", str(maniskill(tmp_path / "x.h5"))]) == 0
     text = words(capsys)
-    assert "task PushCube-v1 (as ManiSkill stores it) policy unknown episodes 2, 6 steps success 1 of 2 (50.0 %)" in text
+    assert (
+        "task PushCube-v1 (as ManiSkill stores it) policy unknown episodes 2, 6 steps success 1 of 2 (50.0 %)"
+        in text
+    )
     assert "observations state [35] actions [8], from 0.5 to 0.5 also stored env_states noise unknown" in text
 
 
-# --- replay ---------------------------------------------------------------------------------------------------------
+# --- replay -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flags", [[], ["--episodes", "4", "1"], ["--num-envs", "4", "--num-threads", "1"]])
-def test_a_replay_on_the_same_machine_does_not_drift(made: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_replay_on_the_same_machine_does_not_drift(
+    made: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["demos", "replay", str(made), *flags]) == 0
     n = 2 if "--episodes" in flags else 6
     assert words(capsys).endswith(f"{n} of {n} episodes end as they were stored; largest drift 0")
@@ -190,7 +252,8 @@ def test_a_replay_on_the_same_machine_does_not_drift(made: Path, flags: list[str
 def test_a_replay_that_does_not_reproduce(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first episode's success is stored the other way round; the second's arm stood 0.5 rad elsewhere at its third observation."""
+    """The first episode's success is stored the other way round; the second's arm stood 0.5 rad elsewhere at
+    its third observation."""
     monkeypatch.setenv("COLUMNS", "200")
     with Demonstrations(made) as demos:
         info = {key: value for key, value in demos.info.items() if key != "episodes"}
@@ -219,13 +282,22 @@ def test_a_replay_without_seeds_starts_from_the_draws_that_are_stored(
     path = write(tmp_path / "x.h5", episodes, info)
     assert main(["demos", "replay", str(path), "--episodes", "0", "1"]) == 0
     assert words(capsys).endswith("2 of 2 episodes end as they were stored; largest drift 0")
-    assert "2 of 2 episodes store no seed: what they do not store starts as the task draws it for seed 0" in caplog.text
-    assert main(["demos", "replay", str(path), "--episodes", "2", "3"]) == 0  # nobody knows whether they succeeded
+    assert (
+        "2 of 2 episodes store no seed: what they do not store starts as the task draws it for seed 0"
+        in caplog.text
+    )
+    assert (
+        main(["demos", "replay", str(path), "--episodes", "2", "3"]) == 0
+    )  # nobody knows whether they succeeded
     assert "0 of 0 episodes end as they were stored; largest drift 0." in words(capsys)
 
 
-def test_what_replay_refuses_or_warns_of(fails: Fails, made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert "demos replay needs a file of demonstrations: residual-rl demos replay FILE [options]" in fails("demos", "replay")
+def test_what_replay_refuses_or_warns_of(
+    fails: Fails, made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert "demos replay needs a file of demonstrations: residual-rl demos replay FILE [options]" in fails(
+        "demos", "replay"
+    )
     assert "has the episodes 0 to 5; there is no 6" in fails("demos", "replay", made, "--episodes", "6")
     assert "num_envs must be at least 1, not 0" in fails("demos", "replay", made, "--num-envs", "0")
     assert "does not exist; expected demonstrations" in fails("demos", "replay", tmp_path / "x.h5")
@@ -236,7 +308,9 @@ def test_what_replay_refuses_or_warns_of(fails: Fails, made: Path, tmp_path: Pat
     with Demonstrations(made) as demos:
         info, demo = {key: value for key, value in demos.info.items() if key != "episodes"}, demos.episode(0)
     demo.draws["colour"] = np.zeros(3)
-    assert "unknown draw of an episode 'colour'" in fails("demos", "replay", write(tmp_path / "colour.h5", [demo], info))
+    assert "unknown draw of an episode 'colour'" in fails(
+        "demos", "replay", write(tmp_path / "colour.h5", [demo], info)
+    )
     demo.draws.pop("colour")
     demo.obs["lidar"] = np.zeros((len(demo) + 1, 4))
     assert main(["demos", "replay", str(write(tmp_path / "lidar.h5", [demo], info))]) == 0
@@ -260,7 +334,7 @@ def test_a_video_of_a_replay(made: Path, name: str, tmp_path: Path) -> None:
     video.unlink()
 
 
-# --- help -----------------------------------------------------------------------------------------------------------
+# --- help ---------------------------------------------------------------------------------------------------
 
 
 def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,19 +347,34 @@ def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
         assert f"--{name.replace('_', '-')}" in text, name
     for subcommand, flags in (("info", InfoFlags), ("replay", ReplayFlags)):
         assert all(
-            f"--{name.replace('_', '-')}" in help_of(["demos", subcommand, "x.h5"], capsys, monkeypatch) for name in documented(flags)
+            f"--{name.replace('_', '-')}" in help_of(["demos", subcommand, "x.h5"], capsys, monkeypatch)
+            for name in documented(flags)
         )
         assert f"residual-rl demos {subcommand} FILE" in help_of(["demos", subcommand], capsys, monkeypatch)
 
 
-# --- what interrupts it ---------------------------------------------------------------------------------------------
+# --- what interrupts it -------------------------------------------------------------------------------------
 
 
 def start(path: Path, processes: list[subprocess.Popen[str]]) -> subprocess.Popen[str]:
     """A collection that would go on for hours; waits for its first episodes."""
-    flags = ["demos", "collect", "so101-paper", *TINY, "--n-episodes", "1000000", "--num-envs", "4", "--out", str(path)]
+    flags = [
+        "demos",
+        "collect",
+        "so101-paper",
+        *TINY,
+        "--n-episodes",
+        "1000000",
+        "--num-envs",
+        "4",
+        "--out",
+        str(path),
+    ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "residual_rl.cli.main", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "residual_rl.cli.main", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     processes.append(process)
     wait_for(path.exists, process)
@@ -311,7 +400,9 @@ def said(stderr: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_keeps_what_is_complete(tmp_path: Path, number: signal.Signals, code: int, processes: list[subprocess.Popen[str]]) -> None:
+def test_a_signal_keeps_what_is_complete(
+    tmp_path: Path, number: signal.Signals, code: int, processes: list[subprocess.Popen[str]]
+) -> None:
     path = tmp_path / "x.h5"
     process = start(path, processes)
     time.sleep(1.0)
@@ -342,7 +433,9 @@ def test_a_kill_leaves_a_file_that_replays(tmp_path: Path, processes: list[subpr
 def test_a_full_disk_ends_it_with_one_line(tmp_path: Path, processes: list[subprocess.Popen[str]]) -> None:
     path = tmp_path / "x.h5"
     process = start(path, processes)
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1 << 20, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    resource.prlimit(
+        process.pid, resource.RLIMIT_FSIZE, (1 << 20, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    )
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 2
     (line,) = said(stderr)

@@ -1,4 +1,5 @@
-"""The vec_env contract, on ManiSkill's CPU simulation: the suite that every task runs, with worlds that earlier tests have used."""
+"""The vec_env contract, on ManiSkill's CPU simulation: the suite that every task runs, with worlds that
+earlier tests have used."""
 
 from __future__ import annotations
 

@@ -82,7 +82,8 @@ def test_published_settings() -> None:
 
 
 def test_training_starts_from_what_is_published_for_the_task_that_is_named() -> None:
-    """And rewards that pay for each step go with bootstrapping at every end: else success, which ends an episode, would be a loss."""
+    """And rewards that pay for each step go with bootstrapping at every end: else success, which ends an
+    episode, would be a loss."""
     push, unnamed = TrainCfg.default("maniskill", variant="PushCube-v1"), TrainCfg.default("maniskill")
     assert (push.learner.num_steps, push.learner.gamma, push.learner.bootstrap_at_done) == (20, 0.8, "always")
     assert unnamed.learner == push.learner  # it is the default task

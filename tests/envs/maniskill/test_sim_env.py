@@ -80,7 +80,8 @@ def test_observations_and_rewards_are_maniskills_own(make_env: Make) -> None:
 
 
 def test_a_used_world_is_like_a_new_one() -> None:
-    """Cubes that are pushed about and pressed: what PhysX keeps of the first episode would change the second one."""
+    """Cubes that are pushed about and pressed: what PhysX keeps of the first episode would change the second
+    one."""
     settings = ManiSkillEnvCfg("StackCube-v1", control_mode="pd_ee_delta_pos")
     actions = {}
     for seed in (14, 15):
@@ -219,7 +220,10 @@ def test_two_robots(make_env: Make) -> None:
         ),
         (
             {"env_id": "PickSingleYCB-v1"},
-            r"needs files that .* download them with: python -m mani_skill.utils.download_asset PickSingleYCB-v1",
+            (
+                r"needs files that .* download them with: python -m mani_skill.utils.download_asset"
+                r" PickSingleYCB-v1"
+            ),
         ),
         (
             {"robot_uids": "ur_10e"},
@@ -286,7 +290,8 @@ from residual_rl.tasks.maniskill.factory import make
 env = make(ManiSkillCfg(env_id="PickCube-v1"), 1, 1, "cpu")
 env.reset(seed=6)
 print([round(x, 5) for x in env.step(torch.full((1, 8), 0.5))[0]["state"][0].tolist()])
-for what in (lambda: make(ManiSkillCfg(obs_mode="rgb"), 1, 1, "cpu"), lambda: env.render_scenes(env.scenes(), (32, 32))):
+make_rgb = lambda: make(ManiSkillCfg(obs_mode="rgb"), 1, 1, "cpu")
+for what in (make_rgb, lambda: env.render_scenes(env.scenes(), (32, 32))):
     try:
         what()
     except ConfigError as error:
@@ -309,7 +314,8 @@ def test_without_vulkan_states_run_and_images_are_refused(make_env: Make) -> Non
     here = env.step(torch.full((1, 8), 0.5))[0]["state"][0]
     assert state == str([round(x, 5) for x in here.tolist()])
     assert images.startswith(
-        "obs_mode rgb with render_backend cpu cannot be had: it needs a Vulkan driver, "  # … and what is to be done
+        # … and what is to be done
+        "obs_mode rgb with render_backend cpu cannot be had: it needs a Vulkan driver, "
     )
     assert "mesa-vulkan-drivers" in images
     assert drawing.startswith("a picture of a world cannot be had: ")

@@ -1,4 +1,5 @@
-"""The vec_env of ManiSkill's worlds, on worlds that are told what happens: ends of episodes, waiting, resuming, failures."""
+"""The vec_env of ManiSkill's worlds, on worlds that are told what happens: ends of episodes, waiting,
+resuming, failures."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from residual_rl.types import Obs
 
 
 class ScriptedEnvs:
-    """Observes each world's seed and the sum of its actions. `success` and `fail` hold the sums at which these come."""
+    """Observes each world's seed and the sum of its actions. `success` and `fail` hold the sums at which
+    these come."""
 
     device = torch.device("cpu")
     remote = False

@@ -94,7 +94,8 @@ def test_workers_of_a_python_import_nothing_of_this_package(pool: WorkerPool) ->
 
 
 def test_a_given_python_runs_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It stands for another version: it has NumPy and the helpers' folder, and this package cannot be imported."""
+    """It stands for another version: it has NumPy and the helpers' folder, and this package cannot be
+    imported."""
     numpy = Path(np.__file__).parents[1]
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nPYTHONPATH={HELPERS}:{numpy} exec {sys.executable} -S "$@"\n')
@@ -109,7 +110,7 @@ def test_a_given_python_runs_the_workers(tmp_path: Path, monkeypatch: pytest.Mon
     close_fork_servers()
 
 
-# --- failures -------------------------------------------------------------------------------------------------------
+# --- failures -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_a_killed_fork_server_is_replaced(pool: WorkerPool) -> None:
     assert not wait_for_end(pids)
 
 
-# --- nothing is left ------------------------------------------------------------------------------------------------
+# --- nothing is left ----------------------------------------------------------------------------------------
 
 PROGRAM = """
 import sys, time

@@ -54,7 +54,9 @@ def test_flow_learns_the_velocity_along_a_straight_line() -> None:
     time = torch.rand(3, generator=generator)
     actions, obs = torch.randn(3, 4, 2), torch.randn(3, 5)
     network = Recorder(lambda x, t: torch.zeros_like(x))
-    loss = flow.loss(network, obs, actions, torch.ones(3, 4, dtype=torch.bool), torch.Generator().manual_seed(1))
+    loss = flow.loss(
+        network, obs, actions, torch.ones(3, 4, dtype=torch.bool), torch.Generator().manual_seed(1)
+    )
     seen, when, _ = network.calls[0]
     torch.testing.assert_close(seen, (1 - time)[:, None, None] * noise + time[:, None, None] * actions)
     torch.testing.assert_close(when, 100 * time)
@@ -85,7 +87,9 @@ def test_diffusion_noises_by_the_squared_cosine() -> None:
     seen, when, _ = network.calls[0]
     assert torch.equal(when, time)
     level = torch.tensor([alpha_bar(100)[int(t)] for t in time])[:, None, None]
-    torch.testing.assert_close(seen, level.sqrt() * actions + (1 - level).sqrt() * noise, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        seen, level.sqrt() * actions + (1 - level).sqrt() * noise, rtol=1e-4, atol=1e-5
+    )
     assert loss.item() == pytest.approx(noise[1:].square().mean().item())
 
 
@@ -104,7 +108,9 @@ def ddim(noise: float, epsilon: Any, steps: int, levels: list[float]) -> float:
 def test_diffusion_samples_by_ddim(steps: int) -> None:
     diffusion = Diffusion(**UNET, diffusion_steps=100)
     network = Recorder(lambda x, t: 0.6 * x + 0.001 * t[:, None, None])
-    out = diffusion.sample(network, torch.zeros(2, 1), torch.tensor([[[0.7]], [[-1.9]]], dtype=torch.float64), steps)
+    out = diffusion.sample(
+        network, torch.zeros(2, 1), torch.tensor([[[0.7]], [[-1.9]]], dtype=torch.float64), steps
+    )
     levels = alpha_bar(100)
     expected = [ddim(start, lambda x, t: 0.6 * x + 0.001 * t, steps, levels) for start in (0.7, -1.9)]
     assert out.flatten().tolist() == pytest.approx(expected, rel=1e-4)
@@ -118,11 +124,14 @@ def test_a_ddim_step_is_the_librarys() -> None:
     x, epsilon, levels = 0.3, -0.5, alpha_bar(100)
     stepped = scheduler.step(torch.tensor([epsilon]), 40, torch.tensor([x])).prev_sample.item()
     clean = (x - math.sqrt(1 - levels[40]) * epsilon) / math.sqrt(levels[40])
-    assert stepped == pytest.approx(math.sqrt(levels[30]) * min(max(clean, -1), 1) + math.sqrt(1 - levels[30]) * epsilon, rel=1e-4)
+    assert stepped == pytest.approx(
+        math.sqrt(levels[30]) * min(max(clean, -1), 1) + math.sqrt(1 - levels[30]) * epsilon, rel=1e-4
+    )
 
 
 def fit(algorithm: Algorithm, steps: int) -> nn.Module:
-    """Train on a problem with two answers: an action of -0.7 or 0.7, by chance; the observation tells nothing."""
+    """Train on a problem with two answers: an action of -0.7 or 0.7, by chance; the observation tells
+    nothing."""
     torch.manual_seed(0)
     network = algorithm.make_network(1, 1, 1)
     optimizer, generator = torch.optim.Adam(network.parameters(), 3e-3), torch.Generator().manual_seed(0)
@@ -137,13 +146,18 @@ def fit(algorithm: Algorithm, steps: int) -> nn.Module:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("algorithm", "sampling_steps"), [(Flow(**UNET), 20), (Diffusion(**UNET, diffusion_steps=50), 25)], ids=["flow", "diffusion"]
+    ("algorithm", "sampling_steps"),
+    [(Flow(**UNET), 20), (Diffusion(**UNET, diffusion_steps=50), 25)],
+    ids=["flow", "diffusion"],
 )
 def test_both_of_two_answers_are_found(algorithm: Algorithm, sampling_steps: int) -> None:
     network = fit(algorithm, 400)
     with torch.no_grad():
-        drawn = algorithm.sample(network, torch.zeros(500, 1), torch.randn(500, 1, 1), sampling_steps).flatten()
-    # Eight seeds gave 0.95 to 1.0 near an answer, and 0.37 to 0.65 of these at the positive one. Rounding acts like another seed.
+        drawn = algorithm.sample(
+            network, torch.zeros(500, 1), torch.randn(500, 1, 1), sampling_steps
+        ).flatten()
+    # Eight seeds gave 0.95 to 1.0 near an answer, and 0.37 to 0.65 of these at the positive one. Rounding
+    # acts like another seed.
     assert ((drawn.abs() - 0.7).abs() < 0.2).float().mean() > 0.8
     assert 0.2 < (drawn > 0).float().mean() < 0.8
 
@@ -168,5 +182,8 @@ def test_an_unknown_algorithm_is_named() -> None:
 
 def test_without_diffusers_there_is_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers.schedulers.scheduling_ddim", None)
-    with pytest.raises(MissingDependencyError, match=r"diffusers is not available; install it with `pip install residual-rl\[diffusion\]`"):
+    with pytest.raises(
+        MissingDependencyError,
+        match=r"diffusers is not available; install it with `pip install residual-rl\[diffusion\]`",
+    ):
         Diffusion(**UNET, diffusion_steps=10)

@@ -1,4 +1,5 @@
-"""The U-Net of public checkpoints: names, shapes and numbers, against its description written out with torch's own layers."""
+"""The U-Net of public checkpoints: names, shapes and numbers, against its description written out with
+torch's own layers."""
 
 from __future__ import annotations
 
@@ -48,7 +49,11 @@ def test_it_computes_what_the_description_says(steps: int, dtype: torch.dtype) -
     weights = unet_case.tensors()
     made = network(chunk_size=steps).to(dtype)
     made.load_state_dict(weights)
-    x, time, obs = torch.randn(3, steps, 2, dtype=dtype), torch.tensor([0, 7, 99]), torch.randn(3, 6, dtype=dtype)
+    x, time, obs = (
+        torch.randn(3, steps, 2, dtype=dtype),
+        torch.tensor([0, 7, 99]),
+        torch.randn(3, 6, dtype=dtype),
+    )
     expected = unet_case.forward(weights, x, time, obs)
     close = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-3, "atol": 1e-4}
     torch.testing.assert_close(made(x, time, obs), expected, **close)

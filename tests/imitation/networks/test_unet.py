@@ -23,14 +23,18 @@ def count(network: torch.nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-@pytest.mark.parametrize(("preset", "millions"), [("full", 4.5), ("small", 1.0), ("tiny", 0.25), ("cpu", 0.25)])
+@pytest.mark.parametrize(
+    ("preset", "millions"), [("full", 4.5), ("small", 1.0), ("tiny", 0.25), ("cpu", 0.25)]
+)
 def test_parameters_of_the_presets(preset: str, millions: float) -> None:
     assert count(unet_of(preset)) == pytest.approx(millions * 1e6, rel=0.1)
 
 
 def test_parameters_by_hand() -> None:
     assert count(ChunkMLP(4, 3, 2, [5])) == (4 * 5 + 5) + 2 * 5 + (5 * 6 + 6)
-    assert count(FilmBlock(8, 16, 10, 3)) == (8 * 3 * 16 + 16 + 32) + (16 * 3 * 16 + 16 + 32) + (10 * 32 + 32) + (8 * 16 + 16)
+    assert count(FilmBlock(8, 16, 10, 3)) == (8 * 3 * 16 + 16 + 32) + (16 * 3 * 16 + 16 + 32) + (
+        10 * 32 + 32
+    ) + (8 * 16 + 16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -71,7 +75,11 @@ def test_embedding_by_hand() -> None:
 @pytest.mark.parametrize(("chunk_size", "channels"), [(16, (8, 16, 24)), (8, (8, 16)), (3, (8,))])
 def test_everything_that_goes_in_counts(chunk_size: int, channels: tuple[int, ...]) -> None:
     network = UNet(chunk_size, 2, 5, channels, 3, 8).double()
-    x, time, obs = torch.randn(2, chunk_size, 2).double(), torch.tensor([3.0, 50.0]), torch.randn(2, 5).double()
+    x, time, obs = (
+        torch.randn(2, chunk_size, 2).double(),
+        torch.tensor([3.0, 50.0]),
+        torch.randn(2, 5).double(),
+    )
     x.requires_grad_(True)
     obs.requires_grad_(True)
     out = network(x, time, obs)
@@ -91,13 +99,18 @@ def test_both_precisions_are_the_same_network() -> None:
     network = UNet(8, 2, 5, (8, 16), 3, 8)
     x, time, obs = torch.randn(3, 8, 2), torch.rand(3), torch.randn(3, 5)
     single = network(x, time, obs)
-    torch.testing.assert_close(network.double()(x.double(), time, obs.double()).float(), single, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        network.double()(x.double(), time, obs.double()).float(), single, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"chunk_size": 10}, "chunk_size, with num_past_actions, must be a multiple of 4 with 3 levels of channels, not 10"),
+        (
+            {"chunk_size": 10},
+            "chunk_size, with num_past_actions, must be a multiple of 4 with 3 levels of channels, not 10",
+        ),
         ({"channels": (12, 16, 24)}, "channels must be multiples of 8"),
         ({"channels": ()}, "channels must be multiples of 8"),
         ({"kernel_size": 4}, "kernel_size must be odd, not 4"),
@@ -105,6 +118,13 @@ def test_both_precisions_are_the_same_network() -> None:
     ],
 )
 def test_settings_that_make_no_network(values: dict[str, object], message: str) -> None:
-    defaults = {"chunk_size": 16, "action_dim": 2, "obs_dim": 3, "channels": (8, 16, 24), "kernel_size": 3, "time_dim": 8}
+    defaults = {
+        "chunk_size": 16,
+        "action_dim": 2,
+        "obs_dim": 3,
+        "channels": (8, 16, 24),
+        "kernel_size": 3,
+        "time_dim": 8,
+    }
     with pytest.raises(ConfigError, match=message):
         UNet(**{**defaults, **values})  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ def vector(size: int) -> Box:
     return Box(-1.0, 1.0, (size,), np.float32)
 
 
-# --- the shift --------------------------------------------------------------------------------------------------------
+# --- the shift ----------------------------------------------------------------------------------------------
 
 
 def test_a_shift_worked_out_by_hand() -> None:
@@ -74,7 +74,7 @@ def test_a_shift_of_zero_draws_nothing_and_others_follow_the_generator() -> None
     assert not torch.equal(shifted, random_shift(images, 2, generator(4)))
 
 
-# --- encoders ---------------------------------------------------------------------------------------------------------
+# --- encoders -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_an_image_that_is_far_too_large_is_refused() -> None:
         ImageEncoder({"top": (480, 640, 3)}, 8, generator())
 
 
-# --- what is seen by default, and by whom -----------------------------------------------------------------------------
+# --- what is seen by default, and by whom -------------------------------------------------------------------
 
 
 def test_an_image_is_a_box_of_uint8_with_height_width_and_channels() -> None:
@@ -194,7 +194,11 @@ def test_what_is_seen_where_nothing_is_named(names: str, expected: str) -> None:
 def test_a_vector_and_features_of_images_stand_beside_each_other() -> None:
     space = Dict({"top": camera(16, 16), "state": vector(5), "goal": vector(2)})
     perception = Perception(("goal", "top", "state"), space, True, 12, generator(), torch.device("cpu"))
-    assert (perception.image_keys, perception.obs_vector.keys, perception.num_features) == (("top",), ("goal", "state"), 19)
+    assert (perception.image_keys, perception.obs_vector.keys, perception.num_features) == (
+        ("top",),
+        ("goal", "state"),
+        19,
+    )
     assert perception.normalizer is not None
     assert perception.normalizer.mean.shape == (7,)  # of the vector alone
     assert perception.encoder is not None
@@ -208,7 +212,14 @@ def test_a_vector_and_features_of_images_stand_beside_each_other() -> None:
 
 def test_learners_of_vectors_refuse_images() -> None:
     space = Dict({"top": camera(8, 8), "position": vector(2)})
-    with pytest.raises(ConfigError, match=r"'top' \(8, 8, 3\) is an image, but this learner supports vectors only: .* choose --learner ppo"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"'top' \(8, 8, 3\) is an image, but this learner supports vectors only: .* choose --learner ppo"
+        ),
+    ):
         ObsVector(("position", "top"), space)
-    with pytest.raises(ConfigError, match=r"the env has no `state`, but images \(top\): use --obs-mode rgb\+state"):
+    with pytest.raises(
+        ConfigError, match=r"the env has no `state`, but images \(top\): use --obs-mode rgb\+state"
+    ):
         ObsVector(("state",), space)

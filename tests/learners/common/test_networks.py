@@ -100,7 +100,9 @@ def test_observations_may_be_described_by_a_gymnasium_space() -> None:
         {"state": gymnasium.spaces.Box(-1, 1, (5,)), "top": gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)}
     )
     assert ObsVector(("state",), space).size == 5
-    with pytest.raises(ConfigError, match=r"'top' \(8, 8, 3\) is an image, but this learner supports vectors only"):
+    with pytest.raises(
+        ConfigError, match=r"'top' \(8, 8, 3\) is an image, but this learner supports vectors only"
+    ):
         ObsVector(("state", "top"), space)
 
 

@@ -47,7 +47,8 @@ def test_steps_are_those_of_torch_with_clipping(max_grad_norm: float) -> None:
 
 
 def test_weight_decay_by_hand() -> None:
-    """2 · (1 − 0.1 · 0.5) = 1.9; the first step of Adam is the learning rate, 0.1, whatever the gradient is."""
+    """2 · (1 − 0.1 · 0.5) = 1.9; the first step of Adam is the learning rate, 0.1, whatever the gradient
+    is."""
     p = torch.nn.Parameter(torch.tensor([2.0, -4.0]))
     optimizer = FlatAdam([("p", p)], learning_rate=0.1, max_grad_norm=1e6, epsilon=1e-8, weight_decay=0.5)
     optimizer.step([torch.tensor([3.0, 0.5])])

@@ -17,26 +17,46 @@ def columns(*envs: list[float]) -> torch.Tensor:
 
 
 def test_gae_bootstraps_truncation_and_not_termination() -> None:
-    # Both envs end at step 1, where the value of the true final observation is 10; then the next episode begins.
+    # Both envs end at step 1, where the value of the true final observation is 10; then the next episode
+    # begins.
     reward = columns([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0])
     value = columns([2.0, 4.0, 6.0, 8.0], [2.0, 4.0, 6.0, 8.0])
     next_value = columns([4.0, 10.0, 8.0, 12.0], [4.0, 10.0, 8.0, 12.0])
     terminated = columns([False, False, False, False], [False, True, False, False])
     ended = columns([False, True, False, False], [False, True, False, False])
     advantage, target = gae(reward, value, next_value, ~terminated, ended, gamma=0.5, gae_lambda=0.5)
-    # delta: 1+2-2 = 1; truncated 2+5-4 = 3, terminated 2-4 = -2; 3+4-6 = 1; 4+6-8 = 2. The trace decays by 0.25.
+    # delta: 1+2-2 = 1; truncated 2+5-4 = 3, terminated 2-4 = -2; 3+4-6 = 1; 4+6-8 = 2. The trace decays by
+    # 0.25.
     assert advantage.T.tolist() == [[1.75, 3.0, 1.5, 2.0], [0.5, -2.0, 1.5, 2.0]]
     assert target.T.tolist() == [[3.75, 7.0, 7.5, 10.0], [2.5, 2.0, 7.5, 10.0]]
 
 
 @pytest.mark.parametrize(
     ("at_done", "truncated_env", "terminated_env"),
-    [("truncated", 7.0, 2.0), ("always", 7.0, 7.0), ("never", 2.0, 2.0)],  # 2 + 0.5 * 10 with the final observation's value, 2 without
+    [
+        ("truncated", 7.0, 2.0),
+        ("always", 7.0, 7.0),
+        ("never", 2.0, 2.0),
+    ],  # 2 + 0.5 * 10 with the final observation's value, 2 without
 )
-def test_whose_final_value_counts_can_be_chosen(at_done: str, truncated_env: float, terminated_env: float) -> None:
-    reward, value, next_value = columns([1.0, 2.0], [1.0, 2.0]), columns([2.0, 4.0], [2.0, 4.0]), columns([4.0, 10.0], [4.0, 10.0])
+def test_whose_final_value_counts_can_be_chosen(
+    at_done: str, truncated_env: float, terminated_env: float
+) -> None:
+    reward, value, next_value = (
+        columns([1.0, 2.0], [1.0, 2.0]),
+        columns([2.0, 4.0], [2.0, 4.0]),
+        columns([4.0, 10.0], [4.0, 10.0]),
+    )
     terminated, ended = columns([False, False], [False, True]), columns([False, True], [False, True])
-    _, target = gae(reward, value, next_value, bootstrap_mask(terminated, ended, at_done), ended, gamma=0.5, gae_lambda=0.5)
+    _, target = gae(
+        reward,
+        value,
+        next_value,
+        bootstrap_mask(terminated, ended, at_done),
+        ended,
+        gamma=0.5,
+        gae_lambda=0.5,
+    )
     assert target[1].tolist() == [truncated_env, terminated_env]
 
 
@@ -76,7 +96,9 @@ def test_gae_is_the_sum_of_the_discounted_errors_of_the_episode(
                 weight *= gamma * lam
                 if ended[k, b]:
                     break
-    advantage, target = gae(*map(torch.from_numpy, (reward, value, next_value, ~terminated, ended)), gamma, lam)
+    advantage, target = gae(
+        *map(torch.from_numpy, (reward, value, next_value, ~terminated, ended)), gamma, lam
+    )
     np.testing.assert_allclose(advantage, expected, atol=1e-12)
     np.testing.assert_allclose(target, expected + value, atol=1e-12)
 

@@ -1,4 +1,5 @@
-"""SAC and TD3 that decide once for a whole chunk: rewards are summed over its steps, and discounts are per decision."""
+"""SAC and TD3 that decide once for a whole chunk: rewards are summed over its steps, and discounts are per
+decision."""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ def config(base_policy: str, learner: str, **settings: Any) -> TrainCfg:
 
 @pytest.mark.parametrize("learner_id", ["sac", "td3"])
 def test_decisions_by_hand(learner_id: str) -> None:
-    """From 0.8 m three steps of 0.1 m lead to 0.7, 0.6, 0.5 (-1.8), to 0.4, 0.3, 0.2 (-0.9), and one to 0.1 m: success (5 - 0.1)."""
+    """From 0.8 m three steps of 0.1 m lead to 0.7, 0.6, 0.5 (-1.8), to 0.4, 0.3, 0.2 (-0.9), and one to 0.1
+    m: success (5 - 0.1)."""
     settings = {"num_envs": 1, "residual_scale": 0.0, "gamma": 0.9, "reward_scale": 0.5, "reward_shift": -1.0}
     cfg = config("pusher", learner_id, **settings)
     env = make_residual_env(cfg, 1)
@@ -82,8 +84,13 @@ def test_decisions_by_hand(learner_id: str) -> None:
     for _ in range(3):
         learner.observe(env.step(learner.act(env.obs))[0])
     buffer = learner.buffer
-    columns = {name: buffer.newest(name, 3)[:, 0] for name in ("reward", "terminated", "truncated", "action", "base_action")}
-    assert columns["reward"].tolist() == pytest.approx([0.5 * (-1.8 - 1.0), 0.5 * (-0.9 - 1.0), 0.5 * (4.9 - 1.0)], abs=1e-5)
+    columns = {
+        name: buffer.newest(name, 3)[:, 0]
+        for name in ("reward", "terminated", "truncated", "action", "base_action")
+    }
+    assert columns["reward"].tolist() == pytest.approx(
+        [0.5 * (-1.8 - 1.0), 0.5 * (-0.9 - 1.0), 0.5 * (4.9 - 1.0)], abs=1e-5
+    )
     assert columns["terminated"].tolist() == [False, False, True]
     assert not columns["truncated"].any()
     assert columns["action"].tolist() == [[-1.0, 0.0] * 3, [-1.0, 0.0] * 3, [-1.0, 0.0, 0.0, 0.0, 0.0, 0.0]]
@@ -91,7 +98,9 @@ def test_decisions_by_hand(learner_id: str) -> None:
 
     two = buffer.gather(torch.tensor([0, 1]), 2, cfg.learner.gamma, "truncated")
     assert two.n_step_return.tolist() == pytest.approx([-1.4 + 0.9 * -0.95, -0.95 + 0.9 * 1.95], abs=1e-5)
-    assert two.discount.tolist() == pytest.approx([0.81, 0.0])  # 0.9 for each decision, not for each of its three steps
+    assert two.discount.tolist() == pytest.approx(
+        [0.81, 0.0]
+    )  # 0.9 for each decision, not for each of its three steps
 
 
 @pytest.mark.slow
@@ -124,7 +133,9 @@ def test_a_run_stores_the_sums_of_its_steps_and_resumes_bit_for_bit(tmp_path: Pa
     assert learner.env_steps == 80  # decisions of 240 env steps
     assert learner.num_updates == 18  # 0.25 for each of the 8 decisions of iterations 2 to 10
     assert learner.buffer.newest("action", 1).shape == (1, 4, 6)
-    torch.testing.assert_close(learner.buffer.newest("reward", 20), 0.2 * torch.stack(sums), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(
+        learner.buffer.newest("reward", 20), 0.2 * torch.stack(sums), rtol=1e-6, atol=1e-7
+    )
 
     train(tmp_path / "pieces", 120)
     pieces = train(tmp_path / "pieces", 240, resume=True)

@@ -1,4 +1,5 @@
-"""Runs with a replay buffer: rows of metrics, exact resuming, segments on disk, a base policy's server that gives up."""
+"""Runs with a replay buffer: rows of metrics, exact resuming, segments on disk, a base policy's server that
+gives up."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def segments(path: Path) -> list[str]:
     return [file.name for file in sorted((path / "replay").iterdir())]
 
 
-# --- rows of metrics --------------------------------------------------------------------------------------------------
+# --- rows of metrics ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -55,7 +56,14 @@ def test_rows_come_when_they_are_due_and_at_every_evaluation_and_checkpoint(tmp_
 @pytest.mark.slow
 def test_a_row_is_the_mean_over_the_updates_since_the_last_one_and_the_latest_count(tmp_path: Path) -> None:
     for name, log_freq in (("each", 0), ("third", 24)):
-        train(tmp_path / name, learner="sac", log_freq=log_freq, save_freq=10**6, eval_freq=0, total_timesteps=96)
+        train(
+            tmp_path / name,
+            learner="sac",
+            log_freq=log_freq,
+            save_freq=10**6,
+            eval_freq=0,
+            total_timesteps=96,
+        )
     each, third = (metric_rows(tmp_path / name) for name in ("each", "third"))
     assert [row["step"] for row in each] == list(range(0, 97, 8))
     assert [row["step"] for row in third] == [0, 24, 48, 72, 96]
@@ -74,7 +82,9 @@ def test_ppo_has_a_row_for_each_update_and_off_policy_learners_for_some_steps() 
     assert [config(learner=name).run.log_freq for name in ("ppo", "sac")] == [0, 24]
     from residual_rl.config import TrainCfg
 
-    assert [TrainCfg.default("so101-paper", learner_id=name).run.log_freq for name in ("ppo", "sac", "td3")] == [0, 500, 500]
+    assert [
+        TrainCfg.default("so101-paper", learner_id=name).run.log_freq for name in ("ppo", "sac", "td3")
+    ] == [0, 500, 500]
 
 
 @pytest.mark.parametrize("learner", ["sac", "td3"])
@@ -89,11 +99,15 @@ def test_the_first_evaluation_is_the_base_policys_own(tmp_path: Path, learner: s
     }
 
 
-# --- exact resuming ---------------------------------------------------------------------------------------------------
+# --- exact resuming -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{"learner": "sac"}, {"learner": "td3", "prog_explore": 200, "normalize_targets": True}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{"learner": "sac"}, {"learner": "td3", "prog_explore": 200, "normalize_targets": True}],
+    ids=str,
+)
 def test_training_in_pieces_is_training_at_once(tmp_path: Path, settings: dict[str, Any]) -> None:
     """Stopped where a row is due (96), and where none is (136, 176): metrics, files and all that goes on."""
     settings = {**settings, "save_freq": 64}
@@ -109,7 +123,8 @@ def test_training_in_pieces_is_training_at_once(tmp_path: Path, settings: dict[s
     assert 136 not in [row["step"] for row in metric_rows(path)]
     for folder in ("best_model", "final_model", "eval_results"):
         assert files(tmp_path / "whole" / folder) == files(path / folder), folder
-    # 64 rows are eight segments, of which the ring holds three and the kept checkpoints (128, 192, 256) those from the second on
+    # 64 rows are eight segments, of which the ring holds three and the kept checkpoints (128, 192, 256) those
+    # from the second on
     assert segments(tmp_path / "whole") == [f"segment_{i:06d}.safetensors" for i in range(1, 8)]
 
 
@@ -129,7 +144,9 @@ def test_a_segment_is_written_once_and_a_checkpoint_holds_only_what_is_not_full(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("harm", ["flip", "remove"])
-def test_a_damaged_segment_gives_way_loudly_to_the_checkpoint_before(tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_segment_gives_way_loudly_to_the_checkpoint_before(
+    tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
+) -> None:
     settings = {"learner": "sac", "buffer_size": 10_000}
     whole = train(tmp_path / "whole", **settings)
     path = tmp_path / "run"
@@ -150,11 +167,13 @@ def test_a_damaged_segment_gives_way_loudly_to_the_checkpoint_before(tmp_path: P
     assert metric_rows(tmp_path / "whole") == metric_rows(path)
 
 
-# --- a server that gives up -------------------------------------------------------------------------------------------
+# --- a server that gives up ---------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_where_a_server_gives_up_the_state_before_is_saved_and_little_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_a_server_gives_up_the_state_before_is_saved_and_little_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings: dict[str, Any] = {"learner": "sac", "eval_freq": 0}
     whole = train(tmp_path / "whole", **settings)
     cfg, folder = config(**settings), RunFolder(tmp_path / "run")
@@ -175,7 +194,8 @@ def test_where_a_server_gives_up_the_state_before_is_saved_and_little_is_copied(
         monkeypatch.setattr(runner, "_update", fail)
         with pytest.raises(BasePolicyError, match="the server is gone; saved a checkpoint at 168 steps"):
             runner.learn()
-    # in each iteration what is not full, for each checkpoint what is new, and once each what gave way while it was held
+    # in each iteration what is not full, for each checkpoint what is new, and once each what gave way while
+    # it was held
     assert len(copied) < 22 + 6 + 6 + 8
     monkeypatch.undo()
     monkeypatch.setattr(replay_buffer, "SEGMENT_ROWS", 8)
@@ -184,10 +204,12 @@ def test_where_a_server_gives_up_the_state_before_is_saved_and_little_is_copied(
     assert metric_rows(tmp_path / "whole") == metric_rows(tmp_path / "run")
 
 
-# --- disks ------------------------------------------------------------------------------------------------------------
+# --- disks --------------------------------------------------------------------------------------------------
 
 
-def test_a_disk_with_too_little_room_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_with_too_little_room_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Usage:
         total = free = 10**9
 
@@ -198,12 +220,23 @@ def test_a_disk_with_too_little_room_is_refused_before_training(tmp_path: Path, 
     Usage.free = 100_000
     with pytest.raises(ConfigError) as refusal:
         Runner(config(learner="sac", total_timesteps=64), RunFolder(tmp_path / "not" / "there" / "yet"))
-    metrics = [float(word.strip("(")) for word in str(refusal.value).split() if word.strip("(").replace(".", "").isdigit()]
+    metrics = [
+        float(word.strip("("))
+        for word in str(refusal.value).split()
+        if word.strip("(").replace(".", "").isdigit()
+    ]
     free, checkpoints, replay, more = metrics
     assert (free, more) == (100_000, checkpoints + replay)
     assert replay == 16 * runner.learner.buffer.row_bytes  # type: ignore[attr-defined]  # 64 steps of 4 worlds
-    assert "free some space, or choose another --output-dir, a smaller --buffer-size or fewer --keep-checkpoints" in str(refusal.value)
-    written = sum(file.stat().st_size for part in ("checkpoints", "replay") for file in (tmp_path / "other" / part).iterdir())
+    assert (
+        "free some space, or choose another --output-dir, a smaller --buffer-size or fewer --keep-checkpoints"
+        in str(refusal.value)
+    )
+    written = sum(
+        file.stat().st_size
+        for part in ("checkpoints", "replay")
+        for file in (tmp_path / "other" / part).iterdir()
+    )
     assert 0.5 * written < more < 2.0 * written
     assert asked == [tmp_path / "other", tmp_path]
 
@@ -212,11 +245,16 @@ def test_a_disk_with_too_little_room_is_refused_before_training(tmp_path: Path, 
 def test_a_disk_that_is_full_in_the_middle_of_the_segments_leaves_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", tmp_path], capture_output=True, check=False)
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", tmp_path], capture_output=True, check=False
+    )
     if mount.returncode:
         pytest.skip("mounting a small file system needs root")
     try:
-        path, settings = tmp_path / "run", {"learner": "sac", "buffer_size": 10_000, "eval_freq": 0, "keep_checkpoints": 2}
+        path, settings = (
+            tmp_path / "run",
+            {"learner": "sac", "buffer_size": 10_000, "eval_freq": 0, "keep_checkpoints": 2},
+        )
         with monkeypatch.context() as patch:
             save = Runner.state_dict
 
@@ -226,7 +264,9 @@ def test_a_disk_that_is_full_in_the_middle_of_the_segments_leaves_the_last_check
                 return save(runner)
 
             patch.setattr(Runner, "state_dict", full_then)
-            with pytest.raises(WriteError, match=r"cannot write .*: No space left on device; free some space"):
+            with pytest.raises(
+                WriteError, match=r"cannot write .*: No space left on device; free some space"
+            ):
                 train(path, **settings)
         (tmp_path / "ballast").unlink()
         rows = read_metrics(path / "metrics.jsonl")

@@ -1,4 +1,5 @@
-"""The replay buffer and its n-step returns, against arrays worked out by hand and a slow loop; its state; its refusals."""
+"""The replay buffer and its n-step returns, against arrays worked out by hand and a slow loop; its state; its
+refusals."""
 
 from __future__ import annotations
 
@@ -26,17 +27,26 @@ def make(capacity: int, num_envs: int) -> ReplayBuffer:
     return ReplayBuffer(capacity, num_envs, obs_dim=1, action_dim=1, device=CPU)
 
 
-def row(reward: list[float], obs: list[float], terminated: list[bool], truncated: list[bool]) -> dict[str, torch.Tensor]:
+def row(
+    reward: list[float], obs: list[float], terminated: list[bool], truncated: list[bool]
+) -> dict[str, torch.Tensor]:
     """`obs` stands for all that is before the step; what comes after it is 100 more."""
     now = torch.tensor(obs)[:, None]
-    before = {"obs": now, "base_action": now + 0.1, "residual_action": now + 0.2, "action": now + 0.3, "scale": now + 0.4}
+    before = {
+        "obs": now,
+        "base_action": now + 0.1,
+        "residual_action": now + 0.2,
+        "action": now + 0.3,
+        "scale": now + 0.4,
+    }
     after = {"next_obs": now + 100.0, "next_base_action": now + 100.1, "next_scale": now + 100.4}
     ends = {"terminated": torch.tensor(terminated), "truncated": torch.tensor(truncated)}
     return {**before, **after, **ends, "reward": torch.tensor(reward)}
 
 
 def filled(steps: int, capacity: int = 16) -> ReplayBuffer:
-    """Two worlds; rewards 1, 2, 4, … in both. World 0 terminates in step 2, world 1 is truncated in step 1."""
+    """Two worlds; rewards 1, 2, 4, … in both. World 0 terminates in step 2, world 1 is truncated in step
+    1."""
     buffer = make(capacity, 2)
     for t in range(steps):
         buffer.add(row([2.0**t] * 2, [float(t), 10.0 + t], [t == 2, NO], [NO, t == 1]))
@@ -48,7 +58,7 @@ def gathered(buffer: ReplayBuffer, world: int, n_step: int, bootstrap_at_done: s
     return buffer.gather(rows * buffer.num_envs + world, n_step, 0.5, bootstrap_at_done)
 
 
-# --- n-step returns ---------------------------------------------------------------------------------------------------
+# --- n-step returns -----------------------------------------------------------------------------------------
 
 
 def test_n_step_returns_by_hand() -> None:
@@ -56,7 +66,8 @@ def test_n_step_returns_by_hand() -> None:
     terminated = torch.tensor([[NO, NO, YES, NO], [NO, NO, NO, NO], [YES, NO, NO, NO]])
     truncated = torch.tensor([[NO, NO, NO, NO], [NO, YES, NO, NO], [NO, NO, NO, NO]])
     available = torch.tensor([3, 3, 3, 2])
-    # whole window, ends by termination: 1 + 0.5*2 + 0.25*4, no bootstrap; truncated after 2: 1 + 0.5*2, then 0.25 V;
+    # whole window, ends by termination: 1 + 0.5*2 + 0.25*4, no bootstrap; truncated after 2: 1 + 0.5*2, then
+    # 0.25 V;
     # terminated at once: 1; only 2 steps there are: 1 + 0.5*2, then 0.25 V
     n_step_return, discount, last = n_step_returns(reward, terminated, truncated, available, 0.5)
     assert n_step_return.tolist() == [3.0, 2.0, 1.0, 2.0]
@@ -71,11 +82,17 @@ def test_n_step_returns_by_hand() -> None:
 
 def test_one_step_returns_are_the_reward_and_the_next_value() -> None:
     terminated, truncated = torch.tensor([[NO, YES, NO]]), torch.tensor([[NO, NO, YES]])
-    n_step_return, discount, last = n_step_returns(torch.tensor([[3.0, 5.0, 7.0]]), terminated, truncated, torch.tensor([9, 9, 9]), 0.5)
-    assert (n_step_return.tolist(), discount.tolist(), last.tolist()) == ([3.0, 5.0, 7.0], [0.5, 0.0, 0.5], [0, 0, 0])
+    n_step_return, discount, last = n_step_returns(
+        torch.tensor([[3.0, 5.0, 7.0]]), terminated, truncated, torch.tensor([9, 9, 9]), 0.5
+    )
+    assert (n_step_return.tolist(), discount.tolist(), last.tolist()) == (
+        [3.0, 5.0, 7.0],
+        [0.5, 0.0, 0.5],
+        [0, 0, 0],
+    )
 
 
-# --- the ring ---------------------------------------------------------------------------------------------------------
+# --- the ring -----------------------------------------------------------------------------------------------
 
 
 def test_windows_end_with_the_episode_and_with_the_data() -> None:
@@ -112,7 +129,12 @@ def test_a_full_ring_forgets_the_oldest_and_windows_go_around_its_end_but_not_be
         buffer.add(row([2.0**t], [float(t)], [NO], [NO]))
     sample = gathered(buffer, 0, 3)
     assert sample.obs.flatten().tolist() == [4.0, 5.0, 2.0, 3.0]
-    assert sample.n_step_return.tolist() == [16 + 0.5 * 32, 32, 4 + 0.5 * 8 + 0.25 * 16, 8 + 0.5 * 16 + 0.25 * 32]
+    assert sample.n_step_return.tolist() == [
+        16 + 0.5 * 32,
+        32,
+        4 + 0.5 * 8 + 0.25 * 16,
+        8 + 0.5 * 16 + 0.25 * 32,
+    ]
     assert sample.discount.tolist() == [0.25, 0.5, 0.125, 0.125]
     assert sample.next_obs.flatten().tolist() == [105.0, 105.0, 104.0, 105.0]
     assert buffer.newest("reward", 3).flatten().tolist() == [8.0, 16.0, 32.0]
@@ -120,15 +142,19 @@ def test_a_full_ring_forgets_the_oldest_and_windows_go_around_its_end_but_not_be
 
 
 @settings(max_examples=50)
-@given(st.integers(1, 30), st.integers(1, 3), st.integers(2, 9), st.integers(1, 5), st.sampled_from(["truncated", "always", "never"]),
+@given(st.integers(1, 30), st.integers(1, 3), st.integers(2, 9), st.integers(1, 5), st.sampled_from(["truncated", "always", "never"]),  # noqa: E501
        st.integers(0, 2**32 - 1))  # fmt: skip
-def test_it_agrees_with_a_slow_loop(steps: int, worlds: int, rows: int, n_step: int, bootstrap_at_done: str, seed: int) -> None:
+def test_it_agrees_with_a_slow_loop(
+    steps: int, worlds: int, rows: int, n_step: int, bootstrap_at_done: str, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     buffer, gamma = make(rows * worlds, worlds), 0.5
     rewards = torch.randn(steps, worlds, generator=generator)
     terminated, truncated = torch.rand(2, steps, worlds, generator=generator) < 0.2
     for t in range(steps):
-        buffer.add(row(rewards[t].tolist(), [float(t)] * worlds, terminated[t].tolist(), truncated[t].tolist()))
+        buffer.add(
+            row(rewards[t].tolist(), [float(t)] * worlds, terminated[t].tolist(), truncated[t].tolist())
+        )
     oldest = max(steps - rows, 0)
     for world in range(worlds):
         sample = gathered(buffer, world, n_step, bootstrap_at_done)
@@ -143,14 +169,19 @@ def test_it_agrees_with_a_slow_loop(steps: int, worlds: int, rows: int, n_step: 
                 k += 1
             stops = {"truncated": terminated[k, world], "always": False, "never": ended}[bootstrap_at_done]
             assert sample.n_step_return[i].item() == pytest.approx(total, abs=1e-5)
-            assert sample.discount[i].item() == pytest.approx(0.0 if stops else gamma ** (k + 1 - start), abs=1e-6)
+            assert sample.discount[i].item() == pytest.approx(
+                0.0 if stops else gamma ** (k + 1 - start), abs=1e-6
+            )
             assert sample.next_obs[i].item() == k + 100.0
 
 
 def test_samples_are_uniform_and_made_by_the_generator() -> None:
     buffer = filled(5)
     state = torch.get_rng_state()
-    draws = [buffer.sample(20_000, 3, 0.5, "truncated", torch.Generator().manual_seed(seed)).obs.flatten() for seed in (0, 0, 1)]
+    draws = [
+        buffer.sample(20_000, 3, 0.5, "truncated", torch.Generator().manual_seed(seed)).obs.flatten()
+        for seed in (0, 0, 1)
+    ]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
     assert torch.equal(torch.get_rng_state(), state)
@@ -159,12 +190,16 @@ def test_samples_are_uniform_and_made_by_the_generator() -> None:
     assert (counts - 2000).abs().max() < 5 * 2000**0.5
 
 
-# --- state ------------------------------------------------------------------------------------------------------------
+# --- state --------------------------------------------------------------------------------------------------
 
 
 def random_row(generator: torch.Generator, worlds: int = 2) -> dict[str, torch.Tensor]:
     ends = (torch.rand(2, worlds, generator=generator) < 0.2).tolist()
-    return row(torch.randn(worlds, generator=generator).tolist(), torch.randn(worlds, generator=generator).tolist(), *ends)
+    return row(
+        torch.randn(worlds, generator=generator).tolist(),
+        torch.randn(worlds, generator=generator).tolist(),
+        *ends,
+    )
 
 
 def through_a_file(state: State) -> State:
@@ -176,7 +211,9 @@ def drawn(buffer: ReplayBuffer) -> Sample:
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 7, 8, 11, 12, 21])
-def test_a_state_goes_through_a_file_and_comes_back_bit_for_bit(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_goes_through_a_file_and_comes_back_bit_for_bit(
+    steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(replay_buffer, "SEGMENT_ROWS", 4)
     generator = torch.Generator().manual_seed(0)
     buffer = make(2 * 8, 2)
@@ -194,13 +231,17 @@ def test_a_state_goes_through_a_file_and_comes_back_bit_for_bit(steps: int, monk
         again.add(new)
     for _ in range(9):  # what the state holds gives way altogether
         buffer.add(random_row(generator))
-    assert to_bytes(state, "checkpoint") == to_bytes(kept, "checkpoint")  # a state is of its time, not a view of what goes on
+    assert to_bytes(state, "checkpoint") == to_bytes(
+        kept, "checkpoint"
+    )  # a state is of its time, not a view of what goes on
     in_memory.load_state_dict(state)
     buffer.load_state_dict(state)
     assert all(torch.equal(a, b) for a, b in zip(drawn(in_memory), drawn(buffer), strict=True))
 
 
-def test_a_state_copies_what_is_full_only_when_it_is_about_to_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_copies_what_is_full_only_when_it_is_about_to_give_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(replay_buffer, "SEGMENT_ROWS", 4)
     buffer, generator, copied = make(2 * 12, 2), torch.Generator().manual_seed(0), []
     segment = buffer.segment
@@ -209,7 +250,10 @@ def test_a_state_copies_what_is_full_only_when_it_is_about_to_give_way(monkeypat
         buffer.add(random_row(generator))
     state = buffer.state_dict()
     assert [type(part) for part in state["segments"].values()] == [Segment, Segment, dict]
-    assert [state["segments"][key].name for key in ("000000", "000001")] == ["segment_000000", "segment_000001"]
+    assert [state["segments"][key].name for key in ("000000", "000001")] == [
+        "segment_000000",
+        "segment_000001",
+    ]
     assert copied == [2]  # what is not full yet
     assert buffer.state_dict()["segments"]["000001"] is state["segments"]["000001"]
     copied.clear()
@@ -241,7 +285,10 @@ def test_segments_are_written_once_and_a_whole_ring_is_made_of_them(monkeypatch:
     # 14 rows: segments 0 to 2 are complete, 0 and half of 1 gave way, 3 is unfinished
     assert list(on_disk) == ["000000", "000001", "000002"]
     assert [len(segment["columns"]["obs"]) for segment in on_disk.values()] == [4, 4, 4]
-    state = {**buffer.state_dict(), "segments": {k: on_disk[k] for k in ("000001", "000002")} | {"000003": buffer.segment(3)}}
+    state = {
+        **buffer.state_dict(),
+        "segments": {k: on_disk[k] for k in ("000001", "000002")} | {"000003": buffer.segment(3)},
+    }
     again = make(2 * 8, 2)
     again.load_state_dict(state)
     assert all(torch.equal(a, b) for a, b in zip(drawn(buffer), drawn(again), strict=True))
@@ -251,7 +298,9 @@ def test_a_state_of_another_buffer_is_refused() -> None:
     state = through_a_file(filled(5).state_dict())
     with pytest.raises(CheckpointError, match="has 8 rows, but buffer_size and num_envs require 16"):
         make(32, 2).load_state_dict(state)
-    with pytest.raises(CheckpointError, match=r"base_action has rows of shape \[2, 1\], but the settings require \[2, 3\]"):
+    with pytest.raises(
+        CheckpointError, match=r"base_action has rows of shape \[2, 1\], but the settings require \[2, 3\]"
+    ):
         ReplayBuffer(16, 2, 1, 3, CPU).load_state_dict(state)
     broken = copy.deepcopy(state)
     del broken["segments"]["000000"]["columns"]["reward"]
@@ -261,7 +310,13 @@ def test_a_state_of_another_buffer_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("capacity", "num_envs", "rows", "segment_rows"),
-    [(1000, 1, 1000, 1000), (1024, 1, 1024, 1024), (1500, 1, 1500, 750), (2049, 1, 2049, 683), (30_000, 16, 1876, 938)],
+    [
+        (1000, 1, 1000, 1000),
+        (1024, 1, 1024, 1024),
+        (1500, 1, 1500, 750),
+        (2049, 1, 2049, 683),
+        (30_000, 16, 1876, 938),
+    ],
 )
 def test_what_is_asked_for_is_kept(capacity: int, num_envs: int, rows: int, segment_rows: int) -> None:
     buffer = make(capacity, num_envs)
@@ -273,6 +328,11 @@ def test_a_buffer_that_holds_no_step_or_fits_in_no_memory_is_refused(monkeypatch
         make(8, 16)
     monkeypatch.setattr(replay_buffer, "free_memory", lambda: 2**30)
     # two observations of 1, six actions of 1, the reward: 9 floats, and two booleans
-    with pytest.raises(ConfigError, match=r"buffer_size 56,512,728 needs 2\.0 GiB, but cpu has 1\.0 GiB left: choose 22,60\d,\d\d\d or less"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"buffer_size 56,512,728 needs 2\.0 GiB, but cpu has 1\.0 GiB left: choose 22,60\d,\d\d\d or less"
+        ),
+    ):
         make(round(2 * 2**30 / 38), 1)
     make(1024, 1)

@@ -1,4 +1,5 @@
-"""SAC and TD3: their targets, losses and schedules, what they execute and store, exact resume, refusals, and that they learn."""
+"""SAC and TD3: their targets, losses and schedules, what they execute and store, exact resume, refusals, and
+that they learn."""
 
 from __future__ import annotations
 
@@ -32,7 +33,13 @@ from residual_rl.utils.module_state import load_module_state
 
 GOLDEN = DATA / "golden_sac_checkpoint_v1.safetensors"
 SCALE = 0.5
-SMALL: dict[str, Any] = {"hidden_sizes": (16, 16), "batch_size": 8, "num_steps": 2, "buffer_size": 400, "learning_starts": 0}
+SMALL: dict[str, Any] = {
+    "hidden_sizes": (16, 16),
+    "batch_size": 8,
+    "num_steps": 2,
+    "buffer_size": 400,
+    "learning_starts": 0,
+}
 SMALL |= {
     "actor_starts": 0,
     "warmup_steps": 0,
@@ -41,11 +48,20 @@ SMALL |= {
     "actor_value": "min",
 }  # twin critics, as the textbooks have them
 KINDS: dict[str, tuple[Any, Any]] = {"sac": (SAC, SACCfg), "td3": (TD3, TD3Cfg)}
-FIGURES = {"train/buffer_size", "train/updates", "train/critic_loss", "train/q", "train/q_spread", "train/actor_loss"}
+FIGURES = {
+    "train/buffer_size",
+    "train/updates",
+    "train/critic_loss",
+    "train/q",
+    "train/q_spread",
+    "train/actor_loss",
+}
 both = pytest.mark.parametrize("kind", KINDS)
 
 
-def told(transition: Transition, scale: float | Tensor | None = SCALE, next_scale: float | Tensor | None = SCALE) -> Transition:
+def told(
+    transition: Transition, scale: float | Tensor | None = SCALE, next_scale: float | Tensor | None = SCALE
+) -> Transition:
     return dataclasses.replace(transition, effective_scale=scale, next_effective_scale=next_scale)
 
 
@@ -55,7 +71,10 @@ def make(kind: str = "sac", num_envs: int = 4, seed: int = 0, **settings: Any) -
 
 
 def observation(generator: torch.Generator, num_envs: int = 4) -> dict[str, Tensor]:
-    return {name: torch.rand(num_envs, *shape, generator=generator) * 2.0 - 1.0 for name, shape in OBS_SPACE.items()}
+    return {
+        name: torch.rand(num_envs, *shape, generator=generator) * 2.0 - 1.0
+        for name, shape in OBS_SPACE.items()
+    }
 
 
 def random_step(generator: torch.Generator, action: Tensor, obs: dict[str, Tensor]) -> Transition:
@@ -64,7 +83,9 @@ def random_step(generator: torch.Generator, action: Tensor, obs: dict[str, Tenso
     executed = compose(obs["base_action"], action, SCALE)
     next_obs = observation(generator, len(action))
     reward = torch.randn(len(action), generator=generator)
-    return told(Transition(obs, action, reward, terminated, truncated, next_obs, obs["base_action"], executed))
+    return told(
+        Transition(obs, action, reward, terminated, truncated, next_obs, obs["base_action"], executed)
+    )
 
 
 def fake_steps(learner: OffPolicyLearner, generator: torch.Generator, steps: int) -> None:
@@ -80,7 +101,10 @@ def fake_update(learner: OffPolicyLearner, generator: torch.Generator) -> dict[s
 
 def trained(kind: str = "sac", updates: int = 6, **settings: Any) -> Any:
     """One whose networks are far from their start."""
-    learner, generator = make(kind, critic_learning_rate=1e-2, actor_learning_rate=1e-2, **settings), torch.Generator().manual_seed(0)
+    learner, generator = (
+        make(kind, critic_learning_rate=1e-2, actor_learning_rate=1e-2, **settings),
+        torch.Generator().manual_seed(0),
+    )
     for _ in range(updates):
         fake_update(learner, generator)
     return learner
@@ -90,7 +114,7 @@ def one_batch(learner: OffPolicyLearner) -> Batch:
     return Batch(*(tensor[0] for tensor in learner._sample(1)))
 
 
-# --- what they are ----------------------------------------------------------------------------------------------------
+# --- what they are ------------------------------------------------------------------------------------------
 
 
 @both
@@ -98,7 +122,9 @@ def test_it_is_a_learner_and_reports_its_figures(kind: str) -> None:
     learner = make(kind)
     assert isinstance(learner, Learner)
     metrics = fake_update(learner, torch.Generator().manual_seed(0))
-    assert metrics.keys() == FIGURES | ({"train/entropy", "train/std", "train/temperature"} if kind == "sac" else set())
+    assert metrics.keys() == FIGURES | (
+        {"train/entropy", "train/std", "train/temperature"} if kind == "sac" else set()
+    )
     assert (metrics["train/buffer_size"], metrics["train/updates"]) == (8.0, 8.0)
     if kind == "sac":
         assert metrics["train/std"] == pytest.approx(0.4, abs=0.02)
@@ -121,15 +147,52 @@ def test_a_fresh_residual_is_the_base_policy_bit_for_bit(kind: str, normalize_ob
 def test_the_preset_is_what_was_published() -> None:
     whole = TrainCfg.default("so101-paper", learner_id="policy-decorator")
     residual = whole.residual
-    assert (whole.run.num_envs, residual.chunk, residual.residual_scale, residual.residual_penalty) == (16, "whole", 0.1, 0.0)
+    assert (whole.run.num_envs, residual.chunk, residual.residual_scale, residual.residual_penalty) == (
+        16,
+        "whole",
+        0.1,
+        0.0,
+    )
     cfg = whole.learner
     assert isinstance(cfg, PolicyDecoratorCfg)
-    assert (cfg.gamma, cfg.tau, cfg.batch_size, cfg.utd, cfg.learning_starts, cfg.max_grad_norm) == (0.97, 0.01, 1024, 0.25, 8000, 50.0)
-    assert (cfg.critic_learning_rate, cfg.actor_learning_rate, cfg.temperature_learning_rate) == (1e-4, 1e-4, 1e-4)
-    assert (cfg.hidden_sizes, cfg.output_init, cfg.n_step, cfg.num_steps * 16) == ((256, 256, 256), 0.01, 1, 64)
-    assert (cfg.prog_explore, cfg.warmup_steps, cfg.warmup_noise, cfg.num_critics, cfg.reward_shift) == (30_000, 8000, "uniform", 2, -1.0)
-    assert (cfg.critic_layer_norm, cfg.actor_layer_norm, cfg.temperature, cfg.actor_every) == (False, False, 1.0, 1)
-    assert (cfg.bootstrap_at_done, cfg.tune_temperature, cfg.critic_input, cfg.actor_input) == ("truncated", True, "sum", "obs")
+    assert (cfg.gamma, cfg.tau, cfg.batch_size, cfg.utd, cfg.learning_starts, cfg.max_grad_norm) == (
+        0.97,
+        0.01,
+        1024,
+        0.25,
+        8000,
+        50.0,
+    )
+    assert (cfg.critic_learning_rate, cfg.actor_learning_rate, cfg.temperature_learning_rate) == (
+        1e-4,
+        1e-4,
+        1e-4,
+    )
+    assert (cfg.hidden_sizes, cfg.output_init, cfg.n_step, cfg.num_steps * 16) == (
+        (256, 256, 256),
+        0.01,
+        1,
+        64,
+    )
+    assert (cfg.prog_explore, cfg.warmup_steps, cfg.warmup_noise, cfg.num_critics, cfg.reward_shift) == (
+        30_000,
+        8000,
+        "uniform",
+        2,
+        -1.0,
+    )
+    assert (cfg.critic_layer_norm, cfg.actor_layer_norm, cfg.temperature, cfg.actor_every) == (
+        False,
+        False,
+        1.0,
+        1,
+    )
+    assert (cfg.bootstrap_at_done, cfg.tune_temperature, cfg.critic_input, cfg.actor_input) == (
+        "truncated",
+        True,
+        "sum",
+        "obs",
+    )
     learner = SAC(dataclasses.replace(cfg, hidden_sizes=(16,), buffer_size=100), OBS_SPACE, 2, 4)
     mean, log_std = learner.actor.gaussian(torch.zeros(1, 4), torch.zeros(1, 2))
     assert log_std.tolist() == [[-9.0, -9.0]]  # the middle of its range
@@ -137,7 +200,7 @@ def test_the_preset_is_what_was_published() -> None:
     assert not mean.any()  # of an observation of zeros
 
 
-# --- targets and losses -----------------------------------------------------------------------------------------------
+# --- targets and losses -------------------------------------------------------------------------------------
 
 
 def squashed(learner: SAC, obs: Tensor, base_action: Tensor) -> TransformedDistribution:
@@ -163,7 +226,11 @@ def critic_action(learner: OffPolicyLearner, base_action: Tensor, residual: Tens
 def test_targets_losses_and_gradients_of_sac_are_the_textbook_ones(
     critic_input: str, critic_base_action: bool, actor_penalty: float
 ) -> None:
-    settings = {"critic_input": critic_input, "critic_base_action": critic_base_action, "actor_penalty": actor_penalty}
+    settings = {
+        "critic_input": critic_input,
+        "critic_base_action": critic_base_action,
+        "actor_penalty": actor_penalty,
+    }
     learner = trained(**settings, gamma=0.9, max_grad_norm=1e9)
     batch, sees = one_batch(learner), critic_base_action or critic_input == "concat"
 
@@ -171,7 +238,9 @@ def test_targets_losses_and_gradients_of_sac_are_the_textbook_ones(
         return critics(torch.cat([obs, base_action, action] if sees else [obs, action], 1))
 
     with torch.no_grad():
-        next_action, log_prob = reparametrised(learner, batch.next_obs, batch.next_base_action, batch.target_noise)
+        next_action, log_prob = reparametrised(
+            learner, batch.next_obs, batch.next_base_action, batch.target_noise
+        )
         next_judged = critic_action(learner, batch.next_base_action, next_action, SCALE)
         q = values(learner.target_critics, batch.next_obs, batch.next_base_action, next_judged)
         temperature = learner.temperature.log.exp()
@@ -183,14 +252,27 @@ def test_targets_losses_and_gradients_of_sac_are_the_textbook_ones(
     q = values(learner.critics, batch.obs, batch.base_action, batch.critic_action)
     expected = 0.5 * ((q[0] - target) ** 2).mean() + 0.5 * ((q[1] - target) ** 2).mean()
     loss, metrics = learner._critic_loss(batch, target)
-    torch.testing.assert_close(metrics, torch.stack([expected, q.mean(), (q[0] - q[1]).abs().mean()]).detach())
+    torch.testing.assert_close(
+        metrics, torch.stack([expected, q.mean(), (q[0] - q[1]).abs().mean()]).detach()
+    )
     same_gradients(loss, expected, learner.critic_optimizer.parameters)
 
     action, log_prob = reparametrised(learner, batch.obs, batch.base_action, batch.actor_noise)
-    q = values(learner.critics, batch.obs, batch.base_action, critic_action(learner, batch.base_action, action, SCALE))
-    expected = (temperature * log_prob - torch.min(q[0], q[1]) + actor_penalty * (action[:, 0] ** 2 + action[:, 1] ** 2)).mean()
+    q = values(
+        learner.critics,
+        batch.obs,
+        batch.base_action,
+        critic_action(learner, batch.base_action, action, SCALE),
+    )
+    expected = (
+        temperature * log_prob
+        - torch.min(q[0], q[1])
+        + actor_penalty * (action[:, 0] ** 2 + action[:, 1] ** 2)
+    ).mean()
     loss, metrics = learner._actor_loss(batch)
-    torch.testing.assert_close(metrics[:2], torch.stack([expected, -log_prob.mean()]).detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        metrics[:2], torch.stack([expected, -log_prob.mean()]).detach(), rtol=1e-4, atol=1e-5
+    )
     same_gradients(loss, expected, learner.actor_optimizer.parameters)
 
 
@@ -211,7 +293,9 @@ def test_targets_and_actor_loss_of_td3_are_the_textbook_ones(actor_penalty: floa
     action = (learner.target_actor.net(next_inputs).tanh() + noise).clamp(-1.0, 1.0)
     composed = (batch.next_base_action + SCALE * action).clamp(-1.0, 1.0)
     q = learner.target_critics(torch.cat([next_inputs, composed], 1))
-    torch.testing.assert_close(learner._target(batch), (batch.n_step_return + batch.discount * torch.min(q[0], q[1])).detach())
+    torch.testing.assert_close(
+        learner._target(batch), (batch.n_step_return + batch.discount * torch.min(q[0], q[1])).detach()
+    )
 
     inputs = torch.cat([batch.obs, batch.base_action], 1)
     residual = learner.policy.net(inputs).tanh()
@@ -222,21 +306,56 @@ def test_targets_and_actor_loss_of_td3_are_the_textbook_ones(actor_penalty: floa
 
 
 def test_truncation_bootstraps_from_the_final_observation_and_termination_does_not() -> None:
-    settings = {"gamma": 0.5, "n_step": 2, "reward_scale": 10.0, "reward_shift": 1.0, "normalize_obs": False, "critic_layer_norm": False}
-    cfg = TD3Cfg(**{**SMALL, "hidden_sizes": (), "num_critics": 1, "num_target_critics": 1, "critic_input": "res", **settings})
+    settings = {
+        "gamma": 0.5,
+        "n_step": 2,
+        "reward_scale": 10.0,
+        "reward_shift": 1.0,
+        "normalize_obs": False,
+        "critic_layer_norm": False,
+    }
+    cfg = TD3Cfg(
+        **{
+            **SMALL,
+            "hidden_sizes": (),
+            "num_critics": 1,
+            "num_target_critics": 1,
+            "critic_input": "res",
+            **settings,
+        }
+    )
     learner = TD3(cfg, {"state": (1,), "base_action": (1,)}, 1, num_envs=2)
     with torch.no_grad():
         learner.target_critics.weights[0][0, 0] = 1.0  # V(s) = s
     yes, no = torch.tensor([True, False]), torch.tensor([False, False])
     for t, (terminated, truncated) in enumerate([(no, no), (yes, ~yes), (no, no)]):
-        obs, next_obs = ({"state": torch.full((2, 1), s), "base_action": torch.zeros(2, 1)} for s in (2.0 + t, 100.0 * (t + 1)))
+        obs, next_obs = (
+            {"state": torch.full((2, 1), s), "base_action": torch.zeros(2, 1)}
+            for s in (2.0 + t, 100.0 * (t + 1))
+        )
         learner.act(obs)
         action = torch.zeros(2, 1)
-        learner.observe(Transition(obs, action, torch.tensor([0.0, 1.0]), terminated, truncated, next_obs, action, action))
+        learner.observe(
+            Transition(obs, action, torch.tensor([0.0, 1.0]), terminated, truncated, next_obs, action, action)
+        )
     batch = learner.buffer.gather(torch.arange(6), 2, 0.5, "truncated")
     zeros = torch.zeros(6, 1)
-    full = Batch(batch.obs, zeros, zeros, zeros, batch.n_step_return, batch.discount, batch.next_obs, zeros, zeros, zeros, zeros, torch.zeros(1))
-    # rewards (0 + 1) * 10 and (1 + 1) * 10; world 0 terminates in step 1, world 1 is truncated there, in state 200
+    full = Batch(
+        batch.obs,
+        zeros,
+        zeros,
+        zeros,
+        batch.n_step_return,
+        batch.discount,
+        batch.next_obs,
+        zeros,
+        zeros,
+        zeros,
+        zeros,
+        torch.zeros(1),
+    )
+    # rewards (0 + 1) * 10 and (1 + 1) * 10; world 0 terminates in step 1, world 1 is truncated there, in
+    # state 200
     world_0 = [10 + 0.5 * 10, 10, 10 + 0.5 * 300]
     world_1 = [20 + 0.5 * 20 + 0.25 * 200, 20 + 0.5 * 200, 20 + 0.5 * 300]
     assert learner._target(full).view(3, 2).T.tolist() == [world_0, world_1]
@@ -264,7 +383,10 @@ def test_a_random_subset_of_an_ensemble_makes_the_target_and_the_mean_moves_the_
 def test_normalised_targets_are_learned_as_well(kind: str) -> None:
     learner = trained(kind, normalize_targets=True, reward_shift=50.0, updates=30)
     batch = one_batch(learner)
-    target, value = learner._target(batch), learner._value(learner.critics, batch.obs, batch.base_action, batch.critic_action)
+    target, value = (
+        learner._target(batch),
+        learner._value(learner.critics, batch.obs, batch.base_action, batch.critic_action),
+    )
     assert target.mean() > 10.0
     assert learner.popart.mean.item() == pytest.approx(target.mean().item(), rel=0.5)
     assert value.mean().item() == pytest.approx(target.mean().item(), rel=0.5)
@@ -284,12 +406,21 @@ def test_targets_follow_the_networks_by_the_share_tau(kind: str) -> None:
             torch.testing.assert_close(p, 0.75 * p_old + 0.25 * p_source)
 
 
-# --- the temperature --------------------------------------------------------------------------------------------------
+# --- the temperature ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("target_entropy", "sign"), [(100.0, 1.0), (-100.0, -1.0)])
-def test_the_temperature_rises_where_entropy_is_wanting_and_falls_where_there_is_too_much(target_entropy: float, sign: float) -> None:
-    learner = make(target_entropy=target_entropy, temperature=0.2, temperature_learning_rate=0.01, num_steps=1, num_envs=1, actor_every=1)
+def test_the_temperature_rises_where_entropy_is_wanting_and_falls_where_there_is_too_much(
+    target_entropy: float, sign: float
+) -> None:
+    learner = make(
+        target_entropy=target_entropy,
+        temperature=0.2,
+        temperature_learning_rate=0.01,
+        num_steps=1,
+        num_envs=1,
+        actor_every=1,
+    )
     fake_update(learner, torch.Generator().manual_seed(0))
     # Adam's first step has the size of its rate
     assert learner.temperature.log.item() == pytest.approx(math.log(0.2) + sign * 0.01, abs=1e-4)
@@ -304,7 +435,7 @@ def test_the_temperature_is_tuned_to_minus_the_action_size_unless_told_otherwise
     assert fixed.temperature.log.item() == pytest.approx(math.log(0.3))
 
 
-# --- acting -----------------------------------------------------------------------------------------------------------
+# --- acting -------------------------------------------------------------------------------------------------
 
 
 def rollout(learner: OffPolicyLearner, steps: int) -> Tensor:
@@ -322,12 +453,16 @@ def test_in_the_warm_up_the_residual_is_noise_that_is_correlated_within_episodes
     assert torch.corrcoef(pairs)[0, 1].item() == pytest.approx(0.9, abs=0.03)
     across = torch.stack([actions[:-1][~same_episode].flatten(), actions[1:][~same_episode].flatten()])
     assert abs(torch.corrcoef(across)[0, 1].item()) < 0.15
-    assert learner.act(observation(torch.Generator(), 50)).std() > 0.3  # afterwards it is the policy's own, std 0.4
+    assert (
+        learner.act(observation(torch.Generator(), 50)).std() > 0.3
+    )  # afterwards it is the policy's own, std 0.4
 
 
 def test_warm_up_noise_can_be_uniform_or_none_and_is_clipped() -> None:
     uniform = rollout(make(num_envs=100, warmup_steps=10**6, warmup_noise="uniform"), 4)
-    assert (uniform.min().item(), uniform.max().item(), uniform.var().item()) == pytest.approx((-1.0, 1.0, 1 / 3), abs=0.05)
+    assert (uniform.min().item(), uniform.max().item(), uniform.var().item()) == pytest.approx(
+        (-1.0, 1.0, 1 / 3), abs=0.05
+    )
     assert not rollout(make(warmup_steps=10**6, warmup_noise="none"), 4).any()
     clipped = rollout(make(warmup_steps=10**6, warmup_std=10.0), 4)
     assert clipped.abs().max() == 1.0
@@ -338,8 +473,12 @@ def test_exploration_is_the_policys_gaussian_with_noise_that_is_correlated_in_ti
     learner = make(num_envs=100, noise_correlation=rho, buffer_size=10_000)
     raw = rollout(learner, 20).atanh() / 0.4  # a fresh policy has mean 0
     assert raw.std().item() == pytest.approx(1.0, abs=0.05)
-    assert torch.corrcoef(torch.stack([raw[0].flatten(), raw[1].flatten()]))[0, 1].item() == pytest.approx(rho * 0.8, abs=0.2)
-    td3_actions = rollout(make("td3", num_envs=100, noise_correlation=rho, exploration_std=0.1, buffer_size=10_000), 20)
+    assert torch.corrcoef(torch.stack([raw[0].flatten(), raw[1].flatten()]))[0, 1].item() == pytest.approx(
+        rho * 0.8, abs=0.2
+    )
+    td3_actions = rollout(
+        make("td3", num_envs=100, noise_correlation=rho, exploration_std=0.1, buffer_size=10_000), 20
+    )
     assert td3_actions.std().item() == pytest.approx(0.1, abs=0.005)
 
 
@@ -362,7 +501,7 @@ def test_the_executed_action_is_what_the_critics_judge_and_what_is_stored(kind: 
     assert torch.equal(columns["action"], composed)
     batch = one_batch(learner)
     assert (batch.critic_action.abs() <= 1.0).all()
-    assert torch.equal(make(kind, critic_input="res")._critic_action(torch.ones(1, 2), torch.tensor([[3.0, 4.0]]), torch.ones(1, 2))[0],
+    assert torch.equal(make(kind, critic_input="res")._critic_action(torch.ones(1, 2), torch.tensor([[3.0, 4.0]]), torch.ones(1, 2))[0],  # noqa: E501
                        torch.tensor([3.0, 4.0]))  # fmt: skip
 
 
@@ -384,9 +523,14 @@ def test_acting_deterministically_leaves_the_state_alone_and_is_what_an_exported
 
 
 @both
-def test_what_is_deployed_is_an_average_of_the_actors_weights(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_deployed_is_an_average_of_the_actors_weights(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Worked out here from the actor after each of its steps: decay 1 - (1 + t)^-power."""
-    learner, generator = make(kind, actor_ema_power=0.5, actor_learning_rate=1e-2, actor_every=2), torch.Generator().manual_seed(0)
+    learner, generator = (
+        make(kind, actor_ema_power=0.5, actor_learning_rate=1e-2, actor_every=2),
+        torch.Generator().manual_seed(0),
+    )
     weights: list[Tensor] = []
     step = learner._fast_actor_step
 
@@ -421,7 +565,7 @@ def test_the_actor_sees_the_base_action_where_it_should(actor_input: str, sees: 
     assert torch.equal(learner.act(obs, deterministic=True), learner.act(other, deterministic=True)) != sees
 
 
-# --- when they learn --------------------------------------------------------------------------------------------------
+# --- when they learn ----------------------------------------------------------------------------------------
 
 
 def test_critics_and_actor_begin_when_they_should_and_updates_follow_the_data() -> None:
@@ -433,7 +577,16 @@ def test_critics_and_actor_begin_when_they_should_and_updates_follow_the_data() 
         actor_steps.append(int(learner.actor_optimizer.state_dict()["step"]))
         assert ("train/critic_loss" in metrics) == (len(updates) >= 2)
     assert updates == [0, 2, 4, 7, 9, 12, 14, 16]
-    assert actor_steps == [0, 0, 0, 1, 2, 4, 5, 6]  # of every second update from step 32 on: 6, 8, 10, 12, 14, 16
+    assert actor_steps == [
+        0,
+        0,
+        0,
+        1,
+        2,
+        4,
+        5,
+        6,
+    ]  # of every second update from step 32 on: 6, 8, 10, 12, 14, 16
 
 
 def test_update_without_data_is_refused() -> None:
@@ -453,7 +606,7 @@ def test_batches_sampled_together_are_those_of_a_long_update(kind: str) -> None:
     assert int(learner.actor_optimizer.state_dict()["step"]) == 24
 
 
-# --- residual scales --------------------------------------------------------------------------------------------------
+# --- residual scales ----------------------------------------------------------------------------------------
 
 
 def fed(scales: list[float | Tensor], **settings: Any) -> Any:
@@ -467,7 +620,9 @@ def fed(scales: list[float | Tensor], **settings: Any) -> Any:
 
 def composed_next(learner: Any) -> tuple[Batch, Tensor]:
     batch = one_batch(learner)
-    return batch, learner._critic_action(batch.next_base_action * 0.0, torch.full_like(batch.next_base_action, 0.1), batch.next_scale)
+    return batch, learner._critic_action(
+        batch.next_base_action * 0.0, torch.full_like(batch.next_base_action, 0.1), batch.next_scale
+    )
 
 
 def test_the_newest_scale_composes_where_all_worlds_share_it() -> None:
@@ -500,7 +655,7 @@ def test_composed_critics_need_the_scale_and_others_do_not() -> None:
             learner.update()
 
 
-# --- demonstrations ---------------------------------------------------------------------------------------------------
+# --- demonstrations -----------------------------------------------------------------------------------------
 
 
 def demonstrations(lengths: tuple[int, ...] = (6, 5, 7), reward: float = 1000.0) -> list[Transition]:
@@ -509,7 +664,11 @@ def demonstrations(lengths: tuple[int, ...] = (6, 5, 7), reward: float = 1000.0)
     for steps in lengths:
         step = random_step(generator, torch.zeros(steps, 2), observation(generator, steps))
         last = torch.arange(steps) == steps - 1
-        demonstrated.append(dataclasses.replace(step, reward=torch.full((steps,), reward), terminated=last, truncated=~last & False))
+        demonstrated.append(
+            dataclasses.replace(
+                step, reward=torch.full((steps,), reward), terminated=last, truncated=~last & False
+            )
+        )
     return demonstrated
 
 
@@ -542,7 +701,9 @@ def test_a_resumed_learner_has_its_demonstrations_and_goes_on_bit_for_bit() -> N
     fake_update(learner, generator)
     state, data = learner.state_dict(), generator.get_state()
     demonstrated = state["demonstrations"]["segments"]
-    assert {key: segment.name for key, segment in demonstrated.items()} == {"000000": "demonstrations_000000"}  # written once
+    assert {key: segment.name for key, segment in demonstrated.items()} == {
+        "000000": "demonstrations_000000"
+    }  # written once
     resumed = make(seed=9, demo_share=0.25)
     resumed.load_state_dict(from_bytes(to_bytes(state, "checkpoint"), "checkpoint"))
     after = []
@@ -561,25 +722,32 @@ def test_demonstrations_that_are_missing_or_do_not_fit_are_refused() -> None:
         learner.load_demonstrations([])
     step = demonstrations()[0]
     wrong = dataclasses.replace(step, obs={**step.obs, "state": torch.zeros(6, 7)})
-    with pytest.raises(ConfigError, match=r"the demonstrations' obs has shape \[7\], but this task and learner need \[4\]"):
+    with pytest.raises(
+        ConfigError, match=r"the demonstrations' obs has shape \[7\], but this task and learner need \[4\]"
+    ):
         learner.load_demonstrations([wrong])
-    with pytest.raises(ConfigError, match=r"the demonstrations' action has shape \[6\], but this task and learner need \[2\]"):
+    with pytest.raises(
+        ConfigError, match=r"the demonstrations' action has shape \[6\], but this task and learner need \[2\]"
+    ):
         learner.load_demonstrations([dataclasses.replace(step, action=torch.zeros(6, 6))])
 
 
-# --- state ------------------------------------------------------------------------------------------------------------
+# --- state --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("_four_rows_a_segment")
 def test_sac_load_state_dict__reads_the_golden_checkpoint_and_resumes_exactly() -> None:
-    """Written with `save(GOLDEN, {"learner": learner.state_dict()}, "checkpoint")` by `_golden_learner`. The buffer is a ring
-    of two segments that has been overwritten; the expected metrics are those of the next update."""
+    """Written with `save(GOLDEN, {"learner": learner.state_dict()}, "checkpoint")` by `_golden_learner`. The
+    buffer is a ring of two segments that has been overwritten; the expected metrics are those of the next
+    update."""
     learner = make(num_envs=2, hidden_sizes=(4,), buffer_size=16, batch_size=4, seed=5)
     learner.load_state_dict(load(GOLDEN, "checkpoint")["learner"])
     _, generator = _golden_learner()
     metrics = fake_update(learner, generator)
     assert (metrics["train/buffer_size"], metrics["train/updates"]) == (16, 44)
-    assert metrics["train/critic_loss"] == pytest.approx(0.134926796, rel=1e-3)  # rounding differs between processors
+    assert metrics["train/critic_loss"] == pytest.approx(
+        0.134926796, rel=1e-3
+    )  # rounding differs between processors
     assert metrics["train/entropy"] == pytest.approx(0.570722938, rel=1e-3)
 
 
@@ -600,7 +768,10 @@ def _four_rows_a_segment(monkeypatch: pytest.MonkeyPatch) -> None:
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sac": ("sac", {}),
     "white": ("sac", {"noise_correlation": 0.0, "normalize_obs": False, "tune_temperature": False}),
-    "ensemble": ("sac", {"num_critics": 4, "actor_value": "mean", "normalize_targets": True, "utd": 0.3, "prog_explore": 60}),
+    "ensemble": (
+        "sac",
+        {"num_critics": 4, "actor_value": "mean", "normalize_targets": True, "utd": 0.3, "prog_explore": 60},
+    ),
     "warm-up": ("sac", {"warmup_steps": 40, "warmup_noise": "uniform", "actor_starts": 40}),
     "small ring": ("sac", {"buffer_size": 17}),
     "td3": ("td3", {}),
@@ -627,23 +798,35 @@ def test_seeds_make_the_run_and_the_global_generator_is_left_alone() -> None:
 
 def test_a_state_that_does_not_fit_is_refused() -> None:
     state = trained().state_dict()
-    with pytest.raises(CheckpointError, match=r"noise: previous has shape \[4, 2\], the settings make it \[8, 2\]"):
+    with pytest.raises(
+        CheckpointError, match=r"noise: previous has shape \[4, 2\], the settings make it \[8, 2\]"
+    ):
         make(num_envs=8).load_state_dict(state)
-    with pytest.raises(CheckpointError, match=r"critics: weights.0 has shape \[2, 8, 16\], the settings make it \[3, 8, 16\]"):
+    with pytest.raises(
+        CheckpointError, match=r"critics: weights.0 has shape \[2, 8, 16\], the settings make it \[3, 8, 16\]"
+    ):
         make(num_critics=3).load_state_dict(state)
-    with pytest.raises(CheckpointError, match="the replay buffer has 100 rows, but buffer_size and num_envs require 50"):
+    with pytest.raises(
+        CheckpointError, match="the replay buffer has 100 rows, but buffer_size and num_envs require 50"
+    ):
         make(buffer_size=200).load_state_dict(state)
-    with pytest.raises(CheckpointError, match=r"the learner's modules differ: \['target_actor', 'temperature'\]"):
+    with pytest.raises(
+        CheckpointError, match=r"the learner's modules differ: \['target_actor', 'temperature'\]"
+    ):
         make("td3").load_state_dict(state)
     with pytest.raises(CheckpointError, match="lacks buffer: it is not a state of SAC"):
         make().load_state_dict({name: value for name, value in state.items() if name != "buffer"})
 
 
-# --- failures ---------------------------------------------------------------------------------------------------------
+# --- failures -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("column", "message"), [("reward", r"the gradient of critics\.weights\.0.* is not finite"), ("obs", "observation is not finite")]
+    ("column", "message"),
+    [
+        ("reward", r"the gradient of critics\.weights\.0.* is not finite"),
+        ("obs", "observation is not finite"),
+    ],
 )
 def test_what_is_not_finite_is_named_before_it_reaches_a_weight(column: str, message: str) -> None:
     learner = make(batch_size=64, n_step=1)
@@ -699,20 +882,25 @@ def test_td3_refuses_a_negative_std() -> None:
         TD3Cfg(exploration_std=-1.0)
 
 
-# --- speed ------------------------------------------------------------------------------------------------------------
+# --- speed --------------------------------------------------------------------------------------------------
 
 
 def test_cudagraphs_run_eagerly_on_a_cpu_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger=compiled_module.__name__):
         flagged = make(cudagraphs=True)
     assert "cudagraphs has no effect on cpu" in caplog.text
-    assert fake_update(flagged, torch.Generator().manual_seed(0)) == fake_update(make(), torch.Generator().manual_seed(0))
+    assert fake_update(flagged, torch.Generator().manual_seed(0)) == fake_update(
+        make(), torch.Generator().manual_seed(0)
+    )
 
 
 @pytest.mark.slow
 @both
 def test_compiling_changes_no_number_beyond_rounding(kind: str) -> None:
-    results = [fake_update(make(kind, compile=flag, normalize_targets=True), torch.Generator().manual_seed(0)) for flag in (True, False)]
+    results = [
+        fake_update(make(kind, compile=flag, normalize_targets=True), torch.Generator().manual_seed(0))
+        for flag in (True, False)
+    ]
     assert results[0] == pytest.approx(results[1], rel=1e-3, abs=1e-4)
 
 
@@ -723,7 +911,13 @@ def test_cuda_graphs_change_no_number_beyond_rounding(kind: str, compile: bool) 
     results = []
     for cudagraphs in (False, True):
         learner, cfg = KINDS[kind]
-        settings = {**SMALL, "num_critics": 4, "normalize_targets": True, "compile": compile, "cudagraphs": cudagraphs}
+        settings = {
+            **SMALL,
+            "num_critics": 4,
+            "normalize_targets": True,
+            "compile": compile,
+            "cudagraphs": cudagraphs,
+        }
         made = learner(cfg(**settings), OBS_SPACE, 2, 4, device="cuda")
         generator = torch.Generator().manual_seed(0)
         for _ in range(4):
@@ -732,21 +926,37 @@ def test_cuda_graphs_change_no_number_beyond_rounding(kind: str, compile: bool) 
     assert results[0] == pytest.approx(results[1], rel=1e-2, abs=1e-3)
 
 
-# --- learning ---------------------------------------------------------------------------------------------------------
+# --- learning -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("kind", "steps"), [("sac", 6400), *slow(("td3", 6400))])
 def test_it_learns_what_the_base_policy_gets_wrong(kind: str, steps: int) -> None:
     env, (learner_class, cfg_class) = PointMass(8, seed=0), KINDS[kind]
-    settings: dict[str, Any] = {"hidden_sizes": (32, 32), "batch_size": 64, "num_steps": 4, "buffer_size": 10_000, "utd": 0.5}
-    settings |= {"warmup_steps": 800, "learning_starts": 400, "actor_starts": 800, "reward_scale": 1.0, "gamma": 0.97, "tau": 0.02}
+    settings: dict[str, Any] = {
+        "hidden_sizes": (32, 32),
+        "batch_size": 64,
+        "num_steps": 4,
+        "buffer_size": 10_000,
+        "utd": 0.5,
+    }
+    settings |= {
+        "warmup_steps": 800,
+        "learning_starts": 400,
+        "actor_starts": 800,
+        "reward_scale": 1.0,
+        "gamma": 0.97,
+        "tau": 0.02,
+    }
     settings |= {"noise_correlation": 0.5}  # episodes are short here
-    learner = learner_class(cfg_class(**settings, critic_learning_rate=3e-3, actor_learning_rate=2e-3), OBS_SPACE, 2, 8)
+    learner = learner_class(
+        cfg_class(**settings, critic_learning_rate=3e-3, actor_learning_rate=2e-3), OBS_SPACE, 2, 8
+    )
     assert success_rate(learner) < 0.2  # a fresh residual is the base policy
     for _ in range(steps // 32):
         for _ in range(learner.num_steps):
             learner.observe(told(env.step(learner.act(env.obs())), env.residual_scale, env.residual_scale))
         learner.update()
-    # Untrained: 0.085. SAC gave 0.91 to 1.0 (nine runs on two machines), TD3 0.915 to 0.995 (seven seeds), and SAC at 2,560 steps
+    # Untrained: 0.085. SAC gave 0.91 to 1.0 (nine runs on two machines), TD3 0.915 to 0.995 (seven seeds),
+    # and SAC at 2,560 steps
     # about 0.4. Rounding acts like another seed.
     assert success_rate(learner) >= 0.75

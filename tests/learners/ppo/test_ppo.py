@@ -46,7 +46,9 @@ def fake_steps(learner: PPO, generator: torch.Generator, steps: int) -> None:
         action = learner.act(obs)
         reward = torch.randn(4, generator=generator)
         terminated, truncated = torch.rand(2, 4, generator=generator) < 0.1
-        learner.observe(Transition(obs, action, reward, terminated, truncated, next_obs, obs["base_action"], action))
+        learner.observe(
+            Transition(obs, action, reward, terminated, truncated, next_obs, obs["base_action"], action)
+        )
 
 
 def fake_update(learner: PPO, generator: torch.Generator) -> dict[str, float]:
@@ -66,12 +68,16 @@ def test_it_is_a_learner_and_reports_the_metrics_by_their_names() -> None:
 
 
 @pytest.mark.parametrize(("rho", "likelihood"), [(0.0, "marginal"), (0.8, "marginal"), (0.8, "conditional")])
-def test_the_loss_and_its_gradient_are_the_textbook_ones(rho: float, likelihood: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_and_its_gradient_are_the_textbook_ones(
+    rho: float, likelihood: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     learner = make(noise_correlation=rho, noise_likelihood=likelihood, entropy_coef=0.01, value_coef=0.7)
     generator = torch.Generator().manual_seed(0)
     fake_update(learner, generator)
     assert learner.policy.normalizer is not None
-    monkeypatch.setattr(learner.policy.normalizer, "update", lambda batch: None)  # so that the acting policy can be evaluated again
+    monkeypatch.setattr(
+        learner.policy.normalizer, "update", lambda batch: None
+    )  # so that the acting policy can be evaluated again
     fake_steps(learner, generator, 8)
     batch, _ = learner._prepare()
     obs, raw, _, advantage, _, _, target, *given = batch
@@ -98,7 +104,12 @@ def test_the_loss_and_its_gradient_are_the_textbook_ones(rho: float, likelihood:
     clipped = ((ratio - 1.0).abs() > 0.2).float().mean()
     kl = (ratio - 1.0 - log_ratio).mean()
     assert clipped > 0.2
-    torch.testing.assert_close(metrics, torch.stack([kl, clipped, policy_loss, value_loss, entropy_loss, expected]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        metrics,
+        torch.stack([kl, clipped, policy_loss, value_loss, entropy_loss, expected]),
+        rtol=1e-4,
+        atol=1e-5,
+    )
     gradients = torch.autograd.grad(loss, learner.optimizer.parameters)
     references = torch.autograd.grad(expected, learner.optimizer.parameters)
     for gradient, reference in zip(gradients, references, strict=True):
@@ -115,7 +126,14 @@ def test_the_first_gradient_step_of_training_has_a_ratio_of_one(likelihood: str)
 
 
 def test_truncation_bootstraps_from_the_final_observation_and_termination_does_not() -> None:
-    settings = {"num_steps": 2, "minibatch_size": 1, "gamma": 0.5, "gae_lambda": 0.5, "normalize_reward": False, "normalize_obs": False}
+    settings = {
+        "num_steps": 2,
+        "minibatch_size": 1,
+        "gamma": 0.5,
+        "gae_lambda": 0.5,
+        "normalize_reward": False,
+        "normalize_obs": False,
+    }
     learner = PPO(PPOCfg(hidden_sizes=(), obs_keys=("state",), **settings), {"state": (1,)}, 1, num_envs=2)
     with torch.no_grad():
         learner.critic.layers[0].weight.fill_(1.0)  # V(s) = s
@@ -125,9 +143,12 @@ def test_truncation_bootstraps_from_the_final_observation_and_termination_does_n
     for state, final, terminated, truncated in zip(states, final_states, [yes, no], [~yes, no], strict=True):
         obs, next_obs = ({"state": torch.tensor(s)[:, None]} for s in (state, final))
         action = learner.act(obs)
-        learner.observe(Transition(obs, action, torch.ones(2), terminated, truncated, next_obs, action, action))
+        learner.observe(
+            Transition(obs, action, torch.ones(2), terminated, truncated, next_obs, action, action)
+        )
     target = learner._prepare()[0][6].view(2, 2)
-    # world 0 is truncated at step 0 in state 10, world 1 terminated: 1 + 0.5*10 and 1; step 1 goes on: 1 + 0.5*8
+    # world 0 is truncated at step 0 in state 10, world 1 terminated: 1 + 0.5*10 and 1; step 1 goes on: 1 +
+    # 0.5*8
     assert target.tolist() == [[6.0, 1.0], [5.0, 5.0]]
 
 
@@ -150,7 +171,12 @@ def test_exploration_noise_starts_anew_where_an_episode_ended() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"noise_correlation": 0.9, "noise_likelihood": "conditional"}, {"normalize_obs": False, "normalize_reward": False}]
+    "settings",
+    [
+        {},
+        {"noise_correlation": 0.9, "noise_likelihood": "conditional"},
+        {"normalize_obs": False, "normalize_reward": False},
+    ],
 )
 @pytest.mark.parametrize("extra_steps", [0, 3])
 def test_a_resumed_learner_goes_on_bit_for_bit(settings: dict[str, Any], extra_steps: int) -> None:
@@ -215,7 +241,12 @@ def test_what_is_not_finite_in_a_rollout_is_named_before_it_reaches_a_weight(wha
     before = learner.state_dict()
     with pytest.raises(NonFiniteError, match=f"{what} is not finite"):
         learner.update()
-    assert different(learner.state_dict()["policy"]["actor.layers.0.weight"], before["policy"]["actor.layers.0.weight"]) == []
+    assert (
+        different(
+            learner.state_dict()["policy"]["actor.layers.0.weight"], before["policy"]["actor.layers.0.weight"]
+        )
+        == []
+    )
     assert different(learner.state_dict()["optimizer"], before["optimizer"]) == []
 
 
@@ -228,7 +259,9 @@ def test_a_gradient_that_is_not_finite_is_named_and_not_stepped_on() -> None:
         calls.append(minibatch)
         weights.update(learner.state_dict()["critic"])
         value, metrics = loss(*minibatch)
-        return (value + torch.nan * learner.critic.layers[1].bias.sum() if len(calls) == 3 else value), metrics
+        return (
+            value + torch.nan * learner.critic.layers[1].bias.sum() if len(calls) == 3 else value
+        ), metrics
 
     learner._fast_loss = spoilt
     with pytest.raises(NonFiniteError, match=r"the gradient of critic\.layers\.1\.bias is not finite"):
@@ -243,7 +276,9 @@ def test_minibatches_are_equal_and_about_the_size_asked_for() -> None:
     assert cfg.minibatches(num_envs=30) == (8, 240)
     assert cfg.minibatches(num_envs=10) == (2, 320)
     assert cfg.minibatches(num_envs=11) == (3, 234)  # 704 transitions: each epoch leaves out two
-    with pytest.raises(ConfigError, match="minibatch_size is 256 but num_envs \\* num_steps is 128: choose 128 or less"):
+    with pytest.raises(
+        ConfigError, match="minibatch_size is 256 but num_envs \\* num_steps is 128: choose 128 or less"
+    ):
         cfg.minibatches(num_envs=2)
     learner = make(num_envs=4, num_steps=11, minibatch_size=13)
     assert (learner.num_minibatches, learner.minibatch_size) == (3, 14)
@@ -278,7 +313,10 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message
 
 def test_a_state_that_does_not_fit_is_refused() -> None:
     state = make().state_dict()
-    with pytest.raises(CheckpointError, match=r"the exploration noise: previous has shape \[4, 2\], the settings make it \[8, 2\]"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"the exploration noise: previous has shape \[4, 2\], the settings make it \[8, 2\]",
+    ):
         make(num_envs=8).load_state_dict(state)
     with pytest.raises(CheckpointError, match="saved with normalize_reward True"):
         make(normalize_reward=False).load_state_dict(state)
@@ -306,7 +344,9 @@ def test_cudagraphs_run_eagerly_on_a_cpu_and_say_so(caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.WARNING, logger=ppo_module.cuda_graphed.__module__):
         flagged = make(cudagraphs=True)
     assert "cudagraphs has no effect on cpu" in caplog.text
-    assert fake_update(flagged, torch.Generator().manual_seed(0)) == fake_update(make(), torch.Generator().manual_seed(0))
+    assert fake_update(flagged, torch.Generator().manual_seed(0)) == fake_update(
+        make(), torch.Generator().manual_seed(0)
+    )
 
 
 @pytest.mark.slow
@@ -332,7 +372,14 @@ def test_cuda_graphs_change_no_number_beyond_rounding(compile: bool) -> None:
 @pytest.mark.parametrize("settings", [{}, {"noise_correlation": 0.8}])
 def test_it_learns_what_the_base_policy_gets_wrong(settings: dict[str, Any]) -> None:
     env = PointMass(32, seed=0)
-    cfg = PPOCfg(num_steps=32, hidden_sizes=(32, 32), num_epochs=5, learning_rate=2e-3, learning_rate_schedule="constant", **settings)
+    cfg = PPOCfg(
+        num_steps=32,
+        hidden_sizes=(32, 32),
+        num_epochs=5,
+        learning_rate=2e-3,
+        learning_rate_schedule="constant",
+        **settings,
+    )
     learner = PPO(cfg, OBS_SPACE, 2, 32)
     assert success_rate(learner) < 0.2  # a fresh residual is the base policy
     for _ in range(32):

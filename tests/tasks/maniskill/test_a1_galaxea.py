@@ -42,7 +42,7 @@ LIMITS = [
     *[[-0.03, 0.025]] * 2,
 ]
 MASSES = {
-    "base_link": 1.0, "arm_seg1": 1.391, "arm_seg2": 1.3, "arm_seg3": 0.818, "arm_seg4": 0.816, "arm_seg5": 0.801, "arm_seg6": 0.465,
+    "base_link": 1.0, "arm_seg1": 1.391, "arm_seg2": 1.3, "arm_seg3": 0.818, "arm_seg4": 0.816, "arm_seg5": 0.801, "arm_seg6": 0.465,  # noqa: E501
     "galaxea_eoat_set": 0.6938, "left_finger": 0.092, "right_finger": 0.092, "camera": 0.3107,
 }  # fmt: skip
 
@@ -99,7 +99,8 @@ def make_arm() -> Iterator[Any]:
         agent.set_control_mode(mode)
         agent.reset(torch.tensor(agent.keyframes["ready"].qpos, dtype=torch.float32)[None])
         agent.controller.reset()
-        agent.controller.set_drive_property()  # ManiSkill sets it when a mode is first chosen, and it is that of the last such mode since
+        # ManiSkill sets it when a mode is first chosen, and it is that of the last such mode since
+        agent.controller.set_drive_property()
         for joint in agent.robot.active_joints:
             joint.set_drive_velocity_target(0.0)  # which a mode of velocities leaves behind
         return env

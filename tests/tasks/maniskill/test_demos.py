@@ -1,4 +1,5 @@
-"""Demonstrations of ManiSkill tasks: motion planning in worker processes, conversion of its actions, and what is made of the files."""
+"""Demonstrations of ManiSkill tasks: motion planning in worker processes, conversion of its actions, and what
+is made of the files."""
 
 from __future__ import annotations
 
@@ -65,7 +66,7 @@ def check_in_maniskill(demo: Demo, env: Any) -> None:
     env.close()
 
 
-# --- what is planned ------------------------------------------------------------------------------------------------
+# --- what is planned ----------------------------------------------------------------------------------------
 
 
 def test_a_planned_episode_is_what_maniskill_does_with_its_converted_actions(pushed: Path) -> None:
@@ -141,7 +142,7 @@ def test_an_episode_that_takes_too_many_steps_is_cut_off() -> None:
     assert demo.succeeded is False
 
 
-# --- what goes wrong ------------------------------------------------------------------------------------------------
+# --- what goes wrong ----------------------------------------------------------------------------------------
 
 
 def test_a_killed_process_costs_its_episode_alone(planner: MotionPlanning, tmp_path: Path) -> None:
@@ -164,7 +165,9 @@ def test_a_killed_process_costs_its_episode_alone(planner: MotionPlanning, tmp_p
 
 def test_an_episode_that_takes_too_long_is_given_up() -> None:
     planner = MotionPlanning(ManiSkillCfg("PickCube-v1"), 1, time_limit=0.02)
-    assert list(planner.episodes([DEMO_SEED], never)) == [FailedEpisode(DEMO_SEED, "it took more than 0.02 s")]
+    assert list(planner.episodes([DEMO_SEED], never)) == [
+        FailedEpisode(DEMO_SEED, "it took more than 0.02 s")
+    ]
     planner.close()
 
 
@@ -215,7 +218,7 @@ def test_a_missing_planner_gives_the_line_that_mends_it(
         make(ManiSkillCfg("PickCube-v1"), 1, 10.0)
 
 
-# --- what is made of the files --------------------------------------------------------------------------------------
+# --- what is made of the files ------------------------------------------------------------------------------
 
 
 def test_a_policy_is_trained_on_them_and_evaluated(
@@ -260,8 +263,8 @@ def test_a_policy_is_trained_on_them_and_evaluated(
     assert main(["eval", "maniskill", "--env-id", "PushCube-v1", *il]) == 2
     error = capsys.readouterr().err
     assert (
-        "control mode pd_ee_delta_pose, this env takes those of pd_joint_delta_pos: choose --control-mode pd_ee_delta_pose"
-        in error
+        "control mode pd_ee_delta_pose, this env takes those of pd_joint_delta_pos: choose --control-mode"
+        " pd_ee_delta_pose" in error
     )
 
 

@@ -1,4 +1,5 @@
-"""PickBox-v1: its rewards and success worked out by hand, what episodes draw, and the script that solves it."""
+"""PickBox-v1: its rewards and success worked out by hand, what episodes draw, and the script that solves
+it."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[ManiSkillEnv]:
     made.close()
 
 
-# --- rewards ----------------------------------------------------------------------------------------------------------
+# --- rewards ------------------------------------------------------------------------------------------------
 
 FLAGS = ("is_grasped", "is_lifted", "is_over_basket", "is_obj_placed", "success")
 
@@ -90,7 +91,7 @@ def test_rewards_of_the_env(world: ManiSkillEnv) -> None:
     assert float(env.compute_sparse_reward({}, action, info)) == 1.0
 
 
-# --- what is observed and drawn ---------------------------------------------------------------------------------------
+# --- what is observed and drawn -----------------------------------------------------------------------------
 
 
 def test_observations(world: ManiSkillEnv) -> None:
@@ -142,7 +143,7 @@ def test_draws_reach_the_simulator(world: ManiSkillEnv) -> None:
     assert all(a != b for a, b in zip(found[0], found[1], strict=True))
 
 
-# --- solving it -------------------------------------------------------------------------------------------------------
+# --- solving it ---------------------------------------------------------------------------------------------
 
 
 def test_the_oracle_solves_it_and_rewards_grow(world: ManiSkillEnv) -> None:
@@ -195,7 +196,7 @@ def test_tasks_without_a_suite_say_so() -> None:
     assert check.measured == "not checked: there is no suite for PushCube-v1"
 
 
-# --- cameras, errors, GPU ---------------------------------------------------------------------------------------------
+# --- cameras, errors, GPU -----------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

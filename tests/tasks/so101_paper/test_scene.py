@@ -89,7 +89,8 @@ def test_old_servos_sag_under_the_arms_own_weight() -> None:
     data = mujoco.MjData(model)
     for _ in range(3000):
         mujoco.mj_step(model, data)
-    # the arm stretched forwards: 0.5386 N m at the shoulder (so101_fk.json), within 0.052 N m of dry friction, over 17.8 N m/rad
+    # the arm stretched forwards: 0.5386 N m at the shoulder (so101_fk.json), within 0.052 N m of dry
+    # friction, over 17.8 N m/rad
     sag = data.joint("shoulder_lift").qpos[0]
     assert (0.5386 - 0.052) / 17.8 * 0.95 < sag < (0.5386 + 0.052) / 17.8 * 1.05
 
@@ -212,7 +213,8 @@ def test_home_pose_holds_and_the_sheet_rests(scene: mujoco.MjModel) -> None:
 
 
 def breakaway(model: mujoco.MjModel, x: float, load: float = 5.0) -> float:
-    """The sideways force, over the weight, that sets the sheet at `x` moving under a `load` [N] on its middle."""
+    """The sideways force, over the weight, that sets the sheet at `x` moving under a `load` [N] on its
+    middle."""
     data = at_home(model)
     data.qpos[6] = x
     weight = load + 0.005 * 9.81
@@ -274,7 +276,8 @@ def test_the_finger_cannot_get_under_the_sheet(scene: mujoco.MjModel) -> None:
 
 
 def test_sheet_slides_onto_the_patch_from_outside() -> None:
-    """Dragged slowly over the patch's edge, parallel to it, under 18 N: the side wall of a flush box flung the sheet off."""
+    """Dragged slowly over the patch's edge, parallel to it, under 18 N: the side wall of a flush box flung
+    the sheet off."""
     spec = build_spec(SceneCfg())
     spec.delete(spec.keys[0])
     sled = spec.worldbody.add_body(name="sled", pos=(0.418, 0, 0.0081))
@@ -340,15 +343,19 @@ def test_own_model_gives_the_same_scene(tmp_path: Path, scene: mujoco.MjModel) -
 
 
 def test_own_model_keeps_out_of_the_scenes_settings(tmp_path: Path, scene: mujoco.MjModel) -> None:
-    """Defaults, options, a floor, a light, a camera, a keyframe and degrees in a user's file change nothing of the scene."""
+    """Defaults, options, a floor, a light, a camera, a keyframe and degrees in a user's file change nothing
+    of the scene."""
 
     def change(xml: str) -> str:
         head = (
-            '<option timestep="0.005" gravity="0 0 -1" solver="CG"/>'
-            '<default><joint stiffness="3" damping="7"/><geom margin="0.01" friction="2 1 1" contype="1" conaffinity="1"/>'
-            '<pair margin="0.1" gap="0.05"/></default>'
+            '<option timestep="0.005" gravity="0 0 -1" solver="CG"/><default><joint stiffness="3"'
+            ' damping="7"/><geom margin="0.01" friction="2 1 1" contype="1" conaffinity="1"/><pair'
+            ' margin="0.1" gap="0.05"/></default>'
         )
-        env_id = '<geom name="floor" type="plane" size="1 1 1"/><light name="key" pos="0 0 1"/><camera name="top" pos="0 0 1"/>'
+        env_id = (
+            '<geom name="floor" type="plane" size="1 1 1"/><light name="key" pos="0 0 1"/><camera name="top"'
+            ' pos="0 0 1"/>'
+        )
         xml = xml.replace("<joint ", '<joint stiffness="0" ').replace('angle="radian"', 'angle="degree"')
         to_degrees = lambda m: f'{m[1]}{degrees(float(m[2]))} {degrees(float(m[3]))}"'  # noqa: E731
         xml = re.sub(r'(<joint [^>]*range=")([-0-9.e]+) ([-0-9.e]+)"', to_degrees, xml)
@@ -403,14 +410,14 @@ def motors(xml: str) -> str:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda xml: xml.replace('"elbow_flex"', '"elbow"'), r"joint\(s\) elbow_flex missing; it has: .*elbow"),
-        (lambda xml: xml.replace('name="gripperframe"', 'name="tip"'), "site 'gripperframe' missing; it has: tip"),
-        (lambda xml: xml.replace('<body name="gripper"', '<body name="hand"'), "body 'gripper' missing; it has: .*hand"),
-        (lambda xml: xml.replace('<body name="base">', '<body name="base"><freejoint name="floating"/>'), "in this order; it has: floating"),
-        (lambda xml: xml.replace('<joint name="wrist_roll"', '<joint type="slide" name="wrist_roll"'), "wrist_roll must be a hinge"),
+        (lambda xml: xml.replace('"elbow_flex"', '"elbow"'), r"joint\(s\) elbow_flex missing; it has: .*elbow"),  # noqa: E501
+        (lambda xml: xml.replace('name="gripperframe"', 'name="tip"'), "site 'gripperframe' missing; it has: tip"),  # noqa: E501
+        (lambda xml: xml.replace('<body name="gripper"', '<body name="hand"'), "body 'gripper' missing; it has: .*hand"),  # noqa: E501
+        (lambda xml: xml.replace('<body name="base">', '<body name="base"><freejoint name="floating"/>'), "in this order; it has: floating"),  # noqa: E501
+        (lambda xml: xml.replace('<joint name="wrist_roll"', '<joint type="slide" name="wrist_roll"'), "wrist_roll must be a hinge"),  # noqa: E501
         (motors, "must be position servos"),
         (lambda xml: xml.replace('joint="wrist_roll"', 'joint="wrist_flex"'), "one actuator per joint"),
-        (lambda xml: xml.replace('<body name="base"', '<body name="base" pos="0.2 0 0"'), "check joint zeros and base pose"),
+        (lambda xml: xml.replace('<body name="base"', '<body name="base" pos="0.2 0 0"'), "check joint zeros and base pose"),  # noqa: E501
         (lambda xml: xml.replace("<geom ", '<geom name="sheet" ', 1), "sheet"),
         (lambda xml: xml[: len(xml) // 2], "MuJoCo cannot read it"),
         (lambda _: "not a model", "MuJoCo cannot read it"),

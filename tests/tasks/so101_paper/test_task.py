@@ -56,7 +56,7 @@ def quantities(
     )
 
 
-# --- geometry ---------------------------------------------------------------------------------------------------------
+# --- geometry -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_corners_by_hand() -> None:
     )
 
 
-# --- success ----------------------------------------------------------------------------------------------------------
+# --- success ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,8 @@ def test_corners_by_hand() -> None:
         ((-0.0201, 0.0), 0.0, False),
         ((0.0, 0.0201), 0.0, False),
         ((0.0, -0.0201), 0.0, False),
-        # half the extent along x is 0.074 cos + 0.105 sin: 0.09391 at 0.206 rad and 0.09409 at 0.208 rad, of 0.094
+        # half the extent along x is 0.074 cos + 0.105 sin: 0.09391 at 0.206 rad and 0.09409 at 0.208 rad, of
+        # 0.094
         ((0.0, 0.0), 0.206, True),
         ((0.0, 0.0), -0.206, True),
         ((0.0, 0.0), 0.208, False),
@@ -173,7 +174,7 @@ def test_the_goal_can_be_elsewhere() -> None:
     assert task(tape_center=(0.25, 0.03)).holds(q).tolist() == [True, False]
 
 
-# --- reward -----------------------------------------------------------------------------------------------------------
+# --- reward -------------------------------------------------------------------------------------------------
 
 
 def test_reward_terms_by_hand() -> None:
@@ -217,7 +218,7 @@ def test_reward_is_the_same_for_a_sheet_turned_by_half_a_turn(x: float, y: float
         assert value.item() <= 0
 
 
-# --- commands ---------------------------------------------------------------------------------------------------------
+# --- commands -----------------------------------------------------------------------------------------------
 
 
 def command(action: list[float], **settings: Any) -> list[float]:
@@ -261,7 +262,7 @@ def test_targets_stay_in_their_bounds(action: list[float], target: list[float], 
     assert ((result - position).abs() <= 0.2 + 1e-12).all()
 
 
-# --- observation ------------------------------------------------------------------------------------------------------
+# --- observation --------------------------------------------------------------------------------------------
 
 
 def test_the_25_numbers_by_index() -> None:
@@ -307,7 +308,7 @@ def test_bounds_of_the_observation() -> None:
     np.testing.assert_allclose(space["joint_target"].high, JOINT_RANGE[:, 1], rtol=1e-6)
 
 
-# --- randomisation ----------------------------------------------------------------------------------------------------
+# --- randomisation ------------------------------------------------------------------------------------------
 
 DRAWS = {
     "sheet_x": (0.20, 0.35),
@@ -338,7 +339,8 @@ def test_draws_fill_their_ranges_evenly_and_independently(first: int) -> None:
         assert high - 0.002 * (high - low) < drawn[name].max() < high
         assert scipy.stats.kstest(drawn[name], "uniform", (low, high - low)).pvalue > 1e-4, name
     values = np.stack(list(drawn.values()))
-    # of independent draws, correlations have a standard deviation of 1/√n = 0.01: 10 pairs, and 5 with the next seed
+    # of independent draws, correlations have a standard deviation of 1/√n = 0.01: 10 pairs, and 5 with the
+    # next seed
     assert np.abs(np.corrcoef(values) - np.eye(5)).max() < 0.045
     following = np.corrcoef(values[:, :-1], values[:, 1:])[:5, 5:]
     assert np.abs(following).max() < 0.045
@@ -378,13 +380,14 @@ def test_narrowing_one_range_leaves_the_other_draws() -> None:
     assert all(np.array_equal(usual[name], value) for name, value in narrowed.items())
 
 
-# --- curriculum -------------------------------------------------------------------------------------------------------
+# --- curriculum ---------------------------------------------------------------------------------------------
 
 
 def tolerances(
     one: SO101Paper, progress: list[tuple[float, float]], episodes: Sequence[int] | None = None
 ) -> list[float]:
-    """The tolerance of an episode that begins after each `(fraction, success_rate)`; 100 episodes end between two."""
+    """The tolerance of an episode that begins after each `(fraction, success_rate)`; 100 episodes end between
+    two."""
     found = []
     for (fraction, success_rate), ended in zip(
         progress, episodes or range(0, 100 * len(progress), 100), strict=True
@@ -417,7 +420,8 @@ def test_success_narrows_by_a_tenth_of_the_way() -> None:
 
 
 def test_success_waits_for_a_hundred_episodes_of_the_new_tolerance() -> None:
-    """The success rate is of the last 100 episodes: before so many ended, it still tells of a wider tolerance."""
+    """The success rate is of the last 100 episodes: before so many ended, it still tells of a wider
+    tolerance."""
     one = task(curriculum="success", curriculum_tolerance=0.06)
     found = tolerances(one, [(0.0, 0.0)] + [(0.1, 1.0)] * 6, [0, 60, 99, 130, 229, 230, 300])
     assert found == pytest.approx([0.06, 0.06, 0.06, 0.056, 0.056, 0.052, 0.052])
@@ -439,7 +443,7 @@ def test_a_curriculum_is_resumed_where_it_was() -> None:
     assert tolerances(other, [(0.2, 0.0)]) == pytest.approx([0.056])
 
 
-# --- settings ---------------------------------------------------------------------------------------------------------
+# --- settings -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,9 @@ class ActionRange:
                 bounded = [mode for mode in agents[name].supported_control_modes if "delta" in mode]
                 mode, robot = agents[name].control_mode, agents[name].uid
                 raise ConfigError(
-                    f"control mode {mode!r} of robot {robot!r} has actions without bounds, so that -1 and 1 would mean nothing; "
-                    f"choose another, such as {' or '.join(bounded[:3]) or 'one of changes (delta)'}"
+                    f"control mode {mode!r} of robot {robot!r} has actions without bounds, so that -1 and 1"
+                    " would mean nothing; choose another, such as"
+                    f" {' or '.join(bounded[:3]) or 'one of changes (delta)'}"
                 )
             self._parts.append(
                 (

@@ -104,7 +104,8 @@ def _check_names(cfg: ManiSkillEnvCfg) -> None:
     path = agent.urdf_path or agent.mjcf_path
     if path is not None and not Path(format_path(str(path))).exists():
         raise ConfigError(
-            f"the model of robot {cfg.robot_uids!r} is not on this machine; download it with: {DOWNLOAD} {cfg.robot_uids}"
+            f"the model of robot {cfg.robot_uids!r} is not on this machine; download it with: {DOWNLOAD}"
+            f" {cfg.robot_uids}"
         )
 
 

@@ -121,7 +121,8 @@ class Planner:
             )
         if mode != PLANNED_MODE and "arm" not in getattr(self._world.env.agent.controller, "controllers", {}):
             raise ConfigError(
-                f"ManiSkill cannot convert plans for robot {robot!r} to {mode}; take --control-mode {PLANNED_MODE}"
+                f"ManiSkill cannot convert plans for robot {robot!r} to {mode}; take --control-mode"
+                f" {PLANNED_MODE}"
             )
         # the env in which solutions act, without observations
         planned = dataclasses.replace(cfg, control_mode=PLANNED_MODE, obs_mode="state", render_backend="none")

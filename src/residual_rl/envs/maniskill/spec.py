@@ -9,9 +9,9 @@ from residual_rl.envs.workers.shared_memory import ArraySpec
 from residual_rl.robots.arm import Arm
 
 WITHOUT_VULKAN = (
-    "it needs a Vulkan driver, and this machine has none that works; without a GPU, Mesa 25 or newer brings one: "
-    "apt-get install libvulkan1 mesa-vulkan-drivers (in Debian 12 from bookworm-backports), or in a checkout, as root, "
-    "`make vulkan`"
+    "it needs a Vulkan driver, and this machine has none that works; without a GPU, Mesa 25 or newer brings"
+    " one: apt-get install libvulkan1 mesa-vulkan-drivers (in Debian 12 from bookworm-backports), or in a"
+    " checkout, as root, `make vulkan`"
 )
 
 

@@ -99,9 +99,11 @@ class ManiSkillVecEnv(VecEnv):
         if self._relative_poses.size:
             observations[RELATIVE_POSES] = ArraySpec((self._relative_poses.size,), "float32")
         boxes: dict[str, spaces.Space[Any]] = {
-            name: spaces.Box(0, 255, array.shape, np.uint8)
-            if array.dtype == "uint8"
-            else spaces.Box(-np.inf, np.inf, array.shape, np.float32)
+            name: (
+                spaces.Box(0, 255, array.shape, np.uint8)
+                if array.dtype == "uint8"
+                else spaces.Box(-np.inf, np.inf, array.shape, np.float32)
+            )
             for name, array in observations.items()
         }
         self.single_observation_space = spaces.Dict(boxes)
@@ -233,7 +235,8 @@ class ManiSkillVecEnv(VecEnv):
         obs = self._seen(self._sim.observations())
         if any(not torch.equal(value, self._obs[name]) for name, value in obs.items()):
             _log.warning(
-                "the episodes that ran when the state was saved went otherwise here: another machine, or another release of ManiSkill"
+                "the episodes that ran when the state was saved went otherwise here: another machine, or"
+                " another release of ManiSkill"
             )
         self._obs = obs
 

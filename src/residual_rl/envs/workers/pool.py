@@ -133,7 +133,8 @@ class WorkerPool:
             lines = last_lines(worker.output)
             raise self._error(
                 i,
-                f"did not answer within {self._timeout:g} s and was killed; last lines of its output: {lines}",
+                f"did not answer within {self._timeout:g} s and was killed; last lines of its output:"
+                f" {lines}",
             ) from None
         # errors meant for the user are raised as such, others with the worker's output
         if "error" in answer:

@@ -26,7 +26,12 @@ class BC(Algorithm):
         return ChunkMLP(obs_dim, chunk_size, action_dim, self.hidden_sizes)
 
     def loss(
-        self, network: Network, obs: Tensor, actions: Tensor, valid: Tensor, generator: Generator  # noqa: ARG002
+        self,
+        network: Network,
+        obs: Tensor,
+        actions: Tensor,
+        valid: Tensor,
+        generator: Generator,  # noqa: ARG002
     ) -> Tensor:
         return masked_mse(network(obs), actions, valid)
 

@@ -202,7 +202,8 @@ def check_unet(chunk_size: int, channels: Sequence[int], kernel_size: int, time_
     multiple = 2 ** (len(channels) - 1)
     if chunk_size < 1 or chunk_size % multiple:
         raise ConfigError(
-            f"chunk_size, with num_past_actions, must be a multiple of {multiple} with {len(channels)} levels of channels, not {chunk_size}"
+            f"chunk_size, with num_past_actions, must be a multiple of {multiple} with {len(channels)} levels"
+            f" of channels, not {chunk_size}"
         )
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ConfigError(f"kernel_size must be odd, not {kernel_size}")

@@ -26,8 +26,8 @@ def cuda_graphed(
     """Record `function` as a CUDA graph and replay it, if `enabled`.
 
     The function must take tensors of constant shapes and must not synchronise with the device. On other
-    devices than CUDA it runs eagerly, with a warning in the log. Raises `MissingDependencyError` if tensordict is not
-    installed.
+    devices than CUDA it runs eagerly, with a warning in the log. Raises `MissingDependencyError` if
+    tensordict is not installed.
     """
     if not enabled:
         return function

@@ -16,10 +16,11 @@ _Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 class ActorEMA:
-    """An average of a network's weights whose decay grows with the step, so that early weights are soon forgotten.
+    """An average of a network's weights whose decay grows with the step, so that early weights are soon
+    forgotten.
 
-    Source: the power schedule of Diffusion Policy (Chi et al., 2023). After step t, counted from 0, the decay is
-    1 − (1 + t)^−power, at most 0.9999. After the first step it is 0: the average equals the weights.
+    Source: the power schedule of Diffusion Policy (Chi et al., 2023). After step t, counted from 0, the decay
+    is 1 − (1 + t)^−power, at most 0.9999. After the first step it is 0: the average equals the weights.
 
     Args:
         network: the network that is trained.
@@ -64,7 +65,8 @@ class ActorEMA:
         return {name: tensor.clone() for name, tensor in self.weights.items()}
 
     def load_state_dict(self, state: State) -> None:
-        """Restore the result of `state_dict`. Raises `CheckpointError` where the names of the parameters differ."""
+        """Restore the result of `state_dict`. Raises `CheckpointError` where the names of the parameters
+        differ."""
         weights = self.weights
         if state.keys() != weights.keys():
             raise CheckpointError(

@@ -85,8 +85,8 @@ class ImageEncoder(nn.Module):
         for i, (name, (height, width, c)) in enumerate(shapes.items()):
             if height * width > _MAX_PIXELS:
                 raise ConfigError(
-                    f"image {name!r} of {height} x {width} pixels is too large to learn from: choose a smaller --image-size, "
-                    "about 64 to 128, or remove it from --obs-keys"
+                    f"image {name!r} of {height} x {width} pixels is too large to learn from: choose a"
+                    " smaller --image-size, about 64 to 128, or remove it from --obs-keys"
                 )
             by_size.setdefault((height, width), []).append(i)
             channels.append(c)

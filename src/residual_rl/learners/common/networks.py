@@ -88,8 +88,8 @@ class ObsVector:
             shape = getattr(entry, "shape", entry)
             if is_image(entry):
                 raise ConfigError(
-                    f"observation {key!r} {tuple(shape)} is an image, but this learner supports vectors only: "
-                    "remove it from --obs-keys, or choose --learner ppo"
+                    f"observation {key!r} {tuple(shape)} is an image, but this learner supports vectors only:"
+                    " remove it from --obs-keys, or choose --learner ppo"
                 )
             self.size += math.prod(shape)
 
@@ -110,8 +110,9 @@ def _refuse_images_alone(key: str, space: Mapping[str, Any]) -> None:
     images = [name for name in space if is_image(space[name])]
     if key == "state" and images:
         raise ConfigError(
-            f"the env has no `state`, but images ({', '.join(images)}): use --obs-mode rgb+state, or list the "
-            "observations in --obs-keys (only --learner ppo supports images; without --obs-keys it uses all of them)"
+            f"the env has no `state`, but images ({', '.join(images)}): use --obs-mode rgb+state, or list the"
+            " observations in --obs-keys (only --learner ppo supports images; without --obs-keys it uses all"
+            " of them)"
         )
 
 

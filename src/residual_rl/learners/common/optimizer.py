@@ -22,7 +22,8 @@ class FlatAdam:
     weights and moments unchanged, and the gradient is kept until `raise_if_nonfinite` reports it. This avoids
     synchronising with the GPU after each step.
 
-    It calls the function below `torch.optim.Adam`, whose constructor imports `torch._dynamo` (about a second).
+    It calls the function below `torch.optim.Adam`, whose constructor imports `torch._dynamo` (about a
+    second).
 
     Args:
         parameters: named parameters.

@@ -217,8 +217,9 @@ class OffPolicyLearner(ResumableState):
         scale, next_scale = transition.effective_scale, transition.next_effective_scale
         if scale is None:
             raise ConfigError(
-                "critic_input sum requires one residual scale per decision, but with chunk whole and an adaptive "
-                "scale it differs between the steps of a chunk: choose critic_input res or concat, or chunk step"
+                "critic_input sum requires one residual scale per decision, but with chunk whole and an"
+                " adaptive scale it differs between the steps of a chunk: choose critic_input res or concat,"
+                " or chunk step"
             )
         if isinstance(scale, Tensor) and scale.dim() == 2:
             assert isinstance(next_scale, Tensor)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from residual_rl.errors import CheckpointError
 from residual_rl.learners.common.augmentation import random_shift
 from residual_rl.learners.common.compilation import compiled, cuda_graphed
 from residual_rl.learners.common.exploration_noise import CorrelatedNoise, Noise
@@ -20,9 +18,9 @@ from residual_rl.learners.common.normalizers import RewardScaler
 from residual_rl.learners.common.optimizer import FlatAdam
 from residual_rl.learners.common.returns import bootstrap_mask, gae
 from residual_rl.learners.ppo.config import PPOCfg
+from residual_rl.learners.ppo.resumable_state import ResumableState
 from residual_rl.learners.ppo.rollout import make_rollout
-from residual_rl.types import Metrics, Obs, State, Transition
-from residual_rl.utils.module_state import load_module_state, module_state
+from residual_rl.types import Metrics, Obs, Transition
 
 if TYPE_CHECKING:
     from residual_rl.learners.common.networks import ObsSpace
@@ -59,7 +57,7 @@ def make_policy(
     )
 
 
-class PPO:
+class PPO(ResumableState):
     """PPO with a clipped surrogate (Schulman et al., "Proximal Policy Optimization Algorithms", 2017),
     implementing `types.Learner`.
 
@@ -281,7 +279,8 @@ class PPO:
         )
         explained_variance = 1.0 - (target - value).var() / (target.var() + 1e-8)
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        # min(ratio * A, clip(ratio) * A) = A * clamp(ratio, low, high), with bounds that depend on the sign of A
+        # min(ratio * A, clip(ratio) * A) = A * clamp(ratio, low, high), with bounds that depend on the sign
+        # of A
         low = torch.where(advantage < 0.0, 1.0 - clip_range, 0.0)
         high = torch.where(advantage < 0.0, torch.inf, 1.0 + clip_range)
 
@@ -375,87 +374,3 @@ class PPO:
         loss, metrics = self._fast_loss(*minibatch)
         self.optimizer.step(torch.autograd.grad(loss, self.optimizer.parameters))
         return metrics
-
-    # --- schedules and state --------------------------------------------------------------------------
-
-    def set_progress(self, fraction: float) -> None:
-        """Set the schedules to the finished fraction of training, in [0, 1]."""
-        self.progress = min(max(float(fraction), 0.0), 1.0)
-        if self.cfg.final_std is not None:
-            std = self.cfg.init_std + self.progress * (self.cfg.final_std - self.cfg.init_std)
-            self.policy.log_std.data.fill_(math.log(std))
-
-    def policy_state_dict(self) -> State:
-        """Actor and observation statistics, by name."""
-        return module_state(self.policy)
-
-    def load_policy_state_dict(self, state: State) -> None:
-        """Restore a state returned by `policy_state_dict`. Raises `CheckpointError` if it does not match."""
-        load_module_state(self.policy, state, "the residual policy")
-
-    def state_dict(self) -> State:
-        """The state needed to resume exactly, including an unfinished rollout. Not valid between `act` and
-        `observe`."""
-        critic = module_state(self.critic)
-        if self.critic_perception is not self.policy:
-            critic |= {
-                f"perception.{name}": tensor for name, tensor in module_state(self.critic_perception).items()
-            }
-        generators = {"noise": self.noise.generator.get_state(), "shuffle": self._shuffle_rng.get_state()}
-        if self._image_keys:
-            generators["shift"] = self._shift_rng.get_state()
-        rollout = (
-            {name: tensor[: self._filled].clone() for name, tensor in self._rollout.items()}
-            if self._filled
-            else {}
-        )
-        return {
-            "policy": self.policy_state_dict(),
-            "critic": critic,
-            "optimizer": self.optimizer.state_dict(),
-            "reward_scaler": module_state(self.reward_scaler) if self.reward_scaler is not None else {},
-            "noise": module_state(self.noise),
-            "generators": generators,
-            "progress": self.progress,
-            "rollout": rollout,
-        }
-
-    def load_state_dict(self, state: State) -> None:
-        """Restore a state returned by `state_dict`. Raises `CheckpointError` if it does not match."""
-        # Check
-        missing = sorted(self.state_dict().keys() - state.keys())
-        if missing:
-            raise CheckpointError(f"the learner's state lacks {', '.join(missing)}: it is not a state of PPO")
-        scaled = bool(state["reward_scaler"])
-        if scaled != self.cfg.normalize_reward:
-            raise CheckpointError(
-                f"the learner's state was saved with normalize_reward {scaled}: use the same setting"
-            )
-        # Networks and statistics
-        load_module_state(self.noise, state["noise"], "the exploration noise")
-        if self.reward_scaler is not None:
-            load_module_state(self.reward_scaler, state["reward_scaler"], "the reward scaler")
-        self.load_policy_state_dict(state["policy"])
-        perception = {
-            name.removeprefix("perception."): tensor
-            for name, tensor in state["critic"].items()
-            if name.startswith("perception.")
-        }
-        if perception or self.critic_perception is not self.policy:
-            load_module_state(self.critic_perception, perception, "the critic's perception")
-        critic = {
-            name: tensor for name, tensor in state["critic"].items() if not name.startswith("perception.")
-        }
-        load_module_state(self.critic, critic, "the critic")
-        # Optimiser, generators, schedules
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.noise.generator.set_state(state["generators"]["noise"].cpu())
-        self._shuffle_rng.set_state(state["generators"]["shuffle"].cpu())
-        self.set_progress(state["progress"])
-        if self._image_keys:
-            self._shift_rng.set_state(state["generators"]["shift"].cpu())
-        # Rollout
-        self._filled = len(state["rollout"].get("reward", ()))
-        self._last_act = None
-        for name, tensor in state["rollout"].items():
-            self._rollout[name][: self._filled].copy_(tensor)

@@ -55,11 +55,13 @@ def make_env_cfg(cfg: ManiSkillCfg, device: str = "cpu") -> ManiSkillEnvCfg:
     if simulation == "physx_cuda":
         if not gpu:
             raise ConfigError(
-                "ManiSkill's GPU simulation needs an NVIDIA GPU, and torch sees none here; choose --sim-backend physx_cpu"
+                "ManiSkill's GPU simulation needs an NVIDIA GPU, and torch sees none here; choose"
+                " --sim-backend physx_cpu"
             )
         if cfg.reconfiguration_freq and not cfg.ignore_terminations:
             raise ConfigError(
-                "the GPU simulation cannot rebuild the scene for some worlds alone: --reconfiguration-freq needs --ignore-terminations"
+                "the GPU simulation cannot rebuild the scene for some worlds alone: --reconfiguration-freq"
+                " needs --ignore-terminations"
             )
         simulation += "" if index is None else f":{index}"
     # the renderer: only if images are observed

@@ -6,7 +6,10 @@ from typing import Any
 
 from residual_rl.errors import ConfigError
 
-CONVERT = "python -m mani_skill.trajectory.replay_trajectory --traj-path FILE --save-traj --obs-mode state --target-control-mode"
+CONVERT = (
+    "python -m mani_skill.trajectory.replay_trajectory --traj-path FILE --save-traj --obs-mode state"
+    " --target-control-mode"
+)
 
 
 def settings(info: dict[str, Any]) -> dict[str, Any]:
