@@ -25,13 +25,11 @@ class PanToSheet(BasePolicy):
         self.action_unit = env.action_unit
 
     def predict_action_chunk(self, obs: dict[str, torch.Tensor], env_ids: torch.Tensor) -> torch.Tensor:
-        sheet, finger = (
-            torch.atan2(obs[name][:, 1], obs[name][:, 0]) for name in ("sheet_pose", "ee_position")
-        )
+        sheet = torch.atan2(obs["sheet_pose"][:, 1], obs["sheet_pose"][:, 0])
+        finger = torch.atan2(obs["ee_position"][:, 1], obs["ee_position"][:, 0])
         action = torch.zeros(len(env_ids), 1, len(self.action_unit))
-        action[:, 0, 0] = ((finger - sheet) / self.action_unit[0]).clamp(
-            -1.0, 1.0
-        )  # the joint turns clockwise
+        # The joint turns clockwise.
+        action[:, 0, 0] = ((finger - sheet) / self.action_unit[0]).clamp(-1.0, 1.0)
         return action
 
 

@@ -57,7 +57,7 @@ from residual_rl.tasks.so101_paper.robot import build_robot
         ("train so101-paper --device meta", "device 'meta' cannot be used on this machine"),
         (
             "train so101-paper --sim-device cuda",
-            "MuJoCo steps on the CPU alone: the device of the worlds must be cpu, not 'cuda'",
+            "MuJoCo runs on the CPU only: the device of the envs must be cpu, not 'cuda'",
         ),
         (
             "train so101-paper --learner pppo",
@@ -288,7 +288,7 @@ def test_a_model_that_does_not_exist(fails: Fails, run: Path) -> None:
 
 def test_an_observation_that_the_policy_needs_and_the_env_has_no_more(fails: Fails, run: Path) -> None:
     message = fails("eval", run, "--n-episodes", "1", "--obs-mode", "rgb")
-    assert message.startswith("there is no `state`, but images (top, wrist): use --obs-mode rgb+state")
+    assert message.startswith("the env has no `state`, but images (top, wrist): use --obs-mode rgb+state")
 
 
 def test_learning_from_images_alone_names_what_to_use_instead(fails: Fails, tmp_path: Path) -> None:
@@ -296,9 +296,9 @@ def test_learning_from_images_alone_names_what_to_use_instead(fails: Fails, tmp_
         "train", "so101-paper", "--learner", "sac", "--output-dir", tmp_path / "run", "--obs-mode", "rgb"
     )
     assert (
-        message
-        == "there is no `state`, but images (top, wrist): use --obs-mode rgb+state, or name what is to be"
-        " seen in --obs-keys (images are for --learner ppo, which without --obs-keys sees what there is)"
+        message == "the env has no `state`, but images (top, wrist): use --obs-mode rgb+state, or list the"
+        " observations in --obs-keys (only --learner ppo supports images; without --obs-keys it uses all of"
+        " them)"
     )
     assert not (tmp_path / "run").exists()
 

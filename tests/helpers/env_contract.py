@@ -284,7 +284,7 @@ def test_worlds_stand_still_when_the_seeds_are_spent(spec: TaskSpec) -> None:
 
 @pytest.mark.parametrize("seed", [[1, 2], [1, 2, 3, 4]])
 def test_wrong_number_of_seeds_is_an_error(spec: TaskSpec, seed: list[int]) -> None:
-    with pytest.raises(ConfigError, match=f"3 world.* reset .*{len(seed)} seed"):
+    with pytest.raises(ConfigError, match=f"3 env.* reset .*{len(seed)} seed"):
         make(spec).reset(seed=seed)
 
 

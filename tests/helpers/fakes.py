@@ -78,7 +78,7 @@ class PointEnv(VecEnv):
         else:
             seeds = torch.tensor(list(seed))
             if len(seeds) != len(worlds):
-                raise ConfigError(f"{len(worlds)} worlds are reset but {len(seeds)} seeds were given")
+                raise ConfigError(f"{len(worlds)} envs are reset but {len(seeds)} seeds were given")
         self._start(worlds, seeds)
         return self.observations(), {"seed": self._seed.clone()}
 
@@ -173,7 +173,7 @@ class PointEnv(VecEnv):
 
     def load_state_dict(self, state: State) -> None:
         if len(state["_seed"]) != self.num_envs:
-            raise ConfigError(f"the saved state has {len(state['_seed'])} worlds, this env {self.num_envs}")
+            raise ConfigError(f"the saved state has {len(state['_seed'])} envs, this env {self.num_envs}")
         self._begun = True
         self.episode_seeds.load_state_dict(state["seeds"])
         for name in self._COUNTERS:

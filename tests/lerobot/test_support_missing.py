@@ -10,8 +10,8 @@ import pytest
 import tiny_runs
 
 MEND = (
-    "is not available; install it with `pip install residual-rl[lerobot]` (Python 3.12 or newer), or in a"
-    " checkout `make setup-lerobot`"
+    "is not available; install it with `pip install residual-rl[lerobot]` (Python 3.12 or newer); in a"
+    " checkout, `make setup-lerobot` creates an environment with it"
 )
 
 

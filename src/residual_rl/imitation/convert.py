@@ -90,7 +90,7 @@ def _chosen(
 
 def _settings(tensors: State, cfg: ConvertCfg, where: str) -> ModelSettings:
     """The model's settings, from the shapes of the tensors and from `cfg`."""
-    # Sizes of the network
+    # Read the sizes of the network from the shapes of its tensors.
     time_dim = _shape(tensors, _TIME, 2, where)[1]
     channels: list[int] = []
     action_dim = kernel_size = 0
@@ -107,7 +107,7 @@ def _settings(tensors: State, cfg: ConvertCfg, where: str) -> ModelSettings:
             " observations of equal size: choose the --num-obs-steps that it was trained with"
         )
     obs_dim = window_dim // cfg.num_obs_steps
-    # Padding
+    # Split off the numbers that the observations are padded with.
     padding = None
     if cfg.pad_obs_to is not None:
         if cfg.pad_obs_to != obs_dim:
@@ -122,6 +122,7 @@ def _settings(tensors: State, cfg: ConvertCfg, where: str) -> ModelSettings:
                 f" ({len(pose.values)} numbers) at index {pose.index}: do not set pad_obs_to"
             )
         padding = padding_to(obs_dim, obs_dim - len(pose.values))
+    # What the tensors do not show comes from the settings of the conversion.
     return ModelSettings(
         algo="diffusion",
         network={

@@ -298,13 +298,13 @@ def test_what_replay_refuses_or_warns_of(
     assert "demos replay needs a file of demonstrations: residual-rl demos replay FILE [options]" in fails(
         "demos", "replay"
     )
-    assert "has the episodes 0 to 5; there is no 6" in fails("demos", "replay", made, "--episodes", "6")
+    assert "has the episodes 0 to 5, not 6" in fails("demos", "replay", made, "--episodes", "6")
     assert "num_envs must be at least 1, not 0" in fails("demos", "replay", made, "--num-envs", "0")
     assert "does not exist; expected demonstrations" in fails("demos", "replay", tmp_path / "x.h5")
     assert "pip install residual-rl[maniskill]" in fails("demos", "replay", maniskill(tmp_path / "m.h5"))
     task = {**INFO["env_info"], "env_id": "so101-paper", "env_kwargs": {}}
     path = write(tmp_path / "two.h5", [a_demo()], {**INFO, "env_info": task})
-    assert "holds actions of 2 numbers, and task 'so101-paper' takes 6" in fails("demos", "replay", path)
+    assert "holds actions of 2 numbers, but task 'so101-paper' takes 6" in fails("demos", "replay", path)
     with Demonstrations(made) as demos:
         info, demo = {key: value for key, value in demos.info.items() if key != "episodes"}, demos.episode(0)
     demo.draws["colour"] = np.zeros(3)
