@@ -172,7 +172,7 @@ def test_other_demonstrations_than_before(demos: Path, tmp_path: Path, fails: ti
     act.train(settings(total_steps=4), demos, tmp_path / "run")
     others = write_demos(tmp_path / "others.h5", episodes=4, steps=7)
     text = fails("imitate", str(others), "--out", str(tmp_path / "run"), "--resume", "--total-steps", "8")
-    assert "was trained on other demonstrations than those of now" in text
+    assert "was trained on different demonstrations: use the same file" in text
 
 
 def test_settings_that_act_does_not_have(demos: Path, tmp_path: Path) -> None:
