@@ -304,7 +304,7 @@ def test_a_run_counts_env_steps_and_is_evaluated_and_resumed(tmp_path: Path) -> 
     assert policies["base"]["residual_magnitude"]["mean"] == 0.0
     with pytest.raises(
         ConfigError,
-        match=r"policy.safetensors was trained with --chunk whole, and such a run cannot be a base",
+        match=r"policy.safetensors was trained with --chunk whole, which cannot be a base policy",
     ):
         make_base_policy("model", ModelCfg(str(run)), fakes.PointEnv(fakes.PointCfg(), 2))
 
