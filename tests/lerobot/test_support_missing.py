@@ -9,7 +9,7 @@ import il_case
 import pytest
 import tiny_runs
 
-MEND = (
+HINT = (
     "is not available; install it with `pip install residual-rl[lerobot]` (Python 3.12 or newer); in a"
     " checkout, `make setup-lerobot` creates an environment with it"
 )
@@ -34,10 +34,10 @@ def test_commands_without_lerobot(tmp_path: Path, fails: tiny_runs.Fails) -> Non
     text = fails(
         "eval", "so101-paper", "--base-policy", "lerobot", "--il-checkpoint", tmp_path, "--n-episodes", "2"
     )
-    assert f"LeRobot, which the base policy 'lerobot' needs, {MEND}" in text
-    assert f"LeRobot, which demos to-lerobot needs, {MEND}" in fails("demos", "to-lerobot", demos, *out)
-    assert f"LeRobot, which demos from-lerobot needs, {MEND}" in fails(
+    assert f"LeRobot, which the base policy 'lerobot' needs, {HINT}" in text
+    assert f"LeRobot, which demos to-lerobot needs, {HINT}" in fails("demos", "to-lerobot", demos, *out)
+    assert f"LeRobot, which demos from-lerobot needs, {HINT}" in fails(
         "demos", "from-lerobot", tmp_path, *out
     )
-    assert f"LeRobot, which --algo act needs, {MEND}" in fails("imitate", demos, "--algo", "act", *out)
+    assert f"LeRobot, which --algo act needs, {HINT}" in fails("imitate", demos, "--algo", "act", *out)
     assert not (tmp_path / "out").exists()

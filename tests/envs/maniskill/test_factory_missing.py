@@ -17,7 +17,7 @@ from residual_rl.tasks.maniskill.config import ManiSkillCfg
 from residual_rl.tasks.maniskill.factory import make_env_cfg
 from residual_rl.tasks.maniskill.ppo_defaults import PUBLISHED, train_overrides
 
-MEND = "ManiSkill is not available; install it with `pip install residual-rl[maniskill]`"
+HINT = "ManiSkill is not available; install it with `pip install residual-rl[maniskill]`"
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def no_maniskill(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_maniskill")
 def test_commands_without_maniskill(tmp_path: Path, fails: tiny_runs.Fails) -> None:
-    assert MEND in fails("train", "maniskill", "--env-id", "PushCube-v1", "--output-dir", tmp_path / "run")
-    assert MEND in fails("eval", "maniskill", "--base-policy", "zero", "--n-episodes", "2")
+    assert HINT in fails("train", "maniskill", "--env-id", "PushCube-v1", "--output-dir", tmp_path / "run")
+    assert HINT in fails("eval", "maniskill", "--base-policy", "zero", "--n-episodes", "2")
     assert not (tmp_path / "run").exists()
 
 
