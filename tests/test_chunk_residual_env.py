@@ -152,8 +152,8 @@ def test_a_world_whose_episode_ends_within_a_chunk_waits() -> None:
     assert info["_final_info"].tolist() == info["_final_obs"].tolist() == [True, False]
     assert info["final_info"]["episode_length"][0] == 5
     np.testing.assert_allclose(
-        transition.action[:, 4:], [[0.0, 0.0], [0.45, 0.27]], atol=1e-6
-    )  # after the end: none
+        transition.action[:, 4:], [[0.45, 0.27], [0.45, 0.27]], atol=1e-6
+    )  # after the end: what would have been executed
     final = transition.next_obs["position"][0]
     wind = torch.stack([before["state"][0, 2], torch.tensor(0.0)])
     moved = 0.1 * transition.action[0, :4].reshape(2, 2).sum(0)
@@ -289,12 +289,12 @@ FLAGS += [
 @pytest.mark.slow
 @pytest.mark.usefixtures("_point")
 def test_a_run_counts_env_steps_and_is_evaluated_and_resumed(tmp_path: Path) -> None:
-    """48 env steps an iteration: 4 worlds, 4 decisions, 3 steps each."""
+    """At most 48 env steps an iteration: 4 worlds, 4 decisions, 3 steps each."""
     run = tmp_path / "run"
     assert main(["train", "point", *FLAGS, "--total-timesteps", "100", "--output-dir", str(run)]) == 0
-    assert json.loads((run / "training_summary.json").read_text())["steps"] == 96
+    assert 48 < json.loads((run / "training_summary.json").read_text())["steps"] <= 96
     assert main(["train", "--resume", str(run), "--total-timesteps", "144"]) == 0
-    assert json.loads((run / "training_summary.json").read_text())["steps"] == 144
+    assert 96 < json.loads((run / "training_summary.json").read_text())["steps"] <= 144
     assert (
         main(["eval", str(run), "--model", "final", "--n-episodes", "6", "--compare-base", "--compare-zero"])
         == 0

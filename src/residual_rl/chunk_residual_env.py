@@ -45,7 +45,7 @@ class ChunkResidualEnv(ResidualEnv):
         ended = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
         terminated = truncated = ended
         reward = torch.zeros(self.num_envs, device=self.device)
-        action = torch.zeros(self.num_envs, self.action_dim, device=self.device)
+        action = self._planned(residual_action.detach().to(self.device))
         merged: dict[str, Any] = {}
 
         # Merge the steps of the chunk into one transition.
@@ -55,7 +55,8 @@ class ChunkResidualEnv(ResidualEnv):
             terminated = terminated | transition.terminated
             truncated = truncated | transition.truncated
             reward = reward + transition.reward
-            action.unflatten(1, (self.steps_per_action, -1))[:, step] = transition.action.nan_to_num(0.0)
+            executed = transition.action
+            action[:, step] = torch.where(executed.isnan(), action[:, step], executed)
 
         chunk_scale = self._chunk_scale()
         whole = Transition(
@@ -66,7 +67,7 @@ class ChunkResidualEnv(ResidualEnv):
             truncated=truncated,
             next_obs=_where(ended, merged["final_obs"], self.obs),
             base_action=obs["base_action"],
-            action=action,
+            action=action.flatten(1),
             effective_scale=chunk_scale,
             next_effective_scale=chunk_scale,
         )
@@ -117,6 +118,14 @@ class ChunkResidualEnv(ResidualEnv):
             running = running & ~ended
             obs = outcome.next_obs
         self.obs = {**obs, "base_action": self._base_action(obs, self.vec_env.active)}
+
+    def _planned(self, residual_action: Tensor) -> Tensor:
+        """The actions [B, n, A] of whole chunks, for `residual_action` [B, n·A]."""
+        base, uncertainty = self.base_policy.chunk, self.base_policy.chunk_uncertainty
+        residuals = residual_action.unflatten(1, (self.steps_per_action, -1))
+        steps = range(self.steps_per_action)
+        apply = self.composition.apply
+        return torch.stack([apply(base[:, k], residuals[:, k], uncertainty[:, k]) for k in steps], 1)
 
     def _chunk_scale(self) -> float | Tensor | None:
         """The effective scale of all steps of a chunk, a number or [n·A]; None where each step has its

@@ -84,6 +84,8 @@ class ResidualEnv:
         self.timer = Timer()
         self._penalties = torch.zeros(self.num_envs, device=self.device)
         """[B]: sum of the penalties of each env's episode so far."""
+        self.env_steps = 0
+        """Env steps taken by this object, summed over envs. Envs that wait take none."""
         self.obs: Obs = {}
         """The current observation, `base_action` [B, A] included."""
 
@@ -201,6 +203,7 @@ class ResidualEnv:
             self.vec_env.step(action) if stepping is None else self.vec_env.step(action, stepping)
         )
         self.timer.simulation += time.perf_counter() - start
+        self.env_steps += self.num_envs if stepping is None else int(stepping.sum())
         if self.step_hook is not None:
             self.step_hook.after_step(next_obs)
 

@@ -72,10 +72,11 @@ class Runner:
         """The env being stepped, for error reports."""
         self.learner = make_learner(cfg, self.env)
         self._steps_per_iteration = self.learner.num_steps * self.env.num_envs * self.env.steps_per_action
+        """Env steps of an iteration; with whole chunks at most, since envs may wait for others."""
         num_iterations = max(cfg.run.total_timesteps // self._steps_per_iteration, 1)
         self.total_steps = num_iterations * self._steps_per_iteration
         """Env steps of the whole training: `total_timesteps` rounded down to whole iterations, at least
-        one."""
+        one. Training ends where another iteration might exceed it."""
         self.progress = Progress()
         self.timer = self.env.timer
         self.metrics = MetricAverager()
@@ -148,13 +149,14 @@ class Runner:
         start = time.perf_counter()
         schedules = self._set_schedules()
         sums: dict[str, torch.Tensor] = {}
+        steps_before = self.env.env_steps
         for _ in range(self.learner.num_steps):
             transition, info = self.env.step(self.learner.act(self.env.obs))
             self.learner.observe(transition)
             self._track_episodes(info)
             for name, value in _step_metrics(transition, info).items():
                 sums[name] = sums.get(name, 0.0) + value
-        self.progress.step += self._steps_per_iteration
+        self.progress.step += self.env.env_steps - steps_before
         self.timer.collection += time.perf_counter() - start
         metrics = {name: float(value) / self.learner.num_steps for name, value in sums.items()}
         return schedules | metrics  # the mean of an adaptive scale takes precedence over the scheduled bound
@@ -186,7 +188,7 @@ class Runner:
 
     @property
     def _finished(self) -> bool:
-        return self.progress.step >= self.total_steps
+        return self.progress.step > self.total_steps - self._steps_per_iteration
 
     def _row(self) -> Metrics:
         """Averages since the last row, rollout metrics and times."""

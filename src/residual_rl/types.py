@@ -122,7 +122,8 @@ class Transition:
     base_action: Tensor
     """[B, A]: the base action for `obs`."""
     action: Tensor
-    """[B, A]: the action that the env executed."""
+    """[B, A]: the action that the env executed. Of a whole chunk, the steps after the end of an episode are
+    as they would have been executed."""
     effective_scale: float | Tensor | None = None
     """Factor by which the composition multiplied `residual_action`: a number; [A] if it differs between
     action dimensions; [B, 1] or [B, A] if it is adaptive and differs between envs; None if it is not defined

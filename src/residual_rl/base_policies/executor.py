@@ -81,6 +81,11 @@ class BasePolicyExecutor:
         """[B, n, A]: the actions of each env's current chunk that are executed."""
         return self._chunk[:, : self.policy.num_action_steps]
 
+    @property
+    def chunk_uncertainty(self) -> Tensor:
+        """[B, n]: the uncertainty of each of these actions; 0 if the policy does not predict it."""
+        return self._spread[:, : self.policy.num_action_steps]
+
     def act(self, obs: Obs, mask: Tensor | None = None) -> Tensor:
         """The base action [B, A] in [-1, 1] for `obs`, valid in the envs of `mask` [B] bool (default: all).
 

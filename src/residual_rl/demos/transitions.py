@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
-from residual_rl.composition import Composition, decompose, make_composition, residual_penalty
+from residual_rl.composition import Composition, compose, decompose, make_composition, residual_penalty
 from residual_rl.config import TrainCfg
 from residual_rl.errors import ConfigError
 from residual_rl.factory import task_settings
@@ -53,8 +53,10 @@ def episodes(demos: Demonstrations, cfg: TrainCfg, env: ResidualEnv) -> Iterator
     A new base policy is queried with the stored observations. `action` is the executed action, clipped to the
     action space, and `residual_action` is `clip((action - base_action) / scale, -1, 1)` with the final
     residual scale. Where the clip is active, the composed action differs from `action`, and critics of
-    composed actions (critic_input `sum`) see `action`. Rewards are the stored ones minus the residual's
-    penalty. An episode without a terminated or truncated step is truncated at its last one.
+    composed actions (critic_input `sum`) see `action`. Where an episode ends within a chunk, its remaining
+    actions are those of the base policy, with the residuals of one chunk earlier. Rewards are the stored ones
+    minus the residual's penalty. An episode without a terminated or truncated step is truncated at its last
+    one.
     """
     base_policy = make_base_policy(cfg.base_policy_id, cfg.base, env.vec_env)
     obs_keys = tuple(key for key in getattr(cfg.learner, "obs_keys", ("state",)) if key != "base_action")
@@ -168,10 +170,17 @@ def _episode(
     obs = {name: _tensor(demo.obs[name][: steps + 1], name, env) for name in obs_keys}
     obs["base_action"] = chunks
 
-    def joined(value: Tensor) -> Tensor:
-        """[T, A] → [decisions, n·A], padded with 0."""
+    def chunked(value: Tensor) -> Tensor:
+        """[T, …] → [decisions, n, …], padded with 0."""
         padding = value.new_zeros(decisions * n - steps, *value.shape[1:])
-        return torch.cat([value, padding]).unflatten(0, (decisions, n)).flatten(1)
+        return torch.cat([value, padding]).unflatten(0, (decisions, n))
+
+    # Steps after the end, as they would have been executed: the action must not show when the episode ended.
+    step = torch.arange(decisions * n, device=env.device).view(decisions, n)
+    residuals = residual[torch.where(step < steps, step, step - n).clamp(min=0)]
+    scale = composition.in_actions(scales[now])
+    planned = compose(chunks[now].unflatten(1, (n, -1)), residuals, torch.as_tensor(scale)[:, None])
+    actions = torch.where(step[..., None] < steps, chunked(action), planned)
 
     def effective_scale(at: Tensor) -> float | Tensor | None:
         """The effective scale of the decisions at steps `at`, as in `Transition`."""
@@ -182,13 +191,13 @@ def _episode(
 
     transition = Transition(
         obs={name: value[now] for name, value in obs.items()},
-        residual_action=joined(residual),
-        reward=joined(reward).sum(1) if n > 1 else reward,
+        residual_action=residuals.flatten(1),
+        reward=chunked(reward).sum(1) if n > 1 else reward,
         terminated=terminated,
         truncated=ends & ~terminated,
         next_obs={name: value[later] for name, value in obs.items()},
         base_action=chunks[now],
-        action=joined(action),
+        action=actions.flatten(1),
         effective_scale=effective_scale(now),
         next_effective_scale=effective_scale(later),
     )

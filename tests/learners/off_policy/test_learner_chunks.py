@@ -40,7 +40,7 @@ SETTINGS: dict[str, Any] = {
     "log_freq": 48,
     "num_threads": 1,
 }
-"""24 env steps an iteration: 4 worlds, 2 decisions, 3 steps each."""
+"""At most 24 env steps an iteration: 4 worlds, 2 decisions, 3 steps each."""
 
 
 class Pusher(BasePolicy):
@@ -93,7 +93,7 @@ def test_decisions_by_hand(learner_id: str) -> None:
     )
     assert columns["terminated"].tolist() == [False, False, True]
     assert not columns["truncated"].any()
-    assert columns["action"].tolist() == [[-1.0, 0.0] * 3, [-1.0, 0.0] * 3, [-1.0, 0.0, 0.0, 0.0, 0.0, 0.0]]
+    assert columns["action"].tolist() == [[-1.0, 0.0] * 3] * 3
     assert columns["base_action"].tolist() == [[-1.0, 0.0] * 3] * 3
 
     two = buffer.gather(torch.tensor([0, 1]), 2, cfg.learner.gamma, "truncated")
@@ -109,7 +109,8 @@ def test_a_run_stores_the_sums_of_its_steps_and_resumes_bit_for_bit(tmp_path: Pa
     sums: list[Tensor] = []
 
     def train(path: Path, total: int, resume: bool = False, told: list[Tensor] | None = None) -> Runner:
-        cfg, folder = config("chunky", learner_id, total_timesteps=total), RunFolder(path)
+        cfg = config("chunky", learner_id, total_timesteps=total, eval_freq=0, log_freq=0)
+        folder = RunFolder(path)
         with folder.resume() if resume else folder.start(cfg.to_dict()):
             runner = Runner(cfg, folder, resume)
             assert isinstance(runner.env, ChunkResidualEnv)
@@ -125,20 +126,25 @@ def test_a_run_stores_the_sums_of_its_steps_and_resumes_bit_for_bit(tmp_path: Pa
 
             if told is not None:
                 runner.env.steps = noted  # type: ignore[method-assign]
-            assert runner.learn()["steps"] == total
+            assert total - 24 < runner.learn()["steps"] <= total
         return runner
 
     whole = train(tmp_path / "whole", 240, told=sums)
     learner: Any = whole.learner
-    assert learner.env_steps == 80  # decisions of 240 env steps
-    assert learner.num_updates == 18  # 0.25 for each of the 8 decisions of iterations 2 to 10
+    assert learner.env_steps == 4 * len(sums)  # decisions
+    assert 80 <= learner.env_steps <= 240
+    assert learner.num_updates == len(sums) - 2  # 0.25 for each of the 8 decisions, from iteration 2 on
     assert learner.buffer.newest("action", 1).shape == (1, 4, 6)
     torch.testing.assert_close(
-        learner.buffer.newest("reward", 20), 0.2 * torch.stack(sums), rtol=1e-6, atol=1e-7
+        learner.buffer.newest("reward", len(sums)), 0.2 * torch.stack(sums), rtol=1e-6, atol=1e-7
     )
 
     train(tmp_path / "pieces", 120)
     pieces = train(tmp_path / "pieces", 240, resume=True)
     states = [runner.state_dict() for runner in (whole, pieces)]
     assert different(*states) == []
-    assert metric_rows(tmp_path / "whole") == metric_rows(tmp_path / "pieces")
+    rows = [
+        [{name: v for name, v in row.items() if not name.startswith("eval/")} for row in metric_rows(folder)]
+        for folder in (tmp_path / "whole", tmp_path / "pieces")
+    ]
+    assert rows[0] == rows[1]  # evaluations aside: the first piece is evaluated at its end
