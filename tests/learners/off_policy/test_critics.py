@@ -93,3 +93,12 @@ def test_targets_that_are_not_finite_reach_neither_statistics_nor_weights() -> N
     scale.update(torch.tensor([torch.nan, torch.inf]), critics)
     assert scale.mean.item() == pytest.approx(3.0)
     assert all(torch.isfinite(p).all() for p in critics.parameters())
+
+
+def test_pop_art_update__std_of_targets_far_from_zero_is_exact() -> None:
+    scale = PopArt(enabled=True)
+    targets = 3000.0 + torch.randn(50, 256, generator=torch.Generator().manual_seed(0))
+    for target in targets:
+        scale.update(target)
+    assert scale.mean.item() == pytest.approx(targets.mean().item(), abs=1e-2)
+    assert scale.std.item() == pytest.approx(targets.std(correction=0).item(), rel=1e-3)

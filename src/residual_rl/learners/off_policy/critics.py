@@ -90,7 +90,6 @@ class PopArt(nn.Module):
     """
 
     mean: Tensor
-    mean_square: Tensor
     count: Tensor
     std: Tensor
 
@@ -101,7 +100,6 @@ class PopArt(nn.Module):
         super().__init__()
         self.enabled = enabled
         self.register_buffer("mean", torch.zeros(()))
-        self.register_buffer("mean_square", torch.ones(()))
         self.register_buffer("std", torch.ones(()))
         self.register_buffer("count", torch.zeros(()))
 
@@ -124,9 +122,12 @@ class PopArt(nn.Module):
         std = self.std.clone()
         self.count.add_(1.0)
         rate = (1.0 / self.count).clamp(min=self.rate)
-        self.mean.lerp_(target.mean(), rate)
-        self.mean_square.lerp_(target.square().mean(), rate)
-        self.std.copy_((self.mean_square - self.mean.square()).clamp(min=self.min_std**2).sqrt())
+        # Merge the variances around the means: in float32, E[x²] - E[x]² of large targets is mostly rounding
+        batch_var, batch_mean = torch.var_mean(target, correction=0)
+        delta = batch_mean - mean
+        self.mean.add_(rate * delta)
+        var = (1.0 - rate) * (std.square() + rate * delta.square()) + rate * batch_var
+        self.std.copy_(var.clamp(min=self.min_std**2).sqrt())
         for ensemble in critics:
             ensemble.weights[-1].mul_(std / self.std)
             ensemble.biases[-1].mul_(std).add_(mean - self.mean).div_(self.std)
