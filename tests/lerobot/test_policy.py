@@ -231,6 +231,8 @@ def test_fewer_steps_of_diffusion(env: VecEnv, tmp_path: Path) -> None:
     )  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match=r"inference_steps is 5, but .* was trained with 4"):
         policy_of(dataclasses.replace(cfg, inference_steps=5), env)
+    with pytest.raises(ConfigError, match="inference_steps must be at least 2, not 1"):
+        policy_of(dataclasses.replace(cfg, inference_steps=1), env)
 
 
 def test_how_many_actions_are_executed(env: VecEnv, tmp_path: Path) -> None:

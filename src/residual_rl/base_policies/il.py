@@ -20,7 +20,7 @@ class ILCfg(CheckedCfg):
     num_action_steps: PositiveInt | None = None
     """Number of actions executed of each chunk; None: as in training."""
     sampling_steps: PositiveInt | None = None
-    """Denoising steps of diffusion and flow matching; None: as in training."""
+    """Denoising steps of diffusion (at least 2) and flow matching; None: as in training."""
     num_samples: PositiveInt = 1
     """Number of sampled chunks. The first is executed; with two or more, their spread is the uncertainty."""
     seed: TorchSeed = 0

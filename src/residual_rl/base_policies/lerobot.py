@@ -34,7 +34,7 @@ class LeRobotCfg(CheckedCfg):
     num_action_steps: PositiveInt | None = None
     """Number of actions executed of each chunk; None: as in training."""
     inference_steps: PositiveInt | None = None
-    """Denoising steps of Diffusion policies; None: as in training."""
+    """Denoising steps of Diffusion policies, at least 2; None: as in training."""
     seed: TorchSeed = 0
     """Seed of the noise, which is a function of the seed and the observations."""
     device: str | None = None

@@ -61,6 +61,23 @@ _OF_BOTH: dict[tuple[str, str], dict[str, Any]] = {
 }
 
 
+def check_sampling_steps(sampling_steps: int, diffusion_steps: int) -> None:
+    """Raise `ConfigError` if a diffusion policy with `diffusion_steps` noise levels cannot be sampled in
+    `sampling_steps` steps.
+
+    A network that predicts noise cannot remove all of it in one step: the result is clipped noise.
+    """
+    if sampling_steps > diffusion_steps:
+        raise ConfigError(
+            f"sampling_steps must be at most diffusion_steps ({diffusion_steps}), not {sampling_steps}"
+        )
+    if sampling_steps < 2:
+        raise ConfigError(
+            f"sampling_steps must be at least 2 for diffusion, not {sampling_steps}: one step gives clipped"
+            " noise; flow matching can be sampled in one"
+        )
+
+
 @dataclass(frozen=True)
 class ImitateCfg(CheckedCfg):
     """Settings of imitation training."""
@@ -118,7 +135,8 @@ class ImitateCfg(CheckedCfg):
     diffusion_steps: PositiveInt = 100
     """diffusion: noise levels in training."""
     sampling_steps: PositiveInt = 10
-    """Denoising steps: diffusion's DDIM, flow's Euler. Can be changed when the policy is used."""
+    """Denoising steps: diffusion's DDIM (at least 2), flow's Euler. Can be changed when the policy is
+    used."""
 
     # --- the training ---
     total_steps: PositiveInt = 20_000
@@ -182,11 +200,8 @@ class ImitateCfg(CheckedCfg):
             raise ConfigError(
                 "adapt_obs needs a model whose weights are kept: give it with --init-from MODEL"
             )
-        if self.sampling_steps > self.diffusion_steps and self.algo == "diffusion":
-            raise ConfigError(
-                f"sampling_steps must be at most diffusion_steps ({self.diffusion_steps}), not "
-                f"{self.sampling_steps}"
-            )
+        if self.algo == "diffusion":
+            check_sampling_steps(self.sampling_steps, self.diffusion_steps)
 
     @classmethod
     def default(cls, algo: str = "flow", preset: str | None = None, device: str = "cpu") -> ImitateCfg:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from residual_rl.errors import ConfigError
+from residual_rl.imitation.config import check_sampling_steps
 from residual_rl.utils.validation import CheckedCfg, PositiveInt
 
 
@@ -23,7 +24,7 @@ class ConvertCfg(CheckedCfg):
     diffusion_steps: PositiveInt = 100
     """Noise levels in training; published as num_diffusion_iters."""
     sampling_steps: PositiveInt = 10
-    """Denoising steps of DDIM. Can be changed when the policy is used."""
+    """Denoising steps of DDIM, at least 2. Can be changed when the policy is used."""
     obs_key: str = "state"
     """Named observation of the policy; its size follows from the tensors."""
     pad_obs_to: int | None = None
@@ -38,11 +39,7 @@ class ConvertCfg(CheckedCfg):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sampling_steps > self.diffusion_steps:
-            raise ConfigError(
-                f"sampling_steps must be at most diffusion_steps ({self.diffusion_steps}), not "
-                f"{self.sampling_steps}"
-            )
+        check_sampling_steps(self.sampling_steps, self.diffusion_steps)
         if self.num_action_steps > self.chunk_size:
             raise ConfigError(
                 f"num_action_steps must be at most {self.chunk_size}, the actions of prediction_horizon "

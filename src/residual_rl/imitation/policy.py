@@ -11,6 +11,7 @@ from torch import Tensor
 from residual_rl.base_policies.il import ILCfg
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
+from residual_rl.imitation.config import check_sampling_steps
 from residual_rl.types import ActionChunk, BasePolicy, Obs
 from residual_rl.utils.seeding import noise_of
 
@@ -95,6 +96,12 @@ def make(cfg: ILCfg, env: VecEnv) -> ILPolicy:
             f"num_action_steps must be at most {settings.chunk_size}, the chunk size of {model.name}, not"
             f" {cfg.num_action_steps}"
         )
+    if settings.algo == "diffusion":
+        try:
+            sampling_steps = cfg.sampling_steps or settings.sampling_steps
+            check_sampling_steps(sampling_steps, settings.network["diffusion_steps"])
+        except ConfigError as error:
+            raise ConfigError(f"{model.name}: {error}") from None
     return ILPolicy(cfg, model, env.device)
 
 

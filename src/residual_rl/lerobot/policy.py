@@ -290,6 +290,8 @@ class _DiffusionPredictor(_Predictor):
                 raise ConfigError(
                     f"inference_steps is {cfg.inference_steps}, but {model.name} was trained with {trained}"
                 )
+            if cfg.inference_steps < 2:
+                raise ConfigError("inference_steps must be at least 2, not 1: one step gives clipped noise")
             self._diffusion.num_inference_steps = cfg.inference_steps
 
         # Noise.
