@@ -132,6 +132,15 @@ def test_across_runs_takes_the_run_as_the_unit() -> None:
     assert across_runs([[1.0, 3.0]]) == Summary(2.0, None, None, 1)
 
 
+def test_across_runs__equal_runs_have_the_interval_of_all_episodes() -> None:
+    """Of 600 successes in 600 episodes: [n / (n + z²), 1], not [1, 1]."""
+    summary = across_runs([[1.0] * 200] * 3, binary=True)
+    assert summary == Summary(1.0, pytest.approx(600 / 603.841459, abs=1e-8), 1.0, 3)
+    halves = across_runs([[1, 0] * 50] * 2, binary=True)
+    pooled = proportion([1, 0] * 100)
+    assert (halves.low, halves.high) == (pooled.low, pooled.high)
+
+
 def test_nothing_to_summarize_is_an_error() -> None:
     for function, nothing in ((proportion, []), (mean, []), (across_runs, []), (across_runs, [[1.0], []])):
         with pytest.raises(ConfigError, match="no episode ended"):

@@ -3,6 +3,7 @@ runs."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -97,6 +98,8 @@ def across_runs(runs: Sequence[Sequence[float | bool]], binary: bool = False) ->
     """The mean over training runs, with Student's t interval of the runs' means.
 
     Episodes of one run are correlated: pooling those of all runs would give an interval that is too narrow.
+    Runs with equal means are no proof of the opposite, so for outcomes the interval is the wider, at each
+    end, of Student's t and of that of all episodes as one sample.
 
     Args:
         runs: the episodes' values of each run.
@@ -104,7 +107,12 @@ def across_runs(runs: Sequence[Sequence[float | bool]], binary: bool = False) ->
     """
     _count(runs)
     means = [fmean(_binary(run) if binary else run) for run in runs if _count(run)]
-    return mean(means, (0.0, 1.0) if binary else (-math.inf, math.inf))
+    if not binary:
+        return mean(means)
+    summary, pooled = mean(means, (0.0, 1.0)), proportion([outcome for run in runs for outcome in run])
+    if summary.low is None or summary.high is None or pooled.low is None or pooled.high is None:
+        return summary
+    return dataclasses.replace(summary, low=min(summary.low, pooled.low), high=max(summary.high, pooled.high))
 
 
 @functools.cache
