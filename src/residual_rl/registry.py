@@ -8,7 +8,7 @@ name.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Generic, Protocol, TypeVar
@@ -16,6 +16,27 @@ from typing import Any, Generic, Protocol, TypeVar
 import gymnasium
 
 from residual_rl.errors import ConfigError, ResidualRLError, UnknownNameError
+
+RESERVED_METRICS = frozenset(
+    [
+        # of each episode in `info["final_info"]`
+        *("seed", "episode_return", "episode_length", "success_once", "success_at_end"),
+        # of each episode in an evaluation
+        *("return", "residual_magnitude", "action_change", "residual_scale"),
+        # of an evaluation in training
+        *("success_rate", "mean_reward", "mean_ep_length"),
+    ]
+)
+"""Names of our own metrics, which those of a task must not take."""
+
+
+def check_metric_names(owner: str, names: Iterable[str]) -> None:
+    """Raise `ConfigError` if a metric of `owner` has the name of one of ours."""
+    clashes = sorted(RESERVED_METRICS.intersection(names))
+    if clashes:
+        raise ConfigError(
+            f"{owner} has a metric named {', '.join(clashes)}, which is a metric of every task: rename it"
+        )
 
 
 @dataclass(frozen=True)
@@ -43,7 +64,8 @@ class TaskSpec:
     learner: str = "ppo"
     """Id of the default learner. Other learners start from their own defaults."""
     metric_units: Mapping[str, str] = field(default_factory=dict)
-    """Units of the task's own metrics, by name."""
+    """Units of the task's own metrics, by name. "%" declares an outcome of the episode, 0 or 1, or another
+    share, which is shown in percent."""
     doctor: str | None = None
     """`doctor(cfg, quick, make_policy) -> Iterable[Check]`: the task's own checks in the sanity suite; see
     `residual_rl.envs.sanity_checks`."""
@@ -60,6 +82,9 @@ class TaskSpec:
     program wrote, from the content of their `FILE.json`."""
     gymnasium_id: str | None = None
     """Id of a single env for `gymnasium.make`, e.g. `my_lab/Reach-v0`."""
+
+    def __post_init__(self) -> None:
+        check_metric_names(f"task {self.id!r}", self.metric_units)
 
     def default_config(self) -> Any:
         """The task's settings with their defaults."""

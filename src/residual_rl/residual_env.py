@@ -15,8 +15,10 @@ from torch import Tensor
 from residual_rl.base_policies.executor import BasePolicyExecutor
 from residual_rl.composition import Composition, compose, residual_penalty
 from residual_rl.envs.spaces import with_base_action
+from residual_rl.envs.step_check import StepCheck
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
+from residual_rl.registry import check_metric_names
 from residual_rl.runs.progress import Timer
 from residual_rl.types import Obs, State, Transition
 
@@ -82,6 +84,7 @@ class ResidualEnv:
         self.device = vec_env.device
         self.step_hook: StepHook | None = None
         self.timer = Timer()
+        self._check = StepCheck()
         self._penalties = torch.zeros(self.num_envs, device=self.device)
         """[B]: sum of the penalties of each env's episode so far."""
         self.env_steps = 0
@@ -116,6 +119,7 @@ class ResidualEnv:
     def reset(self, seed: int | Sequence[int] | None = None) -> Obs:
         """Start a new episode in every env."""
         obs, _ = self.vec_env.reset(seed=seed)
+        self._check(obs, obs)
         self.base_policy.reset(torch.ones(self.num_envs, dtype=torch.bool, device=self.device))
         self._penalties = torch.zeros_like(self._penalties)
         self.obs = {**obs, "base_action": self._base_action(obs, self.vec_env.active)}
@@ -207,9 +211,20 @@ class ResidualEnv:
         if self.step_hook is not None:
             self.step_hook.after_step(next_obs)
 
+        # Check what the env returned. Observations that are not reset are the same tensors.
+        final_obs = {
+            f"final {name}": torch.where(_rows_of(info["_final_obs"], value), value, 0.0)
+            for name, value in info["final_obs"].items()
+            if value is not next_obs[name] and value.is_floating_point()
+        }
+        self._check({"action": action, "reward": reward[:, None], **next_obs, **final_obs}, self.obs)
+        check_metric_names(self.vec_env.task_name or "the env", info["task_metrics"])
+        if "residual" in info["reward_terms"]:
+            raise ConfigError("the env has a reward term named residual, as ours is: rename it")
+
         # Add the residual's penalty and scale to what the env reports.
         penalty = residual_penalty(residual_action, scale, self.penalty)
-        info["reward_terms"]["residual"] = penalty
+        info["reward_terms"] = {**info["reward_terms"], "residual": penalty}
         info["residual_scale"] = scale
         if self.composition.adaptive:
             info["base_uncertainty"] = uncertainty
@@ -239,3 +254,8 @@ class ResidualEnv:
     def close(self) -> None:
         """Free the envs."""
         self.vec_env.close()
+
+
+def _rows_of(mask: Tensor, value: Tensor) -> Tensor:
+    """`mask` [B] in the shape of `value` [B, …], for broadcasting."""
+    return mask.reshape(-1, *[1] * (value.dim() - 1))

@@ -77,33 +77,45 @@ def summarize(
         "settings": dict(settings),
         "units": dict(units),
         "episode_seeds": list(seeds),
-        "policies": {name: _summaries(episodes, seeds) for name, episodes in results.items()},
+        "policies": {},
         "paired": {},
     }
+    for name, episodes in results.items():
+        evaluation["policies"][name] = _summaries(evaluation, episodes)
     # Paired differences of the metrics that both policies have.
     for first, second in pairs:
         if first in results and second in results:
             one, other = (evaluation["policies"][name] for name in (first, second))
             evaluation["paired"][f"{first}-{second}"] = {
-                metric: statistics.paired_difference(
-                    _by_seed(one[metric]), _by_seed(other[metric]), is_rate(metric)
-                ).to_json()
-                for metric in one
-                if metric in other
+                metric: _difference(evaluation, metric, one, other) for metric in one if metric in other
             }
     return evaluation
 
 
-def _summaries(episodes: Episodes, seeds: Sequence[int]) -> dict[str, Any]:
-    rows = {}
+def _summaries(evaluation: Mapping[str, Any], episodes: Episodes) -> dict[str, Any]:
+    rows, seeds = {}, evaluation["episode_seeds"]
     for metric, values in episodes.items():
         per_episode = values.tolist()
-        summary = statistics.summarize(per_episode, is_rate(metric)).to_json()
+        binary = is_rate(metric, evaluation) and _are_outcomes(per_episode)
+        summary = statistics.summarize(per_episode, binary).to_json()
         rows[metric] = {
             **summary,
             "per_episode": {str(seed): value for seed, value in zip(seeds, per_episode, strict=True)},
         }
     return rows
+
+
+def _difference(
+    evaluation: Mapping[str, Any], metric: str, first: Mapping[str, Any], second: Mapping[str, Any]
+) -> dict[str, Any]:
+    a, b = _by_seed(first[metric]), _by_seed(second[metric])
+    binary = is_rate(metric, evaluation) and _are_outcomes([*a.values(), *b.values()])
+    return statistics.paired_difference(a, b, binary).to_json()
+
+
+def _are_outcomes(values: Sequence[float]) -> bool:
+    """Whether a rate is 0 or 1 in each episode; a task may also declare a share in between."""
+    return set(values) <= {0.0, 1.0}
 
 
 def _by_seed(summary: Mapping[str, Any]) -> dict[int, float]:

@@ -55,9 +55,14 @@ def metrics_of(evaluation: Mapping[str, Any]) -> list[str]:
     return [m for m in LABELS if m in names] + [m for m in names if m not in LABELS]
 
 
-def is_rate(metric: str) -> bool:
-    """Whether `metric` is a fraction of episodes, which is shown in percent."""
-    return metric.startswith("success")
+def is_rate(metric: str, evaluation: Mapping[str, Any] | None = None) -> bool:
+    """Whether `metric` is shown in percent: success, and what the task declares with the unit "%"."""
+    return unit_of(metric, evaluation) == "%"
+
+
+def unit_of(metric: str, evaluation: Mapping[str, Any] | None = None) -> str | None:
+    """The unit of `metric`: ours, or the one that the task declares."""
+    return UNITS.get(metric) or (evaluation or {}).get("units", {}).get(metric)
 
 
 LABELS = {
@@ -69,4 +74,4 @@ LABELS = {
 }
 
 
-UNITS = {"episode_length": "steps"}
+UNITS = {"success_once": "%", "success_at_end": "%", "episode_length": "steps"}

@@ -8,14 +8,15 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from residual_rl.evaluation.eval_file import LABELS, UNITS, is_rate, metrics_of, policies_of
+from residual_rl.evaluation.eval_file import LABELS, is_rate, metrics_of, policies_of, unit_of
 
 
 def label(metric: str, evaluation: Mapping[str, Any] | None = None, unit: bool = True) -> str:
-    """The label of `metric`, by default with its unit in brackets: `Episode length [steps]`."""
+    """The label of `metric`, by default with its unit in brackets: `Episode length [steps]`. Values of rates
+    have their own percent sign."""
     text = LABELS.get(metric) or metric.replace("_", " ").replace("/", ": ").capitalize()
-    shown = (evaluation or {}).get("units", {}).get(metric) or UNITS.get(metric)
-    return f"{text} [{shown}]" if shown and unit else text
+    shown = unit_of(metric, evaluation)
+    return f"{text} [{shown}]" if shown and shown != "%" and unit else text
 
 
 def number(value: float, sign: bool = False) -> str:
@@ -24,21 +25,26 @@ def number(value: float, sign: bool = False) -> str:
     return _minus(f"{value:{'+' if sign and value else ''}{form}}")
 
 
-def value_text(metric: str, value: float, sign: bool = False) -> str:
+def value_text(
+    metric: str, value: float, sign: bool = False, evaluation: Mapping[str, Any] | None = None
+) -> str:
     """`98.5 %` for a rate, `number` for other metrics.
 
     With `sign`, the value is a difference: `+12.5 pp` (percentage points) for a rate.
     """
-    if not is_rate(metric):
+    if not is_rate(metric, evaluation):
         return number(value, sign)
     return _minus(f"{100 * value:+.1f} pp" if sign else f"{100 * value:.1f} %")
 
 
-def interval_text(metric: str, interval: Sequence[float] | None) -> str:
+def interval_text(
+    metric: str, interval: Sequence[float] | None, evaluation: Mapping[str, Any] | None = None
+) -> str:
     """`[95.0, 99.2]`, in the unit of `value_text`; empty without an interval."""
     if interval is None:
         return ""
-    low, high = (_minus(f"{100 * v:.1f}") if is_rate(metric) else number(v) for v in interval)
+    rate = is_rate(metric, evaluation)
+    low, high = (_minus(f"{100 * v:.1f}") if rate else number(v) for v in interval)
     return f"[{low}, {high}]"
 
 
@@ -62,17 +68,19 @@ def format_table(evaluation: Mapping[str, Any]) -> Table:
     for pair in pairs:
         table.add_column(escape(pair_text(pair)), justify="right")
     for metric in metrics_of(evaluation):
-        row = [_cell(metric, evaluation["policies"][name].get(metric)) for name in names]
-        differences = [_cell(metric, paired.get(metric), sign=True) for paired in pairs.values()]
+        row = [_cell(evaluation, metric, evaluation["policies"][name].get(metric)) for name in names]
+        differences = [_cell(evaluation, metric, paired.get(metric), sign=True) for paired in pairs.values()]
         table.add_row(escape(label(metric, evaluation)), *row, *differences)
     return table
 
 
-def _cell(metric: str, summary: Mapping[str, Any] | None, sign: bool = False) -> str:
+def _cell(
+    evaluation: Mapping[str, Any], metric: str, summary: Mapping[str, Any] | None, sign: bool = False
+) -> str:
     if summary is None:
         return "–"
-    interval = interval_text(metric, summary["interval"])
-    return value_text(metric, summary["mean"], sign) + (
+    interval = interval_text(metric, summary["interval"], evaluation)
+    return value_text(metric, summary["mean"], sign, evaluation) + (
         f"\n[dim]{escape(interval)}[/dim]" if interval else ""
     )
 

@@ -144,7 +144,7 @@ def success_plot(rows: Rows, evaluation: Mapping[str, Any] | None) -> Plot | Non
     if evaluation is None:
         return None
     names = policies_of(evaluation)
-    rates = [m for m in metrics_of(evaluation) if is_rate(m)]
+    rates = [m for m in metrics_of(evaluation) if is_rate(m, evaluation)]
     if not rates:
         return None
     figure, axes = make_axes(len(rates), columns=2, height=0.55 + 0.42 * len(names))
@@ -179,7 +179,7 @@ def episodes_plot(rows: Rows, evaluation: Mapping[str, Any] | None) -> Plot | No
         return None
     policies = evaluation["policies"]
     paired = "residual" in policies and "base" in policies
-    wanted = [m for m in metrics_of(evaluation) if not is_rate(m)]
+    wanted = [m for m in metrics_of(evaluation) if not is_rate(m, evaluation)]
     shown = (
         [m for m in wanted if all(_varies(policies[name].get(m)) for name in ("residual", "base"))]
         if paired

@@ -156,25 +156,30 @@ def _results(evaluation: Mapping[str, Any]) -> str:
     head = "".join(f'<th><i class="dot {escape(name)}"></i>{escape(name)}</th>' for name in names)
     body = ""
     for metric in metrics_of(evaluation):
-        cells = "".join(_cell(metric, evaluation["policies"][name].get(metric)) for name in names)
-        differences = "".join(_cell(metric, paired.get(metric), sign=True) for paired in pairs.values())
+        cells = "".join(_cell(evaluation, metric, evaluation["policies"][name].get(metric)) for name in names)
+        differences = "".join(
+            _cell(evaluation, metric, paired.get(metric), sign=True) for paired in pairs.values()
+        )
         body += f"<tr><th>{escape(label(metric, evaluation))}</th>{cells}{differences}</tr>\n"
     pair = "".join(f"<th>{escape(pair_text(name))}</th>" for name in pairs)
     return (
-        '<section><h2>Results</h2><p class="note">Means with 95 % intervals below: Wilson’s for success, '
-        "Student’s t for other metrics. Differences are paired by episode seed (for success with Agresti and "
-        "Min’s interval; pp: percentage points).</p>\n"
+        '<section><h2>Results</h2><p class="note">Means with 95 % intervals below: Wilson’s for outcomes, '
+        "Student’s t for other metrics. Differences are paired by episode seed (for outcomes with Agresti "
+        "and Min’s interval; pp: percentage points).</p>\n"
         f'<div class="scroll"><table class="results"><thead><tr><th></th>{head}{pair}</tr></thead>\n'
         f"<tbody>\n{body}</tbody></table></div></section>\n"
     )
 
 
-def _cell(metric: str, summary: Mapping[str, Any] | None, sign: bool = False) -> str:
+def _cell(
+    evaluation: Mapping[str, Any], metric: str, summary: Mapping[str, Any] | None, sign: bool = False
+) -> str:
     if summary is None:
         return "<td>–</td>"
-    value = escape(value_text(metric, summary["mean"], sign))
-    interval = escape(interval_text(metric, summary["interval"]))
-    return f"<td>{f'<b>{value}</b>' if is_rate(metric) else value}<span>{interval}</span></td>"
+    value = escape(value_text(metric, summary["mean"], sign, evaluation))
+    interval = escape(interval_text(metric, summary["interval"], evaluation))
+    shown = f"<b>{value}</b>" if is_rate(metric, evaluation) else value
+    return f"<td>{shown}<span>{interval}</span></td>"
 
 
 def _reproduce(

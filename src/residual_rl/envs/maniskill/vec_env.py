@@ -21,6 +21,7 @@ from residual_rl.envs.maniskill.spec import EnvDescription
 from residual_rl.envs.vec_env import EpisodeSeeds, VecEnv
 from residual_rl.envs.workers.shared_memory import ArraySpec
 from residual_rl.errors import ConfigError, NonFiniteError
+from residual_rl.registry import check_metric_names
 from residual_rl.types import Obs, State, check_finite
 from residual_rl.utils.seeding import splitmix64
 
@@ -81,6 +82,7 @@ class ManiSkillVecEnv(VecEnv):
     def __init__(self, sim: SimEnvs, max_episode_steps: int, ignore_terminations: bool, renderer: Renderer):
         # properties of the simulated envs
         description = sim.description
+        check_metric_names(f"ManiSkill's {description.env_id}", description.metrics)
         self._sim, self._renderer = sim, renderer
         self.remote = sim.remote
         self.num_envs, self.device, self.deterministic = sim.num_envs, sim.device, sim.deterministic
