@@ -223,8 +223,25 @@ def test_composed_critics_of_whole_chunks_need_one_scale_for_their_steps() -> No
     whole = replace_fields(TrainCfg.default("so101-paper", "il", "sac"), {"chunk": "whole"})
     with pytest.raises(ConfigError, match="critic_input sum needs one residual scale for each decision"):
         replace_fields(whole, {"adaptive": "uncertainty"})
-    assert (
-        replace_fields(whole, {"adaptive": "uncertainty", "critic_input": "res"}).residual.adaptive
-        == "uncertainty"
-    )
     assert replace_fields(whole, {"adaptive": "uncertainty", "chunk": "step"}).residual.chunk == "step"
+
+
+@pytest.mark.parametrize("learner", ["sac", "td3"])
+@pytest.mark.parametrize("critic_input", ["res", "concat"])
+@pytest.mark.parametrize(
+    ("changing", "flag"),
+    [
+        ({"adaptive": "uncertainty"}, "--adaptive uncertainty"),
+        ({"residual_scale_start": 0.1}, "--residual-scale-start"),
+    ],
+)
+def test_train_cfg__critics_of_residual_actions_need_a_constant_scale(
+    learner: str, critic_input: str, changing: dict[str, Any], flag: str
+) -> None:
+    """A residual action means another executed action at another scale, and the critics do not see it."""
+    cfg = TrainCfg.default("so101-paper", "il", learner)
+    with pytest.raises(ConfigError, match=f"critic_input {critic_input} gives .* changes with {flag}"):
+        replace_fields(cfg, {"critic_input": critic_input, **changing})
+    assert replace_fields(cfg, {"critic_input": "sum", **changing}).learner.critic_input == "sum"
+    constant = {"critic_input": critic_input, "residual_scale_start": 0.6, "residual_scale": 0.6}
+    assert not replace_fields(cfg, constant).residual.scheduled

@@ -57,6 +57,11 @@ class ResidualCfg(CheckedCfg):
     adaptive_uncertainty: PositiveFloat = 0.1
     """`adaptive`: uncertainty from which on the scale is full, in units of the action range."""
 
+    @property
+    def scheduled(self) -> bool:
+        """Whether the scale changes in the course of training."""
+        return self.residual_scale_start not in (None, self.residual_scale)
+
     def scale_at(self, fraction: float) -> float:
         """The scale after `fraction` of the training, in [0, 1]."""
         if self.residual_scale_start is None:
@@ -120,12 +125,18 @@ class TrainCfg:
     """Registered learner."""
 
     def __post_init__(self) -> None:
-        shared = self.residual.chunk == "step" or self.residual.adaptive == "off"
-        if not shared and getattr(self.learner, "critic_input", None) == "sum":
+        critic_input = getattr(self.learner, "critic_input", None)
+        adaptive = self.residual.adaptive != "off"
+        if critic_input == "sum" and adaptive and self.residual.chunk == "whole":
             raise ConfigError(
                 "critic_input sum needs one residual scale for each decision, and with --chunk whole and "
-                "--adaptive uncertainty each step "
-                "has its own: choose --critic-input res or concat, --chunk step, or --adaptive off"
+                "--adaptive uncertainty each step has its own: choose --chunk step, or --adaptive off"
+            )
+        if critic_input in ("res", "concat") and (adaptive or self.residual.scheduled):
+            flag = "--adaptive uncertainty" if adaptive else "--residual-scale-start"
+            raise ConfigError(
+                f"critic_input {critic_input} gives the critics the residual action without its scale, which "
+                f"changes with {flag}: choose --critic-input sum, or leave out {flag}"
             )
 
     @classmethod

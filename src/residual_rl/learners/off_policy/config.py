@@ -116,7 +116,7 @@ class OffPolicyCfg(CheckedCfg):
     """Scale of the initial weights of the last layers; above 0, an untrained residual is not exactly zero."""
     critic_input: CriticInput = "sum"
     """Action input of the critics: `sum` (the executed action), `res` (the residual action), or `concat`
-    (base and residual action)."""
+    (base and residual action). The last two need a constant residual scale."""
     critic_base_action: bool = True
     """Give the base action to the critics as well."""
     actor_input: ActorInput = "obs_base_action"

@@ -218,8 +218,7 @@ class OffPolicyLearner(ResumableState):
         if scale is None:
             raise ConfigError(
                 "critic_input sum requires one residual scale per decision, but with chunk whole and an"
-                " adaptive scale it differs between the steps of a chunk: choose critic_input res or concat,"
-                " or chunk step"
+                " adaptive scale it differs between the steps of a chunk: choose chunk step"
             )
         if isinstance(scale, Tensor) and scale.dim() == 2:
             assert isinstance(next_scale, Tensor)
