@@ -200,12 +200,12 @@ def test_schedules_take_the_values_worked_out_by_hand(tmp_path: Path) -> None:
         eval_freq=0,
     )
     rows = metric_rows(tmp_path / "run")[1:]
-    # Fractions 0, 1/4, 2/4, 3/4. Scale: 0.1 + 0.4 f. Tolerance: 0.08 + 0.12 (1 - 2 f), from f = 1/2 on 0.08.
-    assert [row["residual/scale"] for row in rows] == pytest.approx([0.1, 0.2, 0.3, 0.4])
-    assert [row["curriculum/tolerance"] for row in rows] == pytest.approx([0.2, 0.14, 0.08, 0.08])
-    # Adam's rate falls linearly to 0.
+    # Fractions 0, 1/3, 2/3, 1. Scale: 0.1 + 0.4 f. Tolerance: 0.08 + 0.12 (1 - 2 f), from f = 1/2 on 0.08.
+    assert [row["residual/scale"] for row in rows] == pytest.approx([0.1, 0.7 / 3, 1.1 / 3, 0.5])
+    assert [row["curriculum/tolerance"] for row in rows] == pytest.approx([0.2, 0.12, 0.08, 0.08])
+    # Adam's rate falls linearly, and would be 0 after the last update.
     assert [row["train/learning_rate"] for row in rows] == pytest.approx([5e-4, 3.75e-4, 2.5e-4, 1.25e-4])
-    assert runner.eval_env.residual_scale == pytest.approx(0.4)
+    assert runner.eval_env.residual_scale == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("curriculum", ["schedule", "success"])

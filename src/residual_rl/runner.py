@@ -168,8 +168,9 @@ class Runner:
         return metrics
 
     def _set_schedules(self) -> Metrics:
-        fraction = self.progress.step / self.total_steps
-        self.learner.set_progress(fraction)
+        step, last = self.progress.step, self.total_steps - self._steps_per_iteration
+        self.learner.set_progress(step / self.total_steps)
+        fraction = min(step / max(last, 1), 1.0)  # 1 in the last iteration, so that final values are reached
         self.env.residual_scale = self.cfg.residual.scale_at(fraction)
         curriculum = self.env.vec_env.set_training_progress(
             fraction, _mean(self.progress.success), self.progress.episodes
@@ -177,14 +178,12 @@ class Runner:
         return {"residual/scale": self.env.residual_scale, **curriculum}
 
     def _track_episodes(self, info: dict[str, Any]) -> None:
-        ended = info["_final_info"]
+        ended, final = info["_final_info"], info["final_info"]
         if not ended.any():
+            self.progress.decisions += 1
             return
-        final = info["final_info"]
-        self.progress.episodes += int(ended.sum())
-        self.progress.success.extend(final["success_once"][ended].float().tolist())
-        self.progress.returns.extend(final["episode_return"][ended].tolist())
-        self.progress.lengths.extend(final["episode_length"][ended].float().tolist())
+        names = ("success_once", "episode_return", "episode_length")
+        self.progress.add_episodes(ended.tolist(), *(final[name].float().tolist() for name in names))
 
     @property
     def _finished(self) -> bool:

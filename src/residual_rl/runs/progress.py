@@ -20,19 +20,49 @@ class Progress:
     best: tuple[float, float] | None = None
     """Success rate and mean return of the best evaluation so far."""
     episodes: int = 0
-    """Number of training episodes that ended."""
+    """Number of training episodes in the statistics so far."""
     success: deque[float] = field(default_factory=lambda: deque(maxlen=100))
-    """Success (0 or 1) of the last 100 training episodes."""
+    """Success (0 or 1) of the last 100 training episodes, in the order in which they began; see
+    `add_episodes`."""
     returns: deque[float] = field(default_factory=lambda: deque(maxlen=100))
     """Returns of the last 100 training episodes."""
     lengths: deque[float] = field(default_factory=lambda: deque(maxlen=100))
     """Lengths of the last 100 training episodes [steps]."""
     logged: int = 0
     """Env steps when metrics were last due to be logged."""
+    decisions: int = 0
+    """Decisions of each env so far."""
+    starts: list[int] = field(default_factory=list)
+    """[B]: number of the decision at which each env's running episode began."""
+    ended: list[list[float]] = field(default_factory=list)
+    """Start, success, return and length of the ended episodes that are not in the statistics yet."""
+
+    def add_episodes(
+        self, ends: list[bool], success: list[float], returns: list[float], lengths: list[float]
+    ) -> None:
+        """Count a decision of all envs, with the results of the episodes that it ended, [B] each.
+
+        Episodes enter the statistics in the order in which they began, once all that began with or before
+        them have ended. In the order of their ends, short episodes would come first: successes, at the start
+        of training.
+        """
+        self.starts = self.starts or [0] * len(ends)
+        self.decisions += 1
+        for env_id in (i for i, end in enumerate(ends) if end):
+            self.ended.append([float(self.starts[env_id]), success[env_id], returns[env_id], lengths[env_id]])
+            self.starts[env_id] = self.decisions
+        oldest = min(self.starts)
+        ready = sorted((episode for episode in self.ended if episode[0] < oldest), key=lambda one: one[0])
+        self.ended = [episode for episode in self.ended if episode[0] >= oldest]
+        self.episodes += len(ready)
+        for _, won, total, length in ready:
+            self.success.append(won)
+            self.returns.append(total)
+            self.lengths.append(length)
 
     def state_dict(self) -> State:
         """The fields as plain values."""
-        return {k: list(v) if isinstance(v, deque | tuple) else v for k, v in vars(self).items()}
+        return {k: list(v) if isinstance(v, deque | tuple | list) else v for k, v in vars(self).items()}
 
     def load_state_dict(self, state: State) -> None:
         """Restore the fields from `state_dict`."""
@@ -43,6 +73,9 @@ class Progress:
         self.returns = deque(state["returns"], maxlen=100)
         self.lengths = deque(state["lengths"], maxlen=100)
         self.logged = state["logged"]
+        self.decisions = state["decisions"]
+        self.starts = list(state["starts"])
+        self.ended = [list(episode) for episode in state["ended"]]
 
 
 @dataclass
