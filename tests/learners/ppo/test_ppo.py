@@ -76,7 +76,7 @@ def test_the_loss_and_its_gradient_are_the_textbook_ones(
     fake_update(learner, generator)
     assert learner.policy.normalizer is not None
     monkeypatch.setattr(
-        learner.policy.normalizer, "update", lambda batch: None
+        learner.policy.normalizer, "merge", lambda batch: None
     )  # so that the acting policy can be evaluated again
     fake_steps(learner, generator, 8)
     batch, _ = learner._prepare()

@@ -47,13 +47,22 @@ class RunningMeanStd(nn.Module):
         self.register_buffer("count", torch.full((), 1e-4, dtype=torch.float64, device=device))
         self.register_buffer("_shift", torch.zeros(shape, device=device), persistent=False)
         self.register_buffer("_scale", torch.ones(shape, device=device), persistent=False)
-        self.register_load_state_dict_post_hook(lambda module, _: module._refresh())
-        self._refresh()
+        self.register_load_state_dict_post_hook(lambda module, _: module.refresh())
+        self.refresh()
 
     def update(self, batch: Tensor) -> None:
-        """Merge the samples `batch` [..., *shape] into the statistics.
+        """Merge the samples `batch` [..., *shape] into the statistics, and apply them.
 
         Raises `NonFiniteError`, without any change, if a sample is not finite.
+        """
+        self.merge(batch)
+        self.refresh()
+
+    def merge(self, batch: Tensor) -> None:
+        """Merge the samples `batch` [..., *shape] into the statistics, which apply from `refresh` on.
+
+        The first samples apply at once. Raises `NonFiniteError`, without any change, if a sample is not
+        finite.
         """
         samples = batch.reshape(-1, *self.mean.shape).double()
         var, mean = torch.var_mean(samples, 0, correction=0)
@@ -61,6 +70,7 @@ class RunningMeanStd(nn.Module):
             where = (~torch.isfinite(var)).flatten().nonzero().flatten().tolist()
             raise NonFiniteError(f"{self.name} is not finite in the collected batch, element(s) {where[:8]}")
         n = samples.shape[0]
+        first = self.count < 1.0
         delta = mean - self.mean
         total = self.count + n
         self.mean.add_(delta * (n / total))
@@ -68,7 +78,8 @@ class RunningMeanStd(nn.Module):
             var * (n / total) + delta.square() * (self.count * n / total.square())
         )
         self.count.copy_(total)
-        self._refresh()
+        if first:
+            self.refresh()
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` [..., *shape]: `clip((x - mean) / sqrt(var + epsilon), -clip, clip)`."""
@@ -78,7 +89,8 @@ class RunningMeanStd(nn.Module):
         """Divide by the standard deviation and clip, without centring."""
         return (x * self._scale).clamp_(-self.clip, self.clip)
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
+        """Normalise with the newest statistics from now on."""
         self._shift.copy_(self.mean)
         self._scale.copy_((self.var + self.epsilon).rsqrt())
 
