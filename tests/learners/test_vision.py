@@ -82,7 +82,7 @@ def fake_update(learner: PPO, generator: torch.Generator) -> dict[str, float]:
     return learner.update()
 
 
-def test_images_are_stored_as_they_come() -> None:
+def test_make_rollout__stores_images_as_uint8() -> None:
     learner = make(obs_keys=("top", "wrist", "base_action"))
     seen = fake_steps(learner, torch.Generator().manual_seed(0), 6)
     stored = {name: tensor for name, tensor in learner._rollout.items() if "image" in name}
@@ -101,7 +101,7 @@ def test_images_are_stored_as_they_come() -> None:
     assert learner._rollout["obs"].shape == (6, 4, 2)
 
 
-def test_the_next_images_are_stored_for_the_critic_alone() -> None:
+def test_make_rollout__stores_next_images_only_for_the_critic() -> None:
     assert {name for name in make(**ASYMMETRIC)._rollout if "image" in name} == {"image.top", "image.wrist"}
     assert {name for name in make(**BOTH_SEE)._rollout if "image" in name} == {
         "image.top",
@@ -111,7 +111,7 @@ def test_the_next_images_are_stored_for_the_critic_alone() -> None:
     }
 
 
-def test_a_fresh_residual_on_images_leaves_the_base_action_bit_for_bit() -> None:
+def test_ppo__untrained_residual_on_images_leaves_the_base_action_unchanged() -> None:
     learner, obs = make(), observation(torch.Generator().manual_seed(1))
     residual, base = learner.act(obs, deterministic=True), obs["base_action"].clamp(-1.0, 1.0)
     assert torch.equal(residual, torch.zeros(4, 2))
@@ -125,11 +125,13 @@ def test_a_fresh_residual_on_images_leaves_the_base_action_bit_for_bit() -> None
     "settings", [{"random_shift": 1, **BOTH_SEE}, ASYMMETRIC, *slow({}, {"random_shift": 2})]
 )
 @pytest.mark.parametrize("extra_steps", [2, *slow(0)])
-def test_learning_from_images_is_resumed_bit_for_bit(settings: dict[str, Any], extra_steps: int) -> None:
+def test_load_state_dict__learner_on_images_resumes_bit_for_bit(
+    settings: dict[str, Any], extra_steps: int
+) -> None:
     check_resuming(lambda seed: make(seed=seed, **settings), fake_steps, extra_steps)
 
 
-def test_seeds_make_the_shifts_and_acting_deterministically_draws_none() -> None:
+def test_random_shift__is_seeded_and_not_applied_to_deterministic_actions() -> None:
     def images(seed: int) -> torch.Tensor:
         learner, generator = make(seed=seed, random_shift=3), torch.Generator().manual_seed(0)
         before = learner.state_dict()
@@ -142,7 +144,7 @@ def test_seeds_make_the_shifts_and_acting_deterministically_draws_none() -> None
     assert not torch.equal(images(0), images(1))
 
 
-def test_the_first_gradient_step_on_shifted_images_has_a_ratio_of_one() -> None:
+def test_update__first_step_on_shifted_images_has_a_probability_ratio_of_one() -> None:
     learner = make(random_shift=3, minibatch_size=24, num_epochs=1, normalize_obs=False)
     fake_update(learner, torch.Generator().manual_seed(0))
     with torch.no_grad():  # so that the mean depends on the images
@@ -160,7 +162,9 @@ def trained(**settings: Any) -> PPO:
 
 
 @pytest.mark.parametrize("settings", [{"obs_keys": ("top", "joint_position"), **ASYMMETRIC}, BOTH_SEE])
-def test_the_policy_does_not_depend_on_what_the_critic_alone_sees(settings: dict[str, Any]) -> None:
+def test_critic_obs_keys__policy_does_not_depend_on_observations_of_the_critic(
+    settings: dict[str, Any],
+) -> None:
     learner, obs = trained(**settings), observation(torch.Generator().manual_seed(1))
     action = learner.act(obs, deterministic=True)
     hidden = {name: value for name, value in obs.items() if name in ("top", "joint_position")}
@@ -187,7 +191,7 @@ def learner_batch(learner: PPO) -> tuple[dict[str, torch.Tensor], list[torch.Ten
     return {"critic_obs": tensors[len(tensors) - number - 1], **images}, tensors
 
 
-def test_the_losses_of_policy_and_critic_reach_the_encoders_of_those_who_see() -> None:
+def test_update__trains_the_image_encoders_of_policy_and_critic() -> None:
     for settings, encoders in (({}, ["policy"]), (ASYMMETRIC, ["policy"]), (BOTH_SEE, ["policy", "critic"])):
         learner = trained(**settings)
         before = {"policy": learner.policy.state_dict(), "critic": learner.critic_perception.state_dict()}
@@ -204,7 +208,7 @@ def test_the_losses_of_policy_and_critic_reach_the_encoders_of_those_who_see() -
         assert (learner.critic_perception is learner.policy) == (settings == {})
 
 
-def test_values_do_not_depend_on_how_many_are_computed_at_once() -> None:
+def test_ppo_values__do_not_depend_on_the_batch_size() -> None:
     learner = trained(minibatch_size=5)
     fake_steps(learner, torch.Generator().manual_seed(3), learner.num_steps)
     rollout, perception = learner._rollout, learner.policy
@@ -222,7 +226,7 @@ def test_values_do_not_depend_on_how_many_are_computed_at_once() -> None:
     torch.testing.assert_close(values, torch.cat(expected))
 
 
-def test_an_exported_policy_needs_the_names_and_weights_of_the_policy_alone() -> None:
+def test_policy_state_dict__needs_only_the_observations_and_weights_of_the_policy() -> None:
     learner, obs = trained(**ASYMMETRIC), observation(torch.Generator().manual_seed(1))
     assert learner.cfg.obs_keys == ("joint_position", "base_action", "top", "wrist")
     blind = Dict({name: box for name, box in SPACE.spaces.items() if name != "object_pose"})
@@ -242,7 +246,7 @@ def test_an_exported_policy_needs_the_names_and_weights_of_the_policy_alone() ->
 
 
 @pytest.mark.slow
-def test_compiling_changes_no_number_beyond_rounding() -> None:
+def test_compile__changes_results_on_images_only_by_rounding() -> None:
     settings = {"random_shift": 1, **BOTH_SEE}
     results = [
         fake_update(make(compile=flag, **settings), torch.Generator().manual_seed(0))
@@ -253,7 +257,7 @@ def test_compiling_changes_no_number_beyond_rounding() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("compile", [False, True])
-def test_cuda_graphs_change_no_number_beyond_rounding(compile: bool) -> None:
+def test_cudagraphs__changes_results_on_images_only_by_rounding(compile: bool) -> None:
     results = []
     for cudagraphs in (False, True):
         learner = PPO(
@@ -277,7 +281,7 @@ def point_env(num_envs: int) -> ResidualEnv:
     return ResidualEnv(env, make_base_policy("zero", None, env), 1.0)
 
 
-def test_the_picture_shows_the_point() -> None:
+def test_picture__shows_the_point() -> None:
     images = picture(torch.tensor([[-1.0, 0.0], [0.45, 5.0]]))  # pixels (0, 8) and (11, 15) along x, y
     rows, columns = (images[0, :, :, 0] == 255).nonzero().unbind(1)
     assert (rows.unique().tolist(), columns.unique().tolist()) == ([7, 8, 9], [0, 1])
@@ -286,7 +290,7 @@ def test_the_picture_shows_the_point() -> None:
 
 
 @pytest.mark.slow
-def test_it_learns_what_only_the_camera_shows() -> None:
+def test_ppo__learns_a_task_visible_only_to_the_camera() -> None:
     env = point_env(32)
     cfg = PPOCfg(
         num_steps=16,
@@ -351,7 +355,7 @@ def _seen_point(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_seen_point")
-def test_training_on_images_by_command(tmp_path: Path, fails: Fails) -> None:
+def test_train__learns_from_images_resumes_and_serves_as_a_base_policy(tmp_path: Path, fails: Fails) -> None:
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     assert main([*TRAIN, "--total-timesteps", "128", "--output-dir", str(whole)]) == 0
     assert main([*TRAIN, "--total-timesteps", "128", "--output-dir", str(pieces)]) == 0
@@ -392,7 +396,7 @@ def test_training_on_images_by_command(tmp_path: Path, fails: Fails) -> None:
         ("--image-features 0", "image_features must be at least 1, not 0"),
     ],
 )
-def test_what_cannot_be_is_told_in_one_line(
+def test_train__refuses_invalid_image_settings_in_one_line(
     fails: Fails, tmp_path: Path, arguments: str, message: str
 ) -> None:
     assert fails("train", "seen-point", *arguments.split(), "--output-dir", tmp_path / "run").startswith(
@@ -402,7 +406,7 @@ def test_what_cannot_be_is_told_in_one_line(
 
 
 @pytest.mark.slow
-def test_one_command_trains_on_the_cameras_of_a_task(opengl: None, tmp_path: Path) -> None:
+def test_train__learns_from_the_cameras_of_so101_paper(opengl: None, tmp_path: Path) -> None:
     command = [
         "train",
         "so101-paper",

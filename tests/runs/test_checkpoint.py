@@ -134,7 +134,7 @@ def test_save__bytes_do_not_depend_on_the_order_of_keys_or_the_path(tmp_path: Pa
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
-def test_save__layout_of_the_file(tmp_path: Path) -> None:
+def test_save__writes_the_documented_file_layout(tmp_path: Path) -> None:
     save(
         tmp_path / "x.safetensors",
         {"net": {"w": torch.ones(2), "layers": [torch.zeros(1), 4]}, "a/b~": torch.ones(1)},
@@ -256,7 +256,7 @@ WRONG_FILES = [
 
 
 @pytest.mark.parametrize(("data", "message"), [w[1:] for w in WRONG_FILES], ids=[w[0] for w in WRONG_FILES])
-def test_load__names_a_wrong_file_and_what_was_expected(tmp_path: Path, data: bytes, message: str) -> None:
+def test_load__names_a_wrong_file_and_the_expected_kind(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "wrong.safetensors"
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=message) as caught:
@@ -274,7 +274,7 @@ def test_load__names_a_missing_file(tmp_path: Path) -> None:
         load(tmp_path, "policy")
 
 
-def test_load__the_golden_file_is_loadable_and_would_be_written_identically() -> None:
+def test_load__golden_file_is_readable_and_written_identically() -> None:
     assert same(load(GOLDEN, "checkpoint"), golden_state())
     assert to_bytes(golden_state(), "checkpoint") == GOLDEN.read_bytes()
 

@@ -116,7 +116,7 @@ def test_resume__warns_about_other_versions(
     assert "this run resumes with other versions than before" in caplog.text
 
 
-def test_resume__needs_a_run(tmp_path: Path) -> None:
+def test_resume__refuses_a_folder_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"x contains no run to resume: config\.json is missing"):
         RunFolder(tmp_path / "x").resume()
     assert not (tmp_path / "x").exists()
@@ -155,13 +155,13 @@ def test_start__fails_before_training_if_the_folder_cannot_be_written(tmp_path: 
         RunFolder(path).start({})
 
 
-def test_git_state__without_a_repository(tmp_path: Path) -> None:
+def test_git_state__is_none_without_a_repository(tmp_path: Path) -> None:
     state, text = git_state(tmp_path)
     assert state is None
     assert text.startswith("# no git repository holds the package")
 
 
-def test_git_state__of_clean_changed_and_new_files(tmp_path: Path) -> None:
+def test_git_state__includes_changed_and_new_files(tmp_path: Path) -> None:
     git(tmp_path, "init")
     package = tmp_path / "src"
     package.mkdir()
@@ -186,7 +186,7 @@ def test_git_state__of_clean_changed_and_new_files(tmp_path: Path) -> None:
     assert "KEY=1" not in text
 
 
-def test_versions__name_every_package_once() -> None:
+def test_versions__lists_every_package_once() -> None:
     packages = versions()["packages"]
     assert list(packages) == sorted(packages, key=str.lower)
     assert {"numpy", "safetensors"} <= set(packages)

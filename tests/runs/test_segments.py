@@ -78,7 +78,7 @@ def test_manifest__has_the_sha256_of_each_file(tmp_path: Path) -> None:
     assert numbers(load(path, "checkpoint")) == [0, 1]
 
 
-def test_save__stores_segments_in_the_file_outside_of_a_checkpoint_folder(tmp_path: Path) -> None:
+def test_save__stores_segments_in_the_file_outside_a_checkpoint_folder(tmp_path: Path) -> None:
     plain = {"buffer": [part.contents() for part in state(0, 1)["buffer"]], "step": 1}
     assert to_bytes(state(0, 1), "checkpoint") == to_bytes(plain, "checkpoint")
     save(tmp_path / "x.safetensors", state(0, 1), "checkpoint")
@@ -87,7 +87,7 @@ def test_save__stores_segments_in_the_file_outside_of_a_checkpoint_folder(tmp_pa
     assert copy_state(held)["buffer"][0] is held["buffer"][0]
 
 
-def test_latest__needs_the_segments_of_the_manifest() -> None:
+def test_segment_keep__reads_the_contents_once() -> None:
     reads: list[int] = []
     part = segment(3, reads)
     part.keep()
@@ -145,7 +145,7 @@ def test_checkpoint_folder__refuses_nan_and_invalid_names_in_segments(tmp_path: 
         from_bytes(foreign, "checkpoint", segments=SegmentFolder(tmp_path))
 
 
-def test_keep__leaves_other_files(tmp_path: Path) -> None:
+def test_checkpoint_folder__keeps_unrelated_files(tmp_path: Path) -> None:
     mine = tmp_path / "run" / "replay" / "my-own.safetensors"
     mine.parent.mkdir(parents=True)
     mine.touch()

@@ -105,7 +105,7 @@ def test_check_oracle__fails_if_the_oracle_does_not_solve_the_task(monkeypatch: 
     assert found == {"base policy 'zero' solves it", "reward term 'success'"}
 
 
-def test_generic_checks__without_an_oracle_they_use_random_actions() -> None:
+def test_generic_checks__use_random_actions_without_an_oracle() -> None:
     by_name = {check.name: check for check in point_checks(oracle=None)}
     assert not failed(by_name.values())
     assert by_name["oracle"].measured == "not checked: the task has no oracle"
@@ -141,7 +141,7 @@ def test_check_other_seed__uses_the_defaults_of_the_task() -> None:
     assert failed(generic_checks(by_default, held, quick=True)) == {"other seed, other start"}
 
 
-def test_examine__the_checks_of_the_task_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examine__runs_the_checks_of_the_task_first(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def own(cfg: Any, quick: bool, make_policy: sanity.MakePolicy) -> list[Check]:
@@ -235,7 +235,7 @@ def test_check_rates__finds_other_rates(ticks: tuple[int, ...], monkeypatch: pyt
         (lambda m: m.geom("table").pos.__setitem__(2, -0.001), "height of table and patch"),
     ],
 )
-def test_check_scene__finds_another_scene(env: TaskEnv, change: Any, name: str) -> None:
+def test_check_scene__finds_a_changed_scene(env: TaskEnv, change: Any, name: str) -> None:
     change(env.physics.model)
     assert name in failed(so101.check_scene(env, CFG))
 
@@ -294,7 +294,7 @@ holds = SO101Paper.holds
         ),
     ],
 )
-def test_check_success__finds_another_condition(
+def test_check_success__finds_a_changed_condition(
     condition: Any, names: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SO101Paper, "holds", condition)

@@ -29,7 +29,7 @@ def flat(net: torch.nn.Module, max_grad_norm: float = 0.5) -> FlatAdam:
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.5, 1e6])
-def test_steps_are_those_of_torch_with_clipping(max_grad_norm: float) -> None:
+def test_flat_adam__steps_equal_torchs_adam_with_gradient_clipping(max_grad_norm: float) -> None:
     ours, theirs = module(), module()
     optimizer, reference = flat(ours, max_grad_norm), torch.optim.Adam(theirs.parameters(), lr=1e-2, eps=1e-5)
     for i in range(10):
@@ -46,7 +46,7 @@ def test_steps_are_those_of_torch_with_clipping(max_grad_norm: float) -> None:
     assert loss(ours) < loss(module())
 
 
-def test_weight_decay_by_hand() -> None:
+def test_flat_adam__weight_decay_matches_values_worked_out_by_hand() -> None:
     """2 · (1 − 0.1 · 0.5) = 1.9; the first step of Adam is the learning rate, 0.1, whatever the gradient
     is."""
     p = torch.nn.Parameter(torch.tensor([2.0, -4.0]))
@@ -60,7 +60,7 @@ def test_weight_decay_by_hand() -> None:
     assert p.tolist() == pytest.approx([1.8, -3.9])  # a step that is not made takes nothing off
 
 
-def test_weight_decay_is_that_of_torchs_adamw() -> None:
+def test_flat_adam__weight_decay_equals_torchs_adamw() -> None:
     ours, theirs = module(), module()
     optimizer = FlatAdam(ours.named_parameters(), 1e-2, 0.5, weight_decay=0.3)
     reference = torch.optim.AdamW(theirs.parameters(), lr=1e-2, eps=1e-5, weight_decay=0.3)
@@ -74,7 +74,7 @@ def test_weight_decay_is_that_of_torchs_adamw() -> None:
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
-def test_a_gradient_that_is_not_finite_is_named_and_never_reaches_weights_or_moments() -> None:
+def test_flat_adam__names_a_nonfinite_gradient_and_keeps_weights_and_moments() -> None:
     net = module()
     optimizer = flat(net)
     optimizer.step(torch.autograd.grad(loss(net), optimizer.parameters))
@@ -96,7 +96,7 @@ def test_a_gradient_that_is_not_finite_is_named_and_never_reaches_weights_or_mom
     )
 
 
-def test_a_norm_that_overflows_is_refused_too() -> None:
+def test_raise_if_nonfinite__refuses_a_norm_that_overflows() -> None:
     net = module()
     optimizer = flat(net)
     optimizer.step([torch.full_like(p, 1e30) for p in optimizer.parameters])
@@ -104,7 +104,7 @@ def test_a_norm_that_overflows_is_refused_too() -> None:
         optimizer.raise_if_nonfinite()
 
 
-def test_state_makes_the_same_future_bit_for_bit() -> None:
+def test_flat_adam__restored_state_continues_bit_for_bit() -> None:
     first, second = module(), module()
     one, two = flat(first), flat(second)
     for _ in range(3):
@@ -117,6 +117,6 @@ def test_state_makes_the_same_future_bit_for_bit() -> None:
     assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
 
 
-def test_the_state_of_other_parameters_is_refused() -> None:
+def test_flat_adam_load_state_dict__refuses_other_parameters() -> None:
     with pytest.raises(CheckpointError, match="other parameters"):
         flat(module()).load_state_dict(flat(torch.nn.Linear(3, 5)).state_dict())

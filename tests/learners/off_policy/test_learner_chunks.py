@@ -72,7 +72,7 @@ def config(base_policy: str, learner: str, **settings: Any) -> TrainCfg:
 
 
 @pytest.mark.parametrize("learner_id", ["sac", "td3"])
-def test_decisions_by_hand(learner_id: str) -> None:
+def test_off_policy_learner__stores_chunk_decisions_worked_out_by_hand(learner_id: str) -> None:
     """From 0.8 m three steps of 0.1 m lead to 0.7, 0.6, 0.5 (-1.8), to 0.4, 0.3, 0.2 (-0.9), and one to 0.1
     m: success (5 - 0.1)."""
     settings = {"num_envs": 1, "residual_scale": 0.0, "gamma": 0.9, "reward_scale": 0.5, "reward_shift": -1.0}
@@ -105,7 +105,9 @@ def test_decisions_by_hand(learner_id: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("learner_id", ["sac", "td3"])
-def test_a_run_stores_the_sums_of_its_steps_and_resumes_bit_for_bit(tmp_path: Path, learner_id: str) -> None:
+def test_off_policy_learner__sums_rewards_over_chunks_and_resumes_bit_for_bit(
+    tmp_path: Path, learner_id: str
+) -> None:
     sums: list[Tensor] = []
 
     def train(path: Path, total: int, resume: bool = False, told: list[Tensor] | None = None) -> Runner:

@@ -45,7 +45,7 @@ def segments(path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_rows_come_when_they_are_due_and_at_every_evaluation_and_checkpoint(tmp_path: Path) -> None:
+def test_log_freq__adds_rows_at_its_interval_and_at_every_evaluation_and_checkpoint(tmp_path: Path) -> None:
     train(tmp_path / "run", learner="sac", log_freq=24, save_freq=64, eval_freq=80, total_timesteps=128)
     rows = metric_rows(tmp_path / "run")
     # every 24: 24 48 72 96 120; saved: 64 128; evaluated: 80 and at the end
@@ -54,7 +54,7 @@ def test_rows_come_when_they_are_due_and_at_every_evaluation_and_checkpoint(tmp_
 
 
 @pytest.mark.slow
-def test_a_row_is_the_mean_over_the_updates_since_the_last_one_and_the_latest_count(tmp_path: Path) -> None:
+def test_log_freq__row_has_means_since_the_last_row_and_latest_counts(tmp_path: Path) -> None:
     for name, log_freq in (("each", 0), ("third", 24)):
         train(
             tmp_path / name,
@@ -78,7 +78,7 @@ def test_a_row_is_the_mean_over_the_updates_since_the_last_one_and_the_latest_co
     assert "train/critic_loss" in third[2]
 
 
-def test_ppo_has_a_row_for_each_update_and_off_policy_learners_for_some_steps() -> None:
+def test_log_freq__defaults_to_each_update_for_ppo_and_to_500_steps_for_off_policy() -> None:
     assert [config(learner=name).run.log_freq for name in ("ppo", "sac")] == [0, 24]
     from residual_rl.config import TrainCfg
 
@@ -88,7 +88,7 @@ def test_ppo_has_a_row_for_each_update_and_off_policy_learners_for_some_steps() 
 
 
 @pytest.mark.parametrize("learner", ["sac", "td3"])
-def test_the_first_evaluation_is_the_base_policys_own(tmp_path: Path, learner: str) -> None:
+def test_runner__first_evaluation_equals_the_base_policy(tmp_path: Path, learner: str) -> None:
     runner = train(tmp_path / "run", learner=learner, total_timesteps=8)
     first = json.loads((tmp_path / "run" / "eval_results" / "step_000000000.json").read_text())
     assert first["residual_magnitude"] == [0.0, 0.0]
@@ -108,7 +108,9 @@ def test_the_first_evaluation_is_the_base_policys_own(tmp_path: Path, learner: s
     [{"learner": "sac"}, {"learner": "td3", "prog_explore": 200, "normalize_targets": True}],
     ids=str,
 )
-def test_training_in_pieces_is_training_at_once(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_runner__resumed_off_policy_run_equals_an_uninterrupted_one(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
     """Stopped where a row is due (96), and where none is (136, 176): metrics, files and all that goes on."""
     settings = {**settings, "save_freq": 64}
     whole = train(tmp_path / "whole", **settings)
@@ -129,7 +131,7 @@ def test_training_in_pieces_is_training_at_once(tmp_path: Path, settings: dict[s
 
 
 @pytest.mark.slow
-def test_a_segment_is_written_once_and_a_checkpoint_holds_only_what_is_not_full(tmp_path: Path) -> None:
+def test_replay_segments__are_written_once_and_not_copied_into_checkpoints(tmp_path: Path) -> None:
     path = tmp_path / "run"
     train(path, learner="sac", stop_at=72, buffer_size=10_000, eval_freq=0)
     before = {file.name: file.stat().st_mtime_ns for file in (path / "replay").iterdir()}
@@ -144,7 +146,7 @@ def test_a_segment_is_written_once_and_a_checkpoint_holds_only_what_is_not_full(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("harm", ["flip", "remove"])
-def test_a_damaged_segment_gives_way_loudly_to_the_checkpoint_before(
+def test_replay_segments__damaged_segment_falls_back_to_the_previous_checkpoint(
     tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = {"learner": "sac", "buffer_size": 10_000}
@@ -171,7 +173,7 @@ def test_a_damaged_segment_gives_way_loudly_to_the_checkpoint_before(
 
 
 @pytest.mark.slow
-def test_where_a_server_gives_up_the_state_before_is_saved_and_little_is_copied(
+def test_runner__lost_server_saves_the_previous_state_with_few_copies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: dict[str, Any] = {"learner": "sac", "eval_freq": 0}
@@ -207,7 +209,7 @@ def test_where_a_server_gives_up_the_state_before_is_saved_and_little_is_copied(
 # --- disks --------------------------------------------------------------------------------------------------
 
 
-def test_a_disk_with_too_little_room_is_refused_before_training(
+def test_disk_space__too_little_is_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Usage:
@@ -242,7 +244,7 @@ def test_a_disk_with_too_little_room_is_refused_before_training(
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_in_the_middle_of_the_segments_leaves_the_last_checkpoint(
+def test_replay_segments__full_disk_leaves_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mount = subprocess.run(

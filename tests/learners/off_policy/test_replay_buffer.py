@@ -61,7 +61,7 @@ def gathered(buffer: ReplayBuffer, world: int, n_step: int, bootstrap_at_done: s
 # --- n-step returns -----------------------------------------------------------------------------------------
 
 
-def test_n_step_returns_by_hand() -> None:
+def test_n_step_returns__match_values_worked_out_by_hand() -> None:
     reward = torch.tensor([[1.0, 1.0, 1.0, 1.0], [2.0, 2.0, 2.0, 2.0], [4.0, 4.0, 4.0, 4.0]])
     terminated = torch.tensor([[NO, NO, YES, NO], [NO, NO, NO, NO], [YES, NO, NO, NO]])
     truncated = torch.tensor([[NO, NO, NO, NO], [NO, YES, NO, NO], [NO, NO, NO, NO]])
@@ -80,7 +80,7 @@ def test_n_step_returns_by_hand() -> None:
     assert always.n_step_return.tolist() == never.n_step_return.tolist() == n_step_return.tolist()
 
 
-def test_one_step_returns_are_the_reward_and_the_next_value() -> None:
+def test_n_step_returns__of_one_step_are_the_reward_and_the_next_value() -> None:
     terminated, truncated = torch.tensor([[NO, YES, NO]]), torch.tensor([[NO, NO, YES]])
     n_step_return, discount, last = n_step_returns(
         torch.tensor([[3.0, 5.0, 7.0]]), terminated, truncated, torch.tensor([9, 9, 9]), 0.5
@@ -95,7 +95,7 @@ def test_one_step_returns_are_the_reward_and_the_next_value() -> None:
 # --- the ring -----------------------------------------------------------------------------------------------
 
 
-def test_windows_end_with_the_episode_and_with_the_data() -> None:
+def test_replay_buffer_gather__windows_end_with_the_episode_and_the_data() -> None:
     buffer = filled(5)
     # rewards 1 2 4 | 8 16 in world 0, which terminates in step 2
     terminating = gathered(buffer, 0, 3)
@@ -111,7 +111,7 @@ def test_windows_end_with_the_episode_and_with_the_data() -> None:
     assert gathered(buffer, 0, 3, "always").discount.tolist() == [0.125, 0.25, 0.5, 0.25, 0.5]
 
 
-def test_what_belongs_to_a_step_stays_with_it() -> None:
+def test_replay_buffer_gather__returns_all_columns_of_the_same_step() -> None:
     sample = gathered(filled(5), 1, 2)
     at = sample.obs
     assert at.flatten().tolist() == [10.0, 11.0, 12.0, 13.0, 14.0]
@@ -123,7 +123,7 @@ def test_what_belongs_to_a_step_stays_with_it() -> None:
     torch.testing.assert_close(sample.next_scale, after + 0.4)
 
 
-def test_a_full_ring_forgets_the_oldest_and_windows_go_around_its_end_but_not_beyond_the_newest() -> None:
+def test_replay_buffer_gather__windows_wrap_around_a_full_ring_up_to_the_newest_step() -> None:
     buffer = make(4 * 1, 1)
     for t in range(6):  # rows hold steps 4 5 2 3
         buffer.add(row([2.0**t], [float(t)], [NO], [NO]))
@@ -144,7 +144,7 @@ def test_a_full_ring_forgets_the_oldest_and_windows_go_around_its_end_but_not_be
 @settings(max_examples=50)
 @given(st.integers(1, 30), st.integers(1, 3), st.integers(2, 9), st.integers(1, 5), st.sampled_from(["truncated", "always", "never"]),  # noqa: E501
        st.integers(0, 2**32 - 1))  # fmt: skip
-def test_it_agrees_with_a_slow_loop(
+def test_replay_buffer_gather__equals_a_slow_loop(
     steps: int, worlds: int, rows: int, n_step: int, bootstrap_at_done: str, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -175,7 +175,7 @@ def test_it_agrees_with_a_slow_loop(
             assert sample.next_obs[i].item() == k + 100.0
 
 
-def test_samples_are_uniform_and_made_by_the_generator() -> None:
+def test_replay_buffer_sample__is_uniform_and_seeded() -> None:
     buffer = filled(5)
     state = torch.get_rng_state()
     draws = [
@@ -211,7 +211,7 @@ def drawn(buffer: ReplayBuffer) -> Sample:
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 7, 8, 11, 12, 21])
-def test_a_state_goes_through_a_file_and_comes_back_bit_for_bit(
+def test_replay_buffer_state_dict__round_trips_through_a_file_bit_for_bit(
     steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replay_buffer, "SEGMENT_ROWS", 4)
@@ -239,7 +239,7 @@ def test_a_state_goes_through_a_file_and_comes_back_bit_for_bit(
     assert all(torch.equal(a, b) for a, b in zip(drawn(in_memory), drawn(buffer), strict=True))
 
 
-def test_a_state_copies_what_is_full_only_when_it_is_about_to_give_way(
+def test_replay_buffer_state_dict__copies_full_segments_only_before_they_are_overwritten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(replay_buffer, "SEGMENT_ROWS", 4)
@@ -270,7 +270,9 @@ def test_a_state_copies_what_is_full_only_when_it_is_about_to_give_way(
     assert copied == []
 
 
-def test_segments_are_written_once_and_a_whole_ring_is_made_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replay_buffer_segments__are_written_once_and_restore_the_ring(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(replay_buffer, "SEGMENT_ROWS", 4)
     generator = torch.Generator().manual_seed(0)
     buffer = make(2 * 8, 2)
@@ -294,7 +296,7 @@ def test_segments_are_written_once_and_a_whole_ring_is_made_of_them(monkeypatch:
     assert all(torch.equal(a, b) for a, b in zip(drawn(buffer), drawn(again), strict=True))
 
 
-def test_a_state_of_another_buffer_is_refused() -> None:
+def test_replay_buffer_load_state_dict__refuses_the_state_of_another_buffer() -> None:
     state = through_a_file(filled(5).state_dict())
     with pytest.raises(CheckpointError, match="has 8 rows, but buffer_size and num_envs require 16"):
         make(32, 2).load_state_dict(state)
@@ -318,12 +320,16 @@ def test_a_state_of_another_buffer_is_refused() -> None:
         (30_000, 16, 1876, 938),
     ],
 )
-def test_what_is_asked_for_is_kept(capacity: int, num_envs: int, rows: int, segment_rows: int) -> None:
+def test_replay_buffer__rounds_the_capacity_up_to_whole_segments(
+    capacity: int, num_envs: int, rows: int, segment_rows: int
+) -> None:
     buffer = make(capacity, num_envs)
     assert (buffer.num_rows, buffer.segment_rows) == (rows, segment_rows)
 
 
-def test_a_buffer_that_holds_no_step_or_fits_in_no_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replay_buffer__refuses_a_capacity_below_one_step_or_above_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with pytest.raises(ConfigError, match=r"buffer_size must be at least num_envs \(16\), not 8"):
         make(8, 16)
     monkeypatch.setattr(replay_buffer, "free_memory", lambda: 2**30)
