@@ -131,7 +131,7 @@ def test_checkpoint_folder__writes_a_removed_segment_again(tmp_path: Path) -> No
 
 def test_checkpoint_folder__refuses_nan_and_invalid_names_in_segments(tmp_path: Path) -> None:
     bad = Segment("segment_000001", lambda: {"obs": torch.tensor([torch.nan])})
-    with pytest.raises(NonFiniteError, match="obs holds NaN"):
+    with pytest.raises(NonFiniteError, match="obs contains NaN"):
         folder(tmp_path).save(1, {"buffer": bad})
     assert folder(tmp_path).latest() is None
     with pytest.raises(ConfigError, match=r"the name of a segment must be like segment_000003, not '\.\./x'"):
