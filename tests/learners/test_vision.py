@@ -246,6 +246,7 @@ def test_policy_state_dict__needs_only_the_observations_and_weights_of_the_polic
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("aot_eager")
 def test_compile__changes_results_on_images_only_by_rounding() -> None:
     settings = {"random_shift": 1, **BOTH_SEE}
     results = [

@@ -897,6 +897,7 @@ def test_cudagraphs__warns_and_runs_eagerly_on_a_cpu(caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("aot_eager")
 @both
 def test_compile__changes_results_only_by_rounding(kind: str) -> None:
     results = [

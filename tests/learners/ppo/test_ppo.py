@@ -355,6 +355,7 @@ def test_cudagraphs__warns_and_runs_eagerly_on_a_cpu(caplog: pytest.LogCaptureFi
 
 @pytest.mark.slow
 def test_compile__changes_results_only_by_rounding() -> None:
+    """The only test that compiles to C++; see the fixture `aot_eager`."""
     results = [fake_update(make(compile=flag), torch.Generator().manual_seed(0)) for flag in (True, False)]
     assert results[0] == pytest.approx(results[1], rel=1e-4, abs=1e-5)
 
