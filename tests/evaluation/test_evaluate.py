@@ -1,4 +1,4 @@
-"""Evaluation: each seed once for any number of envs, metrics in the order of the seeds, values by hand."""
+"""Evaluation: each seed once for any number of envs, and metrics in the order of the seeds."""
 
 from __future__ import annotations
 
@@ -170,12 +170,8 @@ def test_evaluate__magnitude_is_before_the_clip_and_change_is_of_executed_action
 
     env.residual_scale = 1.0
     episodes = evaluate(env, jumping, [3])
-    assert inner.actions[3] == [
-        [0.25, -0.5],
-        [1.0, -1.0],
-        [0.25, -0.5],
-        [1.0, -1.0],
-    ]  # 1.25 and -1.5 are clipped
+    # 1.25 and -1.5 are clipped
+    assert inner.actions[3] == [[0.25, -0.5], [1.0, -1.0], [0.25, -0.5], [1.0, -1.0]]
     assert float(episodes["residual_magnitude"][0]) == pytest.approx(2**0.5 / 2)
     assert float(episodes["action_change"][0]) == pytest.approx((0.75**2 + 0.5**2) ** 0.5)
     assert float(episodes["return"][0]) == pytest.approx(4 * 3 - 2 * 2.0)
@@ -244,7 +240,7 @@ def test_evaluate__calls_on_step_and_on_progress() -> None:
     assert len(steps) == 8  # envs 0 to 3 run 7 22 · 12 4 30 · 3 5 · 9 1 11: 4+3, 1+1+3, 4+2 and 2+2+4 steps
 
 
-# --- what goes into eval.json ---
+# --- the content of eval.json ---
 
 
 def episodes_of(success: Sequence[float], length: Sequence[float]) -> Episodes:
@@ -281,7 +277,7 @@ def test_summarize__has_no_difference_without_both_policies() -> None:
     assert evaluation["policies"]["base"]["episode_length"]["interval"] is None
 
 
-# --- the real task ---
+# --- so101-paper ---
 
 
 def test_evaluate__an_episode_of_so101_paper_does_not_depend_on_the_batch() -> None:

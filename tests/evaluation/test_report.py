@@ -27,7 +27,7 @@ VOID = {"meta", "br", "img", "input", "link", "hr"}
 
 
 class Page(HTMLParser):
-    """Collects tags and texts, and sees to it that what opens is closed."""
+    """Collects tags and texts, and asserts that every tag is closed."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -334,7 +334,7 @@ def test_series__thins_long_runs() -> None:
 
 
 def test_time_plot__shares_add_up_to_one() -> None:
-    # seconds so far; the third row is of a resumed session, which counts from zero again
+    # cumulative seconds; the third row is from a resumed session, which starts at zero
     seconds = [(1.0, 1.0), (2.0, 6.0), (1.0, 0.0)]
     rows: list[dict[str, float]] = [{"step": 0, "eval/x": 1.0}]
     rows += [
@@ -356,7 +356,7 @@ def test_episodes_plot__pairs_by_seed_and_colours_each_outcome() -> None:
     plot = next(p for p in make_plots([], evaluation()) if p.name == "episodes")
     axis = plot.figure.axes[0]
     sizes = {c.get_label(): len(c.get_offsets()) for c in axis.collections}
-    # of 40: the residual fails at i % 10 == 0, the base succeeds at i % 4 == 1, and never do both meet
+    # of 40 episodes, the residual fails if i % 10 == 0 and the base succeeds if i % 4 == 1, never both
     assert sizes == {"both succeed": 10, "residual only": 26, "base only": 0, "neither": 4}
     base, residual = axis.collections[0].get_offsets()[0]
     assert (base, residual) == (0.002, 0.002)  # i = 1: seed 10000001, s % 5 == 1

@@ -1,5 +1,4 @@
-"""PPO on images: what it stores, that it goes on bit for bit, who sees what, that it learns, and its exported
-policies."""
+"""PPO on images: storage, exact resuming, observations of policy and critic, learning, exported policies."""
 
 from __future__ import annotations
 
@@ -44,7 +43,7 @@ SPACE = Dict(
     }
 )
 ASYMMETRIC = {"critic_obs_keys": ("object_pose", "joint_position")}
-BOTH_SEE = {"obs_keys": ("top", "joint_position"), "critic_obs_keys": ("object_pose", "wrist", "top")}
+SEPARATE_IMAGES = {"obs_keys": ("top", "joint_position"), "critic_obs_keys": ("object_pose", "wrist", "top")}
 
 
 def make(seed: int = 0, **settings: Any) -> PPO:
@@ -92,9 +91,8 @@ def test_make_rollout__stores_images_as_uint8() -> None:
         "next_image.top": (torch.uint8, (6, 4, 16, 20, 3)),
         "next_image.wrist": (torch.uint8, (6, 4, 16, 16, 1)),
     }
-    assert sum(tensor.nbytes for tensor in stored.values()) == 2 * 6 * 4 * (
-        16 * 20 * 3 + 16 * 16
-    )  # a byte a value
+    # one byte per value
+    assert sum(tensor.nbytes for tensor in stored.values()) == 2 * 6 * 4 * (16 * 20 * 3 + 16 * 16)
     for step, transition in enumerate(seen):
         assert torch.equal(stored["image.top"][step], transition.obs["top"])
         assert torch.equal(stored["next_image.wrist"][step], transition.next_obs["wrist"])
@@ -103,7 +101,7 @@ def test_make_rollout__stores_images_as_uint8() -> None:
 
 def test_make_rollout__stores_next_images_only_for_the_critic() -> None:
     assert {name for name in make(**ASYMMETRIC)._rollout if "image" in name} == {"image.top", "image.wrist"}
-    assert {name for name in make(**BOTH_SEE)._rollout if "image" in name} == {
+    assert {name for name in make(**SEPARATE_IMAGES)._rollout if "image" in name} == {
         "image.top",
         "image.wrist",
         "next_image.top",
@@ -122,7 +120,7 @@ def test_ppo__untrained_residual_on_images_leaves_the_base_action_unchanged() ->
 
 
 @pytest.mark.parametrize(
-    "settings", [{"random_shift": 1, **BOTH_SEE}, ASYMMETRIC, *slow({}, {"random_shift": 2})]
+    "settings", [{"random_shift": 1, **SEPARATE_IMAGES}, ASYMMETRIC, *slow({}, {"random_shift": 2})]
 )
 @pytest.mark.parametrize("extra_steps", [2, *slow(0)])
 def test_load_state_dict__learner_on_images_resumes_bit_for_bit(
@@ -161,14 +159,14 @@ def trained(**settings: Any) -> PPO:
     return learner
 
 
-@pytest.mark.parametrize("settings", [{"obs_keys": ("top", "joint_position"), **ASYMMETRIC}, BOTH_SEE])
+@pytest.mark.parametrize("settings", [{"obs_keys": ("top", "joint_position"), **ASYMMETRIC}, SEPARATE_IMAGES])
 def test_critic_obs_keys__policy_does_not_depend_on_observations_of_the_critic(
     settings: dict[str, Any],
 ) -> None:
     learner, obs = trained(**settings), observation(torch.Generator().manual_seed(1))
     action = learner.act(obs, deterministic=True)
     hidden = {name: value for name, value in obs.items() if name in ("top", "joint_position")}
-    assert torch.equal(learner.act(hidden, deterministic=True), action)  # it asks for nothing else
+    assert torch.equal(learner.act(hidden, deterministic=True), action)  # it needs no other observation
     for name in ("top", "joint_position"):
         other = observation(torch.Generator().manual_seed(2))[name]
         assert not torch.equal(learner.act({**obs, name: other}, deterministic=True), action), name
@@ -183,7 +181,7 @@ def test_critic_obs_keys__policy_does_not_depend_on_observations_of_the_critic(
 
 
 def learner_batch(learner: PPO) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
-    """What the critic sees of a rollout, by name, and the minibatch tensors."""
+    """The observations of the critic in a rollout, by name, and the minibatch tensors."""
     fake_steps(learner, torch.Generator().manual_seed(3), learner.num_steps)
     tensors, _ = learner._prepare()
     number = len(learner._image_keys)
@@ -192,17 +190,21 @@ def learner_batch(learner: PPO) -> tuple[dict[str, torch.Tensor], list[torch.Ten
 
 
 def test_update__trains_the_image_encoders_of_policy_and_critic() -> None:
-    for settings, encoders in (({}, ["policy"]), (ASYMMETRIC, ["policy"]), (BOTH_SEE, ["policy", "critic"])):
+    for settings, encoders in (
+        ({}, ["policy"]),
+        (ASYMMETRIC, ["policy"]),
+        (SEPARATE_IMAGES, ["policy", "critic"]),
+    ):
         learner = trained(**settings)
         before = {"policy": learner.policy.state_dict(), "critic": learner.critic_perception.state_dict()}
         before = copy.deepcopy(before)
         fake_update(learner, torch.Generator().manual_seed(4))
-        for who in encoders:
-            now = (learner.policy if who == "policy" else learner.critic_perception).state_dict()
+        for part in encoders:
+            now = (learner.policy if part == "policy" else learner.critic_perception).state_dict()
             moved = [
                 name
                 for name in now
-                if name.startswith("encoder") and not torch.equal(now[name], before[who][name])
+                if name.startswith("encoder") and not torch.equal(now[name], before[part][name])
             ]
             assert moved == [name for name in now if name.startswith("encoder")]
         assert (learner.critic_perception is learner.policy) == (settings == {})
@@ -248,7 +250,7 @@ def test_policy_state_dict__needs_only_the_observations_and_weights_of_the_polic
 @pytest.mark.slow
 @pytest.mark.usefixtures("aot_eager")
 def test_compile__changes_results_on_images_only_by_rounding() -> None:
-    settings = {"random_shift": 1, **BOTH_SEE}
+    settings = {"random_shift": 1, **SEPARATE_IMAGES}
     results = [
         fake_update(make(compile=flag, **settings), torch.Generator().manual_seed(0))
         for flag in (True, False)
@@ -262,7 +264,7 @@ def test_cudagraphs__changes_results_on_images_only_by_rounding(compile: bool) -
     results = []
     for cudagraphs in (False, True):
         learner = PPO(
-            PPOCfg(**SMALL, random_shift=1, compile=compile, cudagraphs=cudagraphs, **BOTH_SEE),
+            PPOCfg(**SMALL, random_shift=1, compile=compile, cudagraphs=cudagraphs, **SEPARATE_IMAGES),
             SPACE,
             2,
             4,
@@ -274,7 +276,7 @@ def test_cudagraphs__changes_results_on_images_only_by_rounding(compile: bool) -
     assert results[0] == pytest.approx(results[1], rel=1e-2, abs=1e-3)
 
 
-# --- a task that only a camera shows ------------------------------------------------------------------------
+# --- a task whose goal only a camera shows -----------------------------------------------------------------
 
 
 def point_env(num_envs: int) -> ResidualEnv:
@@ -315,7 +317,7 @@ def test_ppo__learns_a_task_visible_only_to_the_camera() -> None:
             transition, _ = env.step(learner.act(env.obs))
             learner.observe(transition)
         learner.update()
-    # Five seeds gave 1.0 each, and 0.94 to 1.0 after 16 updates. Rounding acts like another seed.
+    # Five seeds gave 1.0 each, and 0.94 to 1.0 after 16 updates. Different rounding acts like another seed.
     assert success_rate() >= 0.75
 
 
@@ -366,12 +368,9 @@ def test_train__learns_from_images_resumes_and_serves_as_a_base_policy(tmp_path:
     assert not different(last_state(whole), last_state(pieces))
 
     settings = json.loads((whole / "best_model" / "config.json").read_text())["learner"]
-    assert settings["obs_keys"] == [
-        "joint_position",
-        "base_action",
-        "picture",
-    ]  # not the position, which a simulator tells
-    more = ["--obs-mode", "rgb+state"]  # what it does not see does not matter
+    # without the position, which only a simulator provides
+    assert settings["obs_keys"] == ["joint_position", "base_action", "picture"]
+    more = ["--obs-mode", "rgb+state"]  # additional observations do not matter
     assert main(["eval", str(whole), "--n-episodes", "3", *more]) == 0
     on_top = ["--base-policy", "model", "--model-path", str(whole), *more, "--total-timesteps", "32"]
     assert main([*TRAIN, *on_top, "--output-dir", str(tmp_path / "on_top")]) == 0

@@ -59,7 +59,7 @@ def golden_state() -> dict[str, Any]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal in value, type, dtype and shape, all the way down; the order of keys does not count."""
+    """Equal in value, type, dtype and shape, recursively; the order of keys does not matter."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return type(a) is type(b) and a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
     if type(a) is not type(b):
@@ -171,7 +171,7 @@ def test_save__stores_the_values_of_shared_strided_and_trained_tensors() -> None
     assert not loaded["parameter"].requires_grad
     loaded["whole"].zero_()
     assert loaded["again"].sum() == 66
-    assert all(t.data_ptr() % 64 == 0 for t in loaded.values())  # torch's own alignment
+    assert all(t.data_ptr() % 64 == 0 for t in loaded.values())  # the alignment of torch
 
 
 @pytest.mark.parametrize(

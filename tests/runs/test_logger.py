@@ -22,7 +22,7 @@ from residual_rl.utils.files import WriteError
 
 
 def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
-    """What TensorBoard itself would show."""
+    """The scalars that TensorBoard reads."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
@@ -33,7 +33,7 @@ def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
 def test_log__writes_lines_and_scalars(tmp_path: Path) -> None:
     with Logger(tmp_path) as logger:
         logger.log({"rollout/ep_rew_mean": -1.5, "time/fps": 9000}, 2048)
-        lines = (tmp_path / "metrics.jsonl").read_text()  # flushed at once, before the end
+        lines = (tmp_path / "metrics.jsonl").read_text()  # already flushed
         logger.log({"rollout/ep_rew_mean": 0.25}, 4096)
     assert lines == '{"step": 2048, "rollout/ep_rew_mean": -1.5, "time/fps": 9000.0}\n'
     assert read_metrics(tmp_path / "metrics.jsonl")[1] == {"step": 4096, "rollout/ep_rew_mean": 0.25}
@@ -201,11 +201,16 @@ def test_metric_averager__averages_floats_and_keeps_the_latest_counts() -> None:
     means.add({"loss": 1.0, "count": 5, "odd": 1.0})
     means.add({"loss": 4.0, "count": 9, "late": 3.0, "odd": math.inf})
     assert means.row() == {"loss": 2.5, "count": 9, "late": 3.0, "odd": pytest.approx(math.nan, nan_ok=True)}
-    again = MetricAverager()
-    again.load_state_dict(from_bytes(to_bytes(means.state_dict(), "checkpoint"), "checkpoint"))
-    for goes_on in (means, again):
-        goes_on.add({"loss": 10.0, "odd": 1.0})
-    assert again.row() == {"loss": 5.0, "count": 9, "late": 3.0, "odd": pytest.approx(math.nan, nan_ok=True)}
-    assert list(again.row()) == list(means.row())
+    restored = MetricAverager()
+    restored.load_state_dict(from_bytes(to_bytes(means.state_dict(), "checkpoint"), "checkpoint"))
+    for averager in (means, restored):
+        averager.add({"loss": 10.0, "odd": 1.0})
+    assert restored.row() == {
+        "loss": 5.0,
+        "count": 9,
+        "late": 3.0,
+        "odd": pytest.approx(math.nan, nan_ok=True),
+    }
+    assert list(restored.row()) == list(means.row())
     means.clear()
     assert means.row() == {}

@@ -134,9 +134,8 @@ def test_run_folder__two_processes_cannot_write_the_same_run(tmp_path: Path) -> 
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "is being written by process" in other.stderr.splitlines()[-1]
     first.close()
-    subprocess.run(
-        [sys.executable, "-c", code], check=True
-    )  # ends without closing: the lock ends with its process
+    # a process that exits without closing releases the lock
+    subprocess.run([sys.executable, "-c", code], check=True)
     with RunFolder(tmp_path).resume():
         pass
 
@@ -150,7 +149,7 @@ def test_start__releases_the_lock_after_a_failure(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["file", "file/run", "/proc/nowhere"])
 def test_start__fails_before_training_if_the_folder_cannot_be_written(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
-    path = tmp_path / place  # an absolute place stays as it is
+    path = tmp_path / place  # an absolute `place` replaces `tmp_path`
     with pytest.raises(WriteError, match=rf"^cannot write {path}: .*; .*choose"):
         RunFolder(path).start({})
 
@@ -167,7 +166,7 @@ def test_git_state__includes_changed_and_new_files(tmp_path: Path) -> None:
     package.mkdir()
     (package / "a.py").write_text("x = 1\n")
     state, text = git_state(package)
-    assert state == {"commit": None, "dirty": True}  # nothing committed yet: the new file is the diff
+    assert state == {"commit": None, "dirty": True}  # nothing committed yet: the diff contains the new file
     assert "+x = 1" in text
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "one")

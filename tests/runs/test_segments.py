@@ -59,7 +59,7 @@ def test_checkpoint_folder__writes_each_segment_once_and_removes_it_with_the_las
         assert names(tmp_path) == kept
         assert numbers(checkpoints.latest()[1]) == list(range(first, last + 1))  # type: ignore[index]
     assert reads == [0, 1, 2, 3, 4, 5]
-    resumed = folder(tmp_path)  # another process: it knows what the checkpoint names that it loads
+    resumed = folder(tmp_path)  # a new process reads the names of the segments from the checkpoint
     assert resumed.latest()[0] == 5  # type: ignore[index]
     resumed.save(6, state(4, 6, reads))
     assert reads == [0, 1, 2, 3, 4, 5, 6]
@@ -96,28 +96,28 @@ def test_segment_keep__reads_the_contents_once() -> None:
     assert reads == [3]
 
 
-@pytest.mark.parametrize("harm", ["cut", "flip", "gone", "other"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone", "other"])
 def test_latest__falls_back_if_a_segment_is_missing_or_damaged(
-    tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoints = folder(tmp_path)
     checkpoints.save(1, state(0, 1))
     checkpoints.save(2, state(0, 2))
     file = tmp_path / "run" / "replay" / "segment_000002.safetensors"
     data = file.read_bytes()
-    if harm == "gone":
+    if damage == "gone":
         file.unlink()
     else:
         other = (file.with_name("segment_000001.safetensors")).read_bytes()
         file.write_bytes(
-            {"cut": data[:-1], "flip": data[:-3] + bytes([data[-3] ^ 4]) + data[-2:], "other": other}[harm]
+            {"cut": data[:-1], "flip": data[:-3] + bytes([data[-3] ^ 4]) + data[-2:], "other": other}[damage]
         )
     again = folder(tmp_path)
     step, loaded = again.latest()  # type: ignore[misc]
     assert (step, numbers(loaded)) == (1, [0, 1])
     assert f"step_000000002.safetensors is incomplete: its segment {file}" in caplog.text
     assert "FALLING BACK" in caplog.text
-    again.save(2, state(0, 2))  # it resumes, and reaches the same step again
+    again.save(2, state(0, 2))  # the resumed run reaches the same step again
     assert numbers(folder(tmp_path).latest()[1]) == [0, 1, 2]  # type: ignore[index]
 
 
@@ -156,7 +156,7 @@ def test_checkpoint_folder__keeps_unrelated_files(tmp_path: Path) -> None:
 
 
 class _Stopped(BaseException):
-    """As a kill: nothing handles it."""
+    """Like a kill: nothing handles it."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Averages of weights against values computed by hand."""
+"""Moving averages of weights, against values computed by hand."""
 
 from __future__ import annotations
 

@@ -17,9 +17,8 @@ def draw(noise: CorrelatedNoise, steps: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
 def test_correlated_noise__has_unit_variance_and_the_given_correlation(rho: float) -> None:
-    samples = draw(CorrelatedNoise(20_000, 1, rho, 0, CPU), 4)[
-        ..., 0
-    ]  # standard error of a correlation: 0.007
+    samples = draw(CorrelatedNoise(20_000, 1, rho, 0, CPU), 4)[..., 0]
+    # the standard error of a correlation is 0.007
     torch.testing.assert_close(samples.var(1), torch.ones(4), rtol=0.0, atol=0.04)
     correlation = torch.corrcoef(samples)
     assert correlation[0, 1].item() == pytest.approx(rho, abs=0.03)

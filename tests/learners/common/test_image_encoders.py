@@ -58,7 +58,7 @@ def test_random_shift__yields_every_crop_of_the_padded_image(pad: int) -> None:
     )
     crops = [padded[y : y + 9, x : x + 12] for y in range(2 * pad + 1) for x in range(2 * pad + 1)]
     which = torch.stack([(shifted == crop).flatten(1).all(1) for crop in crops], 1)
-    assert (which.sum(1) == 1).all()  # each is one of them, and these differ
+    assert (which.sum(1) == 1).all()  # each image equals exactly one crop
     share = which.float().mean(0)
     assert share.min() > 0.3 / len(crops)
     assert share.max() < 2.0 / len(crops)
@@ -159,7 +159,7 @@ def test_image_encoder__refuses_images_that_are_too_large() -> None:
         ImageEncoder({"top": (480, 640, 3)}, 8, generator())
 
 
-# --- what is seen by default, and by whom -------------------------------------------------------------------
+# --- observations ------------------------------------------------------------------------------------------
 
 
 def test_is_image__is_true_for_a_uint8_box_with_three_dimensions() -> None:
@@ -178,7 +178,7 @@ def test_is_image__is_true_for_a_uint8_box_with_three_dimensions() -> None:
         ("joint_position sheet_pose joint_target top", "joint_position joint_target base_action top"),
         ("joint_position proprioception obj_pose top", "proprioception base_action top"),
         ("obj_pose top", "base_action top"),
-        ("obj_pose", "state base_action"),  # whose absence is then an error
+        ("obj_pose", "state base_action"),  # an error then, because it is missing
     ],
 )
 def test_default_obs_keys__depend_on_the_observations_of_the_env(names: str, expected: str) -> None:
@@ -200,7 +200,7 @@ def test_perception__concatenates_the_vector_and_image_features() -> None:
         19,
     )
     assert perception.normalizer is not None
-    assert perception.normalizer.mean.shape == (7,)  # of the vector alone
+    assert perception.normalizer.mean.shape == (7,)  # only the vector is normalised
     assert perception.encoder is not None
     images, values = pictures(3, 16, 16, 3), torch.randn(3, 7)
     features = perception.features(values, {"top": images})

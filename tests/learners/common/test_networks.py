@@ -59,7 +59,7 @@ def test_mlp__hidden_weights_are_orthogonal_and_the_last_layer_is_zero() -> None
 def test_make_policy__weights_depend_only_on_the_seed() -> None:
     state = torch.get_rng_state()
     first, same, other = policy(seed=1), policy(seed=1), policy(seed=2)
-    assert torch.equal(torch.get_rng_state(), state)  # the global generator is left alone
+    assert torch.equal(torch.get_rng_state(), state)  # the global generator is unchanged
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), same.parameters(), strict=True))
     assert not torch.equal(first.actor.layers[0].weight, other.actor.layers[0].weight)
 

@@ -16,7 +16,7 @@ from residual_rl.utils.module_state import load_module_state, module_state
 
 def test_running_mean_std_update__merging_two_batches_matches_values_worked_out_by_hand() -> None:
     statistics = RunningMeanStd((1,))
-    statistics.count.zero_()  # without the weight of the fresh statistics the numbers are round
+    statistics.count.zero_()  # without the weight of the initial statistics the numbers are round
     statistics.update(torch.tensor([[0.0], [2.0]]))
     assert (statistics.mean.item(), statistics.var.item(), statistics.count.item()) == (1.0, 1.0, 2.0)
     statistics.update(torch.tensor([[4.0], [6.0]]))
@@ -36,7 +36,7 @@ def test_running_mean_std_update__does_not_depend_on_how_samples_are_batched(
     statistics = RunningMeanStd((3,))
     for batch in np.split(samples, np.cumsum(sizes)[:-1]):
         statistics.update(torch.from_numpy(batch))
-    # the fresh statistics count as 1e-4 samples of mean 0 and variance 1
+    # the initial statistics count as 1e-4 samples of mean 0 and variance 1
     count = 1e-4 + len(samples)
     mean = samples.sum(0) / count
     var = (1e-4 + (samples**2).sum(0)) / count - mean**2
@@ -60,7 +60,7 @@ def test_running_mean_std__equals_stable_baselines3() -> None:
 def test_running_mean_std__normalizes_to_values_worked_out_by_hand() -> None:
     statistics = RunningMeanStd((2,))
     x = torch.tensor([[3.0, -4.0]])
-    assert statistics(x).tolist() == [[3.0, -4.0]]  # fresh statistics leave it alone
+    assert statistics(x).tolist() == [[3.0, -4.0]]  # initial statistics change nothing
     statistics.count.zero_()
     statistics.update(torch.tensor([[0.0, 0.0], [4.0, 1e-3]]))  # means 2 and 5e-4, deviations 2 and 5e-4
     torch.testing.assert_close(statistics(x), torch.tensor([[0.5, -10.0]]), rtol=0.0, atol=1e-6)
@@ -119,9 +119,8 @@ def test_reward_scaler__equals_vecnormalize_of_stable_baselines3() -> None:
         theirs.step(np.zeros((envs, 1)))
 
     ours = RewardScaler(envs, gamma)
-    ours(
-        torch.from_numpy(reward[:25]), torch.from_numpy(ended[:25])
-    )  # two rollouts: what is running is carried over
+    # two rollouts: the running returns are carried over
+    ours(torch.from_numpy(reward[:25]), torch.from_numpy(ended[:25]))
     scaled = ours(torch.from_numpy(reward[25:]), torch.from_numpy(ended[25:]))
     np.testing.assert_allclose(ours.statistics.var, theirs.ret_rms.var, rtol=1e-9)
     np.testing.assert_allclose(ours.running_return, theirs.returns, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""The flat Adam, against torch's own with its own clipping."""
+"""FlatAdam, against the optimisers and gradient clipping of torch."""
 
 from __future__ import annotations
 
@@ -47,17 +47,15 @@ def test_flat_adam__steps_equal_torchs_adam_with_gradient_clipping(max_grad_norm
 
 
 def test_flat_adam__weight_decay_matches_values_worked_out_by_hand() -> None:
-    """2 · (1 − 0.1 · 0.5) = 1.9; the first step of Adam is the learning rate, 0.1, whatever the gradient
-    is."""
+    """2 · (1 − 0.1 · 0.5) = 1.9; the first step of Adam has the size of the learning rate, 0.1."""
     p = torch.nn.Parameter(torch.tensor([2.0, -4.0]))
     optimizer = FlatAdam([("p", p)], learning_rate=0.1, max_grad_norm=1e6, epsilon=1e-8, weight_decay=0.5)
     optimizer.step([torch.tensor([3.0, 0.5])])
     assert p.tolist() == pytest.approx([1.9 - 0.1, -3.8 - 0.1])
-    assert optimizer.state_dict()["exp_avg"]["p"].tolist() == pytest.approx(
-        [0.3, 0.05]
-    )  # (1 − 0.9) · gradient: without the decay
+    # (1 − 0.9) · gradient, without the weight decay
+    assert optimizer.state_dict()["exp_avg"]["p"].tolist() == pytest.approx([0.3, 0.05])
     optimizer.step([torch.tensor([torch.nan, 0.5])])
-    assert p.tolist() == pytest.approx([1.8, -3.9])  # a step that is not made takes nothing off
+    assert p.tolist() == pytest.approx([1.8, -3.9])  # a skipped step has no weight decay
 
 
 def test_flat_adam__weight_decay_equals_torchs_adamw() -> None:
@@ -83,9 +81,8 @@ def test_flat_adam__names_a_nonfinite_gradient_and_keeps_weights_and_moments() -
     gradients = list(torch.autograd.grad(loss(net), optimizer.parameters))
     gradients[1] = torch.full_like(gradients[1], torch.nan)
     optimizer.step(gradients)
-    optimizer.step(
-        torch.autograd.grad(loss(net), optimizer.parameters)
-    )  # on a GPU good ones may follow before it is checked
+    # on a GPU, finite gradients may follow before the check
+    optimizer.step(torch.autograd.grad(loss(net), optimizer.parameters))
     with pytest.raises(NonFiniteError, match=r"the gradient of 0\.bias is not finite"):
         optimizer.raise_if_nonfinite()
     assert all(torch.equal(weights[name], tensor) for name, tensor in net.state_dict().items())

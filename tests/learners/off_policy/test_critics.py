@@ -1,4 +1,4 @@
-"""Ensembles of critics, against critics computed one by one, and the scale of their targets."""
+"""Ensembles of critics, against critics computed one by one, and the normalisation of their targets."""
 
 from __future__ import annotations
 
@@ -57,39 +57,39 @@ def test_critics__gradients_reach_every_member() -> None:
 
 
 def test_pop_art__disabled_changes_nothing() -> None:
-    scale, critics = PopArt(enabled=False), make()
+    popart, critics = PopArt(enabled=False), make()
     before = critics.weights[-1].clone()
-    scale.update(torch.tensor([100.0, 300.0]), critics)
-    assert scale.to_value(torch.tensor(3.0)) == 3.0
-    assert scale.to_output(torch.tensor(3.0)) == 3.0
+    popart.update(torch.tensor([100.0, 300.0]), critics)
+    assert popart.to_value(torch.tensor(3.0)) == 3.0
+    assert popart.to_output(torch.tensor(3.0)) == 3.0
     assert torch.equal(critics.weights[-1], before)
 
 
 def test_pop_art_update__normalizes_targets_and_preserves_values() -> None:
-    scale, critics, target_critics = PopArt(enabled=True), make(), make(seed=1)
+    popart, critics, target_critics = PopArt(enabled=True), make(), make(seed=1)
     x = torch.randn(9, 5)
-    before = [scale.to_value(c(x)) for c in (critics, target_critics)]
-    scale.update(torch.tensor([1.0, 5.0]), critics, target_critics)
-    assert (scale.mean.item(), scale.std.item()) == pytest.approx((3.0, 2.0))
-    assert scale.to_output(torch.tensor([1.0, 5.0])).tolist() == pytest.approx([-1.0, 1.0])
-    scale.update(torch.tensor([7.0, 7.0]), critics, target_critics)
-    # two batches count alike: mean (3 + 7) / 2, mean square (13 + 49) / 2
-    assert (scale.mean.item(), scale.std.item()) == pytest.approx((5.0, math.sqrt(31.0 - 25.0)))
+    before = [popart.to_value(c(x)) for c in (critics, target_critics)]
+    popart.update(torch.tensor([1.0, 5.0]), critics, target_critics)
+    assert (popart.mean.item(), popart.std.item()) == pytest.approx((3.0, 2.0))
+    assert popart.to_output(torch.tensor([1.0, 5.0])).tolist() == pytest.approx([-1.0, 1.0])
+    popart.update(torch.tensor([7.0, 7.0]), critics, target_critics)
+    # both batches have equal weight: mean (3 + 7) / 2, mean square (13 + 49) / 2
+    assert (popart.mean.item(), popart.std.item()) == pytest.approx((5.0, math.sqrt(31.0 - 25.0)))
     for ensemble, values in zip((critics, target_critics), before, strict=True):
-        torch.testing.assert_close(scale.to_value(ensemble(x)), values)
-    assert scale.to_value(scale.to_output(torch.tensor(4.0))).item() == pytest.approx(4.0)
+        torch.testing.assert_close(popart.to_value(ensemble(x)), values)
+    assert popart.to_value(popart.to_output(torch.tensor(4.0))).item() == pytest.approx(4.0)
 
 
 def test_pop_art_update__equal_targets_do_not_divide_by_zero() -> None:
-    scale, critics = PopArt(enabled=True), make()
-    scale.update(torch.full((8,), 2.0), critics)
-    assert scale.std.item() == pytest.approx(1e-3)
+    popart, critics = PopArt(enabled=True), make()
+    popart.update(torch.full((8,), 2.0), critics)
+    assert popart.std.item() == pytest.approx(1e-3)
     assert torch.isfinite(critics(torch.randn(4, 5))).all()
 
 
 def test_pop_art_update__ignores_nonfinite_targets() -> None:
-    scale, critics = PopArt(enabled=True), make()
-    scale.update(torch.tensor([1.0, 5.0]), critics)
-    scale.update(torch.tensor([torch.nan, torch.inf]), critics)
-    assert scale.mean.item() == pytest.approx(3.0)
+    popart, critics = PopArt(enabled=True), make()
+    popart.update(torch.tensor([1.0, 5.0]), critics)
+    popart.update(torch.tensor([torch.nan, torch.inf]), critics)
+    assert popart.mean.item() == pytest.approx(3.0)
     assert all(torch.isfinite(p).all() for p in critics.parameters())

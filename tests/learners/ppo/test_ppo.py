@@ -1,4 +1,4 @@
-"""PPO: its loss, its bootstrapping, its exact resume, its refusals, and that it learns."""
+"""PPO: loss, bootstrapping, exact resuming, errors, and learning."""
 
 from __future__ import annotations
 
@@ -75,9 +75,8 @@ def test_ppo__loss_and_gradient_equal_the_textbook_formula(
     generator = torch.Generator().manual_seed(0)
     fake_update(learner, generator)
     assert learner.policy.normalizer is not None
-    monkeypatch.setattr(
-        learner.policy.normalizer, "update", lambda batch: None
-    )  # so that the acting policy can be evaluated again
+    # so that the acting policy can be evaluated again
+    monkeypatch.setattr(learner.policy.normalizer, "update", lambda batch: None)
     fake_steps(learner, generator, 8)
     batch, _ = learner._prepare()
     obs, raw, _, advantage, _, _, target, *given = batch
@@ -86,11 +85,12 @@ def test_ppo__loss_and_gradient_equal_the_textbook_formula(
         mean, std = learner.policy.mean(obs), learner.policy.log_std.exp()
         if likelihood == "marginal":
             return torch.distributions.Normal(mean, std)
-        shift, spread = given  # rho * (noise before) and sqrt(1 - rho^2), or 0 and 1 where an episode begins
+        # rho * (previous noise) and sqrt(1 - rho^2), or 0 and 1 in the first step of an episode
+        shift, spread = given
         return torch.distributions.Normal(mean + std * shift, std * spread)
 
     old_log_prob = distribution().log_prob(raw).sum(-1).detach()
-    with torch.no_grad():  # far enough from the old policy that much is clipped
+    with torch.no_grad():  # far enough from the old policy that many ratios are clipped
         for p in learner.policy.parameters():
             p.add_(0.1 * torch.randn(p.shape, generator=generator))
     log_ratio = distribution().log_prob(raw).sum(-1) - old_log_prob
@@ -147,8 +147,8 @@ def test_ppo_target__bootstraps_after_truncation_and_not_after_termination() -> 
             Transition(obs, action, torch.ones(2), terminated, truncated, next_obs, action, action)
         )
     target = learner._prepare()[0][6].view(2, 2)
-    # world 0 is truncated at step 0 in state 10, world 1 terminated: 1 + 0.5*10 and 1; step 1 goes on: 1 +
-    # 0.5*8
+    # step 0: env 0 is truncated in state 10 (1 + 0.5*10), env 1 terminates (1)
+    # step 1: no episode ends (1 + 0.5*8)
     assert target.tolist() == [[6.0, 1.0], [5.0, 5.0]]
 
 
@@ -159,7 +159,7 @@ def test_act__clips_actions_and_stores_the_raw_ones() -> None:
     assert learner.act(obs).abs().max() == 1.0
     raw = learner._rollout["raw_action"][:3]
     assert raw.abs().max() > 1.0
-    torch.testing.assert_close(raw, 3.0 * learner._rollout["noise"][:3])  # a fresh policy has mean 0
+    torch.testing.assert_close(raw, 3.0 * learner._rollout["noise"][:3])  # an untrained policy has mean 0
 
 
 def test_observe__restarts_the_exploration_noise_of_ended_episodes() -> None:
@@ -259,7 +259,7 @@ def test_update__nonfinite_gradient_is_named_and_makes_no_step() -> None:
     fake_steps(learner, torch.Generator().manual_seed(0), 8)
     loss, calls, weights = learner._fast_loss, [], {}
 
-    def spoilt(*minibatch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def with_nan(*minibatch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         calls.append(minibatch)
         weights.update(learner.state_dict()["critic"])
         value, metrics = loss(*minibatch)
@@ -267,10 +267,10 @@ def test_update__nonfinite_gradient_is_named_and_makes_no_step() -> None:
             value + torch.nan * learner.critic.layers[1].bias.sum() if len(calls) == 3 else value
         ), metrics
 
-    learner._fast_loss = spoilt
+    learner._fast_loss = with_nan
     with pytest.raises(NonFiniteError, match=r"the gradient of critic\.layers\.1\.bias is not finite"):
         learner.update()
-    assert len(calls) == 3  # it stops there and then
+    assert len(calls) == 3  # the update stops there
     assert different(learner.state_dict()["critic"], weights) == []
 
 
@@ -386,11 +386,11 @@ def test_ppo__learns_to_correct_the_base_policy(settings: dict[str, Any]) -> Non
         **settings,
     )
     learner = PPO(cfg, OBS_SPACE, 2, 32)
-    assert success_rate(learner) < 0.2  # a fresh residual is the base policy
+    assert success_rate(learner) < 0.2  # an untrained residual equals the base policy
     for _ in range(32):
         collect(learner, env)
         learner.update()
-    # Untrained: 0.085. Seven seeds gave 0.975 to 1.0. Rounding acts like another seed.
+    # Untrained: 0.085. Seven seeds gave 0.975 to 1.0. Different rounding acts like another seed.
     assert success_rate(learner) >= 0.8
 
 

@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 def _tanh(x: Tensor) -> Tensor:
     if x.is_cuda:
         return torch.tanh(x)
-    return (
-        x.mul_(2.0).sigmoid_().mul(2.0).sub_(1.0)
-    )  # within 2e-7 of torch.tanh, and a third of its time on a CPU
+    # within 2e-7 of torch.tanh, in a third of its time on a CPU
+    return x.mul_(2.0).sigmoid_().mul(2.0).sub_(1.0)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
