@@ -312,12 +312,12 @@ def test_ppo__learns_a_task_visible_only_to_the_camera() -> None:
 
     assert success_rate() < 0.1  # 0.01, untrained
     env.reset(seed=0)
-    for _ in range(20):
+    for _ in range(16):
         for _ in range(learner.num_steps):
             transition, _ = env.step(learner.act(env.obs))
             learner.observe(transition)
         learner.update()
-    # Five seeds gave 1.0 each, and 0.94 to 1.0 after 16 updates. Different rounding acts like another seed.
+    # Five seeds gave 0.94 to 1.0. Different rounding acts like another seed.
     assert success_rate() >= 0.75
 
 

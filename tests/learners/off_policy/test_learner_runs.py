@@ -143,13 +143,20 @@ def test_replay_segments__are_written_once_and_not_copied_into_checkpoints(tmp_p
     assert max(sizes) - min(sizes) < (path / "replay" / "segment_000000.safetensors").stat().st_size
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    """An uninterrupted run whose buffer keeps all segments."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replay_buffer, "SEGMENT_ROWS", 8)
+        return train(tmp_path_factory.mktemp("runs") / "whole", learner="sac", buffer_size=10_000)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["flip", "remove"])
 def test_replay_segments__damaged_segment_falls_back_to_the_previous_checkpoint(
-    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+    whole_run: Runner, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = {"learner": "sac", "buffer_size": 10_000}
-    whole = train(tmp_path / "whole", **settings)
     path = tmp_path / "run"
     train(path, stop_at=168, **settings)  # checkpoints 128, 160 and 168; 160 is the first with segment 4
     segment = path / "replay" / "segment_000004.safetensors"
@@ -164,8 +171,8 @@ def test_replay_segments__damaged_segment_falls_back_to_the_previous_checkpoint(
     assert str(segment) in caplog.text
     assert "step_000000168.safetensors is incomplete" in caplog.text
     assert "step_000000160.safetensors is incomplete" in caplog.text
-    assert different(state(whole), state(resumed)) == []
-    assert metric_rows(tmp_path / "whole") == metric_rows(path)
+    assert different(state(whole_run), state(resumed)) == []
+    assert metric_rows(whole_run.folder.path) == metric_rows(path)
 
 
 # --- a lost server -----------------------------------------------------------------------------------------
