@@ -48,7 +48,7 @@ def make() -> VecEnv:
     )
 
 
-def test_only_worlds_that_begin_anew_are_drawn_again(rendered: list[int]) -> None:
+def test_task_env__renders_only_the_envs_that_were_reset(rendered: list[int]) -> None:
     env = make()
     assert isinstance(env, TaskEnv)
     env.reset(seed=5)
@@ -68,7 +68,7 @@ def test_only_worlds_that_begin_anew_are_drawn_again(rendered: list[int]) -> Non
     assert torch.equal(final[~ended], obs["top"][~ended])
 
 
-def test_a_physics_that_writes_no_episode_cannot_be_made() -> None:
+def test_mujoco_physics__subclass_must_define_write_episode() -> None:
     class Unfinished(MujocoPhysics):
         """Lacks `write_episode`."""
 

@@ -30,7 +30,9 @@ def decode(path: Path) -> tuple[dict, np.ndarray]:
 
 
 @pytest.mark.parametrize(("height", "width", "even"), [(48, 64, (48, 64)), (49, 63, (50, 64))])
-def test_the_file_holds_the_frames(tmp_path: Path, height: int, width: int, even: tuple[int, int]) -> None:
+def test_write_video__file_contains_all_frames(
+    tmp_path: Path, height: int, width: int, even: tuple[int, int]
+) -> None:
     path = tmp_path / "new" / "video.mp4"
     assert write_video(path, ramp(12, height, width), fps=30) == 12
     meta, frames = decode(path)
@@ -44,7 +46,7 @@ def test_the_file_holds_the_frames(tmp_path: Path, height: int, width: int, even
     assert [p.name for p in path.parent.iterdir()] == ["video.mp4"]
 
 
-def test_a_failure_leaves_the_earlier_video(tmp_path: Path) -> None:
+def test_write_video__keeps_the_earlier_file_after_a_failure(tmp_path: Path) -> None:
     path = tmp_path / "video.mp4"
     write_video(path, ramp(2, 16, 16), fps=10)
     before = path.read_bytes()
@@ -59,7 +61,7 @@ def test_a_failure_leaves_the_earlier_video(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["video.mp4"]
 
 
-def test_a_full_disk_is_told(tmp_path: Path) -> None:
+def test_write_video__full_disk_is_an_error(tmp_path: Path) -> None:
     noise = np.random.default_rng(0)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
@@ -78,7 +80,7 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_frames_that_do_not_fit_are_told(tmp_path: Path) -> None:
+def test_write_video__invalid_frames_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "video.mp4"
     with pytest.raises(ConfigError, match="no frames to write"):
         write_video(path, [], fps=10)
@@ -91,13 +93,15 @@ def test_frames_that_do_not_fit_are_told(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_ffmpeg_gives_the_line_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_video__error_without_ffmpeg_has_the_install_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(MissingDependencyError, match="pip install imageio-ffmpeg"):
         write_video(tmp_path / "video.mp4", ramp(1, 16, 16), fps=10)
 
 
-def test_side_by_side() -> None:
+def test_side_by_side__places_panels_with_a_gap() -> None:
     left, right = np.full((4, 6, 3), 10, np.uint8), np.full((2, 5, 3), 200, np.uint8)
     both = side_by_side([left, right])
     assert both.shape == (4, 6 + GAP + 5, 3)
@@ -113,7 +117,7 @@ def gauge_pixels(frame: Frame) -> int:
     return int((frame == (90, 162, 245)).all(-1).sum())
 
 
-def test_caption_adds_a_bar_and_leaves_the_picture() -> None:
+def test_caption__adds_a_bar_and_keeps_the_image() -> None:
     frame = np.random.default_rng(0).integers(0, 255, (120, 320, 3), np.uint8)
     plain = caption(frame, "base (jacobian) | seed 10000003 | success")
     assert (plain[:120] == frame).all()
@@ -124,7 +128,7 @@ def test_caption_adds_a_bar_and_leaves_the_picture() -> None:
     assert caption(frame, "").shape == plain.shape
 
 
-def test_the_gauge_grows_with_the_residual() -> None:
+def test_caption__gauge_grows_with_the_magnitude() -> None:
     frame = np.zeros((120, 320, 3), np.uint8)
     none, half, full, more = (gauge_pixels(caption(frame, "residual", m)) for m in (0.0, 0.5, 1.0, 7.0))
     assert none == 0
@@ -132,7 +136,7 @@ def test_the_gauge_grows_with_the_residual() -> None:
     assert half / full == pytest.approx(0.5, abs=0.02)
 
 
-def test_a_long_caption_is_shortened_before_the_gauge() -> None:
+def test_caption__long_text_is_shortened_before_the_gauge() -> None:
     frame = np.zeros((120, 320, 3), np.uint8)
     long, short = caption(frame, "x" * 500, 1.0), caption(frame, "x", 1.0)
     assert gauge_pixels(long) == gauge_pixels(short)

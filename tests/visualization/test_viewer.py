@@ -67,7 +67,7 @@ def test_save_cameras__writes_a_png_for_each_camera(
 
 
 @pytest.mark.slow
-def test_view__images_are_of_the_chosen_step_and_policy(opengl: None, tmp_path: Path, run: Path) -> None:
+def test_view__images_show_the_chosen_step_and_policy(opengl: None, tmp_path: Path, run: Path) -> None:
     def top(*argv: str) -> np.ndarray:
         folder = tmp_path / f"views{len(list(tmp_path.iterdir()))}"
         view.main(
@@ -95,7 +95,7 @@ def test_view__images_are_of_the_chosen_step_and_policy(opengl: None, tmp_path: 
     assert not np.array_equal(start, top("--step", "6", "--policy", "oracle"))
 
 
-def test_view__oracle_is_that_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_view__uses_the_oracle_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_policy("so101-paper", "oracle", None, "view")[1].base_policy_id == "jacobian-yaw"
     monkeypatch.setitem(
         TASKS._specs, "so101-paper", dataclasses.replace(TASKS.get("so101-paper"), oracle="zero")
@@ -126,12 +126,12 @@ def test_view__writes_a_video_of_one_episode(
     assert capsys.readouterr().out.strip() == str(path)
 
 
-def test_require_display__without_a_display_the_error_names_alternatives(no_display: None) -> None:
+def test_require_display__error_names_alternatives_without_a_display(no_display: None) -> None:
     with pytest.raises(ConfigError, match=r"display.*--cameras DIR"):
         view.main(["so101-paper"])
 
 
-def test_require_display__a_display_that_does_not_work_is_an_error(
+def test_require_display__broken_display_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DISPLAY", ":987")

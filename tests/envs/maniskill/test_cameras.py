@@ -32,7 +32,9 @@ def env(request: pytest.FixtureRequest) -> Iterator[ManiSkillVecEnv]:
     made.close()
 
 
-def test_images_are_observed(env: ManiSkillVecEnv, request: pytest.FixtureRequest) -> None:
+def test_obs_mode__adds_images_of_the_requested_size(
+    env: ManiSkillVecEnv, request: pytest.FixtureRequest
+) -> None:
     obs, _ = env.reset(seed=3)
     cameras = {name for name, value in obs.items() if value.dtype == torch.uint8}
     assert cameras == {"base_camera", "hand_camera"}
@@ -51,7 +53,7 @@ def test_images_are_observed(env: ManiSkillVecEnv, request: pytest.FixtureReques
     assert torch.equal(obs["proprioception"][:, :9], obs["joint_position"])
 
 
-def test_images_of_an_episode_go_by_its_seed(env: ManiSkillVecEnv) -> None:
+def test_maniskill_vec_env__images_depend_on_the_episode_seed_alone(env: ManiSkillVecEnv) -> None:
     first, _ = env.reset(seed=[5, 6])
     for _ in range(5):  # beyond the end of the episode
         last, *_ = env.step(torch.full((2, 8), 0.5))
@@ -60,7 +62,7 @@ def test_images_of_an_episode_go_by_its_seed(env: ManiSkillVecEnv) -> None:
     assert torch.equal(first["base_camera"].flip(0), again["base_camera"])
 
 
-def test_states_are_drawn(env: ManiSkillVecEnv) -> None:
+def test_render_scenes__renders_each_state_and_lists_the_cameras(env: ManiSkillVecEnv) -> None:
     env.reset(seed=[5, 6])
     scenes = [env.scenes()]
     env.step(torch.full((2, 8), 0.5))

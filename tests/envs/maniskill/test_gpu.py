@@ -22,7 +22,7 @@ def env() -> Iterator[ManiSkillVecEnv]:
     made.close()
 
 
-def test_everything_is_on_the_device(env: ManiSkillVecEnv) -> None:
+def test_maniskill_vec_env__all_tensors_are_on_the_gpu(env: ManiSkillVecEnv) -> None:
     obs, info = env.reset(seed=0)
     assert not env.deterministic
     for _ in range(6):
@@ -40,7 +40,7 @@ def test_everything_is_on_the_device(env: ManiSkillVecEnv) -> None:
     assert obs["state"].shape == (16, 35)
 
 
-def test_the_step_after_the_last_begins_new_episodes(env: ManiSkillVecEnv) -> None:
+def test_maniskill_vec_env__gpu_envs_reset_in_the_step_that_ends_the_episode(env: ManiSkillVecEnv) -> None:
     start, _ = env.reset(seed=0)
     for step in range(5):
         obs, *_, truncated, info = env.step(torch.full((16, 8), 0.5, device=env.device))
@@ -51,7 +51,9 @@ def test_the_step_after_the_last_begins_new_episodes(env: ManiSkillVecEnv) -> No
     assert torch.allclose(obs["joint_position"], start["joint_position"], atol=0.2)
 
 
-def test_worlds_are_reset_apart(env: ManiSkillVecEnv) -> None:
+def test_maniskill_vec_env__partial_reset_on_the_gpu_leaves_other_envs_unchanged(
+    env: ManiSkillVecEnv,
+) -> None:
     env.reset(seed=0)
     before, *_ = env.step(torch.full((16, 8), 0.5, device=env.device))
     mask = torch.zeros(16, dtype=torch.bool, device=env.device)
@@ -66,7 +68,7 @@ def test_worlds_are_reset_apart(env: ManiSkillVecEnv) -> None:
     assert torch.allclose(places[0], places[2], atol=1e-5)
 
 
-def test_steps_of_some_worlds_are_refused(env: ManiSkillVecEnv) -> None:
+def test_maniskill_vec_env__gpu_simulation_rejects_a_step_mask(env: ManiSkillVecEnv) -> None:
     env.reset(seed=0)
     with pytest.raises(ConfigError, match="steps all envs or none"):
         env.step(

@@ -38,7 +38,7 @@ def _rotation(pose: Tensor) -> Rotation:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_each_is_seen_in_the_frame_of_those_before(seed: int) -> None:
+def test_relative_poses__match_scipy_rotations(seed: int) -> None:
     poses = RelativePoses(OBSERVATIONS)
     assert (poses.bodies, poses.points) == (("tcp_pose", "box_pose", "peg_pose"), ("goal_pos",))
     assert poses.size == 18 * 3 + 6 * 3
@@ -65,7 +65,7 @@ def test_each_is_seen_in_the_frame_of_those_before(seed: int) -> None:
         np.testing.assert_allclose(row[36:], np.sign(row[:36]) * np.log1p(np.abs(row[:36]) / near), atol=1e-5)
 
 
-def test_a_millimetre_shows_on_the_fine_scale() -> None:
+def test_relative_poses__fine_scale_resolves_a_millimetre() -> None:
     upright = [1.0, 0.0, 0.0, 0.0]
     obs = {
         "tcp_pose": torch.tensor([[0.3, 0.0, 0.1, *upright]]),
@@ -76,7 +76,7 @@ def test_a_millimetre_shows_on_the_fine_scale() -> None:
     np.testing.assert_allclose(row[9:12].numpy(), [0.0, np.log(2.0), -np.log(101.0)], atol=1e-4)
 
 
-def test_a_goal_alone_is_seen_from_the_tool() -> None:
+def test_relative_poses__express_a_lone_goal_in_the_tool_frame() -> None:
     turned = [0.0, 0.0, 0.0, 1.0]  # by half a turn about the vertical
     obs = {
         "tcp_pose": torch.tensor([[0.1, 0.2, 0.3, *turned]]),
@@ -86,7 +86,7 @@ def test_a_goal_alone_is_seen_from_the_tool() -> None:
     np.testing.assert_allclose(row.numpy(), [-0.001, 0.0, 0.1, -np.log(2.0), 0.0, np.log(101.0)], atol=1e-4)
 
 
-def test_it_does_not_depend_on_the_other_worlds() -> None:
+def test_relative_poses__do_not_depend_on_the_rest_of_the_batch() -> None:
     poses, obs = RelativePoses(OBSERVATIONS), _drawn(7, 33)
     together = poses.add(obs)[RELATIVE_POSES]
     for world in range(33):
@@ -94,13 +94,13 @@ def test_it_does_not_depend_on_the_other_worlds() -> None:
         assert torch.equal(alone[0], together[world])
 
 
-def test_a_quaternion_and_its_negative_are_seen_alike() -> None:
+def test_relative_poses__are_equal_for_a_quaternion_and_its_negative() -> None:
     poses, obs = RelativePoses(OBSERVATIONS), _drawn(8, 4)
     turned = dict(obs, peg_pose=torch.cat([obs["peg_pose"][:, :3], -obs["peg_pose"][:, 3:]], 1))
     assert torch.equal(poses.add(obs)[RELATIVE_POSES], poses.add(turned)[RELATIVE_POSES])
 
 
 @pytest.mark.parametrize("names", [("peg_pose", "goal_pos"), ("tcp_pose", "base_pose", "radius")])
-def test_nothing_is_added_without_a_tool_or_an_object(names: tuple[str, ...]) -> None:
+def test_relative_poses__are_absent_without_a_tool_or_an_object(names: tuple[str, ...]) -> None:
     obs = {name: value for name, value in _drawn(9, 2).items() if name in names}
     assert set(RelativePoses({name: OBSERVATIONS[name] for name in names}).add(obs)) == set(names)

@@ -53,7 +53,7 @@ def played(world: ManiSkillEnv, seed: int, actions: Tensor) -> Tensor:
     return torch.stack(states)
 
 
-def test_observations_and_rewards_are_maniskills_own(make_env: Make) -> None:
+def test_maniskill_env__observations_and_rewards_equal_those_of_maniskill(make_env: Make) -> None:
     env, theirs = make_env(env_id="PickCube-v1"), bare("PickCube-v1")
     generator = torch.Generator().manual_seed(0)
     for seed in (3, 8):
@@ -79,7 +79,7 @@ def test_observations_and_rewards_are_maniskills_own(make_env: Make) -> None:
     )  # panda's joints by 0.1 rad; its fingers from -0.01 to 0.04 m
 
 
-def test_a_used_world_is_like_a_new_one() -> None:
+def test_clean_reset__episode_in_a_used_env_equals_one_in_a_new_env() -> None:
     """Cubes that are pushed about and pressed: what PhysX keeps of the first episode would change the second
     one."""
     settings = ManiSkillEnvCfg("StackCube-v1", control_mode="pd_ee_delta_pos")
@@ -93,7 +93,7 @@ def test_a_used_world_is_like_a_new_one() -> None:
     assert torch.equal(played(used, 14, actions[14]), played(new, 14, actions[14]))
 
 
-def test_a_reset_draws_what_maniskills_own_does() -> None:
+def test_reset_some__draws_the_same_episode_as_maniskill() -> None:
     world = ManiSkillEnv(ManiSkillEnvCfg("PushCube-v1"))
     world.reset(HERE, torch.tensor([6]))
     other = world.states()
@@ -106,7 +106,7 @@ def test_a_reset_draws_what_maniskills_own_does() -> None:
     assert torch.equal(ours, world.states())
 
 
-def test_poses_read_at_once_are_maniskills_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_poses_at_once__returns_the_same_poses_as_maniskill(monkeypatch: pytest.MonkeyPatch) -> None:
     import sapien
     from mani_skill.utils.structs import Pose
 
@@ -128,7 +128,7 @@ def test_poses_read_at_once_are_maniskills_own(monkeypatch: pytest.MonkeyPatch) 
     ]
 
 
-def test_garbage_of_rebuilt_scenes_is_collected_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_collect_garbage_seldom__collects_once_in_sixteen_rebuilds(monkeypatch: pytest.MonkeyPatch) -> None:
     import gc
 
     from mani_skill.envs import sapien_env
@@ -142,7 +142,7 @@ def test_garbage_of_rebuilt_scenes_is_collected_now_and_then(monkeypatch: pytest
     assert len(collections) == 2
 
 
-def test_objects_that_differ_from_episode_to_episode_go_by_the_seed() -> None:
+def test_maniskill_env__object_sizes_depend_on_the_seed() -> None:
     world = ManiSkillEnv(ManiSkillEnvCfg("PegInsertionSide-v1"))
     sizes = []
     for seed in (1, 2, 1):
@@ -154,7 +154,7 @@ def test_objects_that_differ_from_episode_to_episode_go_by_the_seed() -> None:
     assert not ManiSkillEnv(ManiSkillEnvCfg("PegInsertionSide-v1", reconfiguration_freq=3)).deterministic
 
 
-def test_pushing_the_cube_succeeds_and_ends_the_episode(make_env: Make) -> None:
+def test_maniskill_vec_env__success_terminates_push_cube(make_env: Make) -> None:
     env = make_env(control_mode="pd_ee_delta_pos", env_id="PushCube-v1")
     assert env.action_unit_name == "m"
     obs, _ = env.reset(seed=0)
@@ -179,7 +179,7 @@ def test_pushing_the_cube_succeeds_and_ends_the_episode(make_env: Make) -> None:
     assert done.all()
 
 
-def test_joint_positions_as_actions_span_the_joints_range(make_env: Make) -> None:
+def test_action_range__maps_pd_joint_pos_to_the_joint_limits(make_env: Make) -> None:
     env, theirs = (
         make_env(env_id="PushCube-v1", control_mode="pd_joint_pos"),
         bare("PushCube-v1", control_mode="pd_joint_pos"),
@@ -193,7 +193,7 @@ def test_joint_positions_as_actions_span_the_joints_range(make_env: Make) -> Non
     assert env.action_unit[:7].tolist() == pytest.approx(((space.high - space.low) / 2)[:7].tolist())
 
 
-def test_two_robots(make_env: Make) -> None:
+def test_action_range__concatenates_the_actions_of_two_robots(make_env: Make) -> None:
     env = make_env(env_id="TwoRobotPickCube-v1", num_envs=1)
     obs, _ = env.reset(seed=0)
     assert obs["joint_position"].shape == (1, 18)
@@ -239,14 +239,14 @@ def test_two_robots(make_env: Make) -> None:
         ),
     ],
 )
-def test_what_maniskill_does_not_have_is_named(
+def test_make_env__invalid_name_or_missing_file_is_named_in_the_error(
     settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         make(ManiSkillCfg(**settings), 2, 2, "cpu")
 
 
-def test_a_worker_that_dies_is_named(make_env: Make) -> None:
+def test_parallel_envs__killed_worker_is_named_in_the_error(make_env: Make) -> None:
     env = make_env(num_envs=3)
     env.reset(seed=0)
     os.kill(env._sim.pool.pids[1], signal.SIGKILL)  # type: ignore[attr-defined]
@@ -260,7 +260,7 @@ def test_a_worker_that_dies_is_named(make_env: Make) -> None:
     make_env(num_envs=1).reset(seed=0)  # others live on
 
 
-def test_a_task_that_fails_gives_its_reason(
+def test_parallel_envs__exception_of_a_task_is_in_the_error(
     make_env: Make, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "breaking_task.py").write_text(
@@ -299,7 +299,7 @@ for what in (make_rgb, lambda: env.render_scenes(env.scenes(), (32, 32))):
 """
 
 
-def test_without_vulkan_states_run_and_images_are_refused(make_env: Make) -> None:
+def test_vulkan_works__without_vulkan_states_work_and_images_are_an_error(make_env: Make) -> None:
     nothing = {"VK_DRIVER_FILES": os.devnull, "VK_ICD_FILENAMES": os.devnull}
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", WITHOUT_VULKAN],

@@ -79,7 +79,7 @@ def act(*values: float) -> Tensor:
     return torch.tensor(values)[:, None]
 
 
-def test_success_and_failure_terminate_and_the_limit_truncates() -> None:
+def test_maniskill_vec_env__success_and_failure_terminate_and_the_limit_truncates() -> None:
     env = make(success=2.0, fail=1.0)
     env.reset(seed=10)
     for step, (terminated, truncated) in enumerate(
@@ -100,7 +100,7 @@ def test_success_and_failure_terminate_and_the_limit_truncates() -> None:
     assert obs["state"][:, 0].tolist() == [17.0, 18.0, 19.0]  # 13 to 16 were those before
 
 
-def test_terminations_can_be_ignored() -> None:
+def test_ignore_terminations__episodes_last_until_the_limit() -> None:
     env = make(success=2.0, ignore_terminations=True)
     env.reset(seed=0)
     for value in (1.0, 1.0, -1.0):
@@ -113,7 +113,7 @@ def test_terminations_can_be_ignored() -> None:
     assert info["final_info"]["success_at_end"].tolist() == [True, False, False]
 
 
-def test_masked_worlds_wait() -> None:
+def test_maniskill_vec_env__step_leaves_envs_outside_the_mask_unchanged() -> None:
     env = make()
     env.reset(seed=0)
     env.step(act(1.0, 1.0, 1.0))
@@ -131,7 +131,7 @@ def test_masked_worlds_wait() -> None:
         gpu.step(act(0.0, 0.0, 0.0), mask=torch.ones(3, dtype=torch.bool))
 
 
-def test_a_saved_state_is_the_seeds_and_the_actions_of_the_running_episodes() -> None:
+def test_state_dict__stores_seeds_and_actions_and_resumes_exactly() -> None:
     env = make(max_episode_steps=6, success=3.0)
     env.reset(seed=0)
     for k in range(
@@ -152,7 +152,7 @@ def test_a_saved_state_is_the_seeds_and_the_actions_of_the_running_episodes() ->
             assert torch.equal(value, theirs[4]["final_info"][name]), name
 
 
-def test_a_step_of_an_ended_episode_alone_between_those_of_running_ones_costs_these_nothing() -> None:
+def test_state_dict__drops_steps_that_belong_to_ended_episodes_only() -> None:
     env = make()
     env.reset(seed=0)
     for value, mask in ((1.0, [True, False, True]), (0.5, [False, True, False]), (0.25, [True, False, True])):
@@ -165,7 +165,7 @@ def test_a_step_of_an_ended_episode_alone_between_those_of_running_ones_costs_th
     assert other.observations()["state"].tolist() == [[0.0, 1.25], [50.0, 0.0], [2.0, 1.25]]
 
 
-def test_a_state_that_plays_otherwise_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_load_state_dict__warns_if_the_replay_differs(caplog: pytest.LogCaptureFixture) -> None:
     env = make()
     env.reset(seed=0)
     env.step(act(1.0, 1.0, 1.0))
@@ -175,7 +175,7 @@ def test_a_state_that_plays_otherwise_is_told(caplog: pytest.LogCaptureFixture) 
     assert "went otherwise here" in caplog.text
 
 
-def test_without_determinism_a_loaded_state_begins_new_episodes() -> None:
+def test_load_state_dict__starts_new_episodes_if_not_deterministic() -> None:
     env = make(deterministic=False)
     env.reset(seed=5)
     env.step(act(1.0, 1.0, 1.0))
@@ -186,14 +186,14 @@ def test_without_determinism_a_loaded_state_begins_new_episodes() -> None:
     assert other.observations()["state"].tolist() == [[8.0, 0.0], [9.0, 0.0], [10.0, 0.0]]
 
 
-def test_a_state_before_the_first_reset() -> None:
+def test_load_state_dict__accepts_a_state_from_before_the_first_reset() -> None:
     env = make()
     other = make()
     other.load_state_dict(env.state_dict())
     assert other.reset(seed=3)[1]["seed"].tolist() == [3, 4, 5]
 
 
-def test_nan_in_a_world_is_caught_in_its_step() -> None:
+def test_maniskill_vec_env__nan_is_an_error_in_the_step_where_it_appears() -> None:
     env = make()
     env.reset(seed=0)
     env.step(act(1.0, 0.5, 0.0))
@@ -207,7 +207,7 @@ def test_nan_in_a_world_is_caught_in_its_step() -> None:
     assert dump["actions_before"].tolist() == [[[1.0], [0.5], [0.0]]]
 
 
-def test_figures_of_a_step_outlive_the_tensors_of_the_task() -> None:
+def test_maniskill_env__metrics_are_copies_of_the_task_tensors() -> None:
     world = ManiSkillEnv.__new__(ManiSkillEnv)
     world.num_envs, world.device = 2, torch.device("cpu")
     own = torch.tensor([1.0, 2.0])
@@ -217,7 +217,7 @@ def test_figures_of_a_step_outlive_the_tensors_of_the_task() -> None:
     assert world._figure(True).tolist() == [1.0, 1.0]
 
 
-def test_scenes_of_ending_episodes_are_there_once_somebody_draws() -> None:
+def test_maniskill_vec_env__final_scenes_are_returned_after_the_first_scenes_call() -> None:
     env = make(max_episode_steps=2)
     env.reset(seed=0)
     env.step(act(1.0, 1.0, 1.0))
@@ -228,7 +228,7 @@ def test_scenes_of_ending_episodes_are_there_once_somebody_draws() -> None:
     assert env.render_scenes(env.scenes()[:2], (4, 5)).shape == (2, 4, 5, 3)
 
 
-def test_seeds_fit_into_31_bits_and_small_ones_stay() -> None:
+def test_maniskill_seeds__fit_into_31_bits_and_keep_small_seeds() -> None:
     seeds = torch.tensor([0, 7, (1 << 31) - 1, 1 << 31, 1 << 40, (1 << 40) + 1, (1 << 40) + (1 << 36)])
     given = maniskill_seeds(seeds)
     assert given[:3].tolist() == seeds[:3].tolist()

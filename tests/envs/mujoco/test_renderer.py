@@ -36,7 +36,7 @@ def qpos(model: mujoco.MjModel) -> np.ndarray:
 
 
 @pytest.mark.usefixtures("model")
-def test_top_camera_sees_sheet_and_tape_where_the_pinhole_model_puts_them() -> None:
+def test_camera_renderer__top_camera_matches_the_pinhole_model() -> None:
     model = build_scene(SceneCfg(top_fovy=70))
     home = model.key("home").qpos.copy()
     home[:6] = -1.9, -1.7, 1.6, 1.5, 0, 0  # the arm folded aside
@@ -63,7 +63,9 @@ def test_top_camera_sees_sheet_and_tape_where_the_pinhole_model_puts_them() -> N
     assert pixel(0.18, 0.0).max() < 40  # table inside the tape
 
 
-def test_pixels_depend_neither_on_batch_nor_on_threads(model: mujoco.MjModel, qpos: np.ndarray) -> None:
+def test_camera_renderer__pixels_do_not_depend_on_batch_or_threads(
+    model: mujoco.MjModel, qpos: np.ndarray
+) -> None:
     with CameraRenderer(model, ["top", "wrist"], 48, 64, num_threads=1) as one:
         together = one.render(qpos)
         alone = [one.render(row[None]) for row in qpos]
@@ -77,7 +79,7 @@ def test_pixels_depend_neither_on_batch_nor_on_threads(model: mujoco.MjModel, qp
         assert len({image.tobytes() for image in together[camera]}) == 7
 
 
-def test_samples_smooth_the_image(model: mujoco.MjModel) -> None:
+def test_camera_renderer__samples_smooth_the_image(model: mujoco.MjModel) -> None:
     home = model.key("home").qpos
     with CameraRenderer(model, ["scene"], 90, 120, num_threads=1, samples=4) as renderer:
         image = renderer.render(home[None])["scene"][0]
@@ -89,7 +91,7 @@ def test_samples_smooth_the_image(model: mujoco.MjModel) -> None:
     assert (image != rough).any()
 
 
-def test_an_error_in_a_worker_surfaces_and_the_renderer_lives_on(
+def test_camera_renderer__raises_the_error_of_a_worker_and_stays_usable(
     model: mujoco.MjModel, qpos: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with CameraRenderer(model, ["top"], 16, 16, num_threads=2) as renderer:
@@ -105,7 +107,9 @@ def test_an_error_in_a_worker_surfaces_and_the_renderer_lives_on(
         np.testing.assert_array_equal(renderer.render(qpos)["top"], expected)
 
 
-def test_bad_input_is_named(model: mujoco.MjModel, qpos: np.ndarray) -> None:
+def test_camera_renderer__invalid_argument_is_named_in_the_error(
+    model: mujoco.MjModel, qpos: np.ndarray
+) -> None:
     with pytest.raises(UnknownNameError, match=r"'tops'.*did you mean 'top'"):
         CameraRenderer(model, ["tops"], 16, 16)
     with pytest.raises(ConfigError, match="top, scene, wrist"):
@@ -133,7 +137,7 @@ def _fresh_choice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_fresh_choice")
-def test_missing_opengl_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gl_context_class__error_without_opengl_has_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gl_backend, "_load", lambda _: None)
     monkeypatch.setattr(sys, "platform", "linux")
     with pytest.raises(
@@ -143,13 +147,13 @@ def test_missing_opengl_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("_fresh_choice")
-def test_unfit_backend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gl_context_class__unknown_backend_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "disabled")
     with pytest.raises(ConfigError, match=r"'disabled'.*egl, osmesa, glfw"):
         gl_backend.gl_context_class()
 
 
-def test_exit_without_close_is_clean(model: mujoco.MjModel) -> None:
+def test_camera_renderer__exits_cleanly_without_close(model: mujoco.MjModel) -> None:
     code = (
         "from residual_rl.envs.mujoco.renderer import CameraRenderer\n"
         "from residual_rl.tasks.so101_paper.scene import build_scene\n"

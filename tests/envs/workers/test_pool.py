@@ -56,7 +56,7 @@ def wait_for_end(pids: list[int], seconds: float = 10.0) -> list[int]:
     return left
 
 
-def test_pool_divides_the_envs_and_shares_their_arrays(pool: WorkerPool) -> None:
+def test_worker_pool__divides_the_envs_and_shares_their_arrays(pool: WorkerPool) -> None:
     assert [description["num_envs"] for description in pool.descriptions] == [1, 2]
     arrays = pool.share(SPECS)
     assert {name: (array.shape, str(array.dtype)) for name, array in arrays.items()} == {
@@ -72,13 +72,13 @@ def test_pool_divides_the_envs_and_shares_their_arrays(pool: WorkerPool) -> None
     assert not arrays["image"].any()
 
 
-def test_pool_starts_no_more_workers_than_envs() -> None:
+def test_worker_pool__starts_no_more_workers_than_envs() -> None:
     pool = make_pool(num_envs=2, num_workers=9)
     assert len(pool.pids) == 2
     pool.close()
 
 
-def test_close_ends_the_workers_and_keeps_the_arrays(pool: WorkerPool) -> None:
+def test_worker_pool_close__ends_the_workers_and_keeps_the_arrays(pool: WorkerPool) -> None:
     arrays = pool.share(SPECS)
     arrays["action"][:] = 7
     pids = pool.pids
@@ -89,11 +89,13 @@ def test_close_ends_the_workers_and_keeps_the_arrays(pool: WorkerPool) -> None:
         pool.call("step")
 
 
-def test_workers_of_a_python_import_nothing_of_this_package(pool: WorkerPool) -> None:
+def test_worker_pool__workers_do_not_import_this_package(pool: WorkerPool) -> None:
     assert [description["is_ours"] for description in pool.descriptions] == [False, False]
 
 
-def test_a_given_python_runs_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_pool__runs_workers_in_another_interpreter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It stands for another version: it has NumPy and the helpers' folder, and this package cannot be
     imported."""
     numpy = Path(np.__file__).parents[1]
@@ -122,7 +124,7 @@ def test_a_given_python_runs_the_workers(tmp_path: Path, monkeypatch: pytest.Mon
     ],
 )
 @pytest.mark.parametrize("when", ["in_make", "in_step"])
-def test_a_failure_is_one_line_that_names_the_worker(how: str, message: str, when: str) -> None:
+def test_worker_error__is_one_line_that_names_the_worker(how: str, message: str, when: str) -> None:
     pids: list[int] = []
     with pytest.raises(WorkerError, match=rf"^Toy worker 1 of 2 \(env 0\) {message}") as caught:  # noqa: PT012
         pool = make_pool(**{when: how})
@@ -133,19 +135,19 @@ def test_a_failure_is_one_line_that_names_the_worker(how: str, message: str, whe
     assert not wait_for_end(pids)
 
 
-def test_a_later_worker_is_named_by_its_envs(pool: WorkerPool) -> None:
+def test_worker_error__names_the_envs_of_the_worker(pool: WorkerPool) -> None:
     pool.share(SPECS)
     os.kill(pool.pids[1], signal.SIGSEGV)
     with pytest.raises(WorkerError, match=r"^Toy worker 2 of 2 \(envs 1 to 2\) was killed by SIGSEGV; "):
         pool.call("step")
 
 
-def test_an_error_for_the_user_is_passed_on() -> None:
+def test_worker_pool__raises_a_user_error_as_config_error() -> None:
     with pytest.raises(ConfigError, match=r"^no such task; choose another$"):
         make_pool(in_make="user")
 
 
-def test_a_worker_that_hangs_is_killed() -> None:
+def test_worker_pool__kills_a_worker_after_the_timeout() -> None:
     pool = make_pool(in_step="hang", timeout=5.0)
     pool.share(SPECS)
     pool._timeout = 0.5
@@ -157,14 +159,14 @@ def test_a_worker_that_hangs_is_killed() -> None:
     assert not wait_for_end(pids)
 
 
-def test_a_module_that_cannot_be_imported_is_named() -> None:
+def test_fork_server__missing_module_is_named_in_the_error() -> None:
     with pytest.raises(
         WorkerError, match=r"ended with its fork server, which exited with code 1; .*no_such_module"
     ):
         WorkerPool("Toy", worker_case.FUNCTION, {}, 1, 1, preload=("no_such_module",))
 
 
-def test_a_killed_fork_server_is_replaced(pool: WorkerPool) -> None:
+def test_fork_server__is_replaced_after_being_killed(pool: WorkerPool) -> None:
     arrays, pids = pool.share(SPECS), pool.pids
     os.kill(pool._workers[0].server._process.pid, signal.SIGKILL)
     pool._workers[0].server._process.wait()
@@ -192,7 +194,9 @@ time.sleep(60)
 
 @pytest.mark.parametrize("step", ["raise", "none", "hang"])
 @pytest.mark.parametrize("sent", [None, signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_nothing_is_left_of_a_program(step: str, sent: signal.Signals | None, processes: list[Any]) -> None:
+def test_worker_pool__leaves_no_process_or_memory_after_the_program_ends(
+    step: str, sent: signal.Signals | None, processes: list[Any]
+) -> None:
     """After an exception, Ctrl-C, SIGTERM and kill -9, between two steps and in one."""
     if (sent is None) != (step == "raise"):
         pytest.skip("a program ends by its exception or by a signal")

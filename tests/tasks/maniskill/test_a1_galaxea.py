@@ -109,7 +109,7 @@ def make_arm() -> Iterator[Any]:
     env.close()
 
 
-def test_frames_are_those_of_the_table(make_arm: Any) -> None:
+def test_a1_galaxea__link_frames_match_the_table(make_arm: Any) -> None:
     robot = make_arm("pd_joint_pos").agent.robot
     for joints in random_joints(8):
         robot.set_qpos(torch.tensor(joints, dtype=torch.float32)[None])
@@ -118,7 +118,7 @@ def test_frames_are_those_of_the_table(make_arm: Any) -> None:
             np.testing.assert_allclose(found, expected, atol=2e-6, err_msg=name)
 
 
-def test_frames_by_pytorch_kinematics(make_arm: Any) -> None:
+def test_a1_galaxea__tool_frame_in_pytorch_kinematics_matches_the_table(make_arm: Any) -> None:
     """What the GPU's Cartesian controllers read the model with."""
     import pytorch_kinematics
 
@@ -129,7 +129,7 @@ def test_frames_by_pytorch_kinematics(make_arm: Any) -> None:
     np.testing.assert_allclose(found, [expected_frames(row)["tcp"] for row in joints], atol=1e-6)
 
 
-def test_limits_and_masses_are_those_of_the_table(make_arm: Any) -> None:
+def test_a1_galaxea__joint_limits_and_masses_match_the_table(make_arm: Any) -> None:
     robot = make_arm("pd_joint_pos").agent.robot
     np.testing.assert_allclose(robot.get_qlimits()[0], LIMITS, atol=1e-6)
     found = {name: float(link._objs[0].mass) for name, link in robot.links_map.items() if name in MASSES}
@@ -144,7 +144,7 @@ def test_limits_and_masses_are_those_of_the_table(make_arm: Any) -> None:
     np.testing.assert_allclose(inertia.cmass_local_pose.p, [0.23622, 0.016356, 0.0000915], atol=1e-7)
 
 
-def test_ready_points_down(make_arm: Any) -> None:
+def test_a1_galaxea_keyframes__ready_points_the_gripper_down(make_arm: Any) -> None:
     frame = make_arm("pd_joint_pos").agent.tcp.pose.sp.to_transformation_matrix()
     np.testing.assert_allclose(frame[:3, 2], [0, 0, -1], atol=2e-3)  # out of the gripper
     np.testing.assert_allclose(frame[:3, 0], [1, 0, 0], atol=2e-3)  # towards the camera
@@ -160,7 +160,7 @@ def act(env: Any, action: Any, policy_steps: int = 4) -> None:
             env.scene.step()
 
 
-def test_there_are_the_usual_control_modes(make_arm: Any) -> None:
+def test_a1_galaxea__has_the_control_modes_of_the_panda(make_arm: Any) -> None:
     from mani_skill.agents.robots import Panda
 
     agent = make_arm("pd_joint_pos").agent
@@ -174,7 +174,7 @@ def test_there_are_the_usual_control_modes(make_arm: Any) -> None:
 @pytest.mark.parametrize(
     "mode", ["pd_joint_delta_pos", "pd_joint_target_delta_pos", "pd_joint_delta_pos_vel", "pd_joint_vel"]
 )
-def test_one_joint_moves_the_way_it_is_asked(mode: str, make_arm: Any) -> None:
+def test_a1_galaxea__joint_commands_move_the_commanded_joint(mode: str, make_arm: Any) -> None:
     env = make_arm(mode)
     before = env.agent.robot.get_qpos()[0].clone()
     action = np.zeros(env.agent.action_space.shape[-1])
@@ -186,7 +186,7 @@ def test_one_joint_moves_the_way_it_is_asked(mode: str, make_arm: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", ["pd_joint_pos", "pd_joint_pos_vel"])
-def test_positions_of_joints_are_reached(mode: str, make_arm: Any) -> None:
+def test_a1_galaxea__reaches_commanded_joint_positions(mode: str, make_arm: Any) -> None:
     env = make_arm(mode)
     target = env.agent.robot.get_qpos()[0, :6].numpy() + np.array([0.2, -0.1, 0.1, 0.0, 0.0, 0.3])
     act(env, [*target, *[0.0] * (6 if mode.endswith("vel") else 0), 0.0], 30)
@@ -197,7 +197,9 @@ def test_positions_of_joints_are_reached(mode: str, make_arm: Any) -> None:
     "mode", ["pd_ee_delta_pos", "pd_ee_delta_pose", "pd_ee_target_delta_pos", "pd_ee_target_delta_pose"]
 )
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_the_tool_moves_the_way_it_is_asked(mode: str, axis: int, make_arm: Any) -> None:
+def test_a1_galaxea__cartesian_commands_move_the_tool_along_the_axis(
+    mode: str, axis: int, make_arm: Any
+) -> None:
     env = make_arm(mode)
     before = env.agent.tcp.pose.raw_pose[0].clone()
     action = np.zeros(env.agent.action_space.shape[-1])
@@ -208,7 +210,7 @@ def test_the_tool_moves_the_way_it_is_asked(mode: str, axis: int, make_arm: Any)
     assert moved[[other for other in range(3) if other != axis]].abs().max() < 0.3 * -moved[axis]
 
 
-def test_a_pose_of_the_tool_is_reached(make_arm: Any) -> None:
+def test_a1_galaxea__reaches_a_commanded_tool_pose(make_arm: Any) -> None:
     env = make_arm("pd_ee_pose")
     act(env, [0.33, 0.05, 0.15, np.pi, 0.0, 0.0, 0.0], 40)  # a half turn about x: it points down
     frame = env.agent.tcp.pose.sp.to_transformation_matrix()
@@ -216,7 +218,7 @@ def test_a_pose_of_the_tool_is_reached(make_arm: Any) -> None:
     np.testing.assert_allclose(frame[:3, :3], np.diag([1, -1, -1]), atol=0.03)
 
 
-def test_the_gripper_opens_with_1_and_closes_with_minus_1(make_arm: Any) -> None:
+def test_opening_controller__opens_with_1_and_closes_with_minus_1(make_arm: Any) -> None:
     env = make_arm("pd_joint_delta_pos")
     left, right = env.agent.finger1_link, env.agent.finger2_link
     for action, position in ((1.0, -0.03), (-1.0, 0.025), (0.0, -0.0025)):
@@ -226,7 +228,7 @@ def test_the_gripper_opens_with_1_and_closes_with_minus_1(make_arm: Any) -> None
         assert gap == pytest.approx(2 * (0.041492 - 0.0163 - position), abs=2e-3)
 
 
-def test_static_means_slow_joints_of_the_arm(make_arm: Any) -> None:
+def test_a1_galaxea_is_static__checks_the_speed_of_the_arm_joints(make_arm: Any) -> None:
     env = make_arm("pd_joint_delta_pos")
     for speeds, static in (
         ([0.0] * 6 + [1.0, 1.0], True),
@@ -237,7 +239,7 @@ def test_static_means_slow_joints_of_the_arm(make_arm: Any) -> None:
         assert bool(env.agent.is_static(0.2)) == static
 
 
-def test_the_model_is_in_the_wheel(tmp_path: Path) -> None:
+def test_a1_galaxea__urdf_is_in_the_wheel(tmp_path: Path) -> None:
     root = ROOT
     copy = tmp_path / "source"
     copy.mkdir()

@@ -69,7 +69,7 @@ def check_in_maniskill(demo: Demo, env: Any) -> None:
 # --- what is planned ----------------------------------------------------------------------------------------
 
 
-def test_a_planned_episode_is_what_maniskill_does_with_its_converted_actions(pushed: Path) -> None:
+def test_motion_planning__converted_episodes_replay_in_maniskill(pushed: Path) -> None:
     with Demonstrations(pushed) as demos:
         info, episodes = demos.info, list(demos)
     assert (info["env_info"]["env_id"], info["source_type"]) == ("maniskill", "motion-planning")
@@ -95,7 +95,7 @@ def test_a_planned_episode_is_what_maniskill_does_with_its_converted_actions(pus
         check_in_maniskill(demo, bare("PushCube-v1", control_mode="pd_ee_delta_pose"))
 
 
-def test_it_holds_all_that_a_policy_would_observe(pushed: Path) -> None:
+def test_motion_planning__stores_all_observations_of_the_env(pushed: Path) -> None:
     with Demonstrations(pushed) as demos:
         env, demo = make_env(demos, 1, 1), next(iter(demos))
     obs, _ = env.reset(seed=demo.seed)
@@ -108,7 +108,7 @@ def test_it_holds_all_that_a_policy_would_observe(pushed: Path) -> None:
     env.close()
 
 
-def test_it_is_reproduced_by_a_replay_and_told_of(pushed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demos_replay__reproduces_planned_episodes(pushed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demos", "replay", str(pushed), "--num-threads", "1"]) == 0
     assert "2 of 2 episodes end as they were stored; largest drift 0" in capsys.readouterr().out
     assert main(["demos", "info", str(pushed)]) == 0
@@ -118,7 +118,7 @@ def test_it_is_reproduced_by_a_replay_and_told_of(pushed: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize(("mode", "size"), [("pd_joint_delta_pos", 8), ("pd_joint_pos", 8)])
-def test_joint_control_modes(mode: str, size: int) -> None:
+def test_motion_planning__solves_pick_cube_in_joint_control_modes(mode: str, size: int) -> None:
     """PickCube-v1, whose plan lifts a cube: `pd_joint_pos` is what was planned, the other is converted."""
     planner = MotionPlanning(ManiSkillCfg("PickCube-v1", control_mode=mode), 1, time_limit=300.0)
     assert planner.task == ManiSkillCfg("PickCube-v1", control_mode=mode, max_episode_steps=200)
@@ -132,7 +132,7 @@ def test_joint_control_modes(mode: str, size: int) -> None:
         check_in_maniskill(demo, bare("PickCube-v1", control_mode=mode))
 
 
-def test_an_episode_that_takes_too_many_steps_is_cut_off() -> None:
+def test_motion_planning__truncates_episodes_at_max_episode_steps() -> None:
     planner = MotionPlanning(ManiSkillCfg("PickCube-v1", max_episode_steps=7), 1, time_limit=300.0)
     (demo,) = planner.episodes([DEMO_SEED], never)
     planner.close()
@@ -145,7 +145,7 @@ def test_an_episode_that_takes_too_many_steps_is_cut_off() -> None:
 # --- what goes wrong ----------------------------------------------------------------------------------------
 
 
-def test_a_killed_process_costs_its_episode_alone(planner: MotionPlanning, tmp_path: Path) -> None:
+def test_planner_pool__killed_process_fails_its_episode_only(planner: MotionPlanning, tmp_path: Path) -> None:
     looks = 0
 
     def kill_at_the_first_look() -> bool:
@@ -163,7 +163,7 @@ def test_a_killed_process_costs_its_episode_alone(planner: MotionPlanning, tmp_p
         assert [demo.seed for demo in demos] == [DEMO_SEED + 1]
 
 
-def test_an_episode_that_takes_too_long_is_given_up() -> None:
+def test_planner_pool__fails_an_episode_after_the_time_limit() -> None:
     planner = MotionPlanning(ManiSkillCfg("PickCube-v1"), 1, time_limit=0.02)
     assert list(planner.episodes([DEMO_SEED], never)) == [
         FailedEpisode(DEMO_SEED, "it took more than 0.02 s")
@@ -171,7 +171,7 @@ def test_an_episode_that_takes_too_long_is_given_up() -> None:
     planner.close()
 
 
-def test_what_stops_it_leaves_the_episodes_that_were_complete(
+def test_collect_planned__keeps_complete_episodes_when_stopped(
     planner: MotionPlanning, tmp_path: Path
 ) -> None:
     path = tmp_path / "x.h5"
@@ -187,7 +187,9 @@ def test_what_stops_it_leaves_the_episodes_that_were_complete(
     assert all(not Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_what_cannot_be_planned_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_motion_planning__unsupported_setting_is_named_in_the_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*PLAN, "--env-id", "PokeCube-v1", "--out", str(tmp_path / "x.h5")]) == 2
     error = capsys.readouterr().err
     assert "'PokeCube-v1'" in error
@@ -203,7 +205,7 @@ def test_what_cannot_be_planned_is_named(tmp_path: Path, capsys: pytest.CaptureF
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_planner_gives_the_line_that_mends_it(
+def test_require_planner__error_has_the_install_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     find = importlib.util.find_spec
@@ -221,7 +223,7 @@ def test_a_missing_planner_gives_the_line_that_mends_it(
 # --- what is made of the files ------------------------------------------------------------------------------
 
 
-def test_a_policy_is_trained_on_them_and_evaluated(
+def test_imitate__trains_and_evaluates_a_policy_on_planned_episodes(
     pushed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "bc"
@@ -266,7 +268,7 @@ def test_a_policy_is_trained_on_them_and_evaluated(
     assert "--control-mode pd_ee_delta_pose" in error
 
 
-def test_a_file_that_maniskill_wrote_is_replayed(tmp_path: Path) -> None:
+def test_demonstrations__replays_a_file_written_by_maniskill(tmp_path: Path) -> None:
     from mani_skill.utils.wrappers import RecordEpisode
 
     theirs = RecordEpisode(
@@ -288,7 +290,7 @@ def test_a_file_that_maniskill_wrote_is_replayed(tmp_path: Path) -> None:
     assert result.drift.value < 1e-5
 
 
-def test_a_base_policys_episodes_are_collected_too(tmp_path: Path) -> None:
+def test_demos_collect__collects_episodes_of_a_base_policy(tmp_path: Path) -> None:
     path = tmp_path / "zero.h5"
     flags = [
         "--policy",
@@ -314,7 +316,7 @@ def test_a_base_policys_episodes_are_collected_too(tmp_path: Path) -> None:
     assert main(["demos", "replay", str(path), "--num-threads", "1"]) == 0
 
 
-def test_a_run_learns_from_demonstrations_of_its_own_task_alone(
+def test_train_demos__rejects_demonstrations_of_another_env_id(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "zero.h5"

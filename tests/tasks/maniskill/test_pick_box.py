@@ -61,7 +61,9 @@ FLAGS = ("is_grasped", "is_lifted", "is_over_basket", "is_obj_placed", "success"
         ("is_over_basket is_obj_placed success", (0.05, 0.004, 0.05, 0.0, 0.0), 8.0),
     ],
 )
-def test_reward_of_a_state(flags: str, figures: tuple[float, ...], expected: float) -> None:
+def test_dense_reward__matches_values_worked_out_by_hand(
+    flags: str, figures: tuple[float, ...], expected: float
+) -> None:
     pick_box = pytest.importorskip("residual_rl.tasks.maniskill.pick_box.env")
     info = {name: torch.tensor([name in flags.split(), False]) for name in FLAGS}
     rows = [torch.tensor([figure, 0.1]) for figure in figures]
@@ -71,7 +73,7 @@ def test_reward_of_a_state(flags: str, figures: tuple[float, ...], expected: flo
     )  # the second world: nothing is done in it
 
 
-def test_rewards_of_the_env(world: ManiSkillEnv) -> None:
+def test_pick_box_env__rewards_match_values_worked_out_by_hand(world: ManiSkillEnv) -> None:
     from residual_rl.tasks.maniskill.pick_box.doctor import place_box
 
     world.reset(HERE, torch.tensor([4]))
@@ -94,7 +96,7 @@ def test_rewards_of_the_env(world: ManiSkillEnv) -> None:
 # --- what is observed and drawn -----------------------------------------------------------------------------
 
 
-def test_observations(world: ManiSkillEnv) -> None:
+def test_pick_box_env__observations_are_consistent_and_randomised(world: ManiSkillEnv) -> None:
     layout, starts = LAYOUTS[world.description.robot], []
     for seed in range(4):
         world.reset(HERE, torch.tensor([seed]))
@@ -112,7 +114,7 @@ def test_observations(world: ManiSkillEnv) -> None:
     assert all(len({row[i] for row in starts}) == 4 for i in (0, 1, 2, 8, 9, 11, 12))
 
 
-def test_draws_reach_the_simulator(world: ManiSkillEnv) -> None:
+def test_pick_box_env__simulator_uses_the_drawn_values(world: ManiSkillEnv) -> None:
     found = []
     for seed in (0, 1, 0):
         world.reset(HERE, torch.tensor([seed]))
@@ -146,7 +148,7 @@ def test_draws_reach_the_simulator(world: ManiSkillEnv) -> None:
 # --- solving it ---------------------------------------------------------------------------------------------
 
 
-def test_the_oracle_solves_it_and_rewards_grow(world: ManiSkillEnv) -> None:
+def test_pick_box_oracle__solves_the_task_and_passes_the_reward_phases_in_order(world: ManiSkillEnv) -> None:
     world.reset(HERE, torch.tensor([31]))
     oracle, rewards, success = (
         PickBoxOracle(world.description.robot, torch.tensor(world.description.action_unit)),
@@ -164,7 +166,9 @@ def test_the_oracle_solves_it_and_rewards_grow(world: ManiSkillEnv) -> None:
     assert {0, 2, 3, 4, 5, 6} <= set(phases)
 
 
-def test_the_clauses_of_success(world: ManiSkillEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_success__passes_for_each_condition(
+    world: ManiSkillEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from residual_rl.tasks.maniskill.pick_box import doctor as pick_box_doctor
 
     monkeypatch.setattr(world, "close", lambda: None)
@@ -173,7 +177,9 @@ def test_the_clauses_of_success(world: ManiSkillEnv, monkeypatch: pytest.MonkeyP
     assert len(checks) == 11
 
 
-def test_a_clause_that_is_missing_is_seen(world: ManiSkillEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_success__fails_for_a_missing_condition(
+    world: ManiSkillEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from residual_rl.tasks.maniskill.pick_box import doctor as pick_box_doctor
     from residual_rl.tasks.maniskill.pick_box import env as pick_box
 
@@ -186,12 +192,12 @@ def test_a_clause_that_is_missing_is_seen(world: ManiSkillEnv, monkeypatch: pyte
 
 @pytest.mark.slow
 @pytest.mark.parametrize("robot", ["a1_galaxea", "panda", "panda_wristcam"])
-def test_the_sanity_suite_passes(robot: str) -> None:
+def test_doctor__pick_box_passes(robot: str) -> None:
     cfg = ManiSkillCfg(env_id="PickBox-v1", robot_uids=robot)
     assert [check.name for check in doctor(cfg, True, None) if not check.ok] == []  # type: ignore[arg-type]
 
 
-def test_tasks_without_a_suite_say_so() -> None:
+def test_doctor__reports_a_task_without_a_suite() -> None:
     (check,) = doctor(ManiSkillCfg(env_id="PushCube-v1"), True, None)  # type: ignore[arg-type]
     assert check.measured == "not checked: there is no suite for PushCube-v1"
 
@@ -201,7 +207,7 @@ def test_tasks_without_a_suite_say_so() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("robot", ["a1_galaxea", "panda", "panda_wristcam"])
-def test_both_cameras_see_the_episode(robot: str) -> None:
+def test_pick_box_env__both_cameras_observe_the_scene(robot: str) -> None:
     if not vulkan_works():
         pytest.skip("no Vulkan driver: make vulkan")
     world = make_world(robot, obs_mode="rgb+state", render_backend="cpu")
@@ -236,7 +242,9 @@ def test_both_cameras_see_the_episode(robot: str) -> None:
         ),
     ],
 )
-def test_robots_that_cannot_be_had_are_named(robot: str, error: type[Exception], message: str) -> None:
+def test_pick_box_env__unavailable_robot_is_named_in_the_error(
+    robot: str, error: type[Exception], message: str
+) -> None:
     from mani_skill import ASSET_DIR
 
     if robot == "xarm6_robotiq" and (ASSET_DIR / "robots" / "xarm6").exists():
@@ -247,7 +255,7 @@ def test_robots_that_cannot_be_had_are_named(robot: str, error: type[Exception],
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("robot", ["a1_galaxea", "panda"])
-def test_the_oracle_solves_it_on_a_gpu(robot: str) -> None:
+def test_pick_box_oracle__solves_the_task_on_a_gpu(robot: str) -> None:
     env = make(
         ManiSkillCfg(env_id="PickBox-v1", robot_uids=robot, control_mode=CONTROL_MODE, reward_mode="dense"),
         64,

@@ -59,7 +59,7 @@ def same(a: object, b: object) -> bool:
 
 
 @pytest.mark.slow
-def test_a_resumed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_train_resume__continues_bit_for_bit_on_maniskill(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main(["train", "maniskill", *TINY, "--total-timesteps", "64", "--output-dir", str(whole)]) == 0
     assert main(["train", "maniskill", *TINY, "--total-timesteps", "32", "--output-dir", str(parts)]) == 0

@@ -16,7 +16,7 @@ from residual_rl.utils.seeding import normal
 
 
 @pytest.mark.slow
-def test_sparse_reward_is_that_of_success_alone() -> None:
+def test_reward_mode__sparse_rewards_only_success() -> None:
     env = make_vec_env("so101-paper", 8, reward_mode="sparse", reward_success=3.0)
     policy = make_base_policy("jacobian-yaw", None, env)
     obs, _ = env.reset(seed=8000)
@@ -30,7 +30,7 @@ def test_sparse_reward_is_that_of_success_alone() -> None:
     assert solved > 0
 
 
-def test_a_late_action_arrives_one_step_later() -> None:
+def test_action_latency__delays_actions_by_one_step() -> None:
     now, late = (make_vec_env("so101-paper", 1, num_threads=1, action_latency=latency) for latency in (0, 1))
     actions = 2 * torch.rand(10, 1, 6) - 1
     actions[..., 5] = actions[..., 5].abs()
@@ -60,7 +60,7 @@ def noisy(**settings: Any) -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_observation_noise_has_the_size_that_is_asked_for() -> None:
+def test_position_noise__has_the_configured_standard_deviation() -> None:
     error = noisy(position_noise=0.001, angle_noise=0.0087)
     # state: joint position 0-5, velocity 6-11, sheet pose 12-18, goal 19-21, fingertip 22-24
     n = len(error)
@@ -77,7 +77,7 @@ def test_observation_noise_has_the_size_that_is_asked_for() -> None:
     assert error[0, 0] != error[16, 0]  # another step, another error
 
 
-def test_noise_depends_on_seed_and_step_alone() -> None:
+def test_position_noise__depends_on_seed_and_step_alone() -> None:
     settings = {"position_noise": 0.001, "angle_noise": 0.01}
     many, alone = (
         make_vec_env("so101-paper", 4, **settings),
@@ -89,7 +89,7 @@ def test_noise_depends_on_seed_and_step_alone() -> None:
         together, by_itself = many.step(torch.zeros(4, 6))[0], alone.step(torch.zeros(1, 6))[0]
 
 
-def test_quaternions_multiply() -> None:
+def test_quaternion_product__matches_values_worked_out_by_hand() -> None:
     quarter = torch.tensor([[0.5**0.5, 0.0, 0.0, 0.5**0.5]])
     np.testing.assert_allclose(quaternion_product(quarter, quarter), [[0.0, 0.0, 0.0, 1.0]], atol=1e-7)
     assert yaw_of(quaternion_product(quarter, torch.tensor([[1.0, 0.0, 0.0, 0.0]]))).item() == pytest.approx(
@@ -99,7 +99,7 @@ def test_quaternions_multiply() -> None:
     assert quaternion_product(i, j).tolist() == [0.0, 0.0, 0.0, 1.0]
 
 
-def test_normal_numbers_are_normal() -> None:
+def test_normal__draws_are_normal_and_independent() -> None:
     from scipy import stats
 
     numbers = normal(torch.arange(2000), stream=torch.arange(2000) % 7, n=5)
@@ -115,11 +115,11 @@ def test_normal_numbers_are_normal() -> None:
     [{"position_noise": -1.0}, {"angle_noise": -0.1}, {"action_latency": 2}, {"max_target_step": 0.0}],
     ids=str,
 )
-def test_impossible_options_are_named(settings: dict[str, Any]) -> None:
+def test_make_vec_env__invalid_value_names_the_setting(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
         make_vec_env("so101-paper", 1, **settings)
 
 
-def test_late_actions_are_for_deltas() -> None:
+def test_action_latency__requires_joint_delta() -> None:
     with pytest.raises(ConfigError, match="action_latency is for control_mode joint_delta"):
         make_vec_env("so101-paper", 1, action_latency=1, control_mode="joint_target")
