@@ -1,5 +1,4 @@
-"""What `TaskEnv` adds to a task and its physics, where the contract tests do not reach: the images of envs
-that begin anew."""
+"""Images of `TaskEnv` after resets. The contract tests cover the rest."""
 
 from __future__ import annotations
 
@@ -17,15 +16,14 @@ from residual_rl.factory import make_vec_env
 
 
 def drawn(scenes: np.ndarray) -> np.ndarray:
-    """A stand-in for images [N, 4, 4, 3]: they tell the place of the sheet of each scene, and nothing
-    else."""
-    place = np.abs(scenes[:, 6:9] * 255).astype(np.uint8)
-    return np.broadcast_to(place[:, None, None], (len(scenes), 4, 4, 3)).copy()
+    """Fake images [N, 4, 4, 3] whose colour encodes the position of the sheet in each scene."""
+    position = np.abs(scenes[:, 6:9] * 255).astype(np.uint8)
+    return np.broadcast_to(position[:, None, None], (len(scenes), 4, 4, 3)).copy()
 
 
 @pytest.fixture
 def rendered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many envs each call drew."""
+    """Number of envs that each call rendered."""
     calls: list[int] = []
 
     def render(physics: MujocoPhysics, scenes: Any, cameras: Any, size: Any, smooth: bool = False) -> Any:
@@ -61,7 +59,7 @@ def test_task_env__renders_only_the_envs_that_were_reset(rendered: list[int]) ->
         assert torch.equal(obs["top"], torch.from_numpy(drawn(env.scenes().numpy())))
         env.reset(seed=[78], mask=torch.tensor([False, True, False]))
     assert (terminated | truncated).tolist() == [True, False, True]
-    assert rendered == [3, 1, 3, 1, 3, 1, 3, 2, 1]  # in the last step envs 0 and 2 end
+    assert rendered == [3, 1, 3, 1, 3, 1, 3, 2, 1]  # the episodes of envs 0 and 2 end in the last step
     ended, final = info["_final_obs"], info["final_obs"]["top"]
     assert torch.equal(final, torch.from_numpy(drawn(info["final_scenes"].numpy())))
     assert not torch.equal(final[ended], obs["top"][ended])

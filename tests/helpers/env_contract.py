@@ -23,7 +23,7 @@ from residual_rl.types import Obs
 SPECS = [
     *(spec for spec in TASKS.all() if spec.id != "maniskill"),
     fakes.POINT_TASK,
-]  # tests/envs/maniskill holds its own
+]  # tests/envs/maniskill runs the contract for ManiSkill
 FIRST_SEED = 4000
 
 pytestmark = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.id)
@@ -36,7 +36,7 @@ def make(spec: TaskSpec, num_envs: int = 3, num_threads: int = 1, **settings: An
 
 
 def actions(env: VecEnv, step: int, scale: float = 1.0) -> Tensor:
-    """Actions [B, A] that depend on the world and the step alone."""
+    """Actions [B, A] that depend on the env's index and the step alone."""
     rows = [
         np.random.default_rng((env_id, step)).uniform(-scale, scale, len(env.action_unit))
         for env_id in range(env.num_envs)
@@ -61,7 +61,7 @@ def flat(value: Any, name: str = "") -> dict[str, Tensor]:
     return {key: tensor for k, v in items for key, tensor in flat(v, f"{name}/{k}").items()}
 
 
-# --- what it looks like -------------------------------------------------------------------------------------
+# --- spaces, attributes and types ---------------------------------------------------------------------------
 
 
 def test_vec_env__spaces_contain_the_observations(spec: TaskSpec) -> None:
@@ -128,28 +128,25 @@ def test_vec_env_observations__equal_the_last_returned_ones(spec: TaskSpec) -> N
     assert len(env.scenes()) == 3
 
 
-# --- the ends of episodes -----------------------------------------------------------------------------------
+# --- end of episodes ----------------------------------------------------------------------------------------
 
 
 def test_vec_env_step__autoreset_returns_the_true_last_observation(spec: TaskSpec) -> None:
-    env, patient = (
-        make(spec, max_episode_steps=3),
-        make(spec, max_episode_steps=4),
-    )  # the twin does not reset yet
+    # the longer env does not reset at step 3
+    env, longer = make(spec, max_episode_steps=3), make(spec, max_episode_steps=4)
     env.reset(seed=FIRST_SEED)
-    patient.reset(seed=FIRST_SEED)
+    longer.reset(seed=FIRST_SEED)
     for step in range(3):
         obs, reward, terminated, truncated, info = env.step(actions(env, step))
-        true_obs, true_reward, *_ = patient.step(actions(env, step))
+        true_obs, true_reward, *_ = longer.step(actions(env, step))
         assert equal(info["final_obs"], true_obs)
         assert torch.equal(reward, true_reward)
         ends = step == 2
         assert info["_final_obs"].tolist() == info["_final_info"].tolist() == truncated.tolist() == [ends] * 3
         assert not terminated.any()
         assert equal(obs, true_obs) != ends
-    fresh, _ = make(spec).reset(
-        seed=FIRST_SEED + 3
-    )  # an integer seed means seed + i, and the next episodes count on from there
+    # an integer seed means seed + i for env i, and later episodes count on from there
+    fresh, _ = make(spec).reset(seed=FIRST_SEED + 3)
     assert equal(obs, fresh)
 
 
@@ -244,9 +241,8 @@ def test_vec_env_reset__leaves_envs_outside_the_mask_unchanged(spec: TaskSpec) -
         assert equal(mine[0], theirs[0], [0, 2])
         assert torch.equal(mine[1][[0, 2]], theirs[1][[0, 2]])
     assert mine[4]["final_info"]["episode_length"].tolist() == [6, 3, 6]
-    restarted = make(
-        spec, num_envs=1
-    )  # the world that was reset is like one that had never done anything else
+    # the env that was reset equals a new one
+    restarted = make(spec, num_envs=1)
     restarted.reset(seed=[77])
     for step in range(3, 6):
         alone = restarted.step(actions(env, step)[[1]])
@@ -272,9 +268,8 @@ def test_episode_seeds__envs_stay_idle_after_the_last_seed(spec: TaskSpec) -> No
         idle, (obs, _, terminated, truncated, info) = obs, env.step(actions(env, step))
         ended = terminated | truncated
         finished += info["final_info"]["seed"][ended].tolist()
-        for name in set(obs) - {
-            "joint_target"
-        }:  # the envs 1 and 2 have no episode; commands still go out to them
+        # envs 1 and 2 have no episode; only their joint targets still follow the actions
+        for name in set(obs) - {"joint_target"}:
             assert torch.equal(obs[name][1:], idle[name][1:]), name
         assert not ended[1:].any()
         assert info["final_info"]["episode_length"][1:].tolist() == [0, 0]
@@ -297,7 +292,7 @@ def test_vec_env_reset__first_reset_must_be_of_all_envs(spec: TaskSpec) -> None:
         make(spec).reset(options={"gravity": 0})
 
 
-# --- one episode is one episode -----------------------------------------------------------------------------
+# --- determinism and resuming -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("num_envs", "num_threads"), [(1, 1), (2, 1), (2, 2), (7, 2)])
@@ -315,9 +310,8 @@ def test_vec_env__episodes_do_not_depend_on_batch_slot_or_threads(
         expected.append(obs)
         rewards.append(reward)
     env = make(spec, num_envs=num_envs, num_threads=num_threads)
-    order = list(range(7))[::-1][
-        : 7 // num_envs * num_envs
-    ]  # other slots, and one batch after the other in the same envs
+    # other slots, and several batches in the same envs
+    order = list(range(7))[::-1][: 7 // num_envs * num_envs]
     for at in range(0, len(order), num_envs):
         rows = order[at : at + num_envs]
         obs, _ = env.reset(seed=[seeds[i] for i in rows])
@@ -417,16 +411,14 @@ def test_vec_env_step__different_actions_give_different_observations(spec: TaskS
     assert len(torch.unique(torch.cat([value.flatten(1) for value in obs.values()], 1), dim=0)) == 3
 
 
-@pytest.mark.parametrize("change", ["one world too few", "one action too many", "flat"])
+@pytest.mark.parametrize("change", ["one env too few", "one action too many", "flat"])
 def test_vec_env_step__wrong_action_shape_is_an_error(spec: TaskSpec, change: str) -> None:
     env = make(spec)
     env.reset(seed=FIRST_SEED)
     size = len(env.action_unit)
-    shape = {"one world too few": (2, size), "one action too many": (3, size + 1), "flat": (3 * size,)}[
-        change
-    ]
+    shapes = {"one env too few": (2, size), "one action too many": (3, size + 1), "flat": (3 * size,)}
     with pytest.raises(ConfigError, match=r"actions must have shape \(3, "):
-        env.step(torch.zeros(shape))
+        env.step(torch.zeros(shapes[change]))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -458,11 +450,8 @@ def test_physics_step__nan_is_an_error_in_the_step_where_it_appears(spec: TaskSp
     with pytest.raises(NonFiniteError, match=r"diverged.* in env\(s\) \[1\]") as caught:
         env.step(action)
     dump = caught.value.dump
-    assert dump["state_before"]["state"].isnan().any(1).tolist() == [
-        False,
-        True,
-        False,
-    ]  # the states before the step, as they were
+    # the state before the step, which already has the NaN
+    assert dump["state_before"]["state"].isnan().any(1).tolist() == [False, True, False]
     assert torch.equal(dump["action"], action)
     assert dump["seed"].tolist() == [FIRST_SEED, FIRST_SEED + 1, FIRST_SEED + 2]
     assert dump["step"].tolist() == [1, 1, 1]

@@ -1,4 +1,4 @@
-"""Videos: as many frames as were given, of the size given, with captions and gauges where they belong."""
+"""Videos: number and size of frames, panels, captions and gauges."""
 
 from __future__ import annotations
 
@@ -40,9 +40,8 @@ def test_write_video__file_contains_all_frames(
     assert meta["fps"] == 30
     assert meta["codec"] == "h264"
     assert meta["pix_fmt"].startswith("yuv420p")
-    assert (
-        np.abs(frames.mean((1, 2, 3)) - 20 * np.arange(12)).max() < 3
-    )  # lossy, but every frame in its place
+    # lossy, but all frames are in order
+    assert np.abs(frames.mean((1, 2, 3)) - 20 * np.arange(12)).max() < 3
     assert [p.name for p in path.parent.iterdir()] == ["video.mp4"]
 
 
@@ -123,7 +122,7 @@ def test_caption__adds_a_bar_and_keeps_the_image() -> None:
     assert (plain[:120] == frame).all()
     assert plain.shape[1:] == (320, 3)
     assert 20 <= plain.shape[0] - 120 <= 40
-    assert plain[120:].max() > 200  # the text is there
+    assert plain[120:].max() > 200  # the text
     assert gauge_pixels(plain[120:]) == 0
     assert caption(frame, "").shape == plain.shape
 

@@ -32,7 +32,7 @@ CFG = replace_fields(
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run folder whose residual turns the first joint."""
+    """A run folder whose residual policy turns the first joint."""
     env = make_residual_env(CFG, 1)
     learner = make_learner(CFG, env)
     with torch.no_grad():
@@ -166,7 +166,7 @@ def test_view__names_the_task_of_a_run(run: Path) -> None:
 
 
 class FakeViewer:
-    """Notes what it is shown, and is closed by its user after some scenes."""
+    """Records the scenes, and is closed after some of them."""
 
     def __init__(self, close_after: int):
         self.scenes: list[torch.Tensor] = []
@@ -193,9 +193,8 @@ def test_watch__shows_episodes_until_the_window_is_closed(
         "episode 6: no success after 8 steps",
     ]
     sheet = [tuple(scene[6:8].tolist()) for scene in window.scenes]
-    assert (
-        np.linalg.norm(np.subtract(sheet[7], sheet[0])) < 0.02
-    )  # the end of the first episode, not the start of the second
+    # scene 7 is the end of the first episode, not the start of the second
+    assert np.linalg.norm(np.subtract(sheet[7], sheet[0])) < 0.02
     assert np.linalg.norm(np.subtract(sheet[8], sheet[7])) > 0.02
     viewer.watch(env, no_residual(env), 5, FakeViewer(10**6), lines.append, num_episodes=1)  # type: ignore[arg-type]
     assert len(lines) == 3
@@ -205,14 +204,8 @@ def test_watch__shows_episodes_until_the_window_is_closed(
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("Xvfb") is None, reason="needs Xvfb, a display in memory")
 def test_live_viewer__opens_in_real_time_and_closes(tmp_path: Path) -> None:
-    command = [
-        "Xvfb",
-        "-displayfd",
-        "1",
-        "-screen",
-        "0",
-        "640x480x24",
-    ]  # it prints its display when it is ready
+    # Xvfb prints its display number when it is ready
+    command = ["Xvfb", "-displayfd", "1", "-screen", "0", "640x480x24"]
     server: Any = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     code = """
 import time, torch

@@ -55,8 +55,7 @@ class RunningEpisodes:
     def info(
         self, reward_terms: Obs, metrics: Obs, obs: Obs, success: Tensor, ended: Tensor
     ) -> dict[str, Any]:
-        """The `info` that `VecEnv.step` returns for the step just counted; `ended` [B] marks episodes that
-        end."""
+        """The `info` that `VecEnv.step` returns for this step; `ended` [B] bool marks episodes that end."""
         episode = {
             "seed": self.seed,
             "episode_return": self.episode_return,

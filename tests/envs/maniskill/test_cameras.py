@@ -1,4 +1,4 @@
-"""Cameras of ManiSkill's worlds, where there is a Vulkan driver."""
+"""Cameras of ManiSkill envs. The tests need a Vulkan driver."""
 
 from __future__ import annotations
 
@@ -46,10 +46,8 @@ def test_obs_mode__adds_images_of_the_requested_size(
     assert ("state" in obs) == has_state
     if has_state:
         assert obs["state"].shape[1] > obs["proprioception"].shape[1]
-    assert obs["proprioception"].shape == (
-        2,
-        9 + 9 + 1 + 7 + 3,
-    )  # positions, velocities, whether something is held, hand, goal
+    # joint positions and velocities, is_grasped, tool pose, goal
+    assert obs["proprioception"].shape == (2, 9 + 9 + 1 + 7 + 3)
     assert torch.equal(obs["proprioception"][:, :9], obs["joint_position"])
 
 
@@ -72,6 +70,6 @@ def test_render_scenes__renders_each_state_and_lists_the_cameras(env: ManiSkillV
     assert len({image.tobytes() for image in images}) == 4
     assert images.std() > 5.0
     with pytest.raises(
-        ConfigError, match="PickCube-v1 has no camera 'side' to draw from; it has render_camera"
+        ConfigError, match="PickCube-v1 has no camera 'side' for rendering; it has: render_camera"
     ):
         env.render_scenes(scenes[0], (40, 60), "side")

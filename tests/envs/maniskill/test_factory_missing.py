@@ -1,4 +1,4 @@
-"""Without ManiSkill, what needs it says in one line how to get it; what needs a GPU says so too."""
+"""Settings of ManiSkill tasks, and errors if ManiSkill or a GPU is missing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HINT = "ManiSkill is not available; install it with `pip install residual-rl[man
 
 @pytest.fixture
 def no_maniskill(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if it were not installed, wherever these tests run."""
+    """Make ManiSkill appear not installed."""
     real = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "mani_skill" else real(name, *rest)
@@ -42,15 +42,13 @@ def test_make_env_cfg__gpu_simulation_without_a_gpu_suggests_physx_cpu(
     settings: dict[str, Any], device: str
 ) -> None:
     with pytest.raises(
-        ConfigError, match=r"needs an NVIDIA GPU, and torch sees none here; choose --sim-backend physx_cpu"
+        ConfigError, match=r"needs an NVIDIA GPU, and torch finds none; choose --sim-backend physx_cpu"
     ):
         make_env_cfg(ManiSkillCfg(**settings), device)
 
 
 def test_make_env_cfg__unknown_device_is_named_in_the_error() -> None:
-    with pytest.raises(
-        ConfigError, match="sim_device 'cuda:x' is no device of torch's; choose cpu, cuda or cuda:N"
-    ):
+    with pytest.raises(ConfigError, match="sim_device must be cpu, cuda or cuda:N, not 'cuda:x'"):
         make_env_cfg(ManiSkillCfg(), "cuda:x")
 
 
@@ -84,8 +82,8 @@ def test_train_overrides__match_the_published_settings() -> None:
 
 
 def test_train_overrides__are_the_defaults_of_train_for_the_chosen_env_id() -> None:
-    """And rewards that pay for each step go with bootstrapping at every end: else success, which ends an
-    episode, would be a loss."""
+    """Includes bootstrapping at every episode end: rewards are positive in each step, so that success, which
+    ends an episode, would otherwise be a loss."""
     push, unnamed = TrainCfg.default("maniskill", variant="PushCube-v1"), TrainCfg.default("maniskill")
     assert (push.learner.num_steps, push.learner.gamma, push.learner.bootstrap_at_done) == (20, 0.8, "always")
     assert unnamed.learner == push.learner  # it is the default task

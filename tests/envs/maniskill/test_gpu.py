@@ -1,4 +1,4 @@
-"""ManiSkill's GPU simulation: the same contract, with all tensors on the device."""
+"""ManiSkill's GPU simulation: devices, autoreset and partial resets."""
 
 from __future__ import annotations
 
@@ -58,19 +58,19 @@ def test_maniskill_vec_env__partial_reset_on_the_gpu_leaves_other_envs_unchanged
     before, *_ = env.step(torch.full((16, 8), 0.5, device=env.device))
     mask = torch.zeros(16, dtype=torch.bool, device=env.device)
     mask[3] = mask[9] = True
-    places = []
+    positions = []
     for seed in (100, 200, 100):
         obs, info = env.reset(seed=[seed, seed + 1], mask=mask)
         assert info["seed"][mask].tolist() == [seed, seed + 1]
         assert torch.equal(obs["obj_pose"][~mask], before["obj_pose"][~mask])
-        places.append(obs["obj_pose"][mask][:, :2])
-    assert not torch.allclose(places[0], places[1])
-    assert torch.allclose(places[0], places[2], atol=1e-5)
+        positions.append(obs["obj_pose"][mask][:, :2])
+    assert not torch.allclose(positions[0], positions[1])
+    assert torch.allclose(positions[0], positions[2], atol=1e-5)
 
 
 def test_maniskill_vec_env__gpu_simulation_rejects_a_step_mask(env: ManiSkillVecEnv) -> None:
     env.reset(seed=0)
-    with pytest.raises(ConfigError, match="steps all envs or none"):
+    with pytest.raises(ConfigError, match="cannot step a subset of the envs"):
         env.step(
             torch.zeros(16, 8, device=env.device), mask=torch.ones(16, dtype=torch.bool, device=env.device)
         )

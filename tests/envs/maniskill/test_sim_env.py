@@ -1,4 +1,4 @@
-"""SimEnvs of ManiSkill: the same numbers as ManiSkill's own, clean resets, actions, failures."""
+"""ManiSkill envs: results equal to ManiSkill's, clean resets, actions and failures."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def make_env() -> Iterator[Make]:
         env.close()
 
 
-def played(world: ManiSkillEnv, seed: int, actions: Tensor) -> Tensor:
+def play(env: ManiSkillEnv, seed: int, actions: Tensor) -> Tensor:
     """The states [T + 1, S] of an episode."""
-    world.reset(HERE, torch.tensor([seed]))
-    states = [world.states()[0]]
+    env.reset(HERE, torch.tensor([seed]))
+    states = [env.states()[0]]
     for action in actions:
-        world.step(action[None])
-        states.append(world.states()[0])
+        env.step(action[None])
+        states.append(env.states()[0])
     return torch.stack(states)
 
 
@@ -74,14 +74,13 @@ def test_maniskill_env__observations_and_rewards_equal_those_of_maniskill(make_e
                 assert float(value[1]) == float(their_info[name])
     assert env.control_hz == 20.0
     assert env.max_episode_steps == 50
-    assert env.action_unit.tolist() == pytest.approx(
-        [0.1] * 7 + [0.025]
-    )  # panda's joints by 0.1 rad; its fingers from -0.01 to 0.04 m
+    # the joints of the Panda move by 0.1 rad; its fingers from -0.01 to 0.04 m
+    assert env.action_unit.tolist() == pytest.approx([0.1] * 7 + [0.025])
 
 
 def test_clean_reset__episode_in_a_used_env_equals_one_in_a_new_env() -> None:
-    """Cubes that are pushed about and pressed: what PhysX keeps of the first episode would change the second
-    one."""
+    """The cubes are pushed and pressed, so that contacts left over from the first episode would change the
+    second."""
     settings = ManiSkillEnvCfg("StackCube-v1", control_mode="pd_ee_delta_pos")
     actions = {}
     for seed in (14, 15):
@@ -89,28 +88,28 @@ def test_clean_reset__episode_in_a_used_env_equals_one_in_a_new_env() -> None:
         rows[:, 2] = -abs(rows[:, 2])
         actions[seed] = torch.tensor(rows, dtype=torch.float32)
     used, new = ManiSkillEnv(settings), ManiSkillEnv(settings)
-    played(used, 15, actions[15])
-    assert torch.equal(played(used, 14, actions[14]), played(new, 14, actions[14]))
+    play(used, 15, actions[15])
+    assert torch.equal(play(used, 14, actions[14]), play(new, 14, actions[14]))
 
 
 def test_reset_some__draws_the_same_episode_as_maniskill() -> None:
-    world = ManiSkillEnv(ManiSkillEnvCfg("PushCube-v1"))
-    world.reset(HERE, torch.tensor([6]))
-    other = world.states()
+    env = ManiSkillEnv(ManiSkillEnvCfg("PushCube-v1"))
+    env.reset(HERE, torch.tensor([6]))
+    other = env.states()
     before = torch.random.get_rng_state()
-    world.reset(HERE, torch.tensor([5]))
+    env.reset(HERE, torch.tensor([5]))
     assert torch.equal(torch.random.get_rng_state(), before)
-    ours = world.states()
+    ours = env.states()
     assert not torch.equal(ours[:, 1:], other[:, 1:])
-    world.env.reset(seed=5)
-    assert torch.equal(ours, world.states())
+    env.env.reset(seed=5)
+    assert torch.equal(ours, env.states())
 
 
 def test_read_poses_at_once__returns_the_same_poses_as_maniskill(monkeypatch: pytest.MonkeyPatch) -> None:
     import sapien
     from mani_skill.utils.structs import Pose
 
-    monkeypatch.setattr(Pose, "create", Pose.create)  # put back afterwards
+    monkeypatch.setattr(Pose, "create", Pose.create)  # restored after the test
     lists = [[sapien.Pose([0.1, -0.2, 0.3], [0.5, 0.5, -0.5, 0.5])], [sapien.Pose(), sapien.Pose([1, 2, 3])]]
     slow = [Pose.create(poses, device=device).raw_pose for poses in lists for device in (None, "cpu")]
     read_poses_at_once()
@@ -120,12 +119,10 @@ def test_read_poses_at_once__returns_the_same_poses_as_maniskill(monkeypatch: py
         torch.equal(ours, theirs) and ours.dtype == theirs.dtype
         for ours, theirs in zip(quick, slow, strict=True)
     )
-    assert Pose.create(torch.ones(3)).raw_pose.tolist() == [
-        [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
-    ]  # whatever else it takes
-    assert Pose.create(sapien.Pose([0.0, 0.0, 1.0])).raw_pose.tolist() == [
-        [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0]
-    ]
+    # other types of arguments
+    assert Pose.create(torch.ones(3)).raw_pose.tolist() == [[1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]]
+    pose = sapien.Pose([0.0, 0.0, 1.0])
+    assert Pose.create(pose).raw_pose.tolist() == [[0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0]]
 
 
 def test_collect_garbage_seldom__collects_once_in_sixteen_rebuilds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +132,7 @@ def test_collect_garbage_seldom__collects_once_in_sixteen_rebuilds(monkeypatch: 
 
     collections: list[None] = []
     monkeypatch.setattr(gc, "collect", lambda: collections.append(None))
-    monkeypatch.setattr(sapien_env, "gc", gc)  # put back afterwards
+    monkeypatch.setattr(sapien_env, "gc", gc)  # restored after the test
     collect_garbage_seldom()
     for _ in range(40):
         sapien_env.gc.collect()
@@ -143,14 +140,14 @@ def test_collect_garbage_seldom__collects_once_in_sixteen_rebuilds(monkeypatch: 
 
 
 def test_maniskill_env__object_sizes_depend_on_the_seed() -> None:
-    world = ManiSkillEnv(ManiSkillEnvCfg("PegInsertionSide-v1"))
+    env = ManiSkillEnv(ManiSkillEnvCfg("PegInsertionSide-v1"))
     sizes = []
     for seed in (1, 2, 1):
-        world.reset(HERE, torch.tensor([seed]))
-        sizes.append(world.observations()["peg_half_size"])
+        env.reset(HERE, torch.tensor([seed]))
+        sizes.append(env.observations()["peg_half_size"])
     assert torch.equal(sizes[0], sizes[2])
     assert not torch.equal(sizes[0], sizes[1])
-    assert world.deterministic
+    assert env.deterministic
     assert not ManiSkillEnv(ManiSkillEnvCfg("PegInsertionSide-v1", reconfiguration_freq=3)).deterministic
 
 
@@ -180,10 +177,8 @@ def test_maniskill_vec_env__success_terminates_push_cube(make_env: Make) -> None
 
 
 def test_action_range__maps_pd_joint_pos_to_the_joint_limits(make_env: Make) -> None:
-    env, theirs = (
-        make_env(env_id="PushCube-v1", control_mode="pd_joint_pos"),
-        bare("PushCube-v1", control_mode="pd_joint_pos"),
-    )
+    env = make_env(env_id="PushCube-v1", control_mode="pd_joint_pos")
+    theirs = bare("PushCube-v1", control_mode="pd_joint_pos")
     space = theirs.action_space
     env.reset(seed=[0, 4])
     theirs.reset(seed=4)
@@ -213,7 +208,7 @@ def test_action_range__concatenates_the_actions_of_two_robots(make_env: Make) ->
             {"control_mode": "pd_ee_delta"},
             "unknown control mode of PushCube-v1: 'pd_ee_delta'; did you mean .*known: pd_ee_delta_pos, ",
         ),
-        ({"robot_uids": "dclaw"}, "ManiSkill cannot make PushCube-v1 with robot dclaw: "),
+        ({"robot_uids": "dclaw"}, "ManiSkill cannot create PushCube-v1 with robot dclaw: "),
         (
             {"reward_mode": "shaped"},
             "PushCube-v1 has no reward mode 'shaped'; it has normalized_dense, dense, sparse, none",
@@ -235,7 +230,7 @@ def test_action_range__concatenates_the_actions_of_two_robots(make_env: Make) ->
         ),
         (
             {"task_modules": ("no_such_module",)},
-            "module 'no_such_module', which registers ManiSkill tasks, cannot be imported",
+            "cannot import 'no_such_module' of --task-modules, which registers ManiSkill tasks",
         ),
     ],
 )
@@ -257,7 +252,7 @@ def test_parallel_envs__killed_worker_is_named_in_the_error(make_env: Make) -> N
         env.step(torch.zeros(3, 8))
     with pytest.raises(WorkerError, match="the ManiSkill workers have ended"):
         env.reset(seed=0)
-    make_env(num_envs=1).reset(seed=0)  # others live on
+    make_env(num_envs=1).reset(seed=0)  # other pools still work
 
 
 def test_parallel_envs__exception_of_a_task_is_in_the_error(
@@ -291,31 +286,28 @@ env = make(ManiSkillCfg(env_id="PickCube-v1"), 1, 1, "cpu")
 env.reset(seed=6)
 print([round(x, 5) for x in env.step(torch.full((1, 8), 0.5))[0]["state"][0].tolist()])
 make_rgb = lambda: make(ManiSkillCfg(obs_mode="rgb"), 1, 1, "cpu")
-for what in (make_rgb, lambda: env.render_scenes(env.scenes(), (32, 32))):
+for function in (make_rgb, lambda: env.render_scenes(env.scenes(), (32, 32))):
     try:
-        what()
+        function()
     except ConfigError as error:
         print(error)
 """
 
 
 def test_vulkan_works__without_vulkan_states_work_and_images_are_an_error(make_env: Make) -> None:
-    nothing = {"VK_DRIVER_FILES": os.devnull, "VK_ICD_FILENAMES": os.devnull}
+    no_driver = {"VK_DRIVER_FILES": os.devnull, "VK_ICD_FILENAMES": os.devnull}
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", WITHOUT_VULKAN],
-        env={**os.environ, **nothing},
+        env={**os.environ, **no_driver},
         capture_output=True,
         text=True,
         check=True,
     )
-    state, images, drawing = run.stdout.splitlines()
+    state, observing, rendering = run.stdout.splitlines()
     env = make_env(env_id="PickCube-v1", num_envs=1)
     env.reset(seed=6)
-    here = env.step(torch.full((1, 8), 0.5))[0]["state"][0]
-    assert state == str([round(x, 5) for x in here.tolist()])
-    assert images.startswith(
-        # … and what is to be done
-        "obs_mode rgb with render_backend cpu cannot be had: it needs a Vulkan driver, "
-    )
-    assert "mesa-vulkan-drivers" in images
-    assert drawing.startswith("a picture of a world cannot be had: ")
+    expected = env.step(torch.full((1, 8), 0.5))[0]["state"][0]
+    assert state == str([round(x, 5) for x in expected.tolist()])
+    assert observing.startswith("obs_mode rgb with render_backend cpu needs a Vulkan driver, ")
+    assert "mesa-vulkan-drivers" in observing
+    assert rendering.startswith("rendering an image needs a Vulkan driver, ")

@@ -1,5 +1,4 @@
-"""The vec_env of ManiSkill's worlds, on worlds that are told what happens: ends of episodes, waiting,
-resuming, failures."""
+"""The vec_env of ManiSkill envs, on scripted envs: end of episodes, masks, resuming and failures."""
 
 from __future__ import annotations
 
@@ -19,8 +18,10 @@ from residual_rl.types import Obs
 
 
 class ScriptedEnvs:
-    """Observes each world's seed and the sum of its actions. `success` and `fail` hold the sums at which
-    these come."""
+    """Envs that observe their seed and the sum of their actions.
+
+    An episode succeeds when the sum reaches `success`, and fails when it falls to `-fail`.
+    """
 
     device = torch.device("cpu")
     remote = False
@@ -28,7 +29,8 @@ class ScriptedEnvs:
     def __init__(
         self, num_envs: int = 3, deterministic: bool = True, success: float = 99.0, fail: float = 99.0
     ):
-        self.num_envs, self.deterministic, self.success, self.fail = num_envs, deterministic, success, fail
+        self.num_envs, self.deterministic = num_envs, deterministic
+        self.success, self.fail = success, fail
         self.description = EnvDescription(
             "robot",
             "pd_joint_delta_pos",
@@ -41,13 +43,14 @@ class ScriptedEnvs:
             deterministic,
         )
         self.state = torch.zeros(num_envs, 2)
-        self.poison: float = 0.0
+        self.noise: float = 0.0
+        """Added to all sums in each step."""
 
     def reset(self, env_ids: Tensor, seeds: Tensor) -> None:
         self.state[env_ids] = torch.stack([seeds.float(), torch.zeros(len(seeds))], 1)
 
     def step(self, actions: Tensor, active: Tensor) -> Step:
-        self.state[:, 1] += actions[:, 0] * active + self.poison
+        self.state[:, 1] += actions[:, 0] * active + self.noise
         total = self.state[:, 1]
         return Step(
             self.observations(),
@@ -71,8 +74,8 @@ def render(scenes: Tensor, size: tuple[int, int], camera: str | None) -> np.ndar
     return np.full((len(scenes), *size, 3), 7, np.uint8)
 
 
-def make(max_episode_steps: int = 4, ignore_terminations: bool = False, **worlds: Any) -> ManiSkillVecEnv:
-    return ManiSkillVecEnv(ScriptedEnvs(**worlds), max_episode_steps, ignore_terminations, render)
+def make(max_episode_steps: int = 4, ignore_terminations: bool = False, **settings: Any) -> ManiSkillVecEnv:
+    return ManiSkillVecEnv(ScriptedEnvs(**settings), max_episode_steps, ignore_terminations, render)
 
 
 def act(*values: float) -> Tensor:
@@ -87,8 +90,13 @@ def test_maniskill_vec_env__success_and_failure_terminate_and_the_limit_truncate
     ):
         obs, _, ended, cut, info = env.step(act(1.0, -1.0, 0.5))
         assert (ended.int().tolist(), cut.int().tolist()) == (list(terminated), list(truncated)), step
-    assert info["final_info"]["success_once"].tolist() == [False, False, False]  # world 0 has begun another
-    obs, _, ended, cut, info = env.step(act(1.0, -1.0, 0.5))  # at the limit, world 2 succeeds: that is no cut
+    assert info["final_info"]["success_once"].tolist() == [
+        False,
+        False,
+        False,
+    ]  # env 0 has started another episode
+    # env 2 succeeds at the limit, which is no truncation
+    obs, _, ended, cut, info = env.step(act(1.0, -1.0, 0.5))
     assert (ended.tolist(), cut.tolist()) == ([True, True, True], [False, False, False])
     final = info["final_info"]
     assert final["success_once"].tolist() == final["success_at_end"].tolist() == [True, False, True]
@@ -97,7 +105,7 @@ def test_maniskill_vec_env__success_and_failure_terminate_and_the_limit_truncate
     assert final["sum"].tolist() == [2.0, -1.0, 2.0]
     assert info["final_obs"]["state"][:, 1].tolist() == [2.0, -1.0, 2.0]
     assert obs["state"][:, 1].tolist() == [0.0, 0.0, 0.0]
-    assert obs["state"][:, 0].tolist() == [17.0, 18.0, 19.0]  # 13 to 16 were those before
+    assert obs["state"][:, 0].tolist() == [17.0, 18.0, 19.0]  # after the episodes 10 to 16
 
 
 def test_ignore_terminations__episodes_last_until_the_limit() -> None:
@@ -127,16 +135,15 @@ def test_maniskill_vec_env__step_leaves_envs_outside_the_mask_unchanged() -> Non
     gpu = make()
     gpu._can_wait = False
     gpu.reset(seed=0)
-    with pytest.raises(ConfigError, match="steps all envs or none"):
+    with pytest.raises(ConfigError, match="cannot step a subset of the envs"):
         gpu.step(act(0.0, 0.0, 0.0), mask=torch.ones(3, dtype=torch.bool))
 
 
 def test_state_dict__stores_seeds_and_actions_and_resumes_exactly() -> None:
     env = make(max_episode_steps=6, success=3.0)
     env.reset(seed=0)
-    for k in range(
-        9
-    ):  # worlds of different ages, one of which waits now and then, and one that was reset by hand
+    # episodes of different lengths; env 1 is sometimes masked, and env 2 is reset once
+    for k in range(9):
         env.step(act(0.9, 0.7, -0.25), mask=torch.tensor([True, k % 3 != 1, True]))
         if k == 4:
             env.reset(seed=[77], mask=torch.tensor([False, False, True]))
@@ -172,7 +179,7 @@ def test_load_state_dict__warns_if_the_replay_differs(caplog: pytest.LogCaptureF
     state = env.state_dict()
     state["obs"]["state"] += 1.0
     make().load_state_dict(state)
-    assert "went otherwise here" in caplog.text
+    assert "could not be restored exactly" in caplog.text
 
 
 def test_load_state_dict__starts_new_episodes_if_not_deterministic() -> None:
@@ -197,7 +204,7 @@ def test_maniskill_vec_env__nan_is_an_error_in_the_step_where_it_appears() -> No
     env = make()
     env.reset(seed=0)
     env.step(act(1.0, 0.5, 0.0))
-    env._sim.poison = float("nan")  # type: ignore[attr-defined]
+    env._sim.noise = float("nan")  # type: ignore[attr-defined]
     with pytest.raises(NonFiniteError, match=r"reward is not finite in env\(s\) \[0, 1, 2\]") as caught:
         env.step(act(0.25, 0.25, 0.25))
     dump = caught.value.dump
@@ -208,13 +215,13 @@ def test_maniskill_vec_env__nan_is_an_error_in_the_step_where_it_appears() -> No
 
 
 def test_maniskill_env__metrics_are_copies_of_the_task_tensors() -> None:
-    world = ManiSkillEnv.__new__(ManiSkillEnv)
-    world.num_envs, world.device = 2, torch.device("cpu")
-    own = torch.tensor([1.0, 2.0])
-    figure = world._figure(own)
-    own.zero_()
-    assert figure.tolist() == [1.0, 2.0]
-    assert world._figure(True).tolist() == [1.0, 1.0]
+    env = ManiSkillEnv.__new__(ManiSkillEnv)
+    env.num_envs, env.device = 2, torch.device("cpu")
+    of_the_task = torch.tensor([1.0, 2.0])
+    metric = env._per_env(of_the_task)
+    of_the_task.zero_()
+    assert metric.tolist() == [1.0, 2.0]
+    assert env._per_env(True).tolist() == [1.0, 1.0]
 
 
 def test_maniskill_vec_env__final_scenes_are_returned_after_the_first_scenes_call() -> None:

@@ -1,4 +1,4 @@
-"""Camera images: the right pixels, the same pixels whatever the batch and the threads, and clear errors."""
+"""Camera images: correct pixels, independence of batch and threads, and clear errors."""
 
 from __future__ import annotations
 
@@ -39,24 +39,22 @@ def qpos(model: mujoco.MjModel) -> np.ndarray:
 def test_camera_renderer__top_camera_matches_the_pinhole_model() -> None:
     model = build_scene(SceneCfg(top_fovy=70))
     home = model.key("home").qpos.copy()
-    home[:6] = -1.9, -1.7, 1.6, 1.5, 0, 0  # the arm folded aside
+    home[:6] = -1.9, -1.7, 1.6, 1.5, 0, 0  # the arm is folded away
     home[6:8] = 0.32, 0.05
     height, width = 120, 160
     with CameraRenderer(model, ["top"], height, width, num_threads=1) as renderer:
         image = renderer.render(home[None])["top"][0]
 
     def pixel(x: float, y: float) -> np.ndarray:
-        focal = (
-            height / 2 / np.tan(np.radians(35))
-        )  # [pixels]; the camera is at (0.24, 0, 0.34), x upwards, y to the left
-        return image[int(height / 2 - focal * (x - 0.24) / 0.342), int(width / 2 - focal * y / 0.342)].astype(
-            int
-        )
+        # focal length [px]; the camera is at (0.24, 0, 0.34), x points up and y to the left
+        focal = height / 2 / np.tan(np.radians(35))
+        row, column = height / 2 - focal * (x - 0.24) / 0.342, width / 2 - focal * y / 0.342
+        return image[int(row), int(column)].astype(int)
 
     assert pixel(0.32, 0.05).min() > 180  # white paper
     assert pixel(0.32 + 0.07, 0.05 + 0.10).min() > 180
     assert pixel(0.32 + 0.08, 0.05).max() < 40  # black table beyond its edge
-    for point in ((0.22, -0.135), (0.116, 0.0), (0.22, 0.135)):  # the strips that it leaves free
+    for point in ((0.22, -0.135), (0.116, 0.0), (0.22, 0.135)):  # visible parts of the tape
         red, green, blue = pixel(*point)
         assert red > 90
         assert max(green, blue) < red / 3
@@ -98,11 +96,11 @@ def test_camera_renderer__raises_the_error_of_a_worker_and_stays_usable(
         expected = renderer.render(qpos)["top"]
 
         def fail(*_: object) -> None:
-            raise RuntimeError("out of light")
+            raise RuntimeError("out of memory")
 
         with monkeypatch.context() as patch:
             patch.setattr(mujoco, "mjr_render", fail)
-            with pytest.raises(RuntimeError, match="out of light"):
+            with pytest.raises(RuntimeError, match="out of memory"):
                 renderer.render(qpos)
         np.testing.assert_array_equal(renderer.render(qpos)["top"], expected)
 
@@ -125,15 +123,14 @@ def test_camera_renderer__invalid_argument_is_named_in_the_error(
         renderer.render(qpos)
 
 
-# --- which OpenGL
+# --- OpenGL backends
 
 
 @pytest.fixture
 def _fresh_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.setattr(
-        gl_backend, "gl_context_class", gl_backend.gl_context_class.__wrapped__
-    )  # without its memory
+    # bypass the cache
+    monkeypatch.setattr(gl_backend, "gl_context_class", gl_backend.gl_context_class.__wrapped__)
 
 
 @pytest.mark.usefixtures("_fresh_choice")

@@ -1,4 +1,4 @@
-"""The pool of worker processes: shared arrays, failures, and nothing left behind."""
+"""The pool of worker processes: shared arrays, failures and cleanup."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def pool() -> Iterator[WorkerPool]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process runs; one that has ended and was not waited for does not."""
+    """Whether a process is running; a zombie is not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -49,7 +49,7 @@ def is_running(pid: int) -> bool:
 
 
 def wait_for_end(pids: list[int], seconds: float = 10.0) -> list[int]:
-    """Those of the processes that still run after some time."""
+    """Wait for processes to end, and return those that are still running."""
     deadline = time.monotonic() + seconds
     while (left := [pid for pid in pids if is_running(pid)]) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -67,7 +67,7 @@ def test_worker_pool__divides_the_envs_and_shares_their_arrays(pool: WorkerPool)
     arrays["action"][:] = [[1, 2], [3, 4], [5, 6]]
     pool.call("step")
     pool.call("step")
-    pool.call("step", mask=[False, False, True])  # the second worker alone
+    pool.call("step", mask=[False, False, True])  # only the second worker
     assert arrays["sum"].tolist() == [[2, 4], [9, 12], [15, 18]]
     assert not arrays["image"].any()
 
@@ -85,7 +85,7 @@ def test_worker_pool_close__ends_the_workers_and_keeps_the_arrays(pool: WorkerPo
     pool.close()
     assert not wait_for_end(pids)
     assert (arrays["action"] == 7).all()
-    with pytest.raises(WorkerError, match="the Toy workers have ended: make a new env"):
+    with pytest.raises(WorkerError, match="the Toy workers have ended; create a new env"):
         pool.call("step")
 
 
@@ -96,8 +96,7 @@ def test_worker_pool__workers_do_not_import_this_package(pool: WorkerPool) -> No
 def test_worker_pool__runs_workers_in_another_interpreter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It stands for another version: it has NumPy and the helpers' folder, and this package cannot be
-    imported."""
+    """The interpreter has only NumPy and the helpers; this package cannot be imported."""
     numpy = Path(np.__file__).parents[1]
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nPYTHONPATH={HELPERS}:{numpy} exec {sys.executable} -S "$@"\n')
@@ -171,14 +170,14 @@ def test_fork_server__is_replaced_after_being_killed(pool: WorkerPool) -> None:
     os.kill(pool._workers[0].server._process.pid, signal.SIGKILL)
     pool._workers[0].server._process.wait()
     arrays["action"][:] = 1
-    pool.call("step")  # the workers go on
+    pool.call("step")  # the workers still run
     assert arrays["sum"].tolist() == [[1, 1]] * 3
     make_pool().close()
     pool.close()
     assert not wait_for_end(pids)
 
 
-# --- nothing is left ----------------------------------------------------------------------------------------
+# --- cleanup ------------------------------------------------------------------------------------------------
 
 PROGRAM = """
 import sys, time
@@ -197,9 +196,9 @@ time.sleep(60)
 def test_worker_pool__leaves_no_process_or_memory_after_the_program_ends(
     step: str, sent: signal.Signals | None, processes: list[Any]
 ) -> None:
-    """After an exception, Ctrl-C, SIGTERM and kill -9, between two steps and in one."""
+    """After an exception, Ctrl-C, SIGTERM and kill -9, between two steps and during a step."""
     if (sent is None) != (step == "raise"):
-        pytest.skip("a program ends by its exception or by a signal")
+        pytest.skip("the program ends either by an exception or by a signal")
     segments = set(os.listdir("/dev/shm"))
     environment = {**os.environ, "PYTHONPATH": f"{SRC}:{HELPERS}"}
     program = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The agent `a1_galaxea`: its model against the table of measurements, and its controllers."""
+"""The robot `a1_galaxea`: its model, compared with a table of measurements, and its controllers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from paths import ROOT
 
-from residual_rl.envs.maniskill import headless as no_device
+from residual_rl.envs.maniskill import headless
 
 pytestmark = pytest.mark.maniskill
 
-ArraySpec = NDArray[np.float64]
+Array = NDArray[np.float64]
 
 JOINTS = (
     ((-0.0011147, 0, 0.0892), (0, 0, 3.1416)),
@@ -31,7 +31,7 @@ JOINTS = (
     ((0, 0, 0.2776), (-1.5708, 0, 3.1416)),
     ((0, -0.1575, -0.00023266), (1.5708, 0, 0)),
 )
-"""Origins of the arm's joints [m], and their roll, pitch and yaw [rad]; they turn about z."""
+"""Origins of the arm's joints [m], and their roll, pitch and yaw [rad]; the joint axes are z."""
 LIMITS = [
     [-2.8798, 2.8798],
     [0, 3.1415],
@@ -47,8 +47,8 @@ MASSES = {
 }  # fmt: skip
 
 
-def transform(position: Any, roll: float, pitch: float, yaw: float) -> ArraySpec:
-    """[4, 4], of rotations about the fixed axes x, y, z, in this order."""
+def transform(position: Any, roll: float, pitch: float, yaw: float) -> Array:
+    """Homogeneous transform [4, 4], with rotations about the fixed axes x, y and z in this order."""
     (cr, sr), (cp, sp), (cy, sy) = ((np.cos(angle), np.sin(angle)) for angle in (roll, pitch, yaw))
     about_x = np.array([[1, 0, 0], [0, cr, -sr], [0, sr, cr]])
     about_y = np.array([[cp, 0, sp], [0, 1, 0], [-sp, 0, cp]])
@@ -58,8 +58,8 @@ def transform(position: Any, roll: float, pitch: float, yaw: float) -> ArraySpec
     return result
 
 
-def expected_frames(joints: ArraySpec) -> dict[str, ArraySpec]:
-    """Frames [4, 4] of what the arm carries, in the frame of its base."""
+def expected_frames(joints: Array) -> dict[str, Array]:
+    """Frames [4, 4] of the links behind the arm by name, in the frame of the base."""
     seg6 = np.eye(4)
     for (position, turn), angle in zip(JOINTS, joints[:6], strict=True):
         seg6 = seg6 @ transform(position, *turn) @ transform((0, 0, 0), 0, 0, angle)
@@ -75,20 +75,20 @@ def expected_frames(joints: ArraySpec) -> dict[str, ArraySpec]:
     return {name: hand @ offset for name, offset in offsets.items()}
 
 
-def random_joints(n: int) -> ArraySpec:
+def random_joints(n: int) -> Array:
     low, high = np.array(LIMITS).T
     return np.random.default_rng(0).uniform(low, high, (n, 8))
 
 
 @pytest.fixture(scope="module")
 def make_arm() -> Iterator[Any]:
-    """The arm alone, with a control mode."""
+    """A function that puts the arm, in an empty scene, into its `ready` pose in a control mode."""
     import mani_skill.envs  # noqa: F401
 
     import residual_rl.tasks.maniskill.a1_galaxea  # noqa: F401
 
-    if not no_device.vulkan_works():
-        no_device.replace_materials()
+    if not headless.vulkan_works():
+        headless.replace_materials()
     env = gymnasium.make(
         "Empty-v1", robot_uids="a1_galaxea", obs_mode="state", sim_backend="physx_cpu", render_backend="none"
     ).unwrapped
@@ -99,10 +99,10 @@ def make_arm() -> Iterator[Any]:
         agent.set_control_mode(mode)
         agent.reset(torch.tensor(agent.keyframes["ready"].qpos, dtype=torch.float32)[None])
         agent.controller.reset()
-        # ManiSkill sets it when a mode is first chosen, and it is that of the last such mode since
+        # ManiSkill sets the drive properties only when a mode is first used
         agent.controller.set_drive_property()
         for joint in agent.robot.active_joints:
-            joint.set_drive_velocity_target(0.0)  # which a mode of velocities leaves behind
+            joint.set_drive_velocity_target(0.0)  # velocity modes leave their target behind
         return env
 
     yield ready
@@ -119,7 +119,7 @@ def test_a1_galaxea__link_frames_match_the_table(make_arm: Any) -> None:
 
 
 def test_a1_galaxea__tool_frame_in_pytorch_kinematics_matches_the_table(make_arm: Any) -> None:
-    """What the GPU's Cartesian controllers read the model with."""
+    """The Cartesian controllers of the GPU simulation use pytorch_kinematics."""
     import pytorch_kinematics
 
     model = Path(make_arm("pd_joint_pos").agent.urdf_path).read_bytes()
@@ -152,7 +152,7 @@ def test_a1_galaxea_keyframes__ready_points_the_gripper_down(make_arm: Any) -> N
 
 
 def act(env: Any, action: Any, policy_steps: int = 4) -> None:
-    """Have the controllers execute `action` [A]; there are 5 physics steps in one of theirs."""
+    """Execute `action` [A] for some policy steps of 5 physics steps each."""
     for _ in range(policy_steps):
         env.agent.set_action(torch.as_tensor(action, dtype=torch.float32)[None])
         for _ in range(5):
@@ -212,7 +212,7 @@ def test_a1_galaxea__cartesian_commands_move_the_tool_along_the_axis(
 
 def test_a1_galaxea__reaches_a_commanded_tool_pose(make_arm: Any) -> None:
     env = make_arm("pd_ee_pose")
-    act(env, [0.33, 0.05, 0.15, np.pi, 0.0, 0.0, 0.0], 40)  # a half turn about x: it points down
+    act(env, [0.33, 0.05, 0.15, np.pi, 0.0, 0.0, 0.0], 40)  # half a turn about x: the tool points down
     frame = env.agent.tcp.pose.sp.to_transformation_matrix()
     np.testing.assert_allclose(frame[:3, 3], [0.33, 0.05, 0.15], atol=5e-3)
     np.testing.assert_allclose(frame[:3, :3], np.diag([1, -1, -1]), atol=0.03)

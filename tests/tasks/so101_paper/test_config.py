@@ -1,4 +1,4 @@
-"""Options of so101-paper that make it harder: sparse reward, late actions, noisy observations."""
+"""Options of so101-paper that make it harder: sparse reward, action latency and observation noise."""
 
 from __future__ import annotations
 
@@ -31,13 +31,15 @@ def test_reward_mode__sparse_rewards_only_success() -> None:
 
 
 def test_action_latency__delays_actions_by_one_step() -> None:
-    now, late = (make_vec_env("so101-paper", 1, num_threads=1, action_latency=latency) for latency in (0, 1))
+    immediate, delayed = (
+        make_vec_env("so101-paper", 1, num_threads=1, action_latency=latency) for latency in (0, 1)
+    )
     actions = 2 * torch.rand(10, 1, 6) - 1
     actions[..., 5] = actions[..., 5].abs()
     targets = []
-    for env, sent in ((now, actions), (late, torch.cat([actions[1:], actions[:1]]))):
+    for env, sent in ((immediate, actions), (delayed, torch.cat([actions[1:], actions[:1]]))):
         env.reset(seed=3)
-        if env is late:
+        if env is delayed:
             held = env.observations()["joint_target"]
             obs, *_ = env.step(actions[0])
             assert torch.equal(obs["joint_target"], held)  # nothing has arrived yet
@@ -46,16 +48,16 @@ def test_action_latency__delays_actions_by_one_step() -> None:
 
 
 def noisy(**settings: Any) -> torch.Tensor:
-    """Errors of the observations of 60 steps in which nothing moves, [60 · 16, …], by name in the state."""
+    """Noise of `state` [61 · 16, 25] over 60 steps in which nothing moves."""
     exact, env = (make_vec_env("so101-paper", 16, **options) for options in ({}, settings))
     errors = []
     for one in (exact, env):
         obs, _ = one.reset(seed=3)
-        seen = [obs["state"]]
+        states = [obs["state"]]
         for _ in range(60):
             obs, *_ = one.step(torch.zeros(16, 6))
-            seen.append(obs["state"])
-        errors.append(torch.cat(seen))
+            states.append(obs["state"])
+        errors.append(torch.cat(states))
     return errors[1] - errors[0]
 
 
@@ -74,15 +76,13 @@ def test_position_noise__has_the_configured_standard_deviation() -> None:
         np.testing.assert_allclose(error[:, where].std(0), std, rtol=4 / (2 * n) ** 0.5)
         assert (error[:, where].mean(0).abs() < 4 * std / n**0.5).all()
     assert not error[:, 6:12].any()
-    assert error[0, 0] != error[16, 0]  # another step, another error
+    assert error[0, 0] != error[16, 0]  # the noise differs between steps
 
 
 def test_position_noise__depends_on_seed_and_step_alone() -> None:
     settings = {"position_noise": 0.001, "angle_noise": 0.01}
-    many, alone = (
-        make_vec_env("so101-paper", 4, **settings),
-        make_vec_env("so101-paper", 1, num_threads=1, **settings),
-    )
+    many = make_vec_env("so101-paper", 4, **settings)
+    alone = make_vec_env("so101-paper", 1, num_threads=1, **settings)
     together, by_itself = many.reset(seed=[5, 6, 7, 8])[0], alone.reset(seed=[7])[0]
     for _ in range(5):
         assert torch.equal(together["state"][[2]], by_itself["state"])

@@ -1,4 +1,4 @@
-"""The SO-101 and its scene: against measured figures, hand-made geometry, and the physics they must show."""
+"""The SO-101 and its scene: measured values, geometry worked out by hand, and physical behaviour."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_build_robot__has_the_documented_names_ranges_mass_and_servos() -> None:
     assert [model.actuator(i).name for i in range(model.nu)] == list(JOINTS)
     np.testing.assert_allclose(model.joint("wrist_roll").range, (-2.74385, 2.84121))
     np.testing.assert_allclose(model.actuator_ctrlrange, model.jnt_range)
-    assert model.body_mass.sum() == pytest.approx(0.632006)  # by hand, from the table: looks add nothing
+    assert model.body_mass.sum() == pytest.approx(0.632006)  # sum of the table: visual shapes have no mass
     np.testing.assert_allclose(model.actuator_gainprm[:, 0], 998.22)
     np.testing.assert_allclose(model.actuator_biasprm[:, 1:3], [[-998.22, -2.731]] * 6)
     np.testing.assert_allclose(model.actuator_forcerange, [[-2.94, 2.94]] * 6)
@@ -213,8 +213,7 @@ def test_build_scene__home_pose_is_stable_and_the_sheet_rests(scene: mujoco.MjMo
 
 
 def breakaway(model: mujoco.MjModel, x: float, load: float = 5.0) -> float:
-    """The sideways force, over the weight, that sets the sheet at `x` moving under a `load` [N] on its
-    middle."""
+    """The sideways force that moves the sheet at `x`, relative to its weight plus a `load` [N] on it."""
     data = at_home(model)
     data.qpos[6] = x
     weight = load + 0.005 * 9.81
@@ -233,12 +232,11 @@ def test_build_scene__sheet_breaks_away_at_the_friction_of_the_pairs(scene: mujo
 
 
 def press(model: mujoco.MjModel, x: float, steps: int) -> mujoco.MjData:
-    """Lower the finger by hand-set joint targets onto the table below its home."""
+    """Lower the finger onto the table below its home pose with fixed joint targets."""
     data = at_home(model)
     data.qpos[6:8] = x, 0.0
-    down = np.array(
-        [0.0, -0.2757, 0.8712, 0.8008, 0.0, -0.17]
-    )  # gripperframe at (0.200, 0, 0.003), fingers at 80 degrees
+    # gripperframe at (0.200, 0, 0.003), fingers at 80 degrees
+    down = np.array([0.0, -0.2757, 0.8712, 0.8008, 0.0, -0.17])
     for i in range(steps):
         data.ctrl[:] = np.array(HOME) + min(1.0, i / 1000) * (down - np.array(HOME))
         mujoco.mj_step(model, data)
@@ -276,8 +274,10 @@ def test_build_scene__finger_cannot_get_under_the_sheet(scene: mujoco.MjModel) -
 
 
 def test_build_scene__sheet_slides_onto_the_patch_from_outside() -> None:
-    """Dragged slowly over the patch's edge, parallel to it, under 18 N: the side wall of a flush box flung
-    the sheet off."""
+    """The sheet is dragged slowly over the edge of the patch under a load of 18 N.
+
+    If the patch were flush with the table, its side wall would throw the sheet off.
+    """
     spec = build_spec(SceneCfg())
     spec.delete(spec.keys[0])
     sled = spec.worldbody.add_body(name="sled", pos=(0.418, 0, 0.0081))
@@ -292,13 +292,13 @@ def test_build_scene__sheet_slides_onto_the_patch_from_outside() -> None:
     tip.geomname1 = "sled"
     model = spec.compile()
     data = mujoco.MjData(model)
-    data.qpos[6:8] = 0.418, 0.0  # its near edge 1 cm outside the patch
+    data.qpos[6:8] = 0.418, 0.0  # the near edge is 1 cm outside the patch
     for i in range(2000):
         data.joint("sled_z").qfrc_applied[:] = -18
-        data.joint("sled_x").qfrc_applied[:] = -0.9 * 18 if i > 50 else 0  # a little more than friction takes
+        data.joint("sled_x").qfrc_applied[:] = -0.9 * 18 if i > 50 else 0  # slightly more than the friction
         mujoco.mj_step(model, data)
         assert np.abs(data.qvel[6:8]).max() < 1.0
-    assert data.qpos[6] < 0.334 + 0.074 - 0.005  # it went over the edge
+    assert data.qpos[6] < 0.334 + 0.074 - 0.005  # it crossed the edge
     assert abs(data.qpos[8]) < 0.002
 
 
@@ -318,11 +318,11 @@ def test_build_scene__ten_thousand_random_steps_are_stable(scene: mujoco.MjModel
     assert not batch.warning.any()
 
 
-# --- a user's own model
+# --- the user's robot model
 
 
 def write(tmp_path: Path, change: Callable[[str], str] = lambda xml: xml) -> str:
-    """The built-in arm as a file, changed."""
+    """Write the built-in arm to a file, after applying `change` to the XML."""
     robot = build_robot()
     robot.compile()
     before = robot.to_xml()
@@ -347,8 +347,7 @@ def test_robot_xml__built_in_arm_as_a_file_gives_the_same_scene(
 def test_robot_xml__settings_in_the_file_do_not_change_the_scene(
     tmp_path: Path, scene: mujoco.MjModel
 ) -> None:
-    """Defaults, options, a floor, a light, a camera, a keyframe and degrees in a user's file change nothing
-    of the scene."""
+    """The file has other defaults and options, a floor, a light, a camera, a keyframe, and degrees."""
 
     def change(xml: str) -> str:
         head = (
@@ -356,14 +355,14 @@ def test_robot_xml__settings_in_the_file_do_not_change_the_scene(
             ' damping="7"/><geom margin="0.01" friction="2 1 1" contype="1" conaffinity="1"/><pair'
             ' margin="0.1" gap="0.05"/></default>'
         )
-        env_id = (
+        elements = (
             '<geom name="floor" type="plane" size="1 1 1"/><light name="key" pos="0 0 1"/><camera name="top"'
             ' pos="0 0 1"/>'
         )
         xml = xml.replace("<joint ", '<joint stiffness="0" ').replace('angle="radian"', 'angle="degree"')
         to_degrees = lambda m: f'{m[1]}{degrees(float(m[2]))} {degrees(float(m[3]))}"'  # noqa: E731
         xml = re.sub(r'(<joint [^>]*range=")([-0-9.e]+) ([-0-9.e]+)"', to_degrees, xml)
-        xml = xml.replace("<worldbody>", head + "<worldbody>" + env_id)
+        xml = xml.replace("<worldbody>", head + "<worldbody>" + elements)
         return xml.replace("</mujoco>", '<keyframe><key name="home" qpos="0 0 0 0 0 0"/></keyframe></mujoco>')
 
     own = build_scene(SceneCfg(robot_xml=write(tmp_path, change)))

@@ -1,4 +1,4 @@
-"""The task `so101-paper` as pure functions: numbers worked out by hand, and properties of the draws."""
+"""The task `so101-paper` as pure functions: values worked out by hand, and properties of the draws."""
 
 from __future__ import annotations
 
@@ -88,10 +88,9 @@ def test_wrap_half_turn__largest_error_is_a_quarter_turn() -> None:
 def test_wrap_half_turn__differs_from_the_angle_by_half_turns(angle: float, turns: int) -> None:
     wrapped = wrap_half_turn(torch.tensor([angle, angle + turns * math.pi], dtype=torch.float64))
     assert (wrapped.abs() <= math.pi / 2 + 1e-9).all()
-    assert math.sin(2 * (wrapped[0].item() - angle)) == pytest.approx(
-        0.0, abs=1e-9
-    )  # differs by a multiple of half a turn, or of a quarter
-    assert math.cos(2 * (wrapped[0].item() - angle)) == pytest.approx(1.0, abs=1e-9)  # and not of a quarter
+    # the difference is a multiple of a quarter turn (sine), and of half a turn (cosine)
+    assert math.sin(2 * (wrapped[0].item() - angle)) == pytest.approx(0.0, abs=1e-9)
+    assert math.cos(2 * (wrapped[0].item() - angle)) == pytest.approx(1.0, abs=1e-9)
     assert math.sin(2 * (wrapped[1] - wrapped[0]).item()) == pytest.approx(0.0, abs=1e-9)
 
 
@@ -123,7 +122,7 @@ def test_corners__match_values_worked_out_by_hand() -> None:
     ("offset", "yaw", "inside"),
     [
         ((0.0, 0.0), 0.0, True),
-        ((0.0, 0.0), math.pi, True),  # turned by half a turn it is the same
+        ((0.0, 0.0), math.pi, True),  # half a turn gives the same sheet
         ((0.0199, 0.0199), 0.0, True),
         ((-0.0199, -0.0199), 0.0, True),
         ((0.0201, 0.0), 0.0, False),
@@ -148,10 +147,12 @@ def test_so101_paper_holds__requires_all_four_corners_inside(
 
 @pytest.mark.parametrize("corner", range(4))
 def test_so101_paper_holds__fails_for_a_single_corner_outside(corner: int) -> None:
-    """A sheet whose corner alone lies 1 mm beyond the tape's inner edge, and the same 2 mm back."""
+    """One corner is 1 mm outside the tape's inner edge, and then 1 mm inside."""
     yaw = torch.tensor([0.05], dtype=torch.float64)
     at = corners(torch.zeros(1, 2, dtype=torch.float64), yaw)[0, corner]
-    axis = int(at.abs()[0] - 0.074 < at.abs()[1] - 0.105)  # along which this corner reaches farthest
+    axis = int(
+        at.abs()[0] - 0.074 < at.abs()[1] - 0.105
+    )  # the axis along which this corner is closest to its limit
     limit, shift = (0.094, 0.125)[axis], [0.0, 0.0]
     results = []
     for beyond in (0.001, -0.001):
@@ -343,8 +344,8 @@ def test_randomize__draws_are_uniform_and_independent(first: int) -> None:
         assert high - 0.002 * (high - low) < drawn[name].max() < high
         assert scipy.stats.kstest(drawn[name], "uniform", (low, high - low)).pvalue > 1e-4, name
     values = np.stack(list(drawn.values()))
-    # of independent draws, correlations have a standard deviation of 1/√n = 0.01: 10 pairs, and 5 with the
-    # next seed
+    # the correlations of independent draws have a standard deviation of 1/√n = 0.01; there are 10 pairs, and
+    # 25 pairs with the next seed
     assert np.abs(np.corrcoef(values) - np.eye(5)).max() < 0.045
     following = np.corrcoef(values[:, :-1], values[:, 1:])[:5, 5:]
     assert np.abs(following).max() < 0.045
@@ -390,8 +391,10 @@ def test_randomize__narrowing_one_range_keeps_the_other_draws() -> None:
 def tolerances(
     one: SO101Paper, progress: list[tuple[float, float]], episodes: Sequence[int] | None = None
 ) -> list[float]:
-    """The tolerance of an episode that begins after each `(fraction, success_rate)`; 100 episodes end between
-    two."""
+    """The tolerance of an episode that begins after each `(fraction, success_rate)`.
+
+    By default, 100 episodes end between two of them.
+    """
     found = []
     for (fraction, success_rate), ended in zip(
         progress, episodes or range(0, 100 * len(progress), 100), strict=True
@@ -424,8 +427,8 @@ def test_curriculum__success_narrows_by_a_tenth_of_the_range() -> None:
 
 
 def test_curriculum__success_waits_for_a_hundred_episodes_between_changes() -> None:
-    """The success rate is of the last 100 episodes: before so many ended, it still tells of a wider
-    tolerance."""
+    """The success rate covers the last 100 episodes, so it includes episodes with a wider tolerance before
+    100 have ended."""
     one = task(curriculum="success", curriculum_tolerance=0.06)
     found = tolerances(one, [(0.0, 0.0)] + [(0.1, 1.0)] * 6, [0, 60, 99, 130, 229, 230, 300])
     assert found == pytest.approx([0.06, 0.06, 0.06, 0.056, 0.056, 0.052, 0.052])
