@@ -64,7 +64,7 @@ class VecEnv(gymnasium.vector.VectorEnv):
     """B envs stepped together.
 
     `step` takes actions [B, A] in [-1, 1] and returns `(obs, reward [B], terminated [B], truncated [B],
-    info)`. Envs whose episode ended are reset in the same step. `info` holds full-shape tensors:
+    info)`. Envs whose episode ended are reset in the same step. `info` contains full-shape tensors:
 
     - `final_obs`: the observation before any reset, which is the true last one where the mask `_final_obs`
       [B] is set;

@@ -413,7 +413,7 @@ def test_curriculum__none_keeps_the_tolerance() -> None:
 
 def test_curriculum__schedule_narrows_over_time() -> None:
     one = task(curriculum="schedule", curriculum_tolerance=0.06, curriculum_fraction=0.5)
-    # from 6 cm to 2 cm over the first half, whatever the success
+    # from 6 cm to 2 cm over the first half, at any success rate
     assert tolerances(one, [(0.0, 1.0), (0.125, 0.0), (0.25, 1.0), (0.5, 0.0), (1.0, 0.0)]) == pytest.approx(
         [0.06, 0.05, 0.04, 0.02, 0.02]
     )
