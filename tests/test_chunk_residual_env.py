@@ -53,7 +53,7 @@ def recorder_env(max_episode_steps: int = 10, num_envs: int = 2) -> tuple[ChunkR
 
 
 @pytest.mark.parametrize("kind", ["point", "so101-paper"])
-def test_worlds_outside_of_the_mask_stand_still(kind: str) -> None:
+def test_vec_env_step__envs_outside_of_the_mask_do_not_change(kind: str) -> None:
     """World 1 stands still for two of its steps: what comes then is what came without."""
 
     def make() -> VecEnv:
@@ -94,7 +94,7 @@ def test_worlds_outside_of_the_mask_stand_still(kind: str) -> None:
 # --- decisions ----------------------------------------------------------------------------------------------
 
 
-def test_a_decision_is_about_the_whole_chunk() -> None:
+def test_chunk_residual_env__residual_covers_the_whole_chunk() -> None:
     """`Recorder` plans (0.1·n, 0.01·k) for step k of its n-th plan."""
     env, recorder = recorder_env()
     assert (env.action_dim, env.steps_per_action) == (6, 3)
@@ -124,7 +124,7 @@ def test_a_decision_is_about_the_whole_chunk() -> None:
     assert [call[0] for call in recorder.calls] == ["reset", "plan", "plan"]
 
 
-def test_rewards_are_summed() -> None:
+def test_chunk_residual_env__sums_rewards_over_the_chunk() -> None:
     env, single = chunk_env(), chunk_env(cls=ResidualEnv)
     env.reset(seed=0)
     single.reset(seed=0)
@@ -137,7 +137,7 @@ def test_rewards_are_summed() -> None:
     assert torch.equal(env.obs["position"], single.obs["position"])
 
 
-def test_a_world_whose_episode_ends_within_a_chunk_waits() -> None:
+def test_chunk_residual_env__env_waits_after_its_episode_ends_within_a_chunk() -> None:
     """Limits of five steps: the second decision ends after two of its three."""
     env, recorder = recorder_env(max_episode_steps=5)
     env.reset(seed=0)
@@ -170,7 +170,7 @@ def test_a_world_whose_episode_ends_within_a_chunk_waits() -> None:
     assert torch.equal(transition.next_obs["base_action"][1], env.obs["base_action"][1])
 
 
-def test_episodes_returns_hold_their_penalties() -> None:
+def test_episode_return__includes_the_residual_penalties() -> None:
     env, total, ended = chunk_env(max_episode_steps=4), torch.zeros(3), 0
     env.reset(seed=0)
     for _ in range(12):
@@ -183,7 +183,7 @@ def test_episodes_returns_hold_their_penalties() -> None:
     assert ended >= 12
 
 
-def test_a_saved_state_goes_on_bit_for_bit() -> None:
+def test_chunk_residual_env_state_dict__resumes_bit_for_bit() -> None:
     env, resumed = chunk_env(max_episode_steps=7), chunk_env(max_episode_steps=7)
     residual = torch.linspace(-1.0, 1.0, 18).reshape(3, 6)
     env.reset(seed=0)
@@ -201,7 +201,7 @@ def test_a_saved_state_goes_on_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize("num_envs", [1, 3, 20])
-def test_without_a_residual_it_is_the_base_policy_bit_for_bit(num_envs: int) -> None:
+def test_chunk_residual_env__without_a_residual_equals_the_base_policy(num_envs: int) -> None:
     """Figures are of env steps in both."""
     single, whole = chunk_env(cls=ResidualEnv, scale=0.0), chunk_env(num_envs=num_envs, scale=0.0)
     expected = evaluate(single, no_residual(single), SEEDS)
@@ -212,7 +212,7 @@ def test_without_a_residual_it_is_the_base_policy_bit_for_bit(num_envs: int) -> 
         assert torch.equal(got[name], values), name
 
 
-def test_a_residual_that_is_the_same_at_every_step_is_the_same_either_way() -> None:
+def test_chunk_residual_env__constant_residual_equals_step_by_step_residuals() -> None:
     single, whole = chunk_env(cls=ResidualEnv, max_episode_steps=7), chunk_env(max_episode_steps=7)
     push = torch.tensor([0.3, -0.6])
     expected = evaluate(single, lambda obs: push.expand(3, 2), SEEDS)
@@ -221,7 +221,7 @@ def test_a_residual_that_is_the_same_at_every_step_is_the_same_either_way() -> N
         np.testing.assert_allclose(got[name], values, rtol=1e-5, err_msg=name)
 
 
-def test_the_scale_adapts_step_by_step() -> None:
+def test_chunk_residual_env__adaptive_scale_changes_within_a_chunk() -> None:
     def rule(scale: float, uncertainty: Tensor) -> Tensor:
         return adaptive_scale(scale, uncertainty, min_share=0.0, full_uncertainty=2.0)
 
@@ -235,7 +235,7 @@ def test_the_scale_adapts_step_by_step() -> None:
         np.testing.assert_allclose(got[name], values, rtol=1e-5, err_msg=name)
 
 
-def test_recordings_are_of_env_steps() -> None:
+def test_record__has_a_frame_for_each_env_step() -> None:
     single, whole = chunk_env(cls=ResidualEnv, max_episode_steps=7), chunk_env(max_episode_steps=7)
     for one, other in zip(
         recording.record(single, lambda obs: torch.full((3, 2), 0.5), [1, 2, 3]),
@@ -288,7 +288,7 @@ FLAGS += [
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_point")
-def test_a_run_counts_env_steps_and_is_evaluated_and_resumed(tmp_path: Path) -> None:
+def test_chunk__whole_counts_env_steps_and_resumes(tmp_path: Path) -> None:
     """48 env steps an iteration: 4 worlds, 4 decisions, 3 steps each."""
     run = tmp_path / "run"
     assert main(["train", "point", *FLAGS, "--total-timesteps", "100", "--output-dir", str(run)]) == 0
@@ -310,7 +310,7 @@ def test_a_run_counts_env_steps_and_is_evaluated_and_resumed(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("_point")
-def test_a_fresh_residual_is_the_base_policy() -> None:
+def test_chunk__whole_with_an_untrained_residual_equals_the_base_policy() -> None:
     cfg = replace_fields(TrainCfg.default("point", "chunky"), {"chunk": "whole", "minibatch_size": 64})
     env = make_residual_env(cfg, 3)
     assert isinstance(env, ChunkResidualEnv)
@@ -325,6 +325,6 @@ def test_a_fresh_residual_is_the_base_policy() -> None:
     )
 
 
-def test_there_are_two_kinds() -> None:
+def test_chunk__must_be_step_or_whole() -> None:
     with pytest.raises(ConfigError, match="chunk must be one of step, whole, not 'half'"):
         ResidualCfg(chunk="half")  # type: ignore[arg-type]

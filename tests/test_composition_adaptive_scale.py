@@ -66,7 +66,7 @@ def point_env(
 # --- the rule -----------------------------------------------------------------------------------------------
 
 
-def test_by_hand() -> None:
+def test_adaptive_scale__matches_values_worked_out_by_hand() -> None:
     scale = adaptive_scale(
         0.8, torch.tensor([0.0, 0.05, 0.1, 0.2, 7.0]), min_share=0.25, full_uncertainty=0.2
     )
@@ -90,7 +90,7 @@ def test_by_hand() -> None:
         ({"adaptive_uncertainty": 0.0}, "adaptive_uncertainty must be above 0, not 0.0"),
     ],
 )
-def test_impossible_settings_are_named(change: dict[str, Any], message: str) -> None:
+def test_residual_cfg__invalid_adaptive_settings_are_errors(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ResidualCfg(**change)
 
@@ -98,7 +98,7 @@ def test_impossible_settings_are_named(change: dict[str, Any], message: str) -> 
 # --- in the env ---------------------------------------------------------------------------------------------
 
 
-def test_every_step_has_its_own_scale_everywhere() -> None:
+def test_residual_env__adaptive_scale_applies_to_action_penalty_and_info() -> None:
     """In what is executed, in the penalty, and in what is told; the chunk's second step has its own
     uncertainty."""
     env = point_env(Unsure())
@@ -121,7 +121,7 @@ def test_every_step_has_its_own_scale_everywhere() -> None:
 
 
 @pytest.mark.parametrize("scale_rule", [None, rule])
-def test_an_env_says_what_a_residual_of_one_is(scale_rule: ScaleRule | None) -> None:
+def test_residual_unit__multiplies_the_residual_and_not_its_penalty(scale_rule: ScaleRule | None) -> None:
     """What it costs and what is shown is in shares of that."""
     env = point_env(Unsure(), scale_rule)
     env.composition = dataclasses.replace(env.composition, unit=torch.tensor([0.5, 0.1]))
@@ -134,7 +134,7 @@ def test_an_env_says_what_a_residual_of_one_is(scale_rule: ScaleRule | None) -> 
     np.testing.assert_allclose(torch.as_tensor(info["residual_scale"]).expand(3, 1), scale, rtol=1e-5)
 
 
-def test_the_bound_is_scheduled_as_ever() -> None:
+def test_residual_scale__bounds_the_adaptive_scale() -> None:
     env = point_env(Unsure())
     env.reset(seed=0)
     env.residual_scale = 0.4
@@ -143,7 +143,7 @@ def test_the_bound_is_scheduled_as_ever() -> None:
     )
 
 
-def test_a_scale_of_zero_is_the_base_policy_bit_for_bit() -> None:
+def test_residual_scale__zero_with_an_adaptive_rule_equals_the_base_policy() -> None:
     alone, scaled = point_env(Unsure(), None, scale=0.0), point_env(Unsure(), rule, scale=0.0)
     alone.reset(seed=0)
     scaled.reset(seed=0)
@@ -154,7 +154,7 @@ def test_a_scale_of_zero_is_the_base_policy_bit_for_bit() -> None:
         assert torch.equal(a.reward, b.reward)
 
 
-def test_without_a_rule_the_scale_is_the_number_and_nothing_is_told_of_uncertainty() -> None:
+def test_residual_env__constant_scale_reports_no_uncertainty() -> None:
     env = point_env(Unsure(), None)
     env.reset(seed=0)
     _, info = env.step(torch.zeros(3, 2))
@@ -163,7 +163,7 @@ def test_without_a_rule_the_scale_is_the_number_and_nothing_is_told_of_uncertain
     assert "residual_scale" not in evaluate(env, lambda obs: torch.zeros(3, 2), [1, 2])
 
 
-def test_a_base_policy_that_does_not_tell_is_refused_at_the_first_reset() -> None:
+def test_residual_env_reset__base_policy_without_uncertainty_is_an_error() -> None:
     env = point_env(fakes.Homing())
     with pytest.raises(
         ConfigError, match="base policy 'it' has no uncertainty, which --adaptive uncertainty needs"
@@ -171,7 +171,7 @@ def test_a_base_policy_that_does_not_tell_is_refused_at_the_first_reset() -> Non
         env.reset(seed=0)
 
 
-def test_a_saved_state_goes_on_bit_for_bit() -> None:
+def test_residual_env_state_dict__resumes_within_a_chunk_of_an_adaptive_scale() -> None:
     """Between the two steps of a chunk."""
     env, resumed = point_env(Unsure()), point_env(Unsure())
     env.reset(seed=0)
@@ -186,7 +186,7 @@ def test_a_saved_state_goes_on_bit_for_bit() -> None:
         assert torch.equal(told["residual_scale"], expected["residual_scale"])
 
 
-def test_evaluation_and_recordings_go_by_the_true_scale() -> None:
+def test_evaluate__and_record_report_the_adaptive_scale_of_each_env() -> None:
     """Episodes of three steps from plans 0 and 1, in a world of each its own."""
 
     def act(obs: Obs) -> Tensor:
@@ -205,7 +205,7 @@ def test_evaluation_and_recordings_go_by_the_true_scale() -> None:
         np.testing.assert_allclose(recordings[world].magnitude, size * scales[:, world], rtol=1e-5, atol=1e-9)
 
 
-def test_the_video_shows_the_scale_where_it_is_adaptive(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recording_panel__shows_an_adaptive_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     texts: list[str] = []
     monkeypatch.setattr(recording, "caption", lambda frame, text, magnitude: texts.append(text) or frame)
     drawn = np.zeros((2, 4, 4, 3), np.uint8)
@@ -242,7 +242,7 @@ def adaptive_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_it_is_logged(adaptive_run: Path) -> None:
+def test_adaptive__scale_and_uncertainty_are_logged(adaptive_run: Path) -> None:
     rows = [json.loads(line) for line in (adaptive_run / "metrics.jsonl").read_text().splitlines()]
     collected = [row for row in rows if "base/uncertainty" in row]
     assert len(collected) == 2
@@ -256,7 +256,7 @@ def test_it_is_logged(adaptive_run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_evaluation_uses_what_the_run_was_trained_with(adaptive_run: Path) -> None:
+def test_eval__uses_the_adaptive_settings_of_training(adaptive_run: Path) -> None:
     assert (
         main(
             [
@@ -278,7 +278,7 @@ def test_evaluation_uses_what_the_run_was_trained_with(adaptive_run: Path) -> No
     assert "residual_scale" not in policies["zero"]  # it does not tell how unsure it is, and has no residual
 
 
-def test_as_a_base_it_acts_with_its_own_scale(adaptive_run: Path) -> None:
+def test_trained_run__keeps_its_own_adaptive_scale(adaptive_run: Path) -> None:
     """And tells its own base policy's uncertainty."""
     exported = load_policy(adaptive_run / "final_model" / "policy.safetensors")
     env = make_residual_env(exported.cfg, 2)
@@ -306,13 +306,15 @@ def test_as_a_base_it_acts_with_its_own_scale(adaptive_run: Path) -> None:
     assert torch.stack(uncertainties).max() > 0.0
 
 
-def test_a_run_whose_base_does_not_tell_ends_in_one_line(fails: tiny_runs.Fails, tmp_path: Path) -> None:
+def test_adaptive__base_policy_without_uncertainty_is_an_error_of_one_line(
+    fails: tiny_runs.Fails, tmp_path: Path
+) -> None:
     say = fails("train", "so101-paper", *ADAPTIVE, *tiny_runs.FAILING_TINY, "--output-dir", tmp_path / "x")
     assert say.startswith("base policy 'jacobian' has no uncertainty")
     assert not (tmp_path / "x").exists()
 
 
-def test_settings_of_runs_without_it_are_read_as_ever(run: Path) -> None:
+def test_train_cfg_from_dict__adaptive_defaults_to_off(run: Path) -> None:
     state = load(run / "final_model" / "policy.safetensors", "policy")
     residual = {
         name: value for name, value in state["config"]["residual"].items() if not name.startswith("adaptive")

@@ -67,7 +67,7 @@ def base_alone(num_steps: int, num_envs: int, seed: int) -> list[tuple[Obs, Tens
 
 
 @pytest.mark.parametrize("what", ["zero scale", "fresh PPO"])
-def test_is_the_base_policy_bit_for_bit(what: str) -> None:
+def test_residual_env__without_a_residual_equals_the_base_policy_bit_for_bit(what: str) -> None:
     """Over whole episodes and into the next ones, through the base policy's approach and drag."""
     env = make_residual_env(SO101, 3)
     learner = make_learner(SO101, env)
@@ -88,7 +88,7 @@ def test_is_the_base_policy_bit_for_bit(what: str) -> None:
         assert all(torch.equal(env.obs[name], value) for name, value in obs.items())
 
 
-def test_a_residual_changes_what_is_executed() -> None:
+def test_residual_env__residual_changes_the_episode() -> None:
     one, other = make_residual_env(SO101, 2), make_residual_env(SO101, 2)
     other.residual_scale = 0.0
     one.reset(seed=300)
@@ -102,7 +102,7 @@ def test_a_residual_changes_what_is_executed() -> None:
 # --- promise 2: one composition -----------------------------------------------------------------------------
 
 
-def test_what_is_executed_is_what_the_transition_holds() -> None:
+def test_transition__contains_the_executed_action() -> None:
     env = point_env(scale=0.7)
     executed: list[Tensor] = []
     step_of = env.vec_env.step
@@ -125,7 +125,7 @@ def test_what_is_executed_is_what_the_transition_holds() -> None:
     assert len(executed) == 15
 
 
-def test_the_env_executes_it_as_it_is() -> None:
+def test_transition__action_moves_the_joint_targets_of_so101_paper() -> None:
     """In the simulated task too: the joint targets move by exactly the transition's action."""
     env = make_residual_env(SO101, 2)
     env.reset(seed=300)
@@ -137,7 +137,7 @@ def test_the_env_executes_it_as_it_is() -> None:
     )  # float32 observations of up to 2 rad
 
 
-def test_penalty_is_a_term_of_the_reward() -> None:
+def test_residual_env_penalty__is_a_term_of_the_reward() -> None:
     env = point_env(scale=0.5, penalty=0.01)
     env.reset(seed=0)
     residual = torch.tensor([[1.0, 0.0], [0.6, -0.8], [0.0, 0.0]])
@@ -147,7 +147,7 @@ def test_penalty_is_a_term_of_the_reward() -> None:
     assert torch.allclose(transition.reward, sum(info["reward_terms"].values()))  # type: ignore[arg-type]
 
 
-def test_an_episodes_return_holds_its_penalties() -> None:
+def test_episode_return__includes_the_residual_penalties() -> None:
     """Even across a state that is saved in its middle: it is the sum of the rewards that the learner saw."""
     env, total, ended = point_env(scale=0.5, penalty=0.3, max_episode_steps=4), torch.zeros(3), 0
     env.reset(seed=0)
@@ -182,7 +182,7 @@ def ends(transition: Transition) -> Tensor:
     return transition.terminated | transition.truncated
 
 
-def test_asked_once_per_observation_the_final_ones_first() -> None:
+def test_residual_env__queries_once_per_observation_final_ones_first() -> None:
     """In every step: the final observations of the worlds that ended, their reset, and each new
     observation."""
     recorder = fakes.Recorder(3)
@@ -210,7 +210,7 @@ def test_asked_once_per_observation_the_final_ones_first() -> None:
     assert {(), (1,), (0, 2)} <= seen
 
 
-def test_the_answer_is_executed_and_the_final_one_is_stored() -> None:
+def test_base_action__is_executed_and_that_of_the_final_observation_is_stored() -> None:
     """`Recorder` numbers its plans since the reset: 0.1, 0.2, …"""
     env = point_env(policy=fakes.Recorder(3), scale=0.0, max_episode_steps=3)
     env.reset(seed=0)
@@ -227,7 +227,7 @@ def test_the_answer_is_executed_and_the_final_one_is_stored() -> None:
     )  # the fourth answer is the final observation's
 
 
-def test_next_obs_is_the_true_next_one() -> None:
+def test_next_obs__is_the_true_final_observation() -> None:
     env, patient = point_env(max_episode_steps=3), point_env(max_episode_steps=4)
     env.reset(seed=0)
     patient.reset(seed=0)
@@ -241,7 +241,7 @@ def test_next_obs_is_the_true_next_one() -> None:
     assert not mine.terminated.any()
 
 
-def test_chunks_go_on_across_steps_and_end_with_the_episode() -> None:
+def test_residual_env__chunks_span_steps_and_end_with_the_episode() -> None:
     recorder = fakes.Recorder(2, chunk_size=3, num_action_steps=2)
     env = point_env(num_envs=2, policy=recorder, scale=0.0, max_episode_steps=3)
     env.reset(seed=0)
@@ -279,7 +279,7 @@ class Failing(fakes.Homing):
         ("nan", NonFiniteError, r"base policy 'it' is not finite in env\(s\) \[0, 1, 2\]"),
     ],
 )
-def test_failures_of_the_base_policy_end_the_run_with_its_name(
+def test_residual_env__error_of_the_base_policy_is_raised_with_its_name(
     failure: str, error: type[Exception], message: str
 ) -> None:
     env = point_env(policy=Failing(failure))
@@ -289,14 +289,14 @@ def test_failures_of_the_base_policy_end_the_run_with_its_name(
         env.step(torch.zeros(3, 2))
 
 
-def test_a_residual_that_is_not_finite_is_caught() -> None:
+def test_residual_env__non_finite_residual_is_an_error() -> None:
     env = point_env()
     env.reset(seed=0)
     with pytest.raises(NonFiniteError, match=r"action is not finite in env\(s\) \[2\]"):
         env.step(torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, torch.nan]]))
 
 
-def test_base_action_is_observed() -> None:
+def test_observation_space__includes_the_base_action() -> None:
     env = point_env()
     assert set(env.observation_space) == {"state", "position", "joint_position", "base_action"}
     obs = env.reset(seed=0)
@@ -304,7 +304,7 @@ def test_base_action_is_observed() -> None:
         assert all(space.contains(row.numpy()) for row in obs[name])
 
 
-def test_time_is_told_apart() -> None:
+def test_timer__separates_simulation_and_base_policy() -> None:
     env = point_env()
     env.reset(seed=0)
     before = env.timer.simulation, env.timer.base_policy
@@ -317,7 +317,7 @@ def test_time_is_told_apart() -> None:
 
 
 @pytest.mark.parametrize("policy", ["homing", "chunks"])
-def test_a_saved_state_goes_on_bit_for_bit(policy: str) -> None:
+def test_residual_env_state_dict__resumes_bit_for_bit(policy: str) -> None:
     def make() -> ResidualEnv:
         return point_env(policy=fakes.Recorder(3, 5, 4) if policy == "chunks" else fakes.Homing(), scale=0.3)
 
@@ -354,7 +354,7 @@ def evaluated(num_envs: int, seeds: list[int] = SEEDS) -> tuple[Episodes, list[i
     return evaluate(env, policy, seeds, on_step=note), order
 
 
-def test_each_seed_once_and_the_same_for_any_number_of_worlds() -> None:
+def test_evaluate__runs_each_seed_once_for_any_num_envs() -> None:
     reference, order = evaluated(1)
     assert order == SEEDS  # one world runs them one after the other
     assert len(reference["episode_length"].unique()) > 2  # short and long ones
@@ -367,7 +367,7 @@ def test_each_seed_once_and_the_same_for_any_number_of_worlds() -> None:
             assert torch.equal(values, reference[name]), name
 
 
-def test_worlds_without_an_episode_are_not_asked() -> None:
+def test_evaluate__does_not_query_the_base_policy_for_idle_envs() -> None:
     """Two worlds, three episodes of four steps: world 1 is idle in the last of them, and the third world all
     along."""
     recorder = fakes.Recorder(3)
@@ -378,14 +378,14 @@ def test_worlds_without_an_episode_are_not_asked() -> None:
     assert asked == [[0, 1]] * 5  # at the reset and after each step; the last time for the final observations
 
 
-def test_figures_do_not_depend_on_the_other_seeds() -> None:
+def test_evaluate__metrics_do_not_depend_on_the_other_seeds() -> None:
     reference, _ = evaluated(3)
     for i, seed in enumerate(SEEDS[:4]):
         alone, _ = evaluated(1, [seed])
         assert all(torch.equal(alone[name][0], values[i]) for name, values in reference.items())
 
 
-def test_the_simulated_task_is_evaluated_the_same_for_any_number_of_worlds() -> None:
+def test_evaluate__so101_paper_gives_equal_metrics_for_any_num_envs() -> None:
     cfg = replace_fields(SO101, {"max_episode_steps": 12, "tolerance": 0.08, "success_hold_steps": 4})
     results = []
     for num_envs in (1, 3, 8):

@@ -99,7 +99,7 @@ def stacking(tool: tuple[float, float, float], cube: tuple[float, float, float],
 # --- geometry, by hand --------------------------------------------------------------------------------------
 
 
-def test_turns() -> None:
+def test_turn_to__matches_rotations_worked_out_by_hand() -> None:
     turned = math.radians(20)
     assert turn_to(torch.tensor([DOWN]), torch.tensor([0.0])).tolist() == [
         [0.0, 0.0, 0.0]
@@ -111,13 +111,13 @@ def test_turns() -> None:
     assert turn_to(tilted, None)[0].tolist() == pytest.approx([-turned, 0.0, 0.0])
 
 
-def test_angles_about_the_vertical() -> None:
+def test_yaw_of__and_tool_yaw_match_angles_worked_out_by_hand() -> None:
     yaw = math.radians(40)
     assert float(yaw_of(pose(0, 0, 0, math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2)))) == pytest.approx(yaw)
     assert float(tool_yaw(pose(0, 0, 0, *DOWN))) == pytest.approx(-math.pi / 2)
 
 
-def test_a_target_is_reached_from_above() -> None:
+def test_funnel__raises_a_target_that_is_far_to_the_side() -> None:
     target, tool = (
         torch.tensor([[0.0, 0.0, 0.02]] * 3),
         torch.tensor([[0.3, 0.0, 0.2], [0.03, 0.0, 0.2], [0.005, 0.0, 0.2]]),
@@ -128,7 +128,7 @@ def test_a_target_is_reached_from_above() -> None:
     assert torch.allclose(funnel(target, tool, hover=0.08), expected)
 
 
-def test_the_jacobian_is_the_simulators() -> None:
+def test_jacobian__equals_finite_differences_in_the_simulator() -> None:
     """Against differences of the tool's pose where the simulator's joints are put aside."""
     world = ManiSkillEnv(ManiSkillEnvCfg("PickCube-v1"))
     arm = world.description.arm
@@ -182,7 +182,7 @@ def test_kinematic_chain_from_urdf__equals_pytorch_kinematics(urdf: str, link: s
 # --- what is commanded, by hand -----------------------------------------------------------------------------
 
 
-def test_an_action_is_the_way_to_the_goal_in_the_arms_units() -> None:
+def test_ik_policy__action_is_the_distance_to_the_goal_in_units_of_the_arm() -> None:
     """0.2 m over a cube, 4 mm beside it and 0.3 rad turned away: three tenths of the way and of the turn, in
     0.1 m and in -0.2 rad."""
     policy = ik.make(IKCfg(gain=0.3, max_step=1.0, max_turn=1.0), stub())
@@ -200,7 +200,7 @@ def test_an_action_is_the_way_to_the_goal_in_the_arms_units() -> None:
     assert action[0, 0, 1:4].tolist() == pytest.approx([0.0, 0.0, -0.6])  # 0.12 m are cut to 0.06 m
 
 
-def test_the_bases_axes_are_those_of_the_actions() -> None:
+def test_ik_policy__actions_are_along_the_axes_of_the_base() -> None:
     """A base that is turned by a quarter: what lies along the world's y is along its x."""
     policy = ik.make(IKCfg(gain=1.0, max_step=0.05), stub())
     turned = pose(0.0, 0.0, 0.0, math.sqrt(0.5), 0.0, 0.0, math.sqrt(0.5))
@@ -212,7 +212,7 @@ def test_the_bases_axes_are_those_of_the_actions() -> None:
     )  # 0.08 m over the cube is as high as it is
 
 
-def test_phases_follow_each_other() -> None:
+def test_stack_cube_goals_advance__follows_the_phases() -> None:
     goals, now = StackCubeGoals("panda"), torch.tensor([0])
 
     def after(phase: int, steps: int, obs: Obs) -> int:
@@ -250,7 +250,7 @@ def inserting(
     }
 
 
-def test_phases_of_an_insertion() -> None:
+def test_peg_insertion_side_goals_advance__follows_the_phases() -> None:
     goals, now = peg.PegInsertionSideGoals("panda"), torch.tensor([0])
 
     def after(phase: int, steps: int, obs: Obs) -> int:
@@ -277,7 +277,7 @@ def test_phases_of_an_insertion() -> None:
     assert after(peg.INSERT, 9, inserting((0.22, 0.0, 0.15), (0.28, 0.0, 0.1))) == peg.REACH  # it slipped
 
 
-def test_where_an_insertion_wants_the_tool() -> None:
+def test_peg_insertion_side_goals_goal__matches_poses_worked_out_by_hand() -> None:
     goals, now = peg.PegInsertionSideGoals("panda"), torch.tensor([0])
 
     def goal(phase: int, obs: Obs) -> Any:
@@ -338,12 +338,12 @@ def successes(env: ManiSkillVecEnv, policy: Any, seed: int) -> Tensor:
         ("PegInsertionSide-v1", "pd_joint_delta_pos"),
     ],
 )
-def test_it_solves_most_episodes(env_id: str, control_mode: str, make_env: Make) -> None:
+def test_ik_policy__solves_most_episodes(env_id: str, control_mode: str, make_env: Make) -> None:
     env = make_env(env_id, control_mode)
     assert successes(env, make_base_policy("ik", None, env), 41).sum() >= 2
 
 
-def test_it_turns_the_fingers_to_the_cubes_sides(make_env: Make) -> None:
+def test_ik_policy__turns_the_fingers_to_the_sides_of_the_cube(make_env: Make) -> None:
     env = make_env("PickCube-v1", "pd_ee_delta_pose")
     policy = make_base_policy("ik", None, env)
     obs, _ = env.reset(seed=[41, 42, 43])
@@ -360,7 +360,7 @@ def test_it_turns_the_fingers_to_the_cubes_sides(make_env: Make) -> None:
     ).all()  # by 0.1 rad a step, of which the controller does a good third
 
 
-def test_an_ensemble_of_experts_scales_the_residual() -> None:
+def test_ik_policy__ensemble_of_two_gains_has_their_spread_as_uncertainty() -> None:
     """Two gains disagree on the way to the cube, by the figure that the composition then scales the residual
     with."""
     cfg = TrainCfg.default("maniskill", "hybrid")
@@ -390,7 +390,7 @@ def _fresh(env: Any) -> list[Any]:
 
 
 @pytest.mark.slow
-def test_a_residual_is_trained_on_an_ensemble_of_experts(tmp_path: Path) -> None:
+def test_train__accepts_an_ensemble_of_ik_policies(tmp_path: Path) -> None:
     flags = [
         "--env-id",
         "PushCube-v1",
@@ -438,7 +438,7 @@ def test_a_residual_is_trained_on_an_ensemble_of_experts(tmp_path: Path) -> None
 # --- refusals -----------------------------------------------------------------------------------------------
 
 
-def test_a_task_without_goals_lists_those_that_have_some() -> None:
+def test_goals__task_without_goals_is_an_error_with_the_known_tasks() -> None:
     known = ", ".join(sorted(spec.id for spec in GOALS.all()))
     assert {"PickCube-v1", "PushCube-v1", "StackCube-v1", "PickBox-v1"} <= {spec.id for spec in GOALS.all()}
     message = (
@@ -449,7 +449,7 @@ def test_a_task_without_goals_lists_those_that_have_some() -> None:
         ik.make(IKCfg(), stub(task_name="PokeCube-v1"))
 
 
-def test_goals_of_ones_own() -> None:
+def test_goals__accepts_a_class_of_the_user() -> None:
     policy = ik.make(
         IKCfg(goals="residual_rl.tasks.maniskill.goals.stack_cube:StackCubeGoals"), stub(task_name="Other-v1")
     )
@@ -497,19 +497,19 @@ def test_goals_of_ones_own() -> None:
     ],
     ids=["no arm", "control mode", "no URDF", "URDF missing", "no gripper", "gripper unknown"],
 )
-def test_an_arm_that_cannot_be_used_is_refused(arm: Arm | None, message: str) -> None:
+def test_ik_policy__unsupported_arm_is_an_error(arm: Arm | None, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ik.make(IKCfg(), stub(arm))
 
 
-def test_a_control_mode_that_it_cannot_use_is_named(make_env: Make) -> None:
+def test_ik_policy__unsupported_control_mode_is_an_error(make_env: Make) -> None:
     with pytest.raises(
         ConfigError, match=r"base policy 'ik': .*control mode 'pd_joint_pos' of robot 'panda'"
     ):
         make_base_policy("ik", None, make_env("PushCube-v1", "pd_joint_pos"))
 
 
-def test_a_missing_observation_is_named(make_env: Make) -> None:
+def test_ik_policy__missing_observation_is_an_error(make_env: Make) -> None:
     goals = IKCfg(goals="residual_rl.tasks.maniskill.goals.stack_cube:StackCubeGoals")
     with pytest.raises(
         ConfigError, match=r"base policy 'ik' needs the observation 'cubeA_pose' \(7,\); the env has "
@@ -520,11 +520,11 @@ def test_a_missing_observation_is_named(make_env: Make) -> None:
 @pytest.mark.parametrize(
     "settings", [{"gain": 0.0}, {"max_step": -1.0}, {"max_turn": 0.0}, {"damping": -0.1}, {"gain": math.nan}]
 )
-def test_settings_are_checked(settings: dict[str, float]) -> None:
+def test_ik_cfg__invalid_value_is_an_error(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
         IKCfg(**settings)
 
 
-def test_facts_of_an_arm_go_through_json() -> None:
+def test_env_description__round_trips_through_json() -> None:
     description = EnvDescription("stick", "odd", 5, 20.0, {}, (), (0.1,), 2, True, "Task-v1", ARM)
     assert EnvDescription.from_json(json.loads(json.dumps(description.to_json()))) == description

@@ -68,7 +68,7 @@ def rows(obs: Obs, env_ids: list[int]) -> Obs:
 
 @pytest.mark.slow
 @contract
-def test_gives_an_action_for_every_world(
+def test_base_policy__returns_a_bounded_action_for_each_env(
     base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]
 ) -> None:
     policy = make_base_policy(base_policy_id, config_of(base_policy_id), env)
@@ -83,7 +83,7 @@ def test_gives_an_action_for_every_world(
 
 
 @contract
-def test_instances_agree_and_share_no_state(
+def test_base_policy__instances_agree_and_share_no_state(
     base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]
 ) -> None:
     ahead, behind = (
@@ -96,7 +96,7 @@ def test_instances_agree_and_share_no_state(
 
 @contract
 @pytest.mark.parametrize("env_id", [0, 2])
-def test_a_worlds_actions_do_not_depend_on_the_others(
+def test_base_policy__actions_of_an_env_do_not_depend_on_other_envs(
     base_policy_id: str, config_of: ConfigOf, env_id: int, env: VecEnv, lone_env: VecEnv, seen: list[Obs]
 ) -> None:
     together, alone = (
@@ -108,7 +108,7 @@ def test_a_worlds_actions_do_not_depend_on_the_others(
 
 
 @contract
-def test_reset_touches_the_worlds_of_the_mask_alone(
+def test_base_policy_reset__affects_only_the_envs_of_the_mask(
     base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]
 ) -> None:
     policy, twin, fresh = (make_base_policy(base_policy_id, config_of(base_policy_id), env) for _ in range(3))
@@ -125,7 +125,7 @@ def test_reset_touches_the_worlds_of_the_mask_alone(
 @contract
 @pytest.mark.parametrize("end", [10, 18, 26, 40])
 @pytest.mark.parametrize("env_id", [0, *slow(1, 2, 3)])
-def test_a_final_observation_is_answered_for_its_world_alone(
+def test_base_policy__query_for_a_final_observation_affects_only_its_env(
     base_policy_id: str, config_of: ConfigOf, end: int, env_id: int, env: VecEnv, seen: list[Obs]
 ) -> None:
     """A world ends: it is asked for its final observation, then reset, and the others never notice."""
@@ -147,7 +147,7 @@ def test_a_final_observation_is_answered_for_its_world_alone(
 
 
 @contract
-def test_a_saved_state_goes_on_bit_for_bit(
+def test_base_policy_state_dict__resumes_bit_for_bit(
     base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]
 ) -> None:
     policy = make_base_policy(base_policy_id, config_of(base_policy_id), env)
@@ -161,7 +161,7 @@ def test_a_saved_state_goes_on_bit_for_bit(
 
 
 @contract
-def test_reads_what_it_declares_and_nothing_else(
+def test_base_policy_inputs__are_the_only_observations_it_reads(
     base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]
 ) -> None:
     policy, twin = (
@@ -180,7 +180,9 @@ def test_reads_what_it_declares_and_nothing_else(
 
 
 @contract
-def test_an_env_without_its_inputs_is_refused(base_policy_id: str, config_of: ConfigOf) -> None:
+def test_base_policy_inputs__must_be_observations_of_the_env(
+    base_policy_id: str, config_of: ConfigOf
+) -> None:
     bare = fakes.PointEnv(fakes.PointCfg(), 2)
     if base_policy_id == "zero":  # needs nothing
         assert (
@@ -205,7 +207,7 @@ def executor(policy: BasePolicy, num_envs: int = 3) -> BasePolicyExecutor:
     return BasePolicyExecutor(policy, fakes.PointEnv(fakes.PointCfg(), num_envs), "base policy 'it'")
 
 
-def test_chunks_are_played_out_world_by_world() -> None:
+def test_executor_act__executes_the_chunk_of_each_env_before_a_new_query() -> None:
     """Three of four planned actions are executed; a world is asked when its own are spent."""
     recorder = fakes.Recorder(3, chunk_size=4, num_action_steps=3)
     played = executor(recorder)
@@ -225,7 +227,7 @@ def test_chunks_are_played_out_world_by_world() -> None:
     ]
 
 
-def test_only_the_worlds_of_the_mask_move_on() -> None:
+def test_executor_act__advances_only_the_envs_of_the_mask() -> None:
     recorder = fakes.Recorder(3, chunk_size=2, num_action_steps=2)
     played = executor(recorder)
     played.act(point_obs())
@@ -236,7 +238,7 @@ def test_only_the_worlds_of_the_mask_move_on() -> None:
     assert [call[1] for call in recorder.calls] == [[0, 1, 2], [2]]
 
 
-def test_a_chunk_is_resumed_in_its_middle() -> None:
+def test_executor_state_dict__resumes_within_a_chunk() -> None:
     first, second = fakes.Recorder(3, 4, 3), fakes.Recorder(3, 4, 3)
     played, resumed = executor(first), executor(second)
     played.act(point_obs())
@@ -266,7 +268,7 @@ class Odd(fakes.Recorder):
     [torch.zeros(3, 2), torch.zeros(3, 1, 3), torch.zeros(2, 1, 2), torch.zeros(3, 2, 2)],
     ids=lambda r: str(tuple(r.shape)),
 )
-def test_a_wrong_shape_is_named(result: Tensor) -> None:
+def test_executor_act__wrong_shape_is_an_error_with_both_shapes(result: Tensor) -> None:
     expected = rf"base policy 'it' gave {tuple(result.shape)}; expected a tensor of shape (3, 1, 2)".replace(
         "(", r"\("
     ).replace(")", r"\)")
@@ -275,14 +277,14 @@ def test_a_wrong_shape_is_named(result: Tensor) -> None:
 
 
 @pytest.mark.parametrize("result", [None, np.zeros((3, 1, 2))], ids=["None", "ndarray"])
-def test_something_other_than_a_tensor_is_named(result: Any) -> None:
+def test_executor_act__output_must_be_a_tensor(result: Any) -> None:
     with pytest.raises(
         BasePolicyError, match=f"base policy 'it' gave {type(result).__name__}; expected a tensor"
     ):
         executor(Odd(result)).act(point_obs())
 
 
-def test_what_it_raises_is_named_and_chained() -> None:
+def test_executor_act__exception_of_the_policy_is_named_and_chained() -> None:
     with pytest.raises(
         BasePolicyError, match=r"base policy 'it' failed: ZeroDivisionError: by zero"
     ) as caught:
@@ -295,7 +297,9 @@ def test_what_it_raises_is_named_and_chained() -> None:
 
 
 @pytest.mark.parametrize("method", ["reset", "load_state_dict"])
-def test_what_any_of_its_methods_raises_is_named(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_executor__exception_in_any_method_of_the_policy_is_named(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = fakes.Recorder(3)
     played = executor(policy)
     state = played.state_dict()
@@ -308,7 +312,7 @@ def test_what_any_of_its_methods_raises_is_named(method: str, monkeypatch: pytes
         getattr(played, method)(torch.ones(3, dtype=torch.bool) if method == "reset" else state)
 
 
-def test_what_it_gives_is_clipped_to_the_action_space() -> None:
+def test_executor_act__clips_to_the_action_space() -> None:
     chunk = torch.tensor([[[3.0, -0.5]], [[-1.5, 1.0]], [[0.25, 1.0001]]])
     assert executor(Odd(chunk)).act(point_obs()).tolist() == [[1.0, -0.5], [-1.0, 1.0], [0.25, 1.0]]
 
@@ -328,7 +332,7 @@ class Remembers(BasePolicy):
         return ActionChunk(torch.zeros(len(env_ids), 2, 2), env_ids[:, None] + torch.tensor([0.0, 10.0]))
 
 
-def test_a_policy_gets_the_observations_before_too() -> None:
+def test_num_obs_steps__policy_receives_the_observation_history() -> None:
     """Those between its plans as well; an episode's first stands for those before it, also after a final
     observation was answered."""
     policy = Remembers()
@@ -357,7 +361,7 @@ def test_a_policy_gets_the_observations_before_too() -> None:
     assert other.windows == policy.windows[3:]
 
 
-def test_the_uncertainty_is_that_of_the_step() -> None:
+def test_executor_uncertainty__is_that_of_the_executed_step() -> None:
     act = executor(Remembers())
     obs = {"position": torch.zeros(3, 2)}
     act.act(obs)
@@ -366,7 +370,7 @@ def test_the_uncertainty_is_that_of_the_step() -> None:
     assert act.uncertainty.tolist() == [0.0, 11.0, 12.0]
 
 
-def test_rows_of_some_worlds_are_answered_alike(env: VecEnv, seen: list[Obs]) -> None:
+def test_executor_act_rows__equals_act_for_any_subset_of_envs(env: VecEnv, seen: list[Obs]) -> None:
     whole, parts = make_base_policy("jacobian-yaw", None, env), make_base_policy("jacobian-yaw", None, env)
     for obs in seen[:20]:
         expected = whole.act(obs)
@@ -375,7 +379,7 @@ def test_rows_of_some_worlds_are_answered_alike(env: VecEnv, seen: list[Obs]) ->
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
-def test_what_is_not_finite_is_named_with_what_it_saw(value: float) -> None:
+def test_executor_act__non_finite_action_is_an_error_with_its_observations(value: float) -> None:
     chunk = torch.zeros(3, 1, 2)
     chunk[1, 0, 1] = value
     with pytest.raises(
@@ -386,12 +390,12 @@ def test_what_is_not_finite_is_named_with_what_it_saw(value: float) -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 5])
-def test_more_steps_than_are_planned_is_an_error(steps: int) -> None:
+def test_num_action_steps__must_be_from_1_to_chunk_size(steps: int) -> None:
     with pytest.raises(ConfigError, match=f"num_action_steps must be from 1 to chunk_size 4, not {steps}"):
         executor(fakes.Recorder(3, chunk_size=4, num_action_steps=steps))
 
 
-def test_inputs_are_checked_at_construction() -> None:
+def test_executor__checks_the_inputs_at_construction() -> None:
     policy = fakes.Homing()
     policy.inputs = {"gripper": (1,)}  # type: ignore[misc]
     with pytest.raises(
@@ -425,7 +429,7 @@ def test_inputs_are_checked_at_construction() -> None:
     ids=str,
 )
 @pytest.mark.parametrize("cfg", [JacobianCfg, JacobianYawCfg])
-def test_impossible_settings_are_named(cfg: type[JacobianCfg], change: dict[str, Any]) -> None:
+def test_jacobian_cfg__invalid_value_is_an_error(cfg: type[JacobianCfg], change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
         cfg(**change)
 
@@ -435,7 +439,7 @@ def test_impossible_settings_are_named(cfg: type[JacobianCfg], change: dict[str,
     [{"stir_period": 0}, {"stir_radius": -0.01}, {"stir_yaw_error": 0.0}, {"yaw_gain": -1.0}],
     ids=str,
 )
-def test_impossible_settings_of_the_yaw_are_named(change: dict[str, Any]) -> None:
+def test_jacobian_yaw_cfg__invalid_value_is_an_error(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
         JacobianYawCfg(**change)
 
@@ -464,7 +468,7 @@ def motion(env: VecEnv, obs: Obs, action: Tensor) -> tuple[Tensor, Tensor]:
     return (linear @ step[..., None])[0, :, 0], (angular @ step[..., None])[0, 2, 0]
 
 
-def test_roll_and_jaw_are_left_to_the_residual(env: VecEnv, seen: list[Obs]) -> None:
+def test_jacobian__does_not_move_roll_and_jaw(env: VecEnv, seen: list[Obs]) -> None:
     policy = make_base_policy("jacobian", None, env)
     actions = torch.stack([policy.act(obs) for obs in seen])
     assert isinstance(policy.policy, JacobianPolicy)
@@ -473,7 +477,7 @@ def test_roll_and_jaw_are_left_to_the_residual(env: VecEnv, seen: list[Obs]) -> 
     assert actions[..., :4].abs().amax() == 1.0
 
 
-def test_approaches_the_sheets_centre(lone_env: VecEnv) -> None:
+def test_jacobian__approaches_the_centre_of_the_sheet(lone_env: VecEnv) -> None:
     assert lone_env.kinematics is not None
     policy = JacobianPolicy(JacobianCfg(), lone_env)
     obs = sheet_obs(HOME, (0.23, -0.04), (0.0, 0.0, 0.0))
@@ -485,7 +489,7 @@ def test_approaches_the_sheets_centre(lone_env: VecEnv) -> None:
     assert to.norm() <= expected.norm() * 1.01
 
 
-def test_goes_down_over_the_sheet_and_then_drags(lone_env: VecEnv) -> None:
+def test_jacobian__descends_over_the_sheet_and_then_drags(lone_env: VecEnv) -> None:
     assert lone_env.kinematics is not None
     policy, env_id = JacobianPolicy(JacobianCfg(), lone_env), torch.tensor([0])
     policy.predict_action_chunk(sheet_obs(HOME, (0.213, 0.0), (0.0, 0.0, 0.0)), env_id)
@@ -509,7 +513,7 @@ def test_goes_down_over_the_sheet_and_then_drags(lone_env: VecEnv) -> None:
     ("goal", "step"),
     [((0.06, -0.08), (0.0024, -0.0032)), ((0.004, 0.003), (0.002, 0.0015)), ((0.0, 0.0), (0.0, 0.0))],
 )
-def test_drags_by_half_the_way_and_at_most_4_mm(
+def test_jacobian__drags_by_half_the_distance_and_at_most_4_mm(
     lone_env: VecEnv, goal: tuple[float, float], step: tuple[float, float]
 ) -> None:
     assert lone_env.kinematics is not None
@@ -525,7 +529,7 @@ def test_drags_by_half_the_way_and_at_most_4_mm(
     np.testing.assert_allclose(to[:2], np.multiply(step, scale), atol=1e-5)
 
 
-def test_a_joint_at_its_limit_slows_all_of_them(lone_env: VecEnv) -> None:
+def test_jacobian__limit_of_one_joint_scales_down_all_joints(lone_env: VecEnv) -> None:
     assert lone_env.kinematics is not None
     obs = sheet_obs(HOME, (0.35, 0.15), (0.0, 0.0, 0.0))
     env_id = torch.tensor([0])
@@ -551,7 +555,7 @@ def jacobian_yaw(env: VecEnv, phase: int = DRAG, **settings: Any) -> JacobianYaw
 
 @pytest.mark.parametrize("yaw", [0.15, -0.15, 0.0])
 @pytest.mark.parametrize("goal", [(0.0, 0.0), (0.01, 0.06)])
-def test_jacobian_yaw_turns_the_finger_to_the_goals_yaw(
+def test_jacobian_yaw__turns_the_finger_towards_the_goal_yaw(
     lone_env: VecEnv, yaw: float, goal: tuple[float, float]
 ) -> None:
     """By a tenth of the yaw error, also while panning the arm turns it another way."""
@@ -562,7 +566,7 @@ def test_jacobian_yaw_turns_the_finger_to_the_goals_yaw(
     assert turn.item() == pytest.approx(0.1 * yaw, abs=1e-7)
 
 
-def test_jacobian_yaw_is_jacobian_before_it_drags(env: VecEnv, seen: list[Obs]) -> None:
+def test_jacobian_yaw__equals_jacobian_until_it_drags(env: VecEnv, seen: list[Obs]) -> None:
     one, other = make_base_policy("jacobian-yaw", None, env), make_base_policy("jacobian", None, env)
     compared = 0
     for obs in seen:
@@ -574,7 +578,7 @@ def test_jacobian_yaw_is_jacobian_before_it_drags(env: VecEnv, seen: list[Obs]) 
     assert compared > 40
 
 
-def test_jacobian_yaw_circles_the_goal_while_yaw_is_left(lone_env: VecEnv) -> None:
+def test_jacobian_yaw__circles_the_goal_while_the_yaw_error_is_large(lone_env: VecEnv) -> None:
     policy = jacobian_yaw(lone_env)
     steps = torch.arange(15)
     circle = policy._stirred(torch.tensor([0.02, 0.03, 0.5]).expand(15, 3), steps)
@@ -596,7 +600,9 @@ def test_jacobian_yaw_circles_the_goal_while_yaw_is_left(lone_env: VecEnv) -> No
         ("so101-paper", "jacobian", 0.15, 0.65),
     ],
 )
-def test_how_often_they_solve_the_task(task: str, base_policy_id: str, low: float, high: float) -> None:
+def test_jacobian__success_rates_are_in_the_expected_ranges(
+    task: str, base_policy_id: str, low: float, high: float
+) -> None:
     env = make_vec_env(task, 30)
     env.episode_seeds.use_list(range(8000, 8030))
     policy = make_base_policy(base_policy_id, None, env)

@@ -64,7 +64,7 @@ def flat(value: Any, name: str = "") -> dict[str, Tensor]:
 # --- what it looks like -------------------------------------------------------------------------------------
 
 
-def test_spaces_contain_what_is_observed(spec: TaskSpec) -> None:
+def test_observation_space__contains_the_observations(spec: TaskSpec) -> None:
     env = make(spec)
     obs, info = env.reset(seed=FIRST_SEED)
     assert isinstance(env.single_observation_space, spaces.Dict)
@@ -81,7 +81,7 @@ def test_spaces_contain_what_is_observed(spec: TaskSpec) -> None:
     assert info["seed"].tolist() == [FIRST_SEED, FIRST_SEED + 1, FIRST_SEED + 2]
 
 
-def test_attributes(spec: TaskSpec) -> None:
+def test_vec_env__attributes_describe_spaces_and_rates(spec: TaskSpec) -> None:
     env = make(spec, num_envs=4)
     assert env.num_envs == 4
     assert env.action_space.shape == (4, len(env.action_unit))
@@ -94,7 +94,7 @@ def test_attributes(spec: TaskSpec) -> None:
     assert env.max_episode_steps == spec.default_config().max_episode_steps
 
 
-def test_types_of_what_step_returns(spec: TaskSpec) -> None:
+def test_vec_env_step__returns_the_documented_types_and_shapes(spec: TaskSpec) -> None:
     env = make(spec)
     env.reset(seed=FIRST_SEED)
     _, reward, terminated, truncated, info = env.step(actions(env, 0))
@@ -119,7 +119,7 @@ def test_types_of_what_step_returns(spec: TaskSpec) -> None:
     assert torch.allclose(reward, sum(info["reward_terms"].values()), atol=1e-6)  # type: ignore[arg-type]
 
 
-def test_observations_without_stepping_are_the_last_ones(spec: TaskSpec) -> None:
+def test_vec_env_observations__are_those_of_the_last_reset_or_step(spec: TaskSpec) -> None:
     env = make(spec)
     obs, _ = env.reset(seed=FIRST_SEED)
     assert equal(env.observations(), obs)
@@ -131,7 +131,7 @@ def test_observations_without_stepping_are_the_last_ones(spec: TaskSpec) -> None
 # --- the ends of episodes -----------------------------------------------------------------------------------
 
 
-def test_same_step_autoreset_gives_the_true_last_observation(spec: TaskSpec) -> None:
+def test_final_obs__is_the_true_last_observation_with_same_step_autoreset(spec: TaskSpec) -> None:
     env, patient = (
         make(spec, max_episode_steps=3),
         make(spec, max_episode_steps=4),
@@ -153,7 +153,7 @@ def test_same_step_autoreset_gives_the_true_last_observation(spec: TaskSpec) -> 
     assert equal(obs, fresh)
 
 
-def test_final_info_tells_of_the_episode(spec: TaskSpec) -> None:
+def test_final_info__contains_return_length_and_metrics_of_the_episode(spec: TaskSpec) -> None:
     env = make(spec, max_episode_steps=3)
     env.reset(seed=FIRST_SEED)
     total = torch.zeros(3)
@@ -174,7 +174,7 @@ def test_final_info_tells_of_the_episode(spec: TaskSpec) -> None:
     assert torch.allclose(info["final_info"]["episode_return"], total)
 
 
-def test_success_terminates_and_does_not_truncate(spec: TaskSpec) -> None:
+def test_vec_env_step__success_terminates_and_does_not_truncate(spec: TaskSpec) -> None:
     assert spec.oracle is not None
     env = make(spec, num_envs=2)
     policy = (
@@ -200,7 +200,7 @@ def test_success_terminates_and_does_not_truncate(spec: TaskSpec) -> None:
 # --- resets and seeds ---------------------------------------------------------------------------------------
 
 
-def test_two_ways_of_seeding_agree(spec: TaskSpec) -> None:
+def test_vec_env_reset__all_ways_of_seeding_agree(spec: TaskSpec) -> None:
     by_int, by_list, by_queue, by_counter = (make(spec, max_episode_steps=3) for _ in range(4))
     seeds = [FIRST_SEED + i for i in range(6)]
     by_queue.episode_seeds.use_list(seeds)
@@ -219,7 +219,7 @@ def test_two_ways_of_seeding_agree(spec: TaskSpec) -> None:
         assert all(equal(one, obs[0]) for one in obs)
 
 
-def test_an_episode_belongs_to_its_seed(spec: TaskSpec) -> None:
+def test_vec_env_reset__equal_seeds_give_equal_episodes(spec: TaskSpec) -> None:
     env = make(spec)
     first, _ = env.reset(seed=[7, 7, 8])
     assert all(torch.equal(value[0], value[1]) for value in first.values())
@@ -229,7 +229,7 @@ def test_an_episode_belongs_to_its_seed(spec: TaskSpec) -> None:
     assert equal({name: value.flip(0) for name, value in again.items()}, first)
 
 
-def test_partial_reset_leaves_the_others_alone(spec: TaskSpec) -> None:
+def test_vec_env_reset__affects_only_the_envs_of_the_mask(spec: TaskSpec) -> None:
     env, twin = make(spec), make(spec)
     for one in (env, twin):
         one.reset(seed=FIRST_SEED)
@@ -253,14 +253,14 @@ def test_partial_reset_leaves_the_others_alone(spec: TaskSpec) -> None:
     assert equal({n: v[[1]] for n, v in mine[0].items()}, alone[0])
 
 
-def test_partial_reset_draws_from_the_queue(spec: TaskSpec) -> None:
+def test_vec_env_reset__partial_reset_draws_seeds_from_the_queue(spec: TaskSpec) -> None:
     env = make(spec)
     env.reset(seed=FIRST_SEED)
     _, info = env.reset(mask=mask(0, 2))
     assert info["seed"].tolist() == [FIRST_SEED + 3, FIRST_SEED + 1, FIRST_SEED + 4]
 
 
-def test_worlds_stand_still_when_the_seeds_are_spent(spec: TaskSpec) -> None:
+def test_episode_seeds__envs_are_idle_when_the_list_is_exhausted(spec: TaskSpec) -> None:
     env = make(spec, max_episode_steps=2)
     env.episode_seeds.use_list([11, 12, 13, 14])
     _, info = env.reset()
@@ -283,12 +283,12 @@ def test_worlds_stand_still_when_the_seeds_are_spent(spec: TaskSpec) -> None:
 
 
 @pytest.mark.parametrize("seed", [[1, 2], [1, 2, 3, 4]])
-def test_wrong_number_of_seeds_is_an_error(spec: TaskSpec, seed: list[int]) -> None:
+def test_vec_env_reset__wrong_number_of_seeds_is_an_error(spec: TaskSpec, seed: list[int]) -> None:
     with pytest.raises(ConfigError, match=f"3 env.* reset .*{len(seed)} seed"):
         make(spec).reset(seed=seed)
 
 
-def test_first_reset_must_be_of_all(spec: TaskSpec) -> None:
+def test_vec_env_reset__first_reset_must_include_all_envs(spec: TaskSpec) -> None:
     with pytest.raises(ConfigError, match="first reset"):
         make(spec).reset(mask=mask(0))
     with pytest.raises(ConfigError, match="before reset"):
@@ -301,7 +301,7 @@ def test_first_reset_must_be_of_all(spec: TaskSpec) -> None:
 
 
 @pytest.mark.parametrize(("num_envs", "num_threads"), [(1, 1), (2, 1), (2, 2), (7, 2)])
-def test_episodes_do_not_depend_on_batch_slot_or_threads(
+def test_vec_env__episodes_do_not_depend_on_batch_size_slot_or_threads(
     spec: TaskSpec, num_envs: int, num_threads: int
 ) -> None:
     reference = make(spec, num_envs=7)
@@ -328,7 +328,7 @@ def test_episodes_do_not_depend_on_batch_slot_or_threads(
         assert equal(obs, {name: value[rows] for name, value in expected[-1].items()})
 
 
-def test_tensors_belong_to_the_caller(spec: TaskSpec) -> None:
+def test_vec_env__does_not_modify_tensors_passed_or_returned(spec: TaskSpec) -> None:
     env = make(spec, max_episode_steps=3)
     given: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
 
@@ -349,7 +349,7 @@ def test_tensors_belong_to_the_caller(spec: TaskSpec) -> None:
             assert torch.equal(value, copies[name]), name
 
 
-def test_quantities_belong_to_the_caller(spec: TaskSpec) -> None:
+def test_physics_read__returned_quantities_do_not_change(spec: TaskSpec) -> None:
     env = make(spec)
     physics = getattr(env, "physics", None)
     if physics is None:
@@ -364,7 +364,7 @@ def test_quantities_belong_to_the_caller(spec: TaskSpec) -> None:
 
 @pytest.mark.parametrize("queue", ["counter", "list"])
 @pytest.mark.parametrize("where", ["same", "new"])
-def test_a_saved_state_goes_on_bit_for_bit(spec: TaskSpec, where: str, queue: str) -> None:
+def test_vec_env_state_dict__resumes_bit_for_bit(spec: TaskSpec, where: str, queue: str) -> None:
     env = make(spec, max_episode_steps=5)
     if queue == "list":
         env.episode_seeds.use_list(range(FIRST_SEED, FIRST_SEED + 7))
@@ -388,7 +388,7 @@ def test_a_saved_state_goes_on_bit_for_bit(spec: TaskSpec, where: str, queue: st
             assert torch.equal(value, theirs[name]), (step, name)
 
 
-def test_a_state_of_another_size_is_an_error(spec: TaskSpec) -> None:
+def test_vec_env_load_state_dict__another_num_envs_is_an_error(spec: TaskSpec) -> None:
     env = make(spec)
     env.reset(seed=0)
     with pytest.raises(ConfigError, match="3 envs, this env 2"):
@@ -398,7 +398,7 @@ def test_a_state_of_another_size_is_an_error(spec: TaskSpec) -> None:
 # --- actions ------------------------------------------------------------------------------------------------
 
 
-def test_actions_are_clipped(spec: TaskSpec) -> None:
+def test_vec_env_step__clips_actions(spec: TaskSpec) -> None:
     env, twin = make(spec), make(spec)
     env.reset(seed=FIRST_SEED)
     twin.reset(seed=FIRST_SEED)
@@ -408,7 +408,7 @@ def test_actions_are_clipped(spec: TaskSpec) -> None:
         assert equal(mine[0], theirs[0])
 
 
-def test_actions_matter(spec: TaskSpec) -> None:
+def test_vec_env_step__different_actions_give_different_observations(spec: TaskSpec) -> None:
     env = make(spec)
     env.reset(seed=[7, 7, 7])
     action = torch.zeros(3, len(env.action_unit))
@@ -418,7 +418,7 @@ def test_actions_matter(spec: TaskSpec) -> None:
 
 
 @pytest.mark.parametrize("change", ["one world too few", "one action too many", "flat"])
-def test_wrong_shapes_are_named(spec: TaskSpec, change: str) -> None:
+def test_vec_env_step__wrong_shape_of_actions_is_an_error(spec: TaskSpec, change: str) -> None:
     env = make(spec)
     env.reset(seed=FIRST_SEED)
     size = len(env.action_unit)
@@ -430,7 +430,7 @@ def test_wrong_shapes_are_named(spec: TaskSpec, change: str) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_actions_that_are_not_finite_are_named(spec: TaskSpec, value: float) -> None:
+def test_vec_env_step__non_finite_action_is_an_error_with_a_dump(spec: TaskSpec, value: float) -> None:
     env = make(spec)
     obs, _ = env.reset(seed=FIRST_SEED)
     action = torch.zeros(3, len(env.action_unit))
@@ -446,7 +446,7 @@ def test_actions_that_are_not_finite_are_named(spec: TaskSpec, value: float) -> 
         assert dump["step"].tolist() == [0, 0, 0]
 
 
-def test_nan_in_the_simulation_is_caught_in_its_step(spec: TaskSpec) -> None:
+def test_vec_env_step__nan_in_the_simulation_is_an_error_in_its_step(spec: TaskSpec) -> None:
     env = make(spec)
     physics = getattr(env, "physics", None)
     if physics is None:
@@ -468,7 +468,7 @@ def test_nan_in_the_simulation_is_caught_in_its_step(spec: TaskSpec) -> None:
     assert dump["step"].tolist() == [1, 1, 1]
 
 
-def test_worlds_without_an_episode_are_told(spec: TaskSpec) -> None:
+def test_vec_env_active__is_false_without_an_episode(spec: TaskSpec) -> None:
     env = make(spec, max_episode_steps=2)
     env.episode_seeds.use_list([FIRST_SEED, FIRST_SEED + 1])
     env.reset()
@@ -478,12 +478,12 @@ def test_worlds_without_an_episode_are_told(spec: TaskSpec) -> None:
     assert env.active.tolist() == [False, False, False]
 
 
-def test_without_a_seed_episodes_count_from_zero(spec: TaskSpec) -> None:
+def test_vec_env_reset__seeds_count_from_zero_by_default(spec: TaskSpec) -> None:
     assert make(spec).reset()[1]["seed"].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("num_envs", [0, -1])
-def test_no_worlds_are_an_error(spec: TaskSpec, num_envs: int) -> None:
+def test_num_envs__must_be_at_least_1(spec: TaskSpec, num_envs: int) -> None:
     if spec is fakes.POINT_TASK:
         pytest.skip("the fake does not check it")
     with pytest.raises(ConfigError, match=f"num_envs must be at least 1, not {num_envs}"):
