@@ -221,7 +221,7 @@ def test_curriculum_tolerance__below_the_tolerance_is_an_error() -> None:
 
 def test_critic_input__sum_needs_one_scale_for_each_chunk() -> None:
     whole = replace_fields(TrainCfg.default("so101-paper", "il", "sac"), {"chunk": "whole"})
-    with pytest.raises(ConfigError, match="critic_input sum needs one residual scale for each decision"):
+    with pytest.raises(ConfigError, match="critic_input sum needs one residual scale per chunk"):
         replace_fields(whole, {"adaptive": "uncertainty"})
     assert (
         replace_fields(whole, {"adaptive": "uncertainty", "critic_input": "res"}).residual.adaptive

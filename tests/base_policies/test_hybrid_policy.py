@@ -297,7 +297,7 @@ def test_settings__have_the_syntax_of_the_command_line() -> None:
         (("0.drag-gain",), "NUMBER.NAME=VALUE with a NUMBER from 0 to 1, not '0.drag-gain'"),
         (("drag-gain=0.3",), "NUMBER.NAME=VALUE"),
         (("2.drag-gain=0.3",), "NUMBER from 0 to 1, not '2.drag-gain=0.3'"),
-        (("0.drag-gain=0.3", "0.drag_gain=0.2"), "give 0.drag_gain twice"),
+        (("0.drag-gain=0.3", "0.drag_gain=0.2"), "settings contain 0.drag_gain twice"),
         (("0.drag-gain=fast",), "settings: 0.drag_gain must be a float, not 'fast'"),
         (("0.drag-gain=",), "settings: 0.drag_gain must be a float, not ''"),
         (("0.drag-gain='",), "settings: 0.drag_gain must be a float"),
@@ -328,7 +328,7 @@ def test_settings__unknown_name_lists_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
-        ({"policies": ("push",)}, "policies must be two or more, not 'push' alone"),
+        ({"policies": ("push",)}, "policies must be two or more ids, not only 'push'"),
         ({"mode": "vote"}, "mode must be one of blend, switch, ensemble, not 'vote'"),
         ({"weights": (0.5, 0.25, 0.25)}, "weights must be one for each of the 2 policies, not 3"),
         ({"weights": (0.5, 0.6)}, r"weights must add up to 1, not \(0.5, 0.6\)"),

@@ -470,7 +470,7 @@ def test_goals__accepts_a_class_of_the_user() -> None:
 @pytest.mark.parametrize(
     ("arm", "message"),
     [
-        (None, "an env with one arm that says what its actions do"),
+        (None, "an env with one arm that describes the effect of actions"),
         (
             dataclasses.replace(ARM, control=None),
             (
@@ -488,11 +488,11 @@ def test_goals__accepts_a_class_of_the_user() -> None:
         ),
         (
             dataclasses.replace(ARM, gripper_index=()),
-            "robot 'stick' has no gripper, and StackCubeGoals take one",
+            "robot 'stick' has no gripper, which StackCubeGoals requires",
         ),
         (
             dataclasses.replace(ARM, gripper_opens=None),
-            "which action opens the gripper of robot 'stick': give its class an attribute",
+            "the action that opens the gripper of robot 'stick' is unknown: set the attribute",
         ),
     ],
     ids=["no arm", "control mode", "no URDF", "URDF missing", "no gripper", "gripper unknown"],

@@ -199,7 +199,7 @@ def test_checkpoint__imitation_model_is_an_error_that_names_the_base_policy_il(t
     for path in (tmp_path, tmp_path / "model.safetensors"):
         with pytest.raises(
             CheckpointError,
-            match=f"base policy 'model': {path} holds an imitation model: use --base-policy il",
+            match=f"base policy 'model': {path} contains an imitation model: use --base-policy il",
         ):
             make_base_policy("model", ModelCfg(str(path)), point_env())
 
@@ -422,7 +422,7 @@ def test_program_policy__shapes_that_do_not_match_are_errors(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match=r"a.pt2 observes \(31,\); this env gives it \(5,\), state \(5,\)"):
         policy_of(export(Chunks(31, None), tmp_path / "a.pt2", size=31))
     with pytest.raises(
-        ConfigError, match=r"b.pt2 gives \[1, 1, 5\] for one env; this env takes actions of 2"
+        ConfigError, match=r"b.pt2 returns \[1, 1, 5\] for one env; this env takes actions of 2"
     ):
         policy_of(export(nn.Identity(), tmp_path / "b.pt2"))
     with pytest.raises(
