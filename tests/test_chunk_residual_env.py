@@ -1,5 +1,5 @@
-"""Residuals over whole chunks: one decision for several env steps, and worlds that stand still until the
-others are through."""
+"""Residuals over whole chunks: one transition for several env steps, and envs that wait until the others
+have finished their chunks."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def recorder_env(max_episode_steps: int = 10, num_envs: int = 2) -> tuple[ChunkR
     return chunk_env(recorder, num_envs=num_envs, max_episode_steps=max_episode_steps), recorder
 
 
-# --- a vec_env whose worlds stand still ---------------------------------------------------------------------
+# --- steps with a mask --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["point", "so101-paper"])
 def test_vec_env_step__envs_outside_of_the_mask_do_not_change(kind: str) -> None:
-    """World 1 stands still for two of its steps: what comes then is what came without."""
+    """Env 1 skips two steps and then continues with the same results as an env that was not paused."""
 
     def make() -> VecEnv:
         return (
@@ -76,26 +76,28 @@ def test_vec_env_step__envs_outside_of_the_mask_do_not_change(kind: str) -> None
             [actions[taken[0], 0], actions[taken[1], 1] if mask is None else torch.ones(len(env.action_unit))]
         )
         obs, reward, *_, info = env.step(rows, mask)
-        for world in (0, 1):
-            if mask is not None and not mask[world]:
-                assert all(torch.equal(obs[name][world], before[name][world]) for name in obs)
-                assert reward[world] == 0.0
-                assert not any(term[world] for term in info["reward_terms"].values())
+        for env_id in (0, 1):
+            if mask is not None and not mask[env_id]:
+                assert all(torch.equal(obs[name][env_id], before[name][env_id]) for name in obs)
+                assert reward[env_id] == 0.0
+                assert not any(term[env_id] for term in info["reward_terms"].values())
                 continue
-            then, value, *_, told = expected[taken[world]]
-            assert all(torch.equal(obs[name][world], then[name][world]) for name in obs)
-            assert torch.equal(reward[world], value[world])
+            then, value, *_, expected_info = expected[taken[env_id]]
+            assert all(torch.equal(obs[name][env_id], then[name][env_id]) for name in obs)
+            assert torch.equal(reward[env_id], value[env_id])
             for name in ("episode_length", "episode_return"):
-                assert torch.equal(info["final_info"][name][world], told["final_info"][name][world])
-            taken[world] += 1
+                assert torch.equal(
+                    info["final_info"][name][env_id], expected_info["final_info"][name][env_id]
+                )
+            taken[env_id] += 1
     assert taken == [7, 5]
 
 
-# --- decisions ----------------------------------------------------------------------------------------------
+# --- steps of a chunk ---------------------------------------------------------------------------------------
 
 
 def test_chunk_residual_env__residual_covers_the_whole_chunk() -> None:
-    """`Recorder` plans (0.1·n, 0.01·k) for step k of its n-th plan."""
+    """`Recorder` predicts (0.1·n, 0.01·k) for step k of its n-th chunk."""
     env, recorder = recorder_env()
     assert (env.action_dim, env.steps_per_action) == (6, 3)
     assert env.observation_space["base_action"].shape == (6,)
@@ -121,7 +123,7 @@ def test_chunk_residual_env__residual_covers_the_whole_chunk() -> None:
     np.testing.assert_allclose(
         info["reward_terms"]["residual"], [-0.1 * (0.01 + 0.04 + 0.09), 0.0], atol=1e-7
     )
-    assert [call[0] for call in recorder.calls] == ["reset", "plan", "plan"]
+    assert [call[0] for call in recorder.calls] == ["reset", "query", "query"]
 
 
 def test_chunk_residual_env__sums_rewards_over_the_chunk() -> None:
@@ -138,12 +140,12 @@ def test_chunk_residual_env__sums_rewards_over_the_chunk() -> None:
 
 
 def test_chunk_residual_env__env_waits_after_its_episode_ends_within_a_chunk() -> None:
-    """Limits of five steps: the second decision ends after two of its three."""
+    """With a limit of five steps, the episode ends at the second step of its second chunk."""
     env, recorder = recorder_env(max_episode_steps=5)
     env.reset(seed=0)
     env.vec_env.reset(seed=[9], mask=torch.tensor([False, True]))
     env.step(torch.zeros(2, 6))
-    env.vec_env._length[1] = 1  # type: ignore[attr-defined]  (two steps behind the other: its chunks go on)
+    env.vec_env._length[1] = 1  # type: ignore[attr-defined]  (two steps behind the other env)
     before, steps_taken = env.obs, env.vec_env.steps_taken  # type: ignore[attr-defined]
     recorder.calls.clear()
     transition, info = env.step(torch.full((2, 6), 0.5))
@@ -151,17 +153,16 @@ def test_chunk_residual_env__env_waits_after_its_episode_ends_within_a_chunk() -
     assert transition.truncated.tolist() == [True, False]
     assert info["_final_info"].tolist() == info["_final_obs"].tolist() == [True, False]
     assert info["final_info"]["episode_length"][0] == 5
-    np.testing.assert_allclose(
-        transition.action[:, 4:], [[0.0, 0.0], [0.45, 0.27]], atol=1e-6
-    )  # after the end: none
+    # No action after the end of the episode.
+    np.testing.assert_allclose(transition.action[:, 4:], [[0.0, 0.0], [0.45, 0.27]], atol=1e-6)
     final = transition.next_obs["position"][0]
     wind = torch.stack([before["state"][0, 2], torch.tensor(0.0)])
     moved = 0.1 * transition.action[0, :4].reshape(2, 2).sum(0)
     np.testing.assert_allclose(final, before["position"][0] + moved + 2 * wind, atol=1e-6)
-    assert env.vec_env.observations()["state"][0, 3] == 0.0  # the new episode has not begun to move
+    assert env.vec_env.observations()["state"][0, 3] == 0.0  # the new episode has not moved yet
     assert not torch.equal(env.obs["position"][0], final)
-    # a plan from the final observation, its reset, and plans from the new ones
-    assert [call[:2] for call in recorder.calls] == [("plan", [0]), ("reset", [0]), ("plan", [0, 1])]
+    # A query for the final observation, a reset, and a query for the new observations.
+    assert [call[:2] for call in recorder.calls] == [("query", [0]), ("reset", [0]), ("query", [0, 1])]
     assert recorder.calls[0][2] == [final.tolist()]
     np.testing.assert_allclose(
         transition.next_obs["base_action"][0], [0.3, 0.0, 0.3, 0.01, 0.3, 0.02], atol=1e-6
@@ -202,7 +203,7 @@ def test_chunk_residual_env_state_dict__resumes_bit_for_bit() -> None:
 
 @pytest.mark.parametrize("num_envs", [1, 3, 20])
 def test_chunk_residual_env__without_a_residual_equals_the_base_policy(num_envs: int) -> None:
-    """Figures are of env steps in both."""
+    """Metrics count env steps in both."""
     single, whole = chunk_env(cls=ResidualEnv, scale=0.0), chunk_env(num_envs=num_envs, scale=0.0)
     expected = evaluate(single, no_residual(single), SEEDS)
     got = evaluate(whole, lambda obs: torch.ones(num_envs, 6), SEEDS)
@@ -251,7 +252,7 @@ def test_record__has_a_frame_for_each_env_step() -> None:
 
 @pytest.fixture
 def _point(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The point's task, and `chunky` for it."""
+    """Registers the task `point` and the base policy `chunky`."""
     for registry, spec in ((TASKS, fakes.POINT_TASK), (BASE_POLICIES, CHUNKY)):
         registry.all()  # type: ignore[attr-defined]
         monkeypatch.setattr(registry, "_specs", {**registry._specs, spec.id: spec})  # type: ignore[attr-defined]
@@ -289,7 +290,7 @@ FLAGS += [
 @pytest.mark.slow
 @pytest.mark.usefixtures("_point")
 def test_chunk__whole_counts_env_steps_and_resumes(tmp_path: Path) -> None:
-    """48 env steps an iteration: 4 worlds, 4 decisions, 3 steps each."""
+    """An iteration has 48 env steps: 4 envs, 4 chunks, 3 steps each."""
     run = tmp_path / "run"
     assert main(["train", "point", *FLAGS, "--total-timesteps", "100", "--output-dir", str(run)]) == 0
     assert json.loads((run / "training_summary.json").read_text())["steps"] == 96

@@ -1,4 +1,4 @@
-"""The composition: numbers by hand, and what must hold for any numbers."""
+"""The composition: values worked out by hand, and properties for any values."""
 
 from __future__ import annotations
 

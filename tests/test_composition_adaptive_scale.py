@@ -1,4 +1,4 @@
-"""The residual scale that follows the base policy's uncertainty: numbers by hand, off by default, in runs,
+"""The residual scale that adapts to the base policy's uncertainty: values worked out by hand, defaults, runs,
 logs and videos."""
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ ADAPTIVE = ["--adaptive", "uncertainty", "--adaptive-min-share", "0.25", "--adap
 
 
 class Unsure(fakes.Homing):
-    """Of world w by 0.05·w, and by 0.1 more at each plan since the start; two steps a plan, of the second by
-    0.01 more."""
+    """Predicts two steps. The uncertainty of env i is 0.05·i, plus 0.1 for each earlier query, plus 0.01 in
+    the second step."""
 
     chunk_size = num_action_steps = 2
 
     def __init__(self) -> None:
         super().__init__()
-        self.plans = -1
+        self.num_queries = -1
 
     def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> ActionChunk:
-        self.plans += 1
-        first = 0.05 * env_ids + 0.1 * self.plans
+        self.num_queries += 1
+        first = 0.05 * env_ids + 0.1 * self.num_queries
         return ActionChunk(
             super().predict_action_chunk(obs, env_ids).expand(-1, 2, -1),
             torch.stack([first, first + 0.01], 1),
@@ -99,8 +99,7 @@ def test_residual_cfg__invalid_adaptive_settings_are_errors(change: dict[str, An
 
 
 def test_residual_env__adaptive_scale_applies_to_action_penalty_and_info() -> None:
-    """In what is executed, in the penalty, and in what is told; the chunk's second step has its own
-    uncertainty."""
+    """The second step of a chunk has another uncertainty than the first."""
     env = point_env(Unsure())
     env.reset(seed=0)
     residual = torch.tensor([[1.0, -1.0], [0.5, 0.0], [0.0, 0.25]])
@@ -122,7 +121,7 @@ def test_residual_env__adaptive_scale_applies_to_action_penalty_and_info() -> No
 
 @pytest.mark.parametrize("scale_rule", [None, rule])
 def test_residual_unit__multiplies_the_residual_and_not_its_penalty(scale_rule: ScaleRule | None) -> None:
-    """What it costs and what is shown is in shares of that."""
+    """The penalty and the reported scale are in residual units."""
     env = point_env(Unsure(), scale_rule)
     env.composition = dataclasses.replace(env.composition, unit=torch.tensor([0.5, 0.1]))
     env.reset(seed=0)
@@ -178,16 +177,16 @@ def test_residual_env_state_dict__resumes_within_a_chunk_of_an_adaptive_scale() 
     for _ in range(4):
         env.step(torch.ones(3, 2))
     resumed.load_state_dict(env.state_dict())
-    resumed.base_policy.policy.plans = env.base_policy.policy.plans  # type: ignore[attr-defined]
+    resumed.base_policy.policy.num_queries = env.base_policy.policy.num_queries  # type: ignore[attr-defined]
     for _ in range(3):
-        mine, told = resumed.step(torch.ones(3, 2))
+        mine, info = resumed.step(torch.ones(3, 2))
         theirs, expected = env.step(torch.ones(3, 2))
         assert torch.equal(mine.action, theirs.action)
-        assert torch.equal(told["residual_scale"], expected["residual_scale"])
+        assert torch.equal(info["residual_scale"], expected["residual_scale"])
 
 
 def test_evaluate__and_record_report_the_adaptive_scale_of_each_env() -> None:
-    """Episodes of three steps from plans 0 and 1, in a world of each its own."""
+    """Three episodes of three steps, each in another env, with chunks 0 and 1."""
 
     def act(obs: Obs) -> Tensor:
         return torch.tensor([[1.0, 0.0], [0.0, -0.5], [0.0, 0.0]])
@@ -200,9 +199,11 @@ def test_evaluate__and_record_report_the_adaptive_scale_of_each_env() -> None:
         episodes["residual_magnitude"], scales.mean(0) * [1.0, 0.5, 0.0], rtol=1e-5, atol=1e-9
     )
     recordings = recording.record(point_env(Unsure(), max_episode_steps=3), act, [0, 1, 2])
-    for world, size in enumerate((1.0, 0.5, 0.0)):
-        np.testing.assert_allclose(recordings[world].scale, scales[:, world], rtol=1e-5)
-        np.testing.assert_allclose(recordings[world].magnitude, size * scales[:, world], rtol=1e-5, atol=1e-9)
+    for env_id, size in enumerate((1.0, 0.5, 0.0)):
+        np.testing.assert_allclose(recordings[env_id].scale, scales[:, env_id], rtol=1e-5)
+        np.testing.assert_allclose(
+            recordings[env_id].magnitude, size * scales[:, env_id], rtol=1e-5, atol=1e-9
+        )
 
 
 def test_recording_panel__shows_an_adaptive_scale(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,9 +250,8 @@ def test_adaptive__scale_and_uncertainty_are_logged(adaptive_run: Path) -> None:
     for row in collected:
         uncertainty = row["base/uncertainty"]
         assert uncertainty > 0.0
-        assert (
-            0.25 * 0.6 < row["residual/scale"] <= 0.6 * (0.25 + 0.75 * uncertainty / 0.2) + 1e-6
-        )  # the mean of a concave rule
+        # The mean of a concave function is at most its value at the mean.
+        assert 0.25 * 0.6 < row["residual/scale"] <= 0.6 * (0.25 + 0.75 * uncertainty / 0.2) + 1e-6
     assert all("eval/residual_scale" in row for row in rows if "eval/success_rate" in row)
 
 
@@ -275,11 +275,11 @@ def test_eval__uses_the_adaptive_settings_of_training(adaptive_run: Path) -> Non
     policies = json.loads((adaptive_run / "eval.json").read_text())["policies"]
     assert 0.15 < policies["residual"]["residual_scale"]["mean"] < 0.6
     assert policies["residual"]["residual_magnitude"]["mean"] > 0.0
-    assert "residual_scale" not in policies["zero"]  # it does not tell how unsure it is, and has no residual
+    assert "residual_scale" not in policies["zero"]  # it has neither an uncertainty nor a residual
 
 
 def test_trained_run__keeps_its_own_adaptive_scale(adaptive_run: Path) -> None:
-    """And tells its own base policy's uncertainty."""
+    """It also returns the uncertainty of its base policy."""
     exported = load_policy(adaptive_run / "final_model" / "policy.safetensors")
     env = make_residual_env(exported.cfg, 2)
     expected: list[Tensor] = []
@@ -309,8 +309,10 @@ def test_trained_run__keeps_its_own_adaptive_scale(adaptive_run: Path) -> None:
 def test_adaptive__base_policy_without_uncertainty_is_an_error_of_one_line(
     fails: tiny_runs.Fails, tmp_path: Path
 ) -> None:
-    say = fails("train", "so101-paper", *ADAPTIVE, *tiny_runs.FAILING_TINY, "--output-dir", tmp_path / "x")
-    assert say.startswith("base policy 'jacobian' has no uncertainty")
+    message = fails(
+        "train", "so101-paper", *ADAPTIVE, *tiny_runs.FAILING_TINY, "--output-dir", tmp_path / "x"
+    )
+    assert message.startswith("base policy 'jacobian' has no uncertainty")
     assert not (tmp_path / "x").exists()
 
 

@@ -1,4 +1,4 @@
-"""Settings: round trips through JSON, unknown and impossible ones, and the residual's schedule by hand."""
+"""Settings: round trips through JSON, unknown and invalid ones, and the schedule of the residual scale."""
 
 from __future__ import annotations
 
@@ -113,11 +113,11 @@ def test_replace_fields__changes_only_the_named_settings() -> None:
         residual=dataclasses.replace(cfg.residual, residual_scale=0.25),
         run=dataclasses.replace(cfg.run, num_envs=3),
     )
-    assert len(values) == 5  # the caller's dict is the caller's
+    assert len(values) == 5  # the argument is not modified
 
 
 def test_train_cfg__names_of_settings_are_unique_across_parts() -> None:
-    """`replace_fields` and the flags without a prefix both rely on it."""
+    """`replace_fields` and the flags without a prefix rely on this."""
     cfg = TrainCfg.default("so101-paper")
     names = [
         f.name for part in (cfg.task, cfg.learner, cfg.residual, cfg.run) for f in dataclasses.fields(part)
@@ -158,7 +158,7 @@ def test_scale_at__can_decrease_and_clamps_the_fraction() -> None:
     assert [cfg.scale_at(f) for f in (-1.0, 0.0, 0.5, 1.0, 7.0)] == pytest.approx([1.0, 1.0, 0.6, 0.2, 0.2])
 
 
-# --- impossible values --------------------------------------------------------------------------------------
+# --- invalid values -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A learner that another package brings is trained, resumed, evaluated and listed like the package's own."""
+"""A learner of another package is trained, resumed, evaluated and listed like those of this package."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TINY = [
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For one test."""
+    """Registers the learner for one test."""
     LEARNERS.all()
     monkeypatch.setattr(LEARNERS, "_specs", dict(LEARNERS._specs))
     register_learner(SPEC)
@@ -42,7 +42,7 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_train_cfg_default__external_learner_keeps_its_own_defaults() -> None:
     ppo, other = TrainCfg.default("so101-paper"), TrainCfg.default("so101-paper", learner_id="constant")
     assert isinstance(ppo.learner, PPOCfg)
-    assert ppo.learner.final_std == 0.05  # the task's own
+    assert ppo.learner.final_std == 0.05  # set by the task
     assert (other.learner_id, other.learner) == ("constant", ConstantCfg())
     assert (other.task, other.base, other.residual, other.run) == (ppo.task, ppo.base, ppo.residual, ppo.run)
     assert TrainCfg.from_dict(json.loads(json.dumps(other.to_dict()))) == other

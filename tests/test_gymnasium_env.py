@@ -1,5 +1,5 @@
-"""The Gymnasium env: one world in NumPy that is the batched one, bit for bit, and passes other people's
-checkers."""
+"""The Gymnasium env: a single env in NumPy that equals the vec_env bit for bit and passes the env checkers of
+other libraries."""
 
 from __future__ import annotations
 
@@ -117,9 +117,11 @@ def test_observation_space__contains_observations_under_extreme_actions() -> Non
     space, generator = env.single_observation_space, torch.Generator().manual_seed(0)
     env.reset(seed=0)
     for step in range(150):
-        held = 1.0 if step % 50 < 25 else -1.0  # sweeps to the joints' limits, and noise
+        direction = 1.0 if step % 50 < 25 else -1.0  # sweeps to the joint limits, then noise
         action = (
-            held * torch.ones(12, 6) if step < 100 else 2.0 * torch.rand(12, 6, generator=generator) - 1.0
+            direction * torch.ones(12, 6)
+            if step < 100
+            else 2.0 * torch.rand(12, 6, generator=generator) - 1.0
         )
         obs = env.step(action)[0]
         for name, box in space.spaces.items():
@@ -165,11 +167,11 @@ def test_gymnasium_env__episode_equals_that_of_the_vec_env_bit_for_bit(make: Any
         _, reward, _, truncated, info = batched.step(torch.from_numpy(action))
         rows.append(torch.cat([info["final_obs"]["state"], reward[:, None]], 1).numpy())
     assert truncated.all()
-    for world in range(3):
+    for env_id in range(3):
         env = make(**settings)
-        obs, _ = env.reset(seed=40 + world)
-        np.testing.assert_array_equal(obs, first[world])
-        np.testing.assert_array_equal(rollout(env, actions[:, world]), [row[world] for row in rows])
+        obs, _ = env.reset(seed=40 + env_id)
+        np.testing.assert_array_equal(obs, first[env_id])
+        np.testing.assert_array_equal(rollout(env, actions[:, env_id]), [row[env_id] for row in rows])
 
 
 def test_make_vec_env__equals_make_vec_of_gymnasium() -> None:
@@ -196,12 +198,12 @@ def test_gymnasium_env_reset__after_an_episode_uses_the_autoreset(
     actions = draw_actions(5)
     last = rollout(env, actions)[-1][:25]
     positions = physics.read()["joint_position"][0].float().numpy()
-    assert not np.array_equal(last[:6], positions)  # the batch has moved on, the observation has not
+    assert not np.array_equal(last[:6], positions)  # the vec_env was reset, the observation is the final one
     with pytest.raises(ResetNeeded):
         env.step(actions[0])
 
     def refuse(*_: Any) -> None:
-        raise AssertionError("reset again")
+        raise AssertionError("the physics were reset again")
 
     physics.reset = refuse
     obs, _ = env.reset()
@@ -241,10 +243,10 @@ def test_gymnasium_env_step__before_reset_is_an_error(make: Any) -> None:
 def test_gymnasium_env_step__action_is_the_residual_of_the_base_policy(make: Any) -> None:
     env = make(base_policy="jacobian", residual_scale=0.5)
     obs, _ = env.reset(seed=3)
-    worlds = residual_rl.make_vec_env("so101-paper", 1)
-    base = make_base_policy("jacobian", None, worlds)
-    there, _ = worlds.reset(seed=3)
-    np.testing.assert_array_equal(obs[25:], base.act(there)[0].numpy())
+    vec_env = residual_rl.make_vec_env("so101-paper", 1)
+    base = make_base_policy("jacobian", None, vec_env)
+    vec_obs, _ = vec_env.reset(seed=3)
+    np.testing.assert_array_equal(obs[25:], base.act(vec_obs)[0].numpy())
     for residual in draw_actions(5):
         expected = np.clip(obs[25:] + np.float32(0.5) * residual, -1.0, 1.0)
         obs, reward, _, _, info = env.step(residual)
@@ -271,7 +273,7 @@ def test_reward_terms__have_no_residual_without_a_base_policy(make: Any) -> None
     assert info["is_success"] is False
 
 
-# --- drawing ------------------------------------------------------------------------------------------------
+# --- rendering ----------------------------------------------------------------------------------------------
 
 
 def test_gymnasium_env_render__last_frame_shows_the_end_of_the_episode(opengl: None, make: Any) -> None:
@@ -325,7 +327,7 @@ def test_gymnasium_env__invalid_actions_and_options_are_errors(make: Any) -> Non
         env.step(np.zeros((1, 6), np.float32))
 
 
-# --- other people's learners --------------------------------------------------------------------------------
+# --- learners of other libraries ----------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -334,14 +336,14 @@ def test_gymnasium_env__trains_with_sb3_in_subprocesses() -> None:
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import SubprocVecEnv
 
-    worlds = make_vec_env(
+    vec_env = make_vec_env(
         f"residual_rl:{ID}", 2, seed=0, vec_env_cls=SubprocVecEnv, env_kwargs={"max_episode_steps": 20}
     )
     try:
-        model = sb3.PPO("MlpPolicy", worlds, n_steps=32, batch_size=32, n_epochs=1, device="cpu")
+        model = sb3.PPO("MlpPolicy", vec_env, n_steps=32, batch_size=32, n_epochs=1, device="cpu")
         before = model.policy.state_dict()["action_net.weight"].clone()
         model.learn(64)
         assert not torch.equal(model.policy.state_dict()["action_net.weight"], before)
         assert len(model.ep_info_buffer) == 2
     finally:
-        worlds.close()
+        vec_env.close()

@@ -1,4 +1,4 @@
-"""Tasks, base policies and learners by id: duplicates, misses, and those of other packages."""
+"""Tasks, base policies and learners by id: duplicates, unknown ids, and those of other packages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def spec(id: str) -> BasePolicySpec:
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry[BasePolicySpec]]:
-    """A registry of its own, whose package registers nothing: it finds entry points only."""
+    """An empty registry whose package registers nothing, so that it finds only entry points."""
     empty: Registry[BasePolicySpec] = Registry("base policy", "residual_rl.cli")
     monkeypatch.setattr(registry, "BASE_POLICIES", empty)
     before = set(sys.modules)
@@ -34,7 +34,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry[BasePolicySpec]]
 
 
 def install(folder: Path, name: str, code: str, attribute: str = "", group: str = "residual_rl.cli") -> None:
-    """A package as pip leaves it: a module, and its dist-info beside it."""
+    """Write a package as pip installs it: a module and its dist-info."""
     (folder / f"{name}.py").write_text(code)
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir()
@@ -92,7 +92,7 @@ def test_registry_all__contains_the_tasks_and_base_policies_of_the_package() -> 
     assert BASE_POLICIES.get("zero").default_config() is None
 
 
-# --- other people's packages --------------------------------------------------------------------------------
+# --- other packages -----------------------------------------------------------------------------------------
 
 
 def test_registry__entry_points_add_specs(
@@ -129,7 +129,7 @@ def test_registry__broken_entry_point_is_an_error_with_package_and_reason(
 ) -> None:
     install(tmp_path, "third_party_bad", code, attribute)
     monkeypatch.syspath_prepend(tmp_path)
-    for _ in range(2):  # the second time as clearly as the first
+    for _ in range(2):  # the second time with the same message
         with pytest.raises(ConfigError) as caught:
             fresh.get("wave2")
         message = str(caught.value)
@@ -143,7 +143,7 @@ def test_registry__broken_entry_point_is_an_error_with_package_and_reason(
 
 @pytest.mark.slow
 def test_list__shows_external_specs_and_names_a_broken_package(tmp_path: Path) -> None:
-    """In a process of its own, under the real groups."""
+    """In a separate process, with the real entry point groups."""
     task = REGISTERS.replace("third_party_good", "third_party_plugin")
     install(tmp_path, "third_party_plugin", task, group="residual_rl.base_policies")
     done = residual_rl(tmp_path, "list")

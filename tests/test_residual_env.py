@@ -1,5 +1,5 @@
-"""The decision process that a learner sees: promises 1 and 2, the order in which the base policy is asked,
-and unbiased evaluation."""
+"""The env that a learner acts in: promises 1 and 2, the order of queries of the base policy, and unbiased
+evaluation."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ SO101 = replace_fields(
 
 
 def residuals(env: ResidualEnv, step: int) -> Tensor:
-    """Residual actions [B, A] that depend on the world and the step alone."""
+    """Residual actions [B, A] that depend only on the env id and the step."""
     rows = [
-        np.random.default_rng((world, step)).uniform(-1, 1, env.action_dim) for world in range(env.num_envs)
+        np.random.default_rng((env_id, step)).uniform(-1, 1, env.action_dim) for env_id in range(env.num_envs)
     ]
     return torch.from_numpy(np.stack(rows).astype(np.float32))
 
@@ -48,11 +48,11 @@ def point_env(
     )
 
 
-# --- promise 1: without a residual it is the base policy ----------------------------------------------------
+# --- promise 1: without a residual, the result equals the base policy ---------------------------------------
 
 
 def base_alone(num_steps: int, num_envs: int, seed: int) -> list[tuple[Obs, Tensor, Tensor]]:
-    """Observations, rewards and actions of the base policy in the bare env, put together by hand."""
+    """Observations, rewards and actions of the base policy in the vec_env, without a ResidualEnv."""
     cfg = dataclasses.asdict(SO101.task)
     env = make_vec_env("so101-paper", num_envs, num_threads=1, **cfg)
     policy = make_base_policy(SO101.base_policy_id, SO101.base, env)
@@ -66,12 +66,12 @@ def base_alone(num_steps: int, num_envs: int, seed: int) -> list[tuple[Obs, Tens
     return steps
 
 
-@pytest.mark.parametrize("what", ["zero scale", "fresh PPO"])
-def test_residual_env__without_a_residual_equals_the_base_policy_bit_for_bit(what: str) -> None:
+@pytest.mark.parametrize("residual_policy", ["zero scale", "untrained PPO"])
+def test_residual_env__without_a_residual_equals_the_base_policy_bit_for_bit(residual_policy: str) -> None:
     """Over whole episodes and into the next ones, through the base policy's approach and drag."""
     env = make_residual_env(SO101, 3)
     learner = make_learner(SO101, env)
-    if what == "zero scale":
+    if residual_policy == "zero scale":
         env.residual_scale = 0.0
     else:
         assert env.residual_scale > 0
@@ -80,7 +80,10 @@ def test_residual_env__without_a_residual_equals_the_base_policy_bit_for_bit(wha
     env.reset(seed=300)
     num_steps = SO101.task.max_episode_steps + 5
     for step, (obs, reward, action) in enumerate(base_alone(num_steps, 3, seed=300)):
-        residual = residuals(env, step) if what == "zero scale" else learner.act(env.obs, deterministic=True)
+        if residual_policy == "zero scale":
+            residual = residuals(env, step)
+        else:
+            residual = learner.act(env.obs, deterministic=True)
         transition, _ = env.step(residual)
         assert torch.equal(transition.action, action)
         assert torch.equal(transition.base_action, action)
@@ -126,15 +129,14 @@ def test_transition__contains_the_executed_action() -> None:
 
 
 def test_transition__action_moves_the_joint_targets_of_so101_paper() -> None:
-    """In the simulated task too: the joint targets move by exactly the transition's action."""
+    """In so101-paper, the joint targets change by exactly the action of the transition."""
     env = make_residual_env(SO101, 2)
     env.reset(seed=300)
     before = env.obs["joint_target"].double()
     transition, _ = env.step(residuals(env, 0))
     moved = env.obs["joint_target"].double() - before
-    np.testing.assert_allclose(
-        moved, transition.action * 0.02, atol=2e-7
-    )  # float32 observations of up to 2 rad
+    # Observations are float32 and up to 2 rad.
+    np.testing.assert_allclose(moved, transition.action * 0.02, atol=2e-7)
 
 
 def test_residual_env_penalty__is_a_term_of_the_reward() -> None:
@@ -148,7 +150,7 @@ def test_residual_env_penalty__is_a_term_of_the_reward() -> None:
 
 
 def test_episode_return__includes_the_residual_penalties() -> None:
-    """Even across a state that is saved in its middle: it is the sum of the rewards that the learner saw."""
+    """The return is the sum of the learner's rewards, even if the state is restored within the episode."""
     env, total, ended = point_env(scale=0.5, penalty=0.3, max_episode_steps=4), torch.zeros(3), 0
     env.reset(seed=0)
     for step in range(12):
@@ -170,12 +172,11 @@ def test_episode_return__includes_the_residual_penalties() -> None:
     bare.reset(seed=0)
     for _ in range(4):
         _, alone = bare.step(torch.zeros(3, 2))
-    assert torch.equal(
-        info["final_info"]["episode_return"], alone["final_info"]["episode_return"]
-    )  # a reset forgets the penalties
+    # A reset clears the penalties.
+    assert torch.equal(info["final_info"]["episode_return"], alone["final_info"]["episode_return"])
 
 
-# --- one question an observation ----------------------------------------------------------------------------
+# --- one query per observation ------------------------------------------------------------------------------
 
 
 def ends(transition: Transition) -> Tensor:
@@ -183,16 +184,14 @@ def ends(transition: Transition) -> Tensor:
 
 
 def test_residual_env__queries_once_per_observation_final_ones_first() -> None:
-    """In every step: the final observations of the worlds that ended, their reset, and each new
-    observation."""
+    """The order in each step: final observations of ended episodes, reset, new observations."""
     recorder = fakes.Recorder(3)
     env = point_env(policy=recorder, scale=0.0, max_episode_steps=4)
     everyone = [0, 1, 2]
     env.reset(seed=0)
-    assert recorder.calls == [("reset", everyone), ("plan", everyone, env.obs["position"].tolist())]
-    env.vec_env.reset(
-        seed=[5], mask=torch.tensor([False, True, False])
-    )  # world 1 is now out of step with the others
+    assert recorder.calls == [("reset", everyone), ("query", everyone, env.obs["position"].tolist())]
+    # Env 1 is now out of step with the others.
+    env.vec_env.reset(seed=[5], mask=torch.tensor([False, True, False]))
     env.step(torch.zeros(3, 2))
     env.vec_env.reset(seed=[6], mask=torch.tensor([False, True, False]))
     seen = set()
@@ -201,9 +200,9 @@ def test_residual_env__queries_once_per_observation_final_ones_first() -> None:
         transition, info = env.step(torch.zeros(3, 2))
         ended = ends(transition).nonzero().flatten().tolist()
         seen.add(tuple(ended))
-        new = ("plan", everyone, env.obs["position"].tolist())
+        new = ("query", everyone, env.obs["position"].tolist())
         if ended:
-            final = ("plan", ended, info["final_obs"]["position"][ended].tolist())
+            final = ("query", ended, info["final_obs"]["position"][ended].tolist())
             assert recorder.calls == [final, ("reset", ended), new]
         else:
             assert recorder.calls == [new]
@@ -211,7 +210,7 @@ def test_residual_env__queries_once_per_observation_final_ones_first() -> None:
 
 
 def test_base_action__is_executed_and_that_of_the_final_observation_is_stored() -> None:
-    """`Recorder` numbers its plans since the reset: 0.1, 0.2, …"""
+    """`Recorder` numbers the queries since the reset: 0.1, 0.2, …"""
     env = point_env(policy=fakes.Recorder(3), scale=0.0, max_episode_steps=3)
     env.reset(seed=0)
     executed, stored = [], []
@@ -222,9 +221,8 @@ def test_base_action__is_executed_and_that_of_the_final_observation_is_stored() 
         current = env.obs["base_action"]
         assert torch.equal(current, transition.next_obs["base_action"]) != bool(ends(transition).any())
     assert executed == pytest.approx([0.1, 0.2, 0.3, 0.1, 0.2, 0.3, 0.1])
-    assert stored == pytest.approx(
-        [0.2, 0.3, 0.4, 0.2, 0.3, 0.4, 0.2]
-    )  # the fourth answer is the final observation's
+    # The query for the final observation is the fourth.
+    assert stored == pytest.approx([0.2, 0.3, 0.4, 0.2, 0.3, 0.4, 0.2])
 
 
 def test_next_obs__is_the_true_final_observation() -> None:
@@ -246,29 +244,29 @@ def test_residual_env__chunks_span_steps_and_end_with_the_episode() -> None:
     env = point_env(num_envs=2, policy=recorder, scale=0.0, max_episode_steps=3)
     env.reset(seed=0)
     actions = [env.step(torch.zeros(2, 2))[0].action[0].tolist() for _ in range(5)]
-    # (plan, element): the final observation takes the second plan's second element; the next episode begins
-    # with a plan of its own
+    # (query, step): the final observation uses the second step of the second chunk; the next episode starts
+    # with a new query.
     np.testing.assert_allclose(
         actions, [[0.1, 0.0], [0.1, 0.01], [0.2, 0.0], [0.1, 0.0], [0.1, 0.01]], atol=1e-7
     )
-    assert [call[1] for call in recorder.calls if call[0] == "plan"] == [[0, 1]] * 4
+    assert [call[1] for call in recorder.calls if call[0] == "query"] == [[0, 1]] * 4
 
 
 class Failing(fakes.Homing):
-    """Works for two steps."""
+    """Fails at its third query."""
 
     def __init__(self, failure: str):
         super().__init__()
-        self.failure, self.asked = failure, 0
+        self.failure, self.num_queries = failure, 0
 
     def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:
-        self.asked += 1
+        self.num_queries += 1
         chunk = super().predict_action_chunk(obs, env_ids)
-        if self.asked == 3 and self.failure == "raises":
+        if self.num_queries == 3 and self.failure == "raises":
             raise ConnectionError("server gone")
-        if self.asked == 3 and self.failure == "shape":
+        if self.num_queries == 3 and self.failure == "shape":
             return chunk[:, 0]
-        return chunk * torch.nan if self.asked == 3 else chunk
+        return chunk * torch.nan if self.num_queries == 3 else chunk
 
 
 @pytest.mark.parametrize(
@@ -342,7 +340,7 @@ SEEDS = [41, 7, 1000, 12, 3, 99, 58, 20, 21, 22, 5]
 
 
 def evaluated(num_envs: int, seeds: list[int] = SEEDS) -> tuple[Episodes, list[int]]:
-    """Figures by seed, and the seeds in the order in which their episodes ended."""
+    """Metrics by seed, and the seeds in the order in which their episodes ended."""
     env, order = point_env(num_envs, fakes.Homing(speed=0.2), scale=0.5, penalty=0.01), []
 
     def policy(obs: Obs) -> Tensor:
@@ -356,7 +354,7 @@ def evaluated(num_envs: int, seeds: list[int] = SEEDS) -> tuple[Episodes, list[i
 
 def test_evaluate__runs_each_seed_once_for_any_num_envs() -> None:
     reference, order = evaluated(1)
-    assert order == SEEDS  # one world runs them one after the other
+    assert order == SEEDS  # a single env runs them one after the other
     assert len(reference["episode_length"].unique()) > 2  # short and long ones
     assert 0 < reference["success_once"].sum() < len(SEEDS)
     for num_envs in (3, 8, 20):
@@ -368,14 +366,14 @@ def test_evaluate__runs_each_seed_once_for_any_num_envs() -> None:
 
 
 def test_evaluate__does_not_query_the_base_policy_for_idle_envs() -> None:
-    """Two worlds, three episodes of four steps: world 1 is idle in the last of them, and the third world all
-    along."""
+    """Three envs and two episodes of four steps: env 2 is always idle."""
     recorder = fakes.Recorder(3)
     env = point_env(3, recorder, scale=0.0, max_episode_steps=4)
     lengths = evaluate(env, no_residual(env), [41, 7])["episode_length"]
-    asked = [call[1] for call in recorder.calls if call[0] == "plan"]
+    queried = [call[1] for call in recorder.calls if call[0] == "query"]
     assert lengths.tolist() == [4.0, 4.0]
-    assert asked == [[0, 1]] * 5  # at the reset and after each step; the last time for the final observations
+    # At the reset and after each step; the last query is for the final observations.
+    assert queried == [[0, 1]] * 5
 
 
 def test_evaluate__metrics_do_not_depend_on_the_other_seeds() -> None:

@@ -1,4 +1,4 @@
-"""The training loop: exact resuming, schedules, evaluations, what a run folder holds, and what is logged."""
+"""The training loop: exact resuming, schedules, evaluations, contents of the run folder, and logs."""
 
 from __future__ import annotations
 
@@ -48,8 +48,7 @@ SCHEDULED: dict[str, Any] = {
 
 
 class Remembering(BasePolicy):
-    """Chunks of three, two of which are executed, that depend on how many each world has had in its
-    episode."""
+    """Chunks of three, of which two are executed, that depend on the number of queries in the episode."""
 
     inputs = {"state": (25,)}  # noqa: RUF012
     chunk_size, num_action_steps = 3, 2
@@ -92,8 +91,7 @@ def remembering() -> Iterator[str]:
     ids=["plain", "scheduled", "remembering"],
 )
 def test_runner__training_in_pieces_equals_training_at_once(tmp_path: Path, settings: dict[str, Any]) -> None:
-    """Stopped at an evaluation's step (96) and again between two (160): weights, optimiser, normalisers, env,
-    figures, files."""
+    """It is stopped at the step of an evaluation (96) and between two evaluations (160)."""
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     train(whole, **settings)
     train(pieces, stop_at=96, **settings)
@@ -176,9 +174,8 @@ def test_runner__damaged_checkpoint_falls_back_to_the_previous_one(
     assert "step_000000160.safetensors" in caplog.text
     assert "FALLING BACK" in caplog.text
     assert set(different(last_state(tmp_path / "whole"), last_state(tmp_path / "run"))) == set()
-    assert metric_rows(tmp_path / "whole") == metric_rows(
-        tmp_path / "run"
-    )  # what was logged after step 128 is there once
+    # Rows after step 128 are logged only once.
+    assert metric_rows(tmp_path / "whole") == metric_rows(tmp_path / "run")
 
 
 # --- schedules and evaluations in training ------------------------------------------------------------------
@@ -203,7 +200,7 @@ def test_runner__schedules_match_values_worked_out_by_hand(tmp_path: Path) -> No
     # Fractions 0, 1/4, 2/4, 3/4. Scale: 0.1 + 0.4 f. Tolerance: 0.08 + 0.12 (1 - 2 f), from f = 1/2 on 0.08.
     assert [row["residual/scale"] for row in rows] == pytest.approx([0.1, 0.2, 0.3, 0.4])
     assert [row["curriculum/tolerance"] for row in rows] == pytest.approx([0.2, 0.14, 0.08, 0.08])
-    # Adam's rate falls linearly to 0.
+    # Adam's learning rate decreases linearly to 0.
     assert [row["train/learning_rate"] for row in rows] == pytest.approx([5e-4, 3.75e-4, 2.5e-4, 1.25e-4])
     assert runner.eval_env.residual_scale == pytest.approx(0.4)
 
@@ -247,7 +244,7 @@ def test_runner__training_seeds_are_new_and_disjoint_from_evaluation_seeds(
     assert training == list(range(first, first + len(training)))
     assert len(training) > 12
     assert set(evaluation) - {-1} == {TRAINING_EVAL_SEED, TRAINING_EVAL_SEED + 1}
-    # The final evaluation counts on from EVAL_SEED: ten million episodes before it meets those of training.
+    # The final evaluation has ten million seeds from EVAL_SEED on before it reaches those of training.
     assert EVAL_SEED + 10_000_000 <= TRAINING_EVAL_SEED
     assert training_seed_start(0) > TRAINING_EVAL_SEED + 2
     assert training_seed_start(4) + len(training) < first
@@ -266,7 +263,7 @@ def test_runner__evaluates_the_untrained_residual_first(tmp_path: Path) -> None:
 def test_success_rate__95_of_100_episodes_are_exactly_95_percent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The nearest float32 is less."""
+    """The nearest float32 to 0.95 is smaller."""
     success = (torch.arange(100) >= 5).float()
     episodes = {"success_once": success, "return": success, "episode_length": success + 20.0}
     monkeypatch.setattr("residual_rl.runner.evaluate", lambda *_: episodes)
@@ -291,14 +288,14 @@ def test_best_model__is_that_of_the_best_evaluation(tmp_path: Path) -> None:
 def test_total_timesteps__is_rounded_down_to_whole_iterations_and_at_least_one(
     tmp_path: Path, total_timesteps: int, steps: int
 ) -> None:
-    """An iteration is 32 steps."""
+    """An iteration has 32 env steps."""
     cfg, folder = config(total_timesteps=total_timesteps, eval_freq=0), RunFolder(tmp_path / "run")
     with folder.start(cfg.to_dict()):
         summary = Runner(cfg, folder).learn()
     assert (summary["finished"], summary["steps"], summary["model"]) == (True, steps, "final_model")
     rows = metric_rows(tmp_path / "run")
     assert [row["step"] for row in rows] == list(range(0, steps + 1, 32))
-    # Adam's rate falls linearly over the iterations that are done
+    # Adam's learning rate decreases linearly over the iterations.
     assert [row["train/learning_rate"] for row in rows[1:]] == pytest.approx(
         [5e-4 * (1 - at / steps) for at in range(0, steps, 32)]
     )
@@ -309,19 +306,19 @@ def test_total_timesteps__is_rounded_down_to_whole_iterations_and_at_least_one(
 def test_set_training_progress__receives_the_number_of_episodes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[int] = []
+    received: list[int] = []
     set_progress = SO101Paper.set_training_progress
 
     def spy(task: SO101Paper, fraction: float, success_rate: float, episodes: int) -> Any:
-        told.append(episodes)
+        received.append(episodes)
         return set_progress(task, fraction, success_rate, episodes)
 
     monkeypatch.setattr(SO101Paper, "set_training_progress", spy)
-    # Four worlds whose episodes are cut off in steps 5, 10, …: none succeeds in so few.
+    # The episodes of four envs are truncated at steps 5, 10, …: too short for a success.
     runner = train(
         tmp_path / "run", total_timesteps=96, max_episode_steps=5, success_hold_steps=10, eval_freq=0
     )
-    assert told == [0, 0, 4, 12]  # before the first episode, and before each iteration of 8 steps
+    assert received == [0, 0, 4, 12]  # before the first episode, and before each iteration of 8 steps
     assert runner.progress.episodes == 16
 
 
@@ -336,17 +333,17 @@ def test_runner__checkpoint_with_other_contents_is_an_error(tmp_path: Path, part
     train(tmp_path / "run", stop_at=32)
     file = tmp_path / "run" / "checkpoints" / "step_000000032.safetensors"
     state = checkpoint.load(file, "checkpoint")
-    for spoiled in (
+    for damaged in (
         {k: v for k, v in state.items() if k != part},
         {**state, part: {"other": 1}},
         {**state, part: [1]},
     ):
-        checkpoint.save(file, spoiled, "checkpoint")
+        checkpoint.save(file, damaged, "checkpoint")
         with pytest.raises(CheckpointError, match=r"step_000000032.safetensors does not match this run \("):
             Runner(config(), RunFolder(tmp_path / "run"), resume=True)
 
 
-# --- what a run leaves --------------------------------------------------------------------------------------
+# --- the run folder -----------------------------------------------------------------------------------------
 
 TAGS = [
     "rollout/success_rate_100",
@@ -448,8 +445,8 @@ def test_times__parts_are_positive_and_within_the_wall_time(run: Path) -> None:
 
 @pytest.mark.slow
 def test_wall_time__counts_from_the_start_of_the_process(tmp_path: Path) -> None:
-    """A process that sleeps before it imports anything: the first run counts from its start, another one from
-    its own."""
+    """A process sleeps before its imports: the first run counts from the start of the process, the second
+    from its own start."""
     code = f"""
 import time
 time.sleep(1.5)

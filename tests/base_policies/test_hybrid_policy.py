@@ -1,4 +1,4 @@
-"""The base policy `hybrid`: blends, switches and ensembles, by hand; and the settings of its members."""
+"""The base policy `hybrid`: blends, switches and ensembles worked out by hand, and settings of members."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from residual_rl.types import BasePolicy, Obs, State
 
 @dataclass(frozen=True)
 class PushCfg:
-    """A policy for these tests."""
+    """Settings of the base policy of these tests."""
 
     push: float = 0.0
     seed: int = 5
@@ -39,7 +39,7 @@ class PushCfg:
 
 
 class Push(BasePolicy):
-    """Element k of a chunk, the n-th since the world's reset: `(push, 0.1·n + 0.01·k)`."""
+    """Action k of the n-th chunk since the env's reset is `(push, 0.1·n + 0.01·k)`."""
 
     inputs = {"position": (2,)}  # noqa: RUF012
 
@@ -48,33 +48,33 @@ class Push(BasePolicy):
             raise ConfigError("it is broken")
         self.cfg, self.remote = cfg, cfg.remote
         self.chunk_size = self.num_action_steps = cfg.steps
-        self._plans = torch.zeros(env.num_envs)
-        self.asked: list[list[int]] = []
+        self._num_queries = torch.zeros(env.num_envs)
+        self.queries: list[list[int]] = []
 
     def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:
-        self.asked.append(env_ids.tolist())
-        self._plans = self._plans.index_add(0, env_ids, torch.ones(len(env_ids)))
-        second = 0.1 * self._plans[env_ids, None] + 0.01 * torch.arange(self.chunk_size)
+        self.queries.append(env_ids.tolist())
+        self._num_queries = self._num_queries.index_add(0, env_ids, torch.ones(len(env_ids)))
+        second = 0.1 * self._num_queries[env_ids, None] + 0.01 * torch.arange(self.chunk_size)
         return torch.stack([torch.full_like(second, self.cfg.push), second], -1)
 
     def reset(self, mask: Tensor) -> None:
-        self._plans = self._plans.masked_fill(mask, 0.0)
+        self._num_queries = self._num_queries.masked_fill(mask, 0.0)
 
     def state_dict(self) -> State:
-        return {"plans": self._plans}
+        return {"num_queries": self._num_queries}
 
     def load_state_dict(self, state: State) -> None:
-        self._plans = state["plans"]
+        self._num_queries = state["num_queries"]
 
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     BASE_POLICIES.all()
-    own = {
+    specs = {
         "homing": fakes.HOMING,
         "push": BasePolicySpec("push", "pushes", make=f"{__name__}:Push", config=f"{__name__}:PushCfg"),
     }
-    monkeypatch.setattr(BASE_POLICIES, "_specs", {**BASE_POLICIES._specs, **own})
+    monkeypatch.setattr(BASE_POLICIES, "_specs", {**BASE_POLICIES._specs, **specs})
 
 
 def hybrid(
@@ -118,7 +118,7 @@ def test_blend__with_weight_1_equals_that_policy_bit_for_bit() -> None:
 def test_ensemble__is_the_mean_with_the_disagreement_as_uncertainty() -> None:
     ensemble = hybrid("0.push=0.6", "1.push=0.0", "2.push=0.3", policies=("push",) * 3, mode="ensemble")
     np.testing.assert_allclose(ensemble.act(at(0, 0, 0)), [[0.3, 0.1]] * 3, atol=1e-7)
-    # deviations of 0.3, 0.3 and 0 in one action, none in the other: (√(0.18 / 3) + 0) / 2
+    # Deviations of 0.3, 0.3 and 0 in one action, and none in the other: (√(0.18 / 3) + 0) / 2.
     np.testing.assert_allclose(ensemble.uncertainty, [math.sqrt(0.06) / 2] * 3, atol=1e-7)
     assert ensemble.has_uncertainty
 
@@ -129,8 +129,8 @@ def test_switch_below__switches_each_env_until_its_reset() -> None:
     def acting(*x: float) -> list[int]:
         return [0 if push > 0 else 1 for push in switch.act(at(*x))[:, 0]]
 
-    assert acting(1.0, -0.2, 0.5) == [0, 1, 0]  # the norm counts, not the sign
-    assert acting(0.3, 5.0, 0.29) == [0, 1, 1]  # below, not at; and never back
+    assert acting(1.0, -0.2, 0.5) == [0, 1, 0]  # the norm is compared, without the sign
+    assert acting(0.3, 5.0, 0.29) == [0, 1, 1]  # strictly below; it never switches back
     state = switch.state_dict()
     switch.reset(torch.tensor([False, True, False]))
     assert acting(1.0, 1.0, 1.0) == [0, 0, 1]
@@ -140,7 +140,7 @@ def test_switch_below__switches_each_env_until_its_reset() -> None:
 
 
 def by_side(obs: Obs) -> Tensor:
-    """Policy 1 right of 1 m, policy 2 right of 2 m."""
+    """Policy 1 beyond 1 m, policy 2 beyond 2 m."""
     return (obs["position"][:, 0] > 1.0).long() + (obs["position"][:, 0] > 2.0).long()
 
 
@@ -150,7 +150,11 @@ def test_switch__calls_a_function_of_the_user() -> None:
     np.testing.assert_allclose(switch.act(at(1.5, 2.5, 0.5))[:, 0], [0.2, 0.3, 0.1])
     np.testing.assert_allclose(switch.act(at(0.5, 0.5, 3.0))[:, 0], [0.1, 0.1, 0.3])
     np.testing.assert_allclose(switch.act(at(0.5, 1.5, 0.5), torch.tensor([False, True, False]))[1, 0], 0.2)
-    assert set(switch.policy.inputs) == {"position", "state", "joint_position"}  # it may read all there is
+    assert set(switch.policy.inputs) == {
+        "position",
+        "state",
+        "joint_position",
+    }  # it may read all observations
 
 
 def gives(value: Any) -> Any:
@@ -205,18 +209,18 @@ def test_by_yaw__example_switches_by_distance_and_yaw(monkeypatch: pytest.Monkey
 
 
 def test_hybrid_policy__queries_all_policies_at_every_observation() -> None:
-    """Chunks and phases of those that do not act go on: they are those of the episode."""
+    """Chunks and phases of policies that do not act follow the episode too."""
     switch = hybrid("0.steps=2", "1.push=-0.5", mode="switch", switch_on="position", switch_below=0.3)
     chunked, other = members(switch)
     second = [switch.act(at(1, 1, x))[:, 1].tolist() for x in (1.0, 1.0, 0.1, 0.1)]
-    # plans of the chunked one: 0.1, 0.11, 0.2, 0.21; the other counts each step, also while it does not act
+    # The first policy has chunks: 0.1, 0.11, 0.2, 0.21. The second counts each step, even if it does not act.
     np.testing.assert_allclose(second, [[0.1] * 3, [0.11] * 3, [0.2, 0.2, 0.3], [0.21, 0.21, 0.4]], atol=1e-7)
-    assert chunked.asked == [[0, 1, 2]] * 2
-    assert other.asked == [[0, 1, 2]] * 4
+    assert chunked.queries == [[0, 1, 2]] * 2
+    assert other.queries == [[0, 1, 2]] * 4
     switch.reset(torch.tensor([True, False, False]))
     switch.act(at(1, 1, 1), torch.tensor([True, False, True]))
-    assert (chunked.asked[2:], other.asked[4:]) == ([[0, 2]], [[0, 2]])
-    assert chunked._plans.tolist() == [1.0, 2.0, 3.0]
+    assert (chunked.queries[2:], other.queries[4:]) == ([[0, 2]], [[0, 2]])
+    assert chunked._num_queries.tolist() == [1.0, 2.0, 3.0]
 
 
 def test_hybrid_policy_state_dict__resumes_bit_for_bit() -> None:
@@ -246,7 +250,7 @@ def test_remote__is_true_if_any_member_is_remote() -> None:
 
 
 def test_hybrid_policy__can_contain_hybrid_policies() -> None:
-    """(0.4 and 0.2 in a blend, and 0.9): an ensemble of 0.3 and 0.9."""
+    """An ensemble of 0.9 and a blend of 0.4 and 0.2, which is 0.3."""
     inner = ("0.policies=push push", "0.settings=0.push=0.4 1.push=0.2")
     nested = hybrid(*inner, "1.push=0.9", policies=("hybrid", "push"), mode="ensemble")
     np.testing.assert_allclose(nested.act(at(0, 0, 0))[:, 0], [0.6] * 3, atol=1e-7)
@@ -355,8 +359,8 @@ def test_hybrid_cfg__invalid_values_are_errors(cfg: dict[str, Any], message: str
 
 
 def test_policies__missing_value_is_an_error_with_the_flag(fails: tiny_runs.Fails) -> None:
-    say = fails("eval", "so101-paper", "--base-policy", "hybrid")
-    assert "base policy 'hybrid': at least two base policies are needed: --base.policies ID ID …" in say
+    message = fails("eval", "so101-paper", "--base-policy", "hybrid")
+    assert "base policy 'hybrid': at least two base policies are needed: --base.policies ID ID …" in message
 
 
 # --- in a run -----------------------------------------------------------------------------------------------

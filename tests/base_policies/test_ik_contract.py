@@ -1,4 +1,4 @@
-"""The base policy `ik` keeps the contract of base policies, in ManiSkill's worlds."""
+"""The base policy `ik` passes the contract tests of base policies, in ManiSkill envs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def lone_env(env: ManiSkillVecEnv) -> Iterator[ManiSkillVecEnv]:
 
 @pytest.fixture(scope="module")
 def seen(env: ManiSkillVecEnv) -> list[Obs]:
-    """Observations of 60 steps, with cubes that are reached, grasped and moved."""
+    """Observations of 60 steps, in which cubes are reached, grasped and moved."""
     policy = make_base_policy(ID, None, env)
     obs, _ = env.reset(seed=900)
     observations = [obs]
@@ -65,12 +65,12 @@ def test_base_policy__instances_agree_and_share_no_state(
     contract.test_base_policy__instances_agree_and_share_no_state(ID, settings, env, seen)
 
 
-@pytest.mark.parametrize("world", [0, 2])
+@pytest.mark.parametrize("env_id", [0, 2])
 def test_base_policy__actions_of_an_env_do_not_depend_on_other_envs(
-    settings: ConfigOf, world: int, env: ManiSkillVecEnv, lone_env: ManiSkillVecEnv, seen: list[Obs]
+    settings: ConfigOf, env_id: int, env: ManiSkillVecEnv, lone_env: ManiSkillVecEnv, seen: list[Obs]
 ) -> None:
     contract.test_base_policy__actions_of_an_env_do_not_depend_on_other_envs(
-        ID, settings, world, env, lone_env, seen
+        ID, settings, env_id, env, lone_env, seen
     )
 
 
@@ -80,12 +80,12 @@ def test_base_policy_reset__affects_only_the_envs_of_the_mask(
     contract.test_base_policy_reset__affects_only_the_envs_of_the_mask(ID, settings, env, seen)
 
 
-@pytest.mark.parametrize(("end", "world"), [(10, 0), (18, 3), (26, 1), (40, 2)])
+@pytest.mark.parametrize(("end", "env_id"), [(10, 0), (18, 3), (26, 1), (40, 2)])
 def test_base_policy__query_for_a_final_observation_affects_only_its_env(
-    settings: ConfigOf, end: int, world: int, env: ManiSkillVecEnv, seen: list[Obs]
+    settings: ConfigOf, end: int, env_id: int, env: ManiSkillVecEnv, seen: list[Obs]
 ) -> None:
     contract.test_base_policy__query_for_a_final_observation_affects_only_its_env(
-        ID, settings, end, world, env, seen
+        ID, settings, end, env_id, env, seen
     )
 
 

@@ -1,5 +1,5 @@
-"""State dicts of ManiSkill's PPO baselines as base policies: the same actions as the networks they are of,
-and clear refusals."""
+"""State dicts of ManiSkill's PPO baselines as base policies: actions equal those of the networks, and errors
+are clear."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIDE = 40
 
 
 def point_env(images: tuple[str, ...] = (), proprioception: int = 0) -> fakes.PointEnv:
-    """Observes a `state` of 5, takes actions of 2; with cameras, and numbers of a real robot."""
+    """An env with a `state` of 5, actions of 2, and optionally cameras and proprioception."""
     env = fakes.PointEnv(fakes.PointCfg(), 3)
     observed: Any = env.single_observation_space
     for name in images:
@@ -42,7 +42,7 @@ def mlp(sizes: list[int], activation: type[nn.Module]) -> nn.Sequential:
 
 
 class StateAgent(nn.Module):
-    """Layers under the names of `ppo.py`."""
+    """A network with the layer names of `ppo.py`."""
 
     def __init__(self, inputs: int = 5, actions: int = 2):
         super().__init__()
@@ -52,7 +52,7 @@ class StateAgent(nn.Module):
 
 
 class ImageAgent(nn.Module):
-    """Layers under the names of `ppo_rgb.py`."""
+    """A network with the layer names of `ppo_rgb.py`."""
 
     def __init__(self, cameras: int = 1, numbers: int = 4, flat: int = 64):
         super().__init__()
@@ -196,7 +196,7 @@ def test_read_state_dict__other_files_are_errors(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "it.pt"
     torch.save({"a": Evil()}, path)
-    refused("cannot be read as a state dict", path)  # code is not run even so
+    refused("cannot be read as a state dict", path)  # even with consent, code does not run
     assert not Path("evil-was-here").exists()
     torch.save({"step": 3}, path)
     refused("something other than tensors by name", path)

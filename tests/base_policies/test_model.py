@@ -1,5 +1,5 @@
-"""The base policy `model`: runs, Stable-Baselines3 zips, exported programs, and the one reader of files that
-can run code."""
+"""The base policy `model`: runs, Stable-Baselines3 zips, exported programs, and consent for files that can
+run code."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def policy_of(path: Path, env: fakes.PointEnv | None = None, **settings: Any) ->
 def episodes_of(
     cfg: TrainCfg, num_envs: int, model: Path | None = None
 ) -> tuple[Episodes, dict[int, list[list[float]]]]:
-    """Figures, and the executed actions by seed: of the residual in `model`, or of the base policy alone."""
+    """Metrics and executed actions by seed, of the residual in `model` or of the base policy alone."""
     env = make_residual_env(cfg, num_envs)
     actions: dict[int, list[list[float]]] = {seed: [] for seed in SEEDS}
     running = dict(enumerate(SEEDS[:num_envs]))
     waiting = SEEDS[num_envs:]
 
     def note(transition: Transition, info: dict[str, Any]) -> None:
-        for env_id, seed in sorted(running.items()):  # ascending: as those that end draw their next seeds
+        for env_id, seed in sorted(running.items()):  # ascending, the order in which ended envs draw seeds
             actions[seed].append(transition.action[env_id].tolist())
             if info["_final_info"][env_id]:
                 del running[env_id]
@@ -80,7 +80,7 @@ def episodes_of(
 
 @pytest.mark.slow
 def test_trained_run__equals_the_run_bit_for_bit(run: Path) -> None:
-    """And so is a run that was trained on it."""
+    """The same is true of a run that was trained on that run."""
     first = load_policy(run / "final_model" / "policy.safetensors").cfg
     expected, actions = episodes_of(first, 3, run / "final_model")
     assert expected["residual_magnitude"].min() > 0.0
@@ -111,7 +111,7 @@ def test_trained_run__equals_the_run_bit_for_bit(run: Path) -> None:
 
 @pytest.mark.slow
 def test_trained_run__applies_the_residual_unit_of_the_env(tmp_path: Path) -> None:
-    """With absolute targets an action spans a joint's range, and a residual far less."""
+    """With absolute targets, an action spans the range of a joint, and a residual much less."""
     settings: dict[str, Any] = {"control_mode": "joint_target", "total_timesteps": 64, "eval_freq": 0}
     cfg = tiny_runs.train(tmp_path / "run", **settings).cfg
     expected, actions = episodes_of(cfg, 3, tmp_path / "run" / "final_model")
@@ -146,7 +146,7 @@ def test_trained_run__finds_its_own_base_policy_from_another_folder(
     monkeypatch.chdir(tmp_path / "elsewhere")
     env = make_residual_env(tiny_runs.config(), 2).vec_env
     make_base_policy("model", ModelCfg(str(tmp_path / "runs/outer/final_model")), env)
-    assert str(tmp_path / "inner/final_model") in caplog.text  # it says what it takes
+    assert str(tmp_path / "inner/final_model") in caplog.text  # the path in use is logged
     (tmp_path / "inner").rename(tmp_path / "gone")
     with pytest.raises(
         ConfigError,
@@ -167,7 +167,7 @@ def test_trained_run__run_of_another_task_is_an_error(run: Path) -> None:
 
 
 def test_trained_run__residual_of_another_size_is_an_error(run: Path) -> None:
-    """Its base policy fits the point's env, its residual policy does not."""
+    """The base policy of the run matches the env, but its residual policy does not."""
     state = checkpoint.load(run / "final_model" / "policy.safetensors", "policy")
     state["config"] |= {"base_policy_id": "zero", "base": None}
     checkpoint.save(run / "zero.safetensors", state, "policy")
@@ -179,8 +179,8 @@ def test_trained_run__residual_of_another_size_is_an_error(run: Path) -> None:
 
 
 def test_checkpoint__missing_or_unsupported_file_is_an_error(tmp_path: Path, fails: tiny_runs.Fails) -> None:
-    say = fails("train", "so101-paper", "--base-policy", "model", "--output-dir", tmp_path / "x")
-    assert "is needed: --base.checkpoint (or --model-path) with a run folder" in say
+    message = fails("train", "so101-paper", "--base-policy", "model", "--output-dir", tmp_path / "x")
+    assert "is needed: --base.checkpoint (or --model-path) with a run folder" in message
     (tmp_path / "empty").mkdir()
     assert "empty has no model yet" in fails(
         "train", "so101-paper", "--base-policy", "model", "--model-path", tmp_path / "empty"
@@ -208,7 +208,7 @@ def test_checkpoint__imitation_model_is_an_error_that_names_the_base_policy_il(t
 
 
 class Spaces(gymnasium.Env[Any, Any]):
-    """Something to make models for."""
+    """An env that only has spaces, for the construction of models."""
 
     def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any] | None = None):
         self.observation_space = observation_space
@@ -220,7 +220,7 @@ def vector(size: int) -> spaces.Box:
 
 
 def lively(model: Any) -> Any:
-    """Fresh policies hardly act."""
+    """Increase the weights of the last layer, since untrained policies predict nearly zero."""
     for name, parameter in model.policy.named_parameters():
         if "action_net" in name or "mu" in name:
             parameter.data.normal_(0.0, 2.0)
@@ -251,7 +251,7 @@ def test_sb3_policy__equals_predict_of_stable_baselines3(kind: Any, tmp_path: Pa
 
 
 def test_sb3_policy__joins_vectors_or_reads_them_by_name(tmp_path: Path) -> None:
-    """Joined in the order that is asked for; or by name, where it was trained on a dict."""
+    """Vectors are joined in the order of `input_keys`, or read by name if it was trained on a dict."""
     obs = point_obs()
     joined = lively(PPO("MlpPolicy", Spaces(vector(7)), device="cpu", seed=1))
     policy = policy_of(save(joined, tmp_path / "joined.zip"), input_keys=("position", "state"))
@@ -280,7 +280,7 @@ def test_sb3_policy__joins_vectors_or_reads_them_by_name(tmp_path: Path) -> None
 
 
 def test_sb3_policy__transposes_images(tmp_path: Path) -> None:
-    """Ours are height first, those of Stable-Baselines3 channels first."""
+    """Images are [H, W, C] here and channels first in Stable-Baselines3."""
     image = spaces.Box(0, 255, (36, 40, 3), np.uint8)
     env = point_env()
     env.single_observation_space.spaces["top"] = image  # type: ignore[attr-defined]
@@ -347,8 +347,7 @@ def test_sb3_policy__spaces_that_do_not_match_are_errors(
 
 
 def test_sb3_policy__below_a_run_needs_trust_again(tmp_path: Path) -> None:
-    """Through the command line's settings, with a checkpoint of the run; nobody's word but the user's makes a
-    file trusted."""
+    """The stored settings of a run do not make a file trusted."""
     path = save(
         lively(PPO("MlpPolicy", Spaces(vector(25), spaces.Box(-1, 1, (6,))), device="cpu")),
         tmp_path / "model.zip",
@@ -440,10 +439,10 @@ def test_program_policy__shapes_that_do_not_match_are_errors(tmp_path: Path) -> 
 def test_trust_checkpoint__untrusted_files_are_not_opened(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without it they are not even opened."""
+    """The files are not even opened."""
     path = tmp_path / name
     path.write_bytes(b"\x80\x05never read.")
-    monkeypatch.setattr(builtins, "open", lambda *_: pytest.fail("it was opened"))
+    monkeypatch.setattr(builtins, "open", lambda *_: pytest.fail("the file was opened"))
     with pytest.raises(
         ConfigError, match=rf"{name} is a .*, and reading it can run any code .* --trust-checkpoint"
     ):
@@ -463,10 +462,10 @@ def test_checkpoint__damaged_file_is_an_error(kind: str, damage: str, tmp_path: 
             archive.writestr("notes.txt", "x")
     else:
         path.write_bytes(b"garbage" if damage == "garbage" else whole[: len(whole) // 2])
-    what = "a Stable-Baselines3 model" if kind == "sb3" else "an exported program"
+    kind_name = "a Stable-Baselines3 model" if kind == "sb3" else "an exported program"
     with pytest.raises(
         CheckpointError,
-        match=f"base policy 'model': .*{path.name} cannot be read as {what} .*; expected what",
+        match=f"base policy 'model': .*{path.name} cannot be read as {kind_name} .*; expected what",
     ) as caught:
         policy_of(path)
     assert "\n" not in str(caught.value)

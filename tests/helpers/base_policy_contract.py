@@ -1,5 +1,4 @@
-"""The contract that every registered base policy keeps, the executor that all of them share, and what each of
-ours does."""
+"""Contract tests of all registered base policies, and tests of the executor and the Jacobian policies."""
 
 from __future__ import annotations
 
@@ -45,7 +44,7 @@ def lone_env() -> VecEnv:
 
 @pytest.fixture(scope="module")
 def seen(env: VecEnv) -> list[Obs]:
-    """Observations of 60 steps, with sheets that are approached, pressed and dragged."""
+    """Observations of 60 steps, in which sheets are approached, pressed and dragged."""
     policy = make_base_policy("jacobian-yaw", None, env)
     obs, _ = env.reset(seed=900)
     observations = [obs]
@@ -128,7 +127,7 @@ def test_base_policy_reset__affects_only_the_envs_of_the_mask(
 def test_base_policy__query_for_a_final_observation_affects_only_its_env(
     base_policy_id: str, config_of: ConfigOf, end: int, env_id: int, env: VecEnv, seen: list[Obs]
 ) -> None:
-    """A world ends: it is asked for its final observation, then reset, and the others never notice."""
+    """When an episode ends, its env is queried once more and reset; other envs are unaffected."""
     policy, twin, fresh = (make_base_policy(base_policy_id, config_of(base_policy_id), env) for _ in range(3))
     for obs in seen[:end]:
         policy.act(obs)
@@ -140,10 +139,10 @@ def test_base_policy__query_for_a_final_observation_affects_only_its_env(
         action = policy.act(obs)
         assert torch.equal(action[others], twin.act(obs)[others])
         assert torch.equal(action[env_id], fresh.act(obs)[env_id])
-    asked_fully = make_base_policy(base_policy_id, config_of(base_policy_id), env)
+    twin_of_all = make_base_policy(base_policy_id, config_of(base_policy_id), env)
     for obs in seen[:end]:
-        asked_fully.act(obs)
-    assert torch.equal(final, asked_fully.act(seen[end])[env_id])
+        twin_of_all.act(obs)
+    assert torch.equal(final, twin_of_all.act(seen[end])[env_id])
 
 
 @contract
@@ -199,7 +198,7 @@ def test_base_policy_inputs__must_be_observations_of_the_env(
 
 
 def point_obs(num_envs: int = 3, start: float = 0.0) -> Obs:
-    """Positions that tell the world: `(start + world, 0)`."""
+    """Positions that identify the env: `(start + env_id, 0)`."""
     return {"position": torch.stack([start + torch.arange(float(num_envs)), torch.zeros(num_envs)], 1)}
 
 
@@ -208,22 +207,22 @@ def executor(policy: BasePolicy, num_envs: int = 3) -> BasePolicyExecutor:
 
 
 def test_executor_act__executes_the_chunk_of_each_env_before_a_new_query() -> None:
-    """Three of four planned actions are executed; a world is asked when its own are spent."""
+    """Three of four predicted actions are executed before an env is queried again."""
     recorder = fakes.Recorder(3, chunk_size=4, num_action_steps=3)
     played = executor(recorder)
     np.testing.assert_allclose(played.act(point_obs()), [[0.1, 0.0]] * 3)
     played.reset(torch.tensor([False, True, False]))
-    # world 1 begins anew; the others go on with their chunks
+    # Env 1 starts a new chunk; the other envs continue with their chunks.
     np.testing.assert_allclose(played.act(point_obs(start=10)), [[0.1, 0.01], [0.1, 0.0], [0.1, 0.01]])
     np.testing.assert_allclose(played.act(point_obs(start=20)), [[0.1, 0.02], [0.1, 0.01], [0.1, 0.02]])
     np.testing.assert_allclose(played.act(point_obs(start=30)), [[0.2, 0.0], [0.1, 0.02], [0.2, 0.0]])
     np.testing.assert_allclose(played.act(point_obs(start=40)), [[0.2, 0.01], [0.2, 0.0], [0.2, 0.01]])
     assert recorder.calls == [
-        ("plan", [0, 1, 2], [[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]]),
+        ("query", [0, 1, 2], [[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]]),
         ("reset", [1]),
-        ("plan", [1], [[11.0, 0.0]]),
-        ("plan", [0, 2], [[30.0, 0.0], [32.0, 0.0]]),
-        ("plan", [1], [[41.0, 0.0]]),
+        ("query", [1], [[11.0, 0.0]]),
+        ("query", [0, 2], [[30.0, 0.0], [32.0, 0.0]]),
+        ("query", [1], [[41.0, 0.0]]),
     ]
 
 
@@ -231,7 +230,7 @@ def test_executor_act__advances_only_the_envs_of_the_mask() -> None:
     recorder = fakes.Recorder(3, chunk_size=2, num_action_steps=2)
     played = executor(recorder)
     played.act(point_obs())
-    for _ in range(2):  # spends world 2's chunk, and then asks for it alone
+    for _ in range(2):  # finishes the chunk of env 2, and then queries only for env 2
         action = played.act(point_obs(start=10), torch.tensor([False, False, True]))
     np.testing.assert_allclose(action[2], [0.2, 0.0])
     np.testing.assert_allclose(played.act(point_obs(start=20)), [[0.1, 0.01], [0.1, 0.01], [0.2, 0.01]])
@@ -251,7 +250,7 @@ def test_executor_state_dict__resumes_within_a_chunk() -> None:
 
 
 class Odd(fakes.Recorder):
-    """Gives `result`, or raises it."""
+    """Returns `result`, or raises it."""
 
     def __init__(self, result: Any):
         super().__init__(3)
@@ -290,7 +289,7 @@ def test_executor_act__exception_of_the_policy_is_named_and_chained() -> None:
     ) as caught:
         executor(Odd(ZeroDivisionError("by zero"))).act(point_obs())
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
-    with pytest.raises(ConfigError, match=r"^mine$"):  # what is a user's own error stays as it is
+    with pytest.raises(ConfigError, match=r"^mine$"):  # errors of this package are not wrapped
         executor(Odd(ConfigError("mine"))).act(point_obs())
     with pytest.raises(KeyboardInterrupt):
         executor(Odd(KeyboardInterrupt())).act(point_obs())  # type: ignore[arg-type]
@@ -318,7 +317,7 @@ def test_executor_act__clips_to_the_action_space() -> None:
 
 
 class Remembers(BasePolicy):
-    """Plans two steps from the last three positions, and notes what it gets."""
+    """Predicts two steps from the last three positions, and records its inputs."""
 
     inputs = {"position": (2,)}  # noqa: RUF012
     chunk_size = num_action_steps = 2
@@ -333,8 +332,8 @@ class Remembers(BasePolicy):
 
 
 def test_num_obs_steps__policy_receives_the_observation_history() -> None:
-    """Those between its plans as well; an episode's first stands for those before it, also after a final
-    observation was answered."""
+    """It includes observations between queries. At the start of an episode it is padded with the first
+    observation, also after a query for a final observation."""
     policy = Remembers()
     act = executor(policy)
 
@@ -348,7 +347,7 @@ def test_num_obs_steps__policy_receives_the_observation_history() -> None:
         ([0, 1, 2], [[0.0] * 3, [10.0] * 3, [20.0] * 3]),
         ([0, 1, 2], [[0.0, 1.0, 2.0], [10.0, 11.0, 12.0], [20.0, 21.0, 22.0]]),
     ]
-    act.act(at(3.0, 13.0, 23.0), torch.tensor([False, True, False]))  # the last of world 1
+    act.act(at(3.0, 13.0, 23.0), torch.tensor([False, True, False]))  # the final observation of env 1
     act.reset(torch.tensor([False, True, False]))
     act.act(at(3.5, 50.0, 23.5))
     saved = act.state_dict()
@@ -459,8 +458,7 @@ def sheet_obs(joint_target: Tensor, sheet: tuple[float, float], goal: tuple[floa
 
 
 def motion(env: VecEnv, obs: Obs, action: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the fingertip is commanded to go [3], and what it is turned by about the vertical [rad], to first
-    order."""
+    """The commanded motion of the fingertip [3] and its rotation about the vertical [rad], to first order."""
     assert env.kinematics is not None
     joints = obs["joint_target"][:, :5].double()
     linear, angular = env.kinematics.jacobian(*env.kinematics.forward(joints))
@@ -482,7 +480,7 @@ def test_jacobian__approaches_the_centre_of_the_sheet(lone_env: VecEnv) -> None:
     policy = JacobianPolicy(JacobianCfg(), lone_env)
     obs = sheet_obs(HOME, (0.23, -0.04), (0.0, 0.0, 0.0))
     to, _ = motion(lone_env, obs, policy.predict_action_chunk(obs, torch.tensor([0]))[:, 0])
-    # from (0.2, 0, 0.08): 3 cm and -4 cm away, cut to 15 mm; down to 3 cm over the sheet, cut to 15 mm
+    # From (0.2, 0, 0.08): 3 cm and -4 cm, limited to 15 mm; down to 3 cm above the sheet, limited to 15 mm.
     expected = torch.tensor([0.009, -0.012, -0.015])
     assert policy._phase.tolist() == [APPROACH]
     assert torch.nn.functional.cosine_similarity(to.float(), expected, dim=0) > 0.98
@@ -499,9 +497,9 @@ def test_jacobian__descends_over_the_sheet_and_then_drags(lone_env: VecEnv) -> N
     assert policy._phase.tolist() == [DESCEND]
     assert to[2] < 0
     policy.predict_action_chunk(sheet_obs(HOME, (0.3, 0.0), (0.0, 0.0, 0.0)), env_id)
-    assert policy._phase.tolist() == [DESCEND]  # never back
-    # the fingertip is at a height of 8 mm; with 0.12 rad more of the shoulder it is 7 mm below the table, and
-    # 3 mm is enough
+    assert policy._phase.tolist() == [DESCEND]  # it never returns to an earlier phase
+    # The fingertip is at a height of 8 mm. With 0.12 rad more of the shoulder it is 7 mm below the table,
+    # where 3 mm are enough.
     policy.predict_action_chunk(sheet_obs(PRESSED, (0.2, 0.0), (0.0, 0.0, 0.0)), env_id)
     assert policy._phase.tolist() == [DESCEND]
     pressed = PRESSED + torch.tensor([0.0, 0.12, 0.0, 0.0, 0.0, 0.0])
@@ -519,13 +517,12 @@ def test_jacobian__drags_by_half_the_distance_and_at_most_4_mm(
     assert lone_env.kinematics is not None
     policy = JacobianPolicy(JacobianCfg(damping=1e-4), lone_env)
     policy.load_state_dict({"phase": torch.tensor([DRAG])})
-    obs = sheet_obs(PRESSED, (0.1, 0.1), (*goal, 0.3))  # wherever the sheet is: it goes by the goal
+    obs = sheet_obs(PRESSED, (0.1, 0.1), (*goal, 0.3))  # the position of the sheet does not matter
     _, tool = lone_env.kinematics.forward(obs["joint_target"][:, :5].double())
     action = policy.predict_action_chunk(obs, torch.tensor([0]))[:, 0]
     to, _ = motion(lone_env, obs, action)
-    scale = min(
-        1.0, float(to[2] / (-0.006 - tool[0, 2, 3]).clamp(-0.015, 0.015))
-    )  # slower where a joint would be too fast
+    # The motion is scaled down where a joint would be too fast.
+    scale = min(1.0, float(to[2] / (-0.006 - tool[0, 2, 3]).clamp(-0.015, 0.015)))
     np.testing.assert_allclose(to[:2], np.multiply(step, scale), atol=1e-5)
 
 
@@ -558,7 +555,7 @@ def jacobian_yaw(env: VecEnv, phase: int = DRAG, **settings: Any) -> JacobianYaw
 def test_jacobian_yaw__turns_the_finger_towards_the_goal_yaw(
     lone_env: VecEnv, yaw: float, goal: tuple[float, float]
 ) -> None:
-    """By a tenth of the yaw error, also while panning the arm turns it another way."""
+    """It turns by a tenth of the yaw error, also while the pan joint turns the finger the other way."""
     obs = sheet_obs(PRESSED, (0.2, 0.0), (*goal, yaw))
     action = jacobian_yaw(lone_env).predict_action_chunk(obs, torch.tensor([0]))[:, 0]
     _, turn = motion(lone_env, obs, action)

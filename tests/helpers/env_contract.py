@@ -1,4 +1,4 @@
-"""The vec_env contract, on every registered task (and on the fake that other tests use)."""
+"""Contract tests of vec_envs, for every registered task and for the fake env of other tests."""
 
 from __future__ import annotations
 
@@ -20,10 +20,8 @@ from residual_rl.errors import ConfigError, NonFiniteError
 from residual_rl.registry import TASKS, TaskSpec, load
 from residual_rl.types import Obs
 
-SPECS = [
-    *(spec for spec in TASKS.all() if spec.id != "maniskill"),
-    fakes.POINT_TASK,
-]  # tests/envs/maniskill holds its own
+# tests/envs/maniskill runs the contract tests on ManiSkill envs.
+SPECS = [*(spec for spec in TASKS.all() if spec.id != "maniskill"), fakes.POINT_TASK]
 FIRST_SEED = 4000
 
 pytestmark = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.id)
@@ -36,7 +34,7 @@ def make(spec: TaskSpec, num_envs: int = 3, num_threads: int = 1, **settings: An
 
 
 def actions(env: VecEnv, step: int, scale: float = 1.0) -> Tensor:
-    """Actions [B, A] that depend on the world and the step alone."""
+    """Actions [B, A] that depend only on the env id and the step."""
     rows = [
         np.random.default_rng((env_id, step)).uniform(-scale, scale, len(env.action_unit))
         for env_id in range(env.num_envs)
@@ -45,7 +43,7 @@ def actions(env: VecEnv, step: int, scale: float = 1.0) -> Tensor:
 
 
 def equal(a: Obs, b: Obs, env_ids: Any = slice(None)) -> bool:
-    """Whether two dicts of tensors are the same bit for bit in `env_ids`."""
+    """Whether two dicts of tensors are equal bit for bit in `env_ids`."""
     return a.keys() == b.keys() and all(torch.equal(a[name][env_ids], b[name][env_ids]) for name in a)
 
 
@@ -61,7 +59,7 @@ def flat(value: Any, name: str = "") -> dict[str, Tensor]:
     return {key: tensor for k, v in items for key, tensor in flat(v, f"{name}/{k}").items()}
 
 
-# --- what it looks like -------------------------------------------------------------------------------------
+# --- spaces and attributes ----------------------------------------------------------------------------------
 
 
 def test_observation_space__contains_the_observations(spec: TaskSpec) -> None:
@@ -132,10 +130,8 @@ def test_vec_env_observations__are_those_of_the_last_reset_or_step(spec: TaskSpe
 
 
 def test_final_obs__is_the_true_last_observation_with_same_step_autoreset(spec: TaskSpec) -> None:
-    env, patient = (
-        make(spec, max_episode_steps=3),
-        make(spec, max_episode_steps=4),
-    )  # the twin does not reset yet
+    # The second env has a longer limit, so that it is not reset yet.
+    env, patient = make(spec, max_episode_steps=3), make(spec, max_episode_steps=4)
     env.reset(seed=FIRST_SEED)
     patient.reset(seed=FIRST_SEED)
     for step in range(3):
@@ -147,9 +143,8 @@ def test_final_obs__is_the_true_last_observation_with_same_step_autoreset(spec: 
         assert info["_final_obs"].tolist() == info["_final_info"].tolist() == truncated.tolist() == [ends] * 3
         assert not terminated.any()
         assert equal(obs, true_obs) != ends
-    fresh, _ = make(spec).reset(
-        seed=FIRST_SEED + 3
-    )  # an integer seed means seed + i, and the next episodes count on from there
+    # An integer seed gives env i the seed + i, and the next episodes continue to count.
+    fresh, _ = make(spec).reset(seed=FIRST_SEED + 3)
     assert equal(obs, fresh)
 
 
@@ -244,9 +239,8 @@ def test_vec_env_reset__affects_only_the_envs_of_the_mask(spec: TaskSpec) -> Non
         assert equal(mine[0], theirs[0], [0, 2])
         assert torch.equal(mine[1][[0, 2]], theirs[1][[0, 2]])
     assert mine[4]["final_info"]["episode_length"].tolist() == [6, 3, 6]
-    restarted = make(
-        spec, num_envs=1
-    )  # the world that was reset is like one that had never done anything else
+    # The env that was reset equals a new one.
+    restarted = make(spec, num_envs=1)
     restarted.reset(seed=[77])
     for step in range(3, 6):
         alone = restarted.step(actions(env, step)[[1]])
@@ -272,9 +266,8 @@ def test_episode_seeds__envs_are_idle_when_the_list_is_exhausted(spec: TaskSpec)
         idle, (obs, _, terminated, truncated, info) = obs, env.step(actions(env, step))
         ended = terminated | truncated
         finished += info["final_info"]["seed"][ended].tolist()
-        for name in set(obs) - {
-            "joint_target"
-        }:  # the envs 1 and 2 have no episode; commands still go out to them
+        # Envs 1 and 2 have no episode; only their joint targets still follow the actions.
+        for name in set(obs) - {"joint_target"}:
             assert torch.equal(obs[name][1:], idle[name][1:]), name
         assert not ended[1:].any()
         assert info["final_info"]["episode_length"][1:].tolist() == [0, 0]
@@ -297,7 +290,7 @@ def test_vec_env_reset__first_reset_must_include_all_envs(spec: TaskSpec) -> Non
         make(spec).reset(options={"gravity": 0})
 
 
-# --- one episode is one episode -----------------------------------------------------------------------------
+# --- reproducibility ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("num_envs", "num_threads"), [(1, 1), (2, 1), (2, 2), (7, 2)])
@@ -315,9 +308,8 @@ def test_vec_env__episodes_do_not_depend_on_batch_size_slot_or_threads(
         expected.append(obs)
         rewards.append(reward)
     env = make(spec, num_envs=num_envs, num_threads=num_threads)
-    order = list(range(7))[::-1][
-        : 7 // num_envs * num_envs
-    ]  # other slots, and one batch after the other in the same envs
+    # Use other slots, and one batch after the other in the same envs.
+    order = list(range(7))[::-1][: 7 // num_envs * num_envs]
     for at in range(0, len(order), num_envs):
         rows = order[at : at + num_envs]
         obs, _ = env.reset(seed=[seeds[i] for i in rows])
@@ -417,14 +409,12 @@ def test_vec_env_step__different_actions_give_different_observations(spec: TaskS
     assert len(torch.unique(torch.cat([value.flatten(1) for value in obs.values()], 1), dim=0)) == 3
 
 
-@pytest.mark.parametrize("change", ["one world too few", "one action too many", "flat"])
+@pytest.mark.parametrize("change", ["one env too few", "one action too many", "flat"])
 def test_vec_env_step__wrong_shape_of_actions_is_an_error(spec: TaskSpec, change: str) -> None:
     env = make(spec)
     env.reset(seed=FIRST_SEED)
     size = len(env.action_unit)
-    shape = {"one world too few": (2, size), "one action too many": (3, size + 1), "flat": (3 * size,)}[
-        change
-    ]
+    shape = {"one env too few": (2, size), "one action too many": (3, size + 1), "flat": (3 * size,)}[change]
     with pytest.raises(ConfigError, match=r"actions must have shape \(3, "):
         env.step(torch.zeros(shape))
 
@@ -458,11 +448,8 @@ def test_vec_env_step__nan_in_the_simulation_is_an_error_in_its_step(spec: TaskS
     with pytest.raises(NonFiniteError, match=r"diverged.* in env\(s\) \[1\]") as caught:
         env.step(action)
     dump = caught.value.dump
-    assert dump["state_before"]["state"].isnan().any(1).tolist() == [
-        False,
-        True,
-        False,
-    ]  # the states before the step, as they were
+    # The unmodified states before the step.
+    assert dump["state_before"]["state"].isnan().any(1).tolist() == [False, True, False]
     assert torch.equal(dump["action"], action)
     assert dump["seed"].tolist() == [FIRST_SEED, FIRST_SEED + 1, FIRST_SEED + 2]
     assert dump["step"].tolist() == [1, 1, 1]
@@ -485,6 +472,6 @@ def test_vec_env_reset__seeds_count_from_zero_by_default(spec: TaskSpec) -> None
 @pytest.mark.parametrize("num_envs", [0, -1])
 def test_num_envs__must_be_at_least_1(spec: TaskSpec, num_envs: int) -> None:
     if spec is fakes.POINT_TASK:
-        pytest.skip("the fake does not check it")
+        pytest.skip("the fake env does not check it")
     with pytest.raises(ConfigError, match=f"num_envs must be at least 1, not {num_envs}"):
         make(spec, num_envs=num_envs)

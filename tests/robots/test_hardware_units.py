@@ -1,4 +1,4 @@
-"""The units of the robot's own software, and the two control modes of the arm."""
+"""Units of the robot's own software, and the two control modes of the arm."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from residual_rl.tasks.so101_paper.hardware_units import HARDWARE
 
 
 def test_hardware_units__match_degrees_and_percent_worked_out_by_hand() -> None:
-    """The gripper goes from -0.174533 rad (closed, 0 %) to 1.74533 rad (open, 100 %)."""
+    """The gripper moves from -0.174533 rad (closed, 0 %) to 1.74533 rad (open, 100 %)."""
     angles = torch.tensor(
         [[math.pi / 2, -math.pi / 4, 0.0, math.pi, -1.0, -0.174533], [0.0, 0.0, 0.0, 0.0, 0.0, 1.74533]]
     )
@@ -35,7 +35,7 @@ def test_from_hardware__inverts_to_hardware() -> None:
 def test_hardware_units_check__names_the_joint_that_is_out_of_range() -> None:
     values = torch.zeros(5, 6)
     values[3, 2] = 97.5  # elbow_flex reaches 1.69 rad, 96.8 degrees
-    HARDWARE.check(values, "it")  # within a degree of it
+    HARDWARE.check(values, "it")  # within the tolerance of a degree
     values[3, 2] = 99.0
     with pytest.raises(
         ConfigError,
@@ -95,7 +95,7 @@ def test_actions_to_targets__inverts_targets_to_actions(mode: str) -> None:
     env = make_vec_env("so101-paper", 3, num_threads=1, control_mode=mode)
     obs, _ = env.reset(seed=5)
     steps = 0.02 * (2 * torch.rand(3, 8, 6, dtype=torch.float64) - 1)
-    steps[..., 5] = steps[..., 5].abs()  # the gripper begins at its limit
+    steps[..., 5] = steps[..., 5].abs()  # the gripper starts at its limit
     targets = obs["joint_target"].double()[:, None] + steps.cumsum(1)
     actions = env.targets_to_actions(targets, obs)
     np.testing.assert_allclose(env.actions_to_targets(actions, obs), targets, atol=1e-6)
@@ -110,7 +110,7 @@ def test_targets_to_actions__spreads_a_large_change_over_several_steps() -> None
     np.testing.assert_allclose(env.targets_to_actions(targets, obs)[0, :, 0], [1.0, 1.0, 0.5, 0.0], atol=1e-5)
 
 
-# --- starting an episode as it was drawn --------------------------------------------------------------------
+# --- draws of an episode ------------------------------------------------------------------------------------
 
 
 def test_reset__starts_an_episode_from_given_draws() -> None:

@@ -1,5 +1,5 @@
-"""Kinematics in torch: against measured figures, MuJoCo, SciPy, finite differences, and an arm worked out by
-hand."""
+"""Kinematics in torch, compared with recorded poses, MuJoCo, SciPy, finite differences, and an arm worked out
+by hand."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_matrix_from_quaternion__equals_scipy(angles: tuple[float, float, float]
 
 
 def test_kinematic_chain__agrees_with_recorded_poses_and_jacobians(arm: KinematicChain) -> None:
-    """All poses in one batch. The jaw does not move the site: its column of the measured Jacobian is zero."""
+    """All poses in one batch. The jaw does not move the site, so its column of the Jacobian is zero."""
     assert arm.num_joints == 5
     frames, tool = arm.forward(torch.tensor([case["qpos"][:5] for case in CASES], dtype=torch.float64))
     linear, _ = arm.jacobian(frames, tool)
@@ -81,7 +81,7 @@ def test_from_mujoco__agrees_with_mujoco_in_the_scene() -> None:
 
 
 def test_kinematic_chain__matches_a_planar_arm_worked_out_by_hand() -> None:
-    """Two links of 1 m and 0.5 m that turn about z."""
+    """Two links of 1 m and 0.5 m that rotate about z."""
     along = transform(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1.0, 0.0, 0.0, 0.0]))
     tool = transform(torch.tensor([0.5, 0.0, 0.0]), torch.tensor([1.0, 0.0, 0.0, 0.0]))
     chain = KinematicChain(torch.stack([torch.eye(4), along]), torch.tensor([[0.0, 0, 1], [0, 0, 1]]), tool)
@@ -174,7 +174,7 @@ def test_damped_least_squares__equals_numpy_lstsq(
 ) -> None:
     step = damped_least_squares(torch.from_numpy(jacobian), torch.from_numpy(error), damping).numpy()
     for i in range(3):
-        # the same minimum written as ordinary least squares: ‖J x - e‖² + damping² ‖x‖²
+        # The equivalent ordinary least squares problem: ‖J x - e‖² + damping² ‖x‖².
         stacked, target = (
             np.vstack([jacobian[i], damping * np.eye(5)]),
             np.concatenate([error[i], np.zeros(5)]),
@@ -203,8 +203,8 @@ def test_damped_least_squares__reaches_the_target_with_little_damping(arm: Kinem
 
 
 def chain_urdf(*kinds: str, end: str = "") -> str:
-    """A robot of links l0, l1, … with joints of these types; its meshes are not on disk, and its limits are
-    odd."""
+    """A URDF with links l0, l1, … and joints of the given types; its meshes do not exist, and its limits are
+    invalid."""
     mesh = '<visual><geometry><mesh filename="package://nowhere/part.dae"/></geometry></visual>'
     links = "".join(
         f'<link name="l{i}">{mesh}{mesh.replace("visual", "collision")}</link>' for i in range(len(kinds) + 1)
@@ -226,8 +226,7 @@ def euler_frame(xyz: tuple[float, float, float], rpy: tuple[float, float, float]
 
 
 def test_from_urdf__equals_the_product_of_transforms() -> None:
-    """Fixed joints are folded into the offsets, and a branch with a joint that MuJoCo cannot parse is left
-    out."""
+    """Fixed joints are merged into the offsets, and a branch with an unsupported joint is omitted."""
     branch = (
         '<link name="side"/><joint name="odd" type="floating"><parent link="l1"/><child link="side"/></joint>'
     )
@@ -249,7 +248,7 @@ def test_from_urdf__equals_the_product_of_transforms() -> None:
     frames, tool = chain.forward(positions)
     np.testing.assert_allclose(tool[0], expected, atol=1e-12)
 
-    # The Jacobian against differences.
+    # Compare the Jacobian with finite differences.
     linear, angular = chain.jacobian(frames, tool)
     for joint in range(3):
         step = torch.zeros_like(positions)
