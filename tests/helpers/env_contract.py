@@ -1,4 +1,4 @@
-"""Contract tests of vec_envs, for every registered task and for the fake env of other tests."""
+"""The vec_env contract, on every registered task (and on the fake that other tests use)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from residual_rl.errors import ConfigError, NonFiniteError
 from residual_rl.registry import TASKS, TaskSpec, load
 from residual_rl.types import Obs
 
-# tests/envs/maniskill runs the contract tests on ManiSkill envs.
-SPECS = [*(spec for spec in TASKS.all() if spec.id != "maniskill"), fakes.POINT_TASK]
+SPECS = [
+    *(spec for spec in TASKS.all() if spec.id != "maniskill"),
+    fakes.POINT_TASK,
+]  # tests/envs/maniskill runs the contract for ManiSkill
 FIRST_SEED = 4000
 
 pytestmark = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.id)
@@ -34,7 +36,7 @@ def make(spec: TaskSpec, num_envs: int = 3, num_threads: int = 1, **settings: An
 
 
 def actions(env: VecEnv, step: int, scale: float = 1.0) -> Tensor:
-    """Actions [B, A] that depend only on the env id and the step."""
+    """Actions [B, A] that depend on the env's index and the step alone."""
     rows = [
         np.random.default_rng((env_id, step)).uniform(-scale, scale, len(env.action_unit))
         for env_id in range(env.num_envs)
@@ -43,7 +45,7 @@ def actions(env: VecEnv, step: int, scale: float = 1.0) -> Tensor:
 
 
 def equal(a: Obs, b: Obs, env_ids: Any = slice(None)) -> bool:
-    """Whether two dicts of tensors are equal bit for bit in `env_ids`."""
+    """Whether two dicts of tensors are the same bit for bit in `env_ids`."""
     return a.keys() == b.keys() and all(torch.equal(a[name][env_ids], b[name][env_ids]) for name in a)
 
 
@@ -59,10 +61,10 @@ def flat(value: Any, name: str = "") -> dict[str, Tensor]:
     return {key: tensor for k, v in items for key, tensor in flat(v, f"{name}/{k}").items()}
 
 
-# --- spaces and attributes ----------------------------------------------------------------------------------
+# --- spaces, attributes and types ---------------------------------------------------------------------------
 
 
-def test_observation_space__contains_the_observations(spec: TaskSpec) -> None:
+def test_vec_env__spaces_contain_the_observations(spec: TaskSpec) -> None:
     env = make(spec)
     obs, info = env.reset(seed=FIRST_SEED)
     assert isinstance(env.single_observation_space, spaces.Dict)
@@ -79,7 +81,7 @@ def test_observation_space__contains_the_observations(spec: TaskSpec) -> None:
     assert info["seed"].tolist() == [FIRST_SEED, FIRST_SEED + 1, FIRST_SEED + 2]
 
 
-def test_vec_env__attributes_describe_spaces_and_rates(spec: TaskSpec) -> None:
+def test_vec_env__attributes_are_consistent(spec: TaskSpec) -> None:
     env = make(spec, num_envs=4)
     assert env.num_envs == 4
     assert env.action_space.shape == (4, len(env.action_unit))
@@ -92,7 +94,7 @@ def test_vec_env__attributes_describe_spaces_and_rates(spec: TaskSpec) -> None:
     assert env.max_episode_steps == spec.default_config().max_episode_steps
 
 
-def test_vec_env_step__returns_the_documented_types_and_shapes(spec: TaskSpec) -> None:
+def test_vec_env_step__returns_tensors_of_the_documented_types(spec: TaskSpec) -> None:
     env = make(spec)
     env.reset(seed=FIRST_SEED)
     _, reward, terminated, truncated, info = env.step(actions(env, 0))
@@ -117,7 +119,7 @@ def test_vec_env_step__returns_the_documented_types_and_shapes(spec: TaskSpec) -
     assert torch.allclose(reward, sum(info["reward_terms"].values()), atol=1e-6)  # type: ignore[arg-type]
 
 
-def test_vec_env_observations__are_those_of_the_last_reset_or_step(spec: TaskSpec) -> None:
+def test_vec_env_observations__equal_the_last_returned_ones(spec: TaskSpec) -> None:
     env = make(spec)
     obs, _ = env.reset(seed=FIRST_SEED)
     assert equal(env.observations(), obs)
@@ -126,29 +128,29 @@ def test_vec_env_observations__are_those_of_the_last_reset_or_step(spec: TaskSpe
     assert len(env.scenes()) == 3
 
 
-# --- the ends of episodes -----------------------------------------------------------------------------------
+# --- end of episodes ----------------------------------------------------------------------------------------
 
 
-def test_final_obs__is_the_true_last_observation_with_same_step_autoreset(spec: TaskSpec) -> None:
-    # The second env has a longer limit, so that it is not reset yet.
-    env, patient = make(spec, max_episode_steps=3), make(spec, max_episode_steps=4)
+def test_vec_env_step__autoreset_returns_the_true_last_observation(spec: TaskSpec) -> None:
+    # the longer env does not reset at step 3
+    env, longer = make(spec, max_episode_steps=3), make(spec, max_episode_steps=4)
     env.reset(seed=FIRST_SEED)
-    patient.reset(seed=FIRST_SEED)
+    longer.reset(seed=FIRST_SEED)
     for step in range(3):
         obs, reward, terminated, truncated, info = env.step(actions(env, step))
-        true_obs, true_reward, *_ = patient.step(actions(env, step))
+        true_obs, true_reward, *_ = longer.step(actions(env, step))
         assert equal(info["final_obs"], true_obs)
         assert torch.equal(reward, true_reward)
         ends = step == 2
         assert info["_final_obs"].tolist() == info["_final_info"].tolist() == truncated.tolist() == [ends] * 3
         assert not terminated.any()
         assert equal(obs, true_obs) != ends
-    # An integer seed gives env i the seed + i, and the next episodes continue to count.
+    # an integer seed means seed + i for env i, and later episodes count on from there
     fresh, _ = make(spec).reset(seed=FIRST_SEED + 3)
     assert equal(obs, fresh)
 
 
-def test_final_info__contains_return_length_and_metrics_of_the_episode(spec: TaskSpec) -> None:
+def test_final_info__contains_the_metrics_of_the_episode(spec: TaskSpec) -> None:
     env = make(spec, max_episode_steps=3)
     env.reset(seed=FIRST_SEED)
     total = torch.zeros(3)
@@ -224,7 +226,7 @@ def test_vec_env_reset__equal_seeds_give_equal_episodes(spec: TaskSpec) -> None:
     assert equal({name: value.flip(0) for name, value in again.items()}, first)
 
 
-def test_vec_env_reset__affects_only_the_envs_of_the_mask(spec: TaskSpec) -> None:
+def test_vec_env_reset__leaves_envs_outside_the_mask_unchanged(spec: TaskSpec) -> None:
     env, twin = make(spec), make(spec)
     for one in (env, twin):
         one.reset(seed=FIRST_SEED)
@@ -239,7 +241,7 @@ def test_vec_env_reset__affects_only_the_envs_of_the_mask(spec: TaskSpec) -> Non
         assert equal(mine[0], theirs[0], [0, 2])
         assert torch.equal(mine[1][[0, 2]], theirs[1][[0, 2]])
     assert mine[4]["final_info"]["episode_length"].tolist() == [6, 3, 6]
-    # The env that was reset equals a new one.
+    # the env that was reset equals a new one
     restarted = make(spec, num_envs=1)
     restarted.reset(seed=[77])
     for step in range(3, 6):
@@ -254,7 +256,7 @@ def test_vec_env_reset__partial_reset_draws_seeds_from_the_queue(spec: TaskSpec)
     assert info["seed"].tolist() == [FIRST_SEED + 3, FIRST_SEED + 1, FIRST_SEED + 4]
 
 
-def test_episode_seeds__envs_are_idle_when_the_list_is_exhausted(spec: TaskSpec) -> None:
+def test_episode_seeds__envs_stay_idle_after_the_last_seed(spec: TaskSpec) -> None:
     env = make(spec, max_episode_steps=2)
     env.episode_seeds.use_list([11, 12, 13, 14])
     _, info = env.reset()
@@ -266,7 +268,7 @@ def test_episode_seeds__envs_are_idle_when_the_list_is_exhausted(spec: TaskSpec)
         idle, (obs, _, terminated, truncated, info) = obs, env.step(actions(env, step))
         ended = terminated | truncated
         finished += info["final_info"]["seed"][ended].tolist()
-        # Envs 1 and 2 have no episode; only their joint targets still follow the actions.
+        # envs 1 and 2 have no episode; only their joint targets still follow the actions
         for name in set(obs) - {"joint_target"}:
             assert torch.equal(obs[name][1:], idle[name][1:]), name
         assert not ended[1:].any()
@@ -281,7 +283,7 @@ def test_vec_env_reset__wrong_number_of_seeds_is_an_error(spec: TaskSpec, seed: 
         make(spec).reset(seed=seed)
 
 
-def test_vec_env_reset__first_reset_must_include_all_envs(spec: TaskSpec) -> None:
+def test_vec_env_reset__first_reset_must_be_of_all_envs(spec: TaskSpec) -> None:
     with pytest.raises(ConfigError, match="first reset"):
         make(spec).reset(mask=mask(0))
     with pytest.raises(ConfigError, match="before reset"):
@@ -290,11 +292,11 @@ def test_vec_env_reset__first_reset_must_include_all_envs(spec: TaskSpec) -> Non
         make(spec).reset(options={"gravity": 0})
 
 
-# --- reproducibility ----------------------------------------------------------------------------------------
+# --- determinism and resuming -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("num_envs", "num_threads"), [(1, 1), (2, 1), (2, 2), (7, 2)])
-def test_vec_env__episodes_do_not_depend_on_batch_size_slot_or_threads(
+def test_vec_env__episodes_do_not_depend_on_batch_slot_or_threads(
     spec: TaskSpec, num_envs: int, num_threads: int
 ) -> None:
     reference = make(spec, num_envs=7)
@@ -308,7 +310,7 @@ def test_vec_env__episodes_do_not_depend_on_batch_size_slot_or_threads(
         expected.append(obs)
         rewards.append(reward)
     env = make(spec, num_envs=num_envs, num_threads=num_threads)
-    # Use other slots, and one batch after the other in the same envs.
+    # other slots, and several batches in the same envs
     order = list(range(7))[::-1][: 7 // num_envs * num_envs]
     for at in range(0, len(order), num_envs):
         rows = order[at : at + num_envs]
@@ -320,7 +322,7 @@ def test_vec_env__episodes_do_not_depend_on_batch_size_slot_or_threads(
         assert equal(obs, {name: value[rows] for name, value in expected[-1].items()})
 
 
-def test_vec_env__does_not_modify_tensors_passed_or_returned(spec: TaskSpec) -> None:
+def test_vec_env__does_not_write_to_returned_tensors(spec: TaskSpec) -> None:
     env = make(spec, max_episode_steps=3)
     given: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
 
@@ -341,7 +343,7 @@ def test_vec_env__does_not_modify_tensors_passed_or_returned(spec: TaskSpec) -> 
             assert torch.equal(value, copies[name]), name
 
 
-def test_physics_read__returned_quantities_do_not_change(spec: TaskSpec) -> None:
+def test_physics_read__does_not_write_to_returned_tensors(spec: TaskSpec) -> None:
     env = make(spec)
     physics = getattr(env, "physics", None)
     if physics is None:
@@ -356,7 +358,7 @@ def test_physics_read__returned_quantities_do_not_change(spec: TaskSpec) -> None
 
 @pytest.mark.parametrize("queue", ["counter", "list"])
 @pytest.mark.parametrize("where", ["same", "new"])
-def test_vec_env_state_dict__resumes_bit_for_bit(spec: TaskSpec, where: str, queue: str) -> None:
+def test_vec_env_load_state_dict__resumes_bit_for_bit(spec: TaskSpec, where: str, queue: str) -> None:
     env = make(spec, max_episode_steps=5)
     if queue == "list":
         env.episode_seeds.use_list(range(FIRST_SEED, FIRST_SEED + 7))
@@ -380,7 +382,7 @@ def test_vec_env_state_dict__resumes_bit_for_bit(spec: TaskSpec, where: str, que
             assert torch.equal(value, theirs[name]), (step, name)
 
 
-def test_vec_env_load_state_dict__another_num_envs_is_an_error(spec: TaskSpec) -> None:
+def test_vec_env_load_state_dict__state_of_another_num_envs_is_an_error(spec: TaskSpec) -> None:
     env = make(spec)
     env.reset(seed=0)
     with pytest.raises(ConfigError, match="3 envs, this env 2"):
@@ -410,17 +412,17 @@ def test_vec_env_step__different_actions_give_different_observations(spec: TaskS
 
 
 @pytest.mark.parametrize("change", ["one env too few", "one action too many", "flat"])
-def test_vec_env_step__wrong_shape_of_actions_is_an_error(spec: TaskSpec, change: str) -> None:
+def test_vec_env_step__wrong_action_shape_is_an_error(spec: TaskSpec, change: str) -> None:
     env = make(spec)
     env.reset(seed=FIRST_SEED)
     size = len(env.action_unit)
-    shape = {"one env too few": (2, size), "one action too many": (3, size + 1), "flat": (3 * size,)}[change]
+    shapes = {"one env too few": (2, size), "one action too many": (3, size + 1), "flat": (3 * size,)}
     with pytest.raises(ConfigError, match=r"actions must have shape \(3, "):
-        env.step(torch.zeros(shape))
+        env.step(torch.zeros(shapes[change]))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_vec_env_step__non_finite_action_is_an_error_with_a_dump(spec: TaskSpec, value: float) -> None:
+def test_vec_env_step__non_finite_action_is_an_error_that_names_the_env(spec: TaskSpec, value: float) -> None:
     env = make(spec)
     obs, _ = env.reset(seed=FIRST_SEED)
     action = torch.zeros(3, len(env.action_unit))
@@ -436,7 +438,7 @@ def test_vec_env_step__non_finite_action_is_an_error_with_a_dump(spec: TaskSpec,
         assert dump["step"].tolist() == [0, 0, 0]
 
 
-def test_vec_env_step__nan_in_the_simulation_is_an_error_in_its_step(spec: TaskSpec) -> None:
+def test_physics_step__nan_is_an_error_in_the_step_where_it_appears(spec: TaskSpec) -> None:
     env = make(spec)
     physics = getattr(env, "physics", None)
     if physics is None:
@@ -448,14 +450,14 @@ def test_vec_env_step__nan_in_the_simulation_is_an_error_in_its_step(spec: TaskS
     with pytest.raises(NonFiniteError, match=r"diverged.* in env\(s\) \[1\]") as caught:
         env.step(action)
     dump = caught.value.dump
-    # The unmodified states before the step.
+    # the state before the step, which already has the NaN
     assert dump["state_before"]["state"].isnan().any(1).tolist() == [False, True, False]
     assert torch.equal(dump["action"], action)
     assert dump["seed"].tolist() == [FIRST_SEED, FIRST_SEED + 1, FIRST_SEED + 2]
     assert dump["step"].tolist() == [1, 1, 1]
 
 
-def test_vec_env_active__is_false_without_an_episode(spec: TaskSpec) -> None:
+def test_vec_env_active__marks_the_envs_with_an_episode(spec: TaskSpec) -> None:
     env = make(spec, max_episode_steps=2)
     env.episode_seeds.use_list([FIRST_SEED, FIRST_SEED + 1])
     env.reset()
@@ -465,13 +467,13 @@ def test_vec_env_active__is_false_without_an_episode(spec: TaskSpec) -> None:
     assert env.active.tolist() == [False, False, False]
 
 
-def test_vec_env_reset__seeds_count_from_zero_by_default(spec: TaskSpec) -> None:
+def test_episode_seeds__start_at_zero_without_a_seed(spec: TaskSpec) -> None:
     assert make(spec).reset()[1]["seed"].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("num_envs", [0, -1])
-def test_num_envs__must_be_at_least_1(spec: TaskSpec, num_envs: int) -> None:
+def test_vec_env__num_envs_below_one_is_an_error(spec: TaskSpec, num_envs: int) -> None:
     if spec is fakes.POINT_TASK:
-        pytest.skip("the fake env does not check it")
+        pytest.skip("the fake does not check it")
     with pytest.raises(ConfigError, match=f"num_envs must be at least 1, not {num_envs}"):
         make(spec, num_envs=num_envs)
