@@ -62,7 +62,7 @@ def episodes(num_envs: int, noise: float = 0.0, correlation: float = 0.0) -> lis
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])
-def test_every_episode_is_there_once_in_order_and_the_same_for_any_number_of_worlds(noise: float) -> None:
+def test_run_episodes__does_not_depend_on_the_number_of_envs(noise: float) -> None:
     one = episodes(1, noise, 0.9)
     assert [demo.seed for demo in one] == list(SEEDS)
     assert {demo.succeeded for demo in one} == {True, False}
@@ -71,7 +71,7 @@ def test_every_episode_is_there_once_in_order_and_the_same_for_any_number_of_wor
         assert all(same(a, b) for a, b in zip(one, episodes(num_envs, noise, 0.9), strict=True))
 
 
-def test_an_episode_is_what_a_lone_world_does_with_its_actions() -> None:
+def test_run_episodes__matches_a_single_env_stepped_by_hand() -> None:
     """Observations, rewards and flags against the bare env, stepped by hand; base, residual and intended
     action against the composition."""
     for demo in episodes(7, 0.3, 0.5):
@@ -94,7 +94,7 @@ def test_an_episode_is_what_a_lone_world_does_with_its_actions() -> None:
         assert bool(terminated[0] | truncated[0])
 
 
-def test_the_noise_is_autoregressive_and_depends_on_seed_and_step_alone() -> None:
+def test_action_noise__is_autoregressive_in_seed_and_step() -> None:
     for demo in episodes(5, 0.3, 0.8):
         value = torch.zeros(1, 2, dtype=torch.float64)
         for t in range(len(demo)):
@@ -104,7 +104,7 @@ def test_the_noise_is_autoregressive_and_depends_on_seed_and_step_alone() -> Non
             assert demo.actions[t].tolist() == pytest.approx(expected[0].tolist(), abs=1e-6)
 
 
-def test_noise_is_as_strong_as_asked_and_stays_as_long() -> None:
+def test_action_noise__has_the_configured_deviation_and_correlation() -> None:
     env = fakes.PointEnv(fakes.PointCfg(), 500)
     env.residual_unit = torch.tensor([1.0, 0.25])
     env.reset(seed=0)
@@ -134,7 +134,7 @@ class Chunks(fakes.Homing):
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])
-def test_residuals_over_whole_chunks_are_recorded_step_by_step(noise: float) -> None:
+def test_chunk_residual_env__residuals_are_recorded_per_step(noise: float) -> None:
     def run(num_envs: int) -> list[Demo]:
         env = fakes.PointEnv(fakes.PointCfg(max_episode_steps=7), num_envs)
         chunked = ChunkResidualEnv(env, BasePolicyExecutor(Chunks(0.5), env), 0.5)
@@ -157,7 +157,7 @@ def test_residuals_over_whole_chunks_are_recorded_step_by_step(noise: float) -> 
             assert np.array_equal(info["final_obs"]["state"][0], demo.obs["state"][t + 1])
 
 
-def test_without_noise_or_residual_nothing_is_stored_of_them() -> None:
+def test_run_episodes__stores_no_residual_and_no_intended_actions_without_them() -> None:
     env = point_env(4)
     demo = next(run_episodes(env, no_residual(env), SEEDS, with_residual=False))
     assert demo.residual_actions is None
@@ -174,7 +174,7 @@ def collected(path: Path, num_envs: int = 3, **settings: Any) -> tuple[Any, list
     return result, read(path) if writer.published else []
 
 
-def test_only_successes_are_the_first_ones_whatever_ends_first(tmp_path: Path) -> None:
+def test_only_success__stores_the_first_successful_seeds(tmp_path: Path) -> None:
     every, demos = collected(tmp_path / "all.h5", n_episodes=30)
     assert (every.ran, [demo.seed for demo in demos]) == (30, list(range(100, 130)))
     solved = [demo.seed for demo in demos if demo.succeeded]
@@ -186,7 +186,7 @@ def test_only_successes_are_the_first_ones_whatever_ends_first(tmp_path: Path) -
         assert (result.ran, result.solved) == (solved[5] - 100 + 1, 6)
 
 
-def test_without_enough_successes_it_gives_up(tmp_path: Path) -> None:
+def test_only_success__stops_after_the_largest_number_of_tries(tmp_path: Path) -> None:
     """A base policy that stands still succeeds where the start lies at the origin, or the wind carries it
     there: seldom."""
     env = point_env(4, fakes.Homing(0.0))
@@ -198,7 +198,7 @@ def test_without_enough_successes_it_gives_up(tmp_path: Path) -> None:
     assert len(read(tmp_path / "x.h5")) == result.solved
 
 
-def test_progress_and_stopping(tmp_path: Path) -> None:
+def test_collect__reports_progress_and_can_be_stopped(tmp_path: Path) -> None:
     told: list[tuple[int, float]] = []
     env = point_env(4)
     steps = itertools.count()
@@ -222,7 +222,7 @@ def test_progress_and_stopping(tmp_path: Path) -> None:
     assert len(seeds) == result.ran
 
 
-def test_a_policy_that_fails_leaves_what_was_complete(tmp_path: Path) -> None:
+def test_collect__keeps_complete_episodes_if_the_policy_fails(tmp_path: Path) -> None:
     env = point_env(4, Cross(0.5))
 
     def run() -> None:
@@ -237,7 +237,7 @@ def test_a_policy_that_fails_leaves_what_was_complete(tmp_path: Path) -> None:
     assert isinstance(env.vec_env, fakes.PointEnv)  # the noise is taken out again
 
 
-def test_an_env_that_hands_its_seeds_out_otherwise_is_refused() -> None:
+def test_run_episodes__refuses_an_env_that_draws_seeds_out_of_order() -> None:
     env = point_env(3)
     draw = env.vec_env.episode_seeds.draw
     env.vec_env.episode_seeds.draw = lambda n: draw(n).flip(0)  # type: ignore[method-assign]
@@ -245,7 +245,7 @@ def test_an_env_that_hands_its_seeds_out_otherwise_is_refused() -> None:
         list(run_episodes(env, no_residual(env), SEEDS))
 
 
-def test_worlds_are_as_many_as_their_images_leave_room_for() -> None:
+def test_max_envs_in_memory__divides_the_memory_by_the_size_of_an_episode() -> None:
     env = fakes.PointEnv(fakes.PointCfg(), 1)
     assert max_envs_in_memory(env) == (1 << 30) // (
         9 * 4 * 11
@@ -263,7 +263,7 @@ def test_worlds_are_as_many_as_their_images_leave_room_for() -> None:
         ({"first_seed": -1}, "first_seed must be at least 0, not -1"),
     ],
 )
-def test_wrong_settings_are_named(settings: dict[str, Any], message: str) -> None:
+def test_collect_cfg__names_an_invalid_setting(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         CollectCfg(**settings)
 
@@ -280,7 +280,7 @@ def point(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("point")
 @pytest.mark.parametrize("num_envs", [1, 4, 30])
-def test_a_replay_is_the_same_to_the_last_bit(tmp_path: Path, num_envs: int) -> None:
+def test_replay__is_bit_exact(tmp_path: Path, num_envs: int) -> None:
     path = write(tmp_path / "x.h5", episodes(6, 0.3))
     with Demonstrations(path) as demos:
         env = make_env(demos, num_envs)
@@ -295,7 +295,7 @@ def test_a_replay_is_the_same_to_the_last_bit(tmp_path: Path, num_envs: int) -> 
 
 
 @pytest.mark.usefixtures("point")
-def test_a_replay_tells_how_far_what_happens_is_from_what_was_stored(tmp_path: Path) -> None:
+def test_replay__reports_the_largest_difference_from_the_stored_episode(tmp_path: Path) -> None:
     demo = next(demo for demo in episodes(6) if len(demo) == 6 and not demo.succeeded)
     moved = dataclasses.replace(demo, obs={name: value.copy() for name, value in demo.obs.items()})
     moved.obs["position"][4, 1] += 0.25
@@ -347,7 +347,7 @@ def test_a_replay_tells_how_far_what_happens_is_from_what_was_stored(tmp_path: P
 
 
 @pytest.mark.usefixtures("point")
-def test_a_replay_ends_where_the_env_ends_the_episode(tmp_path: Path) -> None:
+def test_replay__ends_with_the_envs_episode(tmp_path: Path) -> None:
     demo = next(demo for demo in episodes(6) if demo.succeeded and len(demo) < 6)
     more = 10
     longer = Demo(
@@ -369,7 +369,7 @@ def test_a_replay_ends_where_the_env_ends_the_episode(tmp_path: Path) -> None:
     )
 
 
-def test_what_differs_infinitely() -> None:
+def test_difference__nan_or_another_shape_is_infinite() -> None:
     difference = Difference()
     difference.update("a", 1, np.zeros(2), np.array([0.0, np.nan]))
     assert (difference.value, difference.name, difference.step) == (np.inf, "a", 1)
@@ -401,7 +401,7 @@ def test_what_differs_infinitely() -> None:
         ("point", {}, 3, CheckpointError, "holds actions of 3 numbers, but task 'point' takes 2"),
     ],
 )
-def test_demonstrations_of_another_task_are_refused(
+def test_make_env__refuses_demonstrations_of_another_task(
     tmp_path: Path, env_id: str, kwargs: dict[str, Any], action_dim: int, error: type[Exception], message: str
 ) -> None:
     demo = a_demo(actions=np.zeros((3, action_dim), np.float32))
@@ -411,7 +411,7 @@ def test_demonstrations_of_another_task_are_refused(
     assert str(path) in str(caught.value)
 
 
-def test_demonstrations_of_maniskill_name_the_extra(tmp_path: Path) -> None:
+def test_make_env__names_the_extra_for_maniskill_demonstrations(tmp_path: Path) -> None:
     with (
         Demonstrations(maniskill(tmp_path / "x.h5")) as demos,
         pytest.raises(MissingDependencyError, match=r"residual-rl\[maniskill\]"),

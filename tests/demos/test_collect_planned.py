@@ -50,20 +50,20 @@ def collected(tmp_path: Path, **settings: Any) -> tuple[Any, list[int | None]]:
     return result, [demo.seed for demo in read(tmp_path / "x.h5")]
 
 
-def test_another_episode_is_planned_for_each_one_that_is_lost(tmp_path: Path) -> None:
+def test_collect_planned__replaces_failed_episodes(tmp_path: Path) -> None:
     result, seeds = collected(tmp_path, n_episodes=3)
     assert seeds == [0, 2, 4]
     assert (result.ran, result.solved) == (5, 2)
     assert result.failed == [FailedEpisode(1, "odd"), FailedEpisode(3, "odd")]
 
 
-def test_successes_alone(tmp_path: Path) -> None:
+def test_collect_planned__only_success_stores_successful_episodes(tmp_path: Path) -> None:
     result, seeds = collected(tmp_path, n_episodes=3, only_success=True)
     assert seeds == [0, 4, 8]
     assert (result.ran, result.solved, len(result.failed)) == (9, 3, 4)
 
 
-def test_when_nothing_but_losses_come_it_gives_up(tmp_path: Path) -> None:
+def test_collect_planned__stops_after_consecutive_failures(tmp_path: Path) -> None:
     class Odd(Every):
         def episodes(
             self, seeds: Sequence[int], stopped: Callable[[], bool]
@@ -78,7 +78,7 @@ def test_when_nothing_but_losses_come_it_gives_up(tmp_path: Path) -> None:
     assert [demo.seed for demo in read(tmp_path / "x.h5")] == [0]
 
 
-def test_what_stops_it_leaves_what_was_complete(tmp_path: Path) -> None:
+def test_collect_planned__keeps_complete_episodes_when_stopped(tmp_path: Path) -> None:
     progress: list[tuple[int, float]] = []
     with DemoWriter(tmp_path / "x.h5", INFO) as writer:
         collect_planned(
@@ -92,7 +92,7 @@ def test_what_stops_it_leaves_what_was_complete(tmp_path: Path) -> None:
     assert progress == [(1, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
 
 
-def test_a_tasks_planner_is_called_by_its_name(
+def test_demos_collect__runs_a_planner_of_the_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made: list[Every] = []
@@ -137,6 +137,6 @@ def test_a_tasks_planner_is_called_by_its_name(
     assert "time_limit must be above 0" in capsys.readouterr().err
 
 
-def test_settings_are_told_as_flags() -> None:
+def test_settings_as_flags__prints_settings_as_flags() -> None:
     settings = {"a_list": [1, 2], "yes": True, "no": False, "nothing": None, "name": "two words"}
     assert settings_as_flags("no-such-task", settings) == "--a-list 1 2 --yes --no-no --name 'two words'"

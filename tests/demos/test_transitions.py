@@ -92,7 +92,7 @@ def demonstrated(path: Path, cfg: TrainCfg) -> list[Transition]:
         return list(demo_transitions.episodes(demos, cfg, env))
 
 
-def test_a_residual_by_hand(tmp_path: Path) -> None:
+def test_episodes__match_values_worked_out_by_hand(tmp_path: Path) -> None:
     """Homing says -10 times the position, clipped; a residual of 1 is 0.5."""
     ends = np.array([False, True, False])  # what comes after an end belongs to no episode
     path = write(tmp_path / "d.h5", [
@@ -131,7 +131,7 @@ def collected(cfg: TrainCfg, path: Path) -> Path:
 @pytest.mark.parametrize(
     ("base_policy", "chunk"), [("homing", "step"), ("chunky", "step"), ("chunky", "whole")]
 )
-def test_they_are_what_the_env_gave_when_they_were_collected(
+def test_episodes__match_the_transitions_of_the_env(
     tmp_path: Path, base_policy: str, chunk: str
 ) -> None:
     """Executed again with the residuals that were found, the env gives the same transitions, base policy's
@@ -161,7 +161,7 @@ def test_they_are_what_the_env_gave_when_they_were_collected(
 
 
 @pytest.mark.parametrize("critic_input", ["sum", "res"])
-def test_critics_judge_what_was_executed_or_the_residual_in_reach(tmp_path: Path, critic_input: Any) -> None:
+def test_critic_input__selects_the_executed_action_or_the_clipped_residual(tmp_path: Path, critic_input: Any) -> None:
     path = write(tmp_path / "d.h5", [demo([(0.2, -0.3), (0.0, 0.0)], [(-0.9, 0.1)])])
     cfg = point_cfg(demos=path, critic_input=critic_input)
     env = make_residual_env(cfg, 3)
@@ -177,7 +177,7 @@ def test_critics_judge_what_was_executed_or_the_residual_in_reach(tmp_path: Path
     )
 
 
-def test_a_reach_that_is_too_short_and_other_settings_are_told(
+def test_episodes__warn_of_clipped_residuals_and_other_settings(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write(tmp_path / "d.h5", [demo([(0.2, -0.3), (0.0, 0.0)], [(0.9, 0.1)])])
@@ -220,7 +220,7 @@ MISFITS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("fields", "info", "message"), MISFITS)
-def test_what_does_not_fit_is_named_with_both_sides(
+def test_episodes__name_mismatches_with_both_values(
     tmp_path: Path, fields: dict[str, Any], info: dict[str, Any], message: str
 ) -> None:
     path = write(tmp_path / "d.h5", [dataclasses.replace(demo(**A_DEMO), **fields)], info)
@@ -228,7 +228,7 @@ def test_what_does_not_fit_is_named_with_both_sides(
         demonstrated(path, point_cfg())
 
 
-def test_a_share_needs_a_file_and_a_file_a_share() -> None:
+def test_demo_share__needs_demos_and_demos_need_a_share() -> None:
     with pytest.raises(
         ConfigError,
         match=(
@@ -269,7 +269,7 @@ def so101_demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_with_demonstrations_resumes_bit_for_bit_and_without_their_file(
+def test_demos__run_resumes_bit_exactly_without_the_file(
     tmp_path: Path, so101_demos: Path
 ) -> None:
     gone = tmp_path / "gone.h5"
@@ -290,7 +290,7 @@ def test_a_run_with_demonstrations_resumes_bit_for_bit_and_without_their_file(
     assert (tmp_path / "whole" / "replay" / "demonstrations_000000.safetensors").is_file()
 
 
-def test_a_file_of_another_task_ends_before_anything_is_written(
+def test_demos__file_of_another_task_creates_no_run_folder(
     tmp_path: Path, so101_demos: Path, fails: Fails
 ) -> None:
     flags = [
@@ -310,7 +310,7 @@ def test_a_file_of_another_task_ends_before_anything_is_written(
 
 
 @pytest.mark.parametrize("task_id", ["so101-paper", "so101-paper-precise", "maniskill"])
-def test_what_demonstrations_must_share_are_settings_of_the_task(task_id: str) -> None:
+def test_demo_settings__are_settings_of_the_task(task_id: str) -> None:
     spec = TASKS.get(task_id)
     assert spec.demo_settings
     assert set(spec.demo_settings) <= {field.name for field in dataclasses.fields(load(spec.config))}
@@ -324,7 +324,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(("flags", "told"), OTHERS, ids=[flags[0] for flags, _ in OTHERS])
-def test_demonstrations_of_other_rewards_actions_or_goals_are_refused(
+def test_demo_settings__refuse_other_rewards_actions_and_goals(
     flags: tuple[str, ...], told: str, tmp_path: Path, so101_demos: Path, fails: Fails
 ) -> None:
     """Dense rewards in a buffer of sparse ones, say, have critics expect what no episode can give."""

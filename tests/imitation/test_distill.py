@@ -83,7 +83,7 @@ class Collector:
 TASK = INFO["env_info"]["env_id"]
 
 
-def test_collecting_goes_on_behind_the_last_episode(tmp_path: Path) -> None:
+def test_gather__continues_after_the_last_episode(tmp_path: Path) -> None:
     cfg, collect = DistillCfg(n_episodes=7, first_seed=100), Collector(0, 3, 0, 2)
     assert gather(tmp_path, cfg, TASK, collect) == 130
     assert not (tmp_path / DEMOS_FILE).exists()
@@ -99,7 +99,7 @@ def test_collecting_goes_on_behind_the_last_episode(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [DEMOS_FILE, "demos.json"]
 
 
-def test_what_a_kill_left_between_merging_and_removing_is_not_taken_twice(tmp_path: Path) -> None:
+def test_gather__skips_episodes_that_were_merged_before_a_kill(tmp_path: Path) -> None:
     episodes(tmp_path / DEMOS_FILE, range(100, 104))
     episodes(tmp_path / "demos-rest.h5", range(102, 105))
     collect = Collector()
@@ -108,7 +108,7 @@ def test_what_a_kill_left_between_merging_and_removing_is_not_taken_twice(tmp_pa
     assert collect.asked == []
 
 
-def test_where_merging_fails_no_episode_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gather__loses_no_episode_if_merging_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk, say, after two of the six episodes."""
     episodes(tmp_path / DEMOS_FILE, range(100, 104))
     episodes(tmp_path / "demos-rest.h5", range(104, 106))
@@ -131,7 +131,7 @@ def test_where_merging_fails_no_episode_is_lost(tmp_path: Path, monkeypatch: pyt
     assert sorted(p.name for p in tmp_path.iterdir()) == [DEMOS_FILE, "demos.json"]
 
 
-def test_episodes_of_another_task(tmp_path: Path) -> None:
+def test_gather__refuses_episodes_of_another_task(tmp_path: Path) -> None:
     episodes(tmp_path / DEMOS_FILE, range(3))
     with pytest.raises(
         ConfigError, match=f"has episodes of task '{TASK}', but the run was trained on 'another'"
@@ -139,7 +139,7 @@ def test_episodes_of_another_task(tmp_path: Path) -> None:
         gather(tmp_path, DistillCfg(n_episodes=3), "another", Collector())
 
 
-def test_the_policy_sees_what_the_residual_saw_but_for_the_base_action() -> None:
+def test_default_imitation__observes_the_residuals_keys_except_the_base_action() -> None:
     cfg = TrainCfg.default("so101-paper")
     assert default_imitation("bc", cfg).obs_keys == ("state",)
     cfg = replace_fields(cfg, {"obs_keys": ("state", "joint_position", "base_action")})
@@ -147,7 +147,7 @@ def test_the_policy_sees_what_the_residual_saw_but_for_the_base_action() -> None
     assert default_imitation("flow", cfg).algo == "flow"
 
 
-def test_the_student_acts_alone(tmp_path: Path) -> None:
+def test_student_config__has_no_residual(tmp_path: Path) -> None:
     cfg = replace_fields(
         TrainCfg.default("so101-paper"), {"chunk": "whole", "adaptive": "uncertainty", "tolerance": 0.07}
     )
@@ -158,7 +158,7 @@ def test_the_student_acts_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_becomes_one_policy_after_interruptions(
+def test_distill__resumes_after_interruptions_and_evaluates_the_policy(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
 ) -> None:
     """Ctrl-C while it collects and while it trains; then the whole, and the policy alone on the same
@@ -224,7 +224,7 @@ def find_teacher_file(run: Path) -> Any:
     return module.Teacher(run, run / "best_model" / "policy.safetensors", exported)
 
 
-def test_what_distill_refuses(
+def test_distill__refuses_invalid_arguments(
     run: Path, tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "policy"
@@ -246,7 +246,7 @@ def test_what_distill_refuses(
     assert "is not the configuration of distilling" in fails("distill", "--resume", run)
 
 
-def test_a_run_of_a_task_that_is_not_installed(
+def test_distill__names_a_base_policy_that_is_not_installed(
     run: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(BASE_POLICIES, "_specs", {})

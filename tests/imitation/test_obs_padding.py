@@ -18,7 +18,7 @@ from residual_rl.imitation.obs_padding import ROBOT_BASE_POSE, ObsPadding, paddi
 POSE = [-0.615, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]
 
 
-def test_43_numbers_become_50_by_hand() -> None:
+def test_padding_to__pads_43_numbers_to_50_as_worked_out_by_hand() -> None:
     padding = padding_to(50, 43)
     assert padding is not None
     obs = torch.stack([torch.arange(43.0), 100 + torch.arange(43.0)])
@@ -32,20 +32,20 @@ def test_43_numbers_become_50_by_hand() -> None:
     )
 
 
-def test_the_smallest_observation_has_the_pose_at_its_end() -> None:
+def test_padding_to__appends_the_pose_to_the_smallest_observation() -> None:
     padding = padding_to(25, 18)
     assert padding is not None
     torch.testing.assert_close(padding(torch.zeros(18)), torch.tensor([0.0] * 18 + POSE))
 
 
-def test_padding_is_data() -> None:
+def test_obs_padding__inserts_and_erases_its_values() -> None:
     assert ObsPadding(1, (7.0, 8.0))(torch.tensor([[1.0, 2.0]])).tolist() == [[1.0, 7.0, 8.0, 2.0]]
     assert ROBOT_BASE_POSE.erased(torch.ones(26)).tolist() == [1.0] * 18 + [0.0] * 7 + [1.0]
     assert padding_to(None, 43) is None
 
 
 @pytest.mark.parametrize(("size", "given"), [(50, 42), (50, 50), (43, 50), (17, 10)])
-def test_sizes_that_do_not_differ_by_the_pose_are_refused(size: int, given: int) -> None:
+def test_padding_to__refuses_sizes_that_do_not_differ_by_the_pose(size: int, given: int) -> None:
     with pytest.raises(
         ConfigError,
         match=rf"pad_obs_to is {size}, but the observations have size {given}: .*7 numbers. at index 18",
@@ -59,7 +59,7 @@ def padded_model(**values: Any) -> ImitationModel:
     return ImitationModel(settings, Statistics.identity(settings.obs_size, 6), name="the model")
 
 
-def test_a_model_pads_by_itself_and_its_file_knows(tmp_path: Path) -> None:
+def test_imitation_model__pads_observations_and_saves_the_padding(tmp_path: Path) -> None:
     model = padded_model()
     assert (model.settings.obs_size, model.settings.obs_dim) == (32, 64)
     model.save(tmp_path / MODEL_FILE)

@@ -55,7 +55,7 @@ def settings(**values: Any) -> ImitateCfg:
     return dataclasses.replace(ImitateCfg.default("act", "tiny"), **{**FEW, **NO_EVALUATION, **values})
 
 
-def test_it_learns_degrees(demos: Path, tmp_path: Path) -> None:
+def test_act_trainer__normalises_joints_in_degrees(demos: Path, tmp_path: Path) -> None:
     """Joint positions and targets as the arm reports them, normalised by LeRobot with the training episodes'
     statistics."""
     trainer = ActTrainer(settings(val_share=0.0), demos, RunFolder(tmp_path / "run"))
@@ -76,7 +76,7 @@ def test_it_learns_degrees(demos: Path, tmp_path: Path) -> None:
     trainer.close()
 
 
-def test_it_goes_on_bit_for_bit(demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_act__resuming_is_bit_exact(demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight steps, and four and four after a crash, with dropout and the variational part, which draw random
     numbers."""
     straight = act.train(settings(total_steps=8), demos, tmp_path / "straight")
@@ -118,7 +118,7 @@ def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_the_checkpoint_is_the_base_policys(
+def test_act__checkpoint_runs_as_a_base_policy(
     demos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From the command line to a base policy: it gives what the trained network gives, and evaluates."""
@@ -156,7 +156,7 @@ def test_the_checkpoint_is_the_base_policys(
     )  # near what it saw, after three steps
 
 
-def test_it_learns(demos: Path, tmp_path: Path) -> None:
+def test_act__training_halves_the_loss(demos: Path, tmp_path: Path) -> None:
     summary = act.train(
         settings(total_steps=150, val_freq=150, log_freq=10, save_freq=1000, learning_rate=3e-3),
         demos,
@@ -168,14 +168,14 @@ def test_it_learns(demos: Path, tmp_path: Path) -> None:
     assert summary["best_val_loss"] is not None
 
 
-def test_other_demonstrations_than_before(demos: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
+def test_act__resume_refuses_other_demonstrations(demos: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
     act.train(settings(total_steps=4), demos, tmp_path / "run")
     others = write_demos(tmp_path / "others.h5", episodes=4, steps=7)
     text = fails("imitate", str(others), "--out", str(tmp_path / "run"), "--resume", "--total-steps", "8")
     assert "was trained on different demonstrations: use the same file" in text
 
 
-def test_settings_that_act_does_not_have(demos: Path, tmp_path: Path) -> None:
+def test_act__refuses_unsupported_settings(demos: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="num_obs_steps must be 1, not 2"):
         act.train(settings(num_obs_steps=2), demos, tmp_path / "run")
     for name, value in {

@@ -69,7 +69,7 @@ def rows_of(folder: Path) -> pd.DataFrame:
 # --- to LeRobot ---------------------------------------------------------------------------------------------
 
 
-def test_frames_hold_what_the_demonstrations_hold(demos: Path, exported: Path) -> None:
+def test_to_lerobot__frames_match_the_demonstrations(demos: Path, exported: Path) -> None:
     frames = rows_of(exported)
     with Demonstrations.open(demos) as stored:
         for i, demo in enumerate(stored):
@@ -88,7 +88,7 @@ def test_frames_hold_what_the_demonstrations_hold(demos: Path, exported: Path) -
             np.testing.assert_allclose(mine["timestamp"], np.arange(5) / 30, atol=1e-6)
 
 
-def test_what_lerobot_says_of_it(exported: Path) -> None:
+def test_to_lerobot__lerobot_reads_the_metadata(exported: Path) -> None:
     info = json.loads((exported / "meta" / "info.json").read_text())
     assert (info["codebase_version"], info["fps"], info["total_episodes"], info["total_frames"]) == (
         "v3.0",
@@ -102,7 +102,7 @@ def test_what_lerobot_says_of_it(exported: Path) -> None:
     assert set(opened.meta.stats) >= {"observation.state", "observation.environment_state", "action"}
 
 
-def test_intended_and_executed_actions(tmp_path: Path) -> None:
+def test_commanded_targets__distinguishes_intended_and_executed_actions(tmp_path: Path) -> None:
     """With noise on the actions, the targets to learn are those that the policy wanted: 0.25 and -1 of a step
     of 0.02 rad on."""
     env = make_vec_env("so101-paper", 1, num_threads=1)
@@ -118,7 +118,7 @@ def test_intended_and_executed_actions(tmp_path: Path) -> None:
         assert stored.episode(0).intended_actions is not None
 
 
-def test_images_go_in_and_come_back(tmp_path: Path, opengl: None) -> None:
+def test_from_lerobot__images_survive_a_round_trip(tmp_path: Path, opengl: None) -> None:
     source = write_demos(
         tmp_path / "demos.h5", episodes=1, steps=2, obs_mode="rgb", image_size=(16, 24), obs_cameras=("top",)
     )
@@ -147,7 +147,7 @@ def test_images_go_in_and_come_back(tmp_path: Path, opengl: None) -> None:
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError])
-def test_an_interrupted_export_leaves_nothing(
+def test_to_lerobot__interrupted_export_leaves_no_files(
     failure: type[BaseException], demos: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     save = LeRobotDataset.save_episode
@@ -162,7 +162,7 @@ def test_an_interrupted_export_leaves_nothing(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_exports_that_cannot_be(demos: Path, exported: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
+def test_to_lerobot__refuses_invalid_exports(demos: Path, exported: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
     out = ["--out", str(tmp_path / "set")]
     assert "already exists" in fails("demos", "to-lerobot", str(demos), "--out", str(exported))
     assert "fps is 50, but" in fails("demos", "to-lerobot", str(demos), *out, "--fps", "50")
@@ -181,7 +181,7 @@ def test_exports_that_cannot_be(demos: Path, exported: Path, tmp_path: Path, fai
 
 
 @pytest.mark.parametrize("mode", ["joint_delta", "joint_target"])
-def test_a_dataset_of_ours_comes_back(mode: str, demos: Path, exported: Path, tmp_path: Path) -> None:
+def test_from_lerobot__restores_an_exported_dataset(mode: str, demos: Path, exported: Path, tmp_path: Path) -> None:
     """The same episodes, in either control mode: seeds, draws, rewards, observations, and targets to 1e-5
     rad."""
     out = tmp_path / "back.h5"
@@ -204,7 +204,7 @@ def test_a_dataset_of_ours_comes_back(mode: str, demos: Path, exported: Path, tm
             np.testing.assert_allclose(reached, theirs.obs["joint_target"][1:], atol=1e-5)
 
 
-def test_it_replays_as_it_was_recorded(
+def test_replay__reproduces_a_restored_dataset(
     exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["demos", "from-lerobot", str(exported), "--out", str(tmp_path / "back.h5")]) == 0
@@ -214,7 +214,7 @@ def test_it_replays_as_it_was_recorded(
     assert float(text.split("largest drift ")[1].split()[0]) < 1e-4
 
 
-def test_a_side_file_of_other_episodes(dataset: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
+def test_from_lerobot__refuses_a_side_file_of_other_episodes(dataset: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
     file = dataset / "meta" / "residual_rl.json"
     side = json.loads(file.read_text())
     side["episodes"][1]["frames"] = 17
@@ -292,7 +292,7 @@ def converted(folder: Path, *flags: str) -> Demo:
         return demos.episode(0)
 
 
-def test_a_recording_of_the_arm(record: Callable[..., Path]) -> None:
+def test_from_lerobot__converts_a_recording_of_the_arm(record: Callable[..., Path]) -> None:
     """Three frames are two steps in joint_target: 3 degrees are 3 / 110 of the first joint's range, 50 % is
     the gripper's middle."""
     folder = record()
@@ -313,7 +313,7 @@ def test_a_recording_of_the_arm(record: Callable[..., Path]) -> None:
     assert demo.truncated.tolist() == [False, True]
 
 
-def test_it_is_replayed_from_where_the_arm_was(
+def test_replay__starts_a_recording_at_the_arms_pose(
     record: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = record([POSITIONS[0]] * 4, [POSITIONS[0]] * 4)
@@ -323,7 +323,7 @@ def test_it_is_replayed_from_where_the_arm_was(
     assert float(text.split("largest drift ")[1].split()[0]) < 0.05  # [rad]: the arm sags a little, and holds
 
 
-def test_bounded_actions_catch_up(record: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_lerobot__bounded_actions_lag_and_are_reported(record: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     """In joint_delta the way of 3 degrees is made in steps of 0.02 rad = 1.146 degrees, and what is left
     behind is told."""
     demo = converted(record(), "--control-mode", "joint_delta")
@@ -335,13 +335,13 @@ def test_bounded_actions_catch_up(record: Callable[..., Path], capsys: pytest.Ca
     assert f"{left:.1f} at most" in text
 
 
-def test_zero_offsets(record: Callable[..., Path]) -> None:
+def test_joint_offsets__are_added_to_recorded_joints(record: Callable[..., Path]) -> None:
     demo = converted(record(), "--joint-offsets", "shoulder_pan=-1.5", "elbow_flex.pos=2")
     np.testing.assert_allclose(demo.obs["joint_position"][0, :3], np.deg2rad([-1.5, -30.0, 47.0]), atol=1e-6)
     np.testing.assert_allclose(demo.obs["joint_target"][1, :3], np.deg2rad([1.5, -30.0, 47.0]), atol=1e-6)
 
 
-def test_ranges_instead_of_degrees(record: Callable[..., Path]) -> None:
+def test_units__range_converts_per_cent_of_the_joint_range(record: Callable[..., Path]) -> None:
     """Of an arm without `use_degrees`: 50 is half way from the middle to the upper limit; the gripper is the
     same."""
     values = [[50.0, 0.0, 0.0, 0.0, 0.0, 25.0]] * 3
@@ -352,7 +352,7 @@ def test_ranges_instead_of_degrees(record: Callable[..., Path]) -> None:
     np.testing.assert_allclose(demo.obs["joint_position"][0, 4], (-2.74385 + 2.84121) / 2, atol=1e-5)
 
 
-def test_values_out_of_range(
+def test_clip__limits_values_that_are_refused_without_it(
     record: Callable[..., Path], tmp_path: Path, fails: tiny_runs.Fails, capfd: Any
 ) -> None:
     positions = [list(row) for row in POSITIONS]
@@ -383,7 +383,7 @@ def test_values_out_of_range(
     )
 
 
-def test_another_rate(record: Callable[..., Path], tmp_path: Path, fails: tiny_runs.Fails) -> None:
+def test_resample__interpolates_a_recording_of_another_rate(record: Callable[..., Path], tmp_path: Path, fails: tiny_runs.Fails) -> None:
     """At 60 Hz the task's steps are 60 / 30.3 = 1.98 frames apart; positions between two frames are on the
     line between them."""
     values = [[3.0 * i, 0.0, 0.0, 0.0, 0.0, 10.0] for i in range(5)]
@@ -408,7 +408,7 @@ def test_another_rate(record: Callable[..., Path], tmp_path: Path, fails: tiny_r
     )
 
 
-def test_joints_that_are_missing(record: Callable[..., Path], tmp_path: Path, fails: tiny_runs.Fails) -> None:
+def test_from_lerobot__names_missing_joints(record: Callable[..., Path], tmp_path: Path, fails: tiny_runs.Fails) -> None:
     names = ["base.pos", *NAMES[1:]]
     folder = record(names=names)
     text = fails(
@@ -420,7 +420,7 @@ def test_joints_that_are_missing(record: Callable[..., Path], tmp_path: Path, fa
     )
 
 
-def test_settings_that_are_wrong(record: Callable[..., Path], tmp_path: Path, fails: tiny_runs.Fails) -> None:
+def test_from_lerobot__names_invalid_settings_and_values(record: Callable[..., Path], tmp_path: Path, fails: tiny_runs.Fails) -> None:
     command = [
         "demos",
         "from-lerobot",
@@ -446,7 +446,7 @@ def test_settings_that_are_wrong(record: Callable[..., Path], tmp_path: Path, fa
     )
 
 
-def test_folders_that_hold_no_dataset(dataset: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
+def test_from_lerobot__names_a_folder_without_a_dataset(dataset: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
     def refusal(source: Path | str) -> str:
         return fails(
             "demos", "from-lerobot", str(source), "--task", "so101-paper", "--out", str(tmp_path / "out.h5")

@@ -28,7 +28,7 @@ def no_lerobot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", version)
 
 
-def test_commands_without_lerobot(tmp_path: Path, fails: tiny_runs.Fails) -> None:
+def test_require_lerobot__commands_print_how_to_install_it(tmp_path: Path, fails: tiny_runs.Fails) -> None:
     demos = il_case.write_demos(tmp_path / "demos.h5")
     out = ["--out", tmp_path / "out"]
     text = fails(

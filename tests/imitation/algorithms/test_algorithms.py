@@ -48,7 +48,7 @@ class Recorder:
         return result
 
 
-def test_flow_learns_the_velocity_along_a_straight_line() -> None:
+def test_flow_loss__targets_the_velocity_along_a_straight_line() -> None:
     flow, generator = Flow(**UNET), torch.Generator().manual_seed(1)
     noise = torch.randn(3, 4, 2, generator=generator)
     time = torch.rand(3, generator=generator)
@@ -64,7 +64,7 @@ def test_flow_learns_the_velocity_along_a_straight_line() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
-def test_flow_follows_the_velocity_by_euler_steps(steps: int) -> None:
+def test_flow_sample__integrates_the_velocity_by_euler_steps(steps: int) -> None:
     network = Recorder(lambda x, t: x + t[:, None, None] / 100)  # dx/dt = x + t
     x = torch.tensor([[[1.0]]], dtype=torch.float64)
     out = Flow(**UNET).sample(network, torch.zeros(1, 1), x, steps)
@@ -75,7 +75,7 @@ def test_flow_follows_the_velocity_by_euler_steps(steps: int) -> None:
     assert [call[1].item() for call in network.calls] == [100 * i / steps for i in range(steps)]
 
 
-def test_diffusion_noises_by_the_squared_cosine() -> None:
+def test_diffusion_loss__adds_noise_by_the_squared_cosine_schedule() -> None:
     diffusion, generator = Diffusion(**UNET, diffusion_steps=100), torch.Generator().manual_seed(1)
     noise = torch.randn(3, 4, 2, generator=generator)
     time = torch.randint(100, (3,), generator=generator)
@@ -105,7 +105,7 @@ def ddim(noise: float, epsilon: Any, steps: int, levels: list[float]) -> float:
 
 
 @pytest.mark.parametrize("steps", [1, 5, 10])
-def test_diffusion_samples_by_ddim(steps: int) -> None:
+def test_diffusion_sample__matches_ddim_worked_out_by_hand(steps: int) -> None:
     diffusion = Diffusion(**UNET, diffusion_steps=100)
     network = Recorder(lambda x, t: 0.6 * x + 0.001 * t[:, None, None])
     out = diffusion.sample(
@@ -118,7 +118,7 @@ def test_diffusion_samples_by_ddim(steps: int) -> None:
     assert out.dtype == torch.float64
 
 
-def test_a_ddim_step_is_the_librarys() -> None:
+def test_ddim__reference_step_matches_diffusers() -> None:
     scheduler = DDIMScheduler(num_train_timesteps=100, beta_schedule="squaredcos_cap_v2")
     scheduler.set_timesteps(10)
     x, epsilon, levels = 0.3, -0.5, alpha_bar(100)
@@ -150,7 +150,7 @@ def fit(algorithm: Algorithm, steps: int) -> nn.Module:
     [(Flow(**UNET), 20), (Diffusion(**UNET, diffusion_steps=50), 25)],
     ids=["flow", "diffusion"],
 )
-def test_both_of_two_answers_are_found(algorithm: Algorithm, sampling_steps: int) -> None:
+def test_algorithm__flow_and_diffusion_learn_both_modes(algorithm: Algorithm, sampling_steps: int) -> None:
     network = fit(algorithm, 400)
     with torch.no_grad():
         drawn = algorithm.sample(
@@ -162,25 +162,25 @@ def test_both_of_two_answers_are_found(algorithm: Algorithm, sampling_steps: int
     assert 0.2 < (drawn > 0).float().mean() < 0.8
 
 
-def test_squared_error_finds_neither() -> None:
+def test_bc__learns_the_mean_of_two_modes() -> None:
     bc = BC((16,))
     network = fit(bc, 400)
     with torch.no_grad():
         assert bc.sample(network, torch.zeros(1, 1), torch.zeros(1, 1, 1), 1).abs().item() < 0.15
 
 
-def test_step_size_rises_and_falls() -> None:
+def test_learning_rate_at__rises_and_falls() -> None:
     cfg = ImitateCfg(learning_rate=1.0, warmup_steps=10, total_steps=30)
     rates = [cfg.learning_rate_at(step) for step in (0, 4, 9, 10, 20, 30)]
     assert rates == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.5, 0.0])
 
 
-def test_an_unknown_algorithm_is_named() -> None:
+def test_make_algorithm__names_an_unknown_algorithm() -> None:
     with pytest.raises(ConfigError, match="algo must be one of bc, diffusion, flow, not 'gan'"):
         make_algorithm("gan", {})
 
 
-def test_without_diffusers_there_is_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diffusion__names_the_extra_without_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers.schedulers.scheduling_ddim", None)
     with pytest.raises(
         MissingDependencyError,
