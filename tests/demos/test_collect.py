@@ -1,4 +1,4 @@
-"""Collecting demonstrations, and replaying them."""
+"""Collection and replay of demonstrations."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from residual_rl.residual_env import ResidualEnv
 from residual_rl.types import Obs
 from residual_rl.utils.seeding import normal
 
-# --- collecting ---------------------------------------------------------------------------------------------
+# --- collection ---------------------------------------------------------------------------------------------
 
 
-class Cross(fakes.Homing):
-    """Raises at the 25th step."""
+class FailingPolicy(fakes.Homing):
+    """Raises an error after 25 queries."""
 
     calls = 0
 
@@ -50,7 +50,7 @@ def point_env(num_envs: int, policy: Any = None, scale: float = 0.5, **settings:
 
 
 def wave(obs: Obs) -> Tensor:
-    """A residual that depends on the observation alone."""
+    """A residual that depends on the observation only."""
     return torch.stack([obs["state"][:, 3] / 20, obs["position"][:, 0]], 1).clamp(-1, 1)
 
 
@@ -125,7 +125,7 @@ def test_action_noise__has_the_configured_deviation_and_correlation() -> None:
 
 
 class Chunks(fakes.Homing):
-    """Plans three steps ahead, all of them alike."""
+    """Predicts chunks of three equal actions."""
 
     chunk_size = num_action_steps = 3
 
@@ -187,8 +187,8 @@ def test_only_success__stores_the_first_successful_seeds(tmp_path: Path) -> None
 
 
 def test_only_success__stops_after_the_largest_number_of_tries(tmp_path: Path) -> None:
-    """A base policy that stands still succeeds where the start lies at the origin, or the wind carries it
-    there: seldom."""
+    """A base policy that never moves rarely succeeds: if it starts at the origin or the wind carries it
+    there."""
     env = point_env(4, fakes.Homing(0.0))
     with DemoWriter(tmp_path / "x.h5", INFO) as writer:
         cfg = CollectCfg(n_episodes=10, only_success=True, first_seed=100)
@@ -199,7 +199,7 @@ def test_only_success__stops_after_the_largest_number_of_tries(tmp_path: Path) -
 
 
 def test_collect__reports_progress_and_can_be_stopped(tmp_path: Path) -> None:
-    told: list[tuple[int, float]] = []
+    progress: list[tuple[int, float]] = []
     env = point_env(4)
     steps = itertools.count()
     with DemoWriter(tmp_path / "x.h5", INFO) as writer:
@@ -211,19 +211,19 @@ def test_collect__reports_progress_and_can_be_stopped(tmp_path: Path) -> None:
             writer,
             with_residual=False,
             stopped=lambda: next(steps) == 20,
-            on_progress=lambda n, rate: told.append((n, rate)),
+            on_progress=lambda n, rate: progress.append((n, rate)),
         )
     assert next(steps) == 21
     assert 4 <= result.ran < 20
-    assert told[-1] == (result.ran, result.solved / result.ran)
-    assert [n for n, _ in told] == list(range(1, result.ran + 1))
+    assert progress[-1] == (result.ran, result.solved / result.ran)
+    assert [n for n, _ in progress] == list(range(1, result.ran + 1))
     seeds = [demo.seed for demo in read(tmp_path / "x.h5")]
     assert seeds == sorted(seeds)  # type: ignore[type-var]
     assert len(seeds) == result.ran
 
 
 def test_collect__keeps_complete_episodes_if_the_policy_fails(tmp_path: Path) -> None:
-    env = point_env(4, Cross(0.5))
+    env = point_env(4, FailingPolicy(0.5))
 
     def run() -> None:
         with DemoWriter(tmp_path / "x.h5", INFO) as writer:
@@ -234,7 +234,8 @@ def test_collect__keeps_complete_episodes_if_the_policy_fails(tmp_path: Path) ->
     with pytest.raises(BasePolicyError, match="failed: ValueError: enough"):
         run()
     assert len(read(tmp_path / "x.h5")) >= 4
-    assert isinstance(env.vec_env, fakes.PointEnv)  # the noise is taken out again
+    assert isinstance(env.vec_env, fakes.PointEnv)
+    assert env.step_hook is None  # the noise is removed
 
 
 def test_run_episodes__refuses_an_env_that_draws_seeds_out_of_order() -> None:
@@ -247,9 +248,8 @@ def test_run_episodes__refuses_an_env_that_draws_seeds_out_of_order() -> None:
 
 def test_max_envs_in_memory__divides_the_memory_by_the_size_of_an_episode() -> None:
     env = fakes.PointEnv(fakes.PointCfg(), 1)
-    assert max_envs_in_memory(env) == (1 << 30) // (
-        9 * 4 * 11
-    )  # 9 float32 a step, 11 observations of 10 steps
+    # 9 float32 values per step, 11 observations in 10 steps
+    assert max_envs_in_memory(env) == (1 << 30) // (9 * 4 * 11)
 
 
 @pytest.mark.parametrize(
@@ -268,12 +268,12 @@ def test_collect_cfg__names_an_invalid_setting(settings: dict[str, Any], message
         CollectCfg(**settings)
 
 
-# --- replaying ----------------------------------------------------------------------------------------------
+# --- replay -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def point(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The task of the fakes is registered."""
+    """Register the task of the fakes."""
     TASKS.all()
     monkeypatch.setattr(TASKS, "_specs", {**TASKS._specs, "point": fakes.POINT_TASK})
 
@@ -377,9 +377,8 @@ def test_difference__nan_or_another_shape_is_infinite() -> None:
     difference.update("a", 2, np.zeros(2), np.zeros(3))
     assert difference.value == np.inf
     difference = Difference()
-    difference.update(
-        "image", 3, np.array([250, 3], np.uint8), np.array([3, 250], np.uint8)
-    )  # no wrapping around
+    # uint8 values do not wrap around.
+    difference.update("image", 3, np.array([250, 3], np.uint8), np.array([3, 250], np.uint8))
     assert difference.value == 247.0
 
 
@@ -394,11 +393,11 @@ def test_difference__nan_or_another_shape_is_infinite() -> None:
             2,
             CheckpointError,
             (
-                "holds settings that task 'point' of this release does not accept: unknown setting of"
+                "has settings that task 'point' of this release does not accept: unknown setting of"
                 " PointCfg 'speed'"
             ),
         ),
-        ("point", {}, 3, CheckpointError, "holds actions of 3 numbers, but task 'point' takes 2"),
+        ("point", {}, 3, CheckpointError, "has actions of size 3, but those of task 'point' have size 2"),
     ],
 )
 def test_make_env__refuses_demonstrations_of_another_task(

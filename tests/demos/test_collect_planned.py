@@ -1,5 +1,4 @@
-"""Demonstrations of planners: what is lost is named and made up for, and a task's planners are found by their
-name."""
+"""Demonstrations of planners: failed episodes are reported and replaced, and planners are found by name."""
 
 from __future__ import annotations
 
@@ -22,8 +21,8 @@ from residual_rl.errors import ConfigError
 from residual_rl.registry import TASKS
 
 
-class Every:
-    """Plans for even seeds, succeeds at every fourth, and is lost at odd ones."""
+class EvenSeeds:
+    """A planner that fails at odd seeds and solves the task at every fourth seed."""
 
     max_episode_steps, control_hz, action_unit, action_unit_name = 6, 10.0, (0.5, 0.5), "m"
     description = "every other one"
@@ -46,7 +45,7 @@ class Every:
 
 def collected(tmp_path: Path, **settings: Any) -> tuple[Any, list[int | None]]:
     with DemoWriter(tmp_path / "x.h5", INFO) as writer:
-        result = collect_planned(Every(), CollectCfg(first_seed=0, **settings), writer)
+        result = collect_planned(EvenSeeds(), CollectCfg(first_seed=0, **settings), writer)
     return result, [demo.seed for demo in read(tmp_path / "x.h5")]
 
 
@@ -64,7 +63,7 @@ def test_collect_planned__only_success_stores_successful_episodes(tmp_path: Path
 
 
 def test_collect_planned__stops_after_consecutive_failures(tmp_path: Path) -> None:
-    class Odd(Every):
+    class OddSeeds(EvenSeeds):
         def episodes(
             self, seeds: Sequence[int], stopped: Callable[[], bool]
         ) -> Iterator[Demo | FailedEpisode]:
@@ -74,7 +73,7 @@ def test_collect_planned__stops_after_consecutive_failures(tmp_path: Path) -> No
         DemoWriter(tmp_path / "x.h5", INFO) as writer,
         pytest.raises(ConfigError, match=r"20 consecutive episodes failed.*seed 39: odd"),
     ):
-        collect_planned(Odd(), CollectCfg(first_seed=0, n_episodes=5), writer)
+        collect_planned(OddSeeds(), CollectCfg(first_seed=0, n_episodes=5), writer)
     assert [demo.seed for demo in read(tmp_path / "x.h5")] == [0]
 
 
@@ -82,7 +81,7 @@ def test_collect_planned__keeps_complete_episodes_when_stopped(tmp_path: Path) -
     progress: list[tuple[int, float]] = []
     with DemoWriter(tmp_path / "x.h5", INFO) as writer:
         collect_planned(
-            Every(),
+            EvenSeeds(),
             CollectCfg(first_seed=0, n_episodes=9),
             writer,
             stopped=lambda: len(progress) == 3,
@@ -95,10 +94,10 @@ def test_collect_planned__keeps_complete_episodes_when_stopped(tmp_path: Path) -
 def test_demos_collect__runs_a_planner_of_the_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made: list[Every] = []
+    made: list[EvenSeeds] = []
 
-    def make(cfg: Any, num_workers: int, time_limit: float) -> Every:
-        made.append(Every(dataclasses.replace(cfg, max_episode_steps=6), num_workers, time_limit))
+    def make(cfg: Any, num_workers: int, time_limit: float) -> EvenSeeds:
+        made.append(EvenSeeds(dataclasses.replace(cfg, max_episode_steps=6), num_workers, time_limit))
         return made[0]
 
     spec = dataclasses.replace(
@@ -112,10 +111,10 @@ def test_demos_collect__runs_a_planner_of_the_task(
     assert main(["demos", "collect", "so101-paper", *flags, "--out", str(path)]) == 0
     assert made[0].made_with == (2, 7.0)  # no more processes than episodes
     assert made[0].closed
-    said = capsys.readouterr()
-    assert "2 episodes (" in said.out
-    assert "1 of 3 episodes succeeded, 1 came to nothing" in said.out
-    assert "the episode of seed 1 came to nothing: odd" in said.err
+    output = capsys.readouterr()
+    assert "2 episodes (" in output.out
+    assert "1 of 3 episodes succeeded, 1 came to nothing" in output.out
+    assert "the episode of seed 1 came to nothing: odd" in output.err
     with Demonstrations(path) as demos:
         assert [demo.seed for demo in demos] == [0, 2]
         settings, info = demos.task_settings, demos.info

@@ -1,5 +1,4 @@
-"""Demonstrations: the file format and its neighbours', what is wrong with files, and writing that nothing can
-break."""
+"""Demonstration files: our format and ManiSkill's, errors of damaged files, and crash-safe writing."""
 
 from __future__ import annotations
 
@@ -175,7 +174,7 @@ def test_demonstrations__read_equals_written(tmp_path: Path, episodes: list[Demo
 
 
 SETTINGS = {"env_id": "PushCube-v1", "control_mode": "pd_joint_delta_pos", "max_episode_steps": 50}
-"""Of such a file, as this package's task `maniskill` takes them."""
+"""Settings of such a file for this package's task `maniskill`."""
 
 
 def test_demonstrations__reads_a_maniskill_file(tmp_path: Path) -> None:
@@ -220,10 +219,10 @@ def test_demonstrations__reads_nested_and_missing_maniskill_observations(tmp_pat
     assert demo.seed == 9
     demo = read(maniskill(tmp_path / "none.h5", {}, episode_seed=[9, 10]))[0]
     assert demo.obs == {}
-    assert demo.seed is None  # those of all envs that were reset together: nobody knows which is this one's
+    assert demo.seed is None  # the list has the seeds of all envs reset together
 
 
-# --- what is wrong with files -------------------------------------------------------------------------------
+# --- damaged files ------------------------------------------------------------------------------------------
 
 
 def spoil(change: Callable[[h5py.File], None]) -> Callable[[Path], None]:
@@ -294,7 +293,7 @@ NAN = np.array([[0.0] * 8, [np.nan] * 8, [0.0] * 8], np.float32)
             spoil(lambda f: f.create_dataset("traj_1/base_actions", data=np.zeros((2, 8)))),
             "base_actions has the shape [2, 8]; expected that of",
         ),
-        (replace("traj_1/actions", [b"a", b"b", b"c"]), "traj_1: actions holds object, expected numbers"),
+        (replace("traj_1/actions", [b"a", b"b", b"c"]), "traj_1: actions has dtype object, expected numbers"),
         (
             spoil(
                 lambda f: f.move("traj_1/actions", "traj_1/a") or f.move("traj_1/a", "traj_1/actions/panda")
@@ -305,7 +304,7 @@ NAN = np.array([[0.0] * 8, [np.nan] * 8, [0.0] * 8], np.float32)
         (replace("traj_0", None), "describes 2 trajectories"),
         (
             spoil(lambda f: f.clear()),
-            "holds no trajectories traj_0, traj_1, …; expected demonstrations in ManiSkill's layout",
+            "has no trajectories traj_0, traj_1, …; expected demonstrations in ManiSkill's layout",
         ),
         (lambda p: p.with_suffix(".json").unlink(), "trajectory.json is missing"),
         (lambda p: p.with_suffix(".json").write_text("{"), "trajectory.json cannot be read"),
@@ -314,9 +313,9 @@ NAN = np.array([[0.0] * 8, [np.nan] * 8, [0.0] * 8], np.float32)
         (lambda p: p.write_bytes(p.read_bytes()[:-2000]), "truncated"),
         (
             lambda p: p.write_bytes(b""),
-            "is no HDF5 file; expected demonstrations: HDF5 in the layout of ManiSkill's trajectories",
+            "is not an HDF5 file; expected demonstrations: HDF5 in the layout of ManiSkill's trajectories",
         ),
-        (lambda p: p.write_text("PK" * 100), "is no HDF5 file"),
+        (lambda p: p.write_text("PK" * 100), "is not an HDF5 file"),
         (lambda p: p.unlink(), "does not exist"),
         (lambda p: (p.unlink(), p.mkdir()), "Is a directory"),
     ],
@@ -350,12 +349,12 @@ def test_demonstrations__detects_changes_to_own_files(tmp_path: Path) -> None:
     ):
         read(path)
     write(path, [demo], overwrite=True)
-    replace("traj_0/base_actions", None)(path)  # it is optional, but this file had it
+    replace("traj_0/base_actions", None)(path)  # optional, but listed in this file
     with pytest.raises(CheckpointError, match="traj_0 lacks 'base_actions'"):
         read(path)
     write(path, [demo, demo], overwrite=True)
     replace("traj_1", None)(path)
-    with pytest.raises(CheckpointError, match="should hold 2 trajectories but has 1"):
+    with pytest.raises(CheckpointError, match="should have 2 trajectories but has 1"):
         read(path)
     write(path, [demo], {**INFO, "format_version": 2}, overwrite=True)
     with pytest.raises(
@@ -371,7 +370,7 @@ def test_demonstrations__detects_flipped_bits_and_truncation(tmp_path: Path) -> 
     path = write(tmp_path / "x.h5", [a_demo(seed) for seed in range(3)])
     data, whole = path.read_bytes(), read(path)
     rng = np.random.default_rng(0)
-    said: list[str] = []
+    messages: list[str] = []
     for i in range(300):
         spoiled = bytearray(data)
         if i % 3:
@@ -382,9 +381,9 @@ def test_demonstrations__detects_flipped_bits_and_truncation(tmp_path: Path) -> 
         try:
             assert all(same(a, b) for a, b in zip(whole, read(path), strict=True))
         except CheckpointError as error:
-            said.append(str(error))
-    assert len(said) > 150
-    assert all(line.startswith(f"{path}") and "\n" not in line for line in said)
+            messages.append(str(error))
+    assert len(messages) > 150
+    assert all(line.startswith(f"{path}") and "\n" not in line for line in messages)
 
 
 # --- writing ------------------------------------------------------------------------------------------------
@@ -426,7 +425,7 @@ def test_demo_writer__replaces_an_existing_file_only_with_overwrite(tmp_path: Pa
     ):
         DemoWriter(path, INFO)
     path.unlink()
-    with pytest.raises(ConfigError, match=r"x\.json already exists"):  # somebody else's settings, perhaps
+    with pytest.raises(ConfigError, match=r"x\.json already exists"):  # it may describe another file
         DemoWriter(path, INFO)
     with pytest.raises(ConfigError, match=r"must end in \.h5 or \.hdf5"):
         DemoWriter(tmp_path / "x.zip", INFO)
@@ -480,7 +479,7 @@ def test_demo_writer_add__removes_a_partly_written_episode(
 
 
 def test_demo_writer__publishes_snapshots_within_a_share_of_the_time(tmp_path: Path) -> None:
-    """Each reading of the clock is a second later; a snapshot reads it twice, so it costs one."""
+    """The clock advances by a second per reading. A snapshot reads it twice, so it takes one second."""
     ticks = itertools.count()
     published = []
     with DemoWriter(tmp_path / "x.h5", INFO, clock=lambda: float(next(ticks))) as writer:
@@ -490,11 +489,11 @@ def test_demo_writer__publishes_snapshots_within_a_share_of_the_time(tmp_path: P
             with Demonstrations(tmp_path / "x.h5") as there:
                 assert len(there) == writer.published
             assert len(json.loads((tmp_path / "x.json").read_text())["episodes"]) == writer.published
-    assert published[0] == 1  # the first one at once
+    assert published[0] == 1  # the first episode at once
     assert published[1:10] == [1] * 9
     steps = sorted(set(published))
     assert 3 <= len(steps) <= 6  # about one second of publishing in ten
-    assert steps[-1] < 40  # the rest comes at the end
+    assert steps[-1] < 40  # the rest is published at the end
     assert len(read(tmp_path / "x.h5")) == 40
 
 
@@ -513,7 +512,7 @@ def test_demo_writer__removes_temporary_files_of_dead_processes_only(tmp_path: P
 
 
 def test_demo_writer__keeps_complete_episodes_on_a_full_disk(tmp_path: Path) -> None:
-    """The disk fills while it runs: no file may grow beyond 1 MB any more."""
+    """Simulates a disk that fills up: no file may grow beyond 1 MB."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     stored = 0
 

@@ -1,4 +1,4 @@
-"""Public Diffusion Policy checkpoints become base policies; what is no such checkpoint is named."""
+"""Conversion of public Diffusion Policy checkpoints to base policies, and errors for other files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_read_public_unet__derives_sizes_from_the_tensors(checkpoint: Path) -> N
         "layout": "public",
     }
     assert (settings.obs_shapes, settings.obs_keys, settings.action_dim) == ({"state": (3,)}, ("state",), 2)
-    # 16 predicted from the older of two observations on: 15 from the present one, of which 8 are executed
+    # 16 actions from the older of two observations on are 15 from the current one, of which 8 are executed.
     assert (
         settings.num_obs_steps,
         settings.num_past_actions,
@@ -75,16 +75,15 @@ def ddim(weights: dict[str, Tensor], obs: Tensor, x: Tensor, steps: int) -> Tens
 
 
 def test_read_public_unet__model_acts_like_the_published_policy(checkpoint: Path, tmp_path: Path) -> None:
-    """Raw observations in, the oldest first; actions from index num_obs_steps − 1 on, clipped to [-1, 1]."""
+    """Observations are raw, oldest first; actions start at index num_obs_steps − 1 and are clipped."""
     convert(checkpoint).save(tmp_path / MODEL_FILE)
     model = ImitationModel.load(tmp_path).to(CPU, torch.float64)
     obs, noise = 20.0 * torch.randn(4, 2, 3, dtype=torch.float64), torch.randn(4, 16, 2, dtype=torch.float64)
     expected = ddim(unet_case.tensors(0), obs.flatten(1), noise, 10)[:, 1:].clamp(-1, 1)
     assert obs.abs().max() > 20.0
     torch.testing.assert_close(model.sample(obs, noise), expected, rtol=1e-4, atol=1e-4)
-    assert (
-        (expected.abs() < 1.0) & (expected.abs() > 0.01)
-    ).float().mean() > 0.2  # the clip does not decide everything
+    # Not all actions are clipped.
+    assert ((expected.abs() < 1.0) & (expected.abs() > 0.01)).float().mean() > 0.2
 
 
 def test_read_public_unet__stores_identity_statistics(checkpoint: Path, tmp_path: Path) -> None:
@@ -99,7 +98,7 @@ def test_read_public_unet__stores_identity_statistics(checkpoint: Path, tmp_path
 @pytest.mark.parametrize(
     ("payload", "weights", "seed"),
     [
-        (unet_case.saved(), None, 0),  # the averaged one
+        (unet_case.saved(), None, 0),  # the averaged network
         (unet_case.saved(), "agent/noise_pred_net", 1),
         ({"agent": unet_case.saved()["agent"]}, None, 1),
         (unet_case.saved("")["agent"], None, 1),
@@ -141,7 +140,7 @@ def test_read_public_unet__pads_observations_for_maniskill_2(tmp_path: Path) -> 
         convert(narrow, pad_obs_to=3)
 
 
-# --- what is refused ----------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------------
 
 
 def changed(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
@@ -193,7 +192,7 @@ def changed(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
             changed(lambda w: w.update({"visual_encoder.cnn.0.weight": torch.zeros(2)})),
             (
                 "has tensors beside the U-Net 'noise_pred_net': visual_encoder.cnn.0.weight; policies with"
-                " encoders of images"
+                " image encoders"
             ),
         ),
         (
@@ -236,8 +235,8 @@ def test_read_public_unet__needs_a_choice_between_several_networks(tmp_path: Pat
         (
             {"num_action_steps": 16},
             (
-                "num_action_steps must be at most 15, the actions of prediction_horizon 16 from the present"
-                " step on"
+                "num_action_steps must be at most 15, the number of actions from the current step on with"
+                " prediction_horizon 16"
             ),
         ),
         (
@@ -248,7 +247,9 @@ def test_read_public_unet__needs_a_choice_between_several_networks(tmp_path: Pat
         ({"diffusion_steps": 0}, "diffusion_steps must be at least 1, not 0"),
     ],
 )
-def test_convert_cfg__names_a_setting_that_does_not_fit(values: dict[str, Any], message: str, checkpoint: Path) -> None:
+def test_convert_cfg__names_a_setting_that_does_not_fit(
+    values: dict[str, Any], message: str, checkpoint: Path
+) -> None:
     with pytest.raises(ConfigError, match=message):
         convert(checkpoint, **values)
 
@@ -264,9 +265,9 @@ def test_convert__writes_a_model_that_runs_as_a_base_policy(
         main(["convert", str(checkpoint), "--out", str(out), "--trust-checkpoint", "--control-mode", "joint"])
         == 0
     )
-    said = capsys.readouterr().out
-    assert f"residual-rl eval TASK --control-mode joint --base-policy il --il-checkpoint {out}" in said
-    assert "It sees 2 times state [3]" in said
+    output = capsys.readouterr().out
+    assert f"residual-rl eval TASK --control-mode joint --base-policy il --il-checkpoint {out}" in output
+    assert "It sees 2 times state [3]" in output
     env = fakes.PointEnv(fakes.PointCfg(), 3)
     observed: Any = env.single_observation_space
     observed.spaces["state"] = spaces.Box(-np.inf, np.inf, (3,), np.float32)
@@ -301,6 +302,6 @@ def test_convert__reads_a_pickle_only_if_trusted(
     assert "is not empty; choose another --out" in fails(
         "convert", str(checkpoint), "--out", str(tmp_path), "--trust-checkpoint"
     )
-    said = fails("convert", str(tmp_path / "none.pt"), "--out", str(out), "--trust-checkpoint")
-    assert "none.pt cannot be read as a dict of state dicts (FileNotFoundError" in said
+    message = fails("convert", str(tmp_path / "none.pt"), "--out", str(out), "--trust-checkpoint")
+    assert "none.pt cannot be read as a dict of state dicts (FileNotFoundError" in message
     assert "convert needs a checkpoint: put it first" in fails("convert", "--out", str(out))

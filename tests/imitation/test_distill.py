@@ -1,4 +1,4 @@
-"""Distillation: episodes of a run, one policy of them, and its evaluation beside the run and its base."""
+"""Distillation of a run into one policy: collection, training, and evaluation against the run."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ def seeds_of(path: Path) -> list[int]:
 
 
 class Collector:
-    """Gives the episodes that it is asked for, but at its first calls as many as `given` and the exit code of
+    """Writes the requested episodes, but in its first calls only as many as `given`, with the exit code of
     Ctrl-C."""
 
     def __init__(self, *given: int):
-        self.given, self.asked = list(given), list[tuple[str, int, int]]()
+        self.given, self.requests = list(given), list[tuple[str, int, int]]()
 
     def __call__(self, file: Path, count: int, first_seed: int) -> int:
-        self.asked.append((file.name, count, first_seed))
+        self.requests.append((file.name, count, first_seed))
         given = self.given.pop(0) if self.given else count
         if given:
             episodes(file, range(first_seed, first_seed + given))
@@ -95,7 +95,7 @@ def test_gather__continues_after_the_last_episode(tmp_path: Path) -> None:
     assert gather(tmp_path, cfg, TASK, collect) == 0  # nothing is missing
     assert seeds_of(tmp_path / DEMOS_FILE) == list(range(100, 107))
     rest = "demos-rest.h5"
-    assert collect.asked == [(DEMOS_FILE, 7, 100)] * 2 + [(rest, 4, 103)] * 2 + [(rest, 2, 105)]
+    assert collect.requests == [(DEMOS_FILE, 7, 100)] * 2 + [(rest, 4, 103)] * 2 + [(rest, 2, 105)]
     assert sorted(p.name for p in tmp_path.iterdir()) == [DEMOS_FILE, "demos.json"]
 
 
@@ -105,11 +105,11 @@ def test_gather__skips_episodes_that_were_merged_before_a_kill(tmp_path: Path) -
     collect = Collector()
     assert gather(tmp_path, DistillCfg(n_episodes=5), TASK, collect) == 0
     assert seeds_of(tmp_path / DEMOS_FILE) == list(range(100, 105))
-    assert collect.asked == []
+    assert collect.requests == []
 
 
 def test_gather__loses_no_episode_if_merging_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk, say, after two of the six episodes."""
+    """The disk is full after two of the six episodes."""
     episodes(tmp_path / DEMOS_FILE, range(100, 104))
     episodes(tmp_path / "demos-rest.h5", range(104, 106))
     add = DemoWriter.add
@@ -127,7 +127,7 @@ def test_gather__loses_no_episode_if_merging_fails(tmp_path: Path, monkeypatch: 
     collect = Collector()
     assert gather(tmp_path, DistillCfg(n_episodes=6), TASK, collect) == 0
     assert seeds_of(tmp_path / DEMOS_FILE) == list(range(100, 106))
-    assert collect.asked == []
+    assert collect.requests == []
     assert sorted(p.name for p in tmp_path.iterdir()) == [DEMOS_FILE, "demos.json"]
 
 
@@ -161,8 +161,8 @@ def test_student_config__has_no_residual(tmp_path: Path) -> None:
 def test_distill__resumes_after_interruptions_and_evaluates_the_policy(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
 ) -> None:
-    """Ctrl-C while it collects and while it trains; then the whole, and the policy alone on the same
-    episodes."""
+    """Ctrl-C during collection and during training, each resumed. The policy alone has the same returns as in
+    the comparison."""
     out = tmp_path / "policy"
     interrupted: list[str] = []
 
@@ -195,8 +195,8 @@ def test_distill__resumes_after_interruptions_and_evaluates_the_policy(
     assert (out / "report.html").read_text().count("distilled − residual") == 1
     assert (out / "eval_results" / "success.png").is_file()
 
-    told = tmp_path / "alone.json"
-    worlds = ["--max-episode-steps", "20", "--num-threads", "1", "--n-episodes", "4"]
+    output = tmp_path / "alone.json"
+    env_flags = ["--max-episode-steps", "20", "--num-threads", "1", "--n-episodes", "4"]
     alone = [
         "eval",
         "so101-paper",
@@ -204,12 +204,12 @@ def test_distill__resumes_after_interruptions_and_evaluates_the_policy(
         "il",
         "--il-checkpoint",
         str(out),
-        *worlds,
+        *env_flags,
         "--output",
-        str(told),
+        str(output),
     ]
     assert main(alone) == 0
-    assert json.loads(told.read_text())["policies"]["base"]["return"]["per_episode"] == returns["distilled"]
+    assert json.loads(output.read_text())["policies"]["base"]["return"]["per_episode"] == returns["distilled"]
 
     assert "is not empty; choose another --output-dir, or resume it" in fails("distill", run, "--out", out)
     (run / "best_model" / "policy.safetensors").write_bytes(

@@ -1,4 +1,4 @@
-"""Training that goes on from a model: what is kept, what begins anew, and what does not fit."""
+"""Fine-tuning: kept and reinitialised weights, settings of the model, and models that do not fit."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def write_demos(path: Path, obs_dim: int, action_dim: int = 6, scale: float = 0.
 
 @pytest.fixture(scope="module")
 def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of as many numbers as the tiny models of il_case see."""
+    """Demonstrations whose observations have the size that the tiny models of il_case read."""
     return write_demos(tmp_path_factory.mktemp("demos") / "demos.h5", 25)
 
 
@@ -94,9 +94,8 @@ def test_init_from__training_starts_with_the_initial_model(algo: str, demos: Pat
     assert torch.equal(begins.sample(obs, noise), model.sample(obs, noise))
     before = begins.network.state_dict()
     made._step()
-    assert all(
-        not torch.equal(p.detach(), before[name]) for name, p in made.network.named_parameters()
-    )  # all of it is trained
+    # All weights are trained.
+    assert all(not torch.equal(p.detach(), before[name]) for name, p in made.network.named_parameters())
 
 
 def test_defaults_from__takes_the_settings_of_the_model(demos: Path, tmp_path: Path) -> None:
@@ -167,20 +166,20 @@ def test_check_initial__refuses_other_actions_and_other_observation_names(tmp_pa
         ConfigError, match=r"has the observations pose, not state, although of equal size: use --adapt-obs"
     ):
         trainer(same_size, demos, tmp_path, obs_keys=("state",))
-    with pytest.raises(
-        ConfigError, match="adapt_obs needs a model whose weights are kept: give it with --init-from"
-    ):
+    with pytest.raises(ConfigError, match="adapt_obs needs a model to fine-tune: set it with --init-from"):
         ImitateCfg(adapt_obs=True)
 
 
-def test_warn_out_of_range__reports_the_share_of_clipped_actions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_warn_out_of_range__reports_the_share_of_clipped_actions(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     wide = write_demos(tmp_path / "wide.h5", 25, scale=3.0)  # the model's range is -0.8 … 0.9
     made = trainer(saved(tmp_path, il_case.model()), wide, tmp_path)
     assert made.statistics.action_high.tolist() == pytest.approx([0.9] * 6)
-    (said,) = [record.getMessage() for record in caplog.records]
-    share = float(said.split(" %")[0])
+    (message,) = [record.getMessage() for record in caplog.records]
+    share = float(message.split(" %")[0])
     assert share == pytest.approx(100 * (1 - 1.7 / 6), abs=8)  # uniform in ±3
-    assert "are outside of the policy's range" in said
+    assert "are outside of the policy's range" in message
 
 
 # --- with other observations --------------------------------------------------------------------------------
@@ -202,8 +201,9 @@ def test_adapt_obs__reinitialises_only_weights_that_read_observations(
         if now[name].shape != before[name].shape or not torch.equal(now[name], before[name])
     } == reading
     assert all(now[name].shape[1] == 2 * 31 for name in reading)
-    assert made.windows.obs.mean(0).abs().max() < 1e-4  # normalised by what the new demonstrations are like
-    assert made.statistics.action_low.tolist() == pytest.approx([-0.8] * 6)  # and actions as before
+    # Observations are normalised by the new demonstrations, actions by the statistics of the model.
+    assert made.windows.obs.mean(0).abs().max() < 1e-4
+    assert made.statistics.action_low.tolist() == pytest.approx([-0.8] * 6)
 
 
 def test_adapt_obs__also_applies_to_observations_of_equal_size(demos: Path, tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_adapt_obs__public_model_keeps_the_columns_that_read_the_time(others: Pa
         if name.endswith("cond_encoder.1.weight"):
             assert now[name].shape[1] == 8 + 2 * 5
             assert torch.equal(now[name][:, :8], before[name][:, :8])
-            assert now[name][:, 8:].unique().numel() > 10  # drawn, not zeros
+            assert now[name][:, 8:].unique().numel() > 10  # random, not zeros
         else:
             assert torch.equal(now[name], before[name])
     assert made.statistics.raw_actions
@@ -275,7 +275,7 @@ def test_init_from__model_with_padding_keeps_padding(tmp_path: Path) -> None:
 
 
 def test_pad_obs_to__adds_padding_to_a_fine_tuned_model(tmp_path: Path) -> None:
-    """A model that was made where the base pose was seen, and demonstrations without it."""
+    """The model was trained on observations with the base pose; the demonstrations lack it."""
     model = il_case.model(obs_shapes={"state": (32,)})
     init, demos = saved(tmp_path, model), write_demos(tmp_path / "demos.h5", 25)
     with pytest.raises(
@@ -292,7 +292,9 @@ def test_pad_obs_to__adds_padding_to_a_fine_tuned_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_imitate__fine_tunes_from_the_command_line(demos: Path, others: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
+def test_imitate__fine_tunes_from_the_command_line(
+    demos: Path, others: Path, tmp_path: Path, fails: tiny_runs.Fails
+) -> None:
     init, out = saved(tmp_path, il_case.model("diffusion")), tmp_path / "il"
     assert main(["imitate", str(demos), "--init-from", init, "--out", str(out), *FLAGS]) == 0
     config = json.loads((out / "config.json").read_text())

@@ -37,7 +37,7 @@ def windows(count: int, seed: int = 0) -> Obs:
     return {"state": torch.randn(count, 2, 25, generator=torch.Generator().manual_seed(seed))}
 
 
-def plan(policy: ILPolicy, obs: Obs) -> Tensor:
+def predict(policy: ILPolicy, obs: Obs) -> Tensor:
     chunks = policy.predict_action_chunk(obs, torch.arange(len(obs["state"])))
     assert isinstance(chunks, Tensor)
     return chunks
@@ -62,7 +62,7 @@ def test_imitation_model_load__restores_the_saved_model(algo: str, tmp_path: Pat
 
 
 def test_imitation_model_sample__normalises_the_window_and_restores_the_actions() -> None:
-    """The window is normalised, the chunk is scaled back to the range of the demonstrated actions."""
+    """The window is normalised, and the chunk is scaled back to the range of the demonstrated actions."""
     model = il_case.model()
     seen: dict[str, Tensor] = {}
 
@@ -115,7 +115,9 @@ def test_imitation_model_load__refuses_a_file_without_statistics(tmp_path: Path)
         ),
     ],
 )
-def test_imitation_model_load__names_a_damaged_or_foreign_file(damage: Any, message: str, tmp_path: Path) -> None:
+def test_imitation_model_load__names_a_damaged_or_foreign_file(
+    damage: Any, message: str, tmp_path: Path
+) -> None:
     il_case.model().save(tmp_path / MODEL_FILE)
     damage(tmp_path / MODEL_FILE)
     with pytest.raises(CheckpointError) as caught:
@@ -135,7 +137,7 @@ def test_imitation_model_load__names_weights_of_another_shape(tmp_path: Path) ->
         ImitationModel.load(tmp_path)
 
 
-# --- does it fit the env ------------------------------------------------------------------------------------
+# --- checks against the env ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -210,15 +212,15 @@ def test_il_cfg__refuses_more_actions_than_a_chunk_has(tmp_path: Path, env: VecE
         make_base_policy("il", ILCfg(cfg.checkpoint, num_action_steps=9), env)
 
 
-# --- what it gives ------------------------------------------------------------------------------------------
+# --- the base policy ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("algo", ALGOS)
 def test_il_policy__chunk_does_not_depend_on_the_batch(algo: str) -> None:
     policy, obs = ILPolicy(ILCfg(), il_case.model(algo), CPU), windows(64)
-    together = plan(policy, obs)
+    together = predict(policy, obs)
     for size in (1, 3, 4, 32):
-        apart = torch.cat([plan(policy, {"state": part}) for part in obs["state"].split(size)])
+        apart = torch.cat([predict(policy, {"state": part}) for part in obs["state"].split(size)])
         assert torch.equal(apart, together)
 
 
@@ -228,17 +230,18 @@ def test_il_policy__samples_the_model_with_noise_of_the_window(algo: str) -> Non
     policy = ILPolicy(ILCfg(seed=9), il_case.model(algo), CPU)
     noise = noise_of(obs["state"], 9, (8, 6))
     expected = il_case.model(algo).to(CPU, torch.float64).sample(obs["state"].double(), noise)
-    assert torch.equal(plan(policy, obs), expected.float())
+    assert torch.equal(predict(policy, obs), expected.float())
     single = il_case.model(algo).sample(obs["state"], noise.float())
-    torch.testing.assert_close(plan(policy, obs), single, atol=1e-4, rtol=1e-3)
-    other = plan(ILPolicy(ILCfg(seed=10), il_case.model(algo), CPU), obs)
-    assert torch.equal(other, plan(policy, obs)) == (algo == "bc")
+    torch.testing.assert_close(predict(policy, obs), single, atol=1e-4, rtol=1e-3)
+    other = predict(ILPolicy(ILCfg(seed=10), il_case.model(algo), CPU), obs)
+    assert torch.equal(other, predict(policy, obs)) == (algo == "bc")
 
 
 def test_il_policy__sampling_steps_can_be_overridden() -> None:
     obs = windows(4)
     chunks = [
-        plan(ILPolicy(ILCfg(sampling_steps=steps), il_case.model("flow"), CPU), obs) for steps in (None, 2, 4)
+        predict(ILPolicy(ILCfg(sampling_steps=steps), il_case.model("flow"), CPU), obs)
+        for steps in (None, 2, 4)
     ]
     assert torch.equal(chunks[0], chunks[1])
     assert not torch.equal(chunks[0], chunks[2])
@@ -249,7 +252,7 @@ def test_il_policy__uncertainty_is_the_spread_of_samples() -> None:
     one, several = (ILPolicy(ILCfg(num_samples=n), il_case.model("flow"), CPU) for n in (1, 4))
     made = several.predict_action_chunk(obs, torch.arange(3))
     assert isinstance(made, ActionChunk)
-    assert torch.equal(made.actions, plan(one, obs))  # the first sample is what is executed
+    assert torch.equal(made.actions, predict(one, obs))  # the first sample is executed
     model = il_case.model("flow").to(CPU, torch.float64)
     samples = [model.sample(obs["state"].double(), noise_of(obs["state"], i << 32, (8, 6))) for i in range(4)]
     expected = torch.stack(samples).std(0, correction=0).mean(-1)
@@ -277,7 +280,7 @@ def test_il_policy__single_observation_has_no_window_dimension(env: VecEnv, tmp_
 
 
 def test_imitation_model_save__header_contains_kind_and_settings(tmp_path: Path) -> None:
-    """Settings in the header, for whoever reads it without this package."""
+    """The header is readable without this package."""
     il_case.model().save(tmp_path / MODEL_FILE)
     data = (tmp_path / MODEL_FILE).read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])

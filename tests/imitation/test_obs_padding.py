@@ -1,4 +1,4 @@
-"""Observations with the robot's base pose put in, by hand; and models that do so by themselves."""
+"""Padding of observations with the robot's base pose, by hand and as part of a model."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_padding_to__refuses_sizes_that_do_not_differ_by_the_pose(size: int, giv
 
 
 def padded_model(**values: Any) -> ImitationModel:
-    """Takes `state` of 25 numbers, as so101-paper has it, and looks at 32."""
+    """A model that reads the 25 numbers of `state` in so101-paper and pads them to 32."""
     settings = il_case.settings("bc", obs_padding=ROBOT_BASE_POSE, **values)
     return ImitationModel(settings, Statistics.identity(settings.obs_size, 6), name="the model")
 
@@ -75,6 +75,5 @@ def test_imitation_model__pads_observations_and_saves_the_padding(tmp_path: Path
     obs = torch.arange(50.0).reshape(1, 2, 25)
     assert loaded.sample(obs, torch.zeros(1, 8, 6)).unique().tolist() == [0.25]
     expected = [*range(18), *POSE, *range(18, 25), *range(25, 43), *POSE, *range(43, 50)]
-    torch.testing.assert_close(
-        seen[0], torch.tensor([expected])
-    )  # as they are, beyond the usual clip of 10 too
+    # The observations are unchanged, also beyond the usual clip of 10.
+    torch.testing.assert_close(seen[0], torch.tensor([expected]))

@@ -1,4 +1,4 @@
-"""Noise that is a function of the observations: normal, sensitive to every bit, and blind to the batch."""
+"""Noise as a function of the observations: normal, sensitive to every bit, independent of the batch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_noise_of__matches_unbounded_integer_arithmetic(row: list[float], seed: 
 
 
 def test_noise_of__keeps_its_known_values() -> None:
-    """They are part of what a seed means: a change of them changes every sampled action of a policy."""
+    """A change of these values would change every sampled action of a policy."""
     drawn = noise_of(torch.tensor([[0.25, -1.0]]), 7, (2, 2))
     known = [[2.6950036891690257, -0.5660220145337816], [0.30726457383802097, 0.8851601312412373]]
     torch.testing.assert_close(drawn, torch.tensor([known], dtype=torch.float64), rtol=1e-12, atol=0.0)

@@ -1,5 +1,4 @@
-"""Imitation from a file of demonstrations to a base policy that runs: training, evaluating, stopping, going
-on, and what can go wrong."""
+"""Imitation from a file of demonstrations to a base policy: training, evaluation, resuming and errors."""
 
 from __future__ import annotations
 
@@ -85,9 +84,10 @@ def test_imitate__trains_a_base_policy_from_demonstrations(
 ) -> None:
     out = tmp_path / "il"
     assert imitate(demos, out, "--algo", algo, "--eval-freq", "6") == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        f"residual-rl eval so101-paper --max-episode-steps 20 --base-policy il --il-checkpoint {out}" in said
+        f"residual-rl eval so101-paper --max-episode-steps 20 --base-policy il --il-checkpoint {out}"
+        in output
     )
     rows = read_metrics(out / "metrics.jsonl")
     assert [row["step"] for row in rows if "train/loss" in row] == [4, 8, 12]
@@ -118,7 +118,7 @@ def test_imitate__trains_a_base_policy_from_demonstrations(
 
 @pytest.mark.slow
 def test_train__imitates_intended_rather_than_executed_actions(tmp_path: Path) -> None:
-    """Noise on the executed actions makes demonstrations see more; it is not to be imitated."""
+    """Noise on the executed actions widens the data, but is not imitated."""
     draw = np.random.default_rng(0)
     obs = draw.uniform(-1, 1, (41, 3)).astype(np.float32)
     intended = np.stack([0.8 * obs[:-1, 0], -0.5 * obs[:-1, 1]], 1)
@@ -146,7 +146,7 @@ def test_train__imitates_intended_rather_than_executed_actions(tmp_path: Path) -
     model = ImitationModel.load(tmp_path / "il")
     actions = model.sample(torch.from_numpy(obs[:-1, None]), torch.zeros(40, 1, 2))
     assert (actions[:, 0] - torch.from_numpy(intended)).abs().mean() < 0.03
-    assert model.settings.action_unit is None  # nobody said, and no env was made
+    assert model.settings.action_unit is None  # neither stored nor known from an env
 
 
 def test_trainer__saves_the_averaged_weights(demos: Path, tmp_path: Path) -> None:
@@ -197,10 +197,10 @@ def test_amp__losses_are_close_to_float32(demos: Path, tmp_path: Path) -> None:
 
 
 def test_compile__is_passed_to_compiled(demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(trainer, "compiled", lambda function, enabled: asked.append(enabled) or function)
+    calls = []
+    monkeypatch.setattr(trainer, "compiled", lambda function, enabled: calls.append(enabled) or function)
     Trainer(cfg(compile=True), demos, RunFolder(tmp_path))
-    assert asked == [True]
+    assert calls == [True]
 
 
 @pytest.mark.gpu
@@ -221,7 +221,7 @@ def test_train__runs_on_a_gpu(demos: Path, tmp_path: Path) -> None:
         ((0.5, 0.1), (0.5, 0.05), True),
         ((0.5, 0.1), (0.5, 0.2), False),
         ((0.5, 0.1), (0.4, 0.05), False),
-        ((0.5, None), (0.5, None), True),  # the later one
+        ((0.5, None), (0.5, None), True),  # the later model
         ((0.0, 0.1), (None, 0.01), False),  # not evaluated
     ],
 )
@@ -234,7 +234,9 @@ def test_trainer__best_model_has_highest_success_then_lowest_validation_loss(
     made.close()
 
 
-def test_trainer__best_model_has_lowest_validation_loss_without_evaluation(demos: Path, tmp_path: Path) -> None:
+def test_trainer__best_model_has_lowest_validation_loss_without_evaluation(
+    demos: Path, tmp_path: Path
+) -> None:
     made = Trainer(cfg(), demos, RunFolder(tmp_path))
     assert made._better(None, 3.0)
     made.progress = Progress(6, None, 0.1, has_best=True)
@@ -249,15 +251,15 @@ def test_success_evaluation_affordable__keeps_to_its_share_of_the_time(
     monkeypatch.setattr(evaluation.time, "perf_counter", lambda: clock[0])
     settings = il_case.task_settings("so101-paper", max_episode_steps=5)
     made = SuccessEvaluation("so101-paper", settings, episodes=1, num_threads=1, share=0.2)
-    assert made.affordable(0)  # nobody knows what one takes
+    assert made.affordable(0)  # the duration of an evaluation is unknown
     clock[0] = 110.0
-    made._last = made.spent = 5.0  # one took 5 of 10 s
+    made._last = made.spent = 5.0  # one evaluation took 5 of 10 s
     assert not made.affordable(10)
     clock[0] = 144.0  # (5 + 5) / (44 + 5) > 0.2
     assert not made.affordable(20)
     assert [record.getMessage() for record in caplog.records] == [
-        "evaluation at step 10 skipped, and more will be: one takes 5 s, and the limit is 20 % of the time"
-        " (--eval-share)"
+        "evaluation at step 10 skipped, and later ones may be: each takes 5 s, and --eval-share limits them"
+        " to 20 % of the time"
     ]
     clock[0] = 146.0
     assert made.affordable(30)
@@ -275,11 +277,11 @@ def test_trainer__always_runs_the_last_evaluation(
     assert [row["step"] for row in rows if "val/loss" in row] == [3, 6, 9, 12]
 
 
-# --- stopping and going on ----------------------------------------------------------------------------------
+# --- stopping and resuming ----------------------------------------------------------------------------------
 
 
 def stopping_at(step: int, number: int = signal.SIGTERM) -> Any:
-    """A `Trainer._step` that gets the process a signal in this step."""
+    """A `Trainer._step` that sends the process a signal in step `step`."""
     original = Trainer._step
 
     def step_and_stop(self: Trainer) -> None:
@@ -323,16 +325,14 @@ def test_imitate__ctrl_c_saves_and_prints_the_command_to_resume(
         f"Stopped after 3 steps, saved. Go on with: residual-rl imitate --resume {out}"
         in capsys.readouterr().out
     )
-    assert ImitationModel.load(out).step == 3  # there is no better one yet
+    assert ImitationModel.load(out).step == 3  # there is no better model yet
     assert main(["imitate", str(demos), "--out", str(out), "--resume", "--total-steps", "14"]) == 0
     summary = json.loads((out / "training_summary.json").read_text())
     assert summary["steps"] == 14
     assert json.loads((out / "config.json").read_text())["total_steps"] == 14
     assert ImitateCfg().channels != (8, 16)
-    assert ImitationModel.load(out).settings.network["channels"] == [
-        8,
-        16,
-    ]  # its own settings, not the defaults
+    # Resuming keeps the settings of the run instead of the defaults.
+    assert ImitationModel.load(out).settings.network["channels"] == [8, 16]
 
 
 @pytest.mark.slow
@@ -363,8 +363,8 @@ def test_imitate__resume_refuses_other_demonstrations(
 ) -> None:
     imitate(demos, tmp_path / "il")
     others = il_case.write_demos(tmp_path / "others.h5", steps=5)
-    said = fails("imitate", str(others), "--out", str(tmp_path / "il"), "--resume")
-    assert "was trained on different demonstrations" in said
+    message = fails("imitate", str(others), "--out", str(tmp_path / "il"), "--resume")
+    assert "was trained on different demonstrations" in message
 
 
 def test_train__nonfinite_gradients_are_never_saved(
@@ -383,7 +383,7 @@ def test_train__nonfinite_gradients_are_never_saved(
     ]
 
 
-# --- what can be wrong before -------------------------------------------------------------------------------
+# --- errors before training ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -415,12 +415,14 @@ def test_imitate__invalid_setting_creates_no_folder(
 def test_imitate__names_a_file_without_demonstrations(tmp_path: Path, fails: tiny_runs.Fails) -> None:
     file = tmp_path / "demos.h5"
     file.write_bytes(b"something else")
-    assert f"{file} is no HDF5 file" in fails("imitate", str(file), "--out", str(tmp_path / "il"))
+    assert f"{file} is not an HDF5 file" in fails("imitate", str(file), "--out", str(tmp_path / "il"))
     assert f"{tmp_path / 'none.h5'} does not exist" in fails("imitate", str(tmp_path / "none.h5"))
     assert "put it first, residual-rl imitate DEMOS" in fails("imitate", "--algo", "bc")
 
 
-def test_imitate__refuses_a_folder_that_is_in_use(demos: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
+def test_imitate__refuses_a_folder_that_is_in_use(
+    demos: Path, tmp_path: Path, fails: tiny_runs.Fails
+) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     assert "is not empty; choose another --output-dir, or resume it" in fails(
         "imitate", str(demos), "--out", str(tmp_path)
@@ -460,7 +462,7 @@ def test_success_evaluation_check__refuses_demonstrations_that_do_not_fit_the_ta
         ConfigError, match=r"the policy in training needs 'state' of shape \(31,\); the env gives \(25,\)"
     ):
         made.evaluation.check(policy, 6)
-    with pytest.raises(ConfigError, match="actions have size 7, but those of their task 6"):
+    with pytest.raises(ConfigError, match="actions have size 7, but those of their task have size 6"):
         made.evaluation.check(ILPolicy(ILCfg(), il_case.model(action_dim=7), torch.device("cpu")), 7)
     made.close()
 

@@ -1,5 +1,4 @@
-"""What is done against overfitting, and what of a training is optional: noise on observations, weight decay,
-raw actions, padding."""
+"""Optional parts of imitation training: noise on observations, weight decay, raw actions and padding."""
 
 from __future__ import annotations
 
@@ -48,7 +47,7 @@ def trainer(demos: Path, folder: Path, algo: str = "flow", **values: Any) -> Tra
 
 
 def losses(made: Trainer) -> tuple[float, float]:
-    """Of training, its first step, and of validation before it."""
+    """The loss of the first training step, and the validation loss before it."""
     assert made.val_windows is not None
     validation = made._validate(made.val_windows)
     made._step()
@@ -77,10 +76,10 @@ def test_obs_noise__has_the_configured_deviation(demos: Path, tmp_path: Path) ->
     assert 0 < varies.sum() < 25
     assert noise[..., varies].std().item() == pytest.approx(0.25, rel=0.02)
     assert noise[..., varies].mean().abs() < 0.01
-    assert noise[:, 0, varies].sub(noise[:, 1, varies]).std().item() == pytest.approx(
-        0.25 * 2**0.5, rel=0.02
-    )  # each step has its own
-    assert (noise[..., ~varies] == 0.0).all()  # what is ignored stays so
+    # The noise of the two steps of a window is independent, and ignored observations stay without noise.
+    difference = noise[:, 0, varies] - noise[:, 1, varies]
+    assert difference.std().item() == pytest.approx(0.25 * 2**0.5, rel=0.02)
+    assert (noise[..., ~varies] == 0.0).all()
 
 
 def test_obs_noise__leaves_padded_values_unchanged(demos: Path, tmp_path: Path) -> None:
@@ -89,12 +88,11 @@ def test_obs_noise__leaves_padded_values_unchanged(demos: Path, tmp_path: Path) 
     assert made._varies[18:25].tolist() == [0.0] * 7
 
 
-# --- decay of the weights -----------------------------------------------------------------------------------
+# --- weight decay -------------------------------------------------------------------------------------------
 
 
 def test_weight_decay__shrinks_weights_before_each_step(demos: Path, tmp_path: Path) -> None:
-    """The step of Adam does not know of it: both trainings move by the same, one of them from what decay
-    leaves."""
+    """The decay is decoupled: Adam's step is the same with and without it."""
     plain, decayed = (trainer(demos, tmp_path, "bc", weight_decay=decay) for decay in (0.0, 0.1))
     before = {name: p.detach().clone() for name, p in plain.network.named_parameters()}
     plain._step()
@@ -125,7 +123,7 @@ def test_train__resuming_with_noise_and_weight_decay_is_bit_exact(demos: Path, t
         assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
 
 
-# --- actions as they are ------------------------------------------------------------------------------------
+# --- raw actions --------------------------------------------------------------------------------------------
 
 
 def test_normalize_actions__false_leaves_actions_unchanged(demos: Path, tmp_path: Path) -> None:
@@ -144,7 +142,7 @@ def test_normalize_actions__false_leaves_actions_unchanged(demos: Path, tmp_path
     assert not stretched.statistics.raw_actions
 
 
-# --- padding in training, and files of before ---------------------------------------------------------------
+# --- padding, and the golden file ---------------------------------------------------------------------------
 
 
 def test_pad_obs_to__trained_model_accepts_unpadded_observations(demos: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Training windows worked out by hand: what is seen, what is to be done, and which of it counts."""
+"""Training windows against values worked out by hand: observations, actions and their validity."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from residual_rl.imitation.algorithms.base import masked_mse
 from residual_rl.imitation.normalization import Statistics
 from residual_rl.imitation.windows import Windows, make_windows, split_episodes
 
-# two episodes of 3 and 2 steps; observations count 10, 11, 12, (13) and 20, 21, (22), actions are 100 more
+# Two episodes of 3 and 2 steps. Observations are 10, 11, 12, (13) and 20, 21, (22), actions 100 more.
 FIRST = (
     {"x": np.array([[10.0], [11.0], [12.0], [13.0]]), "y": np.zeros((4, 2, 2))},
     np.array([[110.0], [111.0], [112.0]]),
@@ -102,7 +102,9 @@ def test_masked_mse__ignores_invalid_steps() -> None:
     ("count", "share", "train", "val"),
     [(10, 0.1, 9, 1), (20, 0.25, 15, 5), (3, 0.1, 2, 1), (1, 0.5, 1, 0), (7, 0.0, 7, 0), (2, 0.5, 1, 1)],
 )
-def test_split_episodes__splits_into_disjoint_sets_of_the_right_size(count: int, share: float, train: int, val: int) -> None:
+def test_split_episodes__splits_into_disjoint_sets_of_the_right_size(
+    count: int, share: float, train: int, val: int
+) -> None:
     learned, kept = split_episodes(count, share, seed=1)
     assert (len(learned), len(kept)) == (train, val)
     assert sorted([*learned, *kept]) == list(range(count))
@@ -119,12 +121,11 @@ def test_statistics__match_values_worked_out_by_hand() -> None:
     made = Statistics.of(obs, actions)
     assert made.obs_mean.tolist() == [2.0, 5.0]
     assert made.obs_std.tolist() == pytest.approx([1.0, 0.0])
-    assert made.normalize_obs(made.obs_mean + torch.tensor([2.0, 5.0])).tolist() == pytest.approx(
-        [2.0, 0.0]
-    )  # the constant one is ignored
+    # The constant observation is ignored.
+    shifted = made.obs_mean + torch.tensor([2.0, 5.0])
+    assert made.normalize_obs(shifted).tolist() == pytest.approx([2.0, 0.0])
+    # From -0.5 … 0.7 to -1 … 1. A constant becomes 0, and a range below 0.002 is not stretched to -1 … 1.
     normalized = made.normalize_actions(actions)
-    # from -0.5 … 0.7 to -1 … 1; a constant becomes 0; what moves by less than 0.001 to each side is not blown
-    # up
     torch.testing.assert_close(normalized, torch.tensor([[-1.0, 0.0, -0.25], [1.0, 0.0, 0.25]]))
     torch.testing.assert_close(made.restore_actions(normalized), actions)
     torch.testing.assert_close(

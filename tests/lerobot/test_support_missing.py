@@ -1,4 +1,4 @@
-"""Without LeRobot, what needs it says in one line how to get it."""
+"""Without LeRobot, commands that need it fail with one line on how to install it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HINT = (
 
 @pytest.fixture(autouse=True)
 def no_lerobot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if it were not installed, wherever these tests run."""
+    """Pretend that LeRobot is not installed."""
     real = importlib.metadata.version
 
     def version(name: str) -> str:

@@ -304,7 +304,9 @@ def test_what_replay_refuses_or_warns_of(
     assert "pip install residual-rl[maniskill]" in fails("demos", "replay", maniskill(tmp_path / "m.h5"))
     task = {**INFO["env_info"], "env_id": "so101-paper", "env_kwargs": {}}
     path = write(tmp_path / "two.h5", [a_demo()], {**INFO, "env_info": task})
-    assert "holds actions of 2 numbers, but task 'so101-paper' takes 6" in fails("demos", "replay", path)
+    assert "has actions of size 2, but those of task 'so101-paper' have size 6" in fails(
+        "demos", "replay", path
+    )
     with Demonstrations(made) as demos:
         info, demo = {key: value for key, value in demos.info.items() if key != "episodes"}, demos.episode(0)
     demo.draws["colour"] = np.zeros(3)

@@ -1,4 +1,4 @@
-"""Losses and samplers against formulas worked out here, and on a problem with two answers."""
+"""Losses and samplers against formulas written out here, and on a problem with two modes."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def alpha_bar(steps: int) -> list[float]:
 
 
 class Recorder:
-    """Stands in for a network: notes what it is asked and answers with `answer(x, time)`."""
+    """A fake network that records its inputs and returns `function(x, time)`."""
 
-    def __init__(self, answer: Any):
-        self.answer, self.calls = answer, []  # type: ignore[var-annotated]
+    def __init__(self, function: Any):
+        self.function, self.calls = function, []  # type: ignore[var-annotated]
 
     def __call__(self, x: Tensor, time: Tensor, obs: Tensor) -> Tensor:
         self.calls.append((x.clone(), time.clone(), obs.clone()))
-        result: Tensor = self.answer(x, time)
+        result: Tensor = self.function(x, time)
         return result
 
 
@@ -130,8 +130,7 @@ def test_ddim__reference_step_matches_diffusers() -> None:
 
 
 def fit(algorithm: Algorithm, steps: int) -> nn.Module:
-    """Train on a problem with two answers: an action of -0.7 or 0.7, by chance; the observation tells
-    nothing."""
+    """Train on a problem with two modes: the action is -0.7 or 0.7 at random, whatever the observation."""
     torch.manual_seed(0)
     network = algorithm.make_network(1, 1, 1)
     optimizer, generator = torch.optim.Adam(network.parameters(), 3e-3), torch.Generator().manual_seed(0)
@@ -156,8 +155,8 @@ def test_algorithm__flow_and_diffusion_learn_both_modes(algorithm: Algorithm, sa
         drawn = algorithm.sample(
             network, torch.zeros(500, 1), torch.randn(500, 1, 1), sampling_steps
         ).flatten()
-    # Eight seeds gave 0.95 to 1.0 near an answer, and 0.37 to 0.65 of these at the positive one. Rounding
-    # acts like another seed.
+    # With eight seeds, 0.95 to 1.0 of the samples were near a mode, and 0.37 to 0.65 of these near the
+    # positive one. Rounding acts like another seed.
     assert ((drawn.abs() - 0.7).abs() < 0.2).float().mean() > 0.8
     assert 0.2 < (drawn > 0).float().mean() < 0.8
 

@@ -1,5 +1,5 @@
-"""The U-Net of public checkpoints: names, shapes and numbers, against its description written out with
-torch's own layers."""
+"""The U-Net of public checkpoints: names, shapes and outputs against a reference written with torch's
+functions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_conditional_unet__has_the_published_number_of_parameters() -> None:
     expected = sum(blocks(n, m, condition) for n, m in pairs) + time + resize + last
     made = network(action_dim=7, obs_dim=100, channels=(64, 128, 256), kernel_size=5, time_dim=64)
     assert sum(p.numel() for p in made.parameters()) == expected
-    assert expected == pytest.approx(4.5e6, rel=0.05)  # as it is published
+    assert expected == pytest.approx(4.5e6, rel=0.05)  # the published size
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -1,4 +1,4 @@
-"""The networks of imitation, against torch's own layers and counts by hand."""
+"""Networks of imitation policies against torch's layers and counts by hand."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ def test_embedding__matches_values_worked_out_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("chunk_size", "channels"), [(16, (8, 16, 24)), (8, (8, 16)), (3, (8,))])
-def test_unet__output_depends_on_every_input_of_its_own_row(chunk_size: int, channels: tuple[int, ...]) -> None:
+def test_unet__output_depends_on_every_input_of_its_own_row(
+    chunk_size: int, channels: tuple[int, ...]
+) -> None:
     network = UNet(chunk_size, 2, 5, channels, 3, 8).double()
     x, time, obs = (
         torch.randn(2, chunk_size, 2).double(),
@@ -89,10 +91,10 @@ def test_unet__output_depends_on_every_input_of_its_own_row(chunk_size: int, cha
     assert obs.grad is not None
     assert (x.grad[0] != 0).all()
     assert (obs.grad[0] != 0).all()
-    assert (x.grad[1] == 0).all()  # of its own row alone
+    assert (x.grad[1] == 0).all()  # an output depends on its own row only
     assert (obs.grad[1] == 0).all()
     assert not torch.allclose(network(x, time.flip(0), obs), out)
-    assert all(p.grad is not None for p in network.parameters())  # no layer is idle
+    assert all(p.grad is not None for p in network.parameters())  # every layer is used
 
 
 def test_unet__float32_and_float64_agree() -> None:
