@@ -35,11 +35,15 @@ def settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return lambda _: cfg
 
 
-def test_predict_action_chunk__returns_an_action_for_every_env(settings: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
+def test_predict_action_chunk__returns_an_action_for_every_env(
+    settings: ConfigOf, env: VecEnv, seen: list[Obs]
+) -> None:
     contract.test_gives_an_action_for_every_world(ID, settings, env, seen)
 
 
-def test_base_policy__instances_agree_and_share_no_state(settings: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
+def test_base_policy__instances_agree_and_share_no_state(
+    settings: ConfigOf, env: VecEnv, seen: list[Obs]
+) -> None:
     contract.test_instances_agree_and_share_no_state(ID, settings, env, seen)
 
 

@@ -106,7 +106,7 @@ class DemoWriter:
         self._remove_leftovers()
         self._work = self.path.parent / f".{self.path.name}.{secrets.token_hex(4)}{TEMP_SUFFIX}"
         with _storing(self.path):
-            # Version 1.8 of the file format allows large attributes. It is fixed, whatever HDF5's version is.
+            # Version 1.8 of the file format allows large attributes, and every later HDF5 can read it.
             self._file: h5py.File | None = h5py.File(
                 self._work, "x", libver=("v108", "v108"), locking="best-effort"
             )

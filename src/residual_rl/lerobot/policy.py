@@ -182,7 +182,7 @@ def _sources(cfg: LeRobotCfg, model: LeRobotModel, env: VecEnv) -> dict[str, str
         else:
             raise CheckpointError(f"{name} needs {feature!r} {shape}, which this env does not observe")
     if cameras:
-        raise ConfigError(f"cameras gives {', '.join(cameras)}, which {name} does not use")
+        raise ConfigError(f"cameras has {', '.join(cameras)}, which {name} does not use: remove them")
     return sources
 
 

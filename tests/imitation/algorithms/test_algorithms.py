@@ -130,7 +130,7 @@ def test_ddim__reference_step_matches_diffusers() -> None:
 
 
 def fit(algorithm: Algorithm, steps: int) -> nn.Module:
-    """Train on a problem with two modes: the action is -0.7 or 0.7 at random, whatever the observation."""
+    """Train on a problem with two modes: the action is -0.7 or 0.7 at random for the same observation."""
     torch.manual_seed(0)
     network = algorithm.make_network(1, 1, 1)
     optimizer, generator = torch.optim.Adam(network.parameters(), 3e-3), torch.Generator().manual_seed(0)
