@@ -1,4 +1,4 @@
-"""ManiSkill's own env beside ours."""
+"""ManiSkill's own envs, for comparison."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import gymnasium
 
 
 def bare(env_id: str, **settings: Any) -> Any:
-    """ManiSkill's own env, without anything of ours."""
+    """ManiSkill's own env, without wrappers of this project."""
     import mani_skill.envs  # noqa: F401
 
     from residual_rl.envs.maniskill import headless as no_device

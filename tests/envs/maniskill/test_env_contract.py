@@ -28,9 +28,9 @@ PICK_BOX = {"env_id": "PickBox-v1", "robot_uids": "a1_galaxea", "max_episode_ste
 SPECS = [SPEC, dataclasses.replace(SPEC, config_overrides=PICK_BOX)]
 """One whose resets leave the scene as it is, and one whose resets build it anew."""
 NOT_OF_THIS_TASK = {
-    "test_success_terminates_and_does_not_truncate",  # it has no oracle: test_worlds.py pushes the cube
-    "test_quantities_belong_to_the_caller",  # of `physics`, which is MuJoCo's
-    "test_nan_in_the_simulation_is_caught_in_its_step",  # likewise; test_maniskill_vec_env.py has it
+    "test_vec_env_step__success_terminates_and_does_not_truncate",  # no oracle; test_worlds.py has it
+    "test_physics_read__returned_quantities_do_not_change",  # only MuJoCo envs have `physics`
+    "test_vec_env_step__nan_in_the_simulation_is_an_error_in_its_step",  # test_maniskill_vec_env.py has it
 }
 
 pytestmark = [
