@@ -1,5 +1,5 @@
-"""Settings of the conversion of public checkpoints, apart from its code so that the command line's help needs
-no torch."""
+"""Settings of the conversion of public checkpoints. This module does not import torch, so that the command
+line's help stays fast."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ConvertCfg(CheckedCfg):
     diffusion_steps: PositiveInt = 100
     """Number of noise levels in training; num_diffusion_iters in the published code."""
     sampling_steps: PositiveInt = 10
-    """Denoising steps of DDIM. Can be changed when the policy is used."""
+    """Number of DDIM denoising steps. Can be changed when the policy is used."""
     obs_key: str = "state"
     """Observation that the policy reads; its size follows from the tensors."""
     pad_obs_to: int | None = None
