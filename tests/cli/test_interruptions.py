@@ -94,7 +94,7 @@ def errors(stderr: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_exits_with_its_own_code(
+def test_train__signal_saves_and_exits_with_its_own_code(
     tmp_path: Path, number: signal.Signals, code: int, processes: list[subprocess.Popen[str]]
 ) -> None:
     path = tmp_path / "run"
@@ -120,7 +120,7 @@ def test_a_signal_saves_and_exits_with_its_own_code(
 
 
 @pytest.mark.slow
-def test_a_signal_in_the_first_evaluation_leaves_something_to_resume(
+def test_train__signal_in_the_first_evaluation_leaves_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(tmp_path / "whole", total_timesteps=64)
@@ -141,14 +141,14 @@ def test_a_signal_in_the_first_evaluation_leaves_something_to_resume(
     assert set(different(last_state(tmp_path / "run"), last_state(tmp_path / "whole"))) == set()
 
 
-def test_a_signal_in_the_last_iteration_still_gives_the_final_model(tmp_path: Path) -> None:
+def test_train__signal_in_the_last_iteration_keeps_the_final_model(tmp_path: Path) -> None:
     train(tmp_path / "run", stop_at=64, total_timesteps=64)
     summary = json.loads((tmp_path / "run" / "training_summary.json").read_text())
     assert (summary["finished"], summary["model"]) == (True, "final_model")
     assert (tmp_path / "run" / "final_model" / "policy.safetensors").is_file()
 
 
-def test_only_a_second_sigint_stops_at_once() -> None:
+def test_stop_signals__only_a_second_sigint_stops_at_once() -> None:
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with stop_signals() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -160,7 +160,7 @@ def test_only_a_second_sigint_stops_at_once() -> None:
 
 
 @pytest.mark.slow
-def test_a_second_sigint_ends_an_iteration_that_would_take_hours(
+def test_train__second_sigint_ends_a_long_iteration(
     tmp_path: Path, processes: list[subprocess.Popen[str]]
 ) -> None:
     begun = tmp_path / "begun"
@@ -179,7 +179,7 @@ def test_a_second_sigint_ends_an_iteration_that_would_take_hours(
 
 
 @pytest.mark.slow
-def test_kills_at_any_moment_leave_a_checkpoint_that_resumes(
+def test_train__sigkill_at_any_time_leaves_a_checkpoint_that_resumes(
     tmp_path: Path, processes: list[subprocess.Popen[str]]
 ) -> None:
     path, rng, done = tmp_path / "run", random.Random(3), 0
@@ -204,7 +204,7 @@ def test_kills_at_any_moment_leave_a_checkpoint_that_resumes(
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_training_with_one_line_and_the_last_checkpoint_whole(
+def test_train__full_disk_ends_it_with_one_line_and_an_intact_checkpoint(
     tmp_path: Path, processes: list[subprocess.Popen[str]]
 ) -> None:
     """The disk fills while it runs: no file may grow beyond 4 kB any more."""
@@ -222,7 +222,7 @@ def test_a_full_disk_ends_training_with_one_line_and_the_last_checkpoint_whole(
 
 
 @pytest.mark.slow
-def test_a_full_file_system_ends_training_with_one_line_and_the_last_checkpoint_whole(
+def test_train__full_file_system_ends_it_with_one_line_and_an_intact_checkpoint(
     tmp_path: Path, processes: list[subprocess.Popen[str]]
 ) -> None:
     disk = tmp_path / "disk"
@@ -258,7 +258,7 @@ def resumable(path: Path) -> None:
     assert [row["step"] for row in metric_rows(path)] == list(range(0, latest[0] + 33, 32))
 
 
-def test_a_second_sigterm_does_not_cut_the_saving_off(
+def test_train__second_sigterm_does_not_interrupt_saving(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where a sweep that is killed ends its trials: its actor asks them to, and so does the system when
@@ -281,7 +281,7 @@ def test_a_second_sigterm_does_not_cut_the_saving_off(
 
 
 @pytest.mark.slow
-def test_training_takes_less_than_one_and_a_half_gigabytes(tmp_path: Path) -> None:
+def test_train__takes_less_than_1500_megabytes(tmp_path: Path) -> None:
     """An iteration of the default settings, evaluations shortened.
 
     VmHWM belongs to the program alone; ru_maxrss would start from the memory of the process that forked it,

@@ -190,7 +190,7 @@ def gr00t(server: FakeGr00t | int, env: VecEnv, **settings: Any) -> BasePolicyEx
 
 
 @pytest.mark.parametrize("form", ["(16, 5) and (16, 1)", "(16, 5) and (16,)", "(16, 6)"])
-def test_the_flat_layout_by_hand(form: str, env: VecEnv) -> None:
+def test_gr00t_policy__flat_layout_matches_values_worked_out_by_hand(form: str, env: VecEnv) -> None:
     """90 degrees are π/2; a request holds one world, with its time step; 8 of 16 are executed."""
     arm, gripper = wanted()[:, :5], wanted()[:, 5:]
     replies = {
@@ -217,7 +217,7 @@ def test_the_flat_layout_by_hand(form: str, env: VecEnv) -> None:
         np.testing.assert_allclose(first["state.gripper"], [[25.0]], atol=1e-4)
 
 
-def test_the_nested_layout_by_hand(env: VecEnv) -> None:
+def test_gr00t_policy__nested_layout_matches_values_worked_out_by_hand(env: VecEnv) -> None:
     """All worlds in one request, (B, T, D); the present observation and the one two steps before, as the
     server asks."""
     with FakeGr00t(
@@ -247,7 +247,7 @@ def test_the_nested_layout_by_hand(env: VecEnv) -> None:
         )
 
 
-def test_cameras_and_more_state(env: VecEnv) -> None:
+def test_gr00t_policy__sends_mapped_cameras_and_extra_state(env: VecEnv) -> None:
     seeing = make_vec_env(
         "so101-paper", 1, num_threads=1, obs_mode="rgb+state", image_size=(6, 8), control_mode="joint_target"
     )
@@ -286,7 +286,7 @@ def test_cameras_and_more_state(env: VecEnv) -> None:
             gr00t(server, env)
 
 
-def test_the_newest_servers_write_arrays_in_another_way(env: VecEnv) -> None:
+def test_gr00t_policy__uses_the_array_encoding_of_the_server(env: VecEnv) -> None:
     """N1.7: the modality configuration tells, by how it is marked. This one's chunks have 40 actions."""
 
     def only_new(data: Any) -> Any:
@@ -301,7 +301,9 @@ def test_the_newest_servers_write_arrays_in_another_way(env: VecEnv) -> None:
         assert policy.policy._link.encoding == "nd"  # type: ignore[attr-defined]
 
 
-def test_units_polarity_and_relative_actions(env: VecEnv, delta_env: VecEnv) -> None:
+def test_gr00t_policy__converts_units_gripper_direction_and_relative_actions(
+    env: VecEnv, delta_env: VecEnv
+) -> None:
     """Radians; a gripper that is 0 when open; an arm whose actions are changes, beside a gripper whose
     actions are not."""
     chunk = np.zeros((2, 16, 6), np.float32)
@@ -333,7 +335,7 @@ def test_units_polarity_and_relative_actions(env: VecEnv, delta_env: VecEnv) -> 
         np.testing.assert_allclose(actions[:, 1:], 0.0, atol=1e-4)
 
 
-def test_other_servers_reset_everything_or_nothing(env: VecEnv) -> None:
+def test_gr00t_policy__foreign_servers_reset_all_envs_or_none(env: VecEnv) -> None:
     with FakeGr00t(get_action=nested(), reset=lambda data: {}) as server:
         policy = gr00t(server, env)
         policy.reset(torch.tensor([True, False]))
@@ -344,7 +346,7 @@ def test_other_servers_reset_everything_or_nothing(env: VecEnv) -> None:
         gr00t(server, env).reset(torch.tensor([True, True]))
 
 
-def test_worlds_are_asked_for_at_the_same_time() -> None:
+def test_gr00t_policy__queries_all_envs_at_the_same_time() -> None:
     """A server that answers only when all eight have asked; there is no other way to get through."""
     env = make_vec_env("so101-paper", 8, num_threads=1, control_mode="joint_target")
     router = zmq.Context.instance().socket(zmq.ROUTER)
@@ -428,7 +430,7 @@ def openpi(server: FakeOpenPi | int, env: VecEnv, **settings: Any) -> BasePolicy
     return make_base_policy("openpi", OpenPiCfg(port=port, **settings), env)
 
 
-def test_openpi_by_hand(env: VecEnv) -> None:
+def test_openpi_policy__matches_values_worked_out_by_hand(env: VecEnv) -> None:
     """A flat observation of one world goes out; of the 10 actions that come back, 4 are executed."""
     actions = np.linspace(-0.9, 0.9, 60, dtype=np.float32).reshape(10, 6)
     with FakeOpenPi(
@@ -451,14 +453,14 @@ def test_openpi_by_hand(env: VecEnv) -> None:
         np.testing.assert_array_equal(second["observation/state"], np.zeros(6, np.float32))
 
 
-def test_openpi_in_the_robots_units(env: VecEnv) -> None:
+def test_openpi_policy__converts_actions_in_units_of_the_robot(env: VecEnv) -> None:
     with FakeOpenPi(lambda _: {"actions": wanted(10).astype(np.float64)}) as server:
         url = f"ws://127.0.0.1:{server.port}"
         action = openpi(server, env, url=url, action_units="hardware").act(obs_of())
         np.testing.assert_allclose(action, np.stack([as_actions(wanted()[0])] * 2), atol=1e-6)
 
 
-def test_openpi_needs_a_map(env: VecEnv) -> None:
+def test_openpi_policy__foreign_server_needs_a_map_of_observations(env: VecEnv) -> None:
     with FakeOpenPi() as server:
         for observation, said in (
             ((), "does not tell what it needs: map it, e.g. --base.observation state=observation/state"),
@@ -525,7 +527,7 @@ LIES: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_gr00t_server_that_lies(lie: str, env: VecEnv) -> None:
+def test_gr00t_policy__invalid_reply_raises(lie: str, env: VecEnv) -> None:
     value, said = LIES[lie]
     with FakeGr00t(get_action=lambda data: value) as server:
         policy = gr00t(server, env)
@@ -549,7 +551,7 @@ def test_a_gr00t_server_that_lies(lie: str, env: VecEnv) -> None:
     ],
     ids=["half", "future", "far", "handshake"],
 )
-def test_a_gr00t_server_that_lies_from_the_start(told: Any, said: str, env: VecEnv) -> None:
+def test_gr00t_policy__invalid_description_of_the_server_raises(told: Any, said: str, env: VecEnv) -> None:
     with (
         FakeGr00t(get_modality_config=lambda data: told) as server,
         pytest.raises((BasePolicyError, ConfigError), match=said),
@@ -575,7 +577,7 @@ def test_a_gr00t_server_that_lies_from_the_start(told: Any, said: str, env: VecE
     ],
     ids=["error", "garbage", "list", "other key", "other robot", "integers", "too few", "NaN", "huge"],
 )
-def test_an_openpi_server_that_lies(value: Any, said: str, env: VecEnv) -> None:
+def test_openpi_policy__invalid_reply_raises(value: Any, said: str, env: VecEnv) -> None:
     with FakeOpenPi(lambda _: value) as server:
         policy = openpi(server, env)
         with pytest.raises(
@@ -597,12 +599,14 @@ def test_an_openpi_server_that_lies(value: Any, said: str, env: VecEnv) -> None:
     ],
     ids=["refusal", "list", "garbage", "handshake"],
 )
-def test_an_openpi_server_that_lies_from_the_start(metadata: Any, said: str, env: VecEnv) -> None:
+def test_openpi_policy__invalid_metadata_raises(metadata: Any, said: str, env: VecEnv) -> None:
     with FakeOpenPi(metadata=metadata) as server, pytest.raises(BasePolicyError, match=said):
         openpi(server, env)
 
 
-def test_a_request_that_is_too_large_is_not_sent(env: VecEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_max_message_bytes__larger_requests_are_not_sent(
+    env: VecEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with FakeGr00t(get_action=nested()) as server, FakeOpenPi() as other:
         policies = gr00t(server, env), openpi(other, env)
         monkeypatch.setattr(wire, "MAX_MESSAGE_BYTES", 100)
@@ -636,7 +640,7 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize("layout", ["n1.5", "n1.6"])
-def test_a_time_out_of_gr00t_applies(layout: str, env: VecEnv) -> None:
+def test_gr00t_policy__raises_after_the_timeout(layout: str, env: VecEnv) -> None:
     """0.5 s, with a window of 0.6 s: asked at 0 and 0.6 s, the answers would have come at 60 s."""
     answer = nested() if layout == "n1.6" else flat(wanted().astype(np.float32))
     with FakeGr00t(get_action=answer) as server:
@@ -651,7 +655,7 @@ def test_a_time_out_of_gr00t_applies(layout: str, env: VecEnv) -> None:
             policy.act(obs_of())
 
 
-def test_a_time_out_of_openpi_applies() -> None:
+def test_openpi_policy__raises_after_the_timeout() -> None:
     env = make_vec_env("so101-paper", 8, num_threads=1, control_mode="joint_target")
     with FakeOpenPi() as server:
         policy = openpi(server, env)
@@ -666,7 +670,7 @@ def test_a_time_out_of_openpi_applies() -> None:
 
 
 @pytest.mark.slow
-def test_a_time_out_of_openpi_applies_to_sending() -> None:
+def test_openpi_policy__timeout_applies_to_sending() -> None:
     """A server that accepts a connection and then reads no more, and an observation that no buffer of the
     system's holds."""
     env = make_vec_env(
@@ -701,7 +705,7 @@ def test_a_time_out_of_openpi_applies_to_sending() -> None:
 
 
 @pytest.mark.parametrize("make", [gr00t, openpi])
-def test_no_server_at_the_start(make: Any, env: VecEnv) -> None:
+def test_retry__no_server_raises_after_the_window(make: Any, env: VecEnv) -> None:
     with (
         taking(0.5, 8.0),
         pytest.raises(BasePolicyError, match=r"no connection .*, nor in the 0\.5 s after that; start it"),
@@ -709,7 +713,7 @@ def test_no_server_at_the_start(make: Any, env: VecEnv) -> None:
         make(free_port(), env, timeout=0.3, reconnect=0.5)
 
 
-def test_something_that_takes_connections_and_says_nothing(env: VecEnv) -> None:
+def test_retry__silent_server_raises(env: VecEnv) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         for make in (gr00t, openpi):
             with (
@@ -719,7 +723,7 @@ def test_something_that_takes_connections_and_says_nothing(env: VecEnv) -> None:
                 make(listening.getsockname()[1], env, timeout=0.4)
 
 
-def test_a_web_server_is_no_policy_server(env: VecEnv) -> None:
+def test_openpi_policy__failing_health_page_raises(env: VecEnv) -> None:
     with (
         FakeOpenPi(health=503) as server,
         pytest.raises(BasePolicyError, match=r"/healthz says 503, nor in the 0\.2 s after that"),
@@ -731,7 +735,7 @@ def test_a_web_server_is_no_policy_server(env: VecEnv) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["gr00t", "gr00t-n15", "openpi"])
-def test_a_server_that_comes_back_is_waited_for(
+def test_retry__continues_when_the_server_is_back(
     protocol: str, env: VecEnv, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The run waits, says so once, and goes on where it was."""
@@ -763,7 +767,7 @@ def test_a_server_that_comes_back_is_waited_for(
     again[0].close()
 
 
-def test_a_slow_answer_is_not_taken_for_the_next(env: VecEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zmq_link__late_reply_is_not_taken_for_the_next(env: VecEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reply that comes too late is to a request that was given up, as the client's warning tells; the
     next request gets its own."""
     marks: list[float] = []
@@ -801,7 +805,7 @@ def test_a_slow_answer_is_not_taken_for_the_next(env: VecEnv, monkeypatch: pytes
     ],
     ids=["zmq", "websockets", "msgpack"],
 )
-def test_a_library_that_is_not_installed(
+def test_missing_dependency_error__names_the_install_command_of_a_client(
     module: str, make: Any, said: str, env: VecEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
@@ -825,12 +829,12 @@ def test_a_library_that_is_not_installed(
         (OpenPiCfg, {"observation": ("a=", "a")}, "observation 'a': expected"),
     ],
 )
-def test_settings_that_cannot_be(cfg: Any, settings: dict[str, Any], said: str) -> None:
+def test_remote_cfg__invalid_settings_raise(cfg: Any, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         cfg(**settings)
 
 
-def test_an_env_without_a_robots_units() -> None:
+def test_hardware__env_without_it_raises() -> None:
     with pytest.raises(
         ConfigError,
         match="base policy 'gr00t': it needs an env that knows the units of a robot's own software",
@@ -865,7 +869,7 @@ class Dying(Waving):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["gr00t", "openpi"])
-def test_a_run_whose_server_is_gone_ends_with_a_checkpoint_and_goes_on_with_another(
+def test_train__lost_server_leaves_a_checkpoint_that_resumes_with_another(
     protocol: str, tmp_path: Path, fails: tiny_runs.Fails
 ) -> None:
     """The base remembers nothing, so that the run is the one that was never interrupted, bit for bit."""

@@ -77,7 +77,7 @@ def expected_chunk(steps: int) -> Any:
 
 
 @pytest.mark.parametrize("array", [npy, remote_case.nd], ids=["N1.6", "N1.7"])
-def test_a_robot_of_the_nested_layout(array: Any) -> None:
+def test_gr00t_server__answers_a_robot_with_nested_keys(array: Any) -> None:
     """State (B, T, D) in degrees and percent; a list of actions (B, K, D) and info comes back, written as the
     request was."""
     state = {"single_arm": DEGREES[None, None], "gripper": np.array([[[25.0]]], np.float32)}
@@ -97,7 +97,7 @@ def test_a_robot_of_the_nested_layout(array: Any) -> None:
         np.testing.assert_allclose(actions["single_arm"][1], expected_chunk(4) + 1, atol=2e-5)
 
 
-def test_the_reply_is_written_as_the_request_was() -> None:
+def test_gr00t_server__reply_has_the_encoding_of_the_request() -> None:
     state = {"single_arm": DEGREES[None, None], "gripper": np.zeros((1, 1, 1), np.float32)}
     with serving(Echo(), "gr00t", control_mode="joint_target") as port:
         for array, marker in ((npy, b"__ndarray_class__"), (remote_case.nd, b"\xc4\x02nd")):
@@ -108,7 +108,7 @@ def test_the_reply_is_written_as_the_request_was() -> None:
                 assert marker in robot.socket.recv()
 
 
-def test_a_robot_of_the_flat_layout() -> None:
+def test_gr00t_server__answers_a_robot_with_flat_keys() -> None:
     """State (1, 5) in float64, as its own client sends it; action.single_arm (K, 5) and action.gripper (K, 1)
     come back."""
     data = {
@@ -136,7 +136,7 @@ def test_a_robot_of_the_flat_layout() -> None:
         }
 
 
-def test_the_modality_configuration_is_made_of_what_others_know() -> None:
+def test_modality_config__has_only_fields_of_the_protocol() -> None:
     with serving(Waving(num_obs_steps=3), "gr00t") as port, RobotClient(port) as robot:
         config = robot.ask("get_modality_config")
         assert config.keys() == {"video", "state", "action", "language"}
@@ -163,7 +163,7 @@ def test_the_modality_configuration_is_made_of_what_others_know() -> None:
         assert told["inputs"]["goal"] == {"key": "goal", "shape": [3], "dtype": "float32"}
 
 
-def test_two_robots_and_their_rows() -> None:
+def test_gr00t_server__rows_belong_to_their_session() -> None:
     """Without options, rows are numbered from 0; a socket is a session; `worlds` names rows; `reset` takes
     some or all."""
     state = {"joint_target": np.zeros((2, 1, 6), np.float32)}
@@ -282,7 +282,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 }
 
 
-def test_what_is_refused_is_said_and_the_server_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_gr00t_server__refuses_invalid_requests_and_continues(caplog: pytest.LogCaptureFixture) -> None:
     with serving(Waving(), "gr00t") as port, RobotClient(port) as robot:
         expected = robot.get_action(GOOD)[0]["single_arm"]
         robot.ask("close")
@@ -299,7 +299,7 @@ def test_what_is_refused_is_said_and_the_server_goes_on(caplog: pytest.LogCaptur
     assert not any(record.exc_info for record in caplog.records)
 
 
-def test_the_token_comes_before_everything() -> None:
+def test_gr00t_server__checks_the_token_first() -> None:
     with serving(Waving(), "gr00t", token="sesame") as port, RobotClient(port) as robot:
         for request in (
             {"endpoint": "ping"},
@@ -311,7 +311,7 @@ def test_the_token_comes_before_everything() -> None:
         assert robot.ask("ping", api_token="sesame")["status"] == "ok"
 
 
-def test_a_message_over_the_limit_ends_its_connection_alone() -> None:
+def test_gr00t_server__too_large_message_closes_only_its_connection() -> None:
     with serving(Waving(), "gr00t") as port, RobotClient(port) as robot, RobotClient(port) as other:
         expected = other.get_action(GOOD)[0]["single_arm"]
         robot.socket.setsockopt(zmq.RCVTIMEO, 500)
@@ -321,7 +321,7 @@ def test_a_message_over_the_limit_ends_its_connection_alone() -> None:
         np.testing.assert_array_equal(other.get_action(GOOD)[0]["single_arm"], expected)
 
 
-def test_bytes_that_are_not_even_zeromq() -> None:
+def test_gr00t_server__survives_bytes_that_are_not_zeromq() -> None:
     with serving(Waving(), "gr00t") as port, RobotClient(port) as robot:
         for garbage in (
             b"GET /healthz HTTP/1.1\r\n\r\n",
@@ -333,7 +333,7 @@ def test_bytes_that_are_not_even_zeromq() -> None:
         assert robot.ask("ping")["status"] == "ok"
 
 
-def test_many_frames_and_none() -> None:
+def test_gr00t_server__answers_any_number_of_frames() -> None:
     """A socket that sends more or fewer frames than a REQ socket does is answered all the same."""
     with serving(Waving(), "gr00t") as port:
         dealer = zmq.Context.instance().socket(zmq.DEALER)
@@ -375,7 +375,7 @@ def infer(connection: ClientConnection, request: Any) -> Any:
     return reply if isinstance(reply, str) else unpackb(reply)
 
 
-def test_a_robot_of_openpi() -> None:
+def test_openpi_server__answers_a_robot() -> None:
     request = {"observation/joint_position": np.array(RADIANS), "prompt": "go"}
     with (
         serving(Echo(), "openpi", control_mode="joint_target", units="hardware") as port,
@@ -398,7 +398,7 @@ def test_a_robot_of_openpi() -> None:
         )
 
 
-def test_history_has_the_leading_axis_that_the_metadata_tells() -> None:
+def test_openpi_server__history_has_a_leading_axis() -> None:
     with serving(Waving(num_obs_steps=3), "openpi") as port, calling(port) as connection:
         assert unpackb(connection.recv(timeout=10))["residual_rl"]["num_obs_steps"] == 3
         assert infer(connection, OPENPI) == "observation/joint_position has shape (6,); expected (3, 6)"
@@ -407,7 +407,7 @@ def test_history_has_the_leading_axis_that_the_metadata_tells() -> None:
         ].shape == (4, 6)
 
 
-def test_what_openpi_refuses_is_a_string_and_the_connection_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_openpi_server__refuses_invalid_requests_and_continues(caplog: pytest.LogCaptureFixture) -> None:
     refused: list[tuple[Any, str]] = [
         (
             {"prompt": "go"},
@@ -437,7 +437,7 @@ def test_what_openpi_refuses_is_a_string_and_the_connection_goes_on(caplog: pyte
     assert not any(record.exc_info for record in caplog.records if record.name.startswith("residual_rl"))
 
 
-def test_openpi_resets() -> None:
+def test_openpi_server__resets_its_own_env_only() -> None:
     with serving(Counting(), "openpi") as port, calling(port) as one, calling(port) as two:
         request = {"observation/joint_target": np.zeros(6, "f4")}
 
@@ -453,7 +453,7 @@ def test_openpi_resets() -> None:
         assert counted(one) == 1
 
 
-def test_openpi_tokens_and_sizes() -> None:
+def test_openpi_server__checks_token_and_message_size() -> None:
     with serving(Waving(), "openpi", token="sesame") as port:
         for headers in (None, {"Authorization": "Api-Key sesam"}, {"Authorization": "Bearer sesame"}):
             with pytest.raises(InvalidStatus, match="401"), calling(port, additional_headers=headers):
@@ -471,7 +471,7 @@ def test_openpi_tokens_and_sizes() -> None:
             assert infer(other, OPENPI)["actions"].shape == (4, 6)
 
 
-def test_openpi_has_only_so_many_worlds() -> None:
+def test_openpi_server__refuses_more_than_max_sessions() -> None:
     with serving(Counting(), "openpi", sessions=1) as port:
         with calling(port) as one:
             one.recv(timeout=10)
@@ -486,7 +486,7 @@ def test_openpi_has_only_so_many_worlds() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["gr00t", "openpi"])
-def test_a_policy_that_fails_says_so_to_the_log_alone(
+def test_policy_service__details_of_a_failure_are_only_logged(
     protocol: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with serving(Failing(), protocol) as port:
@@ -503,7 +503,7 @@ def test_a_policy_that_fails_says_so_to_the_log_alone(
     assert "secret" in str(logged.exc_info)
 
 
-def test_a_policy_that_gives_no_numbers() -> None:
+def test_policy_service__nan_of_the_policy_is_a_failure() -> None:
     class Blank(Waving):
         def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:
             return torch.full((len(env_ids), 4, 6), torch.nan)
@@ -513,7 +513,7 @@ def test_a_policy_that_gives_no_numbers() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["gr00t", "openpi"])
-def test_clients_at_the_same_time(protocol: str) -> None:
+def test_open_server__concurrent_clients_are_independent(protocol: str) -> None:
     """Eight of them, thirty requests each; what each counts is its own."""
     results: dict[int, list[int]] = {}
 
@@ -544,7 +544,7 @@ def test_clients_at_the_same_time(protocol: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["gr00t", "openpi"])
-def test_a_server_ends_while_a_client_waits_for_a_plan(protocol: str) -> None:
+def test_open_server__closes_while_a_client_waits_for_a_chunk(protocol: str) -> None:
     begun = threading.Event()
 
     class Slow(Waving):

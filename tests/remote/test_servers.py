@@ -56,7 +56,7 @@ def worlds(*numbers: int) -> torch.Tensor:
 @pytest.mark.slow
 @protocols
 @pytest.mark.parametrize("policy", POLICIES)
-def test_it_acts_as_in_this_process(protocol: str, policy: str, env: VecEnv) -> None:
+def test_open_server__remote_policy_equals_the_local_one(protocol: str, policy: str, env: VecEnv) -> None:
     """Bit for bit."""
     with serving(POLICIES[policy](), protocol) as port:
         remote, local = connect(protocol, port, env), served_policy(POLICIES[policy](), env)
@@ -73,7 +73,7 @@ def test_it_acts_as_in_this_process(protocol: str, policy: str, env: VecEnv) -> 
 
 
 @protocols
-def test_a_flow_policy_makes_the_same_of_the_same_noise(protocol: str, env: VecEnv, tmp_path: Path) -> None:
+def test_open_server__flow_policy_draws_the_same_noise(protocol: str, env: VecEnv, tmp_path: Path) -> None:
     """Its noise depends on every bit of what it observes: observations must arrive as they were sent."""
     cfg = il_case.make_case(tmp_path)
     with serving(("il", cfg), protocol) as port:
@@ -86,7 +86,7 @@ def test_a_flow_policy_makes_the_same_of_the_same_noise(protocol: str, env: VecE
 
 
 @protocols
-def test_what_it_is_unsure_of_comes_along(protocol: str, env: VecEnv) -> None:
+def test_uncertainty__is_sent_with_the_actions(protocol: str, env: VecEnv) -> None:
     obs, _ = env.reset(seed=5)
     with serving(Waving(unsure=True), protocol) as port:
         remote, local = connect(protocol, port, env), served_policy(Waving(unsure=True), env)
@@ -98,7 +98,7 @@ def test_what_it_is_unsure_of_comes_along(protocol: str, env: VecEnv) -> None:
 
 
 @protocols
-def test_absolute_targets(protocol: str) -> None:
+def test_control_mode__remote_absolute_targets_equal_local_ones(protocol: str) -> None:
     """In the control mode `joint_target` actions are the targets themselves: nothing else is needed to tell
     them."""
     env = make_vec_env("so101-paper", NUM_ENVS, num_threads=1, control_mode="joint_target")
@@ -111,7 +111,7 @@ def test_absolute_targets(protocol: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["gr00t", "gr00t-n15"])
-def test_joint_positions_mean_the_same_in_both_control_modes(protocol: str, env: VecEnv) -> None:
+def test_control_mode__joint_positions_are_the_same_in_both_modes(protocol: str, env: VecEnv) -> None:
     """A policy whose actions are changes commands an env whose actions are targets: by joint positions, to
     rounding in degrees."""
     absolute = make_vec_env("so101-paper", NUM_ENVS, num_threads=1, control_mode="joint_target")
@@ -126,7 +126,7 @@ def test_joint_positions_mean_the_same_in_both_control_modes(protocol: str, env:
             obs, *_ = env.step(expected)
 
 
-def test_actions_in_the_robots_units_over_openpi(env: VecEnv) -> None:
+def test_action_units__hardware_units_over_openpi_give_the_same_actions(env: VecEnv) -> None:
     obs, _ = env.reset(seed=5)
     with serving(Waving(), "openpi", units="hardware") as port:
         np.testing.assert_allclose(
@@ -137,7 +137,7 @@ def test_actions_in_the_robots_units_over_openpi(env: VecEnv) -> None:
 
 
 @protocols
-def test_images(protocol: str) -> None:
+def test_open_server__sends_images_unchanged(protocol: str) -> None:
     env = make_vec_env("so101-paper", 2, num_threads=1, obs_mode="rgb+state", image_size=(12, 16))
 
     class Looking(Waving):
@@ -160,7 +160,7 @@ def test_images(protocol: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["gr00t", "openpi"])
-def test_a_trained_run_is_served_with_its_base(protocol: str, run: Path, env: VecEnv) -> None:
+def test_make_service__run_is_served_with_its_base(protocol: str, run: Path, env: VecEnv) -> None:
     cfg = serve._settings(str(run / "final_model"), None)
     flags = serve.ServeFlags(protocol=protocol, max_sessions=8)  # type: ignore[arg-type]
     server = open_server(serve._make_service(flags, cfg), "127.0.0.1", 0, None, 60.0)
@@ -186,7 +186,7 @@ def counts(action: torch.Tensor) -> list[float]:
 
 
 @protocols
-def test_clients_have_worlds_of_their_own(protocol: str, env: VecEnv) -> None:
+def test_sessions__clients_have_separate_envs(protocol: str, env: VecEnv) -> None:
     obs, _ = env.reset(seed=5)
     with serving(Counting(), protocol, sessions=3 * NUM_ENVS) as port:
         first, second = connect(protocol, port, env), connect(protocol, port, env)
@@ -219,7 +219,7 @@ def client_and_action(
 
 
 @protocols
-def test_worlds_are_freed_and_used_again(protocol: str, env: VecEnv) -> None:
+def test_sessions__envs_of_a_closed_client_are_reused(protocol: str, env: VecEnv) -> None:
     obs, _ = env.reset(seed=5)
     with serving(
         Counting(), protocol, sessions=NUM_ENVS + 1, idle=5.0
@@ -238,7 +238,7 @@ def test_worlds_are_freed_and_used_again(protocol: str, env: VecEnv) -> None:
 
 
 @protocols
-def test_idle_worlds_are_freed(protocol: str, env: VecEnv, caplog: pytest.LogCaptureFixture) -> None:
+def test_sessions__idle_envs_are_freed(protocol: str, env: VecEnv, caplog: pytest.LogCaptureFixture) -> None:
     obs, _ = env.reset(seed=5)
     with serving(Counting(), protocol, sessions=NUM_ENVS, idle=0.4) as port:
         client, first = client_and_action(protocol, port, env, obs)
@@ -253,7 +253,7 @@ def test_idle_worlds_are_freed(protocol: str, env: VecEnv, caplog: pytest.LogCap
 
 
 @protocols
-def test_a_client_that_lacks_what_is_needed(protocol: str) -> None:
+def test_handshake__missing_observation_raises(protocol: str) -> None:
     images = {"obs_mode": "rgb", "obs_cameras": ("top",), "image_size": (12, 16)}
 
     class Looking(Waving):
@@ -278,7 +278,7 @@ def test_a_client_that_lacks_what_is_needed(protocol: str) -> None:
             connect(protocol, port, other_size)
 
 
-def test_a_client_whose_actions_mean_something_else() -> None:
+def test_handshake__other_action_scaling_raises() -> None:
     env = make_vec_env("so101-paper", 1, num_threads=1, control_mode="joint_target")
     with (
         serving(Waving(), "openpi") as port,
@@ -287,7 +287,7 @@ def test_a_client_whose_actions_mean_something_else() -> None:
         connect("openpi", port, env)
 
 
-def test_a_client_of_the_other_layout(env: VecEnv) -> None:
+def test_handshake__other_protocol_raises(env: VecEnv) -> None:
     with (
         serving(Waving(), "gr00t-n15") as port,
         pytest.raises(ConfigError, match="speaks the protocol 'gr00t-n15', not 'gr00t'"),
@@ -300,7 +300,7 @@ def test_a_client_of_the_other_layout(env: VecEnv) -> None:
     [{"units": "rad"}, {"action_mode": "relative"}, {"invert_gripper": True}, {"arm_key": "arm"}],
     ids=str,
 )
-def test_settings_that_a_server_of_ours_tells_itself(setting: dict[str, Any], env: VecEnv) -> None:
+def test_handshake__settings_it_contains_are_refused(setting: dict[str, Any], env: VecEnv) -> None:
     with (
         serving(Waving(), "gr00t") as port,
         pytest.raises(ConfigError, match=f"{next(iter(setting))} is for servers that do not tell"),
@@ -309,7 +309,9 @@ def test_settings_that_a_server_of_ours_tells_itself(setting: dict[str, Any], en
 
 
 @protocols
-def test_tokens(protocol: str, env: VecEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token__wrong_or_missing_one_raises(
+    protocol: str, env: VecEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
     obs, _ = env.reset(seed=5)
     with serving(Waving(), protocol, token="sesame") as port:
         for wrong in (None, "open", "sesame2"):
@@ -320,7 +322,7 @@ def test_tokens(protocol: str, env: VecEnv, monkeypatch: pytest.MonkeyPatch) -> 
         connect(protocol, port, env).act(obs)
 
 
-def test_a_key_of_an_observation_that_is_not_needed() -> None:
+def test_keys__unneeded_observation_raises() -> None:
     with pytest.raises(
         UnknownNameError, match=r"observation that the policy needs 'gaol'; did you mean 'goal'"
     ):
@@ -330,7 +332,7 @@ def test_a_key_of_an_observation_that_is_not_needed() -> None:
 # --- the command --------------------------------------------------------------------------------------------
 
 
-def test_other_machines_need_a_token(fails: Any) -> None:
+def test_serve__other_machines_need_a_token(fails: Any) -> None:
     said = fails("serve", "jacobian", "--task", "so101-paper", "--host", "0.0.0.0", "--port", "0")
     assert (
         said == "0.0.0.0 can be reached from other machines: that needs --token, or RESIDUAL_RL_TOKEN in the"
@@ -377,12 +379,12 @@ def test_other_machines_need_a_token(fails: Any) -> None:
     ],
     ids=lambda value: None,
 )
-def test_what_cannot_be_served(arguments: list[str], said: str, fails: Any) -> None:
+def test_serve__wrong_arguments_fail_in_one_line(arguments: list[str], said: str, fails: Any) -> None:
     assert fails("serve", *arguments).startswith(said)
 
 
 @pytest.mark.parametrize("protocol", ["gr00t", "openpi"])
-def test_a_port_in_use(protocol: str, fails: Any) -> None:
+def test_serve__port_in_use_is_named(protocol: str, fails: Any) -> None:
     with serving("zero", protocol, control_mode="joint_target") as port:
         said = fails("serve", "zero", "--task", "so101-paper", "--protocol", protocol, "--port", str(port))
         assert f"port {port}" in said
@@ -390,7 +392,7 @@ def test_a_port_in_use(protocol: str, fails: Any) -> None:
         assert "choose another" in said
 
 
-def test_a_run_knows_its_task(run: Path, fails: Any) -> None:
+def test_serve__other_task_than_that_of_the_run_fails(run: Path, fails: Any) -> None:
     said = fails("serve", run / "final_model", "--task", "so101-paper-precise")
     assert "was trained on task 'so101-paper', not 'so101-paper-precise': leave out --task" in said
 
@@ -399,7 +401,7 @@ def test_a_run_knows_its_task(run: Path, fails: Any) -> None:
 @pytest.mark.parametrize(
     ("protocol", "number", "code"), [("gr00t", signal.SIGINT, 130), ("openpi", signal.SIGTERM, 143)]
 )
-def test_it_says_what_it_serves_and_ends_by_a_signal(
+def test_serve__prints_the_inputs_and_ends_on_a_signal(
     protocol: str, number: int, code: int, env: VecEnv
 ) -> None:
     command = [
@@ -445,7 +447,7 @@ def test_it_says_what_it_serves_and_ends_by_a_signal(
     assert (process.returncode, error.strip()) == (code, "Stopped.")
 
 
-def test_the_health_page() -> None:
+def test_openpi_server__health_page_needs_no_token() -> None:
     with serving(Waving(), "openpi", token="sesame") as port:
         for path, status in (("/healthz", 200), ("/", 401)):
             page = http.client.HTTPConnection("127.0.0.1", port, timeout=5)

@@ -67,7 +67,7 @@ def a_trial(folder: Path, steps: int = 64, **values: Any) -> Trial:
 # --- the grid -----------------------------------------------------------------------------------------------
 
 
-def test_a_grid_of_settings_of_every_part() -> None:
+def test_parse_grid__accepts_settings_of_every_part() -> None:
     grid = parse_grid(
         ["residual-scale=0.1,0.3", "gamma=0.97", "hidden_sizes=64 64,128 128", "damping=0.1", "num_envs=8"],
         CFG,
@@ -117,14 +117,14 @@ def test_a_grid_of_settings_of_every_part() -> None:
         (["seed=1,2"], ConfigError, "--grid cannot hold seed: the seeds are those of --seeds"),
     ],
 )
-def test_what_a_grid_refuses(entries: list[str], error: type[Exception], said: str) -> None:
+def test_parse_grid__invalid_entry_is_named(entries: list[str], error: type[Exception], said: str) -> None:
     with pytest.raises(error) as caught:
         make_trials(a_sweep(grid=parse_grid(entries, CFG)), CFG, Path())
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_trials_are_points_times_seeds_and_their_flags_mean_what_the_grid_says(tmp_path: Path) -> None:
+def test_make_trials__one_per_point_and_seed_with_the_settings_of_the_grid(tmp_path: Path) -> None:
     entries = ["residual_scale=0.1,0.3", "hidden_sizes=16 16", "normalize_reward=False", "damping=0.2"]
     sweep = a_sweep(
         grid=parse_grid(entries, CFG), seeds=(4, 5), train=("--total-timesteps", "4096"), cpus_per_trial=2
@@ -153,14 +153,14 @@ def test_trials_are_points_times_seeds_and_their_flags_mean_what_the_grid_says(t
     assert Trial.from_json(trials[2].to_json()) == trials[2]
 
 
-def test_a_sweep_without_a_grid_has_one_point(tmp_path: Path) -> None:
+def test_make_trials__without_a_grid_there_is_one_point(tmp_path: Path) -> None:
     assert [trial.name for trial in make_trials(a_sweep(seeds=(1, 2)), CFG, tmp_path)] == [
         "default,seed=1",
         "default,seed=2",
     ]
 
 
-def test_settings_that_do_not_fit_together_are_said_before_anything_starts(tmp_path: Path) -> None:
+def test_sweep_cfg__invalid_settings_raise(tmp_path: Path) -> None:
     cfg = replace_fields(CFG, {"residual_scale_start": 0.1})
     assert parse_grid(["total_timesteps=1"], cfg) == {"total_timesteps": ("1",)}
     assert parse_grid(["alpha=0.1", "n-envs=4"], cfg) == {"residual_scale": ("0.1",), "num_envs": ("4",)}
@@ -170,7 +170,7 @@ def test_settings_that_do_not_fit_together_are_said_before_anything_starts(tmp_p
         a_sweep(cpus_per_trial=0)
 
 
-def test_values_that_fit_only_together_are_a_grid(tmp_path: Path) -> None:
+def test_make_trials__validates_combinations_of_values(tmp_path: Path) -> None:
     """One critic does not go with the default of two in the target."""
     cfg = TrainCfg.default("so101-paper", learner_id="sac")
     grid = parse_grid(["num_critics=1", "num_target_critics=1,2"], cfg)
@@ -185,7 +185,7 @@ def test_values_that_fit_only_together_are_a_grid(tmp_path: Path) -> None:
     ]
 
 
-def test_long_points_have_folders_that_a_file_system_takes(tmp_path: Path) -> None:
+def test_make_trials__long_points_get_short_folder_names(tmp_path: Path) -> None:
     cfg = TrainCfg.default("so101-paper", learner_id="sac")
     grid = parse_grid([f"demos=/data/{'ä' * 150}/1.h5,/data/{'ä' * 150}/2.h5", "demo_share=0.5"], cfg)
     trials = make_trials(a_sweep(grid=grid, seeds=(1, 2)), cfg, tmp_path)
@@ -199,7 +199,7 @@ def test_long_points_have_folders_that_a_file_system_takes(tmp_path: Path) -> No
     trials[0].failure_file.touch()
 
 
-def test_what_flags_of_all_trials_cannot_say() -> None:
+def test_check_train_flags__flags_that_the_sweep_sets_raise() -> None:
     for flag, said in (
         ("--seed", "give --seeds instead"),
         ("--output_dir=x", "no flag of a sweep's trials"),
@@ -219,7 +219,7 @@ def test_what_flags_of_all_trials_cannot_say() -> None:
     check_train_flags(["--alpha", "0.3"], {"gamma": ("0.97",)}, CFG)
 
 
-def test_the_command_refuses_before_it_starts_anything(
+def test_sweep__wrong_arguments_leave_no_folder(
     fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "sweep"
@@ -249,7 +249,7 @@ def until(process: TrialProcess, *states: str, seconds: float = 180.0) -> TrialP
 
 
 @pytest.mark.slow
-def test_a_trial_that_is_stopped_goes_on_from_its_checkpoint_and_is_evaluated(tmp_path: Path) -> None:
+def test_trial_process__stopped_trial_resumes_and_is_evaluated(tmp_path: Path) -> None:
     trial = a_trial(tmp_path, steps=100_000)
     assert state_of(trial) == "waiting"
     process = TrialProcess(trial)
@@ -292,7 +292,7 @@ def test_a_trial_that_is_stopped_goes_on_from_its_checkpoint_and_is_evaluated(tm
 
 
 @pytest.mark.slow
-def test_a_trial_that_fails_tells_why(tmp_path: Path) -> None:
+def test_trial_process__failed_trial_has_a_reason(tmp_path: Path) -> None:
     trial = dataclasses.replace(a_trial(tmp_path), train=("so101-paper", "--num-envs", "0"))
     progress = until(TrialProcess(trial), "failed", "finished", "interrupted")
     assert progress == TrialProgress("failed", reason="num_envs must be at least 1, not 0")
@@ -308,7 +308,7 @@ def ended(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_a_process_of_a_trial_ends_with_its_parent(
+def test_end_with_parent__trial_ends_with_its_parent(
     tmp_path: Path, processes: list[subprocess.Popen[str]]
 ) -> None:
     """As when Ray's worker is killed: here a parent that starts it and is killed."""
@@ -337,7 +337,7 @@ def test_a_process_of_a_trial_ends_with_its_parent(
     assert json.loads((run / "training_summary.json").read_text())["signal"] == signal.SIGTERM  # it has saved
 
 
-def test_a_run_folder_without_a_checkpoint_is_begun_anew(tmp_path: Path) -> None:
+def test_next_command__run_without_a_checkpoint_starts_again(tmp_path: Path) -> None:
     trial = a_trial(tmp_path)
     trial.run.path.mkdir(parents=True)
     trial.run.config_file.write_text("{}")
@@ -346,7 +346,7 @@ def test_a_run_folder_without_a_checkpoint_is_begun_anew(tmp_path: Path) -> None
     assert not trial.run.path.exists()
 
 
-def test_the_figures_of_a_run_that_is_being_written(tmp_path: Path) -> None:
+def test_trial_metrics__reads_an_incomplete_file(tmp_path: Path) -> None:
     trial = a_trial(tmp_path)
     assert trial_metrics(trial) == {}
     trial.run.path.mkdir(parents=True)
@@ -366,13 +366,13 @@ def outcomes(*seeds: list[int]) -> dict[int, dict[int, float]]:
     return {i: {100 + k: float(value) for k, value in enumerate(values)} for i, values in enumerate(seeds, 1)}
 
 
-def test_success_keeps_wilsons_width_where_every_episode_succeeds() -> None:
+def test_success_of__has_wilsons_width_if_every_episode_succeeds() -> None:
     summary = success_of(outcomes([1] * 50, [1] * 50))
     wilson = proportion([1.0] * 100)
     assert (summary.mean, summary.low, summary.high, summary.n) == (1.0, wilson.low, 1.0, 100)
 
 
-def test_success_is_less_sure_where_seeds_differ() -> None:
+def test_success_of__interval_is_wider_if_seeds_differ() -> None:
     """Of seeds that succeed always and never the mean of two draws is 0, 1/2 or 1: each end of the interval
     is among them."""
     summary = success_of(outcomes([1] * 100, [0] * 100))
@@ -381,7 +381,7 @@ def test_success_is_less_sure_where_seeds_differ() -> None:
     assert (same.high - same.low) < 0.25  # type: ignore[operator]
 
 
-def test_the_bootstrap_by_hand() -> None:
+def test_bootstrap__matches_values_worked_out_by_hand() -> None:
     """Two seeds that fail in the first of two episodes, one of which solves the second: of the values [[0,
     0], [0, 1]] a draw takes r of two rows and c of two columns of the one that is 1, and has the mean r·c /
     4. P(r = 2) = 1/4, so P(1) = 1/16, P(1/2) = 4/16, P(1/4) = 4/16 and P(0) = 7/16; the 2.5 % and 97.5 %
@@ -394,14 +394,14 @@ def test_the_bootstrap_by_hand() -> None:
     assert _bootstrap(np.array([[0.0] * 3, [0.0, 0.0, 1.0]])) == (0.0, pytest.approx(2 / 3))
 
 
-def test_the_bootstrap_of_one_seed_has_the_binomial_spread() -> None:
+def test_bootstrap__one_seed_has_the_binomial_spread() -> None:
     values = [1] * 70 + [0] * 30
     summary = success_of(outcomes(values))
     assert summary.low == pytest.approx(0.70 - 1.96 * np.sqrt(0.7 * 0.3 / 100), abs=0.011)
     assert summary.low <= proportion(values).low  # type: ignore[operator]
 
 
-def test_a_difference_is_paired_by_seed_and_episode() -> None:
+def test_difference_of__is_paired_by_seed_and_episode() -> None:
     a, b = outcomes([1, 1, 0, 1] * 10), outcomes([1, 0, 0, 1] * 10, [0] * 40)
     difference = difference_of(a, b)
     assert difference is not None
@@ -415,7 +415,7 @@ def test_a_difference_is_paired_by_seed_and_episode() -> None:
         difference_of(a, {1: {5: 1.0}})
 
 
-def test_points_are_ranked_by_the_lower_end_and_ties_are_marked() -> None:
+def test_rank__orders_by_the_lower_end_and_marks_ties() -> None:
     lucky = outcomes([1] * 20)  # all of one seed: Wilson's interval begins at 83.9 %
     good = outcomes(
         [1] * 20, [1] * 20, [1] * 19 + [0], [1] * 20, [1] * 20
@@ -453,7 +453,7 @@ def finish(trial: Trial, values: list[int]) -> None:
     trial.run.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_the_report_ranks_what_has_finished_and_names_the_rest(tmp_path: Path) -> None:
+def test_write_report__ranks_finished_trials_and_lists_the_others(tmp_path: Path) -> None:
     sweep = a_sweep(grid={"residual_scale": ("0.1", "0.3", "0.6"), "hidden_sizes": ("8 8",)}, n_episodes=20)
     best, worse, failed = trials = make_trials(sweep, CFG, tmp_path)
     finish(best, [1] * 20)
@@ -494,7 +494,7 @@ def test_the_report_ranks_what_has_finished_and_names_the_rest(tmp_path: Path) -
     assert make_report(a_sweep(), make_trials(a_sweep(), CFG, tmp_path / "none"))["ranking"] == []
 
 
-def test_the_table_shows_each_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sweep_table__shows_each_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = a_sweep(grid={"residual_scale": ("0.1", "0.3")}, n_episodes=4)
     done, other = trials = make_trials(sweep, CFG, tmp_path)
     finish(done, [1, 1, 1, 0])
@@ -512,7 +512,7 @@ def test_the_table_shows_each_trial(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
-def test_resume_runs_what_is_left_and_failed_ones_only_if_asked(
+def test_resume__runs_unfinished_trials_and_failed_ones_on_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran: list[list[str]] = []
@@ -559,7 +559,7 @@ def test_resume_runs_what_is_left_and_failed_ones_only_if_asked(
     assert main(["sweep", "so101-paper", *flags]) == 2  # it is there
 
 
-def test_a_folder_that_is_no_sweep(tmp_path: Path) -> None:
+def test_read_sweep__folder_without_a_sweep_raises(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", {"task_id": "so101-paper", "residual": {}})
     with pytest.raises(CheckpointError, match="not the configuration of a sweep"):
         read_sweep(tmp_path)

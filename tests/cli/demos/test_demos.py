@@ -67,7 +67,7 @@ def words(capsys: pytest.CaptureFixture[str]) -> str:
 # --- collect ------------------------------------------------------------------------------------------------
 
 
-def test_collecting_from_the_oracle(made: Path) -> None:
+def test_collect__stores_episodes_of_the_oracle(made: Path) -> None:
     with Demonstrations(made) as demos:
         info = demos.info
         episodes = list(demos)
@@ -98,7 +98,7 @@ def test_collecting_from_the_oracle(made: Path) -> None:
     assert json.loads(made.with_suffix(".json").read_text()) == info
 
 
-def test_what_collect_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_collect__prints_size_and_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert collect(tmp_path / "x.h5", "--policy", "jacobian", "--first-seed", "3", n=5) == 0
     with Demonstrations(tmp_path / "x.h5") as demos:
         solved = sum(bool(demo.succeeded) for demo in demos)
@@ -111,7 +111,7 @@ def test_what_collect_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("folder", ["", "final_model"])
-def test_collecting_from_a_run(run: Path, folder: str, tmp_path: Path) -> None:
+def test_collect__stores_residual_actions_of_a_run(run: Path, folder: str, tmp_path: Path) -> None:
     flags = ["--model", "final"] if not folder else []
     assert collect(tmp_path / "x.h5", "--policy", str(run / folder), *flags, n=3) == 0
     with Demonstrations(tmp_path / "x.h5") as demos:
@@ -124,7 +124,7 @@ def test_collecting_from_a_run(run: Path, folder: str, tmp_path: Path) -> None:
             assert demo.actions == pytest.approx(expected, abs=1e-6)
 
 
-def test_only_success_that_is_too_rare(
+def test_only_success__too_few_successes_write_nothing(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("residual_rl.demos.collect.MAX_TRIES", 3)
@@ -139,7 +139,7 @@ def test_only_success_that_is_too_rare(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_collect_refuses(
+def test_collect__wrong_arguments_fail_in_one_line(
     fails: Fails, made: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = ("demos", "collect", "so101-paper", *TINY)
@@ -167,7 +167,7 @@ def test_what_collect_refuses(
 
 
 @pytest.mark.usefixtures("opengl")
-def test_images_are_stored_when_they_are_observed(tmp_path: Path) -> None:
+def test_collect__stores_observed_images(tmp_path: Path) -> None:
     size = ("--image-size", "16", "24")
     assert (
         collect(
@@ -194,7 +194,9 @@ def test_images_are_stored_when_they_are_observed(tmp_path: Path) -> None:
 # --- info ---------------------------------------------------------------------------------------------------
 
 
-def test_info(made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info__prints_a_summary_of_the_file(
+    made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["demos", "info", str(made)]) == 0
     text = words(capsys)
@@ -224,7 +226,7 @@ def test_info(made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         assert f"{i} {demo.seed} {len(demo)} {'yes' if demo.succeeded else 'no'}" in text
 
 
-def test_info_of_a_file_of_maniskill(
+def test_info__reads_a_file_of_maniskill(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
@@ -241,7 +243,7 @@ def test_info_of_a_file_of_maniskill(
 
 
 @pytest.mark.parametrize("flags", [[], ["--episodes", "4", "1"], ["--num-envs", "4", "--num-threads", "1"]])
-def test_a_replay_on_the_same_machine_does_not_drift(
+def test_replay__does_not_drift_on_the_same_machine(
     made: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["demos", "replay", str(made), *flags]) == 0
@@ -249,7 +251,7 @@ def test_a_replay_on_the_same_machine_does_not_drift(
     assert words(capsys).endswith(f"{n} of {n} episodes end as they were stored; largest drift 0")
 
 
-def test_a_replay_that_does_not_reproduce(
+def test_replay__reports_drift_and_other_outcomes(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first episode's success is stored the other way round; the second's arm stood 0.5 rad elsewhere at
@@ -268,7 +270,7 @@ def test_a_replay_that_does_not_reproduce(
     assert main(["demos", "replay", str(path), "--episodes", "1"]) == 0  # it drifts, and ends the same
 
 
-def test_a_replay_without_seeds_starts_from_the_draws_that_are_stored(
+def test_replay__without_seeds_starts_from_the_stored_draws(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with Demonstrations(made) as demos:
@@ -292,7 +294,7 @@ def test_a_replay_without_seeds_starts_from_the_draws_that_are_stored(
     assert "0 of 0 episodes end as they were stored; largest drift 0." in words(capsys)
 
 
-def test_what_replay_refuses_or_warns_of(
+def test_replay__wrong_arguments_and_files_fail_in_one_line(
     fails: Fails, made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert "demos replay needs a file of demonstrations: residual-rl demos replay FILE [options]" in fails(
@@ -323,7 +325,7 @@ def test_what_replay_refuses_or_warns_of(
 @pytest.mark.slow
 @pytest.mark.usefixtures("opengl")
 @pytest.mark.parametrize("name", ["", "v.mp4"])
-def test_a_video_of_a_replay(made: Path, name: str, tmp_path: Path) -> None:
+def test_replay__save_video_writes_all_replayed_steps(made: Path, name: str, tmp_path: Path) -> None:
     video = tmp_path / name if name else made.with_suffix(".mp4")
     flags = ["--save-video", str(video)] if name else ["--save-video"]
     assert main(["demos", "replay", str(made), *flags, "--episodes", "0", "2"]) == 0
@@ -337,7 +339,9 @@ def test_a_video_of_a_replay(made: Path, name: str, tmp_path: Path) -> None:
 # --- help ---------------------------------------------------------------------------------------------------
 
 
-def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demos__help_lists_all_flags(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert main(["demos", "--help"]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in SUBCOMMANDS)
@@ -400,7 +404,7 @@ def said(stderr: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_keeps_what_is_complete(
+def test_collect__signal_keeps_the_complete_episodes(
     tmp_path: Path, number: signal.Signals, code: int, processes: list[subprocess.Popen[str]]
 ) -> None:
     path = tmp_path / "x.h5"
@@ -418,7 +422,9 @@ def test_a_signal_keeps_what_is_complete(
 
 
 @pytest.mark.slow
-def test_a_kill_leaves_a_file_that_replays(tmp_path: Path, processes: list[subprocess.Popen[str]]) -> None:
+def test_collect__sigkill_leaves_a_file_that_replays(
+    tmp_path: Path, processes: list[subprocess.Popen[str]]
+) -> None:
     path = tmp_path / "x.h5"
     process = start(path, processes)
     wait_for(lambda: len(stored(path)) > 4, process)
@@ -430,7 +436,9 @@ def test_a_kill_leaves_a_file_that_replays(tmp_path: Path, processes: list[subpr
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_it_with_one_line(tmp_path: Path, processes: list[subprocess.Popen[str]]) -> None:
+def test_collect__full_disk_ends_it_with_one_line(
+    tmp_path: Path, processes: list[subprocess.Popen[str]]
+) -> None:
     path = tmp_path / "x.h5"
     process = start(path, processes)
     resource.prlimit(
