@@ -1,5 +1,4 @@
-"""The benchmark: what it compares did the same work, its figures are what they say, and it copes with what is
-missing."""
+"""The benchmark: equal work on both sides, plausible results, and missing libraries."""
 
 from __future__ import annotations
 
@@ -39,7 +38,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_compare_stepping__bare_mujoco_does_the_same_work_over_several_episodes() -> None:
     env = make_residual_env(CFG, 3)
     speeds = bench_stepping.compare_stepping(env, num_steps=14, repeats=2)
-    assert speeds.resets == 6  # each of 3 worlds begins anew after steps 6 and 12
+    assert speeds.resets == 6  # each of 3 envs is reset after steps 6 and 12
     assert [
         len(values) for values in (speeds.env_cpu, speeds.raw_cpu, speeds.ratios, speeds.physics_share)
     ] == [2] * 4
@@ -77,9 +76,9 @@ def test_timed__sleeping_takes_wall_time_but_no_cpu_time() -> None:
 
 
 def test_compare_stepping__env_without_mujoco_raises() -> None:
-    worlds = PointEnv(PointCfg(), 2)
-    env = ResidualEnv(worlds, BasePolicyExecutor(ZeroPolicy(2, torch.device("cpu")), worlds), 1.0)
-    with pytest.raises(bench_stepping.NotMujocoError, match="only with worlds that MuJoCo steps"):
+    vec_env = PointEnv(PointCfg(), 2)
+    env = ResidualEnv(vec_env, BasePolicyExecutor(ZeroPolicy(2, torch.device("cpu")), vec_env), 1.0)
+    with pytest.raises(bench_stepping.NotMujocoError, match="needs envs that MuJoCo simulates"):
         bench_stepping.compare_stepping(env, 1, 1)
 
 
@@ -122,7 +121,7 @@ def test_make_sb3__has_the_same_task_networks_and_number_of_gradient_samples(
     pytest.importorskip("stable_baselines3")
     from stable_baselines3.common import vec_env
 
-    monkeypatch.setattr(vec_env, "SubprocVecEnv", vec_env.DummyVecEnv)  # as good for looking at it
+    monkeypatch.setattr(vec_env, "SubprocVecEnv", vec_env.DummyVecEnv)  # equivalent for this test
     cfg = replace_fields(CFG, bench_training.SETTINGS | {"residual_scale": 0.3, "tolerance": 0.01})
     threads = torch.get_num_threads()
     model = bench_training._make_sb3(cfg)
@@ -145,17 +144,17 @@ def test_run_bench__results_are_plain_and_describe_the_machine(
     small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
-    told: list[str] = []
+    started: list[str] = []
     results = json.loads(
         json.dumps(
             run_bench(
                 CFG,
                 BenchCfg(num_envs=2, num_threads=1, num_steps=2, repeats=1, training_repeats=1),
-                told.append,
+                started.append,
             )
         )
     )
-    assert told == ["training", "stepping", "cameras"]
+    assert started == ["training", "stepping", "cameras"]
     rows = {row["name"]: row for row in results["rows"]}
     assert rows["env stepping ÷ bare mj_step"]["value"] == pytest.approx(
         rows["env stepping"]["value"] / rows["bare mj_step on the same states"]["value"]
@@ -163,14 +162,14 @@ def test_run_bench__results_are_plain_and_describe_the_machine(
     assert rows["Stable-Baselines3 PPO"]["value"] is None
     assert {"cpu", "cores", "memory_bytes"} <= results["machine"].keys()
     assert len(results["load_average"]["before"]) == 3
-    assert "without the normalisation" in results["caption"]
+    assert "without our normalisation" in results["caption"]
     assert "1 torch thread" in results["caption"]
 
 
 def test_bench__prints_a_table_and_saves_the_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def measured(cfg: TrainCfg, amounts: BenchCfg, tell: Any) -> dict[str, Any]:
+    def measured(cfg: TrainCfg, bench_cfg: BenchCfg, on_start: Any) -> dict[str, Any]:
         assert cfg.task.tolerance == 0.01
         row = {
             "name": "env stepping",
@@ -183,7 +182,7 @@ def test_bench__prints_a_table_and_saves_the_results(
         return {
             "task": cfg.task_id,
             "caption": "How it was compared.",
-            "settings": dataclasses.asdict(amounts),
+            "settings": dataclasses.asdict(bench_cfg),
             "rows": [row, skipped],
             "machine": {"cpu": "Some (R) CPU", "cores": 2},
             "load_average": {"before": [0.5, 0, 0], "after": [1.25, 0, 0]},

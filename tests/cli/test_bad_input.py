@@ -1,4 +1,4 @@
-"""What users get wrong: one clear line, a non-zero exit code, no traceback, and nothing lost."""
+"""Mistakes of users: one clear line, a non-zero exit code, no traceback, and no lost data."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_output_dir__finished_run_is_not_overwritten(fails: Fails, run: Path) ->
 def test_output_dir__folder_that_cannot_be_created_is_named(fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     places = [tmp_path / "file" / "run", Path("/proc/run")]
-    if os.geteuid() != 0:  # to root nothing is forbidden
+    if os.geteuid() != 0:  # root may write anywhere
         closed = tmp_path / "closed"
         closed.mkdir(mode=0o555)
         places.append(closed / "run")

@@ -1,4 +1,4 @@
-"""The command line: what each command prints and writes, aliases, help, and exit codes."""
+"""The command line: output and files of each command, aliases, help, and exit codes."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def evaluation(run: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing it takes a second."""
+    """Skip the report, which takes a second to plot."""
     monkeypatch.setattr(eval_command, "write_report", lambda folder, *rest, **named: folder / "report.html")
 
 
@@ -184,7 +184,7 @@ class Parsed(Exception):  # noqa: N818 (not an error)
 
 
 def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> TrainCfg:
-    """The settings that a command line gives."""
+    """The settings that result from a command line."""
 
     def stop(cfg: TrainCfg, *rest: Any) -> Any:
         raise Parsed(cfg)
@@ -277,7 +277,7 @@ def test_resume__continues_to_more_steps_and_stores_them(
     assert "Trained 128 steps" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["total_timesteps"] == 128
     assert len((tmp_path / "run" / "command.txt").read_text().splitlines()) == 2
-    assert main(["train", "--resume", path]) == 0  # goes to 128, as the folder says by now
+    assert main(["train", "--resume", path]) == 0  # trains to 128, which is now stored
     assert json.loads((tmp_path / "run" / "training_summary.json").read_text())["steps"] == 128
 
 
@@ -323,8 +323,8 @@ def test_train__signal_in_the_last_iteration_has_no_effect(
 
 @pytest.mark.slow
 def test_quick__runs_the_whole_pipeline_in_half_a_minute(tmp_path: Path) -> None:
-    """On two cores of its own. Here CPU seconds count, against those of a loop, so that neither machine nor
-    company matters."""
+    """On two idle cores. The test compares CPU seconds with those of a loop, to be independent of the machine
+    and its load."""
     path = tmp_path / "run"
     loop = min(cpu_seconds(sys.executable, "-c", "sum(i * i for i in range(10**7))")[0] for _ in range(3))
     command = [

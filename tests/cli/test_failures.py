@@ -1,5 +1,5 @@
-"""What goes wrong while it runs: base policies that fail, NaN, what a machine lacks. One clear line, and
-nothing lost."""
+"""Failures at run time: failing base policies, NaN, missing OpenGL, full disks. One clear line, and no lost
+data."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from residual_rl.utils.seeding import TRAINING_EVAL_SEED
 
 
 class Failing(BasePolicy):
-    """Zeros, up to the 24th step: it is asked at the reset, after each step, and for the final observations
-    of step 20 besides."""
+    """Returns zeros up to the 24th step. It is queried at the reset, after each step, and for the final
+    observations of step 20."""
 
     inputs = {"state": (25,)}  # noqa: RUF012
     mode = "fine"
@@ -140,7 +140,7 @@ def test_train__missing_observation_of_the_base_policy_is_named(
 
 
 def nan_in_the_simulation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the 12th step of the training's four worlds on, joint 0 of world 2 has no position."""
+    """Make the position of joint 0 of env 2 NaN from the 12th training step on; training has four envs."""
     step, calls = MujocoPhysics.step, [0]
 
     def spoiled(physics: MujocoPhysics, *arguments: Any) -> None:
@@ -183,7 +183,7 @@ def nan_in_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def spoiled(optimizer: FlatAdam, gradients: Any) -> None:
         calls[0] += 1
-        if calls[0] == 6:  # two epochs of two minibatches an iteration: in the second
+        if calls[0] == 6:  # in the second iteration, of two epochs with two minibatches
             gradients = [gradients[0] * float("nan"), *gradients[1:]]
         step(optimizer, gradients)
 
@@ -239,7 +239,7 @@ def test_train__nan_is_named_and_dumped_and_reaches_no_checkpoint(
 def test_train__nan_in_an_evaluation_is_dumped_with_its_own_states(
     fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The evaluation has two worlds, training four."""
+    """The evaluation has two envs, training four."""
     monkeypatch.chdir(tmp_path)
     step, calls = MujocoPhysics.step, [0]
 
@@ -269,7 +269,7 @@ def test_eval__nan_is_named(fails: Fails, run: Path, monkeypatch: pytest.MonkeyP
     assert not (run / "eval.json").exists()
 
 
-# --- what the machine lacks ---------------------------------------------------------------------------------
+# --- missing libraries and full disks -----------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Training that is interrupted by signals, kills and full disks; and the memory that it takes."""
+"""Training that is interrupted by signals, kills and full disks, and its memory use."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ sys.exit(main(sys.argv[2:]))
 
 
 def start(path: Path, *flags: str, program: Sequence[str] = COMMAND) -> subprocess.Popen[str]:
-    """A training process that would go on for hours."""
+    """Start a training process that would take hours."""
     return spawn(
         [
             "train",
@@ -84,7 +84,7 @@ def checkpoints(path: Path) -> list[int]:
 
 
 def errors(stderr: str) -> list[str]:
-    """What was said but for the progress and for warnings."""
+    """The lines of stderr except for progress and warnings."""
     return [
         line
         for line in stderr.splitlines()
@@ -168,7 +168,7 @@ def test_train__second_sigint_ends_a_long_iteration(
         tmp_path / "run", "--num-steps", "1000000", program=["-c", TOUCH_AT_FIRST_STEP, str(begun)]
     )
     processes.append(process)
-    wait_for(begun.exists, process)  # before the iteration the first signal would do
+    wait_for(begun.exists, process)  # earlier, the first signal would suffice
     process.send_signal(signal.SIGINT)
     time.sleep(1.0)
     assert process.poll() is None  # the first one waits for the iteration
@@ -197,7 +197,7 @@ def test_train__sigkill_at_any_time_leaves_a_checkpoint_that_resumes(
         latest = CheckpointFolder(path / "checkpoints").latest()
         assert latest is not None
         assert latest[0] > done
-        assert latest[0] == checkpoints(path)[-1]  # the newest is whole
+        assert latest[0] == checkpoints(path)[-1]  # the newest is intact
         done = latest[0]
     assert main(["train", "--resume", str(path), "--total-timesteps", str(done + 64)]) == 0
     assert [row["step"] for row in metric_rows(path)] == list(range(0, done + 65, 32))
@@ -207,7 +207,7 @@ def test_train__sigkill_at_any_time_leaves_a_checkpoint_that_resumes(
 def test_train__full_disk_ends_it_with_one_line_and_an_intact_checkpoint(
     tmp_path: Path, processes: list[subprocess.Popen[str]]
 ) -> None:
-    """The disk fills while it runs: no file may grow beyond 4 kB any more."""
+    """A file size limit of 4 kB during training acts like a full disk."""
     path = tmp_path / "run"
     process = start(path, "--save-freq", "32")
     processes.append(process)
@@ -261,10 +261,10 @@ def resumable(path: Path) -> None:
 def test_train__second_sigterm_does_not_interrupt_saving(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where a sweep that is killed ends its trials: its actor asks them to, and so does the system when
-    the actor is gone."""
-    unheeded: list[int] = []
-    earlier = signal.signal(signal.SIGTERM, lambda number, _: unheeded.append(number))
+    """A killed sweep sends its trials two SIGTERMs: one from its worker, one from the system when the worker
+    has ended."""
+    unhandled: list[int] = []
+    earlier = signal.signal(signal.SIGTERM, lambda number, _: unhandled.append(number))
 
     def terminated_again(path: Path, *arguments: Any) -> None:
         if path.name == "interrupted_model":
@@ -276,18 +276,19 @@ def test_train__second_sigterm_does_not_interrupt_saving(
         train(tmp_path, stop_at=32)
     finally:
         signal.signal(signal.SIGTERM, earlier)
-    assert unheeded == []
+    assert unhandled == []
     assert json.loads((tmp_path / "training_summary.json").read_text())["signal"] == signal.SIGTERM
 
 
 @pytest.mark.slow
 def test_train__takes_less_than_1500_megabytes(tmp_path: Path) -> None:
-    """An iteration of the default settings, evaluations shortened.
+    """One iteration with the default settings and shorter evaluations.
 
-    VmHWM belongs to the program alone; ru_maxrss would start from the memory of the process that forked it,
-    which is this whole test run.
+    VmHWM is the peak of this program alone; ru_maxrss includes the memory of the process that forked it, here
+    the test run.
     """
-    arguments = f"train so101-paper --total-timesteps 2048 --max-episode-steps 20 --output-dir {tmp_path / 'run'}".split()  # noqa: E501
+    arguments = ["train", "so101-paper", "--total-timesteps", "2048", "--max-episode-steps", "20"]
+    arguments += ["--output-dir", str(tmp_path / "run")]
     code = f"from residual_rl.cli.main import main; assert main({arguments!r}) == 0; "
     code += "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

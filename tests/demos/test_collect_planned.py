@@ -114,8 +114,8 @@ def test_a_tasks_planner_is_called_by_its_name(
     assert made[0].closed
     said = capsys.readouterr()
     assert "2 episodes (" in said.out
-    assert "1 of 3 episodes succeeded, 1 came to nothing" in said.out
-    assert "the episode of seed 1 came to nothing: odd" in said.err
+    assert "1 of 3 episodes succeeded, 1 could not be planned" in said.out
+    assert "the episode of seed 1 could not be planned: odd" in said.err
     with Demonstrations(path) as demos:
         assert [demo.seed for demo in demos] == [0, 2]
         settings, info = demos.task_settings, demos.info
@@ -132,7 +132,7 @@ def test_a_tasks_planner_is_called_by_its_name(
         main(["demos", "collect", "so101-paper", "--policy", "by-hand", "--noise", "0.1", "--num-envs", "4"])
         == 2
     )
-    assert "it takes no --noise, --num-envs" in capsys.readouterr().err
+    assert "leave out --noise, --num-envs" in capsys.readouterr().err
     assert main(["demos", "collect", "so101-paper", "--policy", "by-hand", "--time-limit", "0"]) == 2
     assert "time_limit must be above 0" in capsys.readouterr().err
 

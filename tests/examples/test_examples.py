@@ -1,4 +1,4 @@
-"""The examples run, and do what they say."""
+"""The examples run and have the documented results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXAMPLES = ROOT / "examples"
 
 
 def run(name: str, *arguments: str | Path, cwd: Path) -> str:
-    """What an example prints."""
+    """Run an example and return its output."""
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, arguments)]
     done = subprocess.run(
         command,
@@ -42,7 +42,7 @@ def run(name: str, *arguments: str | Path, cwd: Path) -> str:
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Import an example; what it registers is forgotten afterwards."""
+    """Import an example; its registrations are removed after the test."""
     for registry in (TASKS, BASE_POLICIES):
         registry.all()
         monkeypatch.setattr(registry, "_specs", dict(registry._specs))  # type: ignore[attr-defined]

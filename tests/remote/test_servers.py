@@ -1,4 +1,4 @@
-"""Our servers and our clients together: a served policy is the policy, in each protocol."""
+"""Our servers with our clients: a served policy equals the local one, in each protocol."""
 
 from __future__ import annotations
 
@@ -46,35 +46,35 @@ def env() -> VecEnv:
     return make_vec_env("so101-paper", NUM_ENVS, num_threads=1)
 
 
-def worlds(*numbers: int) -> torch.Tensor:
-    return torch.tensor([world in numbers for world in range(NUM_ENVS)])
+def mask_of(*env_ids: int) -> torch.Tensor:
+    return torch.tensor([env_id in env_ids for env_id in range(NUM_ENVS)])
 
 
-# --- a served policy is the policy --------------------------------------------------------------------------
+# --- served and local policies are equal --------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @protocols
 @pytest.mark.parametrize("policy", POLICIES)
 def test_open_server__remote_policy_equals_the_local_one(protocol: str, policy: str, env: VecEnv) -> None:
-    """Bit for bit."""
+    """The actions are equal bit for bit."""
     with serving(POLICIES[policy](), protocol) as port:
         remote, local = connect(protocol, port, env), served_policy(POLICIES[policy](), env)
         obs, _ = env.reset(seed=5)
         for step in range(45):
             if step in (0, 14, 15, 31):
-                ended = worlds(0, 1, 2, 3) if step == 0 else worlds(1, 3) if step < 20 else worlds(2)
+                ended = mask_of(0, 1, 2, 3) if step == 0 else mask_of(1, 3) if step < 20 else mask_of(2)
                 remote.reset(ended)
                 local.reset(ended)
-            asked = None if step % 4 else worlds(0, 2, 3)
-            expected = local.act(obs, asked)
-            assert torch.equal(remote.act(obs, asked), expected)
+            queried = None if step % 4 else mask_of(0, 2, 3)
+            expected = local.act(obs, queried)
+            assert torch.equal(remote.act(obs, queried), expected)
             obs, *_ = env.step(expected)
 
 
 @protocols
 def test_open_server__flow_policy_draws_the_same_noise(protocol: str, env: VecEnv, tmp_path: Path) -> None:
-    """Its noise depends on every bit of what it observes: observations must arrive as they were sent."""
+    """The noise depends on every bit of the observations, so they must arrive unchanged."""
     cfg = il_case.make_case(tmp_path)
     with serving(("il", cfg), protocol) as port:
         remote, local = connect(protocol, port, env), make_base_policy("il", cfg, env)
@@ -99,8 +99,7 @@ def test_uncertainty__is_sent_with_the_actions(protocol: str, env: VecEnv) -> No
 
 @protocols
 def test_control_mode__remote_absolute_targets_equal_local_ones(protocol: str) -> None:
-    """In the control mode `joint_target` actions are the targets themselves: nothing else is needed to tell
-    them."""
+    """In the control mode `joint_target`, actions are the targets, so no further observation is needed."""
     env = make_vec_env("so101-paper", NUM_ENVS, num_threads=1, control_mode="joint_target")
     obs, _ = env.reset(seed=5)
     with serving(Waving(), protocol, control_mode="joint_target") as port:
@@ -112,8 +111,10 @@ def test_control_mode__remote_absolute_targets_equal_local_ones(protocol: str) -
 
 @pytest.mark.parametrize("protocol", ["gr00t", "gr00t-n15"])
 def test_control_mode__joint_positions_are_the_same_in_both_modes(protocol: str, env: VecEnv) -> None:
-    """A policy whose actions are changes commands an env whose actions are targets: by joint positions, to
-    rounding in degrees."""
+    """Joint positions connect a policy with relative actions to an env with absolute ones.
+
+    They are equal up to rounding in degrees.
+    """
     absolute = make_vec_env("so101-paper", NUM_ENVS, num_threads=1, control_mode="joint_target")
     obs, _ = env.reset(seed=5)
     with serving(Waving(), protocol) as port:
@@ -181,7 +182,7 @@ def test_make_service__run_is_served_with_its_base(protocol: str, run: Path, env
 
 
 def counts(action: torch.Tensor) -> list[float]:
-    """What `Counting` counted in each world."""
+    """The counts of `Counting` in each env."""
     return [round(x, 3) for x in (100 * action[:, 0]).tolist()]
 
 
@@ -191,21 +192,21 @@ def test_sessions__clients_have_separate_envs(protocol: str, env: VecEnv) -> Non
     with serving(Counting(), protocol, sessions=3 * NUM_ENVS) as port:
         first, second = connect(protocol, port, env), connect(protocol, port, env)
         assert counts(first.act(obs)) == [1, 1, 1, 1]
-        assert counts(first.act(obs, worlds(0, 2))) == [2, 0, 2, 0]
+        assert counts(first.act(obs, mask_of(0, 2))) == [2, 0, 2, 0]
         assert counts(second.act(obs)) == [1, 1, 1, 1]
-        first.reset(worlds(2, 3))
+        first.reset(mask_of(2, 3))
         assert counts(first.act(obs)) == [3, 2, 1, 1]
         assert counts(second.act(obs)) == [2, 2, 2, 2]
 
 
-def patiently(attempt: Callable[[], T]) -> T:
-    """What it gives as soon as worlds are free: the server hears in a moment that a client is gone."""
+def retried(attempt: Callable[[], T]) -> T:
+    """Retry until envs are free: the server frees those of a closed client after a moment."""
     end = time.monotonic() + 10.0
     while True:
         try:
             return attempt()
         except BasePolicyError as error:
-            if "asked for" not in str(error) or time.monotonic() > end:
+            if "requested" not in str(error) or time.monotonic() > end:
                 raise
         gc.collect()
         time.sleep(0.05)
@@ -221,19 +222,18 @@ def client_and_action(
 @protocols
 def test_sessions__envs_of_a_closed_client_are_reused(protocol: str, env: VecEnv) -> None:
     obs, _ = env.reset(seed=5)
-    with serving(
-        Counting(), protocol, sessions=NUM_ENVS + 1, idle=5.0
-    ) as port:  # a farewell may be lost on a busy machine
+    # With a time-out, because the message of a closing client may be lost on a busy machine.
+    with serving(Counting(), protocol, sessions=NUM_ENVS + 1, idle=5.0) as port:
         for _ in range(3):
-            client, first = patiently(lambda: client_and_action(protocol, port, env, obs))
+            client, first = retried(lambda: client_and_action(protocol, port, env, obs))
             assert [counts(first), counts(client.act(obs))] == [[1] * 4, [2] * 4]
             late = connect(protocol, port, env)
             with pytest.raises(
                 BasePolicyError,
-                match=r"asked for, [01] of 5 free: close other clients, or raise --max-sessions",
+                match=r"requested, [01] of 5 free: close other clients, or raise --max-sessions",
             ):
                 late.act(obs)
-            assert counts(client.act(obs)) == [3] * 4  # undisturbed
+            assert counts(client.act(obs)) == [3] * 4  # not affected
             del client, late
 
 
@@ -242,14 +242,14 @@ def test_sessions__idle_envs_are_freed(protocol: str, env: VecEnv, caplog: pytes
     obs, _ = env.reset(seed=5)
     with serving(Counting(), protocol, sessions=NUM_ENVS, idle=0.4) as port:
         client, first = client_and_action(protocol, port, env, obs)
-        other, second = patiently(lambda: client_and_action(protocol, port, env, obs))
+        other, second = retried(lambda: client_and_action(protocol, port, env, obs))
         assert [counts(first), counts(second)] == [[1] * 4, [1] * 4]
         del other
-        assert counts(patiently(lambda: client.act(obs))) == [1] * 4  # in worlds that are fresh
+        assert counts(retried(lambda: client.act(obs))) == [1] * 4  # in new envs
     assert "idle for" in caplog.text
 
 
-# --- what does not fit is named when connecting -------------------------------------------------------------
+# --- mismatches are named when connecting -------------------------------------------------------------------
 
 
 @protocols
@@ -303,7 +303,7 @@ def test_handshake__other_protocol_raises(env: VecEnv) -> None:
 def test_handshake__settings_it_contains_are_refused(setting: dict[str, Any], env: VecEnv) -> None:
     with (
         serving(Waving(), "gr00t") as port,
-        pytest.raises(ConfigError, match=f"{next(iter(setting))} is for servers that do not tell"),
+        pytest.raises(ConfigError, match=f"{next(iter(setting))} is defined by the GR00T server"),
     ):
         connect("gr00t", port, env, **setting)
 
@@ -334,10 +334,7 @@ def test_keys__unneeded_observation_raises() -> None:
 
 def test_serve__other_machines_need_a_token(fails: Any) -> None:
     said = fails("serve", "jacobian", "--task", "so101-paper", "--host", "0.0.0.0", "--port", "0")
-    assert (
-        said == "0.0.0.0 can be reached from other machines: that needs --token, or RESIDUAL_RL_TOKEN in the"
-        " environment"
-    )
+    assert said == "0.0.0.0 can be reached from other machines: set a token with --token or RESIDUAL_RL_TOKEN"
     assert [
         host
         for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8", "0.0.0.0", "::", "10.0.0.1", "*", "robot")
@@ -353,7 +350,7 @@ def test_serve__other_machines_need_a_token(fails: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["jacobian"], "which task? residual-rl serve jacobian --task TASK; there are "),
+        (["jacobian"], "a base policy needs a task: residual-rl serve jacobian --task TASK; tasks: "),
         (
             ["jacobin", "--task", "so101-paper"],
             (

@@ -1,4 +1,4 @@
-"""Messages with arrays: each way to write them there and back, by hand, and what is refused."""
+"""Messages with arrays: each encoding in both directions, bytes worked out by hand, and invalid messages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ arrays = npst.arrays(plain_dtypes, npst.array_shapes(min_dims=0, max_dims=4, min
 
 @st.composite
 def views(draw: st.DrawFn) -> Any:
-    """Arrays as they come: in C order, transposed, strided, backwards, read-only."""
+    """Arrays in C order, transposed, strided, reversed, read-only."""
     array = draw(arrays)
     if array.ndim and draw(st.booleans()):
         array = array.T
@@ -43,7 +43,7 @@ def views(draw: st.DrawFn) -> Any:
     return array
 
 
-# --- there and back -----------------------------------------------------------------------------------------
+# --- both directions ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -58,9 +58,8 @@ def test_pack__unpack_restores_any_array(encoding: Any, array: Any) -> None:
     assert back.shape == array.shape
     assert back.flags.owndata or back.base.flags.owndata
     assert back.flags.writeable
-    assert (
-        np.ascontiguousarray(back).tobytes() == np.ascontiguousarray(array).astype(back.dtype).tobytes()
-    )  # NaN too, bit for bit
+    # Equal bit for bit, including NaN.
+    assert np.ascontiguousarray(back).tobytes() == np.ascontiguousarray(array).astype(back.dtype).tobytes()
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -74,8 +73,7 @@ def test_pack__is_compatible_with_independent_codecs(encoding: Any, array: Any) 
 
 
 def test_pack__matches_bytes_worked_out_by_hand() -> None:
-    """Bytes of the three encodings of [1.5, -2.0] in float32, and of its shape [2]; msgpack's own bytes are
-    of its specification."""
+    """Bytes of [1.5, -2.0] in float32 with shape [2] in the three encodings, by the msgpack specification."""
     data = bytes.fromhex("0000c03f000000c0")
     nd = (
         b"\x85\xc4\x02nd\xc3\xc4\x04type\xa3<f4\xc4\x04kind\xc4\x00\xc4\x05shape\x91\x02\xc4\x04data\xc4\x08"
@@ -104,7 +102,7 @@ def test_pack__unpack_restores_numbers_texts_and_nesting(encoding: Any) -> None:
     }
     back, _ = unpack(pack(value, encoding))
     assert back == {"a": [1, 2.5, None, True, "näm", b"\x00\xff", {"b": []}], "n": 0.5, "i": -3}
-    if encoding == "openpi":  # which tells single numbers' types
+    if encoding == "openpi":  # which stores the types of single numbers
         assert (type(back["n"]), type(back["i"])) == (np.float32, np.int64)
 
 
@@ -127,13 +125,13 @@ def test_unpack__reads_modalities_as_text_and_as_objects(marker: str) -> None:
 
 
 def test_unpack__modality_marker_decides_the_array_encoding() -> None:
-    """Isaac-GR00T changed both at once, and a modality configuration is all that a client sees before it
-    sends arrays."""
+    """Isaac-GR00T changed both at once, and a client receives only a modality configuration before it sends
+    arrays."""
     for marker, encoding in (("__ModalityConfig__", "nd"), ("__ModalityConfig_class__", "npy")):
         assert unpack(msgpack.packb({"video": {marker: True, "as_json": {}}}))[1] == encoding
 
 
-# --- what is refused ----------------------------------------------------------------------------------------
+# --- invalid messages ---------------------------------------------------------------------------------------
 
 
 def npy_file(descr: Any, shape: Any, data: bytes = b"", version: tuple[int, int] = (1, 0)) -> dict[str, Any]:
@@ -146,7 +144,7 @@ def npy_file(descr: Any, shape: Any, data: bytes = b"", version: tuple[int, int]
 
 
 class Bomb:
-    """Unpickling it would fail the test."""
+    """Fails the test when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return (pytest.fail, ("a pickle was read",))
@@ -254,7 +252,7 @@ def test_unpack__refuses_an_invalid_array(case: str) -> None:
     tracemalloc.start()
     with pytest.raises(WireError, match=reason):
         unpack(msgpack.packb({"a": table}))
-    assert tracemalloc.get_traced_memory()[1] < 2e6  # whatever size it claims
+    assert tracemalloc.get_traced_memory()[1] < 2e6  # independent of the claimed size
     tracemalloc.stop()
 
 
@@ -289,7 +287,7 @@ def test_unpack__refuses_bytes_that_are_not_a_message(message: bytes) -> None:
 
 
 def refusal(message: bytes) -> str:
-    """Why it is refused; empty where it is not."""
+    """The error message of a refused message; empty for a valid one."""
     try:
         unpack(message)
     except WireError as error:
@@ -335,7 +333,7 @@ def test_pack__refuses_unsupported_values(encoding: Any, value: Any) -> None:
 
 
 def test_pack__large_image_is_fast() -> None:
-    """8 MiB there and back; a loop over its bytes would take seconds."""
+    """8 MiB in both directions; a loop over the bytes would take seconds."""
     image = np.random.default_rng(0).integers(0, 255, (4, 1024, 2048), dtype=np.uint8)
     start = time.thread_time()
     for encoding in ENCODINGS:

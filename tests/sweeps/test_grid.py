@@ -101,8 +101,8 @@ def test_parse_grid__accepts_settings_of_every_part() -> None:
             ConfigError,
             "--grid gamma=0.9,residual_scale=3: residual_scale must be from 0 to 2",
         ),
-        (["alpha=0.1", "residual_scale=0.2"], ConfigError, "--grid names residual_scale twice"),
-        (["learner=sac,td3"], ConfigError, "--grid cannot hold learner: a sweep has one"),
+        (["alpha=0.1", "residual_scale=0.2"], ConfigError, "--grid has residual_scale twice"),
+        (["learner=sac,td3"], ConfigError, "--grid cannot have learner: a sweep has one"),
         (["num_envs=1.5"], ConfigError, "--grid num_envs=1.5: '1.5' is not a whole number"),
         (["chunk=step,hole"], ConfigError, "'hole' is not one of step, whole"),
         (
@@ -113,8 +113,8 @@ def test_parse_grid__accepts_settings_of_every_part() -> None:
         (["gamma"], ConfigError, "--grid 'gamma' is not of the form SETTING=VALUE,VALUE,…"),
         (["gamma=0.9,"], ConfigError, "is not of the form"),
         (["gamma=0.9,0.90"], ConfigError, "--grid gamma has the value 0.9 twice"),
-        (["gamma=0.9", "gamma=0.8"], ConfigError, "--grid names gamma twice"),
-        (["seed=1,2"], ConfigError, "--grid cannot hold seed: the seeds are those of --seeds"),
+        (["gamma=0.9", "gamma=0.8"], ConfigError, "--grid has gamma twice"),
+        (["seed=1,2"], ConfigError, "--grid cannot have seed: the seeds are those of --seeds"),
     ],
 )
 def test_parse_grid__invalid_entry_is_named(entries: list[str], error: type[Exception], said: str) -> None:
@@ -171,7 +171,7 @@ def test_sweep_cfg__invalid_settings_raise(tmp_path: Path) -> None:
 
 
 def test_make_trials__validates_combinations_of_values(tmp_path: Path) -> None:
-    """One critic does not go with the default of two in the target."""
+    """One critic is incompatible with the default of two critics in the target."""
     cfg = TrainCfg.default("so101-paper", learner_id="sac")
     grid = parse_grid(["num_critics=1", "num_target_critics=1,2"], cfg)
     with pytest.raises(
@@ -202,7 +202,7 @@ def test_make_trials__long_points_get_short_folder_names(tmp_path: Path) -> None
 def test_check_train_flags__flags_that_the_sweep_sets_raise() -> None:
     for flag, said in (
         ("--seed", "give --seeds instead"),
-        ("--output_dir=x", "no flag of a sweep's trials"),
+        ("--output_dir=x", "no flag for the trials of a sweep"),
         ("--quick", "a whole training"),
     ):
         with pytest.raises(ConfigError, match=said):
@@ -230,7 +230,7 @@ def test_sweep__wrong_arguments_leave_no_folder(
     assert "give --seeds instead" in fails(*start, "--seed", "3")
     assert "unknown task 'so101'" in fails("sweep", "so101")
     assert "sweep needs a task id" in fails("sweep", "--seeds", "3")
-    assert "holds no sweep to go on with" in fails("sweep", "--resume", out)
+    assert "contains no sweep to resume" in fails("sweep", "--resume", out)
     assert not out.exists()
     monkeypatch.setitem(sys.modules, "ray", None)
     said = fails(*start, "--grid", "residual_scale=0.1", "--ray-address", "auto")
@@ -238,7 +238,7 @@ def test_sweep__wrong_arguments_leave_no_folder(
     assert not out.exists()
 
 
-# --- the trials' processes ----------------------------------------------------------------------------------
+# --- processes of the trials --------------------------------------------------------------------------------
 
 
 def until(process: TrialProcess, *states: str, seconds: float = 180.0) -> TrialProgress:
@@ -262,7 +262,7 @@ def test_trial_process__stopped_trial_resumes_and_is_evaluated(tmp_path: Path) -
     stopped_at = json.loads(trial.run.summary_file.read_text())["steps"]
     assert stopped_at >= 64
     config = json.loads(trial.run.config_file.read_text())
-    config["run"]["total_timesteps"] = stopped_at + 32  # so that it need not go on for long
+    config["run"]["total_timesteps"] = stopped_at + 32  # so that it ends soon
     trial.run.config_file.write_text(json.dumps(config))
 
     assert next_command(trial) == ["train", "--resume", str(trial.run.path)]
@@ -311,7 +311,7 @@ def ended(pid: int) -> bool:
 def test_end_with_parent__trial_ends_with_its_parent(
     tmp_path: Path, processes: list[subprocess.Popen[str]]
 ) -> None:
-    """As when Ray's worker is killed: here a parent that starts it and is killed."""
+    """The parent is killed, as a Ray worker can be."""
     script = (
         "import os, subprocess, sys, time\nchild = subprocess.Popen([sys.executable, '-m',"
         " 'residual_rl.cli.trial', str(os.getpid()), *sys.argv[1:]])\nprint(child.pid,"
@@ -373,8 +373,8 @@ def test_success_of__has_wilsons_width_if_every_episode_succeeds() -> None:
 
 
 def test_success_of__interval_is_wider_if_seeds_differ() -> None:
-    """Of seeds that succeed always and never the mean of two draws is 0, 1/2 or 1: each end of the interval
-    is among them."""
+    """One seed always succeeds and one never does: the mean of two draws is 0, 1/2 or 1, so the interval is
+    [0, 1]."""
     summary = success_of(outcomes([1] * 100, [0] * 100))
     assert (summary.mean, summary.low, summary.high) == (0.5, 0.0, 1.0)
     same = success_of(outcomes([1, 0] * 50, [1, 0] * 50))
@@ -382,15 +382,16 @@ def test_success_of__interval_is_wider_if_seeds_differ() -> None:
 
 
 def test_bootstrap__matches_values_worked_out_by_hand() -> None:
-    """Two seeds that fail in the first of two episodes, one of which solves the second: of the values [[0,
-    0], [0, 1]] a draw takes r of two rows and c of two columns of the one that is 1, and has the mean r·c /
-    4. P(r = 2) = 1/4, so P(1) = 1/16, P(1/2) = 4/16, P(1/4) = 4/16 and P(0) = 7/16; the 2.5 % and 97.5 %
-       points are 0 and 1."""
+    """Two seeds and two episodes with the outcomes [[0, 0], [0, 1]].
+
+    A draw that contains the row of the 1 r times and its column c times has the mean r·c / 4. With
+    P(r = 2) = 1/4: P(1) = 1/16, P(1/2) = 4/16, P(1/4) = 4/16 and P(0) = 7/16. The 2.5 % and 97.5 % points are
+    0 and 1.
+    """
     values = np.array([[0.0, 0.0], [0.0, 1.0]])
     assert _bootstrap(values) == (0.0, 1.0)
-    # [[0, 0, 0], [0, 0, 1]]: a mean of 1 takes both rows and all three columns, (1/4)·(1/27) < 2.5 %; the
-    # next is 2·2 / 6 = 2/3,
-    # (1/4)·(6/27) = 5.6 %
+    # [[0, 0, 0], [0, 0, 1]]: a mean of 1 needs r = 2 and c = 3, (1/4)·(1/27) < 2.5 %. The next mean is
+    # 2·2 / 6 = 2/3, (1/4)·(6/27) = 5.6 %.
     assert _bootstrap(np.array([[0.0] * 3, [0.0, 0.0, 1.0]])) == (0.0, pytest.approx(2 / 3))
 
 
@@ -405,7 +406,7 @@ def test_difference_of__is_paired_by_seed_and_episode() -> None:
     a, b = outcomes([1, 1, 0, 1] * 10), outcomes([1, 0, 0, 1] * 10, [0] * 40)
     difference = difference_of(a, b)
     assert difference is not None
-    assert difference.mean == 0.25  # over the seed that both have
+    assert difference.mean == 0.25  # over the common seed
     flat = [dict(enumerate(x[1].values())) for x in (a, b)]
     plain = paired_difference(flat[0], flat[1], binary=True)
     assert difference.low <= plain.low  # type: ignore[operator]
@@ -416,10 +417,10 @@ def test_difference_of__is_paired_by_seed_and_episode() -> None:
 
 
 def test_rank__orders_by_the_lower_end_and_marks_ties() -> None:
-    lucky = outcomes([1] * 20)  # all of one seed: Wilson's interval begins at 83.9 %
-    good = outcomes(
-        [1] * 20, [1] * 20, [1] * 19 + [0], [1] * 20, [1] * 20
-    )  # 99 of 100: Wilson's at 94.6 %, the bootstrap's below it
+    # One seed, all successes: Wilson's interval starts at 83.9 %.
+    lucky = outcomes([1] * 20)
+    # 99 of 100: Wilson's interval starts at 94.6 %, that of the bootstrap below.
+    good = outcomes([1] * 20, [1] * 20, [1] * 19 + [0], [1] * 20, [1] * 20)
     bad = outcomes([1] * 5 + [0] * 15, [1] * 4 + [0] * 16)
     first, second, third = rank({"bad": bad, "lucky": lucky, "good": good})
     assert [r.point for r in (first, second, third)] == ["good", "lucky", "bad"]
@@ -436,7 +437,7 @@ def test_rank__orders_by_the_lower_end_and_marks_ties() -> None:
 
 
 def finish(trial: Trial, values: list[int]) -> None:
-    """Make its run folder as a trained and evaluated run leaves it, as far as reports look."""
+    """Create the run folder of a trained and evaluated trial, with the files that reports read."""
     first, count = trial.eval_seeds
     trial.run.path.mkdir(parents=True)
     write_json(trial.run.config_file, {})
@@ -508,7 +509,7 @@ def test_sweep_table__shows_each_trial(tmp_path: Path, capsys: pytest.CaptureFix
     assert "residual_scale=0.3,seed=1  running  50,000/250,000  50.0 %  3:20" in capsys.readouterr().out
 
 
-# --- what runs, with Ray left out ---------------------------------------------------------------------------
+# --- the command, without processes -------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -542,7 +543,7 @@ def test_resume__runs_unfinished_trials_and_failed_ones_on_request(
         *TRAIN,
     ]
     assert main(["sweep", "so101-paper", *flags]) == 1
-    assert f"Go on with: residual-rl sweep --resume {out}" in capsys.readouterr().out
+    assert f"Resume with: residual-rl sweep --resume {out}" in capsys.readouterr().out
     assert read_sweep(out) == a_sweep(grid={"residual_scale": ["0.1", "0.3", "0.6"]}, cwd=os.getcwd())
     assert main(["sweep", "--resume", str(out)]) == 1
     said = capsys.readouterr().out
@@ -554,9 +555,9 @@ def test_resume__runs_unfinished_trials_and_failed_ones_on_request(
         ["residual_scale=0.6"],
         ["residual_scale=0.3"],
     ]
-    assert main(["sweep", "--resume", str(out)]) == 0  # nothing is left
+    assert main(["sweep", "--resume", str(out)]) == 0  # all trials are finished
     assert len(ran) == 3
-    assert main(["sweep", "so101-paper", *flags]) == 2  # it is there
+    assert main(["sweep", "so101-paper", *flags]) == 2  # the folder exists
 
 
 def test_read_sweep__folder_without_a_sweep_raises(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`residual-rl demos`: what its subcommands print and write, exit codes, and what interrupts them."""
+"""`residual-rl demos`: output, files and exit codes of its subcommands, and interruptions."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(capsys: pytest.CaptureFixture[str]) -> str:
-    """What was printed, without the lines of tables."""
+    """The printed text without the lines of tables."""
     return " ".join(capsys.readouterr().out.translate({ord(c): " " for c in "│┃━─┏┓┗┛└┘├┤┡┩╇┼┴┳╰╯"}).split())
 
 
@@ -106,7 +106,7 @@ def test_collect__prints_size_and_success(tmp_path: Path, capsys: pytest.Capture
         assert demos.info["policy"]["base_policy"] == "jacobian"
     size = (tmp_path / "x.h5").stat().st_size / 1e6
     assert words(capsys).startswith(
-        f"{tmp_path / 'x.h5'} holds 5 episodes ({size:.1f} MB); {solved} of 5 episodes succeeded; "
+        f"{tmp_path / 'x.h5'} contains 5 episodes ({size:.1f} MB); {solved} of 5 episodes succeeded; "
     )
 
 
@@ -162,7 +162,7 @@ def test_collect__wrong_arguments_fail_in_one_line(
         "hard",
         TASKS.get("so101-paper").__class__(**{**vars(TASKS.get("so101-paper")), "oracle": None}),
     )
-    assert "task 'hard' names no oracle" in fails("demos", "collect", "hard")
+    assert "task 'hard' has no oracle" in fails("demos", "collect", "hard")
     assert list(tmp_path.glob("*.h5")) == []
 
 
@@ -212,7 +212,7 @@ def test_info__prints_a_summary_of_the_file(
         "policy base policy 'jacobian-yaw'",
         f"episodes 6, {sum(steps)} steps",
         f"success {solved} of 6 ({100 * solved / 6:.1f} %)",
-        f"steps an episode {min(steps)} to {max(steps)}, median {sorted(steps)[3]}",
+        f"steps per episode {min(steps)} to {max(steps)}, median {sorted(steps)[3]}",
         "state [25]",
         f"actions [6], from {low:.3g} to {high:.3g}",
         "also stored base_actions, intended_actions, rewards, draws, env_states",
@@ -248,14 +248,14 @@ def test_replay__does_not_drift_on_the_same_machine(
 ) -> None:
     assert main(["demos", "replay", str(made), *flags]) == 0
     n = 2 if "--episodes" in flags else 6
-    assert words(capsys).endswith(f"{n} of {n} episodes end as they were stored; largest drift 0")
+    assert words(capsys).endswith(f"{n} of {n} episodes end as stored; largest drift 0")
 
 
 def test_replay__reports_drift_and_other_outcomes(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first episode's success is stored the other way round; the second's arm stood 0.5 rad elsewhere at
-    its third observation."""
+    """The stored success of the first episode is inverted; in the third observation of the second episode, a
+    joint is off by 0.5 rad."""
     monkeypatch.setenv("COLUMNS", "200")
     with Demonstrations(made) as demos:
         info = {key: value for key, value in demos.info.items() if key != "episodes"}
@@ -265,9 +265,9 @@ def test_replay__reports_drift_and_other_outcomes(
     path = write(tmp_path / "x.h5", episodes, info)
     assert main(["demos", "replay", str(path)]) == 1
     text = words(capsys)
-    assert "1 of 2 episodes end as they were stored; largest drift 0.5 (joint_position, step 2)" in text
+    assert "1 of 2 episodes end as stored; largest drift 0.5 (joint_position, step 2)" in text
     assert f"0 {DEMO_SEED} {len(episodes[0])} {'yes' if episodes[0].succeeded else 'no'}" in text
-    assert main(["demos", "replay", str(path), "--episodes", "1"]) == 0  # it drifts, and ends the same
+    assert main(["demos", "replay", str(path), "--episodes", "1"]) == 0  # it drifts, but ends in the same way
 
 
 def test_replay__without_seeds_starts_from_the_stored_draws(
@@ -283,15 +283,14 @@ def test_replay__without_seeds_starts_from_the_stored_draws(
     episodes[3].draws.clear()
     path = write(tmp_path / "x.h5", episodes, info)
     assert main(["demos", "replay", str(path), "--episodes", "0", "1"]) == 0
-    assert words(capsys).endswith("2 of 2 episodes end as they were stored; largest drift 0")
+    assert words(capsys).endswith("2 of 2 episodes end as stored; largest drift 0")
     assert (
-        "2 of 2 episodes store no seed: what they do not store starts as the task draws it for seed 0"
+        "2 of 2 episodes have no seed: their initial state, where it is not stored, is that of seed 0"
         in caplog.text
     )
-    assert (
-        main(["demos", "replay", str(path), "--episodes", "2", "3"]) == 0
-    )  # nobody knows whether they succeeded
-    assert "0 of 0 episodes end as they were stored; largest drift 0." in words(capsys)
+    # Their stored success is unknown.
+    assert main(["demos", "replay", str(path), "--episodes", "2", "3"]) == 0
+    assert "0 of 0 episodes end as stored; largest drift 0." in words(capsys)
 
 
 def test_replay__wrong_arguments_and_files_fail_in_one_line(
@@ -316,7 +315,7 @@ def test_replay__wrong_arguments_and_files_fail_in_one_line(
     demo.draws.pop("colour")
     demo.obs["lidar"] = np.zeros((len(demo) + 1, 4))
     assert main(["demos", "replay", str(write(tmp_path / "lidar.h5", [demo], info))]) == 0
-    assert "this task does not observe lidar: not compared" in caplog.text
+    assert "the task does not observe lidar, so they are not compared" in caplog.text
     with h5py.File(made.parent / "cut.h5", "w") as file:
         file["traj_0/obs"] = np.zeros((3, 2))
     assert "cut.json is missing" in fails("demos", "info", made.parent / "cut.h5")
@@ -357,11 +356,11 @@ def test_demos__help_lists_all_flags(
         assert f"residual-rl demos {subcommand} FILE" in help_of(["demos", subcommand], capsys, monkeypatch)
 
 
-# --- what interrupts it -------------------------------------------------------------------------------------
+# --- interruptions ------------------------------------------------------------------------------------------
 
 
 def start(path: Path, processes: list[subprocess.Popen[str]]) -> subprocess.Popen[str]:
-    """A collection that would go on for hours; waits for its first episodes."""
+    """Start a collection that would take hours, and wait for its first episodes."""
     flags = [
         "demos",
         "collect",
@@ -416,7 +415,7 @@ def test_collect__signal_keeps_the_complete_episodes(
     seeds = stored(path)
     (line,) = said(stderr)
     assert line.startswith("residual-rl: interrupted; ")
-    assert line.endswith(f"of {len(seeds)} episodes succeeded, {path} holds {len(seeds)} episodes")
+    assert line.endswith(f"of {len(seeds)} episodes succeeded, {path} contains {len(seeds)} episodes")
     assert seeds == sorted(set(seeds))  # type: ignore[type-var]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.h5", "x.json"]
 
