@@ -100,10 +100,10 @@ def test_num_envs__text_instead_of_a_number_is_named(
     with pytest.raises(SystemExit) as ended:
         main(["train", "so101-paper", "--num-envs", "many"])
     assert ended.value.code == 2
-    said = capfd.readouterr().err
-    assert "--num-envs" in said
-    assert "'many'" in said
-    assert "Traceback" not in said
+    printed = capfd.readouterr().err
+    assert "--num-envs" in printed
+    assert "'many'" in printed
+    assert "Traceback" not in printed
     assert list(tmp_path.iterdir()) == []
 
 
@@ -267,10 +267,10 @@ def test_eval__invalid_policy_file_is_named(fails: Fails, run: Path, spoil: str)
     change, message = SPOILED[spoil]
     file = run / "best_model" / "policy.safetensors"
     file.write_bytes(change(file.read_bytes()))
-    said = fails("eval", run, "--n-episodes", "1")
-    assert re.search(message, said), said
+    printed = fails("eval", run, "--n-episodes", "1")
+    assert re.search(message, printed), printed
     if "another shape" not in spoil and "another net" not in spoil:
-        assert str(file) in said
+        assert str(file) in printed
     assert not (run / "eval.json").exists()
 
 

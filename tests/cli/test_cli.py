@@ -294,7 +294,7 @@ def test_train__signal_in_the_last_iteration_has_no_effect(
         return update(runner)
 
     monkeypatch.setattr(runner.Runner, "_update", update_and_stop)
-    for stop_in, code, said in (
+    for stop_in, code, message in (
         (2, 0, "Trained 64 steps"),
         (1, 128 + signal.SIGTERM, "Stopped after 32 steps"),
     ):
@@ -317,7 +317,7 @@ def test_train__signal_in_the_last_iteration_has_no_effect(
             == code
         )
         out = capsys.readouterr().out
-        assert said in out
+        assert message in out
         assert ("--resume" in out) == (code != 0)
 
 

@@ -108,15 +108,15 @@ def test_train__failing_base_policy_is_named_and_the_checkpoint_resumes(
         "--output-dir",
         path,
     )
-    said = fails(*command, code=code)
-    assert said.startswith(message)
+    printed = fails(*command, code=code)
+    assert printed.startswith(message)
     latest = CheckpointFolder(path / "checkpoints").latest()
     assert latest is not None
     assert latest[0] == 96
     dump = path / "nonfinite_dump.safetensors"
     assert dump.exists() == (mode == "nan")
     if mode == "nan":
-        assert str(dump) in said
+        assert str(dump) in printed
         assert checkpoint.load(dump, "dump")["obs/state"].shape == (4, 25)
     monkeypatch.setattr(failing, "mode", "fine")
     assert main(["train", "--resume", str(path)]) == 0
@@ -219,9 +219,11 @@ def test_train__nan_is_named_and_dumped_and_reaches_no_checkpoint(
     path = tmp_path / "run"
     with monkeypatch.context() as patch:
         spoil(patch)
-        said = fails("train", "so101-paper", *TINY, "--total-timesteps", "96", "--output-dir", path, code=3)
-    assert said.startswith(message)
-    assert said.endswith(f"the preceding states are in {path}/nonfinite_dump.safetensors")
+        printed = fails(
+            "train", "so101-paper", *TINY, "--total-timesteps", "96", "--output-dir", path, code=3
+        )
+    assert printed.startswith(message)
+    assert printed.endswith(f"the preceding states are in {path}/nonfinite_dump.safetensors")
     dump = checkpoint.load(path / "nonfinite_dump.safetensors", "dump")
     assert set(dumped) <= set(dump)
     assert dump["env"] == "training"
@@ -311,9 +313,9 @@ def test_obs_cameras__unknown_camera_is_named(fails: Fails, tmp_path: Path) -> N
         "--output-dir",
         tmp_path / "run",
     )
-    said = fails(*command)
-    assert "unknown camera 'tpo'; did you mean 'top'" in said
-    assert "wrist" in said
+    printed = fails(*command)
+    assert "unknown camera 'tpo'; did you mean 'top'" in printed
+    assert "wrist" in printed
     assert not (tmp_path / "run").exists()
 
 

@@ -163,12 +163,12 @@ def test_stop_signals__only_a_second_sigint_stops_at_once() -> None:
 def test_train__second_sigint_ends_a_long_iteration(
     tmp_path: Path, processes: list[subprocess.Popen[str]]
 ) -> None:
-    begun = tmp_path / "begun"
+    started = tmp_path / "started"
     process = start(
-        tmp_path / "run", "--num-steps", "1000000", program=["-c", TOUCH_AT_FIRST_STEP, str(begun)]
+        tmp_path / "run", "--num-steps", "1000000", program=["-c", TOUCH_AT_FIRST_STEP, str(started)]
     )
     processes.append(process)
-    wait_for(begun.exists, process)  # earlier, the first signal would suffice
+    wait_for(started.exists, process)  # earlier, the first signal would suffice
     process.send_signal(signal.SIGINT)
     time.sleep(1.0)
     assert process.poll() is None  # the first one waits for the iteration

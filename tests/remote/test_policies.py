@@ -268,7 +268,7 @@ def test_gr00t_policy__sends_mapped_cameras_and_extra_state(env: VecEnv) -> None
                 sent["video"][key][0], np.stack([image[name][0] for image in images])
             )
         np.testing.assert_allclose(sent["state"]["where"], [[[0.1, 0.2, 0.3]]])
-        for settings, said in (
+        for settings, message in (
             (
                 {"cameras": ("top=front",), "extra_state": ("goal=where",)},
                 "needs video.wrist, and nothing is mapped to it; the env has .*state",
@@ -280,7 +280,7 @@ def test_gr00t_policy__sends_mapped_cameras_and_extra_state(env: VecEnv) -> None
             ({**mapped, "chunk_size": 8}, "predicts 16 actions, not chunk_size 8"),
             ({**mapped, "num_action_steps": 17}, "num_action_steps must be from 1 to chunk_size 16, not 17"),
         ):
-            with pytest.raises(ConfigError, match=said):
+            with pytest.raises(ConfigError, match=message):
                 gr00t(server, seeing, **settings)
         with pytest.raises(ConfigError, match=r"needs video\.front, video\.wrist, state\.where"):
             gr00t(server, env)
@@ -459,11 +459,11 @@ def test_openpi_policy__converts_actions_in_units_of_the_robot(env: VecEnv) -> N
 
 def test_openpi_policy__foreign_server_needs_a_map_of_observations(env: VecEnv) -> None:
     with FakeOpenPi() as server:
-        for observation, said in (
+        for observation, message in (
             ((), "does not describe its inputs: map them, e.g. --base.observation state=observation/state"),
             (("gaol=observation/goal",), "the env has no observation gaol; it has ee_position, goal"),
         ):
-            with pytest.raises(ConfigError, match=said):
+            with pytest.raises(ConfigError, match=message):
                 openpi(server, env, observation=observation)
 
 
@@ -525,11 +525,11 @@ INVALID: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("case", INVALID)
 def test_gr00t_policy__invalid_reply_raises(case: str, env: VecEnv) -> None:
-    value, said = INVALID[case]
+    value, message = INVALID[case]
     with FakeGr00t(get_action=lambda data: value) as server:
         policy = gr00t(server, env)
         with pytest.raises(
-            BasePolicyError, match=rf"^the GR00T server at tcp://127.0.0.1:{server.port} {said}"
+            BasePolicyError, match=rf"^the GR00T server at tcp://127.0.0.1:{server.port} {message}"
         ) as caught:
             policy.act(obs_of())
         assert "\n" not in str(caught.value)
@@ -539,7 +539,7 @@ def test_gr00t_policy__invalid_reply_raises(case: str, env: VecEnv) -> None:
 
 
 @pytest.mark.parametrize(
-    ("modalities", "said"),
+    ("modalities", "message"),
     [
         ({"video": {"modality_keys": ["front"]}}, "a modality configuration whose 'video' cannot be read"),
         ({"video": modality(["front"], [0, 1])}, "requires future observations"),
@@ -549,17 +549,17 @@ def test_gr00t_policy__invalid_reply_raises(case: str, env: VecEnv) -> None:
     ids=["half", "future", "far", "handshake"],
 )
 def test_gr00t_policy__invalid_description_of_the_server_raises(
-    modalities: Any, said: str, env: VecEnv
+    modalities: Any, message: str, env: VecEnv
 ) -> None:
     with (
         FakeGr00t(get_modality_config=lambda data: modalities) as server,
-        pytest.raises((BasePolicyError, ConfigError), match=said),
+        pytest.raises((BasePolicyError, ConfigError), match=message),
     ):
         gr00t(server, env)
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         ("Traceback (most recent call last):\n  File x\nKeyError: 'state'\n", "refused: KeyError: 'state'$"),
         (b"\xc1", "sent 1 bytes that are no msgpack message .*; expected a dict with actions"),
@@ -576,11 +576,11 @@ def test_gr00t_policy__invalid_description_of_the_server_raises(
     ],
     ids=["error", "garbage", "list", "other key", "other robot", "integers", "too few", "NaN", "huge"],
 )
-def test_openpi_policy__invalid_reply_raises(value: Any, said: str, env: VecEnv) -> None:
+def test_openpi_policy__invalid_reply_raises(value: Any, message: str, env: VecEnv) -> None:
     with FakeOpenPi(lambda _: value) as server:
         policy = openpi(server, env)
         with pytest.raises(
-            BasePolicyError, match=rf"^the openpi server at ws://127.0.0.1:{server.port} {said}"
+            BasePolicyError, match=rf"^the openpi server at ws://127.0.0.1:{server.port} {message}"
         ) as caught:
             policy.act(obs_of())
         assert "\n" not in str(caught.value)
@@ -589,7 +589,7 @@ def test_openpi_policy__invalid_reply_raises(value: Any, said: str, env: VecEnv)
 
 
 @pytest.mark.parametrize(
-    ("metadata", "said"),
+    ("metadata", "message"),
     [
         ("all places are taken", "refused: all places are taken"),
         ([1], "sent a list; expected a dict, its metadata"),
@@ -598,8 +598,8 @@ def test_openpi_policy__invalid_reply_raises(value: Any, said: str, env: VecEnv)
     ],
     ids=["refusal", "list", "garbage", "handshake"],
 )
-def test_openpi_policy__invalid_metadata_raises(metadata: Any, said: str, env: VecEnv) -> None:
-    with FakeOpenPi(metadata=metadata) as server, pytest.raises(BasePolicyError, match=said):
+def test_openpi_policy__invalid_metadata_raises(metadata: Any, message: str, env: VecEnv) -> None:
+    with FakeOpenPi(metadata=metadata) as server, pytest.raises(BasePolicyError, match=message):
         openpi(server, env)
 
 
@@ -646,11 +646,11 @@ def test_gr00t_policy__raises_after_the_timeout(layout: str, env: VecEnv) -> Non
         policy = gr00t(server, env, reconnect=0.6, layout=layout)
         set_timeout(policy, 0.5)
         server.sleep = 60.0
-        said = (
+        message = (
             r"no reply \(of at most 32 MiB\) within 0\.5 s, nor in the 0\.6 s after that; start it, or raise"
             r" --base\.timeout"
         )
-        with taking(1.0, 60.0), pytest.raises(BasePolicyError, match=said):
+        with taking(1.0, 60.0), pytest.raises(BasePolicyError, match=message):
             policy.act(obs_of())
 
 
@@ -789,7 +789,7 @@ def test_zmq_link__late_reply_is_not_taken_for_the_next(env: VecEnv, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("module", "make", "said"),
+    ("module", "make", "message"),
     [
         ("zmq", gr00t, r"pyzmq is not available; install it with `pip install residual-rl\[gr00t\]`"),
         (
@@ -802,15 +802,15 @@ def test_zmq_link__late_reply_is_not_taken_for_the_next(env: VecEnv, monkeypatch
     ids=["zmq", "websockets", "msgpack"],
 )
 def test_missing_dependency_error__names_the_install_command_of_a_client(
-    module: str, make: Any, said: str, env: VecEnv, monkeypatch: pytest.MonkeyPatch
+    module: str, make: Any, message: str, env: VecEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingDependencyError, match=said):
+    with pytest.raises(MissingDependencyError, match=message):
         make(1, env)
 
 
 @pytest.mark.parametrize(
-    ("cfg", "settings", "said"),
+    ("cfg", "settings", "message"),
     [
         (Gr00tCfg, {"port": 0}, "port must be from 1 to 65535, not 0"),
         (Gr00tCfg, {"timeout": 0.0}, "timeout must be above 0"),
@@ -825,8 +825,8 @@ def test_missing_dependency_error__names_the_install_command_of_a_client(
         (OpenPiCfg, {"observation": ("a=", "a")}, "observation 'a': expected"),
     ],
 )
-def test_remote_cfg__invalid_settings_raise(cfg: Any, settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_remote_cfg__invalid_settings_raise(cfg: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         cfg(**settings)
 
 
@@ -879,12 +879,12 @@ def test_train__lost_server_leaves_a_checkpoint_that_resumes_with_another(
         assert main(["train", "so101-paper", *arguments]) == 0
     dying = Dying(observations=120)  # the first evaluation takes about 45, an iteration 32
     dying.server.append(BackgroundServer(open_one(dying, protocol, sessions=32, port=port)))
-    said = fails("train", "so101-paper", *command, "--base.port", port, "--output-dir", tmp_path / "run")
-    assert f":{port}: " in said
-    assert "resume with: residual-rl train --resume" in said
+    message = fails("train", "so101-paper", *command, "--base.port", port, "--output-dir", tmp_path / "run")
+    assert f":{port}: " in message
+    assert "resume with: residual-rl train --resume" in message
     latest = CheckpointFolder(tmp_path / "run" / "checkpoints").latest()
     assert latest is not None
-    assert 0 < latest[0] < 128, said
+    assert 0 < latest[0] < 128, message
     with serving(Waving(chunk_size=1, num_action_steps=1), protocol, port=port):
         assert main(["train", "--resume", str(tmp_path / "run")]) == 0
     assert (

@@ -185,7 +185,7 @@ def test_gr00t_server__rows_belong_to_their_session() -> None:
         assert counted(one) == [1, 1]
 
 
-# --- what is refused, over GR00T's protocol -----------------------------------------------------------------
+# --- invalid requests, over GR00T's protocol ----------------------------------------------------------------
 
 GOOD = {
     "joint_position": np.zeros((1, 1, 6), np.float32),
@@ -495,12 +495,12 @@ def test_policy_service__details_of_a_failure_are_only_logged(
         for _ in range(2):
             if protocol == "gr00t":
                 with RobotClient(port) as robot:
-                    said = robot.raw(packb(observation()))["error"]
+                    message = robot.raw(packb(observation()))["error"]
             else:
                 with calling(port) as connection:
                     connection.recv(timeout=10)
-                    said = infer(connection, OPENPI)
-            assert said == "the policy failed; the log of the server has the reason"
+                    message = infer(connection, OPENPI)
+            assert message == "the policy failed; the log of the server has the reason"
     logged = next(record for record in caplog.records if record.exc_info)
     assert "secret" in str(logged.exc_info)
 
@@ -550,15 +550,15 @@ def test_open_server__concurrent_clients_are_independent(protocol: str) -> None:
 
 @pytest.mark.parametrize("protocol", ["gr00t", "openpi"])
 def test_open_server__closes_while_a_client_waits_for_a_chunk(protocol: str) -> None:
-    begun = threading.Event()
+    started = threading.Event()
 
     class Slow(Waving):
         def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor | ActionChunk:
-            begun.set()
+            started.set()
             time.sleep(1.0)
             return super().predict_action_chunk(obs, env_ids)
 
-    def ask() -> None:
+    def send() -> None:
         with contextlib.suppress(Exception):  # the answer is irrelevant here
             if protocol == "gr00t":
                 with RobotClient(server_port) as robot:
@@ -570,8 +570,8 @@ def test_open_server__closes_while_a_client_waits_for_a_chunk(protocol: str) -> 
 
     server = BackgroundServer(open_one(Slow(), protocol))
     server_port = port_of(server.address)
-    threading.Thread(target=ask, daemon=True).start()
-    assert begun.wait(10)
+    threading.Thread(target=send, daemon=True).start()
+    assert started.wait(10)
     threading.Thread(target=server.close, daemon=True).start()
     deadline = time.monotonic() + 10
     while server.running and time.monotonic() < deadline:

@@ -333,8 +333,10 @@ def test_keys__unneeded_observation_raises() -> None:
 
 
 def test_serve__other_machines_need_a_token(fails: Any) -> None:
-    said = fails("serve", "jacobian", "--task", "so101-paper", "--host", "0.0.0.0", "--port", "0")
-    assert said == "0.0.0.0 can be reached from other machines: set a token with --token or RESIDUAL_RL_TOKEN"
+    message = fails("serve", "jacobian", "--task", "so101-paper", "--host", "0.0.0.0", "--port", "0")
+    assert (
+        message == "0.0.0.0 can be reached from other machines: set a token with --token or RESIDUAL_RL_TOKEN"
+    )
     assert [
         host
         for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8", "0.0.0.0", "::", "10.0.0.1", "*", "robot")
@@ -348,7 +350,7 @@ def test_serve__other_machines_need_a_token(fails: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["jacobian"], "a base policy needs a task: residual-rl serve jacobian --task TASK; tasks: "),
         (
@@ -376,22 +378,22 @@ def test_serve__other_machines_need_a_token(fails: Any) -> None:
     ],
     ids=lambda value: None,
 )
-def test_serve__wrong_arguments_fail_in_one_line(arguments: list[str], said: str, fails: Any) -> None:
-    assert fails("serve", *arguments).startswith(said)
+def test_serve__wrong_arguments_fail_in_one_line(arguments: list[str], message: str, fails: Any) -> None:
+    assert fails("serve", *arguments).startswith(message)
 
 
 @pytest.mark.parametrize("protocol", ["gr00t", "openpi"])
 def test_serve__port_in_use_is_named(protocol: str, fails: Any) -> None:
     with serving("zero", protocol, control_mode="joint_target") as port:
-        said = fails("serve", "zero", "--task", "so101-paper", "--protocol", protocol, "--port", str(port))
-        assert f"port {port}" in said
-        assert "in use" in said
-        assert "choose another" in said
+        message = fails("serve", "zero", "--task", "so101-paper", "--protocol", protocol, "--port", str(port))
+        assert f"port {port}" in message
+        assert "in use" in message
+        assert "choose another" in message
 
 
 def test_serve__other_task_than_that_of_the_run_fails(run: Path, fails: Any) -> None:
-    said = fails("serve", run / "final_model", "--task", "so101-paper-precise")
-    assert "was trained on task 'so101-paper', not 'so101-paper-precise': leave out --task" in said
+    message = fails("serve", run / "final_model", "--task", "so101-paper-precise")
+    assert "was trained on task 'so101-paper', not 'so101-paper-precise': leave out --task" in message
 
 
 @pytest.mark.slow
@@ -419,12 +421,12 @@ def test_serve__prints_the_inputs_and_ends_on_a_signal(
         env={**os.environ, "COLUMNS": "100"},
     )
     assert process.stdout is not None
-    said = ""
-    while "should be executed" not in said:
+    message = ""
+    while "should be executed" not in message:
         line = process.stdout.readline()
         assert line, process.communicate()
-        said += line
-    address = re.search(r"at (\S+), protocol", said)
+        message += line
+    address = re.search(r"at (\S+), protocol", message)
     assert address is not None
     for word in (
         "Serving jacobian of task so101-paper",
@@ -434,7 +436,7 @@ def test_serve__prints_the_inputs_and_ends_on_a_signal(
         "[7]",
         "float32",
     ):
-        assert word in said
+        assert word in message
     port = port_of(address[1])
     obs, _ = env.reset(seed=5)
     local = make_base_policy("jacobian", None, env)

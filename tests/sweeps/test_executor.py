@@ -57,7 +57,7 @@ def step(run: RunFolder) -> int:
 
 
 def trial_pid(run: RunFolder) -> int:
-    """The process that holds the run folder."""
+    """The process that has locked the run folder."""
     return int((run.path / ".lock").read_text().split()[1])
 
 

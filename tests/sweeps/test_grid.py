@@ -53,12 +53,12 @@ TRAIN = (
 )
 
 
-def a_sweep(**values: Any) -> SweepCfg:
+def make_sweep(**values: Any) -> SweepCfg:
     return SweepCfg("so101-paper", **{"train": TRAIN, "n_episodes": 4, "seeds": (1,), **values})
 
 
-def a_trial(folder: Path, steps: int = 64, **values: Any) -> Trial:
-    sweep = a_sweep(train=(*TRAIN, "--total-timesteps", str(steps)), **values)
+def make_trial(folder: Path, steps: int = 64, **values: Any) -> Trial:
+    sweep = make_sweep(train=(*TRAIN, "--total-timesteps", str(steps)), **values)
     cfg, _ = train_command.parse("so101-paper", sweep.train)
     (trial,) = make_trials(sweep, cfg, folder)
     return trial
@@ -82,7 +82,7 @@ def test_parse_grid__accepts_settings_of_every_part() -> None:
 
 
 @pytest.mark.parametrize(
-    ("entries", "error", "said"),
+    ("entries", "error", "message"),
     [
         (
             ["residual_skale=0.1"],
@@ -117,16 +117,16 @@ def test_parse_grid__accepts_settings_of_every_part() -> None:
         (["seed=1,2"], ConfigError, "--grid cannot have seed: the seeds are those of --seeds"),
     ],
 )
-def test_parse_grid__invalid_entry_is_named(entries: list[str], error: type[Exception], said: str) -> None:
+def test_parse_grid__invalid_entry_is_named(entries: list[str], error: type[Exception], message: str) -> None:
     with pytest.raises(error) as caught:
-        make_trials(a_sweep(grid=parse_grid(entries, CFG)), CFG, Path())
-    assert said in str(caught.value)
+        make_trials(make_sweep(grid=parse_grid(entries, CFG)), CFG, Path())
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_make_trials__one_per_point_and_seed_with_the_settings_of_the_grid(tmp_path: Path) -> None:
     entries = ["residual_scale=0.1,0.3", "hidden_sizes=16 16", "normalize_reward=False", "damping=0.2"]
-    sweep = a_sweep(
+    sweep = make_sweep(
         grid=parse_grid(entries, CFG), seeds=(4, 5), train=("--total-timesteps", "4096"), cpus_per_trial=2
     )
     cfg, _ = train_command.parse("so101-paper", sweep.train)
@@ -154,7 +154,7 @@ def test_make_trials__one_per_point_and_seed_with_the_settings_of_the_grid(tmp_p
 
 
 def test_make_trials__without_a_grid_there_is_one_point(tmp_path: Path) -> None:
-    assert [trial.name for trial in make_trials(a_sweep(seeds=(1, 2)), CFG, tmp_path)] == [
+    assert [trial.name for trial in make_trials(make_sweep(seeds=(1, 2)), CFG, tmp_path)] == [
         "default,seed=1",
         "default,seed=2",
     ]
@@ -165,9 +165,9 @@ def test_sweep_cfg__invalid_settings_raise(tmp_path: Path) -> None:
     assert parse_grid(["total_timesteps=1"], cfg) == {"total_timesteps": ("1",)}
     assert parse_grid(["alpha=0.1", "n-envs=4"], cfg) == {"residual_scale": ("0.1",), "num_envs": ("4",)}
     with pytest.raises(ConfigError, match="seeds must be one or more different values"):
-        a_sweep(seeds=(1, 1))
+        make_sweep(seeds=(1, 1))
     with pytest.raises(ConfigError, match="cpus_per_trial must be at least 1, not 0"):
-        a_sweep(cpus_per_trial=0)
+        make_sweep(cpus_per_trial=0)
 
 
 def test_make_trials__validates_combinations_of_values(tmp_path: Path) -> None:
@@ -178,9 +178,9 @@ def test_make_trials__validates_combinations_of_values(tmp_path: Path) -> None:
         ConfigError,
         match=r"--grid num_critics=1,num_target_critics=2: num_target_critics must be at most num_critics",
     ):
-        make_trials(a_sweep(grid=grid), cfg, tmp_path)
+        make_trials(make_sweep(grid=grid), cfg, tmp_path)
     grid = parse_grid(["num_critics=1", "num_target_critics=1"], cfg)
-    assert [trial.point for trial in make_trials(a_sweep(grid=grid), cfg, tmp_path)] == [
+    assert [trial.point for trial in make_trials(make_sweep(grid=grid), cfg, tmp_path)] == [
         "num_critics=1,num_target_critics=1"
     ]
 
@@ -188,7 +188,7 @@ def test_make_trials__validates_combinations_of_values(tmp_path: Path) -> None:
 def test_make_trials__long_points_get_short_folder_names(tmp_path: Path) -> None:
     cfg = TrainCfg.default("so101-paper", learner_id="sac")
     grid = parse_grid([f"demos=/data/{'ä' * 150}/1.h5,/data/{'ä' * 150}/2.h5", "demo_share=0.5"], cfg)
-    trials = make_trials(a_sweep(grid=grid, seeds=(1, 2)), cfg, tmp_path)
+    trials = make_trials(make_sweep(grid=grid, seeds=(1, 2)), cfg, tmp_path)
     names = [trial.name for trial in trials]
     assert len(set(names)) == 4
     assert names[0].startswith("demos=xdatax")
@@ -200,12 +200,12 @@ def test_make_trials__long_points_get_short_folder_names(tmp_path: Path) -> None
 
 
 def test_check_train_flags__flags_that_the_sweep_sets_raise() -> None:
-    for flag, said in (
+    for flag, message in (
         ("--seed", "give --seeds instead"),
         ("--output_dir=x", "no flag for the trials of a sweep"),
         ("--quick", "a whole training"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             check_train_flags([flag], {})
     with pytest.raises(ConfigError, match="gamma is in --grid and a flag of all trials"):
         check_train_flags(["--gamma", "0.9"], {"gamma": ("0.97",)})
@@ -233,8 +233,8 @@ def test_sweep__wrong_arguments_leave_no_folder(
     assert "contains no sweep to resume" in fails("sweep", "--resume", out)
     assert not out.exists()
     monkeypatch.setitem(sys.modules, "ray", None)
-    said = fails(*start, "--grid", "residual_scale=0.1", "--ray-address", "auto")
-    assert "install it with `pip install 'residual-rl[ray]'`" in said
+    message = fails(*start, "--grid", "residual_scale=0.1", "--ray-address", "auto")
+    assert "install it with `pip install 'residual-rl[ray]'`" in message
     assert not out.exists()
 
 
@@ -250,7 +250,7 @@ def until(process: TrialProcess, *states: str, seconds: float = 180.0) -> TrialP
 
 @pytest.mark.slow
 def test_trial_process__stopped_trial_resumes_and_is_evaluated(tmp_path: Path) -> None:
-    trial = a_trial(tmp_path, steps=100_000)
+    trial = make_trial(tmp_path, steps=100_000)
     assert state_of(trial) == "waiting"
     process = TrialProcess(trial)
     end = time.monotonic() + 180.0
@@ -293,7 +293,7 @@ def test_trial_process__stopped_trial_resumes_and_is_evaluated(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_trial_process__failed_trial_has_a_reason(tmp_path: Path) -> None:
-    trial = dataclasses.replace(a_trial(tmp_path), train=("so101-paper", "--num-envs", "0"))
+    trial = dataclasses.replace(make_trial(tmp_path), train=("so101-paper", "--num-envs", "0"))
     progress = until(TrialProcess(trial), "failed", "finished", "interrupted")
     assert progress == TrialProgress("failed", reason="num_envs must be at least 1, not 0")
     assert trial.failure_file.read_text() == "num_envs must be at least 1, not 0\n"
@@ -338,7 +338,7 @@ def test_end_with_parent__trial_ends_with_its_parent(
 
 
 def test_next_command__run_without_a_checkpoint_starts_again(tmp_path: Path) -> None:
-    trial = a_trial(tmp_path)
+    trial = make_trial(tmp_path)
     trial.run.path.mkdir(parents=True)
     trial.run.config_file.write_text("{}")
     assert state_of(trial) == "interrupted"
@@ -347,7 +347,7 @@ def test_next_command__run_without_a_checkpoint_starts_again(tmp_path: Path) -> 
 
 
 def test_trial_metrics__reads_an_incomplete_file(tmp_path: Path) -> None:
-    trial = a_trial(tmp_path)
+    trial = make_trial(tmp_path)
     assert trial_metrics(trial) == {}
     trial.run.path.mkdir(parents=True)
     rows = [
@@ -455,7 +455,9 @@ def finish(trial: Trial, values: list[int]) -> None:
 
 
 def test_write_report__ranks_finished_trials_and_lists_the_others(tmp_path: Path) -> None:
-    sweep = a_sweep(grid={"residual_scale": ("0.1", "0.3", "0.6"), "hidden_sizes": ("8 8",)}, n_episodes=20)
+    sweep = make_sweep(
+        grid={"residual_scale": ("0.1", "0.3", "0.6"), "hidden_sizes": ("8 8",)}, n_episodes=20
+    )
     best, worse, failed = trials = make_trials(sweep, CFG, tmp_path)
     finish(best, [1] * 20)
     finish(worse, [1] * 5 + [0] * 15)
@@ -492,11 +494,11 @@ def test_write_report__ranks_finished_trials_and_lists_the_others(tmp_path: Path
     console = Console(width=200, record=True)
     console.print(ranking_table(report))
     assert "−75.0 pp" in console.export_text()
-    assert make_report(a_sweep(), make_trials(a_sweep(), CFG, tmp_path / "none"))["ranking"] == []
+    assert make_report(make_sweep(), make_trials(make_sweep(), CFG, tmp_path / "none"))["ranking"] == []
 
 
 def test_sweep_table__shows_each_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sweep = a_sweep(grid={"residual_scale": ("0.1", "0.3")}, n_episodes=4)
+    sweep = make_sweep(grid={"residual_scale": ("0.1", "0.3")}, n_episodes=4)
     done, other = trials = make_trials(sweep, CFG, tmp_path)
     finish(done, [1, 1, 1, 0])
     with SweepTable(trials, Console(width=140)) as table:
@@ -544,11 +546,11 @@ def test_resume__runs_unfinished_trials_and_failed_ones_on_request(
     ]
     assert main(["sweep", "so101-paper", *flags]) == 1
     assert f"Resume with: residual-rl sweep --resume {out}" in capsys.readouterr().out
-    assert read_sweep(out) == a_sweep(grid={"residual_scale": ["0.1", "0.3", "0.6"]}, cwd=os.getcwd())
+    assert read_sweep(out) == make_sweep(grid={"residual_scale": ["0.1", "0.3", "0.6"]}, cwd=os.getcwd())
     assert main(["sweep", "--resume", str(out)]) == 1
-    said = capsys.readouterr().out
-    assert "Failed: residual_scale=0.3,seed=1: bad luck" in said
-    assert "2 of 3 trials finished" in said
+    message = capsys.readouterr().out
+    assert "Failed: residual_scale=0.3,seed=1: bad luck" in message
+    assert "2 of 3 trials finished" in message
     assert main(["sweep", "--resume", str(out), "--retry-failed"]) == 0
     assert ran == [
         ["residual_scale=0.1", "residual_scale=0.3", "residual_scale=0.6"],

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     output = flags.output or Path(f"bench-{task_id}.json")
     make_folder(output.parent)  # before the measurements: a wrong path fails early
     console = Console()
-    # measure, and show what is running
+    # measure, and show the current measurement
     with console.status("") as status:
         results = run_bench(
             dataclasses.replace(cfg, task=parsed["task"]),

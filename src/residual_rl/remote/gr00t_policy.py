@@ -203,12 +203,12 @@ class Gr00tPolicy(BasePolicy):
         env_ids = mask.nonzero().flatten().tolist()
         if self.cfg.layout == "n1.5":
             if self._handshake is not None and env_ids:
-                self._link.ask_all("reset", dict.fromkeys(env_ids))
+                self._link.request_all("reset", dict.fromkeys(env_ids))
         elif env_ids and self._handshake is not None:
-            self._link.ask("reset", {"options": {"env_ids": env_ids}})
+            self._link.request("reset", {"options": {"env_ids": env_ids}})
         elif mask.all():
             with contextlib.suppress(RefusedError):  # some versions have no such endpoint
-                self._link.ask("reset", {"options": None})
+                self._link.request("reset", {"options": None})
 
     def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor | ActionChunk:
         # Request a chunk for each env.
@@ -249,7 +249,7 @@ class Gr00tPolicy(BasePolicy):
         """
         language = {self._language_key: [[self.cfg.task_description]] * len(env_ids)}
         options = {"env_ids": env_ids} | ({ACTIONS: True} if self._exact else {})
-        reply = self._link.ask(
+        reply = self._link.request(
             "get_action", {"observation": {**sent, "language": language}, "options": options}
         )
         if (
@@ -276,7 +276,7 @@ class Gr00tPolicy(BasePolicy):
             requests[env_id] = {**request, self._language_key: [self.cfg.task_description]}
 
         # Send them all, and stack the replies in the order of `env_ids`.
-        replies = self._link.ask_all("get_action", requests)
+        replies = self._link.request_all("get_action", requests)
         parts = [self._parts(replies[env_id], "action.", ()) for env_id in env_ids]
         entries = [self._exact_entries(replies[env_id], ()) for env_id in env_ids]
         both = {

@@ -51,7 +51,7 @@ class Session:
 
 
 @dataclass(frozen=True)
-class Ask:
+class ActionRequest:
     """A valid request for actions."""
 
     envelope: list[bytes]
@@ -125,12 +125,12 @@ class Gr00tServer:
     def _serve_waiting(self) -> None:
         """Answer the waiting requests. Requests for different envs are predicted as one batch."""
         # Read requests until the batch is full or none is waiting.
-        asks: list[Ask] = []
+        batch: list[ActionRequest] = []
         recently = time.monotonic() - _ACTIVE
         active = sum(session.last_used > recently for session in self._sessions.values())
         while (
-            self._socket.poll(round(1000 * _LULL) if len(asks) < active else 0)
-            and len(asks) < self._service.env.num_envs
+            self._socket.poll(round(1000 * _LULL) if len(batch) < active else 0)
+            and len(batch) < self._service.env.num_envs
         ):
             *envelope, message = self._socket.recv_multipart()
             encoding: Encoding = "npy"
@@ -143,16 +143,16 @@ class Gr00tServer:
                 self._check_token(request)
                 endpoint = request.get("endpoint", "get_action")
                 if endpoint != "get_action":  # keep the order: it may reset an env of the batch
-                    self._answer(asks)
-                    asks = []
+                    self._answer(batch)
+                    batch = []
                     self._reply(envelope, self._do(endpoint, request, envelope), encoding)
                     continue
                 # An env can be in a batch once: answer the earlier request first.
-                ask = self._read(request, envelope, encoding)
-                if any(set(ask.env_ids) & set(other.env_ids) for other in asks):
-                    self._answer(asks)
-                    asks = []
-                asks.append(ask)
+                action_request = self._read(request, envelope, encoding)
+                if any(set(action_request.env_ids) & set(other.env_ids) for other in batch):
+                    self._answer(batch)
+                    batch = []
+                batch.append(action_request)
             except (RequestError, WireError) as error:
                 self._refuse(envelope, error, encoding)
             except Exception as error:  # noqa: BLE001 (one client must not end the service of others)
@@ -162,7 +162,7 @@ class Gr00tServer:
                     RequestError("the request failed; the log of the server has the reason"),
                     encoding,
                 )
-        self._answer(asks)
+        self._answer(batch)
 
     def _check_token(self, request: Mapping[str, Any]) -> None:
         if self._token is None:
@@ -256,7 +256,7 @@ class Gr00tServer:
 
     # --- observations and actions ---------------------------------------------------------------------------
 
-    def _read(self, request: Mapping[str, Any], envelope: list[bytes], encoding: Encoding) -> Ask:
+    def _read(self, request: Mapping[str, Any], envelope: list[bytes], encoding: Encoding) -> ActionRequest:
         """A request for actions."""
         data = request.get("data")
         if not isinstance(data, dict):
@@ -283,7 +283,7 @@ class Gr00tServer:
         options = {} if self._flat else _options(data)
         rows = _client_env_ids(options, next(iter(sizes), None))
         env_ids = self._env_ids_of(request, envelope, [0] if rows is None else rows)
-        return Ask(
+        return ActionRequest(
             envelope, encoding, env_ids, obs, exact=(data if self._flat else options).get(ACTIONS) is True
         )
 
@@ -329,25 +329,30 @@ class Gr00tServer:
             arm.double(), gripper[0].double() if gripper else arm[..., :0].double()
         ).numpy()
 
-    def _answer(self, asks: list[Ask]) -> None:
+    def _answer(self, batch: list[ActionRequest]) -> None:
         """Predict actions for all requests as one batch, and reply to each."""
-        if not asks:
+        if not batch:
             return
-        env_ids = [env_id for ask in asks for env_id in ask.env_ids]
+        env_ids = [env_id for action_request in batch for env_id in action_request.env_ids]
         try:
-            names = asks[0].obs
+            names = batch[0].obs
             answer = self._service.predict(
-                env_ids, {name: torch.cat([ask.obs[name] for ask in asks]) for name in names}
+                env_ids,
+                {name: torch.cat([action_request.obs[name] for action_request in batch]) for name in names},
             )
         except RequestError as error:
-            for ask in asks:
-                self._refuse(ask.envelope, error, ask.encoding)
+            for action_request in batch:
+                self._refuse(action_request.envelope, error, action_request.encoding)
             return
         # Split the batch into the replies.
         first = 0
-        for ask in asks:
-            rows = slice(first, first := first + len(ask.env_ids))
-            self._reply(ask.envelope, self._actions(answer.rows(rows), ask.exact), ask.encoding)
+        for action_request in batch:
+            rows = slice(first, first := first + len(action_request.env_ids))
+            self._reply(
+                action_request.envelope,
+                self._actions(answer.rows(rows), action_request.exact),
+                action_request.encoding,
+            )
 
     def _actions(self, answer: Answer, exact: bool) -> Any:
         """The reply to a request for actions; with `exact`, also the normalised actions and uncertainty."""

@@ -109,13 +109,13 @@ class OpenPiPolicy(BasePolicy):
         """Reset the envs of `mask` on `residual-rl serve`. The protocol of other servers has no reset."""
         if self._ours:
             env_ids = self._link.connected & set(mask.nonzero().flatten().tolist())
-            self._link.ask_all(dict.fromkeys(sorted(env_ids), RESET))
+            self._link.request_all(dict.fromkeys(sorted(env_ids), RESET))
 
     def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor | ActionChunk:
         # Send one request for each env.
         values = {key: obs[name].cpu().numpy() for key, name in self._keys.items()}
         numbered = list(enumerate(env_ids.tolist()))
-        replies = self._link.ask_all(
+        replies = self._link.request_all(
             {i: {**{k: v[row] for k, v in values.items()}, "prompt": self.cfg.prompt} for row, i in numbered}
         )
         actions = torch.stack([self._actions(replies[env_id]) for _, env_id in numbered])

@@ -58,7 +58,7 @@ class WebsocketLink:
         """Indices of the envs with an open connection."""
         return set(self._connections)
 
-    def ask_all(self, requests: Mapping[int, Any]) -> dict[int, Any]:
+    def request_all(self, requests: Mapping[int, Any]) -> dict[int, Any]:
         """Answers to `requests`, both by env index. All requests are sent before the first answer is read."""
         messages = {}
         for env_id, request in requests.items():

@@ -48,14 +48,14 @@ class ZmqLink:
         self._sockets: dict[int, Any] = {}
         self._close = weakref.finalize(self, _close_all, self._sockets)
 
-    def ask(self, endpoint: str, data: Any = None) -> Any:
+    def request(self, endpoint: str, data: Any = None) -> Any:
         """The answer to one request.
 
         Raises `RefusedError` if the answer is an error, and `BasePolicyError` without a valid answer.
         """
-        return self.ask_all(endpoint, {0: data})[0]
+        return self.request_all(endpoint, {0: data})[0]
 
-    def ask_all(self, endpoint: str, data: Mapping[int, Any]) -> dict[int, Any]:
+    def request_all(self, endpoint: str, data: Mapping[int, Any]) -> dict[int, Any]:
         """Answers to several requests, by number. All are sent before the first answer is read."""
         replies = self._exchange(
             {number: self._request(endpoint, number, content) for number, content in data.items()}

@@ -130,9 +130,9 @@ def test_only_success__too_few_successes_write_nothing(
     monkeypatch.setattr("residual_rl.demos.collect.MAX_TRIES", 3)
     flags = ["--only-success", "--policy", "zero", "--tolerance", "0.0001"]
     assert collect(tmp_path / "x.h5", *flags, n=2) == 2
-    said = capfd.readouterr().err.splitlines()[-1]
+    message = capfd.readouterr().err.splitlines()[-1]
     assert (
-        said
+        message
         == "residual-rl: error: 0 of 6 episodes succeeded, and 2 were requested: nothing was written; use a"
         " better --policy or less --noise"
     )
@@ -397,7 +397,7 @@ def stored(path: Path) -> list[int | None]:
         return [demo.seed for demo in demos]
 
 
-def said(stderr: str) -> list[str]:
+def messages(stderr: str) -> list[str]:
     return [line for line in stderr.splitlines() if not line.startswith("collect: ")]
 
 
@@ -413,7 +413,7 @@ def test_collect__signal_keeps_the_complete_episodes(
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code
     seeds = stored(path)
-    (line,) = said(stderr)
+    (line,) = messages(stderr)
     assert line.startswith("residual-rl: interrupted; ")
     assert line.endswith(f"of {len(seeds)} episodes succeeded, {path} contains {len(seeds)} episodes")
     assert seeds == sorted(set(seeds))  # type: ignore[type-var]
@@ -445,7 +445,7 @@ def test_collect__full_disk_ends_it_with_one_line(
     )
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 2
-    (line,) = said(stderr)
+    (line,) = messages(stderr)
     assert line.startswith(f"residual-rl: error: cannot write {path}: File too large; ")
     seeds = stored(path)
     assert seeds == list(range(DEMO_SEED, DEMO_SEED + len(seeds)))

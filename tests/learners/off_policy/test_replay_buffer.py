@@ -142,8 +142,14 @@ def test_a_full_ring_forgets_the_oldest_and_windows_go_around_its_end_but_not_be
 
 
 @settings(max_examples=50)
-@given(st.integers(1, 30), st.integers(1, 3), st.integers(2, 9), st.integers(1, 5), st.sampled_from(["truncated", "always", "never"]),  # noqa: E501
-       st.integers(0, 2**32 - 1))  # fmt: skip
+@given(
+    st.integers(1, 30),
+    st.integers(1, 3),
+    st.integers(2, 9),
+    st.integers(1, 5),
+    st.sampled_from(["truncated", "always", "never"]),
+    st.integers(0, 2**32 - 1),
+)
 def test_it_agrees_with_a_slow_loop(
     steps: int, worlds: int, rows: int, n_step: int, bootstrap_at_done: str, seed: int
 ) -> None:

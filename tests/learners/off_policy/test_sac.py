@@ -501,8 +501,8 @@ def test_the_executed_action_is_what_the_critics_judge_and_what_is_stored(kind: 
     assert torch.equal(columns["action"], composed)
     batch = one_batch(learner)
     assert (batch.critic_action.abs() <= 1.0).all()
-    assert torch.equal(make(kind, critic_input="res")._critic_action(torch.ones(1, 2), torch.tensor([[3.0, 4.0]]), torch.ones(1, 2))[0],  # noqa: E501
-                       torch.tensor([3.0, 4.0]))  # fmt: skip
+    ones, residual = torch.ones(1, 2), torch.tensor([[3.0, 4.0]])
+    assert torch.equal(make(kind, critic_input="res")._critic_action(ones, residual, ones), residual)
 
 
 def test_acting_deterministically_leaves_the_state_alone_and_is_what_an_exported_policy_does() -> None:

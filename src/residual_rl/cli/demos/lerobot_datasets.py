@@ -89,7 +89,7 @@ def _write(recording: Recording, task_id: str, flags: ImportFlags, cfg: ImportCf
     settings = _long_enough(settings, recording)
     env: VecEnv = load(TASKS.get(task_id).make)(settings, 1, 1, "cpu")
     with contextlib.closing(env):
-        # the conversion replays each recording in the env, which computes what the dataset does not have
+        # the conversion replays each recording in the env, which computes the values that the dataset lacks
         converter = Converter(recording, env, task_id, cfg)
         info = describe(
             task_id,
