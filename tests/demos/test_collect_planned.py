@@ -113,8 +113,8 @@ def test_demos_collect__runs_a_planner_of_the_task(
     assert made[0].closed
     output = capsys.readouterr()
     assert "2 episodes (" in output.out
-    assert "1 of 3 episodes succeeded, 1 came to nothing" in output.out
-    assert "the episode of seed 1 came to nothing: odd" in output.err
+    assert "1 of 3 episodes succeeded, 1 could not be planned" in output.out
+    assert "the episode of seed 1 could not be planned: odd" in output.err
     with Demonstrations(path) as demos:
         assert [demo.seed for demo in demos] == [0, 2]
         settings, info = demos.task_settings, demos.info
@@ -131,7 +131,7 @@ def test_demos_collect__runs_a_planner_of_the_task(
         main(["demos", "collect", "so101-paper", "--policy", "by-hand", "--noise", "0.1", "--num-envs", "4"])
         == 2
     )
-    assert "it takes no --noise, --num-envs" in capsys.readouterr().err
+    assert "leave out --noise, --num-envs" in capsys.readouterr().err
     assert main(["demos", "collect", "so101-paper", "--policy", "by-hand", "--time-limit", "0"]) == 2
     assert "time_limit must be above 0" in capsys.readouterr().err
 

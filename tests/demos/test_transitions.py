@@ -94,10 +94,9 @@ def demonstrated(path: Path, cfg: TrainCfg) -> list[Transition]:
 def test_episodes__match_values_worked_out_by_hand(tmp_path: Path) -> None:
     """Homing outputs -10 times the position, clipped; a residual of 1 is 0.5."""
     ends = np.array([False, True, False])  # steps after the first end are dropped
-    path = write(tmp_path / "d.h5", [
-        demo([(0.05, 0.02), (0.2, -0.3), (0.01, 0.0), (0.0, 0.0)], [(-0.4, 0.2), (-1.5, 0.1), (0.0, 0.0)], terminated=ends),  # noqa: E501
-        demo([(0.0, 0.0), (0.03, 0.0)], [(0.25, 0.0)]),
-    ])  # fmt: skip
+    positions = [(0.05, 0.02), (0.2, -0.3), (0.01, 0.0), (0.0, 0.0)]
+    long = demo(positions, [(-0.4, 0.2), (-1.5, 0.1), (0.0, 0.0)], terminated=ends)
+    path = write(tmp_path / "d.h5", [long, demo([(0.0, 0.0), (0.03, 0.0)], [(0.25, 0.0)])])
     first, second = demonstrated(path, point_cfg())
     assert first.base_action.tolist() == [pytest.approx([-0.5, -0.2]), [-1.0, 1.0]]
     assert first.next_obs["base_action"].tolist() == [[-1.0, 1.0], pytest.approx([-0.1, 0.0])]

@@ -322,7 +322,7 @@ def test_imitate__ctrl_c_saves_and_prints_the_command_to_resume(
         patch.setattr(Trainer, "_step", stopping_at(3, signal.SIGINT))
         assert imitate(demos, out) == 130
     assert (
-        f"Stopped after 3 steps, saved. Go on with: residual-rl imitate --resume {out}"
+        f"Stopped after 3 steps, saved. Resume with: residual-rl imitate --resume {out}"
         in capsys.readouterr().out
     )
     assert ImitationModel.load(out).step == 3  # there is no better model yet
@@ -427,7 +427,9 @@ def test_imitate__refuses_a_folder_that_is_in_use(
     assert "is not empty; choose another --output-dir, or resume it" in fails(
         "imitate", str(demos), "--out", str(tmp_path)
     )
-    assert "holds no training to resume" in fails("imitate", str(demos), "--out", str(tmp_path), "--resume")
+    assert "contains no training to resume" in fails(
+        "imitate", str(demos), "--out", str(tmp_path), "--resume"
+    )
     (tmp_path / "config.json").write_text("{}")
     assert "is not the configuration of an imitation training" in fails(
         "imitate", str(demos), "--out", str(tmp_path), "--resume"

@@ -213,7 +213,7 @@ def test_replay__reproduces_a_restored_dataset(
     assert main(["demos", "from-lerobot", str(exported), "--out", str(tmp_path / "back.h5")]) == 0
     assert main(["demos", "replay", str(tmp_path / "back.h5")]) == 0
     text = capsys.readouterr().out
-    assert "2 of 2 episodes end as they were stored" in text
+    assert "2 of 2 episodes end as stored" in text
     assert float(text.split("largest drift ")[1].split()[0]) < 1e-4
 
 
@@ -335,7 +335,9 @@ def test_from_lerobot__bounded_actions_lag_and_are_reported(
     np.testing.assert_allclose(demo.actions[:, 0], [1.0, 1.0], atol=1e-6)
     np.testing.assert_allclose(demo.obs["joint_target"][:, 0], [0.0, 0.02, 0.04], atol=1e-6)
     text = capsys.readouterr().out
-    assert "2 steps have a joint's target more than 0.5 degrees or per cent behind what was recorded" in text
+    assert (
+        "in 2 steps, the target of a joint lags more than 0.5 degrees or percent behind the recording" in text
+    )
     left = 100.0 - 100.0 * 2 * 0.02 / (HIGH - LOW)  # the recorded target is a fully open gripper
     assert f"{left:.1f} at most" in text
 
@@ -381,7 +383,7 @@ def test_clip__limits_values_that_are_refused_without_it(
     assert not (tmp_path / "out.h5").exists()
     demo = converted(folder, "--clip")
     np.testing.assert_allclose(demo.obs["joint_position"][1, 2], 1.69, atol=1e-6)
-    assert "1 values were cut to their joint's range" in capfd.readouterr().out
+    assert "1 values were clipped to the range of their joint" in capfd.readouterr().out
     closed = [[*row[:5], -7.0] for row in POSITIONS]
     assert "joint gripper of action is at -7.0 %, outside of 0.0 to 100.0 %" in fails(
         *command[:2], str(record(targets=closed)), *command[3:]

@@ -40,7 +40,7 @@ def proportion(outcomes: Sequence[float | bool]) -> Summary:
     """The proportion of ones among zeros and ones, with Wilson's score interval (Wilson 1927, no continuity
     correction).
 
-    Raises `ConfigError` for other values, and for none.
+    Raises `ConfigError` for other values, and without values.
     """
     n = _count(outcomes)
     p = fmean(_binary(outcomes))

@@ -1,4 +1,4 @@
-"""`residual-rl demos collect`: run a policy, or let a planner plan, and store the episodes."""
+"""`residual-rl demos collect`: run a policy or a planner, and store the episodes."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ class CollectFlags(CheckedCfg):
     """`oracle` (a policy that solves the task), a planner of the task (such as motion-planning), a base
     policy of `residual-rl list`, or a run folder or model (base + residual)."""
     model: str | None = None
-    """Of a run folder: best, final, interrupted, or the path of an exported policy. None: best."""
+    """Model of a run: best, final, interrupted, or the path of an exported policy. None: best."""
     output: Annotated[Path, tyro.conf.arg(aliases=["--out"])] = Path("demos.h5")
-    """File to write; a description is written beside it, with the suffix .json."""
+    """File to write; its description is written to a file of the same name with the suffix .json."""
     overwrite: bool = False
     """Replace an existing file."""
     num_threads: NonNegativeInt | None = None
-    """Simulator threads; 0 means one a CPU core. The episodes do not depend on it. None: as in training."""
+    """Simulator threads; 0 means one per CPU core. The episodes do not depend on it. None: as in training."""
     time_limit: PositiveFloat = 120.0
-    """Time limit of a planner for an episode [s]."""
+    """Time limit of a planner for each episode [s]."""
 
 
 def collect_episodes(argv: Sequence[str]) -> int:
     """Parse, collect, and print the outcome."""
     task_id, rest = require_target(argv, "demos collect", "TASK", "Collect demonstrations")
-    # the policy decides which other flags there are; planners run in processes of their own
+    # the other flags depend on the policy; planners run in worker processes
     head = parse_head(CollectFlags(), rest, f"demos collect {task_id}")
     if head.policy in TASKS.get(task_id).planners:
         return _collect_planned(task_id, rest, head.policy)
@@ -94,7 +94,7 @@ def collect_episodes(argv: Sequence[str]) -> int:
         )
     env.close()
     minutes = (time.perf_counter() - begin) / 60
-    return _tell_collected(flags.output, writer.published, collected, what, minutes, stop.signal)
+    return _report_collected(flags.output, writer.published, collected, what, minutes, stop.signal)
 
 
 def _collect_planned(task_id: str, argv: Sequence[str], name: str) -> int:
@@ -110,7 +110,7 @@ def _collect_planned(task_id: str, argv: Sequence[str], name: str) -> int:
     if any(given.values()):
         useless = ", ".join(flag for flag, is_given in given.items() if is_given)
         raise ConfigError(
-            f"--policy {name} plans its episodes ahead, in --num-threads processes: it takes no {useless}"
+            f"--policy {name} plans whole episodes, in --num-threads processes: leave out {useless}"
         )
     check_output(flags.output, flags.overwrite)
     # plan in worker processes and store the episodes
@@ -129,7 +129,7 @@ def _collect_planned(task_id: str, argv: Sequence[str], name: str) -> int:
                 planner, what, writer, stopped=lambda: stop.signal is not None, on_progress=bar.update
             )
     minutes = (time.perf_counter() - begin) / 60
-    return _tell_collected(flags.output, writer.published, collected, what, minutes, stop.signal)
+    return _report_collected(flags.output, writer.published, collected, what, minutes, stop.signal)
 
 
 def _describe_planned(planner: Planner, cfg: TrainCfg, name: str, what: CollectCfg) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def _describe(
     )
 
 
-def _tell_collected(
+def _report_collected(
     out: Path, stored: int, collected: CollectionStats, what: CollectCfg, minutes: float, signal: int | None
 ) -> int:
     rate = (
@@ -217,13 +217,14 @@ def _tell_collected(
         else "no episode was complete"
     )
     if collected.failed:
-        rate += f", {len(collected.failed)} came to nothing"
+        rate += f", {len(collected.failed)} could not be planned"
         for lost in collected.failed:
             print(
-                f"residual-rl: the episode of seed {lost.seed} came to nothing: {lost.why}", file=sys.stderr
+                f"residual-rl: the episode of seed {lost.seed} could not be planned: {lost.why}",
+                file=sys.stderr,
             )
     # interrupted: the exit code of the signal
-    where = f"{out} holds {stored} episodes" if stored else "nothing was written"
+    where = f"{out} contains {stored} episodes" if stored else "nothing was written"
     if signal is not None and stored < what.n_episodes:
         print(f"residual-rl: interrupted; {rate}, {where}", file=sys.stderr)
         return 128 + signal
@@ -232,7 +233,7 @@ def _tell_collected(
             f"{rate}, and {what.n_episodes} were requested: {where}; use a better --policy or less --noise"
         )
     # all requested episodes are stored
-    speed = f"{collected.ran / minutes:,.0f} episodes a minute" if minutes else ""
+    speed = f"{collected.ran / minutes:,.0f} episodes per minute" if minutes else ""
     Console().print(
         f"{where} ({out.stat().st_size / 1e6:.1f} MB); {rate}; {speed}", soft_wrap=True, highlight=False
     )
