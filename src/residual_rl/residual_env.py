@@ -203,7 +203,7 @@ class ResidualEnv:
         if self.step_hook is not None:
             self.step_hook.after_step(next_obs)
 
-        # Add the residual's penalty and scale to what the env reports.
+        # Add the residual penalty and scale to the info of the env.
         penalty = residual_penalty(residual_action, scale, self.penalty)
         info["reward_terms"]["residual"] = penalty
         info["residual_scale"] = scale

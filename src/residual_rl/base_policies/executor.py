@@ -73,7 +73,7 @@ class BasePolicyExecutor:
             self.policy.reset(mask)
 
     def drop_chunks(self, mask: Tensor) -> None:
-        """Query the policy anew at the next observation of the envs in `mask` [B] bool; its state is kept."""
+        """Query the policy at the next observation of the envs in `mask` [B] bool; its state is kept."""
         self._pointer = self._pointer.masked_fill(mask, self.policy.num_action_steps)
 
     @property
