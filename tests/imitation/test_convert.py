@@ -267,7 +267,7 @@ def test_convert__writes_a_model_that_runs_as_a_base_policy(
     )
     output = capsys.readouterr().out
     assert f"residual-rl eval TASK --control-mode joint --base-policy il --il-checkpoint {out}" in output
-    assert "It sees 2 times state [3]" in output
+    assert "Inputs: the last 2 of state [3]" in output
     env = fakes.PointEnv(fakes.PointCfg(), 3)
     observed: Any = env.single_observation_space
     observed.spaces["state"] = spaces.Box(-np.inf, np.inf, (3,), np.float32)

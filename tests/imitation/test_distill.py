@@ -243,7 +243,7 @@ def test_distill__refuses_invalid_arguments(
     assert "contains no run to resume" in fails("distill", "--resume", out)
     assert not out.exists()
     (run / "config.json").write_text("{}")
-    assert "is not the configuration of distilling" in fails("distill", "--resume", run)
+    assert "is not the configuration of a distillation" in fails("distill", "--resume", run)
 
 
 def test_distill__names_a_base_policy_that_is_not_installed(
