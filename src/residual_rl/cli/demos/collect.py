@@ -243,7 +243,8 @@ def _report_collected(
         return 128 + signal
     if stored < collect_cfg.n_episodes:
         raise ConfigError(
-            f"{rate}, and {collect_cfg.n_episodes} were requested: {where}; use a better --policy or less --noise"
+            f"{rate}, and {collect_cfg.n_episodes} were requested: {where}; "
+            "use a better --policy or less --noise"
         )
     # all requested episodes are stored
     speed = f"{collected.ran / minutes:,.0f} episodes per minute" if minutes else ""
