@@ -110,7 +110,7 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
         results["base"] = _run_episodes(cfg, flags)
     if flags.compare_zero:
         results["zero"] = _run_episodes(cfg, flags, base_policy_id="zero")
-    # the results, with what differs from training
+    # the results, with the settings that differ from training
     settings = _settings(cfg, flags) | {
         "model": found.model,
         "model_step": exported.step,

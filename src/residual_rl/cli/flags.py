@@ -47,7 +47,7 @@ def require_target(argv: Sequence[str], command: str, target: str, purpose: str)
     if HELP & set(argv):
         text = f"{purpose}: {usage} [options]   ({usage} --help lists all options)."
         parse_flags({}, ["--help"], command, text)
-    # without a target, and without --help: name what is missing in words
+    # without a target, and without --help: name the missing argument
     kind = target
     for word, meaning in (
         ("TASK", "a task id"),

@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         for i in episodes:
             demos.episode(i, obs=())  # report damaged episodes before running any
         env = make_env(demos, min(flags.num_envs, len(episodes)), flags.num_threads)
-        # warn about what cannot be restored or compared
+        # warn about missing seeds and observations
         unseeded = sum(demos.episodes[i].get("episode_seed") is None for i in episodes)
         if unseeded:
             _log.warning(
