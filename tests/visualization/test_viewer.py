@@ -107,7 +107,7 @@ def test_view__names_a_task_without_an_oracle(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(
         TASKS._specs, "so101-paper", dataclasses.replace(TASKS.get("so101-paper"), oracle=None)
     )
-    with pytest.raises(ConfigError, match="task 'so101-paper' names no oracle"):
+    with pytest.raises(ConfigError, match="task 'so101-paper' has no oracle"):
         view.main(["so101-paper", "--policy", "oracle", "--cameras", "x"])
 
 

@@ -42,9 +42,18 @@ LIMITS = [
     *[[-0.03, 0.025]] * 2,
 ]
 MASSES = {
-    "base_link": 1.0, "arm_seg1": 1.391, "arm_seg2": 1.3, "arm_seg3": 0.818, "arm_seg4": 0.816, "arm_seg5": 0.801, "arm_seg6": 0.465,  # noqa: E501
-    "galaxea_eoat_set": 0.6938, "left_finger": 0.092, "right_finger": 0.092, "camera": 0.3107,
-}  # fmt: skip
+    "base_link": 1.0,
+    "arm_seg1": 1.391,
+    "arm_seg2": 1.3,
+    "arm_seg3": 0.818,
+    "arm_seg4": 0.816,
+    "arm_seg5": 0.801,
+    "arm_seg6": 0.465,
+    "galaxea_eoat_set": 0.6938,
+    "left_finger": 0.092,
+    "right_finger": 0.092,
+    "camera": 0.3107,
+}
 
 
 def transform(position: Any, roll: float, pitch: float, yaw: float) -> Array:

@@ -410,22 +410,36 @@ def motors(xml: str) -> str:
     )
 
 
+def replaced(old: str, new: str) -> Callable[[str], str]:
+    """A change of an XML file that replaces one text by another."""
+    return lambda xml: xml.replace(old, new)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda xml: xml.replace('"elbow_flex"', '"elbow"'), r"joint\(s\) elbow_flex missing; it has: .*elbow"),  # noqa: E501
-        (lambda xml: xml.replace('name="gripperframe"', 'name="tip"'), "site 'gripperframe' missing; it has: tip"),  # noqa: E501
-        (lambda xml: xml.replace('<body name="gripper"', '<body name="hand"'), "body 'gripper' missing; it has: .*hand"),  # noqa: E501
-        (lambda xml: xml.replace('<body name="base">', '<body name="base"><freejoint name="floating"/>'), "in this order; it has: floating"),  # noqa: E501
-        (lambda xml: xml.replace('<joint name="wrist_roll"', '<joint type="slide" name="wrist_roll"'), "wrist_roll must be a hinge"),  # noqa: E501
+        (replaced('"elbow_flex"', '"elbow"'), r"joint\(s\) elbow_flex missing; it has: .*elbow"),
+        (replaced('name="gripperframe"', 'name="tip"'), "site 'gripperframe' missing; it has: tip"),
+        (replaced('<body name="gripper"', '<body name="hand"'), "body 'gripper' missing; it has: .*hand"),
+        (
+            replaced('<body name="base">', '<body name="base"><freejoint name="floating"/>'),
+            "in this order; it has: floating",
+        ),
+        (
+            replaced('<joint name="wrist_roll"', '<joint type="slide" name="wrist_roll"'),
+            "wrist_roll must be a hinge",
+        ),
         (motors, "must be position servos"),
-        (lambda xml: xml.replace('joint="wrist_roll"', 'joint="wrist_flex"'), "one actuator per joint"),
-        (lambda xml: xml.replace('<body name="base"', '<body name="base" pos="0.2 0 0"'), "check joint zeros and base pose"),  # noqa: E501
+        (replaced('joint="wrist_roll"', 'joint="wrist_flex"'), "one actuator per joint"),
+        (
+            replaced('<body name="base"', '<body name="base" pos="0.2 0 0"'),
+            "check joint zeros and base pose",
+        ),
         (lambda xml: xml.replace("<geom ", '<geom name="sheet" ', 1), "sheet"),
         (lambda xml: xml[: len(xml) // 2], "MuJoCo cannot read it"),
         (lambda _: "not a model", "MuJoCo cannot read it"),
     ],
-)  # fmt: skip
+)
 def test_robot_xml__unsuitable_model_is_named_in_the_error(
     tmp_path: Path, change: Callable[[str], str], message: str
 ) -> None:
