@@ -76,7 +76,7 @@ def test_ppo__loss_and_gradient_equal_the_textbook_formula(
     fake_update(learner, generator)
     assert learner.policy.normalizer is not None
     # so that the acting policy can be evaluated again
-    monkeypatch.setattr(learner.policy.normalizer, "merge", lambda batch: None)
+    monkeypatch.setattr(learner.policy.normalizer, "update", lambda batch: None)
     fake_steps(learner, generator, 8)
     batch, _ = learner._prepare()
     obs, raw, _, advantage, _, _, target, *given = batch

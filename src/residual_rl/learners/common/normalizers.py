@@ -47,22 +47,13 @@ class RunningMeanStd(nn.Module):
         self.register_buffer("count", torch.full((), 1e-4, dtype=torch.float64, device=device))
         self.register_buffer("_shift", torch.zeros(shape, device=device), persistent=False)
         self.register_buffer("_scale", torch.ones(shape, device=device), persistent=False)
-        self.register_load_state_dict_post_hook(lambda module, _: module.refresh())
-        self.refresh()
+        self.register_load_state_dict_post_hook(lambda module, _: module._refresh())
+        self._refresh()
 
     def update(self, batch: Tensor) -> None:
-        """Merge the samples `batch` [..., *shape] into the statistics, and apply them.
+        """Merge the samples `batch` [..., *shape] into the statistics.
 
         Raises `NonFiniteError`, without any change, if a sample is not finite.
-        """
-        self.merge(batch)
-        self.refresh()
-
-    def merge(self, batch: Tensor) -> None:
-        """Merge the samples `batch` [..., *shape] into the statistics, which apply from `refresh` on.
-
-        The first samples apply at once. Raises `NonFiniteError`, without any change, if a sample is not
-        finite.
         """
         samples = batch.reshape(-1, *self.mean.shape).double()
         var, mean = torch.var_mean(samples, 0, correction=0)
@@ -70,7 +61,6 @@ class RunningMeanStd(nn.Module):
             where = (~torch.isfinite(var)).flatten().nonzero().flatten().tolist()
             raise NonFiniteError(f"{self.name} is not finite in the collected batch, element(s) {where[:8]}")
         n = samples.shape[0]
-        first = self.count < 1.0
         delta = mean - self.mean
         total = self.count + n
         self.mean.add_(delta * (n / total))
@@ -78,8 +68,7 @@ class RunningMeanStd(nn.Module):
             var * (n / total) + delta.square() * (self.count * n / total.square())
         )
         self.count.copy_(total)
-        if first:
-            self.refresh()
+        self._refresh()
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` [..., *shape]: `clip((x - mean) / sqrt(var + epsilon), -clip, clip)`."""
@@ -89,8 +78,7 @@ class RunningMeanStd(nn.Module):
         """Divide by the standard deviation and clip, without centring."""
         return (x * self._scale).clamp_(-self.clip, self.clip)
 
-    def refresh(self) -> None:
-        """Normalise with the newest statistics from now on."""
+    def _refresh(self) -> None:
         self._shift.copy_(self.mean)
         self._scale.copy_((self.var + self.epsilon).rsqrt())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +14,7 @@ from residual_rl.learners.common.augmentation import random_shift
 from residual_rl.learners.common.compilation import compiled, cuda_graphed
 from residual_rl.learners.common.exploration_noise import CorrelatedNoise, Noise
 from residual_rl.learners.common.networks import MLP, Perception, ResidualPolicy, default_obs_keys, images_of
-from residual_rl.learners.common.normalizers import RewardScaler, RunningMeanStd
+from residual_rl.learners.common.normalizers import RewardScaler
 from residual_rl.learners.common.optimizer import FlatAdam
 from residual_rl.learners.common.returns import bootstrap_mask, gae
 from residual_rl.learners.ppo.config import PPOCfg
@@ -65,10 +65,9 @@ class PPO(ResumableState):
 
     - Values are not computed while steps are collected: an update starts with one batch of values of all
       observations and true next observations.
-    - An update normalises observations by the statistics with which the policy acted, so that the probability
-      ratio starts at 1. Those of its own rollout apply from the next rollout on, except in the first update,
-      whose policy does not depend on the observation yet. Old log-probabilities are computed from the stored
-      noise.
+    - Observation statistics are updated with a rollout at the start of its update and then kept until the
+      next one. Old log-probabilities are computed from the stored noise, so they are exact although the
+      statistics have changed.
     - Advantages are normalised over the rollout, not over each minibatch.
     - With correlated noise, the default likelihood is that of each step's marginal N(mean, std), as in
       Hollenstein et al., "Colored Noise in PPO", AAAI 2024: exact for white noise, an approximation
@@ -241,8 +240,6 @@ class PPO(ResumableState):
             if self.cfg.target_kl is not None and epoch[0].item() / self.num_minibatches > self.cfg.target_kl:
                 break
         self.optimizer.raise_if_nonfinite()
-        for normalizer, _ in self._normalizers():
-            normalizer.refresh()
         self._filled = 0
         self._last_act = None
         # Metrics
@@ -262,8 +259,10 @@ class PPO(ResumableState):
         clip_range = self.cfg.clip_range
         perception = self.critic_perception
         # Normalisation
-        for normalizer, samples in self._normalizers():
-            normalizer.merge(samples)
+        if self.policy.normalizer is not None:
+            self.policy.normalizer.update(rollout["obs"])
+        if perception is not self.policy and perception.normalizer is not None:
+            perception.normalizer.update(rollout["critic_obs"])
         reward = rollout["reward"]
         if self.reward_scaler is not None:
             reward = self.reward_scaler(reward, rollout["ended"])
@@ -292,13 +291,6 @@ class PPO(ResumableState):
         images = [rollout[f"image.{key}"].flatten(0, 1) for key in self._image_keys]
         others = [] if perception is self.policy else [critic_obs]
         return [obs, *(tensor.flatten(0, 1) for tensor in batch), *others, *images], explained_variance
-
-    def _normalizers(self) -> Iterator[tuple[RunningMeanStd, Tensor]]:
-        """The statistics of the observations, with the samples of the rollout."""
-        if self.policy.normalizer is not None:
-            yield self.policy.normalizer, self._rollout["obs"]
-        if self.critic_perception is not self.policy and self.critic_perception.normalizer is not None:
-            yield self.critic_perception.normalizer, self._rollout["critic_obs"]
 
     def _values(self, obs: Tensor, next_obs: Tensor) -> Tensor:
         """The critic's values [2 * T * B, 1] of the rollout's observations and next observations, given as
