@@ -67,7 +67,8 @@ class PPO(ResumableState):
       observations and true next observations.
     - Observation statistics are updated with a rollout at the start of its update and then kept until the
       next one. Old log-probabilities are computed from the stored noise, so they are exact although the
-      statistics have changed.
+      statistics have changed. Learning with the statistics of acting showed no significant difference
+      (docs/results).
     - Advantages are normalised over the rollout, not over each minibatch.
     - With correlated noise, the default likelihood is that of each step's marginal N(mean, std), as in
       Hollenstein et al., "Colored Noise in PPO", AAAI 2024: exact for white noise, an approximation
