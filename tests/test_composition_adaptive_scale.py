@@ -317,4 +317,4 @@ def test_settings_of_runs_without_it_are_read_as_ever(run: Path) -> None:
     residual = {
         name: value for name, value in state["config"]["residual"].items() if not name.startswith("adaptive")
     }
-    assert TrainCfg.from_dict({**state["config"], "residual": residual}).residual.adaptive == "off"
+    assert TrainCfg.from_dict({**state["config"], "residual": residual}, None).residual.adaptive == "off"

@@ -45,7 +45,7 @@ def test_its_defaults_are_its_own_and_the_tasks_are_for_ppo() -> None:
     assert ppo.learner.final_std == 0.05  # the task's own
     assert (other.learner_id, other.learner) == ("constant", ConstantCfg())
     assert (other.task, other.base, other.residual, other.run) == (ppo.task, ppo.base, ppo.residual, ppo.run)
-    assert TrainCfg.from_dict(json.loads(json.dumps(other.to_dict()))) == other
+    assert TrainCfg.from_dict(json.loads(json.dumps(other.to_dict())), None) == other
 
 
 def test_it_gets_its_own_device_and_the_env_the_other() -> None:

@@ -9,9 +9,10 @@ in the units of the robot's own software.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from residual_rl.registry import BasePolicySpec, register_base_policy
+from residual_rl.utils.sensitive import Address, Sensitive
 from residual_rl.utils.text import parse_pairs
 from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, Port, PositiveFloat, PositiveInt
 
@@ -20,9 +21,9 @@ from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, Port, Pos
 class Gr00tCfg(CheckedCfg):
     """Settings of the `gr00t` base policy."""
 
-    host: str = "127.0.0.1"
+    host: Address = "127.0.0.1"
     """Host of the inference server."""
-    port: Port = 5555
+    port: Annotated[Port, Sensitive("address")] = 5555
     """Port of the inference server."""
     api_token: str | None = None
     """Token of the server. Prefer the environment variable RESIDUAL_RL_TOKEN: settings are saved with the

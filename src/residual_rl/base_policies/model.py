@@ -12,6 +12,7 @@ from typing import Annotated
 import tyro
 
 from residual_rl.registry import BasePolicySpec, register_base_policy
+from residual_rl.utils.sensitive import Trust
 from residual_rl.utils.validation import CheckedCfg, PositiveInt
 
 
@@ -22,7 +23,7 @@ class ModelCfg(CheckedCfg):
     checkpoint: Annotated[str, tyro.conf.arg(aliases=["--model-path"])] = ""
     """A run folder, a model in it, or its policy.safetensors; a Stable-Baselines3 .zip; a torch.export .pt2;
     or a .pt of ManiSkill's PPO."""
-    trust_checkpoint: Annotated[bool, tyro.conf.arg(aliases=["--trust-checkpoint"])] = False
+    trust_checkpoint: Annotated[Trust, tyro.conf.arg(aliases=["--trust-checkpoint"])] = False
     """Allow reading a .zip, .pt2 or .pt, also as the base of a run; it can run code of whoever made it."""
     input_keys: tuple[str, ...] = ()
     """Observations for a .zip, .pt2 or .pt, joined in this order. Default: `state`; for a .pt that uses

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from residual_rl.registry import BasePolicySpec, register_base_policy
+from residual_rl.utils.sensitive import Address, Sensitive
 from residual_rl.utils.text import parse_pairs
 from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, Port, PositiveFloat, PositiveInt, Rule
 
@@ -23,11 +24,11 @@ _WEBSOCKET_URL = Rule(
 class OpenPiCfg(CheckedCfg):
     """Settings of the `openpi` base policy."""
 
-    url: Annotated[str, _WEBSOCKET_URL] = ""
+    url: Annotated[Address, _WEBSOCKET_URL] = ""
     """Address of the server, e.g. wss://robot.example/policy. Empty: ws://HOST:PORT."""
-    host: str = "127.0.0.1"
+    host: Address = "127.0.0.1"
     """Host of the policy server."""
-    port: Port = 8000
+    port: Annotated[Port, Sensitive("address")] = 8000
     """Port of the policy server."""
     api_token: str | None = None
     """Token of the server. Prefer the environment variable RESIDUAL_RL_TOKEN: settings are saved with the

@@ -71,6 +71,7 @@ def main(argv: Sequence[str]) -> int:
     output = flags.output_dir or Path("runs") / f"{task_id}-{time.strftime('%Y%m%d-%H%M%S')}"
     runner = Runner(cfg, RunFolder(output))  # first: wrong settings leave no folder behind
     with runner.folder.start(cfg.to_dict()):
+        cfg.write_signature(output)
         code = _train(runner, runner.folder)
     # --quick also evaluates, with plots, so that it covers the whole pipeline
     if flags.quick and code == 0:
@@ -129,13 +130,14 @@ def _resume(argv: Sequence[str]) -> int:
             cfg = replace_fields(cfg, {"trust_checkpoint": True})
         runner = Runner(cfg, run, resume=True)
         write_json(run.config_file, cfg.to_dict())
+        cfg.write_signature(run.path)
         return _train(runner, run)
 
 
 def read_config(run: RunFolder) -> TrainCfg:
     """The settings of a run folder. Raises `CheckpointError` naming the file."""
     try:
-        return TrainCfg.from_dict(json.loads(run.config_file.read_text()))
+        return TrainCfg.from_dict(json.loads(run.config_file.read_text("utf-8")), run.config_file)
     except FileNotFoundError:
         raise CheckpointError(f"{run.config_file} does not exist; {run.path} is not a run folder") from None
     except (ValueError, KeyError, TypeError) as error:

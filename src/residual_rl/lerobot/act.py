@@ -222,7 +222,7 @@ class ActTrainer(Trainer):
             self.evaluation: SuccessEvaluation | None = None
             if cfg.eval_freq:
                 self.evaluation = SuccessEvaluation(
-                    demos.task_id, demos.task_settings, cfg.eval_episodes, cfg.num_threads, cfg.eval_share
+                    demos, cfg.eval_episodes, cfg.num_threads, cfg.eval_share
                 )
                 env = self.evaluation.env
             else:

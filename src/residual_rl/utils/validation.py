@@ -13,13 +13,14 @@ the same checks.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
 import numbers
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -82,6 +83,42 @@ def check_fields(cfg: Any) -> None:
         required = _violation(hint, value)
         if required is not None:
             raise ConfigError(f"{name} must be {required}, not {value!r}")
+
+
+def parse_value(hint: Any, words: Sequence[str]) -> Any:
+    """A value of type `hint` from the words of a text, such as a flag's; bounds are left to `check_fields`.
+
+    Raises:
+        ValueError: the words are not a value of that type.
+    """
+    inner, _ = _split(hint)
+    origin, args = typing.get_origin(inner), typing.get_args(inner)
+    # a list: one value for each word
+    if origin is tuple:
+        types_ = [args[0]] * len(words) if len(args) == 2 and args[1] is Ellipsis else args
+        return tuple(parse_value(each, [word]) for each, word in zip(types_, words, strict=True))
+    # X | None: the first type that takes the words, None before text
+    if _options(inner) != (inner,):
+        for option in sorted(_options(inner), key=lambda option: option is not types.NoneType):
+            with contextlib.suppress(ValueError):
+                return parse_value(option, words)
+        raise ValueError(f"expected {inner}")
+    # one word
+    (word,) = words
+    if origin is Literal:
+        return next(_matching(args, word))
+    if inner in (bool, types.NoneType):
+        return next(_matching((True, False) if inner is bool else (None,), word))
+    if inner in (int, float, str, Path):
+        return inner(word)
+    raise ValueError(f"a value of type {inner} cannot be written as text")
+
+
+def _matching(choices: Sequence[Any], word: str) -> Iterator[Any]:
+    found = [choice for choice in choices if str(choice) == word]
+    if not found:
+        raise ValueError(f"expected one of {choices}")
+    return iter(found)
 
 
 def describe_bounds(hint: Any) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from residual_rl.utils.sensitive import CodeNames, Sensitive
 from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, PositiveInt
 
 
@@ -12,7 +13,7 @@ from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, PositiveInt
 class ManiSkillCfg(CheckedCfg):
     """Any task of ManiSkill 3, with any of its robots."""
 
-    env_id: str = "PushCube-v1"
+    env_id: Annotated[str, Sensitive("code", lambda env_id: ":" in env_id)] = "PushCube-v1"
     """Id of the ManiSkill task."""
     robot_uids: str | None = None
     """ManiSkill's id of the robot. None: the task's default."""
@@ -40,5 +41,5 @@ class ManiSkillCfg(CheckedCfg):
     """Height and width of all camera images [px]. None: as in the task."""
     num_workers: NonNegativeInt = 0
     """Worker processes of the CPU simulation; 0 means as many as --num-threads."""
-    task_modules: tuple[str, ...] = ()
+    task_modules: CodeNames = ()
     """Modules to import first, which register custom tasks and robots with ManiSkill."""
