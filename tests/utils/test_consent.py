@@ -38,9 +38,9 @@ def test_check_consent__names_the_fields_and_prints_the_whole_command():
         check_consent(cfg, FILE, own=False, path="base")
     assert str(error.value) == (
         "gift/config.json is not known to be yours, and its settings include base.switch ('m:f'), which "
-        "names code to import; base.modules ('a', 'b c'), which names code to import. If you know what that is and "
-        "trust it, repeat it on the command line: residual-rl eval 'a run' --confirm base.switch=m:f "
-        "--confirm base.modules=a --confirm 'base.modules=b c'"
+        "names code to import; base.modules ('a', 'b c'), which names code to import. "
+        "If you know what that is and trust it, repeat it on the command line: residual-rl eval 'a run' "
+        "--confirm base.switch=m:f --confirm base.modules=a --confirm 'base.modules=b c'"
     )
 
 

@@ -99,6 +99,7 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
             f"--model {path}"
         )
     run, trained = RunFolder(found.run), found.exported
+    run.refuse_links()  # before the evaluation, whose results are written there
     # the settings: those of training, with the changes of the command line
     flags, cfg = _parse(argv, str(path), trained.cfg, EvalFlags())
     scale = trained.residual_scale if flags.residual_scale is None else flags.residual_scale

@@ -120,10 +120,10 @@ def _resume(argv: Sequence[str]) -> int:
     from residual_rl.runner import Runner
     from residual_rl.runs.run_folder import RunFolder
 
+    # the stored settings, of which these two may change; read before anything is written into the folder
     run = RunFolder(options.resume)
+    cfg = read_config(run)
     with run.resume():
-        # the stored settings; only these two may change
-        cfg = read_config(run)
         if options.total_timesteps is not None:
             cfg = replace_fields(cfg, {"total_timesteps": options.total_timesteps})
         if options.trust_checkpoint:
