@@ -92,7 +92,7 @@ def make_env(demos: Demonstrations, num_envs: int, num_threads: int = 0) -> VecE
     if len(env.action_unit) != demos.action_dim:
         env.close()
         raise CheckpointError(
-            f"{demos.path} holds actions of {demos.action_dim} numbers, but task {spec.id!r} takes "
+            f"{demos.path} has actions of size {demos.action_dim}, but those of task {spec.id!r} have size "
             f"{len(env.action_unit)}: it was recorded on another robot or with another version of the task"
         )
     return env
