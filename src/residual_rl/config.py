@@ -25,6 +25,8 @@ from residual_rl.utils.validation import (
     CheckedCfg,
     NonNegativeFloat,
     NonNegativeInt,
+    NumEnvs,
+    NumThreads,
     PositiveFloat,
     PositiveInt,
     Share,
@@ -75,7 +77,7 @@ class ResidualCfg(CheckedCfg):
 class RunCfg(CheckedCfg):
     """The run: amounts, intervals and devices."""
 
-    num_envs: Annotated[PositiveInt, tyro.conf.arg(aliases=["--n-envs"])] = 32
+    num_envs: Annotated[NumEnvs, tyro.conf.arg(aliases=["--n-envs"])] = 32
     """Envs stepped together."""
     total_timesteps: Annotated[PositiveInt, tyro.conf.arg(aliases=["--total-steps"])] = 250_000
     """Env steps of the training, summed over all envs and rounded down to whole updates."""
@@ -92,7 +94,7 @@ class RunCfg(CheckedCfg):
     for each update."""
     keep_checkpoints: PositiveInt = 3
     """Number of checkpoints to keep."""
-    num_threads: NonNegativeInt = 0
+    num_threads: NumThreads = 0
     """Simulator threads; 0 means one per CPU core."""
     torch_threads: PositiveInt = 1
     """Threads of the networks; more than one is slower when the simulator uses the cores."""

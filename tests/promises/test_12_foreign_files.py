@@ -3,6 +3,7 @@ they name."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import socket
@@ -12,17 +13,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_runs import Fails
 
 from residual_rl.cli.main import main
-from residual_rl.config import ResidualCfg, RunCfg, TrainCfg
+from residual_rl.config import ResidualCfg, RunCfg, TrainCfg, sign_task_settings
+from residual_rl.demos.episode import Demo
+from residual_rl.demos.reader import Demonstrations
+from residual_rl.demos.writer import DemoWriter, describe
+from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 from residual_rl.exported_policy import POLICY_FILE, load_policy
 from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS, load
 from residual_rl.runs import checkpoint
+from residual_rl.runs.run_folder import RunFolder
+from residual_rl.sweeps.grid import StoredSweep, SweepCfg, is_trust_flag, read_sweep
 from residual_rl.utils.consent import ConsentError, consenting
+from residual_rl.utils.files import plain
 from residual_rl.utils.sensitive import sensitive_fields, sensitive_values
-from residual_rl.utils.signature import SIGNATURE_FILE
+from residual_rl.utils.signature import SIGNATURE_FILE, write_signature
+from residual_rl.utils.validation import check_fields
 
 REPLACED = ("task_id", "task", "base_policy_id", "base")
 HOSTILE_BASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -243,6 +253,87 @@ def test_refuse_links__nothing_outside_a_run_folder_is_written(
     assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["photo.png"]
 
 
+def test_read_sweep__arguments_of_a_foreign_sweep_are_not_the_users(
+    tmp_path: Path, gift: Path, fails: Fails
+) -> None:
+    folder = tmp_path / "sweep"
+    base = ["--base-policy", "hybrid", "--base.policies", "jacobian", "zero", "--base.mode", "switch"]
+    small = ["--total-timesteps", "32", "--num-envs", "2", "--num-steps", "16", "--eval-freq", "0"]
+
+    def write(train: list[str]) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        RunFolder(folder).start(SweepCfg("so101-paper", tuple(train), seeds=(1,))).close()
+
+    # code
+    write([*base, "--base.switch", "gift:choose", *small])
+    assert "--confirm base.switch=gift:choose" in fails("sweep", "--resume", folder)
+    # a file that the arguments would write
+    target = tmp_path / "bashrc"
+    target.write_text("mine")
+    write(["--tyro-write-completion", "bash", str(target)])
+    assert "no --tyro-" in fails("sweep", "--resume", folder)
+    # trust
+    write(["--base-policy", "model", "--model-path", "gift.zip", "--trust-checkpoint", *small])
+    assert not any(map(is_trust_flag, read_sweep(folder).cfg.train))
+    assert any(map(is_trust_flag, read_sweep(folder, trusted=True).cfg.train))
+    assert target.read_text() == "mine"
+    assert not gift.exists()
+    assert not (folder / "trials").exists()
+
+
+def test_read_sweep__own_sweeps_keep_their_arguments(tmp_path: Path) -> None:
+    sweep = SweepCfg("so101-paper", ("--base-policy", "model", "--trust-checkpoint"), cwd="/somewhere")
+    with RunFolder(tmp_path / "sweep").start(sweep):
+        write_signature(tmp_path / "sweep", plain(sweep))
+    assert read_sweep(tmp_path / "sweep") == StoredSweep(sweep, own=True)
+
+
+def write_demos(file: Path, settings: dict[str, Any]) -> None:
+    info = describe(
+        "maniskill", settings, max_episode_steps=2, control_hz=20.0, source_type="rl", source_desc="a test"
+    )
+    zeros = np.zeros((2, 8), np.float32)
+    demo = Demo(
+        actions=zeros,
+        obs={"state": np.zeros((3, 4), np.float32)},
+        terminated=np.zeros(2, bool),
+        truncated=np.array([False, True]),
+        seed=0,
+    )
+    with DemoWriter(file, info) as writer:
+        writer.add(demo)
+        writer.add(demo)
+
+
+@pytest.mark.parametrize("command", ["demos replay", "imitate"])
+def test_task_cfg__demonstrations_do_not_import_what_they_name(
+    command: str, tmp_path: Path, gift: Path, fails: Fails
+) -> None:
+    file = tmp_path / "demos.h5"
+    settings = TrainCfg.default("maniskill").to_dict()["task"] | {"task_modules": ["gift"]}
+    write_demos(file, settings)
+    message = fails(*command.split(), file)
+    assert "--confirm task.task_modules=gift" in message
+    assert not gift.exists()
+    # the user's signature covers the task and its settings
+    with Demonstrations.open(file) as demos:
+        demos.info["signature"] = sign_task_settings("maniskill", settings)
+        assert demos.task_cfg.task_modules == ("gift",)
+        demos.info["env_info"]["env_kwargs"]["task_modules"] = ["other"]
+        with pytest.raises(ConsentError, match="other"):
+            _ = demos.task_cfg
+
+
+def test_parse_value__settings_in_files_are_values_and_not_arguments(run: Path, tmp_path: Path) -> None:
+    target = tmp_path / "bashrc"
+    target.write_text("mine")
+    words = f"0.damping=--tyro-write-completion bash {target}"
+    rewrite(run, with_base("hybrid", {"policies": ["jacobian", "zero"], "settings": [words]}))
+    with pytest.raises(CheckpointError, match=r"settings: 0\.damping must be a float"):
+        load_policy(run / "best_model" / POLICY_FILE)
+    assert target.read_text() == "mine"
+
+
 # --- every registered setting -------------------------------------------------------------------------------
 
 
@@ -310,3 +401,30 @@ def test_sensitive_fields__every_setting_of_type_text_is_classified() -> None:
         if {hint, *typing.get_args(hint)} & texts and field not in sensitive_fields(config)
     }
     assert found == {f"{part}.{name}" for part, names in HARMLESS_TEXTS.items() for name in names.split()}
+
+
+WRONG = ["x", "", 1e30, -1, 10**30, 10**400, None, True, {}, [], [1], [[]], ["a", "a"], [10**30]]
+
+
+@pytest.mark.parametrize("name", registered_configs())
+def test_from_dict__wrong_values_are_errors_of_one_line(name: str) -> None:
+    """A value of every kind for every setting is accepted, or refused with its name."""
+    part, config = registered_configs()[name]
+    id = name.split()[1]
+    default = TrainCfg.default(
+        id if part == "task" else "so101-paper",
+        id if part == "base" else "zero",
+        id if part == "learner" else None,
+    )
+    for field in typing.get_type_hints(config):
+        for value in WRONG:
+            data = default.to_dict()
+            data[part][field] = value
+            with contextlib.suppress(ConfigError, ConsentError, UnknownNameError):
+                made = TrainCfg.from_dict(data, Path("gift/config.json"))
+                check_fields(getattr(made, part))
+
+
+def test_from_dict__a_policy_that_is_its_own_base_is_an_error(run: Path, fails: Fails) -> None:
+    rewrite(run, with_base("model", {"checkpoint": str(run)}))
+    assert "is its own base policy" in fails("eval", run, "--n-episodes", "2")

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from residual_rl.registry import BasePolicySpec, register_base_policy
 from residual_rl.utils.sensitive import Address, Sensitive
 from residual_rl.utils.text import parse_pairs
-from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, Port, PositiveFloat, PositiveInt
+from residual_rl.utils.validation import CheckedCfg, ChunkLength, NonNegativeFloat, Port, PositiveFloat
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Gr00tCfg(CheckedCfg):
     """Time limit for a reply [s]."""
     reconnect: NonNegativeFloat = 60.0
     """Time for which the run waits and retries if the server does not answer [s]."""
-    num_action_steps: PositiveInt | None = None
+    num_action_steps: ChunkLength | None = None
     """Number of actions executed of each chunk. None: the value given by a `residual-rl serve` server, else
     8."""
-    chunk_size: PositiveInt | None = None
+    chunk_size: ChunkLength | None = None
     """Number of actions predicted at once. None: the value given by the server, else 16."""
     cameras: tuple[str, ...] = ()
     """Camera images to send, as ENV_NAME=SERVER_KEY, e.g. top=front."""

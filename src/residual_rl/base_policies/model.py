@@ -13,7 +13,7 @@ import tyro
 
 from residual_rl.registry import BasePolicySpec, register_base_policy
 from residual_rl.utils.sensitive import Trust
-from residual_rl.utils.validation import CheckedCfg, PositiveInt
+from residual_rl.utils.validation import CheckedCfg, ChunkLength
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ModelCfg(CheckedCfg):
     """Observations for a .zip, .pt2 or .pt, joined in this order. Default: `state`; for a .pt that uses
     images, the only camera and, if it needs them, the joint values `proprioception`. A .zip with dict
     observations names its own."""
-    num_action_steps: PositiveInt | None = None
+    num_action_steps: ChunkLength | None = None
     """Number of actions executed of each chunk of a .pt2; None: all."""
 
 

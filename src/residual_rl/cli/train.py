@@ -139,7 +139,9 @@ def read_config(run: RunFolder) -> TrainCfg:
     try:
         return TrainCfg.from_dict(json.loads(run.config_file.read_text("utf-8")), run.config_file)
     except FileNotFoundError:
-        raise CheckpointError(f"{run.config_file} does not exist; {run.path} is not a run folder") from None
+        raise CheckpointError(
+            f"{run.path} contains no run to resume: {run.config_file.name} is missing"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{run.config_file} is not the configuration of a run: {error}") from error
 

@@ -36,7 +36,7 @@ from residual_rl.registry import TASKS, load
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.runs.progress_bar import ProgressBar
 from residual_rl.utils.signals import stop_signals
-from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, PositiveFloat
+from residual_rl.utils.validation import CheckedCfg, NumThreads, PositiveFloat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class CollectFlags(CheckedCfg):
     """File to write; its description is written to a file of the same name with the suffix .json."""
     overwrite: bool = False
     """Replace an existing file."""
-    num_threads: NonNegativeInt | None = None
+    num_threads: NumThreads | None = None
     """Simulator threads; 0 means one per CPU core. The episodes do not depend on it. None: as in training."""
     time_limit: PositiveFloat = 120.0
     """Time limit of a planner for each episode [s]."""
