@@ -162,7 +162,7 @@ def test_check_consent__the_printed_command_uses_the_code_that_it_confirms(
     hostile_run(run, "switch", 0)
     with pytest.raises(ConsentError):
         load_policy(run / "best_model" / POLICY_FILE)
-    command = ["eval", str(run), "--n-episodes", "2"]
+    command = ["eval", str(run), "--n-episodes", "2", "--max-episode-steps", "5"]
     assert main([*command, "--confirm", "base.switch=gift:choose"]) == 0
     assert gift.exists()
     # the field's own flag repeats it as well
@@ -194,7 +194,7 @@ def test_write_signature__own_runs_need_no_repetition(tmp_path: Path, gift: Path
     switch = ["--base.switch", "gift:choose"]
     assert main(["train", "so101-paper", *base, *switch, *size, *small, "--output-dir", str(out)]) == 0
     assert main(["train", "--resume", str(out), "--total-timesteps", "64"]) == 0
-    assert main(["eval", str(out), "--n-episodes", "2"]) == 0
+    assert main(["eval", str(out), "--n-episodes", "1", "--max-episode-steps", "5"]) == 0
     # a changed setting makes the signature void
     rewritten = out / "best_model" / POLICY_FILE
     state = checkpoint.load(rewritten, "policy")
@@ -416,9 +416,10 @@ def test_from_dict__wrong_values_are_errors_of_one_line(name: str) -> None:
         id if part == "base" else "zero",
         id if part == "learner" else None,
     )
+    plain_default = default.to_dict()
     for field in typing.get_type_hints(config):
         for value in WRONG:
-            data = default.to_dict()
+            data = {**plain_default, part: dict(plain_default[part])}
             data[part][field] = value
             with contextlib.suppress(ConfigError, ConsentError, UnknownNameError):
                 made = TrainCfg.from_dict(data, Path("gift/config.json"))
