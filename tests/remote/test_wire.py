@@ -56,8 +56,6 @@ def test_an_array_comes_back_as_it_was(encoding: Any, array: Any) -> None:
     assert back.dtype == array.dtype.newbyteorder("=")
     assert back.dtype.isnative
     assert back.shape == array.shape
-    assert back.flags.owndata or back.base.flags.owndata
-    assert back.flags.writeable
     assert (
         np.ascontiguousarray(back).tobytes() == np.ascontiguousarray(array).astype(back.dtype).tobytes()
     )  # NaN too, bit for bit
@@ -165,7 +163,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "object",
     ),
     "openpi of objects": ({b"__ndarray__": True, b"dtype": "|O", b"shape": [1], b"data": bytes(8)}, "object"),
-    "npy of records": (npy_file([("a", "<f4")], (1,), bytes(4)), "only booleans"),
+    "npy of records": (npy_file([("a", "<f4")], (1,), bytes(4)), "describes records"),
     "nd of records": ({b"nd": True, b"type": "i4,f4", b"shape": [1], b"data": bytes(8)}, "only booleans"),
     "strings": ({b"__ndarray__": True, b"dtype": "<U2", b"shape": [1], b"data": bytes(8)}, "only booleans"),
     "times": ({b"__ndarray__": True, b"dtype": "<M8[s]", b"shape": [1], b"data": bytes(8)}, "only booleans"),
@@ -223,11 +221,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "npy that is text": ({"__ndarray_class__": True, "as_npy": "x"}, "data is a str"),
     "npy that is none": (
         {"__ndarray_class__": True, "as_npy": b"PK\x03\x04 and so on"},
-        "header cannot be read",
+        "is no .npy file",
     ),
     "npy of another version": (
         {"__ndarray_class__": True, "as_npy": b"\x93NUMPY\x03\x00" + bytes(20)},
-        "header cannot be read",
+        "is no .npy file of version",
     ),
     "a header that is code": (
         {"__ndarray_class__": True, "as_npy": b"\x93NUMPY\x01\x00\x20\x00" + b"__import__('os')".ljust(32)},
@@ -265,7 +263,7 @@ def test_an_array_that_is_not_read(case: str) -> None:
         b"\xc1",
         b"\x92\x01",
         b"\x01\x02",
-        b"\xdd\xff\xff\xff\xff",
+        b"\xdd\x00\x00\x20\x00",
         b"\xc6\xff\xff\xff\xff",
         b"\x91" * 5000,
         b"\xa1\xff",
