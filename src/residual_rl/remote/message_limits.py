@@ -1,8 +1,8 @@
 """Limits on msgpack messages from other machines, checked before anything of a message is built.
 
-A message of 32 MiB can hold 32 million empty dicts, which take minutes to build and gigabytes to hold. msgpack
-bounds single containers, not their total, so the values are counted first: msgpack puts the number of a
-container's entries in front of them, so that one pass over the bytes, without recursion, knows it.
+A message of 32 MiB can hold 32 million empty dicts, which take minutes to build and gigabytes to hold. The
+library's own limits bound single containers, not their total, so the values are counted first. The number of
+a container's entries precedes them, so that one pass over the bytes, without recursion, suffices.
 """
 
 from __future__ import annotations

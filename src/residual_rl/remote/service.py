@@ -20,6 +20,7 @@ from residual_rl.errors import ConfigError, ResidualRLError, UnknownNameError
 from residual_rl.remote.handshake import Handshake, ServedInput
 from residual_rl.robots.arm_joints import ArmJoints
 from residual_rl.types import ActionChunk, Obs
+from residual_rl.utils.limited_log import LimitedLog
 
 Protocol = Literal["gr00t", "gr00t-n15", "openpi"]
 ActionUnits = Literal["normalized", "hardware"]
@@ -79,6 +80,8 @@ class PolicyService:
         keys: Mapping[str, str] | None = None,
     ):
         self.env, self._policy, self.name = env, policy.policy, name
+        self.log = LimitedLog(_log)
+        """What clients did wrong, and what failed: they must not be able to fill a disk."""
 
         # Joint positions need the robot's units, and further observations for the conversion.
         self.joints = None
@@ -115,13 +118,22 @@ class PolicyService:
 
     # --- envs -----------------------------------------------------------------------------------------------
 
+    @property
+    def num_free(self) -> int:
+        """Number of envs that no session has."""
+        return len(self._free)
+
+    def too_few(self, number: int) -> RequestError:
+        """The error for a client that needs `number` more envs."""
+        return RequestError(
+            f"{number} world(s) asked for, {self.num_free} of {self.env.num_envs} free: close other"
+            " clients, or raise --max-sessions"
+        )
+
     def take(self, number: int) -> list[int]:
         """Assign `number` free envs, and reset them. Raises `RequestError` where too few are free."""
-        if number > len(self._free):
-            raise RequestError(
-                f"{number} world(s) asked for, {len(self._free)} of {self.env.num_envs} free: close other"
-                " clients, or raise --max-sessions"
-            )
+        if number > self.num_free:
+            raise self.too_few(number)
         worlds = [heapq.heappop(self._free) for _ in range(number)]
         self.reset(worlds)
         return worlds
@@ -135,7 +147,7 @@ class PolicyService:
         """Reset the state of the policy for these envs."""
         mask = torch.zeros(self.env.num_envs, dtype=torch.bool, device=self.env.device)
         mask[worlds] = True
-        with _Hidden("reset"):
+        with _Hidden("reset", self.log):
             self._policy.reset(mask)
 
     # --- plans ----------------------------------------------------------------------------------------------
@@ -160,11 +172,13 @@ class PolicyService:
         if array.shape[batched:] != expected or array.ndim != batched + len(expected) or not array.size:
             shown = ", ".join(["worlds"] * batched + [str(n) for n in expected])
             raise RequestError(f"{called} has shape {array.shape}; expected ({shown})")
+        if batched and len(array) > self.env.num_envs:
+            raise self.too_few(len(array))
 
         # Convert, and refuse numbers that the type cannot represent.
         with np.errstate(over="ignore"):
             array = array.astype(served.dtype)
-        if not np.isfinite(array).all():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise RequestError(f"{called} holds NaN, infinity, or numbers that {served.dtype} cannot hold")
 
         # Flatten to one row for each env.
@@ -178,7 +192,7 @@ class PolicyService:
         An error of the policy is logged, and raised as a `RequestError` without details.
         """
         inputs = {name: obs[name] for name in self._policy.inputs}
-        with _Hidden("plan"):
+        with _Hidden("plan", self.log):
             plan = self._policy.predict_action_chunk(
                 inputs, torch.tensor(worlds, dtype=torch.int64, device=self.env.device)
             )
@@ -219,13 +233,13 @@ def numeric(value: Any, called: str, dtype: str) -> NDArray[Any]:
 class _Hidden:
     """Context manager that logs an exception and raises a `RequestError` without its details."""
 
-    def __init__(self, what: str):
-        self._what = what
+    def __init__(self, what: str, log: LimitedLog):
+        self._what, self._log = what, log
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if error is not None and isinstance(error, Exception):
-            _log.error("the policy failed to %s", self._what, exc_info=error)
+            self._log.error("the policy failed to %s", self._what, exc_info=error)
             raise RequestError("the policy failed: the server's log says why") from error
