@@ -360,9 +360,8 @@ def _modalities(told: Any, server: str) -> dict[str, Any]:
             continue
         try:
             # N1.5 writes the modality in front of each key.
-            keys = tuple(
-                checked_name(key).removeprefix(f"{modality}.") for key in told[modality]["modality_keys"]
-            )
+            names = [checked_name(key) for key in told[modality]["modality_keys"]]
+            keys = tuple(dict.fromkeys(name.removeprefix(f"{modality}.") for name in names))
             steps = tuple(int(step) for step in told[modality]["delta_indices"])
         except (LookupError, TypeError, ValueError, ArithmeticError) as error:
             raise BasePolicyError(

@@ -25,7 +25,7 @@ import torch
 from residual_rl.errors import ConfigError, MissingDependencyError
 from residual_rl.remote.handshake import HANDSHAKE
 from residual_rl.remote.service import Answer, Axes, PolicyService, RequestError
-from residual_rl.remote.wire import MAX_MESSAGE_BYTES, WireError, pack, unpack
+from residual_rl.remote.wire import MAX_OBSERVATION_BYTES, WireError, pack, unpack
 from residual_rl.types import Obs
 from residual_rl.utils.text import listed, one_line
 
@@ -107,7 +107,7 @@ class OpenPiServer:
         self._asked = asyncio.Event()
         options: dict[str, Any] = {
             "compression": None,
-            "max_size": MAX_MESSAGE_BYTES,
+            "max_size": MAX_OBSERVATION_BYTES,
             "max_queue": 1,
             "origins": [None],
             "process_request": self._admit,
@@ -164,6 +164,8 @@ class OpenPiServer:
         except TimeoutError:
             self._log.warning("a connection was idle for %.0f s: its world is free", self._idle)
             await connection.close(_GOING_AWAY)
+        except Exception as error:  # noqa: BLE001 (the others are served)
+            self._log.error("a connection failed", exc_info=error)
         finally:
             await self._do(self._service.give_back, [world])
 

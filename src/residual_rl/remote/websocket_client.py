@@ -205,6 +205,8 @@ class WebsocketLink:
         """The error for a connection that was closed."""
         if error.sent is not None and error.sent.code == _TOO_LARGE:
             return too_large(self.server)
+        if error.rcvd is not None and error.rcvd.code == _TOO_LARGE:
+            return BasePolicyError(f"the request is too large for {self.server}: use smaller images")
         if error.rcvd is not None and error.rcvd.code == _TRY_LATER:
             return BasePolicyError(f"{self.server} refused: {one_line(error.rcvd.reason)}")
         return ServerUnavailable("the connection was closed")

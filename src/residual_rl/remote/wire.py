@@ -32,6 +32,8 @@ Encoding = Literal["npy", "nd", "openpi"]
 
 MAX_MESSAGE_BYTES = 32 * 2**20
 """Larger messages are neither sent nor read."""
+MAX_OBSERVATION_BYTES = 16 * 2**20
+"""Larger messages with the observation of a single env are not read by an openpi server."""
 MAX_JSON_BYTES = 2**16
 """Bytes of JSON text in a message."""
 _MODALITY = ("__ModalityConfig_class__", "__ModalityConfig__")
@@ -69,7 +71,7 @@ def pack(value: Any, encoding: Encoding) -> bytes:
 def unpack(data: bytes | memoryview) -> tuple[Any, Encoding | None]:
     """The content of a message and its array encoding, None for a message without arrays or modalities.
 
-    Arrays are in native byte order and read-only. Raises `WireError`.
+    Arrays are read-only and keep the byte order in which they were sent. Raises `WireError`.
     """
     if len(data) > MAX_MESSAGE_BYTES:
         raise WireError(f"a message of {len(data):,} bytes; the limit is {MAX_MESSAGE_BYTES:,}")
@@ -247,8 +249,7 @@ def _from_bytes(
     size = len(data) - start
     if math.prod(shape) * dtype.itemsize != size:
         raise WireError(f"an array of {dtype} and shape {tuple(shape)} with {size:,} bytes of data")
-    array = np.frombuffer(data, dtype, offset=start).reshape(shape, order=order)
-    return array.astype(dtype.newbyteorder("="), copy=False)  # neither copied nor reordered, if it is native
+    return np.frombuffer(data, dtype, offset=start).reshape(shape, order=order)
 
 
 def _from_npy(file: Any) -> NDArray[Any]:

@@ -11,8 +11,9 @@ from residual_rl.errors import ConfigError, MissingDependencyError
 from residual_rl.remote.wire import MAX_MESSAGE_BYTES
 from residual_rl.utils.text import one_line
 
-_QUEUE = 16
-"""Messages of one connection that wait to be read, and replies that wait to be sent."""
+_WAITING_REQUESTS, _WAITING_REPLIES = 2, 64
+"""Messages of one connection that are queued at most: ZeroMQ stops reading further requests from the network,
+and drops further replies."""
 _HTTP = re.compile(rb"[A-Z]{0,6} /")
 """What the name of a connection begins with where a web page has sent an HTTP request: ZeroMQ takes that for
 its own first version, and the page could hide messages in the rest."""
@@ -51,8 +52,8 @@ class ServerSocket:
         for option, value in (
             (zmq.LINGER, 0),
             (zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES),
-            (zmq.RCVHWM, _QUEUE),
-            (zmq.SNDHWM, _QUEUE),
+            (zmq.RCVHWM, _WAITING_REQUESTS),
+            (zmq.SNDHWM, _WAITING_REPLIES),
             (zmq.IPV6, ":" in host),
             (zmq.TCP_KEEPALIVE, 1),  # so that a client without power is noticed, after about a minute
             (zmq.TCP_KEEPALIVE_IDLE, 30),
