@@ -82,8 +82,8 @@ def _show(protocol: str, result: dict[str, Any]) -> None:
     mutated = result["mutated"]
     console.print(f"{protocol}: {mutated['messages']:,} mutated messages: {mutated['outcomes']}")
     console.print(
-        f"another client served {mutated['checks']} times in between; server: {mutated['cpu_ms']:.2f} ms of CPU"
-        f" for each message, at most {mutated['memory_growth_mib']:.0f} MiB more memory,"
+        f"another client served {mutated['checks']} times in between; server: {mutated['cpu_ms']:.2f} ms of"
+        f" CPU for each message, at most {mutated['memory_growth_mib']:.0f} MiB more memory,"
         f" {mutated['log_lines']} lines of log, {mutated['tracebacks']} tracebacks"
     )
     table = Table("message", "MiB", "outcome", "CPU [ms]", "memory [MiB]", "other client waits [ms]")
@@ -231,7 +231,7 @@ def _outcome(reply: bytes | str) -> str:
         text = value["error"]
     assert len(text) <= 310, text
     assert text.isprintable(), text
-    if "log says why" in text:
+    if "the log of the server" in text:
         return "failed"
     return "unauthorized" if "unauthorized" in text else "refused"
 
@@ -275,10 +275,10 @@ def _requests(served: Served) -> list[Any]:
         data |= {"annotation.human.task_description": ["go"], "residual_rl.actions": True}
     else:
         data = {"observation": {"state": inputs, "video": {}, "language": {"task": [["go"]]}}}
-        data |= {"options": {"worlds": [0], "residual_rl.actions": True}}
+        data |= {"options": {"env_ids": [0], "residual_rl.actions": True}}
     requests = [
         {"endpoint": "get_action", "data": data},
-        {"endpoint": "reset", "data": {"options": {"worlds": [0]}}},
+        {"endpoint": "reset", "data": {"options": {"env_ids": [0]}}},
         {"endpoint": "get_modality_config", "data": {"residual_rl": True}},
         {"endpoint": "ping"},
         {"endpoint": "close", "session": "x"},
@@ -302,8 +302,8 @@ ODD_VALUES: tuple[Callable[[], Any], ...] = (
     lambda: "",
     lambda: "\x1b[2J\n\u202egnp.exe",
     lambda: b"\x00\xff",
-    lambda: [],
-    lambda: {},
+    list,
+    dict,
     lambda: [[]] * 50,
     lambda: {"nd": True, "type": "|O", "shape": [1], "data": bytes(8)},
     lambda: {"__ndarray_class__": True, "as_npy": b"\x93NUMPY\x01\x00\xff\xff{"},
@@ -429,8 +429,8 @@ def _bytes_array(dtype: str, shape: list[int], data: bytes) -> dict[bytes, Any]:
 
 
 def _worst_values(largest: int) -> dict[str, bytes]:
-    """Values in msgpack that cost much, of messages of up to `largest` bytes: beyond the limits, and as many or
-    as much as the limits permit."""
+    """Values in msgpack that cost much, of messages of up to `largest` bytes: beyond the limits, and as many
+    or as much as the limits permit."""
     values = {}
     for size in (4, 16, 32)[: 2 + (largest >= 32 * MIB)]:
         n = size * MIB - 200

@@ -6,15 +6,13 @@ python scripts/flags_table.py --check    # exits with 1 if that part is stale
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
-import itertools
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from residual_rl.cli.flags import field_docs
 from residual_rl.config import ResidualCfg, RunCfg
 from residual_rl.learners.off_policy.config import OffPolicyCfg, PolicyDecoratorCfg, SACCfg, TD3Cfg
 from residual_rl.registry import LEARNERS
@@ -22,26 +20,6 @@ from residual_rl.registry import LEARNERS
 PAGE = Path(__file__).parents[1] / "docs" / "off_policy.md"
 BEGIN = "<!-- flags: begin (scripts/flags_table.py writes this part) -->"
 END = "<!-- flags: end -->"
-
-
-def field_docs(cls: type) -> dict[str, str]:
-    """The docstrings below the fields of a dataclass and its bases, by field name.
-
-    A field without a docstring has that of the base class.
-    """
-    docs: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
-        body = ast.parse(inspect.getsource(base)).body[0].body  # type: ignore[attr-defined]
-        for field, text in itertools.pairwise(body):
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(text, ast.Expr)
-                and isinstance(text.value, ast.Constant)
-            ):
-                docs[field.target.id] = inspect.cleandoc(text.value.value).replace("\n", " ")  # type: ignore[union-attr]
-    return docs
 
 
 def shown(value: Any) -> str:

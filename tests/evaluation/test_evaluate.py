@@ -1,4 +1,4 @@
-"""Evaluation: each seed once for any number of envs, metrics in the order of the seeds, values by hand."""
+"""Evaluation: each seed once for any number of envs, and metrics in the order of the seeds."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_evaluate__runs_each_seed_once_and_returns_metrics_in_the_order_of_the_s
 
 
 @pytest.mark.parametrize("num_envs", [1, 4, 25])
-def test_evaluate__return_magnitude_and_change_by_hand(num_envs: int) -> None:
+def test_evaluate__return_magnitude_and_change_match_values_worked_out_by_hand(num_envs: int) -> None:
     """Scaled residuals 0, 0.2, 0.4, 0.6: actions 0.25, 0.45, 0.65, 0.85 and always -0.5."""
     env, inner = make(num_envs)
     episodes = evaluate(env, growing, SEEDS)
@@ -170,18 +170,14 @@ def test_evaluate__magnitude_is_before_the_clip_and_change_is_of_executed_action
 
     env.residual_scale = 1.0
     episodes = evaluate(env, jumping, [3])
-    assert inner.actions[3] == [
-        [0.25, -0.5],
-        [1.0, -1.0],
-        [0.25, -0.5],
-        [1.0, -1.0],
-    ]  # 1.25 and -1.5 are clipped
+    # 1.25 and -1.5 are clipped
+    assert inner.actions[3] == [[0.25, -0.5], [1.0, -1.0], [0.25, -0.5], [1.0, -1.0]]
     assert float(episodes["residual_magnitude"][0]) == pytest.approx(2**0.5 / 2)
     assert float(episodes["action_change"][0]) == pytest.approx((0.75**2 + 0.5**2) ** 0.5)
     assert float(episodes["return"][0]) == pytest.approx(4 * 3 - 2 * 2.0)
 
 
-def test_no_residual__the_base_acts_alone() -> None:
+def test_no_residual__executes_only_the_base_actions() -> None:
     env, inner = make(3)
     episodes = evaluate(env, no_residual(env), SEEDS)
     assert episodes["residual_magnitude"].tolist() == [0.0] * len(SEEDS)
@@ -214,7 +210,7 @@ def test_evaluate__the_order_of_the_seeds_changes_only_the_order_of_the_metrics(
         assert rows[0][name]["per_episode"] == rows[1][name]["per_episode"]
 
 
-def test_evaluate__an_env_can_be_evaluated_again() -> None:
+def test_evaluate__repeated_evaluation_gives_equal_results() -> None:
     env, _ = make(3)
     first, second = evaluate(env, growing, SEEDS), evaluate(env, growing, SEEDS)
     assert {name: values.tolist() for name, values in first.items()} == {
@@ -244,14 +240,14 @@ def test_evaluate__calls_on_step_and_on_progress() -> None:
     assert len(steps) == 8  # envs 0 to 3 run 7 22 · 12 4 30 · 3 5 · 9 1 11: 4+3, 1+1+3, 4+2 and 2+2+4 steps
 
 
-# --- what goes into eval.json ---
+# --- the content of eval.json ---
 
 
 def episodes_of(success: Sequence[float], length: Sequence[float]) -> Episodes:
     return {"success_once": torch.tensor(success), "episode_length": torch.tensor(length)}
 
 
-def test_summarize__intervals_and_paired_differences_by_hand() -> None:
+def test_summarize__intervals_and_paired_differences_match_values_worked_out_by_hand() -> None:
     residual = episodes_of([1.0, 1.0, 1.0, 0.0], [10.0, 12.0, 14.0, 20.0])
     base = episodes_of([1.0, 0.0, 0.0, 0.0], [11.0, 20.0, 20.0, 20.0])
     evaluation = compare.summarize(
@@ -275,13 +271,13 @@ def test_summarize__intervals_and_paired_differences_by_hand() -> None:
     assert evaluation["units"] == {"x": "m"}
 
 
-def test_summarize__without_both_policies_there_is_no_difference() -> None:
+def test_summarize__has_no_difference_without_both_policies() -> None:
     evaluation = compare.summarize({"base": episodes_of([1.0], [3.0])}, [1], "t", {}, {})
     assert evaluation["paired"] == {}
     assert evaluation["policies"]["base"]["episode_length"]["interval"] is None
 
 
-# --- the real task ---
+# --- so101-paper ---
 
 
 def test_evaluate__an_episode_of_so101_paper_does_not_depend_on_the_batch() -> None:

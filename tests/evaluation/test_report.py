@@ -27,7 +27,7 @@ VOID = {"meta", "br", "img", "input", "link", "hr"}
 
 
 class Page(HTMLParser):
-    """Collects tags and texts, and sees to it that what opens is closed."""
+    """Collects tags and texts, and asserts that every tag is closed."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -164,7 +164,7 @@ def test_write_report__contains_results_settings_and_plots(run: RunFolder) -> No
         assert title in text
 
 
-def test_write_report__the_page_loads_only_the_video(run: RunFolder) -> None:
+def test_write_report__page_loads_only_the_video(run: RunFolder) -> None:
     html = (run.path / "report.html").read_text()
     for tag, attributes in Page(html).tags:
         assert tag not in ("script", "link", "iframe", "img")
@@ -229,7 +229,7 @@ def test_write_report__equal_contents_give_an_equal_page(run: RunFolder) -> None
 
 
 @pytest.mark.slow
-def test_write_report__a_run_without_an_evaluation_shows_curves_and_the_command(tmp_path: Path) -> None:
+def test_write_report__run_without_an_evaluation_shows_curves_and_the_command(tmp_path: Path) -> None:
     run = make_run(tmp_path / "x")
     text = " ".join(Page(write_report(run.path).read_text()).texts)
     assert "not evaluated yet" in text
@@ -247,12 +247,12 @@ def test_write_report__needs_only_an_evaluation(tmp_path: Path) -> None:
     assert found["policies"]["base"]["return"]["interval"] is None
 
 
-def test_headline__without_an_evaluation() -> None:
+def test_headline__describes_the_evaluation_or_its_absence() -> None:
     assert headline(None) == "Trained; not evaluated yet."
     assert headline(evaluation(("residual",))) == "90.0 % of episodes succeed with the residual policy."
 
 
-def test_format_table__means_intervals_and_differences() -> None:
+def test_format_table__shows_means_intervals_and_differences() -> None:
     out = io.StringIO()
     Console(file=out, width=110).print(format_table(evaluation()))
     lines = out.getvalue().splitlines()
@@ -282,7 +282,7 @@ def test_format_table__means_intervals_and_differences() -> None:
     assert any("Final distance [m]" in line for line in lines)
 
 
-def test_metrics_of__order_and_labels() -> None:
+def test_metrics_of__returns_metrics_in_their_order_of_display() -> None:
     found = evaluation()
     assert metrics_of(found) == ["success_once", "return", "final_distance"]
     assert label("final_distance", found) == "Final distance [m]"
@@ -301,11 +301,11 @@ def test_metrics_of__order_and_labels() -> None:
         (400.0, "400"),
     ],
 )
-def test_number__three_significant_digits(value: float, text: str) -> None:
+def test_number__has_three_significant_digits(value: float, text: str) -> None:
     assert number(value) == text
 
 
-def test_value_text__and_interval_text_have_the_unit_of_the_metric() -> None:
+def test_value_text__has_the_unit_of_the_metric() -> None:
     assert value_text("success_once", 0.985) == "98.5 %"
     assert value_text("success_once", -0.125, sign=True) == "−12.5 pp"
     assert value_text("return", 41.1, sign=True) == "+41.1"
@@ -317,7 +317,7 @@ def test_value_text__and_interval_text_have_the_unit_of_the_metric() -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"format_version": 2, "policies": {}}', '{"format_version": 1}']
 )
-def test_read_evaluation__names_the_file_that_is_wrong(tmp_path: Path, text: str) -> None:
+def test_read_evaluation__names_the_invalid_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "eval.json").write_text(text)
     with pytest.raises(CheckpointError, match=rf"^{tmp_path}/eval\.json .*`residual-rl eval {tmp_path}`"):
         write_report(tmp_path)
@@ -334,7 +334,7 @@ def test_series__thins_long_runs() -> None:
 
 
 def test_time_plot__shares_add_up_to_one() -> None:
-    # seconds so far; the third row is of a resumed session, which counts from zero again
+    # cumulative seconds; the third row is from a resumed session, which starts at zero
     seconds = [(1.0, 1.0), (2.0, 6.0), (1.0, 0.0)]
     rows: list[dict[str, float]] = [{"step": 0, "eval/x": 1.0}]
     rows += [
@@ -352,11 +352,11 @@ def test_time_plot__shares_add_up_to_one() -> None:
     assert speed.lines[0].get_ydata().tolist() == [100.0] * 3
 
 
-def test_episodes_plot__pairs_by_seed_with_a_colour_for_each_outcome() -> None:
+def test_episodes_plot__pairs_by_seed_and_colours_each_outcome() -> None:
     plot = next(p for p in make_plots([], evaluation()) if p.name == "episodes")
     axis = plot.figure.axes[0]
     sizes = {c.get_label(): len(c.get_offsets()) for c in axis.collections}
-    # of 40: the residual fails at i % 10 == 0, the base succeeds at i % 4 == 1, and never do both meet
+    # of 40 episodes, the residual fails if i % 10 == 0 and the base succeeds if i % 4 == 1, never both
     assert sizes == {"both succeed": 10, "residual only": 26, "base only": 0, "neither": 4}
     base, residual = axis.collections[0].get_offsets()[0]
     assert (base, residual) == (0.002, 0.002)  # i = 1: seed 10000001, s % 5 == 1

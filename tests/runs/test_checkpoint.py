@@ -59,7 +59,7 @@ def golden_state() -> dict[str, Any]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal in value, type, dtype and shape, all the way down; the order of keys does not count."""
+    """Equal in value, type, dtype and shape, recursively; the order of keys does not matter."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return type(a) is type(b) and a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
     if type(a) is not type(b):
@@ -134,7 +134,7 @@ def test_save__bytes_do_not_depend_on_the_order_of_keys_or_the_path(tmp_path: Pa
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
-def test_save__layout_of_the_file(tmp_path: Path) -> None:
+def test_save__writes_the_documented_file_layout(tmp_path: Path) -> None:
     save(
         tmp_path / "x.safetensors",
         {"net": {"w": torch.ones(2), "layers": [torch.zeros(1), 4]}, "a/b~": torch.ones(1)},
@@ -171,7 +171,7 @@ def test_save__stores_the_values_of_shared_strided_and_trained_tensors() -> None
     assert not loaded["parameter"].requires_grad
     loaded["whole"].zero_()
     assert loaded["again"].sum() == 66
-    assert all(t.data_ptr() % 64 == 0 for t in loaded.values())  # torch's own alignment
+    assert all(t.data_ptr() % 64 == 0 for t in loaded.values())  # the alignment of torch
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ WRONG_FILES = [
 
 
 @pytest.mark.parametrize(("data", "message"), [w[1:] for w in WRONG_FILES], ids=[w[0] for w in WRONG_FILES])
-def test_load__names_a_wrong_file_and_what_was_expected(tmp_path: Path, data: bytes, message: str) -> None:
+def test_load__names_a_wrong_file_and_the_expected_kind(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "wrong.safetensors"
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=message) as caught:
@@ -274,7 +274,7 @@ def test_load__names_a_missing_file(tmp_path: Path) -> None:
         load(tmp_path, "policy")
 
 
-def test_load__the_golden_file_is_loadable_and_would_be_written_identically() -> None:
+def test_load__golden_file_is_readable_and_written_identically() -> None:
     assert same(load(GOLDEN, "checkpoint"), golden_state())
     assert to_bytes(golden_state(), "checkpoint") == GOLDEN.read_bytes()
 

@@ -22,7 +22,7 @@ from residual_rl.utils.files import WriteError
 
 
 def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
-    """What TensorBoard itself would show."""
+    """The scalars that TensorBoard reads."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
@@ -33,7 +33,7 @@ def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
 def test_log__writes_lines_and_scalars(tmp_path: Path) -> None:
     with Logger(tmp_path) as logger:
         logger.log({"rollout/ep_rew_mean": -1.5, "time/fps": 9000}, 2048)
-        lines = (tmp_path / "metrics.jsonl").read_text()  # flushed at once, before the end
+        lines = (tmp_path / "metrics.jsonl").read_text()  # already flushed
         logger.log({"rollout/ep_rew_mean": 0.25}, 4096)
     assert lines == '{"step": 2048, "rollout/ep_rew_mean": -1.5, "time/fps": 9000.0}\n'
     assert read_metrics(tmp_path / "metrics.jsonl")[1] == {"step": 4096, "rollout/ep_rew_mean": 0.25}
@@ -73,7 +73,7 @@ def test_read_metrics__ignores_only_an_incomplete_last_line(tmp_path: Path) -> N
             read_metrics(path)
 
 
-def test_logger__names_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+def test_logger__error_names_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(WriteError, match=r"^cannot write .*file.*choose another folder"):
         Logger(tmp_path / "file" / "run")
@@ -81,7 +81,7 @@ def test_logger__names_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         Logger("/proc/nowhere")
 
 
-def test_log__names_a_full_disk(tmp_path: Path) -> None:
+def test_log__error_names_a_full_disk(tmp_path: Path) -> None:
     # /dev/full behaves like a file on a full disk
     code = (
         "import sys, residual_rl.runs.logger as l; l.METRICS_FILE = '/dev/full'; "
@@ -104,7 +104,7 @@ def test_logger__imports_neither_torch_nor_tensorflow(tmp_path: Path) -> None:
     )
 
 
-def test_logger__without_wandb_the_error_has_the_line_to_install_it(
+def test_logger__without_wandb_the_error_has_the_command_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
@@ -196,16 +196,21 @@ def test_clock_time__minutes_and_hours(seconds: float, text: str) -> None:
     assert clock_time(seconds) == text
 
 
-def test_means_are_of_figures_and_the_latest_of_counts() -> None:
+def test_metric_averager__averages_floats_and_keeps_the_latest_counts() -> None:
     means = MetricAverager()
     means.add({"loss": 1.0, "count": 5, "odd": 1.0})
     means.add({"loss": 4.0, "count": 9, "late": 3.0, "odd": math.inf})
     assert means.row() == {"loss": 2.5, "count": 9, "late": 3.0, "odd": pytest.approx(math.nan, nan_ok=True)}
-    again = MetricAverager()
-    again.load_state_dict(from_bytes(to_bytes(means.state_dict(), "checkpoint"), "checkpoint"))
-    for goes_on in (means, again):
-        goes_on.add({"loss": 10.0, "odd": 1.0})
-    assert again.row() == {"loss": 5.0, "count": 9, "late": 3.0, "odd": pytest.approx(math.nan, nan_ok=True)}
-    assert list(again.row()) == list(means.row())
+    restored = MetricAverager()
+    restored.load_state_dict(from_bytes(to_bytes(means.state_dict(), "checkpoint"), "checkpoint"))
+    for averager in (means, restored):
+        averager.add({"loss": 10.0, "odd": 1.0})
+    assert restored.row() == {
+        "loss": 5.0,
+        "count": 9,
+        "late": 3.0,
+        "odd": pytest.approx(math.nan, nan_ok=True),
+    }
+    assert list(restored.row()) == list(means.row())
     means.clear()
     assert means.row() == {}

@@ -116,7 +116,7 @@ def test_resume__warns_about_other_versions(
     assert "this run resumes with other versions than before" in caplog.text
 
 
-def test_resume__needs_a_run(tmp_path: Path) -> None:
+def test_resume__refuses_a_folder_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"x contains no run to resume: config\.json is missing"):
         RunFolder(tmp_path / "x").resume()
     assert not (tmp_path / "x").exists()
@@ -134,9 +134,8 @@ def test_run_folder__two_processes_cannot_write_the_same_run(tmp_path: Path) -> 
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "is being written by process" in other.stderr.splitlines()[-1]
     first.close()
-    subprocess.run(
-        [sys.executable, "-c", code], check=True
-    )  # ends without closing: the lock ends with its process
+    # a process that exits without closing releases the lock
+    subprocess.run([sys.executable, "-c", code], check=True)
     with RunFolder(tmp_path).resume():
         pass
 
@@ -150,24 +149,24 @@ def test_start__releases_the_lock_after_a_failure(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["file", "file/run", "/proc/nowhere"])
 def test_start__fails_before_training_if_the_folder_cannot_be_written(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
-    path = tmp_path / place  # an absolute place stays as it is
+    path = tmp_path / place  # an absolute `place` replaces `tmp_path`
     with pytest.raises(WriteError, match=rf"^cannot write {path}: .*; .*choose"):
         RunFolder(path).start({})
 
 
-def test_git_state__without_a_repository(tmp_path: Path) -> None:
+def test_git_state__is_none_without_a_repository(tmp_path: Path) -> None:
     state, text = git_state(tmp_path)
     assert state is None
     assert text.startswith("# no git repository holds the package")
 
 
-def test_git_state__of_clean_changed_and_new_files(tmp_path: Path) -> None:
+def test_git_state__includes_changed_and_new_files(tmp_path: Path) -> None:
     git(tmp_path, "init")
     package = tmp_path / "src"
     package.mkdir()
     (package / "a.py").write_text("x = 1\n")
     state, text = git_state(package)
-    assert state == {"commit": None, "dirty": True}  # nothing committed yet: the new file is the diff
+    assert state == {"commit": None, "dirty": True}  # nothing committed yet: the diff contains the new file
     assert "+x = 1" in text
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "one")
@@ -186,7 +185,7 @@ def test_git_state__of_clean_changed_and_new_files(tmp_path: Path) -> None:
     assert "KEY=1" not in text
 
 
-def test_versions__name_every_package_once() -> None:
+def test_versions__lists_every_package_once() -> None:
     packages = versions()["packages"]
     assert list(packages) == sorted(packages, key=str.lower)
     assert {"numpy", "safetensors"} <= set(packages)

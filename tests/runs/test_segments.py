@@ -59,7 +59,7 @@ def test_checkpoint_folder__writes_each_segment_once_and_removes_it_with_the_las
         assert names(tmp_path) == kept
         assert numbers(checkpoints.latest()[1]) == list(range(first, last + 1))  # type: ignore[index]
     assert reads == [0, 1, 2, 3, 4, 5]
-    resumed = folder(tmp_path)  # another process: it knows what the checkpoint names that it loads
+    resumed = folder(tmp_path)  # a new process reads the names of the segments from the checkpoint
     assert resumed.latest()[0] == 5  # type: ignore[index]
     resumed.save(6, state(4, 6, reads))
     assert reads == [0, 1, 2, 3, 4, 5, 6]
@@ -78,7 +78,7 @@ def test_manifest__has_the_sha256_of_each_file(tmp_path: Path) -> None:
     assert numbers(load(path, "checkpoint")) == [0, 1]
 
 
-def test_save__stores_segments_in_the_file_outside_of_a_checkpoint_folder(tmp_path: Path) -> None:
+def test_save__stores_segments_in_the_file_outside_a_checkpoint_folder(tmp_path: Path) -> None:
     plain = {"buffer": [part.contents() for part in state(0, 1)["buffer"]], "step": 1}
     assert to_bytes(state(0, 1), "checkpoint") == to_bytes(plain, "checkpoint")
     save(tmp_path / "x.safetensors", state(0, 1), "checkpoint")
@@ -87,7 +87,7 @@ def test_save__stores_segments_in_the_file_outside_of_a_checkpoint_folder(tmp_pa
     assert copy_state(held)["buffer"][0] is held["buffer"][0]
 
 
-def test_latest__needs_the_segments_of_the_manifest() -> None:
+def test_segment_keep__reads_the_contents_once() -> None:
     reads: list[int] = []
     part = segment(3, reads)
     part.keep()
@@ -96,28 +96,28 @@ def test_latest__needs_the_segments_of_the_manifest() -> None:
     assert reads == [3]
 
 
-@pytest.mark.parametrize("harm", ["cut", "flip", "gone", "other"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone", "other"])
 def test_latest__falls_back_if_a_segment_is_missing_or_damaged(
-    tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoints = folder(tmp_path)
     checkpoints.save(1, state(0, 1))
     checkpoints.save(2, state(0, 2))
     file = tmp_path / "run" / "replay" / "segment_000002.safetensors"
     data = file.read_bytes()
-    if harm == "gone":
+    if damage == "gone":
         file.unlink()
     else:
         other = (file.with_name("segment_000001.safetensors")).read_bytes()
         file.write_bytes(
-            {"cut": data[:-1], "flip": data[:-3] + bytes([data[-3] ^ 4]) + data[-2:], "other": other}[harm]
+            {"cut": data[:-1], "flip": data[:-3] + bytes([data[-3] ^ 4]) + data[-2:], "other": other}[damage]
         )
     again = folder(tmp_path)
     step, loaded = again.latest()  # type: ignore[misc]
     assert (step, numbers(loaded)) == (1, [0, 1])
     assert f"step_000000002.safetensors is incomplete: its segment {file}" in caplog.text
     assert "FALLING BACK" in caplog.text
-    again.save(2, state(0, 2))  # it resumes, and reaches the same step again
+    again.save(2, state(0, 2))  # the resumed run reaches the same step again
     assert numbers(folder(tmp_path).latest()[1]) == [0, 1, 2]  # type: ignore[index]
 
 
@@ -131,7 +131,7 @@ def test_checkpoint_folder__writes_a_removed_segment_again(tmp_path: Path) -> No
 
 def test_checkpoint_folder__refuses_nan_and_invalid_names_in_segments(tmp_path: Path) -> None:
     bad = Segment("segment_000001", lambda: {"obs": torch.tensor([torch.nan])})
-    with pytest.raises(NonFiniteError, match="obs holds NaN"):
+    with pytest.raises(NonFiniteError, match="obs contains NaN"):
         folder(tmp_path).save(1, {"buffer": bad})
     assert folder(tmp_path).latest() is None
     with pytest.raises(ConfigError, match=r"the name of a segment must be like segment_000003, not '\.\./x'"):
@@ -145,7 +145,7 @@ def test_checkpoint_folder__refuses_nan_and_invalid_names_in_segments(tmp_path: 
         from_bytes(foreign, "checkpoint", segments=SegmentFolder(tmp_path))
 
 
-def test_keep__leaves_other_files(tmp_path: Path) -> None:
+def test_checkpoint_folder__keeps_unrelated_files(tmp_path: Path) -> None:
     mine = tmp_path / "run" / "replay" / "my-own.safetensors"
     mine.parent.mkdir(parents=True)
     mine.touch()
@@ -156,7 +156,7 @@ def test_keep__leaves_other_files(tmp_path: Path) -> None:
 
 
 class _Stopped(BaseException):
-    """As a kill: nothing handles it."""
+    """Like a kill: nothing handles it."""
 
 
 @pytest.mark.parametrize(

@@ -44,15 +44,14 @@ def point_checks(defect: str = "", **spec: Any) -> list[Check]:
     return list(generic_checks(task, cfg, quick=True))
 
 
-# --- the checks for any task ---
+# --- checks for any task ---
 
 
 def test_generic_checks__pass_on_a_correct_env() -> None:
     checks = point_checks()
     assert not failed(checks)
-    assert (
-        len(checks) == len({check.name for check in checks}) == 7 + 2 + 6
-    )  # two terms of the reward, six ways to run
+    # seven checks, two reward terms, six numbers of envs and threads
+    assert len(checks) == len({check.name for check in checks}) == 7 + 2 + 6
     by_name = {check.name: check for check in checks}
     assert by_name["base policy 'homing' solves it"].measured.startswith("100%")
     assert by_name["determinism, envs 7, threads 2"].measured == "identical: 28 episodes"
@@ -80,10 +79,8 @@ def test_generic_checks__pass_on_a_correct_env() -> None:
 def test_generic_checks__each_defect_fails_its_check(defect: str, names: set[str]) -> None:
     found = failed(point_checks(defect))
     assert names <= found
-    if len(names) == 1 and defect not in (
-        "never terminates",
-        "out of bounds",
-    ):  # these leave the oracle lost as well
+    # with these defects the oracle fails as well
+    if len(names) == 1 and defect not in ("never terminates", "out of bounds"):
         assert found == names
 
 
@@ -105,7 +102,7 @@ def test_check_oracle__fails_if_the_oracle_does_not_solve_the_task(monkeypatch: 
     assert found == {"base policy 'zero' solves it", "reward term 'success'"}
 
 
-def test_generic_checks__without_an_oracle_they_use_random_actions() -> None:
+def test_generic_checks__use_random_actions_without_an_oracle() -> None:
     by_name = {check.name: check for check in point_checks(oracle=None)}
     assert not failed(by_name.values())
     assert by_name["oracle"].measured == "not checked: the task has no oracle"
@@ -141,11 +138,11 @@ def test_check_other_seed__uses_the_defaults_of_the_task() -> None:
     assert failed(generic_checks(by_default, held, quick=True)) == {"other seed, other start"}
 
 
-def test_examine__the_checks_of_the_task_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_examine__runs_the_checks_of_the_task_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
 
     def own(cfg: Any, quick: bool, make_policy: sanity.MakePolicy) -> list[Check]:
-        asked.append((cfg, quick))
+        calls.append((cfg, quick))
         env = fakes.PointEnv(fakes.PointCfg(), 2)
         assert make_policy("homing", env).act(env.reset(seed=0)[0]).shape == (2, 2)
         return [Check("mine", "1", "2", False)]
@@ -171,7 +168,7 @@ def test_examine__the_checks_of_the_task_come_first(monkeypatch: pytest.MonkeyPa
         "determinism",
     ]
     assert checks[0] == Check("mine", "1", "2", False)
-    assert asked == [(cfg, True)]
+    assert calls == [(cfg, True)]
     assert len(checks) > 10
 
 
@@ -235,7 +232,7 @@ def test_check_rates__finds_other_rates(ticks: tuple[int, ...], monkeypatch: pyt
         (lambda m: m.geom("table").pos.__setitem__(2, -0.001), "height of table and patch"),
     ],
 )
-def test_check_scene__finds_another_scene(env: TaskEnv, change: Any, name: str) -> None:
+def test_check_scene__finds_a_changed_scene(env: TaskEnv, change: Any, name: str) -> None:
     change(env.physics.model)
     assert name in failed(so101.check_scene(env, CFG))
 
@@ -274,9 +271,8 @@ def centre_alone(self: SO101Paper, q: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def unwrapped(self: SO101Paper, q: dict[str, torch.Tensor]) -> torch.Tensor:
-    return holds(self, q) & (
-        q["sheet_quaternion"][:, 0] > 0.5
-    )  # a sheet that is turned by half a turn does not count
+    # a sheet turned by half a turn is not a success
+    return holds(self, q) & (q["sheet_quaternion"][:, 0] > 0.5)
 
 
 holds = SO101Paper.holds
@@ -294,7 +290,7 @@ holds = SO101Paper.holds
         ),
     ],
 )
-def test_check_success__finds_another_condition(
+def test_check_success__finds_a_changed_condition(
     condition: Any, names: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SO101Paper, "holds", condition)
@@ -358,10 +354,10 @@ def test_monitor__keeps_extremes_over_envs_and_steps() -> None:
 def test_doctor__prints_a_table_and_returns_an_exit_code(
     ok: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[Any] = []
+    calls: list[Any] = []
 
     def checks(spec: Any, cfg: Any, quick: bool, report: Callable[[str], None]) -> Iterator[Check]:
-        asked.append((spec, cfg, quick))
+        calls.append((spec, cfg, quick))
         report("mass of the sheet")
         yield Check("rate", "30 Hz", "30 Hz", True)
         yield Check("sheet", "5 g", "50 g", ok)
@@ -373,7 +369,7 @@ def test_doctor__prints_a_table_and_returns_an_exit_code(
     assert "30 Hz" in out
     assert ("FAILED" in out) == (not ok)
     assert ("all 2 checks hold" if ok else "1 of 2 checks failed: sheet") in out
-    assert asked == [(TASKS.get("so101-paper"), SO101PaperCfg(tolerance=0.03), True)]
+    assert calls == [(TASKS.get("so101-paper"), SO101PaperCfg(tolerance=0.03), True)]
 
 
 def test_doctor__names_unknown_tasks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,9 +63,7 @@ def evaluate(
         name: torch.zeros(env.num_envs, device=env.device)
         for name in ("return", "residual_magnitude", "action_change", "residual_scale")
     }
-    last_action = torch.full(
-        (env.num_envs, len(env.vec_env.action_unit)), torch.nan, device=env.device
-    )  # NaN: the episode has just begun
+    last_action = torch.full((env.num_envs, len(env.vec_env.action_unit)), torch.nan, device=env.device)
     for transition, info in _steps_until(done, env, policy):
         # Add this step.
         change = transition.action - last_action

@@ -1,4 +1,4 @@
-"""What all plots share: colours, series of metrics, grids of axes and the style of Matplotlib."""
+"""Common parts of all plots: colours, series of metrics, grids of axes and the style of Matplotlib."""
 
 from __future__ import annotations
 

@@ -304,9 +304,8 @@ def _strip(axis: Axes, evaluation: Mapping[str, Any], metric: str) -> None:
     names = [name for name in policies_of(evaluation) if metric in evaluation["policies"][name]]
     for row, name in enumerate(names):
         values = list(evaluation["policies"][name][metric]["per_episode"].values())
-        spread = [
-            row + 0.6 * ((i * 0.618034) % 1 - 0.5) for i in range(len(values))
-        ]  # golden ratio: even, and the same each time
+        # multiples of the golden ratio: evenly spread and reproducible
+        spread = [row + 0.6 * ((i * 0.618034) % 1 - 0.5) for i in range(len(values))]
         axis.scatter(values, spread, s=13, color=color_of(name, row), alpha=0.6, linewidths=0)
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.5, -0.5)

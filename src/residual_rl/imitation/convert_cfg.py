@@ -1,5 +1,5 @@
-"""Settings of the conversion of public checkpoints, apart from its code so that the command line's help needs
-no torch."""
+"""Settings of the conversion of public checkpoints. This module does not import torch, so that the command
+line's help stays fast."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ class ConvertCfg(CheckedCfg):
     published ones."""
 
     num_obs_steps: PositiveInt = 2
-    """Observations that it predicts from; published as obs_horizon."""
+    """Number of observations that the policy reads; obs_horizon in the published code."""
     prediction_horizon: PositiveInt = 16
-    """Actions that its network predicts, from its oldest observation on; published as pred_horizon."""
+    """Number of predicted actions from the oldest observation on; pred_horizon in the published code."""
     num_action_steps: PositiveInt = 8
-    """Actions executed from the present step on, before the next prediction; published as act_horizon."""
+    """Number of actions executed before the next prediction; act_horizon in the published code."""
     diffusion_steps: PositiveInt = 100
-    """Noise levels in training; published as num_diffusion_iters."""
+    """Number of noise levels in training; num_diffusion_iters in the published code."""
     sampling_steps: PositiveInt = 10
-    """Denoising steps of DDIM. Can be changed when the policy is used."""
+    """Number of DDIM denoising steps. Can be changed when the policy is used."""
     obs_key: str = "state"
-    """Named observation of the policy; its size follows from the tensors."""
+    """Observation that the policy reads; its size follows from the tensors."""
     pad_obs_to: int | None = None
-    """Size of the observations in training, where the env's is 7 less: the policy inserts the pose of the
+    """Size of the network's observations, if the env's are 7 smaller: the policy inserts the pose of the
     robot's base, which flat states of ManiSkill 2 have at index 18."""
     control_mode: str | None = None
-    """Control mode of its actions; an env with another one is refused."""
+    """Control mode of the policy's actions; envs with another one are refused."""
     task: str = "unknown"
-    """Name of its task, for messages."""
+    """Name of the policy's task, for messages."""
     weights: str | None = None
     """Name of the network in a file with several. None: the averaged one, whose name contains `ema`."""
 
@@ -45,9 +45,9 @@ class ConvertCfg(CheckedCfg):
             )
         if self.num_action_steps > self.chunk_size:
             raise ConfigError(
-                f"num_action_steps must be at most {self.chunk_size}, the actions of prediction_horizon "
-                f"{self.prediction_horizon} from the "
-                f"present step on with num_obs_steps {self.num_obs_steps}, not {self.num_action_steps}"
+                f"num_action_steps must be at most {self.chunk_size}, the number of actions from the current "
+                f"step on with prediction_horizon {self.prediction_horizon} and num_obs_steps "
+                f"{self.num_obs_steps}, not {self.num_action_steps}"
             )
 
     @property

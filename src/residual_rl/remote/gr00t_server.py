@@ -2,7 +2,7 @@
 
 Formats: NVIDIA/Isaac-GR00T, `gr00t/eval/service.py` and `gr00t/policy/server_client.py`. Requests that are
 waiting at the same time are predicted as one batch. Extensions of the protocol: `session` groups the requests
-of a client (default: those of a socket); `worlds` in the options gives the env index of each row, for
+of a client (default: those of a socket); `env_ids` in the options gives the env index of each row, for
 policies with a state, and for `reset`; `close` frees the envs of a session. `kill` is refused. A message is
 decoded only after its token was checked.
 """
@@ -48,15 +48,15 @@ not delay the others."""
 
 
 @dataclass(frozen=True)
-class Ask:
+class ActionRequest:
     """A valid request for actions."""
 
     client: Client
     encoding: Encoding
-    worlds: list[int]
+    env_ids: list[int]
     obs: Obs
     exact: bool
-    """Whether the reply must also hold the normalised actions."""
+    """Whether the reply must also contain the normalised actions."""
 
 
 class Gr00tServer:
@@ -101,12 +101,12 @@ class Gr00tServer:
     def _serve_waiting(self) -> None:
         """Answer the waiting requests. Requests for different envs are predicted as one batch."""
         # Read requests until the batch is full, none is waiting, or it took too long.
-        asks: list[Ask] = []
+        batch: list[ActionRequest] = []
         start = time.monotonic()
         active = self._sessions.num_used_since(start - _ACTIVE)
         while (
-            self._socket.wait(_LULL if len(asks) < active else 0)
-            and len(asks) < self._service.env.num_envs
+            self._socket.wait(_LULL if len(batch) < active else 0)
+            and len(batch) < self._service.env.num_envs
             and time.monotonic() < start + _ROUND
         ):
             received = self._socket.receive()
@@ -127,22 +127,25 @@ class Gr00tServer:
                 if not isinstance(endpoint, str):
                     raise RequestError(f"unknown endpoint: a {type(endpoint).__name__}, not a name")
                 if endpoint != "get_action":  # keep the order: it may reset an env of the batch
-                    self._answer(asks)
-                    asks = []
+                    self._answer(batch)
+                    batch = []
                     self._reply(client, self._do(endpoint, request, client), encoding)
                     continue
                 # An env can be in a batch once: answer the earlier request first.
-                ask = self._read(request, client, encoding, kept={w for ask in asks for w in ask.worlds})
-                if any(set(ask.worlds) & set(other.worlds) for other in asks):
-                    self._answer(asks)
-                    asks = []
-                asks.append(ask)
+                kept = {env_id for other in batch for env_id in other.env_ids}
+                action_request = self._read(request, client, encoding, kept)
+                if not kept.isdisjoint(action_request.env_ids):
+                    self._answer(batch)
+                    batch = []
+                batch.append(action_request)
             except (RequestError, WireError) as error:
                 self._refuse(client, error, encoding)
-            except Exception as error:  # noqa: BLE001 (whatever a client sends, the others are served)
+            except Exception as error:  # noqa: BLE001 (one client must not end the service of others)
                 self._log.error("a request failed", exc_info=error)
-                self._refuse(client, RequestError("the request failed: the server's log says why"), encoding)
-        self._answer(asks)
+                self._refuse(
+                    client, RequestError("the request failed; the log of the server has the reason"), encoding
+                )
+        self._answer(batch)
 
     def _check_token(self, message: memoryview) -> None:
         if self._token is None:
@@ -157,14 +160,13 @@ class Gr00tServer:
             return {"status": "ok", "message": f"serving {self._service.name}"}
         if endpoint == "get_modality_config":
             described, data = self._describe(), request.get("data")
-            if (
-                isinstance(data, dict) and HANDSHAKE in data
-            ):  # other clients take whatever is here for a modality
+            # Other clients would take the handshake for a modality.
+            if isinstance(data, dict) and HANDSHAKE in data:
                 described[HANDSHAKE] = self._service.handshake.to_wire()
             return described
         if endpoint == "reset":
             session = self._sessions.use(_session_name(request, client), client.connection)
-            rows = _worlds(_options(request.get("data")), None)
+            rows = _client_env_ids(_options(request.get("data")), None)
             chosen = session.env_ids.keys() if rows is None else session.env_ids.keys() & set(rows)
             self._service.reset([session.env_ids[row] for row in chosen])
             return {}
@@ -172,27 +174,27 @@ class Gr00tServer:
             self._sessions.close(_session_name(request, client))
             return {}
         if endpoint == "kill":
-            raise RequestError("kill is refused: this server is ended where it was started")
-        raise RequestError(f"unknown endpoint {one_line(endpoint, 40)!r}; there are {', '.join(ENDPOINTS)}")
+            raise RequestError("kill is refused: stop the server on its own machine")
+        raise RequestError(f"unknown endpoint {one_line(endpoint, 40)!r}; known: {', '.join(ENDPOINTS)}")
 
     def _describe(self) -> dict[str, Any]:
         """The modality configuration in the format of the GR00T servers."""
         # Collect the keys of each modality.
-        told = self._service.handshake
-        past = list(range(1 - told.num_obs_steps, 1))
+        handshake = self._service.handshake
+        past = list(range(1 - handshake.num_obs_steps, 1))
         keys: dict[str, list[str]] = {
             "video": [],
             "state": [],
             "action": self._action_keys(),
             "language": [LANGUAGE_KEY],
         }
-        for name, served in told.inputs.items():
+        for name, served in handshake.inputs.items():
             kind = "video" if served.dtype == "uint8" else "state"
             keys[kind] += self._action_keys() if name == JOINTS else [served.key]
 
         # Add the delta indices: the observation history, and the steps of the action chunk. Clients of N1.7
         # reject a modality without keys.
-        steps = {"video": past, "state": past, "action": list(range(told.chunk_size)), "language": [0]}
+        steps = {"video": past, "state": past, "action": list(range(handshake.chunk_size)), "language": [0]}
         described = {}
         for kind, names in keys.items():
             if not names:
@@ -207,7 +209,9 @@ class Gr00tServer:
 
     # --- observations and actions ---------------------------------------------------------------------------
 
-    def _read(self, request: Mapping[str, Any], client: Client, encoding: Encoding, kept: set[int]) -> Ask:
+    def _read(
+        self, request: Mapping[str, Any], client: Client, encoding: Encoding, kept: set[int]
+    ) -> ActionRequest:
         """A request for actions. Envs in `kept` are not taken from a client that has disconnected."""
         data = request.get("data")
         if not isinstance(data, dict):
@@ -219,7 +223,7 @@ class Gr00tServer:
             if not isinstance(nested, dict) or not all(
                 isinstance(nested.get(kind, {}), dict) for kind in ("video", "state")
             ):
-                raise RequestError("data holds observation: {video: {…}, state: {…}, language: {…}}")
+                raise RequestError("data must contain observation: {video: {…}, state: {…}, language: {…}}")
             sent = {
                 f"{kind}.{key}": value
                 for kind in ("video", "state")
@@ -229,16 +233,15 @@ class Gr00tServer:
         sizes = {len(value) for value in obs.values()}
         if len(sizes) > 1:
             raise RequestError(
-                f"the batch has {' and '.join(map(str, sorted(sizes)))} worlds: all observations must have"
-                " the same"
+                f"observations have batch sizes {' and '.join(map(str, sorted(sizes)))}: they must be equal"
             )
         options = {} if self._flat else _options(data)
-        rows = _worlds(options, next(iter(sizes), None))
-        worlds = self._sessions.env_ids(
+        rows = _client_env_ids(options, next(iter(sizes), None))
+        env_ids = self._sessions.env_ids(
             _session_name(request, client), client.connection, [0] if rows is None else rows, kept
         )
-        return Ask(
-            client, encoding, worlds, obs, exact=(data if self._flat else options).get(ACTIONS) is True
+        return ActionRequest(
+            client, encoding, env_ids, obs, exact=(data if self._flat else options).get(ACTIONS) is True
         )
 
     def _collect(self, sent: Mapping[str, Any]) -> Obs:
@@ -263,7 +266,7 @@ class Gr00tServer:
                 missing.append(f"{' + '.join(parts) if name == JOINTS else key} {list(served.shape)}")
                 continue
             obs[name] = self._service.observation(
-                name, value, key, "steps" if self._flat else "worlds and steps"
+                name, value, key, "steps" if self._flat else "envs and steps"
             )
         if missing:
             raise RequestError(f"missing: {', '.join(missing)}; got {listed(sent)}")
@@ -284,25 +287,30 @@ class Gr00tServer:
         arm, *gripper = (torch.from_numpy(part.astype(np.float64)) for part in parts)
         return self._joints.from_server(arm, gripper[0] if gripper else arm[..., :0]).numpy()
 
-    def _answer(self, asks: list[Ask]) -> None:
+    def _answer(self, batch: list[ActionRequest]) -> None:
         """Predict actions for all requests as one batch, and reply to each."""
-        if not asks:
+        if not batch:
             return
-        worlds = [world for ask in asks for world in ask.worlds]
+        env_ids = [env_id for action_request in batch for env_id in action_request.env_ids]
         try:
-            names = asks[0].obs
-            answer = self._service.plan(
-                worlds, {name: torch.cat([ask.obs[name] for ask in asks]) for name in names}
+            names = batch[0].obs
+            answer = self._service.predict(
+                env_ids,
+                {name: torch.cat([action_request.obs[name] for action_request in batch]) for name in names},
             )
         except RequestError as error:
-            for ask in asks:
-                self._refuse(ask.client, error, ask.encoding)
+            for action_request in batch:
+                self._refuse(action_request.client, error, action_request.encoding)
             return
         # Split the batch into the replies.
         first = 0
-        for ask in asks:
-            rows = slice(first, first := first + len(ask.worlds))
-            self._reply(ask.client, self._actions(answer.rows(rows), ask.exact), ask.encoding)
+        for action_request in batch:
+            rows = slice(first, first := first + len(action_request.env_ids))
+            self._reply(
+                action_request.client,
+                self._actions(answer.rows(rows), action_request.exact),
+                action_request.encoding,
+            )
 
     def _actions(self, answer: Answer, exact: bool) -> Any:
         """The reply to a request for actions; with `exact`, also the normalised actions and uncertainty."""
@@ -341,17 +349,17 @@ def _options(data: Any) -> Mapping[str, Any]:
     return options or {}
 
 
-def _worlds(options: Mapping[str, Any], number: int | None) -> list[int] | None:
-    """The client's env index of each of `number` rows; None where neither is given, which means all envs."""
-    worlds = options.get("worlds")
-    if worlds is None:
+def _client_env_ids(options: Mapping[str, Any], number: int | None) -> list[int] | None:
+    """The client's env index of each of `number` rows; None if neither is given, which means all envs."""
+    env_ids = options.get("env_ids")
+    if env_ids is None:
         return None if number is None else list(range(number))
     if (
-        not isinstance(worlds, list)
-        or not all(type(world) is int and world >= 0 for world in worlds)
-        or len(set(worlds)) != len(worlds)
+        not isinstance(env_ids, list)
+        or not all(type(env_id) is int and env_id >= 0 for env_id in env_ids)
+        or len(set(env_ids)) != len(env_ids)
     ):
-        raise RequestError("options' worlds are distinct numbers from 0 on")
-    if number is not None and len(worlds) != number:
-        raise RequestError(f"options name {len(worlds)} worlds for {number} rows")
-    return worlds
+        raise RequestError("env_ids must be distinct integers of at least 0")
+    if number is not None and len(env_ids) != number:
+        raise RequestError(f"got {len(env_ids)} env_ids for {number} rows")
+    return env_ids

@@ -65,21 +65,21 @@ class WebsocketLink:
         """Indices of the envs with an open connection."""
         return set(self._connections)
 
-    def ask_all(self, requests: Mapping[int, Any]) -> dict[int, Any]:
+    def request_all(self, requests: Mapping[int, Any]) -> dict[int, Any]:
         """Answers to `requests`, both by env index. All requests are sent before the first answer is read."""
         messages = {}
-        for world, request in requests.items():
+        for env_id, request in requests.items():
             try:
-                messages[world] = pack(request, "openpi")
+                messages[env_id] = pack(request, "openpi")
             except WireError as error:
                 raise BasePolicyError(
-                    f"the request to {self.server} {error}: use smaller images, or fewer worlds"
+                    f"the request to {self.server} {error}: use smaller images, or fewer envs"
                 ) from error
 
         # An attempt that follows a failed one sends only the requests without an answer.
         replies: dict[int, Any] = {}
         retry(
-            lambda: self._attempt({w: m for w, m in messages.items() if w not in replies}, replies),
+            lambda: self._attempt({i: m for i, m in messages.items() if i not in replies}, replies),
             self.server,
             self._reconnect,
         )
@@ -91,35 +91,35 @@ class WebsocketLink:
 
     def _attempt(self, messages: Mapping[int, bytes], replies: dict[int, Any]) -> None:
         """Send `messages` and add the answers to `replies`, both by env index."""
-        for world in messages.keys() - self._connections.keys():
-            self._open(world)
+        for env_id in sorted(messages.keys() - self._connections.keys()):
+            self._open(env_id)
         unanswered = set(messages)
         try:
             with Deadline(self._timeout) as deadline:
                 self._exchange(deadline, messages, unanswered, replies)
         finally:
             # A late answer must not be read as the answer to the next request: drop those connections.
-            for world in unanswered & self._connections.keys():
-                _hang_up(self._connections.pop(world))
+            for env_id in unanswered & self._connections.keys():
+                _hang_up(self._connections.pop(env_id))
 
     def _exchange(
         self, deadline: Deadline, messages: Mapping[int, bytes], unanswered: set[int], replies: dict[int, Any]
     ) -> None:
         """`_attempt` over connections that are open; removes the answered requests from `unanswered`."""
-        connections = {world: self._connections[world][0] for world in messages}
+        connections = {env_id: self._connections[env_id][0] for env_id in messages}
         with self._guarded(deadline):
             # Send everything first, so that the server can batch the requests.
-            for world, connection in connections.items():
+            for env_id, connection in connections.items():
                 deadline.add(connection.socket)
-                connection.send(messages[world])
-            for world, connection in connections.items():
+                connection.send(messages[env_id])
+            for env_id, connection in connections.items():
                 reply = connection.recv(timeout=deadline.left())
                 if isinstance(reply, str):
                     raise BasePolicyError(f"{self.server} refused: {one_line(reply)}")
-                replies[world] = read_message(reply, self.server, "a dict with actions")
-                unanswered.remove(world)
+                replies[env_id] = read_message(reply, self.server, "a dict with actions")
+                unanswered.remove(env_id)
 
-    def _open(self, world: int) -> dict[str, Any]:
+    def _open(self, env_id: int) -> dict[str, Any]:
         """Open the connection of an env and return the metadata that the server sends first."""
         calls = contextlib.ExitStack()
         with Deadline(self._timeout) as deadline, self._guarded(deadline):
@@ -150,7 +150,7 @@ class WebsocketLink:
                 raise ServerUnavailable(f"no websocket, but HTTP status {status}") from error
             except self._errors.InvalidHandshake as error:
                 raise ServerUnavailable(f"no websocket there ({one_line(error)})") from error
-            self._connections[world] = (connection, calls)
+            self._connections[env_id] = (connection, calls)
 
             # Read the metadata; a text is an error message.
             try:
@@ -163,12 +163,12 @@ class WebsocketLink:
                         f"{self.server} sent a {type(value).__name__}; expected a dict, its metadata"
                     )
             except BaseException:
-                _hang_up(self._connections.pop(world))
+                _hang_up(self._connections.pop(env_id))
                 raise
         return value
 
     def _check_health(self, deadline: Deadline) -> None:
-        """Raise `ServerUnavailable` where `/healthz` reports that the server is not ready.
+        """Raise `ServerUnavailable` if `/healthz` reports that the server is not ready.
 
         Servers without this page pass.
         """
@@ -184,7 +184,7 @@ class WebsocketLink:
         finally:
             page.close()
         if status >= 500:
-            raise ServerUnavailable(f"/healthz says {status}")
+            raise ServerUnavailable(f"/healthz returned {status}")
 
     @contextlib.contextmanager
     def _guarded(self, deadline: Deadline) -> Iterator[None]:

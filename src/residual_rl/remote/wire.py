@@ -1,14 +1,14 @@
-"""Messages with arrays in them, as policy servers speak them: msgpack, and three ways to write an array.
+"""Messages of policy servers: msgpack, with three encodings of arrays.
 
 - `npy`: `{"__ndarray_class__": True, "as_npy": the bytes of a .npy file}`; Isaac-GR00T N1.5, N1.6 and the
-  first of N1.7.
+  first releases of N1.7.
 - `nd`: `{b"nd": True, b"type": "<f4", b"kind": b"", b"shape": [2, 3], b"data": bytes}`; Isaac-GR00T N1.7,
-  which took over msgpack-numpy's.
+  which uses that of msgpack-numpy.
 - `openpi`: `{b"__ndarray__": True, b"data": bytes, b"dtype": "<f4", b"shape": [2, 3]}`, and
   `b"__npgeneric__"` for a single number.
 
-All three are read wherever they come. Only plain numbers are: no objects, no strings, no records, and so
-nothing that could run code. What a message may cost is limited before it is decoded
+All three are read in any message. Arrays contain only plain numbers, and no objects, strings or records, so
+reading a message cannot run code. Limits apply before a message is decoded
 (`residual_rl.remote.message_limits`).
 """
 
@@ -53,12 +53,14 @@ reader does, takes as long as the sender likes."""
 
 
 class WireError(ResidualRLError):
-    """A message is too large, is no message of the protocol, or holds what is not read."""
+    """A message that is too large, invalid, or has unsupported content."""
 
 
 def pack(value: Any, encoding: Encoding) -> bytes:
-    """The message of nested dicts, lists, numbers, strings and NumPy arrays. Raises `WireError` for anything
-    else, or too much of it."""
+    """Encode nested dicts, lists, numbers, strings and NumPy arrays as a message.
+
+    Raises `WireError` for other types and for messages that are too large.
+    """
     try:
         data: bytes = _msgpack().packb(value, default=_ENCODERS[encoding])
     except (TypeError, ValueError, OverflowError) as error:
@@ -98,7 +100,7 @@ def peek(data: bytes | memoryview, name: str) -> Any:
 
 
 def modality_config(content: dict[str, Any], as_text: bool) -> dict[str, Any]:
-    """How GR00T servers write the description of a modality: its content as an object, or (N1.5) as text."""
+    """The description of a modality as GR00T servers encode it: content as an object, or (N1.5) as text."""
     return {_MODALITY[0]: True, _CONTENT[0]: json.dumps(content) if as_text else content}
 
 
@@ -113,7 +115,7 @@ def _msgpack() -> Any:
 
 
 def _plain(value: Any) -> NDArray[Any]:
-    """`value`, an array that can be written."""
+    """`value`, checked to be an array of a supported type."""
     if not isinstance(value, np.ndarray):
         raise TypeError(
             f"a {type(value).__name__} is neither a number, a string, a list, a dict nor an array"

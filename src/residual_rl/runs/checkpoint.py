@@ -293,7 +293,7 @@ def _pack(value: Any, key: str, tensors: dict[str, Tensor], finite: bool, inline
     name = key.removesuffix("/")
     if isinstance(value, Tensor):
         if name == "__metadata__":
-            raise ConfigError("a state cannot hold a tensor '__metadata__': safetensors reserves that name")
+            raise ConfigError("a state cannot contain a tensor '__metadata__': safetensors reserves this")
         tensors[name] = _plain_tensor(value, name, finite)
         return {_TENSOR: name}
     if isinstance(value, dict):
@@ -346,7 +346,7 @@ def _plain_tensor(tensor: Tensor, name: str, finite: bool) -> Tensor:
         )
     tensor = tensor.detach().resolve_neg().cpu().clone(memory_format=torch.contiguous_format)
     if finite and tensor.dtype.is_floating_point and not torch.isfinite(tensor).all():
-        raise NonFiniteError(f"{name} holds NaN or infinity: it must not reach a checkpoint")
+        raise NonFiniteError(f"{name} contains NaN or infinity: it must not reach a checkpoint")
     return tensor
 
 

@@ -39,11 +39,11 @@ def check_room(folder: Path, checkpoints: int, replay: int, written: Iterable[Pa
     exists = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     needed, disk = max(checkpoints + replay - there, 0), shutil.disk_usage(exists)
     if disk.total and needed > disk.free:  # virtual file systems such as /proc have size 0
-        what = f"checkpoints ({checkpoints / GIB:.2f} GiB)" + (
+        use = f"checkpoints ({checkpoints / GIB:.2f} GiB)" + (
             f" and replay buffer ({replay / GIB:.2f} GiB)" if replay else ""
         )
         raise ConfigError(
-            f"the disk of {folder} has {disk.free / GIB:.2f} GiB free, and this run's {what} will take up to "
+            f"the disk of {folder} has {disk.free / GIB:.2f} GiB free, and this run's {use} will take up to "
             f"{needed / GIB:.2f} GiB more: free some space, or choose another --output-dir"
             + (", a smaller --buffer-size" if replay else "")
             + " or fewer --keep-checkpoints"

@@ -87,16 +87,19 @@ class Logger:
 
 
 class MetricAverager:
-    """What a row of figures says of the updates since the row before: of figures their means, of whole
-    numbers, which count something, the latest. A mean over a figure that is NaN or infinite is NaN."""
+    """Averages metrics over the updates between two logged rows.
+
+    Floats are averaged; the average of values of which one is not finite is NaN. Integers are counts, of
+    which the latest is kept.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, float | int | None] = {}
-        """None: no finite sum."""
+        """Sums, or latest counts, by tag; None if a value was not finite."""
         self._counts: dict[str, int] = {}
 
     def add(self, metrics: Mapping[str, float]) -> None:
-        """Take in the figures of an update."""
+        """Add the metrics of an update."""
         for tag, value in metrics.items():
             if isinstance(value, int):
                 self._sums[tag], self._counts[tag] = value, 1
@@ -106,22 +109,22 @@ class MetricAverager:
             self._counts[tag] = self._counts.get(tag, 0) + 1
 
     def row(self) -> dict[str, float]:
-        """The figures so far."""
+        """The averages since the last `clear`."""
         return {
             tag: math.nan if total is None else total / self._counts[tag]
             for tag, total in sorted(self._sums.items())
         }
 
     def clear(self) -> None:
-        """Begin the next row."""
+        """Start the next row."""
         self._sums, self._counts = {}, {}
 
     def state_dict(self) -> State:
-        """What was taken in since the last row."""
+        """The sums since the last `clear`."""
         return {"sums": dict(self._sums), "counts": dict(self._counts)}
 
     def load_state_dict(self, state: State) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
 
 

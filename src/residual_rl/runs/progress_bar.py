@@ -28,7 +28,7 @@ class ProgressBar:
         console: rich console; standard error by default.
         clock: returns the time [s].
         title: name in front of plain lines.
-        unit: what is counted.
+        unit: name of the counted steps.
     """
 
     def __init__(

@@ -49,7 +49,7 @@ class SegmentFolder:
             raise CheckpointError(f"its segment {path} cannot be read: {error.strerror}") from error
         if hashlib.sha256(data).hexdigest() != sha256:
             raise CheckpointError(
-                f"its segment {path} is damaged or not its own: its SHA-256 is not that of the manifest"
+                f"its segment {path} is damaged or of another run: its SHA-256 differs from the manifest"
             )
         return data
 

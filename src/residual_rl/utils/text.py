@@ -1,4 +1,4 @@
-"""Short texts: on one line, and parsed."""
+"""Parsing and shortening of short texts."""
 
 from __future__ import annotations
 

@@ -18,6 +18,6 @@ def test_cuda_graphed__without_tensordict_names_the_extra(monkeypatch: pytest.Mo
         cuda_graphed(torch.sin, True, torch.device("cuda"), False)
 
 
-def test_cuda_graphed__is_eager_without_a_gpu() -> None:
+def test_cuda_graphed__returns_the_eager_function_without_a_gpu() -> None:
     assert cuda_graphed(torch.sin, True, torch.device("cpu"), False) is torch.sin
     assert cuda_graphed(torch.sin, False, torch.device("cuda"), False) is torch.sin

@@ -1,4 +1,4 @@
-"""Averages of weights against values computed by hand."""
+"""Moving averages of weights, against values computed by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from residual_rl.errors import CheckpointError
 from residual_rl.learners.common.ema import MAX_DECAY, ActorEMA, soft_update
 
 
-def test_actor_ema_update__by_hand() -> None:
+def test_actor_ema_update__matches_values_worked_out_by_hand() -> None:
     network = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(network.weight)
     ema = ActorEMA(network, power=0.5)
@@ -38,7 +38,7 @@ def test_actor_ema_module__shares_the_averaged_weights() -> None:
     assert network.weight.requires_grad
 
 
-def test_actor_ema_restart__the_average_is_the_weights() -> None:
+def test_actor_ema_restart__sets_the_average_to_the_weights() -> None:
     network = nn.Linear(2, 2)
     ema = ActorEMA(network, power=0.75)
     for step in range(3):
@@ -60,7 +60,7 @@ def test_actor_ema_state_dict__restores_the_average() -> None:
         ActorEMA(nn.Linear(2, 2, bias=False), 0.75).load_state_dict(ema.state_dict())
 
 
-def test_soft_update__by_hand() -> None:
+def test_soft_update__matches_values_worked_out_by_hand() -> None:
     target, source = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
     nn.init.constant_(target.weight, 2.0)
     nn.init.constant_(source.weight, 10.0)

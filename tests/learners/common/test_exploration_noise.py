@@ -16,17 +16,16 @@ def draw(noise: CorrelatedNoise, steps: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
-def test_unit_variance_at_every_step_and_the_correlation_asked_for(rho: float) -> None:
-    samples = draw(CorrelatedNoise(20_000, 1, rho, 0, CPU), 4)[
-        ..., 0
-    ]  # standard error of a correlation: 0.007
+def test_correlated_noise__has_unit_variance_and_the_given_correlation(rho: float) -> None:
+    samples = draw(CorrelatedNoise(20_000, 1, rho, 0, CPU), 4)[..., 0]
+    # the standard error of a correlation is 0.007
     torch.testing.assert_close(samples.var(1), torch.ones(4), rtol=0.0, atol=0.04)
     correlation = torch.corrcoef(samples)
     assert correlation[0, 1].item() == pytest.approx(rho, abs=0.03)
     assert correlation[0, 3].item() == pytest.approx(rho**3, abs=0.03)
 
 
-def test_a_draw_is_shift_and_spread_by_hand() -> None:
+def test_correlated_noise_sample__shift_and_spread_match_values_worked_out_by_hand() -> None:
     noise = CorrelatedNoise(3, 2, 0.8, 0, CPU)
     first = noise.sample()
     assert first.shift.tolist() == [[0.0, 0.0]] * 3
@@ -36,7 +35,7 @@ def test_a_draw_is_shift_and_spread_by_hand() -> None:
     torch.testing.assert_close(second.spread, torch.full((3, 1), 0.6))
 
 
-def test_a_world_whose_episode_ended_starts_anew() -> None:
+def test_correlated_noise_restart__env_whose_episode_ended_is_independent_of_earlier_noise() -> None:
     noise = CorrelatedNoise(3, 2, 0.8, 0, CPU)
     first = noise.sample()
     noise.restart(torch.tensor([False, True, False]))
@@ -47,7 +46,7 @@ def test_a_world_whose_episode_ended_starts_anew() -> None:
     torch.testing.assert_close(noise.sample().spread, torch.full((3, 1), 0.6))
 
 
-def test_white_noise_is_the_generators_own() -> None:
+def test_correlated_noise__without_correlation_equals_the_generators_samples() -> None:
     expected = torch.randn(4, 2, generator=torch.Generator().manual_seed(5))
     draw = CorrelatedNoise(4, 2, 0.0, 5, CPU).sample()
     assert torch.equal(draw.value, expected)
@@ -55,7 +54,7 @@ def test_white_noise_is_the_generators_own() -> None:
     assert torch.equal(draw.spread, torch.ones(4, 1))
 
 
-def test_state_makes_the_same_future() -> None:
+def test_correlated_noise__restored_state_continues_identically() -> None:
     first, second = CorrelatedNoise(4, 2, 0.9, 0, CPU), CorrelatedNoise(4, 2, 0.9, 1, CPU)
     draw(first, 3)
     first.restart(torch.tensor([True, False, False, False]))

@@ -35,7 +35,7 @@ def vector(size: int) -> Box:
 # --- the shift ----------------------------------------------------------------------------------------------
 
 
-def test_a_shift_worked_out_by_hand() -> None:
+def test_shift__matches_images_worked_out_by_hand() -> None:
     image = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]], dtype=torch.uint8)[None, :, :, None]
     shifts = torch.tensor([[0, 0], [1, 0], [0, -1], [-2, 1]])
     expected = [
@@ -50,7 +50,7 @@ def test_a_shift_worked_out_by_hand() -> None:
 
 
 @pytest.mark.parametrize("pad", [1, 4])
-def test_a_random_shift_is_a_crop_of_the_padded_image_and_all_crops_come_up(pad: int) -> None:
+def test_random_shift__yields_every_crop_of_the_padded_image(pad: int) -> None:
     images = pictures(1, 9, 12, 3).expand(2000, 9, 12, 3)
     shifted = random_shift(images, pad, generator())
     padded = (
@@ -58,13 +58,13 @@ def test_a_random_shift_is_a_crop_of_the_padded_image_and_all_crops_come_up(pad:
     )
     crops = [padded[y : y + 9, x : x + 12] for y in range(2 * pad + 1) for x in range(2 * pad + 1)]
     which = torch.stack([(shifted == crop).flatten(1).all(1) for crop in crops], 1)
-    assert (which.sum(1) == 1).all()  # each is one of them, and these differ
+    assert (which.sum(1) == 1).all()  # each image equals exactly one crop
     share = which.float().mean(0)
     assert share.min() > 0.3 / len(crops)
     assert share.max() < 2.0 / len(crops)
 
 
-def test_a_shift_of_zero_draws_nothing_and_others_follow_the_generator() -> None:
+def test_random_shift__is_seeded_and_draws_nothing_for_pad_zero() -> None:
     images, first = pictures(5, 8, 8, 2), generator(3)
     before = first.get_state()
     assert random_shift(images, 0, first) is images
@@ -89,7 +89,7 @@ def test_a_shift_of_zero_draws_nothing_and_others_follow_the_generator() -> None
         (1, 1, 64),
     ],
 )
-def test_sizes_of_images(height: int, width: int, inputs: int) -> None:
+def test_conv_encoder__supports_images_of_many_sizes(height: int, width: int, inputs: int) -> None:
     """84 x 84 leaves 7 x 7 x 64 = 3136, as in the paper; 64 x 64 leaves 4 x 4, 128 x 128 leaves 12 x 12."""
     encoder = ConvEncoder(height, width, 3, 20, generator())
     assert encoder.projection.in_features == inputs
@@ -98,7 +98,7 @@ def test_sizes_of_images(height: int, width: int, inputs: int) -> None:
     assert features.abs().max() < 1.0
 
 
-def test_the_encoder_computes_what_its_layers_say() -> None:
+def test_conv_encoder__equals_the_reference_made_of_torch_layers() -> None:
     encoder, images = ConvEncoder(64, 84, 6, 32, generator()), pictures(3, 64, 84, 6)
     a, b, c = encoder.convs
     reference = nn.Sequential(
@@ -126,7 +126,7 @@ def test_the_encoder_computes_what_its_layers_say() -> None:
     ]
 
 
-def test_cameras_of_one_size_share_an_encoder_and_others_have_their_own() -> None:
+def test_image_encoder__cameras_of_the_same_size_share_an_encoder() -> None:
     encoder = ImageEncoder({"top": (16, 16, 3), "wrist": (16, 24, 3), "side": (16, 16, 1)}, 10, generator())
     assert [next(iter(e.convs)).in_channels for e in encoder.encoders] == [4, 3]
     assert encoder.size == 20
@@ -136,7 +136,7 @@ def test_cameras_of_one_size_share_an_encoder_and_others_have_their_own() -> Non
     assert torch.equal(features[:, 10:], encoder.encoders[1](images[1]))
 
 
-def test_weights_follow_the_generator_and_every_camera_has_a_gradient() -> None:
+def test_image_encoder__weights_are_seeded_and_every_camera_has_a_gradient() -> None:
     state = torch.get_rng_state()
     first, same, other = (
         ImageEncoder({"top": (40, 40, 3), "wrist": (40, 40, 3)}, 8, generator(seed)) for seed in (1, 1, 2)
@@ -151,7 +151,7 @@ def test_weights_follow_the_generator_and_every_camera_has_a_gradient() -> None:
     assert gradient[:, 3:].any()
 
 
-def test_an_image_that_is_far_too_large_is_refused() -> None:
+def test_image_encoder__refuses_images_that_are_too_large() -> None:
     with pytest.raises(
         ConfigError,
         match=r"image 'top' of 480 x 640 pixels is too large to learn from: choose a smaller --image-size",
@@ -159,10 +159,10 @@ def test_an_image_that_is_far_too_large_is_refused() -> None:
         ImageEncoder({"top": (480, 640, 3)}, 8, generator())
 
 
-# --- what is seen by default, and by whom -------------------------------------------------------------------
+# --- observations ------------------------------------------------------------------------------------------
 
 
-def test_an_image_is_a_box_of_uint8_with_height_width_and_channels() -> None:
+def test_is_image__is_true_for_a_uint8_box_with_three_dimensions() -> None:
     assert is_image(camera(4, 4))
     assert not is_image(Box(0, 255, (4,), np.uint8))
     assert not is_image(Box(0.0, 1.0, (4, 4, 3), np.float32))
@@ -178,10 +178,10 @@ def test_an_image_is_a_box_of_uint8_with_height_width_and_channels() -> None:
         ("joint_position sheet_pose joint_target top", "joint_position joint_target base_action top"),
         ("joint_position proprioception obj_pose top", "proprioception base_action top"),
         ("obj_pose top", "base_action top"),
-        ("obj_pose", "state base_action"),  # whose absence is then an error
+        ("obj_pose", "state base_action"),  # an error then, because it is missing
     ],
 )
-def test_what_is_seen_where_nothing_is_named(names: str, expected: str) -> None:
+def test_default_obs_keys__depend_on_the_observations_of_the_env(names: str, expected: str) -> None:
     space = Dict(
         {
             name: camera(8, 8) if name in ("top", "wrist") else vector(3)
@@ -191,7 +191,7 @@ def test_what_is_seen_where_nothing_is_named(names: str, expected: str) -> None:
     assert default_obs_keys(space) == tuple(expected.split())
 
 
-def test_a_vector_and_features_of_images_stand_beside_each_other() -> None:
+def test_perception__concatenates_the_vector_and_image_features() -> None:
     space = Dict({"top": camera(16, 16), "state": vector(5), "goal": vector(2)})
     perception = Perception(("goal", "top", "state"), space, True, 12, generator(), torch.device("cpu"))
     assert (perception.image_keys, perception.obs_vector.keys, perception.num_features) == (
@@ -200,7 +200,7 @@ def test_a_vector_and_features_of_images_stand_beside_each_other() -> None:
         19,
     )
     assert perception.normalizer is not None
-    assert perception.normalizer.mean.shape == (7,)  # of the vector alone
+    assert perception.normalizer.mean.shape == (7,)  # only the vector is normalised
     assert perception.encoder is not None
     images, values = pictures(3, 16, 16, 3), torch.randn(3, 7)
     features = perception.features(values, {"top": images})
@@ -210,7 +210,7 @@ def test_a_vector_and_features_of_images_stand_beside_each_other() -> None:
         perception.images({"state": values})
 
 
-def test_learners_of_vectors_refuse_images() -> None:
+def test_obs_vector__refuses_images() -> None:
     space = Dict({"top": camera(8, 8), "position": vector(2)})
     with pytest.raises(
         ConfigError,

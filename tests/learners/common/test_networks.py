@@ -26,7 +26,9 @@ def observation(batch: int = 7) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("normalize_obs", [True, False])
-def test_a_fresh_residual_leaves_the_base_action_bit_for_bit(activation: str, normalize_obs: bool) -> None:
+def test_residual_policy__untrained_leaves_the_base_action_unchanged_bit_for_bit(
+    activation: str, normalize_obs: bool
+) -> None:
     fresh = policy(activation=activation, normalize_obs=normalize_obs)
     if fresh.normalizer is not None:
         fresh.normalizer.update(torch.randn(50, 8) * 1e-3 + 5.0)
@@ -37,7 +39,7 @@ def test_a_fresh_residual_leaves_the_base_action_bit_for_bit(activation: str, no
     assert torch.equal(compose(base, residual, 0.6), base)
 
 
-def test_actions_are_bounded_smoothly() -> None:
+def test_residual_policy_act__squashes_actions_with_tanh() -> None:
     extreme = policy()
     with torch.no_grad():
         extreme.actor.layers[-1].bias.copy_(torch.tensor([3.0, -0.25, -7.0]))
@@ -45,7 +47,7 @@ def test_actions_are_bounded_smoothly() -> None:
     torch.testing.assert_close(extreme.act(observation(2)), expected)
 
 
-def test_hidden_weights_are_orthogonal_and_the_last_layer_is_zero() -> None:
+def test_mlp__hidden_weights_are_orthogonal_and_the_last_layer_is_zero() -> None:
     net = MLP((8, 6, 6, 2), "tanh", torch.Generator().manual_seed(0))
     first, second, last = (layer.weight for layer in net.layers)
     torch.testing.assert_close(first @ first.T, 2.0 * torch.eye(6))
@@ -54,15 +56,15 @@ def test_hidden_weights_are_orthogonal_and_the_last_layer_is_zero() -> None:
     assert not any(layer.bias.any() for layer in net.layers)
 
 
-def test_weights_depend_on_the_seed_alone() -> None:
+def test_make_policy__weights_depend_only_on_the_seed() -> None:
     state = torch.get_rng_state()
     first, same, other = policy(seed=1), policy(seed=1), policy(seed=2)
-    assert torch.equal(torch.get_rng_state(), state)  # the global generator is left alone
+    assert torch.equal(torch.get_rng_state(), state)  # the global generator is unchanged
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), same.parameters(), strict=True))
     assert not torch.equal(first.actor.layers[0].weight, other.actor.layers[0].weight)
 
 
-def test_tanh_and_its_gradient_are_those_of_torch() -> None:
+def test_activations__tanh_and_its_gradient_equal_those_of_torch() -> None:
     x = torch.cat([torch.linspace(-12.0, 12.0, 4001), torch.tensor([-1e30, 1e30, 1e-7])]).requires_grad_()
     expected = torch.tanh(x)
     actual = ACTIVATIONS["tanh"](x * 1.0)
@@ -71,7 +73,7 @@ def test_tanh_and_its_gradient_are_those_of_torch() -> None:
     torch.testing.assert_close(*gradients, rtol=0.0, atol=5e-7)
 
 
-def test_the_mlp_computes_what_its_layers_say() -> None:
+def test_mlp__equals_the_reference_made_of_torch_layers() -> None:
     net = MLP((4, 16, 16, 3), "elu", torch.Generator().manual_seed(0))
     torch.nn.init.normal_(net.layers[-1].weight)
     a, b, c = net.layers
@@ -80,7 +82,7 @@ def test_the_mlp_computes_what_its_layers_say() -> None:
     torch.testing.assert_close(net(x), reference(x))
 
 
-def test_observations_are_joined_in_the_order_of_the_keys() -> None:
+def test_obs_vector__concatenates_observations_in_the_order_of_the_keys() -> None:
     vector = ObsVector(("goal", "state"), SPACE)
     obs = {
         "state": torch.arange(5.0).repeat(2, 1),
@@ -95,7 +97,7 @@ def test_observations_are_joined_in_the_order_of_the_keys() -> None:
     assert out.tolist() == expected
 
 
-def test_observations_may_be_described_by_a_gymnasium_space() -> None:
+def test_obs_vector__accepts_a_gymnasium_space() -> None:
     space = gymnasium.spaces.Dict(
         {"state": gymnasium.spaces.Box(-1, 1, (5,)), "top": gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)}
     )
@@ -106,7 +108,7 @@ def test_observations_may_be_described_by_a_gymnasium_space() -> None:
         ObsVector(("state", "top"), space)
 
 
-def test_an_unknown_observation_is_named_with_those_that_exist() -> None:
+def test_obs_vector__unknown_observation_lists_the_known_ones() -> None:
     with pytest.raises(
         UnknownNameError, match=r"unknown observation 'stat'.*did you mean 'state'.*base_action, goal, state"
     ):
@@ -115,7 +117,7 @@ def test_an_unknown_observation_is_named_with_those_that_exist() -> None:
         policy().act({"state": torch.zeros(1, 5)})
 
 
-def test_a_policy_round_trips_and_one_that_does_not_fit_is_refused() -> None:
+def test_load_module_state__round_trips_a_policy_and_refuses_other_shapes() -> None:
     trained = policy(seed=1)
     assert trained.normalizer is not None
     trained.normalizer.update(torch.randn(50, 8))

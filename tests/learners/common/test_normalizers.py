@@ -14,9 +14,9 @@ from residual_rl.learners.common.normalizers import RewardScaler, RunningMeanStd
 from residual_rl.utils.module_state import load_module_state, module_state
 
 
-def test_merging_two_batches_by_hand() -> None:
+def test_running_mean_std_update__merging_two_batches_matches_values_worked_out_by_hand() -> None:
     statistics = RunningMeanStd((1,))
-    statistics.count.zero_()  # without the weight of the fresh statistics the numbers are round
+    statistics.count.zero_()  # without the weight of the initial statistics the numbers are round
     statistics.update(torch.tensor([[0.0], [2.0]]))
     assert (statistics.mean.item(), statistics.var.item(), statistics.count.item()) == (1.0, 1.0, 2.0)
     statistics.update(torch.tensor([[4.0], [6.0]]))
@@ -29,14 +29,14 @@ def test_merging_two_batches_by_hand() -> None:
     st.floats(1e-2, 1e2),
     st.integers(0, 2**32 - 1),
 )
-def test_statistics_do_not_depend_on_how_samples_are_batched(
+def test_running_mean_std_update__does_not_depend_on_how_samples_are_batched(
     sizes: list[int], loc: float, scale: float, seed: int
 ) -> None:
     samples = np.random.default_rng(seed).normal(loc, scale, size=(sum(sizes), 3))
     statistics = RunningMeanStd((3,))
     for batch in np.split(samples, np.cumsum(sizes)[:-1]):
         statistics.update(torch.from_numpy(batch))
-    # the fresh statistics count as 1e-4 samples of mean 0 and variance 1
+    # the initial statistics count as 1e-4 samples of mean 0 and variance 1
     count = 1e-4 + len(samples)
     mean = samples.sum(0) / count
     var = (1e-4 + (samples**2).sum(0)) / count - mean**2
@@ -45,7 +45,7 @@ def test_statistics_do_not_depend_on_how_samples_are_batched(
     assert statistics.count.item() == pytest.approx(count, rel=1e-12)
 
 
-def test_statistics_agree_with_stable_baselines3() -> None:
+def test_running_mean_std__equals_stable_baselines3() -> None:
     theirs = pytest.importorskip("stable_baselines3.common.running_mean_std").RunningMeanStd(shape=(5,))
     ours = RunningMeanStd((5,))
     rng = np.random.default_rng(0)
@@ -57,10 +57,10 @@ def test_statistics_agree_with_stable_baselines3() -> None:
     np.testing.assert_allclose(ours.var, theirs.var, rtol=1e-12)
 
 
-def test_normalising_by_hand() -> None:
+def test_running_mean_std__normalizes_to_values_worked_out_by_hand() -> None:
     statistics = RunningMeanStd((2,))
     x = torch.tensor([[3.0, -4.0]])
-    assert statistics(x).tolist() == [[3.0, -4.0]]  # fresh statistics leave it alone
+    assert statistics(x).tolist() == [[3.0, -4.0]]  # initial statistics change nothing
     statistics.count.zero_()
     statistics.update(torch.tensor([[0.0, 0.0], [4.0, 1e-3]]))  # means 2 and 5e-4, deviations 2 and 5e-4
     torch.testing.assert_close(statistics(x), torch.tensor([[0.5, -10.0]]), rtol=0.0, atol=1e-6)
@@ -68,14 +68,14 @@ def test_normalising_by_hand() -> None:
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_a_sample_that_is_not_finite_is_named_and_changes_nothing(bad: float) -> None:
+def test_running_mean_std_update__names_a_nonfinite_sample_and_changes_nothing(bad: float) -> None:
     statistics = RunningMeanStd((3,))
     with pytest.raises(NonFiniteError, match=r"observation is not finite.*\[1\]"):
         statistics.update(torch.tensor([[0.0, bad, 0.0], [1.0, 1.0, 1.0]]))
     assert statistics.mean.tolist() == [0.0, 0.0, 0.0]
 
 
-def test_state_round_trip_is_exact_and_normalises_alike() -> None:
+def test_running_mean_std__state_round_trip_is_exact() -> None:
     first, second = RunningMeanStd((4,)), RunningMeanStd((4,))
     x = torch.randn(100, 4) * 3.0 + 1.0
     first.update(x)
@@ -106,7 +106,7 @@ class ScriptedRewards(gymnasium.Env[np.ndarray, np.ndarray]):
         return np.zeros(1, dtype=np.float32), float(reward), bool(ended), False, {}
 
 
-def test_reward_scaling_agrees_with_vecnormalize() -> None:
+def test_reward_scaler__equals_vecnormalize_of_stable_baselines3() -> None:
     vec_env = pytest.importorskip("stable_baselines3.common.vec_env")
     steps, envs, gamma = 40, 3, 0.9
     rng = np.random.default_rng(0)
@@ -119,16 +119,15 @@ def test_reward_scaling_agrees_with_vecnormalize() -> None:
         theirs.step(np.zeros((envs, 1)))
 
     ours = RewardScaler(envs, gamma)
-    ours(
-        torch.from_numpy(reward[:25]), torch.from_numpy(ended[:25])
-    )  # two rollouts: what is running is carried over
+    # two rollouts: the running returns are carried over
+    ours(torch.from_numpy(reward[:25]), torch.from_numpy(ended[:25]))
     scaled = ours(torch.from_numpy(reward[25:]), torch.from_numpy(ended[25:]))
     np.testing.assert_allclose(ours.statistics.var, theirs.ret_rms.var, rtol=1e-9)
     np.testing.assert_allclose(ours.running_return, theirs.returns, rtol=1e-6)
     np.testing.assert_allclose(scaled, theirs.normalize_reward(reward[25:]), rtol=1e-5)
 
 
-def test_scaled_rewards_are_clipped_and_keep_their_sign() -> None:
+def test_reward_scaler__clips_rewards_and_keeps_their_sign() -> None:
     scaler = RewardScaler(1, gamma=0.0)
     reward = torch.zeros(10_000, 1)
     reward[0], reward[1] = 1.0, -1.0  # deviation of about 0.014

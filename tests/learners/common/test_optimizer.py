@@ -1,4 +1,4 @@
-"""The flat Adam, against torch's own with its own clipping."""
+"""FlatAdam, against the optimisers and gradient clipping of torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def flat(net: torch.nn.Module, max_grad_norm: float = 0.5) -> FlatAdam:
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.5, 1e6])
-def test_steps_are_those_of_torch_with_clipping(max_grad_norm: float) -> None:
+def test_flat_adam__steps_equal_torchs_adam_with_gradient_clipping(max_grad_norm: float) -> None:
     ours, theirs = module(), module()
     optimizer, reference = flat(ours, max_grad_norm), torch.optim.Adam(theirs.parameters(), lr=1e-2, eps=1e-5)
     for i in range(10):
@@ -46,21 +46,19 @@ def test_steps_are_those_of_torch_with_clipping(max_grad_norm: float) -> None:
     assert loss(ours) < loss(module())
 
 
-def test_weight_decay_by_hand() -> None:
-    """2 · (1 − 0.1 · 0.5) = 1.9; the first step of Adam is the learning rate, 0.1, whatever the gradient
-    is."""
+def test_flat_adam__weight_decay_matches_values_worked_out_by_hand() -> None:
+    """2 · (1 − 0.1 · 0.5) = 1.9; the first step of Adam has the size of the learning rate, 0.1."""
     p = torch.nn.Parameter(torch.tensor([2.0, -4.0]))
     optimizer = FlatAdam([("p", p)], learning_rate=0.1, max_grad_norm=1e6, epsilon=1e-8, weight_decay=0.5)
     optimizer.step([torch.tensor([3.0, 0.5])])
     assert p.tolist() == pytest.approx([1.9 - 0.1, -3.8 - 0.1])
-    assert optimizer.state_dict()["exp_avg"]["p"].tolist() == pytest.approx(
-        [0.3, 0.05]
-    )  # (1 − 0.9) · gradient: without the decay
+    # (1 − 0.9) · gradient, without the weight decay
+    assert optimizer.state_dict()["exp_avg"]["p"].tolist() == pytest.approx([0.3, 0.05])
     optimizer.step([torch.tensor([torch.nan, 0.5])])
-    assert p.tolist() == pytest.approx([1.8, -3.9])  # a step that is not made takes nothing off
+    assert p.tolist() == pytest.approx([1.8, -3.9])  # a skipped step has no weight decay
 
 
-def test_weight_decay_is_that_of_torchs_adamw() -> None:
+def test_flat_adam__weight_decay_equals_torchs_adamw() -> None:
     ours, theirs = module(), module()
     optimizer = FlatAdam(ours.named_parameters(), 1e-2, 0.5, weight_decay=0.3)
     reference = torch.optim.AdamW(theirs.parameters(), lr=1e-2, eps=1e-5, weight_decay=0.3)
@@ -74,7 +72,7 @@ def test_weight_decay_is_that_of_torchs_adamw() -> None:
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
-def test_a_gradient_that_is_not_finite_is_named_and_never_reaches_weights_or_moments() -> None:
+def test_flat_adam__names_a_nonfinite_gradient_and_keeps_weights_and_moments() -> None:
     net = module()
     optimizer = flat(net)
     optimizer.step(torch.autograd.grad(loss(net), optimizer.parameters))
@@ -83,9 +81,8 @@ def test_a_gradient_that_is_not_finite_is_named_and_never_reaches_weights_or_mom
     gradients = list(torch.autograd.grad(loss(net), optimizer.parameters))
     gradients[1] = torch.full_like(gradients[1], torch.nan)
     optimizer.step(gradients)
-    optimizer.step(
-        torch.autograd.grad(loss(net), optimizer.parameters)
-    )  # on a GPU good ones may follow before it is checked
+    # on a GPU, finite gradients may follow before the check
+    optimizer.step(torch.autograd.grad(loss(net), optimizer.parameters))
     with pytest.raises(NonFiniteError, match=r"the gradient of 0\.bias is not finite"):
         optimizer.raise_if_nonfinite()
     assert all(torch.equal(weights[name], tensor) for name, tensor in net.state_dict().items())
@@ -96,7 +93,7 @@ def test_a_gradient_that_is_not_finite_is_named_and_never_reaches_weights_or_mom
     )
 
 
-def test_a_norm_that_overflows_is_refused_too() -> None:
+def test_raise_if_nonfinite__refuses_a_norm_that_overflows() -> None:
     net = module()
     optimizer = flat(net)
     optimizer.step([torch.full_like(p, 1e30) for p in optimizer.parameters])
@@ -104,7 +101,7 @@ def test_a_norm_that_overflows_is_refused_too() -> None:
         optimizer.raise_if_nonfinite()
 
 
-def test_state_makes_the_same_future_bit_for_bit() -> None:
+def test_flat_adam__restored_state_continues_bit_for_bit() -> None:
     first, second = module(), module()
     one, two = flat(first), flat(second)
     for _ in range(3):
@@ -117,6 +114,6 @@ def test_state_makes_the_same_future_bit_for_bit() -> None:
     assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
 
 
-def test_the_state_of_other_parameters_is_refused() -> None:
+def test_flat_adam_load_state_dict__refuses_other_parameters() -> None:
     with pytest.raises(CheckpointError, match="other parameters"):
         flat(module()).load_state_dict(flat(torch.nn.Linear(3, 5)).state_dict())

@@ -16,30 +16,26 @@ def columns(*envs: list[float]) -> torch.Tensor:
     return torch.tensor(envs).T
 
 
-def test_gae_bootstraps_truncation_and_not_termination() -> None:
-    # Both envs end at step 1, where the value of the true final observation is 10; then the next episode
-    # begins.
+def test_gae__bootstraps_after_truncation_and_not_after_termination() -> None:
+    # Both episodes end at step 1, where the value of the true final observation is 10.
     reward = columns([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0])
     value = columns([2.0, 4.0, 6.0, 8.0], [2.0, 4.0, 6.0, 8.0])
     next_value = columns([4.0, 10.0, 8.0, 12.0], [4.0, 10.0, 8.0, 12.0])
     terminated = columns([False, False, False, False], [False, True, False, False])
     ended = columns([False, True, False, False], [False, True, False, False])
     advantage, target = gae(reward, value, next_value, ~terminated, ended, gamma=0.5, gae_lambda=0.5)
-    # delta: 1+2-2 = 1; truncated 2+5-4 = 3, terminated 2-4 = -2; 3+4-6 = 1; 4+6-8 = 2. The trace decays by
-    # 0.25.
+    # delta: 1+2-2 = 1; truncated 2+5-4 = 3, terminated 2-4 = -2; 3+4-6 = 1; 4+6-8 = 2.
+    # The trace decays by 0.25.
     assert advantage.T.tolist() == [[1.75, 3.0, 1.5, 2.0], [0.5, -2.0, 1.5, 2.0]]
     assert target.T.tolist() == [[3.75, 7.0, 7.5, 10.0], [2.5, 2.0, 7.5, 10.0]]
 
 
+# the target is 2 + 0.5 * 10 with the final observation's value, 2 without
 @pytest.mark.parametrize(
     ("at_done", "truncated_env", "terminated_env"),
-    [
-        ("truncated", 7.0, 2.0),
-        ("always", 7.0, 7.0),
-        ("never", 2.0, 2.0),
-    ],  # 2 + 0.5 * 10 with the final observation's value, 2 without
+    [("truncated", 7.0, 2.0), ("always", 7.0, 7.0), ("never", 2.0, 2.0)],
 )
-def test_whose_final_value_counts_can_be_chosen(
+def test_bootstrap_mask__selects_which_episodes_bootstrap_at_their_end(
     at_done: str, truncated_env: float, terminated_env: float
 ) -> None:
     reward, value, next_value = (
@@ -60,7 +56,7 @@ def test_whose_final_value_counts_can_be_chosen(
     assert target[1].tolist() == [truncated_env, terminated_env]
 
 
-def test_gae_with_lambda_one_is_the_discounted_return_of_the_episode() -> None:
+def test_gae__with_lambda_one_is_the_discounted_return_of_the_episode() -> None:
     reward = columns([1.0, 1.0, 1.0])
     value = columns([5.0, -3.0, 0.5])
     next_value = columns([-3.0, 0.5, 8.0])
@@ -69,7 +65,7 @@ def test_gae_with_lambda_one_is_the_discounted_return_of_the_episode() -> None:
     assert target.T.tolist() == [[1.0 + 0.5 + 0.25 + 0.125 * 8.0, 1.0 + 0.5 + 0.25 * 8.0, 1.0 + 0.5 * 8.0]]
 
 
-def test_gae_with_lambda_zero_is_the_one_step_error() -> None:
+def test_gae__with_lambda_zero_is_the_one_step_error() -> None:
     reward, value, next_value = columns([1.0, 2.0]), columns([3.0, 5.0]), columns([5.0, 7.0])
     no = columns([False, False])
     advantage, _ = gae(reward, value, next_value, ~no, no, gamma=0.5, gae_lambda=0.0)
@@ -79,7 +75,7 @@ def test_gae_with_lambda_zero_is_the_one_step_error() -> None:
 @given(
     st.integers(1, 12), st.integers(1, 4), st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.integers(0, 2**32 - 1)
 )
-def test_gae_is_the_sum_of_the_discounted_errors_of_the_episode(
+def test_gae__equals_the_sum_of_discounted_errors_of_the_episode(
     steps: int, envs: int, gamma: float, lam: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -103,7 +99,7 @@ def test_gae_is_the_sum_of_the_discounted_errors_of_the_episode(
     np.testing.assert_allclose(target, expected + value, atol=1e-12)
 
 
-def test_gae_agrees_with_stable_baselines3_where_nothing_is_truncated() -> None:
+def test_gae__equals_stable_baselines3_without_truncation() -> None:
     buffers = pytest.importorskip("stable_baselines3.common.buffers")
     from gymnasium.spaces import Box
 
@@ -135,10 +131,11 @@ def test_gae_agrees_with_stable_baselines3_where_nothing_is_truncated() -> None:
     np.testing.assert_allclose(target, buffer.returns, atol=1e-5)
 
 
-def test_discounted_sums_look_back_to_the_start_of_the_episode() -> None:
+def test_discounted_sums__restart_with_each_episode() -> None:
     reward = columns([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
     ended = columns([False, True, False], [False, False, True])
     sums, carried = discounted_sums(reward, ended, torch.tensor([4.0, 0.0]), gamma=0.5)
-    # 1 + 0.5*4 = 3, 2 + 0.5*3 = 3.5, anew 3;  1, 2 + 0.5*1 = 2.5, 3 + 0.5*2.5 = 4.25, and then anew
+    # env 0: 1 + 0.5*4 = 3, 2 + 0.5*3 = 3.5, then a new episode with 3
+    # env 1: 1, 2 + 0.5*1 = 2.5, 3 + 0.5*2.5 = 4.25, then a new episode
     assert sums.T.tolist() == [[3.0, 3.5, 3.0], [1.0, 2.5, 4.25]]
     assert carried.tolist() == [3.0, 0.0]

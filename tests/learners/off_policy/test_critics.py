@@ -1,4 +1,4 @@
-"""Ensembles of critics, against critics computed one by one, and the scale of their targets."""
+"""Ensembles of critics, against critics computed one by one, and the normalisation of their targets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def make(num: int = 3, layer_norm: bool = True, output_init: float = 1.0, seed: 
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
-def test_members_are_computed_as_if_each_were_alone(layer_norm: bool) -> None:
+def test_critics__equal_networks_computed_one_by_one(layer_norm: bool) -> None:
     critics, x = make(layer_norm=layer_norm), torch.randn(7, 5)
     with torch.no_grad():
         for p in critics.parameters():
@@ -35,7 +35,7 @@ def test_members_are_computed_as_if_each_were_alone(layer_norm: bool) -> None:
     torch.testing.assert_close(critics(x, torch.tensor([2, 0])), torch.stack([expected[2], expected[0]]))
 
 
-def test_weights_are_orthogonal_and_drawn_for_each_member() -> None:
+def test_critics__weights_are_orthogonal_and_independent_for_each_member() -> None:
     state = torch.get_rng_state()
     critics, same = make(), make()
     assert torch.equal(torch.get_rng_state(), state)
@@ -50,46 +50,46 @@ def test_weights_are_orthogonal_and_drawn_for_each_member() -> None:
         Critics(1, (2, 1), "gelu", False, 0.0, torch.Generator())
 
 
-def test_gradients_reach_every_member() -> None:
+def test_critics__gradients_reach_every_member() -> None:
     critics, x = make(), torch.randn(7, 5)
     gradients = torch.autograd.grad(F.mse_loss(critics(x), torch.ones(3, 7)), list(critics.parameters()))
     assert all(gradient.flatten(1).any(1).all() for gradient in gradients)
 
 
-def test_a_scale_that_is_off_changes_nothing() -> None:
-    scale, critics = PopArt(enabled=False), make()
+def test_pop_art__disabled_changes_nothing() -> None:
+    popart, critics = PopArt(enabled=False), make()
     before = critics.weights[-1].clone()
-    scale.update(torch.tensor([100.0, 300.0]), critics)
-    assert scale.to_value(torch.tensor(3.0)) == 3.0
-    assert scale.to_output(torch.tensor(3.0)) == 3.0
+    popart.update(torch.tensor([100.0, 300.0]), critics)
+    assert popart.to_value(torch.tensor(3.0)) == 3.0
+    assert popart.to_output(torch.tensor(3.0)) == 3.0
     assert torch.equal(critics.weights[-1], before)
 
 
-def test_targets_are_learned_in_their_own_units_and_values_stay_what_they_were() -> None:
-    scale, critics, target_critics = PopArt(enabled=True), make(), make(seed=1)
+def test_pop_art_update__normalizes_targets_and_preserves_values() -> None:
+    popart, critics, target_critics = PopArt(enabled=True), make(), make(seed=1)
     x = torch.randn(9, 5)
-    before = [scale.to_value(c(x)) for c in (critics, target_critics)]
-    scale.update(torch.tensor([1.0, 5.0]), critics, target_critics)
-    assert (scale.mean.item(), scale.std.item()) == pytest.approx((3.0, 2.0))
-    assert scale.to_output(torch.tensor([1.0, 5.0])).tolist() == pytest.approx([-1.0, 1.0])
-    scale.update(torch.tensor([7.0, 7.0]), critics, target_critics)
-    # two batches count alike: mean (3 + 7) / 2, mean square (13 + 49) / 2
-    assert (scale.mean.item(), scale.std.item()) == pytest.approx((5.0, math.sqrt(31.0 - 25.0)))
+    before = [popart.to_value(c(x)) for c in (critics, target_critics)]
+    popart.update(torch.tensor([1.0, 5.0]), critics, target_critics)
+    assert (popart.mean.item(), popart.std.item()) == pytest.approx((3.0, 2.0))
+    assert popart.to_output(torch.tensor([1.0, 5.0])).tolist() == pytest.approx([-1.0, 1.0])
+    popart.update(torch.tensor([7.0, 7.0]), critics, target_critics)
+    # both batches have equal weight: mean (3 + 7) / 2, mean square (13 + 49) / 2
+    assert (popart.mean.item(), popart.std.item()) == pytest.approx((5.0, math.sqrt(31.0 - 25.0)))
     for ensemble, values in zip((critics, target_critics), before, strict=True):
-        torch.testing.assert_close(scale.to_value(ensemble(x)), values)
-    assert scale.to_value(scale.to_output(torch.tensor(4.0))).item() == pytest.approx(4.0)
+        torch.testing.assert_close(popart.to_value(ensemble(x)), values)
+    assert popart.to_value(popart.to_output(torch.tensor(4.0))).item() == pytest.approx(4.0)
 
 
-def test_targets_that_are_all_alike_do_not_divide_by_zero() -> None:
-    scale, critics = PopArt(enabled=True), make()
-    scale.update(torch.full((8,), 2.0), critics)
-    assert scale.std.item() == pytest.approx(1e-3)
+def test_pop_art_update__equal_targets_do_not_divide_by_zero() -> None:
+    popart, critics = PopArt(enabled=True), make()
+    popart.update(torch.full((8,), 2.0), critics)
+    assert popart.std.item() == pytest.approx(1e-3)
     assert torch.isfinite(critics(torch.randn(4, 5))).all()
 
 
-def test_targets_that_are_not_finite_reach_neither_statistics_nor_weights() -> None:
-    scale, critics = PopArt(enabled=True), make()
-    scale.update(torch.tensor([1.0, 5.0]), critics)
-    scale.update(torch.tensor([torch.nan, torch.inf]), critics)
-    assert scale.mean.item() == pytest.approx(3.0)
+def test_pop_art_update__ignores_nonfinite_targets() -> None:
+    popart, critics = PopArt(enabled=True), make()
+    popart.update(torch.tensor([1.0, 5.0]), critics)
+    popart.update(torch.tensor([torch.nan, torch.inf]), critics)
+    assert popart.mean.item() == pytest.approx(3.0)
     assert all(torch.isfinite(p).all() for p in critics.parameters())

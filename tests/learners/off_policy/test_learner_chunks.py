@@ -1,5 +1,4 @@
-"""SAC and TD3 that decide once for a whole chunk: rewards are summed over its steps, and discounts are per
-decision."""
+"""SAC and TD3 with one decision per chunk: rewards are summed over its steps, discounts are per decision."""
 
 from __future__ import annotations
 
@@ -40,11 +39,11 @@ SETTINGS: dict[str, Any] = {
     "log_freq": 48,
     "num_threads": 1,
 }
-"""24 env steps an iteration: 4 worlds, 2 decisions, 3 steps each."""
+"""24 env steps per iteration: 4 envs, 2 decisions, 3 steps each."""
 
 
 class Pusher(BasePolicy):
-    """Pushes to the left, three steps at once."""
+    """Pushes to the left, in chunks of three steps."""
 
     inputs = {"position": (2,)}  # noqa: RUF012
     chunk_size = num_action_steps = 3
@@ -72,9 +71,9 @@ def config(base_policy: str, learner: str, **settings: Any) -> TrainCfg:
 
 
 @pytest.mark.parametrize("learner_id", ["sac", "td3"])
-def test_decisions_by_hand(learner_id: str) -> None:
-    """From 0.8 m three steps of 0.1 m lead to 0.7, 0.6, 0.5 (-1.8), to 0.4, 0.3, 0.2 (-0.9), and one to 0.1
-    m: success (5 - 0.1)."""
+def test_off_policy_learner__stores_chunk_decisions_worked_out_by_hand(learner_id: str) -> None:
+    """Three decisions from 0.8 m, in steps of 0.1 m: to 0.7, 0.6, 0.5 (reward -1.8), to 0.4, 0.3, 0.2 (-0.9),
+    and to 0.1 m, which is a success (5 - 0.1)."""
     settings = {"num_envs": 1, "residual_scale": 0.0, "gamma": 0.9, "reward_scale": 0.5, "reward_shift": -1.0}
     cfg = config("pusher", learner_id, **settings)
     env = make_residual_env(cfg, 1)
@@ -98,37 +97,38 @@ def test_decisions_by_hand(learner_id: str) -> None:
 
     two = buffer.gather(torch.tensor([0, 1]), 2, cfg.learner.gamma, "truncated")
     assert two.n_step_return.tolist() == pytest.approx([-1.4 + 0.9 * -0.95, -0.95 + 0.9 * 1.95], abs=1e-5)
-    assert two.discount.tolist() == pytest.approx(
-        [0.81, 0.0]
-    )  # 0.9 for each decision, not for each of its three steps
+    # 0.9 for each decision, not for each of its three steps
+    assert two.discount.tolist() == pytest.approx([0.81, 0.0])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("learner_id", ["sac", "td3"])
-def test_a_run_stores_the_sums_of_its_steps_and_resumes_bit_for_bit(tmp_path: Path, learner_id: str) -> None:
+def test_off_policy_learner__sums_rewards_over_chunks_and_resumes_bit_for_bit(
+    tmp_path: Path, learner_id: str
+) -> None:
     sums: list[Tensor] = []
 
-    def train(path: Path, total: int, resume: bool = False, told: list[Tensor] | None = None) -> Runner:
+    def train(path: Path, total: int, resume: bool = False, rewards: list[Tensor] | None = None) -> Runner:
         cfg, folder = config("chunky", learner_id, total_timesteps=total), RunFolder(path)
         with folder.resume() if resume else folder.start(cfg.to_dict()):
             runner = Runner(cfg, folder, resume)
             assert isinstance(runner.env, ChunkResidualEnv)
             steps = runner.env.steps
 
-            def noted(residual_action: Tensor) -> Iterator[Any]:
+            def recorded(residual_action: Tensor) -> Iterator[Any]:
                 total = torch.zeros(4)
                 for transition, info in steps(residual_action):
                     total = total + transition.reward
                     yield transition, info
-                assert told is not None
-                told.append(total)
+                assert rewards is not None
+                rewards.append(total)
 
-            if told is not None:
-                runner.env.steps = noted  # type: ignore[method-assign]
+            if rewards is not None:
+                runner.env.steps = recorded  # type: ignore[method-assign]
             assert runner.learn()["steps"] == total
         return runner
 
-    whole = train(tmp_path / "whole", 240, told=sums)
+    whole = train(tmp_path / "whole", 240, rewards=sums)
     learner: Any = whole.learner
     assert learner.env_steps == 80  # decisions of 240 env steps
     assert learner.num_updates == 18  # 0.25 for each of the 8 decisions of iterations 2 to 10

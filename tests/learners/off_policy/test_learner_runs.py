@@ -1,5 +1,4 @@
-"""Runs with a replay buffer: rows of metrics, exact resuming, segments on disk, a base policy's server that
-gives up."""
+"""Runs with a replay buffer: rows of metrics, exact resuming, segments on disk, and a lost policy server."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ from residual_rl.utils.seeding import TRAINING_EVAL_SEED
 
 @pytest.fixture(autouse=True)
 def _eight_rows_a_segment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """32 env steps in 4 worlds; a buffer of 96 holds three of them."""
+    """A segment has 32 env steps of 4 envs. A buffer of 96 consists of three."""
     monkeypatch.setattr(replay_buffer, "SEGMENT_ROWS", 8)
 
 
@@ -45,16 +44,16 @@ def segments(path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_rows_come_when_they_are_due_and_at_every_evaluation_and_checkpoint(tmp_path: Path) -> None:
+def test_log_freq__adds_rows_at_its_interval_and_at_every_evaluation_and_checkpoint(tmp_path: Path) -> None:
     train(tmp_path / "run", learner="sac", log_freq=24, save_freq=64, eval_freq=80, total_timesteps=128)
     rows = metric_rows(tmp_path / "run")
-    # every 24: 24 48 72 96 120; saved: 64 128; evaluated: 80 and at the end
+    # logged at 24 48 72 96 120, saved at 64 128, evaluated at 80 and at the end
     assert [row["step"] for row in rows] == [0, 24, 48, 64, 72, 80, 96, 120, 128]
     assert [row["step"] for row in rows if "eval/success_rate" in row] == [0, 80, 128]
 
 
 @pytest.mark.slow
-def test_a_row_is_the_mean_over_the_updates_since_the_last_one_and_the_latest_count(tmp_path: Path) -> None:
+def test_log_freq__row_has_means_since_the_last_row_and_latest_counts(tmp_path: Path) -> None:
     for name, log_freq in (("each", 0), ("third", 24)):
         train(
             tmp_path / name,
@@ -78,7 +77,7 @@ def test_a_row_is_the_mean_over_the_updates_since_the_last_one_and_the_latest_co
     assert "train/critic_loss" in third[2]
 
 
-def test_ppo_has_a_row_for_each_update_and_off_policy_learners_for_some_steps() -> None:
+def test_log_freq__defaults_to_each_update_for_ppo_and_to_500_steps_for_off_policy() -> None:
     assert [config(learner=name).run.log_freq for name in ("ppo", "sac")] == [0, 24]
     from residual_rl.config import TrainCfg
 
@@ -88,7 +87,7 @@ def test_ppo_has_a_row_for_each_update_and_off_policy_learners_for_some_steps() 
 
 
 @pytest.mark.parametrize("learner", ["sac", "td3"])
-def test_the_first_evaluation_is_the_base_policys_own(tmp_path: Path, learner: str) -> None:
+def test_runner__first_evaluation_equals_the_base_policy(tmp_path: Path, learner: str) -> None:
     runner = train(tmp_path / "run", learner=learner, total_timesteps=8)
     first = json.loads((tmp_path / "run" / "eval_results" / "step_000000000.json").read_text())
     assert first["residual_magnitude"] == [0.0, 0.0]
@@ -108,14 +107,17 @@ def test_the_first_evaluation_is_the_base_policys_own(tmp_path: Path, learner: s
     [{"learner": "sac"}, {"learner": "td3", "prog_explore": 200, "normalize_targets": True}],
     ids=str,
 )
-def test_training_in_pieces_is_training_at_once(tmp_path: Path, settings: dict[str, Any]) -> None:
-    """Stopped where a row is due (96), and where none is (136, 176): metrics, files and all that goes on."""
+def test_runner__resumed_off_policy_run_equals_an_uninterrupted_one(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """The run is stopped when a row is due (96) and when none is (136, 176). States, metrics and files are
+    equal."""
     settings = {**settings, "save_freq": 64}
     whole = train(tmp_path / "whole", **settings)
     path = tmp_path / "pieces"
     train(path, stop_at=96, **settings)
     train(path, stop_at=136, resume=True, **settings)
-    assert metric_rows(path)[-1]["step"] == 136  # what a stopped run shows
+    assert metric_rows(path)[-1]["step"] == 136  # a stopped run adds a row
     train(path, stop_at=176, resume=True, **settings)
     pieces = train(path, resume=True, **settings)
     assert different(state(whole), state(pieces)) == []
@@ -123,13 +125,12 @@ def test_training_in_pieces_is_training_at_once(tmp_path: Path, settings: dict[s
     assert 136 not in [row["step"] for row in metric_rows(path)]
     for folder in ("best_model", "final_model", "eval_results"):
         assert files(tmp_path / "whole" / folder) == files(path / folder), folder
-    # 64 rows are eight segments, of which the ring holds three and the kept checkpoints (128, 192, 256) those
-    # from the second on
+    # Of the eight segments of 64 rows, the kept checkpoints (128, 192, 256) contain all but the first.
     assert segments(tmp_path / "whole") == [f"segment_{i:06d}.safetensors" for i in range(1, 8)]
 
 
 @pytest.mark.slow
-def test_a_segment_is_written_once_and_a_checkpoint_holds_only_what_is_not_full(tmp_path: Path) -> None:
+def test_replay_segments__are_written_once_and_not_copied_into_checkpoints(tmp_path: Path) -> None:
     path = tmp_path / "run"
     train(path, learner="sac", stop_at=72, buffer_size=10_000, eval_freq=0)
     before = {file.name: file.stat().st_mtime_ns for file in (path / "replay").iterdir()}
@@ -142,18 +143,25 @@ def test_a_segment_is_written_once_and_a_checkpoint_holds_only_what_is_not_full(
     assert max(sizes) - min(sizes) < (path / "replay" / "segment_000000.safetensors").stat().st_size
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    """An uninterrupted run whose buffer keeps all segments."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replay_buffer, "SEGMENT_ROWS", 8)
+        return train(tmp_path_factory.mktemp("runs") / "whole", learner="sac", buffer_size=10_000)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("harm", ["flip", "remove"])
-def test_a_damaged_segment_gives_way_loudly_to_the_checkpoint_before(
-    tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("damage", ["flip", "remove"])
+def test_replay_segments__damaged_segment_falls_back_to_the_previous_checkpoint(
+    whole_run: Runner, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = {"learner": "sac", "buffer_size": 10_000}
-    whole = train(tmp_path / "whole", **settings)
     path = tmp_path / "run"
     train(path, stop_at=168, **settings)  # checkpoints 128, 160 and 168; 160 is the first with segment 4
     segment = path / "replay" / "segment_000004.safetensors"
     data = segment.read_bytes()
-    if harm == "remove":
+    if damage == "remove":
         segment.unlink()
     else:
         segment.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
@@ -163,15 +171,15 @@ def test_a_damaged_segment_gives_way_loudly_to_the_checkpoint_before(
     assert str(segment) in caplog.text
     assert "step_000000168.safetensors is incomplete" in caplog.text
     assert "step_000000160.safetensors is incomplete" in caplog.text
-    assert different(state(whole), state(resumed)) == []
-    assert metric_rows(tmp_path / "whole") == metric_rows(path)
+    assert different(state(whole_run), state(resumed)) == []
+    assert metric_rows(whole_run.folder.path) == metric_rows(path)
 
 
-# --- a server that gives up ---------------------------------------------------------------------------------
+# --- a lost server -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_where_a_server_gives_up_the_state_before_is_saved_and_little_is_copied(
+def test_runner__lost_server_saves_the_previous_state_with_few_copies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: dict[str, Any] = {"learner": "sac", "eval_freq": 0}
@@ -187,15 +195,15 @@ def test_where_a_server_gives_up_the_state_before_is_saved_and_little_is_copied(
 
         def fail() -> Any:
             metrics = update()
-            if runner.progress.step == 176:  # in the middle: the learner has new weights already
+            # in the middle of an iteration: the learner already has new weights
+            if runner.progress.step == 176:
                 raise BasePolicyError("the server is gone")
             return metrics
 
         monkeypatch.setattr(runner, "_update", fail)
         with pytest.raises(BasePolicyError, match="the server is gone; saved a checkpoint at 168 steps"):
             runner.learn()
-    # in each iteration what is not full, for each checkpoint what is new, and once each what gave way while
-    # it was held
+    # incomplete segments in each iteration, new ones for each checkpoint, and each overwritten one once
     assert len(copied) < 22 + 6 + 6 + 8
     monkeypatch.undo()
     monkeypatch.setattr(replay_buffer, "SEGMENT_ROWS", 8)
@@ -207,14 +215,14 @@ def test_where_a_server_gives_up_the_state_before_is_saved_and_little_is_copied(
 # --- disks --------------------------------------------------------------------------------------------------
 
 
-def test_a_disk_with_too_little_room_is_refused_before_training(
+def test_disk_space__too_little_is_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Usage:
         total = free = 10**9
 
-    asked: list[Path] = []
-    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: (asked.append(path), Usage)[1])
+    checked: list[Path] = []
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: (checked.append(path), Usage)[1])
     monkeypatch.setattr(disk_space, "GIB", 1)
     runner = train(tmp_path / "other", learner="sac", total_timesteps=64)
     Usage.free = 100_000
@@ -227,7 +235,7 @@ def test_a_disk_with_too_little_room_is_refused_before_training(
     ]
     free, checkpoints, replay, more = metrics
     assert (free, more) == (100_000, checkpoints + replay)
-    assert replay == 16 * runner.learner.buffer.row_bytes  # type: ignore[attr-defined]  # 64 steps of 4 worlds
+    assert replay == 16 * runner.learner.buffer.row_bytes  # type: ignore[attr-defined]  # 64 steps of 4 envs
     assert (
         "free some space, or choose another --output-dir, a smaller --buffer-size or fewer --keep-checkpoints"
         in str(refusal.value)
@@ -238,11 +246,11 @@ def test_a_disk_with_too_little_room_is_refused_before_training(
         for file in (tmp_path / "other" / part).iterdir()
     )
     assert 0.5 * written < more < 2.0 * written
-    assert asked == [tmp_path / "other", tmp_path]
+    assert checked == [tmp_path / "other", tmp_path]
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_in_the_middle_of_the_segments_leaves_the_last_checkpoint(
+def test_replay_segments__full_disk_leaves_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mount = subprocess.run(
@@ -259,7 +267,7 @@ def test_a_disk_that_is_full_in_the_middle_of_the_segments_leaves_the_last_check
             save = Runner.state_dict
 
             def full_then(runner: Runner) -> Any:
-                if runner.progress.step == 160:  # room for nothing more, in the third checkpoint's time
+                if runner.progress.step == 160:  # the disk is full at the third checkpoint
                     fill(tmp_path / "ballast")
                 return save(runner)
 

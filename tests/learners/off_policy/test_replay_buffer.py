@@ -1,5 +1,5 @@
-"""The replay buffer and its n-step returns, against arrays worked out by hand and a slow loop; its state; its
-refusals."""
+"""The replay buffer and its n-step returns, against arrays worked out by hand and a slow loop; its state and
+its errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make(capacity: int, num_envs: int) -> ReplayBuffer:
 def row(
     reward: list[float], obs: list[float], terminated: list[bool], truncated: list[bool]
 ) -> dict[str, torch.Tensor]:
-    """`obs` stands for all that is before the step; what comes after it is 100 more."""
+    """A row whose columns follow from `obs`; those of the next observation are 100 more."""
     now = torch.tensor(obs)[:, None]
     before = {
         "obs": now,
@@ -45,30 +45,30 @@ def row(
 
 
 def filled(steps: int, capacity: int = 16) -> ReplayBuffer:
-    """Two worlds; rewards 1, 2, 4, … in both. World 0 terminates in step 2, world 1 is truncated in step
-    1."""
+    """Two envs with rewards 1, 2, 4, … each. Env 0 terminates in step 2, env 1 is truncated in step 1."""
     buffer = make(capacity, 2)
     for t in range(steps):
         buffer.add(row([2.0**t] * 2, [float(t), 10.0 + t], [t == 2, NO], [NO, t == 1]))
     return buffer
 
 
-def gathered(buffer: ReplayBuffer, world: int, n_step: int, bootstrap_at_done: str = "truncated") -> Sample:
+def gathered(buffer: ReplayBuffer, env_id: int, n_step: int, bootstrap_at_done: str = "truncated") -> Sample:
     rows = torch.arange(buffer.filled_rows)
-    return buffer.gather(rows * buffer.num_envs + world, n_step, 0.5, bootstrap_at_done)
+    return buffer.gather(rows * buffer.num_envs + env_id, n_step, 0.5, bootstrap_at_done)
 
 
 # --- n-step returns -----------------------------------------------------------------------------------------
 
 
-def test_n_step_returns_by_hand() -> None:
+def test_n_step_returns__match_values_worked_out_by_hand() -> None:
     reward = torch.tensor([[1.0, 1.0, 1.0, 1.0], [2.0, 2.0, 2.0, 2.0], [4.0, 4.0, 4.0, 4.0]])
     terminated = torch.tensor([[NO, NO, YES, NO], [NO, NO, NO, NO], [YES, NO, NO, NO]])
     truncated = torch.tensor([[NO, NO, NO, NO], [NO, YES, NO, NO], [NO, NO, NO, NO]])
     available = torch.tensor([3, 3, 3, 2])
-    # whole window, ends by termination: 1 + 0.5*2 + 0.25*4, no bootstrap; truncated after 2: 1 + 0.5*2, then
-    # 0.25 V;
-    # terminated at once: 1; only 2 steps there are: 1 + 0.5*2, then 0.25 V
+    # terminated after the whole window: 1 + 0.5*2 + 0.25*4, no bootstrap
+    # truncated after 2 steps: 1 + 0.5*2, then 0.25 V
+    # terminated after the first step: 1, no bootstrap
+    # only 2 steps available: 1 + 0.5*2, then 0.25 V
     n_step_return, discount, last = n_step_returns(reward, terminated, truncated, available, 0.5)
     assert n_step_return.tolist() == [3.0, 2.0, 1.0, 2.0]
     assert discount.tolist() == [0.0, 0.25, 0.0, 0.25]
@@ -80,7 +80,7 @@ def test_n_step_returns_by_hand() -> None:
     assert always.n_step_return.tolist() == never.n_step_return.tolist() == n_step_return.tolist()
 
 
-def test_one_step_returns_are_the_reward_and_the_next_value() -> None:
+def test_n_step_returns__of_one_step_are_the_reward_and_the_next_value() -> None:
     terminated, truncated = torch.tensor([[NO, YES, NO]]), torch.tensor([[NO, NO, YES]])
     n_step_return, discount, last = n_step_returns(
         torch.tensor([[3.0, 5.0, 7.0]]), terminated, truncated, torch.tensor([9, 9, 9]), 0.5
@@ -95,14 +95,14 @@ def test_one_step_returns_are_the_reward_and_the_next_value() -> None:
 # --- the ring -----------------------------------------------------------------------------------------------
 
 
-def test_windows_end_with_the_episode_and_with_the_data() -> None:
+def test_replay_buffer_gather__windows_end_with_the_episode_and_the_data() -> None:
     buffer = filled(5)
-    # rewards 1 2 4 | 8 16 in world 0, which terminates in step 2
+    # rewards 1 2 4 | 8 16 in env 0, which terminates in step 2
     terminating = gathered(buffer, 0, 3)
     assert terminating.n_step_return.tolist() == [1 + 0.5 * 2 + 0.25 * 4, 2 + 0.5 * 4, 4, 8 + 0.5 * 16, 16]
     assert terminating.discount.tolist() == [0.0, 0.0, 0.0, 0.25, 0.5]
     assert terminating.next_obs.flatten().tolist() == [102.0, 102.0, 102.0, 104.0, 104.0]
-    # and 1 2 | 4 8 16 in world 1, which is truncated in step 1
+    # rewards 1 2 | 4 8 16 in env 1, which is truncated in step 1
     truncating = gathered(buffer, 1, 3)
     assert truncating.n_step_return.tolist() == [1 + 0.5 * 2, 2, 4 + 0.5 * 8 + 0.25 * 16, 8 + 0.5 * 16, 16]
     assert truncating.discount.tolist() == [0.25, 0.5, 0.125, 0.25, 0.5]
@@ -111,21 +111,22 @@ def test_windows_end_with_the_episode_and_with_the_data() -> None:
     assert gathered(buffer, 0, 3, "always").discount.tolist() == [0.125, 0.25, 0.5, 0.25, 0.5]
 
 
-def test_what_belongs_to_a_step_stays_with_it() -> None:
+def test_replay_buffer_gather__returns_all_columns_of_the_same_step() -> None:
     sample = gathered(filled(5), 1, 2)
     at = sample.obs
     assert at.flatten().tolist() == [10.0, 11.0, 12.0, 13.0, 14.0]
     for name, offset in (("base_action", 0.1), ("residual_action", 0.2), ("action", 0.3), ("scale", 0.4)):
         assert torch.equal(getattr(sample, name), at + offset)
-    after = sample.next_obs  # one step on, but for step 1, where the episode ends, and step 4, the newest
+    # windows of two steps, except in step 1, where the episode ends, and step 4, the newest
+    after = sample.next_obs
     assert after.flatten().tolist() == [111.0, 111.0, 113.0, 114.0, 114.0]
     torch.testing.assert_close(sample.next_base_action, after + 0.1)
     torch.testing.assert_close(sample.next_scale, after + 0.4)
 
 
-def test_a_full_ring_forgets_the_oldest_and_windows_go_around_its_end_but_not_beyond_the_newest() -> None:
+def test_replay_buffer_gather__windows_wrap_around_a_full_ring_up_to_the_newest_step() -> None:
     buffer = make(4 * 1, 1)
-    for t in range(6):  # rows hold steps 4 5 2 3
+    for t in range(6):  # the rows are then those of steps 4 5 2 3
         buffer.add(row([2.0**t], [float(t)], [NO], [NO]))
     sample = gathered(buffer, 0, 3)
     assert sample.obs.flatten().tolist() == [4.0, 5.0, 2.0, 3.0]
@@ -142,32 +143,38 @@ def test_a_full_ring_forgets_the_oldest_and_windows_go_around_its_end_but_not_be
 
 
 @settings(max_examples=50)
-@given(st.integers(1, 30), st.integers(1, 3), st.integers(2, 9), st.integers(1, 5), st.sampled_from(["truncated", "always", "never"]),  # noqa: E501
-       st.integers(0, 2**32 - 1))  # fmt: skip
-def test_it_agrees_with_a_slow_loop(
-    steps: int, worlds: int, rows: int, n_step: int, bootstrap_at_done: str, seed: int
+@given(
+    st.integers(1, 30),
+    st.integers(1, 3),
+    st.integers(2, 9),
+    st.integers(1, 5),
+    st.sampled_from(["truncated", "always", "never"]),
+    st.integers(0, 2**32 - 1),
+)
+def test_replay_buffer_gather__equals_a_slow_loop(
+    steps: int, num_envs: int, rows: int, n_step: int, bootstrap_at_done: str, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    buffer, gamma = make(rows * worlds, worlds), 0.5
-    rewards = torch.randn(steps, worlds, generator=generator)
-    terminated, truncated = torch.rand(2, steps, worlds, generator=generator) < 0.2
+    buffer, gamma = make(rows * num_envs, num_envs), 0.5
+    rewards = torch.randn(steps, num_envs, generator=generator)
+    terminated, truncated = torch.rand(2, steps, num_envs, generator=generator) < 0.2
     for t in range(steps):
         buffer.add(
-            row(rewards[t].tolist(), [float(t)] * worlds, terminated[t].tolist(), truncated[t].tolist())
+            row(rewards[t].tolist(), [float(t)] * num_envs, terminated[t].tolist(), truncated[t].tolist())
         )
     oldest = max(steps - rows, 0)
-    for world in range(worlds):
-        sample = gathered(buffer, world, n_step, bootstrap_at_done)
+    for env_id in range(num_envs):
+        sample = gathered(buffer, env_id, n_step, bootstrap_at_done)
         assert sorted(sample.obs.flatten().tolist()) == list(range(oldest, steps))
         for i, start in enumerate(sample.obs.flatten().long().tolist()):
             total, k = 0.0, start
             while True:
-                total += gamma ** (k - start) * rewards[k, world].item()
-                ended = bool(terminated[k, world] | truncated[k, world])
+                total += gamma ** (k - start) * rewards[k, env_id].item()
+                ended = bool(terminated[k, env_id] | truncated[k, env_id])
                 if ended or k + 1 == steps or k + 1 - start == n_step:
                     break
                 k += 1
-            stops = {"truncated": terminated[k, world], "always": False, "never": ended}[bootstrap_at_done]
+            stops = {"truncated": terminated[k, env_id], "always": False, "never": ended}[bootstrap_at_done]
             assert sample.n_step_return[i].item() == pytest.approx(total, abs=1e-5)
             assert sample.discount[i].item() == pytest.approx(
                 0.0 if stops else gamma ** (k + 1 - start), abs=1e-6
@@ -175,7 +182,7 @@ def test_it_agrees_with_a_slow_loop(
             assert sample.next_obs[i].item() == k + 100.0
 
 
-def test_samples_are_uniform_and_made_by_the_generator() -> None:
+def test_replay_buffer_sample__is_uniform_and_seeded() -> None:
     buffer = filled(5)
     state = torch.get_rng_state()
     draws = [
@@ -193,11 +200,11 @@ def test_samples_are_uniform_and_made_by_the_generator() -> None:
 # --- state --------------------------------------------------------------------------------------------------
 
 
-def random_row(generator: torch.Generator, worlds: int = 2) -> dict[str, torch.Tensor]:
-    ends = (torch.rand(2, worlds, generator=generator) < 0.2).tolist()
+def random_row(generator: torch.Generator, num_envs: int = 2) -> dict[str, torch.Tensor]:
+    ends = (torch.rand(2, num_envs, generator=generator) < 0.2).tolist()
     return row(
-        torch.randn(worlds, generator=generator).tolist(),
-        torch.randn(worlds, generator=generator).tolist(),
+        torch.randn(num_envs, generator=generator).tolist(),
+        torch.randn(num_envs, generator=generator).tolist(),
         *ends,
     )
 
@@ -211,7 +218,7 @@ def drawn(buffer: ReplayBuffer) -> Sample:
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 7, 8, 11, 12, 21])
-def test_a_state_goes_through_a_file_and_comes_back_bit_for_bit(
+def test_replay_buffer_state_dict__round_trips_through_a_file_bit_for_bit(
     steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replay_buffer, "SEGMENT_ROWS", 4)
@@ -229,17 +236,16 @@ def test_a_state_goes_through_a_file_and_comes_back_bit_for_bit(
         new = random_row(generator)
         buffer.add(new)
         again.add(new)
-    for _ in range(9):  # what the state holds gives way altogether
+    for _ in range(9):  # overwrites all rows of the state
         buffer.add(random_row(generator))
-    assert to_bytes(state, "checkpoint") == to_bytes(
-        kept, "checkpoint"
-    )  # a state is of its time, not a view of what goes on
+    # a state is not a view of the buffer
+    assert to_bytes(state, "checkpoint") == to_bytes(kept, "checkpoint")
     in_memory.load_state_dict(state)
     buffer.load_state_dict(state)
     assert all(torch.equal(a, b) for a, b in zip(drawn(in_memory), drawn(buffer), strict=True))
 
 
-def test_a_state_copies_what_is_full_only_when_it_is_about_to_give_way(
+def test_replay_buffer_state_dict__copies_full_segments_only_before_they_are_overwritten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(replay_buffer, "SEGMENT_ROWS", 4)
@@ -254,23 +260,25 @@ def test_a_state_copies_what_is_full_only_when_it_is_about_to_give_way(
         "segment_000000",
         "segment_000001",
     ]
-    assert copied == [2]  # what is not full yet
+    assert copied == [2]  # the segment that is not full yet
     assert buffer.state_dict()["segments"]["000001"] is state["segments"]["000001"]
     copied.clear()
     for _ in range(2):
         buffer.add(random_row(generator))
     assert copied == []
-    for _ in range(4):  # into the room of segment 0
+    for _ in range(4):  # overwrites segment 0
         buffer.add(random_row(generator))
     assert copied == [0]
     copied.clear()
     del state
-    for _ in range(8):  # nobody holds a state any more
+    for _ in range(8):  # no state refers to the segments any more
         buffer.add(random_row(generator))
     assert copied == []
 
 
-def test_segments_are_written_once_and_a_whole_ring_is_made_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replay_buffer_segments__are_written_once_and_restore_the_ring(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(replay_buffer, "SEGMENT_ROWS", 4)
     generator = torch.Generator().manual_seed(0)
     buffer = make(2 * 8, 2)
@@ -282,7 +290,7 @@ def test_segments_are_written_once_and_a_whole_ring_is_made_of_them(monkeypatch:
         for i in numbers:
             if 4 * (i + 1) <= step:
                 on_disk.setdefault(f"{i:06d}", buffer.segment(i))
-    # 14 rows: segments 0 to 2 are complete, 0 and half of 1 gave way, 3 is unfinished
+    # 14 rows: segments 0 to 2 are full, 0 and half of 1 were overwritten, 3 is not full yet
     assert list(on_disk) == ["000000", "000001", "000002"]
     assert [len(segment["columns"]["obs"]) for segment in on_disk.values()] == [4, 4, 4]
     state = {
@@ -294,7 +302,7 @@ def test_segments_are_written_once_and_a_whole_ring_is_made_of_them(monkeypatch:
     assert all(torch.equal(a, b) for a, b in zip(drawn(buffer), drawn(again), strict=True))
 
 
-def test_a_state_of_another_buffer_is_refused() -> None:
+def test_replay_buffer_load_state_dict__refuses_the_state_of_another_buffer() -> None:
     state = through_a_file(filled(5).state_dict())
     with pytest.raises(CheckpointError, match="has 8 rows, but buffer_size and num_envs require 16"):
         make(32, 2).load_state_dict(state)
@@ -318,16 +326,20 @@ def test_a_state_of_another_buffer_is_refused() -> None:
         (30_000, 16, 1876, 938),
     ],
 )
-def test_what_is_asked_for_is_kept(capacity: int, num_envs: int, rows: int, segment_rows: int) -> None:
+def test_replay_buffer__rounds_the_capacity_up_to_whole_segments(
+    capacity: int, num_envs: int, rows: int, segment_rows: int
+) -> None:
     buffer = make(capacity, num_envs)
     assert (buffer.num_rows, buffer.segment_rows) == (rows, segment_rows)
 
 
-def test_a_buffer_that_holds_no_step_or_fits_in_no_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replay_buffer__refuses_a_capacity_below_one_step_or_above_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with pytest.raises(ConfigError, match=r"buffer_size must be at least num_envs \(16\), not 8"):
         make(8, 16)
     monkeypatch.setattr(replay_buffer, "free_memory", lambda: 2**30)
-    # two observations of 1, six actions of 1, the reward: 9 floats, and two booleans
+    # 9 floats (two observations and six actions of size 1, the reward) and two booleans per transition
     with pytest.raises(
         ConfigError,
         match=(

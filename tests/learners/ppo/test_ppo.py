@@ -1,4 +1,4 @@
-"""PPO: its loss, its bootstrapping, its exact resume, its refusals, and that it learns."""
+"""PPO: loss, bootstrapping, exact resuming, errors, and learning."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def fake_update(learner: PPO, generator: torch.Generator) -> dict[str, float]:
     return learner.update()
 
 
-def test_it_is_a_learner_and_reports_the_metrics_by_their_names() -> None:
+def test_ppo__implements_learner_and_reports_its_metrics() -> None:
     learner = make()
     assert isinstance(learner, Learner)
     metrics = fake_update(learner, torch.Generator().manual_seed(0))
@@ -68,16 +68,15 @@ def test_it_is_a_learner_and_reports_the_metrics_by_their_names() -> None:
 
 
 @pytest.mark.parametrize(("rho", "likelihood"), [(0.0, "marginal"), (0.8, "marginal"), (0.8, "conditional")])
-def test_the_loss_and_its_gradient_are_the_textbook_ones(
+def test_ppo__loss_and_gradient_equal_the_textbook_formula(
     rho: float, likelihood: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner = make(noise_correlation=rho, noise_likelihood=likelihood, entropy_coef=0.01, value_coef=0.7)
     generator = torch.Generator().manual_seed(0)
     fake_update(learner, generator)
     assert learner.policy.normalizer is not None
-    monkeypatch.setattr(
-        learner.policy.normalizer, "update", lambda batch: None
-    )  # so that the acting policy can be evaluated again
+    # so that the acting policy can be evaluated again
+    monkeypatch.setattr(learner.policy.normalizer, "update", lambda batch: None)
     fake_steps(learner, generator, 8)
     batch, _ = learner._prepare()
     obs, raw, _, advantage, _, _, target, *given = batch
@@ -86,11 +85,12 @@ def test_the_loss_and_its_gradient_are_the_textbook_ones(
         mean, std = learner.policy.mean(obs), learner.policy.log_std.exp()
         if likelihood == "marginal":
             return torch.distributions.Normal(mean, std)
-        shift, spread = given  # rho * (noise before) and sqrt(1 - rho^2), or 0 and 1 where an episode begins
+        # rho * (previous noise) and sqrt(1 - rho^2), or 0 and 1 in the first step of an episode
+        shift, spread = given
         return torch.distributions.Normal(mean + std * shift, std * spread)
 
     old_log_prob = distribution().log_prob(raw).sum(-1).detach()
-    with torch.no_grad():  # far enough from the old policy that much is clipped
+    with torch.no_grad():  # far enough from the old policy that many ratios are clipped
         for p in learner.policy.parameters():
             p.add_(0.1 * torch.randn(p.shape, generator=generator))
     log_ratio = distribution().log_prob(raw).sum(-1) - old_log_prob
@@ -117,7 +117,7 @@ def test_the_loss_and_its_gradient_are_the_textbook_ones(
 
 
 @pytest.mark.parametrize("likelihood", ["marginal", "conditional"])
-def test_the_first_gradient_step_of_training_has_a_ratio_of_one(likelihood: str) -> None:
+def test_update__first_gradient_step_has_a_probability_ratio_of_one(likelihood: str) -> None:
     learner = make(noise_correlation=0.8, noise_likelihood=likelihood, minibatch_size=32, num_epochs=1)
     metrics = fake_update(learner, torch.Generator().manual_seed(0))
     assert metrics["train/approx_kl"] == pytest.approx(0.0, abs=1e-6)
@@ -125,7 +125,7 @@ def test_the_first_gradient_step_of_training_has_a_ratio_of_one(likelihood: str)
     assert metrics["train/policy_gradient_loss"] == pytest.approx(0.0, abs=1e-6)  # advantages have mean 0
 
 
-def test_truncation_bootstraps_from_the_final_observation_and_termination_does_not() -> None:
+def test_ppo_target__bootstraps_after_truncation_and_not_after_termination() -> None:
     settings = {
         "num_steps": 2,
         "minibatch_size": 1,
@@ -147,22 +147,22 @@ def test_truncation_bootstraps_from_the_final_observation_and_termination_does_n
             Transition(obs, action, torch.ones(2), terminated, truncated, next_obs, action, action)
         )
     target = learner._prepare()[0][6].view(2, 2)
-    # world 0 is truncated at step 0 in state 10, world 1 terminated: 1 + 0.5*10 and 1; step 1 goes on: 1 +
-    # 0.5*8
+    # step 0: env 0 is truncated in state 10 (1 + 0.5*10), env 1 terminates (1)
+    # step 1: no episode ends (1 + 0.5*8)
     assert target.tolist() == [[6.0, 1.0], [5.0, 5.0]]
 
 
-def test_executed_actions_are_clipped_and_the_raw_ones_are_learned_from() -> None:
+def test_act__clips_actions_and_stores_the_raw_ones() -> None:
     learner = make(init_std=3.0)
     fake_steps(learner, torch.Generator().manual_seed(0), 3)
     obs = observation(torch.Generator().manual_seed(1))
     assert learner.act(obs).abs().max() == 1.0
     raw = learner._rollout["raw_action"][:3]
     assert raw.abs().max() > 1.0
-    torch.testing.assert_close(raw, 3.0 * learner._rollout["noise"][:3])  # a fresh policy has mean 0
+    torch.testing.assert_close(raw, 3.0 * learner._rollout["noise"][:3])  # an untrained policy has mean 0
 
 
-def test_exploration_noise_starts_anew_where_an_episode_ended() -> None:
+def test_observe__restarts_the_exploration_noise_of_ended_episodes() -> None:
     learner = make(noise_correlation=0.8, noise_likelihood="conditional")
     fake_steps(learner, torch.Generator().manual_seed(0), 8)
     ended, shift = learner._rollout["ended"][:-1], learner._rollout["noise_shift"][1:]
@@ -179,11 +179,13 @@ def test_exploration_noise_starts_anew_where_an_episode_ended() -> None:
     ],
 )
 @pytest.mark.parametrize("extra_steps", [0, 3])
-def test_a_resumed_learner_goes_on_bit_for_bit(settings: dict[str, Any], extra_steps: int) -> None:
+def test_load_state_dict__resumed_learner_continues_bit_for_bit(
+    settings: dict[str, Any], extra_steps: int
+) -> None:
     check_resuming(lambda seed: make(seed=seed, **settings), fake_steps, extra_steps)
 
 
-def test_acting_deterministically_leaves_the_state_alone_and_is_what_an_exported_policy_does() -> None:
+def test_act__deterministic_action_changes_no_state_and_equals_the_exported_policy() -> None:
     generator = torch.Generator().manual_seed(0)
     learner = make(noise_correlation=0.5)
     fake_update(learner, generator)
@@ -201,7 +203,7 @@ def test_acting_deterministically_leaves_the_state_alone_and_is_what_an_exported
     assert torch.equal(other.act(obs, deterministic=True), action)
 
 
-def test_seeds_make_the_run_and_the_global_generator_is_left_alone() -> None:
+def test_seed__determines_the_run_without_the_global_generator() -> None:
     state = torch.get_rng_state()
     runs = []
     for seed in (0, 0, 1):
@@ -214,7 +216,9 @@ def test_seeds_make_the_run_and_the_global_generator_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize(("schedule", "rates"), [("linear", [5e-4, 3.75e-4, 0.0]), ("constant", [5e-4] * 3)])
-def test_learning_rate_schedules(schedule: str, rates: list[float]) -> None:
+def test_learning_rate_schedule__linear_falls_to_zero_and_constant_stays(
+    schedule: str, rates: list[float]
+) -> None:
     learner = make(learning_rate_schedule=schedule)
     generator = torch.Generator().manual_seed(0)
     for fraction, rate in zip((0.0, 0.25, 1.0), rates, strict=True):
@@ -224,7 +228,7 @@ def test_learning_rate_schedules(schedule: str, rates: list[float]) -> None:
         assert torch.equal(learner.policy.actor.layers[0].weight, weights) == (rate == 0.0)
 
 
-def test_an_update_ends_after_the_epoch_that_moved_the_policy_too_far() -> None:
+def test_target_kl__ends_the_update_after_the_epoch_that_exceeds_it() -> None:
     steps = []
     for target_kl in (None, 1e-9):
         learner = make(num_epochs=5, target_kl=target_kl)
@@ -234,7 +238,7 @@ def test_an_update_ends_after_the_epoch_that_moved_the_policy_too_far() -> None:
 
 
 @pytest.mark.parametrize("what", ["reward", "observation"])
-def test_what_is_not_finite_in_a_rollout_is_named_before_it_reaches_a_weight(what: str) -> None:
+def test_update__nonfinite_rollout_is_named_and_leaves_the_weights_unchanged(what: str) -> None:
     learner = make()
     fake_steps(learner, torch.Generator().manual_seed(0), 8)
     learner._rollout["reward" if what == "reward" else "obs"][3, 1] = torch.nan
@@ -250,12 +254,12 @@ def test_what_is_not_finite_in_a_rollout_is_named_before_it_reaches_a_weight(wha
     assert different(learner.state_dict()["optimizer"], before["optimizer"]) == []
 
 
-def test_a_gradient_that_is_not_finite_is_named_and_not_stepped_on() -> None:
+def test_update__nonfinite_gradient_is_named_and_makes_no_step() -> None:
     learner = make()
     fake_steps(learner, torch.Generator().manual_seed(0), 8)
     loss, calls, weights = learner._fast_loss, [], {}
 
-    def spoilt(*minibatch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def with_nan(*minibatch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         calls.append(minibatch)
         weights.update(learner.state_dict()["critic"])
         value, metrics = loss(*minibatch)
@@ -263,14 +267,14 @@ def test_a_gradient_that_is_not_finite_is_named_and_not_stepped_on() -> None:
             value + torch.nan * learner.critic.layers[1].bias.sum() if len(calls) == 3 else value
         ), metrics
 
-    learner._fast_loss = spoilt
+    learner._fast_loss = with_nan
     with pytest.raises(NonFiniteError, match=r"the gradient of critic\.layers\.1\.bias is not finite"):
         learner.update()
-    assert len(calls) == 3  # it stops there and then
+    assert len(calls) == 3  # the update stops there
     assert different(learner.state_dict()["critic"], weights) == []
 
 
-def test_minibatches_are_equal_and_about_the_size_asked_for() -> None:
+def test_ppo_cfg_minibatches__are_equal_and_close_to_the_configured_size() -> None:
     cfg = PPOCfg(num_steps=64, minibatch_size=256)
     assert cfg.minibatches(num_envs=32) == (8, 256)
     assert cfg.minibatches(num_envs=30) == (8, 240)
@@ -306,12 +310,12 @@ def test_minibatches_are_equal_and_about_the_size_asked_for() -> None:
         ({"obs_keys": ("state", "state")}, "obs_keys must be one or more different values"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_ppo_cfg__refuses_invalid_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PPOCfg(**settings)
 
 
-def test_a_state_that_does_not_fit_is_refused() -> None:
+def test_load_state_dict__refuses_a_state_that_does_not_fit() -> None:
     state = make().state_dict()
     with pytest.raises(
         CheckpointError,
@@ -324,7 +328,7 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
         make().load_state_dict({name: value for name, value in state.items() if name != "critic"})
 
 
-def test_calls_out_of_order_are_refused() -> None:
+def test_ppo__refuses_calls_out_of_order() -> None:
     learner = make()
     generator = torch.Generator().manual_seed(0)
     with pytest.raises(RuntimeError, match="needs 8 observed steps, but there are 0"):
@@ -340,7 +344,7 @@ def test_calls_out_of_order_are_refused() -> None:
         learner.observe(Transition(obs, action, zero, no, no, obs, action, action))
 
 
-def test_cudagraphs_run_eagerly_on_a_cpu_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_cudagraphs__warns_and_runs_eagerly_on_a_cpu(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger=ppo_module.cuda_graphed.__module__):
         flagged = make(cudagraphs=True)
     assert "cudagraphs has no effect on cpu" in caplog.text
@@ -350,14 +354,15 @@ def test_cudagraphs_run_eagerly_on_a_cpu_and_say_so(caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.slow
-def test_compiling_changes_no_number_beyond_rounding() -> None:
+def test_compile__changes_results_only_by_rounding() -> None:
+    """The only test that compiles to C++; see the fixture `aot_eager`."""
     results = [fake_update(make(compile=flag), torch.Generator().manual_seed(0)) for flag in (True, False)]
     assert results[0] == pytest.approx(results[1], rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("compile", [False, True])
-def test_cuda_graphs_change_no_number_beyond_rounding(compile: bool) -> None:
+def test_cudagraphs__changes_results_only_by_rounding(compile: bool) -> None:
     results = []
     for cudagraphs in (False, True):
         cfg = PPOCfg(**SMALL, compile=compile, cudagraphs=cudagraphs)
@@ -370,7 +375,7 @@ def test_cuda_graphs_change_no_number_beyond_rounding(compile: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"noise_correlation": 0.8}])
-def test_it_learns_what_the_base_policy_gets_wrong(settings: dict[str, Any]) -> None:
+def test_ppo__learns_to_correct_the_base_policy(settings: dict[str, Any]) -> None:
     env = PointMass(32, seed=0)
     cfg = PPOCfg(
         num_steps=32,
@@ -381,15 +386,15 @@ def test_it_learns_what_the_base_policy_gets_wrong(settings: dict[str, Any]) -> 
         **settings,
     )
     learner = PPO(cfg, OBS_SPACE, 2, 32)
-    assert success_rate(learner) < 0.2  # a fresh residual is the base policy
+    assert success_rate(learner) < 0.2  # an untrained residual equals the base policy
     for _ in range(32):
         collect(learner, env)
         learner.update()
-    # Untrained: 0.085. Seven seeds gave 0.975 to 1.0. Rounding acts like another seed.
+    # Untrained: 0.085. Seven seeds gave 0.975 to 1.0. Different rounding acts like another seed.
     assert success_rate(learner) >= 0.8
 
 
-def test_std_follows_its_schedule_and_is_not_learned() -> None:
+def test_final_std__follows_its_schedule_and_is_not_learned() -> None:
     learner = make(init_std=0.5, final_std=0.1)
     learner.set_progress(0.25)
     torch.testing.assert_close(learner.policy.log_std.exp(), torch.full((2,), 0.4))

@@ -15,8 +15,10 @@ log = logging.getLogger(__name__)
 
 
 def compiled(function: Callable[..., Any], enabled: bool) -> Callable[..., Any]:
-    """Compile `function` for static shapes if `enabled`. On a CPU this needs a C++ compiler and gains
-    little."""
+    """Compile `function` for static shapes if `enabled`.
+
+    On a CPU, compilation needs a C++ compiler and gains little.
+    """
     return torch.compile(function, dynamic=False) if enabled else function
 
 

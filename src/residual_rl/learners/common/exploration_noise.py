@@ -46,9 +46,8 @@ class CorrelatedNoise(nn.Module):
         self.correlation = correlation
         self.generator = torch.Generator(device).manual_seed(seed)
         self.register_buffer("previous", torch.zeros(num_envs, action_dim, device=device))
-        self.register_buffer(
-            "rho", torch.zeros(num_envs, 1, device=device)
-        )  # 0 in envs at the start of an episode
+        # 0 in envs at the start of an episode
+        self.register_buffer("rho", torch.zeros(num_envs, 1, device=device))
         self.register_buffer("_zero", torch.zeros(num_envs, action_dim, device=device), persistent=False)
         self.register_buffer("_one", torch.ones(num_envs, 1, device=device), persistent=False)
 

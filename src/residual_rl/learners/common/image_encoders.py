@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +17,6 @@ _SMALL = ((32, 3, 2, 1), (64, 3, 2, 1), (64, 3, 1, 1))
 _NATURE_SIDE = 36
 """Smallest image side for which the layers of `_NATURE` have a nonempty output [pixels]."""
 _MAX_PIXELS = 256 * 256
-
-
-def is_image(entry: Any) -> bool:
-    """Whether an entry of an observation space is a camera: uint8 [H, W, C]."""
-    return getattr(entry, "dtype", None) == "uint8" and len(entry.shape) == 3
 
 
 class ConvEncoder(nn.Module):

@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 def _tanh(x: Tensor) -> Tensor:
     if x.is_cuda:
         return torch.tanh(x)
-    return (
-        x.mul_(2.0).sigmoid_().mul(2.0).sub_(1.0)
-    )  # within 2e-7 of torch.tanh, and a third of its time on a CPU
+    # within 2e-7 of torch.tanh, in a third of its time on a CPU
+    return x.mul_(2.0).sigmoid_().mul(2.0).sub_(1.0)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -47,7 +46,7 @@ _ROBOT_KEYS = ("joint_position", "joint_velocity", "joint_target", "ee_position"
 def default_obs_keys(space: ObsSpace) -> tuple[str, ...]:
     """The default observations of a policy: `state`, the base action and all cameras.
 
-    An env with cameras but without `state` is meant for policies that read only what a real robot can
+    An env with cameras but without `state` is intended for policies that read only what a real robot can
     measure. There, `proprioception` replaces `state`, or, if it is missing, all proprioceptive observations
     by name. Other quantities, such as an object's pose, may be available in simulation only and are left out.
     """
@@ -82,7 +81,7 @@ class ObsVector:
         self.size = 0
         for key in self.keys:
             if key not in space:
-                _refuse_images_alone(key, space)
+                _refuse_images_without_state(key, space)
                 raise UnknownNameError("observation", key, space)
             entry: Any = space[key]
             shape = getattr(entry, "shape", entry)
@@ -105,7 +104,7 @@ class ObsVector:
         return torch.cat(parts, 1, out=out)
 
 
-def _refuse_images_alone(key: str, space: Mapping[str, Any]) -> None:
+def _refuse_images_without_state(key: str, space: Mapping[str, Any]) -> None:
     """Raise a more helpful error if `state` is missing because the env has images instead."""
     images = [name for name in space if is_image(space[name])]
     if key == "state" and images:

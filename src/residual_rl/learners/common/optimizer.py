@@ -93,8 +93,8 @@ class FlatAdam:
             return
         pieces = zip(self.named, self._grad.split(self._sizes), strict=True)
         names = [name for name, piece in pieces if not torch.isfinite(piece).all()]
-        what = f"the gradient of {', '.join(names)}" if names else "the norm of the gradient"
-        raise NonFiniteError(f"{what} is not finite; the weights were not changed")
+        source = f"the gradient of {', '.join(names)}" if names else "the norm of the gradient"
+        raise NonFiniteError(f"{source} is not finite; the weights were not changed")
 
     def state_dict(self) -> State:
         """Step count and both moments, by parameter."""

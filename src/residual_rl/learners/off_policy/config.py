@@ -1,5 +1,5 @@
-"""Settings that the off-policy learners share, apart from their code so that the command line's help needs no
-torch."""
+"""Settings of the off-policy learners. This module does not import torch, so that the command line's help
+stays fast."""
 
 from __future__ import annotations
 
@@ -36,101 +36,100 @@ class OffPolicyCfg(CheckedCfg):
     num_steps: PositiveInt = 1
     """Steps per env between two updates."""
     buffer_size: PositiveInt = 1_000_000
-    """Capacity of the replay buffer in transitions; the oldest are overwritten."""
+    """Capacity of the replay buffer in transitions. The oldest are overwritten."""
     batch_size: PositiveInt = 256
-    """Transitions in a gradient step."""
+    """Transitions per gradient step."""
     utd: PositiveFloat = 1.0
     """Update-to-data ratio: gradient steps of the critics per step."""
     demos: str | None = None
-    """File of demonstrations to learn from as well, written by `residual-rl demos collect`."""
+    """File of additional demonstrations, written by `residual-rl demos collect`."""
     demo_share: Correlation = 0.0
-    """Share of each batch that comes from demonstrations; 0.5 is symmetric sampling (RLPD, Ball et al.,
-    2023)."""
+    """Fraction of demonstrations in each batch; 0.5 is symmetric sampling (RLPD, Ball et al., 2023)."""
 
     # --- returns ---
     gamma: UnitInterval = 0.99
-    """Discount per step."""
+    """Discount factor per step."""
     n_step: PositiveInt = 5
-    """Rewards in an n-step return, before the critics' estimate."""
+    """Number of rewards in an n-step return."""
     bootstrap_at_done: BootstrapAtDone = "truncated"
-    """When to bootstrap from the value of an episode's final observation: if it was truncated, always, or
-    never."""
+    """When to bootstrap from the value of an episode's final observation: only if the episode was truncated,
+    always, or never."""
     reward_scale: PositiveFloat = 0.2
-    """Factor on rewards."""
+    """Factor by which rewards are multiplied."""
     reward_shift: float = 0.0
-    """Added to each reward before it is scaled."""
+    """Constant added to each reward before scaling."""
     normalize_targets: bool = False
-    """Critics learn targets in units of their running mean and standard deviation."""
+    """Normalise the critics' targets by their running mean and standard deviation (PopArt)."""
 
     # --- exploration ---
     learning_starts: NonNegativeInt = 500
-    """Steps after which the critics begin to learn."""
+    """Number of steps before training of the critics starts."""
     actor_starts: NonNegativeInt = 2_000
-    """Steps after which the actor begins to learn."""
+    """Number of steps before training of the actor starts."""
     warmup_steps: NonNegativeInt = 2_000
-    """Steps in which the residual is only noise around the base policy."""
+    """Number of initial steps in which the residual is pure noise around the base policy."""
     warmup_noise: WarmupNoise = "correlated"
-    """Warm-up noise: Gaussian and correlated in time, uniform in each step, or none (base policy only)."""
+    """Noise during the warm-up: Gaussian and correlated in time, uniform, or none (base policy only)."""
     warmup_std: PositiveFloat = 0.5
     """Standard deviation of the correlated warm-up noise, in units of the residual's bound."""
     noise_correlation: Correlation = 0.9
-    """Correlation of the exploration noise from one policy step to the next; 0 is white noise."""
+    """Correlation of the exploration noise between consecutive policy steps; 0 is white noise."""
     prog_explore: NonNegativeInt = 0
-    """Progressive exploration: the residual acts with a probability that rises from 0 to 1 over so many
-    steps, drawn for each env and step. 0: it always acts."""
+    """Progressive exploration: number of steps over which the probability that the residual acts rises from 0
+    to 1, drawn for each env and step. 0: it always acts."""
 
     # --- learning ---
     critic_learning_rate: PositiveFloat = 5e-4
-    """Step size of Adam for the critics."""
+    """Learning rate of the critics."""
     actor_learning_rate: PositiveFloat = 3e-4
-    """Step size of Adam for the actor."""
+    """Learning rate of the actor."""
     actor_every: PositiveInt = 2
-    """Gradient steps of the critics for each of the actor."""
+    """Gradient steps of the critics per gradient step of the actor."""
     actor_penalty: NonNegativeFloat = 0.0
-    """Weight of the squared residual action in the actor's loss, in units of scaled rewards; without a
-    preference of the critics, the residual stays at zero."""
+    """Weight of the squared residual action in the actor's loss, in units of scaled rewards. It keeps the
+    residual at zero where the critics have no preference."""
     actor_ema_power: NonNegativeFloat = 0.75
-    """The deployed actor is an average of its weights with decay 1 − (1 + t)^−power after gradient step t; 0
-    deploys the newest weights."""
+    """Exponent of the moving average of the actor's weights that is deployed: the decay after gradient step t
+    is 1 − (1 + t)^−power. 0 deploys the latest weights."""
     tau: Share = 0.005
-    """Step of the target critics towards the critics, in each gradient step."""
+    """Rate of the soft update of the target critics, per gradient step."""
     max_grad_norm: PositiveFloat = 1.0
-    """Bound of the norm of the critics' gradient, and of the actor's."""
+    """Gradient clipping: maximum norm of the gradients of critics and actor, separately."""
 
     # --- networks ---
     num_critics: PositiveInt = 4
-    """Critics in the ensemble."""
+    """Number of critics in the ensemble."""
     num_target_critics: PositiveInt = 2
-    """Critics, drawn at random for each gradient step, whose minimum is the target."""
+    """Number of randomly chosen critics whose minimum is the target of a gradient step."""
     actor_value: Literal["min", "mean"] = "mean"
-    """What the actor maximises: the minimum or the mean of the critics' values."""
+    """Objective of the actor: the minimum or the mean of the critics' values."""
     hidden_sizes: tuple[PositiveInt, ...] = (128, 128)
-    """Width of each hidden layer, of actor and critics alike."""
+    """Sizes of the hidden layers of actor and critics."""
     activation: Activation = "relu"
-    """Activation between layers."""
+    """Activation function."""
     critic_layer_norm: bool = True
-    """Normalise the hidden layers of the critics."""
+    """Layer normalisation in the critics."""
     actor_layer_norm: bool = True
-    """Normalise the hidden layers of the actor."""
+    """Layer normalisation in the actor."""
     output_init: NonNegativeFloat = 0.0
-    """Scale of the initial weights of the last layers; above 0, an untrained residual is not exactly zero."""
+    """Initial scale of the last layers. Above 0, an untrained residual is not exactly zero."""
     critic_input: CriticInput = "sum"
-    """Action input of the critics: `sum` (the executed action), `res` (the residual action), or `concat`
+    """Action in the critics' input: `sum` (the executed action), `res` (the residual action), or `concat`
     (base and residual action)."""
     critic_base_action: bool = True
-    """Give the base action to the critics as well."""
+    """Include the base action in the critics' input."""
     actor_input: ActorInput = "obs_base_action"
-    """Input of the actor: the observation alone, or with the base action."""
+    """Input of the actor: the observation, with or without the base action."""
     obs_keys: Names = ("state",)
-    """Named observations of actor and critics, joined in this order."""
+    """Named observations of actor and critics, concatenated in this order."""
     normalize_obs: bool = True
-    """Normalise observations by running statistics, clipped at 10 standard deviations."""
+    """Normalise observations by running statistics and clip them at 10 standard deviations."""
 
     # --- speed ----------------------------------------------------------------------------------------
     compile: bool = False
-    """Compile the losses with torch.compile; meant for a GPU."""
+    """Compile the losses with torch.compile. Intended for GPUs."""
     cudagraphs: bool = False
-    """Record gradient steps as CUDA graphs; without a GPU they run eagerly."""
+    """Record gradient steps as CUDA graphs. No effect without a GPU."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -142,18 +141,16 @@ class OffPolicyCfg(CheckedCfg):
         if self.demos is not None and self.demo_batch_size == 0:
             raise ConfigError(
                 f"demos has no effect: demo_share {self.demo_share} of a batch of {self.batch_size} is "
-                "nothing; set --demo-share 0.25, or "
-                "0.5 for symmetric sampling"
+                "nothing; set --demo-share 0.25, or 0.5 for symmetric sampling"
             )
         if "base_action" in self.obs_keys:
             raise ConfigError(
-                "obs_keys must not name base_action here: actor_input and critic_base_action decide who "
-                "sees it"
+                "obs_keys must not name base_action here: set actor_input and critic_base_action instead"
             )
 
     @property
     def demo_batch_size(self) -> int:
-        """Number of demonstrated transitions in a batch."""
+        """Number of transitions from demonstrations in a batch."""
         return round(self.demo_share * self.batch_size)
 
 
@@ -162,17 +159,17 @@ class SACCfg(OffPolicyCfg):
     """Settings of SAC."""
 
     init_std: PositiveFloat = 0.4
-    """Standard deviation of the Gaussian at the start, before it is squashed into the residual's bound."""
+    """Initial standard deviation of the Gaussian, before the tanh that bounds the residual."""
     log_std_range: tuple[float, float] = (-5.0, 2.0)
-    """Bounds of the logarithm of that standard deviation, which depends on the observation."""
+    """Bounds of the logarithm of the standard deviation."""
     temperature: PositiveFloat = 0.01
-    """Weight of the entropy; its initial value where it is tuned."""
+    """Weight of the entropy; the initial value with --tune-temperature."""
     tune_temperature: bool = True
-    """Tune the temperature so that the entropy is `target_entropy`."""
+    """Tune the temperature such that the entropy equals `target_entropy`."""
     temperature_learning_rate: PositiveFloat = 3e-4
-    """Step size of Adam for the logarithm of the temperature."""
+    """Learning rate of the logarithm of the temperature."""
     target_entropy: float | None = None
-    """Target entropy of the residual action. None: minus the number of its elements."""
+    """Target entropy of the residual action. None: minus the size of the action."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -186,15 +183,18 @@ class SACCfg(OffPolicyCfg):
 
 @dataclass(frozen=True)
 class PolicyDecoratorCfg(SACCfg):
-    """Settings of Policy Decorator as it was published: Yuan et al., ICLR 2025, arXiv 2412.13630, and its
-    released scripts.
+    """Published settings of Policy Decorator: Yuan et al., ICLR 2025, arXiv 2412.13630, and its released
+    scripts.
 
-    With it `train` uses 16 envs, so that `num_steps` means training every 64 steps; decisions of whole
-    executed chunks; the residual scale of peg insertion, 0.1; and no penalty. It is meant for sparse rewards
-    of 1 (each decision costs 1), which are settings of the task (`so101-paper`: `--reward-mode sparse
-    --reward-success 1`), and for base policies that execute chunks of 4. Deviations: the executed action, and
-    so the critics' input, is clipped; critics are clipped together, and their loss is half of the published
-    one; hidden layers begin orthogonal, not as torch has them.
+    With this learner, `train` uses 16 envs, so that `num_steps` means an update every 64 steps; decisions for
+    whole executed chunks; the residual scale of peg insertion, 0.1; and no penalty. The settings are intended
+    for a sparse reward of 1, which is a setting of the task (`so101-paper`: `--reward-mode sparse
+    --reward-success 1`) and of which `reward_shift` subtracts 1 per decision, and for base policies that
+    execute chunks of 4.
+
+    Deviations: the executed action, which is also the critics' input, is clipped; the critics' gradients are
+    clipped together, and their loss is half of the published one; the initial weights of hidden layers are
+    orthogonal.
     """
 
     num_steps: PositiveInt = 4
@@ -238,6 +238,6 @@ class TD3Cfg(OffPolicyCfg):
     exploration_std: NonNegativeFloat = 0.3
     """Standard deviation of the exploration noise, in units of the residual's bound."""
     target_noise: NonNegativeFloat = 0.2
-    """Standard deviation of the noise on the target's actions, which smooths the critics."""
+    """Standard deviation of the noise on the target actions, which smooths the critics."""
     target_noise_clip: NonNegativeFloat = 0.5
-    """Bound of that noise."""
+    """Bound of the noise on the target actions."""
