@@ -32,7 +32,7 @@ Encoding = Literal["npy", "nd", "openpi"]
 
 MAX_MESSAGE_BYTES = 32 * 2**20
 """Larger messages are neither sent nor read."""
-MAX_OBSERVATION_BYTES = 16 * 2**20
+MAX_OBSERVATION_BYTES = 12 * 2**20
 """Larger messages with the observation of a single env are not read by an openpi server."""
 MAX_JSON_BYTES = 2**16
 """Bytes of JSON text in a message."""
