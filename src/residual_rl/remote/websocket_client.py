@@ -40,9 +40,9 @@ class WebsocketLink:
                 "websockets", "install it with `pip install residual-rl[openpi]`"
             ) from None
         self._connect, self._errors = websockets.sync.client.connect, websockets.exceptions
-        parts = urllib.parse.urlsplit(url)
-        self._tls = parts.scheme == "wss"
         try:
+            parts = urllib.parse.urlsplit(url)
+            self._tls = parts.scheme == "wss"
             self._host, self._port = parts.hostname or "", parts.port or (443 if self._tls else 80)
             if not self._host or parts.fragment:
                 raise ValueError
@@ -204,9 +204,9 @@ class WebsocketLink:
     def _closed(self, error: Any) -> Exception:
         """The error for a connection that was closed."""
         if error.sent is not None and error.sent.code == _TOO_LARGE:
+            if error.rcvd_then_sent:
+                return BasePolicyError(f"the request is too large for {self.server}: use smaller images")
             return too_large(self.server)
-        if error.rcvd is not None and error.rcvd.code == _TOO_LARGE:
-            return BasePolicyError(f"the request is too large for {self.server}: use smaller images")
         if error.rcvd is not None and error.rcvd.code == _TRY_LATER:
             return BasePolicyError(f"{self.server} refused: {one_line(error.rcvd.reason)}")
         return ServerUnavailable("the connection was closed")

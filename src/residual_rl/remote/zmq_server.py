@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +13,6 @@ from residual_rl.utils.text import one_line
 _WAITING_REQUESTS, _WAITING_REPLIES = 2, 64
 """Messages of one connection that are queued at most: ZeroMQ stops reading further requests from the network,
 and drops further replies."""
-_HTTP = re.compile(rb"[A-Z]{0,6} /")
-"""What the name of a connection begins with where a web page has sent an HTTP request: ZeroMQ takes that for
-its own first version, and the page could hide messages in the rest."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +76,17 @@ class ServerSocket:
         return bool(self._socket.poll(round(1000 * seconds)))
 
     def receive(self) -> tuple[Client, memoryview] | None:
-        """The next message and its sender; None for one that a web page has sent."""
+        """The next message and its sender; None for a message that is to be ignored.
+
+        Those are messages in the first versions of ZeroMQ's protocol, which have no handshake: a web page can
+        hide them in an HTTP request.
+        """
         *frames, last = self._socket.recv_multipart(copy=False)
-        client = Client([frame.bytes for frame in frames], last.get(self._zmq.SRCFD))
-        return None if _HTTP.match(client.envelope[0]) else (client, last.buffer)
+        try:
+            connection = last.get(self._zmq.SRCFD)
+        except self._zmq.ZMQError:  # only a handshake gives connections properties
+            return None
+        return Client([frame.bytes for frame in frames], connection), last.buffer
 
     def send(self, client: Client, message: bytes) -> None:
         """Reply to a message; if the client has disconnected, or does not read, the reply is dropped."""
