@@ -465,7 +465,7 @@ def test_checkpoint__damaged_file_is_an_error(kind: str, damage: str, tmp_path: 
     kind_name = "a Stable-Baselines3 model" if kind == "sb3" else "an exported program"
     with pytest.raises(
         CheckpointError,
-        match=f"base policy 'model': .*{path.name} cannot be read as {kind_name} .*; expected what",
+        match=f"base policy 'model': .*{path.name} cannot be read as {kind_name} .*; expected a file of",
     ) as caught:
         policy_of(path)
     assert "\n" not in str(caught.value)
