@@ -4,7 +4,8 @@
     python benchmarks/hostile_messages.py --messages 1000
 
 It serves `jacobian` on loopback with each protocol in turn. First it sends mutations of valid messages and
-counts the outcomes; now and then, another client must get the actions that it got at first. Then it sends
+counts the outcomes; now and then, another client must get the actions that it got at first. It does the same
+with mutations of all bytes of a connection, from the first one on. Then it sends
 the worst messages that it knows, one at a time, and measures the CPU time that each costs the server, by how
 much the server's memory grows at most, and how long another client waits for its actions meanwhile. The
 server's allocator returns large blocks to the system at once: each message then costs what the first one
@@ -20,6 +21,7 @@ import io
 import os
 import random
 import re
+import socket
 import statistics
 import subprocess
 import sys
@@ -64,6 +66,7 @@ def main() -> None:
     for protocol in options.protocols:
         results[protocol] = {
             "mutated": _send_mutated(protocol, options.messages, options.seed),
+            "mutated_connections": _send_streams(protocol, options.messages // 100, options.seed),
             "worst": _send_worst(protocol),
         }
         _show(protocol, results[protocol])
@@ -89,6 +92,8 @@ def _show(protocol: str, result: dict[str, Any]) -> None:
         f" CPU for each message, at most {mutated['memory_growth_mib']:.0f} MiB more memory,"
         f" {mutated['log_lines']} lines of log, {mutated['tracebacks']} tracebacks"
     )
+    streams = result["mutated_connections"]
+    console.print(f"{streams['connections']:,} mutated connections: {streams['outcomes']}")
     table = Table("message", "MiB", "outcome", "CPU [ms]", "memory [MiB]", "other client waits [ms]")
     for row in result["worst"]:
         table.add_row(
@@ -406,6 +411,57 @@ def _send_mutated(protocol: str, number: int, seed: int) -> dict[str, Any]:
         "checks": checks,
         "cpu_ms": 1000 * cpu / number,
         "memory_growth_mib": grown,
+        "log_lines": log.count("\n"),
+        "tracebacks": log.count("Traceback"),
+    }
+
+
+def _stream(served: Served, message: bytes, draw: random.Random) -> bytes:
+    """All bytes of a connection that sends `message`."""
+    if served.protocol == "openpi":
+        lines = ["GET / HTTP/1.1", "Host: x", "Upgrade: websocket", "Connection: Upgrade"]
+        lines += ["Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="]
+        head = "\r\n".join([*lines, f"Authorization: Api-Key {TOKEN}", "", ""]).encode()
+        return head + b"\x82\xfe" + len(message).to_bytes(2, "big") + bytes(4) + message
+    if draw.random() < 0.3:  # ZMTP 1.0
+        return b"\x05\x00name" + b"\x01\x01\xff" + (1 + len(message)).to_bytes(8, "big") + b"\x00" + message
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL".ljust(23, b"\0") + bytes(32)
+    ready = b"\x05READY\x0bSocket-Type" + (6).to_bytes(4, "big") + b"DEALER"
+    frame = b"\x02" + len(message).to_bytes(8, "big") + message
+    return greeting + b"\x04" + bytes([len(ready)]) + ready + b"\x01\x00" + frame
+
+
+def _send_streams(protocol: str, number: int, seed: int) -> dict[str, Any]:
+    draw = random.Random(seed)
+    with _serving(protocol) as served:
+        good = pack(_requests(served)[0], _encodings(served)[0])
+        other = _client(served)
+        expected = _actions(other.exchange([good])[0])
+        outcomes: collections.Counter[str] = collections.Counter()
+        for count in range(number):
+            data = _stream(served, good, draw)
+            with socket.create_connection(("127.0.0.1", served.port)) as connection:
+                connection.settimeout(0.05)
+                end, received = "left open", b""
+                with contextlib.suppress(ConnectionError):
+                    connection.sendall(_mutated_bytes(data, draw) if count else data)
+                try:
+                    while part := connection.recv(65536):
+                        received += part
+                    end = "closed"
+                except TimeoutError:
+                    pass
+                except ConnectionError:
+                    end = "reset"
+            answered = b"single_arm" in received or b"actions" in received
+            outcome = "answered" if answered else f"refused, {end}" if b"error" in received else end
+            outcomes[outcome] += 1
+            if count % 100 == 0:
+                assert _actions(other.exchange([good])[0]) == expected
+        log = served.log.read_text()
+    return {
+        "connections": number,
+        "outcomes": dict(outcomes.most_common()),
         "log_lines": log.count("\n"),
         "tracebacks": log.count("Traceback"),
     }

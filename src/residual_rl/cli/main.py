@@ -63,14 +63,18 @@ def _dispatch(argv: list[str]) -> int:
 
 def _run(command: str, argv: list[str]) -> int:
     from residual_rl.errors import ResidualRLError
+    from residual_rl.utils.logs import PrintableFormatter
+    from residual_rl.utils.text import printable
 
-    logging.basicConfig(format="residual-rl: %(levelname)s: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("residual-rl: %(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     try:
         code: int = importlib.import_module(f"residual_rl.cli.{command}").main(argv)
         return code
     except ResidualRLError as error:
         # messages of libraries may have several lines
-        print(f"residual-rl: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        print(f"residual-rl: error: {printable(' '.join(str(error).splitlines()))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("residual-rl: interrupted", file=sys.stderr)

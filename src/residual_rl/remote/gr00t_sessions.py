@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from residual_rl.remote.service import PolicyService
-from residual_rl.utils.limited_log import LimitedLog
+from residual_rl.utils.logs import LimitedLog
 
 
 @dataclass

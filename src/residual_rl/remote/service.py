@@ -20,7 +20,7 @@ from residual_rl.errors import ConfigError, ResidualRLError, UnknownNameError
 from residual_rl.remote.handshake import Handshake, ServedInput
 from residual_rl.robots.arm_joints import ArmJoints
 from residual_rl.types import ActionChunk, Obs
-from residual_rl.utils.limited_log import LimitedLog
+from residual_rl.utils.logs import LimitedLog
 
 Protocol = Literal["gr00t", "gr00t-n15", "openpi"]
 ActionUnits = Literal["normalized", "hardware"]

@@ -1,10 +1,13 @@
-"""A log whose volume another machine cannot drive."""
+"""Logs of what other machines send: their volume is limited, and no text controls the terminal."""
 
 from __future__ import annotations
 
 import logging
 import time
+from types import TracebackType
 from typing import Any
+
+from residual_rl.utils.text import printable
 
 _MOST, _PERIOD = 60, 60.0
 
@@ -44,3 +47,18 @@ class LimitedLog:
                 "further messages of the next %.0f s are only counted", self._began + self._period - now
             )
         self._withheld += 1
+
+
+class PrintableFormatter(logging.Formatter):
+    """Writes each message in one line, and control characters in it and in its traceback as escapes."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (the name is logging's)
+        """The line of a message."""
+        return printable(" ".join(super().formatMessage(record).splitlines()))
+
+    def formatException(  # noqa: N802
+        self,
+        ei: tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None],
+    ) -> str:
+        """The lines of a traceback."""
+        return "\n".join(map(printable, super().formatException(ei).splitlines()))
