@@ -497,7 +497,7 @@ def _worst_values(largest: int) -> dict[str, bytes]:
     """Values in msgpack that cost much, of messages of up to `largest` bytes: beyond the limits, and as many
     or as much as the limits permit."""
     values = {}
-    for size in {4, min(16, largest // MIB), largest // MIB}:
+    for size in sorted({4, min(16, largest // MIB), largest // MIB}):
         n = size * MIB - 200
         header, third = b"\xdd" + n.to_bytes(4, "big"), n // 3
         values[f"{size} MiB of {{}}"] = header + b"\x80" * n

@@ -309,7 +309,7 @@ def test_unpack__corrupted_message_is_read_or_refused(data: st.DataObject) -> No
 
 
 def test_max_message_bytes__limits_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert wire.MAX_MESSAGE_BYTES == 33_554_432
+    assert wire.MAX_MESSAGE_BYTES == 31_457_280
     monkeypatch.setattr(wire, "MAX_MESSAGE_BYTES", 1000)
     assert unpack(pack(np.zeros(900, np.uint8), "nd"))[0].shape == (900,)
     with pytest.raises(WireError, match=r"would be a message of 1,0\d\d bytes; the limit is 1,000"):

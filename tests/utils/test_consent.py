@@ -37,10 +37,10 @@ def test_check_consent__names_the_fields_and_prints_the_whole_command():
     with consenting(command=["residual-rl", "eval", "a run"]), pytest.raises(ConsentError) as error:
         check_consent(cfg, FILE, own=False, path="base")
     assert str(error.value) == (
-        "gift/config.json is not known to be yours, and its settings include base.switch ('m:f'), which names "
-        "code to import; base.modules ('a', 'b c'), which names code to import. If you know what that is and "
-        "trust it, repeat it on the command line: residual-rl eval 'a run' --confirm base.switch=m:f "
-        "--confirm base.modules=a --confirm 'base.modules=b c'"
+        "gift/config.json is not known to be yours, and its settings include base.switch ('m:f'), which "
+        "names code to import; base.modules ('a', 'b c'), which names code to import. "
+        "If you know what that is and trust it, repeat it on the command line: residual-rl eval 'a run' "
+        "--confirm base.switch=m:f --confirm base.modules=a --confirm 'base.modules=b c'"
     )
 
 
@@ -49,7 +49,7 @@ def test_check_consent__accepts_values_confirmed_by_pairs_and_no_others():
         check_consent(Cfg(switch="m:f"), FILE, own=False, path="base")
         with pytest.raises(ConsentError, match="m:other"):
             check_consent(Cfg(switch="m:other"), FILE, own=False, path="base")
-        with pytest.raises(ConsentError, match="task.switch"):
+        with pytest.raises(ConsentError, match=r"task\.switch"):
             check_consent(Cfg(switch="m:f"), FILE, own=False, path="task")
     with pytest.raises(ConsentError):
         check_consent(Cfg(switch="m:f"), FILE, own=False, path="base")
@@ -66,9 +66,9 @@ def test_check_consent__accepts_values_that_the_fields_own_flag_repeats(words):
 
 
 def test_check_consent__a_word_of_another_flag_is_no_consent():
-    with consenting(command=["residual-rl", "eval", "m:f", "--switch", "m:f", "--task.switch", "m:f"]):
-        with pytest.raises(ConsentError):
-            check_consent(Cfg(switch="m:f"), FILE, own=False, path="base")
+    command = ["residual-rl", "eval", "m:f", "--switch", "m:f", "--task.switch", "m:f"]
+    with consenting(command=command), pytest.raises(ConsentError):
+        check_consent(Cfg(switch="m:f"), FILE, own=False, path="base")
 
 
 def test_check_consent__escapes_control_characters_of_the_file():

@@ -15,6 +15,7 @@ DOCUMENT = {"task": {"task_modules": ["mine"]}, "base": None}
 
 @pytest.fixture(autouse=True)
 def config_home(tmp_path, monkeypatch):
+    monkeypatch.delenv("RESIDUAL_RL_CONFIG_DIR")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     return tmp_path
 
@@ -23,6 +24,11 @@ def test_sign__is_hmac_sha256_of_the_canonical_json():
     signature = sign(DOCUMENT)
     text = b'{"base":null,"task":{"task_modules":["mine"]}}'
     assert signature == hmac.new(key_file().read_bytes(), text, hashlib.sha256).hexdigest()
+
+
+def test_key_file__is_in_the_folder_that_the_environment_names(monkeypatch, tmp_path):
+    monkeypatch.setenv("RESIDUAL_RL_CONFIG_DIR", str(tmp_path / "own"))
+    assert key_file() == tmp_path / "own" / "key"
 
 
 def test_sign__creates_a_private_key_once(config_home):

@@ -30,8 +30,8 @@ from residual_rl.utils.text import one_line
 
 Encoding = Literal["npy", "nd", "openpi"]
 
-MAX_MESSAGE_BYTES = 32 * 2**20
-"""Larger messages are neither sent nor read."""
+MAX_MESSAGE_BYTES = 30 * 2**20
+"""Larger messages are neither sent nor read. 32 images of 640 x 480 fit."""
 MAX_OBSERVATION_BYTES = 12 * 2**20
 """Larger messages with the observation of a single env are not read by an openpi server."""
 MAX_JSON_BYTES = 2**16

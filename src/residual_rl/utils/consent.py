@@ -1,10 +1,10 @@
 """Consent to what another person's file would make this process do.
 
-Reading a file never imports a module that the file names, connects to an address in it, or writes to a path in
-it. Such values are marked in the settings (`residual_rl.utils.sensitive`). `check_consent`, which all readers
-of settings call, accepts them only from the user's own files (`residual_rl.utils.signature`) or where the
-user repeats them on the command line, e.g. `--base.switch my_module:choose`, or, for any command and for files
-that other files name, `--confirm base.switch=my_module:choose`.
+Reading a file never imports a module that the file names, connects to an address in it, or writes to a path
+in it. Such values are marked in the settings (`residual_rl.utils.sensitive`). `check_consent`, which all
+readers of settings call, accepts them only from the user's own files (`residual_rl.utils.signature`) or where
+the user repeats them on the command line, e.g. `--base.switch my_module:choose`, or, for any command and for
+files that other files name, `--confirm base.switch=my_module:choose`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from residual_rl.errors import ConfigError, ResidualRLError
 from residual_rl.utils.sensitive import DESCRIPTIONS, SensitiveValue, sensitive_fields, sensitive_values
 from residual_rl.utils.text import printable
 
-FLAG = "--confirm"
+CONFIRM = "--confirm"
+"""The flag of every command that confirms a setting of a file."""
 
 
 class ConsentError(ResidualRLError):
@@ -47,7 +48,14 @@ class Consent:
 
     def covers(self, path: str, value: str, aliases: Sequence[str] = ()) -> bool:
         """Whether the user has given this value of this field, by `--confirm` or by the field's own flag."""
-        return (path, value) in self.confirmed or value in (self.typed(path, aliases) or ())
+        if (path, value) in self.confirmed or value in (self.typed(path, aliases) or ()):
+            return True
+        # the settings of others as text: `--base.settings 0.switch=my_module:choose`
+        parents = path.split(".")
+        return any(
+            f"{'.'.join(parents[i:])}={value}" in (self.typed(".".join(parents[:i])) or ())
+            for i in range(1, len(parents))
+        )
 
 
 _consent: ContextVar[Consent] = ContextVar("consent", default=Consent())  # noqa: B039
@@ -83,8 +91,8 @@ def reading_nested_file() -> Iterator[None]:
 
 
 def with_typed_values(cls: type, data: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """The plain settings `data` of the dataclass `cls`, with the sensitive ones that the command line gives in
-    place of the file's.
+    """The plain settings `data` of the dataclass `cls`, with the sensitive ones that the command line gives
+    in place of the file's.
 
     The command's parser applies the same flags later; here they keep a file's value from being used at all.
     """
@@ -100,6 +108,11 @@ def with_typed_values(cls: type, data: Mapping[str, Any], path: str) -> dict[str
     return typed
 
 
+def confirmations() -> tuple[str, ...]:
+    """The pairs that are confirmed, for another process of the user's."""
+    return tuple(sorted(f"{path}={value}" for path, value in _consent.get().confirmed))
+
+
 def take_confirmations(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The arguments without `--confirm FIELD=VALUE`, and the pairs. Raises `ConfigError` for a flag without
     one."""
@@ -108,7 +121,7 @@ def take_confirmations(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     words = iter(argv)
     for word in words:
         flag, equals, value = word.partition("=")
-        if flag != FLAG:
+        if flag != CONFIRM:
             others.append(word)
             continue
         pair = value if equals else next(words, "")
@@ -146,7 +159,7 @@ def _message(missing: Sequence[SensitiveValue], file: Path, command: Sequence[st
         f"{found.path} ({', '.join(map(repr, found.values))}), which {DESCRIPTIONS[found.kind]}"
         for found in missing
     ]
-    flags = [word for found in missing for v in found.values for word in (FLAG, f"{found.path}={v}")]
+    flags = [word for found in missing for v in found.values for word in (CONFIRM, f"{found.path}={v}")]
     fix = shlex.join([*command, *flags]) if command else shlex.join(flags)
     return printable(
         f"{file} is not known to be yours, and its settings include {'; '.join(facts)}. "
@@ -157,7 +170,7 @@ def _message(missing: Sequence[SensitiveValue], file: Path, command: Sequence[st
 def _pair(text: str) -> tuple[str, str]:
     path, equals, value = text.partition("=")
     if not equals or not path:
-        raise ConfigError(f"{FLAG} must be FIELD=VALUE, e.g. base.switch=my_module:choose, not {text!r}")
+        raise ConfigError(f"{CONFIRM} must be FIELD=VALUE, e.g. base.switch=my_module:choose, not {text!r}")
     return path, value
 
 

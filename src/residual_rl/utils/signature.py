@@ -1,7 +1,7 @@
 """Keyed hashes that recognise the user's own files.
 
-The key lies in the user's configuration folder and is created on first use. A file whose signature matches was
-written by this user, on this machine or another one with the same key; of any other file nothing is known.
+The key lies in the user's configuration folder and is created on first use. A file whose signature matches
+was written by this user, here or on another machine with the same key; of any other file nothing is known.
 """
 
 from __future__ import annotations
@@ -15,15 +15,35 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from residual_rl.utils.files import write_atomically
+
 SIGNATURE_FILE = "signature"
 """Name of the file with the signature of the settings beside it."""
 _log = logging.getLogger(__name__)
 
 
 def key_file() -> Path:
-    """`residual_rl/key` in $XDG_CONFIG_HOME, which is ~/.config by default."""
+    """`key` in $RESIDUAL_RL_CONFIG_DIR, by default `residual_rl` in $XDG_CONFIG_HOME or ~/.config."""
+    own = os.environ.get("RESIDUAL_RL_CONFIG_DIR")
+    if own:
+        return Path(own) / "key"
     config = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     return Path(config) / "residual_rl" / "key"
+
+
+def write_signature(folder: Path, document: Any) -> None:
+    """Write the signature of `document`, which a file in `folder` contains, into the folder."""
+    signature = sign(document)
+    if signature is not None:
+        write_atomically(folder / SIGNATURE_FILE, signature + "\n")
+
+
+def read_signature(folder: Path) -> str | None:
+    """The signature in `folder`; None without one."""
+    try:
+        return (folder / SIGNATURE_FILE).read_text("ascii").strip()
+    except (OSError, ValueError):
+        return None
 
 
 def sign(document: Any) -> str | None:
