@@ -129,7 +129,6 @@ def test_gr00t_server__answers_a_robot_with_flat_keys() -> None:
         np.testing.assert_allclose(actions["action.gripper"], 25.0, atol=2e-5)
         config = robot.ask("get_modality_config")
         assert {name: json.loads(entry["as_json"])["modality_keys"] for name, entry in config.items()} == {
-            "video": [],
             "state": ["state.single_arm", "state.gripper"],
             "action": ["action.single_arm", "action.gripper"],
             "language": ["annotation.human.task_description"],
@@ -139,7 +138,7 @@ def test_gr00t_server__answers_a_robot_with_flat_keys() -> None:
 def test_modality_config__has_only_fields_of_the_protocol() -> None:
     with serving(Waving(num_obs_steps=3), "gr00t") as port, RobotClient(port) as robot:
         config = robot.ask("get_modality_config")
-        assert config.keys() == {"video", "state", "action", "language"}
+        assert config.keys() == {"state", "action", "language"}
         assert all(entry.keys() == {"__ModalityConfig_class__", "as_json"} for entry in config.values())
         assert config["state"]["as_json"] == {
             "delta_indices": [-2, -1, 0],
@@ -431,7 +430,7 @@ def test_openpi_server__refuses_invalid_requests_and_continues(caplog: pytest.Lo
         for request, reason in refused:
             assert infer(connection, request).startswith(reason)
         connection.send("hello")
-        assert connection.recv(timeout=10) == "a text; expected a binary message, with msgpack"
+        assert "no msgpack message" in str(connection.recv(timeout=10))
         for garbage in (b"", b"\xc1", b"\x80\x05"):
             connection.send(garbage)
             assert "no msgpack message" in str(connection.recv(timeout=10))
@@ -477,8 +476,9 @@ def test_openpi_server__refuses_more_than_max_sessions() -> None:
     with serving(Counting(), "openpi", sessions=1) as port:
         with calling(port) as one:
             one.recv(timeout=10)
-            with calling(port) as two:
-                assert str(two.recv(timeout=10)).startswith("1 env(s) requested, 0 of 1 free")
+            full = r"1013.* 1 env\(s\) requested, 0 of 1 free: close other clients, or raise --max-sessions"
+            with calling(port) as two, pytest.raises(ConnectionClosedError, match=full):
+                two.recv(timeout=10)
             assert infer(one, {"observation/joint_target": np.zeros(6, "f4")})["actions"].shape == (1, 6)
         with calling(port) as three:
             assert not isinstance(three.recv(timeout=10), str)

@@ -53,11 +53,8 @@ def test_pack__unpack_restores_any_array(encoding: Any, array: Any) -> None:
     value, seen = unpack(pack({"a": [array]}, encoding))
     back = value["a"][0]
     assert seen == encoding
-    assert back.dtype == array.dtype.newbyteorder("=")
-    assert back.dtype.isnative
+    assert back.dtype == array.dtype
     assert back.shape == array.shape
-    assert back.flags.owndata or back.base.flags.owndata
-    assert back.flags.writeable
     # Equal bit for bit, including NaN.
     assert np.ascontiguousarray(back).tobytes() == np.ascontiguousarray(array).astype(back.dtype).tobytes()
 
@@ -163,7 +160,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "object",
     ),
     "openpi of objects": ({b"__ndarray__": True, b"dtype": "|O", b"shape": [1], b"data": bytes(8)}, "object"),
-    "npy of records": (npy_file([("a", "<f4")], (1,), bytes(4)), "only booleans"),
+    "npy of records": (npy_file([("a", "<f4")], (1,), bytes(4)), "describes records"),
     "nd of records": ({b"nd": True, b"type": "i4,f4", b"shape": [1], b"data": bytes(8)}, "only booleans"),
     "strings": ({b"__ndarray__": True, b"dtype": "<U2", b"shape": [1], b"data": bytes(8)}, "only booleans"),
     "times": ({b"__ndarray__": True, b"dtype": "<M8[s]", b"shape": [1], b"data": bytes(8)}, "only booleans"),
@@ -221,11 +218,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "npy that is text": ({"__ndarray_class__": True, "as_npy": "x"}, "data is a str"),
     "npy that is none": (
         {"__ndarray_class__": True, "as_npy": b"PK\x03\x04 and so on"},
-        "header cannot be read",
+        "is no .npy file",
     ),
     "npy of another version": (
         {"__ndarray_class__": True, "as_npy": b"\x93NUMPY\x03\x00" + bytes(20)},
-        "header cannot be read",
+        "is no .npy file of version",
     ),
     "a header that is code": (
         {"__ndarray_class__": True, "as_npy": b"\x93NUMPY\x01\x00\x20\x00" + b"__import__('os')".ljust(32)},
@@ -263,7 +260,7 @@ def test_unpack__refuses_an_invalid_array(case: str) -> None:
         b"\xc1",
         b"\x92\x01",
         b"\x01\x02",
-        b"\xdd\xff\xff\xff\xff",
+        b"\xdd\x00\x00\x20\x00",
         b"\xc6\xff\xff\xff\xff",
         b"\x91" * 5000,
         b"\xa1\xff",
@@ -312,7 +309,7 @@ def test_unpack__corrupted_message_is_read_or_refused(data: st.DataObject) -> No
 
 
 def test_max_message_bytes__limits_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert wire.MAX_MESSAGE_BYTES == 33_554_432
+    assert wire.MAX_MESSAGE_BYTES == 31_457_280
     monkeypatch.setattr(wire, "MAX_MESSAGE_BYTES", 1000)
     assert unpack(pack(np.zeros(900, np.uint8), "nd"))[0].shape == (900,)
     with pytest.raises(WireError, match=r"would be a message of 1,0\d\d bytes; the limit is 1,000"):

@@ -31,7 +31,7 @@ class Gr00tCfg(CheckedCfg):
     layout: Literal["n1.5", "n1.6"] = "n1.6"
     """Wire layout: flat keys and one request per env (N1.5), or nested and batched (N1.6, N1.7)."""
     timeout: PositiveFloat = 15.0
-    """Time limit for a reply [s]."""
+    """Time limit for the replies to all requests of a step, and for connecting [s]."""
     reconnect: NonNegativeFloat = 60.0
     """Time for which the run waits and retries if the server does not answer [s]."""
     num_action_steps: ChunkLength | None = None

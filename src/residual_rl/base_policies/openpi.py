@@ -34,7 +34,7 @@ class OpenPiCfg(CheckedCfg):
     """Token of the server. Prefer the environment variable RESIDUAL_RL_TOKEN: settings are saved with the
     run."""
     timeout: PositiveFloat = 15.0
-    """Time limit for a reply [s]."""
+    """Time limit for the replies to all requests of a step, and for connecting [s]."""
     reconnect: NonNegativeFloat = 60.0
     """Time for which the run waits and retries if the server does not answer [s]."""
     observation: tuple[str, ...] = ()

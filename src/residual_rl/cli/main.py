@@ -64,9 +64,12 @@ def _dispatch(argv: list[str]) -> int:
 def _run(command: str, argv: list[str]) -> int:
     from residual_rl.errors import ResidualRLError
     from residual_rl.utils.consent import consenting, take_confirmations
+    from residual_rl.utils.logs import PrintableFormatter
     from residual_rl.utils.text import printable
 
-    logging.basicConfig(format="residual-rl: %(levelname)s: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("residual-rl: %(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     try:
         others, confirmations = take_confirmations(argv)
         with consenting(*confirmations, command=["residual-rl", command, *argv]):

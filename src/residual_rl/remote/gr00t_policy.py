@@ -10,6 +10,7 @@ units of the robot's own software.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,12 +25,14 @@ from residual_rl.envs.spaces import conversion_inputs, is_image, observed, shape
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import BasePolicyError, ConfigError
 from residual_rl.remote.client import ACTIONS, UNCERTAINTY, numbers
-from residual_rl.remote.handshake import HANDSHAKE, Handshake
+from residual_rl.remote.handshake import HANDSHAKE, Handshake, checked_name
 from residual_rl.remote.zmq_client import RefusedError, ZmqLink
 from residual_rl.robots.arm_joints import ArmJoints
 from residual_rl.types import ActionChunk, BasePolicy, Obs
 from residual_rl.utils.network import secret
-from residual_rl.utils.text import parse_pairs
+from residual_rl.utils.text import listed, one_line, parse_pairs
+
+_log = logging.getLogger(__name__)
 
 CHUNK_SIZE, NUM_ACTION_STEPS = 16, 8
 LANGUAGE_KEY = "annotation.human.task_description"
@@ -68,6 +71,7 @@ class Gr00tPolicy(BasePolicy):
         if env.hardware is None:
             raise ConfigError("it needs an env with the units of a robot (`hardware`); this env has none")
         self.cfg, self._env = cfg, env
+        self._two_grippers = False
         self._joints = ArmJoints(env.hardware, cfg.invert_gripper, cfg.units == "rad")
         needed = conversion_inputs(env)
 
@@ -153,7 +157,7 @@ class Gr00tPolicy(BasePolicy):
         # Determine the length of the observation history from the delta indices, e.g. (-1, 0).
         steps = {modality: config[modality][1] for modality in ("video", "state") if modality in config}
         if any(step > 0 for deltas in steps.values() for step in deltas):
-            raise ConfigError(f"{self._link.server} requires future observations: {steps}")
+            raise ConfigError(f"{self._link.server} requires future observations: {one_line(steps)}")
         oldest = min((step for deltas in steps.values() for step in deltas), default=0)
         self.num_obs_steps = 1 - oldest
 
@@ -173,7 +177,7 @@ class Gr00tPolicy(BasePolicy):
                 ]
         if missing:
             raise ConfigError(
-                f"{self._link.server} needs {', '.join(missing)}, and nothing is mapped to it; the env has"
+                f"{self._link.server} needs {listed(missing)}, and nothing is mapped to it; the env has"
                 f" {', '.join(spaces)}: add --base.cameras ENV_NAME=KEY for video, --base.extra-state"
                 " ENV_NAME=KEY for state"
             )
@@ -300,13 +304,13 @@ class Gr00tPolicy(BasePolicy):
     def _parts(self, action: Any, prefix: str, batch: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Joint positions of the arm [*batch, K, arm] and the gripper [*batch, K, 1] in a reply.
 
-        Some models return both under the key of the arm.
+        Some models return both under the key of the arm. A key of the gripper's own takes precedence.
         """
         server, steps = self._link.server, (*batch, self.chunk_size)
         arm_key, gripper_key = prefix + self.cfg.arm_key, prefix + self.cfg.gripper_key
         if not isinstance(action, dict) or arm_key not in action:
-            got = ", ".join(map(str, action)) if isinstance(action, dict) else type(action).__name__
-            raise BasePolicyError(f"{server} gave {got or 'nothing'}; expected actions with {arm_key!r}")
+            got = listed(action) if isinstance(action, dict) else type(action).__name__
+            raise BasePolicyError(f"{server} gave {got}; expected actions with {arm_key!r}")
 
         # Read the arm, whose array may have the gripper as its last column.
         size, joints = len(self._joints.arm), self._joints
@@ -314,17 +318,34 @@ class Gr00tPolicy(BasePolicy):
         arm = numbers(action[arm_key], arm_key, shapes, server)
         if not joints.gripper:
             return arm, arm[..., :0]
-        if arm.shape[-1] == size + 1:
-            return arm[..., :size], arm[..., size:]
+        arm, column = arm[..., :size], arm[..., size:]
 
-        # The gripper has a separate key, with or without an axis of size 1.
+        # The gripper has a separate key, with or without an axis of size 1, or it is the last column.
         if gripper_key not in action:
+            if column.shape[-1]:
+                return arm, column
             raise BasePolicyError(
-                f"{server} gave {', '.join(map(str, action))}; expected {gripper_key!r} besides the arm's"
-                f" {size} joints"
+                f"{server} gave {listed(action)}; expected {gripper_key!r} besides the arm's {size} joints"
             )
-        gripper = numbers(action[gripper_key], gripper_key, [(*steps, 1), steps], server)
-        return arm, gripper.reshape(*steps, 1)
+        gripper = numbers(action[gripper_key], gripper_key, [(*steps, 1), steps], server).reshape(*steps, 1)
+        if column.shape[-1] and not torch.allclose(column, gripper, rtol=1e-3, atol=1e-3):
+            self._report_two_grippers(arm_key, column, gripper_key, gripper)
+        return arm, gripper
+
+    def _report_two_grippers(self, arm_key: str, column: Tensor, gripper_key: str, gripper: Tensor) -> None:
+        """Warn, once, of a server that sends two different positions of the gripper."""
+        if not self._two_grippers:
+            worst = (column - gripper).abs().argmax()
+            _log.warning(
+                "%s gave two positions of the gripper: %.4g in the last column of %r and %.4g as %r;"
+                " the latter is used",
+                self._link.server,
+                column.flatten()[worst],
+                arm_key,
+                gripper.flatten()[worst],
+                gripper_key,
+            )
+        self._two_grippers = True
 
 
 def _modalities(description: Any, server: str) -> dict[str, Any]:
@@ -337,16 +358,16 @@ def _modalities(description: Any, server: str) -> dict[str, Any]:
             continue
         try:
             # N1.5 writes the modality in front of each key.
-            keys = tuple(
-                str(key).removeprefix(f"{modality}.") for key in description[modality]["modality_keys"]
-            )
+            names = [checked_name(key) for key in description[modality]["modality_keys"]]
+            keys = tuple(dict.fromkeys(name.removeprefix(f"{modality}.") for name in names))
             steps = tuple(int(step) for step in description[modality]["delta_indices"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
             raise BasePolicyError(
-                f"{server} sent a modality configuration whose {modality!r} cannot be read: {error!r}"
+                f"{server} sent a modality configuration whose {modality!r} cannot be read:"
+                f" {one_line(repr(error))}"
             ) from error
         # The history is kept in memory: refuse a length that no policy uses.
-        if max((abs(step) for step in steps), default=0) > 1000:
+        if len(steps) > 1000 or max((abs(step) for step in steps), default=0) > 1000:
             raise BasePolicyError(
                 f"{server} requires {modality} of the steps {steps[:4]}…: at most 1000 steps are supported"
             )

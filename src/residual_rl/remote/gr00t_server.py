@@ -3,31 +3,35 @@
 Formats: NVIDIA/Isaac-GR00T, `gr00t/eval/service.py` and `gr00t/policy/server_client.py`. Requests that are
 waiting at the same time are predicted as one batch. Extensions of the protocol: `session` groups the requests
 of a client (default: those of a socket); `env_ids` in the options gives the env index of each row, for
-policies with a state, and for `reset`; `close` frees the envs of a session. `kill` is refused.
+policies with a state, and for `reset`; `close` frees the envs of a session. `kill` is refused. A message is
+decoded only after its token was checked.
 """
 
 from __future__ import annotations
 
 import hmac
-import logging
+import math
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from residual_rl.base_policies.gr00t import Gr00tCfg
-from residual_rl.errors import ConfigError, MissingDependencyError, ResidualRLError
+from residual_rl.errors import ResidualRLError
 from residual_rl.remote.client import ACTIONS, UNCERTAINTY
 from residual_rl.remote.gr00t_policy import LANGUAGE_KEY
+from residual_rl.remote.gr00t_sessions import Sessions
 from residual_rl.remote.handshake import HANDSHAKE
 from residual_rl.remote.service import Answer, PolicyService, RequestError, numeric
-from residual_rl.remote.wire import MAX_MESSAGE_BYTES, Encoding, WireError, modality_config, pack, unpack
+from residual_rl.remote.wire import Encoding, WireError, modality_config, pack, peek, unpack
+from residual_rl.remote.zmq_server import Client, ServerSocket
 from residual_rl.robots.arm_joints import ArmJoints
 from residual_rl.types import Obs
-from residual_rl.utils.text import one_line
+from residual_rl.utils.text import listed, one_line
 
 ENDPOINTS = ("get_action", "get_modality_config", "reset", "ping", "close")
 ARM_KEY, GRIPPER_KEY = Gr00tCfg.arm_key, Gr00tCfg.gripper_key
@@ -38,23 +42,16 @@ _TICK = 0.2
 _LULL, _ACTIVE = 0.001, 1.0
 """To fill a batch, the server waits `_LULL` [s] for each request, up to the number of sessions that were in
 use within the last `_ACTIVE` [s]."""
-_log = logging.getLogger(__name__)
-
-
-@dataclass
-class Session:
-    """The envs of one client."""
-
-    env_ids: dict[int, int] = field(default_factory=dict)
-    """Env index of the service by the client's own env index."""
-    last_used: float = 0.0
+_ROUND = 0.1
+"""Longest time for which the server reads requests before it answers [s]: refusing those of one client must
+not delay the others."""
 
 
 @dataclass(frozen=True)
 class ActionRequest:
     """A valid request for actions."""
 
-    envelope: list[bytes]
+    client: Client
     encoding: Encoding
     env_ids: list[int]
     obs: Obs
@@ -77,101 +74,87 @@ class Gr00tServer:
     def __init__(
         self, service: PolicyService, host: str, port: int, token: str | None, idle: float, flat: bool = False
     ):
-        try:
-            import zmq
-        except ImportError:
-            raise MissingDependencyError(
-                "pyzmq", "install it with `pip install residual-rl[gr00t]`"
-            ) from None
-        self._zmq, self._service, self._token, self._idle, self._flat = zmq, service, token, idle, flat
+        self._service, self._token, self._flat = service, token, flat
         assert service.joints is not None
         self._joints: ArmJoints = service.joints
-        self._sessions: dict[str | bytes, Session] = {}
-
-        # Bind, and report a port that cannot be used.
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-        self._socket.setsockopt(zmq.IPV6, ":" in host)
-        try:
-            self._socket.bind(f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}")
-        except zmq.ZMQError as error:
-            self.close()
-            if error.errno == zmq.EADDRINUSE:
-                raise ConfigError(f"port {port} on {host} is in use: choose another --port") from None
-            raise ConfigError(
-                f"cannot listen on {host}, port {port}: {one_line(error)}; choose another --host or --port"
-            ) from None
-        self.address: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._log = service.log
+        self._sessions = Sessions(service, idle, self._log)
+        self._socket = ServerSocket(host, port)
+        self.address = self._socket.address
 
     def run(self, stop: threading.Event) -> None:
         """Serve until `stop` is set; then close."""
         try:
             while not stop.is_set():
-                if self._socket.poll(round(1000 * _TICK)):
+                if self._socket.wait(_TICK):
                     self._serve_waiting()
-                self._free_idle()
+                self._sessions.close_idle()
         finally:
             self.close()
 
     def close(self) -> None:
         """Free the port."""
-        self._socket.close(linger=0)
-        self._context.term()
+        self._socket.close()
 
     # --- requests -------------------------------------------------------------------------------------------
 
     def _serve_waiting(self) -> None:
         """Answer the waiting requests. Requests for different envs are predicted as one batch."""
-        # Read requests until the batch is full or none is waiting.
+        # Read requests until the batch is full, none is waiting, or it took too long.
         batch: list[ActionRequest] = []
-        recently = time.monotonic() - _ACTIVE
-        active = sum(session.last_used > recently for session in self._sessions.values())
+        start = time.monotonic()
+        active = self._sessions.num_used_since(start - _ACTIVE)
         while (
-            self._socket.poll(round(1000 * _LULL) if len(batch) < active else 0)
+            self._socket.wait(_LULL if len(batch) < active else 0)
             and len(batch) < self._service.env.num_envs
+            and time.monotonic() < start + _ROUND
         ):
-            *envelope, message = self._socket.recv_multipart()
+            received = self._socket.receive()
+            # Closed connections come first, since new ones get the same descriptors.
+            self._sessions.disconnect(self._socket.closed_connections())
+            if received is None:
+                continue
+            client, message = received
             encoding: Encoding = "npy"
             try:
-                # Decode and authenticate the request.
+                # Authenticate and decode the request.
+                self._check_token(message)
                 request, written = unpack(message)
                 encoding = written or encoding
                 if not isinstance(request, dict):
                     raise RequestError(f"a request is a dict, not a {type(request).__name__}")
-                self._check_token(request)
                 endpoint = request.get("endpoint", "get_action")
+                if not isinstance(endpoint, str):
+                    raise RequestError(f"unknown endpoint: a {type(endpoint).__name__}, not a name")
                 if endpoint != "get_action":  # keep the order: it may reset an env of the batch
                     self._answer(batch)
                     batch = []
-                    self._reply(envelope, self._do(endpoint, request, envelope), encoding)
+                    self._reply(client, self._do(endpoint, request, client), encoding)
                     continue
                 # An env can be in a batch once: answer the earlier request first.
-                action_request = self._read(request, envelope, encoding)
-                if any(set(action_request.env_ids) & set(other.env_ids) for other in batch):
+                kept = {env_id for other in batch for env_id in other.env_ids}
+                action_request = self._read(request, client, encoding, kept)
+                if not kept.isdisjoint(action_request.env_ids):
                     self._answer(batch)
                     batch = []
                 batch.append(action_request)
             except (RequestError, WireError) as error:
-                self._refuse(envelope, error, encoding)
+                self._refuse(client, error, encoding)
             except Exception as error:  # noqa: BLE001 (one client must not end the service of others)
-                _log.error("a request failed", exc_info=error)
+                self._log.error("a request failed", exc_info=error)
                 self._refuse(
-                    envelope,
-                    RequestError("the request failed; the log of the server has the reason"),
-                    encoding,
+                    client, RequestError("the request failed; the log of the server has the reason"), encoding
                 )
         self._answer(batch)
 
-    def _check_token(self, request: Mapping[str, Any]) -> None:
+    def _check_token(self, message: memoryview) -> None:
         if self._token is None:
             return
-        given = request.get("api_token")
+        given = peek(message, "api_token")
         if not isinstance(given, str) or not hmac.compare_digest(given.encode(), self._token.encode()):
             raise RequestError("unauthorized: api_token is wrong or missing")
 
-    def _do(self, endpoint: Any, request: Mapping[str, Any], envelope: list[bytes]) -> Any:
+    def _do(self, endpoint: str, request: Mapping[str, Any], client: Client) -> Any:
         """The reply to a request other than `get_action`."""
         if endpoint == "ping":
             return {"status": "ok", "message": f"serving {self._service.name}"}
@@ -182,15 +165,13 @@ class Gr00tServer:
                 described[HANDSHAKE] = self._service.handshake.to_wire()
             return described
         if endpoint == "reset":
-            session = self._session(request, envelope)
+            session = self._sessions.use(_session_name(request, client), client.connection)
             rows = _client_env_ids(_options(request.get("data")), None)
-            self._service.reset(
-                [env_id for row, env_id in session.env_ids.items() if rows is None or row in rows]
-            )
+            chosen = session.env_ids.keys() if rows is None else session.env_ids.keys() & set(rows)
+            self._service.reset([session.env_ids[row] for row in chosen])
             return {}
         if endpoint == "close":
-            session = self._sessions.pop(self._name_of(request, envelope), Session())
-            self._service.give_back(list(session.env_ids.values()))
+            self._sessions.close(_session_name(request, client))
             return {}
         if endpoint == "kill":
             raise RequestError("kill is refused: stop the server on its own machine")
@@ -211,10 +192,13 @@ class Gr00tServer:
             kind = "video" if served.dtype == "uint8" else "state"
             keys[kind] += self._action_keys() if name == JOINTS else [served.key]
 
-        # Add the delta indices: the observation history, and the steps of the action chunk.
+        # Add the delta indices: the observation history, and the steps of the action chunk. Clients of N1.7
+        # reject a modality without keys.
         steps = {"video": past, "state": past, "action": list(range(handshake.chunk_size)), "language": [0]}
         described = {}
         for kind, names in keys.items():
+            if not names:
+                continue
             prefix = f"{kind}." if self._flat and kind != "language" else ""
             content = {"delta_indices": steps[kind], "modality_keys": [prefix + name for name in names]}
             described[kind] = modality_config(content, as_text=self._flat)
@@ -223,41 +207,12 @@ class Gr00tServer:
     def _action_keys(self) -> list[str]:
         return [ARM_KEY, GRIPPER_KEY] if self._joints.gripper else [ARM_KEY]
 
-    # --- sessions -------------------------------------------------------------------------------------------
-
-    def _name_of(self, request: Mapping[str, Any], envelope: list[bytes]) -> str | bytes:
-        name = request.get("session")
-        return name if isinstance(name, str) and len(name) <= 64 else envelope[0]
-
-    def _session(self, request: Mapping[str, Any], envelope: list[bytes]) -> Session:
-        """The session of a request. A new one is stored only once it has an env."""
-        session = self._sessions.get(self._name_of(request, envelope), Session())
-        session.last_used = time.monotonic()
-        return session
-
-    def _env_ids_of(self, request: Mapping[str, Any], envelope: list[bytes], rows: list[int]) -> list[int]:
-        """The env indices of the service for a client's `rows`; those of new rows are reset."""
-        session = self._session(request, envelope)
-        new = [row for row in rows if row not in session.env_ids]
-        session.env_ids.update(zip(new, self._service.take(len(new)), strict=True))
-        self._sessions[self._name_of(request, envelope)] = session
-        return [session.env_ids[row] for row in rows]
-
-    def _free_idle(self) -> None:
-        now = time.monotonic()
-        for name, session in list(self._sessions.items()):
-            if now - session.last_used > self._idle:
-                _log.warning(
-                    "a session was idle for %.0f s: its %d env(s) are free",
-                    now - session.last_used,
-                    len(session.env_ids),
-                )
-                self._service.give_back(list(self._sessions.pop(name).env_ids.values()))
-
     # --- observations and actions ---------------------------------------------------------------------------
 
-    def _read(self, request: Mapping[str, Any], envelope: list[bytes], encoding: Encoding) -> ActionRequest:
-        """A request for actions."""
+    def _read(
+        self, request: Mapping[str, Any], client: Client, encoding: Encoding, kept: set[int]
+    ) -> ActionRequest:
+        """A request for actions. Envs in `kept` are not taken from a client that has disconnected."""
         data = request.get("data")
         if not isinstance(data, dict):
             raise RequestError(f"data is a dict, not a {type(data).__name__}")
@@ -282,9 +237,11 @@ class Gr00tServer:
             )
         options = {} if self._flat else _options(data)
         rows = _client_env_ids(options, next(iter(sizes), None))
-        env_ids = self._env_ids_of(request, envelope, [0] if rows is None else rows)
+        env_ids = self._sessions.env_ids(
+            _session_name(request, client), client.connection, [0] if rows is None else rows, kept
+        )
         return ActionRequest(
-            envelope, encoding, env_ids, obs, exact=(data if self._flat else options).get(ACTIONS) is True
+            client, encoding, env_ids, obs, exact=(data if self._flat else options).get(ACTIONS) is True
         )
 
     def _collect(self, sent: Mapping[str, Any]) -> Obs:
@@ -312,7 +269,7 @@ class Gr00tServer:
                 name, value, key, "steps" if self._flat else "envs and steps"
             )
         if missing:
-            raise RequestError(f"missing: {', '.join(missing)}; got {', '.join(map(str, sent)) or 'nothing'}")
+            raise RequestError(f"missing: {', '.join(missing)}; got {listed(sent)}")
         return obs
 
     def _from_robot(self, parts: list[Any]) -> Any:
@@ -324,10 +281,11 @@ class Gr00tServer:
                 f"the arm has {sizes[0]} joints and the gripper 1; got shapes"
                 f" {' and '.join(str(p.shape) for p in parts)}"
             )
-        arm, *gripper = (torch.from_numpy(part) for part in parts)
-        return self._joints.from_server(
-            arm.double(), gripper[0].double() if gripper else arm[..., :0].double()
-        ).numpy()
+        rows = math.prod(parts[0].shape[:-1])
+        if rows > self._service.env.num_envs * self._service.handshake.num_obs_steps:
+            raise self._service.too_few(rows)
+        arm, *gripper = (torch.from_numpy(part.astype(np.float64)) for part in parts)
+        return self._joints.from_server(arm, gripper[0] if gripper else arm[..., :0]).numpy()
 
     def _answer(self, batch: list[ActionRequest]) -> None:
         """Predict actions for all requests as one batch, and reply to each."""
@@ -342,14 +300,14 @@ class Gr00tServer:
             )
         except RequestError as error:
             for action_request in batch:
-                self._refuse(action_request.envelope, error, action_request.encoding)
+                self._refuse(action_request.client, error, action_request.encoding)
             return
         # Split the batch into the replies.
         first = 0
         for action_request in batch:
             rows = slice(first, first := first + len(action_request.env_ids))
             self._reply(
-                action_request.envelope,
+                action_request.client,
                 self._actions(answer.rows(rows), action_request.exact),
                 action_request.encoding,
             )
@@ -367,16 +325,21 @@ class Gr00tServer:
             }
         return [parts, info]
 
-    def _refuse(self, envelope: list[bytes], error: ResidualRLError, encoding: Encoding) -> None:
-        _log.warning("refused a request: %s", one_line(error))
-        self._reply(envelope, {"error": one_line(error)}, encoding)
+    def _refuse(self, client: Client, error: ResidualRLError, encoding: Encoding) -> None:
+        self._log.warning("refused a request: %s", one_line(error))
+        self._reply(client, {"error": one_line(error)}, encoding)
 
-    def _reply(self, envelope: list[bytes], value: Any, encoding: Encoding) -> None:
+    def _reply(self, client: Client, value: Any, encoding: Encoding) -> None:
         try:
             message = pack(value, "npy" if encoding == "openpi" else encoding)
         except WireError as error:
             message = pack({"error": f"the reply {error}"}, "npy")
-        self._socket.send_multipart([*envelope, message])
+        self._socket.send(client, message)
+
+
+def _session_name(request: Mapping[str, Any], client: Client) -> str | bytes:
+    name = request.get("session")
+    return name if isinstance(name, str) and len(name) <= 64 else client.envelope[0]
 
 
 def _options(data: Any) -> Mapping[str, Any]:

@@ -16,6 +16,8 @@ from residual_rl.utils.text import one_line
 HANDSHAKE = "residual_rl"
 """Key of the handshake in a message."""
 _MOST_STEPS = 1000
+_LONGEST_NAME = 500
+"""Characters. A name may contain a path."""
 
 
 @dataclass(frozen=True)
@@ -56,23 +58,25 @@ class Handshake:
         # Convert each entry: the value comes from the network.
         try:
             inputs = {
-                str(name): ServedInput(
-                    str(entry["key"]), tuple(int(n) for n in entry["shape"]), str(entry["dtype"])
+                checked_name(name): ServedInput(
+                    checked_name(entry["key"]),
+                    tuple(int(n) for n in entry["shape"]),
+                    checked_name(entry["dtype"]),
                 )
                 for name, entry in value["inputs"].items()
             }
             handshake = cls(
-                protocol=str(value["protocol"]),
-                task=str(value["task"]),
-                policy=str(value["policy"]),
+                protocol=checked_name(value["protocol"]),
+                task=checked_name(value["task"]),
+                policy=checked_name(value["policy"]),
                 inputs=inputs,
                 chunk_size=int(value["chunk_size"]),
                 num_action_steps=int(value["num_action_steps"]),
                 num_obs_steps=int(value["num_obs_steps"]),
-                action_units=str(value["action_units"]),
+                action_units=checked_name(value["action_units"]),
                 action_unit=tuple(float(x) for x in value["action_unit"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise BasePolicyError(
                 f"{server} sent a handshake that cannot be read: {one_line(repr(error))}"
             ) from error
@@ -112,3 +116,11 @@ class Handshake:
                 f"{server} serves {self.policy!r} of task {self.task!r}, which needs {', '.join(missing)};"
                 f" the env has {has}"
             )
+
+
+def checked_name(value: Any) -> str:
+    """A name from the network. Raises `ValueError` for a text that could not be shown."""
+    name = str(value) if isinstance(value, str) else ""
+    if not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
+        raise ValueError(f"{one_line(value, 40)!r} is no name")
+    return name

@@ -21,7 +21,7 @@ from residual_rl.remote.websocket_client import WebsocketLink
 from residual_rl.robots.arm_joints import ArmJoints
 from residual_rl.types import ActionChunk, BasePolicy, Obs
 from residual_rl.utils.network import secret
-from residual_rl.utils.text import parse_pairs
+from residual_rl.utils.text import listed, parse_pairs
 
 NUM_ACTION_STEPS = 8
 PROTOCOL = "openpi"
@@ -139,8 +139,8 @@ class OpenPiPolicy(BasePolicy):
         """The actions [K, A] of a reply."""
         server = self._link.server
         if not isinstance(reply, dict) or "actions" not in reply:
-            got = ", ".join(map(str, reply)) if isinstance(reply, dict) else type(reply).__name__
-            raise BasePolicyError(f"{server} gave {got or 'nothing'}; expected a dict with 'actions'")
+            got = listed(reply) if isinstance(reply, dict) else type(reply).__name__
+            raise BasePolicyError(f"{server} gave {got}; expected a dict with 'actions'")
         size = len(self._env.action_unit) if self._joints is None else len(self._joints.hardware.joint_names)
         actions = numbers(
             reply["actions"], "actions", [(self.chunk_size if self._ours else -1, size)], server

@@ -2,7 +2,8 @@
 
 Format: Physical-Intelligence/openpi, `src/openpi/serving/websocket_policy_server.py`. A string is an error;
 the connection stays open. Observations that arrive during a prediction form the next batch. An extension:
-`{"__ctrl__": "reset"}` or `episode_start` resets the policy.
+`{"__ctrl__": "reset"}` or `episode_start` resets the policy. Messages are decoded beside the event loop.
+Requests with an `Origin`, which browsers add for any page that they show, are refused.
 """
 
 from __future__ import annotations
@@ -16,23 +17,35 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from residual_rl.errors import ConfigError, MissingDependencyError, ResidualRLError
+from residual_rl.errors import ConfigError, MissingDependencyError
 from residual_rl.remote.handshake import HANDSHAKE
 from residual_rl.remote.service import Answer, Axes, PolicyService, RequestError
-from residual_rl.remote.wire import MAX_MESSAGE_BYTES, WireError, pack, unpack
+from residual_rl.remote.wire import MAX_OBSERVATION_BYTES, WireError, pack, unpack
 from residual_rl.types import Obs
-from residual_rl.utils.text import one_line
+from residual_rl.utils.text import listed, one_line
 
 _CONTROL = "__ctrl__"
 _BEGIN, _END = ("reset", "episode_start"), ("episode_end",)
 _TICK = 0.2
 """Interval at which the server checks whether to stop [s]."""
 _TRY_LATER, _GOING_AWAY = 1013, 1001
-_log = logging.getLogger(__name__)
+_LONGEST_REASON = 123
+"""Bytes of the reason for closing a websocket (RFC 6455)."""
+_quiet = logging.getLogger(f"{__name__}.websockets")
+"""The library's log. It has a traceback for whatever is no websocket, so that anyone could fill a disk."""
+_quiet.setLevel(logging.CRITICAL + 1)
+
+
+@dataclass(frozen=True)
+class _Control:
+    """A control message."""
+
+    name: str
 
 
 class OpenPiServer:
@@ -56,6 +69,7 @@ class OpenPiServer:
             ) from None
         self._websockets, self._closed = websockets.asyncio.server, websockets.exceptions.ConnectionClosed
         self._service, self._token, self._idle = service, token, idle
+        self._log = service.log
 
         # Bind, and report a port that cannot be used.
         try:
@@ -72,6 +86,8 @@ class OpenPiServer:
         )
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
         """Runs the policy in one thread, beside the event loop."""
+        self._decoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decoder")
+        """Decodes messages, so that neither the event loop nor the policy waits for it."""
         self._waiting: list[tuple[int, Obs, asyncio.Future[Answer]]] = []
 
     def run(self, stop: threading.Event) -> None:
@@ -85,13 +101,17 @@ class OpenPiServer:
         """Free the port."""
         self._socket.close()
         self._worker.shutdown()
+        self._decoder.shutdown()
 
     async def _serve(self, stop: threading.Event) -> None:
         self._has_requests = asyncio.Event()
         options: dict[str, Any] = {
             "compression": None,
-            "max_size": MAX_MESSAGE_BYTES,
+            "max_size": MAX_OBSERVATION_BYTES,
+            "max_queue": 1,
+            "origins": [None],
             "process_request": self._admit,
+            "logger": _quiet,
         }
         async with self._websockets.serve(self._converse, sock=self._socket, **options):
             predictor = asyncio.create_task(self._predict())
@@ -105,10 +125,14 @@ class OpenPiServer:
         """The response to a request that opens no websocket; None to accept it."""
         if request.path == "/healthz":
             return connection.respond(http.HTTPStatus.OK, "OK\n")
-        given = request.headers.get("Authorization", "")
-        if self._token is not None and not hmac.compare_digest(
-            given.encode(), f"Api-Key {self._token}".encode()
+        given = request.headers.get_all("Authorization")
+        if self._token is not None and not (
+            len(given) == 1
+            and hmac.compare_digest(
+                given[0].encode(errors="surrogateescape"), f"Api-Key {self._token}".encode()
+            )
         ):
+            self._log.warning("refused a connection: its token is wrong or missing")
             return connection.respond(
                 http.HTTPStatus.UNAUTHORIZED, "Authorization: Api-Key TOKEN is wrong or missing\n"
             )
@@ -120,8 +144,9 @@ class OpenPiServer:
         try:
             (env_id,) = await self._do(self._service.take, 1)
         except RequestError as error:
-            await connection.send(one_line(error))
-            await connection.close(_TRY_LATER)
+            # Clients expect bytes here and cannot read a text; but they show why a connection was closed.
+            self._log.warning("refused a connection: %s", one_line(error))
+            await connection.close(_TRY_LATER, one_line(error, _LONGEST_REASON - 3))
             return
 
         # Send the metadata, then answer the messages one by one.
@@ -129,39 +154,51 @@ class OpenPiServer:
             await connection.send(pack({HANDSHAKE: self._service.handshake.to_wire()}, "openpi"))
             while True:
                 async with asyncio.timeout(self._idle):
-                    message = await connection.recv()
-                await connection.send(await self._reply(env_id, message))
+                    message = await connection.recv(decode=False)  # as text it could be four times as large
+                reply = await self._reply(env_id, message)
+                del message  # before the next one comes
+                async with asyncio.timeout(self._idle):
+                    await connection.send(reply)
         except self._closed:
             pass
         except TimeoutError:
-            _log.warning("a connection was idle for %.0f s: its env is free", self._idle)
+            self._log.warning("a connection was idle for %.0f s: its env is free", self._idle)
             await connection.close(_GOING_AWAY)
+        except Exception as error:  # noqa: BLE001 (one client must not end the service of others)
+            self._log.error("a connection failed", exc_info=error)
         finally:
             await self._do(self._service.give_back, [env_id])
 
-    async def _reply(self, env_id: int, message: bytes | str) -> bytes | str:
+    async def _reply(self, env_id: int, message: bytes) -> bytes | str:
         """The reply to a message; a string is an error."""
         start = time.perf_counter()
         try:
-            if isinstance(message, str):
-                raise RequestError("a text; expected a binary message, with msgpack")
-            request = unpack(message)[0]
-            if not isinstance(request, dict):
-                raise RequestError(f"an observation is a dict, not a {type(request).__name__}")
-            if _CONTROL in request:
-                return await self._control(env_id, request[_CONTROL])
+            request = await asyncio.get_running_loop().run_in_executor(self._decoder, self._read, message)
+            if isinstance(request, _Control):
+                return await self._control(env_id, request.name)
             # Queue the observation for the next batch, and wait for its actions.
             answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-            self._waiting.append((env_id, self._read_observation(request), answer))
+            self._waiting.append((env_id, request, answer))
             self._has_requests.set()
             return self._actions(await answer, time.perf_counter() - start)
         except (RequestError, WireError) as error:
-            return _refusal(error)
+            self._log.warning("refused a request: %s", one_line(error))
+            return one_line(error)
         except Exception as error:  # noqa: BLE001 (one client must not end the service of others)
-            _log.error("a request failed", exc_info=error)
+            self._log.error("a request failed", exc_info=error)
             return "the request failed; the log of the server has the reason"
 
-    async def _control(self, env_id: int, command: Any) -> bytes:
+    def _read(self, message: bytes) -> Obs | _Control:
+        """The observation or the control message in a message. Raises `RequestError` or `WireError`."""
+        request = unpack(message)[0]
+        if not isinstance(request, dict):
+            raise RequestError(f"an observation is a dict, not a {type(request).__name__}")
+        if _CONTROL not in request:
+            return self._read_observation(request)
+        name = request[_CONTROL]
+        return _Control(name if isinstance(name, str) else f"a {type(name).__name__}")
+
+    async def _control(self, env_id: int, command: str) -> bytes:
         if command in _BEGIN:
             await self._do(self._service.reset, [env_id])
         elif command not in _END:
@@ -179,9 +216,7 @@ class OpenPiServer:
             if served.key not in request
         ]
         if missing:
-            raise RequestError(
-                f"missing: {', '.join(missing)}; got {', '.join(map(str, request)) or 'nothing'}"
-            )
+            raise RequestError(f"missing: {', '.join(missing)}; got {listed(request)}")
         axes: Axes = "steps" if handshake.num_obs_steps > 1 else "none"
         return {
             name: self._service.observation(name, request[served.key], served.key, axes)
@@ -230,8 +265,3 @@ class OpenPiServer:
             for row, (_, _, future) in enumerate(batch):
                 if not future.done():
                     future.set_result(answer.rows(slice(row, row + 1)))
-
-
-def _refusal(error: ResidualRLError) -> str:
-    _log.warning("refused a request: %s", one_line(error))
-    return one_line(error)

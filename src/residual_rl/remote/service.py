@@ -20,6 +20,7 @@ from residual_rl.errors import ConfigError, ResidualRLError, UnknownNameError
 from residual_rl.remote.handshake import Handshake, ServedInput
 from residual_rl.robots.arm_joints import ArmJoints
 from residual_rl.types import ActionChunk, Obs
+from residual_rl.utils.logs import LimitedLog
 
 Protocol = Literal["gr00t", "gr00t-n15", "openpi"]
 ActionUnits = Literal["normalized", "hardware"]
@@ -79,6 +80,8 @@ class PolicyService:
         keys: Mapping[str, str] | None = None,
     ):
         self.env, self._policy, self.name = env, policy.policy, name
+        self.log = LimitedLog(_log)
+        """What clients did wrong, and what failed: they must not be able to fill a disk."""
 
         # Joint positions need the robot's units, and further observations for the conversion.
         self.joints = None
@@ -114,13 +117,22 @@ class PolicyService:
 
     # --- envs -----------------------------------------------------------------------------------------------
 
+    @property
+    def num_free(self) -> int:
+        """Number of envs that no session has."""
+        return len(self._free)
+
+    def too_few(self, number: int) -> RequestError:
+        """The error for a client that needs `number` more envs."""
+        return RequestError(
+            f"{number} env(s) requested, {self.num_free} of {self.env.num_envs} free:"
+            " close other clients, or raise --max-sessions"
+        )
+
     def take(self, number: int) -> list[int]:
         """Assign `number` free envs, and reset them. Raises `RequestError` if too few are free."""
-        if number > len(self._free):
-            raise RequestError(
-                f"{number} env(s) requested, {len(self._free)} of {self.env.num_envs} free:"
-                " close other clients, or raise --max-sessions"
-            )
+        if number > self.num_free:
+            raise self.too_few(number)
         env_ids = [heapq.heappop(self._free) for _ in range(number)]
         self.reset(env_ids)
         return env_ids
@@ -134,7 +146,7 @@ class PolicyService:
         """Reset the state of the policy for these envs."""
         mask = torch.zeros(self.env.num_envs, dtype=torch.bool, device=self.env.device)
         mask[env_ids] = True
-        with _Hidden("reset"):
+        with _Hidden("reset", self.log):
             self._policy.reset(mask)
 
     # --- predictions ----------------------------------------------------------------------------------------
@@ -159,11 +171,13 @@ class PolicyService:
         if array.shape[batched:] != expected or array.ndim != batched + len(expected) or not array.size:
             shown = ", ".join(["envs"] * batched + [str(n) for n in expected])
             raise RequestError(f"{called} has shape {array.shape}; expected ({shown})")
+        if batched and len(array) > self.env.num_envs:
+            raise self.too_few(len(array))
 
         # Convert, and refuse numbers that the type cannot represent.
         with np.errstate(over="ignore"):
             array = array.astype(served.dtype)
-        if not np.isfinite(array).all():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise RequestError(f"{called} has NaN, infinity, or numbers out of the range of {served.dtype}")
 
         # Flatten to one row for each env.
@@ -177,7 +191,7 @@ class PolicyService:
         An error of the policy is logged, and raised as a `RequestError` without details.
         """
         inputs = {name: obs[name] for name in self._policy.inputs}
-        with _Hidden("predict"):
+        with _Hidden("predict", self.log):
             chunk = self._policy.predict_action_chunk(
                 inputs, torch.tensor(env_ids, dtype=torch.int64, device=self.env.device)
             )
@@ -218,13 +232,13 @@ def numeric(value: Any, called: str, dtype: str) -> NDArray[Any]:
 class _Hidden:
     """Context manager that logs an exception and raises a `RequestError` without its details."""
 
-    def __init__(self, what: str):
-        self._what = what
+    def __init__(self, what: str, log: LimitedLog):
+        self._what, self._log = what, log
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if error is not None and isinstance(error, Exception):
-            _log.error("the policy failed to %s", self._what, exc_info=error)
+            self._log.error("the policy failed to %s", self._what, exc_info=error)
             raise RequestError("the policy failed; the log of the server has the reason") from error

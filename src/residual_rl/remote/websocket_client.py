@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import http.client
 import socket
+import ssl
 import struct
 import urllib.parse
 import weakref
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from residual_rl.errors import BasePolicyError, ConfigError, MissingDependencyError
 from residual_rl.remote.client import ServerUnavailable, read_message, retry, too_large
+from residual_rl.remote.deadline import Deadline
 from residual_rl.remote.wire import MAX_MESSAGE_BYTES, WireError, pack
 from residual_rl.utils.text import one_line
 
-T = TypeVar("T")
-
 _CLOSE_TIMEOUT = 0.5
 """Time-out for closing a connection [s]."""
-_TOO_LARGE = 1009
-"""Close code of a websocket that received too large a message (RFC 6455)."""
+_TOO_LARGE, _TRY_LATER = 1009, 1013
+"""Codes with which a websocket is closed that received too large a message, or whose server is full."""
 
 
 class WebsocketLink:
     """Sends requests to the server at `url` (`ws://…` or `wss://…`).
 
-    A connection that fails is closed and opened again. A request without an answer within `timeout` [s] is
-    repeated for `reconnect` [s]; after that, `BasePolicyError` is raised.
+    A connection that fails is closed and opened again. Requests without an answer within `timeout` [s] of
+    sending them are repeated for `reconnect` [s]; after that, `BasePolicyError` is raised.
     """
 
     def __init__(self, url: str, timeout: float, reconnect: float, token: str | None):
@@ -41,6 +40,14 @@ class WebsocketLink:
                 "websockets", "install it with `pip install residual-rl[openpi]`"
             ) from None
         self._connect, self._errors = websockets.sync.client.connect, websockets.exceptions
+        try:
+            parts = urllib.parse.urlsplit(url)
+            self._tls = parts.scheme == "wss"
+            self._host, self._port = parts.hostname or "", parts.port or (443 if self._tls else 80)
+            if not self._host or parts.fragment:
+                raise ValueError
+        except ValueError:
+            raise ConfigError(f"{url!r} is no websocket address: expected ws://HOST:PORT") from None
         self._url = url
         self.server = f"the openpi server at {url}"
         """Name of the server in messages."""
@@ -84,113 +91,125 @@ class WebsocketLink:
 
     def _attempt(self, messages: Mapping[int, bytes], replies: dict[int, Any]) -> None:
         """Send `messages` and add the answers to `replies`, both by env index."""
+        for env_id in sorted(messages.keys() - self._connections.keys()):
+            self._open(env_id)
         unanswered = set(messages)
         try:
-            # Send everything first, so that the server can batch the requests.
-            for env_id, message in messages.items():
-                if env_id not in self._connections:
-                    self._open(env_id)
-                self._guarded(lambda c=self._connections[env_id][0], m=message: c.send(m))  # type: ignore[misc]
-            for env_id in messages:
-                connection = self._connections[env_id][0]
-                reply = self._guarded(lambda c=connection: c.recv(timeout=self._timeout))  # type: ignore[misc]
-                if isinstance(reply, str):
-                    raise BasePolicyError(f"{self.server} refused: {one_line(reply)}")
-                replies[env_id] = read_message(reply, self.server, "a dict with actions")
-                unanswered.remove(env_id)
+            with Deadline(self._timeout) as deadline:
+                self._exchange(deadline, messages, unanswered, replies)
         finally:
             # A late answer must not be read as the answer to the next request: drop those connections.
             for env_id in unanswered & self._connections.keys():
                 _hang_up(self._connections.pop(env_id))
 
+    def _exchange(
+        self, deadline: Deadline, messages: Mapping[int, bytes], unanswered: set[int], replies: dict[int, Any]
+    ) -> None:
+        """`_attempt` over connections that are open; removes the answered requests from `unanswered`."""
+        connections = {env_id: self._connections[env_id][0] for env_id in messages}
+        with self._guarded(deadline):
+            # Send everything first, so that the server can batch the requests.
+            for env_id, connection in connections.items():
+                deadline.add(connection.socket)
+                connection.send(messages[env_id])
+            for env_id, connection in connections.items():
+                reply = connection.recv(timeout=deadline.left())
+                if isinstance(reply, str):
+                    raise BasePolicyError(f"{self.server} refused: {one_line(reply)}")
+                replies[env_id] = read_message(reply, self.server, "a dict with actions")
+                unanswered.remove(env_id)
+
     def _open(self, env_id: int) -> dict[str, Any]:
         """Open the connection of an env and return the metadata that the server sends first."""
-        # Prepare the connection, without compression and proxy.
-        self._check_health()
         calls = contextlib.ExitStack()
-        call = functools.partial(
-            self._connect,
-            self._url,
-            additional_headers=self._headers,
-            compression=None,
-            proxy=None,
-            open_timeout=self._timeout,
-            ping_timeout=self._timeout,
-            close_timeout=_CLOSE_TIMEOUT,
-            max_size=MAX_MESSAGE_BYTES,
-        )
+        with Deadline(self._timeout) as deadline, self._guarded(deadline):
+            self._check_health(deadline)
 
-        # Connect. A refused token or a wrong address is final; anything else may pass.
-        try:
-            connection: Any = self._guarded(lambda: calls.enter_context(call()))
-        except self._errors.InvalidStatus as error:
-            status = error.response.status_code
-            if status in (401, 403):
-                raise ConfigError(
-                    f"{self.server} refused the token (HTTP {status}); set it as RESIDUAL_RL_TOKEN or"
-                    " --base.api-token"
-                ) from error
-            raise ServerUnavailable(f"no websocket, but HTTP status {status}") from error
-        except self._errors.InvalidURI as error:
-            raise ConfigError(f"{self._url!r} is no websocket address: expected ws://HOST:PORT") from error
-        except self._errors.InvalidHandshake as error:
-            raise ServerUnavailable(f"no websocket there ({one_line(error)})") from error
-        self._connections[env_id] = (connection, calls)
-
-        # Set a time-out for sending, which the library does not have.
-        seconds, fraction = divmod(self._timeout, 1)
-        with contextlib.suppress(OSError):  # the server has closed it; its last message is read below
-            connection.socket.setsockopt(
-                socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(1e6 * fraction))
-            )
-
-        # Read the metadata; a text is an error message.
-        try:
-            first = self._guarded(lambda: connection.recv(timeout=self._timeout))
-            if isinstance(first, str):
-                raise BasePolicyError(f"{self.server} refused: {one_line(first)}")
-            value = read_message(first, self.server, "its metadata")
-            if not isinstance(value, dict):
-                raise BasePolicyError(
-                    f"{self.server} sent a {type(value).__name__}; expected a dict, its metadata"
+            # Connect. A refused token or a wrong address is final; anything else may pass.
+            try:
+                connection: Any = calls.enter_context(
+                    self._connect(
+                        self._url,
+                        sock=deadline.connect(self._host, self._port),
+                        additional_headers=self._headers,
+                        compression=None,
+                        open_timeout=deadline.left(),
+                        ping_timeout=self._timeout,
+                        close_timeout=_CLOSE_TIMEOUT,
+                        max_size=MAX_MESSAGE_BYTES,
+                        max_queue=1,
+                    )
                 )
-        except BaseException:
-            _hang_up(self._connections.pop(env_id))
-            raise
+            except self._errors.InvalidStatus as error:
+                status = error.response.status_code
+                if status in (401, 403):
+                    raise ConfigError(
+                        f"{self.server} refused the token (HTTP {status}); set it as RESIDUAL_RL_TOKEN or"
+                        " --base.api-token"
+                    ) from error
+                raise ServerUnavailable(f"no websocket, but HTTP status {status}") from error
+            except self._errors.InvalidHandshake as error:
+                raise ServerUnavailable(f"no websocket there ({one_line(error)})") from error
+            self._connections[env_id] = (connection, calls)
+
+            # Read the metadata; a text is an error message.
+            try:
+                first = connection.recv(timeout=deadline.left())
+                if isinstance(first, str):
+                    raise BasePolicyError(f"{self.server} refused: {one_line(first)}")
+                value = read_message(first, self.server, "its metadata")
+                if not isinstance(value, dict):
+                    raise BasePolicyError(
+                        f"{self.server} sent a {type(value).__name__}; expected a dict, its metadata"
+                    )
+            except BaseException:
+                _hang_up(self._connections.pop(env_id))
+                raise
         return value
 
-    def _check_health(self) -> None:
+    def _check_health(self, deadline: Deadline) -> None:
         """Raise `ServerUnavailable` if `/healthz` reports that the server is not ready.
 
         Servers without this page pass.
         """
-        parts = urllib.parse.urlsplit(self._url)
-        kind = http.client.HTTPSConnection if parts.scheme == "wss" else http.client.HTTPConnection
-        page = kind(parts.hostname or "", parts.port, timeout=self._timeout)
+        page = http.client.HTTPConnection(self._host, self._port)
+        page.sock = deadline.connect(self._host, self._port)
         try:
+            if self._tls:
+                page.sock = ssl.create_default_context().wrap_socket(page.sock, server_hostname=self._host)
             page.request("GET", "/healthz")
             status = page.getresponse().status
-        except TimeoutError as error:
-            raise ServerUnavailable(f"no reply within {self._timeout:g} s") from error
-        except (OSError, http.client.HTTPException) as error:
-            raise ServerUnavailable(f"no connection ({one_line(error) or type(error).__name__})") from error
+        except http.client.HTTPException as error:
+            raise OSError(one_line(error) or type(error).__name__) from error
         finally:
             page.close()
         if status >= 500:
             raise ServerUnavailable(f"/healthz returned {status}")
 
-    def _guarded(self, call: Callable[[], T]) -> T:
-        """The result of `call`. Errors of the connection are raised as `ServerUnavailable`."""
+    @contextlib.contextmanager
+    def _guarded(self, deadline: Deadline) -> Iterator[None]:
+        """Raise errors of connections as `ServerUnavailable`."""
         try:
-            return call()
-        except TimeoutError as error:
-            raise ServerUnavailable(f"no reply within {self._timeout:g} s") from error
-        except self._errors.ConnectionClosed as error:
-            if error.sent is not None and error.sent.code == _TOO_LARGE:
-                raise too_large(self.server) from error
-            raise ServerUnavailable("the connection was closed") from error
-        except OSError as error:
-            raise ServerUnavailable(f"no connection ({one_line(error)})") from error
+            yield
+        except (OSError, EOFError, self._errors.WebSocketException, ServerUnavailable) as error:
+            # What ended because of the time limit may have any of these errors.
+            if deadline.passed or isinstance(error, TimeoutError):
+                raise ServerUnavailable(f"no reply within {self._timeout:g} s") from error
+            if isinstance(error, self._errors.ConnectionClosed):
+                raise self._closed(error) from error
+            if isinstance(error, ServerUnavailable):
+                raise
+            raise ServerUnavailable(f"no connection ({one_line(error) or type(error).__name__})") from error
+
+    def _closed(self, error: Any) -> Exception:
+        """The error for a connection that was closed."""
+        if error.sent is not None and error.sent.code == _TOO_LARGE:
+            if error.rcvd_then_sent:
+                return BasePolicyError(f"the request is too large for {self.server}: use smaller images")
+            return too_large(self.server)
+        if error.rcvd is not None and error.rcvd.code == _TRY_LATER:
+            return BasePolicyError(f"{self.server} refused: {one_line(error.rcvd.reason)}")
+        return ServerUnavailable("the connection was closed")
 
 
 def _hang_up(call: tuple[Any, contextlib.ExitStack]) -> None:

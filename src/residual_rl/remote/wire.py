@@ -8,15 +8,16 @@
   `b"__npgeneric__"` for a single number.
 
 All three are read in any message. Arrays contain only plain numbers, and no objects, strings or records, so
-reading a message cannot run code.
+reading a message cannot run code. Limits apply before a message is decoded
+(`residual_rl.remote.message_limits`).
 """
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import math
+import re
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -24,17 +25,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from residual_rl.errors import MissingDependencyError, ResidualRLError
+from residual_rl.remote.message_limits import MessageLimitError, check_message, top_level_value
 from residual_rl.utils.text import one_line
 
 Encoding = Literal["npy", "nd", "openpi"]
 
-MAX_MESSAGE_BYTES = 32 * 2**20
-"""Larger messages are neither sent nor read."""
+MAX_MESSAGE_BYTES = 30 * 2**20
+"""Larger messages are neither sent nor read. 32 images of 640 x 480 fit."""
+MAX_OBSERVATION_BYTES = 12 * 2**20
+"""Larger messages with the observation of a single env are not read by an openpi server."""
+MAX_JSON_BYTES = 2**16
+"""Bytes of JSON text in a message."""
 _MODALITY = ("__ModalityConfig_class__", "__ModalityConfig__")
 """Marks the description of a modality; servers that mark it in the second way write arrays as `nd`."""
 _CONTENT = ("as_json", "as_dict")
-_MAX_HEADER = 10_000
-"""Bytes of a .npy file up to its data; NumPy's own limit."""
+_MARKERS = frozenset(
+    key
+    for name in ("__ndarray_class__", "__ndarray__", "__npgeneric__", "nd", *_MODALITY)
+    for key in (name, name.encode())
+)
+"""A table with none of these keys is returned as it is."""
+_NPY_HEADER = re.compile(
+    rb"\{'descr': '([^']{1,20})', 'fortran_order': (True|False), 'shape': \(([\d, ]{0,700})\), \} *\n"
+)
+"""The header that NumPy writes into a .npy file for anything but records. Parsing Python literals, as NumPy's
+reader does, takes as long as the sender likes."""
 
 
 class WireError(ResidualRLError):
@@ -55,21 +70,33 @@ def pack(value: Any, encoding: Encoding) -> bytes:
     return data
 
 
-def unpack(data: bytes) -> tuple[Any, Encoding | None]:
+def unpack(data: bytes | memoryview) -> tuple[Any, Encoding | None]:
     """The content of a message and its array encoding, None for a message without arrays or modalities.
 
-    Arrays are in native byte order and belong to the caller. Raises `WireError`.
+    Arrays are read-only and keep the byte order in which they were sent. Raises `WireError`.
     """
     if len(data) > MAX_MESSAGE_BYTES:
         raise WireError(f"a message of {len(data):,} bytes; the limit is {MAX_MESSAGE_BYTES:,}")
-    seen: list[Encoding] = []
+    decoder = _Decoder()
     try:
-        value = _msgpack().unpackb(data, object_hook=lambda table: _decode(table, seen), raw=False)
+        check_message(data)
+        value = _msgpack().unpackb(data, object_hook=decoder.decode, raw=False)
     except WireError:
         raise
+    except MessageLimitError as error:
+        raise WireError(f"a message of {len(data):,} bytes with {error}") from error
     except (ValueError, TypeError, RecursionError, MemoryError) as error:
         raise WireError(f"{len(data):,} bytes that are no msgpack message ({_reason(error)})") from error
-    return value, seen[0] if seen else None
+    return value, decoder.encoding
+
+
+def peek(data: bytes | memoryview, name: str) -> Any:
+    """The value of the key `name` of a message, found without decoding the rest; None if it has none, or if
+    the message cannot be decoded."""
+    try:
+        return top_level_value(data, name, _msgpack().unpackb)
+    except (ValueError, TypeError, RecursionError, MemoryError):
+        return None
 
 
 def modality_config(content: dict[str, Any], as_text: bool) -> dict[str, Any]:
@@ -129,35 +156,54 @@ def _as_openpi(value: Any) -> Any:
 _ENCODERS: dict[Encoding, Callable[[Any], Any]] = {"npy": _as_npy, "nd": _as_nd, "openpi": _as_openpi}
 
 
-def _decode(table: dict[Any, Any], seen: list[Encoding]) -> Any:
-    """Decode a table that marks an array, a number or a modality; return any other as it is."""
+class _Decoder:
+    """Decodes the tables of one message that mark an array, a number or a modality."""
 
-    def has(name: str) -> bool:
-        return name in table or name.encode() in table
+    def __init__(self) -> None:
+        self.encoding: Encoding | None = None
+        """That of the first array or modality."""
+        self._json_bytes = 0
 
-    def get(name: str) -> Any:
-        if not has(name):
-            raise WireError(f"an array or a modality without {name!r}")
-        return table[name] if name in table else table[name.encode()]
+    def decode(self, table: dict[Any, Any]) -> Any:
+        """The array, number or modality of a table; any other table as it is."""
+        if _MARKERS.isdisjoint(table):
+            return table
 
-    # Arrays and numbers, in the three encodings.
-    if has("__ndarray_class__"):
-        seen.append("npy")
-        return _from_npy(get("as_npy"))
-    if has("__ndarray__"):
-        seen.append("openpi")
-        return _from_bytes(get("data"), get("dtype"), get("shape"))
-    if has("__npgeneric__"):
-        return _number(get("data"), get("dtype"))
-    if has("nd") and has("type"):
-        seen.append("nd")
-        return _from_bytes(get("data"), get("type"), get("shape") if get("nd") else [])
-    # The description of a modality.
-    if any(has(marker) for marker in _MODALITY):
-        seen.append("npy" if has(_MODALITY[0]) else "nd")
-        content = get(next((name for name in _CONTENT if has(name)), _CONTENT[0]))
-        return json.loads(content) if isinstance(content, str | bytes) else content
-    return table
+        def has(name: str) -> bool:
+            return name in table or name.encode() in table
+
+        def get(name: str) -> Any:
+            if not has(name):
+                raise WireError(f"an array or a modality without {name!r}")
+            return table[name] if name in table else table[name.encode()]
+
+        # Arrays and numbers, in the three encodings.
+        if has("__ndarray_class__"):
+            self._found("npy")
+            return _from_npy(get("as_npy"))
+        if has("__ndarray__"):
+            self._found("openpi")
+            return _from_bytes(get("data"), get("dtype"), get("shape"))
+        if has("__npgeneric__"):
+            return _number(get("data"), get("dtype"))
+        if has("nd") and has("type"):
+            self._found("nd")
+            return _from_bytes(get("data"), get("type"), get("shape") if get("nd") else [])
+        # The description of a modality.
+        if any(has(marker) for marker in _MODALITY):
+            self._found("npy" if has(_MODALITY[0]) else "nd")
+            content = get(next((name for name in _CONTENT if has(name)), _CONTENT[0]))
+            return self._json(content) if isinstance(content, str | bytes) else content
+        return table
+
+    def _found(self, encoding: Encoding) -> None:
+        self.encoding = self.encoding or encoding
+
+    def _json(self, text: str | bytes) -> Any:
+        self._json_bytes += len(text)
+        if self._json_bytes > MAX_JSON_BYTES:
+            raise WireError(f"more than {MAX_JSON_BYTES:,} bytes of JSON")
+        return json.loads(text)
 
 
 def _check_dtype(dtype: np.dtype[Any]) -> None:
@@ -189,8 +235,10 @@ def _number(value: Any, name: Any) -> Any:
         raise WireError(f"the number {value} as {dtype}") from None
 
 
-def _from_bytes(data: Any, name: Any, shape: Any, order: Literal["C", "F"] = "C") -> NDArray[Any]:
-    """The array of this dtype and shape, whose size must match the data."""
+def _from_bytes(
+    data: Any, name: Any, shape: Any, order: Literal["C", "F"] = "C", start: int = 0
+) -> NDArray[Any]:
+    """The array of this dtype and shape, whose size must match the data from `start` on."""
     dtype = _dtype(name)
     if not isinstance(data, bytes):
         raise WireError(f"an array whose data is a {type(data).__name__}, not bytes")
@@ -200,37 +248,26 @@ def _from_bytes(data: Any, name: Any, shape: Any, order: Literal["C", "F"] = "C"
         or not all(type(n) is int and n >= 0 for n in shape)
     ):
         raise WireError("an array whose shape is not a list of at most 32 sizes")
-    if math.prod(shape) * dtype.itemsize != len(data):
-        raise WireError(f"an array of {dtype} and shape {tuple(shape)} with {len(data):,} bytes of data")
-    array = np.frombuffer(data, dtype).reshape(shape, order=order)
-    return array.astype(dtype.newbyteorder("="), order="C", copy=True)
+    size = len(data) - start
+    if math.prod(shape) * dtype.itemsize != size:
+        raise WireError(f"an array of {dtype} and shape {tuple(shape)} with {size:,} bytes of data")
+    return np.frombuffer(data, dtype, offset=start).reshape(shape, order=order)
 
 
 def _from_npy(file: Any) -> NDArray[Any]:
     """The array of a .npy file. NumPy's own reader would allocate whatever size the header claims."""
     if not isinstance(file, bytes):
         raise WireError(f"an array whose data is a {type(file).__name__}, not bytes")
-    # The header starts after its length, which has two bytes in version 1 and four in later versions.
-    start = 12 if file[6:7] > b"\x01" else 10
+    if file[:6] != b"\x93NUMPY" or file[6:8] not in (b"\x01\x00", b"\x02\x00"):
+        raise WireError("an array that is no .npy file of version 1.0 or 2.0")
+    start = 10 if file[6:7] == b"\x01" else 12  # version 1 has the header's length in two bytes, 2 in four
     end = start + int.from_bytes(file[8:start], "little")
-    shape, fortran, dtype = _npy_header(file[:end]) if end <= _MAX_HEADER else _npy_header(b"")
-    return _from_bytes(file[end:], dtype.str, shape, "F" if fortran else "C")
-
-
-@functools.lru_cache(maxsize=256)
-def _npy_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, order and dtype in the header of a .npy file. Cached: parsing is slow, and headers repeat."""
-    stream = io.BytesIO(head)
-    try:
-        version = np.lib.format.read_magic(stream)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
-            version
-        ]
-        shape, fortran, dtype = read(stream, max_header_size=_MAX_HEADER)
-    except Exception as error:  # NumPy's reader passes on any error of Python's tokenizer
-        raise WireError(f"an array whose .npy header cannot be read ({_reason(error)})") from error
-    _check_dtype(dtype)
-    return shape, fortran, dtype
+    header = _NPY_HEADER.fullmatch(file, start, min(end, len(file)))
+    if header is None:
+        raise WireError("an array whose .npy header cannot be read, or describes records")
+    descr, fortran, sizes = header.groups()
+    shape = [int(size) for size in sizes.split(b",") if size.strip()]
+    return _from_bytes(file, descr, shape, "F" if fortran == b"True" else "C", end)
 
 
 def _reason(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import secrets
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,8 +26,8 @@ class RefusedError(BasePolicyError):
 class ZmqLink:
     """Sends requests to the server at `host`:`port`.
 
-    A REQ socket without a reply cannot send again, and is replaced. A request without an answer within
-    `timeout` [s] is repeated for `reconnect` [s]; after that, `BasePolicyError` is raised.
+    A REQ socket without a reply cannot send again, and is replaced. Requests without an answer within
+    `timeout` [s] of sending them are repeated for `reconnect` [s]; after that, `BasePolicyError` is raised.
     """
 
     def __init__(self, host: str, port: int, timeout: float, reconnect: float, token: str | None):
@@ -98,7 +99,9 @@ class ZmqLink:
             raise RefusedError(f"{self.server} refused {endpoint!r} without a reason")
         value = read_message(reply, self.server, f"the answer to {endpoint!r}")
         if isinstance(value, dict) and "error" in value:
-            raise RefusedError(f"{self.server} refused {endpoint!r}: {one_line(value['error'])}")
+            reason = value["error"]
+            shown = one_line(reason) if isinstance(reason, str) else f"a {type(reason).__name__}"
+            raise RefusedError(f"{self.server} refused {endpoint!r}: {shown}")
         return value
 
     def _exchange(self, messages: Mapping[int, bytes]) -> dict[int, bytes]:
@@ -113,9 +116,11 @@ class ZmqLink:
     def _attempt(self, messages: Mapping[int, bytes], replies: dict[int, bytes]) -> None:
         """Send all `messages`, then read the `replies` in the order in which they come."""
         waiting = {self._socket(number): number for number in messages}
+        end = time.monotonic() + self._timeout
         try:
             # Send everything first, so that the server can batch the requests.
             for socket, number in waiting.items():
+                socket.setsockopt(self._zmq.SNDTIMEO, _milliseconds_until(end))
                 socket.send(messages[number])
             poller = self._zmq.Poller()
             for socket in waiting:
@@ -123,7 +128,7 @@ class ZmqLink:
 
             # Read the replies.
             while waiting:
-                ready = poller.poll(round(1000 * self._timeout))
+                ready = poller.poll(_milliseconds_until(end))
                 if not ready:
                     raise ServerUnavailable(
                         f"no reply (of at most {MAX_MESSAGE_BYTES >> 20} MiB) within {self._timeout:g} s"
@@ -150,7 +155,7 @@ class ZmqLink:
             for option, value in (
                 (zmq.LINGER, 0),
                 (zmq.RCVTIMEO, round(1000 * self._timeout)),
-                (zmq.SNDTIMEO, round(1000 * self._timeout)),
+                (zmq.RCVHWM, 1),
                 (zmq.IMMEDIATE, 1),  # sending to a server that does not exist fails
                 (zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES),
                 (zmq.IPV6, "[" in self._address),
@@ -159,6 +164,10 @@ class ZmqLink:
             socket.connect(self._address)
             self._sockets[number] = socket
         return self._sockets[number]
+
+
+def _milliseconds_until(end: float) -> int:
+    return max(0, round(1000 * (end - time.monotonic())))
 
 
 def _request(name: str, token: str | None, endpoint: str, number: int, data: Any) -> dict[str, Any]:

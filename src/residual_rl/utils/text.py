@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 
 from residual_rl.errors import ConfigError
+
+_MOST = 10_000
+"""Characters at each end of a text that `one_line` reads."""
 
 
 def parse_pairs(pairs: Iterable[str], setting: str) -> dict[str, str]:
@@ -21,12 +25,22 @@ def parse_pairs(pairs: Iterable[str], setting: str) -> dict[str, str]:
 
 def one_line(text: object, limit: int = 300) -> str:
     """A message, such as an exception's, on one line and cut to `limit` characters; of a traceback, the last
-    line."""
-    lines = [" ".join(line.split()) for line in str(text).splitlines() if line.strip()]
+    line. Control characters are escaped, as in `printable`."""
+    whole = str(text)
+    if len(whole) > 2 * _MOST:  # the message of a traceback is at its end
+        whole = f"{whole[:_MOST]}\n{whole[-_MOST:]}"
+    lines = [" ".join(line.split()) for line in whole.splitlines() if line.strip()]
     if lines and lines[0].startswith("Traceback"):
         lines = lines[-1:]
-    joined = " ".join(lines)
+    joined = printable(" ".join(lines))
     return joined if len(joined) <= limit else f"{joined[:limit]}…"
+
+
+def listed(names: Iterable[object], most: int = 10) -> str:
+    """Names from another machine, such as the keys of its message, in one line of bounded length; "nothing"
+    without any."""
+    shown = [one_line(name, 40) for name in islice(names, most + 1)]
+    return f"{', '.join(shown[:most])}, …" if len(shown) > most else ", ".join(shown) or "nothing"
 
 
 def printable(text: str) -> str:
