@@ -66,6 +66,18 @@ def has_flag(argv: Sequence[str], name: str) -> bool:
     return any(word.partition("=")[0].replace("_", "-") == name for word in argv)
 
 
+def is_given(argv: Sequence[str], cls: type, field: str) -> bool:
+    """Whether the flag of a dataclass's field is among the arguments, by its name or an alias."""
+    return any(has_flag(argv, f"--{name}") for name in _flag_names(cls, field))
+
+
+def _flag_names(cls: type, field: str) -> list[str]:
+    """The name of a field's flag and its aliases, without dashes in front."""
+    hint = typing.get_type_hints(cls, include_extras=True)[field]
+    aliases = [a for m in getattr(hint, "__metadata__", ()) for a in getattr(m, "aliases", None) or ()]
+    return [name.lstrip("-").replace("_", "-") for name in (field, *aliases)]
+
+
 # --- the builder --------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import sys
 import residual_rl
 
 COMMANDS = {
-    "list": ("", "show the registered tasks, base policies and learners"),
+    "list": ("", "show the registered tasks, base policies, learners and presets"),
     "train": ("TASK", "train a residual on a task, or resume a run (--resume RUN)"),
     "eval": ("RUN|TASK", "evaluate a run against its base policy, or a base policy alone"),
     "sweep": ("TASK", "train a grid of settings with several seeds, and rank them"),
