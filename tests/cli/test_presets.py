@@ -57,7 +57,7 @@ def test_preset__flags_take_precedence() -> None:
 
 
 def test_preset__unknown_name_lists_those_of_the_task() -> None:
-    with pytest.raises(UnknownNameError, match="unknown preset of so101-paper 'guide'.*known: so101-guide"):
+    with pytest.raises(UnknownNameError, match=r"unknown preset of so101-paper 'guide'.*known: so101-guide"):
         parse("so101-paper", "--preset", "guide")
     with pytest.raises(ConfigError, match="preset so101-guide has settings of ppo: leave out --learner"):
         parse("so101-paper", "--preset", "so101-guide", "--learner", "sac")

@@ -15,6 +15,7 @@ from residual_rl.cli.flags import parse_flags, parse_head, require_target
 from residual_rl.config import ResidualScale, TrainCfg, replace_fields
 from residual_rl.errors import ConfigError, MissingDependencyError, UnknownNameError
 from residual_rl.evaluation.compare import run_episodes, summarize
+from residual_rl.evaluation.eval_file import check_replaceable
 from residual_rl.evaluation.evaluate import Episodes, no_residual
 from residual_rl.evaluation.report import format_table, write_report
 from residual_rl.exported_policy import ExportedPolicy, find_policy
@@ -55,7 +56,15 @@ class EvalFlags(CheckedCfg):
     video_episodes: PositiveInt = 4
     """Number of episodes in the video, from the first of the evaluation on."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["--out"])] = None
-    """Additional JSON file for the results; those of a run are always written to RUN/eval.json."""
+    """JSON file for the results. Those of a run are written to RUN/eval.json too, unless that file holds a
+    larger evaluation."""
+    overwrite: bool = False
+    """Replace a larger evaluation in RUN/eval.json, its report, or the file of --output."""
+
+    @property
+    def num_policies(self) -> int:
+        """Number of policies that are evaluated."""
+        return 1 + self.compare_base + self.compare_zero
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +92,11 @@ def _parse(argv: Sequence[str], target: str, cfg: TrainCfg, own: EvalFlags) -> t
     groups = {"own": own, "task": cfg.task, "base": cfg.base}
     parsed = parse_flags(groups, argv, f"eval {target}", "Evaluate on fixed episodes, each once.")
     flags: EvalFlags = parsed.pop("own")
+    # before the evaluation: a wrong path, or one with a larger evaluation, fails early
     if flags.output is not None:
-        make_folder(flags.output.parent)  # before the evaluation: a wrong path fails early
+        make_folder(flags.output.parent)
+        if not flags.overwrite:
+            check_replaceable(flags.output, flags.n_episodes, flags.num_policies)
     given = {"num_threads": flags.num_threads, "residual_scale": flags.residual_scale}
     changes = {name: value for name, value in given.items() if value is not None}
     return flags, replace_fields(dataclasses.replace(cfg, **parsed), changes)
@@ -103,6 +115,7 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
     flags, cfg = _parse(argv, str(path), trained.cfg, EvalFlags())
     scale = trained.residual_scale if flags.residual_scale is None else flags.residual_scale
     exported = dataclasses.replace(trained, residual_scale=scale)
+    stored = _is_stored(run, flags)
     torch.set_num_threads(cfg.run.torch_threads)
     # evaluate the policies, all on the same episodes
     results = {"residual": _run_episodes(cfg, flags, exported)}
@@ -123,7 +136,8 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
         ),
     }
     evaluation = summarize(results, _seeds(flags), cfg.task_id, settings, _units(cfg))
-    write_json(run.eval_file, evaluation)
+    if stored:
+        write_json(run.eval_file, evaluation)
     if flags.output is not None:
         write_json(flags.output, evaluation)
     console = Console()
@@ -133,10 +147,29 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
             _write_video(run.path / "video.mp4", cfg, flags, exported)
         except MissingDependencyError as error:
             console.print(f"no video: {error}", soft_wrap=True)
-    report = write_report(run.path, evaluation, plot=flags.plot)
+    # a run that keeps its larger evaluation keeps the report of that one
+    report = write_report(run.path, evaluation if stored else None, plot=flags.plot)
     console.print(format_table(evaluation))
+    if not stored:
+        console.print(
+            f"{run.eval_file} and the report keep the larger evaluation; this one is in {flags.output}",
+            soft_wrap=True,
+        )
     console.print(f"Run folder: {run.path}\nReport: {report}", soft_wrap=True)
     return 0
+
+
+def _is_stored(run: RunFolder, flags: EvalFlags) -> bool:
+    """Whether the results are written to `RUN/eval.json`: with --output, a larger evaluation is kept there.
+    Raises `ConfigError` if they would be written nowhere."""
+    try:
+        if not flags.overwrite:
+            check_replaceable(run.eval_file, flags.n_episodes, flags.num_policies)
+    except ConfigError:
+        if flags.output is None:
+            raise
+        return False
+    return True
 
 
 def _evaluate_base(task_id: str, argv: Sequence[str]) -> int:

@@ -46,7 +46,7 @@ class TrainFlags:
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["--out", "--output"])] = None
     """Run folder to create. None: runs/TASK-DATE-TIME."""
     quick: bool = False
-    """Run the whole pipeline, report included, in under 30 s, as a smoke test."""
+    """Run the whole pipeline, report included, in under a minute, as a smoke test."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +77,11 @@ def main(argv: Sequence[str]) -> int:
     runner = Runner(cfg, RunFolder(output))  # before the folder is created: wrong settings leave none behind
     with runner.folder.start(cfg.to_dict()):
         code = _train(runner, runner.folder)
-    # --quick also evaluates, with plots, so that it covers the whole pipeline
+    # --quick also evaluates, with a report, so that it covers the whole pipeline
     if flags.quick and code == 0:
         from residual_rl.cli import eval as evaluation
 
-        return evaluation.main(
-            [str(output), "--n-episodes", "8", "--compare-base", "--compare-zero", "--plot"]
-        )
+        return evaluation.main([str(output), "--n-episodes", "8", "--compare-base", "--compare-zero"])
     return code
 
 
@@ -166,6 +164,7 @@ def _train(runner: Runner, folder: RunFolder) -> int:
     from residual_rl.runs.progress_bar import clock_time
 
     console = Console()
+    start = runner.progress.step
     summary = runner.learn()
     best = summary["best_success_rate"]
     steps, took = f"{summary['steps']:,} steps", clock_time(summary["wall_time"])
@@ -175,10 +174,10 @@ def _train(runner: Runner, folder: RunFolder) -> int:
             soft_wrap=True,
         )
         return 128 + int(summary["signal"])
-    console.print(
-        f"Trained {steps} in {took}; best evaluation during training: {100 * best:.1f} % success.",
-        soft_wrap=True,
-    )
+    done = f"Trained {steps} in {took}"
+    if start == summary["steps"]:
+        done = f"Nothing to train: the run has all of its {steps} (--total-timesteps N trains up to N)"
+    console.print(f"{done}; best evaluation during training: {100 * best:.1f} % success.", soft_wrap=True)
     if summary["time_to_95"] is not None:
         console.print(
             f"95 % success in an evaluation after {clock_time(summary['time_to_95'])} and "

@@ -37,7 +37,7 @@ _PPO: dict[str, Any] = {
 PRESETS = (
     Preset(
         name="expert-residual",
-        source="Expert+Residual PPO scripts for ManiSkill (README and defaults of ppo_fast_expert_residual.py)",
+        source="Expert+Residual PPO scripts for ManiSkill: README and ppo_fast_expert_residual.py",
         base_policy="zero",
         settings={
             **_PPO,
