@@ -89,7 +89,7 @@ class RunCfg(CheckedCfg):
     keep_checkpoints: PositiveInt = 3
     """Number of checkpoints to keep."""
     num_threads: NonNegativeInt = 0
-    """Simulator threads; 0 means one per CPU core."""
+    """Simulator threads; 0 means OMP_NUM_THREADS, or else one per CPU core."""
     torch_threads: PositiveInt = 1
     """Threads of the networks; more than one is slower when the simulator uses the cores."""
     device: str = "cpu"

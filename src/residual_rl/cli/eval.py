@@ -39,7 +39,8 @@ class EvalFlags(CheckedCfg):
     eval_envs: PositiveInt = 100
     """Envs stepped together; the results do not depend on it."""
     num_threads: NonNegativeInt | None = None
-    """Simulator threads; 0 means one per CPU core. The results do not depend on it. None: as in training."""
+    """Simulator threads; 0 means OMP_NUM_THREADS, or else one per CPU core. The results do not depend on
+    it. None: as in training."""
     model: str | None = None
     """best, final, interrupted, or the path of an exported policy. None: best, or the model given in place of
     a run."""

@@ -27,7 +27,7 @@ class SuccessEvaluation:
         task_id: task of the demonstrations.
         task_settings: settings of that task as plain values.
         episodes: number of episodes, one per env.
-        num_threads: simulator threads; 0 means one per CPU core.
+        num_threads: simulator threads; 0 means OMP_NUM_THREADS, or else one per CPU core.
         share: maximum fraction of the time since construction that evaluations may take.
 
     Raises:
