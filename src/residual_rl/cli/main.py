@@ -62,6 +62,7 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _run(command: str, argv: list[str]) -> int:
+    from residual_rl.cli.foreign_names import hint
     from residual_rl.errors import ResidualRLError
 
     logging.basicConfig(format="residual-rl: %(levelname)s: %(message)s", level=logging.WARNING)
@@ -70,7 +71,7 @@ def _run(command: str, argv: list[str]) -> int:
         return code
     except ResidualRLError as error:
         # messages of libraries may have several lines
-        print(f"residual-rl: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        print(f"residual-rl: error: {' '.join(str(error).splitlines())}{hint(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("residual-rl: interrupted", file=sys.stderr)
