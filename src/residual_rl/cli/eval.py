@@ -11,6 +11,7 @@ import torch
 import tyro
 from rich.console import Console
 
+from residual_rl.base_policies.sb3 import SB3Residual
 from residual_rl.cli.flags import parse_flags, parse_head, require_target
 from residual_rl.config import ResidualScale, TrainCfg, replace_fields
 from residual_rl.errors import ConfigError, MissingDependencyError, UnknownNameError
@@ -18,12 +19,13 @@ from residual_rl.evaluation.compare import run_episodes, summarize
 from residual_rl.evaluation.eval_file import check_replaceable
 from residual_rl.evaluation.evaluate import Episodes, no_residual
 from residual_rl.evaluation.report import format_table, write_report
-from residual_rl.exported_policy import ExportedPolicy, find_policy
+from residual_rl.exported_policy import ExportedPolicy, ResidualModel, find_policy
 from residual_rl.factory import make_residual_env
 from residual_rl.registry import TASKS
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.utils.files import make_folder, write_json
 from residual_rl.utils.seeding import EVAL_SEED
+from residual_rl.utils.trusted import read_sb3_policy
 from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, PositiveInt
 from residual_rl.visualization.recording import Recording, record, write_comparison
 
@@ -74,6 +76,23 @@ class BaseEvalFlags(EvalFlags):
 
     base_policy: Annotated[str, tyro.conf.arg(aliases=["--expert-type"])] = ""
     """The policy to evaluate: an id of `residual-rl list`."""
+    residual_policy: Path | None = None
+    """Stable-Baselines3 model (.zip) to evaluate on top of it and compare with it, trained on
+    gymnasium.make(ID, base_policy=…, residual_scale=…); give that scale as --residual-scale. Needs
+    --trust-checkpoint."""
+
+    @property
+    def num_policies(self) -> int:
+        """Number of policies that are evaluated."""
+        return 1 + (self.residual_policy is not None) + self.compare_zero
+
+
+@dataclasses.dataclass(frozen=True)
+class TrustFlags:
+    """The flag that allows reading a residual policy, where the base policy has none of its own."""
+
+    trust_checkpoint: bool = False
+    """Allow reading the model of --residual-policy; it can run any code of its author."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -91,8 +110,11 @@ def main(argv: Sequence[str]) -> int:
 def _parse(argv: Sequence[str], target: str, cfg: TrainCfg, own: EvalFlags) -> tuple[EvalFlags, TrainCfg]:
     """The flags, and `cfg` with the settings that they change."""
     groups = {"own": own, "task": cfg.task, "base": cfg.base}
+    if isinstance(own, BaseEvalFlags) and not hasattr(cfg.base, "trust_checkpoint"):
+        groups["trust"] = TrustFlags()
     parsed = parse_flags(groups, argv, f"eval {target}", "Evaluate on fixed episodes, each once.")
     flags: EvalFlags = parsed.pop("own")
+    parsed.pop("trust", None)
     # before the evaluation: a wrong path, or one with a larger evaluation, fails early
     if flags.output is not None:
         make_folder(flags.output.parent)
@@ -177,23 +199,43 @@ def _evaluate_base(task_id: str, argv: Sequence[str]) -> int:
     head = parse_head(BaseEvalFlags(), argv, f"eval {task_id}")
     cfg = TrainCfg.default(task_id, head.base_policy or None)
     flags, cfg = _parse(argv, task_id, cfg, BaseEvalFlags(base_policy=cfg.base_policy_id))
-    # flags that make sense for a run only
+    # flags that make sense for a run only, or for a residual
     for name in ("model", "residual_scale", "compare_base", "plot", "save_video"):
         value = getattr(flags, name)
+        if head.residual_policy is not None and name in ("residual_scale", "compare_base"):
+            continue
         if value is not None and value is not False:  # 0 is a valid scale
             raise ConfigError(
                 f"--{name.replace('_', '-')} needs a run folder: train first, then `residual-rl eval RUN`"
             )
     torch.set_num_threads(cfg.run.torch_threads)
-    # evaluate the base policy, and zero actions on request
-    results = {"base": _run_episodes(cfg, flags)}
+    # evaluate the residual if there is one, the base policy, and zero actions on request
+    results, settings = {}, _settings(cfg, flags)
+    residual = _read_residual(argv, task_id, head.residual_policy, cfg.residual.residual_scale)
+    if residual is not None:
+        results["residual"] = _run_episodes(cfg, flags, residual)
+        settings |= {
+            "residual_policy": str(head.residual_policy),
+            "residual_scale": residual.residual_scale,
+        }
+    results["base"] = _run_episodes(cfg, flags)
     if flags.compare_zero:
         results["zero"] = _run_episodes(cfg, flags, base_policy_id="zero")
-    evaluation = summarize(results, _seeds(flags), task_id, _settings(cfg, flags), _units(cfg))
+    evaluation = summarize(results, _seeds(flags), task_id, settings, _units(cfg))
     if flags.output is not None:
         write_json(flags.output, evaluation)
     Console().print(format_table(evaluation))
     return 0
+
+
+def _read_residual(argv: Sequence[str], task_id: str, path: Path | None, scale: float) -> SB3Residual | None:
+    """The model of --residual-policy, with the user's trust; None without the flag."""
+    if path is None:
+        return None
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist; --residual-policy needs a Stable-Baselines3 model (.zip)")
+    trusted = parse_head(TrustFlags(), argv, f"eval {task_id}").trust_checkpoint
+    return SB3Residual(read_sb3_policy(path, trusted), scale, str(path))
 
 
 def _seeds(flags: EvalFlags) -> range:
@@ -201,7 +243,7 @@ def _seeds(flags: EvalFlags) -> range:
 
 
 def _run_episodes(
-    cfg: TrainCfg, flags: EvalFlags, exported: ExportedPolicy | None = None, base_policy_id: str | None = None
+    cfg: TrainCfg, flags: EvalFlags, exported: ResidualModel | None = None, base_policy_id: str | None = None
 ) -> Episodes:
     """Evaluate base + residual, or without `exported` the base alone."""
     name = "residual" if exported else base_policy_id or "base"
