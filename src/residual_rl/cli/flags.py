@@ -183,7 +183,7 @@ def _fields(groups: Mapping[str, Any]) -> tuple[StructFieldSpec, ...]:
         fields.append(
             StructFieldSpec(
                 name=f"{group}/{name}",
-                type=Annotated[annotation, extra],
+                type=Annotated[annotation, extra],  # type: ignore[arg-type]
                 default=getattr(groups[group], name, tyro.MISSING),
                 helptext=docs[group].get(name),
             )
