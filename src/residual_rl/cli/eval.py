@@ -26,7 +26,7 @@ from residual_rl.runs.run_folder import RunFolder
 from residual_rl.utils.files import make_folder, write_json
 from residual_rl.utils.seeding import EVAL_SEED
 from residual_rl.utils.trusted import read_sb3_policy
-from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, PositiveInt
+from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, NumEnvs, NumThreads, PositiveInt
 from residual_rl.visualization.recording import Recording, record, write_comparison
 
 
@@ -38,9 +38,9 @@ class EvalFlags(CheckedCfg):
     """Episodes of each policy; the same for all."""
     first_seed: NonNegativeInt = EVAL_SEED
     """Seed of the first episode; the others follow. Training and its evaluations use other seeds."""
-    eval_envs: PositiveInt = 100
+    eval_envs: NumEnvs = 100
     """Envs stepped together; the results do not depend on it."""
-    num_threads: NonNegativeInt | None = None
+    num_threads: NumThreads | None = None
     """Simulator threads; 0 means OMP_NUM_THREADS, or else one per CPU core. The results do not depend on
     it. None: as in training."""
     model: str | None = None
@@ -134,6 +134,7 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
             f"residual-rl eval RUN --model {path}"
         )
     run, trained = RunFolder(found.run), found.exported
+    run.refuse_links()  # before the evaluation, whose results are written there
     # the settings: those of training, with the changes of the command line
     flags, cfg = _parse(argv, str(path), trained.cfg, EvalFlags())
     scale = trained.residual_scale if flags.residual_scale is None else flags.residual_scale
