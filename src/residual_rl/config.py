@@ -104,6 +104,13 @@ class RunCfg(CheckedCfg):
     """Device of the envs and the base policy; MuJoCo steps on the CPU only."""
     wandb_project: Address | None = None
     """Weights & Biases project to log to, besides the run folder."""
+    wandb_artifacts: bool = False
+    """Log the models and evaluations as artifacts of the W&B run when the training has finished."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.wandb_artifacts and self.wandb_project is None:
+            raise ConfigError("wandb_artifacts needs a project: set it with --wandb-project PROJECT")
 
 
 @dataclass(frozen=True)

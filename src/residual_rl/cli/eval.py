@@ -23,6 +23,7 @@ from residual_rl.exported_policy import ExportedPolicy, ResidualModel, find_poli
 from residual_rl.factory import make_residual_env
 from residual_rl.registry import TASKS
 from residual_rl.runs.run_folder import RunFolder
+from residual_rl.runs.wandb_artifacts import check_tracked, log_evaluation
 from residual_rl.utils.files import make_folder, write_json
 from residual_rl.utils.seeding import EVAL_SEED
 from residual_rl.utils.trusted import read_sb3_policy
@@ -61,6 +62,8 @@ class EvalFlags(CheckedCfg):
     output: Annotated[Path | None, tyro.conf.arg(aliases=["--out"])] = None
     """JSON file for the results. Those of a run are written to RUN/eval.json too, unless that file holds a
     larger evaluation."""
+    wandb_artifacts: bool = False
+    """Log the results to the run's W&B run, as an artifact with the report and the video."""
     overwrite: bool = False
     """Replace a larger evaluation in RUN/eval.json, its report, or the file of --output."""
 
@@ -140,6 +143,7 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
     scale = trained.residual_scale if flags.residual_scale is None else flags.residual_scale
     exported = dataclasses.replace(trained, residual_scale=scale)
     stored = _is_stored(run, flags)
+    project = check_tracked(run, trained.cfg.run.wandb_project) if flags.wandb_artifacts else None
     torch.set_num_threads(cfg.run.torch_threads)
     # evaluate the policies, all on the same episodes
     results = {"residual": _run_episodes(cfg, flags, exported)}
@@ -174,6 +178,8 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
     # a run that keeps its larger evaluation keeps the report of that one
     report = write_report(run.path, evaluation if stored else None, plot=flags.plot)
     console.print(format_table(evaluation))
+    if project is not None:
+        log_evaluation(run, project)
     if not stored:
         console.print(
             f"{run.eval_file} and the report keep the larger evaluation; this one is in {flags.output}",
@@ -201,7 +207,7 @@ def _evaluate_base(task_id: str, argv: Sequence[str]) -> int:
     cfg = TrainCfg.default(task_id, head.base_policy or None)
     flags, cfg = _parse(argv, task_id, cfg, BaseEvalFlags(base_policy=cfg.base_policy_id))
     # flags that make sense for a run only, or for a residual
-    for name in ("model", "residual_scale", "compare_base", "plot", "save_video"):
+    for name in ("model", "residual_scale", "compare_base", "plot", "save_video", "wandb_artifacts"):
         value = getattr(flags, name)
         if head.residual_policy is not None and name in ("residual_scale", "compare_base"):
             continue

@@ -19,6 +19,7 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 from residual_rl.cli.foreign_names import describe_foreign_flags
 from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.registry import TASKS
+from residual_rl.utils.artifacts import PREFIX, Artifact, fetch_artifact
 from residual_rl.utils.validation import describe_bounds
 
 HELP = {"-h", "--help"}
@@ -161,6 +162,7 @@ def _parse(
         _Flags, args=list(argv), prog=f"residual-rl {command}", registry=registry, **options
     )
     values, others = parsed if options.get("return_unknown_args") else (parsed, [])
+    values = _fetched(values, given)
     # The dataclasses are created here and not by tyro, so that their ConfigErrors are raised unchanged.
     result: dict[str, Any] = dict.fromkeys(groups)
     for group, default in given.items():
@@ -169,6 +171,19 @@ def _parse(
             **{field.name: values[f"{group}/{field.name}"] for field in dataclasses.fields(cls)}
         )
     return result, list(others)
+
+
+def _fetched(values: dict[str, Any], groups: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with the folders of downloads in place of the names of artifacts that the user typed.
+    Defaults, which may be from a file, are left as they are."""
+    fetched = dict(values)
+    for group, name, _, annotation in _named_fields(groups):
+        value = values[f"{group}/{name}"]
+        takes_artifacts = any(isinstance(item, Artifact) for item in getattr(annotation, "__metadata__", ()))
+        is_typed = takes_artifacts and value != getattr(groups[group], name, None)
+        if is_typed and value.startswith(PREFIX):
+            fetched[f"{group}/{name}"] = str(fetch_artifact(value))
+    return fetched
 
 
 def _fields(groups: Mapping[str, Any]) -> tuple[StructFieldSpec, ...]:

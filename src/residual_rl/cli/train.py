@@ -166,6 +166,7 @@ def _train(runner: Runner, folder: RunFolder) -> int:
     from rich.console import Console
 
     from residual_rl.runs.progress_bar import clock_time
+    from residual_rl.runs.wandb_artifacts import log_models
 
     console = Console()
     start = runner.progress.step
@@ -187,6 +188,8 @@ def _train(runner: Runner, folder: RunFolder) -> int:
             f"95 % success in an evaluation after {clock_time(summary['time_to_95'])} and "
             f"{summary['step_to_95']:,} steps."
         )
+    if runner.cfg.run.wandb_artifacts and runner.cfg.run.wandb_project is not None:
+        log_models(folder, runner.cfg.run.wandb_project)
     console.print(f"Run folder: {folder.path}", soft_wrap=True)
     console.print(
         f"Evaluate it: residual-rl eval {folder.path} --compare-base --plot --save-video", soft_wrap=True
