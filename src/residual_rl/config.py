@@ -100,7 +100,7 @@ class RunCfg(CheckedCfg):
     keep_checkpoints: PositiveInt = 3
     """Number of checkpoints to keep."""
     num_threads: NumThreads = 0
-    """Simulator threads; 0 means one per CPU core."""
+    """Simulator threads; 0 means OMP_NUM_THREADS, or else one per CPU core."""
     torch_threads: PositiveInt = 1
     """Threads of the networks; more than one is slower when the simulator uses the cores."""
     device: str = "cpu"
@@ -109,6 +109,13 @@ class RunCfg(CheckedCfg):
     """Device of the envs and the base policy; MuJoCo steps on the CPU only."""
     wandb_project: Address | None = None
     """Weights & Biases project to log to, besides the run folder."""
+    wandb_artifacts: bool = False
+    """Log the models and evaluations as artifacts of the W&B run when the training has finished."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.wandb_artifacts and self.wandb_project is None:
+            raise ConfigError("wandb_artifacts needs a project: set it with --wandb-project PROJECT")
 
 
 @dataclass(frozen=True)
@@ -152,13 +159,16 @@ class TrainCfg:
         base_policy_id: str | None = None,
         learner_id: str | None = None,
         variant: str | None = None,
+        preset: str | None = None,
     ) -> TrainCfg:
         """The default settings of a task, with its default base policy and learner unless others are given.
 
-        `variant` is a value of the setting `TaskSpec.variant`.
+        `variant` is a value of the setting `TaskSpec.variant`, and `preset` the name of one of
+        `TaskSpec.presets`, whose settings take precedence over all other defaults.
         """
         spec = TASKS.get(task_id)
-        base_policy_id = base_policy_id or spec.base_policy
+        published = spec.preset(preset) if preset is not None else None
+        base_policy_id = base_policy_id or (published and published.base_policy) or spec.base_policy
         base = BASE_POLICIES.get(base_policy_id).default_config()
         learner = LEARNERS.get(spec.learner).default_config()
         cfg = cls(task_id, base_policy_id, spec.default_config(), base, learner, learner_id=spec.learner)
@@ -167,12 +177,18 @@ class TrainCfg:
             cfg = replace_fields(
                 cfg, dict(load(spec.variant_overrides)(variant or getattr(cfg.task, spec.variant)))
             )
-        learner_id = learner_id or spec.learner
+        preset_learner = (published and published.learner) or spec.learner
+        learner_id = learner_id or preset_learner
+        if published is not None and learner_id != preset_learner:
+            raise ConfigError(f"preset {preset} has settings of {preset_learner}: leave out --learner")
         if learner_id != spec.learner:
             cfg = dataclasses.replace(
                 cfg, learner_id=learner_id, learner=LEARNERS.get(learner_id).default_config()
             )
-        return replace_fields(cfg, dict(LEARNERS.get(learner_id).train_overrides))
+        # the learner's defaults, then the base policy's, and last the preset
+        cfg = replace_fields(cfg, dict(LEARNERS.get(learner_id).train_overrides))
+        cfg = replace_fields(cfg, dict(BASE_POLICIES.get(base_policy_id).train_overrides))
+        return cfg if published is None else replace_fields(cfg, dict(published.settings))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON: tuples become lists."""

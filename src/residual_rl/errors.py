@@ -29,6 +29,7 @@ class UnknownNameError(ResidualRLError, KeyError):
         near = difflib.get_close_matches(name, known, n=3)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
         super().__init__(f"unknown {kind} {name!r}{hint}; known: {', '.join(known) or 'none'}")
+        self.name = name
 
     def __str__(self) -> str:  # KeyError would print the message's repr
         return str(self.args[0])

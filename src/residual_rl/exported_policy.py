@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from gymnasium import spaces
@@ -40,6 +41,17 @@ def export_policy(folder: Path, cfg: TrainCfg, learner: Learner, residual_scale:
     checkpoint.save(folder / POLICY_FILE, state, "policy")
     write_json(folder / "config.json", cfg.to_dict())
     cfg.write_signature(folder)
+
+
+class ResidualModel(Protocol):
+    """A trained residual policy that can be evaluated."""
+
+    @property
+    def residual_scale(self) -> float:
+        """The residual scale to run it with."""
+
+    def actor(self, obs_space: spaces.Dict, action_dim: int, device: torch.device) -> Callable[[Obs], Tensor]:
+        """See `ExportedPolicy.actor`."""
 
 
 @dataclass

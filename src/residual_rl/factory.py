@@ -25,7 +25,7 @@ def make_vec_env(
     Args:
         task: id of the task.
         num_envs: B.
-        num_threads: simulator threads; 0 means one per CPU core.
+        num_threads: simulator threads; 0 means OMP_NUM_THREADS, or else one per CPU core.
         device: device of the tensors.
         settings: fields of the task's settings that differ from their defaults.
 

@@ -40,6 +40,22 @@ def check_metric_names(owner: str, names: Iterable[str]) -> None:
 
 
 @dataclass(frozen=True)
+class Preset:
+    """Published training settings for a task."""
+
+    name: str
+    """Name, as `--preset` takes it."""
+    source: str
+    """Where the settings are published."""
+    settings: Mapping[str, Any]
+    """Values by setting, of any part of the training's settings."""
+    base_policy: str | None = None
+    """Id of its base policy. None: that of the task."""
+    learner: str | None = None
+    """Id of its learner, to which its settings apply. None: that of the task."""
+
+
+@dataclass(frozen=True)
 class TaskSpec:
     """A registered task. `config` and `make` are `module:attribute` strings, so that listing tasks imports no
     simulator."""
@@ -63,6 +79,8 @@ class TaskSpec:
     them."""
     learner: str = "ppo"
     """Id of the default learner. Other learners start from their own defaults."""
+    presets: tuple[Preset, ...] = ()
+    """Published settings for the task, which `train --preset` names."""
     metric_units: Mapping[str, str] = field(default_factory=dict)
     """Units of the task's own metrics, by name. "%" declares an outcome of the episode, 0 or 1, or another
     share, which is shown in percent."""
@@ -90,6 +108,13 @@ class TaskSpec:
         """The task's settings with their defaults."""
         return load(self.config)(**self.config_overrides)
 
+    def preset(self, name: str) -> Preset:
+        """The preset `name`. Raises `UnknownNameError`, which lists the known ones."""
+        known = {preset.name: preset for preset in self.presets}
+        if name not in known:
+            raise UnknownNameError(f"preset of {self.id}", name, known)
+        return known[name]
+
 
 @dataclass(frozen=True)
 class BasePolicySpec:
@@ -101,6 +126,9 @@ class BasePolicySpec:
     """`make(cfg, env) -> BasePolicy`, where `cfg` is None without `config`."""
     config: str | None = None
     """Dataclass of its settings; its fields become `--base.*` flags."""
+    train_overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the run and of the residual with other defaults on this base policy; applied after the
+    learner's. `train` reports those that take effect."""
 
     def default_config(self) -> Any:
         """Its settings with their defaults, or None if it has none."""

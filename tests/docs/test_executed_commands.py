@@ -51,7 +51,7 @@ EXECUTED: list[tuple[str, str, list[str], Check]] = [
     (
         "README.md",
         "residual-rl eval runs/x --compare-base --plot --save-video",
-        ["--n-episodes", "2"],
+        ["--n-episodes", "2", "--overwrite"],
         lambda folder, _: (
             (folder / "runs/x/video.mp4").stat().st_size > 10_000
             and set(json.loads((folder / "runs/x/eval.json").read_text())["policies"]) == {"base", "residual"}

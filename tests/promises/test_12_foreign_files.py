@@ -233,6 +233,7 @@ def test_refuse_links__nothing_outside_a_run_folder_is_written(
         "eval_results": tmp_path / "folder",
         "eval_results/plot.png": outside,
         "distilled": tmp_path / "folder",
+        "wandb": tmp_path / "folder",
     }
     for name, target in links.items():
         hostile = shutil.copytree(run, tmp_path / "hostile")

@@ -288,6 +288,7 @@ def test_trial_process__stopped_trial_resumes_and_is_evaluated(tmp_path: Path) -
         "10000000",
         "--num-threads",
         "1",
+        "--overwrite",
     ]
 
 

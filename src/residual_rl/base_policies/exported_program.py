@@ -41,7 +41,7 @@ class ProgramPolicy(BasePolicy):
     ):
         self._module = program.module()
         self._keys = tuple(input_keys)
-        self.inputs = input_shapes(self._keys, env, name)  # type: ignore[misc]
+        self.inputs = input_shapes(self._keys, env.single_observation_space, name)  # type: ignore[misc]
         wanted = _input_shapes(program)
         if len(wanted) != 1 or len(wanted[0]) != 2:
             raise ConfigError(

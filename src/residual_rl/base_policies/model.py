@@ -12,6 +12,7 @@ from typing import Annotated
 import tyro
 
 from residual_rl.registry import BasePolicySpec, register_base_policy
+from residual_rl.utils.artifacts import ModelPath
 from residual_rl.utils.sensitive import Trust
 from residual_rl.utils.validation import CheckedCfg, ChunkLength
 
@@ -20,9 +21,10 @@ from residual_rl.utils.validation import CheckedCfg, ChunkLength
 class ModelCfg(CheckedCfg):
     """Settings of the `model` base policy."""
 
-    checkpoint: Annotated[str, tyro.conf.arg(aliases=["--model-path"])] = ""
+    checkpoint: Annotated[ModelPath, tyro.conf.arg(aliases=["--model-path"])] = ""
     """A run folder, a model in it, or its policy.safetensors; a Stable-Baselines3 .zip; a torch.export .pt2;
-    or a .pt of ManiSkill's PPO."""
+    or a .pt of ManiSkill's PPO. On the command line also a W&B artifact that holds one:
+    wandb:ENTITY/PROJECT/NAME:VERSION."""
     trust_checkpoint: Annotated[Trust, tyro.conf.arg(aliases=["--trust-checkpoint"])] = False
     """Allow reading a .zip, .pt2 or .pt, also as the base of a run; it can run arbitrary code."""
     input_keys: tuple[str, ...] = ()

@@ -20,9 +20,10 @@ def join_inputs(obs: Obs, keys: Sequence[str]) -> Tensor:
     return torch.cat([obs[key].float().flatten(1) for key in keys], 1)
 
 
-def input_shapes(keys: Sequence[str], env: VecEnv, name: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of the observations `keys`. Raises `ConfigError` for one that `env` does not have."""
-    observed: Mapping[str, Any] = env.single_observation_space.spaces  # type: ignore[attr-defined]
+def input_shapes(keys: Sequence[str], space: Any, name: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of the observations `keys`. Raises `ConfigError` for one that is not in `space`, the dict of an
+    env's observations."""
+    observed: Mapping[str, Any] = space.spaces
     for key in keys:
         if key not in observed:
             raise ConfigError(
@@ -31,20 +32,23 @@ def input_shapes(keys: Sequence[str], env: VecEnv, name: str) -> dict[str, tuple
     return {key: tuple(observed[key].shape) for key in keys}
 
 
-def check_size(inputs: Mapping[str, tuple[int, ...]], wanted: tuple[int, ...], name: str) -> None:
-    """Raise `ConfigError` unless the joined `inputs` have the shape `wanted`."""
+FIX_INPUTS = "choose other --base.input-keys, or another model"
+"""The end of an error about the observations of a base policy."""
+
+
+def check_size(
+    inputs: Mapping[str, tuple[int, ...]], wanted: tuple[int, ...], name: str, fix: str = FIX_INPUTS
+) -> None:
+    """Raise `ConfigError`, which ends with `fix`, unless the joined `inputs` have the shape `wanted`."""
     size = sum(torch.Size(shape).numel() for shape in inputs.values())
     if wanted != (size,):
         given = " + ".join(f"{key} {shape}" for key, shape in inputs.items())
-        raise ConfigError(
-            f"{name} observes {wanted}; this env gives it {(size,)}, {given}: "
-            "choose other --base.input-keys, or another model"
-        )
+        raise ConfigError(f"{name} observes {wanted}; this env gives it {(size,)}, {given}: {fix}")
 
 
-def check_actions(space: Any, env: VecEnv, name: str) -> None:
-    """Raise `ConfigError` unless `space` is the action space of `env`."""
-    wanted = (len(env.action_unit),)
+def check_actions(space: Any, num_actions: int, name: str) -> None:
+    """Raise `ConfigError` unless `space` is that of `num_actions` actions in [-1, 1]."""
+    wanted = (num_actions,)
     if not isinstance(space, spaces.Box) or space.shape != wanted:
         raise ConfigError(f"{name} acts in {space}; this env takes actions Box(-1.0, 1.0, {wanted})")
     if (space.low != -1.0).any() or (space.high != 1.0).any():

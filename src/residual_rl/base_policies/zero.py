@@ -9,5 +9,6 @@ register_base_policy(
         id="zero",
         summary="zero actions; with a residual scale of 1: plain RL",
         make="residual_rl.base_policies.zero_policy:make",
+        train_overrides={"residual_scale": 1.0},
     )
 )

@@ -18,6 +18,7 @@ from residual_rl.config import TrainCfg
 from residual_rl.errors import MissingDependencyError
 from residual_rl.factory import make_residual_env
 from residual_rl.utils.provenance import machine, versions
+from residual_rl.utils.threads import simulator_threads
 from residual_rl.utils.validation import CheckedCfg, NumEnvs, NumThreads, PositiveInt
 
 FORMAT_VERSION = 1
@@ -32,7 +33,7 @@ class BenchCfg(CheckedCfg):
     num_envs: NumEnvs = 32
     """Number of parallel envs."""
     num_threads: NumThreads = 0
-    """Simulator threads; 0 means one per CPU core."""
+    """Simulator threads; 0 means OMP_NUM_THREADS, or else one per CPU core."""
     num_steps: PositiveInt = 100
     """Policy steps of each env per turn of the comparison with bare MuJoCo."""
     repeats: PositiveInt = 5
@@ -103,7 +104,7 @@ def _stepping(cfg: TrainCfg, bench: BenchCfg) -> list[Row]:
         return [Row("env steps against bare mj_step", None, "", str(error))]
     finally:
         env.close()
-    size = f"{bench.num_envs} envs, {bench.num_threads or os.cpu_count()} threads"
+    size = f"{bench.num_envs} envs, {bench.num_threads or simulator_threads()} threads"
     return [
         _row(
             "env stepping",

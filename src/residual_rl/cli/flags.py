@@ -10,14 +10,16 @@ import itertools
 import json
 import shlex
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
+from residual_rl.cli.foreign_names import describe_foreign_flags
 from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.registry import TASKS
+from residual_rl.utils.artifacts import PREFIX, Artifact, fetch_artifact
 from residual_rl.utils.validation import describe_bounds
 
 HELP = {"-h", "--help"}
@@ -64,6 +66,23 @@ def require_target(argv: Sequence[str], command: str, target: str, purpose: str)
 def has_flag(argv: Sequence[str], name: str) -> bool:
     """Whether a flag is among the arguments, with a value or without."""
     return any(word.partition("=")[0].replace("_", "-") == name for word in argv)
+
+
+def is_given(argv: Sequence[str], cls: type, field: str) -> bool:
+    """Whether the flag of a dataclass's field is among the arguments, by its name or an alias."""
+    return any(has_flag(argv, f"--{name}") for name in _flag_names(cls, field))
+
+
+def _flag_names(cls: type, field: str) -> list[str]:
+    """The name of a field's flag and its aliases, without dashes in front."""
+    aliases = aliases_of(typing.get_type_hints(cls, include_extras=True)[field])
+    return [name.lstrip("-").replace("_", "-") for name in (field, *aliases)]
+
+
+def aliases_of(annotation: Any) -> list[str]:
+    """Aliases of the flag of a field with this annotation."""
+    found = getattr(annotation, "__metadata__", ())
+    return [alias for item in found for alias in getattr(item, "aliases", None) or ()]
 
 
 # --- the builder --------------------------------------------------------------------------------------------
@@ -127,6 +146,10 @@ def _parse(
 ) -> tuple[dict[str, Any], list[str]]:
     """The groups with the values of the arguments, and the unknown arguments; `options` go to `tyro.cli`."""
     given = {name: default for name, default in groups.items() if default is not None}
+    if not options.get("return_unknown_args") and HELP.isdisjoint(argv):
+        foreign = describe_foreign_flags(argv, _known_flags(given))
+        if foreign is not None:
+            raise ConfigError(foreign)
     # One flat namespace: tyro gets a single struct whose fields are those of all groups. It returns a dict
     # with a key GROUP/FIELD for each.
     registry = ConstructorRegistry()
@@ -139,41 +162,74 @@ def _parse(
         _Flags, args=list(argv), prog=f"residual-rl {command}", registry=registry, **options
     )
     values, others = parsed if options.get("return_unknown_args") else (parsed, [])
+    values = _fetched(values, given)
     # The dataclasses are created here and not by tyro, so that their ConfigErrors are raised unchanged.
     result: dict[str, Any] = dict.fromkeys(groups)
     for group, default in given.items():
-        cls = default if isinstance(default, type) else type(default)
+        cls = _class_of(default)
         result[group] = cls(
             **{field.name: values[f"{group}/{field.name}"] for field in dataclasses.fields(cls)}
         )
     return result, list(others)
 
 
+def _fetched(values: dict[str, Any], groups: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with the folders of downloads in place of the names of artifacts that the user typed.
+    Defaults, which may be from a file, are left as they are."""
+    fetched = dict(values)
+    for group, name, _, annotation in _named_fields(groups):
+        value = values[f"{group}/{name}"]
+        takes_artifacts = any(isinstance(item, Artifact) for item in getattr(annotation, "__metadata__", ()))
+        is_typed = takes_artifacts and value != getattr(groups[group], name, None)
+        if is_typed and value.startswith(PREFIX):
+            fetched[f"{group}/{name}"] = str(fetch_artifact(value))
+    return fetched
+
+
 def _fields(groups: Mapping[str, Any]) -> tuple[StructFieldSpec, ...]:
     """A tyro field for each field of the groups."""
     fields: list[StructFieldSpec] = []
+    docs = {group: field_docs(_class_of(default)) for group, default in groups.items()}
+    for group, name, flag, annotation in _named_fields(groups):
+        # the help shows the bounds of the value beside its default
+        bounds = describe_bounds(annotation)
+        hint = functools.partial("({}, default: {})".format, bounds) if bounds else None
+        extra = tyro.conf.arg(name=flag, help_behavior_hint=hint)
+        fields.append(
+            StructFieldSpec(
+                name=f"{group}/{name}",
+                type=Annotated[annotation, extra],  # type: ignore[arg-type]
+                default=getattr(groups[group], name, tyro.MISSING),
+                helptext=docs[group].get(name),
+            )
+        )
+    return tuple(fields)
+
+
+def _named_fields(groups: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Any]]:
+    """Group, name, flag without dashes, and annotation of each field."""
     # flags so far: a later group with the same field name gets its own name as a prefix
     taken: set[str] = set()
     for group, default in groups.items():
-        cls = default if isinstance(default, type) else type(default)
-        hints = typing.get_type_hints(cls, include_extras=True)
-        docs = field_docs(cls)
-        for field in dataclasses.fields(cls):
+        hints = typing.get_type_hints(_class_of(default), include_extras=True)
+        for field in dataclasses.fields(_class_of(default)):
             flag = f"{group}.{field.name}" if group in PREFIXED or field.name in taken else field.name
             taken.add(flag)
-            # the help shows the bounds of the value beside its default
-            bounds = describe_bounds(hints[field.name])
-            hint = functools.partial("({}, default: {})".format, bounds) if bounds else None
-            extra = tyro.conf.arg(name=flag, help_behavior_hint=hint)
-            fields.append(
-                StructFieldSpec(
-                    name=f"{group}/{field.name}",
-                    type=Annotated[hints[field.name], extra],  # type: ignore[arg-type]
-                    default=getattr(default, field.name, tyro.MISSING),
-                    helptext=docs.get(field.name),
-                )
-            )
-    return tuple(fields)
+            yield group, field.name, flag, hints[field.name]
+
+
+def _class_of(default: Any) -> Any:
+    return default if isinstance(default, type) else type(default)
+
+
+def _known_flags(groups: Mapping[str, Any]) -> set[str]:
+    """All flags of the groups, with their aliases and the negations of switches."""
+    known: set[str] = set()
+    for _, _, flag, annotation in _named_fields(groups):
+        for name in (flag, *aliases_of(annotation)):
+            prefix, dot, last = name.lstrip("-").replace("_", "-").rpartition(".")
+            known |= {f"--{prefix}{dot}{last}", f"--{prefix}{dot}no-{last}"}
+    return known
 
 
 def field_docs(cls: type) -> dict[str, str]:

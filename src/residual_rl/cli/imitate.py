@@ -18,6 +18,7 @@ from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.imitation.config import ALGOS, ImitateCfg
 from residual_rl.registry import load
 from residual_rl.runs.progress_bar import clock_time
+from residual_rl.runs.run_folder import RunFolder
 
 CHANGEABLE = {
     "total_steps",
@@ -88,8 +89,18 @@ def main(argv: Sequence[str]) -> int:
             f"{out}"
         )
     # the training
+    earlier = _finished_steps(out)
     summary = load(ALGOS[cfg.algo])(cfg, demos, out, resumed is not None)
-    return _report(summary, out)
+    return _report(summary, out, earlier)
+
+
+def _finished_steps(folder: Path) -> int | None:
+    """Steps of the finished training in `folder`; None if there is none."""
+    try:
+        summary = json.loads(RunFolder(folder).summary_file.read_text(encoding="utf-8"))
+        return int(summary["steps"]) if summary["finished"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _take_resume(argv: Sequence[str], wants_help: bool) -> tuple[list[str], Path | None]:
@@ -144,7 +155,8 @@ def _check_same(stored: ImitateCfg, cfg: ImitateCfg) -> None:
             )
 
 
-def _report(summary: dict[str, Any], out: Path) -> int:
+def _report(summary: dict[str, Any], out: Path, earlier: int | None) -> int:
+    """Print the outcome, given the steps of a training that had finished before; returns the exit code."""
     console = Console()
     steps, took = f"{summary['steps']:,} steps", clock_time(summary["wall_time"])
     if not summary["finished"]:
@@ -158,7 +170,10 @@ def _report(summary: dict[str, Any], out: Path) -> int:
         found.append(f"{100 * summary['best_success_rate']:.1f} % success in an evaluation during training")
     if summary["best_val_loss"] is not None:
         found.append(f"validation loss {summary['best_val_loss']:.4f}")
-    console.print(f"Trained {steps} in {took}; best: {', '.join(found) or 'not evaluated'}.", soft_wrap=True)
+    done = f"Trained {steps} in {took}"
+    if earlier == summary["steps"]:
+        done = f"Nothing to train: the model has all of its {steps} (--total-steps N trains up to N)"
+    console.print(f"{done}; best: {', '.join(found) or 'not evaluated'}.", soft_wrap=True)
     console.print(f"Model: {out / summary['model']}", soft_wrap=True)
     # the next commands, with the task's settings as flags
     settings = settings_as_flags(summary["task"], summary.get("task_settings") or {})

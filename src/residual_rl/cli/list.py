@@ -1,4 +1,4 @@
-"""`residual-rl list`: the registered tasks, base policies and learners."""
+"""`residual-rl list`: the registered tasks, base policies, learners and presets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS
 
 def main(argv: Sequence[str]) -> int:
     """Print a table of each kind."""
-    parse_flags({}, argv, "list", "Show the registered tasks, base policies and learners.")
+    parse_flags({}, argv, "list", "Show the registered tasks, base policies, learners and presets.")
     console = Console()
     tasks = Table("task", "description", "default base policy", title="Tasks", title_justify="left")
     for task in TASKS.all():
@@ -24,6 +24,10 @@ def main(argv: Sequence[str]) -> int:
     learners = Table("learner", "description", title="Learners", title_justify="left")
     for learner in LEARNERS.all():
         learners.add_row(learner.id, learner.summary)
-    for table in (tasks, policies, learners):
+    presets = Table("preset", "task", "source", title="Presets (train --preset)", title_justify="left")
+    for task in TASKS.all():
+        for preset in task.presets:
+            presets.add_row(preset.name, task.id, preset.source)
+    for table in (tasks, policies, learners, presets):
         console.print(table)
     return 0

@@ -11,7 +11,7 @@ import sys
 import residual_rl
 
 COMMANDS = {
-    "list": ("", "show the registered tasks, base policies and learners"),
+    "list": ("", "show the registered tasks, base policies, learners and presets"),
     "train": ("TASK", "train a residual on a task, or resume a run (--resume RUN)"),
     "eval": ("RUN|TASK", "evaluate a run against its base policy, or a base policy alone"),
     "sweep": ("TASK", "train a grid of settings with several seeds, and rank them"),
@@ -62,6 +62,7 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _run(command: str, argv: list[str]) -> int:
+    from residual_rl.cli.foreign_names import hint
     from residual_rl.errors import ResidualRLError
     from residual_rl.utils.consent import consenting, take_confirmations
     from residual_rl.utils.logs import PrintableFormatter
@@ -77,7 +78,7 @@ def _run(command: str, argv: list[str]) -> int:
         return code
     except ResidualRLError as error:
         # messages of libraries may have several lines, and texts of files and servers control characters
-        text = printable(" ".join(str(error).splitlines()))
+        text = printable(" ".join(str(error).splitlines()) + hint(error))
         print(f"residual-rl: error: {text}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from residual_rl.cli.flags import has_flag, parse_flags, parse_head, require_target, resume_folder
+from residual_rl.cli.flags import has_flag, is_given, parse_flags, parse_head, require_target, resume_folder
 from residual_rl.config import PARTS, TrainCfg, replace_fields
 from residual_rl.errors import CheckpointError, ConfigError
-from residual_rl.registry import LEARNERS, TASKS
+from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS
 from residual_rl.utils.files import write_json
 from residual_rl.utils.validation import CheckedCfg, PositiveInt
 
@@ -40,10 +40,13 @@ class TrainFlags:
     """Frozen base policy of the residual: an id of `residual-rl list`."""
     learner: str = ""
     """Algorithm that trains the residual: an id of `residual-rl list`."""
+    preset: str | None = None
+    """Published settings for the task to start from: a name of `residual-rl list`. Other flags change single
+    settings."""
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["--out", "--output"])] = None
     """Run folder to create. None: runs/TASK-DATE-TIME."""
     quick: bool = False
-    """Run the whole pipeline, report included, in under 30 s, as a smoke test."""
+    """Run the whole pipeline, report included, in under a minute, as a smoke test."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +69,7 @@ def main(argv: Sequence[str]) -> int:
         argv, "train", "TASK", "Train a residual, or resume a run with --resume RUN"
     )
     cfg, flags = parse(task_id, rest)
+    _print_changed_defaults(cfg, flags, rest)
     from residual_rl.runner import Runner
     from residual_rl.runs.run_folder import RunFolder
 
@@ -74,13 +78,11 @@ def main(argv: Sequence[str]) -> int:
     with runner.folder.start(cfg.to_dict()):
         cfg.write_signature(output)
         code = _train(runner, runner.folder)
-    # --quick also evaluates, with plots, so that it covers the whole pipeline
+    # --quick also evaluates, with a report, so that it covers the whole pipeline
     if flags.quick and code == 0:
         from residual_rl.cli import eval as evaluation
 
-        return evaluation.main(
-            [str(output), "--n-episodes", "8", "--compare-base", "--compare-zero", "--plot"]
-        )
+        return evaluation.main([str(output), "--n-episodes", "8", "--compare-base", "--compare-zero"])
     return code
 
 
@@ -99,14 +101,28 @@ def _defaults(task_id: str, argv: Sequence[str]) -> TrainCfg:
     """The defaults for the base policy, the learner and the variant of the task that the arguments name."""
     spec = TASKS.get(task_id)
     head = parse_head(TrainFlags(), argv, f"train {task_id}")
+    names = (task_id, head.base_policy or None, head.learner or None)
+    cfg = TrainCfg.default(*names, preset=head.preset)
     # the variant is one of the task's own settings, such as ManiSkill's env_id
-    variant = None
     if spec.variant is not None:
-        variant = getattr(parse_head(spec.default_config(), argv, f"train {task_id}"), spec.variant)
-    cfg = TrainCfg.default(task_id, head.base_policy or None, head.learner or None, variant)
+        variant = getattr(parse_head(cfg.task, argv, f"train {task_id}"), spec.variant)
+        cfg = TrainCfg.default(*names, variant, head.preset)
     if head.quick:
         cfg = replace_fields(cfg, {**QUICK, **LEARNERS.get(cfg.learner_id).quick_overrides})
     return cfg
+
+
+def _print_changed_defaults(cfg: TrainCfg, flags: TrainFlags, argv: Sequence[str]) -> None:
+    """Print the settings of which the base policy changes the default, unless a flag or the preset sets
+    them."""
+    spec = BASE_POLICIES.get(cfg.base_policy_id)
+    preset = TASKS.get(cfg.task_id).preset(flags.preset).settings if flags.preset else {}
+    for name, value in spec.train_overrides.items():
+        part = next(part for part in (cfg.residual, cfg.run) if hasattr(part, name))
+        if name in preset or is_given(argv, type(part), name):
+            continue
+        flag = name.replace("_", "-")
+        print(f"Base policy {spec.id} ({spec.summary}): --{flag} is {value:g} by default.")
 
 
 def _resume(argv: Sequence[str]) -> int:
@@ -150,8 +166,10 @@ def _train(runner: Runner, folder: RunFolder) -> int:
     from rich.console import Console
 
     from residual_rl.runs.progress_bar import clock_time
+    from residual_rl.runs.wandb_artifacts import log_models
 
     console = Console()
+    start = runner.progress.step
     summary = runner.learn()
     best = summary["best_success_rate"]
     steps, took = f"{summary['steps']:,} steps", clock_time(summary["wall_time"])
@@ -161,15 +179,17 @@ def _train(runner: Runner, folder: RunFolder) -> int:
             soft_wrap=True,
         )
         return 128 + int(summary["signal"])
-    console.print(
-        f"Trained {steps} in {took}; best evaluation during training: {100 * best:.1f} % success.",
-        soft_wrap=True,
-    )
+    done = f"Trained {steps} in {took}"
+    if start == summary["steps"]:
+        done = f"Nothing to train: the run has all of its {steps} (--total-timesteps N trains up to N)"
+    console.print(f"{done}; best evaluation during training: {100 * best:.1f} % success.", soft_wrap=True)
     if summary["time_to_95"] is not None:
         console.print(
             f"95 % success in an evaluation after {clock_time(summary['time_to_95'])} and "
             f"{summary['step_to_95']:,} steps."
         )
+    if runner.cfg.run.wandb_artifacts and runner.cfg.run.wandb_project is not None:
+        log_models(folder, runner.cfg.run.wandb_project)
     console.print(f"Run folder: {folder.path}", soft_wrap=True)
     console.print(
         f"Evaluate it: residual-rl eval {folder.path} --compare-base --plot --save-video", soft_wrap=True

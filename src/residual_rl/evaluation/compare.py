@@ -8,7 +8,7 @@ from typing import Any
 from residual_rl.config import TrainCfg
 from residual_rl.evaluation.eval_file import FORMAT_VERSION, is_rate
 from residual_rl.evaluation.evaluate import Episodes, evaluate, no_residual
-from residual_rl.exported_policy import ExportedPolicy
+from residual_rl.exported_policy import ResidualModel
 from residual_rl.factory import make_residual_env
 from residual_rl.runs.progress_bar import ProgressBar
 from residual_rl.utils import statistics
@@ -21,7 +21,7 @@ def run_episodes(
     seeds: Sequence[int],
     num_envs: int,
     name: str,
-    exported: ExportedPolicy | None = None,
+    exported: ResidualModel | None = None,
     base_policy_id: str | None = None,
 ) -> Episodes:
     """Evaluate base + residual, or the base alone if `exported` is None, with a progress bar.

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from residual_rl.errors import CheckpointError
+from residual_rl.errors import CheckpointError, ConfigError
 
 FORMAT_VERSION = 1
 PAIR = "residual-base"
@@ -37,6 +37,22 @@ def read_evaluation(path: Path | str) -> dict[str, Any]:
     if version != FORMAT_VERSION or not isinstance(evaluation.get("policies"), dict):
         raise CheckpointError(f"{path} is not an evaluation of format version {FORMAT_VERSION}; {fix}")
     return evaluation
+
+
+def check_replaceable(path: Path, num_episodes: int, num_policies: int) -> None:
+    """Raise `ConfigError` if the file `path` holds a larger evaluation than one of `num_policies` policies on
+    `num_episodes` episodes each. A file that is missing or is no evaluation may be replaced."""
+    try:
+        earlier = read_evaluation(path)
+    except CheckpointError:
+        return
+    episodes, policies = len(earlier.get("episode_seeds", [])), len(earlier["policies"])
+    if episodes * policies > num_episodes * num_policies:
+        raise ConfigError(
+            f"{path} holds a larger evaluation ({', '.join(policies_of(earlier))}: {episodes} episodes) than "
+            f"this one ({num_policies} x {num_episodes}); replace it with --overwrite, or choose another "
+            "file with --output"
+        )
 
 
 def policies_of(evaluation: Mapping[str, Any]) -> list[str]:

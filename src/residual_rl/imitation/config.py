@@ -167,7 +167,8 @@ class ImitateCfg(CheckedCfg):
     device: str = "cpu"
     """Device of the data and the network: cpu, cuda, cuda:1, …"""
     torch_threads: NonNegativeInt = 0
-    """CPU threads of the network; 0 means one per core, at most 4. Rounding depends on the number."""
+    """CPU threads of the network; 0 means OMP_NUM_THREADS, or else half of the cores, at most 4. Rounding
+    depends on the number."""
 
     # --- evaluation and output ---
     log_freq: PositiveInt = 100
@@ -181,7 +182,7 @@ class ImitateCfg(CheckedCfg):
     eval_share: Share = 0.2
     """Maximum share of the time for evaluations; those that would exceed it are skipped, except the last."""
     num_threads: NumThreads = 0
-    """Simulator threads; 0 means one per CPU core."""
+    """Simulator threads; 0 means OMP_NUM_THREADS, or else one per CPU core."""
     save_freq: PositiveInt = 1_000
     """Gradient steps between two checkpoints."""
     keep_checkpoints: PositiveInt = 2

@@ -24,7 +24,7 @@ class SuccessEvaluation:
     Args:
         demos: the demonstrations, whose task and settings are used.
         episodes: number of episodes, one per env.
-        num_threads: simulator threads; 0 means one per CPU core.
+        num_threads: simulator threads; 0 means OMP_NUM_THREADS, or else one per CPU core.
         share: maximum fraction of the time since construction that evaluations may take.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,7 @@ from residual_rl.runs.run_folder import RunFolder
 from residual_rl.types import BasePolicy, Metrics, State
 from residual_rl.utils.files import write_json
 from residual_rl.utils.signals import stop_signals
+from residual_rl.utils.threads import network_threads
 
 VAL_WINDOWS = 4096
 """Maximum number of validation windows, evenly spaced."""
@@ -80,7 +80,7 @@ class Trainer(ResumableTrainer):
         self.cfg = cfg
         self.folder = folder
         self.device = usable_device(cfg.device)
-        torch.set_num_threads(cfg.torch_threads or min(len(os.sched_getaffinity(0)), 4))
+        torch.set_num_threads(cfg.torch_threads or network_threads())
         self.initial = ImitationModel.load(cfg.init_from) if cfg.init_from else None
         """The model to fine-tune."""
         self._read(demos)

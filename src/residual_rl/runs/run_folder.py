@@ -92,8 +92,14 @@ class RunFolder:
 
     def refuse_links(self) -> None:
         """Raise `ConfigError` for a symbolic link in the folder: writing would follow it to another place,
-        which the sender of a run may have chosen."""
+        which the sender of a run may have chosen.
+
+        W&B's own folder `wandb` has links to its newest files. Only W&B writes there, in new folders.
+        """
         for folder, folders, files in os.walk(self.path):
+            if Path(folder) == self.path / "wandb":
+                folders.clear()
+                continue
             for name in sorted(folders + files):
                 path = Path(folder, name)
                 if path.is_symlink():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from residual_rl.errors import ConfigError
 from residual_rl.sweeps.grid import Trial
 from residual_rl.sweeps.trial import TrialProcess, TrialProgress
-from residual_rl.utils.provenance import num_cores
+from residual_rl.utils.threads import num_cores
 
 OnProgress = Callable[[Trial, TrialProgress], None]
 _POLL = 0.5

@@ -149,8 +149,8 @@ def next_command(trial: Trial) -> list[str] | None:
     if is_trained(trial):
         if is_evaluated(trial):
             return None
-        threads = ["--num-threads", str(trial.cpus)]
-        return ["eval", str(run.path), "--n-episodes", str(count), "--first-seed", str(first), *threads]
+        more = ["--num-threads", str(trial.cpus), "--overwrite"]
+        return ["eval", str(run.path), "--n-episodes", str(count), "--first-seed", str(first), *more]
 
     # Resume from the last checkpoint; without one, start again.
     if CheckpointFolder(run.checkpoints).files():

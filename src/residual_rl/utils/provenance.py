@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from residual_rl.utils.threads import num_cores
+
 
 def command_line() -> list[str]:
     """The command line of this process, with the name of the program in place of its path."""
@@ -24,11 +26,6 @@ def versions() -> dict[str, Any]:
         "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
         "machine": machine(),
     }
-
-
-def num_cores() -> int:
-    """Number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine() -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ from residual_rl.registry import TASKS, load
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.runs.progress_bar import ProgressBar
 from residual_rl.utils.signals import stop_signals
+from residual_rl.utils.threads import simulator_threads
 from residual_rl.utils.validation import CheckedCfg, NumThreads, PositiveFloat
 
 
@@ -53,7 +53,8 @@ class CollectFlags(CheckedCfg):
     overwrite: bool = False
     """Replace an existing file."""
     num_threads: NumThreads | None = None
-    """Simulator threads; 0 means one per CPU core. The episodes do not depend on it. None: as in training."""
+    """Simulator threads; 0 means OMP_NUM_THREADS, or else one per CPU core. The episodes do not depend on
+    it. None: as in training."""
     time_limit: PositiveFloat = 120.0
     """Time limit of a planner for each episode [s]."""
 
@@ -114,7 +115,7 @@ def _collect_planned(task_id: str, argv: Sequence[str], name: str) -> int:
         )
     check_output(flags.output, flags.overwrite)
     # plan in worker processes and store the episodes
-    num_workers = flags.num_threads or len(os.sched_getaffinity(0))
+    num_workers = flags.num_threads or simulator_threads()
     begin = time.perf_counter()
     with stop_signals() as stop:
         planner: Planner = load(spec.planners[name])(

@@ -33,7 +33,7 @@ class ReplayFlags(CheckedCfg):
     num_envs: NumEnvs = 16
     """Episodes replayed together; the results do not depend on it."""
     num_threads: NumThreads = 0
-    """Simulator threads; 0 means one per CPU core."""
+    """Simulator threads; 0 means OMP_NUM_THREADS, or else one per CPU core."""
 
 
 def main(argv: Sequence[str]) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 from residual_rl.envs.task import Quantities
 from residual_rl.errors import ConfigError, NonFiniteError
 from residual_rl.types import State
+from residual_rl.utils.threads import simulator_threads
 
 if TYPE_CHECKING:
     from residual_rl.envs.mujoco.renderer import CameraRenderer
@@ -31,7 +32,7 @@ class MujocoPhysics(ABC):
         num_envs: B.
         tick_steps: physics steps of each control tick between two policy steps, e.g. `(6, 5, 6, 5, 6, 5)`.
         sensors: for each quantity, the names of its sensors in order; they must be consecutive in the model.
-        num_threads: number of threads; 0 means one per CPU core.
+        num_threads: number of threads; 0 means OMP_NUM_THREADS, or else one per CPU core.
     """
 
     deterministic = True
@@ -47,10 +48,12 @@ class MujocoPhysics(ABC):
         if num_envs < 1:
             raise ConfigError(f"num_envs must be at least 1, not {num_envs}")
         if num_threads < 0:
-            raise ConfigError(f"num_threads must be 0 (one per core) or more, not {num_threads}")
+            raise ConfigError(f"num_threads must be at least 0, not {num_threads}")
         self.num_envs = num_envs
         self.device = torch.device("cpu")
-        self.batch = mujoco.batch.Batch(model, num_envs, nthread=num_threads, persistent=True)
+        self.batch = mujoco.batch.Batch(
+            model, num_envs, nthread=num_threads or simulator_threads(), persistent=True
+        )
         self._tick_steps = tick_steps
         self._ramp = np.repeat(np.arange(1, len(tick_steps) + 1) / len(tick_steps), tick_steps)[:, None]
         self.control_hz = 1.0 / (model.opt.timestep * sum(tick_steps))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from residual_rl.envs.mujoco.gl_backend import gl_context_class
 from residual_rl.errors import ConfigError, MissingDependencyError, UnknownNameError
+from residual_rl.utils.threads import simulator_threads
 
 Images = dict[str, NDArray[np.uint8]]
 """Images [B, H, W, 3] uint8 by camera."""
@@ -33,7 +33,7 @@ class CameraRenderer:
         cameras: names of the model's cameras.
         height: height of the images [px].
         width: width of the images [px].
-        num_threads: number of threads; 0 means one per CPU core.
+        num_threads: number of threads; 0 means OMP_NUM_THREADS, or else one per CPU core.
         samples: samples per pixel for anti-aliasing (slower); 0 is off.
 
     Raises:
@@ -73,7 +73,7 @@ class CameraRenderer:
         drawn.vis.quality.shadowsize = 0  # shadows cost time
         self._workers: list[_Worker] = []
         try:
-            for _ in range(num_threads or os.cpu_count() or 1):
+            for _ in range(num_threads or simulator_threads()):
                 self._workers.append(_Worker(drawn, self.cameras, height, width))
         except BaseException:
             self.close()

@@ -1,6 +1,7 @@
 """Any task of ManiSkill 3, with any of its robots."""
 
 from residual_rl.registry import TaskSpec, register_task
+from residual_rl.tasks.maniskill.presets import PRESETS
 
 SPEC = register_task(
     TaskSpec(
@@ -14,6 +15,7 @@ SPEC = register_task(
         external_trajectory_settings=f"{__name__}.trajectory_settings:settings",
         planners={"motion-planning": "residual_rl.demos.maniskill_planner:make"},
         train_overrides={"eval_episodes": 16},  # evaluation has separate envs, which are slow to create
+        presets=PRESETS,
         variant="env_id",
         variant_overrides=f"{__name__}.ppo_defaults:train_overrides",
     )

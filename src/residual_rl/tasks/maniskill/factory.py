@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from residual_rl.envs.maniskill.factory import require_maniskill
@@ -14,6 +12,7 @@ from residual_rl.envs.maniskill.state_renderer import StateRenderer
 from residual_rl.envs.maniskill.vec_env import ManiSkillVecEnv, SimEnvs
 from residual_rl.errors import ConfigError
 from residual_rl.tasks.maniskill.config import ManiSkillCfg
+from residual_rl.utils.threads import simulator_threads
 
 MODULES: tuple[str, ...] = (
     "residual_rl.tasks.maniskill.a1_galaxea",
@@ -23,14 +22,14 @@ MODULES: tuple[str, ...] = (
 
 
 def make(cfg: ManiSkillCfg, num_envs: int, num_threads: int, device: str) -> ManiSkillVecEnv:
-    """Create `num_envs` envs, on a GPU or in `num_threads` worker processes (0: one per CPU core)."""
+    """Create `num_envs` envs, on a GPU or in `num_threads` worker processes (0: see `simulator_threads`)."""
     if num_envs < 1:
         raise ConfigError(f"num_envs must be at least 1, not {num_envs}")
     require_maniskill()
     env_cfg = make_env_cfg(cfg, device)
     sim: SimEnvs
     if env_cfg.sim_backend == "physx_cpu":
-        num_workers = cfg.num_workers or num_threads or len(os.sched_getaffinity(0))
+        num_workers = cfg.num_workers or num_threads or simulator_threads()
         sim = ParallelEnvs(env_cfg, num_envs, num_workers)
     else:
         sim = ManiSkillEnv(env_cfg, num_envs)

@@ -3,6 +3,7 @@
 import dataclasses
 
 from residual_rl.registry import TaskSpec, register_task
+from residual_rl.tasks.so101_paper.presets import PRESETS
 
 SPEC = register_task(
     TaskSpec(
@@ -12,6 +13,7 @@ SPEC = register_task(
         make=f"{__name__}.mujoco_env:make",
         base_policy="jacobian",
         train_overrides={"noise_correlation": 0.9, "final_std": 0.05},
+        presets=PRESETS,
         metric_units={"dist_to_goal": "m", "yaw_error": "rad"},
         doctor=f"{__name__}.doctor:doctor",
         demo_settings=(
