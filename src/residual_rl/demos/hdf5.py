@@ -175,7 +175,7 @@ class ChildFile:
         if "dtype" not in answer:
             return answer["value"]
         array = np.empty(answer["shape"], answer["dtype"])
-        rest = memoryview(array.reshape(-1).view(np.uint8))
+        rest = array.reshape(-1).view(np.uint8).data
         while rest:
             count = pipe.readinto(rest)  # type: ignore[attr-defined]
             if not count:
