@@ -86,7 +86,7 @@ class Kind:
     make: Callable[[Path], Any]
     read: Callable[[Path], Any]
     files: tuple[str, ...] = ()
-    change_settings: Callable[[Path, np.random.Generator], None] | None = None
+    change_settings: Callable[[Path, np.random.Generator], str] | None = None
 
 
 def _make_run(path: Path) -> None:
@@ -191,13 +191,14 @@ def _env() -> Any:
 _envs: list[Any] = []
 
 
-def _change_settings(kind: str, key: str) -> Callable[[Path, np.random.Generator], None]:
-    def change(path: Path, rng: np.random.Generator) -> None:
+def _change_settings(kind: str, key: str) -> Callable[[Path, np.random.Generator], str]:
+    def change(path: Path, rng: np.random.Generator) -> str:
         from residual_rl.runs import checkpoint
 
         state = checkpoint.load(path, kind)  # type: ignore[arg-type]
-        state[key] = _odd_json(state[key], rng, finite=True)
+        state[key], change = _odd_json(state[key], rng, finite=True)
         checkpoint.save(path, state, kind)  # type: ignore[arg-type]
+        return change
 
     return change
 
@@ -258,8 +259,8 @@ def _edit_header(data: bytearray, rng: np.random.Generator) -> None:
 BYTES = {"truncate": _truncate, "flip": _flip, "zero": _zero, "splice": _splice, "header": _edit_header}
 
 
-def _odd_json(document: Any, rng: np.random.Generator, finite: bool = False) -> Any:
-    """`document` with one value replaced or removed."""
+def _odd_json(document: Any, rng: np.random.Generator, finite: bool = False) -> tuple[Any, str]:
+    """`document` with one value replaced or removed, and the change in words."""
     document = copy.deepcopy(document)
     places: list[tuple[Any, Any]] = []
 
@@ -273,14 +274,16 @@ def _odd_json(document: Any, rng: np.random.Generator, finite: bool = False) -> 
     node, key = places[rng.integers(len(places))]
     if rng.random() < 0.1:
         del node[key]
+        change = f"{key} removed"
     else:
         odd = [value for value in ODD if not (finite and value != value)]
         node[key] = copy.deepcopy(odd[rng.integers(len(odd))])
-    return document
+        change = f"{key} = {node[key]!r}"
+    return document, change
 
 
-def _damage(kind: Kind, path: Path, rng: np.random.Generator) -> str:
-    """Damage the file or folder `path` in one way, and return the name of the way."""
+def _damage(kind: Kind, path: Path, rng: np.random.Generator) -> tuple[str, str]:
+    """Damage the file or folder `path` in one way, and return the name of the way and its details."""
     files = [path]
     if kind.files:
         files = sorted(file for pattern in kind.files for file in path.glob(pattern))
@@ -288,16 +291,15 @@ def _damage(kind: Kind, path: Path, rng: np.random.Generator) -> str:
     ways = [*BYTES, *(["settings"] if kind.change_settings or file.suffix == ".json" else [])]
     way = ways[rng.integers(len(ways))]
     if way == "settings" and kind.change_settings:
-        kind.change_settings(path, rng)
-    elif way == "settings":
-        document = json.loads(file.read_text())
-        text = "[" * 100_000 if rng.random() < 0.02 else json.dumps(_odd_json(document, rng))
-        file.write_text(text)
-    else:
-        data = bytearray(file.read_bytes())
-        BYTES[way](data, rng)
-        file.write_bytes(data)
-    return way
+        return way, kind.change_settings(path, rng)
+    if way == "settings":
+        document, change = _odd_json(json.loads(file.read_text()), rng)
+        file.write_text("[" * 100_000 if rng.random() < 0.02 else json.dumps(document))
+        return way, f"{file.name}: {change}"
+    data = bytearray(file.read_bytes())
+    BYTES[way](data, rng)
+    file.write_bytes(data)
+    return way, file.name
 
 
 # --- reading ------------------------------------------------------------------------------------------------
@@ -372,13 +374,13 @@ def measure(name: str, count: int, seed: int) -> dict[str, Any]:
         for _ in range(count):
             shutil.rmtree(path.parent, ignore_errors=True)
             shutil.copytree(intact.parent, path.parent)
-            way = _damage(kind, path, rng)
+            way, detail = _damage(kind, path, rng)
             start = time.monotonic()
             outcome, text = reader.outcome(path)
             slowest = max(slowest, time.monotonic() - start)
             outcomes[way, outcome] += 1
             if outcome not in ("opened", "clear error"):
-                problems.append(f"{way}: {outcome}: {text}".replace(str(path), "FILE")[:300])
+                problems.append(f"{way}, {detail}: {outcome}: {text}".replace(str(path), "FILE")[:300])
         reader.close()
     return {
         "files": count,

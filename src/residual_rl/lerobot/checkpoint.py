@@ -141,13 +141,15 @@ def load_model(
                 preprocessor_overrides=overrides[PREPROCESSOR],
                 postprocessor_overrides=overrides[POSTPROCESSOR],
             )
+        model = LeRobotModel(policy.eval().requires_grad_(False), preprocessor, postprocessor, str(folder))
+        check_statistics(model)
+    except CheckpointError:
+        raise
     except Exception as error:
         raise CheckpointError(
             f"{folder} cannot be read as a LeRobot policy of type {kind!r} "
             f"({type(error).__name__}: {_short(error)})"
         ) from error
-    model = LeRobotModel(policy.eval().requires_grad_(False), preprocessor, postprocessor, str(folder))
-    check_statistics(model)
     return model
 
 
