@@ -74,6 +74,8 @@ class ModelSettings(CheckedCfg):
         for name in ("network", "obs_shapes", "task_settings"):
             if not isinstance(getattr(self, name), dict):
                 raise ConfigError(f"{name} must be an object, not {getattr(self, name)!r}")
+        if self.action_unit is not None and len(self.action_unit) != self.action_dim:
+            raise ConfigError(f"action_unit must have {self.action_dim} numbers, not {len(self.action_unit)}")
         for name, shape in self.obs_shapes.items():
             _check_sizes(f"the shape of {name}", shape)
         for name, value in self.network.items():
