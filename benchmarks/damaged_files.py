@@ -1,7 +1,7 @@
 """Damaged files of each kind, opened with the readers of the commands: each is read or is a clear error.
 
 python benchmarks/damaged_files.py
-.venv-lerobot/bin/python benchmarks/damaged_files.py --kinds lerobot --output damaged-lerobot.json
+.venv-lerobot/bin/python benchmarks/damaged_files.py --kinds lerobot
 
 Each file is a copy of an intact one, damaged in one way: cut off, bits flipped, a part zeroed, a part of the
 file inserted elsewhere, or a number in the header replaced. The way `settings` replaces or removes a value of
@@ -384,6 +384,7 @@ def measure(name: str, count: int, seed: int) -> dict[str, Any]:
         reader.close()
     return {
         "files": count,
+        "seed": seed,
         **{o: sum(n for (_, found), n in outcomes.items() if found == o) for o in OUTCOMES},
         "ways": {
             way: {o: n for (w, o), n in sorted(outcomes.items()) if w == way} for way, _ in sorted(outcomes)
@@ -407,17 +408,23 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/damaged-files.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = {}
     print(f"{'kind':15}" + "".join(f"{outcome:>13}" for outcome in OUTCOMES), flush=True)
+    failed = False
     for name in options.kinds:
-        found[name] = measure(name, options.count, options.seed)
-        print(f"{name:15}" + "".join(f"{found[name][outcome]:13}" for outcome in OUTCOMES), flush=True)
-        for problem in found[name]["problems"]:
+        found = measure(name, options.count, options.seed)
+        failed |= any(found[outcome] for outcome in OUTCOMES[2:])
+        print(f"{name:15}" + "".join(f"{found[outcome]:13}" for outcome in OUTCOMES), flush=True)
+        for problem in found["problems"]:
             print(f"    {problem}", flush=True)
-    make_folder(options.output.parent)
-    results = {"count": options.count, "seed": options.seed, "kinds": found}
-    write_json(options.output, {**results, "git": git_state()[0], "machine": machine()})
-    return int(any(kind[outcome] for kind in found.values() for outcome in OUTCOMES[2:]))
+        _save(options.output, name, {**found, "git": git_state()[0], "machine": machine()})
+    return int(failed)
+
+
+def _save(output: Path, name: str, found: dict[str, Any]) -> None:
+    """Replace a kind in the file `output`, and keep the others."""
+    make_folder(output.parent)
+    results = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {}
+    write_json(output, {**results, name: found})
 
 
 if __name__ == "__main__":
