@@ -279,6 +279,32 @@ def test_il_policy__single_observation_has_no_window_dimension(env: VecEnv, tmp_
     assert torch.equal(policy.act(obs), expected[:, 0].float().clamp(-1, 1))
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"obs_keys": [1]}, r"obs_keys must be text each, not \(1,\)"),
+        ({"sampling_steps": 1e30}, "sampling_steps must be a whole number, not 1e"),
+        ({"sampling_steps": 10**6}, "sampling_steps must be from 1 to 16384, not 10"),
+        ({"action_dim": -1}, "action_dim must be from 1 to 65536, not -1"),
+        ({"action_unit": [0.02]}, "action_unit must have 6 numbers, not 1"),
+        ({"obs_shapes": {"state": [10**12]}}, "the shape of state must be whole numbers from 1 to 65536"),
+        ({"network": {**il_case.TINY_UNET, "time_dim": 10**9}}, "time_dim must be whole numbers from 1 to"),
+        ({"network": {**il_case.TINY_UNET, "channels": [8, 65536]}}, r"model\.safetensors: .* has shape"),
+        ({"network": [1]}, r"network must be an object, not \[1\]"),
+    ],
+)
+def test_model_settings__are_checked_before_memory_is_allocated(
+    values: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """A sender can store any settings with a correct checksum."""
+    il_case.model().save(tmp_path / MODEL_FILE)
+    state = checkpoint.load(tmp_path / MODEL_FILE, "model")
+    state["settings"] |= values
+    checkpoint.save(tmp_path / MODEL_FILE, state, "model")
+    with pytest.raises(CheckpointError, match=message):
+        ImitationModel.load(tmp_path)
+
+
 def test_imitation_model_save__header_contains_kind_and_settings(tmp_path: Path) -> None:
     """The header is readable without this package."""
     il_case.model().save(tmp_path / MODEL_FILE)

@@ -355,6 +355,7 @@ def test_load_model__names_the_damage_of_a_checkpoint(env: VecEnv, tmp_path: Pat
     (folder / "config.json").write_text(
         json.dumps({**json.loads((folder / "config.json").read_text()), "type": "magic"})
     )
+    cfg = dataclasses.replace(cfg, trust_checkpoint=True)
     assert "cannot be read as a LeRobot policy of type 'magic'" in refusal(cfg, env)
     folder, cfg = damaged("state")
     next(folder.glob("policy_preprocessor_step_*")).unlink()

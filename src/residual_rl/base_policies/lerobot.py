@@ -31,7 +31,8 @@ class LeRobotCfg(CheckedCfg):
     revision: str | None = None
     """Revision of the repository on the hub."""
     trust_checkpoint: Annotated[Trust, tyro.conf.arg(aliases=["--trust-checkpoint"])] = False
-    """Allow the policy's processors to import classes by name, which can run arbitrary code."""
+    """Allow types of policies and processors that load further models or import classes by name, which can
+    run arbitrary code."""
     num_action_steps: ChunkLength | None = None
     """Number of actions executed of each chunk; None: as in training."""
     inference_steps: ChunkLength | None = None

@@ -7,8 +7,10 @@ names of nested groups, or a single array, which is called `state`), `actions` [
 `residual_actions`, `intended_actions` [T, A] if known and `episode`, the episode's draws [1, …].
 
 ManiSkill describes a file in `FILE.json` beside it. Our files have the same text in `json` attributes of the
-file and of each trajectory, so that the two always agree, and `FILE.json` is a copy. A CRC-32 of each array
-detects damage by a disk or a transfer.
+file and of each trajectory, so that the two always agree, and `FILE.json` is a copy. A checksum of the whole
+file, appended to it, detects damage by a disk or a transfer before HDF5 reads it. A file without one, which
+another program wrote or changed, is read in a child process (see `demos.hdf5`); in our files, the CRC-32 of
+each array is then checked instead.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,7 +27,9 @@ import h5py
 import numpy as np
 
 from residual_rl.config import read_task_settings
+from residual_rl.demos.checksum import verify_checksum
 from residual_rl.demos.episode import OPTIONAL_ARRAYS, Array, Demo, Tree
+from residual_rl.demos.hdf5 import Attributes, ChildFile, Hdf5File, LocalFile, NotNumbersError, Shapes
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 from residual_rl.registry import TASKS, TaskSpec, load
 
@@ -35,14 +39,14 @@ JSON, JSON_CRC, NUM_EPISODES = "json", "json_crc32", "num_episodes"
 """Names of the attributes of our files."""
 ARRAYS = ("actions", "terminated", "truncated")
 """Arrays that each trajectory has."""
-GROUPS = ("obs", "env_states", "episode")
 _FIX = "the file is damaged or incomplete: collect it again, or use an intact copy"
 
 
 class Demonstrations:
     """A file of demonstrations, read episode by episode; a context manager.
 
-    Errors in the file raise a `CheckpointError` that names the file, the trajectory and the expected content.
+    Errors in the file raise a `CheckpointError` that names the file, the trajectory and the expected content,
+    and a file that another process is writing a `ConfigError`.
 
     Args:
         path: the HDF5 file.
@@ -50,13 +54,15 @@ class Demonstrations:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
-        self._shapes: dict[str, tuple[int, ...]] | None = None
+        self._shapes: Shapes | None = None
+        self._verified = False
         self._file = self._opened()
         try:
             with self._reading("its description"):
-                self.own = JSON in self._file.attrs
+                attributes = self._file.attributes("/")
+                self.own = JSON in attributes
                 """Whether this package wrote the file."""
-                description = self._describe_own() if self.own else self._describe_external()
+                description = self._describe_own(attributes) if self.own else self._describe_external()
                 self._names, self._crcs, self.info = description
         except BaseException:
             self.close()
@@ -119,20 +125,19 @@ class Demonstrations:
             ) from error
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> Shapes:
         """Shapes of one step's actions and observations, with the names of `Demo.shapes`."""
         if self._shapes is None:
             name = self._names[0]
             with self._reading(name):
-                group = self._file[name]
-                if "actions" not in group:
-                    raise self._error(name, "lacks 'actions'")
-                obs = {f"obs/{key}": value.shape[1:] for key, value in _observations(group).items()}
-                self._shapes = {"actions": _dataset(group, "actions").shape[1:], **obs}
+                arrays = self._file.shapes(name)
+                self._require(name, arrays, ["actions"])
+                obs = {f"obs/{key}": arrays[path][1:] for key, path in _observations(arrays).items()}
+                self._shapes = {"actions": arrays["actions"][1:], **obs}
         return self._shapes
 
     @property
-    def obs_shapes(self) -> dict[str, tuple[int, ...]]:
+    def obs_shapes(self) -> Shapes:
         """Shape of each observation by name, without the step."""
         return {name.removeprefix("obs/"): shape for name, shape in self.shapes.items() if name != "actions"}
 
@@ -171,8 +176,7 @@ class Demonstrations:
 
     def close(self) -> None:
         """Close the file."""
-        with contextlib.suppress(Exception):  # a damaged file may not even close
-            self._file.close()
+        self._file.close()
 
     def __enter__(self) -> Demonstrations:
         return self
@@ -190,7 +194,7 @@ class Demonstrations:
 
     # --- reading ---
 
-    def _opened(self) -> h5py.File:
+    def _opened(self) -> Hdf5File:
         expected = "expected demonstrations: HDF5 in the layout of ManiSkill's trajectories"
         try:
             self.path.open("rb").close()
@@ -201,7 +205,8 @@ class Demonstrations:
         if not h5py.is_hdf5(self.path):
             raise CheckpointError(f"{self.path} is not an HDF5 file; {expected}")
         with self._reading("its beginning"):
-            return h5py.File(self.path, "r")
+            self._verified = verify_checksum(self.path)
+            return LocalFile(self.path) if self._verified else ChildFile(self.path)
 
     @contextlib.contextmanager
     def _reading(self, what: str) -> Iterator[None]:
@@ -210,6 +215,8 @@ class Demonstrations:
             yield
         except (CheckpointError, UnknownNameError):
             raise
+        except BlockingIOError as error:
+            raise ConfigError(f"{self.path} is being written by another process; wait for it") from error
         except Exception as error:
             why = str(error.args[0] if error.args else error).splitlines()
             raise CheckpointError(
@@ -221,28 +228,44 @@ class Demonstrations:
             f"{self.path}: {name}{' ' if problem.startswith('lacks') else ': '}{problem}; {_FIX}"
         )
 
-    def _describe_own(self) -> tuple[list[str], list[dict[str, int] | None], dict[str, Any]]:
-        document = get_json(self._file)
+    def _require(self, name: str, arrays: Shapes, wanted: Iterable[str]) -> None:
+        """Raise `CheckpointError` unless the trajectory `name` has the arrays `wanted`."""
+        for key in wanted:
+            below = dict.fromkeys(
+                path.removeprefix(f"{key}/").split("/")[0] for path in arrays if path.startswith(f"{key}/")
+            )
+            if below:
+                raise ValueError(
+                    f"{key} is a group of {', '.join(below)}; expected one array, since several agents are "
+                    "not supported"
+                )
+            if key not in arrays:
+                raise self._error(name, f"lacks {key!r}")
+
+    def _describe_own(
+        self, attributes: Attributes
+    ) -> tuple[list[str], list[dict[str, int] | None], dict[str, Any]]:
+        document = get_json(attributes)
         version = document["format_version"]
         if version > FORMAT_VERSION:
             raise CheckpointError(
                 f"{self.path} has format version {version}; this release reads up to {FORMAT_VERSION}: "
                 "update residual_rl"
             )
-        names = [f"traj_{i}" for i in range(int(self._file.attrs[NUM_EPISODES]))]
+        names = [f"traj_{i}" for i in range(int(attributes[NUM_EPISODES]))]
         if not names:
             raise CheckpointError(f"{self.path} has no episodes; collect it again")
-        missing = [name for name in names if name not in self._file]
-        if missing or len(self._file) != len(names):
+        present = set(self._file.names())
+        if present != set(names):
             raise CheckpointError(
-                f"{self.path} should have {len(names)} trajectories but has {len(self._file)}; {_FIX}"
+                f"{self.path} should have {len(names)} trajectories but has {len(present)}; {_FIX}"
             )
-        entries = [get_json(self._file[name]) for name in names]
+        entries = [get_json(self._file.attributes(name)) for name in names]
         info = {**document, "episodes": [entry["episode"] for entry in entries]}
         return names, [entry["crc32"] for entry in entries], info
 
     def _describe_external(self) -> tuple[list[str], list[dict[str, int] | None], dict[str, Any]]:
-        found = {name for name in self._file if name.startswith("traj_")}
+        found = {name for name in self._file.names() if name.startswith("traj_")}
         if not found:
             raise CheckpointError(
                 f"{self.path} has no trajectories traj_0, traj_1, …; "
@@ -270,35 +293,27 @@ class Demonstrations:
 
     def _read(self, index: int, name: str, wanted: Collection[str] | None) -> Demo:
         # Check that all arrays are present.
-        group, crcs = self._file[name], self._crcs[index]
-        present = {*_leaves(group)}
-        for key in [
-            *(key for key in ARRAYS if key not in group),
-            *(key for key in crcs or () if key not in present),
-        ]:
-            raise self._error(name, f"lacks {key!r}")
+        shapes, crcs = self._file.shapes(name), self._crcs[index]
+        self._require(name, shapes, (*ARRAYS, *(crcs or ())))
 
         # Read and check the arrays.
-        def read(key: str, dataset: h5py.Dataset) -> Array:
-            value = np.asarray(dataset[()])
-            if value.dtype.kind not in "biuf":
-                raise self._error(name, f"{key} has dtype {value.dtype}, expected numbers")
-            if crcs is not None and crcs.get(key) != crc32(value):
+        def read(key: str, path: str) -> Array:
+            try:
+                value = self._file.read(f"{name}/{path}")
+            except NotNumbersError as error:
+                raise self._error(name, f"{key} has {error}") from error
+            if crcs is not None and not self._verified and crcs.get(key) != crc32(value):
                 raise self._error(name, f"{key} differs from the written data (by its CRC-32)")
             return value
 
-        arrays = {key: read(key, _dataset(group, key)) for key in (*ARRAYS, *OPTIONAL_ARRAYS) if key in group}
-        observations = _observations(group)
+        arrays = {key: read(key, key) for key in (*ARRAYS, *OPTIONAL_ARRAYS) if key in shapes}
+        observations = _observations(shapes)
         for key in wanted or ():
             if key not in observations:
                 raise UnknownNameError(f"observation of {self.path}:", key, observations)
-        obs = {k: read(f"obs/{k}", v) for k, v in observations.items() if wanted is None or k in wanted}
-        draws = {
-            k: np.asarray(read(f"episode/{k}", v)[0]) for k, v in _leaves(_part(group, "episode")).items()
-        }
-        states = _tree(
-            {k: read(f"env_states/{k}", v) for k, v in _leaves(_part(group, "env_states")).items()}
-        )
+        obs = {k: read(f"obs/{k}", path) for k, path in observations.items() if wanted is None or k in wanted}
+        draws = {k: np.asarray(read(path, path)[0]) for k, path in _below(shapes, "episode").items()}
+        states = _tree({k: read(path, path) for k, path in _below(shapes, "env_states").items()})
 
         # Convert the types.
         floats = {
@@ -325,10 +340,10 @@ def put_json(node: h5py.Group, text: str) -> None:
     node.attrs[JSON], node.attrs[JSON_CRC] = text, zlib.crc32(text.encode())
 
 
-def get_json(node: h5py.Group) -> dict[str, Any]:
+def get_json(attributes: Attributes) -> dict[str, Any]:
     """Read the text that `put_json` stored. Raises `ValueError` if it is damaged."""
-    text = node.attrs[JSON]
-    if zlib.crc32(text.encode()) != int(node.attrs[JSON_CRC]):
+    text = str(attributes[JSON])
+    if zlib.crc32(text.encode()) != int(attributes[JSON_CRC]):
         raise ValueError("its CRC-32 differs")
     document: dict[str, Any] = json.loads(text)
     return document
@@ -341,36 +356,14 @@ def crc32(value: Array) -> int:
     )
 
 
-def _dataset(group: h5py.Group, name: str) -> h5py.Dataset:
-    if isinstance(group[name], h5py.Group):
-        raise ValueError(
-            f"{name} is a group of {', '.join(group[name])}; expected one array, since several agents are "
-            "not supported"
-        )
-    return group[name]
+def _below(arrays: Shapes, group: str) -> dict[str, str]:
+    """The paths of the arrays below `group`, by their path within it."""
+    return {path.removeprefix(f"{group}/"): path for path in arrays if path.startswith(f"{group}/")}
 
 
-def _part(group: h5py.Group, name: str) -> Any:
-    """The optional part `name` of a trajectory. `get` would hide read errors."""
-    return group[name] if name in group else {}  # noqa: SIM401
-
-
-def _leaves(node: Any, prefix: str = "") -> dict[str, h5py.Dataset]:
-    """The datasets below `node` by path."""
-    leaves = {}
-    for name in node:  # items() would give None for unreadable objects
-        child = node[name]
-        leaves.update(
-            _leaves(child, f"{prefix}{name}/")
-            if isinstance(child, h5py.Group)
-            else {f"{prefix}{name}": child}
-        )
-    return leaves
-
-
-def _observations(group: h5py.Group) -> dict[str, h5py.Dataset]:
-    obs = _part(group, "obs")
-    return {"state": obs} if isinstance(obs, h5py.Dataset) else _leaves(obs)
+def _observations(arrays: Shapes) -> dict[str, str]:
+    """The paths of the observations by name."""
+    return {"state": "obs"} if "obs" in arrays else _below(arrays, "obs")
 
 
 def _tree(leaves: Mapping[str, Array]) -> Tree:

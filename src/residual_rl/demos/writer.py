@@ -20,6 +20,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from residual_rl.demos.checksum import append_checksum
 from residual_rl.demos.episode import Array, Demo, Tree
 from residual_rl.demos.reader import FORMAT_VERSION, NUM_EPISODES, SUFFIXES, crc32, put_json
 from residual_rl.errors import ConfigError
@@ -155,7 +156,7 @@ class DemoWriter:
                 self._file.close()
             if self.num_episodes > self.published:
                 with replacing(self.path) as temp:
-                    os.truncate(self._work, size)  # free the reserved but unused space
+                    append_checksum(self._work, size)  # in the reserved space, whose rest is freed
                     os.replace(self._work, temp)
                 self.published = self.num_episodes
                 self._write_side()
@@ -213,7 +214,7 @@ class DemoWriter:
             self._file.flush()
         with replacing(self.path) as temp:
             shutil.copyfile(self._work, temp)
-            os.truncate(temp, self._file.id.get_filesize())
+            append_checksum(temp, self._file.id.get_filesize())
         self.published = self.num_episodes
         self._write_side()
         self._last_cost = self._clock() - begin

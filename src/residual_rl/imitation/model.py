@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from residual_rl.errors import CheckpointError, ConfigError
@@ -19,7 +21,8 @@ from residual_rl.imitation.obs_padding import ObsPadding
 from residual_rl.registry import load as load_reference
 from residual_rl.runs import checkpoint
 from residual_rl.types import State
-from residual_rl.utils.module_state import load_module_state, module_state
+from residual_rl.utils.module_state import check_module_state, load_module_state, module_state
+from residual_rl.utils.validation import CheckedCfg, ChunkLength, LayerSize, Names
 
 MODEL_FILE = "model.safetensors"
 """Name of the best model in the folder of a training run."""
@@ -36,22 +39,22 @@ ALGORITHMS = {
 
 
 @dataclass(frozen=True)
-class ModelSettings:
-    """Settings of an imitation model."""
+class ModelSettings(CheckedCfg):
+    """Settings of an imitation model. Raises `ConfigError` for a value of a wrong type or out of bounds."""
 
     algo: str
     network: dict[str, Any]
     """Keyword arguments of the algorithm, including the sizes of its network."""
-    obs_keys: tuple[str, ...]
+    obs_keys: Names
     """Observations that the policy reads, concatenated in this order."""
     obs_shapes: dict[str, tuple[int, ...]]
     """Shapes of the observations without the batch."""
-    action_dim: int
-    num_obs_steps: int
-    chunk_size: int
+    action_dim: LayerSize
+    num_obs_steps: ChunkLength
+    chunk_size: ChunkLength
     """Number of predicted actions from the current step on."""
-    num_action_steps: int
-    sampling_steps: int
+    num_action_steps: ChunkLength
+    sampling_steps: ChunkLength
     task_id: str
     """Task of the demonstrations."""
     task_settings: dict[str, Any] = field(default_factory=dict)
@@ -60,11 +63,24 @@ class ModelSettings:
     """[A]: the size of an action of 1 in `action_unit_name`; None if unknown."""
     action_unit_name: str | None = None
     """Unit of `action_unit`, for example "rad"."""
-    num_past_actions: int = 0
+    num_past_actions: Annotated[int, Interval(ge=0, le=1 << 14)] = 0
     """Number of additional predicted actions for the steps before the current one, which are never
     executed."""
     obs_padding: ObsPadding | None = None
     """Constants inserted into each observation vector."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("network", "obs_shapes", "task_settings"):
+            if not isinstance(getattr(self, name), dict):
+                raise ConfigError(f"{name} must be an object, not {getattr(self, name)!r}")
+        if self.action_unit is not None and len(self.action_unit) != self.action_dim:
+            raise ConfigError(f"action_unit must have {self.action_dim} numbers, not {len(self.action_unit)}")
+        for name, shape in self.obs_shapes.items():
+            _check_sizes(f"the shape of {name}", shape)
+        for name, value in self.network.items():
+            if not isinstance(value, str):
+                _check_sizes(name, value if isinstance(value, list | tuple) else [value])
 
     @property
     def obs_size(self) -> int:
@@ -125,9 +141,11 @@ class ImitationModel:
         self.step = step
         self.name = name
         self.algorithm = make_algorithm(settings.algo, settings.network)
-        self.network: nn.Module = self.algorithm.make_network(
-            settings.obs_dim, settings.num_predicted_actions, settings.action_dim
-        )
+        sizes = settings.obs_dim, settings.num_predicted_actions, settings.action_dim
+        if weights is not None:  # compare the shapes before memory is allocated for them
+            with torch.device("meta"):
+                check_module_state(self.algorithm.make_network(*sizes), weights, name)
+        self.network: nn.Module = self.algorithm.make_network(*sizes)
         if weights is not None:
             load_module_state(self.network, weights, name)
         self.network.requires_grad_(False).eval()
@@ -190,6 +208,12 @@ class ImitationModel:
             raise CheckpointError(
                 f"{file} has settings that this release cannot read: {type(error).__name__}: {error}"
             ) from error
+
+
+def _check_sizes(name: str, sizes: Sequence[Any]) -> None:
+    largest = 1 << 16
+    if not all(type(size) is int and 1 <= size <= largest for size in sizes):
+        raise ConfigError(f"{name} must be whole numbers from 1 to {largest}, not {list(sizes)}")
 
 
 def find_model(path: Path) -> Path:

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from residual_rl.errors import ConfigError
+from residual_rl.utils.validation import CheckedCfg, NonNegativeInt
 
 
 @dataclass(frozen=True)
-class ObsPadding:
+class ObsPadding(CheckedCfg):
     """Constant values inserted into the observation vector of each step."""
 
-    index: int
+    index: NonNegativeInt
     """Index of the first value in the padded vector."""
     values: tuple[float, ...]
 

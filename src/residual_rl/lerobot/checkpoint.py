@@ -1,7 +1,7 @@
 """LeRobot checkpoints: a folder with a policy's settings, weights, and pre- and post-processors.
 
-The files are JSON and safetensors. A processor may, however, name a class to import and call, which can run
-arbitrary code; such a checkpoint is read only if the user trusts it.
+The files are JSON and safetensors. They may, however, name a class to import, or a folder with code to run.
+What is not on the lists in `lerobot.allowed` is read only if the user trusts it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from residual_rl.errors import CheckpointError
+from residual_rl.lerobot.allowed import check_policy_type, check_step
 from residual_rl.lerobot.support import ACTION, is_hub_id, quiet, require_lerobot
-from residual_rl.utils import trusted
 from residual_rl.utils.text import one_line
 
 CONFIG, WEIGHTS, PREPROCESSOR, POSTPROCESSOR = (
@@ -101,16 +101,17 @@ def load_model(
         checkpoint: a folder, or `owner/name` on the Hugging Face hub.
         device: device of the policy.
         revision: revision of the repository on the hub.
-        trust: whether processors may name classes to import.
+        trust: whether the checkpoint may contain what is not on the lists in `lerobot.allowed`.
 
     Raises:
         CheckpointError: the checkpoint is missing, incomplete or damaged.
-        ConfigError: a processor names a class, and `trust` is false.
+        ConfigError: it needs trust, and `trust` is false.
         MissingDependencyError: LeRobot is not installed.
     """
-    # Check the files.
+    # Check the files, before anything that they describe is created.
     require_lerobot(_USER)
     folder = find_checkpoint(checkpoint, revision)
+    kind = check_policy_type(folder / CONFIG, _read_json(folder, CONFIG).get("type"), trust)
     steps = {name: _read_steps(folder, name, trust) for name in (PREPROCESSOR, POSTPROCESSOR)}
     if not (folder / WEIGHTS).is_file():
         others = sorted(
@@ -118,11 +119,6 @@ def load_model(
         )
         only = f", only {', '.join(others)}, which cannot be read safely" if others else ""
         raise CheckpointError(f"{folder} has no {WEIGHTS}{only}")
-    kind = _read_json(folder, CONFIG).get("type")
-    if not isinstance(kind, str):
-        raise CheckpointError(
-            f"{folder / CONFIG} has no policy type; expected the settings of a LeRobot policy"
-        )
 
     # Load the policy and its processors. Nothing is downloaded: the checkpoint has all weights.
     from lerobot.configs.policies import PreTrainedConfig
@@ -145,13 +141,15 @@ def load_model(
                 preprocessor_overrides=overrides[PREPROCESSOR],
                 postprocessor_overrides=overrides[POSTPROCESSOR],
             )
+        model = LeRobotModel(policy.eval().requires_grad_(False), preprocessor, postprocessor, str(folder))
+        check_statistics(model)
+    except CheckpointError:
+        raise
     except Exception as error:
         raise CheckpointError(
             f"{folder} cannot be read as a LeRobot policy of type {kind!r} "
             f"({type(error).__name__}: {_short(error)})"
         ) from error
-    model = LeRobotModel(policy.eval().requires_grad_(False), preprocessor, postprocessor, str(folder))
-    check_statistics(model)
     return model
 
 
@@ -208,12 +206,7 @@ def _read_steps(folder: Path, name: str, trust: bool) -> set[str]:
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         raise CheckpointError(f"{folder / name} has no list of steps; expected a LeRobot processor")
     for step in steps:
-        if "registry_name" not in step:
-            trusted.require_trust(
-                folder / name,
-                f"a processor with a step created by importing {step.get('class')!r}",
-                trust,
-            )
+        check_step(folder / name, step, trust)
         file = step.get("state_file")
         if file is not None and (Path(str(file)).name != file or not (folder / file).is_file()):
             raise CheckpointError(f"{folder} has no {file}, the state of a step of {name}")
@@ -224,7 +217,7 @@ def _read_steps(folder: Path, name: str, trust: bool) -> set[str]:
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         value = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{folder / name} cannot be read ({_short(error)}); expected a JSON file written by LeRobot"
         ) from error

@@ -1,4 +1,4 @@
-"""Import of a LeRobotDataset v3, written by `demos to-lerobot` or recorded with the real arm, as
+"""Import of a LeRobotDataset v2.1 or v3, written by `demos to-lerobot` or recorded with the real arm, as
 demonstrations.
 
 LeRobot stores one frame per action but no observation after the last one, so T frames become T - 1 steps.

@@ -1,4 +1,4 @@
-"""Reader of a LeRobotDataset v3: frames by episode, and the additional file of `demos to-lerobot`."""
+"""Reader of a LeRobotDataset v2.1 or v3: frames by episode, and the additional file of `demos to-lerobot`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from residual_rl.lerobot.dataset_export import (
     SIDE_VERSION,
     SUCCESS,
 )
+from residual_rl.lerobot.dataset_v21 import DatasetV21
 from residual_rl.lerobot.support import (
     ACTION,
     ENVIRONMENT_STATE,
@@ -44,20 +45,25 @@ class Recording:
 
     source: str
     dataset: Any = field(init=False)
-    """LeRobot's dataset."""
+    """LeRobot's dataset, or a `DatasetV21`."""
     side: dict[str, Any] | None = field(init=False)
     """The additional file of `demos to-lerobot`; None for other datasets."""
 
     def __post_init__(self) -> None:
         require_lerobot("demos from-lerobot")
         folder = Path(self.source)
+        info: dict[str, Any] = {}
         if folder.is_dir():
-            _check_folder(folder)
+            info = _read_info(folder)
         elif not is_hub_id(self.source):
             raise CheckpointError(
                 f"{folder} does not exist; expected the folder of a LeRobot dataset, or OWNER/NAME on the hub"
             )
-        self.dataset = _open(folder if folder.is_dir() else None, self.source)
+        if str(info.get("codebase_version")).startswith("v2."):
+            with _reading(self.source):
+                self.dataset = DatasetV21(folder, info)
+        else:
+            self.dataset = _open(folder if folder.is_dir() else None, self.source)
         self.side = self._read_side()
 
     @property
@@ -143,32 +149,35 @@ def _reading(source: str, fix: str = "") -> Iterator[None]:
     """Turn exceptions of LeRobot and its libraries into an error that names the dataset."""
     try:
         yield
+    except CheckpointError:
+        raise
     except Exception as error:
         reason = one_line(error)
         raise CheckpointError(
-            f"{source} cannot be read as a LeRobotDataset v3 ({type(error).__name__}: {reason}){fix}"
+            f"{source} cannot be read as a LeRobotDataset ({type(error).__name__}: {reason}){fix}"
         ) from error
 
 
-def _check_folder(folder: Path) -> None:
-    """Raise `CheckpointError` unless `folder` is a readable dataset; LeRobot would look for one on the
-    hub."""
+def _read_info(folder: Path) -> dict[str, Any]:
+    """The description of the dataset in `folder`.
+
+    Raises `CheckpointError` unless it is of a format that can be read; LeRobot would look for one on the hub.
+    """
     file = folder / "meta" / "info.json"
     try:
-        version = json.loads(file.read_text(encoding="utf-8"))["codebase_version"]
+        info: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        version = str(info["codebase_version"])
     except FileNotFoundError:
         raise CheckpointError(
-            f"{folder} has no meta/info.json; expected the folder of a LeRobotDataset v3"
+            f"{folder} has no meta/info.json; expected the folder of a LeRobotDataset"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
-            f"{file} cannot be read ({error!r}); expected the description of a LeRobotDataset v3"
+            f"{file} cannot be read ({one_line(error)}); expected the description of a LeRobotDataset"
         ) from error
-    if not str(version).startswith("v3."):
-        raise CheckpointError(
-            f"{folder} is a LeRobotDataset {version}, expected v3: convert it with "
-            "`python -m lerobot.datasets.v30.convert_dataset_v21_to_v30`"
-        )
+    if not version.startswith(("v2.", "v3.")):
+        raise CheckpointError(f"{folder} is a LeRobotDataset {version}; expected v2.0, v2.1 or v3.0")
+    return info
 
 
 def _open(folder: Path | None, source: str) -> Any:

@@ -26,6 +26,12 @@ def load_module_state(module: nn.Module, state: State, what: str) -> None:
 
     Raises `CheckpointError`, with the module unchanged, if names or shapes differ.
     """
+    check_module_state(module, state, what)
+    module.load_state_dict(state)
+
+
+def check_module_state(module: nn.Module, state: State, what: str) -> None:
+    """Raise `CheckpointError` unless `state` has the names and shapes of the module's tensors."""
     own = module.state_dict()
     if own.keys() != state.keys():
         missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -38,4 +44,3 @@ def load_module_state(module: nn.Module, state: State, what: str) -> None:
                 f"{what}: {name} has shape {list(state[name].shape)}, "
                 f"the settings make it {list(tensor.shape)}"
             )
-    module.load_state_dict(state)
