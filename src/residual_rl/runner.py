@@ -27,6 +27,7 @@ from residual_rl.types import HasReplay, Metrics, State, Transition
 from residual_rl.utils.files import make_folder, write_json
 from residual_rl.utils.seeding import TRAINING_EVAL_SEED, training_seed_start
 from residual_rl.utils.signals import stop_signals
+from residual_rl.utils.text import shell_command
 
 _IMPORTED = time.perf_counter()
 
@@ -318,7 +319,7 @@ class Runner:
             self.checkpoints.save(step, whole)
             raise BasePolicyError(
                 f"{error}; saved a checkpoint at {step:,} steps. Once the server responds, resume with: "
-                f"residual-rl train --resume {self.folder.path}"
+                f"{shell_command('train', '--resume', self.folder.path)}"
             ) from error
 
     @contextlib.contextmanager

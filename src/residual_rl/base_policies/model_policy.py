@@ -4,6 +4,7 @@ PPO."""
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -61,7 +62,8 @@ def _refuse_other_kinds(path: Path) -> None:
     for file in files if not (path / POLICY_FILE).is_file() else ():
         if _kind(file) == "model":
             raise CheckpointError(
-                f"{path} holds an imitation model: use --base-policy il --il-checkpoint {path}"
+                f"{path} holds an imitation model: use --base-policy il --il-checkpoint "
+                f"{shlex.quote(str(path))}"
             )
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from residual_rl.cli.flags import HELP, parse_flags
 from residual_rl.errors import ConfigError
 from residual_rl.imitation.convert_cfg import ConvertCfg
+from residual_rl.utils.console import Console
+from residual_rl.utils.text import shell_command
 
 _WHAT = (
     "Make a base policy of a public Diffusion Policy checkpoint, as ManiSkill's baseline and Policy "
@@ -62,23 +63,17 @@ def main(argv: Sequence[str]) -> int:
     seen = ", ".join(f"{key} {list(settings.obs_shapes[key])}" for key in settings.obs_keys)
     padded = f", padded to {settings.obs_size}" if settings.obs_padding else ""
     parameters = sum(p.numel() for p in model.network.parameters())
-    mode = f" --control-mode {cfg.control_mode}" if cfg.control_mode else ""
+    mode = ["--control-mode", cfg.control_mode] if cfg.control_mode else []
     console = Console()
-    console.print(f"{model.name}: {parameters:,} parameters", highlight=False, soft_wrap=True)
-    console.print(
+    console.say(f"{model.name}: {parameters:,} parameters")
+    console.say(
         f"It sees {settings.num_obs_steps} times {seen}{padded}, as they are.",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
     )
-    console.print(
+    console.say(
         f"It gives {settings.chunk_size} actions of {settings.action_dim} numbers, and "
         f"{settings.num_action_steps} of them are executed.",
-        highlight=False,
-        soft_wrap=True,
     )
-    console.print(f"Model: {out / MODEL_FILE}", soft_wrap=True)
-    console.print(
-        f"Evaluate it: residual-rl eval TASK{mode} --base-policy il --il-checkpoint {out}", soft_wrap=True
-    )
+    console.say(f"Model: {out / MODEL_FILE}")
+    evaluation = shell_command("eval", "TASK", *mode, "--base-policy", "il", "--il-checkpoint", out)
+    console.say(f"Evaluate it: {evaluation}")
     return 0

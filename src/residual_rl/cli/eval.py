@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from rich.console import Console
 
 from residual_rl.cli.flags import parse_flags, parse_head, require_target
 from residual_rl.config import ResidualScale, TrainCfg, replace_fields
@@ -21,8 +20,10 @@ from residual_rl.exported_policy import ExportedPolicy, find_policy
 from residual_rl.factory import make_residual_env
 from residual_rl.registry import TASKS
 from residual_rl.runs.run_folder import RunFolder
+from residual_rl.utils.console import Console
 from residual_rl.utils.files import make_folder, write_json
 from residual_rl.utils.seeding import EVAL_SEED
+from residual_rl.utils.text import shell_command
 from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, PositiveInt
 from residual_rl.visualization.recording import Recording, record, write_comparison
 
@@ -95,8 +96,8 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
     found = find_policy(path, parse_head(EvalFlags(), argv, f"eval {path}").model)
     if found.run is None:
         raise ConfigError(
-            f"{path} is a model outside of a run folder; name a run for the figures: residual-rl eval RUN "
-            f"--model {path}"
+            f"{path} is a model outside of a run folder; name a run for the figures: "
+            f"{shell_command('eval', 'RUN', '--model', path)}"
         )
     run, trained = RunFolder(found.run), found.exported
     # the settings: those of training, with the changes of the command line
@@ -132,10 +133,10 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
         try:
             _write_video(run.path / "video.mp4", cfg, flags, exported)
         except MissingDependencyError as error:
-            console.print(f"no video: {error}", soft_wrap=True)
+            console.say(f"no video: {error}")
     report = write_report(run.path, evaluation, plot=flags.plot)
     console.print(format_table(evaluation))
-    console.print(f"Run folder: {run.path}\nReport: {report}", soft_wrap=True)
+    console.say(f"Run folder: {run.path}", f"Report: {report}")
     return 0
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 
 from residual_rl.cli.flags import HELP, has_flag, parse_flags, parse_head, settings_as_flags
 from residual_rl.config import from_plain
@@ -18,6 +18,8 @@ from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.imitation.config import ALGOS, ImitateCfg
 from residual_rl.registry import load
 from residual_rl.runs.progress_bar import clock_time
+from residual_rl.utils.console import Console
+from residual_rl.utils.text import shell_command
 
 CHANGEABLE = {
     "total_steps",
@@ -84,8 +86,8 @@ def main(argv: Sequence[str]) -> int:
         _check_same(default, cfg)
     elif out.is_dir() and any(out.iterdir()):
         raise ConfigError(
-            f"{out} is not empty; choose another --output-dir, or resume it: residual-rl imitate --resume "
-            f"{out}"
+            f"{out} is not empty; choose another --output-dir, or resume it: "
+            f"{shell_command('imitate', '--resume', out)}"
         )
     # the training
     summary = load(ALGOS[cfg.algo])(cfg, demos, out, resumed is not None)
@@ -123,7 +125,7 @@ def _stored(folder: Path) -> tuple[Path, ImitateCfg]:
     """The demonstrations and the settings of the training in `folder`. Raises `CheckpointError`."""
     file = folder / "config.json"
     try:
-        data = json.loads(file.read_text())
+        data = json.loads(file.read_text(encoding="utf-8"))
         demos = Path(data.pop("demos"))
         return demos, from_plain(ImitateCfg, data)
     except FileNotFoundError:
@@ -148,9 +150,7 @@ def _report(summary: dict[str, Any], out: Path) -> int:
     console = Console()
     steps, took = f"{summary['steps']:,} steps", clock_time(summary["wall_time"])
     if not summary["finished"]:
-        console.print(
-            f"Stopped after {steps}, saved. Go on with: residual-rl imitate --resume {out}", soft_wrap=True
-        )
+        console.say(f"Stopped after {steps}, saved. Go on with: {shell_command('imitate', '--resume', out)}")
         return 128 + int(summary["signal"])
     # finished: the best figures, and where the model is
     found = []
@@ -158,15 +158,11 @@ def _report(summary: dict[str, Any], out: Path) -> int:
         found.append(f"{100 * summary['best_success_rate']:.1f} % success in training's evaluation")
     if summary["best_val_loss"] is not None:
         found.append(f"validation loss {summary['best_val_loss']:.4f}")
-    console.print(f"Trained {steps} in {took}; best: {', '.join(found) or 'not evaluated'}.", soft_wrap=True)
-    console.print(f"Model: {out / summary['model']}", soft_wrap=True)
+    console.say(f"Trained {steps} in {took}; best: {', '.join(found) or 'not evaluated'}.")
+    console.say(f"Model: {out / summary['model']}")
     # the next commands, with the task's settings as flags
-    settings = settings_as_flags(summary["task"], summary.get("task_settings") or {})
-    words = (
-        f"{summary['task']} {settings} --base-policy {summary['base_policy']} --il-checkpoint {out}".replace(
-            "  ", " "
-        )
-    )
-    console.print(f"Evaluate it: residual-rl eval {words} --n-episodes 200", soft_wrap=True)
-    console.print(f"Put a residual on it: residual-rl train {words}", soft_wrap=True)
+    settings = shlex.split(settings_as_flags(summary["task"], summary.get("task_settings") or {}))
+    words = [summary["task"], *settings, "--base-policy", summary["base_policy"], "--il-checkpoint", out]
+    console.say(f"Evaluate it: {shell_command('eval', *words, '--n-episodes', 200)}")
+    console.say(f"Put a residual on it: {shell_command('train', *words)}")
     return 0

@@ -9,6 +9,7 @@ import signal
 import sys
 
 import residual_rl
+from residual_rl.utils.terminal import degrade_output, expand_home
 
 COMMANDS = {
     "list": ("", "show the registered tasks, base policies and learners"),
@@ -29,8 +30,9 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the process's exit code."""
+    degrade_output()
     try:
-        code = _dispatch(sys.argv[1:] if argv is None else argv)
+        code = _dispatch([expand_home(word) for word in (sys.argv[1:] if argv is None else argv)])
         sys.stdout.flush()  # raises here, where it is handled, for a closed pipe or a full disk
         return code
     except BrokenPipeError:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 
 from residual_rl.cli import train
 from residual_rl.cli.flags import has_flag, parse_flags, parse_known, require_target, resume_folder
@@ -28,8 +27,10 @@ from residual_rl.sweeps.grid import (
 )
 from residual_rl.sweeps.live_table import SweepTable
 from residual_rl.sweeps.report import ranking_table, write_report
+from residual_rl.utils.console import Console
 from residual_rl.utils.seeding import EVAL_SEED
 from residual_rl.utils.signals import stop_signals
+from residual_rl.utils.text import shell_command
 from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 
@@ -105,8 +106,8 @@ def main(argv: Sequence[str]) -> int:
     require_executor(flags.ray_address, sweep.gpus_per_trial)
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(
-            f"{output} is not empty; choose another --output-dir, or resume its sweep: residual-rl "
-            f"sweep --resume {output}"
+            f"{output} is not empty; choose another --output-dir, or resume its sweep: "
+            f"{shell_command('sweep', '--resume', output)}"
         )
     # the folder records the sweep, so that --resume finds it
     with RunFolder(folder).start(sweep):
@@ -169,24 +170,18 @@ def _tell(
         console.print(ranking_table(report))
     failed = [trial for trial in report["trials"] if trial["state"] == "failed"]
     for trial in failed:
-        console.print(
-            f"Failed: {trial['name']}: {trial['reason']}", soft_wrap=True, highlight=False, markup=False
-        )
+        console.say(f"Failed: {trial['name']}: {trial['reason']}")
     # a summary, with the command that continues the sweep
     finished = sum(trial["state"] == "finished" for trial in report["trials"])
-    console.print(
+    console.say(
         f"{finished} of {len(trials)} trials finished. Report: {folder / 'report.md'}",
-        soft_wrap=True,
-        highlight=False,
     )
     if failed:
-        console.print(
-            f"Try failed ones again: residual-rl sweep --resume {folder} --retry-failed",
-            soft_wrap=True,
-            highlight=False,
+        console.say(
+            f"Try failed ones again: {shell_command('sweep', '--resume', folder, '--retry-failed')}",
         )
     if finished + len(failed) < len(trials):
-        console.print(f"Go on with: residual-rl sweep --resume {folder}", soft_wrap=True, highlight=False)
+        console.say(f"Go on with: {shell_command('sweep', '--resume', folder)}")
     if signal is not None and finished + len(failed) < len(trials):
         return 128 + signal
     return 0 if finished == len(trials) else 1

@@ -16,6 +16,7 @@ from residual_rl.config import PARTS, TrainCfg, replace_fields
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.registry import LEARNERS, TASKS
 from residual_rl.utils.files import write_json
+from residual_rl.utils.text import shell_command
 from residual_rl.utils.validation import CheckedCfg, PositiveInt
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _defaults(task_id: str, argv: Sequence[str]) -> TrainCfg:
 def _resume(argv: Sequence[str]) -> int:
     folder = resume_folder(argv, "train")
     if folder is not None and not argv[0].startswith("-"):
-        raise ConfigError(f"a run is resumed with its own task: residual-rl train --resume {folder}")
+        raise ConfigError(f"a run is resumed with its own task: {shell_command('train', '--resume', folder)}")
     args = argv if folder is not None else ["--help"]
     options: ResumeFlags = parse_flags({"own": ResumeFlags}, args, "train", "Resume an interrupted run.")[
         "own"
@@ -135,7 +136,7 @@ def _resume(argv: Sequence[str]) -> int:
 def read_config(run: RunFolder) -> TrainCfg:
     """The settings of a run folder. Raises `CheckpointError` naming the file."""
     try:
-        return TrainCfg.from_dict(json.loads(run.config_file.read_text()))
+        return TrainCfg.from_dict(json.loads(run.config_file.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise CheckpointError(f"{run.config_file} does not exist; {run.path} is not a run folder") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -143,30 +144,26 @@ def read_config(run: RunFolder) -> TrainCfg:
 
 
 def _train(runner: Runner, folder: RunFolder) -> int:
-    from rich.console import Console
 
     from residual_rl.runs.progress_bar import clock_time
+    from residual_rl.utils.console import Console
 
     console = Console()
     summary = runner.learn()
     best = summary["best_success_rate"]
     steps, took = f"{summary['steps']:,} steps", clock_time(summary["wall_time"])
     if not summary["finished"]:  # a signal during the last iteration has no effect
-        console.print(
-            f"Stopped after {steps}, saved. Go on with: residual-rl train --resume {folder.path}",
-            soft_wrap=True,
+        console.say(
+            f"Stopped after {steps}, saved. Go on with: {shell_command('train', '--resume', folder.path)}",
         )
         return 128 + int(summary["signal"])
-    console.print(
-        f"Trained {steps} in {took}; best evaluation in training: {100 * best:.1f} % success.", soft_wrap=True
-    )
+    console.say(f"Trained {steps} in {took}; best evaluation in training: {100 * best:.1f} % success.")
     if summary["time_to_95"] is not None:
         console.print(
             f"95 % of the evaluation's episodes after {clock_time(summary['time_to_95'])} and "
             f"{summary['step_to_95']:,} steps."
         )
-    console.print(f"Run folder: {folder.path}", soft_wrap=True)
-    console.print(
-        f"Evaluate it: residual-rl eval {folder.path} --compare-base --plot --save-video", soft_wrap=True
-    )
+    console.say(f"Run folder: {folder.path}")
+    evaluation = shell_command("eval", folder.path, "--compare-base", "--plot", "--save-video")
+    console.say(f"Evaluate it: {evaluation}")
     return 0

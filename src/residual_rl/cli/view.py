@@ -9,7 +9,6 @@ from typing import Annotated
 
 import torch
 import tyro
-from rich.console import Console
 
 from residual_rl.cli.flags import parse_flags, parse_head, require_target
 from residual_rl.cli.policies import resolve_policy
@@ -18,6 +17,7 @@ from residual_rl.errors import ConfigError
 from residual_rl.evaluation.evaluate import Policy, no_residual
 from residual_rl.factory import make_residual_env
 from residual_rl.residual_env import ResidualEnv
+from residual_rl.utils.console import Console
 from residual_rl.utils.files import make_folder
 from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, PositiveInt
 from residual_rl.visualization.recording import record, write_comparison
@@ -89,13 +89,13 @@ def _show(env: ResidualEnv, policy: Policy, flags: ViewFlags, name: str) -> None
         for _ in range(flags.step):
             env.step(policy(env.obs))
         for path in save_cameras(env, flags.cameras, flags.camera_size):
-            console.print(str(path), soft_wrap=True)
+            console.say(str(path))
     if flags.video is not None:
         make_folder(flags.video.parent)
         write_comparison(
             flags.video, env.vec_env, {name: record(env, policy, [flags.seed])}, flags.camera_size
         )
-        console.print(str(flags.video), soft_wrap=True)
+        console.say(str(flags.video))
     if flags.cameras is None and flags.video is None:
         console.print("Close the window or press Ctrl-C to end.")
         with LiveViewer(env.vec_env.model, env.vec_env.control_hz) as viewer:

@@ -202,7 +202,7 @@ def _start_wandb(run_dir: Path, project: str, config: Mapping[str, Any] | None) 
         ) from error
     make_folder(run_dir)
     id_file = run_dir / "wandb.json"
-    run_id = json.loads(id_file.read_text())["id"] if id_file.exists() else None
+    run_id = json.loads(id_file.read_text(encoding="utf-8"))["id"] if id_file.exists() else None
     run = wandb.init(
         project=project,
         dir=str(run_dir),

@@ -17,6 +17,7 @@ from typing import IO, Any
 from residual_rl.errors import ConfigError
 from residual_rl.utils.files import make_folder, write_atomically, write_json, writing
 from residual_rl.utils.provenance import command_line, git_state, versions
+from residual_rl.utils.text import shell_command
 
 LOCK_FILE = ".lock"
 _log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class RunFolder:
         if any(p.name != LOCK_FILE for p in self.path.iterdir()):
             raise ConfigError(
                 f"{self.path} is not empty; "
-                f"choose another --output-dir or `residual-rl train --resume {self.path}`"
+                f"choose another --output-dir or `{shell_command('train', '--resume', self.path)}`"
             )
         with self._hold():
             write_json(self.config_file, config)
@@ -94,7 +95,7 @@ class RunFolder:
     def held(self) -> bool:
         """Whether a process has the lock and may be writing this run."""
         try:
-            with (self.path / LOCK_FILE).open() as file:
+            with (self.path / LOCK_FILE).open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False
@@ -129,7 +130,7 @@ class RunFolder:
     def _stamp(self, command: Sequence[str] | None) -> None:
         # Append the command, and write versions and code if they are new.
         command_file = self.path / "command.txt"
-        earlier = command_file.read_text() if command_file.is_file() else ""
+        earlier = command_file.read_text(encoding="utf-8", errors="replace") if command_file.is_file() else ""
         write_atomically(
             command_file, f"{earlier}{shlex.join(command_line() if command is None else command)}\n"
         )
@@ -143,7 +144,7 @@ class RunFolder:
         while path.exists():
             last, n = path, n + 1
             path = self.path / f"{stem}.{n}{suffix}"
-        if last is not None and last.read_text() == text:
+        if last is not None and last.read_text(encoding="utf-8", errors="replace") == text:
             return
         if last is not None:
             _log.warning(
@@ -155,7 +156,7 @@ class RunFolder:
 def _lock(folder: Path) -> IO[str]:
     path = folder / LOCK_FILE
     with writing(path):
-        file = path.open("a+")
+        file = path.open("a+", encoding="utf-8", errors="replace")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

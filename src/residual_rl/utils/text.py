@@ -1,8 +1,10 @@
-"""Short texts: on one line, and parsed."""
+"""Short texts: on one line, parsed, and as commands."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
+from pathlib import Path
 
 from residual_rl.errors import ConfigError
 
@@ -17,6 +19,16 @@ def parse_pairs(pairs: Iterable[str], setting: str) -> dict[str, str]:
             raise ConfigError(f"{setting} {pair!r}: expected ENV_NAME=SERVER_KEY, each key once")
         parsed[key] = name
     return parsed
+
+
+def shell_command(*words: object) -> str:
+    """A command of `residual-rl` for a message, quoted so that it can be pasted into a shell."""
+    return shlex.join(["residual-rl", *map(_word, words)])
+
+
+def _word(word: object) -> str:
+    """A word of a command; paths such as `-x` are not options."""
+    return f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word)
 
 
 def one_line(text: object, limit: int = 300) -> str:

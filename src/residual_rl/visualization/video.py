@@ -43,7 +43,7 @@ def write_video(path: Path | str, frames: Iterable[Frame], fps: float) -> int:
     ffmpeg, and `WriteError` where the file cannot be written.
     """
     # Check the arguments and the first frame.
-    path = Path(path)
+    path = Path(path).absolute()  # ffmpeg reads `-x` as an option and `a:b` as a protocol
     if fps <= 0:
         raise ConfigError(f"fps must be positive, not {fps}")
     ffmpeg = _imageio_ffmpeg()

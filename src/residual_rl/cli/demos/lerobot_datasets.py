@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 
 from residual_rl.cli.flags import HELP, parse_flags, parse_head
 from residual_rl.config import TrainCfg, from_plain
@@ -21,6 +20,7 @@ from residual_rl.lerobot.dataset_export import ExportCfg, export
 from residual_rl.lerobot.dataset_import import LAG, Converter, ImportCfg, Recording
 from residual_rl.registry import TASKS, load
 from residual_rl.runs.progress_bar import ProgressBar
+from residual_rl.utils.console import Console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ def to_lerobot(argv: Sequence[str]) -> int:
         f"{folder} holds {written.episodes} episodes, {written.frames:,} frames at {written.fps} a second "
         "(LeRobotDataset v3)"
     )
-    Console().print(text, soft_wrap=True, highlight=False)
+    Console().say(text)
     return 0
 
 
@@ -157,7 +157,7 @@ def _tell(out: Path, episodes: int, converter: Converter) -> None:
     if done.clipped:
         lines.append(f"{done.clipped:,} values were cut to their joint's range")
     for line in lines:
-        console.print(line, soft_wrap=True, highlight=False)
+        console.say(line)
 
 
 def _first(argv: Sequence[str], usage: str, what: str) -> tuple[str, list[str]]:

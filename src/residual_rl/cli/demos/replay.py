@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from residual_rl.cli.demos.common import YES_NO, require_demos_file
@@ -17,6 +16,7 @@ from residual_rl.demos.reader import Demonstrations
 from residual_rl.demos.replay import ReplayResult, make_env, replay, write_replay_video
 from residual_rl.errors import MissingDependencyError
 from residual_rl.runs.progress_bar import ProgressBar
+from residual_rl.utils.console import Console
 from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, PositiveInt
 
 _log = logging.getLogger(__name__)
@@ -74,9 +74,9 @@ def main(argv: Sequence[str]) -> int:
     if flags.save_video is not None:
         try:
             write_replay_video(flags.save_video, env, results)
-            console.print(f"Video: {flags.save_video}", soft_wrap=True)
+            console.say(f"Video: {flags.save_video}")
         except MissingDependencyError as error:
-            console.print(f"no video: {error}", soft_wrap=True)
+            console.say(f"no video: {error}")
     deterministic = env.deterministic
     env.close()
     # the exit code is 0 only if all episodes with a known outcome were reproduced
@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
     drift = max(results, key=lambda r: r.drift.value).drift
     note = "" if deterministic else "; this simulator does not promise equal episodes"
     text = f"{same} of {len(known)} episodes end as they were stored; largest drift {drift}{note}"
-    console.print(text, soft_wrap=True, highlight=False)
+    console.say(text)
     return 0 if same == len(known) else 1
 
 

@@ -1,0 +1,20 @@
+"""Terminal output: texts are printed as they are, never read as markup."""
+
+from __future__ import annotations
+
+import rich.console
+
+
+class Console(rich.console.Console):
+    """Rich's console without markup and emoji codes, because paths and other people's texts may contain both.
+
+    Styles are given as `rich.text.Text`.
+    """
+
+    def __init__(self, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+    def say(self, *lines: object) -> None:
+        """Print lines, which are not wrapped, so that paths and commands in them can be copied."""
+        for line in lines:
+            self.print(str(line), soft_wrap=True)
