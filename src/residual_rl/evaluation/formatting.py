@@ -64,7 +64,7 @@ def format_table(evaluation: Mapping[str, Any]) -> Table:
     for metric in metrics_of(evaluation):
         row = [_cell(metric, evaluation["policies"][name].get(metric)) for name in names]
         differences = [_cell(metric, paired.get(metric), sign=True) for paired in pairs.values()]
-        table.add_row(label(metric, evaluation), *row, *differences)
+        table.add_row(Text(label(metric, evaluation)), *row, *differences)
     return table
 
 
