@@ -3,7 +3,7 @@
     python benchmarks/same_results.py --output before.json
     python benchmarks/same_results.py --compare before.json
 
-The command line trains and evaluates each run in processes of its own, with seed 1 and one thread. All of
+The command line trains and evaluates each run in separate processes, with seed 1 and one thread. All of
 them take about five minutes of CPU time. Three things are hashed: the weights in the run folder, the metrics
 of each step except `time/…`, and the values of each evaluated episode (for demonstrations, the stored
 arrays). A series is a tensor, a metric over all steps, or an episode metric over all seeds. A hash is made of
@@ -200,7 +200,7 @@ def _with_needs(names: Iterable[str]) -> set[str]:
 
 
 def _run(run: Run, work: Path) -> dict[str, Any]:
-    """Train and evaluate, then hash what they wrote."""
+    """Train and evaluate, then hash the results."""
     folder = work.resolve() / run.name
     folders = {other.name: folder.parent / other.name for other in RUNS} | {"folder": folder}
     before = _cpu_seconds()

@@ -58,7 +58,7 @@ def main() -> None:
         for seed in options.seeds
     }
 
-    # Create the files, and train what is missing.
+    # Create the files, and train the missing runs.
     for path, arguments in spec.get("files", {}).items():
         make_file(Path(path), arguments)
     for seed in options.seeds:

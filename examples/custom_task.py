@@ -76,13 +76,13 @@ class PointPhysics:
         self.num_envs, self.device = num_envs, torch.device(device)
         self._position = torch.zeros(num_envs, 2, dtype=torch.float64, device=self.device)
 
-    def reset(self, worlds: Tensor, episode: Quantities) -> None:
-        self._position = self._position.index_copy(0, worlds, episode["start"])
+    def reset(self, env_ids: Tensor, episode: Quantities) -> None:
+        self._position = self._position.index_copy(0, env_ids, episode["start"])
 
-    def step(self, joint_target: Tensor, worlds: Tensor | None = None) -> None:
+    def step(self, joint_target: Tensor, env_ids: Tensor | None = None) -> None:
         self._before = self._position
         moved = self._position + 0.5 * (joint_target - self._position) + torch.tensor([0.01, 0.0])
-        self._position = moved if worlds is None else self._position.index_copy(0, worlds, moved[worlds])
+        self._position = moved if env_ids is None else self._position.index_copy(0, env_ids, moved[env_ids])
 
     def state_before(self) -> State:
         return {"position": self._before}

@@ -1,4 +1,4 @@
-"""What all tests share: one torch thread, fixed seeds, and the skipping of what this machine cannot run."""
+"""Shared by all tests: one torch thread, fixed seeds, common fixtures, and skips for missing libraries."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("MPLBACKEND", "Agg")  # before anything imports matplotlib: no test opens a window
-# Before anything imports the hub's libraries: no test may ask the hub, or leave something in the user's
-# cache.
+# Set before the import of matplotlib, so that no test opens a window.
+os.environ.setdefault("MPLBACKEND", "Agg")
+# Set before the import of the Hugging Face libraries, so that no test uses the hub or the user's cache.
 os.environ["HF_HUB_OFFLINE"] = "1"
 _hub_cache = tempfile.TemporaryDirectory(prefix="residual-rl-test-")
 os.environ["HF_HOME"] = _hub_cache.name
@@ -30,7 +30,7 @@ pytest.register_assert_rewrite("base_policy_contract", "env_contract")
 import tiny_runs
 import torch
 
-# A CUDA build loads triton here; after Mesa's OpenGL, with an LLVM of its own, that would crash
+# A CUDA build loads triton here. After Mesa's OpenGL, which has another LLVM, that would crash.
 import torch._dynamo
 from base_policy_cases import config_of as config_of
 
@@ -40,35 +40,34 @@ from residual_rl.errors import MissingDependencyError
 
 SEED = 20260101
 
-# The same examples on every run and machine: a test that fails once fails again.
+# Use the same examples on every run and machine, so that failures are reproducible.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("fixed")
 
 
 ENVIRONMENTS = {"maniskill": "mani_skill", "lerobot": "lerobot"}
-"""Marker of the tests that need an environment of their own -> the library that is installed there."""
+"""Marker of tests with a separate environment -> library that is installed only there."""
 _NEEDS = re.compile(
     rf"^pytestmark = (?:\[[^\]]*?)?[^\n]*?pytest\.mark\.({'|'.join(ENVIRONMENTS)})\b", re.MULTILINE
 )
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Collect modules only where they can be imported: `-m maniskill` and `-m lerobot` collect theirs
-    alone."""
+    """Collect only modules that can be imported: `-m maniskill` and `-m lerobot` collect only those with the
+    marker."""
     if collection_path.suffix != ".py":
         return None
     found = _NEEDS.search(collection_path.read_text(encoding="utf-8"))
     needed = found[1] if found else None
-    asked = config.option.markexpr
-    if asked in ENVIRONMENTS:
-        return True if needed != asked and collection_path.name.startswith("test_") else None
+    marker = config.option.markexpr
+    if marker in ENVIRONMENTS:
+        return True if needed != marker and collection_path.name.startswith("test_") else None
     return True if needed and importlib.util.find_spec(ENVIRONMENTS[needed]) is None else None
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(
-        1
-    )  # results do not depend on the machine's cores, and the simulator has them for itself
+    # Results do not depend on the number of cores, and the simulator can use all of them.
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -82,7 +81,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _fixed_seeds() -> None:
-    """Each test starts from the same global generators, in whatever order and company it runs."""
+    """Seed the global generators, so that tests do not depend on their order."""
     random.seed(SEED)
     np.random.seed(SEED)  # noqa: NPY002 (third-party code under test may use the global generator)
     torch.manual_seed(SEED)
@@ -90,7 +89,7 @@ def _fixed_seeds() -> None:
 
 @pytest.fixture
 def fails(capfd: pytest.CaptureFixture[str]) -> tiny_runs.Fails:
-    """Runs a command that must fail; gives the one line that it says."""
+    """Runs a command that must fail and returns its one line of error message."""
     return functools.partial(tiny_runs.failure, capfd)
 
 
@@ -116,7 +115,7 @@ def _finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(_finished_run: Path, tmp_path: Path) -> Path:
-    """A run folder to spoil."""
+    """A copy of a run folder, which a test may modify."""
     path = tmp_path / "run"
     shutil.copytree(_finished_run, path)
     return path
@@ -124,7 +123,7 @@ def run(_finished_run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def processes() -> Iterator[list[subprocess.Popen[str]]]:
-    """Where a test notes what it starts: that is ended with it."""
+    """A list for the processes that a test starts; they are killed after it."""
     started: list[subprocess.Popen[str]] = []
     yield started
     for process in started:
@@ -134,7 +133,7 @@ def processes() -> Iterator[list[subprocess.Popen[str]]]:
 
 @pytest.fixture(scope="session")
 def opengl() -> None:
-    """Skips where nothing can be drawn, and says why."""
+    """Skip the test, with the reason, if OpenGL is not available."""
     try:
         gl_context_class()
     except MissingDependencyError as error:
@@ -143,7 +142,7 @@ def opengl() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_workers_left() -> Iterator[None]:
-    """End the processes that worker pools were forked from while the interpreter is still whole."""
+    """Close the fork servers of worker pools before the interpreter shuts down."""
     yield
     process = sys.modules.get("residual_rl.envs.workers.process")
     if process is not None:

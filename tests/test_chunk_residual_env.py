@@ -1,5 +1,5 @@
-"""Residuals over whole chunks: one decision for several env steps, and worlds that stand still until the
-others are through."""
+"""Residuals over whole chunks: one transition for several env steps, and envs that wait until the others
+have finished their chunks."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def recorder_env(max_episode_steps: int = 10, num_envs: int = 2) -> tuple[ChunkR
     return chunk_env(recorder, num_envs=num_envs, max_episode_steps=max_episode_steps), recorder
 
 
-# --- a vec_env whose worlds stand still ---------------------------------------------------------------------
+# --- steps with a mask --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["point", "so101-paper"])
-def test_worlds_outside_of_the_mask_stand_still(kind: str) -> None:
-    """World 1 stands still for two of its steps: what comes then is what came without."""
+def test_vec_env_step__envs_outside_of_the_mask_do_not_change(kind: str) -> None:
+    """Env 1 skips two steps and then continues with the same results as an env that was not paused."""
 
     def make() -> VecEnv:
         return (
@@ -76,26 +76,28 @@ def test_worlds_outside_of_the_mask_stand_still(kind: str) -> None:
             [actions[taken[0], 0], actions[taken[1], 1] if mask is None else torch.ones(len(env.action_unit))]
         )
         obs, reward, *_, info = env.step(rows, mask)
-        for world in (0, 1):
-            if mask is not None and not mask[world]:
-                assert all(torch.equal(obs[name][world], before[name][world]) for name in obs)
-                assert reward[world] == 0.0
-                assert not any(term[world] for term in info["reward_terms"].values())
+        for env_id in (0, 1):
+            if mask is not None and not mask[env_id]:
+                assert all(torch.equal(obs[name][env_id], before[name][env_id]) for name in obs)
+                assert reward[env_id] == 0.0
+                assert not any(term[env_id] for term in info["reward_terms"].values())
                 continue
-            then, value, *_, told = expected[taken[world]]
-            assert all(torch.equal(obs[name][world], then[name][world]) for name in obs)
-            assert torch.equal(reward[world], value[world])
+            then, value, *_, expected_info = expected[taken[env_id]]
+            assert all(torch.equal(obs[name][env_id], then[name][env_id]) for name in obs)
+            assert torch.equal(reward[env_id], value[env_id])
             for name in ("episode_length", "episode_return"):
-                assert torch.equal(info["final_info"][name][world], told["final_info"][name][world])
-            taken[world] += 1
+                assert torch.equal(
+                    info["final_info"][name][env_id], expected_info["final_info"][name][env_id]
+                )
+            taken[env_id] += 1
     assert taken == [7, 5]
 
 
-# --- decisions ----------------------------------------------------------------------------------------------
+# --- steps of a chunk ---------------------------------------------------------------------------------------
 
 
-def test_a_decision_is_about_the_whole_chunk() -> None:
-    """`Recorder` plans (0.1·n, 0.01·k) for step k of its n-th plan."""
+def test_chunk_residual_env__residual_covers_the_whole_chunk() -> None:
+    """`Recorder` predicts (0.1·n, 0.01·k) for step k of its n-th chunk."""
     env, recorder = recorder_env()
     assert (env.action_dim, env.steps_per_action) == (6, 3)
     assert env.observation_space["base_action"].shape == (6,)
@@ -121,10 +123,10 @@ def test_a_decision_is_about_the_whole_chunk() -> None:
     np.testing.assert_allclose(
         info["reward_terms"]["residual"], [-0.1 * (0.01 + 0.04 + 0.09), 0.0], atol=1e-7
     )
-    assert [call[0] for call in recorder.calls] == ["reset", "plan", "plan"]
+    assert [call[0] for call in recorder.calls] == ["reset", "query", "query"]
 
 
-def test_rewards_are_summed() -> None:
+def test_chunk_residual_env__sums_rewards_over_the_chunk() -> None:
     env, single = chunk_env(), chunk_env(cls=ResidualEnv)
     env.reset(seed=0)
     single.reset(seed=0)
@@ -137,13 +139,13 @@ def test_rewards_are_summed() -> None:
     assert torch.equal(env.obs["position"], single.obs["position"])
 
 
-def test_a_world_whose_episode_ends_within_a_chunk_waits() -> None:
-    """Limits of five steps: the second decision ends after two of its three."""
+def test_chunk_residual_env__env_waits_after_its_episode_ends_within_a_chunk() -> None:
+    """With a limit of five steps, the episode ends at the second step of its second chunk."""
     env, recorder = recorder_env(max_episode_steps=5)
     env.reset(seed=0)
     env.vec_env.reset(seed=[9], mask=torch.tensor([False, True]))
     env.step(torch.zeros(2, 6))
-    env.vec_env._length[1] = 1  # type: ignore[attr-defined]  (two steps behind the other: its chunks go on)
+    env.vec_env._length[1] = 1  # type: ignore[attr-defined]  (two steps behind the other env)
     before, steps_taken = env.obs, env.vec_env.steps_taken  # type: ignore[attr-defined]
     recorder.calls.clear()
     transition, info = env.step(torch.full((2, 6), 0.5))
@@ -151,17 +153,16 @@ def test_a_world_whose_episode_ends_within_a_chunk_waits() -> None:
     assert transition.truncated.tolist() == [True, False]
     assert info["_final_info"].tolist() == info["_final_obs"].tolist() == [True, False]
     assert info["final_info"]["episode_length"][0] == 5
-    np.testing.assert_allclose(
-        transition.action[:, 4:], [[0.0, 0.0], [0.45, 0.27]], atol=1e-6
-    )  # after the end: none
+    # No action after the end of the episode.
+    np.testing.assert_allclose(transition.action[:, 4:], [[0.0, 0.0], [0.45, 0.27]], atol=1e-6)
     final = transition.next_obs["position"][0]
     wind = torch.stack([before["state"][0, 2], torch.tensor(0.0)])
     moved = 0.1 * transition.action[0, :4].reshape(2, 2).sum(0)
     np.testing.assert_allclose(final, before["position"][0] + moved + 2 * wind, atol=1e-6)
-    assert env.vec_env.observations()["state"][0, 3] == 0.0  # the new episode has not begun to move
+    assert env.vec_env.observations()["state"][0, 3] == 0.0  # the new episode has not moved yet
     assert not torch.equal(env.obs["position"][0], final)
-    # a plan from the final observation, its reset, and plans from the new ones
-    assert [call[:2] for call in recorder.calls] == [("plan", [0]), ("reset", [0]), ("plan", [0, 1])]
+    # A query for the final observation, a reset, and a query for the new observations.
+    assert [call[:2] for call in recorder.calls] == [("query", [0]), ("reset", [0]), ("query", [0, 1])]
     assert recorder.calls[0][2] == [final.tolist()]
     np.testing.assert_allclose(
         transition.next_obs["base_action"][0], [0.3, 0.0, 0.3, 0.01, 0.3, 0.02], atol=1e-6
@@ -170,7 +171,7 @@ def test_a_world_whose_episode_ends_within_a_chunk_waits() -> None:
     assert torch.equal(transition.next_obs["base_action"][1], env.obs["base_action"][1])
 
 
-def test_episodes_returns_hold_their_penalties() -> None:
+def test_episode_return__includes_the_residual_penalties() -> None:
     env, total, ended = chunk_env(max_episode_steps=4), torch.zeros(3), 0
     env.reset(seed=0)
     for _ in range(12):
@@ -183,7 +184,7 @@ def test_episodes_returns_hold_their_penalties() -> None:
     assert ended >= 12
 
 
-def test_a_saved_state_goes_on_bit_for_bit() -> None:
+def test_chunk_residual_env_state_dict__resumes_bit_for_bit() -> None:
     env, resumed = chunk_env(max_episode_steps=7), chunk_env(max_episode_steps=7)
     residual = torch.linspace(-1.0, 1.0, 18).reshape(3, 6)
     env.reset(seed=0)
@@ -201,8 +202,8 @@ def test_a_saved_state_goes_on_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize("num_envs", [1, 3, 20])
-def test_without_a_residual_it_is_the_base_policy_bit_for_bit(num_envs: int) -> None:
-    """Figures are of env steps in both."""
+def test_chunk_residual_env__without_a_residual_equals_the_base_policy(num_envs: int) -> None:
+    """Metrics count env steps in both."""
     single, whole = chunk_env(cls=ResidualEnv, scale=0.0), chunk_env(num_envs=num_envs, scale=0.0)
     expected = evaluate(single, no_residual(single), SEEDS)
     got = evaluate(whole, lambda obs: torch.ones(num_envs, 6), SEEDS)
@@ -212,7 +213,7 @@ def test_without_a_residual_it_is_the_base_policy_bit_for_bit(num_envs: int) -> 
         assert torch.equal(got[name], values), name
 
 
-def test_a_residual_that_is_the_same_at_every_step_is_the_same_either_way() -> None:
+def test_chunk_residual_env__constant_residual_equals_step_by_step_residuals() -> None:
     single, whole = chunk_env(cls=ResidualEnv, max_episode_steps=7), chunk_env(max_episode_steps=7)
     push = torch.tensor([0.3, -0.6])
     expected = evaluate(single, lambda obs: push.expand(3, 2), SEEDS)
@@ -221,7 +222,7 @@ def test_a_residual_that_is_the_same_at_every_step_is_the_same_either_way() -> N
         np.testing.assert_allclose(got[name], values, rtol=1e-5, err_msg=name)
 
 
-def test_the_scale_adapts_step_by_step() -> None:
+def test_chunk_residual_env__adaptive_scale_changes_within_a_chunk() -> None:
     def rule(scale: float, uncertainty: Tensor) -> Tensor:
         return adaptive_scale(scale, uncertainty, min_share=0.0, full_uncertainty=2.0)
 
@@ -235,7 +236,7 @@ def test_the_scale_adapts_step_by_step() -> None:
         np.testing.assert_allclose(got[name], values, rtol=1e-5, err_msg=name)
 
 
-def test_recordings_are_of_env_steps() -> None:
+def test_record__has_a_frame_for_each_env_step() -> None:
     single, whole = chunk_env(cls=ResidualEnv, max_episode_steps=7), chunk_env(max_episode_steps=7)
     for one, other in zip(
         recording.record(single, lambda obs: torch.full((3, 2), 0.5), [1, 2, 3]),
@@ -251,7 +252,7 @@ def test_recordings_are_of_env_steps() -> None:
 
 @pytest.fixture
 def _point(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The point's task, and `chunky` for it."""
+    """Registers the task `point` and the base policy `chunky`."""
     for registry, spec in ((TASKS, fakes.POINT_TASK), (BASE_POLICIES, CHUNKY)):
         registry.all()  # type: ignore[attr-defined]
         monkeypatch.setattr(registry, "_specs", {**registry._specs, spec.id: spec})  # type: ignore[attr-defined]
@@ -288,8 +289,8 @@ FLAGS += [
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_point")
-def test_a_run_counts_env_steps_and_is_evaluated_and_resumed(tmp_path: Path) -> None:
-    """48 env steps an iteration: 4 worlds, 4 decisions, 3 steps each."""
+def test_chunk__whole_counts_env_steps_and_resumes(tmp_path: Path) -> None:
+    """An iteration has 48 env steps: 4 envs, 4 chunks, 3 steps each."""
     run = tmp_path / "run"
     assert main(["train", "point", *FLAGS, "--total-timesteps", "100", "--output-dir", str(run)]) == 0
     assert json.loads((run / "training_summary.json").read_text())["steps"] == 96
@@ -310,7 +311,7 @@ def test_a_run_counts_env_steps_and_is_evaluated_and_resumed(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("_point")
-def test_a_fresh_residual_is_the_base_policy() -> None:
+def test_chunk__whole_with_an_untrained_residual_equals_the_base_policy() -> None:
     cfg = replace_fields(TrainCfg.default("point", "chunky"), {"chunk": "whole", "minibatch_size": 64})
     env = make_residual_env(cfg, 3)
     assert isinstance(env, ChunkResidualEnv)
@@ -325,6 +326,6 @@ def test_a_fresh_residual_is_the_base_policy() -> None:
     )
 
 
-def test_there_are_two_kinds() -> None:
+def test_chunk__must_be_step_or_whole() -> None:
     with pytest.raises(ConfigError, match="chunk must be one of step, whole, not 'half'"):
         ResidualCfg(chunk="half")  # type: ignore[arg-type]

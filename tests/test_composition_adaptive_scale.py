@@ -1,4 +1,4 @@
-"""The residual scale that follows the base policy's uncertainty: numbers by hand, off by default, in runs,
+"""The residual scale that adapts to the base policy's uncertainty: values worked out by hand, defaults, runs,
 logs and videos."""
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ ADAPTIVE = ["--adaptive", "uncertainty", "--adaptive-min-share", "0.25", "--adap
 
 
 class Unsure(fakes.Homing):
-    """Of world w by 0.05·w, and by 0.1 more at each plan since the start; two steps a plan, of the second by
-    0.01 more."""
+    """Predicts two steps. The uncertainty of env i is 0.05·i, plus 0.1 for each earlier query, plus 0.01 in
+    the second step."""
 
     chunk_size = num_action_steps = 2
 
     def __init__(self) -> None:
         super().__init__()
-        self.plans = -1
+        self.num_queries = -1
 
     def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> ActionChunk:
-        self.plans += 1
-        first = 0.05 * env_ids + 0.1 * self.plans
+        self.num_queries += 1
+        first = 0.05 * env_ids + 0.1 * self.num_queries
         return ActionChunk(
             super().predict_action_chunk(obs, env_ids).expand(-1, 2, -1),
             torch.stack([first, first + 0.01], 1),
@@ -66,7 +66,7 @@ def point_env(
 # --- the rule -----------------------------------------------------------------------------------------------
 
 
-def test_by_hand() -> None:
+def test_adaptive_scale__matches_values_worked_out_by_hand() -> None:
     scale = adaptive_scale(
         0.8, torch.tensor([0.0, 0.05, 0.1, 0.2, 7.0]), min_share=0.25, full_uncertainty=0.2
     )
@@ -90,7 +90,7 @@ def test_by_hand() -> None:
         ({"adaptive_uncertainty": 0.0}, "adaptive_uncertainty must be above 0, not 0.0"),
     ],
 )
-def test_impossible_settings_are_named(change: dict[str, Any], message: str) -> None:
+def test_residual_cfg__invalid_adaptive_settings_are_errors(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ResidualCfg(**change)
 
@@ -98,9 +98,8 @@ def test_impossible_settings_are_named(change: dict[str, Any], message: str) -> 
 # --- in the env ---------------------------------------------------------------------------------------------
 
 
-def test_every_step_has_its_own_scale_everywhere() -> None:
-    """In what is executed, in the penalty, and in what is told; the chunk's second step has its own
-    uncertainty."""
+def test_residual_env__adaptive_scale_applies_to_action_penalty_and_info() -> None:
+    """The second step of a chunk has another uncertainty than the first."""
     env = point_env(Unsure())
     env.reset(seed=0)
     residual = torch.tensor([[1.0, -1.0], [0.5, 0.0], [0.0, 0.25]])
@@ -121,8 +120,8 @@ def test_every_step_has_its_own_scale_everywhere() -> None:
 
 
 @pytest.mark.parametrize("scale_rule", [None, rule])
-def test_an_env_says_what_a_residual_of_one_is(scale_rule: ScaleRule | None) -> None:
-    """What it costs and what is shown is in shares of that."""
+def test_residual_unit__multiplies_the_residual_and_not_its_penalty(scale_rule: ScaleRule | None) -> None:
+    """The penalty and the reported scale are in residual units."""
     env = point_env(Unsure(), scale_rule)
     env.composition = dataclasses.replace(env.composition, unit=torch.tensor([0.5, 0.1]))
     env.reset(seed=0)
@@ -134,7 +133,7 @@ def test_an_env_says_what_a_residual_of_one_is(scale_rule: ScaleRule | None) -> 
     np.testing.assert_allclose(torch.as_tensor(info["residual_scale"]).expand(3, 1), scale, rtol=1e-5)
 
 
-def test_the_bound_is_scheduled_as_ever() -> None:
+def test_residual_scale__bounds_the_adaptive_scale() -> None:
     env = point_env(Unsure())
     env.reset(seed=0)
     env.residual_scale = 0.4
@@ -143,7 +142,7 @@ def test_the_bound_is_scheduled_as_ever() -> None:
     )
 
 
-def test_a_scale_of_zero_is_the_base_policy_bit_for_bit() -> None:
+def test_residual_scale__zero_with_an_adaptive_rule_equals_the_base_policy() -> None:
     alone, scaled = point_env(Unsure(), None, scale=0.0), point_env(Unsure(), rule, scale=0.0)
     alone.reset(seed=0)
     scaled.reset(seed=0)
@@ -154,7 +153,7 @@ def test_a_scale_of_zero_is_the_base_policy_bit_for_bit() -> None:
         assert torch.equal(a.reward, b.reward)
 
 
-def test_without_a_rule_the_scale_is_the_number_and_nothing_is_told_of_uncertainty() -> None:
+def test_residual_env__constant_scale_reports_no_uncertainty() -> None:
     env = point_env(Unsure(), None)
     env.reset(seed=0)
     _, info = env.step(torch.zeros(3, 2))
@@ -163,7 +162,7 @@ def test_without_a_rule_the_scale_is_the_number_and_nothing_is_told_of_uncertain
     assert "residual_scale" not in evaluate(env, lambda obs: torch.zeros(3, 2), [1, 2])
 
 
-def test_a_base_policy_that_does_not_tell_is_refused_at_the_first_reset() -> None:
+def test_residual_env_reset__base_policy_without_uncertainty_is_an_error() -> None:
     env = point_env(fakes.Homing())
     with pytest.raises(
         ConfigError, match="base policy 'it' has no uncertainty, which --adaptive uncertainty needs"
@@ -171,23 +170,23 @@ def test_a_base_policy_that_does_not_tell_is_refused_at_the_first_reset() -> Non
         env.reset(seed=0)
 
 
-def test_a_saved_state_goes_on_bit_for_bit() -> None:
+def test_residual_env_state_dict__resumes_within_a_chunk_of_an_adaptive_scale() -> None:
     """Between the two steps of a chunk."""
     env, resumed = point_env(Unsure()), point_env(Unsure())
     env.reset(seed=0)
     for _ in range(4):
         env.step(torch.ones(3, 2))
     resumed.load_state_dict(env.state_dict())
-    resumed.base_policy.policy.plans = env.base_policy.policy.plans  # type: ignore[attr-defined]
+    resumed.base_policy.policy.num_queries = env.base_policy.policy.num_queries  # type: ignore[attr-defined]
     for _ in range(3):
-        mine, told = resumed.step(torch.ones(3, 2))
+        mine, info = resumed.step(torch.ones(3, 2))
         theirs, expected = env.step(torch.ones(3, 2))
         assert torch.equal(mine.action, theirs.action)
-        assert torch.equal(told["residual_scale"], expected["residual_scale"])
+        assert torch.equal(info["residual_scale"], expected["residual_scale"])
 
 
-def test_evaluation_and_recordings_go_by_the_true_scale() -> None:
-    """Episodes of three steps from plans 0 and 1, in a world of each its own."""
+def test_evaluate__and_record_report_the_adaptive_scale_of_each_env() -> None:
+    """Three episodes of three steps, each in another env, with chunks 0 and 1."""
 
     def act(obs: Obs) -> Tensor:
         return torch.tensor([[1.0, 0.0], [0.0, -0.5], [0.0, 0.0]])
@@ -200,12 +199,14 @@ def test_evaluation_and_recordings_go_by_the_true_scale() -> None:
         episodes["residual_magnitude"], scales.mean(0) * [1.0, 0.5, 0.0], rtol=1e-5, atol=1e-9
     )
     recordings = recording.record(point_env(Unsure(), max_episode_steps=3), act, [0, 1, 2])
-    for world, size in enumerate((1.0, 0.5, 0.0)):
-        np.testing.assert_allclose(recordings[world].scale, scales[:, world], rtol=1e-5)
-        np.testing.assert_allclose(recordings[world].magnitude, size * scales[:, world], rtol=1e-5, atol=1e-9)
+    for env_id, size in enumerate((1.0, 0.5, 0.0)):
+        np.testing.assert_allclose(recordings[env_id].scale, scales[:, env_id], rtol=1e-5)
+        np.testing.assert_allclose(
+            recordings[env_id].magnitude, size * scales[:, env_id], rtol=1e-5, atol=1e-9
+        )
 
 
-def test_the_video_shows_the_scale_where_it_is_adaptive(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recording_panel__shows_an_adaptive_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     texts: list[str] = []
     monkeypatch.setattr(recording, "caption", lambda frame, text, magnitude: texts.append(text) or frame)
     drawn = np.zeros((2, 4, 4, 3), np.uint8)
@@ -242,21 +243,20 @@ def adaptive_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_it_is_logged(adaptive_run: Path) -> None:
+def test_adaptive__scale_and_uncertainty_are_logged(adaptive_run: Path) -> None:
     rows = [json.loads(line) for line in (adaptive_run / "metrics.jsonl").read_text().splitlines()]
     collected = [row for row in rows if "base/uncertainty" in row]
     assert len(collected) == 2
     for row in collected:
         uncertainty = row["base/uncertainty"]
         assert uncertainty > 0.0
-        assert (
-            0.25 * 0.6 < row["residual/scale"] <= 0.6 * (0.25 + 0.75 * uncertainty / 0.2) + 1e-6
-        )  # the mean of a concave rule
+        # The mean of a concave function is at most its value at the mean.
+        assert 0.25 * 0.6 < row["residual/scale"] <= 0.6 * (0.25 + 0.75 * uncertainty / 0.2) + 1e-6
     assert all("eval/residual_scale" in row for row in rows if "eval/success_rate" in row)
 
 
 @pytest.mark.slow
-def test_evaluation_uses_what_the_run_was_trained_with(adaptive_run: Path) -> None:
+def test_eval__uses_the_adaptive_settings_of_training(adaptive_run: Path) -> None:
     assert (
         main(
             [
@@ -275,11 +275,11 @@ def test_evaluation_uses_what_the_run_was_trained_with(adaptive_run: Path) -> No
     policies = json.loads((adaptive_run / "eval.json").read_text())["policies"]
     assert 0.15 < policies["residual"]["residual_scale"]["mean"] < 0.6
     assert policies["residual"]["residual_magnitude"]["mean"] > 0.0
-    assert "residual_scale" not in policies["zero"]  # it does not tell how unsure it is, and has no residual
+    assert "residual_scale" not in policies["zero"]  # it has neither an uncertainty nor a residual
 
 
-def test_as_a_base_it_acts_with_its_own_scale(adaptive_run: Path) -> None:
-    """And tells its own base policy's uncertainty."""
+def test_trained_run__keeps_its_own_adaptive_scale(adaptive_run: Path) -> None:
+    """It also returns the uncertainty of its base policy."""
     exported = load_policy(adaptive_run / "final_model" / "policy.safetensors")
     env = make_residual_env(exported.cfg, 2)
     expected: list[Tensor] = []
@@ -306,13 +306,17 @@ def test_as_a_base_it_acts_with_its_own_scale(adaptive_run: Path) -> None:
     assert torch.stack(uncertainties).max() > 0.0
 
 
-def test_a_run_whose_base_does_not_tell_ends_in_one_line(fails: tiny_runs.Fails, tmp_path: Path) -> None:
-    say = fails("train", "so101-paper", *ADAPTIVE, *tiny_runs.FAILING_TINY, "--output-dir", tmp_path / "x")
-    assert say.startswith("base policy 'jacobian' has no uncertainty")
+def test_adaptive__base_policy_without_uncertainty_is_an_error_of_one_line(
+    fails: tiny_runs.Fails, tmp_path: Path
+) -> None:
+    message = fails(
+        "train", "so101-paper", *ADAPTIVE, *tiny_runs.FAILING_TINY, "--output-dir", tmp_path / "x"
+    )
+    assert message.startswith("base policy 'jacobian' has no uncertainty")
     assert not (tmp_path / "x").exists()
 
 
-def test_settings_of_runs_without_it_are_read_as_ever(run: Path) -> None:
+def test_train_cfg_from_dict__adaptive_defaults_to_off(run: Path) -> None:
     state = load(run / "final_model" / "policy.safetensors", "policy")
     residual = {
         name: value for name, value in state["config"]["residual"].items() if not name.startswith("adaptive")

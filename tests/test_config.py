@@ -1,4 +1,4 @@
-"""Settings: round trips through JSON, unknown and impossible ones, and the residual's schedule by hand."""
+"""Settings: round trips through JSON, unknown and invalid ones, and the schedule of the residual scale."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAIRS = [(task.id, policy.id) for task in TASKS.all() for policy in BASE_POLICIE
 
 
 @pytest.mark.parametrize(("task", "base_policy"), PAIRS)
-def test_every_pair_of_task_and_base_policy_round_trips(task: str, base_policy: str) -> None:
+def test_train_cfg__each_pair_of_task_and_base_policy_round_trips(task: str, base_policy: str) -> None:
     cfg = TrainCfg.default(task, base_policy)
     assert (cfg.task_id, cfg.base_policy_id) == (task, base_policy)
     data = json.loads(json.dumps(cfg.to_dict()))
@@ -25,7 +25,7 @@ def test_every_pair_of_task_and_base_policy_round_trips(task: str, base_policy: 
     assert TrainCfg.from_dict(data).to_dict() == data
 
 
-def test_values_that_differ_from_the_defaults_round_trip() -> None:
+def test_train_cfg__changed_values_round_trip() -> None:
     changes: dict[str, Any] = {
         "sheet_x": (0.21, 0.3),
         "image_size": (64, 96),
@@ -48,14 +48,14 @@ def test_values_that_differ_from_the_defaults_round_trip() -> None:
     )
 
 
-def test_a_file_that_lacks_a_setting_of_later_releases_gets_its_default() -> None:
+def test_train_cfg_from_dict__missing_settings_get_their_defaults() -> None:
     cfg = TrainCfg.default("so101-paper")
     data = cfg.to_dict()
     del data["run"]["eval_freq"], data["task"]["mass_scale"], data["learner"]["target_kl"]
     assert TrainCfg.from_dict(data) == cfg
 
 
-def test_from_dict__needs_a_registered_learner() -> None:
+def test_train_cfg_from_dict__needs_a_registered_learner() -> None:
     data = TrainCfg.default("so101-paper").to_dict()
     with pytest.raises(UnknownNameError, match="unknown learner 'gone'; known: "):
         TrainCfg.from_dict({**data, "learner_id": "gone"})
@@ -64,35 +64,35 @@ def test_from_dict__needs_a_registered_learner() -> None:
         TrainCfg.from_dict(data)
 
 
-def test_the_default_learner_has_the_tasks_settings_and_is_registered() -> None:
+def test_train_cfg_default__learner_ppo_is_the_default_of_the_task() -> None:
     cfg = TrainCfg.default("so101-paper", None, "ppo")
     assert cfg == TrainCfg.default("so101-paper")
     assert type(cfg.learner) is type(LEARNERS.get("ppo").default_config())
 
 
 @pytest.mark.parametrize("part", ["task", "base", "learner", "residual", "run"])
-def test_a_setting_that_does_not_exist_is_named(part: str) -> None:
+def test_train_cfg_from_dict__unknown_setting_is_an_error(part: str) -> None:
     data = TrainCfg.default("so101-paper").to_dict()
     data[part]["no_such_thing"] = 1
     with pytest.raises(UnknownNameError, match="'no_such_thing'"):
         TrainCfg.from_dict(data)
 
 
-def test_a_near_miss_is_suggested() -> None:
+def test_from_plain__unknown_setting_suggests_a_similar_one() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'num_envs'"):
         from_plain(RunCfg, {"num_env": 3})
     with pytest.raises(UnknownNameError, match="did you mean 'residual_scale'"):
         replace_fields(TrainCfg.default("so101-paper"), {"residual_scal": 0.3})
 
 
-def test_a_base_policy_without_settings_has_none() -> None:
+def test_train_cfg_default__base_is_none_without_settings() -> None:
     cfg = TrainCfg.default("so101-paper", "zero")
     assert cfg.base is None
     with pytest.raises(UnknownNameError, match="'drag_gain'"):  # it belongs to the jacobian policy
         replace_fields(cfg, {"drag_gain": 0.1})
 
 
-def test_the_tasks_own_overrides_hold() -> None:
+def test_train_cfg_default__applies_the_overrides_of_the_task() -> None:
     assert TrainCfg.default("so101-paper").task.tolerance == 0.02
     assert TrainCfg.default("so101-paper-precise").task.tolerance == 0.005
     spec = TASKS.get("so101-paper")
@@ -101,7 +101,7 @@ def test_the_tasks_own_overrides_hold() -> None:
     assert {name: everything[name] for name in spec.train_overrides} == dict(spec.train_overrides)
 
 
-def test_replacing_changes_each_setting_where_it_lives_and_nothing_else() -> None:
+def test_replace_fields__changes_only_the_named_settings() -> None:
     cfg = TrainCfg.default("so101-paper")
     values = {"tolerance": 0.01, "damping": 0.1, "gamma": 0.9, "residual_scale": 0.25, "num_envs": 3}
     new = replace_fields(cfg, values)
@@ -113,11 +113,11 @@ def test_replacing_changes_each_setting_where_it_lives_and_nothing_else() -> Non
         residual=dataclasses.replace(cfg.residual, residual_scale=0.25),
         run=dataclasses.replace(cfg.run, num_envs=3),
     )
-    assert len(values) == 5  # the caller's dict is the caller's
+    assert len(values) == 5  # the argument is not modified
 
 
-def test_no_setting_has_two_homes() -> None:
-    """`replace_fields` and the flags without a prefix both rely on it."""
+def test_train_cfg__names_of_settings_are_unique_across_parts() -> None:
+    """`replace_fields` and the flags without a prefix rely on this."""
     cfg = TrainCfg.default("so101-paper")
     names = [
         f.name for part in (cfg.task, cfg.learner, cfg.residual, cfg.run) for f in dataclasses.fields(part)
@@ -128,11 +128,11 @@ def test_no_setting_has_two_homes() -> None:
 # --- the schedule of the scale ------------------------------------------------------------------------------
 
 
-def test_a_constant_scale() -> None:
+def test_scale_at__is_constant_without_a_start() -> None:
     assert [ResidualCfg(residual_scale=0.6).scale_at(f) for f in (0.0, 0.3, 1.0)] == [0.6, 0.6, 0.6]
 
 
-def test_a_linear_scale_by_hand() -> None:
+def test_scale_at__linear_matches_values_worked_out_by_hand() -> None:
     cfg = ResidualCfg(residual_scale=0.6, residual_scale_start=0.2, residual_scale_fraction=0.5)
     # 0.2 + 0.4 · f / 0.5, constant from f = 0.5 on
     assert [cfg.scale_at(f) for f in (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)] == pytest.approx(
@@ -140,7 +140,7 @@ def test_a_linear_scale_by_hand() -> None:
     )
 
 
-def test_a_cosine_scale_by_hand() -> None:
+def test_scale_at__cosine_matches_values_worked_out_by_hand() -> None:
     cfg = ResidualCfg(
         residual_scale=1.0,
         residual_scale_start=0.0,
@@ -153,12 +153,12 @@ def test_a_cosine_scale_by_hand() -> None:
     )
 
 
-def test_a_falling_scale_and_fractions_outside() -> None:
+def test_scale_at__can_decrease_and_clamps_the_fraction() -> None:
     cfg = ResidualCfg(residual_scale=0.2, residual_scale_start=1.0, residual_scale_fraction=1.0)
     assert [cfg.scale_at(f) for f in (-1.0, 0.0, 0.5, 1.0, 7.0)] == pytest.approx([1.0, 1.0, 0.6, 0.2, 0.2])
 
 
-# --- impossible values --------------------------------------------------------------------------------------
+# --- invalid values -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_a_falling_scale_and_fractions_outside() -> None:
         ("servo", "new"),
     ],
 )
-def test_an_impossible_value_is_refused_with_its_name(name: str, value: Any) -> None:
+def test_train_cfg__invalid_value_is_an_error_with_the_name(name: str, value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         replace_fields(TrainCfg.default("so101-paper"), {name: value})
     assert name in str(caught.value)
@@ -212,16 +212,16 @@ def test_an_impossible_value_is_refused_with_its_name(name: str, value: Any) -> 
     assert isinstance(caught.value, ResidualRLError)
 
 
-def test_a_curriculum_that_would_widen_is_refused() -> None:
+def test_curriculum_tolerance__below_the_tolerance_is_an_error() -> None:
     with pytest.raises(ConfigError, match="curriculum_tolerance"):
         replace_fields(
             TrainCfg.default("so101-paper"), {"curriculum": "schedule", "curriculum_tolerance": 0.01}
         )
 
 
-def test_composed_critics_of_whole_chunks_need_one_scale_for_their_steps() -> None:
+def test_critic_input__sum_needs_one_scale_for_each_chunk() -> None:
     whole = replace_fields(TrainCfg.default("so101-paper", "il", "sac"), {"chunk": "whole"})
-    with pytest.raises(ConfigError, match="critic_input sum needs one residual scale for each decision"):
+    with pytest.raises(ConfigError, match="critic_input sum needs one residual scale per chunk"):
         replace_fields(whole, {"adaptive": "uncertainty"})
     assert (
         replace_fields(whole, {"adaptive": "uncertainty", "critic_input": "res"}).residual.adaptive

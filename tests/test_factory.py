@@ -1,4 +1,4 @@
-"""A learner that another package brings is trained, resumed, evaluated and listed like the package's own."""
+"""A learner of another package is trained, resumed, evaluated and listed like those of this package."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ TINY = [
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For one test."""
+    """Registers the learner for one test."""
     LEARNERS.all()
     monkeypatch.setattr(LEARNERS, "_specs", dict(LEARNERS._specs))
     register_learner(SPEC)
 
 
-def test_its_defaults_are_its_own_and_the_tasks_are_for_ppo() -> None:
+def test_train_cfg_default__external_learner_keeps_its_own_defaults() -> None:
     ppo, other = TrainCfg.default("so101-paper"), TrainCfg.default("so101-paper", learner_id="constant")
     assert isinstance(ppo.learner, PPOCfg)
-    assert ppo.learner.final_std == 0.05  # the task's own
+    assert ppo.learner.final_std == 0.05  # set by the task
     assert (other.learner_id, other.learner) == ("constant", ConstantCfg())
     assert (other.task, other.base, other.residual, other.run) == (ppo.task, ppo.base, ppo.residual, ppo.run)
     assert TrainCfg.from_dict(json.loads(json.dumps(other.to_dict()))) == other
 
 
-def test_it_gets_its_own_device_and_the_env_the_other() -> None:
+def test_make_learner__uses_the_device_of_the_learner() -> None:
     cfg = replace_fields(TrainCfg.default("so101-paper", "zero", "constant"), {"device": "cpu:0", "seed": 7})
     env = make_residual_env(cfg, 3)
     learner = make_learner(cfg, env)
@@ -59,7 +59,7 @@ def test_it_gets_its_own_device_and_the_env_the_other() -> None:
 
 
 @pytest.mark.slow
-def test_it_is_trained_resumed_evaluated_and_listed(
+def test_constant_learner__external_learner_trains_resumes_evaluates_and_is_listed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(eval_command, "write_report", lambda folder, *rest, **named: folder / "report.html")
@@ -81,7 +81,7 @@ def test_it_is_trained_resumed_evaluated_and_listed(
 
 
 @pytest.mark.gpu
-def test_ppo_learns_on_a_gpu_beside_worlds_on_the_cpu(tmp_path: Path) -> None:
+def test_ppo__trains_on_a_gpu_with_envs_on_the_cpu(tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = [
         "train",

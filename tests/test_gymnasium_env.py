@@ -1,5 +1,5 @@
-"""The Gymnasium env: one world in NumPy that is the batched one, bit for bit, and passes other people's
-checkers."""
+"""The Gymnasium env: a single env in NumPy that equals the vec_env bit for bit and passes the env checkers of
+other libraries."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def draw_actions(n: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize(
     "imports", ["gymnasium, residual_rl", "residual_rl, gymnasium", "residual_rl.errors, gymnasium.spaces"]
 )
-def test_importing_both_in_any_order_registers_the_envs_and_no_torch(imports: str) -> None:
+def test_import__registers_the_envs_in_any_order_without_torch(imports: str) -> None:
     code = (
         f"import {imports}, sys; print(sorted(i for i in gymnasium.registry if i.startswith('residual_rl/')),"
         " 'torch' in sys.modules)"
@@ -71,7 +71,7 @@ def test_importing_both_in_any_order_registers_the_envs_and_no_torch(imports: st
     assert printed.strip() == "['residual_rl/SO101Paper-v0', 'residual_rl/SO101PaperPrecise-v0'] False"
 
 
-def test_asking_whether_gymnasium_is_installed_does_not_spoil_the_registration() -> None:
+def test_import__find_spec_of_gymnasium_does_not_prevent_registration() -> None:
     code = (
         "import residual_rl, importlib.util; importlib.util.find_spec('gymnasium'); import gymnasium;"
         f" gymnasium.spec('{ID}')"
@@ -79,7 +79,7 @@ def test_asking_whether_gymnasium_is_installed_does_not_spoil_the_registration()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_a_task_of_others_is_known_by_its_gymnasium_id(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gymnasium_id__registers_an_external_task_with_gymnasium(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TASKS, "_specs", dict(TASKS._specs))
     residual_rl.register_task(
         TaskSpec(
@@ -103,7 +103,7 @@ def test_a_task_of_others_is_known_by_its_gymnasium_id(monkeypatch: pytest.Monke
 # --- spaces and checkers ------------------------------------------------------------------------------------
 
 
-def test_the_bare_task_observes_25_finite_numbers(make: Any) -> None:
+def test_observation_space__has_25_bounded_numbers_without_a_base_policy(make: Any) -> None:
     env = make()
     assert env.observation_space.shape == (25,)
     assert env.observation_space.dtype == np.float32
@@ -112,14 +112,16 @@ def test_the_bare_task_observes_25_finite_numbers(make: Any) -> None:
 
 
 @pytest.mark.slow
-def test_observations_stay_within_the_bounds_under_wild_actions() -> None:
+def test_observation_space__contains_observations_under_extreme_actions() -> None:
     env = residual_rl.make_vec_env("so101-paper", 12)
     space, generator = env.single_observation_space, torch.Generator().manual_seed(0)
     env.reset(seed=0)
     for step in range(150):
-        held = 1.0 if step % 50 < 25 else -1.0  # sweeps to the joints' limits, and noise
+        direction = 1.0 if step % 50 < 25 else -1.0  # sweeps to the joint limits, then noise
         action = (
-            held * torch.ones(12, 6) if step < 100 else 2.0 * torch.rand(12, 6, generator=generator) - 1.0
+            direction * torch.ones(12, 6)
+            if step < 100
+            else 2.0 * torch.rand(12, 6, generator=generator) - 1.0
         )
         obs = env.step(action)[0]
         for name, box in space.spaces.items():
@@ -129,7 +131,7 @@ def test_observations_stay_within_the_bounds_under_wild_actions() -> None:
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"base_policy": "jacobian"}], ids=["bare", "jacobian"])
-def test_checkers_have_nothing_to_say(kwargs: dict[str, Any]) -> None:
+def test_gymnasium_env__passes_the_env_checkers(kwargs: dict[str, Any]) -> None:
     sb3 = pytest.importorskip("stable_baselines3.common.env_checker")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -140,7 +142,7 @@ def test_checkers_have_nothing_to_say(kwargs: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("obs_mode", ["rgb", "rgb+state"])
-def test_checkers_have_nothing_to_say_of_images(opengl: None, obs_mode: str) -> None:
+def test_gymnasium_env__passes_the_env_checkers_with_images(opengl: None, obs_mode: str) -> None:
     sb3 = pytest.importorskip("stable_baselines3.common.env_checker")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -155,7 +157,7 @@ def test_checkers_have_nothing_to_say_of_images(opengl: None, obs_mode: str) -> 
 # --- the same episodes as the batched env -------------------------------------------------------------------
 
 
-def test_single_and_batched_env_give_the_same_episode_bit_for_bit(make: Any) -> None:
+def test_gymnasium_env__episode_equals_that_of_the_vec_env_bit_for_bit(make: Any) -> None:
     steps, settings = 30, {"max_episode_steps": 30}
     batched = gymnasium.make_vec(ID, num_envs=3, **settings)
     actions = np.stack([draw_actions(steps, seed) for seed in range(3)], 1)
@@ -165,14 +167,14 @@ def test_single_and_batched_env_give_the_same_episode_bit_for_bit(make: Any) -> 
         _, reward, _, truncated, info = batched.step(torch.from_numpy(action))
         rows.append(torch.cat([info["final_obs"]["state"], reward[:, None]], 1).numpy())
     assert truncated.all()
-    for world in range(3):
+    for env_id in range(3):
         env = make(**settings)
-        obs, _ = env.reset(seed=40 + world)
-        np.testing.assert_array_equal(obs, first[world])
-        np.testing.assert_array_equal(rollout(env, actions[:, world]), [row[world] for row in rows])
+        obs, _ = env.reset(seed=40 + env_id)
+        np.testing.assert_array_equal(obs, first[env_id])
+        np.testing.assert_array_equal(rollout(env, actions[:, env_id]), [row[env_id] for row in rows])
 
 
-def test_the_batched_env_is_made_by_either_name() -> None:
+def test_make_vec_env__equals_make_vec_of_gymnasium() -> None:
     for env in (
         gymnasium.make_vec(ID, 8, "vector_entry_point"),
         residual_rl.make_vec_env("so101-paper", num_envs=8),
@@ -187,7 +189,7 @@ def test_the_batched_env_is_made_by_either_name() -> None:
 # --- episodes one after the other ---------------------------------------------------------------------------
 
 
-def test_the_last_observation_is_the_true_one_and_reset_starts_the_next_episode_without_more_physics(
+def test_gymnasium_env_reset__after_an_episode_uses_the_autoreset(
     make: Any,
 ) -> None:
     env = make(max_episode_steps=5)
@@ -196,19 +198,19 @@ def test_the_last_observation_is_the_true_one_and_reset_starts_the_next_episode_
     actions = draw_actions(5)
     last = rollout(env, actions)[-1][:25]
     positions = physics.read()["joint_position"][0].float().numpy()
-    assert not np.array_equal(last[:6], positions)  # the batch has moved on, the observation has not
+    assert not np.array_equal(last[:6], positions)  # the vec_env was reset, the observation is the final one
     with pytest.raises(ResetNeeded):
         env.step(actions[0])
 
     def refuse(*_: Any) -> None:
-        raise AssertionError("reset again")
+        raise AssertionError("the physics were reset again")
 
     physics.reset = refuse
     obs, _ = env.reset()
     np.testing.assert_array_equal(obs[:6], positions)
 
 
-def test_episodes_after_the_first_follow_from_its_seed_however_the_earlier_ones_ended(make: Any) -> None:
+def test_gymnasium_env_reset__later_seeds_depend_only_on_the_first_seed(make: Any) -> None:
     actions = draw_actions(4)
     starts = []
     for steps in (4, 2, 0):  # to the end, half of it, none
@@ -226,11 +228,11 @@ def test_episodes_after_the_first_follow_from_its_seed_however_the_earlier_ones_
     assert not np.array_equal(neighbour, starts[0][1])
 
 
-def test_without_a_seed_two_envs_differ(make: Any) -> None:
+def test_gymnasium_env_reset__without_a_seed_episodes_differ(make: Any) -> None:
     assert not np.array_equal(make().reset()[0], make().reset()[0])
 
 
-def test_step_before_reset_is_refused(make: Any) -> None:
+def test_gymnasium_env_step__before_reset_is_an_error(make: Any) -> None:
     with pytest.raises(ResetNeeded):
         make().step(np.zeros(6, np.float32))
 
@@ -238,13 +240,13 @@ def test_step_before_reset_is_refused(make: Any) -> None:
 # --- with a base policy -------------------------------------------------------------------------------------
 
 
-def test_the_action_is_the_residual_and_the_base_action_is_observed(make: Any) -> None:
+def test_gymnasium_env_step__action_is_the_residual_of_the_base_policy(make: Any) -> None:
     env = make(base_policy="jacobian", residual_scale=0.5)
     obs, _ = env.reset(seed=3)
-    worlds = residual_rl.make_vec_env("so101-paper", 1)
-    base = make_base_policy("jacobian", None, worlds)
-    there, _ = worlds.reset(seed=3)
-    np.testing.assert_array_equal(obs[25:], base.act(there)[0].numpy())
+    vec_env = residual_rl.make_vec_env("so101-paper", 1)
+    base = make_base_policy("jacobian", None, vec_env)
+    vec_obs, _ = vec_env.reset(seed=3)
+    np.testing.assert_array_equal(obs[25:], base.act(vec_obs)[0].numpy())
     for residual in draw_actions(5):
         expected = np.clip(obs[25:] + np.float32(0.5) * residual, -1.0, 1.0)
         obs, reward, _, _, info = env.step(residual)
@@ -255,14 +257,14 @@ def test_the_action_is_the_residual_and_the_base_action_is_observed(make: Any) -
         assert reward == pytest.approx(sum(info["reward_terms"].values()), abs=1e-6)
 
 
-def test_residuals_beyond_their_bound_are_cut(make: Any) -> None:
+def test_gymnasium_env_step__clips_the_residual(make: Any) -> None:
     env = make(base_policy="zero", residual_scale=0.25)
     env.reset(seed=0)
     info = env.step(np.array([5.0, -5.0, 1.0, 0.5, 0.0, 0.0], np.float32))[4]
     np.testing.assert_array_equal(info["action"], np.array([0.25, -0.25, 0.25, 0.125, 0.0, 0.0], np.float32))
 
 
-def test_the_bare_task_has_no_residual_term(make: Any) -> None:
+def test_reward_terms__have_no_residual_without_a_base_policy(make: Any) -> None:
     env = make()
     env.reset(seed=0)
     info = env.step(np.ones(6, np.float32))[4]
@@ -271,10 +273,10 @@ def test_the_bare_task_has_no_residual_term(make: Any) -> None:
     assert info["is_success"] is False
 
 
-# --- drawing ------------------------------------------------------------------------------------------------
+# --- rendering ----------------------------------------------------------------------------------------------
 
 
-def test_the_last_picture_shows_the_end_of_the_episode(opengl: None, make: Any) -> None:
+def test_gymnasium_env_render__last_frame_shows_the_end_of_the_episode(opengl: None, make: Any) -> None:
     env = make(max_episode_steps=3, render_mode="rgb_array", render_size=(60, 80), render_camera="top")
     env.reset(seed=0)
     before = env.render()
@@ -301,12 +303,14 @@ def test_the_last_picture_shows_the_end_of_the_episode(opengl: None, make: Any) 
         ({"render_mode": "ascii"}, ConfigError, "rgb_array"),
     ],
 )
-def test_wrong_settings_are_named(kwargs: dict[str, Any], error: type[Exception], text: str) -> None:
+def test_gymnasium_env__invalid_setting_is_an_error(
+    kwargs: dict[str, Any], error: type[Exception], text: str
+) -> None:
     with pytest.raises(error, match=text):
         GymnasiumEnv("so101-paper", **kwargs)
 
 
-def test_human_without_a_display_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_render_mode__human_without_a_display_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     with pytest.raises(ConfigError, match="needs a display"):
@@ -314,7 +318,7 @@ def test_human_without_a_display_is_a_clear_error(monkeypatch: pytest.MonkeyPatc
     assert GymnasiumEnv("so101-paper").metadata["render_modes"] == ["rgb_array"]
 
 
-def test_wrong_actions_and_options_are_refused(make: Any) -> None:
+def test_gymnasium_env__invalid_actions_and_options_are_errors(make: Any) -> None:
     env = make()
     with pytest.raises(ConfigError, match="options"):
         env.reset(options={"sheet_x": 0.3})
@@ -323,23 +327,23 @@ def test_wrong_actions_and_options_are_refused(make: Any) -> None:
         env.step(np.zeros((1, 6), np.float32))
 
 
-# --- other people's learners --------------------------------------------------------------------------------
+# --- learners of other libraries ----------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_sb3_trains_in_subprocesses() -> None:
+def test_gymnasium_env__trains_with_sb3_in_subprocesses() -> None:
     sb3 = pytest.importorskip("stable_baselines3")
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import SubprocVecEnv
 
-    worlds = make_vec_env(
+    vec_env = make_vec_env(
         f"residual_rl:{ID}", 2, seed=0, vec_env_cls=SubprocVecEnv, env_kwargs={"max_episode_steps": 20}
     )
     try:
-        model = sb3.PPO("MlpPolicy", worlds, n_steps=32, batch_size=32, n_epochs=1, device="cpu")
+        model = sb3.PPO("MlpPolicy", vec_env, n_steps=32, batch_size=32, n_epochs=1, device="cpu")
         before = model.policy.state_dict()["action_net.weight"].clone()
         model.learn(64)
         assert not torch.equal(model.policy.state_dict()["action_net.weight"], before)
         assert len(model.ep_info_buffer) == 2
     finally:
-        worlds.close()
+        vec_env.close()

@@ -1,4 +1,4 @@
-"""Tasks, base policies and learners by id: duplicates, misses, and those of other packages."""
+"""Tasks, base policies and learners by id: duplicates, unknown ids, and those of other packages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def spec(id: str) -> BasePolicySpec:
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry[BasePolicySpec]]:
-    """A registry of its own, whose package registers nothing: it finds entry points only."""
+    """An empty registry whose package registers nothing, so that it finds only entry points."""
     empty: Registry[BasePolicySpec] = Registry("base policy", "residual_rl.cli")
     monkeypatch.setattr(registry, "BASE_POLICIES", empty)
     before = set(sys.modules)
@@ -34,7 +34,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry[BasePolicySpec]]
 
 
 def install(folder: Path, name: str, code: str, attribute: str = "", group: str = "residual_rl.cli") -> None:
-    """A package as pip leaves it: a module, and its dist-info beside it."""
+    """Write a package as pip installs it: a module and its dist-info."""
     (folder / f"{name}.py").write_text(code)
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir()
@@ -49,14 +49,14 @@ def make(cfg, env): return "made"
 """
 
 
-def test_an_id_is_registered_once(fresh: Registry[BasePolicySpec]) -> None:
+def test_registry_register__duplicate_id_is_an_error(fresh: Registry[BasePolicySpec]) -> None:
     first = fresh.register(spec("a"))
     with pytest.raises(ConfigError, match="base policy 'a' is registered already"):
         fresh.register(spec("a"))
     assert fresh.get("a") is first
 
 
-def test_a_miss_lists_what_exists_the_nearest_first(fresh: Registry[BasePolicySpec]) -> None:
+def test_registry_get__unknown_id_lists_the_known_ones_nearest_first(fresh: Registry[BasePolicySpec]) -> None:
     for id in ("jacobian", "zero", "act"):
         fresh.register(spec(id))
     with pytest.raises(UnknownNameError) as caught:
@@ -70,13 +70,13 @@ def test_a_miss_lists_what_exists_the_nearest_first(fresh: Registry[BasePolicySp
     assert str(caught.value) == "unknown base policy 'qqq'; known: act, jacobian, zero"
 
 
-def test_all_is_sorted(fresh: Registry[BasePolicySpec]) -> None:
+def test_registry_all__is_sorted_by_id(fresh: Registry[BasePolicySpec]) -> None:
     for id in ("c", "a", "b"):
         fresh.register(spec(id))
     assert [s.id for s in fresh.all()] == ["a", "b", "c"]
 
 
-def test_ours_are_there() -> None:
+def test_registry_all__contains_the_tasks_and_base_policies_of_the_package() -> None:
     assert {"so101-paper", "so101-paper-precise"} <= {task.id for task in TASKS.all()}
     assert {"jacobian", "zero"} <= {policy.id for policy in BASE_POLICIES.all()}
     for task in TASKS.all():
@@ -92,10 +92,10 @@ def test_ours_are_there() -> None:
     assert BASE_POLICIES.get("zero").default_config() is None
 
 
-# --- other people's packages --------------------------------------------------------------------------------
+# --- other packages -----------------------------------------------------------------------------------------
 
 
-def test_an_entry_point_adds_its_own(
+def test_registry__entry_points_add_specs(
     fresh: Registry[BasePolicySpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(tmp_path, "third_party_good", REGISTERS)
@@ -119,7 +119,7 @@ def test_an_entry_point_adds_its_own(
         (REGISTERS + REGISTERS, "", "base policy 'wave' is registered already"),
     ],
 )
-def test_a_broken_entry_point_is_named_with_its_package_and_reason(
+def test_registry__broken_entry_point_is_an_error_with_package_and_reason(
     fresh: Registry[BasePolicySpec],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -129,7 +129,7 @@ def test_a_broken_entry_point_is_named_with_its_package_and_reason(
 ) -> None:
     install(tmp_path, "third_party_bad", code, attribute)
     monkeypatch.syspath_prepend(tmp_path)
-    for _ in range(2):  # the second time as clearly as the first
+    for _ in range(2):  # the second time with the same message
         with pytest.raises(ConfigError) as caught:
             fresh.get("wave2")
         message = str(caught.value)
@@ -142,8 +142,8 @@ def test_a_broken_entry_point_is_named_with_its_package_and_reason(
 
 
 @pytest.mark.slow
-def test_the_command_line_shows_what_others_bring_and_names_what_they_break(tmp_path: Path) -> None:
-    """In a process of its own, under the real groups."""
+def test_list__shows_external_specs_and_names_a_broken_package(tmp_path: Path) -> None:
+    """In a separate process, with the real entry point groups."""
     task = REGISTERS.replace("third_party_good", "third_party_plugin")
     install(tmp_path, "third_party_plugin", task, group="residual_rl.base_policies")
     done = residual_rl(tmp_path, "list")
@@ -168,7 +168,7 @@ def residual_rl(folder: Path, *arguments: str) -> subprocess.CompletedProcess[st
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
 
 
-def test_a_spec_that_names_nothing_is_a_clear_error() -> None:
+def test_load__missing_attribute_is_an_error() -> None:
     for reference, reason in (
         ("no_such_module_here:make", "No module named 'no_such_module_here'"),
         ("residual_rl.base_policies.zero:nope", "has no attribute 'nope'"),
@@ -179,7 +179,7 @@ def test_a_spec_that_names_nothing_is_a_clear_error() -> None:
         assert reason in str(caught.value)
 
 
-def test_a_task_is_registered_by_a_spec_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_register_task__needs_only_a_spec(monkeypatch: pytest.MonkeyPatch) -> None:
     tasks: Registry[TaskSpec] = Registry("task", "residual_rl.tasks")
     monkeypatch.setattr(registry, "TASKS", tasks)
     mine = TaskSpec(
@@ -197,7 +197,7 @@ def test_a_task_is_registered_by_a_spec_alone(monkeypatch: pytest.MonkeyPatch) -
 # --- learners -----------------------------------------------------------------------------------------------
 
 
-def test_our_learners_are_there_and_what_they_name_exists() -> None:
+def test_learners__references_of_their_specs_exist() -> None:
     assert "ppo" in {learner.id for learner in LEARNERS.all()}
     for learner in LEARNERS.all():
         assert learner.summary
@@ -209,7 +209,7 @@ def test_our_learners_are_there_and_what_they_name_exists() -> None:
         assert LEARNERS.get(task.learner)
 
 
-def test_listing_learners_imports_no_torch() -> None:
+def test_learners__listing_them_does_not_import_torch() -> None:
     code = (
         "import sys; from residual_rl.registry import LEARNERS; print([s.id for s in LEARNERS.all()], 'torch'"
         " in sys.modules)"

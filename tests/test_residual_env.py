@@ -1,5 +1,5 @@
-"""The decision process that a learner sees: promises 1 and 2, the order in which the base policy is asked,
-and unbiased evaluation."""
+"""The env that a learner acts in: promises 1 and 2, the order of queries of the base policy, and unbiased
+evaluation."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ SO101 = replace_fields(
 
 
 def residuals(env: ResidualEnv, step: int) -> Tensor:
-    """Residual actions [B, A] that depend on the world and the step alone."""
+    """Residual actions [B, A] that depend only on the env id and the step."""
     rows = [
-        np.random.default_rng((world, step)).uniform(-1, 1, env.action_dim) for world in range(env.num_envs)
+        np.random.default_rng((env_id, step)).uniform(-1, 1, env.action_dim) for env_id in range(env.num_envs)
     ]
     return torch.from_numpy(np.stack(rows).astype(np.float32))
 
@@ -48,11 +48,11 @@ def point_env(
     )
 
 
-# --- promise 1: without a residual it is the base policy ----------------------------------------------------
+# --- promise 1: without a residual, the result equals the base policy ---------------------------------------
 
 
 def base_alone(num_steps: int, num_envs: int, seed: int) -> list[tuple[Obs, Tensor, Tensor]]:
-    """Observations, rewards and actions of the base policy in the bare env, put together by hand."""
+    """Observations, rewards and actions of the base policy in the vec_env, without a ResidualEnv."""
     cfg = dataclasses.asdict(SO101.task)
     env = make_vec_env("so101-paper", num_envs, num_threads=1, **cfg)
     policy = make_base_policy(SO101.base_policy_id, SO101.base, env)
@@ -66,12 +66,12 @@ def base_alone(num_steps: int, num_envs: int, seed: int) -> list[tuple[Obs, Tens
     return steps
 
 
-@pytest.mark.parametrize("what", ["zero scale", "fresh PPO"])
-def test_is_the_base_policy_bit_for_bit(what: str) -> None:
+@pytest.mark.parametrize("residual_policy", ["zero scale", "untrained PPO"])
+def test_residual_env__without_a_residual_equals_the_base_policy_bit_for_bit(residual_policy: str) -> None:
     """Over whole episodes and into the next ones, through the base policy's approach and drag."""
     env = make_residual_env(SO101, 3)
     learner = make_learner(SO101, env)
-    if what == "zero scale":
+    if residual_policy == "zero scale":
         env.residual_scale = 0.0
     else:
         assert env.residual_scale > 0
@@ -80,7 +80,10 @@ def test_is_the_base_policy_bit_for_bit(what: str) -> None:
     env.reset(seed=300)
     num_steps = SO101.task.max_episode_steps + 5
     for step, (obs, reward, action) in enumerate(base_alone(num_steps, 3, seed=300)):
-        residual = residuals(env, step) if what == "zero scale" else learner.act(env.obs, deterministic=True)
+        if residual_policy == "zero scale":
+            residual = residuals(env, step)
+        else:
+            residual = learner.act(env.obs, deterministic=True)
         transition, _ = env.step(residual)
         assert torch.equal(transition.action, action)
         assert torch.equal(transition.base_action, action)
@@ -88,7 +91,7 @@ def test_is_the_base_policy_bit_for_bit(what: str) -> None:
         assert all(torch.equal(env.obs[name], value) for name, value in obs.items())
 
 
-def test_a_residual_changes_what_is_executed() -> None:
+def test_residual_env__residual_changes_the_episode() -> None:
     one, other = make_residual_env(SO101, 2), make_residual_env(SO101, 2)
     other.residual_scale = 0.0
     one.reset(seed=300)
@@ -102,7 +105,7 @@ def test_a_residual_changes_what_is_executed() -> None:
 # --- promise 2: one composition -----------------------------------------------------------------------------
 
 
-def test_what_is_executed_is_what_the_transition_holds() -> None:
+def test_transition__contains_the_executed_action() -> None:
     env = point_env(scale=0.7)
     executed: list[Tensor] = []
     step_of = env.vec_env.step
@@ -125,19 +128,18 @@ def test_what_is_executed_is_what_the_transition_holds() -> None:
     assert len(executed) == 15
 
 
-def test_the_env_executes_it_as_it_is() -> None:
-    """In the simulated task too: the joint targets move by exactly the transition's action."""
+def test_transition__action_moves_the_joint_targets_of_so101_paper() -> None:
+    """In so101-paper, the joint targets change by exactly the action of the transition."""
     env = make_residual_env(SO101, 2)
     env.reset(seed=300)
     before = env.obs["joint_target"].double()
     transition, _ = env.step(residuals(env, 0))
     moved = env.obs["joint_target"].double() - before
-    np.testing.assert_allclose(
-        moved, transition.action * 0.02, atol=2e-7
-    )  # float32 observations of up to 2 rad
+    # Observations are float32 and up to 2 rad.
+    np.testing.assert_allclose(moved, transition.action * 0.02, atol=2e-7)
 
 
-def test_penalty_is_a_term_of_the_reward() -> None:
+def test_residual_env_penalty__is_a_term_of_the_reward() -> None:
     env = point_env(scale=0.5, penalty=0.01)
     env.reset(seed=0)
     residual = torch.tensor([[1.0, 0.0], [0.6, -0.8], [0.0, 0.0]])
@@ -147,8 +149,8 @@ def test_penalty_is_a_term_of_the_reward() -> None:
     assert torch.allclose(transition.reward, sum(info["reward_terms"].values()))  # type: ignore[arg-type]
 
 
-def test_an_episodes_return_holds_its_penalties() -> None:
-    """Even across a state that is saved in its middle: it is the sum of the rewards that the learner saw."""
+def test_episode_return__includes_the_residual_penalties() -> None:
+    """The return is the sum of the learner's rewards, even if the state is restored within the episode."""
     env, total, ended = point_env(scale=0.5, penalty=0.3, max_episode_steps=4), torch.zeros(3), 0
     env.reset(seed=0)
     for step in range(12):
@@ -170,29 +172,26 @@ def test_an_episodes_return_holds_its_penalties() -> None:
     bare.reset(seed=0)
     for _ in range(4):
         _, alone = bare.step(torch.zeros(3, 2))
-    assert torch.equal(
-        info["final_info"]["episode_return"], alone["final_info"]["episode_return"]
-    )  # a reset forgets the penalties
+    # A reset clears the penalties.
+    assert torch.equal(info["final_info"]["episode_return"], alone["final_info"]["episode_return"])
 
 
-# --- one question an observation ----------------------------------------------------------------------------
+# --- one query per observation ------------------------------------------------------------------------------
 
 
 def ends(transition: Transition) -> Tensor:
     return transition.terminated | transition.truncated
 
 
-def test_asked_once_per_observation_the_final_ones_first() -> None:
-    """In every step: the final observations of the worlds that ended, their reset, and each new
-    observation."""
+def test_residual_env__queries_once_per_observation_final_ones_first() -> None:
+    """The order in each step: final observations of ended episodes, reset, new observations."""
     recorder = fakes.Recorder(3)
     env = point_env(policy=recorder, scale=0.0, max_episode_steps=4)
     everyone = [0, 1, 2]
     env.reset(seed=0)
-    assert recorder.calls == [("reset", everyone), ("plan", everyone, env.obs["position"].tolist())]
-    env.vec_env.reset(
-        seed=[5], mask=torch.tensor([False, True, False])
-    )  # world 1 is now out of step with the others
+    assert recorder.calls == [("reset", everyone), ("query", everyone, env.obs["position"].tolist())]
+    # Env 1 is now out of step with the others.
+    env.vec_env.reset(seed=[5], mask=torch.tensor([False, True, False]))
     env.step(torch.zeros(3, 2))
     env.vec_env.reset(seed=[6], mask=torch.tensor([False, True, False]))
     seen = set()
@@ -201,17 +200,17 @@ def test_asked_once_per_observation_the_final_ones_first() -> None:
         transition, info = env.step(torch.zeros(3, 2))
         ended = ends(transition).nonzero().flatten().tolist()
         seen.add(tuple(ended))
-        new = ("plan", everyone, env.obs["position"].tolist())
+        new = ("query", everyone, env.obs["position"].tolist())
         if ended:
-            final = ("plan", ended, info["final_obs"]["position"][ended].tolist())
+            final = ("query", ended, info["final_obs"]["position"][ended].tolist())
             assert recorder.calls == [final, ("reset", ended), new]
         else:
             assert recorder.calls == [new]
     assert {(), (1,), (0, 2)} <= seen
 
 
-def test_the_answer_is_executed_and_the_final_one_is_stored() -> None:
-    """`Recorder` numbers its plans since the reset: 0.1, 0.2, …"""
+def test_base_action__is_executed_and_that_of_the_final_observation_is_stored() -> None:
+    """`Recorder` numbers the queries since the reset: 0.1, 0.2, …"""
     env = point_env(policy=fakes.Recorder(3), scale=0.0, max_episode_steps=3)
     env.reset(seed=0)
     executed, stored = [], []
@@ -222,12 +221,11 @@ def test_the_answer_is_executed_and_the_final_one_is_stored() -> None:
         current = env.obs["base_action"]
         assert torch.equal(current, transition.next_obs["base_action"]) != bool(ends(transition).any())
     assert executed == pytest.approx([0.1, 0.2, 0.3, 0.1, 0.2, 0.3, 0.1])
-    assert stored == pytest.approx(
-        [0.2, 0.3, 0.4, 0.2, 0.3, 0.4, 0.2]
-    )  # the fourth answer is the final observation's
+    # The query for the final observation is the fourth.
+    assert stored == pytest.approx([0.2, 0.3, 0.4, 0.2, 0.3, 0.4, 0.2])
 
 
-def test_next_obs_is_the_true_next_one() -> None:
+def test_next_obs__is_the_true_final_observation() -> None:
     env, patient = point_env(max_episode_steps=3), point_env(max_episode_steps=4)
     env.reset(seed=0)
     patient.reset(seed=0)
@@ -241,34 +239,34 @@ def test_next_obs_is_the_true_next_one() -> None:
     assert not mine.terminated.any()
 
 
-def test_chunks_go_on_across_steps_and_end_with_the_episode() -> None:
+def test_residual_env__chunks_span_steps_and_end_with_the_episode() -> None:
     recorder = fakes.Recorder(2, chunk_size=3, num_action_steps=2)
     env = point_env(num_envs=2, policy=recorder, scale=0.0, max_episode_steps=3)
     env.reset(seed=0)
     actions = [env.step(torch.zeros(2, 2))[0].action[0].tolist() for _ in range(5)]
-    # (plan, element): the final observation takes the second plan's second element; the next episode begins
-    # with a plan of its own
+    # (query, step): the final observation uses the second step of the second chunk; the next episode starts
+    # with a new query.
     np.testing.assert_allclose(
         actions, [[0.1, 0.0], [0.1, 0.01], [0.2, 0.0], [0.1, 0.0], [0.1, 0.01]], atol=1e-7
     )
-    assert [call[1] for call in recorder.calls if call[0] == "plan"] == [[0, 1]] * 4
+    assert [call[1] for call in recorder.calls if call[0] == "query"] == [[0, 1]] * 4
 
 
 class Failing(fakes.Homing):
-    """Works for two steps."""
+    """Fails at its third query."""
 
     def __init__(self, failure: str):
         super().__init__()
-        self.failure, self.asked = failure, 0
+        self.failure, self.num_queries = failure, 0
 
     def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:
-        self.asked += 1
+        self.num_queries += 1
         chunk = super().predict_action_chunk(obs, env_ids)
-        if self.asked == 3 and self.failure == "raises":
+        if self.num_queries == 3 and self.failure == "raises":
             raise ConnectionError("server gone")
-        if self.asked == 3 and self.failure == "shape":
+        if self.num_queries == 3 and self.failure == "shape":
             return chunk[:, 0]
-        return chunk * torch.nan if self.asked == 3 else chunk
+        return chunk * torch.nan if self.num_queries == 3 else chunk
 
 
 @pytest.mark.parametrize(
@@ -279,7 +277,7 @@ class Failing(fakes.Homing):
         ("nan", NonFiniteError, r"base policy 'it' is not finite in env\(s\) \[0, 1, 2\]"),
     ],
 )
-def test_failures_of_the_base_policy_end_the_run_with_its_name(
+def test_residual_env__error_of_the_base_policy_is_raised_with_its_name(
     failure: str, error: type[Exception], message: str
 ) -> None:
     env = point_env(policy=Failing(failure))
@@ -289,14 +287,14 @@ def test_failures_of_the_base_policy_end_the_run_with_its_name(
         env.step(torch.zeros(3, 2))
 
 
-def test_a_residual_that_is_not_finite_is_caught() -> None:
+def test_residual_env__non_finite_residual_is_an_error() -> None:
     env = point_env()
     env.reset(seed=0)
     with pytest.raises(NonFiniteError, match=r"action is not finite in env\(s\) \[2\]"):
         env.step(torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, torch.nan]]))
 
 
-def test_base_action_is_observed() -> None:
+def test_observation_space__includes_the_base_action() -> None:
     env = point_env()
     assert set(env.observation_space) == {"state", "position", "joint_position", "base_action"}
     obs = env.reset(seed=0)
@@ -304,7 +302,7 @@ def test_base_action_is_observed() -> None:
         assert all(space.contains(row.numpy()) for row in obs[name])
 
 
-def test_time_is_told_apart() -> None:
+def test_timer__separates_simulation_and_base_policy() -> None:
     env = point_env()
     env.reset(seed=0)
     before = env.timer.simulation, env.timer.base_policy
@@ -317,7 +315,7 @@ def test_time_is_told_apart() -> None:
 
 
 @pytest.mark.parametrize("policy", ["homing", "chunks"])
-def test_a_saved_state_goes_on_bit_for_bit(policy: str) -> None:
+def test_residual_env_state_dict__resumes_bit_for_bit(policy: str) -> None:
     def make() -> ResidualEnv:
         return point_env(policy=fakes.Recorder(3, 5, 4) if policy == "chunks" else fakes.Homing(), scale=0.3)
 
@@ -342,7 +340,7 @@ SEEDS = [41, 7, 1000, 12, 3, 99, 58, 20, 21, 22, 5]
 
 
 def evaluated(num_envs: int, seeds: list[int] = SEEDS) -> tuple[Episodes, list[int]]:
-    """Figures by seed, and the seeds in the order in which their episodes ended."""
+    """Metrics by seed, and the seeds in the order in which their episodes ended."""
     env, order = point_env(num_envs, fakes.Homing(speed=0.2), scale=0.5, penalty=0.01), []
 
     def policy(obs: Obs) -> Tensor:
@@ -354,9 +352,9 @@ def evaluated(num_envs: int, seeds: list[int] = SEEDS) -> tuple[Episodes, list[i
     return evaluate(env, policy, seeds, on_step=note), order
 
 
-def test_each_seed_once_and_the_same_for_any_number_of_worlds() -> None:
+def test_evaluate__runs_each_seed_once_for_any_num_envs() -> None:
     reference, order = evaluated(1)
-    assert order == SEEDS  # one world runs them one after the other
+    assert order == SEEDS  # a single env runs them one after the other
     assert len(reference["episode_length"].unique()) > 2  # short and long ones
     assert 0 < reference["success_once"].sum() < len(SEEDS)
     for num_envs in (3, 8, 20):
@@ -367,25 +365,25 @@ def test_each_seed_once_and_the_same_for_any_number_of_worlds() -> None:
             assert torch.equal(values, reference[name]), name
 
 
-def test_worlds_without_an_episode_are_not_asked() -> None:
-    """Two worlds, three episodes of four steps: world 1 is idle in the last of them, and the third world all
-    along."""
+def test_evaluate__does_not_query_the_base_policy_for_idle_envs() -> None:
+    """Three envs and two episodes of four steps: env 2 is always idle."""
     recorder = fakes.Recorder(3)
     env = point_env(3, recorder, scale=0.0, max_episode_steps=4)
     lengths = evaluate(env, no_residual(env), [41, 7])["episode_length"]
-    asked = [call[1] for call in recorder.calls if call[0] == "plan"]
+    queried = [call[1] for call in recorder.calls if call[0] == "query"]
     assert lengths.tolist() == [4.0, 4.0]
-    assert asked == [[0, 1]] * 5  # at the reset and after each step; the last time for the final observations
+    # At the reset and after each step; the last query is for the final observations.
+    assert queried == [[0, 1]] * 5
 
 
-def test_figures_do_not_depend_on_the_other_seeds() -> None:
+def test_evaluate__metrics_do_not_depend_on_the_other_seeds() -> None:
     reference, _ = evaluated(3)
     for i, seed in enumerate(SEEDS[:4]):
         alone, _ = evaluated(1, [seed])
         assert all(torch.equal(alone[name][0], values[i]) for name, values in reference.items())
 
 
-def test_the_simulated_task_is_evaluated_the_same_for_any_number_of_worlds() -> None:
+def test_evaluate__so101_paper_gives_equal_metrics_for_any_num_envs() -> None:
     cfg = replace_fields(SO101, {"max_episode_steps": 12, "tolerance": 0.08, "success_hold_steps": 4})
     results = []
     for num_envs in (1, 3, 8):

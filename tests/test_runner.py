@@ -1,4 +1,4 @@
-"""The training loop: exact resuming, schedules, evaluations, what a run folder holds, and what is logged."""
+"""The training loop: exact resuming, schedules, evaluations, contents of the run folder, and logs."""
 
 from __future__ import annotations
 
@@ -48,8 +48,7 @@ SCHEDULED: dict[str, Any] = {
 
 
 class Remembering(BasePolicy):
-    """Chunks of three, two of which are executed, that depend on how many each world has had in its
-    episode."""
+    """Chunks of three, of which two are executed, that depend on the number of queries in the episode."""
 
     inputs = {"state": (25,)}  # noqa: RUF012
     chunk_size, num_action_steps = 3, 2
@@ -91,9 +90,8 @@ def remembering() -> Iterator[str]:
     [{"noise_correlation": 0.0}, SCHEDULED, {"base_policy": "remembering"}],
     ids=["plain", "scheduled", "remembering"],
 )
-def test_training_in_pieces_is_training_at_once(tmp_path: Path, settings: dict[str, Any]) -> None:
-    """Stopped at an evaluation's step (96) and again between two (160): weights, optimiser, normalisers, env,
-    figures, files."""
+def test_runner__training_in_pieces_equals_training_at_once(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """It is stopped at the step of an evaluation (96) and between two evaluations (160)."""
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     train(whole, **settings)
     train(pieces, stop_at=96, **settings)
@@ -109,7 +107,7 @@ def test_training_in_pieces_is_training_at_once(tmp_path: Path, settings: dict[s
         assert files(whole / folder) == files(pieces / folder), folder
 
 
-def test_resuming_restores_what_the_logs_show(tmp_path: Path) -> None:
+def test_runner__resuming_restores_progress_and_wall_time(tmp_path: Path) -> None:
     train(tmp_path / "run", stop_at=160)
     before = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
     runner = Runner(config(), RunFolder(tmp_path / "run"), resume=True)
@@ -124,7 +122,7 @@ def test_resuming_restores_what_the_logs_show(tmp_path: Path) -> None:
     assert progress.success.maxlen == 100
 
 
-def test_progress_round_trips_through_a_file(tmp_path: Path) -> None:
+def test_progress__round_trips_through_a_file(tmp_path: Path) -> None:
     progress = Progress(step=5, best=(0.5, -1.25))
     progress.success.extend([1.0, 0.0])
     checkpoint.save(tmp_path / "p.safetensors", progress.state_dict(), "checkpoint")
@@ -134,7 +132,7 @@ def test_progress_round_trips_through_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_equal_seeds_give_identical_files_and_others_do_not(tmp_path: Path) -> None:
+def test_runner__equal_seeds_give_identical_files(tmp_path: Path) -> None:
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         train(tmp_path / name, seed=seed, total_timesteps=64, eval_freq=0)
     a, b, c = ((tmp_path / name / "final_model" / "policy.safetensors").read_bytes() for name in "abc")
@@ -146,13 +144,13 @@ def test_equal_seeds_give_identical_files_and_others_do_not(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_simulator_threads_do_not_change_the_weights(tmp_path: Path) -> None:
+def test_num_threads__does_not_change_the_weights(tmp_path: Path) -> None:
     for threads in (1, 3):
         train(tmp_path / str(threads), num_threads=threads, total_timesteps=64, eval_freq=0)
     assert different(*(last_state(tmp_path / str(threads))["learner"] for threads in (1, 3))) == []
 
 
-def test_a_finished_run_resumes_to_its_end_at_once(tmp_path: Path) -> None:
+def test_runner__resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     train(tmp_path / "run", total_timesteps=64)
     before = files(tmp_path / "run" / "final_model") | {
         "metrics": (tmp_path / "run" / "metrics.jsonl").read_bytes()
@@ -164,7 +162,7 @@ def test_a_finished_run_resumes_to_its_end_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_damaged_newest_checkpoint_gives_way_loudly_to_the_one_before(
+def test_runner__damaged_checkpoint_falls_back_to_the_previous_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(tmp_path / "whole")
@@ -176,15 +174,14 @@ def test_a_damaged_newest_checkpoint_gives_way_loudly_to_the_one_before(
     assert "step_000000160.safetensors" in caplog.text
     assert "FALLING BACK" in caplog.text
     assert set(different(last_state(tmp_path / "whole"), last_state(tmp_path / "run"))) == set()
-    assert metric_rows(tmp_path / "whole") == metric_rows(
-        tmp_path / "run"
-    )  # what was logged after step 128 is there once
+    # Rows after step 128 are logged only once.
+    assert metric_rows(tmp_path / "whole") == metric_rows(tmp_path / "run")
 
 
 # --- schedules and evaluations in training ------------------------------------------------------------------
 
 
-def test_schedules_take_the_values_worked_out_by_hand(tmp_path: Path) -> None:
+def test_runner__schedules_match_values_worked_out_by_hand(tmp_path: Path) -> None:
     settings = {
         "curriculum": "schedule",
         "curriculum_tolerance": 0.2,
@@ -203,13 +200,13 @@ def test_schedules_take_the_values_worked_out_by_hand(tmp_path: Path) -> None:
     # Fractions 0, 1/4, 2/4, 3/4. Scale: 0.1 + 0.4 f. Tolerance: 0.08 + 0.12 (1 - 2 f), from f = 1/2 on 0.08.
     assert [row["residual/scale"] for row in rows] == pytest.approx([0.1, 0.2, 0.3, 0.4])
     assert [row["curriculum/tolerance"] for row in rows] == pytest.approx([0.2, 0.14, 0.08, 0.08])
-    # Adam's rate falls linearly to 0.
+    # Adam's learning rate decreases linearly to 0.
     assert [row["train/learning_rate"] for row in rows] == pytest.approx([5e-4, 3.75e-4, 2.5e-4, 1.25e-4])
     assert runner.eval_env.residual_scale == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("curriculum", ["schedule", "success"])
-def test_a_curriculum_holds_from_the_first_episode_on_and_never_in_evaluation(
+def test_curriculum__applies_from_the_first_episode_and_never_in_evaluation(
     tmp_path: Path, curriculum: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: dict[int, list[float]] = {}
@@ -230,7 +227,7 @@ def test_a_curriculum_holds_from_the_first_episode_on_and_never_in_evaluation(
 
 
 @pytest.mark.slow
-def test_every_seed_is_new_in_training_and_the_evaluations_have_their_own(
+def test_runner__training_seeds_are_new_and_disjoint_from_evaluation_seeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: dict[int, list[int]] = {}
@@ -247,13 +244,13 @@ def test_every_seed_is_new_in_training_and_the_evaluations_have_their_own(
     assert training == list(range(first, first + len(training)))
     assert len(training) > 12
     assert set(evaluation) - {-1} == {TRAINING_EVAL_SEED, TRAINING_EVAL_SEED + 1}
-    # The final evaluation counts on from EVAL_SEED: ten million episodes before it meets those of training.
+    # The final evaluation has ten million seeds from EVAL_SEED on before it reaches those of training.
     assert EVAL_SEED + 10_000_000 <= TRAINING_EVAL_SEED
     assert training_seed_start(0) > TRAINING_EVAL_SEED + 2
     assert training_seed_start(4) + len(training) < first
 
 
-def test_a_fresh_residual_is_evaluated_first_and_is_the_base_policy(tmp_path: Path) -> None:
+def test_runner__evaluates_the_untrained_residual_first(tmp_path: Path) -> None:
     train(tmp_path / "run", total_timesteps=32, eval_freq=0)
     first = json.loads((tmp_path / "run" / "eval_results" / "step_000000000.json").read_text())
     assert first["residual_magnitude"] == [0.0, 0.0]
@@ -263,8 +260,10 @@ def test_a_fresh_residual_is_evaluated_first_and_is_the_base_policy(tmp_path: Pa
     ]
 
 
-def test_95_of_100_episodes_are_95_percent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The nearest float32 is less."""
+def test_success_rate__95_of_100_episodes_are_exactly_95_percent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The nearest float32 to 0.95 is smaller."""
     success = (torch.arange(100) >= 5).float()
     episodes = {"success_once": success, "return": success, "episode_length": success + 20.0}
     monkeypatch.setattr("residual_rl.runner.evaluate", lambda *_: episodes)
@@ -274,7 +273,7 @@ def test_95_of_100_episodes_are_95_percent(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-def test_the_best_model_is_that_of_the_best_evaluation(tmp_path: Path) -> None:
+def test_best_model__is_that_of_the_best_evaluation(tmp_path: Path) -> None:
     train(tmp_path / "run", total_timesteps=128, eval_freq=32)
     scores = {
         row["step"]: (row["eval/success_rate"], row["eval/mean_reward"])
@@ -286,17 +285,17 @@ def test_the_best_model_is_that_of_the_best_evaluation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("total_timesteps", "steps"), [(95, 64), *slow((1, 32), (32, 32), (96, 96))])
-def test_no_more_steps_than_asked_for_but_one_iteration(
+def test_total_timesteps__is_rounded_down_to_whole_iterations_and_at_least_one(
     tmp_path: Path, total_timesteps: int, steps: int
 ) -> None:
-    """An iteration is 32 steps."""
+    """An iteration has 32 env steps."""
     cfg, folder = config(total_timesteps=total_timesteps, eval_freq=0), RunFolder(tmp_path / "run")
     with folder.start(cfg.to_dict()):
         summary = Runner(cfg, folder).learn()
     assert (summary["finished"], summary["steps"], summary["model"]) == (True, steps, "final_model")
     rows = metric_rows(tmp_path / "run")
     assert [row["step"] for row in rows] == list(range(0, steps + 1, 32))
-    # Adam's rate falls linearly over the iterations that are done
+    # Adam's learning rate decreases linearly over the iterations.
     assert [row["train/learning_rate"] for row in rows[1:]] == pytest.approx(
         [5e-4 * (1 - at / steps) for at in range(0, steps, 32)]
     )
@@ -304,45 +303,47 @@ def test_no_more_steps_than_asked_for_but_one_iteration(
     assert last_state(tmp_path / "run")["progress"]["step"] == steps
 
 
-def test_episodes_are_counted_for_the_curriculum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[int] = []
+def test_set_training_progress__receives_the_number_of_episodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: list[int] = []
     set_progress = SO101Paper.set_training_progress
 
     def spy(task: SO101Paper, fraction: float, success_rate: float, episodes: int) -> Any:
-        told.append(episodes)
+        received.append(episodes)
         return set_progress(task, fraction, success_rate, episodes)
 
     monkeypatch.setattr(SO101Paper, "set_training_progress", spy)
-    # Four worlds whose episodes are cut off in steps 5, 10, …: none succeeds in so few.
+    # The episodes of four envs are truncated at steps 5, 10, …: too short for a success.
     runner = train(
         tmp_path / "run", total_timesteps=96, max_episode_steps=5, success_hold_steps=10, eval_freq=0
     )
-    assert told == [0, 0, 4, 12]  # before the first episode, and before each iteration of 8 steps
+    assert received == [0, 0, 4, 12]  # before the first episode, and before each iteration of 8 steps
     assert runner.progress.episodes == 16
 
 
-def test_training_off_the_main_thread(tmp_path: Path) -> None:
+def test_runner__trains_outside_of_the_main_thread(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
         runner = pool.submit(train, tmp_path / "run", total_timesteps=32, eval_freq=0).result()
     assert runner.progress.step == 32
 
 
 @pytest.mark.parametrize("part", ["learner", *slow("progress", "env")])
-def test_a_checkpoint_with_other_contents_is_named(tmp_path: Path, part: str) -> None:
+def test_runner__checkpoint_with_other_contents_is_an_error(tmp_path: Path, part: str) -> None:
     train(tmp_path / "run", stop_at=32)
     file = tmp_path / "run" / "checkpoints" / "step_000000032.safetensors"
     state = checkpoint.load(file, "checkpoint")
-    for spoiled in (
+    for damaged in (
         {k: v for k, v in state.items() if k != part},
         {**state, part: {"other": 1}},
         {**state, part: [1]},
     ):
-        checkpoint.save(file, spoiled, "checkpoint")
+        checkpoint.save(file, damaged, "checkpoint")
         with pytest.raises(CheckpointError, match=r"step_000000032.safetensors does not match this run \("):
             Runner(config(), RunFolder(tmp_path / "run"), resume=True)
 
 
-# --- what a run leaves --------------------------------------------------------------------------------------
+# --- the run folder -----------------------------------------------------------------------------------------
 
 TAGS = [
     "rollout/success_rate_100",
@@ -374,7 +375,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_run_folder_holds_what_tells_its_story(run: Path) -> None:
+def test_run_folder__contains_settings_metrics_and_models(run: Path) -> None:
     names = [
         "config.json",
         "command.txt",
@@ -408,7 +409,7 @@ def test_the_run_folder_holds_what_tells_its_story(run: Path) -> None:
     assert summary["steps_per_second"] == pytest.approx(192 / summary["wall_time"])
 
 
-def test_nothing_that_is_saved_is_a_pickle(run: Path) -> None:
+def test_run_folder__contains_no_pickle(run: Path) -> None:
     """Pickles of protocol 2 and later begin with 0x80 and its number, and torch's archives with PK."""
     for path in run.rglob("*"):
         if path.is_file():
@@ -416,7 +417,7 @@ def test_nothing_that_is_saved_is_a_pickle(run: Path) -> None:
             assert not re.match(rb"\x80[\x02-\x05]", path.read_bytes()), path
 
 
-def test_every_tag_that_users_look_for_is_logged(run: Path) -> None:
+def test_logger__writes_the_documented_tags(run: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     rows = read_metrics(run / "metrics.jsonl")
@@ -433,7 +434,7 @@ def test_every_tag_that_users_look_for_is_logged(run: Path) -> None:
         ), tag
 
 
-def test_the_parts_of_the_time_add_up(run: Path) -> None:
+def test_times__parts_are_positive_and_within_the_wall_time(run: Path) -> None:
     row = read_metrics(run / "metrics.jsonl")[-1]
     names = ("setup", "simulation", "base_policy", "learner", "evaluation")
     parts = sum(row[f"time/{name}"] for name in names)
@@ -443,9 +444,9 @@ def test_the_parts_of_the_time_add_up(run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_time_is_counted_from_the_start_of_the_command(tmp_path: Path) -> None:
-    """A process that sleeps before it imports anything: the first run counts from its start, another one from
-    its own."""
+def test_wall_time__counts_from_the_start_of_the_process(tmp_path: Path) -> None:
+    """A process sleeps before its imports: the first run counts from the start of the process, the second
+    from its own start."""
     code = f"""
 import time
 time.sleep(1.5)

@@ -39,7 +39,7 @@ _MODULE_OF = {
     "register_task": "residual_rl.registry",
     "uniform": "residual_rl.utils.seeding",
 }
-"""Public name -> the module that holds it."""
+"""The module that defines each public name."""
 
 __all__ = ["__version__", *_MODULE_OF]
 
@@ -56,4 +56,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-TASKS.import_own()  # Gymnasium 1.x loads no plugins: it knows their ids once this package is imported
+# Gymnasium 1.x does not load plugins: importing this package registers the ids of the tasks.
+TASKS.import_own()

@@ -19,12 +19,12 @@ class ChunkResidualEnv(ResidualEnv):
     """The decision process of residuals [B, n·A] over the n executed steps of the base policy's chunks.
 
     Source: Policy Decorator (Yuan et al., 2025, arXiv 2412.13630). The learner observes the flattened chunk
-    as `base_action` [B, n·A], and the env as it is when the chunk begins. The rewards of its steps are
-    summed, and
-    discounts are per decision. An env whose episode ends within a chunk waits until the others have finished
-    theirs: for the learner that is one transition, with zero actions after the end. Arguments and methods are
-        those of
-    `ResidualEnv`.
+    as `base_action` [B, n·A], and the state of the env at the start of the chunk. Rewards are summed over the
+    chunk, and the discount is applied once per chunk. An env whose episode ends within a chunk waits until
+    the other envs have finished theirs. For the learner this is one transition, with zero actions after the
+    end of the episode.
+
+    Arguments and methods are those of `ResidualEnv`.
     """
 
     @property
@@ -73,10 +73,10 @@ class ChunkResidualEnv(ResidualEnv):
         return whole, {**merged, "_final_info": ended, "_final_obs": ended}
 
     def steps(self, residual_action: Tensor) -> Iterator[tuple[Transition, dict[str, Any]]]:
-        """Execute `residual_action` [B, n·A] step by step, and fewer steps where all episodes end.
+        """Execute `residual_action` [B, n·A] step by step, until all episodes have ended.
 
-        In envs that wait, the yielded action is NaN and the residual 0. The observation after a step has a
-        `base_action`, a whole chunk, only where an episode ended.
+        For waiting envs, the yielded action is NaN and the residual is 0. The observation after a step
+        includes a valid `base_action`, a whole chunk, only where an episode ended.
         """
         running = self.vec_env.active
         obs = self.obs
@@ -84,7 +84,7 @@ class ChunkResidualEnv(ResidualEnv):
         for step in range(self.steps_per_action):
             if not running.any():
                 break
-            # The chunk's first base action is known; the executor gives the following ones as they come.
+            # The first base action of the chunk is known; the executor returns the others one by one.
             start = time.perf_counter()
             base_action = self.base_policy.act(obs, running) if step else self.base_policy.chunk[:, 0]
             self.timer.base_policy += time.perf_counter() - start
@@ -119,8 +119,7 @@ class ChunkResidualEnv(ResidualEnv):
         self.obs = {**obs, "base_action": self._base_action(obs, self.vec_env.active)}
 
     def _chunk_scale(self) -> float | Tensor | None:
-        """The effective scale of all steps of a chunk, a number or [n·A]; None where each step has its
-        own."""
+        """The effective scale of a whole chunk, a number or [n·A]; None if it differs between steps."""
         if self.composition.adaptive:
             return None
         scale = self.composition.in_actions(self.residual_scale)
@@ -140,9 +139,9 @@ def _where(mask: Tensor, new: Obs, old: Obs) -> Obs:
 
 
 def _merge_infos(merged: dict[str, Any], info: dict[str, Any], running: Tensor) -> dict[str, Any]:
-    """The infos of a chunk so far and the next step's, in which the envs of `running` [B] took part.
+    """Add the info of a step, in which the envs of `running` [B] took part, to those of the same chunk.
 
-    Reward terms are summed; of everything else the latest counts.
+    Reward terms are summed; everything else is replaced by the latest value.
     """
     if not merged:
         return dict(info)

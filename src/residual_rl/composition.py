@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 ScaleRule = Callable[[float, Tensor], Tensor]
-"""Maps the residual scale and the base policy's uncertainty [b] to each env's own scale [b, 1]."""
+"""Maps the residual scale and the base policy's uncertainty [b] to the scale of each env [b, 1]."""
 
 
 def compose(base_action: Tensor, residual_action: Tensor, effective_scale: float | Tensor) -> Tensor:
@@ -21,8 +21,7 @@ def compose(base_action: Tensor, residual_action: Tensor, effective_scale: float
     Args:
         base_action: [B, A].
         residual_action: [B, A] in [-1, 1].
-        effective_scale: what the residual action is multiplied by; a number, or a tensor that broadcasts to
-            [B, A].
+        effective_scale: factor of the residual action; a number, or a tensor that broadcasts to [B, A].
 
     Returns:
         The executed action [B, A] in [-1, 1]. With a zero scale or a zero residual it equals the clipped base
@@ -32,10 +31,10 @@ def compose(base_action: Tensor, residual_action: Tensor, effective_scale: float
 
 
 def decompose(base_action: Tensor, action: Tensor, effective_scale: float | Tensor) -> Tensor:
-    """The inverse of `compose`: the residual action [B, A] that makes `action` of `base_action`.
+    """The inverse of `compose`: the residual action [B, A] that turns `base_action` into `action`.
 
-    It is not clipped: elements beyond [-1, 1] are out of the residual's reach. Where the scale is zero, it is
-    zero.
+    The result is not clipped: elements outside of [-1, 1] are beyond the residual's bound. It is zero where
+    the scale is zero.
     """
     scale = torch.as_tensor(effective_scale, dtype=action.dtype, device=action.device).expand_as(action)
     exact = (action - base_action) / scale.clamp(min=1e-12)
@@ -50,7 +49,7 @@ def residual_penalty(residual_action: Tensor, residual_scale: float | Tensor, we
 def adaptive_scale(
     residual_scale: float, uncertainty: Tensor, min_share: float, full_uncertainty: float
 ) -> Tensor:
-    """A larger scale where the base policy is uncertain: each env's own scale [b, 1].
+    """The scale of each env [b, 1], larger where the base policy is uncertain.
 
     `residual_scale · (min_share + (1 - min_share) · clip(uncertainty / full_uncertainty, 0, 1))`
 
@@ -58,7 +57,7 @@ def adaptive_scale(
         residual_scale: the bound of the residual, which no env's scale exceeds.
         uncertainty: [b], 0 or more.
         min_share: share of `residual_scale` that remains without uncertainty, in [0, 1].
-        full_uncertainty: uncertainty from which on an env has the whole `residual_scale`, above 0.
+        full_uncertainty: uncertainty at which the scale reaches `residual_scale`, above 0.
     """
     share = min_share + (1.0 - min_share) * (uncertainty / full_uncertainty).clamp(0.0, 1.0)
     return (residual_scale * share)[:, None]
@@ -66,19 +65,19 @@ def adaptive_scale(
 
 @dataclass(frozen=True)
 class Composition:
-    """Combines base and residual actions into executed actions, with one meaning for each of its scales.
+    """Combines base and residual actions into executed actions.
 
-    `residual_scale` is the bound of the residual in residual units. `effective_scale` is what a residual
-    action is multiplied by in the normalised action space: the residual scale times `unit`.
+    It has two scales. `residual_scale` is the bound of the residual in residual units. `effective_scale` is
+    the factor of a residual action in the normalised action space: the residual scale times `unit`.
     """
 
     scale: float
-    """The residual scale that training schedules and exported policies hold."""
+    """The residual scale that schedules change and exported policies store."""
     rule: ScaleRule | None = None
-    """Makes each env's own scale from `scale` and the base policy's uncertainty; None uses `scale` for
-    all."""
+    """Computes the scale of each env from `scale` and the base policy's uncertainty; None: `scale` for all
+    envs."""
     unit: Tensor | None = None
-    """[A]: the action change that a residual of 1 stands for; None stands for 1."""
+    """[A]: the action change of a residual of 1; None means 1."""
 
     @property
     def adaptive(self) -> bool:
@@ -99,7 +98,7 @@ class Composition:
         return residual_scale if self.unit is None else residual_scale * self.unit
 
     def effective_scale(self, uncertainty: Tensor) -> float | Tensor:
-        """What the residual action is multiplied by, for base actions with this `uncertainty` [b]."""
+        """Factor of the residual action, for base actions with this `uncertainty` [b]."""
         return self.in_actions(self.residual_scale(uncertainty))
 
     def apply(self, base_action: Tensor, residual_action: Tensor, uncertainty: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Settings of a training run; what they are called here is what their flags are called."""
+"""Settings of a training run. The fields have the names of their flags."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ResidualCfg(CheckedCfg):
     """The residual: its bound, its schedule and its penalty."""
 
     residual_scale: Annotated[ResidualScale, tyro.conf.arg(aliases=["--alpha"])] = 0.6
-    """Bound of the residual, as a share of the action range; 0 leaves the base policy alone."""
+    """Bound of the residual, as a share of the action range; with 0, the base policy acts alone."""
     residual_scale_start: ResidualScale | None = None
     """Scale at the first step. None: the scale is constant."""
     residual_scale_schedule: Literal["linear", "cosine"] = "linear"
@@ -55,7 +55,7 @@ class ResidualCfg(CheckedCfg):
     adaptive_min_share: UnitInterval = 0.2
     """`adaptive`: share of the scale that remains where the uncertainty is 0."""
     adaptive_uncertainty: PositiveFloat = 0.1
-    """`adaptive`: uncertainty from which on the scale is full, in units of the action range."""
+    """`adaptive`: uncertainty at which the scale reaches its full value, in units of the action range."""
 
     def scale_at(self, fraction: float) -> float:
         """The scale after `fraction` of the training, in [0, 1]."""
@@ -74,7 +74,7 @@ class RunCfg(CheckedCfg):
     num_envs: Annotated[PositiveInt, tyro.conf.arg(aliases=["--n-envs"])] = 32
     """Envs stepped together."""
     total_timesteps: Annotated[PositiveInt, tyro.conf.arg(aliases=["--total-steps"])] = 250_000
-    """Env steps of the training, over all envs; only whole updates are done."""
+    """Env steps of the training, summed over all envs and rounded down to whole updates."""
     seed: NonNegativeInt = 1
     """Seed of the networks, the exploration and the training episodes."""
     eval_freq: NonNegativeInt = 25_000
@@ -89,7 +89,7 @@ class RunCfg(CheckedCfg):
     keep_checkpoints: PositiveInt = 3
     """Number of checkpoints to keep."""
     num_threads: NonNegativeInt = 0
-    """Simulator threads; 0 means one a CPU core."""
+    """Simulator threads; 0 means one per CPU core."""
     torch_threads: PositiveInt = 1
     """Threads of the networks; more than one is slower when the simulator uses the cores."""
     device: str = "cpu"
@@ -123,9 +123,9 @@ class TrainCfg:
         shared = self.residual.chunk == "step" or self.residual.adaptive == "off"
         if not shared and getattr(self.learner, "critic_input", None) == "sum":
             raise ConfigError(
-                "critic_input sum needs one residual scale for each decision, and with --chunk whole and "
-                "--adaptive uncertainty each step "
-                "has its own: choose --critic-input res or concat, --chunk step, or --adaptive off"
+                "critic_input sum needs one residual scale per chunk, but with --chunk whole and "
+                "--adaptive uncertainty it differs between steps: choose --critic-input res or concat, "
+                "--chunk step, or --adaptive off"
             )
 
     @classmethod
@@ -136,8 +136,10 @@ class TrainCfg:
         learner_id: str | None = None,
         variant: str | None = None,
     ) -> TrainCfg:
-        """The registered defaults of a task, with its own base policy and learner unless others are named;
-        see `TaskSpec.variant`."""
+        """The default settings of a task, with its default base policy and learner unless others are given.
+
+        `variant` is a value of the setting `TaskSpec.variant`.
+        """
         spec = TASKS.get(task_id)
         base_policy_id = base_policy_id or spec.base_policy
         base = BASE_POLICIES.get(base_policy_id).default_config()
@@ -161,15 +163,17 @@ class TrainCfg:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TrainCfg:
-        """The settings that `to_dict` gave."""
+        """Restore settings from the result of `to_dict`."""
         base_config = BASE_POLICIES.get(data["base_policy_id"]).config
+        base = None
+        if base_config:
+            # A file cannot declare itself trusted.
+            base = with_trust(from_plain(load(base_config), data["base"]), False)
         return cls(
             task_id=data["task_id"],
             base_policy_id=data["base_policy_id"],
             task=from_plain(load(TASKS.get(data["task_id"]).config), data["task"]),
-            base=with_trust(from_plain(load(base_config), data["base"]), False)
-            if base_config
-            else None,  # a file's own word is none
+            base=base,
             learner=from_plain(load(LEARNERS.get(data["learner_id"]).config), data["learner"]),
             residual=from_plain(ResidualCfg, data["residual"]),
             run=from_plain(RunCfg, data["run"]),
@@ -209,11 +213,11 @@ def _field_names(part: Any) -> list[str]:
 
 
 PARTS = ("residual", "run", "learner", "task", "base")
-"""The parts of `TrainCfg` that hold settings, in the order in which names are looked up."""
+"""The parts of `TrainCfg` with settings, in the order in which names are looked up."""
 
 
 def from_plain(cls: type[T], data: dict[str, Any]) -> T:
-    """A dataclass of flat fields from JSON: lists become tuples where its types are tuples."""
+    """A dataclass of flat fields from JSON: lists become tuples for fields that are tuples."""
     hints = typing.get_type_hints(cls)
     unknown = set(data) - set(hints)
     if unknown:

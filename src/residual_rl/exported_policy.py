@@ -98,7 +98,7 @@ def load_policy(file: Path) -> ExportedPolicy:
 
 @dataclass(frozen=True)
 class FoundPolicy:
-    """An exported policy on disk, as `find_policy` found it."""
+    """An exported policy on disk, as returned by `find_policy`."""
 
     file: Path
     run: Path | None
@@ -113,7 +113,7 @@ class FoundPolicy:
 
 
 def find_policy(path: Path | str, model: str | None = None) -> FoundPolicy:
-    """The policy that a command's argument names.
+    """Find the exported policy that an argument of a command refers to.
 
     Args:
         path: a run folder, the folder of a model, or its policy.safetensors.
@@ -124,14 +124,14 @@ def find_policy(path: Path | str, model: str | None = None) -> FoundPolicy:
         CheckpointError: there is no such policy; lists the models of the run.
     """
     path = Path(path)
-    # a model itself
+    # `path` is a model.
     file = path if path.is_file() else path / POLICY_FILE
     if file.is_file():
         if model is not None:
             raise ConfigError(f"{path} is a model already: leave out --model {model}")
         run = file.resolve().parent.parent
         return FoundPolicy(file, run if (run / "config.json").is_file() else None, str(path))
-    # a model of a run
+    # `path` is a run.
     model = model or "best"
     folder = path / f"{model}_model" if model in ("best", "final", "interrupted") else Path(model)
     file = folder / POLICY_FILE if folder.is_dir() or not folder.suffix else folder

@@ -61,7 +61,7 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
         ConfigError: incompatible settings, or render mode `human` without a display.
     """
 
-    # Gymnasium's convention is a dict of the class.
+    # Gymnasium expects a class attribute.
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": 30}  # noqa: RUF012
 
     def __init__(
@@ -213,10 +213,8 @@ def _make_cfg(
             f"{' and '.join(given)} requires a base_policy: without one, the action is the task's own"
         )
     cfg = TrainCfg.default(task, base_policy or "zero")
-    bare: dict[str, Any] = {
-        "residual_scale": 1.0,
-        "residual_penalty": 0.0,
-    }  # the plain action, added to zeros
+    # Without a base policy, the action is added to zeros.
+    bare: dict[str, Any] = {"residual_scale": 1.0, "residual_penalty": 0.0}
     return dataclasses.replace(
         cfg,
         task=from_plain(type(cfg.task), {**dataclasses.asdict(cfg.task), **settings}),

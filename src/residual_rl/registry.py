@@ -1,8 +1,8 @@
 """Tasks, base policies and learners by id.
 
-The packages `residual_rl.tasks`, `residual_rl.base_policies` and `residual_rl.learners` register their own
-when they are imported. Other distributions add theirs with a module under the entry point group of the same
-name.
+The packages `residual_rl.tasks`, `residual_rl.base_policies` and `residual_rl.learners` register their specs
+on import. Other packages register specs with an entry point, in the group of the same name, that names a
+module.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ class TaskSpec:
     oracle: str | None = None
     """Id of a base policy that solves the task, for the sanity suite and demonstrations."""
     planners: Mapping[str, str] = field(default_factory=dict)
-    """Motion planners for demonstrations by name, as `--policy` takes it: `make(cfg, num_workers, time_limit)
+    """Motion planners for demonstrations, by their name for `--policy`: `make(cfg, num_workers, time_limit)
     -> Planner`; see `residual_rl.demos.collect`."""
     external_trajectory_settings: str | None = None
-    """`settings(info) -> dict`: the settings of this task for trajectories in ManiSkill's layout that another
-    program wrote, from the content of their `FILE.json`."""
+    """`settings(info) -> dict`: the settings of this task for trajectories of another program in ManiSkill's
+    layout, from the contents of their `FILE.json`."""
     gymnasium_id: str | None = None
     """Id of a single env for `gymnasium.make`, e.g. `my_lab/Reach-v0`."""
 
@@ -78,7 +78,7 @@ class BasePolicySpec:
     """Dataclass of its settings; its fields become `--base.*` flags."""
 
     def default_config(self) -> Any:
-        """Its settings with their defaults, or None where it has none."""
+        """Its settings with their defaults, or None if it has none."""
         return load(self.config)() if self.config else None
 
 
@@ -92,12 +92,12 @@ class LearnerSpec:
     config: str
     """Dataclass of its settings; its fields become flags."""
     make: str
-    """`make(cfg, obs_space, action_dim, num_envs, device, seed) -> Learner`, on `device`; observations come
-    from the env's."""
+    """`make(cfg, obs_space, action_dim, num_envs, device, seed) -> Learner`, on `device`; observations may be
+    on another device."""
     make_policy: str
     """`make_policy(cfg, obs_space, action_dim, device) -> torch.nn.Module`, for deployment: its `act(obs)`
-    gives the deterministic residual action [B, A], and it takes the weights that `Learner.policy_state_dict`
-    gives."""
+    returns the deterministic residual action [B, A], and it loads the weights of `Learner.policy_state_dict`.
+    """
     quick_overrides: Mapping[str, Any] = field(default_factory=dict)
     """Values of `config` that suit `train --quick`: 2048 env steps in 8 envs."""
     train_overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -110,7 +110,7 @@ class LearnerSpec:
 
 
 class _HasId(Protocol):
-    """What all specs have."""
+    """The common attribute of all specs."""
 
     @property
     def id(self) -> str: ...
@@ -123,8 +123,8 @@ class Registry(Generic[Spec]):
     """Specs of one kind by id, filled from a package of this project and from an entry point group.
 
     Args:
-        kind: the noun for one of them in messages.
-        source: name of the package of this project that registers them on import, and of the entry point
+        kind: the noun for a spec in messages, for example `task`.
+        source: name of the package of this project that registers specs on import, and of the entry point
             group.
     """
 
@@ -142,7 +142,7 @@ class Registry(Generic[Spec]):
         return spec
 
     def get(self, id: str) -> Spec:
-        """The spec of `id`; an unknown one is an error that lists what exists."""
+        """The spec of `id`. Raises `UnknownNameError` with the known ids."""
         if id not in self._specs:
             self._discover()
         if id not in self._specs:
@@ -150,7 +150,7 @@ class Registry(Generic[Spec]):
         return self._specs[id]
 
     def all(self) -> list[Spec]:
-        """Every spec, by id."""
+        """All specs, sorted by id."""
         self._discover()
         return [self._specs[k] for k in sorted(self._specs)]
 
@@ -205,7 +205,7 @@ def register_learner(spec: LearnerSpec) -> LearnerSpec:
 
 
 def load(reference: str) -> Any:
-    """The object that `module:attribute` names. Raises `ConfigError` where there is none."""
+    """Import the object `module:attribute`. Raises `ConfigError` if it does not exist."""
     module, _, attribute = reference.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -213,5 +213,5 @@ def load(reference: str) -> Any:
         raise
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            f"{reference!r}, which a registered spec or a setting names, cannot be loaded: {error}"
+            f"{reference!r}, from a registered spec or a setting, cannot be loaded: {error}"
         ) from error

@@ -1,5 +1,4 @@
-"""A vec_env, a base policy and their composition with a residual: the decision process that a learner
-sees."""
+"""The env that a learner acts in: a vec_env, a base policy, and the composition of base and residual."""
 
 from __future__ import annotations
 
@@ -30,16 +29,16 @@ class StepHook(Protocol):
         ...
 
     def after_step(self, obs: Obs) -> None:
-        """Receive the observation [B, …] after the step, which is a new episode's first where one ended."""
+        """Receive the observation [B, …] after the step; where an episode ended, the first of the next."""
         ...
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What one step of the vec_env gave, with the residual's penalty in the reward."""
+    """The result of one step of the vec_env, with the residual penalty in the reward."""
 
     action: Tensor
-    """[B, A]: as executed."""
+    """[B, A]: the executed action."""
     next_obs: Obs
     reward: Tensor
     terminated: Tensor
@@ -52,7 +51,7 @@ class ResidualEnv:
 
     The base policy is queried once per observation: first for the final observations of ending episodes,
     then, after it is reset in those envs, for the new ones. The base action of an observation is the one that
-    is executed and the one that the transition holds.
+    is executed and the one in the transition.
 
     Args:
         vec_env: the envs.
@@ -85,7 +84,7 @@ class ResidualEnv:
         self._penalties = torch.zeros(self.num_envs, device=self.device)
         """[B]: sum of the penalties of each env's episode so far."""
         self.obs: Obs = {}
-        """The current observation, `base_action` [B, A] included."""
+        """The current observation, including `base_action` [B, A]."""
 
     @property
     def residual_scale(self) -> float:
@@ -98,12 +97,12 @@ class ResidualEnv:
 
     @property
     def observation_space(self) -> spaces.Dict:
-        """What one env observes, `base_action` included."""
+        """The observation space of one env, including `base_action`."""
         return with_base_action(self.vec_env)
 
     @property
     def steps_per_action(self) -> int:
-        """Env steps for which one residual action decides."""
+        """Number of env steps that one residual action covers."""
         return 1
 
     @property
@@ -132,9 +131,9 @@ class ResidualEnv:
         """Execute `residual_action` [B, A] in [-1, 1].
 
         Returns:
-            The transition, and the vec_env's `info`. The residual's penalty is among its reward terms and in
-            `episode_return`; `residual_scale` is the bound that held in this step. With an adaptive scale
-            there is `base_uncertainty` [B] too.
+            The transition, and the vec_env's `info`. The residual penalty is included in its reward terms and
+            in `episode_return`. `residual_scale` is the bound of the residual in this step. With an adaptive
+            scale, `base_uncertainty` [B] is included.
         """
         obs = self.obs
         base_action = obs["base_action"]
@@ -179,13 +178,13 @@ class ResidualEnv:
         return transition, info
 
     def steps(self, residual_action: Tensor) -> Iterator[tuple[Transition, dict[str, Any]]]:
-        """Execute `residual_action` and yield the result of each env step, here of one."""
+        """Execute `residual_action` and yield the result of each env step; here there is one."""
         yield self.step(residual_action)
 
     def _execute(self, base_action: Tensor, residual_action: Tensor, stepping: Tensor | None) -> _Outcome:
-        """Compose and execute one step of the vec_env, in the envs of `stepping` [B] (None: all), hook
-        included."""
-        # Compose. Envs that do not step have no scale, or an adaptive one would enter their metrics.
+        """Compose and execute one step of the vec_env in the envs of `stepping` [B] (None: all), with the
+        hook."""
+        # Compose. The scale of idle envs is 0, so that an adaptive one does not enter their metrics.
         uncertainty = self.base_policy.uncertainty
         scale = self.composition.residual_scale(uncertainty)
         if stepping is not None and isinstance(scale, Tensor):
@@ -204,7 +203,7 @@ class ResidualEnv:
         if self.step_hook is not None:
             self.step_hook.after_step(next_obs)
 
-        # Add the residual's penalty and scale to what the env reports.
+        # Add the residual penalty and scale to the info of the env.
         penalty = residual_penalty(residual_action, scale, self.penalty)
         info["reward_terms"]["residual"] = penalty
         info["residual_scale"] = scale
@@ -226,7 +225,7 @@ class ResidualEnv:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore a state returned by `state_dict`."""
         self.vec_env.load_state_dict(state["env"])
         self.base_policy.load_state_dict(state["base_policy"])
         self.residual_scale = state["residual_scale"]

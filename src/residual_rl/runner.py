@@ -37,9 +37,8 @@ def _process_begin() -> float:
     is missing."""
     try:
         with open("/proc/self/stat", "rb") as file:
-            ticks = int(
-                file.read().rpartition(b")")[2].split()[19]
-            )  # field 22, starttime: clock ticks after boot
+            # Field 22, starttime: clock ticks after boot.
+            ticks = int(file.read().rpartition(b")")[2].split()[19])
     except FileNotFoundError:
         return _IMPORTED
     return time.perf_counter() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
@@ -138,9 +137,8 @@ class Runner:
                 if progress.logged < progress.step:
                     logger.log(self._row(), progress.step)
                 self.checkpoints.save(progress.step, self.state_dict())
-            return self._finish(
-                stop.signal
-            )  # inside `stop_signals`, so that another SIGTERM cannot interrupt it
+            # Inside `stop_signals`, so that another SIGTERM cannot interrupt it
+            return self._finish(stop.signal)
 
     # --- one iteration --------------------------------------------------------------------------------
 
@@ -308,7 +306,7 @@ class Runner:
 
     @contextlib.contextmanager
     def _saving_if_server_fails(self) -> Iterator[None]:
-        """If the server of a remote base policy fails, save the state of before this iteration."""
+        """If the server of a remote base policy fails, save the state from before this iteration."""
         if not self.env.base_policy.policy.remote:
             yield
             return

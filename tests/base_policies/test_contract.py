@@ -1,4 +1,4 @@
-"""Every base policy keeps the contract of base policies, in the envs of so101-paper."""
+"""Every base policy passes the contract tests, in the envs of so101-paper."""
 
 from __future__ import annotations
 

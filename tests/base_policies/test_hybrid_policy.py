@@ -1,4 +1,4 @@
-"""The base policy `hybrid`: blends, switches and ensembles, by hand; and the settings of its members."""
+"""The base policy `hybrid`: blends, switches and ensembles worked out by hand, and settings of members."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from residual_rl.types import BasePolicy, Obs, State
 
 @dataclass(frozen=True)
 class PushCfg:
-    """A policy for these tests."""
+    """Settings of the base policy of these tests."""
 
     push: float = 0.0
     seed: int = 5
@@ -39,7 +39,7 @@ class PushCfg:
 
 
 class Push(BasePolicy):
-    """Element k of a chunk, the n-th since the world's reset: `(push, 0.1·n + 0.01·k)`."""
+    """Action k of the n-th chunk since the env's reset is `(push, 0.1·n + 0.01·k)`."""
 
     inputs = {"position": (2,)}  # noqa: RUF012
 
@@ -48,33 +48,33 @@ class Push(BasePolicy):
             raise ConfigError("it is broken")
         self.cfg, self.remote = cfg, cfg.remote
         self.chunk_size = self.num_action_steps = cfg.steps
-        self._plans = torch.zeros(env.num_envs)
-        self.asked: list[list[int]] = []
+        self._num_queries = torch.zeros(env.num_envs)
+        self.queries: list[list[int]] = []
 
     def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:
-        self.asked.append(env_ids.tolist())
-        self._plans = self._plans.index_add(0, env_ids, torch.ones(len(env_ids)))
-        second = 0.1 * self._plans[env_ids, None] + 0.01 * torch.arange(self.chunk_size)
+        self.queries.append(env_ids.tolist())
+        self._num_queries = self._num_queries.index_add(0, env_ids, torch.ones(len(env_ids)))
+        second = 0.1 * self._num_queries[env_ids, None] + 0.01 * torch.arange(self.chunk_size)
         return torch.stack([torch.full_like(second, self.cfg.push), second], -1)
 
     def reset(self, mask: Tensor) -> None:
-        self._plans = self._plans.masked_fill(mask, 0.0)
+        self._num_queries = self._num_queries.masked_fill(mask, 0.0)
 
     def state_dict(self) -> State:
-        return {"plans": self._plans}
+        return {"num_queries": self._num_queries}
 
     def load_state_dict(self, state: State) -> None:
-        self._plans = state["plans"]
+        self._num_queries = state["num_queries"]
 
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     BASE_POLICIES.all()
-    own = {
+    specs = {
         "homing": fakes.HOMING,
         "push": BasePolicySpec("push", "pushes", make=f"{__name__}:Push", config=f"{__name__}:PushCfg"),
     }
-    monkeypatch.setattr(BASE_POLICIES, "_specs", {**BASE_POLICIES._specs, **own})
+    monkeypatch.setattr(BASE_POLICIES, "_specs", {**BASE_POLICIES._specs, **specs})
 
 
 def hybrid(
@@ -99,7 +99,7 @@ def at(*x: float) -> Obs:
 # --- modes --------------------------------------------------------------------------------------------------
 
 
-def test_a_blend_is_the_weighted_sum() -> None:
+def test_blend__is_the_weighted_sum() -> None:
     blend = hybrid("0.push=0.8", "1.push=-0.4", weights=(0.75, 0.25))
     np.testing.assert_allclose(blend.act(at(0, 0, 0)), [[0.5, 0.1]] * 3, atol=1e-7)  # 0.75·0.8 - 0.25·0.4
     np.testing.assert_allclose(
@@ -108,29 +108,29 @@ def test_a_blend_is_the_weighted_sum() -> None:
     assert not blend.has_uncertainty
 
 
-def test_a_blend_with_all_the_weight_on_one_is_that_one_bit_for_bit() -> None:
+def test_blend__with_weight_1_equals_that_policy_bit_for_bit() -> None:
     alone = make_base_policy("homing", None, fakes.PointEnv(fakes.PointCfg(), 3))
     blend = hybrid(policies=("push", "homing"), weights=(0.0, 1.0))
     for x in (0.031, -0.0777, 0.3):
         assert torch.equal(blend.act(at(x, 2 * x, 3 * x)), alone.act(at(x, 2 * x, 3 * x)))
 
 
-def test_an_ensemble_is_the_mean_and_tells_how_far_they_are_apart() -> None:
+def test_ensemble__is_the_mean_with_the_disagreement_as_uncertainty() -> None:
     ensemble = hybrid("0.push=0.6", "1.push=0.0", "2.push=0.3", policies=("push",) * 3, mode="ensemble")
     np.testing.assert_allclose(ensemble.act(at(0, 0, 0)), [[0.3, 0.1]] * 3, atol=1e-7)
-    # deviations of 0.3, 0.3 and 0 in one action, none in the other: (√(0.18 / 3) + 0) / 2
+    # Deviations of 0.3, 0.3 and 0 in one action, and none in the other: (√(0.18 / 3) + 0) / 2.
     np.testing.assert_allclose(ensemble.uncertainty, [math.sqrt(0.06) / 2] * 3, atol=1e-7)
     assert ensemble.has_uncertainty
 
 
-def test_a_switch_by_threshold_is_of_each_world_and_stays_until_its_reset() -> None:
+def test_switch_below__switches_each_env_until_its_reset() -> None:
     switch = hybrid("0.push=0.5", "1.push=-0.5", mode="switch", switch_on="position", switch_below=0.3)
 
     def acting(*x: float) -> list[int]:
         return [0 if push > 0 else 1 for push in switch.act(at(*x))[:, 0]]
 
-    assert acting(1.0, -0.2, 0.5) == [0, 1, 0]  # the norm counts, not the sign
-    assert acting(0.3, 5.0, 0.29) == [0, 1, 1]  # below, not at; and never back
+    assert acting(1.0, -0.2, 0.5) == [0, 1, 0]  # the norm is compared, without the sign
+    assert acting(0.3, 5.0, 0.29) == [0, 1, 1]  # strictly below; it never switches back
     state = switch.state_dict()
     switch.reset(torch.tensor([False, True, False]))
     assert acting(1.0, 1.0, 1.0) == [0, 0, 1]
@@ -140,17 +140,21 @@ def test_a_switch_by_threshold_is_of_each_world_and_stays_until_its_reset() -> N
 
 
 def by_side(obs: Obs) -> Tensor:
-    """Policy 1 right of 1 m, policy 2 right of 2 m."""
+    """Policy 1 beyond 1 m, policy 2 beyond 2 m."""
     return (obs["position"][:, 0] > 1.0).long() + (obs["position"][:, 0] > 2.0).long()
 
 
-def test_a_switch_by_the_users_function() -> None:
+def test_switch__calls_a_function_of_the_user() -> None:
     settings = ("0.push=0.1", "1.push=0.2", "2.push=0.3")
     switch = hybrid(*settings, policies=("push",) * 3, mode="switch", switch=f"{__name__}:by_side")
     np.testing.assert_allclose(switch.act(at(1.5, 2.5, 0.5))[:, 0], [0.2, 0.3, 0.1])
     np.testing.assert_allclose(switch.act(at(0.5, 0.5, 3.0))[:, 0], [0.1, 0.1, 0.3])
     np.testing.assert_allclose(switch.act(at(0.5, 1.5, 0.5), torch.tensor([False, True, False]))[1, 0], 0.2)
-    assert set(switch.policy.inputs) == {"position", "state", "joint_position"}  # it may read all there is
+    assert set(switch.policy.inputs) == {
+        "position",
+        "state",
+        "joint_position",
+    }  # it may read all observations
 
 
 def gives(value: Any) -> Any:
@@ -180,7 +184,7 @@ def raises(obs: Obs) -> Tensor:
         ("raises", r"raises failed: KeyError: 'height'"),
     ],
 )
-def test_what_the_users_function_gives_is_checked(function: str, message: str) -> None:
+def test_switch__invalid_result_is_an_error(function: str, message: str) -> None:
     with pytest.raises(BasePolicyError, match=message):
         hybrid(mode="switch", switch=f"{__name__}:{function}").act(at(0, 0, 0))
 
@@ -188,12 +192,12 @@ def test_what_the_users_function_gives_is_checked(function: str, message: str) -
 @pytest.mark.parametrize(
     "reference", ["no_such_module:f", f"{__name__}:no_such_function", "by_side", f"{__name__}:not_a_function"]
 )
-def test_a_function_that_is_not_there_is_named(reference: str) -> None:
+def test_switch__must_be_a_function_that_exists(reference: str) -> None:
     with pytest.raises(ConfigError, match=rf"base policy 'hybrid': switch must .*{reference}"):
         hybrid(mode="switch", switch=reference)
 
 
-def test_the_example_switches_by_distance_and_yaw(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_yaw__example_switches_by_distance_and_yaw(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     import hybrid_switch
 
@@ -204,22 +208,22 @@ def test_the_example_switches_by_distance_and_yaw(monkeypatch: pytest.MonkeyPatc
 # --- members ------------------------------------------------------------------------------------------------
 
 
-def test_all_are_asked_for_every_observation_whoever_acts() -> None:
-    """Chunks and phases of those that do not act go on: they are those of the episode."""
+def test_hybrid_policy__queries_all_policies_at_every_observation() -> None:
+    """Chunks and phases of policies that do not act follow the episode too."""
     switch = hybrid("0.steps=2", "1.push=-0.5", mode="switch", switch_on="position", switch_below=0.3)
     chunked, other = members(switch)
     second = [switch.act(at(1, 1, x))[:, 1].tolist() for x in (1.0, 1.0, 0.1, 0.1)]
-    # plans of the chunked one: 0.1, 0.11, 0.2, 0.21; the other counts each step, also while it does not act
+    # The first policy has chunks: 0.1, 0.11, 0.2, 0.21. The second counts each step, even if it does not act.
     np.testing.assert_allclose(second, [[0.1] * 3, [0.11] * 3, [0.2, 0.2, 0.3], [0.21, 0.21, 0.4]], atol=1e-7)
-    assert chunked.asked == [[0, 1, 2]] * 2
-    assert other.asked == [[0, 1, 2]] * 4
+    assert chunked.queries == [[0, 1, 2]] * 2
+    assert other.queries == [[0, 1, 2]] * 4
     switch.reset(torch.tensor([True, False, False]))
     switch.act(at(1, 1, 1), torch.tensor([True, False, True]))
-    assert (chunked.asked[2:], other.asked[4:]) == ([[0, 2]], [[0, 2]])
-    assert chunked._plans.tolist() == [1.0, 2.0, 3.0]
+    assert (chunked.queries[2:], other.queries[4:]) == ([[0, 2]], [[0, 2]])
+    assert chunked._num_queries.tolist() == [1.0, 2.0, 3.0]
 
 
-def test_a_saved_state_goes_on_bit_for_bit() -> None:
+def test_hybrid_policy_state_dict__resumes_bit_for_bit() -> None:
     def make() -> BasePolicyExecutor:
         return hybrid("0.steps=3", "1.push=0.3", mode="ensemble")
 
@@ -233,27 +237,27 @@ def test_a_saved_state_goes_on_bit_for_bit() -> None:
         assert other.has_uncertainty
 
 
-def test_members_of_a_kind_have_seeds_of_their_own() -> None:
+def test_members__policies_of_one_id_get_consecutive_seeds() -> None:
     cfg = HybridCfg(("push", "homing", "push", "push"), ("3.seed=40",))
     assert [member.seed if member else None for member in cfg.members()] == [5, None, 6, 40]
 
 
-def test_asks_a_server_if_one_of_them_does() -> None:
+def test_remote__is_true_if_any_member_is_remote() -> None:
     assert not hybrid().policy.remote
     assert hybrid("1.remote=True").policy.remote
     nested = hybrid("1.policies=push push", "1.settings='0.remote=True'", policies=("push", "hybrid"))
     assert nested.policy.remote
 
 
-def test_hybrids_of_hybrids() -> None:
-    """(0.4 and 0.2 in a blend, and 0.9): an ensemble of 0.3 and 0.9."""
+def test_hybrid_policy__can_contain_hybrid_policies() -> None:
+    """An ensemble of 0.9 and a blend of 0.4 and 0.2, which is 0.3."""
     inner = ("0.policies=push push", "0.settings=0.push=0.4 1.push=0.2")
     nested = hybrid(*inner, "1.push=0.9", policies=("hybrid", "push"), mode="ensemble")
     np.testing.assert_allclose(nested.act(at(0, 0, 0))[:, 0], [0.6] * 3, atol=1e-7)
     np.testing.assert_allclose(nested.uncertainty, [0.15] * 3, atol=1e-7)
 
 
-def test_the_users_trust_goes_to_all_members_and_theirs_does_not_count() -> None:
+def test_trust_checkpoint__applies_to_all_members_and_cannot_be_set_for_one() -> None:
     assert [m.trust_checkpoint for m in HybridCfg(("push", "push"), trust_checkpoint=True).members()] == [
         True,
         True,
@@ -265,7 +269,7 @@ def test_the_users_trust_goes_to_all_members_and_theirs_does_not_count() -> None
         HybridCfg(("push", "push"), ("1.trust-checkpoint=True",))
 
 
-def test_what_refuses_an_env_is_named() -> None:
+def test_hybrid_policy__error_names_the_member_that_does_not_fit_the_env() -> None:
     with pytest.raises(ConfigError, match="base policy 'hybrid': policy 1, 'push': it is broken"):
         hybrid("1.broken=True")
     with pytest.raises(
@@ -278,7 +282,7 @@ def test_what_refuses_an_env_is_named() -> None:
 # --- settings -----------------------------------------------------------------------------------------------
 
 
-def test_settings_are_spelt_as_on_the_command_line() -> None:
+def test_settings__have_the_syntax_of_the_command_line() -> None:
     cfg = HybridCfg(
         ("jacobian", "jacobian-yaw"),
         ("0.pitch-near=0.1 80", "0.press_height=-0.01", "1.stir-period=20", "1.drag-gain=0.3"),
@@ -297,7 +301,7 @@ def test_settings_are_spelt_as_on_the_command_line() -> None:
         (("0.drag-gain",), "NUMBER.NAME=VALUE with a NUMBER from 0 to 1, not '0.drag-gain'"),
         (("drag-gain=0.3",), "NUMBER.NAME=VALUE"),
         (("2.drag-gain=0.3",), "NUMBER from 0 to 1, not '2.drag-gain=0.3'"),
-        (("0.drag-gain=0.3", "0.drag_gain=0.2"), "give 0.drag_gain twice"),
+        (("0.drag-gain=0.3", "0.drag_gain=0.2"), "settings contain 0.drag_gain twice"),
         (("0.drag-gain=fast",), "settings: 0.drag_gain must be a float, not 'fast'"),
         (("0.drag-gain=",), "settings: 0.drag_gain must be a float, not ''"),
         (("0.drag-gain='",), "settings: 0.drag_gain must be a float"),
@@ -305,7 +309,7 @@ def test_settings_are_spelt_as_on_the_command_line() -> None:
         (("0.drag-gain=2",), "drag_gain must be above 0 and at most 1"),
     ],
 )
-def test_settings_that_are_none_are_named(
+def test_settings__invalid_text_is_an_error(
     settings: tuple[str, ...], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -313,7 +317,7 @@ def test_settings_that_are_none_are_named(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_setting_that_does_not_exist_names_those_that_do() -> None:
+def test_settings__unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(
         UnknownNameError,
         match="unknown setting of base policy 'jacobian' 'drag_gian'; did you mean 'drag_gain'",
@@ -328,7 +332,7 @@ def test_a_setting_that_does_not_exist_names_those_that_do() -> None:
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
-        ({"policies": ("push",)}, "policies must be two or more, not 'push' alone"),
+        ({"policies": ("push",)}, "policies must be two or more ids, not only 'push'"),
         ({"mode": "vote"}, "mode must be one of blend, switch, ensemble, not 'vote'"),
         ({"weights": (0.5, 0.25, 0.25)}, "weights must be one for each of the 2 policies, not 3"),
         ({"weights": (0.5, 0.6)}, r"weights must add up to 1, not \(0.5, 0.6\)"),
@@ -349,21 +353,21 @@ def test_a_setting_that_does_not_exist_names_those_that_do() -> None:
     ],
     ids=str,
 )
-def test_impossible_settings_are_named(cfg: dict[str, Any], message: str) -> None:
+def test_hybrid_cfg__invalid_values_are_errors(cfg: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         HybridCfg(**{"policies": ("push", "push"), **cfg})
 
 
-def test_without_policies_it_says_what_it_needs(fails: tiny_runs.Fails) -> None:
-    say = fails("eval", "so101-paper", "--base-policy", "hybrid")
-    assert "base policy 'hybrid': at least two base policies are needed: --base.policies ID ID …" in say
+def test_policies__missing_value_is_an_error_with_the_flag(fails: tiny_runs.Fails) -> None:
+    message = fails("eval", "so101-paper", "--base-policy", "hybrid")
+    assert "base policy 'hybrid': at least two base policies are needed: --base.policies ID ID …" in message
 
 
 # --- in a run -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_run_on_a_hybrid_is_resumed_bit_for_bit(tmp_path: Path) -> None:
+def test_hybrid_policy__run_resumes_bit_for_bit(tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "base_policy": "hybrid",
         "policies": ("jacobian", "jacobian-yaw"),
@@ -385,7 +389,7 @@ def test_a_run_on_a_hybrid_is_resumed_bit_for_bit(tmp_path: Path) -> None:
     )
 
 
-def test_checkpoints_of_members_are_relocated() -> None:
+def test_relocated__changes_the_checkpoints_of_members() -> None:
     cfg = HybridCfg(("model", "model"), ("0.checkpoint=a/b", "1.checkpoint='c d'", "1.num-action-steps=2"))
     moved = cfg.relocated(lambda name: f"/there/{name}")
     assert [member.checkpoint for member in moved.members()] == ["/there/a/b", "/there/c d"]

@@ -1,4 +1,4 @@
-"""The base policy `ik` keeps the contract of base policies, in ManiSkill's worlds."""
+"""The base policy `ik` passes the contract tests of base policies, in ManiSkill envs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def lone_env(env: ManiSkillVecEnv) -> Iterator[ManiSkillVecEnv]:
 
 @pytest.fixture(scope="module")
 def seen(env: ManiSkillVecEnv) -> list[Obs]:
-    """Observations of 60 steps, with cubes that are reached, grasped and moved."""
+    """Observations of 60 steps, in which cubes are reached, grasped and moved."""
     policy = make_base_policy(ID, None, env)
     obs, _ = env.reset(seed=900)
     observations = [obs]
@@ -53,45 +53,53 @@ def settings() -> ConfigOf:
     return lambda _: IKCfg()
 
 
-def test_gives_an_action_for_every_world(settings: ConfigOf, env: ManiSkillVecEnv, seen: list[Obs]) -> None:
-    contract.test_gives_an_action_for_every_world(ID, settings, env, seen)
-
-
-def test_instances_agree_and_share_no_state(
+def test_base_policy__returns_a_bounded_action_for_each_env(
     settings: ConfigOf, env: ManiSkillVecEnv, seen: list[Obs]
 ) -> None:
-    contract.test_instances_agree_and_share_no_state(ID, settings, env, seen)
+    contract.test_base_policy__returns_a_bounded_action_for_each_env(ID, settings, env, seen)
 
 
-@pytest.mark.parametrize("world", [0, 2])
-def test_a_worlds_actions_do_not_depend_on_the_others(
-    settings: ConfigOf, world: int, env: ManiSkillVecEnv, lone_env: ManiSkillVecEnv, seen: list[Obs]
-) -> None:
-    contract.test_a_worlds_actions_do_not_depend_on_the_others(ID, settings, world, env, lone_env, seen)
-
-
-def test_reset_touches_the_worlds_of_the_mask_alone(
+def test_base_policy__instances_agree_and_share_no_state(
     settings: ConfigOf, env: ManiSkillVecEnv, seen: list[Obs]
 ) -> None:
-    contract.test_reset_touches_the_worlds_of_the_mask_alone(ID, settings, env, seen)
+    contract.test_base_policy__instances_agree_and_share_no_state(ID, settings, env, seen)
 
 
-@pytest.mark.parametrize(("end", "world"), [(10, 0), (18, 3), (26, 1), (40, 2)])
-def test_a_final_observation_is_answered_for_its_world_alone(
-    settings: ConfigOf, end: int, world: int, env: ManiSkillVecEnv, seen: list[Obs]
+@pytest.mark.parametrize("env_id", [0, 2])
+def test_base_policy__actions_of_an_env_do_not_depend_on_other_envs(
+    settings: ConfigOf, env_id: int, env: ManiSkillVecEnv, lone_env: ManiSkillVecEnv, seen: list[Obs]
 ) -> None:
-    contract.test_a_final_observation_is_answered_for_its_world_alone(ID, settings, end, world, env, seen)
+    contract.test_base_policy__actions_of_an_env_do_not_depend_on_other_envs(
+        ID, settings, env_id, env, lone_env, seen
+    )
 
 
-def test_a_saved_state_goes_on_bit_for_bit(settings: ConfigOf, env: ManiSkillVecEnv, seen: list[Obs]) -> None:
-    contract.test_a_saved_state_goes_on_bit_for_bit(ID, settings, env, seen)
-
-
-def test_reads_what_it_declares_and_nothing_else(
+def test_base_policy_reset__affects_only_the_envs_of_the_mask(
     settings: ConfigOf, env: ManiSkillVecEnv, seen: list[Obs]
 ) -> None:
-    contract.test_reads_what_it_declares_and_nothing_else(ID, settings, env, seen)
+    contract.test_base_policy_reset__affects_only_the_envs_of_the_mask(ID, settings, env, seen)
 
 
-def test_an_env_without_its_inputs_is_refused(settings: ConfigOf) -> None:
-    contract.test_an_env_without_its_inputs_is_refused(ID, settings)
+@pytest.mark.parametrize(("end", "env_id"), [(10, 0), (18, 3), (26, 1), (40, 2)])
+def test_base_policy__query_for_a_final_observation_affects_only_its_env(
+    settings: ConfigOf, end: int, env_id: int, env: ManiSkillVecEnv, seen: list[Obs]
+) -> None:
+    contract.test_base_policy__query_for_a_final_observation_affects_only_its_env(
+        ID, settings, end, env_id, env, seen
+    )
+
+
+def test_base_policy_state_dict__resumes_bit_for_bit(
+    settings: ConfigOf, env: ManiSkillVecEnv, seen: list[Obs]
+) -> None:
+    contract.test_base_policy_state_dict__resumes_bit_for_bit(ID, settings, env, seen)
+
+
+def test_base_policy_inputs__are_the_only_observations_it_reads(
+    settings: ConfigOf, env: ManiSkillVecEnv, seen: list[Obs]
+) -> None:
+    contract.test_base_policy_inputs__are_the_only_observations_it_reads(ID, settings, env, seen)
+
+
+def test_base_policy_inputs__must_be_observations_of_the_env(settings: ConfigOf) -> None:
+    contract.test_base_policy_inputs__must_be_observations_of_the_env(ID, settings)

@@ -1,5 +1,4 @@
-"""The base policy `ik` in ManiSkill's worlds: its kinematics against the simulator's, what it reaches, what
-it refuses."""
+"""The base policy `ik` in ManiSkill envs: kinematics compared with the simulator, success, and errors."""
 
 from __future__ import annotations
 
@@ -87,54 +86,52 @@ def pose(x: float, y: float, z: float, *quaternion: float) -> Tensor:
 
 
 DOWN = (0.0, 1.0, 0.0, 0.0)
-"""A tool that points down, its y axis along -y of the world."""
+"""A tool that points down, with its y axis along -y of the world frame."""
 
 
 def stacking(tool: tuple[float, float, float], cube: tuple[float, float, float], **more: Tensor) -> Obs:
-    """A tool that points down, a cube, and one to put it on at (0.1, 0)."""
+    """A tool that points down, a cube, and a second cube at (0.1, 0) to stack it on."""
     poses = {"tcp_pose": pose(*tool, *DOWN), "cubeA_pose": pose(*cube), "cubeB_pose": pose(0.1, 0.0, 0.02)}
     return {**poses, "base_pose": pose(0.0, 0.0, 0.0), **more}
 
 
-# --- geometry, by hand --------------------------------------------------------------------------------------
+# --- geometry worked out by hand ----------------------------------------------------------------------------
 
 
-def test_turns() -> None:
+def test_turn_to__matches_rotations_worked_out_by_hand() -> None:
     turned = math.radians(20)
-    assert turn_to(torch.tensor([DOWN]), torch.tensor([0.0])).tolist() == [
-        [0.0, 0.0, 0.0]
-    ]  # -y is a quarter turn from +x
+    # -y is a quarter turn from +x.
+    assert turn_to(torch.tensor([DOWN]), torch.tensor([0.0])).tolist() == [[0.0, 0.0, 0.0]]
     about_z = turn_to(torch.tensor([DOWN], dtype=torch.float64), torch.tensor([turned], dtype=torch.float64))
     assert about_z[0].tolist() == pytest.approx([0.0, 0.0, turned])
-    # a tool that is 20 degrees off the vertical, turned about the world's x
+    # A tool that is tilted by 20 degrees about the x axis of the world.
     tilted = torch.tensor([[-math.sin(turned / 2), math.cos(turned / 2), 0.0, 0.0]], dtype=torch.float64)
     assert turn_to(tilted, None)[0].tolist() == pytest.approx([-turned, 0.0, 0.0])
 
 
-def test_angles_about_the_vertical() -> None:
+def test_yaw_of__and_tool_yaw_match_angles_worked_out_by_hand() -> None:
     yaw = math.radians(40)
     assert float(yaw_of(pose(0, 0, 0, math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2)))) == pytest.approx(yaw)
     assert float(tool_yaw(pose(0, 0, 0, *DOWN))) == pytest.approx(-math.pi / 2)
 
 
-def test_a_target_is_reached_from_above() -> None:
+def test_funnel__raises_a_target_that_is_far_to_the_side() -> None:
     target, tool = (
         torch.tensor([[0.0, 0.0, 0.02]] * 3),
         torch.tensor([[0.3, 0.0, 0.2], [0.03, 0.0, 0.2], [0.005, 0.0, 0.2]]),
     )
-    expected = torch.tensor(
-        [[0.0, 0.0, 0.1], [0.0, 0.0, 0.08], [0.0, 0.0, 0.02]]
-    )  # 3 x (0.03 - 0.01) over it
+    # The second is 3 x (0.03 - 0.01) above the target.
+    expected = torch.tensor([[0.0, 0.0, 0.1], [0.0, 0.0, 0.08], [0.0, 0.0, 0.02]])
     assert torch.allclose(funnel(target, tool, hover=0.08), expected)
 
 
-def test_the_jacobian_is_the_simulators() -> None:
-    """Against differences of the tool's pose where the simulator's joints are put aside."""
-    world = ManiSkillEnv(ManiSkillEnvCfg("PickCube-v1"))
-    arm = world.description.arm
+def test_jacobian__equals_finite_differences_in_the_simulator() -> None:
+    """Compared with differences of the tool's pose after changes of single joints in the simulator."""
+    env = ManiSkillEnv(ManiSkillEnvCfg("PickCube-v1"))
+    arm = env.description.arm
     assert arm is not None
     assert arm.joint_names == arm.moving_joint_names == tuple(f"panda_joint{i}" for i in range(1, 8))
-    robot, tool = world.env.agent.robot, world.env.agent.tcp
+    robot, tool = env.env.agent.robot, env.env.agent.tcp
     rest = robot.get_qpos().clone()
     jacobian = ik._Jacobian(arm, torch.device("cpu"))(rest.double())[0]
     assert jacobian.shape == (6, 7)
@@ -151,14 +148,14 @@ def test_the_jacobian_is_the_simulators() -> None:
         vector = torch.stack([skew[2, 1] - skew[1, 2], skew[0, 2] - skew[2, 0], skew[1, 0] - skew[0, 1]]) / 2
         expected = torch.cat([(after[:3, 3] - before[:3, 3]) / both, vector / both])
         assert torch.allclose(jacobian[:, joint], expected, atol=1e-3)
-    world.close()
+    env.close()
 
 
 @pytest.mark.parametrize(
     ("urdf", "link"),
     [
         ("panda/panda_v2.urdf", "panda_hand_tcp"),
-        ("fetch/fetch.urdf", "gripper_link"),  # its torso slides
+        ("fetch/fetch.urdf", "gripper_link"),  # its torso is a slide joint
         ("so100/so100.urdf", "Fixed_Jaw_tip"),
     ],
 )
@@ -179,12 +176,12 @@ def test_kinematic_chain_from_urdf__equals_pytorch_kinematics(urdf: str, link: s
     assert torch.allclose(torch.cat(ours.jacobian(frames, tool), 1), theirs.jacobian(positions), atol=1e-6)
 
 
-# --- what is commanded, by hand -----------------------------------------------------------------------------
+# --- actions and phases worked out by hand ------------------------------------------------------------------
 
 
-def test_an_action_is_the_way_to_the_goal_in_the_arms_units() -> None:
-    """0.2 m over a cube, 4 mm beside it and 0.3 rad turned away: three tenths of the way and of the turn, in
-    0.1 m and in -0.2 rad."""
+def test_ik_policy__action_is_the_distance_to_the_goal_in_units_of_the_arm() -> None:
+    """The tool is 0.2 m above a cube, with an offset of 4 mm and 0.3 rad. The action is three tenths of the
+    distance in units of 0.1 m, and three tenths of the angle in units of -0.2 rad."""
     policy = ik.make(IKCfg(gain=0.3, max_step=1.0, max_turn=1.0), stub())
     half = 0.15
     cube = pose(0.004, 0.0, 0.02, math.cos(half), 0.0, 0.0, math.sin(half))
@@ -192,27 +189,25 @@ def test_an_action_is_the_way_to_the_goal_in_the_arms_units() -> None:
         {**stacking((0.0, 0.0, 0.22), (0, 0, 0)), "cubeA_pose": cube}, torch.tensor([0])
     )
     assert action.shape == (1, 1, 7)
-    assert action[0, 0].tolist() == pytest.approx(
-        [-1.0, 0.012, 0.0, -0.6, 0.0, 0.0, -0.45]
-    )  # the gripper is open: -1 with this robot
+    # The gripper is open, which is -1 for this robot.
+    assert action[0, 0].tolist() == pytest.approx([-1.0, 0.012, 0.0, -0.6, 0.0, 0.0, -0.45])
     faster = ik.make(IKCfg(gain=0.6, max_step=0.06, max_turn=1.0), stub())
     action = faster.predict_action_chunk(stacking((0.0, 0.0, 0.22), (0.0, 0.0, 0.02)), torch.tensor([0]))
     assert action[0, 0, 1:4].tolist() == pytest.approx([0.0, 0.0, -0.6])  # 0.12 m are cut to 0.06 m
 
 
-def test_the_bases_axes_are_those_of_the_actions() -> None:
-    """A base that is turned by a quarter: what lies along the world's y is along its x."""
+def test_ik_policy__actions_are_along_the_axes_of_the_base() -> None:
+    """The base is rotated by 90 degrees: the y axis of the world is the x axis of the base."""
     policy = ik.make(IKCfg(gain=1.0, max_step=0.05), stub())
     turned = pose(0.0, 0.0, 0.0, math.sqrt(0.5), 0.0, 0.0, math.sqrt(0.5))
     action = policy.predict_action_chunk(
         stacking((0.0, -0.3, 0.1), (0.0, 0.0, 0.02), base_pose=turned), torch.tensor([0])
     )
-    assert action[0, 0, 1:4].tolist() == pytest.approx(
-        [0.5, 0.0, 0.0], abs=1e-6
-    )  # 0.08 m over the cube is as high as it is
+    # The tool is already at the height of 0.08 m above the cube.
+    assert action[0, 0, 1:4].tolist() == pytest.approx([0.5, 0.0, 0.0], abs=1e-6)
 
 
-def test_phases_follow_each_other() -> None:
+def test_stack_cube_goals_advance__follows_the_phases() -> None:
     goals, now = StackCubeGoals("panda"), torch.tensor([0])
 
     def after(phase: int, steps: int, obs: Obs) -> int:
@@ -223,7 +218,9 @@ def test_phases_follow_each_other() -> None:
     assert after(GRASP, 3, stacking((0.0, 0.0, 0.02), (0.0, 0.0, 0.02))) == GRASP
     assert after(GRASP, 4, stacking((0.0, 0.0, 0.02), (0.0, 0.0, 0.02))) == LIFT
     assert after(LIFT, 1, stacking((0.0, 0.0, 0.06), (0.0, 0.0, 0.06))) == LIFT
-    assert after(LIFT, 1, stacking((0.0, 0.0, 0.08), (0.0, 0.0, 0.08))) == MOVE  # it is carried at 0.085 m
+    assert (
+        after(LIFT, 1, stacking((0.0, 0.0, 0.08), (0.0, 0.0, 0.08))) == MOVE
+    )  # it is carried at a height of 0.085 m
     assert after(LIFT, 1, stacking((0.0, 0.0, 0.08), (0.0, 0.0, 0.02))) == REACH  # it slipped
     assert after(MOVE, 1, stacking((0.1, 0.0, 0.07), (0.1, 0.0, 0.07))) == MOVE
     assert after(MOVE, 1, stacking((0.1, 0.0, 0.063), (0.1, 0.0, 0.063))) == RELEASE
@@ -237,8 +234,10 @@ def inserting(
     yaw: float = 0.0,
     tool_yaw: float = math.pi / 2,
 ) -> Obs:
-    """A peg of 0.2 m whose head points along x, turned by `yaw`, before a hole at 0.1 m of height whose axis
-    is x; the middle of the box is 0.5 m ahead. The tool points down, its y axis at `tool_yaw`."""
+    """A peg of 0.2 m along x, rotated by `yaw`, in front of a hole along x at a height of 0.1 m.
+
+    The centre of the box is at x = 0.5 m. The tool points down, with its y axis at `tool_yaw`.
+    """
     half = 0.5 * (tool_yaw + math.pi / 2)  # DOWN has it along -y
     held = pose(*tool, 0.0, math.cos(half), math.sin(half), 0.0)
     lying = pose(*peg_at, math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2))
@@ -250,25 +249,24 @@ def inserting(
     }
 
 
-def test_phases_of_an_insertion() -> None:
+def test_peg_insertion_side_goals_advance__follows_the_phases() -> None:
     goals, now = peg.PegInsertionSideGoals("panda"), torch.tensor([0])
 
     def after(phase: int, steps: int, obs: Obs) -> int:
         return int(goals.advance(obs, torch.tensor([phase]), now + steps))
 
-    # it is taken 0.06 m behind its middle, half its half length and a centimetre
+    # It is grasped 0.06 m behind its centre: half of its half length, and 1 cm.
     assert after(peg.REACH, 9, inserting((-0.06, 0.0, 0.02), (0.0, 0.0, 0.02))) == peg.GRASP
     assert after(peg.REACH, 9, inserting((-0.04, 0.0, 0.02), (0.0, 0.0, 0.02))) == peg.REACH
-    assert (
-        after(peg.REACH, 9, inserting((-0.06, 0.0, 0.02), (0.0, 0.0, 0.02), tool_yaw=0.0)) == peg.REACH
-    )  # along it, not across
+    # The fingers are along the peg, not across.
+    assert after(peg.REACH, 9, inserting((-0.06, 0.0, 0.02), (0.0, 0.0, 0.02), tool_yaw=0.0)) == peg.REACH
     assert (
         after(peg.REACH, 9, inserting((-0.06, 0.0, 0.02), (0.0, 0.0, 0.02), tool_yaw=-math.pi / 2))
         == peg.GRASP
     )
     assert after(peg.GRASP, 4, inserting((-0.06, 0.0, 0.02), (0.0, 0.0, 0.02))) == peg.GRASP
     assert after(peg.GRASP, 5, inserting((-0.06, 0.0, 0.02), (0.0, 0.0, 0.02))) == peg.ALIGN
-    # the box begins 0.1 m before its middle; a head at 0.38 m is 0.02 m before it
+    # The face of the box is 0.1 m in front of its centre; a head at 0.38 m is 0.02 m in front of it.
     assert after(peg.ALIGN, 9, inserting((0.22, 0.0, 0.1), (0.28, 0.0, 0.1))) == peg.INSERT
     assert after(peg.ALIGN, 9, inserting((0.22, 0.0, 0.104), (0.28, 0.0, 0.104))) == peg.ALIGN
     assert after(peg.INSERT, 9, inserting((0.22, 0.0, 0.104), (0.28, 0.0, 0.104))) == peg.INSERT
@@ -277,20 +275,19 @@ def test_phases_of_an_insertion() -> None:
     assert after(peg.INSERT, 9, inserting((0.22, 0.0, 0.15), (0.28, 0.0, 0.1))) == peg.REACH  # it slipped
 
 
-def test_where_an_insertion_wants_the_tool() -> None:
+def test_peg_insertion_side_goals_goal__matches_poses_worked_out_by_hand() -> None:
     goals, now = peg.PegInsertionSideGoals("panda"), torch.tensor([0])
 
     def goal(phase: int, obs: Obs) -> Any:
         return goals.goal(obs, torch.tensor([phase]), now)
 
     carried = goal(peg.ALIGN, inserting((0.04, 0.05, 0.2), (0.1, 0.05, 0.2)))
-    assert carried.position[0].tolist() == pytest.approx(
-        [0.22, 0.0, 0.1]
-    )  # the head 0.02 m before the box, the tool 0.16 m behind it
+    # The head is 0.02 m in front of the box, and the tool 0.16 m behind the head.
+    assert carried.position[0].tolist() == pytest.approx([0.22, 0.0, 0.1])
     pushed = goal(peg.INSERT, inserting((0.22, 0.0, 0.101), (0.28, 0.0, 0.101)))
     assert pushed.position[0].tolist() == pytest.approx([0.22 + 0.015, 0.0, 0.1])
     assert not pushed.is_open.item()
-    # a peg that is turned by a tenth is turned back about the tool: its head is where it should be then
+    # A peg that is rotated by 0.1 rad is rotated back about the tool, which brings its head into place.
     turned = inserting(
         (0.0, 0.0, 0.1),
         (0.06 * math.cos(0.1), 0.06 * math.sin(0.1), 0.1),
@@ -300,13 +297,15 @@ def test_where_an_insertion_wants_the_tool() -> None:
     wanted = goal(peg.ALIGN, turned)
     assert wanted.position[0].tolist() == pytest.approx([0.22, 0.0, 0.1])
     assert float(wanted.yaw) == pytest.approx(math.pi / 2)
-    # from above, and not before the fingers are across it
+    # It is approached from above, and only once the fingers are across it.
     assert goal(peg.REACH, inserting((-0.06, 0.0, 0.1), (0.0, 0.0, 0.02))).position[
         0
     ].tolist() == pytest.approx([-0.06, 0.0, 0.02])
     along = goal(peg.REACH, inserting((-0.06, 0.0, 0.1), (0.0, 0.0, 0.02), tool_yaw=math.pi / 2 - 1.0))
     assert along.position[0].tolist() == pytest.approx([-0.06, 0.0, 0.1])
-    assert float(along.yaw) == pytest.approx(math.pi / 2 - 0.4)  # by 0.6 rad at once, and open
+    assert float(along.yaw) == pytest.approx(
+        math.pi / 2 - 0.4
+    )  # at most 0.6 rad at once, with the gripper open
     assert along.is_open.item()
 
 
@@ -314,7 +313,7 @@ def test_where_an_insertion_wants_the_tool() -> None:
 
 
 def successes(env: ManiSkillVecEnv, policy: Any, seed: int) -> Tensor:
-    """Whether the first episode of each world succeeds [B]."""
+    """Whether the first episode of each env succeeds [B]."""
     obs, _ = env.reset(seed=seed)
     policy.reset(torch.ones(3, dtype=torch.bool))
     ended, won = torch.zeros(3, dtype=torch.bool), torch.zeros(3, dtype=torch.bool)
@@ -338,12 +337,12 @@ def successes(env: ManiSkillVecEnv, policy: Any, seed: int) -> Tensor:
         ("PegInsertionSide-v1", "pd_joint_delta_pos"),
     ],
 )
-def test_it_solves_most_episodes(env_id: str, control_mode: str, make_env: Make) -> None:
+def test_ik_policy__solves_most_episodes(env_id: str, control_mode: str, make_env: Make) -> None:
     env = make_env(env_id, control_mode)
     assert successes(env, make_base_policy("ik", None, env), 41).sum() >= 2
 
 
-def test_it_turns_the_fingers_to_the_cubes_sides(make_env: Make) -> None:
+def test_ik_policy__turns_the_fingers_to_the_sides_of_the_cube(make_env: Make) -> None:
     env = make_env("PickCube-v1", "pd_ee_delta_pose")
     policy = make_base_policy("ik", None, env)
     obs, _ = env.reset(seed=[41, 42, 43])
@@ -355,14 +354,12 @@ def test_it_turns_the_fingers_to_the_cubes_sides(make_env: Make) -> None:
     for _ in range(8):
         obs, *_ = env.step(policy.act(obs))
     assert before.max() > 0.6
-    assert (
-        (off() < before - 0.2) | (off() < 0.02)
-    ).all()  # by 0.1 rad a step, of which the controller does a good third
+    # By 0.1 rad per step, of which the controller executes about a third.
+    assert ((off() < before - 0.2) | (off() < 0.02)).all()
 
 
-def test_an_ensemble_of_experts_scales_the_residual() -> None:
-    """Two gains disagree on the way to the cube, by the figure that the composition then scales the residual
-    with."""
+def test_ik_policy__ensemble_of_two_gains_has_their_spread_as_uncertainty() -> None:
+    """Policies with two gains disagree on the way to the cube; their spread is the uncertainty."""
     cfg = TrainCfg.default("maniskill", "hybrid")
     cfg = replace_fields(
         cfg, {"env_id": "PickCube-v1", "num_threads": 1, "adaptive": "uncertainty", "residual_scale": 0.5}
@@ -390,7 +387,7 @@ def _fresh(env: Any) -> list[Any]:
 
 
 @pytest.mark.slow
-def test_a_residual_is_trained_on_an_ensemble_of_experts(tmp_path: Path) -> None:
+def test_train__accepts_an_ensemble_of_ik_policies(tmp_path: Path) -> None:
     flags = [
         "--env-id",
         "PushCube-v1",
@@ -435,10 +432,10 @@ def test_a_residual_is_trained_on_an_ensemble_of_experts(tmp_path: Path) -> None
     )
 
 
-# --- refusals -----------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------------
 
 
-def test_a_task_without_goals_lists_those_that_have_some() -> None:
+def test_goals__task_without_goals_is_an_error_with_the_known_tasks() -> None:
     known = ", ".join(sorted(spec.id for spec in GOALS.all()))
     assert {"PickCube-v1", "PushCube-v1", "StackCube-v1", "PickBox-v1"} <= {spec.id for spec in GOALS.all()}
     message = (
@@ -449,7 +446,7 @@ def test_a_task_without_goals_lists_those_that_have_some() -> None:
         ik.make(IKCfg(), stub(task_name="PokeCube-v1"))
 
 
-def test_goals_of_ones_own() -> None:
+def test_goals__accepts_a_class_of_the_user() -> None:
     policy = ik.make(
         IKCfg(goals="residual_rl.tasks.maniskill.goals.stack_cube:StackCubeGoals"), stub(task_name="Other-v1")
     )
@@ -470,7 +467,7 @@ def test_goals_of_ones_own() -> None:
 @pytest.mark.parametrize(
     ("arm", "message"),
     [
-        (None, "an env with one arm that says what its actions do"),
+        (None, "an env with one arm that describes the effect of actions"),
         (
             dataclasses.replace(ARM, control=None),
             (
@@ -488,28 +485,28 @@ def test_goals_of_ones_own() -> None:
         ),
         (
             dataclasses.replace(ARM, gripper_index=()),
-            "robot 'stick' has no gripper, and StackCubeGoals take one",
+            "robot 'stick' has no gripper, which StackCubeGoals requires",
         ),
         (
             dataclasses.replace(ARM, gripper_opens=None),
-            "which action opens the gripper of robot 'stick': give its class an attribute",
+            "the action that opens the gripper of robot 'stick' is unknown: set the attribute",
         ),
     ],
     ids=["no arm", "control mode", "no URDF", "URDF missing", "no gripper", "gripper unknown"],
 )
-def test_an_arm_that_cannot_be_used_is_refused(arm: Arm | None, message: str) -> None:
+def test_ik_policy__unsupported_arm_is_an_error(arm: Arm | None, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ik.make(IKCfg(), stub(arm))
 
 
-def test_a_control_mode_that_it_cannot_use_is_named(make_env: Make) -> None:
+def test_ik_policy__unsupported_control_mode_is_an_error(make_env: Make) -> None:
     with pytest.raises(
         ConfigError, match=r"base policy 'ik': .*control mode 'pd_joint_pos' of robot 'panda'"
     ):
         make_base_policy("ik", None, make_env("PushCube-v1", "pd_joint_pos"))
 
 
-def test_a_missing_observation_is_named(make_env: Make) -> None:
+def test_ik_policy__missing_observation_is_an_error(make_env: Make) -> None:
     goals = IKCfg(goals="residual_rl.tasks.maniskill.goals.stack_cube:StackCubeGoals")
     with pytest.raises(
         ConfigError, match=r"base policy 'ik' needs the observation 'cubeA_pose' \(7,\); the env has "
@@ -520,11 +517,11 @@ def test_a_missing_observation_is_named(make_env: Make) -> None:
 @pytest.mark.parametrize(
     "settings", [{"gain": 0.0}, {"max_step": -1.0}, {"max_turn": 0.0}, {"damping": -0.1}, {"gain": math.nan}]
 )
-def test_settings_are_checked(settings: dict[str, float]) -> None:
+def test_ik_cfg__invalid_value_is_an_error(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
         IKCfg(**settings)
 
 
-def test_facts_of_an_arm_go_through_json() -> None:
+def test_env_description__round_trips_through_json() -> None:
     description = EnvDescription("stick", "odd", 5, 20.0, {}, (), (0.1,), 2, True, "Task-v1", ARM)
     assert EnvDescription.from_json(json.loads(json.dumps(description.to_json()))) == description

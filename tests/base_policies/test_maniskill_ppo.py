@@ -1,5 +1,5 @@
-"""State dicts of ManiSkill's PPO baselines as base policies: the same actions as the networks they are of,
-and clear refusals."""
+"""State dicts of ManiSkill's PPO baselines as base policies: actions equal those of the networks, and errors
+are clear."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIDE = 40
 
 
 def point_env(images: tuple[str, ...] = (), proprioception: int = 0) -> fakes.PointEnv:
-    """Observes a `state` of 5, takes actions of 2; with cameras, and numbers of a real robot."""
+    """An env with a `state` of 5, actions of 2, and optionally cameras and proprioception."""
     env = fakes.PointEnv(fakes.PointCfg(), 3)
     observed: Any = env.single_observation_space
     for name in images:
@@ -42,7 +42,7 @@ def mlp(sizes: list[int], activation: type[nn.Module]) -> nn.Sequential:
 
 
 class StateAgent(nn.Module):
-    """Layers under the names of `ppo.py`."""
+    """A network with the layer names of `ppo.py`."""
 
     def __init__(self, inputs: int = 5, actions: int = 2):
         super().__init__()
@@ -52,7 +52,7 @@ class StateAgent(nn.Module):
 
 
 class ImageAgent(nn.Module):
-    """Layers under the names of `ppo_rgb.py`."""
+    """A network with the layer names of `ppo_rgb.py`."""
 
     def __init__(self, cameras: int = 1, numbers: int = 4, flat: int = 64):
         super().__init__()
@@ -91,7 +91,7 @@ def policy_of(path: Path, env: fakes.PointEnv | None = None, trust: bool = True,
     return make_base_policy("model", ModelCfg(str(path), trust, **settings), env or point_env())
 
 
-def test_the_actor_of_states(tmp_path: Path) -> None:
+def test_maniskill_ppo_policy__equals_the_actor_for_states(tmp_path: Path) -> None:
     torch.manual_seed(0)
     agent = StateAgent()
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_the_actor_of_states(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("numbers", [4, 0])
-def test_the_actor_of_images(numbers: int, tmp_path: Path) -> None:
+def test_maniskill_ppo_policy__equals_the_actor_for_images(numbers: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     agent = ImageAgent(numbers=numbers)
     policy = policy_of(save(agent, tmp_path / "ckpt_1.pt"), point_env(("base_camera",), 4))
@@ -124,7 +124,7 @@ def test_the_actor_of_images(numbers: int, tmp_path: Path) -> None:
     torch.testing.assert_close(policy.act(obs), mean.clamp(-1, 1), atol=1e-5, rtol=0)
 
 
-def test_several_cameras_come_in_the_order_that_is_asked_for(tmp_path: Path) -> None:
+def test_input_keys__set_the_order_of_the_cameras(tmp_path: Path) -> None:
     torch.manual_seed(0)
     agent, env = ImageAgent(cameras=2), point_env(("hand", "base"), 4)
     path = save(agent, tmp_path / "ckpt_1.pt")
@@ -146,7 +146,7 @@ def refused(match: str, *args: Any, **settings: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_sizes_that_differ_are_both_named(tmp_path: Path) -> None:
+def test_maniskill_ppo_policy__different_sizes_are_an_error_with_both(tmp_path: Path) -> None:
     path = tmp_path / "ckpt.pt"
     name = re.escape(str(path))
     refused(
@@ -179,7 +179,7 @@ def test_sizes_that_differ_are_both_named(tmp_path: Path) -> None:
     )
 
 
-def test_it_is_read_only_where_it_is_trusted(tmp_path: Path) -> None:
+def test_trust_checkpoint__is_required_for_a_state_dict(tmp_path: Path) -> None:
     refused(
         "is a file of torch.save, which is a pickle, .*--trust-checkpoint",
         save(StateAgent(), tmp_path / "a.pt"),
@@ -192,11 +192,11 @@ class Evil:
         return (Path.touch, (Path("evil-was-here"),))
 
 
-def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_state_dict__other_files_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "it.pt"
     torch.save({"a": Evil()}, path)
-    refused("cannot be read as a state dict", path)  # code is not run even so
+    refused("cannot be read as a state dict", path)  # even with consent, code does not run
     assert not Path("evil-was-here").exists()
     torch.save({"step": 3}, path)
     refused("something other than tensors by name", path)

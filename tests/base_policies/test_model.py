@@ -1,5 +1,5 @@
-"""The base policy `model`: runs, Stable-Baselines3 zips, exported programs, and the one reader of files that
-can run code."""
+"""The base policy `model`: runs, Stable-Baselines3 zips, exported programs, and consent for files that can
+run code."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def policy_of(path: Path, env: fakes.PointEnv | None = None, **settings: Any) ->
 def episodes_of(
     cfg: TrainCfg, num_envs: int, model: Path | None = None
 ) -> tuple[Episodes, dict[int, list[list[float]]]]:
-    """Figures, and the executed actions by seed: of the residual in `model`, or of the base policy alone."""
+    """Metrics and executed actions by seed, of the residual in `model` or of the base policy alone."""
     env = make_residual_env(cfg, num_envs)
     actions: dict[int, list[list[float]]] = {seed: [] for seed in SEEDS}
     running = dict(enumerate(SEEDS[:num_envs]))
     waiting = SEEDS[num_envs:]
 
     def note(transition: Transition, info: dict[str, Any]) -> None:
-        for env_id, seed in sorted(running.items()):  # ascending: as those that end draw their next seeds
+        for env_id, seed in sorted(running.items()):  # ascending, the order in which ended envs draw seeds
             actions[seed].append(transition.action[env_id].tolist())
             if info["_final_info"][env_id]:
                 del running[env_id]
@@ -79,8 +79,8 @@ def episodes_of(
 
 
 @pytest.mark.slow
-def test_a_run_as_the_base_is_the_run_bit_for_bit(run: Path) -> None:
-    """And so is a run that was trained on it."""
+def test_trained_run__equals_the_run_bit_for_bit(run: Path) -> None:
+    """The same is true of a run that was trained on that run."""
     first = load_policy(run / "final_model" / "policy.safetensors").cfg
     expected, actions = episodes_of(first, 3, run / "final_model")
     assert expected["residual_magnitude"].min() > 0.0
@@ -110,8 +110,8 @@ def test_a_run_as_the_base_is_the_run_bit_for_bit(run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_whose_residuals_are_not_of_the_actions_size(tmp_path: Path) -> None:
-    """With absolute targets an action spans a joint's range, and a residual far less."""
+def test_trained_run__applies_the_residual_unit_of_the_env(tmp_path: Path) -> None:
+    """With absolute targets, an action spans the range of a joint, and a residual much less."""
     settings: dict[str, Any] = {"control_mode": "joint_target", "total_timesteps": 64, "eval_freq": 0}
     cfg = tiny_runs.train(tmp_path / "run", **settings).cfg
     expected, actions = episodes_of(cfg, 3, tmp_path / "run" / "final_model")
@@ -122,7 +122,7 @@ def test_a_run_whose_residuals_are_not_of_the_actions_size(tmp_path: Path) -> No
     assert episodes_of(on_top, 2)[1] == actions
 
 
-def test_a_run_its_models_and_their_files_can_be_named(run: Path) -> None:
+def test_checkpoint__accepts_a_run_a_model_folder_or_a_policy_file(run: Path) -> None:
     env = make_residual_env(tiny_runs.config(), 2).vec_env
     obs, _ = env.reset(seed=0)
     best, folder, file = (
@@ -135,7 +135,7 @@ def test_a_run_its_models_and_their_files_can_be_named(run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_run_was_trained_on_is_found_from_other_folders(
+def test_trained_run__finds_its_own_base_policy_from_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
@@ -146,7 +146,7 @@ def test_what_a_run_was_trained_on_is_found_from_other_folders(
     monkeypatch.chdir(tmp_path / "elsewhere")
     env = make_residual_env(tiny_runs.config(), 2).vec_env
     make_base_policy("model", ModelCfg(str(tmp_path / "runs/outer/final_model")), env)
-    assert str(tmp_path / "inner/final_model") in caplog.text  # it says what it takes
+    assert str(tmp_path / "inner/final_model") in caplog.text  # the path in use is logged
     (tmp_path / "inner").rename(tmp_path / "gone")
     with pytest.raises(
         ConfigError,
@@ -155,7 +155,7 @@ def test_what_a_run_was_trained_on_is_found_from_other_folders(
         make_base_policy("model", ModelCfg(str(tmp_path / "runs/outer/final_model")), env)
 
 
-def test_a_run_of_another_task_names_both(run: Path) -> None:
+def test_trained_run__run_of_another_task_is_an_error(run: Path) -> None:
     with pytest.raises(
         ConfigError,
         match=(
@@ -166,8 +166,8 @@ def test_a_run_of_another_task_names_both(run: Path) -> None:
         make_base_policy("model", ModelCfg(str(run)), point_env())
 
 
-def test_a_run_of_another_size_names_both(run: Path) -> None:
-    """Its base policy fits the point's env, its residual policy does not."""
+def test_trained_run__residual_of_another_size_is_an_error(run: Path) -> None:
+    """The base policy of the run matches the env, but its residual policy does not."""
     state = checkpoint.load(run / "final_model" / "policy.safetensors", "policy")
     state["config"] |= {"base_policy_id": "zero", "base": None}
     checkpoint.save(run / "zero.safetensors", state, "policy")
@@ -178,9 +178,9 @@ def test_a_run_of_another_size_names_both(run: Path) -> None:
         make_base_policy("model", ModelCfg(str(run / "zero.safetensors")), point_env())
 
 
-def test_without_a_model_it_says_what_it_takes(tmp_path: Path, fails: tiny_runs.Fails) -> None:
-    say = fails("train", "so101-paper", "--base-policy", "model", "--output-dir", tmp_path / "x")
-    assert "is needed: --base.checkpoint (or --model-path) with a run folder" in say
+def test_checkpoint__missing_or_unsupported_file_is_an_error(tmp_path: Path, fails: tiny_runs.Fails) -> None:
+    message = fails("train", "so101-paper", "--base-policy", "model", "--output-dir", tmp_path / "x")
+    assert "is needed: --base.checkpoint (or --model-path) with a run folder" in message
     (tmp_path / "empty").mkdir()
     assert "empty has no model yet" in fails(
         "train", "so101-paper", "--base-policy", "model", "--model-path", tmp_path / "empty"
@@ -194,12 +194,12 @@ def test_without_a_model_it_says_what_it_takes(tmp_path: Path, fails: tiny_runs.
     )
 
 
-def test_an_imitation_model_is_sent_to_its_own_base_policy(tmp_path: Path) -> None:
+def test_checkpoint__imitation_model_is_an_error_that_names_the_base_policy_il(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "model.safetensors", {"weights": {}}, "model")
     for path in (tmp_path, tmp_path / "model.safetensors"):
         with pytest.raises(
             CheckpointError,
-            match=f"base policy 'model': {path} holds an imitation model: use --base-policy il",
+            match=f"base policy 'model': {path} contains an imitation model: use --base-policy il",
         ):
             make_base_policy("model", ModelCfg(str(path)), point_env())
 
@@ -208,7 +208,7 @@ def test_an_imitation_model_is_sent_to_its_own_base_policy(tmp_path: Path) -> No
 
 
 class Spaces(gymnasium.Env[Any, Any]):
-    """Something to make models for."""
+    """An env that only has spaces, for the construction of models."""
 
     def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any] | None = None):
         self.observation_space = observation_space
@@ -220,7 +220,7 @@ def vector(size: int) -> spaces.Box:
 
 
 def lively(model: Any) -> Any:
-    """Fresh policies hardly act."""
+    """Increase the weights of the last layer, since untrained policies predict nearly zero."""
     for name, parameter in model.policy.named_parameters():
         if "action_net" in name or "mu" in name:
             parameter.data.normal_(0.0, 2.0)
@@ -233,7 +233,7 @@ def save(model: Any, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", [PPO, SAC])
-def test_sb3_acts_as_its_own_predict(kind: Any, tmp_path: Path) -> None:
+def test_sb3_policy__equals_predict_of_stable_baselines3(kind: Any, tmp_path: Path) -> None:
     model = lively(kind("MlpPolicy", Spaces(vector(5)), device="cpu", seed=1))
     policy = policy_of(save(model, tmp_path / "model.zip"))
     obs = point_obs()
@@ -250,8 +250,8 @@ def test_sb3_acts_as_its_own_predict(kind: Any, tmp_path: Path) -> None:
     assert torch.equal(alone, chunk)
 
 
-def test_sb3_that_observes_several_vectors(tmp_path: Path) -> None:
-    """Joined in the order that is asked for; or by name, where it was trained on a dict."""
+def test_sb3_policy__joins_vectors_or_reads_them_by_name(tmp_path: Path) -> None:
+    """Vectors are joined in the order of `input_keys`, or read by name if it was trained on a dict."""
     obs = point_obs()
     joined = lively(PPO("MlpPolicy", Spaces(vector(7)), device="cpu", seed=1))
     policy = policy_of(save(joined, tmp_path / "joined.zip"), input_keys=("position", "state"))
@@ -279,8 +279,8 @@ def test_sb3_that_observes_several_vectors(tmp_path: Path) -> None:
     assert policy.inputs == {"position": (2,), "state": (5,)}
 
 
-def test_sb3_that_observes_images(tmp_path: Path) -> None:
-    """Ours are height first, those of Stable-Baselines3 channels first."""
+def test_sb3_policy__transposes_images(tmp_path: Path) -> None:
+    """Images are [H, W, C] here and channels first in Stable-Baselines3."""
     image = spaces.Box(0, 255, (36, 40, 3), np.uint8)
     env = point_env()
     env.single_observation_space.spaces["top"] = image  # type: ignore[attr-defined]
@@ -338,7 +338,7 @@ def test_sb3_that_observes_images(tmp_path: Path) -> None:
         (vector(5), spaces.Discrete(4), {}, r"acts in Discrete\(4\); this env takes actions Box"),
     ],
 )
-def test_sb3_that_does_not_fit_is_refused(
+def test_sb3_policy__spaces_that_do_not_match_are_errors(
     observations: Any, actions: Any, settings: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     path = save(A2C("MlpPolicy", Spaces(observations, actions), device="cpu"), tmp_path / "model.zip")
@@ -346,9 +346,8 @@ def test_sb3_that_does_not_fit_is_refused(
         policy_of(path, **settings)
 
 
-def test_sb3_under_a_residual_run(tmp_path: Path) -> None:
-    """Through the command line's settings, with a checkpoint of the run; nobody's word but the user's makes a
-    file trusted."""
+def test_sb3_policy__below_a_run_needs_trust_again(tmp_path: Path) -> None:
+    """The stored settings of a run do not make a file trusted."""
     path = save(
         lively(PPO("MlpPolicy", Spaces(vector(25), spaces.Box(-1, 1, (6,))), device="cpu")),
         tmp_path / "model.zip",
@@ -396,7 +395,7 @@ def export(module: nn.Module, path: Path, size: int = 5, batch: int = 2, dynamic
 
 @pytest.mark.parametrize("batch", ["any", "one"])
 @pytest.mark.parametrize("steps", [None, 3])
-def test_an_exported_program_acts(batch: str, steps: int | None, tmp_path: Path) -> None:
+def test_program_policy__equals_the_module(batch: str, steps: int | None, tmp_path: Path) -> None:
     module = Chunks(5, steps)
     path = export(module, tmp_path / "m.pt2", batch=2 if batch == "any" else 1, dynamic=batch == "any")
     policy = policy_of(path, num_action_steps=None if steps is None else 2)
@@ -418,11 +417,11 @@ class Pair(nn.Module):
         return state[:, :2], state[:, :2]
 
 
-def test_an_exported_program_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_program_policy__shapes_that_do_not_match_are_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"a.pt2 observes \(31,\); this env gives it \(5,\), state \(5,\)"):
         policy_of(export(Chunks(31, None), tmp_path / "a.pt2", size=31))
     with pytest.raises(
-        ConfigError, match=r"b.pt2 gives \[1, 1, 5\] for one env; this env takes actions of 2"
+        ConfigError, match=r"b.pt2 returns \[1, 1, 5\] for one env; this env takes actions of 2"
     ):
         policy_of(export(nn.Identity(), tmp_path / "b.pt2"))
     with pytest.raises(
@@ -437,13 +436,13 @@ def test_an_exported_program_that_does_not_fit_is_refused(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["model.zip", "model.pt2"])
-def test_files_that_can_run_code_need_the_users_word(
+def test_trust_checkpoint__untrusted_files_are_not_opened(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without it they are not even opened."""
+    """The files are not even opened."""
     path = tmp_path / name
     path.write_bytes(b"\x80\x05never read.")
-    monkeypatch.setattr(builtins, "open", lambda *_: pytest.fail("it was opened"))
+    monkeypatch.setattr(builtins, "open", lambda *_: pytest.fail("the file was opened"))
     with pytest.raises(
         ConfigError, match=rf"{name} is a .*, and reading it can run any code .* --trust-checkpoint"
     ):
@@ -452,7 +451,7 @@ def test_files_that_can_run_code_need_the_users_word(
 
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "another zip"])
 @pytest.mark.parametrize("kind", ["sb3", "program"])
-def test_damaged_files_are_named(kind: str, damage: str, tmp_path: Path) -> None:
+def test_checkpoint__damaged_file_is_an_error(kind: str, damage: str, tmp_path: Path) -> None:
     if kind == "sb3":
         path = save(PPO("MlpPolicy", Spaces(vector(5)), device="cpu"), tmp_path / "model.zip")
     else:
@@ -463,16 +462,18 @@ def test_damaged_files_are_named(kind: str, damage: str, tmp_path: Path) -> None
             archive.writestr("notes.txt", "x")
     else:
         path.write_bytes(b"garbage" if damage == "garbage" else whole[: len(whole) // 2])
-    what = "a Stable-Baselines3 model" if kind == "sb3" else "an exported program"
+    kind_name = "a Stable-Baselines3 model" if kind == "sb3" else "an exported program"
     with pytest.raises(
         CheckpointError,
-        match=f"base policy 'model': .*{path.name} cannot be read as {what} .*; expected what",
+        match=f"base policy 'model': .*{path.name} cannot be read as {kind_name} .*; expected a file of",
     ) as caught:
         policy_of(path)
     assert "\n" not in str(caught.value)
 
 
-def test_without_stable_baselines3_the_mend_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_sb3_policy__missing_library_is_an_error_with_the_install_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "stable_baselines3.common.save_util", None)
     with pytest.raises(
         MissingDependencyError,
@@ -482,6 +483,6 @@ def test_without_stable_baselines3_the_mend_is_told(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("value", [0, -3])
-def test_impossible_settings_are_named(value: int) -> None:
+def test_model_cfg__num_action_steps_must_be_at_least_1(value: int) -> None:
     with pytest.raises(ConfigError, match=f"num_action_steps must be at least 1, not {value}"):
         ModelCfg(num_action_steps=value)

@@ -1,5 +1,4 @@
-"""The benchmark: what it compares did the same work, its figures are what they say, and it copes with what is
-missing."""
+"""The benchmark: equal work on both sides, plausible results, and missing libraries."""
 
 from __future__ import annotations
 
@@ -36,10 +35,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_training, "SETTINGS", bench_training.SETTINGS | SMALL)
 
 
-def test_bare_mujoco_does_the_same_work_over_several_episodes() -> None:
+def test_compare_stepping__bare_mujoco_does_the_same_work_over_several_episodes() -> None:
     env = make_residual_env(CFG, 3)
     speeds = bench_stepping.compare_stepping(env, num_steps=14, repeats=2)
-    assert speeds.resets == 6  # each of 3 worlds begins anew after steps 6 and 12
+    assert speeds.resets == 6  # each of 3 envs is reset after steps 6 and 12
     assert [
         len(values) for values in (speeds.env_cpu, speeds.raw_cpu, speeds.ratios, speeds.physics_share)
     ] == [2] * 4
@@ -48,7 +47,7 @@ def test_bare_mujoco_does_the_same_work_over_several_episodes() -> None:
     env.close()
 
 
-def test_other_work_is_noticed() -> None:
+def test_raw_physics__other_commands_raise() -> None:
     env = make_residual_env(CFG, 2)
     stretch = bench_stepping._record(env, 2, seed=0)
     assert [len(segment.commands) for segment in stretch.segments] == [2, 2]
@@ -61,7 +60,7 @@ def test_other_work_is_noticed() -> None:
     env.close()
 
 
-def test_the_env_is_left_as_it_was() -> None:
+def test_compare_stepping__restores_the_methods_of_the_physics() -> None:
     env = make_residual_env(CFG, 2)
     bench_stepping.compare_stepping(env, num_steps=1, repeats=1)
     assert {"step", "reset"}.isdisjoint(
@@ -70,21 +69,21 @@ def test_the_env_is_left_as_it_was() -> None:
     env.close()
 
 
-def test_cpu_time_is_that_of_the_process_and_not_of_the_wall() -> None:
+def test_timed__sleeping_takes_wall_time_but_no_cpu_time() -> None:
     cpu, wall = bench_stepping._timed(lambda: time.sleep(0.1))
     assert wall >= 0.1
     assert cpu < 0.05
 
 
-def test_worlds_that_mujoco_does_not_step_are_refused() -> None:
-    worlds = PointEnv(PointCfg(), 2)
-    env = ResidualEnv(worlds, BasePolicyExecutor(ZeroPolicy(2, torch.device("cpu")), worlds), 1.0)
-    with pytest.raises(bench_stepping.NotMujocoError, match="only with worlds that MuJoCo steps"):
+def test_compare_stepping__env_without_mujoco_raises() -> None:
+    vec_env = PointEnv(PointCfg(), 2)
+    env = ResidualEnv(vec_env, BasePolicyExecutor(ZeroPolicy(2, torch.device("cpu")), vec_env), 1.0)
+    with pytest.raises(bench_stepping.NotMujocoError, match="needs envs that MuJoCo simulates"):
         bench_stepping.compare_stepping(env, 1, 1)
 
 
 @pytest.mark.parametrize("error", [ResidualRLError, ConfigError])
-def test_worlds_without_mujoco_are_left_out_and_other_failures_are_not(
+def test_stepping__skips_envs_without_mujoco_but_no_other_failure(
     error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(with_error: Exception) -> None:
@@ -101,7 +100,7 @@ def test_worlds_without_mujoco_are_left_out_and_other_failures_are_not(
         bench._stepping(CFG, BenchCfg(num_envs=1))
 
 
-def test_without_sb3_the_rest_is_measured_and_the_mend_is_named(
+def test_compare_training__without_sb3_measures_the_rest_and_names_the_fix(
     small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
@@ -116,13 +115,13 @@ def test_without_sb3_the_rest_is_measured_and_the_mend_is_named(
     assert speeds.base_latency > 0.0
 
 
-def test_sb3_gets_the_same_task_networks_and_number_of_gradient_samples(
+def test_make_sb3__has_the_same_task_networks_and_number_of_gradient_samples(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("stable_baselines3")
     from stable_baselines3.common import vec_env
 
-    monkeypatch.setattr(vec_env, "SubprocVecEnv", vec_env.DummyVecEnv)  # as good for looking at it
+    monkeypatch.setattr(vec_env, "SubprocVecEnv", vec_env.DummyVecEnv)  # equivalent for this test
     cfg = replace_fields(CFG, bench_training.SETTINGS | {"residual_scale": 0.3, "tolerance": 0.01})
     threads = torch.get_num_threads()
     model = bench_training._make_sb3(cfg)
@@ -141,19 +140,21 @@ def test_sb3_gets_the_same_task_networks_and_number_of_gradient_samples(
     model.get_env().close()
 
 
-def test_the_results_are_plain_and_name_the_machine(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_bench__results_are_plain_and_describe_the_machine(
+    small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
-    told: list[str] = []
+    started: list[str] = []
     results = json.loads(
         json.dumps(
             run_bench(
                 CFG,
                 BenchCfg(num_envs=2, num_threads=1, num_steps=2, repeats=1, training_repeats=1),
-                told.append,
+                started.append,
             )
         )
     )
-    assert told == ["training", "stepping", "cameras"]
+    assert started == ["training", "stepping", "cameras"]
     rows = {row["name"]: row for row in results["rows"]}
     assert rows["env stepping ÷ bare mj_step"]["value"] == pytest.approx(
         rows["env stepping"]["value"] / rows["bare mj_step on the same states"]["value"]
@@ -161,14 +162,14 @@ def test_the_results_are_plain_and_name_the_machine(small: None, monkeypatch: py
     assert rows["Stable-Baselines3 PPO"]["value"] is None
     assert {"cpu", "cores", "memory_bytes"} <= results["machine"].keys()
     assert len(results["load_average"]["before"]) == 3
-    assert "without the normalisation" in results["caption"]
+    assert "without our normalisation" in results["caption"]
     assert "1 torch thread" in results["caption"]
 
 
-def test_a_sum_is_shown_as_a_table_and_saved(
+def test_bench__prints_a_table_and_saves_the_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def measured(cfg: TrainCfg, amounts: BenchCfg, tell: Any) -> dict[str, Any]:
+    def measured(cfg: TrainCfg, bench_cfg: BenchCfg, on_start: Any) -> dict[str, Any]:
         assert cfg.task.tolerance == 0.01
         row = {
             "name": "env stepping",
@@ -181,7 +182,7 @@ def test_a_sum_is_shown_as_a_table_and_saved(
         return {
             "task": cfg.task_id,
             "caption": "How it was compared.",
-            "settings": dataclasses.asdict(amounts),
+            "settings": dataclasses.asdict(bench_cfg),
             "rows": [row, skipped],
             "machine": {"cpu": "Some (R) CPU", "cores": 2},
             "load_average": {"before": [0.5, 0, 0], "after": [1.25, 0, 0]},
@@ -209,7 +210,7 @@ def test_a_sum_is_shown_as_a_table_and_saved(
         assert text in printed
 
 
-def test_the_results_lie_where_the_user_is(
+def test_bench__default_output_is_in_the_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = {"task": "so101-paper", "caption": "", "rows": [], "machine": {"cpu": "x", "cores": 2}}
@@ -223,19 +224,19 @@ def test_the_results_lie_where_the_user_is(
 @pytest.mark.parametrize(
     ("argv", "text"), [([], "needs a task id"), (["so101-papr"], "did you mean 'so101-paper'")]
 )
-def test_wrong_use_is_named(argv: list[str], text: str) -> None:
+def test_bench__missing_or_unknown_task_raises(argv: list[str], text: str) -> None:
     with pytest.raises(ResidualRLError, match=text):
         cli.main(argv)
 
 
 @pytest.mark.parametrize("name", ["num_envs", "num_steps", "repeats", "training_repeats"])
-def test_counts_must_be_positive(name: str) -> None:
+def test_bench_cfg__counts_must_be_positive(name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         BenchCfg(**{name: 0})
 
 
 @pytest.mark.slow
-def test_training_in_turns_with_sb3(small: None) -> None:
+def test_compare_training__alternates_with_sb3(small: None) -> None:
     pytest.importorskip("stable_baselines3")
     speeds = bench_training.compare_training(CFG, repeats=1)
     assert len(speeds.ours) == len(speeds.sb3) == len(speeds.ratios) == 1

@@ -1,4 +1,4 @@
-"""What users get wrong: one clear line, a non-zero exit code, no traceback, and nothing lost."""
+"""Mistakes of users: one clear line, a non-zero exit code, no traceback, and no lost data."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ from residual_rl.tasks.so101_paper.robot import build_robot
         ("train so101-paper --robot-xml no/such/file.xml", "no/such/file.xml: no such file"),
     ],
 )
-def test_a_wrong_setting_is_named_and_leaves_no_folder(
+def test_main__wrong_setting_is_named_and_leaves_no_folder(
     arguments: str, message: str, fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -93,40 +93,40 @@ def test_a_wrong_setting_is_named_and_leaves_no_folder(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_number_that_is_none_is_named(
+def test_num_envs__text_instead_of_a_number_is_named(
     capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         main(["train", "so101-paper", "--num-envs", "many"])
     assert ended.value.code == 2
-    said = capfd.readouterr().err
-    assert "--num-envs" in said
-    assert "'many'" in said
-    assert "Traceback" not in said
+    printed = capfd.readouterr().err
+    assert "--num-envs" in printed
+    assert "'many'" in printed
+    assert "Traceback" not in printed
     assert list(tmp_path.iterdir()) == []
 
 
 # --- folders ------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_with_something_in_it_is_not_written_into(fails: Fails, tmp_path: Path) -> None:
+def test_output_dir__nonempty_folder_is_refused(fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     message = fails("train", "so101-paper", *TINY, "--output-dir", tmp_path)
     assert f"{tmp_path} is not empty; choose another --output-dir or " in message
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_finished_run_is_not_written_over(fails: Fails, run: Path) -> None:
+def test_output_dir__finished_run_is_not_overwritten(fails: Fails, run: Path) -> None:
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     assert "is not empty" in fails("train", "so101-paper", *TINY, "--output-dir", run)
     assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
 
 
-def test_a_folder_that_cannot_be_made(fails: Fails, tmp_path: Path) -> None:
+def test_output_dir__folder_that_cannot_be_created_is_named(fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     places = [tmp_path / "file" / "run", Path("/proc/run")]
-    if os.geteuid() != 0:  # to root nothing is forbidden
+    if os.geteuid() != 0:  # root may write anywhere
         closed = tmp_path / "closed"
         closed.mkdir(mode=0o555)
         places.append(closed / "run")
@@ -136,19 +136,19 @@ def test_a_folder_that_cannot_be_made(fails: Fails, tmp_path: Path) -> None:
         assert "choose" in message
 
 
-def test_resuming_what_is_no_run(fails: Fails, tmp_path: Path) -> None:
+def test_resume__folder_without_a_run_fails(fails: Fails, tmp_path: Path) -> None:
     assert "contains no run to resume" in fails("train", "--resume", tmp_path)
     assert "contains no run to resume" in fails("train", "--resume", tmp_path / "nowhere")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_resuming_a_run_without_checkpoints(fails: Fails, run: Path) -> None:
+def test_resume__run_without_checkpoints_fails(fails: Fails, run: Path) -> None:
     for file in (run / "checkpoints").iterdir():
         file.unlink()
     assert "has no checkpoint to resume from" in fails("train", "--resume", run)
 
 
-def test_resuming_when_all_checkpoints_are_damaged(fails: Fails, run: Path) -> None:
+def test_resume__fails_if_all_checkpoints_are_damaged(fails: Fails, run: Path) -> None:
     for file in (run / "checkpoints").iterdir():
         file.write_bytes(file.read_bytes()[:1000])
     message = fails("train", "--resume", run)
@@ -169,14 +169,14 @@ def test_resuming_when_all_checkpoints_are_damaged(fails: Fails, run: Path) -> N
         ('{"base_policy_id": "gone", "task_id": "so101-paper"}', "unknown base policy 'gone'"),
     ],
 )
-def test_resuming_with_a_configuration_that_is_none(fails: Fails, run: Path, text: str, reason: str) -> None:
+def test_resume__invalid_configuration_is_named(fails: Fails, run: Path, text: str, reason: str) -> None:
     (run / "config.json").write_text(text)
     message = fails("train", "--resume", run)
     assert f"{run}/config.json is not the configuration of a run" in message
     assert reason in message
 
 
-def test_resuming_with_more_envs_than_the_checkpoint_has(fails: Fails, run: Path) -> None:
+def test_resume__other_number_of_envs_than_in_the_checkpoint_fails(fails: Fails, run: Path) -> None:
     config = json.loads((run / "config.json").read_text())
     config["run"]["num_envs"] = 5
     (run / "config.json").write_text(json.dumps(config))
@@ -185,13 +185,13 @@ def test_resuming_with_more_envs_than_the_checkpoint_has(fails: Fails, run: Path
     assert "5" in message
 
 
-def test_evaluating_what_is_no_run(fails: Fails, tmp_path: Path) -> None:
+def test_eval__folder_without_a_run_fails(fails: Fails, tmp_path: Path) -> None:
     assert f"{tmp_path} has no model yet" in fails("eval", tmp_path)
     assert f"{tmp_path}/nowhere is neither a run folder nor a task" in fails("eval", tmp_path / "nowhere")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_figures_that_cannot_be_written(fails: Fails, run: Path, tmp_path: Path) -> None:
+def test_eval__results_that_cannot_be_written_fail(fails: Fails, run: Path, tmp_path: Path) -> None:
     (run / "eval.json").mkdir()
     assert f"cannot write {run}/eval.json" in fails("eval", run, "--n-episodes", "1")
     (tmp_path / "file").touch()
@@ -263,35 +263,35 @@ SPOILED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 
 
 @pytest.mark.parametrize("spoil", SPOILED)
-def test_a_file_that_is_no_policy(fails: Fails, run: Path, spoil: str) -> None:
+def test_eval__invalid_policy_file_is_named(fails: Fails, run: Path, spoil: str) -> None:
     change, message = SPOILED[spoil]
     file = run / "best_model" / "policy.safetensors"
     file.write_bytes(change(file.read_bytes()))
-    said = fails("eval", run, "--n-episodes", "1")
-    assert re.search(message, said), said
+    printed = fails("eval", run, "--n-episodes", "1")
+    assert re.search(message, printed), printed
     if "another shape" not in spoil and "another net" not in spoil:
-        assert str(file) in said
+        assert str(file) in printed
     assert not (run / "eval.json").exists()
 
 
-def test_a_safetensors_file_of_another_program(fails: Fails, run: Path) -> None:
+def test_eval__safetensors_file_of_another_program_is_refused(fails: Fails, run: Path) -> None:
     file = run / "best_model" / "policy.safetensors"
     save_file({"weight": torch.zeros(3)}, file)
     assert f"{file} is a safetensors file of another program" in fails("eval", run)
 
 
-def test_a_model_that_does_not_exist(fails: Fails, run: Path) -> None:
+def test_model__unknown_name_lists_the_models_of_the_run(fails: Fails, run: Path) -> None:
     assert f"{run} has best, final" in fails("eval", run, "--model", "bset")
     assert "does not exist" in fails("eval", run, "--model", run / "gone.safetensors")
     assert "does not exist" in fails("eval", run, "--model", "interrupted")
 
 
-def test_an_observation_that_the_policy_needs_and_the_env_has_no_more(fails: Fails, run: Path) -> None:
+def test_eval__missing_observation_of_the_policy_is_named(fails: Fails, run: Path) -> None:
     message = fails("eval", run, "--n-episodes", "1", "--obs-mode", "rgb")
     assert message.startswith("the env has no `state`, but images (top, wrist): use --obs-mode rgb+state")
 
 
-def test_learning_from_images_alone_names_what_to_use_instead(fails: Fails, tmp_path: Path) -> None:
+def test_obs_mode__images_alone_fail_with_a_hint(fails: Fails, tmp_path: Path) -> None:
     message = fails(
         "train", "so101-paper", "--learner", "sac", "--output-dir", tmp_path / "run", "--obs-mode", "rgb"
     )
@@ -303,7 +303,7 @@ def test_learning_from_images_alone_names_what_to_use_instead(fails: Fails, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_without_a_run_and_a_model_named_twice(fails: Fails, run: Path, tmp_path: Path) -> None:
+def test_model__without_a_run_or_given_twice_fails(fails: Fails, run: Path, tmp_path: Path) -> None:
     alone = (run / "best_model").rename(tmp_path / "alone")
     assert f"{alone} is a model outside of a run folder" in fails("eval", alone, "--n-episodes", "1")
     assert "is a model already: leave out --model best" in fails(
@@ -315,7 +315,7 @@ def test_a_model_without_a_run_and_a_model_named_twice(fails: Fails, run: Path, 
 # --- the user's robot ---------------------------------------------------------------------------------------
 
 
-def test_a_robot_file_that_is_no_model(fails: Fails, tmp_path: Path) -> None:
+def test_robot_xml__invalid_file_is_named(fails: Fails, tmp_path: Path) -> None:
     file = tmp_path / "robot.xml"
     command = ("train", "so101-paper", *TINY, "--output-dir", tmp_path / "run", "--robot-xml", file)
     file.write_text("<mujoco><worldbody>")
@@ -325,7 +325,7 @@ def test_a_robot_file_that_is_no_model(fails: Fails, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_robot_with_other_joints(fails: Fails, tmp_path: Path) -> None:
+def test_robot_xml__missing_joint_is_named(fails: Fails, tmp_path: Path) -> None:
     file = tmp_path / "robot.xml"
     spec = build_robot()
     spec.joint("wrist_roll").name = "wrist_spin"

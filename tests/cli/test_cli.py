@@ -1,4 +1,4 @@
-"""The command line: what each command prints and writes, aliases, help, and exit codes."""
+"""The command line: output and files of each command, aliases, help, and exit codes."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def evaluation(run: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing it takes a second."""
+    """Skip the report, which takes a second to plot."""
     monkeypatch.setattr(eval_command, "write_report", lambda folder, *rest, **named: folder / "report.html")
 
 
@@ -110,14 +110,14 @@ def has_gl() -> bool:
 # --- list, help, version ------------------------------------------------------------------------------------
 
 
-def test_list_shows_every_task_base_policy_and_learner(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list__shows_every_task_base_policy_and_learner(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     out = capsys.readouterr().out
     for id in [spec.id for specs in (TASKS.all(), BASE_POLICIES.all(), LEARNERS.all()) for spec in specs]:
         assert re.search(rf"\b{id}\b", out), id
 
 
-def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_main__prints_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
     assert all(re.search(rf"^  {command} +\w", out, re.MULTILINE) for command in COMMANDS)
@@ -125,7 +125,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"residual-rl {residual_rl.__version__}\n"
 
 
-def test_the_help_of_train_tells_every_setting(
+def test_train__help_lists_every_setting(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = help_of(["train", "so101-paper"], capsys, monkeypatch)
@@ -154,7 +154,7 @@ def test_the_help_of_train_tells_every_setting(
         assert name in text
 
 
-def test_the_help_of_eval_tells_its_options_and_the_settings_it_can_change(
+def test_eval__help_lists_its_flags_and_the_settings_of_the_task(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for target, own in ((str(run), []), ("so101-paper", ["base_policy", "expert_type"])):
@@ -163,14 +163,14 @@ def test_the_help_of_eval_tells_its_options_and_the_settings_it_can_change(
             assert f"--{name.replace('_', '-')}" in text, name
 
 
-def test_help_of_resuming_tells_its_options(
+def test_resume__help_lists_its_flags(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "--total-timesteps" in help_of(["train", "--resume"], capsys, monkeypatch)
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "view", "doctor", "bench"])
-def test_help_without_a_target_says_what_a_target_is(
+def test_main__help_without_a_target_explains_the_target(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert f"residual-rl {command} " in help_of([command], capsys, monkeypatch)
@@ -184,7 +184,7 @@ class Parsed(Exception):  # noqa: N818 (not an error)
 
 
 def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> TrainCfg:
-    """The settings that a command line gives."""
+    """The settings that result from a command line."""
 
     def stop(cfg: TrainCfg, *rest: Any) -> Any:
         raise Parsed(cfg)
@@ -197,7 +197,7 @@ def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> TrainCfg:
     return cfg
 
 
-def test_aliases_mean_what_the_main_names_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train__aliases_equal_the_main_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = parse(
         monkeypatch, "so101-paper", "--residual-scale", "0.3", "--num-envs", "8", "--base-policy", "zero"
     )
@@ -214,14 +214,12 @@ def test_aliases_mean_what_the_main_names_mean(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     "spelling", ["--base-policy=zero", "--base_policy=zero", "--expert-type=zero", "--expert_type=zero"]
 )
-def test_the_base_policy_is_understood_however_it_is_spelled(
-    monkeypatch: pytest.MonkeyPatch, spelling: str
-) -> None:
+def test_base_policy__all_spellings_of_the_flag_work(monkeypatch: pytest.MonkeyPatch, spelling: str) -> None:
     assert parse(monkeypatch, "so101-paper", spelling).base_policy_id == "zero"
     assert parse(monkeypatch, "so101-paper", *spelling.split("=")).base_policy_id == "zero"
 
 
-def test_flags_reach_the_part_they_belong_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train__flags_set_their_part_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [
         "--gamma",
         "0.9",
@@ -247,11 +245,11 @@ def test_flags_reach_the_part_they_belong_to(monkeypatch: pytest.MonkeyPatch) ->
     assert cfg.task.tolerance == 0.005
 
 
-def test_no_flags_are_the_registered_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train__no_flags_give_the_registered_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse(monkeypatch, "so101-paper") == TrainCfg.default("so101-paper")
 
 
-def test_quick_can_be_changed_by_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quick__flags_override_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = parse(monkeypatch, "so101-paper", "--quick", "--num-envs", "4", "--num-epochs", "1")
     assert (cfg.run.num_envs, cfg.learner.num_epochs, cfg.run.total_timesteps) == (
         4,
@@ -261,9 +259,7 @@ def test_quick_can_be_changed_by_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (cfg.learner.num_steps, cfg.learner.minibatch_size) == (32, 64)  # PPO's own
 
 
-def test_without_an_output_folder_runs_go_by_task_and_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_output_dir__default_name_is_task_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["train", "so101-paper", *TINY, "--total-timesteps", "32", "--eval-freq", "0"]) == 0
     (folder,) = (tmp_path / "runs").iterdir()
@@ -272,7 +268,7 @@ def test_without_an_output_folder_runs_go_by_task_and_time(
 
 
 @pytest.mark.slow
-def test_resume_goes_on_to_more_steps_and_the_folder_says_so(
+def test_resume__continues_to_more_steps_and_stores_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = str(tmp_path / "run")
@@ -281,12 +277,12 @@ def test_resume_goes_on_to_more_steps_and_the_folder_says_so(
     assert "Trained 128 steps" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["total_timesteps"] == 128
     assert len((tmp_path / "run" / "command.txt").read_text().splitlines()) == 2
-    assert main(["train", "--resume", path]) == 0  # goes to 128, as the folder says by now
+    assert main(["train", "--resume", path]) == 0  # trains to 128, which is now stored
     assert json.loads((tmp_path / "run" / "training_summary.json").read_text())["steps"] == 128
 
 
 @pytest.mark.slow
-def test_a_signal_in_the_last_iteration_stops_nothing(
+def test_train__signal_in_the_last_iteration_has_no_effect(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     update, steps = runner.Runner._update, []
@@ -298,7 +294,7 @@ def test_a_signal_in_the_last_iteration_stops_nothing(
         return update(runner)
 
     monkeypatch.setattr(runner.Runner, "_update", update_and_stop)
-    for stop_in, code, said in (
+    for stop_in, code, message in (
         (2, 0, "Trained 64 steps"),
         (1, 128 + signal.SIGTERM, "Stopped after 32 steps"),
     ):
@@ -321,14 +317,14 @@ def test_a_signal_in_the_last_iteration_stops_nothing(
             == code
         )
         out = capsys.readouterr().out
-        assert said in out
+        assert message in out
         assert ("--resume" in out) == (code != 0)
 
 
 @pytest.mark.slow
-def test_quick_runs_the_whole_pipeline_in_half_a_minute(tmp_path: Path) -> None:
-    """On two cores of its own. Here CPU seconds count, against those of a loop, so that neither machine nor
-    company matters."""
+def test_quick__runs_the_whole_pipeline_in_half_a_minute(tmp_path: Path) -> None:
+    """On two idle cores. The test compares CPU seconds with those of a loop, to be independent of the machine
+    and its load."""
     path = tmp_path / "run"
     loop = min(cpu_seconds(sys.executable, "-c", "sum(i * i for i in range(10**7))")[0] for _ in range(3))
     command = [
@@ -354,7 +350,7 @@ def test_quick_runs_the_whole_pipeline_in_half_a_minute(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_eval_of_a_run_writes_the_figures_where_scripts_look(
+def test_eval__writes_results_report_and_plots_of_a_run(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "180")
@@ -408,7 +404,7 @@ def test_eval_of_a_run_writes_the_figures_where_scripts_look(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
-def test_the_figures_do_not_depend_on_the_number_of_worlds(run: Path) -> None:
+def test_eval__results_do_not_depend_on_eval_envs(run: Path) -> None:
     results = []
     for envs in ("1", "3", "100"):
         assert main(["eval", str(run), "--n-episodes", "4", "--model", "final", "--eval-envs", envs]) == 0
@@ -417,7 +413,7 @@ def test_the_figures_do_not_depend_on_the_number_of_worlds(run: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_report")
-def test_seeds_count_on_from_the_first(run: Path) -> None:
+def test_first_seed__seeds_count_up_from_it(run: Path) -> None:
     both = {}
     for first, n in (("77", "4"), ("79", "2")):
         assert main(["eval", str(run), "--n-episodes", n, "--first-seed", first]) == 0
@@ -427,7 +423,7 @@ def test_seeds_count_on_from_the_first(run: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_report")
-def test_models_by_name_by_folder_and_by_file(run: Path) -> None:
+def test_model__name_folder_and_file_are_the_same(run: Path) -> None:
     final = run / "final_model"
     per_episode = []
     for model in ("final", str(final), str(final / "policy.safetensors")):
@@ -441,7 +437,7 @@ def test_models_by_name_by_folder_and_by_file(run: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_report")
-def test_a_models_folder_stands_for_its_run(run: Path) -> None:
+def test_eval__models_folder_selects_its_run(run: Path) -> None:
     found = []
     for arguments in ([str(run), "--model", "final"], [str(run / "final_model")]):
         (run / "eval.json").unlink(missing_ok=True)
@@ -453,7 +449,7 @@ def test_a_models_folder_stands_for_its_run(run: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
-def test_another_scale_is_executed_and_reported_and_threads_change_nothing(run: Path) -> None:
+def test_eval__other_scale_is_executed_and_reported_and_threads_change_nothing(run: Path) -> None:
     results = {}
     for name, flags in {
         "trained": [],
@@ -479,7 +475,7 @@ def test_another_scale_is_executed_and_reported_and_threads_change_nothing(run: 
 
 
 @pytest.mark.slow
-def test_a_setting_that_differs_from_training_is_reported(run: Path) -> None:
+def test_changed_from_training__lists_settings_that_differ(run: Path) -> None:
     changes = [
         "--tolerance",
         "0.01",
@@ -507,7 +503,9 @@ def test_a_setting_that_differs_from_training_is_reported(run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_eval_of_a_base_policy_alone(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval__base_policy_alone_equals_that_of_compare_base(
+    tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = ["--max-episode-steps", "20", "--tolerance", "0.08", "--success-hold-steps", "5"]
     output = tmp_path / "new" / "base.json"
     command = [
@@ -530,7 +528,7 @@ def test_eval_of_a_base_policy_alone(tmp_path: Path, run: Path, capsys: pytest.C
     assert json.loads(output.read_text()) == evaluation(run)
 
 
-def test_the_base_policy_of_an_eval_by_its_alias(tmp_path: Path) -> None:
+def test_eval__expert_type_selects_the_base_policy(tmp_path: Path) -> None:
     output = tmp_path / "zero.json"
     command = [
         "eval",
@@ -552,7 +550,7 @@ def test_the_base_policy_of_an_eval_by_its_alias(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not has_gl(), reason="needs an OpenGL library")
-def test_a_video_shows_base_beside_residual(run: Path) -> None:
+def test_save_video__has_every_step_of_base_and_residual(run: Path) -> None:
     from imageio_ffmpeg import count_frames_and_secs
 
     arguments = [
@@ -602,7 +600,7 @@ def test_a_video_shows_base_beside_residual(run: Path) -> None:
     ],
     ids=" ".join,
 )
-def test_usage_errors_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_main__usage_errors_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     try:
         code: Any = main(arguments)
     except SystemExit as ended:

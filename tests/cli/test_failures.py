@@ -1,5 +1,5 @@
-"""What goes wrong while it runs: base policies that fail, NaN, what a machine lacks. One clear line, and
-nothing lost."""
+"""Failures at run time: failing base policies, NaN, missing OpenGL, full disks. One clear line, and no lost
+data."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from residual_rl.utils.seeding import TRAINING_EVAL_SEED
 
 
 class Failing(BasePolicy):
-    """Zeros, up to the 24th step: it is asked at the reset, after each step, and for the final observations
-    of step 20 besides."""
+    """Returns zeros up to the 24th step. It is queried at the reset, after each step, and for the final
+    observations of step 20."""
 
     inputs = {"state": (25,)}  # noqa: RUF012
     mode = "fine"
@@ -86,7 +86,7 @@ def failing() -> Iterator[type[Failing]]:
         ("nan", 3, "the base action of base policy 'failing' is not finite in env(s) [0, 1, 2, 3]"),
     ],
 )
-def test_a_base_policy_that_fails_is_named_and_what_was_trained_is_kept(
+def test_train__failing_base_policy_is_named_and_the_checkpoint_resumes(
     mode: str,
     code: int,
     message: str,
@@ -108,22 +108,22 @@ def test_a_base_policy_that_fails_is_named_and_what_was_trained_is_kept(
         "--output-dir",
         path,
     )
-    said = fails(*command, code=code)
-    assert said.startswith(message)
+    printed = fails(*command, code=code)
+    assert printed.startswith(message)
     latest = CheckpointFolder(path / "checkpoints").latest()
     assert latest is not None
     assert latest[0] == 96
     dump = path / "nonfinite_dump.safetensors"
     assert dump.exists() == (mode == "nan")
     if mode == "nan":
-        assert str(dump) in said
+        assert str(dump) in printed
         assert checkpoint.load(dump, "dump")["obs/state"].shape == (4, 25)
     monkeypatch.setattr(failing, "mode", "fine")
     assert main(["train", "--resume", str(path)]) == 0
     assert json.loads((path / "training_summary.json").read_text())["steps"] == 160
 
 
-def test_a_base_policy_that_needs_what_the_env_has_not(
+def test_train__missing_observation_of_the_base_policy_is_named(
     failing: type[Failing], fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ("train", "so101-paper", *TINY, "--base-policy", "failing", "--output-dir", tmp_path / "run")
@@ -140,7 +140,7 @@ def test_a_base_policy_that_needs_what_the_env_has_not(
 
 
 def nan_in_the_simulation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the 12th step of the training's four worlds on, joint 0 of world 2 has no position."""
+    """Make the position of joint 0 of env 2 NaN from the 12th training step on; training has four envs."""
     step, calls = MujocoPhysics.step, [0]
 
     def spoiled(physics: MujocoPhysics, *arguments: Any) -> None:
@@ -183,7 +183,7 @@ def nan_in_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def spoiled(optimizer: FlatAdam, gradients: Any) -> None:
         calls[0] += 1
-        if calls[0] == 6:  # two epochs of two minibatches an iteration: in the second
+        if calls[0] == 6:  # in the second iteration, of two epochs with two minibatches
             gradients = [gradients[0] * float("nan"), *gradients[1:]]
         step(optimizer, gradients)
 
@@ -207,7 +207,7 @@ CONTEXT = ["state_before", "action", "seed", "step"]
         (nan_in_a_gradient, "the gradient of ", []),
     ],
 )
-def test_nan_is_named_and_dumped_and_reaches_no_checkpoint(
+def test_train__nan_is_named_and_dumped_and_reaches_no_checkpoint(
     spoil: Callable[[pytest.MonkeyPatch], None],
     message: str,
     dumped: list[str],
@@ -219,9 +219,11 @@ def test_nan_is_named_and_dumped_and_reaches_no_checkpoint(
     path = tmp_path / "run"
     with monkeypatch.context() as patch:
         spoil(patch)
-        said = fails("train", "so101-paper", *TINY, "--total-timesteps", "96", "--output-dir", path, code=3)
-    assert said.startswith(message)
-    assert said.endswith(f"the preceding states are in {path}/nonfinite_dump.safetensors")
+        printed = fails(
+            "train", "so101-paper", *TINY, "--total-timesteps", "96", "--output-dir", path, code=3
+        )
+    assert printed.startswith(message)
+    assert printed.endswith(f"the preceding states are in {path}/nonfinite_dump.safetensors")
     dump = checkpoint.load(path / "nonfinite_dump.safetensors", "dump")
     assert set(dumped) <= set(dump)
     assert dump["env"] == "training"
@@ -236,10 +238,10 @@ def test_nan_is_named_and_dumped_and_reaches_no_checkpoint(
     assert main(["train", "--resume", str(path)]) == 0
 
 
-def test_nan_in_an_evaluation_during_training_is_dumped_with_its_own_states(
+def test_train__nan_in_an_evaluation_is_dumped_with_its_own_states(
     fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The evaluation has two worlds, training four."""
+    """The evaluation has two envs, training four."""
     monkeypatch.chdir(tmp_path)
     step, calls = MujocoPhysics.step, [0]
 
@@ -262,16 +264,14 @@ def test_nan_in_an_evaluation_during_training_is_dumped_with_its_own_states(
     assert dump["step"].tolist() == [2, 2]
 
 
-def test_nan_in_an_evaluation_is_named(
-    fails: Fails, run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_eval__nan_is_named(fails: Fails, run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     nan_in_the_simulation(monkeypatch)
     assert "the simulation diverged" in fails("eval", run, "--n-episodes", "4", code=3)
     assert not (run / "eval.json").exists()
 
 
-# --- what the machine lacks ---------------------------------------------------------------------------------
+# --- missing libraries and full disks -----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -284,7 +284,7 @@ def no_gl(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_gl")
-def test_without_opengl_there_is_no_video_and_all_else(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_eval__without_opengl_lacks_only_the_video(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", str(run), "--n-episodes", "2", "--compare-base", "--save-video"]) == 0
     captured = capfd.readouterr()
     lines = [line for line in (captured.out + captured.err).splitlines() if "OpenGL" in line]
@@ -295,13 +295,13 @@ def test_without_opengl_there_is_no_video_and_all_else(run: Path, capfd: pytest.
 
 
 @pytest.mark.usefixtures("no_gl")
-def test_without_opengl_cameras_cannot_be_observed(fails: Fails, tmp_path: Path) -> None:
+def test_obs_mode__cameras_without_opengl_fail(fails: Fails, tmp_path: Path) -> None:
     command = ("train", "so101-paper", *TINY, "--obs-mode", "rgb+state", "--output-dir", tmp_path / "run")
     assert "OpenGL is not available; install it" in fails(*command)
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unknown_camera(fails: Fails, tmp_path: Path) -> None:
+def test_obs_cameras__unknown_camera_is_named(fails: Fails, tmp_path: Path) -> None:
     command = (
         "train",
         "so101-paper",
@@ -313,13 +313,13 @@ def test_an_unknown_camera(fails: Fails, tmp_path: Path) -> None:
         "--output-dir",
         tmp_path / "run",
     )
-    said = fails(*command)
-    assert "unknown camera 'tpo'; did you mean 'top'" in said
-    assert "wrist" in said
+    printed = fails(*command)
+    assert "unknown camera 'tpo'; did you mean 'top'" in printed
+    assert "wrist" in printed
     assert not (tmp_path / "run").exists()
 
 
-def test_the_python_interface_says_the_same() -> None:
+def test_make_vec_env__wrong_settings_raise() -> None:
     with pytest.raises(ConfigError, match="tolernce"):
         make_vec_env("so101-paper", 2, tolernce=0.1)
     with pytest.raises(ConfigError, match="num_envs must be at least 1, not 0"):
@@ -334,7 +334,7 @@ def test_the_python_interface_says_the_same() -> None:
 @pytest.mark.parametrize(
     "arguments", [["list"], ["--help"], ["--version"], ["train", "so101-paper", "--help"]], ids=" ".join
 )
-def test_a_reader_that_goes_away_and_a_full_disk_under_stdout(arguments: list[str]) -> None:
+def test_main__closed_pipe_and_full_disk_at_stdout_end_quietly(arguments: list[str]) -> None:
     command = [sys.executable, "-m", "residual_rl.cli.main", *arguments]
     reader, writer = os.pipe()
     os.close(reader)
@@ -346,7 +346,7 @@ def test_a_reader_that_goes_away_and_a_full_disk_under_stdout(arguments: list[st
     assert (done.returncode, done.stderr) == (2, "residual-rl: error: [Errno 28] No space left on device\n")
 
 
-def test_a_disk_that_fills_under_tensorboard_raises_where_it_is_caught(tmp_path: Path) -> None:
+def test_logger__full_disk_below_tensorboard_raises_write_error(tmp_path: Path) -> None:
     with Logger(tmp_path) as logger:
         logger.log({"a": 1.0}, 0)
         (events,) = (tmp_path / "tensorboard").iterdir()

@@ -1,5 +1,4 @@
-"""The builder of command lines: flags from several dataclasses, prefixes of equal names, bounds in the
-help."""
+"""Flags from several dataclasses: prefixes of equal names, bounds in the help."""
 
 from __future__ import annotations
 

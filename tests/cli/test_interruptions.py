@@ -1,4 +1,4 @@
-"""Training that is interrupted by signals, kills and full disks; and the memory that it takes."""
+"""Training that is interrupted by signals, kills and full disks, and its memory use."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ sys.exit(main(sys.argv[2:]))
 
 
 def start(path: Path, *flags: str, program: Sequence[str] = COMMAND) -> subprocess.Popen[str]:
-    """A training process that would go on for hours."""
+    """Start a training process that would take hours."""
     return spawn(
         [
             "train",
@@ -84,7 +84,7 @@ def checkpoints(path: Path) -> list[int]:
 
 
 def errors(stderr: str) -> list[str]:
-    """What was said but for the progress and for warnings."""
+    """The lines of stderr except for progress and warnings."""
     return [
         line
         for line in stderr.splitlines()
@@ -94,7 +94,7 @@ def errors(stderr: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_exits_with_its_own_code(
+def test_train__signal_saves_and_exits_with_its_own_code(
     tmp_path: Path, number: signal.Signals, code: int, processes: list[subprocess.Popen[str]]
 ) -> None:
     path = tmp_path / "run"
@@ -120,7 +120,7 @@ def test_a_signal_saves_and_exits_with_its_own_code(
 
 
 @pytest.mark.slow
-def test_a_signal_in_the_first_evaluation_leaves_something_to_resume(
+def test_train__signal_in_the_first_evaluation_leaves_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(tmp_path / "whole", total_timesteps=64)
@@ -141,14 +141,14 @@ def test_a_signal_in_the_first_evaluation_leaves_something_to_resume(
     assert set(different(last_state(tmp_path / "run"), last_state(tmp_path / "whole"))) == set()
 
 
-def test_a_signal_in_the_last_iteration_still_gives_the_final_model(tmp_path: Path) -> None:
+def test_train__signal_in_the_last_iteration_keeps_the_final_model(tmp_path: Path) -> None:
     train(tmp_path / "run", stop_at=64, total_timesteps=64)
     summary = json.loads((tmp_path / "run" / "training_summary.json").read_text())
     assert (summary["finished"], summary["model"]) == (True, "final_model")
     assert (tmp_path / "run" / "final_model" / "policy.safetensors").is_file()
 
 
-def test_only_a_second_sigint_stops_at_once() -> None:
+def test_stop_signals__only_a_second_sigint_stops_at_once() -> None:
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with stop_signals() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -160,15 +160,15 @@ def test_only_a_second_sigint_stops_at_once() -> None:
 
 
 @pytest.mark.slow
-def test_a_second_sigint_ends_an_iteration_that_would_take_hours(
+def test_train__second_sigint_ends_a_long_iteration(
     tmp_path: Path, processes: list[subprocess.Popen[str]]
 ) -> None:
-    begun = tmp_path / "begun"
+    started = tmp_path / "started"
     process = start(
-        tmp_path / "run", "--num-steps", "1000000", program=["-c", TOUCH_AT_FIRST_STEP, str(begun)]
+        tmp_path / "run", "--num-steps", "1000000", program=["-c", TOUCH_AT_FIRST_STEP, str(started)]
     )
     processes.append(process)
-    wait_for(begun.exists, process)  # before the iteration the first signal would do
+    wait_for(started.exists, process)  # earlier, the first signal would suffice
     process.send_signal(signal.SIGINT)
     time.sleep(1.0)
     assert process.poll() is None  # the first one waits for the iteration
@@ -179,7 +179,7 @@ def test_a_second_sigint_ends_an_iteration_that_would_take_hours(
 
 
 @pytest.mark.slow
-def test_kills_at_any_moment_leave_a_checkpoint_that_resumes(
+def test_train__sigkill_at_any_time_leaves_a_checkpoint_that_resumes(
     tmp_path: Path, processes: list[subprocess.Popen[str]]
 ) -> None:
     path, rng, done = tmp_path / "run", random.Random(3), 0
@@ -197,17 +197,17 @@ def test_kills_at_any_moment_leave_a_checkpoint_that_resumes(
         latest = CheckpointFolder(path / "checkpoints").latest()
         assert latest is not None
         assert latest[0] > done
-        assert latest[0] == checkpoints(path)[-1]  # the newest is whole
+        assert latest[0] == checkpoints(path)[-1]  # the newest is intact
         done = latest[0]
     assert main(["train", "--resume", str(path), "--total-timesteps", str(done + 64)]) == 0
     assert [row["step"] for row in metric_rows(path)] == list(range(0, done + 65, 32))
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_training_with_one_line_and_the_last_checkpoint_whole(
+def test_train__full_disk_ends_it_with_one_line_and_an_intact_checkpoint(
     tmp_path: Path, processes: list[subprocess.Popen[str]]
 ) -> None:
-    """The disk fills while it runs: no file may grow beyond 4 kB any more."""
+    """A file size limit of 4 kB during training acts like a full disk."""
     path = tmp_path / "run"
     process = start(path, "--save-freq", "32")
     processes.append(process)
@@ -222,7 +222,7 @@ def test_a_full_disk_ends_training_with_one_line_and_the_last_checkpoint_whole(
 
 
 @pytest.mark.slow
-def test_a_full_file_system_ends_training_with_one_line_and_the_last_checkpoint_whole(
+def test_train__full_file_system_ends_it_with_one_line_and_an_intact_checkpoint(
     tmp_path: Path, processes: list[subprocess.Popen[str]]
 ) -> None:
     disk = tmp_path / "disk"
@@ -258,13 +258,13 @@ def resumable(path: Path) -> None:
     assert [row["step"] for row in metric_rows(path)] == list(range(0, latest[0] + 33, 32))
 
 
-def test_a_second_sigterm_does_not_cut_the_saving_off(
+def test_train__second_sigterm_does_not_interrupt_saving(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where a sweep that is killed ends its trials: its actor asks them to, and so does the system when
-    the actor is gone."""
-    unheeded: list[int] = []
-    earlier = signal.signal(signal.SIGTERM, lambda number, _: unheeded.append(number))
+    """A killed sweep sends its trials two SIGTERMs: one from its worker, one from the system when the worker
+    has ended."""
+    unhandled: list[int] = []
+    earlier = signal.signal(signal.SIGTERM, lambda number, _: unhandled.append(number))
 
     def terminated_again(path: Path, *arguments: Any) -> None:
         if path.name == "interrupted_model":
@@ -276,18 +276,19 @@ def test_a_second_sigterm_does_not_cut_the_saving_off(
         train(tmp_path, stop_at=32)
     finally:
         signal.signal(signal.SIGTERM, earlier)
-    assert unheeded == []
+    assert unhandled == []
     assert json.loads((tmp_path / "training_summary.json").read_text())["signal"] == signal.SIGTERM
 
 
 @pytest.mark.slow
-def test_training_takes_less_than_one_and_a_half_gigabytes(tmp_path: Path) -> None:
-    """An iteration of the default settings, evaluations shortened.
+def test_train__takes_less_than_1500_megabytes(tmp_path: Path) -> None:
+    """One iteration with the default settings and shorter evaluations.
 
-    VmHWM belongs to the program alone; ru_maxrss would start from the memory of the process that forked it,
-    which is this whole test run.
+    VmHWM is the peak of this program alone; ru_maxrss includes the memory of the process that forked it, here
+    the test run.
     """
-    arguments = f"train so101-paper --total-timesteps 2048 --max-episode-steps 20 --output-dir {tmp_path / 'run'}".split()  # noqa: E501
+    arguments = ["train", "so101-paper", "--total-timesteps", "2048", "--max-episode-steps", "20"]
+    arguments += ["--output-dir", str(tmp_path / "run")]
     code = f"from residual_rl.cli.main import main; assert main({arguments!r}) == 0; "
     code += "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

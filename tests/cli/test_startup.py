@@ -1,5 +1,5 @@
-"""How much a command imports before it does its work. CPU time is compared with that of importing torch, on
-the same machine."""
+"""Imports of a command before its work starts. CPU time is compared with that of importing torch on the same
+machine."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(script: str, arguments: list[str]) -> tuple[float, set[str]]:
 
 
 def torch_seconds() -> float:
-    """CPU seconds of a process that imports torch and does nothing else; the least of three."""
+    """CPU seconds of a process that only imports torch; the minimum of three."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return min(cpu_seconds(sys.executable, "-c", "import torch", env=environment)[0] for _ in range(3))
 
@@ -68,8 +68,8 @@ def test_help__takes_less_than_importing_torch() -> None:
 
 @pytest.mark.slow
 def test_train__imports_little_before_the_first_step(tmp_path: Path) -> None:
-    """On a quiet machine: 2.1 s of CPU, where `import torch` takes 1.1 s; half of it with torch._dynamo and
-    SymPy."""
+    """On a quiet machine: 2.1 s of CPU, where `import torch` takes 1.1 s; importing torch._dynamo and SymPy
+    would double it."""
     seconds, modules = run(FIRST_STEP, [*TRAIN, "--output-dir", str(tmp_path / "run")])
     heavy = {
         "torch._dynamo",

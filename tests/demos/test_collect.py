@@ -1,4 +1,4 @@
-"""Collecting demonstrations, and replaying them."""
+"""Collection and replay of demonstrations."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from residual_rl.residual_env import ResidualEnv
 from residual_rl.types import Obs
 from residual_rl.utils.seeding import normal
 
-# --- collecting ---------------------------------------------------------------------------------------------
+# --- collection ---------------------------------------------------------------------------------------------
 
 
-class Cross(fakes.Homing):
-    """Raises at the 25th step."""
+class FailingPolicy(fakes.Homing):
+    """Raises an error after 25 queries."""
 
     calls = 0
 
@@ -50,7 +50,7 @@ def point_env(num_envs: int, policy: Any = None, scale: float = 0.5, **settings:
 
 
 def wave(obs: Obs) -> Tensor:
-    """A residual that depends on the observation alone."""
+    """A residual that depends on the observation only."""
     return torch.stack([obs["state"][:, 3] / 20, obs["position"][:, 0]], 1).clamp(-1, 1)
 
 
@@ -62,7 +62,7 @@ def episodes(num_envs: int, noise: float = 0.0, correlation: float = 0.0) -> lis
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])
-def test_every_episode_is_there_once_in_order_and_the_same_for_any_number_of_worlds(noise: float) -> None:
+def test_run_episodes__does_not_depend_on_the_number_of_envs(noise: float) -> None:
     one = episodes(1, noise, 0.9)
     assert [demo.seed for demo in one] == list(SEEDS)
     assert {demo.succeeded for demo in one} == {True, False}
@@ -71,7 +71,7 @@ def test_every_episode_is_there_once_in_order_and_the_same_for_any_number_of_wor
         assert all(same(a, b) for a, b in zip(one, episodes(num_envs, noise, 0.9), strict=True))
 
 
-def test_an_episode_is_what_a_lone_world_does_with_its_actions() -> None:
+def test_run_episodes__matches_a_single_env_stepped_by_hand() -> None:
     """Observations, rewards and flags against the bare env, stepped by hand; base, residual and intended
     action against the composition."""
     for demo in episodes(7, 0.3, 0.5):
@@ -94,7 +94,7 @@ def test_an_episode_is_what_a_lone_world_does_with_its_actions() -> None:
         assert bool(terminated[0] | truncated[0])
 
 
-def test_the_noise_is_autoregressive_and_depends_on_seed_and_step_alone() -> None:
+def test_action_noise__is_autoregressive_in_seed_and_step() -> None:
     for demo in episodes(5, 0.3, 0.8):
         value = torch.zeros(1, 2, dtype=torch.float64)
         for t in range(len(demo)):
@@ -104,7 +104,7 @@ def test_the_noise_is_autoregressive_and_depends_on_seed_and_step_alone() -> Non
             assert demo.actions[t].tolist() == pytest.approx(expected[0].tolist(), abs=1e-6)
 
 
-def test_noise_is_as_strong_as_asked_and_stays_as_long() -> None:
+def test_action_noise__has_the_configured_deviation_and_correlation() -> None:
     env = fakes.PointEnv(fakes.PointCfg(), 500)
     env.residual_unit = torch.tensor([1.0, 0.25])
     env.reset(seed=0)
@@ -125,7 +125,7 @@ def test_noise_is_as_strong_as_asked_and_stays_as_long() -> None:
 
 
 class Chunks(fakes.Homing):
-    """Plans three steps ahead, all of them alike."""
+    """Predicts chunks of three equal actions."""
 
     chunk_size = num_action_steps = 3
 
@@ -134,7 +134,7 @@ class Chunks(fakes.Homing):
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])
-def test_residuals_over_whole_chunks_are_recorded_step_by_step(noise: float) -> None:
+def test_chunk_residual_env__residuals_are_recorded_per_step(noise: float) -> None:
     def run(num_envs: int) -> list[Demo]:
         env = fakes.PointEnv(fakes.PointCfg(max_episode_steps=7), num_envs)
         chunked = ChunkResidualEnv(env, BasePolicyExecutor(Chunks(0.5), env), 0.5)
@@ -157,7 +157,7 @@ def test_residuals_over_whole_chunks_are_recorded_step_by_step(noise: float) -> 
             assert np.array_equal(info["final_obs"]["state"][0], demo.obs["state"][t + 1])
 
 
-def test_without_noise_or_residual_nothing_is_stored_of_them() -> None:
+def test_run_episodes__stores_no_residual_and_no_intended_actions_without_them() -> None:
     env = point_env(4)
     demo = next(run_episodes(env, no_residual(env), SEEDS, with_residual=False))
     assert demo.residual_actions is None
@@ -174,7 +174,7 @@ def collected(path: Path, num_envs: int = 3, **settings: Any) -> tuple[Any, list
     return result, read(path) if writer.published else []
 
 
-def test_only_successes_are_the_first_ones_whatever_ends_first(tmp_path: Path) -> None:
+def test_only_success__stores_the_first_successful_seeds(tmp_path: Path) -> None:
     every, demos = collected(tmp_path / "all.h5", n_episodes=30)
     assert (every.ran, [demo.seed for demo in demos]) == (30, list(range(100, 130)))
     solved = [demo.seed for demo in demos if demo.succeeded]
@@ -186,9 +186,9 @@ def test_only_successes_are_the_first_ones_whatever_ends_first(tmp_path: Path) -
         assert (result.ran, result.solved) == (solved[5] - 100 + 1, 6)
 
 
-def test_without_enough_successes_it_gives_up(tmp_path: Path) -> None:
-    """A base policy that stands still succeeds where the start lies at the origin, or the wind carries it
-    there: seldom."""
+def test_only_success__stops_after_the_largest_number_of_tries(tmp_path: Path) -> None:
+    """A base policy that never moves rarely succeeds: if it starts at the origin or the wind carries it
+    there."""
     env = point_env(4, fakes.Homing(0.0))
     with DemoWriter(tmp_path / "x.h5", INFO) as writer:
         cfg = CollectCfg(n_episodes=10, only_success=True, first_seed=100)
@@ -198,8 +198,8 @@ def test_without_enough_successes_it_gives_up(tmp_path: Path) -> None:
     assert len(read(tmp_path / "x.h5")) == result.solved
 
 
-def test_progress_and_stopping(tmp_path: Path) -> None:
-    told: list[tuple[int, float]] = []
+def test_collect__reports_progress_and_can_be_stopped(tmp_path: Path) -> None:
+    progress: list[tuple[int, float]] = []
     env = point_env(4)
     steps = itertools.count()
     with DemoWriter(tmp_path / "x.h5", INFO) as writer:
@@ -211,19 +211,19 @@ def test_progress_and_stopping(tmp_path: Path) -> None:
             writer,
             with_residual=False,
             stopped=lambda: next(steps) == 20,
-            on_progress=lambda n, rate: told.append((n, rate)),
+            on_progress=lambda n, rate: progress.append((n, rate)),
         )
     assert next(steps) == 21
     assert 4 <= result.ran < 20
-    assert told[-1] == (result.ran, result.solved / result.ran)
-    assert [n for n, _ in told] == list(range(1, result.ran + 1))
+    assert progress[-1] == (result.ran, result.solved / result.ran)
+    assert [n for n, _ in progress] == list(range(1, result.ran + 1))
     seeds = [demo.seed for demo in read(tmp_path / "x.h5")]
     assert seeds == sorted(seeds)  # type: ignore[type-var]
     assert len(seeds) == result.ran
 
 
-def test_a_policy_that_fails_leaves_what_was_complete(tmp_path: Path) -> None:
-    env = point_env(4, Cross(0.5))
+def test_collect__keeps_complete_episodes_if_the_policy_fails(tmp_path: Path) -> None:
+    env = point_env(4, FailingPolicy(0.5))
 
     def run() -> None:
         with DemoWriter(tmp_path / "x.h5", INFO) as writer:
@@ -234,10 +234,11 @@ def test_a_policy_that_fails_leaves_what_was_complete(tmp_path: Path) -> None:
     with pytest.raises(BasePolicyError, match="failed: ValueError: enough"):
         run()
     assert len(read(tmp_path / "x.h5")) >= 4
-    assert isinstance(env.vec_env, fakes.PointEnv)  # the noise is taken out again
+    assert isinstance(env.vec_env, fakes.PointEnv)
+    assert env.step_hook is None  # the noise is removed
 
 
-def test_an_env_that_hands_its_seeds_out_otherwise_is_refused() -> None:
+def test_run_episodes__refuses_an_env_that_draws_seeds_out_of_order() -> None:
     env = point_env(3)
     draw = env.vec_env.episode_seeds.draw
     env.vec_env.episode_seeds.draw = lambda n: draw(n).flip(0)  # type: ignore[method-assign]
@@ -245,11 +246,10 @@ def test_an_env_that_hands_its_seeds_out_otherwise_is_refused() -> None:
         list(run_episodes(env, no_residual(env), SEEDS))
 
 
-def test_worlds_are_as_many_as_their_images_leave_room_for() -> None:
+def test_max_envs_in_memory__divides_the_memory_by_the_size_of_an_episode() -> None:
     env = fakes.PointEnv(fakes.PointCfg(), 1)
-    assert max_envs_in_memory(env) == (1 << 30) // (
-        9 * 4 * 11
-    )  # 9 float32 a step, 11 observations of 10 steps
+    # 9 float32 values per step, 11 observations in 10 steps
+    assert max_envs_in_memory(env) == (1 << 30) // (9 * 4 * 11)
 
 
 @pytest.mark.parametrize(
@@ -263,24 +263,24 @@ def test_worlds_are_as_many_as_their_images_leave_room_for() -> None:
         ({"first_seed": -1}, "first_seed must be at least 0, not -1"),
     ],
 )
-def test_wrong_settings_are_named(settings: dict[str, Any], message: str) -> None:
+def test_collect_cfg__names_an_invalid_setting(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         CollectCfg(**settings)
 
 
-# --- replaying ----------------------------------------------------------------------------------------------
+# --- replay -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def point(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The task of the fakes is registered."""
+    """Register the task of the fakes."""
     TASKS.all()
     monkeypatch.setattr(TASKS, "_specs", {**TASKS._specs, "point": fakes.POINT_TASK})
 
 
 @pytest.mark.usefixtures("point")
 @pytest.mark.parametrize("num_envs", [1, 4, 30])
-def test_a_replay_is_the_same_to_the_last_bit(tmp_path: Path, num_envs: int) -> None:
+def test_replay__is_bit_exact(tmp_path: Path, num_envs: int) -> None:
     path = write(tmp_path / "x.h5", episodes(6, 0.3))
     with Demonstrations(path) as demos:
         env = make_env(demos, num_envs)
@@ -295,7 +295,7 @@ def test_a_replay_is_the_same_to_the_last_bit(tmp_path: Path, num_envs: int) -> 
 
 
 @pytest.mark.usefixtures("point")
-def test_a_replay_tells_how_far_what_happens_is_from_what_was_stored(tmp_path: Path) -> None:
+def test_replay__reports_the_largest_difference_from_the_stored_episode(tmp_path: Path) -> None:
     demo = next(demo for demo in episodes(6) if len(demo) == 6 and not demo.succeeded)
     moved = dataclasses.replace(demo, obs={name: value.copy() for name, value in demo.obs.items()})
     moved.obs["position"][4, 1] += 0.25
@@ -347,7 +347,7 @@ def test_a_replay_tells_how_far_what_happens_is_from_what_was_stored(tmp_path: P
 
 
 @pytest.mark.usefixtures("point")
-def test_a_replay_ends_where_the_env_ends_the_episode(tmp_path: Path) -> None:
+def test_replay__ends_with_the_envs_episode(tmp_path: Path) -> None:
     demo = next(demo for demo in episodes(6) if demo.succeeded and len(demo) < 6)
     more = 10
     longer = Demo(
@@ -369,7 +369,7 @@ def test_a_replay_ends_where_the_env_ends_the_episode(tmp_path: Path) -> None:
     )
 
 
-def test_what_differs_infinitely() -> None:
+def test_difference__nan_or_another_shape_is_infinite() -> None:
     difference = Difference()
     difference.update("a", 1, np.zeros(2), np.array([0.0, np.nan]))
     assert (difference.value, difference.name, difference.step) == (np.inf, "a", 1)
@@ -377,9 +377,8 @@ def test_what_differs_infinitely() -> None:
     difference.update("a", 2, np.zeros(2), np.zeros(3))
     assert difference.value == np.inf
     difference = Difference()
-    difference.update(
-        "image", 3, np.array([250, 3], np.uint8), np.array([3, 250], np.uint8)
-    )  # no wrapping around
+    # uint8 values do not wrap around.
+    difference.update("image", 3, np.array([250, 3], np.uint8), np.array([3, 250], np.uint8))
     assert difference.value == 247.0
 
 
@@ -394,14 +393,14 @@ def test_what_differs_infinitely() -> None:
             2,
             CheckpointError,
             (
-                "holds settings that task 'point' of this release does not accept: unknown setting of"
+                "has settings that task 'point' of this release does not accept: unknown setting of"
                 " PointCfg 'speed'"
             ),
         ),
-        ("point", {}, 3, CheckpointError, "holds actions of 3 numbers, but task 'point' takes 2"),
+        ("point", {}, 3, CheckpointError, "has actions of size 3, but those of task 'point' have size 2"),
     ],
 )
-def test_demonstrations_of_another_task_are_refused(
+def test_make_env__refuses_demonstrations_of_another_task(
     tmp_path: Path, env_id: str, kwargs: dict[str, Any], action_dim: int, error: type[Exception], message: str
 ) -> None:
     demo = a_demo(actions=np.zeros((3, action_dim), np.float32))
@@ -411,7 +410,7 @@ def test_demonstrations_of_another_task_are_refused(
     assert str(path) in str(caught.value)
 
 
-def test_demonstrations_of_maniskill_name_the_extra(tmp_path: Path) -> None:
+def test_make_env__names_the_extra_for_maniskill_demonstrations(tmp_path: Path) -> None:
     with (
         Demonstrations(maniskill(tmp_path / "x.h5")) as demos,
         pytest.raises(MissingDependencyError, match=r"residual-rl\[maniskill\]"),

@@ -1,5 +1,4 @@
-"""Demonstrations of planners: what is lost is named and made up for, and a task's planners are found by their
-name."""
+"""Demonstrations of planners: failed episodes are reported and replaced, and planners are found by name."""
 
 from __future__ import annotations
 
@@ -22,8 +21,8 @@ from residual_rl.errors import ConfigError
 from residual_rl.registry import TASKS
 
 
-class Every:
-    """Plans for even seeds, succeeds at every fourth, and is lost at odd ones."""
+class EvenSeeds:
+    """A planner that fails at odd seeds and solves the task at every fourth seed."""
 
     max_episode_steps, control_hz, action_unit, action_unit_name = 6, 10.0, (0.5, 0.5), "m"
     description = "every other one"
@@ -46,25 +45,25 @@ class Every:
 
 def collected(tmp_path: Path, **settings: Any) -> tuple[Any, list[int | None]]:
     with DemoWriter(tmp_path / "x.h5", INFO) as writer:
-        result = collect_planned(Every(), CollectCfg(first_seed=0, **settings), writer)
+        result = collect_planned(EvenSeeds(), CollectCfg(first_seed=0, **settings), writer)
     return result, [demo.seed for demo in read(tmp_path / "x.h5")]
 
 
-def test_another_episode_is_planned_for_each_one_that_is_lost(tmp_path: Path) -> None:
+def test_collect_planned__replaces_failed_episodes(tmp_path: Path) -> None:
     result, seeds = collected(tmp_path, n_episodes=3)
     assert seeds == [0, 2, 4]
     assert (result.ran, result.solved) == (5, 2)
     assert result.failed == [FailedEpisode(1, "odd"), FailedEpisode(3, "odd")]
 
 
-def test_successes_alone(tmp_path: Path) -> None:
+def test_collect_planned__only_success_stores_successful_episodes(tmp_path: Path) -> None:
     result, seeds = collected(tmp_path, n_episodes=3, only_success=True)
     assert seeds == [0, 4, 8]
     assert (result.ran, result.solved, len(result.failed)) == (9, 3, 4)
 
 
-def test_when_nothing_but_losses_come_it_gives_up(tmp_path: Path) -> None:
-    class Odd(Every):
+def test_collect_planned__stops_after_consecutive_failures(tmp_path: Path) -> None:
+    class OddSeeds(EvenSeeds):
         def episodes(
             self, seeds: Sequence[int], stopped: Callable[[], bool]
         ) -> Iterator[Demo | FailedEpisode]:
@@ -74,15 +73,15 @@ def test_when_nothing_but_losses_come_it_gives_up(tmp_path: Path) -> None:
         DemoWriter(tmp_path / "x.h5", INFO) as writer,
         pytest.raises(ConfigError, match=r"20 consecutive episodes failed.*seed 39: odd"),
     ):
-        collect_planned(Odd(), CollectCfg(first_seed=0, n_episodes=5), writer)
+        collect_planned(OddSeeds(), CollectCfg(first_seed=0, n_episodes=5), writer)
     assert [demo.seed for demo in read(tmp_path / "x.h5")] == [0]
 
 
-def test_what_stops_it_leaves_what_was_complete(tmp_path: Path) -> None:
+def test_collect_planned__keeps_complete_episodes_when_stopped(tmp_path: Path) -> None:
     progress: list[tuple[int, float]] = []
     with DemoWriter(tmp_path / "x.h5", INFO) as writer:
         collect_planned(
-            Every(),
+            EvenSeeds(),
             CollectCfg(first_seed=0, n_episodes=9),
             writer,
             stopped=lambda: len(progress) == 3,
@@ -92,13 +91,13 @@ def test_what_stops_it_leaves_what_was_complete(tmp_path: Path) -> None:
     assert progress == [(1, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
 
 
-def test_a_tasks_planner_is_called_by_its_name(
+def test_demos_collect__runs_a_planner_of_the_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made: list[Every] = []
+    made: list[EvenSeeds] = []
 
-    def make(cfg: Any, num_workers: int, time_limit: float) -> Every:
-        made.append(Every(dataclasses.replace(cfg, max_episode_steps=6), num_workers, time_limit))
+    def make(cfg: Any, num_workers: int, time_limit: float) -> EvenSeeds:
+        made.append(EvenSeeds(dataclasses.replace(cfg, max_episode_steps=6), num_workers, time_limit))
         return made[0]
 
     spec = dataclasses.replace(
@@ -112,10 +111,10 @@ def test_a_tasks_planner_is_called_by_its_name(
     assert main(["demos", "collect", "so101-paper", *flags, "--out", str(path)]) == 0
     assert made[0].made_with == (2, 7.0)  # no more processes than episodes
     assert made[0].closed
-    said = capsys.readouterr()
-    assert "2 episodes (" in said.out
-    assert "1 of 3 episodes succeeded, 1 came to nothing" in said.out
-    assert "the episode of seed 1 came to nothing: odd" in said.err
+    output = capsys.readouterr()
+    assert "2 episodes (" in output.out
+    assert "1 of 3 episodes succeeded, 1 could not be planned" in output.out
+    assert "the episode of seed 1 could not be planned: odd" in output.err
     with Demonstrations(path) as demos:
         assert [demo.seed for demo in demos] == [0, 2]
         settings, info = demos.task_settings, demos.info
@@ -132,11 +131,11 @@ def test_a_tasks_planner_is_called_by_its_name(
         main(["demos", "collect", "so101-paper", "--policy", "by-hand", "--noise", "0.1", "--num-envs", "4"])
         == 2
     )
-    assert "it takes no --noise, --num-envs" in capsys.readouterr().err
+    assert "leave out --noise, --num-envs" in capsys.readouterr().err
     assert main(["demos", "collect", "so101-paper", "--policy", "by-hand", "--time-limit", "0"]) == 2
     assert "time_limit must be above 0" in capsys.readouterr().err
 
 
-def test_settings_are_told_as_flags() -> None:
+def test_settings_as_flags__prints_settings_as_flags() -> None:
     settings = {"a_list": [1, 2], "yes": True, "no": False, "nothing": None, "name": "two words"}
     assert settings_as_flags("no-such-task", settings) == "--a-list 1 2 --yes --no-no --name 'two words'"

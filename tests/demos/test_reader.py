@@ -1,5 +1,4 @@
-"""Demonstrations: the file format and its neighbours', what is wrong with files, and writing that nothing can
-break."""
+"""Demonstration files: our format and ManiSkill's, errors of damaged files, and crash-safe writing."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ from residual_rl.utils.files import WriteError
 # --- the format ---------------------------------------------------------------------------------------------
 
 
-def test_the_layout_is_that_of_maniskill(tmp_path: Path) -> None:
+def test_demo_writer__file_has_the_layout_of_maniskill(tmp_path: Path) -> None:
     demo = a_demo(
         seed=7, intended_actions=np.zeros((3, 2), np.float32), base_actions=np.ones((3, 2), np.float32)
     )
@@ -98,7 +97,7 @@ def test_the_layout_is_that_of_maniskill(tmp_path: Path) -> None:
             demos.episode(2)
 
 
-def test_the_description_says_what_it_was_made_with() -> None:
+def test_describe__contains_task_source_and_versions() -> None:
     info = describe(
         "point",
         {"a": 1},
@@ -169,16 +168,16 @@ def demos(draw: st.DrawFn) -> list[Demo]:
 @pytest.mark.slow
 @hypothesis.settings(max_examples=40, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 @hypothesis.given(demos())
-def test_what_is_written_is_what_is_read(tmp_path: Path, episodes: list[Demo]) -> None:
+def test_demonstrations__read_equals_written(tmp_path: Path, episodes: list[Demo]) -> None:
     again = read(write(tmp_path / "x.h5", episodes, overwrite=True))
     assert all(same(a, b) for a, b in zip(episodes, again, strict=True))
 
 
 SETTINGS = {"env_id": "PushCube-v1", "control_mode": "pd_joint_delta_pos", "max_episode_steps": 50}
-"""Of such a file, as this package's task `maniskill` takes them."""
+"""Settings of such a file for this package's task `maniskill`."""
 
 
-def test_a_file_of_maniskill_is_read(tmp_path: Path) -> None:
+def test_demonstrations__reads_a_maniskill_file(tmp_path: Path) -> None:
     with Demonstrations.open(maniskill(tmp_path / "trajectory.h5")) as file:
         assert not file.own
         assert (len(file), file.task_id, file.task_settings, file.obs_shapes) == (
@@ -203,7 +202,7 @@ def test_a_file_of_maniskill_is_read(tmp_path: Path) -> None:
         assert file.task_settings["max_episode_steps"] == 70
 
 
-def test_a_file_of_maniskill_with_joint_positions_names_the_tool_that_converts_it(tmp_path: Path) -> None:
+def test_demonstrations__maniskill_joint_positions_name_the_conversion_tool(tmp_path: Path) -> None:
     with Demonstrations.open(maniskill(tmp_path / "x.h5", control_mode="pd_joint_pos")) as file:
         with pytest.raises(
             ConfigError,
@@ -213,17 +212,17 @@ def test_a_file_of_maniskill_with_joint_positions_names_the_tool_that_converts_i
         assert len(file.episode(0)) == 3
 
 
-def test_the_other_modes_of_maniskill(tmp_path: Path) -> None:
+def test_demonstrations__reads_nested_and_missing_maniskill_observations(tmp_path: Path) -> None:
     nested = {"agent/qpos": np.zeros((4, 9)), "sensor_data/base_camera/rgb": np.zeros((4, 2, 2, 3), np.uint8)}
     demo = read(maniskill(tmp_path / "dict.h5", nested, episode_seed=[9]))[0]
     assert set(demo.obs) == {"agent/qpos", "sensor_data/base_camera/rgb"}
     assert demo.seed == 9
     demo = read(maniskill(tmp_path / "none.h5", {}, episode_seed=[9, 10]))[0]
     assert demo.obs == {}
-    assert demo.seed is None  # those of all envs that were reset together: nobody knows which is this one's
+    assert demo.seed is None  # the list has the seeds of all envs reset together
 
 
-# --- what is wrong with files -------------------------------------------------------------------------------
+# --- damaged files ------------------------------------------------------------------------------------------
 
 
 def spoil(change: Callable[[h5py.File], None]) -> Callable[[Path], None]:
@@ -294,7 +293,7 @@ NAN = np.array([[0.0] * 8, [np.nan] * 8, [0.0] * 8], np.float32)
             spoil(lambda f: f.create_dataset("traj_1/base_actions", data=np.zeros((2, 8)))),
             "base_actions has the shape [2, 8]; expected that of",
         ),
-        (replace("traj_1/actions", [b"a", b"b", b"c"]), "traj_1: actions holds object, expected numbers"),
+        (replace("traj_1/actions", [b"a", b"b", b"c"]), "traj_1: actions has dtype object, expected numbers"),
         (
             spoil(
                 lambda f: f.move("traj_1/actions", "traj_1/a") or f.move("traj_1/a", "traj_1/actions/panda")
@@ -305,7 +304,7 @@ NAN = np.array([[0.0] * 8, [np.nan] * 8, [0.0] * 8], np.float32)
         (replace("traj_0", None), "describes 2 trajectories"),
         (
             spoil(lambda f: f.clear()),
-            "holds no trajectories traj_0, traj_1, …; expected demonstrations in ManiSkill's layout",
+            "has no trajectories traj_0, traj_1, …; expected demonstrations in ManiSkill's layout",
         ),
         (lambda p: p.with_suffix(".json").unlink(), "trajectory.json is missing"),
         (lambda p: p.with_suffix(".json").write_text("{"), "trajectory.json cannot be read"),
@@ -314,14 +313,14 @@ NAN = np.array([[0.0] * 8, [np.nan] * 8, [0.0] * 8], np.float32)
         (lambda p: p.write_bytes(p.read_bytes()[:-2000]), "truncated"),
         (
             lambda p: p.write_bytes(b""),
-            "is no HDF5 file; expected demonstrations: HDF5 in the layout of ManiSkill's trajectories",
+            "is not an HDF5 file; expected demonstrations: HDF5 in the layout of ManiSkill's trajectories",
         ),
-        (lambda p: p.write_text("PK" * 100), "is no HDF5 file"),
+        (lambda p: p.write_text("PK" * 100), "is not an HDF5 file"),
         (lambda p: p.unlink(), "does not exist"),
         (lambda p: (p.unlink(), p.mkdir()), "Is a directory"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_named(
+def test_demonstrations__names_the_defect_of_a_file(
     tmp_path: Path, spoiled: Callable[[Path], Any], message: str
 ) -> None:
     path = maniskill(tmp_path / "trajectory.h5")
@@ -334,14 +333,14 @@ def test_what_is_wrong_with_a_file_is_named(
     assert "\n" not in text
 
 
-def test_a_missing_array_of_the_first_episode_is_named_by_whoever_asks(tmp_path: Path) -> None:
+def test_demonstrations_shapes__names_a_missing_array(tmp_path: Path) -> None:
     path = maniskill(tmp_path / "trajectory.h5")
     replace("traj_0/actions", None)(path)
     with Demonstrations(path) as file, pytest.raises(CheckpointError, match="traj_0 lacks 'actions'"):
         _ = file.action_dim
 
 
-def test_what_was_changed_in_ours_is_noticed(tmp_path: Path) -> None:
+def test_demonstrations__detects_changes_to_own_files(tmp_path: Path) -> None:
     demo = a_demo(base_actions=np.ones((3, 2), np.float32))
     path = write(tmp_path / "x.h5", [demo])
     replace("traj_0/rewards", np.zeros(3, np.float32))(path)
@@ -350,12 +349,12 @@ def test_what_was_changed_in_ours_is_noticed(tmp_path: Path) -> None:
     ):
         read(path)
     write(path, [demo], overwrite=True)
-    replace("traj_0/base_actions", None)(path)  # it is optional, but this file had it
+    replace("traj_0/base_actions", None)(path)  # optional, but listed in this file
     with pytest.raises(CheckpointError, match="traj_0 lacks 'base_actions'"):
         read(path)
     write(path, [demo, demo], overwrite=True)
     replace("traj_1", None)(path)
-    with pytest.raises(CheckpointError, match="should hold 2 trajectories but has 1"):
+    with pytest.raises(CheckpointError, match="should have 2 trajectories but has 1"):
         read(path)
     write(path, [demo], {**INFO, "format_version": 2}, overwrite=True)
     with pytest.raises(
@@ -365,13 +364,13 @@ def test_what_was_changed_in_ours_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_flipped_bit_or_a_missing_end_is_noticed_or_harmless(tmp_path: Path) -> None:
+def test_demonstrations__detects_flipped_bits_and_truncation(tmp_path: Path) -> None:
     """Every flip and cut gives either the same episodes or an error that names the file; never other
     episodes, never a crash."""
     path = write(tmp_path / "x.h5", [a_demo(seed) for seed in range(3)])
     data, whole = path.read_bytes(), read(path)
     rng = np.random.default_rng(0)
-    said: list[str] = []
+    messages: list[str] = []
     for i in range(300):
         spoiled = bytearray(data)
         if i % 3:
@@ -382,9 +381,9 @@ def test_a_flipped_bit_or_a_missing_end_is_noticed_or_harmless(tmp_path: Path) -
         try:
             assert all(same(a, b) for a, b in zip(whole, read(path), strict=True))
         except CheckpointError as error:
-            said.append(str(error))
-    assert len(said) > 150
-    assert all(line.startswith(f"{path}") and "\n" not in line for line in said)
+            messages.append(str(error))
+    assert len(messages) > 150
+    assert all(line.startswith(f"{path}") and "\n" not in line for line in messages)
 
 
 # --- writing ------------------------------------------------------------------------------------------------
@@ -408,7 +407,7 @@ def names(folder: Path) -> list[str]:
         ),
     ],
 )
-def test_an_episode_that_is_not_whole_is_refused_and_the_others_stay(
+def test_demo_writer_add__refuses_an_invalid_episode_and_keeps_the_others(
     tmp_path: Path, fields: dict[str, Any], message: str
 ) -> None:
     with DemoWriter(tmp_path / "x.h5", INFO) as writer:
@@ -419,14 +418,14 @@ def test_an_episode_that_is_not_whole_is_refused_and_the_others_stay(
     assert [demo.seed for demo in read(tmp_path / "x.h5")] == [0, 1]
 
 
-def test_a_file_that_is_there_is_not_replaced_unless_asked(tmp_path: Path) -> None:
+def test_demo_writer__replaces_an_existing_file_only_with_overwrite(tmp_path: Path) -> None:
     path = write(tmp_path / "x.h5", [a_demo(0)])
     with pytest.raises(
         ConfigError, match=r"x\.h5 already exists; choose another --output, or replace it with --overwrite"
     ):
         DemoWriter(path, INFO)
     path.unlink()
-    with pytest.raises(ConfigError, match=r"x\.json already exists"):  # somebody else's settings, perhaps
+    with pytest.raises(ConfigError, match=r"x\.json already exists"):  # it may describe another file
         DemoWriter(path, INFO)
     with pytest.raises(ConfigError, match=r"must end in \.h5 or \.hdf5"):
         DemoWriter(tmp_path / "x.zip", INFO)
@@ -437,7 +436,7 @@ def test_a_file_that_is_there_is_not_replaced_unless_asked(tmp_path: Path) -> No
         DemoWriter(tmp_path / "x.json" / "x.h5", INFO)
 
 
-def test_an_earlier_file_stays_until_there_is_something_to_put_in_its_place(tmp_path: Path) -> None:
+def test_demo_writer__keeps_the_old_file_until_there_is_an_episode(tmp_path: Path) -> None:
     path = write(tmp_path / "x.h5", [a_demo(3)])
     with DemoWriter(path, INFO, overwrite=True):
         pass
@@ -445,7 +444,7 @@ def test_an_earlier_file_stays_until_there_is_something_to_put_in_its_place(tmp_
     assert names(tmp_path) == ["x.h5", "x.json"]
 
 
-def test_an_exception_keeps_what_was_complete(tmp_path: Path) -> None:
+def test_demo_writer__publishes_complete_episodes_on_an_exception(tmp_path: Path) -> None:
     def fail() -> None:
         with DemoWriter(tmp_path / "x.h5", INFO) as writer:
             for seed in range(4):
@@ -458,7 +457,7 @@ def test_an_exception_keeps_what_was_complete(tmp_path: Path) -> None:
     assert names(tmp_path) == ["x.h5", "x.json"]
 
 
-def test_an_episode_that_is_interrupted_leaves_no_half_of_it(
+def test_demo_writer_add__removes_a_partly_written_episode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, calls = demo_writer._store, itertools.count()
@@ -479,8 +478,8 @@ def test_an_episode_that_is_interrupted_leaves_no_half_of_it(
     assert [demo.seed for demo in read(tmp_path / "x.h5")] == [0, 1, 9]
 
 
-def test_what_there_is_so_far_is_published_as_long_as_that_is_cheap(tmp_path: Path) -> None:
-    """Each reading of the clock is a second later; a snapshot reads it twice, so it costs one."""
+def test_demo_writer__publishes_snapshots_within_a_share_of_the_time(tmp_path: Path) -> None:
+    """The clock advances by a second per reading. A snapshot reads it twice, so it takes one second."""
     ticks = itertools.count()
     published = []
     with DemoWriter(tmp_path / "x.h5", INFO, clock=lambda: float(next(ticks))) as writer:
@@ -490,15 +489,15 @@ def test_what_there_is_so_far_is_published_as_long_as_that_is_cheap(tmp_path: Pa
             with Demonstrations(tmp_path / "x.h5") as there:
                 assert len(there) == writer.published
             assert len(json.loads((tmp_path / "x.json").read_text())["episodes"]) == writer.published
-    assert published[0] == 1  # the first one at once
+    assert published[0] == 1  # the first episode at once
     assert published[1:10] == [1] * 9
     steps = sorted(set(published))
     assert 3 <= len(steps) <= 6  # about one second of publishing in ten
-    assert steps[-1] < 40  # the rest comes at the end
+    assert steps[-1] < 40  # the rest is published at the end
     assert len(read(tmp_path / "x.h5")) == 40
 
 
-def test_leftovers_of_the_killed_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
+def test_demo_writer__removes_temporary_files_of_dead_processes_only(tmp_path: Path) -> None:
     path = tmp_path / "x.h5"
     (tmp_path / ".x.h5.0badf00d.tmp").write_bytes(b"half")
     (tmp_path / ".x.json.0badf00d.tmp").write_bytes(b"half")
@@ -512,8 +511,8 @@ def test_leftovers_of_the_killed_go_and_those_of_the_living_stay(tmp_path: Path)
     assert names(tmp_path) == [".other.h5.0badf00d.tmp", ".other.json.0badf00d.tmp", "x.h5", "x.json"]
 
 
-def test_a_full_disk_ends_in_one_line_with_all_that_was_complete(tmp_path: Path) -> None:
-    """The disk fills while it runs: no file may grow beyond 1 MB any more."""
+def test_demo_writer__keeps_complete_episodes_on_a_full_disk(tmp_path: Path) -> None:
+    """Simulates a disk that fills up: no file may grow beyond 1 MB."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     stored = 0
 
@@ -550,7 +549,7 @@ with DemoWriter({path!r}, t.INFO) as writer:
 
 
 @pytest.mark.slow
-def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> None:
+def test_demo_writer__leaves_a_valid_file_when_killed(tmp_path: Path) -> None:
     path = tmp_path / "x.h5"
     code = WRITING.format(tests=str(HELPERS), path=str(path))
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)

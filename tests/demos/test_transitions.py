@@ -1,5 +1,4 @@
-"""Demonstrations as residuals on top of a base policy: by hand, and as the env itself would have given them;
-what does not fit."""
+"""Demonstrations as transitions with residuals on a base policy: by hand, against the env, and errors."""
 
 from __future__ import annotations
 
@@ -92,31 +91,29 @@ def demonstrated(path: Path, cfg: TrainCfg) -> list[Transition]:
         return list(demo_transitions.episodes(demos, cfg, env))
 
 
-def test_a_residual_by_hand(tmp_path: Path) -> None:
-    """Homing says -10 times the position, clipped; a residual of 1 is 0.5."""
-    ends = np.array([False, True, False])  # what comes after an end belongs to no episode
-    path = write(tmp_path / "d.h5", [
-        demo([(0.05, 0.02), (0.2, -0.3), (0.01, 0.0), (0.0, 0.0)], [(-0.4, 0.2), (-1.5, 0.1), (0.0, 0.0)], terminated=ends),  # noqa: E501
-        demo([(0.0, 0.0), (0.03, 0.0)], [(0.25, 0.0)]),
-    ])  # fmt: skip
+def test_episodes__match_values_worked_out_by_hand(tmp_path: Path) -> None:
+    """Homing outputs -10 times the position, clipped; a residual of 1 is 0.5."""
+    ends = np.array([False, True, False])  # steps after the first end are dropped
+    positions = [(0.05, 0.02), (0.2, -0.3), (0.01, 0.0), (0.0, 0.0)]
+    long = demo(positions, [(-0.4, 0.2), (-1.5, 0.1), (0.0, 0.0)], terminated=ends)
+    path = write(tmp_path / "d.h5", [long, demo([(0.0, 0.0), (0.03, 0.0)], [(0.25, 0.0)])])
     first, second = demonstrated(path, point_cfg())
     assert first.base_action.tolist() == [pytest.approx([-0.5, -0.2]), [-1.0, 1.0]]
     assert first.next_obs["base_action"].tolist() == [[-1.0, 1.0], pytest.approx([-0.1, 0.0])]
-    assert first.action.tolist() == [
-        pytest.approx([-0.4, 0.2]),
-        pytest.approx([-1.0, 0.1]),
-    ]  # what could be executed
-    assert first.residual_action.tolist() == [
-        pytest.approx([0.2, 0.8]),
-        [0.0, -1.0],
-    ]  # the last would have to be -1.8
-    # less 0.1 · |0.5 · residual|²
+    # Actions are clipped to the action space.
+    assert first.action.tolist() == [pytest.approx([-0.4, 0.2]), pytest.approx([-1.0, 0.1])]
+    # Residuals are clipped; the last element would be -1.8.
+    assert first.residual_action.tolist() == [pytest.approx([0.2, 0.8]), [0.0, -1.0]]
+    # Rewards minus the penalty 0.1 · |0.5 · residual|².
     assert first.reward.tolist() == pytest.approx([1 - 0.1 * 0.25 * (0.04 + 0.64), 2 - 0.1 * 0.25])
     assert (first.terminated.tolist(), first.truncated.tolist()) == ([False, True], [False, False])
     assert (first.effective_scale, first.next_effective_scale) == (0.5, 0.5)
     assert first.next_obs["state"][:, :2].tolist() == [pytest.approx([0.2, -0.3]), pytest.approx([0.01, 0.0])]
     assert second.residual_action.tolist() == [[0.5, 0.0]]
-    assert (second.terminated.tolist(), second.truncated.tolist()) == ([False], [True])  # it was cut off
+    assert (second.terminated.tolist(), second.truncated.tolist()) == (
+        [False],
+        [True],
+    )  # truncated at the last step
 
 
 def wave(obs: Obs) -> Tensor:
@@ -131,11 +128,9 @@ def collected(cfg: TrainCfg, path: Path) -> Path:
 @pytest.mark.parametrize(
     ("base_policy", "chunk"), [("homing", "step"), ("chunky", "step"), ("chunky", "whole")]
 )
-def test_they_are_what_the_env_gave_when_they_were_collected(
-    tmp_path: Path, base_policy: str, chunk: str
-) -> None:
-    """Executed again with the residuals that were found, the env gives the same transitions, base policy's
-    chunks and history included."""
+def test_episodes__match_the_transitions_of_the_env(tmp_path: Path, base_policy: str, chunk: str) -> None:
+    """With the computed residuals, the env returns the same transitions, including the base policy's chunks
+    and history."""
     path = collected(point_cfg(base_policy), tmp_path / "d.h5")
     cfg = point_cfg(base_policy, chunk=chunk)
     for i, episode in enumerate(demonstrated(path, cfg)):
@@ -161,7 +156,9 @@ def test_they_are_what_the_env_gave_when_they_were_collected(
 
 
 @pytest.mark.parametrize("critic_input", ["sum", "res"])
-def test_critics_judge_what_was_executed_or_the_residual_in_reach(tmp_path: Path, critic_input: Any) -> None:
+def test_critic_input__selects_the_executed_action_or_the_clipped_residual(
+    tmp_path: Path, critic_input: Any
+) -> None:
     path = write(tmp_path / "d.h5", [demo([(0.2, -0.3), (0.0, 0.0)], [(-0.9, 0.1)])])
     cfg = point_cfg(demos=path, critic_input=critic_input)
     env = make_residual_env(cfg, 3)
@@ -177,7 +174,7 @@ def test_critics_judge_what_was_executed_or_the_residual_in_reach(tmp_path: Path
     )
 
 
-def test_a_reach_that_is_too_short_and_other_settings_are_told(
+def test_episodes__warn_of_clipped_residuals_and_other_settings(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write(tmp_path / "d.h5", [demo([(0.2, -0.3), (0.0, 0.0)], [(0.9, 0.1)])])
@@ -201,26 +198,26 @@ MISFITS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (
         {},
         with_info(env_id="push"),
-        "holds demonstrations of task 'push', but this run trains on 'point': collect them with",
+        "has demonstrations of task 'push', but this run trains on 'point': collect them with",
     ),
-    (OTHER_SIZE, INFO, "holds actions of 7 numbers, but task 'point' takes 2"),
+    (OTHER_SIZE, INFO, "has actions of size 7, but those of task 'point' have size 2"),
     (
         {"obs": STATE},
         INFO,
-        "lacks the observation 'position', which base policy 'homing' needs; it holds state",
+        "lacks the observation 'position', which base policy 'homing' needs; it has state",
     ),
-    ({"obs": POSITION}, INFO, "lacks the observation 'state', which learner 'sac' needs; it holds position"),
+    ({"obs": POSITION}, INFO, "lacks the observation 'state', which learner 'sac' needs; it has position"),
     (
         {"obs": {"state": np.zeros((2, 9)), **POSITION}},
         INFO,
-        r"holds 'state' of shape \[9\], but task 'point' observes \[5\]",
+        r"has 'state' of shape \[9\], but task 'point' observes \[5\]",
     ),
-    ({"rewards": None}, INFO, "holds no rewards, which --demos needs"),
+    ({"rewards": None}, INFO, "has no rewards, which --demos needs"),
 ]
 
 
 @pytest.mark.parametrize(("fields", "info", "message"), MISFITS)
-def test_what_does_not_fit_is_named_with_both_sides(
+def test_episodes__name_mismatches_with_both_values(
     tmp_path: Path, fields: dict[str, Any], info: dict[str, Any], message: str
 ) -> None:
     path = write(tmp_path / "d.h5", [dataclasses.replace(demo(**A_DEMO), **fields)], info)
@@ -228,7 +225,7 @@ def test_what_does_not_fit_is_named_with_both_sides(
         demonstrated(path, point_cfg())
 
 
-def test_a_share_needs_a_file_and_a_file_a_share() -> None:
+def test_demo_share__needs_demos_and_demos_need_a_share() -> None:
     with pytest.raises(
         ConfigError,
         match=(
@@ -269,9 +266,7 @@ def so101_demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_with_demonstrations_resumes_bit_for_bit_and_without_their_file(
-    tmp_path: Path, so101_demos: Path
-) -> None:
+def test_demos__run_resumes_bit_exactly_without_the_file(tmp_path: Path, so101_demos: Path) -> None:
     gone = tmp_path / "gone.h5"
     settings: dict[str, Any] = {"learner": "sac", "demo_share": 0.5, "total_timesteps": 96}
     whole = train(tmp_path / "whole", demos=str(so101_demos), **settings)
@@ -286,11 +281,11 @@ def test_a_run_with_demonstrations_resumes_bit_for_bit_and_without_their_file(
     assert metric_rows(tmp_path / "whole") == metric_rows(tmp_path / "pieces")
     demonstrated = states[0]["learner"]["demonstrations"]["segments"]["000000"]["columns"]
     assert len(demonstrated["reward"]) > 20
-    assert demonstrated["residual_action"].abs().max() < 1e-3  # the base policy showed itself
+    assert demonstrated["residual_action"].abs().max() < 1e-3  # the base policy itself demonstrated
     assert (tmp_path / "whole" / "replay" / "demonstrations_000000.safetensors").is_file()
 
 
-def test_a_file_of_another_task_ends_before_anything_is_written(
+def test_demos__file_of_another_task_creates_no_run_folder(
     tmp_path: Path, so101_demos: Path, fails: Fails
 ) -> None:
     flags = [
@@ -303,14 +298,14 @@ def test_a_file_of_another_task_ends_before_anything_is_written(
         "--output-dir",
         str(tmp_path / "run"),
     ]
-    said = fails("train", "so101-paper-precise", *flags, "--num-envs", "2", "--eval-episodes", "1")
-    assert "holds demonstrations of task 'so101-paper', but this run trains on 'so101-paper-precise'" in said
+    message = fails("train", "so101-paper-precise", *flags, "--num-envs", "2", "--eval-episodes", "1")
+    assert "has demonstrations of task 'so101-paper', but this run trains on 'so101-paper-precise'" in message
     assert not (tmp_path / "run").exists()
     assert config(learner="sac").learner.demos is None
 
 
 @pytest.mark.parametrize("task_id", ["so101-paper", "so101-paper-precise", "maniskill"])
-def test_what_demonstrations_must_share_are_settings_of_the_task(task_id: str) -> None:
+def test_demo_settings__are_settings_of_the_task(task_id: str) -> None:
     spec = TASKS.get(task_id)
     assert spec.demo_settings
     assert set(spec.demo_settings) <= {field.name for field in dataclasses.fields(load(spec.config))}
@@ -323,11 +318,11 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize(("flags", "told"), OTHERS, ids=[flags[0] for flags, _ in OTHERS])
-def test_demonstrations_of_other_rewards_actions_or_goals_are_refused(
-    flags: tuple[str, ...], told: str, tmp_path: Path, so101_demos: Path, fails: Fails
+@pytest.mark.parametrize(("flags", "difference"), OTHERS, ids=[flags[0] for flags, _ in OTHERS])
+def test_demo_settings__refuse_other_rewards_actions_and_goals(
+    flags: tuple[str, ...], difference: str, tmp_path: Path, so101_demos: Path, fails: Fails
 ) -> None:
-    """Dense rewards in a buffer of sparse ones, say, have critics expect what no episode can give."""
+    """For example, dense rewards in a buffer of sparse ones would make critics expect too much."""
     run = [
         "--demos",
         str(so101_demos),
@@ -338,7 +333,10 @@ def test_demonstrations_of_other_rewards_actions_or_goals_are_refused(
         "--num-envs",
         "2",
     ]
-    said = fails("train", "so101-paper", "--learner", "sac", *run, "--eval-episodes", "1", *flags)
-    assert "paper.h5 was collected with other tasks, actions or rewards than this run's" in said
-    assert told in said
+    message = fails("train", "so101-paper", "--learner", "sac", *run, "--eval-episodes", "1", *flags)
+    assert (
+        "paper.h5 was collected with other settings of the task than this run's, which would mislead"
+        in message
+    )
+    assert difference in message
     assert not (tmp_path / "run").exists()

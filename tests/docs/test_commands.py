@@ -91,10 +91,10 @@ def parse(
             return
         except SystemExit as exit:
             code = int(exit.code or 0)
-        said = capsys.readouterr().err
-        if "LeRobot, which" in said and importlib.util.find_spec("lerobot") is None:
+        stderr = capsys.readouterr().err
+        if "LeRobot, which" in stderr and importlib.util.find_spec("lerobot") is None:
             pytest.skip("needs LeRobot")
-        assert code == 0, f"residual-rl {shlex.join(argv)}\n{said}"
+        assert code == 0, f"residual-rl {shlex.join(argv)}\n{stderr}"
 
     return run
 

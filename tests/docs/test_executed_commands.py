@@ -107,7 +107,7 @@ def test_executed_commands__are_documented(page: str, line: str) -> None:
 
 
 @pytest.mark.usefixtures("opengl")
-def test_executed_commands__do_what_the_pages_say(
+def test_executed_commands__have_the_documented_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """One test, since later lines use the files of earlier ones, and workers of pytest-xdist share no
@@ -116,9 +116,9 @@ def test_executed_commands__do_what_the_pages_say(
     monkeypatch.setenv("COLUMNS", "200")
     for page, line, more, check in EXECUTED:
         code = main([*shlex.split(line)[1:], *more])
-        said = capfd.readouterr()
-        assert code == 0, f"{page}: {line}\n{said.err}"
-        assert check(tmp_path, said.out), f"{page}: {line}\n{said.out}"
+        printed = capfd.readouterr()
+        assert code == 0, f"{page}: {line}\n{printed.err}"
+        assert check(tmp_path, printed.out), f"{page}: {line}\n{printed.out}"
 
 
 def test_executed_commands__python_of_the_readme() -> None:

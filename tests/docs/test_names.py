@@ -49,7 +49,7 @@ def inline(page: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def help_of(documented: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HelpOf]:
-    """Gives what a command prints with `--help`, in a folder with a run `runs/x`."""
+    """Return a function for the `--help` of a command, in a folder with a run `runs/x`."""
     folder = tmp_path_factory.mktemp("help")
     (folder / "runs").mkdir()
     (folder / "runs" / "x").symlink_to(documented / "run")

@@ -1,4 +1,4 @@
-"""Every task keeps the contract of vec_envs."""
+"""The vec_env contract on all registered tasks except ManiSkill."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What `TaskEnv` adds to a task and its physics, where the contract tests do not reach: the images of envs
-that begin anew."""
+"""Images of `TaskEnv` after resets. The contract tests cover the rest."""
 
 from __future__ import annotations
 
@@ -17,15 +16,14 @@ from residual_rl.factory import make_vec_env
 
 
 def drawn(scenes: np.ndarray) -> np.ndarray:
-    """A stand-in for images [N, 4, 4, 3]: they tell the place of the sheet of each scene, and nothing
-    else."""
-    place = np.abs(scenes[:, 6:9] * 255).astype(np.uint8)
-    return np.broadcast_to(place[:, None, None], (len(scenes), 4, 4, 3)).copy()
+    """Fake images [N, 4, 4, 3] whose colour encodes the position of the sheet in each scene."""
+    position = np.abs(scenes[:, 6:9] * 255).astype(np.uint8)
+    return np.broadcast_to(position[:, None, None], (len(scenes), 4, 4, 3)).copy()
 
 
 @pytest.fixture
 def rendered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many envs each call drew."""
+    """Number of envs that each call rendered."""
     calls: list[int] = []
 
     def render(physics: MujocoPhysics, scenes: Any, cameras: Any, size: Any, smooth: bool = False) -> Any:
@@ -48,7 +46,7 @@ def make() -> VecEnv:
     )
 
 
-def test_only_worlds_that_begin_anew_are_drawn_again(rendered: list[int]) -> None:
+def test_task_env__renders_only_the_envs_that_were_reset(rendered: list[int]) -> None:
     env = make()
     assert isinstance(env, TaskEnv)
     env.reset(seed=5)
@@ -61,14 +59,14 @@ def test_only_worlds_that_begin_anew_are_drawn_again(rendered: list[int]) -> Non
         assert torch.equal(obs["top"], torch.from_numpy(drawn(env.scenes().numpy())))
         env.reset(seed=[78], mask=torch.tensor([False, True, False]))
     assert (terminated | truncated).tolist() == [True, False, True]
-    assert rendered == [3, 1, 3, 1, 3, 1, 3, 2, 1]  # in the last step envs 0 and 2 end
+    assert rendered == [3, 1, 3, 1, 3, 1, 3, 2, 1]  # the episodes of envs 0 and 2 end in the last step
     ended, final = info["_final_obs"], info["final_obs"]["top"]
     assert torch.equal(final, torch.from_numpy(drawn(info["final_scenes"].numpy())))
     assert not torch.equal(final[ended], obs["top"][ended])
     assert torch.equal(final[~ended], obs["top"][~ended])
 
 
-def test_a_physics_that_writes_no_episode_cannot_be_made() -> None:
+def test_mujoco_physics__subclass_must_define_write_episode() -> None:
     class Unfinished(MujocoPhysics):
         """Lacks `write_episode`."""
 

@@ -1,4 +1,4 @@
-"""The examples run, and do what they say."""
+"""The examples run and have the documented results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXAMPLES = ROOT / "examples"
 
 
 def run(name: str, *arguments: str | Path, cwd: Path) -> str:
-    """What an example prints."""
+    """Run an example and return its output."""
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, arguments)]
     done = subprocess.run(
         command,
@@ -42,7 +42,7 @@ def run(name: str, *arguments: str | Path, cwd: Path) -> str:
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Import an example; what it registers is forgotten afterwards."""
+    """Import an example; its registrations are removed after the test."""
     for registry in (TASKS, BASE_POLICIES):
         registry.all()
         monkeypatch.setattr(registry, "_specs", dict(registry._specs))  # type: ignore[attr-defined]
@@ -61,13 +61,13 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
-def test_examples_use_public_names_alone(path: Path) -> None:
+def test_examples__import_public_names_only(path: Path) -> None:
     nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
     ours = {node.module for node in nodes if node.module and node.module.startswith("residual_rl")}
     assert ours <= {"residual_rl", "residual_rl.cli.main"}
 
 
-def test_the_custom_base_policy_fits_on_a_page_and_turns_to_the_sheet(load: Any) -> None:
+def test_custom_base_policy__is_short_and_turns_to_the_sheet(load: Any) -> None:
     load("custom_base_policy")
     assert len((EXAMPLES / "custom_base_policy.py").read_text().splitlines()) < 40
     env = make_vec_env("so101-paper", 4)
@@ -89,7 +89,7 @@ def test_the_custom_base_policy_fits_on_a_page_and_turns_to_the_sheet(load: Any)
 
 
 @pytest.mark.slow
-def test_the_custom_base_policy_is_an_option_of_the_command_line(tmp_path: Path) -> None:
+def test_custom_base_policy__works_on_the_command_line(tmp_path: Path) -> None:
     arguments = (
         "so101-paper",
         "--base-policy",
@@ -105,7 +105,7 @@ def test_the_custom_base_policy_is_an_option_of_the_command_line(tmp_path: Path)
     assert json.loads((tmp_path / "eval.json").read_text())["settings"]["base_policy"] == "pan-to-sheet"
 
 
-def test_an_episode_of_the_custom_task_does_not_depend_on_the_batch(load: Any) -> None:
+def test_custom_task__episode_does_not_depend_on_the_batch(load: Any) -> None:
     load("custom_task")
     generator = torch.Generator().manual_seed(0)
     actions = 2.0 * torch.rand(10, 3, 2, generator=generator) - 1.0
@@ -119,7 +119,7 @@ def test_an_episode_of_the_custom_task_does_not_depend_on_the_batch(load: Any) -
         assert torch.equal(reward[1:2], single_reward)
 
 
-def test_the_custom_task_rewards_reaching_the_goal(load: Any) -> None:
+def test_custom_task__rewards_reaching_the_goal(load: Any) -> None:
     load("custom_task")
     env = make_vec_env("point-reach", 1)
     obs, _ = env.reset(seed=0)
@@ -136,7 +136,7 @@ def test_the_custom_task_rewards_reaching_the_goal(load: Any) -> None:
 
 
 @pytest.mark.slow
-def test_the_custom_task_is_learned_and_evaluated_from_the_command_line(tmp_path: Path) -> None:
+def test_custom_task__is_learned_on_the_command_line(tmp_path: Path) -> None:
     run(
         "custom_task",
         "train",
@@ -157,7 +157,7 @@ def test_the_custom_task_is_learned_and_evaluated_from_the_command_line(tmp_path
 
 
 @pytest.mark.slow
-def test_training_with_sb3(tmp_path: Path) -> None:
+def test_train_with_sb3__prints_the_successes(tmp_path: Path) -> None:
     pytest.importorskip("stable_baselines3")
     arguments = (
         "--total-timesteps",

@@ -1,5 +1,4 @@
-"""Settings for the base policies that need a file or a server, so that all of them can be put to the same
-contract."""
+"""Settings of base policies that need a file or a server, for the contract tests."""
 
 from __future__ import annotations
 
@@ -18,15 +17,15 @@ CASES = {
     "model": "model_case:make_case_model",
     "openpi": "remote_case:make_case_openpi",
 }
-"""Base policy → `module:function` that makes its settings, given an empty folder."""
+"""Base policy -> `module:function` that makes its settings, given an empty folder."""
 _NEEDS = {"lerobot": "lerobot"}
-"""Base policy → library without which its tests are skipped: it has an environment of its own."""
+"""Base policy -> library without which its tests are skipped."""
 _ELSEWHERE = {"ik": "tests/base_policies/test_ik_contract.py"}
-"""Base policy → where it is put to the contract, since it does not act in the worlds of so101-paper."""
+"""Base policy -> file of its contract tests, if it does not support the envs of so101-paper."""
 
 
 class ConfigOf:
-    """The settings to test a base policy with: its defaults, or what its case makes, once."""
+    """The settings of a base policy in the contract tests: its defaults, or those of its case, made once."""
 
     def __init__(self, tmp_path_factory: pytest.TempPathFactory):
         self._folders: Callable[[], Path] = lambda: tmp_path_factory.mktemp("case")
@@ -34,12 +33,12 @@ class ConfigOf:
 
     def __call__(self, base_policy_id: str) -> Any:
         if base_policy_id in _ELSEWHERE:
-            pytest.skip(f"its worlds are others: {_ELSEWHERE[base_policy_id]}")
+            pytest.skip(f"tested in {_ELSEWHERE[base_policy_id]}")
         if base_policy_id not in CASES:
             return None
         if base_policy_id in _NEEDS:
             pytest.importorskip(
-                _NEEDS[base_policy_id], reason="it has an environment of its own: make test-lerobot"
+                _NEEDS[base_policy_id], reason="tested in another environment: make test-lerobot"
             )
         if base_policy_id not in self._made:
             module, _, function = CASES[base_policy_id].partition(":")

@@ -1,5 +1,4 @@
-"""The contract that every registered base policy keeps, the executor that all of them share, and what each of
-ours does."""
+"""Contract tests of all registered base policies, and tests of the executor and the Jacobian policies."""
 
 from __future__ import annotations
 
@@ -45,7 +44,7 @@ def lone_env() -> VecEnv:
 
 @pytest.fixture(scope="module")
 def seen(env: VecEnv) -> list[Obs]:
-    """Observations of 60 steps, with sheets that are approached, pressed and dragged."""
+    """Observations of 60 steps, in which sheets are approached, pressed and dragged."""
     policy = make_base_policy("jacobian-yaw", None, env)
     obs, _ = env.reset(seed=900)
     observations = [obs]
@@ -68,7 +67,7 @@ def rows(obs: Obs, env_ids: list[int]) -> Obs:
 
 @pytest.mark.slow
 @contract
-def test_gives_an_action_for_every_world(
+def test_base_policy__returns_a_bounded_action_for_each_env(
     base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]
 ) -> None:
     policy = make_base_policy(base_policy_id, config_of(base_policy_id), env)
@@ -83,7 +82,7 @@ def test_gives_an_action_for_every_world(
 
 
 @contract
-def test_instances_agree_and_share_no_state(
+def test_base_policy__instances_agree_and_share_no_state(
     base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]
 ) -> None:
     ahead, behind = (
@@ -96,7 +95,7 @@ def test_instances_agree_and_share_no_state(
 
 @contract
 @pytest.mark.parametrize("env_id", [0, 2])
-def test_a_worlds_actions_do_not_depend_on_the_others(
+def test_base_policy__actions_of_an_env_do_not_depend_on_other_envs(
     base_policy_id: str, config_of: ConfigOf, env_id: int, env: VecEnv, lone_env: VecEnv, seen: list[Obs]
 ) -> None:
     together, alone = (
@@ -108,7 +107,7 @@ def test_a_worlds_actions_do_not_depend_on_the_others(
 
 
 @contract
-def test_reset_touches_the_worlds_of_the_mask_alone(
+def test_base_policy_reset__affects_only_the_envs_of_the_mask(
     base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]
 ) -> None:
     policy, twin, fresh = (make_base_policy(base_policy_id, config_of(base_policy_id), env) for _ in range(3))
@@ -125,10 +124,10 @@ def test_reset_touches_the_worlds_of_the_mask_alone(
 @contract
 @pytest.mark.parametrize("end", [10, 18, 26, 40])
 @pytest.mark.parametrize("env_id", [0, *slow(1, 2, 3)])
-def test_a_final_observation_is_answered_for_its_world_alone(
+def test_base_policy__query_for_a_final_observation_affects_only_its_env(
     base_policy_id: str, config_of: ConfigOf, end: int, env_id: int, env: VecEnv, seen: list[Obs]
 ) -> None:
-    """A world ends: it is asked for its final observation, then reset, and the others never notice."""
+    """When an episode ends, its env is queried once more and reset; other envs are unaffected."""
     policy, twin, fresh = (make_base_policy(base_policy_id, config_of(base_policy_id), env) for _ in range(3))
     for obs in seen[:end]:
         policy.act(obs)
@@ -140,14 +139,14 @@ def test_a_final_observation_is_answered_for_its_world_alone(
         action = policy.act(obs)
         assert torch.equal(action[others], twin.act(obs)[others])
         assert torch.equal(action[env_id], fresh.act(obs)[env_id])
-    asked_fully = make_base_policy(base_policy_id, config_of(base_policy_id), env)
+    twin_of_all = make_base_policy(base_policy_id, config_of(base_policy_id), env)
     for obs in seen[:end]:
-        asked_fully.act(obs)
-    assert torch.equal(final, asked_fully.act(seen[end])[env_id])
+        twin_of_all.act(obs)
+    assert torch.equal(final, twin_of_all.act(seen[end])[env_id])
 
 
 @contract
-def test_a_saved_state_goes_on_bit_for_bit(
+def test_base_policy_state_dict__resumes_bit_for_bit(
     base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]
 ) -> None:
     policy = make_base_policy(base_policy_id, config_of(base_policy_id), env)
@@ -161,7 +160,7 @@ def test_a_saved_state_goes_on_bit_for_bit(
 
 
 @contract
-def test_reads_what_it_declares_and_nothing_else(
+def test_base_policy_inputs__are_the_only_observations_it_reads(
     base_policy_id: str, config_of: ConfigOf, env: VecEnv, seen: list[Obs]
 ) -> None:
     policy, twin = (
@@ -180,7 +179,9 @@ def test_reads_what_it_declares_and_nothing_else(
 
 
 @contract
-def test_an_env_without_its_inputs_is_refused(base_policy_id: str, config_of: ConfigOf) -> None:
+def test_base_policy_inputs__must_be_observations_of_the_env(
+    base_policy_id: str, config_of: ConfigOf
+) -> None:
     bare = fakes.PointEnv(fakes.PointCfg(), 2)
     if base_policy_id == "zero":  # needs nothing
         assert (
@@ -197,7 +198,7 @@ def test_an_env_without_its_inputs_is_refused(base_policy_id: str, config_of: Co
 
 
 def point_obs(num_envs: int = 3, start: float = 0.0) -> Obs:
-    """Positions that tell the world: `(start + world, 0)`."""
+    """Positions that identify the env: `(start + env_id, 0)`."""
     return {"position": torch.stack([start + torch.arange(float(num_envs)), torch.zeros(num_envs)], 1)}
 
 
@@ -205,38 +206,38 @@ def executor(policy: BasePolicy, num_envs: int = 3) -> BasePolicyExecutor:
     return BasePolicyExecutor(policy, fakes.PointEnv(fakes.PointCfg(), num_envs), "base policy 'it'")
 
 
-def test_chunks_are_played_out_world_by_world() -> None:
-    """Three of four planned actions are executed; a world is asked when its own are spent."""
+def test_executor_act__executes_the_chunk_of_each_env_before_a_new_query() -> None:
+    """Three of four predicted actions are executed before an env is queried again."""
     recorder = fakes.Recorder(3, chunk_size=4, num_action_steps=3)
     played = executor(recorder)
     np.testing.assert_allclose(played.act(point_obs()), [[0.1, 0.0]] * 3)
     played.reset(torch.tensor([False, True, False]))
-    # world 1 begins anew; the others go on with their chunks
+    # Env 1 starts a new chunk; the other envs continue with their chunks.
     np.testing.assert_allclose(played.act(point_obs(start=10)), [[0.1, 0.01], [0.1, 0.0], [0.1, 0.01]])
     np.testing.assert_allclose(played.act(point_obs(start=20)), [[0.1, 0.02], [0.1, 0.01], [0.1, 0.02]])
     np.testing.assert_allclose(played.act(point_obs(start=30)), [[0.2, 0.0], [0.1, 0.02], [0.2, 0.0]])
     np.testing.assert_allclose(played.act(point_obs(start=40)), [[0.2, 0.01], [0.2, 0.0], [0.2, 0.01]])
     assert recorder.calls == [
-        ("plan", [0, 1, 2], [[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]]),
+        ("query", [0, 1, 2], [[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]]),
         ("reset", [1]),
-        ("plan", [1], [[11.0, 0.0]]),
-        ("plan", [0, 2], [[30.0, 0.0], [32.0, 0.0]]),
-        ("plan", [1], [[41.0, 0.0]]),
+        ("query", [1], [[11.0, 0.0]]),
+        ("query", [0, 2], [[30.0, 0.0], [32.0, 0.0]]),
+        ("query", [1], [[41.0, 0.0]]),
     ]
 
 
-def test_only_the_worlds_of_the_mask_move_on() -> None:
+def test_executor_act__advances_only_the_envs_of_the_mask() -> None:
     recorder = fakes.Recorder(3, chunk_size=2, num_action_steps=2)
     played = executor(recorder)
     played.act(point_obs())
-    for _ in range(2):  # spends world 2's chunk, and then asks for it alone
+    for _ in range(2):  # finishes the chunk of env 2, and then queries only for env 2
         action = played.act(point_obs(start=10), torch.tensor([False, False, True]))
     np.testing.assert_allclose(action[2], [0.2, 0.0])
     np.testing.assert_allclose(played.act(point_obs(start=20)), [[0.1, 0.01], [0.1, 0.01], [0.2, 0.01]])
     assert [call[1] for call in recorder.calls] == [[0, 1, 2], [2]]
 
 
-def test_a_chunk_is_resumed_in_its_middle() -> None:
+def test_executor_state_dict__resumes_within_a_chunk() -> None:
     first, second = fakes.Recorder(3, 4, 3), fakes.Recorder(3, 4, 3)
     played, resumed = executor(first), executor(second)
     played.act(point_obs())
@@ -249,7 +250,7 @@ def test_a_chunk_is_resumed_in_its_middle() -> None:
 
 
 class Odd(fakes.Recorder):
-    """Gives `result`, or raises it."""
+    """Returns `result`, or raises it."""
 
     def __init__(self, result: Any):
         super().__init__(3)
@@ -266,7 +267,7 @@ class Odd(fakes.Recorder):
     [torch.zeros(3, 2), torch.zeros(3, 1, 3), torch.zeros(2, 1, 2), torch.zeros(3, 2, 2)],
     ids=lambda r: str(tuple(r.shape)),
 )
-def test_a_wrong_shape_is_named(result: Tensor) -> None:
+def test_executor_act__wrong_shape_is_an_error_with_both_shapes(result: Tensor) -> None:
     expected = rf"base policy 'it' gave {tuple(result.shape)}; expected a tensor of shape (3, 1, 2)".replace(
         "(", r"\("
     ).replace(")", r"\)")
@@ -275,27 +276,29 @@ def test_a_wrong_shape_is_named(result: Tensor) -> None:
 
 
 @pytest.mark.parametrize("result", [None, np.zeros((3, 1, 2))], ids=["None", "ndarray"])
-def test_something_other_than_a_tensor_is_named(result: Any) -> None:
+def test_executor_act__output_must_be_a_tensor(result: Any) -> None:
     with pytest.raises(
         BasePolicyError, match=f"base policy 'it' gave {type(result).__name__}; expected a tensor"
     ):
         executor(Odd(result)).act(point_obs())
 
 
-def test_what_it_raises_is_named_and_chained() -> None:
+def test_executor_act__exception_of_the_policy_is_named_and_chained() -> None:
     with pytest.raises(
         BasePolicyError, match=r"base policy 'it' failed: ZeroDivisionError: by zero"
     ) as caught:
         executor(Odd(ZeroDivisionError("by zero"))).act(point_obs())
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
-    with pytest.raises(ConfigError, match=r"^mine$"):  # what is a user's own error stays as it is
+    with pytest.raises(ConfigError, match=r"^mine$"):  # errors of this package are not wrapped
         executor(Odd(ConfigError("mine"))).act(point_obs())
     with pytest.raises(KeyboardInterrupt):
         executor(Odd(KeyboardInterrupt())).act(point_obs())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", ["reset", "load_state_dict"])
-def test_what_any_of_its_methods_raises_is_named(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_executor__exception_in_any_method_of_the_policy_is_named(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = fakes.Recorder(3)
     played = executor(policy)
     state = played.state_dict()
@@ -308,13 +311,13 @@ def test_what_any_of_its_methods_raises_is_named(method: str, monkeypatch: pytes
         getattr(played, method)(torch.ones(3, dtype=torch.bool) if method == "reset" else state)
 
 
-def test_what_it_gives_is_clipped_to_the_action_space() -> None:
+def test_executor_act__clips_to_the_action_space() -> None:
     chunk = torch.tensor([[[3.0, -0.5]], [[-1.5, 1.0]], [[0.25, 1.0001]]])
     assert executor(Odd(chunk)).act(point_obs()).tolist() == [[1.0, -0.5], [-1.0, 1.0], [0.25, 1.0]]
 
 
 class Remembers(BasePolicy):
-    """Plans two steps from the last three positions, and notes what it gets."""
+    """Predicts two steps from the last three positions, and records its inputs."""
 
     inputs = {"position": (2,)}  # noqa: RUF012
     chunk_size = num_action_steps = 2
@@ -328,9 +331,9 @@ class Remembers(BasePolicy):
         return ActionChunk(torch.zeros(len(env_ids), 2, 2), env_ids[:, None] + torch.tensor([0.0, 10.0]))
 
 
-def test_a_policy_gets_the_observations_before_too() -> None:
-    """Those between its plans as well; an episode's first stands for those before it, also after a final
-    observation was answered."""
+def test_num_obs_steps__policy_receives_the_observation_history() -> None:
+    """It includes observations between queries. At the start of an episode it is padded with the first
+    observation, also after a query for a final observation."""
     policy = Remembers()
     act = executor(policy)
 
@@ -344,7 +347,7 @@ def test_a_policy_gets_the_observations_before_too() -> None:
         ([0, 1, 2], [[0.0] * 3, [10.0] * 3, [20.0] * 3]),
         ([0, 1, 2], [[0.0, 1.0, 2.0], [10.0, 11.0, 12.0], [20.0, 21.0, 22.0]]),
     ]
-    act.act(at(3.0, 13.0, 23.0), torch.tensor([False, True, False]))  # the last of world 1
+    act.act(at(3.0, 13.0, 23.0), torch.tensor([False, True, False]))  # the final observation of env 1
     act.reset(torch.tensor([False, True, False]))
     act.act(at(3.5, 50.0, 23.5))
     saved = act.state_dict()
@@ -357,7 +360,7 @@ def test_a_policy_gets_the_observations_before_too() -> None:
     assert other.windows == policy.windows[3:]
 
 
-def test_the_uncertainty_is_that_of_the_step() -> None:
+def test_executor_uncertainty__is_that_of_the_executed_step() -> None:
     act = executor(Remembers())
     obs = {"position": torch.zeros(3, 2)}
     act.act(obs)
@@ -366,7 +369,7 @@ def test_the_uncertainty_is_that_of_the_step() -> None:
     assert act.uncertainty.tolist() == [0.0, 11.0, 12.0]
 
 
-def test_rows_of_some_worlds_are_answered_alike(env: VecEnv, seen: list[Obs]) -> None:
+def test_executor_act_rows__equals_act_for_any_subset_of_envs(env: VecEnv, seen: list[Obs]) -> None:
     whole, parts = make_base_policy("jacobian-yaw", None, env), make_base_policy("jacobian-yaw", None, env)
     for obs in seen[:20]:
         expected = whole.act(obs)
@@ -375,7 +378,7 @@ def test_rows_of_some_worlds_are_answered_alike(env: VecEnv, seen: list[Obs]) ->
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
-def test_what_is_not_finite_is_named_with_what_it_saw(value: float) -> None:
+def test_executor_act__non_finite_action_is_an_error_with_its_observations(value: float) -> None:
     chunk = torch.zeros(3, 1, 2)
     chunk[1, 0, 1] = value
     with pytest.raises(
@@ -386,12 +389,12 @@ def test_what_is_not_finite_is_named_with_what_it_saw(value: float) -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 5])
-def test_more_steps_than_are_planned_is_an_error(steps: int) -> None:
+def test_num_action_steps__must_be_from_1_to_chunk_size(steps: int) -> None:
     with pytest.raises(ConfigError, match=f"num_action_steps must be from 1 to chunk_size 4, not {steps}"):
         executor(fakes.Recorder(3, chunk_size=4, num_action_steps=steps))
 
 
-def test_inputs_are_checked_at_construction() -> None:
+def test_executor__checks_the_inputs_at_construction() -> None:
     policy = fakes.Homing()
     policy.inputs = {"gripper": (1,)}  # type: ignore[misc]
     with pytest.raises(
@@ -425,7 +428,7 @@ def test_inputs_are_checked_at_construction() -> None:
     ids=str,
 )
 @pytest.mark.parametrize("cfg", [JacobianCfg, JacobianYawCfg])
-def test_impossible_settings_are_named(cfg: type[JacobianCfg], change: dict[str, Any]) -> None:
+def test_jacobian_cfg__invalid_value_is_an_error(cfg: type[JacobianCfg], change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
         cfg(**change)
 
@@ -435,7 +438,7 @@ def test_impossible_settings_are_named(cfg: type[JacobianCfg], change: dict[str,
     [{"stir_period": 0}, {"stir_radius": -0.01}, {"stir_yaw_error": 0.0}, {"yaw_gain": -1.0}],
     ids=str,
 )
-def test_impossible_settings_of_the_yaw_are_named(change: dict[str, Any]) -> None:
+def test_jacobian_yaw_cfg__invalid_value_is_an_error(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
         JacobianYawCfg(**change)
 
@@ -455,8 +458,7 @@ def sheet_obs(joint_target: Tensor, sheet: tuple[float, float], goal: tuple[floa
 
 
 def motion(env: VecEnv, obs: Obs, action: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the fingertip is commanded to go [3], and what it is turned by about the vertical [rad], to first
-    order."""
+    """The commanded motion of the fingertip [3] and its rotation about the vertical [rad], to first order."""
     assert env.kinematics is not None
     joints = obs["joint_target"][:, :5].double()
     linear, angular = env.kinematics.jacobian(*env.kinematics.forward(joints))
@@ -464,7 +466,7 @@ def motion(env: VecEnv, obs: Obs, action: Tensor) -> tuple[Tensor, Tensor]:
     return (linear @ step[..., None])[0, :, 0], (angular @ step[..., None])[0, 2, 0]
 
 
-def test_roll_and_jaw_are_left_to_the_residual(env: VecEnv, seen: list[Obs]) -> None:
+def test_jacobian__does_not_move_roll_and_jaw(env: VecEnv, seen: list[Obs]) -> None:
     policy = make_base_policy("jacobian", None, env)
     actions = torch.stack([policy.act(obs) for obs in seen])
     assert isinstance(policy.policy, JacobianPolicy)
@@ -473,19 +475,19 @@ def test_roll_and_jaw_are_left_to_the_residual(env: VecEnv, seen: list[Obs]) -> 
     assert actions[..., :4].abs().amax() == 1.0
 
 
-def test_approaches_the_sheets_centre(lone_env: VecEnv) -> None:
+def test_jacobian__approaches_the_centre_of_the_sheet(lone_env: VecEnv) -> None:
     assert lone_env.kinematics is not None
     policy = JacobianPolicy(JacobianCfg(), lone_env)
     obs = sheet_obs(HOME, (0.23, -0.04), (0.0, 0.0, 0.0))
     to, _ = motion(lone_env, obs, policy.predict_action_chunk(obs, torch.tensor([0]))[:, 0])
-    # from (0.2, 0, 0.08): 3 cm and -4 cm away, cut to 15 mm; down to 3 cm over the sheet, cut to 15 mm
+    # From (0.2, 0, 0.08): 3 cm and -4 cm, limited to 15 mm; down to 3 cm above the sheet, limited to 15 mm.
     expected = torch.tensor([0.009, -0.012, -0.015])
     assert policy._phase.tolist() == [APPROACH]
     assert torch.nn.functional.cosine_similarity(to.float(), expected, dim=0) > 0.98
     assert to.norm() <= expected.norm() * 1.01
 
 
-def test_goes_down_over_the_sheet_and_then_drags(lone_env: VecEnv) -> None:
+def test_jacobian__descends_over_the_sheet_and_then_drags(lone_env: VecEnv) -> None:
     assert lone_env.kinematics is not None
     policy, env_id = JacobianPolicy(JacobianCfg(), lone_env), torch.tensor([0])
     policy.predict_action_chunk(sheet_obs(HOME, (0.213, 0.0), (0.0, 0.0, 0.0)), env_id)
@@ -495,9 +497,9 @@ def test_goes_down_over_the_sheet_and_then_drags(lone_env: VecEnv) -> None:
     assert policy._phase.tolist() == [DESCEND]
     assert to[2] < 0
     policy.predict_action_chunk(sheet_obs(HOME, (0.3, 0.0), (0.0, 0.0, 0.0)), env_id)
-    assert policy._phase.tolist() == [DESCEND]  # never back
-    # the fingertip is at a height of 8 mm; with 0.12 rad more of the shoulder it is 7 mm below the table, and
-    # 3 mm is enough
+    assert policy._phase.tolist() == [DESCEND]  # it never returns to an earlier phase
+    # The fingertip is at a height of 8 mm. With 0.12 rad more of the shoulder it is 7 mm below the table,
+    # where 3 mm are enough.
     policy.predict_action_chunk(sheet_obs(PRESSED, (0.2, 0.0), (0.0, 0.0, 0.0)), env_id)
     assert policy._phase.tolist() == [DESCEND]
     pressed = PRESSED + torch.tensor([0.0, 0.12, 0.0, 0.0, 0.0, 0.0])
@@ -509,23 +511,22 @@ def test_goes_down_over_the_sheet_and_then_drags(lone_env: VecEnv) -> None:
     ("goal", "step"),
     [((0.06, -0.08), (0.0024, -0.0032)), ((0.004, 0.003), (0.002, 0.0015)), ((0.0, 0.0), (0.0, 0.0))],
 )
-def test_drags_by_half_the_way_and_at_most_4_mm(
+def test_jacobian__drags_by_half_the_distance_and_at_most_4_mm(
     lone_env: VecEnv, goal: tuple[float, float], step: tuple[float, float]
 ) -> None:
     assert lone_env.kinematics is not None
     policy = JacobianPolicy(JacobianCfg(damping=1e-4), lone_env)
     policy.load_state_dict({"phase": torch.tensor([DRAG])})
-    obs = sheet_obs(PRESSED, (0.1, 0.1), (*goal, 0.3))  # wherever the sheet is: it goes by the goal
+    obs = sheet_obs(PRESSED, (0.1, 0.1), (*goal, 0.3))  # the position of the sheet does not matter
     _, tool = lone_env.kinematics.forward(obs["joint_target"][:, :5].double())
     action = policy.predict_action_chunk(obs, torch.tensor([0]))[:, 0]
     to, _ = motion(lone_env, obs, action)
-    scale = min(
-        1.0, float(to[2] / (-0.006 - tool[0, 2, 3]).clamp(-0.015, 0.015))
-    )  # slower where a joint would be too fast
+    # The motion is scaled down where a joint would be too fast.
+    scale = min(1.0, float(to[2] / (-0.006 - tool[0, 2, 3]).clamp(-0.015, 0.015)))
     np.testing.assert_allclose(to[:2], np.multiply(step, scale), atol=1e-5)
 
 
-def test_a_joint_at_its_limit_slows_all_of_them(lone_env: VecEnv) -> None:
+def test_jacobian__limit_of_one_joint_scales_down_all_joints(lone_env: VecEnv) -> None:
     assert lone_env.kinematics is not None
     obs = sheet_obs(HOME, (0.35, 0.15), (0.0, 0.0, 0.0))
     env_id = torch.tensor([0])
@@ -551,10 +552,10 @@ def jacobian_yaw(env: VecEnv, phase: int = DRAG, **settings: Any) -> JacobianYaw
 
 @pytest.mark.parametrize("yaw", [0.15, -0.15, 0.0])
 @pytest.mark.parametrize("goal", [(0.0, 0.0), (0.01, 0.06)])
-def test_jacobian_yaw_turns_the_finger_to_the_goals_yaw(
+def test_jacobian_yaw__turns_the_finger_towards_the_goal_yaw(
     lone_env: VecEnv, yaw: float, goal: tuple[float, float]
 ) -> None:
-    """By a tenth of the yaw error, also while panning the arm turns it another way."""
+    """It turns by a tenth of the yaw error, also while the pan joint turns the finger the other way."""
     obs = sheet_obs(PRESSED, (0.2, 0.0), (*goal, yaw))
     action = jacobian_yaw(lone_env).predict_action_chunk(obs, torch.tensor([0]))[:, 0]
     _, turn = motion(lone_env, obs, action)
@@ -562,7 +563,7 @@ def test_jacobian_yaw_turns_the_finger_to_the_goals_yaw(
     assert turn.item() == pytest.approx(0.1 * yaw, abs=1e-7)
 
 
-def test_jacobian_yaw_is_jacobian_before_it_drags(env: VecEnv, seen: list[Obs]) -> None:
+def test_jacobian_yaw__equals_jacobian_until_it_drags(env: VecEnv, seen: list[Obs]) -> None:
     one, other = make_base_policy("jacobian-yaw", None, env), make_base_policy("jacobian", None, env)
     compared = 0
     for obs in seen:
@@ -574,7 +575,7 @@ def test_jacobian_yaw_is_jacobian_before_it_drags(env: VecEnv, seen: list[Obs]) 
     assert compared > 40
 
 
-def test_jacobian_yaw_circles_the_goal_while_yaw_is_left(lone_env: VecEnv) -> None:
+def test_jacobian_yaw__circles_the_goal_while_the_yaw_error_is_large(lone_env: VecEnv) -> None:
     policy = jacobian_yaw(lone_env)
     steps = torch.arange(15)
     circle = policy._stirred(torch.tensor([0.02, 0.03, 0.5]).expand(15, 3), steps)
@@ -596,7 +597,9 @@ def test_jacobian_yaw_circles_the_goal_while_yaw_is_left(lone_env: VecEnv) -> No
         ("so101-paper", "jacobian", 0.15, 0.65),
     ],
 )
-def test_how_often_they_solve_the_task(task: str, base_policy_id: str, low: float, high: float) -> None:
+def test_jacobian__success_rates_are_in_the_expected_ranges(
+    task: str, base_policy_id: str, low: float, high: float
+) -> None:
     env = make_vec_env(task, 30)
     env.episode_seeds.use_list(range(8000, 8030))
     policy = make_base_policy(base_policy_id, None, env)

@@ -1,4 +1,4 @@
-"""A base policy of the point task that plans chunks from several observations."""
+"""A base policy of the point task that predicts chunks from several observations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHUNKY = BasePolicySpec(id="chunky", summary="heads for the origin in chunks", m
 
 
 class Chunky(BasePolicy):
-    """Heads for the origin slowly; plans four steps from the last two positions, and three of them are
+    """Moves slowly towards the origin. It predicts four steps from the last two positions, of which three are
     executed."""
 
     inputs = {"position": (2,)}  # noqa: RUF012

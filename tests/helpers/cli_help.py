@@ -1,4 +1,4 @@
-"""The help of a command, and what the docstrings of its settings say."""
+"""The help of a command, and the docstrings of its settings."""
 
 from __future__ import annotations
 

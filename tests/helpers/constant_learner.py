@@ -1,5 +1,4 @@
-"""A learner that learns nothing, as another package would bring it: it pushes every joint by the same
-amount."""
+"""A learner of another package that does not learn: its residual is the same for all joints."""
 
 from __future__ import annotations
 
@@ -24,14 +23,14 @@ class ConstantCfg:
 
 
 class Constant(nn.Module):
-    """What is deployed."""
+    """The deployed policy."""
 
     def __init__(self, action_dim: int, push: float, device: torch.device):
         super().__init__()
         self.action = nn.Parameter(torch.full((action_dim,), push, device=device))
 
     def act(self, obs: Obs) -> Tensor:
-        """The same for all worlds."""
+        """The same action for all envs."""
         return self.action.expand(len(obs["base_action"]), -1)
 
 
@@ -79,7 +78,7 @@ class ConstantLearner:
 
 
 def make_policy(cfg: ConstantCfg, obs_space: Any, action_dim: int, device: torch.device) -> Constant:
-    """As `LearnerSpec.make_policy` asks."""
+    """Implements `LearnerSpec.make_policy`."""
     return Constant(action_dim, cfg.push, device)
 
 

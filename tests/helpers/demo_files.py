@@ -1,4 +1,4 @@
-"""Small files of demonstrations: ours, and such as ManiSkill writes."""
+"""Small files of demonstrations, of this project and in ManiSkill's layout."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def leaves(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def same(a: Demo, b: Demo) -> bool:
-    """Equal to the last bit, types included."""
+    """Whether two episodes are equal bit for bit, including types."""
     x, y = leaves(a), leaves(b)
     return x.keys() == y.keys() and all(
         type(v) is type(y[k])
@@ -85,7 +85,7 @@ def same(a: Demo, b: Demo) -> bool:
 
 
 def maniskill(path: Path, obs: Any = None, episodes: int = 2, steps: int = 3, **entry: Any) -> Path:
-    """A file as ManiSkill 3's RecordEpisode writes it."""
+    """A file in the layout of RecordEpisode of ManiSkill 3."""
     with h5py.File(path, "w") as file:
         for i in range(episodes):
             group = file.create_group(f"traj_{i}", track_order=True)

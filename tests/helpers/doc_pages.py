@@ -27,7 +27,7 @@ class Command:
     page: str
     text: str
     inline: bool
-    """Whether it is part of a sentence or a table, where words in capitals stand for something."""
+    """Whether it is part of a sentence or a table, where words in capitals are placeholders."""
 
     @property
     def words(self) -> list[str]:
@@ -36,7 +36,7 @@ class Command:
 
     @property
     def program(self) -> str:
-        """What runs it: `residual-rl`, `make`, `python`, …"""
+        """Its program: `residual-rl`, `make`, `python`, …"""
         return Path(self.words[0]).name
 
 
@@ -61,7 +61,7 @@ def split(page: str) -> tuple[str, str]:
 
 
 def is_command(text: str) -> bool:
-    """Whether a line of code is a command line that the tests know how to check."""
+    """Whether a line of code is a command line that the tests can check."""
     first = text.split(maxsplit=1)[0] if text.strip() else ""
     return (
         Path(first).name in PROGRAMS
@@ -90,7 +90,7 @@ def links(page: str) -> list[str]:
 
 
 def anchors(page: str) -> set[str]:
-    """The anchors of a page's headings, as GitHub and the site make them, and those that it names itself."""
+    """The anchors of a page: those of its headings, as on GitHub and the site, and explicit ones."""
     prose = split(page)[0]
     titles = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
     slugs = {re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles}

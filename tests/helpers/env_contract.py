@@ -23,7 +23,7 @@ from residual_rl.types import Obs
 SPECS = [
     *(spec for spec in TASKS.all() if spec.id != "maniskill"),
     fakes.POINT_TASK,
-]  # tests/envs/maniskill holds its own
+]  # tests/envs/maniskill runs the contract for ManiSkill
 FIRST_SEED = 4000
 
 pytestmark = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.id)
@@ -36,7 +36,7 @@ def make(spec: TaskSpec, num_envs: int = 3, num_threads: int = 1, **settings: An
 
 
 def actions(env: VecEnv, step: int, scale: float = 1.0) -> Tensor:
-    """Actions [B, A] that depend on the world and the step alone."""
+    """Actions [B, A] that depend on the env's index and the step alone."""
     rows = [
         np.random.default_rng((env_id, step)).uniform(-scale, scale, len(env.action_unit))
         for env_id in range(env.num_envs)
@@ -61,10 +61,10 @@ def flat(value: Any, name: str = "") -> dict[str, Tensor]:
     return {key: tensor for k, v in items for key, tensor in flat(v, f"{name}/{k}").items()}
 
 
-# --- what it looks like -------------------------------------------------------------------------------------
+# --- spaces, attributes and types ---------------------------------------------------------------------------
 
 
-def test_spaces_contain_what_is_observed(spec: TaskSpec) -> None:
+def test_vec_env__spaces_contain_the_observations(spec: TaskSpec) -> None:
     env = make(spec)
     obs, info = env.reset(seed=FIRST_SEED)
     assert isinstance(env.single_observation_space, spaces.Dict)
@@ -81,7 +81,7 @@ def test_spaces_contain_what_is_observed(spec: TaskSpec) -> None:
     assert info["seed"].tolist() == [FIRST_SEED, FIRST_SEED + 1, FIRST_SEED + 2]
 
 
-def test_attributes(spec: TaskSpec) -> None:
+def test_vec_env__attributes_are_consistent(spec: TaskSpec) -> None:
     env = make(spec, num_envs=4)
     assert env.num_envs == 4
     assert env.action_space.shape == (4, len(env.action_unit))
@@ -94,7 +94,7 @@ def test_attributes(spec: TaskSpec) -> None:
     assert env.max_episode_steps == spec.default_config().max_episode_steps
 
 
-def test_types_of_what_step_returns(spec: TaskSpec) -> None:
+def test_vec_env_step__returns_tensors_of_the_documented_types(spec: TaskSpec) -> None:
     env = make(spec)
     env.reset(seed=FIRST_SEED)
     _, reward, terminated, truncated, info = env.step(actions(env, 0))
@@ -119,7 +119,7 @@ def test_types_of_what_step_returns(spec: TaskSpec) -> None:
     assert torch.allclose(reward, sum(info["reward_terms"].values()), atol=1e-6)  # type: ignore[arg-type]
 
 
-def test_observations_without_stepping_are_the_last_ones(spec: TaskSpec) -> None:
+def test_vec_env_observations__equal_the_last_returned_ones(spec: TaskSpec) -> None:
     env = make(spec)
     obs, _ = env.reset(seed=FIRST_SEED)
     assert equal(env.observations(), obs)
@@ -128,32 +128,29 @@ def test_observations_without_stepping_are_the_last_ones(spec: TaskSpec) -> None
     assert len(env.scenes()) == 3
 
 
-# --- the ends of episodes -----------------------------------------------------------------------------------
+# --- end of episodes ----------------------------------------------------------------------------------------
 
 
-def test_same_step_autoreset_gives_the_true_last_observation(spec: TaskSpec) -> None:
-    env, patient = (
-        make(spec, max_episode_steps=3),
-        make(spec, max_episode_steps=4),
-    )  # the twin does not reset yet
+def test_vec_env_step__autoreset_returns_the_true_last_observation(spec: TaskSpec) -> None:
+    # the longer env does not reset at step 3
+    env, longer = make(spec, max_episode_steps=3), make(spec, max_episode_steps=4)
     env.reset(seed=FIRST_SEED)
-    patient.reset(seed=FIRST_SEED)
+    longer.reset(seed=FIRST_SEED)
     for step in range(3):
         obs, reward, terminated, truncated, info = env.step(actions(env, step))
-        true_obs, true_reward, *_ = patient.step(actions(env, step))
+        true_obs, true_reward, *_ = longer.step(actions(env, step))
         assert equal(info["final_obs"], true_obs)
         assert torch.equal(reward, true_reward)
         ends = step == 2
         assert info["_final_obs"].tolist() == info["_final_info"].tolist() == truncated.tolist() == [ends] * 3
         assert not terminated.any()
         assert equal(obs, true_obs) != ends
-    fresh, _ = make(spec).reset(
-        seed=FIRST_SEED + 3
-    )  # an integer seed means seed + i, and the next episodes count on from there
+    # an integer seed means seed + i for env i, and later episodes count on from there
+    fresh, _ = make(spec).reset(seed=FIRST_SEED + 3)
     assert equal(obs, fresh)
 
 
-def test_final_info_tells_of_the_episode(spec: TaskSpec) -> None:
+def test_final_info__contains_the_metrics_of_the_episode(spec: TaskSpec) -> None:
     env = make(spec, max_episode_steps=3)
     env.reset(seed=FIRST_SEED)
     total = torch.zeros(3)
@@ -174,7 +171,7 @@ def test_final_info_tells_of_the_episode(spec: TaskSpec) -> None:
     assert torch.allclose(info["final_info"]["episode_return"], total)
 
 
-def test_success_terminates_and_does_not_truncate(spec: TaskSpec) -> None:
+def test_vec_env_step__success_terminates_and_does_not_truncate(spec: TaskSpec) -> None:
     assert spec.oracle is not None
     env = make(spec, num_envs=2)
     policy = (
@@ -200,7 +197,7 @@ def test_success_terminates_and_does_not_truncate(spec: TaskSpec) -> None:
 # --- resets and seeds ---------------------------------------------------------------------------------------
 
 
-def test_two_ways_of_seeding_agree(spec: TaskSpec) -> None:
+def test_vec_env_reset__all_ways_of_seeding_agree(spec: TaskSpec) -> None:
     by_int, by_list, by_queue, by_counter = (make(spec, max_episode_steps=3) for _ in range(4))
     seeds = [FIRST_SEED + i for i in range(6)]
     by_queue.episode_seeds.use_list(seeds)
@@ -219,7 +216,7 @@ def test_two_ways_of_seeding_agree(spec: TaskSpec) -> None:
         assert all(equal(one, obs[0]) for one in obs)
 
 
-def test_an_episode_belongs_to_its_seed(spec: TaskSpec) -> None:
+def test_vec_env_reset__equal_seeds_give_equal_episodes(spec: TaskSpec) -> None:
     env = make(spec)
     first, _ = env.reset(seed=[7, 7, 8])
     assert all(torch.equal(value[0], value[1]) for value in first.values())
@@ -229,7 +226,7 @@ def test_an_episode_belongs_to_its_seed(spec: TaskSpec) -> None:
     assert equal({name: value.flip(0) for name, value in again.items()}, first)
 
 
-def test_partial_reset_leaves_the_others_alone(spec: TaskSpec) -> None:
+def test_vec_env_reset__leaves_envs_outside_the_mask_unchanged(spec: TaskSpec) -> None:
     env, twin = make(spec), make(spec)
     for one in (env, twin):
         one.reset(seed=FIRST_SEED)
@@ -244,23 +241,22 @@ def test_partial_reset_leaves_the_others_alone(spec: TaskSpec) -> None:
         assert equal(mine[0], theirs[0], [0, 2])
         assert torch.equal(mine[1][[0, 2]], theirs[1][[0, 2]])
     assert mine[4]["final_info"]["episode_length"].tolist() == [6, 3, 6]
-    restarted = make(
-        spec, num_envs=1
-    )  # the world that was reset is like one that had never done anything else
+    # the env that was reset equals a new one
+    restarted = make(spec, num_envs=1)
     restarted.reset(seed=[77])
     for step in range(3, 6):
         alone = restarted.step(actions(env, step)[[1]])
     assert equal({n: v[[1]] for n, v in mine[0].items()}, alone[0])
 
 
-def test_partial_reset_draws_from_the_queue(spec: TaskSpec) -> None:
+def test_vec_env_reset__partial_reset_draws_seeds_from_the_queue(spec: TaskSpec) -> None:
     env = make(spec)
     env.reset(seed=FIRST_SEED)
     _, info = env.reset(mask=mask(0, 2))
     assert info["seed"].tolist() == [FIRST_SEED + 3, FIRST_SEED + 1, FIRST_SEED + 4]
 
 
-def test_worlds_stand_still_when_the_seeds_are_spent(spec: TaskSpec) -> None:
+def test_episode_seeds__envs_stay_idle_after_the_last_seed(spec: TaskSpec) -> None:
     env = make(spec, max_episode_steps=2)
     env.episode_seeds.use_list([11, 12, 13, 14])
     _, info = env.reset()
@@ -272,9 +268,8 @@ def test_worlds_stand_still_when_the_seeds_are_spent(spec: TaskSpec) -> None:
         idle, (obs, _, terminated, truncated, info) = obs, env.step(actions(env, step))
         ended = terminated | truncated
         finished += info["final_info"]["seed"][ended].tolist()
-        for name in set(obs) - {
-            "joint_target"
-        }:  # the envs 1 and 2 have no episode; commands still go out to them
+        # envs 1 and 2 have no episode; only their joint targets still follow the actions
+        for name in set(obs) - {"joint_target"}:
             assert torch.equal(obs[name][1:], idle[name][1:]), name
         assert not ended[1:].any()
         assert info["final_info"]["episode_length"][1:].tolist() == [0, 0]
@@ -283,12 +278,12 @@ def test_worlds_stand_still_when_the_seeds_are_spent(spec: TaskSpec) -> None:
 
 
 @pytest.mark.parametrize("seed", [[1, 2], [1, 2, 3, 4]])
-def test_wrong_number_of_seeds_is_an_error(spec: TaskSpec, seed: list[int]) -> None:
+def test_vec_env_reset__wrong_number_of_seeds_is_an_error(spec: TaskSpec, seed: list[int]) -> None:
     with pytest.raises(ConfigError, match=f"3 env.* reset .*{len(seed)} seed"):
         make(spec).reset(seed=seed)
 
 
-def test_first_reset_must_be_of_all(spec: TaskSpec) -> None:
+def test_vec_env_reset__first_reset_must_be_of_all_envs(spec: TaskSpec) -> None:
     with pytest.raises(ConfigError, match="first reset"):
         make(spec).reset(mask=mask(0))
     with pytest.raises(ConfigError, match="before reset"):
@@ -297,11 +292,11 @@ def test_first_reset_must_be_of_all(spec: TaskSpec) -> None:
         make(spec).reset(options={"gravity": 0})
 
 
-# --- one episode is one episode -----------------------------------------------------------------------------
+# --- determinism and resuming -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("num_envs", "num_threads"), [(1, 1), (2, 1), (2, 2), (7, 2)])
-def test_episodes_do_not_depend_on_batch_slot_or_threads(
+def test_vec_env__episodes_do_not_depend_on_batch_slot_or_threads(
     spec: TaskSpec, num_envs: int, num_threads: int
 ) -> None:
     reference = make(spec, num_envs=7)
@@ -315,9 +310,8 @@ def test_episodes_do_not_depend_on_batch_slot_or_threads(
         expected.append(obs)
         rewards.append(reward)
     env = make(spec, num_envs=num_envs, num_threads=num_threads)
-    order = list(range(7))[::-1][
-        : 7 // num_envs * num_envs
-    ]  # other slots, and one batch after the other in the same envs
+    # other slots, and several batches in the same envs
+    order = list(range(7))[::-1][: 7 // num_envs * num_envs]
     for at in range(0, len(order), num_envs):
         rows = order[at : at + num_envs]
         obs, _ = env.reset(seed=[seeds[i] for i in rows])
@@ -328,7 +322,7 @@ def test_episodes_do_not_depend_on_batch_slot_or_threads(
         assert equal(obs, {name: value[rows] for name, value in expected[-1].items()})
 
 
-def test_tensors_belong_to_the_caller(spec: TaskSpec) -> None:
+def test_vec_env__does_not_write_to_returned_tensors(spec: TaskSpec) -> None:
     env = make(spec, max_episode_steps=3)
     given: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
 
@@ -349,7 +343,7 @@ def test_tensors_belong_to_the_caller(spec: TaskSpec) -> None:
             assert torch.equal(value, copies[name]), name
 
 
-def test_quantities_belong_to_the_caller(spec: TaskSpec) -> None:
+def test_physics_read__does_not_write_to_returned_tensors(spec: TaskSpec) -> None:
     env = make(spec)
     physics = getattr(env, "physics", None)
     if physics is None:
@@ -364,7 +358,7 @@ def test_quantities_belong_to_the_caller(spec: TaskSpec) -> None:
 
 @pytest.mark.parametrize("queue", ["counter", "list"])
 @pytest.mark.parametrize("where", ["same", "new"])
-def test_a_saved_state_goes_on_bit_for_bit(spec: TaskSpec, where: str, queue: str) -> None:
+def test_vec_env_load_state_dict__resumes_bit_for_bit(spec: TaskSpec, where: str, queue: str) -> None:
     env = make(spec, max_episode_steps=5)
     if queue == "list":
         env.episode_seeds.use_list(range(FIRST_SEED, FIRST_SEED + 7))
@@ -388,7 +382,7 @@ def test_a_saved_state_goes_on_bit_for_bit(spec: TaskSpec, where: str, queue: st
             assert torch.equal(value, theirs[name]), (step, name)
 
 
-def test_a_state_of_another_size_is_an_error(spec: TaskSpec) -> None:
+def test_vec_env_load_state_dict__state_of_another_num_envs_is_an_error(spec: TaskSpec) -> None:
     env = make(spec)
     env.reset(seed=0)
     with pytest.raises(ConfigError, match="3 envs, this env 2"):
@@ -398,7 +392,7 @@ def test_a_state_of_another_size_is_an_error(spec: TaskSpec) -> None:
 # --- actions ------------------------------------------------------------------------------------------------
 
 
-def test_actions_are_clipped(spec: TaskSpec) -> None:
+def test_vec_env_step__clips_actions(spec: TaskSpec) -> None:
     env, twin = make(spec), make(spec)
     env.reset(seed=FIRST_SEED)
     twin.reset(seed=FIRST_SEED)
@@ -408,7 +402,7 @@ def test_actions_are_clipped(spec: TaskSpec) -> None:
         assert equal(mine[0], theirs[0])
 
 
-def test_actions_matter(spec: TaskSpec) -> None:
+def test_vec_env_step__different_actions_give_different_observations(spec: TaskSpec) -> None:
     env = make(spec)
     env.reset(seed=[7, 7, 7])
     action = torch.zeros(3, len(env.action_unit))
@@ -417,20 +411,18 @@ def test_actions_matter(spec: TaskSpec) -> None:
     assert len(torch.unique(torch.cat([value.flatten(1) for value in obs.values()], 1), dim=0)) == 3
 
 
-@pytest.mark.parametrize("change", ["one world too few", "one action too many", "flat"])
-def test_wrong_shapes_are_named(spec: TaskSpec, change: str) -> None:
+@pytest.mark.parametrize("change", ["one env too few", "one action too many", "flat"])
+def test_vec_env_step__wrong_action_shape_is_an_error(spec: TaskSpec, change: str) -> None:
     env = make(spec)
     env.reset(seed=FIRST_SEED)
     size = len(env.action_unit)
-    shape = {"one world too few": (2, size), "one action too many": (3, size + 1), "flat": (3 * size,)}[
-        change
-    ]
+    shapes = {"one env too few": (2, size), "one action too many": (3, size + 1), "flat": (3 * size,)}
     with pytest.raises(ConfigError, match=r"actions must have shape \(3, "):
-        env.step(torch.zeros(shape))
+        env.step(torch.zeros(shapes[change]))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_actions_that_are_not_finite_are_named(spec: TaskSpec, value: float) -> None:
+def test_vec_env_step__non_finite_action_is_an_error_that_names_the_env(spec: TaskSpec, value: float) -> None:
     env = make(spec)
     obs, _ = env.reset(seed=FIRST_SEED)
     action = torch.zeros(3, len(env.action_unit))
@@ -446,7 +438,7 @@ def test_actions_that_are_not_finite_are_named(spec: TaskSpec, value: float) -> 
         assert dump["step"].tolist() == [0, 0, 0]
 
 
-def test_nan_in_the_simulation_is_caught_in_its_step(spec: TaskSpec) -> None:
+def test_physics_step__nan_is_an_error_in_the_step_where_it_appears(spec: TaskSpec) -> None:
     env = make(spec)
     physics = getattr(env, "physics", None)
     if physics is None:
@@ -458,17 +450,14 @@ def test_nan_in_the_simulation_is_caught_in_its_step(spec: TaskSpec) -> None:
     with pytest.raises(NonFiniteError, match=r"diverged.* in env\(s\) \[1\]") as caught:
         env.step(action)
     dump = caught.value.dump
-    assert dump["state_before"]["state"].isnan().any(1).tolist() == [
-        False,
-        True,
-        False,
-    ]  # the states before the step, as they were
+    # the state before the step, which already has the NaN
+    assert dump["state_before"]["state"].isnan().any(1).tolist() == [False, True, False]
     assert torch.equal(dump["action"], action)
     assert dump["seed"].tolist() == [FIRST_SEED, FIRST_SEED + 1, FIRST_SEED + 2]
     assert dump["step"].tolist() == [1, 1, 1]
 
 
-def test_worlds_without_an_episode_are_told(spec: TaskSpec) -> None:
+def test_vec_env_active__marks_the_envs_with_an_episode(spec: TaskSpec) -> None:
     env = make(spec, max_episode_steps=2)
     env.episode_seeds.use_list([FIRST_SEED, FIRST_SEED + 1])
     env.reset()
@@ -478,12 +467,12 @@ def test_worlds_without_an_episode_are_told(spec: TaskSpec) -> None:
     assert env.active.tolist() == [False, False, False]
 
 
-def test_without_a_seed_episodes_count_from_zero(spec: TaskSpec) -> None:
+def test_episode_seeds__start_at_zero_without_a_seed(spec: TaskSpec) -> None:
     assert make(spec).reset()[1]["seed"].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("num_envs", [0, -1])
-def test_no_worlds_are_an_error(spec: TaskSpec, num_envs: int) -> None:
+def test_vec_env__num_envs_below_one_is_an_error(spec: TaskSpec, num_envs: int) -> None:
     if spec is fakes.POINT_TASK:
         pytest.skip("the fake does not check it")
     with pytest.raises(ConfigError, match=f"num_envs must be at least 1, not {num_envs}"):

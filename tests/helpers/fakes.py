@@ -1,4 +1,4 @@
-"""A quick vec_env that keeps the whole contract, and base policies that note what they are asked."""
+"""A fast vec_env that passes the contract tests, and base policies that record their queries."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from residual_rl.utils.seeding import uniform
 
 @dataclass(frozen=True)
 class PointCfg:
-    """A point in the plane is to come near the origin."""
+    """A point in the plane must move close to the origin."""
 
     max_episode_steps: int = 10
     defect: str = ""
-    """What is wrong with the env, for tests of what should notice it."""
+    """A defect of the env, for tests of its detection."""
 
 
 class PointEnv(VecEnv):
-    """A point [m] that an action of 1 moves by 0.1 m, plus a drift that its seed draws; success within 0.15 m
-    of the origin.
+    """A point [m] that an action of 1 moves by 0.1 m, plus a drift that depends on the seed. An episode
+    succeeds within 0.15 m of the origin.
 
-    A world without an episode (seed -1) stands still. Elementwise arithmetic alone: results do not depend on
-    B.
+    An env without an episode (seed -1) does not move. Arithmetic is elementwise, so that results do not
+    depend on B.
     """
 
     def __init__(self, cfg: PointCfg, num_envs: int, num_threads: int = 0, device: str = "cpu"):
@@ -67,32 +67,32 @@ class PointEnv(VecEnv):
         if options:
             raise ConfigError("reset takes no options")
         if mask is not None and not self._begun:
-            raise ConfigError("the first reset must be of all worlds")
+            raise ConfigError("the first reset must include all envs")
         self._begun = True
-        worlds = torch.arange(self.num_envs) if mask is None else mask.nonzero().flatten()
+        env_ids = torch.arange(self.num_envs) if mask is None else mask.nonzero().flatten()
         if seed is None:
-            seeds = self.episode_seeds.draw(len(worlds))
+            seeds = self.episode_seeds.draw(len(env_ids))
         elif isinstance(seed, int):
-            seeds = seed + worlds
+            seeds = seed + env_ids
             self.episode_seeds.use_counter(seed + self.num_envs)
         else:
             seeds = torch.tensor(list(seed))
-            if len(seeds) != len(worlds):
-                raise ConfigError(f"{len(worlds)} envs are reset but {len(seeds)} seeds were given")
-        self._start(worlds, seeds)
+            if len(seeds) != len(env_ids):
+                raise ConfigError(f"{len(env_ids)} envs are reset but {len(seeds)} seeds were given")
+        self._start(env_ids, seeds)
         return self.observations(), {"seed": self._seed.clone()}
 
-    def _start(self, worlds: Tensor, seeds: Tensor) -> None:
+    def _start(self, env_ids: Tensor, seeds: Tensor) -> None:
         draws = uniform(seeds, stream=0, n=3).float()
         if self.cfg.defect == "same start":
             draws = torch.full_like(draws, 0.25)
         if self.cfg.defect == "start depends on slot":
-            draws[:, 0] = worlds / 100
-        self._position = self._position.index_copy(0, worlds, 2.0 * draws[:, :2] - 1.0)
-        self._wind = self._wind.index_copy(0, worlds, 0.02 * draws[:, 2] - 0.01)
-        self._seed = self._seed.index_copy(0, worlds, seeds)
-        self._length = self._length.index_fill(0, worlds, 0)
-        self._return = self._return.index_fill(0, worlds, 0.0)
+            draws[:, 0] = env_ids / 100
+        self._position = self._position.index_copy(0, env_ids, 2.0 * draws[:, :2] - 1.0)
+        self._wind = self._wind.index_copy(0, env_ids, 0.02 * draws[:, 2] - 0.01)
+        self._seed = self._seed.index_copy(0, env_ids, seeds)
+        self._length = self._length.index_fill(0, env_ids, 0)
+        self._return = self._return.index_fill(0, env_ids, 0.0)
 
     @property
     def active(self) -> Tensor:
@@ -155,8 +155,8 @@ class PointEnv(VecEnv):
         info = {"reward_terms": terms, "task_metrics": metrics, "final_obs": obs, "_final_obs": ended}
         info |= {"final_info": final, "_final_info": ended}
         if ended.any():
-            worlds = ended.nonzero().flatten()
-            self._start(worlds, self.episode_seeds.draw(len(worlds)))
+            env_ids = ended.nonzero().flatten()
+            self._start(env_ids, self.episode_seeds.draw(len(env_ids)))
             obs = self.observations()
         return obs, reward, terminated, truncated, info
 
@@ -191,7 +191,7 @@ POINT_TASK = TaskSpec(
 
 
 class Homing(BasePolicy):
-    """Heads for the origin at `speed`."""
+    """Moves towards the origin at `speed`."""
 
     inputs = {"position": (2,)}  # noqa: RUF012
 
@@ -206,14 +206,13 @@ def make_homing(cfg: None, env: VecEnv) -> Homing:
     return Homing()
 
 
-HOMING = BasePolicySpec(id="homing", summary="heads for the origin", make="fakes:make_homing")
+HOMING = BasePolicySpec(id="homing", summary="moves towards the origin", make="fakes:make_homing")
 
 
 class Recorder(BasePolicy):
-    """Plans `chunk_size` actions that tell where they come from, and notes every call: `("plan", worlds,
-    positions)`, `("reset", worlds)`.
+    """Records its calls as `("query", env_ids, positions)` and `("reset", env_ids)`.
 
-    Element k of the plan for world w, the n-th since that world's reset, is `(0.1·n, 0.01·k)`.
+    Action k of the n-th chunk since the env's reset is `(0.1·n, 0.01·k)`.
     """
 
     inputs = {"position": (2,)}  # noqa: RUF012
@@ -221,21 +220,21 @@ class Recorder(BasePolicy):
     def __init__(self, num_envs: int, chunk_size: int = 1, num_action_steps: int = 1):
         self.chunk_size, self.num_action_steps = chunk_size, num_action_steps
         self.calls: list[tuple[Any, ...]] = []
-        self._plans = torch.zeros(num_envs)
+        self._num_queries = torch.zeros(num_envs)
 
     def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:
-        self.calls.append(("plan", env_ids.tolist(), obs["position"].tolist()))
-        self._plans = self._plans.index_add(0, env_ids, torch.ones(len(env_ids)))
-        first = 0.1 * self._plans[env_ids, None].expand(-1, self.chunk_size)
+        self.calls.append(("query", env_ids.tolist(), obs["position"].tolist()))
+        self._num_queries = self._num_queries.index_add(0, env_ids, torch.ones(len(env_ids)))
+        first = 0.1 * self._num_queries[env_ids, None].expand(-1, self.chunk_size)
         second = 0.01 * torch.arange(self.chunk_size).expand(len(env_ids), -1)
         return torch.stack([first, second], -1)
 
     def reset(self, mask: Tensor) -> None:
         self.calls.append(("reset", mask.nonzero().flatten().tolist()))
-        self._plans = self._plans.masked_fill(mask, 0.0)
+        self._num_queries = self._num_queries.masked_fill(mask, 0.0)
 
     def state_dict(self) -> State:
-        return {"plans": self._plans.clone()}
+        return {"num_queries": self._num_queries.clone()}
 
     def load_state_dict(self, state: State) -> None:
-        self._plans = state["plans"].clone()
+        self._num_queries = state["num_queries"].clone()

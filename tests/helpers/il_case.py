@@ -1,4 +1,4 @@
-"""Imitation models that are made in no time, and demonstrations of a few steps."""
+"""Tiny imitation models with random weights, and demonstrations of a few steps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 
 def settings(algo: str = "flow", **values: Any) -> ModelSettings:
-    """Of a tiny model for `so101-paper`."""
+    """Settings of a tiny model for `so101-paper`."""
     defaults: dict[str, Any] = {
         "algo": algo,
         "network": NETWORKS[algo],
@@ -57,7 +57,7 @@ def statistics(obs_dim: int = 25, action_dim: int = 6) -> Statistics:
 
 
 def model(algo: str = "flow", **values: Any) -> ImitationModel:
-    """Its weights are random, and always the same."""
+    """A tiny model with fixed random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
         made = settings(algo, **values)
@@ -71,7 +71,7 @@ def make_case(folder: Path) -> ILCfg:
 
 
 def task_settings(task_id: str, **values: Any) -> dict[str, Any]:
-    """A task's settings, as demonstrations keep them."""
+    """A task's settings in the form that demonstrations store."""
     cfg = dataclasses.replace(TASKS.get(task_id).default_config(), **values)
     return dict(json.loads(json.dumps(dataclasses.asdict(cfg))))
 
@@ -79,7 +79,7 @@ def task_settings(task_id: str, **values: Any) -> dict[str, Any]:
 def write_demos(
     path: Path, episodes: int = 4, steps: int = 6, task_id: str = "so101-paper", **values: Any
 ) -> Path:
-    """Episodes of a controller that heads for a fixed posture, on observations of the real env."""
+    """Episodes of a controller that moves to a fixed posture, with observations of the env."""
     env = make_vec_env(task_id, episodes, num_threads=1, **values)
     obs, _ = env.reset(seed=list(range(40_000_000, 40_000_000 + episodes)))
     seen: list[Tensor] = [obs["state"]]

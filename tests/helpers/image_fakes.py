@@ -1,4 +1,4 @@
-"""The point of `fakes`, seen by a camera."""
+"""The point task of `fakes` with a camera."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ SIZE = 16
 
 @dataclass(frozen=True)
 class SeenPointCfg(fakes.PointCfg):
-    """A point in the plane is to come near the origin, and a camera sees it."""
+    """A point in the plane must move close to the origin; a camera observes it."""
 
     obs_mode: Literal["rgb", "rgb+state"] = "rgb"
-    """As tasks with cameras have it."""
+    """The same setting as in tasks with cameras."""
 
 
 class SeenPointEnv(fakes.PointEnv):
-    """`fakes.PointEnv` with the observation `picture`: the plane from -1 to 1 m in 16 x 16 pixels, the point
-    a white square of 3 x 3."""
+    """`fakes.PointEnv` with the observation `picture`: the plane from -1 to 1 m in 16 x 16 pixels, with the
+    point as a white square of 3 x 3 pixels."""
 
     def __init__(self, cfg: SeenPointCfg, num_envs: int, num_threads: int = 0, device: str = "cpu"):
         super().__init__(cfg, num_envs, num_threads, device)
@@ -49,8 +49,7 @@ class SeenPointEnv(fakes.PointEnv):
 
 
 def picture(position: Tensor) -> Tensor:
-    """[B, 16, 16, 3] uint8 of points at `position` [B, 2]; one outside of the picture is drawn at its
-    edge."""
+    """Images [B, 16, 16, 3] uint8 of points at `position` [B, 2]; points outside are drawn at the edge."""
     centre = ((position + 1.0) * (SIZE / 2)).long().clamp(0, SIZE - 1)
     near = (torch.arange(SIZE) - centre[:, :, None]).abs() <= 1  # [B, 2, 16]
     white = near[:, 1, :, None] & near[:, 0, None, :]
@@ -59,7 +58,7 @@ def picture(position: Tensor) -> Tensor:
 
 SEEN_POINT_TASK = TaskSpec(
     id="seen-point",
-    summary="a point that a camera sees",
+    summary="a point with a camera",
     config="image_fakes:SeenPointCfg",
     make="image_fakes:SeenPointEnv",
     base_policy="zero",

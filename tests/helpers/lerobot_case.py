@@ -1,5 +1,4 @@
-"""LeRobot policies that are made in no time (random weights, made-up statistics, nothing downloaded), and
-short demonstrations."""
+"""Tiny LeRobot policies with random weights and made-up statistics, and short demonstrations."""
 
 from __future__ import annotations
 
@@ -48,10 +47,10 @@ ALL_MEAN_STD = dict.fromkeys(("STATE", "ENV", "VISUAL", "ACTION"), Normalization
 def make_checkpoint(
     folder: Path, kind: str = "act", *, images: dict[str, tuple[int, int]] | None = None, **values: Any
 ) -> Path:
-    """A policy in `folder` that sees joint positions, and the env's `state` or `images` by camera (height,
-    width).
+    """A policy in `folder` that observes joint positions, and the env's `state` or images of each camera in
+    `images` (height, width).
 
-    Its actions scatter by about 20 degrees around the arm's home.
+    Its actions vary by about 20 degrees around the arm's home position.
     """
     features = {"observation.state": PolicyFeature(FeatureType.STATE, (values.pop("joints", JOINTS),))}
     if images is None:
@@ -79,7 +78,7 @@ def make_checkpoint(
 
 
 def statistics(features: dict[str, PolicyFeature]) -> dict[str, dict[str, torch.Tensor]]:
-    """Mean 10 and standard deviation 20 for what is in degrees, of one sign each; 0.1 and 0.5 else."""
+    """Mean 10 and standard deviation 20 for quantities in degrees; 0.1 and 0.5 for others."""
     made = {}
     for name, feature in features.items():
         shape = (3, 1, 1) if feature.type is FeatureType.VISUAL else feature.shape
@@ -94,8 +93,7 @@ def make_case(folder: Path, kind: str = "act", **values: Any) -> LeRobotCfg:
 
 
 def write_demos(path: Path, episodes: int = 4, steps: int = 6, **settings: Any) -> Path:
-    """Episodes of so101-paper under slow, smooth actions, as `demos collect` would store them, draws
-    included."""
+    """Episodes of so101-paper with slow, smooth actions, in the form that `demos collect` stores."""
     env = make_vec_env("so101-paper", episodes, num_threads=1, **settings)
     obs, info = env.reset(seed=list(range(40_000_000, 40_000_000 + episodes)))
     draws = {name: value.numpy() for name, value in env.episode.items()}
@@ -135,7 +133,7 @@ def write_demos(path: Path, episodes: int = 4, steps: int = 6, **settings: Any) 
 
 
 def in_hardware(angles: Any) -> np.ndarray:
-    """Degrees, and for the gripper per cent of its way, of joint angles [..., 6] in [rad]."""
+    """Joint angles [..., 6] in [rad], converted to degrees and, for the gripper, per cent of its range."""
     values = np.rad2deg(np.asarray(angles, np.float64))
     values[..., 5] = 100.0 * (np.asarray(angles, np.float64)[..., 5] - LOW) / (HIGH - LOW)
     return values

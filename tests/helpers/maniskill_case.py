@@ -11,10 +11,10 @@ def bare(env_id: str, **settings: Any) -> Any:
     """ManiSkill's own env, without anything of ours."""
     import mani_skill.envs  # noqa: F401
 
-    from residual_rl.envs.maniskill import headless as no_device
+    from residual_rl.envs.maniskill import headless
 
-    if not no_device.vulkan_works():
-        no_device.replace_materials()
+    if not headless.vulkan_works():
+        headless.replace_materials()
     arguments = {
         "num_envs": 1,
         "obs_mode": "state",

@@ -1,4 +1,4 @@
-"""What the contract suite runs `model` and `hybrid` with."""
+"""Settings of the base policies `model` and `hybrid` in the contract tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from residual_rl.base_policies.model import ModelCfg
 
 
 def make_case_model(folder: Path) -> ModelCfg:
-    """A run on a run: the inner one was trained on `jacobian-yaw`, which keeps phases and counts steps."""
+    """A run on top of a run on `jacobian-yaw`, which has phases and step counters."""
     inner, outer = folder / "inner", folder / "outer"
     settings = {"total_timesteps": 64, "eval_freq": 0}
     tiny_runs.train(inner, base_policy="jacobian-yaw", **settings)
@@ -20,6 +20,6 @@ def make_case_model(folder: Path) -> ModelCfg:
 
 
 def make_case_hybrid(folder: Path) -> HybridCfg:
-    """An ensemble that gives way to one policy alone, at a threshold that some of the episodes come to."""
+    """A switch from an ensemble to one policy, at a threshold that some episodes reach."""
     settings = ("0.policies=jacobian jacobian-yaw zero", "0.mode=ensemble", "0.settings=0.drag-gain=0.3")
     return HybridCfg(("hybrid", "jacobian-yaw"), settings, "switch", switch_on="goal", switch_below=0.1)

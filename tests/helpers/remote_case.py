@@ -1,5 +1,4 @@
-"""Policy servers for tests: ours in threads, and the messages of others' clients, written from the protocols'
-descriptions alone."""
+"""Policy servers in threads, and messages of external clients, written from the protocols' descriptions."""
 
 from __future__ import annotations
 
@@ -29,8 +28,10 @@ LAYOUTS = {"gr00t": "n1.6", "gr00t-n15": "n1.5"}
 
 
 class Waving(BasePolicy):
-    """Small chunks that depend on every bit of the last `num_obs_steps` observations; it remembers nothing.
-    Elementwise, in float64."""
+    """A stateless policy whose small actions depend on every bit of the last `num_obs_steps` observations.
+
+    It computes elementwise in float64.
+    """
 
     inputs = {"joint_position": (6,), "joint_target": (6,), "goal": (3,)}  # noqa: RUF012
 
@@ -54,14 +55,13 @@ class Waving(BasePolicy):
         for step in range(1, self.num_obs_steps):
             total = total + oldest_first[:, step]
         actions = (0.3 * torch.sin(total[:, None] + 0.7 * torch.arange(self.chunk_size)[:, None])).float()
-        actions[..., 5] = actions[
-            ..., 5
-        ].abs()  # the gripper begins at its limit, where joint positions cannot tell what goes beyond
+        # The gripper starts at its limit, and joint positions cannot represent a motion beyond it.
+        actions[..., 5] = actions[..., 5].abs()
         return ActionChunk(actions, 0.5 + 0.5 * actions[..., 0]) if self._unsure else actions
 
 
 class Counting(BasePolicy):
-    """Counts its plans since each world's reset: the action is 0.01 of that."""
+    """Counts the queries since each env's reset; the action is 0.01 times the count."""
 
     inputs = {"joint_target": (6,)}  # noqa: RUF012
 
@@ -77,19 +77,21 @@ class Counting(BasePolicy):
 
 
 Served = BasePolicy | str | tuple[str, Any]
-"""A policy, the id of a registered one, or that and its settings."""
+"""A policy, the id of a registered one, or an id and settings."""
 
 
 def served_policy(policy: Served, env: VecEnv) -> BasePolicyExecutor:
-    """What is to be served, in an executor for `env`."""
+    """The policy to serve, in an executor for `env`."""
     if isinstance(policy, BasePolicy):
         return BasePolicyExecutor(policy, env)
     return make_base_policy(policy, None, env) if isinstance(policy, str) else make_base_policy(*policy, env)
 
 
 def open_one(policy: Served, protocol: Any, sessions: int = 16, **options: Any) -> Server:
-    """A bound server of ours, of so101-paper. Options: `port`, `token`, `idle`, `units`, `keys`, and settings
-    of the task."""
+    """A bound server of this project for so101-paper.
+
+    Options are `port`, `token`, `idle`, `units`, `keys`, and settings of the task.
+    """
     port, token, idle = options.pop("port", 0), options.pop("token", None), options.pop("idle", 600.0)
     units = options.pop("units", "normalized" if protocol == "openpi" else "hardware")
     keys = options.pop("keys", None)
@@ -104,20 +106,20 @@ def port_of(address: str) -> int:
 
 @contextlib.contextmanager
 def serving(policy: Served, protocol: Any, **options: Any) -> Iterator[int]:
-    """A running server of ours; gives its port."""
+    """A running server of this project; yields its port."""
     with BackgroundServer(open_one(policy, protocol, **options)) as server:
         yield port_of(server.address)
     assert server.error is None
 
 
 def client_cfg(protocol: str, port: int, **settings: Any) -> Config:
-    """Settings of the client for it."""
+    """Settings of the client for a server of `serving`."""
     settings = {"port": port, "timeout": 20.0, "reconnect": 0.0, **settings}
     return OpenPiCfg(**settings) if protocol == "openpi" else Gr00tCfg(layout=LAYOUTS[protocol], **settings)  # type: ignore[arg-type]
 
 
 def connect(protocol: str, port: int, env: VecEnv, **settings: Any) -> BasePolicyExecutor:
-    """Our client, as a run makes it."""
+    """The client of this project, as constructed in a run."""
     return make_base_policy(
         "openpi" if protocol == "openpi" else "gr00t", client_cfg(protocol, port, **settings), env
     )
@@ -127,7 +129,7 @@ _KEPT: list[BackgroundServer] = []
 
 
 def make_case_gr00t(folder: Path) -> Config:
-    """A server that lives as long as the tests, of a policy with chunks and a history."""
+    """A server that runs until the tests end, for a policy with chunks and a history."""
     _KEPT.append(
         BackgroundServer(
             open_one(Waving(num_obs_steps=2, chunk_size=16, num_action_steps=8), "gr00t", sessions=512)
@@ -137,23 +139,23 @@ def make_case_gr00t(folder: Path) -> Config:
 
 
 def make_case_openpi(folder: Path) -> Config:
-    """The same over websockets, of a policy that tells how unsure it is."""
+    """The same over websockets, for a policy with an uncertainty."""
     _KEPT.append(BackgroundServer(open_one(Waving(unsure=True), "openpi", sessions=512)))
     return client_cfg("openpi", port_of(_KEPT[-1].address))
 
 
-# --- what others' programs send and read, by hand -----------------------------------------------------------
+# --- messages of external programs --------------------------------------------------------------------------
 
 
 def npy(array: Any) -> dict[str, Any]:
-    """An array as Isaac-GR00T N1.5 and N1.6 write it."""
+    """An array in the encoding of Isaac-GR00T N1.5 and N1.6."""
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
     return {"__ndarray_class__": True, "as_npy": file.getvalue()}
 
 
 def nd(array: Any) -> dict[bytes, Any]:
-    """An array as msgpack-numpy, and so Isaac-GR00T N1.7, writes it."""
+    """An array in the encoding of msgpack-numpy, which Isaac-GR00T N1.7 uses."""
     return {
         b"nd": True,
         b"type": array.dtype.str,
@@ -164,7 +166,7 @@ def nd(array: Any) -> dict[bytes, Any]:
 
 
 def openpi_array(array: Any) -> dict[bytes, Any]:
-    """An array as openpi's client and server write it."""
+    """An array in the encoding of openpi's client and server."""
     return {b"__ndarray__": True, b"data": array.tobytes(), b"dtype": array.dtype.str, b"shape": array.shape}
 
 
@@ -179,18 +181,18 @@ def _hook(table: dict[Any, Any]) -> Any:
 
 
 def packb(value: Any, array: Any = npy) -> bytes:
-    """The message of `value`, whose arrays are written by `array`."""
+    """Encode `value`, with its arrays encoded by `array`."""
     data: bytes = msgpack.packb(value, default=lambda v: array(v) if isinstance(v, np.ndarray) else v)
     return data
 
 
 def unpackb(data: bytes) -> Any:
-    """What a message holds."""
+    """Decode a message."""
     return msgpack.unpackb(data, object_hook=_hook, raw=False)
 
 
 class RobotClient:
-    """A GR00T client as a robot has it: one REQ socket, no name, no options of ours."""
+    """A GR00T client of a robot: one REQ socket, without the options of this project."""
 
     def __init__(self, port: int, array: Any = npy):
         self.array = array

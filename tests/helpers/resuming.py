@@ -1,4 +1,4 @@
-"""One check for all learners: saved, loaded and gone on with, it is as if it had never been stopped."""
+"""A check for all learners: a restored learner continues exactly like one that was not stopped."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from residual_rl.runs.checkpoint import from_bytes, to_bytes
 def check_resuming(
     make: Callable[[int], Any], steps: Callable[[Any, torch.Generator, int], Any], extra_steps: int
 ) -> None:
-    """Three updates, `extra_steps` towards the next, and two updates more: in one learner, and in another
-    that got the state of the first.
+    """Do three updates and `extra_steps` steps, save the state, and compare two further updates of the same
+    learner and of one that loads the state.
 
     Args:
-        make: a fresh learner of that seed.
-        steps: has the learner act and observe so many steps, which the generator makes.
-        extra_steps: how far it is between two updates when it is stopped.
+        make: constructs a learner with the given seed.
+        steps: lets a learner act and observe a number of steps, drawn from the generator.
+        extra_steps: number of steps between the last update and the saved state.
     """
     generator, learner = torch.Generator().manual_seed(0), make(0)
 
@@ -36,12 +36,12 @@ def check_resuming(
     state, data = learner.state_dict(), generator.get_state()
     saved = to_bytes(state, "checkpoint")
 
-    def finish(goes_on: Any) -> dict[str, Any]:
+    def finish(learner: Any) -> dict[str, Any]:
         generator.set_state(data)
-        metrics = [update(goes_on, extra_steps), update(goes_on)]
-        return {"metrics": metrics, **from_bytes(to_bytes(goes_on.state_dict(), "checkpoint"), "checkpoint")}
+        metrics = [update(learner, extra_steps), update(learner)]
+        return {"metrics": metrics, **from_bytes(to_bytes(learner.state_dict(), "checkpoint"), "checkpoint")}
 
     resumed = make(99)
     resumed.load_state_dict(from_bytes(saved, "checkpoint"))
     assert different(finish(resumed), finish(learner)) == []
-    assert to_bytes(state, "checkpoint") == saved  # a state is a copy, not a view of what goes on learning
+    assert to_bytes(state, "checkpoint") == saved  # a state is a copy, which further learning does not change

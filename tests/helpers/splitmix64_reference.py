@@ -1,10 +1,10 @@
-"""SplitMix64 as published, in Python's integers."""
+"""A reference implementation of SplitMix64."""
 
 from __future__ import annotations
 
 
 def reference_splitmix64(seed: int, n: int) -> list[int]:
-    """SplitMix64 in Python's unbounded integers, as published (Steele, Lea and Flood, 2014)."""
+    """The first `n` outputs for `seed`, with Python integers (Steele, Lea and Flood, 2014)."""
     word, state, out = (1 << 64) - 1, seed & ((1 << 64) - 1), []
     for _ in range(n):
         state = (state + 0x9E3779B97F4A7C15) & word

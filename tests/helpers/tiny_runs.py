@@ -1,4 +1,4 @@
-"""Trainings that take a second, and what to compare of them."""
+"""Training runs that take a second, and comparisons of them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TINY: dict[str, Any] = {
     "tolerance": 0.08,
     "success_hold_steps": 5,
 }
-"""32 env steps an iteration, 8 iterations."""
+"""32 env steps per iteration, 8 iterations."""
 _OTHER = ("minibatch_size", "num_epochs", "num_steps")
 OFF_POLICY_TINY = {name: value for name, value in TINY.items() if name not in _OTHER} | {
     "num_steps": 2,
@@ -52,7 +52,7 @@ OFF_POLICY_TINY |= {
     "utd": 0.25,
     "buffer_size": 96,
 }
-"""8 env steps an iteration, 32 iterations."""
+"""8 env steps per iteration, 32 iterations."""
 
 CLI_TINY = [
     "--num-envs",
@@ -72,7 +72,7 @@ FAILING_TINY = [*CLI_TINY, "--num-threads", "1", "--save-freq", "32", "--eval-fr
 
 
 def slow(*values: Any) -> list[Any]:
-    """Parameters whose like the fast tier tests already; a tuple is a test's several."""
+    """Parameters that only the slow tier tests; a tuple has the values of several arguments."""
     return [
         pytest.param(*(value if isinstance(value, tuple) else [value]), marks=pytest.mark.slow)
         for value in values
@@ -131,7 +131,7 @@ def last_state(path: Path) -> Any:
 
 
 def metric_rows(path: Path) -> list[dict[str, Any]]:
-    """What was logged, but for the times."""
+    """The logged rows without times."""
     return [
         {k: v for k, v in row.items() if not k.startswith("time/")}
         for row in read_metrics(path / "metrics.jsonl")
@@ -143,8 +143,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def cpu_seconds(*command: str, **options: Any) -> tuple[float, subprocess.CompletedProcess[str]]:
-    """What a command and its children take of the processor, whatever else it works on [s]; and how the
-    command ended."""
+    """CPU time of a command and its children [s], and the completed process."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -154,15 +153,16 @@ def cpu_seconds(*command: str, **options: Any) -> tuple[float, subprocess.Comple
 
 Fails = Callable[..., str]
 _NO_ERRORS = ("residual-rl: WARNING", "WARNING: Nan, Inf or huge value")
-"""How the logger's warnings and MuJoCo's own begin."""
+"""The beginnings of warnings of the logger and of MuJoCo."""
 
 
 def failure(capfd: pytest.CaptureFixture[str], *arguments: str | Path, code: int = 2) -> str:
-    """Run a command that must fail with `code`; gives the one line that it says."""
+    """Run a command that must fail with `code`, and return its one line of error message."""
     capfd.readouterr()
     assert main([str(a) for a in arguments]) == code
     lines = [line for line in capfd.readouterr().err.splitlines() if line and not line.startswith(_NO_ERRORS)]
-    said = [line for line in lines if not re.match(r"(train|base|residual|zero): ", line)]  # progress
-    assert len(said) == 1, said
-    assert said[0].startswith("residual-rl: error: ")
-    return said[0].removeprefix("residual-rl: error: ")
+    # Without the lines of progress.
+    errors = [line for line in lines if not re.match(r"(train|base|residual|zero): ", line)]
+    assert len(errors) == 1, errors
+    assert errors[0].startswith("residual-rl: error: ")
+    return errors[0].removeprefix("residual-rl: error: ")

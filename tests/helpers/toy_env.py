@@ -1,4 +1,4 @@
-"""A tiny batched env with a base policy that nearly works, for tests of learners."""
+"""A tiny batched env with an imperfect base policy, for tests of learners."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ OBS_SPACE = {"state": (4,), "base_action": (2,)}
 
 
 class PointMass:
-    """A point in the plane is to come within 0.05 of a goal. The base policy heads there with a bias, and
-    stops 0.4 short of it.
+    """A point in the plane must come within 0.05 m of a goal. The base policy moves there with a bias, and
+    stops 0.4 m before the goal.
 
     `state` is position and goal [m]; an action of 1 moves by 0.1 m. Success terminates an episode, 30 steps
     truncate it.
@@ -32,7 +32,7 @@ class PointMass:
         return self._named(self.state)
 
     def step(self, residual_action: Tensor) -> Transition:
-        """Move, and begin anew where an episode ended."""
+        """Move, and start a new episode where one ended."""
         obs = self.obs()
         action = compose(obs["base_action"], residual_action, self.residual_scale)
         position, goal = self.state[:, :2] + 0.1 * action, self.state[:, 2:]
@@ -65,7 +65,7 @@ def collect(learner: Learner, env: PointMass) -> None:
 
 
 def success_rate(learner: Learner, num_envs: int = 200, seed: int = 1000) -> float:
-    """Share of the worlds whose first episode the deterministic policy solves."""
+    """Share of envs whose first episode is solved by the deterministic policy."""
     env = PointMass(num_envs, seed)
     first, solved = torch.ones(num_envs, dtype=torch.bool), torch.zeros(num_envs, dtype=torch.bool)
     for _ in range(env.max_episode_steps):

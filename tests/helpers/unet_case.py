@@ -1,5 +1,4 @@
-"""Public Diffusion Policy checkpoints as they are saved: names and shapes written out, and their network's
-arithmetic step by step."""
+"""Names and shapes in public Diffusion Policy checkpoints, and a reference implementation of the network."""
 
 from __future__ import annotations
 
@@ -63,13 +62,13 @@ TINY: dict[str, Any] = {"channels": (8, 16), "kernel_size": 3, "time_dim": 8}
 
 
 def tensors(seed: int = 0) -> dict[str, Tensor]:
-    """Random ones under those names."""
+    """Random tensors with these names."""
     generator = torch.Generator().manual_seed(seed)
     return {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
 
 
 def saved(prefix: str = "noise_pred_net.") -> dict[str, Any]:
-    """What the baselines give to `torch.save`: the weights, and their average, which differs."""
+    """The checkpoint that the baselines save: the weights, and their moving average with other values."""
     return {
         "agent": {prefix + name: tensor for name, tensor in tensors(1).items()},
         "ema_agent": {prefix + name: tensor for name, tensor in tensors(0).items()},

@@ -12,7 +12,7 @@ FUNCTION = f"{__name__}:make"
 
 
 class ToyEnvs:
-    """Adds actions up. `cfg` names a failure, and when it comes: in `make` or in `step`."""
+    """Sums up actions. `cfg` selects a failure, in `make` or in `step`."""
 
     def __init__(self, cfg: dict[str, Any], num_envs: int):
         self.cfg, self.num_envs, self.arrays = cfg, num_envs, {}

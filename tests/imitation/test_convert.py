@@ -1,4 +1,4 @@
-"""Public Diffusion Policy checkpoints become base policies; what is no such checkpoint is named."""
+"""Conversion of public Diffusion Policy checkpoints to base policies, and errors for other files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def convert(path: Path, **values: Any) -> ImitationModel:
     return read_public_unet(path, ConvertCfg(**values), trusted=True)
 
 
-def test_sizes_are_told_by_the_tensors(checkpoint: Path) -> None:
+def test_read_public_unet__derives_sizes_from_the_tensors(checkpoint: Path) -> None:
     settings = convert(checkpoint, control_mode="pd_ee_delta_pose", task="Peg").settings
     assert settings.network == {
         "channels": [8, 16],
@@ -47,7 +47,7 @@ def test_sizes_are_told_by_the_tensors(checkpoint: Path) -> None:
         "layout": "public",
     }
     assert (settings.obs_shapes, settings.obs_keys, settings.action_dim) == ({"state": (3,)}, ("state",), 2)
-    # 16 predicted from the older of two observations on: 15 from the present one, of which 8 are executed
+    # 16 actions from the older of two observations on are 15 from the current one, of which 8 are executed.
     assert (
         settings.num_obs_steps,
         settings.num_past_actions,
@@ -74,20 +74,19 @@ def ddim(weights: dict[str, Tensor], obs: Tensor, x: Tensor, steps: int) -> Tens
     return x
 
 
-def test_it_acts_as_the_published_policy(checkpoint: Path, tmp_path: Path) -> None:
-    """Raw observations in, the oldest first; actions from index num_obs_steps − 1 on, clipped to [-1, 1]."""
+def test_read_public_unet__model_acts_like_the_published_policy(checkpoint: Path, tmp_path: Path) -> None:
+    """Observations are raw, oldest first; actions start at index num_obs_steps − 1 and are clipped."""
     convert(checkpoint).save(tmp_path / MODEL_FILE)
     model = ImitationModel.load(tmp_path).to(CPU, torch.float64)
     obs, noise = 20.0 * torch.randn(4, 2, 3, dtype=torch.float64), torch.randn(4, 16, 2, dtype=torch.float64)
     expected = ddim(unet_case.tensors(0), obs.flatten(1), noise, 10)[:, 1:].clamp(-1, 1)
     assert obs.abs().max() > 20.0
     torch.testing.assert_close(model.sample(obs, noise), expected, rtol=1e-4, atol=1e-4)
-    assert (
-        (expected.abs() < 1.0) & (expected.abs() > 0.01)
-    ).float().mean() > 0.2  # the clip does not decide everything
+    # Not all actions are clipped.
+    assert ((expected.abs() < 1.0) & (expected.abs() > 0.01)).float().mean() > 0.2
 
 
-def test_identity_statistics_are_in_the_file(checkpoint: Path, tmp_path: Path) -> None:
+def test_read_public_unet__stores_identity_statistics(checkpoint: Path, tmp_path: Path) -> None:
     convert(checkpoint).save(tmp_path / MODEL_FILE)
     statistics = ImitationModel.load(tmp_path).statistics
     assert (statistics.obs_mean.tolist(), statistics.obs_std.tolist()) == ([0.0] * 3, [1.0] * 3)
@@ -99,7 +98,7 @@ def test_identity_statistics_are_in_the_file(checkpoint: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("payload", "weights", "seed"),
     [
-        (unet_case.saved(), None, 0),  # the averaged one
+        (unet_case.saved(), None, 0),  # the averaged network
         (unet_case.saved(), "agent/noise_pred_net", 1),
         ({"agent": unet_case.saved()["agent"]}, None, 1),
         (unet_case.saved("")["agent"], None, 1),
@@ -110,7 +109,7 @@ def test_identity_statistics_are_in_the_file(checkpoint: Path, tmp_path: Path) -
         ({name: tensor.half() for name, tensor in unet_case.tensors(1).items()}, None, 1),
     ],
 )
-def test_the_network_is_found_wherever_it_lies(
+def test_read_public_unet__finds_the_network_at_any_depth(
     payload: Any, weights: str | None, seed: int, tmp_path: Path
 ) -> None:
     model = convert(unet_case.write(tmp_path / "x.pt", payload), weights=weights)
@@ -118,7 +117,7 @@ def test_the_network_is_found_wherever_it_lies(
         torch.testing.assert_close(model.network.state_dict()[name], tensor, atol=1e-3, rtol=1e-3)
 
 
-def test_a_checkpoint_of_maniskill_2_pads_by_itself(tmp_path: Path) -> None:
+def test_read_public_unet__pads_observations_for_maniskill_2(tmp_path: Path) -> None:
     wide = unet_case.tensors()
     for name in [name for name in wide if name.endswith("cond_encoder.1.weight")]:
         wide[name] = torch.randn(len(wide[name]), 8 + 2 * 50)
@@ -141,7 +140,7 @@ def test_a_checkpoint_of_maniskill_2_pads_by_itself(tmp_path: Path) -> None:
         convert(narrow, pad_obs_to=3)
 
 
-# --- what is refused ----------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------------
 
 
 def changed(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
@@ -193,7 +192,7 @@ def changed(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
             changed(lambda w: w.update({"visual_encoder.cnn.0.weight": torch.zeros(2)})),
             (
                 "has tensors beside the U-Net 'noise_pred_net': visual_encoder.cnn.0.weight; policies with"
-                " encoders of images"
+                " image encoders"
             ),
         ),
         (
@@ -203,7 +202,7 @@ def changed(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
         ([1, 2], "cannot be read as a dict of state dicts (ValueError: it contains a list, not a dict)"),
     ],
 )
-def test_what_is_no_such_checkpoint_is_named(payload: Any, message: str, tmp_path: Path) -> None:
+def test_read_public_unet__names_unexpected_tensors(payload: Any, message: str, tmp_path: Path) -> None:
     path = unet_case.write(tmp_path / "x.pt", payload)
     with pytest.raises(CheckpointError) as caught:
         convert(path)
@@ -212,7 +211,7 @@ def test_what_is_no_such_checkpoint_is_named(payload: Any, message: str, tmp_pat
     assert "\n" not in str(caught.value)
 
 
-def test_which_of_several_networks_must_be_told(tmp_path: Path) -> None:
+def test_read_public_unet__needs_a_choice_between_several_networks(tmp_path: Path) -> None:
     two = {"first": unet_case.tensors(0), "second": unet_case.tensors(1)}
     path = unet_case.write(tmp_path / "x.pt", two)
     with pytest.raises(
@@ -236,8 +235,8 @@ def test_which_of_several_networks_must_be_told(tmp_path: Path) -> None:
         (
             {"num_action_steps": 16},
             (
-                "num_action_steps must be at most 15, the actions of prediction_horizon 16 from the present"
-                " step on"
+                "num_action_steps must be at most 15, the number of actions from the current step on with"
+                " prediction_horizon 16"
             ),
         ),
         (
@@ -248,7 +247,9 @@ def test_which_of_several_networks_must_be_told(tmp_path: Path) -> None:
         ({"diffusion_steps": 0}, "diffusion_steps must be at least 1, not 0"),
     ],
 )
-def test_settings_that_do_not_fit_are_named(values: dict[str, Any], message: str, checkpoint: Path) -> None:
+def test_convert_cfg__names_a_setting_that_does_not_fit(
+    values: dict[str, Any], message: str, checkpoint: Path
+) -> None:
     with pytest.raises(ConfigError, match=message):
         convert(checkpoint, **values)
 
@@ -256,7 +257,7 @@ def test_settings_that_do_not_fit_are_named(values: dict[str, Any], message: str
 # --- the command --------------------------------------------------------------------------------------------
 
 
-def test_from_a_checkpoint_to_a_base_policy(
+def test_convert__writes_a_model_that_runs_as_a_base_policy(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -264,9 +265,9 @@ def test_from_a_checkpoint_to_a_base_policy(
         main(["convert", str(checkpoint), "--out", str(out), "--trust-checkpoint", "--control-mode", "joint"])
         == 0
     )
-    said = capsys.readouterr().out
-    assert f"residual-rl eval TASK --control-mode joint --base-policy il --il-checkpoint {out}" in said
-    assert "It sees 2 times state [3]" in said
+    output = capsys.readouterr().out
+    assert f"residual-rl eval TASK --control-mode joint --base-policy il --il-checkpoint {out}" in output
+    assert "Inputs: the last 2 of state [3]" in output
     env = fakes.PointEnv(fakes.PointCfg(), 3)
     observed: Any = env.single_observation_space
     observed.spaces["state"] = spaces.Box(-np.inf, np.inf, (3,), np.float32)
@@ -278,7 +279,7 @@ def test_from_a_checkpoint_to_a_base_policy(
     )
 
 
-def test_worlds_do_not_depend_on_each_other(checkpoint: Path) -> None:
+def test_il_policy__converted_model_does_not_depend_on_the_batch(checkpoint: Path) -> None:
     policy, obs = ILPolicy(ILCfg(), convert(checkpoint), CPU), torch.randn(12, 2, 3)
     together = policy.predict_action_chunk({"state": obs}, torch.arange(12))
     assert isinstance(together, Tensor)
@@ -290,7 +291,7 @@ def test_worlds_do_not_depend_on_each_other(checkpoint: Path) -> None:
         assert torch.equal(torch.cat([part for part in parts if isinstance(part, Tensor)]), together)
 
 
-def test_a_pickle_is_read_only_where_it_is_trusted(
+def test_convert__reads_a_pickle_only_if_trusted(
     checkpoint: Path, tmp_path: Path, fails: tiny_runs.Fails
 ) -> None:
     out = tmp_path / "out"
@@ -301,6 +302,6 @@ def test_a_pickle_is_read_only_where_it_is_trusted(
     assert "is not empty; choose another --out" in fails(
         "convert", str(checkpoint), "--out", str(tmp_path), "--trust-checkpoint"
     )
-    said = fails("convert", str(tmp_path / "none.pt"), "--out", str(out), "--trust-checkpoint")
-    assert "none.pt cannot be read as a dict of state dicts (FileNotFoundError" in said
+    message = fails("convert", str(tmp_path / "none.pt"), "--out", str(out), "--trust-checkpoint")
+    assert "none.pt cannot be read as a dict of state dicts (FileNotFoundError" in message
     assert "convert needs a checkpoint: put it first" in fails("convert", "--out", str(out))

@@ -1,4 +1,4 @@
-"""Distillation: episodes of a run, one policy of them, and its evaluation beside the run and its base."""
+"""Distillation of a run into one policy: collection, training, and evaluation against the run."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ def seeds_of(path: Path) -> list[int]:
 
 
 class Collector:
-    """Gives the episodes that it is asked for, but at its first calls as many as `given` and the exit code of
+    """Writes the requested episodes, but in its first calls only as many as `given`, with the exit code of
     Ctrl-C."""
 
     def __init__(self, *given: int):
-        self.given, self.asked = list(given), list[tuple[str, int, int]]()
+        self.given, self.requests = list(given), list[tuple[str, int, int]]()
 
     def __call__(self, file: Path, count: int, first_seed: int) -> int:
-        self.asked.append((file.name, count, first_seed))
+        self.requests.append((file.name, count, first_seed))
         given = self.given.pop(0) if self.given else count
         if given:
             episodes(file, range(first_seed, first_seed + given))
@@ -83,7 +83,7 @@ class Collector:
 TASK = INFO["env_info"]["env_id"]
 
 
-def test_collecting_goes_on_behind_the_last_episode(tmp_path: Path) -> None:
+def test_gather__continues_after_the_last_episode(tmp_path: Path) -> None:
     cfg, collect = DistillCfg(n_episodes=7, first_seed=100), Collector(0, 3, 0, 2)
     assert gather(tmp_path, cfg, TASK, collect) == 130
     assert not (tmp_path / DEMOS_FILE).exists()
@@ -95,21 +95,21 @@ def test_collecting_goes_on_behind_the_last_episode(tmp_path: Path) -> None:
     assert gather(tmp_path, cfg, TASK, collect) == 0  # nothing is missing
     assert seeds_of(tmp_path / DEMOS_FILE) == list(range(100, 107))
     rest = "demos-rest.h5"
-    assert collect.asked == [(DEMOS_FILE, 7, 100)] * 2 + [(rest, 4, 103)] * 2 + [(rest, 2, 105)]
+    assert collect.requests == [(DEMOS_FILE, 7, 100)] * 2 + [(rest, 4, 103)] * 2 + [(rest, 2, 105)]
     assert sorted(p.name for p in tmp_path.iterdir()) == [DEMOS_FILE, "demos.json"]
 
 
-def test_what_a_kill_left_between_merging_and_removing_is_not_taken_twice(tmp_path: Path) -> None:
+def test_gather__skips_episodes_that_were_merged_before_a_kill(tmp_path: Path) -> None:
     episodes(tmp_path / DEMOS_FILE, range(100, 104))
     episodes(tmp_path / "demos-rest.h5", range(102, 105))
     collect = Collector()
     assert gather(tmp_path, DistillCfg(n_episodes=5), TASK, collect) == 0
     assert seeds_of(tmp_path / DEMOS_FILE) == list(range(100, 105))
-    assert collect.asked == []
+    assert collect.requests == []
 
 
-def test_where_merging_fails_no_episode_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk, say, after two of the six episodes."""
+def test_gather__loses_no_episode_if_merging_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full after two of the six episodes."""
     episodes(tmp_path / DEMOS_FILE, range(100, 104))
     episodes(tmp_path / "demos-rest.h5", range(104, 106))
     add = DemoWriter.add
@@ -127,11 +127,11 @@ def test_where_merging_fails_no_episode_is_lost(tmp_path: Path, monkeypatch: pyt
     collect = Collector()
     assert gather(tmp_path, DistillCfg(n_episodes=6), TASK, collect) == 0
     assert seeds_of(tmp_path / DEMOS_FILE) == list(range(100, 106))
-    assert collect.asked == []
+    assert collect.requests == []
     assert sorted(p.name for p in tmp_path.iterdir()) == [DEMOS_FILE, "demos.json"]
 
 
-def test_episodes_of_another_task(tmp_path: Path) -> None:
+def test_gather__refuses_episodes_of_another_task(tmp_path: Path) -> None:
     episodes(tmp_path / DEMOS_FILE, range(3))
     with pytest.raises(
         ConfigError, match=f"has episodes of task '{TASK}', but the run was trained on 'another'"
@@ -139,7 +139,7 @@ def test_episodes_of_another_task(tmp_path: Path) -> None:
         gather(tmp_path, DistillCfg(n_episodes=3), "another", Collector())
 
 
-def test_the_policy_sees_what_the_residual_saw_but_for_the_base_action() -> None:
+def test_default_imitation__observes_the_residuals_keys_except_the_base_action() -> None:
     cfg = TrainCfg.default("so101-paper")
     assert default_imitation("bc", cfg).obs_keys == ("state",)
     cfg = replace_fields(cfg, {"obs_keys": ("state", "joint_position", "base_action")})
@@ -147,7 +147,7 @@ def test_the_policy_sees_what_the_residual_saw_but_for_the_base_action() -> None
     assert default_imitation("flow", cfg).algo == "flow"
 
 
-def test_the_student_acts_alone(tmp_path: Path) -> None:
+def test_student_config__has_no_residual(tmp_path: Path) -> None:
     cfg = replace_fields(
         TrainCfg.default("so101-paper"), {"chunk": "whole", "adaptive": "uncertainty", "tolerance": 0.07}
     )
@@ -158,11 +158,11 @@ def test_the_student_acts_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_becomes_one_policy_after_interruptions(
+def test_distill__resumes_after_interruptions_and_evaluates_the_policy(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
 ) -> None:
-    """Ctrl-C while it collects and while it trains; then the whole, and the policy alone on the same
-    episodes."""
+    """Ctrl-C during collection and during training, each resumed. The policy alone has the same returns as in
+    the comparison."""
     out = tmp_path / "policy"
     interrupted: list[str] = []
 
@@ -195,8 +195,8 @@ def test_a_run_becomes_one_policy_after_interruptions(
     assert (out / "report.html").read_text().count("distilled − residual") == 1
     assert (out / "eval_results" / "success.png").is_file()
 
-    told = tmp_path / "alone.json"
-    worlds = ["--max-episode-steps", "20", "--num-threads", "1", "--n-episodes", "4"]
+    output = tmp_path / "alone.json"
+    env_flags = ["--max-episode-steps", "20", "--num-threads", "1", "--n-episodes", "4"]
     alone = [
         "eval",
         "so101-paper",
@@ -204,12 +204,12 @@ def test_a_run_becomes_one_policy_after_interruptions(
         "il",
         "--il-checkpoint",
         str(out),
-        *worlds,
+        *env_flags,
         "--output",
-        str(told),
+        str(output),
     ]
     assert main(alone) == 0
-    assert json.loads(told.read_text())["policies"]["base"]["return"]["per_episode"] == returns["distilled"]
+    assert json.loads(output.read_text())["policies"]["base"]["return"]["per_episode"] == returns["distilled"]
 
     assert "is not empty; choose another --output-dir, or resume it" in fails("distill", run, "--out", out)
     (run / "best_model" / "policy.safetensors").write_bytes(
@@ -224,7 +224,7 @@ def find_teacher_file(run: Path) -> Any:
     return module.Teacher(run, run / "best_model" / "policy.safetensors", exported)
 
 
-def test_what_distill_refuses(
+def test_distill__refuses_invalid_arguments(
     run: Path, tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "policy"
@@ -243,10 +243,10 @@ def test_what_distill_refuses(
     assert "contains no run to resume" in fails("distill", "--resume", out)
     assert not out.exists()
     (run / "config.json").write_text("{}")
-    assert "is not the configuration of distilling" in fails("distill", "--resume", run)
+    assert "is not the configuration of a distillation" in fails("distill", "--resume", run)
 
 
-def test_a_run_of_a_task_that_is_not_installed(
+def test_distill__names_a_base_policy_that_is_not_installed(
     run: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(BASE_POLICIES, "_specs", {})

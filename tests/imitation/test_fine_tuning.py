@@ -1,4 +1,4 @@
-"""Training that goes on from a model: what is kept, what begins anew, and what does not fit."""
+"""Fine-tuning: kept and reinitialised weights, settings of the model, and models that do not fit."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def write_demos(path: Path, obs_dim: int, action_dim: int = 6, scale: float = 0.
 
 @pytest.fixture(scope="module")
 def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of as many numbers as the tiny models of il_case see."""
+    """Demonstrations whose observations have the size that the tiny models of il_case read."""
     return write_demos(tmp_path_factory.mktemp("demos") / "demos.h5", 25)
 
 
@@ -86,7 +86,7 @@ def trainer(init_from: str, demos: Path, folder: Path, adapt_obs: bool = False, 
 
 
 @pytest.mark.parametrize("algo", ["bc", "flow", "diffusion"])
-def test_it_begins_with_the_model_as_it_is(algo: str, demos: Path, tmp_path: Path) -> None:
+def test_init_from__training_starts_with_the_initial_model(algo: str, demos: Path, tmp_path: Path) -> None:
     model = il_case.model(algo)
     made = trainer(saved(tmp_path, model), demos, tmp_path)
     begins = made.model()
@@ -94,12 +94,11 @@ def test_it_begins_with_the_model_as_it_is(algo: str, demos: Path, tmp_path: Pat
     assert torch.equal(begins.sample(obs, noise), model.sample(obs, noise))
     before = begins.network.state_dict()
     made._step()
-    assert all(
-        not torch.equal(p.detach(), before[name]) for name, p in made.network.named_parameters()
-    )  # all of it is trained
+    # All weights are trained.
+    assert all(not torch.equal(p.detach(), before[name]) for name, p in made.network.named_parameters())
 
 
-def test_its_settings_are_the_defaults(demos: Path, tmp_path: Path) -> None:
+def test_defaults_from__takes_the_settings_of_the_model(demos: Path, tmp_path: Path) -> None:
     init = saved(tmp_path, il_case.model("diffusion", num_past_actions=0, sampling_steps=5))
     made = defaults_from(init, False, "cpu", "cpu")
     assert (made.algo, made.channels, made.kernel_size, made.time_dim, made.diffusion_steps) == (
@@ -122,7 +121,7 @@ def test_its_settings_are_the_defaults(demos: Path, tmp_path: Path) -> None:
     }
 
 
-def test_other_observations_need_a_word(others: Path, tmp_path: Path) -> None:
+def test_check_observations__other_observations_need_adapt_obs(others: Path, tmp_path: Path) -> None:
     init = saved(tmp_path, il_case.model())
     with pytest.raises(
         ConfigError,
@@ -149,14 +148,14 @@ def test_other_observations_need_a_word(others: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_settings_that_the_model_has_otherwise_are_named(
+def test_check_initial__names_settings_that_differ_from_the_model(
     values: dict[str, Any], message: str, demos: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         trainer(saved(tmp_path, il_case.model()), demos, tmp_path, **values)
 
 
-def test_other_actions_and_other_names_are_refused(tmp_path: Path) -> None:
+def test_check_initial__refuses_other_actions_and_other_observation_names(tmp_path: Path) -> None:
     init = saved(tmp_path, il_case.model())
     seven = write_demos(tmp_path / "seven.h5", 25, action_dim=7)
     with pytest.raises(ConfigError, match="has actions of size 6, but the demonstrations have 7"):
@@ -167,20 +166,20 @@ def test_other_actions_and_other_names_are_refused(tmp_path: Path) -> None:
         ConfigError, match=r"has the observations pose, not state, although of equal size: use --adapt-obs"
     ):
         trainer(same_size, demos, tmp_path, obs_keys=("state",))
-    with pytest.raises(
-        ConfigError, match="adapt_obs needs a model whose weights are kept: give it with --init-from"
-    ):
+    with pytest.raises(ConfigError, match="adapt_obs needs a model to fine-tune: set it with --init-from"):
         ImitateCfg(adapt_obs=True)
 
 
-def test_actions_out_of_reach_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_warn_out_of_range__reports_the_share_of_clipped_actions(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     wide = write_demos(tmp_path / "wide.h5", 25, scale=3.0)  # the model's range is -0.8 … 0.9
     made = trainer(saved(tmp_path, il_case.model()), wide, tmp_path)
     assert made.statistics.action_high.tolist() == pytest.approx([0.9] * 6)
-    (said,) = [record.getMessage() for record in caplog.records]
-    share = float(said.split(" %")[0])
+    (message,) = [record.getMessage() for record in caplog.records]
+    share = float(message.split(" %")[0])
     assert share == pytest.approx(100 * (1 - 1.7 / 6), abs=8)  # uniform in ±3
-    assert "are outside of the policy's range" in said
+    assert "are outside of the policy's range" in message
 
 
 # --- with other observations --------------------------------------------------------------------------------
@@ -190,7 +189,7 @@ def test_actions_out_of_reach_are_told(tmp_path: Path, caplog: pytest.LogCapture
     ("algo", "reading"),
     [("bc", {"layers.0.weight"}), ("flow", {"obs_layers.0.weight"}), ("diffusion", {"obs_layers.0.weight"})],
 )
-def test_only_what_reads_observations_begins_anew(
+def test_adapt_obs__reinitialises_only_weights_that_read_observations(
     algo: str, reading: set[str], others: Path, tmp_path: Path
 ) -> None:
     model = il_case.model(algo)
@@ -202,11 +201,12 @@ def test_only_what_reads_observations_begins_anew(
         if now[name].shape != before[name].shape or not torch.equal(now[name], before[name])
     } == reading
     assert all(now[name].shape[1] == 2 * 31 for name in reading)
-    assert made.windows.obs.mean(0).abs().max() < 1e-4  # normalised by what the new demonstrations are like
-    assert made.statistics.action_low.tolist() == pytest.approx([-0.8] * 6)  # and actions as before
+    # Observations are normalised by the new demonstrations, actions by the statistics of the model.
+    assert made.windows.obs.mean(0).abs().max() < 1e-4
+    assert made.statistics.action_low.tolist() == pytest.approx([-0.8] * 6)
 
 
-def test_observations_of_the_same_size_can_be_others_too(demos: Path, tmp_path: Path) -> None:
+def test_adapt_obs__also_applies_to_observations_of_equal_size(demos: Path, tmp_path: Path) -> None:
     model = il_case.model()
     made = trainer(saved(tmp_path, model), demos, tmp_path, adapt_obs=True)
     before, now = model.network.state_dict(), made.model().network.state_dict()
@@ -214,7 +214,7 @@ def test_observations_of_the_same_size_can_be_others_too(demos: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_public_model_keeps_the_columns_that_read_the_time(others: Path, tmp_path: Path) -> None:
+def test_adapt_obs__public_model_keeps_the_columns_that_read_the_time(others: Path, tmp_path: Path) -> None:
     two = write_demos(tmp_path / "two.h5", 5, action_dim=2)
     public = read_public_unet(unet_case.write(tmp_path / "x.pt"), ConvertCfg(), trusted=True)
     init = saved(tmp_path, public)
@@ -229,7 +229,7 @@ def test_a_public_model_keeps_the_columns_that_read_the_time(others: Path, tmp_p
         if name.endswith("cond_encoder.1.weight"):
             assert now[name].shape[1] == 8 + 2 * 5
             assert torch.equal(now[name][:, :8], before[name][:, :8])
-            assert now[name][:, 8:].unique().numel() > 10  # drawn, not zeros
+            assert now[name][:, 8:].unique().numel() > 10  # random, not zeros
         else:
             assert torch.equal(now[name], before[name])
     assert made.statistics.raw_actions
@@ -245,7 +245,7 @@ def test_a_public_model_keeps_the_columns_that_read_the_time(others: Path, tmp_p
     assert trained.sample(torch.randn(2, 2, 5), torch.randn(2, 16, 2)).shape == (2, 15, 2)
 
 
-def test_a_network_that_does_not_say_what_it_reads(
+def test_adapt_obs__refuses_a_network_that_declares_no_observing_weights(
     demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ChunkMLP, "observing", ())
@@ -253,7 +253,7 @@ def test_a_network_that_does_not_say_what_it_reads(
         trainer(saved(tmp_path, il_case.model("bc")), demos, tmp_path, adapt_obs=True)
 
 
-def test_a_model_that_pads_goes_on_padding(tmp_path: Path) -> None:
+def test_init_from__model_with_padding_keeps_padding(tmp_path: Path) -> None:
     settings = il_case.settings(obs_padding=ROBOT_BASE_POSE)
     init = saved(tmp_path, ImitationModel(settings, Statistics.identity(32, 6)))
     demos = write_demos(tmp_path / "demos.h5", 25)
@@ -274,8 +274,8 @@ def test_a_model_that_pads_goes_on_padding(tmp_path: Path) -> None:
     assert (adapted.settings.obs_padding, adapted.settings.obs_size) == (None, 25)
 
 
-def test_padding_can_be_asked_for_when_training_goes_on(tmp_path: Path) -> None:
-    """A model that was made where the base pose was seen, and demonstrations without it."""
+def test_pad_obs_to__adds_padding_to_a_fine_tuned_model(tmp_path: Path) -> None:
+    """The model was trained on observations with the base pose; the demonstrations lack it."""
     model = il_case.model(obs_shapes={"state": (32,)})
     init, demos = saved(tmp_path, model), write_demos(tmp_path / "demos.h5", 25)
     with pytest.raises(
@@ -292,7 +292,9 @@ def test_padding_can_be_asked_for_when_training_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_from_the_command_line(demos: Path, others: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
+def test_imitate__fine_tunes_from_the_command_line(
+    demos: Path, others: Path, tmp_path: Path, fails: tiny_runs.Fails
+) -> None:
     init, out = saved(tmp_path, il_case.model("diffusion")), tmp_path / "il"
     assert main(["imitate", str(demos), "--init-from", init, "--out", str(out), *FLAGS]) == 0
     config = json.loads((out / "config.json").read_text())
@@ -322,7 +324,7 @@ def test_from_the_command_line(demos: Path, others: Path, tmp_path: Path, fails:
 
 
 @pytest.mark.slow
-def test_going_on_after_a_stop_is_as_if_there_had_been_none(demos: Path, tmp_path: Path) -> None:
+def test_train__resuming_fine_tuning_is_bit_exact(demos: Path, tmp_path: Path) -> None:
     settings = cfg(saved(tmp_path, il_case.model()), obs_noise=0.1, weight_decay=0.01)
     train(settings, demos, tmp_path / "once")
     train(dataclasses.replace(settings, total_steps=6), demos, tmp_path / "twice")

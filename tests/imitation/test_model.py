@@ -37,7 +37,7 @@ def windows(count: int, seed: int = 0) -> Obs:
     return {"state": torch.randn(count, 2, 25, generator=torch.Generator().manual_seed(seed))}
 
 
-def plan(policy: ILPolicy, obs: Obs) -> Tensor:
+def predict(policy: ILPolicy, obs: Obs) -> Tensor:
     chunks = policy.predict_action_chunk(obs, torch.arange(len(obs["state"])))
     assert isinstance(chunks, Tensor)
     return chunks
@@ -47,7 +47,7 @@ def plan(policy: ILPolicy, obs: Obs) -> Tensor:
 
 
 @pytest.mark.parametrize("algo", ALGOS)
-def test_a_model_comes_back_as_it_was(algo: str, tmp_path: Path) -> None:
+def test_imitation_model_load__restores_the_saved_model(algo: str, tmp_path: Path) -> None:
     model = il_case.model(algo)
     model.save(tmp_path / MODEL_FILE)
     for path in (tmp_path, tmp_path / MODEL_FILE):
@@ -61,8 +61,8 @@ def test_a_model_comes_back_as_it_was(algo: str, tmp_path: Path) -> None:
     assert again.read_bytes() == (tmp_path / MODEL_FILE).read_bytes()
 
 
-def test_sampling_by_hand() -> None:
-    """The window is normalised, the chunk is scaled back to the range of the demonstrated actions."""
+def test_imitation_model_sample__normalises_the_window_and_restores_the_actions() -> None:
+    """The window is normalised, and the chunk is scaled back to the range of the demonstrated actions."""
     model = il_case.model()
     seen: dict[str, Tensor] = {}
 
@@ -76,7 +76,7 @@ def test_sampling_by_hand() -> None:
     torch.testing.assert_close(chunk[0, 0], torch.tensor([-0.8, 0.9, 0.05, 0.9, 0.475, -0.375]))
 
 
-def test_a_model_without_statistics_is_refused(tmp_path: Path) -> None:
+def test_imitation_model_load__refuses_a_file_without_statistics(tmp_path: Path) -> None:
     il_case.model().save(tmp_path / MODEL_FILE)
     state = checkpoint.load(tmp_path / MODEL_FILE, "model")
     del state["statistics"]
@@ -115,7 +115,9 @@ def test_a_model_without_statistics_is_refused(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_file_that_is_no_model_is_named(damage: Any, message: str, tmp_path: Path) -> None:
+def test_imitation_model_load__names_a_damaged_or_foreign_file(
+    damage: Any, message: str, tmp_path: Path
+) -> None:
     il_case.model().save(tmp_path / MODEL_FILE)
     damage(tmp_path / MODEL_FILE)
     with pytest.raises(CheckpointError) as caught:
@@ -124,7 +126,7 @@ def test_a_file_that_is_no_model_is_named(damage: Any, message: str, tmp_path: P
     assert str(tmp_path) in str(caught.value)
 
 
-def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
+def test_imitation_model_load__names_weights_of_another_shape(tmp_path: Path) -> None:
     il_case.model().save(tmp_path / MODEL_FILE)
     state = checkpoint.load(tmp_path / MODEL_FILE, "model")
     state["settings"]["network"]["time_dim"] = 16
@@ -135,7 +137,7 @@ def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
         ImitationModel.load(tmp_path)
 
 
-# --- does it fit the env ------------------------------------------------------------------------------------
+# --- checks against the env ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -163,7 +165,7 @@ def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
         ({"action_unit_name": "m"}, "an action unit of 0.02 m, but in this env it is 0.02 rad"),
     ],
 )
-def test_a_model_of_another_robot_or_task_is_refused(
+def test_check_fit__refuses_a_model_of_another_robot_or_task(
     values: dict[str, Any], message: str, tmp_path: Path, env: VecEnv
 ) -> None:
     il_case.model(**values).save(tmp_path / MODEL_FILE)
@@ -173,7 +175,7 @@ def test_a_model_of_another_robot_or_task_is_refused(
     assert str(tmp_path / MODEL_FILE) in str(caught.value)
 
 
-def test_a_model_of_joint_steps_is_refused_where_actions_are_targets(tmp_path: Path) -> None:
+def test_check_fit__refuses_a_joint_delta_model_in_a_joint_target_env(tmp_path: Path) -> None:
     il_case.model().save(tmp_path / MODEL_FILE)
     targets = make_vec_env("so101-paper", 1, num_threads=1, control_mode="joint_target")
     with pytest.raises(
@@ -182,7 +184,7 @@ def test_a_model_of_joint_steps_is_refused_where_actions_are_targets(tmp_path: P
         make_base_policy("il", ILCfg(str(tmp_path)), targets)
 
 
-def test_a_model_that_does_not_know_its_action_size_is_taken(tmp_path: Path, env: VecEnv) -> None:
+def test_check_fit__accepts_a_model_without_an_action_unit(tmp_path: Path, env: VecEnv) -> None:
     il_case.model(action_unit=None, action_unit_name=None).save(tmp_path / MODEL_FILE)
     assert make_il(ILCfg(str(tmp_path)), env).num_action_steps == 4
 
@@ -196,12 +198,12 @@ def test_a_model_that_does_not_know_its_action_size_is_taken(tmp_path: Path, env
         ({"seed": -1}, "seed must be at least 0"),
     ],
 )
-def test_settings_that_are_wrong_are_named(values: dict[str, Any], message: str, env: VecEnv) -> None:
+def test_il_cfg__names_an_invalid_setting(values: dict[str, Any], message: str, env: VecEnv) -> None:
     with pytest.raises(ConfigError, match=message):
         make_base_policy("il", ILCfg(**values), env)
 
 
-def test_more_actions_than_a_chunk_has_are_refused(tmp_path: Path, env: VecEnv) -> None:
+def test_il_cfg__refuses_more_actions_than_a_chunk_has(tmp_path: Path, env: VecEnv) -> None:
     cfg = il_case.make_case(tmp_path)
     with pytest.raises(
         ConfigError,
@@ -210,46 +212,47 @@ def test_more_actions_than_a_chunk_has_are_refused(tmp_path: Path, env: VecEnv) 
         make_base_policy("il", ILCfg(cfg.checkpoint, num_action_steps=9), env)
 
 
-# --- what it gives ------------------------------------------------------------------------------------------
+# --- the base policy ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("algo", ALGOS)
-def test_a_worlds_chunk_does_not_depend_on_the_batch(algo: str) -> None:
+def test_il_policy__chunk_does_not_depend_on_the_batch(algo: str) -> None:
     policy, obs = ILPolicy(ILCfg(), il_case.model(algo), CPU), windows(64)
-    together = plan(policy, obs)
+    together = predict(policy, obs)
     for size in (1, 3, 4, 32):
-        apart = torch.cat([plan(policy, {"state": part}) for part in obs["state"].split(size)])
+        apart = torch.cat([predict(policy, {"state": part}) for part in obs["state"].split(size)])
         assert torch.equal(apart, together)
 
 
 @pytest.mark.parametrize("algo", ALGOS)
-def test_it_is_the_models_answer_to_noise_of_the_window(algo: str) -> None:
+def test_il_policy__samples_the_model_with_noise_of_the_window(algo: str) -> None:
     obs = windows(5)
     policy = ILPolicy(ILCfg(seed=9), il_case.model(algo), CPU)
     noise = noise_of(obs["state"], 9, (8, 6))
     expected = il_case.model(algo).to(CPU, torch.float64).sample(obs["state"].double(), noise)
-    assert torch.equal(plan(policy, obs), expected.float())
+    assert torch.equal(predict(policy, obs), expected.float())
     single = il_case.model(algo).sample(obs["state"], noise.float())
-    torch.testing.assert_close(plan(policy, obs), single, atol=1e-4, rtol=1e-3)
-    other = plan(ILPolicy(ILCfg(seed=10), il_case.model(algo), CPU), obs)
-    assert torch.equal(other, plan(policy, obs)) == (algo == "bc")
+    torch.testing.assert_close(predict(policy, obs), single, atol=1e-4, rtol=1e-3)
+    other = predict(ILPolicy(ILCfg(seed=10), il_case.model(algo), CPU), obs)
+    assert torch.equal(other, predict(policy, obs)) == (algo == "bc")
 
 
-def test_sampling_steps_can_be_chosen_anew() -> None:
+def test_il_policy__sampling_steps_can_be_overridden() -> None:
     obs = windows(4)
     chunks = [
-        plan(ILPolicy(ILCfg(sampling_steps=steps), il_case.model("flow"), CPU), obs) for steps in (None, 2, 4)
+        predict(ILPolicy(ILCfg(sampling_steps=steps), il_case.model("flow"), CPU), obs)
+        for steps in (None, 2, 4)
     ]
     assert torch.equal(chunks[0], chunks[1])
     assert not torch.equal(chunks[0], chunks[2])
 
 
-def test_uncertainty_is_the_spread_of_samples() -> None:
+def test_il_policy__uncertainty_is_the_spread_of_samples() -> None:
     obs = windows(3)
     one, several = (ILPolicy(ILCfg(num_samples=n), il_case.model("flow"), CPU) for n in (1, 4))
     made = several.predict_action_chunk(obs, torch.arange(3))
     assert isinstance(made, ActionChunk)
-    assert torch.equal(made.actions, plan(one, obs))  # the first sample is what is executed
+    assert torch.equal(made.actions, predict(one, obs))  # the first sample is executed
     model = il_case.model("flow").to(CPU, torch.float64)
     samples = [model.sample(obs["state"].double(), noise_of(obs["state"], i << 32, (8, 6))) for i in range(4)]
     expected = torch.stack(samples).std(0, correction=0).mean(-1)
@@ -258,7 +261,7 @@ def test_uncertainty_is_the_spread_of_samples() -> None:
     assert (made.uncertainty > 0).all()
 
 
-def test_a_policy_without_chance_tells_no_uncertainty() -> None:
+def test_il_policy__deterministic_policy_has_no_uncertainty() -> None:
     assert isinstance(
         ILPolicy(ILCfg(num_samples=4), il_case.model("bc"), CPU).predict_action_chunk(
             windows(3), torch.arange(3)
@@ -267,7 +270,7 @@ def test_a_policy_without_chance_tells_no_uncertainty() -> None:
     )
 
 
-def test_one_observation_comes_without_a_window(env: VecEnv, tmp_path: Path) -> None:
+def test_il_policy__single_observation_has_no_window_dimension(env: VecEnv, tmp_path: Path) -> None:
     il_case.model("bc", num_obs_steps=1, chunk_size=1, num_action_steps=1).save(tmp_path / MODEL_FILE)
     policy = make_base_policy("il", ILCfg(str(tmp_path)), env)
     obs, _ = env.reset(seed=1)
@@ -276,8 +279,8 @@ def test_one_observation_comes_without_a_window(env: VecEnv, tmp_path: Path) -> 
     assert torch.equal(policy.act(obs), expected[:, 0].float().clamp(-1, 1))
 
 
-def test_the_file_says_what_it_is(tmp_path: Path) -> None:
-    """Settings in the header, for whoever reads it without this package."""
+def test_imitation_model_save__header_contains_kind_and_settings(tmp_path: Path) -> None:
+    """The header is readable without this package."""
     il_case.model().save(tmp_path / MODEL_FILE)
     data = (tmp_path / MODEL_FILE).read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])

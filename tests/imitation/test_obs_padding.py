@@ -1,4 +1,4 @@
-"""Observations with the robot's base pose put in, by hand; and models that do so by themselves."""
+"""Padding of observations with the robot's base pose, by hand and as part of a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from residual_rl.imitation.obs_padding import ROBOT_BASE_POSE, ObsPadding, paddi
 POSE = [-0.615, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]
 
 
-def test_43_numbers_become_50_by_hand() -> None:
+def test_padding_to__pads_43_numbers_to_50_as_worked_out_by_hand() -> None:
     padding = padding_to(50, 43)
     assert padding is not None
     obs = torch.stack([torch.arange(43.0), 100 + torch.arange(43.0)])
@@ -32,20 +32,20 @@ def test_43_numbers_become_50_by_hand() -> None:
     )
 
 
-def test_the_smallest_observation_has_the_pose_at_its_end() -> None:
+def test_padding_to__appends_the_pose_to_the_smallest_observation() -> None:
     padding = padding_to(25, 18)
     assert padding is not None
     torch.testing.assert_close(padding(torch.zeros(18)), torch.tensor([0.0] * 18 + POSE))
 
 
-def test_padding_is_data() -> None:
+def test_obs_padding__inserts_and_erases_its_values() -> None:
     assert ObsPadding(1, (7.0, 8.0))(torch.tensor([[1.0, 2.0]])).tolist() == [[1.0, 7.0, 8.0, 2.0]]
     assert ROBOT_BASE_POSE.erased(torch.ones(26)).tolist() == [1.0] * 18 + [0.0] * 7 + [1.0]
     assert padding_to(None, 43) is None
 
 
 @pytest.mark.parametrize(("size", "given"), [(50, 42), (50, 50), (43, 50), (17, 10)])
-def test_sizes_that_do_not_differ_by_the_pose_are_refused(size: int, given: int) -> None:
+def test_padding_to__refuses_sizes_that_do_not_differ_by_the_pose(size: int, given: int) -> None:
     with pytest.raises(
         ConfigError,
         match=rf"pad_obs_to is {size}, but the observations have size {given}: .*7 numbers. at index 18",
@@ -54,12 +54,12 @@ def test_sizes_that_do_not_differ_by_the_pose_are_refused(size: int, given: int)
 
 
 def padded_model(**values: Any) -> ImitationModel:
-    """Takes `state` of 25 numbers, as so101-paper has it, and looks at 32."""
+    """A model that reads the 25 numbers of `state` in so101-paper and pads them to 32."""
     settings = il_case.settings("bc", obs_padding=ROBOT_BASE_POSE, **values)
     return ImitationModel(settings, Statistics.identity(settings.obs_size, 6), name="the model")
 
 
-def test_a_model_pads_by_itself_and_its_file_knows(tmp_path: Path) -> None:
+def test_imitation_model__pads_observations_and_saves_the_padding(tmp_path: Path) -> None:
     model = padded_model()
     assert (model.settings.obs_size, model.settings.obs_dim) == (32, 64)
     model.save(tmp_path / MODEL_FILE)
@@ -75,6 +75,5 @@ def test_a_model_pads_by_itself_and_its_file_knows(tmp_path: Path) -> None:
     obs = torch.arange(50.0).reshape(1, 2, 25)
     assert loaded.sample(obs, torch.zeros(1, 8, 6)).unique().tolist() == [0.25]
     expected = [*range(18), *POSE, *range(18, 25), *range(25, 43), *POSE, *range(43, 50)]
-    torch.testing.assert_close(
-        seen[0], torch.tensor([expected])
-    )  # as they are, beyond the usual clip of 10 too
+    # The observations are unchanged, also beyond the usual clip of 10.
+    torch.testing.assert_close(seen[0], torch.tensor([expected]))

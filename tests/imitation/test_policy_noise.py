@@ -1,4 +1,4 @@
-"""Noise that is a function of the observations: normal, sensitive to every bit, and blind to the batch."""
+"""Noise as a function of the observations: normal, sensitive to every bit, independent of the batch."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def reference_noise(row: list[float], seed: int, count: int) -> list[float]:
 
 @pytest.mark.parametrize("seed", [0, 1, 5 + (3 << 32)])
 @pytest.mark.parametrize("row", [[0.0], [1.5, -2.0, 3e-9], [float(i) for i in range(40)]])
-def test_against_unbounded_integers(row: list[float], seed: int) -> None:
+def test_noise_of__matches_unbounded_integer_arithmetic(row: list[float], seed: int) -> None:
     drawn = noise_of(torch.tensor([row]), seed, (5,))
     assert drawn.dtype == torch.float64
     np.testing.assert_allclose(drawn[0].numpy(), reference_noise(row, seed, 5), rtol=1e-12)
 
 
-def test_known_values() -> None:
-    """They are part of what a seed means: a change of them changes every sampled action of a policy."""
+def test_noise_of__keeps_its_known_values() -> None:
+    """A change of these values would change every sampled action of a policy."""
     drawn = noise_of(torch.tensor([[0.25, -1.0]]), 7, (2, 2))
     known = [[2.6950036891690257, -0.5660220145337816], [0.30726457383802097, 0.8851601312412373]]
     torch.testing.assert_close(drawn, torch.tensor([known], dtype=torch.float64), rtol=1e-12, atol=0.0)
 
 
-def test_is_standard_normal() -> None:
+def test_noise_of__is_standard_normal() -> None:
     drawn = noise_of(torch.randn(4000, 3), 0, (5, 2)).flatten(1).numpy()
     assert scipy.stats.kstest(drawn.ravel(), "norm").pvalue > 1e-3
     assert abs(drawn.mean()) < 4 / np.sqrt(drawn.size)
@@ -56,14 +56,14 @@ def test_is_standard_normal() -> None:
     assert np.abs(np.corrcoef(drawn.T) - np.eye(10)).max() < 5 / np.sqrt(4000)
 
 
-def test_neighbouring_rows_and_seeds_are_unrelated() -> None:
+def test_noise_of__neighbouring_rows_and_seeds_are_uncorrelated() -> None:
     row = torch.linspace(0.0, 1.0, 2000)[:, None]
     by_row, next_seed = noise_of(row, 0, (1,))[:, 0].numpy(), noise_of(row, 1, (1,))[:, 0].numpy()
     assert abs(np.corrcoef(by_row[:-1], by_row[1:])[0, 1]) < 5 / np.sqrt(2000)
     assert abs(np.corrcoef(by_row, next_seed)[0, 1]) < 5 / np.sqrt(2000)
 
 
-def test_one_bit_anywhere_changes_all() -> None:
+def test_noise_of__a_change_of_one_bit_changes_all_values() -> None:
     row = torch.randn(1, 2, 6)
     before = noise_of(row, 0, (8,))
     for place in range(12):
@@ -73,7 +73,7 @@ def test_one_bit_anywhere_changes_all() -> None:
     assert not torch.equal(noise_of(row.flip(1), 0, (8,)), before)  # the order of the window counts
 
 
-def test_does_not_depend_on_the_batch() -> None:
+def test_noise_of__does_not_depend_on_the_batch() -> None:
     rows = torch.randn(33, 2, 25)
     together = noise_of(rows, 4, (16, 6))
     for size in (1, 2, 3, 5, 32):
@@ -81,13 +81,13 @@ def test_does_not_depend_on_the_batch() -> None:
         assert torch.equal(apart, together)
 
 
-def test_zero_has_one_sign() -> None:
+def test_noise_of__negative_zero_counts_as_zero() -> None:
     assert torch.equal(
         noise_of(torch.tensor([[0.0, 1.0]]), 0, (3,)), noise_of(torch.tensor([[-0.0, 1.0]]), 0, (3,))
     )
 
 
-def test_observations_by_name() -> None:
+def test_noise_of__accepts_observations_by_name_in_any_order() -> None:
     state, image = torch.randn(3, 4), torch.randint(256, (3, 8, 8, 3), dtype=torch.uint8)
     both = noise_of({"state": state, "image": image}, 0, (6,))
     assert torch.equal(both, noise_of({"image": image, "state": state}, 0, (6,)))

@@ -1,5 +1,4 @@
-"""Imitation from a file of demonstrations to a base policy that runs: training, evaluating, stopping, going
-on, and what can go wrong."""
+"""Imitation from a file of demonstrations to a base policy: training, evaluation, resuming and errors."""
 
 from __future__ import annotations
 
@@ -80,14 +79,15 @@ def imitate(demos: Path, out: Path, *more: str) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algo", ["bc", "flow", "diffusion"])
-def test_from_demonstrations_to_a_base_policy(
+def test_imitate__trains_a_base_policy_from_demonstrations(
     algo: str, demos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "il"
     assert imitate(demos, out, "--algo", algo, "--eval-freq", "6") == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        f"residual-rl eval so101-paper --max-episode-steps 20 --base-policy il --il-checkpoint {out}" in said
+        f"residual-rl eval so101-paper --max-episode-steps 20 --base-policy il --il-checkpoint {out}"
+        in output
     )
     rows = read_metrics(out / "metrics.jsonl")
     assert [row["step"] for row in rows if "train/loss" in row] == [4, 8, 12]
@@ -117,8 +117,8 @@ def test_from_demonstrations_to_a_base_policy(
 
 
 @pytest.mark.slow
-def test_it_learns_what_was_intended_not_what_was_executed(tmp_path: Path) -> None:
-    """Noise on the executed actions makes demonstrations see more; it is not to be imitated."""
+def test_train__imitates_intended_rather_than_executed_actions(tmp_path: Path) -> None:
+    """Noise on the executed actions widens the data, but is not imitated."""
     draw = np.random.default_rng(0)
     obs = draw.uniform(-1, 1, (41, 3)).astype(np.float32)
     intended = np.stack([0.8 * obs[:-1, 0], -0.5 * obs[:-1, 1]], 1)
@@ -146,10 +146,10 @@ def test_it_learns_what_was_intended_not_what_was_executed(tmp_path: Path) -> No
     model = ImitationModel.load(tmp_path / "il")
     actions = model.sample(torch.from_numpy(obs[:-1, None]), torch.zeros(40, 1, 2))
     assert (actions[:, 0] - torch.from_numpy(intended)).abs().mean() < 0.03
-    assert model.settings.action_unit is None  # nobody said, and no env was made
+    assert model.settings.action_unit is None  # neither stored nor known from an env
 
 
-def test_what_is_deployed_is_the_average(demos: Path, tmp_path: Path) -> None:
+def test_trainer__saves_the_averaged_weights(demos: Path, tmp_path: Path) -> None:
     made = Trainer(cfg(val_share=0.0), demos, RunFolder(tmp_path / "il"))
     made.folder.start({})
     made.learn()
@@ -159,12 +159,12 @@ def test_what_is_deployed_is_the_average(demos: Path, tmp_path: Path) -> None:
     assert any(not torch.equal(saved[name], p) for name, p in made.network.named_parameters())
 
 
-def test_the_first_demonstrations_alone(demos: Path, tmp_path: Path) -> None:
+def test_n_episodes__uses_the_first_demonstrations_only(demos: Path, tmp_path: Path) -> None:
     made = Trainer(cfg(n_episodes=2, val_share=0.5), demos, RunFolder(tmp_path))
     assert (len(made.windows), made.episodes) == (6, {"train": 1, "val": 1})
 
 
-def test_statistics_are_of_the_training_episodes_alone(demos: Path, tmp_path: Path) -> None:
+def test_trainer__statistics_use_training_episodes_only(demos: Path, tmp_path: Path) -> None:
     made = Trainer(cfg(), demos, RunFolder(tmp_path))
     assert made.windows.obs.mean(0).abs().max() < 1e-4
     assert made.windows.actions.abs().max() == pytest.approx(1.0)
@@ -172,7 +172,7 @@ def test_statistics_are_of_the_training_episodes_alone(demos: Path, tmp_path: Pa
     assert made.val_windows.obs.mean(0).abs().max() > 1e-2
 
 
-def test_validation_is_the_same_each_time(demos: Path, tmp_path: Path) -> None:
+def test_trainer__validation_is_deterministic(demos: Path, tmp_path: Path) -> None:
     made = Trainer(cfg(), demos, RunFolder(tmp_path))
     assert made.val_windows is not None
     state = made.generator.get_state()
@@ -181,7 +181,7 @@ def test_validation_is_the_same_each_time(demos: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_mixed_precision_is_nearly_the_same(demos: Path, tmp_path: Path) -> None:
+def test_amp__losses_are_close_to_float32(demos: Path, tmp_path: Path) -> None:
     losses = []
     for amp in (False, True):
         train(cfg(amp=amp), demos, tmp_path / str(amp))
@@ -196,16 +196,16 @@ def test_mixed_precision_is_nearly_the_same(demos: Path, tmp_path: Path) -> None
     assert losses[0] != losses[1]
 
 
-def test_compile_is_asked_for(demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(trainer, "compiled", lambda function, enabled: asked.append(enabled) or function)
+def test_compile__is_passed_to_compiled(demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(trainer, "compiled", lambda function, enabled: calls.append(enabled) or function)
     Trainer(cfg(compile=True), demos, RunFolder(tmp_path))
-    assert asked == [True]
+    assert calls == [True]
 
 
 @pytest.mark.gpu
 @pytest.mark.slow
-def test_on_a_gpu(demos: Path, tmp_path: Path) -> None:
+def test_train__runs_on_a_gpu(demos: Path, tmp_path: Path) -> None:
     summary = train(cfg(device="cuda", amp=True, compile=True, eval_freq=6), demos, tmp_path / "il")
     assert summary["finished"]
     assert ImitationModel.load(tmp_path / "il").step in (6, 12)
@@ -221,11 +221,11 @@ def test_on_a_gpu(demos: Path, tmp_path: Path) -> None:
         ((0.5, 0.1), (0.5, 0.05), True),
         ((0.5, 0.1), (0.5, 0.2), False),
         ((0.5, 0.1), (0.4, 0.05), False),
-        ((0.5, None), (0.5, None), True),  # the later one
+        ((0.5, None), (0.5, None), True),  # the later model
         ((0.0, 0.1), (None, 0.01), False),  # not evaluated
     ],
 )
-def test_the_best_is_chosen_by_success_then_by_validation(
+def test_trainer__best_model_has_highest_success_then_lowest_validation_loss(
     then: Any, now: Any, better: bool, demos: Path, tmp_path: Path
 ) -> None:
     made = Trainer(cfg(eval_freq=6), demos, RunFolder(tmp_path))
@@ -234,7 +234,9 @@ def test_the_best_is_chosen_by_success_then_by_validation(
     made.close()
 
 
-def test_without_simulation_the_best_is_chosen_by_validation(demos: Path, tmp_path: Path) -> None:
+def test_trainer__best_model_has_lowest_validation_loss_without_evaluation(
+    demos: Path, tmp_path: Path
+) -> None:
     made = Trainer(cfg(), demos, RunFolder(tmp_path))
     assert made._better(None, 3.0)
     made.progress = Progress(6, None, 0.1, has_best=True)
@@ -242,22 +244,22 @@ def test_without_simulation_the_best_is_chosen_by_validation(demos: Path, tmp_pa
     assert not made._better(None, 0.2)
 
 
-def test_evaluations_keep_to_their_share_of_the_time(
+def test_success_evaluation_affordable__keeps_to_its_share_of_the_time(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = [100.0]
     monkeypatch.setattr(evaluation.time, "perf_counter", lambda: clock[0])
     settings = il_case.task_settings("so101-paper", max_episode_steps=5)
     made = SuccessEvaluation("so101-paper", settings, episodes=1, num_threads=1, share=0.2)
-    assert made.affordable(0)  # nobody knows what one takes
+    assert made.affordable(0)  # the duration of an evaluation is unknown
     clock[0] = 110.0
-    made._last = made.spent = 5.0  # one took 5 of 10 s
+    made._last = made.spent = 5.0  # one evaluation took 5 of 10 s
     assert not made.affordable(10)
     clock[0] = 144.0  # (5 + 5) / (44 + 5) > 0.2
     assert not made.affordable(20)
     assert [record.getMessage() for record in caplog.records] == [
-        "evaluation at step 10 skipped, and more will be: one takes 5 s, and the limit is 20 % of the time"
-        " (--eval-share)"
+        "evaluation at step 10 skipped, and later ones may be: each takes 5 s, and --eval-share limits them"
+        " to 20 % of the time"
     ]
     clock[0] = 146.0
     assert made.affordable(30)
@@ -265,7 +267,7 @@ def test_evaluations_keep_to_their_share_of_the_time(
 
 
 @pytest.mark.slow
-def test_the_last_evaluation_is_never_left_out(
+def test_trainer__always_runs_the_last_evaluation(
     demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SuccessEvaluation, "affordable", lambda self, step: False)
@@ -275,11 +277,11 @@ def test_the_last_evaluation_is_never_left_out(
     assert [row["step"] for row in rows if "val/loss" in row] == [3, 6, 9, 12]
 
 
-# --- stopping and going on ----------------------------------------------------------------------------------
+# --- stopping and resuming ----------------------------------------------------------------------------------
 
 
 def stopping_at(step: int, number: int = signal.SIGTERM) -> Any:
-    """A `Trainer._step` that gets the process a signal in this step."""
+    """A `Trainer._step` that sends the process a signal in step `step`."""
     original = Trainer._step
 
     def step_and_stop(self: Trainer) -> None:
@@ -294,7 +296,7 @@ def stopping_at(step: int, number: int = signal.SIGTERM) -> Any:
     ("algo", "step"),
     [("bc", 7), *slow(("flow", 7), ("flow", 10), ("diffusion", 10))],
 )
-def test_stopped_and_resumed_equals_trained_at_once(
+def test_train__stopped_and_resumed_equals_uninterrupted(
     algo: str, step: int, demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = cfg(algo, eval_freq=6, eval_share=1.0)
@@ -312,7 +314,7 @@ def test_stopped_and_resumed_equals_trained_at_once(
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_tells_how_to_go_on(
+def test_imitate__ctrl_c_saves_and_prints_the_command_to_resume(
     demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "il"
@@ -320,23 +322,21 @@ def test_ctrl_c_saves_and_tells_how_to_go_on(
         patch.setattr(Trainer, "_step", stopping_at(3, signal.SIGINT))
         assert imitate(demos, out) == 130
     assert (
-        f"Stopped after 3 steps, saved. Go on with: residual-rl imitate --resume {out}"
+        f"Stopped after 3 steps, saved. Resume with: residual-rl imitate --resume {out}"
         in capsys.readouterr().out
     )
-    assert ImitationModel.load(out).step == 3  # there is no better one yet
+    assert ImitationModel.load(out).step == 3  # there is no better model yet
     assert main(["imitate", str(demos), "--out", str(out), "--resume", "--total-steps", "14"]) == 0
     summary = json.loads((out / "training_summary.json").read_text())
     assert summary["steps"] == 14
     assert json.loads((out / "config.json").read_text())["total_steps"] == 14
     assert ImitateCfg().channels != (8, 16)
-    assert ImitationModel.load(out).settings.network["channels"] == [
-        8,
-        16,
-    ]  # its own settings, not the defaults
+    # Resuming keeps the settings of the run instead of the defaults.
+    assert ImitationModel.load(out).settings.network["channels"] == [8, 16]
 
 
 @pytest.mark.slow
-def test_killed_before_its_first_checkpoint_it_begins_anew(demos: Path, tmp_path: Path) -> None:
+def test_imitate__resume_without_checkpoint_starts_from_the_beginning(demos: Path, tmp_path: Path) -> None:
     with RunFolder(tmp_path / "il").start({"demos": str(demos), **cfg().to_dict()}):
         pass
     assert imitate(demos, tmp_path / "il", "--resume") == 0
@@ -350,7 +350,7 @@ def test_killed_before_its_first_checkpoint_it_begins_anew(demos: Path, tmp_path
         (["--n-episodes", "3"], "n_episodes is None in the resumed training, not 3"),
     ],
 )
-def test_other_settings_are_refused_on_resume(
+def test_imitate__resume_refuses_other_settings(
     flags: list[str], message: str, demos: Path, tmp_path: Path, fails: tiny_runs.Fails
 ) -> None:
     imitate(demos, tmp_path / "il")
@@ -358,16 +358,16 @@ def test_other_settings_are_refused_on_resume(
 
 
 @pytest.mark.slow
-def test_other_demonstrations_are_refused_on_resume(
+def test_imitate__resume_refuses_other_demonstrations(
     demos: Path, tmp_path: Path, fails: tiny_runs.Fails
 ) -> None:
     imitate(demos, tmp_path / "il")
     others = il_case.write_demos(tmp_path / "others.h5", steps=5)
-    said = fails("imitate", str(others), "--out", str(tmp_path / "il"), "--resume")
-    assert "was trained on different demonstrations" in said
+    message = fails("imitate", str(others), "--out", str(tmp_path / "il"), "--resume")
+    assert "was trained on different demonstrations" in message
 
 
-def test_gradients_that_are_not_finite_reach_no_file(
+def test_train__nonfinite_gradients_are_never_saved(
     demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = Trainer._loss
@@ -383,7 +383,7 @@ def test_gradients_that_are_not_finite_reach_no_file(
     ]
 
 
-# --- what can be wrong before -------------------------------------------------------------------------------
+# --- errors before training ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -405,27 +405,31 @@ def test_gradients_that_are_not_finite_reach_no_file(
         (["--device", "cuda:77"], "device 'cuda:77' cannot be used"),
     ],
 )
-def test_a_wrong_setting_leaves_no_folder(
+def test_imitate__invalid_setting_creates_no_folder(
     flags: list[str], message: str, demos: Path, tmp_path: Path, fails: tiny_runs.Fails
 ) -> None:
     assert message in fails("imitate", str(demos), "--out", str(tmp_path / "il"), *FLAGS, *flags)
     assert not (tmp_path / "il").exists()
 
 
-def test_a_file_that_is_no_demonstrations_is_named(tmp_path: Path, fails: tiny_runs.Fails) -> None:
+def test_imitate__names_a_file_without_demonstrations(tmp_path: Path, fails: tiny_runs.Fails) -> None:
     file = tmp_path / "demos.h5"
     file.write_bytes(b"something else")
-    assert f"{file} is no HDF5 file" in fails("imitate", str(file), "--out", str(tmp_path / "il"))
+    assert f"{file} is not an HDF5 file" in fails("imitate", str(file), "--out", str(tmp_path / "il"))
     assert f"{tmp_path / 'none.h5'} does not exist" in fails("imitate", str(tmp_path / "none.h5"))
     assert "put it first, residual-rl imitate DEMOS" in fails("imitate", "--algo", "bc")
 
 
-def test_a_folder_that_is_taken_is_left_alone(demos: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
+def test_imitate__refuses_a_folder_that_is_in_use(
+    demos: Path, tmp_path: Path, fails: tiny_runs.Fails
+) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     assert "is not empty; choose another --output-dir, or resume it" in fails(
         "imitate", str(demos), "--out", str(tmp_path)
     )
-    assert "holds no training to resume" in fails("imitate", str(demos), "--out", str(tmp_path), "--resume")
+    assert "contains no training to resume" in fails(
+        "imitate", str(demos), "--out", str(tmp_path), "--resume"
+    )
     (tmp_path / "config.json").write_text("{}")
     assert "is not the configuration of an imitation training" in fails(
         "imitate", str(demos), "--out", str(tmp_path), "--resume"
@@ -434,7 +438,7 @@ def test_a_folder_that_is_taken_is_left_alone(demos: Path, tmp_path: Path, fails
 
 
 @pytest.mark.slow
-def test_a_task_that_is_not_there_cannot_be_evaluated(tmp_path: Path) -> None:
+def test_success_evaluation__refuses_an_unknown_task(tmp_path: Path) -> None:
     ends = np.array([False, True])
     info = describe(
         "PickCube-v1", {}, max_episode_steps=2, control_hz=20.0, source_type="rl", source_desc="x"
@@ -450,7 +454,7 @@ def test_a_task_that_is_not_there_cannot_be_evaluated(tmp_path: Path) -> None:
     assert ImitationModel.load(tmp_path / "il").settings.task_id == "PickCube-v1"
 
 
-def test_demonstrations_that_do_not_fit_their_task_are_found_before_training(
+def test_success_evaluation_check__refuses_demonstrations_that_do_not_fit_the_task(
     demos: Path, tmp_path: Path
 ) -> None:
     made = Trainer(cfg(eval_freq=6), demos, RunFolder(tmp_path))
@@ -460,12 +464,12 @@ def test_demonstrations_that_do_not_fit_their_task_are_found_before_training(
         ConfigError, match=r"the policy in training needs 'state' of shape \(31,\); the env gives \(25,\)"
     ):
         made.evaluation.check(policy, 6)
-    with pytest.raises(ConfigError, match="actions have size 7, but those of their task 6"):
+    with pytest.raises(ConfigError, match="actions have size 7, but those of their task have size 6"):
         made.evaluation.check(ILPolicy(ILCfg(), il_case.model(action_dim=7), torch.device("cpu")), 7)
     made.close()
 
 
-def test_defaults_follow_algorithm_and_device() -> None:
+def test_imitate_cfg_default__depends_on_algorithm_and_device() -> None:
     assert ImitateCfg.default("flow").preset == "cpu"
     assert ImitateCfg.default("flow", device="cuda").batch_size == 1024
     diffusion = ImitateCfg.default("diffusion", "full")
@@ -482,7 +486,7 @@ def test_defaults_follow_algorithm_and_device() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algo", ["bc", "flow"])
-def test_any_task_with_vector_observations(
+def test_train__supports_any_task_with_vector_observations(
     algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TASKS._specs, "point", fakes.POINT_TASK)

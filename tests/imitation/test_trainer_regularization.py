@@ -1,5 +1,4 @@
-"""What is done against overfitting, and what of a training is optional: noise on observations, weight decay,
-raw actions, padding."""
+"""Optional parts of imitation training: noise on observations, weight decay, raw actions and padding."""
 
 from __future__ import annotations
 
@@ -48,7 +47,7 @@ def trainer(demos: Path, folder: Path, algo: str = "flow", **values: Any) -> Tra
 
 
 def losses(made: Trainer) -> tuple[float, float]:
-    """Of training, its first step, and of validation before it."""
+    """The loss of the first training step, and the validation loss before it."""
     assert made.val_windows is not None
     validation = made._validate(made.val_windows)
     made._step()
@@ -58,14 +57,14 @@ def losses(made: Trainer) -> tuple[float, float]:
 # --- noise on the observations ------------------------------------------------------------------------------
 
 
-def test_noise_is_of_training_alone(demos: Path, tmp_path: Path) -> None:
+def test_obs_noise__affects_training_but_not_validation(demos: Path, tmp_path: Path) -> None:
     calm, noisy, none = (losses(trainer(demos, tmp_path, "bc", obs_noise=std)) for std in (0.0, 1.0, 0.0))
     assert calm == none
     assert calm[0] != noisy[0]
     assert calm[1] == noisy[1]
 
 
-def test_noise_has_the_size_that_is_asked_for(demos: Path, tmp_path: Path) -> None:
+def test_obs_noise__has_the_configured_deviation(demos: Path, tmp_path: Path) -> None:
     made = trainer(demos, tmp_path, "bc", obs_noise=0.25, batch_size=4096)
     seen: list[torch.Tensor] = []
     made.algorithm.loss = lambda network, obs, *_: seen.append(obs) or torch.zeros(())  # type: ignore[method-assign,func-returns-value]
@@ -77,24 +76,23 @@ def test_noise_has_the_size_that_is_asked_for(demos: Path, tmp_path: Path) -> No
     assert 0 < varies.sum() < 25
     assert noise[..., varies].std().item() == pytest.approx(0.25, rel=0.02)
     assert noise[..., varies].mean().abs() < 0.01
-    assert noise[:, 0, varies].sub(noise[:, 1, varies]).std().item() == pytest.approx(
-        0.25 * 2**0.5, rel=0.02
-    )  # each step has its own
-    assert (noise[..., ~varies] == 0.0).all()  # what is ignored stays so
+    # The noise of the two steps of a window is independent, and ignored observations stay without noise.
+    difference = noise[:, 0, varies] - noise[:, 1, varies]
+    assert difference.std().item() == pytest.approx(0.25 * 2**0.5, rel=0.02)
+    assert (noise[..., ~varies] == 0.0).all()
 
 
-def test_what_was_put_in_has_no_noise(demos: Path, tmp_path: Path) -> None:
+def test_obs_noise__leaves_padded_values_unchanged(demos: Path, tmp_path: Path) -> None:
     made = trainer(demos, tmp_path, "bc", pad_obs_to=32)
     assert made.windows.obs.shape[1] == 32
     assert made._varies[18:25].tolist() == [0.0] * 7
 
 
-# --- decay of the weights -----------------------------------------------------------------------------------
+# --- weight decay -------------------------------------------------------------------------------------------
 
 
-def test_decay_takes_its_share_off_before_each_step(demos: Path, tmp_path: Path) -> None:
-    """The step of Adam does not know of it: both trainings move by the same, one of them from what decay
-    leaves."""
+def test_weight_decay__shrinks_weights_before_each_step(demos: Path, tmp_path: Path) -> None:
+    """The decay is decoupled: Adam's step is the same with and without it."""
     plain, decayed = (trainer(demos, tmp_path, "bc", weight_decay=decay) for decay in (0.0, 0.1))
     before = {name: p.detach().clone() for name, p in plain.network.named_parameters()}
     plain._step()
@@ -107,7 +105,7 @@ def test_decay_takes_its_share_off_before_each_step(demos: Path, tmp_path: Path)
     )
 
 
-def test_both_are_off_unless_they_are_asked_for() -> None:
+def test_imitate_cfg__noise_and_weight_decay_default_to_zero() -> None:
     assert (ImitateCfg().weight_decay, ImitateCfg().obs_noise) == (0.0, 0.0)
     for name in ("weight_decay", "obs_noise"):
         with pytest.raises(ConfigError, match=f"{name} must be at least 0, not -0.1"):
@@ -115,7 +113,7 @@ def test_both_are_off_unless_they_are_asked_for() -> None:
 
 
 @pytest.mark.slow
-def test_a_resumed_training_with_both_is_the_same_bit_for_bit(demos: Path, tmp_path: Path) -> None:
+def test_train__resuming_with_noise_and_weight_decay_is_bit_exact(demos: Path, tmp_path: Path) -> None:
     settings = ImitateCfg(algo="diffusion", preset="cpu", **TINY, weight_decay=0.01, obs_noise=0.2)
     train(settings, demos, tmp_path / "once")
     train(settings, demos, tmp_path / "twice")
@@ -125,10 +123,10 @@ def test_a_resumed_training_with_both_is_the_same_bit_for_bit(demos: Path, tmp_p
         assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
 
 
-# --- actions as they are ------------------------------------------------------------------------------------
+# --- raw actions --------------------------------------------------------------------------------------------
 
 
-def test_actions_can_stay_in_their_own_units(demos: Path, tmp_path: Path) -> None:
+def test_normalize_actions__false_leaves_actions_unchanged(demos: Path, tmp_path: Path) -> None:
     made = trainer(demos, tmp_path, "bc", normalize_actions=False)
     stretched = trainer(demos, tmp_path, "bc")
     statistics = made.statistics
@@ -144,10 +142,10 @@ def test_actions_can_stay_in_their_own_units(demos: Path, tmp_path: Path) -> Non
     assert not stretched.statistics.raw_actions
 
 
-# --- padding in training, and files of before ---------------------------------------------------------------
+# --- padding, and the golden file ---------------------------------------------------------------------------
 
 
-def test_a_model_trained_with_padding_is_used_without(demos: Path, tmp_path: Path) -> None:
+def test_pad_obs_to__trained_model_accepts_unpadded_observations(demos: Path, tmp_path: Path) -> None:
     train(ImitateCfg(algo="bc", preset="cpu", **TINY, pad_obs_to=32), demos, tmp_path / "il")
     model = ImitationModel.load(tmp_path / "il")
     assert (model.settings.obs_shapes, model.settings.obs_size) == ({"state": (25,)}, 32)

@@ -1,5 +1,4 @@
-"""`imitate --algo act`: training through LeRobot, what it learns from, how it goes on, and the checkpoint
-that comes out."""
+"""`imitate --algo act`: training through LeRobot, its data, resuming, and the resulting checkpoint."""
 
 from __future__ import annotations
 
@@ -47,7 +46,7 @@ def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks of no size, with all that draws random numbers."""
+    """Tiny networks, with everything that draws random numbers."""
     monkeypatch.setitem(act.SIZES, "tiny", ActSize(16, 2, 32, 1, 1, use_vae=True, dropout=0.1))
 
 
@@ -55,7 +54,7 @@ def settings(**values: Any) -> ImitateCfg:
     return dataclasses.replace(ImitateCfg.default("act", "tiny"), **{**FEW, **NO_EVALUATION, **values})
 
 
-def test_it_learns_degrees(demos: Path, tmp_path: Path) -> None:
+def test_act_trainer__normalises_joints_in_degrees(demos: Path, tmp_path: Path) -> None:
     """Joint positions and targets as the arm reports them, normalised by LeRobot with the training episodes'
     statistics."""
     trainer = ActTrainer(settings(val_share=0.0), demos, RunFolder(tmp_path / "run"))
@@ -69,16 +68,16 @@ def test_it_learns_degrees(demos: Path, tmp_path: Path) -> None:
         trainer.windows.obs[:, :6], (joints - joints.mean(0)) / joints.std(0).clip(1e-3), atol=1e-3
     )
     state = np.concatenate([demo.obs["state"][:-1] for demo in episodes]).astype(np.float64)
-    flat = state.std(0) < 1e-3  # the sheet lies still: what hardly varies is not seen
+    # The sheet lies still, and observations that hardly vary are ignored.
+    flat = state.std(0) < 1e-3
     assert 0 < flat.sum() < 25
     scale = np.where(flat, 1e6, state.std(0))
     np.testing.assert_allclose(trainer.windows.obs[:, 6:], (state - state.mean(0)) / scale, atol=1e-3)
     trainer.close()
 
 
-def test_it_goes_on_bit_for_bit(demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight steps, and four and four after a crash, with dropout and the variational part, which draw random
-    numbers."""
+def test_act__resuming_is_bit_exact(demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight steps against eight with a crash in between; dropout and the VAE draw random numbers."""
     straight = act.train(settings(total_steps=8), demos, tmp_path / "straight")
     assert (straight["finished"], straight["steps"], straight["base_policy"], straight["model"]) == (
         True,
@@ -90,14 +89,14 @@ def test_it_goes_on_bit_for_bit(demos: Path, tmp_path: Path, monkeypatch: pytest
 
     def crash(self: ActTrainer) -> None:
         if self.progress.step == 5:
-            raise RuntimeError("the power is gone")
+            raise RuntimeError("power failure")
         step(self)
 
     monkeypatch.setattr(ActTrainer, "_step", crash)
     with pytest.raises(RuntimeError, match="power"):
         act.train(settings(total_steps=8), demos, tmp_path / "paused")
     monkeypatch.setattr(ActTrainer, "_step", step)
-    torch.manual_seed(99)  # the global generator is nobody's business
+    torch.manual_seed(99)  # the global generator has no influence
     act.train(settings(total_steps=8), demos, tmp_path / "paused", resume=True)
     name = "checkpoints/step_000000008.safetensors"
     one, other = ((tmp_path / run / name) for run in ("straight", "paused"))
@@ -118,10 +117,10 @@ def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_the_checkpoint_is_the_base_policys(
+def test_act__checkpoint_runs_as_a_base_policy(
     demos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From the command line to a base policy: it gives what the trained network gives, and evaluates."""
+    """From the command line to a base policy, which is evaluated and predicts targets near the data."""
     flags = [
         "--algo",
         "act",
@@ -151,12 +150,11 @@ def test_the_checkpoint_is_the_base_policys(
     with Demonstrations.open(demos) as stored:
         start = np.mean([demo.obs["joint_target"][1:].mean(0) for demo in stored], 0)
     commanded = env.actions_to_targets(action[:, None], obs)[:, 0]
-    assert (commanded - torch.from_numpy(start)).abs().max() < math.radians(
-        20
-    )  # near what it saw, after three steps
+    # After three gradient steps, predictions are near the mean of the data.
+    assert (commanded - torch.from_numpy(start)).abs().max() < math.radians(20)
 
 
-def test_it_learns(demos: Path, tmp_path: Path) -> None:
+def test_act__training_halves_the_loss(demos: Path, tmp_path: Path) -> None:
     summary = act.train(
         settings(total_steps=150, val_freq=150, log_freq=10, save_freq=1000, learning_rate=3e-3),
         demos,
@@ -168,14 +166,16 @@ def test_it_learns(demos: Path, tmp_path: Path) -> None:
     assert summary["best_val_loss"] is not None
 
 
-def test_other_demonstrations_than_before(demos: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
+def test_act__resume_refuses_other_demonstrations(
+    demos: Path, tmp_path: Path, fails: tiny_runs.Fails
+) -> None:
     act.train(settings(total_steps=4), demos, tmp_path / "run")
     others = write_demos(tmp_path / "others.h5", episodes=4, steps=7)
     text = fails("imitate", str(others), "--out", str(tmp_path / "run"), "--resume", "--total-steps", "8")
     assert "was trained on different demonstrations: use the same file" in text
 
 
-def test_settings_that_act_does_not_have(demos: Path, tmp_path: Path) -> None:
+def test_act__refuses_unsupported_settings(demos: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="num_obs_steps must be 1, not 2"):
         act.train(settings(num_obs_steps=2), demos, tmp_path / "run")
     for name, value in {

@@ -1,5 +1,4 @@
-"""Demonstrations to and from LeRobot's datasets: the numbers by hand, recordings of a real arm, and what is
-refused."""
+"""Export to and import from LeRobot's datasets: values by hand, recordings of a real arm, and errors."""
 
 from __future__ import annotations
 
@@ -45,7 +44,7 @@ def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def exported(demos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The dataset of `demos`, which tests may copy and must not change."""
+    """The dataset of `demos`. Tests may copy it but must not change it."""
     folder = tmp_path_factory.mktemp("dataset") / "set"
     assert (
         main(
@@ -66,10 +65,10 @@ def rows_of(folder: Path) -> pd.DataFrame:
     return pd.concat([pd.read_parquet(file) for file in sorted(folder.glob("data/*/*.parquet"))])
 
 
-# --- to LeRobot ---------------------------------------------------------------------------------------------
+# --- export -------------------------------------------------------------------------------------------------
 
 
-def test_frames_hold_what_the_demonstrations_hold(demos: Path, exported: Path) -> None:
+def test_to_lerobot__frames_match_the_demonstrations(demos: Path, exported: Path) -> None:
     frames = rows_of(exported)
     with Demonstrations.open(demos) as stored:
         for i, demo in enumerate(stored):
@@ -88,7 +87,7 @@ def test_frames_hold_what_the_demonstrations_hold(demos: Path, exported: Path) -
             np.testing.assert_allclose(mine["timestamp"], np.arange(5) / 30, atol=1e-6)
 
 
-def test_what_lerobot_says_of_it(exported: Path) -> None:
+def test_to_lerobot__lerobot_reads_the_metadata(exported: Path) -> None:
     info = json.loads((exported / "meta" / "info.json").read_text())
     assert (info["codebase_version"], info["fps"], info["total_episodes"], info["total_frames"]) == (
         "v3.0",
@@ -102,9 +101,9 @@ def test_what_lerobot_says_of_it(exported: Path) -> None:
     assert set(opened.meta.stats) >= {"observation.state", "observation.environment_state", "action"}
 
 
-def test_intended_and_executed_actions(tmp_path: Path) -> None:
-    """With noise on the actions, the targets to learn are those that the policy wanted: 0.25 and -1 of a step
-    of 0.02 rad on."""
+def test_commanded_targets__distinguishes_intended_and_executed_actions(tmp_path: Path) -> None:
+    """With noise on the actions, the targets are those that the policy intended: 0.25 and -1 steps of 0.02
+    rad."""
     env = make_vec_env("so101-paper", 1, num_threads=1)
     with Demonstrations.open(write_demos(tmp_path / "demos.h5", episodes=1, steps=2)) as stored:
         demo = dataclasses.replace(
@@ -113,12 +112,12 @@ def test_intended_and_executed_actions(tmp_path: Path) -> None:
         start = demo.obs["joint_target"].astype(np.float64)
         np.testing.assert_allclose(commanded_targets(demo, env, "executed"), start[1:])
         wanted = start[:2] + np.array([[0.005], [-0.02]])
-        wanted[:, 5] = wanted[:, 5].clip(LOW)  # the gripper can close no further
+        wanted[:, 5] = wanted[:, 5].clip(LOW)  # the gripper cannot close further
         np.testing.assert_allclose(commanded_targets(demo, env, "intended"), wanted, atol=1e-7)
         assert stored.episode(0).intended_actions is not None
 
 
-def test_images_go_in_and_come_back(tmp_path: Path, opengl: None) -> None:
+def test_from_lerobot__images_survive_a_round_trip(tmp_path: Path, opengl: None) -> None:
     source = write_demos(
         tmp_path / "demos.h5", episodes=1, steps=2, obs_mode="rgb", image_size=(16, 24), obs_cameras=("top",)
     )
@@ -147,7 +146,7 @@ def test_images_go_in_and_come_back(tmp_path: Path, opengl: None) -> None:
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError])
-def test_an_interrupted_export_leaves_nothing(
+def test_to_lerobot__interrupted_export_leaves_no_files(
     failure: type[BaseException], demos: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     save = LeRobotDataset.save_episode
@@ -162,7 +161,9 @@ def test_an_interrupted_export_leaves_nothing(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_exports_that_cannot_be(demos: Path, exported: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
+def test_to_lerobot__refuses_invalid_exports(
+    demos: Path, exported: Path, tmp_path: Path, fails: tiny_runs.Fails
+) -> None:
     out = ["--out", str(tmp_path / "set")]
     assert "already exists" in fails("demos", "to-lerobot", str(demos), "--out", str(exported))
     assert "fps is 50, but" in fails("demos", "to-lerobot", str(demos), *out, "--fps", "50")
@@ -173,15 +174,17 @@ def test_exports_that_cannot_be(demos: Path, exported: Path, tmp_path: Path, fai
         ) as writer:
             writer.add(dataclasses.replace(demo, obs={"state": demo.obs["state"]}))
     text = fails("demos", "to-lerobot", str(tmp_path / "bare.h5"), *out)
-    assert "hold no joint_position, joint_target, which a LeRobot dataset needs; they hold state" in text
+    assert "lack joint_position, joint_target, which a LeRobot dataset needs; they have state" in text
     assert not (tmp_path / "set").exists()
 
 
-# --- from our own -------------------------------------------------------------------------------------------
+# --- import of exported datasets ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["joint_delta", "joint_target"])
-def test_a_dataset_of_ours_comes_back(mode: str, demos: Path, exported: Path, tmp_path: Path) -> None:
+def test_from_lerobot__restores_an_exported_dataset(
+    mode: str, demos: Path, exported: Path, tmp_path: Path
+) -> None:
     """The same episodes, in either control mode: seeds, draws, rewards, observations, and targets to 1e-5
     rad."""
     out = tmp_path / "back.h5"
@@ -204,32 +207,34 @@ def test_a_dataset_of_ours_comes_back(mode: str, demos: Path, exported: Path, tm
             np.testing.assert_allclose(reached, theirs.obs["joint_target"][1:], atol=1e-5)
 
 
-def test_it_replays_as_it_was_recorded(
+def test_replay__reproduces_a_restored_dataset(
     exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["demos", "from-lerobot", str(exported), "--out", str(tmp_path / "back.h5")]) == 0
     assert main(["demos", "replay", str(tmp_path / "back.h5")]) == 0
     text = capsys.readouterr().out
-    assert "2 of 2 episodes end as they were stored" in text
+    assert "2 of 2 episodes end as stored" in text
     assert float(text.split("largest drift ")[1].split()[0]) < 1e-4
 
 
-def test_a_side_file_of_other_episodes(dataset: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
+def test_from_lerobot__refuses_a_side_file_of_other_episodes(
+    dataset: Path, tmp_path: Path, fails: tiny_runs.Fails
+) -> None:
     file = dataset / "meta" / "residual_rl.json"
     side = json.loads(file.read_text())
     side["episodes"][1]["frames"] = 17
     file.write_text(json.dumps(side))
     out = ["--out", str(tmp_path / "back.h5")]
     text = fails("demos", "from-lerobot", str(dataset), *out)
-    assert "describes episodes of [5, 17] … frames, but the dataset holds [5, 5]" in text
+    assert "describes episodes of [5, 17] … frames, but the dataset has [5, 5]" in text
     file.unlink()
     assert "does not name its task; give it with --task" in fails("demos", "from-lerobot", str(dataset), *out)
 
 
-# --- from a real arm ----------------------------------------------------------------------------------------
+# --- import of a real arm's recordings ----------------------------------------------------------------------
 
 ORDER = [5, 0, 1, 2, 3, 4]
-"""A recording whose joints come in another order: the gripper first."""
+"""Order of the joints in a recording: the gripper first."""
 POSITIONS = [
     [0.0, -30.0, 45.0, 60.0, 90.0, 0.0],
     [3.0, -30.0, 45.0, 60.0, 90.0, 50.0],
@@ -245,8 +250,7 @@ TARGETS = [
 
 @pytest.fixture
 def record(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a recording as LeRobot does on the arm: one episode more at each call of the same name is not
-    asked for."""
+    """Writes a recording of one episode as LeRobot does on the arm, to a new folder in each call."""
 
     def make(
         positions: Any = POSITIONS,
@@ -292,9 +296,9 @@ def converted(folder: Path, *flags: str) -> Demo:
         return demos.episode(0)
 
 
-def test_a_recording_of_the_arm(record: Callable[..., Path]) -> None:
-    """Three frames are two steps in joint_target: 3 degrees are 3 / 110 of the first joint's range, 50 % is
-    the gripper's middle."""
+def test_from_lerobot__converts_a_recording_of_the_arm(record: Callable[..., Path]) -> None:
+    """Three frames are two steps in joint_target. 3 degrees are 3 / 110 of the first joint's range, and 50 %
+    is the middle of the gripper's."""
     folder = record()
     demo = converted(folder)
     with Demonstrations.open(folder.parent / f"{folder.name}.h5") as demos:
@@ -313,37 +317,40 @@ def test_a_recording_of_the_arm(record: Callable[..., Path]) -> None:
     assert demo.truncated.tolist() == [False, True]
 
 
-def test_it_is_replayed_from_where_the_arm_was(
+def test_replay__starts_a_recording_at_the_arms_pose(
     record: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = record([POSITIONS[0]] * 4, [POSITIONS[0]] * 4)
     converted(folder)
     assert main(["demos", "replay", str(folder.parent / f"{folder.name}.h5")]) == 0
     text = capsys.readouterr().out
-    assert float(text.split("largest drift ")[1].split()[0]) < 0.05  # [rad]: the arm sags a little, and holds
+    assert float(text.split("largest drift ")[1].split()[0]) < 0.05  # [rad]: the arm sags a little
 
 
-def test_bounded_actions_catch_up(record: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    """In joint_delta the way of 3 degrees is made in steps of 0.02 rad = 1.146 degrees, and what is left
-    behind is told."""
+def test_from_lerobot__bounded_actions_lag_and_are_reported(
+    record: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In joint_delta, 3 degrees take several steps of 0.02 rad = 1.146 degrees, and the lag is reported."""
     demo = converted(record(), "--control-mode", "joint_delta")
     np.testing.assert_allclose(demo.actions[:, 0], [1.0, 1.0], atol=1e-6)
     np.testing.assert_allclose(demo.obs["joint_target"][:, 0], [0.0, 0.02, 0.04], atol=1e-6)
     text = capsys.readouterr().out
-    assert "2 steps have a joint's target more than 0.5 degrees or per cent behind what was recorded" in text
-    left = 100.0 - 100.0 * 2 * 0.02 / (HIGH - LOW)  # the gripper was to open all the way
+    assert (
+        "in 2 steps, the target of a joint lags more than 0.5 degrees or percent behind the recording" in text
+    )
+    left = 100.0 - 100.0 * 2 * 0.02 / (HIGH - LOW)  # the recorded target is a fully open gripper
     assert f"{left:.1f} at most" in text
 
 
-def test_zero_offsets(record: Callable[..., Path]) -> None:
+def test_joint_offsets__are_added_to_recorded_joints(record: Callable[..., Path]) -> None:
     demo = converted(record(), "--joint-offsets", "shoulder_pan=-1.5", "elbow_flex.pos=2")
     np.testing.assert_allclose(demo.obs["joint_position"][0, :3], np.deg2rad([-1.5, -30.0, 47.0]), atol=1e-6)
     np.testing.assert_allclose(demo.obs["joint_target"][1, :3], np.deg2rad([1.5, -30.0, 47.0]), atol=1e-6)
 
 
-def test_ranges_instead_of_degrees(record: Callable[..., Path]) -> None:
-    """Of an arm without `use_degrees`: 50 is half way from the middle to the upper limit; the gripper is the
-    same."""
+def test_units__range_converts_per_cent_of_the_joint_range(record: Callable[..., Path]) -> None:
+    """For an arm without `use_degrees`: 50 is halfway from the middle to the upper limit. The gripper's unit
+    is the same."""
     values = [[50.0, 0.0, 0.0, 0.0, 0.0, 25.0]] * 3
     demo = converted(record(values, values), "--units", "range")
     np.testing.assert_allclose(
@@ -352,7 +359,7 @@ def test_ranges_instead_of_degrees(record: Callable[..., Path]) -> None:
     np.testing.assert_allclose(demo.obs["joint_position"][0, 4], (-2.74385 + 2.84121) / 2, atol=1e-5)
 
 
-def test_values_out_of_range(
+def test_clip__limits_values_that_are_refused_without_it(
     record: Callable[..., Path], tmp_path: Path, fails: tiny_runs.Fails, capfd: Any
 ) -> None:
     positions = [list(row) for row in POSITIONS]
@@ -376,16 +383,17 @@ def test_values_out_of_range(
     assert not (tmp_path / "out.h5").exists()
     demo = converted(folder, "--clip")
     np.testing.assert_allclose(demo.obs["joint_position"][1, 2], 1.69, atol=1e-6)
-    assert "1 values were cut to their joint's range" in capfd.readouterr().out
+    assert "1 values were clipped to the range of their joint" in capfd.readouterr().out
     closed = [[*row[:5], -7.0] for row in POSITIONS]
     assert "joint gripper of action is at -7.0 %, outside of 0.0 to 100.0 %" in fails(
         *command[:2], str(record(targets=closed)), *command[3:]
     )
 
 
-def test_another_rate(record: Callable[..., Path], tmp_path: Path, fails: tiny_runs.Fails) -> None:
-    """At 60 Hz the task's steps are 60 / 30.3 = 1.98 frames apart; positions between two frames are on the
-    line between them."""
+def test_resample__interpolates_a_recording_of_another_rate(
+    record: Callable[..., Path], tmp_path: Path, fails: tiny_runs.Fails
+) -> None:
+    """At 60 Hz the task's steps are 60 / 30.3 = 1.98 frames apart; positions are interpolated linearly."""
     values = [[3.0 * i, 0.0, 0.0, 0.0, 0.0, 10.0] for i in range(5)]
     folder = record(values, values, fps=60)
     command = [
@@ -408,7 +416,9 @@ def test_another_rate(record: Callable[..., Path], tmp_path: Path, fails: tiny_r
     )
 
 
-def test_joints_that_are_missing(record: Callable[..., Path], tmp_path: Path, fails: tiny_runs.Fails) -> None:
+def test_from_lerobot__names_missing_joints(
+    record: Callable[..., Path], tmp_path: Path, fails: tiny_runs.Fails
+) -> None:
     names = ["base.pos", *NAMES[1:]]
     folder = record(names=names)
     text = fails(
@@ -420,7 +430,9 @@ def test_joints_that_are_missing(record: Callable[..., Path], tmp_path: Path, fa
     )
 
 
-def test_settings_that_are_wrong(record: Callable[..., Path], tmp_path: Path, fails: tiny_runs.Fails) -> None:
+def test_from_lerobot__names_invalid_settings_and_values(
+    record: Callable[..., Path], tmp_path: Path, fails: tiny_runs.Fails
+) -> None:
     command = [
         "demos",
         "from-lerobot",
@@ -446,7 +458,9 @@ def test_settings_that_are_wrong(record: Callable[..., Path], tmp_path: Path, fa
     )
 
 
-def test_folders_that_hold_no_dataset(dataset: Path, tmp_path: Path, fails: tiny_runs.Fails) -> None:
+def test_from_lerobot__names_a_folder_without_a_dataset(
+    dataset: Path, tmp_path: Path, fails: tiny_runs.Fails
+) -> None:
     def refusal(source: Path | str) -> str:
         return fails(
             "demos", "from-lerobot", str(source), "--task", "so101-paper", "--out", str(tmp_path / "out.h5")

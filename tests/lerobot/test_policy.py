@@ -1,5 +1,4 @@
-"""The base policy `lerobot`: what its policies see and what becomes of their actions, by hand, and the
-checkpoints that it refuses."""
+"""The base policy `lerobot`: its observations and actions by hand, and the checkpoints that it refuses."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ pytestmark = pytest.mark.lerobot
 
 ANGLES = [math.pi / 4, -math.pi / 6, 0.0, math.pi / 2, -math.pi / 3, 1.74533]
 DEGREES = [45.0, -30.0, 0.0, 90.0, -60.0, 100.0]
-"""The same, as the arm reports them: degrees, and the gripper wide open."""
+"""The same in the arm's units: degrees, and the fully open gripper in per cent."""
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +52,19 @@ def observed(env: VecEnv, count: int = 3) -> Obs:
     return {name: value[:count] for name, value in obs.items()}
 
 
-def act_that_gives(policy: LeRobotPolicy, normalized: list[float]) -> None:
-    """Let an ACT predict these six numbers, before normalisation is undone, at every step."""
+def make_act_predict(policy: LeRobotPolicy, normalized: list[float]) -> None:
+    """Make an ACT policy predict these six normalised numbers at every step."""
     head = policy._model.policy.model.action_head
     torch.nn.init.zeros_(head.weight)
     head.bias.data.copy_(torch.tensor(normalized))
 
 
-# --- numbers ------------------------------------------------------------------------------------------------
+# --- observations and actions -------------------------------------------------------------------------------
 
 
-def test_what_the_policy_is_given(env: VecEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lerobot_policy__receives_normalised_hardware_units(
+    env: VecEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Degrees and per cent, normalised with the checkpoint's mean 10 and standard deviation 20; the state
     with 0.1 and 0.5."""
     policy = policy_of(make_case(tmp_path), env)
@@ -87,11 +88,11 @@ def test_what_the_policy_is_given(env: VecEnv, tmp_path: Path, monkeypatch: pyte
     assert len(batch["observation.state"]) == 4  # filled up to a multiple of four
 
 
-def test_actions_are_absolute_joint_positions(target_env: VecEnv, tmp_path: Path) -> None:
-    """ACT gives 1.75 everywhere: 10 + 20 · 1.75 = 45 degrees, and 45 % of the gripper's way from -0.174533 to
-    1.74533 rad."""
+def test_lerobot_policy__predictions_are_absolute_joint_positions(target_env: VecEnv, tmp_path: Path) -> None:
+    """ACT predicts 1.75 everywhere: 10 + 20 · 1.75 = 45 degrees, and 45 % of the gripper's range from
+    -0.174533 to 1.74533 rad."""
     policy = policy_of(make_case(tmp_path), target_env)
-    act_that_gives(policy, [1.75] * 6)
+    make_act_predict(policy, [1.75] * 6)
     action = policy.predict_action_chunk(observed(target_env), torch.arange(3))
     assert action.shape == (3, 8, 6)
     low = np.array([-1.91986, -1.74533, -1.69, -1.65806, -2.74385, -0.174533])
@@ -100,10 +101,10 @@ def test_actions_are_absolute_joint_positions(target_env: VecEnv, tmp_path: Path
     np.testing.assert_allclose(action[0, 0], 2 * (target - low) / (high - low) - 1, atol=1e-5)
 
 
-def test_changes_of_the_targets_where_the_env_takes_those(env: VecEnv, tmp_path: Path) -> None:
-    """The way from where the targets are to 45 degrees is made of steps of 0.02 rad."""
+def test_lerobot_policy__converts_positions_to_steps_in_joint_delta(env: VecEnv, tmp_path: Path) -> None:
+    """The change from the current targets to 45 degrees is divided into steps of 0.02 rad."""
     policy = policy_of(make_case(tmp_path), env)
-    act_that_gives(policy, [1.75] * 6)
+    make_act_predict(policy, [1.75] * 6)
     obs = observed(env)
     obs["joint_target"] = torch.full((3, 6), math.pi / 4 - 0.05)
     obs["joint_target"][:, 5] = -0.174533 + 0.45 * (1.74533 + 0.174533)
@@ -113,18 +114,20 @@ def test_changes_of_the_targets_where_the_env_takes_those(env: VecEnv, tmp_path:
 
 
 @pytest.mark.parametrize(("units", "angle"), [("rad", 1.5), ("range", 0.015 * 1.91986)])
-def test_other_units(units: Any, angle: float, target_env: VecEnv, tmp_path: Path) -> None:
-    """A policy in radians, and one in per cent of each joint's range: 1.5 of it for the first joint."""
+def test_units__converts_predictions_in_rad_and_range(
+    units: Any, angle: float, target_env: VecEnv, tmp_path: Path
+) -> None:
+    """A policy in radians, and one in per cent of each joint's range."""
     cfg = dataclasses.replace(make_case(tmp_path), units=units)
     policy = policy_of(cfg, target_env)
-    act_that_gives(policy, [(1.5 - 10.0) / 20.0] * 6)
+    make_act_predict(policy, [(1.5 - 10.0) / 20.0] * 6)
     action = policy.predict_action_chunk(observed(target_env), torch.arange(3))
     np.testing.assert_allclose(action[0, 0, 0], angle / 1.91986, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["act", "diffusion"])
-def test_bits_do_not_depend_on_the_batch(kind: str, tmp_path: Path) -> None:
-    """37 envs together and parts of them, where no bound hides a difference."""
+def test_lerobot_policy__chunk_does_not_depend_on_the_batch(kind: str, tmp_path: Path) -> None:
+    """37 envs together and in parts. Most actions are not clipped, which would hide differences."""
     many = make_vec_env("so101-paper", 37, num_threads=1, control_mode="joint_target")
     policy = policy_of(make_case(tmp_path, kind), many)
     obs, _ = many.reset(seed=11)
@@ -142,8 +145,10 @@ def test_bits_do_not_depend_on_the_batch(kind: str, tmp_path: Path) -> None:
         )
 
 
-def test_diffusion_sees_its_history(env: VecEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two observations: at an episode's beginning the same one twice, then the last two."""
+def test_lerobot_policy__diffusion_receives_its_observation_history(
+    env: VecEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two observations: the first one twice at the start of an episode, then the last two."""
     executor = make_base_policy("lerobot", make_case(tmp_path, "diffusion"), env)
     policy = executor.policy
     assert isinstance(policy, LeRobotPolicy)
@@ -156,16 +161,19 @@ def test_diffusion_sees_its_history(env: VecEnv, tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(policy._predictor._diffusion, "generate_actions", record)  # type: ignore[attr-defined]
     obs = observed(env)
-    for step in range(4):  # it executes three actions of a chunk, so that it is asked at steps 0 and 3
+    # Three actions of a chunk are executed, so the policy is queried at steps 0 and 3.
+    for step in range(4):
         obs["joint_position"] = torch.deg2rad(torch.full((3, 6), 5.0 * step))
         executor.act(obs)
     np.testing.assert_allclose(seen[0], [[0.0, 0.0]] * 3, atol=1e-4)
     np.testing.assert_allclose(seen[1], [[10.0, 15.0]] * 3, atol=1e-4)
 
 
-def test_diffusions_noise_is_its_own(env: VecEnv, tmp_path: Path) -> None:
-    """It depends on the observations and the seed, also that on the way (DDPM); torch's own generator neither
-    matters nor moves."""
+def test_lerobot_policy__diffusion_noise_is_independent_of_torchs_generator(
+    env: VecEnv, tmp_path: Path
+) -> None:
+    """The noise, including that of DDPM's steps, depends on the observations and the seed. Torch's global
+    generator is neither used nor advanced."""
     cfg = make_case(tmp_path, "diffusion", num_train_timesteps=6)
     policy, other = policy_of(cfg, env), policy_of(dataclasses.replace(cfg, seed=1), env)
     window = {k: v[:, None].expand(-1, 2, *v.shape[1:]) for k, v in observed(env).items()}
@@ -178,8 +186,8 @@ def test_diffusions_noise_is_its_own(env: VecEnv, tmp_path: Path) -> None:
     assert (other._chunk(window) - first).abs().max() > 1.0
 
 
-def test_diffusion_is_the_schedulers_chain(env: VecEnv, tmp_path: Path) -> None:
-    """The chain by hand, with DDIM, which adds no noise: from the observations' noise to joint positions."""
+def test_lerobot_policy__diffusion_matches_ddim_worked_out_by_hand(env: VecEnv, tmp_path: Path) -> None:
+    """The denoising by hand, with DDIM, which adds no noise."""
     from residual_rl.utils.seeding import noise_of
 
     policy = policy_of(make_case(tmp_path, "diffusion", noise_scheduler_type="DDIM"), env)
@@ -193,17 +201,18 @@ def test_diffusion_is_the_schedulers_chain(env: VecEnv, tmp_path: Path) -> None:
     for t in (3, 2, 1, 0):
         predicted = diffusion.unet(x, torch.full((3,), t), global_cond=condition)
         clean = ((x - (1 - alphas[t]).sqrt() * predicted) / alphas[t].sqrt()).clamp(-1.0, 1.0)
-        before = (
-            alphas[t - 1] if t else torch.tensor(1.0)
-        )  # the scheduler's last step goes to the clean sample
+        # The scheduler's last step ends at the clean sample.
+        before = alphas[t - 1] if t else torch.tensor(1.0)
         x = before.sqrt() * clean + (1 - before).sqrt() * predicted
     np.testing.assert_allclose(policy._chunk({**window}), 10.0 + 20.0 * x[:, 1:4].detach(), atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "values"), [("act", {}), ("diffusion", {"noise_scheduler_type": "DDIM"})])
-def test_in_its_own_precision(kind: str, values: dict[str, Any], env: VecEnv, tmp_path: Path) -> None:
-    """The same to float32's rounding, for models that are too large for float64; torch's normal numbers
-    (DDPM) would be others."""
+def test_precision__native_is_close_to_float64(
+    kind: str, values: dict[str, Any], env: VecEnv, tmp_path: Path
+) -> None:
+    """Equal up to the rounding of float32. DDPM is left out, since it draws other random numbers in
+    float32."""
     cfg = make_case(tmp_path, kind, **values)
     exact, quick = policy_of(cfg, env), policy_of(dataclasses.replace(cfg, precision="native"), env)
     assert next(quick._model.policy.parameters()).dtype == torch.float32
@@ -216,14 +225,14 @@ def test_in_its_own_precision(kind: str, values: dict[str, Any], env: VecEnv, tm
     np.testing.assert_allclose(quick._chunk(window), exact._chunk(window), atol=1e-2)  # degrees
 
 
-def test_numbers_that_are_not_finite(env: VecEnv, tmp_path: Path) -> None:
+def test_lerobot_policy__refuses_nonfinite_predictions(env: VecEnv, tmp_path: Path) -> None:
     executor = make_base_policy("lerobot", make_case(tmp_path), env)
-    act_that_gives(executor.policy, [0.0, math.nan, 0.0, 0.0, 0.0, 0.0])  # type: ignore[arg-type]
+    make_act_predict(executor.policy, [0.0, math.nan, 0.0, 0.0, 0.0, 0.0])  # type: ignore[arg-type]
     with pytest.raises(NonFiniteError, match="the base action of base policy 'lerobot' is not finite"):
         executor.act(observed(env))
 
 
-def test_fewer_steps_of_diffusion(env: VecEnv, tmp_path: Path) -> None:
+def test_inference_steps__sets_the_number_of_denoising_steps(env: VecEnv, tmp_path: Path) -> None:
     cfg = make_case(tmp_path, "diffusion")
     assert (
         policy_of(dataclasses.replace(cfg, inference_steps=2), env)._predictor._diffusion.num_inference_steps
@@ -233,7 +242,7 @@ def test_fewer_steps_of_diffusion(env: VecEnv, tmp_path: Path) -> None:
         policy_of(dataclasses.replace(cfg, inference_steps=5), env)
 
 
-def test_how_many_actions_are_executed(env: VecEnv, tmp_path: Path) -> None:
+def test_num_action_steps__is_at_most_the_chunk_size(env: VecEnv, tmp_path: Path) -> None:
     act, diffusion = make_case(tmp_path / "act"), make_case(tmp_path / "diffusion", "diffusion")
     trained, fewer, all_of_it = (
         policy_of(dataclasses.replace(act, num_action_steps=n), env) for n in (None, 2, 8)
@@ -246,15 +255,16 @@ def test_how_many_actions_are_executed(env: VecEnv, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"num_action_steps is 9, but .* predicts 8"):
         policy_of(dataclasses.replace(act, num_action_steps=9), env)
     assert policy_of(dataclasses.replace(diffusion, num_action_steps=7), env).chunk_size == 7
-    with pytest.raises(
-        ConfigError, match="num_action_steps must be at most 7"
-    ):  # horizon 8, of which one is past
+    # Of the horizon of 8, one action is in the past.
+    with pytest.raises(ConfigError, match="num_action_steps must be at most 7"):
         policy_of(dataclasses.replace(diffusion, num_action_steps=8), env)
 
 
 @pytest.mark.parametrize("kind", ["act", "diffusion"])
-def test_images(kind: str, tmp_path: Path, opengl: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Channels first, from 0 to 1, normalised by colour; a camera that the policy calls otherwise."""
+def test_lerobot_policy__converts_and_checks_images(
+    kind: str, tmp_path: Path, opengl: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images have channels first, from 0 to 1. A camera has another name in the policy."""
     env = make_vec_env("so101-paper", 2, num_threads=1, obs_mode="rgb", image_size=(32, 48))
     values: dict[str, Any] = {"crop_shape": None} if kind == "diffusion" else {}
     folder = make_checkpoint(tmp_path, kind, images={"front": (32, 48), "wrist": (32, 48)}, **values)
@@ -277,7 +287,7 @@ def test_images(kind: str, tmp_path: Path, opengl: None, monkeypatch: pytest.Mon
         policy_of(LeRobotCfg(checkpoint=str(folder), cameras=("top=front",)), smaller)
 
 
-# --- what is refused ----------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------------
 
 
 def refusal(cfg: LeRobotCfg, env: VecEnv) -> str:
@@ -287,7 +297,7 @@ def refusal(cfg: LeRobotCfg, env: VecEnv) -> str:
     return str(error.value)
 
 
-def test_policies_of_another_robot_or_task(env: VecEnv, tmp_path: Path) -> None:
+def test_lerobot_policy__refuses_a_policy_of_another_robot_or_task(env: VecEnv, tmp_path: Path) -> None:
     text = refusal(make_case(tmp_path / "joints", joints=14, actions=14), env)
     assert "predicts actions of 14 numbers; this env's robot has 6 joints (shoulder_pan, " in text
     text = refusal(make_case(tmp_path / "state", state_dim=30), env)
@@ -300,7 +310,7 @@ def test_policies_of_another_robot_or_task(env: VecEnv, tmp_path: Path) -> None:
     )
 
 
-def test_folders_that_hold_no_policy(env: VecEnv, tmp_path: Path) -> None:
+def test_find_checkpoint__names_a_folder_without_a_policy(env: VecEnv, tmp_path: Path) -> None:
     assert "a trained policy is needed: --il-checkpoint FOLDER" in refusal(LeRobotCfg(), env)
     assert "nothing/at/all does not exist" in refusal(LeRobotCfg(checkpoint="nothing/at/all"), env)
     assert "has no config.json; expected the folder of a LeRobot policy" in refusal(
@@ -308,13 +318,12 @@ def test_folders_that_hold_no_policy(env: VecEnv, tmp_path: Path) -> None:
     )
     (tmp_path / "file").write_text("")
     assert "is not a folder" in refusal(LeRobotCfg(checkpoint=str(tmp_path / "file")), env)
-    text = refusal(
-        LeRobotCfg(checkpoint="nobody/nothing"), env
-    )  # a name on the hub, which is not asked in tests
+    # A name on the hub, which tests cannot reach.
+    text = refusal(LeRobotCfg(checkpoint="nobody/nothing"), env)
     assert "nobody/nothing is not a local folder, and cannot be downloaded from the hub" in text
 
 
-def test_damaged_checkpoints(env: VecEnv, tmp_path: Path) -> None:
+def test_load_model__names_the_damage_of_a_checkpoint(env: VecEnv, tmp_path: Path) -> None:
     def damaged(name: str) -> tuple[Path, LeRobotCfg]:
         return tmp_path / name, make_case(tmp_path / name)
 
@@ -350,20 +359,22 @@ def test_damaged_checkpoints(env: VecEnv, tmp_path: Path) -> None:
     assert "the state of a step of policy_preprocessor.json" in refusal(cfg, env)
 
 
-def test_missing_statistics(env: VecEnv, tmp_path: Path) -> None:
-    """LeRobot itself would hand on what has none as it is."""
+def test_check_statistics__refuses_missing_statistics(env: VecEnv, tmp_path: Path) -> None:
+    """LeRobot itself would pass features without statistics on unchanged."""
     cfg = make_case(tmp_path)
     (file,) = tmp_path.glob("policy_postprocessor_step_*.safetensors")
     stored = load_file(file)
     save_file({name: value for name, value in stored.items() if not name.startswith("action.")}, file)
-    assert "holds no normalisation statistics of 'action'" in refusal(cfg, env)
+    assert "has no normalisation statistics of 'action'" in refusal(cfg, env)
     save_file(
         {name: value.new_zeros(3) if name == "action.mean" else value for name, value in stored.items()}, file
     )
-    assert "the mean of 'action' has 3 numbers, and the policy's feature 6" in refusal(cfg, env)
+    assert "the mean of 'action' has size 3, but the policy's feature has size 6" in refusal(cfg, env)
 
 
-def test_a_processor_that_imports_something_needs_trust(env: VecEnv, tmp_path: Path) -> None:
+def test_trust_checkpoint__is_needed_for_a_processor_that_imports_a_class(
+    env: VecEnv, tmp_path: Path
+) -> None:
     cfg = make_case(tmp_path)
     file = tmp_path / "policy_preprocessor.json"
     processor = json.loads(file.read_text())
@@ -372,13 +383,12 @@ def test_a_processor_that_imports_something_needs_trust(env: VecEnv, tmp_path: P
     text = refusal(cfg, env)
     assert "importing 'pathlib.Path'" in text
     assert "--trust-checkpoint" in text
-    trusted = refusal(
-        dataclasses.replace(cfg, trust_checkpoint=True), env
-    )  # it is made, and is no step of a processor
+    # With trust, the class is imported, but it is not a processor step.
+    trusted = refusal(dataclasses.replace(cfg, trust_checkpoint=True), env)
     assert "importing" not in trusted
 
 
-def test_policies_that_keep_their_own_history_or_average_chunks(env: VecEnv, tmp_path: Path) -> None:
+def test_lerobot_policy__refuses_temporal_ensembling(env: VecEnv, tmp_path: Path) -> None:
     cfg = make_case(tmp_path / "ensemble", temporal_ensemble_coeff=0.01, n_action_steps=1)
     assert "temporal_ensemble_coeff" in refusal(cfg, env)
     assert policy_of(dataclasses.replace(cfg, num_action_steps=2), env).num_action_steps == 2
@@ -387,7 +397,7 @@ def test_policies_that_keep_their_own_history_or_average_chunks(env: VecEnv, tmp
 
 
 @pytest.mark.parametrize("version", ["0.3.3", "0.4.3", "0.7.0", "1.0"])
-def test_releases_that_are_not_known(
+def test_require_lerobot__refuses_unsupported_releases(
     version: str, env: VecEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = make_case(tmp_path)
@@ -399,7 +409,7 @@ def test_releases_that_are_not_known(
     )
 
 
-def test_settings_that_are_wrong() -> None:
+def test_lerobot_cfg__names_an_invalid_setting() -> None:
     with pytest.raises(ConfigError, match="units must be one of hardware, range, rad, not 'turns'"):
         LeRobotCfg(units="turns")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="num_action_steps must be at least 1, not 0"):
@@ -408,7 +418,7 @@ def test_settings_that_are_wrong() -> None:
         LeRobotCfg(cameras=("=front",))
 
 
-def test_evaluating_one_on_the_command_line(tmp_path: Path) -> None:
+def test_eval__runs_a_lerobot_policy(tmp_path: Path) -> None:
     make_case(tmp_path / "policy" / "checkpoints" / "last" / "pretrained_model")
     arguments = [
         "--base-policy",

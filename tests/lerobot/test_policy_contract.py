@@ -1,4 +1,4 @@
-"""ACT and Diffusion policies of LeRobot keep the contract of base policies."""
+"""ACT and Diffusion policies of LeRobot satisfy the contract of base policies."""
 
 from __future__ import annotations
 
@@ -35,39 +35,53 @@ def settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return lambda _: cfg
 
 
-def test_gives_an_action_for_every_world(settings: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
-    contract.test_gives_an_action_for_every_world(ID, settings, env, seen)
+def test_base_policy__returns_a_bounded_action_for_each_env(
+    settings: ConfigOf, env: VecEnv, seen: list[Obs]
+) -> None:
+    contract.test_base_policy__returns_a_bounded_action_for_each_env(ID, settings, env, seen)
 
 
-def test_instances_agree_and_share_no_state(settings: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
-    contract.test_instances_agree_and_share_no_state(ID, settings, env, seen)
+def test_base_policy__instances_agree_and_share_no_state(
+    settings: ConfigOf, env: VecEnv, seen: list[Obs]
+) -> None:
+    contract.test_base_policy__instances_agree_and_share_no_state(ID, settings, env, seen)
 
 
 @pytest.mark.parametrize("env_id", [0, 2])
-def test_a_worlds_actions_do_not_depend_on_the_others(
+def test_base_policy__actions_of_an_env_do_not_depend_on_other_envs(
     settings: ConfigOf, env_id: int, env: VecEnv, lone_env: VecEnv, seen: list[Obs]
 ) -> None:
-    contract.test_a_worlds_actions_do_not_depend_on_the_others(ID, settings, env_id, env, lone_env, seen)
+    contract.test_base_policy__actions_of_an_env_do_not_depend_on_other_envs(
+        ID, settings, env_id, env, lone_env, seen
+    )
 
 
-def test_reset_touches_the_worlds_of_the_mask_alone(settings: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
-    contract.test_reset_touches_the_worlds_of_the_mask_alone(ID, settings, env, seen)
+def test_base_policy_reset__affects_only_the_envs_of_the_mask(
+    settings: ConfigOf, env: VecEnv, seen: list[Obs]
+) -> None:
+    contract.test_base_policy_reset__affects_only_the_envs_of_the_mask(ID, settings, env, seen)
 
 
 @pytest.mark.parametrize(("end", "env_id"), [(10, 0), (18, 3), (26, 1), (40, 2)])
-def test_a_final_observation_is_answered_for_its_world_alone(
+def test_base_policy__query_for_a_final_observation_affects_only_its_env(
     settings: ConfigOf, end: int, env_id: int, env: VecEnv, seen: list[Obs]
 ) -> None:
-    contract.test_a_final_observation_is_answered_for_its_world_alone(ID, settings, end, env_id, env, seen)
+    contract.test_base_policy__query_for_a_final_observation_affects_only_its_env(
+        ID, settings, end, env_id, env, seen
+    )
 
 
-def test_a_saved_state_goes_on_bit_for_bit(settings: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
-    contract.test_a_saved_state_goes_on_bit_for_bit(ID, settings, env, seen)
+def test_base_policy_state_dict__resumes_bit_for_bit(
+    settings: ConfigOf, env: VecEnv, seen: list[Obs]
+) -> None:
+    contract.test_base_policy_state_dict__resumes_bit_for_bit(ID, settings, env, seen)
 
 
-def test_reads_what_it_declares_and_nothing_else(settings: ConfigOf, env: VecEnv, seen: list[Obs]) -> None:
-    contract.test_reads_what_it_declares_and_nothing_else(ID, settings, env, seen)
+def test_base_policy_inputs__are_the_only_observations_it_reads(
+    settings: ConfigOf, env: VecEnv, seen: list[Obs]
+) -> None:
+    contract.test_base_policy_inputs__are_the_only_observations_it_reads(ID, settings, env, seen)
 
 
-def test_an_env_without_its_inputs_is_refused(settings: ConfigOf) -> None:
-    contract.test_an_env_without_its_inputs_is_refused(ID, settings)
+def test_base_policy_inputs__must_be_observations_of_the_env(settings: ConfigOf) -> None:
+    contract.test_base_policy_inputs__must_be_observations_of_the_env(ID, settings)

@@ -1,4 +1,4 @@
-"""Without LeRobot, what needs it says in one line how to get it."""
+"""Without LeRobot, commands that need it fail with one line on how to install it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HINT = (
 
 @pytest.fixture(autouse=True)
 def no_lerobot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if it were not installed, wherever these tests run."""
+    """Pretend that LeRobot is not installed."""
     real = importlib.metadata.version
 
     def version(name: str) -> str:
@@ -28,7 +28,7 @@ def no_lerobot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", version)
 
 
-def test_commands_without_lerobot(tmp_path: Path, fails: tiny_runs.Fails) -> None:
+def test_require_lerobot__commands_print_how_to_install_it(tmp_path: Path, fails: tiny_runs.Fails) -> None:
     demos = il_case.write_demos(tmp_path / "demos.h5")
     out = ["--out", tmp_path / "out"]
     text = fails(

@@ -48,10 +48,9 @@ def command_path() -> str:
 def test_version__is_the_same_everywhere() -> None:
     version = residual_rl.__version__
     assert importlib.metadata.version("residual-rl") == version
-    assert (
-        re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1].strip("\"'")
-        == version
-    )  # type: ignore[index]
+    cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert cited is not None
+    assert cited[1].strip("\"'") == version
     newest = re.search(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert newest is not None
     assert newest[1] == version
@@ -167,7 +166,7 @@ def test_files__contain_no_path_of_one_machine() -> None:
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            continue  # a picture
+            continue  # an image
         lines = enumerate(text.splitlines(), 1)
         found += [
             f"{path.relative_to(ROOT)}:{number}: {line.strip()}"

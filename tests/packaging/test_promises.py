@@ -8,7 +8,7 @@ import pytest
 from paths import ROOT
 
 PROMISES = range(1, 11)
-"""Promises 11 and 12 have tests with the features they are about."""
+"""Promises 11 and 12 are tested with their features."""
 
 
 @pytest.mark.parametrize("number", PROMISES)

@@ -16,7 +16,7 @@ PUBLISHED_INIT = {"policy-decorator": {"output_init": 0.0}}
 
 
 @pytest.mark.parametrize("learner_id", [spec.id for spec in LEARNERS.all()])
-def test_make_learner__an_untrained_residual_is_the_base_policy(learner_id: str) -> None:
+def test_make_learner__untrained_residual_equals_the_base_policy(learner_id: str) -> None:
     cfg = config(learner=learner_id, **PUBLISHED_INIT.get(learner_id, {}))
     env = make_residual_env(cfg, 2)
     learner = make_learner(cfg, env)
@@ -28,7 +28,7 @@ def test_make_learner__an_untrained_residual_is_the_base_policy(learner_id: str)
         assert torch.equal(untrained[name], values), name
 
 
-def test_residual_env__with_a_scale_of_zero_it_is_the_base_policy() -> None:
+def test_residual_env__with_a_scale_of_zero_equals_the_base_policy() -> None:
     env = make_residual_env(config(residual_scale=0.6), 2)
     base = evaluate(env, no_residual(env), SEEDS)
     other = evaluate(env, lambda obs: obs["state"][:, :6].sin(), SEEDS)

@@ -22,7 +22,7 @@ def _homing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["so101-paper", "so101-paper-precise"])
-def test_doctor__the_tasks_pass(task: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor__passes_for_the_tasks(task: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", task, "--quick"]) == 0, capsys.readouterr().out
 
 
@@ -36,7 +36,7 @@ def test_examine__passes_a_correct_env_and_fails_a_defective_one(defect: str) ->
     assert bool(failed) == bool(defect), failed
 
 
-def test_residual_env__a_nan_is_caught_in_its_step_and_named() -> None:
+def test_residual_env__nan_is_an_error_in_its_step() -> None:
     vec_env = fakes.PointEnv(fakes.PointCfg(), 2)
     env = ResidualEnv(vec_env, BasePolicyExecutor(fakes.Homing(), vec_env), 0.5, 0.0)
     env.reset(seed=0)

@@ -13,7 +13,7 @@ from residual_rl.config import TrainCfg
 
 
 @pytest.mark.slow
-def test_train_and_eval__the_run_folder_contains_everything(tmp_path: Path, opengl: None) -> None:
+def test_run_folder__contains_everything_after_train_and_eval(tmp_path: Path, opengl: None) -> None:
     run = tmp_path / "run"
     flags = [
         *CLI_TINY,

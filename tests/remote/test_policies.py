@@ -1,5 +1,7 @@
-"""The clients `gr00t` and `openpi` and servers of others, written here from the protocols alone: units,
-layouts, lies, silence."""
+"""The clients `gr00t` and `openpi` with fake servers, written from the protocols alone.
+
+Units, layouts, invalid replies and time-outs.
+"""
 
 from __future__ import annotations
 
@@ -54,14 +56,14 @@ HALF = np.array([1.91986, 1.74533, 1.69, 1.65806, 0.5 * (2.84121 + 2.74385), 0.5
 """Joint ranges of the arm [rad]: an absolute action spans them."""
 JOINTS = [math.pi / 2, -math.pi / 4, 0.0, math.radians(12.0), -1.0, CLOSED + 0.25 * (OPEN - CLOSED)]
 IN_DEGREES = [90.0, -45.0, 0.0, 12.0, -57.29578, 25.0]
-"""The same as the robot's software tells it."""
+"""The same in the units of the robot."""
 WANTED = [45.0, 30.0, -60.0, 9.0, 90.0, 75.0]
-"""Degrees and percent that the fake servers ask for, the arm's a degree more each step."""
+"""Degrees and percent that the fake servers command; those of the arm increase by one degree per step."""
 
 
 @pytest.fixture(scope="module")
 def env() -> VecEnv:
-    """Two worlds whose actions are absolute."""
+    """Two envs with absolute actions."""
     return make_vec_env("so101-paper", 2, num_threads=1, control_mode="joint_target")
 
 
@@ -86,19 +88,18 @@ def wanted(steps: int = 16) -> Any:
 
 
 def as_actions(degrees: Any) -> Any:
-    """What they are as absolute actions, worked out here."""
+    """The same as absolute actions, computed independently."""
     radians = np.concatenate(
         [np.radians(degrees[..., :5]), CLOSED + degrees[..., 5:] / 100 * (OPEN - CLOSED)], -1
     )
     return (radians - MIDDLE) / HALF
 
 
-# --- GR00T servers of others --------------------------------------------------------------------------------
+# --- foreign GR00T servers ----------------------------------------------------------------------------------
 
 
 class FakeGr00t:
-    """A REP socket that answers with `answers[endpoint](data)`: a value, bytes as they are, or silence for
-    `sleep` [s]."""
+    """A REP socket that answers with `answers[endpoint](data)`, a value or raw bytes, after `sleep` [s]."""
 
     def __init__(
         self,
@@ -129,7 +130,7 @@ class FakeGr00t:
                 self._socket.send(value if isinstance(value, bytes) else packb(value, self.array))
         self._socket.close()
 
-    def asked(self, endpoint: str = "get_action") -> list[Any]:
+    def received(self, endpoint: str = "get_action") -> list[Any]:
         return [request.get("data") for request in self.requests if request["endpoint"] == endpoint]
 
     def __enter__(self) -> FakeGr00t:
@@ -146,7 +147,7 @@ def flat(arm: Any, gripper: Any = None) -> Callable[[Any], Any]:
 
 
 def nested(steps: int = 16, **changes: Any) -> Callable[[Any], Any]:
-    """Answers each world with the same chunk."""
+    """Answers each env with the same chunk."""
 
     def answer(data: Any) -> Any:
         number = len(next(iter(data["observation"]["state"].values())))
@@ -173,13 +174,13 @@ def config(
     chunk: int = 16,
     marker: str = "__ModalityConfig_class__",
 ) -> Any:
-    told = {
+    modalities = {
         "video": modality(list(video), list(steps), marker),
         "state": modality(list(state), [0], marker),
         "action": modality(["single_arm", "gripper"], list(range(chunk)), marker),
         "language": modality(["annotation.human.task_description"], [0], marker),
     }
-    return lambda data: told
+    return lambda data: modalities
 
 
 def gr00t(server: FakeGr00t | int, env: VecEnv, **settings: Any) -> BasePolicyExecutor:
@@ -190,8 +191,8 @@ def gr00t(server: FakeGr00t | int, env: VecEnv, **settings: Any) -> BasePolicyEx
 
 
 @pytest.mark.parametrize("form", ["(16, 5) and (16, 1)", "(16, 5) and (16,)", "(16, 6)"])
-def test_the_flat_layout_by_hand(form: str, env: VecEnv) -> None:
-    """90 degrees are π/2; a request holds one world, with its time step; 8 of 16 are executed."""
+def test_gr00t_policy__flat_layout_matches_values_worked_out_by_hand(form: str, env: VecEnv) -> None:
+    """90 degrees are π/2; a request contains one env with a time axis; 8 of 16 actions are executed."""
     arm, gripper = wanted()[:, :5], wanted()[:, 5:]
     replies = {
         "(16, 5) and (16, 1)": (arm, gripper),
@@ -204,12 +205,11 @@ def test_the_flat_layout_by_hand(form: str, env: VecEnv) -> None:
         for step in range(9):
             expected = as_actions(wanted()[step % 8])
             np.testing.assert_allclose(policy.act(obs_of()), np.stack([expected] * 2), atol=1e-6)
-        asked = server.asked()
-        assert len(asked) == 4  # two worlds, two chunks
-        assert not server.asked("reset")
-        first = max(
-            asked[:2], key=lambda data: data["state.single_arm"][0, 0]
-        )  # the worlds' requests come in any order
+        requests = server.received()
+        assert len(requests) == 4  # two envs, two chunks
+        assert not server.received("reset")
+        # The requests of the envs arrive in any order.
+        first = max(requests[:2], key=lambda data: data["state.single_arm"][0, 0])
         assert first.keys() == {"state.single_arm", "state.gripper", "annotation.human.task_description"}
         assert first["annotation.human.task_description"] == ["slide it"]
         assert first["state.single_arm"].dtype == np.float32
@@ -217,9 +217,9 @@ def test_the_flat_layout_by_hand(form: str, env: VecEnv) -> None:
         np.testing.assert_allclose(first["state.gripper"], [[25.0]], atol=1e-4)
 
 
-def test_the_nested_layout_by_hand(env: VecEnv) -> None:
-    """All worlds in one request, (B, T, D); the present observation and the one two steps before, as the
-    server asks."""
+def test_gr00t_policy__nested_layout_matches_values_worked_out_by_hand(env: VecEnv) -> None:
+    """All envs in one request, (B, T, D), with the observations of this step and of two steps before, as the
+    server requires."""
     with FakeGr00t(
         get_action=nested(), get_modality_config=config(steps=(-2, 0)), reset=lambda data: {}
     ) as server:
@@ -230,13 +230,13 @@ def test_the_nested_layout_by_hand(env: VecEnv) -> None:
             8,
         )
         np.testing.assert_allclose(policy.act(obs_of()), np.stack([as_actions(wanted()[0])] * 2), atol=1e-6)
-        (asked,) = server.asked()
-        assert asked["options"] == {"worlds": [0, 1]}
-        assert asked["observation"]["language"] == {
+        (request,) = server.received()
+        assert request["options"] == {"env_ids": [0, 1]}
+        assert request["observation"]["language"] == {
             "annotation.human.task_description": [["slide it"], ["slide it"]]
         }
-        assert asked["observation"]["video"] == {}
-        sent = asked["observation"]["state"]
+        assert request["observation"]["video"] == {}
+        sent = request["observation"]["state"]
         assert {key: (value.shape, value.dtype) for key, value in sent.items()} == {
             "single_arm": ((2, 1, 5), np.float32),
             "gripper": ((2, 1, 1), np.float32),
@@ -247,12 +247,12 @@ def test_the_nested_layout_by_hand(env: VecEnv) -> None:
         )
 
 
-def test_cameras_and_more_state(env: VecEnv) -> None:
+def test_gr00t_policy__sends_mapped_cameras_and_extra_state(env: VecEnv) -> None:
     seeing = make_vec_env(
         "so101-paper", 1, num_threads=1, obs_mode="rgb+state", image_size=(6, 8), control_mode="joint_target"
     )
-    told = config(video=["front", "wrist"], state=["single_arm", "gripper", "where"], steps=(-1, 0))
-    with FakeGr00t(get_action=nested(), get_modality_config=told) as server:
+    modalities = config(video=["front", "wrist"], state=["single_arm", "gripper", "where"], steps=(-1, 0))
+    with FakeGr00t(get_action=nested(), get_modality_config=modalities) as server:
         mapped: Any = {"cameras": ("top=front", "wrist"), "extra_state": ("goal=where",)}
         policy = gr00t(server, seeing, **mapped, num_action_steps=1)
         images = [
@@ -261,14 +261,14 @@ def test_cameras_and_more_state(env: VecEnv) -> None:
         ]
         for image in images:
             policy.act(obs_of(JOINTS, **image))
-        sent = server.asked()[1]["observation"]
+        sent = server.received()[1]["observation"]
         assert sent["video"]["front"].dtype == np.uint8
         for key, name in (("front", "top"), ("wrist", "wrist")):
             np.testing.assert_array_equal(
                 sent["video"][key][0], np.stack([image[name][0] for image in images])
             )
         np.testing.assert_allclose(sent["state"]["where"], [[[0.1, 0.2, 0.3]]])
-        for settings, said in (
+        for settings, message in (
             (
                 {"cameras": ("top=front",), "extra_state": ("goal=where",)},
                 "needs video.wrist, and nothing is mapped to it; the env has .*state",
@@ -280,30 +280,31 @@ def test_cameras_and_more_state(env: VecEnv) -> None:
             ({**mapped, "chunk_size": 8}, "predicts 16 actions, not chunk_size 8"),
             ({**mapped, "num_action_steps": 17}, "num_action_steps must be from 1 to chunk_size 16, not 17"),
         ):
-            with pytest.raises(ConfigError, match=said):
+            with pytest.raises(ConfigError, match=message):
                 gr00t(server, seeing, **settings)
         with pytest.raises(ConfigError, match=r"needs video\.front, video\.wrist, state\.where"):
             gr00t(server, env)
 
 
-def test_the_newest_servers_write_arrays_in_another_way(env: VecEnv) -> None:
-    """N1.7: the modality configuration tells, by how it is marked. This one's chunks have 40 actions."""
+def test_gr00t_policy__uses_the_array_encoding_of_the_server(env: VecEnv) -> None:
+    """N1.7: the marker of the modality configuration selects the encoding. Chunks have 40 actions."""
 
     def only_new(data: Any) -> Any:
         assert isinstance(data["observation"]["state"]["gripper"], np.ndarray)
         return nested(40)(data)
 
-    told = config(chunk=40, marker="__ModalityConfig__")
-    with FakeGr00t(array=remote_case.nd, get_action=only_new, get_modality_config=told) as server:
+    modalities = config(chunk=40, marker="__ModalityConfig__")
+    with FakeGr00t(array=remote_case.nd, get_action=only_new, get_modality_config=modalities) as server:
         policy = gr00t(server, env)
         assert policy.policy.chunk_size == 40
         np.testing.assert_allclose(policy.act(obs_of())[0], as_actions(wanted()[0]), atol=1e-6)
         assert policy.policy._link.encoding == "nd"  # type: ignore[attr-defined]
 
 
-def test_units_polarity_and_relative_actions(env: VecEnv, delta_env: VecEnv) -> None:
-    """Radians; a gripper that is 0 when open; an arm whose actions are changes, beside a gripper whose
-    actions are not."""
+def test_gr00t_policy__converts_units_gripper_direction_and_relative_actions(
+    env: VecEnv, delta_env: VecEnv
+) -> None:
+    """Radians; a gripper that is 0 when open; relative actions of the arm, absolute ones of the gripper."""
     chunk = np.zeros((2, 16, 6), np.float32)
     chunk[..., 0], chunk[..., 5] = 0.1, 1.0
     answer = {"get_action": lambda data: [{"single_arm": chunk[..., :5], "gripper": chunk[..., 5:]}, {}]}
@@ -311,10 +312,10 @@ def test_units_polarity_and_relative_actions(env: VecEnv, delta_env: VecEnv) -> 
         action = gr00t(server, env, units="rad").act(obs_of(JOINTS, JOINTS))
         np.testing.assert_allclose(action[0], (np.array([0.1, 0, 0, 0, 0, 1.0]) - MIDDLE) / HALF, atol=1e-6)
         np.testing.assert_allclose(
-            server.asked()[-1]["observation"]["state"]["single_arm"][0, 0], JOINTS[:5], atol=1e-6
+            server.received()[-1]["observation"]["state"]["single_arm"][0, 0], JOINTS[:5], atol=1e-6
         )
         np.testing.assert_allclose(
-            server.asked()[-1]["observation"]["state"]["gripper"][:, 0], [[JOINTS[5]]] * 2, atol=1e-6
+            server.received()[-1]["observation"]["state"]["gripper"][:, 0], [[JOINTS[5]]] * 2, atol=1e-6
         )
 
         chunk[..., 0], chunk[..., 5] = -3.0, 30.0
@@ -323,7 +324,7 @@ def test_units_polarity_and_relative_actions(env: VecEnv, delta_env: VecEnv) -> 
             action[0], as_actions(np.array([*IN_DEGREES[:5], 70.0]) - [3.0, 0, 0, 0, 0, 0]), atol=1e-6
         )
         np.testing.assert_allclose(
-            server.asked()[-1]["observation"]["state"]["gripper"][:, 0], [[75.0]] * 2, atol=1e-4
+            server.received()[-1]["observation"]["state"]["gripper"][:, 0], [[75.0]] * 2, atol=1e-4
         )
 
         chunk[..., 0], chunk[..., 5] = math.degrees(0.03), 25.0
@@ -333,19 +334,19 @@ def test_units_polarity_and_relative_actions(env: VecEnv, delta_env: VecEnv) -> 
         np.testing.assert_allclose(actions[:, 1:], 0.0, atol=1e-4)
 
 
-def test_other_servers_reset_everything_or_nothing(env: VecEnv) -> None:
+def test_gr00t_policy__foreign_servers_reset_all_envs_or_none(env: VecEnv) -> None:
     with FakeGr00t(get_action=nested(), reset=lambda data: {}) as server:
         policy = gr00t(server, env)
         policy.reset(torch.tensor([True, False]))
-        assert server.asked("reset") == []
+        assert server.received("reset") == []
         policy.reset(torch.tensor([True, True]))
-        assert server.asked("reset") == [{"options": None}]
-    with FakeGr00t(get_action=nested()) as server:  # which knows no reset
+        assert server.received("reset") == [{"options": None}]
+    with FakeGr00t(get_action=nested()) as server:  # without a reset endpoint
         gr00t(server, env).reset(torch.tensor([True, True]))
 
 
-def test_worlds_are_asked_for_at_the_same_time() -> None:
-    """A server that answers only when all eight have asked; there is no other way to get through."""
+def test_gr00t_policy__queries_all_envs_at_the_same_time() -> None:
+    """The server answers only after the requests of all eight envs have arrived."""
     env = make_vec_env("so101-paper", 8, num_threads=1, control_mode="joint_target")
     router = zmq.Context.instance().socket(zmq.ROUTER)
     router.setsockopt(zmq.LINGER, 0)
@@ -365,12 +366,12 @@ def test_worlds_are_asked_for_at_the_same_time() -> None:
     router.close()
 
 
-# --- openpi servers of others -------------------------------------------------------------------------------
+# --- foreign openpi servers ---------------------------------------------------------------------------------
 
 
 class FakeOpenPi:
-    """Sends `metadata`, then answers with `answer(observation)`: a value, bytes or text as they are, None for
-    silence."""
+    """Sends `metadata`, then answers with `answer(observation)`: a value, raw bytes or text, or None for no
+    answer."""
 
     def __init__(
         self,
@@ -428,8 +429,8 @@ def openpi(server: FakeOpenPi | int, env: VecEnv, **settings: Any) -> BasePolicy
     return make_base_policy("openpi", OpenPiCfg(port=port, **settings), env)
 
 
-def test_openpi_by_hand(env: VecEnv) -> None:
-    """A flat observation of one world goes out; of the 10 actions that come back, 4 are executed."""
+def test_openpi_policy__matches_values_worked_out_by_hand(env: VecEnv) -> None:
+    """A request is the flat observation of one env; of the 10 actions of the reply, 4 are executed."""
     actions = np.linspace(-0.9, 0.9, 60, dtype=np.float32).reshape(10, 6)
     with FakeOpenPi(
         lambda _: {"actions": actions, "server_timing": {"infer_ms": np.float64(1.0)}}, {"robot": "so101"}
@@ -439,39 +440,37 @@ def test_openpi_by_hand(env: VecEnv) -> None:
         for step in range(5):
             assert torch.equal(policy.act(obs_of()), torch.from_numpy(actions[[step % 4] * 2]))
         assert len(server.requests) == 4
-        second, first = sorted(
-            server.requests[:2], key=lambda request: request["observation/state"][0]
-        )  # they come in any order
+        # The requests arrive in any order.
+        second, first = sorted(server.requests[:2], key=lambda request: request["observation/state"][0])
         assert first.keys() == {"observation/state", "goal", "prompt"}
         assert first["prompt"] == "slide it"
         np.testing.assert_array_equal(first["observation/state"], np.array(JOINTS, np.float32))
-        assert [headers["Authorization"] for headers in server.headers] == [
-            "Api-Key sesame"
-        ] * 2  # a connection a world
+        # One connection for each env.
+        assert [headers["Authorization"] for headers in server.headers] == ["Api-Key sesame"] * 2
         np.testing.assert_array_equal(second["observation/state"], np.zeros(6, np.float32))
 
 
-def test_openpi_in_the_robots_units(env: VecEnv) -> None:
+def test_openpi_policy__converts_actions_in_units_of_the_robot(env: VecEnv) -> None:
     with FakeOpenPi(lambda _: {"actions": wanted(10).astype(np.float64)}) as server:
         url = f"ws://127.0.0.1:{server.port}"
         action = openpi(server, env, url=url, action_units="hardware").act(obs_of())
         np.testing.assert_allclose(action, np.stack([as_actions(wanted()[0])] * 2), atol=1e-6)
 
 
-def test_openpi_needs_a_map(env: VecEnv) -> None:
+def test_openpi_policy__foreign_server_needs_a_map_of_observations(env: VecEnv) -> None:
     with FakeOpenPi() as server:
-        for observation, said in (
-            ((), "does not tell what it needs: map it, e.g. --base.observation state=observation/state"),
+        for observation, message in (
+            ((), "does not describe its inputs: map them, e.g. --base.observation state=observation/state"),
             (("gaol=observation/goal",), "the env has no observation gaol; it has ee_position, goal"),
         ):
-            with pytest.raises(ConfigError, match=said):
+            with pytest.raises(ConfigError, match=message):
                 openpi(server, env, observation=observation)
 
 
-# --- servers that lie ---------------------------------------------------------------------------------------
+# --- invalid replies ----------------------------------------------------------------------------------------
 
 GOOD = {"single_arm": np.zeros((2, 16, 5), np.float32), "gripper": np.zeros((2, 16, 1), np.float32)}
-LIES: dict[str, tuple[Any, str]] = {
+INVALID: dict[str, tuple[Any, str]] = {
     "an error": (
         {"error": "Traceback\n  File x\nAssertionError: no video\n"},
         r"refused 'get_action': AssertionError: no video$",
@@ -496,7 +495,7 @@ LIES: dict[str, tuple[Any, str]] = {
         [{**GOOD, "single_arm": np.zeros((2, 8, 5), "f4")}, {}],
         r"gave single_arm of shape \(2, 8, 5\)",
     ),
-    "fewer worlds": (
+    "fewer envs": (
         [{**GOOD, "gripper": np.zeros((1, 16, 1), "f4")}, {}],
         r"gave gripper of shape \(1, 16, 1\); expected",
     ),
@@ -524,41 +523,43 @@ LIES: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("lie", LIES)
-def test_a_gr00t_server_that_lies(lie: str, env: VecEnv) -> None:
-    value, said = LIES[lie]
+@pytest.mark.parametrize("case", INVALID)
+def test_gr00t_policy__invalid_reply_raises(case: str, env: VecEnv) -> None:
+    value, message = INVALID[case]
     with FakeGr00t(get_action=lambda data: value) as server:
         policy = gr00t(server, env)
         with pytest.raises(
-            BasePolicyError, match=rf"^the GR00T server at tcp://127.0.0.1:{server.port} {said}"
+            BasePolicyError, match=rf"^the GR00T server at tcp://127.0.0.1:{server.port} {message}"
         ) as caught:
             policy.act(obs_of())
         assert "\n" not in str(caught.value)
-        assert len(server.asked()) == 1  # asking again would not help
+        assert len(server.received()) == 1  # it is not repeated
         server.answers["get_action"] = nested()
         policy.act(obs_of())
 
 
 @pytest.mark.parametrize(
-    ("told", "said"),
+    ("modalities", "message"),
     [
         ({"video": {"modality_keys": ["front"]}}, "a modality configuration whose 'video' cannot be read"),
-        ({"video": modality(["front"], [0, 1])}, "asks for observations of the future"),
-        ({"state": modality(["single_arm"], [-(10**9)])}, "is out of reach"),
+        ({"video": modality(["front"], [0, 1])}, "requires future observations"),
+        ({"state": modality(["single_arm"], [-(10**9)])}, "at most 1000 steps are supported"),
         ({"residual_rl": {"inputs": 5}}, "sent a handshake that cannot be read"),
     ],
     ids=["half", "future", "far", "handshake"],
 )
-def test_a_gr00t_server_that_lies_from_the_start(told: Any, said: str, env: VecEnv) -> None:
+def test_gr00t_policy__invalid_description_of_the_server_raises(
+    modalities: Any, message: str, env: VecEnv
+) -> None:
     with (
-        FakeGr00t(get_modality_config=lambda data: told) as server,
-        pytest.raises((BasePolicyError, ConfigError), match=said),
+        FakeGr00t(get_modality_config=lambda data: modalities) as server,
+        pytest.raises((BasePolicyError, ConfigError), match=message),
     ):
         gr00t(server, env)
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         ("Traceback (most recent call last):\n  File x\nKeyError: 'state'\n", "refused: KeyError: 'state'$"),
         (b"\xc1", "sent 1 bytes that are no msgpack message .*; expected a dict with actions"),
@@ -569,17 +570,17 @@ def test_a_gr00t_server_that_lies_from_the_start(told: Any, said: str, env: VecE
             r"gave actions of shape \(10, 32\); expected floats of shape \(any, 6\)",
         ),
         ({"actions": np.zeros((10, 6), "i8")}, "gave actions of dtype int64"),
-        ({"actions": np.zeros((7, 6), "f4")}, "gave 7 actions; num_action_steps 8 asks for as many at least"),
+        ({"actions": np.zeros((7, 6), "f4")}, "gave 7 actions; num_action_steps 8 needs at least as many"),
         ({"actions": np.full((10, 6), np.nan, "f4")}, "gave actions with NaN or infinity"),
         (bytes(33 * 2**20), "sent a message of more than 33,554,432 bytes"),
     ],
     ids=["error", "garbage", "list", "other key", "other robot", "integers", "too few", "NaN", "huge"],
 )
-def test_an_openpi_server_that_lies(value: Any, said: str, env: VecEnv) -> None:
+def test_openpi_policy__invalid_reply_raises(value: Any, message: str, env: VecEnv) -> None:
     with FakeOpenPi(lambda _: value) as server:
         policy = openpi(server, env)
         with pytest.raises(
-            BasePolicyError, match=rf"^the openpi server at ws://127.0.0.1:{server.port} {said}"
+            BasePolicyError, match=rf"^the openpi server at ws://127.0.0.1:{server.port} {message}"
         ) as caught:
             policy.act(obs_of())
         assert "\n" not in str(caught.value)
@@ -588,7 +589,7 @@ def test_an_openpi_server_that_lies(value: Any, said: str, env: VecEnv) -> None:
 
 
 @pytest.mark.parametrize(
-    ("metadata", "said"),
+    ("metadata", "message"),
     [
         ("all places are taken", "refused: all places are taken"),
         ([1], "sent a list; expected a dict, its metadata"),
@@ -597,24 +598,26 @@ def test_an_openpi_server_that_lies(value: Any, said: str, env: VecEnv) -> None:
     ],
     ids=["refusal", "list", "garbage", "handshake"],
 )
-def test_an_openpi_server_that_lies_from_the_start(metadata: Any, said: str, env: VecEnv) -> None:
-    with FakeOpenPi(metadata=metadata) as server, pytest.raises(BasePolicyError, match=said):
+def test_openpi_policy__invalid_metadata_raises(metadata: Any, message: str, env: VecEnv) -> None:
+    with FakeOpenPi(metadata=metadata) as server, pytest.raises(BasePolicyError, match=message):
         openpi(server, env)
 
 
-def test_a_request_that_is_too_large_is_not_sent(env: VecEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_max_message_bytes__larger_requests_are_not_sent(
+    env: VecEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with FakeGr00t(get_action=nested()) as server, FakeOpenPi() as other:
         policies = gr00t(server, env), openpi(other, env)
         monkeypatch.setattr(wire, "MAX_MESSAGE_BYTES", 100)
         for policy in policies:
             with pytest.raises(
-                BasePolicyError, match=r"the limit is 100: use smaller images, or fewer worlds$"
+                BasePolicyError, match=r"the limit is 100: use smaller images, or fewer envs$"
             ):
                 policy.act(obs_of())
-        assert server.asked() == other.requests == []
+        assert server.received() == other.requests == []
 
 
-# --- servers that are silent, slow, or gone -----------------------------------------------------------------
+# --- silent, slow and missing servers -----------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -625,7 +628,7 @@ def taking(least: float, most: float) -> Iterator[None]:
 
 
 def set_timeout(policy: BasePolicyExecutor, seconds: float) -> None:
-    """For requests to come; connecting may take longer, on a busy machine."""
+    """Set the time-out of later requests; connecting may take longer on a busy machine."""
     policy.policy._link._timeout = seconds  # type: ignore[attr-defined]
 
 
@@ -636,22 +639,22 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize("layout", ["n1.5", "n1.6"])
-def test_a_time_out_of_gr00t_applies(layout: str, env: VecEnv) -> None:
-    """0.5 s, with a window of 0.6 s: asked at 0 and 0.6 s, the answers would have come at 60 s."""
+def test_gr00t_policy__raises_after_the_timeout(layout: str, env: VecEnv) -> None:
+    """0.5 s, with a window of 0.6 s: the client sends at 0 and 0.6 s, the server would answer at 60 s."""
     answer = nested() if layout == "n1.6" else flat(wanted().astype(np.float32))
     with FakeGr00t(get_action=answer) as server:
         policy = gr00t(server, env, reconnect=0.6, layout=layout)
         set_timeout(policy, 0.5)
         server.sleep = 60.0
-        said = (
+        message = (
             r"no reply \(of at most 32 MiB\) within 0\.5 s, nor in the 0\.6 s after that; start it, or raise"
             r" --base\.timeout"
         )
-        with taking(1.0, 60.0), pytest.raises(BasePolicyError, match=said):
+        with taking(1.0, 60.0), pytest.raises(BasePolicyError, match=message):
             policy.act(obs_of())
 
 
-def test_a_time_out_of_openpi_applies() -> None:
+def test_openpi_policy__raises_after_the_timeout() -> None:
     env = make_vec_env("so101-paper", 8, num_threads=1, control_mode="joint_target")
     with FakeOpenPi() as server:
         policy = openpi(server, env)
@@ -662,13 +665,12 @@ def test_a_time_out_of_openpi_applies() -> None:
                 BasePolicyError, match=r"no reply within 0\.5 s; start it, or raise --base\.timeout"
             ),
         ):
-            policy.act(obs_of(*[JOINTS] * 8))  # eight connections to hang up
+            policy.act(obs_of(*[JOINTS] * 8))  # closes eight connections
 
 
 @pytest.mark.slow
-def test_a_time_out_of_openpi_applies_to_sending() -> None:
-    """A server that accepts a connection and then reads no more, and an observation that no buffer of the
-    system's holds."""
+def test_openpi_policy__timeout_applies_to_sending() -> None:
+    """The server does not read from its connection, and the observation exceeds the buffers of the system."""
     env = make_vec_env(
         "so101-paper", 1, num_threads=1, obs_mode="rgb", obs_cameras=("top",), image_size=(2000, 2000)
     )
@@ -692,16 +694,15 @@ def test_a_time_out_of_openpi_applies_to_sending() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         threading.Thread(target=serve, args=(listening,), daemon=True).start()
-        policy = openpi(
-            listening.getsockname()[1], env, timeout=1.0, observation=("top=image",)
-        )  # its socket is told when connecting
+        # The time-out for sending is set when connecting.
+        policy = openpi(listening.getsockname()[1], env, timeout=1.0, observation=("top=image",))
         with taking(0.8, 60.0), pytest.raises(BasePolicyError, match="the connection was closed; start it"):
             policy.act({"top": torch.zeros(1, 2000, 2000, 3, dtype=torch.uint8)})
     assert len(kept) == 1
 
 
 @pytest.mark.parametrize("make", [gr00t, openpi])
-def test_no_server_at_the_start(make: Any, env: VecEnv) -> None:
+def test_retry__no_server_raises_after_the_window(make: Any, env: VecEnv) -> None:
     with (
         taking(0.5, 8.0),
         pytest.raises(BasePolicyError, match=r"no connection .*, nor in the 0\.5 s after that; start it"),
@@ -709,7 +710,7 @@ def test_no_server_at_the_start(make: Any, env: VecEnv) -> None:
         make(free_port(), env, timeout=0.3, reconnect=0.5)
 
 
-def test_something_that_takes_connections_and_says_nothing(env: VecEnv) -> None:
+def test_retry__silent_server_raises(env: VecEnv) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         for make in (gr00t, openpi):
             with (
@@ -719,10 +720,10 @@ def test_something_that_takes_connections_and_says_nothing(env: VecEnv) -> None:
                 make(listening.getsockname()[1], env, timeout=0.4)
 
 
-def test_a_web_server_is_no_policy_server(env: VecEnv) -> None:
+def test_openpi_policy__failing_health_page_raises(env: VecEnv) -> None:
     with (
         FakeOpenPi(health=503) as server,
-        pytest.raises(BasePolicyError, match=r"/healthz says 503, nor in the 0\.2 s after that"),
+        pytest.raises(BasePolicyError, match=r"/healthz returned 503, nor in the 0\.2 s after that"),
     ):
         openpi(server, env, reconnect=0.2)
     with FakeOpenPi(health=404) as server:  # one without such a page
@@ -731,10 +732,10 @@ def test_a_web_server_is_no_policy_server(env: VecEnv) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["gr00t", "gr00t-n15", "openpi"])
-def test_a_server_that_comes_back_is_waited_for(
+def test_retry__continues_when_the_server_is_back(
     protocol: str, env: VecEnv, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The run waits, says so once, and goes on where it was."""
+    """The client waits with one warning, and continues."""
     options = {"control_mode": "joint_target"}
     server = BackgroundServer(open_one(Waving(), protocol, **options))
     port = port_of(server.address)
@@ -763,19 +764,18 @@ def test_a_server_that_comes_back_is_waited_for(
     again[0].close()
 
 
-def test_a_slow_answer_is_not_taken_for_the_next(env: VecEnv, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reply that comes too late is to a request that was given up, as the client's warning tells; the
-    next request gets its own."""
+def test_zmq_link__late_reply_is_not_taken_for_the_next(env: VecEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first request times out, its late reply is dropped, and the next one gets its own reply."""
     marks: list[float] = []
-    given_up = threading.Event()
+    timed_out = threading.Event()
 
     class Warned(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             set_timeout(policy, 60.0)
-            given_up.set()
+            timed_out.set()
 
     def answer(data: Any) -> Any:
-        assert given_up.wait(60.0)
+        assert timed_out.wait(60.0)
         marks.append(10.0 * (len(marks) + 1))
         return nested(single_arm=np.full((2, 16, 5), marks[-1], np.float32))(data)
 
@@ -789,7 +789,7 @@ def test_a_slow_answer_is_not_taken_for_the_next(env: VecEnv, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("module", "make", "said"),
+    ("module", "make", "message"),
     [
         ("zmq", gr00t, r"pyzmq is not available; install it with `pip install residual-rl\[gr00t\]`"),
         (
@@ -801,16 +801,16 @@ def test_a_slow_answer_is_not_taken_for_the_next(env: VecEnv, monkeypatch: pytes
     ],
     ids=["zmq", "websockets", "msgpack"],
 )
-def test_a_library_that_is_not_installed(
-    module: str, make: Any, said: str, env: VecEnv, monkeypatch: pytest.MonkeyPatch
+def test_missing_dependency_error__names_the_install_command_of_a_client(
+    module: str, make: Any, message: str, env: VecEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingDependencyError, match=said):
+    with pytest.raises(MissingDependencyError, match=message):
         make(1, env)
 
 
 @pytest.mark.parametrize(
-    ("cfg", "settings", "said"),
+    ("cfg", "settings", "message"),
     [
         (Gr00tCfg, {"port": 0}, "port must be from 1 to 65535, not 0"),
         (Gr00tCfg, {"timeout": 0.0}, "timeout must be above 0"),
@@ -825,20 +825,20 @@ def test_a_library_that_is_not_installed(
         (OpenPiCfg, {"observation": ("a=", "a")}, "observation 'a': expected"),
     ],
 )
-def test_settings_that_cannot_be(cfg: Any, settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_remote_cfg__invalid_settings_raise(cfg: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         cfg(**settings)
 
 
-def test_an_env_without_a_robots_units() -> None:
+def test_hardware__env_without_it_raises() -> None:
     with pytest.raises(
         ConfigError,
-        match="base policy 'gr00t': it needs an env that knows the units of a robot's own software",
+        match="base policy 'gr00t': it needs an env with the units of a robot",
     ):
         gr00t(1, fakes.PointEnv(fakes.PointCfg(), 1))
     with (
         FakeOpenPi() as server,
-        pytest.raises(ConfigError, match="action_units 'hardware' needs an env that knows the units"),
+        pytest.raises(ConfigError, match="action_units 'hardware' needs an env with the units of a robot"),
     ):
         openpi(server, fakes.PointEnv(fakes.PointCfg(), 1), observation=("state",), action_units="hardware")
 
@@ -847,7 +847,7 @@ def test_an_env_without_a_robots_units() -> None:
 
 
 class Dying(Waving):
-    """Ends its server when it planned for so many observations."""
+    """Closes its server after this number of observations."""
 
     def __init__(self, observations: int):
         super().__init__(chunk_size=1, num_action_steps=1)
@@ -859,17 +859,19 @@ class Dying(Waving):
         if before > 0 >= self.left:
             threading.Thread(target=self.server[0].close).start()
         if self.left <= 0:
-            time.sleep(1.0)  # a server notices within 0.2 s that it is to end: nothing more is answered
+            time.sleep(1.0)  # the server stops within 0.2 s, before it answers again
         return super().predict_action_chunk(obs, env_ids)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["gr00t", "openpi"])
-def test_a_run_whose_server_is_gone_ends_with_a_checkpoint_and_goes_on_with_another(
+def test_train__lost_server_leaves_a_checkpoint_that_resumes_with_another(
     protocol: str, tmp_path: Path, fails: tiny_runs.Fails
 ) -> None:
-    """The base remembers nothing, so that the run is the one that was never interrupted, bit for bit."""
-    timeout = {"gr00t": "6", "openpi": "30"}[protocol]  # over ZeroMQ nothing else tells that a server is gone
+    """The base policy is stateless, so the resumed run equals an uninterrupted one bit for bit."""
+    timeout = {"gr00t": "6", "openpi": "30"}[
+        protocol
+    ]  # over ZeroMQ, only the time-out shows that a server is gone
     command = ["--base-policy", protocol, "--base.timeout", timeout, "--base.reconnect", "0"]
     command += [*tiny_runs.FAILING_TINY, "--total-timesteps", "128"]
     with serving(Waving(chunk_size=1, num_action_steps=1), protocol) as port:
@@ -877,12 +879,12 @@ def test_a_run_whose_server_is_gone_ends_with_a_checkpoint_and_goes_on_with_anot
         assert main(["train", "so101-paper", *arguments]) == 0
     dying = Dying(observations=120)  # the first evaluation takes about 45, an iteration 32
     dying.server.append(BackgroundServer(open_one(dying, protocol, sessions=32, port=port)))
-    said = fails("train", "so101-paper", *command, "--base.port", port, "--output-dir", tmp_path / "run")
-    assert f":{port}: " in said
-    assert "resume with: residual-rl train --resume" in said
+    message = fails("train", "so101-paper", *command, "--base.port", port, "--output-dir", tmp_path / "run")
+    assert f":{port}: " in message
+    assert "resume with: residual-rl train --resume" in message
     latest = CheckpointFolder(tmp_path / "run" / "checkpoints").latest()
     assert latest is not None
-    assert 0 < latest[0] < 128, said
+    assert 0 < latest[0] < 128, message
     with serving(Waving(chunk_size=1, num_action_steps=1), protocol, port=port):
         assert main(["train", "--resume", str(tmp_path / "run")]) == 0
     assert (

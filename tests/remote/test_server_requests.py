@@ -1,5 +1,4 @@
-"""Our servers and other programs: robots as they are, and whatever else connects. Nothing ends a server or
-disturbs the others."""
+"""Our servers with independent clients. No invalid request stops a server or affects other clients."""
 
 from __future__ import annotations
 
@@ -40,11 +39,11 @@ from residual_rl.types import ActionChunk, Obs
 DEGREES = np.array([30.0, -45.0, 60.0, 10.0, -90.0], np.float32)
 CLOSED, OPEN = -0.174533, 1.74533
 RADIANS = [math.radians(x) for x in DEGREES] + [CLOSED + 0.25 * (OPEN - CLOSED)]
-"""The same with the gripper a quarter open."""
+"""The same in radians, with the gripper a quarter open."""
 
 
 class Echo(Waving):
-    """Commands the joint positions that it sees, the arm's turned by 0.01 rad times the step; in joint_target
+    """Commands the observed joint positions, with those of the arm plus 0.01 rad per step, in joint_target
     mode."""
 
     inputs = {"joint_position": (6,)}  # noqa: RUF012
@@ -69,23 +68,22 @@ class Failing(Waving):
 
 
 def expected_chunk(steps: int) -> Any:
-    """Degrees that Echo gives for DEGREES: a hundredth of a radian more each step."""
+    """Degrees that `Echo` commands for DEGREES: 0.01 rad more at each step."""
     return DEGREES + np.degrees(0.01) * np.arange(steps)[:, None]
 
 
-# --- robots that speak GR00T's protocols --------------------------------------------------------------------
+# --- robots with GR00T's protocols --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("array", [npy, remote_case.nd], ids=["N1.6", "N1.7"])
-def test_a_robot_of_the_nested_layout(array: Any) -> None:
-    """State (B, T, D) in degrees and percent; a list of actions (B, K, D) and info comes back, written as the
-    request was."""
+def test_gr00t_server__answers_a_robot_with_nested_keys(array: Any) -> None:
+    """The state is (B, T, D) in degrees and percent. The reply is a list of actions (B, K, D) and info."""
     state = {"single_arm": DEGREES[None, None], "gripper": np.array([[[25.0]]], np.float32)}
     with serving(Echo(), "gr00t", control_mode="joint_target") as port, RobotClient(port, array) as robot:
         assert robot.ask("ping")["status"] == "ok"
         assert robot.ask("reset", {"options": None}) == {}
         actions, info = robot.get_action(state)
-        assert info == {}  # what goes beyond the protocol comes only if it is asked for
+        assert info == {}  # extensions of the protocol are sent only on request
         assert {key: (value.shape, value.dtype) for key, value in actions.items()} == {
             "single_arm": ((1, 4, 5), np.float32),
             "gripper": ((1, 4, 1), np.float32),
@@ -97,7 +95,7 @@ def test_a_robot_of_the_nested_layout(array: Any) -> None:
         np.testing.assert_allclose(actions["single_arm"][1], expected_chunk(4) + 1, atol=2e-5)
 
 
-def test_the_reply_is_written_as_the_request_was() -> None:
+def test_gr00t_server__reply_has_the_encoding_of_the_request() -> None:
     state = {"single_arm": DEGREES[None, None], "gripper": np.zeros((1, 1, 1), np.float32)}
     with serving(Echo(), "gr00t", control_mode="joint_target") as port:
         for array, marker in ((npy, b"__ndarray_class__"), (remote_case.nd, b"\xc4\x02nd")):
@@ -108,9 +106,11 @@ def test_the_reply_is_written_as_the_request_was() -> None:
                 assert marker in robot.socket.recv()
 
 
-def test_a_robot_of_the_flat_layout() -> None:
-    """State (1, 5) in float64, as its own client sends it; action.single_arm (K, 5) and action.gripper (K, 1)
-    come back."""
+def test_gr00t_server__answers_a_robot_with_flat_keys() -> None:
+    """The state is (1, 5) in float64, as from the original client.
+
+    The reply has action.single_arm (K, 5) and action.gripper (K, 1).
+    """
     data = {
         "state.single_arm": DEGREES[None].astype(np.float64),
         "state.gripper": np.array([[25.0]]),
@@ -136,7 +136,7 @@ def test_a_robot_of_the_flat_layout() -> None:
         }
 
 
-def test_the_modality_configuration_is_made_of_what_others_know() -> None:
+def test_modality_config__has_only_fields_of_the_protocol() -> None:
     with serving(Waving(num_obs_steps=3), "gr00t") as port, RobotClient(port) as robot:
         config = robot.ask("get_modality_config")
         assert config.keys() == {"video", "state", "action", "language"}
@@ -149,9 +149,9 @@ def test_the_modality_configuration_is_made_of_what_others_know() -> None:
             "delta_indices": [0, 1, 2, 3],
             "modality_keys": ["single_arm", "gripper"],
         }
-        told = robot.ask("get_modality_config", {"residual_rl": True})["residual_rl"]
+        handshake = robot.ask("get_modality_config", {"residual_rl": True})["residual_rl"]
         assert {
-            name: told[name]
+            name: handshake[name]
             for name in ("protocol", "task", "chunk_size", "num_action_steps", "num_obs_steps")
         } == {
             "protocol": "gr00t",
@@ -160,12 +160,11 @@ def test_the_modality_configuration_is_made_of_what_others_know() -> None:
             "num_action_steps": 4,
             "num_obs_steps": 3,
         }
-        assert told["inputs"]["goal"] == {"key": "goal", "shape": [3], "dtype": "float32"}
+        assert handshake["inputs"]["goal"] == {"key": "goal", "shape": [3], "dtype": "float32"}
 
 
-def test_two_robots_and_their_rows() -> None:
-    """Without options, rows are numbered from 0; a socket is a session; `worlds` names rows; `reset` takes
-    some or all."""
+def test_gr00t_server__rows_belong_to_their_session() -> None:
+    """A socket is a session. Rows are numbered from 0, or by `env_ids`; `reset` takes some or all."""
     state = {"joint_target": np.zeros((2, 1, 6), np.float32)}
 
     def counted(robot: RobotClient, options: Any = None) -> Any:
@@ -176,17 +175,17 @@ def test_two_robots_and_their_rows() -> None:
         assert counted(one) == [1, 1]
         assert counted(one) == [2, 2]
         assert counted(two) == [1, 1]
-        assert counted(one, {"worlds": [1, 7]}) == [3, 1]
-        one.ask("reset", {"options": {"worlds": [1]}})
-        assert counted(one, {"worlds": [0, 1]}) == [3, 1]
+        assert counted(one, {"env_ids": [1, 7]}) == [3, 1]
+        one.ask("reset", {"options": {"env_ids": [1]}})
+        assert counted(one, {"env_ids": [0, 1]}) == [3, 1]
         one.ask("reset", {"options": {}})
-        assert counted(one, {"worlds": [7, 0]}) == [1, 1]
+        assert counted(one, {"env_ids": [7, 0]}) == [1, 1]
         assert counted(two) == [2, 2]
         one.ask("close")
         assert counted(one) == [1, 1]
 
 
-# --- what is refused, over GR00T's protocol -----------------------------------------------------------------
+# --- invalid requests, over GR00T's protocol ----------------------------------------------------------------
 
 GOOD = {
     "joint_position": np.zeros((1, 1, 6), np.float32),
@@ -222,21 +221,24 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "a wrong shape": (
         observation(goal=np.zeros((1, 1, 4), "f4")),
-        "state.goal has shape (1, 1, 4); expected (worlds, 1, 3)",
+        "state.goal has shape (1, 1, 4); expected (envs, 1, 3)",
     ),
     "no time": (
         observation(goal=np.zeros((1, 3), "f4")),
-        "state.goal has shape (1, 3); expected (worlds, 1, 3)",
+        "state.goal has shape (1, 3); expected (envs, 1, 3)",
     ),
-    "no worlds": (
+    "no envs": (
         observation(goal=np.zeros((0, 1, 3), "f4")),
-        "state.goal has shape (0, 1, 3); expected (worlds, 1, 3)",
+        "state.goal has shape (0, 1, 3); expected (envs, 1, 3)",
     ),
-    "different batches": (observation(goal=np.zeros((2, 1, 3), "f4")), "the batch has 1 and 2 worlds"),
-    "NaN": (observation(goal=np.full((1, 1, 3), np.nan)), "state.goal holds NaN"),
+    "different batches": (
+        observation(goal=np.zeros((2, 1, 3), "f4")),
+        "observations have batch sizes 1 and 2: they must be equal",
+    ),
+    "NaN": (observation(goal=np.full((1, 1, 3), np.nan)), "state.goal has NaN"),
     "too large a number": (
         observation(goal=np.full((1, 1, 3), 1e300)),
-        "or numbers that float32 cannot hold",
+        "or numbers out of the range of float32",
     ),
     "bytes for state": (
         observation(goal=np.zeros((1, 1, 3), np.uint8)),
@@ -256,23 +258,23 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "data that is a list": ({"endpoint": "get_action", "data": [1]}, "data is a dict, not a list"),
     "flat keys": (
         {"endpoint": "get_action", "data": {"state.goal": GOOD["goal"]}},
-        "data holds observation: {video: {…}, state: {…}",
+        "data must contain observation: {video: {…}, state: {…}",
     ),
     "options that are a list": (observation([1]), "options is a dict or nothing"),
-    "worlds twice": (observation({"worlds": [1, 1]}), "distinct numbers"),
-    "worlds below 0": (observation({"worlds": [-1]}), "distinct numbers"),
-    "more worlds than rows": (observation({"worlds": [0, 1]}), "options name 2 worlds for 1 rows"),
-    "too many worlds": (
+    "duplicate env_ids": (observation({"env_ids": [1, 1]}), "distinct integers"),
+    "negative env_ids": (observation({"env_ids": [-1]}), "distinct integers"),
+    "more env_ids than rows": (observation({"env_ids": [0, 1]}), "got 2 env_ids for 1 rows"),
+    "too many envs": (
         {
             "endpoint": "get_action",
             "data": {"observation": {"state": {k: v.repeat(17, 0) for k, v in GOOD.items()}}},
         },
-        "17 world(s) asked for, 16 of 16 free",
+        "17 env(s) requested, 16 of 16 free",
     ),
     "kill": ({"endpoint": "kill"}, "kill is refused"),
     "another endpoint": (
         {"endpoint": "get_weights"},
-        "unknown endpoint 'get_weights'; there are get_action, get_modality",
+        "unknown endpoint 'get_weights'; known: get_action, get_modality",
     ),
     "an endpoint that is none": ({"endpoint": {"a": 1}}, "unknown endpoint"),
     "an array of objects": (
@@ -282,7 +284,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 }
 
 
-def test_what_is_refused_is_said_and_the_server_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_gr00t_server__refuses_invalid_requests_and_continues(caplog: pytest.LogCaptureFixture) -> None:
     with serving(Waving(), "gr00t") as port, RobotClient(port) as robot:
         expected = robot.get_action(GOOD)[0]["single_arm"]
         robot.ask("close")
@@ -299,7 +301,7 @@ def test_what_is_refused_is_said_and_the_server_goes_on(caplog: pytest.LogCaptur
     assert not any(record.exc_info for record in caplog.records)
 
 
-def test_the_token_comes_before_everything() -> None:
+def test_gr00t_server__checks_the_token_first() -> None:
     with serving(Waving(), "gr00t", token="sesame") as port, RobotClient(port) as robot:
         for request in (
             {"endpoint": "ping"},
@@ -311,7 +313,7 @@ def test_the_token_comes_before_everything() -> None:
         assert robot.ask("ping", api_token="sesame")["status"] == "ok"
 
 
-def test_a_message_over_the_limit_ends_its_connection_alone() -> None:
+def test_gr00t_server__too_large_message_closes_only_its_connection() -> None:
     with serving(Waving(), "gr00t") as port, RobotClient(port) as robot, RobotClient(port) as other:
         expected = other.get_action(GOOD)[0]["single_arm"]
         robot.socket.setsockopt(zmq.RCVTIMEO, 500)
@@ -321,7 +323,7 @@ def test_a_message_over_the_limit_ends_its_connection_alone() -> None:
         np.testing.assert_array_equal(other.get_action(GOOD)[0]["single_arm"], expected)
 
 
-def test_bytes_that_are_not_even_zeromq() -> None:
+def test_gr00t_server__survives_bytes_that_are_not_zeromq() -> None:
     with serving(Waving(), "gr00t") as port, RobotClient(port) as robot:
         for garbage in (
             b"GET /healthz HTTP/1.1\r\n\r\n",
@@ -333,8 +335,8 @@ def test_bytes_that_are_not_even_zeromq() -> None:
         assert robot.ask("ping")["status"] == "ok"
 
 
-def test_many_frames_and_none() -> None:
-    """A socket that sends more or fewer frames than a REQ socket does is answered all the same."""
+def test_gr00t_server__answers_any_number_of_frames() -> None:
+    """Sockets that send more or fewer frames than a REQ socket get answers too."""
     with serving(Waving(), "gr00t") as port:
         dealer = zmq.Context.instance().socket(zmq.DEALER)
         dealer.setsockopt(zmq.LINGER, 0)
@@ -346,7 +348,7 @@ def test_many_frames_and_none() -> None:
         replies = [dealer.recv_multipart() for _ in range(4)]
         assert [reply[:-1] for reply in replies] == [[], [b""], [b"a", b"b", b""], []]
         assert ["status" in unpackb(reply[-1]) for reply in replies] == [True, True, True, False]
-        for _ in range(3):  # two plans for the same world may not be made together
+        for _ in range(3):  # requests for one env must not be in one batch
             dealer.send_multipart([b"", packb(observation())])
         assert all(len(unpackb(dealer.recv_multipart()[-1])) == 2 for _ in range(3))
         dealer.close()
@@ -357,7 +359,7 @@ def test_many_frames_and_none() -> None:
 
 @contextlib.contextmanager
 def calling(port: int, **options: Any) -> Iterator[ClientConnection]:
-    """A connection as openpi's client makes it."""
+    """A connection like that of openpi's client."""
     with dial(f"ws://127.0.0.1:{port}", compression=None, max_size=None, proxy=None, **options) as connection:
         yield connection
 
@@ -375,7 +377,7 @@ def infer(connection: ClientConnection, request: Any) -> Any:
     return reply if isinstance(reply, str) else unpackb(reply)
 
 
-def test_a_robot_of_openpi() -> None:
+def test_openpi_server__answers_a_robot() -> None:
     request = {"observation/joint_position": np.array(RADIANS), "prompt": "go"}
     with (
         serving(Echo(), "openpi", control_mode="joint_target", units="hardware") as port,
@@ -398,7 +400,7 @@ def test_a_robot_of_openpi() -> None:
         )
 
 
-def test_history_has_the_leading_axis_that_the_metadata_tells() -> None:
+def test_openpi_server__history_has_a_leading_axis() -> None:
     with serving(Waving(num_obs_steps=3), "openpi") as port, calling(port) as connection:
         assert unpackb(connection.recv(timeout=10))["residual_rl"]["num_obs_steps"] == 3
         assert infer(connection, OPENPI) == "observation/joint_position has shape (6,); expected (3, 6)"
@@ -407,7 +409,7 @@ def test_history_has_the_leading_axis_that_the_metadata_tells() -> None:
         ].shape == (4, 6)
 
 
-def test_what_openpi_refuses_is_a_string_and_the_connection_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_openpi_server__refuses_invalid_requests_and_continues(caplog: pytest.LogCaptureFixture) -> None:
     refused: list[tuple[Any, str]] = [
         (
             {"prompt": "go"},
@@ -417,10 +419,10 @@ def test_what_openpi_refuses_is_a_string_and_the_connection_goes_on(caplog: pyte
             ),
         ),
         ({**OPENPI, "observation/goal": np.zeros(4, "f4")}, "observation/goal has shape (4,); expected (3)"),
-        ({**OPENPI, "observation/goal": np.full(3, np.inf)}, "observation/goal holds NaN"),
+        ({**OPENPI, "observation/goal": np.full(3, np.inf)}, "observation/goal has NaN"),
         ({**OPENPI, "observation/goal": "here"}, "observation/goal is a str"),
         ([1], "an observation is a dict, not a list"),
-        ({"__ctrl__": "stop"}, "unknown __ctrl__ 'stop'; there are reset, episode_start, episode_end"),
+        ({"__ctrl__": "stop"}, "unknown __ctrl__ 'stop'; known: reset, episode_start, episode_end"),
         ({"__ctrl__": {}}, "unknown __ctrl__"),
     ]
     with serving(Waving(), "openpi") as port, calling(port) as connection:
@@ -437,7 +439,7 @@ def test_what_openpi_refuses_is_a_string_and_the_connection_goes_on(caplog: pyte
     assert not any(record.exc_info for record in caplog.records if record.name.startswith("residual_rl"))
 
 
-def test_openpi_resets() -> None:
+def test_openpi_server__resets_its_own_env_only() -> None:
     with serving(Counting(), "openpi") as port, calling(port) as one, calling(port) as two:
         request = {"observation/joint_target": np.zeros(6, "f4")}
 
@@ -453,7 +455,7 @@ def test_openpi_resets() -> None:
         assert counted(one) == 1
 
 
-def test_openpi_tokens_and_sizes() -> None:
+def test_openpi_server__checks_token_and_message_size() -> None:
     with serving(Waving(), "openpi", token="sesame") as port:
         for headers in (None, {"Authorization": "Api-Key sesam"}, {"Authorization": "Bearer sesame"}):
             with pytest.raises(InvalidStatus, match="401"), calling(port, additional_headers=headers):
@@ -471,50 +473,53 @@ def test_openpi_tokens_and_sizes() -> None:
             assert infer(other, OPENPI)["actions"].shape == (4, 6)
 
 
-def test_openpi_has_only_so_many_worlds() -> None:
+def test_openpi_server__refuses_more_than_max_sessions() -> None:
     with serving(Counting(), "openpi", sessions=1) as port:
         with calling(port) as one:
             one.recv(timeout=10)
             with calling(port) as two:
-                assert str(two.recv(timeout=10)).startswith("1 world(s) asked for, 0 of 1 free")
+                assert str(two.recv(timeout=10)).startswith("1 env(s) requested, 0 of 1 free")
             assert infer(one, {"observation/joint_target": np.zeros(6, "f4")})["actions"].shape == (1, 6)
         with calling(port) as three:
             assert not isinstance(three.recv(timeout=10), str)
 
 
-# --- the policy's own failures ------------------------------------------------------------------------------
+# --- failures of the policy ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("protocol", ["gr00t", "openpi"])
-def test_a_policy_that_fails_says_so_to_the_log_alone(
+def test_policy_service__details_of_a_failure_are_only_logged(
     protocol: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with serving(Failing(), protocol) as port:
         for _ in range(2):
             if protocol == "gr00t":
                 with RobotClient(port) as robot:
-                    said = robot.raw(packb(observation()))["error"]
+                    message = robot.raw(packb(observation()))["error"]
             else:
                 with calling(port) as connection:
                     connection.recv(timeout=10)
-                    said = infer(connection, OPENPI)
-            assert said == "the policy failed: the server's log says why"
+                    message = infer(connection, OPENPI)
+            assert message == "the policy failed; the log of the server has the reason"
     logged = next(record for record in caplog.records if record.exc_info)
     assert "secret" in str(logged.exc_info)
 
 
-def test_a_policy_that_gives_no_numbers() -> None:
+def test_policy_service__nan_of_the_policy_is_a_failure() -> None:
     class Blank(Waving):
         def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor:
             return torch.full((len(env_ids), 4, 6), torch.nan)
 
     with serving(Blank(), "gr00t") as port, RobotClient(port) as robot:
-        assert robot.raw(packb(observation()))["error"] == "the policy failed: the server's log says why"
+        assert (
+            robot.raw(packb(observation()))["error"]
+            == "the policy failed; the log of the server has the reason"
+        )
 
 
 @pytest.mark.parametrize("protocol", ["gr00t", "openpi"])
-def test_clients_at_the_same_time(protocol: str) -> None:
-    """Eight of them, thirty requests each; what each counts is its own."""
+def test_open_server__concurrent_clients_are_independent(protocol: str) -> None:
+    """Eight clients with thirty requests each; each has its own count."""
     results: dict[int, list[int]] = {}
 
     def work(number: int) -> None:
@@ -544,17 +549,17 @@ def test_clients_at_the_same_time(protocol: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["gr00t", "openpi"])
-def test_a_server_ends_while_a_client_waits_for_a_plan(protocol: str) -> None:
-    begun = threading.Event()
+def test_open_server__closes_while_a_client_waits_for_a_chunk(protocol: str) -> None:
+    started = threading.Event()
 
     class Slow(Waving):
         def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor | ActionChunk:
-            begun.set()
+            started.set()
             time.sleep(1.0)
             return super().predict_action_chunk(obs, env_ids)
 
-    def ask() -> None:
-        with contextlib.suppress(Exception):  # answered or cut off, it is not what is tested
+    def send() -> None:
+        with contextlib.suppress(Exception):  # the answer is irrelevant here
             if protocol == "gr00t":
                 with RobotClient(server_port) as robot:
                     robot.raw(packb(observation()))
@@ -565,8 +570,8 @@ def test_a_server_ends_while_a_client_waits_for_a_plan(protocol: str) -> None:
 
     server = BackgroundServer(open_one(Slow(), protocol))
     server_port = port_of(server.address)
-    threading.Thread(target=ask, daemon=True).start()
-    assert begun.wait(10)
+    threading.Thread(target=send, daemon=True).start()
+    assert started.wait(10)
     threading.Thread(target=server.close, daemon=True).start()
     deadline = time.monotonic() + 10
     while server.running and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""Our servers and our clients together: a served policy is the policy, in each protocol."""
+"""Our servers with our clients: a served policy equals the local one, in each protocol."""
 
 from __future__ import annotations
 
@@ -46,35 +46,35 @@ def env() -> VecEnv:
     return make_vec_env("so101-paper", NUM_ENVS, num_threads=1)
 
 
-def worlds(*numbers: int) -> torch.Tensor:
-    return torch.tensor([world in numbers for world in range(NUM_ENVS)])
+def mask_of(*env_ids: int) -> torch.Tensor:
+    return torch.tensor([env_id in env_ids for env_id in range(NUM_ENVS)])
 
 
-# --- a served policy is the policy --------------------------------------------------------------------------
+# --- served and local policies are equal --------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @protocols
 @pytest.mark.parametrize("policy", POLICIES)
-def test_it_acts_as_in_this_process(protocol: str, policy: str, env: VecEnv) -> None:
-    """Bit for bit."""
+def test_open_server__remote_policy_equals_the_local_one(protocol: str, policy: str, env: VecEnv) -> None:
+    """The actions are equal bit for bit."""
     with serving(POLICIES[policy](), protocol) as port:
         remote, local = connect(protocol, port, env), served_policy(POLICIES[policy](), env)
         obs, _ = env.reset(seed=5)
         for step in range(45):
             if step in (0, 14, 15, 31):
-                ended = worlds(0, 1, 2, 3) if step == 0 else worlds(1, 3) if step < 20 else worlds(2)
+                ended = mask_of(0, 1, 2, 3) if step == 0 else mask_of(1, 3) if step < 20 else mask_of(2)
                 remote.reset(ended)
                 local.reset(ended)
-            asked = None if step % 4 else worlds(0, 2, 3)
-            expected = local.act(obs, asked)
-            assert torch.equal(remote.act(obs, asked), expected)
+            queried = None if step % 4 else mask_of(0, 2, 3)
+            expected = local.act(obs, queried)
+            assert torch.equal(remote.act(obs, queried), expected)
             obs, *_ = env.step(expected)
 
 
 @protocols
-def test_a_flow_policy_makes_the_same_of_the_same_noise(protocol: str, env: VecEnv, tmp_path: Path) -> None:
-    """Its noise depends on every bit of what it observes: observations must arrive as they were sent."""
+def test_open_server__flow_policy_draws_the_same_noise(protocol: str, env: VecEnv, tmp_path: Path) -> None:
+    """The noise depends on every bit of the observations, so they must arrive unchanged."""
     cfg = il_case.make_case(tmp_path)
     with serving(("il", cfg), protocol) as port:
         remote, local = connect(protocol, port, env), make_base_policy("il", cfg, env)
@@ -86,7 +86,7 @@ def test_a_flow_policy_makes_the_same_of_the_same_noise(protocol: str, env: VecE
 
 
 @protocols
-def test_what_it_is_unsure_of_comes_along(protocol: str, env: VecEnv) -> None:
+def test_uncertainty__is_sent_with_the_actions(protocol: str, env: VecEnv) -> None:
     obs, _ = env.reset(seed=5)
     with serving(Waving(unsure=True), protocol) as port:
         remote, local = connect(protocol, port, env), served_policy(Waving(unsure=True), env)
@@ -98,9 +98,8 @@ def test_what_it_is_unsure_of_comes_along(protocol: str, env: VecEnv) -> None:
 
 
 @protocols
-def test_absolute_targets(protocol: str) -> None:
-    """In the control mode `joint_target` actions are the targets themselves: nothing else is needed to tell
-    them."""
+def test_control_mode__remote_absolute_targets_equal_local_ones(protocol: str) -> None:
+    """In the control mode `joint_target`, actions are the targets, so no further observation is needed."""
     env = make_vec_env("so101-paper", NUM_ENVS, num_threads=1, control_mode="joint_target")
     obs, _ = env.reset(seed=5)
     with serving(Waving(), protocol, control_mode="joint_target") as port:
@@ -111,9 +110,11 @@ def test_absolute_targets(protocol: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["gr00t", "gr00t-n15"])
-def test_joint_positions_mean_the_same_in_both_control_modes(protocol: str, env: VecEnv) -> None:
-    """A policy whose actions are changes commands an env whose actions are targets: by joint positions, to
-    rounding in degrees."""
+def test_control_mode__joint_positions_are_the_same_in_both_modes(protocol: str, env: VecEnv) -> None:
+    """Joint positions connect a policy with relative actions to an env with absolute ones.
+
+    They are equal up to rounding in degrees.
+    """
     absolute = make_vec_env("so101-paper", NUM_ENVS, num_threads=1, control_mode="joint_target")
     obs, _ = env.reset(seed=5)
     with serving(Waving(), protocol) as port:
@@ -126,7 +127,7 @@ def test_joint_positions_mean_the_same_in_both_control_modes(protocol: str, env:
             obs, *_ = env.step(expected)
 
 
-def test_actions_in_the_robots_units_over_openpi(env: VecEnv) -> None:
+def test_action_units__hardware_units_over_openpi_give_the_same_actions(env: VecEnv) -> None:
     obs, _ = env.reset(seed=5)
     with serving(Waving(), "openpi", units="hardware") as port:
         np.testing.assert_allclose(
@@ -137,7 +138,7 @@ def test_actions_in_the_robots_units_over_openpi(env: VecEnv) -> None:
 
 
 @protocols
-def test_images(protocol: str) -> None:
+def test_open_server__sends_images_unchanged(protocol: str) -> None:
     env = make_vec_env("so101-paper", 2, num_threads=1, obs_mode="rgb+state", image_size=(12, 16))
 
     class Looking(Waving):
@@ -160,7 +161,7 @@ def test_images(protocol: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["gr00t", "openpi"])
-def test_a_trained_run_is_served_with_its_base(protocol: str, run: Path, env: VecEnv) -> None:
+def test_make_service__run_is_served_with_its_base(protocol: str, run: Path, env: VecEnv) -> None:
     cfg = serve._settings(str(run / "final_model"), None)
     flags = serve.ServeFlags(protocol=protocol, max_sessions=8)  # type: ignore[arg-type]
     server = open_server(serve._make_service(flags, cfg), "127.0.0.1", 0, None, 60.0)
@@ -181,31 +182,31 @@ def test_a_trained_run_is_served_with_its_base(protocol: str, run: Path, env: Ve
 
 
 def counts(action: torch.Tensor) -> list[float]:
-    """What `Counting` counted in each world."""
+    """The counts of `Counting` in each env."""
     return [round(x, 3) for x in (100 * action[:, 0]).tolist()]
 
 
 @protocols
-def test_clients_have_worlds_of_their_own(protocol: str, env: VecEnv) -> None:
+def test_sessions__clients_have_separate_envs(protocol: str, env: VecEnv) -> None:
     obs, _ = env.reset(seed=5)
     with serving(Counting(), protocol, sessions=3 * NUM_ENVS) as port:
         first, second = connect(protocol, port, env), connect(protocol, port, env)
         assert counts(first.act(obs)) == [1, 1, 1, 1]
-        assert counts(first.act(obs, worlds(0, 2))) == [2, 0, 2, 0]
+        assert counts(first.act(obs, mask_of(0, 2))) == [2, 0, 2, 0]
         assert counts(second.act(obs)) == [1, 1, 1, 1]
-        first.reset(worlds(2, 3))
+        first.reset(mask_of(2, 3))
         assert counts(first.act(obs)) == [3, 2, 1, 1]
         assert counts(second.act(obs)) == [2, 2, 2, 2]
 
 
-def patiently(attempt: Callable[[], T]) -> T:
-    """What it gives as soon as worlds are free: the server hears in a moment that a client is gone."""
+def retried(attempt: Callable[[], T]) -> T:
+    """Retry until envs are free: the server frees those of a closed client after a moment."""
     end = time.monotonic() + 10.0
     while True:
         try:
             return attempt()
         except BasePolicyError as error:
-            if "asked for" not in str(error) or time.monotonic() > end:
+            if "requested" not in str(error) or time.monotonic() > end:
                 raise
         gc.collect()
         time.sleep(0.05)
@@ -219,41 +220,40 @@ def client_and_action(
 
 
 @protocols
-def test_worlds_are_freed_and_used_again(protocol: str, env: VecEnv) -> None:
+def test_sessions__envs_of_a_closed_client_are_reused(protocol: str, env: VecEnv) -> None:
     obs, _ = env.reset(seed=5)
-    with serving(
-        Counting(), protocol, sessions=NUM_ENVS + 1, idle=5.0
-    ) as port:  # a farewell may be lost on a busy machine
+    # With a time-out, because the message of a closing client may be lost on a busy machine.
+    with serving(Counting(), protocol, sessions=NUM_ENVS + 1, idle=5.0) as port:
         for _ in range(3):
-            client, first = patiently(lambda: client_and_action(protocol, port, env, obs))
+            client, first = retried(lambda: client_and_action(protocol, port, env, obs))
             assert [counts(first), counts(client.act(obs))] == [[1] * 4, [2] * 4]
             late = connect(protocol, port, env)
             with pytest.raises(
                 BasePolicyError,
-                match=r"asked for, [01] of 5 free: close other clients, or raise --max-sessions",
+                match=r"requested, [01] of 5 free: close other clients, or raise --max-sessions",
             ):
                 late.act(obs)
-            assert counts(client.act(obs)) == [3] * 4  # undisturbed
+            assert counts(client.act(obs)) == [3] * 4  # not affected
             del client, late
 
 
 @protocols
-def test_idle_worlds_are_freed(protocol: str, env: VecEnv, caplog: pytest.LogCaptureFixture) -> None:
+def test_sessions__idle_envs_are_freed(protocol: str, env: VecEnv, caplog: pytest.LogCaptureFixture) -> None:
     obs, _ = env.reset(seed=5)
     with serving(Counting(), protocol, sessions=NUM_ENVS, idle=0.4) as port:
         client, first = client_and_action(protocol, port, env, obs)
-        other, second = patiently(lambda: client_and_action(protocol, port, env, obs))
+        other, second = retried(lambda: client_and_action(protocol, port, env, obs))
         assert [counts(first), counts(second)] == [[1] * 4, [1] * 4]
         del other
-        assert counts(patiently(lambda: client.act(obs))) == [1] * 4  # in worlds that are fresh
+        assert counts(retried(lambda: client.act(obs))) == [1] * 4  # in new envs
     assert "idle for" in caplog.text
 
 
-# --- what does not fit is named when connecting -------------------------------------------------------------
+# --- mismatches are named when connecting -------------------------------------------------------------------
 
 
 @protocols
-def test_a_client_that_lacks_what_is_needed(protocol: str) -> None:
+def test_handshake__missing_observation_raises(protocol: str) -> None:
     images = {"obs_mode": "rgb", "obs_cameras": ("top",), "image_size": (12, 16)}
 
     class Looking(Waving):
@@ -278,7 +278,7 @@ def test_a_client_that_lacks_what_is_needed(protocol: str) -> None:
             connect(protocol, port, other_size)
 
 
-def test_a_client_whose_actions_mean_something_else() -> None:
+def test_handshake__other_action_scaling_raises() -> None:
     env = make_vec_env("so101-paper", 1, num_threads=1, control_mode="joint_target")
     with (
         serving(Waving(), "openpi") as port,
@@ -287,7 +287,7 @@ def test_a_client_whose_actions_mean_something_else() -> None:
         connect("openpi", port, env)
 
 
-def test_a_client_of_the_other_layout(env: VecEnv) -> None:
+def test_handshake__other_protocol_raises(env: VecEnv) -> None:
     with (
         serving(Waving(), "gr00t-n15") as port,
         pytest.raises(ConfigError, match="speaks the protocol 'gr00t-n15', not 'gr00t'"),
@@ -300,16 +300,18 @@ def test_a_client_of_the_other_layout(env: VecEnv) -> None:
     [{"units": "rad"}, {"action_mode": "relative"}, {"invert_gripper": True}, {"arm_key": "arm"}],
     ids=str,
 )
-def test_settings_that_a_server_of_ours_tells_itself(setting: dict[str, Any], env: VecEnv) -> None:
+def test_handshake__settings_it_contains_are_refused(setting: dict[str, Any], env: VecEnv) -> None:
     with (
         serving(Waving(), "gr00t") as port,
-        pytest.raises(ConfigError, match=f"{next(iter(setting))} is for servers that do not tell"),
+        pytest.raises(ConfigError, match=f"{next(iter(setting))} is defined by the GR00T server"),
     ):
         connect("gr00t", port, env, **setting)
 
 
 @protocols
-def test_tokens(protocol: str, env: VecEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token__wrong_or_missing_one_raises(
+    protocol: str, env: VecEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
     obs, _ = env.reset(seed=5)
     with serving(Waving(), protocol, token="sesame") as port:
         for wrong in (None, "open", "sesame2"):
@@ -320,7 +322,7 @@ def test_tokens(protocol: str, env: VecEnv, monkeypatch: pytest.MonkeyPatch) -> 
         connect(protocol, port, env).act(obs)
 
 
-def test_a_key_of_an_observation_that_is_not_needed() -> None:
+def test_keys__unneeded_observation_raises() -> None:
     with pytest.raises(
         UnknownNameError, match=r"observation that the policy needs 'gaol'; did you mean 'goal'"
     ):
@@ -330,11 +332,10 @@ def test_a_key_of_an_observation_that_is_not_needed() -> None:
 # --- the command --------------------------------------------------------------------------------------------
 
 
-def test_other_machines_need_a_token(fails: Any) -> None:
-    said = fails("serve", "jacobian", "--task", "so101-paper", "--host", "0.0.0.0", "--port", "0")
+def test_serve__other_machines_need_a_token(fails: Any) -> None:
+    message = fails("serve", "jacobian", "--task", "so101-paper", "--host", "0.0.0.0", "--port", "0")
     assert (
-        said == "0.0.0.0 can be reached from other machines: that needs --token, or RESIDUAL_RL_TOKEN in the"
-        " environment"
+        message == "0.0.0.0 can be reached from other machines: set a token with --token or RESIDUAL_RL_TOKEN"
     )
     assert [
         host
@@ -349,9 +350,9 @@ def test_other_machines_need_a_token(fails: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["jacobian"], "which task? residual-rl serve jacobian --task TASK; there are "),
+        (["jacobian"], "a base policy needs a task: residual-rl serve jacobian --task TASK; tasks: "),
         (
             ["jacobin", "--task", "so101-paper"],
             (
@@ -377,29 +378,29 @@ def test_other_machines_need_a_token(fails: Any) -> None:
     ],
     ids=lambda value: None,
 )
-def test_what_cannot_be_served(arguments: list[str], said: str, fails: Any) -> None:
-    assert fails("serve", *arguments).startswith(said)
+def test_serve__wrong_arguments_fail_in_one_line(arguments: list[str], message: str, fails: Any) -> None:
+    assert fails("serve", *arguments).startswith(message)
 
 
 @pytest.mark.parametrize("protocol", ["gr00t", "openpi"])
-def test_a_port_in_use(protocol: str, fails: Any) -> None:
+def test_serve__port_in_use_is_named(protocol: str, fails: Any) -> None:
     with serving("zero", protocol, control_mode="joint_target") as port:
-        said = fails("serve", "zero", "--task", "so101-paper", "--protocol", protocol, "--port", str(port))
-        assert f"port {port}" in said
-        assert "in use" in said
-        assert "choose another" in said
+        message = fails("serve", "zero", "--task", "so101-paper", "--protocol", protocol, "--port", str(port))
+        assert f"port {port}" in message
+        assert "in use" in message
+        assert "choose another" in message
 
 
-def test_a_run_knows_its_task(run: Path, fails: Any) -> None:
-    said = fails("serve", run / "final_model", "--task", "so101-paper-precise")
-    assert "was trained on task 'so101-paper', not 'so101-paper-precise': leave out --task" in said
+def test_serve__other_task_than_that_of_the_run_fails(run: Path, fails: Any) -> None:
+    message = fails("serve", run / "final_model", "--task", "so101-paper-precise")
+    assert "was trained on task 'so101-paper', not 'so101-paper-precise': leave out --task" in message
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("protocol", "number", "code"), [("gr00t", signal.SIGINT, 130), ("openpi", signal.SIGTERM, 143)]
 )
-def test_it_says_what_it_serves_and_ends_by_a_signal(
+def test_serve__prints_the_inputs_and_ends_on_a_signal(
     protocol: str, number: int, code: int, env: VecEnv
 ) -> None:
     command = [
@@ -420,12 +421,12 @@ def test_it_says_what_it_serves_and_ends_by_a_signal(
         env={**os.environ, "COLUMNS": "100"},
     )
     assert process.stdout is not None
-    said = ""
-    while "should be executed" not in said:
+    message = ""
+    while "should be executed" not in message:
         line = process.stdout.readline()
         assert line, process.communicate()
-        said += line
-    address = re.search(r"at (\S+), protocol", said)
+        message += line
+    address = re.search(r"at (\S+), protocol", message)
     assert address is not None
     for word in (
         "Serving jacobian of task so101-paper",
@@ -435,7 +436,7 @@ def test_it_says_what_it_serves_and_ends_by_a_signal(
         "[7]",
         "float32",
     ):
-        assert word in said
+        assert word in message
     port = port_of(address[1])
     obs, _ = env.reset(seed=5)
     local = make_base_policy("jacobian", None, env)
@@ -445,7 +446,7 @@ def test_it_says_what_it_serves_and_ends_by_a_signal(
     assert (process.returncode, error.strip()) == (code, "Stopped.")
 
 
-def test_the_health_page() -> None:
+def test_openpi_server__health_page_needs_no_token() -> None:
     with serving(Waving(), "openpi", token="sesame") as port:
         for path, status in (("/healthz", 200), ("/", 401)):
             page = http.client.HTTPConnection("127.0.0.1", port, timeout=5)

@@ -1,4 +1,4 @@
-"""Messages with arrays: each way to write them there and back, by hand, and what is refused."""
+"""Messages with arrays: each encoding in both directions, bytes worked out by hand, and invalid messages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ arrays = npst.arrays(plain_dtypes, npst.array_shapes(min_dims=0, max_dims=4, min
 
 @st.composite
 def views(draw: st.DrawFn) -> Any:
-    """Arrays as they come: in C order, transposed, strided, backwards, read-only."""
+    """Arrays in C order, transposed, strided, reversed, read-only."""
     array = draw(arrays)
     if array.ndim and draw(st.booleans()):
         array = array.T
@@ -43,13 +43,13 @@ def views(draw: st.DrawFn) -> Any:
     return array
 
 
-# --- there and back -----------------------------------------------------------------------------------------
+# --- both directions ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @settings(max_examples=60)
 @given(array=views())
-def test_an_array_comes_back_as_it_was(encoding: Any, array: Any) -> None:
+def test_pack__unpack_restores_any_array(encoding: Any, array: Any) -> None:
     value, seen = unpack(pack({"a": [array]}, encoding))
     back = value["a"][0]
     assert seen == encoding
@@ -58,24 +58,22 @@ def test_an_array_comes_back_as_it_was(encoding: Any, array: Any) -> None:
     assert back.shape == array.shape
     assert back.flags.owndata or back.base.flags.owndata
     assert back.flags.writeable
-    assert (
-        np.ascontiguousarray(back).tobytes() == np.ascontiguousarray(array).astype(back.dtype).tobytes()
-    )  # NaN too, bit for bit
+    # Equal bit for bit, including NaN.
+    assert np.ascontiguousarray(back).tobytes() == np.ascontiguousarray(array).astype(back.dtype).tobytes()
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @settings(max_examples=30)
 @given(array=views())
-def test_others_read_what_is_written_and_the_other_way_around(encoding: Any, array: Any) -> None:
+def test_pack__is_compatible_with_independent_codecs(encoding: Any, array: Any) -> None:
     np.testing.assert_array_equal(remote_case.unpackb(pack(array, encoding)), array)
     back, seen = unpack(remote_case.packb(array, BY_HAND[encoding]))
     assert seen == encoding
     np.testing.assert_array_equal(back, array)
 
 
-def test_messages_by_hand() -> None:
-    """Bytes of the three encodings of [1.5, -2.0] in float32, and of its shape [2]; msgpack's own bytes are
-    of its specification."""
+def test_pack__matches_bytes_worked_out_by_hand() -> None:
+    """Bytes of [1.5, -2.0] in float32 with shape [2] in the three encodings, by the msgpack specification."""
     data = bytes.fromhex("0000c03f000000c0")
     nd = (
         b"\x85\xc4\x02nd\xc3\xc4\x04type\xa3<f4\xc4\x04kind\xc4\x00\xc4\x05shape\x91\x02\xc4\x04data\xc4\x08"
@@ -96,7 +94,7 @@ def test_messages_by_hand() -> None:
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_numbers_texts_and_nesting(encoding: Any) -> None:
+def test_pack__unpack_restores_numbers_texts_and_nesting(encoding: Any) -> None:
     value = {
         "a": [1, 2.5, None, True, "näm", b"\x00\xff", {"b": []}],
         "n": np.float32(0.5),
@@ -104,18 +102,18 @@ def test_numbers_texts_and_nesting(encoding: Any) -> None:
     }
     back, _ = unpack(pack(value, encoding))
     assert back == {"a": [1, 2.5, None, True, "näm", b"\x00\xff", {"b": []}], "n": 0.5, "i": -3}
-    if encoding == "openpi":  # which tells single numbers' types
+    if encoding == "openpi":  # which stores the types of single numbers
         assert (type(back["n"]), type(back["i"])) == (np.float32, np.int64)
 
 
-def test_text_keys_of_other_writers_are_read_too() -> None:
+def test_unpack__reads_text_keys() -> None:
     table = {"nd": True, "type": "<i2", "kind": "", "shape": [2], "data": b"\x01\x00\x02\x00"}
     assert unpack(msgpack.packb(table))[0].tolist() == [1, 2]
     assert unpack(msgpack.packb({b"nd": False, b"type": "<f8", b"data": bytes(8)}))[0].shape == ()
 
 
 @pytest.mark.parametrize("marker", ["__ModalityConfig_class__", "__ModalityConfig__"])
-def test_modalities_are_read_as_text_and_as_objects(marker: str) -> None:
+def test_unpack__reads_modalities_as_text_and_as_objects(marker: str) -> None:
     content = {"delta_indices": [0], "modality_keys": ["front"]}
     for written in ({"as_json": content}, {"as_json": json.dumps(content)}, {"as_dict": content}):
         assert unpack(msgpack.packb({"video": {marker: True, **written}}))[0] == {"video": content}
@@ -126,14 +124,14 @@ def test_modalities_are_read_as_text_and_as_objects(marker: str) -> None:
     assert modality_config(content, as_text=False) == {"__ModalityConfig_class__": True, "as_json": content}
 
 
-def test_servers_that_call_modalities_anew_write_arrays_anew() -> None:
-    """Isaac-GR00T changed both at once, and a modality configuration is all that a client sees before it
-    sends arrays."""
+def test_unpack__modality_marker_decides_the_array_encoding() -> None:
+    """Isaac-GR00T changed both at once, and a client receives only a modality configuration before it sends
+    arrays."""
     for marker, encoding in (("__ModalityConfig__", "nd"), ("__ModalityConfig_class__", "npy")):
         assert unpack(msgpack.packb({"video": {marker: True, "as_json": {}}}))[1] == encoding
 
 
-# --- what is refused ----------------------------------------------------------------------------------------
+# --- invalid messages ---------------------------------------------------------------------------------------
 
 
 def npy_file(descr: Any, shape: Any, data: bytes = b"", version: tuple[int, int] = (1, 0)) -> dict[str, Any]:
@@ -146,7 +144,7 @@ def npy_file(descr: Any, shape: Any, data: bytes = b"", version: tuple[int, int]
 
 
 class Bomb:
-    """Unpickling it would fail the test."""
+    """Fails the test when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return (pytest.fail, ("a pickle was read",))
@@ -249,12 +247,12 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_an_array_that_is_not_read(case: str) -> None:
+def test_unpack__refuses_an_invalid_array(case: str) -> None:
     table, reason = REFUSED[case]
     tracemalloc.start()
     with pytest.raises(WireError, match=reason):
         unpack(msgpack.packb({"a": table}))
-    assert tracemalloc.get_traced_memory()[1] < 2e6  # whatever size it claims
+    assert tracemalloc.get_traced_memory()[1] < 2e6  # independent of the claimed size
     tracemalloc.stop()
 
 
@@ -283,13 +281,13 @@ def test_an_array_that_is_not_read(case: str) -> None:
         "number as key",
     ],
 )
-def test_bytes_that_are_no_message(message: bytes) -> None:
+def test_unpack__refuses_bytes_that_are_not_a_message(message: bytes) -> None:
     with pytest.raises(WireError, match=rf"^{len(message):,} bytes that are no msgpack message"):
         unpack(message)
 
 
 def refusal(message: bytes) -> str:
-    """Why it is refused; empty where it is not."""
+    """The error message of a refused message; empty for a valid one."""
     try:
         unpack(message)
     except WireError as error:
@@ -299,13 +297,13 @@ def refusal(message: bytes) -> str:
 
 @settings(max_examples=300)
 @given(st.binary(max_size=60))
-def test_any_bytes_are_read_or_refused(message: bytes) -> None:
+def test_unpack__any_bytes_are_read_or_refused(message: bytes) -> None:
     assert "\n" not in refusal(message)
 
 
 @settings(max_examples=200)
 @given(st.data())
-def test_a_message_with_wrong_bytes_is_read_or_refused(data: st.DataObject) -> None:
+def test_unpack__corrupted_message_is_read_or_refused(data: st.DataObject) -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     message = bytearray(pack({"endpoint": "get_action", "a": array}, data.draw(st.sampled_from(ENCODINGS))))  # type: ignore[arg-type]
     for _ in range(data.draw(st.integers(1, 4))):
@@ -313,7 +311,7 @@ def test_a_message_with_wrong_bytes_is_read_or_refused(data: st.DataObject) -> N
     assert "\n" not in refusal(bytes(message))
 
 
-def test_messages_have_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_max_message_bytes__limits_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert wire.MAX_MESSAGE_BYTES == 33_554_432
     monkeypatch.setattr(wire, "MAX_MESSAGE_BYTES", 1000)
     assert unpack(pack(np.zeros(900, np.uint8), "nd"))[0].shape == (900,)
@@ -329,13 +327,13 @@ def test_messages_have_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     [np.array([None]), np.array(["a"]), np.zeros(1, "<c8"), object(), {1, 2}, 1 << 70],
     ids=["objects", "text", "complex", "object", "set", "huge"],
 )
-def test_what_cannot_be_written_is_named(encoding: Any, value: Any) -> None:
+def test_pack__refuses_unsupported_values(encoding: Any, value: Any) -> None:
     with pytest.raises(WireError):
         pack({"a": value}, encoding)
 
 
-def test_a_large_image_costs_little() -> None:
-    """8 MiB there and back; a loop over its bytes would take seconds."""
+def test_pack__large_image_is_fast() -> None:
+    """8 MiB in both directions; a loop over the bytes would take seconds."""
     image = np.random.default_rng(0).integers(0, 255, (4, 1024, 2048), dtype=np.uint8)
     start = time.thread_time()
     for encoding in ENCODINGS:
@@ -343,7 +341,7 @@ def test_a_large_image_costs_little() -> None:
     assert time.thread_time() - start < 2.0
 
 
-def test_one_line_of_a_traceback_is_its_error() -> None:
+def test_one_line__keeps_the_error_of_a_traceback() -> None:
     assert (
         one_line("Traceback (most recent call last):\n  File x\nValueError: no state\n\n")
         == "ValueError: no state"

@@ -1,4 +1,4 @@
-"""The units of the robot's own software, and the two control modes of the arm."""
+"""Units of the robot's own software, and the two control modes of the arm."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from residual_rl.tasks.so101_paper.hardware_units import HARDWARE
 # --- units --------------------------------------------------------------------------------------------------
 
 
-def test_degrees_and_percent_by_hand() -> None:
-    """The gripper goes from -0.174533 rad (closed, 0 %) to 1.74533 rad (open, 100 %)."""
+def test_hardware_units__match_degrees_and_percent_worked_out_by_hand() -> None:
+    """The gripper moves from -0.174533 rad (closed, 0 %) to 1.74533 rad (open, 100 %)."""
     angles = torch.tensor(
         [[math.pi / 2, -math.pi / 4, 0.0, math.pi, -1.0, -0.174533], [0.0, 0.0, 0.0, 0.0, 0.0, 1.74533]]
     )
@@ -27,15 +27,15 @@ def test_degrees_and_percent_by_hand() -> None:
     assert middle[5].item() == pytest.approx(0.5 * (1.74533 - 0.174533))
 
 
-def test_there_and_back() -> None:
+def test_from_hardware__inverts_to_hardware() -> None:
     angles = torch.rand(50, 6, dtype=torch.float64) * 3 - 1.5
     np.testing.assert_allclose(HARDWARE.from_hardware(HARDWARE.to_hardware(angles)), angles, atol=1e-12)
 
 
-def test_a_joint_out_of_range_is_named() -> None:
+def test_hardware_units_check__names_the_joint_that_is_out_of_range() -> None:
     values = torch.zeros(5, 6)
     values[3, 2] = 97.5  # elbow_flex reaches 1.69 rad, 96.8 degrees
-    HARDWARE.check(values, "it")  # within a degree of it
+    HARDWARE.check(values, "it")  # within the tolerance of a degree
     values[3, 2] = 99.0
     with pytest.raises(
         ConfigError,
@@ -48,7 +48,7 @@ def test_a_joint_out_of_range_is_named() -> None:
     assert HARDWARE.clip(values)[3, 2].item() == pytest.approx(96.83, abs=0.01)
 
 
-def test_joints_are_found_by_name() -> None:
+def test_joint_index__finds_joints_by_name() -> None:
     names = [f"{name}.pos" for name in reversed(HARDWARE.joint_names)]
     assert joint_index(HARDWARE, names).tolist() == [5, 4, 3, 2, 1, 0]
     with pytest.raises(ConfigError, match=r"joint\(s\) wrist_roll missing; there are shoulder_pan"):
@@ -58,7 +58,7 @@ def test_joints_are_found_by_name() -> None:
 # --- control modes ------------------------------------------------------------------------------------------
 
 
-def test_an_absolute_action_spans_each_joints_range() -> None:
+def test_joint_target__action_spans_the_range_of_each_joint() -> None:
     env = make_vec_env(
         "so101-paper",
         2,
@@ -78,7 +78,7 @@ def test_an_absolute_action_spans_each_joints_range() -> None:
     np.testing.assert_allclose(env.action_unit[:2], [1.91986, 1.74533], atol=1e-5)
 
 
-def test_an_absolute_target_is_approached_no_faster_than_allowed() -> None:
+def test_max_target_step__limits_the_change_of_an_absolute_target() -> None:
     env = make_vec_env("so101-paper", 1, num_threads=1, control_mode="joint_target")
     obs, _ = env.reset(seed=5)
     start = obs["joint_target"]
@@ -91,17 +91,17 @@ def test_an_absolute_target_is_approached_no_faster_than_allowed() -> None:
 
 
 @pytest.mark.parametrize("mode", ["joint_delta", "joint_target"])
-def test_targets_and_actions_are_each_others_inverse(mode: str) -> None:
+def test_actions_to_targets__inverts_targets_to_actions(mode: str) -> None:
     env = make_vec_env("so101-paper", 3, num_threads=1, control_mode=mode)
     obs, _ = env.reset(seed=5)
     steps = 0.02 * (2 * torch.rand(3, 8, 6, dtype=torch.float64) - 1)
-    steps[..., 5] = steps[..., 5].abs()  # the gripper begins at its limit
+    steps[..., 5] = steps[..., 5].abs()  # the gripper starts at its limit
     targets = obs["joint_target"].double()[:, None] + steps.cumsum(1)
     actions = env.targets_to_actions(targets, obs)
     np.testing.assert_allclose(env.actions_to_targets(actions, obs), targets, atol=1e-6)
 
 
-def test_a_way_that_is_too_long_for_one_delta_is_caught_up() -> None:
+def test_targets_to_actions__spreads_a_large_change_over_several_steps() -> None:
     env = make_vec_env("so101-paper", 1, num_threads=1)
     obs, _ = env.reset(seed=5)
     targets = (obs["joint_target"].double() + torch.tensor([0.05, 0.0, 0.0, 0.0, 0.0, 0.0]))[:, None].expand(
@@ -110,10 +110,10 @@ def test_a_way_that_is_too_long_for_one_delta_is_caught_up() -> None:
     np.testing.assert_allclose(env.targets_to_actions(targets, obs)[0, :, 0], [1.0, 1.0, 0.5, 0.0], atol=1e-5)
 
 
-# --- starting an episode as it was drawn --------------------------------------------------------------------
+# --- draws of an episode ------------------------------------------------------------------------------------
 
 
-def test_an_episode_starts_with_given_draws() -> None:
+def test_reset__starts_an_episode_from_given_draws() -> None:
     env = make_vec_env("so101-paper", 2, num_threads=1)
     first, _ = env.reset(seed=[11, 12])
     drawn = env.episode
@@ -126,7 +126,7 @@ def test_an_episode_starts_with_given_draws() -> None:
     assert not torch.equal(moved["sheet_pose"], first["sheet_pose"])
 
 
-def test_draws_that_do_not_fit_are_named() -> None:
+def test_reset__invalid_draws_are_errors() -> None:
     env = make_vec_env("so101-paper", 2, num_threads=1)
     with pytest.raises(
         UnknownNameError, match="unknown draw of an episode 'start_yow'; did you mean 'start_yaw'"

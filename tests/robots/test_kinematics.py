@@ -1,5 +1,5 @@
-"""Kinematics in torch: against measured figures, MuJoCo, SciPy, finite differences, and an arm worked out by
-hand."""
+"""Kinematics in torch, compared with recorded poses, MuJoCo, SciPy, finite differences, and an arm worked out
+by hand."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def arm() -> KinematicChain:
 
 
 @given(st.tuples(st.floats(-10, 10), st.floats(-1.5, 1.5), st.floats(-10, 10)))
-def test_matrices_are_those_of_scipy(angles: tuple[float, float, float]) -> None:
+def test_matrix_from_quaternion__equals_scipy(angles: tuple[float, float, float]) -> None:
     rotation = Rotation.from_euler("ZYX", angles)
     x, y, z, w = rotation.as_quat()
     quat = torch.tensor([w, x, y, z], dtype=torch.float64)
@@ -46,8 +46,8 @@ def test_matrices_are_those_of_scipy(angles: tuple[float, float, float]) -> None
     np.testing.assert_allclose(full[3], [0, 0, 0, 1])
 
 
-def test_agrees_with_measured_figures(arm: KinematicChain) -> None:
-    """All poses in one batch. The jaw does not move the site: its column of the measured Jacobian is zero."""
+def test_kinematic_chain__agrees_with_recorded_poses_and_jacobians(arm: KinematicChain) -> None:
+    """All poses in one batch. The jaw does not move the site, so its column of the Jacobian is zero."""
     assert arm.num_joints == 5
     frames, tool = arm.forward(torch.tensor([case["qpos"][:5] for case in CASES], dtype=torch.float64))
     linear, _ = arm.jacobian(frames, tool)
@@ -60,7 +60,7 @@ def test_agrees_with_measured_figures(arm: KinematicChain) -> None:
     assert (found * expected.inv()).magnitude().max() < 1e-4
 
 
-def test_agrees_with_mujoco_in_the_scene() -> None:
+def test_from_mujoco__agrees_with_mujoco_in_the_scene() -> None:
     model = build_scene()
     chain = KinematicChain.from_mujoco(model, EE_SITE)
     data, generator = mujoco.MjData(model), np.random.default_rng(0)
@@ -80,8 +80,8 @@ def test_agrees_with_mujoco_in_the_scene() -> None:
         np.testing.assert_allclose(angular[i], expected[1, :, :5], atol=1e-12)
 
 
-def test_a_planar_arm_by_hand() -> None:
-    """Two links of 1 m and 0.5 m that turn about z."""
+def test_kinematic_chain__matches_a_planar_arm_worked_out_by_hand() -> None:
+    """Two links of 1 m and 0.5 m that rotate about z."""
     along = transform(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1.0, 0.0, 0.0, 0.0]))
     tool = transform(torch.tensor([0.5, 0.0, 0.0]), torch.tensor([1.0, 0.0, 0.0, 0.0]))
     chain = KinematicChain(torch.stack([torch.eye(4), along]), torch.tensor([[0.0, 0, 1], [0, 0, 1]]), tool)
@@ -98,7 +98,7 @@ def test_a_planar_arm_by_hand() -> None:
     np.testing.assert_allclose(angular, [[[0, 0], [0, 0], [1, 1]]] * 4, atol=1e-6)
 
 
-def test_jacobian_is_the_derivative_of_forward(arm: KinematicChain) -> None:
+def test_kinematic_chain_jacobian__is_the_derivative_of_forward(arm: KinematicChain) -> None:
     generator = np.random.default_rng(1)
     q = torch.from_numpy(generator.uniform(-1.5, 1.5, 5))
     derivative = torch.autograd.functional.jacobian(lambda x: arm.forward(x[None])[1][0, :3, 3], q)
@@ -106,7 +106,7 @@ def test_jacobian_is_the_derivative_of_forward(arm: KinematicChain) -> None:
     np.testing.assert_allclose(linear[0], derivative, atol=1e-12)
 
 
-def test_rows_do_not_depend_on_the_batch(arm: KinematicChain) -> None:
+def test_kinematic_chain__rows_do_not_depend_on_the_batch(arm: KinematicChain) -> None:
     q = torch.from_numpy(np.random.default_rng(2).uniform(-1.5, 1.5, (100, 5)))
     frames, tool = arm.forward(q)
     together = (frames, tool, *arm.jacobian(frames, tool))
@@ -131,7 +131,7 @@ def model(kind: str = "hinge", pos: str = "0 0 0") -> mujoco.MjModel:
     return mujoco.MjModel.from_xml_string(MJCF.format(kind=kind, pos=pos))
 
 
-def test_other_branches_are_left_out() -> None:
+def test_from_mujoco__omits_other_branches() -> None:
     chain = KinematicChain.from_mujoco(model(), "tip")
     assert chain.num_joints == 2
     np.testing.assert_allclose(chain.axis, [[0, 0, 1], [0, 1, 0]])
@@ -152,7 +152,9 @@ def test_other_branches_are_left_out() -> None:
         ),
     ],
 )
-def test_models_that_are_no_chain_are_named(built: mujoco.MjModel, site: str, message: str) -> None:
+def test_from_mujoco__model_without_a_chain_is_an_error(
+    built: mujoco.MjModel, site: str, message: str
+) -> None:
     with pytest.raises(ModelError, match=message):
         KinematicChain.from_mujoco(built, site)
 
@@ -167,10 +169,12 @@ ELEMENTS = st.floats(-1, 1)
     hnp.arrays(np.float64, (3, 4), elements=ELEMENTS),
     st.floats(0.01, 1.0),
 )
-def test_damped_least_squares_is_numpys(jacobian: np.ndarray, error: np.ndarray, damping: float) -> None:
+def test_damped_least_squares__equals_numpy_lstsq(
+    jacobian: np.ndarray, error: np.ndarray, damping: float
+) -> None:
     step = damped_least_squares(torch.from_numpy(jacobian), torch.from_numpy(error), damping).numpy()
     for i in range(3):
-        # the same minimum written as ordinary least squares: ‖J x - e‖² + damping² ‖x‖²
+        # The equivalent ordinary least squares problem: ‖J x - e‖² + damping² ‖x‖².
         stacked, target = (
             np.vstack([jacobian[i], damping * np.eye(5)]),
             np.concatenate([error[i], np.zeros(5)]),
@@ -178,7 +182,7 @@ def test_damped_least_squares_is_numpys(jacobian: np.ndarray, error: np.ndarray,
         np.testing.assert_allclose(step[i], np.linalg.lstsq(stacked, target, rcond=None)[0], atol=1e-8)
 
 
-def test_damping_by_hand() -> None:
+def test_damped_least_squares__matches_values_worked_out_by_hand() -> None:
     jacobian = torch.tensor([[[2.0, 0.0], [0.0, 0.0]]])
     # along x: 2 · 1 / (4 + 1); along y the arm cannot move
     np.testing.assert_allclose(
@@ -189,7 +193,7 @@ def test_damping_by_hand() -> None:
     )
 
 
-def test_little_damping_reaches_the_target(arm: KinematicChain) -> None:
+def test_damped_least_squares__reaches_the_target_with_little_damping(arm: KinematicChain) -> None:
     q = torch.tensor([[0.1, -0.4, 0.4, 1.2, 0.0]], dtype=torch.float64)
     target = torch.tensor([[0.22, 0.05, 0.06]], dtype=torch.float64)
     for _ in range(30):
@@ -199,8 +203,8 @@ def test_little_damping_reaches_the_target(arm: KinematicChain) -> None:
 
 
 def chain_urdf(*kinds: str, end: str = "") -> str:
-    """A robot of links l0, l1, … with joints of these types; its meshes are not on disk, and its limits are
-    odd."""
+    """A URDF with links l0, l1, … and joints of the given types; its meshes do not exist, and its limits are
+    invalid."""
     mesh = '<visual><geometry><mesh filename="package://nowhere/part.dae"/></geometry></visual>'
     links = "".join(
         f'<link name="l{i}">{mesh}{mesh.replace("visual", "collision")}</link>' for i in range(len(kinds) + 1)
@@ -221,9 +225,8 @@ def euler_frame(xyz: tuple[float, float, float], rpy: tuple[float, float, float]
     return matrix
 
 
-def test_from_urdf__product_of_transforms() -> None:
-    """Fixed joints are folded into the offsets, and a branch with a joint that MuJoCo cannot parse is left
-    out."""
+def test_from_urdf__equals_the_product_of_transforms() -> None:
+    """Fixed joints are merged into the offsets, and a branch with an unsupported joint is omitted."""
     branch = (
         '<link name="side"/><joint name="odd" type="floating"><parent link="l1"/><child link="side"/></joint>'
     )
@@ -245,7 +248,7 @@ def test_from_urdf__product_of_transforms() -> None:
     frames, tool = chain.forward(positions)
     np.testing.assert_allclose(tool[0], expected, atol=1e-12)
 
-    # The Jacobian against differences.
+    # Compare the Jacobian with finite differences.
     linear, angular = chain.jacobian(frames, tool)
     for joint in range(3):
         step = torch.zeros_like(positions)
@@ -265,6 +268,6 @@ def test_from_urdf__product_of_transforms() -> None:
         (chain_urdf("floating"), "l1", "MuJoCo cannot parse the URDF: .*free joint"),
     ],
 )
-def test_from_urdf__errors(text: str, link: str, message: str) -> None:
+def test_from_urdf__invalid_model_is_an_error(text: str, link: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         KinematicChain.from_urdf(text, link)

@@ -1,4 +1,4 @@
-"""Sweeps as subprocesses of this machine and with Ray: killed, resumed, interrupted by Ctrl-C, terminated."""
+"""Sweeps as subprocesses and with Ray: killed, resumed, interrupted by Ctrl-C, terminated."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def step(run: RunFolder) -> int:
 
 
 def trial_pid(run: RunFolder) -> int:
-    """The process that holds the run folder."""
+    """The process that has locked the run folder."""
     return int((run.path / ".lock").read_text().split()[1])
 
 
 @pytest.mark.slow
 def test_run_trials__killed_then_resumed_then_interrupted(tmp_path: Path, executor: list[str]) -> None:
-    """Two trials, one of a few hundred steps and one of hours; the sweep is killed once the short one has
+    """Two trials, one of a few hundred steps and one of hours. The sweep is killed after the short one has
     finished."""
     out, log = tmp_path / "sweep", tmp_path / "log"
     flags = ["--grid", "total_timesteps=256,10000000", "--seeds", "1", "--n-episodes", "4", *executor]

@@ -53,12 +53,12 @@ TRAIN = (
 )
 
 
-def a_sweep(**values: Any) -> SweepCfg:
+def make_sweep(**values: Any) -> SweepCfg:
     return SweepCfg("so101-paper", **{"train": TRAIN, "n_episodes": 4, "seeds": (1,), **values})
 
 
-def a_trial(folder: Path, steps: int = 64, **values: Any) -> Trial:
-    sweep = a_sweep(train=(*TRAIN, "--total-timesteps", str(steps)), **values)
+def make_trial(folder: Path, steps: int = 64, **values: Any) -> Trial:
+    sweep = make_sweep(train=(*TRAIN, "--total-timesteps", str(steps)), **values)
     cfg, _ = train_command.parse("so101-paper", sweep.train)
     (trial,) = make_trials(sweep, cfg, folder)
     return trial
@@ -67,7 +67,7 @@ def a_trial(folder: Path, steps: int = 64, **values: Any) -> Trial:
 # --- the grid -----------------------------------------------------------------------------------------------
 
 
-def test_a_grid_of_settings_of_every_part() -> None:
+def test_parse_grid__accepts_settings_of_every_part() -> None:
     grid = parse_grid(
         ["residual-scale=0.1,0.3", "gamma=0.97", "hidden_sizes=64 64,128 128", "damping=0.1", "num_envs=8"],
         CFG,
@@ -82,7 +82,7 @@ def test_a_grid_of_settings_of_every_part() -> None:
 
 
 @pytest.mark.parametrize(
-    ("entries", "error", "said"),
+    ("entries", "error", "message"),
     [
         (
             ["residual_skale=0.1"],
@@ -101,8 +101,8 @@ def test_a_grid_of_settings_of_every_part() -> None:
             ConfigError,
             "--grid gamma=0.9,residual_scale=3: residual_scale must be from 0 to 2",
         ),
-        (["alpha=0.1", "residual_scale=0.2"], ConfigError, "--grid names residual_scale twice"),
-        (["learner=sac,td3"], ConfigError, "--grid cannot hold learner: a sweep has one"),
+        (["alpha=0.1", "residual_scale=0.2"], ConfigError, "--grid has residual_scale twice"),
+        (["learner=sac,td3"], ConfigError, "--grid cannot have learner: a sweep has one"),
         (["num_envs=1.5"], ConfigError, "--grid num_envs=1.5: '1.5' is not a whole number"),
         (["chunk=step,hole"], ConfigError, "'hole' is not one of step, whole"),
         (
@@ -113,20 +113,20 @@ def test_a_grid_of_settings_of_every_part() -> None:
         (["gamma"], ConfigError, "--grid 'gamma' is not of the form SETTING=VALUE,VALUE,…"),
         (["gamma=0.9,"], ConfigError, "is not of the form"),
         (["gamma=0.9,0.90"], ConfigError, "--grid gamma has the value 0.9 twice"),
-        (["gamma=0.9", "gamma=0.8"], ConfigError, "--grid names gamma twice"),
-        (["seed=1,2"], ConfigError, "--grid cannot hold seed: the seeds are those of --seeds"),
+        (["gamma=0.9", "gamma=0.8"], ConfigError, "--grid has gamma twice"),
+        (["seed=1,2"], ConfigError, "--grid cannot have seed: the seeds are those of --seeds"),
     ],
 )
-def test_what_a_grid_refuses(entries: list[str], error: type[Exception], said: str) -> None:
+def test_parse_grid__invalid_entry_is_named(entries: list[str], error: type[Exception], message: str) -> None:
     with pytest.raises(error) as caught:
-        make_trials(a_sweep(grid=parse_grid(entries, CFG)), CFG, Path())
-    assert said in str(caught.value)
+        make_trials(make_sweep(grid=parse_grid(entries, CFG)), CFG, Path())
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_trials_are_points_times_seeds_and_their_flags_mean_what_the_grid_says(tmp_path: Path) -> None:
+def test_make_trials__one_per_point_and_seed_with_the_settings_of_the_grid(tmp_path: Path) -> None:
     entries = ["residual_scale=0.1,0.3", "hidden_sizes=16 16", "normalize_reward=False", "damping=0.2"]
-    sweep = a_sweep(
+    sweep = make_sweep(
         grid=parse_grid(entries, CFG), seeds=(4, 5), train=("--total-timesteps", "4096"), cpus_per_trial=2
     )
     cfg, _ = train_command.parse("so101-paper", sweep.train)
@@ -153,42 +153,42 @@ def test_trials_are_points_times_seeds_and_their_flags_mean_what_the_grid_says(t
     assert Trial.from_json(trials[2].to_json()) == trials[2]
 
 
-def test_a_sweep_without_a_grid_has_one_point(tmp_path: Path) -> None:
-    assert [trial.name for trial in make_trials(a_sweep(seeds=(1, 2)), CFG, tmp_path)] == [
+def test_make_trials__without_a_grid_there_is_one_point(tmp_path: Path) -> None:
+    assert [trial.name for trial in make_trials(make_sweep(seeds=(1, 2)), CFG, tmp_path)] == [
         "default,seed=1",
         "default,seed=2",
     ]
 
 
-def test_settings_that_do_not_fit_together_are_said_before_anything_starts(tmp_path: Path) -> None:
+def test_sweep_cfg__invalid_settings_raise(tmp_path: Path) -> None:
     cfg = replace_fields(CFG, {"residual_scale_start": 0.1})
     assert parse_grid(["total_timesteps=1"], cfg) == {"total_timesteps": ("1",)}
     assert parse_grid(["alpha=0.1", "n-envs=4"], cfg) == {"residual_scale": ("0.1",), "num_envs": ("4",)}
     with pytest.raises(ConfigError, match="seeds must be one or more different values"):
-        a_sweep(seeds=(1, 1))
+        make_sweep(seeds=(1, 1))
     with pytest.raises(ConfigError, match="cpus_per_trial must be at least 1, not 0"):
-        a_sweep(cpus_per_trial=0)
+        make_sweep(cpus_per_trial=0)
 
 
-def test_values_that_fit_only_together_are_a_grid(tmp_path: Path) -> None:
-    """One critic does not go with the default of two in the target."""
+def test_make_trials__validates_combinations_of_values(tmp_path: Path) -> None:
+    """One critic is incompatible with the default of two critics in the target."""
     cfg = TrainCfg.default("so101-paper", learner_id="sac")
     grid = parse_grid(["num_critics=1", "num_target_critics=1,2"], cfg)
     with pytest.raises(
         ConfigError,
         match=r"--grid num_critics=1,num_target_critics=2: num_target_critics must be at most num_critics",
     ):
-        make_trials(a_sweep(grid=grid), cfg, tmp_path)
+        make_trials(make_sweep(grid=grid), cfg, tmp_path)
     grid = parse_grid(["num_critics=1", "num_target_critics=1"], cfg)
-    assert [trial.point for trial in make_trials(a_sweep(grid=grid), cfg, tmp_path)] == [
+    assert [trial.point for trial in make_trials(make_sweep(grid=grid), cfg, tmp_path)] == [
         "num_critics=1,num_target_critics=1"
     ]
 
 
-def test_long_points_have_folders_that_a_file_system_takes(tmp_path: Path) -> None:
+def test_make_trials__long_points_get_short_folder_names(tmp_path: Path) -> None:
     cfg = TrainCfg.default("so101-paper", learner_id="sac")
     grid = parse_grid([f"demos=/data/{'ä' * 150}/1.h5,/data/{'ä' * 150}/2.h5", "demo_share=0.5"], cfg)
-    trials = make_trials(a_sweep(grid=grid, seeds=(1, 2)), cfg, tmp_path)
+    trials = make_trials(make_sweep(grid=grid, seeds=(1, 2)), cfg, tmp_path)
     names = [trial.name for trial in trials]
     assert len(set(names)) == 4
     assert names[0].startswith("demos=xdatax")
@@ -199,13 +199,13 @@ def test_long_points_have_folders_that_a_file_system_takes(tmp_path: Path) -> No
     trials[0].failure_file.touch()
 
 
-def test_what_flags_of_all_trials_cannot_say() -> None:
-    for flag, said in (
+def test_check_train_flags__flags_that_the_sweep_sets_raise() -> None:
+    for flag, message in (
         ("--seed", "give --seeds instead"),
-        ("--output_dir=x", "no flag of a sweep's trials"),
+        ("--output_dir=x", "no flag for the trials of a sweep"),
         ("--quick", "a whole training"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             check_train_flags([flag], {})
     with pytest.raises(ConfigError, match="gamma is in --grid and a flag of all trials"):
         check_train_flags(["--gamma", "0.9"], {"gamma": ("0.97",)})
@@ -219,7 +219,7 @@ def test_what_flags_of_all_trials_cannot_say() -> None:
     check_train_flags(["--alpha", "0.3"], {"gamma": ("0.97",)}, CFG)
 
 
-def test_the_command_refuses_before_it_starts_anything(
+def test_sweep__wrong_arguments_leave_no_folder(
     fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "sweep"
@@ -230,15 +230,15 @@ def test_the_command_refuses_before_it_starts_anything(
     assert "give --seeds instead" in fails(*start, "--seed", "3")
     assert "unknown task 'so101'" in fails("sweep", "so101")
     assert "sweep needs a task id" in fails("sweep", "--seeds", "3")
-    assert "holds no sweep to go on with" in fails("sweep", "--resume", out)
+    assert "contains no sweep to resume" in fails("sweep", "--resume", out)
     assert not out.exists()
     monkeypatch.setitem(sys.modules, "ray", None)
-    said = fails(*start, "--grid", "residual_scale=0.1", "--ray-address", "auto")
-    assert "install it with `pip install 'residual-rl[ray]'`" in said
+    message = fails(*start, "--grid", "residual_scale=0.1", "--ray-address", "auto")
+    assert "install it with `pip install 'residual-rl[ray]'`" in message
     assert not out.exists()
 
 
-# --- the trials' processes ----------------------------------------------------------------------------------
+# --- processes of the trials --------------------------------------------------------------------------------
 
 
 def until(process: TrialProcess, *states: str, seconds: float = 180.0) -> TrialProgress:
@@ -249,8 +249,8 @@ def until(process: TrialProcess, *states: str, seconds: float = 180.0) -> TrialP
 
 
 @pytest.mark.slow
-def test_a_trial_that_is_stopped_goes_on_from_its_checkpoint_and_is_evaluated(tmp_path: Path) -> None:
-    trial = a_trial(tmp_path, steps=100_000)
+def test_trial_process__stopped_trial_resumes_and_is_evaluated(tmp_path: Path) -> None:
+    trial = make_trial(tmp_path, steps=100_000)
     assert state_of(trial) == "waiting"
     process = TrialProcess(trial)
     end = time.monotonic() + 180.0
@@ -262,7 +262,7 @@ def test_a_trial_that_is_stopped_goes_on_from_its_checkpoint_and_is_evaluated(tm
     stopped_at = json.loads(trial.run.summary_file.read_text())["steps"]
     assert stopped_at >= 64
     config = json.loads(trial.run.config_file.read_text())
-    config["run"]["total_timesteps"] = stopped_at + 32  # so that it need not go on for long
+    config["run"]["total_timesteps"] = stopped_at + 32  # so that it ends soon
     trial.run.config_file.write_text(json.dumps(config))
 
     assert next_command(trial) == ["train", "--resume", str(trial.run.path)]
@@ -292,8 +292,8 @@ def test_a_trial_that_is_stopped_goes_on_from_its_checkpoint_and_is_evaluated(tm
 
 
 @pytest.mark.slow
-def test_a_trial_that_fails_tells_why(tmp_path: Path) -> None:
-    trial = dataclasses.replace(a_trial(tmp_path), train=("so101-paper", "--num-envs", "0"))
+def test_trial_process__failed_trial_has_a_reason(tmp_path: Path) -> None:
+    trial = dataclasses.replace(make_trial(tmp_path), train=("so101-paper", "--num-envs", "0"))
     progress = until(TrialProcess(trial), "failed", "finished", "interrupted")
     assert progress == TrialProgress("failed", reason="num_envs must be at least 1, not 0")
     assert trial.failure_file.read_text() == "num_envs must be at least 1, not 0\n"
@@ -308,10 +308,10 @@ def ended(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_a_process_of_a_trial_ends_with_its_parent(
+def test_end_with_parent__trial_ends_with_its_parent(
     tmp_path: Path, processes: list[subprocess.Popen[str]]
 ) -> None:
-    """As when Ray's worker is killed: here a parent that starts it and is killed."""
+    """The parent is killed, as a Ray worker can be."""
     script = (
         "import os, subprocess, sys, time\nchild = subprocess.Popen([sys.executable, '-m',"
         " 'residual_rl.cli.trial', str(os.getpid()), *sys.argv[1:]])\nprint(child.pid,"
@@ -337,8 +337,8 @@ def test_a_process_of_a_trial_ends_with_its_parent(
     assert json.loads((run / "training_summary.json").read_text())["signal"] == signal.SIGTERM  # it has saved
 
 
-def test_a_run_folder_without_a_checkpoint_is_begun_anew(tmp_path: Path) -> None:
-    trial = a_trial(tmp_path)
+def test_next_command__run_without_a_checkpoint_starts_again(tmp_path: Path) -> None:
+    trial = make_trial(tmp_path)
     trial.run.path.mkdir(parents=True)
     trial.run.config_file.write_text("{}")
     assert state_of(trial) == "interrupted"
@@ -346,8 +346,8 @@ def test_a_run_folder_without_a_checkpoint_is_begun_anew(tmp_path: Path) -> None
     assert not trial.run.path.exists()
 
 
-def test_the_figures_of_a_run_that_is_being_written(tmp_path: Path) -> None:
-    trial = a_trial(tmp_path)
+def test_trial_metrics__reads_an_incomplete_file(tmp_path: Path) -> None:
+    trial = make_trial(tmp_path)
     assert trial_metrics(trial) == {}
     trial.run.path.mkdir(parents=True)
     rows = [
@@ -366,46 +366,47 @@ def outcomes(*seeds: list[int]) -> dict[int, dict[int, float]]:
     return {i: {100 + k: float(value) for k, value in enumerate(values)} for i, values in enumerate(seeds, 1)}
 
 
-def test_success_keeps_wilsons_width_where_every_episode_succeeds() -> None:
+def test_success_of__has_wilsons_width_if_every_episode_succeeds() -> None:
     summary = success_of(outcomes([1] * 50, [1] * 50))
     wilson = proportion([1.0] * 100)
     assert (summary.mean, summary.low, summary.high, summary.n) == (1.0, wilson.low, 1.0, 100)
 
 
-def test_success_is_less_sure_where_seeds_differ() -> None:
-    """Of seeds that succeed always and never the mean of two draws is 0, 1/2 or 1: each end of the interval
-    is among them."""
+def test_success_of__interval_is_wider_if_seeds_differ() -> None:
+    """One seed always succeeds and one never does: the mean of two draws is 0, 1/2 or 1, so the interval is
+    [0, 1]."""
     summary = success_of(outcomes([1] * 100, [0] * 100))
     assert (summary.mean, summary.low, summary.high) == (0.5, 0.0, 1.0)
     same = success_of(outcomes([1, 0] * 50, [1, 0] * 50))
     assert (same.high - same.low) < 0.25  # type: ignore[operator]
 
 
-def test_the_bootstrap_by_hand() -> None:
-    """Two seeds that fail in the first of two episodes, one of which solves the second: of the values [[0,
-    0], [0, 1]] a draw takes r of two rows and c of two columns of the one that is 1, and has the mean r·c /
-    4. P(r = 2) = 1/4, so P(1) = 1/16, P(1/2) = 4/16, P(1/4) = 4/16 and P(0) = 7/16; the 2.5 % and 97.5 %
-       points are 0 and 1."""
+def test_bootstrap__matches_values_worked_out_by_hand() -> None:
+    """Two seeds and two episodes with the outcomes [[0, 0], [0, 1]].
+
+    A draw that contains the row of the 1 r times and its column c times has the mean r·c / 4. With
+    P(r = 2) = 1/4: P(1) = 1/16, P(1/2) = 4/16, P(1/4) = 4/16 and P(0) = 7/16. The 2.5 % and 97.5 % points are
+    0 and 1.
+    """
     values = np.array([[0.0, 0.0], [0.0, 1.0]])
     assert _bootstrap(values) == (0.0, 1.0)
-    # [[0, 0, 0], [0, 0, 1]]: a mean of 1 takes both rows and all three columns, (1/4)·(1/27) < 2.5 %; the
-    # next is 2·2 / 6 = 2/3,
-    # (1/4)·(6/27) = 5.6 %
+    # [[0, 0, 0], [0, 0, 1]]: a mean of 1 needs r = 2 and c = 3, (1/4)·(1/27) < 2.5 %. The next mean is
+    # 2·2 / 6 = 2/3, (1/4)·(6/27) = 5.6 %.
     assert _bootstrap(np.array([[0.0] * 3, [0.0, 0.0, 1.0]])) == (0.0, pytest.approx(2 / 3))
 
 
-def test_the_bootstrap_of_one_seed_has_the_binomial_spread() -> None:
+def test_bootstrap__one_seed_has_the_binomial_spread() -> None:
     values = [1] * 70 + [0] * 30
     summary = success_of(outcomes(values))
     assert summary.low == pytest.approx(0.70 - 1.96 * np.sqrt(0.7 * 0.3 / 100), abs=0.011)
     assert summary.low <= proportion(values).low  # type: ignore[operator]
 
 
-def test_a_difference_is_paired_by_seed_and_episode() -> None:
+def test_difference_of__is_paired_by_seed_and_episode() -> None:
     a, b = outcomes([1, 1, 0, 1] * 10), outcomes([1, 0, 0, 1] * 10, [0] * 40)
     difference = difference_of(a, b)
     assert difference is not None
-    assert difference.mean == 0.25  # over the seed that both have
+    assert difference.mean == 0.25  # over the common seed
     flat = [dict(enumerate(x[1].values())) for x in (a, b)]
     plain = paired_difference(flat[0], flat[1], binary=True)
     assert difference.low <= plain.low  # type: ignore[operator]
@@ -415,11 +416,11 @@ def test_a_difference_is_paired_by_seed_and_episode() -> None:
         difference_of(a, {1: {5: 1.0}})
 
 
-def test_points_are_ranked_by_the_lower_end_and_ties_are_marked() -> None:
-    lucky = outcomes([1] * 20)  # all of one seed: Wilson's interval begins at 83.9 %
-    good = outcomes(
-        [1] * 20, [1] * 20, [1] * 19 + [0], [1] * 20, [1] * 20
-    )  # 99 of 100: Wilson's at 94.6 %, the bootstrap's below it
+def test_rank__orders_by_the_lower_end_and_marks_ties() -> None:
+    # One seed, all successes: Wilson's interval starts at 83.9 %.
+    lucky = outcomes([1] * 20)
+    # 99 of 100: Wilson's interval starts at 94.6 %, that of the bootstrap below.
+    good = outcomes([1] * 20, [1] * 20, [1] * 19 + [0], [1] * 20, [1] * 20)
     bad = outcomes([1] * 5 + [0] * 15, [1] * 4 + [0] * 16)
     first, second, third = rank({"bad": bad, "lucky": lucky, "good": good})
     assert [r.point for r in (first, second, third)] == ["good", "lucky", "bad"]
@@ -436,7 +437,7 @@ def test_points_are_ranked_by_the_lower_end_and_ties_are_marked() -> None:
 
 
 def finish(trial: Trial, values: list[int]) -> None:
-    """Make its run folder as a trained and evaluated run leaves it, as far as reports look."""
+    """Create the run folder of a trained and evaluated trial, with the files that reports read."""
     first, count = trial.eval_seeds
     trial.run.path.mkdir(parents=True)
     write_json(trial.run.config_file, {})
@@ -453,8 +454,10 @@ def finish(trial: Trial, values: list[int]) -> None:
     trial.run.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_the_report_ranks_what_has_finished_and_names_the_rest(tmp_path: Path) -> None:
-    sweep = a_sweep(grid={"residual_scale": ("0.1", "0.3", "0.6"), "hidden_sizes": ("8 8",)}, n_episodes=20)
+def test_write_report__ranks_finished_trials_and_lists_the_others(tmp_path: Path) -> None:
+    sweep = make_sweep(
+        grid={"residual_scale": ("0.1", "0.3", "0.6"), "hidden_sizes": ("8 8",)}, n_episodes=20
+    )
     best, worse, failed = trials = make_trials(sweep, CFG, tmp_path)
     finish(best, [1] * 20)
     finish(worse, [1] * 5 + [0] * 15)
@@ -491,11 +494,11 @@ def test_the_report_ranks_what_has_finished_and_names_the_rest(tmp_path: Path) -
     console = Console(width=200, record=True)
     console.print(ranking_table(report))
     assert "−75.0 pp" in console.export_text()
-    assert make_report(a_sweep(), make_trials(a_sweep(), CFG, tmp_path / "none"))["ranking"] == []
+    assert make_report(make_sweep(), make_trials(make_sweep(), CFG, tmp_path / "none"))["ranking"] == []
 
 
-def test_the_table_shows_each_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sweep = a_sweep(grid={"residual_scale": ("0.1", "0.3")}, n_episodes=4)
+def test_sweep_table__shows_each_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = make_sweep(grid={"residual_scale": ("0.1", "0.3")}, n_episodes=4)
     done, other = trials = make_trials(sweep, CFG, tmp_path)
     finish(done, [1, 1, 1, 0])
     with SweepTable(trials, Console(width=140)) as table:
@@ -508,11 +511,11 @@ def test_the_table_shows_each_trial(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "residual_scale=0.3,seed=1  running  50,000/250,000  50.0 %  3:20" in capsys.readouterr().out
 
 
-# --- what runs, with Ray left out ---------------------------------------------------------------------------
+# --- the command, without processes -------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_resume_runs_what_is_left_and_failed_ones_only_if_asked(
+def test_resume__runs_unfinished_trials_and_failed_ones_on_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran: list[list[str]] = []
@@ -542,24 +545,24 @@ def test_resume_runs_what_is_left_and_failed_ones_only_if_asked(
         *TRAIN,
     ]
     assert main(["sweep", "so101-paper", *flags]) == 1
-    assert f"Go on with: residual-rl sweep --resume {out}" in capsys.readouterr().out
-    assert read_sweep(out) == a_sweep(grid={"residual_scale": ["0.1", "0.3", "0.6"]}, cwd=os.getcwd())
+    assert f"Resume with: residual-rl sweep --resume {out}" in capsys.readouterr().out
+    assert read_sweep(out) == make_sweep(grid={"residual_scale": ["0.1", "0.3", "0.6"]}, cwd=os.getcwd())
     assert main(["sweep", "--resume", str(out)]) == 1
-    said = capsys.readouterr().out
-    assert "Failed: residual_scale=0.3,seed=1: bad luck" in said
-    assert "2 of 3 trials finished" in said
+    message = capsys.readouterr().out
+    assert "Failed: residual_scale=0.3,seed=1: bad luck" in message
+    assert "2 of 3 trials finished" in message
     assert main(["sweep", "--resume", str(out), "--retry-failed"]) == 0
     assert ran == [
         ["residual_scale=0.1", "residual_scale=0.3", "residual_scale=0.6"],
         ["residual_scale=0.6"],
         ["residual_scale=0.3"],
     ]
-    assert main(["sweep", "--resume", str(out)]) == 0  # nothing is left
+    assert main(["sweep", "--resume", str(out)]) == 0  # all trials are finished
     assert len(ran) == 3
-    assert main(["sweep", "so101-paper", *flags]) == 2  # it is there
+    assert main(["sweep", "so101-paper", *flags]) == 2  # the folder exists
 
 
-def test_a_folder_that_is_no_sweep(tmp_path: Path) -> None:
+def test_read_sweep__folder_without_a_sweep_raises(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", {"task_id": "so101-paper", "residual": {}})
     with pytest.raises(CheckpointError, match="not the configuration of a sweep"):
         read_sweep(tmp_path)

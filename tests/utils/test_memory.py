@@ -1,4 +1,4 @@
-"""Memory that is left: the machine's, or what containers leave of it."""
+"""Free memory of the machine, and limits of containers."""
 
 from __future__ import annotations
 
@@ -42,10 +42,8 @@ def group(name: str, limit: int | str, used: int, cached: int) -> dict[str, str]
         (group("job/step", "max", GIB, 0), 8 * GIB),
         (group("job/step", 4 * GIB, 2 * GIB, GIB), 3 * GIB),  # half of the used memory is cache
         (group("job/step", 64 * GIB, 0, 0), 8 * GIB),
-        (
-            group("job", 3 * GIB, 2 * GIB, 0) | group("job/step", "max", GIB, 0),
-            GIB,
-        ),  # a limit of the group around it
+        # a limit of the parent group
+        (group("job", 3 * GIB, 2 * GIB, 0) | group("job/step", "max", GIB, 0), GIB),
         (group("job/step", GIB, 2 * GIB, 0), 0),
         (group("elsewhere", GIB, GIB, 0), 8 * GIB),
         ({"proc/self/cgroup": "4:memory:/old\n"}, 8 * GIB),

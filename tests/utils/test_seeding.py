@@ -22,7 +22,7 @@ def unsigned(values: torch.Tensor) -> list[int]:
 
 
 def test_splitmix64__gives_the_published_numbers() -> None:
-    # for seed 1234567, as many implementations print them
+    # for seed 1234567, as published with many implementations
     published = [
         6457827717110365317,
         3203168211198807973,
@@ -47,9 +47,8 @@ def test_uniform__depends_on_seed_and_stream_alone(seeds: list[int], stream: int
     assert drawn.dtype == torch.float64
     assert ((drawn >= 0) & (drawn < 1)).all()
     for i, seed in enumerate(seeds):
-        alone = uniform(
-            torch.tensor([seed]), stream, n + 2
-        )  # the first n do not depend on how many are asked for
+        # The first n numbers do not depend on the length.
+        alone = uniform(torch.tensor([seed]), stream, n + 2)
         assert torch.equal(drawn[i], alone[0, :n])
 
 
@@ -63,7 +62,7 @@ def test_uniform__neighbouring_seeds_and_streams_are_unrelated() -> None:
     for column in by_stream.T:
         assert scipy.stats.kstest(column, "uniform").pvalue > 1e-4
     assert len(np.unique(by_stream)) == by_stream.size
-    # a seed's draws are no shifted copy of its neighbour's: counters begin at mixed places
+    # Draws of a seed are not a shifted copy of those of its neighbour: counters start at mixed values.
     long = uniform(torch.arange(2), 0, 1000).numpy()
     assert not np.intersect1d(long[0], long[1]).size
 
@@ -107,4 +106,4 @@ def test_episode_seeds__are_resumed(as_list: bool) -> None:
     expected = seeds.draw(3).tolist()
     other.load_state_dict(state)
     assert other.draw(3).tolist() == expected == ([4, 1, -1] if as_list else [7, 8, 9])
-    assert state["queue"] == ([4, 1] if as_list else None)  # what was saved is not used up
+    assert state["queue"] == ([4, 1] if as_list else None)  # the saved state is unchanged

@@ -22,14 +22,16 @@ from residual_rl.utils.statistics import (
     # Newcombe (1998), "Two-sided confidence intervals for the single proportion", table I, method 3
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
-def test_wilson_interval(successes: int, n: int, low: float, high: float) -> None:
+def test_proportion__matches_published_wilson_intervals(
+    successes: int, n: int, low: float, high: float
+) -> None:
     summary = proportion([True] * successes + [False] * (n - successes))
     assert summary.mean == successes / n
     assert (summary.low, summary.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
     assert summary.n == n
 
 
-def test_wilson_interval_of_all_and_none_ends_at_the_edge() -> None:
+def test_proportion__interval_of_all_and_none_ends_at_the_edge() -> None:
     # n / (n + z²) with z² = 3.841459
     everything = proportion([1.0] * 200)
     assert everything == Summary(1.0, pytest.approx(200 / 203.841459, abs=1e-8), 1.0, 200)
@@ -41,7 +43,7 @@ def test_wilson_interval_of_all_and_none_ends_at_the_edge() -> None:
     ("degrees", "quantile"),
     [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (30, 2.0423), (199, 1.9720)],
 )
-def test_student_t_quantiles(degrees: int, quantile: float) -> None:
+def test_student_t__matches_published_quantiles(degrees: int, quantile: float) -> None:
     assert student_t(degrees) == pytest.approx(quantile, abs=5e-5)
 
 
@@ -71,7 +73,7 @@ def test_proportion__equals_scipys_wilson_interval() -> None:
             )
 
 
-def test_mean_with_t_interval() -> None:
+def test_mean__has_a_t_interval() -> None:
     # mean 3, standard deviation √2.5, standard error √0.5 = 0.707107, t(4) = 2.776445: half 1.963243
     assert mean([1, 2, 3, 4, 5]) == Summary(
         3.0, pytest.approx(1.036757, abs=1e-6), pytest.approx(4.963243, abs=1e-6), 5
@@ -81,13 +83,13 @@ def test_mean_with_t_interval() -> None:
     assert mean([0.5, 0.5, 0.5]).to_json() == {"mean": 0.5, "interval": [0.5, 0.5], "n": 3}
 
 
-def test_summarize_takes_the_interval_that_fits() -> None:
+def test_summarize__chooses_the_interval_by_the_kind_of_values() -> None:
     values = [1.0, 0.0, 1.0, 1.0]
     assert summarize(values, binary=True) == proportion(values)
     assert summarize(values, binary=False) == mean(values)
 
 
-def test_paired_difference_of_outcomes() -> None:
+def test_paired_difference__binary_matches_values_worked_out_by_hand() -> None:
     # both 1, only a 1, only b 7, neither 12: centre -6/23, half z·√(8 + 1 - 36/23)/23 = 0.232357
     cells = [(1, 1)] * 1 + [(1, 0)] * 1 + [(0, 1)] * 7 + [(0, 0)] * 12
     a, b = ({seed: cell[i] for seed, cell in enumerate(cells)} for i in (0, 1))
@@ -101,7 +103,7 @@ def test_paired_difference_of_outcomes() -> None:
     assert (swapped.low, swapped.high) == (pytest.approx(-difference.high), pytest.approx(-difference.low))
 
 
-def test_paired_difference_of_outcomes_that_are_all_alike_keeps_its_width() -> None:
+def test_paired_difference__equal_outcomes_keep_a_width() -> None:
     ones, zeros = dict.fromkeys(range(98), 1), dict.fromkeys(range(98), 0)
     same = paired_difference(ones, ones, binary=True)  # half z·√1 / 100
     assert (same.mean, same.low, same.high) == (
@@ -115,7 +117,7 @@ def test_paired_difference_of_outcomes_that_are_all_alike_keeps_its_width() -> N
     assert (apart.mean, apart.low, apart.high) == (1.0, pytest.approx(0.9462795, abs=1e-6), 1.0)
 
 
-def test_paired_difference_of_figures_is_by_seed_not_by_order() -> None:
+def test_paired_difference__pairs_by_seed_not_by_order() -> None:
     a, b = {1: 1.0, 2: 5.0, 3: 9.0}, {3: 8.0, 2: 3.0, 1: 1.0}
     # differences 0, 2, 1: mean 1, standard error 1/√3, t(2) = 4.302653
     assert paired_difference(a, b) == Summary(
@@ -125,14 +127,14 @@ def test_paired_difference_of_figures_is_by_seed_not_by_order() -> None:
         paired_difference({1: 1.0, 3: 1.0}, {1: 1.0, 4: 1.0})
 
 
-def test_across_runs_takes_the_run_as_the_unit() -> None:
+def test_across_runs__averages_over_runs() -> None:
     runs = [[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
     # means 0.75, 0.5, 1: mean 0.75, standard error 0.25/√3, t(2): half 0.621034, cut at 1
     assert across_runs(runs, binary=True) == Summary(0.75, pytest.approx(0.128966, abs=1e-6), 1.0, 3)
     assert across_runs([[1.0, 3.0]]) == Summary(2.0, None, None, 1)
 
 
-def test_nothing_to_summarize_is_an_error() -> None:
+def test_summarize__no_values_raise() -> None:
     for function, nothing in ((proportion, []), (mean, []), (across_runs, []), (across_runs, [[1.0], []])):
         with pytest.raises(ConfigError, match="no episode ended"):
             function(nothing)  # type: ignore[operator]
@@ -140,6 +142,6 @@ def test_nothing_to_summarize_is_an_error() -> None:
         paired_difference({}, {})
 
 
-def test_outcomes_that_are_no_outcomes_are_an_error() -> None:
+def test_proportion__values_other_than_0_and_1_raise() -> None:
     with pytest.raises(ConfigError, match=r"0 or 1, not 0\.5"):
         proportion([1.0, 0.5])

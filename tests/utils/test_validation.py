@@ -1,4 +1,4 @@
-"""Settings that check themselves: types, choices and bounds from annotations, with one style of message."""
+"""Checked settings: types, choices and bounds from annotations, with one style of message."""
 
 from __future__ import annotations
 

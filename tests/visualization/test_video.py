@@ -1,4 +1,4 @@
-"""Videos: as many frames as were given, of the size given, with captions and gauges where they belong."""
+"""Videos: number and size of frames, panels, captions and gauges."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def decode(path: Path) -> tuple[dict, np.ndarray]:
 
 
 @pytest.mark.parametrize(("height", "width", "even"), [(48, 64, (48, 64)), (49, 63, (50, 64))])
-def test_the_file_holds_the_frames(tmp_path: Path, height: int, width: int, even: tuple[int, int]) -> None:
+def test_write_video__file_contains_all_frames(
+    tmp_path: Path, height: int, width: int, even: tuple[int, int]
+) -> None:
     path = tmp_path / "new" / "video.mp4"
     assert write_video(path, ramp(12, height, width), fps=30) == 12
     meta, frames = decode(path)
@@ -38,13 +40,12 @@ def test_the_file_holds_the_frames(tmp_path: Path, height: int, width: int, even
     assert meta["fps"] == 30
     assert meta["codec"] == "h264"
     assert meta["pix_fmt"].startswith("yuv420p")
-    assert (
-        np.abs(frames.mean((1, 2, 3)) - 20 * np.arange(12)).max() < 3
-    )  # lossy, but every frame in its place
+    # lossy, but all frames are in order
+    assert np.abs(frames.mean((1, 2, 3)) - 20 * np.arange(12)).max() < 3
     assert [p.name for p in path.parent.iterdir()] == ["video.mp4"]
 
 
-def test_a_failure_leaves_the_earlier_video(tmp_path: Path) -> None:
+def test_write_video__keeps_the_earlier_file_after_a_failure(tmp_path: Path) -> None:
     path = tmp_path / "video.mp4"
     write_video(path, ramp(2, 16, 16), fps=10)
     before = path.read_bytes()
@@ -59,7 +60,7 @@ def test_a_failure_leaves_the_earlier_video(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["video.mp4"]
 
 
-def test_a_full_disk_is_told(tmp_path: Path) -> None:
+def test_write_video__full_disk_is_an_error(tmp_path: Path) -> None:
     noise = np.random.default_rng(0)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
@@ -78,7 +79,7 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_frames_that_do_not_fit_are_told(tmp_path: Path) -> None:
+def test_write_video__invalid_frames_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "video.mp4"
     with pytest.raises(ConfigError, match="no frames to write"):
         write_video(path, [], fps=10)
@@ -91,13 +92,15 @@ def test_frames_that_do_not_fit_are_told(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_ffmpeg_gives_the_line_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_video__error_without_ffmpeg_has_the_install_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(MissingDependencyError, match="pip install imageio-ffmpeg"):
         write_video(tmp_path / "video.mp4", ramp(1, 16, 16), fps=10)
 
 
-def test_side_by_side() -> None:
+def test_side_by_side__places_panels_with_a_gap() -> None:
     left, right = np.full((4, 6, 3), 10, np.uint8), np.full((2, 5, 3), 200, np.uint8)
     both = side_by_side([left, right])
     assert both.shape == (4, 6 + GAP + 5, 3)
@@ -113,18 +116,18 @@ def gauge_pixels(frame: Frame) -> int:
     return int((frame == (90, 162, 245)).all(-1).sum())
 
 
-def test_caption_adds_a_bar_and_leaves_the_picture() -> None:
+def test_caption__adds_a_bar_and_keeps_the_image() -> None:
     frame = np.random.default_rng(0).integers(0, 255, (120, 320, 3), np.uint8)
     plain = caption(frame, "base (jacobian) | seed 10000003 | success")
     assert (plain[:120] == frame).all()
     assert plain.shape[1:] == (320, 3)
     assert 20 <= plain.shape[0] - 120 <= 40
-    assert plain[120:].max() > 200  # the text is there
+    assert plain[120:].max() > 200  # the text
     assert gauge_pixels(plain[120:]) == 0
     assert caption(frame, "").shape == plain.shape
 
 
-def test_the_gauge_grows_with_the_residual() -> None:
+def test_caption__gauge_grows_with_the_magnitude() -> None:
     frame = np.zeros((120, 320, 3), np.uint8)
     none, half, full, more = (gauge_pixels(caption(frame, "residual", m)) for m in (0.0, 0.5, 1.0, 7.0))
     assert none == 0
@@ -132,7 +135,7 @@ def test_the_gauge_grows_with_the_residual() -> None:
     assert half / full == pytest.approx(0.5, abs=0.02)
 
 
-def test_a_long_caption_is_shortened_before_the_gauge() -> None:
+def test_caption__long_text_is_shortened_before_the_gauge() -> None:
     frame = np.zeros((120, 320, 3), np.uint8)
     long, short = caption(frame, "x" * 500, 1.0), caption(frame, "x", 1.0)
     assert gauge_pixels(long) == gauge_pixels(short)

@@ -32,7 +32,7 @@ CFG = replace_fields(
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run folder whose residual turns the first joint."""
+    """A run folder whose residual policy turns the first joint."""
     env = make_residual_env(CFG, 1)
     learner = make_learner(CFG, env)
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_save_cameras__writes_a_png_for_each_camera(
 
 
 @pytest.mark.slow
-def test_view__images_are_of_the_chosen_step_and_policy(opengl: None, tmp_path: Path, run: Path) -> None:
+def test_view__images_show_the_chosen_step_and_policy(opengl: None, tmp_path: Path, run: Path) -> None:
     def top(*argv: str) -> np.ndarray:
         folder = tmp_path / f"views{len(list(tmp_path.iterdir()))}"
         view.main(
@@ -95,7 +95,7 @@ def test_view__images_are_of_the_chosen_step_and_policy(opengl: None, tmp_path: 
     assert not np.array_equal(start, top("--step", "6", "--policy", "oracle"))
 
 
-def test_view__oracle_is_that_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_view__uses_the_oracle_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_policy("so101-paper", "oracle", None, "view")[1].base_policy_id == "jacobian-yaw"
     monkeypatch.setitem(
         TASKS._specs, "so101-paper", dataclasses.replace(TASKS.get("so101-paper"), oracle="zero")
@@ -107,7 +107,7 @@ def test_view__names_a_task_without_an_oracle(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(
         TASKS._specs, "so101-paper", dataclasses.replace(TASKS.get("so101-paper"), oracle=None)
     )
-    with pytest.raises(ConfigError, match="task 'so101-paper' names no oracle"):
+    with pytest.raises(ConfigError, match="task 'so101-paper' has no oracle"):
         view.main(["so101-paper", "--policy", "oracle", "--cameras", "x"])
 
 
@@ -126,12 +126,12 @@ def test_view__writes_a_video_of_one_episode(
     assert capsys.readouterr().out.strip() == str(path)
 
 
-def test_require_display__without_a_display_the_error_names_alternatives(no_display: None) -> None:
+def test_require_display__error_names_alternatives_without_a_display(no_display: None) -> None:
     with pytest.raises(ConfigError, match=r"display.*--cameras DIR"):
         view.main(["so101-paper"])
 
 
-def test_require_display__a_display_that_does_not_work_is_an_error(
+def test_require_display__broken_display_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DISPLAY", ":987")
@@ -166,7 +166,7 @@ def test_view__names_the_task_of_a_run(run: Path) -> None:
 
 
 class FakeViewer:
-    """Notes what it is shown, and is closed by its user after some scenes."""
+    """Records the scenes, and is closed after some of them."""
 
     def __init__(self, close_after: int):
         self.scenes: list[torch.Tensor] = []
@@ -193,9 +193,8 @@ def test_watch__shows_episodes_until_the_window_is_closed(
         "episode 6: no success after 8 steps",
     ]
     sheet = [tuple(scene[6:8].tolist()) for scene in window.scenes]
-    assert (
-        np.linalg.norm(np.subtract(sheet[7], sheet[0])) < 0.02
-    )  # the end of the first episode, not the start of the second
+    # scene 7 is the end of the first episode, not the start of the second
+    assert np.linalg.norm(np.subtract(sheet[7], sheet[0])) < 0.02
     assert np.linalg.norm(np.subtract(sheet[8], sheet[7])) > 0.02
     viewer.watch(env, no_residual(env), 5, FakeViewer(10**6), lines.append, num_episodes=1)  # type: ignore[arg-type]
     assert len(lines) == 3
@@ -205,14 +204,8 @@ def test_watch__shows_episodes_until_the_window_is_closed(
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("Xvfb") is None, reason="needs Xvfb, a display in memory")
 def test_live_viewer__opens_in_real_time_and_closes(tmp_path: Path) -> None:
-    command = [
-        "Xvfb",
-        "-displayfd",
-        "1",
-        "-screen",
-        "0",
-        "640x480x24",
-    ]  # it prints its display when it is ready
+    # Xvfb prints its display number when it is ready
+    command = ["Xvfb", "-displayfd", "1", "-screen", "0", "640x480x24"]
     server: Any = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     code = """
 import time, torch

@@ -17,11 +17,11 @@ from residual_rl.types import ActionChunk, BasePolicy, Obs, State, check_finite
 
 
 class BasePolicyExecutor:
-    """Queries `policy` for action chunks and executes them, for each env on its own.
+    """Queries `policy` for action chunks and executes them, separately for each env.
 
     Args:
         policy: the base policy; each of its `inputs` must be an observation of `env` with the same shape.
-        env: the vec_env whose observations the policy gets.
+        env: the vec_env whose observations the policy receives.
         name: name of the policy in error messages.
 
     Raises:
@@ -73,7 +73,7 @@ class BasePolicyExecutor:
             self.policy.reset(mask)
 
     def drop_chunks(self, mask: Tensor) -> None:
-        """Query the policy anew at the next observation of the envs in `mask` [B] bool; its state is kept."""
+        """Query the policy at the next observation of the envs in `mask` [B] bool; its state is kept."""
         self._pointer = self._pointer.masked_fill(mask, self.policy.num_action_steps)
 
     @property
@@ -97,7 +97,7 @@ class BasePolicyExecutor:
 
     @torch.no_grad()
     def act_rows(self, obs: Obs, env_ids: Tensor) -> Tensor:
-        """The base action [b, A] of the envs `env_ids` [b] (distinct, int64); `obs` holds their rows [b, …].
+        """The base action [b, A] of the envs `env_ids` [b] (distinct, int64); `obs` has only their rows.
 
         Call it once per observation, since each call advances the position in the chunk.
         """
@@ -118,7 +118,7 @@ class BasePolicyExecutor:
         return self._chunk[env_ids, pointer]
 
     def _update_history(self, inputs: Obs, env_ids: Tensor) -> Obs:
-        """Append `inputs` [b, …] to the histories of `env_ids`, and return these [b, H, …], the oldest first.
+        """Append `inputs` [b, …] to the histories of `env_ids`, and return these [b, H, …], oldest first.
 
         At the start of an episode, the history is padded with the episode's first observation.
         """
@@ -191,7 +191,7 @@ class BasePolicyExecutor:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Restore `state_dict()`."""
+        """Restore a state returned by `state_dict`."""
         for name in self._STATE:
             setattr(self, f"_{name}", state[name].to(self._device))
         self.uncertainty = state["uncertainty"].to(self._device)
@@ -207,7 +207,7 @@ class BasePolicyExecutor:
 def make_base_policy(
     base_policy_id: str, cfg: Any, env: VecEnv, name: str | None = None
 ) -> BasePolicyExecutor:
-    """A new base policy for `env`, in its executor.
+    """Construct a base policy for `env`, with its executor.
 
     Args:
         base_policy_id: id of a registered base policy.

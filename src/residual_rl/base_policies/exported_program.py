@@ -51,7 +51,7 @@ class ProgramPolicy(BasePolicy):
         chunk = probe(self, env, name)
         if chunk.shape[0] != 1 or chunk.shape[-1] != len(env.action_unit):
             raise ConfigError(
-                f"{name} gives {list(chunk.shape)} for one env; "
+                f"{name} returns {list(chunk.shape)} for one env; "
                 f"this env takes actions of {len(env.action_unit)} numbers"
             )
         self.chunk_size = chunk.shape[1]

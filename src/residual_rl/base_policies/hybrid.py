@@ -46,14 +46,14 @@ class HybridCfg(CheckedCfg):
     switch_below: PositiveFloat | None = None
     """Threshold on the Euclidean norm of `switch_on`."""
     trust_checkpoint: Annotated[bool, tyro.conf.arg(aliases=["--trust-checkpoint"])] = False
-    """Allow the policies to read checkpoints that can run code of whoever made them."""
+    """Allow the policies to read checkpoints that can run arbitrary code."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.policies:
             return  # the defaults, before any flag
         if len(self.policies) < 2:
-            raise ConfigError(f"policies must be two or more, not {self.policies[0]!r} alone")
+            raise ConfigError(f"policies must be two or more ids, not only {self.policies[0]!r}")
         self._check_weights()
         self._check_switch()
         self.members()
@@ -101,7 +101,7 @@ class HybridCfg(CheckedCfg):
                 )
             name = found[2].replace("-", "_")
             if name in given[int(found[1])]:
-                raise ConfigError(f"settings give {found[1]}.{name} twice")
+                raise ConfigError(f"settings contain {found[1]}.{name} twice")
             given[int(found[1])][name] = found[3]
         return [self._member(i, values) for i, values in enumerate(given)]
 

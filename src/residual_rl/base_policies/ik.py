@@ -1,8 +1,7 @@
-"""Inverse kinematics towards the Cartesian goals of a task, for any arm that an env describes.
+"""The base policy `ik`: settings and registration.
 
-Where actions are changes of the tool's pose, the way to the goal is commanded as it is, and the env's
-controller does the rest. Where they are changes of joints, it is damped least squares on the Jacobian of the
-robot's URDF.
+It moves a tool towards the Cartesian goals of a task by inverse kinematics, for any arm that an env
+describes.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ class IKCfg(CheckedCfg):
     max_turn: PositiveFloat = 0.3
     """Largest commanded rotation in a step [rad]."""
     damping: NonNegativeFloat = 0.05
-    """Damping of the least squares, where actions are joint changes."""
+    """Damping of the least squares, for actions that are joint changes."""
     goals: str = ""
     """A `CartesianGoals` class as MODULE:CLASS. Empty: the goals registered for the task."""
 

@@ -1,8 +1,8 @@
 """Inverse kinematics towards the Cartesian goals of a task, for any arm that an env describes.
 
-Where actions are changes of the tool's pose, the way to the goal is commanded as it is, and the env's
-controller does the rest. Where they are changes of joints, it is damped least squares on the Jacobian of the
-robot's URDF.
+If actions change the tool's pose, the motion towards the goal is commanded directly, and the env's controller
+computes the joints. If actions change the joints, they are computed by damped least squares with the Jacobian
+of the robot's URDF.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ class IKPolicy(BasePolicy):
 
     Args:
         cfg: the settings.
-        env: its arm is moved.
-        goals: of its task.
+        env: the env, which describes its arm.
+        goals: the goals of its task.
 
-    Raises `ConfigError` for an env whose arm, control mode or gripper cannot be used.
+    Raises:
+        ConfigError: the arm, control mode or gripper of `env` is not supported.
     """
 
     def __init__(self, cfg: IKCfg, env: VecEnv, goals: CartesianGoals):
@@ -40,21 +41,21 @@ class IKPolicy(BasePolicy):
         arm = env.arm
         if arm is None:
             raise ConfigError(
-                "it needs an env with one arm that says what its actions do with its tool; this one says"
-                " nothing of it"
+                "it needs an env with one arm that describes the effect of actions on the tool; this env "
+                "does not"
             )
         if arm.control is None:
-            mode = env.control_mode or "its own"
+            mode = env.control_mode or "default"
             raise ConfigError(
-                f"it does not know what actions of control mode {mode!r} of robot {arm.robot!r} do with the"
-                " tool; choose pd_ee_delta_pos, pd_ee_delta_pose or pd_joint_delta_pos"
+                f"control mode {mode!r} of robot {arm.robot!r} is not supported; "
+                "choose pd_ee_delta_pos, pd_ee_delta_pose or pd_joint_delta_pos"
             )
         if goals.grips and not arm.gripper_index:
-            raise ConfigError(f"robot {arm.robot!r} has no gripper, and {type(goals).__name__} take one")
+            raise ConfigError(f"robot {arm.robot!r} has no gripper, which {type(goals).__name__} requires")
         if arm.gripper_index and arm.gripper_opens is None:
             raise ConfigError(
-                f"no one says which action opens the gripper of robot {arm.robot!r}: give its class an"
-                " attribute gripper_opens, 1.0 or -1.0"
+                f"the action that opens the gripper of robot {arm.robot!r} is unknown: "
+                "set the attribute gripper_opens of its class to 1.0 or -1.0"
             )
 
         # Select the observations that the goals and the controller need.
@@ -126,10 +127,10 @@ def turn_to(quaternion: Tensor, yaw: Tensor | None) -> Tensor:
     nearest quarter turn from it.
 
     Args:
-        quaternion: of the tool (w, x, y, z) [b, 4].
-        yaw: [rad]; None is no turn about the vertical.
+        quaternion: orientation of the tool (w, x, y, z) [b, 4].
+        yaw: [rad]; None: no rotation about the vertical.
     """
-    # Turn the z axis down by the shortest way.
+    # Turn the z axis down by the smallest rotation.
     axes = matrix_from_quaternion(quaternion)
     down = torch.zeros_like(axes[..., 2])
     down[:, 2] = -1.0
@@ -153,15 +154,14 @@ def _shortened(vector: Tensor, longest: float) -> Tensor:
 
 
 def _bounded(vector: Tensor) -> Tensor:
-    """`vector` [b, D] with its largest element cut to 1: slower rather than in another direction."""
+    """`vector` [b, D] scaled down so that no element exceeds 1, which keeps its direction."""
     return vector / vector.abs().amax(1, keepdim=True).clamp(min=1.0)
 
 
 class _Jacobian:
-    """The tool's velocity along and about the axes of the robot's base, per velocity of the joints that the
-    actions move.
+    """The Jacobian of the tool, in the frame of the robot's base, for the joints that the actions move.
 
-    Raises `ConfigError` where the arm's URDF cannot be used.
+    Raises `ConfigError` if the arm's URDF cannot be used.
     """
 
     def __init__(self, arm: Arm, device: torch.device):
@@ -213,7 +213,7 @@ def _goals_of(cfg: IKCfg, env: VecEnv) -> CartesianGoals:
             reference = GOALS.get(env.task_name).goals
         except UnknownNameError as error:
             raise ConfigError(
-                f"{error}; for another task write a `CartesianGoals` and name it: --base.goals MODULE:CLASS"
+                f"{error}; for another task write a `CartesianGoals` and select it: --base.goals MODULE:CLASS"
             ) from None
     kind = load(reference)
     if not (isinstance(kind, type) and issubclass(kind, CartesianGoals)):

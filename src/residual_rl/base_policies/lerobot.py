@@ -30,7 +30,7 @@ class LeRobotCfg(CheckedCfg):
     revision: str | None = None
     """Revision of the repository on the hub."""
     trust_checkpoint: Annotated[bool, tyro.conf.arg(aliases=["--trust-checkpoint"])] = False
-    """Allow the policy's processors to import classes by name, which can run code of whoever made them."""
+    """Allow the policy's processors to import classes by name, which can run arbitrary code."""
     num_action_steps: PositiveInt | None = None
     """Number of actions executed of each chunk; None: as in training."""
     inference_steps: PositiveInt | None = None

@@ -1,6 +1,6 @@
 """The base policy `model`: a trained model of one of several kinds.
 
-They are a run of this project, a Stable-Baselines3 zip, a `torch.export` program, and a state dict of
+Supported are a run of this project, a Stable-Baselines3 zip, a `torch.export` program, and a state dict of
 ManiSkill's PPO.
 """
 
@@ -23,7 +23,7 @@ class ModelCfg(CheckedCfg):
     """A run folder, a model in it, or its policy.safetensors; a Stable-Baselines3 .zip; a torch.export .pt2;
     or a .pt of ManiSkill's PPO."""
     trust_checkpoint: Annotated[bool, tyro.conf.arg(aliases=["--trust-checkpoint"])] = False
-    """Allow reading a .zip, .pt2 or .pt, also as the base of a run; it can run code of whoever made it."""
+    """Allow reading a .zip, .pt2 or .pt, also as the base of a run; it can run arbitrary code."""
     input_keys: tuple[str, ...] = ()
     """Observations for a .zip, .pt2 or .pt, joined in this order. Default: `state`; for a .pt that uses
     images, the only camera and, if it needs them, the joint values `proprioception`. A .zip with dict

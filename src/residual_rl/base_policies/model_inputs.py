@@ -48,7 +48,9 @@ def check_actions(space: Any, env: VecEnv, name: str) -> None:
     if not isinstance(space, spaces.Box) or space.shape != wanted:
         raise ConfigError(f"{name} acts in {space}; this env takes actions Box(-1.0, 1.0, {wanted})")
     if (space.low != -1.0).any() or (space.high != 1.0).any():
-        raise ConfigError(f"{name} acts in {space}; this env's actions are from -1 to 1: train it with those")
+        raise ConfigError(
+            f"{name} acts in {space}; this env's actions are from -1 to 1: train it with that range"
+        )
 
 
 def probe(policy: BasePolicy, env: VecEnv, name: str) -> Tensor:

@@ -62,7 +62,7 @@ def _refuse_other_kinds(path: Path) -> None:
     for file in files if not (path / POLICY_FILE).is_file() else ():
         if _kind(file) == "model":
             raise CheckpointError(
-                f"{path} holds an imitation model: use --base-policy il --il-checkpoint "
+                f"{path} contains an imitation model: use --base-policy il --il-checkpoint "
                 f"{shlex.quote(str(path))}"
             )
 

@@ -152,9 +152,8 @@ class JacobianYawPolicy(JacobianPolicy):
         """
         frames, tool = self._chain.forward(obs["joint_target"][:, : self._chain.num_joints].double())
         _, angular = self._chain.jacobian(frames, tool)
-        turn = (
-            angular[:, 2] * self._joint_step[: self._chain.num_joints]
-        )  # about the vertical, per largest step
+        # The rotation about the vertical, per largest step of each joint.
+        turn = angular[:, 2] * self._joint_step[: self._chain.num_joints]
         by_arm = (turn[:, : self._arm] * steps[:, : self._arm]).sum(1)
         return ((self._yaw_cfg.yaw_gain * obs["goal"][:, 2] - by_arm) / turn[:, self._arm]).clamp(-1.0, 1.0)
 

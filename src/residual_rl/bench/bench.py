@@ -27,18 +27,18 @@ CAMERA_SIZE = (128, 128)
 
 @dataclass(frozen=True)
 class BenchCfg(CheckedCfg):
-    """How much is measured."""
+    """Number of envs, threads and repetitions."""
 
     num_envs: PositiveInt = 32
     """Number of parallel envs."""
     num_threads: NonNegativeInt = 0
-    """Simulator threads; 0 means one a CPU core."""
+    """Simulator threads; 0 means one per CPU core."""
     num_steps: PositiveInt = 100
-    """Policy steps of each env in a turn of the comparison with bare MuJoCo."""
+    """Policy steps of each env per turn of the comparison with bare MuJoCo."""
     repeats: PositiveInt = 5
-    """Turns of stepping and drawing; the figures are medians over them."""
+    """Number of turns of stepping and rendering; results are medians over the turns."""
     training_repeats: PositiveInt = 3
-    """Turns of training."""
+    """Number of turns of training."""
 
 
 @dataclass(frozen=True)
@@ -47,29 +47,29 @@ class Row:
 
     name: str
     value: float | None
-    """Median, in `unit`; None where it was not measured."""
+    """Median, in `unit`; None if it was not measured."""
     unit: str
     note: str = ""
     spread: tuple[float, float] | None = None
-    """Least and greatest of the turns."""
+    """Smallest and largest value of the turns."""
 
 
-def run_bench(cfg: TrainCfg, bench: BenchCfg, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Measure everything; returns plain values for JSON. `tell` gets the name of each measurement."""
+def run_bench(cfg: TrainCfg, bench: BenchCfg, on_start: Callable[[str], None]) -> dict[str, Any]:
+    """Measure everything; returns plain values for JSON.
+
+    `on_start` is called with the name of each measurement.
+    """
     torch.set_num_threads(cfg.run.torch_threads)
     cfg = dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, num_threads=bench.num_threads))
     started, load = time.perf_counter(), os.getloadavg()
 
     # Run the measurements.
     rows = {}
-    measures = {
-        "training": _training,
-        "stepping": _stepping,
-        "cameras": _cameras,
-    }  # training first: its peak of memory is the process's
-    for what, measure in measures.items():
-        tell(what)
-        rows[what] = measure(cfg, bench)
+    # Training is first, since its peak memory is that of the process.
+    measures = {"training": _training, "stepping": _stepping, "cameras": _cameras}
+    for name, measure in measures.items():
+        on_start(name)
+        rows[name] = measure(cfg, bench)
 
     # Collect the rows in the order of the table, with the conditions of the measurement.
     packages = versions()["packages"]
@@ -78,8 +78,8 @@ def run_bench(cfg: TrainCfg, bench: BenchCfg, tell: Callable[[str], None]) -> di
         "task": cfg.task_id,
         "settings": dataclasses.asdict(bench),
         "caption": (
-            "Stable-Baselines3 runs without the normalisation of observations and rewards that ours has. "
-            f"Learners use {cfg.run.torch_threads} torch thread(s), each of its subprocesses 1."
+            "Stable-Baselines3 runs without our normalisation of observations and rewards. "
+            f"Both learners use {cfg.run.torch_threads} torch thread(s), its subprocesses one each."
         ),
         "rows": [
             dataclasses.asdict(row) for part in ("stepping", "training", "cameras") for row in rows[part]
@@ -103,13 +103,13 @@ def _stepping(cfg: TrainCfg, bench: BenchCfg) -> list[Row]:
         return [Row("env steps against bare mj_step", None, "", str(error))]
     finally:
         env.close()
-    worlds = f"{bench.num_envs} worlds, {bench.num_threads or os.cpu_count()} threads"
+    size = f"{bench.num_envs} envs, {bench.num_threads or os.cpu_count()} threads"
     return [
         _row(
             "env stepping",
             speeds.env_cpu,
             "steps / CPU-s",
-            f"{worlds}; rewards, observations, {speeds.resets} resets included",
+            f"{size}; rewards, observations, {speeds.resets} resets included",
         ),
         _row(
             "bare mj_step on the same states",
@@ -127,12 +127,12 @@ def _stepping(cfg: TrainCfg, bench: BenchCfg) -> list[Row]:
 def _training(cfg: TrainCfg, bench: BenchCfg) -> list[Row]:
     speeds = compare_training(cfg, bench.training_repeats)
     ours = (
-        f"{SETTINGS['num_envs']} worlds, {cfg.base_policy_id}, 2,048 steps and 64 gradient steps of 256 an"
+        f"{SETTINGS['num_envs']} envs, {cfg.base_policy_id}, 2,048 steps and 64 gradient steps of 256 per"
         " update"
     )
     theirs = f"{SB3_ENVS} subprocesses, the same env, networks and gradient samples"
 
-    # Compare with Stable-Baselines3 where it is installed.
+    # Compare with Stable-Baselines3 if it is installed.
     rows = [_row("training, all included", speeds.ours, "steps / s", ours)]
     if speeds.missing is None:
         rows += [
@@ -144,9 +144,9 @@ def _training(cfg: TrainCfg, bench: BenchCfg) -> list[Row]:
     rows += [Row(f"training: {name}", 100.0 * share, "% of time") for name, share in speeds.shares.items()]
     return [
         *rows,
-        Row("residual policy, one world", 1e6 * speeds.act_latency, "µs"),
-        Row("base policy, one world", 1e6 * speeds.base_latency, "µs", cfg.base_policy_id),
-        Row("peak memory of training", speeds.peak_memory / 2**20, "MiB", "evaluation's worlds included"),
+        Row("residual policy, one env", 1e6 * speeds.act_latency, "µs"),
+        Row("base policy, one env", 1e6 * speeds.base_latency, "µs", cfg.base_policy_id),
+        Row("peak memory of training", speeds.peak_memory / 2**20, "MiB", "envs for evaluation included"),
     ]
 
 
@@ -162,10 +162,10 @@ def _cameras(cfg: TrainCfg, bench: BenchCfg) -> list[Row]:
             if turn:  # the first makes the OpenGL contexts
                 rates.append(len(scenes) / (time.perf_counter() - start))
     except (MissingDependencyError, NotImplementedError) as error:
-        return [Row(name, None, "", str(error) or "this env draws nothing")]
+        return [Row(name, None, "", str(error) or "this env cannot be rendered")]
     finally:
         env.close()
-    return [_row(name, rates, "frames / s", f"{bench.num_envs} worlds, one camera each")]
+    return [_row(name, rates, "frames / s", f"{bench.num_envs} envs, one camera each")]
 
 
 def _row(name: str, values: Sequence[float], unit: str, note: str = "") -> Row:

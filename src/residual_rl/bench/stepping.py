@@ -1,9 +1,9 @@
 """Speed of a task's envs compared with bare MuJoCo on the same states.
 
-A stretch of env steps is recorded once: for each world and episode the start state, the model with what was
-randomised in it, and the servo commands of every physics step. `mujoco.rollout`, a loop over `mj_step` in C,
-then runs the same physics alone, with as many threads; the states it ends in are compared bit for bit with
-those of the env. The two take turns.
+A stretch of env steps is recorded once: for each env and episode the start state, the randomised
+model, and the servo commands of every physics step. `mujoco.rollout`, a loop over `mj_step` in C,
+then runs the same physics alone, with the same number of threads; its final states are compared bit for
+bit with those of the env. The two alternate.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Segment:
     state: NDArray[np.float64]
     """[S]: the full physics state at the start."""
     warmstart: NDArray[np.float64]
-    """[nv]: where the solver began."""
+    """[nv]: warm start of the solver."""
     commands: list[NDArray[np.float64]] = field(default_factory=list)
     """[steps, J] of each policy step."""
     end: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
@@ -54,7 +54,7 @@ class Segment:
 
 @dataclass
 class Stretch:
-    """Some env steps, and the same as bare physics."""
+    """A sequence of env steps, and the same physics without the env."""
 
     seed: int
     actions: list[Tensor]
@@ -66,31 +66,31 @@ class Stretch:
 
 @dataclass
 class Speeds:
-    """Env steps per second, a value for each turn."""
+    """Env steps per second, one value per turn."""
 
     env_cpu: list[float] = field(default_factory=list)
-    """Of the env, per second of the process's CPU time."""
+    """Env steps per CPU-second of the process."""
     raw_cpu: list[float] = field(default_factory=list)
-    """Of bare MuJoCo, likewise."""
+    """The same for bare MuJoCo."""
     env_wall: list[float] = field(default_factory=list)
     raw_wall: list[float] = field(default_factory=list)
     physics_share: list[float] = field(default_factory=list)
-    """Share of the env's CPU time that its physics took."""
+    """Share of physics in the CPU time of the env."""
     resets: int = 0
-    """Episodes that began during the stretch."""
+    """Episodes that start during the stretch."""
 
     @property
     def ratios(self) -> list[float]:
-        """Env against bare MuJoCo per CPU-second, turn by turn."""
+        """Env ÷ bare MuJoCo per CPU-second, for each turn."""
         return [env / raw for env, raw in zip(self.env_cpu, self.raw_cpu, strict=True)]
 
 
 def compare_stepping(env: ResidualEnv, num_steps: int, repeats: int, seed: int = 0) -> Speeds:
-    """Step `env` and bare MuJoCo in turns, `num_steps` policy steps each, on the states that the base policy
-    with random residuals visits.
+    """Alternate between `env` and bare MuJoCo, `num_steps` policy steps each, on the same states.
 
-    Raises `NotMujocoError` where the worlds are not MuJoCo's, and `ResidualRLError` where bare MuJoCo ends in
-    other states than the env: then the two did not do the same work, and no figure means anything.
+    The states are those of the base policy with random residuals. Raises `NotMujocoError` if MuJoCo does not
+    simulate the envs, and `ResidualRLError` if bare MuJoCo ends in other states than the env, because the
+    speeds are then not comparable.
     """
     task_env, physics = _mujoco_env(env)
     stretch = _record(env, num_steps, seed)
@@ -99,12 +99,12 @@ def compare_stepping(env: ResidualEnv, num_steps: int, repeats: int, seed: int =
 
     # Alternate between the two; the first turn warms up.
     for turn in range(repeats + 1):
-        if turn % 2:  # who comes first takes turns too
+        if turn % 2:  # the order alternates too
             raw_cpu, raw_wall = _timed(raw.run)
         env_cpu, env_wall, share = _timed_env(task_env, physics, stretch)
         if not turn % 2:
             raw_cpu, raw_wall = _timed(raw.run)
-        if turn == 0:  # to warm up
+        if turn == 0:  # warm-up
             continue
         speeds.raw_cpu.append(stretch.num_steps / raw_cpu)
         speeds.raw_wall.append(stretch.num_steps / raw_wall)
@@ -119,7 +119,7 @@ def _mujoco_env(env: ResidualEnv) -> tuple[TaskEnv, MujocoPhysics]:
     from residual_rl.envs.task_env import TaskEnv
 
     if not isinstance(env.vec_env, TaskEnv) or not isinstance(env.vec_env.physics, MujocoPhysics):
-        raise NotMujocoError("bare MuJoCo can be compared only with worlds that MuJoCo steps")
+        raise NotMujocoError("the comparison with bare MuJoCo needs envs that MuJoCo simulates")
     return env.vec_env, env.vec_env.physics
 
 
@@ -159,15 +159,15 @@ def _record(env: ResidualEnv, num_steps: int, seed: int) -> Stretch:
     return Stretch(seed, actions, [s for s in segments if s.commands], num_steps * env.num_envs)
 
 
-def _segment(physics: MujocoPhysics, world: int) -> Segment:
-    data = physics.batch.get_data(world)
+def _segment(physics: MujocoPhysics, env_id: int) -> Segment:
+    data = physics.batch.get_data(env_id)
     state = np.empty(mujoco.mj_stateSize(physics.model, _FULL))
     mujoco.mj_getState(physics.model, data, state, _FULL)
-    return Segment(physics.batch.get_model(world), state, data.qacc_warmstart.copy())
+    return Segment(physics.batch.get_model(env_id), state, data.qacc_warmstart.copy())
 
 
 class _RawPhysics:
-    """Runs segments with `mj_step` alone, on `num_threads` threads that take one after the other."""
+    """Runs segments with `mj_step` alone, on `num_threads` threads that share a queue."""
 
     def __init__(self, num_threads: int, segments: list[Segment]):
         self._jobs = sorted(segments, key=lambda s: len(s.commands), reverse=True)
@@ -182,8 +182,10 @@ class _RawPhysics:
         ]
 
     def run(self) -> None:
-        """All segments, from their start states. Raises `ResidualRLError` where one ends elsewhere than the
-        env did."""
+        """Run all segments from their start states.
+
+        Raises `ResidualRLError` if the final state of one differs from that of the env.
+        """
         todo: queue.SimpleQueue[int] = queue.SimpleQueue()
         for i in range(len(self._jobs)):
             todo.put(i)
@@ -212,7 +214,7 @@ class _RawPhysics:
             # Compare the final configuration.
             if not np.array_equal(states[0, n - 1, 1 : 1 + job.model.nq], job.end):  # time comes before qpos
                 raise ResidualRLError(
-                    "bare MuJoCo ended in another state than the env: the two did not do the same work"
+                    "bare MuJoCo ended in another state than the env, so their speeds cannot be compared"
                 )
 
     def close(self) -> None:
@@ -229,7 +231,7 @@ def _timed(run: Callable[[], None]) -> tuple[float, float]:
 
 
 def _timed_env(env: TaskEnv, physics: MujocoPhysics, stretch: Stretch) -> tuple[float, float, float]:
-    """CPU and wall time of the stretch in the env [s], and the share of its physics."""
+    """CPU and wall time of the stretch in the env [s], and the share of physics."""
     env.reset(seed=stretch.seed)
     spent, step = 0.0, physics.step
 

@@ -33,38 +33,38 @@ SETTINGS = {
     "activation": "tanh",
     "target_kl": None,
 }
-"""What both sides share: 2,048 env steps an update, and 8 · 2,048 gradient samples."""
+"""Settings of both sides: 2,048 env steps and 8 · 2,048 gradient samples per update."""
 SB3_ENVS = 8
 """Subprocesses of Stable-Baselines3."""
 
 
 @dataclass
 class TrainingSpeeds:
-    """Env steps per second of wall time, updates included, a value for each turn."""
+    """Env steps per second of wall time, updates included, one value per turn."""
 
     ours: list[float] = field(default_factory=list)
     sb3: list[float] = field(default_factory=list)
     shares: dict[str, float] = field(default_factory=dict)
-    """Of our wall time: simulation, base policy, learner."""
+    """Shares of simulation, base policy and learner in our wall time."""
     peak_memory: float = 0.0
-    """Of this process after our first updates, before Stable-Baselines3 is loaded [bytes]."""
+    """Peak memory of this process after our first updates, before Stable-Baselines3 is loaded [bytes]."""
     act_latency: float = 0.0
-    """Median time of the residual policy for one env [s]."""
+    """Median time of a query of the residual policy for one env [s]."""
     base_latency: float = 0.0
-    """The same of the base policy [s]."""
+    """The same for the base policy [s]."""
     missing: str | None = None
-    """Why Stable-Baselines3 was not measured."""
+    """Reason why Stable-Baselines3 was not measured, if any."""
 
     @property
     def ratios(self) -> list[float]:
-        """Ours against Stable-Baselines3, turn by turn; none without it."""
+        """Ours ÷ Stable-Baselines3 for each turn; empty without it."""
         return [ours / sb3 for ours, sb3 in zip(self.ours, self.sb3, strict=False)]
 
 
 def compare_training(cfg: TrainCfg, repeats: int) -> TrainingSpeeds:
-    """Train in turns, one update of each a turn, after one to warm up."""
+    """Alternate between the two, with one update of each per turn, after a warm-up."""
     cfg = replace_fields(cfg, dict(SETTINGS))
-    runner = Runner(cfg, RunFolder(Path("unused")))  # a folder is written by `learn` alone
+    runner = Runner(cfg, RunFolder(Path("unused")))  # only `learn` writes to the folder
 
     # Warm up, and measure the memory before Stable-Baselines3 is loaded.
     speeds = TrainingSpeeds()
@@ -142,7 +142,7 @@ def _make_sb3(cfg: TrainCfg) -> PPO:
 def _make_env(
     task: str, base_policy: str, scale: float, penalty: float, settings: dict[str, Any]
 ) -> GymnasiumEnv:
-    torch.set_num_threads(1)  # 8 processes with a thread for each core would be in each other's way
+    torch.set_num_threads(1)  # 8 processes with one thread per core each would slow each other down
     return GymnasiumEnv(task, base_policy, scale, penalty, **settings)
 
 

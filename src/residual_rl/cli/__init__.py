@@ -1,1 +1,1 @@
-"""The command line: parse and call, nothing more."""
+"""The command line, which parses arguments and calls the packages below."""

@@ -1,4 +1,4 @@
-"""`residual-rl bench`: the speed of stepping and training, beside raw MuJoCo and Stable-Baselines3."""
+"""`residual-rl bench`: the speed of stepping and training, compared with raw MuJoCo and Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class BenchFlags:
     output: Annotated[Path | None, tyro.conf.arg(aliases=["--out"])] = None
     """File for the results. None: bench-TASK.json in the working folder."""
     quick: bool = False
-    """One short repeat of each, in about 30 s: to see that it works."""
+    """One short repeat of each measurement, about 30 s in all, as a smoke test."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse, measure, print a table and save it."""
+    """Parse, measure, save the results and print a table."""
     task_id, rest = require_target(argv, "bench", "TASK", "Measure speeds")
     # --quick changes the defaults of the other flags, so it is read first
     cfg = TrainCfg.default(task_id)
@@ -45,12 +45,12 @@ def main(argv: Sequence[str]) -> int:
     output = flags.output or Path(f"bench-{task_id}.json")
     make_folder(output.parent)  # before the measurements: a wrong path fails early
     console = Console()
-    # measure, and show what is running
+    # measure, and show the current measurement
     with console.status("") as status:
         results = run_bench(
             dataclasses.replace(cfg, task=parsed["task"]),
             parsed["bench"],
-            lambda what: status.update(Text(f"measuring {what} …")),
+            lambda name: status.update(Text(f"measuring {name} …")),
         )
     # save before printing, then print the table and its notes
     write_json(output, results)
@@ -64,7 +64,8 @@ def main(argv: Sequence[str]) -> int:
     )
     cpu, cores = results["machine"]["cpu"], results["machine"]["cores"]
     console.say(
-        f"{cores} cores of {cpu}; load average {before} before, {after} after. Other load distorts.",
+        f"{cores} cores of {cpu}; load average {before} before, {after} after. "
+        "Other load distorts the results.",
     )
     console.say(f"Saved: {output}")
     return 0
@@ -73,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
 def _table(results: dict[str, Any]) -> Table:
     title = f"{results['task']}: medians of several turns"
     table = Table(
-        "what", title=title, caption=results["caption"], title_justify="left", caption_justify="left"
+        "measurement", title=title, caption=results["caption"], title_justify="left", caption_justify="left"
     )
     table.add_column("median", justify="right")
     table.add_column("from … to", justify="right")

@@ -1,4 +1,4 @@
-"""`residual-rl convert`: make a base policy of a public Diffusion Policy checkpoint."""
+"""`residual-rl convert`: convert a public Diffusion Policy checkpoint to a base policy."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from residual_rl.imitation.convert_cfg import ConvertCfg
 from residual_rl.utils.console import Console
 from residual_rl.utils.text import shell_command
 
-_WHAT = (
-    "Make a base policy of a public Diffusion Policy checkpoint, as ManiSkill's baseline and Policy "
-    "Decorator save it"
+_ABOUT = (
+    "Convert a public Diffusion Policy checkpoint, in the format of ManiSkill's baseline and Policy "
+    "Decorator, to a base policy."
 )
 
 
@@ -27,9 +27,9 @@ class ConvertFlags:
     """Flags of `convert` that are not settings of the checkpoint."""
 
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["--out", "--output"])] = None
-    """Folder to make; a base policy takes it as its checkpoint. None: runs/convert-DATE-TIME."""
+    """Output folder, which a base policy takes as its checkpoint. None: runs/convert-DATE-TIME."""
     trust_checkpoint: bool = False
-    """Read the file although it is a pickle, which can run code of whoever made it."""
+    """Read the file although it is a pickle, which can run any code of its author."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
             "convert needs a checkpoint: put it first, residual-rl convert CHECKPOINT [options]"
         )
     parsed = parse_flags(
-        {"own": ConvertFlags(), "cfg": ConvertCfg()}, argv[named:], "convert CHECKPOINT", f"{_WHAT}."
+        {"own": ConvertFlags(), "cfg": ConvertCfg()}, argv[named:], "convert CHECKPOINT", _ABOUT
     )
     flags: ConvertFlags = parsed["own"]
     cfg: ConvertCfg = parsed["cfg"]
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     model = read_public_unet(Path(argv[0]), cfg, flags.trust_checkpoint)
     make_folder(out)
     model.save(out / MODEL_FILE)
-    # print what the model observes and predicts, and how to evaluate it
+    # print the inputs and outputs of the model, and how to evaluate it
     settings = model.settings
     seen = ", ".join(f"{key} {list(settings.obs_shapes[key])}" for key in settings.obs_keys)
     padded = f", padded to {settings.obs_size}" if settings.obs_padding else ""
@@ -66,12 +66,10 @@ def main(argv: Sequence[str]) -> int:
     mode = ["--control-mode", cfg.control_mode] if cfg.control_mode else []
     console = Console()
     console.say(f"{model.name}: {parameters:,} parameters")
+    console.say(f"Inputs: the last {settings.num_obs_steps} of {seen}{padded}, not normalised.")
     console.say(
-        f"It sees {settings.num_obs_steps} times {seen}{padded}, as they are.",
-    )
-    console.say(
-        f"It gives {settings.chunk_size} actions of {settings.action_dim} numbers, and "
-        f"{settings.num_action_steps} of them are executed.",
+        f"Outputs: {settings.chunk_size} actions of {settings.action_dim} numbers, of which "
+        f"{settings.num_action_steps} are executed.",
     )
     console.say(f"Model: {out / MODEL_FILE}")
     evaluation = shell_command("eval", "TASK", *mode, "--base-policy", "il", "--il-checkpoint", out)

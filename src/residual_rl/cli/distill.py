@@ -1,4 +1,4 @@
-"""`residual-rl distill`: train one policy that imitates a run and needs neither its base nor its residual."""
+"""`residual-rl distill`: train one policy that imitates a run, without its base policy and residual."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class DistillFlags:
     """Flags of `distill` that are not settings."""
 
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["--out", "--output"])] = None
-    """Folder to make; the base policy `il` takes it as its checkpoint. None: RUN/distilled."""
+    """Output folder, which the base policy `il` takes as its checkpoint. None: RUN/distilled."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class _Head:
 
 @dataclasses.dataclass(frozen=True)
 class _ImitateHead:
-    """The same of `--imitate.*`."""
+    """The same for the flags `--imitate.*`."""
 
     preset: str | None = None
     device: str = "cpu"
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     if has_flag(argv, "--resume"):
         return _resume(argv)
     target, rest = require_target(
-        argv, "distill", "RUN", "Distill a run into one policy, or resume by --resume FOLDER"
+        argv, "distill", "RUN", "Distill a run into one policy, or resume with --resume FOLDER"
     )
     # the teacher, and the defaults that depend on it and on the algorithm
     run = Path(target)
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     imitation = default_imitation(head.algo, teacher.exported.cfg, imitate_head.device, imitate_head.preset)
     # the settings, checked before any episode is collected
     groups = {"own": DistillFlags(), "cfg": DistillCfg(), "imitate": imitation}
-    about = "Train one policy that imitates a run, and needs neither its base policy nor its residual."
+    about = "Train one policy that imitates a run, without its base policy and residual."
     parsed = parse_flags(groups, rest, f"distill {target}", about)
     cfg: DistillCfg = parsed["cfg"]
     imitation = parsed["imitate"]
@@ -132,7 +132,7 @@ def _resume(argv: Sequence[str]) -> int:
             run, digest = Path(data["run"]), data["sha256"]
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{folder.config_file} is not the configuration of distilling: {error}"
+                f"{folder.config_file} is not the configuration of a distillation: {error}"
             ) from error
         teacher = find_teacher(run, cfg.model)
         check_same_teacher(digest, teacher)
@@ -143,19 +143,18 @@ def _distill(teacher: Teacher, cfg: DistillCfg, imitation: ImitateCfg, out: Path
     console = Console()
     task_id = teacher.exported.cfg.task_id
 
-    # episodes are collected as by the command `demos collect`
     # episodes are collected by the command `demos collect`, whose files can be resumed and inspected
     def collect(file: Path, n_episodes: int, first_seed: int) -> int:
-        what = ["--policy", str(teacher.run), "--model", cfg.model, "--out", str(file), "--overwrite"]
-        how = ["--noise", str(cfg.noise), "--noise-correlation", str(cfg.noise_correlation)]
-        which = [
+        policy = ["--policy", str(teacher.run), "--model", cfg.model, "--out", str(file), "--overwrite"]
+        noise = ["--noise", str(cfg.noise), "--noise-correlation", str(cfg.noise_correlation)]
+        episodes = [
             "--n-episodes",
             str(n_episodes),
             "--first-seed",
             str(first_seed),
             *(["--only-success"] if cfg.only_success else []),
         ]
-        return demos.main(["collect", task_id, *what, *how, *which])
+        return demos.main(["collect", task_id, *policy, *noise, *episodes])
 
     # collect, train, evaluate
     code = gather(out, cfg, task_id, collect)
@@ -171,10 +170,10 @@ def _distill(teacher: Teacher, cfg: DistillCfg, imitation: ImitateCfg, out: Path
     console.print(format_table(evaluation))
     console.say(f"Policy: {out}", f"Report: {report}")
     policy = ["--base-policy", summary["base_policy"], "--il-checkpoint", out]
-    console.say(f"Evaluate it alone: {shell_command('eval', task_id, *policy)}")
+    console.say(f"Evaluate it: {shell_command('eval', task_id, *policy)}")
     return 0
 
 
 def _stopped(console: Console, out: Path, code: int) -> int:
-    console.say(f"Stopped. Go on with: {shell_command('distill', '--resume', out)}")
+    console.say(f"Stopped. Resume with: {shell_command('distill', '--resume', out)}")
     return code

@@ -22,19 +22,19 @@ class DoctorFlags:
     """Flags of `doctor` that are not settings."""
 
     quick: bool = False
-    """Shorter runs and fewer episodes: a first look in seconds."""
+    """Shorter runs and fewer episodes, for a first check in seconds."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, run the checks, print a table; the exit code is 1 if a check failed."""
     target, rest = require_target(argv, "doctor", "TASK", "Check a task")
     spec, cfg = TASKS.get(target), TrainCfg.default(target)
-    about = "Check that a task's physics, rewards and episodes are what they should be."
+    about = "Check the physics, rewards and episodes of a task."
     parsed = parse_flags({"own": DoctorFlags(), "task": cfg.task}, rest, f"doctor {target}", about)
     torch.set_num_threads(1)
     # run the checks, with progress on a terminal, or else on stderr
     console, checks, start = Console(), list[Check](), time.perf_counter()
-    with console.status("examining") as status:
+    with console.status("running the checks") as status:
 
         def report(name: str) -> None:
             status.update(Text(f"{len(checks)} checks done; now: {name}"))
@@ -47,14 +47,14 @@ def main(argv: Sequence[str]) -> int:
 
         for check in examine(spec, parsed["task"], parsed["own"].quick, report):
             checks.append(check)
-            status.update(Text(f"{len(checks)} checks done; the last: {check.name}"))
+            status.update(Text(f"{len(checks)} checks done; last: {check.name}"))
     # print the table and one line with the outcome
     console.print(format_table(f"Sanity of {target}", checks))
     failed = [check.name for check in checks if not check.ok]
     verdict = (
         f"{len(failed)} of {len(checks)} checks failed: {'; '.join(failed)}"
         if failed
-        else f"all {len(checks)} checks hold"
+        else f"all {len(checks)} checks passed"
     )
     console.say(f"{verdict} ({time.perf_counter() - start:.0f} s)")
     return 1 if failed else 0

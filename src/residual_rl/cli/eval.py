@@ -1,4 +1,4 @@
-"""`residual-rl eval`: a trained run beside its base policy and zero actions, or a base policy alone."""
+"""`residual-rl eval`: evaluate a run against its base policy and zero actions, or a base policy alone."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ class EvalFlags(CheckedCfg):
     eval_envs: PositiveInt = 100
     """Envs stepped together; the results do not depend on it."""
     num_threads: NonNegativeInt | None = None
-    """Simulator threads; 0 means one a CPU core. The results do not depend on it. None: as in training."""
+    """Simulator threads; 0 means one per CPU core. The results do not depend on it. None: as in training."""
     model: str | None = None
     """best, final, interrupted, or the path of an exported policy. None: best, or the model given in place of
     a run."""
     residual_scale: Annotated[ResidualScale | None, tyro.conf.arg(aliases=["--alpha"])] = None
-    """Bound of the residual. None: the one that the model was exported with."""
+    """Bound of the residual. None: that of the exported model."""
     compare_base: bool = False
     """Evaluate the base policy alone on the same episodes."""
     compare_zero: bool = False
     """Evaluate zero actions on the same episodes."""
     plot: bool = False
-    """Save the plots as PNG files, besides the report."""
+    """Save the plots as PNG files too, in addition to the report."""
     save_video: bool = False
-    """Write video.mp4: base beside residual on the same episodes."""
+    """Write video.mp4: the base policy and the residual side by side on the same episodes."""
     video_episodes: PositiveInt = 4
-    """Episodes of the video: the first of the evaluation."""
+    """Number of episodes in the video, from the first of the evaluation on."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["--out"])] = None
-    """Further JSON file for the results; those of a run are always written to RUN/eval.json."""
+    """Additional JSON file for the results; those of a run are always written to RUN/eval.json."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
     found = find_policy(path, parse_head(EvalFlags(), argv, f"eval {path}").model)
     if found.run is None:
         raise ConfigError(
-            f"{path} is a model outside of a run folder; name a run for the figures: "
+            f"{path} is a model outside of a run folder; give the run to store the results in: "
             f"{shell_command('eval', 'RUN', '--model', path)}"
         )
     run, trained = RunFolder(found.run), found.exported
@@ -111,7 +111,7 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
         results["base"] = _run_episodes(cfg, flags)
     if flags.compare_zero:
         results["zero"] = _run_episodes(cfg, flags, base_policy_id="zero")
-    # the results, with what differs from training
+    # the results, with the settings that differ from training
     settings = _settings(cfg, flags) | {
         "model": found.model,
         "model_step": exported.step,

@@ -26,7 +26,6 @@ PREFIXED = ("base", "imitate")
 T = TypeVar("T")
 
 
-# --- first argument -
 # --- arguments that are read first --------------------------------------------------------------------------
 
 
@@ -48,7 +47,7 @@ def require_target(argv: Sequence[str], command: str, target: str, purpose: str)
     if HELP & set(argv):
         text = f"{purpose}: {usage} [options]   ({usage} --help lists all options)."
         parse_flags({}, ["--help"], command, text)
-    # without a target, and without --help: name what is missing in words
+    # without a target, and without --help: name the missing argument
     kind = target
     for word, meaning in (
         ("TASK", "a task id"),
@@ -67,12 +66,11 @@ def has_flag(argv: Sequence[str], name: str) -> bool:
     return any(word.partition("=")[0].replace("_", "-") == name for word in argv)
 
 
-# --- parsing -
 # --- the builder --------------------------------------------------------------------------------------------
 
 
 def resume_folder(argv: Sequence[str], command: str) -> str | None:
-    """The value of `--resume` in the arguments; None without the flag. Raises `ConfigError` where the folder
+    """The value of `--resume` in the arguments; None without the flag. Raises `ConfigError` if the folder
     is missing."""
     # both spellings: --resume FOLDER and --resume=FOLDER
     for i, word in enumerate(argv):
@@ -95,13 +93,13 @@ def parse_flags(
     """The groups with the values that the arguments give.
 
     The fields of all groups are flags of one command line, under their own names. Those of `base` and
-    `imitate` have the group as a prefix, e.g. `--base.damping`; a field whose name a group before it has as
-    well gets the prefix of its group, e.g. `--task.num-envs`. `--help` prints the help and ends the process.
-    The bounds of a field follow its description there.
+    `imitate` have the group as a prefix, e.g. `--base.damping`. A field with the same name as one of an
+    earlier group has its group as a prefix too, e.g. `--task.num-envs`. `--help` prints the help, with the
+    bounds of each field after its description, and ends the process.
 
     Args:
-        groups: dataclass instances with the defaults, by group; None for a group without settings. A
-            dataclass itself stands for its defaults, and its fields without one are required.
+        groups: dataclass instances with the defaults, by group; None for a group without settings. With a
+            dataclass in place of an instance, fields without a default are required.
         argv: the arguments.
         command: the command with its target, e.g. `train so101-paper`, for the usage line.
         description: one sentence for the help.
@@ -142,7 +140,6 @@ def _parse(
     )
     values, others = parsed if options.get("return_unknown_args") else (parsed, [])
     # The dataclasses are created here and not by tyro, so that their ConfigErrors are raised unchanged.
-    # created here and not by tyro, so that a ConfigError of a dataclass is raised unchanged
     result: dict[str, Any] = dict.fromkeys(groups)
     for group, default in given.items():
         cls = default if isinstance(default, type) else type(default)

@@ -1,4 +1,4 @@
-"""`residual-rl imitate`: train a base policy from demonstrations, or resume such a training."""
+"""`residual-rl imitate`: train a base policy from demonstrations, or resume a training."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class ImitateFlags:
     """Flags of `imitate` that are not settings."""
 
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["--out", "--output"])] = None
-    """Run folder to make; a base policy takes it as its checkpoint. None: runs/imitate-ALGO-DATE-TIME."""
+    """Run folder, which a base policy takes as its checkpoint. None: runs/imitate-ALGO-DATE-TIME."""
     resume: Path | None = None
-    """Resume the training in this folder, with its settings and demonstrations. Without a value: the one in
-    --output-dir."""
+    """Resume the training in this folder, with its settings and demonstrations. Without a value: resume the
+    one in --output-dir."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _take_resume(argv: Sequence[str], wants_help: bool) -> tuple[list[str], Path
 
 
 def _default(head: _Head, wants_help: bool) -> ImitateCfg:
-    """The defaults of the algorithm and the device, or of the model that training begins with."""
+    """The defaults of the algorithm and the device, or of the model that training starts from."""
     if not head.init_from or wants_help:
         return ImitateCfg.default(head.algo, head.preset, head.device)
     from residual_rl.imitation.fine_tuning import defaults_from  # imports torch, which --help does not need
@@ -130,7 +130,7 @@ def _stored(folder: Path) -> tuple[Path, ImitateCfg]:
         return demos, from_plain(ImitateCfg, data)
     except FileNotFoundError:
         raise CheckpointError(
-            f"{file} does not exist; {folder} holds no training to resume: leave out --resume"
+            f"{file} does not exist; {folder} contains no training to resume: leave out --resume"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} is not the configuration of an imitation training: {error}") from error
@@ -150,12 +150,12 @@ def _report(summary: dict[str, Any], out: Path) -> int:
     console = Console()
     steps, took = f"{summary['steps']:,} steps", clock_time(summary["wall_time"])
     if not summary["finished"]:
-        console.say(f"Stopped after {steps}, saved. Go on with: {shell_command('imitate', '--resume', out)}")
+        console.say(f"Stopped after {steps}, saved. Resume with: {shell_command('imitate', '--resume', out)}")
         return 128 + int(summary["signal"])
-    # finished: the best figures, and where the model is
+    # finished: the best results and the path of the model
     found = []
     if summary["best_success_rate"] is not None:
-        found.append(f"{100 * summary['best_success_rate']:.1f} % success in training's evaluation")
+        found.append(f"{100 * summary['best_success_rate']:.1f} % success in an evaluation during training")
     if summary["best_val_loss"] is not None:
         found.append(f"validation loss {summary['best_val_loss']:.4f}")
     console.say(f"Trained {steps} in {took}; best: {', '.join(found) or 'not evaluated'}.")
@@ -164,5 +164,5 @@ def _report(summary: dict[str, Any], out: Path) -> int:
     settings = shlex.split(settings_as_flags(summary["task"], summary.get("task_settings") or {}))
     words = [summary["task"], *settings, "--base-policy", summary["base_policy"], "--il-checkpoint", out]
     console.say(f"Evaluate it: {shell_command('eval', *words, '--n-episodes', 200)}")
-    console.say(f"Put a residual on it: {shell_command('train', *words)}")
+    console.say(f"Train a residual on it: {shell_command('train', *words)}")
     return 0

@@ -12,16 +12,16 @@ from residual_rl.utils.console import Console
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print a table of each."""
+    """Print a table of each kind."""
     parse_flags({}, argv, "list", "Show the registered tasks, base policies and learners.")
     console = Console()
-    tasks = Table("task", "what", "default base policy", title="Tasks", title_justify="left")
+    tasks = Table("task", "description", "default base policy", title="Tasks", title_justify="left")
     for task in TASKS.all():
         tasks.add_row(task.id, task.summary, task.base_policy)
-    policies = Table("base policy", "what", title="Base policies", title_justify="left")
+    policies = Table("base policy", "description", title="Base policies", title_justify="left")
     for policy in BASE_POLICIES.all():
         policies.add_row(policy.id, policy.summary)
-    learners = Table("learner", "what", title="Learners", title_justify="left")
+    learners = Table("learner", "description", title="Learners", title_justify="left")
     for learner in LEARNERS.all():
         learners.add_row(learner.id, learner.summary)
     for table in (tasks, policies, learners):

@@ -71,9 +71,8 @@ def _run(command: str, argv: list[str]) -> int:
         code: int = importlib.import_module(f"residual_rl.cli.{command}").main(argv)
         return code
     except ResidualRLError as error:
-        print(
-            f"residual-rl: error: {' '.join(str(error).splitlines())}", file=sys.stderr
-        )  # messages of libraries may have several lines
+        # messages of libraries may have several lines
+        print(f"residual-rl: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("residual-rl: interrupted", file=sys.stderr)

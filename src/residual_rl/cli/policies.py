@@ -1,4 +1,4 @@
-"""What `--policy` names: a base policy, the task's oracle, or a trained run."""
+"""The value of `--policy`: a base policy, the task's oracle, or a trained run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from residual_rl.registry import TASKS
 from residual_rl.utils.text import shell_command
 
 ORACLE = "oracle"
-"""Name for the task's `TaskSpec.oracle`, whichever base policy that is."""
+"""Name for the base policy `TaskSpec.oracle` of the task."""
 
 
 def resolve_policy(
@@ -43,6 +43,6 @@ def resolve_policy(
         if oracle is None:
             planners = "".join(f"{name}, " for name in TASKS.get(task_id).planners)
             others = f"{planners}a base policy of `residual-rl list`, or a run folder"
-            raise ConfigError(f"task {task_id!r} names no oracle; --policy takes {others}")
+            raise ConfigError(f"task {task_id!r} has no oracle; --policy takes {others}")
         policy = oracle
     return None, TrainCfg.default(task_id, policy)

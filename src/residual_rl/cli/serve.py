@@ -1,4 +1,4 @@
-"""`residual-rl serve`: a base policy, or a trained run, as a policy server."""
+"""`residual-rl serve`: serve a base policy or a trained run to robots and other programs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from residual_rl.utils.text import parse_pairs, shell_command
 from residual_rl.utils.validation import CheckedCfg, PositiveFloat, PositiveInt
 
 TRAINED = "model"
-"""The base policy that is a trained run."""
+"""Id of the base policy that executes a trained run."""
 PORTS = {"gr00t": 5555, "gr00t-n15": 5555, "openpi": 8000}
 
 
@@ -40,10 +40,10 @@ class ServeFlags(CheckedCfg):
     port: Annotated[int, Interval(ge=0, le=65535)] | None = None
     """Port to listen on; 0 takes a free one. None: 5555, for openpi 8000."""
     host: str = "127.0.0.1"
-    """Address to listen on; any other than a loopback address needs a token."""
+    """Address to listen on; addresses other than loopback need a token."""
     token: str | None = None
-    """Token that clients must send. None: the environment variable RESIDUAL_RL_TOKEN, which no process list
-    shows."""
+    """Token that clients must send. None: that of the environment variable RESIDUAL_RL_TOKEN, which does not
+    appear in process lists."""
     task: str | None = None
     """Task of a base policy; a run has its own."""
     max_sessions: PositiveInt = 256
@@ -66,7 +66,7 @@ class ServeFlags(CheckedCfg):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse, and serve until a signal ends it."""
+    """Parse, and serve until a signal arrives."""
     target, rest = require_target(argv, "serve", "POLICY|RUN", "Serve a policy")
     flags, cfg = _parse(
         target, rest, _settings(target, parse_head(ServeFlags(), rest, f"serve {target}").task)
@@ -98,7 +98,7 @@ def _settings(target: str, task: str | None) -> TrainCfg:
         raise ConfigError(f"{target} is neither a run folder nor a base policy: {error}") from None
     if task is None:
         raise ConfigError(
-            f"which task? {shell_command('serve', target, '--task', 'TASK')}; there are "
+            f"a base policy needs a task: {shell_command('serve', target, '--task', 'TASK')}; tasks: "
             f"{', '.join(spec.id for spec in TASKS.all())}"
         )
     return TrainCfg.default(task, target)
@@ -138,19 +138,18 @@ def _describe(service: PolicyService, address: str) -> None:
     console = Console()
     console.say(
         f"Serving {handshake.policy} of task {handshake.task} at {address}, protocol {handshake.protocol}. "
-        "Ctrl-C ends it.",
+        "Press Ctrl-C to stop.",
     )
     table = Table("observation", "key", "shape", "dtype", title="Required observations", title_justify="left")
     for name, served in handshake.inputs.items():
         table.add_row(name, served.key, str(list(served.shape)), served.dtype)
     console.print(table)
     # one line about the actions that clients receive
-    what = "normalised actions" if units is None else f"joint positions [{', '.join(units)}]"
+    actions = "normalised actions" if units is None else f"joint positions [{', '.join(units)}]"
     steps = f"{handshake.num_obs_steps} observation{'s' * (handshake.num_obs_steps > 1)}"
     console.say(
-        f"From {steps} it predicts {handshake.chunk_size} x {what}, of which {handshake.num_action_steps} "
-        "should be "
-        "executed.",
+        f"From {steps} it predicts {handshake.chunk_size} x {actions}, of which {handshake.num_action_steps} "
+        "should be executed.",
     )
     console.file.flush()
 

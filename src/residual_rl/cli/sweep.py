@@ -46,15 +46,15 @@ class SweepFlags(CheckedCfg):
     first_seed: NonNegativeInt = 1
     """First training seed."""
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["--out", "--output"])] = None
-    """Folder to make, with a run folder for each trial. None: sweeps/TASK-DATE-TIME."""
+    """Folder of the sweep, with a run folder for each trial. None: sweeps/TASK-DATE-TIME."""
     n_episodes: PositiveInt = 200
-    """Episodes of the evaluation of each trained policy; the same for all."""
+    """Number of evaluation episodes of each trained policy; all use the same ones."""
     first_eval_seed: NonNegativeInt = EVAL_SEED
-    """Seed of the first of them; training and its evaluations use other seeds."""
+    """Seed of the first evaluation episode; training and its evaluations use other seeds."""
     cpus_per_trial: PositiveInt = 1
     """CPU cores of a trial; as many trials run in parallel as there are cores for."""
     gpus_per_trial: NonNegativeFloat = 0.0
-    """GPUs that a trial takes; 0.25 lets four trials use one. Needs Ray."""
+    """GPUs of a trial; with 0.25, four trials share one. Needs Ray."""
     ray_address: str | None = None
     """Run the trials with Ray: the address of a running cluster whose machines all see the sweep's folder,
     `auto` for the one that this machine belongs to, or `local` to start Ray on this machine. None: as
@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
     if has_flag(argv, "--resume"):
         return _resume(argv)
     task_id, rest = require_target(
-        argv, "sweep", "TASK", "Train a grid of settings with several seeds, or resume one by --resume SWEEP"
+        argv, "sweep", "TASK", "Train a grid of settings with several seeds, or resume with --resume SWEEP"
     )
     flags, shared = _parse(task_id, rest)
     output = flags.output_dir or Path("sweeps") / f"{task_id}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -117,8 +117,8 @@ def main(argv: Sequence[str]) -> int:
 def _parse(task_id: str, argv: Sequence[str]) -> tuple[SweepFlags, list[str]]:
     """The flags of the sweep, and those of all its trials."""
     about = (
-        f"Train a grid of settings with several seeds. Flags of `residual-rl train {task_id} --help` hold "
-        "for every trial."
+        f"Train a grid of settings with several seeds. Flags of `residual-rl train {task_id} --help` apply "
+        "to all trials."
     )
     return parse_known(SweepFlags(), argv, f"sweep {task_id}", about)
 
@@ -158,12 +158,12 @@ def _run(sweep: SweepCfg, trials: Sequence[Trial], folder: Path, address: str | 
             )
         for trial in trials:
             table.settle(trial)
-    # rank what has finished, after an interruption too
+    # rank the finished trials, after an interruption too
     report = write_report(sweep, trials, folder)
-    return _tell(console, report, trials, folder, stop.signal)
+    return _print_summary(console, report, trials, folder, stop.signal)
 
 
-def _tell(
+def _print_summary(
     console: Console, report: dict[str, Any], trials: Sequence[Trial], folder: Path, signal: int | None
 ) -> int:
     if report["ranking"]:
@@ -177,11 +177,10 @@ def _tell(
         f"{finished} of {len(trials)} trials finished. Report: {folder / 'report.md'}",
     )
     if failed:
-        console.say(
-            f"Try failed ones again: {shell_command('sweep', '--resume', folder, '--retry-failed')}",
-        )
+        retry = shell_command("sweep", "--resume", folder, "--retry-failed")
+        console.say(f"Retry the failed trials with: {retry}")
     if finished + len(failed) < len(trials):
-        console.say(f"Go on with: {shell_command('sweep', '--resume', folder)}")
+        console.say(f"Resume with: {shell_command('sweep', '--resume', folder)}")
     if signal is not None and finished + len(failed) < len(trials):
         return 128 + signal
     return 0 if finished == len(trials) else 1

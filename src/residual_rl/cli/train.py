@@ -38,13 +38,13 @@ class TrainFlags:
     """Flags of `train` that are not settings."""
 
     base_policy: Annotated[str, tyro.conf.arg(aliases=["--expert-type"])] = ""
-    """Frozen policy to learn on top of: an id of `residual-rl list`."""
+    """Frozen base policy of the residual: an id of `residual-rl list`."""
     learner: str = ""
-    """Learner of the residual: an id of `residual-rl list`."""
+    """Algorithm that trains the residual: an id of `residual-rl list`."""
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["--out", "--output"])] = None
-    """Run folder to make. None: runs/TASK-DATE-TIME."""
+    """Run folder to create. None: runs/TASK-DATE-TIME."""
     quick: bool = False
-    """The whole pipeline, report included, in under 30 s: for a first look."""
+    """Run the whole pipeline, report included, in under 30 s, as a smoke test."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,23 +54,24 @@ class ResumeFlags(CheckedCfg):
     resume: Path
     """Run folder to resume."""
     total_timesteps: Annotated[PositiveInt | None, tyro.conf.arg(aliases=["--total-steps"])] = None
-    """Train up to this many env steps instead of those that the run was started with; schedules stretch with
-    it."""
+    """Total number of env steps, in place of the stored one; schedules are stretched accordingly."""
     trust_checkpoint: bool = False
-    """Let the base policy read a checkpoint that can run code of whoever made it."""
+    """Let the base policy read a checkpoint that can run any code of its author."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, train, and print the outcome."""
     if has_flag(argv, "--resume"):
         return _resume(argv)
-    task_id, rest = require_target(argv, "train", "TASK", "Train a residual, or resume a run by --resume RUN")
+    task_id, rest = require_target(
+        argv, "train", "TASK", "Train a residual, or resume a run with --resume RUN"
+    )
     cfg, flags = parse(task_id, rest)
     from residual_rl.runner import Runner
     from residual_rl.runs.run_folder import RunFolder
 
     output = flags.output_dir or Path("runs") / f"{task_id}-{time.strftime('%Y%m%d-%H%M%S')}"
-    runner = Runner(cfg, RunFolder(output))  # first: wrong settings leave no folder behind
+    runner = Runner(cfg, RunFolder(output))  # before the folder is created: wrong settings leave none behind
     with runner.folder.start(cfg.to_dict()):
         code = _train(runner, runner.folder)
     # --quick also evaluates, with plots, so that it covers the whole pipeline
@@ -84,8 +85,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(task_id: str, argv: Sequence[str]) -> tuple[TrainCfg, TrainFlags]:
-    """The settings that the arguments of `residual-rl train TASK` give, and the flags that are not
-    settings."""
+    """The settings and the other flags from the arguments of `residual-rl train TASK`."""
     cfg = _defaults(task_id, argv)
     own = TrainFlags(base_policy=cfg.base_policy_id, learner=cfg.learner_id)
     groups = {"own": own, **{name: getattr(cfg, name) for name in PARTS}}
@@ -153,14 +153,13 @@ def _train(runner: Runner, folder: RunFolder) -> int:
     best = summary["best_success_rate"]
     steps, took = f"{summary['steps']:,} steps", clock_time(summary["wall_time"])
     if not summary["finished"]:  # a signal during the last iteration has no effect
-        console.say(
-            f"Stopped after {steps}, saved. Go on with: {shell_command('train', '--resume', folder.path)}",
-        )
+        resume = shell_command("train", "--resume", folder.path)
+        console.say(f"Stopped after {steps}, saved. Resume with: {resume}")
         return 128 + int(summary["signal"])
-    console.say(f"Trained {steps} in {took}; best evaluation in training: {100 * best:.1f} % success.")
+    console.say(f"Trained {steps} in {took}; best evaluation during training: {100 * best:.1f} % success.")
     if summary["time_to_95"] is not None:
-        console.print(
-            f"95 % of the evaluation's episodes after {clock_time(summary['time_to_95'])} and "
+        console.say(
+            f"95 % success in an evaluation after {clock_time(summary['time_to_95'])} and "
             f"{summary['step_to_95']:,} steps."
         )
     console.say(f"Run folder: {folder.path}")

@@ -2,7 +2,7 @@
 
     python -m residual_rl.cli.trial PARENT COMMAND…
 
-runs a command of `residual-rl`. When the process PARENT ends for any reason, the command gets a SIGTERM,
+runs a command of `residual-rl`. When the process PARENT ends for any reason, the command receives SIGTERM,
 saves and exits.
 """
 
@@ -19,8 +19,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(parent: int) -> None:
-    """Make Linux send this process a SIGTERM when `parent`, the process that started it, ends. It has no
-    effect on other systems."""
+    """Make Linux send SIGTERM to this process when its parent process ends. No effect on other systems."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # the parent ended before the call

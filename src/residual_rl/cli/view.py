@@ -32,17 +32,17 @@ class ViewFlags(CheckedCfg):
     """A base policy of `residual-rl list`, `oracle` (a policy that solves the task), or a run folder. None:
     the task's base policy."""
     model: str | None = None
-    """Of a run folder: best, final, interrupted, or the path of an exported policy. None: best."""
+    """Model of a run: best, final, interrupted, or the path of an exported policy. None: best."""
     residual_scale: Annotated[ResidualScale | None, tyro.conf.arg(aliases=["--alpha"])] = None
-    """Bound of the residual of a run. None: the one that it was exported with."""
+    """Bound of the residual of a run. None: that of the exported model."""
     seed: NonNegativeInt = 0
     """Seed of the first episode; the others follow."""
     cameras: Path | None = None
     """Write the camera images into this folder as PNG files, without a viewer."""
     camera_size: tuple[PositiveInt, PositiveInt] = (480, 640)
-    """Height and width of these images, and of the video [px]."""
+    """Height and width of the images and of the video [px]."""
     step: NonNegativeInt = 0
-    """Steps before the camera images."""
+    """Number of steps before the camera images are taken."""
     video: Path | None = None
     """Write a video of the first episode to this file, without a viewer."""
 
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(task_id: str, argv: Sequence[str], cfg: TrainCfg) -> tuple[ViewFlags, TrainCfg]:
     groups = {"own": ViewFlags(), "task": cfg.task, "base": cfg.base}
-    about = "Watch a policy in MuJoCo's viewer, in real time, one episode after the other."
+    about = "Watch a policy in MuJoCo's viewer, in real time, episode after episode."
     parsed = parse_flags(groups, argv, f"view {task_id}", about)
     flags: ViewFlags = parsed.pop("own")
     return flags, dataclasses.replace(cfg, **parsed)
@@ -97,6 +97,6 @@ def _show(env: ResidualEnv, policy: Policy, flags: ViewFlags, name: str) -> None
         )
         console.say(str(flags.video))
     if flags.cameras is None and flags.video is None:
-        console.print("Close the window or press Ctrl-C to end.")
+        console.say("Close the window or press Ctrl-C to stop.")
         with LiveViewer(env.vec_env.model, env.vec_env.control_hz) as viewer:
             watch(env, policy, flags.seed, viewer, console.print)

@@ -200,7 +200,7 @@ def run_episodes(
                 seed = seeds[position[env_id]]
                 if int(info["final_info"]["seed"][env_id]) != seed:
                     raise ConfigError(
-                        "this vec_env does not draw its episode seeds in order, so the episodes cannot be "
+                        "this vec_env does not draw its episode seeds in order, so its episodes cannot be "
                         "identified"
                     )
                 done[int(position[env_id])] = recorder.cut(env_id, seed)

@@ -10,8 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-
-
 Tree = dict[str, Any]
 """Arrays in nested dicts."""
 
@@ -23,7 +21,7 @@ class Demo:
     actions: NDArray[np.float32]
     """[T, A]: executed actions, in [-1, 1]."""
     obs: dict[str, Array]
-    """[T + 1, …] by name: from before the first action to after the last. Empty if the file holds none."""
+    """[T + 1, …] by name: from before the first action to after the last. Empty if the file has none."""
     terminated: NDArray[np.bool_]
     """[T]: whether the episode terminated with the step."""
     truncated: NDArray[np.bool_]

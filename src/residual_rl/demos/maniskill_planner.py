@@ -21,8 +21,8 @@ class MotionPlanning:
 
     Args:
         cfg: the task.
-        num_workers: processes.
-        time_limit: seconds after which an episode is given up [s].
+        num_workers: number of processes.
+        time_limit: time after which an episode is abandoned [s].
     """
 
     description = "ManiSkill's motion planning solution, converted to the control mode by replaying it"
@@ -46,12 +46,12 @@ class MotionPlanning:
             yield FailedEpisode(seeds[i], episode) if isinstance(episode, str) else _demo(seeds[i], episode)
 
     def close(self) -> None:
-        """End the processes."""
+        """Stop the processes."""
         self._workers.close()
 
 
 def _demo(seed: int, arrays: Arrays) -> Demo:
-    """An episode as the generic reader knows it."""
+    """Convert a planned episode to a demonstration."""
     return Demo(
         obs={name.removeprefix("obs/"): value for name, value in arrays.items() if name.startswith("obs/")},
         seed=seed,
@@ -65,9 +65,9 @@ def _demo(seed: int, arrays: Arrays) -> Demo:
 
 
 def make(cfg: ManiSkillCfg, num_workers: int, time_limit: float) -> MotionPlanning:
-    """The planner of a task. Raises `ConfigError` for what ManiSkill has no solution of."""
+    """Construct the planner of a task. Raises `ConfigError` if ManiSkill cannot plan for it."""
     if cfg.sim_backend == "physx_cuda":
         raise ConfigError(
-            "motion planning runs in ManiSkill's CPU simulation: leave out --sim-backend physx_cuda"
+            "motion planning needs ManiSkill's CPU simulation: leave out --sim-backend physx_cuda"
         )
     return MotionPlanning(cfg, num_workers, time_limit)

@@ -6,7 +6,7 @@ names of nested groups, or a single array, which is called `state`), `actions` [
 `truncated`, `success` [T] bool, `rewards` [T], `env_states`, and in our files `base_actions`,
 `residual_actions`, `intended_actions` [T, A] if known and `episode`, the episode's draws [1, …].
 
-ManiSkill describes a file in `FILE.json` beside it. Our files hold the same text in `json` attributes of the
+ManiSkill describes a file in `FILE.json` beside it. Our files have the same text in `json` attributes of the
 file and of each trajectory, so that the two always agree, and `FILE.json` is a copy. A CRC-32 of each array
 detects damage by a disk or a transfer.
 """
@@ -127,7 +127,7 @@ class Demonstrations:
     def episode(self, index: int, obs: Collection[str] | None = None) -> Demo:
         """Episode `index`, with the observations named in `obs` (default: all).
 
-        Raises `CheckpointError`, and `UnknownNameError` for an observation that the file does not hold.
+        Raises `CheckpointError`, and `UnknownNameError` for an observation that the file does not have.
         """
         if not 0 <= index < len(self):
             raise ConfigError(f"{self.path} has the episodes 0 to {len(self) - 1}, not {index}")
@@ -176,7 +176,7 @@ class Demonstrations:
         except OSError as error:
             raise CheckpointError(f"cannot read {self.path}: {error.strerror}; {expected}") from error
         if not h5py.is_hdf5(self.path):
-            raise CheckpointError(f"{self.path} is no HDF5 file; {expected}")
+            raise CheckpointError(f"{self.path} is not an HDF5 file; {expected}")
         with self._reading("its beginning"):
             return h5py.File(self.path, "r")
 
@@ -208,11 +208,11 @@ class Demonstrations:
             )
         names = [f"traj_{i}" for i in range(int(self._file.attrs[NUM_EPISODES]))]
         if not names:
-            raise CheckpointError(f"{self.path} holds no episodes; collect it again")
+            raise CheckpointError(f"{self.path} has no episodes; collect it again")
         missing = [name for name in names if name not in self._file]
         if missing or len(self._file) != len(names):
             raise CheckpointError(
-                f"{self.path} should hold {len(names)} trajectories but has {len(self._file)}; {_FIX}"
+                f"{self.path} should have {len(names)} trajectories but has {len(self._file)}; {_FIX}"
             )
         entries = [get_json(self._file[name]) for name in names]
         info = {**document, "episodes": [entry["episode"] for entry in entries]}
@@ -222,7 +222,7 @@ class Demonstrations:
         found = {name for name in self._file if name.startswith("traj_")}
         if not found:
             raise CheckpointError(
-                f"{self.path} holds no trajectories traj_0, traj_1, …; "
+                f"{self.path} has no trajectories traj_0, traj_1, …; "
                 "expected demonstrations in ManiSkill's layout"
             )
         side = self.path.with_suffix(".json")
@@ -232,7 +232,7 @@ class Demonstrations:
             names = [f"traj_{int(episode['episode_id'])}" for episode in info["episodes"]]
         except FileNotFoundError as error:
             raise CheckpointError(
-                f"{side} is missing: {self.path} is not ours, and ManiSkill describes its trajectories there"
+                f"{side} is missing: ManiSkill describes the trajectories in {self.path} there"
             ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
@@ -240,7 +240,7 @@ class Demonstrations:
             ) from error
         if set(names) != found or len(names) != len(found):
             raise CheckpointError(
-                f"{side} describes {len(names)} trajectories, but {self.path} holds {len(found)} others; "
+                f"{side} describes {len(names)} trajectories, but {self.path} has {len(found)} others; "
                 "use the JSON file that belongs to it"
             )
         return names, [None] * len(names), info
@@ -259,7 +259,7 @@ class Demonstrations:
         def read(key: str, dataset: h5py.Dataset) -> Array:
             value = np.asarray(dataset[()])
             if value.dtype.kind not in "biuf":
-                raise self._error(name, f"{key} holds {value.dtype}, expected numbers")
+                raise self._error(name, f"{key} has dtype {value.dtype}, expected numbers")
             if crcs is not None and crcs.get(key) != crc32(value):
                 raise self._error(name, f"{key} differs from the written data (by its CRC-32)")
             return value
@@ -322,8 +322,7 @@ def _dataset(group: h5py.Group, name: str) -> h5py.Dataset:
     if isinstance(group[name], h5py.Group):
         raise ValueError(
             f"{name} is a group of {', '.join(group[name])}; expected one array, since several agents are "
-            "not "
-            "supported"
+            "not supported"
         )
     return group[name]
 

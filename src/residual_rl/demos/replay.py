@@ -97,13 +97,13 @@ def make_env(demos: Demonstrations, num_envs: int, num_threads: int = 0) -> VecE
         cfg = from_plain(load(spec.config), settings)
     except (UnknownNameError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{demos.path} holds settings that task {spec.id!r} of this release does not accept: {error}"
+            f"{demos.path} has settings that task {spec.id!r} of this release does not accept: {error}"
         ) from error
     env: VecEnv = load(spec.make)(cfg, num_envs, num_threads, "cpu")
     if len(env.action_unit) != demos.action_dim:
         env.close()
         raise CheckpointError(
-            f"{demos.path} holds actions of {demos.action_dim} numbers, but task {spec.id!r} takes "
+            f"{demos.path} has actions of size {demos.action_dim}, but those of task {spec.id!r} have size "
             f"{len(env.action_unit)}: it was recorded on another robot or with another version of the task"
         )
     return env

@@ -67,7 +67,7 @@ def episodes(demos: Demonstrations, cfg: TrainCfg, env: ResidualEnv) -> Iterator
         base, chunks, scales = _query_base_policy(slices, base_policy, cfg, env)
         for env_id, episode in enumerate(slices):
             if episode.demo.rewards is None:
-                raise ConfigError(f"{demos.path} holds no rewards, which --demos needs: collect it again")
+                raise ConfigError(f"{demos.path} has no rewards, which --demos needs: collect it again")
             steps = slice(0, episode.steps + 1)
             transition, num_clipped = _episode(
                 episode, base[steps, env_id], chunks[steps, env_id], scales[steps, env_id], obs_keys, cfg, env
@@ -78,8 +78,7 @@ def episodes(demos: Demonstrations, cfg: TrainCfg, env: ResidualEnv) -> Iterator
     if clipped > 0.5 * total:
         _log.warning(
             "%.0f %% of the actions in %s need a larger residual on top of %s than the residual scale "
-            "allows: "
-            "a larger --residual-scale would cover more of them",
+            "allows: a larger --residual-scale would cover more of them",
             100 * clipped / total,
             demos.path,
             base_policy.name,
@@ -211,14 +210,14 @@ def _check(
     # Task and actions.
     if demos.task_id != cfg.task_id:
         raise ConfigError(
-            f"{demos.path} holds demonstrations of task {demos.task_id!r}, but this run trains on "
+            f"{demos.path} has demonstrations of task {demos.task_id!r}, but this run trains on "
             f"{cfg.task_id!r}: collect them with `residual-rl demos collect {cfg.task_id}`"
         )
     action_dim = env.vec_env.action_unit.numel()
     if demos.action_dim != action_dim:
         raise ConfigError(
-            f"{demos.path} holds actions of {demos.action_dim} numbers, but task {cfg.task_id!r} takes "
-            f"{action_dim}"
+            f"{demos.path} has actions of size {demos.action_dim}, but those of task {cfg.task_id!r} have "
+            f"size {action_dim}"
         )
 
     # Observations.
@@ -229,15 +228,14 @@ def _check(
     for name, who in needs.items():
         stored = demos.obs_shapes.get(name)
         if stored is None:
-            there = ", ".join(sorted(demos.obs_shapes)) or "none at all"
+            there = ", ".join(sorted(demos.obs_shapes)) or "no observations"
             raise ConfigError(
-                f"{demos.path} lacks the observation {name!r}, which {who} needs; it holds {there}"
+                f"{demos.path} lacks the observation {name!r}, which {who} needs; it has {there}"
             )
         if stored != tuple(observed[name].shape):
             here = list(observed[name].shape)
             raise ConfigError(
-                f"{demos.path} holds {name!r} of shape {list(stored)}, but task {cfg.task_id!r} observes "
-                f"{here}"
+                f"{demos.path} has {name!r} of shape {list(stored)}, but task {cfg.task_id!r} observes {here}"
             )
 
     # Task settings: some must be equal, others only give a warning.
@@ -251,9 +249,8 @@ def _check(
     decisive = [text for name, text in others.items() if name in must_match]
     if decisive:
         raise ConfigError(
-            f"{demos.path} was collected with other tasks, actions or rewards than this run's, which would "
-            "mislead "
-            f"the critics: {', '.join(decisive)}; collect demonstrations with the settings of the run"
+            f"{demos.path} was collected with other settings of the task than this run's, which would "
+            f"mislead the critics: {', '.join(decisive)}; collect demonstrations with the settings of the run"
         )
     if others:
         _log.warning(

@@ -75,8 +75,7 @@ class DemoWriter:
 
     Episodes are written to a hidden file in the same folder. The complete ones are published atomically from
     time to time, as long as this takes a small share of the total time, and at the end, even after an error.
-    Disk space is reserved before an episode is written, because HDF5 files are corrupted if the disk fills
-    up.
+    Disk space is reserved before an episode is written, because a full disk would corrupt the HDF5 file.
 
     Args:
         path: the file, which must end in `.h5` or `.hdf5`.
@@ -107,8 +106,7 @@ class DemoWriter:
         self._remove_leftovers()
         self._work = self.path.parent / f".{self.path.name}.{secrets.token_hex(4)}{TEMP_SUFFIX}"
         with _storing(self.path):
-            # A fixed version of the file format, whatever the library's version, for attributes and
-            # compatibility.
+            # Version 1.8 of the file format allows large attributes, and every later HDF5 can read it.
             self._file: h5py.File | None = h5py.File(
                 self._work, "x", libver=("v108", "v108"), locking="best-effort"
             )
@@ -171,9 +169,8 @@ class DemoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with (
-            contextlib.suppress(OSError) if error is not None else contextlib.nullcontext()
-        ):  # the first failure is the one to tell
+        # A failure to close must not hide an earlier error.
+        with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
             self.close()
 
     # --- parts ---
@@ -206,7 +203,7 @@ class DemoWriter:
                     file.fileno(), self._file.id.get_filesize(), num_bytes + num_bytes // 64 + _MARGIN
                 )
             except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # some file systems cannot
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # not supported by some file systems
                     raise
 
     def _snapshot(self) -> None:
@@ -302,7 +299,8 @@ def _flat(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Array]]:
 
 
 def _store(group: h5py.Group, name: str, value: Array) -> None:
-    if value.dtype == np.uint8 and value.ndim >= 3:  # images: read step by step, and worth to be made smaller
+    # Images are compressed, in chunks of one step.
+    if value.dtype == np.uint8 and value.ndim >= 3:
         group.create_dataset(
             name, data=value, chunks=(1, *value.shape[1:]), compression="gzip", compression_opts=1
         )

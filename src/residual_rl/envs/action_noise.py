@@ -14,7 +14,7 @@ from residual_rl.types import Obs
 from residual_rl.utils.seeding import normal
 
 _NOISE_STREAM = 1 << 32
-"""First of the noise's random streams, one per step; the streams of a task's own draws have small numbers."""
+"""First of the noise's random streams, one per step; a task's draws use streams with small numbers."""
 
 
 class ActionNoise:

@@ -27,7 +27,7 @@ class RunningEpisodes:
     def __init__(self, num_envs: int, device: torch.device):
         zeros = torch.zeros(num_envs, device=device)
         self.seed = torch.full((num_envs,), -1, dtype=torch.int64, device=device)
-        """[B] int64: seed of each env's episode; -1 where the env has none."""
+        """[B] int64: seed of each env's episode; -1 if the env has none."""
         self.length = zeros.long()
         """[B] int64: steps taken."""
         self.episode_return = zeros.clone()
@@ -55,8 +55,7 @@ class RunningEpisodes:
     def info(
         self, reward_terms: Obs, metrics: Obs, obs: Obs, success: Tensor, ended: Tensor
     ) -> dict[str, Any]:
-        """The `info` that `VecEnv.step` returns for the step just counted; `ended` [B] marks episodes that
-        end."""
+        """The `info` that `VecEnv.step` returns for this step; `ended` [B] bool marks episodes that end."""
         episode = {
             "seed": self.seed,
             "episode_return": self.episode_return,

@@ -1,6 +1,6 @@
 """Building blocks for the sanity suites of tasks: `Check` (one row of the table) and `roll_out`.
 
-A task's own `doctor` imports nothing above this module; it receives base policies through `MakePolicy`.
+The `doctor` of a task imports nothing above this module; it receives base policies through `MakePolicy`.
 """
 
 from __future__ import annotations
@@ -53,8 +53,10 @@ class Check:
 
 @dataclass
 class Rollout:
-    """One episode in each of B envs, T steps; an env's rows are valid while `running`. Images are left
-    out."""
+    """One episode in each of B envs, of up to T steps. Images are left out.
+
+    The rows of an env are valid while `running`.
+    """
 
     seeds: list[int]
     """Episode seed of each env."""
@@ -121,7 +123,7 @@ def check_poses_hold(
     Args:
         env: the envs; each runs one episode.
         names: observations [B, n] that must drift less than `limit`.
-        limit: largest allowed drift (Euclidean norm), in the observation's own unit.
+        limit: largest allowed drift (Euclidean norm), in the unit of the observation.
         unit: unit of the table, e.g. "mm".
         factor: converts the observation's unit to `unit`.
     """

@@ -57,16 +57,14 @@ class Task(ABC):
 
     @abstractmethod
     def randomize(self, seed: Tensor) -> Quantities:
-        """Draw the quantities that vary between episodes, as a function of each episode's `seed` [n]
-        int64."""
+        """Draw the quantities that vary between episodes, as a function of their `seed` [n] int64."""
 
     @abstractmethod
     def joint_target(self, action: Tensor, q: Quantities) -> Tensor:
         """The joint targets [B, J] that an `action` [B, A] in [-1, 1] commands."""
 
     def targets_to_actions(self, targets: Tensor, obs: Obs) -> Tensor:  # noqa: ARG002
-        """The actions [b, K, A] in [-1, 1] that command the joint `targets` [b, K, J] in sequence; see
-        `VecEnv`."""
+        """The actions [b, K, A] that command the joint `targets` [b, K, J] in sequence; see `VecEnv`."""
         raise ConfigError("this task's actions are not joint targets")
 
     def actions_to_targets(self, actions: Tensor, obs: Obs) -> Tensor:  # noqa: ARG002
@@ -130,8 +128,7 @@ class Physics(Protocol):
         ...
 
     def reset(self, env_ids: Tensor, episode: Quantities) -> None:
-        """Set the envs `env_ids` [n] int64 to the start of the episodes drawn by `Task.randomize` ([n,
-        …])."""
+        """Start episodes in the envs `env_ids` [n] int64 with the draws of `Task.randomize`, [n, …] each."""
         ...
 
     def step(self, joint_target: Tensor, env_ids: Tensor | None = None) -> None:
@@ -156,8 +153,7 @@ class Physics(Protocol):
     def render(
         self, scenes: Tensor, cameras: Sequence[str], size: tuple[int, int], smooth: bool = False
     ) -> dict[str, NDArray[np.uint8]]:
-        """Images [N, H, W, 3] uint8 of `scenes` [N, S] by camera; `smooth` anti-aliases them, which is
-        slower."""
+        """Images [N, H, W, 3] uint8 of `scenes` [N, S] by camera; `smooth` turns on slower anti-aliasing."""
         ...
 
     def state_dict(self) -> State:

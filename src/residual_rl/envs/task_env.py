@@ -85,8 +85,7 @@ class TaskEnv(VecEnv):
             check_finite("action", actions)
         action = actions.clamp(-1.0, 1.0)
 
-        # Step the physics of the envs that have an episode and are in `mask`; the others would only cost
-        # time.
+        # Step the physics of the envs that have an episode and are in `mask`; others would only cost time.
         command = self._command
         target = self.task.joint_target(action, {**command, **self._last})
         active = self.active if mask is None else self.active & mask
@@ -106,8 +105,7 @@ class TaskEnv(VecEnv):
         q["hold_steps"] = self._hold_steps
         q["success"] = self._hold_steps >= self.task.success_hold_steps
 
-        # Reward, metrics and observation. The terms are added one by one: the order of torch.sum depends on
-        # B.
+        # Reward, metrics and observation. Add the terms one by one, since torch.sum's order depends on B.
         terms = {name: value.float() for name, value in self.task.reward_terms(q).items()}
         if mask is not None:
             terms = {name: torch.where(mask, value, 0.0) for name, value in terms.items()}
@@ -248,8 +246,7 @@ class TaskEnv(VecEnv):
         return {**self.task.observe(q), **self._images(slice(None))}
 
     def _observe_after_reset(self, obs: Obs, env_ids: Tensor) -> Obs:
-        """The observation after the envs `env_ids` were reset; images of the other envs are taken from
-        `obs`."""
+        """The observation after a reset of the envs `env_ids`; images of other envs are taken from `obs`."""
         fresh = self._images(env_ids)
         images = {name: obs[name].index_copy(0, env_ids, image) for name, image in fresh.items()}
         return {**self.task.observe(self._quantities()), **images}
@@ -264,8 +261,7 @@ class TaskEnv(VecEnv):
 
     @contextlib.contextmanager
     def _context(self, action: Tensor, state_before: Callable[[], State]) -> Iterator[None]:
-        """Add the preceding physics state, the action, and the episodes' seeds and steps to a
-        `NonFiniteError`."""
+        """Add the preceding state, the action, and the episodes' seeds and steps to a `NonFiniteError`."""
         try:
             yield
         except NonFiniteError as error:

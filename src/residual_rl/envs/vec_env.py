@@ -35,11 +35,11 @@ class EpisodeSeeds:
         self._queue: deque[int] | None = None
 
     def use_counter(self, start: int) -> None:
-        """Give the seeds `start`, `start + 1`, … without end."""
+        """Draw the seeds `start`, `start + 1`, … without end."""
         self._next, self._queue = int(start), None
 
     def use_list(self, seeds: Iterable[int]) -> None:
-        """Give each of `seeds` once, then -1."""
+        """Draw each of `seeds` once, then -1."""
         self._queue = deque(int(s) for s in seeds)
 
     def draw(self, n: int) -> Tensor:
@@ -64,12 +64,12 @@ class VecEnv(gymnasium.vector.VectorEnv):
     """B envs stepped together.
 
     `step` takes actions [B, A] in [-1, 1] and returns `(obs, reward [B], terminated [B], truncated [B],
-    info)`. Envs whose episode ended are reset in the same step. `info` holds full-shape tensors:
+    info)`. Envs whose episode ended are reset in the same step. `info` contains full-shape tensors:
 
     - `final_obs`: the observation before any reset, which is the true last one where the mask `_final_obs`
       [B] is set;
     - `final_info`: metrics of the episode, valid where `_final_info` [B] is set: `seed`, `episode_return`,
-      `episode_length`, `success_once`, `success_at_end`, and the task's own;
+      `episode_length`, `success_once`, `success_at_end`, and the task's metrics;
     - `reward_terms`: each reward term by name, [B];
     - `task_metrics`: the task's metrics of this step by name, [B];
     - `final_scenes`: `scenes()` before any reset, if an episode ended and the env can be rendered.
@@ -101,13 +101,13 @@ class VecEnv(gymnasium.vector.VectorEnv):
     kinematics: KinematicChain | None = None
     """The kinematic chain from the world frame to the tool, if the env exposes it."""
     hardware: HardwareUnits | None = None
-    """Joint names and units of the real robot's own software, if the env models a real robot."""
+    """Joint names and units of the real robot's software, if the env models a real robot."""
     arm: Arm | None = None
     """Description of the arm and of its action space, if the env exposes it."""
     task_name: str = ""
-    """The simulator's own name of the task, for envs that cover more than one."""
+    """The simulator's name of the task, for envs that cover more than one."""
     control_mode: str = ""
-    """The simulator's own name of the action space, for simulators that offer several."""
+    """The simulator's name of the action space, for simulators that offer several."""
     joint_step: Tensor | None = None
     """[J]: the largest change of the joint targets that a controller should command in one step [rad]."""
 
@@ -136,7 +136,7 @@ class VecEnv(gymnasium.vector.VectorEnv):
     ) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Execute `actions` [B, A] in the envs of `mask` [B] bool (default: all).
 
-        In the other envs no time passes, and their reward is 0.
+        The other envs do not advance, and their reward is 0.
         """
 
     @abstractmethod
@@ -154,8 +154,7 @@ class VecEnv(gymnasium.vector.VectorEnv):
 
     @property
     def episode(self) -> Obs:
-        """The draws of each env's current episode by name, [B, …] each; empty if the env does not expose
-        them."""
+        """The draws of the current episodes by name, [B, …] each; empty if the env does not expose them."""
         return {}
 
     def env_states(self) -> Obs:
@@ -163,13 +162,12 @@ class VecEnv(gymnasium.vector.VectorEnv):
         return {}
 
     def targets_to_actions(self, targets: Tensor, obs: Obs) -> Tensor:  # noqa: ARG002
-        """The actions [b, K, A] in [-1, 1] that command the joint `targets` [b, K, J] in sequence, from `obs`
-        on.
+        """The actions [b, K, A] in [-1, 1] that command the joint `targets` [b, K, J] in sequence.
 
-        Where an action is clipped, the next ones make up for the rest of the way.
+        If an action is clipped, the next ones make up for the difference.
 
         Args:
-            targets: [b, K, J] joint targets [rad].
+            targets: joint targets [b, K, J] in [rad].
             obs: observations before the first action, [b, …] each.
 
         Raises:
@@ -182,9 +180,10 @@ class VecEnv(gymnasium.vector.VectorEnv):
         return self.targets_to_actions((obs["joint_target"].double() + steps)[:, None], obs)[:, 0]
 
     def actions_to_targets(self, actions: Tensor, obs: Obs) -> Tensor:  # noqa: ARG002
-        """The joint targets [b, K, J] in [rad] that `actions` [b, K, A] command in sequence, from `obs` on.
+        """The joint targets [b, K, J] in [rad] that `actions` [b, K, A] command in sequence.
 
-        Raises `ConfigError` if the actions do not command joint targets.
+        `obs` are the observations before the first action, [b, …] each. Raises `ConfigError` if the actions
+        do not command joint targets.
         """
         raise ConfigError("this env's actions are not joint targets")
 
@@ -224,8 +223,10 @@ class VecEnv(gymnasium.vector.VectorEnv):
     def render_scenes(
         self, scenes: Tensor, size: tuple[int, int], camera: str | None = None
     ) -> NDArray[np.uint8]:
-        """Render `scenes` [N, S] as images [N, H, W, 3] uint8 of `size` (H, W); default: the camera with the
-        best view."""
+        """Render `scenes` [N, S] as images [N, H, W, 3] uint8 of `size` (H, W).
+
+        The default `camera` is the one with the best overview.
+        """
         raise NotImplementedError
 
     def set_training_progress(

@@ -82,14 +82,14 @@ def _chosen(
     tensors, beside = found[choice[0]]
     if beside:
         raise CheckpointError(
-            f"{path} has tensors beside the U-Net {choice[0]!r}: {_listed(beside)}; policies with encoders of"
-            " images or normalizers of their own cannot be converted, only those that see a state as it is"
+            f"{path} has tensors beside the U-Net {choice[0]!r}: {_listed(beside)}; policies with image"
+            " encoders or normalizers cannot be converted, only those that read an unnormalised state"
         )
     return choice[0], tensors
 
 
 def _settings(tensors: State, cfg: ConvertCfg, where: str) -> ModelSettings:
-    """The model's settings, from the shapes of the tensors and from `cfg`."""
+    """The settings of the model, from the shapes of the tensors and `cfg`."""
     # Read the sizes of the network from the shapes of its tensors.
     time_dim = _shape(tensors, _TIME, 2, where)[1]
     channels: list[int] = []
@@ -107,7 +107,7 @@ def _settings(tensors: State, cfg: ConvertCfg, where: str) -> ModelSettings:
             " observations of equal size: choose the --num-obs-steps that it was trained with"
         )
     obs_dim = window_dim // cfg.num_obs_steps
-    # Split off the numbers that the observations are padded with.
+    # Subtract the padding from the size of the observations.
     padding = None
     if cfg.pad_obs_to is not None:
         if cfg.pad_obs_to != obs_dim:
@@ -122,7 +122,7 @@ def _settings(tensors: State, cfg: ConvertCfg, where: str) -> ModelSettings:
                 f" ({len(pose.values)} numbers) at index {pose.index}: do not set pad_obs_to"
             )
         padding = padding_to(obs_dim, obs_dim - len(pose.values))
-    # What the tensors do not show comes from the settings of the conversion.
+    # Settings that do not follow from the tensors are in `cfg`.
     return ModelSettings(
         algo="diffusion",
         network={

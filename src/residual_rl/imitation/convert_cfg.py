@@ -15,23 +15,22 @@ class ConvertCfg(CheckedCfg):
     published ones."""
 
     num_obs_steps: PositiveInt = 2
-    """Number of past observations in the policy's input; obs_horizon in the published code."""
+    """Number of observations that the policy reads; obs_horizon in the published code."""
     prediction_horizon: PositiveInt = 16
-    """Number of predicted actions, starting at the oldest observation; pred_horizon in the published code."""
+    """Number of predicted actions from the oldest observation on; pred_horizon in the published code."""
     num_action_steps: PositiveInt = 8
-    """Number of actions executed per prediction, from the current step on; act_horizon in the published
-    code."""
+    """Number of actions executed before the next prediction; act_horizon in the published code."""
     diffusion_steps: PositiveInt = 100
     """Number of noise levels in training; num_diffusion_iters in the published code."""
     sampling_steps: PositiveInt = 10
     """Number of DDIM denoising steps. Can be changed when the policy is used."""
     obs_key: str = "state"
-    """Named observation of the policy. Its size follows from the tensors."""
+    """Observation that the policy reads; its size follows from the tensors."""
     pad_obs_to: int | None = None
-    """Size of the observations in training if it is 7 more than in the env: the policy inserts the pose of
-    the robot's base, which flat states of ManiSkill 2 contain at index 18."""
+    """Size of the network's observations, if the env's are 7 smaller: the policy inserts the pose of the
+    robot's base, which flat states of ManiSkill 2 have at index 18."""
     control_mode: str | None = None
-    """Control mode of the policy's actions. Envs with another control mode are refused."""
+    """Control mode of the policy's actions; envs with another one are refused."""
     task: str = "unknown"
     """Name of the policy's task, for messages."""
     weights: str | None = None
@@ -46,8 +45,8 @@ class ConvertCfg(CheckedCfg):
             )
         if self.num_action_steps > self.chunk_size:
             raise ConfigError(
-                f"num_action_steps must be at most {self.chunk_size}, the actions of prediction_horizon "
-                f"{self.prediction_horizon} from the present step on with num_obs_steps "
+                f"num_action_steps must be at most {self.chunk_size}, the number of actions from the current "
+                f"step on with prediction_horizon {self.prediction_horizon} and num_obs_steps "
                 f"{self.num_obs_steps}, not {self.num_action_steps}"
             )
 

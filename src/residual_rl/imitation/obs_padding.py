@@ -49,7 +49,7 @@ def padding_to(size: int | None, obs_dim: int) -> ObsPadding | None:
     if obs_dim < padding.index or size != obs_dim + len(padding.values):
         raise ConfigError(
             f"pad_obs_to is {size}, but the observations have size {obs_dim}: padding inserts the robot's"
-            f" base pose ({len(padding.values)} numbers) at index {padding.index}, so that pad_obs_to must be"
+            f" base pose ({len(padding.values)} numbers) at index {padding.index}, so pad_obs_to must be"
             f" {len(padding.values)} more than the size of the observations, which must be at least"
             f" {padding.index}"
         )

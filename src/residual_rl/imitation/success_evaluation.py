@@ -42,7 +42,8 @@ class SuccessEvaluation:
             cfg = from_plain(load(spec.config), dict(task_settings))
         except UnknownNameError as error:
             raise ConfigError(
-                f"the demonstrations cannot be simulated here: {error}; train without by --eval-freq 0"
+                f"the demonstrations cannot be simulated here: {error}; disable evaluations with"
+                " --eval-freq 0"
             ) from error
         self.env = load(spec.make)(cfg, episodes, num_threads, "cpu")
         self._seeds = range(TRAINING_EVAL_SEED, TRAINING_EVAL_SEED + episodes)
@@ -57,7 +58,7 @@ class SuccessEvaluation:
         self._executor(policy)
         if len(self.env.action_unit) != action_dim:
             raise ConfigError(
-                f"the demonstrations' actions have size {action_dim}, but those of their task"
+                f"the demonstrations' actions have size {action_dim}, but those of their task have size"
                 f" {len(self.env.action_unit)}"
             )
 
@@ -69,8 +70,8 @@ class SuccessEvaluation:
             return True
         if not self._warned:
             _log.warning(
-                "evaluation at step %d skipped, and more will be: one takes %.0f s, and the limit is %.0f %%"
-                " of the time (--eval-share)",
+                "evaluation at step %d skipped, and later ones may be: each takes %.0f s, and --eval-share"
+                " limits them to %.0f %% of the time",
                 step,
                 self._last,
                 100 * self._share,

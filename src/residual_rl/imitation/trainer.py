@@ -49,7 +49,7 @@ _log = logging.getLogger(__name__)
 
 
 def train(cfg: ImitateCfg, demos: Path, out: Path, resume: bool = False) -> dict[str, Any]:
-    """Train on the demonstrations `demos` into the run folder `out`, or resume it; `config.ALGOS` documents
+    """Train on the demonstrations `demos` in the run folder `out`, or resume there; `config.ALGOS` documents
     the result.
 
     Invalid settings and damaged files raise an error before anything is written.
@@ -151,9 +151,8 @@ class Trainer(ResumableTrainer):
                     self.optimizer.raise_if_nonfinite()
                     self.checkpoints.save(progress.step, self.state_dict())
             self.wall_time = time.perf_counter() - session
-            return self._finish(
-                stop.signal
-            )  # inside `stop_signals`, so that another SIGTERM cannot interrupt it
+            # Inside `stop_signals`, so that another SIGTERM cannot interrupt it.
+            return self._finish(stop.signal)
 
     # --- data -----------------------------------------------------------------------------------------------
 

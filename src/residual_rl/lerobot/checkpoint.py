@@ -179,9 +179,8 @@ def check_statistics(model: LeRobotModel) -> None:
                 statistics = (step.stats or {}).get(name)
                 if not statistics:
                     raise CheckpointError(
-                        f"{model.name} holds no normalisation statistics of {name!r}, without which its "
-                        "actions "
-                        "are wrong: save it again with the processors of its training"
+                        f"{model.name} has no normalisation statistics of {name!r}, without which its "
+                        "actions are wrong: save it again with the processors of its training"
                     )
                 sizes = {
                     key: torch.as_tensor(value).numel()
@@ -192,8 +191,8 @@ def check_statistics(model: LeRobotModel) -> None:
                 for key, size in sizes.items():
                     if size != expected:
                         raise CheckpointError(
-                            f"{model.name}: the {key} of {name!r} has {size} numbers, "
-                            f"and the policy's feature {expected}"
+                            f"{model.name}: the {key} of {name!r} has size {size}, "
+                            f"but the policy's feature has size {expected}"
                         )
 
 
@@ -201,9 +200,8 @@ def _read_steps(folder: Path, name: str, trust: bool) -> set[str]:
     """The registered names of a processor's steps, which are all checked before any is created."""
     if not (folder / name).is_file():
         raise CheckpointError(
-            f"{folder} has no {name}: it is not a LeRobot policy, or from a release before 0.4; for those "
-            "see "
-            "`python -m lerobot.processor.migrate_policy_normalization --help`"
+            f"{folder} has no {name}: it is not a LeRobot policy, or from a release before 0.4, which "
+            "`python -m lerobot.processor.migrate_policy_normalization` converts"
         )
     names = set()
     steps = _read_json(folder, name).get("steps")
@@ -213,7 +211,7 @@ def _read_steps(folder: Path, name: str, trust: bool) -> set[str]:
         if "registry_name" not in step:
             trusted.require_trust(
                 folder / name,
-                f"a processor with a step that is made by importing {step.get('class')!r}",
+                f"a processor with a step created by importing {step.get('class')!r}",
                 trust,
             )
         file = step.get("state_file")
@@ -232,7 +230,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
         ) from error
     if not isinstance(value, dict):
         raise CheckpointError(
-            f"{folder / name} does not hold a JSON object; expected a file written by LeRobot"
+            f"{folder / name} does not contain a JSON object; expected a file written by LeRobot"
         )
     return value
 

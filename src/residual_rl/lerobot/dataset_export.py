@@ -8,9 +8,9 @@
 | `action` | the absolute joint target commanded in the step, in the same units |
 | `next.reward`, `next.done`, `next.success` | reward, end and success after the action |
 
-An episode of T steps becomes T + 1 frames: the last frame holds the last observation and repeats the last
-target. An additional file, `meta/residual_rl.json`, holds the task and each episode's seed and draws, so that
-it can be replayed.
+An episode of T steps becomes T + 1 frames: the last frame has the last observation and repeats the last
+target. An additional file, `meta/residual_rl.json`, contains the task and each episode's seed and draws, so
+that it can be replayed.
 """
 
 from __future__ import annotations
@@ -179,16 +179,15 @@ class _Writer:
         self._dataset.finalize()
 
 
-def _fps(demos: Demonstrations, asked: int | None) -> int:
+def _fps(demos: Demonstrations, requested: int | None) -> int:
     rate = demos.info["env_info"].get("control_hz")
-    if rate is None and asked is None:
+    if rate is None and requested is None:
         raise ConfigError(f"{demos.path} does not store its control rate; set --fps")
-    fps = asked or max(round(float(rate)), 1)
+    fps = requested or max(round(float(rate)), 1)
     if rate is not None and abs(fps - rate) > FPS_TOLERANCE * rate:
         raise ConfigError(
             f"fps is {fps}, but {demos.path} was recorded at {rate:.4g} Hz, and the dataset has one frame "
-            "per "
-            "step: leave out --fps"
+            "per step: leave out --fps"
         )
     return fps
 
@@ -226,8 +225,8 @@ def _require(demo: Demo, *names: str) -> None:
     missing = [name for name in names if name not in demo.obs]
     if missing:
         raise ConfigError(
-            f"the demonstrations hold no {', '.join(missing)}, which a LeRobot dataset needs; "
-            f"they hold {', '.join(demo.obs)}"
+            f"the demonstrations lack {', '.join(missing)}, which a LeRobot dataset needs; "
+            f"they have {', '.join(demo.obs)}"
         )
 
 

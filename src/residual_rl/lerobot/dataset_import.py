@@ -51,10 +51,10 @@ class ImportCfg(CheckedCfg):
     units: JointUnits = "hardware"
     """Joint units of the dataset: hardware (degrees, gripper 0 to 100), range (arm -100 to 100), or rad."""
     joint_offsets: tuple[str, ...] = ()
-    """Offsets to add to recorded joints, as NAME=DEGREES (per cent for a gripper), e.g. shoulder_lift=-2.5,
-    to correct for another calibration."""
+    """Offsets to add to recorded joints, as NAME=DEGREES (per cent for a gripper), e.g. shoulder_lift=-2.5.
+    They correct for another calibration."""
     clip: bool = False
-    """Clip values outside of a joint's range, instead of refusing them."""
+    """Clip values that are out of a joint's range, instead of refusing them."""
     resample: bool = False
     """Accept recordings at another rate than the task's, and interpolate between frames."""
     images: bool = True
@@ -159,8 +159,8 @@ class Converter:
                 f"{self._recording.source}: episode {index} has {len(columns['rows'])} frame(s); "
                 "at least two are needed"
             )
-        # Joints. Positions of our own simulator may be slightly outside their range, as its joint limits are
-        # soft.
+        # Joints. Positions in exported datasets may be slightly out of range, since the simulator's joint
+        # limits are soft.
         positions = self._joints(columns, STATE, index, checked=entry is None)
         targets = self._joints(columns, ACTION, index, checked=True)
         rows = columns["rows"]
@@ -222,12 +222,10 @@ class Converter:
         frame, joint = (int(i) for i in outside.nonzero()[0])
         unit = hardware.units[joint]
         raise ConfigError(
-            f"{self._recording.source}: episode {episode}, frame {frame}: joint "
-            f"{hardware.joint_names[joint]} "
-            f"of {name} is at {float(values[frame, joint]):.1f} {unit}, outside of {hardware.low[joint]:.1f} "
-            f"to {hardware.high[joint]:.1f} {unit} ({int(outside.any(1).sum())} of {len(values)} frames "
-            "have a "
-            "joint out of range); check --units and --joint-offsets, or clip such values with --clip"
+            f"{self._recording.source}: episode {episode}, frame {frame}: joint {hardware.joint_names[joint]}"
+            f" of {name} is at {float(values[frame, joint]):.1f} {unit}, outside of {hardware.low[joint]:.1f}"
+            f" to {hardware.high[joint]:.1f} {unit} ({int(outside.any(1).sum())} of {len(values)} frames have"
+            " a joint out of range); check --units and --joint-offsets, or clip such values with --clip"
         )
 
     def _encode(self, joints: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

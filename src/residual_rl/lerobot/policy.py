@@ -137,7 +137,7 @@ class LeRobotPolicy(BasePolicy):
             chunk = self._chunk(zeros)
         except Exception as error:
             reason = f"{type(error).__name__}: {one_line(error)}"
-            fix = "; if it cannot compute in float64: --base.precision native" if self._double else ""
+            fix = "; if it cannot compute in float64, use --base.precision native" if self._double else ""
             raise CheckpointError(f"{self._model.name} predicts no action chunk ({reason}){fix}") from error
         joints = len(self._hardware.joint_names)
         if chunk.dim() != 3 or chunk.shape[2] != joints:
@@ -182,7 +182,7 @@ def _sources(cfg: LeRobotCfg, model: LeRobotModel, env: VecEnv) -> dict[str, str
         else:
             raise CheckpointError(f"{name} needs {feature!r} {shape}, which this env does not observe")
     if cameras:
-        raise ConfigError(f"cameras gives {', '.join(cameras)}, which {name} does not use")
+        raise ConfigError(f"cameras has {', '.join(cameras)}, which {name} does not use: remove them")
     return sources
 
 

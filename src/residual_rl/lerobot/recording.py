@@ -131,10 +131,9 @@ class Recording:
         there = [len(columns["rows"]) for columns in self.columns()]
         if lengths != there:
             raise CheckpointError(
-                f"{file} describes episodes of {lengths[:5]} … frames, but the dataset holds {there[:5]} "
-                "…: it was "
-                "changed later; remove the file to read the dataset as an external one, without seeds and "
-                "draws"
+                f"{file} describes episodes of {lengths[:5]} … frames, but the dataset has {there[:5]} …: it "
+                "was changed later; remove the file to read the dataset as an external one, without seeds "
+                "and draws"
             )
         return side
 
@@ -152,7 +151,7 @@ def _reading(source: str, fix: str = "") -> Iterator[None]:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise `CheckpointError` unless `folder` holds a readable dataset; LeRobot would look for one on the
+    """Raise `CheckpointError` unless `folder` is a readable dataset; LeRobot would look for one on the
     hub."""
     file = folder / "meta" / "info.json"
     try:
@@ -180,7 +179,6 @@ def _open(folder: Path | None, source: str) -> Any:
     with _reading(source), quiet():
         if folder is None:
             return LeRobotDataset(source, video_backend=video_backend())
-        where = (
-            folder.resolve()
-        )  # as its name too: no hub has such a name, so that nothing that is missing is looked for there
+        # The path is also the name: no repository on the hub has such a name, so nothing is downloaded.
+        where = folder.resolve()
         return LeRobotDataset(str(where), root=where, video_backend=video_backend())

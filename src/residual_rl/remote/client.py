@@ -23,7 +23,7 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0
 _log = logging.getLogger(__name__)
 
 
-class ServerUnavailable(Exception):  # noqa: N818 (it is caught here, and becomes an error if waiting does not help)
+class ServerUnavailable(Exception):  # noqa: N818 (`retry` catches it)
     """A server did not answer; a retry may succeed."""
 
 

@@ -66,9 +66,7 @@ class Gr00tPolicy(BasePolicy):
 
     def __init__(self, cfg: Gr00tCfg, env: VecEnv):
         if env.hardware is None:
-            raise ConfigError(
-                "it needs an env that knows the units of a robot's own software; this one has none"
-            )
+            raise ConfigError("it needs an env with the units of a robot (`hardware`); this env has none")
         self.cfg, self._env = cfg, env
         self._joints = ArmJoints(env.hardware, cfg.invert_gripper, cfg.units == "rad")
         needed = conversion_inputs(env)
@@ -76,16 +74,16 @@ class Gr00tPolicy(BasePolicy):
         # Connect, and read which inputs the server expects.
         self._link = ZmqLink(cfg.host, cfg.port, cfg.timeout, cfg.reconnect, secret(cfg.api_token))
         try:
-            told = self._link.describe({HANDSHAKE: True})
+            description = self._link.describe({HANDSHAKE: True})
         except RefusedError as error:
             raise ConfigError(
                 f"{error}; set the server's token as RESIDUAL_RL_TOKEN or --base.api-token"
             ) from error
-        config = _modalities(told, self._link.server)
+        config = _modalities(description, self._link.server)
 
         # `residual-rl serve` also sends a handshake with its names, shapes and scaling.
         self._handshake = (
-            Handshake.from_wire(told[HANDSHAKE], self._link.server) if HANDSHAKE in config else None
+            Handshake.from_wire(description[HANDSHAKE], self._link.server) if HANDSHAKE in config else None
         )
         self._exact = self._handshake is not None and self._handshake.same_action_scaling(env)
         """Whether to use the server's normalised actions; joint positions are rounded and clipped."""
@@ -106,7 +104,7 @@ class Gr00tPolicy(BasePolicy):
                 f"it needs the observation(s) {', '.join(missing)}; the env has {', '.join(observed(env))}"
             )
 
-    # --- inputs of the policy -----------------------------------------------------------------------------
+    # --- inputs of the policy -------------------------------------------------------------------------------
 
     def _sources_for_ours(self, handshake: Handshake) -> list[Source]:
         """The inputs of a policy behind `residual-rl serve`, which has the names and units of the env."""
@@ -115,8 +113,7 @@ class Gr00tPolicy(BasePolicy):
         for name in ("units", "action_mode", "invert_gripper", "arm_key", "gripper_key"):
             if getattr(self.cfg, name) != getattr(Gr00tCfg(), name):
                 raise ConfigError(
-                    f"{name} is for servers that do not tell; {self._link.server} is residual-rl serve: leave"
-                    " it out"
+                    f"{name} is defined by {self._link.server}, which is residual-rl serve: leave it out"
                 )
 
         # The policy receives all of its observation history.
@@ -156,7 +153,7 @@ class Gr00tPolicy(BasePolicy):
         # Determine the length of the observation history from the delta indices, e.g. (-1, 0).
         steps = {modality: config[modality][1] for modality in ("video", "state") if modality in config}
         if any(step > 0 for deltas in steps.values() for step in deltas):
-            raise ConfigError(f"{self._link.server} asks for observations of the future: {steps}")
+            raise ConfigError(f"{self._link.server} requires future observations: {steps}")
         oldest = min((step for deltas in steps.values() for step in deltas), default=0)
         self.num_obs_steps = 1 - oldest
 
@@ -184,54 +181,54 @@ class Gr00tPolicy(BasePolicy):
 
     def _set_sizes(self, config: Mapping[str, Any]) -> None:
         """Set `chunk_size` and `num_action_steps` from the server, the settings or the defaults."""
-        told = self._handshake
+        handshake = self._handshake
         steps = len(config["action"][1]) if "action" in config else 0
-        says = told.chunk_size if told else steps
-        if self.cfg.chunk_size is not None and says and says != self.cfg.chunk_size:
+        size = handshake.chunk_size if handshake else steps
+        if self.cfg.chunk_size is not None and size and size != self.cfg.chunk_size:
             raise ConfigError(
-                f"{self._link.server} predicts {says} actions, not chunk_size {self.cfg.chunk_size}"
+                f"{self._link.server} predicts {size} actions, not chunk_size {self.cfg.chunk_size}"
             )
-        self.chunk_size = says or self.cfg.chunk_size or CHUNK_SIZE
-        default = told.num_action_steps if told else min(NUM_ACTION_STEPS, self.chunk_size)
+        self.chunk_size = size or self.cfg.chunk_size or CHUNK_SIZE
+        default = handshake.num_action_steps if handshake else min(NUM_ACTION_STEPS, self.chunk_size)
         self.num_action_steps = self.cfg.num_action_steps or default
 
-    # --- requests -----------------------------------------------------------------------------------------
+    # --- requests -------------------------------------------------------------------------------------------
 
     def reset(self, mask: Tensor) -> None:
         """Reset the envs of `mask` on the server.
 
         `residual-rl serve` resets single envs. The other servers reset everything at once: with
-        nested keys they get the request only where `mask` holds all envs, with flat keys never.
+        nested keys they get the request only if `mask` contains all envs, and with flat keys never.
         """
         env_ids = mask.nonzero().flatten().tolist()
         if self.cfg.layout == "n1.5":
             if self._handshake is not None and env_ids:
-                self._link.ask_all("reset", dict.fromkeys(env_ids))
+                self._link.request_all("reset", dict.fromkeys(env_ids))
         elif env_ids and self._handshake is not None:
-            self._link.ask("reset", {"options": {"worlds": env_ids}})
+            self._link.request("reset", {"options": {"env_ids": env_ids}})
         elif mask.all():
             with contextlib.suppress(RefusedError):  # some versions have no such endpoint
-                self._link.ask("reset", {"options": None})
+                self._link.request("reset", {"options": None})
 
     def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor | ActionChunk:
         # Request a chunk for each env.
         sent: dict[str, dict[str, NDArray[Any]]] = {"video": {}, "state": {}}
         for source in self._sources:
             sent[source.modality][source.key] = self._values(source, obs)
-        ask = self._ask_flat if self.cfg.layout == "n1.5" else self._ask_nested
-        arm, gripper, told = ask(sent, env_ids.tolist())
+        request = self._request_flat if self.cfg.layout == "n1.5" else self._request_nested
+        arm, gripper, exact = request(sent, env_ids.tolist())
 
-        # Convert joint positions to actions, unless the reply holds the actions themselves.
+        # Convert joint positions to actions, unless the reply contains the actions themselves.
         now = {name: value[:, -1] for name, value in obs.items()} if self.num_obs_steps > 1 else obs
-        if ACTIONS in told:
-            actions = told[ACTIONS]
+        if ACTIONS in exact:
+            actions = exact[ACTIONS]
         else:
             if self.cfg.action_mode == "relative":
                 arm = arm + self._joints.to_server(now["joint_position"].cpu())[0][:, None]
             actions = self._env.targets_to_actions(
                 self._joints.from_server(arm, gripper).to(self._env.device), now
             )
-        return ActionChunk(actions, told[UNCERTAINTY]) if UNCERTAINTY in told else actions
+        return ActionChunk(actions, exact[UNCERTAINTY]) if UNCERTAINTY in exact else actions
 
     def _values(self, source: Source, obs: Obs) -> NDArray[Any]:
         """The array [b, T, …] to send for `source`."""
@@ -243,16 +240,16 @@ class Gr00tPolicy(BasePolicy):
         array: NDArray[Any] = value.cpu().numpy()
         return array.astype(np.float32) if source.modality == "state" else array
 
-    def _ask_nested(
+    def _request_nested(
         self, sent: Mapping[str, Mapping[str, Any]], env_ids: list[int]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Request chunks in the layout of N1.6 and N1.7: one batch for all envs.
 
-        Returns the joint positions of arm and gripper, and the entries that `_told` reads.
+        Returns the joint positions of arm and gripper, and the entries that `_exact_entries` reads.
         """
         language = {self._language_key: [[self.cfg.task_description]] * len(env_ids)}
-        options = {"worlds": env_ids} | ({ACTIONS: True} if self._exact else {})
-        reply = self._link.ask(
+        options = {"env_ids": env_ids} | ({ACTIONS: True} if self._exact else {})
+        reply = self._link.request(
             "get_action", {"observation": {**sent, "language": language}, "options": options}
         )
         if (
@@ -264,40 +261,41 @@ class Gr00tPolicy(BasePolicy):
                 f"{self._link.server} gave a {type(reply).__name__}; expected a list of two dicts: actions"
                 " and info"
             )
-        return *self._parts(reply[0], "", (len(env_ids),)), self._told(reply[1], (len(env_ids),))
+        return *self._parts(reply[0], "", (len(env_ids),)), self._exact_entries(reply[1], (len(env_ids),))
 
-    def _ask_flat(
+    def _request_flat(
         self, sent: Mapping[str, Mapping[str, Any]], env_ids: list[int]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Request chunks in the layout of N1.5, one for each env; returns the same as `_ask_nested`."""
+        """Request chunks in the layout of N1.5, one for each env; returns the same as `_request_nested`."""
         requests = {}
-        for row, world in enumerate(env_ids):
+        for row, env_id in enumerate(env_ids):
             request: dict[str, Any] = {
                 f"{modality}.{key}": v[row] for modality, values in sent.items() for key, v in values.items()
             }
             request |= {ACTIONS: True} if self._exact else {}
-            requests[world] = {**request, self._language_key: [self.cfg.task_description]}
+            requests[env_id] = {**request, self._language_key: [self.cfg.task_description]}
 
         # Send them all, and stack the replies in the order of `env_ids`.
-        replies = self._link.ask_all("get_action", requests)
-        parts = [self._parts(replies[world], "action.", ()) for world in env_ids]
-        told = [self._told(replies[world], ()) for world in env_ids]
+        replies = self._link.request_all("get_action", requests)
+        parts = [self._parts(replies[env_id], "action.", ()) for env_id in env_ids]
+        entries = [self._exact_entries(replies[env_id], ()) for env_id in env_ids]
         both = {
-            name: torch.stack([values[name] for values in told])
+            name: torch.stack([values[name] for values in entries])
             for name in (ACTIONS, UNCERTAINTY)
-            if all(name in t for t in told)
+            if all(name in values for values in entries)
         }
         return torch.stack([arm for arm, _ in parts]), torch.stack([gripper for _, gripper in parts]), both
 
-    def _told(self, reply: Mapping[str, Any], batch: tuple[int, ...]) -> dict[str, Tensor]:
+    def _exact_entries(self, reply: Mapping[str, Any], batch: tuple[int, ...]) -> dict[str, Tensor]:
         """Normalised actions [*batch, K, A] and uncertainty [*batch, K] in a reply of `residual-rl serve`."""
         if not self._exact:
             return {}
         steps, server = (*batch, self.chunk_size), self._link.server
-        told = {ACTIONS: numbers(reply.get(ACTIONS), ACTIONS, [(*steps, len(self._env.action_unit))], server)}
+        shape = (*steps, len(self._env.action_unit))
+        entries = {ACTIONS: numbers(reply.get(ACTIONS), ACTIONS, [shape], server)}
         if UNCERTAINTY in reply:
-            told[UNCERTAINTY] = numbers(reply[UNCERTAINTY], UNCERTAINTY, [steps], server)
-        return told
+            entries[UNCERTAINTY] = numbers(reply[UNCERTAINTY], UNCERTAINTY, [steps], server)
+        return entries
 
     def _parts(self, action: Any, prefix: str, batch: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Joint positions of the arm [*batch, K, arm] and the gripper [*batch, K, 1] in a reply.
@@ -310,7 +308,7 @@ class Gr00tPolicy(BasePolicy):
             got = ", ".join(map(str, action)) if isinstance(action, dict) else type(action).__name__
             raise BasePolicyError(f"{server} gave {got or 'nothing'}; expected actions with {arm_key!r}")
 
-        # Read the arm, whose array may hold the gripper as its last column.
+        # Read the arm, whose array may have the gripper as its last column.
         size, joints = len(self._joints.arm), self._joints
         shapes = [(*steps, size)] + ([(*steps, size + 1)] if joints.gripper else [])
         arm = numbers(action[arm_key], arm_key, shapes, server)
@@ -319,7 +317,7 @@ class Gr00tPolicy(BasePolicy):
         if arm.shape[-1] == size + 1:
             return arm[..., :size], arm[..., size:]
 
-        # The gripper has a key of its own, with or without an axis of size 1.
+        # The gripper has a separate key, with or without an axis of size 1.
         if gripper_key not in action:
             raise BasePolicyError(
                 f"{server} gave {', '.join(map(str, action))}; expected {gripper_key!r} besides the arm's"
@@ -329,18 +327,20 @@ class Gr00tPolicy(BasePolicy):
         return arm, gripper.reshape(*steps, 1)
 
 
-def _modalities(told: Any, server: str) -> dict[str, Any]:
+def _modalities(description: Any, server: str) -> dict[str, Any]:
     """`{modality: (keys, delta indices)}` from a server's modality configuration, with its handshake."""
-    if not isinstance(told, dict):
+    if not isinstance(description, dict):
         return {}
     config: dict[str, Any] = {}
     for modality in ("video", "state", "action", "language"):
-        if modality not in told:
+        if modality not in description:
             continue
         try:
             # N1.5 writes the modality in front of each key.
-            keys = tuple(str(key).removeprefix(f"{modality}.") for key in told[modality]["modality_keys"])
-            steps = tuple(int(step) for step in told[modality]["delta_indices"])
+            keys = tuple(
+                str(key).removeprefix(f"{modality}.") for key in description[modality]["modality_keys"]
+            )
+            steps = tuple(int(step) for step in description[modality]["delta_indices"])
         except (KeyError, TypeError, ValueError) as error:
             raise BasePolicyError(
                 f"{server} sent a modality configuration whose {modality!r} cannot be read: {error!r}"
@@ -348,10 +348,10 @@ def _modalities(told: Any, server: str) -> dict[str, Any]:
         # The history is kept in memory: refuse a length that no policy uses.
         if max((abs(step) for step in steps), default=0) > 1000:
             raise BasePolicyError(
-                f"{server} asks for {modality} of the steps {steps[:4]}…: that is out of reach"
+                f"{server} requires {modality} of the steps {steps[:4]}…: at most 1000 steps are supported"
             )
         config[modality] = (keys, steps)
-    return config | ({HANDSHAKE: told[HANDSHAKE]} if HANDSHAKE in told else {})
+    return config | ({HANDSHAKE: description[HANDSHAKE]} if HANDSHAKE in description else {})
 
 
 def make(cfg: Gr00tCfg, env: VecEnv) -> Gr00tPolicy:

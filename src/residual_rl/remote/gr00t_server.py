@@ -2,7 +2,7 @@
 
 Formats: NVIDIA/Isaac-GR00T, `gr00t/eval/service.py` and `gr00t/policy/server_client.py`. Requests that are
 waiting at the same time are predicted as one batch. Extensions of the protocol: `session` groups the requests
-of a client (default: those of a socket); `worlds` in the options gives the env index of each row, for
+of a client (default: those of a socket); `env_ids` in the options gives the env index of each row, for
 policies with a state, and for `reset`; `close` frees the envs of a session. `kill` is refused.
 """
 
@@ -45,21 +45,21 @@ _log = logging.getLogger(__name__)
 class Session:
     """The envs of one client."""
 
-    worlds: dict[int, int] = field(default_factory=dict)
+    env_ids: dict[int, int] = field(default_factory=dict)
     """Env index of the service by the client's own env index."""
     last_used: float = 0.0
 
 
 @dataclass(frozen=True)
-class Ask:
+class ActionRequest:
     """A valid request for actions."""
 
     envelope: list[bytes]
     encoding: Encoding
-    worlds: list[int]
+    env_ids: list[int]
     obs: Obs
     exact: bool
-    """Whether the reply must also hold the normalised actions."""
+    """Whether the reply must also contain the normalised actions."""
 
 
 class Gr00tServer:
@@ -125,12 +125,12 @@ class Gr00tServer:
     def _serve_waiting(self) -> None:
         """Answer the waiting requests. Requests for different envs are predicted as one batch."""
         # Read requests until the batch is full or none is waiting.
-        asks: list[Ask] = []
+        batch: list[ActionRequest] = []
         recently = time.monotonic() - _ACTIVE
         active = sum(session.last_used > recently for session in self._sessions.values())
         while (
-            self._socket.poll(round(1000 * _LULL) if len(asks) < active else 0)
-            and len(asks) < self._service.env.num_envs
+            self._socket.poll(round(1000 * _LULL) if len(batch) < active else 0)
+            and len(batch) < self._service.env.num_envs
         ):
             *envelope, message = self._socket.recv_multipart()
             encoding: Encoding = "npy"
@@ -143,24 +143,26 @@ class Gr00tServer:
                 self._check_token(request)
                 endpoint = request.get("endpoint", "get_action")
                 if endpoint != "get_action":  # keep the order: it may reset an env of the batch
-                    self._answer(asks)
-                    asks = []
+                    self._answer(batch)
+                    batch = []
                     self._reply(envelope, self._do(endpoint, request, envelope), encoding)
                     continue
                 # An env can be in a batch once: answer the earlier request first.
-                ask = self._read(request, envelope, encoding)
-                if any(set(ask.worlds) & set(other.worlds) for other in asks):
-                    self._answer(asks)
-                    asks = []
-                asks.append(ask)
+                action_request = self._read(request, envelope, encoding)
+                if any(set(action_request.env_ids) & set(other.env_ids) for other in batch):
+                    self._answer(batch)
+                    batch = []
+                batch.append(action_request)
             except (RequestError, WireError) as error:
                 self._refuse(envelope, error, encoding)
-            except Exception as error:  # noqa: BLE001 (whatever a client sends, the others are served)
+            except Exception as error:  # noqa: BLE001 (one client must not end the service of others)
                 _log.error("a request failed", exc_info=error)
                 self._refuse(
-                    envelope, RequestError("the request failed: the server's log says why"), encoding
+                    envelope,
+                    RequestError("the request failed; the log of the server has the reason"),
+                    encoding,
                 )
-        self._answer(asks)
+        self._answer(batch)
 
     def _check_token(self, request: Mapping[str, Any]) -> None:
         if self._token is None:
@@ -175,43 +177,42 @@ class Gr00tServer:
             return {"status": "ok", "message": f"serving {self._service.name}"}
         if endpoint == "get_modality_config":
             described, data = self._describe(), request.get("data")
-            if (
-                isinstance(data, dict) and HANDSHAKE in data
-            ):  # other clients take whatever is here for a modality
+            # Other clients would take the handshake for a modality.
+            if isinstance(data, dict) and HANDSHAKE in data:
                 described[HANDSHAKE] = self._service.handshake.to_wire()
             return described
         if endpoint == "reset":
             session = self._session(request, envelope)
-            rows = _worlds(_options(request.get("data")), None)
+            rows = _client_env_ids(_options(request.get("data")), None)
             self._service.reset(
-                [world for row, world in session.worlds.items() if rows is None or row in rows]
+                [env_id for row, env_id in session.env_ids.items() if rows is None or row in rows]
             )
             return {}
         if endpoint == "close":
             session = self._sessions.pop(self._name_of(request, envelope), Session())
-            self._service.give_back(list(session.worlds.values()))
+            self._service.give_back(list(session.env_ids.values()))
             return {}
         if endpoint == "kill":
-            raise RequestError("kill is refused: this server is ended where it was started")
-        raise RequestError(f"unknown endpoint {one_line(endpoint, 40)!r}; there are {', '.join(ENDPOINTS)}")
+            raise RequestError("kill is refused: stop the server on its own machine")
+        raise RequestError(f"unknown endpoint {one_line(endpoint, 40)!r}; known: {', '.join(ENDPOINTS)}")
 
     def _describe(self) -> dict[str, Any]:
         """The modality configuration in the format of the GR00T servers."""
         # Collect the keys of each modality.
-        told = self._service.handshake
-        past = list(range(1 - told.num_obs_steps, 1))
+        handshake = self._service.handshake
+        past = list(range(1 - handshake.num_obs_steps, 1))
         keys: dict[str, list[str]] = {
             "video": [],
             "state": [],
             "action": self._action_keys(),
             "language": [LANGUAGE_KEY],
         }
-        for name, served in told.inputs.items():
+        for name, served in handshake.inputs.items():
             kind = "video" if served.dtype == "uint8" else "state"
             keys[kind] += self._action_keys() if name == JOINTS else [served.key]
 
         # Add the delta indices: the observation history, and the steps of the action chunk.
-        steps = {"video": past, "state": past, "action": list(range(told.chunk_size)), "language": [0]}
+        steps = {"video": past, "state": past, "action": list(range(handshake.chunk_size)), "language": [0]}
         described = {}
         for kind, names in keys.items():
             prefix = f"{kind}." if self._flat and kind != "language" else ""
@@ -234,28 +235,28 @@ class Gr00tServer:
         session.last_used = time.monotonic()
         return session
 
-    def _worlds_of(self, request: Mapping[str, Any], envelope: list[bytes], rows: list[int]) -> list[int]:
+    def _env_ids_of(self, request: Mapping[str, Any], envelope: list[bytes], rows: list[int]) -> list[int]:
         """The env indices of the service for a client's `rows`; those of new rows are reset."""
         session = self._session(request, envelope)
-        new = [row for row in rows if row not in session.worlds]
-        session.worlds.update(zip(new, self._service.take(len(new)), strict=True))
+        new = [row for row in rows if row not in session.env_ids]
+        session.env_ids.update(zip(new, self._service.take(len(new)), strict=True))
         self._sessions[self._name_of(request, envelope)] = session
-        return [session.worlds[row] for row in rows]
+        return [session.env_ids[row] for row in rows]
 
     def _free_idle(self) -> None:
         now = time.monotonic()
         for name, session in list(self._sessions.items()):
             if now - session.last_used > self._idle:
                 _log.warning(
-                    "a session was idle for %.0f s: its %d world(s) are free",
+                    "a session was idle for %.0f s: its %d env(s) are free",
                     now - session.last_used,
-                    len(session.worlds),
+                    len(session.env_ids),
                 )
-                self._service.give_back(list(self._sessions.pop(name).worlds.values()))
+                self._service.give_back(list(self._sessions.pop(name).env_ids.values()))
 
     # --- observations and actions ---------------------------------------------------------------------------
 
-    def _read(self, request: Mapping[str, Any], envelope: list[bytes], encoding: Encoding) -> Ask:
+    def _read(self, request: Mapping[str, Any], envelope: list[bytes], encoding: Encoding) -> ActionRequest:
         """A request for actions."""
         data = request.get("data")
         if not isinstance(data, dict):
@@ -267,7 +268,7 @@ class Gr00tServer:
             if not isinstance(nested, dict) or not all(
                 isinstance(nested.get(kind, {}), dict) for kind in ("video", "state")
             ):
-                raise RequestError("data holds observation: {video: {…}, state: {…}, language: {…}}")
+                raise RequestError("data must contain observation: {video: {…}, state: {…}, language: {…}}")
             sent = {
                 f"{kind}.{key}": value
                 for kind in ("video", "state")
@@ -277,14 +278,13 @@ class Gr00tServer:
         sizes = {len(value) for value in obs.values()}
         if len(sizes) > 1:
             raise RequestError(
-                f"the batch has {' and '.join(map(str, sorted(sizes)))} worlds: all observations must have"
-                " the same"
+                f"observations have batch sizes {' and '.join(map(str, sorted(sizes)))}: they must be equal"
             )
         options = {} if self._flat else _options(data)
-        rows = _worlds(options, next(iter(sizes), None))
-        worlds = self._worlds_of(request, envelope, [0] if rows is None else rows)
-        return Ask(
-            envelope, encoding, worlds, obs, exact=(data if self._flat else options).get(ACTIONS) is True
+        rows = _client_env_ids(options, next(iter(sizes), None))
+        env_ids = self._env_ids_of(request, envelope, [0] if rows is None else rows)
+        return ActionRequest(
+            envelope, encoding, env_ids, obs, exact=(data if self._flat else options).get(ACTIONS) is True
         )
 
     def _collect(self, sent: Mapping[str, Any]) -> Obs:
@@ -309,7 +309,7 @@ class Gr00tServer:
                 missing.append(f"{' + '.join(parts) if name == JOINTS else key} {list(served.shape)}")
                 continue
             obs[name] = self._service.observation(
-                name, value, key, "steps" if self._flat else "worlds and steps"
+                name, value, key, "steps" if self._flat else "envs and steps"
             )
         if missing:
             raise RequestError(f"missing: {', '.join(missing)}; got {', '.join(map(str, sent)) or 'nothing'}")
@@ -329,25 +329,30 @@ class Gr00tServer:
             arm.double(), gripper[0].double() if gripper else arm[..., :0].double()
         ).numpy()
 
-    def _answer(self, asks: list[Ask]) -> None:
+    def _answer(self, batch: list[ActionRequest]) -> None:
         """Predict actions for all requests as one batch, and reply to each."""
-        if not asks:
+        if not batch:
             return
-        worlds = [world for ask in asks for world in ask.worlds]
+        env_ids = [env_id for action_request in batch for env_id in action_request.env_ids]
         try:
-            names = asks[0].obs
-            answer = self._service.plan(
-                worlds, {name: torch.cat([ask.obs[name] for ask in asks]) for name in names}
+            names = batch[0].obs
+            answer = self._service.predict(
+                env_ids,
+                {name: torch.cat([action_request.obs[name] for action_request in batch]) for name in names},
             )
         except RequestError as error:
-            for ask in asks:
-                self._refuse(ask.envelope, error, ask.encoding)
+            for action_request in batch:
+                self._refuse(action_request.envelope, error, action_request.encoding)
             return
         # Split the batch into the replies.
         first = 0
-        for ask in asks:
-            rows = slice(first, first := first + len(ask.worlds))
-            self._reply(ask.envelope, self._actions(answer.rows(rows), ask.exact), ask.encoding)
+        for action_request in batch:
+            rows = slice(first, first := first + len(action_request.env_ids))
+            self._reply(
+                action_request.envelope,
+                self._actions(answer.rows(rows), action_request.exact),
+                action_request.encoding,
+            )
 
     def _actions(self, answer: Answer, exact: bool) -> Any:
         """The reply to a request for actions; with `exact`, also the normalised actions and uncertainty."""
@@ -381,17 +386,17 @@ def _options(data: Any) -> Mapping[str, Any]:
     return options or {}
 
 
-def _worlds(options: Mapping[str, Any], number: int | None) -> list[int] | None:
-    """The client's env index of each of `number` rows; None where neither is given, which means all envs."""
-    worlds = options.get("worlds")
-    if worlds is None:
+def _client_env_ids(options: Mapping[str, Any], number: int | None) -> list[int] | None:
+    """The client's env index of each of `number` rows; None if neither is given, which means all envs."""
+    env_ids = options.get("env_ids")
+    if env_ids is None:
         return None if number is None else list(range(number))
     if (
-        not isinstance(worlds, list)
-        or not all(type(world) is int and world >= 0 for world in worlds)
-        or len(set(worlds)) != len(worlds)
+        not isinstance(env_ids, list)
+        or not all(type(env_id) is int and env_id >= 0 for env_id in env_ids)
+        or len(set(env_ids)) != len(env_ids)
     ):
-        raise RequestError("options' worlds are distinct numbers from 0 on")
-    if number is not None and len(worlds) != number:
-        raise RequestError(f"options name {len(worlds)} worlds for {number} rows")
-    return worlds
+        raise RequestError("env_ids must be distinct integers of at least 0")
+    if number is not None and len(env_ids) != number:
+        raise RequestError(f"got {len(env_ids)} env_ids for {number} rows")
+    return env_ids

@@ -15,8 +15,6 @@ from residual_rl.utils.text import one_line
 
 HANDSHAKE = "residual_rl"
 """Key of the handshake in a message."""
-
-
 _MOST_STEPS = 1000
 
 
@@ -27,7 +25,7 @@ class ServedInput:
     key: str
     """Key in the protocol."""
     shape: tuple[int, ...]
-    """Without batch and time."""
+    """Shape without the axes of batch and time."""
     dtype: str
 
 
@@ -63,7 +61,7 @@ class Handshake:
                 )
                 for name, entry in value["inputs"].items()
             }
-            told = cls(
+            handshake = cls(
                 protocol=str(value["protocol"]),
                 task=str(value["task"]),
                 policy=str(value["policy"]),
@@ -80,13 +78,12 @@ class Handshake:
             ) from error
 
         # Refuse sizes that no policy can have.
-        sizes = told.num_action_steps, told.chunk_size, told.num_obs_steps
+        sizes = handshake.num_action_steps, handshake.chunk_size, handshake.num_obs_steps
         if not 1 <= sizes[0] <= sizes[1] <= _MOST_STEPS or not 1 <= sizes[2] <= _MOST_STEPS:
             raise BasePolicyError(
-                f"{server} sent a handshake with the impossible num_action_steps, chunk_size, num_obs_steps"
-                f" {sizes}"
+                f"{server} sent a handshake with invalid num_action_steps, chunk_size, num_obs_steps: {sizes}"
             )
-        return told
+        return handshake
 
     def same_action_scaling(self, env: VecEnv) -> bool:
         """Whether normalised actions have the same scale on the server and in `env`."""

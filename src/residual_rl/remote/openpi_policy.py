@@ -24,21 +24,18 @@ from residual_rl.utils.network import secret
 from residual_rl.utils.text import parse_pairs
 
 NUM_ACTION_STEPS = 8
-
-
 PROTOCOL = "openpi"
-
-
 RESET = {"__ctrl__": "reset"}
 """Message that resets an env of `residual-rl serve`."""
 
 
 class OpenPiPolicy(BasePolicy):
-    """Sends the observations of each env over a connection of its own.
+    """Sends the observations of each env over a separate connection.
 
     Args:
         cfg: the settings.
-        env: with actions in the robot's units, it must know them, and its actions must command joint targets.
+        env: for actions in the robot's units, it must define these units (`hardware`), and its actions must
+            command joint targets.
     """
 
     remote = True
@@ -64,8 +61,8 @@ class OpenPiPolicy(BasePolicy):
         if units == "hardware":
             if env.hardware is None:
                 raise ConfigError(
-                    "action_units 'hardware' needs an env that knows the units of a robot's own software;"
-                    " this one has none"
+                    "action_units 'hardware' needs an env with the units of a robot (`hardware`);"
+                    " this env has none"
                 )
             self._joints, needed = ArmJoints(env.hardware), conversion_inputs(env)
 
@@ -77,33 +74,31 @@ class OpenPiPolicy(BasePolicy):
             )
         self.inputs = {name: shape_of(env, name) for name in names}  # type: ignore[misc]
 
-    def _agree_with_ours(self, told: Handshake) -> str:
+    def _agree_with_ours(self, handshake: Handshake) -> str:
         """Set keys and sizes from the handshake of `residual-rl serve`. Returns the units of its actions."""
         cfg, server = self.cfg, self._link.server
-        told.check(self._env, PROTOCOL, server)
+        handshake.check(self._env, PROTOCOL, server)
         if cfg.observation:
-            raise ConfigError(
-                f"observation is for servers that do not tell; {server} is residual-rl serve: leave it out"
-            )
-        if cfg.action_units not in (None, told.action_units):
-            raise ConfigError(f"{server} gives {told.action_units} actions, not {cfg.action_units} ones")
-        if told.action_units == "normalized" and not told.same_action_scaling(self._env):
+            raise ConfigError(f"observation is defined by {server}, which is residual-rl serve: leave it out")
+        if cfg.action_units not in (None, handshake.action_units):
+            raise ConfigError(f"{server} gives {handshake.action_units} actions, not {cfg.action_units} ones")
+        if handshake.action_units == "normalized" and not handshake.same_action_scaling(self._env):
             mine = self._env.action_unit.tolist()
             raise ConfigError(
-                f"an action of 1 means {list(told.action_unit)} to {server} (task {told.task!r}), and {mine}"
-                " to this env: use the same task settings (such as --control-mode) for both"
+                f"an action of 1 means {list(handshake.action_unit)} to {server} (task {handshake.task!r}),"
+                f" and {mine} to this env: use the same task settings (such as --control-mode) for both"
             )
-        self._keys = {served.key: name for name, served in told.inputs.items()}
-        self.num_obs_steps, self.chunk_size = told.num_obs_steps, told.chunk_size
-        self.num_action_steps = cfg.num_action_steps or told.num_action_steps
-        return told.action_units
+        self._keys = {served.key: name for name, served in handshake.inputs.items()}
+        self.num_obs_steps, self.chunk_size = handshake.num_obs_steps, handshake.chunk_size
+        self.num_action_steps = cfg.num_action_steps or handshake.num_action_steps
+        return handshake.action_units
 
     def _agree_with_another(self) -> str:
         """Set keys and sizes from the settings, for other servers. Returns the units of the actions."""
         self._keys = parse_pairs(self.cfg.observation, "observation")
         if not self._keys:
             raise ConfigError(
-                f"{self._link.server} does not tell what it needs: map it, e.g. --base.observation"
+                f"{self._link.server} does not describe its inputs: map them, e.g. --base.observation"
                 " state=observation/state"
             )
         self.num_action_steps = self.cfg.num_action_steps or NUM_ACTION_STEPS
@@ -114,16 +109,16 @@ class OpenPiPolicy(BasePolicy):
         """Reset the envs of `mask` on `residual-rl serve`. The protocol of other servers has no reset."""
         if self._ours:
             env_ids = self._link.connected & set(mask.nonzero().flatten().tolist())
-            self._link.ask_all(dict.fromkeys(sorted(env_ids), RESET))
+            self._link.request_all(dict.fromkeys(sorted(env_ids), RESET))
 
     def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> Tensor | ActionChunk:
         # Send one request for each env.
         values = {key: obs[name].cpu().numpy() for key, name in self._keys.items()}
         numbered = list(enumerate(env_ids.tolist()))
-        replies = self._link.ask_all(
-            {w: {**{k: v[row] for k, v in values.items()}, "prompt": self.cfg.prompt} for row, w in numbered}
+        replies = self._link.request_all(
+            {i: {**{k: v[row] for k, v in values.items()}, "prompt": self.cfg.prompt} for row, i in numbered}
         )
-        actions = torch.stack([self._actions(replies[world]) for _, world in numbered])
+        actions = torch.stack([self._actions(replies[env_id]) for _, env_id in numbered])
         if self._joints is not None:
             now = {name: value[:, -1] for name, value in obs.items()} if self.num_obs_steps > 1 else obs
             arm, gripper = actions[..., self._joints.arm], actions[..., self._joints.gripper]
@@ -131,12 +126,12 @@ class OpenPiPolicy(BasePolicy):
                 self._joints.from_server(arm, gripper).to(self._env.device), now
             )
 
-        # Add the uncertainty where the server sends it.
+        # Add the uncertainty if the server sends it.
         if not (self._ours and all("uncertainty" in reply for reply in replies.values())):
             return actions
         spread = [
-            numbers(replies[w]["uncertainty"], "uncertainty", [(self.chunk_size,)], self._link.server)
-            for _, w in numbered
+            numbers(replies[env_id]["uncertainty"], "uncertainty", [(self.chunk_size,)], self._link.server)
+            for _, env_id in numbered
         ]
         return ActionChunk(actions, torch.stack(spread))
 
@@ -152,12 +147,12 @@ class OpenPiPolicy(BasePolicy):
         )
         if len(actions) < self.chunk_size:
             raise BasePolicyError(
-                f"{server} gave {len(actions)} actions; num_action_steps {self.chunk_size} asks for as many"
-                " at least"
+                f"{server} gave {len(actions)} actions; num_action_steps {self.chunk_size} needs at least as"
+                " many"
             )
         return actions[: self.chunk_size]
 
 
 def make(cfg: OpenPiCfg, env: VecEnv) -> OpenPiPolicy:
-    """The client, connected."""
+    """Return a connected client."""
     return OpenPiPolicy(cfg, env)

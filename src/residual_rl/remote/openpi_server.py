@@ -36,14 +36,14 @@ _log = logging.getLogger(__name__)
 
 
 class OpenPiServer:
-    """Binds at once, and serves in `run`.
+    """Binds on construction and serves in `run`.
 
     Args:
-        service: what is served.
+        service: the policy.
         host: address to bind to.
         port: 0 takes a free one.
-        token: what clients must send as `Authorization: Api-Key …`.
-        idle: after so long without a request a connection is closed [s].
+        token: required as `Authorization: Api-Key …`; None accepts all.
+        idle: time without a request after which a connection is closed [s].
     """
 
     def __init__(self, service: PolicyService, host: str, port: int, token: str | None, idle: float):
@@ -87,22 +87,22 @@ class OpenPiServer:
         self._worker.shutdown()
 
     async def _serve(self, stop: threading.Event) -> None:
-        self._asked = asyncio.Event()
+        self._has_requests = asyncio.Event()
         options: dict[str, Any] = {
             "compression": None,
             "max_size": MAX_MESSAGE_BYTES,
             "process_request": self._admit,
         }
         async with self._websockets.serve(self._converse, sock=self._socket, **options):
-            planner = asyncio.create_task(self._plan())
-            while not stop.is_set() and not planner.done():
+            predictor = asyncio.create_task(self._predict())
+            while not stop.is_set() and not predictor.done():
                 await asyncio.sleep(_TICK)
-            planner.cancel()
+            predictor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await planner  # tells what it failed of
+                await predictor  # raises its error, if any
 
     def _admit(self, connection: Any, request: Any) -> Any:
-        """The answer to a request that is not to become a conversation."""
+        """The response to a request that opens no websocket; None to accept it."""
         if request.path == "/healthz":
             return connection.respond(http.HTTPStatus.OK, "OK\n")
         given = request.headers.get("Authorization", "")
@@ -118,7 +118,7 @@ class OpenPiServer:
         """Serve one connection until it closes."""
         # Assign an env to the connection.
         try:
-            (world,) = await self._do(self._service.take, 1)
+            (env_id,) = await self._do(self._service.take, 1)
         except RequestError as error:
             await connection.send(one_line(error))
             await connection.close(_TRY_LATER)
@@ -130,17 +130,17 @@ class OpenPiServer:
             while True:
                 async with asyncio.timeout(self._idle):
                     message = await connection.recv()
-                await connection.send(await self._reply(world, message))
+                await connection.send(await self._reply(env_id, message))
         except self._closed:
             pass
         except TimeoutError:
-            _log.warning("a connection was idle for %.0f s: its world is free", self._idle)
+            _log.warning("a connection was idle for %.0f s: its env is free", self._idle)
             await connection.close(_GOING_AWAY)
         finally:
-            await self._do(self._service.give_back, [world])
+            await self._do(self._service.give_back, [env_id])
 
-    async def _reply(self, world: int, message: bytes | str) -> bytes | str:
-        """What to say to a message; a string is an error."""
+    async def _reply(self, env_id: int, message: bytes | str) -> bytes | str:
+        """The reply to a message; a string is an error."""
         start = time.perf_counter()
         try:
             if isinstance(message, str):
@@ -149,43 +149,43 @@ class OpenPiServer:
             if not isinstance(request, dict):
                 raise RequestError(f"an observation is a dict, not a {type(request).__name__}")
             if _CONTROL in request:
-                return await self._control(world, request[_CONTROL])
+                return await self._control(env_id, request[_CONTROL])
             # Queue the observation for the next batch, and wait for its actions.
             answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-            self._waiting.append((world, self._read_observation(request), answer))
-            self._asked.set()
+            self._waiting.append((env_id, self._read_observation(request), answer))
+            self._has_requests.set()
             return self._actions(await answer, time.perf_counter() - start)
         except (RequestError, WireError) as error:
             return _refusal(error)
-        except Exception as error:  # noqa: BLE001 (whatever a client sends, it and the others are served on)
+        except Exception as error:  # noqa: BLE001 (one client must not end the service of others)
             _log.error("a request failed", exc_info=error)
-            return "the request failed: the server's log says why"
+            return "the request failed; the log of the server has the reason"
 
-    async def _control(self, world: int, what: Any) -> bytes:
-        if what in _BEGIN:
-            await self._do(self._service.reset, [world])
-        elif what not in _END:
+    async def _control(self, env_id: int, command: Any) -> bytes:
+        if command in _BEGIN:
+            await self._do(self._service.reset, [env_id])
+        elif command not in _END:
             raise RequestError(
-                f"unknown {_CONTROL} {one_line(what, 40)!r}; there are {', '.join(_BEGIN + _END)}"
+                f"unknown {_CONTROL} {one_line(command, 40)!r}; known: {', '.join(_BEGIN + _END)}"
             )
-        return pack({"__ack__": what}, "openpi")
+        return pack({"__ack__": command}, "openpi")
 
     def _read_observation(self, request: dict[Any, Any]) -> Obs:
         """The observation of one env. Raises `RequestError` for missing entries."""
-        told = self._service.handshake
+        handshake = self._service.handshake
         missing = [
             f"{served.key} {list(served.shape)}"
-            for served in told.inputs.values()
+            for served in handshake.inputs.values()
             if served.key not in request
         ]
         if missing:
             raise RequestError(
                 f"missing: {', '.join(missing)}; got {', '.join(map(str, request)) or 'nothing'}"
             )
-        axes: Axes = "steps" if told.num_obs_steps > 1 else "none"
+        axes: Axes = "steps" if handshake.num_obs_steps > 1 else "none"
         return {
             name: self._service.observation(name, request[served.key], served.key, axes)
-            for name, served in told.inputs.items()
+            for name, served in handshake.inputs.items()
         }
 
     def _actions(self, answer: Answer, took: float) -> bytes:
@@ -197,37 +197,37 @@ class OpenPiServer:
             reply["uncertainty"] = answer.uncertainty[0].numpy()
         return pack(reply, "openpi")
 
-    # --- planning -------------------------------------------------------------------------------------------
+    # --- prediction -----------------------------------------------------------------------------------------
 
     async def _do(self, call: Any, *arguments: Any) -> Any:
-        """The result of a call that must not run beside a plan."""
+        """The result of a call that must not run during a prediction."""
         return await asyncio.get_running_loop().run_in_executor(self._worker, call, *arguments)
 
-    async def _plan(self) -> None:
+    async def _predict(self) -> None:
         """Predict actions for all waiting observations, as one batch, in a loop."""
         while True:
             # Take the observations that arrived during the last prediction.
-            await self._asked.wait()
-            self._asked.clear()
-            asked, self._waiting = self._waiting, []
-            worlds = [world for world, _, _ in asked]
-            obs = {name: torch.cat([rows[name] for _, rows, _ in asked]) for name in asked[0][1]}
+            await self._has_requests.wait()
+            self._has_requests.clear()
+            batch, self._waiting = self._waiting, []
+            env_ids = [env_id for env_id, _, _ in batch]
+            obs = {name: torch.cat([rows[name] for _, rows, _ in batch]) for name in batch[0][1]}
 
             # Predict in the worker thread; errors go to all clients of the batch.
             try:
-                answer = await self._do(self._service.plan, worlds, obs)
+                answer = await self._do(self._service.predict, env_ids, obs)
             except RequestError as error:
-                for _, _, future in asked:
-                    if not future.done():  # a connection that ended waits no longer
+                for _, _, future in batch:
+                    if not future.done():  # not of a closed connection
                         future.set_exception(RequestError(str(error)))
                 continue
-            except asyncio.CancelledError:  # the server ends, and who waits would keep it from that
-                for _, _, future in asked + self._waiting:
+            except asyncio.CancelledError:  # the server ends, and waiting connections would delay it
+                for _, _, future in batch + self._waiting:
                     future.cancel()
                 raise
 
             # Hand each client its row.
-            for row, (_, _, future) in enumerate(asked):
+            for row, (_, _, future) in enumerate(batch):
                 if not future.done():
                     future.set_result(answer.rows(slice(row, row + 1)))
 

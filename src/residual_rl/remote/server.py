@@ -1,4 +1,4 @@
-"""A server for a protocol, and running it in a thread."""
+"""Servers by protocol, and a server in a thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from residual_rl.utils.network import is_loopback
 
 
 class Server(Interface):
-    """What serves a protocol. It is bound when it is made."""
+    """Interface of a server, which binds its port on construction."""
 
     address: str
 
@@ -24,12 +24,13 @@ class Server(Interface):
 
 
 def open_server(service: PolicyService, host: str, port: int, token: str | None, idle: float) -> Server:
-    """A server for the protocol that `service` was made for. Raises `ConfigError` where it cannot listen, or
-    must not."""
+    """Open a server for the protocol of `service`.
+
+    Raises `ConfigError` if it cannot listen at this address, or if the address needs a token.
+    """
     if token is None and not is_loopback(host):
         raise ConfigError(
-            f"{host} can be reached from other machines: that needs --token, or RESIDUAL_RL_TOKEN in the"
-            " environment"
+            f"{host} can be reached from other machines: set a token with --token or RESIDUAL_RL_TOKEN"
         )
     protocol = service.handshake.protocol
     if protocol == "openpi":
@@ -42,12 +43,12 @@ def open_server(service: PolicyService, host: str, port: int, token: str | None,
 
 
 class BackgroundServer:
-    """Runs `server` in a thread, until it is closed or the `with` block ends."""
+    """Runs `server` in a thread until `close`, or until the `with` block ends."""
 
     def __init__(self, server: Server):
         self.address = server.address
         self.error: BaseException | None = None
-        """What it ended of, unless it was closed."""
+        """The error that ended the server, if any."""
         self._server, self._stop = server, threading.Event()
         self._thread = threading.Thread(target=self._run, name="policy server", daemon=True)
         self._thread.start()
@@ -55,16 +56,16 @@ class BackgroundServer:
     def _run(self) -> None:
         try:
             self._server.run(self._stop)
-        except BaseException as error:  # noqa: BLE001 (told to whoever looks after it)
+        except BaseException as error:  # noqa: BLE001 (stored for the owner of the server)
             self.error = error
 
     @property
     def running(self) -> bool:
-        """Whether it serves still."""
+        """Whether the server is still running."""
         return self._thread.is_alive()
 
     def close(self) -> None:
-        """End it, and wait until its port is free."""
+        """Stop the server and wait until its port is free."""
         self._stop.set()
         self._thread.join()
 

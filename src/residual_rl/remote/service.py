@@ -23,7 +23,7 @@ from residual_rl.types import ActionChunk, Obs
 
 Protocol = Literal["gr00t", "gr00t-n15", "openpi"]
 ActionUnits = Literal["normalized", "hardware"]
-Axes = Literal["worlds and steps", "steps", "none"]
+Axes = Literal["envs and steps", "steps", "none"]
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Answer:
     actions: Tensor
     """[b, K, A] in [-1, 1]"""
     targets: Tensor | None
-    """[b, K, J] [rad]; None where clients receive normalised actions."""
+    """[b, K, J] [rad]; None if clients receive normalised actions."""
     uncertainty: Tensor | None
     """[b, K]"""
 
@@ -86,8 +86,7 @@ class PolicyService:
         if action_units == "hardware":
             if env.hardware is None:
                 raise ConfigError(
-                    f"task {task!r} does not know the units of a robot's own software: only --protocol openpi"
-                    " can serve it"
+                    f"task {task!r} has no units of a robot (`hardware`): serve it with --protocol openpi"
                 )
             self.joints, needed = ArmJoints(env.hardware), conversion_inputs(env)
 
@@ -116,29 +115,29 @@ class PolicyService:
     # --- envs -----------------------------------------------------------------------------------------------
 
     def take(self, number: int) -> list[int]:
-        """Assign `number` free envs, and reset them. Raises `RequestError` where too few are free."""
+        """Assign `number` free envs, and reset them. Raises `RequestError` if too few are free."""
         if number > len(self._free):
             raise RequestError(
-                f"{number} world(s) asked for, {len(self._free)} of {self.env.num_envs} free: close other"
-                " clients, or raise --max-sessions"
+                f"{number} env(s) requested, {len(self._free)} of {self.env.num_envs} free:"
+                " close other clients, or raise --max-sessions"
             )
-        worlds = [heapq.heappop(self._free) for _ in range(number)]
-        self.reset(worlds)
-        return worlds
+        env_ids = [heapq.heappop(self._free) for _ in range(number)]
+        self.reset(env_ids)
+        return env_ids
 
-    def give_back(self, worlds: list[int]) -> None:
+    def give_back(self, env_ids: list[int]) -> None:
         """Free the envs of a session."""
-        for world in worlds:
-            heapq.heappush(self._free, world)
+        for env_id in env_ids:
+            heapq.heappush(self._free, env_id)
 
-    def reset(self, worlds: list[int]) -> None:
+    def reset(self, env_ids: list[int]) -> None:
         """Reset the state of the policy for these envs."""
         mask = torch.zeros(self.env.num_envs, dtype=torch.bool, device=self.env.device)
-        mask[worlds] = True
+        mask[env_ids] = True
         with _Hidden("reset"):
             self._policy.reset(mask)
 
-    # --- plans ----------------------------------------------------------------------------------------------
+    # --- predictions ----------------------------------------------------------------------------------------
 
     def observation(self, name: str, value: Any, called: str, axes: Axes) -> Tensor:
         """Check an observation from a client and convert it to a tensor.
@@ -147,7 +146,7 @@ class PolicyService:
             name: name of the observation.
             value: the received value, of any type.
             called: the client's key, for messages.
-            axes: leading axes of `value`: `worlds and steps`, `steps` (of one env), or `none`.
+            axes: leading axes of `value`: `envs and steps`, `steps` (of one env), or `none`.
 
         Returns a tensor [b, …], or [b, H, …] for a policy with an observation history of H > 1 steps.
         Raises `RequestError`.
@@ -156,44 +155,44 @@ class PolicyService:
         steps, served = self.handshake.num_obs_steps, self.handshake.inputs[name]
         array = numeric(value, called, served.dtype)
         expected = served.shape if axes == "none" else (steps, *served.shape)
-        batched = axes == "worlds and steps"
+        batched = axes == "envs and steps"
         if array.shape[batched:] != expected or array.ndim != batched + len(expected) or not array.size:
-            shown = ", ".join(["worlds"] * batched + [str(n) for n in expected])
+            shown = ", ".join(["envs"] * batched + [str(n) for n in expected])
             raise RequestError(f"{called} has shape {array.shape}; expected ({shown})")
 
         # Convert, and refuse numbers that the type cannot represent.
         with np.errstate(over="ignore"):
             array = array.astype(served.dtype)
         if not np.isfinite(array).all():
-            raise RequestError(f"{called} holds NaN, infinity, or numbers that {served.dtype} cannot hold")
+            raise RequestError(f"{called} has NaN, infinity, or numbers out of the range of {served.dtype}")
 
         # Flatten to one row for each env.
         rows = torch.from_numpy(array).to(self.env.device).reshape(-1, steps, *served.shape)
         return rows if steps > 1 else rows[:, 0]
 
     @torch.no_grad()
-    def plan(self, worlds: list[int], obs: Obs) -> Answer:
-        """Predict action chunks for the envs `worlds` from `obs`, one row for each.
+    def predict(self, env_ids: list[int], obs: Obs) -> Answer:
+        """Predict action chunks for the envs `env_ids` from `obs`, one row for each.
 
         An error of the policy is logged, and raised as a `RequestError` without details.
         """
         inputs = {name: obs[name] for name in self._policy.inputs}
-        with _Hidden("plan"):
-            plan = self._policy.predict_action_chunk(
-                inputs, torch.tensor(worlds, dtype=torch.int64, device=self.env.device)
+        with _Hidden("predict"):
+            chunk = self._policy.predict_action_chunk(
+                inputs, torch.tensor(env_ids, dtype=torch.int64, device=self.env.device)
             )
 
             # Check the shape and the values of the chunk.
             actions, uncertainty = (
-                (plan.actions, plan.uncertainty) if isinstance(plan, ActionChunk) else (plan, None)
+                (chunk.actions, chunk.uncertainty) if isinstance(chunk, ActionChunk) else (chunk, None)
             )
-            expected = (len(worlds), self.handshake.chunk_size, len(self.env.action_unit))
+            expected = (len(env_ids), self.handshake.chunk_size, len(self.env.action_unit))
             if tuple(actions.shape) != expected or not torch.isfinite(actions).all():
                 raise ValueError(
                     f"it gave {tuple(actions.shape)}, or numbers that are not finite; expected finite"
                     f" {expected}"
                 )
-            actions = actions.float().clamp(-1.0, 1.0)  # as the executor clips it
+            actions = actions.float().clamp(-1.0, 1.0)  # the executor clips in the same way
 
             # Convert to joint positions, relative to the latest observation.
             targets = None
@@ -228,4 +227,4 @@ class _Hidden:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if error is not None and isinstance(error, Exception):
             _log.error("the policy failed to %s", self._what, exc_info=error)
-            raise RequestError("the policy failed: the server's log says why") from error
+            raise RequestError("the policy failed; the log of the server has the reason") from error

@@ -58,21 +58,21 @@ class WebsocketLink:
         """Indices of the envs with an open connection."""
         return set(self._connections)
 
-    def ask_all(self, requests: Mapping[int, Any]) -> dict[int, Any]:
+    def request_all(self, requests: Mapping[int, Any]) -> dict[int, Any]:
         """Answers to `requests`, both by env index. All requests are sent before the first answer is read."""
         messages = {}
-        for world, request in requests.items():
+        for env_id, request in requests.items():
             try:
-                messages[world] = pack(request, "openpi")
+                messages[env_id] = pack(request, "openpi")
             except WireError as error:
                 raise BasePolicyError(
-                    f"the request to {self.server} {error}: use smaller images, or fewer worlds"
+                    f"the request to {self.server} {error}: use smaller images, or fewer envs"
                 ) from error
 
         # An attempt that follows a failed one sends only the requests without an answer.
         replies: dict[int, Any] = {}
         retry(
-            lambda: self._attempt({w: m for w, m in messages.items() if w not in replies}, replies),
+            lambda: self._attempt({i: m for i, m in messages.items() if i not in replies}, replies),
             self.server,
             self._reconnect,
         )
@@ -87,23 +87,23 @@ class WebsocketLink:
         unanswered = set(messages)
         try:
             # Send everything first, so that the server can batch the requests.
-            for world, message in messages.items():
-                if world not in self._connections:
-                    self._open(world)
-                self._guarded(lambda c=self._connections[world][0], m=message: c.send(m))  # type: ignore[misc]
-            for world in messages:
-                connection = self._connections[world][0]
+            for env_id, message in messages.items():
+                if env_id not in self._connections:
+                    self._open(env_id)
+                self._guarded(lambda c=self._connections[env_id][0], m=message: c.send(m))  # type: ignore[misc]
+            for env_id in messages:
+                connection = self._connections[env_id][0]
                 reply = self._guarded(lambda c=connection: c.recv(timeout=self._timeout))  # type: ignore[misc]
                 if isinstance(reply, str):
                     raise BasePolicyError(f"{self.server} refused: {one_line(reply)}")
-                replies[world] = read_message(reply, self.server, "a dict with actions")
-                unanswered.remove(world)
+                replies[env_id] = read_message(reply, self.server, "a dict with actions")
+                unanswered.remove(env_id)
         finally:
             # A late answer must not be read as the answer to the next request: drop those connections.
-            for world in unanswered & self._connections.keys():
-                _hang_up(self._connections.pop(world))
+            for env_id in unanswered & self._connections.keys():
+                _hang_up(self._connections.pop(env_id))
 
-    def _open(self, world: int) -> dict[str, Any]:
+    def _open(self, env_id: int) -> dict[str, Any]:
         """Open the connection of an env and return the metadata that the server sends first."""
         # Prepare the connection, without compression and proxy.
         self._check_health()
@@ -135,7 +135,7 @@ class WebsocketLink:
             raise ConfigError(f"{self._url!r} is no websocket address: expected ws://HOST:PORT") from error
         except self._errors.InvalidHandshake as error:
             raise ServerUnavailable(f"no websocket there ({one_line(error)})") from error
-        self._connections[world] = (connection, calls)
+        self._connections[env_id] = (connection, calls)
 
         # Set a time-out for sending, which the library does not have.
         seconds, fraction = divmod(self._timeout, 1)
@@ -155,12 +155,12 @@ class WebsocketLink:
                     f"{self.server} sent a {type(value).__name__}; expected a dict, its metadata"
                 )
         except BaseException:
-            _hang_up(self._connections.pop(world))
+            _hang_up(self._connections.pop(env_id))
             raise
         return value
 
     def _check_health(self) -> None:
-        """Raise `ServerUnavailable` where `/healthz` reports that the server is not ready.
+        """Raise `ServerUnavailable` if `/healthz` reports that the server is not ready.
 
         Servers without this page pass.
         """
@@ -177,7 +177,7 @@ class WebsocketLink:
         finally:
             page.close()
         if status >= 500:
-            raise ServerUnavailable(f"/healthz says {status}")
+            raise ServerUnavailable(f"/healthz returned {status}")
 
     def _guarded(self, call: Callable[[], T]) -> T:
         """The result of `call`. Errors of the connection are raised as `ServerUnavailable`."""

@@ -1,14 +1,14 @@
-"""Messages with arrays in them, as policy servers speak them: msgpack, and three ways to write an array.
+"""Messages of policy servers: msgpack, with three encodings of arrays.
 
 - `npy`: `{"__ndarray_class__": True, "as_npy": the bytes of a .npy file}`; Isaac-GR00T N1.5, N1.6 and the
-  first of N1.7.
+  first releases of N1.7.
 - `nd`: `{b"nd": True, b"type": "<f4", b"kind": b"", b"shape": [2, 3], b"data": bytes}`; Isaac-GR00T N1.7,
-  which took over msgpack-numpy's.
+  which uses that of msgpack-numpy.
 - `openpi`: `{b"__ndarray__": True, b"data": bytes, b"dtype": "<f4", b"shape": [2, 3]}`, and
   `b"__npgeneric__"` for a single number.
 
-All three are read wherever they come. Only plain numbers are: no objects, no strings, no records, and so
-nothing that could run code.
+All three are read in any message. Arrays contain only plain numbers, and no objects, strings or records, so
+reading a message cannot run code.
 """
 
 from __future__ import annotations
@@ -38,12 +38,14 @@ _MAX_HEADER = 10_000
 
 
 class WireError(ResidualRLError):
-    """A message is too large, is no message of the protocol, or holds what is not read."""
+    """A message that is too large, invalid, or has unsupported content."""
 
 
 def pack(value: Any, encoding: Encoding) -> bytes:
-    """The message of nested dicts, lists, numbers, strings and NumPy arrays. Raises `WireError` for anything
-    else, or too much of it."""
+    """Encode nested dicts, lists, numbers, strings and NumPy arrays as a message.
+
+    Raises `WireError` for other types and for messages that are too large.
+    """
     try:
         data: bytes = _msgpack().packb(value, default=_ENCODERS[encoding])
     except (TypeError, ValueError, OverflowError) as error:
@@ -71,7 +73,7 @@ def unpack(data: bytes) -> tuple[Any, Encoding | None]:
 
 
 def modality_config(content: dict[str, Any], as_text: bool) -> dict[str, Any]:
-    """How GR00T servers write the description of a modality: its content as an object, or (N1.5) as text."""
+    """The description of a modality as GR00T servers encode it: content as an object, or (N1.5) as text."""
     return {_MODALITY[0]: True, _CONTENT[0]: json.dumps(content) if as_text else content}
 
 
@@ -86,7 +88,7 @@ def _msgpack() -> Any:
 
 
 def _plain(value: Any) -> NDArray[Any]:
-    """`value`, an array that can be written."""
+    """`value`, checked to be an array of a supported type."""
     if not isinstance(value, np.ndarray):
         raise TypeError(
             f"a {type(value).__name__} is neither a number, a string, a list, a dict nor an array"
@@ -208,9 +210,8 @@ def _from_npy(file: Any) -> NDArray[Any]:
     """The array of a .npy file. NumPy's own reader would allocate whatever size the header claims."""
     if not isinstance(file, bytes):
         raise WireError(f"an array whose data is a {type(file).__name__}, not bytes")
-    start = (
-        12 if file[6:7] > b"\x01" else 10
-    )  # of the header: version 1 tells its length in two bytes, later ones in four
+    # The header starts after its length, which has two bytes in version 1 and four in later versions.
+    start = 12 if file[6:7] > b"\x01" else 10
     end = start + int.from_bytes(file[8:start], "little")
     shape, fortran, dtype = _npy_header(file[:end]) if end <= _MAX_HEADER else _npy_header(b"")
     return _from_bytes(file[end:], dtype.str, shape, "F" if fortran else "C")
@@ -226,9 +227,7 @@ def _npy_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
             version
         ]
         shape, fortran, dtype = read(stream, max_header_size=_MAX_HEADER)
-    except (
-        Exception
-    ) as error:  # NumPy's reader has no error of its own: it may be any that Python's tokenizer has
+    except Exception as error:  # NumPy's reader passes on any error of Python's tokenizer
         raise WireError(f"an array whose .npy header cannot be read ({_reason(error)})") from error
     _check_dtype(dtype)
     return shape, fortran, dtype

@@ -15,7 +15,7 @@ from residual_rl.remote.wire import MAX_MESSAGE_BYTES, Encoding, WireError, pack
 from residual_rl.utils.text import one_line
 
 _FAREWELL = 0.2
-"""How long a closing socket tries to hand over its last message [s]."""
+"""Time limit for a closing socket to send its last message [s]."""
 
 
 class RefusedError(BasePolicyError):
@@ -39,21 +39,23 @@ class ZmqLink:
         self._zmq = zmq
         self._address = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
         self.server = f"the GR00T server at {self._address}"
-        """What messages call it."""
+        """Name of the server in messages."""
         self.encoding: Encoding = "npy"
-        """How arrays are written to it."""
+        """Encoding of arrays in requests."""
         self._timeout, self._reconnect = timeout, reconnect
         self._sign = functools.partial(_request, secrets.token_hex(16), token)
         """Adds session and token to a request; `residual-rl serve` groups requests by session."""
         self._sockets: dict[int, Any] = {}
         self._close = weakref.finalize(self, _close_all, self._sockets)
 
-    def ask(self, endpoint: str, data: Any = None) -> Any:
-        """The answer to one request. Raises `RefusedError` for an error, `BasePolicyError` without a valid
-        answer."""
-        return self.ask_all(endpoint, {0: data})[0]
+    def request(self, endpoint: str, data: Any = None) -> Any:
+        """The answer to one request.
 
-    def ask_all(self, endpoint: str, data: Mapping[int, Any]) -> dict[int, Any]:
+        Raises `RefusedError` if the answer is an error, and `BasePolicyError` without a valid answer.
+        """
+        return self.request_all(endpoint, {0: data})[0]
+
+    def request_all(self, endpoint: str, data: Mapping[int, Any]) -> dict[int, Any]:
         """Answers to several requests, by number. All are sent before the first answer is read."""
         replies = self._exchange(
             {number: self._request(endpoint, number, content) for number, content in data.items()}
@@ -88,11 +90,11 @@ class ZmqLink:
             return pack(self._sign(endpoint, number, data), self.encoding)
         except WireError as error:
             raise BasePolicyError(
-                f"the request to {self.server} {error}: use smaller images, or fewer worlds"
+                f"the request to {self.server} {error}: use smaller images, or fewer envs"
             ) from error
 
     def _read(self, reply: bytes, endpoint: str) -> Any:
-        if reply == b"ERROR":  # what the first of these servers sent
+        if reply == b"ERROR":  # as the first releases of these servers answer
             raise RefusedError(f"{self.server} refused {endpoint!r} without a reason")
         value = read_message(reply, self.server, f"the answer to {endpoint!r}")
         if isinstance(value, dict) and "error" in value:
@@ -149,7 +151,7 @@ class ZmqLink:
                 (zmq.LINGER, 0),
                 (zmq.RCVTIMEO, round(1000 * self._timeout)),
                 (zmq.SNDTIMEO, round(1000 * self._timeout)),
-                (zmq.IMMEDIATE, 1),  # a server that is not there is noticed when sending
+                (zmq.IMMEDIATE, 1),  # sending to a server that does not exist fails
                 (zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES),
                 (zmq.IPV6, "[" in self._address),
             ):

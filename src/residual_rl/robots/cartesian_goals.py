@@ -16,15 +16,14 @@ from residual_rl.types import Obs
 
 @dataclass(frozen=True)
 class ToolGoal:
-    """Where the tool is wanted, in the world's frame; its z axis is to point down."""
+    """The goal pose of the tool in the world frame; the tool's z axis points down."""
 
     position: Tensor
     """[b, 3] [m]"""
     is_open: Tensor
     """[b] bool: the gripper."""
     yaw: Tensor | None = None
-    """[b] [rad]: the direction of the tool's y axis about the vertical, or any quarter turn from it; None
-    leaves it as it is."""
+    """[b] [rad]: direction of the tool's y axis about the vertical, up to quarter turns; None: any."""
 
 
 class CartesianGoals(ABC):
@@ -32,40 +31,38 @@ class CartesianGoals(ABC):
     env.
 
     Args:
-        robot: what the env calls its robot.
+        robot: the env's name of its robot.
     """
 
     inputs: ClassVar[Mapping[str, tuple[int, ...]]] = {}
-    """Observations that it reads, with their shapes without the batch; `tcp_pose` is among them in any
-    case."""
+    """Observations that it reads in addition to `tcp_pose`, with their shapes without the batch."""
     phases: ClassVar[tuple[str, ...]] = ()
     """Names of the phases; an episode begins in the first."""
     grips: ClassVar[bool] = True
-    """Whether it takes a gripper."""
+    """Whether the task requires a gripper."""
 
     def __init__(self, robot: str):
         self.robot = robot
 
     @abstractmethod
     def advance(self, obs: Obs, phase: Tensor, steps: Tensor) -> Tensor:
-        """The phases [b] int64 for `obs`, where the last ones were `phase` [b], and had lasted for `steps`
-        [b] int64 plans."""
+        """The new phases [b] int64 for `obs`, after `steps` [b] int64 queries in `phase` [b]."""
 
     @abstractmethod
     def goal(self, obs: Obs, phase: Tensor, steps: Tensor) -> ToolGoal:
-        """The goal in `phase` [b], which has lasted for `steps` [b] plans before this one."""
+        """The goal in `phase` [b], after `steps` [b] earlier queries in that phase."""
 
 
 def funnel(target: Tensor, tool: Tensor, hover: float, tolerance: float = 0.01, slope: float = 3.0) -> Tensor:
-    """`target` [b, 3], raised by up to `hover` [m] in proportion to how far beside it `tool` [b, 3] is: it is
-    reached from above.
+    """Raise `target` [b, 3] in proportion to the horizontal distance of `tool` [b, 3], so that the tool
+    approaches it from above.
 
     Args:
-        target: where to go [m].
-        tool: what is to get there [m].
-        hover: the largest height above the target [m].
-        tolerance: horizontal distance within which it is not raised [m].
-        slope: height per horizontal distance beyond.
+        target: target position [m].
+        tool: position of the tool [m].
+        hover: largest height above the target [m].
+        tolerance: horizontal distance within which the target is not raised [m].
+        slope: height per horizontal distance beyond `tolerance`.
     """
     beside = (target - tool)[:, :2].norm(dim=1)
     height = (slope * (beside - tolerance)).clamp(0.0, hover)
@@ -91,14 +88,14 @@ class GoalsSpec:
     """Registered Cartesian goals of a task. `goals` is a `module:attribute` string."""
 
     id: str
-    """What the env calls its task: `VecEnv.task_name`."""
+    """The env's name of its task, `VecEnv.task_name`."""
     goals: str
-    """The class of them, a `residual_rl.robots.cartesian_goals.CartesianGoals`."""
+    """A subclass of `residual_rl.robots.cartesian_goals.CartesianGoals`."""
 
 
 GOALS: Registry[GoalsSpec] = Registry("task with Cartesian goals", "residual_rl.tasks.maniskill.goals")
 
 
 def register_goals(spec: GoalsSpec) -> GoalsSpec:
-    """Make `spec` known by its id."""
+    """Register `spec` by its id."""
     return GOALS.register(spec)

@@ -1,4 +1,4 @@
-"""The units that a robot's own software speaks, and how they map to joint angles."""
+"""Units of a robot's own software, and their conversion to and from joint angles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from residual_rl.errors import ConfigError
 
 @dataclass(frozen=True)
 class HardwareUnits:
-    """One straight line per joint: `hardware = scale · (angle [rad] - zero [rad])`, within limits.
+    """A linear map for each joint: `hardware = scale · (angle [rad] - zero [rad])`, within limits.
 
     Vectors of joints are [..., J], in the order of `joint_names`. Arithmetic is in float64.
     """
@@ -20,7 +20,7 @@ class HardwareUnits:
     joint_names: tuple[str, ...]
     """J names, e.g. `shoulder_pan`."""
     units: tuple[str, ...]
-    """What each joint is told in, e.g. `deg` or `%`."""
+    """Unit of each joint, e.g. `deg` or `%`."""
     scale: tuple[float, ...]
     """Hardware units per radian."""
     zero: tuple[float, ...]
@@ -46,8 +46,8 @@ class HardwareUnits:
         return values.maximum(values.new_tensor(self.low)).minimum(values.new_tensor(self.high))
 
     def check(self, values: Tensor, where: str, slack: float = 1.0) -> None:
-        """Raise `ConfigError` naming the joint, the row and the limits where `values` [N, J] in hardware
-        units are farther than `slack` outside of them. `where` tells what the rows are."""
+        """Raise `ConfigError` with the joint, the row and the limits if `values` [N, J] in hardware units
+        exceed the limits by more than `slack`. `where` describes the rows in the message."""
         outside = (values.double() - self.clip(values)).abs() > slack
         if not outside.any():
             return
@@ -61,8 +61,10 @@ class HardwareUnits:
 
 
 def joint_index(hardware: HardwareUnits, names: list[str]) -> Tensor:
-    """Where each joint of `hardware` lies among `names` [J] int64; names may end in `.pos`. Raises
-    `ConfigError` for a missing one."""
+    """Index of each joint of `hardware` in `names` [J] int64; names may end in `.pos`.
+
+    Raises `ConfigError` if a joint is missing.
+    """
     bare = [name.removesuffix(".pos") for name in names]
     missing = [name for name in hardware.joint_names if name not in bare]
     if missing:

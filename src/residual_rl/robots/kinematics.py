@@ -36,13 +36,13 @@ def transform(position: Tensor, quat: Tensor) -> Tensor:
 
 
 class KinematicChain:
-    """N hinges and slides in a row, from the world to a tool frame.
+    """A serial chain of N hinge and slide joints, from the world to a tool frame.
 
     Args:
         offset: [N, 4, 4], each joint's frame in the frame of the joint before it (the world's for the first).
         axis: [N, 3], each joint's axis in its own frame.
         tool: [4, 4], the tool frame in the last joint's frame.
-        slides: [N] bool, the joints that slide along their axis; None where all of them are hinges.
+        slides: [N] bool, whether a joint slides along its axis; None if all joints are hinges.
         joint_names: N names, or none.
     """
 
@@ -66,9 +66,9 @@ class KinematicChain:
         x, y, z = turning.unbind(-1)
         k = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
 
-        # Rodrigues: R = I + sin(q) K + (1 - cos(q)) K². With the offset multiplied in, a joint's transform is
-        # a sum of
-        # three fixed matrices, weighted by 1, sin q and 1 - cos q; slides add a fourth, weighted by q.
+        # Rodrigues: R = I + sin(q) K + (1 - cos(q)) K². With the offset multiplied in, the transform of a
+        # joint is a sum of three fixed matrices, weighted by 1, sin q and 1 - cos q. Slides add a fourth,
+        # weighted by q.
         num_terms = 3 if slides is None else 4
         basis = torch.zeros(len(axis), num_terms, 4, 4, dtype=axis.dtype, device=axis.device)
         basis[:, 0] = torch.eye(4, dtype=axis.dtype, device=axis.device)
@@ -90,8 +90,10 @@ class KinematicChain:
         return KinematicChain(*tensors, slides, self.joint_names)
 
     def forward(self, joint_position: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames of the joints [B, N, 4, 4] and of the tool [B, 4, 4] in the world, for `joint_position` [B,
-        N] in [rad] or [m]."""
+        """World frames of the joints [B, N, 4, 4] and of the tool [B, 4, 4].
+
+        `joint_position` [B, N] is in [rad] for hinges and [m] for slides.
+        """
         terms = [torch.ones_like(joint_position), joint_position.sin(), 1.0 - joint_position.cos()]
         if self.slides is not None:
             terms.append(joint_position)
@@ -103,8 +105,7 @@ class KinematicChain:
         return torch.stack(frames, 1), frames[-1] @ self.tool
 
     def jacobian(self, frames: Tensor, tool: Tensor) -> tuple[Tensor, Tensor]:
-        """Linear and angular velocity of the tool's origin per joint velocity, each [B, 3, N], from the
-        result of `forward`."""
+        """Linear and angular Jacobian of the tool's origin, each [B, 3, N], from the result of `forward`."""
         axis = (frames[..., :3, :3] @ self.axis[..., None]).squeeze(-1)
         lever = tool[:, None, :3, 3] - frames[..., :3, 3]
         linear, angular = torch.linalg.cross(axis, lever), axis
@@ -117,10 +118,9 @@ class KinematicChain:
     def from_mujoco(
         cls, model: mujoco.MjModel, site: str, dtype: torch.dtype = torch.float64
     ) -> KinematicChain:
-        """The chain of hinges and slides that leads to `site` in a compiled MuJoCo model, without the joints
-        that do not move it.
+        """The chain of joints that move `site` in a compiled MuJoCo model.
 
-        Raises `ModelError` where there is no such site or chain.
+        Raises `ModelError` if there is no such site, or if a joint is neither a hinge nor a slide.
         """
         import mujoco
 
@@ -136,7 +136,7 @@ class KinematicChain:
         def frame(position: object, quat: object) -> Tensor:
             return transform(torch.as_tensor(position, dtype=dtype), torch.as_tensor(quat, dtype=dtype))
 
-        # Go back from the world, and multiply the transforms between two joints into one.
+        # From the world to the site, multiply the transforms between two joints into one.
         offsets, axes, slides, names = [], [], [], []
         pending = torch.eye(4, dtype=dtype)
         for body in reversed(bodies):
@@ -161,11 +161,10 @@ class KinematicChain:
 
     @classmethod
     def from_urdf(cls, urdf: str | bytes, link: str, dtype: torch.dtype = torch.float64) -> KinematicChain:
-        """The chain of joints that leads from the root to the frame of `link` in the text of a URDF, which
-        MuJoCo parses.
+        """The chain of joints from the root to `link` in the text of a URDF, which MuJoCo parses.
 
-        Only the joints on the way are passed to MuJoCo, without geometry, inertia and limits: meshes need not
-        be on disk. Raises `ModelError` where there is no such link or chain, or the text is not a URDF.
+        Only these joints are passed to MuJoCo, without geometry, inertia and limits, so that meshes need not
+        be on disk. Raises `ModelError` if there is no such link or chain, or if the text is not a URDF.
         """
         import mujoco
 
@@ -181,7 +180,7 @@ class KinematicChain:
 
 
 def _chain_urdf(urdf: str | bytes, link: str) -> str:
-    """A URDF of the links and joints on the way from the root to `link` alone."""
+    """A URDF with only the links and joints from the root to `link`."""
     # Index the joints by the link that they move.
     try:
         robot = ElementTree.fromstring(urdf)

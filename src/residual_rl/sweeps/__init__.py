@@ -1,1 +1,1 @@
-"""Sweeps: a grid of settings, its trials and their ranking."""
+"""Sweeps: grids of settings, their trials and the ranking."""

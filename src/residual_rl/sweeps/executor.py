@@ -1,4 +1,4 @@
-"""Running a sweep's trials side by side, as subprocesses of this machine or with Ray."""
+"""Run the trials of a sweep in parallel, as subprocesses on this machine or with Ray."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from residual_rl.utils.provenance import num_cores
 
 OnProgress = Callable[[Trial, TrialProgress], None]
 _POLL = 0.5
-"""Time between two looks at the running trials [s]."""
+"""Interval at which the running trials are polled [s]."""
 
 
 def run_trials(
@@ -25,24 +25,23 @@ def run_trials(
     stopped: Callable[[], bool],
     on_progress: OnProgress,
 ) -> None:
-    """Run `trials` side by side until all have ended or `stopped()`; the running ones then save and end
-    before this returns.
+    """Run `trials` in parallel until all have ended or `stopped()`.
 
-    Trials are subprocesses of this machine, as many at a time as it has cores for. Ray runs them instead, on
-    this machine or on a cluster, where `address` is given or a trial needs a GPU.
+    When stopped, the running trials save and end before this function returns. Trials are subprocesses on
+    this machine, as many at a time as it has cores for. With `address`, or if a trial needs a GPU, Ray runs
+    them on this machine or on a cluster.
 
     Args:
-        trials: the trials to run or to continue.
-        cwd: folder that relative paths among their flags start from.
+        trials: the trials to start or resume.
+        cwd: folder that relative paths in their flags refer to.
         cpus: CPU cores of each trial.
         gpus: GPUs of each trial, possibly a fraction.
-        address: address of a running Ray cluster, or `local` for one that is started on this machine for the
-            sweep.
+        address: address of a running Ray cluster, or `local` to start one on this machine for the sweep.
         stopped: whether to stop; called several times a second.
         on_progress: called with a trial and its progress.
 
-    Raises `ConfigError` where a trial needs more cores or GPUs than there are, and `MissingDependencyError`
-    where Ray is needed and not installed.
+    Raises `ConfigError` if a trial needs more cores or GPUs than there are, and `MissingDependencyError` if
+    Ray is needed but not installed.
     """
     if _uses_ray(address, gpus):
         from residual_rl.sweeps.ray_executor import run_with_ray
@@ -53,8 +52,7 @@ def run_trials(
 
 
 def require_executor(address: str | None, gpus: float) -> None:
-    """Raise `MissingDependencyError` where `run_trials` with these settings would need Ray, and it is not
-    installed."""
+    """Raise `MissingDependencyError` if `run_trials` needs Ray for these settings and it is not installed."""
     if _uses_ray(address, gpus):
         from residual_rl.sweeps.ray_executor import require_ray
 
@@ -72,7 +70,7 @@ def run_locally(
     stopped: Callable[[], bool],
     on_progress: OnProgress,
 ) -> None:
-    """Run `trials` as subprocesses of this machine; see `run_trials`."""
+    """Run `trials` as subprocesses on this machine; see `run_trials`."""
     check_resources({"CPU": float(num_cores())}, cpus, 0.0)
     num_slots = num_cores() // cpus
     waiting = deque(trials)
@@ -92,14 +90,14 @@ def run_locally(
                     running.remove(process)
             time.sleep(max(0.0, _POLL - (time.monotonic() - started)))
     finally:
-        for process in running:  # all of them save at the same time
+        for process in running:  # they save in parallel
             process.terminate()
         for process in running:
             process.stop()
 
 
 def check_resources(resources: dict[str, float], cpus: int, gpus: float) -> None:
-    """Raise `ConfigError` where a trial needs more than `resources`, the cores and GPUs of this machine."""
+    """Raise `ConfigError` if a trial needs more than `resources`, the cores and GPUs of this machine."""
     for name, flag, wanted in (("CPU", "--cpus-per-trial", cpus), ("GPU", "--gpus-per-trial", gpus)):
         available = resources.get(name, 0.0)
         if wanted > available:

@@ -1,4 +1,7 @@
-"""A sweep: a grid of settings, training seeds, and a run folder for each pair, which records its state."""
+"""A sweep trains each point of a grid of settings with several seeds.
+
+The run folder of each trial records its state.
+"""
 
 from __future__ import annotations
 
@@ -27,37 +30,37 @@ from residual_rl.utils.validation import CheckedCfg, Distinct, NonNegativeFloat,
 State = Literal["waiting", "running", "evaluating", "interrupted", "failed", "finished"]
 _NO_GRID = {
     "seed": "the seeds are those of --seeds",
-    "learner": "a sweep has one, whose settings can be in its grid; make a sweep for each",
-    "base_policy": "a sweep has one, whose settings can be in its grid; make a sweep for each",
+    "learner": "a sweep has one learner, whose settings can be in the grid; run a sweep for each",
+    "base_policy": "a sweep has one base policy, whose settings can be in the grid; run a sweep for each",
 }
-"""Settings that a grid cannot hold, and why."""
+"""Settings that cannot be in a grid, with the reason."""
 DEFAULT_POINT = "default"
 """Name of the only point of a sweep without a grid."""
 _LONGEST_NAME = 200
-"""Bytes of a folder's name: most file systems allow 255, and Ray and the logs add to it."""
+"""Largest folder name [bytes]: most file systems allow 255, and Ray and the logs append to it."""
 
 
 @dataclass(frozen=True)
 class SweepCfg(CheckedCfg):
-    """A sweep as it was asked for; its folder keeps it as `config.json`."""
+    """Settings of a sweep, stored in its folder as `config.json`."""
 
     task_id: str
     train: tuple[str, ...] = ()
     """Flags of `residual-rl train` that all trials share."""
     grid: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Values by setting, as they were written."""
+    """Values by setting, as on the command line."""
     seeds: Annotated[tuple[int, ...], Distinct] = (1, 2, 3)
     """Training seeds: each point of the grid is trained with each of them."""
     n_episodes: PositiveInt = 200
-    """Episodes that each trained policy is evaluated on, the same for all."""
+    """Number of evaluation episodes of each trained policy; all use the same ones."""
     first_eval_seed: NonNegativeInt = EVAL_SEED
-    """Seed of the first of them."""
+    """Seed of the first evaluation episode."""
     cpus_per_trial: PositiveInt = 1
-    """CPU cores that a trial takes: of Ray's, and of its simulator unless --num-threads is given."""
+    """CPU cores of a trial; also its number of simulator threads, unless --num-threads is given."""
     gpus_per_trial: NonNegativeFloat = 0.0
-    """GPUs that a trial takes; a share lets several use one."""
+    """GPUs of a trial; with a fraction, several trials share one."""
     cwd: str = "."
-    """Folder that relative paths among the flags are from."""
+    """Folder that relative paths in the flags refer to."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +68,18 @@ class Trial:
     """One training: a point of the grid with one seed."""
 
     name: str
-    """Of its run folder."""
+    """Name of its run folder."""
     point: str
     """Name of the point, e.g. `residual_scale=0.3,gamma=0.97`."""
     seed: int
     total_steps: int
-    """Env steps that it is to train."""
+    """Env steps of its training."""
     train: tuple[str, ...]
-    """What starts it: the arguments of `residual-rl train`, but for the output folder."""
+    """Arguments of `residual-rl train`, except for the output folder."""
     sweep: Path
     """Folder of the sweep."""
     eval_seeds: tuple[int, int]
-    """First seed and number of the episodes that it is evaluated on."""
+    """First seed and number of the evaluation episodes."""
     cpus: int = 1
 
     @property
@@ -91,11 +94,11 @@ class Trial:
 
     @property
     def failure_file(self) -> Path:
-        """File with the reason of its failure; exists only after one."""
+        """File with the reason of its failure; exists only if it failed."""
         return self.sweep / "logs" / f"{self.name}.failed"
 
     def to_json(self) -> str:
-        """For `from_json`."""
+        """JSON for `from_json`."""
         return json.dumps({**dataclasses.asdict(self), "sweep": str(self.sweep)})
 
     @classmethod
@@ -118,9 +121,9 @@ class Trial:
 def parse_grid(entries: Sequence[str], cfg: TrainCfg) -> dict[str, tuple[str, ...]]:
     """The values by setting of `--grid` entries such as `residual_scale=0.1,0.3`.
 
-    Every setting of `cfg` can be in it, but for the seed, by its own name or that of a flag's alias; a value
-    of several words has blanks between them. Raises `UnknownNameError` for another name, and `ConfigError`
-    for a value of another type. Whether the values of a point fit together, `make_trials` tells.
+    All settings of `cfg` except for the seed are allowed, by their name or an alias of their flag. The words
+    of a value are separated by blanks. Raises `UnknownNameError` for an unknown name, and `ConfigError` for a
+    value of a wrong type. `make_trials` checks combinations of values.
     """
     grid: dict[str, tuple[str, ...]] = {}
     aliases = {
@@ -144,7 +147,7 @@ def parse_grid(entries: Sequence[str], cfg: TrainCfg) -> dict[str, tuple[str, ..
         key = aliases.get(key, key)
         hint = _setting(key, cfg)[1]
         if key in grid:
-            raise ConfigError(f"--grid names {key} twice; give all of its values in one")
+            raise ConfigError(f"--grid has {key} twice; give all of its values in one")
         typed = [_value(key, value, hint) for value in values]
         for text, value in zip(values, typed, strict=True):
             if typed.count(value) > 1:
@@ -154,9 +157,9 @@ def parse_grid(entries: Sequence[str], cfg: TrainCfg) -> dict[str, tuple[str, ..
 
 
 def _setting(key: str, cfg: TrainCfg) -> tuple[str, Any]:
-    """Which part of `cfg` holds the setting `key`, and its type."""
+    """The part of `cfg` that has the setting `key`, and the type of the setting."""
     if key in _NO_GRID:
-        raise ConfigError(f"--grid cannot hold {key}: {_NO_GRID[key]}")
+        raise ConfigError(f"--grid cannot have {key}: {_NO_GRID[key]}")
     known: dict[str, tuple[str, Any]] = {}
     for name in PARTS:
         part = getattr(cfg, name)
@@ -170,7 +173,7 @@ def _setting(key: str, cfg: TrainCfg) -> tuple[str, Any]:
 
 
 def _aliases(part: Any) -> dict[str, list[str]]:
-    """Other names of a part's flags, by setting."""
+    """Aliases of the flags of a part, by setting."""
     hints = typing.get_type_hints(type(part), include_extras=True) if part is not None else {}
     found = {
         key: [a for m in getattr(hint, "__metadata__", ()) for a in getattr(m, "aliases", None) or ()]
@@ -182,17 +185,17 @@ def _aliases(part: Any) -> dict[str, list[str]]:
 
 
 def _value(key: str, text: str, hint: Any) -> Any:
-    """The value that the command line would read from `text` for a setting of this type."""
+    """Parse `text` like the command line does for a setting of this type."""
     holder = dataclasses.make_dataclass("Value", [("value", hint)])
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # tyro frames its complaint; a line is enough
+        with contextlib.redirect_stderr(io.StringIO()):  # replaced by a message of one line
             return tyro.cli(holder, args=["--value", *text.split()], console_outputs=False).value
     except SystemExit:
         raise ConfigError(f"--grid {key}={text}: {text!r} is not {_kind(hint)}") from None
 
 
 def _kind(hint: Any) -> str:
-    """A type in words."""
+    """Description of a type for messages."""
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
@@ -218,7 +221,7 @@ def make_trials(sweep: SweepCfg, cfg: TrainCfg, folder: Path) -> list[Trial]:
     Args:
         sweep: the sweep.
         cfg: the settings of its `train` flags.
-        folder: of the sweep.
+        folder: the folder of the sweep.
     """
     trials = []
     for values in itertools.product(*sweep.grid.values()):
@@ -255,14 +258,14 @@ def make_trials(sweep: SweepCfg, cfg: TrainCfg, folder: Path) -> list[Trial]:
             )
     if len({trial.name for trial in trials}) < len(trials):
         raise ConfigError(
-            "two points of the grid would have the same folder: their values differ in signs only that a name"
-            " cannot hold"
+            "two points of the grid would have the same folder: their values differ only in characters that a"
+            " folder name cannot have"
         )
     return trials
 
 
 def _name(point: str, seed: int) -> str:
-    """The name of a trial's folder; of a long one the beginning, and a digest of the whole."""
+    """Name of the folder of a trial. A long name is cut, and a digest of the whole point is appended."""
     name = re.sub(r"[^\w.,=+-]+", "x", point)
     end = f",seed={seed}"
     if len((name + end).encode()) > _LONGEST_NAME:
@@ -287,8 +290,10 @@ def _given(flags: Sequence[str], key: str) -> bool:
 
 
 def check_train_flags(flags: Sequence[str], grid: Mapping[str, Any], cfg: TrainCfg | None = None) -> None:
-    """Raise `ConfigError` for a flag of all trials that the sweep or its grid sets; `cfg` has the grid's
-    parts."""
+    """Raise `ConfigError` if `flags`, those of all trials, contain one that the sweep or its grid sets.
+
+    `cfg` has the parts whose settings are in the grid.
+    """
     for key, why in {
         "seed": "give --seeds instead",
         "output_dir": "",
@@ -296,11 +301,10 @@ def check_train_flags(flags: Sequence[str], grid: Mapping[str, Any], cfg: TrainC
         "quick": "a trial is a whole training",
     }.items():
         if _given(flags, key):
-            raise ConfigError(
-                f"--{key.replace('_', '-')} is no flag of a sweep's trials{': ' + why if why else ''}"
-            )
+            reason = f": {why}" if why else ""
+            raise ConfigError(f"--{key.replace('_', '-')} is no flag for the trials of a sweep{reason}")
 
-    # A setting of the grid must not be a flag too, under any of its names.
+    # A setting of the grid must not be a flag too, by its name or an alias.
     aliases = {key: others for part in PARTS for key, others in _aliases(getattr(cfg, part, None)).items()}
     for key in grid:
         if any(
@@ -310,11 +314,11 @@ def check_train_flags(flags: Sequence[str], grid: Mapping[str, Any], cfg: TrainC
             raise ConfigError(f"{key} is in --grid and a flag of all trials; leave out one of them")
 
 
-# --- how far they are ---------------------------------------------------------------------------------------
+# --- their state --------------------------------------------------------------------------------------------
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is none. Raises `CheckpointError`."""
+    """A JSON object; empty if the file does not exist. Raises `CheckpointError`."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -325,7 +329,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def is_trained(trial: Trial) -> bool:
-    """Whether its training reached its end."""
+    """Whether its training is finished."""
     return bool(read_json(trial.run.summary_file).get("finished"))
 
 
@@ -336,7 +340,7 @@ def is_evaluated(trial: Trial) -> bool:
 
 
 def state_of(trial: Trial) -> State:
-    """State of a trial without a running process, from its folder."""
+    """State of a trial without a running process, as recorded in its folder."""
     if is_trained(trial) and is_evaluated(trial):
         return "finished"
     if trial.failure_file.exists():
@@ -345,11 +349,11 @@ def state_of(trial: Trial) -> State:
 
 
 def read_sweep(folder: Path) -> SweepCfg:
-    """The sweep in `folder`. Raises `CheckpointError` where there is none."""
+    """The sweep in `folder`. Raises `CheckpointError` if there is none."""
     file = RunFolder(folder).config_file
     data = read_json(file)
     if not data:
-        raise CheckpointError(f"{file} does not exist; {folder} holds no sweep to go on with")
+        raise CheckpointError(f"{file} does not exist; {folder} contains no sweep to resume")
     try:
         return from_plain(SweepCfg, data)
     except (UnknownNameError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""The progress of a sweep's trials: a live table in a terminal, elsewhere a line for each change."""
+"""Progress of the trials of a sweep: a live table in a terminal, otherwise one line for each change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which point of a grid is best, as far as seeds and episodes can tell."""
+"""Ranking of the points of a grid, with intervals over training seeds and episodes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from residual_rl.errors import ConfigError
 from residual_rl.utils.statistics import LEVEL, Summary, paired_difference, proportion
 
 Outcomes = Mapping[int, Mapping[int, float]]
-"""Success, 0 or 1, of a point of the grid: by training seed, then by episode seed, the same episodes for
-every training seed."""
+"""Success (0 or 1) of a point of the grid, by training seed and then by episode seed. All training seeds have
+the same episodes."""
 RESAMPLES = 10_000
 
 
@@ -23,22 +23,21 @@ class Ranked:
 
     point: str
     success: Summary
-    """Over all seeds and episodes."""
+    """Success rate over all seeds and episodes."""
     per_seed: dict[int, float]
     """Success rate by training seed."""
     tied: bool
-    """Whether its interval overlaps that of the first, so that nothing tells them apart. True for the first
-    itself."""
+    """Whether its interval overlaps that of the first point; true for the first point itself."""
     difference: Summary | None
-    """It less the first, paired by training seed and episode; None for the first, and where they have no seed
-    in common."""
+    """Success rate minus that of the first point, paired by training seed and episode. None for the first
+    point, and without common seeds."""
 
 
 def rank(points: Mapping[str, Outcomes]) -> list[Ranked]:
-    """The points by the lower ends of their intervals, the highest first: a point that was lucky with few
-    episodes has a low one.
+    """Rank the points by the lower ends of their intervals, in descending order.
 
-    Equal ends are told apart by the mean, then by the order of `points`.
+    A good rate over few episodes has a wide interval and therefore a low end. Ties are resolved by the mean,
+    then by the order of `points`.
     """
     summaries = {name: success_of(outcomes) for name, outcomes in points.items()}
     order = sorted(points, key=lambda name: (_low(summaries[name]), summaries[name].mean), reverse=True)
@@ -53,13 +52,12 @@ def rank(points: Mapping[str, Outcomes]) -> list[Ranked]:
 
 
 def success_of(outcomes: Outcomes) -> Summary:
-    """The success rate over all seeds and episodes, with a 95 % interval: from the lower to the higher of the
-    ends of two.
+    """Success rate over all seeds and episodes, with a 95 % interval that spans two intervals.
 
-    One is Wilson's of all episodes as a single sample, which keeps its width where every episode succeeds;
-    the other is a bootstrap that draws training seeds and episodes anew, each with replacement and apart (the
+    One is Wilson's interval of all episodes as a single sample, which has a width above 0 even if every
+    episode succeeds. The other is a bootstrap that resamples training seeds and episodes independently (the
     crossed design of Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1, 2007), which is wider
-    where the seeds differ. Of a single seed neither knows what another would give.
+    if the seeds differ. With a single seed, neither includes the variation between seeds.
     """
     values = _matrix(outcomes)
     pooled = proportion(values.flatten().tolist())
@@ -67,11 +65,10 @@ def success_of(outcomes: Outcomes) -> Summary:
 
 
 def difference_of(a: Outcomes, b: Outcomes) -> Summary | None:
-    """The success rate of `a` less that of `b` over the training seeds that both have, paired by seed and
-    episode.
+    """Success rate of `a` minus that of `b` over their common training seeds, paired by seed and episode.
 
-    The interval is the wider, at each end, of Agresti and Min's for matched proportions and of the bootstrap
-    of `success_of`.
+    The interval spans that of Agresti and Min for matched proportions and the bootstrap of `success_of`.
+    None without common seeds.
     """
     seeds = sorted(set(a) & set(b))
     if not seeds:
@@ -94,8 +91,7 @@ def _matrix(outcomes: Outcomes) -> NDArray[np.float64]:
 
 
 def _bootstrap(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Percentiles of the mean of `values` [S, E] with rows and columns drawn with replacement; always the
-    same draws."""
+    """Percentiles of the mean of `values` [S, E] with resampled rows and columns; the seed is fixed."""
     random = np.random.default_rng(0)
     rows, columns = (random.multinomial(n, np.full(n, 1.0 / n), size=RESAMPLES) for n in values.shape)
     means = ((rows @ values) * columns).sum(1) / values.size

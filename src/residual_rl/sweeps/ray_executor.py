@@ -1,5 +1,7 @@
-"""Running a sweep's trials with Ray: each is a task that starts the trial's processes and yields its
-progress."""
+"""Run the trials of a sweep with Ray.
+
+Each trial is a Ray task, which starts the processes of the trial and yields its progress.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from residual_rl.utils.text import one_line
 
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # The processes of a trial end by themselves when their worker ends, and save first; Ray would kill them.
+    # The processes of a trial save and end by themselves when their worker ends; Ray would kill them.
     "RAY_kill_child_processes_on_worker_exit": "false",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -25,7 +27,7 @@ _SETTINGS = {
 
 
 def require_ray() -> None:
-    """Raise `MissingDependencyError` where Ray is not installed."""
+    """Raise `MissingDependencyError` if Ray is not installed."""
     os.environ.update(_SETTINGS)  # before its first import
     try:
         import ray  # noqa: F401
@@ -34,7 +36,7 @@ def require_ray() -> None:
             "install it with `pip install 'residual-rl[ray]'`, or leave out --ray-address and"
             " --gpus-per-trial"
         )
-        raise MissingDependencyError(f"Ray, which shares out GPUs and clusters, ({error})", fix) from None
+        raise MissingDependencyError(f"Ray, which is needed for GPUs and clusters, ({error})", fix) from None
 
 
 def run_with_ray(
@@ -46,8 +48,10 @@ def run_with_ray(
     stopped: Callable[[], bool],
     on_progress: OnProgress,
 ) -> None:
-    """Run `trials` as Ray tasks; see `executor.run_trials`. Raises `ConfigError` where no cluster answers at
-    `address`."""
+    """Run `trials` as Ray tasks; see `executor.run_trials`.
+
+    Raises `ConfigError` if there is no cluster at `address`.
+    """
     require_ray()
     import ray
 
@@ -59,7 +63,7 @@ def run_with_ray(
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_run_trial)
         running = {task.remote(trial.to_json(), cwd): trial for trial in trials}
 
-        # Pass on what the tasks yield.
+        # Forward the progress that the tasks yield.
         while running and not stopped():
             ready, _ = ray.wait(list(running), num_returns=len(running), timeout=0.2)
             for results in ready:
@@ -108,7 +112,7 @@ def _connect(address: str) -> None:
     """Connect to the Ray cluster at `address`, or start one on this machine."""
     import ray
 
-    logging.getLogger("ray").setLevel(logging.CRITICAL)  # the live table shows what happens to the trials
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # the live table shows the state of the trials
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -122,8 +126,6 @@ def _connect(address: str) -> None:
         )
         raise ConfigError(f"no Ray cluster {where}: {one_line(error)}{fix}") from error
     finally:
-        for (
-            number,
-            handler,
-        ) in handlers.items():  # Ray replaces them by its own, which end the process at once
+        # Ray replaces the handlers by its own, which end the process at once.
+        for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -24,13 +24,15 @@ _WORDS = {
     "finished": "Finished",
     "failed": "Failed",
     "interrupted": "Interrupted, and not ranked",
-    "waiting": "Not begun",
+    "waiting": "Not started",
 }
 
 
 def write_report(sweep: SweepCfg, trials: Sequence[Trial], folder: Path) -> dict[str, Any]:
-    """Write the report of what has finished so far, and return what `report.json` holds. Raises
-    `CheckpointError` and `WriteError`."""
+    """Write the report of the finished trials, and return the content of `report.json`.
+
+    Raises `CheckpointError` and `WriteError`.
+    """
     report = make_report(sweep, trials)
     write_json(folder / "report.json", report)
     write_atomically(folder / "report.md", "\n".join(_markdown(report, sweep)) + "\n")
@@ -40,8 +42,7 @@ def write_report(sweep: SweepCfg, trials: Sequence[Trial], folder: Path) -> dict
 
 
 def make_report(sweep: SweepCfg, trials: Sequence[Trial]) -> dict[str, Any]:
-    """The ranking of the points of which a trial has finished, the state of each trial, and its success over
-    training."""
+    """The ranking of the points with a finished trial, and the state and success curve of each trial."""
     states = {trial.name: state_of(trial) for trial in trials}
     outcomes: dict[str, dict[int, dict[int, float]]] = {}
     for trial in trials:
@@ -62,7 +63,7 @@ def make_report(sweep: SweepCfg, trials: Sequence[Trial]) -> dict[str, Any]:
 
 
 def ranking_table(report: Mapping[str, Any]) -> Table:
-    """The ranking, to print with rich."""
+    """The ranking as a table of rich."""
     title = f"{report['task']}: success on {report['n_episodes']} episodes for each seed"
     table = Table(*_HEAD, title=title, title_justify="left")
     for row in _rows(report):
@@ -106,9 +107,9 @@ def _rows(report: Mapping[str, Any]) -> list[list[str]]:
     for place, ranked in enumerate(report["ranking"], 1):
         difference = ranked["difference_to_first"]
         mark = "" if place == 1 or not ranked["tied_with_first"] else "tied with the first"
-        told = "–" if difference is None else _text(difference, sign=True)
+        text = "–" if difference is None else _text(difference, sign=True)
         by_seed = ", ".join(f"{seed}: {100 * rate:.1f}" for seed, rate in ranked["per_seed"].items())
-        rows.append([str(place), ranked["point"], _text(ranked["success"]), by_seed, told, mark])
+        rows.append([str(place), ranked["point"], _text(ranked["success"]), by_seed, text, mark])
     return rows
 
 
@@ -123,17 +124,17 @@ def _markdown(report: Mapping[str, Any], sweep: SweepCfg) -> list[str]:
         "",
         (
             f"`{shlex.join(['residual-rl', 'sweep', sweep.task_id, *sweep.train, *grid])}`, training seeds"
-            f" {', '.join(map(str, sweep.seeds))}; each policy on the same {sweep.n_episodes} episodes, which"
-            f" no training saw (seeds from {sweep.first_eval_seed})."
+            f" {', '.join(map(str, sweep.seeds))}; each policy was evaluated on the same {sweep.n_episodes}"
+            f" episodes, which are not used in training (seeds from {sweep.first_eval_seed})."
         ),
         "",
         (
-            "Points are ranked by the lower end of their interval. One whose interval overlaps that of the"
-            " first is tied with it: another"
+            "Points are ranked by the lower end of their interval. A point whose interval overlaps that of"
+            " the first is tied with it: another"
         ),
         (
-            "sweep may well turn them around. Intervals are over training seeds and episodes; differences are"
-            " paired by both."
+            "sweep may rank them in another order. Intervals are over training seeds and episodes;"
+            " differences are paired by both."
         ),
         "",
         f"| {' | '.join(_HEAD)} |",
@@ -178,7 +179,7 @@ def _figure(report: Mapping[str, Any]) -> Any:
         axes.plot(common, means, "o-", color=color, markersize=3.5, linewidth=2.0, label=point)
     axes.set(
         xlabel="env steps",
-        ylabel="success in training's evaluations [%]",
+        ylabel="success in evaluations during training [%]",
         ylim=(-2, 102),
         title=report["task"],
     )

@@ -1,5 +1,4 @@
-"""A trial of a sweep as processes of its own: `residual-rl train`, or what resumes it, and then `residual-rl
-eval`."""
+"""The processes of a trial: `residual-rl train`, new or resumed, and then `residual-rl eval`."""
 
 from __future__ import annotations
 
@@ -21,14 +20,13 @@ from residual_rl.utils.files import encode, make_folder, write_atomically
 from residual_rl.utils.text import shell_command
 
 ENTRY_POINT = "residual_rl.cli.trial"
-"""The module that a trial's processes run: a command of `residual-rl` that ends with the process that started
-it."""
+"""Module that the processes of a trial run: a command of `residual-rl` that ends with its parent process."""
 STOPPED = {128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL}
 """Exit codes of a process that was stopped or killed."""
 WAIT_FOR_EARLIER = 120.0
-"""How long a trial waits for a process of an interrupted sweep that is still saving [s]."""
+"""Time limit for a process of an interrupted sweep that is still saving [s]."""
 _TAIL = 1 << 16
-"""How much of the end of a metrics file is read [bytes]."""
+"""Size of the part at the end of a metrics file that is read [bytes]."""
 
 
 @dataclass(frozen=True)
@@ -37,26 +35,26 @@ class TrialProgress:
 
     state: State
     step: int = 0
-    """Env steps done."""
+    """Env steps so far."""
     success: float | None = None
     """Success rate of the last evaluation during training."""
     speed: float = 0.0
     """Env steps per second."""
     reason: str = ""
-    """Why it failed."""
+    """Reason of a failure."""
 
     @property
     def ended(self) -> bool:
-        """Whether none of its processes will run any more."""
+        """Whether no further process of the trial will run."""
         return self.state in ("finished", "failed", "interrupted")
 
 
 class TrialProcess:
-    """Runs what is left of a trial, one process after the other.
+    """Runs the remaining processes of a trial, one after the other.
 
     Args:
         trial: the trial.
-        cwd: folder that relative paths among its flags start from.
+        cwd: folder that relative paths in its flags refer to.
     """
 
     def __init__(self, trial: Trial, cwd: Path | str = "."):
@@ -69,7 +67,7 @@ class TrialProcess:
     def poll(self, seconds: float = 1.0) -> TrialProgress:
         """Start the next process if none is running, wait at most `seconds` for its end, and return the
         progress."""
-        # Start the next process, once no other process holds the run folder.
+        # Start the next process, once no other process uses the run folder.
         trial = self.trial
         if self._process is None:
             if not wait_until_free(trial, seconds) and time.monotonic() < self._start_by:
@@ -99,12 +97,12 @@ class TrialProcess:
         return self._progress("failed", reason)
 
     def terminate(self) -> None:
-        """Ask the running process to save and end, without waiting for it."""
+        """Make the running process save and end, without waiting for it."""
         if self._process is not None:
             self._process.terminate()
 
     def stop(self) -> None:
-        """Ask the running process to save and end, and wait until it has."""
+        """Make the running process save and end, and wait for its end."""
         self.terminate()
         if self._process is not None:
             self._process.wait()
@@ -130,7 +128,7 @@ class TrialProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C in the terminal reaches the sweep alone, which terminates its trials
+                # Ctrl-C in the terminal reaches only the sweep, which terminates its trials
                 start_new_session=True,
             )
 
@@ -139,7 +137,7 @@ class TrialProcess:
 
 
 def next_command(trial: Trial) -> list[str] | None:
-    """The arguments of `residual-rl` for a trial's next process; None where it is finished.
+    """Arguments of `residual-rl` for the next process of a trial; None if it is finished.
 
     Removes a run folder without a checkpoint, which cannot be resumed.
     """
@@ -153,7 +151,7 @@ def next_command(trial: Trial) -> list[str] | None:
         threads = ["--num-threads", str(trial.cpus)]
         return ["eval", str(run.path), "--n-episodes", str(count), "--first-seed", str(first), *threads]
 
-    # Resume from the last checkpoint, or start anew without one.
+    # Resume from the last checkpoint; without one, start again.
     if CheckpointFolder(run.checkpoints).files():
         trusts = any(word.replace("_", "-").endswith("trust-checkpoint") for word in trial.train)
         return ["train", "--resume", str(run.path), *(["--trust-checkpoint"] if trusts else [])]
@@ -163,8 +161,7 @@ def next_command(trial: Trial) -> list[str] | None:
 
 
 def trial_metrics(trial: Trial) -> dict[str, Any]:
-    """The fields `step`, `success` and `speed` of a `TrialProgress`, as far as the run's metrics have
-    them."""
+    """The fields `step`, `success` and `speed` of a `TrialProgress` that are in the metrics of the run."""
     found: dict[str, Any] = {}
     fields = {"step": "step", "time/fps": "speed", "eval/success_rate": "success"}
     for row in _last_rows(trial.run.metrics_file):
@@ -177,7 +174,7 @@ def trial_metrics(trial: Trial) -> dict[str, Any]:
 
 
 def _last_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows at the end of a metrics file, the newest first, without a line that is still being written."""
+    """Rows at the end of a metrics file, the newest first, without an incomplete last line."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -190,7 +187,7 @@ def _last_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def last_line(path: Path) -> str:
-    """The last error of `residual-rl` in a log, or its last line where there is none; empty without a log."""
+    """The last error of `residual-rl` in a log, or else its last line; empty without a log."""
     try:
         lines = [
             line.strip()
@@ -205,7 +202,7 @@ def last_line(path: Path) -> str:
 
 
 def wait_until_free(trial: Trial, seconds: float) -> bool:
-    """Wait at most `seconds` until no process holds the trial's run folder. Returns whether it is free."""
+    """Wait at most `seconds` until no process uses the run folder of `trial`. Returns whether it is free."""
     end = time.monotonic() + seconds
     while trial.run.held:
         if time.monotonic() > end:

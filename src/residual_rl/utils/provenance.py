@@ -87,9 +87,8 @@ def _git(folder: Path, *arguments: str) -> tuple[str | None, str]:
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return None, str(error)
-    if done.returncode and not (
-        done.returncode == 1 and "--no-index" in arguments
-    ):  # there 1 means: they differ
+    differs = done.returncode == 1 and "--no-index" in arguments
+    if done.returncode and not differs:
         return None, (done.stderr.decode(errors="replace").strip().splitlines() or ["git failed"])[0]
     return done.stdout.decode(errors="replace"), ""
 

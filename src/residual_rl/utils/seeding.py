@@ -1,6 +1,6 @@
 """Disjoint ranges of episode seeds, and random numbers that depend on an episode's seed alone.
 
-Training, evaluation during training, final evaluation and demonstrations have ranges of their own. The random
+Training, evaluation during training, final evaluation and demonstrations have separate ranges. The random
 numbers are counter-based (SplitMix64; Steele, Lea and Flood, OOPSLA 2014): they are batched over envs, run on
 any device, and do not depend on the env or on the order of calls.
 """

@@ -40,7 +40,7 @@ def proportion(outcomes: Sequence[float | bool]) -> Summary:
     """The proportion of ones among zeros and ones, with Wilson's score interval (Wilson 1927, no continuity
     correction).
 
-    Raises `ConfigError` for other values, and for none.
+    Raises `ConfigError` for other values, and without values.
     """
     n = _count(outcomes)
     p = fmean(_binary(outcomes))
@@ -111,8 +111,7 @@ def across_runs(runs: Sequence[Sequence[float | bool]], binary: bool = False) ->
 def student_t(degrees: int) -> float:
     """The two-sided 95 % quantile of Student's t distribution with `degrees` degrees of freedom.
 
-    `scipy.special.stdtrit` is what `scipy.stats.t.ppf` calls; importing `scipy.stats` would take three times
-    as long.
+    `scipy.stats.t.ppf` calls the same `scipy.special.stdtrit`, but takes three times as long to import.
     """
     from scipy.special import stdtrit
 

@@ -1,4 +1,4 @@
-"""Short texts: on one line, parsed, and as commands."""
+"""Parsing and shortening of short texts, and commands for messages."""
 
 from __future__ import annotations
 

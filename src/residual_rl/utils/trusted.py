@@ -38,7 +38,7 @@ def read_sb3_policy(path: Path, trusted: bool) -> Any:
         CheckpointError: the file is damaged or of another kind.
         MissingDependencyError: Stable-Baselines3 is not installed.
     """
-    require_trust(path, "a Stable-Baselines3 zip, which holds pickles", trusted)
+    require_trust(path, "a Stable-Baselines3 zip, which contains pickles", trusted)
     try:
         from stable_baselines3.common.save_util import load_from_zip_file
     except ImportError as error:
@@ -67,7 +67,7 @@ def read_exported_program(path: Path, trusted: bool) -> torch.export.ExportedPro
 
     Raises `ConfigError` and `CheckpointError` like `read_sb3_policy`.
     """
-    require_trust(path, "a torch.export archive, which can hold pickles", trusted)
+    require_trust(path, "a torch.export archive, which can contain pickles", trusted)
     try:
         return torch.export.load(path)
     except Exception as error:
@@ -108,5 +108,5 @@ def _read_dict(path: Path, trusted: bool, kind: str, writer: str) -> dict[str, A
 def _unreadable(path: Path, error: Exception, kind: str, writer: str) -> CheckpointError:
     reason = one_line(error)
     return CheckpointError(
-        f"{path} cannot be read as {kind} ({type(error).__name__}: {reason}); expected what {writer} wrote"
+        f"{path} cannot be read as {kind} ({type(error).__name__}: {reason}); expected a file of {writer}"
     )

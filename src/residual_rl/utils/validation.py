@@ -1,5 +1,4 @@
-"""Settings that are checked when they are made: types, choices and bounds, all read from the annotations of a
-dataclass's fields.
+"""Settings that are checked on construction: types, choices and bounds from the annotations of a dataclass.
 
     @dataclass(frozen=True)
     class GripperCfg(CheckedCfg):
@@ -45,7 +44,7 @@ class Rule:
 
     Args:
         text: completes the sentence "NAME must be …".
-        holds: whether a value meets it.
+        holds: whether a value satisfies the condition.
     """
 
     text: str
@@ -63,8 +62,10 @@ Port = Annotated[int, Interval(ge=1, le=65535)]
 
 
 class CheckedCfg:
-    """Base of dataclasses whose fields are checked when an instance is made. Rules between fields go into an
-    own `__post_init__`."""
+    """Base of dataclasses whose fields are checked on construction.
+
+    Conditions on several fields belong in the `__post_init__` of the subclass.
+    """
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -72,7 +73,7 @@ class CheckedCfg:
 
 def check_fields(cfg: Any) -> None:
     """Raise `ConfigError` for the first field whose value has a wrong type, is no allowed choice, is not
-    finite or is out of bounds.
+    finite, or is out of bounds.
 
     Args:
         cfg: an instance of a dataclass.
@@ -105,7 +106,7 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 
 def _violation(hint: Any, value: Any) -> str | None:
-    """What a value of type `hint` must be, where `value` is not; otherwise None."""
+    """The violated condition of `hint` in words, or None if `value` satisfies it."""
     inner, _ = _split(hint)
     required = _type_violation(inner, value)
     if required is not None:
@@ -167,7 +168,7 @@ def _scalar_violation(hint: Any, value: Any) -> str | None:
 
 
 def _split(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """The type inside `Annotated`, and what it is annotated with."""
+    """The type inside `Annotated`, and its annotations."""
     if typing.get_origin(hint) is Annotated:
         inner, *metadata = typing.get_args(hint)
         return inner, tuple(metadata)
@@ -180,7 +181,7 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 
 def _conditions(hint: Any) -> list[tuple[str, Callable[[Any], bool]]]:
-    """The conditions that `hint` is annotated with, bounds of numbers as one: text and test of each."""
+    """Text and test of each condition of `hint`; the bounds of a number are one condition."""
     bounds: dict[type, Any] = {}
     others: list[tuple[str, Callable[[Any], bool]]] = []
     _, metadata = _split(hint)

@@ -20,7 +20,7 @@ from residual_rl.visualization.video import Frame, caption, side_by_side, write_
 
 @dataclass
 class Recording:
-    """One episode with everything needed to render it."""
+    """One episode, with the data needed to render it."""
 
     seed: int
     scenes: Tensor

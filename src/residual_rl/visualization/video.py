@@ -18,10 +18,10 @@ Frame = NDArray[np.uint8]
 """[H, W, 3] RGB."""
 
 GAP = 4
-"""Between panels [px]."""
+"""Gap between panels [px]."""
 _FORMAT: dict[str, Any] = {
     "codec": "libx264",
-    "quality": None,  # the output parameters give it
+    "quality": None,  # set by -crf instead
     "macro_block_size": 1,
     "ffmpeg_log_level": "error",
     "output_params": ["-crf", "20", "-movflags", "+faststart", "-f", "mp4"],
@@ -31,16 +31,17 @@ _BAR, _DARK, _LIGHT, _DIM = (90, 162, 245), (18, 21, 27), (230, 233, 238), (58, 
 
 
 def write_video(path: Path | str, frames: Iterable[Frame], fps: float) -> int:
-    """Write frames as H.264 in an MP4 file, and return their number. The file appears only once it is
-    complete.
+    """Write frames to an MP4 file with H.264 and return their number. The file appears once it is complete.
 
     Args:
-        path: the file; its folder is made.
-        frames: all of one size. An odd height or width is padded by one row or column.
+        path: the file; its folder is created.
+        frames: frames of equal size. An odd height or width is padded by one row or column.
         fps: frames per second [Hz].
 
-    Raises `ConfigError` without frames or for frames that differ in size, `MissingDependencyError` without
-    ffmpeg, and `WriteError` where the file cannot be written.
+    Raises:
+        ConfigError: there are no frames, or they differ in size.
+        MissingDependencyError: `imageio-ffmpeg` is not installed.
+        WriteError: the file cannot be written.
     """
     # Check the arguments and the first frame.
     path = Path(path).absolute()  # ffmpeg reads `-x` as an option and `a:b` as a protocol
@@ -80,10 +81,9 @@ def write_video(path: Path | str, frames: Iterable[Frame], fps: float) -> int:
 
 
 def side_by_side(panels: Sequence[Frame]) -> Frame:
-    """Place panels [H, W, 3] next to each other with a gap between them. Returns [max H, ΣW + gaps, 3],
-    padded with a dark colour.
+    """Place panels [H, W, 3] next to each other, with gaps between them.
 
-    Raises `ConfigError` without panels.
+    Returns [max H, ΣW + gaps, 3], padded with a dark colour. Raises `ConfigError` without panels.
     """
     if not panels:
         raise ConfigError("no panels to place side by side")
@@ -98,14 +98,12 @@ def side_by_side(panels: Sequence[Frame]) -> Frame:
 
 
 def caption(frame: Frame, text: str, magnitude: float | None = None) -> Frame:
-    """Add a bar with a caption below a frame.
+    """Add a bar with a caption below a frame. Returns [H + bar, W, 3]; the bar's height depends on W alone.
 
     Args:
         frame: [H, W, 3].
         text: the caption; it is shortened to fit.
         magnitude: a value in [0, 1], shown as a small gauge at the right end of the bar.
-
-    Returns [H + bar, W, 3]; the height of the bar depends on W alone.
     """
     # Extend the frame by the bar.
     from PIL import Image, ImageDraw, ImageFont
@@ -148,8 +146,10 @@ def _imageio_ffmpeg() -> Any:
 
 
 def _count_frames(path: Path) -> int:
-    """The number of frames in a video file, 0 where it is damaged: `write_frames` ignores the exit code of
-    ffmpeg."""
+    """The number of frames in a video file; 0 if it is damaged.
+
+    This detects failures, since `write_frames` ignores ffmpeg's exit code.
+    """
     try:
         count: int = _imageio_ffmpeg().count_frames_and_secs(path)[0]
     except RuntimeError:

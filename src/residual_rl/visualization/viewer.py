@@ -1,4 +1,4 @@
-"""MuJoCo's viewer in real time, and images of a task's cameras as PNG files."""
+"""MuJoCo's viewer in real time, and camera images as PNG files."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def require_display() -> None:
 
 
 class LiveViewer:
-    """MuJoCo's viewer, which shows scenes in real time.
+    """MuJoCo's viewer, showing scenes in real time.
 
     Args:
         model: the MuJoCo model.
@@ -94,7 +94,7 @@ class LiveViewer:
         self._next = max(self._next, time.perf_counter()) + self._period
 
     def close(self) -> None:
-        """Close the window. May be called twice."""
+        """Close the window. May be called more than once."""
         self._handle.close()
         for thread in self._threads:  # Python may crash if it exits while the viewer's thread draws
             thread.join(timeout=10.0)

@@ -1,4 +1,4 @@
-"""`residual-rl demos`: what its subcommands print and write, exit codes, and what interrupts them."""
+"""`residual-rl demos`: output, files and exit codes of its subcommands, and interruptions."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(capsys: pytest.CaptureFixture[str]) -> str:
-    """What was printed, without the lines of tables."""
+    """The printed text without the lines of tables."""
     return " ".join(capsys.readouterr().out.translate({ord(c): " " for c in "│┃━─┏┓┗┛└┘├┤┡┩╇┼┴┳╰╯"}).split())
 
 
 # --- collect ------------------------------------------------------------------------------------------------
 
 
-def test_collecting_from_the_oracle(made: Path) -> None:
+def test_collect__stores_episodes_of_the_oracle(made: Path) -> None:
     with Demonstrations(made) as demos:
         info = demos.info
         episodes = list(demos)
@@ -98,7 +98,7 @@ def test_collecting_from_the_oracle(made: Path) -> None:
     assert json.loads(made.with_suffix(".json").read_text()) == info
 
 
-def test_what_collect_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_collect__prints_size_and_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert collect(tmp_path / "x.h5", "--policy", "jacobian", "--first-seed", "3", n=5) == 0
     with Demonstrations(tmp_path / "x.h5") as demos:
         solved = sum(bool(demo.succeeded) for demo in demos)
@@ -106,12 +106,12 @@ def test_what_collect_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert demos.info["policy"]["base_policy"] == "jacobian"
     size = (tmp_path / "x.h5").stat().st_size / 1e6
     assert words(capsys).startswith(
-        f"{tmp_path / 'x.h5'} holds 5 episodes ({size:.1f} MB); {solved} of 5 episodes succeeded; "
+        f"{tmp_path / 'x.h5'} contains 5 episodes ({size:.1f} MB); {solved} of 5 episodes succeeded; "
     )
 
 
 @pytest.mark.parametrize("folder", ["", "final_model"])
-def test_collecting_from_a_run(run: Path, folder: str, tmp_path: Path) -> None:
+def test_collect__stores_residual_actions_of_a_run(run: Path, folder: str, tmp_path: Path) -> None:
     flags = ["--model", "final"] if not folder else []
     assert collect(tmp_path / "x.h5", "--policy", str(run / folder), *flags, n=3) == 0
     with Demonstrations(tmp_path / "x.h5") as demos:
@@ -124,22 +124,22 @@ def test_collecting_from_a_run(run: Path, folder: str, tmp_path: Path) -> None:
             assert demo.actions == pytest.approx(expected, abs=1e-6)
 
 
-def test_only_success_that_is_too_rare(
+def test_only_success__too_few_successes_write_nothing(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("residual_rl.demos.collect.MAX_TRIES", 3)
     flags = ["--only-success", "--policy", "zero", "--tolerance", "0.0001"]
     assert collect(tmp_path / "x.h5", *flags, n=2) == 2
-    said = capfd.readouterr().err.splitlines()[-1]
+    message = capfd.readouterr().err.splitlines()[-1]
     assert (
-        said
+        message
         == "residual-rl: error: 0 of 6 episodes succeeded, and 2 were requested: nothing was written; use a"
         " better --policy or less --noise"
     )
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_collect_refuses(
+def test_collect__wrong_arguments_fail_in_one_line(
     fails: Fails, made: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = ("demos", "collect", "so101-paper", *TINY)
@@ -162,12 +162,12 @@ def test_what_collect_refuses(
         "hard",
         TASKS.get("so101-paper").__class__(**{**vars(TASKS.get("so101-paper")), "oracle": None}),
     )
-    assert "task 'hard' names no oracle" in fails("demos", "collect", "hard")
+    assert "task 'hard' has no oracle" in fails("demos", "collect", "hard")
     assert list(tmp_path.glob("*.h5")) == []
 
 
 @pytest.mark.usefixtures("opengl")
-def test_images_are_stored_when_they_are_observed(tmp_path: Path) -> None:
+def test_collect__stores_observed_images(tmp_path: Path) -> None:
     size = ("--image-size", "16", "24")
     assert (
         collect(
@@ -194,7 +194,9 @@ def test_images_are_stored_when_they_are_observed(tmp_path: Path) -> None:
 # --- info ---------------------------------------------------------------------------------------------------
 
 
-def test_info(made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info__prints_a_summary_of_the_file(
+    made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["demos", "info", str(made)]) == 0
     text = words(capsys)
@@ -210,7 +212,7 @@ def test_info(made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         "policy base policy 'jacobian-yaw'",
         f"episodes 6, {sum(steps)} steps",
         f"success {solved} of 6 ({100 * solved / 6:.1f} %)",
-        f"steps an episode {min(steps)} to {max(steps)}, median {sorted(steps)[3]}",
+        f"steps per episode {min(steps)} to {max(steps)}, median {sorted(steps)[3]}",
         "state [25]",
         f"actions [6], from {low:.3g} to {high:.3g}",
         "also stored base_actions, intended_actions, rewards, draws, env_states",
@@ -224,7 +226,7 @@ def test_info(made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         assert f"{i} {demo.seed} {len(demo)} {'yes' if demo.succeeded else 'no'}" in text
 
 
-def test_info_of_a_file_of_maniskill(
+def test_info__reads_a_file_of_maniskill(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
@@ -241,19 +243,19 @@ def test_info_of_a_file_of_maniskill(
 
 
 @pytest.mark.parametrize("flags", [[], ["--episodes", "4", "1"], ["--num-envs", "4", "--num-threads", "1"]])
-def test_a_replay_on_the_same_machine_does_not_drift(
+def test_replay__does_not_drift_on_the_same_machine(
     made: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["demos", "replay", str(made), *flags]) == 0
     n = 2 if "--episodes" in flags else 6
-    assert words(capsys).endswith(f"{n} of {n} episodes end as they were stored; largest drift 0")
+    assert words(capsys).endswith(f"{n} of {n} episodes end as stored; largest drift 0")
 
 
-def test_a_replay_that_does_not_reproduce(
+def test_replay__reports_drift_and_other_outcomes(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first episode's success is stored the other way round; the second's arm stood 0.5 rad elsewhere at
-    its third observation."""
+    """The stored success of the first episode is inverted; in the third observation of the second episode, a
+    joint is off by 0.5 rad."""
     monkeypatch.setenv("COLUMNS", "200")
     with Demonstrations(made) as demos:
         info = {key: value for key, value in demos.info.items() if key != "episodes"}
@@ -263,12 +265,12 @@ def test_a_replay_that_does_not_reproduce(
     path = write(tmp_path / "x.h5", episodes, info)
     assert main(["demos", "replay", str(path)]) == 1
     text = words(capsys)
-    assert "1 of 2 episodes end as they were stored; largest drift 0.5 (joint_position, step 2)" in text
+    assert "1 of 2 episodes end as stored; largest drift 0.5 (joint_position, step 2)" in text
     assert f"0 {DEMO_SEED} {len(episodes[0])} {'yes' if episodes[0].succeeded else 'no'}" in text
-    assert main(["demos", "replay", str(path), "--episodes", "1"]) == 0  # it drifts, and ends the same
+    assert main(["demos", "replay", str(path), "--episodes", "1"]) == 0  # it drifts, but ends in the same way
 
 
-def test_a_replay_without_seeds_starts_from_the_draws_that_are_stored(
+def test_replay__without_seeds_starts_from_the_stored_draws(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with Demonstrations(made) as demos:
@@ -281,18 +283,17 @@ def test_a_replay_without_seeds_starts_from_the_draws_that_are_stored(
     episodes[3].draws.clear()
     path = write(tmp_path / "x.h5", episodes, info)
     assert main(["demos", "replay", str(path), "--episodes", "0", "1"]) == 0
-    assert words(capsys).endswith("2 of 2 episodes end as they were stored; largest drift 0")
+    assert words(capsys).endswith("2 of 2 episodes end as stored; largest drift 0")
     assert (
-        "2 of 2 episodes store no seed: what they do not store starts as the task draws it for seed 0"
+        "2 of 2 episodes have no seed: their initial state, where it is not stored, is that of seed 0"
         in caplog.text
     )
-    assert (
-        main(["demos", "replay", str(path), "--episodes", "2", "3"]) == 0
-    )  # nobody knows whether they succeeded
-    assert "0 of 0 episodes end as they were stored; largest drift 0." in words(capsys)
+    # Their stored success is unknown.
+    assert main(["demos", "replay", str(path), "--episodes", "2", "3"]) == 0
+    assert "0 of 0 episodes end as stored; largest drift 0." in words(capsys)
 
 
-def test_what_replay_refuses_or_warns_of(
+def test_replay__wrong_arguments_and_files_fail_in_one_line(
     fails: Fails, made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert "demos replay needs a file of demonstrations: residual-rl demos replay FILE [options]" in fails(
@@ -304,7 +305,9 @@ def test_what_replay_refuses_or_warns_of(
     assert "pip install residual-rl[maniskill]" in fails("demos", "replay", maniskill(tmp_path / "m.h5"))
     task = {**INFO["env_info"], "env_id": "so101-paper", "env_kwargs": {}}
     path = write(tmp_path / "two.h5", [a_demo()], {**INFO, "env_info": task})
-    assert "holds actions of 2 numbers, but task 'so101-paper' takes 6" in fails("demos", "replay", path)
+    assert "has actions of size 2, but those of task 'so101-paper' have size 6" in fails(
+        "demos", "replay", path
+    )
     with Demonstrations(made) as demos:
         info, demo = {key: value for key, value in demos.info.items() if key != "episodes"}, demos.episode(0)
     demo.draws["colour"] = np.zeros(3)
@@ -314,7 +317,7 @@ def test_what_replay_refuses_or_warns_of(
     demo.draws.pop("colour")
     demo.obs["lidar"] = np.zeros((len(demo) + 1, 4))
     assert main(["demos", "replay", str(write(tmp_path / "lidar.h5", [demo], info))]) == 0
-    assert "this task does not observe lidar: not compared" in caplog.text
+    assert "the task does not observe lidar, so they are not compared" in caplog.text
     with h5py.File(made.parent / "cut.h5", "w") as file:
         file["traj_0/obs"] = np.zeros((3, 2))
     assert "cut.json is missing" in fails("demos", "info", made.parent / "cut.h5")
@@ -323,7 +326,7 @@ def test_what_replay_refuses_or_warns_of(
 @pytest.mark.slow
 @pytest.mark.usefixtures("opengl")
 @pytest.mark.parametrize("name", ["", "v.mp4"])
-def test_a_video_of_a_replay(made: Path, name: str, tmp_path: Path) -> None:
+def test_replay__save_video_writes_all_replayed_steps(made: Path, name: str, tmp_path: Path) -> None:
     video = tmp_path / name if name else made.with_suffix(".mp4")
     flags = ["--save-video", str(video)] if name else ["--save-video"]
     assert main(["demos", "replay", str(made), *flags, "--episodes", "0", "2"]) == 0
@@ -337,7 +340,9 @@ def test_a_video_of_a_replay(made: Path, name: str, tmp_path: Path) -> None:
 # --- help ---------------------------------------------------------------------------------------------------
 
 
-def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demos__help_lists_all_flags(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert main(["demos", "--help"]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in SUBCOMMANDS)
@@ -353,11 +358,11 @@ def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
         assert f"residual-rl demos {subcommand} FILE" in help_of(["demos", subcommand], capsys, monkeypatch)
 
 
-# --- what interrupts it -------------------------------------------------------------------------------------
+# --- interruptions ------------------------------------------------------------------------------------------
 
 
 def start(path: Path, processes: list[subprocess.Popen[str]]) -> subprocess.Popen[str]:
-    """A collection that would go on for hours; waits for its first episodes."""
+    """Start a collection that would take hours, and wait for its first episodes."""
     flags = [
         "demos",
         "collect",
@@ -394,13 +399,13 @@ def stored(path: Path) -> list[int | None]:
         return [demo.seed for demo in demos]
 
 
-def said(stderr: str) -> list[str]:
+def messages(stderr: str) -> list[str]:
     return [line for line in stderr.splitlines() if not line.startswith("collect: ")]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_keeps_what_is_complete(
+def test_collect__signal_keeps_the_complete_episodes(
     tmp_path: Path, number: signal.Signals, code: int, processes: list[subprocess.Popen[str]]
 ) -> None:
     path = tmp_path / "x.h5"
@@ -410,15 +415,17 @@ def test_a_signal_keeps_what_is_complete(
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code
     seeds = stored(path)
-    (line,) = said(stderr)
+    (line,) = messages(stderr)
     assert line.startswith("residual-rl: interrupted; ")
-    assert line.endswith(f"of {len(seeds)} episodes succeeded, {path} holds {len(seeds)} episodes")
+    assert line.endswith(f"of {len(seeds)} episodes succeeded, {path} contains {len(seeds)} episodes")
     assert seeds == sorted(set(seeds))  # type: ignore[type-var]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.h5", "x.json"]
 
 
 @pytest.mark.slow
-def test_a_kill_leaves_a_file_that_replays(tmp_path: Path, processes: list[subprocess.Popen[str]]) -> None:
+def test_collect__sigkill_leaves_a_file_that_replays(
+    tmp_path: Path, processes: list[subprocess.Popen[str]]
+) -> None:
     path = tmp_path / "x.h5"
     process = start(path, processes)
     wait_for(lambda: len(stored(path)) > 4, process)
@@ -430,7 +437,9 @@ def test_a_kill_leaves_a_file_that_replays(tmp_path: Path, processes: list[subpr
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_it_with_one_line(tmp_path: Path, processes: list[subprocess.Popen[str]]) -> None:
+def test_collect__full_disk_ends_it_with_one_line(
+    tmp_path: Path, processes: list[subprocess.Popen[str]]
+) -> None:
     path = tmp_path / "x.h5"
     process = start(path, processes)
     resource.prlimit(
@@ -438,7 +447,7 @@ def test_a_full_disk_ends_it_with_one_line(tmp_path: Path, processes: list[subpr
     )
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 2
-    (line,) = said(stderr)
+    (line,) = messages(stderr)
     assert line.startswith(f"residual-rl: error: cannot write {path}: File too large; ")
     seeds = stored(path)
     assert seeds == list(range(DEMO_SEED, DEMO_SEED + len(seeds)))

@@ -1,4 +1,4 @@
-"""Cameras of ManiSkill's worlds, where there is a Vulkan driver."""
+"""Cameras of ManiSkill envs. The tests need a Vulkan driver."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def env(request: pytest.FixtureRequest) -> Iterator[ManiSkillVecEnv]:
     made.close()
 
 
-def test_images_are_observed(env: ManiSkillVecEnv, request: pytest.FixtureRequest) -> None:
+def test_obs_mode__adds_images_of_the_requested_size(
+    env: ManiSkillVecEnv, request: pytest.FixtureRequest
+) -> None:
     obs, _ = env.reset(seed=3)
     cameras = {name for name, value in obs.items() if value.dtype == torch.uint8}
     assert cameras == {"base_camera", "hand_camera"}
@@ -44,14 +46,12 @@ def test_images_are_observed(env: ManiSkillVecEnv, request: pytest.FixtureReques
     assert ("state" in obs) == has_state
     if has_state:
         assert obs["state"].shape[1] > obs["proprioception"].shape[1]
-    assert obs["proprioception"].shape == (
-        2,
-        9 + 9 + 1 + 7 + 3,
-    )  # positions, velocities, whether something is held, hand, goal
+    # joint positions and velocities, is_grasped, tool pose, goal
+    assert obs["proprioception"].shape == (2, 9 + 9 + 1 + 7 + 3)
     assert torch.equal(obs["proprioception"][:, :9], obs["joint_position"])
 
 
-def test_images_of_an_episode_go_by_its_seed(env: ManiSkillVecEnv) -> None:
+def test_maniskill_vec_env__images_depend_on_the_episode_seed_alone(env: ManiSkillVecEnv) -> None:
     first, _ = env.reset(seed=[5, 6])
     for _ in range(5):  # beyond the end of the episode
         last, *_ = env.step(torch.full((2, 8), 0.5))
@@ -60,7 +60,7 @@ def test_images_of_an_episode_go_by_its_seed(env: ManiSkillVecEnv) -> None:
     assert torch.equal(first["base_camera"].flip(0), again["base_camera"])
 
 
-def test_states_are_drawn(env: ManiSkillVecEnv) -> None:
+def test_render_scenes__renders_each_state_and_lists_the_cameras(env: ManiSkillVecEnv) -> None:
     env.reset(seed=[5, 6])
     scenes = [env.scenes()]
     env.step(torch.full((2, 8), 0.5))
@@ -70,6 +70,6 @@ def test_states_are_drawn(env: ManiSkillVecEnv) -> None:
     assert len({image.tobytes() for image in images}) == 4
     assert images.std() > 5.0
     with pytest.raises(
-        ConfigError, match="PickCube-v1 has no camera 'side' to draw from; it has render_camera"
+        ConfigError, match="PickCube-v1 has no camera 'side' for rendering; it has: render_camera"
     ):
         env.render_scenes(scenes[0], (40, 60), "side")

@@ -1,5 +1,4 @@
-"""The vec_env contract, on ManiSkill's CPU simulation: the suite that every task runs, with worlds that
-earlier tests have used."""
+"""The vec_env contract on ManiSkill's CPU simulation, with worker processes that earlier tests have used."""
 
 from __future__ import annotations
 
@@ -26,11 +25,13 @@ SPEC = TaskSpec(
 )
 PICK_BOX = {"env_id": "PickBox-v1", "robot_uids": "a1_galaxea", "max_episode_steps": 50}
 SPECS = [SPEC, dataclasses.replace(SPEC, config_overrides=PICK_BOX)]
-"""One whose resets leave the scene as it is, and one whose resets build it anew."""
-NOT_OF_THIS_TASK = {
-    "test_success_terminates_and_does_not_truncate",  # it has no oracle: test_worlds.py pushes the cube
-    "test_quantities_belong_to_the_caller",  # of `physics`, which is MuJoCo's
-    "test_nan_in_the_simulation_is_caught_in_its_step",  # likewise; test_maniskill_vec_env.py has it
+"""One task whose resets keep the scene, and one whose resets rebuild it."""
+NOT_APPLICABLE = {
+    # The task has no oracle; test_sim_env.py pushes the cube instead.
+    "test_vec_env_step__success_terminates_and_does_not_truncate",
+    # These are about `physics`, which only MuJoCo envs have; test_vec_env.py tests NaN values.
+    "test_physics_read__does_not_write_to_returned_tensors",
+    "test_physics_step__nan_is_an_error_in_the_step_where_it_appears",
 }
 
 pytestmark = [
@@ -41,25 +42,25 @@ globals().update(
     {
         name: test
         for name, test in vars(suite).items()
-        if name.startswith("test_") and name not in NOT_OF_THIS_TASK
+        if name.startswith("test_") and name not in NOT_APPLICABLE
     }
 )
 
 _used: dict[tuple[str, int, int], list[ParallelEnvs]] = defaultdict(list)
-"""SimEnvs that no test has now, by their task, their number and that of their processes."""
+"""Unused envs, by task, number of envs and number of worker processes."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _close() -> Iterator[None]:
     yield
-    for worlds in _used.values():
-        for one in worlds:
-            one.close()
+    for unused in _used.values():
+        for sim in unused:
+            sim.close()
 
 
 @pytest.fixture(autouse=True)
-def _reuse_worlds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Building worlds takes long, and a reset is to make used ones like new."""
+def _reuse_envs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Reuse envs: creating them is slow, and a reset must make a used env equal to a new one."""
     given: list[tuple[tuple[str, int, int], ParallelEnvs]] = []
 
     def make_env(spec: TaskSpec, num_envs: int = 3, num_threads: int = 1, **settings: Any) -> ManiSkillVecEnv:
@@ -67,13 +68,13 @@ def _reuse_worlds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         if num_envs < 1:
             return make(cfg, num_envs, num_threads, "cpu")
         key = (cfg.env_id, num_envs, num_threads)
-        worlds = _used[key].pop() if _used[key] else ParallelEnvs(make_env_cfg(cfg), num_envs, num_threads)
-        given.append((key, worlds))
-        env = make_vec_env(worlds, cfg, make_env_cfg(cfg))
-        env.closed = True  # or it would close the worlds with it
+        sim = _used[key].pop() if _used[key] else ParallelEnvs(make_env_cfg(cfg), num_envs, num_threads)
+        given.append((key, sim))
+        env = make_vec_env(sim, cfg, make_env_cfg(cfg))
+        env.closed = True  # keeps the garbage collector from closing `sim`
         return env
 
     monkeypatch.setattr(suite, "make", make_env)
     yield
-    for key, worlds in given:
-        _used[key].append(worlds)
+    for key, sim in given:
+        _used[key].append(sim)

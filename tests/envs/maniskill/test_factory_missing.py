@@ -1,4 +1,4 @@
-"""Without ManiSkill, what needs it says in one line how to get it; what needs a GPU says so too."""
+"""Settings of ManiSkill tasks, and errors if ManiSkill or a GPU is missing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HINT = "ManiSkill is not available; install it with `pip install residual-rl[man
 
 @pytest.fixture
 def no_maniskill(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if it were not installed, wherever these tests run."""
+    """Make ManiSkill appear not installed."""
     real = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "mani_skill" else real(name, *rest)
@@ -30,7 +30,7 @@ def no_maniskill(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_maniskill")
-def test_commands_without_maniskill(tmp_path: Path, fails: tiny_runs.Fails) -> None:
+def test_require_maniskill__commands_print_the_install_line(tmp_path: Path, fails: tiny_runs.Fails) -> None:
     assert HINT in fails("train", "maniskill", "--env-id", "PushCube-v1", "--output-dir", tmp_path / "run")
     assert HINT in fails("eval", "maniskill", "--base-policy", "zero", "--n-episodes", "2")
     assert not (tmp_path / "run").exists()
@@ -38,17 +38,17 @@ def test_commands_without_maniskill(tmp_path: Path, fails: tiny_runs.Fails) -> N
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize(("settings", "device"), [({"sim_backend": "physx_cuda"}, "cpu"), ({}, "cuda")])
-def test_gpu_simulation_without_a_gpu(settings: dict[str, Any], device: str) -> None:
+def test_make_env_cfg__gpu_simulation_without_a_gpu_suggests_physx_cpu(
+    settings: dict[str, Any], device: str
+) -> None:
     with pytest.raises(
-        ConfigError, match=r"needs an NVIDIA GPU, and torch sees none here; choose --sim-backend physx_cpu"
+        ConfigError, match=r"needs an NVIDIA GPU, and torch finds none; choose --sim-backend physx_cpu"
     ):
         make_env_cfg(ManiSkillCfg(**settings), device)
 
 
-def test_a_device_that_does_not_exist_is_named() -> None:
-    with pytest.raises(
-        ConfigError, match="sim_device 'cuda:x' is no device of torch's; choose cpu, cuda or cuda:N"
-    ):
+def test_make_env_cfg__unknown_device_is_named_in_the_error() -> None:
+    with pytest.raises(ConfigError, match="sim_device must be cpu, cuda or cuda:N, not 'cuda:x'"):
         make_env_cfg(ManiSkillCfg(), "cuda:x")
 
 
@@ -61,29 +61,29 @@ def test_a_device_that_does_not_exist_is_named() -> None:
         ({"image_size": (0, 64)}, r"image_size must be at least 1 each, not \(0, 64\)"),
     ],
 )
-def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
+def test_maniskill_cfg__invalid_value_names_the_field(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ManiSkillCfg(**settings)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_backends_go_by_what_is_observed() -> None:
+def test_make_env_cfg__renders_only_if_images_are_observed() -> None:
     assert make_env_cfg(ManiSkillCfg()).render_backend == "none"
     assert make_env_cfg(ManiSkillCfg(obs_mode="rgb")).render_backend == "cpu"
     assert make_env_cfg(ManiSkillCfg(obs_mode="rgb", render_backend="gpu")).render_backend == "gpu"
     assert make_env_cfg(ManiSkillCfg()).sim_backend == "physx_cpu"
 
 
-def test_published_settings() -> None:
+def test_train_overrides__match_the_published_settings() -> None:
     assert train_overrides("PushCube-v1")["num_steps"] == 20
     assert train_overrides("StackCube-v1")["num_steps"] == 50  # not listed: as for PickCube-v1
     assert train_overrides("PushT-v1")["gamma"] == 0.99
     assert PUBLISHED["TriFingerRotateCubeLevel4-v1"].num_steps == 250
 
 
-def test_training_starts_from_what_is_published_for_the_task_that_is_named() -> None:
-    """And rewards that pay for each step go with bootstrapping at every end: else success, which ends an
-    episode, would be a loss."""
+def test_train_overrides__are_the_defaults_of_train_for_the_chosen_env_id() -> None:
+    """Includes bootstrapping at every episode end: rewards are positive in each step, so that success, which
+    ends an episode, would otherwise be a loss."""
     push, unnamed = TrainCfg.default("maniskill", variant="PushCube-v1"), TrainCfg.default("maniskill")
     assert (push.learner.num_steps, push.learner.gamma, push.learner.bootstrap_at_done) == (20, 0.8, "always")
     assert unnamed.learner == push.learner  # it is the default task

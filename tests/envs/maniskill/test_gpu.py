@@ -1,4 +1,4 @@
-"""ManiSkill's GPU simulation: the same contract, with all tensors on the device."""
+"""ManiSkill's GPU simulation: devices, autoreset and partial resets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def env() -> Iterator[ManiSkillVecEnv]:
     made.close()
 
 
-def test_everything_is_on_the_device(env: ManiSkillVecEnv) -> None:
+def test_maniskill_vec_env__all_tensors_are_on_the_gpu(env: ManiSkillVecEnv) -> None:
     obs, info = env.reset(seed=0)
     assert not env.deterministic
     for _ in range(6):
@@ -40,7 +40,7 @@ def test_everything_is_on_the_device(env: ManiSkillVecEnv) -> None:
     assert obs["state"].shape == (16, 35)
 
 
-def test_the_step_after_the_last_begins_new_episodes(env: ManiSkillVecEnv) -> None:
+def test_maniskill_vec_env__gpu_envs_reset_in_the_step_that_ends_the_episode(env: ManiSkillVecEnv) -> None:
     start, _ = env.reset(seed=0)
     for step in range(5):
         obs, *_, truncated, info = env.step(torch.full((16, 8), 0.5, device=env.device))
@@ -51,24 +51,26 @@ def test_the_step_after_the_last_begins_new_episodes(env: ManiSkillVecEnv) -> No
     assert torch.allclose(obs["joint_position"], start["joint_position"], atol=0.2)
 
 
-def test_worlds_are_reset_apart(env: ManiSkillVecEnv) -> None:
+def test_maniskill_vec_env__partial_reset_on_the_gpu_leaves_other_envs_unchanged(
+    env: ManiSkillVecEnv,
+) -> None:
     env.reset(seed=0)
     before, *_ = env.step(torch.full((16, 8), 0.5, device=env.device))
     mask = torch.zeros(16, dtype=torch.bool, device=env.device)
     mask[3] = mask[9] = True
-    places = []
+    positions = []
     for seed in (100, 200, 100):
         obs, info = env.reset(seed=[seed, seed + 1], mask=mask)
         assert info["seed"][mask].tolist() == [seed, seed + 1]
         assert torch.equal(obs["obj_pose"][~mask], before["obj_pose"][~mask])
-        places.append(obs["obj_pose"][mask][:, :2])
-    assert not torch.allclose(places[0], places[1])
-    assert torch.allclose(places[0], places[2], atol=1e-5)
+        positions.append(obs["obj_pose"][mask][:, :2])
+    assert not torch.allclose(positions[0], positions[1])
+    assert torch.allclose(positions[0], positions[2], atol=1e-5)
 
 
-def test_steps_of_some_worlds_are_refused(env: ManiSkillVecEnv) -> None:
+def test_maniskill_vec_env__gpu_simulation_rejects_a_step_mask(env: ManiSkillVecEnv) -> None:
     env.reset(seed=0)
-    with pytest.raises(ConfigError, match="steps all envs or none"):
+    with pytest.raises(ConfigError, match="cannot step a subset of the envs"):
         env.step(
             torch.zeros(16, 8, device=env.device), mask=torch.ones(16, dtype=torch.bool, device=env.device)
         )

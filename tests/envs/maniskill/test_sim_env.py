@@ -1,4 +1,4 @@
-"""SimEnvs of ManiSkill: the same numbers as ManiSkill's own, clean resets, actions, failures."""
+"""ManiSkill envs: results equal to ManiSkill's, clean resets, actions and failures."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def make_env() -> Iterator[Make]:
         env.close()
 
 
-def played(world: ManiSkillEnv, seed: int, actions: Tensor) -> Tensor:
+def play(env: ManiSkillEnv, seed: int, actions: Tensor) -> Tensor:
     """The states [T + 1, S] of an episode."""
-    world.reset(HERE, torch.tensor([seed]))
-    states = [world.states()[0]]
+    env.reset(HERE, torch.tensor([seed]))
+    states = [env.states()[0]]
     for action in actions:
-        world.step(action[None])
-        states.append(world.states()[0])
+        env.step(action[None])
+        states.append(env.states()[0])
     return torch.stack(states)
 
 
-def test_observations_and_rewards_are_maniskills_own(make_env: Make) -> None:
+def test_maniskill_env__observations_and_rewards_equal_those_of_maniskill(make_env: Make) -> None:
     env, theirs = make_env(env_id="PickCube-v1"), bare("PickCube-v1")
     generator = torch.Generator().manual_seed(0)
     for seed in (3, 8):
@@ -74,14 +74,13 @@ def test_observations_and_rewards_are_maniskills_own(make_env: Make) -> None:
                 assert float(value[1]) == float(their_info[name])
     assert env.control_hz == 20.0
     assert env.max_episode_steps == 50
-    assert env.action_unit.tolist() == pytest.approx(
-        [0.1] * 7 + [0.025]
-    )  # panda's joints by 0.1 rad; its fingers from -0.01 to 0.04 m
+    # the joints of the Panda move by 0.1 rad; its fingers from -0.01 to 0.04 m
+    assert env.action_unit.tolist() == pytest.approx([0.1] * 7 + [0.025])
 
 
-def test_a_used_world_is_like_a_new_one() -> None:
-    """Cubes that are pushed about and pressed: what PhysX keeps of the first episode would change the second
-    one."""
+def test_clean_reset__episode_in_a_used_env_equals_one_in_a_new_env() -> None:
+    """The cubes are pushed and pressed, so that contacts left over from the first episode would change the
+    second."""
     settings = ManiSkillEnvCfg("StackCube-v1", control_mode="pd_ee_delta_pos")
     actions = {}
     for seed in (14, 15):
@@ -89,28 +88,28 @@ def test_a_used_world_is_like_a_new_one() -> None:
         rows[:, 2] = -abs(rows[:, 2])
         actions[seed] = torch.tensor(rows, dtype=torch.float32)
     used, new = ManiSkillEnv(settings), ManiSkillEnv(settings)
-    played(used, 15, actions[15])
-    assert torch.equal(played(used, 14, actions[14]), played(new, 14, actions[14]))
+    play(used, 15, actions[15])
+    assert torch.equal(play(used, 14, actions[14]), play(new, 14, actions[14]))
 
 
-def test_a_reset_draws_what_maniskills_own_does() -> None:
-    world = ManiSkillEnv(ManiSkillEnvCfg("PushCube-v1"))
-    world.reset(HERE, torch.tensor([6]))
-    other = world.states()
+def test_reset_some__draws_the_same_episode_as_maniskill() -> None:
+    env = ManiSkillEnv(ManiSkillEnvCfg("PushCube-v1"))
+    env.reset(HERE, torch.tensor([6]))
+    other = env.states()
     before = torch.random.get_rng_state()
-    world.reset(HERE, torch.tensor([5]))
+    env.reset(HERE, torch.tensor([5]))
     assert torch.equal(torch.random.get_rng_state(), before)
-    ours = world.states()
+    ours = env.states()
     assert not torch.equal(ours[:, 1:], other[:, 1:])
-    world.env.reset(seed=5)
-    assert torch.equal(ours, world.states())
+    env.env.reset(seed=5)
+    assert torch.equal(ours, env.states())
 
 
-def test_poses_read_at_once_are_maniskills_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_poses_at_once__returns_the_same_poses_as_maniskill(monkeypatch: pytest.MonkeyPatch) -> None:
     import sapien
     from mani_skill.utils.structs import Pose
 
-    monkeypatch.setattr(Pose, "create", Pose.create)  # put back afterwards
+    monkeypatch.setattr(Pose, "create", Pose.create)  # restored after the test
     lists = [[sapien.Pose([0.1, -0.2, 0.3], [0.5, 0.5, -0.5, 0.5])], [sapien.Pose(), sapien.Pose([1, 2, 3])]]
     slow = [Pose.create(poses, device=device).raw_pose for poses in lists for device in (None, "cpu")]
     read_poses_at_once()
@@ -120,41 +119,39 @@ def test_poses_read_at_once_are_maniskills_own(monkeypatch: pytest.MonkeyPatch) 
         torch.equal(ours, theirs) and ours.dtype == theirs.dtype
         for ours, theirs in zip(quick, slow, strict=True)
     )
-    assert Pose.create(torch.ones(3)).raw_pose.tolist() == [
-        [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
-    ]  # whatever else it takes
-    assert Pose.create(sapien.Pose([0.0, 0.0, 1.0])).raw_pose.tolist() == [
-        [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0]
-    ]
+    # other types of arguments
+    assert Pose.create(torch.ones(3)).raw_pose.tolist() == [[1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]]
+    pose = sapien.Pose([0.0, 0.0, 1.0])
+    assert Pose.create(pose).raw_pose.tolist() == [[0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0]]
 
 
-def test_garbage_of_rebuilt_scenes_is_collected_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_collect_garbage_seldom__collects_once_in_sixteen_rebuilds(monkeypatch: pytest.MonkeyPatch) -> None:
     import gc
 
     from mani_skill.envs import sapien_env
 
     collections: list[None] = []
     monkeypatch.setattr(gc, "collect", lambda: collections.append(None))
-    monkeypatch.setattr(sapien_env, "gc", gc)  # put back afterwards
+    monkeypatch.setattr(sapien_env, "gc", gc)  # restored after the test
     collect_garbage_seldom()
     for _ in range(40):
         sapien_env.gc.collect()
     assert len(collections) == 2
 
 
-def test_objects_that_differ_from_episode_to_episode_go_by_the_seed() -> None:
-    world = ManiSkillEnv(ManiSkillEnvCfg("PegInsertionSide-v1"))
+def test_maniskill_env__object_sizes_depend_on_the_seed() -> None:
+    env = ManiSkillEnv(ManiSkillEnvCfg("PegInsertionSide-v1"))
     sizes = []
     for seed in (1, 2, 1):
-        world.reset(HERE, torch.tensor([seed]))
-        sizes.append(world.observations()["peg_half_size"])
+        env.reset(HERE, torch.tensor([seed]))
+        sizes.append(env.observations()["peg_half_size"])
     assert torch.equal(sizes[0], sizes[2])
     assert not torch.equal(sizes[0], sizes[1])
-    assert world.deterministic
+    assert env.deterministic
     assert not ManiSkillEnv(ManiSkillEnvCfg("PegInsertionSide-v1", reconfiguration_freq=3)).deterministic
 
 
-def test_pushing_the_cube_succeeds_and_ends_the_episode(make_env: Make) -> None:
+def test_maniskill_vec_env__success_terminates_push_cube(make_env: Make) -> None:
     env = make_env(control_mode="pd_ee_delta_pos", env_id="PushCube-v1")
     assert env.action_unit_name == "m"
     obs, _ = env.reset(seed=0)
@@ -179,11 +176,9 @@ def test_pushing_the_cube_succeeds_and_ends_the_episode(make_env: Make) -> None:
     assert done.all()
 
 
-def test_joint_positions_as_actions_span_the_joints_range(make_env: Make) -> None:
-    env, theirs = (
-        make_env(env_id="PushCube-v1", control_mode="pd_joint_pos"),
-        bare("PushCube-v1", control_mode="pd_joint_pos"),
-    )
+def test_action_range__maps_pd_joint_pos_to_the_joint_limits(make_env: Make) -> None:
+    env = make_env(env_id="PushCube-v1", control_mode="pd_joint_pos")
+    theirs = bare("PushCube-v1", control_mode="pd_joint_pos")
     space = theirs.action_space
     env.reset(seed=[0, 4])
     theirs.reset(seed=4)
@@ -193,7 +188,7 @@ def test_joint_positions_as_actions_span_the_joints_range(make_env: Make) -> Non
     assert env.action_unit[:7].tolist() == pytest.approx(((space.high - space.low) / 2)[:7].tolist())
 
 
-def test_two_robots(make_env: Make) -> None:
+def test_action_range__concatenates_the_actions_of_two_robots(make_env: Make) -> None:
     env = make_env(env_id="TwoRobotPickCube-v1", num_envs=1)
     obs, _ = env.reset(seed=0)
     assert obs["joint_position"].shape == (1, 18)
@@ -213,7 +208,7 @@ def test_two_robots(make_env: Make) -> None:
             {"control_mode": "pd_ee_delta"},
             "unknown control mode of PushCube-v1: 'pd_ee_delta'; did you mean .*known: pd_ee_delta_pos, ",
         ),
-        ({"robot_uids": "dclaw"}, "ManiSkill cannot make PushCube-v1 with robot dclaw: "),
+        ({"robot_uids": "dclaw"}, "ManiSkill cannot create PushCube-v1 with robot dclaw: "),
         (
             {"reward_mode": "shaped"},
             "PushCube-v1 has no reward mode 'shaped'; it has normalized_dense, dense, sparse, none",
@@ -235,18 +230,18 @@ def test_two_robots(make_env: Make) -> None:
         ),
         (
             {"task_modules": ("no_such_module",)},
-            "module 'no_such_module', which registers ManiSkill tasks, cannot be imported",
+            "cannot import 'no_such_module' of --task-modules, which registers ManiSkill tasks",
         ),
     ],
 )
-def test_what_maniskill_does_not_have_is_named(
+def test_make_env__invalid_name_or_missing_file_is_named_in_the_error(
     settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         make(ManiSkillCfg(**settings), 2, 2, "cpu")
 
 
-def test_a_worker_that_dies_is_named(make_env: Make) -> None:
+def test_parallel_envs__killed_worker_is_named_in_the_error(make_env: Make) -> None:
     env = make_env(num_envs=3)
     env.reset(seed=0)
     os.kill(env._sim.pool.pids[1], signal.SIGKILL)  # type: ignore[attr-defined]
@@ -257,10 +252,10 @@ def test_a_worker_that_dies_is_named(make_env: Make) -> None:
         env.step(torch.zeros(3, 8))
     with pytest.raises(WorkerError, match="the ManiSkill workers have ended"):
         env.reset(seed=0)
-    make_env(num_envs=1).reset(seed=0)  # others live on
+    make_env(num_envs=1).reset(seed=0)  # other pools still work
 
 
-def test_a_task_that_fails_gives_its_reason(
+def test_parallel_envs__exception_of_a_task_is_in_the_error(
     make_env: Make, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "breaking_task.py").write_text(
@@ -291,31 +286,28 @@ env = make(ManiSkillCfg(env_id="PickCube-v1"), 1, 1, "cpu")
 env.reset(seed=6)
 print([round(x, 5) for x in env.step(torch.full((1, 8), 0.5))[0]["state"][0].tolist()])
 make_rgb = lambda: make(ManiSkillCfg(obs_mode="rgb"), 1, 1, "cpu")
-for what in (make_rgb, lambda: env.render_scenes(env.scenes(), (32, 32))):
+for function in (make_rgb, lambda: env.render_scenes(env.scenes(), (32, 32))):
     try:
-        what()
+        function()
     except ConfigError as error:
         print(error)
 """
 
 
-def test_without_vulkan_states_run_and_images_are_refused(make_env: Make) -> None:
-    nothing = {"VK_DRIVER_FILES": os.devnull, "VK_ICD_FILENAMES": os.devnull}
+def test_vulkan_works__without_vulkan_states_work_and_images_are_an_error(make_env: Make) -> None:
+    no_driver = {"VK_DRIVER_FILES": os.devnull, "VK_ICD_FILENAMES": os.devnull}
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", WITHOUT_VULKAN],
-        env={**os.environ, **nothing},
+        env={**os.environ, **no_driver},
         capture_output=True,
         text=True,
         check=True,
     )
-    state, images, drawing = run.stdout.splitlines()
+    state, observing, rendering = run.stdout.splitlines()
     env = make_env(env_id="PickCube-v1", num_envs=1)
     env.reset(seed=6)
-    here = env.step(torch.full((1, 8), 0.5))[0]["state"][0]
-    assert state == str([round(x, 5) for x in here.tolist()])
-    assert images.startswith(
-        # … and what is to be done
-        "obs_mode rgb with render_backend cpu cannot be had: it needs a Vulkan driver, "
-    )
-    assert "mesa-vulkan-drivers" in images
-    assert drawing.startswith("a picture of a world cannot be had: ")
+    expected = env.step(torch.full((1, 8), 0.5))[0]["state"][0]
+    assert state == str([round(x, 5) for x in expected.tolist()])
+    assert observing.startswith("obs_mode rgb with render_backend cpu needs a Vulkan driver, ")
+    assert "mesa-vulkan-drivers" in observing
+    assert rendering.startswith("rendering an image needs a Vulkan driver, ")

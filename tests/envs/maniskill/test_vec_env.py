@@ -1,5 +1,4 @@
-"""The vec_env of ManiSkill's worlds, on worlds that are told what happens: ends of episodes, waiting,
-resuming, failures."""
+"""The vec_env of ManiSkill envs, on scripted envs: end of episodes, masks, resuming and failures."""
 
 from __future__ import annotations
 
@@ -19,8 +18,10 @@ from residual_rl.types import Obs
 
 
 class ScriptedEnvs:
-    """Observes each world's seed and the sum of its actions. `success` and `fail` hold the sums at which
-    these come."""
+    """Envs that observe their seed and the sum of their actions.
+
+    An episode succeeds when the sum reaches `success`, and fails when it falls to `-fail`.
+    """
 
     device = torch.device("cpu")
     remote = False
@@ -28,7 +29,8 @@ class ScriptedEnvs:
     def __init__(
         self, num_envs: int = 3, deterministic: bool = True, success: float = 99.0, fail: float = 99.0
     ):
-        self.num_envs, self.deterministic, self.success, self.fail = num_envs, deterministic, success, fail
+        self.num_envs, self.deterministic = num_envs, deterministic
+        self.success, self.fail = success, fail
         self.description = EnvDescription(
             "robot",
             "pd_joint_delta_pos",
@@ -41,13 +43,14 @@ class ScriptedEnvs:
             deterministic,
         )
         self.state = torch.zeros(num_envs, 2)
-        self.poison: float = 0.0
+        self.noise: float = 0.0
+        """Added to all sums in each step."""
 
     def reset(self, env_ids: Tensor, seeds: Tensor) -> None:
         self.state[env_ids] = torch.stack([seeds.float(), torch.zeros(len(seeds))], 1)
 
     def step(self, actions: Tensor, active: Tensor) -> Step:
-        self.state[:, 1] += actions[:, 0] * active + self.poison
+        self.state[:, 1] += actions[:, 0] * active + self.noise
         total = self.state[:, 1]
         return Step(
             self.observations(),
@@ -71,15 +74,15 @@ def render(scenes: Tensor, size: tuple[int, int], camera: str | None) -> np.ndar
     return np.full((len(scenes), *size, 3), 7, np.uint8)
 
 
-def make(max_episode_steps: int = 4, ignore_terminations: bool = False, **worlds: Any) -> ManiSkillVecEnv:
-    return ManiSkillVecEnv(ScriptedEnvs(**worlds), max_episode_steps, ignore_terminations, render)
+def make(max_episode_steps: int = 4, ignore_terminations: bool = False, **settings: Any) -> ManiSkillVecEnv:
+    return ManiSkillVecEnv(ScriptedEnvs(**settings), max_episode_steps, ignore_terminations, render)
 
 
 def act(*values: float) -> Tensor:
     return torch.tensor(values)[:, None]
 
 
-def test_success_and_failure_terminate_and_the_limit_truncates() -> None:
+def test_maniskill_vec_env__success_and_failure_terminate_and_the_limit_truncates() -> None:
     env = make(success=2.0, fail=1.0)
     env.reset(seed=10)
     for step, (terminated, truncated) in enumerate(
@@ -87,8 +90,13 @@ def test_success_and_failure_terminate_and_the_limit_truncates() -> None:
     ):
         obs, _, ended, cut, info = env.step(act(1.0, -1.0, 0.5))
         assert (ended.int().tolist(), cut.int().tolist()) == (list(terminated), list(truncated)), step
-    assert info["final_info"]["success_once"].tolist() == [False, False, False]  # world 0 has begun another
-    obs, _, ended, cut, info = env.step(act(1.0, -1.0, 0.5))  # at the limit, world 2 succeeds: that is no cut
+    assert info["final_info"]["success_once"].tolist() == [
+        False,
+        False,
+        False,
+    ]  # env 0 has started another episode
+    # env 2 succeeds at the limit, which is no truncation
+    obs, _, ended, cut, info = env.step(act(1.0, -1.0, 0.5))
     assert (ended.tolist(), cut.tolist()) == ([True, True, True], [False, False, False])
     final = info["final_info"]
     assert final["success_once"].tolist() == final["success_at_end"].tolist() == [True, False, True]
@@ -97,10 +105,10 @@ def test_success_and_failure_terminate_and_the_limit_truncates() -> None:
     assert final["sum"].tolist() == [2.0, -1.0, 2.0]
     assert info["final_obs"]["state"][:, 1].tolist() == [2.0, -1.0, 2.0]
     assert obs["state"][:, 1].tolist() == [0.0, 0.0, 0.0]
-    assert obs["state"][:, 0].tolist() == [17.0, 18.0, 19.0]  # 13 to 16 were those before
+    assert obs["state"][:, 0].tolist() == [17.0, 18.0, 19.0]  # after the episodes 10 to 16
 
 
-def test_terminations_can_be_ignored() -> None:
+def test_ignore_terminations__episodes_last_until_the_limit() -> None:
     env = make(success=2.0, ignore_terminations=True)
     env.reset(seed=0)
     for value in (1.0, 1.0, -1.0):
@@ -113,7 +121,7 @@ def test_terminations_can_be_ignored() -> None:
     assert info["final_info"]["success_at_end"].tolist() == [True, False, False]
 
 
-def test_masked_worlds_wait() -> None:
+def test_maniskill_vec_env__step_leaves_envs_outside_the_mask_unchanged() -> None:
     env = make()
     env.reset(seed=0)
     env.step(act(1.0, 1.0, 1.0))
@@ -127,16 +135,15 @@ def test_masked_worlds_wait() -> None:
     gpu = make()
     gpu._can_wait = False
     gpu.reset(seed=0)
-    with pytest.raises(ConfigError, match="steps all envs or none"):
+    with pytest.raises(ConfigError, match="cannot step a subset of the envs"):
         gpu.step(act(0.0, 0.0, 0.0), mask=torch.ones(3, dtype=torch.bool))
 
 
-def test_a_saved_state_is_the_seeds_and_the_actions_of_the_running_episodes() -> None:
+def test_state_dict__stores_seeds_and_actions_and_resumes_exactly() -> None:
     env = make(max_episode_steps=6, success=3.0)
     env.reset(seed=0)
-    for k in range(
-        9
-    ):  # worlds of different ages, one of which waits now and then, and one that was reset by hand
+    # episodes of different lengths; env 1 is sometimes masked, and env 2 is reset once
+    for k in range(9):
         env.step(act(0.9, 0.7, -0.25), mask=torch.tensor([True, k % 3 != 1, True]))
         if k == 4:
             env.reset(seed=[77], mask=torch.tensor([False, False, True]))
@@ -152,7 +159,7 @@ def test_a_saved_state_is_the_seeds_and_the_actions_of_the_running_episodes() ->
             assert torch.equal(value, theirs[4]["final_info"][name]), name
 
 
-def test_a_step_of_an_ended_episode_alone_between_those_of_running_ones_costs_these_nothing() -> None:
+def test_state_dict__drops_steps_that_belong_to_ended_episodes_only() -> None:
     env = make()
     env.reset(seed=0)
     for value, mask in ((1.0, [True, False, True]), (0.5, [False, True, False]), (0.25, [True, False, True])):
@@ -165,17 +172,17 @@ def test_a_step_of_an_ended_episode_alone_between_those_of_running_ones_costs_th
     assert other.observations()["state"].tolist() == [[0.0, 1.25], [50.0, 0.0], [2.0, 1.25]]
 
 
-def test_a_state_that_plays_otherwise_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_load_state_dict__warns_if_the_replay_differs(caplog: pytest.LogCaptureFixture) -> None:
     env = make()
     env.reset(seed=0)
     env.step(act(1.0, 1.0, 1.0))
     state = env.state_dict()
     state["obs"]["state"] += 1.0
     make().load_state_dict(state)
-    assert "went otherwise here" in caplog.text
+    assert "could not be restored exactly" in caplog.text
 
 
-def test_without_determinism_a_loaded_state_begins_new_episodes() -> None:
+def test_load_state_dict__starts_new_episodes_if_not_deterministic() -> None:
     env = make(deterministic=False)
     env.reset(seed=5)
     env.step(act(1.0, 1.0, 1.0))
@@ -186,18 +193,18 @@ def test_without_determinism_a_loaded_state_begins_new_episodes() -> None:
     assert other.observations()["state"].tolist() == [[8.0, 0.0], [9.0, 0.0], [10.0, 0.0]]
 
 
-def test_a_state_before_the_first_reset() -> None:
+def test_load_state_dict__accepts_a_state_from_before_the_first_reset() -> None:
     env = make()
     other = make()
     other.load_state_dict(env.state_dict())
     assert other.reset(seed=3)[1]["seed"].tolist() == [3, 4, 5]
 
 
-def test_nan_in_a_world_is_caught_in_its_step() -> None:
+def test_maniskill_vec_env__nan_is_an_error_in_the_step_where_it_appears() -> None:
     env = make()
     env.reset(seed=0)
     env.step(act(1.0, 0.5, 0.0))
-    env._sim.poison = float("nan")  # type: ignore[attr-defined]
+    env._sim.noise = float("nan")  # type: ignore[attr-defined]
     with pytest.raises(NonFiniteError, match=r"reward is not finite in env\(s\) \[0, 1, 2\]") as caught:
         env.step(act(0.25, 0.25, 0.25))
     dump = caught.value.dump
@@ -207,17 +214,17 @@ def test_nan_in_a_world_is_caught_in_its_step() -> None:
     assert dump["actions_before"].tolist() == [[[1.0], [0.5], [0.0]]]
 
 
-def test_figures_of_a_step_outlive_the_tensors_of_the_task() -> None:
-    world = ManiSkillEnv.__new__(ManiSkillEnv)
-    world.num_envs, world.device = 2, torch.device("cpu")
-    own = torch.tensor([1.0, 2.0])
-    figure = world._figure(own)
-    own.zero_()
-    assert figure.tolist() == [1.0, 2.0]
-    assert world._figure(True).tolist() == [1.0, 1.0]
+def test_maniskill_env__metrics_are_copies_of_the_task_tensors() -> None:
+    env = ManiSkillEnv.__new__(ManiSkillEnv)
+    env.num_envs, env.device = 2, torch.device("cpu")
+    of_the_task = torch.tensor([1.0, 2.0])
+    metric = env._per_env(of_the_task)
+    of_the_task.zero_()
+    assert metric.tolist() == [1.0, 2.0]
+    assert env._per_env(True).tolist() == [1.0, 1.0]
 
 
-def test_scenes_of_ending_episodes_are_there_once_somebody_draws() -> None:
+def test_maniskill_vec_env__final_scenes_are_returned_after_the_first_scenes_call() -> None:
     env = make(max_episode_steps=2)
     env.reset(seed=0)
     env.step(act(1.0, 1.0, 1.0))
@@ -228,7 +235,7 @@ def test_scenes_of_ending_episodes_are_there_once_somebody_draws() -> None:
     assert env.render_scenes(env.scenes()[:2], (4, 5)).shape == (2, 4, 5, 3)
 
 
-def test_seeds_fit_into_31_bits_and_small_ones_stay() -> None:
+def test_maniskill_seeds__fit_into_31_bits_and_keep_small_seeds() -> None:
     seeds = torch.tensor([0, 7, (1 << 31) - 1, 1 << 31, 1 << 40, (1 << 40) + 1, (1 << 40) + (1 << 36)])
     given = maniskill_seeds(seeds)
     assert given[:3].tolist() == seeds[:3].tolist()

@@ -1,4 +1,4 @@
-"""Camera images: the right pixels, the same pixels whatever the batch and the threads, and clear errors."""
+"""Camera images: correct pixels, independence of batch and threads, and clear errors."""
 
 from __future__ import annotations
 
@@ -36,34 +36,34 @@ def qpos(model: mujoco.MjModel) -> np.ndarray:
 
 
 @pytest.mark.usefixtures("model")
-def test_top_camera_sees_sheet_and_tape_where_the_pinhole_model_puts_them() -> None:
+def test_camera_renderer__top_camera_matches_the_pinhole_model() -> None:
     model = build_scene(SceneCfg(top_fovy=70))
     home = model.key("home").qpos.copy()
-    home[:6] = -1.9, -1.7, 1.6, 1.5, 0, 0  # the arm folded aside
+    home[:6] = -1.9, -1.7, 1.6, 1.5, 0, 0  # the arm is folded away
     home[6:8] = 0.32, 0.05
     height, width = 120, 160
     with CameraRenderer(model, ["top"], height, width, num_threads=1) as renderer:
         image = renderer.render(home[None])["top"][0]
 
     def pixel(x: float, y: float) -> np.ndarray:
-        focal = (
-            height / 2 / np.tan(np.radians(35))
-        )  # [pixels]; the camera is at (0.24, 0, 0.34), x upwards, y to the left
-        return image[int(height / 2 - focal * (x - 0.24) / 0.342), int(width / 2 - focal * y / 0.342)].astype(
-            int
-        )
+        # focal length [px]; the camera is at (0.24, 0, 0.34), x points up and y to the left
+        focal = height / 2 / np.tan(np.radians(35))
+        row, column = height / 2 - focal * (x - 0.24) / 0.342, width / 2 - focal * y / 0.342
+        return image[int(row), int(column)].astype(int)
 
     assert pixel(0.32, 0.05).min() > 180  # white paper
     assert pixel(0.32 + 0.07, 0.05 + 0.10).min() > 180
     assert pixel(0.32 + 0.08, 0.05).max() < 40  # black table beyond its edge
-    for point in ((0.22, -0.135), (0.116, 0.0), (0.22, 0.135)):  # the strips that it leaves free
+    for point in ((0.22, -0.135), (0.116, 0.0), (0.22, 0.135)):  # visible parts of the tape
         red, green, blue = pixel(*point)
         assert red > 90
         assert max(green, blue) < red / 3
     assert pixel(0.18, 0.0).max() < 40  # table inside the tape
 
 
-def test_pixels_depend_neither_on_batch_nor_on_threads(model: mujoco.MjModel, qpos: np.ndarray) -> None:
+def test_camera_renderer__pixels_do_not_depend_on_batch_or_threads(
+    model: mujoco.MjModel, qpos: np.ndarray
+) -> None:
     with CameraRenderer(model, ["top", "wrist"], 48, 64, num_threads=1) as one:
         together = one.render(qpos)
         alone = [one.render(row[None]) for row in qpos]
@@ -77,7 +77,7 @@ def test_pixels_depend_neither_on_batch_nor_on_threads(model: mujoco.MjModel, qp
         assert len({image.tobytes() for image in together[camera]}) == 7
 
 
-def test_samples_smooth_the_image(model: mujoco.MjModel) -> None:
+def test_camera_renderer__samples_smooth_the_image(model: mujoco.MjModel) -> None:
     home = model.key("home").qpos
     with CameraRenderer(model, ["scene"], 90, 120, num_threads=1, samples=4) as renderer:
         image = renderer.render(home[None])["scene"][0]
@@ -89,23 +89,25 @@ def test_samples_smooth_the_image(model: mujoco.MjModel) -> None:
     assert (image != rough).any()
 
 
-def test_an_error_in_a_worker_surfaces_and_the_renderer_lives_on(
+def test_camera_renderer__raises_the_error_of_a_worker_and_stays_usable(
     model: mujoco.MjModel, qpos: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with CameraRenderer(model, ["top"], 16, 16, num_threads=2) as renderer:
         expected = renderer.render(qpos)["top"]
 
         def fail(*_: object) -> None:
-            raise RuntimeError("out of light")
+            raise RuntimeError("out of memory")
 
         with monkeypatch.context() as patch:
             patch.setattr(mujoco, "mjr_render", fail)
-            with pytest.raises(RuntimeError, match="out of light"):
+            with pytest.raises(RuntimeError, match="out of memory"):
                 renderer.render(qpos)
         np.testing.assert_array_equal(renderer.render(qpos)["top"], expected)
 
 
-def test_bad_input_is_named(model: mujoco.MjModel, qpos: np.ndarray) -> None:
+def test_camera_renderer__invalid_argument_is_named_in_the_error(
+    model: mujoco.MjModel, qpos: np.ndarray
+) -> None:
     with pytest.raises(UnknownNameError, match=r"'tops'.*did you mean 'top'"):
         CameraRenderer(model, ["tops"], 16, 16)
     with pytest.raises(ConfigError, match="top, scene, wrist"):
@@ -121,19 +123,18 @@ def test_bad_input_is_named(model: mujoco.MjModel, qpos: np.ndarray) -> None:
         renderer.render(qpos)
 
 
-# --- which OpenGL
+# --- OpenGL backends
 
 
 @pytest.fixture
 def _fresh_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.setattr(
-        gl_backend, "gl_context_class", gl_backend.gl_context_class.__wrapped__
-    )  # without its memory
+    # bypass the cache
+    monkeypatch.setattr(gl_backend, "gl_context_class", gl_backend.gl_context_class.__wrapped__)
 
 
 @pytest.mark.usefixtures("_fresh_choice")
-def test_missing_opengl_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gl_context_class__error_without_opengl_has_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gl_backend, "_load", lambda _: None)
     monkeypatch.setattr(sys, "platform", "linux")
     with pytest.raises(
@@ -143,13 +144,13 @@ def test_missing_opengl_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("_fresh_choice")
-def test_unfit_backend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gl_context_class__unknown_backend_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "disabled")
     with pytest.raises(ConfigError, match=r"'disabled'.*egl, osmesa, glfw"):
         gl_backend.gl_context_class()
 
 
-def test_exit_without_close_is_clean(model: mujoco.MjModel) -> None:
+def test_camera_renderer__exits_cleanly_without_close(model: mujoco.MjModel) -> None:
     code = (
         "from residual_rl.envs.mujoco.renderer import CameraRenderer\n"
         "from residual_rl.tasks.so101_paper.scene import build_scene\n"

@@ -1,4 +1,4 @@
-"""The pool of worker processes: shared arrays, failures, and nothing left behind."""
+"""The pool of worker processes: shared arrays, failures and cleanup."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def pool() -> Iterator[WorkerPool]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process runs; one that has ended and was not waited for does not."""
+    """Whether a process is running; a zombie is not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -49,14 +49,14 @@ def is_running(pid: int) -> bool:
 
 
 def wait_for_end(pids: list[int], seconds: float = 10.0) -> list[int]:
-    """Those of the processes that still run after some time."""
+    """Wait for processes to end, and return those that are still running."""
     deadline = time.monotonic() + seconds
     while (left := [pid for pid in pids if is_running(pid)]) and time.monotonic() < deadline:
         time.sleep(0.05)
     return left
 
 
-def test_pool_divides_the_envs_and_shares_their_arrays(pool: WorkerPool) -> None:
+def test_worker_pool__divides_the_envs_and_shares_their_arrays(pool: WorkerPool) -> None:
     assert [description["num_envs"] for description in pool.descriptions] == [1, 2]
     arrays = pool.share(SPECS)
     assert {name: (array.shape, str(array.dtype)) for name, array in arrays.items()} == {
@@ -67,35 +67,36 @@ def test_pool_divides_the_envs_and_shares_their_arrays(pool: WorkerPool) -> None
     arrays["action"][:] = [[1, 2], [3, 4], [5, 6]]
     pool.call("step")
     pool.call("step")
-    pool.call("step", mask=[False, False, True])  # the second worker alone
+    pool.call("step", mask=[False, False, True])  # only the second worker
     assert arrays["sum"].tolist() == [[2, 4], [9, 12], [15, 18]]
     assert not arrays["image"].any()
 
 
-def test_pool_starts_no_more_workers_than_envs() -> None:
+def test_worker_pool__starts_no_more_workers_than_envs() -> None:
     pool = make_pool(num_envs=2, num_workers=9)
     assert len(pool.pids) == 2
     pool.close()
 
 
-def test_close_ends_the_workers_and_keeps_the_arrays(pool: WorkerPool) -> None:
+def test_worker_pool_close__ends_the_workers_and_keeps_the_arrays(pool: WorkerPool) -> None:
     arrays = pool.share(SPECS)
     arrays["action"][:] = 7
     pids = pool.pids
     pool.close()
     assert not wait_for_end(pids)
     assert (arrays["action"] == 7).all()
-    with pytest.raises(WorkerError, match="the Toy workers have ended: make a new env"):
+    with pytest.raises(WorkerError, match="the Toy workers have ended; create a new env"):
         pool.call("step")
 
 
-def test_workers_of_a_python_import_nothing_of_this_package(pool: WorkerPool) -> None:
+def test_worker_pool__workers_do_not_import_this_package(pool: WorkerPool) -> None:
     assert [description["is_ours"] for description in pool.descriptions] == [False, False]
 
 
-def test_a_given_python_runs_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It stands for another version: it has NumPy and the helpers' folder, and this package cannot be
-    imported."""
+def test_worker_pool__runs_workers_in_another_interpreter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interpreter has only NumPy and the helpers; this package cannot be imported."""
     numpy = Path(np.__file__).parents[1]
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nPYTHONPATH={HELPERS}:{numpy} exec {sys.executable} -S "$@"\n')
@@ -122,7 +123,7 @@ def test_a_given_python_runs_the_workers(tmp_path: Path, monkeypatch: pytest.Mon
     ],
 )
 @pytest.mark.parametrize("when", ["in_make", "in_step"])
-def test_a_failure_is_one_line_that_names_the_worker(how: str, message: str, when: str) -> None:
+def test_worker_error__is_one_line_that_names_the_worker(how: str, message: str, when: str) -> None:
     pids: list[int] = []
     with pytest.raises(WorkerError, match=rf"^Toy worker 1 of 2 \(env 0\) {message}") as caught:  # noqa: PT012
         pool = make_pool(**{when: how})
@@ -133,19 +134,19 @@ def test_a_failure_is_one_line_that_names_the_worker(how: str, message: str, whe
     assert not wait_for_end(pids)
 
 
-def test_a_later_worker_is_named_by_its_envs(pool: WorkerPool) -> None:
+def test_worker_error__names_the_envs_of_the_worker(pool: WorkerPool) -> None:
     pool.share(SPECS)
     os.kill(pool.pids[1], signal.SIGSEGV)
     with pytest.raises(WorkerError, match=r"^Toy worker 2 of 2 \(envs 1 to 2\) was killed by SIGSEGV; "):
         pool.call("step")
 
 
-def test_an_error_for_the_user_is_passed_on() -> None:
+def test_worker_pool__raises_a_user_error_as_config_error() -> None:
     with pytest.raises(ConfigError, match=r"^no such task; choose another$"):
         make_pool(in_make="user")
 
 
-def test_a_worker_that_hangs_is_killed() -> None:
+def test_worker_pool__kills_a_worker_after_the_timeout() -> None:
     pool = make_pool(in_step="hang", timeout=5.0)
     pool.share(SPECS)
     pool._timeout = 0.5
@@ -157,26 +158,26 @@ def test_a_worker_that_hangs_is_killed() -> None:
     assert not wait_for_end(pids)
 
 
-def test_a_module_that_cannot_be_imported_is_named() -> None:
+def test_fork_server__missing_module_is_named_in_the_error() -> None:
     with pytest.raises(
         WorkerError, match=r"ended with its fork server, which exited with code 1; .*no_such_module"
     ):
         WorkerPool("Toy", worker_case.FUNCTION, {}, 1, 1, preload=("no_such_module",))
 
 
-def test_a_killed_fork_server_is_replaced(pool: WorkerPool) -> None:
+def test_fork_server__is_replaced_after_being_killed(pool: WorkerPool) -> None:
     arrays, pids = pool.share(SPECS), pool.pids
     os.kill(pool._workers[0].server._process.pid, signal.SIGKILL)
     pool._workers[0].server._process.wait()
     arrays["action"][:] = 1
-    pool.call("step")  # the workers go on
+    pool.call("step")  # the workers still run
     assert arrays["sum"].tolist() == [[1, 1]] * 3
     make_pool().close()
     pool.close()
     assert not wait_for_end(pids)
 
 
-# --- nothing is left ----------------------------------------------------------------------------------------
+# --- cleanup ------------------------------------------------------------------------------------------------
 
 PROGRAM = """
 import sys, time
@@ -192,10 +193,12 @@ time.sleep(60)
 
 @pytest.mark.parametrize("step", ["raise", "none", "hang"])
 @pytest.mark.parametrize("sent", [None, signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_nothing_is_left_of_a_program(step: str, sent: signal.Signals | None, processes: list[Any]) -> None:
-    """After an exception, Ctrl-C, SIGTERM and kill -9, between two steps and in one."""
+def test_worker_pool__leaves_no_process_or_memory_after_the_program_ends(
+    step: str, sent: signal.Signals | None, processes: list[Any]
+) -> None:
+    """After an exception, Ctrl-C, SIGTERM and kill -9, between two steps and during a step."""
     if (sent is None) != (step == "raise"):
-        pytest.skip("a program ends by its exception or by a signal")
+        pytest.skip("the program ends either by an exception or by a signal")
     segments = set(os.listdir("/dev/shm"))
     environment = {**os.environ, "PYTHONPATH": f"{SRC}:{HELPERS}"}
     program = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Losses and samplers against formulas worked out here, and on a problem with two answers."""
+"""Losses and samplers against formulas written out here, and on a problem with two modes."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def alpha_bar(steps: int) -> list[float]:
 
 
 class Recorder:
-    """Stands in for a network: notes what it is asked and answers with `answer(x, time)`."""
+    """A fake network that records its inputs and returns `function(x, time)`."""
 
-    def __init__(self, answer: Any):
-        self.answer, self.calls = answer, []  # type: ignore[var-annotated]
+    def __init__(self, function: Any):
+        self.function, self.calls = function, []  # type: ignore[var-annotated]
 
     def __call__(self, x: Tensor, time: Tensor, obs: Tensor) -> Tensor:
         self.calls.append((x.clone(), time.clone(), obs.clone()))
-        result: Tensor = self.answer(x, time)
+        result: Tensor = self.function(x, time)
         return result
 
 
-def test_flow_learns_the_velocity_along_a_straight_line() -> None:
+def test_flow_loss__targets_the_velocity_along_a_straight_line() -> None:
     flow, generator = Flow(**UNET), torch.Generator().manual_seed(1)
     noise = torch.randn(3, 4, 2, generator=generator)
     time = torch.rand(3, generator=generator)
@@ -64,7 +64,7 @@ def test_flow_learns_the_velocity_along_a_straight_line() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
-def test_flow_follows_the_velocity_by_euler_steps(steps: int) -> None:
+def test_flow_sample__integrates_the_velocity_by_euler_steps(steps: int) -> None:
     network = Recorder(lambda x, t: x + t[:, None, None] / 100)  # dx/dt = x + t
     x = torch.tensor([[[1.0]]], dtype=torch.float64)
     out = Flow(**UNET).sample(network, torch.zeros(1, 1), x, steps)
@@ -75,7 +75,7 @@ def test_flow_follows_the_velocity_by_euler_steps(steps: int) -> None:
     assert [call[1].item() for call in network.calls] == [100 * i / steps for i in range(steps)]
 
 
-def test_diffusion_noises_by_the_squared_cosine() -> None:
+def test_diffusion_loss__adds_noise_by_the_squared_cosine_schedule() -> None:
     diffusion, generator = Diffusion(**UNET, diffusion_steps=100), torch.Generator().manual_seed(1)
     noise = torch.randn(3, 4, 2, generator=generator)
     time = torch.randint(100, (3,), generator=generator)
@@ -105,7 +105,7 @@ def ddim(noise: float, epsilon: Any, steps: int, levels: list[float]) -> float:
 
 
 @pytest.mark.parametrize("steps", [1, 5, 10])
-def test_diffusion_samples_by_ddim(steps: int) -> None:
+def test_diffusion_sample__matches_ddim_worked_out_by_hand(steps: int) -> None:
     diffusion = Diffusion(**UNET, diffusion_steps=100)
     network = Recorder(lambda x, t: 0.6 * x + 0.001 * t[:, None, None])
     out = diffusion.sample(
@@ -118,7 +118,7 @@ def test_diffusion_samples_by_ddim(steps: int) -> None:
     assert out.dtype == torch.float64
 
 
-def test_a_ddim_step_is_the_librarys() -> None:
+def test_ddim__reference_step_matches_diffusers() -> None:
     scheduler = DDIMScheduler(num_train_timesteps=100, beta_schedule="squaredcos_cap_v2")
     scheduler.set_timesteps(10)
     x, epsilon, levels = 0.3, -0.5, alpha_bar(100)
@@ -130,8 +130,7 @@ def test_a_ddim_step_is_the_librarys() -> None:
 
 
 def fit(algorithm: Algorithm, steps: int) -> nn.Module:
-    """Train on a problem with two answers: an action of -0.7 or 0.7, by chance; the observation tells
-    nothing."""
+    """Train on a problem with two modes: the action is -0.7 or 0.7 at random for the same observation."""
     torch.manual_seed(0)
     network = algorithm.make_network(1, 1, 1)
     optimizer, generator = torch.optim.Adam(network.parameters(), 3e-3), torch.Generator().manual_seed(0)
@@ -150,37 +149,37 @@ def fit(algorithm: Algorithm, steps: int) -> nn.Module:
     [(Flow(**UNET), 20), (Diffusion(**UNET, diffusion_steps=50), 25)],
     ids=["flow", "diffusion"],
 )
-def test_both_of_two_answers_are_found(algorithm: Algorithm, sampling_steps: int) -> None:
+def test_algorithm__flow_and_diffusion_learn_both_modes(algorithm: Algorithm, sampling_steps: int) -> None:
     network = fit(algorithm, 400)
     with torch.no_grad():
         drawn = algorithm.sample(
             network, torch.zeros(500, 1), torch.randn(500, 1, 1), sampling_steps
         ).flatten()
-    # Eight seeds gave 0.95 to 1.0 near an answer, and 0.37 to 0.65 of these at the positive one. Rounding
-    # acts like another seed.
+    # With eight seeds, 0.95 to 1.0 of the samples were near a mode, and 0.37 to 0.65 of these near the
+    # positive one. Rounding acts like another seed.
     assert ((drawn.abs() - 0.7).abs() < 0.2).float().mean() > 0.8
     assert 0.2 < (drawn > 0).float().mean() < 0.8
 
 
-def test_squared_error_finds_neither() -> None:
+def test_bc__learns_the_mean_of_two_modes() -> None:
     bc = BC((16,))
     network = fit(bc, 400)
     with torch.no_grad():
         assert bc.sample(network, torch.zeros(1, 1), torch.zeros(1, 1, 1), 1).abs().item() < 0.15
 
 
-def test_step_size_rises_and_falls() -> None:
+def test_learning_rate_at__rises_and_falls() -> None:
     cfg = ImitateCfg(learning_rate=1.0, warmup_steps=10, total_steps=30)
     rates = [cfg.learning_rate_at(step) for step in (0, 4, 9, 10, 20, 30)]
     assert rates == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.5, 0.0])
 
 
-def test_an_unknown_algorithm_is_named() -> None:
+def test_make_algorithm__names_an_unknown_algorithm() -> None:
     with pytest.raises(ConfigError, match="algo must be one of bc, diffusion, flow, not 'gan'"):
         make_algorithm("gan", {})
 
 
-def test_without_diffusers_there_is_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diffusion__names_the_extra_without_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers.schedulers.scheduling_ddim", None)
     with pytest.raises(
         MissingDependencyError,

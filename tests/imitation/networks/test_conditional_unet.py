@@ -1,5 +1,5 @@
-"""The U-Net of public checkpoints: names, shapes and numbers, against its description written out with
-torch's own layers."""
+"""The U-Net of public checkpoints: names, shapes and outputs against a reference written with torch's
+functions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def network(**values: Any) -> ConditionalUNet:
     return ConditionalUNet(**{**sizes, **values})
 
 
-def test_names_and_shapes_are_the_published_ones() -> None:
+def test_conditional_unet__tensors_have_the_published_names_and_shapes() -> None:
     assert {name: tuple(tensor.shape) for name, tensor in network().state_dict().items()} == unet_case.SHAPES
 
 
-def test_parameters_of_the_published_sizes() -> None:
+def test_conditional_unet__has_the_published_number_of_parameters() -> None:
     """By hand: the sum over blocks of n·m·k + m + 2m, m·m·k + m + 2m, (D + 1)·2m, and n·m + m where n ≠ m."""
 
     def blocks(n: int, m: int, condition: int) -> int:
@@ -40,12 +40,12 @@ def test_parameters_of_the_published_sizes() -> None:
     expected = sum(blocks(n, m, condition) for n, m in pairs) + time + resize + last
     made = network(action_dim=7, obs_dim=100, channels=(64, 128, 256), kernel_size=5, time_dim=64)
     assert sum(p.numel() for p in made.parameters()) == expected
-    assert expected == pytest.approx(4.5e6, rel=0.05)  # as it is published
+    assert expected == pytest.approx(4.5e6, rel=0.05)  # the published size
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("steps", [2, 8, 16])
-def test_it_computes_what_the_description_says(steps: int, dtype: torch.dtype) -> None:
+def test_conditional_unet__matches_a_forward_pass_written_with_torch(steps: int, dtype: torch.dtype) -> None:
     weights = unet_case.tensors()
     made = network(chunk_size=steps).to(dtype)
     made.load_state_dict(weights)
@@ -62,14 +62,14 @@ def test_it_computes_what_the_description_says(steps: int, dtype: torch.dtype) -
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("steps", [1, 2, 7])
-def test_doubling_is_torchs_transposed_convolution(steps: int, dtype: torch.dtype) -> None:
+def test_doubling__matches_torch_conv_transpose1d(steps: int, dtype: torch.dtype) -> None:
     layer, x = Doubling(6).to(dtype), torch.randn(3, steps, 6, dtype=dtype)
     expected = F.conv_transpose1d(x.mT, layer.conv.weight, layer.conv.bias, stride=2, padding=1).mT
     assert expected.shape == (3, 2 * steps, 6)
     torch.testing.assert_close(layer(x), expected)
 
 
-def test_every_weight_is_used_and_rows_are_apart() -> None:
+def test_conditional_unet__uses_every_weight_and_keeps_rows_independent() -> None:
     made, x = network().double(), torch.randn(2, 16, 2, dtype=torch.float64, requires_grad=True)
     obs = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
     made(x, torch.tensor([3, 50]), obs)[0].sum().backward()
@@ -81,7 +81,7 @@ def test_every_weight_is_used_and_rows_are_apart() -> None:
     assert (x.grad[1] == 0).all()
 
 
-def test_it_says_which_weights_read_observations() -> None:
+def test_conditional_unet_observing__names_the_weights_that_read_observations() -> None:
     made, obs = network(), torch.randn(2, 6)
     assert len(made.observing) == 8
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_it_says_which_weights_read_observations() -> None:
     assert not torch.equal(made(x, time, obs), made(x, time + 1, obs))
 
 
-def test_layouts_have_names() -> None:
+def test_unet_of__finds_a_layout_by_name() -> None:
     assert unet_of("own") is UNet
     assert unet_of("public") is ConditionalUNet
     with pytest.raises(ConfigError, match="layout must be one of own, public, not 'mine'"):

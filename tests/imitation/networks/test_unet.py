@@ -1,4 +1,4 @@
-"""The networks of imitation, against torch's own layers and counts by hand."""
+"""Networks of imitation policies against torch's layers and counts by hand."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def count(network: torch.nn.Module) -> int:
 @pytest.mark.parametrize(
     ("preset", "millions"), [("full", 4.5), ("small", 1.0), ("tiny", 0.25), ("cpu", 0.25)]
 )
-def test_parameters_of_the_presets(preset: str, millions: float) -> None:
+def test_presets__networks_have_the_documented_number_of_parameters(preset: str, millions: float) -> None:
     assert count(unet_of(preset)) == pytest.approx(millions * 1e6, rel=0.1)
 
 
-def test_parameters_by_hand() -> None:
+def test_film_block__parameter_count_matches_a_count_by_hand() -> None:
     assert count(ChunkMLP(4, 3, 2, [5])) == (4 * 5 + 5) + 2 * 5 + (5 * 6 + 6)
     assert count(FilmBlock(8, 16, 10, 3)) == (8 * 3 * 16 + 16 + 32) + (16 * 3 * 16 + 16 + 32) + (
         10 * 32 + 32
@@ -39,7 +39,7 @@ def test_parameters_by_hand() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("kernel_size", "stride"), [(3, 1), (5, 1), (3, 2), (1, 1)])
-def test_convolution_is_torchs(dtype: torch.dtype, kernel_size: int, stride: int) -> None:
+def test_conv__matches_torch_conv1d(dtype: torch.dtype, kernel_size: int, stride: int) -> None:
     conv = Conv(6, 9, kernel_size, stride).to(dtype)
     x = torch.randn(2, 8, 6, dtype=dtype)
     weight = conv.weight.reshape(9, 6, kernel_size)
@@ -47,7 +47,7 @@ def test_convolution_is_torchs(dtype: torch.dtype, kernel_size: int, stride: int
     torch.testing.assert_close(conv(x), expected)
 
 
-def test_blocks_are_torchs_layers() -> None:
+def test_conv_block__matches_torch_layers() -> None:
     block = ConvBlock(6, 16, 3)
     torch.nn.init.normal_(block.norm.weight)
     x = torch.randn(2, 8, 6)
@@ -56,7 +56,7 @@ def test_blocks_are_torchs_layers() -> None:
     torch.testing.assert_close(block(x), expected)
 
 
-def test_film_scales_and_shifts_each_channel() -> None:
+def test_film_block__scales_and_shifts_each_channel() -> None:
     block, x = FilmBlock(8, 8, 3, 3), torch.randn(1, 4, 8)
     torch.nn.init.zeros_(block.film.weight)
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_film_scales_and_shifts_each_channel() -> None:
     torch.testing.assert_close(block(x, torch.randn(1, 3)), block.second(scaled) + x)
 
 
-def test_embedding_by_hand() -> None:
+def test_embedding__matches_values_worked_out_by_hand() -> None:
     made = embedding(torch.tensor([2.0, 0.0]), 6)  # frequencies 1, 1/100, 1/10000
     expected = [math.sin(2), math.sin(0.02), math.sin(0.0002), math.cos(2), math.cos(0.02), math.cos(0.0002)]
     assert made[0].tolist() == pytest.approx(expected)
@@ -73,7 +73,9 @@ def test_embedding_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("chunk_size", "channels"), [(16, (8, 16, 24)), (8, (8, 16)), (3, (8,))])
-def test_everything_that_goes_in_counts(chunk_size: int, channels: tuple[int, ...]) -> None:
+def test_unet__output_depends_on_every_input_of_its_own_row(
+    chunk_size: int, channels: tuple[int, ...]
+) -> None:
     network = UNet(chunk_size, 2, 5, channels, 3, 8).double()
     x, time, obs = (
         torch.randn(2, chunk_size, 2).double(),
@@ -89,13 +91,13 @@ def test_everything_that_goes_in_counts(chunk_size: int, channels: tuple[int, ..
     assert obs.grad is not None
     assert (x.grad[0] != 0).all()
     assert (obs.grad[0] != 0).all()
-    assert (x.grad[1] == 0).all()  # of its own row alone
+    assert (x.grad[1] == 0).all()  # an output depends on its own row only
     assert (obs.grad[1] == 0).all()
     assert not torch.allclose(network(x, time.flip(0), obs), out)
-    assert all(p.grad is not None for p in network.parameters())  # no layer is idle
+    assert all(p.grad is not None for p in network.parameters())  # every layer is used
 
 
-def test_both_precisions_are_the_same_network() -> None:
+def test_unet__float32_and_float64_agree() -> None:
     network = UNet(8, 2, 5, (8, 16), 3, 8)
     x, time, obs = torch.randn(3, 8, 2), torch.rand(3), torch.randn(3, 5)
     single = network(x, time, obs)
@@ -117,7 +119,7 @@ def test_both_precisions_are_the_same_network() -> None:
         ({"time_dim": 7}, "time_dim must be even"),
     ],
 )
-def test_settings_that_make_no_network(values: dict[str, object], message: str) -> None:
+def test_check_unet__refuses_invalid_sizes(values: dict[str, object], message: str) -> None:
     defaults = {
         "chunk_size": 16,
         "action_dim": 2,

@@ -143,8 +143,14 @@ def test_replay_buffer_gather__windows_wrap_around_a_full_ring_up_to_the_newest_
 
 
 @settings(max_examples=50)
-@given(st.integers(1, 30), st.integers(1, 3), st.integers(2, 9), st.integers(1, 5), st.sampled_from(["truncated", "always", "never"]),  # noqa: E501
-       st.integers(0, 2**32 - 1))  # fmt: skip
+@given(
+    st.integers(1, 30),
+    st.integers(1, 3),
+    st.integers(2, 9),
+    st.integers(1, 5),
+    st.sampled_from(["truncated", "always", "never"]),
+    st.integers(0, 2**32 - 1),
+)
 def test_replay_buffer_gather__equals_a_slow_loop(
     steps: int, num_envs: int, rows: int, n_step: int, bootstrap_at_done: str, seed: int
 ) -> None:

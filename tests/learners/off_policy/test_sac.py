@@ -502,8 +502,8 @@ def test_off_policy_learner__critics_and_buffer_use_the_executed_action(kind: st
     assert torch.equal(columns["action"], composed)
     batch = one_batch(learner)
     assert (batch.critic_action.abs() <= 1.0).all()
-    assert torch.equal(make(kind, critic_input="res")._critic_action(torch.ones(1, 2), torch.tensor([[3.0, 4.0]]), torch.ones(1, 2))[0],  # noqa: E501
-                       torch.tensor([3.0, 4.0]))  # fmt: skip
+    ones, residual = torch.ones(1, 2), torch.tensor([[3.0, 4.0]])
+    assert torch.equal(make(kind, critic_input="res")._critic_action(ones, residual, ones), residual)
 
 
 def test_act__deterministic_action_changes_no_state_and_equals_the_exported_policy() -> None:

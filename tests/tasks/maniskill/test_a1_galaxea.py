@@ -1,4 +1,4 @@
-"""The agent `a1_galaxea`: its model against the table of measurements, and its controllers."""
+"""The robot `a1_galaxea`: its model, compared with a table of measurements, and its controllers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from paths import ROOT
 
-from residual_rl.envs.maniskill import headless as no_device
+from residual_rl.envs.maniskill import headless
 
 pytestmark = pytest.mark.maniskill
 
-ArraySpec = NDArray[np.float64]
+Array = NDArray[np.float64]
 
 JOINTS = (
     ((-0.0011147, 0, 0.0892), (0, 0, 3.1416)),
@@ -31,7 +31,7 @@ JOINTS = (
     ((0, 0, 0.2776), (-1.5708, 0, 3.1416)),
     ((0, -0.1575, -0.00023266), (1.5708, 0, 0)),
 )
-"""Origins of the arm's joints [m], and their roll, pitch and yaw [rad]; they turn about z."""
+"""Origins of the arm's joints [m], and their roll, pitch and yaw [rad]; the joint axes are z."""
 LIMITS = [
     [-2.8798, 2.8798],
     [0, 3.1415],
@@ -42,13 +42,22 @@ LIMITS = [
     *[[-0.03, 0.025]] * 2,
 ]
 MASSES = {
-    "base_link": 1.0, "arm_seg1": 1.391, "arm_seg2": 1.3, "arm_seg3": 0.818, "arm_seg4": 0.816, "arm_seg5": 0.801, "arm_seg6": 0.465,  # noqa: E501
-    "galaxea_eoat_set": 0.6938, "left_finger": 0.092, "right_finger": 0.092, "camera": 0.3107,
-}  # fmt: skip
+    "base_link": 1.0,
+    "arm_seg1": 1.391,
+    "arm_seg2": 1.3,
+    "arm_seg3": 0.818,
+    "arm_seg4": 0.816,
+    "arm_seg5": 0.801,
+    "arm_seg6": 0.465,
+    "galaxea_eoat_set": 0.6938,
+    "left_finger": 0.092,
+    "right_finger": 0.092,
+    "camera": 0.3107,
+}
 
 
-def transform(position: Any, roll: float, pitch: float, yaw: float) -> ArraySpec:
-    """[4, 4], of rotations about the fixed axes x, y, z, in this order."""
+def transform(position: Any, roll: float, pitch: float, yaw: float) -> Array:
+    """Homogeneous transform [4, 4], with rotations about the fixed axes x, y and z in this order."""
     (cr, sr), (cp, sp), (cy, sy) = ((np.cos(angle), np.sin(angle)) for angle in (roll, pitch, yaw))
     about_x = np.array([[1, 0, 0], [0, cr, -sr], [0, sr, cr]])
     about_y = np.array([[cp, 0, sp], [0, 1, 0], [-sp, 0, cp]])
@@ -58,8 +67,8 @@ def transform(position: Any, roll: float, pitch: float, yaw: float) -> ArraySpec
     return result
 
 
-def expected_frames(joints: ArraySpec) -> dict[str, ArraySpec]:
-    """Frames [4, 4] of what the arm carries, in the frame of its base."""
+def expected_frames(joints: Array) -> dict[str, Array]:
+    """Frames [4, 4] of the links behind the arm by name, in the frame of the base."""
     seg6 = np.eye(4)
     for (position, turn), angle in zip(JOINTS, joints[:6], strict=True):
         seg6 = seg6 @ transform(position, *turn) @ transform((0, 0, 0), 0, 0, angle)
@@ -75,20 +84,20 @@ def expected_frames(joints: ArraySpec) -> dict[str, ArraySpec]:
     return {name: hand @ offset for name, offset in offsets.items()}
 
 
-def random_joints(n: int) -> ArraySpec:
+def random_joints(n: int) -> Array:
     low, high = np.array(LIMITS).T
     return np.random.default_rng(0).uniform(low, high, (n, 8))
 
 
 @pytest.fixture(scope="module")
 def make_arm() -> Iterator[Any]:
-    """The arm alone, with a control mode."""
+    """A function that puts the arm, in an empty scene, into its `ready` pose in a control mode."""
     import mani_skill.envs  # noqa: F401
 
     import residual_rl.tasks.maniskill.a1_galaxea  # noqa: F401
 
-    if not no_device.vulkan_works():
-        no_device.replace_materials()
+    if not headless.vulkan_works():
+        headless.replace_materials()
     env = gymnasium.make(
         "Empty-v1", robot_uids="a1_galaxea", obs_mode="state", sim_backend="physx_cpu", render_backend="none"
     ).unwrapped
@@ -99,17 +108,17 @@ def make_arm() -> Iterator[Any]:
         agent.set_control_mode(mode)
         agent.reset(torch.tensor(agent.keyframes["ready"].qpos, dtype=torch.float32)[None])
         agent.controller.reset()
-        # ManiSkill sets it when a mode is first chosen, and it is that of the last such mode since
+        # ManiSkill sets the drive properties only when a mode is first used
         agent.controller.set_drive_property()
         for joint in agent.robot.active_joints:
-            joint.set_drive_velocity_target(0.0)  # which a mode of velocities leaves behind
+            joint.set_drive_velocity_target(0.0)  # velocity modes leave their target behind
         return env
 
     yield ready
     env.close()
 
 
-def test_frames_are_those_of_the_table(make_arm: Any) -> None:
+def test_a1_galaxea__link_frames_match_the_table(make_arm: Any) -> None:
     robot = make_arm("pd_joint_pos").agent.robot
     for joints in random_joints(8):
         robot.set_qpos(torch.tensor(joints, dtype=torch.float32)[None])
@@ -118,8 +127,8 @@ def test_frames_are_those_of_the_table(make_arm: Any) -> None:
             np.testing.assert_allclose(found, expected, atol=2e-6, err_msg=name)
 
 
-def test_frames_by_pytorch_kinematics(make_arm: Any) -> None:
-    """What the GPU's Cartesian controllers read the model with."""
+def test_a1_galaxea__tool_frame_in_pytorch_kinematics_matches_the_table(make_arm: Any) -> None:
+    """The Cartesian controllers of the GPU simulation use pytorch_kinematics."""
     import pytorch_kinematics
 
     model = Path(make_arm("pd_joint_pos").agent.urdf_path).read_bytes()
@@ -129,7 +138,7 @@ def test_frames_by_pytorch_kinematics(make_arm: Any) -> None:
     np.testing.assert_allclose(found, [expected_frames(row)["tcp"] for row in joints], atol=1e-6)
 
 
-def test_limits_and_masses_are_those_of_the_table(make_arm: Any) -> None:
+def test_a1_galaxea__joint_limits_and_masses_match_the_table(make_arm: Any) -> None:
     robot = make_arm("pd_joint_pos").agent.robot
     np.testing.assert_allclose(robot.get_qlimits()[0], LIMITS, atol=1e-6)
     found = {name: float(link._objs[0].mass) for name, link in robot.links_map.items() if name in MASSES}
@@ -144,7 +153,7 @@ def test_limits_and_masses_are_those_of_the_table(make_arm: Any) -> None:
     np.testing.assert_allclose(inertia.cmass_local_pose.p, [0.23622, 0.016356, 0.0000915], atol=1e-7)
 
 
-def test_ready_points_down(make_arm: Any) -> None:
+def test_a1_galaxea_keyframes__ready_points_the_gripper_down(make_arm: Any) -> None:
     frame = make_arm("pd_joint_pos").agent.tcp.pose.sp.to_transformation_matrix()
     np.testing.assert_allclose(frame[:3, 2], [0, 0, -1], atol=2e-3)  # out of the gripper
     np.testing.assert_allclose(frame[:3, 0], [1, 0, 0], atol=2e-3)  # towards the camera
@@ -152,7 +161,7 @@ def test_ready_points_down(make_arm: Any) -> None:
 
 
 def act(env: Any, action: Any, policy_steps: int = 4) -> None:
-    """Have the controllers execute `action` [A]; there are 5 physics steps in one of theirs."""
+    """Execute `action` [A] for some policy steps of 5 physics steps each."""
     for _ in range(policy_steps):
         env.agent.set_action(torch.as_tensor(action, dtype=torch.float32)[None])
         for _ in range(5):
@@ -160,7 +169,7 @@ def act(env: Any, action: Any, policy_steps: int = 4) -> None:
             env.scene.step()
 
 
-def test_there_are_the_usual_control_modes(make_arm: Any) -> None:
+def test_a1_galaxea__has_the_control_modes_of_the_panda(make_arm: Any) -> None:
     from mani_skill.agents.robots import Panda
 
     agent = make_arm("pd_joint_pos").agent
@@ -174,7 +183,7 @@ def test_there_are_the_usual_control_modes(make_arm: Any) -> None:
 @pytest.mark.parametrize(
     "mode", ["pd_joint_delta_pos", "pd_joint_target_delta_pos", "pd_joint_delta_pos_vel", "pd_joint_vel"]
 )
-def test_one_joint_moves_the_way_it_is_asked(mode: str, make_arm: Any) -> None:
+def test_a1_galaxea__joint_commands_move_the_commanded_joint(mode: str, make_arm: Any) -> None:
     env = make_arm(mode)
     before = env.agent.robot.get_qpos()[0].clone()
     action = np.zeros(env.agent.action_space.shape[-1])
@@ -186,7 +195,7 @@ def test_one_joint_moves_the_way_it_is_asked(mode: str, make_arm: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", ["pd_joint_pos", "pd_joint_pos_vel"])
-def test_positions_of_joints_are_reached(mode: str, make_arm: Any) -> None:
+def test_a1_galaxea__reaches_commanded_joint_positions(mode: str, make_arm: Any) -> None:
     env = make_arm(mode)
     target = env.agent.robot.get_qpos()[0, :6].numpy() + np.array([0.2, -0.1, 0.1, 0.0, 0.0, 0.3])
     act(env, [*target, *[0.0] * (6 if mode.endswith("vel") else 0), 0.0], 30)
@@ -197,7 +206,9 @@ def test_positions_of_joints_are_reached(mode: str, make_arm: Any) -> None:
     "mode", ["pd_ee_delta_pos", "pd_ee_delta_pose", "pd_ee_target_delta_pos", "pd_ee_target_delta_pose"]
 )
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_the_tool_moves_the_way_it_is_asked(mode: str, axis: int, make_arm: Any) -> None:
+def test_a1_galaxea__cartesian_commands_move_the_tool_along_the_axis(
+    mode: str, axis: int, make_arm: Any
+) -> None:
     env = make_arm(mode)
     before = env.agent.tcp.pose.raw_pose[0].clone()
     action = np.zeros(env.agent.action_space.shape[-1])
@@ -208,15 +219,15 @@ def test_the_tool_moves_the_way_it_is_asked(mode: str, axis: int, make_arm: Any)
     assert moved[[other for other in range(3) if other != axis]].abs().max() < 0.3 * -moved[axis]
 
 
-def test_a_pose_of_the_tool_is_reached(make_arm: Any) -> None:
+def test_a1_galaxea__reaches_a_commanded_tool_pose(make_arm: Any) -> None:
     env = make_arm("pd_ee_pose")
-    act(env, [0.33, 0.05, 0.15, np.pi, 0.0, 0.0, 0.0], 40)  # a half turn about x: it points down
+    act(env, [0.33, 0.05, 0.15, np.pi, 0.0, 0.0, 0.0], 40)  # half a turn about x: the tool points down
     frame = env.agent.tcp.pose.sp.to_transformation_matrix()
     np.testing.assert_allclose(frame[:3, 3], [0.33, 0.05, 0.15], atol=5e-3)
     np.testing.assert_allclose(frame[:3, :3], np.diag([1, -1, -1]), atol=0.03)
 
 
-def test_the_gripper_opens_with_1_and_closes_with_minus_1(make_arm: Any) -> None:
+def test_opening_controller__opens_with_1_and_closes_with_minus_1(make_arm: Any) -> None:
     env = make_arm("pd_joint_delta_pos")
     left, right = env.agent.finger1_link, env.agent.finger2_link
     for action, position in ((1.0, -0.03), (-1.0, 0.025), (0.0, -0.0025)):
@@ -226,7 +237,7 @@ def test_the_gripper_opens_with_1_and_closes_with_minus_1(make_arm: Any) -> None
         assert gap == pytest.approx(2 * (0.041492 - 0.0163 - position), abs=2e-3)
 
 
-def test_static_means_slow_joints_of_the_arm(make_arm: Any) -> None:
+def test_a1_galaxea_is_static__checks_the_speed_of_the_arm_joints(make_arm: Any) -> None:
     env = make_arm("pd_joint_delta_pos")
     for speeds, static in (
         ([0.0] * 6 + [1.0, 1.0], True),
@@ -237,7 +248,7 @@ def test_static_means_slow_joints_of_the_arm(make_arm: Any) -> None:
         assert bool(env.agent.is_static(0.2)) == static
 
 
-def test_the_model_is_in_the_wheel(tmp_path: Path) -> None:
+def test_a1_galaxea__urdf_is_in_the_wheel(tmp_path: Path) -> None:
     root = ROOT
     copy = tmp_path / "source"
     copy.mkdir()

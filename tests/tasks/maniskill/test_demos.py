@@ -1,5 +1,4 @@
-"""Demonstrations of ManiSkill tasks: motion planning in worker processes, conversion of its actions, and what
-is made of the files."""
+"""Demonstrations of ManiSkill tasks: motion planning, action conversion, and use of the files."""
 
 from __future__ import annotations
 
@@ -53,7 +52,7 @@ def never() -> bool:
 
 
 def check_in_maniskill(demo: Demo, env: Any) -> None:
-    """An episode's actions do in a new env of ManiSkill's own, of the same control mode, what was stored."""
+    """Replay an episode in a ManiSkill env of the same control mode, and compare it with the stored one."""
     state, _ = env.reset(seed=demo.seed)
     assert demo.rewards is not None
     assert demo.success is not None
@@ -66,10 +65,10 @@ def check_in_maniskill(demo: Demo, env: Any) -> None:
     env.close()
 
 
-# --- what is planned ----------------------------------------------------------------------------------------
+# --- planned episodes ---------------------------------------------------------------------------------------
 
 
-def test_a_planned_episode_is_what_maniskill_does_with_its_converted_actions(pushed: Path) -> None:
+def test_motion_planning__converted_episodes_replay_in_maniskill(pushed: Path) -> None:
     with Demonstrations(pushed) as demos:
         info, episodes = demos.info, list(demos)
     assert (info["env_info"]["env_id"], info["source_type"]) == ("maniskill", "motion-planning")
@@ -79,23 +78,22 @@ def test_a_planned_episode_is_what_maniskill_does_with_its_converted_actions(pus
         "pd_ee_delta_pose",
         80,
     )
-    assert info["action_unit"] == pytest.approx(
-        [0.1] * 6 + [0.025]
-    )  # panda's hand by 0.1 m or rad; its fingers from -0.01 to 0.04 m
+    # the hand of the Panda moves by 0.1 m or rad; its fingers from -0.01 to 0.04 m
+    assert info["action_unit"] == pytest.approx([0.1] * 6 + [0.025])
     assert info["action_unit_name"] == "m"
     assert len(episodes) == 2
     for demo in episodes:
         assert demo.seed is not None
         assert demo.seed >= DEMO_SEED
         assert demo.success is not None
-        assert demo.success.sum() == demo.success[-1] == 1  # it ends where it succeeds
+        assert demo.success.sum() == demo.success[-1] == 1  # it ends at success
         assert demo.terminated.tolist() == demo.success.tolist()
         assert not demo.truncated.any()
-        assert 50 < len(demo) < 80  # longer than the task allows a policy
+        assert 50 < len(demo) < 80  # more than the limit of the task
         check_in_maniskill(demo, bare("PushCube-v1", control_mode="pd_ee_delta_pose"))
 
 
-def test_it_holds_all_that_a_policy_would_observe(pushed: Path) -> None:
+def test_motion_planning__stores_all_observations_of_the_env(pushed: Path) -> None:
     with Demonstrations(pushed) as demos:
         env, demo = make_env(demos, 1, 1), next(iter(demos))
     obs, _ = env.reset(seed=demo.seed)
@@ -108,9 +106,9 @@ def test_it_holds_all_that_a_policy_would_observe(pushed: Path) -> None:
     env.close()
 
 
-def test_it_is_reproduced_by_a_replay_and_told_of(pushed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demos_replay__reproduces_planned_episodes(pushed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demos", "replay", str(pushed), "--num-threads", "1"]) == 0
-    assert "2 of 2 episodes end as they were stored; largest drift 0" in capsys.readouterr().out
+    assert "2 of 2 episodes end as stored; largest drift 0" in capsys.readouterr().out
     assert main(["demos", "info", str(pushed)]) == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "--control-mode pd_ee_delta_pose --max-episode-steps 80" in text
@@ -118,8 +116,8 @@ def test_it_is_reproduced_by_a_replay_and_told_of(pushed: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize(("mode", "size"), [("pd_joint_delta_pos", 8), ("pd_joint_pos", 8)])
-def test_joint_control_modes(mode: str, size: int) -> None:
-    """PickCube-v1, whose plan lifts a cube: `pd_joint_pos` is what was planned, the other is converted."""
+def test_motion_planning__solves_pick_cube_in_joint_control_modes(mode: str, size: int) -> None:
+    """Plans are in `pd_joint_pos`; the other mode is converted."""
     planner = MotionPlanning(ManiSkillCfg("PickCube-v1", control_mode=mode), 1, time_limit=300.0)
     assert planner.task == ManiSkillCfg("PickCube-v1", control_mode=mode, max_episode_steps=200)
     (demo,) = planner.episodes([DEMO_SEED], never)
@@ -128,11 +126,11 @@ def test_joint_control_modes(mode: str, size: int) -> None:
     assert demo.actions.shape == (len(demo), size)
     assert np.abs(demo.actions).max() <= 1.0
     assert demo.succeeded
-    if mode != "pd_joint_pos":  # ManiSkill takes the actions of that one in radians
+    if mode != "pd_joint_pos":  # ManiSkill's actions of that mode are in radians
         check_in_maniskill(demo, bare("PickCube-v1", control_mode=mode))
 
 
-def test_an_episode_that_takes_too_many_steps_is_cut_off() -> None:
+def test_motion_planning__truncates_episodes_at_max_episode_steps() -> None:
     planner = MotionPlanning(ManiSkillCfg("PickCube-v1", max_episode_steps=7), 1, time_limit=300.0)
     (demo,) = planner.episodes([DEMO_SEED], never)
     planner.close()
@@ -142,36 +140,36 @@ def test_an_episode_that_takes_too_many_steps_is_cut_off() -> None:
     assert demo.succeeded is False
 
 
-# --- what goes wrong ----------------------------------------------------------------------------------------
+# --- failures -----------------------------------------------------------------------------------------------
 
 
-def test_a_killed_process_costs_its_episode_alone(planner: MotionPlanning, tmp_path: Path) -> None:
-    looks = 0
+def test_planner_pool__killed_process_fails_its_episode_only(planner: MotionPlanning, tmp_path: Path) -> None:
+    num_calls = 0
 
-    def kill_at_the_first_look() -> bool:
-        nonlocal looks
-        looks += 1
-        if looks == 2:  # it is at its first episode
+    def kill_worker() -> bool:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == 2:  # during the first episode
             os.kill(planner._workers.pids[0], signal.SIGKILL)
         return False
 
     with DemoWriter(tmp_path / "x.h5", INFO) as writer:
-        collected = collect_planned(planner, CollectCfg(n_episodes=1), writer, stopped=kill_at_the_first_look)
+        collected = collect_planned(planner, CollectCfg(n_episodes=1), writer, stopped=kill_worker)
     assert collected.ran == 2
     assert collected.failed == [FailedEpisode(DEMO_SEED, "the planning process was killed by SIGKILL")]
     with Demonstrations(tmp_path / "x.h5") as demos:
         assert [demo.seed for demo in demos] == [DEMO_SEED + 1]
 
 
-def test_an_episode_that_takes_too_long_is_given_up() -> None:
+def test_planner_pool__fails_an_episode_after_the_time_limit() -> None:
     planner = MotionPlanning(ManiSkillCfg("PickCube-v1"), 1, time_limit=0.02)
     assert list(planner.episodes([DEMO_SEED], never)) == [
-        FailedEpisode(DEMO_SEED, "it took more than 0.02 s")
+        FailedEpisode(DEMO_SEED, "planning took more than 0.02 s")
     ]
     planner.close()
 
 
-def test_what_stops_it_leaves_the_episodes_that_were_complete(
+def test_collect_planned__keeps_complete_episodes_when_stopped(
     planner: MotionPlanning, tmp_path: Path
 ) -> None:
     path = tmp_path / "x.h5"
@@ -187,7 +185,9 @@ def test_what_stops_it_leaves_the_episodes_that_were_complete(
     assert all(not Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_what_cannot_be_planned_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_motion_planning__unsupported_setting_is_named_in_the_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*PLAN, "--env-id", "PokeCube-v1", "--out", str(tmp_path / "x.h5")]) == 2
     error = capsys.readouterr().err
     assert "'PokeCube-v1'" in error
@@ -199,11 +199,11 @@ def test_what_cannot_be_planned_is_named(tmp_path: Path, capsys: pytest.CaptureF
     with pytest.raises(ConfigError, match="leave out --sim-backend"):
         make(ManiSkillCfg("PickCube-v1", sim_backend="physx_cuda"), 1, 10.0)
     assert main([*PLAN, "--env-id", "PickCube-v1", "--noise", "0.1", "--out", str(tmp_path / "x.h5")]) == 2
-    assert "it takes no --noise" in capsys.readouterr().err
+    assert "leave out --noise" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_planner_gives_the_line_that_mends_it(
+def test_require_planner__error_has_the_install_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     find = importlib.util.find_spec
@@ -218,10 +218,10 @@ def test_a_missing_planner_gives_the_line_that_mends_it(
         make(ManiSkillCfg("PickCube-v1"), 1, 10.0)
 
 
-# --- what is made of the files ------------------------------------------------------------------------------
+# --- use of the files ---------------------------------------------------------------------------------------
 
 
-def test_a_policy_is_trained_on_them_and_evaluated(
+def test_imitate__trains_and_evaluates_a_policy_on_planned_episodes(
     pushed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "bc"
@@ -243,9 +243,9 @@ def test_a_policy_is_trained_on_them_and_evaluated(
         main(["imitate", str(pushed), *tiny, "--val-share", "0", "--num-threads", "1", "--out", str(run)])
         == 0
     )
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     line = f"residual-rl eval maniskill {' '.join(PUSH[2:])} --base-policy il --il-checkpoint {run}"
-    assert line in told  # PushCube-v1 is the task's default
+    assert line in output  # PushCube-v1 is the task's default
     il = [
         "--base-policy",
         "il",
@@ -266,7 +266,7 @@ def test_a_policy_is_trained_on_them_and_evaluated(
     assert "--control-mode pd_ee_delta_pose" in error
 
 
-def test_a_file_that_maniskill_wrote_is_replayed(tmp_path: Path) -> None:
+def test_demonstrations__replays_a_file_written_by_maniskill(tmp_path: Path) -> None:
     from mani_skill.utils.wrappers import RecordEpisode
 
     theirs = RecordEpisode(
@@ -288,7 +288,7 @@ def test_a_file_that_maniskill_wrote_is_replayed(tmp_path: Path) -> None:
     assert result.drift.value < 1e-5
 
 
-def test_a_base_policys_episodes_are_collected_too(tmp_path: Path) -> None:
+def test_demos_collect__collects_episodes_of_a_base_policy(tmp_path: Path) -> None:
     path = tmp_path / "zero.h5"
     flags = [
         "--policy",
@@ -308,13 +308,12 @@ def test_a_base_policys_episodes_are_collected_too(tmp_path: Path) -> None:
             (DEMO_SEED + i, 5, False) for i in range(3)
         ]
         assert not any(demo.actions.any() for demo in demos)
-        assert (
-            demos.task_settings["control_mode"] == "pd_joint_delta_pos"
-        )  # the robot's first, which was not named
+        # the default of the robot
+        assert demos.task_settings["control_mode"] == "pd_joint_delta_pos"
     assert main(["demos", "replay", str(path), "--num-threads", "1"]) == 0
 
 
-def test_a_run_learns_from_demonstrations_of_its_own_task_alone(
+def test_train_demos__rejects_demonstrations_of_another_env_id(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "zero.h5"
@@ -365,6 +364,5 @@ def test_a_run_learns_from_demonstrations_of_its_own_task_alone(
         )
         == 0
     )
-    assert (
-        "other settings" not in capfd.readouterr().err
-    )  # the control mode, which was not named, is the same
+    # the default control mode is the same
+    assert "other settings" not in capfd.readouterr().err

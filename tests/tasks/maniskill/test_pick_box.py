@@ -1,5 +1,4 @@
-"""PickBox-v1: its rewards and success worked out by hand, what episodes draw, and the script that solves
-it."""
+"""PickBox-v1: rewards and success worked out by hand, randomisation, and the scripted oracle."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.maniskill
 HERE = torch.zeros(1, dtype=torch.int64)
 
 
-def make_world(robot: str, **settings: Any) -> ManiSkillEnv:
+def make_sim(robot: str, **settings: Any) -> ManiSkillEnv:
     modes = {"control_mode": CONTROL_MODE, "reward_mode": "dense"}
     return ManiSkillEnv(
         ManiSkillEnvCfg("PickBox-v1", robot_uids=robot, modules=MODULES, **{**modes, **settings})
@@ -33,8 +32,8 @@ def make_world(robot: str, **settings: Any) -> ManiSkillEnv:
 
 
 @pytest.fixture(scope="module", params=["a1_galaxea", "panda"])
-def world(request: pytest.FixtureRequest) -> Iterator[ManiSkillEnv]:
-    made = make_world(request.param)
+def sim(request: pytest.FixtureRequest) -> Iterator[ManiSkillEnv]:
+    made = make_sim(request.param)
     yield made
     made.close()
 
@@ -45,14 +44,14 @@ FLAGS = ("is_grasped", "is_lifted", "is_over_basket", "is_obj_placed", "success"
 
 
 @pytest.mark.parametrize(
-    ("flags", "figures", "expected"),
+    ("flags", "values", "expected"),
     [
-        # tool to box, height, box to where it is let go, box to goal, speed; a box is carried 0.05 m high
+        # tcp_to_obj, obj_height, obj_to_carry, obj_to_goal, speed; the box is carried at 0.05 m
         ("", (0.1, 0.0, 0.2, 0.2, 0.0), 1 - tanh(0.5)),
         ("", (0.01, 0.0, 0.2, 0.2, 0.0), 1 - tanh(0.05)),
         ("is_grasped", (0.01, 0.0, 0.2, 0.2, 0.0), 1 - tanh(0.05) + 1),
         ("is_grasped", (0.01, 0.02, 0.2, 0.2, 0.3), 1 - tanh(0.05) + 1 + 0.4),
-        ("", (0.01, 0.02, 0.2, 0.2, 0.3), 1 - tanh(0.05)),  # thrown up: nothing for its height
+        ("", (0.01, 0.02, 0.2, 0.2, 0.3), 1 - tanh(0.05)),  # thrown up: no reward for its height
         ("is_grasped is_lifted", (0.01, 0.04, 0.2, 0.2, 0.3), 1 - tanh(0.05) + 1 + 0.8 + 1 - tanh(1.0)),
         ("is_grasped is_lifted", (0.0, 0.3, 0.1, 0.2, 0.3), 1 + 1 + 1 + 1 - tanh(0.5)),
         ("is_grasped is_lifted is_over_basket", (0.01, 0.05, 0.01, 0.04, 0.0), 4.0),
@@ -61,22 +60,23 @@ FLAGS = ("is_grasped", "is_lifted", "is_over_basket", "is_obj_placed", "success"
         ("is_over_basket is_obj_placed success", (0.05, 0.004, 0.05, 0.0, 0.0), 8.0),
     ],
 )
-def test_reward_of_a_state(flags: str, figures: tuple[float, ...], expected: float) -> None:
+def test_dense_reward__matches_values_worked_out_by_hand(
+    flags: str, values: tuple[float, ...], expected: float
+) -> None:
     pick_box = pytest.importorskip("residual_rl.tasks.maniskill.pick_box.env")
     info = {name: torch.tensor([name in flags.split(), False]) for name in FLAGS}
-    rows = [torch.tensor([figure, 0.1]) for figure in figures]
+    rows = [torch.tensor([value, 0.1]) for value in values]
     reward = pick_box.dense_reward(*rows, 0.05, info)
-    assert reward.tolist() == pytest.approx(
-        [expected, 1 - tanh(0.5)]
-    )  # the second world: nothing is done in it
+    # in the second env, the gripper has not reached the box
+    assert reward.tolist() == pytest.approx([expected, 1 - tanh(0.5)])
 
 
-def test_rewards_of_the_env(world: ManiSkillEnv) -> None:
+def test_pick_box_env__rewards_match_values_worked_out_by_hand(sim: ManiSkillEnv) -> None:
     from residual_rl.tasks.maniskill.pick_box.doctor import place_box
 
-    world.reset(HERE, torch.tensor([4]))
-    env, action = world.env, torch.zeros(1, 4)
-    tool, box = (world.observations()[name][0, :3] for name in ("tcp_pose", "obj_pose"))
+    sim.reset(HERE, torch.tensor([4]))
+    env, action = sim.env, torch.zeros(1, 4)
+    tool, box = (sim.observations()[name][0, :3] for name in ("tcp_pose", "obj_pose"))
     start = 1 - tanh(5 * float((tool - box).norm()))
     assert float(env.compute_dense_reward({}, action, env.evaluate())) == pytest.approx(start, rel=1e-4)
     assert float(env.compute_normalized_dense_reward({}, action, env.evaluate())) == pytest.approx(
@@ -91,14 +91,14 @@ def test_rewards_of_the_env(world: ManiSkillEnv) -> None:
     assert float(env.compute_sparse_reward({}, action, info)) == 1.0
 
 
-# --- what is observed and drawn -----------------------------------------------------------------------------
+# --- observations and draws ---------------------------------------------------------------------------------
 
 
-def test_observations(world: ManiSkillEnv) -> None:
-    layout, starts = LAYOUTS[world.description.robot], []
+def test_pick_box_env__observations_are_consistent_and_randomised(sim: ManiSkillEnv) -> None:
+    layout, starts = LAYOUTS[sim.description.robot], []
     for seed in range(4):
-        world.reset(HERE, torch.tensor([seed]))
-        obs = {name: value[0] for name, value in world.observations().items()}
+        sim.reset(HERE, torch.tensor([seed]))
+        obs = {name: value[0] for name, value in sim.observations().items()}
         box, goal, half_size = obs["obj_pose"], obs["goal_pos"], float(obs["obj_half_size"])
         assert 0.85 <= half_size / layout.box_half_size <= 1.15
         assert float(box[2]) == pytest.approx(half_size, abs=1e-6)
@@ -112,15 +112,15 @@ def test_observations(world: ManiSkillEnv) -> None:
     assert all(len({row[i] for row in starts}) == 4 for i in (0, 1, 2, 8, 9, 11, 12))
 
 
-def test_draws_reach_the_simulator(world: ManiSkillEnv) -> None:
+def test_pick_box_env__simulator_uses_the_drawn_values(sim: ManiSkillEnv) -> None:
     found = []
     for seed in (0, 1, 0):
-        world.reset(HERE, torch.tensor([seed]))
-        env = world.env
+        sim.reset(HERE, torch.tensor([seed]))
+        env = sim.env
         draws = {name: values[0] for name, values in env._draws.items()}
         body = env.box._bodies[0]
         (shape,) = body.collision_shapes
-        half_size = LAYOUTS[world.description.robot].box_half_size * draws["box_scale"][0]
+        half_size = LAYOUTS[sim.description.robot].box_half_size * draws["box_scale"][0]
         assert shape.half_size == pytest.approx([half_size] * 3)
         assert body.mass == pytest.approx(draws["box_density"][0] * (2 * half_size) ** 3, rel=1e-5)
         material = shape.physical_material
@@ -143,18 +143,18 @@ def test_draws_reach_the_simulator(world: ManiSkillEnv) -> None:
     assert all(a != b for a, b in zip(found[0], found[1], strict=True))
 
 
-# --- solving it ---------------------------------------------------------------------------------------------
+# --- oracle and sanity suite --------------------------------------------------------------------------------
 
 
-def test_the_oracle_solves_it_and_rewards_grow(world: ManiSkillEnv) -> None:
-    world.reset(HERE, torch.tensor([31]))
+def test_pick_box_oracle__solves_the_task_and_passes_the_reward_phases_in_order(sim: ManiSkillEnv) -> None:
+    sim.reset(HERE, torch.tensor([31]))
     oracle, rewards, success = (
-        PickBoxOracle(world.description.robot, torch.tensor(world.description.action_unit)),
+        PickBoxOracle(sim.description.robot, torch.tensor(sim.description.action_unit)),
         [],
         False,
     )
     while not success and len(rewards) < 150:
-        step = world.step(oracle(world.observations()))
+        step = sim.step(oracle(sim.observations()))
         rewards.append(float(step.reward))
         success = bool(step.success)
     assert success
@@ -164,34 +164,36 @@ def test_the_oracle_solves_it_and_rewards_grow(world: ManiSkillEnv) -> None:
     assert {0, 2, 3, 4, 5, 6} <= set(phases)
 
 
-def test_the_clauses_of_success(world: ManiSkillEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_success__passes_for_each_condition(sim: ManiSkillEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     from residual_rl.tasks.maniskill.pick_box import doctor as pick_box_doctor
 
-    monkeypatch.setattr(world, "close", lambda: None)
-    checks = list(pick_box_doctor.check_success(world))
+    monkeypatch.setattr(sim, "close", lambda: None)
+    checks = list(pick_box_doctor.check_success(sim))
     assert [check.name for check in checks if not check.ok] == []
     assert len(checks) == 11
 
 
-def test_a_clause_that_is_missing_is_seen(world: ManiSkillEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_success__fails_for_a_missing_condition(
+    sim: ManiSkillEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from residual_rl.tasks.maniskill.pick_box import doctor as pick_box_doctor
     from residual_rl.tasks.maniskill.pick_box import env as pick_box
 
-    monkeypatch.setattr(world, "close", lambda: None)
+    monkeypatch.setattr(sim, "close", lambda: None)
     monkeypatch.setattr(pick_box, "MAX_LINEAR_SPEED", 1.0)
     monkeypatch.setattr(pick_box, "MAX_ANGULAR_SPEED", 5.0)
-    failed = {check.name for check in pick_box_doctor.check_success(world) if not check.ok}
+    failed = {check.name for check in pick_box_doctor.check_success(sim) if not check.ok}
     assert failed == {"success: the box moves at 0.11 m/s", "success: the box turns at 0.55 rad/s"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("robot", ["a1_galaxea", "panda", "panda_wristcam"])
-def test_the_sanity_suite_passes(robot: str) -> None:
+def test_doctor__pick_box_passes(robot: str) -> None:
     cfg = ManiSkillCfg(env_id="PickBox-v1", robot_uids=robot)
     assert [check.name for check in doctor(cfg, True, None) if not check.ok] == []  # type: ignore[arg-type]
 
 
-def test_tasks_without_a_suite_say_so() -> None:
+def test_doctor__reports_a_task_without_a_suite() -> None:
     (check,) = doctor(ManiSkillCfg(env_id="PushCube-v1"), True, None)  # type: ignore[arg-type]
     assert check.measured == "not checked: there is no suite for PushCube-v1"
 
@@ -201,17 +203,17 @@ def test_tasks_without_a_suite_say_so() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("robot", ["a1_galaxea", "panda", "panda_wristcam"])
-def test_both_cameras_see_the_episode(robot: str) -> None:
+def test_pick_box_env__both_cameras_observe_the_scene(robot: str) -> None:
     if not vulkan_works():
         pytest.skip("no Vulkan driver: make vulkan")
-    world = make_world(robot, obs_mode="rgb+state", render_backend="cpu")
+    sim = make_sim(robot, obs_mode="rgb+state", render_backend="cpu")
     images: list[dict[str, torch.Tensor]] = []
     for seed in (0, 1, 0):
-        world.reset(HERE, torch.tensor([seed]))
+        sim.reset(HERE, torch.tensor([seed]))
         images.append(
-            {name: value for name, value in world.observations().items() if value.dtype == torch.uint8}
+            {name: value for name, value in sim.observations().items() if value.dtype == torch.uint8}
         )
-    world.close()
+    sim.close()
     assert set(images[0]) == {"base_camera", "hand_camera"}
     for name, image in images[0].items():
         assert image.shape == (1, 224, 224, 3)
@@ -236,18 +238,20 @@ def test_both_cameras_see_the_episode(robot: str) -> None:
         ),
     ],
 )
-def test_robots_that_cannot_be_had_are_named(robot: str, error: type[Exception], message: str) -> None:
+def test_pick_box_env__unavailable_robot_is_named_in_the_error(
+    robot: str, error: type[Exception], message: str
+) -> None:
     from mani_skill import ASSET_DIR
 
     if robot == "xarm6_robotiq" and (ASSET_DIR / "robots" / "xarm6").exists():
         pytest.skip("its model is on this machine")
     with pytest.raises(error, match=message):
-        make_world(robot)
+        make_sim(robot)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("robot", ["a1_galaxea", "panda"])
-def test_the_oracle_solves_it_on_a_gpu(robot: str) -> None:
+def test_pick_box_oracle__solves_the_task_on_a_gpu(robot: str) -> None:
     env = make(
         ManiSkillCfg(env_id="PickBox-v1", robot_uids=robot, control_mode=CONTROL_MODE, reward_mode="dense"),
         64,

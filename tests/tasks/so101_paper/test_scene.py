@@ -1,4 +1,4 @@
-"""The SO-101 and its scene: against measured figures, hand-made geometry, and the physics they must show."""
+"""The SO-101 and its scene: measured values, geometry worked out by hand, and physical behaviour."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def body_site(model: mujoco.MjModel, data: mujoco.MjData, name: str) -> np.ndarr
 
 
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
-def test_arm_agrees_with_measured_kinematics_and_statics(case: dict[str, list[float]]) -> None:
+def test_build_robot__matches_measured_kinematics_and_statics(case: dict[str, list[float]]) -> None:
     model = build_robot().compile()
     data = mujoco.MjData(model)
     data.qpos[:] = case["qpos"]
@@ -67,14 +67,14 @@ def test_arm_agrees_with_measured_kinematics_and_statics(case: dict[str, list[fl
     np.testing.assert_allclose(jacobian, case["jac_pos"], atol=1e-5)
 
 
-def test_names_ranges_mass_and_servos() -> None:
+def test_build_robot__has_the_documented_names_ranges_mass_and_servos() -> None:
     model = build_robot().compile()
     assert [model.body(i).name for i in range(1, model.nbody)] == [link.name for link in LINKS]
     assert [model.joint(i).name for i in range(model.njnt)] == list(JOINTS)
     assert [model.actuator(i).name for i in range(model.nu)] == list(JOINTS)
     np.testing.assert_allclose(model.joint("wrist_roll").range, (-2.74385, 2.84121))
     np.testing.assert_allclose(model.actuator_ctrlrange, model.jnt_range)
-    assert model.body_mass.sum() == pytest.approx(0.632006)  # by hand, from the table: looks add nothing
+    assert model.body_mass.sum() == pytest.approx(0.632006)  # sum of the table: visual shapes have no mass
     np.testing.assert_allclose(model.actuator_gainprm[:, 0], 998.22)
     np.testing.assert_allclose(model.actuator_biasprm[:, 1:3], [[-998.22, -2.731]] * 6)
     np.testing.assert_allclose(model.actuator_forcerange, [[-2.94, 2.94]] * 6)
@@ -84,7 +84,7 @@ def test_names_ranges_mass_and_servos() -> None:
     assert not model.geom_conaffinity.any()
 
 
-def test_old_servos_sag_under_the_arms_own_weight() -> None:
+def test_servo_old__sags_under_the_weight_of_the_arm() -> None:
     model = build_robot(SERVO_OLD).compile()
     data = mujoco.MjData(model)
     for _ in range(3000):
@@ -95,7 +95,7 @@ def test_old_servos_sag_under_the_arms_own_weight() -> None:
     assert (0.5386 - 0.052) / 17.8 * 0.95 < sag < (0.5386 + 0.052) / 17.8 * 1.05
 
 
-def test_home_points_the_closed_fingers_down(scene: mujoco.MjModel) -> None:
+def test_home__points_the_closed_fingers_down(scene: mujoco.MjModel) -> None:
     data = at_home(scene)
     site = scene.site(EE_SITE).id
     np.testing.assert_allclose(data.site_xpos[site], (0.20, 0.0, 0.08), atol=1e-4)
@@ -109,7 +109,7 @@ def test_home_points_the_closed_fingers_down(scene: mujoco.MjModel) -> None:
 # --- the scene
 
 
-def test_layout_of_state_sensors_and_options(scene: mujoco.MjModel) -> None:
+def test_build_scene__has_the_documented_state_sensors_and_options(scene: mujoco.MjModel) -> None:
     assert (scene.nq, scene.nv, scene.nu) == (13, 12, 6)
     assert scene.joint("sheet_free").qposadr[0] == 6
     names = [scene.sensor(i).name for i in range(scene.nsensor)]
@@ -137,7 +137,7 @@ def test_layout_of_state_sensors_and_options(scene: mujoco.MjModel) -> None:
     assert scene.camera("top").fovy[0] == scene.camera("wrist").fovy[0] == 140
 
 
-def test_contacts_are_four_pairs_and_nothing_else(scene: mujoco.MjModel) -> None:
+def test_build_scene__has_four_contact_pairs_and_no_other_contacts(scene: mujoco.MjModel) -> None:
     assert not scene.geom_contype.any()
     assert not scene.geom_conaffinity.any()
     pairs = {scene.pair(i).name: scene.pair(i) for i in range(scene.npair)}
@@ -164,7 +164,7 @@ def test_contacts_are_four_pairs_and_nothing_else(scene: mujoco.MjModel) -> None
 
 
 @pytest.mark.parametrize("tolerance", [0.02, 0.005])
-def test_tape_surrounds_sheet_and_tolerance(tolerance: float) -> None:
+def test_build_scene__tape_surrounds_the_sheet_with_the_tolerance(tolerance: float) -> None:
     model = build_scene(SceneCfg(tolerance=tolerance))
     np.testing.assert_allclose(model.geom("sheet").size, (0.074, 0.105, 0.000075))
     assert model.body("sheet").mass[0] == pytest.approx(0.005)
@@ -194,7 +194,7 @@ def test_tape_surrounds_sheet_and_tolerance(tolerance: float) -> None:
         {"wrist_fovy": 180.0},
     ],
 )
-def test_impossible_settings_are_named(change: dict[str, object]) -> None:
+def test_scene_cfg__invalid_value_names_the_field(change: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
         SceneCfg(**change)  # type: ignore[arg-type]
 
@@ -202,7 +202,7 @@ def test_impossible_settings_are_named(change: dict[str, object]) -> None:
 # --- physics
 
 
-def test_home_pose_holds_and_the_sheet_rests(scene: mujoco.MjModel) -> None:
+def test_build_scene__home_pose_is_stable_and_the_sheet_rests(scene: mujoco.MjModel) -> None:
     data = at_home(scene)
     start = body_site(scene, data, EE_SITE)
     for _ in range(13200):  # 400 policy steps
@@ -213,8 +213,7 @@ def test_home_pose_holds_and_the_sheet_rests(scene: mujoco.MjModel) -> None:
 
 
 def breakaway(model: mujoco.MjModel, x: float, load: float = 5.0) -> float:
-    """The sideways force, over the weight, that sets the sheet at `x` moving under a `load` [N] on its
-    middle."""
+    """The sideways force that moves the sheet at `x`, relative to its weight plus a `load` [N] on it."""
     data = at_home(model)
     data.qpos[6] = x
     weight = load + 0.005 * 9.81
@@ -227,25 +226,24 @@ def breakaway(model: mujoco.MjModel, x: float, load: float = 5.0) -> float:
     return np.inf
 
 
-def test_friction_is_that_of_the_pairs(scene: mujoco.MjModel) -> None:
+def test_build_scene__sheet_breaks_away_at_the_friction_of_the_pairs(scene: mujoco.MjModel) -> None:
     assert breakaway(scene, x=0.8) == pytest.approx(0.30, abs=0.04)  # the table alone
     assert 0.60 < breakaway(scene, x=0.22) < 0.90  # table and patch share the load
 
 
 def press(model: mujoco.MjModel, x: float, steps: int) -> mujoco.MjData:
-    """Lower the finger by hand-set joint targets onto the table below its home."""
+    """Lower the finger onto the table below its home pose with fixed joint targets."""
     data = at_home(model)
     data.qpos[6:8] = x, 0.0
-    down = np.array(
-        [0.0, -0.2757, 0.8712, 0.8008, 0.0, -0.17]
-    )  # gripperframe at (0.200, 0, 0.003), fingers at 80 degrees
+    # gripperframe at (0.200, 0, 0.003), fingers at 80 degrees
+    down = np.array([0.0, -0.2757, 0.8712, 0.8008, 0.0, -0.17])
     for i in range(steps):
         data.ctrl[:] = np.array(HOME) + min(1.0, i / 1000) * (down - np.array(HOME))
         mujoco.mj_step(model, data)
     return data
 
 
-def test_pressed_sheet_stays_on_the_table_and_carries_the_load(scene: mujoco.MjModel) -> None:
+def test_build_scene__pressed_sheet_carries_the_load(scene: mujoco.MjModel) -> None:
     data = press(scene, x=0.22, steps=1500)
     forces = {}
     for i, contact in enumerate(data.contact):
@@ -259,14 +257,14 @@ def test_pressed_sheet_stays_on_the_table_and_carries_the_load(scene: mujoco.MjM
     assert np.abs(data.qvel[:9]).max() < 0.01
 
 
-def test_no_contact_between_fingertip_and_table(scene: mujoco.MjModel) -> None:
+def test_build_scene__fingertip_does_not_touch_the_table(scene: mujoco.MjModel) -> None:
     data = press(scene, x=0.7, steps=1500)  # the sheet is elsewhere
     assert body_site(scene, data, EE_SITE)[2] < 0.008
     tip, floor = scene.geom("fingertip").id, scene.geom("tip_floor").id
     assert all(set(contact.geom) == {tip, floor} for contact in data.contact if tip in contact.geom)
 
 
-def test_the_finger_cannot_get_under_the_sheet(scene: mujoco.MjModel) -> None:
+def test_build_scene__finger_cannot_get_under_the_sheet(scene: mujoco.MjModel) -> None:
     data = press(scene, x=0.7, steps=1500)
     for _ in range(1500):  # as far down as the servos can push
         data.ctrl[1] += 0.0002
@@ -275,9 +273,11 @@ def test_the_finger_cannot_get_under_the_sheet(scene: mujoco.MjModel) -> None:
     assert body_site(scene, data, EE_SITE)[2] > 0.001
 
 
-def test_sheet_slides_onto_the_patch_from_outside() -> None:
-    """Dragged slowly over the patch's edge, parallel to it, under 18 N: the side wall of a flush box flung
-    the sheet off."""
+def test_build_scene__sheet_slides_onto_the_patch_from_outside() -> None:
+    """The sheet is dragged slowly over the edge of the patch under a load of 18 N.
+
+    If the patch were flush with the table, its side wall would throw the sheet off.
+    """
     spec = build_spec(SceneCfg())
     spec.delete(spec.keys[0])
     sled = spec.worldbody.add_body(name="sled", pos=(0.418, 0, 0.0081))
@@ -292,17 +292,17 @@ def test_sheet_slides_onto_the_patch_from_outside() -> None:
     tip.geomname1 = "sled"
     model = spec.compile()
     data = mujoco.MjData(model)
-    data.qpos[6:8] = 0.418, 0.0  # its near edge 1 cm outside the patch
+    data.qpos[6:8] = 0.418, 0.0  # the near edge is 1 cm outside the patch
     for i in range(2000):
         data.joint("sled_z").qfrc_applied[:] = -18
-        data.joint("sled_x").qfrc_applied[:] = -0.9 * 18 if i > 50 else 0  # a little more than friction takes
+        data.joint("sled_x").qfrc_applied[:] = -0.9 * 18 if i > 50 else 0  # slightly more than the friction
         mujoco.mj_step(model, data)
         assert np.abs(data.qvel[6:8]).max() < 1.0
-    assert data.qpos[6] < 0.334 + 0.074 - 0.005  # it went over the edge
+    assert data.qpos[6] < 0.334 + 0.074 - 0.005  # it crossed the edge
     assert abs(data.qpos[8]) < 0.002
 
 
-def test_ten_thousand_random_steps_are_stable(scene: mujoco.MjModel) -> None:
+def test_build_scene__ten_thousand_random_steps_are_stable(scene: mujoco.MjModel) -> None:
     batch, generator = Batch(scene, 4, 1), np.random.default_rng(0)
     batch.qpos[:], batch.ctrl[:] = scene.key("home").qpos, scene.key("home").ctrl
     low, high = scene.actuator_ctrlrange.T
@@ -318,11 +318,11 @@ def test_ten_thousand_random_steps_are_stable(scene: mujoco.MjModel) -> None:
     assert not batch.warning.any()
 
 
-# --- a user's own model
+# --- the user's robot model
 
 
 def write(tmp_path: Path, change: Callable[[str], str] = lambda xml: xml) -> str:
-    """The built-in arm as a file, changed."""
+    """Write the built-in arm to a file, after applying `change` to the XML."""
     robot = build_robot()
     robot.compile()
     before = robot.to_xml()
@@ -332,7 +332,9 @@ def write(tmp_path: Path, change: Callable[[str], str] = lambda xml: xml) -> str
     return str(path)
 
 
-def test_own_model_gives_the_same_scene(tmp_path: Path, scene: mujoco.MjModel) -> None:
+def test_robot_xml__built_in_arm_as_a_file_gives_the_same_scene(
+    tmp_path: Path, scene: mujoco.MjModel
+) -> None:
     own = build_scene(SceneCfg(robot_xml=write(tmp_path)))
     assert (own.nq, own.nv, own.nu, own.npair, own.nsensordata) == (13, 12, 6, 4, 22)
     one, other = at_home(own), at_home(scene)
@@ -342,9 +344,10 @@ def test_own_model_gives_the_same_scene(tmp_path: Path, scene: mujoco.MjModel) -
     np.testing.assert_allclose(one.qpos, other.qpos, atol=1e-6)
 
 
-def test_own_model_keeps_out_of_the_scenes_settings(tmp_path: Path, scene: mujoco.MjModel) -> None:
-    """Defaults, options, a floor, a light, a camera, a keyframe and degrees in a user's file change nothing
-    of the scene."""
+def test_robot_xml__settings_in_the_file_do_not_change_the_scene(
+    tmp_path: Path, scene: mujoco.MjModel
+) -> None:
+    """The file has other defaults and options, a floor, a light, a camera, a keyframe, and degrees."""
 
     def change(xml: str) -> str:
         head = (
@@ -352,14 +355,14 @@ def test_own_model_keeps_out_of_the_scenes_settings(tmp_path: Path, scene: mujoc
             ' damping="7"/><geom margin="0.01" friction="2 1 1" contype="1" conaffinity="1"/><pair'
             ' margin="0.1" gap="0.05"/></default>'
         )
-        env_id = (
+        elements = (
             '<geom name="floor" type="plane" size="1 1 1"/><light name="key" pos="0 0 1"/><camera name="top"'
             ' pos="0 0 1"/>'
         )
         xml = xml.replace("<joint ", '<joint stiffness="0" ').replace('angle="radian"', 'angle="degree"')
         to_degrees = lambda m: f'{m[1]}{degrees(float(m[2]))} {degrees(float(m[3]))}"'  # noqa: E731
         xml = re.sub(r'(<joint [^>]*range=")([-0-9.e]+) ([-0-9.e]+)"', to_degrees, xml)
-        xml = xml.replace("<worldbody>", head + "<worldbody>" + env_id)
+        xml = xml.replace("<worldbody>", head + "<worldbody>" + elements)
         return xml.replace("</mujoco>", '<keyframe><key name="home" qpos="0 0 0 0 0 0"/></keyframe></mujoco>')
 
     own = build_scene(SceneCfg(robot_xml=write(tmp_path, change)))
@@ -385,7 +388,7 @@ def without_actuators(xml: str) -> str:
 
 
 @pytest.mark.parametrize(("servo", "kp", "limit"), [("identified", 998.22, 2.94), ("old", 17.8, 3.35)])
-def test_own_model_without_actuators_gets_the_servos_asked_for(
+def test_robot_xml__model_without_actuators_gets_the_configured_servos(
     tmp_path: Path, scene: mujoco.MjModel, servo: str, kp: float, limit: float
 ) -> None:
     own = build_scene(SceneCfg(robot_xml=write(tmp_path, without_actuators), servo=servo))
@@ -394,7 +397,7 @@ def test_own_model_without_actuators_gets_the_servos_asked_for(
     np.testing.assert_allclose(own.actuator_ctrlrange, scene.actuator_ctrlrange)
 
 
-def test_own_model_with_actuators_takes_no_other_servo(tmp_path: Path) -> None:
+def test_robot_xml__model_with_actuators_rejects_another_servo(tmp_path: Path) -> None:
     path = write(tmp_path)
     with pytest.raises(ModelError, match=r"robot\.xml has its own actuators, which --servo cannot change"):
         build_scene(SceneCfg(robot_xml=path, servo="old"))
@@ -407,23 +410,39 @@ def motors(xml: str) -> str:
     )
 
 
+def replaced(old: str, new: str) -> Callable[[str], str]:
+    """A change of an XML file that replaces one text by another."""
+    return lambda xml: xml.replace(old, new)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda xml: xml.replace('"elbow_flex"', '"elbow"'), r"joint\(s\) elbow_flex missing; it has: .*elbow"),  # noqa: E501
-        (lambda xml: xml.replace('name="gripperframe"', 'name="tip"'), "site 'gripperframe' missing; it has: tip"),  # noqa: E501
-        (lambda xml: xml.replace('<body name="gripper"', '<body name="hand"'), "body 'gripper' missing; it has: .*hand"),  # noqa: E501
-        (lambda xml: xml.replace('<body name="base">', '<body name="base"><freejoint name="floating"/>'), "in this order; it has: floating"),  # noqa: E501
-        (lambda xml: xml.replace('<joint name="wrist_roll"', '<joint type="slide" name="wrist_roll"'), "wrist_roll must be a hinge"),  # noqa: E501
+        (replaced('"elbow_flex"', '"elbow"'), r"joint\(s\) elbow_flex missing; it has: .*elbow"),
+        (replaced('name="gripperframe"', 'name="tip"'), "site 'gripperframe' missing; it has: tip"),
+        (replaced('<body name="gripper"', '<body name="hand"'), "body 'gripper' missing; it has: .*hand"),
+        (
+            replaced('<body name="base">', '<body name="base"><freejoint name="floating"/>'),
+            "in this order; it has: floating",
+        ),
+        (
+            replaced('<joint name="wrist_roll"', '<joint type="slide" name="wrist_roll"'),
+            "wrist_roll must be a hinge",
+        ),
         (motors, "must be position servos"),
-        (lambda xml: xml.replace('joint="wrist_roll"', 'joint="wrist_flex"'), "one actuator per joint"),
-        (lambda xml: xml.replace('<body name="base"', '<body name="base" pos="0.2 0 0"'), "check joint zeros and base pose"),  # noqa: E501
+        (replaced('joint="wrist_roll"', 'joint="wrist_flex"'), "one actuator per joint"),
+        (
+            replaced('<body name="base"', '<body name="base" pos="0.2 0 0"'),
+            "check joint zeros and base pose",
+        ),
         (lambda xml: xml.replace("<geom ", '<geom name="sheet" ', 1), "sheet"),
         (lambda xml: xml[: len(xml) // 2], "MuJoCo cannot read it"),
         (lambda _: "not a model", "MuJoCo cannot read it"),
     ],
-)  # fmt: skip
-def test_unfit_own_model_is_named(tmp_path: Path, change: Callable[[str], str], message: str) -> None:
+)
+def test_robot_xml__unsuitable_model_is_named_in_the_error(
+    tmp_path: Path, change: Callable[[str], str], message: str
+) -> None:
     path = write(tmp_path, change)
     with pytest.raises(ModelError, match=message) as error:
         build_scene(SceneCfg(robot_xml=path))
@@ -431,7 +450,7 @@ def test_unfit_own_model_is_named(tmp_path: Path, change: Callable[[str], str], 
     assert "\n" not in str(error.value)
 
 
-def test_missing_own_model_is_named(tmp_path: Path) -> None:
+def test_robot_xml__missing_file_is_named_in_the_error(tmp_path: Path) -> None:
     path = tmp_path / "absent.xml"
     with pytest.raises(ModelError, match=r"absent\.xml: no such file"):
         build_spec(SceneCfg(robot_xml=str(path)))

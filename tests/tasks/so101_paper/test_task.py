@@ -1,4 +1,4 @@
-"""The task `so101-paper` as pure functions: numbers worked out by hand, and properties of the draws."""
+"""The task `so101-paper` as pure functions: values worked out by hand, and properties of the draws."""
 
 from __future__ import annotations
 
@@ -72,31 +72,30 @@ def quantities(
         (1.8, 1.8 - math.pi),
     ],
 )
-def test_yaw_error_is_modulo_half_a_turn(angle: float, expected: float) -> None:
+def test_wrap_half_turn__is_modulo_half_a_turn(angle: float, expected: float) -> None:
     assert wrap_half_turn(torch.tensor([angle], dtype=torch.float64)).item() == pytest.approx(
         expected, abs=1e-12
     )
 
 
-def test_a_quarter_turn_is_the_largest_yaw_error() -> None:
+def test_wrap_half_turn__largest_error_is_a_quarter_turn() -> None:
     assert wrap_half_turn(
         torch.tensor([math.pi / 2, -math.pi / 2], dtype=torch.float64)
     ).abs().tolist() == pytest.approx([math.pi / 2] * 2)
 
 
 @given(ANGLES, st.integers(-3, 3))
-def test_wrapped_angles(angle: float, turns: int) -> None:
+def test_wrap_half_turn__differs_from_the_angle_by_half_turns(angle: float, turns: int) -> None:
     wrapped = wrap_half_turn(torch.tensor([angle, angle + turns * math.pi], dtype=torch.float64))
     assert (wrapped.abs() <= math.pi / 2 + 1e-9).all()
-    assert math.sin(2 * (wrapped[0].item() - angle)) == pytest.approx(
-        0.0, abs=1e-9
-    )  # differs by a multiple of half a turn, or of a quarter
-    assert math.cos(2 * (wrapped[0].item() - angle)) == pytest.approx(1.0, abs=1e-9)  # and not of a quarter
+    # the difference is a multiple of a quarter turn (sine), and of half a turn (cosine)
+    assert math.sin(2 * (wrapped[0].item() - angle)) == pytest.approx(0.0, abs=1e-9)
+    assert math.cos(2 * (wrapped[0].item() - angle)) == pytest.approx(1.0, abs=1e-9)
     assert math.sin(2 * (wrapped[1] - wrapped[0]).item()) == pytest.approx(0.0, abs=1e-9)
 
 
 @given(st.tuples(ANGLES, st.floats(-1.5, 1.5), ANGLES))
-def test_yaw_is_that_of_another_library(angles: tuple[float, float, float]) -> None:
+def test_yaw_of__matches_scipy(angles: tuple[float, float, float]) -> None:
     rotation = Rotation.from_euler("ZYX", angles)
     x, y, z, w = rotation.as_quat()
     yaw = yaw_of(torch.tensor([w, x, y, z], dtype=torch.float64)).item()
@@ -104,7 +103,7 @@ def test_yaw_is_that_of_another_library(angles: tuple[float, float, float]) -> N
     assert math.remainder(yaw - expected, 2 * math.pi) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_corners_by_hand() -> None:
+def test_corners__match_values_worked_out_by_hand() -> None:
     position = torch.tensor([[0.22, 0.0, 0.0], [0.3, 0.1, 0.0]], dtype=torch.float64)
     found = corners(position, torch.tensor([0.0, math.pi / 2], dtype=torch.float64))
     # A5 is 148 x 210 mm; turned by 90 degrees, (x, y) becomes (-y, x)
@@ -123,7 +122,7 @@ def test_corners_by_hand() -> None:
     ("offset", "yaw", "inside"),
     [
         ((0.0, 0.0), 0.0, True),
-        ((0.0, 0.0), math.pi, True),  # turned by half a turn it is the same
+        ((0.0, 0.0), math.pi, True),  # half a turn gives the same sheet
         ((0.0199, 0.0199), 0.0, True),
         ((-0.0199, -0.0199), 0.0, True),
         ((0.0201, 0.0), 0.0, False),
@@ -139,17 +138,21 @@ def test_corners_by_hand() -> None:
         ((0.0, 0.0), math.pi / 2, False),
     ],
 )
-def test_all_four_corners_must_be_inside(offset: tuple[float, float], yaw: float, inside: bool) -> None:
+def test_so101_paper_holds__requires_all_four_corners_inside(
+    offset: tuple[float, float], yaw: float, inside: bool
+) -> None:
     q = quantities([[0.22 + offset[0], offset[1], 0.0]], [yaw])
     assert task().holds(q).tolist() == [inside]
 
 
 @pytest.mark.parametrize("corner", range(4))
-def test_one_corner_outside_is_enough(corner: int) -> None:
-    """A sheet whose corner alone lies 1 mm beyond the tape's inner edge, and the same 2 mm back."""
+def test_so101_paper_holds__fails_for_a_single_corner_outside(corner: int) -> None:
+    """One corner is 1 mm outside the tape's inner edge, and then 1 mm inside."""
     yaw = torch.tensor([0.05], dtype=torch.float64)
     at = corners(torch.zeros(1, 2, dtype=torch.float64), yaw)[0, corner]
-    axis = int(at.abs()[0] - 0.074 < at.abs()[1] - 0.105)  # along which this corner reaches farthest
+    axis = int(
+        at.abs()[0] - 0.074 < at.abs()[1] - 0.105
+    )  # the axis along which this corner is closest to its limit
     limit, shift = (0.094, 0.125)[axis], [0.0, 0.0]
     results = []
     for beyond in (0.001, -0.001):
@@ -163,13 +166,13 @@ def test_one_corner_outside_is_enough(corner: int) -> None:
     assert results == [False, True]
 
 
-def test_tolerance_is_the_episodes_own() -> None:
+def test_so101_paper_holds__uses_the_tolerance_of_each_episode() -> None:
     q = quantities([[0.23, 0.0, 0.0]] * 2, [0.0, 0.0])
     q["tolerance"] = torch.tensor([0.0099, 0.0101], dtype=torch.float64)
     assert task().holds(q).tolist() == [False, True]
 
 
-def test_the_goal_can_be_elsewhere() -> None:
+def test_tape_center__moves_the_goal() -> None:
     q = quantities([[0.25, 0.03, 0.0], [0.22, 0.0, 0.0]], [0.0, 0.0])
     assert task(tape_center=(0.25, 0.03)).holds(q).tolist() == [True, False]
 
@@ -177,7 +180,7 @@ def test_the_goal_can_be_elsewhere() -> None:
 # --- reward -------------------------------------------------------------------------------------------------
 
 
-def test_reward_terms_by_hand() -> None:
+def test_reward_terms__match_values_worked_out_by_hand() -> None:
     q = quantities([[0.22, 0.0, 0.0], [0.25, 0.04, 0.0], [0.22, -0.1, 0.0]], [0.0, 0.3, math.pi - 0.2])
     q["success"] = torch.tensor([True, False, False])
     terms = task().reward_terms(q)
@@ -189,7 +192,7 @@ def test_reward_terms_by_hand() -> None:
     np.testing.assert_allclose(terms["step"], [-0.01, -0.01, -0.01])
 
 
-def test_weights_are_the_settings() -> None:
+def test_reward_terms__use_the_configured_weights() -> None:
     q = quantities(
         [[0.25, 0.04, 0.0]], [-0.3], ee_position=torch.tensor([[0.25, 0.04, 0.12]], dtype=torch.float64)
     )
@@ -203,7 +206,7 @@ def test_weights_are_the_settings() -> None:
     )
 
 
-def test_metrics_by_hand() -> None:
+def test_so101_paper_metrics__match_values_worked_out_by_hand() -> None:
     metrics = task().metrics(quantities([[0.25, 0.04, 0.0]], [-0.3]))
     assert {name: value.item() for name, value in metrics.items()} == pytest.approx(
         {"dist_to_goal": 0.05, "yaw_error": 0.3}
@@ -211,7 +214,7 @@ def test_metrics_by_hand() -> None:
 
 
 @given(st.floats(-1.0, 1.0), st.floats(-1.0, 1.0), ANGLES)
-def test_reward_is_the_same_for_a_sheet_turned_by_half_a_turn(x: float, y: float, yaw: float) -> None:
+def test_reward_terms__are_equal_for_a_sheet_turned_by_half_a_turn(x: float, y: float, yaw: float) -> None:
     one, other = (task().reward_terms(quantities([[x, y, 0.0]], [angle])) for angle in (yaw, yaw + math.pi))
     for name, value in one.items():
         assert value.item() == pytest.approx(other[name].item(), abs=1e-9)
@@ -232,7 +235,7 @@ def command(action: list[float], **settings: Any) -> list[float]:
     return result
 
 
-def test_actions_move_the_targets_and_not_the_measured_positions() -> None:
+def test_joint_target__changes_the_targets_not_the_measured_positions() -> None:
     # by hand: 0.1 + 0.02; 1.695 + 0.02 to the limit 1.7; 0.19 + 0.02 to 0.0 + 0.2; -0.19 - 0.02 to 0.0 - 0.2;
     # 0.0 is 0.5 from the measured position: to 0.5 - 0.2; -0.19 - 0.02 to the limit -0.2
     assert command([1, 1, 1, -1, 0, -1]) == pytest.approx([0.12, 1.7, 0.2, -0.2, 0.3, -0.2], abs=1e-7)
@@ -240,7 +243,7 @@ def test_actions_move_the_targets_and_not_the_measured_positions() -> None:
     assert command([-0.5, -1, -1, 1, 1, 1]) == pytest.approx([0.09, 1.675, 0.17, -0.17, 0.3, -0.17], abs=1e-7)
 
 
-def test_limits_of_commands_are_settings() -> None:
+def test_joint_target__uses_the_configured_limits() -> None:
     assert command([1, 0, 1, 0, 0, 0], action_scale=0.05, max_target_error=0.5) == pytest.approx(
         [0.15, 1.695, 0.24, -0.19, 0.0, -0.19], abs=1e-7
     )
@@ -252,7 +255,9 @@ def test_limits_of_commands_are_settings() -> None:
     st.lists(st.floats(-3.0, 3.0), min_size=6, max_size=6),
     st.lists(st.floats(0.0, 1.0), min_size=6, max_size=6),
 )
-def test_targets_stay_in_their_bounds(action: list[float], target: list[float], share: list[float]) -> None:
+def test_joint_target__stays_within_its_bounds(
+    action: list[float], target: list[float], share: list[float]
+) -> None:
     low, high = JOINT_RANGE.unbind(1)
     q = quantities([[0.3, 0.0, 0.0]], [0.0])
     position = low + torch.tensor(share, dtype=torch.float64) * (high - low)
@@ -265,7 +270,7 @@ def test_targets_stay_in_their_bounds(action: list[float], target: list[float], 
 # --- observation --------------------------------------------------------------------------------------------
 
 
-def test_the_25_numbers_by_index() -> None:
+def test_so101_paper_observe__state_has_the_documented_25_numbers() -> None:
     q = quantities([[0.25, 0.04, 0.001]], [0.3])
     q["joint_position"] = torch.arange(0, 6, dtype=torch.float64)[None]
     q["joint_velocity"] = torch.arange(10, 16, dtype=torch.float64)[None]
@@ -285,7 +290,7 @@ def test_the_25_numbers_by_index() -> None:
     assert {value.dtype for value in obs.values()} == {torch.float32}
 
 
-def test_what_is_observed_depends_on_the_mode() -> None:
+def test_obs_mode__selects_state_and_cameras() -> None:
     q = quantities([[0.25, 0.04, 0.001]], [0.3])
     named = {"joint_position", "joint_velocity", "joint_target", "sheet_pose", "goal", "ee_position"}
     for mode, names, cameras in (
@@ -298,7 +303,7 @@ def test_what_is_observed_depends_on_the_mode() -> None:
         assert one.obs_cameras == cameras
 
 
-def test_bounds_of_the_observation() -> None:
+def test_observation_space__has_the_documented_bounds() -> None:
     space = task().observation_space()
     assert space["state"].shape == (25,)
     assert all(np.isfinite(box.low).all() and np.isfinite(box.high).all() for box in space.values())
@@ -330,7 +335,7 @@ def draws(one: SO101Paper, seeds: Tensor) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("first", [0, 10_000_000, (1 << 40) + (1 << 36)])
-def test_draws_fill_their_ranges_evenly_and_independently(first: int) -> None:
+def test_randomize__draws_are_uniform_and_independent(first: int) -> None:
     n = 10_000
     drawn = draws(task(), torch.arange(first, first + n))
     assert set(drawn) == set(DRAWS)
@@ -339,8 +344,8 @@ def test_draws_fill_their_ranges_evenly_and_independently(first: int) -> None:
         assert high - 0.002 * (high - low) < drawn[name].max() < high
         assert scipy.stats.kstest(drawn[name], "uniform", (low, high - low)).pvalue > 1e-4, name
     values = np.stack(list(drawn.values()))
-    # of independent draws, correlations have a standard deviation of 1/√n = 0.01: 10 pairs, and 5 with the
-    # next seed
+    # the correlations of independent draws have a standard deviation of 1/√n = 0.01; there are 10 pairs, and
+    # 25 pairs with the next seed
     assert np.abs(np.corrcoef(values) - np.eye(5)).max() < 0.045
     following = np.corrcoef(values[:, :-1], values[:, 1:])[:5, 5:]
     assert np.abs(following).max() < 0.045
@@ -349,7 +354,7 @@ def test_draws_fill_their_ranges_evenly_and_independently(first: int) -> None:
 
 
 @given(st.lists(st.integers(0, 2**62), min_size=1, max_size=5))
-def test_a_draw_depends_on_its_own_seed_alone(seeds: list[int]) -> None:
+def test_randomize__depends_on_the_seed_of_the_episode_alone(seeds: list[int]) -> None:
     together = task().randomize(torch.tensor(seeds))
     for i, seed in enumerate(seeds):
         alone = task().randomize(torch.tensor([seed]))
@@ -360,20 +365,20 @@ def test_a_draw_depends_on_its_own_seed_alone(seeds: list[int]) -> None:
     st.lists(st.tuples(st.floats(0.5, 0.9), st.floats(0.0, 0.5)), min_size=5, max_size=5),
     st.integers(0, 2**62),
 )
-def test_draws_stay_in_the_ranges_that_are_set(ranges: list[tuple[float, float]], seed: int) -> None:
+def test_randomize__stays_within_the_configured_ranges(ranges: list[tuple[float, float]], seed: int) -> None:
     chosen = {name: (low, low + width) for name, (low, width) in zip(DRAWS, ranges, strict=True)}
     drawn = draws(task(**chosen), torch.tensor([seed]))
     for name, (low, high) in chosen.items():
         assert low - 1e-12 <= drawn[name][0] <= high + 1e-12
 
 
-def test_randomisation_off_is_the_middle_of_every_range() -> None:
+def test_randomization__off_uses_the_middle_of_every_range() -> None:
     drawn = draws(task(randomization="off"), torch.arange(5))
     for name, (low, high) in DRAWS.items():
         np.testing.assert_allclose(drawn[name], [(low + high) / 2] * 5, atol=1e-12)
 
 
-def test_narrowing_one_range_leaves_the_other_draws() -> None:
+def test_randomize__narrowing_one_range_keeps_the_other_draws() -> None:
     seeds = torch.arange(50)
     usual, narrowed = draws(task(), seeds), draws(task(sheet_yaw=(0.0, 0.0)), seeds)
     assert not narrowed.pop("sheet_yaw").any()
@@ -386,8 +391,10 @@ def test_narrowing_one_range_leaves_the_other_draws() -> None:
 def tolerances(
     one: SO101Paper, progress: list[tuple[float, float]], episodes: Sequence[int] | None = None
 ) -> list[float]:
-    """The tolerance of an episode that begins after each `(fraction, success_rate)`; 100 episodes end between
-    two."""
+    """The tolerance of an episode that begins after each `(fraction, success_rate)`.
+
+    By default, 100 episodes end between two of them.
+    """
     found = []
     for (fraction, success_rate), ended in zip(
         progress, episodes or range(0, 100 * len(progress), 100), strict=True
@@ -398,30 +405,30 @@ def tolerances(
     return found
 
 
-def test_without_a_curriculum_the_tolerance_stays() -> None:
+def test_curriculum__none_keeps_the_tolerance() -> None:
     one = task()
     assert tolerances(one, [(0.0, 0.0), (0.5, 1.0), (1.0, 1.0)]) == [0.02] * 3
     assert one.set_training_progress(0.5, 1.0, 500) == {}
 
 
-def test_schedule_narrows_over_time() -> None:
+def test_curriculum__schedule_narrows_over_time() -> None:
     one = task(curriculum="schedule", curriculum_tolerance=0.06, curriculum_fraction=0.5)
-    # from 6 cm to 2 cm over the first half, whatever the success
+    # from 6 cm to 2 cm over the first half, at any success rate
     assert tolerances(one, [(0.0, 1.0), (0.125, 0.0), (0.25, 1.0), (0.5, 0.0), (1.0, 0.0)]) == pytest.approx(
         [0.06, 0.05, 0.04, 0.02, 0.02]
     )
 
 
-def test_success_narrows_by_a_tenth_of_the_way() -> None:
+def test_curriculum__success_narrows_by_a_tenth_of_the_range() -> None:
     one = task(curriculum="success", curriculum_tolerance=0.06)
     found = tolerances(one, [(0.0, 0.0), (0.1, 0.89), (0.2, 0.9), (0.3, 0.95), (0.4, 0.5)])
     assert found == pytest.approx([0.06, 0.06, 0.056, 0.052, 0.052])
     assert tolerances(one, [(0.5, 1.0)] * 20, range(1000, 3000, 100))[-1] == pytest.approx(0.02)
 
 
-def test_success_waits_for_a_hundred_episodes_of_the_new_tolerance() -> None:
-    """The success rate is of the last 100 episodes: before so many ended, it still tells of a wider
-    tolerance."""
+def test_curriculum__success_waits_for_a_hundred_episodes_between_changes() -> None:
+    """The success rate covers the last 100 episodes, so it includes episodes with a wider tolerance before
+    100 have ended."""
     one = task(curriculum="success", curriculum_tolerance=0.06)
     found = tolerances(one, [(0.0, 0.0)] + [(0.1, 1.0)] * 6, [0, 60, 99, 130, 229, 230, 300])
     assert found == pytest.approx([0.06, 0.06, 0.06, 0.056, 0.056, 0.052, 0.052])
@@ -431,11 +438,11 @@ def test_success_waits_for_a_hundred_episodes_of_the_new_tolerance() -> None:
 
 
 @pytest.mark.parametrize("curriculum", ["schedule", "success"])
-def test_evaluation_knows_no_curriculum(curriculum: str) -> None:
+def test_curriculum__is_not_used_in_evaluation(curriculum: str) -> None:
     assert task(curriculum=curriculum).randomize(torch.tensor([1]))["tolerance"].item() == 0.02
 
 
-def test_a_curriculum_is_resumed_where_it_was() -> None:
+def test_curriculum__resumes_from_the_saved_state() -> None:
     one = task(curriculum="success", curriculum_tolerance=0.06)
     tolerances(one, [(0.0, 0.0), (0.1, 1.0)])
     other = task(curriculum="success", curriculum_tolerance=0.06)
@@ -470,11 +477,11 @@ def test_a_curriculum_is_resumed_where_it_was() -> None:
     ],
     ids=str,
 )
-def test_impossible_settings_are_named(change: dict[str, Any]) -> None:
+def test_so101_paper_cfg__invalid_value_names_the_field(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=list(change)[-1]):
         SO101PaperCfg(**change)
 
 
-def test_every_setting_is_documented_and_frozen() -> None:
+def test_so101_paper_cfg__is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         SO101PaperCfg().tolerance = 0.1  # type: ignore[misc]

@@ -1,5 +1,4 @@
-"""`residual-rl demos`: collect demonstrations, look at them, replay them, and convert them to and from
-LeRobot's format."""
+"""`residual-rl demos`: collect, inspect, replay and convert demonstrations."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from residual_rl.registry import load
 
 SUBCOMMANDS = {
     "collect": "run a policy and store its episodes: residual-rl demos collect TASK [options]",
-    "info": "summary of a file: residual-rl demos info FILE [--episodes]",
+    "info": "summarise a file: residual-rl demos info FILE [--episodes]",
     "replay": "execute the stored actions again: residual-rl demos replay FILE [options]",
     "to-lerobot": "write a LeRobot dataset from a file of demonstrations",
     "from-lerobot": "write a file of demonstrations from a LeRobot dataset",
@@ -31,12 +30,12 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in HELP:
         # the help of `demos` itself; each subcommand has its own
         width = max(map(len, SUBCOMMANDS))
-        lines = [f"  {name:<{width}}  {what}" for name, what in SUBCOMMANDS.items()]
+        lines = [f"  {name:<{width}}  {text}" for name, text in SUBCOMMANDS.items()]
         print(
             "\n".join(
                 [
-                    "usage: residual-rl demos SUBCOMMAND [options]      (SUBCOMMAND --help lists all "
-                    "options)",
+                    "usage: residual-rl demos SUBCOMMAND [options]      "
+                    "(SUBCOMMAND --help lists all options)",
                     "",
                     *lines,
                 ]

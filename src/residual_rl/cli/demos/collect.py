@@ -1,4 +1,4 @@
-"""`residual-rl demos collect`: run a policy, or let a planner plan, and store the episodes."""
+"""`residual-rl demos collect`: run a policy or a planner, and store the episodes."""
 
 from __future__ import annotations
 
@@ -47,31 +47,31 @@ class CollectFlags(CheckedCfg):
     """`oracle` (a policy that solves the task), a planner of the task (such as motion-planning), a base
     policy of `residual-rl list`, or a run folder or model (base + residual)."""
     model: str | None = None
-    """Of a run folder: best, final, interrupted, or the path of an exported policy. None: best."""
+    """Model of a run: best, final, interrupted, or the path of an exported policy. None: best."""
     output: Annotated[Path, tyro.conf.arg(aliases=["--out"])] = Path("demos.h5")
-    """File to write; a description is written beside it, with the suffix .json."""
+    """File to write; its description is written to a file of the same name with the suffix .json."""
     overwrite: bool = False
     """Replace an existing file."""
     num_threads: NonNegativeInt | None = None
-    """Simulator threads; 0 means one a CPU core. The episodes do not depend on it. None: as in training."""
+    """Simulator threads; 0 means one per CPU core. The episodes do not depend on it. None: as in training."""
     time_limit: PositiveFloat = 120.0
-    """Time limit of a planner for an episode [s]."""
+    """Time limit of a planner for each episode [s]."""
 
 
 def collect_episodes(argv: Sequence[str]) -> int:
     """Parse, collect, and print the outcome."""
     task_id, rest = require_target(argv, "demos collect", "TASK", "Collect demonstrations")
-    # the policy decides which other flags there are; planners run in processes of their own
+    # the other flags depend on the policy; planners run in worker processes
     head = parse_head(CollectFlags(), rest, f"demos collect {task_id}")
     if head.policy in TASKS.get(task_id).planners:
         return _collect_planned(task_id, rest, head.policy)
     # the settings: those of a run if --policy names one, otherwise the task's defaults
     exported, cfg = resolve_policy(task_id, head.policy, head.model, "demos collect")
-    flags, what, cfg = _parse_collect(task_id, rest, cfg)
+    flags, collect_cfg, cfg = _parse_collect(task_id, rest, cfg)
     check_output(flags.output, flags.overwrite)
     torch.set_num_threads(cfg.run.torch_threads)
     # the env and the policy: base + residual, or the base policy alone
-    env = _make_env(cfg, what)
+    env = _make_env(cfg, collect_cfg)
     if exported is not None:
         env.residual_scale = exported.residual_scale
     policy = (
@@ -80,13 +80,13 @@ def collect_episodes(argv: Sequence[str]) -> int:
     begin = time.perf_counter()
     with (
         stop_signals() as stop,
-        DemoWriter(flags.output, _describe(env, cfg, exported, what), flags.overwrite) as writer,
-        ProgressBar(what.n_episodes, unit="episodes", title="collect") as bar,
+        DemoWriter(flags.output, _describe(env, cfg, exported, collect_cfg), flags.overwrite) as writer,
+        ProgressBar(collect_cfg.n_episodes, unit="episodes", title="collect") as bar,
     ):
         collected = collect(
             env,
             policy,
-            what,
+            collect_cfg,
             writer,
             with_residual=exported is not None,
             stopped=lambda: stop.signal is not None,
@@ -94,23 +94,23 @@ def collect_episodes(argv: Sequence[str]) -> int:
         )
     env.close()
     minutes = (time.perf_counter() - begin) / 60
-    return _tell_collected(flags.output, writer.published, collected, what, minutes, stop.signal)
+    return _report_collected(flags.output, writer.published, collected, collect_cfg, minutes, stop.signal)
 
 
 def _collect_planned(task_id: str, argv: Sequence[str], name: str) -> int:
     """Collect from the planner `name` of the task."""
     spec = TASKS.get(task_id)
-    flags, what, cfg = _parse_collect(task_id, argv, TrainCfg.default(task_id), ("task",))
+    flags, collect_cfg, cfg = _parse_collect(task_id, argv, TrainCfg.default(task_id), ("task",))
     # planners ignore these flags: reject them instead of collecting something else
     given = {
-        "--noise": what.noise,
-        "--num-envs": what.num_envs is not None,
+        "--noise": collect_cfg.noise,
+        "--num-envs": collect_cfg.num_envs is not None,
         "--model": has_flag(argv, "--model"),
     }
     if any(given.values()):
         useless = ", ".join(flag for flag, is_given in given.items() if is_given)
         raise ConfigError(
-            f"--policy {name} plans its episodes ahead, in --num-threads processes: it takes no {useless}"
+            f"--policy {name} plans whole episodes, in --num-threads processes: leave out {useless}"
         )
     check_output(flags.output, flags.overwrite)
     # plan in worker processes and store the episodes
@@ -118,21 +118,23 @@ def _collect_planned(task_id: str, argv: Sequence[str], name: str) -> int:
     begin = time.perf_counter()
     with stop_signals() as stop:
         planner: Planner = load(spec.planners[name])(
-            cfg.task, min(num_workers, what.n_episodes), flags.time_limit
+            cfg.task, min(num_workers, collect_cfg.n_episodes), flags.time_limit
         )
         with (
             contextlib.closing(planner),
-            DemoWriter(flags.output, _describe_planned(planner, cfg, name, what), flags.overwrite) as writer,
-            ProgressBar(what.n_episodes, unit="episodes", title="collect") as bar,
+            DemoWriter(
+                flags.output, _describe_planned(planner, cfg, name, collect_cfg), flags.overwrite
+            ) as writer,
+            ProgressBar(collect_cfg.n_episodes, unit="episodes", title="collect") as bar,
         ):
             collected = collect_planned(
-                planner, what, writer, stopped=lambda: stop.signal is not None, on_progress=bar.update
+                planner, collect_cfg, writer, stopped=lambda: stop.signal is not None, on_progress=bar.update
             )
     minutes = (time.perf_counter() - begin) / 60
-    return _tell_collected(flags.output, writer.published, collected, what, minutes, stop.signal)
+    return _report_collected(flags.output, writer.published, collected, collect_cfg, minutes, stop.signal)
 
 
-def _describe_planned(planner: Planner, cfg: TrainCfg, name: str, what: CollectCfg) -> dict[str, Any]:
+def _describe_planned(planner: Planner, cfg: TrainCfg, name: str, collect_cfg: CollectCfg) -> dict[str, Any]:
     """The description stored in a file of planned episodes."""
     return describe(
         cfg.task_id,
@@ -144,7 +146,8 @@ def _describe_planned(planner: Planner, cfg: TrainCfg, name: str, what: CollectC
         source_type=name,
         source_desc=planner.description,
         collected={
-            name: getattr(what, name) for name in ("only_success", "noise", "noise_correlation", "first_seed")
+            name: getattr(collect_cfg, name)
+            for name in ("only_success", "noise", "noise_correlation", "first_seed")
         },
     )
 
@@ -152,22 +155,26 @@ def _describe_planned(planner: Planner, cfg: TrainCfg, name: str, what: CollectC
 def _parse_collect(
     task_id: str, argv: Sequence[str], cfg: TrainCfg, parts: Sequence[str] = ("task", "base")
 ) -> tuple[CollectFlags, CollectCfg, TrainCfg]:
-    groups = {"own": CollectFlags(), "what": CollectCfg(), **{name: getattr(cfg, name) for name in parts}}
+    groups = {
+        "own": CollectFlags(),
+        "collect_cfg": CollectCfg(),
+        **{name: getattr(cfg, name) for name in parts},
+    }
     parsed = parse_flags(groups, argv, f"demos collect {task_id}", "Run a policy and store its episodes.")
     flags: CollectFlags = parsed.pop("own")
-    what: CollectCfg = parsed.pop("what")
+    collect_cfg: CollectCfg = parsed.pop("collect_cfg")
     cfg = dataclasses.replace(cfg, **parsed)
     if flags.num_threads is not None:
         cfg = replace_fields(cfg, {"num_threads": flags.num_threads})
-    return flags, what, cfg
+    return flags, collect_cfg, cfg
 
 
-def _make_env(cfg: TrainCfg, what: CollectCfg) -> ResidualEnv:
+def _make_env(cfg: TrainCfg, collect_cfg: CollectCfg) -> ResidualEnv:
     """`num_envs` envs, but at most one per episode; without `num_envs`, as many as fit into memory."""
-    num_envs = min(what.num_envs or NUM_ENVS, what.n_episodes)
+    num_envs = min(collect_cfg.num_envs or NUM_ENVS, collect_cfg.n_episodes)
     env = make_residual_env(cfg, num_envs)
     # The memory of one env is known only once the env exists.
-    if what.num_envs is None and max_envs_in_memory(env.vec_env) < num_envs:
+    if collect_cfg.num_envs is None and max_envs_in_memory(env.vec_env) < num_envs:
         num_envs = max_envs_in_memory(env.vec_env)
         env.close()
         env = make_residual_env(cfg, num_envs)
@@ -175,7 +182,7 @@ def _make_env(cfg: TrainCfg, what: CollectCfg) -> ResidualEnv:
 
 
 def _describe(
-    env: ResidualEnv, cfg: TrainCfg, exported: ExportedPolicy | None, what: CollectCfg
+    env: ResidualEnv, cfg: TrainCfg, exported: ExportedPolicy | None, collect_cfg: CollectCfg
 ) -> dict[str, Any]:
     """The description stored in the file."""
     plain = cfg.to_dict()
@@ -203,13 +210,19 @@ def _describe(
         source_desc=name,
         policy={"base_policy": cfg.base_policy_id, "base": plain["base"], "residual": residual},
         collected={
-            name: getattr(what, name) for name in ("only_success", "noise", "noise_correlation", "first_seed")
+            name: getattr(collect_cfg, name)
+            for name in ("only_success", "noise", "noise_correlation", "first_seed")
         },
     )
 
 
-def _tell_collected(
-    out: Path, stored: int, collected: CollectionStats, what: CollectCfg, minutes: float, signal: int | None
+def _report_collected(
+    out: Path,
+    stored: int,
+    collected: CollectionStats,
+    collect_cfg: CollectCfg,
+    minutes: float,
+    signal: int | None,
 ) -> int:
     rate = (
         f"{collected.solved} of {collected.ran} episodes succeeded"
@@ -217,21 +230,23 @@ def _tell_collected(
         else "no episode was complete"
     )
     if collected.failed:
-        rate += f", {len(collected.failed)} came to nothing"
+        rate += f", {len(collected.failed)} could not be planned"
         for lost in collected.failed:
             print(
-                f"residual-rl: the episode of seed {lost.seed} came to nothing: {lost.why}", file=sys.stderr
+                f"residual-rl: the episode of seed {lost.seed} could not be planned: {lost.why}",
+                file=sys.stderr,
             )
     # interrupted: the exit code of the signal
-    where = f"{out} holds {stored} episodes" if stored else "nothing was written"
-    if signal is not None and stored < what.n_episodes:
+    where = f"{out} contains {stored} episodes" if stored else "nothing was written"
+    if signal is not None and stored < collect_cfg.n_episodes:
         print(f"residual-rl: interrupted; {rate}, {where}", file=sys.stderr)
         return 128 + signal
-    if stored < what.n_episodes:
+    if stored < collect_cfg.n_episodes:
         raise ConfigError(
-            f"{rate}, and {what.n_episodes} were requested: {where}; use a better --policy or less --noise"
+            f"{rate}, and {collect_cfg.n_episodes} were requested: {where}; "
+            "use a better --policy or less --noise"
         )
     # all requested episodes are stored
-    speed = f"{collected.ran / minutes:,.0f} episodes a minute" if minutes else ""
+    speed = f"{collected.ran / minutes:,.0f} episodes per minute" if minutes else ""
     Console().say(f"{where} ({out.stat().st_size / 1e6:.1f} MB); {rate}; {speed}")
     return 0

@@ -23,10 +23,10 @@ class InfoFlags:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print what a file of demonstrations contains."""
+    """Print a summary of a file of demonstrations."""
     file, rest = require_demos_file(argv, "info", "Summarise a file of demonstrations")
-    what = "Summarise a file of demonstrations."
-    flags: InfoFlags = parse_flags({"own": InfoFlags()}, rest, f"demos info {file}", what)["own"]
+    about = "Summarise a file of demonstrations."
+    flags: InfoFlags = parse_flags({"own": InfoFlags()}, rest, f"demos info {file}", about)["own"]
     console = Console()
     with Demonstrations.open(file) as demos:
         # statistics over all episodes, without reading the observations
@@ -44,12 +44,12 @@ def main(argv: Sequence[str]) -> int:
         shapes = ", ".join(f"{name} {list(shape)}" for name, shape in demos.obs_shapes.items())
         rows = {"task": f"{demos.env_id} (as {stored_by} stores it)"}
         if demos.own:
-            rows["settings"] = settings_as_flags(demos.task_id, demos.task_settings) or "the task's own"
+            rows["settings"] = settings_as_flags(demos.task_id, demos.task_settings) or "defaults of the task"
         rows |= {
             "policy": str(info.get("source_desc") or info.get("source_type") or "unknown"),
             "episodes": f"{len(demos)}, {sum(lengths):,} steps",
             "success": success,
-            "steps an episode": f"{min(lengths)} to {max(lengths)}, median {median}",
+            "steps per episode": f"{min(lengths)} to {max(lengths)}, median {median}",
             "observations": shapes or "none",
             "actions": f"[{demos.action_dim}], from {low:.3g} to {high:.3g}",
             "also stored": ", ".join(name for name in _ALSO_STORED if _has(parts[0], name)) or "nothing",

@@ -1,4 +1,4 @@
-"""`residual-rl demos to-lerobot` and `from-lerobot`: demonstrations to and from LeRobot's dataset format."""
+"""`residual-rl demos to-lerobot` and `from-lerobot`: convert demonstrations to and from LeRobot datasets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ExportFlags:
     """Flags of `demos to-lerobot` that are not settings of the conversion."""
 
     output_dir: Annotated[Path, tyro.conf.arg(aliases=["--out", "--output"])]
-    """The dataset's folder, which must not exist."""
+    """Folder of the dataset, which must not exist."""
 
 
 def to_lerobot(argv: Sequence[str]) -> int:
@@ -43,7 +43,7 @@ def to_lerobot(argv: Sequence[str]) -> int:
     ):
         written = export(demos, folder, parsed["cfg"], lambda done: bar.update(done, None))
     text = (
-        f"{folder} holds {written.episodes} episodes, {written.frames:,} frames at {written.fps} a second "
+        f"{folder} contains {written.episodes} episodes, {written.frames:,} frames at {written.fps} Hz "
         "(LeRobotDataset v3)"
     )
     Console().say(text)
@@ -57,13 +57,13 @@ class ImportFlags:
     task: str = ""
     """Task of the recording. Datasets of `demos to-lerobot` contain it."""
     output: Annotated[Path, tyro.conf.arg(aliases=["--out"])] = Path("demos.h5")
-    """File to write; a description is written beside it, with the suffix .json."""
+    """File to write; its description is written to a file of the same name with the suffix .json."""
     overwrite: bool = False
     """Replace an existing file."""
 
 
 def from_lerobot(argv: Sequence[str]) -> int:
-    """Parse, write, and print a summary that includes what had to be changed."""
+    """Parse, write, and print a summary that includes the changes."""
     source, rest = _first(argv, "from-lerobot FOLDER|OWNER/NAME", "a LeRobot dataset")
     wants_help = bool(HELP & set(rest))
     # the task: from --task, or from a dataset that `demos to-lerobot` wrote
@@ -89,7 +89,7 @@ def _write(recording: Recording, task_id: str, flags: ImportFlags, cfg: ImportCf
     settings = _long_enough(settings, recording)
     env: VecEnv = load(TASKS.get(task_id).make)(settings, 1, 1, "cpu")
     with contextlib.closing(env):
-        # the conversion replays each recording in the env, which computes what the dataset does not have
+        # the conversion replays each recording in the env, which computes the values that the dataset lacks
         converter = Converter(recording, env, task_id, cfg)
         info = describe(
             task_id,
@@ -110,7 +110,7 @@ def _write(recording: Recording, task_id: str, flags: ImportFlags, cfg: ImportCf
             for demo in converter.episodes():
                 writer.add(demo)
                 bar.update(writer.num_episodes, None)
-    _tell(out, writer.published, converter)
+    _print_summary(out, writer.published, converter)
     return 0
 
 
@@ -126,7 +126,7 @@ def _defaults(task_id: str, recording: Recording | None) -> TrainCfg:
             )
         except (UnknownNameError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{recording.source if recording else ''} holds settings that this release does not take: "
+                f"{recording.source if recording else ''} contains settings that this release does not have: "
                 f"{error}"
             ) from error
     modes = {field.name: field for field in dataclasses.fields(cfg.task)}
@@ -145,17 +145,16 @@ def _long_enough(settings: Any, recording: Recording) -> Any:
     return settings
 
 
-def _tell(out: Path, episodes: int, converter: Converter) -> None:
+def _print_summary(out: Path, episodes: int, converter: Converter) -> None:
     console, done = Console(), converter.conversion
-    lines = [f"{out} holds {episodes} episodes, {done.steps:,} steps"]
+    lines = [f"{out} contains {episodes} episodes, {done.steps:,} steps"]
     if done.late:
         lines.append(
-            f"{done.late:,} steps have a joint's target more than {LAG:g} degrees or per cent behind what "
-            "was recorded, "
-            f"{done.largest:.1f} at most: the task's actions cannot follow as fast"
+            f"in {done.late:,} steps, the target of a joint lags more than {LAG:g} degrees or percent behind "
+            f"the recording, by {done.largest:.1f} at most: the actions of the task are too slow"
         )
     if done.clipped:
-        lines.append(f"{done.clipped:,} values were cut to their joint's range")
+        lines.append(f"{done.clipped:,} values were clipped to the range of their joint")
     for line in lines:
         console.say(line)
 

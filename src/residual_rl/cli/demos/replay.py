@@ -29,19 +29,19 @@ class ReplayFlags(CheckedCfg):
     episodes: tuple[NonNegativeInt, ...] = ()
     """Episodes to replay. Empty: all."""
     save_video: Path | None = None
-    """Write a video of them to this file, or without a value to FILE.mp4."""
+    """Write a video of the replayed episodes to this file; without a value, to FILE.mp4."""
     num_envs: PositiveInt = 16
     """Episodes replayed together; the results do not depend on it."""
     num_threads: NonNegativeInt = 0
-    """Simulator threads; 0 means one a CPU core."""
+    """Simulator threads; 0 means one per CPU core."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Replay the demonstrations and print the differences."""
     file, rest = require_demos_file(argv, "replay", "Replay demonstrations in simulation")
-    what = "Execute the stored actions again, and compare the episodes with the stored ones."
+    about = "Execute the stored actions again, and compare the episodes with the stored ones."
     flags: ReplayFlags = parse_flags(
-        {"own": ReplayFlags()}, _with_video_path(rest, file), f"demos replay {file}", what
+        {"own": ReplayFlags()}, _with_video_path(rest, file), f"demos replay {file}", about
     )["own"]
     # one torch thread: the simulator's threads use the cores
     torch.set_num_threads(1)
@@ -51,18 +51,18 @@ def main(argv: Sequence[str]) -> int:
         for i in episodes:
             demos.episode(i, obs=())  # report damaged episodes before running any
         env = make_env(demos, min(flags.num_envs, len(episodes)), flags.num_threads)
-        # warn about what cannot be restored or compared
+        # warn about missing seeds and observations
         unseeded = sum(demos.episodes[i].get("episode_seed") is None for i in episodes)
         if unseeded:
             _log.warning(
-                "%d of %d episodes store no seed: what they do not store starts as the task draws it for "
+                "%d of %d episodes have no seed: their initial state, where it is not stored, is that of "
                 "seed 0",
                 unseeded,
                 len(episodes),
             )
         absent = sorted(set(demos.obs_shapes) - set(env.single_observation_space.spaces))  # type: ignore[attr-defined]
         if absent:
-            _log.warning("this task does not observe %s: not compared", ", ".join(absent))
+            _log.warning("the task does not observe %s, so they are not compared", ", ".join(absent))
         # Replay the episodes.
         results: list[ReplayResult] = []
         with ProgressBar(len(episodes), unit="episodes", title="replay") as bar:
@@ -83,9 +83,8 @@ def main(argv: Sequence[str]) -> int:
     known = [r for r in results if r.reproduced is not None]
     same = sum(bool(r.reproduced) for r in known)
     drift = max(results, key=lambda r: r.drift.value).drift
-    note = "" if deterministic else "; this simulator does not promise equal episodes"
-    text = f"{same} of {len(known)} episodes end as they were stored; largest drift {drift}{note}"
-    console.say(text)
+    note = "" if deterministic else "; this simulator is not deterministic"
+    console.say(f"{same} of {len(known)} episodes end as stored; largest drift {drift}{note}")
     return 0 if same == len(known) else 1
 
 

@@ -1,2 +1,1 @@
-"""ManiSkill's tasks as a vec_env: its GPU simulation in this process, or its CPU simulation in
-worker processes."""
+"""ManiSkill's tasks as a vec_env: the GPU simulation in this process, or the CPU simulation in workers."""

@@ -1,5 +1,4 @@
-"""Actions in [-1, 1] for ManiSkill's controllers, some of which take joint positions or velocities as they
-are."""
+"""Actions in [-1, 1] for ManiSkill's controllers, some of which take unscaled positions or velocities."""
 
 from __future__ import annotations
 
@@ -14,20 +13,20 @@ from residual_rl.errors import ConfigError
 
 
 class ActionRange:
-    """The actions of all robots of a ManiSkill env, one after the other.
-
-    Raises `ConfigError` where a control mode's actions have no bounds.
+    """The action ranges of all robots of a ManiSkill env, concatenated.
 
     Args:
-        env: unwrapped.
+        env: the unwrapped env.
+
+    Raises:
+        ConfigError: the actions of a control mode are unbounded.
     """
 
     def __init__(self, env: Any):
         spaces = dict(getattr(env.single_action_space, "spaces", {"": env.single_action_space}))
         agents = dict(zip(spaces, getattr(env.agent, "agents", [env.agent]), strict=True))
         self._parts: list[tuple[str, int, Tensor, Tensor]] = []
-        """For each robot its name, its number of actions, and the middle and the half of the range of
-        each."""
+        """For each robot: its name, the size of its action, and the centre and half width of the range."""
         # the affine map from [-1, 1] to each robot's range
         for name, space in spaces.items():
             middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2
@@ -35,9 +34,9 @@ class ActionRange:
                 bounded = [mode for mode in agents[name].supported_control_modes if "delta" in mode]
                 mode, robot = agents[name].control_mode, agents[name].uid
                 raise ConfigError(
-                    f"control mode {mode!r} of robot {robot!r} has actions without bounds, so that -1 and 1"
-                    " would mean nothing; choose another, such as"
-                    f" {' or '.join(bounded[:3]) or 'one of changes (delta)'}"
+                    f"the actions of control mode {mode!r} of robot {robot!r} are unbounded and cannot be"
+                    " normalised; choose another --control-mode, such as"
+                    f" {' or '.join(bounded[:3]) or 'one with delta actions'}"
                 )
             self._parts.append(
                 (
@@ -50,10 +49,10 @@ class ActionRange:
             bool((middle == 0).all() and (half == 1).all()) for _, _, middle, half in self._parts
         )
         self.size = np.concatenate([_half_ranges(agent.controller) for agent in agents.values()])
-        """[A]: what an action of 1 means, in the controllers' own units."""
+        """[A]: the physical value of an action of 1, in the units of the controllers."""
 
     def to_maniskill(self, actions: Tensor) -> Tensor | dict[str, Tensor]:
-        """What the env takes for `actions` [B, A] in [-1, 1]."""
+        """Convert `actions` [B, A] in [-1, 1] to the format of ManiSkill's `step`."""
         if len(self._parts) == 1:
             _, _, middle, half = self._parts[0]
             return actions if self._is_normalised else middle + actions * half
@@ -65,16 +64,18 @@ class ActionRange:
         }
 
     def from_maniskill(self, actions: Tensor) -> Tensor:
-        """[B, A]: what `to_maniskill` turns into `actions` [B, A], for one robot. Raises `ConfigError` where
-        there are several."""
+        """The inverse of `to_maniskill` for `actions` [B, A] of a single robot.
+
+        Raises `ConfigError` if the env has several robots.
+        """
         if len(self._parts) != 1:
-            raise ConfigError("actions of several robots cannot be converted")
+            raise ConfigError("actions of envs with several robots cannot be converted")
         _, _, middle, half = self._parts[0]
         return actions if self._is_normalised else (actions - middle) / half
 
 
 def _half_ranges(controller: Any) -> NDArray[np.float32]:
-    """Half of what each action of a controller spans, before ManiSkill normalises it."""
+    """Half width of each action's range before ManiSkill's normalisation."""
     parts = getattr(controller, "controllers", None)
     if parts is not None:
         return np.concatenate([_half_ranges(part) for part in parts.values()])

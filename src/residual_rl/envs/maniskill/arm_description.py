@@ -1,4 +1,4 @@
-"""Describes the arm, the controller and the gripper of a ManiSkill robot."""
+"""Description of the arm, the controller and the gripper of a ManiSkill robot."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ GRIPPER_OPENS: dict[str, float] = {
     "xarm6_robotiq": -1.0,
     "xarm6_robotiq_wristcam": -1.0,
 }
-"""The gripper's action that opens it, by ManiSkill's name of the robot. Other robots define an attribute
-`gripper_opens` on their class if their tool's axes are those that `Arm` describes."""
+"""The gripper action that opens the gripper, by ManiSkill's robot uid.
+
+Other robot classes may set it as the attribute `gripper_opens`, if their tool axes are as `Arm` documents.
+"""
 _FRAMES = {"ee_delta_pos": "root_translation", "ee_delta_pose": "root_translation:root_aligned_body_rotation"}
 
 
@@ -24,7 +26,7 @@ def describe_arm(agent: Any) -> Arm | None:
     """The arm of a ManiSkill robot; None if it has no tool link or no controller named `arm`.
 
     Args:
-        agent: a `BaseAgent`, one robot.
+        agent: the `BaseAgent` of one robot.
     """
     from mani_skill import format_path
     from mani_skill.utils.structs import Link
@@ -59,8 +61,8 @@ def describe_arm(agent: Any) -> Arm | None:
 def _control(
     controller: Any,
 ) -> tuple[Literal["joint_delta", "ee_delta_pos", "ee_delta_pose"] | None, tuple[float, ...]]:
-    """The kind of a controller's actions, and the meaning of 1; (None, ()) for kinds that `Arm` does not
-    have."""
+    """The kind of a controller's actions and the value of an action of 1; (None, ()) for kinds unknown to
+    `Arm`."""
     from mani_skill.agents.controllers import PDEEPosController, PDEEPoseController, PDJointPosController
 
     # exact types only: a subclass may interpret actions differently
@@ -71,7 +73,7 @@ def _control(
     }
     kind: Any = kinds.get(type(controller))
     cfg = controller.config
-    # only normalised changes from the measured position, in the frames that `Arm` describes
+    # only normalised deltas from the measured position, in the frames that `Arm` documents
     if kind is None or not cfg.use_delta or cfg.use_target or not controller._normalize_action:
         return None, ()
     if kind in _FRAMES and (cfg.frame != _FRAMES[kind] or cfg.root_link_name is not None):

@@ -1,6 +1,6 @@
 """Faster replacements of ManiSkill functions on the CPU, with the same results.
 
-The patches are global: they are for worker processes that step ManiSkill envs only.
+The patches are global, so use them only in worker processes that do nothing but step ManiSkill envs.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ import numpy as np
 import torch
 
 _REBUILDS = 16
-"""Scenes that are built anew between two garbage collections."""
+"""Scene rebuilds between two garbage collections."""
 
 
 def read_poses_at_once() -> None:
     """Make ManiSkill's `Pose.create` convert a list of one SAPIEN pose directly, with bitwise equal results.
 
-    A step of a task reads about ten poses, and the original creates three NumPy arrays and four tensors for
-    each: a sixth of the step's time.
+    A step reads about ten poses. For each, the original creates three NumPy arrays and four tensors, which
+    takes a sixth of the step's time.
     """
     import sapien
     from mani_skill.utils.structs import Pose
 
-    at_length = Pose.create.__func__
+    original = Pose.create.__func__
 
     def create(cls: Any, pose: Any, device: Any = None) -> Any:
-        # one pose on the CPU: the common case; everything else goes to the original
+        # the common case is one pose on the CPU; everything else goes to the original
         is_one = isinstance(pose, list) and len(pose) == 1 and isinstance(pose[0], sapien.Pose)
         if is_one and (device is None or torch.device(device).type == "cpu"):
             return cls(raw_pose=torch.from_numpy(np.concatenate((pose[0].p, pose[0].q))[None]))
-        return at_length(cls, pose, device)
+        return original(cls, pose, device)
 
     Pose.create = classmethod(create)
 
@@ -41,8 +41,8 @@ def read_poses_at_once() -> None:
 def collect_garbage_seldom() -> None:
     """Make ManiSkill collect garbage only once in `_REBUILDS` rebuilds of a scene.
 
-    ManiSkill collects in each rebuild, to free GPU memory. With several envs in a process, this takes more
-    than two thirds of a reset. A scene without images leaves 0.1 MB behind.
+    ManiSkill collects in each rebuild to free GPU memory. With several envs in a process, this takes more
+    than two thirds of a reset. A scene without images leaves 0.1 MB of garbage.
     """
     from mani_skill.envs import sapien_env
 

@@ -15,7 +15,7 @@ from residual_rl.envs.maniskill.spec import ManiSkillEnvCfg
 
 
 def make(cfg: dict[str, Any], num_envs: int) -> EnvWorker:
-    """The envs of a worker process. The process must do nothing else, since `cpu_patches` are global."""
+    """Create the envs of a worker process. It must have no other purpose, since `cpu_patches` are global."""
     torch.set_num_threads(1)
     read_poses_at_once()
     return EnvWorker(ManiSkillEnvCfg.from_json(cfg), num_envs)
@@ -24,13 +24,13 @@ def make(cfg: dict[str, Any], num_envs: int) -> EnvWorker:
 class EnvWorker:
     """`num_envs` ManiSkill envs of the CPU simulation, with the methods that a `WorkerPool` calls.
 
-    Inputs and results are rows of shared arrays. They are written with NumPy, which takes a fifth of torch's
-    time for a few numbers.
+    Inputs and results are rows of shared arrays. They are written with NumPy, which is five times as fast as
+    torch for a few numbers.
     """
 
     @torch.inference_mode()
     def __init__(self, cfg: ManiSkillEnvCfg, num_envs: int):
-        if not cfg.has_images:  # images take too much memory to be collected late
+        if not cfg.has_images:  # images take too much memory to postpone garbage collection
             collect_garbage_seldom()
         self._envs = [ManiSkillEnv(cfg) for _ in range(num_envs)]
         self._rows: list[dict[str, NDArray[Any]]] = []
@@ -80,6 +80,6 @@ class EnvWorker:
 
 
 def _write(row: dict[str, NDArray[Any]], values: dict[str, Tensor], prefix: str = "") -> None:
-    """Write `values`, [1, …] each, to the arrays of an env whose names start with `prefix`."""
+    """Write `values` ([1, …] each) to the arrays of an env, with `prefix` before their names."""
     for name, value in values.items():
         row[prefix + name][...] = value.numpy()

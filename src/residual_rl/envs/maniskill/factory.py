@@ -1,4 +1,4 @@
-"""Creates ManiSkill envs. Errors name what ManiSkill does not have, or what is not installed."""
+"""Creates ManiSkill envs, with clear errors for unknown names and missing packages or files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from residual_rl.envs.maniskill import headless as no_device
+from residual_rl.envs.maniskill import headless
 from residual_rl.envs.maniskill.spec import WITHOUT_VULKAN, ManiSkillEnvCfg
 from residual_rl.errors import ConfigError, MissingDependencyError, ResidualRLError, UnknownNameError
 from residual_rl.utils.text import one_line
@@ -16,43 +16,43 @@ DOWNLOAD = "python -m mani_skill.utils.download_asset"
 
 
 class _NotDownloadedError(Exception):
-    """Raised instead of ManiSkill's prompt on the terminal, which offers to download missing files."""
+    """Raised in place of ManiSkill's terminal prompt that offers to download missing files."""
 
 
 def require_maniskill() -> None:
-    """Raise `MissingDependencyError` where ManiSkill is not installed."""
+    """Raise `MissingDependencyError` if ManiSkill is not installed."""
     if importlib.util.find_spec("mani_skill") is None:
         raise MissingDependencyError("ManiSkill", "install it with `pip install residual-rl[maniskill]`")
 
 
 def make_env(cfg: ManiSkillEnvCfg, num_envs: int, render_mode: str | None = None, **more: Any) -> Any:
-    """The unwrapped ManiSkill env of `cfg`, without a limit on the length of episodes.
+    """Create the unwrapped ManiSkill env of `cfg`, without a time limit.
 
-    Its observations are nested dicts with the privileged state and, if `cfg` has images, the images. Nothing
-    is downloaded. Raises `ConfigError` or `UnknownNameError`.
+    Observations are nested dicts with the privileged state and, if `cfg` has images, the images. Nothing is
+    downloaded.
 
     Args:
         cfg: the env's settings.
         num_envs: B.
-        render_mode: `rgb_array` for an env with `render`.
+        render_mode: `rgb_array` for an env that can be rendered.
         more: further arguments of `gymnasium.make`.
+
+    Raises:
+        ConfigError: the env cannot be created with these settings on this machine.
+        UnknownNameError: the task, the robot or the control mode does not exist.
     """
     require_maniskill()
     # rendering needs Vulkan
     draws = cfg.has_images or render_mode is not None or cfg.render_backend != "none"
-    if draws and not no_device.vulkan_works():
-        what = (
-            "a picture of a world"
-            if render_mode
-            else f"obs_mode {cfg.obs_mode} with render_backend {cfg.render_backend}"
-        )
-        raise ConfigError(f"{what} cannot be had: {WITHOUT_VULKAN}")
+    if draws and not headless.vulkan_works():
+        setting = f"obs_mode {cfg.obs_mode} with render_backend {cfg.render_backend}"
+        raise ConfigError(f"{'rendering an image' if render_mode else setting} {WITHOUT_VULKAN}")
     _import(cfg.modules)
-    if not no_device.vulkan_works():
+    if not headless.vulkan_works():
         # Scenes create render materials even if nothing is rendered.
-        no_device.replace_materials()
+        headless.replace_materials()
     _check_names(cfg)
-    # optional arguments are left out: None is not the default of all of them
+    # leave out unset arguments whose default is not None
     arguments = {
         "num_envs": num_envs,
         "obs_mode": "rgb+state_dict" if cfg.has_images else "state_dict",
@@ -79,7 +79,7 @@ def _import(modules: tuple[str, ...]) -> None:
             importlib.import_module(module)
         except ImportError as error:
             raise ConfigError(
-                f"module {module!r}, which registers ManiSkill tasks, cannot be imported: {error}"
+                f"cannot import {module!r} of --task-modules, which registers ManiSkill tasks: {error}"
             ) from error
 
 
@@ -90,7 +90,7 @@ def _check_names(cfg: ManiSkillEnvCfg) -> None:
 
     if cfg.env_id not in REGISTERED_ENVS:
         raise UnknownNameError("ManiSkill env", cfg.env_id, REGISTERED_ENVS)
-    # reward modes are those of the task's class; control modes are known only once the robot is built
+    # the task's class lists its reward modes; control modes are known only once the robot is built
     task = REGISTERED_ENVS[cfg.env_id].cls
     if cfg.reward_mode is not None and cfg.reward_mode not in task.SUPPORTED_REWARD_MODES:
         modes = ", ".join(task.SUPPORTED_REWARD_MODES)
@@ -100,7 +100,7 @@ def _check_names(cfg: ManiSkillEnvCfg) -> None:
     if cfg.robot_uids not in REGISTERED_AGENTS:
         raise UnknownNameError("ManiSkill robot", cfg.robot_uids, REGISTERED_AGENTS)
     agent = REGISTERED_AGENTS[cfg.robot_uids].agent_cls
-    # the robot's model may be a file that has to be downloaded first
+    # the robot's model may be a file that must be downloaded first
     path = agent.urdf_path or agent.mjcf_path
     if path is not None and not Path(format_path(str(path))).exists():
         raise ConfigError(
@@ -110,7 +110,7 @@ def _check_names(cfg: ManiSkillEnvCfg) -> None:
 
 
 def _make(cfg: ManiSkillEnvCfg, arguments: dict[str, Any]) -> Any:
-    """`gymnasium.make`, with any exception as a `ConfigError` of one line."""
+    """Call `gymnasium.make` and convert any exception to a one-line `ConfigError`."""
     import gymnasium
     from mani_skill import ASSET_DIR
     from mani_skill.utils import download_asset
@@ -118,8 +118,8 @@ def _make(cfg: ManiSkillEnvCfg, arguments: dict[str, Any]) -> Any:
     def refuse(message: str) -> bool:
         raise _NotDownloadedError(message)
 
-    # replace the prompt for downloads by an exception while the env is created
-    ask = download_asset.prompt_yes_no
+    # replace the download prompt by an exception while the env is created
+    prompt = download_asset.prompt_yes_no
     download_asset.prompt_yes_no = refuse
     name = cfg.env_id if cfg.robot_uids is None else f"{cfg.env_id} with robot {cfg.robot_uids}"
     try:
@@ -132,19 +132,20 @@ def _make(cfg: ManiSkillEnvCfg, arguments: dict[str, Any]) -> Any:
         ) from error
     except AssertionError as error:
         if "not in supported modes" not in str(error):
-            raise ConfigError(f"ManiSkill cannot make {name}: {_in_words(error)}") from error
+            raise ConfigError(f"ManiSkill cannot create {name}: {_describe(error)}") from error
         modes = _control_modes(cfg.env_id, arguments)
         raise UnknownNameError(f"control mode of {name}:", str(cfg.control_mode), modes) from None
     except (Exception, SystemExit) as error:  # unsupported robots and missing files raise many types
         if str(ASSET_DIR) in str(error):
             raise ConfigError(
-                f"{name} needs files that are not on this machine ({error}); what there is: {DOWNLOAD} --help"
+                f"{name} needs files that are not on this machine ({error}); list the downloads with:"
+                f" {DOWNLOAD} --help"
             ) from error
         wants_renderer = isinstance(error, AttributeError) and cfg.render_backend == "none"
-        hint = "; it may want a renderer even so: --render-backend cpu or gpu" if wants_renderer else ""
-        raise ConfigError(f"ManiSkill cannot make {name}: {_in_words(error)}{hint}") from error
+        hint = "; it may need a renderer: try --render-backend cpu or gpu" if wants_renderer else ""
+        raise ConfigError(f"ManiSkill cannot create {name}: {_describe(error)}{hint}") from error
     finally:
-        download_asset.prompt_yes_no = ask
+        download_asset.prompt_yes_no = prompt
 
 
 def _control_modes(env_id: str, arguments: dict[str, Any]) -> list[str]:
@@ -158,5 +159,5 @@ def _control_modes(env_id: str, arguments: dict[str, Any]) -> list[str]:
     return list(modes)
 
 
-def _in_words(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     return one_line(f"{type(error).__name__}: {error}")

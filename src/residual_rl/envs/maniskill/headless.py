@@ -1,7 +1,7 @@
 """Simulation without rendering on a machine without a Vulkan device.
 
 ManiSkill 3.0.1 creates render materials for its scenes even with `render_backend="none"`, and SAPIEN's
-materials need a device. On machines without one, this module replaces them by a plain object.
+materials need a device. On machines without a device, this module replaces them by a plain object.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _log = logging.getLogger(__name__)
 
 @functools.cache
 def vulkan_works() -> bool:
-    """Whether SAPIEN finds a device to render with: a GPU or a software driver.
+    """Whether SAPIEN finds a rendering device: a GPU or a software driver.
 
-    Call it before `replace_materials`, which changes the answer; later calls return the first result.
+    The first result is cached. Call it before `replace_materials`, which would change the result.
     """
     import_sapien()
     import sapien
@@ -32,16 +32,16 @@ def vulkan_works() -> bool:
 
 
 def import_sapien() -> None:
-    """Import SAPIEN without its warning about the Vulkan loader that it includes."""
+    """Import SAPIEN without its warning about the bundled Vulkan loader."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Failed to find system libvulkan")
         import sapien  # noqa: F401
 
 
 class PlainMaterial:
-    """Stores the values given to a `sapien.render.RenderMaterial`, and renders nothing."""
+    """Stores the values of a `sapien.render.RenderMaterial` and renders nothing."""
 
-    def __init__(self, *args: Any, **values: Any):  # noqa: ARG002 (colours and such, by position)
+    def __init__(self, *args: Any, **values: Any):  # noqa: ARG002 (positional arguments, such as colours)
         vars(self).update(values)
 
     def __getattr__(self, name: str) -> Any:
@@ -53,16 +53,16 @@ class PlainMaterial:
 def replace_materials() -> None:
     """Replace SAPIEN's render materials by `PlainMaterial` in all imported modules.
 
-    For processes that never render.
+    Only for processes that never render.
     """
     import_sapien()
-    import sapien.wrapper.urdf_loader  # the last of SAPIEN's own that imports them by name
+    import sapien.wrapper.urdf_loader  # imports the class by name, so it must be loaded before the loop
 
-    theirs = sapien.render.RenderMaterial
-    if theirs is PlainMaterial:
+    original = sapien.render.RenderMaterial
+    if original is PlainMaterial:
         return
     _log.info("no Vulkan device: ManiSkill's scenes are built without render materials")
-    # modules that imported the class by name hold references of their own
+    # modules that imported the class by name have their own references
     for module in list(sys.modules.values()):
-        if vars(module).get("RenderMaterial") is theirs:
+        if vars(module).get("RenderMaterial") is original:
             module.RenderMaterial = PlainMaterial  # type: ignore[attr-defined]

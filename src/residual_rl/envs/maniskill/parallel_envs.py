@@ -17,13 +17,14 @@ _WORKER = "residual_rl.envs.maniskill.env_worker"
 class ParallelEnvs:
     """B envs, divided evenly among worker processes.
 
-    Raises `ConfigError` for an env that cannot be created, and `WorkerError` if a worker fails, which closes
-    the pool.
-
     Args:
         cfg: the envs' settings.
         num_envs: B.
-        num_workers: processes; at most B are started.
+        num_workers: number of processes; at most B are started.
+
+    Raises:
+        ConfigError: the env cannot be created.
+        WorkerError: a worker failed; the pool is then closed. Other methods raise it as well.
     """
 
     device = torch.device("cpu")
@@ -46,15 +47,15 @@ class ParallelEnvs:
         self._arrays = {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def reset(self, env_ids: Tensor, seeds: Tensor) -> None:
-        """Start the episodes of `seeds` [n], each from 0 to 2^31 - 1, in the envs `env_ids` [n]."""
+        """Start the episodes of `seeds` [n], each in [0, 2^31), in the envs `env_ids` [n]."""
         active = torch.zeros(self.num_envs, dtype=torch.bool)
         active[env_ids] = True
         self._arrays["seed"][env_ids] = seeds
         self._call("reset", active)
 
     def step(self, actions: Tensor, active: Tensor) -> Step:
-        """Execute `actions` [B, A] in the `active` [B] envs. Other envs keep the results of their last
-        step."""
+        """Execute `actions` [B, A] in the `active` [B] envs. The others return the results of their last
+        step again."""
         self._arrays["action"].copy_(actions)
         self._call("step", active)
         # copies: the workers overwrite the shared arrays in the next step
@@ -66,7 +67,7 @@ class ParallelEnvs:
         return self._copies("obs/")
 
     def states(self) -> Tensor:
-        """[B, 1 + S] float64: each episode's seed, and the simulator's state."""
+        """[B, 1 + S] float64: the episode's seed and the simulator's state of each env."""
         self.pool.call("states")
         return self._arrays["state"].clone()
 

@@ -1,7 +1,7 @@
-"""Motion planning in worker processes: a plan that crashes or takes too long costs one episode.
+"""Motion planning in worker processes, so that a crash or a timeout fails only one episode.
 
-The planner is compiled code, which may crash or never return. `pebble.ProcessPool` replaces a process that
-did, and kills one that exceeds the time limit.
+The planner is compiled code, which may crash or hang. `pebble.ProcessPool` replaces a process that crashed
+and kills one that exceeds the time limit.
 """
 
 from __future__ import annotations
@@ -27,30 +27,34 @@ from residual_rl.errors import ConfigError, MissingDependencyError, ResidualRLEr
 _POLL_SECONDS = 0.2
 """Time between two calls of `stopped` [s]."""
 _GRACE_SECONDS = 10.0
-"""A planning process whose pool has been killed ends this long after the time limit [s]."""
+"""Time after the time limit at which a planning process ends if its pool was killed [s]."""
 
 
 @dataclass(frozen=True)
 class PlanCfg:
-    """What is planned, and how long that may take."""
+    """Settings of the planning processes."""
 
     env_cfg: ManiSkillEnvCfg
-    """The env that the episodes are stored from."""
+    """Settings of the env in which the episodes are recorded."""
     max_episode_steps: int | None
-    """None: see `Planner`."""
+    """Steps after which an episode is truncated. None: see `Planner`."""
     ignore_terminations: bool
+    """Whether episodes continue after success or failure."""
     time_limit: float
-    """Longest time that an episode may take [s]."""
+    """Longest wall time of an episode [s]."""
 
 
 class PlannerPool:
     """Processes that plan episodes.
 
     Args:
-        cfg: what they plan.
-        num_workers: how many.
+        cfg: their settings.
+        num_workers: number of processes.
 
-    Raises `ConfigError` for what cannot be planned.
+    Raises:
+        ConfigError: episodes cannot be planned with these settings.
+        MissingDependencyError: `pebble` is not installed.
+        WorkerError: a process ended before its first episode.
     """
 
     def __init__(self, cfg: PlanCfg, num_workers: int):
@@ -66,11 +70,11 @@ class PlannerPool:
         self._time_limit = cfg.time_limit
         self._pool = ProcessPool(num_workers, initializer=_build, initargs=(cfg,), context=context)
         try:
-            # the first answer shows whether the task can be planned
+            # the first result shows whether the task can be planned
             answer = self._pool.schedule(_describe).result()
         except (OSError, BrokenProcessPool) as error:
             self.close()
-            raise WorkerError(f"a planning process died before its first episode: {error}") from error
+            raise WorkerError(f"a planning process ended before its first episode: {error}") from error
         except BaseException:
             self.close()
             raise
@@ -78,8 +82,7 @@ class PlannerPool:
             self.close()
             raise ConfigError(answer)
         self.description, self.max_episode_steps = answer
-        """The env that the episodes are stored from, and the steps after which an episode is truncated
-        there."""
+        """The env in which the episodes are recorded, and the steps after which it truncates an episode."""
 
     @property
     def pids(self) -> list[int]:
@@ -89,9 +92,10 @@ class PlannerPool:
     def episodes(
         self, seeds: Sequence[int], stopped: Callable[[], bool] = lambda: False
     ) -> Iterator[tuple[int, Arrays | str]]:
-        """The episode of each of `seeds`, or why it failed, with its index, in order; to be called once.
+        """Yield the index of each seed and its episode, or the reason why it failed. Call it once.
 
-        When `stopped()`, the episodes that are complete by then come first.
+        The order is that of `seeds`. Once `stopped()` returns True, the episodes that are already complete
+        are yielded and the others are cancelled.
         """
         futures = [
             self._pool.schedule(_plan, (seed, self._time_limit), timeout=self._time_limit) for seed in seeds
@@ -103,7 +107,7 @@ class PlannerPool:
             while next_index < len(futures) and futures[next_index].done():
                 yield next_index, self._result(futures[next_index])
                 next_index += 1
-        # stopped: results that are ready, and no further episodes
+        # stopped: yield the results that are ready and cancel the rest
         for i, future in enumerate(futures[next_index:], next_index):
             if future.done():
                 yield i, self._result(future)
@@ -120,7 +124,7 @@ class PlannerPool:
         try:
             result: Arrays | str = future.result()
         except TimeoutError:
-            return f"it took more than {self._time_limit:g} s"
+            return f"planning took more than {self._time_limit:g} s"
         except ProcessExpired as error:
             return f"the planning process {describe_exit(error.exitcode)}"
         except BrokenProcessPool as error:
@@ -131,11 +135,11 @@ class PlannerPool:
 # --- in a planning process ----------------------------------------------------------------------------------
 
 _planner: Planner | str = "not built"
-"""The planner of this process, or why there is none."""
+"""The planner of this process, or the reason why it could not be built."""
 
 
 def _build(cfg: PlanCfg) -> None:
-    """Build the planner. This is not part of an episode's time."""
+    """Build the planner. The time limit of episodes does not include this."""
     global _planner
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
@@ -144,25 +148,24 @@ def _build(cfg: PlanCfg) -> None:
         _planner = Planner(cfg.env_cfg, cfg.max_episode_steps, cfg.ignore_terminations)
     except ResidualRLError as error:
         _planner = str(error)
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:  # solutions print much
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:  # solutions print a lot
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
 
 
 def _describe() -> tuple[EnvDescription, int] | str:
-    """The planner's env and limit, or why there is no planner."""
+    """The planner's env and step limit, or the reason why there is no planner."""
     if isinstance(_planner, str):
         return _planner
     return _planner.description, _planner.max_episode_steps
 
 
 def _plan(seed: int, time_limit: float) -> Arrays | str:
-    """The episode of a seed, or why it failed."""
+    """The episode of a seed, or the reason why it failed."""
     assert isinstance(_planner, Planner), _planner
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     with contextlib.ExitStack() as stack:
-        # The pool enforces the limit. The alarm is for a process that the pool cannot end, as the program was
-        # killed.
+        # The pool enforces the limit. If the program was killed, the alarm ends this process instead.
         signal.setitimer(signal.ITIMER_REAL, time_limit + _GRACE_SECONDS)
         stack.callback(signal.setitimer, signal.ITIMER_REAL, 0.0)
         try:

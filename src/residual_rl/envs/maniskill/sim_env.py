@@ -1,4 +1,4 @@
-"""A ManiSkill env, single on the CPU or batched on a GPU, with this package's names."""
+"""A ManiSkill env with this package's names: a single one on the CPU, or a batch on a GPU."""
 
 from __future__ import annotations
 
@@ -19,44 +19,46 @@ from residual_rl.envs.workers.shared_memory import ArraySpec
 from residual_rl.errors import ConfigError
 from residual_rl.types import Obs
 
-_NO_FIGURES = {"elapsed_steps", "reconfigure", "success", "fail"}
-"""Entries of ManiSkill's `info` that are not the task's own figures."""
+_NOT_METRICS = {"elapsed_steps", "reconfigure", "success", "fail"}
+"""Entries of ManiSkill's `info` that are not metrics of the task."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """Results of a step, with the batch as the first dimension."""
+    """Results of a step, with the batch in front."""
 
     obs: Obs
     reward: Tensor
     """[B]"""
     success: Tensor
-    """[B] bool; false where a task does not know it."""
+    """[B] bool; false if the task does not define success."""
     fail: Tensor
-    """[B] bool"""
+    """[B] bool; false if the task does not define failure."""
     metrics: Obs
-    """The task's own figures, each [B]."""
+    """The task's metrics by name, [B] each."""
 
 
 class ManiSkillEnv:
-    """A ManiSkill env with named observations, and actions in [-1, 1] whatever its control mode takes.
+    """A ManiSkill env with named observations, and actions in [-1, 1] in any control mode.
 
-    Observations, float32 [B, n] but for the images:
+    Observations, float32 [B, n] except for images:
 
-    - `state`: what ManiSkill's mode `state` gives, in its order (not in mode `rgb`);
+    - `state`: the flat observation of ManiSkill's mode `state` (not in mode `rgb`);
     - `proprioception`: the same without privileged information (in modes with images);
-    - each camera's image, uint8 [B, H, W, 3], by the camera's name;
-    - `joint_position`, `joint_velocity`: of all joints of all robots, in [rad] or [m] and per second, if
+    - images, uint8 [B, H, W, 3], under the names of the cameras;
+    - `joint_position`, `joint_velocity`: all joints of all robots, in [rad] or [m] and per second, if
       observed;
     - `base_pose`, `tcp_pose`: position [m] and quaternion (w, x, y, z) in the world frame, for a single
       robot;
-    - the task's own entries of the state, by name (`obj_pose`, `goal_pos`, …).
+    - the task's entries of the state, by name (`obj_pose`, `goal_pos`, …).
 
     Args:
         cfg: the env's settings.
         num_envs: B; more than 1 needs the GPU simulation.
 
-    Raises `ConfigError` for what ManiSkill does not have or what is not installed.
+    Raises:
+        ConfigError: the env cannot be created with these settings on this machine.
+        UnknownNameError: the task, the robot or the control mode does not exist.
     """
 
     remote = False
@@ -65,18 +67,18 @@ class ManiSkillEnv:
         self.cfg, self.num_envs = cfg, num_envs
         self.env: Any = make_env(cfg, num_envs)
         self.device = torch.device(self.env.device)
-        # Built anew at every reset or at none: in between, what was built depends on earlier seeds.
+        # A scene that is rebuilt at some resets only depends on earlier seeds.
         self.deterministic = self.device.type == "cpu" and self.env.reconfiguration_freq in (0, 1)
         if self.env.agent is None:
-            raise ConfigError(f"{cfg.env_id} has no robot: there is nothing to act with")
+            raise ConfigError(f"{cfg.env_id} has no robot, so there are no actions; choose another --env-id")
         self._actions = ActionRange(self.env)
-        info = self.env.get_info()  # as it was made: to build it twice takes twice as long
-        # the first observation and the metrics, from the scene that was just built
+        # the first observation and the metrics of the scene as created; a reset would rebuild it
+        info = self.env.get_info()
         raw = self.env.get_obs(info)
         self._metrics = tuple(
             name
             for name, value in info.items()
-            if name not in _NO_FIGURES and torch.as_tensor(value).numel() == num_envs
+            if name not in _NOT_METRICS and torch.as_tensor(value).numel() == num_envs
         )
         self._seeds = torch.zeros(num_envs, dtype=torch.int64)
         self._base_pose: Tensor | None = None
@@ -86,7 +88,7 @@ class ManiSkillEnv:
     # --- an episode -----------------------------------------------------------------------------------------
 
     def reset(self, env_ids: Tensor, seeds: Tensor) -> None:
-        """Begin the episodes of `seeds` [n] int64, each from 0 to 2^31 - 1, in `env_ids` [n] int64.
+        """Begin the episodes of `seeds` [n] int64, each in [0, 2^31), in the envs `env_ids` [n] int64.
 
         On the CPU an episode is a function of its seed and its actions. On a GPU, ManiSkill uses the first
         seed for all envs that are reset together.
@@ -96,7 +98,7 @@ class ManiSkillEnv:
         self._seeds[env_ids.cpu()] = seeds.cpu()
         if self.device.type == "cpu" and self.env.reconfiguration_freq != 1:
             give_fresh_physics(self.env)
-        # `env.reset` takes seeds for all envs; for some envs, or without a rebuild, they are set directly
+        # `env.reset` takes the seeds of all envs; for a subset, or without rebuilds, they are set directly
         takes_all_seeds = len(env_ids) == self.num_envs and (
             self.device.type != "cpu" or self.env.reconfiguration_freq != 0
         )
@@ -107,14 +109,16 @@ class ManiSkillEnv:
         self._obs = self._observe(raw, info)
 
     def _reset_some(self, env_ids: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
-        """`env.reset` with the seeds of `env_ids` alone. ManiSkill takes those of all envs or none: then it
-        would make generators for the thousand envs that go on, and seed torch from the first of all, for the
-        same draws again and again. On the CPU this way is quicker too: it makes one generator instead of
-        three."""
+        """Reset the envs `env_ids` with their seeds.
+
+        `env.reset` takes the seeds of all envs or none. With those of all envs, it would create generators
+        for the envs that continue too, and seed torch from the first env, which gives the same draws again
+        and again. This function is also faster on the CPU, since it creates one generator instead of three.
+        """
         # set the seeds and generators as `env.reset` would
         rows = env_ids.cpu().numpy()
         seeds = self._seeds.numpy()[rows].tolist()
-        generators = [np.random.RandomState(seed) for seed in seeds]  # ManiSkill's own kind
+        generators = [np.random.RandomState(seed) for seed in seeds]  # as ManiSkill does
         self.env._episode_seed[rows] = seeds
         self.env._batched_episode_rng[rows] = generators
         self.env._episode_rng = generators[0]
@@ -124,29 +128,30 @@ class ManiSkillEnv:
             if on_gpu:
                 torch.manual_seed(seeds[0])
             else:
-                torch.default_generator.manual_seed(
-                    seeds[0]
-                )  # the above tells all kinds of devices, each with a trace of the stack
+                # `torch.manual_seed` also seeds all other kinds of devices, which takes longer
+                torch.default_generator.manual_seed(seeds[0])
             result: tuple[dict[str, Any], dict[str, Any]] = self.env.reset(options={"env_idx": env_ids})
         return result
 
     def step(self, actions: Tensor, active: Tensor | None = None) -> Step:  # noqa: ARG002
-        """Execute `actions` [B, A] in [-1, 1] in all envs, `active` or not: a GPU cannot step some of
-        them."""
-        # ManiSkill's ends of episodes are ignored: the vec_env decides
+        """Execute `actions` [B, A] in [-1, 1] in all envs.
+
+        `active` is ignored, because the GPU simulation cannot step a subset of the envs.
+        """
+        # ManiSkill's terminated and truncated are ignored, because the vec_env ends episodes
         raw, reward, _, _, info = self.env.step(self._actions.to_maniskill(actions))
         self._obs = self._observe(raw, info)
-        success, fail = (self._figure(info.get(name, False)).bool() for name in ("success", "fail"))
+        success, fail = (self._per_env(info.get(name, False)).bool() for name in ("success", "fail"))
         return Step(
             self._obs,
-            self._figure(reward),
+            self._per_env(reward),
             success,
             fail,
-            {name: self._figure(info[name]) for name in self._metrics},
+            {name: self._per_env(info[name]) for name in self._metrics},
         )
 
     def normalised(self, actions: Tensor) -> Tensor:
-        """[B, A]: what `step` takes, for `actions` [B, A] as the robot's control mode has them."""
+        """Convert `actions` [B, A] of the robot's control mode to the range [-1, 1] that `step` takes."""
         return self._actions.from_maniskill(actions)
 
     def observations(self) -> Obs:
@@ -154,7 +159,7 @@ class ManiSkillEnv:
         return dict(self._obs)
 
     def states(self) -> Tensor:
-        """[B, 1 + S] float64: each episode's seed, and the simulator's state."""
+        """[B, 1 + S] float64: the episode's seed and the simulator's state of each env."""
         return torch.cat(
             [self._seeds[:, None].to(self.device, torch.float64), self.env.get_state().double()], 1
         )
@@ -165,8 +170,8 @@ class ManiSkillEnv:
 
     # --- parts ----------------------------------------------------------------------------------------------
 
-    def _figure(self, value: Any) -> Tensor:
-        """A value of each env [B] float32, copied: the next reset may change the task's own tensor."""
+    def _per_env(self, value: Any) -> Tensor:
+        """`value` as a new tensor [B] float32, because the next reset may change the task's tensor."""
         return (
             torch.as_tensor(value, device=self.device)
             .reshape(-1)
@@ -175,19 +180,19 @@ class ManiSkillEnv:
         )
 
     def _observe(self, raw: dict[str, Any], info: dict[str, Any]) -> Obs:
-        """The observations, as copies: ManiSkill's tensors are views of the simulator's buffers."""
-        # the task's own entries of the state, by name
+        """Copies of the observations, because ManiSkill's tensors are views of the simulator's buffers."""
+        # the task's entries of the state, by name
         agent_obs = raw.get("agent", {})
         robots = [agent_obs] if "qpos" in agent_obs else list(agent_obs.values())
-        told = {name: value for name, value in raw.items() if name not in ("sensor_param", "sensor_data")}
+        state = {name: value for name, value in raw.items() if name not in ("sensor_param", "sensor_data")}
         named = _leaves(
-            {name: value for name, value in told.items() if name not in ("agent", "extra")}
+            {name: value for name, value in state.items() if name not in ("agent", "extra")}
             | raw.get("extra", {})
         )
         # joints of all robots, and the poses of a single one
-        for name, theirs in (("joint_position", "qpos"), ("joint_velocity", "qvel")):
-            if robots and all(theirs in robot for robot in robots):
-                named[name] = torch.cat([robot[theirs] for robot in robots], 1)
+        for name, key in (("joint_position", "qpos"), ("joint_velocity", "qvel")):
+            if robots and all(key in robot for robot in robots):
+                named[name] = torch.cat([robot[key] for robot in robots], 1)
         if not hasattr(self.env.agent, "agents"):
             agent = self.env.agent
             if self._base_pose is None or not agent.fix_root_link:
@@ -195,31 +200,32 @@ class ManiSkillEnv:
             named["base_pose"] = self._base_pose
             if "tcp_pose" not in named and getattr(agent, "tcp", None) is not None:
                 named["tcp_pose"] = agent.tcp.pose.raw_pose
-        # copies of everything, and the flat observations and images of the mode
+        # copy all of them, and add the flat observations and images of the mode
         obs = {name: value.reshape(self.num_envs, -1).float().clone() for name, value in named.items()}
         if self.cfg.obs_mode != "rgb":
-            obs["state"] = self._flattened(told)
+            obs["state"] = self._flattened(state)
         if self.cfg.has_images:
-            obs["proprioception"] = self._flattened({**told, "extra": self._extra_of_a_real_robot(info)})
+            obs["proprioception"] = self._flattened({**state, "extra": self._extra_in_mode_rgb(info)})
             obs |= {name: textures["rgb"][..., :3].clone() for name, textures in raw["sensor_data"].items()}
         return obs
 
-    def _flattened(self, told: dict[str, Any]) -> Tensor:
+    def _flattened(self, state: dict[str, Any]) -> Tensor:
         from mani_skill.utils.common import flatten_state_dict
 
-        flat: Tensor = flatten_state_dict(told, use_torch=True, device=self.device)
+        flat: Tensor = flatten_state_dict(state, use_torch=True, device=self.device)
         return flat.float()
 
-    def _extra_of_a_real_robot(self, info: dict[str, Any]) -> dict[str, Any]:
-        """The task's own observations in mode `rgb`. Tasks read either the name or the struct of the mode."""
-        # switch the mode for this call
-        name, meaning = self.env._obs_mode, self.env.obs_mode_struct
-        self.env._obs_mode, self.env.obs_mode_struct = "rgb", dataclasses.replace(meaning, state_dict=False)
+    def _extra_in_mode_rgb(self, info: dict[str, Any]) -> dict[str, Any]:
+        """The task's observations in mode `rgb`, which have no privileged information."""
+        # switch the mode for this call: tasks read either its name or its struct
+        name, struct = self.env._obs_mode, self.env.obs_mode_struct
+        self.env._obs_mode, self.env.obs_mode_struct = "rgb", dataclasses.replace(struct, state_dict=False)
         extra: dict[str, Any] = self.env._get_obs_extra(info)
-        self.env._obs_mode, self.env.obs_mode_struct = name, meaning
+        self.env._obs_mode, self.env.obs_mode_struct = name, struct
         return extra
 
     def describe(self) -> EnvDescription:
+        """The properties of this env."""
         from mani_skill.utils.registration import REGISTERED_ENVS
 
         # multi-robot envs have a list of agents
@@ -243,7 +249,7 @@ class ManiSkillEnv:
 
 
 def _leaves(nested: dict[str, Any], prefix: str = "") -> Obs:
-    """The tensors of nested dicts, by their keys joined with underscores."""
+    """The tensors in nested dicts, with their keys joined by underscores."""
     found: Obs = {}
     for key, value in nested.items():
         if isinstance(value, dict):

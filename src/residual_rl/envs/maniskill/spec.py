@@ -1,4 +1,4 @@
-"""Arguments and description of a ManiSkill env: plain values, exchanged with worker processes as JSON."""
+"""Settings and description of a ManiSkill env: plain values, exchanged with worker processes as JSON."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from residual_rl.envs.workers.shared_memory import ArraySpec
 from residual_rl.robots.arm import Arm
 
 WITHOUT_VULKAN = (
-    "it needs a Vulkan driver, and this machine has none that works; without a GPU, Mesa 25 or newer brings"
-    " one: apt-get install libvulkan1 mesa-vulkan-drivers (in Debian 12 from bookworm-backports), or in a"
-    " checkout, as root, `make vulkan`"
+    "needs a Vulkan driver, and this machine has no working one; without a GPU, install Mesa 25 or newer:"
+    " apt-get install libvulkan1 mesa-vulkan-drivers (on Debian 12 from bookworm-backports), or run"
+    " `make vulkan` as root in a checkout"
 )
+"""End of an error message; the feature that needs the driver comes before it."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class ManiSkillEnvCfg:
     image_size: tuple[int, int] | None = None
     """Height and width of all cameras [px]."""
     modules: tuple[str, ...] = ()
-    """Imported first: they register further tasks and robots."""
+    """Modules to import first, which register further tasks and robots."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -51,33 +52,33 @@ class ManiSkillEnvCfg:
 
 @dataclass(frozen=True)
 class EnvDescription:
-    """Properties of a ManiSkill env that are known once it is created."""
+    """Properties of a ManiSkill env that are known after its creation."""
 
     robot: str
     control_mode: str
     max_episode_steps: int | None
     control_hz: float
     observations: dict[str, ArraySpec]
-    """Of one env: float32, and uint8 for images."""
+    """The observations of one env by name: float32, or uint8 for images."""
     metrics: tuple[str, ...]
     """The task's own metrics of a step, besides success."""
     action_unit: tuple[float, ...]
-    """What an action of 1 means, in the controllers' own units ([rad], [m], [rad/s])."""
+    """The physical value of an action of 1, in the units of the controllers ([rad], [m], [rad/s])."""
     state_size: int
-    """Numbers in the simulator's state."""
+    """Size of the simulator's state."""
     deterministic: bool
     """Whether an episode is a function of its seed and its actions alone, bit for bit."""
     env_id: str = ""
-    """The task."""
+    """Id of the ManiSkill task."""
     arm: Arm | None = None
-    """None with several robots, and for robots without an arm."""
+    """Description of the arm; None with several robots and for robots without an arm."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @property
     def action_unit_name(self) -> str:
-        """Unit of the arm's part of `action_unit`; rotations and the gripper have their own."""
+        """Unit of the arm's translations or joints in `action_unit`; rotations and the gripper differ."""
         return "m" if "_ee_" in self.control_mode else "rad"
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Renders stored states of ManiSkill envs in a separate scene in this process."""
+"""Renders stored states of ManiSkill envs in a separate scene of this process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from residual_rl.errors import ConfigError
 
 
 class StateRenderer:
-    """Renders the states that `ManiSkillEnv.states` returned. The scene is created for the first image.
+    """Renders the states that `ManiSkillEnv.states` returned. The scene is created at the first call.
 
     Args:
         cfg: the settings of the envs.
@@ -31,9 +31,15 @@ class StateRenderer:
         self._size: tuple[int, int] | None = None
 
     def __call__(self, scenes: Tensor, size: tuple[int, int], camera: str | None = None) -> NDArray[np.uint8]:
-        """Images [N, H, W, 3] of `scenes` [N, S] in the `size` (H, W).
+        """Images [N, H, W, 3] uint8 of `scenes` [N, S].
 
-        They are taken from one of the task's cameras (None: its `render_camera`).
+        Args:
+            scenes: states.
+            size: height and width of the images [px].
+            camera: one of the task's cameras for people; None: the first, usually `render_camera`.
+
+        Raises:
+            ConfigError: the task has no such camera.
         """
         # the size of a camera is fixed when the env is created
         if self._size != size:
@@ -44,10 +50,10 @@ class StateRenderer:
         known = list(self._env.scene.human_render_cameras)
         if camera is not None and camera not in known:
             raise ConfigError(
-                f"{self._cfg.env_id} has no camera {camera!r} to draw from; it has {', '.join(known)}"
+                f"{self._cfg.env_id} has no camera {camera!r} for rendering; it has: {', '.join(known)}"
             )
         episode, images = None, []
-        # a scene is the episode's seed and the simulator's state
+        # a row consists of the episode's seed and the simulator's state
         for scene in scenes.cpu():
             seed, state = int(scene[0]), scene[None, 1:].float()
             if seed != episode:  # the seed determines the objects of the scene

@@ -1,4 +1,4 @@
-"""ManiSkill envs as a `VecEnv`: ends of episodes, resets, seeds, and resuming."""
+"""ManiSkill envs as a `VecEnv`: termination, truncation, resets, seeds and resuming."""
 
 from __future__ import annotations
 
@@ -25,22 +25,27 @@ from residual_rl.types import Obs, State, check_finite
 from residual_rl.utils.seeding import splitmix64
 
 _SEEDS = 1 << 31
-"""ManiSkill seeds NumPy's older generators, which take no more than 32 bits."""
+"""Upper bound of ManiSkill's seeds: NumPy's older generators take at most 32 bits."""
 _log = logging.getLogger(__name__)
 
 Renderer = Callable[[Tensor, tuple[int, int], str | None], NDArray[np.uint8]]
-"""Renders states [N, S] of `SimEnvs.states` as images [N, H, W, 3] of a size, from a camera or the task's
-own."""
+"""Renders states [N, S] of `SimEnvs.states` as images [N, H, W, 3] of a size (H, W).
+
+The last argument is the name of a camera; None is the task's default.
+"""
 
 
 class SimEnvs(Protocol):
-    """B ManiSkill envs: `ManiSkillEnv` on a GPU, `ParallelEnvs` on the CPU. Tensors belong to the caller."""
+    """B ManiSkill envs: `ManiSkillEnv` on a GPU, `ParallelEnvs` on the CPU.
+
+    The returned tensors belong to the caller.
+    """
 
     num_envs: int
     device: torch.device
     deterministic: bool
     remote: bool
-    """Whether other processes step them, which can die."""
+    """Whether other processes step the envs."""
     description: EnvDescription
 
     def reset(self, env_ids: Tensor, seeds: Tensor) -> None: ...
@@ -55,8 +60,10 @@ class SimEnvs(Protocol):
 
 
 def maniskill_seeds(seeds: Tensor) -> Tensor:
-    """ManiSkill's seeds for episode `seeds` [n] int64 >= 0: the same if they fit into 31 bits, otherwise a
-    hash."""
+    """ManiSkill's seeds for the episode `seeds` [n] int64 >= 0.
+
+    Seeds that fit into 31 bits stay the same; others are hashed.
+    """
     return torch.where(seeds < _SEEDS, seeds, splitmix64(seeds, 1)[:, 0] & (_SEEDS - 1))
 
 
@@ -65,16 +72,16 @@ class ManiSkillVecEnv(VecEnv):
 
     On the CPU an episode is a function of its seed and its actions, and a saved state consists of these.
     Loading it replays the running episodes and continues them bit for bit. The GPU simulation is not
-    deterministic (`deterministic` is false): loading a state starts new episodes.
+    deterministic (`deterministic` is False): loading a state starts new episodes.
 
-    With the GPU simulation all tensors are on its device. A step reads three flags from it: whether the
-    actions are finite, whether the results are, and whether an episode ended. Only the start of a new episode
-    reads more.
+    With the GPU simulation all tensors are on its device. A step transfers three flags from it: whether the
+    actions are finite, whether the results are finite, and whether an episode ended. Starting an episode
+    transfers more.
 
     Args:
         sim: the simulated envs.
         max_episode_steps: steps after which an episode is truncated.
-        ignore_terminations: neither success nor failure ends an episode.
+        ignore_terminations: whether episodes continue after success or failure.
         renderer: renders states.
     """
 
@@ -115,11 +122,12 @@ class ManiSkillVecEnv(VecEnv):
         self._episodes = RunningEpisodes(self.num_envs, self.device)
         self._can_wait = self.device.type == "cpu"
         self._history: list[tuple[Tensor, Tensor]] = []
-        """The actions [B, A] since the oldest of the running episodes began, and the envs [B] that executed
-        them; if that is of use."""
+        """Actions [B, A] and the envs [B] bool that executed them, for each step since the start of the
+        oldest running episode. Empty if the envs are not deterministic."""
         self._obs: Obs = {}
         self._some_idle = True
-        self._is_drawn = False
+        self._renders = False
+        """Whether `scenes` was called; `step` then returns `final_scenes`."""
 
     # --- the contract ---------------------------------------------------------------------------------------
 
@@ -131,7 +139,7 @@ class ManiSkillVecEnv(VecEnv):
         options: dict[str, Any] | None = None,
     ) -> tuple[Obs, dict[str, Any]]:
         if options:
-            raise ConfigError(f"a ManiSkill env takes no option at reset; got {', '.join(sorted(options))}")
+            raise ConfigError(f"reset of a ManiSkill env takes no options; got: {', '.join(sorted(options))}")
         env_ids, seeds = self._to_reset(seed, mask, is_first=not self._obs)
         self._start_episodes(env_ids, seeds)
         return dict(self._obs), {"seed": self._episodes.seed.clone()}
@@ -152,27 +160,29 @@ class ManiSkillVecEnv(VecEnv):
         active = self.active
         if mask is not None:
             if not self._can_wait:
-                raise ConfigError("ManiSkill's GPU simulation steps all envs or none: leave out mask")
+                raise ConfigError(
+                    "ManiSkill's GPU simulation cannot step a subset of the envs: leave out mask"
+                )
             active = active & mask
-        # execute
+        # execute the actions
         action = actions.clamp(-1.0, 1.0) * active[:, None]  # idle envs of a GPU simulation get zeros
         step = self._sim.step(action, active)
         reward, success = step.reward * active, step.success & active
         obs = self._seen(step.obs)
 
-        # ends of episodes
+        # termination and truncation
         terminated = (success | (step.fail & active)) & (not self._ignore_terminations)
         truncated = (self._episodes.length + active >= self.max_episode_steps) & ~terminated
         ended = terminated | truncated
         any_ended = self._check(obs, reward, action, ended)
-        if self.deterministic:  # the history is what a saved state needs
+        if self.deterministic:  # a saved state consists of the actions
             self._history.append((action, active))
         self._episodes.advance(active, reward, success)
         info = self._episodes.info({"env": reward}, step.metrics, obs, success, ended)
         self._obs = obs
-        # autoreset: ended episodes are replaced within the same step
+        # reset the envs whose episode ended
         if any_ended:
-            if self._is_drawn:
+            if self._renders:
                 info["final_scenes"] = self.scenes()
             env_ids = ended.nonzero().flatten()
             self._start_episodes(env_ids, self.episode_seeds.draw(len(env_ids)).to(self.device))
@@ -189,7 +199,7 @@ class ManiSkillVecEnv(VecEnv):
         return {"maniskill": self._sim.states()[:, 1:]}
 
     def scenes(self) -> Tensor:
-        self._is_drawn = True  # from now on `step` also returns those of ended episodes
+        self._renders = True  # from now on `step` also returns the scenes of ended episodes
         return self._sim.states()
 
     def render_scenes(
@@ -216,7 +226,7 @@ class ManiSkillVecEnv(VecEnv):
         self._episodes.load_state_dict(state["episodes"])
         self.episode_seeds.load_state_dict(state["episode_seeds"])
         if not self.deterministic:
-            # the GPU simulation cannot restore an episode: start new ones
+            # the GPU simulation cannot restore an episode, so start new ones
             everything = torch.arange(self.num_envs, device=self.device)
             self._start_episodes(everything, self.episode_seeds.draw(self.num_envs).to(self.device))
             return
@@ -235,8 +245,8 @@ class ManiSkillVecEnv(VecEnv):
         obs = self._seen(self._sim.observations())
         if any(not torch.equal(value, self._obs[name]) for name, value in obs.items()):
             _log.warning(
-                "the episodes that ran when the state was saved went otherwise here: another machine, or"
-                " another release of ManiSkill"
+                "the running episodes could not be restored exactly: the state was saved on another machine"
+                " or with another version of ManiSkill"
             )
         self._obs = obs
 
@@ -249,22 +259,21 @@ class ManiSkillVecEnv(VecEnv):
         self._episodes.begin(env_ids, seeds)
         self._some_idle = not bool(self.active.all())
         if self._history:
-            of_use = (
-                self._played()[1].any(1).tolist()
-            )  # with envs that wait, what ended may lie between what runs
-            self._history = list(itertools.compress(self._history, of_use))
+            # drop the steps of ended episodes; if envs are stepped with a mask, they may be in the middle
+            is_needed = self._played()[1].any(1).tolist()
+            self._history = list(itertools.compress(self._history, is_needed))
         self._obs = self._seen(self._sim.observations())
 
     def _played(self) -> tuple[Tensor, Tensor]:
-        """The actions [T, B, A] of the running episodes, and where [T, B] each was executed in one of
-        them."""
+        """The actions [T, B, A] of the running episodes, and the mask [T, B] of those that were executed."""
         if not self._history:
             return torch.zeros(0, self.num_envs, len(self.action_unit)), torch.zeros(
                 0, self.num_envs, dtype=torch.bool
             )
         actions, executed = (torch.stack(parts) for parts in zip(*self._history, strict=True))
-        to_the_end = executed.flip(0).cumsum(0).flip(0)
-        return actions, executed & (to_the_end <= self._episodes.length)
+        # the last `length` executed actions of an env belong to its running episode
+        steps_ago = executed.flip(0).cumsum(0).flip(0)
+        return actions, executed & (steps_ago <= self._episodes.length)
 
     def _seen(self, obs: Obs) -> Obs:
         """`obs` with the relative poses; idle envs keep their last observation."""
@@ -282,7 +291,7 @@ class ManiSkillVecEnv(VecEnv):
         floats = {"reward": reward[:, None]} | {
             name: value for name, value in obs.items() if value.is_floating_point()
         }
-        # one transfer from the device for both flags; the names are searched only after a failure
+        # transfer both flags from the device at once; look for the culprit only after a failure
         finite = torch.isfinite(torch.cat([value.flatten(1) for value in floats.values()], 1).sum())
         any_ended, all_finite = torch.stack([ended.any(), finite]).tolist()
         if not all_finite:
@@ -294,7 +303,7 @@ class ManiSkillVecEnv(VecEnv):
         return bool(any_ended)
 
     def _with_context(self, error: NonFiniteError, action: Tensor) -> NonFiniteError:
-        """The error with the data to reproduce it: the episodes, and their actions so far."""
+        """The error with the data needed to reproduce it: the episodes and their actions so far."""
         actions, executed = self._played()
         context = {
             "action": action,

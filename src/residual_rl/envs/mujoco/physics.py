@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class MujocoPhysics(ABC):
-    """B envs of one compiled model; a subclass writes an episode's draws into an env with `write_episode`.
+    """B envs of one compiled model. A subclass applies the draws of an episode in `write_episode`.
 
     Between two policy steps the joint targets move linearly, tick by tick.
 
@@ -101,8 +101,8 @@ class MujocoPhysics(ABC):
         return {name: data[:, where] for name, where in self._slices.items()}
 
     def _raise_if_diverged(self) -> None:
-        # MuJoCo resets a diverged env by itself, so its warning is the only trace of it. Any other warning
-        # ends the env's rollout as well.
+        # MuJoCo resets a diverged env itself, so the warning is the only trace. Any other warning also ends
+        # the rollout of the env.
         counts = self.batch.warning[:, :, 1]
         if counts.any():
             diverged = np.flatnonzero(counts.any(1)).tolist()
@@ -152,7 +152,7 @@ class MujocoPhysics(ABC):
 
 
 def _sensor_slice(model: mujoco.MjModel, names: list[str]) -> slice:
-    """The slice of `sensordata` that holds the consecutive sensors `names`."""
+    """The slice of `sensordata` with the consecutive sensors `names`."""
     sensors = [model.sensor(name) for name in names]
     start = stop = int(sensors[0].adr[0])
     for sensor in sensors:

@@ -1,1 +1,1 @@
-"""Envs that are stepped in worker processes, for simulators that step one env at a time."""
+"""Envs in worker processes, for simulators that step one env at a time."""

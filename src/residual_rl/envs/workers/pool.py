@@ -1,7 +1,8 @@
 """B envs, divided evenly among worker processes.
 
-The pool and its workers exchange JSON messages by a `multiprocessing.connection.Connection` over an inherited
-socket, which no other process can connect to and so needs no key, and arrays by shared memory.
+The pool and its workers exchange JSON messages through a `multiprocessing.connection.Connection`, and arrays
+through shared memory. The connection uses an inherited socket, so it needs no key: no other process can
+connect to it.
 """
 
 from __future__ import annotations
@@ -26,27 +27,27 @@ class WorkerError(ResidualRLError):
 
 
 class WorkerPool:
-    """Worker processes, each with some of B envs.
+    """Worker processes that step B envs.
 
-    A worker gets its envs from `function(cfg, num_envs)`, an object with these methods:
+    Each worker calls `function(cfg, num_envs)`, which returns an object with these methods:
 
     - `describe()` returns JSON;
-    - `share(arrays)` keeps NumPy arrays [num_envs, …] by name, which the pool sees as rows of its own;
-    - others, without arguments and results, read and write these arrays.
+    - `share(arrays)` stores NumPy arrays [num_envs, …] by name, which are rows of the pool's arrays;
+    - all other methods take no arguments, return nothing, and read and write these arrays.
 
-    An exception in a worker, its death, or an answer that does not come in time ends the pool. Errors that
-    have an `exit_code`, as those of `residual_rl.errors` do, are raised here as `ConfigError`, everything
-    else as `WorkerError`.
+    If a worker raises an exception, ends, or does not answer in time, the pool is closed. Errors with an
+    `exit_code`, such as those of `residual_rl.errors`, are raised here as `ConfigError`, all others as
+    `WorkerError`.
 
     Args:
-        name: for error messages, such as the simulator's name.
+        name: name for error messages, such as that of the simulator.
         function: `module:function`.
-        cfg: what to make, as JSON.
+        cfg: first argument of the function, as JSON.
         num_envs: B.
-        num_workers: processes; at most B are started.
-        python: the interpreter. The program's own also gets its `sys.path`.
-        preload: modules that take long to import. They are imported once for all workers of all pools.
-        timeout: longest time that any call may take [s].
+        num_workers: number of processes; at most B are started.
+        python: interpreter of the workers. If it is that of this process, they also get its `sys.path`.
+        preload: modules that are slow to import. They are imported once for all workers of all pools.
+        timeout: longest duration of any call [s].
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class WorkerPool:
         self._memory = os.memfd_create(f"{name} envs")
         self._workers: list[Worker] = []
         self._finalizer = weakref.finalize(self, _stop, self._workers, self._memory)
-        # consecutive envs for each worker, in groups that differ by at most one
+        # assign consecutive envs to each worker, in groups whose sizes differ by at most one
         num_workers = min(num_workers, num_envs)
         bounds = [num_envs * i // num_workers for i in range(num_workers + 1)]
         self._env_ids = [range(first, last) for first, last in itertools.pairwise(bounds)]
@@ -81,7 +82,7 @@ class WorkerPool:
                 {"function": function, "cfg": dict(cfg), "num_envs": len(ids)} for ids in self._env_ids
             ]
             self.descriptions: list[Any] = self._call("make", arguments)
-            """What `describe` of each worker's envs returned."""
+            """Results of `describe` of each worker's envs."""
 
     @property
     def pids(self) -> list[int]:
@@ -89,7 +90,7 @@ class WorkerPool:
         return [worker.pid for worker in self._workers if worker.pid is not None]
 
     def share(self, specs: Mapping[str, ArraySpec]) -> dict[str, NDArray[Any]]:
-        """Make arrays [B, …] in shared memory and hand them to the workers' envs."""
+        """Create arrays [B, …] in shared memory and pass their rows to the workers' envs."""
         shared = SharedArrays(self._memory, specs, self.num_envs)
         arguments = [
             {"layout": shared.layout, "size": shared.size, "first": ids.start, "last": ids.stop}
@@ -100,8 +101,10 @@ class WorkerPool:
         return shared.arrays
 
     def call(self, method: str, mask: Sequence[bool] | None = None) -> None:
-        """Call a method in all workers, or in those with an env where `mask` [B] is true, and wait until all
-        are done."""
+        """Call a method in all workers, and wait for them.
+
+        With a `mask` [B], only workers with at least one env in it are called.
+        """
         with self._closing_on_error():
             if mask is None:
                 self._call(method, [{}] * len(self._workers))
@@ -115,7 +118,7 @@ class WorkerPool:
     # --- parts ----------------------------------------------------------------------------------------------
 
     def _call(self, call: str, arguments: Sequence[dict[str, Any] | None]) -> list[Any]:
-        """The results of a call in the workers that `arguments` has some for."""
+        """Call a function in the workers whose argument is not None, and return the results."""
         called = [i for i, argument in enumerate(arguments) if argument is not None]
         # send to all workers first, so that they work in parallel
         for i in called:
@@ -136,7 +139,7 @@ class WorkerPool:
                 f"did not answer within {self._timeout:g} s and was killed; last lines of its output:"
                 f" {lines}",
             ) from None
-        # errors meant for the user are raised as such, others with the worker's output
+        # errors for the user are raised as such, others with the worker's output
         if "error" in answer:
             if answer["user_message"] is not None:
                 raise ConfigError(answer["user_message"])
@@ -144,17 +147,16 @@ class WorkerPool:
             raise self._error(i, f"raised {answer['error']}; last lines of its output: {lines}")
         return answer["result"]
 
-    def _error(self, i: int, what: str) -> WorkerError:
+    def _error(self, i: int, problem: str) -> WorkerError:
         ids = self._env_ids[i]
         envs = f"env {ids.start}" if len(ids) == 1 else f"envs {ids.start} to {ids.stop - 1}"
-        return WorkerError(f"{self._name} worker {i + 1} of {len(self._env_ids)} ({envs}) {what}")
+        return WorkerError(f"{self._name} worker {i + 1} of {len(self._env_ids)} ({envs}) {problem}")
 
     @contextlib.contextmanager
     def _closing_on_error(self) -> Any:
-        """Close the pool on any exception: answers that nobody reads would be taken for those of the next
-        call."""
+        """Close the pool on any exception, since unread answers would be taken for those of the next call."""
         if not self._finalizer.alive:
-            raise WorkerError(f"the {self._name} workers have ended: make a new env")
+            raise WorkerError(f"the {self._name} workers have ended; create a new env")
         try:
             yield
         except BaseException:

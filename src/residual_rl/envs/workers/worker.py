@@ -1,14 +1,14 @@
-"""A worker process, which steps some of the envs of a `WorkerPool`, and the fork server that starts it.
+"""A worker process of a `WorkerPool`, and the fork server that starts it.
 
     python worker.py SOCKET_FD [MODULE …]
 
-The file is started by its path and imports NumPy and the standard library only, so that any Python with the
-env's own packages can run it. The process imports the modules, which may take seconds, and then forks one
-worker per request, in milliseconds and with the memory of the modules shared. It ends, with its workers, when
-the process that started it ends.
+The file is run by its path and imports only NumPy and the standard library, so any Python with the packages
+of the env can run it. The process imports the modules, which may take seconds, and then forks one worker per
+request. Forking takes milliseconds, and the workers share the memory of the modules. The process and its
+workers end when the process that started them ends.
 
-A request is a JSON message on the socket, with four file descriptors: the worker's connection, its output,
-the pipe for its exit code, and the shared memory. A worker exchanges JSON messages by the connection:
+A request is a JSON message on the socket with four file descriptors: the worker's connection, its output, the
+pipe for its exit code, and the shared memory. A worker exchanges JSON messages through its connection:
 `{"call": …, "arguments": …}` is answered with `{"result": …}` or `{"error": …}`. Nothing is pickled.
 """
 
@@ -31,25 +31,24 @@ from typing import Any
 import numpy as np
 
 _MAX_MESSAGE = 1 << 17
-"""Bytes of a request; it holds `sys.path`."""
+"""Largest size of a request, which contains `sys.path` [bytes]."""
 _NUM_FDS = 4
 
 
 def main() -> None:
     """Import the modules, then fork workers until the parent process ends."""
+    # remove the script's folder: its `pool` and `worker` would hide modules of these names
     if sys.path[0] == os.path.dirname(os.path.abspath(__file__)):
-        del sys.path[
-            0
-        ]  # Python puts the script's folder here, and `pool` or `worker` may be modules of somebody else
+        del sys.path[0]
     requests = socket.socket(fileno=int(sys.argv[1]))
     parent = os.pidfd_open(os.getppid())
-    # import once, before forking, so that the workers share the memory
+    # import the modules before forking, so that the workers share their memory
     for name in sys.argv[2:]:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # keeps the garbage collector off the pages that all workers share
     exit_pipes: dict[int, tuple[int, int]] = {}
-    """Pidfd of each worker -> its process id, and the pipe for its exit code."""
+    """Process id of each worker and the pipe for its exit code, by pidfd."""
     while True:
         for ready in wait([requests, parent, *exit_pipes]):
             if ready in exit_pipes:
@@ -59,14 +58,14 @@ def main() -> None:
             fds: list[int] = []
             if ready is requests:
                 message, fds, _, _ = socket.recv_fds(requests, _MAX_MESSAGE, _NUM_FDS)
-            if not message:  # the parent has ended, or wants no more workers
+            if not message:  # the parent has ended or closed the server
                 for pid, _ in exit_pipes.values():
                     os.kill(pid, signal.SIGKILL)
                 return
             connection, output, exit_pipe, memory = fds
             pid = os.fork()
             if pid == 0:
-                # in the worker: close what belongs to the server, redirect the output, answer calls
+                # in the worker: close the server's files, redirect the output, and answer calls
                 requests.close()
                 for fd in (parent, exit_pipe, *exit_pipes, *(pipe for _, pipe in exit_pipes.values())):
                     os.close(fd)
@@ -74,14 +73,14 @@ def main() -> None:
                 os.dup2(output, 1)
                 os.dup2(output, 2)
                 os._exit(run(Connection(connection), memory))
-            # in the server: the worker has its own copies of these
+            # in the server: close these, since the worker has its own copies
             for fd in (connection, output, memory):
                 os.close(fd)
             exit_pipes[os.pidfd_open(pid)] = (pid, exit_pipe)
 
 
 def _report_exit(pidfd: int, pid: int, exit_pipe: int) -> None:
-    """Write a worker's exit code (below 0: the signal that killed it) to its pipe."""
+    """Write a worker's exit code to its pipe; a negative one is the signal that killed it."""
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     with contextlib.suppress(BrokenPipeError):
         os.write(exit_pipe, str(code).encode())
@@ -110,19 +109,19 @@ def run(connection: Connection, memory: int) -> int:
                 send({"error": text, "user_message": str(error) if hasattr(error, "exit_code") else None})
                 return 1
             send({"result": result})
-    except (EOFError, ConnectionError):  # the parent has closed the pool
+    except (EOFError, ConnectionError):  # the pool was closed
         return 0
 
 
 class Calls:
-    """What a pool calls in its workers: `make`, `share`, and then the methods of the env that was made."""
+    """Functions that a pool calls in its workers: `make`, `share`, and the methods of the created envs."""
 
     def __init__(self, memory: int):
         self._memory = memory
         self._env: Any = None
 
     def execute(self, call: str, arguments: dict[str, Any]) -> Any:
-        """Execute a call. The result is JSON."""
+        """Execute a call and return its result as JSON."""
         if call == "make":
             self._env = pkgutil.resolve_name(arguments["function"])(arguments["cfg"], arguments["num_envs"])
             return self._env.describe()

@@ -38,7 +38,6 @@ class Algorithm(ABC):
 
 
 def masked_mse(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Mean squared error over the entries [b, K, A] whose steps are `valid` [b, K]; in float32 whatever the
-    prediction is."""
+    """Mean squared error over the entries [b, K, A] whose steps are `valid` [b, K], computed in float32."""
     error = (prediction.float() - target.float()).square().mean(-1)
     return (error * valid).sum() / valid.sum().clamp(min=1)

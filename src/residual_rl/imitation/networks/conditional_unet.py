@@ -1,20 +1,21 @@
-"""The conditional 1-D U-Net in the layout of public Diffusion Policy checkpoints: names and shapes of its
-tensors, and its arithmetic.
+"""The conditional 1-D U-Net of public Diffusion Policy checkpoints, with the same tensors (by name and shape)
+and the same outputs.
 
-Source: `ConditionalUnet1D` of Chi et al., "Diffusion Policy", 2023, in the form of its authors' notebook,
-which ManiSkill's `diffusion_policy` baseline and Policy Decorator (Yuan et al., 2024) train and save. What
-differs from `networks.UNet`: observations go as they are into the condition, behind the embedding of the
-time; the activation is Mish, also before a block's layer of the condition; a channel becomes scale · x +
-shift, without 1 +; steps are doubled by a transposed convolution; and the time's layers are wider.
+Source: `ConditionalUnet1D` of Chi et al., "Diffusion Policy", 2023, in the version of the authors' notebook,
+which ManiSkill's `diffusion_policy` baseline and Policy Decorator (Yuan et al., 2024) train and save.
+Differences from `unet.UNet`: the condition is the embedding of the time followed by the observations, which
+are not embedded; the activation is Mish, also before a block's condition layer; a channel becomes
+scale · x + shift instead of (1 + scale) · x + shift; the number of steps is doubled by a transposed
+convolution; and the time's layers are wider.
 
-Shapes: L steps of the chunk, C channels, D condition. Tensors are [b, L, C], channels last, though weights
-lie as torch's layers have them.
+Shapes: b batch, L steps of the chunk, C channels, D condition. Tensors are [b, L, C], channels last; weights
+have the shapes of torch's layers.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
@@ -22,11 +23,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from residual_rl.errors import ConfigError
-from residual_rl.imitation.networks.unet import GROUPS, UNet, check_unet, convolve, embedding
+from residual_rl.imitation.networks.unet import (
+    GROUPS,
+    UNet,
+    check_unet,
+    convolve,
+    embedding,
+    encode_decode,
+)
+
+Levels = Iterable[nn.ModuleList]
 
 
 class StepConv(nn.Conv1d):
-    """Convolution over the steps of [b, L, C], padded by zeros."""
+    """Convolution over the steps of [b, L, C], padded with zeros."""
 
     def forward(self, x: Tensor) -> Tensor:
         return convolve(x, self.weight, self.bias, self.stride[0])
@@ -54,8 +64,8 @@ class Block(nn.Module):
 
 
 class ConditionedBlocks(nn.Module):
-    """Two blocks with a way around them; between the two each channel is scaled and shifted by the condition
-    [b, D]."""
+    """Two blocks with a skip connection around both. Between the two, each channel is scaled and shifted
+    depending on the condition [b, D]."""
 
     def __init__(self, inputs: int, outputs: int, condition_dim: int, kernel_size: int):
         super().__init__()
@@ -72,7 +82,7 @@ class ConditionedBlocks(nn.Module):
 
 
 class Halving(nn.Module):
-    """Every other step of a convolution: [b, L, C] → [b, L / 2, C]."""
+    """Convolution with stride 2: [b, L, C] → [b, L / 2, C]."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -86,8 +96,8 @@ class Halving(nn.Module):
 class Doubling(nn.Module):
     """Transposed convolution with kernel 4, stride 2 and padding 1: [b, L, C] → [b, 2 L, C].
 
-    Two linear layers on pairs of neighbours: the step 2 t is made of t − 1 and t, and 2 t + 1 of t and t + 1.
-    Measured on a CPU, that takes half of the time of torch's.
+    It is computed as two linear layers on pairs of neighbouring steps: output step 2 t depends on t − 1 and
+    t, and 2 t + 1 on t and t + 1. On a CPU, this takes half the time of torch's transposed convolution.
     """
 
     def __init__(self, channels: int):
@@ -95,9 +105,8 @@ class Doubling(nn.Module):
         self.conv = nn.ConvTranspose1d(channels, channels, 4, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        pairs = (
-            F.pad(x, (0, 0, 1, 1)).unfold(1, 2, 1).flatten(2)
-        )  # [b, L + 1, 2 C]: a step and the one after it
+        # [b, L + 1, 2 C]: each step and the next one
+        pairs = F.pad(x, (0, 0, 1, 1)).unfold(1, 2, 1).flatten(2)
         kernel = self.conv.weight.transpose(0, 1)  # [outputs, inputs, 4]
         even = F.linear(pairs[:, :-1], kernel[..., [3, 1]].flatten(1), self.conv.bias)
         odd = F.linear(pairs[:, 1:], kernel[..., [2, 0]].flatten(1), self.conv.bias)
@@ -105,10 +114,9 @@ class Doubling(nn.Module):
 
 
 class ConditionalUNet(nn.Module):
-    """From a chunk of actions [b, L, A], a time [b] and a vector of observations [b, O] to a vector for each
-    step, [b, L, A].
+    """Maps a chunk of actions [b, L, A], a time [b] and an observation vector [b, O] to [b, L, A].
 
-    Args: as those of `networks.UNet`, but that `time_dim` is the size of the time's embedding alone.
+    The arguments are those of `unet.UNet`, except that `time_dim` is the size of the time's embedding only.
     """
 
     def __init__(
@@ -131,7 +139,7 @@ class ConditionalUNet(nn.Module):
         def level(inputs: int, outputs: int, resize: nn.Module) -> nn.ModuleList:
             return nn.ModuleList([*pair(inputs, outputs), resize])
 
-        # The first has no weights, and its place is kept: layers are named by their number.
+        # The identity stands for a layer without weights, so that the others have the published numbers.
         self.diffusion_step_encoder = nn.Sequential(
             nn.Identity(), nn.Linear(time_dim, 4 * time_dim), nn.Mish(), nn.Linear(4 * time_dim, time_dim)
         )
@@ -149,34 +157,23 @@ class ConditionalUNet(nn.Module):
 
     @property
     def observing(self) -> tuple[str, ...]:
-        """Weights whose last columns read the observations; the columns before these read the time."""
+        """Weights whose last columns read the observations; their other columns read the time."""
         return tuple(name for name, _ in self.named_parameters() if name.endswith("cond_encoder.1.weight"))
 
     def forward(self, x: Tensor, time: Tensor, obs: Tensor) -> Tensor:
         moment = self.diffusion_step_encoder(embedding(time, self.time_dim).to(obs.dtype))
         condition = torch.cat([moment, obs], 1)
-        seen = []
-        for level in self.down_modules:
-            first, second, resize = cast(nn.ModuleList, level)
-            x = second(first(x, condition), condition)
-            seen.append(x)
-            x = resize(x)
-        for blocks in self.mid_modules:
-            x = blocks(x, condition)
-        for level in self.up_modules:
-            first, second, resize = cast(nn.ModuleList, level)
-            x = torch.cat([x, seen.pop()], -1)
-            x = resize(second(first(x, condition), condition))
-        out: Tensor = self.final_conv(x)
+        down, up = cast(Levels, self.down_modules), cast(Levels, self.up_modules)
+        out: Tensor = self.final_conv(encode_decode(x, condition, down, self.mid_modules, up))
         return out
 
 
 LAYOUTS: dict[str, type[UNet | ConditionalUNet]] = {"own": UNet, "public": ConditionalUNet}
-"""The U-Nets, by the name of their layout in a model's settings."""
+"""U-Nets by the layout in a model's settings."""
 
 
 def unet_of(layout: str) -> type[UNet | ConditionalUNet]:
-    """The class of that layout. Raises `ConfigError` for an unknown one."""
+    """The U-Net of a layout. Raises `ConfigError` if it is unknown."""
     if layout not in LAYOUTS:
         raise ConfigError(f"layout must be one of {', '.join(LAYOUTS)}, not {layout!r}")
     return LAYOUTS[layout]

@@ -1,14 +1,16 @@
-"""The networks of imitation: an MLP, and a 1-D convolutional U-Net over a chunk of actions, conditioned on
-observations and time.
+"""Networks of imitation policies: an MLP, and a 1-D convolutional U-Net over a chunk of actions, conditioned
+on observations and time.
 
-Shapes: L steps of the chunk, C channels, D condition. Tensors of the U-Net are [b, L, C], channels last.
+Shapes: b batch, L steps of the chunk, C channels, D condition. Tensors of the U-Net are [b, L, C], channels
+last.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +19,14 @@ from torch import Tensor, nn
 from residual_rl.errors import ConfigError
 
 GROUPS = 8
-"""Groups of the U-Net's normalisation."""
+"""Number of groups of the U-Net's group normalisation."""
 
 
 class ChunkMLP(nn.Module):
-    """Linear layers with LayerNorm and SiLU between them: [b, D] → [b, L, A]."""
+    """Linear layers with LayerNorm and SiLU between them: [b, O] → [b, L, A]."""
 
     observing = ("layers.0.weight",)
-    """Weights whose last columns, all of them here, read the observations."""
+    """Weights whose last columns (here: all) read the observations."""
 
     def __init__(self, input_dim: int, chunk_size: int, action_dim: int, hidden_sizes: Sequence[int]):
         super().__init__()
@@ -41,11 +43,11 @@ class ChunkMLP(nn.Module):
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1) -> Tensor:
-    """Convolution over the steps of `x` [b, L, C] with `weight` [outputs, C, kernel_size], whose size is odd,
-    padded by zeros: [b, ceil(L / stride), outputs].
+    """Convolution over the steps of `x` [b, L, C], padded with zeros: [b, ceil(L / stride), outputs].
 
-    In float64, for which torch has no fast convolution on a CPU, it is a product with the unfolded steps:
-    measured, a quarter to two thirds of the convolution's time.
+    `weight` is [outputs, C, kernel_size] with an odd kernel size. In float64, for which torch has no fast
+    convolution on a CPU, the result is a matrix product with the unfolded steps; this takes a quarter to two
+    thirds of the time of torch's convolution.
     """
     size = weight.shape[-1]
     if x.dtype == torch.float64:
@@ -55,7 +57,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1) ->
 
 
 class Conv(nn.Linear):
-    """`convolve` with a weight that is kept as a matrix [outputs, C · kernel_size]."""
+    """`convolve` as a layer, whose weight is a matrix [outputs, C · kernel_size]."""
 
     def __init__(self, inputs: int, outputs: int, kernel_size: int, stride: int = 1):
         super().__init__(inputs * kernel_size, outputs)
@@ -66,7 +68,7 @@ class Conv(nn.Linear):
 
 
 class ConvBlock(nn.Module):
-    """Convolution, group normalisation over the steps and the channels of a group, SiLU."""
+    """Convolution, group normalisation over steps and channels, SiLU."""
 
     def __init__(self, inputs: int, outputs: int, kernel_size: int):
         super().__init__()
@@ -78,8 +80,8 @@ class ConvBlock(nn.Module):
 
 
 class FilmBlock(nn.Module):
-    """Two convolution blocks with a way around them; between the two each channel is scaled and shifted by
-    the condition [b, D].
+    """Two convolution blocks with a skip connection around both. Between the two, each channel is scaled and
+    shifted depending on the condition [b, D].
 
     Source: Perez et al., "FiLM: visual reasoning with a general conditioning layer", 2018.
     """
@@ -98,7 +100,7 @@ class FilmBlock(nn.Module):
 
 
 class FilmPair(nn.Module):
-    """Two of them, one after the other, under the same condition."""
+    """Two `FilmBlock`s in sequence with the same condition."""
 
     def __init__(self, inputs: int, outputs: int, condition_dim: int, kernel_size: int):
         super().__init__()
@@ -110,28 +112,37 @@ class FilmPair(nn.Module):
         return out
 
 
-class UNet(nn.Module):
-    """From a chunk of actions [b, L, A], a time [b] and a vector of observations [b, O] to a vector for each
-    step, [b, L, A].
+class LinearDoubling(nn.Linear):
+    """Two steps from each step: [b, L, C] → [b, 2 L, C]."""
 
-    Down a level the steps are halved and the channels are `channels[i]`; up again each level sees what it
-    gave on the way down. Source: the conditional U-Net of Chi et al., "Diffusion Policy", 2023, which is that
-    of Janner et al., "Planning with diffusion for flexible behavior synthesis", 2022. Deviations: the
-    observations pass through a layer of their own before they are joined with the time (theirs go in raw,
-    where the activation folds negative values), steps are doubled by a linear layer that makes two of one,
-    and the activation is SiLU: theirs, Mish, is alike in form and takes twice the time on a CPU.
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).unflatten(-1, (2, -1)).flatten(1, 2)
+
+
+class UNet(nn.Module):
+    """Maps a chunk of actions [b, L, A], a time [b] and an observation vector [b, O] to [b, L, A].
+
+    Each level of the encoder halves the number of steps and has `channels[i]` channels. Each level of the
+    decoder also receives the output of the encoder's level.
+
+    Source: the conditional U-Net of Chi et al., "Diffusion Policy", 2023, which is that of Janner et al.,
+    "Planning with diffusion for flexible behavior synthesis", 2022. Deviations: the observations pass through
+    two layers before they are concatenated with the time's embedding (in the source they are not embedded,
+    and the activation distorts negative values); the number of steps is doubled by a linear layer with two
+    outputs per step; and the activation is SiLU instead of Mish, which is similar but takes twice the time on
+    a CPU.
 
     Args:
         chunk_size: L; divisible by 2 for each level but the last.
         action_dim: A.
         obs_dim: O.
-        channels: one number a level, each divisible by 8.
-        kernel_size: steps that a convolution sees, odd.
-        time_dim: size of the time's embedding, and of the observations', even.
+        channels: channels of each level, divisible by 8.
+        kernel_size: kernel size of the convolutions [steps], odd.
+        time_dim: size of the embeddings of time and observations, even.
     """
 
     observing = ("obs_layers.0.weight",)
-    """Weights whose last columns, all of them here, read the observations."""
+    """Weights whose last columns (here: all) read the observations."""
 
     def __init__(
         self,
@@ -160,7 +171,7 @@ class UNet(nn.Module):
         self.shrink = nn.ModuleList(Conv(n, n, 3, stride=2) for n in channels[:-1])
         self.middle = pair(channels[-1], channels[-1])
         self.up = nn.ModuleList(pair(2 * n, m) for n, m in steps_up)
-        self.grow = nn.ModuleList(nn.Linear(m, 2 * m) for _, m in steps_up)
+        self.grow = nn.ModuleList(LinearDoubling(m, 2 * m) for _, m in steps_up)
         self.last = nn.Sequential(
             ConvBlock(channels[0], channels[0], kernel_size), nn.Linear(channels[0], action_dim)
         )
@@ -168,18 +179,46 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, time: Tensor, obs: Tensor) -> Tensor:
         moment = self.time_layers(embedding(time, self.time_dim).to(obs.dtype))
         condition = F.silu(torch.cat([moment, self.obs_layers(obs)], 1))
-        seen = []
-        for level, blocks in enumerate(self.down):
-            if level > 0:
-                x = self.shrink[level - 1](x)
-            x = blocks(x, condition)
-            seen.append(x)
-        x = self.middle(x, condition)
-        for blocks, grow in zip(self.up, self.grow, strict=True):
-            x = blocks(torch.cat([x, seen.pop()], -1), condition)
-            x = grow(x).unflatten(-1, (2, -1)).flatten(1, 2)
+        down = zip(self.down, [*self.shrink, _unchanged], strict=True)
+        x = encode_decode(x, condition, down, [self.middle], zip(self.up, self.grow, strict=True))
         out: Tensor = self.last(x)
         return out
+
+
+def encode_decode(
+    x: Tensor,
+    condition: Tensor,
+    down: Iterable[Iterable[Any]],
+    middle: Iterable[Any],
+    up: Iterable[Iterable[Any]],
+) -> Tensor:
+    """Pass `x` [b, L, C] through the levels of a U-Net.
+
+    Args:
+        x: input of the first level.
+        condition: [b, D], an input of every block.
+        down: levels of the encoder: their blocks, followed by the layer that halves the number of steps.
+        middle: blocks between encoder and decoder.
+        up: levels of the decoder: their blocks, followed by the layer that doubles the number of steps.
+    """
+    skipped = []
+    for *blocks, resize in down:
+        for block in blocks:
+            x = block(x, condition)
+        skipped.append(x)
+        x = resize(x)
+    for block in middle:
+        x = block(x, condition)
+    for *blocks, resize in up:
+        x = torch.cat([x, skipped.pop()], -1)
+        for block in blocks:
+            x = block(x, condition)
+        x = resize(x)
+    return x
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
 
 
 def embedding(time: Tensor, size: int) -> Tensor:
@@ -194,7 +233,7 @@ def embedding(time: Tensor, size: int) -> Tensor:
 
 
 def check_unet(chunk_size: int, channels: Sequence[int], kernel_size: int, time_dim: int) -> None:
-    """Raise `ConfigError` for settings that make no U-Net."""
+    """Raise `ConfigError` for invalid sizes of a U-Net."""
     if not channels or any(n < GROUPS or n % GROUPS for n in channels):
         raise ConfigError(
             f"channels must be multiples of {GROUPS}, one for each level, not {tuple(channels)}"

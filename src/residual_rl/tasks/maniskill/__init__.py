@@ -13,7 +13,7 @@ SPEC = register_task(
         demo_settings=("env_id", "robot_uids", "control_mode", "reward_mode", "ignore_terminations"),
         external_trajectory_settings=f"{__name__}.trajectory_settings:settings",
         planners={"motion-planning": "residual_rl.demos.maniskill_planner:make"},
-        train_overrides={"eval_episodes": 16},  # evaluations have their own envs, which are slow to build
+        train_overrides={"eval_episodes": 16},  # evaluation has separate envs, which are slow to create
         variant="env_id",
         variant_overrides=f"{__name__}.ppo_defaults:train_overrides",
     )

@@ -28,13 +28,15 @@ from torch import Tensor
 ARM_JOINTS = tuple(f"arm_joint{number}" for number in range(1, 7))
 FINGER_JOINTS = ("gripper1_axis", "gripper2_axis")
 FINGER_RANGE = (-0.03, 0.025)
-"""Of the finger joints [m]: from wide open to closed, since their axes point inwards."""
+"""Range of the finger joints [m], from open to closed: their axes point inwards."""
 _DRIVE = {"stiffness": 1e3, "damping": 1e2, "force_limit": 100.0}
 
 
 class OpeningController(PDJointPosMimicController):
-    """Both fingers with one action, of which 1 opens and -1 closes, as with ManiSkill's Panda. The joints
-    count the other way."""
+    """Moves both fingers with one action: 1 opens and -1 closes, as in ManiSkill's Panda.
+
+    Positive joint positions close the gripper, so the action is negated.
+    """
 
     def _preprocess_action(self, action: Tensor) -> Tensor:
         position: Tensor = super()._preprocess_action(-action)
@@ -43,17 +45,17 @@ class OpeningController(PDJointPosMimicController):
 
 @dataclasses.dataclass
 class OpeningControllerConfig(PDJointPosMimicControllerConfig):
-    """Settings of `OpeningController`. Its actions are normalised, or their sign could not be turned."""
+    """Settings of `OpeningController`. Actions must be normalised, so that they can be negated."""
 
     controller_cls = OpeningController
 
 
 @register_agent()
 class A1Galaxea(BaseAgent):
-    """Six joints and two fingers. The gripper's z axis points out of it, its y axis along the way of the
-    fingers.
+    """The arm with six joints and a gripper with two fingers.
 
-    Figures are those that others run the arm with in ManiSkill. Links may pass through each other.
+    The z axis of the tool frame points out of the gripper, the y axis along the movement of the fingers.
+    Drive parameters are those commonly used for this arm in ManiSkill. Self-collisions are disabled.
     """
 
     uid = "a1_galaxea"
@@ -71,8 +73,7 @@ class A1Galaxea(BaseAgent):
         "home": Keyframe(
             pose=sapien.Pose(), qpos=np.append(np.deg2rad([42, 45, -48, 80, -35, 15]), [-0.01, -0.01])
         ),
-        # The gripper points down, 0.35 m before the base and 0.2 m above it, with the fingers beside each
-        # other.
+        # The gripper points down, 0.35 m in front of the base and 0.2 m above it.
         "ready": Keyframe(
             pose=sapien.Pose(), qpos=np.append(np.deg2rad([0, 103.56, -61.38, 90, -47.82, 0]), [-0.01, -0.01])
         ),
@@ -114,8 +115,8 @@ class A1Galaxea(BaseAgent):
 
     @property
     def _sensor_configs(self) -> list[CameraConfig]:
-        # ManiSkill's cameras look along x with z up; this one along the link's z, with what is far from the
-        # arm up and the fingers below.
+        # ManiSkill's cameras look along x with z up. This one looks along the link's z, with the fingers at
+        # the bottom of the image.
         pose = sapien.Pose(q=[0.0, math.sqrt(0.5), 0.0, math.sqrt(0.5)])
         mount = self.robot.links_map["camera"]
         return [
@@ -132,17 +133,20 @@ class A1Galaxea(BaseAgent):
 
     @property
     def tcp_pos(self) -> Tensor:
-        """Position of the tool's centre point [B, 3] [m]."""
+        """[B, 3]: position of the tool centre point [m]."""
         return self.tcp.pose.p
 
     @property
     def tcp_pose(self) -> Pose:
-        """Pose of the tool's centre point."""
+        """Pose of the tool centre point."""
         return self.tcp.pose
 
     def is_grasping(self, object: Actor, min_force: float = 0.5, max_angle: float = 85.0) -> Tensor:
-        """Whether both fingers press on `object` [B] bool: it pushes each outwards, with `min_force` [N] or
-        more and at an angle of `max_angle` [deg] or less from the way in which the fingers open."""
+        """[B] bool: whether both fingers press on `object`.
+
+        Each contact force must be at least `min_force` [N] and within `max_angle` [deg] of the direction in
+        which the finger opens.
+        """
         grasping = torch.ones(self.scene.num_envs, dtype=torch.bool, device=self.robot.device)
         for finger, side in ((self.finger1_link, 1.0), (self.finger2_link, -1.0)):
             force = self.scene.get_pairwise_contact_forces(finger, object)
@@ -154,5 +158,5 @@ class A1Galaxea(BaseAgent):
         return grasping
 
     def is_static(self, threshold: float = 0.2) -> Tensor:
-        """Whether all joints of the arm are slower than `threshold` [rad/s] [B] bool."""
+        """[B] bool: whether the speed of each arm joint is at most `threshold` [rad/s]."""
         return self.robot.get_qvel()[:, : len(ARM_JOINTS)].abs().amax(1) <= threshold

@@ -15,30 +15,31 @@ class ManiSkillCfg(CheckedCfg):
     env_id: str = "PushCube-v1"
     """Id of the ManiSkill task."""
     robot_uids: str | None = None
-    """ManiSkill's id of the robot. None: the task's default."""
+    """Id of the robot. None: the task's default."""
     control_mode: str | None = None
     """Control mode: pd_joint_delta_pos, pd_ee_delta_pose, pd_ee_delta_pos, … None: the robot's first, often
     pd_joint_delta_pos."""
     obs_mode: Literal["state", "rgb", "rgb+state"] = "state"
-    """`rgb` observes the camera images and `proprioception`, without `state`, which holds privileged
-    information."""
+    """Observations. `rgb` replaces `state`, which contains privileged information, by camera images and
+    `proprioception`."""
     reward_mode: str | None = None
-    """normalized_dense, dense, sparse or none, if the task supports it. None: the task's first."""
+    """Reward: normalized_dense, dense, sparse or none, if the task supports it. None: the task's first."""
     sim_backend: Literal["auto", "physx_cpu", "physx_cuda"] = "auto"
-    """`auto`: GPU simulation if --sim-device is a GPU, otherwise worker processes on the CPU."""
+    """Simulation backend. `auto`: the GPU simulation if --sim-device is a GPU, otherwise worker processes on
+    the CPU."""
     render_backend: str = "auto"
-    """Renderer: gpu, cpu (needs a software Vulkan driver), none. `auto`: none without images, otherwise the
-    device of the simulation."""
+    """Renderer: gpu, cpu (needs a software Vulkan driver) or none. `auto`: none without images, otherwise
+    gpu, or cpu without a GPU."""
     max_episode_steps: PositiveInt | None = None
-    """Steps after which an episode is truncated. None: the task's own limit."""
+    """Steps after which an episode is truncated. None: the limit of the task."""
     ignore_terminations: bool = False
-    """Neither success nor failure ends an episode: each lasts `max_episode_steps`."""
+    """Do not end episodes at success or failure: each lasts `max_episode_steps`."""
     reconfiguration_freq: NonNegativeInt | None = None
-    """Resets between two rebuilds of the scene, 0 for never. None: the task's own. Tasks with other objects
-    in each episode rebuild at each reset on the CPU, and never on the GPU."""
+    """Number of resets between two rebuilds of the scene; 0 means never. None: the value of the task. Tasks
+    whose objects differ between episodes rebuild at each reset on the CPU, and never on the GPU."""
     image_size: tuple[PositiveInt, PositiveInt] | None = None
-    """Height and width of all camera images [px]. None: as in the task."""
+    """Height and width of all camera images [px]. None: those of the task."""
     num_workers: NonNegativeInt = 0
-    """Worker processes of the CPU simulation; 0 means as many as --num-threads."""
+    """Number of worker processes of the CPU simulation; 0 means as many as --num-threads."""
     task_modules: tuple[str, ...] = ()
     """Modules to import first, which register custom tasks and robots with ManiSkill."""

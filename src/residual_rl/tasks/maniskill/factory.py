@@ -23,31 +23,30 @@ MODULES: tuple[str, ...] = (
 
 
 def make(cfg: ManiSkillCfg, num_envs: int, num_threads: int, device: str) -> ManiSkillVecEnv:
-    """`num_envs` envs: on a GPU, or in `num_threads` worker processes (0: one per CPU core)."""
+    """Create `num_envs` envs, on a GPU or in `num_threads` worker processes (0: one per CPU core)."""
     if num_envs < 1:
         raise ConfigError(f"num_envs must be at least 1, not {num_envs}")
     require_maniskill()
     env_cfg = make_env_cfg(cfg, device)
-    worlds: SimEnvs
+    sim: SimEnvs
     if env_cfg.sim_backend == "physx_cpu":
-        worlds = ParallelEnvs(
-            env_cfg, num_envs, cfg.num_workers or num_threads or len(os.sched_getaffinity(0))
-        )
+        num_workers = cfg.num_workers or num_threads or len(os.sched_getaffinity(0))
+        sim = ParallelEnvs(env_cfg, num_envs, num_workers)
     else:
-        worlds = ManiSkillEnv(env_cfg, num_envs)
-    return make_vec_env(worlds, cfg, env_cfg)
+        sim = ManiSkillEnv(env_cfg, num_envs)
+    return make_vec_env(sim, cfg, env_cfg)
 
 
 def make_env_cfg(cfg: ManiSkillCfg, device: str = "cpu") -> ManiSkillEnvCfg:
-    """The settings of the ManiSkill env with tensors on `device`. Raises `ConfigError` for a missing
-    device."""
+    """The settings of the ManiSkill env with tensors on `device`.
+
+    Raises `ConfigError` if the device is not available or the settings do not fit it.
+    """
     try:
         wanted = torch.device(device)
     except RuntimeError as error:
-        raise ConfigError(
-            f"sim_device {device!r} is no device of torch's; choose cpu, cuda or cuda:N"
-        ) from error
-    # the simulation: on the GPU if tensors are
+        raise ConfigError(f"sim_device must be cpu, cuda or cuda:N, not {device!r}") from error
+    # choose the simulation: on the GPU if the tensors are there
     gpu, index = torch.cuda.is_available(), wanted.index
     simulation: str = cfg.sim_backend
     if simulation == "auto":
@@ -55,19 +54,19 @@ def make_env_cfg(cfg: ManiSkillCfg, device: str = "cpu") -> ManiSkillEnvCfg:
     if simulation == "physx_cuda":
         if not gpu:
             raise ConfigError(
-                "ManiSkill's GPU simulation needs an NVIDIA GPU, and torch sees none here; choose"
-                " --sim-backend physx_cpu"
+                "ManiSkill's GPU simulation needs an NVIDIA GPU, and torch finds none; choose --sim-backend"
+                " physx_cpu"
             )
         if cfg.reconfiguration_freq and not cfg.ignore_terminations:
             raise ConfigError(
-                "the GPU simulation cannot rebuild the scene for some worlds alone: --reconfiguration-freq"
+                "the GPU simulation cannot rebuild the scene of individual envs: --reconfiguration-freq"
                 " needs --ignore-terminations"
             )
         simulation += "" if index is None else f":{index}"
-    # the renderer: only if images are observed
-    drawing = cfg.render_backend
-    if drawing == "auto":
-        drawing = "none" if cfg.obs_mode == "state" else "gpu" if gpu else "cpu"
+    # choose the renderer: none if no images are observed
+    render_backend = cfg.render_backend
+    if render_backend == "auto":
+        render_backend = "none" if cfg.obs_mode == "state" else "gpu" if gpu else "cpu"
     return ManiSkillEnvCfg(
         env_id=cfg.env_id,
         robot_uids=cfg.robot_uids,
@@ -75,18 +74,19 @@ def make_env_cfg(cfg: ManiSkillCfg, device: str = "cpu") -> ManiSkillEnvCfg:
         obs_mode=cfg.obs_mode,
         reward_mode=cfg.reward_mode,
         sim_backend=simulation,
-        render_backend=drawing,
+        render_backend=render_backend,
         reconfiguration_freq=cfg.reconfiguration_freq,
         image_size=cfg.image_size,
         modules=(*MODULES, *cfg.task_modules),
     )
 
 
-def make_vec_env(worlds: SimEnvs, cfg: ManiSkillCfg, env_cfg: ManiSkillEnvCfg) -> ManiSkillVecEnv:
-    """The vec_env of envs that were created from `env_cfg`."""
-    limit = cfg.max_episode_steps or worlds.description.max_episode_steps
-    if limit is None:
-        worlds.close()
-        raise ConfigError(f"{cfg.env_id} has no limit to its episodes: give one with --max-episode-steps")
-    drawing = env_cfg.render_backend if env_cfg.has_images else "gpu" if torch.cuda.is_available() else "cpu"
-    return ManiSkillVecEnv(worlds, limit, cfg.ignore_terminations, StateRenderer(env_cfg, drawing))
+def make_vec_env(sim: SimEnvs, cfg: ManiSkillCfg, env_cfg: ManiSkillEnvCfg) -> ManiSkillVecEnv:
+    """The vec_env of the simulated envs `sim`, which were created from `env_cfg`."""
+    max_episode_steps = cfg.max_episode_steps or sim.description.max_episode_steps
+    if max_episode_steps is None:
+        sim.close()
+        raise ConfigError(f"{cfg.env_id} has no episode limit; set one with --max-episode-steps")
+    device = "gpu" if torch.cuda.is_available() else "cpu"
+    renderer = StateRenderer(env_cfg, env_cfg.render_backend if env_cfg.has_images else device)
+    return ManiSkillVecEnv(sim, max_episode_steps, cfg.ignore_terminations, renderer)

@@ -1,8 +1,8 @@
 """PPO settings that ManiSkill publishes for its tasks.
 
-Source: `examples/baselines/ppo` of ManiSkill 3, for state observations: the defaults of `ppo.py`, and what
-`examples.sh` and `baselines.sh` change for each task. They are for plain reinforcement learning with a
-thousand envs and more.
+Source: `examples/baselines/ppo` of ManiSkill 3 for state observations, i.e. the defaults of `ppo.py` and the
+changes for each task in `examples.sh` and `baselines.sh`. They are meant for plain reinforcement learning
+with a thousand or more envs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class PublishedPPO:
-    """What differs from task to task."""
+    """The settings that differ between tasks."""
 
     num_steps: int = 50
     gamma: float = 0.8
@@ -29,8 +29,11 @@ COMMON: dict[str, Any] = {
     "target_kl": 0.1,
     "bootstrap_at_done": "always",
 }
-"""The same for all of them, in this package's names. Its dense rewards pay for each step, most where a task
-is solved."""
+"""The settings common to all tasks, under this package's names.
+
+ManiSkill's dense rewards are positive in each step and largest once a task is solved, so ending an episode at
+success would be a loss without bootstrapping (`bootstrap_at_done`).
+"""
 
 _LOCOMOTION = PublishedPPO(num_steps=200, gamma=0.99, gae_lambda=0.95)
 _STANDING = PublishedPPO(num_steps=100, gamma=0.99, gae_lambda=0.95)
@@ -54,12 +57,10 @@ PUBLISHED: dict[str, PublishedPPO] = {
     **{f"MS-{task}-v1": _RUNNING for task in ("AntWalk", "AntRun", "HumanoidWalk", "HumanoidRun")},
     "MS-HumanoidStand-v1": PublishedPPO(num_steps=200, gamma=0.95),
 }
-"""Tasks that differ from `PublishedPPO()`, which is what PickCube-v1, StackCube-v1 and PickSingleYCB-v1
-use."""
+"""Settings by task. PickCube-v1, StackCube-v1 and PickSingleYCB-v1 use `PublishedPPO()`."""
 
 
 def train_overrides(env_id: str) -> dict[str, Any]:
-    """PPO's settings for a task, in this package's names. One that is not published has those of
-    PickCube-v1."""
+    """PPO settings for a task, under this package's names. Unlisted tasks use those of PickCube-v1."""
     published = PUBLISHED.get(env_id, PublishedPPO())
     return {**COMMON, **vars(published)}

@@ -1,4 +1,4 @@
-"""Files of demonstrations that ManiSkill itself wrote: `trajectory.h5` with `trajectory.json` beside it."""
+"""Task settings for demonstration files written by ManiSkill: `trajectory.h5` beside `trajectory.json`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ CONVERT = (
 
 
 def settings(info: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the task `maniskill` for a file that ManiSkill describes by `info`.
+    """The settings of the task `maniskill` for a file.
 
-    The limit of episodes is that of the file, or its longest episode where that is longer. Raises
-    `ConfigError` for control modes whose actions are not in [-1, 1].
+    `max_episode_steps` is the limit in the file, or the length of its longest episode if that is longer.
+
+    Args:
+        info: the content of `trajectory.json`.
+
+    Raises:
+        ConfigError: the actions of the file's control mode are not in [-1, 1].
     """
-    made, episodes = info["env_info"].get("env_kwargs") or {}, info["episodes"]
-    mode = str(made.get("control_mode") or episodes[0].get("control_mode"))
+    env_kwargs, episodes = info["env_info"].get("env_kwargs") or {}, info["episodes"]
+    mode = str(env_kwargs.get("control_mode") or episodes[0].get("control_mode"))
     if "delta" not in mode and mode != "pd_joint_vel":
         raise ConfigError(
-            f"ManiSkill stores the actions of control mode {mode} as they are, and not in [-1, 1]; "
-            f"convert the file: {CONVERT} pd_joint_delta_pos"
+            f"ManiSkill does not normalise the actions of control mode {mode} to [-1, 1]; "
+            f"convert the file with: {CONVERT} pd_joint_delta_pos"
         )
     found = {
         "env_id": info["env_info"]["env_id"],
@@ -34,6 +39,6 @@ def settings(info: dict[str, Any]) -> dict[str, Any]:
         ),
     }
     for name in ("robot_uids", "reward_mode"):
-        if isinstance(made.get(name), str):
-            found[name] = made[name]
+        if isinstance(env_kwargs.get(name), str):
+            found[name] = env_kwargs[name]
     return found

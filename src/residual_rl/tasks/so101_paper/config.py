@@ -51,7 +51,7 @@ class SO101PaperCfg(CheckedCfg):
     """Reward per metre between fingertip and sheet centre, each step [1/m]; shaping for learning without a
     base policy."""
 
-    # --- variation between episodes; every draw is a function of the episode's seed ---
+    # --- variation between episodes: every draw is a function of the episode's seed ---
     randomization: Literal["on", "off"] = "on"
     """`off` sets every quantity below to the middle of its range."""
     sheet_x: Range = (0.20, 0.35)

@@ -127,10 +127,9 @@ def _check_home(model: mujoco.MjModel, path: str) -> None:
     distance = float(np.linalg.norm(here - expected))
     if distance > _HOME_TOLERANCE:
         raise ModelError(
-            f"robot model {path}: in the home pose its {EE_SITE} is at {here.round(3)} m, {distance:.3f} m "
-            "from that "
-            'of an SO-101 of the "new calibration" with its base at the origin; check joint zeros and '
-            "base pose"
+            f"robot model {path}: in the home pose its {EE_SITE} is at {here.round(3)} m, {distance:.3f} m"
+            ' from that of an SO-101 of the "new calibration" with its base at the origin; check joint zeros'
+            " and base pose"
         )
 
 

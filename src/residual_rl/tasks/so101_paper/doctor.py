@@ -1,4 +1,4 @@
-"""The task's own checks in the sanity suite.
+"""The checks of `so101-paper` in the sanity suite.
 
 They cover rates, geometry, friction, randomisation, kinematics, rewards and success computed by hand, and
 stability under random actions.
@@ -32,7 +32,7 @@ def doctor(cfg: SO101PaperCfg, quick: bool, make_policy: MakePolicy) -> Iterator
     Args:
         cfg: the task's settings.
         quick: use fewer envs and steps.
-        make_policy: makes the base policy that presses the sheet in the stability check.
+        make_policy: creates the base policy that presses the sheet in the stability check.
     """
     cfg = dataclasses.replace(cfg, obs_mode="state")  # no check needs images
     env = make(cfg, 64)

@@ -1,5 +1,6 @@
-"""LeRobot's joint names and units for the SO-101: degrees for the arm, 0 (closed) to 100 (open) for the
-gripper.
+"""LeRobot's joint names and units for the SO-101.
+
+The unit of the arm's joints is degrees; the gripper ranges from 0 (closed) to 100 (open).
 
 In the robot's "new calibration" as in the model, the zero of an arm joint is the middle of its range, and the
 signs of the joints agree, so there are no offsets.

@@ -1,5 +1,4 @@
-"""The SO-101 follower arm as a `mujoco.MjSpec`: measured kinematics and inertia, with primitive visual
-shapes.
+"""The SO-101 follower arm as a `mujoco.MjSpec`: measured kinematics and inertia, primitive visual shapes.
 
 Sources of the values: TheRobotStudio/SO-ARM100 (`Simulation/SO101`, "new calibration": each joint's zero is
 the middle of its range) and google-deepmind/mujoco_menagerie (`robotstudio_so101`). Units: m, rad, kg, kg
@@ -42,8 +41,8 @@ SERVO_OLD = ServoCfg(kp=17.8, force_limit=3.35)
 
 @dataclass(frozen=True)
 class Link:
-    """A body: its frame in its parent, the hinge joint about its own z axis, and its inertia about its centre
-    of mass."""
+    """A body: its frame in its parent, the hinge joint about its z axis, and its inertia about the centre of
+    mass."""
 
     name: str
     parent: str | None
@@ -100,7 +99,7 @@ LINKS: tuple[Link, ...] = (
 )  # fmt: skip
 
 JOINTS: tuple[str, ...] = tuple(link.joint for link in LINKS if link.joint)
-"""The six joints from the base to the gripper, in the order of positions, targets and actions."""
+"""The six joints from the base to the gripper, which is the order of positions, targets and actions."""
 
 EE_SITE = "gripperframe"
 """The end-effector site, between the fingertips; its x axis points along the fingers."""
@@ -116,7 +115,7 @@ At a height of 0.12 m the wrist would exceed its limit.
 
 
 def build_robot(servo: ServoCfg = SERVO_IDENTIFIED) -> mujoco.MjSpec:
-    """The arm with its base at the origin, one position actuator per joint (of the same name), and no
+    """The arm with its base at the origin and one position actuator per joint of the same name. It has no
     contacts."""
     spec = mujoco.MjSpec()
     spec.modelname = "so101"
@@ -155,8 +154,7 @@ def build_robot(servo: ServoCfg = SERVO_IDENTIFIED) -> mujoco.MjSpec:
 
 
 def add_servos(spec: mujoco.MjSpec, servo: ServoCfg, ranges: Mapping[str, tuple[float, ...]]) -> None:
-    """Add a position actuator to each of the six joints; its control is the joint target [rad], within
-    `ranges`."""
+    """Add a position actuator to each of the six joints. Its control is the joint target [rad]."""
     for name in JOINTS:
         actuator = spec.add_actuator(
             name=name,

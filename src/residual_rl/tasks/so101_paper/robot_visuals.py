@@ -1,5 +1,6 @@
-"""The SO-101's visual shapes: servos, printed links, horns and jaws as boxes and cylinders, without mass or
-contact.
+"""Visual shapes of the SO-101: servos, printed links, horns and jaws as boxes and cylinders.
+
+They have no mass and no contacts.
 
 Sizes and positions follow the arm: an STS3215 servo is a box of 45 x 25 x 35 mm with its shaft 11.5 mm from
 the middle; printed brackets reach around it to the horns on both sides. Units: m, in the frame of the named

@@ -1,9 +1,8 @@
-"""The scene of `so101-paper`: the arm, a black table, a red tape rectangle over a sticky patch, and a sheet
-of paper.
+"""The scene of `so101-paper`: the arm, a black table, a taped rectangle, and a sheet of paper.
 
-All contacts are explicit pairs, and every geom's masks are 0. MuJoCo combines the friction of two geoms by
-maximum, so a sheet of 0.6 would hide the table's 0.3; and irrelevant pairs would cost time. Units: m, rad,
-kg, s.
+All contacts are explicit pairs, and the contact masks of all geoms are 0. Otherwise MuJoCo would use the
+maximum of the friction of two geoms, so a sheet with 0.6 would hide the table's 0.3, and irrelevant pairs
+would cost time. Units: m, rad, kg, s.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _SINK = 0.002
 """Distance of the visible table and tape below the contact plane [m]; a pressed sheet sinks by 1 mm and would
 otherwise disappear."""
 _TIP_FLOOR = 0.005
-"""Distance of the fingertip's own floor below the table [m].
+"""Distance of the fingertip's floor below the table [m].
 
 With contact on the table itself, the load would bypass the sheet, which sinks by up to 4 mm when it is
 pressed at an edge. Without a floor, the finger goes below the table beside the sheet and lifts it from
@@ -65,7 +64,7 @@ class SceneCfg(CheckedCfg):
     """Settings of the scene."""
 
     robot_xml: str | None = None
-    """MJCF file of your own SO-101, for example the official one with meshes; default: the built-in arm."""
+    """MJCF file of your SO-101, for example the official one with meshes. None: the built-in arm."""
     servo: Literal["identified", "old"] = "identified"
     """Servo constants of the built-in arm, and of a model file without actuators: `identified` or `old`."""
     tape_center: tuple[float, float] = (0.22, 0.0)
@@ -107,7 +106,7 @@ class SceneCfg(CheckedCfg):
 def build_scene(cfg: SceneCfg | None = None) -> mujoco.MjModel:
     """Compile the scene.
 
-    `qpos` holds the six joints and then the sheet's pose, `ctrl` the six joint targets; keyframe `home` is
+    `qpos` has the six joints followed by the sheet's pose, `ctrl` the six joint targets. Keyframe `home` is
     the start.
 
     Raises:

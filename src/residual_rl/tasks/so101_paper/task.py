@@ -1,7 +1,7 @@
 """The task's observation, reward, success and randomisation, on batched tensors of named quantities.
 
-The physics provides `joint_position` and `joint_velocity` [B, 6], `ee_position` [B, 3], `sheet_position` [B,
-3] and `sheet_quaternion` [B, 4] (w, x, y, z), in [m] and [rad], in the frame of the robot's base.
+The physics provides `joint_position` and `joint_velocity` [B, 6], `ee_position` [B, 3], `sheet_position`
+[B, 3] and `sheet_quaternion` [B, 4] (w, x, y, z), in [m] and [rad], in the frame of the robot's base.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from residual_rl.utils.seeding import normal, uniform
 STATE = ("joint_position", "joint_velocity", "sheet_pose", "goal", "ee_position")
 """The parts of `state` [25], in order."""
 SUCCESS_WINDOW = 100
-"""Number of episodes in the success rate. After a change of tolerance, as many must end before it is
-valid."""
+"""Number of episodes in the success rate; as many must end after a change of tolerance to make it valid."""
 
 
 def yaw_of(quat: Tensor) -> Tensor:
@@ -170,8 +169,7 @@ class SO101Paper(Task):
         return torch.stack(targets, 1)
 
     def _errors(self, q: Quantities) -> tuple[Tensor, Tensor]:
-        """Offset from the sheet to the goal [B, 2] in [m], and yaw of the sheet relative to the goal [B] in
-        [rad]."""
+        """Offset from the sheet to the goal [B, 2] [m], and the sheet's yaw from the goal's [B] [rad]."""
         return self._goal - q["sheet_position"][:, :2], wrap_half_turn(yaw_of(q["sheet_quaternion"]))
 
     def observe(self, q: Quantities) -> Obs:

@@ -1,4 +1,4 @@
-"""Goals of any task in which something is picked up and brought to a place."""
+"""Cartesian goals of tasks in which an object is picked up and moved to a place."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ REACH, GRASP, LIFT, MOVE, RELEASE = range(5)
 
 
 class PickAndPlace(CartesianGoals):
-    """Reach from above, close, lift, move over the place and down to it, open and rise.
+    """Reach from above, grasp, lift, move over the place and down to it, release, and retreat upwards.
 
-    Where it loses the object on the way it reaches for it again.
+    If the object is lost on the way, it is reached for again.
     """
 
     phases = ("reach", "grasp", "lift", "move", "release")
     hover: ClassVar[float] = 0.08
     """Height from which the object is approached [m]."""
     near: ClassVar[float] = 0.01
-    """Distance at which the tool is where it grasps [m]."""
+    """Distance between tool and grasp position at which the gripper closes [m]."""
     placed: ClassVar[float] = 0.008
-    """Distance from its place, sideways and in height, at which the object is let go [m]."""
+    """Vertical distance from the place at which the object is released [m]."""
     close_steps: ClassVar[int] = 4
-    """Steps that the gripper is given to close."""
+    """Number of steps for closing the gripper."""
     lowest_tool: float = 0.0
-    """Least height of the tool [m]."""
+    """Lowest height of the tool [m]."""
 
     @abstractmethod
     def object_pose(self, obs: Obs) -> Tensor:
-        """[b, 7]"""
+        """Pose of the object [b, 7]."""
 
     @abstractmethod
     def place(self, obs: Obs) -> Tensor:
-        """Where the object's centre is let go [b, 3]."""
+        """Position of the object's centre at its release [b, 3]."""
 
     @abstractmethod
     def carry_height(self, obs: Obs) -> Tensor:
-        """Height [b] at which the object's centre is carried [m]."""
+        """Height of the object's centre while it is carried [b] [m]."""
 
     def releases(self) -> bool:
-        """Whether the object is let go at its place."""
+        """Whether the object is released at its place."""
         return True
 
     def advance(self, obs: Obs, phase: Tensor, steps: Tensor) -> Tensor:
@@ -94,8 +94,8 @@ class PickAndPlace(CartesianGoals):
         position = torch.stack([wanted[i] for i in range(5)], 1)[
             torch.arange(len(phase), device=phase.device), phase
         ]
-        # The fingers go across two sides of the object. Once it is held it turns with them: to follow it
-        # would be to turn for ever.
+        # Align the fingers with two sides of the object. Once grasped, it turns with them, so the yaw is
+        # kept.
         yaw = torch.where(phase == REACH, yaw_of(pose), tool_yaw(obs["tcp_pose"]))
         return ToolGoal(position, (phase == REACH) | (phase == RELEASE), yaw)
 
@@ -103,15 +103,17 @@ class PickAndPlace(CartesianGoals):
         return _with_height(thing, thing[:, 2].clamp(min=self.lowest_tool))
 
     def _is_held(self, obs: Obs, steps: Tensor) -> Tensor:
-        """Whether the object is in the gripper [b] bool. Without
-        `is_grasped`, it counts as held once the gripper had time to close."""
+        """[b] bool: whether the object is in the gripper.
+
+        Without the observation `is_grasped`, this is assumed after `close_steps`.
+        """
         if "is_grasped" in self.inputs:
             return obs["is_grasped"][:, 0] > 0.5
         return steps >= self.close_steps
 
 
 def _beside(place: Tensor, thing: Tensor) -> Tensor:
-    """Whether `thing` is above or below `place` [b] bool."""
+    """[b] bool: whether `thing` is above or below `place`."""
     return (place - thing)[:, :2].norm(dim=1) < 0.01
 
 

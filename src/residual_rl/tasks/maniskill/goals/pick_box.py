@@ -1,4 +1,4 @@
-"""PickBox-v1: a box is put into a basket."""
+"""PickBox-v1: put a box into a basket."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""PickCube-v1: a cube is picked up and held at a point."""
+"""PickCube-v1: pick up a cube and hold it at a point."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ from residual_rl.types import Obs
 
 
 class PickCubeGoals(PickAndPlace):
-    """Reach, grasp, and move straight to the goal, where the cube is kept."""
+    """Reach, grasp, and move straight to the goal, where the gripper stays closed."""
 
     inputs = {"obj_pose": (7,), "goal_pos": (3,), "is_grasped": (1,)}  # noqa: RUF012
 

@@ -1,4 +1,4 @@
-"""PushCube-v1: a cube is pushed to a point on the table."""
+"""PushCube-v1: push a cube to a point on the table."""
 
 import torch
 from torch import Tensor
@@ -8,9 +8,9 @@ from residual_rl.types import Obs
 
 REACH, MOVE = range(2)
 _BEHIND = 0.05
-"""How far behind the cube's centre the fingers come down [m]."""
+"""Distance behind the cube's centre at which the tool is lowered [m]."""
 _HOVER = 0.08
-"""Height from which they do [m]."""
+"""Height from which the tool is lowered [m]."""
 
 
 class PushCubeGoals(CartesianGoals):

@@ -1,4 +1,4 @@
-"""StackCube-v1: one cube is put on another."""
+"""StackCube-v1: put one cube on another."""
 
 import torch
 from torch import Tensor
@@ -8,13 +8,13 @@ from residual_rl.tasks.maniskill.goals.pick_and_place import PickAndPlace
 from residual_rl.types import Obs
 
 _SIZE = 0.04
-"""Edge of the cubes [m]."""
+"""Edge length of the cubes [m]."""
 _CLEARANCE = 0.025
-"""How far above the lower cube the other is carried [m]."""
+"""Height above the lower cube at which the other is carried [m]."""
 
 
 class StackCubeGoals(PickAndPlace):
-    """Pick cube A, put it on cube B."""
+    """Pick up cube A and put it on cube B."""
 
     inputs = {"cubeA_pose": (7,), "cubeB_pose": (7,)}  # noqa: RUF012
     placed = 0.006

@@ -1,1 +1,1 @@
-"""`PickBox-v1`: a box is lifted out of a basket and held at a goal."""
+"""`PickBox-v1`: pick a box from a table and put it into a basket."""

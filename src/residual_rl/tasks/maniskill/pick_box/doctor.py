@@ -1,5 +1,4 @@
-"""Sanity suite of PickBox-v1: stable poses, the scripted oracle, phases of the reward, conditions of
-success."""
+"""Sanity suite of PickBox-v1: stable poses, scripted oracle, reward phases and success conditions."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ MIN_SUCCESS = 0.9
 
 
 def doctor(cfg: ManiSkillCfg, quick: bool) -> Iterator[Check]:
-    """The checks, one by one."""
+    """Run the checks."""
     cfg = dataclasses.replace(
         cfg,
         obs_mode="state",
@@ -36,10 +35,8 @@ def doctor(cfg: ManiSkillCfg, quick: bool) -> Iterator[Check]:
         make(cfg, 2 if quick else 8, 0, "cpu"), ["tcp_pose", "obj_pose"], 1e-3, "mm", 1e3
     )
     env = make(cfg, 20 if quick else 50, 0, "cpu")
-    log, layout = (
-        roll_out(env, PickBoxOracle(env.robot, env.action_unit), doctor_seeds(env.num_envs)),
-        LAYOUTS[env.robot],
-    )
+    log = roll_out(env, PickBoxOracle(env.robot, env.action_unit), doctor_seeds(env.num_envs))
+    layout = LAYOUTS[env.robot]
     env.close()
     yield check_oracle(log)
     yield from check_phases(log, layout)
@@ -47,7 +44,7 @@ def doctor(cfg: ManiSkillCfg, quick: bool) -> Iterator[Check]:
 
 
 def check_oracle(log: Rollout) -> Check:
-    """The scripted oracle solves the task."""
+    """Check that the scripted oracle solves the task."""
     solved = proportion(log.final["success_at_end"].tolist())
     measured = f"{solved.mean:.0%} (95 % interval {solved.low:.1%} to {solved.high:.1%})"
     return Check(
@@ -59,7 +56,7 @@ def check_oracle(log: Rollout) -> Check:
 
 
 def check_phases(log: Rollout, layout: Layout) -> Iterator[Check]:
-    """Each phase of the dense reward is seen on the oracle's way, and worth what is documented."""
+    """Check that the oracle passes each phase of the dense reward, and that its rewards are as documented."""
     # the conditions that separate the phases, from observations alone
     held = log.obs["is_grasped"][..., 0] > 0.5
     height = log.obs["obj_pose"][..., 2] - log.obs["obj_half_size"][..., 0]
@@ -73,15 +70,15 @@ def check_phases(log: Rollout, layout: Layout) -> Iterator[Check]:
         "lift": (held & ~over & (height >= 0.005) & ~lifted, 1.0, 3.0),
         "transport": (held & ~over & lifted, 2.0, 4.0),
         "hold over the basket": (held & over, 4.0, 4.0),
-        "let go over the basket": (~held & over & ~placed & ~success, 5.0, 6.0),
+        "release over the basket": (~held & over & ~placed & ~success, 5.0, 6.0),
         "rest": (placed & ~held & ~success, 5.0, 7.0),
         "success": (success, 8.0, 8.0),
     }
     for name, (where, least, most) in phases.items():
         rewards = log.reward[where & log.running]
-        expected = f"seen, worth {least:g}" + ("" if least == most else f" to {most:g}")
+        expected = f"reached, reward {least:g}" + ("" if least == most else f" to {most:g}")
         if len(rewards) == 0:
-            yield Check(f"reward phase {name!r}", expected, "not seen", False)
+            yield Check(f"reward phase {name!r}", expected, "not reached", False)
             continue
         ok = bool((rewards >= least - 1e-5).all() and (rewards <= most + 1e-5).all())
         yield Check(
@@ -92,10 +89,10 @@ def check_phases(log: Rollout, layout: Layout) -> Iterator[Check]:
         )
 
 
-def check_success(world: ManiSkillEnv) -> Iterator[Check]:
-    """Each clause of success, violated alone, is what keeps a placed box from counting."""
-    world.reset(torch.zeros(1, dtype=torch.int64), torch.tensor(doctor_seeds(1)))
-    env = world.env
+def check_success(sim: ManiSkillEnv) -> Iterator[Check]:
+    """Check each success condition by violating it alone. Closes `sim`."""
+    sim.reset(torch.zeros(1, dtype=torch.int64), torch.tensor(doctor_seeds(1)))
+    env = sim.env
     place_box(env, (0.0, 0.0, 0.0))
     yield _success("success: at rest at the goal", env, True)
     for axis, name in enumerate("xy"):
@@ -116,15 +113,15 @@ def check_success(world: ManiSkillEnv) -> Iterator[Check]:
     ):
         place_box(env, (0.0, 0.0, 0.0), linear, angular)
         yield _success(f"success: the box {name}", env, expected)
-    is_held = hold_at_goal(world)
+    is_held = hold_at_goal(sim)
     yield Check(
         "success: the gripper holds it",
-        "a box is held at rest at the goal",
+        "the box is held at rest at the goal",
         "yes" if is_held else "no",
         is_held,
     )
     yield _success("success: the gripper holds it", env, False)
-    world.close()
+    sim.close()
 
 
 def _success(name: str, env: Any, expected: bool) -> Check:
@@ -135,8 +132,8 @@ def _success(name: str, env: Any, expected: bool) -> Check:
 
 
 def place_box(env: Any, offset: tuple[float, ...], linear: float = 0.0, angular: float = 0.0) -> None:
-    """Lay the box at `offset` [m] from the goal, moving with `linear` [m/s] along x and turning with
-    `angular` [rad/s] about z."""
+    """Place the box at `offset` [m] from the goal, with velocities `linear` [m/s] along x and `angular`
+    [rad/s] about z."""
     from mani_skill.utils.structs import Pose
 
     env.box.set_pose(
@@ -146,27 +143,26 @@ def place_box(env: Any, offset: tuple[float, ...], linear: float = 0.0, angular:
     env.box.set_angular_velocity(torch.tensor([[0.0, 0.0, angular]]))
 
 
-def hold_at_goal(world: ManiSkillEnv) -> bool:
-    """Let the oracle pick up the box and hold still, then move the basket under the box.
+def hold_at_goal(sim: ManiSkillEnv) -> bool:
+    """Let the oracle pick up the box and hold it still, then move the basket under the box.
 
-    Returns whether the box is then held, at rest, and at the goal.
+    Returns whether the box is then grasped, at rest, and at the goal.
     """
     from mani_skill.utils.structs import Pose
 
-    world.reset(torch.zeros(1, dtype=torch.int64), torch.tensor(doctor_seeds(1)))
-    env, oracle = (
-        world.env,
-        PickBoxOracle(world.description.robot, torch.tensor(world.description.action_unit)),
-    )
+    robot, action_unit = sim.description.robot, torch.tensor(sim.description.action_unit)
+    sim.reset(torch.zeros(1, dtype=torch.int64), torch.tensor(doctor_seeds(1)))
+    env, oracle = sim.env, PickBoxOracle(robot, action_unit)
     # lift the box, then hold still
     for _ in range(100):
-        world.step(oracle(world.observations()))
+        sim.step(oracle(sim.observations()))
         if env.evaluate()["is_lifted"].all():
             break
-    still = torch.zeros(1, len(world.description.action_unit))
-    still[:, -1] = -GRIPPER_OPENS[world.description.robot]
+    still = torch.zeros(1, len(action_unit))
+    still[:, -1] = -GRIPPER_OPENS[robot]
     for _ in range(10):
-        world.step(still)
+        sim.step(still)
+    # move the basket, and stop the box
     env.basket.set_pose(Pose.create_from_pq(env.basket.pose.p + env.box.pose.p - env.goal_pos))
     env.box.set_linear_velocity(torch.zeros(1, 3))  # a held box trembles at up to 0.1 m/s
     env.box.set_angular_velocity(torch.zeros(1, 3))

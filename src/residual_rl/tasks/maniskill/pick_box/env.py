@@ -20,9 +20,9 @@ from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.tasks.maniskill.pick_box.layouts import BASKET_FLOOR, LAYOUTS
 
 MAX_LINEAR_SPEED, MAX_ANGULAR_SPEED = 0.1, 0.5
-"""Of a box at rest [m/s], [rad/s]."""
+"""Largest linear [m/s] and angular [rad/s] speed of a box at rest."""
 MAX_REWARD = 8.0
-"""Of a step, at success."""
+"""Reward of a step at success."""
 RANGES: dict[str, tuple[float, float]] = {
     "box_scale": (0.85, 1.15),
     "box_density": (400.0, 1600.0),
@@ -33,11 +33,14 @@ RANGES: dict[str, tuple[float, float]] = {
     "light": (0.5, 1.2),
     "light_slope": (-0.6, 0.6),
 }
-"""What each episode draws, uniformly: the box's half size in units of the robot's, density [kg/m³], friction,
-damping [1/s]; brightness of the light from everywhere and of the lamp, and how far the lamp's rays lean along
-x and y. Colours of box and table are uniform in RGB."""
+"""Ranges of the uniform draws of each episode.
+
+They are the box's half size (a factor on `Layout.box_half_size`), density [kg/m³], friction and damping
+[1/s]; the brightness of the ambient light and of the lamp; and the slope of the lamp's direction along x and
+y. The colours of box and table are uniform in RGB.
+"""
 _JOINT_NOISE = 0.02
-"""Standard deviation of the arm's joints at the start [rad]."""
+"""Standard deviation of the initial joint positions of the arm [rad]."""
 _IMAGE_SIZE = 224
 
 
@@ -50,28 +53,28 @@ def dense_reward(
     carry_height: float,
     info: dict[str, Tensor],
 ) -> Tensor:
-    """The reward [B] of a state, in phases: each is worth more than all before it.
+    """The reward [B] of a state. It has phases, each with more reward than all earlier ones.
 
-    Reaching for the box gives up to 1, grasping it 1 more, lifting it up to 1, and bringing it over the
-    basket, once it is above the rim, up to 1. Holding it there is worth 4, having let go of it 5; then its
-    closeness to the goal gives up to 1, and coming to rest up to 1. Success is worth `MAX_REWARD`.
+    Reaching for the box gives up to 1, grasping it another 1, lifting it up to 1, and moving it over the
+    basket, once it is above the rim, up to 1. Holding it over the basket gives 4, releasing it there 5. Then
+    closeness to the goal gives up to 1, and coming to rest up to 1. Success gives `MAX_REWARD`.
 
     Args:
         tcp_to_obj: [B] distance from the tool to the box [m].
-        obj_height: [B] height of the box's bottom over the table [m], if it stands upright.
-        obj_to_carry: [B] distance from the box to the point above the basket where it is let go [m].
-        obj_to_goal: [B] its distance from the goal [m].
-        speed: [B] of the box [m/s].
-        carry_height: how high the bottom of the box is carried [m].
-        info: flags [B] that `PickBoxEnv.evaluate` gives.
+        obj_height: [B] height of the bottom of an upright box above the table [m].
+        obj_to_carry: [B] distance from the box to the point above the basket where it is released [m].
+        obj_to_goal: [B] distance from the box to the goal [m].
+        speed: [B] linear speed of the box [m/s].
+        carry_height: height of the bottom of the box while it is carried [m].
+        info: flags [B] of `PickBoxEnv.evaluate`.
     """
     grasped = info["is_grasped"]
     lift = (obj_height / carry_height).clamp(0.0, 1.0)
     transport = (1 - torch.tanh(5 * obj_to_carry)) * info["is_lifted"]
     held = 1 - torch.tanh(5 * tcp_to_obj) + grasped * (1 + lift + transport)
     rest = (1 - torch.tanh(10 * speed)) * info["is_obj_placed"]
-    let_go = 5 + (1 - torch.tanh(5 * obj_to_goal)) + rest
-    over = torch.where(grasped, 4.0, let_go)
+    released = 5 + (1 - torch.tanh(5 * obj_to_goal)) + rest
+    over = torch.where(grasped, 4.0, released)
     reward = torch.where(info["is_over_basket"], over, held)
     return torch.where(info["success"], MAX_REWARD, reward)
 
@@ -80,10 +83,10 @@ def dense_reward(
 class PickBoxEnv(BaseEnv):
     """A box lies on a table, with a basket beside it.
 
-    Success: the centre of the box is within the robot's threshold of the goal, which is where it would lie in
-    the middle of the basket; the gripper holds it no more; and it is at rest. Each episode draws the places
-    of box and basket, and what `RANGES` lists. The latter needs a rebuild of the scene: a single env is
-    rebuilt at each reset, and batched envs keep their first draws.
+    Success requires that the centre of the box is within `Layout.goal_thresh` of the goal, that the gripper
+    has released it, and that it is at rest. The goal is the box's position when it lies in the middle of the
+    basket. Each episode draws the positions of box and basket and the quantities in `RANGES`. The latter need
+    a rebuild of the scene: a single env is rebuilt at each reset, and batched envs keep their first draws.
     """
 
     SUPPORTED_ROBOTS: ClassVar[list[str]] = list(LAYOUTS)
@@ -98,7 +101,7 @@ class PickBoxEnv(BaseEnv):
         **kwargs: Any,
     ):
         if not isinstance(robot_uids, str):
-            raise ConfigError(f"PickBox-v1 is for one robot, not {robot_uids}")
+            raise ConfigError(f"PickBox-v1 needs a single robot, not {robot_uids}")
         if robot_uids not in LAYOUTS:
             raise UnknownNameError("robot of PickBox-v1:", robot_uids, LAYOUTS)
         self.layout = LAYOUTS[robot_uids]
@@ -113,7 +116,7 @@ class PickBoxEnv(BaseEnv):
             **kwargs,
         )
 
-    # --- what is seen ---------------------------------------------------------------------------------------
+    # --- cameras and light ----------------------------------------------------------------------------------
 
     @property
     def _default_sensor_configs(self) -> list[CameraConfig]:
@@ -121,13 +124,12 @@ class PickBoxEnv(BaseEnv):
         cameras = [CameraConfig("base_camera", pose, _IMAGE_SIZE, _IMAGE_SIZE, fov=1.2, near=0.01, far=100.0)]
         if self.layout.hand_link is not None:
             mount = self.agent.robot.links_map[self.layout.hand_link]
-            before = sapien.Pose(
-                [0.05, 0.0, 0.04], [0.0, math.sqrt(0.5), 0.0, math.sqrt(0.5)]
-            )  # it looks along the link's z
+            # in front of the link, looking along its z
+            pose = sapien.Pose([0.05, 0.0, 0.04], [0.0, math.sqrt(0.5), 0.0, math.sqrt(0.5)])
             cameras.append(
                 CameraConfig(
                     "hand_camera",
-                    before,
+                    pose,
                     _IMAGE_SIZE,
                     _IMAGE_SIZE,
                     fov=1.5,
@@ -145,12 +147,12 @@ class PickBoxEnv(BaseEnv):
         return CameraConfig("render_camera", pose, 512, 512, fov=1.0, near=0.01, far=100.0)
 
     def _load_lighting(self, options: dict[str, Any]) -> None:  # noqa: ARG002
-        for world, scene in enumerate(self.scene.sub_scenes):
-            scene.render_system.ambient_light = [self._draws["ambient_light"][world].item()] * 3
-            direction = [*(float(lean) for lean in self._draws["light_slope"][world]), -1.0]
-            brightness = [self._draws["light"][world].item()] * 3
+        for env_id, scene in enumerate(self.scene.sub_scenes):
+            scene.render_system.ambient_light = [self._draws["ambient_light"][env_id].item()] * 3
+            direction = [*(float(slope) for slope in self._draws["light_slope"][env_id]), -1.0]
+            brightness = [self._draws["light"][env_id].item()] * 3
             self.scene.add_directional_light(
-                direction, brightness, shadow=self.enable_shadow, shadow_scale=5, scene_idxs=[world]
+                direction, brightness, shadow=self.enable_shadow, shadow_scale=5, scene_idxs=[env_id]
             )
 
     # --- the scene ------------------------------------------------------------------------------------------
@@ -159,28 +161,28 @@ class PickBoxEnv(BaseEnv):
         super()._load_agent(options, sapien.Pose(self.layout.base))
 
     def _load_scene(self, options: dict[str, Any]) -> None:  # noqa: ARG002
-        # draws of each env
+        # the draws of each env
         rng = self._batched_episode_rng
-        numbers = {"light_slope": 2}
+        sizes = {"light_slope": 2}
         self._draws = {
-            name: rng.uniform(*ends, size=(numbers.get(name, 1),)) for name, ends in RANGES.items()
+            name: rng.uniform(*bounds, size=(sizes.get(name, 1),)) for name, bounds in RANGES.items()
         }
         self._draws |= {name: rng.uniform(0.0, 1.0, size=(3,)) for name in ("box_color", "table_color")}
-        # the table, the basket, and a box of its own size for each env
+        # the table, the basket, and the box, whose size differs between envs
         self.table_scene = TableSceneBuilder(self)
         self.table_scene.build()
         if self.scene.can_render():
             self._paint_table()
         self.basket = self._build_basket()
         half_sizes = self.layout.box_half_size * self._draws["box_scale"][:, 0]
-        boxes = [self._build_box(world, float(half_size)) for world, half_size in enumerate(half_sizes)]
+        boxes = [self._build_box(env_id, float(half_size)) for env_id, half_size in enumerate(half_sizes)]
         self.box = Actor.merge(boxes, "box")
         self.add_to_state_dict_registry(self.box)
         self.box_half_size = torch.tensor(half_sizes, dtype=torch.float32, device=self.device)
-        """[B]"""
+        """[B]: half size of the box [m]."""
 
-    def _build_box(self, world: int, half_size: float) -> Actor:
-        drawn = {name: values[world] for name, values in self._draws.items()}
+    def _build_box(self, env_id: int, half_size: float) -> Actor:
+        drawn = {name: values[env_id] for name, values in self._draws.items()}
         friction, density = float(drawn["box_friction"][0]), float(drawn["box_density"][0])
         builder = self.scene.create_actor_builder()
         # collision shape and visual
@@ -190,25 +192,20 @@ class PickBoxEnv(BaseEnv):
             half_size=[half_size] * 3,
             material=sapien.render.RenderMaterial(base_color=[*drawn["box_color"], 1.0]),
         )
-        # Above the table, at the same place in each env: a GPU scene is built before its first reset.
+        # The initial pose is the same in each env, because a GPU scene is built before its first reset.
         builder.initial_pose = sapien.Pose([*self.layout.spawn_center, half_size])
-        builder.set_scene_idxs([world])
-        box: Actor = builder.build_dynamic(name=f"box-{world}")
+        builder.set_scene_idxs([env_id])
+        box: Actor = builder.build_dynamic(name=f"box-{env_id}")
         self.remove_from_state_dict_registry(box)
         body = box._objs[0].find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
-        body.linear_damping, body.angular_damping = (
-            float(drawn["box_linear_damping"][0]),
-            float(drawn["box_angular_damping"][0]),
-        )
+        body.linear_damping = float(drawn["box_linear_damping"][0])
+        body.angular_damping = float(drawn["box_angular_damping"][0])
         return box
 
     def _build_basket(self) -> Actor:
-        """A floor and four walls, with the origin on the table in the middle."""
-        inner, half_wall, half_rim = (
-            self.layout.basket_half_size,
-            BASKET_FLOOR / 2,
-            self.layout.rim_height / 2,
-        )
+        """Build a floor and four walls. The origin is the centre of the floor's underside."""
+        inner = self.layout.basket_half_size
+        half_wall, half_rim = BASKET_FLOOR / 2, self.layout.rim_height / 2
         outer = inner + 2 * half_wall
         # centre and half size of the floor and of each wall
         parts = [([0.0, 0.0, half_wall], [outer, outer, half_wall])]
@@ -225,52 +222,51 @@ class PickBoxEnv(BaseEnv):
         return basket
 
     def _paint_table(self) -> None:
-        for world, table in enumerate(self.table_scene.table._objs):
+        for env_id, table in enumerate(self.table_scene.table._objs):
             body = table.find_component_by_type(sapien.render.RenderBodyComponent)
             for shape in body.render_shapes:
                 for part in shape.parts:
                     part.material.set_base_color_texture(None)
-                    part.material.set_base_color([*self._draws["table_color"][world], 1.0])
+                    part.material.set_base_color([*self._draws["table_color"][env_id], 1.0])
 
     def _initialize_episode(self, env_idx: Tensor, options: dict[str, Any]) -> None:  # noqa: ARG002
         with torch.device(self.device):
             n = len(env_idx)
-            # the robot, with noise on the arm's joints
+            # the robot, with noise on the joints of the arm
             ready = torch.tensor(self.layout.ready, dtype=torch.float32)
             noise = torch.randn(n, len(ready)) * _JOINT_NOISE
-            noise[:, self._arm_joints() :] = 0.0
+            noise[:, len(self.agent.arm_joint_names) :] = 0.0
             self.agent.reset(ready + noise)
 
+            # the basket
             position = torch.zeros(n, 3)
-            position[:, :2] = self._somewhere(
+            position[:, :2] = self._random_position(
                 n, self.layout.basket_center, self.layout.basket_spawn_half_size
             )
             self.basket.set_pose(Pose.create_from_pq(position))
+
+            # the box, turned about the vertical
             position = torch.zeros(n, 3)
-            position[:, :2] = self._somewhere(n, self.layout.spawn_center, self.layout.spawn_half_size)
+            position[:, :2] = self._random_position(n, self.layout.spawn_center, self.layout.spawn_half_size)
             position[:, 2] = self.box_half_size[env_idx]
             turned = randomization.random_quaternions(n, lock_x=True, lock_y=True)
             self.box.set_pose(Pose.create_from_pq(position, turned))
 
-    def _arm_joints(self) -> int:
-        """How many joints the arm has; they come first."""
-        return len(self.agent.arm_joint_names)
-
-    def _somewhere(self, n: int, center: tuple[float, float], half_size: float) -> Tensor:
+    def _random_position(self, n: int, center: tuple[float, float], half_size: float) -> Tensor:
         return torch.tensor(center) + (2 * torch.rand(n, 2) - 1) * half_size
 
     # --- the task -------------------------------------------------------------------------------------------
 
     @property
     def goal_pos(self) -> Tensor:
-        """Where the centre of the box is to lie [B, 3] [m]."""
+        """[B, 3]: goal position of the centre of the box [m]."""
         goal: Tensor = self.basket.pose.p.clone()
         goal[:, 2] += BASKET_FLOOR + self.box_half_size
         return goal
 
     @property
     def carry_height(self) -> float:
-        """How high the bottom of the box is carried to the basket [m]."""
+        """Height of the bottom of the box while it is carried to the basket [m]."""
         return self.layout.rim_height + self.layout.carry_clearance
 
     def _get_obs_extra(self, info: dict[str, Any]) -> dict[str, Tensor]:
@@ -284,7 +280,7 @@ class PickBoxEnv(BaseEnv):
         return obs
 
     def evaluate(self) -> dict[str, Tensor]:
-        """Flags of the state, each [B] bool."""
+        """The success condition and its parts, [B] bool each."""
         # the conditions of success
         to_goal = self.goal_pos - self.box.pose.p
         grasped = self.agent.is_grasping(self.box)
@@ -304,7 +300,7 @@ class PickBoxEnv(BaseEnv):
         return self.box.pose.p[:, 2] - self.box_half_size
 
     def compute_dense_reward(self, obs: Any, action: Tensor, info: dict[str, Tensor]) -> Tensor:  # noqa: ARG002
-        """`dense_reward` of the present state."""
+        """`dense_reward` of the current state [B]."""
         obj, goal = self.box.pose.p, self.goal_pos
         carry = goal.clone()
         carry[:, 2] = self.carry_height + self.box_half_size
@@ -319,5 +315,5 @@ class PickBoxEnv(BaseEnv):
         )
 
     def compute_normalized_dense_reward(self, obs: Any, action: Tensor, info: dict[str, Tensor]) -> Tensor:
-        """The same, at most 1."""
+        """`dense_reward` of the current state, scaled to at most 1 [B]."""
         return self.compute_dense_reward(obs, action, info) / MAX_REWARD

@@ -1,43 +1,47 @@
-"""PickBox-v1: what differs from robot to robot."""
+"""Sizes and positions of PickBox-v1 for each robot."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 BASKET_FLOOR = 0.004
-"""Thickness of the basket's floor and half of its walls' [m]."""
+"""Thickness of the basket's floor and walls [m]."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes and places for one robot, in [m] and [rad], in the world frame: the table top is at height
-    0."""
+    """Sizes and positions for one robot, in [m] and [rad], in the world frame; the table top is at z = 0."""
 
     ready: tuple[float, ...]
-    """Joint positions at the start: the gripper points down, over the table."""
+    """Initial joint positions: the gripper points down, above the table."""
     base: tuple[float, float, float] = (-0.615, 0.0, 0.0)
-    """Where the robot stands."""
+    """Position of the robot's base."""
     box_half_size: float = 0.02
-    """The boxes' nominal half size; each episode's is near it."""
+    """Nominal half size of the box; episodes vary it."""
     goal_thresh: float = 0.025
-    """How far from the goal the centre of a box may lie."""
+    """Largest distance between the centre of the box and the goal for success."""
     spawn_center: tuple[float, float] = (0.0, -0.05)
+    """Centre of the initial positions of the box."""
     spawn_half_size: float = 0.1
+    """Largest distance of the box from `spawn_center` along each axis."""
     basket_center: tuple[float, float] = (0.0, 0.22)
+    """Centre of the positions of the basket."""
     basket_spawn_half_size: float = 0.02
-    """How far from its centre the basket may stand, along each axis."""
+    """Largest distance of the basket from `basket_center` along each axis."""
     basket_half_size: float = 0.04
     """Half of the basket's inner width."""
     rim_height: float = 0.04
-    """Of the basket's walls above the table."""
+    """Height of the basket's rim above the table."""
     carry_clearance: float = 0.02
-    """How far above the rim the bottom of a box is carried."""
+    """Distance between the rim and the bottom of the box while it is carried."""
     lowest_tool: float = 0.015
-    """Height of the tool's centre point at which the fingers, pointing down, are just above the table."""
+    """Height of the tool centre point at which the fingers, pointing down, are just above the table."""
     camera_eye: tuple[float, float, float] = (0.35, 0.05, 0.55)
+    """Position of the camera `base_camera`."""
     camera_target: tuple[float, float, float] = (-0.05, 0.05, 0.0)
+    """Point at which `base_camera` looks."""
     hand_link: str | None = None
-    """Carries a camera, where the robot brings none of its own."""
+    """Link for the camera `hand_camera`; None if the robot has this camera itself."""
 
 
 _PANDA = (0.0, 0.3927, 0.0, -1.9635, 0.0, 2.3562)  # ManiSkill's rest pose: π/8, -5π/8, 3π/4
@@ -60,4 +64,4 @@ LAYOUTS: dict[str, Layout] = {
     "panda_wristcam": Layout(ready=(*_PANDA, -0.7854, 0.04, 0.04)),
     "xarm6_robotiq": Layout(ready=(0.0, 0.22, -1.23, 0.0, 1.01, *[0.0] * 7), base=(-0.522, 0.0, 0.0)),
 }
-"""By ManiSkill's name of the robot."""
+"""Layouts by ManiSkill's robot uid."""

@@ -1,4 +1,4 @@
-"""A script that solves PickBox-v1, for its sanity suite."""
+"""A scripted policy that solves PickBox-v1, for its sanity suite."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ from residual_rl.tasks.maniskill.pick_box.layouts import LAYOUTS
 from residual_rl.types import Obs
 
 CONTROL_MODE = "pd_ee_delta_pos"
-"""Of the envs that it acts in."""
+"""Control mode of the oracle's actions."""
 _HOVER = 0.08
-"""Height over the box from which the gripper goes down [m]."""
-_ALIGNED, _AWAY, _NEAR = 0.005, 0.025, 0.006
-"""How far the tool may be beside the box when it goes all the way down, from where on it stays up, and how
-far from where it grasps it may be when it closes [m]."""
+"""Height above the box from which the gripper is lowered [m]."""
+_ALIGNED = 0.005
+"""Horizontal distance to the box below which the tool is lowered to the grasp height [m]."""
+_AWAY = 0.025
+"""Horizontal distance to the box above which the tool keeps its full hover height [m]."""
+_NEAR = 0.006
+"""Distance between tool and grasp position at which the gripper closes [m]."""
 _STEP = 0.05
-"""Longest move that is commanded each step [m]."""
+"""Longest commanded motion per step [m]."""
 
 
 class PickBoxOracle:
-    """Hover over the box, go down, close, lift, move over the basket, open.
+    """Hover above the box, lower the gripper, grasp, lift, move over the basket, and release.
 
-    It has no memory: the next step follows from the observation. Positions are in the world frame,
-    whose axes the robots' bases share.
+    It has no state: the action is a function of the observation. Positions are in the world frame, which is
+    parallel to the frames of the robots' bases.
 
     Args:
-        robot: ManiSkill's name of it.
-        action_unit: [A], what an action of 1 means with `CONTROL_MODE` [m].
+        robot: ManiSkill's robot uid.
+        action_unit: [A] the physical value of an action of 1 in `CONTROL_MODE` [m].
     """
 
     def __init__(self, robot: str, action_unit: Tensor):
@@ -40,16 +43,16 @@ class PickBoxOracle:
         held = obs["is_grasped"][:, 0] > 0.5
         over = (goal - box)[:, :2].norm(dim=1) < 0.5 * self._layout.goal_thresh
 
-        # fetch: hover over the box, lower as the tool gets above it
+        # fetch: hover above the box, and lower the tool as it gets closer
         grasp = box.clone()
         grasp[:, 2] = grasp[:, 2].clamp(min=self._layout.lowest_tool)
         beside = (grasp - tool)[:, :2].norm(dim=1)
         at_box = (grasp - tool).norm(dim=1) < _NEAR
         fetch = _raised(grasp, _HOVER * ((beside - _ALIGNED) / (_AWAY - _ALIGNED)).clamp(0.0, 1.0))
 
+        # carry: rise first, then move sideways while correcting the height
         lift = self._layout.rim_height + self._layout.carry_clearance + obs["obj_half_size"][:, 0] - box[:, 2]
         to_carry = goal - box
-        # It first rises, then moves sideways, at a rate that lets it rise with what it still has to.
         sideways = to_carry[:, :2] * (lift < 0.01)[:, None]
         carry = tool + torch.cat([sideways, lift[:, None]], 1)
 
@@ -64,5 +67,5 @@ class PickBoxOracle:
 
 
 def _raised(position: Tensor, by: Tensor) -> Tensor:
-    """`position` [B, 3] higher `by` [B] [m]."""
+    """`position` [B, 3] raised `by` [B] [m]."""
     return torch.cat([position[:, :2], position[:, 2:] + by[:, None]], 1)
