@@ -20,6 +20,8 @@ def unnamed_encodings(code: str) -> Iterator[int]:
         keywords = {keyword.arg: keyword.value for keyword in node.keywords}
         if "encoding" in keywords or None in keywords:
             continue
+        if len(node.args) > {"read_text": 0, "write_text": 1}.get(name, len(node.args)):
+            continue  # given by position
         if name in ("read_text", "write_text") or "text" in keywords or "universal_newlines" in keywords:
             if name in ("read_text", "write_text", "run", "Popen", "check_output"):
                 yield node.lineno
@@ -36,6 +38,8 @@ def unnamed_encodings(code: str) -> Iterator[int]:
     [
         ("p.read_text()", True),
         ("p.read_text(encoding='utf-8')", False),
+        ("p.read_text('utf-8')", False),
+        ("p.write_text(t)", True),
         ("p.open()", True),
         ("p.open('rb')", False),
         ("open(p, 'w')", True),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +17,7 @@ from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.imitation.config import ALGOS, ImitateCfg
 from residual_rl.registry import load
 from residual_rl.runs.progress_bar import clock_time
+from residual_rl.runs.run_folder import output_folder
 from residual_rl.utils.console import Console
 from residual_rl.utils.text import shell_command
 
@@ -81,16 +81,16 @@ def main(argv: Sequence[str]) -> int:
     parsed = parse_flags(groups, rest, "imitate DEMOS", "Train a base policy from demonstrations.")
     assert demos is not None  # help has ended the process
     cfg: ImitateCfg = parsed["cfg"]
-    out = parsed["own"].output_dir or Path("runs") / f"imitate-{cfg.algo}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if resumed is not None:
-        _check_same(default, cfg)
-    elif out.is_dir() and any(out.iterdir()):
-        raise ConfigError(
-            f"{out} is not empty; choose another --output-dir, or resume it: "
-            f"{shell_command('imitate', '--resume', out)}"
-        )
-    # the training
-    summary = load(ALGOS[cfg.algo])(cfg, demos, out, resumed is not None)
+    with output_folder(parsed["own"].output_dir, "runs", f"imitate-{cfg.algo}") as out:
+        if resumed is not None:
+            _check_same(default, cfg)
+        elif out.is_dir() and any(out.iterdir()):
+            raise ConfigError(
+                f"{out} is not empty; choose another --output-dir, or resume it: "
+                f"{shell_command('imitate', '--resume', out)}"
+            )
+        # the training
+        summary = load(ALGOS[cfg.algo])(cfg, demos, out, resumed is not None)
     return _report(summary, out)
 
 

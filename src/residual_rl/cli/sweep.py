@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +13,7 @@ import tyro
 from residual_rl.cli import train
 from residual_rl.cli.flags import has_flag, parse_flags, parse_known, require_target, resume_folder
 from residual_rl.errors import ConfigError
-from residual_rl.runs.run_folder import RunFolder
+from residual_rl.runs.run_folder import RunFolder, output_folder
 from residual_rl.sweeps.executor import require_executor, run_trials
 from residual_rl.sweeps.grid import (
     SweepCfg,
@@ -83,7 +82,6 @@ def main(argv: Sequence[str]) -> int:
         argv, "sweep", "TASK", "Train a grid of settings with several seeds, or resume with --resume SWEEP"
     )
     flags, shared = _parse(task_id, rest)
-    output = flags.output_dir or Path("sweeps") / f"{task_id}-{time.strftime('%Y%m%d-%H%M%S')}"
     # the grid, checked against the settings of the learner and the base policy before anything runs
     check_train_flags(shared, {})
     cfg, _ = train.parse(task_id, shared)
@@ -101,17 +99,18 @@ def main(argv: Sequence[str]) -> int:
         flags.gpus_per_trial,
         cwd=os.getcwd(),
     )
-    folder = output.resolve()
-    trials = make_trials(sweep, cfg, folder)
-    require_executor(flags.ray_address, sweep.gpus_per_trial)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise ConfigError(
-            f"{output} is not empty; choose another --output-dir, or resume its sweep: "
-            f"{shell_command('sweep', '--resume', output)}"
-        )
-    # the folder records the sweep, so that --resume finds it
-    with RunFolder(folder).start(sweep):
-        return _run(sweep, trials, folder, flags.ray_address)
+    with output_folder(flags.output_dir, "sweeps", task_id) as output:
+        folder = output.resolve()
+        trials = make_trials(sweep, cfg, folder)
+        require_executor(flags.ray_address, sweep.gpus_per_trial)
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ConfigError(
+                f"{output} is not empty; choose another --output-dir, or resume its sweep: "
+                f"{shell_command('sweep', '--resume', output)}"
+            )
+        # the folder records the sweep, so that --resume finds it
+        with RunFolder(folder).start(sweep):
+            return _run(sweep, trials, folder, flags.ray_address)
 
 
 def _parse(task_id: str, argv: Sequence[str]) -> tuple[SweepFlags, list[str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -68,12 +67,12 @@ def main(argv: Sequence[str]) -> int:
     )
     cfg, flags = parse(task_id, rest)
     from residual_rl.runner import Runner
-    from residual_rl.runs.run_folder import RunFolder
+    from residual_rl.runs.run_folder import RunFolder, output_folder
 
-    output = flags.output_dir or Path("runs") / f"{task_id}-{time.strftime('%Y%m%d-%H%M%S')}"
-    runner = Runner(cfg, RunFolder(output))  # before the folder is created: wrong settings leave none behind
-    with runner.folder.start(cfg.to_dict()):
-        code = _train(runner, runner.folder)
+    with output_folder(flags.output_dir, "runs", task_id) as output:
+        runner = Runner(cfg, RunFolder(output))  # before anything is written: wrong settings leave no folder
+        with runner.folder.start(cfg.to_dict()):
+            code = _train(runner, runner.folder)
     # --quick also evaluates, with plots, so that it covers the whole pipeline
     if flags.quick and code == 0:
         from residual_rl.cli import eval as evaluation

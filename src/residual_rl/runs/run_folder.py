@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import logging
 import os
 import platform
 import shlex
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +23,35 @@ from residual_rl.utils.text import shell_command
 
 LOCK_FILE = ".lock"
 _log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def output_folder(given: Path | None, parent: Path | str, name: str) -> Iterator[Path]:
+    """The folder that a command writes to: `given`, or a new one, `PARENT/NAME-DATE-TIME`.
+
+    A new folder is made at once, so that a command that starts in the same second gets another one. It is
+    removed again if the block leaves it empty. Raises `WriteError`.
+    """
+    if given is not None:
+        yield given
+        return
+    new = _make_new(Path(parent) / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    try:
+        yield new
+    finally:
+        with contextlib.suppress(OSError):  # not empty
+            new.rmdir()
+            new.parent.rmdir()
+
+
+def _make_new(path: Path) -> Path:
+    """Make the folder `path`, or else `path-2`, `path-3`, …, whichever does not exist yet."""
+    for count in itertools.count(2):
+        candidate = path if count == 2 else path.with_name(f"{path.name}-{count - 1}")
+        with writing(candidate), contextlib.suppress(FileExistsError):
+            candidate.mkdir(parents=True)
+            return candidate
+    raise AssertionError  # unreachable
 
 
 class RunFolder:
