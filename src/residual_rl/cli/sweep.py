@@ -14,6 +14,7 @@ from residual_rl.cli import train
 from residual_rl.cli.flags import has_flag, parse_flags, parse_known, require_target, resume_folder
 from residual_rl.errors import ConfigError
 from residual_rl.runs.run_folder import RunFolder, output_folder
+from residual_rl.runs.wandb_tracker import check_wandb
 from residual_rl.sweeps.executor import require_executor, run_trials
 from residual_rl.sweeps.grid import (
     SweepCfg,
@@ -103,6 +104,8 @@ def main(argv: Sequence[str]) -> int:
         folder = output.resolve()
         trials = make_trials(sweep, cfg, folder)
         require_executor(flags.ray_address, sweep.gpus_per_trial)
+        if cfg.run.wandb_project is not None:
+            check_wandb(cfg.run.wandb_project)
         if folder.is_dir() and any(folder.iterdir()):
             raise ConfigError(
                 f"{output} is not empty; choose another --output-dir, or resume its sweep: "
