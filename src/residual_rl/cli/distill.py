@@ -166,8 +166,8 @@ def _distill(teacher: Teacher, cfg: DistillCfg, imitation: ImitateCfg, out: Path
     # compare the student with its teacher and the base policy
     torch.set_num_threads(teacher.exported.cfg.run.torch_threads)
     evaluation = evaluate_beside(out, cfg, teacher)
-    report = write_report(out, evaluation, plot=True)
     console.print(format_table(evaluation))
+    report = write_report(out, evaluation, plot=True)
     console.say(f"Policy: {out}", f"Report: {report}")
     policy = ["--base-policy", summary["base_policy"], "--il-checkpoint", out]
     console.say(f"Evaluate it: {shell_command('eval', task_id, *policy)}")

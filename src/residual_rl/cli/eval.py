@@ -11,8 +11,9 @@ import torch
 import tyro
 
 from residual_rl.cli.flags import parse_flags, parse_head, require_target
+from residual_rl.cli.video import can_record, try_video
 from residual_rl.config import ResidualScale, TrainCfg, replace_fields
-from residual_rl.errors import ConfigError, MissingDependencyError, UnknownNameError
+from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.evaluation.compare import run_episodes, summarize
 from residual_rl.evaluation.evaluate import Episodes, no_residual
 from residual_rl.evaluation.report import format_table, write_report
@@ -105,6 +106,10 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
     scale = trained.residual_scale if flags.residual_scale is None else flags.residual_scale
     exported = dataclasses.replace(trained, residual_scale=scale)
     torch.set_num_threads(cfg.run.torch_threads)
+    # without what a video needs, there are all figures and no video
+    console = Console()
+    if flags.save_video and not _can_record(cfg, console):
+        flags = dataclasses.replace(flags, save_video=False)
     # evaluate the policies, all on the same episodes
     results = {"residual": _run_episodes(cfg, flags, exported)}
     if flags.compare_base:
@@ -127,15 +132,11 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
     write_json(run.eval_file, evaluation)
     if flags.output is not None:
         write_json(flags.output, evaluation)
-    console = Console()
-    # the video, the report and the table; a missing video library is no error
-    if flags.save_video:
-        try:
-            _write_video(run.path / "video.mp4", cfg, flags, exported)
-        except MissingDependencyError as error:
-            console.say(f"no video: {error}")
-    report = write_report(run.path, evaluation, plot=flags.plot)
+    # the table first, then the pictures, whose failure loses no figures
     console.print(format_table(evaluation))
+    if flags.save_video:
+        try_video(lambda: _write_video(run.path / "video.mp4", cfg, flags, exported), console)
+    report = write_report(run.path, evaluation, plot=flags.plot)
     console.say(f"Run folder: {run.path}", f"Report: {report}")
     return 0
 
@@ -173,6 +174,15 @@ def _run_episodes(
     """Evaluate base + residual, or without `exported` the base alone."""
     name = "residual" if exported else base_policy_id or "base"
     return run_episodes(cfg, _seeds(flags), flags.eval_envs, name, exported, base_policy_id)
+
+
+def _can_record(cfg: TrainCfg, console: Console) -> bool:
+    """Whether a video of the task can be written here."""
+    env = make_residual_env(cfg, 1)
+    try:
+        return can_record(env.vec_env, console)
+    finally:
+        env.close()
 
 
 def _write_video(path: Path, cfg: TrainCfg, flags: EvalFlags, exported: ExportedPolicy) -> None:

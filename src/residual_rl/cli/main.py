@@ -64,10 +64,13 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _run(command: str, argv: list[str]) -> int:
+    from residual_rl.envs.mujoco.gl_backend import check_environment
     from residual_rl.errors import ResidualRLError
 
     logging.basicConfig(format="residual-rl: %(levelname)s: %(message)s", level=logging.WARNING)
+    os.environ["MPLBACKEND"] = "agg"  # no command opens a window of Matplotlib
     try:
+        check_environment()
         code: int = importlib.import_module(f"residual_rl.cli.{command}").main(argv)
         return code
     except ResidualRLError as error:

@@ -20,7 +20,7 @@ from residual_rl.residual_env import ResidualEnv
 from residual_rl.utils.console import Console
 from residual_rl.utils.files import make_folder
 from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, PositiveInt
-from residual_rl.visualization.recording import record, write_comparison
+from residual_rl.visualization.recording import check_video, record, write_comparison
 from residual_rl.visualization.viewer import LiveViewer, require_display, save_cameras, watch
 
 
@@ -83,6 +83,8 @@ def _parse(task_id: str, argv: Sequence[str], cfg: TrainCfg) -> tuple[ViewFlags,
 
 def _show(env: ResidualEnv, policy: Policy, flags: ViewFlags, name: str) -> None:
     console = Console()
+    if flags.video is not None:
+        check_video(env.vec_env)
     if flags.cameras is not None:
         # camera images after some steps of the first episode
         env.reset(flags.seed)
