@@ -139,7 +139,8 @@ def _defaults(task_id: str, recording: Recording | None) -> TrainCfg:
 
 def _long_enough(settings: Any, recording: Recording) -> Any:
     """The settings with a step limit of at least the longest episode, so that no replay is truncated."""
-    longest = max(int(length) for length in recording.dataset.meta.episodes["length"]) - 1
+    seconds = max(float(episode.frames.times[-1]) for episode in recording.episodes())
+    longest = round(seconds * recording.fps)
     if longest > getattr(settings, "max_episode_steps", longest):
         return dataclasses.replace(settings, max_episode_steps=longest)
     return settings
