@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        print(_help())
+        print(program_help())
         return 0 if argv else 2
     if argv[0] == "--version":
         print(f"residual-rl {residual_rl.__version__}")
@@ -66,16 +66,21 @@ def _dispatch(argv: list[str]) -> int:
 def _run(command: str, argv: list[str]) -> int:
     from residual_rl.envs.mujoco.gl_backend import check_environment
     from residual_rl.errors import ResidualRLError
+    from residual_rl.utils.consent import consenting, take_confirmations
+    from residual_rl.utils.text import printable
 
     logging.basicConfig(format="residual-rl: %(levelname)s: %(message)s", level=logging.WARNING)
     os.environ["MPLBACKEND"] = "agg"  # no command opens a window of Matplotlib
     try:
         check_environment()
-        code: int = importlib.import_module(f"residual_rl.cli.{command}").main(argv)
+        others, confirmations = take_confirmations(argv)
+        with consenting(*confirmations, command=["residual-rl", command, *argv]):
+            code: int = importlib.import_module(f"residual_rl.cli.{command}").main(others)
         return code
     except ResidualRLError as error:
-        # messages of libraries may have several lines
-        print(f"residual-rl: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        # messages of libraries may have several lines, and texts of files and servers control characters
+        text = printable(" ".join(str(error).splitlines()))
+        print(f"residual-rl: error: {text}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("residual-rl: interrupted", file=sys.stderr)
@@ -95,7 +100,8 @@ def _drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _help() -> str:
+def program_help() -> str:
+    """The text of `residual-rl --help`."""
     usages = {name: f"{name} {target}".rstrip() for name, (target, _) in COMMANDS.items()}
     # the descriptions start in one column
     width = max(map(len, usages.values()))
@@ -107,6 +113,9 @@ def _help() -> str:
             "usage: residual-rl COMMAND [options]      (residual-rl COMMAND --help lists all options)",
             "",
             *lines,
+            "",
+            "--confirm FIELD=VALUE, for every command: accept this setting of another person's file, which",
+            "names code or an address. A command that needs it prints what to add.",
         ]
     )
 

@@ -24,6 +24,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from residual_rl.config import read_task_settings
 from residual_rl.demos.episode import OPTIONAL_ARRAYS, Array, Demo, Tree
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 from residual_rl.registry import TASKS, TaskSpec, load
@@ -94,6 +95,28 @@ class Demonstrations:
             except ConfigError as error:
                 raise ConfigError(f"{self.path}: {error}") from None
         return dict(self.info["env_info"].get("env_kwargs") or {})
+
+    @property
+    def task_cfg(self) -> Any:
+        """The settings of the task's envs, as the task's dataclass.
+
+        Raises:
+            ConfigError: the task is not registered.
+            CheckpointError: this release does not accept the settings.
+            ConsentError: they name code, and the user has neither signed nor confirmed them.
+        """
+        try:
+            TASKS.get(self.task_id)
+        except UnknownNameError as error:
+            raise ConfigError(f"{self.path}: {error}; install the package that registers it") from None
+        settings = self.task_settings
+        try:
+            return read_task_settings(self.task_id, settings, self.path, self.info.get("signature"))
+        except (UnknownNameError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.path} has settings that task {self.task_id!r} of this release does not accept: "
+                f"{error}"
+            ) from error
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
