@@ -27,7 +27,7 @@ def test_eval__names_a_folder_as_it_is(
     (tmp_path / name).parent.mkdir(exist_ok=True)
     folder = run.rename(tmp_path / name)
     assert main(["eval", f"./{name}", "--n-episodes", "2", "--eval-envs", "2"]) == 0
-    shown = name.replace("\udcff", "\\xff")
+    shown = name.replace("\udcff", "\\udcff")
     assert f"Run folder: {shown}\nReport: {shown}/report.html\n" in capsys.readouterr().out
     assert (folder / "eval.json").is_file()
 
@@ -41,7 +41,7 @@ def test_train__suggests_a_command_that_can_be_pasted(
     train = ["train", "so101-paper", *FAILING_TINY, "--total-timesteps", "32", f"--output-dir={name}"]
     assert main(train) == 0
     last = capsys.readouterr().out.splitlines()[-1].removeprefix("Evaluate it: ")
-    assert shlex.split(last)[:3] == ["residual-rl", "eval", name.replace("\udcff", "\\xff")]
+    assert shlex.split(last)[:3] == ["residual-rl", "eval", name.replace("\udcff", "\\udcff")]
     assert main(["train", f"--resume={name}", "--total-timesteps", "64"]) == 0
 
 

@@ -20,6 +20,11 @@ def test_console__prints_texts_as_they_are(text: str, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.count(text) == 5
 
 
+def test_console__say_escapes_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    Console().say("runs/\x1b[31mred")
+    assert capsys.readouterr().out == "runs/\\x1b[31mred\n"
+
+
 def test_console__say_does_not_wrap(capsys: pytest.CaptureFixture[str]) -> None:
     Console().say("word " * 100, "second")
     assert capsys.readouterr().out.splitlines() == ["word " * 100, "second"]

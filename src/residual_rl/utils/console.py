@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import rich.console
 
+from residual_rl.utils.text import printable
+
 
 class Console(rich.console.Console):
     """Rich's console without markup and emoji codes, because paths and other people's texts may contain both.
@@ -15,6 +17,6 @@ class Console(rich.console.Console):
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
 
     def say(self, *lines: object) -> None:
-        """Print lines, which are not wrapped, so that paths and commands in them can be copied."""
+        """Print lines without control characters and unwrapped, so that paths and commands can be copied."""
         for line in lines:
-            self.print(str(line), soft_wrap=True)
+            self.print(printable(str(line)), soft_wrap=True)
