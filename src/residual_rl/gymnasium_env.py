@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from residual_rl.config import TrainCfg, from_plain
+from residual_rl.envs.mujoco.gl_backend import display_is_named
 from residual_rl.errors import ConfigError
 from residual_rl.factory import make_residual_env
 from residual_rl.types import Obs
-from residual_rl.visualization.viewer import LiveViewer, display_is_named, require_display
+from residual_rl.visualization.viewer import LiveViewer, require_display
 
 if TYPE_CHECKING:
     from residual_rl.residual_env import ResidualEnv

@@ -23,10 +23,12 @@ from residual_rl.runs.logger import Logger, MetricAverager, read_metrics
 from residual_rl.runs.progress import Progress
 from residual_rl.runs.progress_bar import ProgressBar
 from residual_rl.runs.run_folder import RunFolder
+from residual_rl.runs.wandb_tracker import check_wandb
 from residual_rl.types import HasReplay, Metrics, State, Transition
 from residual_rl.utils.files import make_folder, write_json
 from residual_rl.utils.seeding import TRAINING_EVAL_SEED, training_seed_start
 from residual_rl.utils.signals import stop_signals
+from residual_rl.utils.text import shell_command
 
 _IMPORTED = time.perf_counter()
 
@@ -65,6 +67,8 @@ class Runner:
         torch.set_num_threads(cfg.run.torch_threads)
         self.cfg = cfg
         self.folder = folder
+        if cfg.run.wandb_project is not None:
+            check_wandb(cfg.run.wandb_project)
         self.env = make_residual_env(cfg, cfg.run.num_envs)
         self.eval_env = make_residual_env(cfg, cfg.run.eval_episodes)
         self._env_in_use = self.env
@@ -317,7 +321,7 @@ class Runner:
             self.checkpoints.save(step, whole)
             raise BasePolicyError(
                 f"{error}; saved a checkpoint at {step:,} steps. Once the server responds, resume with: "
-                f"residual-rl train --resume {self.folder.path}"
+                f"{shell_command('train', '--resume', self.folder.path)}"
             ) from error
 
     @contextlib.contextmanager

@@ -479,3 +479,77 @@ def test_from_lerobot__names_a_folder_without_a_dataset(
     file.write_bytes(file.read_bytes()[:400])
     assert "cannot be read as a LeRobotDataset (" in refusal(dataset)
     assert not (tmp_path / "out.h5").exists()
+
+
+# --- recordings with gaps -----------------------------------------------------------------------------------
+
+RAMP = [[3.0 * i, 0.0, 0.0, 0.0, 0.0, 10.0] for i in range(8)]
+"""One joint moves by 3 degrees in each of 8 frames."""
+
+
+def edit(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Path:
+    """Change the table of frames of a dataset."""
+    (file,) = (folder / "data").rglob("*.parquet")
+    change(pd.read_parquet(file)).to_parquet(file, index=False)
+    return folder
+
+
+def without(table: pd.DataFrame) -> pd.DataFrame:
+    return table[~table["frame_index"].isin([2, 3])]
+
+
+def late(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(timestamp=table["timestamp"] + (table["frame_index"] >= 4) * np.float32(0.5))
+
+
+@pytest.mark.parametrize(
+    ("change", "gap"),
+    [
+        (without, "episode 0: frame 2 is missing (2 of 8 are)"),
+        (late, "episode 0: frame 4 is 0.533 s after the one before it"),
+    ],
+)
+def test_from_lerobot__names_episode_and_frame_of_a_gap(
+    change: Any, gap: str, record: Callable[..., Path], tmp_path: Path, fails: tiny_runs.Fails
+) -> None:
+    folder = edit(record(RAMP, RAMP), change)
+    command = ["demos", "from-lerobot", str(folder), "--task", "so101-paper"]
+    text = fails(*command, "--out", str(tmp_path / "out.h5"))
+    assert gap in text
+    assert "interpolate across gaps with --resample" in text
+    assert not (tmp_path / "out.h5").exists()
+
+
+def test_resample__interpolates_across_a_gap(record: Callable[..., Path]) -> None:
+    """Without frames 2 and 3 the joint still moves by 3 degrees per 1/30 s."""
+    demo = converted(edit(record(RAMP, RAMP), without), "--resample")
+    angles = np.rad2deg(demo.obs["joint_position"][:, 0])
+    np.testing.assert_allclose(angles, 90.0 * np.arange(len(angles)) / 30.303, atol=0.01)
+    assert len(demo) == 7
+
+
+def test_from_lerobot__does_not_trust_the_order_of_rows(record: Callable[..., Path]) -> None:
+    straight = converted(record(RAMP, RAMP))
+    shuffled = converted(edit(record(RAMP, RAMP), lambda table: table.sample(frac=1.0, random_state=1)))
+    np.testing.assert_array_equal(shuffled.actions, straight.actions)
+
+
+def test_from_lerobot__warns_about_joints_that_look_like_radians(
+    record: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    radians = np.deg2rad(RAMP).tolist()
+    converted(record(radians, radians))
+    assert "if its unit is radians, add --units rad" in caplog.text
+
+
+@pytest.mark.parametrize("missing", ["action", "observation.state"])
+def test_from_lerobot__names_a_missing_feature(
+    missing: str, record: Callable[..., Path], tmp_path: Path, fails: tiny_runs.Fails
+) -> None:
+    folder = edit(record(RAMP, RAMP), lambda table: table.drop(columns=missing))
+    file = folder / "meta" / "info.json"
+    info = json.loads(file.read_text(encoding="utf-8"))
+    del info["features"][missing]
+    file.write_text(json.dumps(info), encoding="utf-8")
+    command = ["demos", "from-lerobot", str(folder), "--task", "so101-paper"]
+    assert f"has no {missing}; it has " in fails(*command, "--out", str(tmp_path / "out.h5"))

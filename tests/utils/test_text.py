@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 import tracemalloc
+from pathlib import Path
 
-from residual_rl.utils.text import listed, one_line
+from residual_rl.utils.text import listed, one_line, shell_command
 
 
 def test_one_line__escapes_control_characters() -> None:
@@ -36,3 +38,13 @@ def test_listed__is_bounded() -> None:
     assert listed(["a", "b\x1b"]) == r"a, b\x1b"
     assert listed(range(1000)) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …"
     assert len(listed(["x" * 1000] * 1000)) < 500
+
+
+def test_shell_command__can_be_pasted() -> None:
+    words = ["eval", Path("my runs/it's $HOME"), "--n-episodes", 200]
+    assert shlex.split(shell_command(*words)) == ["residual-rl", *map(str, words)]
+    assert shell_command("eval", Path("runs/1")) == "residual-rl eval runs/1"
+
+
+def test_shell_command__a_path_that_begins_with_a_dash_is_no_option() -> None:
+    assert shell_command("train", "--resume", Path("-x")) == "residual-rl train --resume ./-x"

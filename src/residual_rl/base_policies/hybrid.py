@@ -132,9 +132,9 @@ class HybridCfg(CheckedCfg):
         settings = []
         for text in self.settings:
             parts = _SETTING.fullmatch(text)
-            if parts and parts[2] == "checkpoint":
+            if parts and parts[2].replace("-", "_") in ("checkpoint", "vec_normalize"):
                 path = find("".join(shlex.split(parts[3])))
-                text = f"{parts[1]}.checkpoint={shlex.quote(path)}"
+                text = f"{parts[1]}.{parts[2]}={shlex.quote(path)}"
             settings.append(text)
         return dataclasses.replace(self, settings=tuple(settings))
 

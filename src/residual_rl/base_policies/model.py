@@ -33,6 +33,9 @@ class ModelCfg(CheckedCfg):
     observations names its own."""
     num_action_steps: ChunkLength | None = None
     """Number of actions executed of each chunk of a .pt2; None: all."""
+    vec_normalize: Annotated[str, tyro.conf.arg(aliases=["--vec-normalize"])] = ""
+    """File of `VecNormalize.save` with the statistics of the observations that a .zip was trained on, often
+    called vecnormalize.pkl; it needs --trust-checkpoint too."""
 
 
 register_base_policy(

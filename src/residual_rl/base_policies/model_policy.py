@@ -4,6 +4,7 @@ PPO."""
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -32,6 +33,8 @@ def make(cfg: ModelCfg, env: VecEnv) -> BasePolicy:
     path = Path(cfg.checkpoint)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; expected {_WANTED}")
+    if cfg.vec_normalize and path.suffix != ".zip":
+        raise ConfigError(f"vec_normalize is for a Stable-Baselines3 model (.zip), and {path} is none")
     if path.is_dir() or path.suffix == ".safetensors":
         _refuse_other_kinds(path)
         from residual_rl.base_policies.trained_run import make_trained_run
@@ -39,8 +42,15 @@ def make(cfg: ModelCfg, env: VecEnv) -> BasePolicy:
         return make_trained_run(path, cfg.trust_checkpoint, env)
     if path.suffix == ".zip":
         from residual_rl.base_policies.sb3 import SB3Policy
+        from residual_rl.base_policies.sb3_normalization import prepare_observations
 
         model = trusted.read_sb3_policy(path, cfg.trust_checkpoint)
+        statistics = (
+            trusted.read_vec_normalize(Path(cfg.vec_normalize), cfg.trust_checkpoint)
+            if cfg.vec_normalize
+            else None
+        )
+        prepare_observations(model, statistics, str(path))
         return SB3Policy(model, cfg.input_keys or _STATE, env, str(path))
     if path.suffix == ".pt2":
         from residual_rl.base_policies.exported_program import ProgramPolicy
@@ -61,7 +71,8 @@ def _refuse_other_kinds(path: Path) -> None:
     for file in files if not (path / POLICY_FILE).is_file() else ():
         if _kind(file) == "model":
             raise CheckpointError(
-                f"{path} contains an imitation model: use --base-policy il --il-checkpoint {path}"
+                f"{path} contains an imitation model: use --base-policy il --il-checkpoint "
+                f"{shlex.quote(str(path))}"
             )
 
 

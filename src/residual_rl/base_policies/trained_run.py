@@ -23,6 +23,8 @@ from residual_rl.types import ActionChunk, BasePolicy, Obs, State
 from residual_rl.utils.consent import reading_nested_file
 
 _log = logging.getLogger(__name__)
+PATHS = ("checkpoint", "vec_normalize")
+"""Settings of base policies that are paths of files to read."""
 _chain: ContextVar[tuple[Path, ...]] = ContextVar("chain", default=())
 """The runs whose base policies are being made, from the outermost one on."""
 
@@ -104,9 +106,8 @@ def _relocated(cfg: Any, folder: Path) -> Any:
 
     if hasattr(cfg, "relocated"):
         return cfg.relocated(find)
-    if isinstance(getattr(cfg, "checkpoint", None), str):
-        return dataclasses.replace(cfg, checkpoint=find(cfg.checkpoint))
-    return cfg
+    names = [name for name in PATHS if isinstance(getattr(cfg, name, None), str)]
+    return dataclasses.replace(cfg, **{name: find(getattr(cfg, name)) for name in names}) if names else cfg
 
 
 class TrainedPolicy(BasePolicy):

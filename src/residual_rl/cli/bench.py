@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from residual_rl.bench.bench import BenchCfg, run_bench
 from residual_rl.cli.flags import parse_flags, parse_head, require_target
 from residual_rl.config import TrainCfg
+from residual_rl.utils.console import Console
 from residual_rl.utils.files import make_folder, write_json
 
 QUICK = {"num_steps": 20, "repeats": 1, "training_repeats": 1}
@@ -49,25 +50,24 @@ def main(argv: Sequence[str]) -> int:
         results = run_bench(
             dataclasses.replace(cfg, task=parsed["task"]),
             parsed["bench"],
-            lambda name: status.update(f"measuring {name} …"),
+            lambda name: status.update(Text(f"measuring {name} …")),
         )
     # save before printing, then print the table and its notes
     write_json(output, results)
     console.print(_table(results))
     for row in results["rows"]:
         if row["note"]:
-            console.print(f"{row['name']}: {row['note']}.", soft_wrap=True)
+            console.say(f"{row['name']}: {row['note']}.")
     # the load average shows whether other processes distorted the results
     before, after = (
         " ".join(f"{value:.1f}" for value in results["load_average"][when]) for when in ("before", "after")
     )
     cpu, cores = results["machine"]["cpu"], results["machine"]["cores"]
-    console.print(
+    console.say(
         f"{cores} cores of {cpu}; load average {before} before, {after} after. "
         "Other load distorts the results.",
-        soft_wrap=True,
     )
-    console.print(f"Saved: {output}", soft_wrap=True)
+    console.say(f"Saved: {output}")
     return 0
 
 

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from rich.console import Console
 
 from residual_rl.cli import demos
 from residual_rl.cli.flags import has_flag, parse_flags, parse_head, require_target, resume_folder
@@ -31,6 +30,8 @@ from residual_rl.imitation.distill import (
     imitate,
 )
 from residual_rl.runs.run_folder import RunFolder
+from residual_rl.utils.console import Console
+from residual_rl.utils.text import shell_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +92,8 @@ def main(argv: Sequence[str]) -> int:
     RunFolder(run).refuse_links()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(
-            f"{out} is not empty; choose another --output-dir, or resume it: residual-rl "
-            f"distill --resume {out}"
+            f"{out} is not empty; choose another --output-dir, or resume it: "
+            f"{shell_command('distill', '--resume', out)}"
         )
     # the folder records the settings and the teacher's hash for --resume
     stored = {"run": str(run.resolve()), "sha256": teacher.digest, "distill": cfg, "imitate": imitation}
@@ -166,14 +167,14 @@ def _distill(teacher: Teacher, cfg: DistillCfg, imitation: ImitateCfg, out: Path
     # compare the student with its teacher and the base policy
     torch.set_num_threads(teacher.exported.cfg.run.torch_threads)
     evaluation = evaluate_beside(out, cfg, teacher)
-    report = write_report(out, evaluation, plot=True)
     console.print(format_table(evaluation))
-    console.print(f"Policy: {out}\nReport: {report}", soft_wrap=True)
-    policy = f"--base-policy {summary['base_policy']} --il-checkpoint {out}"
-    console.print(f"Evaluate it: residual-rl eval {task_id} {policy}", soft_wrap=True)
+    report = write_report(out, evaluation, plot=True)
+    console.say(f"Policy: {out}", f"Report: {report}")
+    policy = ["--base-policy", summary["base_policy"], "--il-checkpoint", out]
+    console.say(f"Evaluate it: {shell_command('eval', task_id, *policy)}")
     return 0
 
 
 def _stopped(console: Console, out: Path, code: int) -> int:
-    console.print(f"Stopped. Resume with: residual-rl distill --resume {out}", soft_wrap=True)
+    console.say(f"Stopped. Resume with: {shell_command('distill', '--resume', out)}")
     return code

@@ -8,12 +8,13 @@ import time
 from collections.abc import Sequence
 
 import torch
-from rich.console import Console
+from rich.text import Text
 
 from residual_rl.cli.flags import parse_flags, require_target
 from residual_rl.config import TrainCfg
 from residual_rl.registry import TASKS
 from residual_rl.sanity.suite import Check, examine, format_table
+from residual_rl.utils.console import Console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     with console.status("running the checks") as status:
 
         def report(name: str) -> None:
-            status.update(f"{len(checks)} checks done; now: {name}")
+            status.update(Text(f"{len(checks)} checks done; now: {name}"))
             if not console.is_terminal:  # the status line is not shown there
                 print(
                     f"{time.perf_counter() - start:4.0f} s, {len(checks)} checks done; now: {name}",
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
 
         for check in examine(spec, parsed["task"], parsed["own"].quick, report):
             checks.append(check)
-            status.update(f"{len(checks)} checks done; last: {check.name}")
+            status.update(Text(f"{len(checks)} checks done; last: {check.name}"))
     # print the table and one line with the outcome
     console.print(format_table(f"Sanity of {target}", checks))
     failed = [check.name for check in checks if not check.ok]
@@ -55,5 +56,5 @@ def main(argv: Sequence[str]) -> int:
         if failed
         else f"all {len(checks)} checks passed"
     )
-    console.print(f"{verdict} ({time.perf_counter() - start:.0f} s)", soft_wrap=True)
+    console.say(f"{verdict} ({time.perf_counter() - start:.0f} s)")
     return 1 if failed else 0

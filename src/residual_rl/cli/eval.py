@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from rich.console import Console
 
 from residual_rl.base_policies.sb3 import SB3Residual
 from residual_rl.cli.flags import parse_flags, parse_head, require_target
+from residual_rl.cli.video import can_record, try_video
 from residual_rl.config import ResidualScale, TrainCfg, replace_fields
-from residual_rl.errors import ConfigError, MissingDependencyError, UnknownNameError
+from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.evaluation.compare import run_episodes, summarize
 from residual_rl.evaluation.eval_file import check_replaceable
 from residual_rl.evaluation.evaluate import Episodes, no_residual
@@ -24,8 +24,10 @@ from residual_rl.factory import make_residual_env
 from residual_rl.registry import TASKS
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.runs.wandb_artifacts import check_tracked, log_evaluation
+from residual_rl.utils.console import Console
 from residual_rl.utils.files import make_folder, write_json
 from residual_rl.utils.seeding import EVAL_SEED
+from residual_rl.utils.text import shell_command
 from residual_rl.utils.trusted import read_sb3_policy
 from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, NumEnvs, NumThreads, PositiveInt
 from residual_rl.visualization.recording import Recording, record, write_comparison
@@ -134,7 +136,7 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
     if found.run is None:
         raise ConfigError(
             f"{path} is a model outside of a run folder; give the run to store the results in: "
-            f"residual-rl eval RUN --model {path}"
+            f"{shell_command('eval', 'RUN', '--model', path)}"
         )
     run, trained = RunFolder(found.run), found.exported
     run.refuse_links()  # before the evaluation, whose results are written there
@@ -145,6 +147,10 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
     stored = _is_stored(run, flags)
     project = check_tracked(run, trained.cfg.run.wandb_project) if flags.wandb_artifacts else None
     torch.set_num_threads(cfg.run.torch_threads)
+    # without what a video needs, there are all figures and no video
+    console = Console()
+    if flags.save_video and not _can_record(cfg, console):
+        flags = dataclasses.replace(flags, save_video=False)
     # evaluate the policies, all on the same episodes
     results = {"residual": _run_episodes(cfg, flags, exported)}
     if flags.compare_base:
@@ -168,24 +174,19 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
         write_json(run.eval_file, evaluation)
     if flags.output is not None:
         write_json(flags.output, evaluation)
-    console = Console()
-    # the video, the report and the table; a missing video library is no error
+    # the table first, then the pictures, whose failure loses no figures
+    console.print(format_table(evaluation))
     if flags.save_video:
-        try:
-            _write_video(run.path / "video.mp4", cfg, flags, exported)
-        except MissingDependencyError as error:
-            console.print(f"no video: {error}", soft_wrap=True)
+        try_video(lambda: _write_video(run.path / "video.mp4", cfg, flags, exported), console)
     # a run that keeps its larger evaluation keeps the report of that one
     report = write_report(run.path, evaluation if stored else None, plot=flags.plot)
-    console.print(format_table(evaluation))
     if project is not None:
         log_evaluation(run, project)
     if not stored:
-        console.print(
-            f"{run.eval_file} and the report keep the larger evaluation; this one is in {flags.output}",
-            soft_wrap=True,
+        console.say(
+            f"{run.eval_file} and the report keep the larger evaluation; this one is in {flags.output}"
         )
-    console.print(f"Run folder: {run.path}\nReport: {report}", soft_wrap=True)
+    console.say(f"Run folder: {run.path}", f"Report: {report}")
     return 0
 
 
@@ -255,6 +256,15 @@ def _run_episodes(
     """Evaluate base + residual, or without `exported` the base alone."""
     name = "residual" if exported else base_policy_id or "base"
     return run_episodes(cfg, _seeds(flags), flags.eval_envs, name, exported, base_policy_id)
+
+
+def _can_record(cfg: TrainCfg, console: Console) -> bool:
+    """Whether a video of the task can be written here."""
+    env = make_residual_env(cfg, 1)
+    try:
+        return can_record(env.vec_env, console)
+    finally:
+        env.close()
 
 
 def _write_video(path: Path, cfg: TrainCfg, flags: EvalFlags, exported: ExportedPolicy) -> None:

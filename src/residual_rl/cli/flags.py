@@ -96,7 +96,7 @@ def resume_folder(argv: Sequence[str], command: str) -> str | None:
         flag, equals, value = word.partition("=")
         if flag == "--resume" and HELP.isdisjoint(argv):
             folder = value if equals else next(iter(argv[i + 1 :]), "")
-            if not folder or folder.startswith("-"):
+            if not folder or (not equals and folder.startswith("-")):
                 raise ConfigError(f"--resume needs a run folder: residual-rl {command} --resume RUN")
             return folder
     return None

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 
 from residual_rl.cli.flags import HELP, has_flag, parse_flags, parse_head, settings_as_flags
 from residual_rl.config import from_plain
@@ -18,7 +17,9 @@ from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.imitation.config import ALGOS, ImitateCfg
 from residual_rl.registry import load
 from residual_rl.runs.progress_bar import clock_time
-from residual_rl.runs.run_folder import RunFolder
+from residual_rl.runs.run_folder import RunFolder, output_folder
+from residual_rl.utils.console import Console
+from residual_rl.utils.text import shell_command
 
 CHANGEABLE = {
     "total_steps",
@@ -80,17 +81,17 @@ def main(argv: Sequence[str]) -> int:
     parsed = parse_flags(groups, rest, "imitate DEMOS", "Train a base policy from demonstrations.")
     assert demos is not None  # help has ended the process
     cfg: ImitateCfg = parsed["cfg"]
-    out = parsed["own"].output_dir or Path("runs") / f"imitate-{cfg.algo}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if resumed is not None:
-        _check_same(default, cfg)
-    elif out.is_dir() and any(out.iterdir()):
-        raise ConfigError(
-            f"{out} is not empty; choose another --output-dir, or resume it: residual-rl imitate --resume "
-            f"{out}"
-        )
-    # the training
-    earlier = _finished_steps(out)
-    summary = load(ALGOS[cfg.algo])(cfg, demos, out, resumed is not None)
+    with output_folder(parsed["own"].output_dir, "runs", f"imitate-{cfg.algo}") as out:
+        if resumed is not None:
+            _check_same(default, cfg)
+        elif out.is_dir() and any(out.iterdir()):
+            raise ConfigError(
+                f"{out} is not empty; choose another --output-dir, or resume it: "
+                f"{shell_command('imitate', '--resume', out)}"
+            )
+        # the training
+        earlier = _finished_steps(out)
+        summary = load(ALGOS[cfg.algo])(cfg, demos, out, resumed is not None)
     return _report(summary, out, earlier)
 
 
@@ -134,7 +135,7 @@ def _stored(folder: Path) -> tuple[Path, ImitateCfg]:
     """The demonstrations and the settings of the training in `folder`. Raises `CheckpointError`."""
     file = folder / "config.json"
     try:
-        data = json.loads(file.read_text())
+        data = json.loads(file.read_text(encoding="utf-8"))
         demos = Path(data.pop("demos"))
         return demos, from_plain(ImitateCfg, data)
     except FileNotFoundError:
@@ -160,9 +161,7 @@ def _report(summary: dict[str, Any], out: Path, earlier: int | None) -> int:
     console = Console()
     steps, took = f"{summary['steps']:,} steps", clock_time(summary["wall_time"])
     if not summary["finished"]:
-        console.print(
-            f"Stopped after {steps}, saved. Resume with: residual-rl imitate --resume {out}", soft_wrap=True
-        )
+        console.say(f"Stopped after {steps}, saved. Resume with: {shell_command('imitate', '--resume', out)}")
         return 128 + int(summary["signal"])
     # finished: the best results and the path of the model
     found = []
@@ -173,15 +172,11 @@ def _report(summary: dict[str, Any], out: Path, earlier: int | None) -> int:
     done = f"Trained {steps} in {took}"
     if earlier == summary["steps"]:
         done = f"Nothing to train: the model has all of its {steps} (--total-steps N trains up to N)"
-    console.print(f"{done}; best: {', '.join(found) or 'not evaluated'}.", soft_wrap=True)
-    console.print(f"Model: {out / summary['model']}", soft_wrap=True)
+    console.say(f"{done}; best: {', '.join(found) or 'not evaluated'}.")
+    console.say(f"Model: {out / summary['model']}")
     # the next commands, with the task's settings as flags
-    settings = settings_as_flags(summary["task"], summary.get("task_settings") or {})
-    words = (
-        f"{summary['task']} {settings} --base-policy {summary['base_policy']} --il-checkpoint {out}".replace(
-            "  ", " "
-        )
-    )
-    console.print(f"Evaluate it: residual-rl eval {words} --n-episodes 200", soft_wrap=True)
-    console.print(f"Train a residual on it: residual-rl train {words}", soft_wrap=True)
+    settings = shlex.split(settings_as_flags(summary["task"], summary.get("task_settings") or {}))
+    words = [summary["task"], *settings, "--base-policy", summary["base_policy"], "--il-checkpoint", out]
+    console.say(f"Evaluate it: {shell_command('eval', *words, '--n-episodes', 200)}")
+    console.say(f"Train a residual on it: {shell_command('train', *words)}")
     return 0

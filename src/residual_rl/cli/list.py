@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from residual_rl.cli.flags import parse_flags
 from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS
+from residual_rl.utils.console import Console
 
 
 def main(argv: Sequence[str]) -> int:

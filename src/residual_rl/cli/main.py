@@ -9,6 +9,7 @@ import signal
 import sys
 
 import residual_rl
+from residual_rl.utils.terminal import degrade_output, expand_home
 
 COMMANDS = {
     "list": ("", "show the registered tasks, base policies, learners and presets"),
@@ -29,8 +30,9 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the process's exit code."""
+    degrade_output()
     try:
-        code = _dispatch(sys.argv[1:] if argv is None else argv)
+        code = _dispatch([expand_home(word) for word in (sys.argv[1:] if argv is None else argv)])
         sys.stdout.flush()  # raises here, where it is handled, for a closed pipe or a full disk
         return code
     except BrokenPipeError:
@@ -63,6 +65,7 @@ def _dispatch(argv: list[str]) -> int:
 
 def _run(command: str, argv: list[str]) -> int:
     from residual_rl.cli.foreign_names import hint
+    from residual_rl.envs.mujoco.gl_backend import check_environment
     from residual_rl.errors import ResidualRLError
     from residual_rl.utils.consent import consenting, take_confirmations
     from residual_rl.utils.logs import PrintableFormatter
@@ -71,7 +74,9 @@ def _run(command: str, argv: list[str]) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("residual-rl: %(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    os.environ["MPLBACKEND"] = "agg"  # no command opens a window of Matplotlib
     try:
+        check_environment()
         others, confirmations = take_confirmations(argv)
         with consenting(*confirmations, command=["residual-rl", command, *argv]):
             code: int = importlib.import_module(f"residual_rl.cli.{command}").main(others)

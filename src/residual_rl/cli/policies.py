@@ -8,6 +8,7 @@ from residual_rl.config import TrainCfg
 from residual_rl.errors import ConfigError
 from residual_rl.exported_policy import ExportedPolicy, find_policy
 from residual_rl.registry import TASKS
+from residual_rl.utils.text import shell_command
 
 ORACLE = "oracle"
 """Name for the base policy `TaskSpec.oracle` of the task."""
@@ -33,7 +34,8 @@ def resolve_policy(
         trained = exported.cfg.task_id
         if trained != task_id:
             raise ConfigError(
-                f"{policy} was trained on task {trained!r}: residual-rl {command} {trained} --policy {policy}"
+                f"{policy} was trained on task {trained!r}: "
+                f"{shell_command(*command.split(), trained, '--policy', policy)}"
             )
         return exported, exported.cfg
     if policy == ORACLE:

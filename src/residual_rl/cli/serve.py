@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 
 import torch
 from annotated_types import Interval
-from rich.console import Console
 from rich.table import Table
 
 from residual_rl.base_policies.executor import make_base_policy
@@ -22,8 +21,9 @@ from residual_rl.exported_policy import find_policy
 from residual_rl.registry import BASE_POLICIES, TASKS, load
 from residual_rl.remote.server import BackgroundServer, Server, open_server
 from residual_rl.remote.service import ActionUnits, PolicyService, Protocol
+from residual_rl.utils.console import Console
 from residual_rl.utils.network import secret
-from residual_rl.utils.text import parse_pairs
+from residual_rl.utils.text import parse_pairs, shell_command
 from residual_rl.utils.validation import CheckedCfg, PositiveFloat, PositiveInt
 
 TRAINED = "model"
@@ -98,7 +98,7 @@ def _settings(target: str, task: str | None) -> TrainCfg:
         raise ConfigError(f"{target} is neither a run folder nor a base policy: {error}") from None
     if task is None:
         raise ConfigError(
-            f"a base policy needs a task: residual-rl serve {target} --task TASK; tasks: "
+            f"a base policy needs a task: {shell_command('serve', target, '--task', 'TASK')}; tasks: "
             f"{', '.join(spec.id for spec in TASKS.all())}"
         )
     return TrainCfg.default(task, target)
@@ -136,11 +136,9 @@ def _describe(service: PolicyService, address: str) -> None:
         else None
     )
     console = Console()
-    console.print(
+    console.say(
         f"Serving {handshake.policy} of task {handshake.task} at {address}, protocol {handshake.protocol}. "
         "Press Ctrl-C to stop.",
-        soft_wrap=True,
-        markup=False,
     )
     table = Table("observation", "key", "shape", "dtype", title="Required observations", title_justify="left")
     for name, served in handshake.inputs.items():
@@ -149,11 +147,9 @@ def _describe(service: PolicyService, address: str) -> None:
     # one line about the actions that clients receive
     actions = "normalised actions" if units is None else f"joint positions [{', '.join(units)}]"
     steps = f"{handshake.num_obs_steps} observation{'s' * (handshake.num_obs_steps > 1)}"
-    console.print(
+    console.say(
         f"From {steps} it predicts {handshake.chunk_size} x {actions}, of which {handshake.num_action_steps} "
         "should be executed.",
-        soft_wrap=True,
-        markup=False,
     )
     console.file.flush()
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 
 from residual_rl.cli import train
 from residual_rl.cli.flags import has_flag, parse_flags, parse_known, require_target, resume_folder
 from residual_rl.errors import ConfigError
-from residual_rl.runs.run_folder import RunFolder
+from residual_rl.runs.run_folder import RunFolder, output_folder
+from residual_rl.runs.wandb_tracker import check_wandb
 from residual_rl.sweeps.executor import require_executor, run_trials
 from residual_rl.sweeps.grid import (
     SweepCfg,
@@ -29,10 +28,12 @@ from residual_rl.sweeps.grid import (
 from residual_rl.sweeps.live_table import SweepTable
 from residual_rl.sweeps.report import ranking_table, write_report
 from residual_rl.utils.consent import check_consent
+from residual_rl.utils.console import Console
 from residual_rl.utils.files import plain
 from residual_rl.utils.seeding import EVAL_SEED
 from residual_rl.utils.signals import stop_signals
 from residual_rl.utils.signature import write_signature
+from residual_rl.utils.text import shell_command
 from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 
@@ -87,7 +88,6 @@ def main(argv: Sequence[str]) -> int:
         argv, "sweep", "TASK", "Train a grid of settings with several seeds, or resume with --resume SWEEP"
     )
     flags, shared = _parse(task_id, rest)
-    output = flags.output_dir or Path("sweeps") / f"{task_id}-{time.strftime('%Y%m%d-%H%M%S')}"
     # the grid, checked against the settings of the learner and the base policy before anything runs
     check_train_flags(shared, {})
     cfg, _ = train.parse(task_id, shared)
@@ -105,18 +105,21 @@ def main(argv: Sequence[str]) -> int:
         flags.gpus_per_trial,
         cwd=os.getcwd(),
     )
-    folder = output.resolve()
-    trials = make_trials(sweep, cfg, folder)
-    require_executor(flags.ray_address, sweep.gpus_per_trial)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise ConfigError(
-            f"{output} is not empty; choose another --output-dir, or resume its sweep: residual-rl "
-            f"sweep --resume {output}"
-        )
-    # the folder records the sweep, so that --resume finds it
-    with RunFolder(folder).start(sweep):
-        write_signature(folder, plain(sweep))
-        return _run(sweep, trials, folder, flags.ray_address)
+    with output_folder(flags.output_dir, "sweeps", task_id) as output:
+        folder = output.resolve()
+        trials = make_trials(sweep, cfg, folder)
+        require_executor(flags.ray_address, sweep.gpus_per_trial)
+        if cfg.run.wandb_project is not None:
+            check_wandb(cfg.run.wandb_project)
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ConfigError(
+                f"{output} is not empty; choose another --output-dir, or resume its sweep: "
+                f"{shell_command('sweep', '--resume', output)}"
+            )
+        # the folder records the sweep, so that --resume finds it
+        with RunFolder(folder).start(sweep):
+            write_signature(folder, plain(sweep))
+            return _run(sweep, trials, folder, flags.ray_address)
 
 
 def _parse(task_id: str, argv: Sequence[str]) -> tuple[SweepFlags, list[str]]:
@@ -178,24 +181,17 @@ def _print_summary(
         console.print(ranking_table(report))
     failed = [trial for trial in report["trials"] if trial["state"] == "failed"]
     for trial in failed:
-        console.print(
-            f"Failed: {trial['name']}: {trial['reason']}", soft_wrap=True, highlight=False, markup=False
-        )
+        console.say(f"Failed: {trial['name']}: {trial['reason']}")
     # a summary, with the command that continues the sweep
     finished = sum(trial["state"] == "finished" for trial in report["trials"])
-    console.print(
+    console.say(
         f"{finished} of {len(trials)} trials finished. Report: {folder / 'report.md'}",
-        soft_wrap=True,
-        highlight=False,
     )
     if failed:
-        console.print(
-            f"Retry the failed trials with: residual-rl sweep --resume {folder} --retry-failed",
-            soft_wrap=True,
-            highlight=False,
-        )
+        retry = shell_command("sweep", "--resume", folder, "--retry-failed")
+        console.say(f"Retry the failed trials with: {retry}")
     if finished + len(failed) < len(trials):
-        console.print(f"Resume with: residual-rl sweep --resume {folder}", soft_wrap=True, highlight=False)
+        console.say(f"Resume with: {shell_command('sweep', '--resume', folder)}")
     if signal is not None and finished + len(failed) < len(trials):
         return 128 + signal
     return 0 if finished == len(trials) else 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +15,7 @@ from residual_rl.config import PARTS, TrainCfg, replace_fields
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS
 from residual_rl.utils.files import write_json
+from residual_rl.utils.text import shell_command
 from residual_rl.utils.validation import CheckedCfg, PositiveInt
 
 if TYPE_CHECKING:
@@ -71,13 +71,13 @@ def main(argv: Sequence[str]) -> int:
     cfg, flags = parse(task_id, rest)
     _print_changed_defaults(cfg, flags, rest)
     from residual_rl.runner import Runner
-    from residual_rl.runs.run_folder import RunFolder
+    from residual_rl.runs.run_folder import RunFolder, output_folder
 
-    output = flags.output_dir or Path("runs") / f"{task_id}-{time.strftime('%Y%m%d-%H%M%S')}"
-    runner = Runner(cfg, RunFolder(output))  # before the folder is created: wrong settings leave none behind
-    with runner.folder.start(cfg.to_dict()):
-        cfg.write_signature(output)
-        code = _train(runner, runner.folder)
+    with output_folder(flags.output_dir, "runs", task_id) as output:
+        runner = Runner(cfg, RunFolder(output))  # before anything is written: wrong settings leave no folder
+        with runner.folder.start(cfg.to_dict()):
+            cfg.write_signature(output)
+            code = _train(runner, runner.folder)
     # --quick also evaluates, with a report, so that it covers the whole pipeline
     if flags.quick and code == 0:
         from residual_rl.cli import eval as evaluation
@@ -128,7 +128,7 @@ def _print_changed_defaults(cfg: TrainCfg, flags: TrainFlags, argv: Sequence[str
 def _resume(argv: Sequence[str]) -> int:
     folder = resume_folder(argv, "train")
     if folder is not None and not argv[0].startswith("-"):
-        raise ConfigError(f"a run is resumed with its own task: residual-rl train --resume {folder}")
+        raise ConfigError(f"a run is resumed with its own task: {shell_command('train', '--resume', folder)}")
     args = argv if folder is not None else ["--help"]
     options: ResumeFlags = parse_flags({"own": ResumeFlags}, args, "train", "Resume an interrupted run.")[
         "own"
@@ -163,10 +163,10 @@ def read_config(run: RunFolder) -> TrainCfg:
 
 
 def _train(runner: Runner, folder: RunFolder) -> int:
-    from rich.console import Console
 
     from residual_rl.runs.progress_bar import clock_time
     from residual_rl.runs.wandb_artifacts import log_models
+    from residual_rl.utils.console import Console
 
     console = Console()
     start = runner.progress.step
@@ -174,24 +174,21 @@ def _train(runner: Runner, folder: RunFolder) -> int:
     best = summary["best_success_rate"]
     steps, took = f"{summary['steps']:,} steps", clock_time(summary["wall_time"])
     if not summary["finished"]:  # a signal during the last iteration has no effect
-        console.print(
-            f"Stopped after {steps}, saved. Resume with: residual-rl train --resume {folder.path}",
-            soft_wrap=True,
-        )
+        resume = shell_command("train", "--resume", folder.path)
+        console.say(f"Stopped after {steps}, saved. Resume with: {resume}")
         return 128 + int(summary["signal"])
     done = f"Trained {steps} in {took}"
     if start == summary["steps"]:
         done = f"Nothing to train: the run has all of its {steps} (--total-timesteps N trains up to N)"
-    console.print(f"{done}; best evaluation during training: {100 * best:.1f} % success.", soft_wrap=True)
+    console.say(f"{done}; best evaluation during training: {100 * best:.1f} % success.")
     if summary["time_to_95"] is not None:
-        console.print(
+        console.say(
             f"95 % success in an evaluation after {clock_time(summary['time_to_95'])} and "
             f"{summary['step_to_95']:,} steps."
         )
     if runner.cfg.run.wandb_artifacts and runner.cfg.run.wandb_project is not None:
         log_models(folder, runner.cfg.run.wandb_project)
-    console.print(f"Run folder: {folder.path}", soft_wrap=True)
-    console.print(
-        f"Evaluate it: residual-rl eval {folder.path} --compare-base --plot --save-video", soft_wrap=True
-    )
+    console.say(f"Run folder: {folder.path}")
+    evaluation = shell_command("eval", folder.path, "--compare-base", "--plot", "--save-video")
+    console.say(f"Evaluate it: {evaluation}")
     return 0

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import torch
 import tyro
-from rich.console import Console
 
 from residual_rl.cli.flags import parse_flags, parse_head, require_target
 from residual_rl.cli.policies import resolve_policy
@@ -18,9 +17,10 @@ from residual_rl.errors import ConfigError
 from residual_rl.evaluation.evaluate import Policy, no_residual
 from residual_rl.factory import make_residual_env
 from residual_rl.residual_env import ResidualEnv
+from residual_rl.utils.console import Console
 from residual_rl.utils.files import make_folder
 from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, Pixels
-from residual_rl.visualization.recording import record, write_comparison
+from residual_rl.visualization.recording import check_video, record, write_comparison
 from residual_rl.visualization.viewer import LiveViewer, require_display, save_cameras, watch
 
 
@@ -83,20 +83,22 @@ def _parse(task_id: str, argv: Sequence[str], cfg: TrainCfg) -> tuple[ViewFlags,
 
 def _show(env: ResidualEnv, policy: Policy, flags: ViewFlags, name: str) -> None:
     console = Console()
+    if flags.video is not None:
+        check_video(env.vec_env)
     if flags.cameras is not None:
         # camera images after some steps of the first episode
         env.reset(flags.seed)
         for _ in range(flags.step):
             env.step(policy(env.obs))
         for path in save_cameras(env, flags.cameras, flags.camera_size):
-            console.print(str(path), soft_wrap=True)
+            console.say(str(path))
     if flags.video is not None:
         make_folder(flags.video.parent)
         write_comparison(
             flags.video, env.vec_env, {name: record(env, policy, [flags.seed])}, flags.camera_size
         )
-        console.print(str(flags.video), soft_wrap=True)
+        console.say(str(flags.video))
     if flags.cameras is None and flags.video is None:
-        console.print("Close the window or press Ctrl-C to stop.")
+        console.say("Close the window or press Ctrl-C to stop.")
         with LiveViewer(env.vec_env.model, env.vec_env.control_hz) as viewer:
             watch(env, policy, flags.seed, viewer, console.print)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from residual_rl.errors import CheckpointError, ConfigError
+from residual_rl.utils.text import shell_command
 
 FORMAT_VERSION = 1
 PAIR = "residual-base"
@@ -26,7 +27,7 @@ def read_evaluation(path: Path | str) -> dict[str, Any]:
         CheckpointError: the file is missing, damaged, or not an evaluation.
     """
     path = Path(path)
-    fix = f"create it with `residual-rl eval {path.parent}`"
+    fix = f"create it with `{shell_command('eval', path.parent)}`"
     try:
         evaluation = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from residual_rl.evaluation.eval_file import LABELS, is_rate, metrics_of, policies_of, unit_of
 
@@ -59,30 +59,29 @@ def format_table(evaluation: Mapping[str, Any]) -> Table:
     pairs = evaluation.get("paired", {})
     episodes = len(evaluation.get("episode_seeds", ()))
     table = Table(
-        title=escape(f"{evaluation.get('task', '')}: {episodes} episodes, mean [95 % interval]"),
+        title=f"{evaluation.get('task', '')}: {episodes} episodes, mean [95 % interval]",
         title_justify="left",
     )
     table.add_column("metric")
     for name in names:
-        table.add_column(escape(name), justify="right")
+        table.add_column(name, justify="right")
     for pair in pairs:
-        table.add_column(escape(pair_text(pair)), justify="right")
+        table.add_column(pair_text(pair), justify="right")
     for metric in metrics_of(evaluation):
         row = [_cell(evaluation, metric, evaluation["policies"][name].get(metric)) for name in names]
         differences = [_cell(evaluation, metric, paired.get(metric), sign=True) for paired in pairs.values()]
-        table.add_row(escape(label(metric, evaluation)), *row, *differences)
+        table.add_row(Text(label(metric, evaluation)), *row, *differences)
     return table
 
 
 def _cell(
     evaluation: Mapping[str, Any], metric: str, summary: Mapping[str, Any] | None, sign: bool = False
-) -> str:
+) -> Text:
     if summary is None:
-        return "–"
+        return Text("–")
     interval = interval_text(metric, summary["interval"], evaluation)
-    return value_text(metric, summary["mean"], sign, evaluation) + (
-        f"\n[dim]{escape(interval)}[/dim]" if interval else ""
-    )
+    mean = Text(value_text(metric, summary["mean"], sign, evaluation))
+    return mean.append(f"\n{interval}", "dim") if interval else mean
 
 
 def _minus(text: str) -> str:

@@ -17,6 +17,7 @@ from residual_rl.runs.logger import read_metrics
 from residual_rl.runs.progress_bar import clock_time
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.utils.files import write_atomically
+from residual_rl.utils.text import shell_command
 
 __all__ = ["format_table", "write_report"]
 
@@ -104,7 +105,7 @@ def _percent(summary: Mapping[str, Any]) -> str:
 
 def _lead(evaluation: Mapping[str, Any] | None, run: RunFolder) -> str:
     if evaluation is None:
-        return f"Evaluate it with: residual-rl eval {run.path} --compare-base --compare-zero"
+        return f"Evaluate it with: {shell_command('eval', run.path, '--compare-base', '--compare-zero')}"
     seeds = evaluation.get("episode_seeds", [])
     span = f", seeds {min(seeds)} to {max(seeds)}" if seeds else ""
     text = f"Measured on {len(seeds)} fresh episodes{span}, the same for every policy."

@@ -7,7 +7,8 @@ LeRobot stores one frame per action but no observation after the last one, so T 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from residual_rl.lerobot.dataset_export import (
     SUCCESS,
     hardware_of,
 )
-from residual_rl.lerobot.recording import Recording
+from residual_rl.lerobot.recording import RecordedEpisode, Recording
 from residual_rl.lerobot.support import (
     ACTION,
     ENVIRONMENT_STATE,
@@ -56,7 +57,7 @@ class ImportCfg(CheckedCfg):
     clip: bool = False
     """Clip values that are out of a joint's range, instead of refusing them."""
     resample: bool = False
-    """Accept recordings at another rate than the task's, and interpolate between frames."""
+    """Accept recordings with gaps or at another rate than the task's, and interpolate between frames."""
     images: bool = True
     """Import camera images."""
 
@@ -150,23 +151,47 @@ class Converter:
     def episodes(self) -> Iterator[Demo]:
         """The episodes as demonstrations."""
         entries = self._recording.side["episodes"] if self._recording.side else None
-        for index, columns in enumerate(self._recording.columns()):
-            yield self._demo(index, columns, entries[index] if entries else None)
+        episodes = self._recording.episodes()
+        self._warn_about_units(episodes)
+        for index, episode in enumerate(episodes):
+            yield self._demo(episode, entries[index] if entries else None)
 
-    def _demo(self, index: int, columns: dict[str, Array], entry: dict[str, Any] | None) -> Demo:
-        if len(columns["rows"]) < 2:
+    def _warn_about_units(self, episodes: Sequence[RecordedEpisode]) -> None:
+        """Warn if the joints look as if they were in radians, or time as if it were not in seconds."""
+        units = {episode.frames.unit for episode in episodes} - {"s"}
+        if units:
+            _log.warning(
+                "%s has timestamps in %s: converted", self._recording.source, ", ".join(sorted(units))
+            )
+        arm = torch.tensor([unit != "%" for unit in self._hardware.units])
+        joints = [torch.from_numpy(episode.values[STATE])[:, self._order[STATE]] for episode in episodes]
+        largest = float(torch.cat(joints)[:, arm].abs().max())
+        if self._cfg.units != "rad" and largest <= 2 * math.pi:
+            _log.warning(
+                "no joint of %s exceeds %.2g: if its unit is radians, add --units rad",
+                self._recording.source,
+                largest,
+            )
+
+    def _demo(self, episode: RecordedEpisode, entry: dict[str, Any] | None) -> Demo:
+        index, columns, frames = episode.number, episode.values, episode.frames
+        rows = frames.order
+        if len(rows) < 2:
             raise ConfigError(
-                f"{self._recording.source}: episode {index} has {len(columns['rows'])} frame(s); "
-                "at least two are needed"
+                f"{self._recording.source}: episode {index} has {len(rows)} frame(s); at least two are needed"
+            )
+        if frames.gap and not self._cfg.resample:
+            raise ConfigError(
+                f"{self._recording.source}: episode {index}: {frames.gap}, but frames must follow each other "
+                f"at {self._recording.fps:g} per second; interpolate across gaps with --resample"
             )
         # Joints. Positions in exported datasets may be slightly out of range, since the simulator's joint
         # limits are soft.
         positions = self._joints(columns, STATE, index, checked=entry is None)
         targets = self._joints(columns, ACTION, index, checked=True)
-        rows = columns["rows"]
         nearest = np.arange(len(rows))
-        if self._resample:
-            times = _times(len(rows), self._recording.fps, self._env.control_hz)
+        if self._resample or frames.gap:
+            times = _times(frames.times, self._env.control_hz)
             positions, targets = (_interpolated(value, times) for value in (positions, targets))
             nearest = np.rint(times).astype(np.int64)
 
@@ -265,10 +290,10 @@ def _joint_order(recording: Recording, name: str, hardware: HardwareUnits) -> Te
         raise ConfigError(f"{recording.source}: {name}: {error}") from None
 
 
-def _times(frames: int, fps: float, rate: float) -> Array:
-    """The times of the task's steps, in frames."""
-    count = int((frames - 1) / fps * rate + 1e-9) + 1
-    return np.minimum(np.arange(count) * fps / rate, frames - 1)
+def _times(times: Array, rate: float) -> Array:
+    """The times of the task's steps, in frames that were recorded at `times` [s]."""
+    count = int(times[-1] * rate + 1e-9) + 1
+    return np.interp(np.arange(count) / rate, times, np.arange(len(times)))
 
 
 def _interpolated(values: Tensor, times: Array) -> Tensor:

@@ -22,6 +22,7 @@ from residual_rl.lerobot.dataset_export import (
     SUCCESS,
 )
 from residual_rl.lerobot.dataset_v21 import DatasetV21
+from residual_rl.lerobot.frame_times import FrameTimes, frame_times
 from residual_rl.lerobot.support import (
     ACTION,
     ENVIRONMENT_STATE,
@@ -33,6 +34,20 @@ from residual_rl.lerobot.support import (
     video_backend,
 )
 from residual_rl.utils.text import one_line
+
+EPISODE, FRAME, TIMESTAMP = "episode_index", "frame_index", "timestamp"
+
+
+@dataclass(frozen=True)
+class RecordedEpisode:
+    """An episode of a recording."""
+
+    number: int
+    """Its `episode_index`."""
+    frames: FrameTimes
+    """Order and times of its frames."""
+    values: dict[str, Array]
+    """[T, …] by feature, in the order of time."""
 
 
 @dataclass
@@ -82,8 +97,12 @@ class Recording:
         """Names of the cameras."""
         return [name.removeprefix(IMAGES) for name in self.dataset.meta.camera_keys]
 
-    def columns(self) -> list[dict[str, Array]]:
-        """For each episode, its vectors by feature [T, …], and the indices of its frames as `rows` [T]."""
+    def episodes(self) -> list[RecordedEpisode]:
+        """The episodes, with their frames in the order of time.
+
+        Raises:
+            ConfigError: there is no state or no action, or time does not advance in an episode.
+        """
         names = [
             name
             for name in (STATE, ENVIRONMENT_STATE, ACTION, REWARD, DONE, SUCCESS)
@@ -95,12 +114,24 @@ class Recording:
                 f"{self.source} has no {' and no '.join(missing)}; it has {', '.join(self.features)}"
             )
         with _reading(self.source):
-            frames = self.dataset.hf_dataset.with_format("numpy", columns=[*names, "episode_index"])[:]
-        episode = np.asarray(frames["episode_index"]).reshape(-1)
-        return [
-            {"rows": rows, **{name: np.asarray(frames[name])[rows] for name in names}}
-            for rows in (np.flatnonzero(episode == i) for i in np.unique(episode))
-        ]
+            table = self.dataset.hf_dataset
+            about = [name for name in (EPISODE, FRAME, TIMESTAMP) if name in table.column_names]
+            frames = table.with_format("numpy", columns=[*names, *about])[:]
+            listed = self.dataset.meta.episodes
+            lengths = dict(zip(listed["episode_index"], listed["length"], strict=True))
+        flat = {name: np.asarray(frames[name]).reshape(-1) for name in about}
+        episodes = []
+        for number in np.unique(flat[EPISODE]):
+            rows = np.flatnonzero(flat[EPISODE] == number)
+            numbers = flat[FRAME][rows] if FRAME in flat else np.arange(len(rows))
+            stamps = flat[TIMESTAMP][rows] if TIMESTAMP in flat else None
+            try:
+                times = frame_times(rows, numbers, stamps, self.fps, int(lengths.get(number, 0)))
+            except ConfigError as error:
+                raise ConfigError(f"{self.source}: episode {number}: {error}") from None
+            values = {name: np.asarray(frames[name])[times.order] for name in names}
+            episodes.append(RecordedEpisode(int(number), times, values))
+        return episodes
 
     def images(self, rows: Array) -> dict[str, Array]:
         """Images [T, H, W, C] uint8 of the frames `rows`, by camera."""
@@ -134,7 +165,7 @@ class Recording:
             raise CheckpointError(
                 f"{file} is of version {version}; this release reads version {SIDE_VERSION}"
             )
-        there = [len(columns["rows"]) for columns in self.columns()]
+        there = [len(episode.frames.order) for episode in self.episodes()]
         if lengths != there:
             raise CheckpointError(
                 f"{file} describes episodes of {lengths[:5]} … frames, but the dataset has {there[:5]} …: it "

@@ -12,8 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from residual_rl.errors import CheckpointError, MissingDependencyError
-from residual_rl.utils.files import make_folder, write_atomically, write_json, writing
+from residual_rl.errors import CheckpointError
+from residual_rl.runs.wandb_tracker import WandbTracker
+from residual_rl.utils.files import make_folder, write_atomically, writing
 
 if TYPE_CHECKING:
     from residual_rl.types import State
@@ -40,7 +41,7 @@ class Logger:
         resume_step: int | None = None,
     ):
         run_dir = Path(run_dir)
-        self._wandb = _start_wandb(run_dir, wandb_project, config) if wandb_project else None
+        self._wandb = WandbTracker(run_dir, wandb_project, config) if wandb_project else None
         make_folder(run_dir)
         self._path = run_dir / METRICS_FILE
         # Remove what was logged after the checkpoint, then append.
@@ -66,7 +67,7 @@ class Logger:
         with writing(self._tensorboard.folder):
             self._tensorboard.log(values, step)
         if self._wandb is not None:
-            self._wandb.log(values, step=step)
+            self._wandb.log(values, step)
 
     def close(self) -> None:
         """Flush and close all files. Raises `WriteError`."""
@@ -75,7 +76,7 @@ class Logger:
         with writing(self._tensorboard.folder):
             self._tensorboard.close()
         if self._wandb is not None:
-            self._wandb.finish()
+            self._wandb.close()
 
     def __enter__(self) -> Logger:
         return self
@@ -191,25 +192,3 @@ class _TensorBoard:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _start_wandb(run_dir: Path, project: str, config: Mapping[str, Any] | None) -> Any:
-    try:
-        import wandb
-    except ImportError as error:
-        raise MissingDependencyError(
-            "wandb", "install it with `pip install wandb`, or leave out --wandb-project"
-        ) from error
-    make_folder(run_dir)
-    id_file = run_dir / "wandb.json"
-    run_id = json.loads(id_file.read_text())["id"] if id_file.exists() else None
-    run = wandb.init(
-        project=project,
-        dir=str(run_dir),
-        config=dict(config or {}),
-        id=run_id,
-        resume="allow",
-        name=run_dir.name,
-    )
-    write_json(id_file, {"project": project, "id": run.id})
-    return run

@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+
+from residual_rl.utils.console import Console
 
 _RATE_WINDOW = 300.0
 """Time over which the speed is averaged [s]; much longer than an evaluation."""
@@ -53,7 +54,7 @@ class ProgressBar:
         self._text = ""
         self._bar: Progress | None = None
         if self._console.is_terminal:
-            texts = (TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[text]}"))
+            texts = (TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[text]}", markup=False))
             self._bar = Progress(BarColumn(bar_width=30), *texts, console=self._console, refresh_per_second=4)
             self._task = self._bar.add_task(title, total=total, completed=start, text="")
 
@@ -101,7 +102,7 @@ class ProgressBar:
             self._print()
 
     def _print(self) -> None:
-        self._console.print(f"{self.title}: {self._text}", highlight=False, soft_wrap=True)
+        self._console.print(f"{self.title}: {self._text}", soft_wrap=True)
         self._last_line = self._clock()
         self._text = ""
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import logging
 import os
 import platform
 import shlex
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,9 +19,39 @@ from typing import IO, Any
 from residual_rl.errors import ConfigError
 from residual_rl.utils.files import make_folder, write_atomically, write_json, writing
 from residual_rl.utils.provenance import command_line, git_state, versions
+from residual_rl.utils.text import shell_command
 
 LOCK_FILE = ".lock"
 _log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def output_folder(given: Path | None, parent: Path | str, name: str) -> Iterator[Path]:
+    """The folder that a command writes to: `given`, or a new one, `PARENT/NAME-DATE-TIME`.
+
+    A new folder is made at once, so that a command that starts in the same second gets another one. It is
+    removed again if the block leaves it empty. Raises `WriteError`.
+    """
+    if given is not None:
+        yield given
+        return
+    new = _make_new(Path(parent) / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    try:
+        yield new
+    finally:
+        with contextlib.suppress(OSError):  # not empty
+            new.rmdir()
+            new.parent.rmdir()
+
+
+def _make_new(path: Path) -> Path:
+    """Make the folder `path`, or else `path-2`, `path-3`, …, whichever does not exist yet."""
+    for count in itertools.count(2):
+        candidate = path if count == 2 else path.with_name(f"{path.name}-{count - 1}")
+        with writing(candidate), contextlib.suppress(FileExistsError):
+            candidate.mkdir(parents=True)
+            return candidate
+    raise AssertionError  # unreachable
 
 
 class RunFolder:
@@ -70,7 +102,7 @@ class RunFolder:
         if any(p.name != LOCK_FILE for p in self.path.iterdir()):
             raise ConfigError(
                 f"{self.path} is not empty; "
-                f"choose another --output-dir or `residual-rl train --resume {self.path}`"
+                f"choose another --output-dir or `{shell_command('train', '--resume', self.path)}`"
             )
         with self._hold():
             write_json(self.config_file, config)
@@ -112,7 +144,7 @@ class RunFolder:
     def held(self) -> bool:
         """Whether a process has the lock and may be writing this run."""
         try:
-            with (self.path / LOCK_FILE).open() as file:
+            with (self.path / LOCK_FILE).open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False
@@ -148,7 +180,7 @@ class RunFolder:
     def _stamp(self, command: Sequence[str] | None) -> None:
         # Append the command, and write versions and code if they are new.
         command_file = self.path / "command.txt"
-        earlier = command_file.read_text() if command_file.is_file() else ""
+        earlier = command_file.read_text(encoding="utf-8", errors="replace") if command_file.is_file() else ""
         write_atomically(
             command_file, f"{earlier}{shlex.join(command_line() if command is None else command)}\n"
         )
@@ -162,7 +194,7 @@ class RunFolder:
         while path.exists():
             last, n = path, n + 1
             path = self.path / f"{stem}.{n}{suffix}"
-        if last is not None and last.read_text() == text:
+        if last is not None and last.read_text(encoding="utf-8", errors="replace") == text:
             return
         if last is not None:
             _log.warning(
@@ -175,7 +207,7 @@ def _lock(folder: Path) -> IO[str]:
     path = folder / LOCK_FILE
     with writing(path):
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        file = os.fdopen(descriptor, "a+")
+        file = os.fdopen(descriptor, "a+", encoding="utf-8", errors="replace")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

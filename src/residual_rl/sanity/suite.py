@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from gymnasium import spaces
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
@@ -315,7 +316,7 @@ def format_table(title: str, checks: Iterable[Check]) -> Table:
     """A table of the checks: result, name, expected and measured."""
     table = Table("", "check", "expected", "measured", title=title, title_justify="left")
     for check in checks:
-        verdict = "[green]ok[/]" if check.ok else "[bold red]FAILED[/]"
+        verdict = Text("ok", "green") if check.ok else Text("FAILED", "bold red")
         table.add_row(verdict, check.name, check.expected, check.measured, style=None if check.ok else "red")
     return table
 

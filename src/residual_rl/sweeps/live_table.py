@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import TracebackType
 
-from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 from residual_rl.runs.progress_bar import clock_time
 from residual_rl.sweeps.grid import State, Trial, state_of
 from residual_rl.sweeps.trial import TrialProgress, trial_metrics
+from residual_rl.utils.console import Console
 
 STYLES: dict[State, str] = {
     "running": "cyan",
@@ -61,7 +61,7 @@ class SweepTable:
             self._live.update(self.table())
         elif (before.state, before.success) != (progress.state, progress.success):
             line = "  ".join(cell for cell in self._cells(trial, progress) if cell != "–")
-            self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+            self._console.print(line, soft_wrap=True)
             self._console.file.flush()  # so that a log file can be followed
 
     def settle(self, trial: Trial) -> None:
@@ -77,7 +77,7 @@ class SweepTable:
         for name, progress in self.progress.items():
             shown, state, *rest = self._cells(self._trials[name], progress)
             style = STYLES.get(progress.state, "dim")
-            table.add_row(escape(shown), f"[{style}]{escape(state)}[/{style}]", *rest)
+            table.add_row(shown, Text(state, style), *rest)
         return table
 
     def _cells(self, trial: Trial, progress: TrialProgress) -> tuple[str, str, str, str, str]:

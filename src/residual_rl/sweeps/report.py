@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from residual_rl.evaluation.formatting import interval_text, value_text
@@ -66,9 +65,9 @@ def make_report(sweep: SweepCfg, trials: Sequence[Trial]) -> dict[str, Any]:
 def ranking_table(report: Mapping[str, Any]) -> Table:
     """The ranking as a table of rich."""
     title = f"{report['task']}: success on {report['n_episodes']} episodes for each seed"
-    table = Table(*_HEAD, title=escape(title), title_justify="left")
+    table = Table(*_HEAD, title=title, title_justify="left")
     for row in _rows(report):
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     return table
 
 
@@ -96,7 +95,7 @@ def _trial(trial: Trial, state: str) -> dict[str, Any]:
         "point": trial.point,
         "seed": trial.seed,
         "state": state,
-        "reason": trial.failure_file.read_text().strip() if state == "failed" else None,
+        "reason": trial.failure_file.read_text(encoding="utf-8").strip() if state == "failed" else None,
         "run": str(trial.run.path.relative_to(trial.sweep)),
         **{key: summary.get(key) for key in ("steps", "wall_time", "step_to_95")},
         "curve": [list(pair) for pair in zip(steps, success, strict=True)],

@@ -17,7 +17,8 @@ from typing import Any
 from residual_rl.runs.checkpoint import CheckpointFolder
 from residual_rl.sweeps.grid import State, Trial, is_evaluated, is_trained, is_trust_flag
 from residual_rl.utils.consent import CONFIRM
-from residual_rl.utils.files import make_folder, write_atomically
+from residual_rl.utils.files import encode, make_folder, write_atomically
+from residual_rl.utils.text import shell_command
 
 ENTRY_POINT = "residual_rl.cli.trial"
 """Module that the processes of a trial run: a command of `residual-rl` that ends with its parent process."""
@@ -121,7 +122,7 @@ class TrialProcess:
             "PYTHONUNBUFFERED": "1",
         }
         with log.open("ab") as file:
-            file.write(f"$ residual-rl {' '.join(command)}\n".encode())
+            file.write(encode(f"$ {shell_command(*command)}\n"))
             return subprocess.Popen(
                 [sys.executable, "-m", ENTRY_POINT, str(os.getpid()), *command, *confirmed],
                 cwd=self._cwd,
@@ -190,7 +191,11 @@ def _last_rows(path: Path) -> list[dict[str, Any]]:
 def last_line(path: Path) -> str:
     """The last error of `residual-rl` in a log, or else its last line; empty without a log."""
     try:
-        lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [
+            line.strip()
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+            if line.strip()
+        ]
     except FileNotFoundError:
         return ""
     marker = "residual-rl: error: "

@@ -79,9 +79,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write `data` to `path`. After a failure the file is unchanged. Raises `WriteError`."""
+    """Write `data` to `path`, text as UTF-8. After a failure the file is unchanged. Raises `WriteError`."""
     with replacing(path) as temp:
-        temp.write_bytes(data.encode() if isinstance(data, str) else data)
+        temp.write_bytes(encode(data) if isinstance(data, str) else data)
+
+
+def encode(text: str) -> bytes:
+    """`text` in UTF-8. A byte of a file name that is not UTF-8 becomes `\\udcff`, which is also its escape in
+    JSON, so that reading the JSON gives the same name."""
+    return text.encode(errors="backslashreplace")
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -92,13 +98,14 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def to_json(obj: Any, indent: int | None = None) -> str:
-    """Strict JSON of `obj`; dataclasses become objects and paths strings.
+    """Strict JSON of `obj` that UTF-8 can encode; dataclasses become objects and paths strings.
 
     Raises:
         NonFiniteError: a number is NaN or infinite; the message names the key.
         ConfigError: `obj` contains a value of an unsupported type.
     """
-    return json.dumps(_plain(obj, ""), indent=indent, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(_plain(obj, ""), indent=indent, allow_nan=False, ensure_ascii=False)
+    return encode(text).decode()
 
 
 def plain(obj: Any) -> Any:

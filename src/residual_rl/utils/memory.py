@@ -31,7 +31,7 @@ def _group_limits(root: Path) -> list[int]:
     try:
         mine = next(
             line[3:]
-            for line in (root / "proc/self/cgroup").read_text().splitlines()
+            for line in (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
             if line.startswith("0::")
         )
     except (OSError, StopIteration):
@@ -39,10 +39,10 @@ def _group_limits(root: Path) -> list[int]:
     group, left = top / mine.strip("/"), []
     for folder in (group, *group.parents):
         try:
-            limit = (folder / "memory.max").read_text().strip()
+            limit = (folder / "memory.max").read_text(encoding="utf-8", errors="replace").strip()
             if limit != "max":
                 used = (
-                    int((folder / "memory.current").read_text())
+                    int((folder / "memory.current").read_text(encoding="utf-8", errors="replace"))
                     - _read_numbers(folder / "memory.stat", " ")["inactive_file"]
                 )
                 left.append(max(int(limit) - used, 0))

@@ -1,9 +1,11 @@
-"""Parsing and shortening of short texts."""
+"""Parsing and shortening of short texts, and commands for messages."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from itertools import islice
+from pathlib import Path
 
 from residual_rl.errors import ConfigError
 
@@ -21,6 +23,16 @@ def parse_pairs(pairs: Iterable[str], setting: str) -> dict[str, str]:
             raise ConfigError(f"{setting} {pair!r}: expected ENV_NAME=SERVER_KEY, each key once")
         parsed[key] = name
     return parsed
+
+
+def shell_command(*words: object) -> str:
+    """A command of `residual-rl` for a message, quoted so that it can be pasted into a shell."""
+    return shlex.join(["residual-rl", *map(_word, words)])
+
+
+def _word(word: object) -> str:
+    """A word of a command; paths such as `-x` are not options."""
+    return f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word)
 
 
 def one_line(text: object, limit: int = 300) -> str:

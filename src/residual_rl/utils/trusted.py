@@ -7,6 +7,7 @@ setting, such as that of a run for the checkpoint of its base policy, is not con
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ def require_trust(path: Path, kind: str, trusted: bool) -> None:
 def read_sb3_policy(path: Path, trusted: bool) -> Any:
     """Read the policy in a file of `model.save` of Stable-Baselines3.
 
-    The statistics of a `VecNormalize` are not in that file.
+    The statistics of a `VecNormalize` are not in that file, see `read_vec_normalize`.
 
     Returns:
-        A `stable_baselines3.common.policies.BasePolicy` on the CPU, in eval mode.
+        A `stable_baselines3.common.policies.BasePolicy` on the CPU, in eval mode. `training_obs` are the last
+        observations of its training, normalised and as they were; None where the file has none.
 
     Raises:
         ConfigError: the file is not trusted.
@@ -59,7 +61,33 @@ def read_sb3_policy(path: Path, trusted: bool) -> Any:
     except Exception as error:
         raise _unreadable(path, error, "a Stable-Baselines3 model", "model.save(…)") from error
     policy.set_training_mode(False)
+    policy.training_obs = (data.get("_last_obs"), data.get("_last_original_obs"))
     return policy
+
+
+def read_vec_normalize(path: Path, trusted: bool) -> Any:
+    """Read a file of `VecNormalize.save` of Stable-Baselines3.
+
+    Returns:
+        The `VecNormalize`, without an env.
+
+    Raises like `read_sb3_policy`.
+    """
+    require_trust(path, "statistics of Stable-Baselines3, which are a pickle", trusted)
+    try:
+        from stable_baselines3.common.vec_env import VecNormalize
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"stable_baselines3, which reads {path},", "install it with `pip install residual-rl[sb3]`"
+        ) from error
+    try:
+        with path.open("rb") as file:
+            found = pickle.load(file)  # noqa: S301
+        if not isinstance(found, VecNormalize):
+            raise ValueError(f"it contains a {type(found).__name__}")
+    except Exception as error:
+        raise _unreadable(path, error, "statistics of VecNormalize", "VecNormalize.save(…)") from error
+    return found
 
 
 def read_exported_program(path: Path, trusted: bool) -> torch.export.ExportedProgram:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from residual_rl.envs.vec_env import VecEnv
+from residual_rl.errors import ConfigError
 from residual_rl.evaluation.evaluate import Policy, evaluate
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.types import Transition
-from residual_rl.visualization.video import Frame, caption, side_by_side, write_video
+from residual_rl.visualization.video import Frame, caption, require_ffmpeg, side_by_side, write_video
 
 
 @dataclass
@@ -30,6 +31,22 @@ class Recording:
     success: bool
     scale: Tensor | None = None
     """[T]: the residual scale at each step, if it is adaptive."""
+
+
+def check_video(env: VecEnv) -> None:
+    """Render a small image and look for ffmpeg, so that what a video needs is known to be there before any
+    episode runs. Resets the env.
+
+    Raises:
+        MissingDependencyError: there is no OpenGL or no ffmpeg.
+        ConfigError: the env cannot be rendered.
+    """
+    require_ffmpeg()
+    env.reset(seed=0)
+    try:
+        env.render_scenes(env.scenes()[:1], (16, 16))
+    except NotImplementedError as error:
+        raise ConfigError("this env cannot be rendered") from error
 
 
 def record(env: ResidualEnv, policy: Policy, seeds: Sequence[int]) -> list[Recording]:

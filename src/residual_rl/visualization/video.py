@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from residual_rl.errors import ConfigError, MissingDependencyError
 from residual_rl.utils.files import WriteError, make_folder, replacing
+from residual_rl.utils.text import one_line
 
 Frame = NDArray[np.uint8]
 """[H, W, 3] RGB."""
@@ -44,7 +45,7 @@ def write_video(path: Path | str, frames: Iterable[Frame], fps: float) -> int:
         WriteError: the file cannot be written.
     """
     # Check the arguments and the first frame.
-    path = Path(path)
+    path = Path(path).absolute()  # ffmpeg reads `-x` as an option and `a:b` as a protocol
     if fps <= 0:
         raise ConfigError(f"fps must be positive, not {fps}")
     ffmpeg = _imageio_ffmpeg()
@@ -134,6 +135,15 @@ def caption(frame: Frame, text: str, magnitude: float | None = None) -> Frame:
         if full:
             draw.rectangle((left, top, left + full, top + size // 2), fill=_BAR)
     return np.asarray(image, dtype=np.uint8)
+
+
+def require_ffmpeg() -> None:
+    """Raise `MissingDependencyError` if ffmpeg cannot be run."""
+    try:
+        _imageio_ffmpeg().get_ffmpeg_version()
+    except (RuntimeError, OSError) as error:
+        fix = "reinstall imageio-ffmpeg, or set IMAGEIO_FFMPEG_EXE to the path of ffmpeg"
+        raise MissingDependencyError(f"ffmpeg ({one_line(error)})", fix) from error
 
 
 def _imageio_ffmpeg() -> Any:

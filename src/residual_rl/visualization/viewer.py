@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import sys
 import threading
 import time
 import warnings
@@ -24,11 +22,6 @@ if TYPE_CHECKING:
 
 _PAUSE = 0.7
 """How long the last frame of an episode is shown [s]."""
-
-
-def display_is_named() -> bool:
-    """Whether the environment names a display. `require_display` also checks that it works."""
-    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 @functools.cache

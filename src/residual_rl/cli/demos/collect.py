@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from rich.console import Console
 
 from residual_rl.cli.flags import has_flag, parse_flags, parse_head, require_target
 from residual_rl.cli.policies import ORACLE, resolve_policy
@@ -34,6 +33,7 @@ from residual_rl.factory import make_residual_env, task_settings
 from residual_rl.registry import TASKS, load
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.runs.progress_bar import ProgressBar
+from residual_rl.utils.console import Console
 from residual_rl.utils.signals import stop_signals
 from residual_rl.utils.threads import simulator_threads
 from residual_rl.utils.validation import CheckedCfg, NumThreads, PositiveFloat
@@ -253,7 +253,5 @@ def _report_collected(
         )
     # all requested episodes are stored
     speed = f"{collected.ran / minutes:,.0f} episodes per minute" if minutes else ""
-    Console().print(
-        f"{where} ({out.stat().st_size / 1e6:.1f} MB); {rate}; {speed}", soft_wrap=True, highlight=False
-    )
+    Console().say(f"{where} ({out.stat().st_size / 1e6:.1f} MB); {rate}; {speed}")
     return 0

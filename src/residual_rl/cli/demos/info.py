@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from residual_rl.cli.demos.common import YES_NO, require_demos_file
 from residual_rl.cli.flags import parse_flags, settings_as_flags
 from residual_rl.demos.reader import Demonstrations
+from residual_rl.utils.console import Console
 
 
 @dataclasses.dataclass(frozen=True)

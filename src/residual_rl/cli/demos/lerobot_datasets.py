@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 
 from residual_rl.cli.flags import HELP, parse_flags, parse_head
 from residual_rl.config import TrainCfg, read_task_settings, sign_task_settings
@@ -21,6 +20,7 @@ from residual_rl.lerobot.dataset_export import ExportCfg, export
 from residual_rl.lerobot.dataset_import import LAG, Converter, ImportCfg, Recording
 from residual_rl.registry import TASKS, load
 from residual_rl.runs.progress_bar import ProgressBar
+from residual_rl.utils.console import Console
 from residual_rl.utils.files import plain
 
 
@@ -47,7 +47,7 @@ def to_lerobot(argv: Sequence[str]) -> int:
         f"{folder} contains {written.episodes} episodes, {written.frames:,} frames at {written.fps} Hz "
         "(LeRobotDataset v3)"
     )
-    Console().print(text, soft_wrap=True, highlight=False)
+    Console().say(text)
     return 0
 
 
@@ -141,7 +141,8 @@ def _defaults(task_id: str, recording: Recording | None) -> TrainCfg:
 
 def _long_enough(settings: Any, recording: Recording) -> Any:
     """The settings with a step limit of at least the longest episode, so that no replay is truncated."""
-    longest = max(int(length) for length in recording.dataset.meta.episodes["length"]) - 1
+    seconds = max(float(episode.frames.times[-1]) for episode in recording.episodes())
+    longest = round(seconds * recording.fps)
     if longest > getattr(settings, "max_episode_steps", longest):
         return dataclasses.replace(settings, max_episode_steps=longest)
     return settings
@@ -158,7 +159,7 @@ def _print_summary(out: Path, episodes: int, converter: Converter) -> None:
     if done.clipped:
         lines.append(f"{done.clipped:,} values were clipped to the range of their joint")
     for line in lines:
-        console.print(line, soft_wrap=True, highlight=False)
+        console.say(line)
 
 
 def _first(argv: Sequence[str], usage: str, what: str) -> tuple[str, list[str]]:

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from residual_rl.cli.demos.common import YES_NO, require_demos_file
 from residual_rl.cli.flags import parse_flags
+from residual_rl.cli.video import can_record, try_video
 from residual_rl.demos.reader import Demonstrations
 from residual_rl.demos.replay import ReplayResult, make_env, replay, write_replay_video
-from residual_rl.errors import MissingDependencyError
 from residual_rl.runs.progress_bar import ProgressBar
+from residual_rl.utils.console import Console
 from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, NumEnvs, NumThreads
 
 _log = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
         for i in episodes:
             demos.episode(i, obs=())  # report damaged episodes before running any
         env = make_env(demos, min(flags.num_envs, len(episodes)), flags.num_threads)
+        video = flags.save_video if flags.save_video is not None and can_record(env, console) else None
         # warn about missing seeds and observations
         unseeded = sum(demos.episodes[i].get("episode_seed") is None for i in episodes)
         if unseeded:
@@ -66,17 +67,13 @@ def main(argv: Sequence[str]) -> int:
         # Replay the episodes.
         results: list[ReplayResult] = []
         with ProgressBar(len(episodes), unit="episodes", title="replay") as bar:
-            for result in replay(env, demos, episodes, keep_scenes=flags.save_video is not None):
+            for result in replay(env, demos, episodes, keep_scenes=video is not None):
                 results.append(result)
                 bar.update(len(results), sum(r.success for r in results) / len(results))
     # print the results, and write the video
     console.print(_replay_table(results))
-    if flags.save_video is not None:
-        try:
-            write_replay_video(flags.save_video, env, results)
-            console.print(f"Video: {flags.save_video}", soft_wrap=True)
-        except MissingDependencyError as error:
-            console.print(f"no video: {error}", soft_wrap=True)
+    if video is not None and try_video(lambda: write_replay_video(video, env, results), console):
+        console.say(f"Video: {video}")
     deterministic = env.deterministic
     env.close()
     # the exit code is 0 only if all episodes with a known outcome were reproduced
@@ -84,8 +81,7 @@ def main(argv: Sequence[str]) -> int:
     same = sum(bool(r.reproduced) for r in known)
     drift = max(results, key=lambda r: r.drift.value).drift
     note = "" if deterministic else "; this simulator is not deterministic"
-    text = f"{same} of {len(known)} episodes end as stored; largest drift {drift}{note}"
-    console.print(text, soft_wrap=True, highlight=False)
+    console.say(f"{same} of {len(known)} episodes end as stored; largest drift {drift}{note}")
     return 0 if same == len(known) else 1
 
 

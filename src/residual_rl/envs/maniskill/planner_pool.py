@@ -148,7 +148,7 @@ def _build(cfg: PlanCfg) -> None:
         _planner = Planner(cfg.env_cfg, cfg.max_episode_steps, cfg.ignore_terminations)
     except ResidualRLError as error:
         _planner = str(error)
-    with open(os.devnull, "w") as nowhere:  # solutions print a lot
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:  # solutions print a lot
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
 

@@ -16,6 +16,42 @@ from residual_rl.errors import ConfigError, MissingDependencyError
 
 _FIX = "install it with `apt-get install libosmesa6` (or libegl1), then set MUJOCO_GL=osmesa (or egl)"
 _PLATFORM_DEVICE = 0x313F  # EGL_PLATFORM_DEVICE_EXT
+_AUTOMATIC = ("", "1", "on", "true", "enable", "enabled")
+_OFF = ("0", "off", "false", "disable", "disabled")
+_LIBRARIES = {
+    "egl": ("libEGL.so.1",),
+    "osmesa": ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so"),
+}
+
+
+def check_environment() -> None:
+    """Check the environment variables that MuJoCo reads when it is imported, where it would fail.
+
+    Raises:
+        ConfigError: `MUJOCO_GL` or `MUJOCO_EGL_DEVICE_ID` has a value that does not exist here.
+        MissingDependencyError: the library that `MUJOCO_GL` names is not installed.
+    """
+    name = _backend()
+    backends = ("egl", "osmesa", "glfw", "glx") if sys.platform == "linux" else ("glfw", "cgl", "wgl")
+    if name not in (*_AUTOMATIC, *_OFF, *backends):
+        raise ConfigError(
+            f"the environment variable MUJOCO_GL is {name!r}; unset it, or set it to one of: "
+            f"{', '.join(backends)}"
+        )
+    if name in _LIBRARIES and sys.platform == "linux" and not any(map(_load, _LIBRARIES[name])):
+        raise MissingDependencyError(
+            f"the OpenGL library of MUJOCO_GL={name}", f"unset it, or {_FIX.partition(',')[0]}"
+        )
+    device = os.environ.get("MUJOCO_EGL_DEVICE_ID")
+    if device is not None and not device.strip().isdecimal():
+        raise ConfigError(
+            f"the environment variable MUJOCO_EGL_DEVICE_ID is {device!r}; unset it, or set it to the number "
+            "of a device"
+        )
+
+
+def _backend() -> str:
+    return os.environ.get("MUJOCO_GL", "").lower().strip()
 
 
 @functools.cache
@@ -29,17 +65,29 @@ def gl_context_class() -> type[Any]:
         MissingDependencyError: no OpenGL library can be loaded.
         ConfigError: `MUJOCO_GL` has another value.
     """
-    name = os.environ.get("MUJOCO_GL", "").lower().strip()
-    if name in ("", "1", "on", "true", "enable", "enabled"):
+    check_environment()
+    name = _backend()
+    if name in _AUTOMATIC:
         name = _first_that_works()
+    if name == "glx":  # as in MuJoCo
+        name = "glfw"
     if name not in ("egl", "osmesa", "glfw"):
         raise ConfigError(f"MUJOCO_GL is {name!r}; offscreen rendering needs one of: egl, osmesa, glfw")
+    if name == "glfw" and not display_is_named():
+        raise MissingDependencyError(
+            "a display, which OpenGL with GLFW needs,", "set MUJOCO_GL to egl or osmesa"
+        )
     os.environ["MUJOCO_GL"] = name  # libmujoco's own loader of OpenGL functions reads it too
-    # PyOpenGL raises any of these errors if the library is missing.
+    # PyOpenGL raises many kinds of errors if the library is missing or does not work.
     try:
         return importlib.import_module(f"mujoco.{name}").GLContext
-    except (ImportError, AttributeError, OSError) as error:
+    except Exception as error:
         raise MissingDependencyError(f"OpenGL ({name}: {error})", _FIX) from error
+
+
+def display_is_named() -> bool:
+    """Whether the environment names a display. The viewer's `require_display` also checks that it works."""
+    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def _first_that_works() -> str:
@@ -47,7 +95,7 @@ def _first_that_works() -> str:
         return "glfw"
     if egl_works():
         return "egl"
-    if _load("libOSMesa.so.8") or _load("libOSMesa.so.6") or _load("libOSMesa.so"):
+    if any(map(_load, _LIBRARIES["osmesa"])):
         return "osmesa"
     raise MissingDependencyError("OpenGL", _FIX)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from residual_rl.envs.mujoco.gl_backend import gl_context_class
 from residual_rl.errors import ConfigError, MissingDependencyError, UnknownNameError
+from residual_rl.utils.text import one_line
 from residual_rl.utils.threads import simulator_threads
 
 Images = dict[str, NDArray[np.uint8]]
@@ -150,12 +151,12 @@ class _Worker:
         try:
             self._context = gl_context_class()(self._rect.width, self._rect.height)
             self._context.make_current()
-        except (ImportError, RuntimeError) as error:
+            self._mjr = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._mjr)
+        except Exception as error:  # each backend and driver has errors of its own
             raise MissingDependencyError(
-                f"OpenGL ({error})", "set MUJOCO_GL to another of: egl, osmesa"
+                f"OpenGL ({one_line(error)})", "set MUJOCO_GL to another of: egl, osmesa"
             ) from error
-        self._mjr = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._mjr)
 
     def _free(self) -> None:
         if self._mjr:
