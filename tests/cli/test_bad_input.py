@@ -146,6 +146,8 @@ def test_resume__run_without_checkpoints_fails(fails: Fails, run: Path) -> None:
     for file in (run / "checkpoints").iterdir():
         file.unlink()
     assert "has no checkpoint to resume from" in fails("train", "--resume", run)
+    (run / "training_summary.json").unlink()  # as after kill -9
+    assert "has no checkpoint to resume from" in fails("train", "--resume", run)
 
 
 def test_resume__fails_if_all_checkpoints_are_damaged(fails: Fails, run: Path) -> None:

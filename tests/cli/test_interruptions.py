@@ -140,6 +140,38 @@ def test_train__signal_in_the_first_evaluation_leaves_a_checkpoint(
     assert set(different(last_state(tmp_path / "run"), last_state(tmp_path / "whole"))) == set()
 
 
+@pytest.mark.parametrize("learner", ["ppo", pytest.param("sac", marks=pytest.mark.slow)])
+def test_train__run_stopped_before_its_first_checkpoint_starts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learner: str
+) -> None:
+    settings: dict[str, Any] = {"learner": learner, "total_timesteps": 128, "save_freq": 96, "log_freq": 0}
+    train(tmp_path / "whole", **settings)
+    for step in (None, 0, 64):  # before learning, in the first evaluation, after some iterations
+        path = tmp_path / f"stopped-{step}"
+        cfg = config(**settings)
+        RunFolder(path).start(cfg.to_dict()).close()
+        with monkeypatch.context() as patch:
+            if step is not None:
+                patch.setattr(Runner, "_evaluate" if step == 0 else "_update", _interrupted_at(step))
+                with RunFolder(path).resume() as folder, pytest.raises(KeyboardInterrupt):
+                    Runner(cfg, folder, resume=True).learn()
+        assert checkpoints(path) == []
+        train(path, resume=True, **settings)
+        assert metric_rows(path) == metric_rows(tmp_path / "whole")
+        assert different(last_state(path), last_state(tmp_path / "whole")) == []
+
+
+def _interrupted_at(step: int) -> Callable[[Runner], Any]:
+    update = Runner._update
+
+    def update_or_stop(runner: Runner) -> Any:
+        if runner.progress.step >= step:
+            raise KeyboardInterrupt
+        return update(runner)
+
+    return update_or_stop
+
+
 def test_train__signal_in_the_last_iteration_keeps_the_final_model(tmp_path: Path) -> None:
     train(tmp_path / "run", stop_at=64, total_timesteps=64)
     summary = json.loads((tmp_path / "run" / "training_summary.json").read_text())

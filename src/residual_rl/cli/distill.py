@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
     if has_flag(rest, "--imitate.obs-keys"):
         _check_observed(imitation.obs_keys, teacher)
     out: Path = parsed["own"].output_dir or run / "distilled"
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not RunFolder(out).is_empty:
         raise ConfigError(
             f"{out} is not empty; choose another --output-dir, or resume it: residual-rl "
             f"distill --resume {out}"

@@ -18,6 +18,7 @@ from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.imitation.config import ALGOS, ImitateCfg
 from residual_rl.registry import load
 from residual_rl.runs.progress_bar import clock_time
+from residual_rl.runs.run_folder import RunFolder
 
 CHANGEABLE = {
     "total_steps",
@@ -82,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
     out = parsed["own"].output_dir or Path("runs") / f"imitate-{cfg.algo}-{time.strftime('%Y%m%d-%H%M%S')}"
     if resumed is not None:
         _check_same(default, cfg)
-    elif out.is_dir() and any(out.iterdir()):
+    elif not RunFolder(out).is_empty:
         raise ConfigError(
             f"{out} is not empty; choose another --output-dir, or resume it: residual-rl imitate --resume "
             f"{out}"

@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
     folder = output.resolve()
     trials = make_trials(sweep, cfg, folder)
     require_executor(flags.ray_address, sweep.gpus_per_trial)
-    if folder.is_dir() and any(folder.iterdir()):
+    if not RunFolder(folder).is_empty:
         raise ConfigError(
             f"{output} is not empty; choose another --output-dir, or resume its sweep: residual-rl "
             f"sweep --resume {output}"

@@ -84,6 +84,11 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         temp.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+def is_leftover(path: Path) -> bool:
+    """Whether `path` is named like the temporary files of this module, which killed processes leave."""
+    return path.name.startswith(".") and path.name.endswith(TEMP_SUFFIX)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove temporary files of killed processes in `folder`. Raises `WriteError`."""
     for temp in folder.glob(f".*{TEMP_SUFFIX}"):
