@@ -92,7 +92,7 @@ class Runner:
         self._check_disk()
 
     def learn(self) -> dict[str, Any]:
-        """Train to the end, or until SIGINT, SIGTERM or SIGHUP (in the main thread only). Returns the summary.
+        """Train to the end, or until a stop signal arrives (in the main thread only). Returns the summary.
 
         In the summary, `signal` is the signal that stopped the training, or None. `wall_time` and
         `time_to_95` [s] count from the start of the training command, including imports and construction, and

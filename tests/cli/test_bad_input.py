@@ -142,6 +142,25 @@ def test_resume__folder_without_a_run_fails(fails: Fails, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+def test_resume__nothing_is_written_for_a_path_that_cannot_be_resumed(fails: Fails, run: Path) -> None:
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    for command in ("train", "distill", "sweep", "imitate"):
+        for part in ("final_model", "final_model/policy.safetensors"):
+            assert f"residual-rl {command} --resume {run}" in fails(command, "--resume", run / part)
+    for command in ("distill", "sweep", "imitate"):
+        assert f"residual-rl train --resume {run}" in fails(command, "--resume", run / "checkpoints")
+    assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+
+
+@pytest.mark.slow
+def test_resume__parts_of_a_run_are_accepted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for part in ("config.json", "checkpoints"):
+        assert main(["train", "--resume", str(run / part)]) == 0
+        assert f"Run folder: {run}\n" in capsys.readouterr().out
+        assert main(["eval", str(run / part), "--n-episodes", "1"]) == 0
+    assert not (run / "checkpoints" / "command.txt").exists()
+
+
 def test_resume__run_without_checkpoints_fails(fails: Fails, run: Path) -> None:
     for file in (run / "checkpoints").iterdir():
         file.unlink()

@@ -92,7 +92,9 @@ def errors(stderr: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_train__signal_saves_and_exits_with_its_own_code(
     tmp_path: Path, number: signal.Signals, code: int, processes: list[subprocess.Popen[str]]
 ) -> None:

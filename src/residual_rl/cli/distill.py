@@ -30,6 +30,7 @@ from residual_rl.imitation.distill import (
     gather,
     imitate,
 )
+from residual_rl.runs.locate import run_to_resume
 from residual_rl.runs.run_folder import RunFolder
 
 
@@ -122,19 +123,20 @@ def _check_observed(names: Sequence[str], teacher: Teacher) -> None:
 def _resume(argv: Sequence[str]) -> int:
     args = argv if resume_folder(argv, "distill") is not None else ["--help"]
     about = "Resume an interrupted distillation."
-    out: Path = parse_flags({"own": ResumeFlags}, args, "distill", about)["own"].resume
-    folder = RunFolder(out)
-    with folder.resume():
-        try:
-            data = json.loads(folder.config_file.read_text(encoding="utf-8"))
-            cfg, imitation = from_plain(DistillCfg, data["distill"]), from_plain(ImitateCfg, data["imitate"])
-            run, digest = Path(data["run"]), data["sha256"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{folder.config_file} is not the configuration of a distillation: {error}"
-            ) from error
-        teacher = find_teacher(run, cfg.model)
-        check_same_teacher(digest, teacher)
+    out = run_to_resume(parse_flags({"own": ResumeFlags}, args, "distill", about)["own"].resume, "distill")
+    # the stored settings, read before anything is written into the folder
+    file = RunFolder(out).config_file
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        cfg, imitation = from_plain(DistillCfg, data["distill"]), from_plain(ImitateCfg, data["imitate"])
+        run, digest = Path(data["run"]), data["sha256"]
+    except FileNotFoundError:
+        raise CheckpointError(f"{out} contains no run to resume: {file.name} is missing") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} is not the configuration of a distillation: {error}") from error
+    teacher = find_teacher(run, cfg.model)
+    check_same_teacher(digest, teacher)
+    with RunFolder(out).resume():
         return _distill(teacher, cfg, imitation, out)
 
 

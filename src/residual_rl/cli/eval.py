@@ -69,7 +69,7 @@ class BaseEvalFlags(EvalFlags):
 def main(argv: Sequence[str]) -> int:
     """Parse, evaluate, print a table."""
     target, rest = require_target(argv, "eval", "RUN|TASK", "Evaluate a run, or a base policy alone")
-    if Path(target).is_dir():
+    if Path(target).exists():
         return _evaluate_run(Path(target), rest)
     try:
         TASKS.get(target)

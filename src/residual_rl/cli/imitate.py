@@ -17,6 +17,7 @@ from residual_rl.config import from_plain
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.imitation.config import ALGOS, ImitateCfg
 from residual_rl.registry import load
+from residual_rl.runs.locate import run_to_resume
 from residual_rl.runs.progress_bar import clock_time
 from residual_rl.runs.run_folder import RunFolder
 
@@ -108,7 +109,7 @@ def _take_resume(argv: Sequence[str], wants_help: bool) -> tuple[list[str], Path
     folder = folder or str(parse_head(ImitateFlags(), rest, "imitate DEMOS").output_dir or "")
     if not folder:
         raise ConfigError("--resume needs the folder of the training: residual-rl imitate --resume FOLDER")
-    return rest, Path(folder)
+    return rest, run_to_resume(Path(folder), "imitate")
 
 
 def _default(head: _Head, wants_help: bool) -> ImitateCfg:

@@ -15,6 +15,7 @@ from rich.console import Console
 from residual_rl.cli import train
 from residual_rl.cli.flags import has_flag, parse_flags, parse_known, require_target, resume_folder
 from residual_rl.errors import ConfigError
+from residual_rl.runs.locate import run_to_resume
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.sweeps.executor import require_executor, run_trials
 from residual_rl.sweeps.grid import (
@@ -127,7 +128,7 @@ def _resume(argv: Sequence[str]) -> int:
     flags: ResumeFlags = parse_flags({"own": ResumeFlags}, args, "sweep", "Resume an interrupted sweep.")[
         "own"
     ]
-    folder = flags.resume.resolve()
+    folder = run_to_resume(flags.resume.resolve(), "sweep")
     sweep = read_sweep(folder)
     require_executor(flags.ray_address, sweep.gpus_per_trial)
     with RunFolder(folder).resume():

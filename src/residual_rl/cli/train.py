@@ -117,9 +117,10 @@ def _resume(argv: Sequence[str]) -> int:
         "own"
     ]
     from residual_rl.runner import Runner
+    from residual_rl.runs.locate import run_to_resume
     from residual_rl.runs.run_folder import RunFolder
 
-    run = RunFolder(options.resume)
+    run = RunFolder(run_to_resume(options.resume, "train"))
     with run.resume():
         # the stored settings; only these two may change
         cfg = read_config(run)

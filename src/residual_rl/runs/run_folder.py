@@ -101,7 +101,9 @@ class RunFolder:
     @property
     def is_empty(self) -> bool:
         """Whether there is no folder yet, or it has only what a start that was killed leaves."""
-        return not self.path.is_dir() or all(p.name == LOCK_FILE or is_leftover(p) for p in self.path.iterdir())
+        return not self.path.is_dir() or all(
+            p.name == LOCK_FILE or is_leftover(p) for p in self.path.iterdir()
+        )
 
     @property
     def held(self) -> bool:
