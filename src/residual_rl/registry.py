@@ -188,7 +188,7 @@ def register_task(spec: TaskSpec) -> TaskSpec:
         gymnasium.register(
             spec.gymnasium_id,
             entry_point="residual_rl.gymnasium_env:GymnasiumEnv",
-            vector_entry_point="residual_rl.factory:make_vec_env",
+            vector_entry_point="residual_rl.gymnasium_env:GymnasiumVecEnv",
             kwargs={"task": spec.id},
         )
     return spec

@@ -136,7 +136,8 @@ class VecEnv(gymnasium.vector.VectorEnv):
     ) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Execute `actions` [B, A] in the envs of `mask` [B] bool (default: all).
 
-        The other envs do not advance, and their reward is 0.
+        The other envs do not advance, and their reward is 0. Actions may also be a NumPy array; the results
+        are tensors.
         """
 
     @abstractmethod
@@ -228,6 +229,14 @@ class VecEnv(gymnasium.vector.VectorEnv):
         The default `camera` is the one with the best overview.
         """
         raise NotImplementedError
+
+    @property
+    def step_info_names(self) -> dict[str, tuple[str, ...]]:
+        """The names in `reward_terms` and `task_metrics` of the `info` that `step` returns, after a reset.
+
+        Empty if the env only learns them in its first step.
+        """
+        return {"reward_terms": (), "task_metrics": ()}
 
     def set_training_progress(
         self,

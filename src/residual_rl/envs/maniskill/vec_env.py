@@ -149,6 +149,7 @@ class ManiSkillVecEnv(VecEnv):
     ) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
         if not self._obs:
             raise ConfigError("step was called before reset")
+        actions = torch.as_tensor(actions, dtype=torch.float32, device=self.device)
         if actions.shape != self.action_space.shape:
             raise ConfigError(
                 f"actions must have shape {self.action_space.shape}, not {tuple(actions.shape)}"
@@ -194,6 +195,10 @@ class ManiSkillVecEnv(VecEnv):
 
     def observations(self) -> Obs:
         return dict(self._obs)
+
+    @property
+    def step_info_names(self) -> dict[str, tuple[str, ...]]:
+        return {"reward_terms": ("env",), "task_metrics": self._sim.description.metrics}
 
     def env_states(self) -> Obs:
         return {"maniskill": self._sim.states()[:, 1:]}
