@@ -23,7 +23,7 @@ from residual_rl.registry import TASKS
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.utils.files import make_folder, write_json
 from residual_rl.utils.seeding import EVAL_SEED
-from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, PositiveInt
+from residual_rl.utils.validation import CheckedCfg, EpisodeSeed, NonNegativeInt, PositiveInt
 from residual_rl.visualization.recording import Recording, record, write_comparison
 
 
@@ -33,7 +33,7 @@ class EvalFlags(CheckedCfg):
 
     n_episodes: Annotated[PositiveInt, tyro.conf.arg(aliases=["--eval-episodes"])] = 200
     """Episodes of each policy; the same for all."""
-    first_seed: NonNegativeInt = EVAL_SEED
+    first_seed: EpisodeSeed = EVAL_SEED
     """Seed of the first episode; the others follow. Training and its evaluations use other seeds."""
     eval_envs: PositiveInt = 100
     """Envs stepped together; the results do not depend on it."""

@@ -9,6 +9,7 @@ import signal
 import sys
 
 import residual_rl
+from residual_rl.utils.streams import replace_closed_streams
 
 COMMANDS = {
     "list": ("", "show the registered tasks, base policies and learners"),
@@ -29,6 +30,7 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the process's exit code."""
+    replace_closed_streams()
     try:
         code = _dispatch(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()  # raises here, where it is handled, for a closed pipe or a full disk

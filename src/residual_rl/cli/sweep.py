@@ -31,7 +31,13 @@ from residual_rl.sweeps.live_table import SweepTable
 from residual_rl.sweeps.report import ranking_table, write_report
 from residual_rl.utils.seeding import EVAL_SEED
 from residual_rl.utils.signals import stop_signals
-from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, NonNegativeInt, PositiveInt
+from residual_rl.utils.validation import (
+    CheckedCfg,
+    EpisodeSeed,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +55,7 @@ class SweepFlags(CheckedCfg):
     """Folder of the sweep, with a run folder for each trial. None: sweeps/TASK-DATE-TIME."""
     n_episodes: PositiveInt = 200
     """Number of evaluation episodes of each trained policy; all use the same ones."""
-    first_eval_seed: NonNegativeInt = EVAL_SEED
+    first_eval_seed: EpisodeSeed = EVAL_SEED
     """Seed of the first evaluation episode; training and its evaluations use other seeds."""
     cpus_per_trial: PositiveInt = 1
     """CPU cores of a trial; as many trials run in parallel as there are cores for."""

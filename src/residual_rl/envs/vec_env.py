@@ -20,6 +20,9 @@ from residual_rl.robots.hardware_units import HardwareUnits
 from residual_rl.robots.kinematics import KinematicChain
 from residual_rl.types import Obs, State
 
+_SEEDS = 1 << 62
+"""Upper bound of the episode seeds that a caller gives, from which envs count on in 64 bits."""
+
 
 class EpisodeSeeds:
     """The queue from which each env draws the seed of its next episode.
@@ -200,9 +203,12 @@ class VecEnv(gymnasium.vector.VectorEnv):
         if seed is None:
             seeds = self.episode_seeds.draw(len(env_ids))
         elif isinstance(seed, int | np.integer):
+            _check_seed(int(seed))
             seeds = seed + env_ids.cpu()
             self.episode_seeds.use_counter(seed + self.num_envs)
         else:
+            for one in seed:
+                _check_seed(int(one), least=-1)  # -1 leaves an env without an episode
             seeds = torch.as_tensor(seed, dtype=torch.int64)
             if seeds.shape != env_ids.shape:
                 raise ConfigError(f"{len(env_ids)} env(s) are reset but {len(seeds)} seed(s) were given")
@@ -252,3 +258,9 @@ class VecEnv(gymnasium.vector.VectorEnv):
             episodes: number of episodes that have ended.
         """
         return {}
+
+
+def _check_seed(seed: int, least: int = 0) -> None:
+    """Raise `ConfigError` for a seed that is negative or does not leave room to count on in 64 bits."""
+    if not least <= seed < _SEEDS:
+        raise ConfigError(f"the seed of an episode must be from 0 to {_SEEDS - 1}, not {seed}")

@@ -25,7 +25,7 @@ from residual_rl.config import PARTS, TrainCfg, from_plain, replace_fields
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.utils.seeding import EVAL_SEED
-from residual_rl.utils.validation import CheckedCfg, Distinct, NonNegativeFloat, NonNegativeInt, PositiveInt
+from residual_rl.utils.validation import CheckedCfg, Distinct, EpisodeSeed, NonNegativeFloat, PositiveInt
 
 State = Literal["waiting", "running", "evaluating", "interrupted", "failed", "finished"]
 _NO_GRID = {
@@ -53,7 +53,7 @@ class SweepCfg(CheckedCfg):
     """Training seeds: each point of the grid is trained with each of them."""
     n_episodes: PositiveInt = 200
     """Number of evaluation episodes of each trained policy; all use the same ones."""
-    first_eval_seed: NonNegativeInt = EVAL_SEED
+    first_eval_seed: EpisodeSeed = EVAL_SEED
     """Seed of the first evaluation episode."""
     cpus_per_trial: PositiveInt = 1
     """CPU cores of a trial; also its number of simulator threads, unless --num-threads is given."""
