@@ -36,6 +36,14 @@ ARRAYS = ("actions", "terminated", "truncated")
 """Arrays that each trajectory has."""
 GROUPS = ("obs", "env_states", "episode")
 _FIX = "the file is damaged or incomplete: collect it again, or use an intact copy"
+_ADD_OBS = (
+    "record it with observations, or add them to a file of ManiSkill with: python -m"
+    " mani_skill.trajectory.replay_trajectory --traj-path FILE --save-traj --obs-mode state"
+)
+_REMOVE_EMPTY = (
+    "remove empty trajectories with `clean_trajectories` of mani_skill.utils.wrappers.record, as RecordEpisode"
+    " does with clean_on_close=True"
+)
 
 
 class Demonstrations:
@@ -93,6 +101,11 @@ class Demonstrations:
                 return dict(load(spec.external_trajectory_settings)(self.info))
             except ConfigError as error:
                 raise ConfigError(f"{self.path}: {error}") from None
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise CheckpointError(
+                    f"{self.path.with_suffix('.json')} has invalid trajectory settings ({error!r}); expected "
+                    "those of ManiSkill's RecordEpisode"
+                ) from error
         return dict(self.info["env_info"].get("env_kwargs") or {})
 
     @property
@@ -165,6 +178,10 @@ class Demonstrations:
             return None
         return next((spec for spec in TASKS.all() if spec.external_trajectory_settings is not None), None)
 
+    def seed(self, index: int) -> int | None:
+        """The seed of episode `index`, if it is known."""
+        return _seed_of(self.episodes[index])
+
     # --- reading ---
 
     def _opened(self) -> h5py.File:
@@ -187,6 +204,8 @@ class Demonstrations:
             yield
         except (CheckpointError, UnknownNameError):
             raise
+        except _UnsupportedError as error:
+            raise CheckpointError(f"{self.path}: {what}: {error}") from None
         except Exception as error:
             why = str(error.args[0] if error.args else error).splitlines()
             raise CheckpointError(
@@ -243,7 +262,25 @@ class Demonstrations:
                 f"{side} describes {len(names)} trajectories, but {self.path} has {len(found)} others; "
                 "use the JSON file that belongs to it"
             )
+        self._check_version(names[0], info)
+        # the length of an episode, where the description lacks it
+        for name, episode in zip(names, info["episodes"], strict=True):
+            actions = self._file[name].get("actions")
+            if not isinstance(episode.get("elapsed_steps"), int) and isinstance(actions, h5py.Dataset):
+                episode["elapsed_steps"] = len(actions)
         return names, [None] * len(names), info
+
+    def _check_version(self, name: str, info: Mapping[str, Any]) -> None:
+        """Refuse a file of ManiSkill 2, whose states are one array and whose steps have no end flags."""
+        group = self._file[name]
+        if isinstance(group.get("env_states"), h5py.Dataset) or not {*ARRAYS[1:]} & {*group}:
+            env_id = info["env_info"]["env_id"]
+            raise CheckpointError(
+                f"{self.path} was recorded with ManiSkill 2 or a similar program: {name} lacks the flags "
+                f"{' and '.join(ARRAYS[1:])} or the states of ManiSkill 3, which simulates {env_id} "
+                "differently; download demonstrations for ManiSkill 3 (python -m "
+                "mani_skill.utils.download_demo), or record them again"
+            )
 
     def _read(self, index: int, name: str, wanted: Collection[str] | None) -> Demo:
         # Check that all arrays are present.
@@ -265,7 +302,11 @@ class Demonstrations:
             return value
 
         arrays = {key: read(key, _dataset(group, key)) for key in (*ARRAYS, *OPTIONAL_ARRAYS) if key in group}
+        if not len(arrays["actions"]):
+            raise _UnsupportedError(f"the episode has no steps; {_REMOVE_EMPTY}")
         observations = _observations(group)
+        if wanted and not observations:
+            raise _UnsupportedError(f"the episode has no observations; {_ADD_OBS}")
         for key in wanted or ():
             if key not in observations:
                 raise UnknownNameError(f"observation of {self.path}:", key, observations)
@@ -297,6 +338,10 @@ class Demonstrations:
         )
 
 
+class _UnsupportedError(Exception):
+    """The content is intact, but not what this package reads; the message ends with the fix."""
+
+
 def put_json(node: h5py.Group, text: str) -> None:
     """Store the JSON `text` in the attributes of `node`."""
     node.attrs[JSON], node.attrs[JSON_CRC] = text, zlib.crc32(text.encode())
@@ -320,9 +365,9 @@ def crc32(value: Array) -> int:
 
 def _dataset(group: h5py.Group, name: str) -> h5py.Dataset:
     if isinstance(group[name], h5py.Group):
-        raise ValueError(
-            f"{name} is a group of {', '.join(group[name])}; expected one array, since several agents are "
-            "not supported"
+        raise _UnsupportedError(
+            f"{name} is a group of {', '.join(group[name])}, as in tasks with several robots, which are not "
+            "supported; use a task with one robot, whose actions are one array"
         )
     return group[name]
 
