@@ -20,6 +20,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["HF_HUB_OFFLINE"] = "1"
 _hub_cache = tempfile.TemporaryDirectory(prefix="residual-rl-test-")
 os.environ["HF_HOME"] = _hub_cache.name
+# Tests sign with a key of their own, not with the user's.
+_config_dir = tempfile.TemporaryDirectory(prefix="residual-rl-test-")
+os.environ["RESIDUAL_RL_CONFIG_DIR"] = _config_dir.name
 
 import hypothesis
 import numpy as np

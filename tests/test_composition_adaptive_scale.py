@@ -321,4 +321,4 @@ def test_train_cfg_from_dict__adaptive_defaults_to_off(run: Path) -> None:
     residual = {
         name: value for name, value in state["config"]["residual"].items() if not name.startswith("adaptive")
     }
-    assert TrainCfg.from_dict({**state["config"], "residual": residual}).residual.adaptive == "off"
+    assert TrainCfg.from_dict({**state["config"], "residual": residual}, None).residual.adaptive == "off"

@@ -21,8 +21,8 @@ def test_train_cfg__each_pair_of_task_and_base_policy_round_trips(task: str, bas
     cfg = TrainCfg.default(task, base_policy)
     assert (cfg.task_id, cfg.base_policy_id) == (task, base_policy)
     data = json.loads(json.dumps(cfg.to_dict()))
-    assert TrainCfg.from_dict(data) == cfg
-    assert TrainCfg.from_dict(data).to_dict() == data
+    assert TrainCfg.from_dict(data, None) == cfg
+    assert TrainCfg.from_dict(data, None).to_dict() == data
 
 
 def test_train_cfg__changed_values_round_trip() -> None:
@@ -39,7 +39,7 @@ def test_train_cfg__changed_values_round_trip() -> None:
         "robot_xml": "robot.xml",
     }
     cfg = replace_fields(TrainCfg.default("so101-paper"), changes)
-    again = TrainCfg.from_dict(json.loads(json.dumps(cfg.to_dict())))
+    again = TrainCfg.from_dict(json.loads(json.dumps(cfg.to_dict())), None)
     assert again == cfg
     assert (again.task.sheet_x, again.learner.hidden_sizes, again.base.pitch_near) == (
         (0.21, 0.3),
@@ -52,16 +52,16 @@ def test_train_cfg_from_dict__missing_settings_get_their_defaults() -> None:
     cfg = TrainCfg.default("so101-paper")
     data = cfg.to_dict()
     del data["run"]["eval_freq"], data["task"]["mass_scale"], data["learner"]["target_kl"]
-    assert TrainCfg.from_dict(data) == cfg
+    assert TrainCfg.from_dict(data, None) == cfg
 
 
 def test_train_cfg_from_dict__needs_a_registered_learner() -> None:
     data = TrainCfg.default("so101-paper").to_dict()
     with pytest.raises(UnknownNameError, match="unknown learner 'gone'; known: "):
-        TrainCfg.from_dict({**data, "learner_id": "gone"})
+        TrainCfg.from_dict({**data, "learner_id": "gone"}, None)
     del data["learner_id"]
     with pytest.raises(KeyError, match="learner_id"):
-        TrainCfg.from_dict(data)
+        TrainCfg.from_dict(data, None)
 
 
 def test_train_cfg_default__learner_ppo_is_the_default_of_the_task() -> None:
@@ -75,7 +75,7 @@ def test_train_cfg_from_dict__unknown_setting_is_an_error(part: str) -> None:
     data = TrainCfg.default("so101-paper").to_dict()
     data[part]["no_such_thing"] = 1
     with pytest.raises(UnknownNameError, match="'no_such_thing'"):
-        TrainCfg.from_dict(data)
+        TrainCfg.from_dict(data, None)
 
 
 def test_from_plain__unknown_setting_suggests_a_similar_one() -> None:

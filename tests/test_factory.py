@@ -45,7 +45,7 @@ def test_train_cfg_default__external_learner_keeps_its_own_defaults() -> None:
     assert ppo.learner.final_std == 0.05  # set by the task
     assert (other.learner_id, other.learner) == ("constant", ConstantCfg())
     assert (other.task, other.base, other.residual, other.run) == (ppo.task, ppo.base, ppo.residual, ppo.run)
-    assert TrainCfg.from_dict(json.loads(json.dumps(other.to_dict()))) == other
+    assert TrainCfg.from_dict(json.loads(json.dumps(other.to_dict())), None) == other
 
 
 def test_make_learner__uses_the_device_of_the_learner() -> None:

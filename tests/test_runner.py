@@ -392,7 +392,7 @@ def test_run_folder__contains_settings_metrics_and_models(run: Path) -> None:
         f"step_{s:09d}.safetensors" for s in (128, 160, 192)
     ]
     assert sorted(p.name for p in (run / "final_model").iterdir()) == ["config.json", "policy.safetensors"]
-    cfg = TrainCfg.from_dict(json.loads((run / "config.json").read_text()))
+    cfg = TrainCfg.from_dict(json.loads((run / "config.json").read_text()), None)
     assert (cfg.task_id, cfg.base_policy_id, cfg.run.num_envs, cfg.task.max_episode_steps) == (
         "so101-paper",
         "jacobian",

@@ -10,6 +10,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
@@ -17,10 +18,15 @@ from annotated_types import Interval
 
 from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS, load
+from residual_rl.utils.consent import check_consent, with_typed_values
+from residual_rl.utils.sensitive import Address, sensitive_values
+from residual_rl.utils.signature import is_own, read_signature, sign, write_signature
 from residual_rl.utils.validation import (
     CheckedCfg,
     NonNegativeFloat,
     NonNegativeInt,
+    NumEnvs,
+    NumThreads,
     PositiveFloat,
     PositiveInt,
     Share,
@@ -71,7 +77,7 @@ class ResidualCfg(CheckedCfg):
 class RunCfg(CheckedCfg):
     """The run: amounts, intervals and devices."""
 
-    num_envs: Annotated[PositiveInt, tyro.conf.arg(aliases=["--n-envs"])] = 32
+    num_envs: Annotated[NumEnvs, tyro.conf.arg(aliases=["--n-envs"])] = 32
     """Envs stepped together."""
     total_timesteps: Annotated[PositiveInt, tyro.conf.arg(aliases=["--total-steps"])] = 250_000
     """Env steps of the training, summed over all envs and rounded down to whole updates."""
@@ -88,7 +94,7 @@ class RunCfg(CheckedCfg):
     for each update."""
     keep_checkpoints: PositiveInt = 3
     """Number of checkpoints to keep."""
-    num_threads: NonNegativeInt = 0
+    num_threads: NumThreads = 0
     """Simulator threads; 0 means one per CPU core."""
     torch_threads: PositiveInt = 1
     """Threads of the networks; more than one is slower when the simulator uses the cores."""
@@ -96,7 +102,7 @@ class RunCfg(CheckedCfg):
     """Device of the learner: cpu, cuda, cuda:1, …"""
     sim_device: str = "cpu"
     """Device of the envs and the base policy; MuJoCo steps on the CPU only."""
-    wandb_project: str | None = None
+    wandb_project: Address | None = None
     """Weights & Biases project to log to, besides the run folder."""
 
 
@@ -162,23 +168,57 @@ class TrainCfg:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> TrainCfg:
-        """Restore settings from the result of `to_dict`."""
+    def from_dict(cls, data: dict[str, Any], file: Path | None) -> TrainCfg:
+        """Restore settings from the result of `to_dict`.
+
+        Args:
+            data: the plain values.
+            file: the file that they were read from, in whose folder `write_signature` may have left the
+                user's signature. None: they come from this process.
+
+        Raises:
+            ConsentError: sensitive settings that the user has neither signed nor confirmed; see
+                `residual_rl.utils.consent`. Trust in other files is withdrawn instead.
+        """
+        own = file is None or _is_own(data, file.parent)
+
+        def part(name: str, reference: str | type) -> Any:
+            config = load(reference) if isinstance(reference, str) else reference
+            return from_plain(config, data[name] if own else with_typed_values(config, data[name], name))
+
         base_config = BASE_POLICIES.get(data["base_policy_id"]).config
-        base = None
-        if base_config:
-            # A file cannot declare itself trusted.
-            base = with_trust(from_plain(load(base_config), data["base"]), False)
-        return cls(
+        base = part("base", base_config) if base_config else None
+        cfg = cls(
             task_id=data["task_id"],
             base_policy_id=data["base_policy_id"],
-            task=from_plain(load(TASKS.get(data["task_id"]).config), data["task"]),
-            base=base,
-            learner=from_plain(load(LEARNERS.get(data["learner_id"]).config), data["learner"]),
-            residual=from_plain(ResidualCfg, data["residual"]),
-            run=from_plain(RunCfg, data["run"]),
+            task=part("task", TASKS.get(data["task_id"]).config),
+            base=base if own else with_trust(base, False),
+            learner=part("learner", LEARNERS.get(data["learner_id"]).config),
+            residual=part("residual", ResidualCfg),
+            run=part("run", RunCfg),
             learner_id=data["learner_id"],
         )
+        if file is not None:
+            check_consent(cfg, file, own)
+        return cfg
+
+    def write_signature(self, folder: Path) -> None:
+        """Sign the settings in `folder` as the user's own, if any of them is sensitive."""
+        if sensitive_values(self):
+            write_signature(folder, _signed_part(self.to_dict()))
+
+
+def _is_own(data: dict[str, Any], folder: Path) -> bool:
+    """Whether the signature in `folder` is the user's, for these settings."""
+    signature = read_signature(folder)
+    return signature is not None and is_own(_signed_part(data), signature)
+
+
+def _signed_part(data: dict[str, Any]) -> dict[str, Any]:
+    """What a signature of a run covers: the settings of the task and of the base policy as a whole, so that
+    trust in a file does not carry over to another one, and the tracker's project."""
+    names = ("task_id", "task", "base_policy_id", "base")
+    return {**{name: data[name] for name in names}, "wandb_project": data["run"]["wandb_project"]}
 
 
 def with_trust(cfg: T, trusted: bool) -> T:
@@ -216,8 +256,40 @@ PARTS = ("residual", "run", "learner", "task", "base")
 """The parts of `TrainCfg` with settings, in the order in which names are looked up."""
 
 
-def from_plain(cls: type[T], data: dict[str, Any]) -> T:
+def sign_task_settings(task_id: str, settings: Mapping[str, Any]) -> str | None:
+    """The user's signature of a task's plain settings, for `read_task_settings`; None if none of them is
+    sensitive."""
+    cfg = from_plain(load(TASKS.get(task_id).config), dict(settings))
+    return sign(_task_document(task_id, settings)) if sensitive_values(cfg) else None
+
+
+def read_task_settings(task_id: str, settings: Mapping[str, Any], file: Path, signature: str | None) -> Any:
+    """A task's settings from a file, such as demonstrations.
+
+    Args:
+        task_id: the task.
+        settings: the plain values.
+        file: the file, for messages.
+        signature: what `sign_task_settings` gave for it.
+
+    Raises:
+        ConsentError: sensitive settings that the user has neither signed nor confirmed.
+        UnknownNameError: unknown task or setting.
+        ConfigError: an invalid value.
+    """
+    cfg = from_plain(load(TASKS.get(task_id).config), dict(settings))
+    check_consent(cfg, file, is_own(_task_document(task_id, settings), signature), "task")
+    return cfg
+
+
+def _task_document(task_id: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {"task_id": task_id, "task": dict(settings)}
+
+
+def from_plain(cls: type[T], data: Any) -> T:
     """A dataclass of flat fields from JSON: lists become tuples for fields that are tuples."""
+    if not isinstance(data, dict):
+        raise ConfigError(f"{cls.__name__} must be an object with settings, not {data!r}")
     hints = typing.get_type_hints(cls)
     unknown = set(data) - set(hints)
     if unknown:
@@ -228,4 +300,4 @@ def from_plain(cls: type[T], data: dict[str, Any]) -> T:
 def _typed(hint: Any, value: Any) -> Any:
     if typing.get_origin(hint) in (typing.Union, types.UnionType) and value is not None:
         hint = next(h for h in typing.get_args(hint) if h is not type(None))
-    return tuple(value) if typing.get_origin(hint) is tuple and value is not None else value
+    return tuple(value) if typing.get_origin(hint) is tuple and isinstance(value, list) else value

@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from residual_rl.config import TrainCfg
+from residual_rl.config import ResidualScale, TrainCfg
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.registry import LEARNERS, load
 from residual_rl.runs import checkpoint
@@ -19,6 +19,7 @@ from residual_rl.runs.locate import POLICY_FILE, enclosing_run
 from residual_rl.types import Learner, Obs, State
 from residual_rl.utils.files import make_folder, write_json
 from residual_rl.utils.module_state import load_module_state
+from residual_rl.utils.validation import NonNegativeInt, check_fields
 
 
 def export_policy(folder: Path, cfg: TrainCfg, learner: Learner, residual_scale: float, step: int) -> None:
@@ -37,6 +38,7 @@ def export_policy(folder: Path, cfg: TrainCfg, learner: Learner, residual_scale:
     }
     checkpoint.save(folder / POLICY_FILE, state, "policy")
     write_json(folder / "config.json", cfg.to_dict())
+    cfg.write_signature(folder)
 
 
 @dataclass
@@ -45,9 +47,9 @@ class ExportedPolicy:
 
     cfg: TrainCfg
     """Settings of the run that it was exported from."""
-    residual_scale: float
+    residual_scale: ResidualScale
     """The residual scale to run it with."""
-    step: int
+    step: NonNegativeInt
     """Env steps of training before the export."""
     weights: State
     """Tensors by name."""
@@ -89,10 +91,12 @@ def load_policy(file: Path) -> ExportedPolicy:
             f"{file} lacks {', '.join(sorted(missing))}; expected a policy exported by `residual-rl train`"
         )
     try:
-        cfg = TrainCfg.from_dict(state["config"])
+        cfg = TrainCfg.from_dict(state["config"], file)
+        exported = ExportedPolicy(cfg, state["residual_scale"], state["step"], state["policy"])
+        check_fields(exported)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file} has settings that this release cannot read: {error}") from error
-    return ExportedPolicy(cfg, state["residual_scale"], state["step"], state["policy"])
+    return exported
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from residual_rl.factory import make_residual_env
 from residual_rl.runs import checkpoint
 from residual_rl.types import Obs, Transition
 from residual_rl.utils import trusted
+from residual_rl.utils.signature import SIGNATURE_FILE
 
 SEEDS = [3, 11, 4, 60, 7]
 EVERYONE = torch.arange(3)
@@ -362,6 +363,10 @@ def test_sb3_policy__below_a_run_needs_trust_again(tmp_path: Path) -> None:
     )
     assert json.loads((tmp_path / "run" / "config.json").read_text())["base"]["trust_checkpoint"] is True
     env = make_residual_env(tiny_runs.config(), 2).vec_env
+    # the user's own run keeps the trust that the user gave it
+    make_base_policy("model", ModelCfg(str(tmp_path / "run")), env)
+    # that of another person does not
+    (tmp_path / "run" / "best_model" / SIGNATURE_FILE).unlink()
     with pytest.raises(
         ConfigError,
         match=r"run/best_model/policy.safetensors, trained on .*model.zip is a Stable-Baselines3 zip",
@@ -465,7 +470,7 @@ def test_checkpoint__damaged_file_is_an_error(kind: str, damage: str, tmp_path: 
     kind_name = "a Stable-Baselines3 model" if kind == "sb3" else "an exported program"
     with pytest.raises(
         CheckpointError,
-        match=f"base policy 'model': .*{path.name} cannot be read as {kind_name} .*; expected what",
+        match=f"base policy 'model': .*{path.name} cannot be read as {kind_name} .*; expected a file of",
     ) as caught:
         policy_of(path)
     assert "\n" not in str(caught.value)

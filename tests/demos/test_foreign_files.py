@@ -1,4 +1,4 @@
-"""Intact files of ManiSkill that this package cannot use as they are: the error names the reason and a fix."""
+"""Intact files of ManiSkill that cannot be used as they are: the error names the reason and a fix."""
 
 from __future__ import annotations
 

@@ -298,7 +298,7 @@ NAN = np.array([[0.0] * 8, [np.nan] * 8, [0.0] * 8], np.float32)
             spoil(
                 lambda f: f.move("traj_1/actions", "traj_1/a") or f.move("traj_1/a", "traj_1/actions/panda")
             ),
-            "traj_1: actions is a group of panda, as in tasks with several robots, which are not supported; use",
+            "traj_1: actions is a group of panda, as in tasks with several robots, which are not supported",
         ),
         (replace("traj_1", None), "describes 2 trajectories"),
         (replace("traj_0", None), "describes 2 trajectories"),

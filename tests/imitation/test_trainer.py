@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fakes
@@ -249,8 +251,9 @@ def test_success_evaluation_affordable__keeps_to_its_share_of_the_time(
 ) -> None:
     clock = [100.0]
     monkeypatch.setattr(evaluation.time, "perf_counter", lambda: clock[0])
-    settings = il_case.task_settings("so101-paper", max_episode_steps=5)
-    made = SuccessEvaluation("so101-paper", settings, episodes=1, num_threads=1, share=0.2)
+    task_cfg = dataclasses.replace(TASKS.get("so101-paper").default_config(), max_episode_steps=5)
+    demos = SimpleNamespace(task_id="so101-paper", task_cfg=task_cfg)
+    made = SuccessEvaluation(demos, episodes=1, num_threads=1, share=0.2)
     assert made.affordable(0)  # the duration of an evaluation is unknown
     clock[0] = 110.0
     made._last = made.spent = 5.0  # one evaluation took 5 of 10 s

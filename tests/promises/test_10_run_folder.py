@@ -29,7 +29,7 @@ def test_run_folder__contains_everything_after_train_and_eval(tmp_path: Path, op
     assert main(["train", "so101-paper", *flags]) == 0
     assert main(["eval", str(run), "--n-episodes", "2", "--compare-base", "--save-video"]) == 0
     # Resolved configuration with its seed, command line, versions, machine, and state of the repository.
-    cfg = TrainCfg.from_dict(json.loads((run / "config.json").read_text()))
+    cfg = TrainCfg.from_dict(json.loads((run / "config.json").read_text()), None)
     assert (cfg.task_id, cfg.run.seed, cfg.run.num_envs) == ("so101-paper", 5, 4)
     assert (run / "command.txt").read_text().count("\n") == 1
     versions = json.loads((run / "versions.json").read_text())

@@ -15,6 +15,7 @@ from residual_rl.errors import ConfigError
 from residual_rl.utils.validation import (
     CheckedCfg,
     Correlation,
+    LayerSizes,
     Names,
     NonNegativeInt,
     Port,
@@ -23,6 +24,7 @@ from residual_rl.utils.validation import (
     PositiveRange,
     Share,
     describe_bounds,
+    parse_value,
 )
 
 
@@ -118,3 +120,77 @@ def test_from_plain__checks_values_from_json() -> None:
 )
 def test_describe_bounds__for_the_help(hint: Any, text: str) -> None:
     assert describe_bounds(hint) == text
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), math.inf, math.nan])
+def test_check_fields__floats_are_finite(value: float) -> None:
+    @dataclass(frozen=True)
+    class Cfg(CheckedCfg):
+        size: float = 0.0
+
+    with pytest.raises(ConfigError, match="size must be finite"):
+        Cfg(value)
+
+
+def test_check_fields__whole_numbers_fit_into_64_bits() -> None:
+    @dataclass(frozen=True)
+    class Cfg(CheckedCfg):
+        count: int = 0
+
+    assert Cfg(2**63 - 1).count == 2**63 - 1
+    with pytest.raises(ConfigError, match="count must be a whole number below"):
+        Cfg(2**63)
+
+
+@pytest.mark.parametrize(
+    ("hint", "words", "expected"),
+    [
+        (int, ["3"], 3),
+        (PositiveFloat, ["0.5"], 0.5),
+        (bool, ["False"], False),
+        (str, ["--tyro-write-completion"], "--tyro-write-completion"),
+        (int | None, ["None"], None),
+        (int | None, ["4"], 4),
+        (str | None, ["None"], None),
+        (Literal["blend", "switch"], ["switch"], "switch"),
+        (tuple[int, ...], ["1", "2"], (1, 2)),
+        (tuple[int, ...], [], ()),
+        (tuple[float, float], ["1", "2.5"], (1.0, 2.5)),
+        (tuple[str, ...], ["a b", "--c"], ("a b", "--c")),
+        (Path, ["a/b"], Path("a/b")),
+    ],
+)
+def test_parse_value__reads_words_as_the_type(hint: Any, words: list[str], expected: Any) -> None:
+    value = parse_value(hint, words)
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (int, ["1.5"]),
+        (int, ["1", "2"]),
+        (float, []),
+        (float, ["--tyro-write-completion", "bash", "FILE"]),
+        (bool, ["yes"]),
+        (Literal["blend", "switch"], ["Blend"]),
+        (tuple[float, float], ["1"]),
+        (int | None, ["x"]),
+        (dict, ["{}"]),
+    ],
+)
+def test_parse_value__other_words_are_a_value_error(hint: Any, words: list[str]) -> None:
+    with pytest.raises(ValueError):
+        parse_value(hint, words)
+
+
+def test_check_fields__lists_have_a_largest_length() -> None:
+    @dataclass(frozen=True)
+    class Cfg(CheckedCfg):
+        sizes: LayerSizes = (8, 8)
+
+    with pytest.raises(ConfigError, match="sizes must be a list of at most 32"):
+        Cfg((8,) * 33)
+    with pytest.raises(ConfigError, match="sizes must be from 1 to 65536 each"):
+        Cfg((1 << 17,))

@@ -9,20 +9,21 @@ in the units of the robot's own software.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from residual_rl.registry import BasePolicySpec, register_base_policy
+from residual_rl.utils.sensitive import Address, Sensitive
 from residual_rl.utils.text import parse_pairs
-from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, Port, PositiveFloat, PositiveInt
+from residual_rl.utils.validation import CheckedCfg, ChunkLength, NonNegativeFloat, Port, PositiveFloat
 
 
 @dataclass(frozen=True)
 class Gr00tCfg(CheckedCfg):
     """Settings of the `gr00t` base policy."""
 
-    host: str = "127.0.0.1"
+    host: Address = "127.0.0.1"
     """Host of the inference server."""
-    port: Port = 5555
+    port: Annotated[Port, Sensitive("address")] = 5555
     """Port of the inference server."""
     api_token: str | None = None
     """Token of the server. Prefer the environment variable RESIDUAL_RL_TOKEN: settings are saved with the
@@ -33,10 +34,10 @@ class Gr00tCfg(CheckedCfg):
     """Time limit for a reply [s]."""
     reconnect: NonNegativeFloat = 60.0
     """Time for which the run waits and retries if the server does not answer [s]."""
-    num_action_steps: PositiveInt | None = None
+    num_action_steps: ChunkLength | None = None
     """Number of actions executed of each chunk. None: the value given by a `residual-rl serve` server, else
     8."""
-    chunk_size: PositiveInt | None = None
+    chunk_size: ChunkLength | None = None
     """Number of actions predicted at once. None: the value given by the server, else 16."""
     cameras: tuple[str, ...] = ()
     """Camera images to send, as ENV_NAME=SERVER_KEY, e.g. top=front."""

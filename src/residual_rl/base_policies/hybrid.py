@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import math
 import re
 import shlex
@@ -18,7 +16,8 @@ import tyro
 from residual_rl.config import with_trust
 from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.registry import BASE_POLICIES, BasePolicySpec, register_base_policy
-from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, PositiveFloat
+from residual_rl.utils.sensitive import CodeName, Trust
+from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, PositiveFloat, parse_value
 
 _SETTING = re.compile(r"(\d+)\.(\w[\w-]*)=(.*)", re.DOTALL)
 
@@ -37,7 +36,7 @@ class HybridCfg(CheckedCfg):
     policies' disagreement as uncertainty."""
     weights: tuple[NonNegativeFloat, ...] = ()
     """`blend`: one weight per policy, with a sum of 1; default: equal weights."""
-    switch: str = ""
+    switch: CodeName = ""
     """`switch`: your function MODULE:FUNCTION that maps the named observations [b, …] to the number of the
     acting policy, int64 [b]."""
     switch_on: str = ""
@@ -45,7 +44,7 @@ class HybridCfg(CheckedCfg):
     second of two policies takes over until the episode ends."""
     switch_below: PositiveFloat | None = None
     """Threshold on the Euclidean norm of `switch_on`."""
-    trust_checkpoint: Annotated[bool, tyro.conf.arg(aliases=["--trust-checkpoint"])] = False
+    trust_checkpoint: Annotated[Trust, tyro.conf.arg(aliases=["--trust-checkpoint"])] = False
     """Allow the policies to read checkpoints that can run arbitrary code."""
 
     def __post_init__(self) -> None:
@@ -105,6 +104,10 @@ class HybridCfg(CheckedCfg):
             given[int(found[1])][name] = found[3]
         return [self._member(i, values) for i, values in enumerate(given)]
 
+    def nested_settings(self) -> dict[str, Any]:
+        """The settings of each policy, by the path of the texts that give them."""
+        return {f"settings.{i}": member for i, member in enumerate(self.members())}
+
     def _member(self, index: int, given: Mapping[str, str]) -> Any:
         base_policy_id = self.policies[index]
         default = BASE_POLICIES.get(base_policy_id).default_config()
@@ -137,11 +140,10 @@ class HybridCfg(CheckedCfg):
 
 
 def _parse(hint: Any, text: str, what: str) -> Any:
-    """Parse `text` as a value of type `hint`, with the command line's syntax."""
+    """`text` as a value of type `hint`; words are separated as in a shell."""
     try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            return tyro.cli(hint, args=shlex.split(text))
-    except (SystemExit, ValueError):
+        return parse_value(hint, shlex.split(text))
+    except ValueError:
         kind = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
         raise ConfigError(f"{what} must be a {kind}, not {text!r}") from None
 

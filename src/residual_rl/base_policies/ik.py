@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from residual_rl.registry import BasePolicySpec, register_base_policy
+from residual_rl.utils.sensitive import CodeName
 from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, PositiveFloat
 
 
@@ -25,7 +26,7 @@ class IKCfg(CheckedCfg):
     """Largest commanded rotation in a step [rad]."""
     damping: NonNegativeFloat = 0.05
     """Damping of the least squares, for actions that are joint changes."""
-    goals: str = ""
+    goals: CodeName = ""
     """A `CartesianGoals` class as MODULE:CLASS. Empty: the goals registered for the task."""
 
 

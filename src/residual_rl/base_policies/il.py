@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from residual_rl.registry import BasePolicySpec, register_base_policy
-from residual_rl.utils.validation import CheckedCfg, PositiveInt, TorchSeed
+from residual_rl.utils.validation import CheckedCfg, ChunkLength, PositiveInt, TorchSeed
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,11 @@ class ILCfg(CheckedCfg):
 
     checkpoint: Annotated[str, tyro.conf.arg(aliases=["--il-checkpoint"])] = ""
     """Output folder of `residual-rl imitate` or `convert`, or a model file in it."""
-    num_action_steps: PositiveInt | None = None
+    num_action_steps: ChunkLength | None = None
     """Number of actions executed of each chunk; None: as in training."""
     sampling_steps: PositiveInt | None = None
     """Denoising steps of diffusion and flow matching; None: as in training."""
-    num_samples: PositiveInt = 1
+    num_samples: ChunkLength = 1
     """Number of sampled chunks. The first is executed; with two or more, their spread is the uncertainty."""
     seed: TorchSeed = 0
     """Seed of the noise, which is a function of the seed and the observations."""

@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 import tyro
 
 from residual_rl.registry import BasePolicySpec, register_base_policy
+from residual_rl.utils.sensitive import HubName, Trust
 from residual_rl.utils.text import parse_pairs
-from residual_rl.utils.validation import CheckedCfg, PositiveInt, TorchSeed
+from residual_rl.utils.validation import CheckedCfg, ChunkLength, TorchSeed
 
 JointUnits = Literal["hardware", "range", "rad"]
 """Units of joint positions: `hardware`, the robot's own (degrees; SO-101: gripper 0 to 100); `range`,
@@ -24,16 +25,16 @@ LeRobot's -100 to 100 over each arm joint's range (robots configured with `use_d
 class LeRobotCfg(CheckedCfg):
     """Settings of the `lerobot` base policy."""
 
-    checkpoint: Annotated[str, tyro.conf.arg(aliases=["--il-checkpoint"])] = ""
+    checkpoint: Annotated[HubName, tyro.conf.arg(aliases=["--il-checkpoint"])] = ""
     """Folder of a LeRobot policy or of its training run, or OWNER/NAME on the Hugging Face hub, which is
     downloaded."""
     revision: str | None = None
     """Revision of the repository on the hub."""
-    trust_checkpoint: Annotated[bool, tyro.conf.arg(aliases=["--trust-checkpoint"])] = False
+    trust_checkpoint: Annotated[Trust, tyro.conf.arg(aliases=["--trust-checkpoint"])] = False
     """Allow the policy's processors to import classes by name, which can run arbitrary code."""
-    num_action_steps: PositiveInt | None = None
+    num_action_steps: ChunkLength | None = None
     """Number of actions executed of each chunk; None: as in training."""
-    inference_steps: PositiveInt | None = None
+    inference_steps: ChunkLength | None = None
     """Denoising steps of Diffusion policies; None: as in training."""
     seed: TorchSeed = 0
     """Seed of the noise, which is a function of the seed and the observations."""

@@ -12,7 +12,8 @@ from typing import Annotated
 import tyro
 
 from residual_rl.registry import BasePolicySpec, register_base_policy
-from residual_rl.utils.validation import CheckedCfg, PositiveInt
+from residual_rl.utils.sensitive import Trust
+from residual_rl.utils.validation import CheckedCfg, ChunkLength
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,13 @@ class ModelCfg(CheckedCfg):
     checkpoint: Annotated[str, tyro.conf.arg(aliases=["--model-path"])] = ""
     """A run folder, a model in it, or its policy.safetensors; a Stable-Baselines3 .zip; a torch.export .pt2;
     or a .pt of ManiSkill's PPO."""
-    trust_checkpoint: Annotated[bool, tyro.conf.arg(aliases=["--trust-checkpoint"])] = False
+    trust_checkpoint: Annotated[Trust, tyro.conf.arg(aliases=["--trust-checkpoint"])] = False
     """Allow reading a .zip, .pt2 or .pt, also as the base of a run; it can run arbitrary code."""
     input_keys: tuple[str, ...] = ()
     """Observations for a .zip, .pt2 or .pt, joined in this order. Default: `state`; for a .pt that uses
     images, the only camera and, if it needs them, the joint values `proprioception`. A .zip with dict
     observations names its own."""
-    num_action_steps: PositiveInt | None = None
+    num_action_steps: ChunkLength | None = None
     """Number of actions executed of each chunk of a .pt2; None: all."""
 
 

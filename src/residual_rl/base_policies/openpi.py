@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from residual_rl.registry import BasePolicySpec, register_base_policy
+from residual_rl.utils.sensitive import Address, Sensitive
 from residual_rl.utils.text import parse_pairs
-from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, Port, PositiveFloat, PositiveInt, Rule
+from residual_rl.utils.validation import CheckedCfg, ChunkLength, NonNegativeFloat, Port, PositiveFloat, Rule
 
 _WEBSOCKET_URL = Rule(
     "empty or begin with ws:// or wss://", lambda url: not url or url.startswith(("ws://", "wss://"))
@@ -23,11 +24,11 @@ _WEBSOCKET_URL = Rule(
 class OpenPiCfg(CheckedCfg):
     """Settings of the `openpi` base policy."""
 
-    url: Annotated[str, _WEBSOCKET_URL] = ""
+    url: Annotated[Address, _WEBSOCKET_URL] = ""
     """Address of the server, e.g. wss://robot.example/policy. Empty: ws://HOST:PORT."""
-    host: str = "127.0.0.1"
+    host: Address = "127.0.0.1"
     """Host of the policy server."""
-    port: Port = 8000
+    port: Annotated[Port, Sensitive("address")] = 8000
     """Port of the policy server."""
     api_token: str | None = None
     """Token of the server. Prefer the environment variable RESIDUAL_RL_TOKEN: settings are saved with the
@@ -44,7 +45,7 @@ class OpenPiCfg(CheckedCfg):
     action_units: Literal["normalized", "hardware"] | None = None
     """Meaning of the server's actions: the env's own, or absolute joint positions in the robot's units
     (degrees, gripper 0 to 100). None: the value given by a `residual-rl serve` server, else normalized."""
-    num_action_steps: PositiveInt | None = None
+    num_action_steps: ChunkLength | None = None
     """Number of actions executed of each chunk. None: the value given by a `residual-rl serve` server, else
     8."""
 

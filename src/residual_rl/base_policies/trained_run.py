@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,11 @@ from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 from residual_rl.exported_policy import find_policy, load_policy
 from residual_rl.types import ActionChunk, BasePolicy, Obs, State
+from residual_rl.utils.consent import reading_nested_file
 
 _log = logging.getLogger(__name__)
+_chain: ContextVar[tuple[Path, ...]] = ContextVar("chain", default=())
+"""The runs whose base policies are being made, from the outermost one on."""
 
 
 def make_trained_run(path: Path, trusted: bool, env: VecEnv) -> TrainedPolicy:
@@ -27,8 +32,8 @@ def make_trained_run(path: Path, trusted: bool, env: VecEnv) -> TrainedPolicy:
 
     Args:
         path: a run folder (its best model), a model's folder in it, or a policy file.
-        trusted: whether the run's own base policy may be read from a file that can run code; the run's
-            settings are not consulted.
+        trusted: whether the run's own base policy may be read from a file that can run code. It may also if
+            the user trained the run with that trust, see `TrainCfg.from_dict`.
         env: the env of the run that uses it as its base policy.
 
     Raises:
@@ -38,7 +43,8 @@ def make_trained_run(path: Path, trusted: bool, env: VecEnv) -> TrainedPolicy:
     """
     # Find and read the exported policy.
     file = find_policy(path).file
-    exported = load_policy(file)
+    with reading_nested_file():
+        exported = load_policy(file)
     cfg = exported.cfg
     if cfg.residual.chunk == "whole":
         raise ConfigError(
@@ -47,9 +53,13 @@ def make_trained_run(path: Path, trusted: bool, env: VecEnv) -> TrainedPolicy:
         )
 
     # Make its base policy and its actor.
-    base_cfg = with_trust(_relocated(cfg.base, file.resolve().parent), trusted)
+    base_cfg = _relocated(cfg.base, file.resolve().parent)
+    # The user's own trust was in the file at its former place.
+    still_trusted = getattr(cfg.base, "trust_checkpoint", False) and base_cfg == cfg.base
+    base_cfg = with_trust(base_cfg, trusted or still_trusted)
     try:
-        base = make_base_policy(cfg.base_policy_id, base_cfg, env)
+        with _being_made(file):
+            base = make_base_policy(cfg.base_policy_id, base_cfg, env)
         actor = exported.actor(with_base_action(env), len(env.action_unit), env.device)
     except (ConfigError, CheckpointError, UnknownNameError) as error:
         origin = f"trained on task {cfg.task_id!r} with base policy {cfg.base_policy_id!r}"
@@ -60,6 +70,19 @@ def make_trained_run(path: Path, trusted: bool, env: VecEnv) -> TrainedPolicy:
     shapes = {name: shape_of(env, name) for name in names if name != "base_action"}
     composition = make_composition(cfg.residual, exported.residual_scale, env.residual_unit)
     return TrainedPolicy(base, actor, shapes, composition)
+
+
+@contextlib.contextmanager
+def _being_made(file: Path) -> Iterator[None]:
+    """Context in which the base policy of the run at `file` is made. Raises `ConfigError` inside itself."""
+    chain = _chain.get()
+    if file.resolve() in chain:
+        raise ConfigError(f"{file} is its own base policy, directly or through other runs")
+    token = _chain.set((*chain, file.resolve()))
+    try:
+        yield
+    finally:
+        _chain.reset(token)
 
 
 def _relocated(cfg: Any, folder: Path) -> Any:

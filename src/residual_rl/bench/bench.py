@@ -18,7 +18,7 @@ from residual_rl.config import TrainCfg
 from residual_rl.errors import MissingDependencyError
 from residual_rl.factory import make_residual_env
 from residual_rl.utils.provenance import machine, versions
-from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, PositiveInt
+from residual_rl.utils.validation import CheckedCfg, NumEnvs, NumThreads, PositiveInt
 
 FORMAT_VERSION = 1
 CAMERA_SIZE = (128, 128)
@@ -29,9 +29,9 @@ CAMERA_SIZE = (128, 128)
 class BenchCfg(CheckedCfg):
     """Number of envs, threads and repetitions."""
 
-    num_envs: PositiveInt = 32
+    num_envs: NumEnvs = 32
     """Number of parallel envs."""
-    num_threads: NonNegativeInt = 0
+    num_threads: NumThreads = 0
     """Simulator threads; 0 means one per CPU core."""
     num_steps: PositiveInt = 100
     """Policy steps of each env per turn of the comparison with bare MuJoCo."""

@@ -89,6 +89,7 @@ def main(argv: Sequence[str]) -> int:
     if has_flag(rest, "--imitate.obs-keys"):
         _check_observed(imitation.obs_keys, teacher)
     out: Path = parsed["own"].output_dir or run / "distilled"
+    RunFolder(run).refuse_links()
     if not RunFolder(out).is_empty:
         raise ConfigError(
             f"{out} is not empty; choose another --output-dir, or resume it: residual-rl "

@@ -23,7 +23,13 @@ from residual_rl.registry import TASKS
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.utils.files import make_folder, write_json
 from residual_rl.utils.seeding import EVAL_SEED
-from residual_rl.utils.validation import CheckedCfg, EpisodeSeed, NonNegativeInt, PositiveInt
+from residual_rl.utils.validation import (
+    CheckedCfg,
+    EpisodeSeed,
+    NumEnvs,
+    NumThreads,
+    PositiveInt,
+)
 from residual_rl.visualization.recording import Recording, record, write_comparison
 
 
@@ -35,9 +41,9 @@ class EvalFlags(CheckedCfg):
     """Episodes of each policy; the same for all."""
     first_seed: EpisodeSeed = EVAL_SEED
     """Seed of the first episode; the others follow. Training and its evaluations use other seeds."""
-    eval_envs: PositiveInt = 100
+    eval_envs: NumEnvs = 100
     """Envs stepped together; the results do not depend on it."""
-    num_threads: NonNegativeInt | None = None
+    num_threads: NumThreads | None = None
     """Simulator threads; 0 means one per CPU core. The results do not depend on it. None: as in training."""
     model: str | None = None
     """best, final, interrupted, or the path of an exported policy. None: best, or the model given in place of
@@ -99,6 +105,7 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
             f"residual-rl eval RUN --model {path}"
         )
     run, trained = RunFolder(found.run), found.exported
+    run.refuse_links()  # before the evaluation, whose results are written there
     # the settings: those of training, with the changes of the command line
     flags, cfg = _parse(argv, str(path), trained.cfg, EvalFlags())
     scale = trained.residual_scale if flags.residual_scale is None else flags.residual_scale

@@ -65,14 +65,19 @@ def _dispatch(argv: list[str]) -> int:
 
 def _run(command: str, argv: list[str]) -> int:
     from residual_rl.errors import ResidualRLError
+    from residual_rl.utils.consent import consenting, take_confirmations
+    from residual_rl.utils.text import printable
 
     logging.basicConfig(format="residual-rl: %(levelname)s: %(message)s", level=logging.WARNING)
     try:
-        code: int = importlib.import_module(f"residual_rl.cli.{command}").main(argv)
+        others, confirmations = take_confirmations(argv)
+        with consenting(*confirmations, command=["residual-rl", command, *argv]):
+            code: int = importlib.import_module(f"residual_rl.cli.{command}").main(others)
         return code
     except ResidualRLError as error:
-        # messages of libraries may have several lines
-        print(f"residual-rl: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        # messages of libraries may have several lines, and texts of files and servers control characters
+        text = printable(" ".join(str(error).splitlines()))
+        print(f"residual-rl: error: {text}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("residual-rl: interrupted", file=sys.stderr)
@@ -104,6 +109,9 @@ def _help() -> str:
             "usage: residual-rl COMMAND [options]      (residual-rl COMMAND --help lists all options)",
             "",
             *lines,
+            "",
+            "--confirm FIELD=VALUE, for every command: accept this setting of another person's file, which",
+            "names code or an address. A command that needs it prints what to add.",
         ]
     )
 

@@ -29,8 +29,11 @@ from residual_rl.sweeps.grid import (
 )
 from residual_rl.sweeps.live_table import SweepTable
 from residual_rl.sweeps.report import ranking_table, write_report
+from residual_rl.utils.consent import check_consent
+from residual_rl.utils.files import plain
 from residual_rl.utils.seeding import EVAL_SEED
 from residual_rl.utils.signals import stop_signals
+from residual_rl.utils.signature import write_signature
 from residual_rl.utils.validation import (
     CheckedCfg,
     EpisodeSeed,
@@ -75,6 +78,8 @@ class ResumeFlags:
     """Folder of the sweep to resume."""
     retry_failed: bool = False
     """Retry failed trials, from their last checkpoints."""
+    trust_checkpoint: bool = False
+    """Keep the `--trust-checkpoint` of a sweep that somebody else started."""
     ray_address: str | None = None
     """Run the trials with Ray: the address of a running cluster whose machines all see the sweep's folder,
     `auto` for the one that this machine belongs to, or `local` to start Ray on this machine. None: as
@@ -117,6 +122,7 @@ def main(argv: Sequence[str]) -> int:
         )
     # the folder records the sweep, so that --resume finds it
     with RunFolder(folder).start(sweep):
+        write_signature(folder, plain(sweep))
         return _run(sweep, trials, folder, flags.ray_address)
 
 
@@ -135,12 +141,15 @@ def _resume(argv: Sequence[str]) -> int:
         "own"
     ]
     folder = run_to_resume(flags.resume.resolve(), "sweep")
-    sweep = read_sweep(folder)
+    stored = read_sweep(folder, flags.trust_checkpoint)
+    sweep = stored.cfg
+    check_train_flags(sweep.train, sweep.grid)
     require_executor(flags.ray_address, sweep.gpus_per_trial)
     with RunFolder(folder).resume():
         # the same trials as before; finished ones are skipped
         cfg, _ = train.parse(sweep.task_id, sweep.train)
-        trials = make_trials(sweep, cfg, folder)
+        file = folder / "config.json"
+        trials = make_trials(sweep, cfg, folder, lambda point: check_consent(point, file, stored.own))
         if flags.retry_failed:
             for trial in trials:
                 trial.failure_file.unlink(missing_ok=True)

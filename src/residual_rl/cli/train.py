@@ -72,6 +72,7 @@ def main(argv: Sequence[str]) -> int:
     output = flags.output_dir or Path("runs") / f"{task_id}-{time.strftime('%Y%m%d-%H%M%S')}"
     runner = Runner(cfg, RunFolder(output))  # before the folder is created: wrong settings leave none behind
     with runner.folder.start(cfg.to_dict()):
+        cfg.write_signature(output)
         code = _train(runner, runner.folder)
     # --quick also evaluates, with plots, so that it covers the whole pipeline
     if flags.quick and code == 0:
@@ -120,25 +121,28 @@ def _resume(argv: Sequence[str]) -> int:
     from residual_rl.runs.locate import run_to_resume
     from residual_rl.runs.run_folder import RunFolder
 
+    # the stored settings, of which these two may change; read before anything is written into the folder
     run = RunFolder(run_to_resume(options.resume, "train"))
+    cfg = read_config(run)
     with run.resume():
-        # the stored settings; only these two may change
-        cfg = read_config(run)
         if options.total_timesteps is not None:
             cfg = replace_fields(cfg, {"total_timesteps": options.total_timesteps})
         if options.trust_checkpoint:
             cfg = replace_fields(cfg, {"trust_checkpoint": True})
         runner = Runner(cfg, run, resume=True)
         write_json(run.config_file, cfg.to_dict())
+        cfg.write_signature(run.path)
         return _train(runner, run)
 
 
 def read_config(run: RunFolder) -> TrainCfg:
     """The settings of a run folder. Raises `CheckpointError` naming the file."""
     try:
-        return TrainCfg.from_dict(json.loads(run.config_file.read_text()))
+        return TrainCfg.from_dict(json.loads(run.config_file.read_text("utf-8")), run.config_file)
     except FileNotFoundError:
-        raise CheckpointError(f"{run.config_file} does not exist; {run.path} is not a run folder") from None
+        raise CheckpointError(
+            f"{run.path} contains no run to resume: {run.config_file.name} is missing"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{run.config_file} is not the configuration of a run: {error}") from error
 

@@ -19,7 +19,12 @@ from residual_rl.evaluation.evaluate import Policy, no_residual
 from residual_rl.factory import make_residual_env
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.utils.files import make_folder
-from residual_rl.utils.validation import CheckedCfg, EpisodeSeed, NonNegativeInt, PositiveInt
+from residual_rl.utils.validation import (
+    CheckedCfg,
+    EpisodeSeed,
+    NonNegativeInt,
+    Pixels,
+)
 from residual_rl.visualization.recording import record, write_comparison
 from residual_rl.visualization.viewer import LiveViewer, require_display, save_cameras, watch
 
@@ -39,7 +44,7 @@ class ViewFlags(CheckedCfg):
     """Seed of the first episode; the others follow."""
     cameras: Path | None = None
     """Write the camera images into this folder as PNG files, without a viewer."""
-    camera_size: tuple[PositiveInt, PositiveInt] = (480, 640)
+    camera_size: tuple[Pixels, Pixels] = (480, 640)
     """Height and width of the images and of the video [px]."""
     step: NonNegativeInt = 0
     """Number of steps before the camera images are taken."""

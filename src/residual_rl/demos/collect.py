@@ -27,6 +27,7 @@ from residual_rl.utils.validation import (
     Correlation,
     EpisodeSeed,
     NonNegativeFloat,
+    NumEnvs,
     PositiveInt,
 )
 
@@ -55,7 +56,7 @@ class CollectCfg(CheckedCfg):
     """Correlation of the noise between consecutive steps, from 0 (white noise, which averages out) to 1."""
     first_seed: EpisodeSeed = DEMO_SEED
     """Seed of the first episode; the others follow. Training and evaluation use other seeds."""
-    num_envs: PositiveInt | None = None
+    num_envs: NumEnvs | None = None
     """Number of envs stepped together; the episodes do not depend on it. None: 64, or fewer if their episodes
     need more than 1 GiB."""
 

@@ -24,6 +24,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from residual_rl.config import read_task_settings
+from residual_rl.demos import maniskill_files
 from residual_rl.demos.episode import OPTIONAL_ARRAYS, Array, Demo, Tree
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 from residual_rl.registry import TASKS, TaskSpec, load
@@ -36,14 +38,6 @@ ARRAYS = ("actions", "terminated", "truncated")
 """Arrays that each trajectory has."""
 GROUPS = ("obs", "env_states", "episode")
 _FIX = "the file is damaged or incomplete: collect it again, or use an intact copy"
-_ADD_OBS = (
-    "record it with observations, or add them to a file of ManiSkill with: python -m"
-    " mani_skill.trajectory.replay_trajectory --traj-path FILE --save-traj --obs-mode state"
-)
-_REMOVE_EMPTY = (
-    "remove empty trajectories with `clean_trajectories` of mani_skill.utils.wrappers.record, as RecordEpisode"
-    " does with clean_on_close=True"
-)
 
 
 class Demonstrations:
@@ -63,7 +57,9 @@ class Demonstrations:
             with self._reading("its description"):
                 self.own = JSON in self._file.attrs
                 """Whether this package wrote the file."""
-                description = self._describe_own() if self.own else self._describe_external()
+                description = (
+                    self._describe_own() if self.own else maniskill_files.describe(self.path, self._file)
+                )
                 self._names, self._crcs, self.info = description
         except BaseException:
             self.close()
@@ -107,6 +103,28 @@ class Demonstrations:
                     "those of ManiSkill's RecordEpisode"
                 ) from error
         return dict(self.info["env_info"].get("env_kwargs") or {})
+
+    @property
+    def task_cfg(self) -> Any:
+        """The settings of the task's envs, as the task's dataclass.
+
+        Raises:
+            ConfigError: the task is not registered.
+            CheckpointError: this release does not accept the settings.
+            ConsentError: they name code, and the user has neither signed nor confirmed them.
+        """
+        try:
+            TASKS.get(self.task_id)
+        except UnknownNameError as error:
+            raise ConfigError(f"{self.path}: {error}; install the package that registers it") from None
+        settings = self.task_settings
+        try:
+            return read_task_settings(self.task_id, settings, self.path, self.info.get("signature"))
+        except (UnknownNameError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.path} has settings that task {self.task_id!r} of this release does not accept: "
+                f"{error}"
+            ) from error
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -180,7 +198,7 @@ class Demonstrations:
 
     def seed(self, index: int) -> int | None:
         """The seed of episode `index`, if it is known."""
-        return _seed_of(self.episodes[index])
+        return maniskill_files.seed_of(self.episodes[index])
 
     # --- reading ---
 
@@ -237,51 +255,6 @@ class Demonstrations:
         info = {**document, "episodes": [entry["episode"] for entry in entries]}
         return names, [entry["crc32"] for entry in entries], info
 
-    def _describe_external(self) -> tuple[list[str], list[dict[str, int] | None], dict[str, Any]]:
-        found = {name for name in self._file if name.startswith("traj_")}
-        if not found:
-            raise CheckpointError(
-                f"{self.path} has no trajectories traj_0, traj_1, …; "
-                "expected demonstrations in ManiSkill's layout"
-            )
-        side = self.path.with_suffix(".json")
-        try:
-            info = json.loads(side.read_text(encoding="utf-8"))
-            str(info["env_info"]["env_id"])
-            names = [f"traj_{int(episode['episode_id'])}" for episode in info["episodes"]]
-        except FileNotFoundError as error:
-            raise CheckpointError(
-                f"{side} is missing: ManiSkill describes the trajectories in {self.path} there"
-            ) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{side} cannot be read ({error!r}); expected ManiSkill's env_info and episodes"
-            ) from error
-        if set(names) != found or len(names) != len(found):
-            raise CheckpointError(
-                f"{side} describes {len(names)} trajectories, but {self.path} has {len(found)} others; "
-                "use the JSON file that belongs to it"
-            )
-        self._check_version(names[0], info)
-        # the length of an episode, where the description lacks it
-        for name, episode in zip(names, info["episodes"], strict=True):
-            actions = self._file[name].get("actions")
-            if not isinstance(episode.get("elapsed_steps"), int) and isinstance(actions, h5py.Dataset):
-                episode["elapsed_steps"] = len(actions)
-        return names, [None] * len(names), info
-
-    def _check_version(self, name: str, info: Mapping[str, Any]) -> None:
-        """Refuse a file of ManiSkill 2, whose states are one array and whose steps have no end flags."""
-        group = self._file[name]
-        if isinstance(group.get("env_states"), h5py.Dataset) or not {*ARRAYS[1:]} & {*group}:
-            env_id = info["env_info"]["env_id"]
-            raise CheckpointError(
-                f"{self.path} was recorded with ManiSkill 2 or a similar program: {name} lacks the flags "
-                f"{' and '.join(ARRAYS[1:])} or the states of ManiSkill 3, which simulates {env_id} "
-                "differently; download demonstrations for ManiSkill 3 (python -m "
-                "mani_skill.utils.download_demo), or record them again"
-            )
-
     def _read(self, index: int, name: str, wanted: Collection[str] | None) -> Demo:
         # Check that all arrays are present.
         group, crcs = self._file[name], self._crcs[index]
@@ -303,10 +276,10 @@ class Demonstrations:
 
         arrays = {key: read(key, _dataset(group, key)) for key in (*ARRAYS, *OPTIONAL_ARRAYS) if key in group}
         if not len(arrays["actions"]):
-            raise _UnsupportedError(f"the episode has no steps; {_REMOVE_EMPTY}")
+            raise _UnsupportedError(f"the episode has no steps; {maniskill_files.REMOVE_EMPTY}")
         observations = _observations(group)
         if wanted and not observations:
-            raise _UnsupportedError(f"the episode has no observations; {_ADD_OBS}")
+            raise _UnsupportedError(f"the episode has no observations; {maniskill_files.ADD_OBS}")
         for key in wanted or ():
             if key not in observations:
                 raise UnknownNameError(f"observation of {self.path}:", key, observations)
@@ -331,7 +304,7 @@ class Demonstrations:
             terminated=flags.pop("terminated"),
             truncated=flags.pop("truncated"),
             success=flags.get("success"),
-            seed=_seed_of(self.episodes[index]),
+            seed=self.seed(index),
             draws=draws,
             env_states=states,
             **floats,
@@ -404,12 +377,3 @@ def _tree(leaves: Mapping[str, Array]) -> Tree:
             node = node.setdefault(folder, {})
         node[name] = value
     return tree
-
-
-def _seed_of(episode: Mapping[str, Any]) -> int | None:
-    """The episode's seed. ManiSkill writes a number, or a list for all envs reset together, used if it has
-    one entry."""
-    seed = episode.get("episode_seed")
-    if isinstance(seed, list):
-        seed = seed[0] if len(seed) == 1 else None
-    return None if seed is None else int(seed)

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from residual_rl.config import from_plain
 from residual_rl.demos.episode import Array, Demo
 from residual_rl.demos.reader import Demonstrations
 from residual_rl.envs.vec_env import VecEnv
-from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
+from residual_rl.errors import CheckpointError
 from residual_rl.registry import TASKS, load
 from residual_rl.visualization.video import Frame, caption, write_video
 
@@ -88,17 +87,7 @@ def make_env(demos: Demonstrations, num_envs: int, num_threads: int = 0) -> VecE
         ConfigError: the task is not registered.
         CheckpointError: the stored settings or actions do not fit the task of this release.
     """
-    try:
-        spec = TASKS.get(demos.task_id)
-    except UnknownNameError as error:
-        raise ConfigError(f"{demos.path}: {error}; install the package that registers it") from None
-    settings = demos.task_settings
-    try:
-        cfg = from_plain(load(spec.config), settings)
-    except (UnknownNameError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{demos.path} has settings that task {spec.id!r} of this release does not accept: {error}"
-        ) from error
+    cfg, spec = demos.task_cfg, TASKS.get(demos.task_id)
     env: VecEnv = load(spec.make)(cfg, num_envs, num_threads, "cpu")
     if len(env.action_unit) != demos.action_dim:
         env.close()

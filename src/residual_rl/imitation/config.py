@@ -12,9 +12,12 @@ from annotated_types import Interval
 from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.utils.validation import (
     CheckedCfg,
+    ChunkLength,
+    LayerSizes,
     Names,
     NonNegativeFloat,
     NonNegativeInt,
+    NumThreads,
     PositiveFloat,
     PositiveInt,
     Share,
@@ -96,16 +99,16 @@ class ImitateCfg(CheckedCfg):
     model's."""
 
     # --- policy ---
-    num_obs_steps: PositiveInt = 2
+    num_obs_steps: ChunkLength = 2
     """Number of observations that the policy reads, including the current one."""
-    chunk_size: PositiveInt = 16
+    chunk_size: ChunkLength = 16
     """Number of predicted actions from the current step on."""
-    num_action_steps: PositiveInt = 8
+    num_action_steps: ChunkLength = 8
     """Number of actions of a chunk that are executed before the next prediction."""
     num_past_actions: NonNegativeInt = 0
     """Number of predicted actions before the current step, which are never executed. Public checkpoints of
     Diffusion Policy have num_obs_steps − 1."""
-    hidden_sizes: tuple[PositiveInt, ...] = (512, 512, 512)
+    hidden_sizes: LayerSizes = (512, 512, 512)
     """bc: width of each hidden layer."""
     channels: tuple[int, ...] = (64, 128, 256)
     """diffusion, flow: channels of each level of the U-Net, multiples of 8."""
@@ -116,7 +119,7 @@ class ImitateCfg(CheckedCfg):
     layout: Literal["own", "public"] = "own"
     """diffusion, flow: layout of the U-Net: own, or public, that of Diffusion Policy's checkpoints
     (`ConditionalUnet1D`)."""
-    diffusion_steps: PositiveInt = 100
+    diffusion_steps: ChunkLength = 100
     """diffusion: number of noise levels in training."""
     sampling_steps: PositiveInt = 10
     """Denoising steps: DDIM for diffusion, Euler for flow. Can be changed when the policy is used."""
@@ -160,7 +163,7 @@ class ImitateCfg(CheckedCfg):
     """Number of episodes per evaluation, on fixed seeds."""
     eval_share: Share = 0.2
     """Maximum share of the time for evaluations; those that would exceed it are skipped, except the last."""
-    num_threads: NonNegativeInt = 0
+    num_threads: NumThreads = 0
     """Simulator threads; 0 means one per CPU core."""
     save_freq: PositiveInt = 1_000
     """Gradient steps between two checkpoints."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from residual_rl.errors import ConfigError
-from residual_rl.utils.validation import CheckedCfg, PositiveInt
+from residual_rl.utils.validation import CheckedCfg, ChunkLength, PositiveInt
 
 
 @dataclass(frozen=True)
@@ -14,13 +14,13 @@ class ConvertCfg(CheckedCfg):
     """Settings that the tensors of a public Diffusion Policy checkpoint do not contain; the defaults are the
     published ones."""
 
-    num_obs_steps: PositiveInt = 2
+    num_obs_steps: ChunkLength = 2
     """Number of observations that the policy reads; obs_horizon in the published code."""
-    prediction_horizon: PositiveInt = 16
+    prediction_horizon: ChunkLength = 16
     """Number of predicted actions from the oldest observation on; pred_horizon in the published code."""
-    num_action_steps: PositiveInt = 8
+    num_action_steps: ChunkLength = 8
     """Number of actions executed before the next prediction; act_horizon in the published code."""
-    diffusion_steps: PositiveInt = 100
+    diffusion_steps: ChunkLength = 100
     """Number of noise levels in training; num_diffusion_iters in the published code."""
     sampling_steps: PositiveInt = 10
     """Number of DDIM denoising steps. Can be changed when the policy is used."""

@@ -26,6 +26,7 @@ from residual_rl.utils.validation import (
     Correlation,
     EpisodeSeed,
     NonNegativeFloat,
+    NumEnvs,
     PositiveInt,
 )
 
@@ -63,7 +64,7 @@ class DistillCfg(CheckedCfg):
     """Number of evaluation episodes; the same ones for the policy, the run and its base policy."""
     first_eval_seed: EpisodeSeed = EVAL_SEED
     """Seed of the first evaluation episode; training does not use these seeds."""
-    eval_envs: PositiveInt = 100
+    eval_envs: NumEnvs = 100
     """Number of envs in the evaluation; the results do not depend on it."""
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from residual_rl.base_policies.executor import BasePolicyExecutor
-from residual_rl.config import from_plain
-from residual_rl.errors import ConfigError, UnknownNameError
+from residual_rl.demos.reader import Demonstrations
+from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.evaluation.evaluate import evaluate, no_residual
 from residual_rl.registry import TASKS, load
 from residual_rl.residual_env import ResidualEnv
@@ -24,28 +22,25 @@ class SuccessEvaluation:
     """The evaluation envs of the demonstrations' task, and a time budget.
 
     Args:
-        task_id: task of the demonstrations.
-        task_settings: settings of that task as plain values.
+        demos: the demonstrations, whose task and settings are used.
         episodes: number of episodes, one per env.
         num_threads: simulator threads; 0 means one per CPU core.
         share: maximum fraction of the time since construction that evaluations may take.
 
     Raises:
         ConfigError: the task cannot be simulated.
+        ConsentError: see `Demonstrations.task_cfg`.
     """
 
-    def __init__(
-        self, task_id: str, task_settings: Mapping[str, Any], episodes: int, num_threads: int, share: float
-    ):
+    def __init__(self, demos: Demonstrations, episodes: int, num_threads: int, share: float):
         try:
-            spec = TASKS.get(task_id)
-            cfg = from_plain(load(spec.config), dict(task_settings))
-        except UnknownNameError as error:
+            cfg = demos.task_cfg
+        except (ConfigError, CheckpointError) as error:
             raise ConfigError(
                 f"the demonstrations cannot be simulated here: {error}; disable evaluations with"
                 " --eval-freq 0"
             ) from error
-        self.env = load(spec.make)(cfg, episodes, num_threads, "cpu")
+        self.env = load(TASKS.get(demos.task_id).make)(cfg, episodes, num_threads, "cpu")
         self._seeds = range(TRAINING_EVAL_SEED, TRAINING_EVAL_SEED + episodes)
         self._share, self._begin = share, time.perf_counter()
         self._last, self._warned = 0.0, False

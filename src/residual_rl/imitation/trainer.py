@@ -185,9 +185,7 @@ class Trainer(ResumableTrainer):
         action_unit = info.get("action_unit")
         action_unit_name = info.get("action_unit_name")
         if cfg.eval_freq:
-            self.evaluation = SuccessEvaluation(
-                task_id, task_settings, cfg.eval_episodes, cfg.num_threads, cfg.eval_share
-            )
+            self.evaluation = SuccessEvaluation(demos, cfg.eval_episodes, cfg.num_threads, cfg.eval_share)
             action_unit = self.evaluation.env.action_unit.tolist()
             action_unit_name = self.evaluation.env.action_unit_name
         # Settings of the model

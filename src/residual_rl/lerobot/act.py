@@ -221,9 +221,7 @@ class ActTrainer(Trainer):
                 raise ConfigError(f"n_episodes is {count}, but {path} has {len(demos)} episodes")
             self.evaluation: SuccessEvaluation | None = None
             if cfg.eval_freq:
-                self.evaluation = SuccessEvaluation(
-                    demos.task_id, demos.task_settings, cfg.eval_episodes, cfg.num_threads, cfg.eval_share
-                )
+                self.evaluation = SuccessEvaluation(demos, cfg.eval_episodes, cfg.num_threads, cfg.eval_share)
                 env = self.evaluation.env
             else:
                 env = stack.enter_context(contextlib.closing(make_env(demos, 1, 1)))

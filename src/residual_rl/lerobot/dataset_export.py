@@ -268,6 +268,7 @@ def _side(demos: Demonstrations, actions: str, episodes: list[dict[str, Any]]) -
         "version": SIDE_VERSION,
         "task": demos.task_id,
         "settings": demos.task_settings,
+        "signature": demos.info.get("signature"),
         "actions": actions,
         "episodes": episodes,
     }

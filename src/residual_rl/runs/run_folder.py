@@ -98,6 +98,18 @@ class RunFolder:
             self._stamp(command)
         return self
 
+    def refuse_links(self) -> None:
+        """Raise `ConfigError` for a symbolic link in the folder: writing would follow it to another place,
+        which the sender of a run may have chosen."""
+        for folder, folders, files in os.walk(self.path):
+            for name in sorted(folders + files):
+                path = Path(folder, name)
+                if path.is_symlink():
+                    raise ConfigError(
+                        f"{path} is a link, which this program would follow when it writes into {self.path}; "
+                        "replace it by a copy of what it points to"
+                    )
+
     @property
     def is_empty(self) -> bool:
         """Whether there is no folder yet, or it has only what a start that was killed leaves."""
@@ -134,6 +146,7 @@ class RunFolder:
     @contextlib.contextmanager
     def _hold(self) -> Iterator[None]:
         """Take the lock, and release it if the block fails."""
+        self.refuse_links()
         self._held = _lock(self.path)
         try:
             yield
@@ -170,7 +183,8 @@ class RunFolder:
 def _lock(folder: Path) -> IO[str]:
     path = folder / LOCK_FILE
     with writing(path):
-        file = path.open("a+")
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        file = os.fdopen(descriptor, "a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -5,27 +5,33 @@ The run folder of each trial records its state.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import io
 import itertools
 import json
+import os
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
 from residual_rl.config import PARTS, TrainCfg, from_plain, replace_fields
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 from residual_rl.runs.run_folder import RunFolder
+from residual_rl.utils.consent import confirmations
 from residual_rl.utils.seeding import EVAL_SEED
-from residual_rl.utils.validation import CheckedCfg, Distinct, EpisodeSeed, NonNegativeFloat, PositiveInt
+from residual_rl.utils.signature import is_own, read_signature
+from residual_rl.utils.validation import (
+    CheckedCfg,
+    Distinct,
+    EpisodeSeed,
+    NonNegativeFloat,
+    PositiveInt,
+    parse_value,
+)
 
 State = Literal["waiting", "running", "evaluating", "interrupted", "failed", "finished"]
 _NO_GRID = {
@@ -81,6 +87,8 @@ class Trial:
     eval_seeds: tuple[int, int]
     """First seed and number of the evaluation episodes."""
     cpus: int = 1
+    confirmations: tuple[str, ...] = ()
+    """Settings of other people's files that the user has confirmed, as FIELD=VALUE."""
 
     @property
     def run(self) -> RunFolder:
@@ -109,6 +117,7 @@ class Trial:
             **{
                 **data,
                 "train": tuple(data["train"]),
+                "confirmations": tuple(data["confirmations"]),
                 "sweep": Path(data["sweep"]),
                 "eval_seeds": tuple(data["eval_seeds"]),
             }
@@ -186,11 +195,9 @@ def _aliases(part: Any) -> dict[str, list[str]]:
 
 def _value(key: str, text: str, hint: Any) -> Any:
     """Parse `text` like the command line does for a setting of this type."""
-    holder = dataclasses.make_dataclass("Value", [("value", hint)])
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # replaced by a message of one line
-            return tyro.cli(holder, args=["--value", *text.split()], console_outputs=False).value
-    except SystemExit:
+        return parse_value(hint, text.split())
+    except ValueError:
         raise ConfigError(f"--grid {key}={text}: {text!r} is not {_kind(hint)}") from None
 
 
@@ -215,13 +222,16 @@ def _kind(hint: Any) -> str:
 # --- the trials ---------------------------------------------------------------------------------------------
 
 
-def make_trials(sweep: SweepCfg, cfg: TrainCfg, folder: Path) -> list[Trial]:
+def make_trials(
+    sweep: SweepCfg, cfg: TrainCfg, folder: Path, check: Callable[[TrainCfg], None] = lambda _: None
+) -> list[Trial]:
     """A trial for each point of the grid and each seed.
 
     Args:
         sweep: the sweep.
         cfg: the settings of its `train` flags.
         folder: the folder of the sweep.
+        check: called with the settings of each point.
     """
     trials = []
     for values in itertools.product(*sweep.grid.values()):
@@ -231,6 +241,7 @@ def make_trials(sweep: SweepCfg, cfg: TrainCfg, folder: Path) -> list[Trial]:
         point = ",".join(f"{key}={text}" for key, text in texts.items()) or DEFAULT_POINT
         try:
             trained = replace_fields(cfg, typed)
+            check(trained)
         except ConfigError as error:
             raise ConfigError(f"--grid {point}: {error}") from error
 
@@ -254,6 +265,7 @@ def make_trials(sweep: SweepCfg, cfg: TrainCfg, folder: Path) -> list[Trial]:
                     sweep=folder,
                     eval_seeds=(sweep.first_eval_seed, sweep.n_episodes),
                     cpus=sweep.cpus_per_trial,
+                    confirmations=confirmations(),
                 )
             )
     if len({trial.name for trial in trials}) < len(trials):
@@ -294,6 +306,8 @@ def check_train_flags(flags: Sequence[str], grid: Mapping[str, Any], cfg: TrainC
 
     `cfg` has the parts whose settings are in the grid.
     """
+    if any(word.startswith("--tyro-") for word in flags):
+        raise ConfigError("a sweep's trials take the flags of `residual-rl train`, and no --tyro-… flags")
     for key, why in {
         "seed": "give --seeds instead",
         "output_dir": "",
@@ -348,13 +362,38 @@ def state_of(trial: Trial) -> State:
     return "interrupted" if trial.run.config_file.exists() else "waiting"
 
 
-def read_sweep(folder: Path) -> SweepCfg:
-    """The sweep in `folder`. Raises `CheckpointError` if there is none."""
+@dataclass(frozen=True)
+class StoredSweep:
+    """A sweep that was read from its folder."""
+
+    cfg: SweepCfg
+    own: bool
+    """Whether the user started it, by the signature in the folder."""
+
+
+def read_sweep(folder: Path, trusted: bool = False) -> StoredSweep:
+    """The sweep in `folder`.
+
+    The arguments of a sweep that somebody else started are those of a command line that the user has not
+    typed: unless `trusted`, trust is removed from them, and relative paths start from the current folder.
+
+    Raises:
+        CheckpointError: there is no sweep, or its configuration is damaged.
+    """
     file = RunFolder(folder).config_file
     data = read_json(file)
     if not data:
         raise CheckpointError(f"{file} does not exist; {folder} contains no sweep to resume")
     try:
-        return from_plain(SweepCfg, data)
-    except (UnknownNameError, TypeError) as error:
+        cfg = from_plain(SweepCfg, data)
+    except (UnknownNameError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file} is not the configuration of a sweep: {error}") from error
+    if is_own(data, read_signature(folder)):
+        return StoredSweep(cfg, True)
+    train = tuple(word for word in cfg.train if trusted or not is_trust_flag(word))
+    return StoredSweep(dataclasses.replace(cfg, train=train, cwd=os.getcwd()), False)
+
+
+def is_trust_flag(word: str) -> bool:
+    """Whether a word of a command line is `--trust-checkpoint`, with or without a prefix."""
+    return word.replace("_", "-").partition("=")[0].endswith("trust-checkpoint")

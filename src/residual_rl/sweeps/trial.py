@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from residual_rl.runs.checkpoint import CheckpointFolder
-from residual_rl.sweeps.grid import State, Trial, is_evaluated, is_trained
+from residual_rl.sweeps.grid import State, Trial, is_evaluated, is_trained, is_trust_flag
+from residual_rl.utils.consent import CONFIRM
 from residual_rl.utils.files import make_folder, write_atomically
 from residual_rl.utils.signals import STOP_SIGNALS
 
@@ -112,6 +113,7 @@ class TrialProcess:
         """Start `residual-rl` with the arguments `command`; its output is appended to the trial's log."""
         log = self.trial.log
         make_folder(log.parent)
+        confirmed = [word for pair in self.trial.confirmations for word in (CONFIRM, pair)]
         threads = str(self.trial.cpus)
         environment = {
             **os.environ,
@@ -122,7 +124,7 @@ class TrialProcess:
         with log.open("ab") as file:
             file.write(f"$ residual-rl {' '.join(command)}\n".encode())
             return subprocess.Popen(
-                [sys.executable, "-m", ENTRY_POINT, str(os.getpid()), *command],
+                [sys.executable, "-m", ENTRY_POINT, str(os.getpid()), *command, *confirmed],
                 cwd=self._cwd,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -153,7 +155,7 @@ def next_command(trial: Trial) -> list[str] | None:
 
     # Resume from the last checkpoint; without one, start again.
     if CheckpointFolder(run.checkpoints).files():
-        trusts = any(word.replace("_", "-").endswith("trust-checkpoint") for word in trial.train)
+        trusts = any(map(is_trust_flag, trial.train))
         return ["train", "--resume", str(run.path), *(["--trust-checkpoint"] if trusts else [])]
     if run.path.exists() and not run.held:
         shutil.rmtree(run.path)

@@ -106,6 +106,11 @@ def to_json(obj: Any, indent: int | None = None) -> str:
     return json.dumps(_plain(obj, ""), indent=indent, allow_nan=False, ensure_ascii=False)
 
 
+def plain(obj: Any) -> Any:
+    """`obj` as the values that reading its JSON gives. Raises like `to_json`."""
+    return json.loads(to_json(obj))
+
+
 def write_json(path: Path, obj: Any) -> None:
     """Write `obj` as indented JSON, atomically. Raises like `to_json` and `write_atomically`."""
     write_atomically(path, to_json(obj, indent=2) + "\n")

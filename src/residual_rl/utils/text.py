@@ -27,3 +27,9 @@ def one_line(text: object, limit: int = 300) -> str:
         lines = lines[-1:]
     joined = " ".join(lines)
     return joined if len(joined) <= limit else f"{joined[:limit]}…"
+
+
+def printable(text: str) -> str:
+    """`text` with control characters, such as those of terminals' escape sequences, written as `\\x1b`; line
+    breaks and tabs too."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -12,20 +12,23 @@ the same checks.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-import math
 import numbers
+import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Lt, MinLen
+from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Lt, MaxLen, MinLen
 
 from residual_rl.errors import ConfigError
 
+_LARGEST = sys.float_info.max
+"""Whole numbers in JSON can be larger than any float."""
 PositiveInt = Annotated[int, Ge(1)]
 NonNegativeInt = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0.0)]
@@ -61,6 +64,14 @@ TorchSeed = Annotated[int, Interval(ge=0, lt=1 << 31)]
 EpisodeSeed = Annotated[int, Interval(ge=0, lt=1 << 62)]
 """First of several episode seeds, all of which fit into 64 bits."""
 Port = Annotated[int, Interval(ge=1, le=65535)]
+# Upper bounds keep a file from asking for terabytes or for millions of threads.
+NumThreads = Annotated[int, Interval(ge=0, le=4096)]
+NumEnvs = Annotated[int, Interval(ge=1, le=1 << 20)]
+Pixels = Annotated[int, Interval(ge=1, le=1 << 14)]
+ChunkLength = Annotated[int, Interval(ge=1, le=1 << 14)]
+NumNetworks = Annotated[int, Interval(ge=1, le=256)]
+LayerSize = Annotated[int, Interval(ge=1, le=1 << 16)]
+LayerSizes = Annotated[tuple[LayerSize, ...], MaxLen(32)]
 
 
 class CheckedCfg:
@@ -85,6 +96,42 @@ def check_fields(cfg: Any) -> None:
         required = _violation(hint, value)
         if required is not None:
             raise ConfigError(f"{name} must be {required}, not {value!r}")
+
+
+def parse_value(hint: Any, words: Sequence[str]) -> Any:
+    """A value of type `hint` from the words of a text, such as a flag's; bounds are left to `check_fields`.
+
+    Raises:
+        ValueError: the words are not a value of that type.
+    """
+    inner, _ = _split(hint)
+    origin, args = typing.get_origin(inner), typing.get_args(inner)
+    # a list: one value for each word
+    if origin is tuple:
+        types_ = [args[0]] * len(words) if len(args) == 2 and args[1] is Ellipsis else args
+        return tuple(parse_value(each, [word]) for each, word in zip(types_, words, strict=True))
+    # X | None: the first type that takes the words, None before text
+    if _options(inner) != (inner,):
+        for option in sorted(_options(inner), key=lambda option: option is not types.NoneType):
+            with contextlib.suppress(ValueError):
+                return parse_value(option, words)
+        raise ValueError(f"expected {inner}")
+    # one word
+    (word,) = words
+    if origin is Literal:
+        return next(_matching(args, word))
+    if inner in (bool, types.NoneType):
+        return next(_matching((True, False) if inner is bool else (None,), word))
+    if inner in (int, float, str, Path):
+        return inner(word)
+    raise ValueError(f"a value of type {inner} cannot be written as text")
+
+
+def _matching(choices: Sequence[Any], word: str) -> Iterator[Any]:
+    found = [choice for choice in choices if str(choice) == word]
+    if not found:
+        raise ValueError(f"expected one of {choices}")
+    return iter(found)
 
 
 def describe_bounds(hint: Any) -> str:
@@ -157,11 +204,13 @@ def _scalar_violation(hint: Any, value: Any) -> str | None:
     if hint is bool:
         return None if is_bool else "true or false"
     if hint is int:
-        return None if isinstance(value, numbers.Integral) and not is_bool else "a whole number"
+        if not isinstance(value, numbers.Integral) or is_bool:
+            return "a whole number"
+        return None if abs(int(value)) < 1 << 63 else "a whole number below 2^63"
     if hint is float:
         if not isinstance(value, numbers.Real) or is_bool:
             return "a number"
-        return None if math.isfinite(value) else "finite"
+        return None if abs(typing.cast(float, value)) <= _LARGEST else "finite"
     if hint is str:
         return None if isinstance(value, str) else "text"
     if hint is Path:
@@ -193,6 +242,8 @@ def _conditions(hint: Any) -> list[tuple[str, Callable[[Any], bool]]]:
                 bounds[type(part)] = dataclasses.astuple(part)[0]
             elif isinstance(part, MinLen):
                 others.append(_min_length(part.min_length))
+            elif isinstance(part, MaxLen):
+                others.append(_max_length(part.max_length))
             elif isinstance(part, Rule):
                 others.append((part.text, part.holds))
     return ([(_bounds_text(bounds), lambda value: _within(bounds, value))] if bounds else []) + others
@@ -200,6 +251,10 @@ def _conditions(hint: Any) -> list[tuple[str, Callable[[Any], bool]]]:
 
 def _min_length(least: int) -> tuple[str, Callable[[Any], bool]]:
     return f"a list of at least {least}", lambda value: len(value) >= least
+
+
+def _max_length(most: int) -> tuple[str, Callable[[Any], bool]]:
+    return f"a list of at most {most}", lambda value: len(value) <= most
 
 
 def _bounds_text(bounds: dict[type, Any]) -> str:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from residual_rl.cli.flags import has_flag, parse_flags, parse_head, require_target
 from residual_rl.cli.policies import ORACLE, resolve_policy
-from residual_rl.config import TrainCfg, replace_fields
+from residual_rl.config import TrainCfg, replace_fields, sign_task_settings
 from residual_rl.demos.collect import (
     NUM_ENVS,
     CollectCfg,
@@ -36,7 +36,7 @@ from residual_rl.registry import TASKS, load
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.runs.progress_bar import ProgressBar
 from residual_rl.utils.signals import stop_signals
-from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, PositiveFloat
+from residual_rl.utils.validation import CheckedCfg, NumThreads, PositiveFloat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class CollectFlags(CheckedCfg):
     """File to write; its description is written to a file of the same name with the suffix .json."""
     overwrite: bool = False
     """Replace an existing file."""
-    num_threads: NonNegativeInt | None = None
+    num_threads: NumThreads | None = None
     """Simulator threads; 0 means one per CPU core. The episodes do not depend on it. None: as in training."""
     time_limit: PositiveFloat = 120.0
     """Time limit of a planner for each episode [s]."""
@@ -136,14 +136,16 @@ def _collect_planned(task_id: str, argv: Sequence[str], name: str) -> int:
 
 def _describe_planned(planner: Planner, cfg: TrainCfg, name: str, collect_cfg: CollectCfg) -> dict[str, Any]:
     """The description stored in a file of planned episodes."""
+    settings = dataclasses.replace(cfg, task=planner.task).to_dict()["task"]
     return describe(
         cfg.task_id,
-        dataclasses.replace(cfg, task=planner.task).to_dict()["task"],
+        settings,
         max_episode_steps=planner.max_episode_steps,
         control_hz=planner.control_hz,
         action_unit=list(planner.action_unit),
         action_unit_name=planner.action_unit_name,
         source_type=name,
+        signature=sign_task_settings(cfg.task_id, settings),
         source_desc=planner.description,
         collected={
             name: getattr(collect_cfg, name)
@@ -199,13 +201,15 @@ def _describe(
             "residual_scale": exported.residual_scale,
             **plain["residual"],
         }
+    settings = task_settings(cfg, env.vec_env)
     return describe(
         cfg.task_id,
-        task_settings(cfg, env.vec_env),
+        settings,
         max_episode_steps=env.vec_env.max_episode_steps,
         control_hz=env.vec_env.control_hz,
         action_unit=env.vec_env.action_unit.tolist(),
         action_unit_name=env.vec_env.action_unit_name,
+        signature=sign_task_settings(cfg.task_id, settings),
         source_type="policy" if exported is None else "rl",
         source_desc=name,
         policy={"base_policy": cfg.base_policy_id, "base": plain["base"], "residual": residual},

@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 
 from residual_rl.cli.flags import HELP, parse_flags, parse_head
-from residual_rl.config import TrainCfg, from_plain
+from residual_rl.config import TrainCfg, read_task_settings, sign_task_settings
 from residual_rl.demos.reader import Demonstrations
 from residual_rl.demos.writer import DemoWriter, check_output, describe
 from residual_rl.envs.vec_env import VecEnv
@@ -21,6 +21,7 @@ from residual_rl.lerobot.dataset_export import ExportCfg, export
 from residual_rl.lerobot.dataset_import import LAG, Converter, ImportCfg, Recording
 from residual_rl.registry import TASKS, load
 from residual_rl.runs.progress_bar import ProgressBar
+from residual_rl.utils.files import plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,14 +92,16 @@ def _write(recording: Recording, task_id: str, flags: ImportFlags, cfg: ImportCf
     with contextlib.closing(env):
         # the conversion replays each recording in the env, which computes the values that the dataset lacks
         converter = Converter(recording, env, task_id, cfg)
+        plain_settings = plain(settings)
         info = describe(
             task_id,
-            dataclasses.asdict(settings),
+            plain_settings,
             max_episode_steps=env.max_episode_steps,
             control_hz=env.control_hz,
             action_unit=env.action_unit.tolist(),
             action_unit_name=env.action_unit_name,
             source_type="lerobot",
+            signature=sign_task_settings(task_id, plain_settings),
             source_desc=f"LeRobot dataset {recording.source}",
             lerobot={"fps": recording.fps, **dataclasses.asdict(cfg)},
         )
@@ -119,15 +122,14 @@ def _defaults(task_id: str, recording: Recording | None) -> TrainCfg:
     if the task has such a control mode."""
     cfg = TrainCfg.default(task_id)
     side = recording.side if recording else None
-    if side is not None and side["task"] == task_id:
+    if recording is not None and side is not None and side["task"] == task_id:
         try:
-            return dataclasses.replace(
-                cfg, task=from_plain(load(TASKS.get(task_id).config), side["settings"])
-            )
+            signature = side.get("signature")
+            task = read_task_settings(task_id, side["settings"], Path(recording.source), signature)
+            return dataclasses.replace(cfg, task=task)
         except (UnknownNameError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{recording.source if recording else ''} contains settings that this release does not have: "
-                f"{error}"
+                f"{recording.source} contains settings that this release does not have: {error}"
             ) from error
     modes = {field.name: field for field in dataclasses.fields(cfg.task)}
     return (

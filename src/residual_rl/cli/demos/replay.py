@@ -17,7 +17,7 @@ from residual_rl.demos.reader import Demonstrations
 from residual_rl.demos.replay import ReplayResult, make_env, replay, write_replay_video
 from residual_rl.errors import MissingDependencyError
 from residual_rl.runs.progress_bar import ProgressBar
-from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, PositiveInt
+from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, NumEnvs, NumThreads
 
 _log = logging.getLogger(__name__)
 
@@ -30,9 +30,9 @@ class ReplayFlags(CheckedCfg):
     """Episodes to replay. Empty: all."""
     save_video: Path | None = None
     """Write a video of the replayed episodes to this file; without a value, to FILE.mp4."""
-    num_envs: PositiveInt = 16
+    num_envs: NumEnvs = 16
     """Episodes replayed together; the results do not depend on it."""
-    num_threads: NonNegativeInt = 0
+    num_threads: NumThreads = 0
     """Simulator threads; 0 means one per CPU core."""
 
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
             demos.episode(i, obs=())  # report damaged episodes before running any
         env = make_env(demos, min(flags.num_envs, len(episodes)), flags.num_threads)
         # warn about missing seeds and observations
-        unseeded = sum(demos.episodes[i].get("episode_seed") is None for i in episodes)
+        unseeded = sum(demos.seed(i) is None for i in episodes)
         if unseeded:
             _log.warning(
                 "%d of %d episodes have no seed: their initial state, where it is not stored, is that of "

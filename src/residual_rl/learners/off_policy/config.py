@@ -12,9 +12,11 @@ from residual_rl.learners.ppo.config import Activation, BootstrapAtDone
 from residual_rl.utils.validation import (
     CheckedCfg,
     Correlation,
+    LayerSizes,
     Names,
     NonNegativeFloat,
     NonNegativeInt,
+    NumNetworks,
     PositiveFloat,
     PositiveInt,
     Share,
@@ -97,13 +99,13 @@ class OffPolicyCfg(CheckedCfg):
     """Gradient clipping: maximum norm of the gradients of critics and actor, separately."""
 
     # --- networks ---
-    num_critics: PositiveInt = 4
+    num_critics: NumNetworks = 4
     """Number of critics in the ensemble."""
-    num_target_critics: PositiveInt = 2
+    num_target_critics: NumNetworks = 2
     """Number of randomly chosen critics whose minimum is the target of a gradient step."""
     actor_value: Literal["min", "mean"] = "mean"
     """Objective of the actor: the minimum or the mean of the critics' values."""
-    hidden_sizes: tuple[PositiveInt, ...] = (128, 128)
+    hidden_sizes: LayerSizes = (128, 128)
     """Sizes of the hidden layers of actor and critics."""
     activation: Activation = "relu"
     """Activation function."""
@@ -216,9 +218,9 @@ class PolicyDecoratorCfg(SACCfg):
     actor_ema_power: NonNegativeFloat = 0.0
     tau: Share = 0.01
     max_grad_norm: PositiveFloat = 50.0
-    num_critics: PositiveInt = 2
+    num_critics: NumNetworks = 2
     actor_value: Literal["min", "mean"] = "min"
-    hidden_sizes: tuple[PositiveInt, ...] = (256, 256, 256)
+    hidden_sizes: LayerSizes = (256, 256, 256)
     critic_layer_norm: bool = False
     actor_layer_norm: bool = False
     output_init: NonNegativeFloat = 0.01

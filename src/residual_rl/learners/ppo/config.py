@@ -9,6 +9,8 @@ from residual_rl.errors import ConfigError
 from residual_rl.utils.validation import (
     CheckedCfg,
     Correlation,
+    LayerSize,
+    LayerSizes,
     Names,
     NonNegativeFloat,
     NonNegativeInt,
@@ -59,7 +61,7 @@ class PPOCfg(CheckedCfg):
     """Initial standard deviation of the residual, in units of the residual's bound."""
     final_std: PositiveFloat | None = None
     """Standard deviation at the end of training, reached by a linear schedule. None: it is learned."""
-    hidden_sizes: tuple[PositiveInt, ...] = (128, 128)
+    hidden_sizes: LayerSizes = (128, 128)
     """Sizes of the hidden layers of actor and critic."""
     activation: Activation = "tanh"
     """Activation function."""
@@ -73,7 +75,7 @@ class PPOCfg(CheckedCfg):
     critic_obs_keys: Names | None = None
     """Named observations of the critic, e.g. a `state` that is hidden from the policy. None: those of the
     policy."""
-    image_features: PositiveInt = 256
+    image_features: LayerSize = 256
     """Number of features per image encoder. Cameras of the same resolution share one."""
     random_shift: NonNegativeInt = 0
     """Maximum random shift of images during exploration [px]; 0 disables it."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, PositiveInt
+from residual_rl.utils.sensitive import CodeNames, Sensitive
+from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, NumThreads, Pixels, PositiveInt
 
 
 @dataclass(frozen=True)
 class ManiSkillCfg(CheckedCfg):
     """Any task of ManiSkill 3, with any of its robots."""
 
-    env_id: str = "PushCube-v1"
+    env_id: Annotated[str, Sensitive("code", lambda env_id: ":" in env_id)] = "PushCube-v1"
     """Id of the ManiSkill task."""
     robot_uids: str | None = None
     """Id of the robot. None: the task's default."""
@@ -37,9 +38,9 @@ class ManiSkillCfg(CheckedCfg):
     reconfiguration_freq: NonNegativeInt | None = None
     """Number of resets between two rebuilds of the scene; 0 means never. None: the value of the task. Tasks
     whose objects differ between episodes rebuild at each reset on the CPU, and never on the GPU."""
-    image_size: tuple[PositiveInt, PositiveInt] | None = None
+    image_size: tuple[Pixels, Pixels] | None = None
     """Height and width of all camera images [px]. None: those of the task."""
-    num_workers: NonNegativeInt = 0
+    num_workers: NumThreads = 0
     """Number of worker processes of the CPU simulation; 0 means as many as --num-threads."""
-    task_modules: tuple[str, ...] = ()
+    task_modules: CodeNames = ()
     """Modules to import first, which register custom tasks and robots with ManiSkill."""

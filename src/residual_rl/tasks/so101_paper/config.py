@@ -11,6 +11,7 @@ from residual_rl.errors import ConfigError
 from residual_rl.utils.validation import (
     CheckedCfg,
     NonNegativeFloat,
+    Pixels,
     PositiveFloat,
     PositiveInt,
     PositiveRange,
@@ -110,7 +111,7 @@ class SO101PaperCfg(CheckedCfg):
     camera_fovy: tuple[float, float] = (140.0, 140.0)
     """Vertical field of view of the cameras `top` and `wrist` [deg]; 70 for `top` crops to the workspace,
     four times as large."""
-    image_size: tuple[PositiveInt, PositiveInt] = (128, 128)
+    image_size: tuple[Pixels, Pixels] = (128, 128)
     """Height and width of the images [px]."""
 
     def __post_init__(self) -> None:
