@@ -55,8 +55,8 @@ def main(argv: Sequence[str]) -> int:
         unseeded = sum(demos.seed(i) is None for i in episodes)
         if unseeded:
             _log.warning(
-                "%d of %d episodes have no seed: their initial state, where it is not stored, is that of "
-                "seed 0",
+                "%d of %d episodes have no seed of their own: what is not stored of their start, such as the "
+                "shapes of objects, is that of seed 0",
                 unseeded,
                 len(episodes),
             )

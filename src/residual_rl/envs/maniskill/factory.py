@@ -48,6 +48,7 @@ def make_env(cfg: ManiSkillEnvCfg, num_envs: int, render_mode: str | None = None
         setting = f"obs_mode {cfg.obs_mode} with render_backend {cfg.render_backend}"
         raise ConfigError(f"{'rendering an image' if render_mode else setting} {WITHOUT_VULKAN}")
     _import(cfg.modules)
+    headless.build_push_t_unrendered()
     if not headless.vulkan_works():
         # Scenes create render materials even if nothing is rendered.
         headless.replace_materials()
