@@ -128,8 +128,10 @@ def _make(cfg: ManiSkillEnvCfg, arguments: dict[str, Any]) -> Any:
     except ResidualRLError:
         raise
     except _NotDownloadedError as error:
+        # "Environment ID requires …" or "Robot ID has …": the files of some tasks are those of their robot
+        what = str(error).split()[1]
         raise ConfigError(
-            f"{name} needs files that are not on this machine; download them with: {DOWNLOAD} {cfg.env_id}"
+            f"{name} needs files that are not on this machine; download them with: {DOWNLOAD} {what}"
         ) from error
     except AssertionError as error:
         if "not in supported modes" not in str(error):
