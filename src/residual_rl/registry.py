@@ -50,6 +50,9 @@ class TaskSpec:
     demo_settings: tuple[str, ...] = ()
     """Settings that demonstrations must share with a run whose critics learn from them: those of the goal,
     the actions and the reward."""
+    max_eval_envs: int | None = None
+    """Largest number of envs for evaluations; None: one per episode. For envs that each take a process or
+    much memory."""
     oracle: str | None = None
     """Id of a base policy that solves the task, for the sanity suite and demonstrations."""
     planners: Mapping[str, str] = field(default_factory=dict)
@@ -60,6 +63,10 @@ class TaskSpec:
     layout, from the contents of their `FILE.json`."""
     gymnasium_id: str | None = None
     """Id of a single env for `gymnasium.make`, e.g. `my_lab/Reach-v0`."""
+
+    def eval_envs(self, num_episodes: int) -> int:
+        """Number of envs for an evaluation of `num_episodes`, whose results do not depend on it."""
+        return min(num_episodes, self.max_eval_envs or num_episodes)
 
     def default_config(self) -> Any:
         """The task's settings with their defaults."""

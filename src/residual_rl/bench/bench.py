@@ -15,7 +15,7 @@ import torch
 from residual_rl.bench.stepping import NotMujocoError, compare_stepping
 from residual_rl.bench.training import SB3_ENVS, SETTINGS, compare_training
 from residual_rl.config import TrainCfg
-from residual_rl.errors import MissingDependencyError
+from residual_rl.errors import ConfigError, MissingDependencyError
 from residual_rl.factory import make_residual_env
 from residual_rl.utils.provenance import machine, versions
 from residual_rl.utils.validation import CheckedCfg, NumEnvs, NumThreads, PositiveInt
@@ -161,8 +161,8 @@ def _cameras(cfg: TrainCfg, bench: BenchCfg) -> list[Row]:
             env.vec_env.render_scenes(scenes, CAMERA_SIZE)
             if turn:  # the first makes the OpenGL contexts
                 rates.append(len(scenes) / (time.perf_counter() - start))
-    except (MissingDependencyError, NotImplementedError) as error:
-        return [Row(name, None, "", str(error) or "this env cannot be rendered")]
+    except (MissingDependencyError, ConfigError) as error:
+        return [Row(name, None, "", str(error))]
     finally:
         env.close()
     return [_row(name, rates, "frames / s", f"{bench.num_envs} envs, one camera each")]

@@ -144,6 +144,10 @@ class TaskEnv(VecEnv):
         return self.physics.model
 
     @property
+    def cameras(self) -> tuple[str, ...]:
+        return tuple(self.model.camera(i).name for i in range(self.model.ncam))
+
+    @property
     def active(self) -> Tensor:
         return self._episodes.active
 

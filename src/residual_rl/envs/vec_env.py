@@ -97,6 +97,8 @@ class VecEnv(gymnasium.vector.VectorEnv):
     residual_unit: Tensor | None = None
     """[A]: the action change of a residual of 1 at a scale of 1; None means 1. It is smaller than 1 where the
     action range is wider than a residual should be."""
+    success_terminates: bool = True
+    """Whether success ends an episode."""
     deterministic: bool = True
     """Whether an episode is a function of its seed and its actions alone, bit for bit."""
     episode_seeds: EpisodeSeeds
@@ -221,20 +223,31 @@ class VecEnv(gymnasium.vector.VectorEnv):
     @property
     def model(self) -> Any:
         """The simulator's compiled model, shared by all envs (MuJoCo: `mujoco.MjModel`)."""
-        raise NotImplementedError
+        raise ConfigError(
+            "this env has no MuJoCo model, which the viewer shows; `residual-rl view TASK --cameras DIR` "
+            "writes images, and `--video FILE` a video, of any env that can be rendered"
+        )
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras of `render_scenes`; empty if it only has its default view."""
+        return ()
 
     def scenes(self) -> Tensor:
         """[B, S]: the state needed to render each env as it is now."""
-        raise NotImplementedError
+        raise ConfigError("this env cannot be rendered: it has no `scenes`")
 
     def render_scenes(
-        self, scenes: Tensor, size: tuple[int, int], camera: str | None = None
+        self,
+        scenes: Tensor,  # noqa: ARG002
+        size: tuple[int, int],  # noqa: ARG002
+        camera: str | None = None,  # noqa: ARG002
     ) -> NDArray[np.uint8]:
         """Render `scenes` [N, S] as images [N, H, W, 3] uint8 of `size` (H, W).
 
         The default `camera` is the one with the best overview.
         """
-        raise NotImplementedError
+        raise ConfigError("this env cannot be rendered: it has no `render_scenes`")
 
     @property
     def step_info_names(self) -> dict[str, tuple[str, ...]]:

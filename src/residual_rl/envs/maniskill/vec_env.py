@@ -96,6 +96,7 @@ class ManiSkillVecEnv(VecEnv):
         self.remote = sim.remote
         self.num_envs, self.device, self.deterministic = sim.num_envs, sim.device, sim.deterministic
         self.max_episode_steps, self._ignore_terminations = max_episode_steps, ignore_terminations
+        self.success_terminates = not ignore_terminations
         self.control_hz, self.control_mode, self.robot = (
             description.control_hz,
             description.control_mode,
