@@ -65,7 +65,7 @@ class TaskSpec:
     """Id of a single env for `gymnasium.make`, e.g. `my_lab/Reach-v0`."""
 
     def eval_envs(self, num_episodes: int) -> int:
-        """Number of envs for an evaluation of `num_episodes`, whose results do not depend on it."""
+        """Number of envs for an evaluation of `num_episodes`, which run the same episodes in any number."""
         return min(num_episodes, self.max_eval_envs or num_episodes)
 
     def default_config(self) -> Any:
