@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ from residual_rl.cli.main import main
 from residual_rl.config import TrainCfg
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import CheckpointError
-from residual_rl.registry import BASE_POLICIES, BasePolicySpec, register_base_policy
+from residual_rl.registry import BASE_POLICIES, TASKS, BasePolicySpec, register_base_policy
 from residual_rl.runner import Runner
 from residual_rl.runs import checkpoint
 from residual_rl.runs.checkpoint import CheckpointFolder
@@ -467,3 +468,16 @@ print(time.perf_counter() - begin)
     assert walls[0] > 1.5 + read_metrics(tmp_path / "first" / "metrics.jsonl")[-1]["time/evaluation"]
     assert read_metrics(tmp_path / "first" / "metrics.jsonl")[-1]["time/setup"] > 1.5
     assert walls[1] < second
+
+
+def test_max_eval_envs__bounds_the_envs_and_not_the_episodes_of_evaluations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tmp_path / "default", total_timesteps=32, eval_episodes=3)
+    spec = dataclasses.replace(TASKS.get("so101-paper"), max_eval_envs=2)
+    monkeypatch.setitem(TASKS._specs, "so101-paper", spec)
+    runner = train(tmp_path / "bounded", total_timesteps=32, eval_episodes=3)
+    assert runner.eval_env.num_envs == 2
+    first = [tmp_path / name / "eval_results" / "step_000000000.json" for name in ("bounded", "default")]
+    assert first[0].read_bytes() == first[1].read_bytes()  # later ones round differently, in float32
+    assert [spec.eval_envs(n) for n in (1, 2, 100)] == [1, 2, 2]

@@ -16,12 +16,11 @@ from residual_rl.config import ResidualScale, TrainCfg
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.registry import LEARNERS, load
 from residual_rl.runs import checkpoint
+from residual_rl.runs.locate import POLICY_FILE, enclosing_run
 from residual_rl.types import Learner, Obs, State
 from residual_rl.utils.files import make_folder, write_json
 from residual_rl.utils.module_state import load_module_state
 from residual_rl.utils.validation import NonNegativeInt, check_fields
-
-POLICY_FILE = "policy.safetensors"
 
 
 def export_policy(folder: Path, cfg: TrainCfg, learner: Learner, residual_scale: float, step: int) -> None:
@@ -132,7 +131,7 @@ def find_policy(path: Path | str, model: str | None = None) -> FoundPolicy:
     """Find the exported policy that an argument of a command refers to.
 
     Args:
-        path: a run folder, the folder of a model, or its policy.safetensors.
+        path: a run folder or its config.json, the folder of a model, or its policy.safetensors.
         model: of a run: `best`, `final`, `interrupted`, or the path of an exported policy. None: best.
 
     Raises:
@@ -140,6 +139,7 @@ def find_policy(path: Path | str, model: str | None = None) -> FoundPolicy:
         CheckpointError: there is no such policy; lists the models of the run.
     """
     path = Path(path)
+    path = path.parent if path.name == "config.json" else path
     # `path` is a model.
     file = path if path.is_file() else path / POLICY_FILE
     if file.is_file():
@@ -147,7 +147,8 @@ def find_policy(path: Path | str, model: str | None = None) -> FoundPolicy:
             raise ConfigError(f"{path} is a model already: leave out --model {model}")
         run = file.resolve().parent.parent
         return FoundPolicy(file, run if (run / "config.json").is_file() else None, str(path))
-    # `path` is a run.
+    # `path` is a run, or another of its folders.
+    path = enclosing_run(path)
     model = model or "best"
     folder = path / f"{model}_model" if model in ("best", "final", "interrupted") else Path(model)
     file = folder / POLICY_FILE if folder.is_dir() or not folder.suffix else folder

@@ -1,8 +1,9 @@
-"""A task as a single Gymnasium environment with NumPy arrays, for use with other libraries."""
+"""A task as a Gymnasium env or vector env with NumPy arrays, for use with other libraries."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import gymnasium
@@ -10,14 +11,15 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
+from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from residual_rl.config import TrainCfg, from_plain
+from residual_rl.config import TrainCfg, from_plain, replace_fields
 from residual_rl.envs.mujoco.gl_backend import display_is_named
 from residual_rl.errors import ConfigError
 from residual_rl.factory import make_residual_env
-from residual_rl.types import Obs
+from residual_rl.types import Obs, Transition
 from residual_rl.visualization.viewer import LiveViewer, require_display
 
 if TYPE_CHECKING:
@@ -38,6 +40,9 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
 
     The observation is a flat `Box`: the task's `state`, followed by the base action. With cameras, it is a
     `Dict` of these and the images.
+
+    The `info` of `step` has `is_success`, the executed `action`, and the `reward_terms` and `task_metrics` by
+    name. That of `reset` has the same entries, with zeros, and NaN for the metrics.
 
     `reset(seed=s)` starts the episode with seed `s`, which equals the episode of that seed in the batched
     env. Further resets draw their seeds from a generator seeded with `s`, so that envs with consecutive seeds
@@ -87,14 +92,11 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
         """The wrapped env with B = 1."""
         # Spaces
         self.metadata = {"render_modes": modes, "render_fps": self.residual_env.vec_env.control_hz}
-        spaces_by_name: dict[str, spaces.Space[Any]] = self.residual_env.observation_space.spaces
-        self._images = [name for name, space in spaces_by_name.items() if space.dtype == np.uint8]
-        self._vectors = ["state"] if "state" in spaces_by_name else []
-        if base_policy is not None:
-            self._vectors.append("base_action")
-        self.observation_space = self._find_observation_space(task, spaces_by_name)
+        self._layout = _Layout(self.residual_env, task, base_policy is not None)
+        self.observation_space = self._layout.space
         self.action_space = self.residual_env.vec_env.single_action_space
         # State
+        self._reset_info: dict[str, Any] = {}
         self._started = False
         self._running = False
         self._scene: Tensor | None = None
@@ -108,19 +110,6 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
         if self.render_mode not in (None, *modes):
             raise ConfigError(f"render_mode must be one of {', '.join(modes)}, not {self.render_mode!r}")
         return modes
-
-    def _find_observation_space(self, task: str, known: dict[str, Any]) -> spaces.Space[Any]:
-        if self._images:
-            return spaces.Dict({name: known[name] for name in (*self._vectors, *self._images)})
-        if "state" not in known:
-            raise ConfigError(
-                f"task {task!r} has neither `state` nor images as observations; a Gymnasium env needs one of"
-                " them"
-            )
-        low, high = (
-            np.concatenate([getattr(known[name], end) for name in self._vectors]) for end in ("low", "high")
-        )
-        return spaces.Box(low, high, dtype=np.float32)
 
     # --- Gymnasium's methods --------------------------------------------------------------------------
 
@@ -139,10 +128,12 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
             # Uses the seed queued below; after the end of an episode, autoreset has already done so
             env.reset()
         env.vec_env.episode_seeds.use_list([self._draw_seed()])
+        if not self._started:
+            self._reset_info = self._layout.reset_info(self.residual_env)
         self._started = self._running = True
         if self.render_mode is not None:
             self._show(env.vec_env.scenes()[0])
-        return self._numpy(env.obs), {}
+        return self._layout.rows(env.obs, 0), _row(self._reset_info, 0)
 
     def step(self, action: NDArray[np.float32]) -> tuple[NumpyObs, float, bool, bool, dict[str, Any]]:
         if not self._running:
@@ -157,16 +148,9 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
         self._running = not (terminated or truncated)
         if self.render_mode is not None:
             self._show(self.residual_env.vec_env.scenes()[0] if self._running else info["final_scenes"][0])
-        terms = {name: float(value) for name, value in info["reward_terms"].items()}
-        if "base_action" not in self._vectors:
-            del terms["residual"]
-        info_dict = {
-            "is_success": bool(info["final_info"]["success_once"]),
-            "action": transition.action[0].numpy(),
-            "reward_terms": terms,
-            "task_metrics": {name: float(value) for name, value in info["task_metrics"].items()},
-        }
-        return self._numpy(transition.next_obs), float(transition.reward), terminated, truncated, info_dict
+        obs = self._layout.rows(transition.next_obs, 0)
+        step_info = _row(self._layout.step_info(transition, info), 0)
+        return obs, float(transition.reward), terminated, truncated, step_info
 
     def render(self) -> NDArray[np.uint8] | None:
         """An image [H, W, 3] in mode `rgb_array`. In mode `human` the viewer is updated by `step` and
@@ -192,17 +176,167 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
     def _draw_seed(self) -> int:
         return int(self.np_random.integers(_SEEDS))
 
-    def _numpy(self, obs: Obs) -> NumpyObs:
-        if self._images:
-            return {name: obs[name][0].numpy().copy() for name in (*self._vectors, *self._images)}
-        return torch.cat([obs[name][0] for name in self._vectors]).numpy()
-
     def _show(self, scene: Tensor) -> None:
         self._scene = scene
         if self.render_mode == "human":
             if self._viewer is None:
                 self._viewer = LiveViewer(self.model, self.residual_env.vec_env.control_hz)
             self._viewer.show(scene)
+
+
+class GymnasiumVecEnv(gymnasium.vector.VectorEnv[NumpyObs, NDArray[np.float32], NDArray[Any]]):
+    """B envs of a registered task that are stepped together, with NumPy arrays, for `gymnasium.make_vec`.
+
+    Actions, observations and rewards are those of `GymnasiumEnv`, with the batch in front. An env whose
+    episode ended is reset in the same step; `final_obs` and `final_info` in `info` are then those of the
+    ended episodes, where the mask `_final_obs` [B] is set. `make_vec_env` has the same envs in torch.
+
+    `reset(seed=s)` starts env i with seed `s + i`, and later episodes count on from there.
+
+    Args:
+        task: id of the task.
+        num_envs: B.
+        base_policy: see `GymnasiumEnv`.
+        residual_scale: see `GymnasiumEnv`.
+        residual_penalty: see `GymnasiumEnv`.
+        num_threads: simulator threads; 0 means one per CPU core.
+        settings: fields of the task's settings.
+
+    Raises:
+        UnknownNameError: unknown task, base policy or setting.
+        ConfigError: incompatible settings.
+    """
+
+    metadata: dict[str, Any] = {"autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP}  # noqa: RUF012
+
+    def __init__(
+        self,
+        task: str,
+        num_envs: int = 1,
+        base_policy: str | None = None,
+        residual_scale: float | None = None,
+        residual_penalty: float | None = None,
+        num_threads: int = 0,
+        **settings: Any,
+    ):
+        residual = {"residual_scale": residual_scale, "residual_penalty": residual_penalty}
+        cfg = _make_cfg(task, base_policy, residual, settings)
+        cfg = replace_fields(cfg, {"run.num_threads": num_threads})
+        self.num_envs = num_envs
+        self.residual_env: ResidualEnv = make_residual_env(cfg, num_envs)
+        """The wrapped env."""
+        self._layout = _Layout(self.residual_env, task, base_policy is not None)
+        self.single_observation_space = self._layout.space
+        self.single_action_space = self.residual_env.vec_env.single_action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NumpyObs, dict[str, Any]]:
+        if options:
+            raise ConfigError(f"reset takes no options; got {sorted(options)}")
+        obs = self.residual_env.reset(seed)
+        return self._layout.rows(obs), self._layout.reset_info(self.residual_env)
+
+    def step(
+        self, actions: NDArray[np.float32]
+    ) -> tuple[NumpyObs, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        if not self.residual_env.obs:
+            raise ResetNeeded("there are no episodes in progress: call reset() first")
+        residual = torch.as_tensor(np.asarray(actions, np.float32))
+        if residual.shape != self.action_space.shape:
+            raise ConfigError(
+                f"actions must have shape {self.action_space.shape}, not {tuple(residual.shape)}"
+            )
+        transition, info = self.residual_env.step(residual.clamp(-1.0, 1.0))
+        step_info = self._layout.step_info(transition, info)
+        ended = info["_final_info"].cpu().numpy()
+        if ended.any():
+            final_obs = self._layout.rows(transition.next_obs)
+            step_info |= {"final_info": dict(step_info), "final_obs": final_obs}
+            step_info |= {"_final_info": ended, "_final_obs": ended}
+        return (
+            self._layout.rows(self.residual_env.obs),
+            transition.reward.double().cpu().numpy(),
+            transition.terminated.cpu().numpy(),
+            transition.truncated.cpu().numpy(),
+            step_info,
+        )
+
+    def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002
+        self.residual_env.close()
+
+
+class _Layout:
+    """Observations and infos of a residual env as NumPy arrays with the batch in front.
+
+    Observations are a flat array of the task's `state` and, with a base policy, the base action; with cameras
+    they are a dict of these and the images.
+    """
+
+    def __init__(self, env: ResidualEnv, task: str, has_base_policy: bool):
+        known: dict[str, Any] = env.observation_space.spaces
+        self._has_base_policy = has_base_policy
+        self._images = [name for name, space in known.items() if space.dtype == np.uint8]
+        self._vectors = ["state"] if "state" in known else []
+        if has_base_policy:
+            self._vectors.append("base_action")
+        self.space: spaces.Space[Any]
+        """The space of one env."""
+        if self._images:
+            self.space = spaces.Dict({name: known[name] for name in (*self._vectors, *self._images)})
+            return
+        if "state" not in known:
+            raise ConfigError(
+                f"task {task!r} has neither `state` nor images as observations; a Gymnasium env needs one of"
+                " them"
+            )
+        low, high = (
+            np.concatenate([getattr(known[name], end) for name in self._vectors]) for end in ("low", "high")
+        )
+        self.space = spaces.Box(low, high, dtype=np.float32)
+
+    def rows(self, obs: Obs, env_id: int | slice = slice(None)) -> NumpyObs:
+        """The observations of all envs, or that of one."""
+        if self._images:
+            return {name: obs[name][env_id].cpu().numpy().copy() for name in (*self._vectors, *self._images)}
+        return torch.cat([obs[name][env_id] for name in self._vectors], -1).cpu().numpy()
+
+    def step_info(self, transition: Transition, info: dict[str, Any]) -> dict[str, Any]:
+        """The info of a step."""
+        terms = dict(info["reward_terms"])
+        if not self._has_base_policy:
+            del terms["residual"]
+        return {
+            "is_success": info["final_info"]["success_once"].cpu().numpy(),
+            "action": transition.action.cpu().numpy(),
+            "reward_terms": {name: value.cpu().numpy() for name, value in terms.items()},
+            "task_metrics": {name: value.cpu().numpy() for name, value in info["task_metrics"].items()},
+        }
+
+    def reset_info(self, env: ResidualEnv) -> dict[str, Any]:
+        """The same entries before the first step. Some tools need equal entries in all infos."""
+        names, num_envs = env.vec_env.step_info_names, env.num_envs
+        terms = (*names["reward_terms"], "residual") if self._has_base_policy else names["reward_terms"]
+        return {
+            "is_success": np.zeros(num_envs, bool),
+            "action": np.zeros((num_envs, len(env.vec_env.action_unit)), np.float32),
+            "reward_terms": {name: np.zeros(num_envs, np.float32) for name in terms},
+            "task_metrics": {name: np.full(num_envs, np.nan, np.float32) for name in names["task_metrics"]},
+        }
+
+
+def _row(info: dict[str, Any], env_id: int) -> dict[str, Any]:
+    """The info of one env, with plain numbers."""
+    return {
+        name: _row(value, env_id)
+        if isinstance(value, dict)
+        else value[env_id].copy()
+        if value.ndim > 1
+        else value[env_id].item()
+        for name, value in info.items()
+    }
 
 
 def _make_cfg(

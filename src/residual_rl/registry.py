@@ -90,6 +90,9 @@ class TaskSpec:
     demo_settings: tuple[str, ...] = ()
     """Settings that demonstrations must share with a run whose critics learn from them: those of the goal,
     the actions and the reward."""
+    max_eval_envs: int | None = None
+    """Largest number of envs for evaluations; None: one per episode. For envs that each take a process or
+    much memory."""
     oracle: str | None = None
     """Id of a base policy that solves the task, for the sanity suite and demonstrations."""
     planners: Mapping[str, str] = field(default_factory=dict)
@@ -103,6 +106,10 @@ class TaskSpec:
 
     def __post_init__(self) -> None:
         check_metric_names(f"task {self.id!r}", self.metric_units)
+
+    def eval_envs(self, num_episodes: int) -> int:
+        """Number of envs for an evaluation of `num_episodes`, which run the same episodes in any number."""
+        return min(num_episodes, self.max_eval_envs or num_episodes)
 
     def default_config(self) -> Any:
         """The task's settings with their defaults."""
@@ -241,7 +248,7 @@ def register_task(spec: TaskSpec) -> TaskSpec:
         gymnasium.register(
             spec.gymnasium_id,
             entry_point="residual_rl.gymnasium_env:GymnasiumEnv",
-            vector_entry_point="residual_rl.factory:make_vec_env",
+            vector_entry_point="residual_rl.gymnasium_env:GymnasiumVecEnv",
             kwargs={"task": spec.id},
         )
     return spec

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import os
 import time
 from collections import deque
@@ -17,6 +19,7 @@ from residual_rl.errors import BasePolicyError, CheckpointError, NonFiniteError
 from residual_rl.evaluation.evaluate import Episodes, evaluate
 from residual_rl.exported_policy import export_policy
 from residual_rl.factory import make_learner, make_residual_env
+from residual_rl.registry import TASKS
 from residual_rl.runs import checkpoint
 from residual_rl.runs.disk_space import check_room, state_bytes
 from residual_rl.runs.logger import Logger, MetricAverager, read_metrics
@@ -31,6 +34,7 @@ from residual_rl.utils.signals import stop_signals
 from residual_rl.utils.text import shell_command
 
 _IMPORTED = time.perf_counter()
+_log = logging.getLogger(__name__)
 
 
 def _process_begin() -> float:
@@ -70,7 +74,7 @@ class Runner:
         if cfg.run.wandb_project is not None:
             check_wandb(cfg.run.wandb_project)
         self.env = make_residual_env(cfg, cfg.run.num_envs)
-        self.eval_env = make_residual_env(cfg, cfg.run.eval_episodes)
+        self.eval_env = make_residual_env(cfg, TASKS.get(cfg.task_id).eval_envs(cfg.run.eval_episodes))
         self._env_in_use = self.env
         """The env being stepped, for error reports."""
         self.learner = make_learner(cfg, self.env)
@@ -87,16 +91,14 @@ class Runner:
         """Duration of all sessions [s], including imports, construction and evaluations. The first Runner of
         a process counts from the start of the process, any other from its own construction."""
         self.checkpoints = checkpoint.CheckpointFolder(folder.checkpoints, cfg.run.keep_checkpoints)
-        if resume:
-            self._resume()
-        else:
+        if not (resume and self._resume()):
             load_demonstrations(cfg, self.learner, self.env)
             self._set_schedules()  # so that a curriculum already applies to the first episode
             self.env.reset(seed=training_seed_start(cfg.run.seed))
         self._check_disk()
 
     def learn(self) -> dict[str, Any]:
-        """Train to the end, or until SIGINT or SIGTERM (in the main thread only). Returns the summary.
+        """Train to the end, or until a stop signal arrives (in the main thread only). Returns the summary.
 
         In the summary, `signal` is the signal that stopped the training, or None. `wall_time` and
         `time_to_95` [s] count from the start of the training command, including imports and construction, and
@@ -106,7 +108,8 @@ class Runner:
         progress = self.progress
         self.timer.setup = time.perf_counter() - self._started
         session = self._started - self.wall_time
-        resume_step = None if progress.best is None else progress.logged
+        # without a first evaluation, what an earlier session logged is dropped: training starts anew
+        resume_step = -1 if progress.best is None else progress.logged
         with (
             stop_signals() as stop,
             Logger(self.folder.path, cfg.wandb_project, self.cfg.to_dict(), resume_step) as logger,
@@ -262,14 +265,25 @@ class Runner:
             checkpoint_bytes += unfinished
         check_room(self.folder.path, (cfg.keep_checkpoints + 1) * checkpoint_bytes, replay_bytes, folders)
 
-    def _resume(self) -> None:
-        """Restore the newest checkpoint and the wall time of the earlier sessions."""
+    def _resume(self) -> bool:
+        """Restore the newest checkpoint and the wall time of the earlier sessions.
+
+        Returns False for a run that was stopped before its first checkpoint, which starts from the beginning.
+        """
         latest = self.checkpoints.latest()
+        rows = read_metrics(self.folder.metrics_file) if self.folder.metrics_file.exists() else []
         if latest is None:
-            raise CheckpointError(
-                f"{self.folder.checkpoints} has no checkpoint to resume from; "
-                "start a new run with another --output-dir"
+            # a run that got further has lost its checkpoints: starting again would overwrite its models
+            if self.folder.summary_file.exists() or any(row["step"] > self._first_save for row in rows):
+                raise CheckpointError(
+                    f"{self.folder.checkpoints} has no checkpoint to resume from; "
+                    "start a new run with another --output-dir"
+                )
+            _log.warning(
+                "%s was stopped before its first checkpoint: training starts from the beginning",
+                self.folder.path,
             )
+            return False
         step, state = latest
         try:
             self.progress.load_state_dict(state["progress"])
@@ -281,9 +295,15 @@ class Runner:
                 f"{self.checkpoints.files()[step]} does not match this run ({type(error).__name__}: {error});"
                 " resume with the settings and the release that it was written with"
             ) from error
-        rows = read_metrics(self.folder.metrics_file) if self.folder.metrics_file.exists() else []
         times = [row["time/wall"] for row in rows if row["step"] <= self.progress.step and "time/wall" in row]
         self.wall_time = max(times, default=0.0)
+        return True
+
+    @property
+    def _first_save(self) -> int:
+        """The env steps after which the first checkpoint is due."""
+        iterations = math.ceil(self.cfg.run.save_freq / self._steps_per_iteration)
+        return iterations * self._steps_per_iteration if iterations else self.total_steps
 
     def _finish(self, stopped_by: int | None) -> dict[str, Any]:
         """Export the last policy, write the summary and return it."""

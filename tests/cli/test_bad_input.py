@@ -80,7 +80,16 @@ from residual_rl.tasks.so101_paper.robot import build_robot
         ("eval so101-paper --num-threads -1", "num_threads must be at least 0, not -1"),
         ("eval so101-paper --n-episodes 0", "n_episodes must be at least 1, not 0"),
         ("eval so101-paper --eval-envs -1", "eval_envs must be at least 1, not -1"),
-        ("eval so101-paper --first-seed -1", "first_seed must be at least 0, not -1"),
+        ("eval so101-paper --first-seed -1", "first_seed must be at least 0 and below"),
+        (
+            "eval so101-paper --first-seed 18446744073709551616",
+            "first_seed must be at least 0 and below 4611686018427387904, not 18446744073709551616",
+        ),
+        ("view so101-paper --seed 18446744073709551616", "seed must be at least 0 and below"),
+        (
+            "train so101-paper --num-envs 1 --num-steps 1 --minibatch-size 1",
+            "num_envs * num_steps is 1, and PPO compares the transitions of an update with each other",
+        ),
         ("eval so101-paper --save-video", "--save-video needs a run folder"),
         ("train so101-paper --robot-xml no/such/file.xml", "no/such/file.xml: no such file"),
     ],
@@ -142,9 +151,30 @@ def test_resume__folder_without_a_run_fails(fails: Fails, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+def test_resume__nothing_is_written_for_a_path_that_cannot_be_resumed(fails: Fails, run: Path) -> None:
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    for command in ("train", "distill", "sweep", "imitate"):
+        for part in ("final_model", "final_model/policy.safetensors"):
+            assert f"residual-rl {command} --resume {run}" in fails(command, "--resume", run / part)
+    for command in ("distill", "sweep", "imitate"):
+        assert f"residual-rl train --resume {run}" in fails(command, "--resume", run / "checkpoints")
+    assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+
+
+@pytest.mark.slow
+def test_resume__parts_of_a_run_are_accepted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for part in ("config.json", "checkpoints"):
+        assert main(["train", "--resume", str(run / part)]) == 0
+        assert f"Run folder: {run}\n" in capsys.readouterr().out
+        assert main(["eval", str(run / part), "--n-episodes", "1"]) == 0
+    assert not (run / "checkpoints" / "command.txt").exists()
+
+
 def test_resume__run_without_checkpoints_fails(fails: Fails, run: Path) -> None:
     for file in (run / "checkpoints").iterdir():
         file.unlink()
+    assert "has no checkpoint to resume from" in fails("train", "--resume", run)
+    (run / "training_summary.json").unlink()  # as after kill -9
     assert "has no checkpoint to resume from" in fails("train", "--resume", run)
 
 

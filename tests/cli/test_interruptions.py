@@ -25,7 +25,6 @@ from residual_rl.runner import Runner
 from residual_rl.runs import checkpoint
 from residual_rl.runs.checkpoint import CheckpointFolder
 from residual_rl.runs.run_folder import RunFolder
-from residual_rl.utils.signals import stop_signals
 
 COMMAND = ("-m", "residual_rl.cli.main")
 TOUCH_AT_FIRST_STEP = """
@@ -93,7 +92,9 @@ def errors(stderr: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_train__signal_saves_and_exits_with_its_own_code(
     tmp_path: Path, number: signal.Signals, code: int, processes: list[subprocess.Popen[str]]
 ) -> None:
@@ -141,22 +142,43 @@ def test_train__signal_in_the_first_evaluation_leaves_a_checkpoint(
     assert set(different(last_state(tmp_path / "run"), last_state(tmp_path / "whole"))) == set()
 
 
+@pytest.mark.parametrize("learner", ["ppo", pytest.param("sac", marks=pytest.mark.slow)])
+def test_train__run_stopped_before_its_first_checkpoint_starts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learner: str
+) -> None:
+    settings: dict[str, Any] = {"learner": learner, "total_timesteps": 128, "save_freq": 96, "log_freq": 0}
+    train(tmp_path / "whole", **settings)
+    for step in (None, 0, 64):  # before learning, in the first evaluation, after some iterations
+        path = tmp_path / f"stopped-{step}"
+        cfg = config(**settings)
+        RunFolder(path).start(cfg.to_dict()).close()
+        with monkeypatch.context() as patch:
+            if step is not None:
+                patch.setattr(Runner, "_evaluate" if step == 0 else "_update", _interrupted_at(step))
+                with RunFolder(path).resume() as folder, pytest.raises(KeyboardInterrupt):
+                    Runner(cfg, folder, resume=True).learn()
+        assert checkpoints(path) == []
+        train(path, resume=True, **settings)
+        assert metric_rows(path) == metric_rows(tmp_path / "whole")
+        assert different(last_state(path), last_state(tmp_path / "whole")) == []
+
+
+def _interrupted_at(step: int) -> Callable[[Runner], Any]:
+    update = Runner._update
+
+    def update_or_stop(runner: Runner) -> Any:
+        if runner.progress.step >= step:
+            raise KeyboardInterrupt
+        return update(runner)
+
+    return update_or_stop
+
+
 def test_train__signal_in_the_last_iteration_keeps_the_final_model(tmp_path: Path) -> None:
     train(tmp_path / "run", stop_at=64, total_timesteps=64)
     summary = json.loads((tmp_path / "run" / "training_summary.json").read_text())
     assert (summary["finished"], summary["model"]) == (True, "final_model")
     assert (tmp_path / "run" / "final_model" / "policy.safetensors").is_file()
-
-
-def test_stop_signals__only_a_second_sigint_stops_at_once() -> None:
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with stop_signals() as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.signal == signal.SIGTERM
-        os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
 @pytest.mark.slow
@@ -170,7 +192,7 @@ def test_train__second_sigint_ends_a_long_iteration(
     processes.append(process)
     wait_for(started.exists, process)  # earlier, the first signal would suffice
     process.send_signal(signal.SIGINT)
-    time.sleep(1.0)
+    time.sleep(1.5)
     assert process.poll() is None  # the first one waits for the iteration
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)

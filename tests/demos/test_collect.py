@@ -260,7 +260,7 @@ def test_max_envs_in_memory__divides_the_memory_by_the_size_of_an_episode() -> N
         ({"noise": -0.1}, "noise must be at least 0, not -0.1"),
         ({"noise": float("nan")}, "noise must be finite"),
         ({"noise_correlation": 1.0}, "noise_correlation must be at least 0 and below 1, not 1.0"),
-        ({"first_seed": -1}, "first_seed must be at least 0, not -1"),
+        ({"first_seed": -1}, "first_seed must be at least 0 and below 4611686018427387904, not -1"),
     ],
 )
 def test_collect_cfg__names_an_invalid_setting(settings: dict[str, Any], message: str) -> None:

@@ -278,7 +278,7 @@ NAN = np.array([[0.0] * 8, [np.nan] * 8, [0.0] * 8], np.float32)
         (replace("traj_1/actions", np.zeros(3)), "traj_1: actions has the shape [3]; expected [T, A]"),
         (
             replace("traj_1/actions", np.zeros((0, 8))),
-            "traj_1: actions has the shape [0, 8]; expected [T, A]",
+            "traj_1: the episode has no steps; remove empty trajectories with `clean_trajectories`",
         ),
         (replace("traj_1/actions", NAN), "traj_1: actions is NaN or infinite at step 1 (1 of 3 steps)"),
         (
@@ -298,7 +298,7 @@ NAN = np.array([[0.0] * 8, [np.nan] * 8, [0.0] * 8], np.float32)
             spoil(
                 lambda f: f.move("traj_1/actions", "traj_1/a") or f.move("traj_1/a", "traj_1/actions/panda")
             ),
-            "actions is a group of panda",
+            "traj_1: actions is a group of panda, as in tasks with several robots, which are not supported",
         ),
         (replace("traj_1", None), "describes 2 trajectories"),
         (replace("traj_0", None), "describes 2 trajectories"),

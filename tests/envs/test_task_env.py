@@ -12,6 +12,7 @@ import torch
 from residual_rl.envs.mujoco.physics import MujocoPhysics
 from residual_rl.envs.task_env import TaskEnv
 from residual_rl.envs.vec_env import VecEnv
+from residual_rl.errors import ConfigError
 from residual_rl.factory import make_vec_env
 
 
@@ -72,3 +73,11 @@ def test_mujoco_physics__subclass_must_define_write_episode() -> None:
 
     with pytest.raises(TypeError, match="write_episode"):
         Unfinished(mujoco.MjModel.from_xml_string("<mujoco/>"), 1, (1,), {})  # type: ignore[abstract]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**62, 2**64, [0, 2**64], [-2, 0]])
+def test_vec_env_reset__seed_out_of_range_is_an_error(seed: Any) -> None:
+    env = make_vec_env("so101-paper", 2, num_threads=1)
+    with pytest.raises(ConfigError, match="the seed of an episode must be from 0 to 4611686018427387903"):
+        env.reset(seed=seed)
+    env.close()

@@ -40,6 +40,7 @@ class PointEnv(VecEnv):
         self.cfg, self.num_envs, self.device = cfg, num_envs, torch.device(device)
         self.max_episode_steps, self.control_hz = cfg.max_episode_steps, 10.0
         self.action_unit_name, self.action_unit = "m", torch.full((2,), 0.1)
+        self.success_terminates = cfg.defect != "goes on after success"
         self.deterministic = cfg.defect != "undeterministic"
         bounds = {"state": (5, 100.0), "position": (2, 100.0), "joint_position": (2, 100.0)}
         self.single_observation_space = spaces.Dict(
@@ -139,7 +140,9 @@ class PointEnv(VecEnv):
             reward = reward + 0.5
         self._length = self._length + active
         self._return = self._return + reward * active
-        terminated = success & (self.cfg.defect != "never terminates")
+        terminated = success & (self.cfg.defect not in ("never terminates", "goes on after success"))
+        if self.cfg.defect == "fails outside":
+            terminated = terminated | (active & (distance > 1.1))
         truncated = (self._length >= self.max_episode_steps) & ~terminated
         ended = terminated | truncated
         obs = self.observations()

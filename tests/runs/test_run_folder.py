@@ -14,7 +14,7 @@ import pytest
 
 from residual_rl.errors import ConfigError, NonFiniteError
 from residual_rl.runs import run_folder
-from residual_rl.runs.run_folder import RunFolder
+from residual_rl.runs.run_folder import LOCK_FILE, RunFolder
 from residual_rl.utils.files import WriteError, to_json, write_json
 from residual_rl.utils.provenance import git_state, versions
 
@@ -91,6 +91,16 @@ def test_start__refuses_a_folder_that_is_not_empty(tmp_path: Path) -> None:
         == f"{tmp_path} is not empty; choose another --output-dir or `residual-rl train --resume {tmp_path}`"
     )
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_start__uses_a_folder_whose_start_was_killed(tmp_path: Path) -> None:
+    leftover = tmp_path / ".config.json.0f.tmp"
+    leftover.touch()
+    (tmp_path / LOCK_FILE).touch()
+    assert RunFolder(tmp_path).is_empty
+    RunFolder(tmp_path).start({"seed": 3}).close()
+    assert not leftover.exists()
+    assert not RunFolder(tmp_path).is_empty
 
 
 def test_resume__adds_the_command_and_keeps_the_other_files(tmp_path: Path) -> None:

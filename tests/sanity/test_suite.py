@@ -131,11 +131,48 @@ def test_generic_checks__divergence_is_a_failed_check(monkeypatch: pytest.Monkey
     assert checks[0].measured == "the simulation diverged in env(s) [3]"
 
 
-def test_check_other_seed__uses_the_defaults_of_the_task() -> None:
+def test_check_other_seed__constant_start_is_allowed_only_for_settings_of_the_user() -> None:
     held = fakes.PointCfg(max_episode_steps=12, defect="same start")
-    assert not failed(generic_checks(fakes.POINT_TASK, held, quick=True))
+    checks = {check.name: check for check in generic_checks(fakes.POINT_TASK, held, quick=True)}
+    assert not failed(checks.values())
+    assert checks["other seed, other start"].measured == "1, and 100 with the default settings"
     by_default = dataclasses.replace(fakes.POINT_TASK, config_overrides={"defect": "same start"})
     assert failed(generic_checks(by_default, held, quick=True)) == {"other seed, other start"}
+
+
+def test_generic_checks__check_the_env_of_the_user() -> None:
+    """A defect that only the user's settings have is found."""
+    made: list[fakes.PointCfg] = []
+
+    class TwoStarts(fakes.PointEnv):
+        def _start(self, env_ids: torch.Tensor, seeds: torch.Tensor) -> None:
+            super()._start(env_ids, seeds % 2)
+
+    def make(cfg: fakes.PointCfg, *arguments: Any) -> VecEnv:
+        made.append(cfg)
+        return TwoStarts(cfg, *arguments)
+
+    mine = fakes.PointCfg(max_episode_steps=12)
+    (check,) = doctor.check_other_seed(make(mine, 10), lambda: make(fakes.PointCfg(), 10))
+    assert (check.ok, check.measured, made) == (False, "2", [mine])
+
+
+@pytest.mark.parametrize("ending", ["fails outside", "goes on after success"])
+def test_generic_checks__accept_other_ends_of_episodes(ending: str) -> None:
+    found = {check.name: check for check in point_checks(ending)}
+    # in the first case the oracle fails in some episodes; in the second its last step is not always a success
+    assert failed(found.values()) <= {"base policy 'homing' solves it"}
+    name = "success ends the episode" if ending == "fails outside" else "episodes end"
+    assert found[name].ok
+    if ending == "fails outside":
+        assert " terminated, after 1" in found["the limit truncates"].measured
+
+
+def test_amounts__respect_the_largest_number_of_envs_of_the_task() -> None:
+    amounts = doctor.FULL.at_most(4)
+    assert (amounts.oracle_episodes, amounts.other_seed_envs, amounts.batch_sizes) == (4, 4, (1, 4))
+    assert amounts.random_steps == doctor.FULL.random_steps
+    assert doctor.FULL.at_most(None) is doctor.FULL
 
 
 def test_examine__runs_the_checks_of_the_task_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fakes
 import numpy as np
 import pytest
 import torch
@@ -22,7 +23,7 @@ from residual_rl.errors import ConfigError, ResidualRLError
 from residual_rl.evaluation.evaluate import no_residual
 from residual_rl.exported_policy import export_policy
 from residual_rl.factory import make_learner, make_residual_env
-from residual_rl.registry import TASKS
+from residual_rl.registry import BASE_POLICIES, TASKS
 from residual_rl.visualization import viewer
 
 CFG = replace_fields(
@@ -236,3 +237,24 @@ print(window.is_open)
         server.communicate()
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["True", "True", "True", "True", "False"]
+
+
+def test_view__names_an_env_that_cannot_be_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TASKS._specs, "point", fakes.POINT_TASK)
+    monkeypatch.setitem(BASE_POLICIES._specs, "homing", fakes.HOMING)
+    with pytest.raises(ConfigError, match="this env cannot be rendered: it has no `render_scenes`"):
+        view.main(["point", "--cameras", str(tmp_path / "images")])
+    monkeypatch.setattr(view, "require_display", lambda: None)
+    with pytest.raises(ConfigError, match=r"this env has no MuJoCo model.*--cameras DIR.*--video FILE"):
+        view.main(["point"])
+
+
+def test_save_cameras__writes_the_default_view_of_an_env_without_named_cameras(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TASKS._specs, "point", fakes.POINT_TASK)
+    monkeypatch.setitem(BASE_POLICIES._specs, "homing", fakes.HOMING)
+    image = np.full((1, 4, 6, 3), 7, np.uint8)
+    monkeypatch.setattr(fakes.PointEnv, "render_scenes", lambda *_: image, raising=False)
+    assert view.main(["point", "--cameras", str(tmp_path)]) == 0
+    assert np.array_equal(pictures(tmp_path)["default"], image[0])

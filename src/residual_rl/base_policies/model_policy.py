@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from residual_rl.base_policies.model import ModelCfg
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import CheckpointError, ConfigError
-from residual_rl.exported_policy import POLICY_FILE
+from residual_rl.runs.locate import POLICY_FILE
 from residual_rl.types import BasePolicy
 from residual_rl.utils import trusted
 

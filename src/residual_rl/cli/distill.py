@@ -29,6 +29,7 @@ from residual_rl.imitation.distill import (
     gather,
     imitate,
 )
+from residual_rl.runs.locate import run_to_resume
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.utils.console import Console
 from residual_rl.utils.text import shell_command
@@ -90,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
         _check_observed(imitation.obs_keys, teacher)
     out: Path = parsed["own"].output_dir or run / "distilled"
     RunFolder(run).refuse_links()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not RunFolder(out).is_empty:
         raise ConfigError(
             f"{out} is not empty; choose another --output-dir, or resume it: "
             f"{shell_command('distill', '--resume', out)}"
@@ -124,19 +125,20 @@ def _check_observed(names: Sequence[str], teacher: Teacher) -> None:
 def _resume(argv: Sequence[str]) -> int:
     args = argv if resume_folder(argv, "distill") is not None else ["--help"]
     about = "Resume an interrupted distillation."
-    out: Path = parse_flags({"own": ResumeFlags}, args, "distill", about)["own"].resume
-    folder = RunFolder(out)
-    with folder.resume():
-        try:
-            data = json.loads(folder.config_file.read_text(encoding="utf-8"))
-            cfg, imitation = from_plain(DistillCfg, data["distill"]), from_plain(ImitateCfg, data["imitate"])
-            run, digest = Path(data["run"]), data["sha256"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{folder.config_file} is not the configuration of a distillation: {error}"
-            ) from error
-        teacher = find_teacher(run, cfg.model)
-        check_same_teacher(digest, teacher)
+    out = run_to_resume(parse_flags({"own": ResumeFlags}, args, "distill", about)["own"].resume, "distill")
+    # the stored settings, read before anything is written into the folder
+    file = RunFolder(out).config_file
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        cfg, imitation = from_plain(DistillCfg, data["distill"]), from_plain(ImitateCfg, data["imitate"])
+        run, digest = Path(data["run"]), data["sha256"]
+    except FileNotFoundError:
+        raise CheckpointError(f"{out} contains no run to resume: {file.name} is missing") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} is not the configuration of a distillation: {error}") from error
+    teacher = find_teacher(run, cfg.model)
+    check_same_teacher(digest, teacher)
+    with RunFolder(out).resume():
         return _distill(teacher, cfg, imitation, out)
 
 

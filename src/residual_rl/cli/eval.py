@@ -29,7 +29,7 @@ from residual_rl.utils.files import make_folder, write_json
 from residual_rl.utils.seeding import EVAL_SEED
 from residual_rl.utils.text import shell_command
 from residual_rl.utils.trusted import read_sb3_policy
-from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, NumEnvs, NumThreads, PositiveInt
+from residual_rl.utils.validation import CheckedCfg, EpisodeSeed, NumEnvs, NumThreads, PositiveInt
 from residual_rl.visualization.recording import Recording, record, write_comparison
 
 
@@ -39,7 +39,7 @@ class EvalFlags(CheckedCfg):
 
     n_episodes: Annotated[PositiveInt, tyro.conf.arg(aliases=["--eval-episodes"])] = 200
     """Episodes of each policy; the same for all."""
-    first_seed: NonNegativeInt = EVAL_SEED
+    first_seed: EpisodeSeed = EVAL_SEED
     """Seed of the first episode; the others follow. Training and its evaluations use other seeds."""
     eval_envs: NumEnvs = 100
     """Envs stepped together; the results do not depend on it."""
@@ -103,7 +103,7 @@ class TrustFlags:
 def main(argv: Sequence[str]) -> int:
     """Parse, evaluate, print a table."""
     target, rest = require_target(argv, "eval", "RUN|TASK", "Evaluate a run, or a base policy alone")
-    if Path(target).is_dir():
+    if Path(target).exists():
         return _evaluate_run(Path(target), rest)
     try:
         TASKS.get(target)

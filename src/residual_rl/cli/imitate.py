@@ -16,6 +16,7 @@ from residual_rl.config import from_plain
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.imitation.config import ALGOS, ImitateCfg
 from residual_rl.registry import load
+from residual_rl.runs.locate import run_to_resume
 from residual_rl.runs.progress_bar import clock_time
 from residual_rl.runs.run_folder import RunFolder, output_folder
 from residual_rl.utils.console import Console
@@ -84,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
     with output_folder(parsed["own"].output_dir, "runs", f"imitate-{cfg.algo}") as out:
         if resumed is not None:
             _check_same(default, cfg)
-        elif out.is_dir() and any(out.iterdir()):
+        elif not RunFolder(out).is_empty:
             raise ConfigError(
                 f"{out} is not empty; choose another --output-dir, or resume it: "
                 f"{shell_command('imitate', '--resume', out)}"
@@ -119,7 +120,7 @@ def _take_resume(argv: Sequence[str], wants_help: bool) -> tuple[list[str], Path
     folder = folder or str(parse_head(ImitateFlags(), rest, "imitate DEMOS").output_dir or "")
     if not folder:
         raise ConfigError("--resume needs the folder of the training: residual-rl imitate --resume FOLDER")
-    return rest, Path(folder)
+    return rest, run_to_resume(Path(folder), "imitate")
 
 
 def _default(head: _Head, wants_help: bool) -> ImitateCfg:

@@ -9,6 +9,7 @@ import signal
 import sys
 
 import residual_rl
+from residual_rl.utils.streams import replace_closed_streams
 from residual_rl.utils.terminal import degrade_output, expand_home
 
 COMMANDS = {
@@ -30,6 +31,7 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the process's exit code."""
+    replace_closed_streams()
     degrade_output()
     try:
         code = _dispatch([expand_home(word) for word in (sys.argv[1:] if argv is None else argv)])

@@ -13,6 +13,7 @@ import tyro
 from residual_rl.cli import train
 from residual_rl.cli.flags import has_flag, parse_flags, parse_known, require_target, resume_folder
 from residual_rl.errors import ConfigError
+from residual_rl.runs.locate import run_to_resume
 from residual_rl.runs.run_folder import RunFolder, output_folder
 from residual_rl.runs.wandb_tracker import check_wandb
 from residual_rl.sweeps.executor import require_executor, run_trials
@@ -34,7 +35,13 @@ from residual_rl.utils.seeding import EVAL_SEED
 from residual_rl.utils.signals import stop_signals
 from residual_rl.utils.signature import write_signature
 from residual_rl.utils.text import shell_command
-from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, NonNegativeInt, PositiveInt
+from residual_rl.utils.validation import (
+    CheckedCfg,
+    EpisodeSeed,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +59,7 @@ class SweepFlags(CheckedCfg):
     """Folder of the sweep, with a run folder for each trial. None: sweeps/TASK-DATE-TIME."""
     n_episodes: PositiveInt = 200
     """Number of evaluation episodes of each trained policy; all use the same ones."""
-    first_eval_seed: NonNegativeInt = EVAL_SEED
+    first_eval_seed: EpisodeSeed = EVAL_SEED
     """Seed of the first evaluation episode; training and its evaluations use other seeds."""
     cpus_per_trial: PositiveInt = 1
     """CPU cores of a trial; as many trials run in parallel as there are cores for."""
@@ -111,7 +118,7 @@ def main(argv: Sequence[str]) -> int:
         require_executor(flags.ray_address, sweep.gpus_per_trial)
         if cfg.run.wandb_project is not None:
             check_wandb(cfg.run.wandb_project)
-        if folder.is_dir() and any(folder.iterdir()):
+        if not RunFolder(folder).is_empty:
             raise ConfigError(
                 f"{output} is not empty; choose another --output-dir, or resume its sweep: "
                 f"{shell_command('sweep', '--resume', output)}"
@@ -136,7 +143,7 @@ def _resume(argv: Sequence[str]) -> int:
     flags: ResumeFlags = parse_flags({"own": ResumeFlags}, args, "sweep", "Resume an interrupted sweep.")[
         "own"
     ]
-    folder = flags.resume.resolve()
+    folder = run_to_resume(flags.resume.resolve(), "sweep")
     stored = read_sweep(folder, flags.trust_checkpoint)
     sweep = stored.cfg
     check_train_flags(sweep.train, sweep.grid)

@@ -134,10 +134,11 @@ def _resume(argv: Sequence[str]) -> int:
         "own"
     ]
     from residual_rl.runner import Runner
+    from residual_rl.runs.locate import run_to_resume
     from residual_rl.runs.run_folder import RunFolder
 
     # the stored settings, of which these two may change; read before anything is written into the folder
-    run = RunFolder(options.resume)
+    run = RunFolder(run_to_resume(options.resume, "train"))
     cfg = read_config(run)
     with run.resume():
         if options.total_timesteps is not None:

@@ -19,7 +19,7 @@ from residual_rl.factory import make_residual_env
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.utils.console import Console
 from residual_rl.utils.files import make_folder
-from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, Pixels
+from residual_rl.utils.validation import CheckedCfg, EpisodeSeed, NonNegativeInt, Pixels
 from residual_rl.visualization.recording import check_video, record, write_comparison
 from residual_rl.visualization.viewer import LiveViewer, require_display, save_cameras, watch
 
@@ -35,7 +35,7 @@ class ViewFlags(CheckedCfg):
     """Model of a run: best, final, interrupted, or the path of an exported policy. None: best."""
     residual_scale: Annotated[ResidualScale | None, tyro.conf.arg(aliases=["--alpha"])] = None
     """Bound of the residual of a run. None: that of the exported model."""
-    seed: NonNegativeInt = 0
+    seed: EpisodeSeed = 0
     """Seed of the first episode; the others follow."""
     cameras: Path | None = None
     """Write the camera images into this folder as PNG files, without a viewer."""

@@ -25,8 +25,8 @@ from residual_rl.utils.seeding import DEMO_SEED
 from residual_rl.utils.validation import (
     CheckedCfg,
     Correlation,
+    EpisodeSeed,
     NonNegativeFloat,
-    NonNegativeInt,
     NumEnvs,
     PositiveInt,
 )
@@ -54,7 +54,7 @@ class CollectCfg(CheckedCfg):
     The intended actions are stored as well, as targets of imitation."""
     noise_correlation: Correlation = 0.9
     """Correlation of the noise between consecutive steps, from 0 (white noise, which averages out) to 1."""
-    first_seed: NonNegativeInt = DEMO_SEED
+    first_seed: EpisodeSeed = DEMO_SEED
     """Seed of the first episode; the others follow. Training and evaluation use other seeds."""
     num_envs: NumEnvs | None = None
     """Number of envs stepped together; the episodes do not depend on it. None: 64, or fewer if their episodes

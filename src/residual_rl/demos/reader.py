@@ -27,6 +27,7 @@ import h5py
 import numpy as np
 
 from residual_rl.config import read_task_settings
+from residual_rl.demos import maniskill_files
 from residual_rl.demos.checksum import verify_checksum
 from residual_rl.demos.episode import OPTIONAL_ARRAYS, Array, Demo, Tree
 from residual_rl.demos.hdf5 import Attributes, ChildFile, Hdf5File, LocalFile, NotNumbersError, Shapes
@@ -62,7 +63,11 @@ class Demonstrations:
                 attributes = self._file.attributes("/")
                 self.own = JSON in attributes
                 """Whether this package wrote the file."""
-                description = self._describe_own(attributes) if self.own else self._describe_external()
+                description = (
+                    self._describe_own(attributes)
+                    if self.own
+                    else maniskill_files.describe(self.path, self._file)
+                )
                 self._names, self._crcs, self.info = description
         except BaseException:
             self.close()
@@ -100,6 +105,11 @@ class Demonstrations:
                 return dict(load(spec.external_trajectory_settings)(self.info))
             except ConfigError as error:
                 raise ConfigError(f"{self.path}: {error}") from None
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise CheckpointError(
+                    f"{self.path.with_suffix('.json')} has invalid trajectory settings ({error!r}); expected "
+                    "those of ManiSkill's RecordEpisode"
+                ) from error
         return dict(self.info["env_info"].get("env_kwargs") or {})
 
     @property
@@ -192,6 +202,10 @@ class Demonstrations:
             return None
         return next((spec for spec in TASKS.all() if spec.external_trajectory_settings is not None), None)
 
+    def seed(self, index: int) -> int | None:
+        """The seed of episode `index`, if it is known."""
+        return maniskill_files.seed_of(self.episodes[index])
+
     # --- reading ---
 
     def _opened(self) -> Hdf5File:
@@ -217,6 +231,8 @@ class Demonstrations:
             raise
         except BlockingIOError as error:
             raise ConfigError(f"{self.path} is being written by another process; wait for it") from error
+        except _UnsupportedError as error:
+            raise CheckpointError(f"{self.path}: {what}: {error}") from None
         except Exception as error:
             why = str(error.args[0] if error.args else error).splitlines()
             raise CheckpointError(
@@ -235,9 +251,9 @@ class Demonstrations:
                 path.removeprefix(f"{key}/").split("/")[0] for path in arrays if path.startswith(f"{key}/")
             )
             if below:
-                raise ValueError(
-                    f"{key} is a group of {', '.join(below)}; expected one array, since several agents are "
-                    "not supported"
+                raise _UnsupportedError(
+                    f"{key} is a group of {', '.join(below)}, as in tasks with several robots, which are not "
+                    "supported; use a task with one robot, whose actions are one array"
                 )
             if key not in arrays:
                 raise self._error(name, f"lacks {key!r}")
@@ -264,33 +280,6 @@ class Demonstrations:
         info = {**document, "episodes": [entry["episode"] for entry in entries]}
         return names, [entry["crc32"] for entry in entries], info
 
-    def _describe_external(self) -> tuple[list[str], list[dict[str, int] | None], dict[str, Any]]:
-        found = {name for name in self._file.names() if name.startswith("traj_")}
-        if not found:
-            raise CheckpointError(
-                f"{self.path} has no trajectories traj_0, traj_1, …; "
-                "expected demonstrations in ManiSkill's layout"
-            )
-        side = self.path.with_suffix(".json")
-        try:
-            info = json.loads(side.read_text(encoding="utf-8"))
-            str(info["env_info"]["env_id"])
-            names = [f"traj_{int(episode['episode_id'])}" for episode in info["episodes"]]
-        except FileNotFoundError as error:
-            raise CheckpointError(
-                f"{side} is missing: ManiSkill describes the trajectories in {self.path} there"
-            ) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{side} cannot be read ({error!r}); expected ManiSkill's env_info and episodes"
-            ) from error
-        if set(names) != found or len(names) != len(found):
-            raise CheckpointError(
-                f"{side} describes {len(names)} trajectories, but {self.path} has {len(found)} others; "
-                "use the JSON file that belongs to it"
-            )
-        return names, [None] * len(names), info
-
     def _read(self, index: int, name: str, wanted: Collection[str] | None) -> Demo:
         # Check that all arrays are present.
         shapes, crcs = self._file.shapes(name), self._crcs[index]
@@ -307,7 +296,11 @@ class Demonstrations:
             return value
 
         arrays = {key: read(key, key) for key in (*ARRAYS, *OPTIONAL_ARRAYS) if key in shapes}
+        if not len(arrays["actions"]):
+            raise _UnsupportedError(f"the episode has no steps; {maniskill_files.REMOVE_EMPTY}")
         observations = _observations(shapes)
+        if wanted and not observations:
+            raise _UnsupportedError(f"the episode has no observations; {maniskill_files.ADD_OBS}")
         for key in wanted or ():
             if key not in observations:
                 raise UnknownNameError(f"observation of {self.path}:", key, observations)
@@ -328,11 +321,15 @@ class Demonstrations:
             terminated=flags.pop("terminated"),
             truncated=flags.pop("truncated"),
             success=flags.get("success"),
-            seed=_seed_of(self.episodes[index]),
+            seed=self.seed(index),
             draws=draws,
             env_states=states,
             **floats,
         )
+
+
+class _UnsupportedError(Exception):
+    """The content is intact, but not what this package reads; the message ends with the fix."""
 
 
 def put_json(node: h5py.Group, text: str) -> None:
@@ -375,12 +372,3 @@ def _tree(leaves: Mapping[str, Array]) -> Tree:
             node = node.setdefault(folder, {})
         node[name] = value
     return tree
-
-
-def _seed_of(episode: Mapping[str, Any]) -> int | None:
-    """The episode's seed. ManiSkill writes a number, or a list for all envs reset together, used if it has
-    one entry."""
-    seed = episode.get("episode_seed")
-    if isinstance(seed, list):
-        seed = seed[0] if len(seed) == 1 else None
-    return None if seed is None else int(seed)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from residual_rl.demos.episode import Array, Demo
+from residual_rl.demos.episode import Array, Demo, Tree
 from residual_rl.demos.reader import Demonstrations
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import CheckpointError
@@ -103,8 +103,9 @@ def replay(
 ) -> Iterator[ReplayResult]:
     """Execute the stored actions of `episodes` in `env`, with as many episodes at once as it has envs.
 
-    An episode starts with its stored seed and draws, and with those of seed 0 where they are not stored. It
-    ends with the env's episode or with the last stored action.
+    An episode starts with its stored seed and draws. In files of ManiSkill with an unknown seed, it starts in
+    the stored state of the simulator. Everything else is that of seed 0. It ends with the env's episode or
+    with the last stored action.
 
     Args:
         env: envs made with `make_env`.
@@ -117,16 +118,41 @@ def replay(
 
 
 def _batches(demos: Demonstrations, episodes: Sequence[int], size: int) -> Iterator[list[tuple[int, Demo]]]:
-    """Batches of up to `size` episodes whose draws have the same names."""
+    """Batches of up to `size` episodes that store the same quantities of their start."""
     batch: list[tuple[int, Demo]] = []
     for i in episodes:
         demo = demos.episode(i)
-        if batch and (len(batch) == size or set(demo.draws) != set(batch[0][1].draws)):
+        if batch and (len(batch) == size or _stored(demo) != _stored(batch[0][1])):
             yield batch
             batch = []
         batch.append((i, demo))
     if batch:
         yield batch
+
+
+def _stored(demo: Demo) -> set[str]:
+    """The names of the draws and states with which the episode can start."""
+    return {*demo.draws, *_start_states(demo)}
+
+
+def _start_states(demo: Demo) -> dict[str, Array]:
+    """The simulator's state at the start by path, such as `actors/cube`, where the seed is unknown.
+
+    Empty if the seed is known or the state is one array, as in files of this package.
+    """
+    if demo.seed is not None or demo.draws:
+        return {}
+    found: dict[str, Array] = {}
+
+    def visit(tree: Tree, path: str) -> None:
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                visit(value, f"{path}{name}/")
+            elif path:
+                found[path + name] = value[0]
+
+    visit(demo.env_states, "")
+    return found
 
 
 @torch.no_grad()
@@ -176,6 +202,10 @@ def _start(env: VecEnv, demos: Sequence[Demo]) -> dict[str, Array]:
         name: torch.from_numpy(np.stack([demo.draws[name] for demo in demos])) for name in demos[0].draws
     }
     options: dict[str, Any] | None = {"episode": draws} if draws else None
+    if _start_states(demos[0]):
+        starts = [_start_states(demo) for demo in demos]
+        states = {name: torch.from_numpy(np.stack([start[name] for start in starts])) for name in starts[0]}
+        options = {"env_states": states}
     obs, _ = env.reset(seed=seeds, options=options)
     env.episode_seeds.use_list([])  # an env stays idle once its episode has ended
     return {name: value.cpu().numpy() for name, value in obs.items()}

@@ -77,6 +77,7 @@ class TaskEnv(VecEnv):
         # Check the action.
         if not self._obs:
             raise ConfigError("step was called before reset")
+        actions = torch.as_tensor(actions, dtype=torch.float32, device=self.device)
         if actions.shape != self.action_space.shape:
             raise ConfigError(
                 f"actions must have shape {self.action_space.shape}, not {tuple(actions.shape)}"
@@ -143,12 +144,24 @@ class TaskEnv(VecEnv):
         return self.physics.model
 
     @property
+    def cameras(self) -> tuple[str, ...]:
+        return tuple(self.model.camera(i).name for i in range(self.model.ncam))
+
+    @property
     def active(self) -> Tensor:
         return self._episodes.active
 
     @property
     def episode(self) -> Obs:
         return dict(self._episode)
+
+    @property
+    def step_info_names(self) -> dict[str, tuple[str, ...]]:
+        q = {**self._quantities(), "success": self._hold_steps > 0}
+        return {
+            "reward_terms": tuple(self.task.reward_terms(q)),
+            "task_metrics": tuple(self.task.metrics(q)),
+        }
 
     def env_states(self) -> Obs:
         return self.physics.env_states()

@@ -20,6 +20,9 @@ from residual_rl.robots.hardware_units import HardwareUnits
 from residual_rl.robots.kinematics import KinematicChain
 from residual_rl.types import Obs, State
 
+_SEEDS = 1 << 62
+"""Upper bound of the episode seeds that a caller gives, from which envs count on in 64 bits."""
+
 
 class EpisodeSeeds:
     """The queue from which each env draws the seed of its next episode.
@@ -94,6 +97,8 @@ class VecEnv(gymnasium.vector.VectorEnv):
     residual_unit: Tensor | None = None
     """[A]: the action change of a residual of 1 at a scale of 1; None means 1. It is smaller than 1 where the
     action range is wider than a residual should be."""
+    success_terminates: bool = True
+    """Whether success ends an episode."""
     deterministic: bool = True
     """Whether an episode is a function of its seed and its actions alone, bit for bit."""
     episode_seeds: EpisodeSeeds
@@ -136,7 +141,8 @@ class VecEnv(gymnasium.vector.VectorEnv):
     ) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Execute `actions` [B, A] in the envs of `mask` [B] bool (default: all).
 
-        The other envs do not advance, and their reward is 0.
+        The other envs do not advance, and their reward is 0. Actions may also be a NumPy array; the results
+        are tensors.
         """
 
     @abstractmethod
@@ -199,9 +205,12 @@ class VecEnv(gymnasium.vector.VectorEnv):
         if seed is None:
             seeds = self.episode_seeds.draw(len(env_ids))
         elif isinstance(seed, int | np.integer):
+            _check_seed(int(seed))
             seeds = seed + env_ids.cpu()
             self.episode_seeds.use_counter(seed + self.num_envs)
         else:
+            for one in seed:
+                _check_seed(int(one), least=-1)  # -1 leaves an env without an episode
             seeds = torch.as_tensor(seed, dtype=torch.int64)
             if seeds.shape != env_ids.shape:
                 raise ConfigError(f"{len(env_ids)} env(s) are reset but {len(seeds)} seed(s) were given")
@@ -214,20 +223,39 @@ class VecEnv(gymnasium.vector.VectorEnv):
     @property
     def model(self) -> Any:
         """The simulator's compiled model, shared by all envs (MuJoCo: `mujoco.MjModel`)."""
-        raise NotImplementedError
+        raise ConfigError(
+            "this env has no MuJoCo model, which the viewer shows; `residual-rl view TASK --cameras DIR` "
+            "writes images, and `--video FILE` a video, of any env that can be rendered"
+        )
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras of `render_scenes`; empty if it only has its default view."""
+        return ()
 
     def scenes(self) -> Tensor:
         """[B, S]: the state needed to render each env as it is now."""
-        raise NotImplementedError
+        raise ConfigError("this env cannot be rendered: it has no `scenes`")
 
     def render_scenes(
-        self, scenes: Tensor, size: tuple[int, int], camera: str | None = None
+        self,
+        scenes: Tensor,  # noqa: ARG002
+        size: tuple[int, int],  # noqa: ARG002
+        camera: str | None = None,  # noqa: ARG002
     ) -> NDArray[np.uint8]:
         """Render `scenes` [N, S] as images [N, H, W, 3] uint8 of `size` (H, W).
 
         The default `camera` is the one with the best overview.
         """
-        raise NotImplementedError
+        raise ConfigError("this env cannot be rendered: it has no `render_scenes`")
+
+    @property
+    def step_info_names(self) -> dict[str, tuple[str, ...]]:
+        """The names in `reward_terms` and `task_metrics` of the `info` that `step` returns, after a reset.
+
+        Empty if the env only learns them in its first step.
+        """
+        return {"reward_terms": (), "task_metrics": ()}
 
     def set_training_progress(
         self,
@@ -243,3 +271,9 @@ class VecEnv(gymnasium.vector.VectorEnv):
             episodes: number of episodes that have ended.
         """
         return {}
+
+
+def _check_seed(seed: int, least: int = 0) -> None:
+    """Raise `ConfigError` for a seed that is negative or does not leave room to count on in 64 bits."""
+    if not least <= seed < _SEEDS:
+        raise ConfigError(f"the seed of an episode must be from 0 to {_SEEDS - 1}, not {seed}")

@@ -10,6 +10,7 @@ from residual_rl.evaluation.eval_file import FORMAT_VERSION, is_rate
 from residual_rl.evaluation.evaluate import Episodes, evaluate, no_residual
 from residual_rl.exported_policy import ResidualModel
 from residual_rl.factory import make_residual_env
+from residual_rl.registry import TASKS
 from residual_rl.runs.progress_bar import ProgressBar
 from residual_rl.utils import statistics
 
@@ -29,7 +30,7 @@ def run_episodes(
     Args:
         cfg: settings of the env, the base policy and the composition.
         seeds: episode seeds.
-        num_envs: maximum number of envs; there are never more envs than episodes.
+        num_envs: maximum number of envs; there are never more than episodes, or than the task allows.
         name: title of the progress bar.
         exported: the residual policy.
         base_policy_id: base policy to use, with its default settings, in place of that of `cfg`.
@@ -37,7 +38,8 @@ def run_episodes(
     Returns:
         The metrics of each episode, as `evaluate` returns them.
     """
-    env = make_residual_env(cfg, min(len(seeds), num_envs), base_policy_id=base_policy_id)
+    num_envs = TASKS.get(cfg.task_id).eval_envs(min(len(seeds), num_envs))
+    env = make_residual_env(cfg, num_envs, base_policy_id=base_policy_id)
     if exported is not None:
         env.residual_scale = exported.residual_scale
     policy = (

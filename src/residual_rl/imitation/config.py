@@ -21,6 +21,7 @@ from residual_rl.utils.validation import (
     PositiveFloat,
     PositiveInt,
     Share,
+    TorchSeed,
 )
 
 ALGOS: dict[str, str] = {
@@ -162,7 +163,7 @@ class ImitateCfg(CheckedCfg):
     """Compute the loss in bfloat16 where it is safe (automatic mixed precision)."""
     compile: bool = False
     """Compile the network with torch.compile. Intended for GPUs."""
-    seed: NonNegativeInt = 1
+    seed: TorchSeed = 1
     """Seed of the weights, batches, noise and choice of validation episodes."""
     device: str = "cpu"
     """Device of the data and the network: cpu, cuda, cuda:1, …"""

@@ -24,8 +24,8 @@ from residual_rl.utils.seeding import DEMO_SEED, EVAL_SEED
 from residual_rl.utils.validation import (
     CheckedCfg,
     Correlation,
+    EpisodeSeed,
     NonNegativeFloat,
-    NonNegativeInt,
     NumEnvs,
     PositiveInt,
 )
@@ -56,13 +56,13 @@ class DistillCfg(CheckedCfg):
     recoveries. The labels are the actions without noise."""
     noise_correlation: Correlation = 0.9
     """Correlation of the noise from one step to the next, from 0 (white noise) to 1."""
-    first_seed: NonNegativeInt = DEMO_SEED
+    first_seed: EpisodeSeed = DEMO_SEED
     """Seed of the first episode to learn from."""
     model: str = "best"
     """Policy of the run: best, final, interrupted, or the path of an exported policy."""
     eval_episodes: PositiveInt = 200
     """Number of evaluation episodes; the same ones for the policy, the run and its base policy."""
-    first_eval_seed: NonNegativeInt = EVAL_SEED
+    first_eval_seed: EpisodeSeed = EVAL_SEED
     """Seed of the first evaluation episode; training does not use these seeds."""
     eval_envs: NumEnvs = 100
     """Number of envs in the evaluation; the results do not depend on it."""

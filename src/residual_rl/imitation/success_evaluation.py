@@ -40,7 +40,8 @@ class SuccessEvaluation:
                 f"the demonstrations cannot be simulated here: {error}; disable evaluations with"
                 " --eval-freq 0"
             ) from error
-        self.env = load(TASKS.get(demos.task_id).make)(cfg, episodes, num_threads, "cpu")
+        spec = TASKS.get(demos.task_id)
+        self.env = load(spec.make)(cfg, spec.eval_envs(episodes), num_threads, "cpu")
         self._seeds = range(TRAINING_EVAL_SEED, TRAINING_EVAL_SEED + episodes)
         self._share, self._begin = share, time.perf_counter()
         self._last, self._warned = 0.0, False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -102,7 +103,9 @@ class ProgressBar:
             self._print()
 
     def _print(self) -> None:
-        self._console.print(f"{self.title}: {self._text}", soft_wrap=True)
+        # a closed pipe must not end the work, as it would with the console's own `print`
+        with contextlib.suppress(OSError):
+            print(f"{self.title}: {self._text}", file=self._console.file, flush=True)
         self._last_line = self._clock()
         self._text = ""
 

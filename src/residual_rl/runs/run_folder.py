@@ -17,7 +17,14 @@ from types import TracebackType
 from typing import IO, Any
 
 from residual_rl.errors import ConfigError
-from residual_rl.utils.files import make_folder, write_atomically, write_json, writing
+from residual_rl.utils.files import (
+    is_leftover,
+    make_folder,
+    remove_leftovers,
+    write_atomically,
+    write_json,
+    writing,
+)
 from residual_rl.utils.provenance import command_line, git_state, versions
 from residual_rl.utils.text import shell_command
 
@@ -80,7 +87,7 @@ class RunFolder:
         self.final_model = self.path / "final_model"
         """The policy at the end of training."""
         self.interrupted_model = self.path / "interrupted_model"
-        """The policy when Ctrl-C or SIGTERM stopped training."""
+        """The policy when a signal, such as that of Ctrl-C, stopped training."""
         self.eval_results = self.path / "eval_results"
         """Evaluations during training, and plots."""
         self.tensorboard = self.path / "tensorboard"
@@ -99,12 +106,13 @@ class RunFolder:
             WriteError: the folder cannot be written.
         """
         make_folder(self.path)
-        if any(p.name != LOCK_FILE for p in self.path.iterdir()):
+        if not self.is_empty:
             raise ConfigError(
                 f"{self.path} is not empty; "
                 f"choose another --output-dir or `{shell_command('train', '--resume', self.path)}`"
             )
         with self._hold():
+            remove_leftovers(self.path)
             write_json(self.config_file, config)
             self._stamp(command)
         return self
@@ -139,6 +147,13 @@ class RunFolder:
                         f"{path} is a link, which this program would follow when it writes into {self.path}; "
                         "replace it by a copy of what it points to"
                     )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no folder yet, or it has only what a start that was killed leaves."""
+        return not self.path.is_dir() or all(
+            p.name == LOCK_FILE or is_leftover(p) for p in self.path.iterdir()
+        )
 
     @property
     def held(self) -> bool:

@@ -6,6 +6,7 @@ registration names.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,6 @@ from residual_rl.errors import NonFiniteError
 from residual_rl.registry import TaskSpec, load
 from residual_rl.types import Obs
 
-BATCH_SIZES = (1, 7, 32)
 THREAD_COUNTS = (1, 2)
 MIN_ORACLE_SUCCESS = 0.9
 
@@ -45,7 +45,20 @@ class Amounts:
     replay_steps: int = 100
     random_action_envs: int = 25
     same_seed_envs: int = 32
+    other_seed_envs: int = 100
+    batch_sizes: tuple[int, ...] = (1, 7, 32)
     random_steps: int = 400
+
+    def at_most(self, num_envs: int | None) -> Amounts:
+        """The same with at most `num_envs` envs at a time."""
+        if num_envs is None:
+            return self
+        counts = {name: getattr(self, name) for name in vars(self) if name.endswith(("_envs", "_episodes"))}
+        return dataclasses.replace(
+            self,
+            **{name: min(count, num_envs) for name, count in counts.items()},
+            batch_sizes=tuple(sorted({min(size, num_envs) for size in self.batch_sizes})),
+        )
 
 
 FULL = Amounts()
@@ -77,7 +90,11 @@ def generic_checks(
     spec: TaskSpec, cfg: Any, quick: bool = False, report: Callable[[str], None] = lambda _: None
 ) -> Iterator[Check]:
     """Run the checks that apply to any task. The arguments are those of `examine`."""
-    amounts = QUICK if quick else FULL
+    amounts = (QUICK if quick else FULL).at_most(spec.max_eval_envs)
+
+    default = spec.default_config()
+    if spec.variant is not None:
+        default = dataclasses.replace(default, **{spec.variant: getattr(cfg, spec.variant)})
 
     def make(num_envs: int, num_threads: int = 0, cfg: Any = cfg) -> VecEnv:
         env: VecEnv = load(spec.make)(cfg, num_envs, num_threads, "cpu")
@@ -89,14 +106,15 @@ def generic_checks(
             make(amounts.random_action_envs), amounts.random_steps // 10
         ),
         "same seed": lambda: check_same_seed(make(amounts.same_seed_envs)),
-        # Initial states may be equal with the settings of a user, but not with the defaults of the task.
-        "other seed": lambda: check_other_seed(make(100, cfg=spec.default_config())),
+        "other seed": lambda: check_other_seed(
+            make(amounts.other_seed_envs), lambda: make(amounts.other_seed_envs, cfg=default)
+        ),
         "oracle": lambda: (
             check_oracle(make(amounts.oracle_episodes), spec.oracle)
             if spec.oracle is not None
             else [_NO_ORACLE]
         ),
-        "determinism": lambda: check_determinism(make, spec.oracle, amounts.replay_steps),
+        "determinism": lambda: check_determinism(make, spec.oracle, amounts),
     }
     for name, checks in groups.items():
         report(name)
@@ -119,18 +137,21 @@ def _guarded(name: str, checks: Callable[[], Iterable[Check]]) -> Iterator[Check
 
 
 def check_zero_action(env: VecEnv) -> Iterator[Check]:
-    """Episodes of zero actions are truncated at the step limit."""
+    """Episodes of zero actions are truncated at the step limit, unless they terminate before."""
     zero = torch.zeros(env.num_envs, len(env.action_unit), device=env.device)
     log = roll_out(env, lambda *_: zero, doctor_seeds(env.num_envs))
     env.close()
-    cut, solved = log.truncated.any(0), log.final["success_at_end"]  # an initial state may be within the goal
-    lengths = log.final["episode_length"][~solved]
+    # an episode may terminate: its first state is within the goal, or doing nothing fails
+    cut, terminated = log.truncated.any(0), log.terminated.any(0)
+    lengths = log.final["episode_length"]
     ok = bool(
-        (cut == ~solved).all()
-        and (log.terminated.any(0) == solved).all()
-        and (lengths == env.max_episode_steps).all()
+        (cut == ~terminated).all()
+        and (lengths[cut] == env.max_episode_steps).all()
+        and (lengths <= env.max_episode_steps).all()
     )
-    measured = f"{int(cut.sum())} of {env.num_envs}, after {_span(lengths)}"
+    measured = f"{int(cut.sum())} of {env.num_envs}, after {_span(lengths[cut])}"
+    if terminated.any():
+        measured += f"; {int(terminated.sum())} terminated, after {_span(lengths[terminated])}"
     yield Check(
         "the limit truncates", f"episodes of zero actions, after {env.max_episode_steps} steps", measured, ok
     )
@@ -176,24 +197,37 @@ def check_same_seed(env: VecEnv) -> Iterator[Check]:
     )
 
 
-def check_other_seed(env: VecEnv) -> Iterator[Check]:
-    """Different seeds give different initial observations."""
+def check_other_seed(env: VecEnv, make_default: Callable[[], VecEnv]) -> Iterator[Check]:
+    """Different seeds give different initial observations.
+
+    If the user's settings leave nothing random, those of an env with the default settings must differ.
+    """
+    num_envs = env.num_envs
+    distinct = _distinct_starts(env)
+    ok, measured = distinct == num_envs, str(distinct)
+    if distinct == 1 < num_envs:
+        by_default = _distinct_starts(make_default())
+        ok, measured = by_default == num_envs, f"1, and {by_default} with the default settings"
+    yield Check("other seed, other start", f"{num_envs} starts of {num_envs} seeds", measured, ok)
+
+
+def _distinct_starts(env: VecEnv) -> int:
+    """The number of different initial observations of the envs' first episodes."""
     first, _ = env.reset(seed=doctor_seeds(env.num_envs))
     env.close()
     starts = torch.cat(
         [value.flatten(1).double() for value in first.values() if value.is_floating_point()], 1
     )
-    distinct = len(torch.unique(starts, dim=0))
-    expected = f"{env.num_envs} starts of {env.num_envs} seeds, by default"
-    yield Check("other seed, other start", expected, str(distinct), distinct == env.num_envs)
+    return len(torch.unique(starts, dim=0))
 
 
 def check_oracle(env: VecEnv, oracle: str) -> Iterator[Check]:
-    """The oracle solves the task, all reward terms become nonzero, and rewards add up."""
+    """The oracle solves the task, success ends episodes, reward terms become nonzero, and rewards add up."""
     log = roll_out(env, closed_loop(make_base_policy(oracle, None, env)), doctor_seeds(env.num_envs))
     env.close()
 
-    # The oracle solves the task, and success terminates the episode.
+    # The oracle solves the task, and success terminates the episode, unless the env says otherwise. Failure
+    # may terminate it too.
     solved, n = int(log.final["success_at_end"].sum()), env.num_envs
     length = log.final["episode_length"].double().mean().item()
     yield Check(
@@ -202,14 +236,13 @@ def check_oracle(env: VecEnv, oracle: str) -> Iterator[Check]:
         f"{solved / n:.0%}, {length:.0f} steps on average",
         solved >= MIN_ORACLE_SUCCESS * n,
     )
-    success = log.terminated.any(0)
-    ok = bool(
-        (success == log.final["success_at_end"]).all()
-        and (success == log.final["success_once"]).all()
-        and log.ended.all()
-    )
-    measured = f"{int(log.terminated.any(0).sum())} terminated, {int(log.truncated.any(0).sum())} truncated"
-    yield Check("success ends the episode", "terminated on success, truncated otherwise", measured, ok)
+    terminated, success = log.terminated.any(0), log.final["success_once"]
+    measured = f"{int(terminated.sum())} terminated, {int(log.truncated.any(0).sum())} truncated"
+    if env.success_terminates:
+        ok = (~success | (terminated & log.final["success_at_end"])).all() & log.ended.all()
+        yield Check("success ends the episode", "terminated on success", measured, bool(ok))
+    else:
+        yield Check("episodes end", "terminated or truncated", measured, bool(log.ended.all()))
 
     # Every reward term becomes nonzero, and rewards and returns add up.
     for name, value in log.terms.items():
@@ -229,7 +262,7 @@ def check_oracle(env: VecEnv, oracle: str) -> Iterator[Check]:
 
 
 def check_determinism(
-    make: Callable[[int, int], VecEnv], oracle: str | None, num_steps: int
+    make: Callable[[int, int], VecEnv], oracle: str | None, amounts: Amounts
 ) -> Iterator[Check]:
     """Replayed actions give equal episodes for any number of envs and threads.
 
@@ -237,7 +270,7 @@ def check_determinism(
     those of the oracle if there is one, because the oracle makes contact.
     """
     # Record a reference run.
-    reference_env = make(max(BATCH_SIZES), THREAD_COUNTS[0])
+    reference_env = make(max(amounts.batch_sizes), THREAD_COUNTS[0])
     seeds = doctor_seeds(reference_env.num_envs)
     if not reference_env.deterministic:
         yield Check("determinism", "not promised by this sim_backend", "not checked", True)
@@ -250,16 +283,16 @@ def check_determinism(
         actions.append(noise if act is None else act(obs, t) + 0.3 * noise)
         return actions[-1]
 
-    reference = roll_out(reference_env, noisy, seeds, num_steps)
+    reference = roll_out(reference_env, noisy, seeds, amounts.replay_steps)
     reference_env.close()
 
     # Replay it with other numbers of envs and threads.
     played = torch.stack(actions)
     for num_threads in THREAD_COUNTS:
-        for num_envs in BATCH_SIZES:
+        for num_envs in amounts.batch_sizes:
             env = make(num_envs, num_threads)
             # In reverse order, so that episodes run in other envs. With one env the first few suffice.
-            num_episodes = num_envs * (len(seeds) // num_envs) if num_envs > 1 else 3
+            num_episodes = num_envs * (len(seeds) // num_envs) if num_envs > 1 else min(3, len(seeds))
             order = list(reversed(range(len(seeds))))[:num_episodes]
             found, count = "", 0
             for at in range(0, len(order), num_envs):

@@ -27,8 +27,8 @@ from residual_rl.utils.signature import is_own, read_signature
 from residual_rl.utils.validation import (
     CheckedCfg,
     Distinct,
+    EpisodeSeed,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveInt,
     parse_value,
 )
@@ -59,7 +59,7 @@ class SweepCfg(CheckedCfg):
     """Training seeds: each point of the grid is trained with each of them."""
     n_episodes: PositiveInt = 200
     """Number of evaluation episodes of each trained policy; all use the same ones."""
-    first_eval_seed: NonNegativeInt = EVAL_SEED
+    first_eval_seed: EpisodeSeed = EVAL_SEED
     """Seed of the first evaluation episode."""
     cpus_per_trial: PositiveInt = 1
     """CPU cores of a trial; also its number of simulator threads, unless --num-threads is given."""

@@ -18,11 +18,12 @@ from residual_rl.runs.checkpoint import CheckpointFolder
 from residual_rl.sweeps.grid import State, Trial, is_evaluated, is_trained, is_trust_flag
 from residual_rl.utils.consent import CONFIRM
 from residual_rl.utils.files import encode, make_folder, write_atomically
+from residual_rl.utils.signals import STOP_SIGNALS
 from residual_rl.utils.text import shell_command
 
 ENTRY_POINT = "residual_rl.cli.trial"
 """Module that the processes of a trial run: a command of `residual-rl` that ends with its parent process."""
-STOPPED = {128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL}
+STOPPED = {-signal.SIGKILL, *(code for number in STOP_SIGNALS for code in (128 + number, -number))}
 """Exit codes of a process that was stopped or killed."""
 WAIT_FOR_EARLIER = 120.0
 """Time limit for a process of an interrupted sweep that is still saving [s]."""

@@ -90,6 +90,11 @@ def encode(text: str) -> bytes:
     return text.encode(errors="backslashreplace")
 
 
+def is_leftover(path: Path) -> bool:
+    """Whether `path` is named like the temporary files of this module, which killed processes leave."""
+    return path.name.startswith(".") and path.name.endswith(TEMP_SUFFIX)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove temporary files of killed processes in `folder`. Raises `WriteError`."""
     for temp in folder.glob(f".*{TEMP_SUFFIX}"):

@@ -143,17 +143,19 @@ def _steps(env: ResidualEnv, policy: Policy) -> Iterator[dict[str, Any]]:
 
 
 def save_cameras(env: ResidualEnv, folder: Path, size: tuple[int, int]) -> list[Path]:
-    """Write the current image of each camera of the first env to `folder/CAMERA.png`.
+    """Write the current image of each camera of the first env to `folder/CAMERA.png`, or of the default view
+    to `folder/default.png` if the env names no cameras.
 
-    `size` is height and width [pixels]. Returns the paths. Raises `WriteError`.
+    `size` is height and width [pixels]. Returns the paths. Raises `WriteError`, and `ConfigError` for an env
+    that cannot be rendered.
     """
     from PIL import Image
 
+    scenes = env.vec_env.scenes()[:1]
     make_folder(folder)
-    model, scenes = env.vec_env.model, env.vec_env.scenes()[:1]
     paths = []
-    for name in [model.camera(i).name for i in range(model.ncam)]:
-        path = folder / f"{name}.png"
+    for name in env.vec_env.cameras or (None,):
+        path = folder / f"{name or 'default'}.png"
         image = env.vec_env.render_scenes(scenes, size, name)[0]
         with replacing(path) as temporary:
             Image.fromarray(image).save(temporary, format="PNG")

@@ -229,6 +229,10 @@ def test_action_range__concatenates_the_actions_of_two_robots(make_env: Make) ->
             r"SceneManipulation-v1 needs files that are not on this machine",
         ),
         (
+            {"env_id": "UnitreeH1Stand-v1"},
+            r"UnitreeH1Stand-v1 needs files .* mani_skill\.utils\.download_asset unitree_h1_simplified$",
+        ),
+        (
             {"task_modules": ("no_such_module",)},
             "cannot import 'no_such_module' of --task-modules, which registers ManiSkill tasks",
         ),
@@ -275,6 +279,12 @@ def test_parallel_envs__exception_of_a_task_is_in_the_error(
         match=r"\(env 0\) raised RuntimeError: the gripper fell off; last lines .*breaking_task.py",
     ):
         env.step(torch.zeros(2, 8))
+
+
+def test_make_env__push_t_needs_no_renderer(make_env: Make) -> None:
+    env = make_env(env_id="PushT-v1", num_envs=1)
+    obs, _ = env.reset(seed=0)
+    assert torch.isfinite(obs["state"]).all()
 
 
 WITHOUT_VULKAN = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -286,6 +287,35 @@ def test_demonstrations__replays_a_file_written_by_maniskill(tmp_path: Path) -> 
         env.close()
     assert (result.seed, result.steps, result.success, result.reproduced) == (5, 4, False, True)
     assert result.drift.value < 1e-5
+
+
+def test_demonstrations__episodes_without_a_seed_start_in_the_stored_state(tmp_path: Path) -> None:
+    from mani_skill.utils.wrappers import RecordEpisode
+
+    theirs = RecordEpisode(
+        bare("PickCube-v1", control_mode="pd_joint_target_delta_pos"), str(tmp_path), save_video=False
+    )
+    for seed in (5, 6):
+        theirs.reset(seed=seed)
+        for _ in range(4):
+            theirs.step(torch.tensor([[0.5, -0.5, -1.0, 1.0, 0.5, -0.5, 1.0, -1.0]]))
+    theirs.close()
+    (path,) = tmp_path.glob("*.h5")
+    side = path.with_suffix(".json")
+    document = json.loads(side.read_text())
+    for episode in document["episodes"]:
+        episode["episode_seed"] = [1, 2, 3]  # as of envs that were reset together
+    side.write_text(json.dumps(document))
+    with Demonstrations(path) as demos:
+        assert demos.seed(0) is None
+        env = make_env(demos, 2, 1)
+        results = list(replay(env, demos, [0, 1]))
+        for result in results:
+            assert result.start.value < 1e-5
+            assert result.drift.value < 1e-4
+        with pytest.raises(ConfigError, match=r"not those of PickCube-v1 with robot panda: actors/"):
+            env.reset(seed=0, options={"env_states": {}})
+        env.close()
 
 
 def test_demos_collect__collects_episodes_of_a_base_policy(tmp_path: Path) -> None:

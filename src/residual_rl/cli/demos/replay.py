@@ -53,11 +53,11 @@ def main(argv: Sequence[str]) -> int:
         env = make_env(demos, min(flags.num_envs, len(episodes)), flags.num_threads)
         video = flags.save_video if flags.save_video is not None and can_record(env, console) else None
         # warn about missing seeds and observations
-        unseeded = sum(demos.episodes[i].get("episode_seed") is None for i in episodes)
+        unseeded = sum(demos.seed(i) is None for i in episodes)
         if unseeded:
             _log.warning(
-                "%d of %d episodes have no seed: their initial state, where it is not stored, is that of "
-                "seed 0",
+                "%d of %d episodes have no seed of their own: what is not stored of their start, such as the "
+                "shapes of objects, is that of seed 0",
                 unseeded,
                 len(episodes),
             )

@@ -73,6 +73,14 @@ class EnvWorker:
                 _write(row, step.obs, "obs/")
 
     @torch.inference_mode()
+    def set_states(self) -> None:
+        """Set the states of the active envs."""
+        for row, env in zip(self._rows, self._envs, strict=True):
+            if row["active"]:
+                env.set_states(self._env_ids, torch.from_numpy(row["state"][:, 1:].copy()))
+                _write(row, env.observations(), "obs/")
+
+    @torch.inference_mode()
     def states(self) -> None:
         """Write the simulator's states."""
         for row, env in zip(self._rows, self._envs, strict=True):

@@ -48,6 +48,7 @@ def make_env(cfg: ManiSkillEnvCfg, num_envs: int, render_mode: str | None = None
         setting = f"obs_mode {cfg.obs_mode} with render_backend {cfg.render_backend}"
         raise ConfigError(f"{'rendering an image' if render_mode else setting} {WITHOUT_VULKAN}")
     _import(cfg.modules)
+    headless.build_push_t_unrendered()
     if not headless.vulkan_works():
         # Scenes create render materials even if nothing is rendered.
         headless.replace_materials()
@@ -127,8 +128,10 @@ def _make(cfg: ManiSkillEnvCfg, arguments: dict[str, Any]) -> Any:
     except ResidualRLError:
         raise
     except _NotDownloadedError as error:
+        # "Environment ID requires …" or "Robot ID has …": the files of some tasks are those of their robot
+        what = str(error).split()[1]
         raise ConfigError(
-            f"{name} needs files that are not on this machine; download them with: {DOWNLOAD} {cfg.env_id}"
+            f"{name} needs files that are not on this machine; download them with: {DOWNLOAD} {what}"
         ) from error
     except AssertionError as error:
         if "not in supported modes" not in str(error):

@@ -66,3 +66,18 @@ def replace_materials() -> None:
     for module in list(sys.modules.values()):
         if vars(module).get("RenderMaterial") is original:
             module.RenderMaterial = PlainMaterial  # type: ignore[attr-defined]
+
+
+@functools.cache
+def build_push_t_unrendered() -> None:
+    """Make PushT-v1 build its table without a renderer: it changes the texture of the table, which then has
+    none."""
+    from mani_skill.envs.tasks.tabletop import push_t
+    from mani_skill.utils.scene_builder.table import TableSceneBuilder
+
+    original = push_t.WhiteTableSceneBuilder.build
+
+    def build(builder: Any) -> None:
+        (original if builder.scene.can_render() else TableSceneBuilder.build)(builder)
+
+    push_t.WhiteTableSceneBuilder.build = build

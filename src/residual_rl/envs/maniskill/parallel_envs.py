@@ -71,6 +71,13 @@ class ParallelEnvs:
         self.pool.call("states")
         return self._arrays["state"].clone()
 
+    def set_states(self, env_ids: Tensor, states: Tensor) -> None:
+        """Set the parts `state_parts` of the state in the envs `env_ids` [n] to `states` [n, S]."""
+        active = torch.zeros(self.num_envs, dtype=torch.bool)
+        active[env_ids] = True
+        self._arrays["state"][env_ids, 1 : 1 + states.shape[1]] = states.double()
+        self._call("set_states", active)
+
     def close(self) -> None:
         """End the processes."""
         self.pool.close()

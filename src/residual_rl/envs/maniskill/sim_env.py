@@ -164,6 +164,21 @@ class ManiSkillEnv:
             [self._seeds[:, None].to(self.device, torch.float64), self.env.get_state().double()], 1
         )
 
+    def set_states(self, env_ids: Tensor, states: Tensor) -> None:
+        """Set the parts `state_parts` of the simulator's state in the envs `env_ids` [n] to `states` [n, S].
+
+        Raises `ConfigError` in a GPU simulation.
+        """
+        if self.device.type != "cpu":
+            raise ConfigError("episodes start in stored states only in ManiSkill's CPU simulation")
+        if len(env_ids) == 0:
+            return
+        self.env.set_state(states.float())
+        self.env.agent.controller.reset()  # targets of the controllers are those of the new state
+        info = self.env.get_info()
+        self._base_pose = None
+        self._obs = self._observe(self.env.get_obs(info), info)
+
     def close(self) -> None:
         """Close the env and free its scene."""
         self.env.close()
@@ -245,6 +260,16 @@ class ManiSkillEnv:
             deterministic=self.deterministic,
             env_id=self.cfg.env_id,
             arm=describe_arm(agents[0]) if len(agents) == 1 else None,
+            state_parts=self._state_parts(),
+        )
+
+    def _state_parts(self) -> tuple[tuple[str, int], ...]:
+        """Name and size of the parts that ManiSkill's `set_state` reads, in its order."""
+        state = self.env.get_state_dict()
+        return tuple(
+            (f"{kind}/{name}", int(value.shape[-1]))
+            for kind in ("actors", "articulations")
+            for name, value in state.get(kind, {}).items()
         )
 
 

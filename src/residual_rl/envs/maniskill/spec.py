@@ -72,6 +72,8 @@ class EnvDescription:
     """Id of the ManiSkill task."""
     arm: Arm | None = None
     """Description of the arm; None with several robots and for robots without an arm."""
+    state_parts: tuple[tuple[str, int], ...] = ()
+    """Name and size of each part of the simulator's state that can be set, in order: `actors/cube`, …"""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -89,5 +91,6 @@ class EnvDescription:
         }
         # JSON has lists where the fields are tuples
         tuples = {name: tuple(data[name]) for name in ("metrics", "action_unit")}
+        tuples["state_parts"] = tuple((name, size) for name, size in data["state_parts"])
         arm = None if data["arm"] is None else Arm.from_json(data["arm"])
         return cls(**{**data, **tuples, "observations": observations, "arm": arm})

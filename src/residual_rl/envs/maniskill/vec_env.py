@@ -27,6 +27,8 @@ from residual_rl.utils.seeding import splitmix64
 
 _SEEDS = 1 << 31
 """Upper bound of ManiSkill's seeds: NumPy's older generators take at most 32 bits."""
+_STATE_KINDS = ("actors/", "articulations/")
+"""Beginnings of the names of the states that can be set."""
 _log = logging.getLogger(__name__)
 
 Renderer = Callable[[Tensor, tuple[int, int], str | None], NDArray[np.uint8]]
@@ -56,6 +58,8 @@ class SimEnvs(Protocol):
     def observations(self) -> Obs: ...
 
     def states(self) -> Tensor: ...
+
+    def set_states(self, env_ids: Tensor, states: Tensor) -> None: ...
 
     def close(self) -> None: ...
 
@@ -94,6 +98,7 @@ class ManiSkillVecEnv(VecEnv):
         self.remote = sim.remote
         self.num_envs, self.device, self.deterministic = sim.num_envs, sim.device, sim.deterministic
         self.max_episode_steps, self._ignore_terminations = max_episode_steps, ignore_terminations
+        self.success_terminates = not ignore_terminations
         self.control_hz, self.control_mode, self.robot = (
             description.control_hz,
             description.control_mode,
@@ -140,10 +145,18 @@ class ManiSkillVecEnv(VecEnv):
         mask: Tensor | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[Obs, dict[str, Any]]:
-        if options:
-            raise ConfigError(f"reset of a ManiSkill env takes no options; got: {', '.join(sorted(options))}")
+        """See `VecEnv.reset`. Its only option is `env_states`: {name: [n, …]}, the states of the simulator in
+        which the n episodes start, by ManiSkill's names (`actors/cube`, …). Such episodes cannot be resumed.
+        """
+        unknown = sorted(set(options or {}) - {"env_states"})
+        if unknown:
+            raise ConfigError(f"the only option of reset is 'env_states'; got {', '.join(unknown)}")
+        states = self._flat_states((options or {}).get("env_states"))
         env_ids, seeds = self._to_reset(seed, mask, is_first=not self._obs)
         self._start_episodes(env_ids, seeds)
+        if states is not None:
+            self._sim.set_states(env_ids, states)
+            self._obs = self._seen(self._sim.observations())
         return dict(self._obs), {"seed": self._episodes.seed.clone()}
 
     def step(
@@ -151,6 +164,7 @@ class ManiSkillVecEnv(VecEnv):
     ) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
         if not self._obs:
             raise ConfigError("step was called before reset")
+        actions = torch.as_tensor(actions, dtype=torch.float32, device=self.device)
         if actions.shape != self.action_space.shape:
             raise ConfigError(
                 f"actions must have shape {self.action_space.shape}, not {tuple(actions.shape)}"
@@ -196,6 +210,10 @@ class ManiSkillVecEnv(VecEnv):
 
     def observations(self) -> Obs:
         return dict(self._obs)
+
+    @property
+    def step_info_names(self) -> dict[str, tuple[str, ...]]:
+        return {"reward_terms": ("env",), "task_metrics": self._sim.description.metrics}
 
     def env_states(self) -> Obs:
         return {"maniskill": self._sim.states()[:, 1:]}
@@ -265,6 +283,20 @@ class ManiSkillVecEnv(VecEnv):
             is_needed = self._played()[1].any(1).tolist()
             self._history = list(itertools.compress(self._history, is_needed))
         self._obs = self._seen(self._sim.observations())
+
+    def _flat_states(self, states: Obs | None) -> Tensor | None:
+        """The parts of `states` [n, …] side by side, in the simulator's order."""
+        if states is None:
+            return None
+        parts = dict(self._sim.description.state_parts)
+        found = {name: value.shape[1] for name, value in states.items() if name.startswith(_STATE_KINDS)}
+        if found != parts:
+            named = sorted(name for name in {*found, *parts} if found.get(name) != parts.get(name))
+            raise ConfigError(
+                f"the states are not those of {self.task_name} with robot {self.robot}: {', '.join(named)} "
+                "is missing there or here, or has another size; they need the same task and robot"
+            )
+        return torch.cat([states[name] for name in parts], 1)
 
     def _played(self) -> tuple[Tensor, Tensor]:
         """The actions [T, B, A] of the running episodes, and the mask [T, B] of those that were executed."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+import sys
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -17,9 +20,17 @@ log = logging.getLogger(__name__)
 def compiled(function: Callable[..., Any], enabled: bool) -> Callable[..., Any]:
     """Compile `function` for static shapes if `enabled`.
 
-    On a CPU, compilation needs a C++ compiler and gains little.
+    On a CPU, compilation gains little. Raises `MissingDependencyError` without a C++ compiler, which torch
+    would only look for in the first call.
     """
-    return torch.compile(function, dynamic=False) if enabled else function
+    if not enabled:
+        return function
+    # the one that torch looks for
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        fix = "install one or name it in the environment variable CXX, or leave out --compile"
+        raise MissingDependencyError(f"the C++ compiler {compiler}", fix)
+    return torch.compile(function, dynamic=False)
 
 
 def cuda_graphed(

@@ -93,6 +93,11 @@ class PPOCfg(CheckedCfg):
         """Number and size of the minibatches of an epoch with `num_envs` envs. Each epoch leaves out the
         remaining few transitions."""
         samples = num_envs * self.num_steps
+        if samples < 2:
+            raise ConfigError(
+                "num_envs * num_steps is 1, and PPO compares the transitions of an update with each other: "
+                "choose num_steps 2 or more"
+            )
         if self.minibatch_size > samples:
             raise ConfigError(
                 f"minibatch_size is {self.minibatch_size} but num_envs * num_steps is {samples}: choose "

@@ -35,7 +35,7 @@ def settings(info: dict[str, Any]) -> dict[str, Any]:
         "control_mode": mode,
         "max_episode_steps": max(
             info["env_info"].get("max_episode_steps") or 1,
-            *(int(e.get("elapsed_steps", 1)) for e in episodes),
+            *(int(e.get("elapsed_steps") or 1) for e in episodes),
         ),
     }
     for name in ("robot_uids", "reward_mode"):
