@@ -20,7 +20,7 @@ from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS, load
 from residual_rl.utils.consent import check_consent, with_typed_values
 from residual_rl.utils.sensitive import Address, sensitive_values
-from residual_rl.utils.signature import is_own, read_signature, sign, write_signature
+from residual_rl.utils.signature import digest_of, is_own, read_signature, sign, write_signature
 from residual_rl.utils.validation import (
     CheckedCfg,
     NonNegativeFloat,
@@ -101,7 +101,7 @@ class RunCfg(CheckedCfg):
     """Number of checkpoints to keep."""
     num_threads: NumThreads = 0
     """Simulator threads; 0 means OMP_NUM_THREADS, or else one per CPU core."""
-    torch_threads: PositiveInt = 1
+    torch_threads: Annotated[int, Interval(ge=1, le=1024)] = 1
     """Threads of the networks; more than one is slower when the simulator uses the cores."""
     device: str = "cpu"
     """Device of the learner: cpu, cuda, cuda:1, …"""
@@ -219,7 +219,7 @@ class TrainCfg:
             task_id=data["task_id"],
             base_policy_id=data["base_policy_id"],
             task=part("task", TASKS.get(data["task_id"]).config),
-            base=base if own else with_trust(base, False),
+            base=base if own and hasattr(base, "checkpoint") else with_trust(base, False),
             learner=part("learner", LEARNERS.get(data["learner_id"]).config),
             residual=part("residual", ResidualCfg),
             run=part("run", RunCfg),
@@ -243,9 +243,16 @@ def _is_own(data: dict[str, Any], folder: Path) -> bool:
 
 def _signed_part(data: dict[str, Any]) -> dict[str, Any]:
     """What a signature of a run covers: the settings of the task and of the base policy as a whole, so that
-    trust in a file does not carry over to another one, and the tracker's project."""
+    trust in a file does not carry over to another one, the contents of that file, and the tracker's
+    project."""
     names = ("task_id", "task", "base_policy_id", "base")
-    return {**{name: data[name] for name in names}, "wandb_project": data["run"]["wandb_project"]}
+    base = data["base"] or {}
+    trusted = Path(base["checkpoint"]) if base.get("trust_checkpoint") and base.get("checkpoint") else None
+    return {
+        **{name: data[name] for name in names},
+        "wandb_project": data["run"]["wandb_project"],
+        "trusted": None if trusted is None else digest_of(trusted),
+    }
 
 
 def with_trust(cfg: T, trusted: bool) -> T:

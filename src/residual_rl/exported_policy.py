@@ -145,7 +145,8 @@ def find_policy(path: Path | str, model: str | None = None) -> FoundPolicy:
     if file.is_file():
         if model is not None:
             raise ConfigError(f"{path} is a model already: leave out --model {model}")
-        run = file.resolve().parent.parent
+        # not the target of a link: results are written into the run
+        run = file.absolute().parent.parent
         return FoundPolicy(file, run if (run / "config.json").is_file() else None, str(path))
     # `path` is a run, or another of its folders.
     path = enclosing_run(path)

@@ -23,11 +23,13 @@ from residual_rl.demos.episode import Demo
 from residual_rl.demos.reader import Demonstrations
 from residual_rl.demos.writer import DemoWriter, describe
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
-from residual_rl.exported_policy import POLICY_FILE, load_policy
+from residual_rl.exported_policy import POLICY_FILE, find_policy, load_policy
 from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS, load
 from residual_rl.runs import checkpoint
+from residual_rl.runs.checkpoint import CheckpointFolder
 from residual_rl.runs.run_folder import RunFolder
-from residual_rl.sweeps.grid import StoredSweep, SweepCfg, is_trust_flag, read_sweep
+from residual_rl.sweeps.grid import SweepCfg, Trial, read_sweep
+from residual_rl.sweeps.trial import next_command
 from residual_rl.utils.consent import ConsentError, consenting
 from residual_rl.utils.files import plain
 from residual_rl.utils.sensitive import sensitive_fields, sensitive_values
@@ -254,29 +256,24 @@ def test_refuse_links__nothing_outside_a_run_folder_is_written(
     assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["photo.png"]
 
 
-def test_read_sweep__arguments_of_a_foreign_sweep_are_not_the_users(
-    tmp_path: Path, gift: Path, fails: Fails
-) -> None:
+def test_read_sweep__a_foreign_sweep_is_not_resumed(tmp_path: Path, gift: Path, fails: Fails) -> None:
+    """Its arguments could name code, grant trust or write files, also through the values of its grid."""
     folder = tmp_path / "sweep"
-    base = ["--base-policy", "hybrid", "--base.policies", "jacobian", "zero", "--base.mode", "switch"]
-    small = ["--total-timesteps", "32", "--num-envs", "2", "--num-steps", "16", "--eval-freq", "0"]
-
-    def write(train: list[str]) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        RunFolder(folder).start(SweepCfg("so101-paper", tuple(train), seeds=(1,))).close()
-
-    # code
-    write([*base, "--base.switch", "gift:choose", *small])
-    assert "--confirm base.switch=gift:choose" in fails("sweep", "--resume", folder)
-    # a file that the arguments would write
     target = tmp_path / "bashrc"
     target.write_text("mine")
-    write(["--tyro-write-completion", "bash", str(target)])
-    assert "no --tyro-" in fails("sweep", "--resume", folder)
-    # trust
-    write(["--base-policy", "model", "--model-path", "gift.zip", "--trust-checkpoint", *small])
-    assert not any(map(is_trust_flag, read_sweep(folder).cfg.train))
-    assert any(map(is_trust_flag, read_sweep(folder, trusted=True).cfg.train))
+    base = ["--base-policy", "hybrid", "--base.policies", "jacobian", "zero", "--base.mode", "switch"]
+    model = ["--base-policy", "model", "--model-path", "gift.zip"]
+    grids: list[tuple[list[str], dict[str, list[str]]]] = [
+        ([*base, "--base.switch", "gift:choose"], {}),
+        (["--tyro_write-completion", "bash", str(target)], {}),
+        ([*model, "--trust-checkpoint"], {}),
+        (model, {"trust_checkpoint": ["True"]}),
+        (model, {"obs_keys": ["state base_action --base.trust-checkpoint"]}),
+    ]
+    for train, grid in grids:
+        shutil.rmtree(folder, ignore_errors=True)
+        RunFolder(folder).start(SweepCfg("so101-paper", tuple(train), grid, seeds=(1,))).close()
+        assert "is not known to be yours" in fails("sweep", "--resume", folder)
     assert target.read_text() == "mine"
     assert not gift.exists()
     assert not (folder / "trials").exists()
@@ -286,7 +283,27 @@ def test_read_sweep__own_sweeps_keep_their_arguments(tmp_path: Path) -> None:
     sweep = SweepCfg("so101-paper", ("--base-policy", "model", "--trust-checkpoint"), cwd="/somewhere")
     with RunFolder(tmp_path / "sweep").start(sweep):
         write_signature(tmp_path / "sweep", plain(sweep))
-    assert read_sweep(tmp_path / "sweep") == StoredSweep(sweep, own=True)
+    assert read_sweep(tmp_path / "sweep") == sweep
+
+
+def test_next_command__trust_of_a_sweep_does_not_carry_over_to_a_changed_trial(tmp_path: Path) -> None:
+    trial = Trial("t", "default", 1, 64, ("so101-paper", "--trust-checkpoint"), tmp_path, (0, 1))
+    (trial.run.checkpoints).mkdir(parents=True)
+    CheckpointFolder(trial.run.checkpoints, keep=1).save(32, {"x": 1})
+    assert next_command(trial) == ["train", "--resume", str(trial.run.path)]
+
+
+def test_find_policy__a_linked_policy_belongs_to_the_folder_of_the_link(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "gift").mkdir()
+    (tmp_path / "gift" / POLICY_FILE).symlink_to(run / "final_model" / POLICY_FILE)
+    assert find_policy(tmp_path / "gift").run is None
+
+
+def test_typed__a_flag_of_the_command_is_no_consent_for_nested_settings(run: Path) -> None:
+    hostile_run(run, "address in a hybrid", 8000)
+    command = ["residual-rl", "serve", str(run), "--host", "127.0.0.1", "--port", "8000"]
+    with consenting(command=command), pytest.raises(ConsentError, match=r"base\.settings\.0\.port"):
+        load_policy(run / "best_model" / POLICY_FILE)
 
 
 def write_demos(file: Path, settings: dict[str, Any]) -> None:

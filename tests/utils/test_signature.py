@@ -3,12 +3,14 @@
 import hashlib
 import hmac
 import logging
+import shutil
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from residual_rl.utils.signature import is_own, key_file, sign
+from residual_rl.utils.signature import digest_of, is_own, key_file, sign
 
 DOCUMENT = {"task": {"task_modules": ["mine"]}, "base": None}
 
@@ -64,6 +66,21 @@ def test_is_own__rejects_everything_without_a_key():
     assert not is_own(DOCUMENT, forged)
     assert sign(DOCUMENT) != forged  # a damaged key is replaced
     assert len(key_file().read_bytes()) == 32
+
+
+def test_digest_of__covers_the_path_and_the_contents(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "model.zip").write_bytes(b"mine")
+    first = digest_of(tmp_path / "a" / "model.zip")
+    folder = digest_of(tmp_path / "a")
+    monkeypatch.chdir(tmp_path)
+    assert digest_of(Path("a/model.zip")) == first
+    shutil.copytree("a", "b")
+    assert digest_of(tmp_path / "b" / "model.zip") != first
+    (tmp_path / "a" / "model.zip").write_bytes(b"evil")
+    assert digest_of(tmp_path / "a" / "model.zip") != first
+    assert digest_of(tmp_path / "a") != folder
+    assert digest_of(tmp_path / "gone") is None
 
 
 def test_sign__processes_that_start_at_once_agree_on_one_key():

@@ -190,7 +190,7 @@ def test_check_fields__lists_have_a_largest_length() -> None:
     class Cfg(CheckedCfg):
         sizes: LayerSizes = (8, 8)
 
-    with pytest.raises(ConfigError, match="sizes must be a list of at most 32"):
-        Cfg((8,) * 33)
-    with pytest.raises(ConfigError, match="sizes must be from 1 to 65536 each"):
+    with pytest.raises(ConfigError, match="sizes must be a list of at most 16"):
+        Cfg((8,) * 17)
+    with pytest.raises(ConfigError, match="sizes must be from 1 to 8192 each"):
         Cfg((1 << 17,))

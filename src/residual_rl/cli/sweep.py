@@ -28,7 +28,6 @@ from residual_rl.sweeps.grid import (
 )
 from residual_rl.sweeps.live_table import SweepTable
 from residual_rl.sweeps.report import ranking_table, write_report
-from residual_rl.utils.consent import check_consent
 from residual_rl.utils.console import Console
 from residual_rl.utils.files import plain
 from residual_rl.utils.seeding import EVAL_SEED
@@ -79,8 +78,6 @@ class ResumeFlags:
     """Folder of the sweep to resume."""
     retry_failed: bool = False
     """Retry failed trials, from their last checkpoints."""
-    trust_checkpoint: bool = False
-    """Keep the `--trust-checkpoint` of a sweep that somebody else started."""
     ray_address: str | None = None
     """Run the trials with Ray: the address of a running cluster whose machines all see the sweep's folder,
     `auto` for the one that this machine belongs to, or `local` to start Ray on this machine. None: as
@@ -144,15 +141,12 @@ def _resume(argv: Sequence[str]) -> int:
         "own"
     ]
     folder = run_to_resume(flags.resume.resolve(), "sweep")
-    stored = read_sweep(folder, flags.trust_checkpoint)
-    sweep = stored.cfg
-    check_train_flags(sweep.train, sweep.grid)
+    sweep = read_sweep(folder)
     require_executor(flags.ray_address, sweep.gpus_per_trial)
     with RunFolder(folder).resume():
         # the same trials as before; finished ones are skipped
         cfg, _ = train.parse(sweep.task_id, sweep.train)
-        file = folder / "config.json"
-        trials = make_trials(sweep, cfg, folder, lambda point: check_consent(point, file, stored.own))
+        trials = make_trials(sweep, cfg, folder)
         if flags.retry_failed:
             for trial in trials:
                 trial.failure_file.unlink(missing_ok=True)

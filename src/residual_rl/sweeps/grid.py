@@ -9,11 +9,10 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +20,7 @@ from typing import Annotated, Any, Literal
 from residual_rl.config import PARTS, TrainCfg, from_plain, replace_fields
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 from residual_rl.runs.run_folder import RunFolder
-from residual_rl.utils.consent import confirmations
+from residual_rl.utils.consent import ConsentError, confirmations
 from residual_rl.utils.seeding import EVAL_SEED
 from residual_rl.utils.signature import is_own, read_signature
 from residual_rl.utils.validation import (
@@ -149,7 +148,7 @@ def parse_grid(entries: Sequence[str], cfg: TrainCfg) -> dict[str, tuple[str, ..
             key.strip().replace("-", "_"),
             tuple(" ".join(value.split()) for value in text.split(",")),
         )
-        if not equals or not all(values):
+        if not equals or not all(values) or any(word.startswith("--") for v in values for word in v.split()):
             raise ConfigError(f"--grid {entry!r} is not of the form SETTING=VALUE,VALUE,…")
 
         # Resolve the setting, and check that its values are valid and distinct.
@@ -222,16 +221,13 @@ def _kind(hint: Any) -> str:
 # --- the trials ---------------------------------------------------------------------------------------------
 
 
-def make_trials(
-    sweep: SweepCfg, cfg: TrainCfg, folder: Path, check: Callable[[TrainCfg], None] = lambda _: None
-) -> list[Trial]:
+def make_trials(sweep: SweepCfg, cfg: TrainCfg, folder: Path) -> list[Trial]:
     """A trial for each point of the grid and each seed.
 
     Args:
         sweep: the sweep.
         cfg: the settings of its `train` flags.
         folder: the folder of the sweep.
-        check: called with the settings of each point.
     """
     trials = []
     for values in itertools.product(*sweep.grid.values()):
@@ -241,7 +237,6 @@ def make_trials(
         point = ",".join(f"{key}={text}" for key, text in texts.items()) or DEFAULT_POINT
         try:
             trained = replace_fields(cfg, typed)
-            check(trained)
         except ConfigError as error:
             raise ConfigError(f"--grid {point}: {error}") from error
 
@@ -306,8 +301,6 @@ def check_train_flags(flags: Sequence[str], grid: Mapping[str, Any], cfg: TrainC
 
     `cfg` has the parts whose settings are in the grid.
     """
-    if any(word.startswith("--tyro-") for word in flags):
-        raise ConfigError("a sweep's trials take the flags of `residual-rl train`, and no --tyro-… flags")
     for key, why in {
         "seed": "give --seeds instead",
         "output_dir": "",
@@ -362,23 +355,12 @@ def state_of(trial: Trial) -> State:
     return "interrupted" if trial.run.config_file.exists() else "waiting"
 
 
-@dataclass(frozen=True)
-class StoredSweep:
-    """A sweep that was read from its folder."""
-
-    cfg: SweepCfg
-    own: bool
-    """Whether the user started it, by the signature in the folder."""
-
-
-def read_sweep(folder: Path, trusted: bool = False) -> StoredSweep:
+def read_sweep(folder: Path) -> SweepCfg:
     """The sweep in `folder`.
-
-    The arguments of a sweep that somebody else started are those of a command line that the user has not
-    typed: unless `trusted`, trust is removed from them, and relative paths start from the current folder.
 
     Raises:
         CheckpointError: there is no sweep, or its configuration is damaged.
+        ConsentError: somebody else started it. Its arguments are a command line that the user has not typed.
     """
     file = RunFolder(folder).config_file
     data = read_json(file)
@@ -388,12 +370,9 @@ def read_sweep(folder: Path, trusted: bool = False) -> StoredSweep:
         cfg = from_plain(SweepCfg, data)
     except (UnknownNameError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file} is not the configuration of a sweep: {error}") from error
-    if is_own(data, read_signature(folder)):
-        return StoredSweep(cfg, True)
-    train = tuple(word for word in cfg.train if trusted or not is_trust_flag(word))
-    return StoredSweep(dataclasses.replace(cfg, train=train, cwd=os.getcwd()), False)
-
-
-def is_trust_flag(word: str) -> bool:
-    """Whether a word of a command line is `--trust-checkpoint`, with or without a prefix."""
-    return word.replace("_", "-").partition("=")[0].endswith("trust-checkpoint")
+    if not is_own(data, read_signature(folder)):
+        raise ConsentError(
+            f"{folder} is not known to be yours, and resuming a sweep runs the commands in it; "
+            "start one of your own with the settings in its config.json that you want"
+        )
+    return cfg

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from residual_rl.runs.checkpoint import CheckpointFolder
-from residual_rl.sweeps.grid import State, Trial, is_evaluated, is_trained, is_trust_flag
+from residual_rl.sweeps.grid import State, Trial, is_evaluated, is_trained
 from residual_rl.utils.consent import CONFIRM
 from residual_rl.utils.files import encode, make_folder, write_atomically
 from residual_rl.utils.signals import STOP_SIGNALS
@@ -156,8 +156,8 @@ def next_command(trial: Trial) -> list[str] | None:
 
     # Resume from the last checkpoint; without one, start again.
     if CheckpointFolder(run.checkpoints).files():
-        trusts = any(map(is_trust_flag, trial.train))
-        return ["train", "--resume", str(run.path), *(["--trust-checkpoint"] if trusts else [])]
+        # Trust is in the run's own settings, if the user's signature covers them.
+        return ["train", "--resume", str(run.path)]
     if run.path.exists() and not run.held:
         shutil.rmtree(run.path)
     return ["train", *trial.train, "--output-dir", str(run.path)]

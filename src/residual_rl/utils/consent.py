@@ -29,6 +29,10 @@ class ConsentError(ResidualRLError):
     """Settings in a file need the user's consent; the message gives the flags that express it."""
 
 
+UNPREFIXED = ("task", "learner", "residual", "run")
+"""Parts of the settings whose flags have no prefix."""
+
+
 @dataclass(frozen=True)
 class Consent:
     """What the user has confirmed in this process."""
@@ -43,7 +47,7 @@ class Consent:
     def typed(self, path: str, aliases: Sequence[str] = ()) -> tuple[str, ...] | None:
         """The words after the flag of the field `path`; None without it."""
         part, _, name = path.rpartition(".")
-        names = (path, *aliases) if part == "base" else (path, name, *aliases)
+        names = (path, name, *aliases) if part in UNPREFIXED else (path, *aliases)
         return next((self.flags[n] for n in names if n in self.flags), None)
 
     def covers(self, path: str, value: str, aliases: Sequence[str] = ()) -> bool:

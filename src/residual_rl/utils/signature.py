@@ -56,6 +56,22 @@ def sign(document: Any) -> str | None:
     return _digest(key, document)
 
 
+def digest_of(path: Path) -> str | None:
+    """SHA-256 of the absolute path and of the contents of a file, or of all files in a folder; None if there
+    is none."""
+    path = path.absolute()
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    try:
+        for file in files:
+            digest.update(f"{file}\0{file.stat().st_size}\0".encode())
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
 def is_own(document: Any, signature: str | None) -> bool:
     """Whether `signature` is that of `document` under the user's key."""
     try:

@@ -65,13 +65,13 @@ EpisodeSeed = Annotated[int, Interval(ge=0, lt=1 << 62)]
 """First of several episode seeds, all of which fit into 64 bits."""
 Port = Annotated[int, Interval(ge=1, le=65535)]
 # Upper bounds keep a file from asking for terabytes or for millions of threads.
-NumThreads = Annotated[int, Interval(ge=0, le=4096)]
+NumThreads = Annotated[int, Interval(ge=0, le=1024)]
 NumEnvs = Annotated[int, Interval(ge=1, le=1 << 20)]
 Pixels = Annotated[int, Interval(ge=1, le=1 << 14)]
 ChunkLength = Annotated[int, Interval(ge=1, le=1 << 14)]
 NumNetworks = Annotated[int, Interval(ge=1, le=256)]
-LayerSize = Annotated[int, Interval(ge=1, le=1 << 16)]
-LayerSizes = Annotated[tuple[LayerSize, ...], MaxLen(32)]
+LayerSize = Annotated[int, Interval(ge=1, le=1 << 13)]
+LayerSizes = Annotated[tuple[LayerSize, ...], MaxLen(16)]
 
 
 class CheckedCfg:
