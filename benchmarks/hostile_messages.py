@@ -440,11 +440,14 @@ def _send_streams(protocol: str, number: int, seed: int) -> dict[str, Any]:
         outcomes: collections.Counter[str] = collections.Counter()
         for count in range(number):
             data = _stream(served, good, draw)
+            data = _mutated_bytes(data, draw) if count else data
             with socket.create_connection(("127.0.0.1", served.port)) as connection:
                 connection.settimeout(0.05)
                 end, received = "left open", b""
                 with contextlib.suppress(ConnectionError):
-                    connection.sendall(_mutated_bytes(data, draw) if count else data)
+                    connection.sendall(data[:64])
+                    time.sleep(0.01)  # ZeroMQ closes a connection that does not wait for its greeting
+                    connection.sendall(data[64:])
                 try:
                     while part := connection.recv(65536):
                         received += part

@@ -815,7 +815,7 @@ def test_missing_dependency_error__names_the_install_command_of_a_client(
         (Gr00tCfg, {"timeout": 0.0}, "timeout must be above 0"),
         (Gr00tCfg, {"reconnect": -1.0}, "reconnect must be at least 0"),
         (Gr00tCfg, {"layout": "n1.7"}, r"layout must be one of n1\.5, n1\.6, not 'n1\.7'"),
-        (Gr00tCfg, {"num_action_steps": 0}, "num_action_steps must be at least 1"),
+        (Gr00tCfg, {"num_action_steps": 0}, "num_action_steps must be from 1 to 16384, not 0"),
         (Gr00tCfg, {"cameras": ("=front",)}, "cameras '=front': expected ENV_NAME=SERVER_KEY, each key once"),
         (Gr00tCfg, {"extra_state": ("a=x", "b=x")}, "extra_state 'b=x': expected"),
         (OpenPiCfg, {"url": "http://x"}, "url must be empty or begin with ws:// or wss://"),

@@ -65,6 +65,8 @@ class Sessions:
 
     def disconnect(self, connections: Collection[int]) -> None:
         """Note that these connections are closed."""
+        if not connections:
+            return
         for session in self._sessions.values():
             session.disconnected |= session.connection in connections
 
