@@ -12,8 +12,11 @@ from tiny_runs import train
 from residual_rl.runs.logger import read_metrics
 
 PAGE = "docs/metrics.md"
-NOT_IN_THESE_RUNS = {"base/uncertainty", "eval/residual_scale", "val/loss"}
-"""Tags of an adaptive scale and of `imitate`."""
+NOT_IN_THESE_RUNS = {
+    *("base/uncertainty", "eval/residual_scale", "val/loss"),
+    *("curriculum/NAME", "curriculum/tolerance"),
+}
+"""Tags of an adaptive scale, of `imitate`, and of a curriculum."""
 
 
 def documented_tags() -> set[str]:
