@@ -112,5 +112,8 @@ def test_flags__ours_exist_and_theirs_are_not_ours_everywhere(
     assert not NO_FLAGS.keys() & FLAGS.keys()
 
 
-def test_flags__page_of_the_error_exists() -> None:
-    assert (Path(__file__).parents[2] / foreign_names.PAGE).is_file()
+def test_flags__page_of_the_error_lists_them_all() -> None:
+    lines = (Path(__file__).parents[2] / foreign_names.PAGE).read_text(encoding="utf-8").splitlines()
+    for theirs, ours in {**FLAGS, **dict.fromkeys((*NO_FLAGS, *NAMES), ())}.items():
+        (line,) = [line for line in lines if line.startswith(f"| `{theirs}` |")]
+        assert all(text in line for text in ours), theirs

@@ -14,6 +14,7 @@ import pytest
 from doc_pages import PAGES, split
 from paths import ROOT
 
+from residual_rl.cli import foreign_names
 from residual_rl.cli.main import COMMANDS, main, program_help
 from residual_rl.registry import BASE_POLICIES, LEARNERS
 
@@ -23,7 +24,8 @@ FOLDERS = {path.name for parent in (ROOT, PACKAGE) for path in parent.iterdir() 
 ILLUSTRATIVE = {"ppo.py", "ppo_rgb.py", "task.py", "config.py"}
 """Files of other packages, or of a folder that the reader makes."""
 FOREIGN_FLAGS = {"--head", "--disable-usage-stats", "--include-dashboard", "--logdir", "--FLAG", "--no-FLAG"}
-"""Flags of Ray and TensorBoard, and placeholders."""
+FOREIGN_FLAGS |= {*foreign_names.FLAGS, *foreign_names.NO_FLAGS}
+"""Flags of Ray, TensorBoard and the programs of `docs/coming_from.md`, and placeholders."""
 DEMOS = (
     "collect so101-paper",
     "info demos.h5",
