@@ -419,4 +419,5 @@ def test_doctor__names_unknown_tasks(capsys: pytest.CaptureFixture[str]) -> None
 def test_format_table__highlights_failed_checks() -> None:
     table = format_table("title", [Check("a", "1", "1", True), Check("b", "1", "2", False)])
     assert [row.style for row in table.rows] == [None, "red"]
-    assert list(table.columns[0].cells) == ["[green]ok[/]", "[bold red]FAILED[/]"]
+    verdicts = [(cell.plain, cell.style) for cell in table.columns[0].cells]  # type: ignore[union-attr]
+    assert verdicts == [("ok", "green"), ("FAILED", "bold red")]
