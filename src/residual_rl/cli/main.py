@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        print(_help())
+        print(program_help())
         return 0 if argv else 2
     if argv[0] == "--version":
         print(f"residual-rl {residual_rl.__version__}")
@@ -95,7 +95,8 @@ def _drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _help() -> str:
+def program_help() -> str:
+    """The text of `residual-rl --help`."""
     usages = {name: f"{name} {target}".rstrip() for name, (target, _) in COMMANDS.items()}
     # the descriptions start in one column
     width = max(map(len, usages.values()))
