@@ -41,9 +41,9 @@ from residual_rl.utils.provenance import git_state, machine
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))
 
 OUTCOMES = ("opened", "clear error", "traceback", "crash", "hang")
-LIMIT = 60.0
+LIMIT = 300.0
 """Time limit of a reader [s]."""
-HDF5_LIMIT = 10.0
+HDF5_LIMIT = 60.0
 """Time limit of the process that opens an HDF5 file of unknown content [s]."""
 MEMORY = 32 << 30
 """Address space of a reader [bytes]."""

@@ -362,6 +362,23 @@ def test_load_model__names_the_damage_of_a_checkpoint(env: VecEnv, tmp_path: Pat
     assert "the state of a step of policy_preprocessor.json" in refusal(cfg, env)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"dim_model": 10**6}, "dim_model is 1000000, expected at most 16384"),
+        ({"n_encoder_layers": 10**4}, "n_encoder_layers is 10000, expected at most"),
+        ({"chunk_size": 10**30}, "chunk_size is 1000"),
+    ],
+)
+def test_load_model__sizes_are_checked_before_memory_is_allocated(
+    values: dict[str, Any], message: str, env: VecEnv, tmp_path: Path
+) -> None:
+    cfg = make_case(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+    assert message in refusal(cfg, env)
+
+
 def test_check_statistics__refuses_missing_statistics(env: VecEnv, tmp_path: Path) -> None:
     """LeRobot itself would pass features without statistics on unchanged."""
     cfg = make_case(tmp_path)

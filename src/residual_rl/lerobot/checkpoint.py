@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from residual_rl.errors import CheckpointError
 from residual_rl.lerobot.allowed import check_policy_type, check_step
@@ -27,6 +28,8 @@ CONFIG, WEIGHTS, PREPROCESSOR, POSTPROCESSOR = (
 PRETRAINED = "pretrained_model"
 """Name of the checkpoint's folder in the output of a training run."""
 _SUBFOLDERS = (PRETRAINED, f"checkpoints/last/{PRETRAINED}", ".")
+_LARGEST = 1 << 14
+"""Largest number in a policy's settings, unless its weights are larger."""
 _USER = "the base policy 'lerobot'"
 
 
@@ -129,6 +132,7 @@ def load_model(
         for name, found in steps.items()
     }
     try:
+        _check_sizes(folder)
         with quiet():
             config = PreTrainedConfig.from_pretrained(str(folder), cli_overrides=[f"--device={device}"])
             for unwanted in ("pretrained_backbone_weights", "compile_model"):
@@ -151,6 +155,22 @@ def load_model(
             f"({type(error).__name__}: {_short(error)})"
         ) from error
     return model
+
+
+def _check_sizes(folder: Path) -> None:
+    """Raise `CheckpointError` for settings that ask for a much larger policy than the weights are.
+
+    LeRobot would first allocate it.
+    """
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    largest = max([_LARGEST, *(size for shape in shapes for size in shape)])
+    for name, value in _read_json(folder, CONFIG).items():
+        limit = len(shapes) if name.endswith("_layers") else largest
+        sizes = value if isinstance(value, list) else [value]
+        is_size = not name.startswith(("optimizer_", "scheduler_"))
+        if is_size and any(isinstance(size, int) and size > limit for size in sizes):
+            raise CheckpointError(f"{folder / CONFIG}: {name} is {value}, expected at most {limit}")
 
 
 def check_statistics(model: LeRobotModel) -> None:
