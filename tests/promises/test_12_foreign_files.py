@@ -399,7 +399,7 @@ def test_sensitive_fields__are_refused_in_foreign_files_and_accepted_when_confir
 
 HARMLESS_TEXTS = {
     "base": "api_token arm_key cameras checkpoint device extra_state gripper_key input_keys language_key "
-    "observation policies prompt revision settings switch_on task_description",
+    "observation policies prompt revision settings switch_on task_description vec_normalize",
     "learner": "critic_obs_keys demos obs_keys",
     "run": "device sim_device",
     "task": "control_mode obs_cameras render_backend reward_mode robot_uids robot_xml",
