@@ -3,7 +3,6 @@ PPO."""
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.runs.locate import POLICY_FILE
 from residual_rl.types import BasePolicy
 from residual_rl.utils import trusted
+from residual_rl.utils.files import parse_json
 
 _STATE = ("state",)
 _WANTED = (
@@ -81,7 +81,7 @@ def _kind(file: Path) -> str | None:
     try:
         with safe_open(file, "pt") as opened:
             text = (opened.metadata() or {}).get("residual_rl", "{}")
-        kind = json.loads(text).get("kind")
+        kind = parse_json(text).get("kind")
         return kind if isinstance(kind, str) else None
     except (SafetensorError, ValueError, OSError):
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,6 +31,7 @@ from residual_rl.imitation.distill import (
 from residual_rl.runs.locate import run_to_resume
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.utils.console import Console
+from residual_rl.utils.files import parse_json
 from residual_rl.utils.text import shell_command
 
 
@@ -129,7 +129,7 @@ def _resume(argv: Sequence[str]) -> int:
     # the stored settings, read before anything is written into the folder
     file = RunFolder(out).config_file
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = parse_json(file.read_text(encoding="utf-8"))
         cfg, imitation = from_plain(DistillCfg, data["distill"]), from_plain(ImitateCfg, data["imitate"])
         run, digest = Path(data["run"]), data["sha256"]
     except FileNotFoundError:

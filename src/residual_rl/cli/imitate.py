@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from residual_rl.runs.locate import run_to_resume
 from residual_rl.runs.progress_bar import clock_time
 from residual_rl.runs.run_folder import RunFolder, output_folder
 from residual_rl.utils.console import Console
+from residual_rl.utils.files import parse_json
 from residual_rl.utils.text import shell_command
 
 CHANGEABLE = {
@@ -99,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
 def _finished_steps(folder: Path) -> int | None:
     """Steps of the finished training in `folder`; None if there is none."""
     try:
-        summary = json.loads(RunFolder(folder).summary_file.read_text(encoding="utf-8"))
+        summary = parse_json(RunFolder(folder).summary_file.read_text(encoding="utf-8"))
         return int(summary["steps"]) if summary["finished"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -136,7 +136,7 @@ def _stored(folder: Path) -> tuple[Path, ImitateCfg]:
     """The demonstrations and the settings of the training in `folder`. Raises `CheckpointError`."""
     file = folder / "config.json"
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = parse_json(file.read_text(encoding="utf-8"))
         demos = Path(data.pop("demos"))
         return demos, from_plain(ImitateCfg, data)
     except FileNotFoundError:

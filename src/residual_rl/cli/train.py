@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +13,7 @@ from residual_rl.cli.flags import has_flag, is_given, parse_flags, parse_head, r
 from residual_rl.config import PARTS, TrainCfg, replace_fields
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS
-from residual_rl.utils.files import write_json
+from residual_rl.utils.files import parse_json, write_json
 from residual_rl.utils.text import shell_command
 from residual_rl.utils.validation import CheckedCfg, PositiveInt
 
@@ -154,7 +153,7 @@ def _resume(argv: Sequence[str]) -> int:
 def read_config(run: RunFolder) -> TrainCfg:
     """The settings of a run folder. Raises `CheckpointError` naming the file."""
     try:
-        return TrainCfg.from_dict(json.loads(run.config_file.read_text("utf-8")), run.config_file)
+        return TrainCfg.from_dict(parse_json(run.config_file.read_text("utf-8")), run.config_file)
     except FileNotFoundError:
         raise CheckpointError(
             f"{run.path} contains no run to resume: {run.config_file.name} is missing"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from residual_rl.demos.hdf5 import Hdf5File, Shapes
 from residual_rl.errors import CheckpointError
+from residual_rl.utils.files import parse_json
 
 ADD_OBS = (
     "record it with observations, or add them to a file of ManiSkill with: python -m"
@@ -34,7 +34,7 @@ def describe(path: Path, file: Hdf5File) -> tuple[list[str], list[dict[str, int]
         )
     side = path.with_suffix(".json")
     try:
-        info = json.loads(side.read_text(encoding="utf-8"))
+        info = parse_json(side.read_text(encoding="utf-8"))
         str(info["env_info"]["env_id"])
         names = [f"traj_{int(episode['episode_id'])}" for episode in info["episodes"]]
     except FileNotFoundError as error:

@@ -16,7 +16,6 @@ each array is then checked instead.
 from __future__ import annotations
 
 import contextlib
-import json
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -33,6 +32,7 @@ from residual_rl.demos.episode import OPTIONAL_ARRAYS, Array, Demo, Tree
 from residual_rl.demos.hdf5 import Attributes, ChildFile, Hdf5File, LocalFile, NotNumbersError, Shapes
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 from residual_rl.registry import TASKS, TaskSpec, load
+from residual_rl.utils.files import parse_json
 
 FORMAT_VERSION = 1
 SUFFIXES = (".h5", ".hdf5")
@@ -342,7 +342,7 @@ def get_json(attributes: Attributes) -> dict[str, Any]:
     text = str(attributes[JSON])
     if zlib.crc32(text.encode()) != int(attributes[JSON_CRC]):
         raise ValueError("its CRC-32 differs")
-    document: dict[str, Any] = json.loads(text)
+    document: dict[str, Any] = parse_json(text)
     return document
 
 

@@ -8,12 +8,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from residual_rl.errors import CheckpointError, ConfigError
+from residual_rl.utils.files import parse_json
 from residual_rl.utils.text import shell_command
 
 FORMAT_VERSION = 1
@@ -29,7 +29,7 @@ def read_evaluation(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     fix = f"create it with `{shell_command('eval', path.parent)}`"
     try:
-        evaluation = json.loads(path.read_text(encoding="utf-8"))
+        evaluation = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist; {fix}") from error
     except (ValueError, OSError) as error:

@@ -16,8 +16,8 @@ from residual_rl.evaluation.plots import Plot, make_plots, save_pngs, svg
 from residual_rl.runs.logger import read_metrics
 from residual_rl.runs.progress_bar import clock_time
 from residual_rl.runs.run_folder import RunFolder
-from residual_rl.utils.files import write_atomically
-from residual_rl.utils.text import shell_command
+from residual_rl.utils.files import parse_json, write_atomically
+from residual_rl.utils.text import one_line, shell_command
 
 __all__ = ["format_table", "write_report"]
 
@@ -48,7 +48,14 @@ def write_report(
     rows = read_metrics(run.metrics_file) if run.metrics_file.exists() else []
     plots = make_plots(rows, evaluation)
     path = run.path / "report.html"
-    write_atomically(path, "".join(_page(run, evaluation, rows, plots)))
+    try:
+        page = "".join(_page(run, evaluation, rows, plots))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be written, because config.json, training_summary.json, versions.json or command.txt "
+            f"beside it is damaged ({one_line(error)}); restore it, or remove it"
+        ) from error
+    write_atomically(path, page)
     if plot:
         save_pngs(plots, run.eval_results)
     return path
@@ -234,7 +241,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged ({error}); expected JSON") from error
     return content if isinstance(content, dict) else {}

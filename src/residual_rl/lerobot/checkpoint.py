@@ -6,7 +6,6 @@ What is not on the lists in `lerobot.allowed` is read only if the user trusts it
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from safetensors import safe_open
 from residual_rl.errors import CheckpointError
 from residual_rl.lerobot.allowed import check_policy_type, check_step
 from residual_rl.lerobot.support import ACTION, is_hub_id, quiet, require_lerobot
+from residual_rl.utils.files import parse_json
 from residual_rl.utils.text import one_line
 
 CONFIG, WEIGHTS, PREPROCESSOR, POSTPROCESSOR = (
@@ -236,7 +236,7 @@ def _read_steps(folder: Path, name: str, trust: bool) -> set[str]:
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
-        value = json.loads((folder / name).read_text(encoding="utf-8"))
+        value = parse_json((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{folder / name} cannot be read ({_short(error)}); expected a JSON file written by LeRobot"

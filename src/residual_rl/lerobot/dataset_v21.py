@@ -9,7 +9,6 @@ videos/chunk-000/CAMERA/episode_000000.mp4       a file for each episode and cam
 from __future__ import annotations
 
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from residual_rl.demos.episode import Array
 from residual_rl.errors import CheckpointError
+from residual_rl.utils.files import parse_json
 
 EPISODES_FILE = "meta/episodes.jsonl"
 _TOLERANCE = 1e-4
@@ -98,7 +98,7 @@ class DatasetV21:
     def _check_lengths(self, found: dict[str, int]) -> None:
         """Raise `CheckpointError` unless the files have the numbers of frames in `episodes.jsonl`."""
         text = (self.root / EPISODES_FILE).read_text(encoding="utf-8")
-        entries = [json.loads(line) for line in text.splitlines() if line.strip()]
+        entries = [parse_json(line) for line in text.splitlines() if line.strip()]
         expected = {f"episode_{entry['episode_index']:06d}.parquet": entry["length"] for entry in entries}
         for name in sorted(expected.keys() | found.keys()):
             if name not in found or found[name] != expected.get(name):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +32,7 @@ from residual_rl.lerobot.support import (
     require_lerobot,
     video_backend,
 )
+from residual_rl.utils.files import parse_json
 from residual_rl.utils.text import one_line
 
 EPISODE, FRAME, TIMESTAMP = "episode_index", "frame_index", "timestamp"
@@ -155,7 +155,7 @@ class Recording:
         if not file.is_file():
             return None
         try:
-            side: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            side: dict[str, Any] = parse_json(file.read_text(encoding="utf-8"))
             lengths, version = [int(entry["frames"]) for entry in side["episodes"]], side["version"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
@@ -196,7 +196,7 @@ def _read_info(folder: Path) -> dict[str, Any]:
     """
     file = folder / "meta" / "info.json"
     try:
-        info: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        info: dict[str, Any] = parse_json(file.read_text(encoding="utf-8"))
         version = str(info["codebase_version"])
     except FileNotFoundError:
         raise CheckpointError(

@@ -29,7 +29,7 @@ from torch import Tensor
 from residual_rl.errors import CheckpointError, ConfigError, NonFiniteError
 from residual_rl.runs.segments import FOLDER, Manifest, SegmentFolder
 from residual_rl.types import Segment, State
-from residual_rl.utils.files import make_folder, remove_leftovers, write_atomically, writing
+from residual_rl.utils.files import make_folder, parse_json, remove_leftovers, write_atomically, writing
 
 Kind = Literal["checkpoint", "policy", "model", "dump", "segment"]
 """`checkpoint`: everything needed to resume; `policy`: a trained residual; `model`: an imitation policy;
@@ -126,15 +126,16 @@ def from_bytes(
 
     # Load the segments, insert tensors and segments into the state, and convert earlier versions.
     try:
-        shared = {
-            key: _load_segment(segments, key, digest) for key, digest in document.get("segments", {}).items()
-        }
-    except (CheckpointError, ConfigError) as error:
+        manifest = dict(document.get("segments", {}))
+        shared = {key: _load_segment(segments, key, digest) for key, digest in manifest.items()}
+    except (CheckpointError, ConfigError, TypeError, ValueError) as error:
         raise CheckpointError(f"{name} is incomplete: {error}") from error
     try:
-        state: State = _unpack(document["state"], tensors, shared)
+        state: State = dict(_unpack(document["state"], tensors, shared))
     except KeyError as error:
         raise CheckpointError(f"{name} lacks {error}; expected a complete residual_rl {kind}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{name} is damaged ({error}); expected a residual_rl {kind}") from error
     for step in range(version, FORMAT_VERSION):
         state = MIGRATIONS[step](state, kind)
     return state
@@ -269,8 +270,8 @@ def _manifest(path: Path) -> Manifest:
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size) if size < path.stat().st_size else b"{}")
-        return dict(json.loads(header["__metadata__"][_METADATA_KEY]).get("segments", {}))
+            header = parse_json(file.read(size) if size < path.stat().st_size else b"{}")
+        return dict(parse_json(header["__metadata__"][_METADATA_KEY]).get("segments", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
@@ -328,8 +329,9 @@ def _pack(value: Any, key: str, tensors: dict[str, Tensor], finite: bool, inline
 def _unpack(value: Any, tensors: dict[str, Tensor], segments: dict[str, State]) -> Any:
     if isinstance(value, dict):
         if _TENSOR in value:
-            # Copy to memory with torch's own alignment: some kernels round differently with another.
-            return tensors[value[_TENSOR]].clone()
+            # Copy to memory with torch's own alignment: some kernels round differently with another. Each
+            # tensor occurs once; a file that names one a thousand times must not fill the memory.
+            return tensors.pop(value[_TENSOR]).clone()
         if _SEGMENT in value:
             return segments[value[_SEGMENT]]
         return {k: _unpack(v, tensors, segments) for k, v in value.items()}
@@ -356,14 +358,14 @@ def _document(data: bytes, kind: Kind, name: str) -> dict[str, Any]:
     A safetensors file begins with the length of the header in 8 little-endian bytes, followed by the header
     as JSON, which `safetensors` has checked before.
     """
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
     text = header.get("__metadata__", {}).get(_METADATA_KEY)
     if text is None:
         raise CheckpointError(
             f"{name} is a safetensors file of another program; expected a residual_rl {kind}"
         )
     try:
-        document = json.loads(text)
+        document = parse_json(text)
         version = int(document["format_version"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(

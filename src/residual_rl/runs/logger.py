@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from residual_rl.errors import CheckpointError
 from residual_rl.runs.wandb_tracker import WandbTracker
-from residual_rl.utils.files import make_folder, write_atomically, writing
+from residual_rl.utils.files import make_folder, parse_json, write_atomically, writing
 
 if TYPE_CHECKING:
     from residual_rl.types import State
@@ -142,7 +142,7 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
         if number == len(lines):  # after the last newline: empty, or an incomplete line
             break
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             row["step"] = int(row["step"])
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any
 
 from residual_rl.errors import ConfigError, MissingDependencyError
 from residual_rl.runs.run_folder import RunFolder
+from residual_rl.utils.files import parse_json
 from residual_rl.utils.text import one_line
 
 _log = logging.getLogger(__name__)
@@ -50,13 +50,13 @@ def _log_artifacts(run: RunFolder, project: str, contents: Mapping[str, list[Pat
         tracked = wandb.init(
             project=project,
             dir=str(run.path),
-            id=json.loads(_id_file(run).read_text(encoding="utf-8"))["id"],
+            id=parse_json(_id_file(run).read_text(encoding="utf-8"))["id"],
             resume="allow",
         )
         summary = run.summary_file.read_text(encoding="utf-8") if run.summary_file.is_file() else "{}"
         for kind, paths in contents.items():
             name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', run.path.resolve().name)}-{kind}"
-            artifact = wandb.Artifact(name, type=kind, metadata=json.loads(summary))
+            artifact = wandb.Artifact(name, type=kind, metadata=parse_json(summary))
             for path in paths:
                 if path.is_dir():
                     artifact.add_dir(str(path), name=path.name)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from residual_rl.errors import ConfigError, MissingDependencyError
-from residual_rl.utils.files import make_folder, write_json
+from residual_rl.utils.files import make_folder, parse_json, write_json
 from residual_rl.utils.text import one_line
 
 _log = logging.getLogger(__name__)
@@ -68,7 +67,7 @@ class WandbTracker:
     def _start(self, run_dir: Path, project: str, config: Mapping[str, Any] | None) -> None:
         make_folder(run_dir)
         id_file = run_dir / "wandb.json"
-        run_id = json.loads(id_file.read_text(encoding="utf-8"))["id"] if id_file.exists() else None
+        run_id = parse_json(id_file.read_text(encoding="utf-8"))["id"] if id_file.exists() else None
         self._run = self._wandb.init(
             project=project,
             dir=str(run_dir),

@@ -21,6 +21,7 @@ from residual_rl.config import PARTS, TrainCfg, from_plain, replace_fields
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.utils.consent import ConsentError, confirmations
+from residual_rl.utils.files import parse_json
 from residual_rl.utils.seeding import EVAL_SEED
 from residual_rl.utils.signature import is_own, read_signature
 from residual_rl.utils.validation import (
@@ -327,7 +328,7 @@ def check_train_flags(flags: Sequence[str], grid: Mapping[str, Any], cfg: TrainC
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; empty if the file does not exist. Raises `CheckpointError`."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -17,7 +16,7 @@ from typing import Any
 from residual_rl.runs.checkpoint import CheckpointFolder
 from residual_rl.sweeps.grid import State, Trial, is_evaluated, is_trained
 from residual_rl.utils.consent import CONFIRM
-from residual_rl.utils.files import encode, make_folder, write_atomically
+from residual_rl.utils.files import encode, make_folder, parse_json, write_atomically
 from residual_rl.utils.signals import STOP_SIGNALS
 from residual_rl.utils.text import shell_command
 
@@ -186,7 +185,7 @@ def _last_rows(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     whole = lines[1 if size > _TAIL else 0 : -1]
-    return [json.loads(line) for line in reversed(whole) if line]
+    return [parse_json(line) for line in reversed(whole) if line]
 
 
 def last_line(path: Path) -> str:

@@ -113,6 +113,22 @@ def to_json(obj: Any, indent: int | None = None) -> str:
     return encode(text).decode()
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text, which may come from anybody.
+
+    Raises:
+        ValueError: it is not strict JSON, or it is nested too deeply.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
 def plain(obj: Any) -> Any:
     """`obj` as the values that reading its JSON gives. Raises like `to_json`."""
     return json.loads(to_json(obj))

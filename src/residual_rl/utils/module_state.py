@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from residual_rl.errors import CheckpointError
 from residual_rl.types import State
@@ -33,6 +33,8 @@ def load_module_state(module: nn.Module, state: State, what: str) -> None:
 def check_module_state(module: nn.Module, state: State, what: str) -> None:
     """Raise `CheckpointError` unless `state` has the names and shapes of the module's tensors."""
     own = module.state_dict()
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{what} is not a set of tensors by name")
     if own.keys() != state.keys():
         missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         raise CheckpointError(
