@@ -489,5 +489,5 @@ def test_read_sb3_policy__missing_library_is_an_error_with_the_install_line(
 
 @pytest.mark.parametrize("value", [0, -3])
 def test_model_cfg__num_action_steps_must_be_at_least_1(value: int) -> None:
-    with pytest.raises(ConfigError, match=f"num_action_steps must be at least 1, not {value}"):
+    with pytest.raises(ConfigError, match=f"num_action_steps must be from 1 to 16384, not {value}"):
         ModelCfg(num_action_steps=value)

@@ -256,7 +256,7 @@ def test_max_envs_in_memory__divides_the_memory_by_the_size_of_an_episode() -> N
     ("settings", "message"),
     [
         ({"n_episodes": 0}, "n_episodes must be at least 1, not 0"),
-        ({"num_envs": 0}, "num_envs must be at least 1, not 0"),
+        ({"num_envs": 0}, "num_envs must be from 1 to 1048576, not 0"),
         ({"noise": -0.1}, "noise must be at least 0, not -0.1"),
         ({"noise": float("nan")}, "noise must be finite"),
         ({"noise_correlation": 1.0}, "noise_correlation must be at least 0 and below 1, not 1.0"),

@@ -244,7 +244,7 @@ def test_read_public_unet__needs_a_choice_between_several_networks(tmp_path: Pat
             "chunk_size, with num_past_actions, must be a multiple of 2 with 2 levels of channels, not 15",
         ),
         ({"sampling_steps": 101}, "sampling_steps must be at most diffusion_steps \\(100\\), not 101"),
-        ({"diffusion_steps": 0}, "diffusion_steps must be at least 1, not 0"),
+        ({"diffusion_steps": 0}, "diffusion_steps must be from 1 to 16384, not 0"),
     ],
 )
 def test_convert_cfg__names_a_setting_that_does_not_fit(

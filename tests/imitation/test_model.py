@@ -193,8 +193,8 @@ def test_check_fit__accepts_a_model_without_an_action_unit(tmp_path: Path, env: 
     ("values", "message"),
     [
         ({}, "base policy 'il': no checkpoint given: set --il-checkpoint FOLDER"),
-        ({"num_action_steps": 0}, "num_action_steps must be at least 1, not 0"),
-        ({"num_samples": 0}, "num_samples must be at least 1, not 0"),
+        ({"num_action_steps": 0}, "num_action_steps must be from 1 to 16384, not 0"),
+        ({"num_samples": 0}, "num_samples must be from 1 to 16384, not 0"),
         ({"seed": -1}, "seed must be at least 0"),
     ],
 )
@@ -285,7 +285,7 @@ def test_il_policy__single_observation_has_no_window_dimension(env: VecEnv, tmp_
         ({"obs_keys": [1]}, r"obs_keys must be text each, not \(1,\)"),
         ({"sampling_steps": 1e30}, "sampling_steps must be a whole number, not 1e"),
         ({"sampling_steps": 10**6}, "sampling_steps must be from 1 to 16384, not 10"),
-        ({"action_dim": -1}, "action_dim must be from 1 to 65536, not -1"),
+        ({"action_dim": -1}, "action_dim must be from 1 to 8192, not -1"),
         ({"action_unit": [0.02]}, "action_unit must have 6 numbers, not 1"),
         ({"obs_shapes": {"state": [10**12]}}, "the shape of state must be whole numbers from 1 to 65536"),
         ({"network": {**il_case.TINY_UNET, "time_dim": 10**9}}, "time_dim must be whole numbers from 1 to"),

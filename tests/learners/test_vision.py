@@ -393,7 +393,7 @@ def test_train__learns_from_images_resumes_and_serves_as_a_base_policy(tmp_path:
         ("--critic-obs-keys picture stat", "unknown observation 'stat'"),
         ("--critic-obs-keys picture picture", "critic_obs_keys must be one or more different values"),
         ("--random-shift -1", "random_shift must be at least 0, not -1"),
-        ("--image-features 0", "image_features must be at least 1, not 0"),
+        ("--image-features 0", "image_features must be from 1 to 8192, not 0"),
     ],
 )
 def test_train__refuses_invalid_image_settings_in_one_line(

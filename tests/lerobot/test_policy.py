@@ -432,7 +432,7 @@ def test_require_lerobot__refuses_unsupported_releases(
 def test_lerobot_cfg__names_an_invalid_setting() -> None:
     with pytest.raises(ConfigError, match="units must be one of hardware, range, rad, not 'turns'"):
         LeRobotCfg(units="turns")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="num_action_steps must be at least 1, not 0"):
+    with pytest.raises(ConfigError, match="num_action_steps must be from 1 to 16384, not 0"):
         LeRobotCfg(num_action_steps=0)
     with pytest.raises(ConfigError, match="cameras"):
         LeRobotCfg(cameras=("=front",))

@@ -296,8 +296,8 @@ def test_trial_process__stopped_trial_resumes_and_is_evaluated(tmp_path: Path) -
 def test_trial_process__failed_trial_has_a_reason(tmp_path: Path) -> None:
     trial = dataclasses.replace(make_trial(tmp_path), train=("so101-paper", "--num-envs", "0"))
     progress = until(TrialProcess(trial), "failed", "finished", "interrupted")
-    assert progress == TrialProgress("failed", reason="num_envs must be at least 1, not 0")
-    assert trial.failure_file.read_text() == "num_envs must be at least 1, not 0\n"
+    assert progress == TrialProgress("failed", reason="num_envs must be from 1 to 1048576, not 0")
+    assert trial.failure_file.read_text() == "num_envs must be from 1 to 1048576, not 0\n"
     assert state_of(trial) == "failed"
 
 

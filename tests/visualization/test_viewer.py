@@ -152,7 +152,7 @@ def test_require_display__broken_display_is_an_error(
         (["so101-paper", "--cameras", "x", "--step", "-1"], "step must be at least 0"),
         (
             ["so101-paper", "--cameras", "x", "--camera-size", "0", "10"],
-            "camera_size must be at least 1 each",
+            "camera_size must be from 1 to 16384 each",
         ),
     ],
 )

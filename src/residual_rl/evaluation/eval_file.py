@@ -18,6 +18,8 @@ from residual_rl.utils.text import shell_command
 
 FORMAT_VERSION = 1
 PAIR = "residual-base"
+_LARGEST = 1e300
+"""Whole numbers in JSON can be larger than any float."""
 
 
 def read_evaluation(path: Path | str) -> dict[str, Any]:
@@ -32,11 +34,14 @@ def read_evaluation(path: Path | str) -> dict[str, Any]:
         evaluation = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist; {fix}") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as an evaluation ({error}); {fix}") from error
     version = evaluation.get("format_version") if isinstance(evaluation, dict) else None
     if version != FORMAT_VERSION or not isinstance(evaluation.get("policies"), dict):
         raise CheckpointError(f"{path} is not an evaluation of format version {FORMAT_VERSION}; {fix}")
+    problem = _problem(evaluation)
+    if problem is not None:
+        raise CheckpointError(f"{path} is damaged: {problem} is missing or of a wrong type; {fix}")
     return evaluation
 
 
@@ -54,6 +59,34 @@ def check_replaceable(path: Path, num_episodes: int, num_policies: int) -> None:
             f"this one ({num_policies} x {num_episodes}); replace it with --overwrite, or choose another "
             "file with --output"
         )
+
+
+def _problem(evaluation: Mapping[str, Any]) -> str | None:
+    """The first part of an evaluation that is not as described at the top of this file."""
+    seeds = evaluation.get("episode_seeds", [])
+    if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
+        return "episode_seeds"
+    for name in ("settings", "units", "policies", "paired"):
+        if not isinstance(evaluation.get(name, {}), dict):
+            return name
+    for part in ("policies", "paired"):
+        for name, metrics in evaluation.get(part, {}).items():
+            if not isinstance(metrics, dict):
+                return f"{part}.{name}"
+            for metric, summary in metrics.items():
+                if not isinstance(summary, dict) or not _is_summary(summary):
+                    return f"{part}.{name}.{metric}"
+    return None
+
+
+def _is_summary(summary: Mapping[str, Any]) -> bool:
+    interval, episodes = summary.get("interval", ""), summary.get("per_episode", {})
+    if not isinstance(episodes, dict) or not all(seed.isdecimal() for seed in episodes):
+        return False
+    if interval is not None and not (isinstance(interval, list) and len(interval) == 2):
+        return False
+    values = [summary.get("mean"), *(interval or []), *episodes.values()]
+    return all(isinstance(value, int | float) and abs(value) < _LARGEST for value in values)
 
 
 def policies_of(evaluation: Mapping[str, Any]) -> list[str]:

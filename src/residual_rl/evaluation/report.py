@@ -52,8 +52,8 @@ def write_report(
         page = "".join(_page(run, evaluation, rows, plots))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} cannot be written, because config.json, training_summary.json, versions.json or command.txt "
-            f"beside it is damaged ({one_line(error)}); restore it, or remove it"
+            f"{path} cannot be written, because config.json, training_summary.json, versions.json or "
+            f"command.txt beside it is damaged ({one_line(error)}); restore it, or remove it"
         ) from error
     write_atomically(path, page)
     if plot:

@@ -300,7 +300,7 @@ def test_replay__wrong_arguments_and_files_fail_in_one_line(
         "demos", "replay"
     )
     assert "has the episodes 0 to 5, not 6" in fails("demos", "replay", made, "--episodes", "6")
-    assert "num_envs must be at least 1, not 0" in fails("demos", "replay", made, "--num-envs", "0")
+    assert "num_envs must be from 1 to 1048576, not 0" in fails("demos", "replay", made, "--num-envs", "0")
     assert "does not exist; expected demonstrations" in fails("demos", "replay", tmp_path / "x.h5")
     assert "pip install residual-rl[maniskill]" in fails("demos", "replay", maniskill(tmp_path / "m.h5"))
     task = {**INFO["env_info"], "env_id": "so101-paper", "env_kwargs": {}}

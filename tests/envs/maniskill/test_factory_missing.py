@@ -57,8 +57,8 @@ def test_make_env_cfg__unknown_device_is_named_in_the_error() -> None:
     [
         ({"obs_mode": "depth"}, "obs_mode must be one of state, rgb, rgb.state, not 'depth'"),
         ({"max_episode_steps": 0}, "max_episode_steps must be at least 1, not 0"),
-        ({"num_workers": -1}, "num_workers must be at least 0, not -1"),
-        ({"image_size": (0, 64)}, r"image_size must be at least 1 each, not \(0, 64\)"),
+        ({"num_workers": -1}, "num_workers must be from 0 to 1024, not -1"),
+        ({"image_size": (0, 64)}, r"image_size must be from 1 to 16384 each, not \(0, 64\)"),
     ],
 )
 def test_maniskill_cfg__invalid_value_names_the_field(settings: dict[str, Any], message: str) -> None:

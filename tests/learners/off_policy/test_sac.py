@@ -862,7 +862,7 @@ def test_obs_keys__unknown_observations_are_named() -> None:
         ({"critic_input": "action"}, "critic_input must be one of sum, res, concat"),
         ({"warmup_noise": "pink"}, "warmup_noise must be one of correlated, uniform, none"),
         ({"noise_correlation": 1.0}, "noise_correlation must be at least 0 and below 1"),
-        ({"hidden_sizes": (64, 0)}, "hidden_sizes must be at least 1 each"),
+        ({"hidden_sizes": (64, 0)}, "hidden_sizes must be from 1 to 8192 each"),
         ({"obs_keys": ()}, "obs_keys must be one or more different values"),
         ({"obs_keys": ("state", "base_action")}, "obs_keys must not name base_action here"),
         ({"reward_scale": float("inf")}, "reward_scale must be finite"),

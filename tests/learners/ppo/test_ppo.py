@@ -305,7 +305,7 @@ def test_ppo_cfg_minibatches__are_equal_and_close_to_the_configured_size() -> No
         ({"activation": "gelu"}, "activation must be one of tanh, relu, elu, silu, not 'gelu'"),
         ({"learning_rate_schedule": "cosine"}, "learning_rate_schedule must be one of linear, constant"),
         ({"noise_likelihood": "joint"}, "noise_likelihood must be one of marginal, conditional"),
-        ({"hidden_sizes": (64, 0)}, "hidden_sizes must be at least 1 each"),
+        ({"hidden_sizes": (64, 0)}, "hidden_sizes must be from 1 to 8192 each"),
         ({"obs_keys": ()}, "obs_keys must be one or more different values"),
         ({"obs_keys": ("state", "state")}, "obs_keys must be one or more different values"),
     ],
