@@ -467,8 +467,9 @@ def test_success_evaluation_check__refuses_demonstrations_that_do_not_fit_the_ta
         ConfigError, match=r"the policy in training needs 'state' of shape \(31,\); the env gives \(25,\)"
     ):
         made.evaluation.check(policy, 6)
+    seven = il_case.model(action_dim=7, action_unit=(0.02,) * 7)
     with pytest.raises(ConfigError, match="actions have size 7, but those of their task have size 6"):
-        made.evaluation.check(ILPolicy(ILCfg(), il_case.model(action_dim=7), torch.device("cpu")), 7)
+        made.evaluation.check(ILPolicy(ILCfg(), seven, torch.device("cpu")), 7)
     made.close()
 
 

@@ -47,6 +47,8 @@ class FakeWandb(SimpleNamespace):
         super().__init__(Artifact=FakeArtifact, logged=[], inits=[], asked=[])
         self.store = store
         self.Api = lambda: self
+        self.Settings = lambda project: None
+        self.setup = lambda: SimpleNamespace(settings=SimpleNamespace(mode="offline"))
 
     def init(self, **options: Any) -> Any:
         self.inits.append(options)

@@ -405,7 +405,7 @@ def test_doctor__prints_a_table_and_returns_an_exit_code(
     assert "s, 0 checks done; now: mass of the sheet" in progress
     assert "30 Hz" in out
     assert ("FAILED" in out) == (not ok)
-    assert ("all 2 checks hold" if ok else "1 of 2 checks failed: sheet") in out
+    assert ("all 2 checks passed" if ok else "1 of 2 checks failed: sheet") in out
     assert calls == [(TASKS.get("so101-paper"), SO101PaperCfg(tolerance=0.03), True)]
 
 

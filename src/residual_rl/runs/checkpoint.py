@@ -229,10 +229,8 @@ class CheckpointFolder:
 
     def files(self) -> dict[int, Path]:
         """The checkpoints by step."""
-        found = (
-            (re.fullmatch(r"step_(\d+)\.safetensors", p.name), p)
-            for p in self.folder.glob("step_*.safetensors")
-        )
+        paths = self.folder.glob("step_*.safetensors")
+        found = ((re.fullmatch(r"step_(\d+)\.safetensors", path.name), path) for path in paths)
         return {int(match.group(1)): path for match, path in found if match}
 
     def latest(self) -> tuple[int, State] | None:

@@ -14,7 +14,7 @@ def num_cores() -> int:
     """Number of CPU cores that this process may use: its affinity, and at most the quota of its container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        quota, period = _QUOTA_FILE.read_text().split()
+        quota, period = _QUOTA_FILE.read_text(encoding="utf-8").split()
         return max(min(cores, math.ceil(int(quota) / int(period))), 1)
     except (OSError, ValueError):  # another system, or no limit
         return cores

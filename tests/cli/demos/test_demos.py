@@ -284,10 +284,7 @@ def test_replay__without_seeds_starts_from_the_stored_draws(
     path = write(tmp_path / "x.h5", episodes, info)
     assert main(["demos", "replay", str(path), "--episodes", "0", "1"]) == 0
     assert words(capsys).endswith("2 of 2 episodes end as stored; largest drift 0")
-    assert (
-        "2 of 2 episodes have no seed: their initial state, where it is not stored, is that of seed 0"
-        in caplog.text
-    )
+    assert "2 of 2 episodes have no seed of their own: what is not stored of their start" in caplog.text
     # Their stored success is unknown.
     assert main(["demos", "replay", str(path), "--episodes", "2", "3"]) == 0
     assert "0 of 0 episodes end as stored; largest drift 0." in words(capsys)
