@@ -365,7 +365,7 @@ def _document(data: bytes, kind: Kind, name: str) -> dict[str, Any]:
     try:
         document = parse_json(text)
         version = int(document["format_version"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise CheckpointError(
             f"{name} is damaged: its description is unreadable; expected a residual_rl {kind}"
         ) from error
