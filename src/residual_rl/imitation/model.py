@@ -79,6 +79,8 @@ class ModelSettings(CheckedCfg):
         for name, shape in self.obs_shapes.items():
             _check_sizes(f"the shape of {name}", shape)
         for name, value in self.network.items():
+            if isinstance(value, dict):  # LeRobot's own settings of ACT, by name
+                value = [size for size in value.values() if type(size) is int]
             if not isinstance(value, str):
                 _check_sizes(name, value if isinstance(value, list | tuple) else [value])
 

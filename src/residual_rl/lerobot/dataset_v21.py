@@ -68,7 +68,8 @@ class DatasetV21:
         lengths = {file.name: table.num_rows for file, table in zip(files, tables, strict=True)}
         self._check_lengths(lengths)
         self.num_episodes = len(lengths)
-        episodes = {"length": list(lengths.values())}
+        numbers = [int(name.removeprefix("episode_").removesuffix(".parquet")) for name in lengths]
+        episodes = {"episode_index": numbers, "length": list(lengths.values())}
         self.meta = SimpleNamespace(camera_keys=list(self._types), episodes=episodes)
         table = pa.concat_tables(tables, promote_options="default").replace_schema_metadata()
         self.hf_dataset = datasets.Dataset(datasets.table.InMemoryTable(table))

@@ -44,7 +44,7 @@ def is_running(pid: int) -> bool:
     """Whether a process is running; a zombie is not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it ended before or during the reading
         return False
 
 
