@@ -219,5 +219,9 @@ def test_worker_pool__leaves_no_process_or_memory_after_the_program_ends(
     errors = program.stderr.read()
     program.wait(30)
     assert not wait_for_end(pids)
-    assert set(os.listdir("/dev/shm")) <= segments
+    # other programs on this machine use the folder too, for a while
+    deadline = time.monotonic() + 20.0
+    while (left := set(os.listdir("/dev/shm")) - segments) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left
     assert ("the gripper fell off" in errors) == (step == "raise")
