@@ -143,6 +143,7 @@ def test_train__signal_in_the_first_evaluation_leaves_a_checkpoint(
 
 
 @pytest.mark.parametrize("learner", ["ppo", pytest.param("sac", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_train__run_stopped_before_its_first_checkpoint_starts_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learner: str
 ) -> None:

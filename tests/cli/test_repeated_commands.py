@@ -109,6 +109,7 @@ def test_train__resuming_a_finished_run_reports_that_nothing_was_trained(
     assert "Trained 96 steps in" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_imitate__resuming_a_finished_training_reports_that_nothing_was_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

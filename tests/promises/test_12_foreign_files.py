@@ -154,6 +154,7 @@ def test_check_consent__a_base_that_is_a_hostile_run_is_not_used_either(
     assert not gift.exists()
 
 
+@pytest.mark.slow
 def test_check_consent__the_printed_command_uses_the_code_that_it_confirms(
     run: Path, tmp_path: Path, gift: Path
 ) -> None:
@@ -185,6 +186,7 @@ def test_check_consent__a_flag_replaces_the_address_of_a_foreign_run(
     assert not connected(listener)
 
 
+@pytest.mark.slow
 def test_write_signature__own_runs_need_no_repetition(tmp_path: Path, gift: Path) -> None:
     (tmp_path / "gift.py").write_text(
         "import torch\n\ndef choose(obs):\n    return torch.zeros(len(obs['state']), dtype=torch.int64)\n"

@@ -112,6 +112,7 @@ def test_websocket_link__timeout_bounds_the_whole_exchange(converse: Any, env: V
         assert 0.4 < time.monotonic() - start < 5.0
 
 
+@pytest.mark.slow
 def test_websocket_link__timeout_bounds_all_requests_together(obs: Obs) -> None:
     """A server that answers each of four envs after 0.3 s, one after the other, takes 1.2 s for all."""
     env = make_vec_env("so101-paper", 4, num_threads=1, control_mode="joint_target")

@@ -80,6 +80,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeWandb:
     return fake
 
 
+@pytest.mark.slow
 def test_train__logs_models_and_evaluations_when_it_has_finished(wandb: FakeWandb, tmp_path: Path) -> None:
     run = tmp_path / "my run"
     flags = [*FAILING_TINY, "--total-timesteps", "32", "--output-dir", str(run)]
