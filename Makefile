@@ -72,7 +72,7 @@ test-main: setup ## the tests that need neither LeRobot nor ManiSkill
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 test-fast: setup ## the fast tests, under two minutes in all
-	$(BIN)/python -m pytest -m "not slow" -n auto $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal $(PYTEST_ARGS)
 
 test-lerobot: setup-lerobot ## the tests that need LeRobot, in .venv-lerobot, without a network
 	HF_HUB_OFFLINE=1 $(LEROBOT_VENV)/bin/python -m pytest -m lerobot

@@ -4,6 +4,8 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 TEST_NAME = re.compile(r"test_([a-z0-9_]*?[a-z0-9])__([a-z0-9][a-z0-9_]*)")
 
@@ -58,6 +60,7 @@ def functions_of(path: Path) -> list[str]:
     return [node.name for node in functions if node.name.startswith("test_")]
 
 
+@pytest.mark.slow
 def test_names__begin_with_an_identifier_of_the_project():
     known = identifiers()
     wrong = []
