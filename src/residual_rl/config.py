@@ -247,11 +247,14 @@ def _signed_part(data: dict[str, Any]) -> dict[str, Any]:
     project."""
     names = ("task_id", "task", "base_policy_id", "base")
     base = data["base"] or {}
-    trusted = Path(base["checkpoint"]) if base.get("trust_checkpoint") and base.get("checkpoint") else None
+    # any text may be the path of a file that trust applies to: a checkpoint, its statistics
+    texts = {name: value for name, value in base.items() if isinstance(value, str) and value}
     return {
         **{name: data[name] for name in names},
         "wandb_project": data["run"]["wandb_project"],
-        "trusted": None if trusted is None else digest_of(trusted),
+        "trusted": {name: digest_of(Path(value)) for name, value in texts.items()}
+        if base.get("trust_checkpoint")
+        else None,
     }
 
 

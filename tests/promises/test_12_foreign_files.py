@@ -208,6 +208,19 @@ def test_write_signature__own_runs_need_no_repetition(tmp_path: Path, gift: Path
         load_policy(rewritten)
 
 
+@pytest.mark.parametrize("replaced", ["expert.zip", "statistics.pkl"])
+def test_write_signature__trust_is_void_when_a_trusted_file_changes(replaced: str, tmp_path: Path) -> None:
+    base = {"checkpoint": str(tmp_path / "expert.zip"), "vec_normalize": str(tmp_path / "statistics.pkl")}
+    for path in base.values():
+        Path(path).write_bytes(b"mine")
+    data = TrainCfg.default("so101-paper", "model").to_dict()
+    data["base"].update(base, trust_checkpoint=True)
+    TrainCfg.from_dict(data, None).write_signature(tmp_path)
+    assert TrainCfg.from_dict(data, tmp_path / "config.json").base.trust_checkpoint
+    (tmp_path / replaced).write_bytes(b"evil")
+    assert not TrainCfg.from_dict(data, tmp_path / "config.json").base.trust_checkpoint
+
+
 @pytest.mark.parametrize("case", ["task_modules", "env_id"])
 def test_check_consent__settings_of_a_task_are_no_exception(case: str, run: Path, gift: Path) -> None:
     changes = {"task_modules": ["gift"]} if case == "task_modules" else {"env_id": "gift:Id"}

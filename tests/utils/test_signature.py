@@ -81,6 +81,8 @@ def test_digest_of__covers_the_path_and_the_contents(tmp_path, monkeypatch):
     assert digest_of(tmp_path / "a" / "model.zip") != first
     assert digest_of(tmp_path / "a") != folder
     assert digest_of(tmp_path / "gone") is None
+    assert digest_of(Path("x" * 5000)) is None
+    assert digest_of(Path("x\0")) is None
 
 
 def test_sign__processes_that_start_at_once_agree_on_one_key():

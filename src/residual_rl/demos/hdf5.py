@@ -137,18 +137,18 @@ class ChildFile:
             raise
 
     def names(self) -> list[str]:
-        found: list[str] = self._ask("names")
+        found: list[str] = self._request("names")
         return found
 
     def attributes(self, name: str) -> Attributes:
-        found: Attributes = self._ask("attributes", name)
+        found: Attributes = self._request("attributes", name)
         return found
 
     def shapes(self, name: str) -> Shapes:
-        return {path: tuple(shape) for path, shape in self._ask("shapes", name).items()}
+        return {path: tuple(shape) for path, shape in self._request("shapes", name).items()}
 
     def read(self, path: str) -> np.ndarray:
-        found: np.ndarray = self._ask("read", path)
+        found: np.ndarray = self._request("read", path)
         return found
 
     def close(self) -> None:
@@ -158,7 +158,7 @@ class ChildFile:
             with contextlib.suppress(OSError):
                 pipe.close()  # type: ignore[union-attr]
 
-    def _ask(self, method: str, *arguments: str) -> Any:
+    def _request(self, method: str, *arguments: str) -> Any:
         with contextlib.suppress(BrokenPipeError):  # the child has ended: there is no answer
             self._child.stdin.write(json.dumps([method, *arguments]).encode() + b"\n")  # type: ignore[union-attr]
             self._child.stdin.flush()  # type: ignore[union-attr]

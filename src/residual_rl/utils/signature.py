@@ -60,14 +60,14 @@ def digest_of(path: Path) -> str | None:
     """SHA-256 of the absolute path and of the contents of a file, or of all files in a folder; None if there
     is none."""
     path = path.absolute()
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     digest = hashlib.sha256()
     try:
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         for file in files:
             digest.update(f"{file}\0{file.stat().st_size}\0".encode())
             with file.open("rb") as opened:
                 digest.update(hashlib.file_digest(opened, "sha256").digest())
-    except OSError:
+    except (OSError, ValueError):  # also a text that cannot be a path
         return None
     return digest.hexdigest()
 
