@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from cli_help import documented, help_of
-from tiny_runs import cpu_seconds
+from tiny_runs import CLI_TINY, cpu_seconds
 
 import residual_rl
 from residual_rl import runner
@@ -28,31 +28,7 @@ from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS
 from residual_rl.tasks.so101_paper.config import SO101PaperCfg
 from residual_rl.utils.seeding import EVAL_SEED
 
-TINY = [
-    "--num-envs",
-    "4",
-    "--num-steps",
-    "8",
-    "--minibatch-size",
-    "16",
-    "--num-epochs",
-    "2",
-    "--hidden-sizes",
-    "8",
-    "8",
-]
-TINY += [
-    "--max-episode-steps",
-    "20",
-    "--eval-episodes",
-    "2",
-    "--tolerance",
-    "0.08",
-    "--success-hold-steps",
-    "5",
-    "--num-threads",
-    "1",
-]
+TINY = [*CLI_TINY, "--tolerance", "0.08", "--success-hold-steps", "5", "--num-threads", "1"]
 
 METRICS = {
     "success_once",
