@@ -43,7 +43,7 @@ class ChunkResidualEnv(ResidualEnv):
     def step(self, residual_action: Tensor) -> tuple[Transition, dict[str, Any]]:
         obs = self.obs
         ended = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
-        terminated = truncated = ended
+        terminated = truncated = success = ended
         reward = torch.zeros(self.num_envs, device=self.device)
         action = self._planned(residual_action.detach().to(self.device))
         merged: dict[str, Any] = {}
@@ -54,6 +54,7 @@ class ChunkResidualEnv(ResidualEnv):
             ended = ended | info["_final_info"]
             terminated = terminated | transition.terminated
             truncated = truncated | transition.truncated
+            success = success | transition.success
             reward = reward + transition.reward
             executed = transition.action
             action[:, step] = torch.where(executed.isnan(), action[:, step], executed)
@@ -70,6 +71,7 @@ class ChunkResidualEnv(ResidualEnv):
             action=action.flatten(1),
             effective_scale=chunk_scale,
             next_effective_scale=chunk_scale,
+            success=success,
         )
         return whole, {**merged, "_final_info": ended, "_final_obs": ended}
 
@@ -113,6 +115,7 @@ class ChunkResidualEnv(ResidualEnv):
                 next_obs=info["final_obs"],
                 base_action=base_action,
                 action=torch.where(running[:, None], outcome.action, torch.nan),
+                success=info["_final_info"] & info["final_info"]["success_once"].bool(),
             )
             yield transition, info
             running = running & ~ended

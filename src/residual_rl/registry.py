@@ -133,6 +133,8 @@ class BasePolicySpec:
     """`make(cfg, env) -> BasePolicy`, where `cfg` is None without `config`."""
     config: str | None = None
     """Dataclass of its settings; its fields become `--base.*` flags."""
+    learned: bool = False
+    """Whether it was trained on data, unlike a controller. `train` has other defaults for learned bases."""
     train_overrides: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the run and of the residual with other defaults on this base policy; applied after the
     learner's. `train` reports those that take effect."""

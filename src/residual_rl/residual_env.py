@@ -180,6 +180,7 @@ class ResidualEnv:
             action=outcome.action,
             effective_scale=effective_scale,
             next_effective_scale=next_scale,
+            success=info["_final_info"] & info["final_info"]["success_once"].bool(),
         )
         return transition, info
 

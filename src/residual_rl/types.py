@@ -130,6 +130,9 @@ class Transition:
     for the whole decision."""
     next_effective_scale: float | Tensor | None = None
     """The same for `next_obs`."""
+    success: Tensor | None = None
+    """[B] bool: the episode ended with this step, and the task was solved at any of its steps. None where the
+    outcome is unknown."""
 
 
 @runtime_checkable

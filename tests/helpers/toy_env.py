@@ -46,7 +46,15 @@ class PointMass:
         self.steps = torch.where(ended, 0, self.steps)
         reward = terminated.float() - 0.1 * distance
         return Transition(
-            obs, residual_action, reward, terminated, truncated, next_obs, obs["base_action"], action
+            obs=obs,
+            residual_action=residual_action,
+            reward=reward,
+            terminated=terminated,
+            truncated=truncated,
+            next_obs=next_obs,
+            base_action=obs["base_action"],
+            action=action,
+            success=terminated,
         )
 
     def _draw(self) -> Tensor:

@@ -72,5 +72,6 @@ register_base_policy(
         summary="a GR00T inference server (N1.5, N1.6, N1.7), or residual-rl serve, over ZeroMQ",
         make="residual_rl.remote.gr00t_policy:make",
         config=f"{__name__}:Gr00tCfg",
+        learned=True,
     )
 )

@@ -33,5 +33,6 @@ register_base_policy(
         summary="a policy trained from demonstrations with `residual-rl imitate`",
         make="residual_rl.imitation.policy:make",
         config=f"{__name__}:ILCfg",
+        learned=True,
     )
 )

@@ -62,5 +62,6 @@ register_base_policy(
         summary="a LeRobot policy (ACT, Diffusion, …) from a folder or the Hugging Face hub",
         make="residual_rl.lerobot.policy:make",
         config=f"{__name__}:LeRobotCfg",
+        learned=True,
     )
 )

@@ -44,5 +44,6 @@ register_base_policy(
         summary="a trained model: a run, a Stable-Baselines3 zip, a torch.export program, or ManiSkill's PPO",
         make="residual_rl.base_policies.model_policy:make",
         config=f"{__name__}:ModelCfg",
+        learned=True,
     )
 )

@@ -60,5 +60,6 @@ register_base_policy(
         summary="an openpi server (π0 and similar policies), or residual-rl serve, over websockets",
         make="residual_rl.remote.openpi_policy:make",
         config=f"{__name__}:OpenPiCfg",
+        learned=True,
     )
 )

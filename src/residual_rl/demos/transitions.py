@@ -199,6 +199,7 @@ def _episode(
         action=actions.flatten(1),
         effective_scale=effective_scale(now),
         next_effective_scale=effective_scale(later),
+        success=None if demo.success is None else ends & bool(demo.success[:steps].any()),
     )
     return transition, int((exact.abs() > 1.0 + 1e-4).sum())
 
