@@ -54,7 +54,7 @@ class ChunkResidualEnv(ResidualEnv):
             ended = ended | info["_final_info"]
             terminated = terminated | transition.terminated
             truncated = truncated | transition.truncated
-            success = success | transition.success
+            success = success | (info["_final_info"] & info["final_info"]["success_once"].bool())
             reward = reward + transition.reward
             executed = transition.action
             action[:, step] = torch.where(executed.isnan(), action[:, step], executed)
@@ -115,7 +115,6 @@ class ChunkResidualEnv(ResidualEnv):
                 next_obs=info["final_obs"],
                 base_action=base_action,
                 action=torch.where(running[:, None], outcome.action, torch.nan),
-                success=info["_final_info"] & info["final_info"]["success_once"].bool(),
             )
             yield transition, info
             running = running & ~ended
