@@ -152,12 +152,14 @@ class GatedSAC(SAC):
         self._acted_until = torch.where(acted, self._step, self._acted_until)
         ended = transition.terminated | transition.truncated
         for env_id in ended.nonzero().flatten().tolist():
-            # What followed the last residual is the outcome of the base alone.
-            steps = int(self._step[env_id])
+            # What followed the last residual is the outcome of the base alone. Where the gate decided when
+            # that was, only failures count: those that it noticed in time are missing.
+            steps, success = int(self._step[env_id]), bool(transition.success[env_id])
             alone = min(steps - int(self._acted_until[env_id]), self.buffer.filled_rows)
-            if alone > 0:
+            unbiased = int(self._base_from[env_id]) < steps
+            if alone > 0 and (unbiased or not success):
                 rows = [self.buffer.newest(name, alone)[:, env_id] for name in ("obs", "base_action")]
-                self.gate_trainer.add(torch.cat(rows, 1), bool(transition.success[env_id]), alone == steps)
+                self.gate_trainer.add(torch.cat(rows, 1), success, alone == steps)
             self._acted_until[env_id] = 0
             self._base_until[env_id], self._base_from[env_id] = self._draw_handovers(steps)
             self._step[env_id] = 0
