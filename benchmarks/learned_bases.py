@@ -144,17 +144,21 @@ def _selected(all_cells: Iterator[Cell], options: argparse.Namespace) -> Iterato
 
 
 def train_arguments(spec: Spec, cell: Cell, runs: Path) -> list[str]:
-    """The arguments of `residual-rl train` for a run, without seed and folder."""
+    """The arguments of `residual-rl train` for a run, without seed and folder.
+
+    `{demos}` in its flags stands for the demonstrations that its base was made from.
+    """
     row = spec["rows"][cell.row]
     base = spec["bases"][row["base"]] if "base" in row else None
-    words = list(spec["tasks"][_task(spec, row)]["flags"])
+    words, flags = list(spec["tasks"][_task(spec, row)]["flags"]), cell.flags
     if base is not None:
+        flags = tuple(flag.format(demos=demos_file(base["demos"], runs)) for flag in flags)
         model = runs / "bases" / row["base"]
         words += ["--base-policy", base.get("policy", "il"), "--il-checkpoint", str(model)]
     words += row.get("train", [])
     if "demos" in row:
         words += ["--demos", str(demos_file(row["demos"], runs))]
-    return [*words, "--total-timesteps", str(cell.steps), *cell.flags]
+    return [*words, "--total-timesteps", str(cell.steps), *flags]
 
 
 def collect_arguments(spec: Spec, demos: str) -> list[str]:
