@@ -116,12 +116,8 @@ def test_train_arguments__name_task_base_steps_and_changes_only() -> None:
         *("--total-timesteps", "100"),
     ]
     changed = list(cells(SPEC, "ablations"))[1]
-    assert train_arguments(SPEC, changed, Path("runs"))[-4:] == [
-        "--total-timesteps",
-        "30",
-        "--learner",
-        "sac",
-    ]
+    words = ["30", "--learner", "sac", "--demos", "runs/demos/so101-20.h5"]
+    assert train_arguments(SPEC, changed, Path("runs"))[-5:] == words
 
 
 def test_collect_arguments__have_the_settings_of_the_task() -> None:
