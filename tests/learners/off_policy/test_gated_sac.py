@@ -101,6 +101,18 @@ def test_observe__labels_the_steps_of_base_only_episodes_with_their_success() ->
     assert (trainer.num_rows, trainer.num_episodes) == (5, [1, 1])
 
 
+def test_observe__labels_what_follows_the_last_residual_of_an_episode() -> None:
+    learner = make(num_envs=1)
+    learner._base_from.fill_(2**31)
+    for i, share in enumerate([0.0, 1.0, 0.0, 0.0]):
+        open_gate(learner, share)
+        step(learner, [i == 3], [i == 3], value=float(i))
+    trainer = learner.gate_trainer
+    assert trainer._obs[:2, 0].tolist() == [2.0, 3.0]
+    # not an episode of the base alone, which the warm-up counts
+    assert (trainer.num_rows, trainer.num_episodes) == (2, [0, 0])
+
+
 def test_handback_share__only_steps_after_the_handback_are_labelled() -> None:
     learner = make(num_envs=1)
     open_gate(learner)
