@@ -212,6 +212,31 @@ def test_gated_sac_cfg__refuses_invalid_settings(settings: dict[str, Any], messa
         GatedSACCfg(**settings)
 
 
+def test_actor_loss__entropy_is_weighted_by_the_share() -> None:
+    learner = make(output_init=1.0, temperature=0.5)
+    for value in (0.1, 0.2, 0.3):
+        step(learner, [False] * 4, [False] * 4, value)
+    open_gate(learner)
+    batch = Batch(*(tensor[0] for tensor in learner._sample(1)))
+    share = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.25, 0.25, 0.5, 1.0])
+    batch = batch._replace(share=share)
+    with torch.no_grad():
+        drawn = learner.actor.draw(batch.obs, batch.base_action, batch.actor_noise)
+        loss, metrics = learner._actor_loss(batch)
+        value = learner._value_for_actor(batch, drawn.action)
+    assert float(metrics[1]) == pytest.approx(-float((share * drawn.log_prob).sum()) / 2.0, rel=1e-5)
+    assert float(loss) == pytest.approx(float((0.5 * share * drawn.log_prob - value).mean()), rel=1e-5)
+
+
+def test_temperature__is_unchanged_while_the_gate_is_closed() -> None:
+    learner = make()
+    for value in (0.1, 0.2, 0.3):
+        step(learner, [False] * 4, [False] * 4, value)
+    before = float(learner.temperature.log)
+    learner._actor_step(*(tensor[0] for tensor in learner._sample(1)))
+    assert float(learner.temperature.log) == before
+
+
 def test_gated_sac__untrained_or_closed_residual_equals_the_base_policy_bit_for_bit() -> None:
     learner = make(output_init=1.0)
     obs = {"state": torch.randn(4, 4), "base_action": torch.randn(4, 2)}

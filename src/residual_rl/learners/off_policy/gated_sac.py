@@ -132,7 +132,12 @@ class GatedSAC(SAC):
         if self._safe:
             share = self.actor.share(batch.obs, batch.base_action)
             next_share = self.actor.share(batch.next_obs, batch.next_base_action)
-            batch = batch._replace(scale=share * batch.scale, next_scale=next_share * batch.next_scale)
+            batch = batch._replace(
+                scale=share * batch.scale,
+                next_scale=next_share * batch.next_scale,
+                share=share[..., 0],
+                next_share=next_share[..., 0],
+            )
         return list(batch)
 
     @torch.no_grad()
