@@ -25,6 +25,7 @@ from rich.table import Table
 from residual_rl.evaluation.formatting import interval_text, value_text
 from residual_rl.utils.files import make_folder, write_json
 from residual_rl.utils.provenance import git_state, machine
+from resumable import imitate, is_finished, make_file, run_cli
 
 ALGOS = ("bc", "flow", "diffusion", "act")
 SIZES = (20, 50, 200)
@@ -86,21 +87,9 @@ def main() -> None:
 
 def _demonstrations(options: argparse.Namespace, noisy: bool) -> Path:
     path: Path = options.runs / ("noisy.h5" if noisy else "demos.h5")
-    if not path.exists():
-        noise = ["--noise", "0.3"] if noisy else []
-        _cli(
-            sys.executable,
-            "demos",
-            "collect",
-            TASK,
-            "--policy",
-            "oracle",
-            *noise,
-            "--n-episodes",
-            str(max(SIZES)),
-            "--out",
-            str(path),
-        )
+    noise = ["--noise", "0.3"] if noisy else []
+    size = str(max(SIZES))
+    make_file(path, ["demos", "collect", TASK, "--policy", "oracle", *noise, "--n-episodes", size])
     return path
 
 
@@ -111,25 +100,13 @@ def _base(options: argparse.Namespace, base: str) -> None:
     if python is None:
         print(f"{base}: skipped; it needs the Python of an environment with LeRobot, --lerobot-python")
         return
-    if not (model / "training_summary.json").exists():
-        demos = str(_demonstrations(options, bool(noisy)))
-        how = (
-            ["--resume"]
-            if model.exists()
-            else ["--algo", algo, "--n-episodes", size, "--batch-size", BATCH_SIZES.get(algo, "128"), *BUDGET]
-        )
-        _cli(python, "imitate", demos, "--out", str(model), *how)
+    if not is_finished(model):
+        batch_size = BATCH_SIZES.get(algo, "128")
+        how = ["--algo", algo, "--n-episodes", size, "--batch-size", batch_size, *BUDGET]
+        imitate(model, _demonstrations(options, bool(noisy)), how, python)
     if not evaluation_file.exists():
-        _cli(
-            python,
-            "eval",
-            TASK,
-            *_base_flags(options, base),
-            "--n-episodes",
-            "200",
-            "--output",
-            str(evaluation_file),
-        )
+        flags = [*_base_flags(options, base), "--n-episodes", "200", "--output", str(evaluation_file)]
+        run_cli("eval", TASK, *flags, python=python)
 
 
 def _residual(options: argparse.Namespace, base: str) -> None:
@@ -155,10 +132,6 @@ def _base_flags(options: argparse.Namespace, base: str) -> list[str]:
 def _python(options: argparse.Namespace, algo: str) -> str | None:
     python: str | None = options.lerobot_python if algo == "act" else sys.executable
     return python
-
-
-def _cli(python: str, *arguments: str) -> None:
-    subprocess.run([python, "-m", "residual_rl.cli.main", *arguments], check=True)
 
 
 def _aggregate(options: argparse.Namespace) -> dict[str, Any]:

@@ -11,18 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from residual_rl.runs.logger import read_metrics
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.utils.files import make_folder, write_json
 from residual_rl.utils.provenance import machine
 from residual_rl.utils.statistics import across_runs, proportion
-
-CLI = [sys.executable, "-m", "residual_rl.cli.main"]
+from resumable import evaluate_run, train_run, training_curve
 
 
 def main() -> None:
@@ -45,29 +41,12 @@ def main() -> None:
     _print(result)
 
 
-def run_cli(*arguments: str) -> None:
-    """Run `residual-rl`; if it fails or is interrupted, exit with its exit code."""
-    code = subprocess.run([*CLI, *arguments]).returncode
-    if code != 0:
-        raise SystemExit(code)
-
-
-def train_run(run: RunFolder, arguments: list[str], seed: int) -> None:
-    """Train or resume `run`, unless it is finished."""
-    if run.final_model.exists():
-        return
-    fresh = ["train", *arguments, "--seed", str(seed), "--output-dir", str(run.path)]
-    run_cli(*(["train", "--resume", str(run.path)] if run.checkpoints.exists() else fresh))
-
-
 def _run(options: argparse.Namespace, seed: int) -> RunFolder:
     run = RunFolder(options.runs / f"{options.name}-{seed}")
     train_run(run, options.train, seed)
-    if not run.eval_file.exists():
-        others = (
-            ["--compare-base", "--compare-zero"] if seed == options.seeds[0] else []
-        )  # the same for all runs
-        run_cli("eval", str(run.path), "--n-episodes", str(options.n_episodes), *others)
+    # the others are the same for all runs
+    others = ["--compare-base", "--compare-zero"] if seed == options.seeds[0] else []
+    evaluate_run(run, options.n_episodes, *others)
     return run
 
 
@@ -110,14 +89,7 @@ def _aggregate(options: argparse.Namespace, runs: list[RunFolder]) -> dict[str, 
             }
             for summary in summaries
         ],
-        "curves": [
-            [
-                [row["step"], row["eval/success_rate"]]
-                for row in read_metrics(run.metrics_file)
-                if row.get("eval/success_rate") is not None
-            ]
-            for run in runs
-        ],
+        "curves": [[[step, rate] for step, rate, _ in training_curve(run)] for run in runs],
     }
 
 

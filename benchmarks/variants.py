@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,11 @@ from rich.console import Console
 from rich.table import Table
 
 from residual_rl.evaluation.formatting import interval_text
-from residual_rl.runs.logger import read_metrics
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.utils.files import make_folder, write_json
 from residual_rl.utils.provenance import machine
 from residual_rl.utils.statistics import proportion
-from train_seeds import run_cli, train_run
+from resumable import is_finished, make_file, train_run, training_curve
 
 
 def main() -> None:
@@ -70,7 +68,7 @@ def main() -> None:
     rows = {}
     for variant, flags in variants.items():
         trained = {
-            seed: runs[variant, seed] for seed in options.seeds if runs[variant, seed].final_model.exists()
+            seed: runs[variant, seed] for seed in options.seeds if is_finished(runs[variant, seed].path)
         }
         if trained:
             commits = {
@@ -80,7 +78,7 @@ def main() -> None:
             rows[variant] = {
                 "flags": flags,
                 "git": commits,
-                "seeds": {seed: curve(run) for seed, run in trained.items()},
+                "seeds": {seed: training_curve(run) for seed, run in trained.items()},
             }
     result = {"train": spec["train"], "machine": machine(), "variants": rows}
     make_folder(options.output)
@@ -89,35 +87,9 @@ def main() -> None:
     _print(rows)
 
 
-def make_file(path: Path, arguments: list[str]) -> None:
-    """Create `path` with `residual-rl`, unless it exists.
-
-    It is created in a temporary folder and then moved, so that an existing file is complete.
-    """
-    if path.exists():
-        return
-    make_folder(path.parent)
-    with tempfile.TemporaryDirectory(dir=path.parent) as making:
-        run_cli(*arguments, "--out", f"{making}/{path.name}")
-        # Move files that belong to it first.
-        for made in sorted(Path(making).iterdir(), key=lambda made: made.name == path.name):
-            made.rename(path.parent / made.name)
-
-
 def slug(variant: str) -> str:
     """The name of a variant as part of the name of a folder."""
     return "".join(c if c.isalnum() else "-" for c in variant)
-
-
-def curve(run: RunFolder) -> list[list[float]]:
-    """[env steps, success rate, number of episodes] of each evaluation of a run."""
-    episodes = json.loads(run.config_file.read_text())["run"]["eval_episodes"]
-    rows = read_metrics(run.metrics_file)
-    return [
-        [row["step"], row["eval/success_rate"], episodes]
-        for row in rows
-        if row.get("eval/success_rate") is not None
-    ]
 
 
 def pooled(curves: list[list[list[float]]], index: int) -> tuple[list[float], str]:

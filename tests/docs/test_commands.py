@@ -23,6 +23,7 @@ import tyro
 from doc_pages import Command, commands
 from paths import ROOT
 
+import learned_bases
 from residual_rl.cli.main import COMMANDS, main
 
 PLACEHOLDERS = {
@@ -44,7 +45,8 @@ FILES = ("demos.h5", "peg.h5")
 ELSEWHERE = {"pytest", "mani_skill.utils.download_asset"}
 """Modules of other packages that `python -m` runs."""
 ALL = list(dict.fromkeys(commands()))
-VARIANTS = sorted((ROOT / "benchmarks").glob("*.json"))
+LEARNED_BASES = ROOT / "benchmarks" / "learned_bases.json"
+VARIANTS = sorted(set((ROOT / "benchmarks").glob("*.json")) - {LEARNED_BASES})
 
 
 class Parsed(BaseException):
@@ -214,6 +216,26 @@ def test_commands__variants_of_benchmarks_take_their_flags(
         parse(["train", *content["train"], *flags])
     for file, argv in content.get("files", {}).items():
         parse([*argv, "--out", file])
+
+
+@pytest.mark.slow
+def test_commands__learned_bases_take_their_flags(
+    documented: Path, parse: Callable[[list[str]], None]
+) -> None:
+    # the bases, and how they are made, other than LeRobot policies where it is missing
+    spec, runs = json.loads(LEARNED_BASES.read_text()), Path("runs/bench")
+    has_lerobot = importlib.util.find_spec("lerobot") is not None
+    (runs / "bases").mkdir(parents=True)
+    for name, base in spec["bases"].items():
+        (runs / "bases" / name).symlink_to(documented / "model")
+        parse([*learned_bases.collect_arguments(spec, base["demos"]), "--out", "new.h5"])
+        if has_lerobot or base.get("policy") != "lerobot":
+            parse(["imitate", "demos.h5", *base["imitate"], "--out", f"runs/{name}"])
+    # the runs with their first seed
+    for cell in [cell for part in learned_bases.PARTS for cell in learned_bases.cells(spec, part)]:
+        base = spec["bases"].get(spec["rows"][cell.row].get("base"), {})
+        if cell.seed == 1 and (has_lerobot or base.get("policy") != "lerobot"):
+            parse(["train", *learned_bases.train_arguments(spec, cell, runs)])
 
 
 def test_commands__other_programs_are_known() -> None:
