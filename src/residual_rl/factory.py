@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
 
-from residual_rl.base_policies.executor import make_base_policy
+from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
 from residual_rl.chunk_residual_env import ChunkResidualEnv
 from residual_rl.composition import make_composition
 from residual_rl.config import TrainCfg
+from residual_rl.envs.spaces import CHUNK_OBS
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
-from residual_rl.registry import LEARNERS, TASKS, load
+from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS, load
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.types import Learner
 
@@ -41,11 +43,14 @@ def make_vec_env(
     return load(spec.make)(cfg, num_envs, num_threads, device)
 
 
-def make_residual_env(cfg: TrainCfg, num_envs: int, *, base_policy_id: str | None = None) -> ResidualEnv:
+def make_residual_env(
+    cfg: TrainCfg, num_envs: int, *, base_policy_id: str | None = None, chunk_obs: bool | None = None
+) -> ResidualEnv:
     """Construct the env of a run with its base policy and composition.
 
     With a `base_policy_id` other than the run's, that base policy is used with its default settings, one step
-    at a time and with a constant residual scale.
+    at a time and with a constant residual scale. `chunk_obs` (see `ResidualEnv`) is by default what the
+    learner needs.
     """
     env = load(TASKS.get(cfg.task_id).make)(cfg.task, num_envs, cfg.run.num_threads, cfg.run.sim_device)
     residual = cfg.residual
@@ -53,10 +58,43 @@ def make_residual_env(cfg: TrainCfg, num_envs: int, *, base_policy_id: str | Non
         base_policy = make_base_policy(cfg.base_policy_id, cfg.base, env)
         cls = ChunkResidualEnv if residual.chunk == "whole" else ResidualEnv
         composition = make_composition(residual, residual.residual_scale, env.residual_unit)
-        return cls(env, base_policy, composition, residual.residual_penalty)
+        if chunk_obs is None:
+            chunk_obs = _reads_chunk(cfg, base_policy)
+        return cls(env, base_policy, composition, residual.residual_penalty, chunk_obs)
     return ResidualEnv(
         env, make_base_policy(base_policy_id, None, env), residual.residual_scale, residual.residual_penalty
     )
+
+
+def _reads_chunk(cfg: TrainCfg, base_policy: BasePolicyExecutor) -> bool:
+    """Whether the learner reads `CHUNK_OBS`: because its settings name them, or by default, see
+    `with_obs_keys`."""
+    names = [getattr(cfg.learner, setting, None) or () for setting in ("obs_keys", "critic_obs_keys")]
+    if not set(CHUNK_OBS).isdisjoint([*names[0], *names[1]]):
+        return True
+    chunked = base_policy.policy.num_action_steps > 1 and cfg.residual.chunk == "step"
+    return chunked and _derives_obs_keys(cfg) and BASE_POLICIES.get(cfg.base_policy_id).learned
+
+
+def _derives_obs_keys(cfg: TrainCfg) -> bool:
+    return hasattr(cfg.learner, "default_obs_keys") and cfg.learner.obs_keys is None
+
+
+def with_obs_keys(cfg: TrainCfg, env: ResidualEnv) -> TrainCfg:
+    """`cfg` with the names of the observations that the learner reads in `env`, if its `obs_keys` are None.
+
+    They are those of the learner's `default_obs_keys`. Over a learned base, `joint_target`, `base_chunk` and
+    `chunk_position` are added where `env` observes them: what such a base does next depends on the chunk that
+    it is executing, and not on the current observation alone. Learners without that method derive their own.
+    """
+    if not _derives_obs_keys(cfg):
+        return cfg
+    known = env.observation_space.spaces
+    keys: tuple[str, ...] = cfg.learner.default_obs_keys(known)
+    if BASE_POLICIES.get(cfg.base_policy_id).learned:
+        more = [name for name in ("joint_target", *CHUNK_OBS) if name in known]
+        keys = tuple(dict.fromkeys([*keys, *more]))
+    return dataclasses.replace(cfg, learner=dataclasses.replace(cfg.learner, obs_keys=keys))
 
 
 def task_settings(cfg: TrainCfg, env: VecEnv) -> dict[str, Any]:
@@ -70,6 +108,7 @@ def task_settings(cfg: TrainCfg, env: VecEnv) -> dict[str, Any]:
 
 def make_learner(cfg: TrainCfg, env: ResidualEnv) -> Learner:
     """Construct the learner of a run for the spaces of `env`, on the learner's device."""
+    cfg = with_obs_keys(cfg, env)
     make = load(LEARNERS.get(cfg.learner_id).make)
     device = usable_device(cfg.run.device)
     learner: Learner = make(

@@ -86,7 +86,8 @@ class DeterministicActor(nn.Module):
             raise UnknownNameError("observation", "base_action", space)
         self.device = device
         self.action_dim = action_dim
-        self.obs_vector = ObsVector(cfg.obs_keys, obs_space)
+        keys = cfg.default_obs_keys(space) if cfg.obs_keys is None else cfg.obs_keys
+        self.obs_vector = ObsVector(keys, obs_space)
         self.normalizer = RunningMeanStd((self.obs_vector.size,)) if cfg.normalize_obs else None
         self._reads_base_action = cfg.actor_input == "obs_base_action"
         inputs = self.obs_vector.size + action_dim * self._reads_base_action

@@ -4,8 +4,9 @@ stays fast."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from residual_rl.errors import ConfigError
 from residual_rl.learners.ppo.config import Activation, BootstrapAtDone
@@ -122,8 +123,10 @@ class OffPolicyCfg(CheckedCfg):
     """Include the base action in the critics' input."""
     actor_input: ActorInput = "obs_base_action"
     """Input of the actor: the observation, with or without the base action."""
-    obs_keys: Names = ("state",)
-    """Named observations of actor and critics, concatenated in this order."""
+    obs_keys: Names | None = None
+    """Named observations of actor and critics, concatenated in this order. None: `state`; over a learned base
+    also `joint_target` where the task has it, and `base_chunk` and `chunk_position` where the base executes
+    chunks."""
     normalize_obs: bool = True
     """Normalise observations by running statistics and clip them at 10 standard deviations."""
 
@@ -145,10 +148,14 @@ class OffPolicyCfg(CheckedCfg):
                 f"demos has no effect: demo_share {self.demo_share} of a batch of {self.batch_size} is "
                 "nothing; set --demo-share 0.25, or 0.5 for symmetric sampling"
             )
-        if "base_action" in self.obs_keys:
+        if "base_action" in (self.obs_keys or ()):
             raise ConfigError(
                 "obs_keys must not name base_action here: set actor_input and critic_base_action instead"
             )
+
+    def default_obs_keys(self, space: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ARG002
+        """The observations of `space` that None stands for, over a controller."""
+        return ("state",)
 
     @property
     def demo_batch_size(self) -> int:
@@ -226,6 +233,7 @@ class PolicyDecoratorCfg(SACCfg):
     output_init: NonNegativeFloat = 0.01
     critic_base_action: bool = False
     actor_input: ActorInput = "obs"
+    obs_keys: Names | None = ("state",)
     normalize_obs: bool = False
     init_std: PositiveFloat = _PUBLISHED_INIT_STD
     log_std_range: tuple[float, float] = (-20.0, 2.0)

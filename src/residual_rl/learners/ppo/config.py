@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from residual_rl.errors import ConfigError
 from residual_rl.utils.validation import (
@@ -71,7 +72,9 @@ class PPOCfg(CheckedCfg):
     """Scale rewards by the running standard deviation of the discounted return."""
     obs_keys: Names | None = None
     """Named observations of the policy, including cameras. None: `state`, `base_action` and all cameras, with
-    proprioception in place of `state` if the env has cameras but no `state`."""
+    proprioception in place of `state` if the env has cameras but no `state`; over a learned base also
+    `joint_target` where the task has it, and `base_chunk` and `chunk_position` where the base executes
+    chunks."""
     critic_obs_keys: Names | None = None
     """Named observations of the critic, e.g. a `state` that is hidden from the policy. None: those of the
     policy."""
@@ -88,6 +91,12 @@ class PPOCfg(CheckedCfg):
     """Compile the loss with torch.compile. Intended for GPUs."""
     cudagraphs: bool = False
     """Record gradient steps as CUDA graphs. No effect without a GPU."""
+
+    def default_obs_keys(self, space: Mapping[str, Any]) -> tuple[str, ...]:
+        """The observations of `space` that None stands for, over a controller."""
+        from residual_rl.learners.common.networks import default_obs_keys  # imports torch
+
+        return default_obs_keys(space)
 
     def minibatches(self, num_envs: int) -> tuple[int, int]:
         """Number and size of the minibatches of an epoch with `num_envs` envs. Each epoch leaves out the
