@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from gymnasium import spaces
 
 from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
 from residual_rl.chunk_residual_env import ChunkResidualEnv
@@ -73,25 +75,29 @@ def _reads_chunk(cfg: TrainCfg, base_policy: BasePolicyExecutor) -> bool:
     if not set(CHUNK_OBS).isdisjoint([*names[0], *names[1]]):
         return True
     chunked = base_policy.policy.num_action_steps > 1 and cfg.residual.chunk == "step"
-    return chunked and _derives_obs_keys(cfg) and BASE_POLICIES.get(cfg.base_policy_id).learned
+    return chunked and BASE_POLICIES.get(cfg.base_policy_id).learned and _default_obs_keys(cfg) is not None
 
 
-def _derives_obs_keys(cfg: TrainCfg) -> bool:
-    return hasattr(cfg.learner, "default_obs_keys") and cfg.learner.obs_keys is None
+def _default_obs_keys(cfg: TrainCfg) -> Callable[[spaces.Dict], tuple[str, ...]] | None:
+    """The function that gives the learner's observations if its settings do not; None if it has none."""
+    if getattr(cfg.learner, "obs_keys", ()) is not None:
+        return None
+    return getattr(load(LEARNERS.get(cfg.learner_id).make), "default_obs_keys", None)
 
 
 def with_obs_keys(cfg: TrainCfg, env: ResidualEnv) -> TrainCfg:
     """`cfg` with the names of the observations that the learner reads in `env`, if its `obs_keys` are None.
 
-    They are those of the learner's `default_obs_keys`. Over a learned base, `joint_target`, `base_chunk` and
-    `chunk_position` are added where `env` observes them: what such a base does next depends on the chunk that
-    it is executing, and not on the current observation alone. Learners without that method derive their own.
+    They are those of its `default_obs_keys`, see `LearnerSpec.make`. Over a learned base, `joint_target`,
+    `base_chunk` and `chunk_position` are added where `env` observes them: what such a base does next depends
+    on the chunk that it is executing, and not on the current observation alone.
     """
-    if not _derives_obs_keys(cfg):
+    default_obs_keys = _default_obs_keys(cfg)
+    if default_obs_keys is None:
         return cfg
-    known = env.observation_space.spaces
-    keys: tuple[str, ...] = cfg.learner.default_obs_keys(known)
+    keys = default_obs_keys(env.observation_space)
     if BASE_POLICIES.get(cfg.base_policy_id).learned:
+        known = env.observation_space.spaces
         more = [name for name in ("joint_target", *CHUNK_OBS) if name in known]
         keys = tuple(dict.fromkeys([*keys, *more]))
     return dataclasses.replace(cfg, learner=dataclasses.replace(cfg.learner, obs_keys=keys))

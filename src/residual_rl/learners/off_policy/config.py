@@ -4,9 +4,8 @@ stays fast."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from residual_rl.errors import ConfigError
 from residual_rl.learners.ppo.config import Activation, BootstrapAtDone
@@ -152,10 +151,6 @@ class OffPolicyCfg(CheckedCfg):
             raise ConfigError(
                 "obs_keys must not name base_action here: set actor_input and critic_base_action instead"
             )
-
-    def default_obs_keys(self, space: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ARG002
-        """The observations of `space` that None stands for, over a controller."""
-        return ("state",)
 
     @property
     def demo_batch_size(self) -> int:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from residual_rl.errors import ConfigError
 from residual_rl.utils.validation import (
@@ -91,12 +90,6 @@ class PPOCfg(CheckedCfg):
     """Compile the loss with torch.compile. Intended for GPUs."""
     cudagraphs: bool = False
     """Record gradient steps as CUDA graphs. No effect without a GPU."""
-
-    def default_obs_keys(self, space: Mapping[str, Any]) -> tuple[str, ...]:
-        """The observations of `space` that None stands for, over a controller."""
-        from residual_rl.learners.common.networks import default_obs_keys  # imports torch
-
-        return default_obs_keys(space)
 
     def minibatches(self, num_envs: int) -> tuple[int, int]:
         """Number and size of the minibatches of an epoch with `num_envs` envs. Each epoch leaves out the
