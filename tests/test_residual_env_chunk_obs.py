@@ -181,7 +181,7 @@ def keys(base_policy: str, learner: str, **settings: Any) -> tuple[str, ...] | N
     return names
 
 
-@pytest.mark.parametrize("learner", ["sac", "td3", "ppo"])
+@pytest.mark.parametrize("learner", ["sac", "gated-sac", "td3", "ppo"])
 def test_with_obs_keys__adds_the_chunk_over_a_learned_base(learner: str) -> None:
     own = ("state", "base_action") if learner == "ppo" else ("state",)
     assert keys("learned", learner) == (*own, "base_chunk", "chunk_position")
