@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from gymnasium import spaces
 
-from residual_rl.base_policies.executor import make_base_policy
+from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
 from residual_rl.chunk_residual_env import ChunkResidualEnv
 from residual_rl.composition import make_composition
 from residual_rl.config import TrainCfg, replace_fields
+from residual_rl.envs.spaces import CHUNK_OBS
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
-from residual_rl.registry import LEARNERS, TASKS, load
+from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS, load
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.types import Learner
 
@@ -41,11 +45,14 @@ def make_vec_env(
     return load(spec.make)(cfg, num_envs, num_threads, device)
 
 
-def make_residual_env(cfg: TrainCfg, num_envs: int, *, base_policy_id: str | None = None) -> ResidualEnv:
+def make_residual_env(
+    cfg: TrainCfg, num_envs: int, *, base_policy_id: str | None = None, chunk_obs: bool | None = None
+) -> ResidualEnv:
     """Construct the env of a run with its base policy and composition.
 
     With a `base_policy_id` other than the run's, that base policy is used with its default settings, one step
-    at a time and with a constant residual scale.
+    at a time and with a constant residual scale. `chunk_obs` (see `ResidualEnv`) is by default what the
+    learner needs.
     """
     env = load(TASKS.get(cfg.task_id).make)(cfg.task, num_envs, cfg.run.num_threads, cfg.run.sim_device)
     residual = cfg.residual
@@ -53,7 +60,9 @@ def make_residual_env(cfg: TrainCfg, num_envs: int, *, base_policy_id: str | Non
         base_policy = make_base_policy(cfg.base_policy_id, cfg.base, env)
         cls = ChunkResidualEnv if residual.chunk == "whole" else ResidualEnv
         composition = make_composition(residual, residual.residual_scale, env.residual_unit)
-        return cls(env, base_policy, composition, residual.residual_penalty)
+        if chunk_obs is None:
+            chunk_obs = _reads_chunk(cfg, base_policy)
+        return cls(env, base_policy, composition, residual.residual_penalty, chunk_obs)
     return ResidualEnv(
         env, make_base_policy(base_policy_id, None, env), residual.residual_scale, residual.residual_penalty
     )
@@ -74,6 +83,41 @@ def make_training_env(cfg: TrainCfg) -> ResidualEnv:
     return make_residual_env(cfg, cfg.run.num_envs)
 
 
+def _reads_chunk(cfg: TrainCfg, base_policy: BasePolicyExecutor) -> bool:
+    """Whether the learner reads `CHUNK_OBS`: because its settings name them, or by default, see
+    `with_obs_keys`."""
+    names = [getattr(cfg.learner, setting, None) or () for setting in ("obs_keys", "critic_obs_keys")]
+    if not set(CHUNK_OBS).isdisjoint([*names[0], *names[1]]):
+        return True
+    chunked = base_policy.policy.num_action_steps > 1 and cfg.residual.chunk == "step"
+    return chunked and BASE_POLICIES.get(cfg.base_policy_id).learned and _default_obs_keys(cfg) is not None
+
+
+def _default_obs_keys(cfg: TrainCfg) -> Callable[[spaces.Dict], tuple[str, ...]] | None:
+    """The function that gives the learner's observations if its settings do not; None if it has none."""
+    if getattr(cfg.learner, "obs_keys", ()) is not None:
+        return None
+    return getattr(load(LEARNERS.get(cfg.learner_id).make), "default_obs_keys", None)
+
+
+def with_obs_keys(cfg: TrainCfg, env: ResidualEnv) -> TrainCfg:
+    """`cfg` with the names of the observations that the learner reads in `env`, if its `obs_keys` are None.
+
+    They are those of its `default_obs_keys`, see `LearnerSpec.make`. Over a learned base, `joint_target`,
+    `base_chunk` and `chunk_position` are added where `env` observes them: what such a base does next depends
+    on the chunk that it is executing, and not on the current observation alone.
+    """
+    default_obs_keys = _default_obs_keys(cfg)
+    if default_obs_keys is None:
+        return cfg
+    keys = default_obs_keys(env.observation_space)
+    if BASE_POLICIES.get(cfg.base_policy_id).learned:
+        known = env.observation_space.spaces
+        more = [name for name in ("joint_target", *CHUNK_OBS) if name in known]
+        keys = tuple(dict.fromkeys([*keys, *more]))
+    return dataclasses.replace(cfg, learner=dataclasses.replace(cfg.learner, obs_keys=keys))
+
+
 def task_settings(cfg: TrainCfg, env: VecEnv) -> dict[str, Any]:
     """All settings of the task as plain values. A control mode of None is replaced by the one that the env
     uses."""
@@ -85,6 +129,7 @@ def task_settings(cfg: TrainCfg, env: VecEnv) -> dict[str, Any]:
 
 def make_learner(cfg: TrainCfg, env: ResidualEnv) -> Learner:
     """Construct the learner of a run for the spaces of `env`, on the learner's device."""
+    cfg = with_obs_keys(cfg, env)
     make = load(LEARNERS.get(cfg.learner_id).make)
     device = usable_device(cfg.run.device)
     learner: Learner = make(

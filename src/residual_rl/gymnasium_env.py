@@ -17,7 +17,8 @@ from torch import Tensor
 
 from residual_rl.config import TrainCfg, from_plain, replace_fields
 from residual_rl.envs.mujoco.gl_backend import display_is_named
-from residual_rl.errors import ConfigError
+from residual_rl.envs.spaces import CHUNK_OBS
+from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.factory import make_residual_env
 from residual_rl.types import Obs, Transition
 from residual_rl.visualization.viewer import LiveViewer, require_display
@@ -39,7 +40,7 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
     base action, and the reward includes the residual penalty, exactly as in this package's own training.
 
     The observation is a flat `Box`: the task's `state`, followed by the base action. With cameras, it is a
-    `Dict` of these and the images.
+    `Dict` of these and the images; with `obs_keys`, a `Dict` of the named observations.
 
     The `info` of `step` has `is_success`, the executed `action`, and the `reward_terms` and `task_metrics` by
     name. That of `reset` has the same entries, with zeros, and NaN for the metrics.
@@ -60,10 +61,12 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
         render_mode: `rgb_array`, or `human` for MuJoCo's viewer.
         render_camera: camera used by `render`; defaults to the task's overview camera.
         render_size: height and width of rendered images [pixels].
+        obs_keys: names of the observations: those of the task, and with a base policy `base_action`,
+            `base_chunk` and `chunk_position` (see `BasePolicyExecutor`).
         settings: fields of the task's settings, for example `tolerance` or `obs_mode`.
 
     Raises:
-        UnknownNameError: unknown task, base policy or setting.
+        UnknownNameError: unknown task, base policy, setting or observation.
         ConfigError: incompatible settings, or render mode `human` without a display.
     """
 
@@ -79,6 +82,7 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
         render_mode: Literal["rgb_array", "human"] | None = None,
         render_camera: str | None = None,
         render_size: tuple[int, int] = (480, 640),
+        obs_keys: Sequence[str] | None = None,
         **settings: Any,
     ):
         self.render_mode = render_mode
@@ -88,11 +92,11 @@ class GymnasiumEnv(gymnasium.Env[NumpyObs, NDArray[np.float32]]):
         # The wrapped env
         residual = {"residual_scale": residual_scale, "residual_penalty": residual_penalty}
         cfg = _make_cfg(task, base_policy, residual, settings)
-        self.residual_env: ResidualEnv = make_residual_env(cfg, 1)
+        self.residual_env: ResidualEnv = make_residual_env(cfg, 1, chunk_obs=_names_chunk(obs_keys))
         """The wrapped env with B = 1."""
         # Spaces
         self.metadata = {"render_modes": modes, "render_fps": self.residual_env.vec_env.control_hz}
-        self._layout = _Layout(self.residual_env, task, base_policy is not None)
+        self._layout = _Layout(self.residual_env, task, base_policy is not None, obs_keys)
         self.observation_space = self._layout.space
         self.action_space = self.residual_env.vec_env.single_action_space
         # State
@@ -200,10 +204,11 @@ class GymnasiumVecEnv(gymnasium.vector.VectorEnv[NumpyObs, NDArray[np.float32], 
         residual_scale: see `GymnasiumEnv`.
         residual_penalty: see `GymnasiumEnv`.
         num_threads: simulator threads; 0 means one per CPU core.
+        obs_keys: see `GymnasiumEnv`.
         settings: fields of the task's settings.
 
     Raises:
-        UnknownNameError: unknown task, base policy or setting.
+        UnknownNameError: unknown task, base policy, setting or observation.
         ConfigError: incompatible settings.
     """
 
@@ -217,15 +222,16 @@ class GymnasiumVecEnv(gymnasium.vector.VectorEnv[NumpyObs, NDArray[np.float32], 
         residual_scale: float | None = None,
         residual_penalty: float | None = None,
         num_threads: int = 0,
+        obs_keys: Sequence[str] | None = None,
         **settings: Any,
     ):
         residual = {"residual_scale": residual_scale, "residual_penalty": residual_penalty}
         cfg = _make_cfg(task, base_policy, residual, settings)
         cfg = replace_fields(cfg, {"run.num_threads": num_threads})
         self.num_envs = num_envs
-        self.residual_env: ResidualEnv = make_residual_env(cfg, num_envs)
+        self.residual_env: ResidualEnv = make_residual_env(cfg, num_envs, chunk_obs=_names_chunk(obs_keys))
         """The wrapped env."""
-        self._layout = _Layout(self.residual_env, task, base_policy is not None)
+        self._layout = _Layout(self.residual_env, task, base_policy is not None, obs_keys)
         self.single_observation_space = self._layout.space
         self.single_action_space = self.residual_env.vec_env.single_action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -271,21 +277,27 @@ class GymnasiumVecEnv(gymnasium.vector.VectorEnv[NumpyObs, NDArray[np.float32], 
 class _Layout:
     """Observations and infos of a residual env as NumPy arrays with the batch in front.
 
-    Observations are a flat array of the task's `state` and, with a base policy, the base action; with cameras
-    they are a dict of these and the images.
+    Observations are a flat array of the task's `state` and, with a base policy, the base action. They are a
+    dict of these and the images with cameras, and of the observations `obs_keys` if these are given.
     """
 
-    def __init__(self, env: ResidualEnv, task: str, has_base_policy: bool):
-        known: dict[str, Any] = env.observation_space.spaces
+    def __init__(self, env: ResidualEnv, task: str, has_base_policy: bool, obs_keys: Sequence[str] | None):
+        known: dict[str, Any] = dict(env.observation_space.spaces)
         self._has_base_policy = has_base_policy
-        self._images = [name for name, space in known.items() if space.dtype == np.uint8]
-        self._vectors = ["state"] if "state" in known else []
-        if has_base_policy:
-            self._vectors.append("base_action")
+        if not has_base_policy:
+            del known["base_action"]
+        images = [name for name, space in known.items() if space.dtype == np.uint8]
+        self._names = [name for name in ("state", "base_action") if name in known] + images
+        if obs_keys is not None:
+            self._names = list(obs_keys)
+            for name in self._names:
+                if name not in known:
+                    raise UnknownNameError("observation", name, known)
+        self._is_dict = bool(images) or obs_keys is not None
         self.space: spaces.Space[Any]
         """The space of one env."""
-        if self._images:
-            self.space = spaces.Dict({name: known[name] for name in (*self._vectors, *self._images)})
+        if self._is_dict:
+            self.space = spaces.Dict({name: known[name] for name in self._names})
             return
         if "state" not in known:
             raise ConfigError(
@@ -293,15 +305,15 @@ class _Layout:
                 " them"
             )
         low, high = (
-            np.concatenate([getattr(known[name], end) for name in self._vectors]) for end in ("low", "high")
+            np.concatenate([getattr(known[name], end) for name in self._names]) for end in ("low", "high")
         )
         self.space = spaces.Box(low, high, dtype=np.float32)
 
     def rows(self, obs: Obs, env_id: int | slice = slice(None)) -> NumpyObs:
         """The observations of all envs, or that of one."""
-        if self._images:
-            return {name: obs[name][env_id].cpu().numpy().copy() for name in (*self._vectors, *self._images)}
-        return torch.cat([obs[name][env_id] for name in self._vectors], -1).cpu().numpy()
+        if self._is_dict:
+            return {name: obs[name][env_id].cpu().numpy().copy() for name in self._names}
+        return torch.cat([obs[name][env_id] for name in self._names], -1).cpu().numpy()
 
     def step_info(self, transition: Transition, info: dict[str, Any]) -> dict[str, Any]:
         """The info of a step."""
@@ -325,6 +337,10 @@ class _Layout:
             "reward_terms": {name: np.zeros(num_envs, np.float32) for name in terms},
             "task_metrics": {name: np.full(num_envs, np.nan, np.float32) for name in names["task_metrics"]},
         }
+
+
+def _names_chunk(obs_keys: Sequence[str] | None) -> bool:
+    return not set(CHUNK_OBS).isdisjoint(obs_keys or ())
 
 
 def _row(info: dict[str, Any], env_id: int) -> dict[str, Any]:

@@ -156,7 +156,8 @@ class LearnerSpec:
     """Dataclass of its settings; its fields become flags."""
     make: str
     """`make(cfg, obs_space, action_dim, num_envs, device, seed) -> Learner`, on `device`; observations may be
-    on another device."""
+    on another device. If it has `default_obs_keys(obs_space) -> names`, the setting `obs_keys` of None is
+    replaced by these names, and by what is worth observing of a learned base."""
     make_policy: str
     """`make_policy(cfg, obs_space, action_dim, device) -> torch.nn.Module`, for deployment: its `act(obs)`
     returns the deterministic residual action [B, A], and it loads the weights of `Learner.policy_state_dict`.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from residual_rl.base_policies.executor import BasePolicyExecutor
 from residual_rl.composition import Composition, compose, residual_penalty
-from residual_rl.envs.spaces import with_base_action
+from residual_rl.envs.spaces import CHUNK_OBS, with_base_action
 from residual_rl.envs.step_check import StepCheck
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
@@ -60,9 +60,12 @@ class ResidualEnv:
         base_policy: checked against `vec_env`; not shared with another ResidualEnv.
         composition: combines the actions. A plain number is a residual scale in the env's `residual_unit`.
         penalty: weight of `‖residual_scale · residual_action‖²` in the reward.
+        chunk_obs: also observe `base_chunk` and `chunk_position`, see `BasePolicyExecutor`.
 
     Raises:
-        ConfigError: in the first `reset`, if the scale is adaptive and the base policy has no uncertainty.
+        ConfigError: `chunk_obs` over a base policy that executes one action of each chunk, or for decisions
+            on whole chunks; in the first `reset`, if the scale is adaptive and the base policy has no
+            uncertainty.
     """
 
     def __init__(
@@ -71,9 +74,14 @@ class ResidualEnv:
         base_policy: BasePolicyExecutor,
         composition: Composition | float,
         penalty: float = 0.0,
+        chunk_obs: bool = False,
     ):
         self.vec_env = vec_env
         self.base_policy = base_policy
+        if chunk_obs:
+            self._check_chunk_obs()
+        self.chunk_obs = chunk_obs
+        """Whether `base_chunk` and `chunk_position` are observed."""
         if not isinstance(composition, Composition):
             composition = Composition(composition, unit=vec_env.residual_unit)
         self.composition = composition
@@ -89,7 +97,8 @@ class ResidualEnv:
         self.env_steps = 0
         """Env steps taken by this object, summed over envs. Envs that wait take none."""
         self.obs: Obs = {}
-        """The current observation, including `base_action` [B, A]."""
+        """The current observation, including `base_action` [B, A] and, with `chunk_obs`, `base_chunk`
+        [B, n·A] and `chunk_position` [B, 1]."""
 
     @property
     def residual_scale(self) -> float:
@@ -103,7 +112,9 @@ class ResidualEnv:
     @property
     def observation_space(self) -> spaces.Dict:
         """The observation space of one env, including `base_action`."""
-        return with_base_action(self.vec_env)
+        return with_base_action(
+            self.vec_env, self.base_policy.policy.num_action_steps if self.chunk_obs else None
+        )
 
     @property
     def steps_per_action(self) -> int:
@@ -121,7 +132,7 @@ class ResidualEnv:
         self._check(obs, obs)
         self.base_policy.reset(torch.ones(self.num_envs, dtype=torch.bool, device=self.device))
         self._penalties = torch.zeros_like(self._penalties)
-        self.obs = {**obs, "base_action": self._base_action(obs, self.vec_env.active)}
+        self.obs = {**obs, **self._base_obs(obs, self.vec_env.active)}
         if self.composition.adaptive and not self.base_policy.has_uncertainty:
             raise ConfigError(
                 f"{self.base_policy.name} has no uncertainty, which --adaptive uncertainty needs; choose a"
@@ -129,9 +140,27 @@ class ResidualEnv:
             )
         return self.obs
 
+    def _check_chunk_obs(self) -> None:
+        names = " and ".join(CHUNK_OBS)
+        if self.base_policy.policy.num_action_steps == 1:
+            raise ConfigError(
+                f"{self.base_policy.name} executes one action of each chunk (num_action_steps 1), so there is"
+                f" no {names} to observe: leave them out of --obs-keys"
+            )
+        if self.steps_per_action > 1:
+            raise ConfigError(
+                f"with --chunk whole, base_action is the whole chunk, and there is no {names} to observe:"
+                " leave them out of --obs-keys"
+            )
+
     def _base_action(self, obs: Obs, mask: Tensor) -> Tensor:
         """The base action that a residual action for `obs` is added to, valid in the envs of `mask` [B]."""
         return self.base_policy.act(obs, mask)
+
+    def _base_obs(self, obs: Obs, mask: Tensor) -> Obs:
+        """Query the base policy for `obs`, in the envs of `mask` [B]: what a learner observes of it."""
+        base_action = self._base_action(obs, mask)
+        return {"base_action": base_action, **(self.base_policy.chunk_obs if self.chunk_obs else {})}
 
     def step(self, residual_action: Tensor) -> tuple[Transition, dict[str, Any]]:
         """Execute `residual_action` [B, A] in [-1, 1].
@@ -153,29 +182,32 @@ class ResidualEnv:
         ended, final_obs = info["_final_obs"], info["final_obs"]
         active = self.vec_env.active  # an env without an episode needs no base action
         if ended.any():
-            final_base_action = self.base_policy.act(final_obs, ended)
+            final_base = self._base_obs(final_obs, ended)
             final_scale = self.composition.effective_scale(self.base_policy.uncertainty)
             self.base_policy.reset(ended)
-            next_base_action = self.base_policy.act(outcome.next_obs, active)
-            true_next_base_action = torch.where(ended[:, None], final_base_action, next_base_action)
+            next_base = self._base_obs(outcome.next_obs, active)
+            true_next_base = {
+                name: torch.where(ended[:, None], value, next_base[name])
+                for name, value in final_base.items()
+            }
             next_scale = self.composition.effective_scale(self.base_policy.uncertainty)
             if self.composition.adaptive:
                 next_scale = torch.where(
                     ended[:, None], torch.as_tensor(final_scale), torch.as_tensor(next_scale)
                 )
         else:
-            next_base_action = true_next_base_action = self.base_policy.act(outcome.next_obs, active)
+            next_base = true_next_base = self._base_obs(outcome.next_obs, active)
             next_scale = self.composition.effective_scale(self.base_policy.uncertainty)
         self.timer.base_policy += time.perf_counter() - start
 
-        self.obs = {**outcome.next_obs, "base_action": next_base_action}
+        self.obs = {**outcome.next_obs, **next_base}
         transition = Transition(
             obs=obs,
             residual_action=residual_action,
             reward=outcome.reward,
             terminated=outcome.terminated,
             truncated=outcome.truncated,
-            next_obs={**final_obs, "base_action": true_next_base_action},
+            next_obs={**final_obs, **true_next_base},
             base_action=base_action,
             action=outcome.action,
             effective_scale=effective_scale,
@@ -249,7 +281,10 @@ class ResidualEnv:
         self.base_policy.load_state_dict(state["base_policy"])
         self.residual_scale = state["residual_scale"]
         self._penalties = state["penalties"].to(self.device)
-        self.obs = {**self.vec_env.observations(), "base_action": state["base_action"].to(self.device)}
+        base = {"base_action": state["base_action"].to(self.device)}
+        if self.chunk_obs:
+            base |= self.base_policy.chunk_obs
+        self.obs = {**self.vec_env.observations(), **base}
 
     def close(self) -> None:
         """Free the envs."""

@@ -18,7 +18,7 @@ from residual_rl.demos.transitions import load_demonstrations
 from residual_rl.errors import BasePolicyError, CheckpointError, NonFiniteError
 from residual_rl.evaluation.evaluate import Episodes, evaluate
 from residual_rl.exported_policy import export_policy
-from residual_rl.factory import make_learner, make_residual_env, make_training_env
+from residual_rl.factory import make_learner, make_residual_env, make_training_env, with_obs_keys
 from residual_rl.registry import TASKS
 from residual_rl.runs import checkpoint
 from residual_rl.runs.disk_space import check_room, state_bytes
@@ -69,11 +69,12 @@ class Runner:
     def __init__(self, cfg: TrainCfg, folder: RunFolder, resume: bool = False):
         self._started = next(_process_start, time.perf_counter())
         torch.set_num_threads(cfg.run.torch_threads)
-        self.cfg = cfg
         self.folder = folder
         if cfg.run.wandb_project is not None:
             check_wandb(cfg.run.wandb_project)
         self.env = make_training_env(cfg)
+        self.cfg = cfg = with_obs_keys(cfg, self.env)
+        """The settings, with the observations that the learner reads by default in this env."""
         self.eval_env = make_residual_env(cfg, TASKS.get(cfg.task_id).eval_envs(cfg.run.eval_episodes))
         self._env_in_use = self.env
         """The env being stepped, for error reports."""

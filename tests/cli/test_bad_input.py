@@ -321,14 +321,14 @@ def test_eval__missing_observation_of_the_policy_is_named(fails: Fails, run: Pat
     assert message.startswith("the env has no `state`, but images (top, wrist): use --obs-mode rgb+state")
 
 
-def test_obs_mode__images_alone_fail_with_a_hint(fails: Fails, tmp_path: Path) -> None:
+@pytest.mark.parametrize("learner", ["sac", "gated-sac", "td3", "policy-decorator"])
+def test_obs_mode__images_alone_fail_with_a_hint(fails: Fails, tmp_path: Path, learner: str) -> None:
     message = fails(
-        "train", "so101-paper", "--learner", "sac", "--output-dir", tmp_path / "run", "--obs-mode", "rgb"
+        "train", "so101-paper", "--learner", learner, "--output-dir", tmp_path / "run", "--obs-mode", "rgb"
     )
     assert (
-        message == "the env has no `state`, but images (top, wrist): use --obs-mode rgb+state, or list the"
-        " observations in --obs-keys (only --learner ppo supports images; without --obs-keys it uses all of"
-        " them)"
+        message == "the env has no `state`, but images (top, wrist): use --obs-mode rgb+state, or train with"
+        " --learner ppo, the only one that learns from images, or name vectors in --obs-keys"
     )
     assert not (tmp_path / "run").exists()
 

@@ -609,3 +609,27 @@ def test_jacobian__success_rates_are_in_the_expected_ranges(
         obs, _, terminated, *_ = env.step(policy.act(obs))
         solved |= terminated
     assert low <= solved.float().mean() <= high
+
+
+def test_executor_base_chunk__is_the_rest_of_the_executed_chunk_of_each_env() -> None:
+    """Three of four predicted actions are executed: the fourth is never part of it."""
+    played = executor(fakes.Recorder(3, chunk_size=4, num_action_steps=3))
+    played.act(point_obs())
+    np.testing.assert_allclose(played.base_chunk, [[0.1, 0.0, 0.1, 0.01, 0.1, 0.02]] * 3)
+    np.testing.assert_allclose(played.chunk_position, [[0.0]] * 3)
+    played.act(point_obs())
+    played.reset(torch.tensor([False, True, False]))
+    played.act(point_obs())  # the third action, but in env 1 the first of a new chunk
+    last, first = [0.1, 0.02, 0.1, 0.02, 0.1, 0.02], [0.1, 0.0, 0.1, 0.01, 0.1, 0.02]
+    np.testing.assert_allclose(played.base_chunk, [last, first, last])
+    np.testing.assert_allclose(played.chunk_position, [[2 / 3], [0.0], [2 / 3]])
+    played.act(point_obs(), torch.tensor([False, False, True]))  # a second chunk in env 2 only
+    np.testing.assert_allclose(played.base_chunk, [last, first, [0.2, 0.0, 0.2, 0.01, 0.2, 0.02]])
+    np.testing.assert_allclose(played.chunk_position, [[2 / 3], [0.0], [0.0]])
+    assert set(played.chunk_obs) == {"base_chunk", "chunk_position"}
+
+
+def test_executor_base_chunk__before_the_first_query_is_finite() -> None:
+    played = executor(fakes.Recorder(3, chunk_size=4, num_action_steps=3))
+    assert not played.base_chunk.any()
+    assert (played.chunk_position < 1.0).all()

@@ -86,6 +86,27 @@ class BasePolicyExecutor:
         """[B, n]: the uncertainty of each of these actions; 0 if the policy does not predict it."""
         return self._spread[:, : self.policy.num_action_steps]
 
+    @property
+    def base_chunk(self) -> Tensor:
+        """[B, n·A]: the actions that the current chunk executes from now on, the last base action first.
+
+        After the last executed action of the chunk, that action is repeated.
+        """
+        steps = torch.arange(self.policy.num_action_steps, device=self._device)
+        at = (self._pointer[:, None] - 1 + steps).clamp(max=self.policy.num_action_steps - 1)
+        return self._chunk.gather(1, at[..., None].expand(-1, -1, self._action_dim)).flatten(1)
+
+    @property
+    def chunk_position(self) -> Tensor:
+        """[B, 1]: how many of the chunk's n executed actions lie before the last base action, divided by n;
+        in [0, 1)."""
+        return (self._pointer[:, None] - 1) / self.policy.num_action_steps
+
+    @property
+    def chunk_obs(self) -> Obs:
+        """`base_chunk` and `chunk_position` by name."""
+        return {"base_chunk": self.base_chunk, "chunk_position": self.chunk_position}
+
     def act(self, obs: Obs, mask: Tensor | None = None) -> Tensor:
         """The base action [B, A] in [-1, 1] for `obs`, valid in the envs of `mask` [B] bool (default: all).
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
 from residual_rl.composition import Composition, make_composition
 from residual_rl.config import with_trust
-from residual_rl.envs.spaces import observed, shape_of, with_base_action
+from residual_rl.envs.spaces import BASE_OBS, CHUNK_OBS, observed, shape_of, with_base_action
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 from residual_rl.exported_policy import find_policy, load_policy
@@ -54,7 +54,9 @@ def make_trained_run(path: Path, trusted: bool, env: VecEnv) -> TrainedPolicy:
             "step"
         )
 
-    # Make its base policy and its actor.
+    # Make its base policy and its actor. A learner without `obs_keys` may read all observations.
+    names = getattr(cfg.learner, "obs_keys", None) or (*observed(env), "base_action")
+    reads_chunk = not set(CHUNK_OBS).isdisjoint(names)
     base_cfg = _relocated(cfg.base, file.resolve().parent)
     # The user's own trust was in the file at its former place.
     still_trusted = getattr(cfg.base, "trust_checkpoint", False) and base_cfg == cfg.base
@@ -62,16 +64,15 @@ def make_trained_run(path: Path, trusted: bool, env: VecEnv) -> TrainedPolicy:
     try:
         with _being_made(file):
             base = make_base_policy(cfg.base_policy_id, base_cfg, env)
-        actor = exported.actor(with_base_action(env), len(env.action_unit), env.device)
+        space = with_base_action(env, base.policy.num_action_steps if reads_chunk else None)
+        actor = exported.actor(space, len(env.action_unit), env.device)
     except (ConfigError, CheckpointError, UnknownNameError) as error:
         origin = f"trained on task {cfg.task_id!r} with base policy {cfg.base_policy_id!r}"
         raise ConfigError(f"{file}, {origin}, does not fit this env: {error}") from error
 
-    # A learner without `obs_keys` may read all observations.
-    names = getattr(cfg.learner, "obs_keys", None) or (*observed(env), "base_action")
-    shapes = {name: shape_of(env, name) for name in names if name != "base_action"}
+    shapes = {name: shape_of(env, name) for name in names if name not in BASE_OBS}
     composition = make_composition(cfg.residual, exported.residual_scale, env.residual_unit)
-    return TrainedPolicy(base, actor, shapes, composition)
+    return TrainedPolicy(base, actor, shapes, composition, reads_chunk)
 
 
 @contextlib.contextmanager
@@ -119,6 +120,7 @@ class TrainedPolicy(BasePolicy):
         actor: its deterministic residual policy, which maps named observations and `base_action` to [b, A].
         obs_keys: the env observations that the actor reads, with their shapes.
         composition: the run's composition, with the exported scale.
+        reads_chunk: whether the actor reads `base_chunk` or `chunk_position`.
     """
 
     def __init__(
@@ -127,16 +129,21 @@ class TrainedPolicy(BasePolicy):
         actor: Callable[[Obs], Tensor],
         obs_keys: Mapping[str, tuple[int, ...]],
         composition: Composition,
+        reads_chunk: bool,
     ):
         self.inputs = {**obs_keys, **base.policy.inputs}  # type: ignore[misc]
         self.remote = base.policy.remote
         self._base = base
         self._actor = actor
         self._composition = composition
+        self._reads_chunk = reads_chunk
 
     def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> ActionChunk:
         base_action = self._base.act_rows(obs, env_ids)
-        residual_action = self._actor({**obs, "base_action": base_action})
+        seen = {**obs, "base_action": base_action}
+        if self._reads_chunk:
+            seen |= {name: value[env_ids] for name, value in self._base.chunk_obs.items()}
+        residual_action = self._actor(seen)
         uncertainty = self._base.uncertainty[env_ids]
         action = self._composition.apply(base_action, residual_action, uncertainty)
         return ActionChunk(action[:, None], uncertainty[:, None] if self._base.has_uncertainty else None)

@@ -74,8 +74,8 @@ def main(argv: Sequence[str]) -> int:
 
     with output_folder(flags.output_dir, "runs", task_id) as output:
         runner = Runner(cfg, RunFolder(output))  # before anything is written: wrong settings leave no folder
-        with runner.folder.start(cfg.to_dict()):
-            cfg.write_signature(output)
+        with runner.folder.start(runner.cfg.to_dict()):
+            runner.cfg.write_signature(output)
             code = _train(runner, runner.folder)
     # --quick also evaluates, with a report, so that it covers the whole pipeline
     if flags.quick and code == 0:
@@ -145,8 +145,8 @@ def _resume(argv: Sequence[str]) -> int:
         if options.trust_checkpoint:
             cfg = replace_fields(cfg, {"trust_checkpoint": True})
         runner = Runner(cfg, run, resume=True)
-        write_json(run.config_file, cfg.to_dict())
-        cfg.write_signature(run.path)
+        write_json(run.config_file, runner.cfg.to_dict())
+        runner.cfg.write_signature(run.path)
         return _train(runner, run)
 
 

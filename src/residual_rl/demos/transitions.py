@@ -14,8 +14,9 @@ from torch import Tensor
 from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
 from residual_rl.composition import Composition, compose, decompose, make_composition, residual_penalty
 from residual_rl.config import TrainCfg
+from residual_rl.envs.spaces import BASE_OBS
 from residual_rl.errors import ConfigError
-from residual_rl.factory import task_settings
+from residual_rl.factory import task_settings, with_obs_keys
 from residual_rl.registry import TASKS
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.types import Learner, Obs, Transition
@@ -59,7 +60,8 @@ def episodes(demos: Demonstrations, cfg: TrainCfg, env: ResidualEnv) -> Iterator
     one.
     """
     base_policy = make_base_policy(cfg.base_policy_id, cfg.base, env.vec_env)
-    obs_keys = tuple(key for key in getattr(cfg.learner, "obs_keys", ("state",)) if key != "base_action")
+    cfg = with_obs_keys(cfg, env)
+    obs_keys = tuple(key for key in getattr(cfg.learner, "obs_keys", ("state",)) if key not in BASE_OBS)
     _check(demos, cfg, env, base_policy, obs_keys)
     clipped = total = 0
     count = min(len(demos), getattr(cfg.learner, "demo_episodes", None) or len(demos))
@@ -67,13 +69,14 @@ def episodes(demos: Demonstrations, cfg: TrainCfg, env: ResidualEnv) -> Iterator
         names = {*base_policy.policy.inputs, *obs_keys}
         batch = [demos.episode(i, names) for i in range(first, min(first + env.num_envs, count))]
         slices = [DemoSlice(demo, _length(demo)) for demo in batch]
-        base, chunks, scales = _query_base_policy(slices, base_policy, cfg, env)
+        base, seen, scales = _query_base_policy(slices, base_policy, cfg, env)
         for env_id, episode in enumerate(slices):
             if episode.demo.rewards is None:
                 raise ConfigError(f"{demos.path} has no rewards, which --demos needs: collect it again")
             steps = slice(0, episode.steps + 1)
+            of_base = {name: value[steps, env_id] for name, value in seen.items()}
             transition, num_clipped = _episode(
-                episode, base[steps, env_id], chunks[steps, env_id], scales[steps, env_id], obs_keys, cfg, env
+                episode, base[steps, env_id], of_base, scales[steps, env_id], obs_keys, cfg, env
             )
             clipped += num_clipped
             total += episode.steps * env.vec_env.action_unit.numel()
@@ -104,26 +107,28 @@ def _length(demo: Demo) -> int:
 
 def _query_base_policy(
     slices: list[DemoSlice], base_policy: BasePolicyExecutor, cfg: TrainCfg, env: ResidualEnv
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Obs, Tensor]:
     """Query the base policy at each observation, the final ones included.
 
-    Returns the base actions [T + 1, B, A], the base actions that a decision observes [T + 1, B, A or n·A],
-    and the residual scales [T + 1, B, 1].
+    Returns the base actions [T + 1, B, A], what a decision observes of the base policy ([T + 1, B, …] each;
+    `base_action` is [T + 1, B, A or n·A]), and the residual scales [T + 1, B, 1].
     """
     whole = cfg.residual.chunk == "whole"
     composition = _final_composition(cfg, env)
     steps = torch.zeros(env.num_envs, dtype=torch.int64, device=env.device) - 1
     steps[: len(slices)] = torch.tensor([episode.steps for episode in slices], device=env.device)
     base_policy.reset(torch.ones(env.num_envs, dtype=torch.bool, device=env.device))
-    base, chunks, scales = [], [], []
+    base, seen, scales = [], [], []
     for t in range(int(steps.max()) + 1):
         if whole:
             base_policy.drop_chunks(steps == t)  # the last observation is evaluated with a new chunk
         base.append(base_policy.act(_observation(slices, t, env, base_policy.policy.inputs), steps >= t))
-        chunks.append(base_policy.chunk.flatten(1).clone() if whole else base[-1])
+        observed = {"base_action": base_policy.chunk.flatten(1).clone() if whole else base[-1]}
+        seen.append(observed | (base_policy.chunk_obs if env.chunk_obs else {}))
         scale = composition.residual_scale(base_policy.uncertainty)
         scales.append(torch.as_tensor(scale, device=env.device).expand(env.num_envs, 1))
-    return torch.stack(base), torch.stack(chunks), torch.stack(scales)
+    stacked = {name: torch.stack([obs[name] for obs in seen]) for name in seen[0]}
+    return torch.stack(base), stacked, torch.stack(scales)
 
 
 def _observation(slices: list[DemoSlice], t: int, env: ResidualEnv, names: Any) -> Obs:
@@ -144,7 +149,7 @@ def _tensor(value: Any, name: str, env: ResidualEnv) -> Tensor:
 def _episode(
     episode: DemoSlice,
     base: Tensor,
-    chunks: Tensor,
+    of_base: Obs,
     scales: Tensor,
     obs_keys: tuple[str, ...],
     cfg: TrainCfg,
@@ -168,7 +173,8 @@ def _episode(
     ends = later == steps
     terminated = ends & bool(demo.terminated[steps - 1])
     obs = {name: _tensor(demo.obs[name][: steps + 1], name, env) for name in obs_keys}
-    obs["base_action"] = chunks
+    obs |= of_base
+    chunks = of_base["base_action"]
 
     def chunked(value: Tensor) -> Tensor:
         """[T, …] → [decisions, n, …], padded with 0."""

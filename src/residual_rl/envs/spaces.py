@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 
 from residual_rl.envs.vec_env import VecEnv
+
+CHUNK_OBS = ("base_chunk", "chunk_position")
+"""What a residual policy can observe of the base policy's current chunk, beside `base_action`."""
+BASE_OBS = ("base_action", *CHUNK_OBS)
+"""The observations of a residual policy that do not come from the env."""
 
 
 def observed(env: VecEnv) -> Mapping[str, spaces.Space[Any]]:
@@ -40,6 +46,14 @@ def conversion_inputs(env: VecEnv) -> tuple[str, ...]:
     return ()
 
 
-def with_base_action(env: VecEnv) -> spaces.Dict:
-    """A residual policy's observation space: the env's observations and `base_action` [A]."""
-    return spaces.Dict({**observed(env), "base_action": env.single_action_space})
+def with_base_action(env: VecEnv, chunk_steps: int | None = None) -> spaces.Dict:
+    """A residual policy's observation space: the env's observations and `base_action` [A].
+
+    With `chunk_steps` n, also `base_chunk` [n·A] and `chunk_position` [1] of a base policy that executes n
+    actions of each chunk.
+    """
+    known = {**observed(env), "base_action": env.single_action_space}
+    if chunk_steps is not None:
+        known["base_chunk"] = spaces.Box(-1.0, 1.0, (chunk_steps * len(env.action_unit),), np.float32)
+        known["chunk_position"] = spaces.Box(0.0, 1.0, (1,), np.float32)
+    return spaces.Dict(known)

@@ -12,6 +12,7 @@ from residual_rl.base_policies.il import ILCfg
 from residual_rl.config import ResidualCfg, TrainCfg
 from residual_rl.demos.reader import Demonstrations
 from residual_rl.demos.writer import DemoWriter
+from residual_rl.envs.spaces import BASE_OBS
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.evaluation.compare import run_episodes, summarize
 from residual_rl.exported_policy import ExportedPolicy, find_policy, load_policy
@@ -106,10 +107,10 @@ def find_teacher(run: Path, model: str) -> Teacher:
 def default_imitation(
     algo: str, teacher: TrainCfg, device: str = "cpu", preset: str | None = None
 ) -> ImitateCfg:
-    """Default settings of the imitation, with the observations of the residual except the base action."""
+    """Default settings of the imitation, with the observations of the residual except those of its base."""
     cfg = ImitateCfg.default(algo, preset, device)
     teacher_keys = getattr(teacher.learner, "obs_keys", None) or cfg.obs_keys
-    keys = tuple(key for key in teacher_keys if key != "base_action")
+    keys = tuple(key for key in teacher_keys if key not in BASE_OBS)
     return dataclasses.replace(cfg, obs_keys=keys or cfg.obs_keys)
 
 

@@ -109,9 +109,8 @@ def _refuse_images_without_state(key: str, space: Mapping[str, Any]) -> None:
     images = [name for name in space if is_image(space[name])]
     if key == "state" and images:
         raise ConfigError(
-            f"the env has no `state`, but images ({', '.join(images)}): use --obs-mode rgb+state, or list the"
-            " observations in --obs-keys (only --learner ppo supports images; without --obs-keys it uses all"
-            " of them)"
+            f"the env has no `state`, but images ({', '.join(images)}): use --obs-mode rgb+state, or train"
+            " with --learner ppo, the only one that learns from images, or name vectors in --obs-keys"
         )
 
 

@@ -24,6 +24,11 @@ _LOG_2 = math.log(2.0)
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
+def default_obs_keys(space: ObsSpace) -> tuple[str, ...]:  # noqa: ARG001
+    """The default observations of actor and critics. The base action is a setting of its own."""
+    return ("state",)
+
+
 class NormedMLP(MLP):
     """An MLP with optional layer normalisation (without learned gain and offset) and an optional nonzero last
     layer.
@@ -86,7 +91,8 @@ class DeterministicActor(nn.Module):
             raise UnknownNameError("observation", "base_action", space)
         self.device = device
         self.action_dim = action_dim
-        self.obs_vector = ObsVector(cfg.obs_keys, obs_space)
+        keys = default_obs_keys(obs_space) if cfg.obs_keys is None else cfg.obs_keys
+        self.obs_vector = ObsVector(keys, obs_space)
         self.normalizer = RunningMeanStd((self.obs_vector.size,)) if cfg.normalize_obs else None
         self._reads_base_action = cfg.actor_input == "obs_base_action"
         inputs = self.obs_vector.size + action_dim * self._reads_base_action

@@ -124,8 +124,10 @@ class OffPolicyCfg(CheckedCfg):
     """Include the base action in the critics' input."""
     actor_input: ActorInput = "obs_base_action"
     """Input of the actor: the observation, with or without the base action."""
-    obs_keys: Names = ("state",)
-    """Named observations of actor and critics, concatenated in this order."""
+    obs_keys: Names | None = None
+    """Named observations of actor and critics, concatenated in this order. None: `state`; over a learned base
+    also `joint_target` where the task has it, and `base_chunk` and `chunk_position` where the base executes
+    chunks."""
     normalize_obs: bool = True
     """Normalise observations by running statistics and clip them at 10 standard deviations."""
 
@@ -147,7 +149,7 @@ class OffPolicyCfg(CheckedCfg):
                 f"demos has no effect: demo_share {self.demo_share} of a batch of {self.batch_size} is "
                 "nothing; set --demo-share 0.25, or 0.5 for symmetric sampling"
             )
-        if "base_action" in self.obs_keys:
+        if "base_action" in (self.obs_keys or ()):
             raise ConfigError(
                 "obs_keys must not name base_action here: set actor_input and critic_base_action instead"
             )
@@ -283,6 +285,7 @@ class PolicyDecoratorCfg(SACCfg):
     output_init: NonNegativeFloat = 0.01
     critic_base_action: bool = False
     actor_input: ActorInput = "obs"
+    obs_keys: Names | None = ("state",)
     normalize_obs: bool = False
     init_std: PositiveFloat = _PUBLISHED_INIT_STD
     log_std_range: tuple[float, float] = (-20.0, 2.0)

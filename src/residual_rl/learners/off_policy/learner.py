@@ -15,7 +15,7 @@ from residual_rl.learners.common.compilation import compiled, cuda_graphed
 from residual_rl.learners.common.ema import ActorEMA, soft_update
 from residual_rl.learners.common.exploration_noise import CorrelatedNoise
 from residual_rl.learners.common.optimizer import FlatAdam
-from residual_rl.learners.off_policy.actors import DeterministicActor, averaged
+from residual_rl.learners.off_policy.actors import DeterministicActor, averaged, default_obs_keys
 from residual_rl.learners.off_policy.batch import Batch
 from residual_rl.learners.off_policy.config import OffPolicyCfg
 from residual_rl.learners.off_policy.critics import Critics, PopArt
@@ -53,6 +53,7 @@ class OffPolicyLearner(ResumableState):
         seed: seed of the critics, the exploration and the sampling.
     """
 
+    default_obs_keys = staticmethod(default_obs_keys)
     actor_metrics: tuple[str, ...] = ("actor_loss",)
     """Names of the metrics returned by `_actor_loss`."""
 

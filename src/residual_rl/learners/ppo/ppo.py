@@ -88,6 +88,8 @@ class PPO(ResumableState):
         seed: seed of the weights, the exploration and the minibatches.
     """
 
+    default_obs_keys = staticmethod(default_obs_keys)
+
     def __init__(
         self,
         cfg: PPOCfg,
