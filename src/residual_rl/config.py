@@ -92,6 +92,9 @@ class RunCfg(CheckedCfg):
     """Env steps between two evaluations; 0 evaluates at the end only."""
     eval_episodes: Annotated[PositiveInt, tyro.conf.arg(aliases=["--n-episodes"])] = 64
     """Episodes of an evaluation in training, on a fixed list of seeds."""
+    train_episode_steps: PositiveInt | None = None
+    """Steps after which an episode of the training is truncated, if that is earlier than in the task. Stuck
+    episodes then cost less. Evaluations have the task's limit."""
     save_freq: PositiveInt = 10_000
     """Env steps between two checkpoints."""
     log_freq: NonNegativeInt = 0

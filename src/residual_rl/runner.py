@@ -18,7 +18,7 @@ from residual_rl.demos.transitions import load_demonstrations
 from residual_rl.errors import BasePolicyError, CheckpointError, NonFiniteError
 from residual_rl.evaluation.evaluate import Episodes, evaluate
 from residual_rl.exported_policy import export_policy
-from residual_rl.factory import make_learner, make_residual_env
+from residual_rl.factory import make_learner, make_residual_env, make_training_env
 from residual_rl.registry import TASKS
 from residual_rl.runs import checkpoint
 from residual_rl.runs.disk_space import check_room, state_bytes
@@ -73,7 +73,7 @@ class Runner:
         self.folder = folder
         if cfg.run.wandb_project is not None:
             check_wandb(cfg.run.wandb_project)
-        self.env = make_residual_env(cfg, cfg.run.num_envs)
+        self.env = make_training_env(cfg)
         self.eval_env = make_residual_env(cfg, TASKS.get(cfg.task_id).eval_envs(cfg.run.eval_episodes))
         self._env_in_use = self.env
         """The env being stepped, for error reports."""

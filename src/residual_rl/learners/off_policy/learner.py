@@ -259,7 +259,7 @@ class OffPolicyLearner(ResumableState):
                 piece = [tensor[i] for tensor in pieces]
                 critic_sums = critic_sums + self._fast_critic_step(*piece)
                 self.num_updates += 1
-                if self.env_steps >= cfg.actor_starts and self.num_updates % cfg.actor_every == 0:
+                if self._actor_learns and self.num_updates % cfg.actor_every == 0:
                     actor_sums = actor_sums + self._fast_actor_step(*piece)
                     if self._ema is not None:
                         self._ema.update(self.num_actor_updates)
@@ -274,6 +274,11 @@ class OffPolicyLearner(ResumableState):
         if actor_steps:
             metrics |= _means(self.actor_metrics, actor_sums, actor_steps)
         return metrics
+
+    @property
+    def _actor_learns(self) -> bool:
+        """Whether the actor's training has started."""
+        return self.env_steps >= self.cfg.actor_starts
 
     @torch.no_grad()
     def _sample(self, count: int) -> list[Tensor]:

@@ -62,13 +62,18 @@ class SAC(OffPolicyLearner):
         seed: int = 0,
     ):
         seeds = torch.randint(2**62, (2,), generator=torch.Generator().manual_seed(seed)).tolist()
-        self.actor = make_policy(cfg, obs_space, action_dim, device, seeds[0])
+        self.actor = self._make_actor(cfg, obs_space, action_dim, torch.device(device), seeds[0])
         super().__init__(cfg, self.actor, action_dim, num_envs, torch.device(device), seeds[1])
         self.target_entropy = cfg.target_entropy if cfg.target_entropy is not None else -float(action_dim)
         self.temperature = Temperature(cfg.temperature).to(self.device)
         self._tune_temperature = cfg.tune_temperature
         named = [("log_temperature", self.temperature.log)]
         self.temperature_optimizer = FlatAdam(named, cfg.temperature_learning_rate, math.inf, 1e-8)
+
+    def _make_actor(
+        self, cfg: SACCfg, obs_space: ObsSpace, action_dim: int, device: torch.device, seed: int
+    ) -> GaussianActor:
+        return make_policy(cfg, obs_space, action_dim, device, seed)
 
     def _explore(self, obs: Tensor, base_action: Tensor, noise: Tensor) -> Tensor:
         return self.actor.draw(obs, base_action, noise).action
