@@ -52,6 +52,10 @@ _SAMPLES = 2
 OnProgress = Callable[[int, float | None], None]
 
 
+def _silent(done: int, success: float | None) -> None:
+    """Show no progress."""
+
+
 @dataclass(frozen=True)
 class Condition:
     """Success of the base policy under a disturbance."""
@@ -136,7 +140,7 @@ def probe(
     seeds: Sequence[int],
     num_disturbed: int,
     num_envs: int,
-    on_progress: OnProgress = lambda done, success: None,
+    on_progress: OnProgress = _silent,
 ) -> Probe:
     """Measure the base policy of a run, without a residual.
 

@@ -74,18 +74,17 @@ def record_episodes(
                 terminated[ended] = transition.terminated[: len(batch)].cpu()[ended]
                 on_ended(first + int((length > 0).sum()))
         # cut the recording into episodes
-        steps = (torch.stack(obs, 1), torch.stack(actions, 1), torch.stack(uncertainties, 1))
-        for env_id, (T, *outcome) in enumerate(
-            zip(length.tolist(), success.tolist(), terminated.tolist(), strict=True)
-        ):
-            states, action, spread = (value[env_id, :T].cpu() for value in steps)
+        states, action, spread = (torch.stack(steps, 1).cpu() for steps in (obs, actions, uncertainties))
+        for env_id, T in enumerate(length.tolist()):
+            episode = action[env_id, :T]
             episodes.append(
                 Episode(
-                    *outcome,
-                    obs=states,
-                    at_bounds=(action.abs() >= BOUND).float().mean(1),
-                    changes=(action[1:] - action[:-1]).norm(dim=1),
-                    disagreement=spread if env.base_policy.has_uncertainty else None,
+                    success=bool(success[env_id]),
+                    terminated=bool(terminated[env_id]),
+                    obs=states[env_id, :T],
+                    at_bounds=(episode.abs() >= BOUND).float().mean(1),
+                    changes=(episode[1:] - episode[:-1]).norm(dim=1),
+                    disagreement=spread[env_id, :T] if env.base_policy.has_uncertainty else None,
                 )
             )
     return episodes

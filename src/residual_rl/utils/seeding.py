@@ -1,8 +1,8 @@
 """Disjoint ranges of episode seeds, and random numbers that depend on an episode's seed alone.
 
 Training, evaluation during training, final evaluation, demonstrations and probes have separate ranges. The
-random numbers are counter-based (SplitMix64; Steele, Lea and Flood, OOPSLA 2014): they are batched over envs, run on
-any device, and do not depend on the env or on the order of calls.
+random numbers are counter-based (SplitMix64; Steele, Lea and Flood, OOPSLA 2014): they are batched over envs,
+run on any device, and do not depend on the env or on the order of calls.
 """
 
 from __future__ import annotations

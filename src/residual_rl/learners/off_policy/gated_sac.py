@@ -27,9 +27,7 @@ def make_policy(
 ) -> GatedActor:
     """Construct an untrained policy. `module_state.load_module_state` loads the weights of an exported one
     into it."""
-    return GatedActor(
-        cfg, obs_space, action_dim, torch.Generator().manual_seed(seed), torch.device(device)
-    )
+    return GatedActor(cfg, obs_space, action_dim, torch.Generator().manual_seed(seed), torch.device(device))
 
 
 class GatedActor(GaussianActor):
@@ -126,7 +124,9 @@ class GatedSAC(SAC):
     def observe(self, transition: Transition) -> None:
         super().observe(transition)
         if transition.success is None:
-            raise ConfigError("the failure gate needs the success of episodes, which this env does not report")
+            raise ConfigError(
+                "the failure gate needs the success of episodes, which this env does not report"
+            )
         self._step += 1
         ended = transition.terminated | transition.truncated
         for env_id in ended.nonzero().flatten().tolist():
@@ -160,7 +160,9 @@ class GatedSAC(SAC):
             return metrics
         self._pending_gate_steps += rows * self.num_envs * cfg.utd * cfg.gate_update_share
         first = not self.gate.trained
-        due = cfg.gate_fit_steps if first else int(self._pending_gate_steps // cfg.gate_every) * cfg.gate_every
+        due = (
+            cfg.gate_fit_steps if first else int(self._pending_gate_steps // cfg.gate_every) * cfg.gate_every
+        )
         if due:
             self._pending_gate_steps = 0.0 if first else self._pending_gate_steps - due
             loss = trainer.fit(due, self.actor.normalize)
