@@ -16,7 +16,9 @@ TOLERATED_LOSS = 0.10
 """Loss of success up to which a disturbance counts as tolerated."""
 PREDICTABLE_AREA = 0.6
 """Area under the ROC curve from which a failure gate can tell where the base policy will fail."""
-GATED_SCALE = 1.0
+RARE_SUCCESS = 0.1
+"""Success rate below which the base policy needs no protection."""
+FULL_SCALE = 1.0
 OUTCOMES_NEEDED = 20
 """Successes, and failures, that are expected in the episodes by the base policy alone."""
 WARMUP_EPISODES = (50, 200)
@@ -75,7 +77,7 @@ def advise(probe: Probe, learner: Any, demos: TrainingDemos) -> Advice:
     authority = _full_authority(probe, gated)
     size, why_size = _tolerated(probe, "correlated")
     if authority is not None:
-        scale = Choice("residual_scale", GATED_SCALE, authority)
+        scale = Choice("residual_scale", FULL_SCALE, authority)
     else:
         why_gate = f"{_why_no_gate(probe)}, and " if gated else ""
         scale = Choice("residual_scale", size, f"{why_gate}{why_size}")
@@ -92,7 +94,7 @@ def advise(probe: Probe, learner: Any, demos: TrainingDemos) -> Advice:
 
 def _full_authority(probe: Probe, gated: bool) -> str | None:
     """The reason for a residual that can outweigh the base policy; None if there is none."""
-    if probe.successes.episodes < MIN_EPISODES:
+    if probe.success.mean < RARE_SUCCESS:
         return f"the base policy solves {percent(probe.success.mean)}, so there is little to lose"
     if not gated or not probe.predictions:
         return None
@@ -102,8 +104,8 @@ def _full_authority(probe: Probe, gated: bool) -> str | None:
     first = next(p for p in probe.predictions if p.area.mean >= PREDICTABLE_AREA)
     return (
         f"failures can be predicted from step {first.step} on (area under the ROC curve "
-        f"{first.area.mean:.2f}, {last.area.mean:.2f} by step {last.step}), so the gate keeps the residual away "
-        "from where the base policy succeeds, and elsewhere there is nothing to lose"
+        f"{first.area.mean:.2f}, {last.area.mean:.2f} by step {last.step}), so the gate keeps the residual "
+        "away from where the base policy succeeds, and elsewhere there is nothing to lose"
     )
 
 
@@ -218,8 +220,8 @@ def _warnings(probe: Probe) -> tuple[str, ...]:
         return ()
     return (
         f"{percent(probe.at_bounds)} of the entries of the base actions lie at the bounds of the action "
-        "space, where a residual can push in one direction only: check the control mode, the action scale and "
-        "the checkpoint",
+        "space, where a residual can push in one direction only: check the control mode, the action scale "
+        "and the checkpoint",
     )
 
 

@@ -44,16 +44,19 @@ def save_probe(folder: Path, probe: Probe, advice: Advice) -> None:
 
 def probe_table(probe: Probe) -> Table:
     """A rich table of the success under each disturbance, with paired differences and 95 % intervals."""
-    title = f"{probe.task}: base policy {probe.base_policy} under disturbances, mean [95 % interval]"
+    episodes = f"{probe.success.n} episodes"
+    if probe.conditions:
+        episodes = f"{episodes}, the first {probe.conditions[0].success.n} also with each disturbance"
+    title = f"{probe.task}, base policy {probe.base_policy}: {episodes}; mean [95 % interval]"
     table = Table("disturbance", title=title, title_justify="left")
-    for name in ("size", "episodes", "success", "difference"):
+    for name in ("size", "success", "difference"):
         table.add_column(name, justify="right")
-    table.add_row("none", "", str(probe.success.n), _rate(probe.success), "")
+    table.add_row("none", "", _rate(probe.success), "")
     for condition in probe.conditions:
         size = f"{condition.size:g}" if condition.size else ""
         success, difference = condition.success, condition.difference
         changes = f"{points(difference.mean)} {_interval(difference)}"
-        table.add_row(NAMES[condition.kind], size, str(success.n), _rate(success), changes)
+        table.add_row(NAMES[condition.kind], size, _rate(success), changes)
     return table
 
 
