@@ -17,7 +17,7 @@ import tyro
 from annotated_types import Interval
 
 from residual_rl.errors import ConfigError, UnknownNameError
-from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS, load
+from residual_rl.registry import BASE_POLICIES, LEARNED_BASE_LEARNER, LEARNERS, TASKS, load
 from residual_rl.utils.consent import check_consent, with_typed_values
 from residual_rl.utils.sensitive import Address, sensitive_values
 from residual_rl.utils.signature import digest_of, is_own, read_signature, sign, write_signature
@@ -165,6 +165,7 @@ class TrainCfg:
         preset: str | None = None,
     ) -> TrainCfg:
         """The default settings of a task, with its default base policy and learner unless others are given.
+        The default learner over a learned base is `registry.LEARNED_BASE_LEARNER`.
 
         `variant` is a value of the setting `TaskSpec.variant`, and `preset` the name of one of
         `TaskSpec.presets`, whose settings take precedence over all other defaults.
@@ -180,8 +181,9 @@ class TrainCfg:
             cfg = replace_fields(
                 cfg, dict(load(spec.variant_overrides)(variant or getattr(cfg.task, spec.variant)))
             )
-        preset_learner = (published and published.learner) or spec.learner
-        learner_id = learner_id or preset_learner
+        preset_learner = published and (published.learner or spec.learner)
+        learned = BASE_POLICIES.get(base_policy_id).learned
+        learner_id = learner_id or preset_learner or (LEARNED_BASE_LEARNER if learned else spec.learner)
         if published is not None and learner_id != preset_learner:
             raise ConfigError(f"preset {preset} has settings of {preset_learner}: leave out --learner")
         if learner_id != spec.learner:

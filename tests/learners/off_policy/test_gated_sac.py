@@ -150,20 +150,19 @@ def test_observe__requires_the_success_of_episodes() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_share__multiplies_the_deployed_explored_and_target_actions(share: float) -> None:
+def test_share__multiplies_deployed_and_explored_actions_and_the_scale_in_the_losses(share: float) -> None:
     learner, plain = make(output_init=1.0), make(output_init=1.0)
     for one, value in ((learner, share), (plain, 1.0)):
         open_gate(one, value)
         one._base_from.fill_(2**31)
     obs = {"state": torch.randn(4, 4), "base_action": torch.zeros(4, 2)}
     pairs = [(one.act(obs, deterministic=True), one.act(obs)) for one in (learner, plain)]
-    vector, base = plain.actor.joined(obs)
-    noise = torch.randn(4, 2)
-    targets = [one._next_action(vector, base, noise) for one in (learner, plain)]
-    for gated, full in zip(pairs[0], pairs[1], strict=True):
+    for gated, full in zip(*pairs, strict=True):
         assert torch.allclose(gated, share * full, atol=1e-5)
-    assert torch.allclose(targets[0][0], share * targets[1][0], atol=1e-5)
-    assert torch.equal(targets[0][1], targets[1][1])  # the entropy is that of the action before the gate
+    step(learner, [False] * 4, [False] * 4)
+    batch = Batch(*learner._sample(3))
+    assert torch.allclose(batch.scale, torch.full((3, 8, 2), share), atol=1e-5)
+    assert torch.allclose(batch.next_scale, torch.full((3, 8, 2), share), atol=1e-5)
 
 
 def test_exploration__free_limits_only_the_deployed_policy() -> None:
@@ -172,21 +171,33 @@ def test_exploration__free_limits_only_the_deployed_policy() -> None:
     obs = {"state": torch.randn(4, 4), "base_action": torch.zeros(4, 2)}
     assert (learner.act(obs, deterministic=True) == 0.0).all()
     assert (learner.act(obs) != 0.0).all()
-    drawn, _ = learner._next_action(*learner.actor.joined(obs), torch.randn(4, 2))
-    assert (drawn != 0.0).all()
+    step(learner, [False] * 4, [False] * 4)
+    assert (Batch(*learner._sample(1)).next_scale == 1.0).all()
 
 
 def test_actor_loss__has_no_gradient_of_the_values_where_the_gate_is_closed() -> None:
     learner = make(temperature=1e-9, tune_temperature=False, output_init=1.0)
     for value in (0.1, 0.2, 0.3):
         step(learner, [False] * 4, [False] * 4, value)
-    batch = Batch(*(tensor[0] for tensor in learner._sample(1)))
     for share, closed in ((0.0, True), (1.0, False)):
         open_gate(learner, share)
+        batch = Batch(*(tensor[0] for tensor in learner._sample(1)))
         loss, _ = learner._actor_loss(batch)
         gradients = torch.autograd.grad(loss, learner.actor_optimizer.parameters)
         largest = max(float(gradient.abs().max()) for gradient in gradients)
         assert (largest < 1e-7) == closed
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"critic_input": "res"}, "choose --critic-input sum"),
+        ({"base_share": 0.6, "handback_share": 0.5}, "add up to at most 1"),
+    ],
+)
+def test_gated_sac_cfg__refuses_invalid_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        GatedSACCfg(**settings)
 
 
 def test_gated_sac__untrained_or_closed_residual_equals_the_base_policy_bit_for_bit() -> None:

@@ -229,6 +229,16 @@ class GatedSACCfg(SACCfg):
     gate_every: PositiveInt = 200
     """Gradient steps of the gate between two calibrations."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.critic_input != "sum":
+            raise ConfigError(
+                "the failure gate changes the residual scale, which critic_input sum takes into"
+                f" account and {self.critic_input} does not: choose --critic-input sum"
+            )
+        if self.base_share + self.handback_share + self.takeover_share > 1.0:
+            raise ConfigError("base_share, handback_share and takeover_share must add up to at most 1")
+
 
 @dataclass(frozen=True)
 class PolicyDecoratorCfg(SACCfg):

@@ -57,9 +57,10 @@ class FailureGate(nn.Module):
 
     @torch.no_grad()
     def share(self, obs: Tensor) -> Tensor:
-        """The share [b, 1] of the residual that acts at `obs` [b, O]."""
-        hopeful = self.success_probability(obs).amax(0)
-        return ((self.high - hopeful) / (self.high - self.low + _SMALLEST)).clamp(0.0, 1.0)[:, None]
+        """The share [..., 1] of the residual that acts at `obs` [..., O]."""
+        hopeful = self.success_probability(obs.reshape(-1, obs.shape[-1])).amax(0)
+        share = ((self.high - hopeful) / (self.high - self.low + _SMALLEST)).clamp(0.0, 1.0)
+        return share.view(*obs.shape[:-1], 1)
 
     def set_thresholds(self, high: float) -> None:
         """Open from `high` downwards, and entirely at `high / 3`."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from residual_rl.errors import ConfigError
-from residual_rl.learners.off_policy.actors import Draw, GaussianActor
+from residual_rl.learners.off_policy.actors import GaussianActor
+from residual_rl.learners.off_policy.batch import Batch
 from residual_rl.learners.off_policy.config import GatedSACCfg, SACCfg
 from residual_rl.learners.off_policy.failure_gate import FailureGate, GateTrainer
 from residual_rl.learners.off_policy.sac import SAC
@@ -31,7 +32,7 @@ def make_policy(
 
 
 class GatedActor(GaussianActor):
-    """A squashed Gaussian whose actions are multiplied by the share of a failure gate.
+    """A squashed Gaussian whose deterministic action is multiplied by the share of a failure gate.
 
     Args: as those of `DeterministicActor`.
     """
@@ -46,26 +47,18 @@ class GatedActor(GaussianActor):
     ):
         super().__init__(cfg, obs_space, action_dim, generator, device, cfg.init_std, cfg.log_std_range)
         self.gate: FailureGate = FailureGate(cfg, self.obs_vector.size, generator).to(device)
-        self._gated_training = cfg.exploration == "safe"
 
     def mean(self, obs: Tensor, base_action: Tensor) -> Tensor:
         return self.gate.share(obs) * super().mean(obs, base_action)
-
-    def draw(self, obs: Tensor, base_action: Tensor, noise: Tensor) -> Draw:
-        """The action in training, gated if exploration is safe; the log-density is that of the action before
-        the gate."""
-        drawn = super().draw(obs, base_action, noise)
-        if not self._gated_training:
-            return drawn
-        return drawn._replace(action=self.gate.share(obs) * drawn.action)
 
 
 class GatedSAC(SAC):
     """SAC with a failure gate.
 
-    The base policy acts alone in whole episodes until enough of them have ended, then in a share of the
-    episodes, and in others from a random step on. What it acted alone in labels the gate's observations. Both
-    the executed action and those in the losses are multiplied by the gate's present share.
+    The base policy acts alone in whole episodes until enough of them have ended. Later it acts alone in a
+    share of the episodes, from a random step on in others, and up to a random step in yet others. Its
+    outcomes label the observations that the gate learns from. With safe exploration the gate also multiplies
+    explored actions, and the residual scale in the losses.
 
     Args: as those of `ppo.PPO`.
     """
@@ -83,6 +76,7 @@ class GatedSAC(SAC):
         assert isinstance(self.actor, GatedActor)
         self.gate = self.actor.gate
         self.gated = cfg
+        self._safe = cfg.exploration == "safe"
         obs_dim = self.actor.obs_vector.size
         self.gate_trainer = GateTrainer(cfg, self.gate, obs_dim, self.device, seed + 1)
         zeros = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
@@ -119,6 +113,20 @@ class GatedSAC(SAC):
             return action
         base_acts = (self._step < self._base_until) | (self._step >= self._base_from)
         return action.masked_fill(base_acts[:, None], 0.0)
+
+    def _explore(self, obs: Tensor, base_action: Tensor, noise: Tensor) -> Tensor:
+        action = super()._explore(obs, base_action, noise)
+        return self.gate.share(obs) * action if self._safe else action
+
+    @torch.no_grad()
+    def _sample(self, count: int) -> list[Tensor]:
+        batch = Batch(*super()._sample(count))
+        if self._safe:
+            batch = batch._replace(
+                scale=self.gate.share(batch.obs) * batch.scale,
+                next_scale=self.gate.share(batch.next_obs) * batch.next_scale,
+            )
+        return list(batch)
 
     @torch.no_grad()
     def observe(self, transition: Transition) -> None:
