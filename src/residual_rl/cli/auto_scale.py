@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from residual_rl.cli import probe as command
 from residual_rl.config import PARTS, ResidualCfg, ResidualScale, TrainCfg, replace_fields
 from residual_rl.errors import ConfigError
 from residual_rl.registry import BASE_POLICIES, LEARNERS
@@ -68,6 +67,7 @@ def measure_first(
     Raises:
         ConfigError: the training is pointless, or a setting would make it fail later.
     """
+    from residual_rl.cli.probe import N_EPISODES, QUICK_EPISODES, measure, report
     from residual_rl.factory import usable_device
     from residual_rl.runs.run_folder import RunFolder
     from residual_rl.utils.console import Console
@@ -78,9 +78,9 @@ def measure_first(
     # measure and print
     console = Console()
     console.say("Measuring the base policy first: --residual-scale is auto (a number skips this).")
-    probe, advice = command.measure(cfg, command.QUICK_EPISODES if quick else command.N_EPISODES)
+    probe, advice = measure(cfg, QUICK_EPISODES if quick else N_EPISODES)
     kept = [choice.setting for choice in advice.choices if choice.setting in given]
-    command.report(console, probe, advice, {setting: _value(cfg, setting) for setting in kept})
+    report(console, probe, advice, {setting: _value(cfg, setting) for setting in kept})
     if advice.verdict is not None and not force:
         raise ConfigError(f"{advice.verdict}; to train anyway, add --force")
     return apply_advice(cfg, advice, given), (probe, advice)

@@ -7,17 +7,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 
 from residual_rl.cli.flags import parse_flags, parse_head, require_target
 from residual_rl.config import TrainCfg, replace_fields
-from residual_rl.errors import ConfigError
+from residual_rl.demos.base_demos import training_demos
+from residual_rl.evaluation.probe import Probe, num_episodes, probe
+from residual_rl.evaluation.probe_advice import Advice, advise
+from residual_rl.evaluation.probe_report import advice_texts, probe_table, probe_texts, save_probe
 from residual_rl.registry import TASKS
+from residual_rl.runs.progress_bar import ProgressBar
+from residual_rl.runs.run_folder import RunFolder, output_folder
+from residual_rl.utils.console import Console
+from residual_rl.utils.files import make_folder
 from residual_rl.utils.seeding import PROBE_SEED
 from residual_rl.utils.validation import CheckedCfg, EpisodeSeed, NumEnvs, NumThreads, PositiveInt
 
 N_EPISODES = 80
+"""Episodes without disturbance."""
 QUICK_EPISODES = 8
+"""The same with `--quick`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +55,8 @@ class ProbeFlags(CheckedCfg):
 def main(argv: Sequence[str]) -> int:
     """Parse, measure, print what was found and what follows from it."""
     task_id, rest = require_target(argv, "probe", "TASK", "Measure a base policy before a training")
-    # the settings: the task's and the base policy's, as in `train`
+    # the settings: those of the task and of the base policy, as in `train`
     head = parse_head(ProbeFlags(), rest, f"probe {task_id}")
-    TASKS.get(task_id)
     cfg = TrainCfg.default(task_id, head.base_policy or None, head.learner or None)
     own = ProbeFlags(
         base_policy=cfg.base_policy_id,
@@ -61,28 +70,22 @@ def main(argv: Sequence[str]) -> int:
     cfg = dataclasses.replace(cfg, **parsed)
     if flags.num_threads is not None:
         cfg = replace_fields(cfg, {"num_threads": flags.num_threads})
-    from residual_rl.evaluation.probe_report import save_probe
-    from residual_rl.runs.run_folder import RunFolder, output_folder
-    from residual_rl.utils.console import Console
-    from residual_rl.utils.files import make_folder
-
     # measure, print and save
-    with output_folder(flags.output_dir, "probes", task_id) as output:
-        if not RunFolder(output).is_empty:
-            raise ConfigError(f"{output} is not empty; choose another --output-dir")
-        measured = measure(cfg, flags.n_episodes, flags.first_seed, flags.probe_envs)
-        make_folder(output)
-        save_probe(output, *measured)
     console = Console()
-    report(console, *measured)
+    with output_folder(flags.output_dir, "probes", task_id) as output:
+        RunFolder(output).require_empty()
+        make_folder(output)
+        measured = measure(cfg, flags.n_episodes, flags.first_seed, flags.probe_envs)
+        report(console, *measured)
+        save_probe(output, *measured)
     console.say(f"Probe: {output}")
     return 0
 
 
 def measure(
     cfg: TrainCfg, n_episodes: int, first_seed: int = PROBE_SEED, num_envs: int | None = None
-) -> tuple[Any, Any]:
-    """The `Probe` of the base policy of `cfg` and the `Advice` that follows from it, with a progress bar.
+) -> tuple[Probe, Advice]:
+    """Measure the base policy of a training, with a progress bar, and choose settings accordingly.
 
     Args:
         cfg: the settings of the training.
@@ -90,13 +93,6 @@ def measure(
         first_seed: seed of the first one.
         num_envs: largest number of envs; None: one for each episode.
     """
-    import torch
-
-    from residual_rl.demos.base_demos import training_demos
-    from residual_rl.evaluation.probe import num_episodes, probe
-    from residual_rl.evaluation.probe_advice import advise
-    from residual_rl.runs.progress_bar import ProgressBar
-
     torch.set_num_threads(cfg.run.torch_threads)
     seeds = range(first_seed, first_seed + n_episodes)
     disturbed = max(1, n_episodes // 3)
@@ -106,7 +102,9 @@ def measure(
     return measured, advise(measured, cfg.learner, training_demos(cfg))
 
 
-def report(console: Any, probe: Any, advice: Any, overridden: Mapping[str, Any] | None = None) -> None:
+def report(
+    console: Console, probe: Probe, advice: Advice, overridden: Mapping[str, Any] | None = None
+) -> None:
     """Print the figures, and each setting with its reason.
 
     Args:
@@ -115,8 +113,6 @@ def report(console: Any, probe: Any, advice: Any, overridden: Mapping[str, Any] 
         advice: the settings that follow from them.
         overridden: values of settings that the user chose, by name.
     """
-    from residual_rl.evaluation.probe_report import advice_texts, probe_table, probe_texts
-
     console.print(probe_table(probe))
     console.say(*probe_texts(probe))
     console.say("", "What follows for the training:", *advice_texts(advice, overridden or {}))

@@ -240,9 +240,9 @@ def _ends(episodes: Sequence[Episode]) -> Ends:
 
 
 def is_stalled(changes: Tensor) -> bool:
-    """Whether the action hardly changed at the end of an episode with these `changes` [T - 1] of the
-    action."""
-    return len(changes) > 0 and float(changes[-STALL_STEPS:].mean()) < STALL_CHANGE
+    """Whether the action hardly changed in the last `STALL_STEPS` steps of an episode with these `changes`
+    [T - 1] of the action; not of a shorter one."""
+    return len(changes) >= STALL_STEPS and float(changes[-STALL_STEPS:].mean()) < STALL_CHANGE
 
 
 def predict_failures(episodes: Sequence[Episode]) -> tuple[Prediction, ...]:

@@ -83,7 +83,7 @@ def advise(probe: Probe, learner: Any, demos: TrainingDemos) -> Advice:
         scale = Choice("residual_scale", size, f"{why_gate}{why_size}")
     choices = [scale, *_exploration(probe, learner, scale.value, authority is not None)]
     if gated:
-        choices.append(_warmup(probe))
+        choices += _warmup(probe, learner)
     if hasattr(learner, "demos"):
         choices += _demos(demos, hasattr(learner, "demo_episodes"))
     return Advice(tuple(choices), _verdict(probe.success), _warnings(probe))
@@ -111,10 +111,11 @@ def _full_authority(probe: Probe, gated: bool) -> str | None:
 
 def _why_no_gate(probe: Probe) -> str:
     if not probe.predictions:
-        few = f"{probe.failures.episodes} failures are too few to tell whether they can be predicted"
-        return (
-            few if probe.failures.episodes < MIN_EPISODES else "there are no vectors to predict failures from"
-        )
+        fewer = min(probe.failures, probe.successes, key=lambda ends: ends.episodes)
+        if fewer.episodes < MIN_EPISODES:
+            outcome = "failures" if fewer is probe.failures else "successes"
+            return f"{fewer.episodes} {outcome} are too few to tell whether failures can be predicted"
+        return "there are no vectors to predict failures from"
     last = probe.predictions[-1]
     return f"failures cannot be predicted (area under the ROC curve {last.area.mean:.2f} by step {last.step})"
 
@@ -148,7 +149,7 @@ def _exploration(probe: Probe, learner: Any, scale: float, free: bool) -> list[C
     sizes = {name: getattr(learner, name) for name in _EXPLORATION if hasattr(learner, name)}
     correlation = getattr(learner, "noise_correlation", None)
     if free:
-        why = "the learner's default, since the residual explores only where the base policy would fail"
+        why = "the learner's default, since there is nothing to lose where the residual acts"
         kept = dict(sizes) if correlation is None else {**sizes, "noise_correlation": correlation}
         return [Choice(name, value, why) for name, value in kept.items()]
     # white noise in place of correlated noise where the base policy tolerates more of it
@@ -169,8 +170,9 @@ def _exploration(probe: Probe, learner: Any, scale: float, free: bool) -> list[C
     return choices
 
 
-def _warmup(probe: Probe) -> Choice:
-    """The number of episodes at the start in which the base policy acts alone."""
+def _warmup(probe: Probe, learner: Any) -> list[Choice]:
+    """The number of episodes at the start in which the base policy acts alone, and of failures among them
+    that are waited for."""
     rarer = min(probe.success.mean, 1.0 - probe.success.mean)
     least, most = WARMUP_EPISODES
     needed = math.ceil(OUTCOMES_NEEDED / rarer) if rarer > 0.0 else most
@@ -180,7 +182,12 @@ def _warmup(probe: Probe) -> Choice:
         f"with {percent(probe.success.mean)} success, about {successes} successes and {episodes - successes} "
         "failures for the gate to learn from"
     )
-    return Choice("gate_warmup_episodes", episodes, reason)
+    choices = [Choice("gate_warmup_episodes", episodes, reason)]
+    patience = (episodes - successes) // 2
+    if patience < getattr(learner, "gate_min_failures", 0):
+        why = "half of the failures expected by then, so that the warm-up ends even with a good base policy"
+        choices.append(Choice("gate_min_failures", patience, why))
+    return choices
 
 
 def _demos(demos: TrainingDemos, has_episodes: bool) -> list[Choice]:
