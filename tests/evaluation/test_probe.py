@@ -9,9 +9,9 @@ from typing import Any
 import fakes
 import pytest
 import torch
+from learned_point import LEARNED, LearnedCfg
 
 from residual_rl.config import ResidualCfg, RunCfg, TrainCfg
-from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
 from residual_rl.evaluation import probe as module
 from residual_rl.evaluation.evaluate import evaluate, no_residual
@@ -19,8 +19,7 @@ from residual_rl.evaluation.probe import CONDITIONS, SHARES, Probe, is_stalled, 
 from residual_rl.evaluation.probe_episodes import record_episodes
 from residual_rl.factory import make_residual_env
 from residual_rl.learners.off_policy.config import SACCfg
-from residual_rl.registry import BASE_POLICIES, TASKS, BasePolicySpec
-from residual_rl.types import ActionChunk, BasePolicy, Obs
+from residual_rl.registry import BASE_POLICIES, TASKS
 from residual_rl.utils.seeding import (
     DEMO_SEED,
     EVAL_SEED,
@@ -32,46 +31,13 @@ from residual_rl.utils.seeding import (
 SEEDS = range(PROBE_SEED, PROBE_SEED + 40)
 
 
-@dataclasses.dataclass(frozen=True)
-class SampledCfg:
-    """Settings of a stochastic base policy."""
-
-    num_samples: int = 1
-
-
-class Sampled(fakes.Homing):
-    """Moves to the origin, and with several samples reports a spread of 0.25."""
-
-    def __init__(self, cfg: SampledCfg):
-        super().__init__()
-        self.cfg = cfg
-
-    def predict_action_chunk(self, obs: Obs, env_ids: torch.Tensor) -> Any:
-        actions = super().predict_action_chunk(obs, env_ids)
-        spread = torch.full(actions.shape[:2], 0.25)
-        return actions if self.cfg.num_samples == 1 else ActionChunk(actions, spread)
-
-
-def make_fleeing(cfg: None, env: VecEnv) -> BasePolicy:
-    return fakes.Homing(speed=-100.0)
-
-
-def make_sampled(cfg: SampledCfg, env: VecEnv) -> BasePolicy:
-    return Sampled(cfg)
-
-
-FLEEING = BasePolicySpec("fleeing", "moves away", f"{__name__}:make_fleeing")
-SAMPLED = BasePolicySpec("sampled", "has samples", f"{__name__}:make_sampled", f"{__name__}:SampledCfg")
-
-
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    makers = {FLEEING.make: make_fleeing, SAMPLED.make: make_sampled}
-    load = module.make_residual_env.__globals__["load"]
-    for target in ("residual_rl.base_policies.executor.load", "residual_rl.factory.load"):
-        monkeypatch.setattr(target, lambda name: makers.get(name) or load(name))
-    specs = (fakes.POINT_TASK, fakes.HOMING, FLEEING, SAMPLED)
-    for registry, spec in zip((TASKS, *[BASE_POLICIES] * 3), specs, strict=True):
+    for registry, spec in (
+        (TASKS, fakes.POINT_TASK),
+        (BASE_POLICIES, fakes.HOMING),
+        (BASE_POLICIES, LEARNED),
+    ):
         registry.all()
         monkeypatch.setattr(registry, "_specs", {**registry._specs, spec.id: spec})
     monkeypatch.setattr("residual_rl.evaluation.failure_prediction._STEPS", 10)
@@ -152,7 +118,7 @@ def test_predictions__need_failures_and_successes() -> None:
 
 
 def test_probe__of_a_base_policy_that_never_succeeds_runs_no_disturbance() -> None:
-    found = measured(point_cfg("fleeing"))
+    found = measured(point_cfg("learned", base=LearnedCfg(speed=-100.0)))
     assert (found.success.mean, found.success.high) == (0.0, pytest.approx(0.0876, abs=1e-4))
     assert (found.conditions, found.max_disturbed_steps, found.predictions) == ((), None, ())
     assert found.successes.median_length is None
@@ -160,7 +126,7 @@ def test_probe__of_a_base_policy_that_never_succeeds_runs_no_disturbance() -> No
 
 
 def test_disagreement__is_measured_with_two_samples_where_the_base_policy_takes_one() -> None:
-    found = measured(point_cfg("sampled", base=SampledCfg()))
+    found = measured(point_cfg("learned", base=LearnedCfg()))
     assert found.successes.disagreement == found.failures.disagreement == pytest.approx(0.25)
     without = measured(point_cfg())
     assert found.conditions == without.conditions
