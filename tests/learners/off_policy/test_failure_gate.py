@@ -22,7 +22,7 @@ def make_trainer(seed: int = 0, **settings: Any) -> GateTrainer:
         **{"gate_hidden_sizes": (16,), "gate_batch_size": 64, "gate_learning_rate": 1e-2, **settings}
     )
     gate = FailureGate(cfg, 2, torch.Generator().manual_seed(seed))
-    return GateTrainer(cfg, gate, 2, torch.device("cpu"), seed)
+    return GateTrainer(cfg, gate, (1, 1), torch.device("cpu"), seed)
 
 
 def unchanged(obs: Tensor) -> Tensor:

@@ -101,6 +101,18 @@ def test_observe__labels_the_steps_of_base_only_episodes_with_their_success() ->
     assert (trainer.num_rows, trainer.num_episodes) == (5, [1, 1])
 
 
+def test_observe__labels_what_follows_the_last_residual_of_an_episode() -> None:
+    learner = make(num_envs=1)
+    learner._base_from.fill_(2**31)
+    for i, share in enumerate([0.0, 1.0, 0.0, 0.0]):
+        open_gate(learner, share)
+        step(learner, [i == 3], [i == 3], value=float(i))
+    trainer = learner.gate_trainer
+    assert trainer._obs[:2, 0].tolist() == [2.0, 3.0]
+    # not an episode of the base alone, which the warm-up counts
+    assert (trainer.num_rows, trainer.num_episodes) == (2, [0, 0])
+
+
 def test_handback_share__only_steps_after_the_handback_are_labelled() -> None:
     learner = make(num_envs=1)
     open_gate(learner)
@@ -198,6 +210,31 @@ def test_actor_loss__has_no_gradient_of_the_values_where_the_gate_is_closed() ->
 def test_gated_sac_cfg__refuses_invalid_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         GatedSACCfg(**settings)
+
+
+def test_actor_loss__entropy_is_weighted_by_the_share() -> None:
+    learner = make(output_init=1.0, temperature=0.5)
+    for value in (0.1, 0.2, 0.3):
+        step(learner, [False] * 4, [False] * 4, value)
+    open_gate(learner)
+    batch = Batch(*(tensor[0] for tensor in learner._sample(1)))
+    share = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.25, 0.25, 0.5, 1.0])
+    batch = batch._replace(share=share)
+    with torch.no_grad():
+        drawn = learner.actor.draw(batch.obs, batch.base_action, batch.actor_noise)
+        loss, metrics = learner._actor_loss(batch)
+        value = learner._value_for_actor(batch, drawn.action)
+    assert float(metrics[1]) == pytest.approx(-float((share * drawn.log_prob).sum()) / 2.0, rel=1e-5)
+    assert float(loss) == pytest.approx(float((0.5 * share * drawn.log_prob - value).mean()), rel=1e-5)
+
+
+def test_temperature__is_unchanged_while_the_gate_is_closed() -> None:
+    learner = make()
+    for value in (0.1, 0.2, 0.3):
+        step(learner, [False] * 4, [False] * 4, value)
+    before = float(learner.temperature.log)
+    learner._actor_step(*(tensor[0] for tensor in learner._sample(1)))
+    assert float(learner.temperature.log) == before
 
 
 def test_gated_sac__untrained_or_closed_residual_equals_the_base_policy_bit_for_bit() -> None:

@@ -32,7 +32,7 @@ class FailureGate(nn.Module):
 
     Args:
         cfg: the learner's settings.
-        obs_dim: O, of normalised observation vectors.
+        obs_dim: O, of normalised observation vectors with the base action.
         generator: generator of the weights (CPU).
     """
 
@@ -78,20 +78,28 @@ class GateTrainer:
     Args:
         cfg: the learner's settings.
         gate: the gate.
-        obs_dim: O.
+        sizes: sizes of the observation vector and of the base action, which follows it in a row of size O.
         device: device of the data.
         seed: seed of the sampling.
     """
 
-    def __init__(self, cfg: GatedSACCfg, gate: FailureGate, obs_dim: int, device: torch.device, seed: int):
+    def __init__(
+        self,
+        cfg: GatedSACCfg,
+        gate: FailureGate,
+        sizes: tuple[int, int],
+        device: torch.device,
+        seed: int,
+    ):
         self.cfg = cfg
+        self._sizes = sizes
         self.gate = gate
         self.device = device
         self.generator = torch.Generator(device).manual_seed(seed)
         named = [(f"gate.{name}", parameter) for name, parameter in gate.members.named_parameters()]
         self.optimizer = FlatAdam(named, cfg.gate_learning_rate, 1.0, 1e-8)
         rows = cfg.gate_buffer_size
-        self._obs = torch.zeros(rows, obs_dim, device=device)
+        self._obs = torch.zeros(rows, sum(sizes), device=device)
         self._success = torch.zeros(rows, device=device)
         self._learns = torch.zeros(rows, cfg.gate_members, device=device)
         """1 where a member learns from the row."""
@@ -99,11 +107,14 @@ class GateTrainer:
         self.num_rows = 0
         """Rows written so far, including overwritten ones."""
         self.num_episodes = [0, 0]
-        """Labelled episodes that failed and succeeded."""
+        """Whole episodes of the base that failed and succeeded."""
+        self._number = 0
+        """Labelled episodes so far, including those with a residual before the labelled steps."""
 
-    def add(self, obs: Tensor, success: bool) -> None:
-        """Add the observations [T, O] from which the base alone led to this outcome."""
-        rows, number = len(self._obs), sum(self.num_episodes)
+    def add(self, obs: Tensor, success: bool, whole: bool = True) -> None:
+        """Add the observations [T, O] from which the base alone led to this outcome; `whole` if they are all
+        of an episode."""
+        rows, number = len(self._obs), self._number
         obs = obs[-rows:]
         at = torch.arange(self.num_rows, self.num_rows + len(obs), device=self.device) % rows
         draw = torch.rand(self.cfg.gate_members, generator=self.generator, device=self.device)
@@ -112,7 +123,8 @@ class GateTrainer:
         self._learns[at] = (draw < 0.5).float()
         self._episode[at] = number
         self.num_rows += len(obs)
-        self.num_episodes[success] += 1
+        self._number += 1
+        self.num_episodes[success] += whole
 
     def fit(self, steps: int, normalize: Callable[[Tensor], Tensor]) -> float:
         """Take gradient steps on the binary cross-entropy. Returns the mean loss."""
@@ -121,7 +133,7 @@ class GateTrainer:
         ids = torch.randint(filled, shape, generator=self.generator, device=self.device)
         total = torch.zeros((), device=self.device)
         for batch in ids:
-            obs = normalize(self._obs[batch])
+            obs = self._normalized(self._obs[batch], normalize)
             noise = torch.randn(obs.shape, generator=self.generator, device=self.device)
             logits = self.gate.members(obs + self.cfg.gate_input_noise * noise)
             target = self._success[batch].expand_as(logits)
@@ -133,12 +145,16 @@ class GateTrainer:
         self.optimizer.raise_if_nonfinite()
         return float(total) / steps
 
+    def _normalized(self, obs: Tensor, normalize: Callable[[Tensor], Tensor]) -> Tensor:
+        vector, base_action = obs.split(self._sizes, -1)
+        return torch.cat([normalize(vector), base_action], -1)
+
     @torch.no_grad()
     def calibrate(self, normalize: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Choose the threshold at which the gate would have opened in at most `gate_false_alarms` of the
         episodes that the base solved, and return metrics."""
         filled = min(self.num_rows, len(self._obs))
-        obs = normalize(self._obs[:filled])
+        obs = self._normalized(self._obs[:filled], normalize)
         logits = torch.cat([self.gate.members(rows) for rows in obs.split(4096)], 1)
         unseen = self._learns[:filled].T == 0.0
         hopeful = logits.sigmoid().masked_fill(~unseen, -1.0).amax(0)
@@ -169,6 +185,7 @@ class GateTrainer:
             "episode": self._episode[:filled].clone(),
             "num_rows": self.num_rows,
             "num_episodes": list(self.num_episodes),
+            "number": self._number,
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -184,3 +201,4 @@ class GateTrainer:
         self._episode[:filled].copy_(state["episode"])
         self.num_rows = state["num_rows"]
         self.num_episodes = list(state["num_episodes"])
+        self._number = state["number"]

@@ -46,10 +46,15 @@ class GatedActor(GaussianActor):
         device: torch.device,
     ):
         super().__init__(cfg, obs_space, action_dim, generator, device, cfg.init_std, cfg.log_std_range)
-        self.gate: FailureGate = FailureGate(cfg, self.obs_vector.size, generator).to(device)
+        self.gate: FailureGate = FailureGate(cfg, self.obs_vector.size + action_dim, generator).to(device)
+
+    def share(self, obs: Tensor, base_action: Tensor) -> Tensor:
+        """The share [..., 1] of the residual that acts, for normalised observation vectors [..., O] and base
+        actions [..., A]."""
+        return self.gate.share(torch.cat([obs, base_action], -1))
 
     def mean(self, obs: Tensor, base_action: Tensor) -> Tensor:
-        return self.gate.share(obs) * super().mean(obs, base_action)
+        return self.share(obs, base_action) * super().mean(obs, base_action)
 
 
 class GatedSAC(SAC):
@@ -63,6 +68,8 @@ class GatedSAC(SAC):
     Args: as those of `ppo.PPO`.
     """
 
+    actor: GatedActor
+
     def __init__(
         self,
         cfg: GatedSACCfg,
@@ -73,12 +80,11 @@ class GatedSAC(SAC):
         seed: int = 0,
     ):
         super().__init__(cfg, obs_space, action_dim, num_envs, device, seed)
-        assert isinstance(self.actor, GatedActor)
         self.gate = self.actor.gate
         self.gated = cfg
         self._safe = cfg.exploration == "safe"
-        obs_dim = self.actor.obs_vector.size
-        self.gate_trainer = GateTrainer(cfg, self.gate, obs_dim, self.device, seed + 1)
+        sizes = (self.actor.obs_vector.size, action_dim)
+        self.gate_trainer = GateTrainer(cfg, self.gate, sizes, self.device, seed + 1)
         zeros = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self._step = zeros.clone()
         """[B]: steps of each env's running episode so far."""
@@ -86,6 +92,8 @@ class GatedSAC(SAC):
         """[B]: step of it before which the base acts alone."""
         self._base_from = zeros.clone()
         """[B]: step of it from which the base acts alone; `_NEVER` if it does not."""
+        self._acted_until = zeros.clone()
+        """[B]: step of it after the last one with a residual."""
         self._gate_metrics: Metrics = {}
         self._pending_gate_steps = 0.0
 
@@ -116,15 +124,19 @@ class GatedSAC(SAC):
 
     def _explore(self, obs: Tensor, base_action: Tensor, noise: Tensor) -> Tensor:
         action = super()._explore(obs, base_action, noise)
-        return self.gate.share(obs) * action if self._safe else action
+        return self.actor.share(obs, base_action) * action if self._safe else action
 
     @torch.no_grad()
     def _sample(self, count: int) -> list[Tensor]:
         batch = Batch(*super()._sample(count))
         if self._safe:
+            share = self.actor.share(batch.obs, batch.base_action)
+            next_share = self.actor.share(batch.next_obs, batch.next_base_action)
             batch = batch._replace(
-                scale=self.gate.share(batch.obs) * batch.scale,
-                next_scale=self.gate.share(batch.next_obs) * batch.next_scale,
+                scale=share * batch.scale,
+                next_scale=next_share * batch.next_scale,
+                share=share[..., 0],
+                next_share=next_share[..., 0],
             )
         return list(batch)
 
@@ -136,12 +148,17 @@ class GatedSAC(SAC):
                 "the failure gate needs the success of episodes, which this env does not report"
             )
         self._step += 1
+        acted = (transition.residual_action != 0.0).any(1).to(self.device)
+        self._acted_until = torch.where(acted, self._step, self._acted_until)
         ended = transition.terminated | transition.truncated
         for env_id in ended.nonzero().flatten().tolist():
-            steps, first = int(self._step[env_id]), int(self._base_from[env_id])
-            if first < steps:
-                rows = self.buffer.newest("obs", min(steps - first, self.buffer.filled_rows))
-                self.gate_trainer.add(rows[:, env_id], bool(transition.success[env_id]))
+            # What followed the last residual is the outcome of the base alone.
+            steps = int(self._step[env_id])
+            alone = min(steps - int(self._acted_until[env_id]), self.buffer.filled_rows)
+            if alone > 0:
+                rows = [self.buffer.newest(name, alone)[:, env_id] for name in ("obs", "base_action")]
+                self.gate_trainer.add(torch.cat(rows, 1), bool(transition.success[env_id]), alone == steps)
+            self._acted_until[env_id] = 0
             self._base_until[env_id], self._base_from[env_id] = self._draw_handovers(steps)
             self._step[env_id] = 0
 
@@ -192,6 +209,7 @@ class GatedSAC(SAC):
             "step": self._step.clone(),
             "base_until": self._base_until.clone(),
             "base_from": self._base_from.clone(),
+            "acted_until": self._acted_until.clone(),
             "pending_steps": self._pending_gate_steps,
             "metrics": dict(self._gate_metrics),
         }
@@ -204,5 +222,6 @@ class GatedSAC(SAC):
         self._step.copy_(gate["step"])
         self._base_until.copy_(gate["base_until"])
         self._base_from.copy_(gate["base_from"])
+        self._acted_until.copy_(gate["acted_until"])
         self._pending_gate_steps = gate["pending_steps"]
         self._gate_metrics = dict(gate["metrics"])

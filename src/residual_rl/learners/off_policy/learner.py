@@ -126,7 +126,7 @@ class OffPolicyLearner(ResumableState):
         raise NotImplementedError
 
     def _next_action(self, obs: Tensor, base_action: Tensor, noise: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Residual actions [b, A] for the target, and a bonus [b] added to their values."""
+        """Residual actions [b, A] for the target, and a bonus [b] added to their values where they act."""
         raise NotImplementedError
 
     def _actor_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -315,7 +315,7 @@ class OffPolicyLearner(ResumableState):
         value = self._value(
             self.target_critics, batch.next_obs, batch.next_base_action, critic_action, critic_ids
         ).amin(0)
-        return batch.n_step_return + batch.discount * (value + bonus)
+        return batch.n_step_return + batch.discount * (value + batch.next_share * bonus)
 
     def _critic_loss(self, batch: Batch, target: Tensor) -> tuple[Tensor, Tensor]:
         """Half the mean squared error, summed over the critics, and metrics in the order of
