@@ -146,7 +146,7 @@ def probe(
 
     Args:
         cfg: settings of the task and the base policy. Failures are predicted from the observations of its
-            learner.
+            learner and from the base action.
         seeds: seeds of the undisturbed episodes.
         num_disturbed: number of episodes for each disturbance; they have the first of the seeds, so that
             differences are paired.
@@ -158,8 +158,8 @@ def probe(
     # Without disturbance, with a second sample of a stochastic base policy: the first is executed.
     env = make_residual_env(_with_samples(alone), min(num_envs, len(seeds)))
     try:
-        obs_keys = getattr(cfg.learner, "obs_keys", None) or ("state",)
-        episodes = record_episodes(env, seeds, obs_keys, lambda done: on_progress(done, None))
+        obs_keys = {*(getattr(cfg.learner, "obs_keys", None) or ("state",)), "base_action"}
+        episodes = record_episodes(env, seeds, sorted(obs_keys), lambda done: on_progress(done, None))
         max_episode_steps = env.vec_env.max_episode_steps
     finally:
         env.close()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from residual_rl.envs.spaces import is_image, observed
+from residual_rl.envs.spaces import is_image
 from residual_rl.errors import ConfigError
 from residual_rl.evaluation.disturbances import Disturbance
 from residual_rl.evaluation.evaluate import no_residual
@@ -49,10 +49,11 @@ def record_episodes(
     Args:
         env: envs with the base policy; its step hook is left alone.
         seeds: episode seeds.
-        obs_keys: observations to record; others than vectors of the env are left out.
+        obs_keys: observations to record, which may include `base_action`; images and unknown ones are left
+            out.
         on_ended: called when episodes have ended.
     """
-    spaces = observed(env.vec_env)
+    spaces = env.observation_space.spaces
     keys = [key for key in obs_keys if key in spaces and not is_image(spaces[key])]
     episodes: list[Episode] = []
     for first in range(0, len(seeds), env.num_envs):
