@@ -13,7 +13,6 @@ from residual_rl.learners.off_policy.critics import Critics
 NUM_FOLDS = 5
 MIN_EPISODES = 5
 """Successes and failures that are needed."""
-_MEMBERS_PER_FOLD = 2
 _HIDDEN = (64, 64)
 _STEPS = 600
 _BATCH = 256
@@ -28,7 +27,7 @@ def held_out_failure_logits(episodes: Sequence[Tensor], success: Sequence[bool])
     """The logits that an episode fails, at each of its steps, by networks that were not trained on it.
 
     Whole episodes are held out: they are divided into five folds with the same share of failures. For each
-    fold, two networks learn from the others, where each observation has the outcome of its episode as label.
+    fold, a network learns from the others, where each observation has the outcome of its episode as label.
 
     Args:
         episodes: the observations [T, O] of each episode, with a T of its own.
@@ -51,10 +50,10 @@ def held_out_failure_logits(episodes: Sequence[Tensor], success: Sequence[bool])
     fails = torch.tensor([not succeeded for succeeded in success]).float().repeat_interleave(lengths)
     row_fold = fold.repeat_interleave(lengths)
 
-    # Train all networks at once; each ignores the rows of its fold.
+    # Train the networks of all folds at once; each ignores the rows of its fold.
     generator = torch.Generator().manual_seed(_SEED)
-    member_fold = torch.arange(NUM_FOLDS * _MEMBERS_PER_FOLD) % NUM_FOLDS
-    members = Critics(len(member_fold), (rows.shape[1], *_HIDDEN, 1), "relu", True, 0.0, generator)
+    member_fold = torch.arange(NUM_FOLDS)
+    members = Critics(NUM_FOLDS, (rows.shape[1], *_HIDDEN, 1), "relu", True, 0.0, generator)
     optimizer = torch.optim.Adam(members.parameters(), _LEARNING_RATE)
     for _ in range(_STEPS):
         at = torch.randint(len(rows), (_BATCH,), generator=generator)
@@ -66,9 +65,7 @@ def held_out_failure_logits(episodes: Sequence[Tensor], success: Sequence[bool])
         loss.backward()
         optimizer.step()
 
-    # The mean of the networks that did not learn from the row.
+    # Of each row, the logit of the network that did not learn from it.
     with torch.no_grad():
         logits = torch.cat([members(part) for part in rows.split(4096)], 1)
-        unseen = (row_fold == member_fold[:, None]).float()
-        predicted = (logits * unseen).sum(0) / unseen.sum(0)
-    return list(predicted.split(lengths.tolist()))
+    return list(logits.gather(0, row_fold[None])[0].split(lengths.tolist()))
