@@ -166,7 +166,8 @@ def _exploration(probe: Probe, learner: Any, scale: float, free: bool) -> list[C
         choices.append(Choice("noise_correlation", value, because))
     for name, default in sizes.items():
         std = min(default, round(size / scale, 3))
-        choices.append(Choice(name, std, f"times the scale it is {std * scale:.2g}; bound: {size:g}, {why}"))
+        within = f"times the scale it is noise of {std * scale:.2g}, within {size:g}"
+        choices.append(Choice(name, std, f"{within}: {why}"))
     return choices
 
 
