@@ -47,6 +47,7 @@ RESIDUAL = (
     "512",
 )
 RESIDUAL += ("--learning-rate", "3e-4", "--obs-keys", "state", "base_action", "joint_target")
+RESIDUAL += ("--learner", "ppo", "--residual-scale", "0.6")
 """Flags for all bases. Batches are larger and updates fewer than PPO's defaults, because noise easily
 disturbs a policy from demonstrations. Observing the joint targets shows how hard the finger presses."""
 

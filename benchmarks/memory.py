@@ -28,7 +28,7 @@ from residual_rl.utils.provenance import machine, versions
 def peak_bytes(train: list[str], num_envs: int) -> int:
     """Largest resident memory of `residual-rl train` with these flags, over one update."""
     flags = ["--num-envs", str(num_envs), "--eval-episodes", "1", "--eval-freq", "0"]
-    cfg, _ = parse(train[0], [*train[1:], *flags])
+    cfg = parse(train[0], [*train[1:], *flags]).cfg
     steps = num_envs * cfg.learner.num_steps
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "residual_rl.cli.main", "train", *train, *flags]

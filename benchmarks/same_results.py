@@ -99,8 +99,9 @@ RUNS = (
     Run(
         "chunks",
         _TRAIN + "--num-envs 16 --eval-freq 0 --learner sac --chunk whole --base-policy il "
-        "--il-checkpoint {flow} --total-timesteps 4096 --batch-size 128 --learning-starts 64 "
-        "--warmup-steps 128 --actor-starts 64 --demos {demos}/demos.h5 --demo-share 0.25 --obs-keys state",
+        "--residual-scale 0.6 --il-checkpoint {flow} --total-timesteps 4096 --batch-size 128 "
+        "--learning-starts 64 --warmup-steps 128 --actor-starts 64 --demos {demos}/demos.h5 "
+        "--demo-share 0.25 --obs-keys state",
         _EVAL,
     ),
     Run("run_as_base", evaluate=_EVAL_BASE + "model --model-path {ppo}/final_model"),

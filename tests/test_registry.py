@@ -215,4 +215,4 @@ def test_learners__listing_them_does_not_import_torch() -> None:
         " in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['policy-decorator', 'ppo', 'sac', 'td3'] False"
+    assert done.stdout.strip() == "['gated-sac', 'policy-decorator', 'ppo', 'sac', 'td3'] False"

@@ -167,6 +167,9 @@ class LearnerSpec:
     train_overrides: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the run and of the residual with other defaults for this learner; applied after the
     task's."""
+    published: bool = False
+    """Whether its defaults are published settings. `train` keeps them over learned base policies too, where
+    it would choose some by measuring the base policy."""
 
     def default_config(self) -> Any:
         """Its settings with their defaults."""

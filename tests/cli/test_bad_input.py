@@ -61,7 +61,7 @@ from residual_rl.tasks.so101_paper.robot import build_robot
         ),
         (
             "train so101-paper --learner pppo",
-            "unknown learner 'pppo'; did you mean 'ppo'?; known: policy-decorator, ppo, sac, td3",
+            "unknown learner 'pppo'; did you mean 'ppo'?; known: gated-sac, policy-decorator, ppo, sac, td3",
         ),
         (
             "train --num-envs 8 so101-paper",

@@ -16,7 +16,7 @@ from residual_rl.registry import BASE_POLICIES, TASKS
 
 
 def parse(*argv: str) -> TrainCfg:
-    return train_command.parse(argv[0], argv[1:])[0]
+    return train_command.parse(argv[0], argv[1:]).cfg
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ NOTE = (
 def test_train__reports_defaults_that_the_base_policy_changes(
     flags: list[str], printed: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    cfg, own = train_command.parse("so101-paper", flags)
+    cfg, own, _ = train_command.parse("so101-paper", flags)
     train_command._print_changed_defaults(cfg, own, flags)
     assert capfd.readouterr().out.splitlines() == ([NOTE] if printed else [])
 

@@ -159,7 +159,8 @@ def test_episodes__match_the_transitions_of_the_env(tmp_path: Path, base_policy:
 def test_critic_input__selects_the_executed_action_or_the_clipped_residual(
     tmp_path: Path, critic_input: Any
 ) -> None:
-    path = write(tmp_path / "d.h5", [demo([(0.2, -0.3), (0.0, 0.0)], [(-0.9, 0.1)])])
+    shown = demo([(0.2, -0.3), (0.0, 0.0)], [(-0.9, 0.1)], success=np.ones(1, bool))
+    path = write(tmp_path / "d.h5", [shown])
     cfg = point_cfg(demos=path, critic_input=critic_input)
     env = make_residual_env(cfg, 3)
     learner: Any = make_learner(cfg, env)

@@ -162,7 +162,7 @@ def failure(capfd: pytest.CaptureFixture[str], *arguments: str | Path, code: int
     assert main([str(a) for a in arguments]) == code
     lines = [line for line in capfd.readouterr().err.splitlines() if line and not line.startswith(_NO_ERRORS)]
     # Without the lines of progress.
-    errors = [line for line in lines if not re.match(r"(train|base|residual|zero): ", line)]
+    errors = [line for line in lines if not re.match(r"(train|base|residual|zero|probe): ", line)]
     assert len(errors) == 1, errors
     assert errors[0].startswith("residual-rl: error: ")
     return errors[0].removeprefix("residual-rl: error: ")

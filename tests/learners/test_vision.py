@@ -373,6 +373,7 @@ def test_train__learns_from_images_resumes_and_serves_as_a_base_policy(tmp_path:
     more = ["--obs-mode", "rgb+state"]  # additional observations do not matter
     assert main(["eval", str(whole), "--n-episodes", "3", *more]) == 0
     on_top = ["--base-policy", "model", "--model-path", str(whole), *more, "--total-timesteps", "32"]
+    on_top += ["--learner", "ppo", "--residual-scale", "0.6"]
     assert main([*TRAIN, *on_top, "--output-dir", str(tmp_path / "on_top")]) == 0
     settings = json.loads((tmp_path / "on_top" / "best_model" / "config.json").read_text())["learner"]
     assert settings["obs_keys"] == ["state", "base_action", "picture"]

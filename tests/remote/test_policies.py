@@ -873,6 +873,7 @@ def test_train__lost_server_leaves_a_checkpoint_that_resumes_with_another(
     ]  # over ZeroMQ, only the time-out shows that a server is gone
     command = ["--base-policy", protocol, "--base.timeout", timeout, "--base.reconnect", "0"]
     command += [*tiny_runs.FAILING_TINY, "--total-timesteps", "128"]
+    command += ["--learner", "ppo", "--residual-scale", "0.6"]
     with serving(Waving(chunk_size=1, num_action_steps=1), protocol) as port:
         arguments = [*command, "--base.port", str(port), "--output-dir", str(tmp_path / "whole")]
         assert main(["train", "so101-paper", *arguments]) == 0

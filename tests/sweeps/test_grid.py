@@ -59,7 +59,7 @@ def make_sweep(**values: Any) -> SweepCfg:
 
 def make_trial(folder: Path, steps: int = 64, **values: Any) -> Trial:
     sweep = make_sweep(train=(*TRAIN, "--total-timesteps", str(steps)), **values)
-    cfg, _ = train_command.parse("so101-paper", sweep.train)
+    cfg = train_command.parse("so101-paper", sweep.train).cfg
     (trial,) = make_trials(sweep, cfg, folder)
     return trial
 
@@ -129,7 +129,7 @@ def test_make_trials__one_per_point_and_seed_with_the_settings_of_the_grid(tmp_p
     sweep = make_sweep(
         grid=parse_grid(entries, CFG), seeds=(4, 5), train=("--total-timesteps", "4096"), cpus_per_trial=2
     )
-    cfg, _ = train_command.parse("so101-paper", sweep.train)
+    cfg = train_command.parse("so101-paper", sweep.train).cfg
     trials = make_trials(sweep, cfg, tmp_path)
     assert [(trial.point.split(",")[0], trial.seed) for trial in trials] == [
         ("residual_scale=0.1", 4),
@@ -140,7 +140,7 @@ def test_make_trials__one_per_point_and_seed_with_the_settings_of_the_grid(tmp_p
     assert trials[0].name == "residual_scale=0.1,hidden_sizes=16x16,normalize_reward=False,damping=0.2,seed=4"
     assert trials[0].run.path == tmp_path / "trials" / trials[0].name
     task, *flags = trials[2].train
-    read, _ = train_command.parse(task, flags)
+    read = train_command.parse(task, flags).cfg
     wanted = {
         "residual_scale": 0.3,
         "hidden_sizes": (16, 16),

@@ -9,6 +9,7 @@ from residual_rl.errors import ConfigError
 from residual_rl.utils.statistics import (
     Summary,
     across_runs,
+    area_under_curve,
     mean,
     paired_difference,
     proportion,
@@ -154,3 +155,25 @@ def test_summarize__no_values_raise() -> None:
 def test_proportion__values_other_than_0_and_1_raise() -> None:
     with pytest.raises(ConfigError, match=r"0 or 1, not 0\.5"):
         proportion([1.0, 0.5])
+
+
+def test_area_under_curve__counts_pairs_in_order_and_ties_as_half() -> None:
+    """Pairs: 3 > 1, 3 > 2, 2 > 1, 2 = 2, so that 3.5 of 4 are in order."""
+    assert area_under_curve([3.0, 2.0], [1.0, 2.0]).mean == 3.5 / 4
+    found = area_under_curve([0.9, 0.4, 0.7, 0.6], [0.1, 0.5, 0.65])
+    u = stats.mannwhitneyu([0.9, 0.4, 0.7, 0.6], [0.1, 0.5, 0.65]).statistic
+    assert (found.mean, found.n) == (pytest.approx(u / 12), 7)
+
+
+def test_area_under_curve__has_the_interval_of_delong() -> None:
+    """By hand: shares on the right side 1, 1/2 (variance 1/8) and 1/2, 1 (variance 1/8); the standard error
+    is the root of 1/16 + 1/16."""
+    found = area_under_curve([3.0, 1.5], [1.0, 2.0])
+    half = 1.959964 * (1 / 8) ** 0.5
+    assert (found.mean, found.low, found.high) == (0.75, pytest.approx(0.75 - half, abs=1e-6), 1.0)
+
+
+def test_area_under_curve__of_a_single_case_has_no_interval() -> None:
+    assert area_under_curve([1.0], [0.0, 2.0]) == Summary(0.5, None, None, 3)
+    with pytest.raises(ConfigError, match="no values"):
+        area_under_curve([1.0], [])

@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
     flags, shared = _parse(task_id, rest)
     # the grid, checked against the settings of the learner and the base policy before anything runs
     check_train_flags(shared, {})
-    cfg, _ = train.parse(task_id, shared)
+    cfg = train.parse(task_id, shared).cfg
     grid = parse_grid(flags.grid, cfg)
     check_train_flags(shared, grid, cfg)
     # the trials: each point of the grid with each seed
@@ -145,7 +145,7 @@ def _resume(argv: Sequence[str]) -> int:
     require_executor(flags.ray_address, sweep.gpus_per_trial)
     with RunFolder(folder).resume():
         # the same trials as before; finished ones are skipped
-        cfg, _ = train.parse(sweep.task_id, sweep.train)
+        cfg = train.parse(sweep.task_id, sweep.train).cfg
         trials = make_trials(sweep, cfg, folder)
         if flags.retry_failed:
             for trial in trials:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
+from residual_rl.cli.auto_scale import AUTO, ResidualFlags, is_auto_by_default, measure_first
 from residual_rl.cli.flags import has_flag, is_given, parse_flags, parse_head, require_target, resume_folder
 from residual_rl.config import PARTS, TrainCfg, replace_fields
 from residual_rl.errors import CheckpointError, ConfigError
@@ -46,6 +47,19 @@ class TrainFlags:
     """Run folder to create. None: runs/TASK-DATE-TIME."""
     quick: bool = False
     """Run the whole pipeline, report included, in under a minute, as a smoke test."""
+    force: bool = False
+    """Train even if measuring the base policy (see --residual-scale) shows that there is nothing to learn
+    or to gain."""
+
+
+class Parsed(NamedTuple):
+    """The arguments of `train TASK`."""
+
+    cfg: TrainCfg
+    """The settings; without the choices that `auto_scale` asks for."""
+    flags: TrainFlags
+    auto_scale: bool
+    """Whether to measure the base policy first, and to choose settings accordingly."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +81,22 @@ def main(argv: Sequence[str]) -> int:
     task_id, rest = require_target(
         argv, "train", "TASK", "Train a residual, or resume a run with --resume RUN"
     )
-    cfg, flags = parse(task_id, rest)
+    cfg, flags, auto_scale = parse(task_id, rest)
     _print_changed_defaults(cfg, flags, rest)
+    from residual_rl.evaluation.probe_report import save_probe
     from residual_rl.runner import Runner
     from residual_rl.runs.run_folder import RunFolder, output_folder
 
     with output_folder(flags.output_dir, "runs", task_id) as output:
+        measured = None
+        if auto_scale:
+            given = _given(cfg, flags, rest)
+            cfg, measured = measure_first(cfg, given, output, flags.quick, flags.force)
         runner = Runner(cfg, RunFolder(output))  # before anything is written: wrong settings leave no folder
         with runner.folder.start(runner.cfg.to_dict()):
             runner.cfg.write_signature(output)
+            if measured is not None:
+                save_probe(output, *measured)
             code = _train(runner, runner.folder)
     # --quick also evaluates, with a report, so that it covers the whole pipeline
     if flags.quick and code == 0:
@@ -85,15 +106,33 @@ def main(argv: Sequence[str]) -> int:
     return code
 
 
-def parse(task_id: str, argv: Sequence[str]) -> tuple[TrainCfg, TrainFlags]:
+def parse(task_id: str, argv: Sequence[str]) -> Parsed:
     """The settings and the other flags from the arguments of `residual-rl train TASK`."""
     cfg = _defaults(task_id, argv)
     own = TrainFlags(base_policy=cfg.base_policy_id, learner=cfg.learner_id)
+    preset = _preset(cfg, parse_head(TrainFlags(), argv, f"train {task_id}"))
     groups = {"own": own, **{name: getattr(cfg, name) for name in PARTS}}
+    groups["residual"] = ResidualFlags.of(cfg.residual, is_auto_by_default(cfg, preset))
     about = "Train a residual on top of a frozen base policy."
     parsed = parse_flags(groups, argv, f"train {task_id}", about)
     flags: TrainFlags = parsed.pop("own")
-    return dataclasses.replace(cfg, **parsed), flags
+    residual: ResidualFlags = parsed["residual"]
+    parsed["residual"] = residual.resolve(cfg.residual.residual_scale)
+    return Parsed(dataclasses.replace(cfg, **parsed), flags, residual.residual_scale == AUTO)
+
+
+def _preset(cfg: TrainCfg, flags: TrainFlags) -> Mapping[str, Any]:
+    """The settings of the preset; empty without one."""
+    return TASKS.get(cfg.task_id).preset(flags.preset).settings if flags.preset else {}
+
+
+def _given(cfg: TrainCfg, flags: TrainFlags, argv: Sequence[str]) -> set[str]:
+    """The settings that the user chose: by a flag, a preset, or --quick."""
+    parts = [type(getattr(cfg, name)) for name in PARTS if getattr(cfg, name) is not None]
+    fields = [(part, field.name) for part in parts for field in dataclasses.fields(part)]
+    quick = {**QUICK, **LEARNERS.get(cfg.learner_id).quick_overrides} if flags.quick else {}
+    typed = {name for part, name in fields if is_given(argv, part, name)}
+    return (typed - {"residual_scale"}) | set(_preset(cfg, flags)) | set(quick)
 
 
 def _defaults(task_id: str, argv: Sequence[str]) -> TrainCfg:
@@ -115,7 +154,7 @@ def _print_changed_defaults(cfg: TrainCfg, flags: TrainFlags, argv: Sequence[str
     """Print the settings of which the base policy changes the default, unless a flag or the preset sets
     them."""
     spec = BASE_POLICIES.get(cfg.base_policy_id)
-    preset = TASKS.get(cfg.task_id).preset(flags.preset).settings if flags.preset else {}
+    preset = _preset(cfg, flags)
     for name, value in spec.train_overrides.items():
         part = next(part for part in (cfg.residual, cfg.run) if hasattr(part, name))
         if name in preset or is_given(argv, type(part), name):

@@ -44,8 +44,15 @@ def load_demonstrations(cfg: TrainCfg, learner: Learner, env: ResidualEnv) -> No
     from residual_rl.demos.reader import Demonstrations  # imported here because HDF5 is slow to import
 
     with Demonstrations.open(path) as demos:
+        transitions = list(episodes(demos, cfg, env))
+        if not any(episode.success is None or episode.success.any() for episode in transitions):
+            raise ConfigError(
+                f"none of the {len(transitions)} demonstrations in {path} succeeds, so they do not show how "
+                f"to solve the task: collect others with `residual-rl demos collect {cfg.task_id} "
+                "--only-success`, or leave out --demos"
+            )
         # Learners with the setting `demos` have this method.
-        learner.load_demonstrations(list(episodes(demos, cfg, env)))  # type: ignore[attr-defined]
+        learner.load_demonstrations(transitions)  # type: ignore[attr-defined]
 
 
 def episodes(demos: Demonstrations, cfg: TrainCfg, env: ResidualEnv) -> Iterator[Transition]:

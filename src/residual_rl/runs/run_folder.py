@@ -106,11 +106,7 @@ class RunFolder:
             WriteError: the folder cannot be written.
         """
         make_folder(self.path)
-        if not self.is_empty:
-            raise ConfigError(
-                f"{self.path} is not empty; "
-                f"choose another --output-dir or `{shell_command('train', '--resume', self.path)}`"
-            )
+        self.require_empty()
         with self._hold():
             remove_leftovers(self.path)
             write_json(self.config_file, config)
@@ -147,6 +143,14 @@ class RunFolder:
                         f"{path} is a link, which this program would follow when it writes into {self.path}; "
                         "replace it by a copy of what it points to"
                     )
+
+    def require_empty(self) -> None:
+        """Raise `ConfigError` unless the folder is empty; see `is_empty`."""
+        if not self.is_empty:
+            raise ConfigError(
+                f"{self.path} is not empty; "
+                f"choose another --output-dir or `{shell_command('train', '--resume', self.path)}`"
+            )
 
     @property
     def is_empty(self) -> bool:

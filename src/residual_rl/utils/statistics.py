@@ -94,6 +94,29 @@ def paired_difference(a: Mapping[int, float], b: Mapping[int, float], binary: bo
     return Summary((only_a - only_b) / n, max(-1.0, centre - half), min(1.0, centre + half), n)
 
 
+def area_under_curve(positive: Sequence[float], negative: Sequence[float]) -> Summary:
+    """The area under the ROC curve: the probability that a positive case has a larger score than a negative
+    one, where ties count half.
+
+    The interval is that of DeLong, DeLong and Clarke-Pearson (1988, "Comparing the areas under two or more
+    correlated receiver operating characteristic curves", Biometrics 44), clipped to [0, 1]; there is none
+    with a single case of either kind. Raises `ConfigError` without cases of both kinds.
+    """
+    num_positive, num_negative = _count(positive), _count(negative)
+
+    def share_below(score: float, others: Sequence[float]) -> float:
+        return fmean(0.5 * ((score > other) + (score >= other)) for other in others)
+
+    # the share of the other kind that each case is on the right side of
+    right = [share_below(score, negative) for score in positive]
+    area = fmean(right)
+    if min(num_positive, num_negative) == 1:
+        return Summary(area, None, None, num_positive + num_negative)
+    wrong = [share_below(score, positive) for score in negative]
+    half = Z * math.sqrt(stdev(right) ** 2 / num_positive + stdev(wrong) ** 2 / num_negative)
+    return Summary(area, max(0.0, area - half), min(1.0, area + half), num_positive + num_negative)
+
+
 def across_runs(runs: Sequence[Sequence[float | bool]], binary: bool = False) -> Summary:
     """The mean over training runs, with Student's t interval of the runs' means.
 

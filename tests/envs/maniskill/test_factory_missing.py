@@ -87,6 +87,6 @@ def test_train_overrides__are_the_defaults_of_train_for_the_chosen_env_id() -> N
     push, unnamed = TrainCfg.default("maniskill", variant="PushCube-v1"), TrainCfg.default("maniskill")
     assert (push.learner.num_steps, push.learner.gamma, push.learner.bootstrap_at_done) == (20, 0.8, "always")
     assert unnamed.learner == push.learner  # it is the default task
-    named, _ = parse("maniskill", ["--env-id", "PushT-v1"])
+    named = parse("maniskill", ["--env-id", "PushT-v1"]).cfg
     assert (named.learner.num_steps, named.learner.gamma, named.run.eval_episodes) == (100, 0.99, 16)
-    assert parse("maniskill", ["--env-id", "PushT-v1", "--num-steps", "7"])[0].learner.num_steps == 7
+    assert parse("maniskill", ["--env-id", "PushT-v1", "--num-steps", "7"]).cfg.learner.num_steps == 7

@@ -40,6 +40,7 @@ register_learner(
         quick_overrides=_QUICK | {"batch_size": 256},
         train_overrides=_LOGGING
         | {"num_envs": 16, "chunk": "whole", "residual_scale": 0.1, "residual_penalty": 0.0},
+        published=True,
     )
 )
 register_learner(
