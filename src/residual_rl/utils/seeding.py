@@ -1,8 +1,8 @@
 """Disjoint ranges of episode seeds, and random numbers that depend on an episode's seed alone.
 
-Training, evaluation during training, final evaluation and demonstrations have separate ranges. The random
-numbers are counter-based (SplitMix64; Steele, Lea and Flood, OOPSLA 2014): they are batched over envs, run on
-any device, and do not depend on the env or on the order of calls.
+Training, evaluation during training, confirmation of the best model, final evaluation and demonstrations
+have separate ranges. The random numbers are counter-based (SplitMix64; Steele, Lea and Flood, OOPSLA 2014):
+they are batched over envs, run on any device, and do not depend on the env or on the order of calls.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ TRAINING_EVAL_SEED = 20_000_000
 """First episode seed of the evaluations during training."""
 DEMO_SEED = 40_000_000
 """First episode seed of collected demonstrations."""
+CONFIRMATION_SEED = 50_000_000
+"""First episode seed of the comparison of a run's best model with the base policy."""
 _TRAINING_SEED = 1 << 40
 _EPISODES_PER_RUN = 1 << 36
 
