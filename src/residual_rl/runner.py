@@ -137,6 +137,7 @@ class Runner:
             self._export()
             if self._finished and self._deployment is None:
                 self._deployment = self._confirm(stop, bar)
+                bar.update(progress.step, note=(self._deployment or unconfirmed(progress)).note)
                 self.wall_time = time.perf_counter() - session
             return self._summarize(stop.signal)
 
@@ -295,8 +296,8 @@ class Runner:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             summary = parse_json(self.folder.summary_file.read_text("utf-8"))
             if summary["finished"] and summary["steps"] == self.progress.step:
-                self._deployment = Deployment.from_summary(summary)
                 self.wall_time = summary["wall_time"]
+                self._deployment = Deployment.from_summary(summary) if self._finished else None
         return True
 
     @property

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from residual_rl.errors import CheckpointError
 from residual_rl.evaluation.formatting import interval_text, value_text
+from residual_rl.utils.files import parse_json
+from residual_rl.utils.text import one_line
 
 RATE = "success_once"
 
@@ -41,6 +45,13 @@ class Deployment:
     """Evidence for a gain; 40 and more shows one."""
 
     @property
+    def note(self) -> str:
+        """The outcome in a few words."""
+        if self.policy == "base":
+            return "best_model: the base policy, no gain shown"
+        return f"best_model: the residual{'' if self.confirmed else ', not confirmed'}"
+
+    @property
     def text(self) -> str:
         """The outcome in a sentence."""
         if self.policy == "base" and not self.max_episodes:
@@ -64,9 +75,22 @@ class Deployment:
 
     @classmethod
     def from_summary(cls, summary: Mapping[str, Any]) -> Deployment | None:
-        """The deployment in a `training_summary.json`; None if there is none.
-
-        Raises `TypeError` for other keys or values.
-        """
+        """The deployment in a training summary; None if there is none. Raises `TypeError` for other keys."""
         content = summary.get("deployment")
         return None if content is None else cls(**content)
+
+
+def deployment_text(summary_file: Path) -> str | None:
+    """The sentence about the best model of a run, from its `training_summary.json`; None if it has none.
+
+    Raises `CheckpointError` for a file that is damaged.
+    """
+    try:
+        deployment = Deployment.from_summary(parse_json(summary_file.read_text("utf-8")))
+        return None if deployment is None else deployment.text
+    except FileNotFoundError:
+        return None
+    except (OSError, AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{summary_file} is damaged ({one_line(error)}); restore it, or remove it"
+        ) from error
