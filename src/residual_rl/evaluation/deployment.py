@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from residual_rl.config import from_plain
 from residual_rl.errors import CheckpointError
 from residual_rl.evaluation.formatting import interval_text, value_text
 from residual_rl.utils.files import parse_json
 from residual_rl.utils.text import one_line
+from residual_rl.utils.validation import CheckedCfg
 
 RATE = "success_once"
 
 
 @dataclass(frozen=True)
-class Deployment:
+class Deployment(CheckedCfg):
     """What `best_model` contains, and the comparison with the base policy on fresh episodes behind it."""
 
     policy: Literal["residual", "base"]
@@ -75,9 +77,12 @@ class Deployment:
 
     @classmethod
     def from_summary(cls, summary: Mapping[str, Any]) -> Deployment | None:
-        """The deployment in a training summary; None if there is none. Raises `TypeError` for other keys."""
+        """The deployment in a training summary; None if there is none.
+
+        Raises `ValueError` or `TypeError` for other fields or values.
+        """
         content = summary.get("deployment")
-        return None if content is None else cls(**content)
+        return None if content is None else from_plain(cls, content)
 
 
 def deployment_text(summary_file: Path) -> str | None:
@@ -90,7 +95,7 @@ def deployment_text(summary_file: Path) -> str | None:
         return None if deployment is None else deployment.text
     except FileNotFoundError:
         return None
-    except (OSError, AttributeError, TypeError, ValueError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{summary_file} is damaged ({one_line(error)}); restore it, or remove it"
         ) from error

@@ -165,7 +165,7 @@ def _deployment(pairs: list[tuple[float, float]], step: int, total: int) -> Depl
         lost=lost,
         gain=(won - lost) / done,
         interval=gain_interval(won, lost, done - won - lost),
-        e_value=math.exp(log_e_value(won, lost)),
+        e_value=math.exp(min(log_e_value(won, lost), 700.0)),  # a larger one would overflow
     )
 
 
