@@ -45,7 +45,7 @@ def test_evaluate__is_paired_with_the_base_policy(tmp_path: Path) -> None:
 
 
 def test_evaluate__stops_where_the_policy_cannot_be_the_best(tmp_path: Path) -> None:
-    """A residual away from the origin loses. The episodes run in four rounds of 16, and two suffice."""
+    """A residual away from the origin loses. The episodes run in two rounds of 32, and one suffices."""
     summary = point_runs.train(tmp_path / "worse", homing=-1.0, eval_episodes=64)
     rows = [row for row in metric_rows(tmp_path / "worse") if "eval/gain" in row]
     assert [row["eval/episodes"] for row in rows] == [64, 32, 32]
@@ -78,8 +78,8 @@ def test_cannot_be_best__counts_the_episodes_that_are_left_as_solved(
     assert _cannot_be_best([float(x) for x in outcomes], [float(x) for x in best]) is stops
 
 
-@pytest.mark.parametrize(("episodes", "envs"), [(2, 2), (16, 16), (64, 16), (65, 17), (200, 50)])
-def test_make_eval_env__has_one_env_for_four_episodes(episodes: int, envs: int) -> None:
+@pytest.mark.parametrize(("episodes", "envs"), [(2, 2), (32, 32), (64, 32), (65, 33), (200, 100)])
+def test_make_eval_env__has_one_env_for_two_episodes(episodes: int, envs: int) -> None:
     assert make_eval_env(point_runs.config(eval_episodes=episodes)).num_envs == envs
 
 

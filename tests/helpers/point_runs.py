@@ -91,7 +91,7 @@ TINY: dict[str, Any] = {
     "confirm_episodes": 120,
     "residual_scale": 0.5,
 }
-"""16 env steps per iteration, 4 iterations, evaluations at 0, 32 and 64; 16 envs for evaluations."""
+"""16 env steps per iteration, 4 iterations, evaluations at 0, 32 and 64."""
 
 
 def register(monkeypatch: pytest.MonkeyPatch) -> None:

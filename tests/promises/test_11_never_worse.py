@@ -13,6 +13,7 @@ import pytest
 import torch
 from tiny_runs import files
 
+from residual_rl.cli.main import main
 from residual_rl.evaluation import selection
 from residual_rl.evaluation.compare import run_episodes
 from residual_rl.evaluation.deployment import Deployment
@@ -143,6 +144,31 @@ def test_confirm__interrupted_and_resumed_gives_the_same_model(
     assert deployment_of(tmp_path / "stopped") == deployment_of(tmp_path / "whole")
     for folder in ("best_model", "final_model", "eval_results"):
         assert files(tmp_path / "stopped" / folder) == files(tmp_path / "whole" / folder), folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (GOOD, "best_model is better than the base policy on 16 fresh episodes: 100.0 % against 31.2 %"),
+        (WORSE, "No evaluation solved more episodes than the base policy, so best_model is the base policy"),
+    ],
+    ids=["better", "worse"],
+)
+def test_train_and_eval__say_which_policy_is_deployed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, Any], told: str
+) -> None:
+    run = tmp_path / "run"
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in {**point_runs.TINY, **settings}.items()]
+    assert main(["train", "point", *flags, "--output-dir", str(run)]) == 0
+    captured = capsys.readouterr()
+    assert told in captured.out
+    assert deployment_of(run).note in captured.err.splitlines()[-1]  # the last line of the progress bar
+    assert main(["eval", str(run), "--n-episodes", "4"]) == 0
+    assert told in capsys.readouterr().out
+    assert told in (run / "report.html").read_text()
+    # It is about the best model, not about others.
+    assert main(["eval", str(run), "--n-episodes", "4", "--model", "final"]) == 0
+    assert told not in capsys.readouterr().out
 
 
 def test_confirm__is_not_repeated_for_a_finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
