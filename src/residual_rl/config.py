@@ -17,7 +17,7 @@ import tyro
 from annotated_types import Interval
 
 from residual_rl.errors import ConfigError, UnknownNameError
-from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS, load
+from residual_rl.registry import BASE_POLICIES, LEARNED_BASE_LEARNER, LEARNERS, TASKS, load
 from residual_rl.utils.consent import check_consent, with_typed_values
 from residual_rl.utils.sensitive import Address, sensitive_values
 from residual_rl.utils.signature import digest_of, is_own, read_signature, sign, write_signature
@@ -95,6 +95,9 @@ class RunCfg(CheckedCfg):
     confirm_episodes: NonNegativeInt = 200
     """Fresh episodes, at most, for the comparison of the best model with the base policy at the end of the
     training; without a gain it becomes the base policy. 0 keeps it without a comparison."""
+    train_episode_steps: PositiveInt | None = None
+    """Steps after which an episode of the training is truncated, if that is earlier than in the task. Stuck
+    episodes then cost less. Evaluations have the task's limit."""
     save_freq: PositiveInt = 10_000
     """Env steps between two checkpoints."""
     log_freq: NonNegativeInt = 0
@@ -165,6 +168,7 @@ class TrainCfg:
         preset: str | None = None,
     ) -> TrainCfg:
         """The default settings of a task, with its default base policy and learner unless others are given.
+        The default learner over a learned base is `registry.LEARNED_BASE_LEARNER`.
 
         `variant` is a value of the setting `TaskSpec.variant`, and `preset` the name of one of
         `TaskSpec.presets`, whose settings take precedence over all other defaults.
@@ -180,8 +184,9 @@ class TrainCfg:
             cfg = replace_fields(
                 cfg, dict(load(spec.variant_overrides)(variant or getattr(cfg.task, spec.variant)))
             )
-        preset_learner = (published and published.learner) or spec.learner
-        learner_id = learner_id or preset_learner
+        preset_learner = published and (published.learner or spec.learner)
+        learned = BASE_POLICIES.get(base_policy_id).learned
+        learner_id = learner_id or preset_learner or (LEARNED_BASE_LEARNER if learned else spec.learner)
         if published is not None and learner_id != preset_learner:
             raise ConfigError(f"preset {preset} has settings of {preset_learner}: leave out --learner")
         if learner_id != spec.learner:

@@ -9,7 +9,7 @@ import torch
 from residual_rl.base_policies.executor import make_base_policy
 from residual_rl.chunk_residual_env import ChunkResidualEnv
 from residual_rl.composition import make_composition
-from residual_rl.config import TrainCfg
+from residual_rl.config import TrainCfg, replace_fields
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
 from residual_rl.registry import LEARNERS, TASKS, load
@@ -57,6 +57,21 @@ def make_residual_env(cfg: TrainCfg, num_envs: int, *, base_policy_id: str | Non
     return ResidualEnv(
         env, make_base_policy(base_policy_id, None, env), residual.residual_scale, residual.residual_penalty
     )
+
+
+def make_training_env(cfg: TrainCfg) -> ResidualEnv:
+    """Construct the env in which the residual learns: that of `make_residual_env`, whose episodes
+    `train_episode_steps` may shorten.
+
+    Raises `ConfigError` if the task has no limit to change.
+    """
+    limit = cfg.run.train_episode_steps
+    if limit is not None:
+        if not hasattr(cfg.task, "max_episode_steps"):
+            raise ConfigError(f"train_episode_steps: task {cfg.task_id!r} has no max_episode_steps to lower")
+        steps = cfg.task.max_episode_steps or limit
+        cfg = replace_fields(cfg, {"task.max_episode_steps": min(limit, steps)})
+    return make_residual_env(cfg, cfg.run.num_envs)
 
 
 def task_settings(cfg: TrainCfg, env: VecEnv) -> dict[str, Any]:

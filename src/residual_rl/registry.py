@@ -135,7 +135,8 @@ class BasePolicySpec:
     config: str | None = None
     """Dataclass of its settings; its fields become `--base.*` flags."""
     learned: bool = False
-    """Whether it was trained on data, unlike a controller. `train` has other defaults for learned bases."""
+    """Whether it was trained on data, unlike a controller. The default learner over it is
+    `LEARNED_BASE_LEARNER`."""
     train_overrides: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the run and of the residual with other defaults on this base policy; applied after the
     learner's. `train` reports those that take effect."""
@@ -242,6 +243,8 @@ class Registry(Generic[Spec]):
 TASKS: Registry[TaskSpec] = Registry("task", "residual_rl.tasks")
 BASE_POLICIES: Registry[BasePolicySpec] = Registry("base policy", "residual_rl.base_policies")
 LEARNERS: Registry[LearnerSpec] = Registry("learner", "residual_rl.learners")
+LEARNED_BASE_LEARNER = "gated-sac"
+"""Id of the default learner over learned bases. It does not lose what the base policy can do."""
 
 
 def register_task(spec: TaskSpec) -> TaskSpec:

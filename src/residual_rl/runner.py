@@ -19,7 +19,7 @@ from residual_rl.errors import BasePolicyError, CheckpointError, NonFiniteError
 from residual_rl.evaluation.deployment import Deployment
 from residual_rl.evaluation.selection import ModelSelection, make_eval_env, unconfirmed
 from residual_rl.exported_policy import export_policy
-from residual_rl.factory import make_learner, make_residual_env
+from residual_rl.factory import make_learner, make_training_env
 from residual_rl.runs import checkpoint
 from residual_rl.runs.disk_space import check_room, state_bytes
 from residual_rl.runs.logger import Logger, MetricAverager, read_metrics
@@ -56,7 +56,7 @@ class Runner:
         self.folder = folder
         if cfg.run.wandb_project is not None:
             check_wandb(cfg.run.wandb_project)
-        self.env = make_residual_env(cfg, cfg.run.num_envs)
+        self.env = make_training_env(cfg)
         self.eval_env = make_eval_env(cfg)
         self.selection = ModelSelection(cfg, folder, self.eval_env)
         self._env_in_use = self.env

@@ -62,9 +62,10 @@ def episodes(demos: Demonstrations, cfg: TrainCfg, env: ResidualEnv) -> Iterator
     obs_keys = tuple(key for key in getattr(cfg.learner, "obs_keys", ("state",)) if key != "base_action")
     _check(demos, cfg, env, base_policy, obs_keys)
     clipped = total = 0
-    for first in range(0, len(demos), env.num_envs):
+    count = min(len(demos), getattr(cfg.learner, "demo_episodes", None) or len(demos))
+    for first in range(0, count, env.num_envs):
         names = {*base_policy.policy.inputs, *obs_keys}
-        batch = [demos.episode(i, names) for i in range(first, min(first + env.num_envs, len(demos)))]
+        batch = [demos.episode(i, names) for i in range(first, min(first + env.num_envs, count))]
         slices = [DemoSlice(demo, _length(demo)) for demo in batch]
         base, chunks, scales = _query_base_policy(slices, base_policy, cfg, env)
         for env_id, episode in enumerate(slices):

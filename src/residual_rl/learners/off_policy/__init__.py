@@ -21,6 +21,17 @@ register_learner(
 )
 register_learner(
     LearnerSpec(
+        id="gated-sac",
+        summary="SAC that only acts where the base policy is expected to fail: learned bases",
+        config=f"{_CONFIG}:GatedSACCfg",
+        make="residual_rl.learners.off_policy.gated_sac:GatedSAC",
+        make_policy="residual_rl.learners.off_policy.gated_sac:make_policy",
+        quick_overrides=_QUICK | {"gate_warmup_episodes": 8, "gate_min_failures": 0, "gate_fit_steps": 200},
+        train_overrides=_LOGGING | {"num_envs": 16, "residual_scale": 1.0},
+    )
+)
+register_learner(
+    LearnerSpec(
         id="policy-decorator",
         summary="SAC with the settings of Policy Decorator (Yuan et al., 2025)",
         config=f"{_CONFIG}:PolicyDecoratorCfg",

@@ -179,8 +179,10 @@ class GaussianActor(DeterministicActor):
 
 
 def averaged(policy: DeterministicActor, ema: ActorEMA) -> DeterministicActor:
-    """A copy of `policy` that shares the weights of `ema` and the observation statistics of `policy`."""
+    """A copy of `policy` with the weights of `ema`; it shares everything else with `policy`, such as the
+    observation statistics."""
     deployed = copy.deepcopy(policy).requires_grad_(False)
-    deployed.normalizer = policy.normalizer
+    for name, module in policy.named_children():
+        setattr(deployed, name, module)
     deployed.net = ema.module
     return deployed

@@ -30,6 +30,10 @@ class Batch(NamedTuple):
     """[b, A]: standard normal noise for the next action in the target."""
     actor_noise: Tensor
     """[b, A]: standard normal noise for the actor's loss."""
+    share: Tensor
+    """[b]: share of the residual that acts at `obs`, part of `scale`; 1 without a gate."""
+    next_share: Tensor
+    """[b]: the same at `next_obs`."""
     critic_ids: Tensor
     """[M] int64: the critics whose minimum is the target value."""
 

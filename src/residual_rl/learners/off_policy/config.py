@@ -45,6 +45,8 @@ class OffPolicyCfg(CheckedCfg):
     """Update-to-data ratio: gradient steps of the critics per step."""
     demos: str | None = None
     """File of additional demonstrations, written by `residual-rl demos collect`."""
+    demo_episodes: PositiveInt | None = None
+    """Number of demonstrations to use, from the start of the file. None: all."""
     demo_share: Correlation = 0.0
     """Fraction of demonstrations in each batch; 0.5 is symmetric sampling (RLPD, Ball et al., 2023)."""
 
@@ -181,6 +183,61 @@ class SACCfg(OffPolicyCfg):
                 f"init_std must be within exp({low:g}) and exp({high:g}), the log_std_range, not "
                 f"{self.init_std}"
             )
+
+
+@dataclass(frozen=True)
+class GatedSACCfg(SACCfg):
+    """Settings of SAC with a failure gate, for learned bases."""
+
+    # --- the base alone ---
+    warmup_noise: WarmupNoise = "none"
+    warmup_steps: NonNegativeInt = 0
+    gate_warmup_episodes: PositiveInt = 50
+    """Number of episodes at the start in which the base policy acts alone."""
+    gate_min_failures: NonNegativeInt = 10
+    """Number of failures among them that are waited for."""
+    base_share: UnitInterval = 0.1
+    """Share of the later episodes in which the base policy acts alone."""
+    handback_share: UnitInterval = 0.1
+    """Share of the later episodes in which the residual hands back to the base policy at a random step."""
+    takeover_share: UnitInterval = 0.3
+    """Share of the later episodes in which the base policy acts alone up to a random step."""
+    exploration: Literal["safe", "free"] = "safe"
+    """`safe`: the gate limits where the residual explores and learns. `free`: it only limits the deployed
+    policy."""
+
+    # --- the failure gate ---
+    gate_members: NumNetworks = 5
+    """Number of networks that must agree that the base policy will fail."""
+    gate_hidden_sizes: LayerSizes = (64, 64)
+    """Sizes of their hidden layers."""
+    gate_false_alarms: UnitInterval = 0.1
+    """Share of the episodes solved by the base policy in which the gate may open, in predictions for episodes
+    that a network has not learned from."""
+    gate_input_noise: NonNegativeFloat = 0.2
+    """Standard deviation of the noise on the normalised observations that the networks learn from."""
+    gate_learning_rate: PositiveFloat = 1e-3
+    """Learning rate of the networks."""
+    gate_batch_size: PositiveInt = 256
+    """Observations per gradient step of the networks."""
+    gate_buffer_size: PositiveInt = 65_536
+    """Number of labelled observations to keep. The oldest are overwritten."""
+    gate_fit_steps: PositiveInt = 2_000
+    """Gradient steps of the first fit, after the warm-up."""
+    gate_update_share: NonNegativeFloat = 0.25
+    """Gradient steps of the gate per gradient step of the critics."""
+    gate_every: PositiveInt = 200
+    """Gradient steps of the gate between two calibrations."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.critic_input != "sum":
+            raise ConfigError(
+                "the failure gate changes the residual scale, which critic_input sum takes into"
+                f" account and {self.critic_input} does not: choose --critic-input sum"
+            )
+        if self.base_share + self.handback_share + self.takeover_share > 1.0:
+            raise ConfigError("base_share, handback_share and takeover_share must add up to at most 1")
 
 
 @dataclass(frozen=True)

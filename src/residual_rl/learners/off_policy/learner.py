@@ -126,7 +126,7 @@ class OffPolicyLearner(ResumableState):
         raise NotImplementedError
 
     def _next_action(self, obs: Tensor, base_action: Tensor, noise: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Residual actions [b, A] for the target, and a bonus [b] added to their values."""
+        """Residual actions [b, A] for the target, and a bonus [b] added to their values where they act."""
         raise NotImplementedError
 
     def _actor_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -259,7 +259,7 @@ class OffPolicyLearner(ResumableState):
                 piece = [tensor[i] for tensor in pieces]
                 critic_sums = critic_sums + self._fast_critic_step(*piece)
                 self.num_updates += 1
-                if self.env_steps >= cfg.actor_starts and self.num_updates % cfg.actor_every == 0:
+                if self._actor_learns and self.num_updates % cfg.actor_every == 0:
                     actor_sums = actor_sums + self._fast_actor_step(*piece)
                     if self._ema is not None:
                         self._ema.update(self.num_actor_updates)
@@ -274,6 +274,11 @@ class OffPolicyLearner(ResumableState):
         if actor_steps:
             metrics |= _means(self.actor_metrics, actor_sums, actor_steps)
         return metrics
+
+    @property
+    def _actor_learns(self) -> bool:
+        """Whether the actor's training has started."""
+        return self.env_steps >= self.cfg.actor_starts
 
     @torch.no_grad()
     def _sample(self, count: int) -> list[Tensor]:
@@ -310,7 +315,7 @@ class OffPolicyLearner(ResumableState):
         value = self._value(
             self.target_critics, batch.next_obs, batch.next_base_action, critic_action, critic_ids
         ).amin(0)
-        return batch.n_step_return + batch.discount * (value + bonus)
+        return batch.n_step_return + batch.discount * (value + batch.next_share * bonus)
 
     def _critic_loss(self, batch: Batch, target: Tensor) -> tuple[Tensor, Tensor]:
         """Half the mean squared error, summed over the critics, and metrics in the order of

@@ -62,13 +62,18 @@ class SAC(OffPolicyLearner):
         seed: int = 0,
     ):
         seeds = torch.randint(2**62, (2,), generator=torch.Generator().manual_seed(seed)).tolist()
-        self.actor = make_policy(cfg, obs_space, action_dim, device, seeds[0])
+        self.actor = self._make_actor(cfg, obs_space, action_dim, torch.device(device), seeds[0])
         super().__init__(cfg, self.actor, action_dim, num_envs, torch.device(device), seeds[1])
         self.target_entropy = cfg.target_entropy if cfg.target_entropy is not None else -float(action_dim)
         self.temperature = Temperature(cfg.temperature).to(self.device)
         self._tune_temperature = cfg.tune_temperature
         named = [("log_temperature", self.temperature.log)]
         self.temperature_optimizer = FlatAdam(named, cfg.temperature_learning_rate, math.inf, 1e-8)
+
+    def _make_actor(
+        self, cfg: SACCfg, obs_space: ObsSpace, action_dim: int, device: torch.device, seed: int
+    ) -> GaussianActor:
+        return make_policy(cfg, obs_space, action_dim, device, seed)
 
     def _explore(self, obs: Tensor, base_action: Tensor, noise: Tensor) -> Tensor:
         return self.actor.draw(obs, base_action, noise).action
@@ -78,12 +83,17 @@ class SAC(OffPolicyLearner):
         return drawn.action, -self.temperature.log.exp() * drawn.log_prob
 
     def _actor_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """`mean(temperature · log_prob - value)`. The mean entropy, second of the metrics, is used to tune
-        the temperature."""
+        """`mean(share · temperature · log_prob - value)`. The mean entropy, second of the metrics, is used to
+        tune the temperature. It is weighted by the share too: what does not act needs no entropy."""
         drawn = self.actor.draw(batch.obs, batch.base_action, batch.actor_noise)
         temperature = self.temperature.log.detach().exp()
-        loss = (temperature * drawn.log_prob - self._value_for_actor(batch, drawn.action)).mean()
-        metrics = torch.stack([loss, -drawn.log_prob.mean(), drawn.std.mean(), temperature]).detach()
+        log_prob = batch.share * drawn.log_prob
+        loss = (temperature * log_prob - self._value_for_actor(batch, drawn.action)).mean()
+        # without any share, an entropy at its target, which leaves the temperature unchanged
+        total = batch.share.sum()
+        entropy = torch.where(total > 0.0, -log_prob.sum() / total.clamp(min=1e-6), self.target_entropy)
+        std = (batch.share[:, None] * drawn.std).sum() / (total.clamp(min=1e-6) * drawn.std.shape[1])
+        metrics = torch.stack([loss, entropy, std, temperature]).detach()
         return loss, metrics
 
     def _actor_step(self, *piece: Tensor) -> Tensor:

@@ -51,6 +51,7 @@ def sample_batches(
     sample = Sample(*columns)
     # Noise and target critics
     noise = torch.randn(2, *sample.action.shape, generator=generator, device=buffer.device)
+    ones = torch.ones_like(sample.discount)
     order = torch.rand(count, cfg.num_critics, generator=generator, device=buffer.device).argsort(1)
     return Batch(
         obs=normalize(sample.obs),
@@ -64,5 +65,7 @@ def sample_batches(
         next_scale=sample.next_scale,
         target_noise=noise[0],
         actor_noise=noise[1],
+        share=ones,
+        next_share=ones,
         critic_ids=order[:, : cfg.num_target_critics],
     )

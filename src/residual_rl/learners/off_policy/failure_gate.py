@@ -1,0 +1,204 @@
+"""The failure gate: where a base policy is expected to fail, and so a residual may act.
+
+Shapes: N members of the ensemble, b batch, O observation, T steps of an episode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from residual_rl.errors import CheckpointError
+from residual_rl.learners.common.optimizer import FlatAdam
+from residual_rl.learners.off_policy.config import GatedSACCfg
+from residual_rl.learners.off_policy.critics import Critics
+from residual_rl.types import State
+
+_SMALLEST = 1e-6
+
+
+class FailureGate(nn.Module):
+    """The share of the residual that acts, as a function of the observation alone.
+
+    An ensemble predicts the probability that the base policy, acting alone from here on, solves the task. The
+    most hopeful member counts, so that the gate only opens where all agree on failure:
+
+        share(s) = clip((high - max_i p_i(s)) / (high - low), 0, 1)
+
+    It is 0 everywhere until `calibrate` has set the thresholds.
+
+    Args:
+        cfg: the learner's settings.
+        obs_dim: O, of normalised observation vectors with the base action.
+        generator: generator of the weights (CPU).
+    """
+
+    high: Tensor
+    low: Tensor
+
+    def __init__(self, cfg: GatedSACCfg, obs_dim: int, generator: torch.Generator):
+        super().__init__()
+        sizes = (obs_dim, *cfg.gate_hidden_sizes, 1)
+        self.members = Critics(cfg.gate_members, sizes, "relu", True, 0.0, generator)
+        self.register_buffer("high", torch.zeros(()))
+        self.register_buffer("low", torch.zeros(()))
+
+    @property
+    def trained(self) -> bool:
+        """Whether the gate can open."""
+        return bool(self.high > 0.0)
+
+    def success_probability(self, obs: Tensor) -> Tensor:
+        """The members' probabilities [N, b] that the base succeeds from the observations `obs` [b, O]."""
+        return self.members(obs).sigmoid()
+
+    @torch.no_grad()
+    def share(self, obs: Tensor) -> Tensor:
+        """The share [..., 1] of the residual that acts at `obs` [..., O]."""
+        hopeful = self.success_probability(obs.reshape(-1, obs.shape[-1])).amax(0)
+        share = ((self.high - hopeful) / (self.high - self.low + _SMALLEST)).clamp(0.0, 1.0)
+        return share.view(*obs.shape[:-1], 1)
+
+    def set_thresholds(self, high: float) -> None:
+        """Open from `high` downwards, and entirely at `high / 3`."""
+        self.high.fill_(high)
+        self.low.fill_(high / 3.0)
+
+
+class GateTrainer:
+    """Trains a failure gate on the observations of steps after which only the base policy acted, labelled by
+    the outcome of the episode.
+
+    Each member learns from a random half of the episodes. The others judge it: the threshold is chosen from
+    predictions by members that have not seen the episode.
+
+    Args:
+        cfg: the learner's settings.
+        gate: the gate.
+        sizes: sizes of the observation vector and of the base action, which follows it in a row of size O.
+        device: device of the data.
+        seed: seed of the sampling.
+    """
+
+    def __init__(
+        self,
+        cfg: GatedSACCfg,
+        gate: FailureGate,
+        sizes: tuple[int, int],
+        device: torch.device,
+        seed: int,
+    ):
+        self.cfg = cfg
+        self._sizes = sizes
+        self.gate = gate
+        self.device = device
+        self.generator = torch.Generator(device).manual_seed(seed)
+        named = [(f"gate.{name}", parameter) for name, parameter in gate.members.named_parameters()]
+        self.optimizer = FlatAdam(named, cfg.gate_learning_rate, 1.0, 1e-8)
+        rows = cfg.gate_buffer_size
+        self._obs = torch.zeros(rows, sum(sizes), device=device)
+        self._success = torch.zeros(rows, device=device)
+        self._learns = torch.zeros(rows, cfg.gate_members, device=device)
+        """1 where a member learns from the row."""
+        self._episode = torch.full((rows,), -1, dtype=torch.int64, device=device)
+        self.num_rows = 0
+        """Rows written so far, including overwritten ones."""
+        self.num_episodes = [0, 0]
+        """Whole episodes of the base that failed and succeeded."""
+        self._number = 0
+        """Labelled episodes so far, including those with a residual before the labelled steps."""
+
+    def add(self, obs: Tensor, success: bool, whole: bool = True) -> None:
+        """Add the observations [T, O] from which the base alone led to this outcome; `whole` if they are all
+        of an episode."""
+        rows, number = len(self._obs), self._number
+        obs = obs[-rows:]
+        at = torch.arange(self.num_rows, self.num_rows + len(obs), device=self.device) % rows
+        draw = torch.rand(self.cfg.gate_members, generator=self.generator, device=self.device)
+        self._obs[at] = obs
+        self._success[at] = float(success)
+        self._learns[at] = (draw < 0.5).float()
+        self._episode[at] = number
+        self.num_rows += len(obs)
+        self._number += 1
+        self.num_episodes[success] += whole
+
+    def fit(self, steps: int, normalize: Callable[[Tensor], Tensor]) -> float:
+        """Take gradient steps on the binary cross-entropy. Returns the mean loss."""
+        filled = min(self.num_rows, len(self._obs))
+        shape = (steps, self.cfg.gate_batch_size)
+        ids = torch.randint(filled, shape, generator=self.generator, device=self.device)
+        total = torch.zeros((), device=self.device)
+        for batch in ids:
+            obs = self._normalized(self._obs[batch], normalize)
+            noise = torch.randn(obs.shape, generator=self.generator, device=self.device)
+            logits = self.gate.members(obs + self.cfg.gate_input_noise * noise)
+            target = self._success[batch].expand_as(logits)
+            weight = self._learns[batch].T
+            loss = F.binary_cross_entropy_with_logits(logits, target, weight, reduction="sum")
+            loss = loss / weight.sum().clamp(min=1.0)
+            self.optimizer.step(torch.autograd.grad(loss, self.optimizer.parameters))
+            total += loss.detach()
+        self.optimizer.raise_if_nonfinite()
+        return float(total) / steps
+
+    def _normalized(self, obs: Tensor, normalize: Callable[[Tensor], Tensor]) -> Tensor:
+        vector, base_action = obs.split(self._sizes, -1)
+        return torch.cat([normalize(vector), base_action], -1)
+
+    @torch.no_grad()
+    def calibrate(self, normalize: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Choose the threshold at which the gate would have opened in at most `gate_false_alarms` of the
+        episodes that the base solved, and return metrics."""
+        filled = min(self.num_rows, len(self._obs))
+        obs = self._normalized(self._obs[:filled], normalize)
+        logits = torch.cat([self.gate.members(rows) for rows in obs.split(4096)], 1)
+        unseen = self._learns[:filled].T == 0.0
+        hopeful = logits.sigmoid().masked_fill(~unseen, -1.0).amax(0)
+        # the least hope in each episode that some member has not seen
+        valid = hopeful >= 0.0
+        episodes, index = self._episode[:filled][valid].unique(return_inverse=True)
+        least = torch.ones(len(episodes), device=self.device)
+        least = least.scatter_reduce(0, index, hopeful[valid], "amin")
+        solved = torch.zeros(len(episodes), device=self.device)
+        solved = solved.scatter_reduce(0, index, self._success[:filled][valid], "amax") > 0.0
+        high = 0.5
+        if solved.any():
+            high = float(least[solved].quantile(self.cfg.gate_false_alarms))
+        high = min(max(high, 0.1), 0.5)
+        self.gate.set_thresholds(high)
+        found = (least[~solved] < high).float().mean() if (~solved).any() else torch.zeros(())
+        return {"gate/threshold": high, "gate/failures_found": float(found)}
+
+    def state_dict(self) -> State:
+        """The data, the optimiser, the generator and the counters."""
+        filled = min(self.num_rows, len(self._obs))
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "obs": self._obs[:filled].clone(),
+            "success": self._success[:filled].clone(),
+            "learns": self._learns[:filled].clone(),
+            "episode": self._episode[:filled].clone(),
+            "num_rows": self.num_rows,
+            "num_episodes": list(self.num_episodes),
+            "number": self._number,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Restore a state returned by `state_dict`. Raises `CheckpointError` if it does not match."""
+        filled = len(state["obs"])
+        if filled > len(self._obs) or state["obs"].shape[1:] != self._obs.shape[1:]:
+            raise CheckpointError("the gate's observations have other sizes than the settings require")
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+        self._obs[:filled].copy_(state["obs"])
+        self._success[:filled].copy_(state["success"])
+        self._learns[:filled].copy_(state["learns"])
+        self._episode[:filled].copy_(state["episode"])
+        self.num_rows = state["num_rows"]
+        self.num_episodes = list(state["num_episodes"])
+        self._number = state["number"]

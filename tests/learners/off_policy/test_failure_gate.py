@@ -1,0 +1,160 @@
+"""The failure gate: its shares, its thresholds, and its training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from residual_rl.errors import CheckpointError
+from residual_rl.learners.off_policy.config import GatedSACCfg
+from residual_rl.learners.off_policy.failure_gate import FailureGate, GateTrainer
+
+
+def make_gate(**settings: Any) -> FailureGate:
+    return FailureGate(GatedSACCfg(**settings), 2, torch.Generator().manual_seed(0))
+
+
+def make_trainer(seed: int = 0, **settings: Any) -> GateTrainer:
+    cfg = GatedSACCfg(
+        **{"gate_hidden_sizes": (16,), "gate_batch_size": 64, "gate_learning_rate": 1e-2, **settings}
+    )
+    gate = FailureGate(cfg, 2, torch.Generator().manual_seed(seed))
+    return GateTrainer(cfg, gate, (1, 1), torch.device("cpu"), seed)
+
+
+def unchanged(obs: Tensor) -> Tensor:
+    return obs
+
+
+def add_episodes(trainer: GateTrainer, number: int = 60, seed: int = 0) -> None:
+    """Episodes of 5 steps at x < 0, which fail, and at x > 0, which succeed."""
+    generator = torch.Generator().manual_seed(seed)
+    for i in range(number):
+        obs = torch.rand(5, 2, generator=generator)
+        obs[:, 0] += 0.2
+        obs[:, 0] *= 1.0 if i % 2 else -1.0
+        trainer.add(obs, success=bool(i % 2))
+
+
+def set_probabilities(gate: FailureGate, probabilities: list[float]) -> None:
+    """Let the members predict these probabilities of success at every observation."""
+    logits = torch.tensor(probabilities).logit()
+    gate.members.biases[-1].data.copy_(logits[:, None, None])
+
+
+# --- the share of the residual ---------------------------------------------------------------------------
+
+
+def test_share__is_zero_everywhere_before_the_thresholds_are_set() -> None:
+    gate = make_gate()
+    set_probabilities(gate, [0.0, 1e-9, 0.0, 0.0, 0.0])
+    assert not gate.trained
+    assert gate.share(torch.randn(7, 2)).tolist() == [[0.0]] * 7
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "share"),
+    [
+        ([0.01, 0.02, 0.03, 0.04, 0.05], 1.0),  # the most hopeful is below low = 0.1
+        ([0.01, 0.20, 0.01, 0.01, 0.01], 0.5),  # (0.3 - 0.2) / (0.3 - 0.1)
+        ([0.25, 0.01, 0.01, 0.01, 0.01], 0.25),  # (0.3 - 0.25) / (0.3 - 0.1)
+        ([0.01, 0.01, 0.01, 0.01, 0.31], 0.0),  # one member hopes
+    ],
+)
+def test_share__follows_the_most_hopeful_member(probabilities: list[float], share: float) -> None:
+    gate = make_gate()
+    gate.set_thresholds(0.3)
+    set_probabilities(gate, probabilities)
+    assert float(gate.share(torch.randn(1, 2))) == pytest.approx(share, abs=1e-4)
+
+
+# --- training --------------------------------------------------------------------------------------------
+
+
+def test_fit__opens_where_the_base_fails_and_not_where_it_succeeds() -> None:
+    trainer = make_trainer()
+    add_episodes(trainer)
+    first = trainer.fit(20, unchanged)
+    last = trainer.fit(400, unchanged)
+    assert last < 0.5 * first
+    metrics = trainer.calibrate(unchanged)
+    assert metrics["gate/failures_found"] == 1.0
+    assert trainer.num_episodes == [30, 30]
+    assert float(trainer.gate.share(torch.tensor([[-0.7, 0.5]]))) == 1.0
+    assert float(trainer.gate.share(torch.tensor([[0.7, 0.5]]))) == 0.0
+
+
+def test_fit__members_learn_from_different_episodes() -> None:
+    trainer = make_trainer()
+    add_episodes(trainer)
+    learns = trainer._learns[: trainer.num_rows].view(60, 5, 5)
+    assert (learns == learns[:, :1]).all()  # all rows of an episode
+    shares = learns[:, 0].mean(0)
+    assert ((shares > 0.3) & (shares < 0.7)).all()
+    assert len({tuple(member.tolist()) for member in learns[:, 0].T}) == 5
+
+
+@pytest.mark.parametrize(("false_alarms", "high"), [(0.0, 0.10), (0.5, 0.20), (1.0, 0.30)])
+def test_calibrate__opens_in_a_given_share_of_the_solved_episodes(false_alarms: float, high: float) -> None:
+    # Three solved episodes whose lowest predictions are 0.1, 0.2 and 0.3, and a failed one with 0.15. The
+    # quantiles 0, 0.5 and 1 of (0.1, 0.2, 0.3) are 0.1, 0.2 and 0.3.
+    trainer = make_trainer(gate_false_alarms=false_alarms, gate_members=2, num_target_critics=2)
+    lowest = {0.1: True, 0.2: True, 0.3: True, 0.15: False}
+    for probability, success in lowest.items():
+        trainer.add(torch.tensor([[probability, 0.0], [0.9, 0.0]]), success)
+    trainer._learns.zero_()  # no member has seen them
+
+    def logits(obs: Tensor) -> Tensor:
+        return obs[:, 0].logit().expand(2, -1)
+
+    trainer.gate.members.forward = logits  # type: ignore[method-assign]
+    metrics = trainer.calibrate(unchanged)
+    assert metrics["gate/threshold"] == pytest.approx(high)
+    assert float(trainer.gate.low) == pytest.approx(high / 3.0)
+    assert metrics["gate/failures_found"] == float(high > 0.15)
+
+
+def test_calibrate__ignores_predictions_by_members_that_learned_from_the_episode() -> None:
+    trainer = make_trainer(gate_false_alarms=0.0, gate_members=2)
+    trainer.add(torch.zeros(1, 2), True)
+    trainer._learns[0] = torch.tensor([1.0, 0.0])
+    set_probabilities(trainer.gate, [0.9, 0.25])
+    assert trainer.calibrate(unchanged)["gate/threshold"] == pytest.approx(0.25)
+
+
+def test_gate_buffer_size__oldest_observations_are_overwritten() -> None:
+    trainer = make_trainer(gate_buffer_size=8)
+    for i in range(3):
+        trainer.add(torch.full((3, 2), float(i)), success=False)
+    # rows 0 to 8 in a ring of 8: the first row of the first episode is gone
+    assert trainer._obs[:, 0].tolist() == [2.0, 0.0, 0.0, 1.0, 1.0, 1.0, 2.0, 2.0]
+    assert trainer.num_rows == 9
+
+
+# --- state -----------------------------------------------------------------------------------------------
+
+
+def test_gate_trainer_load_state_dict__training_continues_bit_for_bit() -> None:
+    trainer = make_trainer()
+    add_episodes(trainer)
+    trainer.fit(10, unchanged)
+    other = make_trainer(seed=1)
+    other.load_state_dict(trainer.state_dict())
+    other.gate.load_state_dict(trainer.gate.state_dict())
+    for one in (trainer, other):
+        add_episodes(one, 4, seed=1)
+        one.fit(5, unchanged)
+        one.calibrate(unchanged)
+    obs = torch.randn(9, 2)
+    assert torch.equal(trainer.gate.success_probability(obs), other.gate.success_probability(obs))
+    assert torch.equal(trainer.gate.high, other.gate.high)
+
+
+def test_gate_trainer_load_state_dict__refuses_other_sizes() -> None:
+    trainer = make_trainer()
+    add_episodes(trainer)
+    with pytest.raises(CheckpointError, match="other sizes"):
+        make_trainer(gate_buffer_size=8).load_state_dict(trainer.state_dict())
