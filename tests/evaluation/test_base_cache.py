@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ import point_runs
 import pytest
 import torch
 
+from residual_rl.base_policies.hybrid import HybridCfg
+from residual_rl.base_policies.lerobot import LeRobotCfg
+from residual_rl.base_policies.model import ModelCfg
 from residual_rl.config import TrainCfg, replace_fields
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.evaluation import base_cache
@@ -193,6 +197,30 @@ def test_base_evaluations__are_kept_in_memory_only_where_they_cannot_be_repeated
     # Code that cannot be found.
     monkeypatch.setattr(base_cache, "_code_of", lambda name: None)
     uncached(cfg, make_residual_env(cfg, 3))
+
+
+@pytest.mark.parametrize(
+    ("base_cfg", "repeatable"),
+    [
+        (None, True),
+        (ModelCfg("some-folder"), True),
+        (LeRobotCfg("lerobot/act"), False),  # on the hub, which may change
+        (HybridCfg(("zero", "lerobot"), ("1.checkpoint=lerobot/act",)), False),
+        (HybridCfg(("zero", "zero"), mode="switch", switch="my_module:choose"), False),
+    ],
+)
+def test_is_repeatable__is_false_for_what_is_elsewhere(base_cfg: Any, repeatable: bool) -> None:
+    cfg = point_runs.config()
+    env = make_residual_env(cfg, 1)
+    assert base_cache._is_repeatable(dataclasses.replace(cfg, base=base_cfg), env) is repeatable
+
+
+def test_paths__finds_those_in_the_settings_of_members(tmp_path: Path) -> None:
+    folder, file = tmp_path / "flow 20", tmp_path / "bc.safetensors"
+    folder.mkdir()
+    file.touch()
+    settings = (f"0.checkpoint={shlex.quote(str(folder))}", f"1.checkpoint={file}")
+    assert list(base_cache._paths(HybridCfg(("il", "il"), settings))) == [folder, file]
 
 
 def test_cache_folder__can_be_moved_and_switched_off(
