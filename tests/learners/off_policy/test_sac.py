@@ -354,6 +354,8 @@ def test_td3_target__bootstraps_after_truncation_and_not_after_termination() -> 
         zeros,
         zeros,
         zeros,
+        torch.ones(6),
+        torch.ones(6),
         torch.zeros(1),
     )
     # rewards (0 + 1) * 10 and (1 + 1) * 10
