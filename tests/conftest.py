@@ -23,6 +23,9 @@ os.environ["HF_HOME"] = _hub_cache.name
 # Tests sign with a key of their own, not with the user's.
 _config_dir = tempfile.TemporaryDirectory(prefix="residual-rl-test-")
 os.environ["RESIDUAL_RL_CONFIG_DIR"] = _config_dir.name
+# Nor do they read or fill the user's evaluations of base policies.
+_cache_dir = tempfile.TemporaryDirectory(prefix="residual-rl-test-")
+os.environ["RESIDUAL_RL_CACHE_DIR"] = _cache_dir.name
 
 import hypothesis
 import numpy as np

@@ -267,8 +267,8 @@ def test_success_rate__95_of_100_episodes_are_exactly_95_percent(
     """The nearest float32 to 0.95 is smaller."""
     success = (torch.arange(100) >= 5).float()
     episodes = {"success_once": success, "return": success, "episode_length": success + 20.0}
-    monkeypatch.setattr("residual_rl.runner.evaluate", lambda *_: episodes)
-    train(tmp_path / "run", total_timesteps=32, eval_freq=0)
+    monkeypatch.setattr("residual_rl.evaluation.selection.evaluate", lambda *_, **__: episodes)
+    train(tmp_path / "run", total_timesteps=32, eval_freq=0, eval_episodes=100, confirm_episodes=0)
     summary = json.loads((tmp_path / "run" / "training_summary.json").read_text())
     assert (summary["best_success_rate"], summary["step_to_95"]) == (0.95, 32)
 

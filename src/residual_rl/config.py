@@ -92,6 +92,9 @@ class RunCfg(CheckedCfg):
     """Env steps between two evaluations; 0 evaluates at the end only."""
     eval_episodes: Annotated[PositiveInt, tyro.conf.arg(aliases=["--n-episodes"])] = 64
     """Episodes of an evaluation in training, on a fixed list of seeds."""
+    confirm_episodes: NonNegativeInt = 200
+    """Fresh episodes, at most, for the comparison of the best model with the base policy at the end of the
+    training; without a gain it becomes the base policy. 0 keeps it without a comparison."""
     train_episode_steps: PositiveInt | None = None
     """Steps after which an episode of the training is truncated, if that is earlier than in the task. Stuck
     episodes then cost less. Evaluations have the task's limit."""

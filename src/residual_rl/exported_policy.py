@@ -30,7 +30,7 @@ def export_policy(folder: Path, cfg: TrainCfg, learner: Learner, residual_scale:
     training env, and another env may have more observations.
     """
     make_folder(folder)
-    cfg = dataclasses.replace(cfg, learner=getattr(learner, "cfg", cfg.learner))
+    cfg = _with_settings_of(learner, cfg)
     state = {
         "policy": learner.policy_state_dict(),
         "residual_scale": residual_scale,
@@ -40,6 +40,24 @@ def export_policy(folder: Path, cfg: TrainCfg, learner: Learner, residual_scale:
     checkpoint.save(folder / POLICY_FILE, state, "policy")
     write_json(folder / "config.json", cfg.to_dict())
     cfg.write_signature(folder)
+
+
+def set_residual_scale(folder: Path, residual_scale: float) -> None:
+    """Change the residual scale of the policy in `folder`, if it is another; 0 makes it the base policy."""
+    state = checkpoint.load(folder / POLICY_FILE, "policy")
+    if state["residual_scale"] != residual_scale:
+        checkpoint.save(folder / POLICY_FILE, {**state, "residual_scale": residual_scale}, "policy")
+
+
+def read_own_policy(folder: Path, cfg: TrainCfg, learner: Learner) -> ExportedPolicy:
+    """The policy that the training with the settings `cfg` has exported to `folder`."""
+    state = checkpoint.load(folder / POLICY_FILE, "policy")
+    cfg = _with_settings_of(learner, cfg)
+    return ExportedPolicy(cfg, state["residual_scale"], state["step"], state["policy"])
+
+
+def _with_settings_of(learner: Learner, cfg: TrainCfg) -> TrainCfg:
+    return dataclasses.replace(cfg, learner=getattr(learner, "cfg", cfg.learner))
 
 
 class ResidualModel(Protocol):

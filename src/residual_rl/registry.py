@@ -24,7 +24,8 @@ RESERVED_METRICS = frozenset(
         # of each episode in an evaluation
         *("return", "residual_magnitude", "action_change", "residual_scale"),
         # of an evaluation in training
-        *("success_rate", "mean_reward", "mean_ep_length"),
+        *("success_rate", "mean_reward", "mean_ep_length", "episodes"),
+        *("base_success_rate", "gain", "gain_low", "gain_high", "won", "lost"),
     ]
 )
 """Names of our own metrics, which those of a task must not take."""

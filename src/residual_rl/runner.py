@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -16,41 +16,24 @@ import torch
 from residual_rl.config import TrainCfg
 from residual_rl.demos.transitions import load_demonstrations
 from residual_rl.errors import BasePolicyError, CheckpointError, NonFiniteError
-from residual_rl.evaluation.evaluate import Episodes, evaluate
+from residual_rl.evaluation.deployment import Deployment
+from residual_rl.evaluation.selection import ModelSelection, make_eval_env, unconfirmed
 from residual_rl.exported_policy import export_policy
-from residual_rl.factory import make_learner, make_residual_env, make_training_env, with_obs_keys
-from residual_rl.registry import TASKS
+from residual_rl.factory import make_learner, make_training_env, with_obs_keys
 from residual_rl.runs import checkpoint
 from residual_rl.runs.disk_space import check_room, state_bytes
 from residual_rl.runs.logger import Logger, MetricAverager, read_metrics
-from residual_rl.runs.progress import Progress
+from residual_rl.runs.progress import Progress, session_begin
 from residual_rl.runs.progress_bar import ProgressBar
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.runs.wandb_tracker import check_wandb
 from residual_rl.types import HasReplay, Metrics, State, Transition
-from residual_rl.utils.files import make_folder, write_json
-from residual_rl.utils.seeding import TRAINING_EVAL_SEED, training_seed_start
-from residual_rl.utils.signals import stop_signals
+from residual_rl.utils.files import parse_json, write_json
+from residual_rl.utils.seeding import training_seed_start
+from residual_rl.utils.signals import StopRequest, stop_signals
 from residual_rl.utils.text import shell_command
 
-_IMPORTED = time.perf_counter()
 _log = logging.getLogger(__name__)
-
-
-def _process_begin() -> float:
-    """The start of this process on the clock of `time.perf_counter`, or the import of this module where /proc
-    is missing."""
-    try:
-        with open("/proc/self/stat", "rb") as file:
-            # Field 22, starttime: clock ticks after boot.
-            ticks = int(file.read().rpartition(b")")[2].split()[19])
-    except FileNotFoundError:
-        return _IMPORTED
-    return time.perf_counter() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
-
-
-_process_start = iter([_process_begin()])
-"""Only the first Runner of a process counts the time since the process's start as set-up."""
 
 
 class Runner:
@@ -67,7 +50,7 @@ class Runner:
     """
 
     def __init__(self, cfg: TrainCfg, folder: RunFolder, resume: bool = False):
-        self._started = next(_process_start, time.perf_counter())
+        self._started = session_begin()
         torch.set_num_threads(cfg.run.torch_threads)
         self.folder = folder
         if cfg.run.wandb_project is not None:
@@ -75,7 +58,8 @@ class Runner:
         self.env = make_training_env(cfg)
         self.cfg = cfg = with_obs_keys(cfg, self.env)
         """The settings, with the observations that the learner reads by default in this env."""
-        self.eval_env = make_residual_env(cfg, TASKS.get(cfg.task_id).eval_envs(cfg.run.eval_episodes))
+        self.eval_env = make_eval_env(cfg)
+        self.selection = ModelSelection(cfg, folder, self.eval_env)
         self._env_in_use = self.env
         """The env being stepped, for error reports."""
         self.learner = make_learner(cfg, self.env)
@@ -91,6 +75,8 @@ class Runner:
         self.wall_time = 0.0
         """Duration of all sessions [s], including imports, construction and evaluations. The first Runner of
         a process counts from the start of the process, any other from its own construction."""
+        self._deployment: Deployment | None = None
+        """The outcome of the comparison with the base policy, once it is known."""
         self.checkpoints = checkpoint.CheckpointFolder(folder.checkpoints, cfg.run.keep_checkpoints)
         if not (resume and self._resume()):
             load_demonstrations(cfg, self.learner, self.env)
@@ -104,6 +90,8 @@ class Runner:
         In the summary, `signal` is the signal that stopped the training, or None. `wall_time` and
         `time_to_95` [s] count from the start of the training command, including imports and construction, and
         add up over the sessions of a resumed run; `steps_per_second` refers to the same time.
+        `evaluation_time` [s] is that of this session. `finished` is False also for a training whose best
+        model could not be compared with the base policy yet. `deployment` has the fields of `Deployment`.
         """
         cfg = self.cfg.run
         progress = self.progress
@@ -145,8 +133,14 @@ class Runner:
                 if progress.logged < progress.step:
                     logger.log(self._row(), progress.step)
                 self.checkpoints.save(progress.step, self.state_dict())
-            # Inside `stop_signals`, so that another SIGTERM cannot interrupt it
-            return self._finish(stop.signal)
+            # Export, compare the best model with the base policy, and write the summary; inside
+            # `stop_signals`, so that another SIGTERM cannot interrupt it
+            self._export()
+            if self._finished and self._deployment is None:
+                self._deployment = self._confirm(stop, bar)
+                bar.update(progress.step, note=(self._deployment or unconfirmed(progress)).note)
+                self.wall_time = time.perf_counter() - session
+            return self._summarize(stop.signal)
 
     # --- one iteration --------------------------------------------------------------------------------
 
@@ -229,24 +223,26 @@ class Runner:
 
     def _evaluate(self) -> Metrics:
         """Evaluate the current policy without exploration, and export it if it is the best so far."""
+        with self._evaluating():
+            return self.selection.evaluate(self.learner, self.env.residual_scale, self.progress)
+
+    def _confirm(self, stop: StopRequest, bar: ProgressBar) -> Deployment | None:
+        """Compare the best model with the base policy after the last step; None if a signal stops it."""
+
+        def show(done: int, total: int) -> None:
+            bar.update(self.progress.step, note=f"comparing best_model with the base: episode {done}/{total}")
+
+        with self._saving_if_server_fails(), self._evaluating():
+            return self.selection.confirm(self.learner, self.progress, lambda: stop.signal is not None, show)
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Context in which the evaluation envs are stepped; an error leaves them as those in use."""
         start = time.perf_counter()
         self._env_in_use = self.eval_env
-        self.eval_env.residual_scale = self.env.residual_scale
-        seeds = range(TRAINING_EVAL_SEED, TRAINING_EVAL_SEED + self.cfg.run.eval_episodes)
-        episodes = evaluate(self.eval_env, lambda obs: self.learner.act(obs, deterministic=True), seeds)
+        yield
         self._env_in_use = self.env
-        metrics = _eval_metrics(episodes)
-        make_folder(self.folder.eval_results)
-        file = self.folder.eval_results / f"step_{self.progress.step:09d}.json"
-        write_json(file, {name: values.tolist() for name, values in episodes.items()})
-        score = (metrics["eval/success_rate"], metrics["eval/mean_reward"])
-        if self.progress.best is None or score > self.progress.best:
-            self.progress.best = score
-            export_policy(
-                self.folder.best_model, self.cfg, self.learner, self.env.residual_scale, self.progress.step
-            )
         self.timer.evaluation += time.perf_counter() - start
-        return metrics
 
     # --- saving ---------------------------------------------------------------------------------------
 
@@ -298,6 +294,11 @@ class Runner:
             ) from error
         times = [row["time/wall"] for row in rows if row["step"] <= self.progress.step and "time/wall" in row]
         self.wall_time = max(times, default=0.0)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            summary = parse_json(self.folder.summary_file.read_text("utf-8"))
+            if summary["finished"] and summary["steps"] == self.progress.step:
+                self.wall_time = summary["wall_time"]
+                self._deployment = Deployment.from_summary(summary) if self._finished else None
         return True
 
     @property
@@ -306,25 +307,33 @@ class Runner:
         iterations = math.ceil(self.cfg.run.save_freq / self._steps_per_iteration)
         return iterations * self._steps_per_iteration if iterations else self.total_steps
 
-    def _finish(self, stopped_by: int | None) -> dict[str, Any]:
-        """Export the last policy, write the summary and return it."""
+    def _export(self) -> None:
+        """Export the last policy."""
         model = self.folder.final_model if self._finished else self.folder.interrupted_model
         export_policy(model, self.cfg, self.learner, self.env.residual_scale, self.progress.step)
+
+    def _summarize(self, stopped_by: int | None) -> dict[str, Any]:
+        """Write the summary and return it."""
         progress = self.progress
-        rows = read_metrics(self.folder.metrics_file)
+        episodes = self.cfg.run.eval_episodes
+        complete = (
+            row for row in read_metrics(self.folder.metrics_file) if row.get("eval/episodes") == episodes
+        )
         reached = next(
-            (row for row in rows if row.get("eval/success_rate", 0.0) >= 0.95 and "time/wall" in row), None
+            (row for row in complete if row["eval/success_rate"] >= 0.95 and "time/wall" in row), None
         )
         summary = {
-            "finished": self._finished,
+            "finished": self._deployment is not None,
             "signal": stopped_by,
             "steps": progress.step,
             "wall_time": self.wall_time,
+            "evaluation_time": self.timer.evaluation,
             "steps_per_second": progress.step / self.wall_time if self.wall_time else 0.0,
             "best_success_rate": progress.best[0] if progress.best else None,
             "time_to_95": reached["time/wall"] if reached else None,
             "step_to_95": reached["step"] if reached else None,
-            "model": str(model.name),
+            "model": (self.folder.final_model if self._finished else self.folder.interrupted_model).name,
+            "deployment": dataclasses.asdict(self._deployment or unconfirmed(progress)),
         }
         write_json(self.folder.summary_file, summary)
         return summary
@@ -377,17 +386,6 @@ def _step_metrics(transition: Transition, info: dict[str, Any]) -> dict[str, tor
     if "base_uncertainty" in info:
         metrics |= {"residual/scale": scale.mean(), "base/uncertainty": info["base_uncertainty"].mean()}
     return metrics
-
-
-def _eval_metrics(episodes: Episodes) -> Metrics:
-    # In float64: in float32 the mean of 95 successes in 100 episodes is below 0.95
-    means = {name: float(values.double().mean()) for name, values in episodes.items()}
-    return {
-        "eval/success_rate": means.pop("success_once"),
-        "eval/mean_reward": means.pop("return"),
-        "eval/mean_ep_length": means.pop("episode_length"),
-        **{f"eval/{name}": value for name, value in means.items()},
-    }
 
 
 def _mean(values: deque[float]) -> float:

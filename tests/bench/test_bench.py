@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import point_runs
 import pytest
 import torch
 from fakes import PointCfg, PointEnv
@@ -197,6 +198,7 @@ def test_bench__prints_a_table_and_saves_the_results(
         "num_steps": 20,
         "repeats": 1,
         "training_repeats": 1,
+        "steps_to_95": 0,
     }
     printed = capsys.readouterr().out
     for text in (
@@ -241,3 +243,34 @@ def test_compare_training__alternates_with_sb3(small: None) -> None:
     speeds = bench_training.compare_training(CFG, repeats=1)
     assert len(speeds.ours) == len(speeds.sb3) == len(speeds.ratios) == 1
     assert speeds.ratios[0] == speeds.ours[0] / speeds.sb3[0]
+
+
+@pytest.mark.parametrize(("homing", "reached"), [(1.0, True), (-1.0, False)])
+def test_time_to_95__ends_after_the_evaluation_that_reaches_it(
+    monkeypatch: pytest.MonkeyPatch, homing: float, reached: bool
+) -> None:
+    point_runs.register(monkeypatch)
+    steps: list[int] = []
+    summarize = bench_training.Runner._summarize
+
+    def spy(runner: Any, stopped_by: int | None) -> Any:
+        steps.append(runner.progress.step)
+        return summarize(runner, stopped_by)
+
+    monkeypatch.setattr(bench_training.Runner, "_summarize", spy)
+    seconds = bench_training.time_to_95(point_runs.config(homing=homing), 128)
+    assert (seconds is not None) == reached
+    assert steps == [32 if reached else 128]
+
+
+def test_measure_time_to_95__counts_bare_env_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = dataclasses.replace(CFG, run=dataclasses.replace(CFG.run, seed=3))
+    rows = [{"name": bench.BARE, "value": 2000.0}]
+    monkeypatch.setattr(bench, "time_to_95", lambda cfg, max_steps: 12.5)
+    row = bench.measure_time_to_95(cfg, BenchCfg(), rows)
+    assert (row.value, row.unit) == (25_000.0, "bare env steps")
+    assert row.note == "12 s of training (ppo, seed 3), set-up and evaluations included"
+    monkeypatch.setattr(bench, "time_to_95", lambda cfg, max_steps: None)
+    row = bench.measure_time_to_95(cfg, BenchCfg(steps_to_95=500), rows)
+    assert (row.value, row.note) == (None, "not reached in 500 env steps")
+    assert bench.measure_time_to_95(cfg, BenchCfg(), []).value is None

@@ -30,6 +30,7 @@ TINY: dict[str, Any] = {
     "hidden_sizes": (8, 8),
     "max_episode_steps": 20,
     "eval_episodes": 2,
+    "confirm_episodes": 8,
     "total_timesteps": 256,
     "eval_freq": 96,
     "save_freq": 32,
@@ -67,7 +68,7 @@ CLI_TINY = [
     "8",
     "8",
 ]
-CLI_TINY += ["--max-episode-steps", "20", "--eval-episodes", "2"]
+CLI_TINY += ["--max-episode-steps", "20", "--eval-episodes", "2", "--confirm-episodes", "8"]
 FAILING_TINY = [*CLI_TINY, "--num-threads", "1", "--save-freq", "32", "--eval-freq", "0"]
 
 

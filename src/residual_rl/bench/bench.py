@@ -6,22 +6,25 @@ import dataclasses
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from residual_rl.bench.stepping import NotMujocoError, compare_stepping
-from residual_rl.bench.training import SB3_ENVS, SETTINGS, compare_training
+from residual_rl.bench.training import SB3_ENVS, SETTINGS, compare_training, time_to_95
 from residual_rl.config import TrainCfg
 from residual_rl.errors import ConfigError, MissingDependencyError
 from residual_rl.factory import make_residual_env
 from residual_rl.utils.provenance import machine, versions
 from residual_rl.utils.threads import simulator_threads
-from residual_rl.utils.validation import CheckedCfg, NumEnvs, NumThreads, PositiveInt
+from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, NumEnvs, NumThreads, PositiveInt
 
 FORMAT_VERSION = 1
+BARE = "bare mj_step, wall"
+"""Name of the row with the speed of bare MuJoCo in wall time."""
+TO_95 = "time to 95 % success"
 CAMERA_SIZE = (128, 128)
 """Height and width of the images that are timed [px]."""
 
@@ -40,6 +43,9 @@ class BenchCfg(CheckedCfg):
     """Number of turns of stepping and rendering; results are medians over the turns."""
     training_repeats: PositiveInt = 3
     """Number of turns of training."""
+    steps_to_95: NonNegativeInt = 60_000
+    """Env steps, at most, of a training until 95 % success, whose duration is given in bare env steps; with
+    0 it is left out."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,25 @@ def run_bench(cfg: TrainCfg, bench: BenchCfg, on_start: Callable[[str], None]) -
     }
 
 
+def measure_time_to_95(cfg: TrainCfg, bench: BenchCfg, rows: Sequence[Mapping[str, Any]]) -> Row:
+    """The time of a training until 95 % success, as the number of bare env steps that take as long.
+
+    Args:
+        cfg: the settings of the training.
+        bench: the number of threads and the limit on env steps.
+        rows: those of `run_bench`, with the speed of bare MuJoCo.
+    """
+    speed = next((row["value"] for row in rows if row["name"] == BARE), None)
+    if speed is None:
+        return Row(TO_95, None, "", "the envs are not simulated by MuJoCo")
+    cfg = dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, num_threads=bench.num_threads))
+    seconds = time_to_95(cfg, bench.steps_to_95)
+    if seconds is None:
+        return Row(TO_95, None, "", f"not reached in {bench.steps_to_95:,} env steps")
+    training = f"{seconds:.0f} s of training ({cfg.learner_id}, seed {cfg.run.seed})"
+    return Row(TO_95, seconds * speed, "bare env steps", f"{training}, set-up and evaluations included")
+
+
 def _stepping(cfg: TrainCfg, bench: BenchCfg) -> list[Row]:
     env = make_residual_env(cfg, bench.num_envs)
     try:
@@ -120,7 +145,7 @@ def _stepping(cfg: TrainCfg, bench: BenchCfg) -> list[Row]:
         ),
         _row("env stepping ÷ bare mj_step", speeds.ratios, "", "per CPU-second"),
         _row("env stepping, wall", speeds.env_wall, "steps / s"),
-        _row("bare mj_step, wall", speeds.raw_wall, "steps / s"),
+        _row(BARE, speeds.raw_wall, "steps / s"),
         _row("physics in env stepping", [100.0 * share for share in speeds.physics_share], "% of CPU"),
     ]
 

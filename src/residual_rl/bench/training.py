@@ -7,6 +7,7 @@ import functools
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -93,6 +94,27 @@ def compare_training(cfg: TrainCfg, repeats: int) -> TrainingSpeeds:
         sb3.env.close()
     speeds.act_latency, speeds.base_latency = _latencies(runner)
     return speeds
+
+
+class _UntilSolved(Runner):
+    """A training that ends after an evaluation with 95 % success."""
+
+    @property
+    def _finished(self) -> bool:
+        best = self.progress.best
+        return super()._finished or (self.progress.step > 0 and best is not None and best[0] >= 0.95)
+
+
+def time_to_95(cfg: TrainCfg, max_steps: int) -> float | None:
+    """Wall time of a training until an evaluation with 95 % success [s], with set-up and evaluations, without
+    imports; None if `max_steps` env steps do not suffice."""
+    cfg = replace_fields(cfg, {"total_timesteps": max_steps, "confirm_episodes": 0})
+    with tempfile.TemporaryDirectory() as path, RunFolder(path).start(cfg.to_dict()) as folder:
+        runner = _UntilSolved(cfg, folder)
+        seconds: float | None = runner.learn()["time_to_95"]
+        runner.env.close()
+        runner.eval_env.close()
+    return seconds
 
 
 def _iterate(runner: Runner) -> None:

@@ -11,13 +11,13 @@ import tyro
 from rich.table import Table
 from rich.text import Text
 
-from residual_rl.bench.bench import BenchCfg, run_bench
+from residual_rl.bench.bench import BenchCfg, measure_time_to_95, run_bench
 from residual_rl.cli.flags import parse_flags, parse_head, require_target
 from residual_rl.config import TrainCfg
 from residual_rl.utils.console import Console
 from residual_rl.utils.files import make_folder, write_json
 
-QUICK = {"num_steps": 20, "repeats": 1, "training_repeats": 1}
+QUICK = {"num_steps": 20, "repeats": 1, "training_repeats": 1, "steps_to_95": 0}
 """Settings of `--quick`."""
 
 
@@ -42,16 +42,21 @@ def main(argv: Sequence[str]) -> int:
     about = "Measure speeds; the values are medians over several repeats."
     parsed = parse_flags(groups, rest, f"bench {task_id}", about)
     flags: BenchFlags = parsed["own"]
+    bench, cfg = parsed["bench"], dataclasses.replace(cfg, task=parsed["task"])
     output = flags.output or Path(f"bench-{task_id}.json")
     make_folder(output.parent)  # before the measurements: a wrong path fails early
     console = Console()
     # measure, and show the current measurement
     with console.status("") as status:
         results = run_bench(
-            dataclasses.replace(cfg, task=parsed["task"]),
-            parsed["bench"],
+            cfg,
+            bench,
             lambda name: status.update(Text(f"measuring {name} …")),
         )
+    # a training, with its own progress bar
+    if bench.steps_to_95:
+        row = measure_time_to_95(cfg, bench, results["rows"])
+        results["rows"].append(dataclasses.asdict(row))
     # save before printing, then print the table and its notes
     write_json(output, results)
     console.print(_table(results))

@@ -16,6 +16,7 @@ from residual_rl.cli.video import can_record, try_video
 from residual_rl.config import ResidualScale, TrainCfg, replace_fields
 from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.evaluation.compare import run_episodes, summarize
+from residual_rl.evaluation.deployment import deployment_text
 from residual_rl.evaluation.eval_file import check_replaceable
 from residual_rl.evaluation.evaluate import Episodes, no_residual
 from residual_rl.evaluation.report import format_table, write_report
@@ -178,6 +179,7 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
     console.print(format_table(evaluation))
     if flags.save_video:
         try_video(lambda: _write_video(run.path / "video.mp4", cfg, flags, exported), console)
+    deployed = deployment_text(run.summary_file) if found.file.parent == run.best_model else None
     # a run that keeps its larger evaluation keeps the report of that one
     report = write_report(run.path, evaluation if stored else None, plot=flags.plot)
     if project is not None:
@@ -186,6 +188,8 @@ def _evaluate_run(path: Path, argv: Sequence[str]) -> int:
         console.say(
             f"{run.eval_file} and the report keep the larger evaluation; this one is in {flags.output}"
         )
+    if deployed is not None:
+        console.say(deployed)
     console.say(f"Run folder: {run.path}", f"Report: {report}")
     return 0
 

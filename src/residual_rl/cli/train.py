@@ -26,6 +26,7 @@ QUICK = {
     "num_envs": 8,
     "total_timesteps": 2048,
     "eval_episodes": 4,
+    "confirm_episodes": 8,
     "eval_freq": 0,
     "save_freq": 1024,
 }
@@ -202,7 +203,7 @@ def read_config(run: RunFolder) -> TrainCfg:
 
 
 def _train(runner: Runner, folder: RunFolder) -> int:
-
+    from residual_rl.evaluation.deployment import Deployment
     from residual_rl.runs.progress_bar import clock_time
     from residual_rl.runs.wandb_artifacts import log_models
     from residual_rl.utils.console import Console
@@ -225,6 +226,9 @@ def _train(runner: Runner, folder: RunFolder) -> int:
             f"95 % success in an evaluation after {clock_time(summary['time_to_95'])} and "
             f"{summary['step_to_95']:,} steps."
         )
+    deployment = Deployment.from_summary(summary)
+    if deployment is not None:
+        console.say(deployment.text)
     if runner.cfg.run.wandb_artifacts and runner.cfg.run.wandb_project is not None:
         log_models(folder, runner.cfg.run.wandb_project)
     console.say(f"Run folder: {folder.path}")

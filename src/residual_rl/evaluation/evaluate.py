@@ -30,6 +30,7 @@ def evaluate(
     seeds: Sequence[int],
     on_step: Callable[[Transition, dict[str, Any]], None] | None = None,
     on_progress: Callable[[int, float], None] | None = None,
+    stop: Callable[[Episodes], bool] | None = None,
 ) -> Episodes:
     """Run the episodes of `seeds`, each once.
 
@@ -40,12 +41,15 @@ def evaluate(
         seeds: N distinct episode seeds.
         on_step: called after each step with the transition and the env's info.
         on_progress: called with the number of finished episodes and their success rate.
+        stop: called with the metrics of the first n episodes, in the order of the seeds, when n has grown:
+            whether to leave out the others. In the order of their ends, short episodes would come first.
 
     Returns:
-        Metrics of each episode: `success_once`, `success_at_end`, `return` (including the residual penalty),
-        `episode_length`, `residual_magnitude` (mean of ‖residual_scale · residual_action‖), `action_change`
-        (mean of ‖actionₜ - actionₜ₋₁‖; smaller is smoother), `residual_scale` (its mean; only if it is
-        adaptive), and the task's metrics at the end of the episode.
+        Metrics of each episode, or of the first n if `stop` returned True: `success_once`, `success_at_end`,
+        `return` (including the residual penalty), `episode_length`, `residual_magnitude` (mean of
+        ‖residual_scale · residual_action‖), `action_change` (mean of ‖actionₜ - actionₜ₋₁‖; smaller is
+        smoother), `residual_scale` (its mean; only if it is adaptive), and the task's metrics at the end of
+        the episode.
 
     Raises:
         ValueError: a seed occurs twice.
@@ -58,6 +62,7 @@ def evaluate(
     env.reset()
     # Sums over the running episode of each env; a last action of NaN marks the first step of an episode.
     done = torch.zeros(len(seeds), dtype=torch.bool)
+    first = 0
     episodes: Episodes = {}
     sums = {
         name: torch.zeros(env.num_envs, device=env.device)
@@ -105,6 +110,13 @@ def evaluate(
         last_action = torch.where(ended[:, None], torch.nan, last_action)
         if on_progress is not None:
             on_progress(int(done.sum()), float(episodes["success_once"][done].mean()))
+
+        # Stop once the first episodes tell enough.
+        before, first = first, int(done.long().cumprod(0).sum())
+        if stop is not None and first > before:
+            head = {name: values[:first] for name, values in episodes.items()}
+            if stop(head):
+                return head
     return episodes
 
 

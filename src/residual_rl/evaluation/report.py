@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from residual_rl.errors import CheckpointError
+from residual_rl.evaluation.deployment import Deployment
 from residual_rl.evaluation.eval_file import PAIR, is_rate, metrics_of, policies_of, read_evaluation
 from residual_rl.evaluation.formatting import format_table, interval_text, label, pair_text, value_text
 from residual_rl.evaluation.plots import Plot, make_plots, save_pngs, svg
@@ -72,7 +73,9 @@ def _page(
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
     yield f"<title>{escape(task)} · residual_rl</title>\n<style>\n{_css()}</style>\n</head>\n<body>\n<main>\n"
     yield f'<header><div class="eyebrow">{escape(task)}</div>\n<h1>{escape(headline(evaluation))}</h1>\n'
-    yield f'<p class="lead">{escape(_lead(evaluation, run))}</p></header>\n'
+    deployment = Deployment.from_summary(summary)
+    more = "" if deployment is None else f" {deployment.text}"
+    yield f'<p class="lead">{escape(_lead(evaluation, run) + more)}</p></header>\n'
     yield _cards(evaluation, rows, summary)
     # Video, results, plots and settings.
     if (run.path / "video.mp4").exists():

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
 from residual_rl.types import State
+
+_IMPORTED = time.perf_counter()
 
 
 @dataclass
@@ -19,6 +23,12 @@ class Progress:
     """Env steps so far."""
     best: tuple[float, float] | None = None
     """Success rate and mean return of the best evaluation so far."""
+    best_step: int = 0
+    """Env steps before it; 0 for the base policy."""
+    best_scale: float = 0.0
+    """Its residual scale."""
+    best_outcomes: list[float] = field(default_factory=list)
+    """Success (0 or 1) of its episodes, in the order of their seeds."""
     episodes: int = 0
     """Number of training episodes in the statistics so far."""
     success: deque[float] = field(default_factory=lambda: deque(maxlen=100))
@@ -68,6 +78,9 @@ class Progress:
         """Restore the fields from `state_dict`."""
         self.step = state["step"]
         self.best = None if state["best"] is None else tuple(state["best"])
+        self.best_step = state["best_step"]
+        self.best_scale = state["best_scale"]
+        self.best_outcomes = list(state["best_outcomes"])
         self.episodes = state["episodes"]
         self.success = deque(state["success"], maxlen=100)
         self.returns = deque(state["returns"], maxlen=100)
@@ -91,3 +104,23 @@ class Timer:
     collection: float = 0.0
     update: float = 0.0
     evaluation: float = 0.0
+
+
+def session_begin() -> float:
+    """The start of a session on the clock of `time.perf_counter`: for the first call in a process that of the
+    process, since its imports count as set-up, and for later calls now."""
+    return next(_process_start, time.perf_counter())
+
+
+def _process_begin() -> float:
+    """The start of this process, or the import of this module where /proc is missing."""
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            # Field 22, starttime: clock ticks after boot.
+            ticks = int(file.read().rpartition(b")")[2].split()[19])
+    except FileNotFoundError:
+        return _IMPORTED
+    return time.perf_counter() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+
+
+_process_start = iter([_process_begin()])

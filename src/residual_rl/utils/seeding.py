@@ -1,8 +1,8 @@
 """Disjoint ranges of episode seeds, and random numbers that depend on an episode's seed alone.
 
-Training, evaluation during training, final evaluation, demonstrations and probes have separate ranges. The
-random numbers are counter-based (SplitMix64; Steele, Lea and Flood, OOPSLA 2014): they are batched over envs,
-run on any device, and do not depend on the env or on the order of calls.
+Training, evaluation during training, confirmation of the best model, final evaluation, demonstrations and
+probes have separate ranges. The random numbers are counter-based (SplitMix64; Steele, Lea and Flood, OOPSLA
+2014): they are batched over envs, run on any device, and do not depend on the env or on the order of calls.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ DEMO_SEED = 40_000_000
 """First episode seed of collected demonstrations."""
 PROBE_SEED = 50_000_000
 """First episode seed of `residual-rl probe`."""
+CONFIRMATION_SEED = 60_000_000
+"""First episode seed of the comparison of a run's best model with the base policy."""
 _TRAINING_SEED = 1 << 40
 _EPISODES_PER_RUN = 1 << 36
 

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import secrets
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,14 @@ def sign(document: Any) -> str | None:
     return _digest(key, document)
 
 
-def digest_of(path: Path) -> str | None:
-    """SHA-256 of the absolute path and of the contents of a file, or of all files in a folder; None if there
-    is none."""
+def digest_of(path: Path, skip: Collection[str] = ()) -> str | None:
+    """SHA-256 of the absolute path and of the contents of a file, or of all files in a folder except for its
+    subfolders named in `skip`; None if there is none."""
     path = path.absolute()
     digest = hashlib.sha256()
     try:
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        files = [file for file in files if not set(file.relative_to(path).parts[:-1]) & set(skip)]
         for file in files:
             digest.update(f"{file}\0{file.stat().st_size}\0".encode())
             with file.open("rb") as opened:
