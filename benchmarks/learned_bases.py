@@ -127,7 +127,7 @@ def cells(spec: Spec, part: str, steps: int | None = None) -> Iterator[Cell]:
             for row in group["rows"]
             for variant, flags in group["variants"].items()
         ]
-    for index in range(max(len(seeds) for _, _, _, seeds, _ in settings)):
+    for index in range(max((len(seeds) for _, _, _, seeds, _ in settings), default=0)):
         for row, variant, row_steps, seeds, flags in settings:
             if index < len(seeds):
                 yield Cell(part, row, variant, seeds[index], steps or row_steps, flags)

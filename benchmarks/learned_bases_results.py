@@ -194,6 +194,9 @@ def row_cells(run: Results, runs: Results) -> list[str]:
     last = f"{int(run['curve'][-1][0]):,}" if run["curve"] else "0"
     checks = run["checks"]
     worse = f"{run['num_worse']} of {len(checks)}"
+    episodes = [check["episodes"] for check in checks]
+    if episodes:
+        worse += f"\n({_range_text(min(episodes), max(episodes))} episodes)"
     lowest = min((check["difference"]["mean"] for check in checks), default=math.nan)
     lowest_text = value_text(RATE, lowest, sign=True) if checks else ""
     if not run["finished"]:
@@ -217,6 +220,10 @@ def row_cells(run: Results, runs: Results) -> list[str]:
         "" if goal is None else "reached" if goal else "missed",
         "" if share is None else f"{100 * share:.0f} %",
     ]
+
+
+def _range_text(least: int, most: int) -> str:
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def _rate_text(summary: Results, sign: bool = False) -> str:

@@ -287,7 +287,7 @@ def test_tables__show_each_run_and_ablations_against_the_reference(tmp_path: Pat
     runs = results["runs"]
     row = row_cells(runs["bc-1"], runs)
     assert row[:4] == ["bc, seed 1", "60", "62.5 %\n[0.0, 100.0]", "75.0 %\n[0.0, 100.0]"]
-    assert row[5:] == ["2, 1", "0.88", "0 of 1", "+12.5 pp", "reached", "12 %"]
+    assert row[5:] == ["2, 1", "0.88", "0 of 1\n(8 episodes)", "+12.5 pp", "reached", "12 %"]
     # the reference has a success more than without the gate: 2 won, 1 lost
     ablation = row_cells(runs["bc-ablations-no-gate-1"], runs)
     assert ablation[4].startswith("+0.0 pp")
@@ -298,8 +298,8 @@ def test_tables__show_each_run_and_ablations_against_the_reference(tmp_path: Pat
 
 
 def test_row_cells__of_a_running_training(tmp_path: Path) -> None:
-    write_run(tmp_path / "bc-1", {0: BASE, 20: WORSE})
+    write_run(tmp_path / "bc-1", {0: BASE, 20: WORSE, 40: BASE[:4]})
     runs = collect(SPEC, options_of(tmp_path), {})["runs"]
     assert row_cells(runs["bc-1"], runs) == [
-        *("bc, seed 1", "20 …", "", "", "", "", "", "1 of 1", "−62.5 pp", "", "")
+        *("bc, seed 1", "40 …", "", "", "", "", "", "0 of 2\n(4 to 8 episodes)", "−62.5 pp", "", "")
     ]
