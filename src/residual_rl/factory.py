@@ -103,9 +103,9 @@ def _default_obs_keys(cfg: TrainCfg) -> Callable[[spaces.Dict], tuple[str, ...]]
 def with_obs_keys(cfg: TrainCfg, env: ResidualEnv) -> TrainCfg:
     """`cfg` with the names of the observations that the learner reads in `env`, if its `obs_keys` are None.
 
-    They are those of its `default_obs_keys`, see `LearnerSpec.make`. Over a learned base, `joint_target`,
-    `base_chunk` and `chunk_position` are added where `env` observes them: what such a base does next depends
-    on the chunk that it is executing, and not on the current observation alone.
+    They are those of its `default_obs_keys`, see `LearnerSpec.make`. Over a learned base, the vectors that it
+    reads itself, `joint_target`, `base_chunk` and `chunk_position` are added where `env` observes them: what
+    such a base does next depends on its own observations and on the chunk that it is executing.
     """
     default_obs_keys = _default_obs_keys(cfg)
     if default_obs_keys is None:
@@ -113,7 +113,8 @@ def with_obs_keys(cfg: TrainCfg, env: ResidualEnv) -> TrainCfg:
     keys = default_obs_keys(env.observation_space)
     if BASE_POLICIES.get(cfg.base_policy_id).learned:
         known = env.observation_space.spaces
-        more = [name for name in ("joint_target", *CHUNK_OBS) if name in known]
+        own = [name for name, shape in env.base_policy.policy.inputs.items() if len(shape) == 1]
+        more = [name for name in (*own, "joint_target", *CHUNK_OBS) if name in known]
         keys = tuple(dict.fromkeys([*keys, *more]))
     return dataclasses.replace(cfg, learner=dataclasses.replace(cfg.learner, obs_keys=keys))
 

@@ -34,6 +34,7 @@ def made(
         "successes": ends[0],
         "failures": ends[1],
         "at_bounds": 0.02,
+        "largest_reward": 10.0,
         "conditions": tuple(
             Condition(kind, size, Summary(0.5, 0.3, 0.7, 26), Summary(loss, -1.0, 1.0, 26))
             for (kind, size), loss in losses.items()
@@ -186,3 +187,21 @@ def test_warnings__name_base_actions_at_the_bounds() -> None:
     assert warning.startswith(
         "74.0 % of the entries of the base actions lie at the bounds of the action space"
     )
+
+
+@pytest.mark.parametrize(("largest", "scale"), [(10.0, 0.2), (1.0, 2.0), (3.0, 0.667)])
+def test_reward_scale__brings_the_largest_reward_to_2(largest: float, scale: float) -> None:
+    advice = advise(made(largest_reward=largest), GatedSACCfg(), NO_DEMOS)
+    assert values(advice)["reward_scale"] == scale
+
+
+def test_reward_scale__is_kept_without_rewards_and_without_a_gate() -> None:
+    assert "reward_scale" not in values(advise(made(largest_reward=0.0), GatedSACCfg(), NO_DEMOS))
+    assert "reward_scale" not in values(advise(made(), SACCfg(), NO_DEMOS))
+
+
+def test_train_episode_steps__is_the_limit_of_disturbed_episodes_where_there_is_one() -> None:
+    assert values(advise(made(), SACCfg(), NO_DEMOS, limit_episodes=True))["train_episode_steps"] == 200
+    assert "train_episode_steps" not in values(advise(made(), SACCfg(), NO_DEMOS))
+    never = made(solved=0, max_disturbed_steps=None)
+    assert "train_episode_steps" not in values(advise(never, SACCfg(), NO_DEMOS, limit_episodes=True))

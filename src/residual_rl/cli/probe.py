@@ -99,7 +99,8 @@ def measure(
     envs = TASKS.get(cfg.task_id).eval_envs(min(num_envs or n_episodes, n_episodes))
     with ProgressBar(num_episodes(n_episodes, disturbed), unit="episodes", title="probe") as bar:
         measured = probe(cfg, seeds, disturbed, envs, bar.update)
-    return measured, advise(measured, cfg.learner, training_demos(cfg))
+    limit_episodes = hasattr(cfg.task, "max_episode_steps")
+    return measured, advise(measured, cfg.learner, training_demos(cfg), limit_episodes)
 
 
 def report(

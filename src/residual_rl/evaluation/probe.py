@@ -108,6 +108,8 @@ class Probe:
     failures: Ends
     at_bounds: float
     """Share of the entries of the base actions that lie at the bounds of the action space."""
+    largest_reward: float
+    """The largest |reward| of a step without disturbance."""
     conditions: tuple[Condition, ...]
     """Empty if the base policy never succeeded."""
     max_disturbed_steps: int | None
@@ -187,6 +189,7 @@ def probe(
         successes=_ends([episode for episode in episodes if episode.success]),
         failures=_ends([episode for episode in episodes if not episode.success]),
         at_bounds=float(torch.cat([episode.at_bounds for episode in episodes]).double().mean()),
+        largest_reward=max(episode.largest_reward for episode in episodes),
         conditions=tuple(conditions),
         max_disturbed_steps=limit,
         predictions=predict_failures(episodes),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from residual_rl.evaluation.failure_prediction import MIN_EPISODES
-from residual_rl.evaluation.probe import SIZES, Condition, Probe
+from residual_rl.evaluation.probe import LATE, SIZES, Condition, Probe
 from residual_rl.utils.statistics import Summary
 
 TOLERATED_LOSS = 0.10
@@ -23,6 +23,8 @@ OUTCOMES_NEEDED = 20
 """Successes, and failures, that are expected in the episodes by the base policy alone."""
 WARMUP_EPISODES = (50, 200)
 """Least and largest number of those episodes."""
+LARGEST_REWARD = 2.0
+"""The largest |reward| of a step after scaling."""
 DEMO_SHARE = 0.5
 MANY_AT_BOUNDS = 0.5
 _CERTAIN = 0.9
@@ -65,13 +67,14 @@ class Advice:
         return dataclasses.asdict(self)
 
 
-def advise(probe: Probe, learner: Any, demos: TrainingDemos) -> Advice:
+def advise(probe: Probe, learner: Any, demos: TrainingDemos, limit_episodes: bool = False) -> Advice:
     """Choose the residual scale, and the settings of `learner` that depend on the base policy.
 
     Args:
         probe: the measurements.
         learner: the learner's settings. Only those that it has are chosen.
         demos: the demonstrations that the base policy was trained on.
+        limit_episodes: whether the length of training episodes can be limited.
     """
     gated = hasattr(learner, "gate_warmup_episodes")
     authority = _full_authority(probe, gated)
@@ -84,6 +87,9 @@ def advise(probe: Probe, learner: Any, demos: TrainingDemos) -> Advice:
     choices = [scale, *_exploration(probe, learner, scale.value, authority is not None)]
     if gated:
         choices += _warmup(probe, learner)
+        choices += _rewards(probe)
+    if limit_episodes:
+        choices += _episode_steps(probe)
     if hasattr(learner, "demos"):
         choices += _demos(demos, hasattr(learner, "demo_episodes"))
     return Advice(tuple(choices), _verdict(probe.success), _warnings(probe))
@@ -189,6 +195,25 @@ def _warmup(probe: Probe, learner: Any) -> list[Choice]:
         why = "half of the failures expected by then, so that the warm-up ends even with a good base policy"
         choices.append(Choice("gate_min_failures", patience, why))
     return choices
+
+
+def _rewards(probe: Probe) -> list[Choice]:
+    """The factor of the rewards, which brings them to one size in all tasks."""
+    if probe.largest_reward == 0.0:
+        return []
+    reason = f"the largest reward of a step was {probe.largest_reward:.3g}; scaled, it is {LARGEST_REWARD:g}"
+    return [Choice("reward_scale", float(f"{LARGEST_REWARD / probe.largest_reward:.3g}"), reason)]
+
+
+def _episode_steps(probe: Probe) -> list[Choice]:
+    """The limit of training episodes."""
+    if probe.max_disturbed_steps is None:
+        return []
+    reason = (
+        f"{LATE:g} times the 95th percentile of the lengths of successes, so that training does not spend "
+        "most of its steps where the base policy is stuck"
+    )
+    return [Choice("train_episode_steps", probe.max_disturbed_steps, reason)]
 
 
 def _demos(demos: TrainingDemos, has_episodes: bool) -> list[Choice]:

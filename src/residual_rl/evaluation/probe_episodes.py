@@ -35,6 +35,8 @@ class Episode:
     """[T - 1]: ‖actionₜ - actionₜ₋₁‖."""
     disagreement: Tensor | None
     """[T]: the uncertainty of the base policy; None if it has none."""
+    largest_reward: float
+    """The largest |reward| of a step."""
 
     def __len__(self) -> int:
         return len(self.obs)
@@ -58,7 +60,7 @@ def record_episodes(
     episodes: list[Episode] = []
     for first in range(0, len(seeds), env.num_envs):
         batch = list(seeds[first : first + env.num_envs])
-        obs, actions, uncertainties = [], [], []
+        obs, actions, uncertainties, rewards = [], [], [], []
         length = torch.zeros(len(batch), dtype=torch.int64)
         success, terminated = length.bool(), length.bool()
         for uncertainty, transition, ended in _steps(env, batch, env.vec_env.max_episode_steps):
@@ -67,6 +69,7 @@ def record_episodes(
             obs.append(torch.cat([transition.base_action[:, :0], *vectors], 1))
             actions.append(transition.base_action)
             uncertainties.append(uncertainty)
+            rewards.append(transition.reward.abs())
             # the outcomes of the episodes that ended
             if ended.any():
                 length[ended] = len(obs)
@@ -75,7 +78,8 @@ def record_episodes(
                 terminated[ended] = transition.terminated[: len(batch)].cpu()[ended]
                 on_ended(first + int((length > 0).sum()))
         # cut the recording into episodes
-        states, action, spread = (torch.stack(steps, 1).cpu() for steps in (obs, actions, uncertainties))
+        recorded = (obs, actions, uncertainties, rewards)
+        states, action, spread, reward = (torch.stack(steps, 1).cpu() for steps in recorded)
         for env_id, T in enumerate(length.tolist()):
             episode = action[env_id, :T]
             episodes.append(
@@ -86,6 +90,7 @@ def record_episodes(
                     at_bounds=(episode.abs() >= BOUND).float().mean(1),
                     changes=(episode[1:] - episode[:-1]).norm(dim=1),
                     disagreement=spread[env_id, :T] if env.base_policy.has_uncertainty else None,
+                    largest_reward=float(reward[env_id, :T].max()),
                 )
             )
     return episodes

@@ -27,7 +27,14 @@ register_learner(
         make="residual_rl.learners.off_policy.gated_sac:GatedSAC",
         make_policy="residual_rl.learners.off_policy.gated_sac:make_policy",
         quick_overrides=_QUICK | {"gate_warmup_episodes": 8, "gate_min_failures": 0, "gate_fit_steps": 200},
-        train_overrides=_LOGGING | {"num_envs": 16, "residual_scale": 1.0},
+        train_overrides=_LOGGING
+        | {
+            "num_envs": 16,
+            "residual_scale": 1.0,
+            "total_timesteps": 60_000,
+            "eval_freq": 10_000,
+            "eval_episodes": 100,
+        },
     )
 )
 register_learner(
