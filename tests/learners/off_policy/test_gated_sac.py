@@ -101,20 +101,13 @@ def test_observe__labels_the_steps_of_base_only_episodes_with_their_success() ->
     assert (trainer.num_rows, trainer.num_episodes) == (5, [1, 1])
 
 
-@pytest.mark.parametrize(("success", "labelled"), [(False, [2.0, 3.0]), (True, [])])
-def test_observe__labels_what_follows_the_last_residual_of_a_failure(
-    success: bool, labelled: list[float]
-) -> None:
-    # The gate decided when the base acts alone: of such episodes only failures count.
+def test_observe__labels_no_steps_after_which_the_gate_happened_to_stay_closed() -> None:
     learner = make(num_envs=1)
     learner._base_from.fill_(2**31)
     for i, share in enumerate([0.0, 1.0, 0.0, 0.0]):
         open_gate(learner, share)
-        step(learner, [i == 3], [success and i == 3], value=float(i))
-    trainer = learner.gate_trainer
-    assert trainer._obs[: trainer.num_rows, 0].tolist() == labelled
-    # not an episode of the base alone, which the warm-up counts
-    assert trainer.num_episodes == [0, 0]
+        step(learner, [i == 3], [False])
+    assert (learner.gate_trainer.num_rows, learner.gate_trainer.num_episodes) == (0, [0, 0])
 
 
 def test_handback_share__only_steps_after_the_handback_are_labelled() -> None:

@@ -200,7 +200,7 @@ class GatedSACCfg(SACCfg):
     """Number of failures among them that are waited for."""
     base_share: UnitInterval = 0.1
     """Share of the later episodes in which the base policy acts alone."""
-    handback_share: UnitInterval = 0.1
+    handback_share: UnitInterval = 0.15
     """Share of the later episodes in which the residual hands back to the base policy at a random step."""
     takeover_share: UnitInterval = 0.3
     """Share of the later episodes in which the base policy acts alone up to a random step."""

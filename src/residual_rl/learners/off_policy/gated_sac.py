@@ -92,8 +92,6 @@ class GatedSAC(SAC):
         """[B]: step of it before which the base acts alone."""
         self._base_from = zeros.clone()
         """[B]: step of it from which the base acts alone; `_NEVER` if it does not."""
-        self._acted_until = zeros.clone()
-        """[B]: step of it after the last one with a residual."""
         self._gate_metrics: Metrics = {}
         self._pending_gate_steps = 0.0
 
@@ -148,19 +146,15 @@ class GatedSAC(SAC):
                 "the failure gate needs the success of episodes, which this env does not report"
             )
         self._step += 1
-        acted = (transition.residual_action != 0.0).any(1).to(self.device)
-        self._acted_until = torch.where(acted, self._step, self._acted_until)
         ended = transition.terminated | transition.truncated
         for env_id in ended.nonzero().flatten().tolist():
-            # What followed the last residual is the outcome of the base alone. Where the gate decided when
-            # that was, only failures count: those that it noticed in time are missing.
-            steps, success = int(self._step[env_id]), bool(transition.success[env_id])
-            alone = min(steps - int(self._acted_until[env_id]), self.buffer.filled_rows)
-            unbiased = int(self._base_from[env_id]) < steps
-            if alone > 0 and (unbiased or not success):
+            # Label what followed the handover to the base. Steps after which the gate happened to stay closed
+            # are not labelled: the failures that it would have noticed are missing among them.
+            steps, first = int(self._step[env_id]), int(self._base_from[env_id])
+            if first < steps:
+                alone = min(steps - first, self.buffer.filled_rows)
                 rows = [self.buffer.newest(name, alone)[:, env_id] for name in ("obs", "base_action")]
-                self.gate_trainer.add(torch.cat(rows, 1), success, alone == steps)
-            self._acted_until[env_id] = 0
+                self.gate_trainer.add(torch.cat(rows, 1), bool(transition.success[env_id]), first == 0)
             self._base_until[env_id], self._base_from[env_id] = self._draw_handovers(steps)
             self._step[env_id] = 0
 
@@ -211,7 +205,6 @@ class GatedSAC(SAC):
             "step": self._step.clone(),
             "base_until": self._base_until.clone(),
             "base_from": self._base_from.clone(),
-            "acted_until": self._acted_until.clone(),
             "pending_steps": self._pending_gate_steps,
             "metrics": dict(self._gate_metrics),
         }
@@ -224,6 +217,5 @@ class GatedSAC(SAC):
         self._step.copy_(gate["step"])
         self._base_until.copy_(gate["base_until"])
         self._base_from.copy_(gate["base_from"])
-        self._acted_until.copy_(gate["acted_until"])
         self._pending_gate_steps = gate["pending_steps"]
         self._gate_metrics = dict(gate["metrics"])
