@@ -182,11 +182,11 @@ def keys(base_policy: str, learner: str, **settings: Any) -> tuple[str, ...] | N
 
 
 @pytest.mark.parametrize("learner", ["sac", "gated-sac", "td3", "ppo"])
-def test_with_obs_keys__adds_the_chunk_over_a_learned_base(learner: str) -> None:
+def test_with_obs_keys__adds_the_inputs_and_the_chunk_of_a_learned_base(learner: str) -> None:
     own = ("state", "base_action") if learner == "ppo" else ("state",)
-    assert keys("learned", learner) == (*own, "base_chunk", "chunk_position")
+    assert keys("learned", learner) == (*own, "position", "base_chunk", "chunk_position")
     assert keys("chunky", learner) == own  # a controller
-    assert keys("learned", learner, chunk="whole") == own
+    assert keys("learned", learner, chunk="whole") == (*own, "position")
     assert keys("learned", learner, obs_keys=("state",)) == ("state",)
     assert keys("chunky", learner, obs_keys=("position", "base_chunk")) == ("position", "base_chunk")
 
@@ -195,9 +195,14 @@ def test_with_obs_keys__published_settings_stay_as_they_are() -> None:
     assert keys("learned", "policy-decorator", chunk="step") == ("state",)
 
 
-def test_with_obs_keys__adds_the_joint_targets_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_obs_keys__adds_what_the_base_observes_and_the_joint_targets_of_the_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     learned = dataclasses.replace(BASE_POLICIES.get("jacobian"), learned=True)
-    for spec, more in ((BASE_POLICIES.get("jacobian"), ()), (learned, ("joint_target",))):
+    for spec, more in (
+        (BASE_POLICIES.get("jacobian"), ()),
+        (learned, ("joint_target", "sheet_pose", "goal")),
+    ):
         monkeypatch.setitem(BASE_POLICIES._specs, "jacobian", spec)
         for learner, own in (("sac", ("state",)), ("ppo", ("state", "base_action"))):
             cfg = TrainCfg.default("so101-paper", "jacobian", learner)

@@ -39,7 +39,8 @@ def made(
             Condition(kind, size, Summary(0.5, 0.3, 0.7, 26), Summary(loss, -1.0, 1.0, 26))
             for (kind, size), loss in losses.items()
         ),
-        "max_disturbed_steps": 200,
+        "slow_success": 120.0,
+        "max_disturbed_steps": 180,
         "predictions": ()
         if area is None
         else tuple(Prediction(share, int(90 * share), Summary(area, 0.0, 1.0, n)) for share in SHARES),
@@ -200,8 +201,8 @@ def test_reward_scale__is_kept_without_rewards_and_without_a_gate() -> None:
     assert "reward_scale" not in values(advise(made(), SACCfg(), NO_DEMOS))
 
 
-def test_train_episode_steps__is_the_limit_of_disturbed_episodes_where_there_is_one() -> None:
-    assert values(advise(made(), SACCfg(), NO_DEMOS, limit_episodes=True))["train_episode_steps"] == 200
+def test_train_episode_steps__are_a_multiple_of_a_slow_success_where_there_is_a_limit() -> None:
+    assert values(advise(made(), SACCfg(), NO_DEMOS, limit_episodes=True))["train_episode_steps"] == 300
     assert "train_episode_steps" not in values(advise(made(), SACCfg(), NO_DEMOS))
-    never = made(solved=0, max_disturbed_steps=None)
+    never = made(solved=0, slow_success=None, max_disturbed_steps=None)
     assert "train_episode_steps" not in values(advise(never, SACCfg(), NO_DEMOS, limit_episodes=True))

@@ -112,6 +112,8 @@ class Probe:
     """The largest |reward| of a step without disturbance."""
     conditions: tuple[Condition, ...]
     """Empty if the base policy never succeeded."""
+    slow_success: float | None
+    """95th percentile of the lengths of successes [steps]; None if the base policy never succeeded."""
     max_disturbed_steps: int | None
     """Steps after which disturbed episodes, and the same ones without disturbance in the difference, counted
     as failures."""
@@ -168,10 +170,10 @@ def probe(
 
     # Under each disturbance, on the first of the seeds.
     solved = [len(episode) for episode in episodes if episode.success]
-    limit, conditions = None, []
+    limit, slow, conditions = None, None, []
     if solved:
-        late = torch.tensor(solved, dtype=torch.float64).quantile(0.95)
-        limit = min(max_episode_steps, math.ceil(LATE * float(late)))
+        slow = float(torch.tensor(solved, dtype=torch.float64).quantile(0.95))
+        limit = min(max_episode_steps, math.ceil(LATE * slow))
         paired = {seed: e.success and len(e) <= limit for seed, e in zip(seeds, episodes, strict=True)}
         paired = {seed: paired[seed] for seed in seeds[:num_disturbed]}
         env = make_residual_env(alone, min(num_envs, num_disturbed))
@@ -191,6 +193,7 @@ def probe(
         at_bounds=float(torch.cat([episode.at_bounds for episode in episodes]).double().mean()),
         largest_reward=max(episode.largest_reward for episode in episodes),
         conditions=tuple(conditions),
+        slow_success=slow,
         max_disturbed_steps=limit,
         predictions=predict_failures(episodes),
         seeds=tuple(int(seed) for seed in seeds),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from residual_rl.evaluation.failure_prediction import MIN_EPISODES
-from residual_rl.evaluation.probe import LATE, SIZES, Condition, Probe
+from residual_rl.evaluation.probe import SIZES, Condition, Probe
 from residual_rl.utils.statistics import Summary
 
 TOLERATED_LOSS = 0.10
@@ -25,6 +25,8 @@ WARMUP_EPISODES = (50, 200)
 """Least and largest number of those episodes."""
 LARGEST_REWARD = 2.0
 """The largest |reward| of a step after scaling."""
+TRAINING_LENGTH = 2.5
+"""Length of training episodes as a multiple of that of a slow success."""
 DEMO_SHARE = 0.5
 MANY_AT_BOUNDS = 0.5
 _CERTAIN = 0.9
@@ -207,13 +209,14 @@ def _rewards(probe: Probe) -> list[Choice]:
 
 def _episode_steps(probe: Probe) -> list[Choice]:
     """The limit of training episodes."""
-    if probe.max_disturbed_steps is None:
+    if probe.slow_success is None:
         return []
     reason = (
-        f"{LATE:g} times the 95th percentile of the lengths of successes, so that training does not spend "
-        "most of its steps where the base policy is stuck"
+        f"{TRAINING_LENGTH:g} times the 95th percentile of the lengths of successes "
+        f"({probe.slow_success:.0f}): time for the residual after the base policy is stuck, without waiting "
+        "for the end of each episode"
     )
-    return [Choice("train_episode_steps", probe.max_disturbed_steps, reason)]
+    return [Choice("train_episode_steps", math.ceil(TRAINING_LENGTH * probe.slow_success), reason)]
 
 
 def _demos(demos: TrainingDemos, has_episodes: bool) -> list[Choice]:

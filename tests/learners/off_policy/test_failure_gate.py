@@ -30,10 +30,10 @@ def unchanged(obs: Tensor) -> Tensor:
 
 
 def add_episodes(trainer: GateTrainer, number: int = 60, seed: int = 0) -> None:
-    """Episodes of 5 steps at x < 0, which fail, and at x > 0, which succeed."""
+    """Episodes of 10 steps at x < 0, which fail, and of 5 steps at x > 0, which succeed."""
     generator = torch.Generator().manual_seed(seed)
     for i in range(number):
-        obs = torch.rand(5, 2, generator=generator)
+        obs = torch.rand(5 if i % 2 else 10, 2, generator=generator)
         obs[:, 0] += 0.2
         obs[:, 0] *= 1.0 if i % 2 else -1.0
         trainer.add(obs, success=bool(i % 2))
@@ -90,21 +90,38 @@ def test_fit__opens_where_the_base_fails_and_not_where_it_succeeds() -> None:
 def test_fit__members_learn_from_different_episodes() -> None:
     trainer = make_trainer()
     add_episodes(trainer)
-    learns = trainer._learns[: trainer.num_rows].view(60, 5, 5)
-    assert (learns == learns[:, :1]).all()  # all rows of an episode
-    shares = learns[:, 0].mean(0)
+    rows = slice(trainer.num_rows)
+    learns = torch.stack([trainer._learns[rows][trainer._episode[rows] == i][0] for i in range(60)])
+    assert torch.equal(learns[trainer._episode[rows]], trainer._learns[rows])  # all rows of an episode
+    shares = learns.mean(0)
     assert ((shares > 0.3) & (shares < 0.7)).all()
-    assert len({tuple(member.tolist()) for member in learns[:, 0].T}) == 5
+    assert len({tuple(member.tolist()) for member in learns.T}) == 5
+
+
+def test_gate_late__failures_count_once_nearly_all_successes_are_over() -> None:
+    # The successes take 2, 3, 4, 5 and 9 steps; the quantile 0.75 of five lengths is the fourth, 5.
+    trainer = make_trainer(gate_late=0.75)
+    for length in (9, 2, 3, 5, 4):
+        trainer.add(torch.ones(length, 2), success=True)
+    trainer.add(torch.ones(7, 2), success=False)
+    # what followed a handover counts from there on, and is no length of a success
+    trainer.add(torch.ones(6, 2), success=False, whole=False)
+    trainer.add(torch.ones(20, 2), success=True, whole=False)
+    counts = trainer._counts(torch.arange(23, 36)).tolist()
+    assert counts == [False] * 5 + [True] * 2 + [False] * 5 + [True]
+    assert trainer._counts(torch.arange(23)).all()
 
 
 @pytest.mark.parametrize(("false_alarms", "high"), [(0.0, 0.10), (0.5, 0.20), (1.0, 0.30)])
 def test_calibrate__opens_in_a_given_share_of_the_solved_episodes(false_alarms: float, high: float) -> None:
-    # Three solved episodes whose lowest predictions are 0.1, 0.2 and 0.3, and a failed one with 0.15. The
+    # Three solved episodes whose lowest predictions are 0.1, 0.2 and 0.3, and a failed one with 0.15 after
+    # the two steps of a success. The
     # quantiles 0, 0.5 and 1 of (0.1, 0.2, 0.3) are 0.1, 0.2 and 0.3.
     trainer = make_trainer(gate_false_alarms=false_alarms, gate_members=2, num_target_critics=2)
     lowest = {0.1: True, 0.2: True, 0.3: True, 0.15: False}
     for probability, success in lowest.items():
-        trainer.add(torch.tensor([[probability, 0.0], [0.9, 0.0]]), success)
+        early = [] if success else [[0.01, 0.0], [0.01, 0.0]]
+        trainer.add(torch.tensor([*early, [probability, 0.0], [0.9, 0.0]]), success)
     trainer._learns.zero_()  # no member has seen them
 
     def logits(obs: Tensor) -> Tensor:

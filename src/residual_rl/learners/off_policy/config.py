@@ -202,8 +202,9 @@ class GatedSACCfg(SACCfg):
     """Share of the later episodes in which the base policy acts alone."""
     handback_share: UnitInterval = 0.15
     """Share of the later episodes in which the residual hands back to the base policy at a random step."""
-    takeover_share: UnitInterval = 0.3
-    """Share of the later episodes in which the base policy acts alone up to a random step."""
+    takeover_share: UnitInterval = 0.0
+    """Share of the later episodes in which the base policy acts alone up to a random step; for free
+    exploration, 0.3 shows the residual where the base policy gets."""
     exploration: Literal["safe", "free"] = "safe"
     """`safe`: the gate limits where the residual explores and learns. `free`: it only limits the deployed
     policy."""
@@ -216,6 +217,9 @@ class GatedSACCfg(SACCfg):
     gate_false_alarms: UnitInterval = 0.1
     """Share of the episodes solved by the base policy in which the gate may open, in predictions for episodes
     that a network has not learned from."""
+    gate_late: UnitInterval = 0.95
+    """Quantile of the lengths of the base policy's successes from which on a failure counts for the gate:
+    earlier in the episode, the base policy may still be doing well."""
     gate_input_noise: NonNegativeFloat = 0.2
     """Standard deviation of the noise on the normalised observations that the networks learn from."""
     gate_learning_rate: PositiveFloat = 1e-3

@@ -103,11 +103,15 @@ class GateTrainer:
         self._success = torch.zeros(rows, device=device)
         self._learns = torch.zeros(rows, cfg.gate_members, device=device)
         """1 where a member learns from the row."""
+        self._age = torch.zeros(rows, dtype=torch.int64, device=device)
+        """Steps for which the base had acted alone before the row."""
         self._episode = torch.full((rows,), -1, dtype=torch.int64, device=device)
         self.num_rows = 0
         """Rows written so far, including overwritten ones."""
         self.num_episodes = [0, 0]
         """Whole episodes of the base that failed and succeeded."""
+        self.success_lengths: list[int] = []
+        """Lengths of the whole episodes that the base solved."""
         self._number = 0
         """Labelled episodes so far, including those with a residual before the labelled steps."""
 
@@ -115,16 +119,27 @@ class GateTrainer:
         """Add the observations [T, O] from which the base alone led to this outcome; `whole` if they are all
         of an episode."""
         rows, number = len(self._obs), self._number
+        age = torch.arange(len(obs), device=self.device)[-rows:]
         obs = obs[-rows:]
         at = torch.arange(self.num_rows, self.num_rows + len(obs), device=self.device) % rows
         draw = torch.rand(self.cfg.gate_members, generator=self.generator, device=self.device)
         self._obs[at] = obs
         self._success[at] = float(success)
         self._learns[at] = (draw < 0.5).float()
+        self._age[at] = age
         self._episode[at] = number
         self.num_rows += len(obs)
         self._number += 1
         self.num_episodes[success] += whole
+        if whole and success:
+            self.success_lengths.append(len(age))
+
+    def _counts(self, rows: Tensor) -> Tensor:
+        """Whether each of `rows` counts: those of failures only after the time by which nearly all successes
+        are over."""
+        lengths = sorted(self.success_lengths)
+        late = lengths[int(self.cfg.gate_late * (len(lengths) - 1))] if lengths else 0
+        return (self._success[rows] > 0.0) | (self._age[rows] >= late)
 
     def fit(self, steps: int, normalize: Callable[[Tensor], Tensor]) -> float:
         """Take gradient steps on the binary cross-entropy. Returns the mean loss."""
@@ -137,7 +152,7 @@ class GateTrainer:
             noise = torch.randn(obs.shape, generator=self.generator, device=self.device)
             logits = self.gate.members(obs + self.cfg.gate_input_noise * noise)
             target = self._success[batch].expand_as(logits)
-            weight = self._learns[batch].T
+            weight = self._learns[batch].T * self._counts(batch)
             loss = F.binary_cross_entropy_with_logits(logits, target, weight, reduction="sum")
             loss = loss / weight.sum().clamp(min=1.0)
             self.optimizer.step(torch.autograd.grad(loss, self.optimizer.parameters))
@@ -156,7 +171,8 @@ class GateTrainer:
         filled = min(self.num_rows, len(self._obs))
         obs = self._normalized(self._obs[:filled], normalize)
         logits = torch.cat([self.gate.members(rows) for rows in obs.split(4096)], 1)
-        unseen = self._learns[:filled].T == 0.0
+        counts = self._counts(torch.arange(filled, device=self.device))
+        unseen = (self._learns[:filled].T == 0.0) & counts
         hopeful = logits.sigmoid().masked_fill(~unseen, -1.0).amax(0)
         # the least hope in each episode that some member has not seen
         valid = hopeful >= 0.0
@@ -182,6 +198,8 @@ class GateTrainer:
             "obs": self._obs[:filled].clone(),
             "success": self._success[:filled].clone(),
             "learns": self._learns[:filled].clone(),
+            "age": self._age[:filled].clone(),
+            "success_lengths": list(self.success_lengths),
             "episode": self._episode[:filled].clone(),
             "num_rows": self.num_rows,
             "num_episodes": list(self.num_episodes),
@@ -198,6 +216,8 @@ class GateTrainer:
         self._obs[:filled].copy_(state["obs"])
         self._success[:filled].copy_(state["success"])
         self._learns[:filled].copy_(state["learns"])
+        self._age[:filled].copy_(state["age"])
+        self.success_lengths = list(state["success_lengths"])
         self._episode[:filled].copy_(state["episode"])
         self.num_rows = state["num_rows"]
         self.num_episodes = list(state["num_episodes"])
