@@ -296,10 +296,27 @@ def test_residual_env__non_finite_residual_is_an_error() -> None:
 
 def test_observation_space__includes_the_base_action() -> None:
     env = point_env()
-    assert set(env.observation_space) == {"state", "position", "joint_position", "base_action"}
+    own = {"state", "position", "joint_position"}
+    assert set(env.observation_space) == {*own, "base_action", "elapsed_steps"}
     obs = env.reset(seed=0)
     for name, space in env.observation_space.items():
         assert all(space.contains(row.numpy()) for row in obs[name])
+
+
+def test_elapsed_steps__count_from_the_start_of_each_episode_and_up_to_the_final_observation() -> None:
+    env = point_env()
+    obs = env.reset(seed=0)
+    expected = torch.zeros(3, 1)
+    for _ in range(2 * env.vec_env.max_episode_steps):
+        assert torch.equal(obs["elapsed_steps"], expected)
+        transition, info = env.step(torch.zeros(3, 2))
+        assert torch.equal(transition.next_obs["elapsed_steps"], expected + 1.0)
+        expected = (expected + 1.0).masked_fill(info["_final_info"][:, None], 0.0)
+        obs = env.obs
+    resumed = point_env()
+    resumed.reset(seed=5)
+    resumed.load_state_dict(env.state_dict())
+    assert torch.equal(resumed.obs["elapsed_steps"], expected)
 
 
 def test_timer__separates_simulation_and_base_policy() -> None:

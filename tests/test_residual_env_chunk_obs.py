@@ -126,6 +126,7 @@ def test_observation_space__contains_the_chunk_on_request_only() -> None:
     env = counting_env(5)
     assert set(env.observation_space) - set(env.vec_env.single_observation_space) == {  # type: ignore[arg-type]
         "base_action",
+        "elapsed_steps",
         "base_chunk",
         "chunk_position",
     }
@@ -260,9 +261,10 @@ def test_episodes__observe_the_chunks_of_the_queried_base(tmp_path: Path) -> Non
         [transition] = episodes(demos, cfg, env)
     places = [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]
     for obs, seen in ((transition.obs, places[:4]), (transition.next_obs, places[1:])):
-        assert set(obs) == {"state", "base_action", "base_chunk", "chunk_position"}
+        assert set(obs) == {"state", "base_action", "elapsed_steps", "base_chunk", "chunk_position"}
         np.testing.assert_allclose(obs["base_chunk"], [rest(*place) for place in seen], atol=1e-7)
         np.testing.assert_allclose(obs["chunk_position"], [[p / 3] for _, p in seen], atol=1e-7)
+    assert transition.next_obs["elapsed_steps"].flatten().tolist() == [1.0, 2.0, 3.0, 4.0]
     make_learner(cfg, env).load_demonstrations([transition])  # type: ignore[attr-defined]
 
 

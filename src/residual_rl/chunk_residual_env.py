@@ -99,12 +99,15 @@ class ChunkResidualEnv(ResidualEnv):
             info = outcome.info
             ended = info["_final_obs"]
             final_chunk = torch.zeros_like(self.obs["base_action"])
+            final_elapsed = torch.zeros_like(self.obs["elapsed_steps"])
             if ended.any():
                 self.base_policy.drop_chunks(ended)
                 final_chunk = self._base_action(info["final_obs"], ended)
+                final_elapsed = self.base_policy.elapsed_steps
                 self.base_policy.reset(ended)
             self.timer.base_policy += time.perf_counter() - start
-            info["final_obs"] = {**info["final_obs"], "base_action": final_chunk}
+            final = {"base_action": final_chunk, "elapsed_steps": final_elapsed}
+            info["final_obs"] = {**info["final_obs"], **final}
 
             transition = Transition(
                 obs={**obs, "base_action": base_action},
@@ -119,7 +122,7 @@ class ChunkResidualEnv(ResidualEnv):
             yield transition, info
             running = running & ~ended
             obs = outcome.next_obs
-        self.obs = {**obs, "base_action": self._base_action(obs, self.vec_env.active)}
+        self.obs = {**obs, **self._base_obs(obs, self.vec_env.active)}
 
     def _planned(self, residual_action: Tensor) -> Tensor:
         """The actions [B, n, A] of whole chunks, for `residual_action` [B, n·A]."""

@@ -97,8 +97,8 @@ class ResidualEnv:
         self.env_steps = 0
         """Env steps taken by this object, summed over envs. Envs that wait take none."""
         self.obs: Obs = {}
-        """The current observation, including `base_action` [B, A] and, with `chunk_obs`, `base_chunk`
-        [B, n·A] and `chunk_position` [B, 1]."""
+        """The current observation, including `base_action` [B, A], `elapsed_steps` [B, 1] and, with
+        `chunk_obs`, `base_chunk` [B, n·A] and `chunk_position` [B, 1]."""
 
     @property
     def residual_scale(self) -> float:
@@ -160,7 +160,8 @@ class ResidualEnv:
     def _base_obs(self, obs: Obs, mask: Tensor) -> Obs:
         """Query the base policy for `obs`, in the envs of `mask` [B]: what a learner observes of it."""
         base_action = self._base_action(obs, mask)
-        return {"base_action": base_action, **(self.base_policy.chunk_obs if self.chunk_obs else {})}
+        known = {"base_action": base_action, "elapsed_steps": self.base_policy.elapsed_steps}
+        return known | self.base_policy.chunk_obs if self.chunk_obs else known
 
     def step(self, residual_action: Tensor) -> tuple[Transition, dict[str, Any]]:
         """Execute `residual_action` [B, A] in [-1, 1].
@@ -282,6 +283,7 @@ class ResidualEnv:
         self.residual_scale = state["residual_scale"]
         self._penalties = state["penalties"].to(self.device)
         base = {"base_action": state["base_action"].to(self.device)}
+        base["elapsed_steps"] = self.base_policy.elapsed_steps
         if self.chunk_obs:
             base |= self.base_policy.chunk_obs
         self.obs = {**self.vec_env.observations(), **base}

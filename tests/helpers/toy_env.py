@@ -9,6 +9,7 @@ from residual_rl.composition import compose
 from residual_rl.types import Learner, Obs, Transition
 
 OBS_SPACE = {"state": (4,), "base_action": (2,)}
+TIMED_OBS_SPACE = OBS_SPACE | {"elapsed_steps": (1,)}
 
 
 class PointMass:
@@ -29,7 +30,7 @@ class PointMass:
         self.steps = torch.zeros(num_envs, dtype=torch.int64)
 
     def obs(self) -> Obs:
-        return self._named(self.state)
+        return self._named(self.state, self.steps)
 
     def step(self, residual_action: Tensor) -> Transition:
         """Move, and start a new episode where one ended."""
@@ -41,7 +42,7 @@ class PointMass:
         terminated = distance < 0.05
         truncated = (self.steps >= self.max_episode_steps) & ~terminated
         ended = terminated | truncated
-        next_obs = self._named(torch.cat([position, goal], 1))
+        next_obs = self._named(torch.cat([position, goal], 1), self.steps)
         self.state = torch.where(ended[:, None], self._draw(), next_obs["state"])
         self.steps = torch.where(ended, 0, self.steps)
         reward = terminated.float() - 0.1 * distance
@@ -61,9 +62,10 @@ class PointMass:
         return 2.0 * torch.rand(self.num_envs, 4, generator=self.generator) - 1.0
 
     @staticmethod
-    def _named(state: Tensor) -> Obs:
+    def _named(state: Tensor, steps: Tensor) -> Obs:
         bias = torch.tensor([0.4, 0.0])
-        return {"state": state, "base_action": (state[:, 2:] - state[:, :2] - bias).clamp(-1.0, 1.0)}
+        base_action = (state[:, 2:] - state[:, :2] - bias).clamp(-1.0, 1.0)
+        return {"state": state, "base_action": base_action, "elapsed_steps": steps[:, None].float()}
 
 
 def collect(learner: Learner, env: PointMass) -> None:

@@ -59,6 +59,7 @@ class BasePolicyExecutor:
         self.has_uncertainty = False
         """Whether the last predicted chunk came with an uncertainty."""
 
+        self._elapsed = torch.full((self._num_envs, 1), -1.0, device=self._device)
         # The observation history.
         self._history: Obs = {}
         """The last H observations [B, H, …] of each input, for policies that use more than one."""
@@ -69,6 +70,7 @@ class BasePolicyExecutor:
         """Drop the chunks and the state of the envs in `mask` [B] bool."""
         self._pointer = self._pointer.masked_fill(mask, self.policy.num_action_steps)
         self._begins = self._begins | mask
+        self._elapsed = self._elapsed.masked_fill(mask[:, None], -1.0)
         with self._named_errors():
             self.policy.reset(mask)
 
@@ -85,6 +87,11 @@ class BasePolicyExecutor:
     def chunk_uncertainty(self) -> Tensor:
         """[B, n]: the uncertainty of each of these actions; 0 if the policy does not predict it."""
         return self._spread[:, : self.policy.num_action_steps]
+
+    @property
+    def elapsed_steps(self) -> Tensor:
+        """[B, 1]: steps from the start of the episode to the last base action."""
+        return self._elapsed
 
     @property
     def base_chunk(self) -> Tensor:
@@ -127,6 +134,7 @@ class BasePolicyExecutor:
 
         Call it once per observation, since each call advances the position in the chunk.
         """
+        self._elapsed = self._elapsed.index_copy(0, env_ids, self._elapsed[env_ids] + 1.0)
         inputs = {name: obs[name] for name in self.policy.inputs}
         if self.policy.num_obs_steps > 1:
             inputs = self._update_history(inputs, env_ids)
@@ -227,7 +235,7 @@ class BasePolicyExecutor:
         with self._named_errors():
             self.policy.load_state_dict(policy_state)
 
-    _STATE = ("chunk", "spread", "pointer", "begins")
+    _STATE = ("chunk", "spread", "pointer", "begins", "elapsed")
 
 
 def make_base_policy(

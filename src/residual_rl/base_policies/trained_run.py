@@ -140,7 +140,7 @@ class TrainedPolicy(BasePolicy):
 
     def predict_action_chunk(self, obs: Obs, env_ids: Tensor) -> ActionChunk:
         base_action = self._base.act_rows(obs, env_ids)
-        seen = {**obs, "base_action": base_action}
+        seen = {**obs, "base_action": base_action, "elapsed_steps": self._base.elapsed_steps[env_ids]}
         if self._reads_chunk:
             seen |= {name: value[env_ids] for name, value in self._base.chunk_obs.items()}
         residual_action = self._actor(seen)

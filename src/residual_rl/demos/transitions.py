@@ -131,6 +131,7 @@ def _query_base_policy(
             base_policy.drop_chunks(steps == t)  # the last observation is evaluated with a new chunk
         base.append(base_policy.act(_observation(slices, t, env, base_policy.policy.inputs), steps >= t))
         observed = {"base_action": base_policy.chunk.flatten(1).clone() if whole else base[-1]}
+        observed["elapsed_steps"] = base_policy.elapsed_steps
         seen.append(observed | (base_policy.chunk_obs if env.chunk_obs else {}))
         scale = composition.residual_scale(base_policy.uncertainty)
         scales.append(torch.as_tensor(scale, device=env.device).expand(env.num_envs, 1))

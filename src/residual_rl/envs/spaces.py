@@ -13,7 +13,7 @@ from residual_rl.envs.vec_env import VecEnv
 
 CHUNK_OBS = ("base_chunk", "chunk_position")
 """What a residual policy can observe of the base policy's current chunk, beside `base_action`."""
-BASE_OBS = ("base_action", *CHUNK_OBS)
+BASE_OBS = ("base_action", "elapsed_steps", *CHUNK_OBS)
 """The observations of a residual policy that do not come from the env."""
 
 
@@ -47,12 +47,14 @@ def conversion_inputs(env: VecEnv) -> tuple[str, ...]:
 
 
 def with_base_action(env: VecEnv, chunk_steps: int | None = None) -> spaces.Dict:
-    """A residual policy's observation space: the env's observations and `base_action` [A].
+    """A residual policy's observation space: the env's observations, `base_action` [A], and `elapsed_steps`
+    [1], the steps since the start of the episode.
 
     With `chunk_steps` n, also `base_chunk` [n·A] and `chunk_position` [1] of a base policy that executes n
     actions of each chunk.
     """
     known = {**observed(env), "base_action": env.single_action_space}
+    known["elapsed_steps"] = spaces.Box(0.0, np.inf, (1,), np.float32)
     if chunk_steps is not None:
         known["base_chunk"] = spaces.Box(-1.0, 1.0, (chunk_steps * len(env.action_unit),), np.float32)
         known["chunk_position"] = spaces.Box(0.0, 1.0, (1,), np.float32)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from resuming import check_resuming
-from toy_env import OBS_SPACE, PointMass, success_rate
+from toy_env import TIMED_OBS_SPACE, PointMass, success_rate
 
 from residual_rl.errors import ConfigError
 from residual_rl.learners.off_policy.batch import Batch
@@ -33,12 +33,20 @@ SMALL: dict[str, Any] = {
 
 
 def make(num_envs: int = 4, seed: int = 0, **settings: Any) -> GatedSAC:
-    return GatedSAC(GatedSACCfg(**{**SMALL, **settings}), OBS_SPACE, 2, num_envs, seed=seed)
+    return GatedSAC(GatedSACCfg(**{**SMALL, **settings}), TIMED_OBS_SPACE, 2, num_envs, seed=seed)
+
+
+def random_obs(num_envs: int) -> dict[str, torch.Tensor]:
+    return {name: torch.randn(num_envs, *shape) for name, shape in TIMED_OBS_SPACE.items()}
 
 
 def step(learner: GatedSAC, ends: list[bool], success: list[bool], value: float = 0.0) -> Transition:
     """One step whose observation is `value` in all envs, observed by the learner."""
-    obs = {"state": torch.full((len(ends), 4), value), "base_action": torch.zeros(len(ends), 2)}
+    obs = {
+        "state": torch.full((len(ends), 4), value),
+        "base_action": torch.zeros(len(ends), 2),
+        "elapsed_steps": torch.zeros(len(ends), 1),
+    }
     action = learner.act(obs)
     no = torch.zeros(len(ends), dtype=torch.bool)
     transition = Transition(
@@ -164,7 +172,7 @@ def test_share__multiplies_deployed_and_explored_actions_and_the_scale_in_the_lo
     for one, value in ((learner, share), (plain, 1.0)):
         open_gate(one, value)
         one._base_from.fill_(2**31)
-    obs = {"state": torch.randn(4, 4), "base_action": torch.zeros(4, 2)}
+    obs = random_obs(4) | {"base_action": torch.zeros(4, 2)}
     pairs = [(one.act(obs, deterministic=True), one.act(obs)) for one in (learner, plain)]
     for gated, full in zip(*pairs, strict=True):
         assert torch.allclose(gated, share * full, atol=1e-5)
@@ -177,7 +185,7 @@ def test_share__multiplies_deployed_and_explored_actions_and_the_scale_in_the_lo
 def test_exploration__free_limits_only_the_deployed_policy() -> None:
     learner = make(output_init=1.0, exploration="free")
     learner._base_from.fill_(2**31)
-    obs = {"state": torch.randn(4, 4), "base_action": torch.zeros(4, 2)}
+    obs = random_obs(4) | {"base_action": torch.zeros(4, 2)}
     assert (learner.act(obs, deterministic=True) == 0.0).all()
     assert (learner.act(obs) != 0.0).all()
     step(learner, [False] * 4, [False] * 4)
@@ -236,20 +244,34 @@ def test_temperature__is_unchanged_while_the_gate_is_closed() -> None:
 
 def test_gated_sac__untrained_or_closed_residual_equals_the_base_policy_bit_for_bit() -> None:
     learner = make(output_init=1.0)
-    obs = {"state": torch.randn(4, 4), "base_action": torch.randn(4, 2)}
+    obs = random_obs(4)
     assert torch.equal(learner.act(obs, deterministic=True), torch.zeros(4, 2))
 
 
 def test_policy_state_dict__exported_policy_contains_the_gate() -> None:
     learner = make(output_init=1.0)
     open_gate(learner, 0.5)
-    exported = make_policy(learner.gated, OBS_SPACE, 2, seed=7)
+    exported = make_policy(learner.gated, TIMED_OBS_SPACE, 2, seed=7)
     assert isinstance(exported, GatedActor)
     load_module_state(exported, learner.policy_state_dict(), "the policy")
-    obs = {"state": torch.randn(3, 4), "base_action": torch.randn(3, 2)}
+    obs = random_obs(3)
     action = exported.act(obs)
     assert torch.equal(action, learner.act(obs, deterministic=True))
     assert (action != 0.0).all()
+
+
+def test_elapsed_steps__are_read_by_the_gate_and_not_by_actor_and_critics() -> None:
+    learner = make(output_init=1.0)
+    open_gate(learner)
+    learner.gate.members.weights[-1].data.normal_()
+    vector, base = learner.actor.joined(random_obs(4))
+    later = vector.clone()
+    later[:, -1] += 1.0
+    assert learner.actor.obs_vector.keys == ("state", "elapsed_steps")
+    assert torch.equal(learner.actor.outputs(vector, base), learner.actor.outputs(later, base))
+    values = [learner._value(learner.critics, obs, base, base) for obs in (vector, later)]
+    assert torch.equal(values[0], values[1])
+    assert not torch.equal(learner.actor.share(vector, base), learner.actor.share(later, base))
 
 
 def test_actor_ema_power__deployed_actor_shares_the_gate() -> None:
@@ -308,7 +330,7 @@ def test_gated_sac__solves_where_the_base_fails_and_keeps_what_it_solves() -> No
             critic_learning_rate=4e-3,
             actor_learning_rate=3e-3,
         ),
-        OBS_SPACE,
+        TIMED_OBS_SPACE,
         2,
         32,
     )

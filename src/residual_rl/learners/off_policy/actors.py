@@ -77,6 +77,9 @@ class DeterministicActor(nn.Module):
         device: device to compute on.
     """
 
+    unread_keys: tuple[str, ...] = ()
+    """Observations at the end of the observation vector that actor and critics do not read."""
+
     def __init__(
         self,
         cfg: OffPolicyCfg,
@@ -92,10 +95,12 @@ class DeterministicActor(nn.Module):
         self.device = device
         self.action_dim = action_dim
         keys = default_obs_keys(obs_space) if cfg.obs_keys is None else cfg.obs_keys
-        self.obs_vector = ObsVector(keys, obs_space)
+        self.obs_vector = ObsVector((*keys, *self.unread_keys), obs_space)
+        self.num_read = self.obs_vector.size - ObsVector(self.unread_keys, obs_space).size
+        """Size of the part of the observation vector that actor and critics read."""
         self.normalizer = RunningMeanStd((self.obs_vector.size,)) if cfg.normalize_obs else None
         self._reads_base_action = cfg.actor_input == "obs_base_action"
-        inputs = self.obs_vector.size + action_dim * self._reads_base_action
+        inputs = self.num_read + action_dim * self._reads_base_action
         sizes = (inputs, *cfg.hidden_sizes, self._outputs(action_dim))
         self.net = NormedMLP(sizes, cfg.activation, cfg.actor_layer_norm, cfg.output_init, generator)
         self.to(device)
@@ -109,6 +114,7 @@ class DeterministicActor(nn.Module):
 
     def outputs(self, obs: Tensor, base_action: Tensor) -> Tensor:
         """Raw network outputs for normalised observation vectors [b, O] and base actions [b, A]."""
+        obs = obs[..., : self.num_read]
         return self.net(torch.cat([obs, base_action], -1) if self._reads_base_action else obs)
 
     def mean(self, obs: Tensor, base_action: Tensor) -> Tensor:

@@ -214,7 +214,7 @@ class GatedSACCfg(SACCfg):
     """Number of networks that must agree that the base policy will fail."""
     gate_hidden_sizes: LayerSizes = (64, 64)
     """Sizes of their hidden layers."""
-    gate_false_alarms: UnitInterval = 0.1
+    gate_false_alarms: UnitInterval = 0.05
     """Share of the episodes solved by the base policy in which the gate may open, in predictions for episodes
     that a network has not learned from."""
     gate_late: UnitInterval = 0.95

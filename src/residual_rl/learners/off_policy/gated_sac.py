@@ -34,8 +34,13 @@ def make_policy(
 class GatedActor(GaussianActor):
     """A squashed Gaussian whose deterministic action is multiplied by the share of a failure gate.
 
+    Only the gate reads `elapsed_steps`. It shows when the base policy takes longer than it should, and keeps
+    the gate open then. To the critics it would make a demonstration, which is short, unlike all that follows.
+
     Args: as those of `DeterministicActor`.
     """
+
+    unread_keys = ("elapsed_steps",)
 
     def __init__(
         self,

@@ -77,7 +77,7 @@ class OffPolicyLearner(ResumableState):
 
         # Critics
         self._critic_reads_base_action = cfg.critic_base_action or cfg.critic_input == "concat"
-        inputs = obs_dim + action_dim * (1 + self._critic_reads_base_action)
+        inputs = policy.num_read + action_dim * (1 + self._critic_reads_base_action)
         sizes = (inputs, *cfg.hidden_sizes, 1)
         generator = torch.Generator().manual_seed(seeds[0])
         critics = Critics(
@@ -298,6 +298,7 @@ class OffPolicyLearner(ResumableState):
         critic_ids: Tensor | None = None,
     ) -> Tensor:
         """Values [N, b] of actions."""
+        obs = obs[..., : self.policy.num_read]
         inputs = [obs, base_action, critic_action] if self._critic_reads_base_action else [obs, critic_action]
         return self.popart.to_value(critics(torch.cat(inputs, -1), critic_ids))
 
