@@ -14,7 +14,13 @@ from typing import Any
 
 from residual_rl.cli.flags import field_docs
 from residual_rl.config import ResidualCfg, RunCfg
-from residual_rl.learners.off_policy.config import OffPolicyCfg, PolicyDecoratorCfg, SACCfg, TD3Cfg
+from residual_rl.learners.off_policy.config import (
+    GatedSACCfg,
+    OffPolicyCfg,
+    PolicyDecoratorCfg,
+    SACCfg,
+    TD3Cfg,
+)
 from residual_rl.registry import LEARNERS
 
 PAGE = Path(__file__).parents[1] / "docs" / "off_policy.md"
@@ -55,7 +61,8 @@ def run_settings() -> tuple[list[str], dict[str, dict[str, Any]]]:
     """Names of the run settings whose defaults depend on the learner, and their values for each learner."""
     defaults = {**vars(ResidualCfg()), **vars(RunCfg())}
     changed = {
-        learner: dict(LEARNERS.get(learner).train_overrides) for learner in ("sac", "policy-decorator")
+        learner: dict(LEARNERS.get(learner).train_overrides)
+        for learner in ("sac", "policy-decorator", "gated-sac")
     }
     names = [name for name in defaults if any(name in overrides for overrides in changed.values())]
     return names, {f"`{learner}`": {**defaults, **overrides} for learner, overrides in changed.items()}
@@ -65,6 +72,7 @@ def generate() -> str:
     """The part of the page between the markers."""
     own = [field.name for field in dataclasses.fields(OffPolicyCfg)]
     sac = [field.name for field in dataclasses.fields(SACCfg) if field.name not in own]
+    gated = [field.name for field in dataclasses.fields(GatedSACCfg) if field.name not in {*own, *sac}]
     td3 = [field.name for field in dataclasses.fields(TD3Cfg) if field.name not in own]
     values = {"`sac`": vars(SACCfg()), "`policy-decorator`": vars(PolicyDecoratorCfg())}
     names, run_values = run_settings()
@@ -72,8 +80,10 @@ def generate() -> str:
     parts = [
         "All off-policy learners (`td3` has the defaults of `sac`):",
         table(field_docs(OffPolicyCfg), own, values),
-        "`sac` and `policy-decorator` only:",
+        "`sac`, `gated-sac` and `policy-decorator` only:",
         table(field_docs(SACCfg), sac, values),
+        "`gated-sac` only (it has those of `sac` too, with `--warmup-noise none` and `--warmup-steps 0`):",
+        table(field_docs(GatedSACCfg), gated, {"`gated-sac`": vars(GatedSACCfg())}),
         "`td3` only:",
         table(field_docs(TD3Cfg), td3, {"`td3`": vars(TD3Cfg())}),
         "Settings of the run whose defaults depend on the learner:",
