@@ -154,7 +154,7 @@ def test_confirm__interrupted_and_resumed_gives_the_same_model(
     ],
     ids=["better", "worse"],
 )
-def test_train_and_eval__say_which_policy_is_deployed(
+def test_train__says_which_policy_is_deployed_as_eval_does(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, Any], told: str
 ) -> None:
     run = tmp_path / "run"
