@@ -46,14 +46,17 @@ def test_stop_signals__output_after_a_closed_terminal_is_discarded() -> None:
     pid, terminal = pty.fork()
     if pid == 0:  # the child, on a terminal of its own
         code = 1
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
         try:
             with stop_signals() as stop:
                 os.write(1, b"ready")
-                while stop.signal is None:
+                for _ in range(1000):
+                    if stop.signal is not None:
+                        break
                     time.sleep(0.01)
                 os.write(1, b"saved")
                 os.write(2, b"saved")
-                code = 128 + stop.signal
+                code = 128 + (stop.signal or 0)
         finally:
             os._exit(code)
     assert os.read(terminal, 5) == b"ready"
