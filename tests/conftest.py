@@ -8,12 +8,15 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+# Under nohup, tests of SIGHUP and the processes they start would ignore it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Set before the import of matplotlib, so that no test opens a window.
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Set before the import of the Hugging Face libraries, so that no test uses the hub or the user's cache.

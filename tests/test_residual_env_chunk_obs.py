@@ -356,7 +356,7 @@ def test_default_obs_keys__work_in_everything_that_runs_a_trained_policy(
     run = trained(tmp_path / "run", learner)
     own = ["state", "base_action"] if learner == "ppo" else ["state"]
     # the run and its exported policies store what was observed
-    expected_keys = [*own, "base_chunk", "chunk_position"]
+    expected_keys = [*own, "position", "base_chunk", "chunk_position"]
     for file in (run / "config.json", run / "final_model" / "config.json"):
         assert json.loads(file.read_text())["learner"]["obs_keys"] == expected_keys
     exported = load_policy(run / "final_model" / "policy.safetensors")
@@ -386,7 +386,7 @@ def test_default_obs_keys__work_in_everything_that_runs_a_trained_policy(
         demo = demos.episode(0)
         assert demo.actions.tolist() == expected[SEEDS[0]]
         assert not {"base_chunk", "chunk_position"} & set(demo.obs)
-    assert default_imitation("bc", exported.cfg).obs_keys == ("state",)
+    assert default_imitation("bc", exported.cfg).obs_keys == ("state", "position")
     compared = ["--model", "final", "--n-episodes", "3", "--compare-base", "--compare-zero"]
     assert main(["eval", str(run), *compared]) == 0
     shown = []

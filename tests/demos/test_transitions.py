@@ -256,7 +256,7 @@ def so101_demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--n-episodes",
         "2",
         "--max-episode-steps",
-        "20",
+        "200",
         "--tolerance",
         "0.08",
         "--success-hold-steps",

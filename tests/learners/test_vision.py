@@ -376,7 +376,7 @@ def test_train__learns_from_images_resumes_and_serves_as_a_base_policy(tmp_path:
     on_top += ["--learner", "ppo", "--residual-scale", "0.6"]
     assert main([*TRAIN, *on_top, "--output-dir", str(tmp_path / "on_top")]) == 0
     settings = json.loads((tmp_path / "on_top" / "best_model" / "config.json").read_text())["learner"]
-    assert settings["obs_keys"] == ["state", "base_action", "picture"]
+    assert settings["obs_keys"] == ["state", "base_action", "picture", "joint_position"]
     message = fails("eval", tmp_path / "on_top", "--n-episodes", "2", "--obs-mode", "rgb")
     assert message.startswith("the env has no `state`, but images (picture): use --obs-mode rgb+state")
 

@@ -46,7 +46,6 @@ def test_stop_signals__output_after_a_closed_terminal_is_discarded() -> None:
     pid, terminal = pty.fork()
     if pid == 0:  # the child, on a terminal of its own
         code = 1
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
         try:
             with stop_signals() as stop:
                 os.write(1, b"ready")
