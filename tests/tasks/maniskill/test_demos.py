@@ -346,8 +346,8 @@ def test_demos_collect__collects_episodes_of_a_base_policy(tmp_path: Path) -> No
 def test_train_demos__rejects_demonstrations_of_another_env_id(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "zero.h5"
-    few = ["--num-envs", "2", "--num-threads", "1", "--max-episode-steps", "5"]
+    path = tmp_path / "ik.h5"
+    few = ["--num-envs", "2", "--num-threads", "1", "--max-episode-steps", "50"]
     assert (
         main(
             [
@@ -357,7 +357,7 @@ def test_train_demos__rejects_demonstrations_of_another_env_id(
                 "--env-id",
                 "PushCube-v1",
                 "--policy",
-                "zero",
+                "ik",
                 "--n-episodes",
                 "2",
                 *few,
