@@ -44,16 +44,15 @@ def export_policy(folder: Path, cfg: TrainCfg, learner: Learner, residual_scale:
 
 def set_residual_scale(folder: Path, residual_scale: float) -> None:
     """Change the residual scale of the policy in `folder`, if it is another; 0 makes it the base policy."""
-    state = checkpoint.load(folder / POLICY_FILE, "policy")
+    state = _read(folder / POLICY_FILE)
     if state["residual_scale"] != residual_scale:
         checkpoint.save(folder / POLICY_FILE, {**state, "residual_scale": residual_scale}, "policy")
 
 
 def read_own_policy(folder: Path, cfg: TrainCfg, learner: Learner) -> ExportedPolicy:
     """The policy that the training with the settings `cfg` has exported to `folder`."""
-    state = checkpoint.load(folder / POLICY_FILE, "policy")
-    cfg = _with_settings_of(learner, cfg)
-    return ExportedPolicy(cfg, state["residual_scale"], state["step"], state["policy"])
+    file = folder / POLICY_FILE
+    return _checked(file, _with_settings_of(learner, cfg), _read(file))
 
 
 def _with_settings_of(learner: Learner, cfg: TrainCfg) -> TrainCfg:
@@ -114,19 +113,37 @@ class ExportedPolicy:
 
 def load_policy(file: Path) -> ExportedPolicy:
     """Read a file written by `export_policy`. Raises `CheckpointError` with the file and the problem."""
+    state = _read(file)
+    try:
+        cfg = TrainCfg.from_dict(state["config"], file)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unreadable(file, error) from error
+    return _checked(file, cfg, state)
+
+
+def _read(file: Path) -> State:
+    """The contents of a file written by `export_policy`."""
     state = checkpoint.load(file, "policy")
     missing = {"config", "residual_scale", "step", "policy"} - state.keys()
     if missing:
         raise CheckpointError(
             f"{file} lacks {', '.join(sorted(missing))}; expected a policy exported by `residual-rl train`"
         )
+    return state
+
+
+def _checked(file: Path, cfg: TrainCfg, state: State) -> ExportedPolicy:
+    """The policy in `state`, with the settings `cfg`."""
     try:
-        cfg = TrainCfg.from_dict(state["config"], file)
         exported = ExportedPolicy(cfg, state["residual_scale"], state["step"], state["policy"])
         check_fields(exported)
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file} has settings that this release cannot read: {error}") from error
+        raise _unreadable(file, error) from error
     return exported
+
+
+def _unreadable(file: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{file} has settings that this release cannot read: {error}")
 
 
 @dataclass(frozen=True)

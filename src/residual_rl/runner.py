@@ -294,11 +294,14 @@ class Runner:
             ) from error
         times = [row["time/wall"] for row in rows if row["step"] <= self.progress.step and "time/wall" in row]
         self.wall_time = max(times, default=0.0)
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        # A summary that is missing or damaged only costs another comparison with the base policy.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
             summary = parse_json(self.folder.summary_file.read_text("utf-8"))
             if summary["finished"] and summary["steps"] == self.progress.step:
-                self.wall_time = summary["wall_time"]
-                self._deployment = Deployment.from_summary(summary) if self._finished else None
+                deployment, seconds = Deployment.from_summary(summary), float(summary["wall_time"])
+                if math.isfinite(seconds):
+                    self.wall_time = seconds
+                    self._deployment = deployment if self._finished else None
         return True
 
     @property

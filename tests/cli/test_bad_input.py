@@ -40,7 +40,7 @@ from residual_rl.tasks.so101_paper.robot import build_robot
         ("train so101-paper --num-envs 0", "num_envs must be from 1 to 1048576, not 0"),
         ("train so101-paper --n-envs -4", "num_envs must be from 1 to 1048576, not -4"),
         ("train so101-paper --total-timesteps -1", "total_timesteps must be at least 1, not -1"),
-        ("train so101-paper --num-steps 0", "num_steps must be at least 1, not 0"),
+        ("train so101-paper --num-steps 0", "num_steps must be from 1 to 65536, not 0"),
         ("train so101-paper --hidden-sizes 8 0", "hidden_sizes must be from 1 to 8192 each, not (8, 0)"),
         ("train so101-paper --learning-rate nan", "learning_rate must be finite, not nan"),
         ("train so101-paper --alpha 3", "residual_scale must be from 0 to 2"),

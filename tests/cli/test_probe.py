@@ -8,11 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import fakes
 import numpy as np
 import pytest
 from demo_files import INFO, write
-from learned_point import LEARNED, LearnedCfg
+from learned_point import LearnedCfg, register
 from tiny_runs import Fails
 
 from residual_rl.cli import auto_scale, train
@@ -23,7 +22,7 @@ from residual_rl.config import ResidualCfg, TrainCfg
 from residual_rl.demos.base_demos import training_demos
 from residual_rl.demos.episode import Demo
 from residual_rl.evaluation.probe_advice import Advice, Choice
-from residual_rl.registry import BASE_POLICIES, TASKS
+from residual_rl.registry import TASKS
 
 TINY = ["--hidden-sizes", "8", "--batch-size", "8", "--num-envs", "4", "--eval-episodes", "2"]
 TINY += ["--total-timesteps", "64", "--eval-freq", "0", "--warmup-steps", "8", "--learning-starts", "8"]
@@ -34,14 +33,7 @@ SHORT = ["--max-episode-steps", "6"]
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    for registry, spec in (
-        (TASKS, fakes.POINT_TASK),
-        (BASE_POLICIES, fakes.HOMING),
-        (BASE_POLICIES, LEARNED),
-    ):
-        registry.all()
-        monkeypatch.setattr(registry, "_specs", {**registry._specs, spec.id: spec})
-    monkeypatch.setattr("residual_rl.evaluation.failure_prediction._STEPS", 10)
+    register(monkeypatch)
     monkeypatch.setattr(command, "N_EPISODES", 36)
     monkeypatch.setattr(command, "QUICK_EPISODES", 6)
 
@@ -285,6 +277,16 @@ def test_training_demos__that_are_missing_damaged_or_of_another_task_are_left_ou
     assert training_demos(cfg).why_not == unknown
     shutil.rmtree(tmp_path / "base")
     assert training_demos(cfg).why_not == unknown
+
+
+@pytest.mark.parametrize("path", ["a" * 5000, "a\0b", "\ud800", "/", "/dev/zero", 5, ["x"]])
+def test_training_demos__odd_paths_of_another_person_are_left_out(path: Any, tmp_path: Path) -> None:
+    cfg = base_folder(tmp_path, tmp_path)
+    (tmp_path / "base" / "config.json").write_text(json.dumps({"demos": path}), encoding="utf-8")
+    found = training_demos(cfg)
+    assert found.path is None
+    assert len(found.why_not) < 400
+    assert found.why_not.isprintable()
 
 
 def test_demos__without_a_success_are_an_error(tmp_path: Path, fails: Fails) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import fakes
 import pytest
 import torch
-from learned_point import LEARNED, LearnedCfg
+from learned_point import LearnedCfg, register
 
 from residual_rl.config import ResidualCfg, RunCfg, TrainCfg
 from residual_rl.errors import ConfigError
@@ -19,7 +19,6 @@ from residual_rl.evaluation.probe import CONDITIONS, SHARES, Probe, is_stalled, 
 from residual_rl.evaluation.probe_episodes import record_episodes
 from residual_rl.factory import make_residual_env
 from residual_rl.learners.off_policy.config import SACCfg
-from residual_rl.registry import BASE_POLICIES, TASKS
 from residual_rl.utils.seeding import (
     DEMO_SEED,
     EVAL_SEED,
@@ -33,14 +32,7 @@ SEEDS = range(PROBE_SEED, PROBE_SEED + 40)
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    for registry, spec in (
-        (TASKS, fakes.POINT_TASK),
-        (BASE_POLICIES, fakes.HOMING),
-        (BASE_POLICIES, LEARNED),
-    ):
-        registry.all()
-        monkeypatch.setattr(registry, "_specs", {**registry._specs, spec.id: spec})
-    monkeypatch.setattr("residual_rl.evaluation.failure_prediction._STEPS", 10)
+    register(monkeypatch)
 
 
 def point_cfg(base_policy: str = "homing", max_episode_steps: int = 6, base: Any = None) -> TrainCfg:

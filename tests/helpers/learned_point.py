@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import fakes
+import pytest
 import torch
 from fakes import Homing
 from torch import Tensor
 
 from residual_rl.envs.vec_env import VecEnv
-from residual_rl.registry import BasePolicySpec
+from residual_rl.registry import BASE_POLICIES, TASKS, BasePolicySpec
 from residual_rl.types import ActionChunk, Obs
 
 
@@ -47,3 +49,15 @@ LEARNED = BasePolicySpec(
     config="learned_point:LearnedCfg",
     learned=True,
 )
+
+
+def register(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add the point, its controller and `LEARNED` to the registries, and shorten predictions of failures."""
+    for registry, spec in (
+        (TASKS, fakes.POINT_TASK),
+        (BASE_POLICIES, fakes.HOMING),
+        (BASE_POLICIES, LEARNED),
+    ):
+        registry.all()
+        monkeypatch.setattr(registry, "_specs", {**registry._specs, spec.id: spec})
+    monkeypatch.setattr("residual_rl.evaluation.failure_prediction._STEPS", 10)

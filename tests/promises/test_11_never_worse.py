@@ -14,10 +14,13 @@ import torch
 from tiny_runs import files
 
 from residual_rl.cli.main import main
+from residual_rl.errors import CheckpointError
 from residual_rl.evaluation import selection
 from residual_rl.evaluation.compare import run_episodes
 from residual_rl.evaluation.deployment import Deployment
-from residual_rl.exported_policy import find_policy
+from residual_rl.exported_policy import find_policy, read_own_policy
+from residual_rl.runs import checkpoint
+from residual_rl.runs.locate import POLICY_FILE
 from residual_rl.utils.files import plain
 from residual_rl.utils.seeding import CONFIRMATION_SEED, TRAINING_EVAL_SEED, uniform
 
@@ -146,6 +149,7 @@ def test_confirm__interrupted_and_resumed_gives_the_same_model(
         assert files(tmp_path / "stopped" / folder) == files(tmp_path / "whole" / folder), folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
@@ -186,3 +190,40 @@ def test_confirm__of_a_longer_training_starts_from_the_scale_of_the_best_evaluat
     assert find_policy(run).exported.residual_scale == 0.0
     point_runs.train(run, resume=True, **lucky(), total_timesteps=96, confirm_episodes=0)
     assert find_policy(run).exported.residual_scale == 0.5
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"wall_time": "x"},
+        {"wall_time": "inf"},
+        {"wall_time": 10**400},
+        {"deployment": {"policy": "x"}},
+        {"steps": []},
+    ],
+)
+def test_confirm__is_repeated_where_the_summary_is_damaged(damage: dict[str, Any], tmp_path: Path) -> None:
+    before = point_runs.train(tmp_path / "run", **GOOD)
+    file = tmp_path / "run" / "training_summary.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **damage}))
+    after = point_runs.train(tmp_path / "run", resume=True, **GOOD)
+    assert plain(after["deployment"]) == plain(before["deployment"])
+    assert 0.0 < after["wall_time"] < 1e6
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [("x", "residual_scale must be"), (1e30, "residual_scale must be"), (None, "lacks residual_scale")],
+)
+def test_read_own_policy__of_another_person_is_an_error_of_one_line(
+    scale: Any, message: str, tmp_path: Path
+) -> None:
+    """The best model of a run that somebody else has changed, which resuming compares with the base."""
+    point_runs.train(tmp_path / "run", **GOOD)
+    (tmp_path / "run" / "training_summary.json").unlink()
+    file = tmp_path / "run" / "best_model" / POLICY_FILE
+    state = checkpoint.load(file, "policy")
+    del state["residual_scale"]
+    checkpoint.save(file, state if scale is None else {**state, "residual_scale": scale}, "policy")
+    with pytest.raises(CheckpointError, match=message):
+        read_own_policy(file.parent, point_runs.config(), object())  # type: ignore[arg-type]

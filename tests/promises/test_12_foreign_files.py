@@ -4,6 +4,7 @@ they name."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import socket
@@ -15,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_runs import Fails
+import torch
+from tiny_runs import Fails, slow
 
 from residual_rl.cli.main import main
 from residual_rl.config import ResidualCfg, RunCfg, TrainCfg, sign_task_settings
@@ -30,6 +32,7 @@ from residual_rl.runs.checkpoint import CheckpointFolder
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.sweeps.grid import SweepCfg, Trial, read_sweep
 from residual_rl.sweeps.trial import next_command
+from residual_rl.types import HasReplay, Transition
 from residual_rl.utils.consent import ConsentError, consenting
 from residual_rl.utils.files import plain
 from residual_rl.utils.sensitive import sensitive_fields, sensitive_values
@@ -439,7 +442,11 @@ def test_sensitive_fields__every_setting_of_type_text_is_classified() -> None:
 WRONG = ["x", "", 1e30, -1, 10**30, 10**400, None, True, {}, [], [1], [[]], ["a", "a"], [10**30]]
 
 
-@pytest.mark.parametrize("name", registered_configs())
+SIMILAR = ("learner gated-sac", "learner policy-decorator", "learner td3")
+"""Learners with the settings of `sac` and a few more."""
+
+
+@pytest.mark.parametrize("name", [*(n for n in registered_configs() if n not in SIMILAR), *slow(*SIMILAR)])
 def test_from_dict__wrong_values_are_errors_of_one_line(name: str) -> None:
     """A value of every kind for every setting is accepted, or refused with its name."""
     part, config = registered_configs()[name]
@@ -462,3 +469,39 @@ def test_from_dict__wrong_values_are_errors_of_one_line(name: str) -> None:
 def test_from_dict__a_policy_that_is_its_own_base_is_an_error(run: Path, fails: Fails) -> None:
     rewrite(run, with_base("model", {"checkpoint": str(run)}))
     assert "is its own base policy" in fails("eval", run, "--n-episodes", "2")
+
+
+def whole_settings() -> list[tuple[str, str]]:
+    """Each whole-numbered setting of each learner."""
+    configs = ((spec.id, spec.default_config()) for spec in LEARNERS.all())
+    return [
+        (learner, field.name)
+        for learner, cfg in configs
+        for field in dataclasses.fields(cfg)
+        if type(getattr(cfg, field.name)) is int and field.name not in ("num_epochs", "actor_every")
+    ]
+
+
+@pytest.mark.parametrize(("learner_id", "setting"), whole_settings())
+def test_learner__no_setting_of_a_file_asks_for_terabytes(learner_id: str, setting: str) -> None:
+    spec = LEARNERS.get(learner_id)
+    default = spec.default_config()
+    small = {
+        "buffer_size": 64,
+        "batch_size": 4,
+        "hidden_sizes": (4,),
+        "learning_starts": 0,
+        "actor_starts": 0,
+    }
+    settings = {name: value for name, value in small.items() if hasattr(default, name)} | {setting: 10**13}
+    space = {"state": (4,), "base_action": (2,), "elapsed_steps": (1,)}
+    obs = {name: torch.zeros(4, *shape) for name, shape in space.items()}
+    no = torch.zeros(4, dtype=torch.bool)
+    with contextlib.suppress(ConfigError):  # a clear error, or it works
+        cfg = dataclasses.replace(default, **settings)
+        learner = load(spec.make)(cfg, space, 2, 4, torch.device("cpu"), 0)
+        action = learner.act(obs)
+        step = (obs, action, torch.zeros(4), no, no, obs, obs["base_action"], action, 1.0, 1.0, no)
+        learner.observe(Transition(*step))
+        if isinstance(learner, HasReplay):
+            learner.update()

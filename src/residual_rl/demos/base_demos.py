@@ -11,7 +11,8 @@ from residual_rl.evaluation.probe_advice import TrainingDemos
 from residual_rl.registry import TASKS
 from residual_rl.runs.locate import enclosing_run
 from residual_rl.runs.run_folder import RunFolder
-from residual_rl.utils.files import parse_json
+from residual_rl.utils.files import exists, parse_json
+from residual_rl.utils.text import one_line
 
 
 def training_demos(cfg: TrainCfg) -> TrainingDemos:
@@ -28,9 +29,9 @@ def training_demos(cfg: TrainCfg) -> TrainingDemos:
     if not isinstance(recorded.get("demos"), str):
         return TrainingDemos(None, why_not="those that the base policy was trained on are not known")
     path = Path(recorded["demos"])
-    if not path.is_file():
+    if not (exists(path) and path.is_file()):
         return TrainingDemos(
-            None, why_not=f"{path}, which the base policy was trained on, does not exist here"
+            None, why_not=f"{one_line(path)}, which the base policy was trained on, does not exist here"
         )
     problem = _problem(path, cfg)
     if problem is not None:

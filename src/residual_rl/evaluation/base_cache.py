@@ -26,7 +26,7 @@ from residual_rl.evaluation.evaluate import Episodes, evaluate, no_residual
 from residual_rl.registry import BASE_POLICIES, TASKS
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.runs.locate import POLICY_FILE
-from residual_rl.utils.files import WriteError, make_folder, parse_json, plain, to_json, write_json
+from residual_rl.utils.files import WriteError, exists, make_folder, parse_json, plain, to_json, write_json
 from residual_rl.utils.provenance import machine
 from residual_rl.utils.sensitive import sensitive_values
 from residual_rl.utils.signature import digest_of
@@ -152,18 +152,11 @@ def _paths(cfg: Any) -> Iterator[Path]:
     values = [getattr(cfg, field.name) for field in dataclasses.fields(cfg)]
     for value in values:
         for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str | Path) and str(text) and _exists(Path(text)):
+            if isinstance(text, str | Path) and str(text) and exists(Path(text)):
                 yield Path(text)
     if hasattr(cfg, "nested_settings"):
         for nested in cfg.nested_settings().values():
             yield from _paths(nested)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a text that cannot be a path
-        return False
 
 
 def _code(cfg: TrainCfg) -> dict[str, str | None]:

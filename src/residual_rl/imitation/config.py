@@ -11,6 +11,7 @@ from annotated_types import Interval
 
 from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.utils.validation import (
+    BatchSize,
     CheckedCfg,
     ChunkLength,
     LayerSizes,
@@ -145,7 +146,7 @@ class ImitateCfg(CheckedCfg):
     # --- training ---
     total_steps: PositiveInt = 20_000
     """Number of gradient steps."""
-    batch_size: PositiveInt = 1024
+    batch_size: BatchSize = 1024
     """Number of windows per gradient step."""
     learning_rate: PositiveFloat = 3e-4
     """Learning rate of Adam after the warm-up; it decays to 0 along a cosine."""

@@ -58,6 +58,14 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
+def exists(path: Path) -> bool:
+    """Whether there is a file or folder; also False for a text that cannot be a path, such as a long one."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Context of a temporary file beside `path`, which replaces `path` after the block.

@@ -851,8 +851,8 @@ def test_obs_keys__unknown_observations_are_named() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_steps": 0}, "num_steps must be at least 1, not 0"),
-        ({"n_step": 0}, "n_step must be at least 1"),
+        ({"num_steps": 0}, "num_steps must be from 1 to 65536, not 0"),
+        ({"n_step": 0}, "n_step must be from 1 to 65536"),
         ({"utd": 0.0}, "utd must be above 0"),
         ({"gamma": 1.5}, "gamma must be from 0 to 1"),
         ({"tau": 0.0}, "tau must be above 0 and at most 1"),

@@ -293,7 +293,7 @@ def test_ppo_cfg_minibatches__are_equal_and_close_to_the_configured_size() -> No
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_steps": 0}, "num_steps must be at least 1, not 0"),
+        ({"num_steps": 0}, "num_steps must be from 1 to 65536, not 0"),
         ({"learning_rate": -1.0}, "learning_rate must be above 0"),
         ({"init_std": float("nan")}, "init_std must be finite, not nan"),
         ({"final_std": float("inf")}, "final_std must be finite, not inf"),

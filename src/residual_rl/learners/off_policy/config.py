@@ -10,6 +10,7 @@ from typing import Literal
 from residual_rl.errors import ConfigError
 from residual_rl.learners.ppo.config import Activation, BootstrapAtDone
 from residual_rl.utils.validation import (
+    BatchSize,
     CheckedCfg,
     Correlation,
     LayerSizes,
@@ -17,9 +18,11 @@ from residual_rl.utils.validation import (
     NonNegativeFloat,
     NonNegativeInt,
     NumNetworks,
+    NumRows,
     PositiveFloat,
     PositiveInt,
     Share,
+    StepCount,
     UnitInterval,
 )
 
@@ -35,11 +38,11 @@ class OffPolicyCfg(CheckedCfg):
     """Settings of an off-policy learner. Steps are decisions of the learner, over all envs."""
 
     # --- data ---
-    num_steps: PositiveInt = 1
+    num_steps: StepCount = 1
     """Steps per env between two updates."""
     buffer_size: PositiveInt = 1_000_000
     """Capacity of the replay buffer in transitions. The oldest are overwritten."""
-    batch_size: PositiveInt = 256
+    batch_size: BatchSize = 256
     """Transitions per gradient step."""
     utd: PositiveFloat = 1.0
     """Update-to-data ratio: gradient steps of the critics per step."""
@@ -53,7 +56,7 @@ class OffPolicyCfg(CheckedCfg):
     # --- returns ---
     gamma: UnitInterval = 0.99
     """Discount factor per step."""
-    n_step: PositiveInt = 5
+    n_step: StepCount = 5
     """Number of rewards in an n-step return."""
     bootstrap_at_done: BootstrapAtDone = "truncated"
     """When to bootstrap from the value of an episode's final observation: only if the episode was truncated,
@@ -226,7 +229,7 @@ class GatedSACCfg(SACCfg):
     """Learning rate of the networks."""
     gate_batch_size: PositiveInt = 256
     """Observations per gradient step of the networks."""
-    gate_buffer_size: PositiveInt = 65_536
+    gate_buffer_size: NumRows = 65_536
     """Number of labelled observations to keep. The oldest are overwritten."""
     gate_fit_steps: PositiveInt = 2_000
     """Gradient steps of the first fit, after the warm-up."""
@@ -262,11 +265,11 @@ class PolicyDecoratorCfg(SACCfg):
     orthogonal.
     """
 
-    num_steps: PositiveInt = 4
-    batch_size: PositiveInt = 1024
+    num_steps: StepCount = 4
+    batch_size: BatchSize = 1024
     utd: PositiveFloat = 0.25
     gamma: UnitInterval = 0.97
-    n_step: PositiveInt = 1
+    n_step: StepCount = 1
     reward_scale: PositiveFloat = 1.0
     reward_shift: float = -1.0
     learning_starts: NonNegativeInt = 8_000

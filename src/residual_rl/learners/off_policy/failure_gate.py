@@ -5,6 +5,7 @@ Shapes: N members of the ensemble, b batch, O observation, T steps of an episode
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable
 
 import torch
@@ -111,7 +112,7 @@ class GateTrainer:
         self.num_episodes = [0, 0]
         """Whole episodes of the base that failed and succeeded."""
         self.success_lengths: list[int] = []
-        """Lengths of the whole episodes that the base solved."""
+        """Lengths of the whole episodes that the base solved, in ascending order."""
         self._number = 0
         """Labelled episodes so far, including those with a residual before the labelled steps."""
 
@@ -132,22 +133,22 @@ class GateTrainer:
         self._number += 1
         self.num_episodes[success] += whole
         if whole and success:
-            self.success_lengths.append(len(age))
+            bisect.insort(self.success_lengths, len(age))
 
     def _counts(self, rows: Tensor) -> Tensor:
         """Whether each of `rows` counts: those of failures only after the time by which nearly all successes
         are over."""
-        lengths = sorted(self.success_lengths)
+        lengths = self.success_lengths
         late = lengths[int(self.cfg.gate_late * (len(lengths) - 1))] if lengths else 0
         return (self._success[rows] > 0.0) | (self._age[rows] >= late)
 
     def fit(self, steps: int, normalize: Callable[[Tensor], Tensor]) -> float:
         """Take gradient steps on the binary cross-entropy. Returns the mean loss."""
         filled = min(self.num_rows, len(self._obs))
-        shape = (steps, self.cfg.gate_batch_size)
-        ids = torch.randint(filled, shape, generator=self.generator, device=self.device)
+        size = (self.cfg.gate_batch_size,)
         total = torch.zeros((), device=self.device)
-        for batch in ids:
+        for _ in range(steps):
+            batch = torch.randint(filled, size, generator=self.generator, device=self.device)
             obs = self._normalized(self._obs[batch], normalize)
             noise = torch.randn(obs.shape, generator=self.generator, device=self.device)
             logits = self.gate.members(obs + self.cfg.gate_input_noise * noise)

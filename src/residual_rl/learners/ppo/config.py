@@ -7,6 +7,7 @@ from typing import Literal
 
 from residual_rl.errors import ConfigError
 from residual_rl.utils.validation import (
+    BatchSize,
     CheckedCfg,
     Correlation,
     LayerSize,
@@ -16,6 +17,7 @@ from residual_rl.utils.validation import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    StepCount,
     UnitInterval,
 )
 
@@ -29,9 +31,9 @@ NoiseLikelihood = Literal["marginal", "conditional"]
 class PPOCfg(CheckedCfg):
     """Settings of PPO."""
 
-    num_steps: PositiveInt = 64
+    num_steps: StepCount = 64
     """Steps per env between two updates."""
-    minibatch_size: PositiveInt = 256
+    minibatch_size: BatchSize = 256
     """Transitions per gradient step, rounded so that all minibatches of an update have the same size."""
     num_epochs: PositiveInt = 8
     """Passes over the collected transitions per update."""
