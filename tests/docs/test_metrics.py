@@ -22,7 +22,7 @@ NOT_IN_THESE_RUNS = {
 def documented_tags() -> set[str]:
     """Tags in the page's tables and text before the comparison of trackers; NAME stands for any name."""
     text = split(PAGE)[0].partition("## Tracking with W&B")[0]
-    groups = "rollout|residual|base|reward|task|curriculum|time|train|eval|val"
+    groups = "rollout|residual|base|reward|task|curriculum|time|train|gate|eval|val"
     return set(re.findall(rf"`((?:{groups})/\w+)`", text))
 
 
@@ -39,6 +39,10 @@ def tags(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         folder = tmp_path_factory.mktemp("metrics") / learner
         train(folder, learner=learner, total_timesteps=96, eval_freq=0)
         found |= logged(folder)
+    folder = tmp_path_factory.mktemp("metrics") / "gated-sac"
+    gate = {"gate_warmup_episodes": 1, "gate_min_failures": 0, "gate_fit_steps": 1}
+    train(folder, learner="gated-sac", total_timesteps=96, eval_freq=0, **gate)
+    found |= logged(folder)
     return found
 
 

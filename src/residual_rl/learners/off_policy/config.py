@@ -129,8 +129,8 @@ class OffPolicyCfg(CheckedCfg):
     """Input of the actor: the observation, with or without the base action."""
     obs_keys: Names | None = None
     """Named observations of actor and critics, concatenated in this order. None: `state`; over a learned base
-    also `joint_target` where the task has it, and `base_chunk` and `chunk_position` where the base executes
-    chunks."""
+    also the vectors that it reads, `joint_target` where the task has it, and `base_chunk` and
+    `chunk_position` where it executes chunks."""
     normalize_obs: bool = True
     """Normalise observations by running statistics and clip them at 10 standard deviations."""
 

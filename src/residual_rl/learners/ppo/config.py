@@ -74,8 +74,8 @@ class PPOCfg(CheckedCfg):
     obs_keys: Names | None = None
     """Named observations of the policy, including cameras. None: `state`, `base_action` and all cameras, with
     proprioception in place of `state` if the env has cameras but no `state`; over a learned base also
-    `joint_target` where the task has it, and `base_chunk` and `chunk_position` where the base executes
-    chunks."""
+    the vectors that it reads, `joint_target` where the task has it, and `base_chunk` and `chunk_position`
+    where it executes chunks."""
     critic_obs_keys: Names | None = None
     """Named observations of the critic, e.g. a `state` that is hidden from the policy. None: those of the
     policy."""
