@@ -188,7 +188,7 @@ def test_train__second_sigint_ends_a_long_iteration(
 ) -> None:
     started = tmp_path / "started"
     process = start(
-        tmp_path / "run", "--num-steps", "1000000", program=["-c", TOUCH_AT_FIRST_STEP, str(started)]
+        tmp_path / "run", "--num-steps", "65536", program=["-c", TOUCH_AT_FIRST_STEP, str(started)]
     )
     processes.append(process)
     wait_for(started.exists, process)  # earlier, the first signal would suffice
