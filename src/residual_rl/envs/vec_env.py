@@ -113,6 +113,8 @@ class VecEnv(gymnasium.vector.VectorEnv):
     """The simulator's name of the task, for envs that cover more than one."""
     control_mode: str = ""
     """The simulator's name of the action space, for simulators that offer several."""
+    can_restore: bool = False
+    """Whether `snapshot` and `restore` work."""
     joint_step: Tensor | None = None
     """[J]: the largest change of the joint targets that a controller should command in one step [rad]."""
 
@@ -152,6 +154,18 @@ class VecEnv(gymnasium.vector.VectorEnv):
     @abstractmethod
     def load_state_dict(self, state: State) -> None:
         """Restore `state_dict()` in an env with the same settings."""
+
+    def snapshot(self, env_ids: Tensor) -> Obs:  # noqa: ARG002
+        """The running episodes of the envs `env_ids` [n] as they are now: copies, by name, [n, …] each."""
+        raise ConfigError("this env cannot be restored to a state of an earlier episode")
+
+    def restore(self, env_ids: Tensor, snapshot: Obs) -> Obs:  # noqa: ARG002
+        """Continue the episodes of a `snapshot` [n, …] in the envs `env_ids` [n], which are in ascending order,
+        in place of their own.
+
+        Returns the observation of all envs.
+        """
+        raise ConfigError("this env cannot be restored to a state of an earlier episode")
 
     @property
     def active(self) -> Tensor:
