@@ -20,6 +20,8 @@ from residual_rl.types import State
 
 _SMALLEST = 1e-6
 _NUM_QUANTILES = 101
+_NO_LENGTH = 1e9
+"""Length of a success while none is known."""
 
 
 class FailureGate(nn.Module):
@@ -51,7 +53,7 @@ class FailureGate(nn.Module):
         self.members = Critics(cfg.gate_members, sizes, "relu", True, 0.0, generator)
         self.register_buffer("high", torch.zeros(()))
         self.register_buffer("low", torch.zeros(()))
-        self.register_buffer("success_lengths", torch.full((_NUM_QUANTILES,), torch.inf))
+        self.register_buffer("success_lengths", torch.full((_NUM_QUANTILES,), _NO_LENGTH))
         """Quantiles of the lengths of the base policy's successes, evenly spaced."""
         self.register_buffer("odds_of_failure", torch.zeros(()))
         """Failures of the base policy per success."""
