@@ -226,7 +226,6 @@ class ResidualEnv:
         # Query the base policy for final observations first, reset it, then query it for the new ones.
         start = time.perf_counter()
         info = outcome.info
-        info["restarted"] = self.restarted
         ended, final_obs = info["_final_obs"], info["final_obs"]
         active = self.vec_env.active  # an env without an episode needs no base action
         if ended.any():
@@ -307,6 +306,7 @@ class ResidualEnv:
         penalty = residual_penalty(residual_action, scale, self.penalty)
         info["reward_terms"] = {**info["reward_terms"], "residual": penalty}
         info["residual_scale"] = scale
+        info["restarted"] = self.restarted
         if self.composition.adaptive:
             info["base_uncertainty"] = uncertainty
         self._penalties = self._penalties + penalty

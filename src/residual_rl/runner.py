@@ -190,7 +190,7 @@ class Runner:
             return
         names = ("success_once", "episode_return", "episode_length")
         results = (final[name].float().tolist() for name in names)
-        self.progress.add_episodes(ended.tolist(), *results, counts=(~info["restarted"]).tolist())
+        self.progress.add_episodes(ended.tolist(), *results, (~info["restarted"]).tolist())
 
     @property
     def _finished(self) -> bool:
