@@ -189,8 +189,9 @@ class Runner:
             self.progress.decisions += 1
             return
         names = ("success_once", "episode_return", "episode_length")
-        results = (final[name].float().tolist() for name in names)
-        self.progress.add_episodes(ended.tolist(), *results, (~info["restarted"]).tolist())
+        success, returns, lengths = (final[name].float().tolist() for name in names)
+        counts = (~info["restarted"]).tolist()
+        self.progress.add_episodes(ended.tolist(), success, returns, lengths, counts)
 
     @property
     def _finished(self) -> bool:
