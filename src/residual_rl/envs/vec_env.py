@@ -160,8 +160,8 @@ class VecEnv(gymnasium.vector.VectorEnv):
         raise ConfigError("this env cannot be restored to a state of an earlier episode")
 
     def restore(self, env_ids: Tensor, snapshot: Obs) -> Obs:  # noqa: ARG002
-        """Continue the episodes of a `snapshot` [n, …] in the envs `env_ids` [n], which are in ascending order,
-        in place of their own.
+        """Continue the episodes of a `snapshot` [n, …] in the envs `env_ids` [n] (ascending), in place of
+        their own.
 
         Returns the observation of all envs.
         """
