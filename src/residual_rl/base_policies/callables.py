@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import inspect
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from residual_rl.envs.gymnasium.nested import row
 from residual_rl.errors import BasePolicyError, ConfigError
 from residual_rl.types import State
 
@@ -57,7 +59,7 @@ class CallablePolicy:
         self.batched = batched
         self._name = name
         copies = 1 if batched or not inspect.isclass(policy) else num_envs
-        self._policies = [policy() if inspect.isclass(policy) else policy for _ in range(copies)]
+        self._policies: list[Any] = [policy() if inspect.isclass(policy) else policy for _ in range(copies)]
         first = self._policies[0]
         if not callable(first):
             raise ConfigError(f"{name} cannot be called: it needs a method __call__(obs)")
@@ -87,7 +89,9 @@ class CallablePolicy:
 
     def state_dicts(self) -> list[State]:
         """The state of each policy, or nothing if they have no `state_dict`."""
-        return [copy.deepcopy(policy.state_dict()) for policy in self._policies if hasattr(policy, "state_dict")]
+        return [
+            copy.deepcopy(policy.state_dict()) for policy in self._policies if hasattr(policy, "state_dict")
+        ]
 
     def load_state_dicts(self, states: Sequence[State]) -> bool:
         """Restore `state_dicts()`. Returns whether nothing is lost: False for policies that have state but no
@@ -102,7 +106,9 @@ class CallablePolicy:
         Raises `BasePolicyError` if the policy returns no numbers.
         """
         if self.batched:
-            return self._numbers(self._policies[0](obs, env_ids) if self._takes_env_ids else self._policies[0](obs))
+            return self._numbers(
+                self._policies[0](obs, env_ids) if self._takes_env_ids else self._policies[0](obs)
+            )
         rows = [
             self._numbers(self._policies[int(env_id) % len(self._policies)](row(obs, i)))
             for i, env_id in enumerate(env_ids)
@@ -112,22 +118,14 @@ class CallablePolicy:
         return torch.stack(rows)
 
     def _numbers(self, action: Any) -> Tensor:
-        try:
-            found = action if isinstance(action, Tensor) else torch.as_tensor(np.asarray(action, np.float64))
-        except (TypeError, ValueError):
-            raise BasePolicyError(
-                f"{self._name} gave a {type(action).__name__} that is not an action, an array of numbers"
-            ) from None
-        return found.detach().double()
-
-
-def row(obs: Any, index: int) -> Any:
-    """The element `index` of nested dicts and tuples of arrays [b, …]."""
-    if isinstance(obs, dict):
-        return {name: row(value, index) for name, value in obs.items()}
-    if isinstance(obs, tuple):
-        return tuple(row(value, index) for value in obs)
-    return obs[index]
+        if isinstance(action, Tensor):
+            return action.detach().double()
+        with contextlib.suppress(ValueError):  # of lists of different lengths
+            array = np.asarray(action)
+            if array.dtype.kind in "fiu":
+                return torch.as_tensor(array.astype(np.float64))
+        kind = type(action).__name__
+        raise BasePolicyError(f"{self._name} gave a {kind} that is not an action, an array of numbers")
 
 
 def _parameters(function: Callable[..., Any]) -> Sequence[str]:

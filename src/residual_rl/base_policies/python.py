@@ -37,7 +37,8 @@ class PythonCfg(CheckedCfg):
             raise ConfigError(f"action_range must be a lower and a higher number, not {self.action_range}")
         if (self.num_action_steps or 1) > self.chunk_size:
             raise ConfigError(
-                f"num_action_steps must be from 1 to chunk_size {self.chunk_size}, not {self.num_action_steps}"
+                f"num_action_steps must be from 1 to chunk_size {self.chunk_size},"
+                f" not {self.num_action_steps}"
             )
 
 

@@ -46,8 +46,8 @@ class PythonPolicy(BasePolicy):
         self._policy = CallablePolicy(function, env.num_envs, cfg.batched, cfg.function)
         if self._policy.needs_all_envs:
             raise ConfigError(
-                f"{cfg.function} has a reset, so it keeps state, and is queried for some of the envs at a time:"
-                " it must take their indices, as policy(obs, env_ids)"
+                f"{cfg.function} has a reset, so it keeps state, and is queried for some of the envs at a"
+                " time: it must take their indices, as policy(obs, env_ids)"
             )
 
     def reset(self, mask: Tensor) -> None:
@@ -59,7 +59,9 @@ class PythonPolicy(BasePolicy):
         single = len(self._cfg.input_keys) == 1
         actions = self._policy(arrays[self._cfg.input_keys[0]] if single else arrays, env_ids.cpu().numpy())
         shape = (len(env_ids), self._cfg.chunk_size, self._action_dim)
-        if actions.shape != shape and not (self._cfg.chunk_size == 1 and actions.shape == (shape[0], shape[2])):
+        if actions.shape != shape and not (
+            self._cfg.chunk_size == 1 and actions.shape == (shape[0], shape[2])
+        ):
             raise BasePolicyError(self._wrong_shape(tuple(actions.shape)))
         low, high = self._cfg.action_range
         middle, half = (high + low) / 2.0, (high - low) / 2.0
@@ -71,7 +73,9 @@ class PythonPolicy(BasePolicy):
         sizes = {"A": self._action_dim, "K": self._cfg.chunk_size}
         expected = tuple(sizes[name] for name in wanted)
         if self._cfg.batched:
-            return f"{self._cfg.function} gave actions of shape {found}; expected {('b', *expected)}".replace("'", "")
+            return f"{self._cfg.function} gave actions of shape {found}; expected {('b', *expected)}".replace(
+                "'", ""
+            )
         return (
             f"{self._cfg.function} gave an action of shape {found[1:]}; expected {expected}"
             " (--base.chunk-size for several actions at once, --base.batched for several envs)"
