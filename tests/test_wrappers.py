@@ -267,7 +267,11 @@ def test_base_policy__that_does_not_fit_the_env_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("action", "error", "message"),
     [
-        ([[128.0, 0.0]], BasePolicyError, r"gave an action of shape \(1, 2\); expected \(2,\) \(batched=True"),
+        (
+            [[128.0, 0.0]],
+            BasePolicyError,
+            r"gave an action of shape \(1, 2\); expected \(2,\) \(batched=True",
+        ),
         (1.0, BasePolicyError, r"gave an action of shape \(\); expected \(2,\)"),
         ([128.0, math.nan], NonFiniteError, "the base action of <lambda> is not finite"),
         ("left", BasePolicyError, "<lambda> gave a str that is not an action"),

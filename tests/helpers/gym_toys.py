@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import gymnasium
@@ -86,7 +87,7 @@ class Counting:
         self.seen.append("reset")
 
     def __call__(self, obs: np.ndarray) -> np.ndarray:
-        self.seen.append(np.copy(obs))
+        self.seen.append(copy.deepcopy(obs))
         self.count += 1
         return np.float32([16.0 * self.count, -obs[0]])
 
