@@ -319,6 +319,8 @@ def test_residual_wrapper__refuses_batched_envs_and_wrong_scales() -> None:
         ResidualWrapper(gymnasium.vector.SyncVectorEnv([Cart]), middle, 0.5)  # type: ignore[arg-type]
     like_maniskill = Cart()
     like_maniskill.single_observation_space = like_maniskill.observation_space  # type: ignore[attr-defined]
+    ResidualWrapper(like_maniskill, middle, 0.5)
+    like_maniskill.observation_space = spaces.Box(-100.0, 100.0, (1, 2))
     with pytest.raises(ConfigError, match="CPUGymWrapper"):
         ResidualWrapper(like_maniskill, middle, 0.5)
     with pytest.raises(ConfigError, match="residual_scale must be from 0 to 2, not nan"):

@@ -309,7 +309,10 @@ def _checked_scale(scale: float) -> float:
 
 def _is_batched(env: Any) -> bool:
     """Whether `env` is a vector env, or a batched env of ManiSkill."""
-    return isinstance(env, VectorEnv) or env.has_wrapper_attr("single_observation_space")
+    name = "single_observation_space"
+    if isinstance(env, VectorEnv) or not env.has_wrapper_attr(name):
+        return isinstance(env, VectorEnv)
+    return bool(env.observation_space != env.get_wrapper_attr(name))
 
 
 def _final_name(info: Mapping[str, Any]) -> str:
