@@ -11,10 +11,9 @@ import torch
 pytest.importorskip("mani_skill")
 pytestmark = pytest.mark.maniskill
 
+import maniskill_case  # noqa: E402
 from mani_skill.utils.wrappers.gymnasium import CPUGymWrapper  # noqa: E402
 from mani_skill.vector.wrappers.gymnasium import ManiSkillVectorEnv  # noqa: E402
-
-import maniskill_case  # noqa: E402
 
 from residual_rl import ResidualVectorWrapper, ResidualWrapper  # noqa: E402
 from residual_rl.errors import ConfigError  # noqa: E402
