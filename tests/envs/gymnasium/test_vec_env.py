@@ -19,12 +19,14 @@ import numpy as np
 import pytest
 import torch
 
+from residual_rl.base_policies.executor import make_base_policy
 from residual_rl.envs.gymnasium import vec_env as module
 from residual_rl.envs.gymnasium.config import GymnasiumEnvCfg
 from residual_rl.envs.gymnasium.vec_env import GymVecEnv
 from residual_rl.envs.workers.pool import WorkerError
 from residual_rl.envs.workers.process import close_fork_servers
 from residual_rl.errors import ConfigError, NonFiniteError
+from residual_rl.residual_env import ResidualEnv
 from residual_rl.types import Obs
 
 Make = Callable[..., GymVecEnv]
@@ -165,6 +167,14 @@ def test_executed_action__is_what_the_env_reports(make: Make) -> None:
     *_, info = env.step(torch.tensor([[-1.0, 0.5], [1.0, 0.25]]))
     assert info["executed_action"].tolist() == [[-0.609375, 0.5], [0.5625, 0.25]]
     assert "executed_action" not in run_info(make())
+
+
+def test_residual_env__stores_the_action_that_the_env_reports(make: Make) -> None:
+    env = make("clips")
+    residual_env = ResidualEnv(env, make_base_policy("zero", None, env), 1.0, 0.0)
+    residual_env.reset(0)
+    transition, _ = residual_env.step(torch.tensor([[-1.0, 0.5], [1.0, 0.25]]))
+    assert transition.action.tolist() == [[-0.609375, 0.5], [0.5625, 0.25]]
 
 
 def run_info(env: GymVecEnv) -> dict[str, Any]:

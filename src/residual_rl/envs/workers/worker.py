@@ -84,7 +84,7 @@ def main() -> None:
                 os.dup2(output, 1)
                 os.dup2(output, 2)
                 sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-                sys.stdin = _NoInput()  # type: ignore[assignment]
+                sys.stdin = _NoInput()
                 os._exit(run(Connection(connection), memory))
             # in the server: close these, since the worker has its own copies
             for fd in (connection, output, memory):
