@@ -6,9 +6,10 @@ the env's packages, not this package.
 
 from __future__ import annotations
 
-import importlib
 import inspect
+import os
 import sys
+import types
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class EnvWorker:
     def __init__(self, settings: dict[str, Any], num_envs: int):
         self._settings, self._name = settings, settings["env_id"]
         for module in settings["env_modules"]:
-            _import(module)
+            _load(module)
         adapter_class = _adapter_class(settings["adapter"])
         self._envs = [SingleEnv(settings, adapter_class) for _ in range(num_envs)]
         spec = getattr(self._envs[0].env, "spec", None)
@@ -74,7 +75,7 @@ class EnvWorker:
 
     def reset(self) -> None:
         """Start new episodes in the active envs."""
-        for i in np.flatnonzero(self._arrays["active"]):
+        for i in np.flatnonzero(self._arrays["active"]).tolist():
             self._write(i, self._envs[i].reset(int(self._arrays["seed"][i])))
             for name in self._metrics:
                 self._arrays[name][i] = 0.0
@@ -82,12 +83,15 @@ class EnvWorker:
     def step(self) -> None:
         """Step the active envs."""
         arrays = self._arrays
-        for i in np.flatnonzero(arrays["active"]):
+        for i in np.flatnonzero(arrays["active"]).tolist():
             # a copy: the env may keep its action, and the pool overwrites the shared array
             step = self._envs[i].step(arrays["action"][i].copy())
             self._write(i, step.obs)
-            for name in ("reward", "success", "terminated", "truncated", "executed_action"):
-                arrays[name][i] = getattr(step, name)
+            arrays["reward"][i] = step.reward
+            arrays["success"][i] = step.success
+            arrays["terminated"][i] = step.terminated
+            arrays["truncated"][i] = step.truncated
+            arrays["executed_action"][i] = step.executed_action
             if self._metrics:
                 metrics = step.metrics()
                 for name in self._metrics:
@@ -100,7 +104,7 @@ class EnvWorker:
 
     def render(self) -> None:
         """Write frames of the active envs."""
-        for i in np.flatnonzero(self._arrays["active"]):
+        for i in np.flatnonzero(self._arrays["active"]).tolist():
             self._arrays["frame"][i] = self._envs[i].render()
 
     def close(self) -> None:
@@ -114,26 +118,27 @@ class EnvWorker:
             self._arrays[f"obs/{name}"][i] = value
 
 
-def _import(module: str) -> Any:
+def _load(place: str) -> types.ModuleType:
+    """The module or file that a setting names. The program of the worker has the function for it."""
+    if place.endswith(".py"):
+        sys.path.append(os.path.dirname(os.path.abspath(place)))  # for what the file imports
     try:
-        return importlib.import_module(module)
+        module: types.ModuleType = sys.modules["__main__"].load(place)
     except ImportError as error:
-        raise EnvRefusedError(f"cannot import {module} in the interpreter of the env: {error}") from error
+        raise EnvRefusedError(f"cannot import {place} in {sys.executable}: {error}") from error
+    return module
 
 
 def _adapter_class(reference: str) -> type[Adapter]:
-    """The class that `reference` names, with the methods of `Adapter` where it has none.
-
-    The program of the worker resolves references, to `module:Class` or `FILE.py:Class`.
-    """
+    """The class `module:Class` or `FILE.py:Class`, with the methods of `Adapter` where it has none."""
     if not reference:
         return Adapter
-    try:
-        found = sys.modules["__main__"].resolve(reference)
-    except (ImportError, AttributeError, FileNotFoundError) as error:
-        raise EnvRefusedError(f"cannot load the adapter {reference}: {error}") from error
+    place, _, name = reference.rpartition(":")
+    found = getattr(_load(place), name, None) if place else None
     if not inspect.isclass(found):
-        raise EnvRefusedError(f"the adapter {reference} is no class")
+        raise EnvRefusedError(
+            f"the adapter {reference} is not a class; expected module:Class or FILE.py:Class"
+        )
     return type(found.__name__, (found, Adapter), {})
 
 
