@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gym_toys import Cart, Counting, CountingBatch, DictCart
+from cart_envs import Cart, Counting, CountingBatch, DictCart
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv

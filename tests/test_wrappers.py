@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gym_toys import Cart, Counting, DictCart, ImageCart
+from cart_envs import Cart, Counting, DictCart, ImageCart
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
@@ -242,7 +242,7 @@ def test_base_policy__of_this_package_reads_named_observations_and_plays_chunks(
 def test_base_policy__id_makes_a_registered_one_with_settings() -> None:
     env = ResidualWrapper(Cart(), "zero", 0.5)
     np.testing.assert_array_equal(env.reset(seed=0)[0][2:], [0.0, 0.0])
-    settings = {"function": "gym_toys:Counting", "input_keys": ("state",), "action_range": (-16.0, 16.0)}
+    settings = {"function": "cart_envs:Counting", "input_keys": ("state",), "action_range": (-16.0, 16.0)}
     env = ResidualWrapper(Cart(), "python", 0.5, base_settings=settings)
     obs, _ = env.reset(seed=0)
     np.testing.assert_array_equal(obs[2:], np.float32([1.0, -obs[0] / 16.0]))
