@@ -119,6 +119,24 @@ def test_residual_vector_wrapper__equals_vectorised_single_wrappers(
     assert_equal(env.step(drawn_residuals(1)[0])[0], singles.step(drawn_residuals(1)[0])[0])
 
 
+def test_residual_vector_wrapper__reset_of_some_replaces_that_of_the_next_step() -> None:
+    env = ResidualVectorWrapper(carts(NEXT), Counting, 0.5, batched=False)
+    singles = carts(NEXT, lambda: ResidualWrapper(Cart(), Counting, 0.5))
+    env.reset(seed=3)
+    singles.reset(seed=3)
+    num_resets = 0
+    for residual in drawn_residuals(12):
+        obs, _, terminated, truncated, info = env.step(residual)
+        assert_equal(obs, singles.step(residual)[0])
+        assert info["_action"].all()
+        ended = terminated | truncated
+        if ended.any():
+            num_resets += 1
+            options: list[dict[str, Any]] = [{"reset_mask": ended.copy()} for _ in range(2)]
+            assert_equal(env.reset(options=options[0])[0], singles.reset(options=options[1])[0])
+    assert num_resets > 3
+
+
 @pytest.mark.parametrize("mode", [SAME, NEXT, NEVER], ids=str)
 def test_batched__policy_with_state_equals_one_for_each_env(mode: AutoresetMode) -> None:
     policy = CountingBatch(NUM_ENVS)
@@ -157,6 +175,8 @@ def test_batched__policy_with_state_must_take_the_indices_of_the_envs() -> None:
     env = ResidualVectorWrapper(carts(NEXT), NoEnvIds(), 0.5)  # always queried for all envs
     env.reset(seed=0)
     env.step(drawn_residuals(1)[0])
+    with pytest.raises(ConfigError, match="it must take their indices"):
+        env.reset(options={"reset_mask": np.array([True, False, False, False])})
 
 
 def test_batched__one_policy_with_state_is_not_shared_between_envs() -> None:

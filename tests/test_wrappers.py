@@ -349,6 +349,7 @@ def test_residual_wrapper__passes_the_check_of_gymnasium(case: str) -> None:
         check_env(ResidualWrapper(make(), middle, 0.5, flatten=flatten), skip_render_check=True)
 
 
+@pytest.mark.filterwarnings("ignore:.*is different from the unwrapped version")
 def test_residual_wrapper__is_made_again_from_its_spec() -> None:
     env = ResidualWrapper(gymnasium.make("Pendulum-v1"), lambda obs: obs[1:2], 0.5)
     assert env.spec is not None

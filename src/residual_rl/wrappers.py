@@ -214,6 +214,8 @@ class ResidualVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         mask = self._reset_mask(options or {})  # Gymnasium's envs remove it from the options
+        if mask is not None:
+            self._base.check_queries_of_some()
         obs, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
         self._base.reset(obs, mask)
         self._begins = torch.zeros_like(self._begins) if mask is None else self._begins & ~mask
