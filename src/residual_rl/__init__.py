@@ -24,6 +24,8 @@ _MODULE_OF = {
     "Quantities": "residual_rl.envs.task",
     "ResidualEnv": "residual_rl.residual_env",
     "ResidualRLError": "residual_rl.errors",
+    "ResidualVectorWrapper": "residual_rl.wrappers",
+    "ResidualWrapper": "residual_rl.wrappers",
     "State": "residual_rl.types",
     "Task": "residual_rl.envs.task",
     "TaskEnv": "residual_rl.envs.task_env",

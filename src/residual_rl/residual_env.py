@@ -287,6 +287,7 @@ class ResidualEnv:
             self.vec_env.step(action) if stepping is None else self.vec_env.step(action, stepping)
         )
         self.timer.simulation += time.perf_counter() - start
+        action = info.get("executed_action", action)
         self.env_steps += self.num_envs if stepping is None else int(stepping.sum())
         if self.step_hook is not None:
             self.step_hook.after_step(next_obs)

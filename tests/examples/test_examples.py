@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -171,3 +172,26 @@ def test_train_with_sb3__prints_the_successes(tmp_path: Path) -> None:
     )
     printed = run("train_with_sb3", *arguments, cwd=tmp_path)
     assert printed.strip().splitlines()[-1] in [f"success in {n} of 2 episodes" for n in range(3)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["residual_with_sb3", "residual_with_cleanrl"])
+def test_residual_wrapper__is_trained_by_other_libraries(name: str, tmp_path: Path) -> None:
+    if name == "residual_with_sb3":
+        pytest.importorskip("stable_baselines3")
+        small = ("--total-timesteps", "600", "--n-eval-episodes", "20")
+    else:
+        small = ("--total-timesteps", "64", "--num-envs", "2", "--num-steps", "16")
+    printed = run(name, *small, cwd=tmp_path).strip().splitlines()[-1]
+    # 20 episodes, the same in both examples, of the base policy alone
+    assert re.fullmatch(r"mean return: base -640, with residual -\d+", printed)
+
+
+@pytest.mark.slow
+def test_residual_vector_wrapper__residual_improves_the_base_policy(tmp_path: Path) -> None:
+    printed = run("residual_with_cleanrl", "--total-timesteps", "32000", cwd=tmp_path)
+    # Seeds 1 to 3 gave -132, -131 and -131.
+    found = re.search(r"base (-\d+), with residual (-\d+)", printed)
+    assert found is not None
+    assert int(found[1]) < -600
+    assert int(found[2]) > -200

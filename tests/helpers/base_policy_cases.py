@@ -16,6 +16,7 @@ CASES = {
     "lerobot": "lerobot_case:make_case",
     "model": "model_case:make_case_model",
     "openpi": "remote_case:make_case_openpi",
+    "python": "python_case:make_case",
 }
 """Base policy -> `module:function` that makes its settings, given an empty folder."""
 _NEEDS = {"lerobot": "lerobot"}

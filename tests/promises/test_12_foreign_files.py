@@ -43,6 +43,7 @@ REPLACED = ("task_id", "task", "base_policy_id", "base")
 HOSTILE_BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "switch": ("hybrid", {"policies": ["jacobian", "zero"], "mode": "switch", "switch": "gift:choose"}),
     "goals": ("ik", {"goals": "gift:Goals"}),
+    "function": ("python", {"function": "gift:policy"}),
     "goals in a hybrid": ("hybrid", {"policies": ["ik", "zero"], "settings": ["0.goals=gift:Goals"]}),
     "address": ("gr00t", {"host": "127.0.0.1", "port": 0}),
     "address in a hybrid": ("hybrid", {"policies": ["openpi", "zero"], "settings": ["0.port=0"]}),

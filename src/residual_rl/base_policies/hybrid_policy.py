@@ -3,13 +3,12 @@ disagreement."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from residual_rl.base_policies.callables import load_callable
 from residual_rl.base_policies.executor import make_base_policy
 from residual_rl.base_policies.hybrid import HybridCfg
 from residual_rl.envs.spaces import observed, shape_of
@@ -49,7 +48,7 @@ class HybridPolicy(BasePolicy):
             names.add(cfg.switch_on)
         self.inputs = {name: shape_of(env, name) for name in sorted(names)}  # type: ignore[misc]
         self.remote = any(member.policy.remote for member in self._members)
-        self._function = _load_switch(cfg.switch) if cfg.switch else None
+        self._function: Switch | None = load_callable(cfg.switch, "switch") if cfg.switch else None
         self._switched = torch.zeros(env.num_envs, dtype=torch.bool, device=env.device)
         """[B] bool: envs where the second policy has taken over."""
         equal = (1.0 / len(self._members),) * len(self._members)
@@ -100,22 +99,6 @@ class HybridPolicy(BasePolicy):
         self._switched = state["switched"].to(self._switched.device)
         for member, saved in zip(self._members, state["members"], strict=True):
             member.load_state_dict(saved)
-
-
-def _load_switch(reference: str) -> Switch:
-    module, _, name = reference.partition(":")
-    try:
-        function: Any = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"switch must be MODULE:FUNCTION that Python can import, not {reference!r}: {error}; "
-            "for a module in the current folder set PYTHONPATH=."
-        ) from error
-    if not callable(function):
-        kind = type(function).__name__
-        raise ConfigError(f"switch must be the name of a function; {reference!r} is a {kind}")
-    switch: Switch = function
-    return switch
 
 
 def make(cfg: HybridCfg, env: VecEnv) -> HybridPolicy:

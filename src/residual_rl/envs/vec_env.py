@@ -75,7 +75,9 @@ class VecEnv(gymnasium.vector.VectorEnv):
       `episode_length`, `success_once`, `success_at_end`, and the task's metrics;
     - `reward_terms`: each reward term by name, [B];
     - `task_metrics`: the task's metrics of this step by name, [B];
-    - `final_scenes`: `scenes()` before any reset, if an episode ended and the env can be rendered.
+    - `final_scenes`: `scenes()` before any reset, if an episode ended and the env can be rendered. An env
+      whose frames are slow may leave it out unless `scenes` was called after the previous step;
+    - `executed_action`: [B, A], if the env may execute other actions than it was sent.
 
     The tensors that `step` returns belong to the caller; later steps do not write to them.
     """
@@ -91,7 +93,7 @@ class VecEnv(gymnasium.vector.VectorEnv):
     control_hz: float
     """Policy steps per second of simulated time [Hz]."""
     action_unit_name: str = "rad"
-    """The unit of `action_unit`: "rad" or "m"."""
+    """The unit of `action_unit`: "rad" or "m"; "env unit" if the env does not say which."""
     action_unit: Tensor
     """[A]: the physical value of an action of 1, in `action_unit_name`."""
     residual_unit: Tensor | None = None

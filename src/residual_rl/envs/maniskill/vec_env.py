@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
+from residual_rl.envs.action_history import ActionHistory
 from residual_rl.envs.episodes import RunningEpisodes
 from residual_rl.envs.maniskill.relative_poses import RELATIVE_POSES, RelativePoses
 from residual_rl.envs.maniskill.sim_env import Step
@@ -23,10 +23,8 @@ from residual_rl.envs.workers.shared_memory import ArraySpec
 from residual_rl.errors import ConfigError, NonFiniteError
 from residual_rl.registry import check_metric_names
 from residual_rl.types import Obs, State, check_finite
-from residual_rl.utils.seeding import splitmix64
+from residual_rl.utils.seeding import simulator_seeds
 
-_SEEDS = 1 << 31
-"""Upper bound of ManiSkill's seeds: NumPy's older generators take at most 32 bits."""
 _STATE_KINDS = ("actors/", "articulations/")
 """Beginnings of the names of the states that can be set."""
 _log = logging.getLogger(__name__)
@@ -62,14 +60,6 @@ class SimEnvs(Protocol):
     def set_states(self, env_ids: Tensor, states: Tensor) -> None: ...
 
     def close(self) -> None: ...
-
-
-def maniskill_seeds(seeds: Tensor) -> Tensor:
-    """ManiSkill's seeds for the episode `seeds` [n] int64 >= 0.
-
-    Seeds that fit into 31 bits stay the same; others are hashed.
-    """
-    return torch.where(seeds < _SEEDS, seeds, splitmix64(seeds, 1)[:, 0] & (_SEEDS - 1))
 
 
 class ManiSkillVecEnv(VecEnv):
@@ -133,9 +123,8 @@ class ManiSkillVecEnv(VecEnv):
         self._start_state = torch.zeros(self.num_envs, description.state_size - 1, dtype=torch.float64)
         self._has_start_state = torch.zeros(self.num_envs, dtype=torch.bool)
         """[B, S] and [B]: the state from which an env was restored, and whether it was."""
-        self._history: list[tuple[Tensor, Tensor]] = []
-        """Actions [B, A] and the envs [B] bool that executed them, for each step since the start of the
-        oldest running episode. Empty if the envs are not deterministic."""
+        self._history = ActionHistory(self.num_envs, len(self.action_unit))
+        """Empty if the envs are not deterministic."""
         self._obs: Obs = {}
         self._some_idle = True
         self._renders = False
@@ -197,7 +186,7 @@ class ManiSkillVecEnv(VecEnv):
         ended = terminated | truncated
         any_ended = self._check(obs, reward, action, ended)
         if self.deterministic:  # a saved state consists of the actions
-            self._history.append((action, active))
+            self._history.append(action, active)
             self._played_steps = self._played_steps + active
         self._episodes.advance(active, reward, success)
         info = self._episodes.info({"env": reward}, step.metrics, obs, success, ended)
@@ -259,7 +248,7 @@ class ManiSkillVecEnv(VecEnv):
     # --- resuming -------------------------------------------------------------------------------------------
 
     def state_dict(self) -> State:
-        actions, executed = self._played()
+        actions, executed = self._history.played(self._played_steps)
         return {
             "episode_seeds": self.episode_seeds.state_dict(),
             "episodes": self._episodes.state_dict(),
@@ -280,7 +269,7 @@ class ManiSkillVecEnv(VecEnv):
             self._start_episodes(everything, self.episode_seeds.draw(self.num_envs).to(self.device))
             return
         self._some_idle = not bool(self.active.all())
-        self._history = list(zip(state["actions"], state["executed"], strict=True))
+        self._history.load(state["actions"], state["executed"])
         self._played_steps = state["played_steps"]
         self._start_state, self._has_start_state = (
             state["start_state"].clone(),
@@ -290,11 +279,11 @@ class ManiSkillVecEnv(VecEnv):
             return
         # replay the running episodes from their seeds or from the states that they were restored from
         running = self.active.nonzero().flatten()
-        self._sim.reset(running, maniskill_seeds(self._episodes.seed[running]))
+        self._sim.reset(running, simulator_seeds(self._episodes.seed[running]))
         restored = (self.active & self._has_start_state).nonzero().flatten()
         if len(restored):
             self._sim.set_states(restored, self._start_state[restored])
-        for actions, executed in zip(*self._played(), strict=True):
+        for actions, executed in zip(*self._history.played(self._played_steps), strict=True):
             self._sim.step(actions, executed)
         self._obs = self._relative_poses.add(
             {name: value.to(self.device) for name, value in state["obs"].items()}
@@ -312,15 +301,12 @@ class ManiSkillVecEnv(VecEnv):
     def _start_episodes(self, env_ids: Tensor, seeds: Tensor) -> None:
         # a negative seed leaves its env idle
         begins = seeds >= 0
-        self._sim.reset(env_ids[begins], maniskill_seeds(seeds[begins]))
+        self._sim.reset(env_ids[begins], simulator_seeds(seeds[begins]))
         self._episodes.begin(env_ids, seeds)
         self._played_steps = self._played_steps.index_fill(0, env_ids, 0)
         self._has_start_state[env_ids] = False
         self._some_idle = not bool(self.active.all())
-        if self._history:
-            # drop the steps of ended episodes; if envs are stepped with a mask, they may be in the middle
-            is_needed = self._played()[1].any(1).tolist()
-            self._history = list(itertools.compress(self._history, is_needed))
+        self._history.forget_ended(self._played_steps)
         self._obs = self._seen(self._sim.observations())
 
     def _flat_states(self, states: Obs | None) -> Tensor | None:
@@ -336,17 +322,6 @@ class ManiSkillVecEnv(VecEnv):
                 "is missing there or here, or has another size; they need the same task and robot"
             )
         return torch.cat([states[name] for name in parts], 1)
-
-    def _played(self) -> tuple[Tensor, Tensor]:
-        """The actions [T, B, A] of the running episodes, and the mask [T, B] of those that were executed."""
-        if not self._history:
-            return torch.zeros(0, self.num_envs, len(self.action_unit)), torch.zeros(
-                0, self.num_envs, dtype=torch.bool
-            )
-        actions, executed = (torch.stack(parts) for parts in zip(*self._history, strict=True))
-        # the last of the executed actions of an env belong to its running episode
-        steps_ago = executed.flip(0).cumsum(0).flip(0)
-        return actions, executed & (steps_ago <= self._played_steps)
 
     def _seen(self, obs: Obs) -> Obs:
         """`obs` with the relative poses; idle envs keep their last observation."""
@@ -377,7 +352,7 @@ class ManiSkillVecEnv(VecEnv):
 
     def _with_context(self, error: NonFiniteError, action: Tensor) -> NonFiniteError:
         """The error with the data needed to reproduce it: the episodes and their actions so far."""
-        actions, executed = self._played()
+        actions, executed = self._history.played(self._played_steps)
         context = {
             "action": action,
             "seed": self._episodes.seed,

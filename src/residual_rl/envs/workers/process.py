@@ -23,11 +23,15 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import IO, Any
 
+from residual_rl.errors import ConfigError
+
 _WORKER = Path(__file__).with_name("worker.py")
 _STOP_SECONDS = 5.0
 """Longest time for a process to end [s]."""
 _NUM_LINES = 3
 """Number of output lines that an error message quotes."""
+_MAX_LINE = 300
+"""Number of characters of each of them."""
 
 _servers: dict[tuple[str, tuple[str, ...]], ForkServer] = {}
 """The running fork servers, by interpreter and preloaded modules."""
@@ -36,7 +40,7 @@ _servers: dict[tuple[str, tuple[str, ...]], ForkServer] = {}
 def last_lines(output: IO[bytes]) -> str:
     """The last lines of a process's output, joined to one line."""
     output.seek(0)
-    lines = [line.strip() for line in output.read().decode(errors="replace").splitlines()]
+    lines = [line.strip()[:_MAX_LINE] for line in output.read().decode(errors="replace").splitlines()]
     return " | ".join([line for line in lines if line][-_NUM_LINES:]) or "(none)"
 
 
@@ -51,6 +55,9 @@ class ForkServer:
     Args:
         python: the interpreter.
         modules: modules to import before the first worker is forked. They must not start threads.
+
+    Raises:
+        ConfigError: the interpreter cannot be run.
     """
 
     def __init__(self, python: str, modules: Sequence[str]):
@@ -62,15 +69,20 @@ class ForkServer:
         if self._is_same_python:
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         with server_socket:
-            self._process = subprocess.Popen(
-                [python, str(_WORKER), str(server_socket.fileno()), *modules],
-                stdin=subprocess.DEVNULL,
-                stdout=self.output,
-                stderr=self.output,
-                pass_fds=[server_socket.fileno()],
-                start_new_session=True,  # so that Ctrl-C in a terminal reaches only the program
-                env={**os.environ, **environment},
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [python, str(_WORKER), str(server_socket.fileno()), *modules],
+                    stdin=subprocess.DEVNULL,
+                    stdout=self.output,
+                    stderr=self.output,
+                    pass_fds=[server_socket.fileno()],
+                    start_new_session=True,  # so that Ctrl-C in a terminal reaches only the program
+                    env={**os.environ, **environment},
+                )
+            except OSError as error:
+                self._socket.close()
+                self.output.close()
+                raise ConfigError(f"cannot run the interpreter {python}: {error.strerror}") from error
 
     @property
     def is_running(self) -> bool:
@@ -162,6 +174,10 @@ class Worker:
                 answer: dict[str, Any] = json.loads(self.connection.recv_bytes())
                 return answer
         raise WorkerEndedError(self._describe_end())
+
+    def wait(self, timeout: float) -> None:
+        """Wait up to `timeout` seconds for the process to end."""
+        wait([self.sentinel], timeout)
 
     def kill(self) -> None:
         """Kill the process; it has nothing to save."""
