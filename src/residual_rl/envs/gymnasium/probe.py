@@ -55,7 +55,7 @@ def probe(env: SingleEnv, name: str, max_episode_steps: int | None) -> dict[str,
     common = set.intersection(*(set(step.metrics()) for step in steps))
     return {
         "difference": difference,
-        "metrics": sorted(common),
+        "metrics": sorted(common - {"executed_action"}),
         "reports_action": any("executed_action" in step.info for step in steps),
     }
 
