@@ -19,7 +19,7 @@ from .adapter import Adapter, EnvRefusedError
 
 try:
     from .probe import probe
-    from .single_env import Arrays, SingleEnv, number
+    from .single_env import Arrays, SingleEnv, Step, number
 except ImportError as error:
     raise EnvRefusedError(f"{sys.executable} needs Gymnasium and NumPy: {error}") from error
 
@@ -88,21 +88,20 @@ class EnvWorker:
 
     def step(self) -> None:
         """Step the active envs."""
-        arrays = self._arrays
-        # copies: an env may keep its action, and the pool overwrites the shared array
-        actions = arrays["action"].copy()
-        for i in np.flatnonzero(arrays["active"]).tolist():
-            step = self._envs[i].step(actions[i])
+        # As much as possible is done for all envs at once: each operation between two steps costs time.
+        arrays, ids = self._arrays, np.flatnonzero(self._arrays["active"]).tolist()
+        raw_actions = self._envs[0].actions.raw(arrays["action"])
+        steps = [self._envs[i].step(raw_actions[i]) for i in ids]
+        for i, step in zip(ids, steps):  # noqa: B905 (`strict` needs Python 3.10)
             self._write(i, step.obs)
-            arrays["reward"][i] = step.reward
-            arrays["flags"][i] = (step.success, step.terminated, step.truncated)
-            if "executed_action" in arrays:
-                arrays["executed_action"][i] = step.executed_action
-            metrics, info = arrays["metrics"][i], step.info
-            for j, name in enumerate(self._metrics):
-                value = number(info.get(name))
-                if value is not None:  # otherwise the metric keeps its value
-                    metrics[j] = value
+        arrays["reward"][ids] = [step.reward for step in steps]
+        arrays["flags"][ids] = [(step.success, step.terminated, step.truncated) for step in steps]
+        if self._metrics:
+            arrays["metrics"][ids] = [self._metrics_of(i, step) for i, step in zip(ids, steps)]  # noqa: B905
+        if "executed_action" in arrays:
+            for i, step in zip(ids, steps):  # noqa: B905
+                executed = step.executed_action
+                arrays["executed_action"][i] = arrays["action"][i] if executed is None else executed
 
     def frame_shape(self) -> list[int]:
         """Shape of the frames of `render`. Needs a reset."""
@@ -117,6 +116,14 @@ class EnvWorker:
         """Close the envs."""
         for env in self._envs:
             env.env.close()
+
+    def _metrics_of(self, i: int, step: Step) -> list[float]:
+        """The metrics of a step of env `i`; an entry that `info` lacks keeps its value."""
+        values = [number(step.info.get(name)) for name in self._metrics]
+        if None in values:
+            last = self._arrays["metrics"][i].tolist()
+            values = [old if new is None else new for old, new in zip(last, values)]  # noqa: B905
+        return values  # type: ignore[return-value]
 
     def _write(self, i: int, obs: dict[str, NDArray[Any]]) -> None:
         """Write an observation to the arrays of env `i`."""

@@ -30,8 +30,8 @@ class Step:
     success: bool
     terminated: bool
     truncated: bool
-    executed_action: NDArray[np.float32]
-    """[A] in [-1, 1]"""
+    executed_action: NDArray[np.float32] | None
+    """[A] in [-1, 1]; None if the env does not report it."""
     info: Mapping[str, Any]
 
     def metrics(self) -> dict[str, float]:
@@ -72,7 +72,8 @@ class SingleEnv:
         self._has_expert = adapter_class.expert is not Adapter.expert
         # an adapter that observes something else: its first observation has the shapes
         space = self.env.observation_space
-        if adapter_class.observe is not Adapter.observe:
+        self._observes = adapter_class.observe is not Adapter.observe
+        if self._observes:
             space = space_of(self.adapter.observe(self.env, self._raw_reset(0)))
         self.observations = Observations(space)
 
@@ -94,15 +95,14 @@ class SingleEnv:
         """Start the episode of `seed`, in [0, 2^31), and return its first observation."""
         return self._arrays(self._raw_reset(seed))
 
-    def step(self, action: NDArray[np.float32]) -> Step:
-        """Execute a normalised action [A]."""
-        raw_action = self.actions.raw(action)
-        obs, reward, terminated, truncated, info = self.env.step(raw_action)
+    def step(self, action: NDArray[Any]) -> Step:
+        """Execute an action in the env's units (see `ActionRange.raw`)."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
         success = bool(self.adapter.success(self.env, obs, float(reward), bool(terminated), info))
         if self._is_sparse:
             reward = success
         else:
-            reward = self.adapter.reward(self.env, obs, raw_action, float(reward), info)
+            reward = self.adapter.reward(self.env, obs, action, float(reward), info)
         executed = info.get("executed_action")
         return Step(
             obs=self._arrays(obs),
@@ -110,7 +110,7 @@ class SingleEnv:
             success=success,
             terminated=bool(terminated) or (success and self._end_at_success),
             truncated=bool(truncated),
-            executed_action=action if executed is None else self.actions.normalised(executed),
+            executed_action=None if executed is None else self.actions.normalised(executed),
             info=info,
         )
 
@@ -140,7 +140,7 @@ class SingleEnv:
         return self.env.reset(seed=seed)[0]
 
     def _arrays(self, obs: Any) -> Arrays:
-        arrays = self.observations(self.adapter.observe(self.env, obs))
+        arrays = self.observations(self.adapter.observe(self.env, obs) if self._observes else obs)
         if self._has_expert:
             arrays[EXPERT] = self.actions.normalised(self.adapter.expert(self.env, obs))
         return arrays
