@@ -99,6 +99,9 @@ class TaskSpec:
     planners: Mapping[str, str] = field(default_factory=dict)
     """Motion planners for demonstrations, by their name for `--policy`: `make(cfg, num_workers, time_limit)
     -> Planner`; see `residual_rl.demos.collect`."""
+    foreign_demo: str | None = None
+    """`adapt(cfg, demo) -> Demo`: a demonstration that another program recorded in an env of this task, with
+    the reward and the end that the settings `cfg` define. None: as recorded."""
     external_trajectory_settings: str | None = None
     """`settings(info) -> dict`: the settings of this task for trajectories of another program in ManiSkill's
     layout, from the contents of their `FILE.json`."""

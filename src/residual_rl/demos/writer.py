@@ -20,9 +20,10 @@ from typing import Any
 import h5py
 import numpy as np
 
+from residual_rl.demos.attributes import crc32, put_json
 from residual_rl.demos.checksum import append_checksum
 from residual_rl.demos.episode import Array, Demo, Tree
-from residual_rl.demos.reader import FORMAT_VERSION, NUM_EPISODES, SUFFIXES, crc32, put_json
+from residual_rl.demos.reader import FORMAT_VERSION, NUM_EPISODES, SUFFIXES
 from residual_rl.errors import ConfigError
 from residual_rl.utils.files import TEMP_SUFFIX, make_folder, replacing, to_json, write_json, writing
 from residual_rl.utils.provenance import git_state, versions

@@ -184,7 +184,14 @@ class Trainer(ResumableTrainer):
         self.evaluation: SuccessEvaluation | None = None
         action_unit = info.get("action_unit")
         action_unit_name = info.get("action_unit_name")
-        if cfg.eval_freq:
+        if cfg.eval_freq and not demos.names_task:
+            _log.warning(
+                "%s names no task, so success is not evaluated during training; `residual-rl demos convert %s "
+                "--task TASK` adds a task",
+                path,
+                path,
+            )
+        elif cfg.eval_freq:
             self.evaluation = SuccessEvaluation(demos, cfg.eval_episodes, cfg.num_threads, cfg.eval_share)
             action_unit = self.evaluation.env.action_unit.tolist()
             action_unit_name = self.evaluation.env.action_unit_name
