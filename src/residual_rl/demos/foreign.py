@@ -1,7 +1,7 @@
 """Demonstrations of programs that know none of our tasks: the common part of Minari's and robomimic's files.
 
-Their observations keep their names, with underscores between the names of nested ones, as in `envs.gymnasium`.
-`state`, if there is none of that name, is all of them except images side by side, as float32.
+Their observations have the names that the same env has here, with `state` for all numbers side by side; see
+`envs.gymnasium.observations`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from gymnasium import spaces
 
 from residual_rl.demos.episode import Array, Demo
+from residual_rl.envs.gymnasium.observations import STATE, Leaf, Observations, as_image
 from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.registry import TASKS, load
 
@@ -23,14 +25,11 @@ if TYPE_CHECKING:
     from residual_rl.demos.hdf5 import Hdf5File, Shapes
     from residual_rl.demos.reader import Demonstrations
 
-STATE = "state"
-_IMAGE_DIMENSIONS = 3
-
 
 class ForeignFile(ABC):
     """A file of demonstrations that another program wrote.
 
-    Methods raise `ValueError`, `KeyError` and the exceptions of `Hdf5File` if the file is damaged.
+    Methods raise `ValueError` and the exceptions of `Hdf5File` if the file is damaged.
 
     Args:
         path: its path, for messages.
@@ -45,65 +44,76 @@ class ForeignFile(ABC):
     """Its description, with the keys of `writer.describe` as far as they are known."""
     task_settings: Mapping[str, Any]
     """Settings of a task that the file determines."""
+    observations: Observations
+    """The observations of a step."""
 
     def __init__(self, path: Path, file: Hdf5File):
         self.path = path
         self.file = file
 
     @abstractmethod
-    def observations(self, index: int) -> dict[str, str]:
-        """The path of each observation below the group of episode `index`, by name."""
-
-    @abstractmethod
     def episode(self, index: int, obs: Collection[str] | None) -> Demo:
         """Episode `index` with the observations `obs` (default: all)."""
 
-    def shapes(self, index: int) -> Shapes:
-        """The shapes of one step's actions and observations in an episode, with the names of `Demo.shapes`."""
-        arrays = self.arrays(index)
-        steps = {name: arrays[path][1:] for name, path in self.observations(index).items()}
-        if STATE not in steps:
-            parts = [steps[name] for name in _parts(steps)]
-            steps |= {STATE: (sum(int(np.prod(shape)) for shape in parts),)} if parts else {}
-        return {"actions": arrays["actions"][1:], **{f"obs/{name}": steps[name] for name in sorted(steps)}}
+    @abstractmethod
+    def array_path(self, leaf: Leaf) -> str:
+        """The path of an observation's array below the group of an episode."""
 
-    def arrays(self, index: int) -> Shapes:
-        """The shape of each array of an episode by path. Raises `ValueError` if one is missing."""
-        found = self.file.shapes(self.names[index])
-        missing = [name for name in ("actions", *self.observations(index).values()) if name not in found]
-        if missing:
-            raise ValueError(f"it lacks {missing[0]}")
-        return found
+    def shapes(self) -> Shapes:
+        """The shapes of one step's actions and observations, with the names of `Demo.shapes`."""
+        actions = self.file.shapes(self.names[0]).get("actions")
+        if actions is None:
+            raise ValueError("it lacks actions")
+        layout = self.observations.layout()
+        return {
+            "actions": (int(np.prod(actions[1:])),),
+            **{f"obs/{name}": shape for name, (shape, _) in layout.items()},
+        }
 
     def read(self, index: int, name: str) -> Array:
         """The array `name` of an episode."""
         return self.file.read(f"{self.names[index]}/{name}")
 
-    def read_observations(
-        self, index: int, wanted: Collection[str] | None, read: Callable[[str], Array]
-    ) -> dict[str, Array]:
-        """The observations `wanted` (default: all) of an episode, by name.
+    def read_observations(self, wanted: Collection[str] | None, read: Callable[[str], Array]) -> dict[str, Array]:
+        """The observations `wanted` (default: all) of an episode by name, [T + 1, …] each.
 
         Args:
-            index: the episode.
             wanted: names of observations.
             read: returns an array of the episode.
 
         Raises:
             UnknownNameError: the file does not have one of them.
         """
-        paths, arrays = self.observations(index), self.arrays(index)
-        parts = [] if STATE in paths else _parts({name: arrays[path][1:] for name, path in paths.items()})
-        known = [*paths, *([STATE] if parts else [])]
+        known = self.observations.layout()
         for name in wanted or ():
             if name not in known:
                 raise UnknownNameError(f"observation of {self.path}:", name, known)
-        chosen = [name for name in known if wanted is None or name in wanted]
-        needed = dict.fromkeys([*chosen, *(parts if STATE in chosen else [])])
-        found = {name: _numbers(read(paths[name])) for name in needed if name in paths}
-        if parts and STATE in chosen:
-            found[STATE] = np.concatenate([found[n].reshape(len(found[n]), -1) for n in parts], axis=1)
-        return {name: found[name] for name in sorted(chosen)}
+        arrays: dict[str, Array] = {}
+
+        def column(leaf: Leaf) -> Array:
+            path = self.array_path(leaf)
+            if path not in arrays:
+                arrays[path] = _converted(read(path), leaf, path)
+            return arrays[path]
+
+        found: dict[str, Array] = {}
+        for name in known if wanted is None else wanted:
+            if name == STATE:
+                found[name] = np.concatenate([column(leaf) for leaf in self.observations.numbers], axis=1)
+            else:
+                found[name] = column(self.observations.named[name])
+        return found
+
+
+def _converted(value: Array, leaf: Leaf, path: str) -> Array:
+    """The array of an observation over the steps of an episode, as `Leaf.convert` makes it of each."""
+    if value.shape[1:] != (leaf.space.shape or ()):
+        raise ValueError(f"{path} has shape {list(value.shape)}, expected [T, {leaf.space.shape}]")
+    if leaf.is_image:
+        return np.stack([as_image(image) for image in value])
+    if isinstance(leaf.space, spaces.Box):
+        return value.reshape(len(value), -1).astype(np.float32)
+    return np.stack([spaces.flatten(leaf.space, row) for row in value]).astype(np.float32)
 
 
 def episode_in_task(demos: Demonstrations, index: int, obs: Collection[str] | None, cfg: TrainCfg) -> Demo:
@@ -127,15 +137,3 @@ def numbered(names: Collection[str], prefix: str) -> list[str]:
     """Those of `names` that are `prefix` and a number, in the order of the numbers."""
     found = [name for name in names if re.fullmatch(rf"{prefix}(0|[1-9]\d{{0,8}})", name)]
     return sorted(found, key=lambda name: int(name.removeprefix(prefix)))
-
-
-def _parts(steps: Shapes) -> list[str]:
-    """The observations that make up `state`: all but images."""
-    return [name for name, shape in steps.items() if len(shape) < _IMAGE_DIMENSIONS]
-
-
-def _numbers(value: Array) -> Array:
-    """Images as they are, everything else as float32."""
-    if value.dtype == np.uint8 and value.ndim > _IMAGE_DIMENSIONS:
-        return value
-    return value.astype(np.float32)

@@ -156,7 +156,7 @@ class Demonstrations:
             name = self._names[0]
             with self._reading(name):
                 if self._foreign is not None:
-                    self._shapes = self._foreign.shapes(0)
+                    self._shapes = self._foreign.shapes()
                     return self._shapes
                 arrays = self._file.shapes(name)
                 self._require(name, arrays, ["actions"])

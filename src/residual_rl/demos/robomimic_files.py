@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 
 from residual_rl.demos.episode import Array, Demo
 from residual_rl.demos.foreign import ForeignFile, numbered
 from residual_rl.demos.hdf5 import Hdf5File
+from residual_rl.envs.gymnasium.observations import Leaf, Observations
 from residual_rl.errors import CheckpointError
 from residual_rl.utils.files import parse_json
 from residual_rl.utils.text import one_line
@@ -57,6 +59,9 @@ class RobomimicFile(ForeignFile):
                 f"{path}: the attribute env_args of data cannot be read ({one_line(repr(error))}); expected "
                 "robomimic's description of the env"
             ) from error
+        shapes = file.shapes(self.names[0])
+        observed = {path.removeprefix("obs/"): s[1:] for path, s in shapes.items() if path.startswith("obs/")}
+        self.observations = Observations(spaces.Dict({key: _space(shape) for key, shape in observed.items()}))
         self._sparse = kwargs.get("reward_shaping") is False
         self.info: dict[str, Any] = {
             "env_info": {"env_id": name, "env_kwargs": {}, "max_episode_steps": None},
@@ -68,15 +73,13 @@ class RobomimicFile(ForeignFile):
             ],
         }
 
-    def observations(self, index: int) -> dict[str, str]:
-        paths = [path for path in self.file.shapes(self.names[index]) if path.startswith("obs/")]
-        return {path.removeprefix("obs/").replace("/", "_"): path for path in paths}
+    def array_path(self, leaf: Leaf) -> str:
+        return f"obs/{leaf.path[0]}"
 
     def episode(self, index: int, obs: Collection[str] | None) -> Demo:
         # The observation after the last action.
-        shapes = self.arrays(index)
-        paths = self.observations(index).values()
-        has_last = all(f"next_{path}" in shapes for path in paths)
+        shapes = self.file.shapes(self.names[index])
+        has_last = all(f"next_{path}" in shapes for path in shapes if path.startswith("obs/"))
 
         def read(path: str) -> Array:
             value = self.read(index, path)
@@ -93,9 +96,14 @@ class RobomimicFile(ForeignFile):
         solved = np.zeros_like(ends) if success is None else ends & success
         return Demo(
             actions=actions[:steps].clip(-1.0, 1.0).astype(np.float32),
-            obs=self.read_observations(index, obs, read),
+            obs=self.read_observations(obs, read),
             terminated=solved,
             truncated=ends & ~solved,
             rewards=None if rewards is None else rewards[:steps].astype(np.float32),
             success=success,
         )
+
+
+def _space(shape: tuple[int, ...]) -> spaces.Box:
+    """The space of an observation: images have three dimensions."""
+    return spaces.Box(0, 255, shape, np.uint8) if len(shape) == 3 else spaces.Box(-np.inf, np.inf, shape)
