@@ -29,8 +29,8 @@ class ActionRange:
         unbounded = np.flatnonzero(~np.isfinite(low) | ~np.isfinite(high) | (high - low > _WIDEST))
         if len(unbounded):
             raise ValueError(
-                f"{name} has unbounded actions (dimensions {unbounded.tolist()}); create it with bounds, such as"
-                " those of gymnasium.wrappers.RescaleAction, in the `make` of an adapter"
+                f"{name} has unbounded actions (dimensions {unbounded.tolist()}); create it with bounds, such"
+                " as those of gymnasium.wrappers.RescaleAction, in the `make` of an adapter"
             )
         empty = np.flatnonzero(high <= low)
         if not len(low) or len(empty):

@@ -74,7 +74,7 @@ class EnvWorker:
 
     def reset(self) -> None:
         """Start new episodes in the active envs."""
-        for i in np.flatnonzero(self._arrays["active"]):
+        for i in np.flatnonzero(self._arrays["active"]).tolist():
             self._write(i, self._envs[i].reset(int(self._arrays["seed"][i])))
             for name in self._metrics:
                 self._arrays[name][i] = 0.0
@@ -82,7 +82,7 @@ class EnvWorker:
     def step(self) -> None:
         """Step the active envs."""
         arrays = self._arrays
-        for i in np.flatnonzero(arrays["active"]):
+        for i in np.flatnonzero(arrays["active"]).tolist():
             # a copy: the env may keep its action, and the pool overwrites the shared array
             step = self._envs[i].step(arrays["action"][i].copy())
             self._write(i, step.obs)
@@ -100,7 +100,7 @@ class EnvWorker:
 
     def render(self) -> None:
         """Write frames of the active envs."""
-        for i in np.flatnonzero(self._arrays["active"]):
+        for i in np.flatnonzero(self._arrays["active"]).tolist():
             self._arrays["frame"][i] = self._envs[i].render()
 
     def close(self) -> None:

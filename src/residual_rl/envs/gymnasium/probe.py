@@ -33,9 +33,9 @@ def probe(env: SingleEnv, name: str, max_episode_steps: int | None) -> dict[str,
         max_episode_steps: the limit of its episodes; None: it has none.
 
     Returns:
-        `deterministic`: whether both were equal bit for bit; `difference`: the first thing that differed;
-        `metrics`: names of the numbers that every `info` has; `reports_action`: whether the env reports the
-        actions that it executes.
+        `difference`: the first value that differed, empty if both runs were equal bit for bit; `metrics`:
+        names of the numbers that every `info` has; `reports_action`: whether the env reports the actions that
+        it executes.
 
     Raises:
         EnvRefusedError: nothing reports success.
@@ -47,13 +47,13 @@ def probe(env: SingleEnv, name: str, max_episode_steps: int | None) -> dict[str,
     if not env.reports_success(info):
         info = {**info, **_info_to_the_end(env, max_episode_steps or 0)}
     if not env.reports_success(info):
+        entries = ", ".join(map(str, info)) or "no entries"
         raise EnvRefusedError(
-            f"{name} reports no success: its info has {', '.join(map(str, info)) or 'no entries'}; name an entry"
-            " with --success-keys, or set --success-reward, or write an adapter with a method `success`"
+            f"{name} reports no success: its info has {entries}; name an entry with --success-keys, or set"
+            " --success-reward, or write an adapter with a method `success`"
         )
     common = set.intersection(*(set(step.metrics()) for step in steps))
     return {
-        "deterministic": not difference,
         "difference": difference,
         "metrics": sorted(common),
         "reports_action": any("executed_action" in step.info for step in steps),

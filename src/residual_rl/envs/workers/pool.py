@@ -50,7 +50,8 @@ class WorkerPool:
         num_envs: B.
         num_workers: number of processes; at most B are started.
         python: interpreter of the workers. If it is that of this process, they also get its `sys.path`.
-        preload: modules that are slow to import. They are imported once for all workers of all pools.
+        preload: modules that are slow to import. They are imported once for all workers of all pools, and
+            must not start threads.
         timeout: longest duration of any call [s].
         close_seconds: time that the envs have for their `close` before the workers are killed [s].
     """

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import io
 import json
 import mmap
 import os
@@ -52,7 +53,8 @@ def main() -> None:
     parent = os.pidfd_open(os.getppid())
     # import the modules before forking, so that the workers share their memory
     for name in sys.argv[2:]:
-        importlib.import_module(name)
+        with contextlib.suppress(ImportError):  # the worker imports it again, and reports the error
+            importlib.import_module(name)
     gc.collect()
     gc.freeze()  # keeps the garbage collector off the pages that all workers share
     exit_pipes: dict[int, tuple[int, int]] = {}
@@ -83,6 +85,7 @@ def main() -> None:
                 os.dup2(output, 1)
                 os.dup2(output, 2)
                 sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+                sys.stdin = _NoInput()  # type: ignore[assignment]
                 os._exit(run(Connection(connection), memory))
             # in the server: close these, since the worker has its own copies
             for fd in (connection, output, memory):
@@ -121,11 +124,10 @@ def run(connection: Connection, memory: int) -> int:
                 result = calls.execute(message["call"], message["arguments"])
             except BaseException as error:  # noqa: BLE001 (whatever an env raises ends its worker)
                 sys.stdout.flush()
-                traceback.print_exc()
                 sys.stderr.flush()
-                text = " ".join(f"{type(error).__name__}: {error}".split())
                 # An error with an exit code is meant for the user, as those of `residual_rl.errors` are.
-                send({"error": text, "user_message": str(error) if hasattr(error, "exit_code") else None})
+                user_message = str(error) if hasattr(error, "exit_code") else None
+                send({"error": _describe(error), "user_message": user_message})
                 return 1
             _shorten_output()
             send({"result": result})
@@ -135,8 +137,23 @@ def run(connection: Connection, memory: int) -> int:
         return 0
 
 
+def _describe(error: BaseException) -> str:
+    """An error in one line, with the place where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = ([frame for frame in frames if frame.filename != __file__] or frames)[-1]
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{text} (at {place.filename}:{place.lineno})"
+
+
+class _NoInput(io.TextIOBase):
+    """Standard input of a worker."""
+
+    def readline(self, size: int | None = -1) -> str:  # type: ignore[override]  # noqa: ARG002
+        raise EOFError("it asks for input, which a worker process cannot give")
+
+
 def _shorten_output() -> None:
-    """Keep only the end of the output file if it has become large, as with an env that prints in each step."""
+    """Keep only the end of the output file if it has become large: some envs print in each step."""
     size = os.fstat(1).st_size
     if size > _MAX_OUTPUT:
         kept = os.pread(1, _KEPT_OUTPUT, size - _KEPT_OUTPUT)
