@@ -15,7 +15,7 @@ from residual_rl.cli.flags import HELP, parse_flags, parse_head
 from residual_rl.config import TrainCfg, sign_task_settings
 from residual_rl.demos.convert import episodes_for_env
 from residual_rl.demos.reader import Demonstrations
-from residual_rl.demos.writer import DemoWriter, check_output, describe
+from residual_rl.demos.writer import DemoWriter, action_units, check_output, describe
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
 from residual_rl.factory import task_settings
@@ -65,8 +65,7 @@ def _convert(file: str, flags: ConvertFlags, cfg: TrainCfg) -> int:
             settings,
             max_episode_steps=env.max_episode_steps,
             control_hz=env.control_hz,
-            action_unit=env.action_unit.tolist(),
-            action_unit_name=env.action_unit_name,
+            **action_units(env),
             source_type=demos.info["source_type"],
             source_desc=demos.info["source_desc"],
             signature=sign_task_settings(cfg.task_id, settings),

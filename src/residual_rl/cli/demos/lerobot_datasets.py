@@ -13,7 +13,7 @@ import tyro
 from residual_rl.cli.flags import HELP, parse_flags, parse_head
 from residual_rl.config import TrainCfg, read_task_settings, sign_task_settings
 from residual_rl.demos.reader import Demonstrations
-from residual_rl.demos.writer import DemoWriter, check_output, describe
+from residual_rl.demos.writer import DemoWriter, action_units, check_output, describe
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 from residual_rl.lerobot.dataset_export import ExportCfg, export
@@ -98,8 +98,7 @@ def _write(recording: Recording, task_id: str, flags: ImportFlags, cfg: ImportCf
             plain_settings,
             max_episode_steps=env.max_episode_steps,
             control_hz=env.control_hz,
-            action_unit=env.action_unit.tolist(),
-            action_unit_name=env.action_unit_name,
+            **action_units(env),
             source_type="lerobot",
             signature=sign_task_settings(task_id, plain_settings),
             source_desc=f"LeRobot dataset {recording.source}",

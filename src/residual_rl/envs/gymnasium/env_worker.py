@@ -59,6 +59,7 @@ class EnvWorker:
             "max_episode_steps": self._max_episode_steps,
             "control_hz": _control_hz(env.env),
             "action_unit": env.actions.unit.tolist(),
+            "action_centre": env.actions.centre.tolist(),
             "observations": env.layout(),
             "ignored": env.observations.ignored,
         }
