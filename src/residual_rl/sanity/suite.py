@@ -90,11 +90,11 @@ def generic_checks(
     spec: TaskSpec, cfg: Any, quick: bool = False, report: Callable[[str], None] = lambda _: None
 ) -> Iterator[Check]:
     """Run the checks that apply to any task. The arguments are those of `examine`."""
-    amounts = (QUICK if quick else FULL).at_most(spec.max_eval_envs)
+    amounts = (QUICK if quick else FULL).at_most(spec.eval_limit(cfg))
 
-    default = spec.default_config()
-    if spec.variant is not None:
-        default = dataclasses.replace(default, **{spec.variant: getattr(cfg, spec.variant)})
+    # the default settings of the same variant of the task
+    same = {name: getattr(cfg, name) for name in (spec.variant, *spec.demo_settings) if name is not None}
+    default = dataclasses.replace(spec.default_config(), **same)
 
     def make(num_envs: int, num_threads: int = 0, cfg: Any = cfg) -> VecEnv:
         env: VecEnv = load(spec.make)(cfg, num_envs, num_threads, "cpu")
@@ -273,7 +273,7 @@ def check_determinism(
     reference_env = make(max(amounts.batch_sizes), THREAD_COUNTS[0])
     seeds = doctor_seeds(reference_env.num_envs)
     if not reference_env.deterministic:
-        yield Check("determinism", "not promised by this sim_backend", "not checked", True)
+        yield Check("determinism", "not promised by this env", "not checked", True)
         return
     act = closed_loop(make_base_policy(oracle, None, reference_env)) if oracle is not None else None
     actions: list[Tensor] = []
