@@ -23,6 +23,5 @@ register_task(
         make=f"{__name__}:make",
         config_overrides={"env_id": "FetchPush-v4"},
         base_policy="expert",
-        oracle="expert",
     )
 )

@@ -22,6 +22,5 @@ register_task(
         make=f"{__name__}:make",
         config_overrides={"env_id": "reach-v3", "max_episode_steps": 500},
         base_policy="expert",
-        oracle="expert",
     )
 )

@@ -13,7 +13,7 @@ def env_task(**fields: Any) -> TaskSpec:
     """The registration of a task whose settings are `GymnasiumCfg`, with the given fields of `TaskSpec`."""
     return TaskSpec(
         config=f"{_PACKAGE}.config:GymnasiumCfg",
-        doctor=f"{_PACKAGE}.doctor:doctor",
+        oracle="expert",
         demo_settings=(
             "env_id",
             "env_kwargs",
