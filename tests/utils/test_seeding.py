@@ -12,7 +12,14 @@ from splitmix64_reference import reference_splitmix64
 
 from residual_rl.envs.vec_env import EpisodeSeeds
 from residual_rl.errors import ConfigError
-from residual_rl.utils.seeding import EVAL_SEED, TRAINING_EVAL_SEED, splitmix64, training_seed_start, uniform
+from residual_rl.utils.seeding import (
+    EVAL_SEED,
+    TRAINING_EVAL_SEED,
+    simulator_seeds,
+    splitmix64,
+    training_seed_start,
+    uniform,
+)
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
@@ -107,3 +114,12 @@ def test_episode_seeds__are_resumed(as_list: bool) -> None:
     other.load_state_dict(state)
     assert other.draw(3).tolist() == expected == ([4, 1, -1] if as_list else [7, 8, 9])
     assert state["queue"] == ([4, 1] if as_list else None)  # the saved state is unchanged
+
+
+def test_simulator_seeds__fit_into_31_bits_and_keep_small_seeds() -> None:
+    seeds = torch.tensor([0, 7, (1 << 31) - 1, 1 << 31, 1 << 40, (1 << 40) + 1, (1 << 40) + (1 << 36)])
+    given = simulator_seeds(seeds)
+    assert given[:3].tolist() == seeds[:3].tolist()
+    assert (given >= 0).all()
+    assert (given < 1 << 31).all()
+    assert len(set(given.tolist())) == len(seeds)

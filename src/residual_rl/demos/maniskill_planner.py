@@ -10,10 +10,10 @@ import torch
 from residual_rl.demos.episode import Demo, FailedEpisode
 from residual_rl.envs.maniskill.motion_planner import Arrays, require_planner
 from residual_rl.envs.maniskill.planner_pool import PlanCfg, PlannerPool
-from residual_rl.envs.maniskill.vec_env import maniskill_seeds
 from residual_rl.errors import ConfigError
 from residual_rl.tasks.maniskill.config import ManiSkillCfg
 from residual_rl.tasks.maniskill.factory import make_env_cfg
+from residual_rl.utils.seeding import simulator_seeds
 
 
 class MotionPlanning:
@@ -41,7 +41,7 @@ class MotionPlanning:
 
     def episodes(self, seeds: Sequence[int], stopped: Callable[[], bool]) -> Iterator[Demo | FailedEpisode]:
         """See `Planner`."""
-        theirs: list[int] = maniskill_seeds(torch.as_tensor(seeds)).tolist()
+        theirs: list[int] = simulator_seeds(torch.as_tensor(seeds)).tolist()
         for i, episode in self._workers.episodes(theirs, stopped):
             yield FailedEpisode(seeds[i], episode) if isinstance(episode, str) else _demo(seeds[i], episode)
 

@@ -27,6 +27,9 @@ CONFIRMATION_SEED = 60_000_000
 _TRAINING_SEED = 1 << 40
 _EPISODES_PER_RUN = 1 << 36
 
+_SIMULATOR_SEEDS = 1 << 31
+"""Upper bound of the seeds of simulators: NumPy's older generators take at most 32 bits."""
+
 _GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 
 
@@ -60,6 +63,14 @@ def splitmix64(seed: Tensor, n: int) -> Tensor:
     """
     counter = torch.arange(1, n + 1, device=seed.device)
     return _mix(seed[:, None] + counter * _GAMMA)
+
+
+def simulator_seeds(seeds: Tensor) -> Tensor:
+    """Seeds of a simulator for the episode `seeds` [n] int64 >= 0.
+
+    Those that fit into 31 bits stay the same; others are hashed.
+    """
+    return torch.where(seeds < _SIMULATOR_SEEDS, seeds, splitmix64(seeds, 1)[:, 0] & (_SIMULATOR_SEEDS - 1))
 
 
 def uniform(seed: Tensor, stream: int | Tensor, n: int) -> Tensor:

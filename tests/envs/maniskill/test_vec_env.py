@@ -11,7 +11,7 @@ from torch import Tensor
 
 from residual_rl.envs.maniskill.sim_env import ManiSkillEnv, Step
 from residual_rl.envs.maniskill.spec import EnvDescription
-from residual_rl.envs.maniskill.vec_env import ManiSkillVecEnv, maniskill_seeds
+from residual_rl.envs.maniskill.vec_env import ManiSkillVecEnv
 from residual_rl.envs.workers.shared_memory import ArraySpec
 from residual_rl.errors import ConfigError, NonFiniteError
 from residual_rl.types import Obs
@@ -233,12 +233,3 @@ def test_maniskill_vec_env__final_scenes_are_returned_after_the_first_scenes_cal
     env.step(act(1.0, 1.0, 1.0))
     assert env.step(act(1.0, 1.0, 1.0))[4]["final_scenes"][:, 1].tolist() == [2.0, 2.0, 2.0]
     assert env.render_scenes(env.scenes()[:2], (4, 5)).shape == (2, 4, 5, 3)
-
-
-def test_maniskill_seeds__fit_into_31_bits_and_keep_small_seeds() -> None:
-    seeds = torch.tensor([0, 7, (1 << 31) - 1, 1 << 31, 1 << 40, (1 << 40) + 1, (1 << 40) + (1 << 36)])
-    given = maniskill_seeds(seeds)
-    assert given[:3].tolist() == seeds[:3].tolist()
-    assert (given >= 0).all()
-    assert (given < 1 << 31).all()
-    assert len(set(given.tolist())) == len(seeds)

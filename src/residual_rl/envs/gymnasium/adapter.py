@@ -12,6 +12,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 
+class EnvRefusedError(Exception):
+    """The env cannot be used; the message says why and what would help."""
+
+    exit_code = 2
+    """The pool raises errors with an exit code as errors of the user."""
+
+
 class Adapter:
     """The default behaviour, for envs that follow Gymnasium's API. Each env has its own instance.
 

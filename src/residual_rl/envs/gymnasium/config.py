@@ -23,8 +23,8 @@ class GymnasiumEnvCfg(CheckedCfg):
     env_modules: CodeNames = ()
     """Modules to import first, which register the env with Gymnasium."""
     python: CodeName = ""
-    """Interpreter of the processes that step the envs, such as `venv/bin/python`. It needs NumPy and the env's
-    packages, not this package. Empty: this interpreter."""
+    """Interpreter of the processes that step the envs, such as `venv/bin/python`. It needs NumPy, Gymnasium
+    and the env's packages, not this package. Empty: this interpreter."""
     adapter: CodeName = ""
     """`module:Class` or `FILE.py:Class`: a class that replaces parts of how the env is created, seeded and
     read; see `docs/environments.md`."""
@@ -51,7 +51,7 @@ class GymnasiumEnvCfg(CheckedCfg):
         self.parsed_kwargs()
 
     def parsed_kwargs(self) -> dict[str, Any]:
-        """`env_kwargs` by name. Raises `ConfigError` for an entry without a name or one that is given twice."""
+        """`env_kwargs` by name. Raises `ConfigError` for an entry without a name or one given twice."""
         parsed: dict[str, Any] = {}
         for pair in self.env_kwargs:
             name, equals, text = pair.partition("=")
@@ -62,3 +62,16 @@ class GymnasiumEnvCfg(CheckedCfg):
             except json.JSONDecodeError:
                 parsed[name] = text
         return parsed
+
+    def worker_settings(self) -> dict[str, Any]:
+        """The settings of a worker process, as JSON."""
+        make_kwargs = self.parsed_kwargs()
+        if self.render:
+            make_kwargs.setdefault("render_mode", "rgb_array")
+        if self.max_episode_steps is not None:
+            make_kwargs["max_episode_steps"] = self.max_episode_steps
+        names = ("env_id", "env_modules", "adapter", "success_keys", "success_reward", "end_at_success")
+        return {
+            **{name: getattr(self, name) for name in (*names, "reward_mode", "max_episode_steps")},
+            "make_kwargs": make_kwargs,
+        }

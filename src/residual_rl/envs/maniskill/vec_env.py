@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
+from residual_rl.envs.action_history import ActionHistory
 from residual_rl.envs.episodes import RunningEpisodes
 from residual_rl.envs.maniskill.relative_poses import RELATIVE_POSES, RelativePoses
 from residual_rl.envs.maniskill.sim_env import Step
@@ -23,10 +23,8 @@ from residual_rl.envs.workers.shared_memory import ArraySpec
 from residual_rl.errors import ConfigError, NonFiniteError
 from residual_rl.registry import check_metric_names
 from residual_rl.types import Obs, State, check_finite
-from residual_rl.utils.seeding import splitmix64
+from residual_rl.utils.seeding import simulator_seeds
 
-_SEEDS = 1 << 31
-"""Upper bound of ManiSkill's seeds: NumPy's older generators take at most 32 bits."""
 _STATE_KINDS = ("actors/", "articulations/")
 """Beginnings of the names of the states that can be set."""
 _log = logging.getLogger(__name__)
@@ -62,14 +60,6 @@ class SimEnvs(Protocol):
     def set_states(self, env_ids: Tensor, states: Tensor) -> None: ...
 
     def close(self) -> None: ...
-
-
-def maniskill_seeds(seeds: Tensor) -> Tensor:
-    """ManiSkill's seeds for the episode `seeds` [n] int64 >= 0.
-
-    Seeds that fit into 31 bits stay the same; others are hashed.
-    """
-    return torch.where(seeds < _SEEDS, seeds, splitmix64(seeds, 1)[:, 0] & (_SEEDS - 1))
 
 
 class ManiSkillVecEnv(VecEnv):
@@ -128,9 +118,8 @@ class ManiSkillVecEnv(VecEnv):
         self.episode_seeds = EpisodeSeeds()
         self._episodes = RunningEpisodes(self.num_envs, self.device)
         self._can_wait = self.device.type == "cpu"
-        self._history: list[tuple[Tensor, Tensor]] = []
-        """Actions [B, A] and the envs [B] bool that executed them, for each step since the start of the
-        oldest running episode. Empty if the envs are not deterministic."""
+        self._history = ActionHistory(self.num_envs, len(self.action_unit))
+        """Empty if the envs are not deterministic."""
         self._obs: Obs = {}
         self._some_idle = True
         self._renders = False
@@ -192,7 +181,7 @@ class ManiSkillVecEnv(VecEnv):
         ended = terminated | truncated
         any_ended = self._check(obs, reward, action, ended)
         if self.deterministic:  # a saved state consists of the actions
-            self._history.append((action, active))
+            self._history.append(action, active)
         self._episodes.advance(active, reward, success)
         info = self._episodes.info({"env": reward}, step.metrics, obs, success, ended)
         self._obs = obs
@@ -233,7 +222,7 @@ class ManiSkillVecEnv(VecEnv):
     # --- resuming -------------------------------------------------------------------------------------------
 
     def state_dict(self) -> State:
-        actions, executed = self._played()
+        actions, executed = self._history.played(self._episodes.length)
         return {
             "episode_seeds": self.episode_seeds.state_dict(),
             "episodes": self._episodes.state_dict(),
@@ -251,13 +240,13 @@ class ManiSkillVecEnv(VecEnv):
             self._start_episodes(everything, self.episode_seeds.draw(self.num_envs).to(self.device))
             return
         self._some_idle = not bool(self.active.all())
-        self._history = list(zip(state["actions"], state["executed"], strict=True))
+        self._history.load(state["actions"], state["executed"])
         if not state["obs"]:  # saved before the first reset
             return
         # replay the running episodes from their seeds
         running = self.active.nonzero().flatten()
-        self._sim.reset(running, maniskill_seeds(self._episodes.seed[running]))
-        for actions, executed in zip(*self._played(), strict=True):
+        self._sim.reset(running, simulator_seeds(self._episodes.seed[running]))
+        for actions, executed in zip(*self._history.played(self._episodes.length), strict=True):
             self._sim.step(actions, executed)
         self._obs = self._relative_poses.add(
             {name: value.to(self.device) for name, value in state["obs"].items()}
@@ -275,13 +264,10 @@ class ManiSkillVecEnv(VecEnv):
     def _start_episodes(self, env_ids: Tensor, seeds: Tensor) -> None:
         # a negative seed leaves its env idle
         begins = seeds >= 0
-        self._sim.reset(env_ids[begins], maniskill_seeds(seeds[begins]))
+        self._sim.reset(env_ids[begins], simulator_seeds(seeds[begins]))
         self._episodes.begin(env_ids, seeds)
         self._some_idle = not bool(self.active.all())
-        if self._history:
-            # drop the steps of ended episodes; if envs are stepped with a mask, they may be in the middle
-            is_needed = self._played()[1].any(1).tolist()
-            self._history = list(itertools.compress(self._history, is_needed))
+        self._history.forget_ended(self._episodes.length)
         self._obs = self._seen(self._sim.observations())
 
     def _flat_states(self, states: Obs | None) -> Tensor | None:
@@ -297,17 +283,6 @@ class ManiSkillVecEnv(VecEnv):
                 "is missing there or here, or has another size; they need the same task and robot"
             )
         return torch.cat([states[name] for name in parts], 1)
-
-    def _played(self) -> tuple[Tensor, Tensor]:
-        """The actions [T, B, A] of the running episodes, and the mask [T, B] of those that were executed."""
-        if not self._history:
-            return torch.zeros(0, self.num_envs, len(self.action_unit)), torch.zeros(
-                0, self.num_envs, dtype=torch.bool
-            )
-        actions, executed = (torch.stack(parts) for parts in zip(*self._history, strict=True))
-        # the last `length` executed actions of an env belong to its running episode
-        steps_ago = executed.flip(0).cumsum(0).flip(0)
-        return actions, executed & (steps_ago <= self._episodes.length)
 
     def _seen(self, obs: Obs) -> Obs:
         """`obs` with the relative poses; idle envs keep their last observation."""
@@ -338,7 +313,7 @@ class ManiSkillVecEnv(VecEnv):
 
     def _with_context(self, error: NonFiniteError, action: Tensor) -> NonFiniteError:
         """The error with the data needed to reproduce it: the episodes and their actions so far."""
-        actions, executed = self._played()
+        actions, executed = self._history.played(self._episodes.length)
         context = {
             "action": action,
             "seed": self._episodes.seed,

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 import sys
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,7 +34,8 @@ class WorkerPool:
 
     - `describe()` returns JSON;
     - `share(arrays)` stores NumPy arrays [num_envs, …] by name, which are rows of the pool's arrays;
-    - all other methods take no arguments, return nothing, and read and write these arrays.
+    - `close()`, if there is one, is called when the pool is closed;
+    - all other methods take no arguments, may return JSON, and read and write these arrays.
 
     If a worker raises an exception, ends, or does not answer in time, the pool is closed. Errors with an
     `exit_code`, such as those of `residual_rl.errors`, are raised here as `ConfigError`, all others as
@@ -41,13 +43,17 @@ class WorkerPool:
 
     Args:
         name: name for error messages, such as that of the simulator.
-        function: `module:function`.
+        function: `module:function` or `FILE.py:function`. The file is loaded by its path, and so are those
+            beside it that it imports (`from .other import …`): the workers' interpreter need not have this
+            package.
         cfg: first argument of the function, as JSON.
         num_envs: B.
         num_workers: number of processes; at most B are started.
         python: interpreter of the workers. If it is that of this process, they also get its `sys.path`.
-        preload: modules that are slow to import. They are imported once for all workers of all pools.
+        preload: modules that are slow to import. They are imported once for all workers of all pools, and
+            must not start threads.
         timeout: longest duration of any call [s].
+        close_seconds: time that the envs have for their `close` before the workers are killed [s].
     """
 
     def __init__(
@@ -61,13 +67,15 @@ class WorkerPool:
         python: str = sys.executable,
         preload: Sequence[str] = (),
         timeout: float = 600.0,
+        close_seconds: float = 0.0,
     ):
         self.num_envs = num_envs
         self._name = name
         self._timeout = timeout
         self._memory = os.memfd_create(f"{name} envs")
+        self._size = 0
         self._workers: list[Worker] = []
-        self._finalizer = weakref.finalize(self, _stop, self._workers, self._memory)
+        self._finalizer = weakref.finalize(self, _stop, self._workers, self._memory, close_seconds)
         # assign consecutive envs to each worker, in groups whose sizes differ by at most one
         num_workers = min(num_workers, num_envs)
         bounds = [num_envs * i // num_workers for i in range(num_workers + 1)]
@@ -90,8 +98,12 @@ class WorkerPool:
         return [worker.pid for worker in self._workers if worker.pid is not None]
 
     def share(self, specs: Mapping[str, ArraySpec]) -> dict[str, NDArray[Any]]:
-        """Create arrays [B, …] in shared memory and pass their rows to the workers' envs."""
-        shared = SharedArrays(self._memory, specs, self.num_envs)
+        """Create arrays [B, …] in shared memory and pass their rows to the workers' envs.
+
+        Further calls create further arrays.
+        """
+        shared = SharedArrays(self._memory, specs, self.num_envs, self._size)
+        self._size = shared.size
         arguments = [
             {"layout": shared.layout, "size": shared.size, "first": ids.start, "last": ids.stop}
             for ids in self._env_ids
@@ -100,16 +112,16 @@ class WorkerPool:
             self._call("share", arguments)
         return shared.arrays
 
-    def call(self, method: str, mask: Sequence[bool] | None = None) -> None:
-        """Call a method in all workers, and wait for them.
+    def call(self, method: str, mask: Sequence[bool] | None = None) -> list[Any]:
+        """Call a method in all workers, wait for them, and return their results.
 
         With a `mask` [B], only workers with at least one env in it are called.
         """
         with self._closing_on_error():
             if mask is None:
-                self._call(method, [{}] * len(self._workers))
-            else:
-                self._call(method, [{} if any(mask[ids.start : ids.stop]) else None for ids in self._env_ids])
+                return self._call(method, [{}] * len(self._workers))
+            called = [any(mask[ids.start : ids.stop]) for ids in self._env_ids]
+            return self._call(method, [{} if is_called else None for is_called in called])
 
     def close(self) -> None:
         """End the processes."""
@@ -164,7 +176,13 @@ class WorkerPool:
             raise
 
 
-def _stop(workers: list[Worker], memory: int) -> None:
+def _stop(workers: list[Worker], memory: int, close_seconds: float) -> None:
+    for worker in workers:
+        worker.connection.close()
+    if close_seconds > 0.0:
+        deadline = time.monotonic() + close_seconds
+        for worker in workers:
+            worker.wait(max(deadline - time.monotonic(), 0.0))
     for worker in workers:
         worker.close()
     workers.clear()

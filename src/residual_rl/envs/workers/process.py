@@ -23,6 +23,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import IO, Any
 
+from residual_rl.errors import ConfigError
+
 _WORKER = Path(__file__).with_name("worker.py")
 _STOP_SECONDS = 5.0
 """Longest time for a process to end [s]."""
@@ -51,6 +53,9 @@ class ForkServer:
     Args:
         python: the interpreter.
         modules: modules to import before the first worker is forked. They must not start threads.
+
+    Raises:
+        ConfigError: the interpreter cannot be run.
     """
 
     def __init__(self, python: str, modules: Sequence[str]):
@@ -62,15 +67,20 @@ class ForkServer:
         if self._is_same_python:
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         with server_socket:
-            self._process = subprocess.Popen(
-                [python, str(_WORKER), str(server_socket.fileno()), *modules],
-                stdin=subprocess.DEVNULL,
-                stdout=self.output,
-                stderr=self.output,
-                pass_fds=[server_socket.fileno()],
-                start_new_session=True,  # so that Ctrl-C in a terminal reaches only the program
-                env={**os.environ, **environment},
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [python, str(_WORKER), str(server_socket.fileno()), *modules],
+                    stdin=subprocess.DEVNULL,
+                    stdout=self.output,
+                    stderr=self.output,
+                    pass_fds=[server_socket.fileno()],
+                    start_new_session=True,  # so that Ctrl-C in a terminal reaches only the program
+                    env={**os.environ, **environment},
+                )
+            except OSError as error:
+                self._socket.close()
+                self.output.close()
+                raise ConfigError(f"cannot run the interpreter {python}: {error.strerror}") from error
 
     @property
     def is_running(self) -> bool:
@@ -162,6 +172,10 @@ class Worker:
                 answer: dict[str, Any] = json.loads(self.connection.recv_bytes())
                 return answer
         raise WorkerEndedError(self._describe_end())
+
+    def wait(self, timeout: float) -> None:
+        """Wait up to `timeout` seconds for the process to end."""
+        wait([self.sentinel], timeout)
 
     def kill(self) -> None:
         """Kill the process; it has nothing to save."""

@@ -40,16 +40,17 @@ class SharedArrays:
     """Arrays in the memory of a file.
 
     Args:
-        fd: descriptor of an empty file from `os.memfd_create`.
+        fd: descriptor of a file from `os.memfd_create`.
         specs: the arrays of one env by name.
         num_envs: B.
+        start: size of the file so far, behind which the arrays begin [bytes].
     """
 
-    def __init__(self, fd: int, specs: Mapping[str, ArraySpec], num_envs: int):
+    def __init__(self, fd: int, specs: Mapping[str, ArraySpec], num_envs: int, start: int = 0):
         self.layout: dict[str, tuple[tuple[int, ...], str, int]] = {}
         """Shape [B, …], dtype and offset [bytes] of each array by name."""
-        self.size = 0
-        """Size of all arrays [bytes]."""
+        self.size = start
+        """Size of the file [bytes]."""
         for name, spec in specs.items():
             shape = (num_envs, *spec.shape)
             self.layout[name] = (shape, spec.dtype, self.size)

@@ -10,6 +10,9 @@ workers end when the process that started them ends.
 A request is a JSON message on the socket with four file descriptors: the worker's connection, its output, the
 pipe for its exit code, and the shared memory. A worker exchanges JSON messages through its connection:
 `{"call": …, "arguments": …}` is answered with `{"result": …}` or `{"error": …}`. Nothing is pickled.
+
+Each worker leads a process group. When it ends, the server kills what is left of the group, such as a
+simulator that an env started.
 """
 
 from __future__ import annotations
@@ -17,14 +20,17 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import io
 import json
 import mmap
 import os
 import pkgutil
+import re
 import signal
 import socket
 import sys
 import traceback
+import types
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -33,6 +39,9 @@ import numpy as np
 _MAX_MESSAGE = 1 << 17
 """Largest size of a request, which contains `sys.path` [bytes]."""
 _NUM_FDS = 4
+_MAX_OUTPUT = 1 << 20
+"""Size of a worker's output from which on only its end is kept [bytes]."""
+_KEPT_OUTPUT = 1 << 12
 
 
 def main() -> None:
@@ -44,7 +53,8 @@ def main() -> None:
     parent = os.pidfd_open(os.getppid())
     # import the modules before forking, so that the workers share their memory
     for name in sys.argv[2:]:
-        importlib.import_module(name)
+        with contextlib.suppress(ImportError):  # the worker imports it again, and reports the error
+            importlib.import_module(name)
     gc.collect()
     gc.freeze()  # keeps the garbage collector off the pages that all workers share
     exit_pipes: dict[int, tuple[int, int]] = {}
@@ -61,17 +71,21 @@ def main() -> None:
             if not message:  # the parent has ended or closed the server
                 for pid, _ in exit_pipes.values():
                     os.kill(pid, signal.SIGKILL)
+                    _kill_group(pid)
                 return
             connection, output, exit_pipe, memory = fds
             pid = os.fork()
             if pid == 0:
                 # in the worker: close the server's files, redirect the output, and answer calls
+                os.setpgid(0, 0)
                 requests.close()
                 for fd in (parent, exit_pipe, *exit_pipes, *(pipe for _, pipe in exit_pipes.values())):
                     os.close(fd)
                 sys.path[:0] = [path for path in json.loads(message)["path"] if path not in sys.path]
                 os.dup2(output, 1)
                 os.dup2(output, 2)
+                sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+                sys.stdin = _NoInput()  # type: ignore[assignment]
                 os._exit(run(Connection(connection), memory))
             # in the server: close these, since the worker has its own copies
             for fd in (connection, output, memory):
@@ -81,11 +95,18 @@ def main() -> None:
 
 def _report_exit(pidfd: int, pid: int, exit_pipe: int) -> None:
     """Write a worker's exit code to its pipe; a negative one is the signal that killed it."""
+    _kill_group(pid)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     with contextlib.suppress(BrokenPipeError):
         os.write(exit_pipe, str(code).encode())
     os.close(exit_pipe)
     os.close(pidfd)
+
+
+def _kill_group(pid: int) -> None:
+    """Kill the processes that a worker has started. Until `waitpid`, its id cannot belong to another one."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def run(connection: Connection, memory: int) -> int:
@@ -102,15 +123,60 @@ def run(connection: Connection, memory: int) -> int:
             try:
                 result = calls.execute(message["call"], message["arguments"])
             except BaseException as error:  # noqa: BLE001 (whatever an env raises ends its worker)
-                traceback.print_exc()
+                sys.stdout.flush()
                 sys.stderr.flush()
-                text = " ".join(f"{type(error).__name__}: {error}".split())
                 # An error with an exit code is meant for the user, as those of `residual_rl.errors` are.
-                send({"error": text, "user_message": str(error) if hasattr(error, "exit_code") else None})
+                user_message = str(error) if hasattr(error, "exit_code") else None
+                send({"error": _describe(error), "user_message": user_message})
                 return 1
+            _shorten_output()
             send({"result": result})
     except (EOFError, ConnectionError):  # the pool was closed
+        with contextlib.suppress(BaseException):
+            calls.close()
         return 0
+
+
+def _describe(error: BaseException) -> str:
+    """An error in one line, with the place where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = ([frame for frame in frames if frame.filename != __file__] or frames)[-1]
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{text} (at {place.filename}:{place.lineno})"
+
+
+class _NoInput(io.TextIOBase):
+    """Standard input of a worker."""
+
+    def readline(self, size: int | None = -1) -> str:  # type: ignore[override]  # noqa: ARG002
+        raise EOFError("it asks for input, which a worker process cannot give")
+
+
+def _shorten_output() -> None:
+    """Keep only the end of the output file if it has become large: some envs print in each step."""
+    size = os.fstat(1).st_size
+    if size > _MAX_OUTPUT:
+        kept = os.pread(1, _KEPT_OUTPUT, size - _KEPT_OUTPUT)
+        os.ftruncate(1, 0)
+        os.lseek(1, 0, os.SEEK_SET)
+        os.write(1, kept)
+
+
+def resolve(reference: str) -> Any:
+    """Import an object: `module:name`, or `FILE.py:name` for a file that no installed package contains.
+
+    The folder of such a file becomes a package of another name, so `from .other import …` finds the files
+    beside it.
+    """
+    place, _, name = reference.rpartition(":")
+    if not place.endswith(".py"):
+        return pkgutil.resolve_name(reference)
+    folder, file = os.path.split(os.path.abspath(place))
+    package = re.sub(r"\W", "_", f"files_of{folder}")
+    if package not in sys.modules:
+        sys.modules[package] = types.ModuleType(package)
+        sys.modules[package].__path__ = [folder]
+    return getattr(importlib.import_module(f"{package}.{file.removesuffix('.py')}"), name)
 
 
 class Calls:
@@ -123,11 +189,16 @@ class Calls:
     def execute(self, call: str, arguments: dict[str, Any]) -> Any:
         """Execute a call and return its result as JSON."""
         if call == "make":
-            self._env = pkgutil.resolve_name(arguments["function"])(arguments["cfg"], arguments["num_envs"])
+            self._env = resolve(arguments["function"])(arguments["cfg"], arguments["num_envs"])
             return self._env.describe()
         if call == "share":
             return self._env.share(self._views(**arguments))
         return getattr(self._env, call)(**arguments)
+
+    def close(self) -> None:
+        """Close the envs, if they have a method for it."""
+        if hasattr(self._env, "close"):
+            self._env.close()
 
     def _views(
         self, layout: dict[str, Any], size: int, first: int, last: int
