@@ -1,5 +1,5 @@
 """Base policies. Importing this package registers them; the registering modules do not import torch."""
 
-from residual_rl.base_policies import gr00t, hybrid, ik, il, jacobian, lerobot, model, openpi, zero
+from residual_rl.base_policies import expert, gr00t, hybrid, ik, il, jacobian, lerobot, model, openpi, zero
 
-__all__ = ["gr00t", "hybrid", "ik", "il", "jacobian", "lerobot", "model", "openpi", "zero"]
+__all__ = ["expert", "gr00t", "hybrid", "ik", "il", "jacobian", "lerobot", "model", "openpi", "zero"]
