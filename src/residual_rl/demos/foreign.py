@@ -123,13 +123,21 @@ def episode_in_task(demos: Demonstrations, index: int, obs: Collection[str] | No
     Raises `ConfigError` if it lacks what the task's reward depends on.
     """
     demo = demos.episode(index, obs)
-    adapt = TASKS.get(cfg.task_id).foreign_demo
-    if demos.names_task or adapt is None:
+    return demo if demos.names_task else demo_in_task(demo, cfg.task_id, cfg.task, f"{demos.path}: episode {index}")
+
+
+def demo_in_task(demo: Demo, task_id: str, task: Any, name: str) -> Demo:
+    """`demo` of another program, with the reward and the end that the settings `task` of a task define.
+
+    Raises `ConfigError`, with the name of the demonstration, if it lacks what the task's reward depends on.
+    """
+    adapt = TASKS.get(task_id).foreign_demo
+    if adapt is None:
         return demo
     try:
-        adapted: Demo = load(adapt)(cfg.task, demo)
+        adapted: Demo = load(adapt)(task, demo)
     except ConfigError as error:
-        raise ConfigError(f"{demos.path}: episode {index}: {error}") from None
+        raise ConfigError(f"{name}: {error}") from None
     return adapted
 
 

@@ -23,6 +23,7 @@ def env_task(**fields: Any) -> TaskSpec:
             "end_at_success",
             "reward_mode",
         ),
+        foreign_demo="residual_rl.demos.gymnasium_demos:adapt",
         # sparse rewards need a learner that reuses its data
         learner="sac",
         train_overrides={"num_envs": 16},
