@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from residual_rl.envs.mujoco.gl_backend import headless_backend
 from residual_rl.errors import ConfigError
 from residual_rl.utils.sensitive import CodeName, CodeNames, Sensitive
 from residual_rl.utils.validation import CheckedCfg, NumThreads, PositiveFloat, PositiveInt
@@ -74,4 +75,5 @@ class GymnasiumEnvCfg(CheckedCfg):
         return {
             **{name: getattr(self, name) for name in (*names, "reward_mode", "max_episode_steps")},
             "make_kwargs": make_kwargs,
+            "mujoco_gl": headless_backend() if self.render else "",
         }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import sys
 from typing import Any
 
@@ -41,6 +42,8 @@ class EnvWorker:
 
     def __init__(self, settings: dict[str, Any], num_envs: int):
         self._settings, self._name = settings, settings["env_id"]
+        if settings["mujoco_gl"]:  # MuJoCo reads it when it is imported
+            os.environ["MUJOCO_GL"] = settings["mujoco_gl"]
         for module in settings["env_modules"]:
             _import(module)
         adapter_class = _adapter_class(settings["adapter"])

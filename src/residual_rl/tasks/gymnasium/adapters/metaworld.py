@@ -24,7 +24,11 @@ class MetaWorldAdapter:
         known = metaworld.env_dict.ENV_CLS_MAP
         if env_id not in known:
             raise ValueError(f"MetaWorld has no env {env_id!r}; it has {', '.join(sorted(known))}")
-        env = known[env_id](**{"camera_name": "corner2", **kwargs})
+        kwargs = {"camera_name": "corner2", **kwargs}
+        env = known[env_id](**kwargs)
+        if kwargs["camera_name"].startswith("corner"):  # these cameras are mounted upside down
+            render = env.render
+            env.render = lambda: np.rot90(render(), 2)
         # as MetaWorld's own goal-observable envs, but with a new goal in each episode
         env._partially_observable = False
         env._set_task_called = True
