@@ -43,4 +43,6 @@ def adapt(cfg: GymnasiumEnvCfg, demo: Demo) -> Demo:
     }
     ends = np.arange(steps) == steps - 1
     cut |= {"terminated": ends, "truncated": np.zeros_like(ends)}
+    if demo.intended_actions is demo.actions:
+        cut["intended_actions"] = cut["actions"]
     return dataclasses.replace(demo, obs={k: v[: steps + 1] for k, v in demo.obs.items()}, **cut)

@@ -25,7 +25,7 @@ from residual_rl.envs.gymnasium.adapter import Adapter
 from residual_rl.envs.gymnasium.observations import Leaf, Observations
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.utils.files import parse_json
-from residual_rl.utils.text import one_line
+from residual_rl.utils.text import one_line, shell_command
 
 DATA_FILE, METADATA_FILE = "main_data.hdf5", "metadata.json"
 _IMAGE_SIDE = 32
@@ -38,10 +38,8 @@ def data_file(path: Path) -> Path:
     Raises `CheckpointError` if there is none, and `ConfigError` for a LeRobot dataset.
     """
     if (path / "meta" / "info.json").exists():
-        raise ConfigError(
-            f"{path} is a LeRobot dataset: convert it with `residual-rl demos from-lerobot {path} --task TASK "
-            "--output FILE`"
-        )
+        command = shell_command("demos", "from-lerobot", path, "--task", "TASK", "--output", "FILE")
+        raise ConfigError(f"{path} is a LeRobot dataset: convert it with `{command}`")
     folder = path / "data" if (path / "data").is_dir() else path
     if not (folder / DATA_FILE).is_file():
         raise CheckpointError(

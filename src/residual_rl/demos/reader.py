@@ -33,6 +33,7 @@ from residual_rl.demos.foreign import ForeignFile
 from residual_rl.demos.hdf5 import Attributes, ChildFile, Hdf5File, LocalFile, NotNumbersError, Shapes
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 from residual_rl.registry import TASKS, TaskSpec, load
+from residual_rl.utils.text import shell_command
 
 FORMAT_VERSION = 1
 SUFFIXES = (".h5", ".hdf5")
@@ -132,9 +133,9 @@ class Demonstrations:
             ConsentError: they name code, and the user has neither signed nor confirmed them.
         """
         if not self.names_task:
+            command = shell_command("demos", "convert", self.path, "--task", "TASK", "--output", "FILE")
             raise ConfigError(
-                f"{self.path} is a file of {self.program}, which names no task: convert it with `residual-rl "
-                f"demos convert {self.path} --task TASK --output FILE`"
+                f"{self.path} is a file of {self.program}, which names no task: convert it with `{command}`"
             )
         try:
             TASKS.get(self.task_id)
