@@ -63,7 +63,7 @@ class PlainConverter:
         self._recording = recording
         self._centre, self._unit = env.action_centre.double().numpy(), env.action_unit.double().numpy()
         self._sources = self._find_sources(env, task_id)
-        self.conversion = Conversion()
+        self.conversion = Conversion(bounds="the range of actions")
 
     def _find_sources(self, env: VecEnv, task_id: str) -> dict[str, tuple[str, ...]]:
         """The features that make up each observation of the env."""

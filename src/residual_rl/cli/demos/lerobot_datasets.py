@@ -163,7 +163,7 @@ def _print_summary(out: Path, episodes: int, converter: Converter | PlainConvert
             f"the recording, by {done.largest:.1f} at most: the actions of the task are too slow"
         )
     if done.clipped:
-        lines.append(f"{done.clipped:,} values were clipped to their range")
+        lines.append(f"{done.clipped:,} values were clipped to {done.bounds}")
     for line in lines:
         console.say(line)
 
