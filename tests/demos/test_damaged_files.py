@@ -1,9 +1,10 @@
-"""Damaged files of other programs, as in `benchmarks/damaged_files.py`: each is read, or is one clear line."""
+"""Damaged files of other programs, as in `benchmarks/damaged_files.py`: each is read or is a clear error."""
 
 from __future__ import annotations
 
-import damaged_files
 import pytest
+
+import damaged_files
 
 
 @pytest.mark.slow

@@ -17,8 +17,8 @@ from residual_rl.demos.reader import Demonstrations
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 
 GOLDEN = DATA / "golden_minari_v0_5_4"
-"""Two episodes of an env with the observation {"agent": (t, -t), "goal": 1 of 3}, actions from (0, -1) to (512,
-1), the reward t, and success at t = 3, where it terminates; recorded with `minari.DataCollector`."""
+"""Two episodes of an env with the observation {"agent": (t, -t), "goal": 1 of 3}, actions from (0, -1) to
+(512, 1), the reward t, and success at t = 3, where it terminates; recorded with `minari.DataCollector`."""
 
 
 @pytest.mark.parametrize("path", [GOLDEN, GOLDEN / "data", GOLDEN / "data" / "main_data.hdf5"])
@@ -54,13 +54,16 @@ def test_minari_file__one_array_is_the_state(tmp_path: Path) -> None:
 
 
 def test_minari_file__nested_observations_have_the_names_of_the_env(tmp_path: Path) -> None:
-    """As `envs.gymnasium.observations` names those of the env: images and numbers, the latter in `state` too."""
+    """As `envs.gymnasium.observations` names those of the env."""
     small = {"type": "Box", "dtype": "uint8", "shape": [2, 2, 3], "low": np.zeros((2, 2, 3)).tolist()}
     small["high"] = np.full((2, 2, 3), 255).tolist()
     large = {"type": "Box", "dtype": "uint8", "shape": [32, 32], "low": np.zeros((32, 32)).tolist()}
     large["high"] = np.full((32, 32), 255).tolist()
     pair = {"type": "Tuple", "subspaces": [large, BOX]}
-    space = {"type": "Dict", "subspaces": {"z": BOX, "a": {"type": "Dict", "subspaces": {"b": pair}}, "eye": small}}
+    space = {
+        "type": "Dict",
+        "subspaces": {"z": BOX, "a": {"type": "Dict", "subspaces": {"b": pair}}, "eye": small},
+    }
     space["subspaces"]["say"] = {"type": "Text", "max_length": 3, "min_length": 0, "charset": "abc"}
     values = {
         "z": np.full((4, 2), 1.0),
@@ -125,13 +128,28 @@ def replace(name: str, value: Any) -> Callable[[Path], None]:
     [
         ({"total_episodes": 3}, None, CheckpointError, "metadata.json lists 3 episodes, but"),
         ({"total_episodes": 10**12}, None, CheckpointError, "metadata.json lists 1000000000000 episodes"),
-        ({"action_space": json.dumps({"type": "Discrete", "n": 2, "start": 0})}, None, ConfigError, "Discrete(2)"),
-        ({"action_space": json.dumps({**ACTIONS, "low": [-np.inf, 0.0]})}, None, ConfigError, "unbounded actions"),
+        (
+            {"action_space": json.dumps({"type": "Discrete", "n": 2, "start": 0})},
+            None,
+            ConfigError,
+            "Discrete(2)",
+        ),
+        (
+            {"action_space": json.dumps({**ACTIONS, "low": [-np.inf, 0.0]})},
+            None,
+            ConfigError,
+            "unbounded actions",
+        ),
         ({"action_space": "{"}, None, CheckpointError, "metadata.json cannot be read"),
         ({"observation_space": '{"type": "Dict", "subspaces": 3}'}, None, CheckpointError, "cannot be read"),
         ({"observation_space": "[" * 10**5}, None, CheckpointError, "metadata.json cannot be read"),
         ({"env_spec": "[1]"}, None, CheckpointError, "metadata.json cannot be read"),
-        ({}, lambda f: (f / "data/metadata.json").unlink(), CheckpointError, "metadata.json is missing: Minari"),
+        (
+            {},
+            lambda f: (f / "data/metadata.json").unlink(),
+            CheckpointError,
+            "metadata.json is missing: Minari",
+        ),
         ({}, lambda f: (f / "data/main_data.hdf5").unlink(), CheckpointError, "without data/main_data.hdf5"),
         ({}, edit(lambda f: f.pop("episode_1")), CheckpointError, "lists 2 episodes, but"),
         ({}, edit(lambda f: f.pop("episode_1/actions")), CheckpointError, "episode_1 cannot be read"),
@@ -139,7 +157,12 @@ def replace(name: str, value: Any) -> Callable[[Path], None]:
         ({}, replace("episode_1/actions", np.array([b"x"])), CheckpointError, "expected numbers"),
         ({}, replace("episode_1/rewards", np.ones(2)), CheckpointError, "rewards has the shape [2]"),
         ({}, replace("episode_1/observations", np.ones((3, 2))), CheckpointError, "expected 4"),
-        ({}, replace("episode_1/observations", np.ones((4, 3))), CheckpointError, "observations has shape [4, 3]"),
+        (
+            {},
+            replace("episode_1/observations", np.ones((4, 3))),
+            CheckpointError,
+            "observations has shape [4, 3]",
+        ),
         ({}, replace("episode_1/infos/success", np.ones(9)), CheckpointError, "infos/success has shape [9]"),
     ],
 )
@@ -160,13 +183,17 @@ def test_minari_file__defects_are_one_line_that_names_the_dataset(
 def test_data_file__a_lerobot_dataset_names_the_command_that_converts_it(tmp_path: Path) -> None:
     (tmp_path / "set" / "meta").mkdir(parents=True)
     (tmp_path / "set" / "meta" / "info.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"set is a LeRobot dataset: .*`residual-rl demos from-lerobot .*set --task"):
+    with pytest.raises(
+        ConfigError, match=r"set is a LeRobot dataset: .*`residual-rl demos from-lerobot .*set --task"
+    ):
         Demonstrations.open(tmp_path / "set")
 
 
 def test_task_cfg__names_the_command_that_adds_a_task(tmp_path: Path) -> None:
     with (
         Demonstrations.open(minari(tmp_path / "set")) as demos,
-        pytest.raises(ConfigError, match=r"names no task: convert it with `residual-rl demos convert .*set --task"),
+        pytest.raises(
+            ConfigError, match=r"names no task: convert it with `residual-rl demos convert .*set --task"
+        ),
     ):
         _ = demos.task_cfg

@@ -1,5 +1,8 @@
-"""Datasets of Minari that `demos to-minari` writes: their layout by hand, and the way back. (Minari 0.5.4 itself
-reads them: see the docstring of `test_write_minari__layout`.)"""
+"""Datasets of Minari that `demos to-minari` writes: their layout by hand, and the way back.
+
+Minari 0.5.4 itself reads them: put one into the folder a/b-v0, and run, with MINARI_DATASETS_PATH,
+python -c 'import minari; print(minari.load_dataset("a/b-v0")[0])'
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,6 @@ def written(tmp_path: Path, info: dict[str, Any] = INFO, **cfg: Any) -> Path:
 
 
 def test_write_minari__layout(tmp_path: Path) -> None:
-    """Minari's own check: `MINARI_DATASETS_PATH=… python -c 'import minari; print(minari.load_dataset("a/b-v0")[0])'`
-    with the dataset in the folder a/b-v0."""
     folder = written(tmp_path, author="me")
     metadata = json.loads((folder / "data" / "metadata.json").read_text())
     assert metadata["total_episodes"] == 2
@@ -46,7 +47,14 @@ def test_write_minari__layout(tmp_path: Path) -> None:
         assert list(file) == ["episode_0", "episode_1"]
         episode = file["episode_1"]
         assert dict(episode.attrs) == {"id": 1, "seed": 7, "total_steps": 3}
-        assert sorted(episode) == ["actions", "infos", "observations", "rewards", "terminations", "truncations"]
+        assert sorted(episode) == [
+            "actions",
+            "infos",
+            "observations",
+            "rewards",
+            "terminations",
+            "truncations",
+        ]
         np.testing.assert_array_equal(episode["observations"], demo.obs["state"])
         np.testing.assert_array_equal(episode["actions"], NORMALISED)
         np.testing.assert_array_equal(episode["rewards"], demo.rewards)

@@ -14,14 +14,16 @@ MODULE = __name__
 class Pusher(gymnasium.Env):
     """A point that moves to the action. It succeeds at its goal."""
 
-    metadata = {"render_fps": 10}
+    metadata = {"render_fps": 10}  # noqa: RUF012
 
     def __init__(self) -> None:
         box = spaces.Box(0.0, 512.0, (2,), np.float64)
         self.action_space: spaces.Space = box
         self.observation_space: spaces.Space = spaces.Dict(environment_state=box, agent_pos=box)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self.position, self.goal = self.np_random.uniform(0.0, 512.0, (2, 2))
         return self._obs(), {"is_success": False}

@@ -57,7 +57,9 @@ def pusher(root: Path, **more: Any) -> Path:
     return write_dataset(root, {**columns, **more})
 
 
-def test_from_lerobot__observations_and_actions_of_an_env(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_lerobot__observations_and_actions_of_an_env(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "x.h5"
     dataset = pusher(tmp_path / "set")
     assert main(["demos", "from-lerobot", str(dataset), *PUSHER, "--output", str(out)]) == 0
@@ -103,10 +105,10 @@ def test_from_lerobot__what_does_not_fit_an_env_is_named(tmp_path: Path, fails: 
         pusher(tmp_path / "a"), "--joint-offsets", "elbow=3"
     )
     three = np.zeros((4, 3), np.float32)
-    assert "has actions of size 3, but those of task 'gymnasium' have size 2" in message(
+    assert "has action of size 3, but the action of task 'gymnasium' has shape [2]" in message(
         pusher(tmp_path / "b", action=three)
     )
-    assert "observation.state of size 3, but task 'gymnasium' observes 'agent_pos' of shape [2]" in message(
+    assert "observation.state of size 3, but agent_pos of task 'gymnasium' has shape [2]" in message(
         pusher(tmp_path / "c", **{"observation.state": three})
     )
     only = {"observation.state": three, "action": ACTION}
@@ -117,4 +119,6 @@ def test_from_lerobot__what_does_not_fit_an_env_is_named(tmp_path: Path, fails: 
     assert "episode 0: action is NaN or infinite" in message(pusher(tmp_path / "e", action=nan))
     columns = {"observation.state": POSITION, "observation.environment_state": GOAL, "action": ACTION}
     unknown = write_dataset(tmp_path / "f", columns)
-    assert "success is not recorded, which the sparse reward is made of: choose --reward-mode env" in message(unknown)
+    assert "success is not recorded, which the sparse reward is made of: choose --reward-mode env" in message(
+        unknown
+    )

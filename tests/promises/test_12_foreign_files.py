@@ -363,7 +363,9 @@ def test_demonstrations__another_programs_file_imports_nothing_that_it_names(
     else:
         robomimic(file)
         with h5py.File(file, "r+") as stored:
-            stored["data"].attrs["env_args"] = json.dumps({"env_name": "gift:Env", "env_kwargs": {"module": "gift"}})
+            stored["data"].attrs["env_args"] = json.dumps(
+                {"env_name": "gift:Env", "env_kwargs": {"module": "gift"}}
+            )
     assert main([{"FILE": str(file), "OUT": str(tmp_path / "out")}.get(word, word) for word in command]) == 0
     assert not gift.exists()
 

@@ -29,8 +29,8 @@ def episodes_for_env(demos: Demonstrations, cfg: TrainCfg, env: VecEnv) -> Itera
         yield demo
     if longest > env.max_episode_steps:
         _log.warning(
-            "%s has episodes of up to %d steps, but task %r ends them after %d: a longer limit may be needed for "
-            "evaluations",
+            "%s has episodes of up to %d steps, but task %r ends them after %d: evaluations may need a "
+            "longer limit",
             demos.path,
             longest,
             cfg.task_id,
@@ -54,8 +54,8 @@ def _matching(demos: Demonstrations, cfg: TrainCfg, env: VecEnv) -> list[str]:
     # its actions and observations
     if demos.action_dim != len(env.action_unit):
         raise ConfigError(
-            f"{demos.path} has actions of size {demos.action_dim}, but those of task {cfg.task_id!r} have size "
-            f"{len(env.action_unit)}"
+            f"{demos.path} has actions of size {demos.action_dim}, but those of task {cfg.task_id!r} have "
+            f"size {len(env.action_unit)}"
         )
     here = observed(env)
     for name, shape in demos.obs_shapes.items():

@@ -74,7 +74,9 @@ class ForeignFile(ABC):
         """The array `name` of an episode."""
         return self.file.read(f"{self.names[index]}/{name}")
 
-    def read_observations(self, wanted: Collection[str] | None, read: Callable[[str], Array]) -> dict[str, Array]:
+    def read_observations(
+        self, wanted: Collection[str] | None, read: Callable[[str], Array]
+    ) -> dict[str, Array]:
         """The observations `wanted` (default: all) of an episode by name, [T + 1, …] each.
 
         Args:
@@ -113,17 +115,21 @@ def _converted(value: Array, leaf: Leaf, path: str) -> Array:
         return np.stack([as_image(image) for image in value])
     if isinstance(leaf.space, spaces.Box):
         return value.reshape(len(value), -1).astype(np.float32)
-    return np.stack([spaces.flatten(leaf.space, row) for row in value]).astype(np.float32)
+    return np.stack([np.asarray(spaces.flatten(leaf.space, row), np.float32) for row in value])
 
 
 def episode_in_task(demos: Demonstrations, index: int, obs: Collection[str] | None, cfg: TrainCfg) -> Demo:
-    """Episode `index` of `demos` with the observations `obs`, with the reward and the end that the task of `cfg`
-    defines, if another program recorded it.
+    """Episode `index` of `demos` with the observations `obs`. One of another program has the reward and the
+    end that the task of `cfg` defines.
 
     Raises `ConfigError` if it lacks what the task's reward depends on.
     """
     demo = demos.episode(index, obs)
-    return demo if demos.names_task else demo_in_task(demo, cfg.task_id, cfg.task, f"{demos.path}: episode {index}")
+    return (
+        demo
+        if demos.names_task
+        else demo_in_task(demo, cfg.task_id, cfg.task, f"{demos.path}: episode {index}")
+    )
 
 
 def demo_in_task(demo: Demo, task_id: str, task: Any, name: str) -> Demo:

@@ -1,8 +1,9 @@
-"""Demonstrations that another program recorded in a Gymnasium env, with the reward and the end of our settings."""
+"""Demonstrations of another program in a Gymnasium env, with the reward and the end of our settings."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,8 @@ from residual_rl.errors import ConfigError
 def adapt(cfg: GymnasiumEnvCfg, demo: Demo) -> Demo:
     """`demo` as `GymVecEnv` would have recorded it with the settings `cfg`.
 
-    Success is what the file says, or a reward of at least `success_reward`. With `end_at_success`, the episode
-    terminates at its first success. The sparse reward is 1 in steps with success.
+    Success is what the file says, or a reward of at least `success_reward`. With `end_at_success`, the
+    episode terminates at its first success. The sparse reward is 1 in steps with success.
 
     Raises:
         ConfigError: the reward is sparse, and success is unknown.
@@ -27,8 +28,8 @@ def adapt(cfg: GymnasiumEnvCfg, demo: Demo) -> Demo:
     if cfg.reward_mode == "sparse":
         if success is None:
             raise ConfigError(
-                "success is not recorded, which the sparse reward is made of: choose --reward-mode env, or name "
-                "the reward of success with --success-reward"
+                "success is not recorded, which the sparse reward is made of: choose --reward-mode env, or "
+                "name the reward of success with --success-reward"
             )
         demo = dataclasses.replace(demo, rewards=success.astype(np.float32))
     demo = dataclasses.replace(demo, success=success)
@@ -36,7 +37,7 @@ def adapt(cfg: GymnasiumEnvCfg, demo: Demo) -> Demo:
     if success is None or not success.any() or not cfg.end_at_success:
         return demo
     steps = int(success.argmax()) + 1
-    cut = {
+    cut: dict[str, Any] = {
         field.name: value[:steps]
         for field in dataclasses.fields(demo)
         if isinstance(value := getattr(demo, field.name), np.ndarray)

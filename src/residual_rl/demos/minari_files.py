@@ -2,8 +2,8 @@
 
 `main_data.hdf5` has a group `episode_<i>` per episode of T steps: `observations` (an array [T + 1, …], or a
 group of arrays for nested spaces), `actions` [T, A] in the env's own units, `rewards`, `terminations`,
-`truncations` [T], and `infos` [T + 1] or [T]. `metadata.json` has the spaces and Gymnasium's description of the
-env, of which only the id is used. Source: https://minari.farama.org/content/dataset_standards
+`truncations` [T], and `infos` [T + 1] or [T]. `metadata.json` has the spaces and Gymnasium's description of
+the env, of which only the id is used. Source: https://minari.farama.org/content/dataset_standards
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def data_file(path: Path) -> Path:
     folder = path / "data" if (path / "data").is_dir() else path
     if not (folder / DATA_FILE).is_file():
         raise CheckpointError(
-            f"{path} is a folder without data/{DATA_FILE}; expected a file of demonstrations, or a dataset of "
-            "Minari in its format hdf5"
+            f"{path} is a folder without data/{DATA_FILE}; expected a file of demonstrations, or a dataset "
+            "of Minari in its format hdf5"
         )
     return folder / DATA_FILE
 
@@ -76,7 +76,7 @@ class MinariFile(ForeignFile):
             total, env_id = int(metadata["total_episodes"]), str(spec.get("id", "unknown"))
         except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
             raise CheckpointError(
-                f"{side} cannot be read ({one_line(repr(error))}); expected the description of a Minari dataset"
+                f"{side} cannot be read ({one_line(repr(error))}); expected the description of a dataset"
             ) from error
         try:
             self._actions = ActionRange(actions, f"{path}, of {one_line(env_id)},")
@@ -94,7 +94,11 @@ class MinariFile(ForeignFile):
         # their description in our terms
         self.task_settings = {"env_id": env_id} if "id" in spec else {}
         self.info = {
-            "env_info": {"env_id": env_id, "env_kwargs": {}, "max_episode_steps": spec.get("max_episode_steps")},
+            "env_info": {
+                "env_id": env_id,
+                "env_kwargs": {},
+                "max_episode_steps": spec.get("max_episode_steps"),
+            },
             "source_type": "minari",
             "source_desc": one_line(f"Minari dataset {metadata.get('dataset_id', 'without a name')}"),
             "episodes": [
@@ -112,7 +116,9 @@ class MinariFile(ForeignFile):
         return "/".join(("observations", *keys))
 
     def episode(self, index: int, obs: Collection[str] | None) -> Demo:
-        terminated, truncated = (self.read(index, name).astype(bool) for name in ("terminations", "truncations"))
+        terminated, truncated = (
+            self.read(index, name).astype(bool) for name in ("terminations", "truncations")
+        )
         return Demo(
             actions=self._normalised(self.read(index, "actions")),
             obs=self.read_observations(obs, lambda name: self.read(index, name)),
@@ -127,7 +133,9 @@ class MinariFile(ForeignFile):
         """Actions [T, …] in the env's units as [T, A] in [-1, 1]."""
         flat = actions.reshape(len(actions), -1)
         if flat.shape[1] != len(self._actions.unit):
-            raise ValueError(f"actions has shape {list(actions.shape)}, expected [T, {len(self._actions.unit)}]")
+            raise ValueError(
+                f"actions has shape {list(actions.shape)}, expected [T, {len(self._actions.unit)}]"
+            )
         return np.clip((flat - self._actions.centre) / self._actions.unit, -1.0, 1.0).astype(np.float32)
 
     def _success(self, index: int, steps: int) -> Array | None:

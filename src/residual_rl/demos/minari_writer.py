@@ -1,8 +1,7 @@
 """Writer of Minari's datasets (see `demos.minari_files`), without Minari itself.
 
-Actions are in the env's own units if the demonstrations know them (`action_centre`), and in [-1, 1] otherwise.
-Images are stored as they are, without compression to JPEG. The env is not described, since only the program that
-runs it knows how to create it.
+Actions are in the env's own units if the demonstrations know them (`action_centre`), and otherwise in [-1,
+1]. Images are stored as they are, without compression to JPEG. The dataset does not describe the env.
 """
 
 from __future__ import annotations
@@ -84,7 +83,9 @@ def write_minari(
                 if demo.rewards is None:
                     raise ConfigError(f"{demos.path} has no rewards, which a dataset of Minari needs")
                 observed = {name.replace("/", "_"): _storable(demo.obs[name]) for name in cfg.obs_keys}
-                _add(file.create_group(f"episode_{index}"), index, demo, observed, centre + unit * demo.actions)
+                _add(
+                    file.create_group(f"episode_{index}"), index, demo, observed, centre + unit * demo.actions
+                )
                 total += len(demo)
                 on_progress(index + 1)
         parts = {name: _space(values) for name, values in observed.items()}

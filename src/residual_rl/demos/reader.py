@@ -233,7 +233,9 @@ class Demonstrations:
     # --- reading ---
 
     def _opened(self) -> Hdf5File:
-        expected = "expected demonstrations: HDF5 in the layout of ManiSkill's trajectories, Minari or robomimic"
+        expected = (
+            "expected demonstrations: HDF5 in the layout of ManiSkill's trajectories, Minari or robomimic"
+        )
         try:
             self._hdf5.open("rb").close()
         except FileNotFoundError as error:

@@ -1,8 +1,8 @@
 """Reader of robomimic's HDF5 files.
 
-A group `data` has a group `demo_<i>` per episode of T steps: `obs/<name>` and, in most files, `next_obs/<name>`
-[T, …], `actions` [T, A] in [-1, 1], `rewards` and `dones` [T], and `states` [T, S], which are not used. The
-attribute `env_args` of `data` describes the env in JSON: `env_name`, `type`, `env_kwargs`. Source:
+A group `data` has a group `demo_<i>` per episode of T steps: `obs/<name>` and, in most files,
+`next_obs/<name>` [T, …], `actions` [T, A] in [-1, 1], and `rewards` [T]; `dones` and `states` are not used.
+The attribute `env_args` of `data` describes the env in JSON: `env_name`, `type`, `env_kwargs`. Source:
 https://robomimic.github.io/docs/datasets/overview.html
 """
 
@@ -31,8 +31,8 @@ _MARGIN = 1e-3
 class RobomimicFile(ForeignFile):
     """A file of robomimic.
 
-    Without `next_obs`, the observation after the last action is unknown, and T steps become T - 1. Success is a
-    positive reward, where `env_args` says that the reward is sparse (`reward_shaping` false), and otherwise
+    Without `next_obs`, the observation after the last action is unknown, and T steps become T - 1. Success is
+    a positive reward, where `env_args` says that the reward is sparse (`reward_shaping` false), and otherwise
     unknown.
 
     Raises `CheckpointError` if the file has no episodes or no `env_args`.
@@ -48,7 +48,9 @@ class RobomimicFile(ForeignFile):
         demos = numbered(groups, "demo_")
         self.names = [f"{DATA}/{name}" for name in demos]
         if not demos:
-            raise CheckpointError(f"{path} has no episodes data/demo_0, data/demo_1, …, as robomimic writes them")
+            raise CheckpointError(
+                f"{path} has no episodes data/demo_0, data/demo_1, …, as robomimic writes them"
+            )
         text = str(file.attributes(DATA).get("env_args", ""))
         try:
             args = parse_json(text)

@@ -74,7 +74,7 @@ def describe(
 
 
 def action_units(env: VecEnv) -> dict[str, Any]:
-    """What the actions of `env` mean in physical units, or in those of another program's env, for `describe`."""
+    """What the actions of `env` mean in physical units, or in those of another program, for `describe`."""
     units = {"action_unit": env.action_unit.tolist(), "action_unit_name": env.action_unit_name}
     centre = {} if env.action_centre is None else {"action_centre": env.action_centre.tolist()}
     return units | centre

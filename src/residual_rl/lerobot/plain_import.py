@@ -35,7 +35,7 @@ class PlainConverter:
 
     Args:
         recording: the dataset.
-        env: one env of the task.
+        env: one env of the task, with an `action_centre`.
         task_id: id of the task.
         cfg: the settings, of which those of joints, rates and images must be the defaults.
 
@@ -44,11 +44,7 @@ class PlainConverter:
     """
 
     def __init__(self, recording: Recording, env: VecEnv, task_id: str, cfg: ImportCfg):
-        if env.action_centre is None:
-            raise ConfigError(
-                f"task {task_id!r} defines neither hardware units of a robot nor its own units of actions, so "
-                "the actions of a LeRobot dataset cannot be converted"
-            )
+        assert env.action_centre is not None
         changed = [name for name in ("joint_offsets", "clip", "resample") if getattr(cfg, name)]
         if changed:
             raise ConfigError(f"{changed[0]} applies to datasets of a robot arm only: leave it out")
@@ -69,37 +65,34 @@ class PlainConverter:
         """The features that make up each observation of the env."""
         spaces, features = observed(env), self._recording.features
         sizes = {name: int(np.prod(feature["shape"])) for name, feature in features.items()}
-        found = {name: (feature,) for name, feature in FEATURES.items() if name in spaces and feature in sizes}
-        state = spaces["state"].shape or ()
-        if found:
-            # `state` is all numbers side by side, in the env's order
-            first, _ = env.reset(seed=0)
-            for order in itertools.permutations(found):
-                if torch.equal(torch.cat([first[name].flatten(1) for name in order], 1), first["state"]):
-                    found["state"] = tuple(FEATURES[name] for name in order)
-        else:
-            # an env that observes one array
-            same = [name for name in (ENVIRONMENT_STATE, STATE) if (sizes.get(name),) == state]
-            found |= {"state": (name,) for name in same[:1]}
+        present = [name for name, feature in FEATURES.items() if name in spaces and feature in sizes]
+        found: dict[str, tuple[str, ...]] = {name: (FEATURES[name],) for name in present}
+        # `state` is all numbers side by side, in the env's order
+        first, _ = env.reset(seed=0)
+        for order in itertools.permutations(present):
+            if order and torch.equal(torch.cat([first[name] for name in order], 1), first["state"]):
+                found["state"] = tuple(FEATURES[name] for name in order)
+                break
+        # or the only observation of the env
+        same = [name for name in (ENVIRONMENT_STATE, STATE) if (sizes.get(name),) == spaces["state"].shape]
+        if not present and same:
+            found["state"] = (same[0],)
         if "state" not in found:
             has = ", ".join(f"{name} [{sizes[name]}]" for name in FEATURES.values() if name in sizes)
             observes = ", ".join(f"{name} {list(space.shape or ())}" for name, space in spaces.items())
             raise ConfigError(
-                f"{self._recording.source} has {has}, of which the observations of task {task_id!r} cannot be "
-                f"made: {observes}"
+                f"{self._recording.source} has {has}, of which the observations of task {task_id!r} cannot be"
+                f" made: {observes}"
             )
-        for name, parts in found.items():
+        # the sizes
+        wanted = {name: (parts, spaces[name].shape) for name, parts in found.items()}
+        for name, (parts, shape) in {**wanted, "the action": ((ACTION,), self._unit.shape)}.items():
             size = sum(sizes[part] for part in parts)
-            if spaces[name].shape != (size,):
+            if shape != (size,):
                 raise ConfigError(
-                    f"{self._recording.source} has {' and '.join(parts)} of size {size}, but task {task_id!r} "
-                    f"observes {name!r} of shape {list(spaces[name].shape or ())}"
+                    f"{self._recording.source} has {' and '.join(parts)} of size {size}, but {name} of task "
+                    f"{task_id!r} has shape {list(shape or ())}"
                 )
-        if sizes[ACTION] != len(self._unit):
-            raise ConfigError(
-                f"{self._recording.source} has actions of size {sizes[ACTION]}, but those of task {task_id!r} "
-                f"have size {len(self._unit)}"
-            )
         return found
 
     def episodes(self) -> Iterator[Demo]:

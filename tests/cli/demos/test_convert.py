@@ -72,7 +72,18 @@ def test_convert__the_result_replays_in_the_env(recorded: Path, tmp_path: Path) 
     assert main(["demos", "replay", str(out), "--num-threads", "1", "--num-envs", "2"]) == 0
     # and their success is evaluated in training
     run = tmp_path / "bc"
-    imitate = ["imitate", str(out), "--algo", "bc", "--total-steps", "20", "--eval-freq", "20", "--eval-episodes", "2"]
+    imitate = [
+        "imitate",
+        str(out),
+        "--algo",
+        "bc",
+        "--total-steps",
+        "20",
+        "--eval-freq",
+        "20",
+        "--eval-episodes",
+        "2",
+    ]
     assert main([*imitate, "--num-threads", "1", "--output-dir", str(run)]) == 0
     summary = json.loads((run / "training_summary.json").read_text())
     assert (summary["task"], summary["best_success_rate"] is None) == ("gymnasium", False)
@@ -91,7 +102,17 @@ def test_train_demos__a_minari_dataset_as_it_is(
     assert main(imitate) == 0
     assert "names no task, so success is not evaluated during training" in caplog.text
     assert f"eval TASK --base-policy il --il-checkpoint {base}" in capfd.readouterr().out
-    train = ["train", "gymnasium", *TOY, "--base-policy", "il", "--il-checkpoint", str(base), "--demos", str(recorded)]
+    train = [
+        "train",
+        "gymnasium",
+        *TOY,
+        "--base-policy",
+        "il",
+        "--il-checkpoint",
+        str(base),
+        "--demos",
+        str(recorded),
+    ]
     train += ["--demo-share", "0.5", "--num-envs", "2", "--total-timesteps", "64", "--warmup-steps", "32"]
     train += ["--eval-freq", "0", "--eval-episodes", "2", "--num-threads", "1"]
     assert main([*train, "--output-dir", str(tmp_path / "run")]) == 0
@@ -103,7 +124,17 @@ def test_train_demos__a_minari_dataset_as_it_is(
 
 def test_imitate__a_robomimic_file_as_it_is(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = robomimic(tmp_path / "x.hdf5")
-    imitate = ["imitate", str(file), "--algo", "bc", "--total-steps", "5", "--obs-keys", "object", "robot0_eef_pos"]
+    imitate = [
+        "imitate",
+        str(file),
+        "--algo",
+        "bc",
+        "--total-steps",
+        "5",
+        "--obs-keys",
+        "object",
+        "robot0_eef_pos",
+    ]
     assert main([*imitate, "--output-dir", str(tmp_path / "bc")]) == 0
     assert main(["demos", "info", str(file)]) == 0
     text = capfd.readouterr().out
@@ -118,8 +149,12 @@ def test_convert__errors_name_the_fix(tmp_path: Path, fails: Fails) -> None:
     assert "name it with --task TASK" in fails(*convert, dataset)
     out = ["--output", tmp_path / "out.h5"]
     toy = ["--task", "gymnasium", *TOY, *out]
-    assert "was recorded with env_id 'Counter-v0', but task 'gymnasium' is given 'Toys" in fails(*convert, dataset, *toy)
-    assert "has 'state' of shape [4], but task 'so101-paper' observes [25]" in _shape(fails, file, out, tmp_path)
+    assert "was recorded with env_id 'Counter-v0', but task 'gymnasium' is given 'Toys" in fails(
+        *convert, dataset, *toy
+    )
+    assert "has 'state' of shape [4], but task 'so101-paper' observes [25]" in _shape(
+        fails, file, out, tmp_path
+    )
     assert "names no task: convert it with" in fails("demos", "replay", dataset)
     assert not (tmp_path / "out.h5").exists()
 

@@ -94,9 +94,9 @@ def _write(recording: Recording, task_id: str, flags: ImportFlags, cfg: ImportCf
     with contextlib.closing(env):
         # the conversion replays each recording in the env, which computes the values that the dataset lacks
         converter: Converter | PlainConverter = (
-            PlainConverter(recording, env, task_id, cfg)
-            if env.hardware is None
-            else Converter(recording, env, task_id, cfg)
+            Converter(recording, env, task_id, cfg)
+            if env.action_centre is None
+            else PlainConverter(recording, env, task_id, cfg)
         )
         plain_settings = plain(settings)
         info = describe(
