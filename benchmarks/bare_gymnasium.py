@@ -1,6 +1,7 @@
-"""One bare process of `gymnasium_stepping.py`: steps a Gymnasium env in a loop. Runs in the env's interpreter.
+"""One bare process of `gymnasium_stepping.py`, which steps a Gymnasium env in a loop.
 
-It reads a duration [s] per line and answers with the number of steps, the wall time and the CPU time.
+It runs in the env's interpreter. It reads a duration [s] per line and answers with the number of steps, the
+wall time and the CPU time.
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ the env's packages, not this package.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
 import sys
+import types
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ class EnvWorker:
         if settings["mujoco_gl"]:  # MuJoCo reads it when it is imported
             os.environ["MUJOCO_GL"] = settings["mujoco_gl"]
         for module in settings["env_modules"]:
-            _import(module)
+            _load(module)
         adapter_class = _adapter_class(settings["adapter"])
         self._envs = [SingleEnv(settings, adapter_class) for _ in range(num_envs)]
         spec = getattr(self._envs[0].env, "spec", None)
@@ -121,26 +121,27 @@ class EnvWorker:
             self._arrays[f"obs/{name}"][i] = value
 
 
-def _import(module: str) -> Any:
+def _load(place: str) -> types.ModuleType:
+    """The module or file that a setting names. The program of the worker has the function for it."""
+    if place.endswith(".py"):
+        sys.path.append(os.path.dirname(os.path.abspath(place)))  # for what the file imports
     try:
-        return importlib.import_module(module)
+        module: types.ModuleType = sys.modules["__main__"].load(place)
     except ImportError as error:
-        raise EnvRefusedError(f"cannot import {module} in the interpreter of the env: {error}") from error
+        raise EnvRefusedError(f"cannot import {place} in {sys.executable}: {error}") from error
+    return module
 
 
 def _adapter_class(reference: str) -> type[Adapter]:
-    """The class that `reference` names, with the methods of `Adapter` where it has none.
-
-    The program of the worker resolves references, to `module:Class` or `FILE.py:Class`.
-    """
+    """The class `module:Class` or `FILE.py:Class`, with the methods of `Adapter` where it has none."""
     if not reference:
         return Adapter
-    try:
-        found = sys.modules["__main__"].resolve(reference)
-    except (ImportError, AttributeError, FileNotFoundError) as error:
-        raise EnvRefusedError(f"cannot load the adapter {reference}: {error}") from error
+    place, _, name = reference.rpartition(":")
+    found = getattr(_load(place), name, None) if place else None
     if not inspect.isclass(found):
-        raise EnvRefusedError(f"the adapter {reference} is no class")
+        raise EnvRefusedError(
+            f"the adapter {reference} is not a class; expected module:Class or FILE.py:Class"
+        )
     return type(found.__name__, (found, Adapter), {})
 
 

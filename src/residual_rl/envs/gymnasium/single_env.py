@@ -55,7 +55,7 @@ class SingleEnv:
         self.adapter = adapter_class()
         # flags come before the attributes of an adapter's class
         for name in ("success_keys", "success_reward"):
-            if settings[name]:
+            if settings[name] is not None:
                 setattr(self.adapter, name, settings[name])
         env_id: str = settings["env_id"]
         try:
@@ -117,11 +117,16 @@ class SingleEnv:
         Raises:
             EnvRefusedError: the env cannot be rendered.
         """
-        frame = self.env.render()
+        name = self._settings["env_id"]
+        try:
+            frame = self.env.render()
+        except Exception as error:  # a library, a display or a driver is missing
+            text = " ".join(str(error).split())
+            raise EnvRefusedError(f"{name} cannot be rendered: {type(error).__name__}: {text}") from error
         if isinstance(frame, list | tuple):
             frame = frame[-1] if frame else None
         if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.shape[2] != 3:
-            raise EnvRefusedError(f"{self._settings['env_id']} cannot be rendered to images (rgb_array)")
+            raise EnvRefusedError(f"{name} cannot be rendered: it has no render mode rgb_array")
         return frame.astype(np.uint8)
 
     def _raw_reset(self, seed: int) -> Any:

@@ -90,7 +90,10 @@ class GymVecEnv(VecEnv):
         self._episodes = RunningEpisodes(num_envs, self.device)
         self._history = ActionHistory(num_envs, len(self.action_unit))
         self._frame_shape: tuple[int, ...] | None = None
-        """Shape of the frames; None until `scenes` was called. `step` then returns `final_scenes`."""
+        """Shape of the frames; None until `scenes` was called."""
+        self._renders = False
+        """Whether `scenes` was called since the last step. The next one then returns `final_scenes`: frames
+        are slow to render, and other callers do not need them."""
         self._obs: Obs = {}
 
     def _describe(self, description: dict[str, Any]) -> None:
@@ -214,8 +217,9 @@ class GymVecEnv(VecEnv):
         self._obs = obs
 
         # reset the envs whose episode ended
+        renders, self._renders = self._renders, False
         if ended.any():
-            if self._frame_shape is not None:
+            if renders:
                 info["final_scenes"] = self.scenes()
             env_ids = ended.nonzero().flatten()
             self._start_episodes(env_ids, self.episode_seeds.draw(len(env_ids)))
@@ -242,8 +246,8 @@ class GymVecEnv(VecEnv):
             first = [True] + [False] * (self.num_envs - 1)
             self._frame_shape = tuple(self._pool.call("frame_shape", first)[0])
             self._arrays |= self._pool.share({"frame": ArraySpec(self._frame_shape, "uint8")})
-        self._arrays["active"][:] = self.active.numpy()
-        self._pool.call("render", self.active.tolist())
+        self._renders = True
+        self._call("render", self.active)
         return self._read("frame").flatten(1)
 
     def render_scenes(

@@ -30,6 +30,8 @@ _STOP_SECONDS = 5.0
 """Longest time for a process to end [s]."""
 _NUM_LINES = 3
 """Number of output lines that an error message quotes."""
+_MAX_LINE = 300
+"""Number of characters of each of them."""
 
 _servers: dict[tuple[str, tuple[str, ...]], ForkServer] = {}
 """The running fork servers, by interpreter and preloaded modules."""
@@ -38,7 +40,7 @@ _servers: dict[tuple[str, tuple[str, ...]], ForkServer] = {}
 def last_lines(output: IO[bytes]) -> str:
     """The last lines of a process's output, joined to one line."""
     output.seek(0)
-    lines = [line.strip() for line in output.read().decode(errors="replace").splitlines()]
+    lines = [line.strip()[:_MAX_LINE] for line in output.read().decode(errors="replace").splitlines()]
     return " | ".join([line for line in lines if line][-_NUM_LINES:]) or "(none)"
 
 

@@ -1,0 +1,76 @@
+"""States of earlier episodes in which later ones start."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from residual_rl.envs.start_states import StartStates
+from residual_rl.errors import CheckpointError
+
+
+def states(*values: float) -> dict[str, torch.Tensor]:
+    return {"position": torch.tensor(values)[:, None], "step": torch.tensor(values).long()}
+
+
+def test_draw__a_share_of_the_episodes_start_in_stored_states() -> None:
+    pool = StartStates(share=0.25, seed=0, least=2)
+    pool.add(states(1.0, 2.0, 3.0))
+    ids, drawn = pool.draw(4000)
+    # four standard deviations of a binomial share are 0.027
+    assert abs(float((ids >= 0).float().mean()) - 0.25) < 0.03
+    assert set(ids.tolist()) == {-1, 0, 1, 2}
+    assert torch.equal(drawn["step"], ids[ids >= 0] + 1)
+    assert torch.equal(drawn["position"][:, 0].long(), drawn["step"])
+
+
+def test_draw__states_from_which_episodes_fail_are_drawn_more_often() -> None:
+    pool = StartStates(share=1.0, seed=0, least=1)
+    pool.add(states(1.0, 2.0))
+    for _ in range(6):
+        pool.count(0, success=True)
+        pool.count(1, success=False)
+    # expected shares of failures: (0 + 1) / (6 + 2) and (6 + 1) / (6 + 2), that is 1 to 7
+    ids, _ = pool.draw(4000)
+    assert abs(float((ids == 0).float().mean()) - 0.125) < 0.02
+
+
+def test_draw__none_while_there_are_few_states() -> None:
+    pool = StartStates(share=1.0, seed=0, least=3)
+    assert (pool.draw(5)[0] == -1).all()
+    pool.add(states(1.0, 2.0))
+    assert (pool.draw(5)[0] == -1).all()
+    pool.add(states(3.0))
+    assert (pool.draw(5)[0] >= 0).all()
+
+
+def test_add__drops_the_oldest_states() -> None:
+    pool = StartStates(share=1.0, seed=0, capacity=3, least=1)
+    pool.add(states(1.0, 2.0))
+    pool.add(states(3.0, 4.0))
+    assert len(pool) == 3
+    ids, drawn = pool.draw(100)
+    assert set(drawn["step"].tolist()) == {2, 3, 4}
+    assert torch.equal(drawn["step"], ids + 1)
+    pool.count(0, success=True)  # has been dropped
+    pool.count(3, success=True)
+    assert pool._outcomes.tolist() == [[0.0, 0.0], [0.0, 0.0], [0.0, 1.0]]
+
+
+def test_load_state_dict__same_draws_follow() -> None:
+    pool, other = (StartStates(share=0.5, seed=seed, least=1) for seed in (0, 1))
+    pool.add(states(1.0, 2.0, 3.0))
+    pool.draw(3)
+    pool.count(2, success=True)
+    other.load_state_dict(pool.state_dict())
+    for _ in range(3):
+        mine, theirs = pool.draw(4), other.draw(4)
+        assert torch.equal(mine[0], theirs[0])
+        assert torch.equal(mine[1]["step"], theirs[1]["step"])
+
+
+def test_load_state_dict__too_many_states_are_an_error() -> None:
+    pool = StartStates(share=0.5, seed=0)
+    pool.add(states(1.0, 2.0, 3.0))
+    with pytest.raises(CheckpointError, match="more than 2 stored start states"):
+        StartStates(share=0.5, seed=0, capacity=2).load_state_dict(pool.state_dict())
