@@ -140,13 +140,22 @@ def test_gate_late__failures_count_once_nearly_all_successes_are_over() -> None:
     trainer = make_trainer(gate_late=0.75)
     for length in (9, 2, 3, 5, 4):
         trainer.add(torch.ones(length, 2), success=True)
-    trainer.add(torch.ones(7, 2), success=False)
+    trainer.add(torch.ones(10, 2), success=False)
     # what followed a handover counts from there on, and is no length of a success
     trainer.add(torch.ones(6, 2), success=False, whole=False)
     trainer.add(torch.ones(20, 2), success=True, whole=False)
-    counts = trainer._counts(torch.arange(23, 36)).tolist()
-    assert counts == [False] * 5 + [True] * 2 + [False] * 5 + [True]
+    counts = trainer._counts(torch.arange(23, 39)).tolist()
+    assert counts == [False] * 5 + [True] * 5 + [False] * 5 + [True]
     assert trainer._counts(torch.arange(23)).all()
+
+
+def test_gate_late__leaves_the_time_of_a_median_success() -> None:
+    trainer = make_trainer(gate_late=1.0)
+    for length in (3, 4, 9):
+        trainer.add(torch.ones(length, 2), success=True)
+    trainer.add(torch.ones(10, 2), success=False)
+    # not after 9 steps, but after 10 - 4
+    assert trainer._counts(torch.arange(16, 26)).tolist() == [False] * 6 + [True] * 4
 
 
 @pytest.mark.parametrize(("false_alarms", "high"), [(0.0, 0.10), (0.5, 0.20), (1.0, 0.30)])

@@ -225,7 +225,8 @@ class GatedSACCfg(SACCfg):
     that a network has not learned from."""
     gate_late: UnitInterval = 0.95
     """Quantile of the lengths of the base policy's successes from which on a failure counts for the gate:
-    earlier in the episode, the base policy may still be doing well."""
+    earlier in the episode, the base policy may still be doing well. It counts from earlier on where otherwise
+    less than the median of these lengths would be left."""
     gate_input_noise: NonNegativeFloat = 0.2
     """Standard deviation of the noise on the normalised observations that the networks learn from."""
     gate_learning_rate: PositiveFloat = 1e-3

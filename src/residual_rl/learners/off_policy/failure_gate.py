@@ -141,6 +141,8 @@ class GateTrainer:
         """Whole episodes of the base that failed and succeeded."""
         self.success_lengths: list[int] = []
         """Lengths of the whole episodes that the base solved, in ascending order."""
+        self.failure_length = 0
+        """Length of the longest whole episode in which the base failed."""
         self._number = 0
         """Labelled episodes so far, including those with a residual before the labelled steps."""
 
@@ -162,12 +164,17 @@ class GateTrainer:
         self.num_episodes[success] += whole
         if whole and success:
             bisect.insort(self.success_lengths, len(age))
+        elif whole:
+            self.failure_length = max(self.failure_length, len(age))
 
     def _counts(self, rows: Tensor) -> Tensor:
         """Whether each of `rows` counts: those of failures only after the time by which nearly all successes
-        are over."""
+        are over, or at which a typical one would just be possible."""
         lengths = self.success_lengths
-        late = lengths[int(self.cfg.gate_late * (len(lengths) - 1))] if lengths else 0
+        late = 0
+        if lengths:
+            nearly_all, typical = (lengths[int(q * (len(lengths) - 1))] for q in (self.cfg.gate_late, 0.5))
+            late = max(min(nearly_all, self.failure_length - typical), 0)
         return (self._success[rows] > 0.0) | (self._age[rows] >= late)
 
     def fit(self, steps: int, normalize: Callable[[Tensor], Tensor]) -> float:
@@ -230,6 +237,7 @@ class GateTrainer:
             "learns": self._learns[:filled].clone(),
             "age": self._age[:filled].clone(),
             "success_lengths": list(self.success_lengths),
+            "failure_length": self.failure_length,
             "episode": self._episode[:filled].clone(),
             "num_rows": self.num_rows,
             "num_episodes": list(self.num_episodes),
@@ -248,6 +256,7 @@ class GateTrainer:
         self._learns[:filled].copy_(state["learns"])
         self._age[:filled].copy_(state["age"])
         self.success_lengths = list(state["success_lengths"])
+        self.failure_length = state["failure_length"]
         self._episode[:filled].copy_(state["episode"])
         self.num_rows = state["num_rows"]
         self.num_episodes = list(state["num_episodes"])
