@@ -88,7 +88,7 @@ def test_vec_env__attributes_are_consistent(spec: TaskSpec) -> None:
     assert (env.single_action_space.low == -1).all()
     assert (env.single_action_space.high == 1).all()
     assert (env.action_unit > 0).all()
-    assert env.action_unit_name in ("rad", "m")
+    assert env.action_unit_name in ("rad", "m", "env unit")
     assert env.control_hz > 0
     assert env.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
     assert env.max_episode_steps == spec.default_config().max_episode_steps

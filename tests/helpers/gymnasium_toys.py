@@ -1,5 +1,8 @@
-"""Toy Gymnasium envs with the habits of other people's. They import NumPy and Gymnasium alone, so that any Python
-with these can run them. `Toys/Point-v0` takes its habit as an argument."""
+"""Toy Gymnasium envs with the habits of other people's.
+
+They import NumPy and Gymnasium alone, so that any Python with these can run them. `Toys/Point-v0` takes its
+habit as an argument.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +27,11 @@ HIGH = 512.0
 class Point(gymnasium.Env):
     """A point that moves towards the position that the action names, a tenth of the way per step.
 
-    It starts at random and succeeds within 32 of its goal. `habit` selects what is unusual about it, and `step`
-    the step in which that happens.
+    It starts at random and succeeds within 32 of its goal. `habit` selects what is unusual about it,
+    and `at_step` the step in which that happens.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 12}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 12}  # noqa: RUF012
 
     def __init__(self, habit: str = "", at_step: int = 3, render_mode: str | None = None):
         self.habit, self.at_step, self.render_mode = habit, at_step, render_mode
@@ -74,9 +77,14 @@ class Point(gymnasium.Env):
         executed = np.clip(action, 100.0, 400.0) if self.habit == "clips" else action
         self.position = self.position + 0.1 * (executed - self.position)
         if self.habit == "global-random":
-            self.position = self.position + np.random.uniform(-1.0, 1.0, 2)
+            self.position = self.position + np.random.uniform(-1.0, 1.0, 2)  # noqa: NPY002
         distance = float(np.linalg.norm(self.position - self.goal))
-        info: dict[str, Any] = {"distance": distance, "seed": 77, "name": "point", "success": [distance < 32.0]}
+        info: dict[str, Any] = {
+            "distance": distance,
+            "seed": 77,
+            "name": "point",
+            "success": [distance < 32.0],
+        }
         if self.habit == "no-success" or (self.habit == "late-success" and self.steps < 25):
             del info["success"]
         if self.habit == "clips":

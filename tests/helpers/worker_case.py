@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import signal
+import subprocess
 import sys
 import time
 from typing import Any
@@ -16,12 +18,23 @@ class ToyEnvs:
 
     def __init__(self, cfg: dict[str, Any], num_envs: int):
         self.cfg, self.num_envs, self.arrays = cfg, num_envs, {}
+        self.child = subprocess.Popen(["sleep", "60"]).pid if "child" in cfg else None
 
     def describe(self) -> dict[str, Any]:
-        return {"num_envs": self.num_envs, "python": sys.executable, "is_ours": "residual_rl" in sys.modules}
+        return {
+            "num_envs": self.num_envs,
+            "python": sys.executable,
+            "is_ours": "residual_rl" in sys.modules,
+            "child": self.child,
+        }
 
     def share(self, arrays: dict[str, Any]) -> None:
-        self.arrays = arrays
+        self.arrays |= arrays
+
+    def close(self) -> None:
+        fail(self.cfg.get("in_close"))
+        if "note" in self.cfg:
+            pathlib.Path(self.cfg["note"]).touch()
 
     def step(self) -> None:
         fail(self.cfg.get("in_step"))

@@ -91,7 +91,7 @@ class VecEnv(gymnasium.vector.VectorEnv):
     control_hz: float
     """Policy steps per second of simulated time [Hz]."""
     action_unit_name: str = "rad"
-    """The unit of `action_unit`: "rad" or "m"."""
+    """The unit of `action_unit`: "rad" or "m"; "env unit" if the env does not say which."""
     action_unit: Tensor
     """[A]: the physical value of an action of 1, in `action_unit_name`."""
     residual_unit: Tensor | None = None

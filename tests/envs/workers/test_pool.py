@@ -111,13 +111,79 @@ def test_worker_pool__runs_workers_in_another_interpreter(
     close_fork_servers()
 
 
+def test_worker_pool__loads_a_file_by_path_with_the_files_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "envs.py").write_text("from .beside import make_envs\n\nmake = make_envs\n")
+    (tmp_path / "beside.py").write_text(
+        "class Envs:\n"
+        "    def __init__(self, cfg, num_envs): self.num_envs = num_envs\n"
+        "    def describe(self): return [__name__.startswith('files_of_'), self.num_envs]\n"
+        "make_envs = Envs\n"
+    )
+    pool = WorkerPool("Toy", f"{tmp_path / 'envs.py'}:make", {}, 3, 2)
+    assert pool.descriptions == [[True, 1], [True, 2]]
+    pool.close()
+
+
+def test_worker_pool_share__further_calls_keep_earlier_arrays(pool: WorkerPool) -> None:
+    arrays = pool.share({"action": SPECS["action"]})
+    arrays["action"][:] = 7
+    others = pool.share({"sum": SPECS["sum"]})
+    assert (arrays["action"] == 7).all()
+    assert set(others) == {"sum"}
+    pool.call("step")
+    assert others["sum"].tolist() == [[7, 7]] * 3
+    assert (arrays["action"] == 7).all()
+
+
+def test_worker_pool_call__returns_the_results_of_the_called_workers(pool: WorkerPool) -> None:
+    assert [result["num_envs"] for result in pool.call("describe")] == [1, 2]
+    assert [result["num_envs"] for result in pool.call("describe", [False, True, False])] == [2]
+    pool.share(SPECS)
+    assert pool.call("step") == [None, None]
+
+
+@pytest.mark.parametrize("close_seconds", [0.0, 5.0])
+def test_worker_pool_close__gives_the_envs_time_to_close(close_seconds: float, tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    pool = WorkerPool("Toy", worker_case.FUNCTION, {"note": str(note)}, 2, 1, close_seconds=close_seconds)
+    start, pids = time.monotonic(), pool.pids
+    pool.close()
+    assert time.monotonic() - start < 4.0
+    assert note.exists() or not close_seconds
+    assert not wait_for_end(pids)
+
+
+def test_worker_pool_close__kills_an_env_whose_close_hangs() -> None:
+    pool = WorkerPool("Toy", worker_case.FUNCTION, {"in_close": "hang"}, 2, 1, close_seconds=0.2)
+    pids = pool.pids
+    pool.close()
+    assert not wait_for_end(pids)
+
+
+@pytest.mark.parametrize("how", ["close", "kill"])
+def test_worker_pool__ends_what_an_env_has_started(how: str) -> None:
+    pool = WorkerPool("Toy", worker_case.FUNCTION, {"child": "sleep"}, 1, 1)
+    pids = [*pool.pids, pool.descriptions[0]["child"]]
+    assert all(is_running(pid) for pid in pids)
+    if how == "close":
+        pool.close()
+    else:
+        os.kill(pool.pids[0], signal.SIGKILL)
+    assert not wait_for_end(pids)
+    pool.close()
+
+
 # --- failures -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("raise", r"raised RuntimeError: the gripper fell off; last lines of its output: .* \| fell off$"),
+        (
+            "raise",
+            r"raised RuntimeError: the gripper fell off \(at .*worker_case\.py:\d+\); last lines of its"
+            r" output: the last words before$",
+        ),
         ("exit", r"exited with code 3; last lines of its output: \(none\)$"),
         ("kill", r"was killed by SIGKILL; last lines of its output: \(none\)$"),
     ],
@@ -158,11 +224,26 @@ def test_worker_pool__kills_a_worker_after_the_timeout() -> None:
     assert not wait_for_end(pids)
 
 
-def test_fork_server__missing_module_is_named_in_the_error() -> None:
+def test_fork_server__error_of_a_preloaded_module_is_quoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_module.py").write_text("raise RuntimeError('no licence')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(WorkerError, match=r"its fork server, which exited with code 1; .* no licence$"):
+        WorkerPool("Toy", worker_case.FUNCTION, {}, 1, 1, preload=("broken_module",))
+
+
+def test_fork_server__leaves_missing_modules_to_the_workers() -> None:
+    WorkerPool("Toy", worker_case.FUNCTION, {}, 1, 1, preload=("no_such_module",)).close()
+    with pytest.raises(WorkerError, match=r"raised ModuleNotFoundError: No module named 'no_such_module'"):
+        WorkerPool("Toy", "no_such_module:make", {}, 1, 1, preload=("no_such_module",))
+
+
+def test_fork_server__interpreter_that_does_not_exist_is_an_error() -> None:
     with pytest.raises(
-        WorkerError, match=r"ended with its fork server, which exited with code 1; .*no_such_module"
+        ConfigError, match=r"^cannot run the interpreter no/python: No such file or directory$"
     ):
-        WorkerPool("Toy", worker_case.FUNCTION, {}, 1, 1, preload=("no_such_module",))
+        WorkerPool("Toy", worker_case.FUNCTION, {}, 1, 1, python="no/python")
 
 
 def test_fork_server__is_replaced_after_being_killed(pool: WorkerPool) -> None:

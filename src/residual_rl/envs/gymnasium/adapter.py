@@ -51,7 +51,8 @@ class Adapter:
         """Whether the task is solved in this step."""
         for key in self.success_keys:
             if key in info:
-                return bool(np.any(info[key]))
+                value = info[key]
+                return bool(value if np.isscalar(value) else np.any(value))
         return self.success_reward is not None and reward >= self.success_reward
 
     def reward(self, env: Any, obs: Any, action: Any, reward: float, info: Mapping[str, Any]) -> float:  # noqa: ARG002

@@ -89,8 +89,11 @@ class EnvWorker:
             # a copy: the env may keep its action, and the pool overwrites the shared array
             step = self._envs[i].step(arrays["action"][i].copy())
             self._write(i, step.obs)
-            for name in ("reward", "success", "terminated", "truncated", "executed_action"):
-                arrays[name][i] = getattr(step, name)
+            arrays["reward"][i] = step.reward
+            arrays["success"][i] = step.success
+            arrays["terminated"][i] = step.terminated
+            arrays["truncated"][i] = step.truncated
+            arrays["executed_action"][i] = step.executed_action
             if self._metrics:
                 metrics = step.metrics()
                 for name in self._metrics:

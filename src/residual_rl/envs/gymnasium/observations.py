@@ -82,6 +82,7 @@ class Observations:
         self._leaves = [leaf for leaf in found if leaf.has_numbers]
         self._numbers = [leaf for leaf in self._leaves if not leaf.is_image]
         is_state = len(self._numbers) == 1 and self._numbers[0].name in ("", STATE)
+        self._is_flat = is_state and len(self._leaves) == 1
         self._named = {
             (f"env_{leaf.name}" if leaf.name in _RESERVED else leaf.name) or "image": leaf
             for leaf in self._leaves
@@ -98,6 +99,8 @@ class Observations:
 
     def __call__(self, obs: Any) -> dict[str, NDArray[Any]]:
         """The arrays by name."""
+        if self._is_flat:  # the usual case, without what follows
+            return {STATE: self._numbers[0].convert(obs)}
         arrays = {leaf.path: leaf.convert(obs) for leaf in self._leaves}
         named = {name: arrays[leaf.path] for name, leaf in self._named.items()}
         if self._numbers:
