@@ -82,11 +82,11 @@ demo: setup ## train a residual on the SO-101 task, compare it with its base pol
 test: ## lint, type check, all tests; all parts run, and a summary ends the output
 	@MAKE="$(MAKE)" scripts/test.sh
 
-test-main: setup ## the tests that need neither LeRobot nor ManiSkill
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+test-main: setup ## the tests that need neither LeRobot nor ManiSkill nor packages of envs
+	$(BIN)/python -m pytest -m "not envs" -n 2 $(PYTEST_ARGS)
 
 test-fast: setup ## the fast tests, under two minutes in all
-	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow and not envs" -n auto --dist worksteal $(PYTEST_ARGS)
 
 test-lerobot: setup-lerobot ## the tests that need LeRobot, in .venv-lerobot, without a network
 	HF_HUB_OFFLINE=1 $(LEROBOT_VENV)/bin/python -m pytest -m lerobot

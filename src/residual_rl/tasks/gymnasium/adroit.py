@@ -20,7 +20,7 @@ register_task(
         id="adroit",
         summary="the Adroit hand of gymnasium-robotics: door, hammer, pen, relocate (--env-id)",
         make=f"{__name__}:make",
-        config_overrides={"env_id": "AdroitHandDoor-v1"},
+        config_overrides={"env_id": "AdroitHandDoor-v1", "max_episode_steps": 200},
         base_policy="zero",
     )
 )

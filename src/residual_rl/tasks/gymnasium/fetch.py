@@ -21,7 +21,7 @@ register_task(
         id="fetch",
         summary="Fetch of gymnasium-robotics: reach, push, pick and place, slide (--env-id FetchPush-v4)",
         make=f"{__name__}:make",
-        config_overrides={"env_id": "FetchPush-v4"},
+        config_overrides={"env_id": "FetchPush-v4", "max_episode_steps": 50},
         base_policy="expert",
     )
 )

@@ -20,7 +20,7 @@ register_task(
         id="pusht",
         summary="PushT of gym-pusht: a disc pushes a T-shaped block onto its place, at 10 Hz",
         make=f"{__name__}:make",
-        config_overrides={"env_id": "gym_pusht/PushT-v0"},
+        config_overrides={"env_id": "gym_pusht/PushT-v0", "max_episode_steps": 300},
         base_policy="zero",
     )
 )

@@ -33,21 +33,43 @@ def use_integer_joint_types() -> None:
     mujoco_utils.mujoco = seen
 
 
+def keep_state_in_render(env: Any) -> None:
+    """Keep the simulation as it is when the env is rendered.
+
+    Fetch moves its goal marker and computes the positions of all bodies before it renders. The next step
+    would start from these, and not from those of the last physics step, so that episodes with and without a
+    video would differ.
+    """
+    import mujoco
+
+    render, saved = env.render, mujoco.MjData(env.model)
+
+    def render_only() -> Any:
+        mujoco.mj_copyData(saved, env.model, env.data)
+        frame = render()
+        mujoco.mj_copyData(env.data, env.model, saved)
+        return frame
+
+    env.render = render_only
+
+
 class FetchAdapter:
     """Makes Fetch work with MuJoCo 4, and has scripted policies for all tasks but FetchSlide."""
 
     def make(self, env_id: str, kwargs: dict[str, Any]) -> Any:
-        """The env, with `use_integer_joint_types`."""
+        """The env, with `use_integer_joint_types` and `keep_state_in_render`."""
         import gymnasium
 
         use_integer_joint_types()
         self._script = next((script for name, script in _SCRIPTS.items() if env_id.startswith(name)), None)
-        return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+        if self._script is None:
+            self.expert = None
+        env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+        keep_state_in_render(env.unwrapped)
+        return env
 
     def expert(self, env: Any, obs: dict[str, NDArray[Any]]) -> NDArray[Any]:  # noqa: ARG002
         """The action of the scripted policy: the change of the gripper's position, and its opening."""
-        if self._script is None:
-            raise NotImplementedError
         return self._script(obs["observation"], obs["desired_goal"])
 
 
