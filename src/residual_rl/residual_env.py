@@ -100,8 +100,8 @@ class ResidualEnv:
         self.start_states: StartStates | None = None
         """States in which some of the later episodes start; None: all start as the task says. Only for a
         `vec_env` that can be restored."""
-        self._start_ids = torch.full((self.num_envs,), -1)
-        """[B]: id of the one of `start_states` in which each env's episode started; -1 for none."""
+        self.restarted = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+        """[B] bool: the envs whose episode started in one of `start_states`."""
         self.obs: Obs = {}
         """The current observation, including `base_action` [B, A], `elapsed_steps` [B, 1] and, with
         `chunk_obs`, `base_chunk` [B, n·A] and `chunk_position` [B, 1]."""
@@ -128,11 +128,6 @@ class ResidualEnv:
         return 1
 
     @property
-    def restarted(self) -> Tensor:
-        """[B] bool: the envs whose episode started in one of `start_states`."""
-        return (self._start_ids >= 0).to(self.device)
-
-    @property
     def can_restore(self) -> bool:
         """Whether episodes can start in states of earlier ones."""
         return self.vec_env.can_restore
@@ -148,7 +143,7 @@ class ResidualEnv:
         self._check(obs, obs)
         self.base_policy.reset(torch.ones(self.num_envs, dtype=torch.bool, device=self.device))
         self._penalties = torch.zeros_like(self._penalties)
-        self._start_ids = torch.full_like(self._start_ids, -1)
+        self.restarted = torch.zeros_like(self.restarted)
         self.obs = {**obs, **self._base_obs(obs, self.vec_env.active)}
         if self.composition.adaptive and not self.base_policy.has_uncertainty:
             raise ConfigError(
@@ -168,29 +163,25 @@ class ResidualEnv:
         own = {"base_action": self.obs["base_action"][env_ids], "penalty": self._penalties[env_ids]}
         self.start_states.add(env | base | own)
 
-    def _begin_episodes(self, ended: Tensor, success: Tensor, obs: Obs) -> tuple[Obs, Obs]:
-        """The observations of env and base policy after a reset of the envs `ended` [B], whose episodes had
-        this `success` [B]. Some of them go on from one of `start_states`."""
-        active = self.vec_env.active
-        if self.start_states is None:
-            return obs, self._base_obs(obs, active)
-        # Count the outcomes of the states in which episodes started, and draw new ones.
-        for env_id in ended.nonzero().flatten().tolist():
-            if self._start_ids[env_id] >= 0:
-                self.start_states.count(int(self._start_ids[env_id]), bool(success[env_id]))
-        env_ids = (ended & active).nonzero().flatten()
-        ids, states = self.start_states.draw(len(env_ids))
-        self._start_ids[ended.cpu()] = -1
-        self._start_ids[env_ids.cpu()] = ids
-        env_ids = env_ids[(ids >= 0).to(self.device)]
-        if not len(env_ids):
-            return obs, self._base_obs(obs, active)
+    def _begin_episodes(self, ended: Tensor, obs: Obs) -> tuple[Obs, Obs]:
+        """The observations of env and base policy after a reset of the envs `ended` [B]. Some of them go on
+        from one of `start_states`."""
+        restored = torch.zeros_like(ended)
+        env_ids = (ended & self.vec_env.active).nonzero().flatten()
+        states: Obs = {}
+        if self.start_states is not None:
+            chosen, states = self.start_states.draw(len(env_ids))
+            env_ids = env_ids[chosen.to(self.device)]
+            restored[env_ids] = True
+        self.restarted = torch.where(ended, restored, self.restarted)
+        if not restored.any():
+            return obs, self._base_obs(obs, self.vec_env.active)
 
         # The base policy has been queried for these states before, and must not be again.
         obs = self.vec_env.restore(env_ids, _named(states, "env/"))
         self.base_policy.restore(env_ids, _named(states, "base/"))
         self._penalties = self._penalties.index_copy(0, env_ids, states["penalty"])
-        base = self._base_obs(obs, active.index_fill(0, env_ids, False))
+        base = self._base_obs(obs, self.vec_env.active & ~restored)
         base["base_action"] = base["base_action"].index_copy(0, env_ids, states["base_action"])
         return obs, base
 
@@ -241,9 +232,7 @@ class ResidualEnv:
             final_base = self._base_obs(final_obs, ended)
             final_scale = self.composition.effective_scale(self.base_policy.uncertainty)
             self.base_policy.reset(ended)
-            next_obs, next_base = self._begin_episodes(
-                ended, info["final_info"]["success_once"], outcome.next_obs
-            )
+            next_obs, next_base = self._begin_episodes(ended, outcome.next_obs)
             true_next_base = {
                 name: torch.where(ended[:, None], value, next_base[name])
                 for name, value in final_base.items()
@@ -334,7 +323,7 @@ class ResidualEnv:
             "base_action": self.obs["base_action"],
             "penalties": self._penalties,
             "residual_scale": self.residual_scale,
-            "start_ids": self._start_ids,
+            "restarted": self.restarted,
             "start_states": None if self.start_states is None else self.start_states.state_dict(),
         }
 
@@ -344,7 +333,7 @@ class ResidualEnv:
         self.base_policy.load_state_dict(state["base_policy"])
         self.residual_scale = state["residual_scale"]
         self._penalties = state["penalties"].to(self.device)
-        self._start_ids = state["start_ids"].clone()
+        self.restarted = state["restarted"].to(self.device)
         if self.start_states is not None:
             self.start_states.load_state_dict(state["start_states"])
         base = {"base_action": state["base_action"].to(self.device)}

@@ -16,32 +16,21 @@ def states(*values: float) -> dict[str, torch.Tensor]:
 def test_draw__a_share_of_the_episodes_start_in_stored_states() -> None:
     pool = StartStates(share=0.25, seed=0, least=2)
     pool.add(states(1.0, 2.0, 3.0))
-    ids, drawn = pool.draw(4000)
+    chosen, drawn = pool.draw(4000)
     # four standard deviations of a binomial share are 0.027
-    assert abs(float((ids >= 0).float().mean()) - 0.25) < 0.03
-    assert set(ids.tolist()) == {-1, 0, 1, 2}
-    assert torch.equal(drawn["step"], ids[ids >= 0] + 1)
+    assert abs(float(chosen.float().mean()) - 0.25) < 0.03
+    assert len(drawn["position"]) == int(chosen.sum())
+    assert set(drawn["step"].tolist()) == {1, 2, 3}
     assert torch.equal(drawn["position"][:, 0].long(), drawn["step"])
-
-
-def test_draw__states_from_which_episodes_fail_are_drawn_more_often() -> None:
-    pool = StartStates(share=1.0, seed=0, least=1)
-    pool.add(states(1.0, 2.0))
-    for _ in range(6):
-        pool.count(0, success=True)
-        pool.count(1, success=False)
-    # expected shares of failures: (0 + 1) / (6 + 2) and (6 + 1) / (6 + 2), that is 1 to 7
-    ids, _ = pool.draw(4000)
-    assert abs(float((ids == 0).float().mean()) - 0.125) < 0.02
 
 
 def test_draw__none_while_there_are_few_states() -> None:
     pool = StartStates(share=1.0, seed=0, least=3)
-    assert (pool.draw(5)[0] == -1).all()
+    assert not pool.draw(5)[0].any()
     pool.add(states(1.0, 2.0))
-    assert (pool.draw(5)[0] == -1).all()
+    assert not pool.draw(5)[0].any()
     pool.add(states(3.0))
-    assert (pool.draw(5)[0] >= 0).all()
+    assert pool.draw(5)[0].all()
 
 
 def test_add__drops_the_oldest_states() -> None:
@@ -49,19 +38,13 @@ def test_add__drops_the_oldest_states() -> None:
     pool.add(states(1.0, 2.0))
     pool.add(states(3.0, 4.0))
     assert len(pool) == 3
-    ids, drawn = pool.draw(100)
-    assert set(drawn["step"].tolist()) == {2, 3, 4}
-    assert torch.equal(drawn["step"], ids + 1)
-    pool.count(0, success=True)  # has been dropped
-    pool.count(3, success=True)
-    assert pool._outcomes.tolist() == [[0.0, 0.0], [0.0, 0.0], [0.0, 1.0]]
+    assert set(pool.draw(100)[1]["step"].tolist()) == {2, 3, 4}
 
 
 def test_load_state_dict__same_draws_follow() -> None:
     pool, other = (StartStates(share=0.5, seed=seed, least=1) for seed in (0, 1))
     pool.add(states(1.0, 2.0, 3.0))
     pool.draw(3)
-    pool.count(2, success=True)
     other.load_state_dict(pool.state_dict())
     for _ in range(3):
         mine, theirs = pool.draw(4), other.draw(4)

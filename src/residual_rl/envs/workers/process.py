@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -147,10 +148,13 @@ class Worker:
     pid: int | None = None
     """None until the process has started."""
     _pidfd: int | None = None
+    _poll: select.poll | None = None
+    """Waits for an answer or for the end of the process."""
 
     def started(self, pid: int) -> None:
         """Store the process id."""
         self.pid = pid
+        self._poll = None  # the sentinel changes
         with contextlib.suppress(ProcessLookupError):  # the process may have ended already
             self._pidfd = os.pidfd_open(pid)
 
@@ -166,10 +170,14 @@ class Worker:
 
     def receive(self, timeout: float) -> dict[str, Any]:
         """Wait for the next answer. Raises `WorkerEndedError`, or `TimeoutError` after `timeout` seconds."""
-        ready = wait([self.connection, self.sentinel], timeout)
+        if self._poll is None:
+            self._poll = select.poll()  # kept, since `wait` would create one for each answer
+            self._poll.register(self.connection.fileno(), select.POLLIN)
+            self._poll.register(self.sentinel, select.POLLIN)
+        ready = [fd for fd, _ in self._poll.poll(1000.0 * timeout)]
         if not ready:
             raise TimeoutError
-        if self.connection in ready:
+        if self.connection.fileno() in ready:
             with contextlib.suppress(EOFError, ConnectionError):
                 answer: dict[str, Any] = json.loads(self.connection.recv_bytes())
                 return answer
