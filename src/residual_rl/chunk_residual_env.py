@@ -75,6 +75,10 @@ class ChunkResidualEnv(ResidualEnv):
         )
         return whole, {**merged, "_final_info": ended, "_final_obs": ended}
 
+    @property
+    def can_restore(self) -> bool:
+        return False  # a state within a chunk has no base action of its own
+
     def steps(self, residual_action: Tensor) -> Iterator[tuple[Transition, dict[str, Any]]]:
         """Execute `residual_action` [B, n·A] step by step, until all episodes have ended.
 

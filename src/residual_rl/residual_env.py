@@ -14,6 +14,7 @@ from torch import Tensor
 from residual_rl.base_policies.executor import BasePolicyExecutor
 from residual_rl.composition import Composition, compose, residual_penalty
 from residual_rl.envs.spaces import CHUNK_OBS, with_base_action
+from residual_rl.envs.start_states import StartStates
 from residual_rl.envs.step_check import StepCheck
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
@@ -96,6 +97,11 @@ class ResidualEnv:
         """[B]: sum of the penalties of each env's episode so far."""
         self.env_steps = 0
         """Env steps taken by this object, summed over envs. Envs that wait take none."""
+        self.start_states: StartStates | None = None
+        """States in which some of the later episodes start; None: all start as the task says. Only for a
+        `vec_env` that can be restored."""
+        self.restarted = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+        """[B] bool: the envs whose episode started in one of `start_states`."""
         self.obs: Obs = {}
         """The current observation, including `base_action` [B, A], `elapsed_steps` [B, 1] and, with
         `chunk_obs`, `base_chunk` [B, n·A] and `chunk_position` [B, 1]."""
@@ -122,6 +128,11 @@ class ResidualEnv:
         return 1
 
     @property
+    def can_restore(self) -> bool:
+        """Whether episodes can start in states of earlier ones."""
+        return self.vec_env.can_restore
+
+    @property
     def action_dim(self) -> int:
         """A."""
         return len(self.vec_env.action_unit)
@@ -132,6 +143,7 @@ class ResidualEnv:
         self._check(obs, obs)
         self.base_policy.reset(torch.ones(self.num_envs, dtype=torch.bool, device=self.device))
         self._penalties = torch.zeros_like(self._penalties)
+        self.restarted = torch.zeros_like(self.restarted)
         self.obs = {**obs, **self._base_obs(obs, self.vec_env.active)}
         if self.composition.adaptive and not self.base_policy.has_uncertainty:
             raise ConfigError(
@@ -139,6 +151,39 @@ class ResidualEnv:
                 " hybrid in mode ensemble or a policy with several samples, or --adaptive off"
             )
         return self.obs
+
+    def keep(self, mask: Tensor) -> None:
+        """Add the states of the envs in `mask` [B] bool to `start_states`."""
+        assert self.start_states is not None
+        env_ids = mask.nonzero().flatten()
+        if not len(env_ids):
+            return
+        env = {f"env/{name}": value for name, value in self.vec_env.snapshot(env_ids).items()}
+        base = {f"base/{name}": value for name, value in self.base_policy.snapshot(env_ids).items()}
+        own = {"base_action": self.obs["base_action"][env_ids], "penalty": self._penalties[env_ids]}
+        self.start_states.add(env | base | own)
+
+    def _begin_episodes(self, ended: Tensor, obs: Obs) -> tuple[Obs, Obs]:
+        """The observations of env and base policy after a reset of the envs `ended` [B]. Some of them go on
+        from one of `start_states`."""
+        restored = torch.zeros_like(ended)
+        env_ids = (ended & self.vec_env.active).nonzero().flatten()
+        states: Obs = {}
+        if self.start_states is not None:
+            chosen, states = self.start_states.draw(len(env_ids))
+            env_ids = env_ids[chosen.to(self.device)]
+            restored[env_ids] = True
+        self.restarted = torch.where(ended, restored, self.restarted)
+        if not restored.any():
+            return obs, self._base_obs(obs, self.vec_env.active)
+
+        # The base policy has been queried for these states before, and must not be again.
+        obs = self.vec_env.restore(env_ids, _named(states, "env/"))
+        self.base_policy.restore(env_ids, _named(states, "base/"))
+        self._penalties = self._penalties.index_copy(0, env_ids, states["penalty"])
+        base = self._base_obs(obs, self.vec_env.active & ~restored)
+        base["base_action"] = base["base_action"].index_copy(0, env_ids, states["base_action"])
+        return obs, base
 
     def _check_chunk_obs(self) -> None:
         names = " and ".join(CHUNK_OBS)
@@ -167,8 +212,9 @@ class ResidualEnv:
         """Execute `residual_action` [B, A] in [-1, 1].
 
         Returns:
-            The transition, and the vec_env's `info`. The residual penalty is included in its reward terms and
-            in `episode_return`. `residual_scale` is the bound of the residual in this step. With an adaptive
+            The transition, and the vec_env's `info`. `restarted` [B] tells which of the episodes had started
+            in one of `start_states`. The residual penalty is included in its reward terms and in
+            `episode_return`. `residual_scale` is the bound of the residual in this step. With an adaptive
             scale, `base_uncertainty` [B] is included.
         """
         obs = self.obs
@@ -186,7 +232,7 @@ class ResidualEnv:
             final_base = self._base_obs(final_obs, ended)
             final_scale = self.composition.effective_scale(self.base_policy.uncertainty)
             self.base_policy.reset(ended)
-            next_base = self._base_obs(outcome.next_obs, active)
+            next_obs, next_base = self._begin_episodes(ended, outcome.next_obs)
             true_next_base = {
                 name: torch.where(ended[:, None], value, next_base[name])
                 for name, value in final_base.items()
@@ -197,11 +243,12 @@ class ResidualEnv:
                     ended[:, None], torch.as_tensor(final_scale), torch.as_tensor(next_scale)
                 )
         else:
+            next_obs = outcome.next_obs
             next_base = true_next_base = self._base_obs(outcome.next_obs, active)
             next_scale = self.composition.effective_scale(self.base_policy.uncertainty)
         self.timer.base_policy += time.perf_counter() - start
 
-        self.obs = {**outcome.next_obs, **next_base}
+        self.obs = {**next_obs, **next_base}
         transition = Transition(
             obs=obs,
             residual_action=residual_action,
@@ -240,6 +287,7 @@ class ResidualEnv:
             self.vec_env.step(action) if stepping is None else self.vec_env.step(action, stepping)
         )
         self.timer.simulation += time.perf_counter() - start
+        action = info.get("executed_action", action)
         self.env_steps += self.num_envs if stepping is None else int(stepping.sum())
         if self.step_hook is not None:
             self.step_hook.after_step(next_obs)
@@ -259,6 +307,7 @@ class ResidualEnv:
         penalty = residual_penalty(residual_action, scale, self.penalty)
         info["reward_terms"] = {**info["reward_terms"], "residual": penalty}
         info["residual_scale"] = scale
+        info["restarted"] = self.restarted
         if self.composition.adaptive:
             info["base_uncertainty"] = uncertainty
         self._penalties = self._penalties + penalty
@@ -274,6 +323,8 @@ class ResidualEnv:
             "base_action": self.obs["base_action"],
             "penalties": self._penalties,
             "residual_scale": self.residual_scale,
+            "restarted": self.restarted,
+            "start_states": None if self.start_states is None else self.start_states.state_dict(),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -282,6 +333,9 @@ class ResidualEnv:
         self.base_policy.load_state_dict(state["base_policy"])
         self.residual_scale = state["residual_scale"]
         self._penalties = state["penalties"].to(self.device)
+        self.restarted = state["restarted"].to(self.device)
+        if self.start_states is not None:
+            self.start_states.load_state_dict(state["start_states"])
         base = {"base_action": state["base_action"].to(self.device)}
         base["elapsed_steps"] = self.base_policy.elapsed_steps
         if self.chunk_obs:
@@ -291,6 +345,11 @@ class ResidualEnv:
     def close(self) -> None:
         """Free the envs."""
         self.vec_env.close()
+
+
+def _named(values: Obs, prefix: str) -> Obs:
+    """Those of `values` whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
 
 
 def _rows_of(mask: Tensor, value: Tensor) -> Tensor:

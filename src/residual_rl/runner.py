@@ -15,6 +15,7 @@ import torch
 
 from residual_rl.config import TrainCfg
 from residual_rl.demos.transitions import load_demonstrations
+from residual_rl.envs.start_states import StartStates
 from residual_rl.errors import BasePolicyError, CheckpointError, NonFiniteError
 from residual_rl.evaluation.deployment import Deployment
 from residual_rl.evaluation.selection import ModelSelection, make_eval_env, unconfirmed
@@ -27,7 +28,7 @@ from residual_rl.runs.progress import Progress, session_begin
 from residual_rl.runs.progress_bar import ProgressBar
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.runs.wandb_tracker import check_wandb
-from residual_rl.types import HasReplay, Metrics, State, Transition
+from residual_rl.types import ChoosesStartStates, HasReplay, Metrics, State, Transition
 from residual_rl.utils.files import parse_json, write_json
 from residual_rl.utils.seeding import training_seed_start
 from residual_rl.utils.signals import StopRequest, stop_signals
@@ -63,6 +64,8 @@ class Runner:
         self._env_in_use = self.env
         """The env being stepped, for error reports."""
         self.learner = make_learner(cfg, self.env)
+        if isinstance(self.learner, ChoosesStartStates) and self.env.can_restore:
+            self.env.start_states = StartStates(self.learner.restart_share, cfg.run.seed)
         self._steps_per_iteration = self.learner.num_steps * self.env.num_envs * self.env.steps_per_action
         """Env steps of an iteration; with whole chunks at most, since envs may wait for others."""
         num_iterations = max(cfg.run.total_timesteps // self._steps_per_iteration, 1)
@@ -151,7 +154,10 @@ class Runner:
         sums: dict[str, torch.Tensor] = {}
         steps_before = self.env.env_steps
         for _ in range(self.learner.num_steps):
-            transition, info = self.env.step(self.learner.act(self.env.obs))
+            action = self.learner.act(self.env.obs)
+            if isinstance(self.learner, ChoosesStartStates) and self.env.start_states is not None:
+                self.env.keep(self.learner.start_states)
+            transition, info = self.env.step(action)
             self.learner.observe(transition)
             self._track_episodes(info)
             for name, value in _step_metrics(transition, info).items():
@@ -183,7 +189,9 @@ class Runner:
             self.progress.decisions += 1
             return
         names = ("success_once", "episode_return", "episode_length")
-        self.progress.add_episodes(ended.tolist(), *(final[name].float().tolist() for name in names))
+        success, returns, lengths = (final[name].float().tolist() for name in names)
+        counts = (~info["restarted"]).tolist()
+        self.progress.add_episodes(ended.tolist(), success, returns, lengths, counts)
 
     @property
     def _finished(self) -> bool:

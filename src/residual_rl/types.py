@@ -192,6 +192,16 @@ class HasReplay(Protocol):
         ...
 
 
+@runtime_checkable
+class ChoosesStartStates(Protocol):
+    """A learner that wants some of the training episodes to start in states of earlier ones."""
+
+    restart_share: float
+    """Share of the episodes that start in such a state."""
+    start_states: Tensor
+    """[B] bool: the envs whose state at the last `act` is to be kept as such a state."""
+
+
 def check_finite(name: str, value: Tensor) -> None:
     """Raise `NonFiniteError` with `name` and the first env ids where `value` [B, …] is NaN or infinite."""
     from residual_rl.errors import NonFiniteError

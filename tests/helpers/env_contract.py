@@ -385,6 +385,34 @@ def test_vec_env_load_state_dict__resumes_bit_for_bit(spec: TaskSpec, where: str
             assert torch.equal(value, theirs[name]), (step, name)
 
 
+def test_vec_env_restore__episodes_go_on_bit_for_bit_in_other_envs(spec: TaskSpec) -> None:
+    env = make(spec, max_episode_steps=20)
+    env.reset(seed=FIRST_SEED)
+    if not env.can_restore:
+        with pytest.raises(ConfigError, match="cannot be restored"):
+            env.snapshot(torch.tensor([0]))
+        return
+    for step in range(3):
+        env.step(actions(env, step))
+    # envs 0 and 2 as they are now, and the steps that follow
+    sources, targets = torch.tensor([0, 2]), torch.tensor([1, 2])
+    snapshot, before = env.snapshot(sources), env.observations()
+    expected = [env.step(actions(env, step)) for step in range(3, 8)]
+    # the same steps in the envs 1 and 2, after other episodes there
+    env.reset(mask=mask(1, 2))
+    env.step(actions(env, 9))
+    others = {name: value[[0]] for name, value in env.observations().items()}
+    obs = env.restore(targets, snapshot)
+    assert equal({name: value[[0]] for name, value in obs.items()}, others)
+    for name, value in obs.items():
+        assert torch.equal(value[targets], before[name][sources]), name
+    for step in range(3, 8):
+        action = actions(env, step).index_copy(0, targets, actions(env, step)[sources])
+        mine, theirs = flat(env.step(action)), flat(expected[step - 3])
+        for name, value in mine.items():
+            assert torch.equal(value[targets], theirs[name][sources]), (step, name)
+
+
 def test_vec_env_load_state_dict__state_of_another_num_envs_is_an_error(spec: TaskSpec) -> None:
     env = make(spec)
     env.reset(seed=0)

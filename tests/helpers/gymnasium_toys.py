@@ -93,6 +93,8 @@ class Point(gymnasium.Env):
         return self._obs(), -distance, failed, False, info
 
     def render(self) -> Any:
+        if self.habit == "blind":
+            raise OSError("no display")
         frame = np.zeros((32, 48, 3), np.uint8)
         frame[..., 0] = min(self.steps, 255)
         return frame

@@ -56,3 +56,15 @@ def test_progress__restored_state_continues_alike() -> None:
     for progress in (whole, second):
         run(progress, 8, 40, seed=1)
     assert second == whole
+
+
+def test_add_episodes__leaves_out_those_that_do_not_count_and_does_not_wait_for_them() -> None:
+    progress = Progress()
+    progress.add_episodes([True, False], [1.0, 0.0], [10.0, 0.0], [1.0, 1.0], counts=[False, True])
+    progress.add_episodes([False, True], [0.0, 0.0], [0.0, 5.0], [1.0, 2.0], counts=[True, True])
+    progress.add_episodes([True, False], [1.0, 0.0], [12.0, 0.0], [2.0, 1.0], counts=[True, True])
+    progress.add_episodes([False, True], [1.0, 1.0], [0.0, 0.0], [2.0, 2.0], counts=[True, False])
+    progress.add_episodes([True, True], [1.0, 1.0], [0.0, 0.0], [2.0, 2.0], counts=[False, False])
+    assert list(progress.success) == [0.0, 1.0]
+    assert list(progress.returns) == [5.0, 12.0]
+    assert progress.episodes == 2

@@ -214,6 +214,22 @@ class BasePolicyExecutor:
         except Exception as error:
             raise BasePolicyError(f"{self.name} failed: {type(error).__name__}: {error}") from error
 
+    def snapshot(self, env_ids: Tensor) -> Obs:
+        """Chunks, positions and histories of the envs `env_ids` [n], [n, …] each by name, without the state
+        of the policy itself."""
+        rows = {name: getattr(self, f"_{name}")[env_ids] for name in self._STATE}
+        history = {f"history/{name}": value[env_ids] for name, value in self._history.items()}
+        return {**rows, **history, "uncertainty": self.uncertainty[env_ids]}
+
+    def restore(self, env_ids: Tensor, snapshot: Obs) -> None:
+        """Restore a `snapshot` [n, …] in the envs `env_ids` [n], after `reset`: the policy's own state, such
+        as a phase, is that of the start of an episode."""
+        for name in self._STATE:
+            setattr(self, f"_{name}", getattr(self, f"_{name}").index_copy(0, env_ids, snapshot[name]))
+        for name, value in self._history.items():
+            self._history[name] = value.index_copy(0, env_ids, snapshot[f"history/{name}"])
+        self.uncertainty = self.uncertainty.index_copy(0, env_ids, snapshot["uncertainty"])
+
     def state_dict(self) -> State:
         """The chunks, the positions in them, the histories and the policy's own state."""
         return {

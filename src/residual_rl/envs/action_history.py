@@ -27,7 +27,7 @@ class ActionHistory:
     def played(self, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The actions [T, B, A] of the running episodes, and the mask [T, B] of those that were executed.
 
-        `lengths` [B] are the steps of the running episodes.
+        `lengths` [B] are the steps of the running episodes so far.
         """
         if not self._steps:
             return self._empty

@@ -72,6 +72,15 @@ class RunningEpisodes:
             "_final_info": ended,
         }
 
+    def snapshot(self, env_ids: Tensor) -> Obs:
+        """The counters of the envs `env_ids` [n], [n] each."""
+        return {name: getattr(self, name)[env_ids] for name in _COUNTERS}
+
+    def restore(self, env_ids: Tensor, snapshot: Obs) -> None:
+        """Set the counters of the envs `env_ids` [n] to those of a `snapshot`."""
+        for name in _COUNTERS:
+            setattr(self, name, getattr(self, name).index_copy(0, env_ids, snapshot[name]))
+
     def state_dict(self) -> State:
         """Copies of all counters."""
         return {name: getattr(self, name).clone() for name in _COUNTERS}

@@ -165,7 +165,12 @@ class Physics(Protocol):
         ...
 
     def env_states(self) -> Quantities:
-        """The simulator's state of each env by name, [B, S] each."""
+        """The simulator's state of each env by name, [B, S] each. The tensors belong to the caller."""
+        ...
+
+    def set_env_states(self, env_ids: Tensor, states: Quantities) -> None:
+        """Set the envs `env_ids` [n] to `states` [n, S] from `env_states`, within an episode with the same
+        draws."""
         ...
 
     def close(self) -> None:

@@ -44,6 +44,7 @@ class TaskEnv(VecEnv):
         self.single_action_space = spaces.Box(-1.0, 1.0, (len(task.action_unit),), np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.can_restore = True
         self.episode_seeds = EpisodeSeeds()
         self._episodes = RunningEpisodes(self.num_envs, self.device)
         self._hold_steps = torch.zeros_like(self._episodes.length)
@@ -190,6 +191,39 @@ class TaskEnv(VecEnv):
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002
         self.physics.close()
 
+    # --- going back to earlier states ---
+
+    def snapshot(self, env_ids: Tensor) -> Obs:
+        return {
+            name: value[env_ids]
+            for group, values in self._rows().items()
+            for name, value in _with_prefix(group, values).items()
+        } | _with_prefix("episodes", self._episodes.snapshot(env_ids))
+
+    def restore(self, env_ids: Tensor, snapshot: Obs) -> Obs:
+        groups: dict[str, Obs] = {}
+        for path, value in snapshot.items():
+            group, _, name = path.partition("/")
+            groups.setdefault(group, {})[name] = value
+        # The model fields that vary by episode are not part of the physics state: the reset writes them.
+        self.physics.reset(env_ids, groups["episode"])
+        self.physics.set_env_states(env_ids, groups["physics"])
+        self._episodes.restore(env_ids, groups["episodes"])
+        self._episode = _with_rows(self._episode, env_ids, groups["episode"])
+        self._command = _with_rows(self._command, env_ids, groups["command"])
+        self._hold_steps = self._hold_steps.index_copy(0, env_ids, groups["counters"]["hold_steps"])
+        self._obs = self._observe_after_reset(self._obs, env_ids)
+        return dict(self._obs)
+
+    def _rows(self) -> dict[str, Quantities]:
+        """The tensors [B, …] of a snapshot, by group and name."""
+        return {
+            "physics": self.physics.env_states(),
+            "episode": self._episode,
+            "command": self._command,
+            "counters": {"hold_steps": self._hold_steps},
+        }
+
     # --- resuming ---
 
     def state_dict(self) -> State:
@@ -230,19 +264,15 @@ class TaskEnv(VecEnv):
         if len(env_ids) == self.num_envs:
             self._episode = drawn
         else:  # into copies, because the tensors of earlier steps belong to the caller
-            self._episode = {
-                name: value.index_copy(0, env_ids, drawn[name]) for name, value in self._episode.items()
-            }
+            self._episode = _with_rows(self._episode, env_ids, drawn)
         start = self.physics.read()["joint_position"]
         zero = torch.zeros(self.num_envs, len(self.action_unit), device=self.device)
         fresh = {"joint_target": start, "action": zero}
         if not self._command:
             self._command = fresh
         else:
-            self._command = {
-                name: value.index_copy(0, env_ids, fresh[name][env_ids])
-                for name, value in self._command.items()
-            }
+            rows = {name: value[env_ids] for name, value in fresh.items()}
+            self._command = _with_rows(self._command, env_ids, rows)
         self._episodes.begin(env_ids, seeds)
         self._hold_steps = self._hold_steps.index_fill(0, env_ids, 0)
 
@@ -285,3 +315,12 @@ class TaskEnv(VecEnv):
                 "step": self._episodes.length,
             }
             raise NonFiniteError(str(error), dump={**error.dump, **context}) from None
+
+
+def _with_rows(values: Quantities, env_ids: Tensor, rows: Quantities) -> Quantities:
+    """Copies of `values` [B, …] with `rows` [n, …] in the envs `env_ids` [n]."""
+    return {name: value.index_copy(0, env_ids, rows[name]) for name, value in values.items()}
+
+
+def _with_prefix(prefix: str, values: Quantities) -> Quantities:
+    return {f"{prefix}/{name}": value for name, value in values.items()}

@@ -75,7 +75,9 @@ class VecEnv(gymnasium.vector.VectorEnv):
       `episode_length`, `success_once`, `success_at_end`, and the task's metrics;
     - `reward_terms`: each reward term by name, [B];
     - `task_metrics`: the task's metrics of this step by name, [B];
-    - `final_scenes`: `scenes()` before any reset, if an episode ended and the env can be rendered.
+    - `final_scenes`: `scenes()` before any reset, if an episode ended and the env can be rendered. An env
+      whose frames are slow may leave it out unless `scenes` was called after the previous step;
+    - `executed_action`: [B, A], if the env may execute other actions than it was sent.
 
     The tensors that `step` returns belong to the caller; later steps do not write to them.
     """
@@ -113,6 +115,8 @@ class VecEnv(gymnasium.vector.VectorEnv):
     """The simulator's name of the task, for envs that cover more than one."""
     control_mode: str = ""
     """The simulator's name of the action space, for simulators that offer several."""
+    can_restore: bool = False
+    """Whether `snapshot` and `restore` work."""
     joint_step: Tensor | None = None
     """[J]: the largest change of the joint targets that a controller should command in one step [rad]."""
 
@@ -152,6 +156,18 @@ class VecEnv(gymnasium.vector.VectorEnv):
     @abstractmethod
     def load_state_dict(self, state: State) -> None:
         """Restore `state_dict()` in an env with the same settings."""
+
+    def snapshot(self, env_ids: Tensor) -> Obs:  # noqa: ARG002
+        """The running episodes of the envs `env_ids` [n] as they are now: copies, by name, [n, …] each."""
+        raise ConfigError("this env cannot be restored to a state of an earlier episode")
+
+    def restore(self, env_ids: Tensor, snapshot: Obs) -> Obs:  # noqa: ARG002
+        """Continue the episodes of a `snapshot` [n, …] in the envs `env_ids` [n] (ascending), in place of
+        their own.
+
+        Returns the observation of all envs.
+        """
+        raise ConfigError("this env cannot be restored to a state of an earlier episode")
 
     @property
     def active(self) -> Tensor:

@@ -19,8 +19,9 @@ PREDICTABLE_AREA = 0.6
 RARE_SUCCESS = 0.1
 """Success rate below which the base policy needs no protection."""
 FULL_SCALE = 1.0
-OUTCOMES_NEEDED = 20
-"""Successes, and failures, that are expected in the episodes by the base policy alone."""
+FAILURES_NEEDED = 10
+"""Failures that are expected in the episodes by the base policy alone. Where successes are rare, the gate is
+open anyway."""
 WARMUP_EPISODES = (50, 200)
 """Least and largest number of those episodes."""
 LARGEST_REWARD = 2.0
@@ -182,9 +183,9 @@ def _exploration(probe: Probe, learner: Any, scale: float, free: bool) -> list[C
 def _warmup(probe: Probe, learner: Any) -> list[Choice]:
     """The number of episodes at the start in which the base policy acts alone, and of failures among them
     that are waited for."""
-    rarer = min(probe.success.mean, 1.0 - probe.success.mean)
+    failing = 1.0 - probe.success.mean
     least, most = WARMUP_EPISODES
-    needed = math.ceil(OUTCOMES_NEEDED / rarer) if rarer > 0.0 else most
+    needed = math.ceil(FAILURES_NEEDED / failing) if failing > 0.0 else most
     episodes = min(max(needed, least), most)
     successes = round(episodes * probe.success.mean)
     reason = (

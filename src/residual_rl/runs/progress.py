@@ -48,9 +48,15 @@ class Progress:
     """Start, success, return and length of the ended episodes that are not in the statistics yet."""
 
     def add_episodes(
-        self, ends: list[bool], success: list[float], returns: list[float], lengths: list[float]
+        self,
+        ends: list[bool],
+        success: list[float],
+        returns: list[float],
+        lengths: list[float],
+        counts: list[bool] | None = None,
     ) -> None:
-        """Count a decision of all envs, with the results of the episodes that it ended, [B] each.
+        """Count a decision of all envs, with the results of the episodes that it ended, [B] each. Only those
+        of `counts` (default: all) enter the statistics: not those that started in a state of another episode.
 
         Episodes enter the statistics in the order in which they began, once all that began with or before
         them have ended. In the order of their ends, short episodes would come first: successes, at the start
@@ -59,7 +65,9 @@ class Progress:
         self.starts = self.starts or [0] * len(ends)
         self.decisions += 1
         for env_id in (i for i, end in enumerate(ends) if end):
-            self.ended.append([float(self.starts[env_id]), success[env_id], returns[env_id], lengths[env_id]])
+            if counts is None or counts[env_id]:
+                start = float(self.starts[env_id])
+                self.ended.append([start, success[env_id], returns[env_id], lengths[env_id]])
             self.starts[env_id] = self.decisions
         oldest = min(self.starts)
         ready = sorted((episode for episode in self.ended if episode[0] < oldest), key=lambda one: one[0])

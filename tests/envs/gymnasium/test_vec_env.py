@@ -19,12 +19,14 @@ import numpy as np
 import pytest
 import torch
 
+from residual_rl.base_policies.executor import make_base_policy
 from residual_rl.envs.gymnasium import vec_env as module
 from residual_rl.envs.gymnasium.config import GymnasiumEnvCfg
 from residual_rl.envs.gymnasium.vec_env import GymVecEnv
 from residual_rl.envs.workers.pool import WorkerError
 from residual_rl.envs.workers.process import close_fork_servers
 from residual_rl.errors import ConfigError, NonFiniteError
+from residual_rl.residual_env import ResidualEnv
 from residual_rl.types import Obs
 
 Make = Callable[..., GymVecEnv]
@@ -136,6 +138,12 @@ def test_success_reward__counts_steps_as_success(make: Make) -> None:
     assert (distances > 64.0).any()
 
 
+def test_success_reward__may_be_zero(make: Make) -> None:
+    env = make("no-success", success_reward=0.0, adapter=f"{gymnasium_toys.MODULE}:Expert")
+    env.reset(seed=0)
+    assert not env.step(torch.zeros(2, 2))[4]["final_info"]["success_once"].any()
+
+
 def test_success_keys__name_the_entry(make: Make) -> None:
     env = make(success_keys=("distance",))  # every distance but 0 is true
     env.reset(seed=0)
@@ -159,6 +167,14 @@ def test_executed_action__is_what_the_env_reports(make: Make) -> None:
     *_, info = env.step(torch.tensor([[-1.0, 0.5], [1.0, 0.25]]))
     assert info["executed_action"].tolist() == [[-0.609375, 0.5], [0.5625, 0.25]]
     assert "executed_action" not in run_info(make())
+
+
+def test_residual_env__stores_the_action_that_the_env_reports(make: Make) -> None:
+    env = make("clips")
+    residual_env = ResidualEnv(env, make_base_policy("zero", None, env), 1.0, 0.0)
+    residual_env.reset(0)
+    transition, _ = residual_env.step(torch.tensor([[-1.0, 0.5], [1.0, 0.25]]))
+    assert transition.action.tolist() == [[-0.609375, 0.5], [0.5625, 0.25]]
 
 
 def run_info(env: GymVecEnv) -> dict[str, Any]:
@@ -206,6 +222,15 @@ def test_adapter__may_have_one_method(make: Make) -> None:
     assert "expert_action" not in make().single_observation_space.spaces
 
 
+def test_env_modules__may_be_files_that_import_others(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "my_env.py").write_text(
+        "import gymnasium\nfrom my_limits import LIMIT\n"
+        "gymnasium.register('Mine-v0', 'gymnasium_toys:Point', max_episode_steps=LIMIT)\n"
+    )
+    (tmp_path / "my_limits.py").write_text("LIMIT = 9\n")
+    assert make(env_id="Mine-v0", env_modules=(str(tmp_path / "my_env.py"),)).max_episode_steps == 9
+
+
 # --- refusals -----------------------------------------------------------------------------------------------
 
 
@@ -228,12 +253,12 @@ def test_adapter__may_have_one_method(make: Make) -> None:
         ({"env_id": ""}, r"^name the env with --env-id"),
         (
             {"env_modules": ("no_such_module",)},
-            r"^cannot import no_such_module in the interpreter of the env",
+            r"^cannot import no_such_module in .*python.*: No module named",
         ),
-        ({"adapter": "no_such_module:A"}, r"^cannot load the adapter no_such_module:A: No module named"),
-        ({"adapter": "no_file.py:A"}, r"^cannot load the adapter no_file.py:A: No module named"),
-        ({"adapter": "gymnasium_toys:Nothing"}, r"^cannot load the adapter gymnasium_toys:Nothing: module"),
-        ({"adapter": "gymnasium_toys:HIGH"}, r"^the adapter gymnasium_toys:HIGH is no class$"),
+        ({"adapter": "no_such_module:A"}, r"^cannot import no_such_module in .*: No module named"),
+        ({"adapter": "no_file.py:A"}, r"^cannot import no_file.py in .*: No module named"),
+        ({"adapter": "gymnasium_toys:Nothing"}, r"^the adapter gymnasium_toys:Nothing is not a class"),
+        ({"adapter": "gymnasium_toys:HIGH"}, r"gymnasium_toys:HIGH is not a class; expected module:Class or"),
         ({"python": "no/such/python"}, r"^cannot run the interpreter no/such/python: No such file"),
     ],
     ids=lambda value: "" if isinstance(value, str) else "-".join(value),
@@ -313,9 +338,14 @@ def test_gym_vec_env_scenes__are_frames_also_of_the_last_step(make: Make) -> Non
     assert frames.shape == (2, 16, 24, 3)
     assert frames[0, 8, 8].tolist() == [1, 0, 0]  # the toy's red is the number of steps
     env.step(torch.zeros(2, 2))
+    env.scenes()
     *_, info = env.step(torch.zeros(2, 2))
     assert env.render_scenes(info["final_scenes"], (32, 48))[1, 0, 0].tolist() == [3, 0, 0]
     assert env.render_scenes(env.scenes(), (32, 48))[1, 0, 0].tolist() == [0, 0, 0]
+    # callers that do not ask for frames do not pay for them
+    infos = [env.step(torch.zeros(2, 2))[4] for _ in range(3)]
+    assert infos[-1]["_final_obs"].all()
+    assert not any("final_scenes" in info for info in infos)
 
 
 def test_render__off_and_cameras_are_errors(make: Make) -> None:
@@ -325,6 +355,13 @@ def test_render__off_and_cameras_are_errors(make: Make) -> None:
         env.scenes()
     with pytest.raises(ConfigError, match="no cameras"):
         env.render_scenes(torch.zeros(1, 3), (2, 2), camera="top")
+
+
+def test_render__that_fails_is_an_error(make: Make) -> None:
+    env = make("blind")
+    env.reset(seed=0)
+    with pytest.raises(ConfigError, match=r"^Toys/Point-v0 cannot be rendered: OSError: no display$"):
+        env.scenes()
 
 
 # --- failures of an env -------------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ SPECS = [SPEC, dataclasses.replace(SPEC, config_overrides=PICK_BOX)]
 NOT_APPLICABLE = {
     # The task has no oracle; test_sim_env.py pushes the cube instead.
     "test_vec_env_step__success_terminates_and_does_not_truncate",
+    # PhysX does not restore contacts; test_restoring.py compares with a tolerance.
+    "test_vec_env_restore__episodes_go_on_bit_for_bit_in_other_envs",
     # These are about `physics`, which only MuJoCo envs have; test_vec_env.py tests NaN values.
     "test_physics_read__does_not_write_to_returned_tensors",
     "test_physics_step__nan_is_an_error_in_the_step_where_it_appears",

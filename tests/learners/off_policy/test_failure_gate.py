@@ -52,7 +52,7 @@ def test_share__is_zero_everywhere_before_the_thresholds_are_set() -> None:
     gate = make_gate()
     set_probabilities(gate, [0.0, 1e-9, 0.0, 0.0, 0.0])
     assert not gate.trained
-    assert gate.share(torch.randn(7, 2)).tolist() == [[0.0]] * 7
+    assert gate.share(torch.randn(7, 2), torch.zeros(7)).tolist() == [[0.0]] * 7
 
 
 @pytest.mark.parametrize(
@@ -68,10 +68,47 @@ def test_share__follows_the_most_hopeful_member(probabilities: list[float], shar
     gate = make_gate()
     gate.set_thresholds(0.3)
     set_probabilities(gate, probabilities)
-    assert float(gate.share(torch.randn(1, 2))) == pytest.approx(share, abs=1e-4)
+    assert float(gate.share(torch.randn(1, 2), torch.zeros(1))) == pytest.approx(share, abs=1e-4)
 
 
 # --- training --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "late_success", "share"),
+    [
+        (0.0, 4 / 6, 0.0),  # four successes are to come, and two failures
+        (19.6, 2 / 4, 0.0),  # 20 steps: those of 30 and 40 steps are to come
+        (30.0, 1 / 3, 0.25),  # (0.4 - 1/3) / (0.4 - 0.4/3)
+        (40.0, 0.0, 1.0),
+        (400.0, 0.0, 1.0),
+    ],
+)
+def test_share__opens_with_the_time_that_successes_take(
+    elapsed: float, late_success: float, share: float
+) -> None:
+    gate = make_gate()
+    set_probabilities(gate, [0.9] * 5)
+    gate.set_thresholds(0.4)
+    gate.set_lengths([10, 20, 30, 40], 2)
+    time = torch.tensor([elapsed])
+    assert float(gate.late_success(time)) == pytest.approx(late_success, abs=0.01)
+    assert float(gate.share(torch.zeros(1, 2), time)) == pytest.approx(share, abs=0.03)
+
+
+def test_set_lengths__gate_is_open_where_the_base_never_succeeds() -> None:
+    gate = make_gate()
+    gate.set_thresholds(0.3)
+    gate.set_lengths([], 5)
+    assert gate.share(torch.zeros(2, 2), torch.tensor([0.0, 7.0])).flatten().tolist() == [1.0, 1.0]
+
+
+def test_set_lengths__gate_does_not_open_with_time_where_the_base_never_fails() -> None:
+    gate = make_gate()
+    set_probabilities(gate, [0.9] * 5)
+    gate.set_thresholds(0.3)
+    gate.set_lengths([10, 20], 0)
+    assert gate.share(torch.zeros(1, 2), torch.tensor([15.0])).item() == 0.0
 
 
 def test_fit__opens_where_the_base_fails_and_not_where_it_succeeds() -> None:
@@ -83,8 +120,8 @@ def test_fit__opens_where_the_base_fails_and_not_where_it_succeeds() -> None:
     metrics = trainer.calibrate(unchanged)
     assert metrics["gate/failures_found"] == 1.0
     assert trainer.num_episodes == [30, 30]
-    assert float(trainer.gate.share(torch.tensor([[-0.7, 0.5]]))) == 1.0
-    assert float(trainer.gate.share(torch.tensor([[0.7, 0.5]]))) == 0.0
+    assert float(trainer.gate.share(torch.tensor([[-0.7, 0.5]]), torch.zeros(1))) == 1.0
+    assert float(trainer.gate.share(torch.tensor([[0.7, 0.5]]), torch.zeros(1))) == 0.0
 
 
 def test_fit__members_learn_from_different_episodes() -> None:
@@ -103,13 +140,22 @@ def test_gate_late__failures_count_once_nearly_all_successes_are_over() -> None:
     trainer = make_trainer(gate_late=0.75)
     for length in (9, 2, 3, 5, 4):
         trainer.add(torch.ones(length, 2), success=True)
-    trainer.add(torch.ones(7, 2), success=False)
+    trainer.add(torch.ones(10, 2), success=False)
     # what followed a handover counts from there on, and is no length of a success
     trainer.add(torch.ones(6, 2), success=False, whole=False)
     trainer.add(torch.ones(20, 2), success=True, whole=False)
-    counts = trainer._counts(torch.arange(23, 36)).tolist()
-    assert counts == [False] * 5 + [True] * 2 + [False] * 5 + [True]
+    counts = trainer._counts(torch.arange(23, 39)).tolist()
+    assert counts == [False] * 5 + [True] * 5 + [False] * 5 + [True]
     assert trainer._counts(torch.arange(23)).all()
+
+
+def test_gate_late__leaves_the_time_of_a_median_success() -> None:
+    trainer = make_trainer(gate_late=1.0)
+    for length in (3, 4, 9):
+        trainer.add(torch.ones(length, 2), success=True)
+    trainer.add(torch.ones(10, 2), success=False)
+    # not after 9 steps, but after 10 - 4
+    assert trainer._counts(torch.arange(16, 26)).tolist() == [False] * 6 + [True] * 4
 
 
 @pytest.mark.parametrize(("false_alarms", "high"), [(0.0, 0.10), (0.5, 0.20), (1.0, 0.30)])

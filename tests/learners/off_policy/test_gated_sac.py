@@ -40,12 +40,16 @@ def random_obs(num_envs: int) -> dict[str, torch.Tensor]:
     return {name: torch.randn(num_envs, *shape) for name, shape in TIMED_OBS_SPACE.items()}
 
 
-def step(learner: GatedSAC, ends: list[bool], success: list[bool], value: float = 0.0) -> Transition:
-    """One step whose observation is `value` in all envs, observed by the learner."""
+def step(
+    learner: GatedSAC, ends: list[bool], success: list[bool], value: float = 0.0, elapsed: float | None = None
+) -> Transition:
+    """One step whose observation is `value` in all envs, observed by the learner. Without `elapsed`, each
+    episode starts at 0 steps and counts on."""
+    counted = torch.where(learner._begins, 0, learner._step + 1)[:, None].float()
     obs = {
         "state": torch.full((len(ends), 4), value),
         "base_action": torch.zeros(len(ends), 2),
-        "elapsed_steps": torch.zeros(len(ends), 1),
+        "elapsed_steps": counted if elapsed is None else torch.full_like(counted, elapsed),
     }
     action = learner.act(obs)
     no = torch.zeros(len(ends), dtype=torch.bool)
@@ -185,7 +189,8 @@ def test_share__multiplies_deployed_and_explored_actions_and_the_scale_in_the_lo
 def test_exploration__free_limits_only_the_deployed_policy() -> None:
     learner = make(output_init=1.0, exploration="free")
     learner._base_from.fill_(2**31)
-    obs = random_obs(4) | {"base_action": torch.zeros(4, 2)}
+    zeros = {"base_action": torch.zeros(4, 2), "elapsed_steps": torch.zeros(4, 1)}
+    obs = random_obs(4) | zeros
     assert (learner.act(obs, deterministic=True) == 0.0).all()
     assert (learner.act(obs) != 0.0).all()
     step(learner, [False] * 4, [False] * 4)
@@ -278,6 +283,29 @@ def test_actor_ema_power__deployed_actor_shares_the_gate() -> None:
     learner = make(actor_ema_power=0.75)
     assert learner.deployed is not learner.actor
     assert learner.deployed.gate is learner.gate
+
+
+# --- episodes that start in a state of an earlier one ----------------------------------------------------
+
+
+def test_start_states__mark_the_first_opening_of_the_gate_in_each_episode() -> None:
+    learner = make(num_envs=1)
+    marks = []
+    for share, ends in [(0.0, False), (1.0, False), (0.0, False), (1.0, True), (1.0, False), (1.0, False)]:
+        open_gate(learner, share)
+        step(learner, [ends], [False])
+        marks.append(bool(learner.start_states))
+    assert marks == [False, True, False, False, True, False]
+
+
+def test_start_states__an_episode_that_goes_on_from_one_marks_none_and_belongs_to_the_residual() -> None:
+    learner = make(num_envs=1)
+    open_gate(learner)
+    learner._base_from.fill_(0)  # would be the base's alone
+    transitions = [step(learner, [i == 2], [False], elapsed=float(40 + i)) for i in range(3)]
+    assert all((transition.residual_action != 0.0).all() for transition in transitions)
+    assert not learner.start_states.any()
+    assert learner.gate_trainer.num_rows == 0
 
 
 # --- training ----------------------------------------------------------------------------------------------

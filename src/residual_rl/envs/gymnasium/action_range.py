@@ -43,13 +43,13 @@ class ActionRange:
         self.unit = (high - low) / 2.0
         """[A] float64: the change that a normalised change of 1 stands for."""
 
-    def raw(self, action: NDArray[np.float32]) -> NDArray[Any]:
-        """The env's action for a normalised one [A]: exactly equal where the bounds are -1 and 1."""
-        raw = self.centre + self.unit * action
+    def raw(self, actions: NDArray[np.float32]) -> NDArray[Any]:
+        """The env's actions for normalised ones [A] or [n, A]: equal to them where the bounds are -1 and 1."""
+        raw = self.centre + self.unit * actions
         raw = np.minimum(np.maximum(raw, self._low), self._high)  # in case of rounding; faster than clip
         if self._is_integer:
             raw = np.rint(raw)
-        return raw.astype(self._dtype).reshape(self._shape)
+        return raw.astype(self._dtype).reshape(*actions.shape[:-1], *self._shape)
 
     def normalised(self, raw: Any) -> NDArray[np.float32]:
         """The normalised action [A] in [-1, 1] for one of the env."""

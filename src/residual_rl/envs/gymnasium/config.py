@@ -22,7 +22,7 @@ class GymnasiumEnvCfg(CheckedCfg):
     """Arguments of `gymnasium.make`, as `key=value`. Values are JSON where they can be read as such (`3`,
     `true`, `[1, 2]`), otherwise text."""
     env_modules: CodeNames = ()
-    """Modules to import first, which register the env with Gymnasium."""
+    """Modules to import first, or files `FILE.py`, which register the env with Gymnasium."""
     python: CodeName = ""
     """Interpreter of the processes that step the envs, such as `venv/bin/python`. It needs NumPy, Gymnasium
     and the env's packages, not this package. Empty: this interpreter."""
@@ -71,9 +71,10 @@ class GymnasiumEnvCfg(CheckedCfg):
             make_kwargs.setdefault("render_mode", "rgb_array")
         if self.max_episode_steps is not None:
             make_kwargs["max_episode_steps"] = self.max_episode_steps
-        names = ("env_id", "env_modules", "adapter", "success_keys", "success_reward", "end_at_success")
+        names = ("env_id", "env_modules", "adapter", "success_reward", "end_at_success", "reward_mode")
         return {
-            **{name: getattr(self, name) for name in (*names, "reward_mode", "max_episode_steps")},
+            **{name: getattr(self, name) for name in (*names, "max_episode_steps")},
+            "success_keys": self.success_keys or None,
             "make_kwargs": make_kwargs,
             "mujoco_gl": headless_backend() if self.render else "",
         }

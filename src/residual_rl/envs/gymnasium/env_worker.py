@@ -6,10 +6,10 @@ the env's packages, not this package.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
 import sys
+import types
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from .adapter import Adapter, EnvRefusedError
 
 try:
     from .probe import probe
-    from .single_env import Arrays, SingleEnv
+    from .single_env import Arrays, SingleEnv, Step, number
 except ImportError as error:
     raise EnvRefusedError(f"{sys.executable} needs Gymnasium and NumPy: {error}") from error
 
@@ -45,7 +45,7 @@ class EnvWorker:
         if settings["mujoco_gl"]:  # MuJoCo reads it when it is imported
             os.environ["MUJOCO_GL"] = settings["mujoco_gl"]
         for module in settings["env_modules"]:
-            _import(module)
+            _load(module)
         adapter_class = _adapter_class(settings["adapter"])
         self._envs = [SingleEnv(settings, adapter_class) for _ in range(num_envs)]
         spec = getattr(self._envs[0].env, "spec", None)
@@ -53,7 +53,10 @@ class EnvWorker:
             spec, "max_episode_steps", None
         )
         self._arrays: Arrays = {}
+        self._obs: list[tuple[str, NDArray[Any]]] = []
+        """Name and shared array of each observation."""
         self._metrics: list[str] = []
+        """The metrics, in the order of their array."""
 
     def describe(self) -> dict[str, Any]:
         """Properties of the envs, as JSON."""
@@ -70,35 +73,37 @@ class EnvWorker:
         """See `probe.probe`."""
         return probe(self._envs[0], self._name, self._max_episode_steps)
 
+    def use_metrics(self, names: list[str]) -> None:
+        """Set the `names` of the metrics [M] that `step` writes."""
+        self._metrics = names
+
     def share(self, arrays: Arrays) -> None:
         """Store the shared arrays."""
         self._arrays |= arrays
-        self._metrics = [name for name in self._arrays if name.startswith("metrics/")]
+        self._obs = [(n.removeprefix("obs/"), a) for n, a in self._arrays.items() if n.startswith("obs/")]
 
     def reset(self) -> None:
         """Start new episodes in the active envs."""
         for i in np.flatnonzero(self._arrays["active"]).tolist():
             self._write(i, self._envs[i].reset(int(self._arrays["seed"][i])))
-            for name in self._metrics:
-                self._arrays[name][i] = 0.0
+            self._arrays["metrics"][i] = 0.0
 
     def step(self) -> None:
         """Step the active envs."""
-        arrays = self._arrays
-        for i in np.flatnonzero(arrays["active"]).tolist():
-            # a copy: the env may keep its action, and the pool overwrites the shared array
-            step = self._envs[i].step(arrays["action"][i].copy())
+        # As much as possible is done for all envs at once: each operation between two steps costs time.
+        arrays, ids = self._arrays, np.flatnonzero(self._arrays["active"]).tolist()
+        raw_actions = self._envs[0].actions.raw(arrays["action"])
+        steps = [self._envs[i].step(raw_actions[i]) for i in ids]
+        for i, step in zip(ids, steps):  # noqa: B905 (`strict` needs Python 3.10)
             self._write(i, step.obs)
-            arrays["reward"][i] = step.reward
-            arrays["success"][i] = step.success
-            arrays["terminated"][i] = step.terminated
-            arrays["truncated"][i] = step.truncated
-            arrays["executed_action"][i] = step.executed_action
-            if self._metrics:
-                metrics = step.metrics()
-                for name in self._metrics:
-                    # an entry that `info` lacks keeps its value
-                    arrays[name][i] = metrics.get(name.removeprefix("metrics/"), arrays[name][i])
+        arrays["reward"][ids] = [step.reward for step in steps]
+        arrays["flags"][ids] = [(step.success, step.terminated, step.truncated) for step in steps]
+        if self._metrics:
+            arrays["metrics"][ids] = [self._metrics_of(i, step) for i, step in zip(ids, steps)]  # noqa: B905
+        if "executed_action" in arrays:
+            for i, step in zip(ids, steps):  # noqa: B905
+                executed = step.executed_action
+                arrays["executed_action"][i] = arrays["action"][i] if executed is None else executed
 
     def frame_shape(self) -> list[int]:
         """Shape of the frames of `render`. Needs a reset."""
@@ -114,32 +119,41 @@ class EnvWorker:
         for env in self._envs:
             env.env.close()
 
+    def _metrics_of(self, i: int, step: Step) -> list[float]:
+        """The metrics of a step of env `i`; an entry that `info` lacks keeps its value."""
+        values = [number(step.info.get(name)) for name in self._metrics]
+        if None in values:
+            last = self._arrays["metrics"][i].tolist()
+            values = [old if new is None else new for old, new in zip(last, values)]  # noqa: B905
+        return values  # type: ignore[return-value]
+
     def _write(self, i: int, obs: dict[str, NDArray[Any]]) -> None:
         """Write an observation to the arrays of env `i`."""
-        for name, value in obs.items():
-            self._arrays[f"obs/{name}"][i] = value
+        for name, array in self._obs:
+            array[i] = obs[name]
 
 
-def _import(module: str) -> Any:
+def _load(place: str) -> types.ModuleType:
+    """The module or file that a setting names. The program of the worker has the function for it."""
+    if place.endswith(".py"):
+        sys.path.append(os.path.dirname(os.path.abspath(place)))  # for what the file imports
     try:
-        return importlib.import_module(module)
+        module: types.ModuleType = sys.modules["__main__"].load(place)
     except ImportError as error:
-        raise EnvRefusedError(f"cannot import {module} in the interpreter of the env: {error}") from error
+        raise EnvRefusedError(f"cannot import {place} in {sys.executable}: {error}") from error
+    return module
 
 
 def _adapter_class(reference: str) -> type[Adapter]:
-    """The class that `reference` names, with the methods of `Adapter` where it has none.
-
-    The program of the worker resolves references, to `module:Class` or `FILE.py:Class`.
-    """
+    """The class `module:Class` or `FILE.py:Class`, with the methods of `Adapter` where it has none."""
     if not reference:
         return Adapter
-    try:
-        found = sys.modules["__main__"].resolve(reference)
-    except (ImportError, AttributeError, FileNotFoundError) as error:
-        raise EnvRefusedError(f"cannot load the adapter {reference}: {error}") from error
+    place, _, name = reference.rpartition(":")
+    found = getattr(_load(place), name, None) if place else None
     if not inspect.isclass(found):
-        raise EnvRefusedError(f"the adapter {reference} is no class")
+        raise EnvRefusedError(
+            f"the adapter {reference} is not a class; expected module:Class or FILE.py:Class"
+        )
     return type(found.__name__, (found, Adapter), {})
 
 

@@ -55,7 +55,7 @@ def probe(env: SingleEnv, name: str, max_episode_steps: int | None) -> dict[str,
     common = set.intersection(*(set(step.metrics()) for step in steps))
     return {
         "difference": difference,
-        "metrics": sorted(common),
+        "metrics": sorted(common - {"executed_action"}),
         "reports_action": any("executed_action" in step.info for step in steps),
     }
 
@@ -70,7 +70,8 @@ def _episode(env: SingleEnv, seed: int, scramble: int) -> list[Step | dict[str, 
     for i in range(NUM_STEPS):
         random.seed(1000 * scramble + i)
         np.random.seed(1000 * scramble + i)  # noqa: NPY002
-        found.append(env.step(generator.uniform(-1.0, 1.0, len(env.actions.unit)).astype(np.float32)))
+        action = generator.uniform(-1.0, 1.0, len(env.actions.unit)).astype(np.float32)
+        found.append(env.step(env.actions.raw(action)))
         if found[-1].terminated or found[-1].truncated:
             break
     return found
@@ -80,7 +81,7 @@ def _info_to_the_end(env: SingleEnv, max_episode_steps: int) -> dict[str, Any]:
     """The entries of `info` of an episode; some envs report success only at its end."""
     info: dict[str, Any] = {}
     env.reset(_SEEDS[0])
-    action = np.zeros(len(env.actions.unit), np.float32)
+    action = env.actions.raw(np.zeros(len(env.actions.unit), np.float32))
     for _ in range(max_episode_steps):
         step = env.step(action)
         info.update(step.info)
@@ -104,4 +105,4 @@ def _values(item: Step | dict[str, NDArray[Any]]) -> dict[str, Any]:
         return {name: value.tobytes() for name, value in item.items()}
     flags = {"success": item.success, "terminated": item.terminated, "truncated": item.truncated}
     reward = np.float32(item.reward).tobytes()
-    return {**_values(item.obs), "reward": reward, **flags, "action": item.executed_action.tobytes()}
+    return {**_values(item.obs), "reward": reward, **flags}

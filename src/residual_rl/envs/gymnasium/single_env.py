@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
@@ -21,7 +21,7 @@ from .observations import EXPERT, Observations, space_of
 Arrays = dict[str, NDArray[Any]]
 
 
-@dataclass
+@dataclass(slots=True)
 class Step:
     """The result of a step."""
 
@@ -30,13 +30,14 @@ class Step:
     success: bool
     terminated: bool
     truncated: bool
-    executed_action: NDArray[np.float32]
-    """[A] in [-1, 1]"""
-    info: Mapping[str, Any] = field(default_factory=dict)
+    executed_action: NDArray[np.float32] | None
+    """[A] in [-1, 1]; None if the env does not report it."""
+    info: Mapping[str, Any]
 
     def metrics(self) -> dict[str, float]:
         """The numbers in `info` by name."""
-        return {name: float(value) for name, value in self.info.items() if _is_number(name, value)}
+        found = {name: number(value) for name, value in self.info.items() if isinstance(name, str)}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 class SingleEnv:
@@ -52,10 +53,12 @@ class SingleEnv:
 
     def __init__(self, settings: Mapping[str, Any], adapter_class: type[Adapter]):
         self._settings = settings
+        self._is_sparse = settings["reward_mode"] == "sparse"
+        self._end_at_success = settings["end_at_success"]
         self.adapter = adapter_class()
         # flags come before the attributes of an adapter's class
         for name in ("success_keys", "success_reward"):
-            if settings[name]:
+            if settings[name] is not None:
                 setattr(self.adapter, name, settings[name])
         env_id: str = settings["env_id"]
         try:
@@ -70,7 +73,8 @@ class SingleEnv:
         self._has_expert = adapter_class.expert is not Adapter.expert and self.adapter.expert is not None
         # an adapter that observes something else: its first observation has the shapes
         space = self.env.observation_space
-        if adapter_class.observe is not Adapter.observe:
+        self._observes = adapter_class.observe is not Adapter.observe
+        if self._observes:
             space = space_of(self.adapter.observe(self.env, self._raw_reset(0)))
         self.observations = Observations(space)
 
@@ -92,23 +96,22 @@ class SingleEnv:
         """Start the episode of `seed`, in [0, 2^31), and return its first observation."""
         return self._arrays(self._raw_reset(seed))
 
-    def step(self, action: NDArray[np.float32]) -> Step:
-        """Execute a normalised action [A]."""
-        raw_action = self.actions.raw(action)
-        obs, reward, terminated, truncated, info = self.env.step(raw_action)
+    def step(self, action: NDArray[Any]) -> Step:
+        """Execute an action in the env's units (see `ActionRange.raw`)."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
         success = bool(self.adapter.success(self.env, obs, float(reward), bool(terminated), info))
-        if self._settings["reward_mode"] == "env":
-            reward = self.adapter.reward(self.env, obs, raw_action, float(reward), info)
-        else:
+        if self._is_sparse:
             reward = success
+        else:
+            reward = self.adapter.reward(self.env, obs, action, float(reward), info)
         executed = info.get("executed_action")
         return Step(
             obs=self._arrays(obs),
             reward=float(reward),
             success=success,
-            terminated=bool(terminated) or (success and self._settings["end_at_success"]),
+            terminated=bool(terminated) or (success and self._end_at_success),
             truncated=bool(truncated),
-            executed_action=action if executed is None else self.actions.normalised(executed),
+            executed_action=None if executed is None else self.actions.normalised(executed),
             info=info,
         )
 
@@ -118,11 +121,16 @@ class SingleEnv:
         Raises:
             EnvRefusedError: the env cannot be rendered.
         """
-        frame = self.env.render()
+        name = self._settings["env_id"]
+        try:
+            frame = self.env.render()
+        except Exception as error:  # a library, a display or a driver is missing
+            text = " ".join(str(error).split())
+            raise EnvRefusedError(f"{name} cannot be rendered: {type(error).__name__}: {text}") from error
         if isinstance(frame, list | tuple):
             frame = frame[-1] if frame else None
         if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.shape[2] != 3:
-            raise EnvRefusedError(f"{self._settings['env_id']} cannot be rendered to images (rgb_array)")
+            raise EnvRefusedError(f"{name} cannot be rendered: it has no render mode rgb_array")
         return frame.astype(np.uint8)
 
     def _raw_reset(self, seed: int) -> Any:
@@ -133,15 +141,16 @@ class SingleEnv:
         return self.env.reset(seed=seed)[0]
 
     def _arrays(self, obs: Any) -> Arrays:
-        arrays = self.observations(self.adapter.observe(self.env, obs))
+        arrays = self.observations(self.adapter.observe(self.env, obs) if self._observes else obs)
         if self._has_expert:
             arrays[EXPERT] = self.actions.normalised(self.adapter.expert(self.env, obs))
         return arrays
 
 
-def _is_number(name: Any, value: Any) -> bool:
-    if not isinstance(name, str) or name == "executed_action":
-        return False
-    return isinstance(value, bool | int | float | np.number | np.bool_) or (
-        isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "biuf"
-    )
+def number(value: Any) -> float | None:
+    """An entry of `info` as a number; None if it is not a single one."""
+    if isinstance(value, bool | int | float | np.integer | np.floating | np.bool_):
+        return float(value)
+    if isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "biuf":
+        return float(value.item())
+    return None

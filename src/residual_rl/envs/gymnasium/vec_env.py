@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,7 +91,10 @@ class GymVecEnv(VecEnv):
         self._episodes = RunningEpisodes(num_envs, self.device)
         self._history = ActionHistory(num_envs, len(self.action_unit))
         self._frame_shape: tuple[int, ...] | None = None
-        """Shape of the frames; None until `scenes` was called. `step` then returns `final_scenes`."""
+        """Shape of the frames; None until `scenes` was called."""
+        self._renders = False
+        """Whether `scenes` was called since the last step. The next one then returns `final_scenes`: frames
+        are slow to render, and other callers do not need them."""
         self._obs: Obs = {}
 
     def _describe(self, description: dict[str, Any]) -> None:
@@ -115,15 +119,19 @@ class GymVecEnv(VecEnv):
         }
         action = ArraySpec((len(self.action_unit),), "float32")
         shared = {
-            **{name: ArraySpec((), "bool") for name in ("active", "success", "terminated", "truncated")},
-            "action": action,
-            "executed_action": action,
-            "reward": ArraySpec((), "float32"),
+            "active": ArraySpec((), "bool"),
             "seed": ArraySpec((), "int64"),
-            **{f"metrics/{name}": ArraySpec((), "float32") for name in probe["metrics"]},
+            "action": action,
+            "reward": ArraySpec((), "float32"),
+            "flags": ArraySpec((3,), "bool"),  # success, terminated, truncated
+            "metrics": ArraySpec((len(self._metrics),), "float32"),
             **{f"obs/{name}": spec for name, spec in observations.items()},
         }
+        if self._reports_action:
+            shared["executed_action"] = action
+        self._pool.call("use_metrics", names=probe["metrics"])
         self._arrays = self._pool.share(shared)
+        self._obs_arrays = {name: self._arrays[f"obs/{name}"] for name in observations}
         # the spaces, of one env and of all
         self.single_observation_space = spaces.Dict(
             {
@@ -194,10 +202,9 @@ class GymVecEnv(VecEnv):
         action = actions.clamp(-1.0, 1.0)
         self._execute(action, active)
         reward = self._read("reward") * active
-        success, terminated, truncated = (
-            self._read(name) & active for name in ("success", "terminated", "truncated")
-        )
-        obs, metrics = self._read_all("obs/"), self._read_all("metrics/", "env_")
+        success, terminated, truncated = (self._read("flags") & active[:, None]).unbind(1)
+        metrics = dict(zip(self._metrics, self._read("metrics").unbind(1), strict=True))
+        obs = self._read_obs()
         self._check(obs, reward, action)
 
         # count the step
@@ -213,8 +220,9 @@ class GymVecEnv(VecEnv):
         self._obs = obs
 
         # reset the envs whose episode ended
+        renders, self._renders = self._renders, False
         if ended.any():
-            if self._frame_shape is not None:
+            if renders:
                 info["final_scenes"] = self.scenes()
             env_ids = ended.nonzero().flatten()
             self._start_episodes(env_ids, self.episode_seeds.draw(len(env_ids)))
@@ -241,8 +249,8 @@ class GymVecEnv(VecEnv):
             first = [True] + [False] * (self.num_envs - 1)
             self._frame_shape = tuple(self._pool.call("frame_shape", first)[0])
             self._arrays |= self._pool.share({"frame": ArraySpec(self._frame_shape, "uint8")})
-        self._arrays["active"][:] = self.active.numpy()
-        self._pool.call("render", self.active.tolist())
+        self._renders = True
+        self._call("render", self.active)
         return self._read("frame").flatten(1)
 
     def render_scenes(
@@ -279,7 +287,7 @@ class GymVecEnv(VecEnv):
         if not state["obs"]:  # saved before the first reset
             return
         for name, value in state["obs"].items():
-            self._arrays[f"obs/{name}"][:] = value.numpy()  # what idle envs keep
+            self._obs_arrays[name][:] = value.numpy()  # what idle envs keep
         if not self.deterministic:
             self._start_episodes(torch.arange(self.num_envs), self.episode_seeds.draw(self.num_envs))
             return
@@ -289,7 +297,7 @@ class GymVecEnv(VecEnv):
         self._reset_envs(running, self._episodes.seed[running])
         for actions, executed in zip(*self._history.played(self._episodes.length), strict=True):
             self._execute(actions, executed)
-        self._obs = self._read_all("obs/")
+        self._obs = self._read_obs()
         if any(not torch.equal(value, state["obs"][name]) for name, value in self._obs.items()):
             _log.warning(
                 "the running episodes of %s could not be restored exactly: the state was saved on another"
@@ -309,7 +317,7 @@ class GymVecEnv(VecEnv):
         self._reset_envs(env_ids[begins], seeds[begins])
         self._episodes.begin(env_ids, seeds)
         self._history.forget_ended(self._episodes.length)
-        self._obs = self._read_all("obs/")
+        self._obs = self._read_obs()
 
     def _reset_envs(self, env_ids: Tensor, seeds: Tensor) -> None:
         active = torch.zeros(self.num_envs, dtype=torch.bool)
@@ -329,17 +337,14 @@ class GymVecEnv(VecEnv):
         """A copy of a shared array, which the workers overwrite in the next step."""
         return torch.from_numpy(self._arrays[name].copy())
 
-    def _read_all(self, prefix: str, new_prefix: str = "") -> Obs:
-        """Copies of the shared arrays whose names begin with `prefix`, which is replaced."""
-        return {
-            new_prefix + name.removeprefix(prefix): self._read(name)
-            for name in self._arrays
-            if name.startswith(prefix)
-        }
+    def _read_obs(self) -> Obs:
+        return {name: torch.from_numpy(array.copy()) for name, array in self._obs_arrays.items()}
 
     def _check(self, obs: Obs, reward: Tensor, action: Tensor) -> None:
         """Raise `NonFiniteError` if an observation or reward is not finite."""
         floats = {"reward": reward} | {n: v for n, v in obs.items() if v.is_floating_point()}
+        if math.isfinite(sum(value.sum().item() for value in floats.values())):
+            return
         try:
             for name, value in floats.items():
                 check_finite(name, value)

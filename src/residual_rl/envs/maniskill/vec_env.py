@@ -117,7 +117,12 @@ class ManiSkillVecEnv(VecEnv):
         # the state of the running episodes
         self.episode_seeds = EpisodeSeeds()
         self._episodes = RunningEpisodes(self.num_envs, self.device)
-        self._can_wait = self.device.type == "cpu"
+        self._can_wait = self.can_restore = self.device.type == "cpu"
+        self._played_steps = torch.zeros_like(self._episodes.length)
+        """[B]: steps of each env's episode since it was reset, or restored from a snapshot."""
+        self._start_state = torch.zeros(self.num_envs, description.state_size - 1, dtype=torch.float64)
+        self._has_start_state = torch.zeros(self.num_envs, dtype=torch.bool)
+        """[B, S] and [B]: the state from which an env was restored, and whether it was."""
         self._history = ActionHistory(self.num_envs, len(self.action_unit))
         """Empty if the envs are not deterministic."""
         self._obs: Obs = {}
@@ -182,6 +187,7 @@ class ManiSkillVecEnv(VecEnv):
         any_ended = self._check(obs, reward, action, ended)
         if self.deterministic:  # a saved state consists of the actions
             self._history.append(action, active)
+            self._played_steps = self._played_steps + active
         self._episodes.advance(active, reward, success)
         info = self._episodes.info({"env": reward}, step.metrics, obs, success, ended)
         self._obs = obs
@@ -219,16 +225,39 @@ class ManiSkillVecEnv(VecEnv):
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002
         self._sim.close()
 
+    # --- going back to earlier states -----------------------------------------------------------------------
+
+    def snapshot(self, env_ids: Tensor) -> Obs:
+        """See `VecEnv.snapshot`. PhysX restores positions and velocities but not its contacts, so that an
+        episode goes on almost but not exactly as before."""
+        if not self.can_restore:
+            return super().snapshot(env_ids)
+        return {"state": self._sim.states()[env_ids, 1:], **self._episodes.snapshot(env_ids)}
+
+    def restore(self, env_ids: Tensor, snapshot: Obs) -> Obs:
+        if not self.can_restore:
+            return super().restore(env_ids, snapshot)
+        self._start_episodes(env_ids, snapshot["seed"])
+        self._episodes.restore(env_ids, snapshot)
+        self._sim.set_states(env_ids, snapshot["state"])
+        self._start_state[env_ids] = snapshot["state"]
+        self._has_start_state[env_ids] = True
+        self._obs = self._seen(self._sim.observations())
+        return dict(self._obs)
+
     # --- resuming -------------------------------------------------------------------------------------------
 
     def state_dict(self) -> State:
-        actions, executed = self._history.played(self._episodes.length)
+        actions, executed = self._history.played(self._played_steps)
         return {
             "episode_seeds": self.episode_seeds.state_dict(),
             "episodes": self._episodes.state_dict(),
             "obs": {name: value.clone() for name, value in self._obs.items()},
             "actions": actions,
             "executed": executed,
+            "played_steps": self._played_steps.clone(),
+            "start_state": self._start_state.clone(),
+            "has_start_state": self._has_start_state.clone(),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -241,12 +270,20 @@ class ManiSkillVecEnv(VecEnv):
             return
         self._some_idle = not bool(self.active.all())
         self._history.load(state["actions"], state["executed"])
+        self._played_steps = state["played_steps"]
+        self._start_state, self._has_start_state = (
+            state["start_state"].clone(),
+            state["has_start_state"].clone(),
+        )
         if not state["obs"]:  # saved before the first reset
             return
-        # replay the running episodes from their seeds
+        # replay the running episodes from their seeds or from the states that they were restored from
         running = self.active.nonzero().flatten()
         self._sim.reset(running, simulator_seeds(self._episodes.seed[running]))
-        for actions, executed in zip(*self._history.played(self._episodes.length), strict=True):
+        restored = (self.active & self._has_start_state).nonzero().flatten()
+        if len(restored):
+            self._sim.set_states(restored, self._start_state[restored])
+        for actions, executed in zip(*self._history.played(self._played_steps), strict=True):
             self._sim.step(actions, executed)
         self._obs = self._relative_poses.add(
             {name: value.to(self.device) for name, value in state["obs"].items()}
@@ -266,8 +303,10 @@ class ManiSkillVecEnv(VecEnv):
         begins = seeds >= 0
         self._sim.reset(env_ids[begins], simulator_seeds(seeds[begins]))
         self._episodes.begin(env_ids, seeds)
+        self._played_steps = self._played_steps.index_fill(0, env_ids, 0)
+        self._has_start_state[env_ids] = False
         self._some_idle = not bool(self.active.all())
-        self._history.forget_ended(self._episodes.length)
+        self._history.forget_ended(self._played_steps)
         self._obs = self._seen(self._sim.observations())
 
     def _flat_states(self, states: Obs | None) -> Tensor | None:
@@ -313,7 +352,7 @@ class ManiSkillVecEnv(VecEnv):
 
     def _with_context(self, error: NonFiniteError, action: Tensor) -> NonFiniteError:
         """The error with the data needed to reproduce it: the episodes and their actions so far."""
-        actions, executed = self._history.played(self._episodes.length)
+        actions, executed = self._history.played(self._played_steps)
         context = {
             "action": action,
             "seed": self._episodes.seed,

@@ -143,11 +143,15 @@ class MujocoPhysics(ABC):
         if saved.shape != self.batch.state.shape:
             wanted = self.batch.state.shape
             raise ConfigError(f"the saved physics state has shape {saved.shape}, this model needs {wanted}")
-        self.batch.state[:] = saved
-        self.batch.forward(stage=mujoco.mjtStage.mjSTAGE_VEL)
+        self.set_env_states(torch.arange(self.num_envs), {"mujoco": state["state"]})
 
     def env_states(self) -> Quantities:
         return {"mujoco": torch.from_numpy(self.batch.state.copy())}
+
+    def set_env_states(self, env_ids: Tensor, states: Quantities) -> None:
+        ids = env_ids.numpy()
+        self.batch.state[ids] = states["mujoco"].numpy()
+        self.batch.forward(ids, stage=mujoco.mjtStage.mjSTAGE_VEL)
 
     def close(self) -> None:
         while self._renderers:

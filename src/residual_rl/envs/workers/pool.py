@@ -35,7 +35,7 @@ class WorkerPool:
     - `describe()` returns JSON;
     - `share(arrays)` stores NumPy arrays [num_envs, …] by name, which are rows of the pool's arrays;
     - `close()`, if there is one, is called when the pool is closed;
-    - all other methods take no arguments, may return JSON, and read and write these arrays.
+    - all other methods take and return JSON, and read and write these arrays.
 
     If a worker raises an exception, ends, or does not answer in time, the pool is closed. Errors with an
     `exit_code`, such as those of `residual_rl.errors`, are raised here as `ConfigError`, all others as
@@ -112,16 +112,16 @@ class WorkerPool:
             self._call("share", arguments)
         return shared.arrays
 
-    def call(self, method: str, mask: Sequence[bool] | None = None) -> list[Any]:
+    def call(self, method: str, mask: Sequence[bool] | None = None, **arguments: Any) -> list[Any]:
         """Call a method in all workers, wait for them, and return their results.
 
         With a `mask` [B], only workers with at least one env in it are called.
         """
         with self._closing_on_error():
             if mask is None:
-                return self._call(method, [{}] * len(self._workers))
+                return self._call(method, [arguments] * len(self._workers))
             called = [any(mask[ids.start : ids.stop]) for ids in self._env_ids]
-            return self._call(method, [{} if is_called else None for is_called in called])
+            return self._call(method, [arguments if is_called else None for is_called in called])
 
     def close(self) -> None:
         """End the processes."""

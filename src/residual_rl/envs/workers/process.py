@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -30,6 +31,8 @@ _STOP_SECONDS = 5.0
 """Longest time for a process to end [s]."""
 _NUM_LINES = 3
 """Number of output lines that an error message quotes."""
+_MAX_LINE = 300
+"""Number of characters of each of them."""
 
 _servers: dict[tuple[str, tuple[str, ...]], ForkServer] = {}
 """The running fork servers, by interpreter and preloaded modules."""
@@ -38,7 +41,7 @@ _servers: dict[tuple[str, tuple[str, ...]], ForkServer] = {}
 def last_lines(output: IO[bytes]) -> str:
     """The last lines of a process's output, joined to one line."""
     output.seek(0)
-    lines = [line.strip() for line in output.read().decode(errors="replace").splitlines()]
+    lines = [line.strip()[:_MAX_LINE] for line in output.read().decode(errors="replace").splitlines()]
     return " | ".join([line for line in lines if line][-_NUM_LINES:]) or "(none)"
 
 
@@ -145,10 +148,13 @@ class Worker:
     pid: int | None = None
     """None until the process has started."""
     _pidfd: int | None = None
+    _poll: select.poll | None = None
+    """Waits for an answer or for the end of the process."""
 
     def started(self, pid: int) -> None:
         """Store the process id."""
         self.pid = pid
+        self._poll = None  # the sentinel changes
         with contextlib.suppress(ProcessLookupError):  # the process may have ended already
             self._pidfd = os.pidfd_open(pid)
 
@@ -164,10 +170,14 @@ class Worker:
 
     def receive(self, timeout: float) -> dict[str, Any]:
         """Wait for the next answer. Raises `WorkerEndedError`, or `TimeoutError` after `timeout` seconds."""
-        ready = wait([self.connection, self.sentinel], timeout)
+        if self._poll is None:
+            self._poll = select.poll()  # kept, since `wait` would create one for each answer
+            self._poll.register(self.connection.fileno(), select.POLLIN)
+            self._poll.register(self.sentinel, select.POLLIN)
+        ready = [fd for fd, _ in self._poll.poll(1000.0 * timeout)]
         if not ready:
             raise TimeoutError
-        if self.connection in ready:
+        if self.connection.fileno() in ready:
             with contextlib.suppress(EOFError, ConnectionError):
                 answer: dict[str, Any] = json.loads(self.connection.recv_bytes())
                 return answer

@@ -24,7 +24,6 @@ import io
 import json
 import mmap
 import os
-import pkgutil
 import re
 import signal
 import socket
@@ -85,7 +84,7 @@ def main() -> None:
                 os.dup2(output, 1)
                 os.dup2(output, 2)
                 sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-                sys.stdin = _NoInput()  # type: ignore[assignment]
+                sys.stdin = _NoInput()
                 os._exit(run(Connection(connection), memory))
             # in the server: close these, since the worker has its own copies
             for fd in (connection, output, memory):
@@ -141,7 +140,7 @@ def _describe(error: BaseException) -> str:
     """An error in one line, with the place where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     place = ([frame for frame in frames if frame.filename != __file__] or frames)[-1]
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = " ".join([f"{type(error).__name__}:", *str(error).split()]).removesuffix(":")
     return f"{text} (at {place.filename}:{place.lineno})"
 
 
@@ -162,21 +161,26 @@ def _shorten_output() -> None:
         os.write(1, kept)
 
 
-def resolve(reference: str) -> Any:
-    """Import an object: `module:name`, or `FILE.py:name` for a file that no installed package contains.
+def load(place: str) -> types.ModuleType:
+    """Import a module, or a file `FILE.py` that no installed package contains.
 
     The folder of such a file becomes a package of another name, so `from .other import …` finds the files
     beside it.
     """
-    place, _, name = reference.rpartition(":")
     if not place.endswith(".py"):
-        return pkgutil.resolve_name(reference)
+        return importlib.import_module(place)
     folder, file = os.path.split(os.path.abspath(place))
     package = re.sub(r"\W", "_", f"files_of{folder}")
     if package not in sys.modules:
         sys.modules[package] = types.ModuleType(package)
         sys.modules[package].__path__ = [folder]
-    return getattr(importlib.import_module(f"{package}.{file.removesuffix('.py')}"), name)
+    return importlib.import_module(f"{package}.{file.removesuffix('.py')}")
+
+
+def resolve(reference: str) -> Any:
+    """The object `module:name` or `FILE.py:name`."""
+    place, _, name = reference.rpartition(":")
+    return getattr(load(place), name)
 
 
 class Calls:

@@ -74,6 +74,10 @@ class RunningMeanStd(nn.Module):
         """Normalise `x` [..., *shape]: `clip((x - mean) / sqrt(var + epsilon), -clip, clip)`."""
         return (x - self._shift).mul_(self._scale).clamp_(-self.clip, self.clip)
 
+    def denormalized(self, x: Tensor, index: int) -> Tensor:
+        """Element `index` [...] of the vectors that were normalised as `x` [..., n], within the clip."""
+        return x[..., index] / self._scale[index] + self._shift[index]
+
     def scale_only(self, x: Tensor) -> Tensor:
         """Divide by the standard deviation and clip, without centring."""
         return (x * self._scale).clamp_(-self.clip, self.clip)

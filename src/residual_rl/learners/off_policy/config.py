@@ -201,13 +201,16 @@ class GatedSACCfg(SACCfg):
     """Number of episodes at the start in which the base policy acts alone."""
     gate_min_failures: NonNegativeInt = 10
     """Number of failures among them that are waited for."""
-    base_share: UnitInterval = 0.1
-    """Share of the later episodes in which the base policy acts alone."""
-    handback_share: UnitInterval = 0.15
-    """Share of the later episodes in which the residual hands back to the base policy at a random step."""
+    base_share: UnitInterval = 0.2
+    """Share of the later episodes from the task's own starts in which the base policy acts alone."""
+    handback_share: UnitInterval = 0.2
+    """Share of these episodes in which the residual hands back to the base policy at a random step."""
     takeover_share: UnitInterval = 0.0
-    """Share of the later episodes in which the base policy acts alone up to a random step; for free
+    """Share of these episodes in which the base policy acts alone up to a random step; for free
     exploration, 0.3 shows the residual where the base policy gets."""
+    restart_share: UnitInterval = 0.6
+    """Share of the later episodes that start in a state in which the gate has opened for the first time in an
+    earlier one, where the env can be restored to it. They show what the residual has to learn."""
     exploration: Literal["safe", "free"] = "safe"
     """`safe`: the gate limits where the residual explores and learns. `free`: it only limits the deployed
     policy."""
@@ -222,7 +225,8 @@ class GatedSACCfg(SACCfg):
     that a network has not learned from."""
     gate_late: UnitInterval = 0.95
     """Quantile of the lengths of the base policy's successes from which on a failure counts for the gate:
-    earlier in the episode, the base policy may still be doing well."""
+    earlier in the episode, the base policy may still be doing well. It counts from earlier on where otherwise
+    less than the median of these lengths would be left."""
     gate_input_noise: NonNegativeFloat = 0.2
     """Standard deviation of the noise on the normalised observations that the networks learn from."""
     gate_learning_rate: PositiveFloat = 1e-3

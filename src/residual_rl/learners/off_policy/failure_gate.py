@@ -6,7 +6,7 @@ Shapes: N members of the ensemble, b batch, O observation, T steps of an episode
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,17 +19,22 @@ from residual_rl.learners.off_policy.critics import Critics
 from residual_rl.types import State
 
 _SMALLEST = 1e-6
+_NUM_QUANTILES = 101
+_NO_LENGTH = 1e9
+"""Length of a success while none is known."""
 
 
 class FailureGate(nn.Module):
     """The share of the residual that acts, as a function of the observation alone.
 
     An ensemble predicts the probability that the base policy, acting alone from here on, solves the task. The
-    most hopeful member counts, so that the gate only opens where all agree on failure:
+    most hopeful member counts, so that the gate only opens where all agree on failure. It also opens with the
+    time t since the episode's start: of the episodes that the base policy has not solved by then, it solves
+    the share r(t) = (successes longer than t) / (successes longer than t + failures).
 
-        share(s) = clip((high - max_i p_i(s)) / (high - low), 0, 1)
+        share(s, t) = clip((high - min(max_i p_i(s), r(t))) / (high - low), 0, 1)
 
-    It is 0 everywhere until `calibrate` has set the thresholds.
+    It is 0 everywhere until the thresholds are set.
 
     Args:
         cfg: the learner's settings.
@@ -39,6 +44,8 @@ class FailureGate(nn.Module):
 
     high: Tensor
     low: Tensor
+    success_lengths: Tensor
+    odds_of_failure: Tensor
 
     def __init__(self, cfg: GatedSACCfg, obs_dim: int, generator: torch.Generator):
         super().__init__()
@@ -46,6 +53,10 @@ class FailureGate(nn.Module):
         self.members = Critics(cfg.gate_members, sizes, "relu", True, 0.0, generator)
         self.register_buffer("high", torch.zeros(()))
         self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("success_lengths", torch.full((_NUM_QUANTILES,), _NO_LENGTH))
+        """Quantiles of the lengths of the base policy's successes, evenly spaced."""
+        self.register_buffer("odds_of_failure", torch.zeros(()))
+        """Failures of the base policy per success."""
 
     @property
     def trained(self) -> bool:
@@ -56,12 +67,29 @@ class FailureGate(nn.Module):
         """The members' probabilities [N, b] that the base succeeds from the observations `obs` [b, O]."""
         return self.members(obs).sigmoid()
 
+    def late_success(self, elapsed: Tensor) -> Tensor:
+        """r(t), for numbers of steps `elapsed` [...]."""
+        later = (self.success_lengths > elapsed.round()[..., None]).float().mean(-1)
+        return later / (later + self.odds_of_failure).clamp(min=_SMALLEST)
+
     @torch.no_grad()
-    def share(self, obs: Tensor) -> Tensor:
-        """The share [..., 1] of the residual that acts at `obs` [..., O]."""
+    def share(self, obs: Tensor, elapsed: Tensor) -> Tensor:
+        """The share [..., 1] of the residual that acts at `obs` [..., O], `elapsed` [...] steps after the
+        start of the episode."""
         hopeful = self.success_probability(obs.reshape(-1, obs.shape[-1])).amax(0)
-        share = ((self.high - hopeful) / (self.high - self.low + _SMALLEST)).clamp(0.0, 1.0)
-        return share.view(*obs.shape[:-1], 1)
+        hopeful = hopeful.view(elapsed.shape).minimum(self.late_success(elapsed))
+        return ((self.high - hopeful) / (self.high - self.low + _SMALLEST)).clamp(0.0, 1.0)[..., None]
+
+    def set_lengths(self, success_lengths: Sequence[int], num_failures: int) -> None:
+        """Set r(t) from the lengths of the base policy's successes and the number of its failures."""
+        if not success_lengths:
+            self.success_lengths.zero_()  # it never succeeds
+            self.odds_of_failure.fill_(1.0)
+            return
+        lengths = torch.tensor(success_lengths, dtype=torch.float32, device=self.high.device)
+        rows = torch.arange(_NUM_QUANTILES, device=lengths.device) * len(lengths) // _NUM_QUANTILES
+        self.success_lengths.copy_(lengths.sort().values[rows])
+        self.odds_of_failure.fill_(num_failures / len(success_lengths))
 
     def set_thresholds(self, high: float) -> None:
         """Open from `high` downwards, and entirely at `high / 3`."""
@@ -113,6 +141,8 @@ class GateTrainer:
         """Whole episodes of the base that failed and succeeded."""
         self.success_lengths: list[int] = []
         """Lengths of the whole episodes that the base solved, in ascending order."""
+        self.failure_length = 0
+        """Length of the longest whole episode in which the base failed."""
         self._number = 0
         """Labelled episodes so far, including those with a residual before the labelled steps."""
 
@@ -134,12 +164,17 @@ class GateTrainer:
         self.num_episodes[success] += whole
         if whole and success:
             bisect.insort(self.success_lengths, len(age))
+        elif whole:
+            self.failure_length = max(self.failure_length, len(age))
 
     def _counts(self, rows: Tensor) -> Tensor:
         """Whether each of `rows` counts: those of failures only after the time by which nearly all successes
-        are over."""
+        are over, or at which a typical one would just be possible."""
         lengths = self.success_lengths
-        late = lengths[int(self.cfg.gate_late * (len(lengths) - 1))] if lengths else 0
+        late = 0
+        if lengths:
+            nearly_all, typical = (lengths[int(q * (len(lengths) - 1))] for q in (self.cfg.gate_late, 0.5))
+            late = max(min(nearly_all, self.failure_length - typical), 0)
         return (self._success[rows] > 0.0) | (self._age[rows] >= late)
 
     def fit(self, steps: int, normalize: Callable[[Tensor], Tensor]) -> float:
@@ -187,6 +222,7 @@ class GateTrainer:
             high = float(least[solved].quantile(self.cfg.gate_false_alarms))
         high = min(max(high, 0.1), 0.5)
         self.gate.set_thresholds(high)
+        self.gate.set_lengths(self.success_lengths, self.num_episodes[0])
         found = (least[~solved] < high).float().mean() if (~solved).any() else torch.zeros(())
         return {"gate/threshold": high, "gate/failures_found": float(found)}
 
@@ -201,6 +237,7 @@ class GateTrainer:
             "learns": self._learns[:filled].clone(),
             "age": self._age[:filled].clone(),
             "success_lengths": list(self.success_lengths),
+            "failure_length": self.failure_length,
             "episode": self._episode[:filled].clone(),
             "num_rows": self.num_rows,
             "num_episodes": list(self.num_episodes),
@@ -219,6 +256,7 @@ class GateTrainer:
         self._learns[:filled].copy_(state["learns"])
         self._age[:filled].copy_(state["age"])
         self.success_lengths = list(state["success_lengths"])
+        self.failure_length = state["failure_length"]
         self._episode[:filled].copy_(state["episode"])
         self.num_rows = state["num_rows"]
         self.num_episodes = list(state["num_episodes"])

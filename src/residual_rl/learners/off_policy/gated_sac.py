@@ -34,8 +34,8 @@ def make_policy(
 class GatedActor(GaussianActor):
     """A squashed Gaussian whose deterministic action is multiplied by the share of a failure gate.
 
-    Only the gate reads `elapsed_steps`. It shows when the base policy takes longer than it should, and keeps
-    the gate open then. To the critics it would make a demonstration, which is short, unlike all that follows.
+    Only the gate reads `elapsed_steps`, which shows when the base policy takes longer than it should. To the
+    critics it would make a demonstration, which is short, unlike all that follows.
 
     Args: as those of `DeterministicActor`.
     """
@@ -56,7 +56,10 @@ class GatedActor(GaussianActor):
     def share(self, obs: Tensor, base_action: Tensor) -> Tensor:
         """The share [..., 1] of the residual that acts, for normalised observation vectors [..., O] and base
         actions [..., A]."""
-        return self.gate.share(torch.cat([obs, base_action], -1))
+        elapsed = obs[..., self.num_read]
+        if self.normalizer is not None:
+            elapsed = self.normalizer.denormalized(obs, self.num_read)
+        return self.gate.share(torch.cat([obs, base_action], -1), elapsed)
 
     def mean(self, obs: Tensor, base_action: Tensor) -> Tensor:
         return self.share(obs, base_action) * super().mean(obs, base_action)
@@ -97,6 +100,14 @@ class GatedSAC(SAC):
         """[B]: step of it before which the base acts alone."""
         self._base_from = zeros.clone()
         """[B]: step of it from which the base acts alone; `_NEVER` if it does not."""
+        self._begins = torch.ones(num_envs, dtype=torch.bool, device=self.device)
+        """[B]: whether the next action is the first of an episode."""
+        self._restarted = torch.zeros_like(self._begins)
+        """[B]: whether the episode started in the state of an earlier one."""
+        self._opened = torch.zeros_like(self._begins)
+        """[B]: whether the gate has opened in it."""
+        self.restart_share = cfg.restart_share
+        self.start_states = torch.zeros_like(self._begins)
         self._gate_metrics: Metrics = {}
         self._pending_gate_steps = 0.0
 
@@ -122,6 +133,17 @@ class GatedSAC(SAC):
         action = super().act(obs, deterministic)
         if deterministic:
             return action
+        # Episodes that go on from an earlier one are left to the residual.
+        self._step = obs["elapsed_steps"][:, 0].long().to(self.device)
+        self._restarted = torch.where(self._begins, self._step > 0, self._restarted)
+        self._base_until.masked_fill_(self._restarted, 0)
+        self._base_from.masked_fill_(self._restarted, _NEVER)
+        # The state in which the gate opens for the first time is worth going back to.
+        opens = self.actor.share(*self.actor.joined(obs))[:, 0] > 0.5
+        self._opened &= ~self._begins
+        self.start_states = opens & ~self._opened & ~self._restarted
+        self._opened |= opens
+        self._begins.fill_(False)
         base_acts = (self._step < self._base_until) | (self._step >= self._base_from)
         return action.masked_fill(base_acts[:, None], 0.0)
 
@@ -150,18 +172,17 @@ class GatedSAC(SAC):
             raise ConfigError(
                 "the failure gate needs the success of episodes, which this env does not report"
             )
-        self._step += 1
         ended = transition.terminated | transition.truncated
+        self._begins |= ended.to(self.device)
         for env_id in ended.nonzero().flatten().tolist():
             # Label what followed the handover to the base. Steps after which the gate happened to stay closed
             # are not labelled: the failures that it would have noticed are missing among them.
-            steps, first = int(self._step[env_id]), int(self._base_from[env_id])
+            steps, first = int(self._step[env_id]) + 1, int(self._base_from[env_id])
             if first < steps:
                 alone = min(steps - first, self.buffer.filled_rows)
                 rows = [self.buffer.newest(name, alone)[:, env_id] for name in ("obs", "base_action")]
                 self.gate_trainer.add(torch.cat(rows, 1), bool(transition.success[env_id]), first == 0)
             self._base_until[env_id], self._base_from[env_id] = self._draw_handovers(steps)
-            self._step[env_id] = 0
 
     def _draw_handovers(self, last_length: int) -> tuple[int, int]:
         """The step of the next episode before which the base acts alone, and the step from which it does."""
@@ -210,6 +231,9 @@ class GatedSAC(SAC):
             "step": self._step.clone(),
             "base_until": self._base_until.clone(),
             "base_from": self._base_from.clone(),
+            "begins": self._begins.clone(),
+            "restarted": self._restarted.clone(),
+            "opened": self._opened.clone(),
             "pending_steps": self._pending_gate_steps,
             "metrics": dict(self._gate_metrics),
         }
@@ -222,5 +246,8 @@ class GatedSAC(SAC):
         self._step.copy_(gate["step"])
         self._base_until.copy_(gate["base_until"])
         self._base_from.copy_(gate["base_from"])
+        self._begins.copy_(gate["begins"])
+        self._restarted.copy_(gate["restarted"])
+        self._opened.copy_(gate["opened"])
         self._pending_gate_steps = gate["pending_steps"]
         self._gate_metrics = dict(gate["metrics"])
