@@ -23,9 +23,7 @@ from residual_rl.types import Obs
 ELSEWHERE = {
     "maniskill": "tests/envs/maniskill/test_env_contract.py",
     "gymnasium": "tests/envs/gymnasium/test_env_contract.py",
-    **dict.fromkeys(
-        ("adroit", "fetch", "metaworld", "pusht"), "tests/tasks/gymnasium/test_env_contract.py"
-    ),
+    **dict.fromkeys(("adroit", "fetch", "metaworld", "pusht"), "tests/tasks/gymnasium/test_env_contract.py"),
 }
 """Tasks whose envs need more than this environment, and the file that runs the contract on them."""
 SPECS = [*(spec for spec in TASKS.all() if spec.id not in ELSEWHERE), fakes.POINT_TASK]

@@ -198,7 +198,9 @@ def hint(error: BaseException) -> str:
     names = [cause.name for cause in _causes(error) if isinstance(cause, UnknownNameError)]
     found = [NAMES[name] for name in names if name in NAMES]
     envs = [name for name in names if re.search(r"-v\d+$", name) and name not in NAMES]
-    found += [f"an env is a setting: gymnasium --env-id {name}, or maniskill --env-id {name}" for name in envs]
+    found += [
+        f"an env is a setting: gymnasium --env-id {name}, or maniskill --env-id {name}" for name in envs
+    ]
     return f"; {found[0]}" if found else ""
 
 

@@ -45,6 +45,8 @@ def _close_envs(
         return made[-1]
 
     monkeypatch.setattr(suite, "make", make_env)
+    # in some episodes of FetchPush, such as 4002, the object is at its goal from the start
+    monkeypatch.setattr(suite, "FIRST_SEED", 4003)
     yield
     for env in made:
         env.close()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+
 class MetaWorldAdapter:
     """Makes MetaWorld's envs reproducible and their goals observable.
 
