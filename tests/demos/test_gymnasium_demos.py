@@ -55,7 +55,7 @@ def test_adapt__success_is_a_reward_of_at_least_success_reward() -> None:
 
 
 def test_adapt__a_sparse_reward_needs_success() -> None:
-    with pytest.raises(ConfigError, match="success is not recorded, .* choose --reward-mode env"):
+    with pytest.raises(ConfigError, match=r"success is not recorded, .* choose --reward-mode env"):
         adapt(GymnasiumEnvCfg(), a_recorded_demo(success=None))
     kept = adapt(GymnasiumEnvCfg(reward_mode="env"), a_recorded_demo(success=None))
     assert (len(kept), kept.success) == (4, None)
