@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium_toys
 import pytest
 from foreign_demos import minari
 from paths import HELPERS, ROOT
+
+from residual_rl.errors import MissingDependencyError
 
 BLOCKED = """
 import sys
@@ -78,6 +82,15 @@ def test_mujoco_library__a_task_that_needs_it_names_the_command_that_installs_it
         "(No module named 'mujoco')"
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_mujoco_library__an_old_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "residual_rl.utils.mujoco_library", raising=False)
+    monkeypatch.setitem(sys.modules, "mujoco", SimpleNamespace(__version__="3.3.0"))
+    with pytest.raises(
+        MissingDependencyError, match=r"MuJoCo 4\.0 is not available; .*replaces version 3\.3\.0"
+    ):
+        importlib.import_module("residual_rl.utils.mujoco_library")
 
 
 @pytest.mark.slow
