@@ -18,6 +18,9 @@ LEROBOT_VENV := .venv-lerobot
 LEROBOT_STAMP := $(LEROBOT_VENV)/.set-up-in
 MANISKILL_VENV := .venv-maniskill
 MANISKILL_STAMP := $(MANISKILL_VENV)/.set-up-in
+# packages of envs, whose worker processes run in environments of their own
+ENV_PACKAGES := metaworld gymnasium-robotics pusht
+ENV_STAMPS := $(ENV_PACKAGES:%=.venv-%/.set-up-in)
 
 # An environment that was copied from another checkout, or whose Python was removed, is never up to date.
 ifneq ($(shell $(BIN)/python -c "print(open('$(STAMP)').read().strip())" 2>/dev/null),$(CURDIR))
@@ -30,7 +33,9 @@ ifneq ($(shell $(MANISKILL_VENV)/bin/python -c "print(open('$(MANISKILL_STAMP)')
 $(MANISKILL_STAMP): FORCE
 endif
 
-.PHONY: help setup setup-lerobot setup-maniskill opengl vulkan constraints demo test test-main test-fast test-lerobot test-maniskill lint format typecheck bench docs wheel clean FORCE
+$(foreach stamp,$(ENV_STAMPS),$(if $(filter $(CURDIR),$(shell cat $(stamp) 2>/dev/null)),,$(eval $(stamp): FORCE)))
+
+.PHONY: help setup setup-lerobot setup-maniskill $(ENV_PACKAGES:%=setup-%) opengl vulkan constraints demo test test-main test-fast test-lerobot test-maniskill test-envs lint format typecheck bench docs wheel clean FORCE
 FORCE:
 
 help: ## list the targets
@@ -53,6 +58,15 @@ setup-maniskill: $(MANISKILL_STAMP) ## create .venv-maniskill, with ManiSkill, u
 $(MANISKILL_STAMP): pyproject.toml constraints-maniskill.txt scripts/setup_maniskill.sh scripts/venv.sh scripts/vulkan.py
 	@scripts/setup_maniskill.sh
 
+setup-metaworld: .venv-metaworld/.set-up-in ## create .venv-metaworld, for the task metaworld
+.venv-metaworld/.set-up-in: PACKAGES := metaworld packaging
+setup-gymnasium-robotics: .venv-gymnasium-robotics/.set-up-in ## create .venv-gymnasium-robotics, for fetch and adroit
+.venv-gymnasium-robotics/.set-up-in: PACKAGES := gymnasium-robotics
+setup-pusht: .venv-pusht/.set-up-in ## create .venv-pusht, for the task pusht
+.venv-pusht/.set-up-in: PACKAGES := gym-pusht
+$(ENV_STAMPS): .venv-%/.set-up-in: constraints-%.txt scripts/setup_envs.sh scripts/venv.sh
+	@scripts/setup_envs.sh $* $(PACKAGES)
+
 opengl: setup ## check again for an OpenGL library (for videos and cameras)
 	@$(BIN)/python scripts/opengl.py
 
@@ -68,17 +82,20 @@ demo: setup ## train a residual on the SO-101 task, compare it with its base pol
 test: ## lint, type check, all tests; all parts run, and a summary ends the output
 	@MAKE="$(MAKE)" scripts/test.sh
 
-test-main: setup ## the tests that need neither LeRobot nor ManiSkill
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+test-main: setup ## the tests that need neither LeRobot nor ManiSkill nor packages of envs
+	$(BIN)/python -m pytest -m "not envs" -n 2 $(PYTEST_ARGS)
 
 test-fast: setup ## the fast tests, under two minutes in all
-	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow and not envs" -n auto --dist worksteal $(PYTEST_ARGS)
 
 test-lerobot: setup-lerobot ## the tests that need LeRobot, in .venv-lerobot, without a network
 	HF_HUB_OFFLINE=1 $(LEROBOT_VENV)/bin/python -m pytest -m lerobot
 
 test-maniskill: setup-maniskill ## the tests that need ManiSkill, in .venv-maniskill
 	$(MANISKILL_VENV)/bin/python -m pytest -m maniskill
+
+test-envs: setup $(ENV_PACKAGES:%=setup-%) ## the tests of the tasks metaworld, fetch, adroit and pusht
+	$(BIN)/python -m pytest -m envs
 
 lint: setup ## ruff (rules and format), the direction of imports, generated tables
 	$(BIN)/ruff check
@@ -104,5 +121,5 @@ wheel: setup ## build a wheel into dist/ and test it in a new environment
 	$(BIN)/python scripts/check_wheel.py dist
 
 clean: ## remove all environments, builds and caches, but not runs/
-	rm -rf $(VENV) $(LEROBOT_VENV) $(MANISKILL_VENV) build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LEROBOT_VENV) $(MANISKILL_VENV) $(ENV_PACKAGES:%=.venv-%) build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

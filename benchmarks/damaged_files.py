@@ -150,6 +150,18 @@ def _make_maniskill(path: Path) -> None:
     demo_files.maniskill(path, images)
 
 
+def _make_minari(path: Path) -> None:
+    import foreign_demos
+
+    foreign_demos.minari(path)
+
+
+def _make_robomimic(path: Path) -> None:
+    import foreign_demos
+
+    foreign_demos.robomimic(path, episodes=2)
+
+
 def _read_demos(path: Path) -> None:
     from residual_rl.demos.reader import Demonstrations
 
@@ -209,10 +221,19 @@ KINDS: dict[str, Kind] = {
     "imitation": Kind(_make_model, _read_model, change_settings=_change_settings("model", "settings")),
     "demonstrations": Kind(_make_demos, _read_demos),
     "maniskill": Kind(_make_maniskill, _read_demos),
+    "minari": Kind(_make_minari, _read_demos, ("data/*",)),
+    "robomimic": Kind(_make_robomimic, _read_demos),
     "run": Kind(_make_run, _read_run, ("config.json", "eval.json")),
     "lerobot": Kind(_make_lerobot, _read_lerobot, ("*.json",)),
 }
-NAMES = {"demonstrations": "file.h5", "maniskill": "file.h5", "run": "run", "lerobot": "checkpoint"}
+NAMES = {
+    "demonstrations": "file.h5",
+    "maniskill": "file.h5",
+    "minari": "set",
+    "robomimic": "file.h5",
+    "run": "run",
+    "lerobot": "checkpoint",
+}
 
 
 # --- damage -------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@
 me=setup-lerobot venv=.venv-lerobot pins=constraints-lerobot.txt
 source "$(dirname "$0")/venv.sh"
 
-install -e . pytest hypothesis datasets accelerate av deepdiff diffusers draccus einops huggingface-hub imageio jsonlines pyserial termcolor
+install -e '.[mujoco]' pytest hypothesis datasets accelerate av deepdiff diffusers draccus einops huggingface-hub imageio jsonlines pyserial termcolor
 install --no-deps "$(pin lerobot)" "$(pin torchvision)"
 
 # The torchvision on PyPI is a CUDA build. With a CPU build of torch, two of its operators are missing, and it cannot be

@@ -4,7 +4,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-PARTS=(lint typecheck test-main test-lerobot test-maniskill)
+PARTS=(lint typecheck test-main test-lerobot test-maniskill test-envs)
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 trap 'exit 130' INT

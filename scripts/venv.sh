@@ -35,7 +35,9 @@ pin() { grep "^$1==" "$pins"; }
 
 # Install torch first and in its exact version: pip then uses a CPU or local build if one is configured (PIP_ARGS,
 # PIP_FIND_LINKS, pip.conf), and later installations do not replace it.
-install "$(pin torch)"
+if pin torch >/dev/null; then
+    install "$(pin torch)"
+fi
 
 finish() {
     echo "$PWD" >"$venv/.set-up-in"

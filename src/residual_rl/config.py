@@ -180,10 +180,10 @@ class TrainCfg:
         learner = LEARNERS.get(spec.learner).default_config()
         cfg = cls(task_id, base_policy_id, spec.default_config(), base, learner, learner_id=spec.learner)
         cfg = replace_fields(cfg, dict(spec.train_overrides))
-        if spec.variant is not None and spec.variant_overrides is not None:
-            cfg = replace_fields(
-                cfg, dict(load(spec.variant_overrides)(variant or getattr(cfg.task, spec.variant)))
-            )
+        if spec.variant is not None:
+            variant = variant or getattr(cfg.task, spec.variant)
+        if spec.variant_overrides is not None:
+            cfg = replace_fields(cfg, dict(load(spec.variant_overrides)(variant)))
         preset_learner = published and (published.learner or spec.learner)
         learned = BASE_POLICIES.get(base_policy_id).learned
         learner_id = learner_id or preset_learner or (LEARNED_BASE_LEARNER if learned else spec.learner)
@@ -193,8 +193,11 @@ class TrainCfg:
             cfg = dataclasses.replace(
                 cfg, learner_id=learner_id, learner=LEARNERS.get(learner_id).default_config()
             )
-        # the learner's defaults, then the base policy's, and last the preset
+        # the learner's defaults, then the task's for all learners, the base policy's, and last the preset
         cfg = replace_fields(cfg, dict(LEARNERS.get(learner_id).train_overrides))
+        if spec.learner_overrides is not None and not LEARNERS.get(learner_id).published:
+            values = load(spec.learner_overrides)(variant)
+            cfg = replace_fields(cfg, {k: v for k, v in values.items() if hasattr(cfg.learner, k)})
         cfg = replace_fields(cfg, dict(BASE_POLICIES.get(base_policy_id).train_overrides))
         return cfg if published is None else replace_fields(cfg, dict(published.settings))
 

@@ -13,7 +13,7 @@ from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_pol
 from residual_rl.chunk_residual_env import ChunkResidualEnv
 from residual_rl.composition import make_composition
 from residual_rl.config import TrainCfg, replace_fields
-from residual_rl.envs.spaces import CHUNK_OBS
+from residual_rl.envs.spaces import CHUNK_OBS, EXPERT_ACTION
 from residual_rl.envs.start_states import StartStates
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
@@ -114,7 +114,8 @@ def with_obs_keys(cfg: TrainCfg, env: ResidualEnv) -> TrainCfg:
     keys = default_obs_keys(env.observation_space)
     if BASE_POLICIES.get(cfg.base_policy_id).learned:
         known = env.observation_space.spaces
-        own = [name for name, shape in env.base_policy.policy.inputs.items() if len(shape) == 1]
+        inputs = env.base_policy.policy.inputs
+        own = [name for name, shape in inputs.items() if len(shape) == 1 and name != EXPERT_ACTION]
         more = [name for name in (*own, "joint_target", *CHUNK_OBS) if name in known]
         keys = tuple(dict.fromkeys([*keys, *more]))
     return dataclasses.replace(cfg, learner=dataclasses.replace(cfg.learner, obs_keys=keys))

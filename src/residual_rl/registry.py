@@ -80,6 +80,9 @@ class TaskSpec:
     them."""
     learner: str = "ppo"
     """Id of the default learner. Other learners start from their own defaults."""
+    learner_overrides: str | None = None
+    """`overrides(value) -> Mapping` for the value of the setting `variant`: settings with other defaults of
+    every learner that has them, unless its defaults are published."""
     presets: tuple[Preset, ...] = ()
     """Published settings for the task, which `train --preset` names."""
     metric_units: Mapping[str, str] = field(default_factory=dict)
@@ -93,12 +96,15 @@ class TaskSpec:
     the actions and the reward."""
     max_eval_envs: int | None = None
     """Largest number of envs for evaluations; None: one per episode. For envs that each take a process or
-    much memory."""
+    much memory. A task whose settings have `eval_envs` leaves it to its users."""
     oracle: str | None = None
     """Id of a base policy that solves the task, for the sanity suite and demonstrations."""
     planners: Mapping[str, str] = field(default_factory=dict)
     """Motion planners for demonstrations, by their name for `--policy`: `make(cfg, num_workers, time_limit)
     -> Planner`; see `residual_rl.demos.collect`."""
+    foreign_demo: str | None = None
+    """`adapt(cfg, demo) -> Demo`: a demonstration that another program recorded in an env of this task, with
+    the reward and the end that the settings `cfg` define. None: as recorded."""
     external_trajectory_settings: str | None = None
     """`settings(info) -> dict`: the settings of this task for trajectories of another program in ManiSkill's
     layout, from the contents of their `FILE.json`."""
@@ -108,9 +114,15 @@ class TaskSpec:
     def __post_init__(self) -> None:
         check_metric_names(f"task {self.id!r}", self.metric_units)
 
-    def eval_envs(self, num_episodes: int) -> int:
-        """Number of envs for an evaluation of `num_episodes`, which run the same episodes in any number."""
-        return min(num_episodes, self.max_eval_envs or num_episodes)
+    def eval_envs(self, num_episodes: int, cfg: Any = None) -> int:
+        """Number of envs for an evaluation of `num_episodes` with the settings `cfg` of the task. The
+        episodes are the same in any number."""
+        return min(num_episodes, self.eval_limit(cfg) or num_episodes)
+
+    def eval_limit(self, cfg: Any) -> int | None:
+        """Largest number of envs for evaluations with the settings `cfg` of the task; None: no limit."""
+        limit: int | None = getattr(cfg, "eval_envs", self.max_eval_envs)
+        return limit
 
     def default_config(self) -> Any:
         """The task's settings with their defaults."""

@@ -317,7 +317,7 @@ NAN = np.array([[0.0] * 8, [np.nan] * 8, [0.0] * 8], np.float32)
         ),
         (lambda p: p.write_text("PK" * 100), "is not an HDF5 file"),
         (lambda p: p.unlink(), "does not exist"),
-        (lambda p: (p.unlink(), p.mkdir()), "Is a directory"),
+        (lambda p: (p.unlink(), p.mkdir()), "is a folder without data/main_data.hdf5"),
     ],
 )
 def test_demonstrations__names_the_defect_of_a_file(

@@ -21,7 +21,10 @@ CASES = {
 """Base policy -> `module:function` that makes its settings, given an empty folder."""
 _NEEDS = {"lerobot": "lerobot"}
 """Base policy -> library without which its tests are skipped."""
-_ELSEWHERE = {"ik": "tests/base_policies/test_ik_contract.py"}
+_ELSEWHERE = {
+    "expert": "tests/base_policies/test_expert_policy.py",
+    "ik": "tests/base_policies/test_ik_contract.py",
+}
 """Base policy -> file of its contract tests, if it does not support the envs of so101-paper."""
 
 

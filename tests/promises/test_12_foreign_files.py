@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
+from foreign_demos import minari, robomimic
 from tiny_runs import Fails, slow
 
 from residual_rl.cli.main import main
@@ -340,6 +342,33 @@ def write_demos(file: Path, settings: dict[str, Any]) -> None:
     with DemoWriter(file, info) as writer:
         writer.add(demo)
         writer.add(demo)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["demos", "info", "FILE"],
+        ["imitate", "FILE", "--algo", "bc", "--total-steps", "2", "--output-dir", "OUT"],
+        ["demos", "to-minari", "FILE", "--dataset-id", "a-v0", "--output-dir", "OUT"],
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+@pytest.mark.parametrize("program", ["minari", "robomimic"])
+def test_demonstrations__another_programs_file_imports_nothing_that_it_names(
+    program: str, command: list[str], tmp_path: Path, gift: Path
+) -> None:
+    file = tmp_path / "x.hdf5"
+    if program == "minari":
+        spec = {"id": "gift:Env-v0", "entry_point": "gift:Env", "kwargs": {"file": str(tmp_path / "gift.py")}}
+        minari(file, env_spec=json.dumps(spec))
+    else:
+        robomimic(file)
+        with h5py.File(file, "r+") as stored:
+            stored["data"].attrs["env_args"] = json.dumps(
+                {"env_name": "gift:Env", "env_kwargs": {"module": "gift"}}
+            )
+    assert main([{"FILE": str(file), "OUT": str(tmp_path / "out")}.get(word, word) for word in command]) == 0
+    assert not gift.exists()
 
 
 @pytest.mark.parametrize("command", ["demos replay", "imitate"])

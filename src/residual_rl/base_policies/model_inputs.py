@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
@@ -64,7 +65,7 @@ def probe(policy: BasePolicy, env: VecEnv, name: str) -> Tensor:
     Raises `ConfigError` if the policy fails.
     """
     observed: Mapping[str, Any] = env.single_observation_space.spaces  # type: ignore[attr-defined]
-    zeros = {key: torch.from_numpy(observed[key].low * 0)[None] for key in policy.inputs}
+    zeros = {key: torch.from_numpy(np.zeros_like(observed[key].low))[None] for key in policy.inputs}
     try:
         chunk = policy.predict_action_chunk(zeros, torch.zeros(1, dtype=torch.int64))
     except Exception as error:

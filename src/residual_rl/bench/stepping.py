@@ -15,15 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import mujoco
 import numpy as np
 import torch
-from mujoco.rollout import Rollout
 from numpy.typing import NDArray
 from torch import Tensor
 
 from residual_rl.envs.mujoco.physics import MujocoPhysics
 from residual_rl.errors import ConfigError, ResidualRLError
+from residual_rl.utils.mujoco_library import mujoco
 
 if TYPE_CHECKING:
     from residual_rl.envs.task_env import TaskEnv
@@ -170,6 +169,8 @@ class _RawPhysics:
     """Runs segments with `mj_step` alone, on `num_threads` threads that share a queue."""
 
     def __init__(self, num_threads: int, segments: list[Segment]):
+        from mujoco.rollout import Rollout
+
         self._jobs = sorted(segments, key=lambda s: len(s.commands), reverse=True)
         self._controls = [np.concatenate(s.commands)[None] for s in self._jobs]
         self._pool = ThreadPoolExecutor(num_threads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +12,14 @@ import torch
 import tyro
 
 from residual_rl.cli import demos
-from residual_rl.cli.flags import has_flag, parse_flags, parse_head, require_target, resume_folder
+from residual_rl.cli.flags import (
+    has_flag,
+    parse_flags,
+    parse_head,
+    require_target,
+    resume_folder,
+    settings_as_flags,
+)
 from residual_rl.config import from_plain
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 from residual_rl.evaluation.formatting import format_table
@@ -172,8 +180,9 @@ def _distill(teacher: Teacher, cfg: DistillCfg, imitation: ImitateCfg, out: Path
     console.print(format_table(evaluation))
     report = write_report(out, evaluation, plot=True)
     console.say(f"Policy: {out}", f"Report: {report}")
-    policy = ["--base-policy", summary["base_policy"], "--il-checkpoint", out]
-    console.say(f"Evaluate it: {shell_command('eval', task_id, *policy)}")
+    settings = settings_as_flags(task_id, teacher.exported.cfg.to_dict()["task"])
+    words = [*shlex.split(settings), "--base-policy", summary["base_policy"], "--il-checkpoint", out]
+    console.say(f"Evaluate it: {shell_command('eval', task_id, *words)}")
     return 0
 
 

@@ -7,6 +7,7 @@ whole commands.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 
 from residual_rl.errors import UnknownNameError
@@ -196,8 +197,10 @@ def hint(error: BaseException) -> str:
     """An explanation to append to the message of `error`, if an unknown name is one of another program's."""
     names = [cause.name for cause in _causes(error) if isinstance(cause, UnknownNameError)]
     found = [NAMES[name] for name in names if name in NAMES]
-    variants = [name for name in names if name.endswith(("-v0", "-v1", "-v2")) and name not in NAMES]
-    found += [f"a ManiSkill env is a setting: maniskill --env-id {name}" for name in variants]
+    envs = [name for name in names if re.search(r"-v\d+$", name) and name not in NAMES]
+    found += [
+        f"an env is a setting: gymnasium --env-id {name}, or maniskill --env-id {name}" for name in envs
+    ]
     return f"; {found[0]}" if found else ""
 
 

@@ -14,7 +14,7 @@ from residual_rl.cli.flags import HELP, has_flag, parse_flags, parse_head, setti
 from residual_rl.config import from_plain
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.imitation.config import ALGOS, ImitateCfg
-from residual_rl.registry import load
+from residual_rl.registry import TASKS, load
 from residual_rl.runs.locate import run_to_resume
 from residual_rl.runs.progress_bar import clock_time
 from residual_rl.runs.run_folder import RunFolder, output_folder
@@ -175,9 +175,12 @@ def _report(summary: dict[str, Any], out: Path, earlier: int | None) -> int:
         done = f"Nothing to train: the model has all of its {steps} (--total-steps N trains up to N)"
     console.say(f"{done}; best: {', '.join(found) or 'not evaluated'}.")
     console.say(f"Model: {out / summary['model']}")
-    # the next commands, with the task's settings as flags
-    settings = shlex.split(settings_as_flags(summary["task"], summary.get("task_settings") or {}))
-    words = [summary["task"], *settings, "--base-policy", summary["base_policy"], "--il-checkpoint", out]
+    # the next commands, with the task's settings as flags if the demonstrations name a task
+    words = ["TASK"]
+    if summary["task"] in {spec.id for spec in TASKS.all()}:
+        settings = settings_as_flags(summary["task"], summary.get("task_settings") or {})
+        words = [summary["task"], *shlex.split(settings)]
+    words += ["--base-policy", summary["base_policy"], "--il-checkpoint", str(out)]
     console.say(f"Evaluate it: {shell_command('eval', *words, '--n-episodes', 200)}")
     console.say(f"Train a residual on it: {shell_command('train', *words)}")
     return 0

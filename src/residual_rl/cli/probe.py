@@ -96,7 +96,7 @@ def measure(
     torch.set_num_threads(cfg.run.torch_threads)
     seeds = range(first_seed, first_seed + n_episodes)
     disturbed = max(1, n_episodes // 3)
-    envs = TASKS.get(cfg.task_id).eval_envs(min(num_envs or n_episodes, n_episodes))
+    envs = TASKS.get(cfg.task_id).eval_envs(min(num_envs or n_episodes, n_episodes), cfg.task)
     with ProgressBar(num_episodes(n_episodes, disturbed), unit="episodes", title="probe") as bar:
         measured = probe(cfg, seeds, disturbed, envs, bar.update)
     limit_episodes = hasattr(cfg.task, "max_episode_steps")

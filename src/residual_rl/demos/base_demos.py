@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from residual_rl.config import TrainCfg
+from residual_rl.demos.foreign import episode_in_task
 from residual_rl.errors import ResidualRLError
 from residual_rl.evaluation.probe_advice import TrainingDemos
 from residual_rl.registry import TASKS
@@ -29,7 +30,7 @@ def training_demos(cfg: TrainCfg) -> TrainingDemos:
     if not isinstance(recorded.get("demos"), str):
         return TrainingDemos(None, why_not="those that the base policy was trained on are not known")
     path = Path(recorded["demos"])
-    if not (exists(path) and path.is_file()):
+    if not exists(path):
         return TrainingDemos(
             None, why_not=f"{one_line(path)}, which the base policy was trained on, does not exist here"
         )
@@ -58,7 +59,7 @@ def _problem(path: Path, cfg: TrainCfg) -> str | None:
 
     try:
         with Demonstrations.open(path) as demos:
-            if demos.task_id != cfg.task_id:
+            if demos.names_task and demos.task_id != cfg.task_id:
                 return f"is of task {demos.task_id!r}"
             # the settings that critics depend on; None stands for the env's own choice
             mine = cfg.to_dict()["task"]
@@ -69,10 +70,15 @@ def _problem(path: Path, cfg: TrainCfg) -> str | None:
             missing = [key for key in _obs_keys(cfg) if key not in demos.obs_shapes]
             if missing:
                 return f"lacks the observation {missing[0]!r}"
-            first = demos.episode(0, ())
+            first = episode_in_task(demos, 0, (), cfg)
             if first.rewards is None or first.success is None:
                 return f"has no {'rewards' if first.rewards is None else 'successes'}"
-            if not any(entry.get("success") for entry in demos.episodes):
+            solved = (
+                (entry.get("success") for entry in demos.episodes)
+                if demos.names_task
+                else (episode_in_task(demos, i, (), cfg).succeeded for i in range(len(demos)))
+            )
+            if not any(solved):
                 return "has no successful episode"
     except ResidualRLError as error:
         return f"cannot be used: {error}"

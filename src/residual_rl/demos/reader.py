@@ -1,5 +1,5 @@
 """Reader of demonstration files: HDF5 in the layout of ManiSkill 3's trajectories, written by us or by
-ManiSkill.
+ManiSkill, and files of Minari and robomimic (see `demos.minari_files`, `demos.robomimic_files`).
 
 `FILE.h5` has a group `traj_<i>` per episode of T steps: `obs` (named arrays [T + 1, …], with "/" between the
 names of nested groups, or a single array, which is called `state`), `actions` [T, A], `terminated`,
@@ -16,7 +16,6 @@ each array is then checked instead.
 from __future__ import annotations
 
 import contextlib
-import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -26,18 +25,20 @@ import h5py
 import numpy as np
 
 from residual_rl.config import read_task_settings
-from residual_rl.demos import maniskill_files
+from residual_rl.demos import maniskill_files, minari_files, robomimic_files
+from residual_rl.demos.attributes import JSON, crc32, get_json
 from residual_rl.demos.checksum import verify_checksum
 from residual_rl.demos.episode import OPTIONAL_ARRAYS, Array, Demo, Tree
+from residual_rl.demos.foreign import ForeignFile
 from residual_rl.demos.hdf5 import Attributes, ChildFile, Hdf5File, LocalFile, NotNumbersError, Shapes
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 from residual_rl.registry import TASKS, TaskSpec, load
-from residual_rl.utils.files import parse_json
+from residual_rl.utils.text import shell_command
 
 FORMAT_VERSION = 1
 SUFFIXES = (".h5", ".hdf5")
-JSON, JSON_CRC, NUM_EPISODES = "json", "json_crc32", "num_episodes"
-"""Names of the attributes of our files."""
+NUM_EPISODES = "num_episodes"
+"""Name of an attribute of our files."""
 ARRAYS = ("actions", "terminated", "truncated")
 """Arrays that each trajectory has."""
 _FIX = "the file is damaged or incomplete: collect it again, or use an intact copy"
@@ -50,24 +51,22 @@ class Demonstrations:
     and a file that another process is writing a `ConfigError`.
 
     Args:
-        path: the HDF5 file.
+        path: the HDF5 file, or the folder of a dataset of Minari.
     """
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
         self._shapes: Shapes | None = None
         self._verified = False
+        self._foreign: ForeignFile | None = None
+        self._hdf5 = minari_files.data_file(self.path) if self.path.is_dir() else self.path
         self._file = self._opened()
         try:
             with self._reading("its description"):
                 attributes = self._file.attributes("/")
                 self.own = JSON in attributes
                 """Whether this package wrote the file."""
-                description = (
-                    self._describe_own(attributes)
-                    if self.own
-                    else maniskill_files.describe(self.path, self._file)
-                )
+                description = self._describe_own(attributes) if self.own else self._describe_other()
                 self._names, self._crcs, self.info = description
         except BaseException:
             self.close()
@@ -85,8 +84,18 @@ class Demonstrations:
         return entries
 
     @property
+    def program(self) -> str:
+        """The program that wrote the file."""
+        return "residual-rl" if self.own else self._foreign.program if self._foreign else "ManiSkill"
+
+    @property
+    def names_task(self) -> bool:
+        """Whether the file determines one of our tasks."""
+        return self._foreign is None
+
+    @property
     def task_id(self) -> str:
-        """Id of the task."""
+        """Id of the task; the env's id in a file that determines none."""
         spec = self._external_task()
         return self.env_id if spec is None else spec.id
 
@@ -97,8 +106,10 @@ class Demonstrations:
 
     @property
     def task_settings(self) -> dict[str, Any]:
-        """The settings of the task's envs. Raises `ConfigError` for a ManiSkill file with unsupported
-        actions."""
+        """The settings of the task's envs, as far as the file determines them. Raises `ConfigError` for a
+        ManiSkill file with unsupported actions."""
+        if self._foreign is not None:
+            return dict(self._foreign.task_settings)
         spec = self._external_task()
         if spec is not None and spec.external_trajectory_settings is not None:
             try:
@@ -117,10 +128,15 @@ class Demonstrations:
         """The settings of the task's envs, as the task's dataclass.
 
         Raises:
-            ConfigError: the task is not registered.
+            ConfigError: the task is not registered, or the file determines none.
             CheckpointError: this release does not accept the settings.
             ConsentError: they name code, and the user has neither signed nor confirmed them.
         """
+        if not self.names_task:
+            command = shell_command("demos", "convert", self.path, "--task", "TASK", "--output", "FILE")
+            raise ConfigError(
+                f"{self.path} is a file of {self.program}, which names no task: convert it with `{command}`"
+            )
         try:
             TASKS.get(self.task_id)
         except UnknownNameError as error:
@@ -140,6 +156,9 @@ class Demonstrations:
         if self._shapes is None:
             name = self._names[0]
             with self._reading(name):
+                if self._foreign is not None:
+                    self._shapes = self._foreign.shapes()
+                    return self._shapes
                 arrays = self._file.shapes(name)
                 self._require(name, arrays, ["actions"])
                 obs = {f"obs/{key}": arrays[path][1:] for key, path in _observations(arrays).items()}
@@ -156,6 +175,11 @@ class Demonstrations:
         """A, the number of action dimensions."""
         return int(self.shapes["actions"][0])
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of the HDF5 file."""
+        return self._hdf5.stat().st_size
+
     def __len__(self) -> int:
         return len(self._names)
 
@@ -171,7 +195,7 @@ class Demonstrations:
             raise ConfigError(f"{self.path} has the episodes 0 to {len(self) - 1}, not {index}")
         name = self._names[index]
         with self._reading(name):
-            demo = self._read(index, name, obs)
+            demo = self._foreign.episode(index, obs) if self._foreign else self._read(index, name, obs)
         problem = demo.problem()
         if problem is not None:
             raise self._error(name, problem)
@@ -197,8 +221,8 @@ class Demonstrations:
         self.close()
 
     def _external_task(self) -> TaskSpec | None:
-        """The task of a file that this package did not write; None for our files."""
-        if self.own:
+        """The task of a file of ManiSkill; None for others."""
+        if self.own or self._foreign:
             return None
         return next((spec for spec in TASKS.all() if spec.external_trajectory_settings is not None), None)
 
@@ -209,25 +233,27 @@ class Demonstrations:
     # --- reading ---
 
     def _opened(self) -> Hdf5File:
-        expected = "expected demonstrations: HDF5 in the layout of ManiSkill's trajectories"
+        expected = (
+            "expected demonstrations: HDF5 in the layout of ManiSkill's trajectories, Minari or robomimic"
+        )
         try:
-            self.path.open("rb").close()
+            self._hdf5.open("rb").close()
         except FileNotFoundError as error:
             raise CheckpointError(f"{self.path} does not exist; {expected}") from error
         except OSError as error:
             raise CheckpointError(f"cannot read {self.path}: {error.strerror}; {expected}") from error
-        if not h5py.is_hdf5(self.path):
+        if not h5py.is_hdf5(self._hdf5):
             raise CheckpointError(f"{self.path} is not an HDF5 file; {expected}")
         with self._reading("its beginning"):
-            self._verified = verify_checksum(self.path)
-            return LocalFile(self.path) if self._verified else ChildFile(self.path)
+            self._verified = verify_checksum(self._hdf5)
+            return LocalFile(self._hdf5) if self._verified else ChildFile(self._hdf5)
 
     @contextlib.contextmanager
     def _reading(self, what: str) -> Iterator[None]:
         """Turn exceptions of h5py into errors that name `what` part of the file."""
         try:
             yield
-        except (CheckpointError, UnknownNameError):
+        except (CheckpointError, ConfigError, UnknownNameError):
             raise
         except BlockingIOError as error:
             raise ConfigError(f"{self.path} is being written by another process; wait for it") from error
@@ -257,6 +283,17 @@ class Demonstrations:
                 )
             if key not in arrays:
                 raise self._error(name, f"lacks {key!r}")
+
+    def _describe_other(self) -> tuple[list[str], list[dict[str, int] | None], dict[str, Any]]:
+        """The description of a file of another program, which its groups tell."""
+        groups = self._file.names()
+        if "episode_0" in groups:
+            self._foreign = minari_files.MinariFile(self.path, self._file, self._hdf5.parent)
+        elif robomimic_files.DATA in groups:
+            self._foreign = robomimic_files.RobomimicFile(self.path, self._file)
+        else:
+            return maniskill_files.describe(self.path, self._file)
+        return self._foreign.names, [None] * len(self._foreign.names), self._foreign.info
 
     def _describe_own(
         self, attributes: Attributes
@@ -330,27 +367,6 @@ class Demonstrations:
 
 class _UnsupportedError(Exception):
     """The content is intact, but not what this package reads; the message ends with the fix."""
-
-
-def put_json(node: h5py.Group, text: str) -> None:
-    """Store the JSON `text` in the attributes of `node`."""
-    node.attrs[JSON], node.attrs[JSON_CRC] = text, zlib.crc32(text.encode())
-
-
-def get_json(attributes: Attributes) -> dict[str, Any]:
-    """Read the text that `put_json` stored. Raises `ValueError` if it is damaged."""
-    text = str(attributes[JSON])
-    if zlib.crc32(text.encode()) != int(attributes[JSON_CRC]):
-        raise ValueError("its CRC-32 differs")
-    document: dict[str, Any] = parse_json(text)
-    return document
-
-
-def crc32(value: Array) -> int:
-    """Checksum of an array's type, shape and bytes."""
-    return zlib.crc32(
-        np.ascontiguousarray(value).data, zlib.crc32(f"{value.dtype.str}{value.shape}".encode())
-    )
 
 
 def _below(arrays: Shapes, group: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
 from residual_rl.composition import Composition, compose, decompose, make_composition, residual_penalty
 from residual_rl.config import TrainCfg
+from residual_rl.demos.foreign import episode_in_task
 from residual_rl.envs.spaces import BASE_OBS
 from residual_rl.errors import ConfigError
 from residual_rl.factory import task_settings, with_obs_keys
@@ -74,7 +75,8 @@ def episodes(demos: Demonstrations, cfg: TrainCfg, env: ResidualEnv) -> Iterator
     count = min(len(demos), getattr(cfg.learner, "demo_episodes", None) or len(demos))
     for first in range(0, count, env.num_envs):
         names = {*base_policy.policy.inputs, *obs_keys}
-        batch = [demos.episode(i, names) for i in range(first, min(first + env.num_envs, count))]
+        last = min(first + env.num_envs, count)
+        batch = [episode_in_task(demos, i, names, cfg) for i in range(first, last)]
         slices = [DemoSlice(demo, _length(demo)) for demo in batch]
         base, seen, scales = _query_base_policy(slices, base_policy, cfg, env)
         for env_id, episode in enumerate(slices):
@@ -233,7 +235,7 @@ def _check(
 ) -> None:
     """Raise `ConfigError` if the demonstrations do not fit the task, the learner or the base policy."""
     # Task and actions.
-    if demos.task_id != cfg.task_id:
+    if demos.names_task and demos.task_id != cfg.task_id:
         raise ConfigError(
             f"{demos.path} has demonstrations of task {demos.task_id!r}, but this run trains on "
             f"{cfg.task_id!r}: collect them with `residual-rl demos collect {cfg.task_id}`"

@@ -20,9 +20,11 @@ from typing import Any
 import h5py
 import numpy as np
 
+from residual_rl.demos.attributes import crc32, put_json
 from residual_rl.demos.checksum import append_checksum
 from residual_rl.demos.episode import Array, Demo, Tree
-from residual_rl.demos.reader import FORMAT_VERSION, NUM_EPISODES, SUFFIXES, crc32, put_json
+from residual_rl.demos.reader import FORMAT_VERSION, NUM_EPISODES, SUFFIXES
+from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
 from residual_rl.utils.files import TEMP_SUFFIX, make_folder, replacing, to_json, write_json, writing
 from residual_rl.utils.provenance import git_state, versions
@@ -69,6 +71,13 @@ def describe(
         "versions": versions(),
         **more,
     }
+
+
+def action_units(env: VecEnv) -> dict[str, Any]:
+    """What the actions of `env` mean in physical units, or in those of another program, for `describe`."""
+    units = {"action_unit": env.action_unit.tolist(), "action_unit_name": env.action_unit_name}
+    centre = {} if env.action_centre is None else {"action_centre": env.action_centre.tolist()}
+    return units | centre
 
 
 class DemoWriter:

@@ -34,6 +34,8 @@ class StepCheck:
             NonFiniteError: names the value and the envs.
         """
         floats = {name: value for name, value in values.items() if value.is_floating_point()}
+        if not floats:  # an env that observes only images
+            return
         largest = torch.cat([value.flatten(1) for value in floats.values()], 1).abs().amax()
         if largest < VERY_LARGE:  # false for NaN
             return

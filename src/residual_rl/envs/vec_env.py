@@ -96,6 +96,9 @@ class VecEnv(gymnasium.vector.VectorEnv):
     """The unit of `action_unit`: "rad" or "m"; "env unit" if the env does not say which."""
     action_unit: Tensor
     """[A]: the physical value of an action of 1, in `action_unit_name`."""
+    action_centre: Tensor | None = None
+    """[A]: what an action of 0 stands for, in `action_unit_name`, for envs of other programs: their own
+    action is `action_centre + action_unit * action`."""
     residual_unit: Tensor | None = None
     """[A]: the action change of a residual of 1 at a scale of 1; None means 1. It is smaller than 1 where the
     action range is wider than a residual should be."""

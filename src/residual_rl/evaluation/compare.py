@@ -38,7 +38,7 @@ def run_episodes(
     Returns:
         The metrics of each episode, as `evaluate` returns them.
     """
-    num_envs = TASKS.get(cfg.task_id).eval_envs(min(len(seeds), num_envs))
+    num_envs = TASKS.get(cfg.task_id).eval_envs(min(len(seeds), num_envs), cfg.task)
     env = make_residual_env(cfg, num_envs, base_policy_id=base_policy_id)
     if exported is not None:
         env.residual_scale = exported.residual_scale

@@ -35,7 +35,7 @@ def make_eval_env(cfg: TrainCfg) -> ResidualEnv:
     episodes = cfg.run.eval_episodes
     if cfg.run.sim_device == "cpu":
         episodes = min(episodes, max(32, math.ceil(episodes / 2)))
-    return make_residual_env(cfg, TASKS.get(cfg.task_id).eval_envs(episodes))
+    return make_residual_env(cfg, TASKS.get(cfg.task_id).eval_envs(episodes, cfg.task))
 
 
 class ModelSelection:

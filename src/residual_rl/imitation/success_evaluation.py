@@ -41,7 +41,7 @@ class SuccessEvaluation:
                 " --eval-freq 0"
             ) from error
         spec = TASKS.get(demos.task_id)
-        self.env = load(spec.make)(cfg, spec.eval_envs(episodes), num_threads, "cpu")
+        self.env = load(spec.make)(cfg, spec.eval_envs(episodes, cfg), num_threads, "cpu")
         self._seeds = range(TRAINING_EVAL_SEED, TRAINING_EVAL_SEED + episodes)
         self._share, self._begin = share, time.perf_counter()
         self._last, self._warned = 0.0, False

@@ -41,6 +41,7 @@ from residual_rl.runs.run_folder import RunFolder
 from residual_rl.types import BasePolicy, Metrics, State
 from residual_rl.utils.files import write_json
 from residual_rl.utils.signals import stop_signals
+from residual_rl.utils.text import shell_command
 from residual_rl.utils.threads import network_threads
 
 VAL_WINDOWS = 4096
@@ -184,7 +185,13 @@ class Trainer(ResumableTrainer):
         self.evaluation: SuccessEvaluation | None = None
         action_unit = info.get("action_unit")
         action_unit_name = info.get("action_unit_name")
-        if cfg.eval_freq:
+        if cfg.eval_freq and not demos.names_task:
+            _log.warning(
+                "%s names no task, so success is not evaluated during training; `%s` adds a task",
+                path,
+                shell_command("demos", "convert", path, "--task", "TASK", "--output", "FILE"),
+            )
+        elif cfg.eval_freq:
             self.evaluation = SuccessEvaluation(demos, cfg.eval_episodes, cfg.num_threads, cfg.eval_share)
             action_unit = self.evaluation.env.action_unit.tolist()
             action_unit_name = self.evaluation.env.action_unit_name

@@ -36,12 +36,11 @@ from residual_rl.lerobot.support import (
     ENVIRONMENT_STATE,
     STATE,
     quiet,
-    replacing_folder,
     require_lerobot,
 )
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.types import BasePolicy, State
-from residual_rl.utils.files import write_json
+from residual_rl.utils.files import replacing_folder, write_json
 
 LAST = "last"
 """Folder of the policy at the end or interruption of training; the best one is in `pretrained_model`."""

@@ -38,13 +38,12 @@ from residual_rl.lerobot.support import (
     STATE,
     joint_features,
     quiet,
-    replacing_folder,
     require_lerobot,
     video_backend,
 )
 from residual_rl.registry import TASKS
 from residual_rl.robots.hardware_units import HardwareUnits
-from residual_rl.utils.files import write_json
+from residual_rl.utils.files import replacing_folder, write_json
 from residual_rl.utils.validation import CheckedCfg, PositiveInt
 
 SIDE_FILE = "meta/residual_rl.json"

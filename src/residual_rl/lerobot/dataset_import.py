@@ -91,7 +91,9 @@ class Conversion:
     largest: float = 0.0
     """Largest lag, in hardware units."""
     clipped: int = 0
-    """Number of values clipped to their joint's range."""
+    """Number of values clipped to their bounds."""
+    bounds: str = "the range of their joint"
+    """Name of these bounds."""
 
 
 class Converter:

@@ -6,13 +6,9 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import io
-import os
 import re
-import secrets
-import shutil
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,7 +16,6 @@ from torch import Tensor
 from residual_rl.base_policies.lerobot import JointUnits
 from residual_rl.errors import ConfigError, MissingDependencyError
 from residual_rl.robots.hardware_units import HardwareUnits
-from residual_rl.utils.files import TEMP_SUFFIX, make_folder, writing
 
 OLDEST, BELOW = "0.4.4", "0.7"
 """Supported LeRobot releases: at least the first and below the second. Tested with 0.4.4 and 0.6.1."""
@@ -63,47 +58,6 @@ def _numbers(version: str) -> tuple[int, ...]:
 def is_hub_id(name: str) -> bool:
     """Whether `name` could be a repository on the Hugging Face hub: `owner/name`."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
-
-
-@contextlib.contextmanager
-def replacing_folder(path: Path, replace: bool = False) -> Iterator[Path]:
-    """Write a folder atomically: the block writes to the yielded temporary folder, which then becomes `path`.
-
-    If the block fails, the temporary folder is removed and `path` is unchanged.
-
-    Args:
-        path: the final folder.
-        replace: whether an existing folder may be replaced.
-
-    Raises:
-        WriteError: the folder cannot be written.
-        ConfigError: `path` exists and may not be replaced.
-    """
-    if path.exists() and not replace:
-        raise ConfigError(f"{path} already exists; choose another --output-dir")
-    name = f".{path.name}.{secrets.token_hex(4)}"
-    temp, old = path.parent / f"{name}{TEMP_SUFFIX}", path.parent / f"{name}.old{TEMP_SUFFIX}"
-    make_folder(path.parent)
-    try:
-        with writing(path):
-            yield temp
-            for part in [*temp.rglob("*"), temp]:
-                _sync(part)
-            if path.exists():
-                os.rename(path, old)
-            os.rename(temp, path)
-            _sync(path.parent)
-    finally:
-        for leftover in (temp, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -122,7 +122,7 @@ class KinematicChain:
 
         Raises `ModelError` if there is no such site, or if a joint is neither a hinge nor a slide.
         """
-        import mujoco
+        from residual_rl.utils.mujoco_library import mujoco
 
         # Find the bodies from the site to the world.
         site_id = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, site)
@@ -164,9 +164,10 @@ class KinematicChain:
         """The chain of joints from the root to `link` in the text of a URDF, which MuJoCo parses.
 
         Only these joints are passed to MuJoCo, without geometry, inertia and limits, so that meshes need not
-        be on disk. Raises `ModelError` if there is no such link or chain, or if the text is not a URDF.
+        be on disk. Raises `ModelError` if there is no such link or chain, or if the text is not a URDF, and
+        `MissingDependencyError` without MuJoCo.
         """
-        import mujoco
+        from residual_rl.utils.mujoco_library import mujoco
 
         try:
             spec = mujoco.MjSpec.from_string(_chain_urdf(urdf, link))

@@ -27,8 +27,9 @@ from residual_rl.envs.sanity_checks import (
     random_actions,
     roll_out,
 )
+from residual_rl.envs.spaces import observed
 from residual_rl.envs.vec_env import VecEnv
-from residual_rl.errors import NonFiniteError
+from residual_rl.errors import ConfigError, NonFiniteError
 from residual_rl.registry import TaskSpec, load
 from residual_rl.types import Obs
 
@@ -63,9 +64,6 @@ class Amounts:
 
 FULL = Amounts()
 QUICK = Amounts(oracle_episodes=20, zero_action_envs=2, replay_steps=40, random_steps=40)
-_NO_ORACLE = Check(
-    "oracle", "a base policy that solves the task", "not checked: the task has no oracle", True
-)
 
 
 def examine(
@@ -90,17 +88,19 @@ def generic_checks(
     spec: TaskSpec, cfg: Any, quick: bool = False, report: Callable[[str], None] = lambda _: None
 ) -> Iterator[Check]:
     """Run the checks that apply to any task. The arguments are those of `examine`."""
-    amounts = (QUICK if quick else FULL).at_most(spec.max_eval_envs)
+    amounts = (QUICK if quick else FULL).at_most(spec.eval_limit(cfg))
 
-    default = spec.default_config()
-    if spec.variant is not None:
-        default = dataclasses.replace(default, **{spec.variant: getattr(cfg, spec.variant)})
+    # the default settings of the same variant of the task
+    same = {name: getattr(cfg, name) for name in (spec.variant, *spec.demo_settings) if name is not None}
+    default = dataclasses.replace(spec.default_config(), **same)
 
     def make(num_envs: int, num_threads: int = 0, cfg: Any = cfg) -> VecEnv:
         env: VecEnv = load(spec.make)(cfg, num_envs, num_threads, "cpu")
         return env
 
+    oracle, why = _find_oracle(spec.oracle, make)
     groups: dict[str, Callable[[], Iterable[Check]]] = {
+        "properties": lambda: describe_env(make(1)),
         "zero action": lambda: check_zero_action(make(amounts.zero_action_envs)),
         "random actions": lambda: check_random_actions(
             make(amounts.random_action_envs), amounts.random_steps // 10
@@ -110,15 +110,29 @@ def generic_checks(
             make(amounts.other_seed_envs), lambda: make(amounts.other_seed_envs, cfg=default)
         ),
         "oracle": lambda: (
-            check_oracle(make(amounts.oracle_episodes), spec.oracle)
-            if spec.oracle is not None
-            else [_NO_ORACLE]
+            check_oracle(make(amounts.oracle_episodes), oracle)
+            if oracle is not None
+            else [Check("oracle", "a base policy that solves the task", f"not checked: {why}", True)]
         ),
-        "determinism": lambda: check_determinism(make, spec.oracle, amounts),
+        "determinism": lambda: check_determinism(make, oracle, amounts),
     }
     for name, checks in groups.items():
         report(name)
         yield from _guarded(name, checks)
+
+
+def _find_oracle(oracle: str | None, make: Callable[[int], VecEnv]) -> tuple[str | None, str]:
+    """The task's oracle if it can act in its envs, and otherwise None and the reason."""
+    if oracle is None:
+        return None, "the task has no oracle"
+    env = make(1)
+    try:
+        make_base_policy(oracle, None, env)
+    except ConfigError as error:
+        return None, str(error)
+    finally:
+        env.close()
+    return oracle, ""
 
 
 def _make_policy(base_policy_id: str, env: VecEnv) -> BasePolicyExecutor:
@@ -134,6 +148,20 @@ def _guarded(name: str, checks: Callable[[], Iterable[Check]]) -> Iterator[Check
 
 
 # --- checks ---
+
+
+def describe_env(env: VecEnv) -> Iterator[Check]:
+    """What the env offers, for a person to compare with its documentation."""
+    shapes = {name: "x".join(map(str, space.shape or (1,))) for name, space in observed(env).items()}
+    env.close()
+    steps, hz = env.max_episode_steps, env.control_hz
+    rows = {
+        "observations": ", ".join(f"{name} {shape}" for name, shape in shapes.items()),
+        "actions": f"{len(env.action_unit)}, of which 1 means {_span(env.action_unit)} {env.action_unit_name}",
+        "episodes": f"at most {steps} steps at {hz:g} Hz, {steps / hz:.3g} s",
+    }
+    for name, measured in rows.items():
+        yield Check(name, "as documented", measured, True)
 
 
 def check_zero_action(env: VecEnv) -> Iterator[Check]:
@@ -273,7 +301,7 @@ def check_determinism(
     reference_env = make(max(amounts.batch_sizes), THREAD_COUNTS[0])
     seeds = doctor_seeds(reference_env.num_envs)
     if not reference_env.deterministic:
-        yield Check("determinism", "not promised by this sim_backend", "not checked", True)
+        yield Check("determinism", "not promised by this env", "not checked", True)
         return
     act = closed_loop(make_base_policy(oracle, None, reference_env)) if oracle is not None else None
     actions: list[Tensor] = []
@@ -357,5 +385,5 @@ def format_table(title: str, checks: Iterable[Check]) -> Table:
 def _span(values: Tensor) -> str:
     if not len(values):
         return "none"
-    low, high = int(values.min()), int(values.max())
-    return f"{low}" if low == high else f"{low} to {high}"
+    low, high = values.min().item(), values.max().item()
+    return f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"

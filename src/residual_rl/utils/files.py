@@ -12,6 +12,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,39 @@ def to_json(obj: Any, indent: int | None = None) -> str:
     """
     text = json.dumps(_plain(obj, ""), indent=indent, allow_nan=False, ensure_ascii=False)
     return encode(text).decode()
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path, replace: bool = False) -> Iterator[Path]:
+    """Write a folder atomically: the block writes to the yielded temporary folder, which then becomes `path`.
+
+    If the block fails, the temporary folder is removed and `path` is unchanged.
+
+    Args:
+        path: the final folder.
+        replace: whether an existing folder may be replaced.
+
+    Raises:
+        WriteError: the folder cannot be written.
+        ConfigError: `path` exists and may not be replaced.
+    """
+    if path.exists() and not replace:
+        raise ConfigError(f"{path} already exists; choose another --output-dir")
+    name = f".{path.name}.{secrets.token_hex(4)}"
+    temp, old = path.parent / f"{name}{TEMP_SUFFIX}", path.parent / f"{name}.old{TEMP_SUFFIX}"
+    make_folder(path.parent)
+    try:
+        with writing(path):
+            yield temp
+            for part in [*temp.rglob("*"), temp]:
+                _sync(part)
+            if path.exists():
+                os.rename(path, old)
+            os.rename(temp, path)
+            _sync(path.parent)
+    finally:
+        for leftover in (temp, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -12,6 +12,8 @@ SUBCOMMANDS = {
     "collect": "run a policy and store its episodes: residual-rl demos collect TASK [options]",
     "info": "summarise a file: residual-rl demos info FILE [--episodes]",
     "replay": "execute the stored actions again: residual-rl demos replay FILE [options]",
+    "convert": "read a file of Minari or robomimic: residual-rl demos convert FILE --task TASK [options]",
+    "to-minari": "write a dataset of Minari from a file of demonstrations",
     "to-lerobot": "write a LeRobot dataset from a file of demonstrations",
     "from-lerobot": "write a file of demonstrations from a LeRobot dataset",
 }
@@ -19,6 +21,8 @@ _MODULES = {
     "collect": "collect:collect_episodes",
     "info": "info:main",
     "replay": "replay:main",
+    "convert": "convert:main",
+    "to-minari": "minari_datasets:to_minari",
     "to-lerobot": "lerobot_datasets:to_lerobot",
     "from-lerobot": "lerobot_datasets:from_lerobot",
 }

@@ -25,7 +25,7 @@ from residual_rl.demos.collect import (
     max_envs_in_memory,
 )
 from residual_rl.demos.episode import Planner
-from residual_rl.demos.writer import DemoWriter, check_output, describe
+from residual_rl.demos.writer import DemoWriter, action_units, check_output, describe
 from residual_rl.errors import ConfigError
 from residual_rl.evaluation.evaluate import no_residual
 from residual_rl.exported_policy import ExportedPolicy
@@ -208,8 +208,7 @@ def _describe(
         settings,
         max_episode_steps=env.vec_env.max_episode_steps,
         control_hz=env.vec_env.control_hz,
-        action_unit=env.vec_env.action_unit.tolist(),
-        action_unit_name=env.vec_env.action_unit_name,
+        **action_units(env.vec_env),
         signature=sign_task_settings(cfg.task_id, settings),
         source_type="policy" if exported is None else "rl",
         source_desc=name,

@@ -36,13 +36,12 @@ def main(argv: Sequence[str]) -> int:
         low = min(float(part.actions.min()) for part in parts)
         high = max(float(part.actions.max()) for part in parts)
         median = sorted(lengths)[len(lengths) // 2]
-        stored_by = "residual-rl" if demos.own else "ManiSkill"
         success = (
             f"{sum(known)} of {len(known)} ({100 * sum(known) / len(known):.1f} %)" if known else "not stored"
         )
         # the rows of the table
         shapes = ", ".join(f"{name} {list(shape)}" for name, shape in demos.obs_shapes.items())
-        rows = {"task": f"{demos.env_id} (as {stored_by} stores it)"}
+        rows = {"task": f"{demos.env_id} (as {demos.program} stores it)"}
         if demos.own:
             rows["settings"] = settings_as_flags(demos.task_id, demos.task_settings) or "defaults of the task"
         rows |= {
@@ -54,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
             "actions": f"[{demos.action_dim}], from {low:.3g} to {high:.3g}",
             "also stored": ", ".join(name for name in _ALSO_STORED if _has(parts[0], name)) or "nothing",
             "noise": _noise_of(info),
-            "size": f"{demos.path.stat().st_size / 1e6:.1f} MB",
+            "size": f"{demos.num_bytes / 1e6:.1f} MB",
         }
         # print them, and on request a table of the episodes
         table = Table("", str(demos.path), show_lines=False)

@@ -12,12 +12,14 @@ import tyro
 
 from residual_rl.cli.flags import HELP, parse_flags, parse_head
 from residual_rl.config import TrainCfg, read_task_settings, sign_task_settings
+from residual_rl.demos.foreign import demo_in_task
 from residual_rl.demos.reader import Demonstrations
-from residual_rl.demos.writer import DemoWriter, check_output, describe
+from residual_rl.demos.writer import DemoWriter, action_units, check_output, describe
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
 from residual_rl.lerobot.dataset_export import ExportCfg, export
 from residual_rl.lerobot.dataset_import import LAG, Converter, ImportCfg, Recording
+from residual_rl.lerobot.plain_import import PlainConverter
 from residual_rl.registry import TASKS, load
 from residual_rl.runs.progress_bar import ProgressBar
 from residual_rl.utils.console import Console
@@ -91,15 +93,18 @@ def _write(recording: Recording, task_id: str, flags: ImportFlags, cfg: ImportCf
     env: VecEnv = load(TASKS.get(task_id).make)(settings, 1, 1, "cpu")
     with contextlib.closing(env):
         # the conversion replays each recording in the env, which computes the values that the dataset lacks
-        converter = Converter(recording, env, task_id, cfg)
+        converter: Converter | PlainConverter = (
+            Converter(recording, env, task_id, cfg)
+            if env.action_centre is None
+            else PlainConverter(recording, env, task_id, cfg)
+        )
         plain_settings = plain(settings)
         info = describe(
             task_id,
             plain_settings,
             max_episode_steps=env.max_episode_steps,
             control_hz=env.control_hz,
-            action_unit=env.action_unit.tolist(),
-            action_unit_name=env.action_unit_name,
+            **action_units(env),
             source_type="lerobot",
             signature=sign_task_settings(task_id, plain_settings),
             source_desc=f"LeRobot dataset {recording.source}",
@@ -111,7 +116,7 @@ def _write(recording: Recording, task_id: str, flags: ImportFlags, cfg: ImportCf
             ProgressBar(total, unit="episodes", title="from-lerobot") as bar,
         ):
             for demo in converter.episodes():
-                writer.add(demo)
+                writer.add(demo_in_task(demo, task_id, settings, recording.source))
                 bar.update(writer.num_episodes, None)
     _print_summary(out, writer.published, converter)
     return 0
@@ -143,12 +148,13 @@ def _long_enough(settings: Any, recording: Recording) -> Any:
     """The settings with a step limit of at least the longest episode, so that no replay is truncated."""
     seconds = max(float(episode.frames.times[-1]) for episode in recording.episodes())
     longest = round(seconds * recording.fps)
-    if longest > getattr(settings, "max_episode_steps", longest):
+    limit = getattr(settings, "max_episode_steps", None)
+    if limit is not None and longest > limit:
         return dataclasses.replace(settings, max_episode_steps=longest)
     return settings
 
 
-def _print_summary(out: Path, episodes: int, converter: Converter) -> None:
+def _print_summary(out: Path, episodes: int, converter: Converter | PlainConverter) -> None:
     console, done = Console(), converter.conversion
     lines = [f"{out} contains {episodes} episodes, {done.steps:,} steps"]
     if done.late:
@@ -157,7 +163,7 @@ def _print_summary(out: Path, episodes: int, converter: Converter) -> None:
             f"the recording, by {done.largest:.1f} at most: the actions of the task are too slow"
         )
     if done.clipped:
-        lines.append(f"{done.clipped:,} values were clipped to the range of their joint")
+        lines.append(f"{done.clipped:,} values were clipped to {done.bounds}")
     for line in lines:
         console.say(line)
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from residual_rl.envs.mujoco.gl_backend import headless_backend
 from residual_rl.errors import ConfigError
 from residual_rl.utils.sensitive import CodeName, CodeNames, Sensitive
 from residual_rl.utils.validation import CheckedCfg, NumThreads, PositiveFloat, PositiveInt
@@ -75,4 +76,5 @@ class GymnasiumEnvCfg(CheckedCfg):
             **{name: getattr(self, name) for name in (*names, "max_episode_steps")},
             "success_keys": self.success_keys or None,
             "make_kwargs": make_kwargs,
+            "mujoco_gl": headless_backend() if self.render else "",
         }

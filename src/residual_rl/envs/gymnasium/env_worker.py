@@ -42,6 +42,8 @@ class EnvWorker:
 
     def __init__(self, settings: dict[str, Any], num_envs: int):
         self._settings, self._name = settings, settings["env_id"]
+        if settings["mujoco_gl"]:  # MuJoCo reads it when it is imported
+            os.environ["MUJOCO_GL"] = settings["mujoco_gl"]
         for module in settings["env_modules"]:
             _load(module)
         adapter_class = _adapter_class(settings["adapter"])
@@ -63,6 +65,7 @@ class EnvWorker:
             "max_episode_steps": self._max_episode_steps,
             "control_hz": _control_hz(env.env),
             "action_unit": env.actions.unit.tolist(),
+            "action_centre": env.actions.centre.tolist(),
             "observations": env.layout(),
             "ignored": env.observations.ignored,
         }

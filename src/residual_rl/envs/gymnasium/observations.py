@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,16 @@ class Observations:
             for leaf in self._leaves
             if leaf.is_image or not is_state
         }
+
+    @property
+    def named(self) -> Mapping[str, Leaf]:
+        """The entries by the name of their array, without `state`."""
+        return self._named
+
+    @property
+    def numbers(self) -> Sequence[Leaf]:
+        """The entries that make up `state`, in its order."""
+        return self._numbers
 
     def layout(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and dtype of each array by name."""

@@ -69,7 +69,8 @@ class SingleEnv:
             self.actions = ActionRange(self.env.action_space, env_id)
         except ValueError as error:
             raise EnvRefusedError(str(error)) from None
-        self._has_expert = adapter_class.expert is not Adapter.expert
+        # an adapter sets `expert` to None for an env without one
+        self._has_expert = adapter_class.expert is not Adapter.expert and self.adapter.expert is not None
         # an adapter that observes something else: its first observation has the shapes
         space = self.env.observation_space
         self._observes = adapter_class.observe is not Adapter.observe

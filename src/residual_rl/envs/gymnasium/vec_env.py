@@ -108,6 +108,7 @@ class GymVecEnv(VecEnv):
         self.task_name = cfg.env_id
         self.control_hz = cfg.control_hz or description["control_hz"] or _DEFAULT_HZ
         self.action_unit = torch.tensor(description["action_unit"], dtype=torch.float32)
+        self.action_centre = torch.tensor(description["action_centre"], dtype=torch.float32)
         probe = self._probe(description)
         self.deterministic = not probe["difference"]
         self._reports_action = probe["reports_action"]

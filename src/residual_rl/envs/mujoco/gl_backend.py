@@ -85,6 +85,17 @@ def gl_context_class() -> type[Any]:
         raise MissingDependencyError(f"OpenGL ({name}: {error})", _FIX) from error
 
 
+def headless_backend() -> str:
+    """The value of `MUJOCO_GL` with which other processes can render: "egl" or "osmesa". Empty where that
+    variable is set, where a display is named, or where neither library works."""
+    if _backend() or display_is_named():
+        return ""
+    try:
+        return _first_that_works()
+    except MissingDependencyError:
+        return ""
+
+
 def display_is_named() -> bool:
     """Whether the environment names a display. The viewer's `require_display` also checks that it works."""
     return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

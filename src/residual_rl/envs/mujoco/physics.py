@@ -6,8 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import mujoco
-import mujoco.batch
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,6 +14,7 @@ from torch import Tensor
 from residual_rl.envs.task import Quantities
 from residual_rl.errors import ConfigError, NonFiniteError
 from residual_rl.types import State
+from residual_rl.utils.mujoco_library import mujoco
 from residual_rl.utils.threads import simulator_threads
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from residual_rl.envs.mujoco.gl_backend import gl_context_class
 from residual_rl.errors import ConfigError, MissingDependencyError, UnknownNameError
+from residual_rl.utils.mujoco_library import mujoco
 from residual_rl.utils.text import one_line
 from residual_rl.utils.threads import simulator_threads
 

@@ -47,7 +47,7 @@ class OffPolicyCfg(CheckedCfg):
     utd: PositiveFloat = 1.0
     """Update-to-data ratio: gradient steps of the critics per step."""
     demos: str | None = None
-    """File of additional demonstrations, written by `residual-rl demos collect`."""
+    """Additional demonstrations, written by `residual-rl demos collect`, Minari or robomimic."""
     demo_episodes: PositiveInt | None = None
     """Number of demonstrations to use, from the start of the file. None: all."""
     demo_share: Correlation = 0.0

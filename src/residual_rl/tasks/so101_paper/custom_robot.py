@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import mujoco
 import numpy as np
 
 from residual_rl.errors import ModelError
@@ -17,6 +16,7 @@ from residual_rl.tasks.so101_paper.robot import (
     add_servos,
     build_robot,
 )
+from residual_rl.utils.mujoco_library import mujoco
 from residual_rl.utils.text import one_line
 
 _HOME_TOLERANCE = 0.05

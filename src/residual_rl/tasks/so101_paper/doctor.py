@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-import mujoco
 import numpy as np
 import torch
 
@@ -24,6 +23,7 @@ from residual_rl.tasks.so101_paper.stability_check import (
     check_stability,
     physics_of,
 )
+from residual_rl.utils.mujoco_library import mujoco
 
 
 def doctor(cfg: SO101PaperCfg, quick: bool, make_policy: MakePolicy) -> Iterator[Check]:

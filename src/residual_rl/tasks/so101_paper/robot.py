@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import mujoco
-
 from residual_rl.tasks.so101_paper.robot_visuals import add_visuals
+from residual_rl.utils.mujoco_library import mujoco
 
 
 @dataclass(frozen=True)

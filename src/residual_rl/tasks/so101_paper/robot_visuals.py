@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import mujoco
 import numpy as np
+
+from residual_rl.utils.mujoco_library import mujoco
 
 Vec = tuple[float, float, float]
 

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import mujoco
 import numpy as np
 from annotated_types import Interval
 
@@ -27,6 +26,7 @@ from residual_rl.tasks.so101_paper.robot import (
     SERVO_OLD,
     build_robot,
 )
+from residual_rl.utils.mujoco_library import mujoco
 from residual_rl.utils.text import one_line
 from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, PositiveFloat
 
