@@ -149,7 +149,7 @@ def test_expert_cfg__wrong_settings_are_errors(env: GymVecEnv) -> None:
     with pytest.raises(ConfigError, match="noise must be at least 0"):
         ExpertCfg(noise=-0.1)
     without = make_vec_env("gymnasium", 1, num_threads=1, **TOY)
-    with pytest.raises(ConfigError, match="this env has no expert.*--adapter"):
+    with pytest.raises(ConfigError, match=r"this env has no expert.*--adapter"):
         make_base_policy(ID, None, without)
     without.close()
 

@@ -38,7 +38,8 @@ class ExpertPolicy(BasePolicy):
             raise ConfigError(f"bias must have 1 or {num_actions} values, not {len(cfg.bias)}")
         # noise differs between states in which the expert acts alike
         noise_inputs = ("state",) if cfg.noise and "state" in names else ()
-        self.inputs = {name: shape_of(env, name) for name in (EXPERT_ACTION, *noise_inputs)}
+        inputs = (EXPERT_ACTION, *noise_inputs)
+        self.inputs = {name: shape_of(env, name) for name in inputs}  # type: ignore[misc]
         self._cfg = cfg
         self._bias = torch.tensor(cfg.bias or (0.0,), device=env.device)
 

@@ -112,9 +112,10 @@ def _parse(target: str, argv: Sequence[str], cfg: TrainCfg) -> tuple[ServeFlags,
 
 
 def _make_service(flags: ServeFlags, cfg: TrainCfg) -> PolicyService:
-    env = load(TASKS.get(cfg.task_id).make)(
-        cfg.task, flags.max_sessions, cfg.run.num_threads, cfg.run.sim_device
-    )
+    # an env for each session; where envs are costly, no more than evaluations may have
+    spec = TASKS.get(cfg.task_id)
+    num_envs = spec.eval_envs(flags.max_sessions, cfg.task)
+    env = load(spec.make)(cfg.task, num_envs, cfg.run.num_threads, cfg.run.sim_device)
     protocol: Protocol = flags.protocol
     units: ActionUnits = flags.action_units or ("normalized" if protocol == "openpi" else "hardware")
     # name -> key: the inverse of the pairs

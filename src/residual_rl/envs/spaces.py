@@ -16,8 +16,8 @@ CHUNK_OBS = ("base_chunk", "chunk_position")
 BASE_OBS = ("base_action", "elapsed_steps", *CHUNK_OBS)
 """The observations of a residual policy that do not come from the env."""
 EXPERT_ACTION = "expert_action"
-"""The action [A] of an env's scripted expert, which the base policy `expert` executes. What is learned does not
-observe it by default: a residual has `base_action`, and an imitation of the expert would copy it."""
+"""The action [A] of an env's scripted expert, which the base policy `expert` executes. What is learned does
+not observe it by default: a residual has `base_action`, and an imitation of the expert would copy it."""
 
 
 def observed(env: VecEnv) -> Mapping[str, spaces.Space[Any]]:

@@ -157,7 +157,7 @@ def describe_env(env: VecEnv) -> Iterator[Check]:
     steps, hz = env.max_episode_steps, env.control_hz
     rows = {
         "observations": ", ".join(f"{name} {shape}" for name, shape in shapes.items()),
-        "actions": f"{len(env.action_unit)}, of which 1 means {_span(env.action_unit)} {env.action_unit_name}",
+        "actions": f"{len(env.action_unit)}; 1 means {_span(env.action_unit)} {env.action_unit_name}",
         "episodes": f"at most {steps} steps at {hz:g} Hz, {steps / hz:.3g} s",
     }
     for name, measured in rows.items():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import residual_rl
 from residual_rl.errors import MissingDependencyError
+from residual_rl.registry import load
 from residual_rl.tasks.gymnasium.config import GymnasiumCfg
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 CHECKOUT = Path(residual_rl.__file__).parents[2]
 """The folder in which `make setup-NAME` creates environments."""
 _ADAPTERS = Path(__file__).with_name("adapters")
+_FACTORY = "residual_rl.tasks.gymnasium.factory:make"
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,14 @@ class EnvPackage:
 
     def make(self, cfg: GymnasiumCfg, num_envs: int, num_threads: int, device: str) -> GymVecEnv:
         """The vec_env of `cfg`, where an empty `python` or `adapter` stands for those of this package."""
-        from residual_rl.tasks.gymnasium.factory import make
-
         complete = dataclasses.replace(
             cfg,
             python=cfg.python or self.python(),
             adapter=cfg.adapter or (self.adapter and str(_ADAPTERS / self.adapter)),
             env_modules=(*self.env_modules, *cfg.env_modules),
         )
-        return make(complete, num_envs, num_threads, device)
+        env: GymVecEnv = load(_FACTORY)(complete, num_envs, num_threads, device)
+        return env
 
     def python(self) -> str:
         """The interpreter of `make setup-NAME`, or else "", this one.

@@ -29,7 +29,7 @@ def use_integer_joint_types() -> None:
     members = mujoco.mjtJoint.__members__
     seen = types.ModuleType("mujoco")
     seen.__dict__.update(mujoco.__dict__)
-    seen.mjtJoint = types.SimpleNamespace(**{name: int(value) for name, value in members.items()})
+    seen.__dict__["mjtJoint"] = types.SimpleNamespace(**{name: int(value) for name, value in members.items()})
     mujoco_utils.mujoco = seen
 
 
@@ -61,16 +61,17 @@ class FetchAdapter:
         import gymnasium
 
         use_integer_joint_types()
-        self._script = next((script for name, script in _SCRIPTS.items() if env_id.startswith(name)), None)
+        self._script: Any = next((s for name, s in _SCRIPTS.items() if env_id.startswith(name)), None)
         if self._script is None:
-            self.expert = None
+            self.expert = None  # type: ignore[assignment, method-assign]
         env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
         keep_state_in_render(env.unwrapped)
         return env
 
     def expert(self, env: Any, obs: dict[str, NDArray[Any]]) -> NDArray[Any]:  # noqa: ARG002
         """The action of the scripted policy: the change of the gripper's position, and its opening."""
-        return self._script(obs["observation"], obs["desired_goal"])
+        action: NDArray[Any] = self._script(obs["observation"], obs["desired_goal"])
+        return action
 
 
 def _reach(state: NDArray[Any], goal: NDArray[Any]) -> NDArray[Any]:
@@ -102,7 +103,7 @@ def _pick_and_place(state: NDArray[Any], goal: NDArray[Any]) -> NDArray[Any]:
     cube, offset, opening = state[3:6], state[6:9], state[9] + state[10]
     aligned = np.linalg.norm(offset[:2]) < 0.015
     if not aligned:
-        return _move(state, cube + [0.0, 0.0, _HOVER], opening=1.0)
+        return _move(state, cube + np.array([0.0, 0.0, _HOVER]), opening=1.0)
     if abs(offset[2]) > 0.015:
         return _move(state, cube, opening=1.0)
     if opening > 0.055:

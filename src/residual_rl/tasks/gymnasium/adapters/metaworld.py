@@ -19,12 +19,13 @@ class MetaWorldAdapter:
     def make(self, env_id: str, kwargs: dict[str, Any]) -> Any:
         """The env, whose first 500 steps and later ones are alike."""
         import metaworld
+        from gymnasium.error import NameNotFound
         from metaworld.policies import ENV_POLICY_MAP
 
         kwargs = {name: value for name, value in kwargs.items() if name != "max_episode_steps"}
         known = metaworld.env_dict.ENV_CLS_MAP
         if env_id not in known:
-            raise ValueError(f"MetaWorld has no env {env_id!r}; it has {', '.join(sorted(known))}")
+            raise NameNotFound(f"MetaWorld has no env {env_id!r}; it has {', '.join(sorted(known))}")
         kwargs = {"camera_name": "corner2", **kwargs}
         env = known[env_id](**kwargs)
         if kwargs["camera_name"].startswith("corner"):  # these cameras are mounted upside down
