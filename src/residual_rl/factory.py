@@ -14,11 +14,12 @@ from residual_rl.chunk_residual_env import ChunkResidualEnv
 from residual_rl.composition import make_composition
 from residual_rl.config import TrainCfg, replace_fields
 from residual_rl.envs.spaces import CHUNK_OBS, EXPERT_ACTION
+from residual_rl.envs.start_states import StartStates
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
 from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS, load
 from residual_rl.residual_env import ResidualEnv
-from residual_rl.types import Learner
+from residual_rl.types import ChoosesStartStates, Learner
 
 
 def make_vec_env(
@@ -130,13 +131,16 @@ def task_settings(cfg: TrainCfg, env: VecEnv) -> dict[str, Any]:
 
 
 def make_learner(cfg: TrainCfg, env: ResidualEnv) -> Learner:
-    """Construct the learner of a run for the spaces of `env`, on the learner's device."""
+    """Construct the learner of a run for the spaces of `env`, on the learner's device. If it chooses start
+    states and `env` can be put back into them, `env` keeps them from now on."""
     cfg = with_obs_keys(cfg, env)
     make = load(LEARNERS.get(cfg.learner_id).make)
     device = usable_device(cfg.run.device)
     learner: Learner = make(
         cfg.learner, env.observation_space, env.action_dim, env.num_envs, device, cfg.run.seed
     )
+    if isinstance(learner, ChoosesStartStates) and env.can_restore:
+        env.start_states = StartStates(learner.restart_share, cfg.run.seed)
     return learner
 
 

@@ -15,7 +15,6 @@ import torch
 
 from residual_rl.config import TrainCfg
 from residual_rl.demos.transitions import load_demonstrations
-from residual_rl.envs.start_states import StartStates
 from residual_rl.errors import BasePolicyError, CheckpointError, NonFiniteError
 from residual_rl.evaluation.deployment import Deployment
 from residual_rl.evaluation.selection import ModelSelection, make_eval_env, unconfirmed
@@ -64,8 +63,6 @@ class Runner:
         self._env_in_use = self.env
         """The env being stepped, for error reports."""
         self.learner = make_learner(cfg, self.env)
-        if isinstance(self.learner, ChoosesStartStates) and self.env.can_restore:
-            self.env.start_states = StartStates(self.learner.restart_share, cfg.run.seed)
         self._steps_per_iteration = self.learner.num_steps * self.env.num_envs * self.env.steps_per_action
         """Env steps of an iteration; with whole chunks at most, since envs may wait for others."""
         num_iterations = max(cfg.run.total_timesteps // self._steps_per_iteration, 1)
@@ -189,9 +186,8 @@ class Runner:
             self.progress.decisions += 1
             return
         names = ("success_once", "episode_return", "episode_length")
-        success, returns, lengths = (final[name].float().tolist() for name in names)
-        counts = (~info["restarted"]).tolist()
-        self.progress.add_episodes(ended.tolist(), success, returns, lengths, counts)
+        results = [final[name].float().tolist() for name in names]
+        self.progress.add_episodes(ended.tolist(), *results, counts=(~info["restarted"]).tolist())
 
     @property
     def _finished(self) -> bool:

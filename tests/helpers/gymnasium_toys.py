@@ -89,6 +89,8 @@ class Point(gymnasium.Env):
             del info["success"]
         if self.habit == "clips":
             info["executed_action"] = executed
+        if self.habit == "quiet" and self.steps > 20:
+            del info["distance"]
         failed = self.habit == "fails" and self.steps >= self.at_step
         return self._obs(), -distance, failed, False, info
 

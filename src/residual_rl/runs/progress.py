@@ -53,6 +53,7 @@ class Progress:
         success: list[float],
         returns: list[float],
         lengths: list[float],
+        *,
         counts: list[bool] | None = None,
     ) -> None:
         """Count a decision of all envs, with the results of the episodes that it ended, [B] each. Only those

@@ -110,6 +110,14 @@ def test_gym_vec_env__metrics_of_the_env_have_a_prefix(make: Make) -> None:
     assert env.step_info_names["task_metrics"] == ("env_distance", "env_seed")
 
 
+def test_gym_vec_env__metric_that_the_env_leaves_out_keeps_its_value(make: Make) -> None:
+    env = make("quiet", end_at_success=False)
+    env.reset(seed=4)
+    distances = [env.step(torch.zeros(2, 2))[4]["task_metrics"]["env_distance"].tolist() for _ in range(22)]
+    assert distances[19] == distances[20] == distances[21]
+    assert distances[18] != distances[19]
+
+
 def test_reward_mode__sparse_is_one_at_success_and_env_is_its_own(make: Make) -> None:
     reward, terminated, _, success = run_to_success(make())
     assert success.any()

@@ -44,7 +44,7 @@ class ActionRange:
         """[A] float64: the change that a normalised change of 1 stands for."""
 
     def raw(self, actions: NDArray[np.float32]) -> NDArray[Any]:
-        """The env's actions for normalised ones [A] or [n, A]: equal to them where the bounds are -1 and 1."""
+        """The env's actions for normalised ones [A] or [n, A]: equal where the bounds are -1 and 1."""
         raw = self.centre + self.unit * actions
         raw = np.minimum(np.maximum(raw, self._low), self._high)  # in case of rounding; faster than clip
         if self._is_integer:

@@ -24,8 +24,8 @@ class GymnasiumEnvCfg(CheckedCfg):
     env_modules: CodeNames = ()
     """Modules to import first, or files `FILE.py`, which register the env with Gymnasium."""
     python: CodeName = ""
-    """Interpreter of the processes that step the envs, such as `venv/bin/python`. It needs NumPy, Gymnasium
-    and the env's packages, not this package. Empty: this interpreter."""
+    """Interpreter of the processes that step the envs, such as `venv/bin/python`: Python 3.10 or newer with
+    NumPy, Gymnasium and the env's packages. It does not need this package. Empty: this interpreter."""
     adapter: CodeName = ""
     """`module:Class` or `FILE.py:Class`: a class that replaces parts of how the env is created, seeded and
     read; see `docs/environments.md`."""

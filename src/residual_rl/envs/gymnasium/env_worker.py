@@ -94,14 +94,14 @@ class EnvWorker:
         arrays, ids = self._arrays, np.flatnonzero(self._arrays["active"]).tolist()
         raw_actions = self._envs[0].actions.raw(arrays["action"])
         steps = [self._envs[i].step(raw_actions[i]) for i in ids]
-        for i, step in zip(ids, steps):  # noqa: B905 (`strict` needs Python 3.10)
+        for i, step in zip(ids, steps, strict=True):
             self._write(i, step.obs)
         arrays["reward"][ids] = [step.reward for step in steps]
         arrays["flags"][ids] = [(step.success, step.terminated, step.truncated) for step in steps]
         if self._metrics:
-            arrays["metrics"][ids] = [self._metrics_of(i, step) for i, step in zip(ids, steps)]  # noqa: B905
+            arrays["metrics"][ids] = [self._metrics_of(i, step) for i, step in zip(ids, steps, strict=True)]
         if "executed_action" in arrays:
-            for i, step in zip(ids, steps):  # noqa: B905
+            for i, step in zip(ids, steps, strict=True):
                 executed = step.executed_action
                 arrays["executed_action"][i] = arrays["action"][i] if executed is None else executed
 
@@ -124,7 +124,7 @@ class EnvWorker:
         values = [number(step.info.get(name)) for name in self._metrics]
         if None in values:
             last = self._arrays["metrics"][i].tolist()
-            values = [old if new is None else new for old, new in zip(last, values)]  # noqa: B905
+            values = [old if new is None else new for old, new in zip(last, values, strict=True)]
         return values  # type: ignore[return-value]
 
     def _write(self, i: int, obs: dict[str, NDArray[Any]]) -> None:

@@ -92,7 +92,7 @@ def _info_to_the_end(env: SingleEnv, max_episode_steps: int) -> dict[str, Any]:
 
 def _difference(first: list[Any], again: list[Any]) -> str:
     """The first value that differs, in words; empty if none does."""
-    for i, (one, other) in enumerate(zip(first, again)):  # noqa: B905 (the lengths are compared below)
+    for i, (one, other) in enumerate(zip(first, again, strict=False)):  # the lengths are compared below
         values, others = _values(one), _values(other)
         for name, value in values.items():
             if value != others[name]:
