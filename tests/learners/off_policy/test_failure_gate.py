@@ -66,7 +66,7 @@ def test_share__is_zero_everywhere_before_the_thresholds_are_set() -> None:
 )
 def test_share__follows_the_most_hopeful_member(probabilities: list[float], share: float) -> None:
     gate = make_gate()
-    gate.set_thresholds(0.3)
+    gate.set_threshold(0.3)
     set_probabilities(gate, probabilities)
     assert float(gate.share(torch.randn(1, 2), torch.zeros(1))) == pytest.approx(share, abs=1e-4)
 
@@ -79,7 +79,7 @@ def test_share__follows_the_most_hopeful_member(probabilities: list[float], shar
     [
         (0.0, 4 / 6, 0.0),  # four successes are to come, and two failures
         (19.6, 2 / 4, 0.0),  # 20 steps: those of 30 and 40 steps are to come
-        (30.0, 1 / 3, 0.25),  # (0.4 - 1/3) / (0.4 - 0.4/3)
+        (30.0, 1 / 3, 0.5),  # (0.5 - 1/3) / (0.5 - 0.5/3)
         (40.0, 0.0, 1.0),
         (400.0, 0.0, 1.0),
     ],
@@ -89,16 +89,26 @@ def test_share__opens_with_the_time_that_successes_take(
 ) -> None:
     gate = make_gate()
     set_probabilities(gate, [0.9] * 5)
-    gate.set_thresholds(0.4)
+    gate.set_threshold(0.4)
     gate.set_lengths([10, 20, 30, 40], 2)
     time = torch.tensor([elapsed])
     assert float(gate.late_success(time)) == pytest.approx(late_success, abs=0.01)
     assert float(gate.share(torch.zeros(1, 2), time)) == pytest.approx(share, abs=0.03)
 
 
+def test_share__opens_with_time_over_a_weak_base_once_its_successes_are_over() -> None:
+    gate = make_gate()
+    set_probabilities(gate, [0.9] * 5)
+    gate.set_threshold(0.1)
+    gate.set_lengths([10, 20], 8)  # r: 2/10 at the start, 1/9 after 10 steps
+    shares = [float(gate.share(torch.zeros(1, 2), torch.tensor([t]))) for t in (0.0, 10.0, 20.0)]
+    # (0.2 - 1/9) / (0.2 - 0.2/3)
+    assert shares == pytest.approx([0.0, 2 / 3, 1.0], abs=0.03)
+
+
 def test_set_lengths__gate_is_open_where_the_base_never_succeeds() -> None:
     gate = make_gate()
-    gate.set_thresholds(0.3)
+    gate.set_threshold(0.3)
     gate.set_lengths([], 5)
     assert gate.share(torch.zeros(2, 2), torch.tensor([0.0, 7.0])).flatten().tolist() == [1.0, 1.0]
 
@@ -106,7 +116,7 @@ def test_set_lengths__gate_is_open_where_the_base_never_succeeds() -> None:
 def test_set_lengths__gate_does_not_open_with_time_where_the_base_never_fails() -> None:
     gate = make_gate()
     set_probabilities(gate, [0.9] * 5)
-    gate.set_thresholds(0.3)
+    gate.set_threshold(0.3)
     gate.set_lengths([10, 20], 0)
     assert gate.share(torch.zeros(1, 2), torch.tensor([15.0])).item() == 0.0
 
@@ -176,7 +186,6 @@ def test_calibrate__opens_in_a_given_share_of_the_solved_episodes(false_alarms: 
     trainer.gate.members.forward = logits  # type: ignore[method-assign]
     metrics = trainer.calibrate(unchanged)
     assert metrics["gate/threshold"] == pytest.approx(high)
-    assert float(trainer.gate.low) == pytest.approx(high / 3.0)
     assert metrics["gate/failures_found"] == float(high > 0.15)
 
 

@@ -72,7 +72,7 @@ def step(
 
 def open_gate(learner: GatedSAC, share: float = 1.0) -> None:
     """Let the gate's share be `share` everywhere: all members predict this probability of success."""
-    learner.gate.set_thresholds(0.3)
+    learner.gate.set_threshold(0.3)
     probability = 0.3 - share * 0.2
     learner.gate.members.weights[-1].data.zero_()
     learner.gate.members.biases[-1].data.fill_(float(torch.tensor(probability).logit()))

@@ -19,6 +19,8 @@ from residual_rl.learners.off_policy.critics import Critics
 from residual_rl.types import State
 
 _SMALLEST = 1e-6
+_EVEN = 0.5
+"""Probability of success up to which the residual may act at most."""
 _NUM_QUANTILES = 101
 _NO_LENGTH = 1e9
 """Length of a success while none is known."""
@@ -32,9 +34,10 @@ class FailureGate(nn.Module):
     time t since the episode's start: of the episodes that the base policy has not solved by then, it solves
     the share r(t) = (successes longer than t) / (successes longer than t + failures).
 
-        share(s, t) = clip((high - min(max_i p_i(s), r(t))) / (high - low), 0, 1)
+        share(s, t) = max(ramp(max_i p_i(s), high), ramp(r(t), min(r(0), 0.5)))
+        ramp(p, high) = clip((high - p) / (high - high / 3), 0, 1)
 
-    It is 0 everywhere until the thresholds are set.
+    It is 0 everywhere until the threshold `high` is set.
 
     Args:
         cfg: the learner's settings.
@@ -43,7 +46,6 @@ class FailureGate(nn.Module):
     """
 
     high: Tensor
-    low: Tensor
     success_lengths: Tensor
     odds_of_failure: Tensor
 
@@ -52,7 +54,6 @@ class FailureGate(nn.Module):
         sizes = (obs_dim, *cfg.gate_hidden_sizes, 1)
         self.members = Critics(cfg.gate_members, sizes, "relu", True, 0.0, generator)
         self.register_buffer("high", torch.zeros(()))
-        self.register_buffer("low", torch.zeros(()))
         self.register_buffer("success_lengths", torch.full((_NUM_QUANTILES,), _NO_LENGTH))
         """Quantiles of the lengths of the base policy's successes, evenly spaced."""
         self.register_buffer("odds_of_failure", torch.zeros(()))
@@ -77,8 +78,10 @@ class FailureGate(nn.Module):
         """The share [..., 1] of the residual that acts at `obs` [..., O], `elapsed` [...] steps after the
         start of the episode."""
         hopeful = self.success_probability(obs.reshape(-1, obs.shape[-1])).amax(0)
-        hopeful = hopeful.view(elapsed.shape).minimum(self.late_success(elapsed))
-        return ((self.high - hopeful) / (self.high - self.low + _SMALLEST)).clamp(0.0, 1.0)[..., None]
+        stuck = _ramp(hopeful.view(elapsed.shape), self.high)
+        at_start = self.late_success(torch.zeros_like(self.high))
+        late = _ramp(self.late_success(elapsed), at_start.clamp(_SMALLEST, _EVEN))
+        return (stuck.maximum(late) * (self.high > 0.0))[..., None]
 
     def set_lengths(self, success_lengths: Sequence[int], num_failures: int) -> None:
         """Set r(t) from the lengths of the base policy's successes and the number of its failures."""
@@ -91,10 +94,14 @@ class FailureGate(nn.Module):
         self.success_lengths.copy_(lengths.sort().values[rows])
         self.odds_of_failure.fill_(num_failures / len(success_lengths))
 
-    def set_thresholds(self, high: float) -> None:
-        """Open from `high` downwards, and entirely at `high / 3`."""
+    def set_threshold(self, high: float) -> None:
+        """Open from a probability of `high` downwards, and entirely at a third of it."""
         self.high.fill_(high)
-        self.low.fill_(high / 3.0)
+
+
+def _ramp(probability: Tensor, high: Tensor) -> Tensor:
+    """0 from `high` upwards, and 1 up to a third of it."""
+    return ((high - probability) / (high - high / 3.0).clamp(min=_SMALLEST)).clamp(0.0, 1.0)
 
 
 class GateTrainer:
@@ -217,11 +224,11 @@ class GateTrainer:
         least = least.scatter_reduce(0, index, hopeful[valid], "amin")
         solved = torch.zeros(len(episodes), device=self.device)
         solved = solved.scatter_reduce(0, index, self._success[:filled][valid], "amax") > 0.0
-        high = 0.5
+        high = _EVEN
         if solved.any():
             high = float(least[solved].quantile(self.cfg.gate_false_alarms))
-        high = min(max(high, 0.1), 0.5)
-        self.gate.set_thresholds(high)
+        high = min(max(high, 0.1), _EVEN)
+        self.gate.set_threshold(high)
         self.gate.set_lengths(self.success_lengths, self.num_episodes[0])
         found = (least[~solved] < high).float().mean() if (~solved).any() else torch.zeros(())
         return {"gate/threshold": high, "gate/failures_found": float(found)}
