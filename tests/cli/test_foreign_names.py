@@ -62,7 +62,8 @@ def test_describe_foreign_flags__our_own_flags_are_none() -> None:
         # names
         ("train franka", "ManiSkill's Franka arm is the robot panda: train maniskill --robot-uids panda"),
         ("eval franka", "ManiSkill's Franka arm is the robot panda: train maniskill --robot-uids panda"),
-        ("train PickCube-v1", "; a ManiSkill env is a setting: maniskill --env-id PickCube-v1"),
+        ("train PickCube-v1", "gymnasium --env-id PickCube-v1, or maniskill --env-id PickCube-v1"),
+        ("train push-v3", "; an env is a setting: gymnasium --env-id push-v3"),
         ("train so101-paper --base-policy groot", "; GR00T is the base policy gr00t"),
         ("train so101-paper --learner pi-dec", "; the learner is policy-decorator"),
     ],

@@ -426,7 +426,7 @@ def test_sensitive_fields__are_refused_in_foreign_files_and_accepted_when_confir
     part, config = registered_configs()[name]
     id = name.split()[1]
     hint = typing.get_type_hints(config)[field]
-    value = 1234 if hint is int else ["gift"] if typing.get_origin(hint) is tuple else "ws://gift:1"
+    value = 1234 if hint is int else ["gift=1"] if typing.get_origin(hint) is tuple else "ws://gift:1"
     more = {"policies": ["jacobian", "zero"], "mode": "switch"} if field == "switch" else {}
 
     def change(settings: dict[str, Any]) -> None:
@@ -450,7 +450,7 @@ HARMLESS_TEXTS = {
     "observation policies prompt revision settings switch_on task_description vec_normalize",
     "learner": "critic_obs_keys demos obs_keys",
     "run": "device sim_device",
-    "task": "control_mode obs_cameras render_backend reward_mode robot_uids robot_xml",
+    "task": "control_mode obs_cameras render_backend reward_mode robot_uids robot_xml success_keys",
 }
 """Settings of type text, or list of texts, that neither name code nor an address nor a path to write to.
 Paths here are read, with the readers' own checks; `settings` are those of a hybrid, which are walked."""

@@ -50,8 +50,8 @@ def point_checks(defect: str = "", **spec: Any) -> list[Check]:
 def test_generic_checks__pass_on_a_correct_env() -> None:
     checks = point_checks()
     assert not failed(checks)
-    # seven checks, two reward terms, six numbers of envs and threads
-    assert len(checks) == len({check.name for check in checks}) == 7 + 2 + 6
+    # three properties, seven checks, two reward terms, six numbers of envs and threads
+    assert len(checks) == len({check.name for check in checks}) == 3 + 7 + 2 + 6
     by_name = {check.name: check for check in checks}
     assert by_name["base policy 'homing' solves it"].measured.startswith("100%")
     assert by_name["determinism, envs 7, threads 2"].measured == "identical: 28 episodes"
@@ -82,6 +82,21 @@ def test_generic_checks__each_defect_fails_its_check(defect: str, names: set[str
     # with these defects the oracle fails as well
     if len(names) == 1 and defect not in ("never terminates", "out of bounds"):
         assert found == names
+
+
+def test_describe_env__shows_observations_actions_and_episodes() -> None:
+    env = fakes.PointEnv(fakes.PointCfg(max_episode_steps=12), 1)
+    rows = {check.name: check.measured for check in doctor.describe_env(env)}
+    assert rows["observations"] == "joint_position 2, position 2, state 5"
+    assert rows["actions"].startswith("2; 1 means ")
+    assert rows["episodes"] == f"at most 12 steps at {env.control_hz:g} Hz, {12 / env.control_hz:.3g} s"
+
+
+def test_generic_checks__an_oracle_that_cannot_act_in_the_env_is_left_out() -> None:
+    """The oracle `expert` of a task whose env has none."""
+    by_name = {check.name: check for check in point_checks(oracle="expert")}
+    assert not failed(by_name.values())
+    assert "this env has no expert" in by_name["oracle"].measured
 
 
 def test_check_determinism__names_the_first_difference() -> None:
@@ -128,7 +143,8 @@ def test_generic_checks__divergence_is_a_failed_check(monkeypatch: pytest.Monkey
     monkeypatch.setattr(doctor, "check_zero_action", diverge)
     checks = point_checks()
     assert failed(checks) == {"zero action"}
-    assert checks[0].measured == "the simulation diverged in env(s) [3]"
+    (check,) = [check for check in checks if not check.ok]
+    assert check.measured == "the simulation diverged in env(s) [3]"
 
 
 def test_check_other_seed__constant_start_is_allowed_only_for_settings_of_the_user() -> None:
@@ -197,6 +213,7 @@ def test_examine__runs_the_checks_of_the_task_first(monkeypatch: pytest.MonkeyPa
     )
     assert groups == [
         "the task's own checks",
+        "properties",
         "zero action",
         "random actions",
         "same seed",

@@ -47,7 +47,8 @@ class ServeFlags(CheckedCfg):
     task: str | None = None
     """Task of a base policy; a run has its own."""
     max_sessions: PositiveInt = 256
-    """Largest number of sessions: a robot uses one, a training run one for each env."""
+    """Largest number of sessions: a robot uses one, a training run one for each env. A task with --eval-envs
+    has at most that many."""
     idle_minutes: PositiveFloat = 30.0
     """Time without a request after which the sessions of a client are closed [min]."""
     action_units: ActionUnits | None = None

@@ -14,6 +14,7 @@ import pytest
 from tiny_runs import Fails, slow
 
 from residual_rl.cli.main import main
+from residual_rl.cli.train import parse
 from residual_rl.config import TrainCfg
 from residual_rl.errors import ConfigError, MissingDependencyError
 from residual_rl.factory import make_vec_env
@@ -45,6 +46,14 @@ def test_learner_overrides__bootstrapping_follows_the_kind_of_reward(
 ) -> None:
     cfg = TrainCfg.default("gymnasium", None, learner, variant=reward)
     assert cfg.learner.bootstrap_at_done == bootstrap
+
+
+def test_reward_mode__is_a_flag_on_which_other_defaults_depend() -> None:
+    for words in ([], ["--base-policy", "expert"], ["--learner", "ppo"]):
+        cfg = parse("gymnasium", ["--env-id", "A-v0", *words, "--reward-mode", "env"]).cfg
+        assert (cfg.task.reward_mode, cfg.learner.bootstrap_at_done) == ("env", "always")
+    words = ["--reward-mode", "env", "--bootstrap-at-done", "never"]
+    assert parse("gymnasium", words).cfg.learner.bootstrap_at_done == "never"
 
 
 def test_learner_overrides__published_settings_are_kept() -> None:
