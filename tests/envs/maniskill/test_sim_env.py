@@ -276,7 +276,7 @@ def test_parallel_envs__exception_of_a_task_is_in_the_error(
     env.reset(seed=0)
     with pytest.raises(
         WorkerError,
-        match=r"\(env 0\) raised RuntimeError: the gripper fell off; last lines .*breaking_task.py",
+        match=r"\(env 0\) raised RuntimeError: the gripper fell off \(at .*breaking_task\.py:6\); last lines",
     ):
         env.step(torch.zeros(2, 8))
 
