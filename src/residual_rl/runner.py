@@ -97,6 +97,7 @@ class Runner:
         progress = self.progress
         self.timer.setup = time.perf_counter() - self._started
         session = self._started - self.wall_time
+        self.folder.stamp_env(self.env.vec_env.software)
         # without a first evaluation, what an earlier session logged is dropped: training starts anew
         resume_step = -1 if progress.best is None else progress.logged
         with (

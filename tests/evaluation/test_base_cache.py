@@ -264,3 +264,12 @@ def test_code_of__changes_with_any_file_of_a_package(tmp_path: Path, monkeypatch
     assert code_of("no_such_module_of_this_test") is None
     assert len(str(code_of("point_runs"))) == 64
     assert len(str(code_of("residual_rl"))) == 64
+
+
+def test_base_evaluations__depend_on_the_versions_of_another_interpreter(evaluations: list[int]) -> None:
+    cfg = point_runs.config()
+    for version in ("3.0", "3.1", "3.0"):
+        env = make_residual_env(cfg, 3)
+        env.vec_env.software = {"metaworld": version}
+        BaseEvaluations(cfg, env)(SEEDS)
+    assert evaluations == [2]

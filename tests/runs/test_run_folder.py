@@ -214,3 +214,11 @@ def test_to_json__refuses_numbers_that_are_not_finite(tmp_path: Path, bad: float
 def test_to_json__refuses_unsupported_types() -> None:
     with pytest.raises(ConfigError, match=r"^a\.b is a complex"):
         to_json({"a": {"b": 1j}})
+
+
+def test_stamp_env__versions_of_another_interpreter_are_stored(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.stamp_env({})
+    assert not run.env_versions_file.exists()
+    run.stamp_env({"python": "3.9.1", "metaworld": "3.0"})
+    assert json.loads((tmp_path / "env_versions.json").read_text()) == {"python": "3.9.1", "metaworld": "3.0"}

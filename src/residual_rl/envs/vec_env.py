@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import gymnasium
@@ -118,6 +119,8 @@ class VecEnv(gymnasium.vector.VectorEnv):
     """The simulator's name of the task, for envs that cover more than one."""
     control_mode: str = ""
     """The simulator's name of the action space, for simulators that offer several."""
+    software: Mapping[str, str] = MappingProxyType({})
+    """Versions of Python and packages in the interpreter that steps the envs, if it is not this one."""
     can_restore: bool = False
     """Whether `snapshot` and `restore` work."""
     joint_step: Tensor | None = None

@@ -32,7 +32,17 @@ from residual_rl.utils.sensitive import sensitive_values
 from residual_rl.utils.signature import digest_of
 
 FORMAT_VERSION = 1
-PACKAGES = ("torch", "numpy", "mujoco", "mani_skill", "sapien", "diffusers", "lerobot", "stable_baselines3")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "gymnasium",
+    "mujoco",
+    "mani_skill",
+    "sapien",
+    "diffusers",
+    "lerobot",
+    "stable_baselines3",
+)
 """Libraries on whose version a base policy or an env may depend."""
 _TRAINING_STATE = ("checkpoints", "replay", "tensorboard")
 """Folders of a run that no base policy reads."""
@@ -140,6 +150,7 @@ def _key(cfg: TrainCfg, env: ResidualEnv) -> dict[str, Any]:
         "executed": executed,
         "code": _code(cfg),
         "packages": {name: _version(name) for name in PACKAGES},
+        "env_software": env.vec_env.software,
         "machine": [machine()["cpu"], cfg.run.sim_device, cfg.run.torch_threads],
     }
     return dict(plain(key))

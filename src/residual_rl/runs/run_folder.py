@@ -11,7 +11,7 @@ import os
 import platform
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -88,6 +88,8 @@ class RunFolder:
         """The policy at the end of training."""
         self.interrupted_model = self.path / "interrupted_model"
         """The policy when a signal, such as that of Ctrl-C, stopped training."""
+        self.env_versions_file = self.path / "env_versions.json"
+        """Versions in the interpreter that steps the envs, if it is another one."""
         self.eval_results = self.path / "eval_results"
         """Evaluations during training, and plots."""
         self.tensorboard = self.path / "tensorboard"
@@ -125,6 +127,12 @@ class RunFolder:
         with self._hold():
             self._stamp(command)
         return self
+
+    def stamp_env(self, software: Mapping[str, str]) -> None:
+        """Write `env_versions.json`, with the versions in the interpreter that steps the envs; nothing if
+        there are none, because it is this one."""
+        if software:
+            write_json(self.env_versions_file, dict(software))
 
     def refuse_links(self) -> None:
         """Raise `ConfigError` for a symbolic link in the folder: writing would follow it to another place,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -500,6 +501,8 @@ def test_python__steps_the_envs_in_an_interpreter_without_torch(
         assert subprocess.run([other_python, "-c", f"import {package}"], capture_output=True).returncode == 1
     settings = {"adapter": f"{gymnasium_toys.FILE}:Expert", "num_envs": 3, "num_workers": 2}
     mine, theirs = make(**settings), make(**settings, python=other_python)
+    assert not mine.software
+    assert theirs.software["python"] == platform.python_version()
     obs, _ = mine.reset(seed=0)
     their_obs, _ = theirs.reset(seed=0)
     for _ in range(31):

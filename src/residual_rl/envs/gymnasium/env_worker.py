@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import inspect
 import os
+import platform
 import sys
 import types
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -68,6 +70,10 @@ class EnvWorker:
             "action_centre": env.actions.centre.tolist(),
             "observations": env.layout(),
             "ignored": env.observations.ignored,
+            "software": {
+                "python": platform.python_version(),
+                **{d.name: d.version for d in metadata.distributions() if d.name},
+            },
         }
 
     def probe(self) -> dict[str, Any]:

@@ -106,6 +106,8 @@ class GymVecEnv(VecEnv):
         self.max_episode_steps = description["max_episode_steps"]
         self.success_terminates = cfg.end_at_success
         self.task_name = cfg.env_id
+        if cfg.python:
+            self.software = dict(sorted(description["software"].items()))
         self.control_hz = cfg.control_hz or description["control_hz"] or _DEFAULT_HZ
         self.action_unit = torch.tensor(description["action_unit"], dtype=torch.float32)
         self.action_centre = torch.tensor(description["action_centre"], dtype=torch.float32)
