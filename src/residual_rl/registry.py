@@ -99,6 +99,8 @@ class TaskSpec:
     much memory. A task whose settings have `eval_envs` leaves it to its users."""
     oracle: str | None = None
     """Id of a base policy that solves the task, for the sanity suite and demonstrations."""
+    oracle_success: float = 0.9
+    """Success rate of the oracle below which the sanity suite reports a failure."""
     planners: Mapping[str, str] = field(default_factory=dict)
     """Motion planners for demonstrations, by their name for `--policy`: `make(cfg, num_workers, time_limit)
     -> Planner`; see `residual_rl.demos.collect`."""

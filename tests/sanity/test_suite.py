@@ -117,6 +117,13 @@ def test_check_oracle__fails_if_the_oracle_does_not_solve_the_task(monkeypatch: 
     assert found == {"base policy 'zero' solves it", "reward term 'success'"}
 
 
+@pytest.mark.parametrize(("least", "ok"), [(0.0, True), (0.01, False)])
+def test_oracle_success__is_the_share_that_the_oracle_must_solve(least: float, ok: bool) -> None:
+    env = fakes.PointEnv(fakes.PointCfg(max_episode_steps=3), 4)
+    solves, *_ = doctor.check_oracle(env, "zero", least)
+    assert (solves.measured, solves.ok) == ("0%, 3 steps on average", ok)
+
+
 def test_generic_checks__use_random_actions_without_an_oracle() -> None:
     by_name = {check.name: check for check in point_checks(oracle=None)}
     assert not failed(by_name.values())
