@@ -261,6 +261,7 @@ def test_runner__evaluates_the_untrained_residual_first(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_success_rate__95_of_100_episodes_are_exactly_95_percent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -470,6 +471,7 @@ print(time.perf_counter() - begin)
     assert walls[1] < second
 
 
+@pytest.mark.slow
 def test_max_eval_envs__bounds_the_envs_and_not_the_episodes_of_evaluations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,6 +141,7 @@ def test_make_sb3__has_the_same_task_networks_and_number_of_gradient_samples(
     model.get_env().close()
 
 
+@pytest.mark.slow
 def test_run_bench__results_are_plain_and_describe_the_machine(
     small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -270,6 +270,7 @@ def test_collect__keeps_earlier_results_of_other_machines(tmp_path: Path) -> Non
     assert results["bases"] == {"bc": {"sha256": {}}}
 
 
+@pytest.mark.slow
 def test_tables__show_each_run_and_ablations_against_the_reference(tmp_path: Path) -> None:
     for cell in [
         Cell("rows", "bc", "", 1, 60, ()),

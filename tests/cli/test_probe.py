@@ -94,6 +94,7 @@ def test_probe__of_an_unknown_base_policy_leaves_no_folder(
 # --- train --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_train__over_a_learned_base_policy_measures_first_and_stores_numbers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +163,7 @@ def test_apply_advice__keeps_given_settings_and_needs_no_file_for_no_demonstrati
     assert (without.learner.demos, without.learner.demo_share) == (None, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("speed", "steps", "message"),
     [

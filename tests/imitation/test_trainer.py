@@ -151,6 +151,7 @@ def test_train__imitates_intended_rather_than_executed_actions(tmp_path: Path) -
     assert model.settings.action_unit is None  # neither stored nor known from an env
 
 
+@pytest.mark.slow
 def test_trainer__saves_the_averaged_weights(demos: Path, tmp_path: Path) -> None:
     made = Trainer(cfg(val_share=0.0), demos, RunFolder(tmp_path / "il"))
     made.folder.start({})
@@ -295,6 +296,7 @@ def stopping_at(step: int, number: int = signal.SIGTERM) -> Any:
     return step_and_stop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algo", "step"),
     [("bc", 7), *slow(("flow", 7), ("flow", 10), ("diffusion", 10))],

@@ -117,6 +117,7 @@ def test_confirm_episodes__of_zero_keeps_the_best_evaluation(tmp_path: Path) -> 
     assert find_policy(tmp_path / "run").exported.residual_scale == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [GOOD, lucky()], ids=["better", "lucky"])
 def test_confirm__interrupted_and_resumed_gives_the_same_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]

@@ -242,6 +242,7 @@ def test_check_consent__resuming_does_not_start_a_foreign_runs_tracker(run: Path
     assert "--confirm run.wandb_project=theirs" in fails("train", "--resume", run)
 
 
+@pytest.mark.slow
 def test_refuse_links__nothing_outside_a_run_folder_is_written(
     run: Path, tmp_path: Path, fails: Fails
 ) -> None:
@@ -277,6 +278,7 @@ def test_refuse_links__nothing_outside_a_run_folder_is_written(
     assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["photo.png"]
 
 
+@pytest.mark.slow
 def test_read_sweep__a_foreign_sweep_is_not_resumed(tmp_path: Path, gift: Path, fails: Fails) -> None:
     """Its arguments could name code, grant trust or write files, also through the values of its grid."""
     folder = tmp_path / "sweep"

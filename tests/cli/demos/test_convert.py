@@ -122,6 +122,7 @@ def test_train_demos__a_minari_dataset_as_it_is(
     assert "env_id 'Toys/Point-v0' (here 'Toys/PointWithoutLimit-v0')" in message
 
 
+@pytest.mark.slow
 def test_imitate__a_robomimic_file_as_it_is(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = robomimic(tmp_path / "x.hdf5")
     imitate = [
