@@ -155,7 +155,7 @@ class ResidualEnv:
     def keep(self, mask: Tensor) -> None:
         """Add the states of the envs in `mask` [B] bool to `start_states`."""
         assert self.start_states is not None
-        env_ids = mask.nonzero().flatten()
+        env_ids = mask.to(self.device).nonzero().flatten()
         if not len(env_ids):
             return
         env = {f"env/{name}": value for name, value in self.vec_env.snapshot(env_ids).items()}

@@ -153,7 +153,7 @@ class Runner:
         steps_before = self.env.env_steps
         for _ in range(self.learner.num_steps):
             action = self.learner.act(self.env.obs)
-            if isinstance(self.learner, ChoosesStartStates) and self.env.start_states is not None:
+            if self.env.start_states is not None and isinstance(self.learner, ChoosesStartStates):
                 self.env.keep(self.learner.start_states)
             transition, info = self.env.step(action)
             self.learner.observe(transition)

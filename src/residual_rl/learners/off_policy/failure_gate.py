@@ -55,7 +55,7 @@ class FailureGate(nn.Module):
         self.members = Critics(cfg.gate_members, sizes, "relu", True, 0.0, generator)
         self.register_buffer("high", torch.zeros(()))
         self.register_buffer("success_lengths", torch.full((_NUM_QUANTILES,), _NO_LENGTH))
-        """Quantiles of the lengths of the base policy's successes, evenly spaced."""
+        """Quantiles of the lengths of the base policy's successes, evenly spaced, in ascending order."""
         self.register_buffer("odds_of_failure", torch.zeros(()))
         """Failures of the base policy per success."""
 
@@ -70,7 +70,8 @@ class FailureGate(nn.Module):
 
     def late_success(self, elapsed: Tensor) -> Tensor:
         """r(t), for numbers of steps `elapsed` [...]."""
-        later = (self.success_lengths > elapsed.round()[..., None]).float().mean(-1)
+        over = torch.searchsorted(self.success_lengths, elapsed.round().contiguous(), right=True)
+        later = (_NUM_QUANTILES - over) / _NUM_QUANTILES
         return later / (later + self.odds_of_failure).clamp(min=_SMALLEST)
 
     @torch.no_grad()

@@ -106,6 +106,8 @@ class GatedSAC(SAC):
         """[B]: whether the episode started in the state of an earlier one."""
         self._opened = torch.zeros_like(self._begins)
         """[B]: whether the gate has opened in it."""
+        self._share = torch.zeros(num_envs, 1, device=self.device)
+        """[B, 1]: the gate's share at the last explored action."""
         self.restart_share = cfg.restart_share
         self.start_states = torch.zeros_like(self._begins)
         self._gate_metrics: Metrics = {}
@@ -139,7 +141,7 @@ class GatedSAC(SAC):
         self._base_until.masked_fill_(self._restarted, 0)
         self._base_from.masked_fill_(self._restarted, _NEVER)
         # The state in which the gate opens for the first time is worth going back to.
-        opens = self.actor.share(*self.actor.joined(obs))[:, 0] > 0.5
+        opens = self._share[:, 0] > 0.5
         self._opened &= ~self._begins
         self.start_states = opens & ~self._opened & ~self._restarted
         self._opened |= opens
@@ -149,7 +151,8 @@ class GatedSAC(SAC):
 
     def _explore(self, obs: Tensor, base_action: Tensor, noise: Tensor) -> Tensor:
         action = super()._explore(obs, base_action, noise)
-        return self.actor.share(obs, base_action) * action if self._safe else action
+        self._share = self.actor.share(obs, base_action)
+        return self._share * action if self._safe else action
 
     @torch.no_grad()
     def _sample(self, count: int) -> list[Tensor]:
