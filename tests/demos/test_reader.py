@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -566,3 +567,14 @@ def test_demo_writer__leaves_a_valid_file_when_killed(tmp_path: Path) -> None:
     assert any(name.endswith(".tmp") for name in names(tmp_path))
     write(path, [a_demo()], overwrite=True)
     assert names(tmp_path) == ["x.h5", "x.json"]
+
+
+def test_demonstrations__do_not_wait_for_the_other_end_of_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "x.h5"
+    os.mkfifo(pipe)
+    other_end = os.open(pipe, os.O_RDWR)  # so that the test does not wait either
+    try:
+        with pytest.raises(CheckpointError, match=r"x\.h5 is not a regular file; expected demonstrations"):
+            Demonstrations(pipe)
+    finally:
+        os.close(other_end)

@@ -57,3 +57,12 @@ def test_load_state_dict__too_many_states_are_an_error() -> None:
     pool.add(states(1.0, 2.0, 3.0))
     with pytest.raises(CheckpointError, match="more than 2 stored start states"):
         StartStates(share=0.5, seed=0, capacity=2).load_state_dict(pool.state_dict())
+
+
+def test_load_state_dict__incomplete_states_are_an_error() -> None:
+    pool = StartStates(share=1.0, seed=0, least=1)
+    pool.add(states(1.0, 2.0, 3.0))
+    saved = pool.state_dict()
+    saved["states"]["step"] = saved["states"]["step"][:1]
+    with pytest.raises(CheckpointError, match=r"parts of different numbers: \[1, 3\]"):
+        pool.load_state_dict(saved)

@@ -237,6 +237,9 @@ class Demonstrations:
             "expected demonstrations: HDF5 in the layout of ManiSkill's trajectories, Minari or robomimic"
         )
         try:
+            # opening a named pipe would wait for its other end; other people's files may name one
+            if self._hdf5.exists() and not self._hdf5.is_file():
+                raise CheckpointError(f"{self.path} is not a regular file; {expected}")
             self._hdf5.open("rb").close()
         except FileNotFoundError as error:
             raise CheckpointError(f"{self.path} does not exist; {expected}") from error

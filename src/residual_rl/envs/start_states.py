@@ -52,8 +52,11 @@ class StartStates:
         return {"generator": self._generator.get_state(), "states": dict(self._states)}
 
     def load_state_dict(self, state: State) -> None:
-        """Restore `state_dict()`."""
-        if any(len(value) > self.capacity for value in state["states"].values()):
+        """Restore `state_dict()`. Raises `CheckpointError` for too many states or incomplete ones."""
+        counts = {len(value) for value in state["states"].values()}
+        if any(count > self.capacity for count in counts):
             raise CheckpointError(f"there are more than {self.capacity} stored start states")
+        if len(counts) > 1:
+            raise CheckpointError(f"the start states have parts of different numbers: {sorted(counts)}")
         self._generator.set_state(state["generator"].cpu())
         self._states = dict(state["states"])

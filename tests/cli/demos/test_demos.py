@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from cli_help import documented, help_of
 from demo_files import INFO, a_demo, maniskill, write
+from foreign_demos import BOX, minari
 from imageio_ffmpeg import count_frames_and_secs
 from tiny_runs import Fails
 
@@ -224,6 +225,19 @@ def test_info__prints_a_summary_of_the_file(
     text = words(capsys)
     for i, demo in enumerate(episodes):
         assert f"{i} {demo.seed} {len(demo)} {'yes' if demo.succeeded else 'no'}" in text
+
+
+def test_info__control_characters_of_a_file_do_not_reach_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    escape = "\x1b]0;title\x07"
+    space = {"type": "Dict", "subspaces": {f"x{escape}": BOX}}
+    observations = {f"x{escape}": np.zeros((4, 2))}
+    file = minari(tmp_path / "x", observations, space, env_spec=json.dumps({"id": f"Counter{escape}-v0"}))
+    assert main(["demos", "info", str(file)]) == 0
+    printed = words(capsys)
+    assert "\x1b" not in printed
+    assert r"Counter\x1b]0;title\x07-v0" in printed
 
 
 def test_info__reads_a_file_of_maniskill(

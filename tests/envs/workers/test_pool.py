@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import worker_case
 
 from residual_rl.envs.workers.pool import WorkerError, WorkerPool
 from residual_rl.envs.workers.process import close_fork_servers
-from residual_rl.envs.workers.shared_memory import ArraySpec
+from residual_rl.envs.workers.shared_memory import ArraySpec, SharedArrays
 from residual_rl.errors import ConfigError
 
 SPECS = {
@@ -263,7 +264,7 @@ def test_fork_server__is_replaced_after_being_killed(pool: WorkerPool) -> None:
 PROGRAM = """
 import sys, time
 from residual_rl.envs.workers.pool import WorkerPool
-from residual_rl.envs.workers.shared_memory import ArraySpec
+from residual_rl.envs.workers.shared_memory import ArraySpec, SharedArrays
 pool = WorkerPool("Toy", "worker_case:make", {"in_step": sys.argv[1]}, 3, 2)
 pool.share({"action": ArraySpec((2,), "float32"), "sum": ArraySpec((2,), "float32")})
 print(*pool.pids, pool._workers[0].server._process.pid, flush=True)
@@ -306,3 +307,14 @@ def test_worker_pool__leaves_no_process_or_memory_after_the_program_ends(
         time.sleep(0.1)
     assert not left
     assert ("the gripper fell off" in errors) == (step == "raise")
+
+
+@pytest.mark.parametrize("dtype", ["object", "O", "O,i4", "V8", "M8[s]", "U4"])
+def test_shared_arrays__have_only_numbers(dtype: str) -> None:
+    """A worker describes its arrays. One of Python objects would make its bytes addresses in this process."""
+    memory = os.memfd_create("test")
+    try:
+        with pytest.raises(ConfigError, match=f"x has dtype .*{re.escape(dtype)}, expected numbers"):
+            SharedArrays(memory, {"x": ArraySpec((4,), dtype)}, num_envs=2)
+    finally:
+        os.close(memory)

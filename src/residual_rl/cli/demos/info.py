@@ -12,6 +12,7 @@ from residual_rl.cli.demos.common import YES_NO, require_demos_file
 from residual_rl.cli.flags import parse_flags, settings_as_flags
 from residual_rl.demos.reader import Demonstrations
 from residual_rl.utils.console import Console
+from residual_rl.utils.text import printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         # print them, and on request a table of the episodes
         table = Table("", str(demos.path), show_lines=False)
         for name, value in rows.items():
-            table.add_row(name, value)
+            table.add_row(name, printable(value))  # names in the file may contain control characters
         console.print(table)
         if flags.episodes:
             console.print(_episode_table(demos, lengths, [part.succeeded for part in parts]))

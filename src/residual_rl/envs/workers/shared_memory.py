@@ -23,6 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from residual_rl.errors import ConfigError
+from residual_rl.utils.text import one_line
+
 _ALIGNMENT = 64
 """Alignment of the arrays [bytes]: a cache line, which is enough for any dtype."""
 
@@ -44,6 +47,10 @@ class SharedArrays:
         specs: the arrays of one env by name.
         num_envs: B.
         start: size of the file so far, behind which the arrays begin [bytes].
+
+    Raises:
+        ConfigError: an array is of something other than numbers and booleans. Python objects would be
+            addresses that another process writes.
     """
 
     def __init__(self, fd: int, specs: Mapping[str, ArraySpec], num_envs: int, start: int = 0):
@@ -52,6 +59,8 @@ class SharedArrays:
         self.size = start
         """Size of the file [bytes]."""
         for name, spec in specs.items():
+            if np.dtype(spec.dtype).kind not in "biuf":
+                raise ConfigError(f"{one_line(name)} has dtype {spec.dtype}, expected numbers or booleans")
             shape = (num_envs, *spec.shape)
             self.layout[name] = (shape, spec.dtype, self.size)
             num_bytes = math.prod(shape) * np.dtype(spec.dtype).itemsize
