@@ -158,10 +158,14 @@ class ResidualEnv:
         env_ids = mask.to(self.device).nonzero().flatten()
         if not len(env_ids):
             return
+        self.start_states.add(self._snapshot(env_ids))
+
+    def _snapshot(self, env_ids: Tensor) -> Obs:
+        """The states of the envs `env_ids` [n], [n, …] each by name."""
         env = {f"env/{name}": value for name, value in self.vec_env.snapshot(env_ids).items()}
         base = {f"base/{name}": value for name, value in self.base_policy.snapshot(env_ids).items()}
         own = {"base_action": self.obs["base_action"][env_ids], "penalty": self._penalties[env_ids]}
-        self.start_states.add(env | base | own)
+        return env | base | own
 
     def _begin_episodes(self, ended: Tensor, obs: Obs) -> tuple[Obs, Obs]:
         """The observations of env and base policy after a reset of the envs `ended` [B]. Some of them go on
@@ -333,14 +337,15 @@ class ResidualEnv:
         self.base_policy.load_state_dict(state["base_policy"])
         self.residual_scale = state["residual_scale"]
         self._penalties = state["penalties"].to(self.device)
-        self.restarted = state["restarted"].to(self.device)
-        if self.start_states is not None:
-            self.start_states.load_state_dict(state["start_states"])
+        self.restarted = state["restarted"].to(self.device, torch.bool).reshape(self.num_envs)
         base = {"base_action": state["base_action"].to(self.device)}
         base["elapsed_steps"] = self.base_policy.elapsed_steps
         if self.chunk_obs:
             base |= self.base_policy.chunk_obs
         self.obs = {**self.vec_env.observations(), **base}
+        if self.start_states is not None:
+            example = self._snapshot(torch.zeros(1, dtype=torch.int64, device=self.device))
+            self.start_states.load_state_dict(state["start_states"], example)
 
     def close(self) -> None:
         """Free the envs."""

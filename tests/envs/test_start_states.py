@@ -45,7 +45,7 @@ def test_load_state_dict__same_draws_follow() -> None:
     pool, other = (StartStates(share=0.5, seed=seed, least=1) for seed in (0, 1))
     pool.add(states(1.0, 2.0, 3.0))
     pool.draw(3)
-    other.load_state_dict(pool.state_dict())
+    other.load_state_dict(pool.state_dict(), states(0.0))
     for _ in range(3):
         mine, theirs = pool.draw(4), other.draw(4)
         assert torch.equal(mine[0], theirs[0])
@@ -56,7 +56,7 @@ def test_load_state_dict__too_many_states_are_an_error() -> None:
     pool = StartStates(share=0.5, seed=0)
     pool.add(states(1.0, 2.0, 3.0))
     with pytest.raises(CheckpointError, match="more than 2 stored start states"):
-        StartStates(share=0.5, seed=0, capacity=2).load_state_dict(pool.state_dict())
+        StartStates(share=0.5, seed=0, capacity=2).load_state_dict(pool.state_dict(), states(0.0))
 
 
 def test_load_state_dict__incomplete_states_are_an_error() -> None:
@@ -65,4 +65,28 @@ def test_load_state_dict__incomplete_states_are_an_error() -> None:
     saved = pool.state_dict()
     saved["states"]["step"] = saved["states"]["step"][:1]
     with pytest.raises(CheckpointError, match=r"parts of different numbers: \[1, 3\]"):
-        pool.load_state_dict(saved)
+        pool.load_state_dict(saved, states(0.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"position": torch.zeros(3, 2)}, r"have \[2\] torch.float32 for position, this env needs \[1\]"),
+        ({"step": torch.zeros(3)}, r"have \[\] torch.float32 for step, this env needs \[\] torch.int64"),
+        ({"more": torch.zeros(3)}, "this env needs nothing"),
+    ],
+)
+def test_load_state_dict__states_of_another_env_are_an_error(
+    change: dict[str, torch.Tensor], message: str
+) -> None:
+    pool = StartStates(share=1.0, seed=0, least=1)
+    pool.add(states(1.0, 2.0, 3.0) | change)
+    with pytest.raises(CheckpointError, match=message):
+        StartStates(share=1.0, seed=0).load_state_dict(pool.state_dict(), states(0.0))
+
+
+def test_load_state_dict__a_part_that_is_missing_is_an_error() -> None:
+    pool = StartStates(share=1.0, seed=0, least=1)
+    pool.add({"step": torch.arange(3)})
+    with pytest.raises(CheckpointError, match="have nothing for position"):
+        pool.load_state_dict(pool.state_dict(), states(0.0))

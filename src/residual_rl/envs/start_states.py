@@ -51,8 +51,13 @@ class StartStates:
         """The states and the generator."""
         return {"generator": self._generator.get_state(), "states": dict(self._states)}
 
-    def load_state_dict(self, state: State) -> None:
-        """Restore `state_dict()`. Raises `CheckpointError` for too many states or incomplete ones."""
+    def load_state_dict(self, state: State, example: Obs) -> None:
+        """Restore `state_dict()`. Raises `CheckpointError` for too many states, and for states whose names,
+        shapes or dtypes are not those of `example` [1, …]."""
+        for name in sorted({*state["states"], *example} if state["states"] else ()):
+            found, expected = (_kind(states.get(name)) for states in (state["states"], example))
+            if found != expected:
+                raise CheckpointError(f"the start states have {found} for {name}, this env needs {expected}")
         counts = {len(value) for value in state["states"].values()}
         if any(count > self.capacity for count in counts):
             raise CheckpointError(f"there are more than {self.capacity} stored start states")
@@ -60,3 +65,8 @@ class StartStates:
             raise CheckpointError(f"the start states have parts of different numbers: {sorted(counts)}")
         self._generator.set_state(state["generator"].cpu())
         self._states = dict(state["states"])
+
+
+def _kind(value: Tensor | None) -> str:
+    """Shape and dtype of one of the rows of `value` [n, …]."""
+    return "nothing" if value is None else f"{list(value.shape[1:])} {value.dtype}"

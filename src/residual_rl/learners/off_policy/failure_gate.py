@@ -263,9 +263,10 @@ class GateTrainer:
         self._success[:filled].copy_(state["success"])
         self._learns[:filled].copy_(state["learns"])
         self._age[:filled].copy_(state["age"])
-        self.success_lengths = list(state["success_lengths"])
-        self.failure_length = state["failure_length"]
+        self.success_lengths = sorted(int(length) for length in state["success_lengths"])
+        self.failure_length = int(state["failure_length"])
         self._episode[:filled].copy_(state["episode"])
         self.num_rows = state["num_rows"]
-        self.num_episodes = list(state["num_episodes"])
+        failed, solved = (int(count) for count in state["num_episodes"])
+        self.num_episodes = [failed, solved]
         self._number = state["number"]
