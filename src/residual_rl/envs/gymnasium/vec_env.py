@@ -68,7 +68,7 @@ class GymVecEnv(VecEnv):
 
     def __init__(self, cfg: GymnasiumEnvCfg, num_envs: int, num_workers: int = 1):
         if not cfg.env_id:
-            raise ConfigError("name the env with --env-id, as gymnasium.make takes it")
+            raise ConfigError("name the env with --env-id ID, and --env-modules if a module registers it")
         if num_envs < 1:
             raise ConfigError(f"num_envs must be at least 1, not {num_envs}")
         self.cfg, self.num_envs, self.device = cfg, num_envs, torch.device("cpu")
