@@ -30,7 +30,24 @@ _MAX_SCALE = 2.0
 """With it, the residual can outweigh any base action."""
 
 
-class ResidualWrapper(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+class _HasResidualScale:
+    """The attribute `residual_scale` of both wrappers."""
+
+    _scale: float
+
+    @property
+    def residual_scale(self) -> float:
+        """The bound of the residual; may be set between steps."""
+        return self._scale
+
+    @residual_scale.setter
+    def residual_scale(self, scale: float) -> None:
+        if not 0.0 <= scale <= _MAX_SCALE:
+            raise ConfigError(f"residual_scale must be from 0 to {_MAX_SCALE:g}, not {scale}")
+        self._scale = float(scale)
+
+
+class ResidualWrapper(_HasResidualScale, gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """A Gymnasium env whose action is the residual on a base policy.
 
     The action space is `Box(-1, 1)`: the residual action. The env executes
@@ -93,22 +110,13 @@ class ResidualWrapper(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorAr
             _disable_deepcopy=True,
         )
         gymnasium.Wrapper.__init__(self, env)
-        self._scale = _checked_scale(residual_scale)
+        self.residual_scale = residual_scale
         self._base = BaseActions(
             env, env.observation_space, env.action_space, 1, base_policy, batched, base_settings
         )
         self._layout = BaseActionObs(env.observation_space, self._base.actions.space, flatten)
         self.observation_space = self._layout.space
         self.action_space = self._base.actions.space
-
-    @property
-    def residual_scale(self) -> float:
-        """The bound of the residual; may be set between steps."""
-        return self._scale
-
-    @residual_scale.setter
-    def residual_scale(self, scale: float) -> None:
-        self._scale = _checked_scale(scale)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -127,7 +135,7 @@ class ResidualWrapper(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorAr
         return self._layout.join(obs, self._base.observed(self._base.current)[0], ())
 
 
-class ResidualVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
+class ResidualVectorWrapper(_HasResidualScale, VectorWrapper[Any, Any, Any, Any, Any]):
     """A Gymnasium vector env whose actions are residuals on a base policy.
 
     Spaces, observations and infos are those of `ResidualWrapper`, with the batch in front. The arrays are
@@ -181,7 +189,7 @@ class ResidualVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
         self._mode = AutoresetMode(env.metadata["autoreset_mode"])
 
         # The residual, and the spaces with it.
-        self._scale = _checked_scale(residual_scale)
+        self.residual_scale = residual_scale
         self._base = BaseActions(
             env,
             env.single_observation_space,
@@ -200,15 +208,6 @@ class ResidualVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
         self.action_space = batch_space(self.single_action_space, env.num_envs)
         self._begins = torch.zeros(env.num_envs, dtype=torch.bool, device=self._base.device)
         """[B]: the envs that the next step resets, with next-step autoreset."""
-
-    @property
-    def residual_scale(self) -> float:
-        """The bound of the residual; may be set between steps."""
-        return self._scale
-
-    @residual_scale.setter
-    def residual_scale(self, scale: float) -> None:
-        self._scale = _checked_scale(scale)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -303,18 +302,12 @@ def _compose(base: BaseActions, residual_action: Any, scale: float) -> tuple[Any
     return base.like_obs(executed), {name: base.observed(value) for name, value in entries.items()}
 
 
-def _checked_scale(scale: float) -> float:
-    if not 0.0 <= scale <= _MAX_SCALE:
-        raise ConfigError(f"residual_scale must be from 0 to {_MAX_SCALE:g}, not {scale}")
-    return float(scale)
-
-
 def _is_batched(env: Any) -> bool:
     """Whether `env` is a vector env, or a batched env of ManiSkill."""
+    if isinstance(env, VectorEnv):
+        return True
     name = "single_observation_space"
-    if isinstance(env, VectorEnv) or not env.has_wrapper_attr(name):
-        return isinstance(env, VectorEnv)
-    return bool(env.observation_space != env.get_wrapper_attr(name))
+    return env.has_wrapper_attr(name) and bool(env.observation_space != env.get_wrapper_attr(name))
 
 
 def _final_name(info: Mapping[str, Any]) -> str:

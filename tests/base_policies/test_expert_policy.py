@@ -53,13 +53,7 @@ def lone_env(toy: dict[str, Any]) -> Iterator[GymVecEnv]:
 
 @pytest.fixture(scope="module")
 def seen(env: GymVecEnv) -> list[Obs]:
-    policy = make_base_policy(ID, ExpertCfg(noise=0.3), env)
-    obs, _ = env.reset(seed=900)
-    observations = [obs]
-    for _ in range(60):
-        obs, *_ = env.step(policy.act(obs))
-        observations.append(obs)
-    return observations
+    return contract.observations_of(make_base_policy(ID, ExpertCfg(noise=0.3), env), env)
 
 
 @pytest.fixture(scope="module")

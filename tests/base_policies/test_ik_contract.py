@@ -39,13 +39,7 @@ def lone_env(env: ManiSkillVecEnv) -> Iterator[ManiSkillVecEnv]:
 @pytest.fixture(scope="module")
 def seen(env: ManiSkillVecEnv) -> list[Obs]:
     """Observations of 60 steps, in which cubes are reached, grasped and moved."""
-    policy = make_base_policy(ID, None, env)
-    obs, _ = env.reset(seed=900)
-    observations = [obs]
-    for _ in range(60):
-        obs, *_ = env.step(policy.act(obs))
-        observations.append(obs)
-    return observations
+    return contract.observations_of(make_base_policy(ID, None, env), env)
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,11 @@ def lone_env() -> VecEnv:
 @pytest.fixture(scope="module")
 def seen(env: VecEnv) -> list[Obs]:
     """Observations of 60 steps, in which sheets are approached, pressed and dragged."""
-    policy = make_base_policy("jacobian-yaw", None, env)
+    return observations_of(make_base_policy("jacobian-yaw", None, env), env)
+
+
+def observations_of(policy: BasePolicyExecutor, env: VecEnv) -> list[Obs]:
+    """The observations of 60 steps."""
     obs, _ = env.reset(seed=900)
     observations = [obs]
     for _ in range(60):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import pytest
 
 from residual_rl.demos.episode import Demo
 from residual_rl.demos.reader import Demonstrations
@@ -115,3 +118,14 @@ def maniskill(path: Path, obs: Any = None, episodes: int = 2, steps: int = 3, **
     }
     path.with_suffix(".json").write_text(json.dumps(document))
     return path
+
+
+@contextlib.contextmanager
+def one_line_error(error: type[Exception], message: str, name: str) -> Iterator[None]:
+    """The block raises `error`, whose text contains `message` and the `name` of the file, in one line."""
+    with pytest.raises(error) as caught:
+        yield
+    text = str(caught.value)
+    assert message in text
+    assert name in text
+    assert "\n" not in text

@@ -62,6 +62,8 @@ class BaseActions:
         self._current: Tensor | None = None
 
         # The policy.
+        if settings is not None and not isinstance(base_policy, str):
+            raise ConfigError("base_settings are for a base policy that is given by its id")
         self._policy: NamedPolicy | CallablePolicy
         if isinstance(base_policy, str | BasePolicy):
             view = env if isinstance(env, VecEnv) else EnvView(space, self.actions, num_envs)  # type: ignore[abstract]
@@ -73,8 +75,6 @@ class BaseActions:
                 "base_policy must be a base policy, the id of one, or a callable policy(obs) -> action, not a"
                 f" {type(base_policy).__name__}"
             )
-        if settings is not None:
-            raise ConfigError("base_settings are for a base policy that is given by its id")
         self._name = getattr(base_policy, "__name__", type(base_policy).__name__)
         self._policy = CallablePolicy(base_policy, num_envs, batched, self._name)
 
@@ -87,11 +87,8 @@ class BaseActions:
 
     def check_queries_of_some(self) -> None:
         """Raise `ConfigError` for a policy that can only be queried for all envs at once."""
-        if isinstance(self._policy, CallablePolicy) and self._policy.needs_all_envs:
-            raise ConfigError(
-                f"{self._name} has a reset, so it keeps state, and is queried for some of the envs at a time:"
-                " it must take their indices, as policy(obs, env_ids)"
-            )
+        if isinstance(self._policy, CallablePolicy):
+            self._policy.check_queries_of_some()
 
     def reset(self, obs: Any, mask: Tensor | None = None) -> None:
         """Start episodes, with the observations `obs`, in the envs of `mask` [B] bool (None: all)."""

@@ -71,10 +71,14 @@ class CallablePolicy:
                 " give its class, which is then instantiated for each env, or a batched policy"
             )
 
-    @property
-    def needs_all_envs(self) -> bool:
-        """Whether it can only be queried for all envs at once: it keeps state but takes no `env_ids`."""
-        return self.batched and self._has_state and not self._takes_env_ids
+    def check_queries_of_some(self) -> None:
+        """Raise `ConfigError` for a policy that can only be queried for all envs at once: it keeps state but
+        takes no `env_ids`."""
+        if self.batched and self._has_state and not self._takes_env_ids:
+            raise ConfigError(
+                f"{self._name} has a reset, so it keeps state, and is queried for some of the envs at a time:"
+                " it must take their indices, as policy(obs, env_ids)"
+            )
 
     def reset(self, mask: Any) -> None:
         """Start a new episode in the envs of `mask` [B] bool, an array or a tensor."""

@@ -6,17 +6,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
 from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
-from residual_rl.envs.gymnasium.nested import as_arrays, first_array, row
+from residual_rl.envs.gymnasium.nested import as_arrays, first_array, row, stack
 from residual_rl.envs.gymnasium.normalised_actions import NormalisedActions
 from residual_rl.envs.gymnasium.observations import Observations
+from residual_rl.envs.spaces import array_space
 from residual_rl.envs.vec_env import VecEnv
-from residual_rl.errors import ConfigError, UnknownNameError
+from residual_rl.errors import UnknownNameError
 from residual_rl.registry import BASE_POLICIES
 from residual_rl.types import BasePolicy, Obs
 
@@ -38,8 +38,6 @@ class NamedPolicy:
     def __init__(self, policy: BasePolicy | str, settings: Mapping[str, Any] | None, view: VecEnv):
         self._view = view
         if isinstance(policy, BasePolicy):
-            if settings is not None:
-                raise ConfigError("base_settings are for a base policy that is given by its id")
             self._executor = BasePolicyExecutor(policy, view, f"base policy {type(policy).__name__}")
         else:
             cfg = BASE_POLICIES.get(policy).default_config()
@@ -78,19 +76,11 @@ class EnvView(VecEnv):
         self._observations = Observations(obs_space)
         self.num_envs, self.device = num_envs, actions.unit.device
         self.action_unit = actions.unit.float()
-        self.single_action_space = spaces.Box(-1.0, 1.0, self.action_unit.shape, np.float32)
-        self.single_observation_space = spaces.Dict(
-            {
-                name: spaces.Box(0, 255, shape, np.uint8)
-                if dtype == "uint8"
-                else spaces.Box(-np.inf, np.inf, shape, np.float32)
-                for name, (shape, dtype) in self._observations.layout().items()
-            }
-        )
+        layout = self._observations.layout()
+        self._set_spaces(spaces.Dict({name: array_space(*entry) for name, entry in layout.items()}))
 
     def named(self, obs: Any) -> Obs:
         """The named observations [b, …] of `obs`, nested arrays or tensors [b, …]."""
-        rows = [self._observations(row(as_arrays(obs), i)) for i in range(len(first_array(obs)))]
-        return {
-            name: torch.from_numpy(np.stack([one[name] for one in rows])).to(self.device) for name in rows[0]
-        }
+        arrays = as_arrays(obs)
+        rows = [self._observations(row(arrays, i)) for i in range(len(first_array(arrays)))]
+        return {name: torch.from_numpy(value).to(self.device) for name, value in stack(rows).items()}

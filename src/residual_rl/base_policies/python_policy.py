@@ -44,11 +44,7 @@ class PythonPolicy(BasePolicy):
         self._action_dim = len(env.action_unit)
         function = load_callable(cfg.function, "function")
         self._policy = CallablePolicy(function, env.num_envs, cfg.batched, cfg.function)
-        if self._policy.needs_all_envs:
-            raise ConfigError(
-                f"{cfg.function} has a reset, so it keeps state, and is queried for some of the envs at a"
-                " time: it must take their indices, as policy(obs, env_ids)"
-            )
+        self._policy.check_queries_of_some()
 
     def reset(self, mask: Tensor) -> None:
         self._policy.reset(mask.cpu().numpy())
@@ -69,13 +65,11 @@ class PythonPolicy(BasePolicy):
 
     def _wrong_shape(self, found: tuple[int, ...]) -> str:
         """The error for actions of the shape `found`, [b, …]."""
-        wanted = ["A"] if self._cfg.chunk_size == 1 else ["K", "A"]
-        sizes = {"A": self._action_dim, "K": self._cfg.chunk_size}
-        expected = tuple(sizes[name] for name in wanted)
+        chunk, dim = self._cfg.chunk_size, self._action_dim
         if self._cfg.batched:
-            return f"{self._cfg.function} gave actions of shape {found}; expected {('b', *expected)}".replace(
-                "'", ""
-            )
+            expected = f"(b, {dim})" if chunk == 1 else f"(b, {chunk}, {dim})"
+            return f"{self._cfg.function} gave actions of shape {found}; expected {expected}"
+        expected = f"({dim},)" if chunk == 1 else f"({chunk}, {dim})"
         return (
             f"{self._cfg.function} gave an action of shape {found[1:]}; expected {expected}"
             " (--base.chunk-size for several actions at once, --base.batched for several envs)"

@@ -96,6 +96,14 @@ class Demo:
         return None
 
 
+def ends_of(steps: int, success: Array | None) -> tuple[Array, Array]:
+    """`terminated` and `truncated` [T] of an episode that ends with its last step, and terminates if that has
+    success [T] bool."""
+    ends = np.arange(steps) == steps - 1
+    terminated = np.zeros_like(ends) if success is None else ends & success
+    return terminated, ends & ~terminated
+
+
 @dataclass(frozen=True)
 class FailedEpisode:
     """An episode without a result: its planner found no plan, crashed, or took too long."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from residual_rl.demos.episode import Array, Demo
+from residual_rl.demos.episode import Array, Demo, ends_of
 from residual_rl.demos.foreign import ForeignFile, numbered
 from residual_rl.demos.hdf5 import Hdf5File
 from residual_rl.envs.gymnasium.observations import Leaf, Observations
@@ -94,13 +94,12 @@ class RobomimicFile(ForeignFile):
             raise ValueError("it has a single step" if steps < 1 else "its actions are not in [-1, 1]")
         rewards = self.read(index, "rewards") if "rewards" in shapes else None
         success = rewards[:steps] > 0.0 if rewards is not None and self._sparse else None
-        ends = np.arange(steps) == steps - 1
-        solved = np.zeros_like(ends) if success is None else ends & success
+        terminated, truncated = ends_of(steps, success)
         return Demo(
             actions=actions[:steps].clip(-1.0, 1.0).astype(np.float32),
             obs=self.read_observations(obs, read),
-            terminated=solved,
-            truncated=ends & ~solved,
+            terminated=terminated,
+            truncated=truncated,
             rewards=None if rewards is None else rewards[:steps].astype(np.float32),
             success=success,
         )

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import logging
 
 import torch
 from torch import Tensor
+
+from residual_rl.types import Obs, State
+
+_log = logging.getLogger(__name__)
 
 
 class ActionHistory:
@@ -36,6 +41,11 @@ class ActionHistory:
         steps_ago = executed.flip(0).cumsum(0).flip(0)
         return actions, executed & (steps_ago <= lengths)
 
+    def dump(self, lengths: Tensor) -> State:
+        """What `played` returns, by name, for a `NonFiniteError`."""
+        actions, executed = self.played(lengths)
+        return {"actions_before": actions, "executed_before": executed}
+
     def forget_ended(self, lengths: Tensor) -> None:
         """Drop the steps that no running episode needs; with masked steps, they may be in the middle."""
         if self._steps:
@@ -45,3 +55,13 @@ class ActionHistory:
     def load(self, actions: Tensor, executed: Tensor) -> None:
         """Replace all steps by those that `played` returned."""
         self._steps = list(zip(actions, executed, strict=True))
+
+
+def warn_unless_equal(obs: Obs, saved: Obs, task_name: str) -> None:
+    """Log a warning if replayed episodes have other observations `obs` than those that were `saved`."""
+    if any(not torch.equal(value, saved[name]) for name, value in obs.items()):
+        _log.warning(
+            "the running episodes of %s could not be restored exactly: the state was saved on another machine"
+            " or with other versions of the env's packages",
+            task_name,
+        )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from residual_rl.errors import ConfigError
+from residual_rl.errors import ConfigError, NonFiniteError
 from residual_rl.types import Obs, State
 
 _COUNTERS = ("seed", "length", "episode_return", "success_once")
@@ -71,6 +73,16 @@ class RunningEpisodes:
             "final_info": {**episode, **metrics},
             "_final_info": ended,
         }
+
+    @contextlib.contextmanager
+    def context(self, action: Tensor, before: Callable[[], State]) -> Iterator[None]:
+        """Add what reproduces it to a `NonFiniteError`: the episodes, the `action` [B, A], and what `before`
+        returns of the steps before it."""
+        try:
+            yield
+        except NonFiniteError as error:
+            found = {**before(), "action": action, "seed": self.seed, "step": self.length}
+            raise NonFiniteError(str(error), dump={**error.dump, **found}) from None
 
     def snapshot(self, env_ids: Tensor) -> Obs:
         """The counters of the envs `env_ids` [n], [n] each."""

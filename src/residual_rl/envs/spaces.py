@@ -31,6 +31,13 @@ def shape_of(env: VecEnv, name: str) -> tuple[int, ...]:
     return tuple(observed(env)[name].shape or ())
 
 
+def array_space(shape: tuple[int, ...], dtype: str) -> spaces.Space[Any]:
+    """The space of an array of an observation: an image if `dtype` is uint8, otherwise unbounded numbers."""
+    if dtype == "uint8":
+        return spaces.Box(0, 255, shape, np.uint8)
+    return spaces.Box(-np.inf, np.inf, shape, np.float32)
+
+
 def is_image(space: Any) -> bool:
     """Whether `space` is that of a camera image: uint8 [H, W, C]."""
     return getattr(space, "dtype", None) == "uint8" and len(space.shape) == 3

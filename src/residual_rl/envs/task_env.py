@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
 from residual_rl.envs.episodes import RunningEpisodes
 from residual_rl.envs.task import Physics, Quantities, Task
 from residual_rl.envs.vec_env import EpisodeSeeds, VecEnv
-from residual_rl.errors import ConfigError, NonFiniteError, UnknownNameError
+from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.types import Obs, State, check_finite
 
 
@@ -40,10 +39,7 @@ class TaskEnv(VecEnv):
         self.joint_step = task.joint_step
         self.hardware = task.hardware
         images = {name: spaces.Box(0, 255, (*task.image_size, 3), np.uint8) for name in task.obs_cameras}
-        self.single_observation_space = spaces.Dict({**task.observation_space().spaces, **images})
-        self.single_action_space = spaces.Box(-1.0, 1.0, (len(task.action_unit),), np.float32)
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._set_spaces(spaces.Dict({**task.observation_space().spaces, **images}))
         self.can_restore = True
         self.episode_seeds = EpisodeSeeds()
         self._episodes = RunningEpisodes(self.num_envs, self.device)
@@ -76,13 +72,7 @@ class TaskEnv(VecEnv):
         self, actions: Tensor, mask: Tensor | None = None
     ) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
         # Check the action.
-        if not self._obs:
-            raise ConfigError("step was called before reset")
-        actions = torch.as_tensor(actions, dtype=torch.float32, device=self.device)
-        if actions.shape != self.action_space.shape:
-            raise ConfigError(
-                f"actions must have shape {self.action_space.shape}, not {tuple(actions.shape)}"
-            )
+        actions = self._to_execute(actions, is_first=not self._obs)
         with self._context(actions, self.physics.state_dict):
             check_finite("action", actions)
         action = actions.clamp(-1.0, 1.0)
@@ -302,19 +292,9 @@ class TaskEnv(VecEnv):
         images = self.physics.render(scenes, self.task.obs_cameras, self.task.image_size)
         return {name: torch.from_numpy(image).to(self.device) for name, image in images.items()}
 
-    @contextlib.contextmanager
-    def _context(self, action: Tensor, state_before: Callable[[], State]) -> Iterator[None]:
-        """Add the preceding state, the action, and the episodes' seeds and steps to a `NonFiniteError`."""
-        try:
-            yield
-        except NonFiniteError as error:
-            context = {
-                "state_before": state_before(),
-                "action": action,
-                "seed": self._episodes.seed,
-                "step": self._episodes.length,
-            }
-            raise NonFiniteError(str(error), dump={**error.dump, **context}) from None
+    def _context(self, action: Tensor, state_before: Callable[[], State]) -> AbstractContextManager[None]:
+        """See `RunningEpisodes.context`; what is known of the steps before is the state of the physics."""
+        return self._episodes.context(action, lambda: {"state_before": state_before()})
 
 
 def _with_rows(values: Quantities, env_ids: Tensor, rows: Quantities) -> Quantities:

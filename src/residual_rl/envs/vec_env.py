@@ -11,7 +11,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -215,6 +217,13 @@ class VecEnv(gymnasium.vector.VectorEnv):
         """
         raise ConfigError("this env's actions are not joint targets")
 
+    def _set_spaces(self, observations: spaces.Dict) -> None:
+        """Set the spaces of one env, whose observations are `observations`, and those of all envs."""
+        self.single_observation_space = observations
+        self.single_action_space = spaces.Box(-1.0, 1.0, (len(self.action_unit),), np.float32)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
     def _to_reset(
         self, seed: int | Sequence[int] | None, mask: Tensor | None, is_first: bool
     ) -> tuple[Tensor, Tensor]:
@@ -237,6 +246,17 @@ class VecEnv(gymnasium.vector.VectorEnv):
             if seeds.shape != env_ids.shape:
                 raise ConfigError(f"{len(env_ids)} env(s) are reset but {len(seeds)} seed(s) were given")
         return env_ids, seeds.to(self.device)
+
+    def _to_execute(self, actions: Tensor, is_first: bool) -> Tensor:
+        """The actions [B, A] float32 of a step on the env's device; `is_first` if there was no reset."""
+        if is_first:
+            raise ConfigError("step was called before reset")
+        actions = torch.as_tensor(actions, dtype=torch.float32, device=self.device)
+        if actions.shape != self.action_space.shape:
+            raise ConfigError(
+                f"actions must have shape {self.action_space.shape}, not {tuple(actions.shape)}"
+            )
+        return actions
 
     def observations(self) -> Obs:
         """The current observation of all envs."""

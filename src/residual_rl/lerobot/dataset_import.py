@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from residual_rl.demos.episode import Array, Demo
+from residual_rl.demos.episode import Array, Demo, ends_of
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
 from residual_rl.lerobot.dataset_export import (
@@ -211,13 +211,12 @@ class Converter:
             name: columns[name].reshape(-1)[nearest[:-1]] for name in (REWARD, SUCCESS) if name in columns
         }
         success = flags[SUCCESS].astype(bool) if SUCCESS in flags else None
-        ends = np.arange(len(actions)) == len(actions) - 1
-        solved = np.zeros_like(ends) if success is None else ends & success
+        terminated, truncated = ends_of(len(actions), success)
         return Demo(
             actions=actions.numpy(),
             obs=obs,
-            terminated=solved,
-            truncated=ends & ~solved,
+            terminated=terminated,
+            truncated=truncated,
             rewards=flags[REWARD].astype(np.float32) if REWARD in flags else None,
             success=success,
             seed=entry["seed"] if entry else None,

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from residual_rl.demos.episode import Array, Demo
+from residual_rl.demos.episode import Array, Demo, ends_of
 from residual_rl.envs.spaces import observed
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
@@ -120,13 +120,12 @@ class PlainConverter:
         # rewards and ends
         flags = {name: values[name].reshape(-1)[:-1] for name in (REWARD, SUCCESS) if name in values}
         success = flags[SUCCESS].astype(bool) if SUCCESS in flags else None
-        ends = np.arange(len(actions)) == len(actions) - 1
-        solved = np.zeros_like(ends) if success is None else ends & success
+        terminated, truncated = ends_of(len(actions), success)
         return Demo(
             actions=actions.clip(-1.0, 1.0).astype(np.float32),
             obs=obs,
-            terminated=solved,
-            truncated=ends & ~solved,
+            terminated=terminated,
+            truncated=truncated,
             rewards=flags[REWARD].astype(np.float32) if REWARD in flags else None,
             success=success,
         )

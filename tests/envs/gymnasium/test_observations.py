@@ -9,6 +9,7 @@ import pytest
 from gymnasium import spaces
 
 from residual_rl.envs.gymnasium.observations import Observations, space_of
+from residual_rl.envs.spaces import BASE_OBS, EXPERT_ACTION
 
 
 def numbers(*shape: int) -> spaces.Box:
@@ -81,13 +82,9 @@ def test_observations__bytes_that_are_no_image_are_numbers() -> None:
 
 
 def test_observations__names_with_a_meaning_elsewhere_get_a_prefix() -> None:
-    space = spaces.Dict({"state": numbers(2), "base_action": numbers(1), "expert_action": numbers(1)})
-    assert set(Observations(space).layout()) == {
-        "state",
-        "env_state",
-        "env_base_action",
-        "env_expert_action",
-    }
+    names = ("state", EXPERT_ACTION, *BASE_OBS)
+    space = spaces.Dict({name: numbers(1) for name in names})
+    assert set(Observations(space).layout()) == {"state", *(f"env_{name}" for name in names)}
 
 
 def test_observations__single_entry_named_state_is_the_state() -> None:

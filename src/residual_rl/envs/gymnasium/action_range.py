@@ -37,7 +37,8 @@ class ActionRange:
             raise ValueError(f"{name} has actions without a range (dimensions {empty.tolist()})")
         self._shape, self._dtype = space.shape, space.dtype
         self._is_integer = np.issubdtype(space.dtype, np.integer)
-        self._low, self._high = low, high
+        self.low, self.high = low, high
+        """[A] float64: the bounds."""
         self.centre = (low + high) / 2.0
         """[A] float64: the action that 0 stands for."""
         self.unit = (high - low) / 2.0
@@ -46,7 +47,7 @@ class ActionRange:
     def raw(self, actions: NDArray[np.float32]) -> NDArray[Any]:
         """The env's actions for normalised ones [A] or [n, A]: equal where the bounds are -1 and 1."""
         raw = self.centre + self.unit * actions
-        raw = np.minimum(np.maximum(raw, self._low), self._high)  # in case of rounding; faster than clip
+        raw = np.minimum(np.maximum(raw, self.low), self.high)  # in case of rounding; faster than clip
         if self._is_integer:
             raw = np.rint(raw)
         return raw.astype(self._dtype).reshape(*actions.shape[:-1], *self._shape)

@@ -35,13 +35,11 @@ class NormalisedActions:
         assert isinstance(space, spaces.Box)
         self.space = spaces.Box(-1.0, 1.0, space.shape, np.float32)
         """The space of the normalised actions of one env."""
-        self.unit = torch.from_numpy(limits.unit).to(device)
-        """[A]: the change in the env's units that a change of 1 stands for."""
-        self._centre = torch.from_numpy(limits.centre).to(device)
-        self._low, self._high = (
-            torch.from_numpy(np.asarray(end, np.float64).ravel()).to(device)
-            for end in (space.low, space.high)
+        self._low, self._high, self._centre, self.unit = (
+            torch.from_numpy(value).to(device)
+            for value in (limits.low, limits.high, limits.centre, limits.unit)
         )
+        """[A]: the change in the env's units that a change of 1 stands for."""
         self._dtype = torch.from_numpy(np.zeros(1, space.dtype)).dtype
 
     def normalise(self, actions: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,41 +80,33 @@ class Observations:
         self.ignored = [leaf.name for leaf in found if not leaf.has_numbers]
         """Entries that are neither images nor numbers."""
         self._leaves = [leaf for leaf in found if leaf.has_numbers]
-        self._numbers = [leaf for leaf in self._leaves if not leaf.is_image]
-        is_state = len(self._numbers) == 1 and self._numbers[0].name in ("", STATE)
+        self.numbers = [leaf for leaf in self._leaves if not leaf.is_image]
+        """The entries that make up `state`, in its order."""
+        is_state = len(self.numbers) == 1 and self.numbers[0].name in ("", STATE)
         self._is_flat = is_state and len(self._leaves) == 1
-        self._named = {
+        self.named = {
             (f"env_{leaf.name}" if leaf.name in _RESERVED else leaf.name) or "image": leaf
             for leaf in self._leaves
             if leaf.is_image or not is_state
         }
-
-    @property
-    def named(self) -> Mapping[str, Leaf]:
         """The entries by the name of their array, without `state`."""
-        return self._named
-
-    @property
-    def numbers(self) -> Sequence[Leaf]:
-        """The entries that make up `state`, in its order."""
-        return self._numbers
 
     def layout(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and dtype of each array by name."""
-        size = sum(leaf.shape[0] for leaf in self._numbers)
+        size = sum(leaf.shape[0] for leaf in self.numbers)
         layout = {STATE: ((size,), "float32")} if size else {}
         return layout | {
-            name: (leaf.shape, "uint8" if leaf.is_image else "float32") for name, leaf in self._named.items()
+            name: (leaf.shape, "uint8" if leaf.is_image else "float32") for name, leaf in self.named.items()
         }
 
     def __call__(self, obs: Any) -> dict[str, NDArray[Any]]:
         """The arrays by name."""
         if self._is_flat:  # the usual case, without what follows
-            return {STATE: self._numbers[0].convert(obs)}
+            return {STATE: self.numbers[0].convert(obs)}
         arrays = {leaf.path: leaf.convert(obs) for leaf in self._leaves}
-        named = {name: arrays[leaf.path] for name, leaf in self._named.items()}
-        if self._numbers:
-            parts = [arrays[leaf.path] for leaf in self._numbers]
+        named = {name: arrays[leaf.path] for name, leaf in self.named.items()}
+        if self.numbers:
+            parts = [arrays[leaf.path] for leaf in self.numbers]
             named[STATE] = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return named
 

@@ -7,23 +7,24 @@ import logging
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from residual_rl.envs.action_history import ActionHistory
+from residual_rl.envs.action_history import ActionHistory, warn_unless_equal
 from residual_rl.envs.episodes import RunningEpisodes
 from residual_rl.envs.gymnasium.config import GymnasiumEnvCfg
+from residual_rl.envs.spaces import array_space
 from residual_rl.envs.vec_env import EpisodeSeeds, VecEnv
 from residual_rl.envs.workers.pool import WorkerPool
 from residual_rl.envs.workers.shared_memory import ArraySpec
-from residual_rl.errors import ConfigError, NonFiniteError
+from residual_rl.errors import ConfigError
 from residual_rl.types import Obs, State, check_finite
 from residual_rl.utils.seeding import simulator_seeds
 
@@ -67,7 +68,7 @@ class GymVecEnv(VecEnv):
 
     def __init__(self, cfg: GymnasiumEnvCfg, num_envs: int, num_workers: int = 1):
         if not cfg.env_id:
-            raise ConfigError("name the env with --env-id, as gymnasium.make takes it")
+            raise ConfigError("name the env with --env-id ID, and --env-modules if a module registers it")
         if num_envs < 1:
             raise ConfigError(f"num_envs must be at least 1, not {num_envs}")
         self.cfg, self.num_envs, self.device = cfg, num_envs, torch.device("cpu")
@@ -136,17 +137,8 @@ class GymVecEnv(VecEnv):
         self._arrays = self._pool.share(shared)
         self._obs_arrays = {name: self._arrays[f"obs/{name}"] for name in observations}
         # the spaces, of one env and of all
-        self.single_observation_space = spaces.Dict(
-            {
-                name: spaces.Box(0, 255, spec.shape, np.uint8)
-                if spec.dtype == "uint8"
-                else spaces.Box(-np.inf, np.inf, spec.shape, np.float32)
-                for name, spec in observations.items()
-            }
-        )
-        self.single_action_space = spaces.Box(-1.0, 1.0, action.shape, np.float32)
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        boxes = {name: array_space(spec.shape, spec.dtype) for name, spec in observations.items()}
+        self._set_spaces(spaces.Dict(boxes))
 
     def _probe(self, description: dict[str, Any]) -> dict[str, Any]:
         """The result of `probe.probe` for these settings; its findings are logged once."""
@@ -188,17 +180,9 @@ class GymVecEnv(VecEnv):
         self, actions: Tensor, mask: Tensor | None = None
     ) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
         # check the actions
-        if not self._obs:
-            raise ConfigError("step was called before reset")
-        actions = torch.as_tensor(actions, dtype=torch.float32)
-        if actions.shape != self.action_space.shape:
-            raise ConfigError(
-                f"actions must have shape {self.action_space.shape}, not {tuple(actions.shape)}"
-            )
-        try:
+        actions = self._to_execute(actions, is_first=not self._obs)
+        with self._context(actions):
             check_finite("action", actions)
-        except NonFiniteError as error:
-            raise self._with_context(error, actions) from None
         active = self.active if mask is None else self.active & mask
 
         # execute them; `action` belongs to the history from now on
@@ -301,12 +285,7 @@ class GymVecEnv(VecEnv):
         for actions, executed in zip(*self._history.played(self._episodes.length), strict=True):
             self._execute(actions, executed)
         self._obs = self._read_obs()
-        if any(not torch.equal(value, state["obs"][name]) for name, value in self._obs.items()):
-            _log.warning(
-                "the running episodes of %s could not be restored exactly: the state was saved on another"
-                " machine or with other versions of the env's packages",
-                self.task_name,
-            )
+        warn_unless_equal(self._obs, state["obs"], self.task_name)
 
     # --- parts ----------------------------------------------------------------------------------------------
 
@@ -348,20 +327,10 @@ class GymVecEnv(VecEnv):
         floats = {"reward": reward} | {n: v for n, v in obs.items() if v.is_floating_point()}
         if math.isfinite(sum(value.sum().item() for value in floats.values())):
             return
-        try:
+        with self._context(action):
             for name, value in floats.items():
                 check_finite(name, value)
-        except NonFiniteError as error:
-            raise self._with_context(error, action) from None
 
-    def _with_context(self, error: NonFiniteError, action: Tensor) -> NonFiniteError:
-        """The error with the data needed to reproduce it: the episodes and their actions so far."""
-        actions, executed = self._history.played(self._episodes.length)
-        context = {
-            "action": action,
-            "seed": self._episodes.seed,
-            "step": self._episodes.length,
-            "actions_before": actions,
-            "executed_before": executed,
-        }
-        return NonFiniteError(str(error), dump={**error.dump, **context})
+    def _context(self, action: Tensor) -> AbstractContextManager[None]:
+        """See `RunningEpisodes.context`; what is known of the steps before are the actions."""
+        return self._episodes.context(action, lambda: self._history.dump(self._episodes.length))

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from residual_rl.envs.action_history import ActionHistory
+from residual_rl.envs.action_history import ActionHistory, warn_unless_equal
 from residual_rl.envs.episodes import RunningEpisodes
 from residual_rl.envs.maniskill.relative_poses import RELATIVE_POSES, RelativePoses
 from residual_rl.envs.maniskill.sim_env import Step
 from residual_rl.envs.maniskill.spec import EnvDescription
+from residual_rl.envs.spaces import array_space
 from residual_rl.envs.vec_env import EpisodeSeeds, VecEnv
 from residual_rl.envs.workers.shared_memory import ArraySpec
-from residual_rl.errors import ConfigError, NonFiniteError
+from residual_rl.errors import ConfigError
 from residual_rl.registry import check_metric_names
 from residual_rl.types import Obs, State, check_finite
 from residual_rl.utils.seeding import simulator_seeds
 
 _STATE_KINDS = ("actors/", "articulations/")
 """Beginnings of the names of the states that can be set."""
-_log = logging.getLogger(__name__)
 
 Renderer = Callable[[Tensor, tuple[int, int], str | None], NDArray[np.uint8]]
 """Renders states [N, S] of `SimEnvs.states` as images [N, H, W, 3] of a size (H, W).
@@ -102,18 +101,8 @@ class ManiSkillVecEnv(VecEnv):
         observations = dict(description.observations)
         if self._relative_poses.size:
             observations[RELATIVE_POSES] = ArraySpec((self._relative_poses.size,), "float32")
-        boxes: dict[str, spaces.Space[Any]] = {
-            name: (
-                spaces.Box(0, 255, array.shape, np.uint8)
-                if array.dtype == "uint8"
-                else spaces.Box(-np.inf, np.inf, array.shape, np.float32)
-            )
-            for name, array in observations.items()
-        }
-        self.single_observation_space = spaces.Dict(boxes)
-        self.single_action_space = spaces.Box(-1.0, 1.0, (len(description.action_unit),), np.float32)
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        boxes = {name: array_space(array.shape, array.dtype) for name, array in observations.items()}
+        self._set_spaces(spaces.Dict(boxes))
         # the state of the running episodes
         self.episode_seeds = EpisodeSeeds()
         self._episodes = RunningEpisodes(self.num_envs, self.device)
@@ -156,17 +145,9 @@ class ManiSkillVecEnv(VecEnv):
     def step(
         self, actions: Tensor, mask: Tensor | None = None
     ) -> tuple[Obs, Tensor, Tensor, Tensor, dict[str, Any]]:
-        if not self._obs:
-            raise ConfigError("step was called before reset")
-        actions = torch.as_tensor(actions, dtype=torch.float32, device=self.device)
-        if actions.shape != self.action_space.shape:
-            raise ConfigError(
-                f"actions must have shape {self.action_space.shape}, not {tuple(actions.shape)}"
-            )
-        try:
+        actions = self._to_execute(actions, is_first=not self._obs)
+        with self._context(actions):
             check_finite("action", actions)
-        except NonFiniteError as error:
-            raise self._with_context(error, actions) from None
         active = self.active
         if mask is not None:
             if not self._can_wait:
@@ -289,11 +270,7 @@ class ManiSkillVecEnv(VecEnv):
             {name: value.to(self.device) for name, value in state["obs"].items()}
         )
         obs = self._seen(self._sim.observations())
-        if any(not torch.equal(value, self._obs[name]) for name, value in obs.items()):
-            _log.warning(
-                "the running episodes could not be restored exactly: the state was saved on another machine"
-                " or with another version of ManiSkill"
-            )
+        warn_unless_equal(obs, self._obs, self.task_name)
         self._obs = obs
 
     # --- parts ----------------------------------------------------------------------------------------------
@@ -343,21 +320,11 @@ class ManiSkillVecEnv(VecEnv):
         finite = torch.isfinite(torch.cat([value.flatten(1) for value in floats.values()], 1).sum())
         any_ended, all_finite = torch.stack([ended.any(), finite]).tolist()
         if not all_finite:
-            try:
+            with self._context(action):
                 for name, value in floats.items():
                     check_finite(name, value)
-            except NonFiniteError as error:
-                raise self._with_context(error, action) from None
         return bool(any_ended)
 
-    def _with_context(self, error: NonFiniteError, action: Tensor) -> NonFiniteError:
-        """The error with the data needed to reproduce it: the episodes and their actions so far."""
-        actions, executed = self._history.played(self._played_steps)
-        context = {
-            "action": action,
-            "seed": self._episodes.seed,
-            "step": self._episodes.length,
-            "actions_before": actions,
-            "executed_before": executed,
-        }
-        return NonFiniteError(str(error), dump={**error.dump, **context})
+    def _context(self, action: Tensor) -> AbstractContextManager[None]:
+        """See `RunningEpisodes.context`; what is known of the steps before are the actions."""
+        return self._episodes.context(action, lambda: self._history.dump(self._played_steps))

@@ -11,10 +11,6 @@ from residual_rl.utils.threads import simulator_threads
 def make(cfg: GymnasiumCfg, num_envs: int, num_threads: int, device: str) -> GymVecEnv:
     """Create `num_envs` envs in `cfg.num_workers` processes, or else `num_threads` (0: see
     `simulator_threads`)."""
-    if num_envs < 1:
-        raise ConfigError(f"num_envs must be at least 1, not {num_envs}")
     if device != "cpu":
         raise ConfigError(f"Gymnasium envs run on the CPU: sim_device must be cpu, not {device!r}")
-    if not cfg.env_id:
-        raise ConfigError("the env must be named: --env-id ID, and --env-modules if a module registers it")
     return GymVecEnv(cfg, num_envs, cfg.num_workers or num_threads or simulator_threads())
