@@ -34,7 +34,7 @@ def test_make_arm_env__an_action_moves_the_target_by_its_scale_from_the_measured
     np.testing.assert_allclose(obs["joint_position"][0], arm.commands[0], atol=1e-6)
 
 
-def test_ArmPhysics_step__the_velocity_is_the_difference_of_two_readings():
+def test_arm_physics_step__the_velocity_is_the_difference_of_two_readings():
     env = arm_env(FakeArm())
     obs, _ = env.reset()
     assert not obs["joint_velocity"].any()
@@ -42,13 +42,13 @@ def test_ArmPhysics_step__the_velocity_is_the_difference_of_two_readings():
     assert obs["joint_velocity"][0, 0] == pytest.approx(0.02 / PERIOD, rel=1e-5)
 
 
-def test_ArmPhysics_read__the_fingertip_is_where_the_simulator_has_it():
+def test_arm_physics_read__the_fingertip_is_where_the_simulator_has_it():
     env, simulated = arm_env(FakeArm()), make_vec_env("so101-paper", 1)
     expected = simulated.reset()[0]["ee_position"]
     torch.testing.assert_close(env.reset()[0]["ee_position"], expected, atol=1e-6, rtol=0)
 
 
-def test_ArmPhysics_step__readings_follow_each_other_at_the_policys_rate():
+def test_arm_physics_step__readings_follow_each_other_at_the_policys_rate():
     arm = FakeArm()
     env = arm_env(arm)
     env.reset()
@@ -59,7 +59,7 @@ def test_ArmPhysics_step__readings_follow_each_other_at_the_policys_rate():
     np.testing.assert_allclose(np.diff(reads), PERIOD, atol=1e-9)
 
 
-def test_ArmPhysics_step__time_that_a_slow_policy_lost_is_not_caught_up():
+def test_arm_physics_step__time_that_a_slow_policy_lost_is_not_caught_up():
     arm = FakeArm()
     env = arm_env(arm)
     env.reset()
@@ -70,7 +70,7 @@ def test_ArmPhysics_step__time_that_a_slow_policy_lost_is_not_caught_up():
     np.testing.assert_allclose(np.diff(reads), [0.1 + PERIOD, PERIOD, PERIOD], atol=1e-9)
 
 
-def test_ArmPhysics_step__the_executed_action_is_what_the_driver_sent():
+def test_arm_physics_step__the_executed_action_is_what_the_driver_sent():
     arm = FakeArm()
     send = arm.command
     arm.command = lambda target: send(np.array(HOME) + 0.5 * (target - np.array(HOME)))
@@ -93,7 +93,7 @@ def test_make_arm_env__success_is_judged_by_the_pose_source():
     assert env.step(torch.zeros(1, 6))[2].item()  # held for ten steps
 
 
-def test_ArmPhysics__a_pose_that_is_not_seen_is_the_last_one_for_a_limited_time():
+def test_arm_physics__a_pose_that_is_not_seen_is_the_last_one_for_a_limited_time():
     arm = FakeArm()
     first = arm.sheet_pose()
     seen = [first]
@@ -102,9 +102,9 @@ def test_ArmPhysics__a_pose_that_is_not_seen_is_the_last_one_for_a_limited_time(
     for _ in range(14):  # 0.46 s
         obs, *_ = env.step(torch.zeros(1, 6))
     np.testing.assert_allclose(obs["sheet_pose"][0, :3], AWAY, atol=1e-7)
-    with pytest.raises(ArmError, match="has not seen the sheet for 0.5"):
-        for _ in range(3):
-            env.step(torch.zeros(1, 6))
+    env.step(torch.zeros(1, 6))
+    with pytest.raises(ArmError, match="has not seen the sheet for 0\\.5"):
+        env.step(torch.zeros(1, 6))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_ArmPhysics__a_pose_that_is_not_seen_is_the_last_one_for_a_limited_time(
         ({"position": ["x", "y", "z"]}, "no numbers"),
     ],
 )
-def test_ArmPhysics__a_wrong_pose_is_refused_before_anything_moves(change, message):
+def test_arm_physics__a_wrong_pose_is_refused_before_anything_moves(change, message):
     arm = FakeArm()
     env = arm_env(arm, lambda: dataclasses.replace(arm.sheet_pose(), **change))
     with pytest.raises(ArmError, match=message):
@@ -124,32 +124,32 @@ def test_ArmPhysics__a_wrong_pose_is_refused_before_anything_moves(change, messa
     assert arm.commands == []
 
 
-def test_ArmPhysics__without_a_pose_source_the_error_says_so():
+def test_arm_physics__without_a_pose_source_the_error_says_so():
     with pytest.raises(ArmError, match="give a pose source"):
         arm_env(FakeArm(), None).reset()
 
 
-def test_ArmPhysics_render__images_of_the_arm_in_the_size_of_the_task():
+def test_arm_physics_render__images_of_the_arm_in_the_size_of_the_task():
     env = arm_env(FakeArm(), obs_mode="rgb+state", obs_cameras=("top",), image_size=(8, 8))
     obs, _ = env.reset()
     assert obs["top"].shape == (1, 8, 8, 3)
     assert (obs["top"] == 7).all()
 
 
-def test_ArmPhysics_render__a_missing_camera_is_named():
+def test_arm_physics_render__a_missing_camera_is_named():
     env = arm_env(FakeArm(), obs_mode="rgb", obs_cameras=("top", "wrist"))
     with pytest.raises(ArmError, match="no camera 'wrist'; it has top"):
         env.reset()
 
 
-def test_ArmPhysics__an_arm_with_other_joints_is_refused():
+def test_arm_physics__an_arm_with_other_joints_is_refused():
     arm = FakeArm()
     arm.hardware = dataclasses.replace(arm.hardware, joint_names=("a", "b", "c", "d", "e", "f"))
     with pytest.raises(ConfigError, match="this one has a, b"):
         arm_env(arm)
 
 
-def test_ArmPhysics_reset__where_no_episode_follows_the_arm_stays_as_it_is():
+def test_arm_physics_reset__where_no_episode_follows_the_arm_stays_as_it_is():
     arm = FakeArm()
     env = arm_env(arm)
     env.reset()
@@ -159,7 +159,7 @@ def test_ArmPhysics_reset__where_no_episode_follows_the_arm_stays_as_it_is():
     assert len(arm.log) == calls
 
 
-def test_ArmPhysics_reset__an_env_without_an_episode_is_not_reset():
+def test_arm_physics_reset__an_env_without_an_episode_is_not_reset():
     arm = FakeArm()
     simulated = make_vec_env("so101-paper", 1)
     physics = ArmPhysics(arm, simulated.kinematics, 30.0)

@@ -184,7 +184,7 @@ class ArmPhysics:
     def env_states(self) -> Quantities:
         return {}
 
-    def set_env_states(self, env_ids: Tensor, states: Quantities) -> None:
+    def set_env_states(self, env_ids: Tensor, states: Quantities) -> None:  # noqa: ARG002
         raise ConfigError("an arm cannot be put into a state of an earlier episode")
 
     def close(self) -> None:

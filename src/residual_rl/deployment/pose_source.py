@@ -19,7 +19,7 @@ def load_pose_source(name: str) -> PoseSource:
     source = load(name)
     if not callable(source):
         raise ConfigError(f"pose_source {name}: it must be a function without arguments that returns a Pose")
-    return source  # type: ignore[no-any-return]
+    return source
 
 
 def checked_pose(pose: Any) -> Pose:
@@ -38,8 +38,8 @@ def checked_pose(pose: Any) -> Pose:
         raise ArmError(f"the pose source returned values that are no numbers: {one_line(error)}") from None
     if position.shape != (3,) or quaternion.shape != (4,):
         raise ArmError(
-            f"the pose source returned shapes {position.shape} and {quaternion.shape}; a position is [3] and a"
-            " quaternion [4]"
+            f"the pose source returned shapes {position.shape} and {quaternion.shape}; a position is [3] and"
+            " a quaternion [4]"
         )
     if not (np.isfinite(position).all() and np.isfinite(quaternion).all() and np.isfinite(seen)):
         raise ArmError("the pose source returned NaN or infinity")
