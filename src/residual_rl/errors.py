@@ -58,6 +58,12 @@ class NonFiniteError(ResidualRLError):
         """The states before the step, as tensors by name, for debugging."""
 
 
+class ArmError(ResidualRLError):
+    """The connection to an arm is lost, or its answer is late, stale or malformed."""
+
+    exit_code = 4
+
+
 class MissingDependencyError(ResidualRLError, ImportError):
     """An optional library, or a system library such as OpenGL, is not installed."""
 
