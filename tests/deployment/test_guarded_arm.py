@@ -55,7 +55,7 @@ def test_guarded_arm__limits_that_acted_are_reported_with_what_they_changed():
     seen = []
     _, guard = guarded(on_command=lambda reading, limited: seen.append(limited))
     guard.connect()
-    guard.command(START + [0.02, 0.06, 0, 0, 0, 0])
+    guard.command(START + np.array([0.02, 0.06, 0, 0, 0, 0]))
     assert list(seen[0].changes) == ["jump"]
     np.testing.assert_allclose(seen[0].changes["jump"], [0, -0.01, 0, 0, 0, 0], atol=1e-12)
     np.testing.assert_allclose(seen[0].wanted - seen[0].sent, [0, 0.01, 0, 0, 0, 0], atol=1e-12)
@@ -90,6 +90,7 @@ def test_guarded_arm_stop__stops_once_as_configured_and_sends_nothing_afterwards
 def test_guarded_arm_stop__a_driver_that_fails_is_reported_and_not_raised():
     arm, guard = guarded()
     guard.connect()
+    run_steps(guard, 1)
     arm.lost = True
     assert guard.stop("done") == "the arm could not be held: the cable is lost"
     guard.disconnect()
@@ -139,8 +140,7 @@ def test_guarded_arm_connect__10_000_malformed_readings_move_nothing_and_end_in_
         assert "\n" not in str(error.value)
         guard.stop(str(error.value))
         guard.disconnect()
-        assert arm.commands == []
-        assert arm.calls("hold") == 1
+        assert {name for name, _ in arm.log} <= {"connect", "read", "disconnect"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -163,13 +163,18 @@ def test_guarded_arm_read__frozen_joints_are_noticed_within_the_bound_and_a_few_
     guard.connect()
     frozen = arm.joints.copy()
     arm.corrupt = lambda reading: with_joints(reading, frozen)
-    target, began = frozen, arm.time
-    with pytest.raises(ArmError, match="the arm is blocked, or its readings are frozen"):
+    began = arm.time
+
+    def push():
+        target = frozen
         for _ in range(100):
             guard.read()
             target = np.clip(target + 0.02, frozen - 0.2, frozen + 0.2)  # the task's own bound
             guard.command(target)
             guard.wait_until(guard.now() + PERIOD)
+
+    with pytest.raises(ArmError, match="the arm is blocked, or its readings are frozen"):
+        push()
     assert arm.time - began == pytest.approx(0.5, abs=3 * PERIOD)
     assert np.abs(np.array(arm.commands) - frozen).max() <= 0.2 + 1e-9
     guard.disconnect()
@@ -229,7 +234,7 @@ def test_guarded_arm__the_watchdog_stops_the_arm_while_the_policy_still_computes
         if arm.calls("hold"):
             break
     held = next(at for name, at in arm.log if name == "hold")
-    assert 0.12 < held - read
+    assert held - read > 0.12
     assert guard.stopped is not None
     with pytest.raises(ArmError, match="the policy took"):
         guard.command(START)

@@ -21,8 +21,6 @@ from residual_rl.utils.text import one_line
 from residual_rl.utils.validation import CheckedCfg, PositiveFloat
 
 _log = logging.getLogger(__name__)
-_IMPLAUSIBLE = 0.5
-"""Distance beyond a joint's range at which a reading cannot be right [rad]."""
 _FROZEN_ERROR = 0.03
 """Distance between target and reading at which joints that do not move at all are suspicious [rad]."""
 _POLL = 0.002
@@ -105,6 +103,7 @@ class GuardedArm:
         # targets: None at rest, where the next one starts from the measured positions
         self._target: NDArray[np.float64] | None = None
         self._target_step = np.zeros(len(driver.hardware.joint_names))
+        self._has_commanded = False
         # the watchdog
         self._computing_since: float | None = None
         self._ended = threading.Event()
@@ -174,6 +173,7 @@ class GuardedArm:
             if self.dry_run:
                 sent = previous = reading.joint_position.copy()
             else:
+                self._has_commanded = True
                 sent = self._finite(self.driver.command(limited.sent))
             self.timing.command(now, at_rest)
             self._used = reading.time
@@ -212,6 +212,8 @@ class GuardedArm:
             self._computing_since = None
             if self.dry_run:
                 return None
+            if self.cfg.at_exit == "hold" and not self._has_commanded:
+                return None  # it stands where it stood before, by its own servos
             if self.cfg.at_exit == "hold":
                 self.driver.hold()
             else:
@@ -255,9 +257,8 @@ class GuardedArm:
         if not np.isfinite(joints).all() or not np.isfinite(taken):
             bad = [name for name, value in zip(names, joints, strict=True) if not np.isfinite(value)]
             raise ArmError(f"the arm gave NaN or infinity for {', '.join(bad) or 'the time'}")
-        beyond = self._beyond_range(joints)
-        if (beyond > _IMPLAUSIBLE).any():
-            at = int(beyond.argmax())
+        if not self.hardware.is_plausible(torch.from_numpy(joints)):
+            at = int(self.hardware.beyond_range(torch.from_numpy(joints)).argmax())
             raise ArmError(
                 f"the arm gave {np.degrees(joints[at]):.0f}° for {names[at]}, far beyond its range: check its"
                 " calibration"
@@ -268,12 +269,6 @@ class GuardedArm:
             if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
                 raise ArmError(f"the arm's camera {name} gave no image [H, W, 3] of uint8")
         return ArmReading(joints, taken, dict(reading.images))
-
-    def _beyond_range(self, joints: NDArray[np.float64]) -> NDArray[np.float64]:
-        ends = torch.tensor([self.hardware.low, self.hardware.high], dtype=torch.float64)
-        first, second = self.hardware.from_hardware(ends).numpy()
-        low, high = np.minimum(first, second), np.maximum(first, second)
-        return np.asarray(np.maximum(np.maximum(low - joints, joints - high), 0.0))
 
     def _check_age(self, reading: ArmReading, now: float) -> None:
         age = now - reading.time

@@ -38,7 +38,8 @@ class LoopTiming:
         self._commanded_at = None
 
     def summary(self, period: float) -> dict[str, Any]:
-        """Median, 99 % and worst of latency and jitter (the distance of an interval from `period`), in [s]."""
+        """Median, 99 % and worst of the latency and of the jitter, the distance of an interval from
+        `period`, in [s]."""
         jitter = [abs(interval - period) for interval in self.intervals]
         return {
             "commands": len(self.intervals) + 1 if self.intervals else len(self.latencies),
