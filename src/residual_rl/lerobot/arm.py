@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from residual_rl.errors import ArmError, ConfigError
 from residual_rl.lerobot.support import joint_features, quiet, require_lerobot
 from residual_rl.lerobot.worker import Worker
-from residual_rl.robots.arm_driver import ArmReading
+from residual_rl.robots.arm_driver import ArmReading, Pose
 from residual_rl.robots.hardware_units import HardwareUnits
 from residual_rl.utils.text import listed, one_line
 
@@ -117,6 +117,20 @@ class LeRobotArm:
         left = time - self.now()
         if left > 0:
             _sleep(left)
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the robot is a simulated one, with `reset(seed)` and `object_pose()` of its own."""
+        return hasattr(self.robot, "reset") and hasattr(self.robot, "object_pose")
+
+    def reset(self, seed: int) -> None:
+        """Begin the episode `seed` of a simulated robot."""
+        self._call(lambda: self.robot.reset(seed), "reset", 10.0)
+
+    def object_pose(self) -> Pose:
+        """The pose of the task's object, from a simulated robot."""
+        pose: Pose = self._call(self.robot.object_pose, "object_pose")
+        return pose
 
     # --- parts ---
 
