@@ -18,7 +18,7 @@ from residual_rl.tasks.so101_paper.robot import HOME
 from residual_rl.tasks.so101_paper.scene import SceneCfg, build_spec
 from residual_rl.utils.mujoco_library import mujoco
 
-cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed: pip install 'opencv-python-headless>=4.7'")
+cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed: pip install residual-rl[aruco]")
 SIZE = 900
 BORDER = 1.25
 """Side of a printed marker with its white border, in sides of the black square."""
