@@ -307,8 +307,8 @@ class GuardedArm:
             moved = np.abs(reading.joint_position - first.joint_position).max()
             if unchanged > self.cfg.frozen_after and moved > _SEEN_MOVE:
                 raise ArmError(
-                    f"the arm's camera {name} has given exactly the same image for {unchanged:.1f} s, although"
-                    f" the arm has moved by {np.degrees(moved):.0f}°"
+                    f"the arm's camera {name} has given exactly the same image for {unchanged:.1f} s,"
+                    f" although the arm has moved by {np.degrees(moved):.0f}°"
                 )
 
     def _finite(self, joint_target: Any) -> NDArray[np.float64]:
