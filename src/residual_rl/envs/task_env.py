@@ -46,6 +46,7 @@ class TaskEnv(VecEnv):
         self._hold_steps = torch.zeros_like(self._episodes.length)
         self._episode: Quantities = {}
         self._command: Quantities = {}
+        self._memory: Quantities = {}
         self._obs: Obs = {}
 
     # --- the contract ---
@@ -79,10 +80,12 @@ class TaskEnv(VecEnv):
 
         # Step the physics of the envs that have an episode and are in `mask`; others would only cost time.
         command = self._command
-        target = self.task.joint_target(action, {**command, **self._last})
+        before = {**self._last, **self._episode, **command, **self._memory}
+        target = self.task.joint_target(action, before)
+        servo_target = self.task.servo_target(target, before)
         active = self.active if mask is None else self.active & mask
         with self._context(action, self.physics.state_before):
-            self.physics.step(target, None if active.all() else active.nonzero().flatten())
+            self.physics.step(servo_target, None if active.all() else active.nonzero().flatten())
         self._command = {"joint_target": target, "action": action}
         if mask is not None:
             self._command = {
@@ -90,8 +93,13 @@ class TaskEnv(VecEnv):
                 for name, value in self._command.items()
             }
 
-        # Success: the condition must hold for some consecutive steps.
+        # What the task remembers of the step.
         q = {**self._quantities(), "step": self._episodes.length + active}
+        for name, value in self.task.remember(q, before).items():
+            q[name] = torch.where(active.reshape(-1, *[1] * (value.dim() - 1)), value, self._memory[name])
+        self._memory = {name: q[name] for name in self._memory}
+
+        # Success: the condition must hold for some consecutive steps.
         held = (self._hold_steps + 1) * (self.task.holds(q) & active)
         self._hold_steps = held if mask is None else torch.where(mask, held, self._hold_steps)
         q["hold_steps"] = self._hold_steps
@@ -201,6 +209,7 @@ class TaskEnv(VecEnv):
         self._episodes.restore(env_ids, groups["episodes"])
         self._episode = _with_rows(self._episode, env_ids, groups["episode"])
         self._command = _with_rows(self._command, env_ids, groups["command"])
+        self._memory = _with_rows(self._memory, env_ids, groups.get("memory", {}))
         self._hold_steps = self._hold_steps.index_copy(0, env_ids, groups["counters"]["hold_steps"])
         self._obs = self._observe_after_reset(self._obs, env_ids)
         return dict(self._obs)
@@ -211,6 +220,7 @@ class TaskEnv(VecEnv):
             "physics": self.physics.env_states(),
             "episode": self._episode,
             "command": self._command,
+            "memory": self._memory,
             "counters": {"hold_steps": self._hold_steps},
         }
 
@@ -225,6 +235,7 @@ class TaskEnv(VecEnv):
             "hold_steps": self._hold_steps.clone(),
             "episode": {name: value.clone() for name, value in self._episode.items()},
             "command": {name: value.clone() for name, value in self._command.items()},
+            "memory": {name: value.clone() for name, value in self._memory.items()},
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -234,6 +245,8 @@ class TaskEnv(VecEnv):
         self.episode_seeds.load_state_dict(state["episode_seeds"])
         self._episode = {name: value.to(self.device) for name, value in state["episode"].items()}
         self._command = {name: value.to(self.device) for name, value in state["command"].items()}
+        # checkpoints of earlier versions have no memory, as their tasks had none
+        self._memory = {name: value.to(self.device) for name, value in state.get("memory", {}).items()}
         # The model fields that vary by episode are not part of the physics state: the reset writes them.
         self.physics.reset(torch.arange(self.num_envs, device=self.device), self._episode)
         self.physics.load_state_dict(state["physics"])
@@ -265,6 +278,10 @@ class TaskEnv(VecEnv):
             self._command = _with_rows(self._command, env_ids, rows)
         self._episodes.begin(env_ids, seeds)
         self._hold_steps = self._hold_steps.index_fill(0, env_ids, 0)
+        memory = self.task.begin_memory(self._quantities())
+        if self._memory:
+            memory = _with_rows(self._memory, env_ids, {n: value[env_ids] for n, value in memory.items()})
+        self._memory = memory
 
     def _quantities(self) -> Quantities:
         self._last = self.physics.read()
@@ -273,7 +290,7 @@ class TaskEnv(VecEnv):
             "step": self._episodes.length,
             "hold_steps": self._hold_steps,
         }
-        return {**self._last, **self._episode, **self._command, **counters}
+        return {**self._last, **self._episode, **self._command, **self._memory, **counters}
 
     def _observe(self, q: Quantities) -> Obs:
         return {**self.task.observe(q), **self._images(slice(None))}
