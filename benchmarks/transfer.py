@@ -57,9 +57,7 @@ def main() -> None:
                 )
         for controller, setting in itertools.product(spec["controllers"], spec["settings"]):
             arguments = eval_arguments(spec, setting, spec["task"][0], options.episodes)
-            make_file(
-                file_of(options.runs, controller, setting), [*arguments, "--base-policy", controller]
-            )
+            make_file(file_of(options.runs, controller, setting), [*arguments, "--base-policy", controller])
 
     # Save and print what there is.
     results = collect(spec, options.runs)

@@ -109,7 +109,7 @@ class Imperfections:
         if self._action_latency[1] > 1:
             memory["earlier_actions"] = _push(before["earlier_actions"], before["action"])
         if self._holds_pose:
-            lost = self._steps_lost(q["seed"], q["step"], before["steps_lost"])
+            lost = self.steps_lost(q["seed"], q["step"], before["steps_lost"])
             seen = lost == 0
             if "sheet_seen" in q:
                 seen = seen & q["sheet_seen"]
@@ -121,7 +121,7 @@ class Imperfections:
             memory["play"] = self._play(q["joint_target"], before)
         return memory
 
-    def _steps_lost(self, seed: Tensor, step: Tensor, lost: Tensor) -> Tensor:
+    def steps_lost(self, seed: Tensor, step: Tensor, lost: Tensor) -> Tensor:
         """`steps_lost` [B] of this step, from that of the step before. A stretch that begins within another
         one may prolong it."""
         low, high = self.cfg.pose_dropout_steps
