@@ -19,11 +19,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.utils.files import make_folder, write_json
 from residual_rl.utils.provenance import machine
 from resumable import is_finished, make_file, train_run
-from transfer_results import print_tables, plot, results_of
+from transfer_results import plot, results_of, table
 
 NOTHING, ALL = "nothing", "all"
 
@@ -64,7 +66,7 @@ def main() -> None:
     make_folder(options.output)
     write_json(options.output / "transfer.json", results)
     plot(results, options.output / "transfer.png")
-    print_tables(results)
+    Console(width=120).print(table(results))
 
 
 def flags_by_row(spec: Mapping[str, Any]) -> dict[str, list[str]]:
