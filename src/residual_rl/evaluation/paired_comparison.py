@@ -62,7 +62,8 @@ def compare(first: Evaluated, second: Evaluated) -> dict[str, Any]:
         overall = next(iter(tasks.values()))
     else:
         everywhere = [m for m in pooled[0] if all(m in task["policies"][_FIRST] for task in tasks.values())]
-        overall = _comparison(_OVERALL, *({m: pool[m] for m in everywhere} for pool in pooled), units)
+        one, two = ({metric: pool[metric] for metric in everywhere} for pool in pooled)
+        overall = _comparison(_OVERALL, one, two, units)
     return {
         "format_version": FORMAT_VERSION,
         _FIRST: first.name,

@@ -74,13 +74,13 @@ class SO101PaperPhysics(MujocoPhysics):
 
         # Servos and joints. A position servo's torque is gain[0] · target + bias[1] · position + ….
         if "servo_gain_scale" in draws:
-            scale, at = draws["servo_gain_scale"], np.ix_(env_ids, self._servos)
-            self._gain[(*at, 0)] = model.actuator_gainprm[self._servos, 0] * scale
-            self._bias[(*at, 1)] = model.actuator_biasprm[self._servos, 1] * scale
+            scale, rows = draws["servo_gain_scale"], np.ix_(env_ids, self._servos)
+            self._gain[(*rows, 0)] = model.actuator_gainprm[self._servos, 0] * scale
+            self._bias[(*rows, 1)] = model.actuator_biasprm[self._servos, 1] * scale
         if "joint_friction_scale" in draws:
-            scale, at = draws["joint_friction_scale"], np.ix_(env_ids, self._dofs)
-            self._dry_friction[at] = model.dof_frictionloss[self._dofs] * scale
-            self._viscous_friction[at] = model.dof_damping[self._dofs] * scale
+            scale, rows = draws["joint_friction_scale"], np.ix_(env_ids, self._dofs)
+            self._dry_friction[rows] = model.dof_frictionloss[self._dofs] * scale
+            self._viscous_friction[rows] = model.dof_damping[self._dofs] * scale
 
         # Start pose of the arm and the sheet.
         joints = draws["start_joint_position"]
