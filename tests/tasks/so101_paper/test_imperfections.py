@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import mujoco
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from tiny_runs import different, last_state, metric_rows, train
 from torch import Tensor
 
 from residual_rl.base_policies.executor import make_base_policy
@@ -328,6 +330,16 @@ def test_task_env__resumes_with_lost_poses_and_sent_actions() -> None:
         (obs, reward, *_), (same, same_reward, *_) = env.step(action), other.step(action)
         assert all(torch.equal(value, same[name]) for name, value in obs.items())
         assert torch.equal(reward, same_reward)
+
+
+@pytest.mark.slow
+def test_runner__resumes_exactly_with_all_imperfections(tmp_path: Path) -> None:
+    settings = {"total_timesteps": 96, "eval_freq": 64, **EVERYTHING}
+    train(tmp_path / "whole", **settings)
+    train(tmp_path / "resumed", stop_at=64, **settings)
+    train(tmp_path / "resumed", resume=True, **settings)
+    assert different(last_state(tmp_path / "whole"), last_state(tmp_path / "resumed")) == []
+    assert metric_rows(tmp_path / "whole") == metric_rows(tmp_path / "resumed")
 
 
 def test_task_env__loads_a_state_from_before_there_was_a_memory() -> None:
