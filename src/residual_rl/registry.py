@@ -94,6 +94,9 @@ class TaskSpec:
     demo_settings: tuple[str, ...] = ()
     """Settings that demonstrations must share with a run whose critics learn from them: those of the goal,
     the actions and the reward."""
+    arm_settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings with which the task runs on a real arm, in place of those of training. They turn off what a
+    simulator adds, such as noise and latency, since an arm has its own."""
     max_eval_envs: int | None = None
     """Largest number of envs for evaluations; None: one per episode. For envs that each take a process or
     much memory. A task whose settings have `eval_envs` leaves it to its users."""

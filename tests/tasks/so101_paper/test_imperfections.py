@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from residual_rl.config import from_plain
 from residual_rl.envs.task import Quantities
 from residual_rl.errors import ConfigError
 from residual_rl.factory import make_vec_env
+from residual_rl.registry import TASKS
 from residual_rl.tasks.so101_paper.config import SO101PaperCfg
 from residual_rl.tasks.so101_paper.imperfections import Imperfections
 from residual_rl.tasks.so101_paper.imperfections_check import check_imperfections
+from residual_rl.tasks.so101_paper.mujoco_env import make
 from residual_rl.utils.files import plain
 
 EVERYTHING: dict[str, Any] = {
@@ -222,6 +225,23 @@ def test_pose_dropout__reward_is_that_of_the_true_pose() -> None:
     for step in range(5):
         action = torch.full((1, 6), 0.2 * step - 0.5)
         assert torch.equal(exact.step(action)[1], lost.step(action)[1])
+
+
+def test_arm_settings__turn_every_imperfection_off_and_keep_what_is_observed() -> None:
+    """On an arm, poses are as its source has them, and the flag is that of its physics."""
+    spec = TASKS.get("so101-paper")
+    noisy = SO101PaperCfg(**EVERYTHING, position_noise=0.01, angle_noise=0.01)
+    cfg = dataclasses.replace(noisy, **spec.arm_settings)
+    assert cfg == SO101PaperCfg(observe_sheet_seen=True, pose_dropout_steps=(2, 6))
+    env = make(cfg, 1, 1)
+    env.reset(seed=3)
+    q = {**env.physics.read(), **env.episode, "joint_target": torch.zeros(1, 6), "action": torch.zeros(1, 6)}
+    counters = {"seed": torch.zeros(1, dtype=torch.int64), "step": torch.ones(1, dtype=torch.int64)}
+    for seen in (1.0, 0.0):
+        obs = env.task.observe({**q, **counters, "sheet_seen": torch.tensor([seen])})
+        assert obs["sheet_seen"].tolist() == [[seen]]
+        assert obs["sheet_pose"][0, :3].tolist() == pytest.approx(q["sheet_position"][0].tolist())
+    assert env.task.observe({**q, **counters})["state"][0, 25] == 1.0
 
 
 # --- backlash -----------------------------------------------------------------------------------------------

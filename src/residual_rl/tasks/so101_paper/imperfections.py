@@ -1,7 +1,8 @@
 """The imperfections of a real arm: latency, lost poses, backlash, and servos and joints that vary.
 
 All of them are functions of an episode's seed and of its steps so far. What they need of earlier steps is the
-task's memory, which the vec_env keeps; see `Task.remember`.
+task's memory, which the vec_env keeps; see `Task.remember`. Without a memory, which a policy on an arm has
+not, there is no latency, no lost pose and no backlash beyond those of the arm itself.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ class Imperfections:
             lost = self.steps_lost(q["seed"], q["step"], before["steps_lost"])
             seen = lost == 0
             if "sheet_seen" in q:
-                seen = seen & q["sheet_seen"]
+                seen = seen & (q["sheet_seen"] > 0)
             last_seen = torch.where(seen[:, None], measure_pose(q), before["poses"][:, 0])
             memory["poses"] = _push(before["poses"], last_seen)
             memory["poses_seen"] = _push(before["poses_seen"], seen)
@@ -134,14 +135,14 @@ class Imperfections:
     def delayed(self, action: Tensor, q: Quantities) -> Tensor:
         """The action [B, A] that reaches the servos when `action` [B, A] is sent."""
         low, high = self._action_latency
-        if high == 0:
+        if high == 0 or (high > 1 and "earlier_actions" not in q):
             return action
         earlier = q["earlier_actions"].unbind(1) if high > 1 else ()
         return _chosen(torch.stack([action, q["action"], *earlier], 1), q.get("action_latency", low))
 
     def link_target(self, target: Tensor, q: Quantities) -> Tensor:
         """The joint targets [B, J] of the links for the `target` [B, J] of the servos."""
-        return target - self._play(target, q) if self._has_backlash else target
+        return target - self._play(target, q) if "play" in q else target
 
     def _play(self, target: Tensor, before: Quantities) -> Tensor:
         """`play` [B, J] after the servos have moved to `target` [B, J].
@@ -157,7 +158,7 @@ class Imperfections:
     def measured_joints(self, q: Quantities) -> Quantities:
         """The quantities as the servos' encoders measure them: the joint positions on the servos' side of the
         backlash, and the fingertip computed from these."""
-        if not self._has_backlash:
+        if "play" not in q:
             return q
         measured = {**q, "joint_position": q["joint_position"] + q["play"]}
         if self._kinematics is not None:
@@ -168,7 +169,7 @@ class Imperfections:
     def observed_pose(self, q: Quantities) -> tuple[Tensor, Tensor] | None:
         """The sheet's pose [B, 7] as it is observed, and whether it was seen [B]; None if nothing keeps it
         from being seen at once."""
-        if not self._holds_pose:
+        if "poses" not in q:
             return None
         latency = q.get("pose_latency", self._pose_latency[0])
         return _chosen(q["poses"], latency), _chosen(q["poses_seen"], latency)

@@ -2,7 +2,7 @@
 
 The physics provides `joint_position` and `joint_velocity` [B, 6], `ee_position` [B, 3], `sheet_position`
 [B, 3] and `sheet_quaternion` [B, 4] (w, x, y, z), in [m] and [rad], in the frame of the robot's base. If its
-sensor may miss the sheet, it also provides `sheet_seen` [B] bool.
+sensor may miss the sheet, it also provides `sheet_seen` [B]: above 0 where the pose is of this step.
 """
 
 from __future__ import annotations
@@ -211,8 +211,9 @@ class SO101Paper(Task):
             "sheet_pose": sheet_pose(q),
             "goal": torch.cat([offset, -yaw[:, None]], 1),
         }
-        if seen is not None and self.cfg.observe_sheet_seen:
-            named["sheet_seen"] = seen[1][:, None]
+        if self.cfg.observe_sheet_seen:
+            flag = q.get("sheet_seen", torch.ones_like(yaw)) if seen is None else seen[1]
+            named["sheet_seen"] = flag[:, None]
         named = {name: value.float() for name, value in named.items()}
         if self.cfg.obs_mode == "rgb":
             return named
