@@ -7,6 +7,7 @@ module.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -132,6 +133,10 @@ class TaskSpec:
     def default_config(self) -> Any:
         """The task's settings with their defaults."""
         return load(self.config)(**self.config_overrides)
+
+    def on_arm(self, cfg: Any) -> Any:
+        """The task's settings `cfg` with `arm_settings`, for a real arm."""
+        return dataclasses.replace(cfg, **self.arm_settings)
 
     def preset(self, name: str) -> Preset:
         """The preset `name`. Raises `UnknownNameError`, which lists the known ones."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -231,7 +230,7 @@ def test_arm_settings__turn_every_imperfection_off_and_keep_what_is_observed() -
     """On an arm, poses are as its source has them, and the flag is that of its physics."""
     spec = TASKS.get("so101-paper")
     noisy = SO101PaperCfg(**EVERYTHING, position_noise=0.01, angle_noise=0.01)
-    cfg = dataclasses.replace(noisy, **spec.arm_settings)
+    cfg = spec.on_arm(noisy)
     assert cfg == SO101PaperCfg(observe_sheet_seen=True, pose_dropout_steps=(2, 6))
     env = make(cfg, 1, 1)
     env.reset(seed=3)

@@ -43,6 +43,11 @@ class Imperfections:
         self._holds_pose = bool(cfg.pose_dropout or self._pose_latency[1] or cfg.observe_sheet_seen)
         self._has_backlash = cfg.backlash[1] > 0.0
 
+    @property
+    def longest_action_latency(self) -> int:
+        """Largest number of steps after which an action reaches the servos."""
+        return self._action_latency[1]
+
     # --- the draws of an episode ---
 
     def randomize(self, seed: Tensor) -> Quantities:
