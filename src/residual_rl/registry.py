@@ -7,7 +7,6 @@ module.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -95,9 +94,6 @@ class TaskSpec:
     demo_settings: tuple[str, ...] = ()
     """Settings that demonstrations must share with a run whose critics learn from them: those of the goal,
     the actions and the reward."""
-    arm_settings: Mapping[str, Any] = field(default_factory=dict)
-    """Settings with which the task runs on a real arm, in place of those of training. They turn off what a
-    simulator adds, such as noise and latency, since an arm has its own."""
     max_eval_envs: int | None = None
     """Largest number of envs for evaluations; None: one per episode. For envs that each take a process or
     much memory. A task whose settings have `eval_envs` leaves it to its users."""
@@ -114,6 +110,8 @@ class TaskSpec:
     external_trajectory_settings: str | None = None
     """`settings(info) -> dict`: the settings of this task for trajectories of another program in ManiSkill's
     layout, from the contents of their `FILE.json`."""
+    hardware_settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the task for an arm, where training imitates what an arm has of its own: latency, noise."""
     gymnasium_id: str | None = None
     """Id of a single env for `gymnasium.make`, e.g. `my_lab/Reach-v0`."""
 
@@ -133,10 +131,6 @@ class TaskSpec:
     def default_config(self) -> Any:
         """The task's settings with their defaults."""
         return load(self.config)(**self.config_overrides)
-
-    def on_arm(self, cfg: Any) -> Any:
-        """The task's settings `cfg` with `arm_settings`, for a real arm."""
-        return dataclasses.replace(cfg, **self.arm_settings)
 
     def preset(self, name: str) -> Preset:
         """The preset `name`. Raises `UnknownNameError`, which lists the known ones."""

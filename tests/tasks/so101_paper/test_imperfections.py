@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -226,11 +227,11 @@ def test_pose_dropout__reward_is_that_of_the_true_pose() -> None:
         assert torch.equal(exact.step(action)[1], lost.step(action)[1])
 
 
-def test_arm_settings__turn_every_imperfection_off_and_keep_what_is_observed() -> None:
+def test_hardware_settings__turn_every_imperfection_off_and_keep_what_is_observed() -> None:
     """On an arm, poses are as its source has them, and the flag is that of its physics."""
     spec = TASKS.get("so101-paper")
     noisy = SO101PaperCfg(**EVERYTHING, position_noise=0.01, angle_noise=0.01)
-    cfg = spec.on_arm(noisy)
+    cfg = dataclasses.replace(noisy, **spec.hardware_settings)
     assert cfg == SO101PaperCfg(observe_sheet_seen=True, pose_dropout_steps=(2, 6))
     env = make(cfg, 1, 1)
     env.reset(seed=3)

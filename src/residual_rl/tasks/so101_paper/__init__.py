@@ -31,7 +31,8 @@ SPEC = register_task(
             "reward_step",
             "reward_reach",
         ),
-        arm_settings={
+        oracle="jacobian-yaw",
+        hardware_settings={
             "position_noise": 0.0,
             "angle_noise": 0.0,
             "pose_dropout": 0.0,
@@ -41,7 +42,6 @@ SPEC = register_task(
             "joint_friction_scale": (1.0, 1.0),
             "backlash": (0.0, 0.0),
         },
-        oracle="jacobian-yaw",
         gymnasium_id="residual_rl/SO101Paper-v0",
     )
 )
