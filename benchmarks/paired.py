@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from residual_rl.utils import statistics
+
 
 def won_and_lost(policy: Sequence[float], base: Sequence[float]) -> tuple[int, int]:
     """Numbers of episodes that only `policy` and only `base` succeed in.
 
     If one of the two has more episodes, the first ones are compared.
     """
-    pairs = list(zip(policy, base, strict=False))
-    return sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+    return statistics.won_and_lost(zip(policy, base, strict=False))
 
 
 def p_worse(won: int, lost: int) -> float:

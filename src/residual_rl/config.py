@@ -382,5 +382,6 @@ def from_plain(cls: type[T], data: Any) -> T:
 
 def _typed(hint: Any, value: Any) -> Any:
     if typing.get_origin(hint) in (typing.Union, types.UnionType) and value is not None:
-        hint = next(h for h in typing.get_args(hint) if h is not type(None))
+        options = [option for option in typing.get_args(hint) if option is not type(None)]
+        hint = next((o for o in options if typing.get_origin(o) is tuple), options[0])
     return tuple(value) if typing.get_origin(hint) is tuple and isinstance(value, list) else value

@@ -109,6 +109,17 @@ def test_arm_physics__a_pose_that_is_not_seen_is_the_last_one_for_a_limited_time
         env.step(torch.zeros(1, 6))
 
 
+def test_arm_physics__a_policy_may_observe_whether_the_pose_was_seen_in_its_step():
+    arm = FakeArm()
+    seen = [arm.sheet_pose()]
+    env = arm_env(arm, lambda: seen.pop() if seen else None, observe_sheet_seen=True)
+    obs, _ = env.reset()
+    assert (obs["sheet_seen"].item(), obs["state"][0, -1].item()) == (1.0, 1.0)
+    obs, *_ = env.step(torch.zeros(1, 6))
+    assert (obs["sheet_seen"].item(), obs["state"][0, -1].item()) == (0.0, 0.0)
+    np.testing.assert_allclose(obs["sheet_pose"][0, :3], AWAY, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -24,6 +24,7 @@ from doc_pages import Command, commands
 from paths import ROOT
 
 import learned_bases
+import transfer
 from residual_rl.cli.main import COMMANDS, main
 
 PLACEHOLDERS = {
@@ -48,7 +49,8 @@ OTHER_PACKAGES = {"gymnasium-robotics"}
 """Packages of envs that users install in environments of their own."""
 ALL = list(dict.fromkeys(commands()))
 LEARNED_BASES = ROOT / "benchmarks" / "learned_bases.json"
-VARIANTS = sorted(set((ROOT / "benchmarks").glob("*.json")) - {LEARNED_BASES})
+TRANSFER = ROOT / "benchmarks" / "transfer.json"
+VARIANTS = sorted(set((ROOT / "benchmarks").glob("*.json")) - {LEARNED_BASES, TRANSFER})
 
 
 class Parsed(BaseException):
@@ -238,6 +240,20 @@ def test_commands__learned_bases_take_their_flags(
         base = spec["bases"].get(spec["rows"][cell.row].get("base"), {})
         if cell.seed == 1 and (has_lerobot or base.get("policy") != "lerobot"):
             parse(["train", *learned_bases.train_arguments(spec, cell, runs)])
+
+
+@pytest.mark.slow
+def test_commands__rows_and_settings_of_transfer_take_their_flags(
+    parse: Callable[[list[str]], None],
+) -> None:
+    spec = json.loads(TRANSFER.read_text())
+    for row in transfer.flags_by_row(spec):
+        parse(["train", *transfer.train_arguments(spec, row)])
+    for setting in spec["settings"]:
+        parse(transfer.eval_arguments(spec, setting, "runs/x", 200))
+        parse(
+            [*transfer.eval_arguments(spec, setting, spec["task"][0], 200), "--base-policy", "jacobian-yaw"]
+        )
 
 
 def test_commands__other_programs_are_known() -> None:

@@ -38,6 +38,7 @@ HELP = [
     *(f"eval so101-paper --base-policy {spec.id}" for spec in BASE_POLICIES.all() if spec.id != "ik"),
     *("train maniskill", "eval maniskill --base-policy ik", "train --resume runs/x", "eval runs/x"),
     "train gymnasium",
+    "compare runs/x runs/x",
     *("imitate demos.h5", "convert x.pt", "distill runs/x", "serve jacobian --task so101-paper"),
     "deploy jacobian --task so101-paper",
     *("sweep so101-paper", "sweep --resume x", "view so101-paper", "doctor so101-paper", "bench so101-paper"),

@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from eval_files import lerobots, ours, write
 from foreign_demos import minari, robomimic
 from tiny_runs import Fails, slow
 
@@ -542,3 +543,21 @@ def test_learner__no_setting_of_a_file_asks_for_terabytes(learner_id: str, setti
         learner.observe(Transition(*step))
         if isinstance(learner, HasReplay):
             learner.update()
+
+
+def test_compare__settings_of_foreign_evaluations_are_only_shown(
+    tmp_path: Path, gift: Path, listener: socket.socket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    hostile = {"adapter": "gift:choose", "url": address, "output": str(tmp_path / "out")}
+    content = ours({"residual": [1, 0]}, settings={"task": hostile})
+    mine = write(tmp_path / "mine.json", ours({"residual": [1, 0]}))
+    assert main(["compare", str(mine), str(write(tmp_path / "theirs.json", content))]) == 0
+    lerobots_file = lerobots({("gift:choose", 0): [1, 0]})
+    lerobots_file["per_task"][0]["metrics"]["video_paths"] = [address, str(tmp_path / "out")]
+    file = write(tmp_path / "eval_info.json", lerobots_file)
+    assert main(["compare", str(file), str(mine), "--lerobot-seed", "1000"]) == 0
+    assert "adapter missing in A, gift:choose in B" in capsys.readouterr().out
+    assert not gift.exists()
+    assert not connected(listener)
+    assert not (tmp_path / "out").exists()

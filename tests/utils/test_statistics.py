@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -10,11 +11,13 @@ from residual_rl.utils.statistics import (
     Summary,
     across_runs,
     area_under_curve,
+    episodes_to_detect,
     mean,
     paired_difference,
     proportion,
     student_t,
     summarize,
+    won_and_lost,
 )
 
 
@@ -177,3 +180,37 @@ def test_area_under_curve__of_a_single_case_has_no_interval() -> None:
     assert area_under_curve([1.0], [0.0, 2.0]) == Summary(0.5, None, None, 3)
     with pytest.raises(ConfigError, match="no values"):
         area_under_curve([1.0], [])
+
+
+@pytest.mark.parametrize(
+    ("difference", "discordant", "expected"),
+    [
+        # by hand: (1.959964 √0.2 + 0.841621 √(0.2 − 0.0025))² / 0.0025 = (0.876523 + 0.374022)² / 0.0025
+        (0.05, 0.2, 626),
+        # the smallest share with which they can differ by 5 points, also without any discordant pair:
+        # (1.959964 √0.05 + 0.841621 √(0.05 − 0.0025))² / 0.0025 = (0.438261 + 0.183427)² / 0.0025
+        (0.05, 0.05, 155),
+        (0.05, 0.0, 155),
+        # (1.959964 + 0)² / 1: all pairs differ in the same direction
+        (1.0, 1.0, 4),
+    ],
+)
+def test_episodes_to_detect__is_the_formula_of_connor(
+    difference: float, discordant: float, expected: int
+) -> None:
+    assert episodes_to_detect(difference, discordant) == expected
+
+
+@pytest.mark.parametrize("discordant", [0.1, 0.35])
+def test_episodes_to_detect__gives_the_power_in_a_simulation(discordant: float) -> None:
+    n = episodes_to_detect(0.05, discordant)
+    won, lost = (discordant + 0.05) / 2, (discordant - 0.05) / 2
+    draws = np.random.default_rng(1).multinomial(n, [won, lost, 1 - won - lost], 40_000)
+    # McNemar's test: (won − lost)² / (won + lost) is above the quantile of χ² with one degree of freedom
+    significant = (draws[:, 0] - draws[:, 1]) ** 2 > stats.chi2.ppf(0.95, 1) * (draws[:, 0] + draws[:, 1])
+    assert significant.mean() == pytest.approx(0.8, abs=0.03)  # the formula is an approximation
+
+
+def test_won_and_lost__counts_pairs_that_differ() -> None:
+    assert won_and_lost([(1, 1), (1, 0), (0, 1), (1, 0), (0, 0)]) == (2, 1)
+    assert won_and_lost([]) == (0, 0)

@@ -16,6 +16,7 @@ COMMANDS = {
     "list": ("", "show the registered tasks, base policies, learners and presets"),
     "train": ("TASK", "train a residual on a task, or resume a run (--resume RUN)"),
     "eval": ("RUN|TASK", "evaluate a run against its base policy, or a base policy alone"),
+    "compare": ("A B", "compare two evaluations on the same episodes, ours or LeRobot's"),
     "probe": ("TASK", "measure a base policy before a training, and choose settings for it"),
     "sweep": ("TASK", "train a grid of settings with several seeds, and rank them"),
     "distill": ("RUN", "train one policy that imitates a run, without its base policy and residual"),

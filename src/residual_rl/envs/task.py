@@ -7,7 +7,7 @@ reads:
 - `seed` and `step` [B] int64: the episode's seed, and the number of its steps so far;
 - `hold_steps` [B]: consecutive steps for which the success condition has held;
 - `success` [B] bool: whether `hold_steps` has reached `success_hold_steps`;
-- the quantities that `randomize` drew for the episode.
+- the quantities that `randomize` drew for the episode, and those that `remember` kept of its earlier steps.
 """
 
 from __future__ import annotations
@@ -70,6 +70,26 @@ class Task(ABC):
     @abstractmethod
     def joint_target(self, action: Tensor, q: Quantities) -> Tensor:
         """The joint targets [B, J] that an `action` [B, A] in [-1, 1] commands."""
+
+    def servo_target(self, joint_target: Tensor, q: Quantities) -> Tensor:  # noqa: ARG002
+        """What the physics receives [B, J] when the arm is sent `joint_target` [B, J]. They differ where the
+        task models backlash."""
+        return joint_target
+
+    def begin_memory(self, q: Quantities) -> Quantities:  # noqa: ARG002
+        """What `remember` returns, at the start of an episode."""
+        return {}
+
+    def remember(self, q: Quantities, before: Quantities) -> Quantities:  # noqa: ARG002
+        """What the task needs of this step in later ones, by name, [B, …] each.
+
+        It is part of the quantities from now on, and of snapshots and checkpoints.
+
+        Args:
+            q: the quantities after the step, without what is remembered of it.
+            before: those before the step, with what was remembered by then.
+        """
+        return {}
 
     def targets_to_actions(self, targets: Tensor, obs: Obs) -> Tensor:  # noqa: ARG002
         """The actions [b, K, A] that command the joint `targets` [b, K, J] in sequence; see `VecEnv`."""

@@ -50,6 +50,7 @@ class TaskEnv(VecEnv):
         self._hold_steps = torch.zeros_like(self._episodes.length)
         self._episode: Quantities = {}
         self._command: Quantities = {}
+        self._memory: Quantities = {}
         self._obs: Obs = {}
 
     # --- the contract ---
@@ -83,12 +84,14 @@ class TaskEnv(VecEnv):
 
         # Step the physics of the envs that have an episode and are in `mask`; others would only cost time.
         command = self._command
-        wanted = target = self.task.joint_target(action, {**command, **self._last})
+        before = {**self._last, **self._episode, **command, **self._memory}
+        wanted = target = self.task.joint_target(action, before)
         if self.limits is not None:
             target = self.limits(target, command["joint_target"], command["target_step"]).target
+        servo_target = self.task.servo_target(target, before)
         active = self.active if mask is None else self.active & mask
         with self._context(action, self.physics.state_before):
-            sent = self.physics.step(target, None if active.all() else active.nonzero().flatten())
+            sent = self.physics.step(servo_target, None if active.all() else active.nonzero().flatten())
         if sent is not None:  # an arm may have limits of its own
             target = sent
         action = self._executed(action, wanted, target)
@@ -101,8 +104,13 @@ class TaskEnv(VecEnv):
                 for name, value in self._command.items()
             }
 
-        # Success: the condition must hold for some consecutive steps.
+        # What the task remembers of the step.
         q = {**self._quantities(), "step": self._episodes.length + active}
+        for name, value in self.task.remember(q, before).items():
+            q[name] = torch.where(active.reshape(-1, *[1] * (value.dim() - 1)), value, self._memory[name])
+        self._memory = {name: q[name] for name in self._memory}
+
+        # Success: the condition must hold for some consecutive steps.
         held = (self._hold_steps + 1) * (self.task.holds(q) & active)
         self._hold_steps = held if mask is None else torch.where(mask, held, self._hold_steps)
         q["hold_steps"] = self._hold_steps
@@ -214,6 +222,7 @@ class TaskEnv(VecEnv):
         self._episodes.restore(env_ids, groups["episodes"])
         self._episode = _with_rows(self._episode, env_ids, groups["episode"])
         self._command = _with_rows(self._command, env_ids, groups["command"])
+        self._memory = _with_rows(self._memory, env_ids, groups.get("memory", {}))
         self._hold_steps = self._hold_steps.index_copy(0, env_ids, groups["counters"]["hold_steps"])
         self._obs = self._observe_after_reset(self._obs, env_ids)
         return dict(self._obs)
@@ -224,6 +233,7 @@ class TaskEnv(VecEnv):
             "physics": self.physics.env_states(),
             "episode": self._episode,
             "command": self._command,
+            "memory": self._memory,
             "counters": {"hold_steps": self._hold_steps},
         }
 
@@ -238,6 +248,7 @@ class TaskEnv(VecEnv):
             "hold_steps": self._hold_steps.clone(),
             "episode": {name: value.clone() for name, value in self._episode.items()},
             "command": {name: value.clone() for name, value in self._command.items()},
+            "memory": {name: value.clone() for name, value in self._memory.items()},
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -247,6 +258,8 @@ class TaskEnv(VecEnv):
         self.episode_seeds.load_state_dict(state["episode_seeds"])
         self._episode = {name: value.to(self.device) for name, value in state["episode"].items()}
         self._command = {name: value.to(self.device) for name, value in state["command"].items()}
+        # checkpoints of earlier versions have no memory, as their tasks had none
+        self._memory = {name: value.to(self.device) for name, value in state.get("memory", {}).items()}
         # The model fields that vary by episode are not part of the physics state: the reset writes them.
         self.physics.reset(torch.arange(self.num_envs, device=self.device), self._episode)
         self.physics.load_state_dict(state["physics"])
@@ -280,6 +293,10 @@ class TaskEnv(VecEnv):
             self._command = _with_rows(self._command, env_ids, rows)
         self._episodes.begin(env_ids, seeds)
         self._hold_steps = self._hold_steps.index_fill(0, env_ids, 0)
+        memory = self.task.begin_memory(self._quantities())
+        if self._memory:
+            memory = _with_rows(self._memory, env_ids, {n: value[env_ids] for n, value in memory.items()})
+        self._memory = memory
 
     def _executed(self, action: Tensor, wanted: Tensor, target: Tensor) -> Tensor:
         """The actions [B, A] that command `target` [B, J] in place of `wanted`; the given ones where these
@@ -297,7 +314,7 @@ class TaskEnv(VecEnv):
             "step": self._episodes.length,
             "hold_steps": self._hold_steps,
         }
-        return {**self._last, **self._episode, **self._command, **counters}
+        return {**self._last, **self._episode, **self._command, **self._memory, **counters}
 
     def _observe(self, q: Quantities) -> Obs:
         return {**self.task.observe(q), **self._images(slice(None))}

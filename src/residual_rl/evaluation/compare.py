@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from residual_rl.config import TrainCfg
-from residual_rl.evaluation.eval_file import FORMAT_VERSION, is_rate
+from residual_rl.evaluation.eval_file import FORMAT_VERSION, is_outcome
 from residual_rl.evaluation.evaluate import Episodes, evaluate, no_residual
 from residual_rl.exported_policy import ResidualModel
 from residual_rl.factory import make_residual_env
@@ -98,7 +98,7 @@ def _summaries(evaluation: Mapping[str, Any], episodes: Episodes) -> dict[str, A
     rows, seeds = {}, evaluation["episode_seeds"]
     for metric, values in episodes.items():
         per_episode = values.tolist()
-        binary = is_rate(metric, evaluation) and _are_outcomes(per_episode)
+        binary = is_outcome(metric, per_episode, evaluation)
         summary = statistics.summarize(per_episode, binary).to_json()
         rows[metric] = {
             **summary,
@@ -111,13 +111,8 @@ def _difference(
     evaluation: Mapping[str, Any], metric: str, first: Mapping[str, Any], second: Mapping[str, Any]
 ) -> dict[str, Any]:
     a, b = _by_seed(first[metric]), _by_seed(second[metric])
-    binary = is_rate(metric, evaluation) and _are_outcomes([*a.values(), *b.values()])
+    binary = is_outcome(metric, [*a.values(), *b.values()], evaluation)
     return statistics.paired_difference(a, b, binary).to_json()
-
-
-def _are_outcomes(values: Sequence[float]) -> bool:
-    """Whether a rate is 0 or 1 in each episode; a task may also declare a share in between."""
-    return set(values) <= {0.0, 1.0}
 
 
 def _by_seed(summary: Mapping[str, Any]) -> dict[int, float]:

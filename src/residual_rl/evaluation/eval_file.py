@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from residual_rl.utils.text import shell_command
 
 FORMAT_VERSION = 1
 PAIR = "residual-base"
-_LARGEST = 1e300
+LARGEST = 1e300
 """Whole numbers in JSON can be larger than any float."""
 
 
@@ -86,7 +87,17 @@ def _is_summary(summary: Mapping[str, Any]) -> bool:
     if interval is not None and not (isinstance(interval, list) and len(interval) == 2):
         return False
     values = [summary.get("mean"), *(interval or []), *episodes.values()]
-    return all(isinstance(value, int | float) and abs(value) < _LARGEST for value in values)
+    return all(isinstance(value, int | float) and abs(value) < LARGEST for value in values)
+
+
+def refuse_repeated(seeds: Iterable[int], file: Path) -> None:
+    """Raise `ConfigError` if a seed is there more than once: its episodes cannot be paired."""
+    repeated = [seed for seed, count in Counter(seeds).items() if count > 1]
+    if repeated:
+        raise ConfigError(
+            f"{file} has more than one episode of {len(repeated)} seed(s), e.g. {repeated[0]}, so that they"
+            " cannot be paired; evaluate each seed once"
+        )
 
 
 def policies_of(evaluation: Mapping[str, Any]) -> list[str]:
@@ -108,6 +119,12 @@ def metrics_of(evaluation: Mapping[str, Any]) -> list[str]:
 def is_rate(metric: str, evaluation: Mapping[str, Any] | None = None) -> bool:
     """Whether `metric` is shown in percent: success, and what the task declares with the unit "%"."""
     return unit_of(metric, evaluation) == "%"
+
+
+def is_outcome(metric: str, values: Iterable[float], evaluation: Mapping[str, Any] | None = None) -> bool:
+    """Whether the values of `metric` are outcomes: a rate that is 0 or 1 in each episode. A task may also
+    declare a share in between."""
+    return is_rate(metric, evaluation) and set(values) <= {0.0, 1.0}
 
 
 def unit_of(metric: str, evaluation: Mapping[str, Any] | None = None) -> str | None:

@@ -76,13 +76,16 @@ def make_plots(rows: Rows, evaluation: Mapping[str, Any] | None = None) -> list[
 def save_pngs(plots: Sequence[Plot], folder: Path) -> list[Path]:
     """Write each plot as `folder/NAME.png`. Raises `WriteError`."""
     make_folder(folder)
-    paths = []
-    for plot in plots:
-        path = folder / f"{plot.name}.png"
-        with replacing(path) as temp, plot_style():
-            plot.figure.savefig(temp, format="png", dpi=150, facecolor="white")
-        paths.append(path)
+    paths = [folder / f"{plot.name}.png" for plot in plots]
+    for plot, path in zip(plots, paths, strict=True):
+        save_png(plot.figure, path)
     return paths
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write the PNG file `path`. Raises `WriteError`."""
+    with replacing(path) as temp, plot_style():
+        figure.savefig(temp, format="png", dpi=150, facecolor="white")
 
 
 def svg(plot: Plot) -> str:

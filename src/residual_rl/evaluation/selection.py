@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Literal
 
 from residual_rl.config import TrainCfg
@@ -20,7 +20,7 @@ from residual_rl.runs.run_folder import RunFolder
 from residual_rl.types import Learner, Metrics
 from residual_rl.utils.files import make_folder, write_json
 from residual_rl.utils.seeding import CONFIRMATION_SEED, TRAINING_EVAL_SEED
-from residual_rl.utils.statistics import paired_difference
+from residual_rl.utils.statistics import paired_difference, won_and_lost
 
 BLOCK = 16
 """Episodes between two looks at the comparison with the base policy."""
@@ -145,14 +145,14 @@ def _cannot_be_best(outcomes: list[float], best: list[float]) -> bool:
     solves all others, or is significantly worse on these."""
     if sum(outcomes) + len(best) - len(outcomes) < sum(best):
         return True
-    won, lost = _won_and_lost(zip(outcomes, best, strict=False))
+    won, lost = won_and_lost(zip(outcomes, best, strict=False))
     return shows_gain(lost, won)
 
 
 def _deployment(pairs: list[tuple[float, float]], step: int, total: int) -> Deployment | None:
     """The outcome after the episodes with the outcomes `pairs` of residual and base; None if it is open."""
     done = len(pairs)
-    won, lost = _won_and_lost(pairs)
+    won, lost = won_and_lost(pairs)
     gain = shows_gain(won, lost)
     if not gain and not shows_gain(lost, won) and done < total and may_show_gain(won, lost, done, total):
         return None
@@ -172,12 +172,6 @@ def _deployment(pairs: list[tuple[float, float]], step: int, total: int) -> Depl
     )
 
 
-def _won_and_lost(pairs: Iterable[tuple[float, float]]) -> tuple[int, int]:
-    """The numbers of pairs whose first is larger, and whose second is."""
-    differences = [first - second for first, second in pairs]
-    return sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-
-
 def _metrics(episodes: Episodes) -> Metrics:
     # In float64: in float32 the mean of 95 successes in 100 episodes is below 0.95
     means = {name: float(values.double().mean()) for name, values in episodes.items()}
@@ -192,7 +186,7 @@ def _metrics(episodes: Episodes) -> Metrics:
 def _paired(episodes: Episodes, base: Episodes) -> Metrics:
     """The comparison with the base policy on the same episodes."""
     mine, theirs = episodes[RATE].tolist(), base[RATE].tolist()[: len(episodes[RATE])]
-    won, lost = _won_and_lost(zip(mine, theirs, strict=True))
+    won, lost = won_and_lost(zip(mine, theirs, strict=True))
     gain = paired_difference(dict(enumerate(mine)), dict(enumerate(theirs)), binary=True)
     assert gain.low is not None
     assert gain.high is not None

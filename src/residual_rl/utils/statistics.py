@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 from typing import Any
@@ -92,6 +92,31 @@ def paired_difference(a: Mapping[int, float], b: Mapping[int, float], binary: bo
     centre = (only_a - only_b) / (n + 2)
     half = Z * math.sqrt(only_a + only_b + 1 - (only_a - only_b) ** 2 / (n + 2)) / (n + 2)
     return Summary((only_a - only_b) / n, max(-1.0, centre - half), min(1.0, centre + half), n)
+
+
+def won_and_lost(pairs: Iterable[tuple[float, float]]) -> tuple[int, int]:
+    """The numbers of pairs whose first is larger, and whose second is."""
+    differences = [first - second for first, second in pairs]
+    return sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+
+
+def episodes_to_detect(difference: float, discordant: float, power: float = 0.8) -> int:
+    """The number of paired episodes with which a difference of two success rates is found to be significant,
+    at the level of 5 % on both sides, with probability `power`.
+
+    Source: Connor 1987, "Sample size for testing differences in proportions for the paired-sample design",
+    Biometrics 43, for McNemar's test without continuity correction.
+
+    Args:
+        difference: of the success rates, in (0, 1].
+        discordant: share of the episodes that only one of the two policies solves. At least `difference` of
+            them must be, so that a smaller share is replaced by it.
+        power: in (0, 1).
+    """
+    discordant = max(discordant, difference)
+    by_chance = Z * math.sqrt(discordant)
+    by_power = NormalDist().inv_cdf(power) * math.sqrt(discordant - difference**2)
+    return math.ceil((by_chance + by_power) ** 2 / difference**2)
 
 
 def area_under_curve(positive: Sequence[float], negative: Sequence[float]) -> Summary:

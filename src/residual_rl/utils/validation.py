@@ -60,6 +60,7 @@ Range = Annotated[tuple[float, float], Rule("a range from low to high", lambda p
 
 
 PositiveRange = Annotated[Range, Rule("above 0", lambda pair: pair[0] > 0.0)]
+NonNegativeRange = Annotated[Range, Rule("at least 0", lambda pair: pair[0] >= 0.0)]
 TorchSeed = Annotated[int, Interval(ge=0, lt=1 << 31)]
 EpisodeSeed = Annotated[int, Interval(ge=0, lt=1 << 62)]
 """First of several episode seeds, all of which fit into 64 bits."""

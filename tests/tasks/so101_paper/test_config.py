@@ -112,7 +112,7 @@ def test_normal__draws_are_normal_and_independent() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"position_noise": -1.0}, {"angle_noise": -0.1}, {"action_latency": 2}, {"max_target_step": 0.0}],
+    [{"position_noise": -1.0}, {"angle_noise": -0.1}, {"action_latency": 31}, {"max_target_step": 0.0}],
     ids=str,
 )
 def test_make_vec_env__invalid_value_names_the_setting(settings: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from residual_rl.tasks.so101_paper.robot import JOINTS
 
 GYM_ID = "lerobot_policy_residual_rl/SO101Paper-v0"
 ENVIRONMENT_STATE_SIZE = 31
-"""E; see `residual_rl.tasks.so101_paper.task.ENVIRONMENT_STATE`."""
+"""E; the task's `environment_state`."""
 gymnasium.register(
     GYM_ID,
     entry_point="residual_rl.lerobot.env:LeRobotEnv",

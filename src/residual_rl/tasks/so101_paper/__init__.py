@@ -33,7 +33,16 @@ SPEC = register_task(
         ),
         oracle="jacobian-yaw",
         simulated_arm=f"{__name__}.simulated_arm:SimulatedArm",
-        hardware_settings={"action_latency": 0, "position_noise": 0.0, "angle_noise": 0.0},
+        hardware_settings={
+            "position_noise": 0.0,
+            "angle_noise": 0.0,
+            "pose_dropout": 0.0,
+            "pose_latency": 0,
+            "action_latency": 0,
+            "servo_gain_scale": (1.0, 1.0),
+            "joint_friction_scale": (1.0, 1.0),
+            "backlash": (0.0, 0.0),
+        },
         gymnasium_id="residual_rl/SO101Paper-v0",
     )
 )

@@ -11,16 +11,26 @@ from residual_rl.errors import ConfigError
 from residual_rl.utils.validation import (
     CheckedCfg,
     NonNegativeFloat,
+    NonNegativeRange,
     Pixels,
     PositiveFloat,
     PositiveInt,
     PositiveRange,
     Range,
+    Rule,
     Share,
+    UnitInterval,
 )
 
 SHEET_HALF_SIZE = (0.074, 0.105, 0.000075)
 """Half of an A5 sheet of 0.15 mm thickness [m]; the long side is along y."""
+
+
+_LowToHigh = Rule("a range from low to high", lambda pair: pair[0] <= pair[1])
+Latency = Annotated[int, Interval(ge=0, le=30)]
+LatencyRange = Annotated[tuple[Latency, Latency], _LowToHigh]
+_Length = Annotated[int, Interval(ge=1, le=10_000)]
+LengthRange = Annotated[tuple[_Length, _Length], _LowToHigh]
 
 
 @dataclass(frozen=True)
@@ -89,10 +99,18 @@ class SO101PaperCfg(CheckedCfg):
     """`joint_target`: largest change of a joint target in one step [rad]."""
     max_target_error: PositiveFloat = 0.2
     """Largest distance of the joint targets from the measured joint positions [rad]."""
-    action_latency: Annotated[int, Interval(ge=0, le=1)] = 0
-    """Policy steps after which an action reaches the servos; 1 is 33 ms. Only for `joint_delta`."""
+    action_latency: Latency | LatencyRange = 0
+    """Policy steps after which an action reaches the servos; 1 is 33 ms. Two numbers are a range of which
+    each episode has one. Only for `joint_delta`."""
     servo: Literal["identified", "old"] = "identified"
     """Servo constants: kp 998.22 (newer identification) or kp 17.8 (older; the arm sags)."""
+    servo_gain_scale: PositiveRange = (1.0, 1.0)
+    """Factor on the position gain of each servo, drawn for each episode and joint; its logarithm is
+    uniform."""
+    joint_friction_scale: PositiveRange = (1.0, 1.0)
+    """Factor on the dry and viscous friction of each joint, drawn for each episode and joint."""
+    backlash: NonNegativeRange = (0.0, 0.0)
+    """Play between each servo, with its encoder, and its link, drawn for each episode and joint [rad]."""
     robot_xml: str | None = None
     """MuJoCo model of the robot that replaces the built-in one; it must have the same joint names and a site
     `gripperframe`."""
@@ -103,6 +121,17 @@ class SO101PaperCfg(CheckedCfg):
     [m]."""
     angle_noise: NonNegativeFloat = 0.0
     """Standard deviation of the noise on the observed joint angles and sheet yaw, drawn each step [rad]."""
+    pose_dropout: UnitInterval = 0.0
+    """Probability, in each step, that the sheet's pose is lost for a while; the pose that was last seen is
+    observed instead. It is seen in the first observation."""
+    pose_dropout_steps: LengthRange = (5, 30)
+    """Shortest and longest number of steps for which it is lost."""
+    pose_latency: Latency | LatencyRange = 0
+    """Policy steps after which the sheet's pose is observed. Two numbers are a range of which each episode
+    has one."""
+    observe_sheet_seen: bool = False
+    """Also observe `sheet_seen`, as the last number of `state`: 1 if the observed pose was seen in its step,
+    0 if it is an earlier one."""
     obs_mode: Literal["state", "rgb", "rgb+state"] = "state"
     """`rgb` adds camera images and omits `state`; the named quantities that base policies need are always
     present."""
@@ -116,7 +145,7 @@ class SO101PaperCfg(CheckedCfg):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.action_latency and self.control_mode != "joint_delta":
+        if self.action_latency not in (0, (0, 0)) and self.control_mode != "joint_delta":
             raise ConfigError(f"action_latency is for control_mode joint_delta, not {self.control_mode}")
         if self.curriculum != "none" and self.curriculum_tolerance < self.tolerance:
             raise ConfigError(

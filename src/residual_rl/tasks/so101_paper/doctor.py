@@ -15,6 +15,7 @@ import torch
 from residual_rl.envs.sanity_checks import DOCTOR_SEED, Check, MakePolicy, check_poses_hold
 from residual_rl.envs.task_env import TaskEnv
 from residual_rl.tasks.so101_paper.config import SHEET_HALF_SIZE, SO101PaperCfg
+from residual_rl.tasks.so101_paper.imperfections_check import check_imperfections
 from residual_rl.tasks.so101_paper.mujoco_env import make
 from residual_rl.tasks.so101_paper.robot import EE_SITE, JOINTS
 from residual_rl.tasks.so101_paper.stability_check import (
@@ -41,6 +42,7 @@ def doctor(cfg: SO101PaperCfg, quick: bool, make_policy: MakePolicy) -> Iterator
     yield from check_draws(env, cfg)
     yield from check_kinematics(env)
     env.close()
+    yield from check_imperfections(cfg)
     yield from check_reward_terms(cfg)
     yield from check_success(cfg)
     yield from check_poses_hold(make(cfg, 2 if quick else 8), ["ee_position"], 1e-3, "mm", 1e3)
@@ -52,9 +54,15 @@ def doctor(cfg: SO101PaperCfg, quick: bool, make_policy: MakePolicy) -> Iterator
 
 def check_rates(env: TaskEnv) -> Iterator[Check]:
     """Check the physics step, the policy rate and the control ticks, by recording one policy step."""
-    # Record one policy step.
+    # Record one policy step, once the commands have passed latency and backlash.
     physics = physics_of(env)
     env.reset(seed=DOCTOR_SEED)
+    control = physics.batch.bind("ctrl")
+    for _ in range(100):
+        before = control.copy()
+        env.step(torch.ones(env.num_envs, 6))
+        if (control[:, 0] != before[:, 0]).all():
+            break
     before, start = physics.batch.bind("time").copy(), physics.batch.bind("ctrl").copy()
     recorder = RolloutRecorder(physics.batch)
     physics.batch = recorder

@@ -31,7 +31,8 @@ SENSORS = {
 
 
 class SO101PaperPhysics(MujocoPhysics):
-    """B envs of the scene; friction, the sheet's mass and its start pose vary by episode."""
+    """B envs of the scene; friction, the sheet's mass, its start pose, servo gains and the joints' friction
+    vary by episode."""
 
     def __init__(self, cfg: SO101PaperCfg, num_envs: int, num_threads: int = 0):
         top_fovy, wrist_fovy = cfg.camera_fovy
@@ -48,6 +49,14 @@ class SO101PaperPhysics(MujocoPhysics):
         self._friction = self.batch.expand("pair_friction")
         self._mass = self.batch.expand("body_mass")
         self._inertia = self.batch.expand("body_inertia")
+        if cfg.servo_gain_scale != (1.0, 1.0):
+            self._gain = self.batch.expand("actuator_gainprm")
+            self._bias = self.batch.expand("actuator_biasprm")
+        if cfg.joint_friction_scale != (1.0, 1.0):
+            self._dry_friction = self.batch.expand("dof_frictionloss")
+            self._viscous_friction = self.batch.expand("dof_damping")
+        self._servos = np.array([model.actuator(name).id for name in JOINTS])
+        self._dofs = np.array([model.joint(name).dofadr[0] for name in JOINTS])
         self._sheet = model.body("sheet").id
         self._sheet_qpos = int(model.joint("sheet_free").qposadr[0])
 
@@ -62,6 +71,16 @@ class SO101PaperPhysics(MujocoPhysics):
         self._mass[env_ids, self._sheet] = model.body_mass[self._sheet] * draws["mass_scale"]
         self._inertia[env_ids, self._sheet] = model.body_inertia[self._sheet] * draws["mass_scale"][:, None]
         self.batch.set_const(env_ids)
+
+        # Servos and joints. A position servo's torque is gain[0] · target + bias[1] · position + ….
+        if "servo_gain_scale" in draws:
+            scale, rows = draws["servo_gain_scale"], np.ix_(env_ids, self._servos)
+            self._gain[(*rows, 0)] = model.actuator_gainprm[self._servos, 0] * scale
+            self._bias[(*rows, 1)] = model.actuator_biasprm[self._servos, 1] * scale
+        if "joint_friction_scale" in draws:
+            scale, rows = draws["joint_friction_scale"], np.ix_(env_ids, self._dofs)
+            self._dry_friction[rows] = model.dof_frictionloss[self._dofs] * scale
+            self._viscous_friction[rows] = model.dof_damping[self._dofs] * scale
 
         # Start pose of the arm and the sheet.
         joints = draws["start_joint_position"]
@@ -80,7 +99,8 @@ def make(cfg: SO101PaperCfg, num_envs: int, num_threads: int = 0, device: str = 
         raise ConfigError(f"MuJoCo runs on the CPU only: the device of the envs must be cpu, not {device!r}")
     physics = SO101PaperPhysics(cfg, num_envs, num_threads)
     joints = [physics.model.joint(name).id for name in JOINTS]
-    task = SO101Paper(cfg, torch.as_tensor(physics.model.jnt_range[joints]))
+    kinematics = KinematicChain.from_mujoco(physics.model, "gripperframe")
+    task = SO101Paper(cfg, torch.as_tensor(physics.model.jnt_range[joints]), kinematics)
     env = TaskEnv(task, physics)
-    env.kinematics = KinematicChain.from_mujoco(physics.model, "gripperframe")
+    env.kinematics = kinematics
     return env

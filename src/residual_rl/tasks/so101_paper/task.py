@@ -1,7 +1,8 @@
 """The task's observation, reward, success and randomisation, on batched tensors of named quantities.
 
 The physics provides `joint_position` and `joint_velocity` [B, 6], `ee_position` [B, 3], `sheet_position`
-[B, 3] and `sheet_quaternion` [B, 4] (w, x, y, z), in [m] and [rad], in the frame of the robot's base.
+[B, 3] and `sheet_quaternion` [B, 4] (w, x, y, z), in [m] and [rad], in the frame of the robot's base. If its
+sensor may miss the sheet, it also provides `sheet_seen` [B]: above 0 where the pose is of this step.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from gymnasium import spaces
 from torch import Tensor
 
 from residual_rl.envs.task import Quantities, Task
+from residual_rl.robots.kinematics import KinematicChain
 from residual_rl.tasks.so101_paper.config import SHEET_HALF_SIZE, SO101PaperCfg
 from residual_rl.tasks.so101_paper.hardware_units import HARDWARE
+from residual_rl.tasks.so101_paper.imperfections import Imperfections
 from residual_rl.tasks.so101_paper.robot import HOME
 from residual_rl.types import Obs
 from residual_rl.utils.seeding import normal, uniform
 
 STATE = ("joint_position", "joint_velocity", "sheet_pose", "goal", "ee_position")
-"""The parts of `state` [25], in order."""
-ENVIRONMENT_STATE = (*STATE, "joint_target")
-"""The parts of LeRobot's `observation.environment_state` [31], in order."""
+"""The parts of `state` [25], in order; `sheet_seen` follows if it is observed."""
 SUCCESS_WINDOW = 100
 """Number of episodes in the success rate; as many must end after a change of tolerance to make it valid."""
 
@@ -47,6 +48,11 @@ def quaternion_product(a: Tensor, b: Tensor) -> Tensor:
         ],
         -1,
     )
+
+
+def sheet_pose(q: Quantities) -> Tensor:
+    """Position and quaternion of the sheet [B, 7]."""
+    return torch.cat([q["sheet_position"], q["sheet_quaternion"]], 1)
 
 
 def wrap_half_turn(angle: Tensor) -> Tensor:
@@ -73,10 +79,12 @@ class SO101Paper(Task):
     Args:
         cfg: the task's settings.
         joint_range: [6, 2] lower and upper joint limits [rad].
+        kinematics: of the joints up to the fingertip, which backlash needs.
     """
 
-    def __init__(self, cfg: SO101PaperCfg, joint_range: Tensor):
+    def __init__(self, cfg: SO101PaperCfg, joint_range: Tensor, kinematics: KinematicChain | None = None):
         self.cfg = cfg
+        self._imperfections = Imperfections(cfg, kinematics)
         self.obs_cameras = () if cfg.obs_mode == "state" else cfg.obs_cameras
         self.image_size = cfg.image_size
         self.max_episode_steps = cfg.max_episode_steps
@@ -90,9 +98,9 @@ class SO101Paper(Task):
             self.action_unit = self._joint_half.float()
             self.residual_unit = (cfg.max_target_step / self._joint_half).float()
         self.hardware = HARDWARE
-        self.environment_state = ENVIRONMENT_STATE
+        self.environment_state = (*self._state, "joint_target")
         self.pose_object = "sheet"
-        self.action_delay = cfg.action_latency
+        self.action_delay = self._imperfections.longest_action_latency
         self._home = joint_range.new_tensor(HOME)
         self._goal = joint_range.new_tensor(cfg.tape_center)
         self._extent = joint_range.new_tensor(SHEET_HALF_SIZE[:2])
@@ -114,8 +122,10 @@ class SO101Paper(Task):
             "sheet_pose": (-pose, pose),
             "goal": (-away, away),
         }
+        if self.cfg.observe_sheet_seen:
+            bounds["sheet_seen"] = (np.zeros(1), np.ones(1))
         if self.cfg.obs_mode != "rgb":
-            low, high = zip(*(bounds[name] for name in STATE), strict=True)
+            low, high = zip(*(bounds[name] for name in self._state), strict=True)
             bounds["state"] = np.concatenate(low), np.concatenate(high)
         return spaces.Dict(
             {
@@ -139,12 +149,12 @@ class SO101Paper(Task):
             "mass_scale": mass,
             "start_joint_position": self._home.expand(len(x), -1),
             "tolerance": torch.full_like(x, self.tolerance),
+            **self._imperfections.randomize(seed),
         }
 
     def joint_target(self, action: Tensor, q: Quantities) -> Tensor:
         reach, step = self.cfg.max_target_error, self.cfg.max_target_step
-        if self.cfg.action_latency:
-            action = q["action"]  # the previous action
+        action = self._imperfections.delayed(action, q)
         if self.cfg.control_mode == "joint_delta":
             target = q["joint_target"] + action * self.cfg.action_scale
         else:
@@ -152,6 +162,18 @@ class SO101Paper(Task):
             target = wanted.maximum(q["joint_target"] - step).minimum(q["joint_target"] + step)
         target = target.maximum(q["joint_position"] - reach).minimum(q["joint_position"] + reach)
         return target.maximum(self._joint_low).minimum(self._joint_high)
+
+    def servo_target(self, joint_target: Tensor, q: Quantities) -> Tensor:
+        return self._imperfections.link_target(joint_target, q)
+
+    def begin_memory(self, q: Quantities) -> Quantities:
+        return self._imperfections.begin_memory(q, self._measured_pose)
+
+    def remember(self, q: Quantities, before: Quantities) -> Quantities:
+        return self._imperfections.remember(q, before, self._measured_pose)
+
+    def _measured_pose(self, q: Quantities) -> Tensor:
+        return sheet_pose(self._with_sensor_noise(q))
 
     def targets_to_actions(self, targets: Tensor, obs: Obs) -> Tensor:
         targets = targets.double()
@@ -178,23 +200,35 @@ class SO101Paper(Task):
         return self._goal - q["sheet_position"][:, :2], wrap_half_turn(yaw_of(q["sheet_quaternion"]))
 
     def observe(self, q: Quantities) -> Obs:
-        q = self._with_sensor_noise(q)
+        seen = self._imperfections.observed_pose(q)
+        q = self._with_sensor_noise(self._imperfections.measured_joints(q))
+        if seen is not None:
+            position, quaternion = seen[0].split([3, 4], 1)
+            q = {**q, "sheet_position": position, "sheet_quaternion": quaternion}
         offset, yaw = self._errors(q)
         named = {
             "joint_position": q["joint_position"],
             "joint_velocity": q["joint_velocity"],
             "joint_target": q["joint_target"],
             "ee_position": q["ee_position"],
-            "sheet_pose": torch.cat([q["sheet_position"], q["sheet_quaternion"]], 1),
+            "sheet_pose": sheet_pose(q),
             "goal": torch.cat([offset, -yaw[:, None]], 1),
         }
+        if self.cfg.observe_sheet_seen:
+            flag = q.get("sheet_seen", torch.ones_like(yaw)) if seen is None else seen[1]
+            named["sheet_seen"] = flag[:, None]
         return self.with_joined({name: value.float() for name, value in named.items()})
 
     def with_joined(self, named: Obs) -> Obs:
         if self.cfg.obs_mode == "rgb":
             return named
-        state = [named[n] for n in STATE]
+        state = [named[n] for n in self._state]
         return {"state": torch.cat(state, 1), **named}
+
+    @property
+    def _state(self) -> tuple[str, ...]:
+        """The parts of `state`, in order."""
+        return (*STATE, "sheet_seen") if self.cfg.observe_sheet_seen else STATE
 
     def _with_sensor_noise(self, q: Quantities) -> Quantities:
         """The quantities with sensor noise, which is a function of the episode's seed and step."""
