@@ -30,11 +30,7 @@ class ResidualRlPolicy(PreTrainedPolicy):
 
     @classmethod
     def _load_as_safetensor(
-        cls,
-        model: ResidualRlPolicy,
-        model_file: str,
-        map_location: str,
-        strict: bool,  # noqa: ARG003
+        cls, model: ResidualRlPolicy, model_file: str, map_location: str, strict: bool  # noqa: ARG003
     ) -> ResidualRlPolicy:
         """Read the folder of `model_file`; `from_pretrained` calls this."""
         folder, name = Path(model_file).parent, model.config.pose_source

@@ -16,8 +16,7 @@ from lerobot_policy_residual_rl.configuration_residual_rl import ResidualRlConfi
 
 
 def make_residual_rl_pre_post_processors(
-    config: ResidualRlConfig,
-    dataset_stats: Any = None,  # noqa: ARG001
+    config: ResidualRlConfig, dataset_stats: Any = None  # noqa: ARG001
 ) -> tuple[Any, Any]:
     """The pre- and the postprocessor, as `residual-rl export` writes them."""
     before = [
