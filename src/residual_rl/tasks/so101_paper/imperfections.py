@@ -1,8 +1,8 @@
 """The imperfections of a real arm: latency, lost poses, backlash, and servos and joints that vary.
 
 All of them are functions of an episode's seed and of its steps so far. What they need of earlier steps is the
-task's memory, which the vec_env keeps; see `Task.remember`. Without a memory, which a policy on an arm has
-not, there is no latency, no lost pose and no backlash beyond those of the arm itself.
+task's memory, which the vec_env keeps; see `Task.remember`. Where nothing keeps a memory, as for a policy on
+an arm, they add no latency, lost poses or backlash to those of the arm itself.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from residual_rl.utils.seeding import uniform
 _EPISODE_STREAM = -1
 _DROPOUT_STREAM = -2
 """Stream of the draws of step 0; that of step t is smaller by t."""
-
-
 MeasurePose = Callable[[Quantities], Tensor]
+"""Returns the measured pose of the sheet [B, 7]."""
 
 
 class Imperfections:
@@ -181,7 +180,7 @@ class Imperfections:
 
 
 def _pair(steps: int | tuple[int, int]) -> tuple[int, int]:
-    return (steps, steps) if isinstance(steps, int) else steps
+    return steps if isinstance(steps, tuple) else (steps, steps)
 
 
 def _whole(share: Tensor, bounds: tuple[int, int]) -> Tensor:
