@@ -47,8 +47,8 @@ ELSEWHERE = {"pytest", "venv", "mani_skill.utils.download_asset"}
 OTHER_PACKAGES = {"gymnasium-robotics"}
 """Packages of envs that users install in environments of their own."""
 ALL = list(dict.fromkeys(commands()))
-LEARNED_BASES = ROOT / "benchmarks" / "learned_bases.json"
-VARIANTS = sorted(set((ROOT / "benchmarks").glob("*.json")) - {LEARNED_BASES})
+LEARNED_BASES = [ROOT / "benchmarks" / name for name in ("learned_bases.json", "other_environments.json")]
+VARIANTS = sorted(set((ROOT / "benchmarks").glob("*.json")) - set(LEARNED_BASES))
 
 
 class Parsed(BaseException):
@@ -221,22 +221,33 @@ def test_commands__variants_of_benchmarks_take_their_flags(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("path", LEARNED_BASES, ids=lambda path: path.stem)
 def test_commands__learned_bases_take_their_flags(
-    documented: Path, parse: Callable[[list[str]], None]
+    path: Path, documented: Path, parse: Callable[[list[str]], None]
 ) -> None:
+    # of the rows that a template makes, the first
+    content = json.loads(path.read_text())
+    for template in content.get("templates", []):
+        template["values"] = template["values"][:1]
+    Path("spec.json").write_text(json.dumps(content))
     # the bases, and how they are made, other than LeRobot policies where it is missing
-    spec, runs = json.loads(LEARNED_BASES.read_text()), Path("runs/bench")
+    spec, runs = learned_bases.read_spec(Path("spec.json")), Path("runs/bench")
     has_lerobot = importlib.util.find_spec("lerobot") is not None
     (runs / "bases").mkdir(parents=True)
     for name, base in spec["bases"].items():
-        (runs / "bases" / name).symlink_to(documented / "model")
+        is_run = "train" in base
+        (runs / "bases" / name).symlink_to(documented / ("run" if is_run else "model"))
+        if is_run:
+            parse(["train", *learned_bases.base_arguments(spec, name), "--seed", "1"])
+            continue
         parse([*learned_bases.collect_arguments(spec, base["demos"]), "--out", "new.h5"])
         if has_lerobot or base.get("policy") != "lerobot":
             parse(["imitate", "demos.h5", *base["imitate"], "--out", f"runs/{name}"])
     # the runs with their first seed
     for cell in [cell for part in learned_bases.PARTS for cell in learned_bases.cells(spec, part)]:
         base = spec["bases"].get(spec["rows"][cell.row].get("base"), {})
-        if cell.seed == 1 and (has_lerobot or base.get("policy") != "lerobot"):
+        first = spec["rows"][cell.row]["seeds"][0]
+        if cell.seed == first and (has_lerobot or base.get("policy") != "lerobot"):
             parse(["train", *learned_bases.train_arguments(spec, cell, runs)])
 
 
