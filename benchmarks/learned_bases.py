@@ -1,17 +1,21 @@
-"""Residuals over learned bases: make the bases from demonstrations, train, evaluate on fresh episodes.
+"""Residuals over learned bases: make the bases, train, evaluate on fresh episodes.
 
     python benchmarks/learned_bases.py                      # the rows of learned_bases.json
+    python benchmarks/learned_bases.py --spec benchmarks/other_environments.json
     python benchmarks/learned_bases.py --defaults-before    # the former default learners, for comparison
     python benchmarks/learned_bases.py --ablations          # rows with one setting changed
     python benchmarks/learned_bases.py --table-only         # the results so far
 
 All rows over learned bases are trained with the same command, `residual-rl train` with the flags of the task,
-the base, the number of steps and the seed. Each best model is evaluated together with its base on 200
-episodes that training has not used, and each evaluation during training is compared with that of the base.
+the base, the number of steps and the seed. Each best model is evaluated together with its base on episodes
+that training has not used (200 if the spec does not say otherwise), and each evaluation during training is
+compared with that of the base. Bases are trained on demonstrations, are runs of this project, or are experts
+with a bias.
 
-It writes learned-bases.json and learned-bases.png, and prints the table. Finished parts are reused and
-interrupted ones are resumed. A run that another process is training is skipped, so the same command can be
-started once per core (set OMP_NUM_THREADS=1). Runs that are not on this machine keep their earlier results.
+It writes learned-bases.json and learned-bases.png, with the name of the spec, and prints the table. Groups of
+many rows are shown in learned-bases-gains.png. Finished parts are reused and interrupted ones are resumed. A
+run that another process is training is skipped, so the same command can be started once per core (set
+OMP_NUM_THREADS=1). Runs that are not on this machine keep their earlier results.
 
 LeRobot and ManiSkill have environments of their own, whose Pythons are started from --environments.
 """
@@ -30,13 +34,14 @@ from typing import Any
 
 from rich.console import Console
 
-from learned_bases_results import Results, base_entry, plot, run_entry, tables
+from learned_bases_results import Results, base_entry, plot, plot_gains, run_entry, tables
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.utils.files import make_folder, write_json
 from residual_rl.utils.provenance import machine
 from resumable import CommandError, evaluate_run, exclusive, imitate, is_finished, make_file, train_run
 
 ROOT = Path(__file__).parents[1]
+EPISODES = 200
 PARTS = ("rows", "defaults_before", "ablations")
 Spec = Mapping[str, Any]
 
@@ -51,6 +56,8 @@ class Cell:
     """Name of the changed settings; empty in the part `rows`."""
     seed: int
     steps: int
+    episodes: int
+    """Number of fresh episodes."""
     flags: tuple[str, ...]
     """Flags of `train` in addition to those of the task, the base, the steps and the seed."""
 
@@ -75,7 +82,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", help="changed settings to run, by default all")
     parser.add_argument("--table-only", action="store_true", help="run nothing")
     parser.add_argument("--steps", type=int, help="env steps of each run, for a trial")
-    parser.add_argument("--episodes", type=int, default=200, help="fresh episodes of each evaluation")
+    parser.add_argument("--episodes", type=int, help="fresh episodes of each evaluation, for a trial")
     parser.add_argument(
         "--environments",
         type=Path,
@@ -83,10 +90,11 @@ def main() -> None:
         help="folder with .venv, .venv-lerobot and .venv-maniskill",
     )
     parser.add_argument("--spec", type=Path, default=Path(__file__).with_suffix(".json"), help="the rows")
-    parser.add_argument("--runs", type=Path, default=Path("runs/learned-bases"))
+    parser.add_argument("--runs", type=Path, help="by default runs/ and the name of the spec")
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
     options = parser.parse_args()
-    spec = json.loads(options.spec.read_text(encoding="utf-8"))
+    spec, name = read_spec(options.spec), options.spec.stem.replace("_", "-")
+    options.runs = options.runs or Path("runs", name)
     for row in options.rows or ():
         if row not in spec["rows"]:
             parser.error(f"unknown row {row!r}: choose from {', '.join(spec['rows'])}")
@@ -94,18 +102,19 @@ def main() -> None:
     # Run what is missing. A failure does not keep the other runs from being trained.
     failed = []
     if not options.table_only:
-        for cell in _selected(cells(spec, options.part, options.steps), options):
+        for cell in _selected(cells(spec, options.part, options.steps, options.episodes), options):
             try:
                 _run(spec, cell, options)
             except CommandError:
                 failed.append(cell.name)
 
     # Collect the results of all parts, save and print.
-    file = options.output / "learned-bases.json"
+    file = options.output / f"{name}.json"
     results = collect(spec, options, json.loads(file.read_text(encoding="utf-8")) if file.exists() else {})
     make_folder(options.output)
     write_json(file, results)
-    plot(spec["rows"], results, file.with_suffix(".png"))
+    plot(spec, results, file.with_suffix(".png"))
+    plot_gains(spec, results, file.with_name(f"{name}-gains.png"))
     console = Console(width=170)  # also where the output is a file
     for table in tables(spec, results):
         console.print(table)
@@ -113,11 +122,28 @@ def main() -> None:
         sys.exit(f"failed: {', '.join(failed)}")
 
 
-def cells(spec: Spec, part: str, steps: int | None = None) -> Iterator[Cell]:
+def read_spec(path: Path) -> Spec:
+    """The bases and rows in a file.
+
+    Each of its `templates` has entries of `tasks`, `demos`, `bases` and `rows`. They are added once for each
+    of its `values`, which replaces `{}` in their names and texts.
+    """
+    spec: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for template in spec.pop("templates", []):
+        for value in template["values"]:
+            entries = json.loads(json.dumps(template).replace("{}", value))
+            for kind in ("tasks", "demos", "bases", "rows"):
+                spec.setdefault(kind, {}).update(entries.get(kind, {}))
+    return spec
+
+
+def cells(spec: Spec, part: str, steps: int | None = None, episodes: int | None = None) -> Iterator[Cell]:
     """The runs of a part, all rows with their first seed before any with the second.
 
-    `steps` replaces the numbers of steps.
+    `steps` and `episodes` replace their numbers.
     """
+    if part not in spec:
+        return
     group = spec[part]
     if part == "rows":
         settings = [(row, "", values["steps"], values["seeds"], ()) for row, values in group.items()]
@@ -130,7 +156,8 @@ def cells(spec: Spec, part: str, steps: int | None = None) -> Iterator[Cell]:
     for index in range(max((len(seeds) for _, _, _, seeds, _ in settings), default=0)):
         for row, variant, row_steps, seeds, flags in settings:
             if index < len(seeds):
-                yield Cell(part, row, variant, seeds[index], steps or row_steps, flags)
+                count = episodes or spec["rows"][row].get("episodes", spec.get("episodes", EPISODES))
+                yield Cell(part, row, variant, seeds[index], steps or row_steps, count, flags)
 
 
 def _selected(all_cells: Iterator[Cell], options: argparse.Namespace) -> Iterator[Cell]:
@@ -149,12 +176,14 @@ def train_arguments(spec: Spec, cell: Cell, runs: Path) -> list[str]:
     `{demos}` in its flags stands for the demonstrations that its base was made from.
     """
     row = spec["rows"][cell.row]
-    base = spec["bases"][row["base"]] if "base" in row else None
+    base = spec["bases"][row["base"]] if "base" in row else {}
     words, flags = list(spec["tasks"][_task(spec, row)]["flags"]), cell.flags
-    if base is not None:
+    if "train" in base:
+        words += ["--base-policy", "model", "--model-path", str(base_folder(row["base"], runs))]
+    elif base:
         flags = tuple(flag.format(demos=demos_file(base["demos"], runs)) for flag in flags)
-        model = runs / "bases" / row["base"]
-        words += ["--base-policy", base.get("policy", "il"), "--il-checkpoint", str(model)]
+        policy = base.get("policy", "il")
+        words += ["--base-policy", policy, "--il-checkpoint", str(base_folder(row["base"], runs))]
     words += row.get("train", [])
     if "demos" in row:
         words += ["--demos", str(demos_file(row["demos"], runs))]
@@ -172,9 +201,22 @@ def demos_file(demos: str, runs: Path) -> Path:
     return runs / "demos" / f"{demos}.h5"
 
 
+def base_folder(base: str, runs: Path) -> Path:
+    """The folder of a base's training."""
+    return runs / "bases" / base
+
+
+def base_arguments(spec: Spec, base: str) -> list[str]:
+    """The arguments of `residual-rl train` for a base that is a run, without seed and folder."""
+    made = spec["bases"][base]
+    flags = spec["tasks"][made["task"]]["flags"]
+    return [*flags, *made["train"], "--total-timesteps", str(made["steps"])]
+
+
 def _task(spec: Spec, row: Mapping[str, Any]) -> str:
-    """The name of a row's task: its own, or that of its base's demonstrations."""
-    return row["task"] if "task" in row else spec["demos"][spec["bases"][row["base"]]["demos"]]["task"]
+    """The name of a row's task: its own, that of its base, or that of its base's demonstrations."""
+    source = row if "task" in row else spec["bases"][row["base"]]
+    return str(source["task"] if "task" in source else spec["demos"][source["demos"]]["task"])
 
 
 def _run(spec: Spec, cell: Cell, options: argparse.Namespace) -> None:
@@ -190,8 +232,12 @@ def _run(spec: Spec, cell: Cell, options: argparse.Namespace) -> None:
     # Demonstrations and base.
     for demos in {base.get("demos"), row.get("demos")} - {None}:
         make_file(demos_file(demos, options.runs), collect_arguments(spec, demos), task_python)
-    if base:
-        model = options.runs / "bases" / row["base"]
+    if "train" in base:
+        trained = RunFolder(base_folder(row["base"], options.runs))
+        with exclusive(trained.path):
+            train_run(trained, base_arguments(spec, row["base"]), base["seed"], python)
+    elif base:
+        model = base_folder(row["base"], options.runs)
         imitate(model, demos_file(base["demos"], options.runs), base["imitate"], python)
 
     # Training and evaluation.
@@ -202,7 +248,7 @@ def _run(spec: Spec, cell: Cell, options: argparse.Namespace) -> None:
             return
         extend_run(source, run, cell.steps)
     train_run(run, train_arguments(spec, cell, options.runs), cell.seed, python)
-    evaluate_run(run, options.episodes, "--compare-base", python=python)
+    evaluate_run(run, cell.episodes, "--compare-base", python=python)
 
 
 def _python(environment: str, options: argparse.Namespace) -> str:
@@ -233,14 +279,11 @@ def collect(spec: Spec, options: argparse.Namespace, earlier: Results) -> Result
     """The results of all runs and bases on this machine, and `earlier` ones of the others."""
     # Bases, with their commands.
     bases = {}
-    for name, base in spec["bases"].items():
-        model = options.runs / "bases" / name
+    for name in spec["bases"]:
+        model = base_folder(name, options.runs)
         before = earlier.get("bases", {}).get(name)
         if is_finished(model):
-            demos = demos_file(base["demos"], options.runs)
-            imitation = ["imitate", str(demos), *base["imitate"], "--output-dir", str(model)]
-            collection = [*collect_arguments(spec, base["demos"]), "--output", str(demos)]
-            bases[name] = base_entry(model, [_command(collection), _command(imitation)])
+            bases[name] = base_entry(model, _base_commands(spec, name, options.runs))
             if before and before["sha256"] != bases[name]["sha256"]:
                 print(f"base {name} differs from that of the earlier results, which were made elsewhere")
         elif before:
@@ -260,6 +303,16 @@ def collect(spec: Spec, options: argparse.Namespace, earlier: Results) -> Result
             elif before:
                 runs[cell.name] = before
     return {"machine": machine(), "bases": bases, "runs": runs}
+
+
+def _base_commands(spec: Spec, name: str, runs: Path) -> list[str]:
+    """The commands that make a base."""
+    base, folder = spec["bases"][name], ["--output-dir", str(base_folder(name, runs))]
+    if "train" in base:
+        return [_command(["train", *base_arguments(spec, name), "--seed", str(base["seed"]), *folder])]
+    demos = str(demos_file(base["demos"], runs))
+    collection = [*collect_arguments(spec, base["demos"]), "--output", demos]
+    return [_command(collection), _command(["imitate", demos, *base["imitate"], *folder])]
 
 
 def _command(arguments: Sequence[str]) -> str:

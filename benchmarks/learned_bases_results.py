@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.table import Table
@@ -29,9 +30,11 @@ Results = dict[str, Any]
 
 
 def base_entry(model: Path, commands: Sequence[str]) -> Results:
-    """The recipe of a base and the SHA-256 of the files of its model."""
-    summary = json.loads(RunFolder(model).summary_file.read_text(encoding="utf-8"))
-    found = model / summary["model"]
+    """The recipe of a base and the SHA-256 of the files of its model: of an imitation policy, or the best one
+    of a run."""
+    run = RunFolder(model)
+    summary = json.loads(run.summary_file.read_text(encoding="utf-8"))
+    found = model / summary.get("model", run.best_model.name)
     files = sorted(file for file in found.rglob("*") if file.is_file()) if found.is_dir() else [found]
     hashes = {str(file.relative_to(model)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     return {"commands": list(commands), "sha256": hashes, "wall_time": summary["wall_time"]}
@@ -148,10 +151,10 @@ def steps_to(curve: Sequence[Sequence[float]], rate: float) -> int | None:
 
 
 def tables(spec: Mapping[str, Any], results: Results) -> Iterator[Table]:
-    """The tables of the rows, of the former defaults, of the ablations, and of the steps in which the rows
-    reach what the published preset does."""
+    """The tables of the rows, of their groups, of the former defaults, of the ablations, and of the steps in
+    which the rows reach what the published preset does."""
     titles = {
-        "rows": "learned bases: best model on fresh episodes",
+        "rows": f"{spec['title']}: best model on fresh episodes",
         "defaults_before": "former defaults",
         "ablations": "ablations",
     }
@@ -159,6 +162,8 @@ def tables(spec: Mapping[str, Any], results: Results) -> Iterator[Table]:
         runs = {name: run for name, run in results["runs"].items() if run["part"] == part}
         if runs:
             yield _table(title, runs)
+    if groups := group_entries(spec, results):
+        yield _group_table(groups)
     presets = {row: values["preset"] for row, values in spec["rows"].items() if "preset" in values}
     efficiency = [cells for row, file in presets.items() for cells in _efficiency(row, Path(file), results)]
     if efficiency:
@@ -263,17 +268,74 @@ def _efficiency(row: str, file: Path, results: Results) -> list[list[str]]:
     return rows
 
 
+# --- groups -------------------------------------------------------------------------------------------
+
+
+def group_entries(spec: Mapping[str, Any], results: Results) -> dict[str, Results]:
+    """What the finished runs of each group of rows have in common, by the name of the group: the means of the
+    success rates of base and best model, the number of best models that solve at least 95 %, and the number
+    below their base. A row with several seeds counts once for each of them."""
+    groups: dict[str, Results] = {}
+    for name in dict.fromkeys(row["group"] for row in spec["rows"].values() if "group" in row):
+        rows = {row: values for row, values in spec["rows"].items() if values.get("group") == name}
+        runs = [run for run in results["runs"].values() if run["part"] == "rows" and run["row"] in rows]
+        best = [run["best_model"] for run in runs if run["finished"]]
+        entry: Results = {
+            "runs": sum(len(row["seeds"]) for row in rows.values()),
+            "finished": len(best),
+            "at_95": sum(model["success"]["mean"] >= 0.95 for model in best),
+            "below_base": sum(model["success"]["mean"] < model["base"]["mean"] for model in best),
+        }
+        if best:
+            entry["base"] = fmean(model["base"]["mean"] for model in best)
+            entry["success"] = fmean(model["success"]["mean"] for model in best)
+        groups[name] = entry
+    return groups
+
+
+def _group_table(groups: Mapping[str, Results]) -> Table:
+    table = Table(
+        *(
+            "rows",
+            "runs finished",
+            "mean base",
+            "mean best model",
+            "mean gain",
+            "at least 95 %",
+            "below base",
+        ),
+        title="groups of rows: means of the finished runs",
+        title_justify="left",
+    )
+    for name, group in groups.items():
+        cells = 3 * [""]
+        if group["finished"]:
+            base, success = group["base"], group["success"]
+            cells = [
+                value_text(RATE, base),
+                value_text(RATE, success),
+                value_text(RATE, success - base, sign=True),
+            ]
+        counts = [str(group[count]) for count in ("at_95", "below_base")]
+        table.add_row(name, f"{group['finished']} of {group['runs']}", *cells, *counts)
+    return table
+
+
 # --- curves -------------------------------------------------------------------------------------------
 
 
-def plot(rows: Sequence[str], results: Results, path: Path) -> None:
+def plot(spec: Mapping[str, Any], results: Results, path: Path) -> None:
     """A panel for each row with runs: success in the evaluations during training, of the rows in colour, and
-    of the former defaults in grey."""
+    of the former defaults in grey. Rows of a group that is listed in `spec["summarized"]` are left out."""
     from matplotlib.figure import Figure
 
+    # Rows with runs.
+    names = [
+        row for row, values in spec["rows"].items() if values.get("group") not in spec.get("summarized", ())
+    ]
     shown = {
         row: [run for run in results["runs"].values() if run["row"] == row and run["part"] != "ablations"]
-        for row in rows
+        for row in names
     }
     shown = {row: runs for row, runs in shown.items() if runs}
     if not shown:
@@ -281,6 +343,7 @@ def plot(rows: Sequence[str], results: Results, path: Path) -> None:
     columns = min(4, len(shown))
     lines = math.ceil(len(shown) / columns)
     figure = Figure(figsize=(3.6 * columns, 2.7 * lines), layout="constrained")
+    # A panel for each.
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axes in panels:
         axes.set_axis_off()
@@ -297,4 +360,30 @@ def plot(rows: Sequence[str], results: Results, path: Path) -> None:
             axes.axhline(100 * base, color="0.3", linestyle="--", linewidth=1)
         axes.set(title=row, ylim=(-2, 102), xlabel="1,000 env steps", ylabel="success [%]")
         axes.legend(fontsize="x-small")
+    figure.savefig(path, dpi=110)
+
+
+def plot_gains(spec: Mapping[str, Any], results: Results, path: Path) -> None:
+    """A line for each finished run of the groups in `spec["summarized"]`, from the success of the base to
+    that of the best model, in the order of the base's."""
+    from matplotlib.figure import Figure
+
+    rows = {row for row, values in spec["rows"].items() if values.get("group") in spec.get("summarized", ())}
+    models = {
+        run["row"]: run["best_model"]
+        for run in results["runs"].values()
+        if run["row"] in rows and run["part"] == "rows" and run["finished"]
+    }
+    if not models:
+        return
+    ordered = sorted(models, key=lambda row: models[row]["base"]["mean"], reverse=True)
+    base, best = ([100 * models[row][name]["mean"] for row in ordered] for name in ("base", "success"))
+    figure = Figure(figsize=(7.0, 1.2 + 0.19 * len(ordered)), layout="constrained")
+    axes = figure.subplots()
+    axes.hlines(ordered, base, best, color="0.7")
+    axes.plot(base, ordered, "o", color="0.4", label="base")
+    axes.plot(best, ordered, "o", color="C0", label="base and residual")
+    axes.set(xlim=(-2, 102), xlabel="success [%]")
+    axes.tick_params(axis="y", labelsize="x-small")
+    axes.legend(fontsize="x-small")
     figure.savefig(path, dpi=110)

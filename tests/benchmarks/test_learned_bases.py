@@ -11,12 +11,23 @@ import pytest
 from paths import ROOT
 
 import learned_bases
-from learned_bases import Cell, cells, collect, collect_arguments, extend_run, train_arguments
+from learned_bases import (
+    Cell,
+    base_arguments,
+    cells,
+    collect,
+    collect_arguments,
+    extend_run,
+    read_spec,
+    train_arguments,
+)
 from learned_bases_results import (
     base_entry,
     evaluation_share,
     goal_reached,
+    group_entries,
     plot,
+    plot_gains,
     row_cells,
     run_entry,
     steps_to,
@@ -26,6 +37,7 @@ from learned_bases_results import (
 from residual_rl.runs.run_folder import RunFolder
 
 SPEC: dict[str, Any] = {
+    "title": "learned bases",
     "tasks": {"so101": {"flags": ["so101-paper"], "python": ".venv"}},
     "demos": {"so101-20": {"task": "so101", "collect": ["--n-episodes", "20"]}},
     "bases": {"bc": {"demos": "so101-20", "imitate": ["--algo", "bc"]}},
@@ -99,6 +111,20 @@ def test_cells__first_seeds_come_first() -> None:
     assert [cell.steps for cell in cells(SPEC, "rows", 512)] == [512, 512, 512]
 
 
+def test_cells__episodes_are_those_of_the_row_or_the_spec() -> None:
+    def episodes(spec: dict[str, Any], *replaced: int) -> list[int]:
+        return [cell.episodes for cell in cells(spec, "rows", *replaced)]
+
+    rows = {"a": {"steps": 1, "seeds": [1], "episodes": 50}, "b": {"steps": 1, "seeds": [1]}}
+    assert episodes({"rows": rows}) == [50, 200]
+    assert episodes({"rows": rows, "episodes": 100}) == [50, 100]
+    assert episodes({"rows": rows}, 512, 8) == [8, 8]
+
+
+def test_cells__of_a_part_that_the_spec_does_not_have() -> None:
+    assert list(cells({"rows": {}}, "ablations")) == []
+
+
 def test_cells__changed_settings_have_runs_of_their_own() -> None:
     assert [cell.name for cell in cells(SPEC, "defaults_before")] == ["bc-defaults-before-sac-1"]
     assert [(cell.name, cell.flags) for cell in cells(SPEC, "ablations")] == [
@@ -120,13 +146,49 @@ def test_train_arguments__name_task_base_steps_and_changes_only() -> None:
     assert train_arguments(SPEC, changed, Path("runs"))[-5:] == words
 
 
+def test_train_arguments__of_a_base_that_is_a_run() -> None:
+    spec: dict[str, Any] = {
+        "tasks": {"door": {"flags": ["adroit"]}},
+        "bases": {"sac": {"task": "door", "train": ["--learner", "sac"], "steps": 9, "seed": 1}},
+        "rows": {"door": {"base": "sac", "steps": 5, "seeds": [2]}},
+    }
+    assert base_arguments(spec, "sac") == ["adroit", "--learner", "sac", "--total-timesteps", "9"]
+    assert train_arguments(spec, next(cells(spec, "rows")), Path("runs")) == [
+        *("adroit", "--base-policy", "model", "--model-path", "runs/bases/sac", "--total-timesteps", "5")
+    ]
+
+
+def test_read_spec__adds_the_entries_of_a_template_for_each_value(tmp_path: Path) -> None:
+    template = {
+        "values": ["reach", "push"],
+        "tasks": {"{}": {"flags": ["metaworld", "--env-id", "{}-v3"]}},
+        "rows": {"{}-bc": {"base": "bc-{}", "steps": 9}},
+    }
+    file = tmp_path / "spec.json"
+    file.write_text(json.dumps({"rows": {"first": {"steps": 1}}, "templates": [template]}))
+    assert read_spec(file) == {
+        "tasks": {
+            "reach": {"flags": ["metaworld", "--env-id", "reach-v3"]},
+            "push": {"flags": ["metaworld", "--env-id", "push-v3"]},
+        },
+        "rows": {
+            "first": {"steps": 1},
+            "reach-bc": {"base": "bc-reach", "steps": 9},
+            "push-bc": {"base": "bc-push", "steps": 9},
+        },
+        "demos": {},
+        "bases": {},
+    }
+
+
 def test_collect_arguments__have_the_settings_of_the_task() -> None:
     expected = ["demos", "collect", "so101-paper", "--n-episodes", "20"]
     assert collect_arguments(SPEC, "so101-20") == expected
 
 
-def test_learned_bases__names_in_the_file_exist() -> None:
-    spec = json.loads((ROOT / "benchmarks" / "learned_bases.json").read_text())
+@pytest.mark.parametrize("name", ["learned_bases", "other_environments"])
+def test_learned_bases__names_in_the_file_exist(name: str) -> None:
+    spec = read_spec(ROOT / "benchmarks" / f"{name}.json")
     for part in learned_bases.PARTS:
         for cell in cells(spec, part):
             arguments = train_arguments(spec, cell, Path("runs"))
@@ -134,6 +196,10 @@ def test_learned_bases__names_in_the_file_exist() -> None:
             is_plain = part == "rows" and "base" in spec["rows"][cell.row]
             assert ("--learner" in arguments) <= (not is_plain)
             assert "train" not in spec["rows"][cell.row] or not is_plain
+            is_expert = "calibration" in spec["rows"][cell.row]
+            assert not is_expert or {word for word in arguments if word.startswith("--")} <= {
+                *("--env-id", "--base-policy", "--base.gain", "--base.bias", "--total-timesteps")
+            }
     names = [cell.name for part in learned_bases.PARTS for cell in cells(spec, part)]
     assert len(names) == len(set(names))
     for row in spec["rows"].values():
@@ -273,7 +339,7 @@ def test_collect__keeps_earlier_results_of_other_machines(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_tables__show_each_run_and_ablations_against_the_reference(tmp_path: Path) -> None:
     for cell in [
-        Cell("rows", "bc", "", 1, 60, ()),
+        Cell("rows", "bc", "", 1, 60, 200, ()),
         *cells(SPEC, "defaults_before"),
         *cells(SPEC, "ablations"),
     ]:
@@ -294,8 +360,39 @@ def test_tables__show_each_run_and_ablations_against_the_reference(tmp_path: Pat
     assert ablation[4].startswith("+0.0 pp")
     assert "to nothing changed:\n−12.5 pp" in ablation[4]
     assert "to nothing" not in row_cells(runs["bc-ablations-nothing-changed-1"], runs)[4]
-    plot(SPEC["rows"], results, tmp_path / "curves.png")
+    plot(SPEC, results, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_group_entries__are_means_of_finished_runs(tmp_path: Path) -> None:
+    rows = {name: {"group": "two", "steps": 60, "seeds": [1]} for name in ("a", "b", "c")}
+    spec: dict[str, Any] = {"title": "groups", "summarized": ["two"], "rows": rows}
+    runs = {
+        name: {
+            "part": "rows",
+            "row": name,
+            "finished": finished,
+            "best_model": {"base": {"mean": base}, "success": {"mean": success}},
+        }
+        for name, finished, base, success in (
+            ("a", True, 0.5, 0.95),
+            ("b", True, 0.3, 0.25),
+            ("c", False, 0, 0),
+        )
+    }
+    results = {"runs": runs}
+    assert group_entries(spec, results)["two"] == {
+        "runs": 3,
+        "finished": 2,
+        "at_95": 1,
+        "below_base": 1,
+        "base": pytest.approx(0.4),
+        "success": pytest.approx(0.6),
+    }
+    plot_gains(spec, results, tmp_path / "gains.png")
+    assert (tmp_path / "gains.png").stat().st_size > 1000
+    plot_gains(SPEC, {"runs": {}}, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
 
 
 def test_row_cells__of_a_running_training(tmp_path: Path) -> None:

@@ -48,9 +48,9 @@ ELSEWHERE = {"pytest", "venv", "mani_skill.utils.download_asset"}
 OTHER_PACKAGES = {"gymnasium-robotics"}
 """Packages of envs that users install in environments of their own."""
 ALL = list(dict.fromkeys(commands()))
-LEARNED_BASES = ROOT / "benchmarks" / "learned_bases.json"
+LEARNED_BASES = [ROOT / "benchmarks" / name for name in ("learned_bases.json", "other_environments.json")]
 TRANSFER = ROOT / "benchmarks" / "transfer.json"
-VARIANTS = sorted(set((ROOT / "benchmarks").glob("*.json")) - {LEARNED_BASES, TRANSFER})
+VARIANTS = sorted(set((ROOT / "benchmarks").glob("*.json")) - {*LEARNED_BASES, TRANSFER})
 
 
 class Parsed(BaseException):
@@ -223,22 +223,32 @@ def test_commands__variants_of_benchmarks_take_their_flags(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("path", LEARNED_BASES, ids=lambda path: path.stem)
 def test_commands__learned_bases_take_their_flags(
-    documented: Path, parse: Callable[[list[str]], None]
+    path: Path, documented: Path, parse: Callable[[list[str]], None]
 ) -> None:
+    # of the rows that are only summarised, the first
+    spec, runs = learned_bases.read_spec(path), Path("runs/bench")
+    alike = [row for row, of in spec["rows"].items() if of.get("group") in spec.get("summarized", ())]
+    for row in alike[1:]:
+        del spec["bases"][spec["rows"].pop(row)["base"]]
     # the bases, and how they are made, other than LeRobot policies where it is missing
-    spec, runs = json.loads(LEARNED_BASES.read_text()), Path("runs/bench")
     has_lerobot = importlib.util.find_spec("lerobot") is not None
     (runs / "bases").mkdir(parents=True)
     for name, base in spec["bases"].items():
-        (runs / "bases" / name).symlink_to(documented / "model")
+        is_run = "train" in base
+        (runs / "bases" / name).symlink_to(documented / ("run" if is_run else "model"))
+        if is_run:
+            parse(["train", *learned_bases.base_arguments(spec, name), "--seed", "1"])
+            continue
         parse([*learned_bases.collect_arguments(spec, base["demos"]), "--out", "new.h5"])
         if has_lerobot or base.get("policy") != "lerobot":
             parse(["imitate", "demos.h5", *base["imitate"], "--out", f"runs/{name}"])
     # the runs with their first seed
     for cell in [cell for part in learned_bases.PARTS for cell in learned_bases.cells(spec, part)]:
         base = spec["bases"].get(spec["rows"][cell.row].get("base"), {})
-        if cell.seed == 1 and (has_lerobot or base.get("policy") != "lerobot"):
+        first = spec["rows"][cell.row]["seeds"][0]
+        if cell.seed == first and (has_lerobot or base.get("policy") != "lerobot"):
             parse(["train", *learned_bases.train_arguments(spec, cell, runs)])
 
 

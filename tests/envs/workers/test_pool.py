@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import worker_case
 
+from residual_rl.envs.workers import process
 from residual_rl.envs.workers.pool import WorkerError, WorkerPool
 from residual_rl.envs.workers.process import close_fork_servers
 from residual_rl.envs.workers.shared_memory import ArraySpec, SharedArrays
@@ -245,6 +246,14 @@ def test_fork_server__interpreter_that_does_not_exist_is_an_error() -> None:
         ConfigError, match=r"^cannot run the interpreter no/python: No such file or directory$"
     ):
         WorkerPool("Toy", worker_case.FUNCTION, {}, 1, 1, python="no/python")
+
+
+def test_fork_server_close__ends_a_suspended_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = process.ForkServer(sys.executable, ())
+    os.kill(server._process.pid, signal.SIGSTOP)
+    monkeypatch.setattr(process, "_STOP_SECONDS", 0.1)
+    server.close()
+    assert not server.is_running
 
 
 def test_fork_server__is_replaced_after_being_killed(pool: WorkerPool) -> None:

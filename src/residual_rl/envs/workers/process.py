@@ -112,7 +112,11 @@ class ForkServer:
     def close(self) -> None:
         """End the process and its workers."""
         self._socket.close()
-        self._process.wait()
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:  # somebody has suspended it
+            self._process.kill()
+            self._process.wait()
         self.output.close()
 
 
