@@ -36,7 +36,9 @@ def test_lerobot_tasks__reads_what_eval_policy_all_returns(
     torch.nn.Module.__init__(policy)
     processors = ("env_preprocessor", "env_postprocessor", "preprocessor", "postprocessor")
     info = lerobot_eval.eval_policy_all(
-        envs={"so101_paper": {0: SimpleNamespace(num_envs=2)}},  # three batches, the last of one episode
+        envs={
+            "so101_paper": {0: SimpleNamespace(num_envs=2, close=lambda: None)}
+        },  # three batches, the last of one episode
         policy=policy,
         **dict.fromkeys(processors),
         n_episodes=5,
@@ -60,7 +62,11 @@ def test_lerobot_tasks__reads_what_eval_policy_returns(
     torch.nn.Module.__init__(policy)
     processors = ("env_preprocessor", "env_postprocessor", "preprocessor", "postprocessor")
     info = lerobot_eval.eval_policy(
-        SimpleNamespace(num_envs=5), policy, **dict.fromkeys(processors), n_episodes=5, start_seed=1000
+        SimpleNamespace(num_envs=5, close=lambda: None),
+        policy,
+        **dict.fromkeys(processors),
+        n_episodes=5,
+        start_seed=1000,
     )
     (tmp_path / "eval_info.json").write_text(json.dumps(info))
     assert read_evaluated(tmp_path).tasks == {"task": {"success_once": OUTCOMES, "return": OUTCOMES}}
