@@ -1,0 +1,1 @@
+"""The control loop of an arm, and learning on it."""
