@@ -1,1 +1,1 @@
-"""The control loop of an arm, and learning on it."""
+"""Policies on an arm: the control loop, its limits and its safe stop."""

@@ -50,6 +50,11 @@ class Task(ABC):
     """[J]: the largest change of the joint targets that a controller should command in one step [rad]."""
     hardware: HardwareUnits | None = None
     """Names and units of the real robot's joints."""
+    pose_object: str | None = None
+    """NAME of the object that is not part of the robot, of the quantities `NAME_position` [B, 3] and
+    `NAME_quaternion` [B, 4]; a real robot needs a pose source for it. None: there is none."""
+    action_delay: int = 0
+    """Policy steps after which an action changes the joint targets."""
 
     @abstractmethod
     def observation_space(self) -> spaces.Dict:
@@ -131,10 +136,11 @@ class Physics(Protocol):
         """Start episodes in the envs `env_ids` [n] int64 with the draws of `Task.randomize`, [n, …] each."""
         ...
 
-    def step(self, joint_target: Tensor, env_ids: Tensor | None = None) -> None:
+    def step(self, joint_target: Tensor, env_ids: Tensor | None = None) -> Tensor | None:
         """Advance the envs `env_ids` [n] int64 (None: all) by one policy step towards `joint_target` [B, J].
 
-        Raises `NonFiniteError` if an env diverges.
+        Returns the targets [B, J] that were commanded, where limits may have changed them; None: all as
+        given. Raises `NonFiniteError` if an env diverges.
         """
         ...
 

@@ -82,7 +82,9 @@ class TaskEnv(VecEnv):
         target = self.task.joint_target(action, {**command, **self._last})
         active = self.active if mask is None else self.active & mask
         with self._context(action, self.physics.state_before):
-            self.physics.step(target, None if active.all() else active.nonzero().flatten())
+            sent = self.physics.step(target, None if active.all() else active.nonzero().flatten())
+        if sent is not None:
+            action, target = self._limited(action, target, sent), sent
         self._command = {"joint_target": target, "action": action}
         if mask is not None:
             self._command = {
@@ -120,6 +122,8 @@ class TaskEnv(VecEnv):
         truncated = (self._episodes.length >= self.max_episode_steps) & ~terminated
         ended = terminated | truncated
         info = self._episodes.info(terms, metrics, obs, q["success"], ended)
+        if sent is not None:
+            info["executed_action"] = action
 
         # Reset the envs whose episode ended.
         if ended.any():
@@ -265,6 +269,15 @@ class TaskEnv(VecEnv):
             self._command = _with_rows(self._command, env_ids, rows)
         self._episodes.begin(env_ids, seeds)
         self._hold_steps = self._hold_steps.index_fill(0, env_ids, 0)
+
+    def _limited(self, action: Tensor, target: Tensor, sent: Tensor) -> Tensor:
+        """The actions [B, A] that command the targets `sent` [B, J] instead of `target`; the given ones where
+        these are equal, and where an action only counts later."""
+        changed = (sent != target).any(1, keepdim=True)
+        if self.task.action_delay or not changed.any():
+            return action
+        executed = self.task.targets_to_actions(sent[:, None], {**self._obs, **self._command})[:, 0]
+        return torch.where(changed, executed, action)
 
     def _quantities(self) -> Quantities:
         self._last = self.physics.read()

@@ -81,7 +81,7 @@ class MujocoPhysics(ABC):
         self.write_episode(ids, episode)
         self.batch.forward(ids, stage=mujoco.mjtStage.mjSTAGE_VEL)
 
-    def step(self, joint_target: Tensor, env_ids: Tensor | None = None) -> None:
+    def step(self, joint_target: Tensor, env_ids: Tensor | None = None) -> Tensor | None:
         ids = None if env_ids is None else env_ids.numpy()
         np.copyto(self._state_before, self.batch.state)
         commands = self.commands(joint_target)[slice(None) if ids is None else ids]
@@ -89,6 +89,7 @@ class MujocoPhysics(ABC):
         self.batch.rollout(commands.shape[1], commands, record=(), ids=ids)
         self.batch.forward(ids, stage=mujoco.mjtStage.mjSTAGE_VEL)
         self._raise_if_diverged()
+        return None
 
     def commands(self, joint_target: Tensor) -> NDArray[np.float64]:
         """Servo commands [B, steps, J] on the way to `joint_target` [B, J]: a linear ramp in ticks."""

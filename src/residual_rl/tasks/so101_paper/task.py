@@ -88,6 +88,8 @@ class SO101Paper(Task):
             self.action_unit = self._joint_half.float()
             self.residual_unit = (cfg.max_target_step / self._joint_half).float()
         self.hardware = HARDWARE
+        self.pose_object = "sheet"
+        self.action_delay = cfg.action_latency
         self._home = joint_range.new_tensor(HOME)
         self._goal = joint_range.new_tensor(cfg.tape_center)
         self._extent = joint_range.new_tensor(SHEET_HALF_SIZE[:2])

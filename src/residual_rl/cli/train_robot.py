@@ -1,0 +1,137 @@
+"""`residual-rl train-robot`: train a residual on a robot, or on a simulated one, with the learner beside the
+control loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from residual_rl.cli.flags import has_flag, parse_flags, parse_head, require_target, resume_folder
+from residual_rl.cli.train import read_config
+from residual_rl.config import PARTS, TrainCfg, replace_fields
+from residual_rl.deployment.learning_cfg import RobotCfg
+from residual_rl.errors import ConfigError
+from residual_rl.registry import BASE_POLICIES, LEARNED_BASE_LEARNER, TASKS
+from residual_rl.utils.text import shell_command
+from residual_rl.utils.validation import CheckedCfg, PositiveInt
+
+if TYPE_CHECKING:
+    from residual_rl.deployment.robot_runner import RobotRunner
+
+ROBOT_DEFAULTS = {"num_envs": 1, "num_threads": 1, "total_timesteps": 81_000, "demo_share": 0.25}
+"""Settings of a training whose defaults differ here: one robot for 45 minutes at 30 Hz, and a quarter of each
+batch from interventions, once there are some."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainRobotFlags:
+    """Flags of `train-robot` that are not settings."""
+
+    base_policy: str = ""
+    """Frozen base policy of the residual: an id of `residual-rl list`."""
+    learner: str = ""
+    """Off-policy algorithm that trains the residual: sac, gated-sac (default over learned bases) or td3."""
+    output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["--out", "--output"])] = None
+    """Run folder to create. None: runs/TASK-robot-DATE-TIME."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ResumeFlags(CheckedCfg):
+    """Flags of `train-robot --resume` besides those of the session."""
+
+    resume: Path
+    """Run folder to resume, after its last finished episode."""
+    total_timesteps: Annotated[PositiveInt | None, tyro.conf.arg(aliases=["--total-steps"])] = None
+    """Total number of steps, in place of the stored one."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse, train, and print the outcome."""
+    if has_flag(argv, "--resume"):
+        return _resume(argv)
+    about = "Train a residual on a robot, or resume with --resume RUN"
+    task_id, rest = require_target(argv, "train-robot", "TASK", about)
+    cfg, robot, output_dir = parse(task_id, rest)
+    from residual_rl.deployment.robot_runner import RobotRunner
+    from residual_rl.runs.run_folder import RunFolder, output_folder
+
+    with output_folder(output_dir, "runs", f"{task_id}-robot") as output:
+        folder = RunFolder(output)
+        with folder.start(_config(cfg, robot)):
+            cfg.write_signature(output)
+            return _train(RobotRunner(cfg, robot, folder))
+
+
+def parse(task_id: str, argv: Sequence[str]) -> tuple[TrainCfg, RobotCfg, Path | None]:
+    """The settings of the run and of the session, and the run folder, from the arguments of `train-robot
+    TASK`."""
+    command = f"train-robot {task_id}"
+    # The defaults for the base policy and the learner that the arguments name.
+    head = parse_head(TrainRobotFlags(), argv, command)
+    base_policy = head.base_policy or TASKS.get(task_id).base_policy
+    learned = BASE_POLICIES.get(base_policy).learned
+    cfg = TrainCfg.default(
+        task_id, base_policy, head.learner or (LEARNED_BASE_LEARNER if learned else "sac")
+    )
+    known = {name for part in PARTS for name in vars(getattr(cfg, part) or ())}
+    cfg = replace_fields(cfg, {name: value for name, value in ROBOT_DEFAULTS.items() if name in known})
+    # All flags.
+    own = TrainRobotFlags(base_policy=cfg.base_policy_id, learner=cfg.learner_id)
+    groups = {"own": own, "robot": RobotCfg(), **{name: getattr(cfg, name) for name in PARTS}}
+    parsed = parse_flags(groups, argv, command, "Train a residual on a robot, with the learner beside it.")
+    flags: TrainRobotFlags = parsed.pop("own")
+    robot: RobotCfg = parsed.pop("robot")
+    cfg = dataclasses.replace(cfg, **parsed)
+    if cfg.run.num_envs != 1:
+        raise ConfigError(f"num_envs must be 1, one robot, not {cfg.run.num_envs}")
+    return cfg, robot, flags.output_dir
+
+
+def _resume(argv: Sequence[str]) -> int:
+    folder = resume_folder(argv, "train-robot")
+    args = argv if folder is not None else ["--help"]
+    groups = {"own": ResumeFlags, "robot": RobotCfg()}
+    parsed = parse_flags(groups, args, "train-robot", "Resume an interrupted run.")
+    options: ResumeFlags = parsed["own"]
+    from residual_rl.deployment.robot_runner import RobotRunner
+    from residual_rl.runs.locate import run_to_resume
+    from residual_rl.runs.run_folder import RunFolder
+    from residual_rl.utils.files import write_json
+
+    run = RunFolder(run_to_resume(options.resume, "train-robot"))
+    cfg = read_config(run)
+    with run.resume():
+        if options.total_timesteps is not None:
+            cfg = replace_fields(cfg, {"total_timesteps": options.total_timesteps})
+        write_json(run.config_file, _config(cfg, parsed["robot"]))
+        cfg.write_signature(run.path)
+        return _train(RobotRunner(cfg, parsed["robot"], run, resume=True))
+
+
+def _config(cfg: TrainCfg, robot: RobotCfg) -> dict[str, Any]:
+    """The contents of `config.json`. The settings of the session are a record: they are not read again."""
+    return {**cfg.to_dict(), "robot": dataclasses.asdict(robot)}
+
+
+def _train(runner: RobotRunner) -> int:
+    from residual_rl.utils.console import Console
+
+    console, path = Console(), runner.folder.path
+    summary = runner.learn()
+    so_far = (
+        f"{summary['steps']:,} steps ({summary['robot_minutes']:.1f} minutes of the robot), "
+        f"{summary['episodes']} episodes, {summary['interventions']} interventions"
+    )
+    if not summary["finished"]:
+        resume = shell_command("train-robot", "--resume", path)
+        console.say(f"Stopped after {so_far}; saved. Resume with the flags of the session: {resume}")
+        return 128 + int(summary["signal"]) if summary["signal"] else 0
+    rate = summary["success_rate_100"]
+    console.say(f"Trained {so_far}; {100 * rate:.1f} % success in the last 100 episodes.")
+    console.say(f"The loop ran at {summary['rate']:.2f} Hz, jitter {1000 * summary['jitter']:.1f} ms (99 %).")
+    console.say(f"Evaluate it in simulation: {shell_command('eval', path, '--compare-base')}")
+    return 0
