@@ -192,8 +192,9 @@ class RobotRunner:
         if best:
             self._export(self.folder.best_model)
         metrics = self.progress.metrics(self.episode, self.env.vec_env.control_hz) | self.learning.metrics
-        metrics |= {"robot/rate": self.pace.rate, "robot/jitter": self.pace.jitter()}
-        metrics |= {"robot/missed_steps": self.pace.missed, "robot/learner_lag": self.learning.lag}
+        if self.robot.clock == "real":
+            metrics |= {"robot/rate": self.pace.rate, "robot/jitter": self.pace.jitter()}
+            metrics |= {"robot/missed_steps": self.pace.missed, "robot/learner_lag": self.learning.lag}
         logger.log(metrics, self.progress.step)
 
     def _show(self, status: ProgressBar) -> None:
