@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from residual_rl.config import ResidualScale, TrainCfg
+from residual_rl.config import ResidualScale, TrainCfg, from_plain
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.registry import LEARNERS, load
 from residual_rl.runs import checkpoint
@@ -20,7 +20,7 @@ from residual_rl.runs.locate import POLICY_FILE, enclosing_run
 from residual_rl.types import Learner, Obs, State
 from residual_rl.utils.files import make_folder, write_json
 from residual_rl.utils.module_state import load_module_state
-from residual_rl.utils.validation import NonNegativeInt, check_fields
+from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, check_fields
 
 
 def export_policy(folder: Path, cfg: TrainCfg, learner: Learner, residual_scale: float, step: int) -> None:
@@ -70,6 +70,18 @@ class ResidualModel(Protocol):
         """See `ExportedPolicy.actor`."""
 
 
+@dataclass(frozen=True)
+class BaseFiles(CheckedCfg):
+    """Files that an exported policy's base policy reads in place of the `checkpoint` in its settings."""
+
+    path: str
+    """The folder with the files; a relative path starts from that of the exported policy."""
+    sha256: str
+    """SHA-256 of the names and the contents of the files."""
+    names: tuple[str, ...]
+    """Names of the files."""
+
+
 @dataclass
 class ExportedPolicy:
     """The contents of an exported residual policy."""
@@ -82,6 +94,8 @@ class ExportedPolicy:
     """Env steps of training before the export."""
     weights: State
     """Tensors by name."""
+    base_files: tuple[BaseFiles, ...] = ()
+    """Files of the base policy, for a policy that was exported together with them."""
 
     def actor(self, obs_space: spaces.Dict, action_dim: int, device: torch.device) -> Callable[[Obs], Tensor]:
         """The deterministic residual policy on `device`, as a function from observations to residual actions
@@ -111,6 +125,19 @@ class ExportedPolicy:
         return act
 
 
+def save_policy(file: Path, exported: ExportedPolicy) -> None:
+    """Write `exported` to `file`, and its user's signature beside it if a setting needs one."""
+    state = {
+        "policy": exported.weights,
+        "residual_scale": exported.residual_scale,
+        "step": exported.step,
+        "config": exported.cfg.to_dict(),
+        "base_files": [{**dataclasses.asdict(found), "names": list(found.names)} for found in exported.base_files],
+    }
+    checkpoint.save(file, state, "policy")
+    exported.cfg.write_signature(file.parent)
+
+
 def load_policy(file: Path) -> ExportedPolicy:
     """Read a file written by `export_policy`. Raises `CheckpointError` with the file and the problem."""
     state = _read(file)
@@ -135,7 +162,8 @@ def _read(file: Path) -> State:
 def _checked(file: Path, cfg: TrainCfg, state: State) -> ExportedPolicy:
     """The policy in `state`, with the settings `cfg`."""
     try:
-        exported = ExportedPolicy(cfg, state["residual_scale"], state["step"], state["policy"])
+        files = tuple(from_plain(BaseFiles, found) for found in state.get("base_files", ()))
+        exported = ExportedPolicy(cfg, state["residual_scale"], state["step"], state["policy"], files)
         check_fields(exported)
     except (KeyError, TypeError, ValueError) as error:
         raise _unreadable(file, error) from error

@@ -154,6 +154,9 @@ class BasePolicySpec:
     train_overrides: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the run and of the residual with other defaults on this base policy; applied after the
     learner's. `train` reports those that take effect."""
+    files: str | None = None
+    """`files(cfg) -> dict`: the paths of the files that its `checkpoint` stands for, by their names in a
+    folder that can replace it. None: it reads no files, or others than these."""
 
     def default_config(self) -> Any:
         """Its settings with their defaults, or None if it has none."""

@@ -34,5 +34,6 @@ register_base_policy(
         make="residual_rl.imitation.policy:make",
         config=f"{__name__}:ILCfg",
         learned=True,
+        files="residual_rl.imitation.policy:files",
     )
 )

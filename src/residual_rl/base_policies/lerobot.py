@@ -63,5 +63,6 @@ register_base_policy(
         make="residual_rl.lerobot.policy:make",
         config=f"{__name__}:LeRobotCfg",
         learned=True,
+        files="residual_rl.lerobot.policy:files",
     )
 )

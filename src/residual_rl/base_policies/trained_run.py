@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -12,19 +11,18 @@ from typing import Any
 
 from torch import Tensor
 
+from residual_rl.base_policies.base_files import located, with_paths
 from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
 from residual_rl.composition import Composition, make_composition
 from residual_rl.config import with_trust
 from residual_rl.envs.spaces import BASE_OBS, CHUNK_OBS, observed, shape_of, with_base_action
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import CheckpointError, ConfigError, UnknownNameError
-from residual_rl.exported_policy import find_policy, load_policy
+from residual_rl.exported_policy import ExportedPolicy, find_policy, load_policy
 from residual_rl.types import ActionChunk, BasePolicy, Obs, State
 from residual_rl.utils.consent import reading_nested_file
 
 _log = logging.getLogger(__name__)
-PATHS = ("checkpoint", "vec_normalize")
-"""Settings of base policies that are paths of files to read."""
 _chain: ContextVar[tuple[Path, ...]] = ContextVar("chain", default=())
 """The runs whose base policies are being made, from the outermost one on."""
 
@@ -43,10 +41,15 @@ def make_trained_run(path: Path, trusted: bool, env: VecEnv) -> TrainedPolicy:
         ConfigError: it does not fit `env`, or its own base policy is missing; names the policy and the
             reason.
     """
-    # Find and read the exported policy.
     file = find_policy(path).file
     with reading_nested_file():
         exported = load_policy(file)
+    return make_exported(exported, file, trusted, env)
+
+
+def make_exported(exported: ExportedPolicy, file: Path, trusted: bool, env: VecEnv) -> TrainedPolicy:
+    """The base policy and the residual of the policy `exported`, which was read from `file`; see
+    `make_trained_run`."""
     cfg = exported.cfg
     if cfg.residual.chunk == "whole":
         raise ConfigError(
@@ -57,7 +60,10 @@ def make_trained_run(path: Path, trusted: bool, env: VecEnv) -> TrainedPolicy:
     # Make its base policy and its actor. A learner without `obs_keys` may read all observations.
     names = getattr(cfg.learner, "obs_keys", None) or (*observed(env), "base_action")
     reads_chunk = not set(CHUNK_OBS).isdisjoint(names)
-    base_cfg = _relocated(cfg.base, file.resolve().parent)
+    folder = file.resolve().parent
+    base_cfg = (
+        located(cfg.base, exported.base_files, folder) if exported.base_files else _relocated(cfg.base, folder)
+    )
     # The user's own trust was in the file at its former place.
     still_trusted = getattr(cfg.base, "trust_checkpoint", False) and base_cfg == cfg.base
     base_cfg = with_trust(base_cfg, trusted or still_trusted)
@@ -105,10 +111,7 @@ def _relocated(cfg: Any, folder: Path) -> Any:
         _log.warning("%s, the base policy of %s, does not exist here; using %s", name, folder, found)
         return str(found)
 
-    if hasattr(cfg, "relocated"):
-        return cfg.relocated(find)
-    names = [name for name in PATHS if isinstance(getattr(cfg, name, None), str)]
-    return dataclasses.replace(cfg, **{name: find(getattr(cfg, name)) for name in names}) if names else cfg
+    return with_paths(cfg, find)
 
 
 class TrainedPolicy(BasePolicy):

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from residual_rl.deployment.arm_quantities import arm_quantities, pose_quantities
 from residual_rl.deployment.pose_source import checked_pose
 from residual_rl.envs.task import Quantities, Task
 from residual_rl.envs.task_env import TaskEnv
@@ -65,7 +66,6 @@ class ArmPhysics:
         self.control_hz = control_hz
         self.begin_episode = begin_episode
         self._kinematics = kinematics
-        self._chain_index = torch.tensor([names.index(name) for name in kinematics.joint_names])
         self._pose_source = pose_source
         self._pose_object = pose_object
         self._max_pose_age = max_pose_age
@@ -136,16 +136,11 @@ class ArmPhysics:
     def read(self) -> Quantities:
         assert self.reading is not None
         position = torch.tensor(self.reading.joint_position, dtype=torch.float64)[None]
-        chain_position = position[:, self._chain_index].to(self._kinematics.axis.dtype)
-        _, tool = self._kinematics.forward(chain_position)
-        values = {
-            "joint_position": position,
-            "joint_velocity": torch.tensor(self._velocity, dtype=torch.float64)[None],
-            "ee_position": tool[:, :3, 3].double(),
-        }
-        if self._pose is not None:
-            values[f"{self._pose_object}_position"] = torch.tensor(self._pose.position)[None]
-            values[f"{self._pose_object}_quaternion"] = torch.tensor(self._pose.quaternion)[None]
+        velocity = torch.tensor(self._velocity, dtype=torch.float64)[None]
+        names = self.driver.hardware.joint_names
+        values = arm_quantities(position, velocity, names, self._kinematics)
+        if self._pose_object is not None:
+            values |= pose_quantities(self._pose_object, self._pose, num_rows=1)
         return values
 
     @property

@@ -55,6 +55,9 @@ class Task(ABC):
     `NAME_quaternion` [B, 4]; a real robot needs a pose source for it. None: there is none."""
     action_delay: int = 0
     """Policy steps after which an action changes the joint targets."""
+    environment_state: tuple[str, ...] = ()
+    """Observations that together are LeRobot's `observation.environment_state`, in this order: all vectors
+    that a policy may read."""
 
     @abstractmethod
     def observation_space(self) -> spaces.Dict:
@@ -79,6 +82,10 @@ class Task(ABC):
     @abstractmethod
     def observe(self, q: Quantities) -> Obs:
         """The observation: `state` and the named quantities that base policies may request."""
+
+    def with_joined(self, named: Obs) -> Obs:
+        """The `named` observations, with those that are joined from them."""
+        return named
 
     @abstractmethod
     def holds(self, q: Quantities) -> Tensor:

@@ -3,6 +3,7 @@ policies."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -103,6 +104,13 @@ def make(cfg: ILCfg, env: VecEnv) -> ILPolicy:
         except ConfigError as error:
             raise ConfigError(f"{model.name}: {error}") from None
     return ILPolicy(cfg, model, env.device)
+
+
+def files(cfg: ILCfg) -> dict[str, Path]:
+    """The file of the model in `cfg.checkpoint`, see `BasePolicySpec.files`. Raises `CheckpointError`."""
+    from residual_rl.imitation.model import MODEL_FILE, find_model
+
+    return {MODEL_FILE: find_model(Path(cfg.checkpoint))}
 
 
 def check_fit(model: ImitationModel, env: VecEnv) -> None:

@@ -13,6 +13,7 @@ import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from residual_rl.base_policies.lerobot import LeRobotCfg
 from residual_rl.envs.spaces import conversion_inputs, is_image, observed, shape_of
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import CheckpointError, ConfigError
-from residual_rl.lerobot.checkpoint import LeRobotModel, load_model
+from residual_rl.lerobot.checkpoint import LeRobotModel, find_checkpoint, load_model
 from residual_rl.lerobot.support import ENVIRONMENT_STATE, IMAGES, STATE, from_units, to_units
 from residual_rl.robots.hardware_units import HardwareUnits
 from residual_rl.types import BasePolicy, Obs
@@ -344,3 +345,9 @@ def make(cfg: LeRobotCfg, env: VecEnv) -> LeRobotPolicy:
         )
     device = torch.device(cfg.device) if cfg.device else env.device
     return LeRobotPolicy(cfg, load_model(cfg.checkpoint, device, cfg.revision, cfg.trust_checkpoint), env)
+
+
+def files(cfg: LeRobotCfg) -> dict[str, Path]:
+    """The files of the checkpoint, see `BasePolicySpec.files`. Raises `CheckpointError`."""
+    folder = find_checkpoint(cfg.checkpoint, cfg.revision)
+    return {file.name: file for file in sorted(folder.iterdir()) if file.suffix in (".json", ".safetensors")}

@@ -94,6 +94,16 @@ def reading_nested_file() -> Iterator[None]:
         _consent.reset(token)
 
 
+def require_typed(path: str, value: str, argv: Sequence[str], file: Path) -> None:
+    """Raise `ConsentError` unless `value`, a setting of a program of others that `file` may have given, is on
+    that program's command line `argv` as the value of the flag `path`."""
+    if value not in _flags(argv).get(path, ()):
+        raise ConsentError(
+            f"{path} ({value!r}) names code to import, and comes from {file} or another file: give it on the "
+            f"command line, --{path}={shlex.quote(value)}"
+        )
+
+
 def with_typed_values(cls: type, data: Mapping[str, Any], path: str) -> dict[str, Any]:
     """The plain settings `data` of the dataclass `cls`, with the sensitive ones that the command line gives
     in place of the file's.

@@ -23,6 +23,8 @@ from residual_rl.utils.seeding import normal, uniform
 
 STATE = ("joint_position", "joint_velocity", "sheet_pose", "goal", "ee_position")
 """The parts of `state` [25], in order."""
+ENVIRONMENT_STATE = (*STATE, "joint_target")
+"""The parts of LeRobot's `observation.environment_state` [31], in order."""
 SUCCESS_WINDOW = 100
 """Number of episodes in the success rate; as many must end after a change of tolerance to make it valid."""
 
@@ -88,6 +90,7 @@ class SO101Paper(Task):
             self.action_unit = self._joint_half.float()
             self.residual_unit = (cfg.max_target_step / self._joint_half).float()
         self.hardware = HARDWARE
+        self.environment_state = ENVIRONMENT_STATE
         self.pose_object = "sheet"
         self.action_delay = cfg.action_latency
         self._home = joint_range.new_tensor(HOME)
@@ -185,7 +188,9 @@ class SO101Paper(Task):
             "sheet_pose": torch.cat([q["sheet_position"], q["sheet_quaternion"]], 1),
             "goal": torch.cat([offset, -yaw[:, None]], 1),
         }
-        named = {name: value.float() for name, value in named.items()}
+        return self.with_joined({name: value.float() for name, value in named.items()})
+
+    def with_joined(self, named: Obs) -> Obs:
         if self.cfg.obs_mode == "rgb":
             return named
         state = [named[n] for n in STATE]

@@ -1,0 +1,129 @@
+"""Runs as folders of LeRobot's policy type `residual_rl`, which the plugin `lerobot_policy_residual_rl` reads.
+
+The folder has the four files of every LeRobot policy, and the files of the base policy in `base/`.
+`model.safetensors` is an exported policy of this project, with all settings. Writing and reading a folder
+need no LeRobot.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from residual_rl.base_policies.base_files import COPIES, take_files
+from residual_rl.deployment.pose_source import load_pose_source
+from residual_rl.deployment.robot_policy import RobotPolicy
+from residual_rl.errors import ConfigError
+from residual_rl.exported_policy import FoundPolicy, load_policy, save_policy
+from residual_rl.lerobot.checkpoint import CONFIG, POSTPROCESSOR, PREPROCESSOR, WEIGHTS
+from residual_rl.lerobot.support import ACTION, IMAGES, STATE
+from residual_rl.robots.arm_driver import PoseSource
+from residual_rl.utils.consent import require_typed
+from residual_rl.utils.files import replacing_folder, write_json, writing
+from residual_rl.utils.signature import SIGNATURE_FILE
+
+TYPE = "residual_rl"
+"""LeRobot's name of the policy type."""
+_TO_CPU = {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}}
+_PREPROCESSOR = [
+    {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
+    {"registry_name": "to_batch_processor", "config": {}},
+    _TO_CPU,
+]
+"""Steps that LeRobot's commands expect. Nothing is normalised: the policy reads the robot's own units."""
+
+
+def export(found: FoundPolicy, folder: Path, base: Literal["copy", "reference"]) -> list[str]:
+    """Write the policy `found` as a LeRobot policy to the new folder `folder`, after a test that it can be
+    read.
+
+    Args:
+        found: the policy.
+        folder: must not exist.
+        base: copy the files of the base policy, or name them, with their SHA-256.
+
+    Returns lines about the folder to print.
+
+    Raises:
+        ConfigError: the policy cannot be exported, or `folder` exists.
+        CheckpointError: a file is missing or damaged.
+        WriteError: the folder cannot be written.
+    """
+    exported = found.exported
+    cfg = exported.cfg
+    if cfg.residual.chunk == "whole":
+        raise ConfigError(
+            f"{found.file} was trained with --chunk whole, which LeRobot's policies cannot be: train it with "
+            "--chunk step"
+        )
+
+    # Write all files, and read them again before the folder gets its name.
+    with replacing_folder(folder) as temp:
+        temp.mkdir()
+        base_cfg, files = take_files(cfg.base_policy_id, cfg.base, temp, base == "copy")
+        run = dataclasses.replace(cfg.run, wandb_project=None, wandb_artifacts=False)
+        cfg = dataclasses.replace(cfg, base=base_cfg, run=run)
+        save_policy(temp / WEIGHTS, dataclasses.replace(exported, cfg=cfg, base_files=files))
+        policy = read(temp)
+        write_json(temp / CONFIG, _config(policy))
+        write_json(temp / PREPROCESSOR, {"name": "policy_preprocessor", "steps": _PREPROCESSOR})
+        write_json(temp / POSTPROCESSOR, {"name": "policy_postprocessor", "steps": [_TO_CPU]})
+
+    # Say what the folder is, and what it needs.
+    where = "copied" if base == "copy" else "read from"
+    taken = "".join(f", {where} {found.path}" for found in files)
+    lines = [f"Policy: {folder}", f"Base policy: {cfg.base_policy_id}{taken}"]
+    if policy.needs_pose:
+        lines.append(f"On a robot it needs a pose source, for {', '.join(policy.needs_pose)}.")
+    return lines
+
+
+def read(folder: Path) -> RobotPolicy:
+    """The policy in a folder that `export` wrote.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the base policy has changed.
+        ConfigError: it does not fit its task.
+        ConsentError: it is not the user's, and names code or an address.
+    """
+    return RobotPolicy(load_policy(folder / WEIGHTS), folder / WEIGHTS)
+
+
+def copy_files(folder: Path, target: Path) -> None:
+    """Copy the policy of `folder`, with its base policy's files, to the existing folder `target`. Raises
+    `WriteError`."""
+    for name in (WEIGHTS, SIGNATURE_FILE):
+        if (folder / name).is_file():
+            with writing(target / name):
+                shutil.copyfile(folder / name, target / name)
+    if (folder / COPIES).is_dir():
+        with writing(target / COPIES):
+            shutil.copytree(folder / COPIES, target / COPIES, dirs_exist_ok=True)
+
+
+def typed_pose_source(name: str, folder: Path) -> PoseSource:
+    """The pose source MODULE:CALLABLE of a policy in `folder`, if it was typed on the command line of this
+    process; the folder's own settings cannot name one.
+
+    Raises `ConsentError` and `ConfigError`.
+    """
+    require_typed("policy.pose_source", name, sys.argv[1:], folder)
+    return load_pose_source(name)
+
+
+def _config(policy: RobotPolicy) -> dict[str, Any]:
+    """LeRobot's settings of the policy, for its `config.json`."""
+    joints = [len(policy.hardware.joint_names)]
+    inputs: dict[str, Any] = {STATE: {"type": "STATE", "shape": joints}}
+    for name, (height, width, channels) in policy.cameras.items():
+        inputs[f"{IMAGES}{name}"] = {"type": "VISUAL", "shape": [channels, height, width]}
+    return {
+        "type": TYPE,
+        "n_obs_steps": 1,
+        "input_features": inputs,
+        "output_features": {ACTION: {"type": "ACTION", "shape": joints}},
+        "device": "cpu",
+    }
