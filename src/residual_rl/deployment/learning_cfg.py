@@ -16,6 +16,12 @@ Operator = Annotated[str, Sensitive("code", lambda value: ":" in value)]
 class RobotCfg(CheckedCfg):
     """How a session on a robot is run. These settings are given anew for each session of a run."""
 
+    arm: CodeName = ""
+    """`MODULE:NAME`, called with the task's settings and `real_time`, gives the driver of the arm; see
+    `residual_rl.robots.arm_driver.ArmDriver`. Empty: the simulated env of the task."""
+    pose_source: CodeName = ""
+    """`MODULE:NAME`, the pose source of the arm; see `residual_rl.robots.arm_driver.PoseSource`. Empty: the
+    driver itself, if it can be called."""
     clock: Literal["real", "simulated"] = "real"
     """`real`: the learner runs in its own process, and the loop never waits for it. `simulated`: as fast as
     possible, with `utd` updates after each step, so that equal seeds give equal runs; for simulators."""

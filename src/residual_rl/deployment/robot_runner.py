@@ -16,6 +16,7 @@ from residual_rl.base_policies.callables import load_callable
 from residual_rl.composition import decompose
 from residual_rl.config import TrainCfg
 from residual_rl.demos.transitions import load_demonstrations
+from residual_rl.deployment.arm_physics import ArmPhysics
 from residual_rl.deployment.learner_process import (
     AsynchronousLearning,
     Learning,
@@ -26,6 +27,7 @@ from residual_rl.deployment.learning_cfg import RobotCfg
 from residual_rl.deployment.operators import Operator, Signals, checked_action, make_operator
 from residual_rl.deployment.pace import Pace, SimulatedClock, WallClock
 from residual_rl.deployment.robot_progress import Episode, RobotProgress
+from residual_rl.deployment.training_arm import TrainingArm, make_training_arm
 from residual_rl.errors import CheckpointError
 from residual_rl.evaluation.deployment import Deployment
 from residual_rl.exported_policy import export_policy
@@ -70,6 +72,9 @@ class RobotRunner:
         torch.set_num_threads(cfg.run.torch_threads)
         self.robot = robot
         self.folder = folder
+        real_time = robot.clock == "real"
+        if env is None and robot.arm:
+            env = make_training_arm(cfg, robot.arm, robot.pose_source, real_time)
         self.env = make_training_env(cfg) if env is None else env
         self.cfg = with_obs_keys(cfg, self.env)
         self.operator = make_operator(robot.operator, self.env.vec_env) if operator is None else operator
@@ -81,8 +86,13 @@ class RobotRunner:
         self.env.vec_env.episode_seeds.use_list([])  # after an episode, the env idles until the next reset
         self.progress = RobotProgress()
         self.episode = Episode()
-        clock = WallClock() if robot.clock == "real" else SimulatedClock()
-        self.pace = Pace(self.env.vec_env.control_hz, clock)
+        rate, physics = self.env.vec_env.control_hz, getattr(self.env.vec_env, "physics", None)
+        self.arm: TrainingArm | None = None
+        if isinstance(physics, ArmPhysics):
+            self.arm = TrainingArm(self.env)
+            self.pace = Pace(rate, physics.driver, waits=False)
+        else:
+            self.pace = Pace(rate, WallClock() if real_time else SimulatedClock())
         self.checkpoints = CheckpointFolder(folder.checkpoints, cfg.run.keep_checkpoints)
         self.learning = self._make_learning(resume)
 
@@ -122,7 +132,11 @@ class RobotRunner:
         self.episode = Episode()
         done = self.progress.step / self.cfg.run.total_timesteps
         self.env.residual_scale = self.cfg.residual.scale_at(min(done, 1.0))
-        self.env.reset(seed=[training_seed_start(self.cfg.run.seed) + self.progress.episodes])
+        seed = training_seed_start(self.cfg.run.seed) + self.progress.episodes
+        if self.arm is None:
+            self.env.reset(seed=[seed])
+        else:
+            self.arm.begin(seed)
         self.pace.restart()
 
     def _step(self, stop: StopRequest) -> bool:
