@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 from pathlib import Path
@@ -13,8 +12,9 @@ import torch
 from robot_runs import Script, config, make_runner, pushes, train_robot
 from tiny_runs import different, last_state, metric_rows
 
+from residual_rl.config import TrainCfg, replace_fields
 from residual_rl.deployment.operators import Signals
-from residual_rl.errors import CheckpointError, ConfigError, LearnerError, NonFiniteError
+from residual_rl.errors import ArmError, CheckpointError, ConfigError, LearnerError, NonFiniteError
 from residual_rl.exported_policy import find_policy
 from residual_rl.runs.logger import read_metrics
 from residual_rl.types import Transition
@@ -185,10 +185,9 @@ def test_asynchronous_learning__the_end_of_the_process_ends_the_session(tmp_path
     with pytest.raises(LearnerError, match="the learner's process was killed by SIGKILL"):
         runner.learn()
     runner.folder.close()
-    assert last_state(tmp_path)["progress"]["episodes"] == 2
-    _, summary = train_robot(
-        tmp_path, resume=True, cfg=config(total_timesteps=runner.progress.step + 1)
-    )
+    saved = last_state(tmp_path)["progress"]
+    assert saved["episodes"] == 2
+    _, summary = train_robot(tmp_path, resume=True, cfg=config(total_timesteps=saved["step"] + 1))
     assert summary["episodes"] == 3
 
 
@@ -209,8 +208,50 @@ def test_asynchronous_learning__works_with_every_off_policy_learner(tmp_path: Pa
 
 
 def test_robot_runner__ppo_cannot_learn_beside_a_robot(tmp_path: Path) -> None:
-    cfg = dataclasses.replace(config(), learner_id="ppo", learner=__import__(
-        "residual_rl.learners.ppo.config", fromlist=["PPOCfg"]
-    ).PPOCfg())
+    cfg = TrainCfg.default("so101-paper", "jacobian", "ppo")
+    cfg = replace_fields(cfg, {"num_envs": 1, "num_threads": 1, "minibatch_size": 64})
     with pytest.raises(ConfigError, match="'ppo' cannot learn beside a robot"):
         make_runner(tmp_path, cfg=cfg)
+
+
+# --- an arm -------------------------------------------------------------------------------------------------
+
+
+ARM = "residual_rl.tasks.so101_paper.simulated_arm:SimulatedArm"
+
+
+def test_training_arm__the_simulated_arm_gives_the_episodes_of_the_task(tmp_path: Path) -> None:
+    """Up to velocities, which an arm does not measure: neither base policy nor learner reads them here."""
+    learner = {"obs_keys": ("joint_position", "sheet_pose")}
+    for name, arm in (("env", ""), ("arm", ARM)):
+        train_robot(tmp_path / name, arm=arm, cfg=config(**learner))
+    rows = [metric_rows(tmp_path / name) for name in ("env", "arm")]
+    assert rows[0] == rows[1]
+
+
+def test_training_arm__stays_where_it_is_between_episodes(tmp_path: Path) -> None:
+    """The arm is reset once for each episode, when the operator is ready."""
+    operator = Script({})
+    runner = make_runner(tmp_path, operator, arm=ARM, reset="prompt")
+    driver = runner.env.vec_env.physics.driver  # type: ignore[attr-defined]
+    before: list[int] = []
+    prepare = operator.prepare
+
+    def record() -> None:
+        before.append(driver.episode)
+        prepare()
+
+    operator.prepare = record  # type: ignore[method-assign]
+    summary = runner.learn()
+    first = before[0]
+    assert before == [first + i for i in range(summary["episodes"])]
+
+
+def test_training_arm__a_lost_cable_ends_the_session_after_the_last_saved_episode(tmp_path: Path) -> None:
+    runner = make_runner(tmp_path, arm=ARM, cfg=config(total_timesteps=1000))
+    driver = runner.env.vec_env.physics.driver  # type: ignore[attr-defined]
+    driver.lose_cable(after=1.0)
+    with pytest.raises(ArmError, match="its cable is unplugged"):
+        runner.learn()
+    saved = last_state(tmp_path)["progress"]
+    assert saved["episodes"] == runner.progress.episodes >= 1

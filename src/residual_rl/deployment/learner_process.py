@@ -265,6 +265,7 @@ def _run(
     """The main function of the process. It ends with a message, or when the control loop has ended."""
     for number in (signal.SIGINT, signal.SIGHUP):  # the control loop decides when to stop
         signal.signal(number, signal.SIG_IGN)
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # where the loop has a real-time priority
     os.nice(_NICENESS)
     torch.set_num_threads(cfg.run.torch_threads)
     try:

@@ -82,7 +82,9 @@ class Pace:
         if self._last is None:
             self._due = self.clock.now()
         elif self._waits:
-            self._due = max(self._due + self.period, self.clock.now() - self.period)
+            self._due += self.period
+            if self.clock.now() - self._due >= self.period:
+                self._due = self.clock.now()
             self.clock.wait_until(self._due)
         now = self.clock.now()
         if self._last is not None:
