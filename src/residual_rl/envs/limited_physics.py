@@ -82,4 +82,4 @@ def limit_targets(env: VecEnv, cfg: SafetyLimitsCfg) -> None:
             "safety needs a task of an arm with joint targets, such as so101-paper: leave out --safety"
         )
     limits = SafetyLimits(cfg, env.hardware, env.control_hz, env.kinematics)
-    env.physics = LimitedPhysics(env.physics, limits)  # type: ignore[assignment]
+    env.physics = LimitedPhysics(env.physics, limits)
