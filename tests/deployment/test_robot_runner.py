@@ -217,14 +217,11 @@ def test_robot_runner__ppo_cannot_learn_beside_a_robot(tmp_path: Path) -> None:
 # --- an arm -------------------------------------------------------------------------------------------------
 
 
-ARM = "residual_rl.tasks.so101_paper.simulated_arm:SimulatedArm"
-
-
 def test_training_arm__the_simulated_arm_gives_the_episodes_of_the_task(tmp_path: Path) -> None:
     """Up to velocities, which an arm does not measure: neither base policy nor learner reads them here."""
     learner = {"obs_keys": ("joint_position", "sheet_pose")}
-    for name, arm in (("env", ""), ("arm", ARM)):
-        train_robot(tmp_path / name, arm=arm, cfg=config(**learner))
+    for name in ("env", "arm"):
+        train_robot(tmp_path / name, simulation=name, cfg=config(**learner))
     rows = [metric_rows(tmp_path / name) for name in ("env", "arm")]
     assert rows[0] == rows[1]
 
@@ -232,8 +229,9 @@ def test_training_arm__the_simulated_arm_gives_the_episodes_of_the_task(tmp_path
 def test_training_arm__stays_where_it_is_between_episodes(tmp_path: Path) -> None:
     """The arm is reset once for each episode, when the operator is ready."""
     operator = Script({})
-    runner = make_runner(tmp_path, operator, arm=ARM, reset="prompt")
-    driver = runner.env.vec_env.physics.driver  # type: ignore[attr-defined]
+    runner = make_runner(tmp_path, operator, simulation="arm", reset="prompt")
+    assert runner.arm is not None
+    driver: Any = runner.arm.guard.driver
     before: list[int] = []
     prepare = operator.prepare
 
@@ -248,8 +246,9 @@ def test_training_arm__stays_where_it_is_between_episodes(tmp_path: Path) -> Non
 
 
 def test_training_arm__a_lost_cable_ends_the_session_after_the_last_saved_episode(tmp_path: Path) -> None:
-    runner = make_runner(tmp_path, arm=ARM, cfg=config(total_timesteps=1000))
-    driver = runner.env.vec_env.physics.driver  # type: ignore[attr-defined]
+    runner = make_runner(tmp_path, simulation="arm", cfg=config(total_timesteps=1000))
+    assert runner.arm is not None
+    driver: Any = runner.arm.guard.driver
     driver.lose_cable(after=1.0)
     with pytest.raises(ArmError, match="its cable is unplugged"):
         runner.learn()

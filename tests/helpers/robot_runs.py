@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from residual_rl.config import TrainCfg, replace_fields
+from residual_rl.deployment.guarded_arm import GuardCfg
 from residual_rl.deployment.learning_cfg import RobotCfg
 from residual_rl.deployment.operators import NoOperator, Operator, Signals
 from residual_rl.deployment.robot_runner import RobotRunner
+from residual_rl.deployment.training_arm import make_training_arm
 from residual_rl.runs.run_folder import RunFolder
 from residual_rl.types import Obs
 
@@ -29,7 +31,7 @@ TINY: dict[str, Any] = {
     "actor_starts": 16,
     "demo_share": 0.25,
 }
-SIMULATED: dict[str, Any] = {"clock": "simulated", "operator": "none", "reset": "automatic", "best_window": 2}
+SIMULATED: dict[str, Any] = {"clock": "simulated", "operator": "none", "reset": "automatic", "best_window": 2, "simulation": "env"}
 
 
 class Script(NoOperator):
@@ -73,7 +75,10 @@ def make_runner(
         folder.resume()
     else:
         folder.start({**cfg.to_dict(), "robot": {}})
-    return RobotRunner(cfg, RobotCfg(**{**SIMULATED, **robot}), folder, resume, operator)
+    session = RobotCfg(**{**SIMULATED, **robot})
+    guard = GuardCfg(max_latency=5.0, stale_after=5.0)  # for a test machine that is busy
+    arm = make_training_arm(cfg, session, guard) if session.simulation == "arm" else None
+    return RobotRunner(cfg, session, folder, resume, operator, arm)
 
 
 def train_robot(path: Path, *args: Any, **settings: Any) -> tuple[RobotRunner, dict[str, Any]]:

@@ -13,6 +13,7 @@ import tyro
 from residual_rl.cli.flags import has_flag, parse_flags, parse_head, require_target, resume_folder
 from residual_rl.cli.train import read_config
 from residual_rl.config import PARTS, TrainCfg, replace_fields
+from residual_rl.deployment.guarded_arm import GuardCfg
 from residual_rl.deployment.learning_cfg import RobotCfg
 from residual_rl.errors import ConfigError
 from residual_rl.registry import BASE_POLICIES, LEARNED_BASE_LEARNER, TASKS
@@ -21,6 +22,7 @@ from residual_rl.utils.validation import CheckedCfg, PositiveInt
 
 if TYPE_CHECKING:
     from residual_rl.deployment.robot_runner import RobotRunner
+    from residual_rl.deployment.training_arm import TrainingArm
 
 ROBOT_DEFAULTS = {"num_envs": 1, "num_threads": 1, "total_timesteps": 81_000, "demo_share": 0.25}
 """Settings of a training whose defaults differ here: one robot for 45 minutes at 30 Hz, and a quarter of each
@@ -55,7 +57,8 @@ def main(argv: Sequence[str]) -> int:
         return _resume(argv)
     about = "Train a residual on a robot, or resume with --resume RUN"
     task_id, rest = require_target(argv, "train-robot", "TASK", about)
-    cfg, robot, output_dir = parse(task_id, rest)
+    rest, lerobot_flags = split_lerobot_flags(rest)
+    cfg, robot, guard, output_dir = parse(task_id, rest)
     from residual_rl.deployment.robot_runner import RobotRunner
     from residual_rl.runs.run_folder import RunFolder, output_folder
 
@@ -63,12 +66,27 @@ def main(argv: Sequence[str]) -> int:
         folder = RunFolder(output)
         with folder.start(_config(cfg, robot)):
             cfg.write_signature(output)
-            return _train(RobotRunner(cfg, robot, folder))
+            arm = _make_arm(cfg, robot, guard, lerobot_flags)
+            return _train(RobotRunner(cfg, robot, folder, arm=arm))
 
 
-def parse(task_id: str, argv: Sequence[str]) -> tuple[TrainCfg, RobotCfg, Path | None]:
-    """The settings of the run and of the session, and the run folder, from the arguments of `train-robot
-    TASK`."""
+def split_lerobot_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments of this command, and LeRobot's own `--robot.*` with their values."""
+    ours: list[str] = []
+    theirs: list[str] = []
+    into = ours
+    for word in argv:
+        if word.startswith("--"):
+            into = theirs if word.startswith("--robot.") else ours
+        into.append(word)
+        if "=" in word and into is theirs:
+            into = ours
+    return ours, theirs
+
+
+def parse(task_id: str, argv: Sequence[str]) -> tuple[TrainCfg, RobotCfg, GuardCfg, Path | None]:
+    """The settings of the run, of the session and of the guard, and the run folder, from the arguments of
+    `train-robot TASK`."""
     command = f"train-robot {task_id}"
     # The defaults for the base policy and the learner that the arguments name.
     head = parse_head(TrainRobotFlags(), argv, command)
@@ -81,20 +99,23 @@ def parse(task_id: str, argv: Sequence[str]) -> tuple[TrainCfg, RobotCfg, Path |
     cfg = replace_fields(cfg, {name: value for name, value in ROBOT_DEFAULTS.items() if name in known})
     # All flags.
     own = TrainRobotFlags(base_policy=cfg.base_policy_id, learner=cfg.learner_id)
-    groups = {"own": own, "robot": RobotCfg(), **{name: getattr(cfg, name) for name in PARTS}}
+    session = {"robot": RobotCfg(), "guard": GuardCfg()}
+    groups = {"own": own, **session, **{name: getattr(cfg, name) for name in PARTS}}
     parsed = parse_flags(groups, argv, command, "Train a residual on a robot, with the learner beside it.")
     flags: TrainRobotFlags = parsed.pop("own")
     robot: RobotCfg = parsed.pop("robot")
+    guard: GuardCfg = parsed.pop("guard")
     cfg = dataclasses.replace(cfg, **parsed)
     if cfg.run.num_envs != 1:
         raise ConfigError(f"num_envs must be 1, one robot, not {cfg.run.num_envs}")
-    return cfg, robot, flags.output_dir
+    return cfg, robot, guard, flags.output_dir
 
 
 def _resume(argv: Sequence[str]) -> int:
+    argv, lerobot_flags = split_lerobot_flags(argv)
     folder = resume_folder(argv, "train-robot")
     args = argv if folder is not None else ["--help"]
-    groups = {"own": ResumeFlags, "robot": RobotCfg()}
+    groups = {"own": ResumeFlags, "robot": RobotCfg(), "guard": GuardCfg()}
     parsed = parse_flags(groups, args, "train-robot", "Resume an interrupted run.")
     options: ResumeFlags = parsed["own"]
     from residual_rl.deployment.robot_runner import RobotRunner
@@ -109,7 +130,19 @@ def _resume(argv: Sequence[str]) -> int:
             cfg = replace_fields(cfg, {"total_timesteps": options.total_timesteps})
         write_json(run.config_file, _config(cfg, parsed["robot"]))
         cfg.write_signature(run.path)
-        return _train(RobotRunner(cfg, parsed["robot"], run, resume=True))
+        arm = _make_arm(cfg, parsed["robot"], parsed["guard"], lerobot_flags)
+        return _train(RobotRunner(cfg, parsed["robot"], run, resume=True, arm=arm))
+
+
+def _make_arm(
+    cfg: TrainCfg, robot: RobotCfg, guard: GuardCfg, lerobot_flags: Sequence[str]
+) -> TrainingArm | None:
+    """The arm, connected; None for a training in the task's env."""
+    if robot.simulation == "env" and not lerobot_flags:
+        return None
+    from residual_rl.deployment.training_arm import make_training_arm
+
+    return make_training_arm(cfg, robot, guard, lerobot_flags)
 
 
 def _config(cfg: TrainCfg, robot: RobotCfg) -> dict[str, Any]:

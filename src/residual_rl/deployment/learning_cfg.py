@@ -16,12 +16,14 @@ Operator = Annotated[str, Sensitive("code", lambda value: ":" in value)]
 class RobotCfg(CheckedCfg):
     """How a session on a robot is run. These settings are given anew for each session of a run."""
 
-    arm: CodeName = ""
-    """`MODULE:NAME`, called with the task's settings and `real_time`, gives the driver of the arm; see
-    `residual_rl.robots.arm_driver.ArmDriver`. Empty: the simulated env of the task."""
+    simulation: Literal["arm", "env"] = "arm"
+    """Without `--robot.type`: the task's arm in simulation, behind the interface of a real one, or the
+    task's env."""
     pose_source: CodeName = ""
-    """`MODULE:NAME`, the pose source of the arm; see `residual_rl.robots.arm_driver.PoseSource`. Empty: the
-    driver itself, if it can be called."""
+    """`MODULE:NAME`, called without arguments: poses of the task's object for an arm. A simulated arm has its
+    own."""
+    start_speed: PositiveFloat = 0.5
+    """Speed of the fastest joint on the way to the start of an episode [rad/s]."""
     clock: Literal["real", "simulated"] = "real"
     """`real`: the learner runs in its own process, and the loop never waits for it. `simulated`: as fast as
     possible, with `utd` updates after each step, so that equal seeds give equal runs; for simulators."""

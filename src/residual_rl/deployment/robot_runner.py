@@ -16,7 +16,6 @@ from residual_rl.base_policies.callables import load_callable
 from residual_rl.composition import decompose
 from residual_rl.config import TrainCfg
 from residual_rl.demos.transitions import load_demonstrations
-from residual_rl.deployment.arm_physics import ArmPhysics
 from residual_rl.deployment.learner_process import (
     AsynchronousLearning,
     Learning,
@@ -27,12 +26,12 @@ from residual_rl.deployment.learning_cfg import RobotCfg
 from residual_rl.deployment.operators import Operator, Signals, checked_action, make_operator
 from residual_rl.deployment.pace import Pace, SimulatedClock, WallClock
 from residual_rl.deployment.robot_progress import Episode, RobotProgress
-from residual_rl.deployment.training_arm import TrainingArm, make_training_arm
+from residual_rl.deployment.training_arm import TrainingArm
 from residual_rl.errors import CheckpointError
 from residual_rl.evaluation.deployment import Deployment
 from residual_rl.exported_policy import export_policy
 from residual_rl.factory import make_training_env, with_obs_keys
-from residual_rl.residual_env import ResidualEnv, StepHook
+from residual_rl.residual_env import StepHook
 from residual_rl.runs.checkpoint import CheckpointFolder
 from residual_rl.runs.logger import Logger
 from residual_rl.runs.progress_bar import ProgressBar
@@ -52,7 +51,7 @@ class RobotRunner:
         folder: the run folder, started or resumed.
         resume: continue after the last finished episode.
         operator: the person; None: that of `robot.operator`.
-        env: the robot with its base policy; None: the env of `cfg`.
+        arm: the robot; None: the simulated env of the task.
 
     Raises:
         ConfigError: incompatible settings.
@@ -67,15 +66,13 @@ class RobotRunner:
         folder: RunFolder,
         resume: bool = False,
         operator: Operator | None = None,
-        env: ResidualEnv | None = None,
+        arm: TrainingArm | None = None,
     ):
         torch.set_num_threads(cfg.run.torch_threads)
         self.robot = robot
         self.folder = folder
-        real_time = robot.clock == "real"
-        if env is None and robot.arm:
-            env = make_training_arm(cfg, robot.arm, robot.pose_source, real_time)
-        self.env = make_training_env(cfg) if env is None else env
+        self.arm = arm
+        self.env = make_training_env(cfg) if arm is None else arm.env
         self.cfg = with_obs_keys(cfg, self.env)
         self.operator = make_operator(robot.operator, self.env.vec_env) if operator is None else operator
         self._solved: Callable[[Obs], Any] | None = (
@@ -86,13 +83,11 @@ class RobotRunner:
         self.env.vec_env.episode_seeds.use_list([])  # after an episode, the env idles until the next reset
         self.progress = RobotProgress()
         self.episode = Episode()
-        rate, physics = self.env.vec_env.control_hz, getattr(self.env.vec_env, "physics", None)
-        self.arm: TrainingArm | None = None
-        if isinstance(physics, ArmPhysics):
-            self.arm = TrainingArm(self.env)
-            self.pace = Pace(rate, physics.driver, waits=False)
+        rate = self.env.vec_env.control_hz
+        if arm is not None:
+            self.pace = Pace(rate, arm.guard, waits=False)
         else:
-            self.pace = Pace(rate, WallClock() if real_time else SimulatedClock())
+            self.pace = Pace(rate, WallClock() if robot.clock == "real" else SimulatedClock())
         self.checkpoints = CheckpointFolder(folder.checkpoints, cfg.run.keep_checkpoints)
         self.learning = self._make_learning(resume)
 
@@ -104,7 +99,7 @@ class RobotRunner:
         start, total = time.monotonic(), self.cfg.run.total_timesteps
         with (
             contextlib.closing(self.learning),
-            contextlib.closing(self.env),
+            contextlib.closing(self.env if self.arm is None else self.arm),
             contextlib.closing(self.operator),
             stop_signals() as stop,
             Logger(self.folder.path, resume_step=self.progress.step) as logger,
@@ -201,6 +196,8 @@ class RobotRunner:
 
     def _end_episode(self, logger: Logger) -> None:
         """Save, log, and keep the policy if it is the best."""
+        if self.arm is not None:
+            self.arm.rest()
         best = self.progress.add(self.episode, self.robot.best_window)
         self.learning.save(self.progress.step, self._state())
         if best:

@@ -1,77 +1,124 @@
-"""An arm as the robot of a training: made by name, and moved to the start of an episode only when told to."""
+"""An arm as the robot of a training: guarded, and moved to the start of an episode only when told to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from residual_rl.base_policies.callables import load_callable
 from residual_rl.config import TrainCfg
 from residual_rl.deployment.arm_physics import ArmPhysics, make_arm_env
+from residual_rl.deployment.guarded_arm import GuardCfg, GuardedArm
+from residual_rl.deployment.learning_cfg import RobotCfg
+from residual_rl.deployment.moves import move_to
+from residual_rl.deployment.pose_source import BackgroundPoseSource, load_pose_source
 from residual_rl.envs.task import Quantities
 from residual_rl.errors import ConfigError
 from residual_rl.factory import make_residual_env_on
 from residual_rl.registry import TASKS, load
-from residual_rl.residual_env import ResidualEnv
-from residual_rl.robots.arm_driver import ArmDriver, PoseSource
+from residual_rl.robots.arm_driver import PoseSource
+from residual_rl.robots.safety_limits import SafetyLimits
 
-
-@runtime_checkable
-class ResettableArm(Protocol):
-    """A simulated arm."""
-
-    def reset(self, seed: int) -> None:
-        """Begin the episode `seed`."""
-        ...
+ResetSimulation = Callable[[int], None]
+"""Begins the episode of a seed on a simulated arm."""
 
 
 class TrainingArm:
-    """Begins episodes on an arm.
+    """An arm with its env, on which episodes begin when `begin` is called.
 
-    At the end of an episode the env calls for the next one at once; then the arm stays where it is, until
-    `begin` is called.
+    At the end of an episode the env calls for the next one at once; then the arm stays where it is.
 
     Args:
-        env: the env of the arm.
+        cfg: the settings of the run.
+        guard: the arm, not connected yet; it is connected here, and stopped by `close`.
+        pose_source: poses of the task's object, if the task observes any.
+        reset_simulation: of a simulated arm; any other one moves to the task's start pose.
+        speed: speed of the fastest joint on the way there [rad/s].
+
+    Raises:
+        ArmError: there is no such arm.
+        ConfigError: it does not fit the task.
     """
 
-    def __init__(self, env: ResidualEnv):
-        physics = getattr(env.vec_env, "physics", None)
+    def __init__(
+        self,
+        cfg: TrainCfg,
+        guard: GuardedArm,
+        pose_source: PoseSource | None,
+        reset_simulation: ResetSimulation | None,
+        speed: float,
+    ):
+        self.guard = guard
+        self.env = make_residual_env_on(make_arm_env(_simulated_env(cfg), guard, pose_source), cfg)
+        """The arm with its base policy."""
+        physics = getattr(self.env.vec_env, "physics", None)
         assert isinstance(physics, ArmPhysics)
-        self.driver = physics.driver
-        self._env = env
-        self._seed: int | None = None
         physics.begin_episode = self._begin
+        self._period = physics.period
+        self._reset_simulation = reset_simulation
+        self._speed = speed
+        self._seed: int | None = None
+        guard.connect()
 
     def begin(self, seed: int) -> None:
-        """Bring arm and scene to the start of the episode `seed`; may block."""
+        """Bring the arm to the start of the episode `seed`; blocks until it is there. Raises `ArmError`."""
         self._seed = seed
         try:
-            self._env.reset(seed=[seed])
+            self.env.reset(seed=[seed])
         finally:
             self._seed = None
 
+    def rest(self) -> None:
+        """Tell that no policy acts from now on, until the next episode."""
+        self.guard.rest()
+
+    def close(self, reason: str = "the session has ended") -> None:
+        """Stop the arm: hold it, or turn its torque off. May be called more than once."""
+        self.guard.stop(reason)
+        self.guard.disconnect()
+
     def _begin(self, episode: Quantities) -> bool:
+        """The reset procedure of the env."""
+        self.guard.rest()
         if self._seed is None:
             return False
-        if isinstance(self.driver, ResettableArm):
-            self.driver.reset(self._seed)
+        start = episode.get("start_joint_position")
+        if self._reset_simulation is not None:
+            self._reset_simulation(self._seed)
+        elif start is not None:
+            move_to(self.guard, start[0].double().numpy(), self._speed, self._period)
         return True
 
 
-def make_training_arm(cfg: TrainCfg, name: str, pose_source: str, real_time: bool) -> ResidualEnv:
-    """The env of the arm `MODULE:NAME`, which is called with the settings of the task and `real_time`, and
-    gives a driver that is connected here.
+def make_training_arm(
+    cfg: TrainCfg, robot: RobotCfg, guard: GuardCfg, lerobot_flags: Sequence[str] = ()
+) -> TrainingArm:
+    """The robot of LeRobot that `lerobot_flags` describe, or else the simulated arm of the task.
 
-    Without a `pose_source` (`MODULE:NAME`, called without arguments, or the source itself), the driver is the
-    source if it can be called.
+    Raises `ConfigError`, `MissingDependencyError` and `ArmError`.
     """
-    driver: Any = load_callable(name, "arm")(cfg.task, real_time=real_time)
-    source: PoseSource | None = driver if callable(driver) else None
-    if pose_source:
-        source = load_callable(pose_source, "pose_source")
-    simulated = load(TASKS.get(cfg.task_id).make)(cfg.task, 1, 1, "cpu")
-    if not hasattr(driver, "command"):
-        raise ConfigError(f"arm must give a driver of an arm, not {type(driver).__name__}")
-    driver.connect()
-    return make_residual_env_on(make_arm_env(simulated, driver, source), cfg)
+    spec, env = TASKS.get(cfg.task_id), _simulated_env(cfg)
+    if env.hardware is None or spec.simulated_arm is None:
+        raise ConfigError(f"task {cfg.task_id!r} has no arm: choose --simulation env")
+    driver: Any
+    source: PoseSource | None = None
+    reset: ResetSimulation | None = None
+    if lerobot_flags:
+        from residual_rl.lerobot.arm import make_lerobot_arm
+
+        cfg = dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, **spec.hardware_settings))
+        driver = make_lerobot_arm(lerobot_flags, env.hardware, guard.at_exit)
+        if driver.simulated:
+            source, reset = driver.object_pose, driver.reset
+    else:
+        driver = load(spec.simulated_arm)(cfg.task, real_time=robot.clock == "real")
+        source, reset = driver, driver.reset
+    if robot.pose_source:
+        source = BackgroundPoseSource(load_pose_source(robot.pose_source))
+    limits = SafetyLimits(cfg.safety, env.hardware, env.control_hz, env.kinematics)
+    return TrainingArm(cfg, GuardedArm(driver, limits, guard), source, reset, robot.start_speed)
+
+
+def _simulated_env(cfg: TrainCfg) -> Any:
+    """The env of the task, for its spaces, units and kinematics."""
+    return load(TASKS.get(cfg.task_id).make)(cfg.task, 1, 1, "cpu")
