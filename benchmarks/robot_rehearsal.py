@@ -1,6 +1,6 @@
 """A scripted person for a rehearsal of `residual-rl train-robot` on the simulated arm.
 
-    PYTHONPATH=benchmarks residual-rl train-robot so101-paper --operator robot_rehearsal:person
+PYTHONPATH=benchmarks residual-rl train-robot so101-paper --operator robot_rehearsal:person
 """
 
 from __future__ import annotations

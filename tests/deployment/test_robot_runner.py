@@ -195,7 +195,10 @@ def test_asynchronous_learning__the_end_of_the_process_ends_the_session(tmp_path
 @pytest.mark.parametrize("learner", ["gated-sac", "td3"])
 def test_asynchronous_learning__works_with_every_off_policy_learner(tmp_path: Path, learner: str) -> None:
     runner, summary = train_robot(
-        tmp_path, pushes(3), clock="real", cfg=config(learner, gate_warmup_episodes=1, gate_min_failures=0)
+        tmp_path,
+        pushes(3),
+        clock="real",
+        cfg=config(learner, gate_warmup_episodes=1, gate_min_failures=0)
         if learner == "gated-sac"
         else config(learner),
     )

@@ -31,7 +31,13 @@ TINY: dict[str, Any] = {
     "actor_starts": 16,
     "demo_share": 0.25,
 }
-SIMULATED: dict[str, Any] = {"clock": "simulated", "operator": "none", "reset": "automatic", "best_window": 2, "simulation": "env"}
+SIMULATED: dict[str, Any] = {
+    "clock": "simulated",
+    "operator": "none",
+    "reset": "automatic",
+    "best_window": 2,
+    "simulation": "env",
+}
 
 
 class Script(NoOperator):
@@ -42,7 +48,7 @@ class Script(NoOperator):
         self.steps = 0
         self.prepared = 0
 
-    def signals(self, obs: Obs) -> Signals:  # noqa: ARG002
+    def signals(self, obs: Obs) -> Signals:
         self.steps += 1
         return self._signals.get(self.steps - 1, Signals())
 

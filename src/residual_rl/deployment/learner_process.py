@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
@@ -34,7 +35,7 @@ _ANSWER_SECONDS = 120.0
 """Longest time to wait for the process [s]: to start, or to save."""
 
 
-class RobotLearner(Learner, LearnsAsynchronously, Protocol):
+class RobotLearner(LearnsAsynchronously, Learner, Protocol):
     """What a learner must do to learn beside a robot."""
 
 
@@ -145,7 +146,7 @@ class AsynchronousLearning:
         self.metrics: Metrics = {}
         self._utd: float = cfg.learner.utd
         self._sent = self._observed = self._due = 0
-        self._waits_for: str | None = None
+        self._waits_for: str | None = "ready"
         # Start the process.
         context = multiprocessing.get_context("spawn")
         connection, theirs = context.Pipe()
@@ -163,7 +164,7 @@ class AsynchronousLearning:
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._send, self._receive)]
         for thread in self._threads:
             thread.start()
-        self._await("ready")
+        self.wait()
 
     @property
     def process_id(self) -> int | None:
@@ -209,20 +210,12 @@ class AsynchronousLearning:
 
     def wait(self) -> None:
         """Wait until the checkpoint is written."""
-        if self._waits_for is not None:
-            self._await(self._waits_for)
-
-    def _await(self, kind: str) -> None:
-        """Wait for a message of this kind."""
-        self._waits_for = kind
         limit = time.monotonic() + _ANSWER_SECONDS
-        while True:
+        while self._waits_for is not None:
             self.refresh()
-            if self._waits_for is None:
-                return
             if time.monotonic() > limit:
-                raise LearnerError(f"the learner's process gave no answer ({kind}) in {_ANSWER_SECONDS:g} s")
-            time.sleep(0.005)
+                raise LearnerError(f"the learner's process has given no answer in {_ANSWER_SECONDS:g} s")
+            time.sleep(0.002)
 
     def close(self) -> None:
         """End the process."""
@@ -234,12 +227,10 @@ class AsynchronousLearning:
 
     def _send(self) -> None:
         """The sending thread."""
-        try:
+        with contextlib.suppress(OSError):  # the process has ended, which the other thread reports
             while (message := self._outbox.get()) is not None:
                 self._connection.send_bytes(_encode(message))
             self._connection.send_bytes(_encode({"kind": "stop"}))
-        except OSError:
-            pass  # the process has ended, which the other thread reports
 
     def _receive(self) -> None:
         """The receiving thread."""
@@ -276,19 +267,11 @@ def _run(
         assert latest is not None  # the control loop has written one
         learner.load_state_dict(latest[1]["learner"])
         _Worker(connection, learner, checkpoints, weights_interval).run()
-    except (OSError, EOFError) as error:
-        if not isinstance(error, ConnectionError | EOFError):  # otherwise the control loop has ended
-            _report(connection, str(error))
-    except Exception as error:
-        _report(connection, f"{type(error).__name__}: {error}")
-
-
-def _report(connection: Connection, text: str) -> None:
-    with_text = {"kind": "failed", "text": text}
-    try:
-        connection.send_bytes(_encode(with_text))
-    except OSError:
-        pass
+    except (ConnectionError, EOFError):
+        pass  # the control loop has ended
+    except Exception as error:  # noqa: BLE001 (whatever a learner raises, the control loop reports)
+        with contextlib.suppress(OSError):
+            connection.send_bytes(_encode({"kind": "failed", "text": f"{type(error).__name__}: {error}"}))
 
 
 class _Worker:

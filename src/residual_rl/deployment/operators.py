@@ -21,7 +21,7 @@ from residual_rl.types import Obs
 
 _KEY_SECONDS = 0.15
 """Time for which a key counts as held after the terminal has reported it [s]; terminals repeat held keys."""
-_JOINT_KEYS = ("aq", "sw", "de", "fr", "gt", "hy", "ju", "ki")
+_JOINT_KEYS = (("a", "q"), ("s", "w"), ("d", "e"), ("f", "r"), ("g", "t"), ("h", "y"), ("j", "u"), ("k", "i"))
 """Keys that lower and raise each action."""
 
 

@@ -11,7 +11,13 @@ from residual_rl.utils.files import parse_json
 
 POLICY_FILE = "policy.safetensors"
 """The file of an exported policy."""
-_KINDS = {"robot": "train-robot", "base_policy_id": "train", "demos": "imitate", "distill": "distill", "grid": "sweep"}
+_KINDS = {
+    "robot": "train-robot",
+    "base_policy_id": "train",
+    "demos": "imitate",
+    "distill": "distill",
+    "grid": "sweep",
+}
 """Commands by a key of their `config.json`; the first one counts."""
 
 
