@@ -42,7 +42,7 @@ SETTINGS = {
     "warmup_steps": 24,
     "demo_share": 0.25,
 }
-ROBOT = RobotCfg(clock="simulated", operator="none", reset="automatic", best_window=2)
+ROBOT = RobotCfg(sim=True, real_time=False, operator="none", reset="automatic", best_window=2)
 LONGEST = 1.0
 """Longest time from the first episode of a session to its kill [s]."""
 

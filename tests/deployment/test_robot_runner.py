@@ -157,14 +157,14 @@ def test_robot_runner__resumes_no_run_of_another_command(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_asynchronous_learning__saves_what_a_learner_beside_the_loop_has(tmp_path: Path) -> None:
     """Buffer, counters and generators of both processes are equal, and a resumed run goes on from there."""
-    runner, summary = train_robot(tmp_path, pushes(3, 4), clock="real")
+    runner, summary = train_robot(tmp_path, pushes(3, 4), real_time=True)
     assert summary["steps"] == runner.progress.step >= 60
     saved, own = last_state(tmp_path)["learner"], runner.learning.learner.state_dict()
     assert different(saved["generators"] | {"sampling": 0}, own["generators"] | {"sampling": 0}) == []
     assert saved["buffer"]["num_written"] == own["buffer"]["num_written"] == summary["steps"]
     assert saved["demonstrations"]["num_written"] == 2
     runner, summary = train_robot(
-        tmp_path, resume=True, clock="real", cfg=config(total_timesteps=summary["steps"] + 1)
+        tmp_path, resume=True, real_time=True, cfg=config(total_timesteps=summary["steps"] + 1)
     )
     assert summary["steps"] > own["buffer"]["num_written"]
     assert last_state(tmp_path)["learner"]["num_updates"] > saved["num_updates"]
@@ -172,7 +172,7 @@ def test_asynchronous_learning__saves_what_a_learner_beside_the_loop_has(tmp_pat
 
 @pytest.mark.slow
 def test_asynchronous_learning__the_end_of_the_process_ends_the_session(tmp_path: Path) -> None:
-    runner = make_runner(tmp_path, clock="real", cfg=config(total_timesteps=10_000))
+    runner = make_runner(tmp_path, real_time=True, cfg=config(total_timesteps=10_000))
     end_episode = runner._end_episode
 
     def end_and_kill(*args: Any) -> None:
@@ -197,7 +197,7 @@ def test_asynchronous_learning__works_with_every_off_policy_learner(tmp_path: Pa
     runner, summary = train_robot(
         tmp_path,
         pushes(3),
-        clock="real",
+        real_time=True,
         cfg=config(learner, gate_warmup_episodes=1, gate_min_failures=0)
         if learner == "gated-sac"
         else config(learner),
@@ -224,7 +224,7 @@ def test_training_arm__the_simulated_arm_gives_the_episodes_of_the_task(tmp_path
     """Up to velocities, which an arm does not measure: neither base policy nor learner reads them here."""
     learner = {"obs_keys": ("joint_position", "sheet_pose")}
     for name in ("env", "arm"):
-        train_robot(tmp_path / name, simulation=name, cfg=config(**learner))
+        train_robot(tmp_path / name, on_arm=name == "arm", cfg=config(**learner))
     rows = [metric_rows(tmp_path / name) for name in ("env", "arm")]
     assert rows[0] == rows[1]
 
@@ -232,7 +232,7 @@ def test_training_arm__the_simulated_arm_gives_the_episodes_of_the_task(tmp_path
 def test_training_arm__stays_where_it_is_between_episodes(tmp_path: Path) -> None:
     """The arm is reset once for each episode, when the operator is ready."""
     operator = Script({})
-    runner = make_runner(tmp_path, operator, simulation="arm", reset="prompt")
+    runner = make_runner(tmp_path, operator, on_arm=True, reset="prompt")
     assert runner.arm is not None
     driver: Any = runner.arm.guard.driver
     before: list[int] = []
@@ -249,7 +249,7 @@ def test_training_arm__stays_where_it_is_between_episodes(tmp_path: Path) -> Non
 
 
 def test_training_arm__a_lost_cable_ends_the_session_after_the_last_saved_episode(tmp_path: Path) -> None:
-    runner = make_runner(tmp_path, simulation="arm", cfg=config(total_timesteps=1000))
+    runner = make_runner(tmp_path, on_arm=True, cfg=config(total_timesteps=1000))
     assert runner.arm is not None
     driver: Any = runner.arm.guard.driver
     driver.lose_cable(after=1.0)

@@ -31,13 +31,8 @@ TINY: dict[str, Any] = {
     "actor_starts": 16,
     "demo_share": 0.25,
 }
-SIMULATED: dict[str, Any] = {
-    "clock": "simulated",
-    "operator": "none",
-    "reset": "automatic",
-    "best_window": 2,
-    "simulation": "env",
-}
+SIMULATED: dict[str, Any] = {"sim": True, "real_time": False, "operator": "none", "reset": "automatic"}
+SIMULATED |= {"best_window": 2}
 
 
 class Script(NoOperator):
@@ -72,6 +67,7 @@ def make_runner(
     operator: Operator | None = None,
     resume: bool = False,
     cfg: TrainCfg | None = None,
+    on_arm: bool = False,
     **robot: Any,
 ) -> RobotRunner:
     """A runner whose folder is started or resumed; close it with `runner.folder.close()`."""
@@ -83,7 +79,7 @@ def make_runner(
         folder.start({**cfg.to_dict(), "robot": {}})
     session = RobotCfg(**{**SIMULATED, **robot})
     guard = GuardCfg(max_latency=5.0, stale_after=5.0)  # for a test machine that is busy
-    arm = make_training_arm(cfg, session, guard) if session.simulation == "arm" else None
+    arm = make_training_arm(cfg, session, guard) if on_arm else None
     return RobotRunner(cfg, session, folder, resume, operator, arm)
 
 

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from residual_rl.cli.flags import has_flag, parse_flags, parse_head, require_target, resume_folder
+from residual_rl.cli.flags import (
+    ROBOT,
+    has_flag,
+    parse_flags,
+    parse_head,
+    require_target,
+    resume_folder,
+    split_flags,
+)
 from residual_rl.cli.train import read_config
 from residual_rl.config import PARTS, TrainCfg, replace_fields
 from residual_rl.deployment.guarded_arm import GuardCfg
@@ -57,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
         return _resume(argv)
     about = "Train a residual on a robot, or resume with --resume RUN"
     task_id, rest = require_target(argv, "train-robot", "TASK", about)
-    rest, lerobot_flags = split_lerobot_flags(rest)
+    lerobot_flags, rest = split_flags(rest, ROBOT)
     cfg, robot, guard, output_dir = parse(task_id, rest)
     from residual_rl.deployment.robot_runner import RobotRunner
     from residual_rl.runs.run_folder import RunFolder, output_folder
@@ -68,20 +76,6 @@ def main(argv: Sequence[str]) -> int:
             cfg.write_signature(output)
             arm = _make_arm(cfg, robot, guard, lerobot_flags)
             return _train(RobotRunner(cfg, robot, folder, arm=arm))
-
-
-def split_lerobot_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments of this command, and LeRobot's own `--robot.*` with their values."""
-    ours: list[str] = []
-    theirs: list[str] = []
-    into = ours
-    for word in argv:
-        if word.startswith("--"):
-            into = theirs if word.startswith("--robot.") else ours
-        into.append(word)
-        if "=" in word and into is theirs:
-            into = ours
-    return ours, theirs
 
 
 def parse(task_id: str, argv: Sequence[str]) -> tuple[TrainCfg, RobotCfg, GuardCfg, Path | None]:
@@ -110,7 +104,7 @@ def parse(task_id: str, argv: Sequence[str]) -> tuple[TrainCfg, RobotCfg, GuardC
 
 
 def _resume(argv: Sequence[str]) -> int:
-    argv, lerobot_flags = split_lerobot_flags(argv)
+    lerobot_flags, argv = split_flags(argv, ROBOT)
     folder = resume_folder(argv, "train-robot")
     args = argv if folder is not None else ["--help"]
     groups = {"own": ResumeFlags, "robot": RobotCfg(), "guard": GuardCfg()}
@@ -135,12 +129,18 @@ def _resume(argv: Sequence[str]) -> int:
 def _make_arm(
     cfg: TrainCfg, robot: RobotCfg, guard: GuardCfg, lerobot_flags: Sequence[str]
 ) -> TrainingArm | None:
-    """The arm, connected; None for a training in the task's env."""
-    if robot.simulation == "env" and not lerobot_flags:
-        return None
+    """The arm, connected; None for a task without one, whose env is the robot."""
     from residual_rl.deployment.training_arm import make_training_arm
 
-    return make_training_arm(cfg, robot, guard, lerobot_flags)
+    has_arm = TASKS.get(cfg.task_id).simulated_arm is not None
+    if robot.sim and lerobot_flags:
+        raise ConfigError("--sim is for a simulated arm: leave out the --robot flags")
+    if not robot.sim and not has_flag(lerobot_flags, f"{ROBOT}type"):
+        raise ConfigError(
+            "train-robot needs an arm: give --robot.type and LeRobot's other flags for it, or --sim for a "
+            "simulated one"
+        )
+    return None if robot.sim and not has_arm else make_training_arm(cfg, robot, guard, lerobot_flags)
 
 
 def _config(cfg: TrainCfg, robot: RobotCfg) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class RobotRunner:
         if arm is not None:
             self.pace = Pace(rate, arm.guard, waits=False)
         else:
-            self.pace = Pace(rate, WallClock() if robot.clock == "real" else SimulatedClock())
+            self.pace = Pace(rate, WallClock() if robot.real_time else SimulatedClock())
         self.checkpoints = CheckpointFolder(folder.checkpoints, cfg.run.keep_checkpoints)
         self.learning = self._make_learning(resume)
 
@@ -203,7 +203,7 @@ class RobotRunner:
         if best:
             self._export(self.folder.best_model)
         metrics = self.progress.metrics(self.episode, self.env.vec_env.control_hz) | self.learning.metrics
-        if self.robot.clock == "real":
+        if self.robot.real_time:
             metrics |= {"robot/rate": self.pace.rate, "robot/jitter": self.pace.jitter()}
             metrics |= {"robot/missed_steps": self.pace.missed, "robot/learner_lag": self.learning.lag}
         logger.log(metrics, self.progress.step)
@@ -234,7 +234,7 @@ class RobotRunner:
         else:
             learner.collect_interventions()
             self._restore(learner, latest[1])
-        if self.robot.clock == "simulated":
+        if not self.robot.real_time:
             return SynchronousLearning(learner, self.checkpoints)
         learner.load_policy_state_dict(learner.policy_state_dict())
         space = env.observation_space

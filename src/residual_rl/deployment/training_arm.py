@@ -18,6 +18,7 @@ from residual_rl.factory import make_residual_env_on
 from residual_rl.registry import TASKS, load
 from residual_rl.robots.arm_driver import PoseSource
 from residual_rl.robots.safety_limits import SafetyLimits
+from residual_rl.utils.seeding import training_seed_start
 
 ResetSimulation = Callable[[int], None]
 """Begins the episode of a seed on a simulated arm."""
@@ -33,7 +34,7 @@ class TrainingArm:
         guard: the arm, not connected yet; it is connected here, and stopped by `close`.
         pose_source: poses of the task's object, if the task observes any.
         reset_simulation: of a simulated arm; any other one moves to the task's start pose.
-        speed: speed of the fastest joint on the way there [rad/s].
+        robot: the settings of the session.
 
     Raises:
         ArmError: there is no such arm.
@@ -46,17 +47,19 @@ class TrainingArm:
         guard: GuardedArm,
         pose_source: PoseSource | None,
         reset_simulation: ResetSimulation | None,
-        speed: float,
+        robot: RobotCfg,
     ):
         self.guard = guard
-        self.env = make_residual_env_on(make_arm_env(_simulated_env(cfg), guard, pose_source), cfg)
+        self.env = make_residual_env_on(
+            make_arm_env(_simulated_env(cfg), guard, pose_source, robot.max_pose_age), cfg
+        )
         """The arm with its base policy."""
         physics = getattr(self.env.vec_env, "physics", None)
         assert isinstance(physics, ArmPhysics)
         physics.begin_episode = self._begin
         self._period = physics.period
         self._reset_simulation = reset_simulation
-        self._speed = speed
+        self._speed = robot.start_speed
         self._seed: int | None = None
         guard.connect()
 
@@ -99,7 +102,7 @@ def make_training_arm(
     """
     spec, env = TASKS.get(cfg.task_id), _simulated_env(cfg)
     if env.hardware is None or spec.simulated_arm is None:
-        raise ConfigError(f"task {cfg.task_id!r} has no arm: choose --simulation env")
+        raise ConfigError(f"task {cfg.task_id!r} has no arm: it cannot be learned on a robot")
     driver: Any
     source: PoseSource | None = None
     reset: ResetSimulation | None = None
@@ -107,16 +110,18 @@ def make_training_arm(
         from residual_rl.lerobot.arm import make_lerobot_arm
 
         cfg = dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, **spec.hardware_settings))
-        driver = make_lerobot_arm(lerobot_flags, env.hardware, guard.at_exit)
+        driver = make_lerobot_arm(lerobot_flags, env.hardware, guard.at_exit, robot.answer_timeout)
         if driver.simulated:
             source, reset = driver.object_pose, driver.reset
     else:
-        driver = load(spec.simulated_arm)(cfg.task, real_time=robot.clock == "real")
+        driver = load(spec.simulated_arm)(
+            cfg.task, training_seed_start(cfg.run.seed), real_time=robot.real_time
+        )
         source, reset = driver, driver.reset
     if robot.pose_source:
         source = BackgroundPoseSource(load_pose_source(robot.pose_source))
     limits = SafetyLimits(cfg.safety, env.hardware, env.control_hz, env.kinematics)
-    return TrainingArm(cfg, GuardedArm(driver, limits, guard), source, reset, robot.start_speed)
+    return TrainingArm(cfg, GuardedArm(driver, limits, guard), source, reset, robot)
 
 
 def _simulated_env(cfg: TrainCfg) -> Any:
