@@ -110,10 +110,11 @@ def _train(folder: Path, report: Callable[[bytes], Any]) -> None:
     else:
         run.start({**cfg.to_dict(), "robot": {}}, command=["robot_kills"])
     runner = RobotRunner(cfg, ROBOT, run, resume, arm=make_training_arm(cfg, ROBOT, GuardCfg()))
+    runner.start()
     begin, end = runner._begin_episode, runner._end_episode
 
-    def begin_episode() -> None:
-        begin()
+    def begin_episode(*args: Any) -> None:
+        begin(*args)
         report(b"b%d\n" % (runner.progress.episodes + 1))
 
     def end_episode(*args: Any) -> None:

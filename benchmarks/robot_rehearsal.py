@@ -1,9 +1,11 @@
 """A scripted person for a rehearsal of `residual-rl train-robot` on the simulated arm.
 
-PYTHONPATH=benchmarks residual-rl train-robot so101-paper --operator robot_rehearsal:person
+PYTHONPATH=benchmarks residual-rl train-robot so101-paper --sim --operator robot_rehearsal:person --reset automatic
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 
@@ -36,7 +38,7 @@ class Person(NoOperator):
         action = self._oracle.act(obs)[0]
         return Signals(action=action if step in STEPS else None)
 
-    def prepare(self) -> None:
+    def prepare(self, should_stop: Callable[[], bool]) -> None:
         """The simulation resets the scene."""
 
 

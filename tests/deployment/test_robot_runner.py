@@ -61,7 +61,7 @@ def test_robot_runner__stores_the_residual_target_of_an_intervention(tmp_path: P
     assert torch.equal(one.action, person)
     assert torch.equal(one.residual_action, ((person - one.base_action) / scale).clamp(-1.0, 1.0))
     # the demonstrations have these steps, and the window of the last one ends there
-    demos = runner.learning.learner.demonstrations  # type: ignore[attr-defined]
+    demos = runner.learner.demonstrations  # type: ignore[attr-defined]
     assert len(demos) == 2
     assert torch.equal(demos.newest("action", 2)[:, 0], person.expand(2, -1))
     assert demos.newest("truncated", 2).flatten().tolist() == [False, True]
@@ -159,7 +159,7 @@ def test_asynchronous_learning__saves_what_a_learner_beside_the_loop_has(tmp_pat
     """Buffer, counters and generators of both processes are equal, and a resumed run goes on from there."""
     runner, summary = train_robot(tmp_path, pushes(3, 4), real_time=True)
     assert summary["steps"] == runner.progress.step >= 60
-    saved, own = last_state(tmp_path)["learner"], runner.learning.learner.state_dict()
+    saved, own = last_state(tmp_path)["learner"], runner.learner.state_dict()
     assert different(saved["generators"] | {"sampling": 0}, own["generators"] | {"sampling": 0}) == []
     assert saved["buffer"]["num_written"] == own["buffer"]["num_written"] == summary["steps"]
     assert saved["demonstrations"]["num_written"] == 2
@@ -204,7 +204,7 @@ def test_asynchronous_learning__works_with_every_off_policy_learner(tmp_path: Pa
     )
     assert summary["finished"]
     saved = last_state(tmp_path)["learner"]
-    own = runner.learning.learner.state_dict()
+    own = runner.learner.state_dict()
     if learner == "gated-sac":
         names = ("step", "base_until", "base_from", "begins")
         assert different({n: saved["gate"][n] for n in names}, {n: own["gate"][n] for n in names}) == []
@@ -238,9 +238,9 @@ def test_training_arm__stays_where_it_is_between_episodes(tmp_path: Path) -> Non
     before: list[int] = []
     prepare = operator.prepare
 
-    def record() -> None:
+    def record(should_stop: Any = None) -> None:
         before.append(driver.episode)
-        prepare()
+        prepare(should_stop)
 
     operator.prepare = record  # type: ignore[method-assign]
     summary = runner.learn()

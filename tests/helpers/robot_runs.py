@@ -47,7 +47,7 @@ class Script(NoOperator):
         self.steps += 1
         return self._signals.get(self.steps - 1, Signals())
 
-    def prepare(self) -> None:
+    def prepare(self, should_stop: Any = None) -> None:
         self.prepared += 1
 
 
@@ -80,7 +80,9 @@ def make_runner(
     session = RobotCfg(**{**SIMULATED, **robot})
     guard = GuardCfg(max_latency=5.0, stale_after=5.0)  # for a test machine that is busy
     arm = make_training_arm(cfg, session, guard) if on_arm else None
-    return RobotRunner(cfg, session, folder, resume, operator, arm)
+    runner = RobotRunner(cfg, session, folder, resume, operator, arm)
+    runner.start()
+    return runner
 
 
 def train_robot(path: Path, *args: Any, **settings: Any) -> tuple[RobotRunner, dict[str, Any]]:

@@ -3,10 +3,11 @@ control loop."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
@@ -29,8 +30,8 @@ from residual_rl.utils.text import shell_command
 from residual_rl.utils.validation import CheckedCfg, PositiveInt
 
 if TYPE_CHECKING:
-    from residual_rl.deployment.robot_runner import RobotRunner
     from residual_rl.deployment.training_arm import TrainingArm
+    from residual_rl.runs.run_folder import RunFolder
 
 ROBOT_DEFAULTS = {"num_envs": 1, "num_threads": 1, "total_timesteps": 81_000, "demo_share": 0.25}
 """Settings of a training whose defaults differ here: one robot for 45 minutes at 30 Hz, and a quarter of each
@@ -47,6 +48,15 @@ class TrainRobotFlags:
     """Off-policy algorithm that trains the residual: sac, gated-sac (default over learned bases) or td3."""
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["--out", "--output"])] = None
     """Run folder to create. None: runs/TASK-robot-DATE-TIME."""
+
+
+class Session(NamedTuple):
+    """What a session needs to know."""
+
+    cfg: TrainCfg
+    robot: RobotCfg
+    guard: GuardCfg
+    lerobot_flags: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +77,10 @@ def main(argv: Sequence[str]) -> int:
     task_id, rest = require_target(argv, "train-robot", "TASK", about)
     lerobot_flags, rest = split_flags(rest, ROBOT)
     cfg, robot, guard, output_dir = parse(task_id, rest)
-    from residual_rl.deployment.robot_runner import RobotRunner
     from residual_rl.runs.run_folder import RunFolder, output_folder
 
     with output_folder(output_dir, "runs", f"{task_id}-robot") as output:
-        folder = RunFolder(output)
-        with folder.start(_config(cfg, robot)):
-            cfg.write_signature(output)
-            arm = _make_arm(cfg, robot, guard, lerobot_flags)
-            return _train(RobotRunner(cfg, robot, folder, arm=arm))
+        return _train(Session(cfg, robot, guard, lerobot_flags), RunFolder(output), resume=False)
 
 
 def parse(task_id: str, argv: Sequence[str]) -> tuple[TrainCfg, RobotCfg, GuardCfg, Path | None]:
@@ -110,28 +115,21 @@ def _resume(argv: Sequence[str]) -> int:
     groups = {"own": ResumeFlags, "robot": RobotCfg(), "guard": GuardCfg()}
     parsed = parse_flags(groups, args, "train-robot", "Resume an interrupted run.")
     options: ResumeFlags = parsed["own"]
-    from residual_rl.deployment.robot_runner import RobotRunner
     from residual_rl.runs.locate import run_to_resume
     from residual_rl.runs.run_folder import RunFolder
-    from residual_rl.utils.files import write_json
 
     run = RunFolder(run_to_resume(options.resume, "train-robot"))
     cfg = read_config(run)
-    with run.resume():
-        if options.total_timesteps is not None:
-            cfg = replace_fields(cfg, {"total_timesteps": options.total_timesteps})
-        write_json(run.config_file, _config(cfg, parsed["robot"]))
-        cfg.write_signature(run.path)
-        arm = _make_arm(cfg, parsed["robot"], parsed["guard"], lerobot_flags)
-        return _train(RobotRunner(cfg, parsed["robot"], run, resume=True, arm=arm))
+    if options.total_timesteps is not None:
+        cfg = replace_fields(cfg, {"total_timesteps": options.total_timesteps})
+    return _train(Session(cfg, parsed["robot"], parsed["guard"], lerobot_flags), run, resume=True)
 
 
-def _make_arm(
-    cfg: TrainCfg, robot: RobotCfg, guard: GuardCfg, lerobot_flags: Sequence[str]
-) -> TrainingArm | None:
+def _make_arm(session: Session) -> TrainingArm | None:
     """The arm, connected; None for a task without one, whose env is the robot."""
     from residual_rl.deployment.training_arm import make_training_arm
 
+    cfg, robot, guard, lerobot_flags = session
     has_arm = TASKS.get(cfg.task_id).simulated_arm is not None
     if robot.sim and lerobot_flags:
         raise ConfigError("--sim is for a simulated arm: leave out the --robot flags")
@@ -143,16 +141,34 @@ def _make_arm(
     return None if robot.sim and not has_arm else make_training_arm(cfg, robot, guard, lerobot_flags)
 
 
-def _config(cfg: TrainCfg, robot: RobotCfg) -> dict[str, Any]:
-    """The contents of `config.json`. The settings of the session are a record: they are not read again."""
-    return {**cfg.to_dict(), "robot": dataclasses.asdict(robot)}
+def _train(session: Session, folder: RunFolder, resume: bool) -> int:
+    from residual_rl.deployment.robot_runner import RobotRunner
+    from residual_rl.utils.files import write_json
+
+    cfg, robot = session.cfg, session.robot
+    with contextlib.ExitStack() as stack:
+        if resume:
+            stack.enter_context(folder.resume())
+        arm = _make_arm(session)
+        if arm is not None:
+            stack.callback(arm.close)
+        # The settings of the session are a record in `config.json`: they are not read again.
+        runner = RobotRunner(cfg, robot, folder, resume, arm=arm)
+        config = {**runner.cfg.to_dict(), "robot": dataclasses.asdict(robot)}
+        if resume:
+            write_json(folder.config_file, config)
+        else:
+            stack.enter_context(folder.start(config))
+        runner.cfg.write_signature(folder.path)
+        runner.start()
+        return _report(runner.learn(), robot, folder)
 
 
-def _train(runner: RobotRunner) -> int:
+def _report(summary: dict[str, Any], robot: RobotCfg, folder: RunFolder) -> int:
+    """Print the outcome; returns the exit code."""
     from residual_rl.utils.console import Console
 
-    console, path = Console(), runner.folder.path
-    summary = runner.learn()
+    console, path = Console(), folder.path
     so_far = (
         f"{summary['steps']:,} steps ({summary['robot_minutes']:.1f} minutes of the robot), "
         f"{summary['episodes']} episodes, {summary['interventions']} interventions"
@@ -163,6 +179,8 @@ def _train(runner: RobotRunner) -> int:
         return 128 + int(summary["signal"]) if summary["signal"] else 0
     rate = summary["success_rate_100"]
     console.say(f"Trained {so_far}; {100 * rate:.1f} % success in the last 100 episodes.")
-    console.say(f"The loop ran at {summary['rate']:.2f} Hz, jitter {1000 * summary['jitter']:.1f} ms (99 %).")
+    if robot.real_time and summary["rate"]:
+        jitter = f"{1000 * summary['jitter']:.1f} ms"
+        console.say(f"The loop ran at {summary['rate']:.2f} Hz with a jitter of {jitter} (99 %).")
     console.say(f"Evaluate it in simulation: {shell_command('eval', path, '--compare-base')}")
     return 0

@@ -35,8 +35,8 @@ class RobotCfg(CheckedCfg):
     """The person who may end episodes and intervene: `keyboard` (in the terminal), `none`, or
     `module:function`, called with the env; see `residual_rl.deployment.operators.Operator`."""
     success_source: CodeName = ""
-    """`module:function`, called with each observation: whether the task is solved, which ends the episode. Empty:
-    the task's own criterion and the operator."""
+    """`module:function`, called with each observation: whether the task is solved, which ends the episode.
+    Empty: the task's own criterion and the operator."""
     success_reward: NonNegativeFloat = 10.0
     """Reward of a success that the operator or `success_source` reports."""
     reset: Literal["prompt", "automatic"] = "prompt"

@@ -7,7 +7,7 @@ import os
 import select
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -47,8 +47,8 @@ class Operator(Protocol):
         """What the person wants now, at the observation `obs` ([1, …] each)."""
         ...
 
-    def prepare(self) -> None:
-        """Wait until the scene is prepared for the next episode."""
+    def prepare(self, should_stop: Callable[[], bool]) -> None:
+        """Wait until the scene is prepared for the next episode, or `should_stop`."""
         ...
 
     def close(self) -> None:
@@ -62,7 +62,7 @@ class NoOperator:
     def signals(self, obs: Obs) -> Signals:  # noqa: ARG002
         return Signals()
 
-    def prepare(self) -> None:
+    def prepare(self, should_stop: Callable[[], bool]) -> None:  # noqa: ARG002
         raise ConfigError("nobody is there to prepare the scene: choose --reset automatic, or an operator")
 
     def close(self) -> None:
@@ -118,11 +118,9 @@ class KeyboardOperator:
         values = [float(up in held) - float(down in held) for down, up in _JOINT_KEYS[: self._action_dim]]
         return self._speed * torch.tensor(values)
 
-    def prepare(self) -> None:
-        print("Prepare the scene, then press Enter.", file=sys.stderr, flush=True)
+    def prepare(self, should_stop: Callable[[], bool]) -> None:
         self._taken_over = False
-        while "\n" not in _typed(wait=True):
-            pass
+        _wait_for_enter(should_stop)
 
     def close(self) -> None:
         """Give the terminal back."""
@@ -171,8 +169,8 @@ class TeleoperatorOperator:
         target = self._hardware.from_hardware(values).to(self._env.device)
         return self._env.targets_to_actions(target.reshape(1, 1, -1), obs)[0, 0]
 
-    def prepare(self) -> None:
-        input("Prepare the scene, then press Enter. ")
+    def prepare(self, should_stop: Callable[[], bool]) -> None:
+        _wait_for_enter(should_stop)
 
     def close(self) -> None:
         self._teleoperator.disconnect()
@@ -212,6 +210,12 @@ def _raw_terminal() -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+def _wait_for_enter(should_stop: Callable[[], bool]) -> None:
+    print("Prepare the scene, then press Enter.", file=sys.stderr, flush=True)
+    while not should_stop() and "\n" not in _typed(wait=True):
+        pass
 
 
 def _typed(wait: bool = False) -> str:

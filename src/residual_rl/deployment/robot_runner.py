@@ -48,7 +48,7 @@ class RobotRunner:
     Args:
         cfg: the settings of the run; with one env.
         robot: the settings of the session.
-        folder: the run folder, started or resumed.
+        folder: the run folder. It must be started or resumed before `start`; the constructor writes nothing.
         resume: continue after the last finished episode.
         operator: the person; None: that of `robot.operator`.
         arm: the robot; None: the simulated env of the task.
@@ -56,7 +56,6 @@ class RobotRunner:
     Raises:
         ConfigError: incompatible settings.
         CheckpointError: there is nothing to resume from.
-        LearnerError: the learner's process does not start.
     """
 
     def __init__(
@@ -89,40 +88,67 @@ class RobotRunner:
         else:
             self.pace = Pace(rate, WallClock() if robot.real_time else SimulatedClock())
         self.checkpoints = CheckpointFolder(folder.checkpoints, cfg.run.keep_checkpoints)
-        self.learning = self._make_learning(resume)
+        self.learner = make_robot_learner(self.cfg, self.env.observation_space, self.env.action_dim)
+        """The learner that acts."""
+        self.learning: Learning
+        """Learns; from `start` on."""
+        self._resumed = resume and self._resume()
+        if not self._resumed and getattr(self.cfg.learner, "demos", None) is not None:
+            load_demonstrations(self.cfg, self.learner, self.env)
+
+    def start(self) -> None:
+        """Begin the session: start the learner's process, and write the first checkpoint of a new run, whose
+        best model is the base policy. Raises `LearnerError` and `WriteError`."""
+        cfg, learner = self.cfg, self.learner
+        if not self._resumed:
+            learner.collect_interventions()
+            self.checkpoints.save(0, {**self._state(), "learner": learner.state_dict()})
+            export_policy(self.folder.best_model, cfg, learner, 0.0, 0)
+        if self.robot.real_time:
+            space, interval = self.env.observation_space, self.robot.weights_interval
+            learner.load_policy_state_dict(learner.policy_state_dict())
+            self.learning = AsynchronousLearning(cfg, learner, space, self.checkpoints, interval)
+        else:
+            self.learning = SynchronousLearning(learner, self.checkpoints)
 
     def learn(self) -> dict[str, Any]:
-        """Train until `total_timesteps`, or until a signal or the operator stops it. Returns the summary.
+        """Train, after `start`, until `total_timesteps`, or until a signal or the operator stops it. Returns
+        the summary.
 
         An error ends the session; the run can be resumed after the last finished episode.
         """
         start, total = time.monotonic(), self.cfg.run.total_timesteps
         with (
             contextlib.closing(self.learning),
-            contextlib.closing(self.env if self.arm is None else self.arm),
             contextlib.closing(self.operator),
             stop_signals() as stop,
             Logger(self.folder.path, resume_step=self.progress.step) as logger,
             ProgressBar(total, self.progress.step, title="robot") as status,
+            contextlib.closing(self.env if self.arm is None else self.arm) as robot,  # stopped first
         ):
             while not self._finished and stop.signal is None:
-                self._begin_episode()
+                self._begin_episode(stop)
                 ended = False
                 while not ended and stop.signal is None:
                     ended = self._step(stop)
                     self._show(status)
                 if ended:
                     self._end_episode(logger)
+            robot.close()
             self.learning.wait()
             self._export(self.folder.final_model if self._finished else self.folder.interrupted_model)
             return self._summarize(stop.signal, time.monotonic() - start)
 
     # --- an episode -----------------------------------------------------------------------------------
 
-    def _begin_episode(self) -> None:
+    def _begin_episode(self, stop: StopRequest) -> None:
         """Prepare the scene, wait until the last episode is saved, and reset the robot, which may block."""
+
+        def should_stop() -> bool:
+            return stop.signal is not None
+
         if self.robot.reset == "prompt":
-            self.operator.prepare()
+            self.operator.prepare(should_stop)
         self.learning.wait()
         self.episode = Episode()
         done = self.progress.step / self.cfg.run.total_timesteps
@@ -131,7 +157,7 @@ class RobotRunner:
         if self.arm is None:
             self.env.reset(seed=[seed])
         else:
-            self.arm.begin(seed)
+            self.arm.begin(seed, should_stop)
         self.pace.restart()
 
     def _step(self, stop: StopRequest) -> bool:
@@ -139,7 +165,7 @@ class RobotRunner:
         # Act: the policy, or the person in its place.
         env, obs = self.env, self.env.obs
         self.learning.refresh()
-        action = self.learning.learner.act(obs)
+        action = self.learner.act(obs)
         signals = self.operator.signals(obs)
         self.intervention.action = None
         if signals.action is not None:
@@ -219,27 +245,6 @@ class RobotRunner:
 
     # --- saving ---------------------------------------------------------------------------------------
 
-    def _make_learning(self, resume: bool) -> Learning:
-        """The learner, as of the newest checkpoint; a new run begins with a checkpoint, and with the base
-        policy as its best model."""
-        cfg, env = self.cfg, self.env
-        learner = make_robot_learner(cfg, env.observation_space, env.action_dim)
-        latest = self.checkpoints.latest() if resume else None
-        if latest is None:
-            if getattr(cfg.learner, "demos", None) is not None:
-                load_demonstrations(cfg, learner, env)
-            learner.collect_interventions()
-            self.checkpoints.save(0, {**self._state(), "learner": learner.state_dict()})
-            export_policy(self.folder.best_model, cfg, learner, 0.0, 0)
-        else:
-            learner.collect_interventions()
-            self._restore(learner, latest[1])
-        if not self.robot.real_time:
-            return SynchronousLearning(learner, self.checkpoints)
-        learner.load_policy_state_dict(learner.policy_state_dict())
-        space = env.observation_space
-        return AsynchronousLearning(cfg, learner, space, self.checkpoints, self.robot.weights_interval)
-
     def _state(self) -> State:
         return {
             "progress": self.progress.state_dict(),
@@ -247,7 +252,12 @@ class RobotRunner:
             "robot": True,
         }
 
-    def _restore(self, learner: Learner, state: State) -> None:
+    def _resume(self) -> bool:
+        """Restore the newest checkpoint; False if a run was stopped before its first one."""
+        latest = self.checkpoints.latest()
+        if latest is None:
+            return False
+        state = latest[1]
         if "robot" not in state:
             raise CheckpointError(
                 f"{self.folder.path} is a run of `residual-rl train`, which also resumes it; to learn on a "
@@ -255,16 +265,18 @@ class RobotRunner:
             )
         try:
             self.progress.load_state_dict(state["progress"])
-            learner.load_state_dict(state["learner"])
+            self.learner.collect_interventions()
+            self.learner.load_state_dict(state["learner"])
             self.env.base_policy.load_state_dict(state["base_policy"])
         except (CheckpointError, KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"the checkpoint in {self.folder.checkpoints} does not match this run "
                 f"({type(error).__name__}: {error}); resume with the release that it was written with"
             ) from error
+        return True
 
     def _export(self, folder: Path) -> None:
-        export_policy(folder, self.cfg, self.learning.learner, self.env.residual_scale, self.progress.step)
+        export_policy(folder, self.cfg, self.learner, self.env.residual_scale, self.progress.step)
 
     @property
     def _finished(self) -> bool:

@@ -61,11 +61,13 @@ class TrainingArm:
         self._reset_simulation = reset_simulation
         self._speed = robot.start_speed
         self._seed: int | None = None
+        self._should_stop: Callable[[], bool] = lambda: False
         guard.connect()
 
-    def begin(self, seed: int) -> None:
-        """Bring the arm to the start of the episode `seed`; blocks until it is there. Raises `ArmError`."""
-        self._seed = seed
+    def begin(self, seed: int, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Bring the arm to the start of the episode `seed`; blocks until it is there, or `should_stop`.
+        Raises `ArmError`."""
+        self._seed, self._should_stop = seed, should_stop
         try:
             self.env.reset(seed=[seed])
         finally:
@@ -89,7 +91,7 @@ class TrainingArm:
         if self._reset_simulation is not None:
             self._reset_simulation(self._seed)
         elif start is not None:
-            move_to(self.guard, start[0].double().numpy(), self._speed, self._period)
+            move_to(self.guard, start[0].double().numpy(), self._speed, self._period, self._should_stop)
         return True
 
 
