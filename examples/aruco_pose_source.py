@@ -43,9 +43,7 @@ from residual_rl.robots.arm_driver import Pose
 try:
     import cv2
 except ImportError:
-    raise MissingDependencyError(
-        "OpenCV", "install it with `pip install 'opencv-python-headless>=4.7'`"
-    ) from None
+    raise MissingDependencyError("OpenCV", "install it with `pip install residual-rl[aruco]`") from None
 
 DICTIONARY = cv2.aruco.DICT_4X4_50
 CONFIG = Path("aruco.json")

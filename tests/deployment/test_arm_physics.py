@@ -99,8 +99,10 @@ def test_arm_physics__a_pose_that_is_not_seen_is_the_last_one_for_a_limited_time
     seen = [first]
     env = arm_env(arm, lambda: seen.pop() if seen else None)
     obs, _ = env.reset()
+    assert env.physics.read()["sheet_seen"].tolist() == [1.0]
     for _ in range(14):  # 0.46 s
         obs, *_ = env.step(torch.zeros(1, 6))
+        assert env.physics.read()["sheet_seen"].tolist() == [0.0]
     np.testing.assert_allclose(obs["sheet_pose"][0, :3], AWAY, atol=1e-7)
     env.step(torch.zeros(1, 6))
     with pytest.raises(ArmError, match="has not seen the sheet for 0\\.5"):

@@ -18,7 +18,7 @@ from residual_rl.tasks.so101_paper.robot import HOME
 from residual_rl.tasks.so101_paper.scene import SceneCfg, build_spec
 from residual_rl.utils.mujoco_library import mujoco
 
-cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed: pip install 'opencv-python-headless>=4.7'")
+cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed: pip install residual-rl[aruco]")
 SIZE = 900
 BORDER = 1.25
 """Side of a printed marker with its white border, in sides of the black square."""
@@ -38,7 +38,11 @@ def example():
 @pytest.fixture(scope="module")
 def markers(example):
     Marker = example.Marker
-    table = [Marker(0, 0.05, (0.05, -0.24)), Marker(1, 0.05, (0.42, -0.24)), Marker(2, 0.05, (0.42, 0.24), 0.5)]
+    table = [
+        Marker(0, 0.05, (0.05, -0.24)),
+        Marker(1, 0.05, (0.42, -0.24)),
+        Marker(2, 0.05, (0.42, 0.24), 0.5),
+    ]
     return table, Marker(3, 0.05, (0.03, -0.06), 0.2)
 
 
