@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,15 @@ def test_robot_runner__resumes_no_run_of_another_command(tmp_path: Path) -> None
 
 
 # --- the learner's process ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_robot_runner__logs_the_documented_metrics(tmp_path: Path) -> None:
+    train_robot(tmp_path, real_time=True)
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"`(robot/\w+)`", text))
+    logged = {tag for row in read_metrics(tmp_path / "metrics.jsonl") for tag in row}
+    assert documented == {tag for tag in logged if tag.startswith("robot/")}
 
 
 @pytest.mark.slow

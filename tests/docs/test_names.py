@@ -39,7 +39,7 @@ HELP = [
     *("train maniskill", "eval maniskill --base-policy ik", "train --resume runs/x", "eval runs/x"),
     "train gymnasium",
     *("imitate demos.h5", "convert x.pt", "distill runs/x", "serve jacobian --task so101-paper"),
-    "deploy jacobian --task so101-paper",
+    *("deploy jacobian --task so101-paper", "train-robot so101-paper", "train-robot --resume runs/x"),
     *("sweep so101-paper", "sweep --resume x", "view so101-paper", "doctor so101-paper", "bench so101-paper"),
     *(f"demos {subcommand}" for subcommand in DEMOS),
 ]
