@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +203,39 @@ def test_asynchronous_learning__the_end_of_the_process_ends_the_session(tmp_path
     assert saved["episodes"] == 2
     _, summary = train_robot(tmp_path, resume=True, cfg=config(total_timesteps=saved["step"] + 1))
     assert summary["episodes"] == 3
+
+
+@pytest.mark.slow
+def test_asynchronous_learning__the_process_ends_with_a_control_loop_that_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "residual_rl.cli.main", "train-robot", "so101-paper", "--sim"]
+    command += ["--operator", "none", "--reset", "automatic", "--max-episode-steps", "10"]
+    command += ["--max-latency", "30", "--stale-after", "30", "--output-dir", str(tmp_path / "run")]
+    rows = tmp_path / "run" / "metrics.jsonl"
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as loop, contextlib.ExitStack() as stack:
+        stack.callback(loop.kill)
+        wait_until(lambda: rows.exists() and len(read_metrics(rows)) >= 2, 120.0)
+        children = children_of(loop.pid)
+        loop.kill()
+    assert children
+    wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 30.0)
+    saved = last_state(tmp_path / "run")["progress"]
+    assert saved["episodes"] >= len(read_metrics(rows)) - 1
+
+
+def children_of(pid: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(path.parent.name))
+    return found
+
+
+def wait_until(holds: Any, seconds: float) -> None:
+    limit = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
 
 
 @pytest.mark.slow

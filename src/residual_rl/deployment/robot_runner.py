@@ -36,7 +36,7 @@ from residual_rl.runs.checkpoint import CheckpointFolder
 from residual_rl.runs.logger import Logger
 from residual_rl.runs.progress_bar import ProgressBar
 from residual_rl.runs.run_folder import RunFolder
-from residual_rl.types import Learner, Obs, State, Transition
+from residual_rl.types import Obs, State, Transition
 from residual_rl.utils.files import write_json
 from residual_rl.utils.seeding import training_seed_start
 from residual_rl.utils.signals import StopRequest, stop_signals
