@@ -93,15 +93,16 @@ class RobotRunner:
         self.learning: Learning
         """Learns; from `start` on."""
         self._resumed = resume and self._resume()
-        if not self._resumed and getattr(self.cfg.learner, "demos", None) is not None:
-            load_demonstrations(self.cfg, self.learner, self.env)
+        if not self._resumed:
+            if getattr(self.cfg.learner, "demos", None) is not None:
+                load_demonstrations(self.cfg, self.learner, self.env)
+            self.learner.collect_interventions()
 
     def start(self) -> None:
         """Begin the session: start the learner's process, and write the first checkpoint of a new run, whose
         best model is the base policy. Raises `LearnerError` and `WriteError`."""
         cfg, learner = self.cfg, self.learner
         if not self._resumed:
-            learner.collect_interventions()
             self.checkpoints.save(0, {**self._state(), "learner": learner.state_dict()})
             export_policy(self.folder.best_model, cfg, learner, 0.0, 0)
         if self.robot.real_time:
