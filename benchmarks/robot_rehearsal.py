@@ -1,6 +1,7 @@
 """A scripted person for a rehearsal of `residual-rl train-robot` on the simulated arm.
 
-PYTHONPATH=benchmarks residual-rl train-robot so101-paper --sim --operator robot_rehearsal:person --reset automatic
+export PYTHONPATH=benchmarks
+residual-rl train-robot so101-paper --sim --operator robot_rehearsal:person --reset automatic
 """
 
 from __future__ import annotations
