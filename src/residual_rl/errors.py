@@ -69,3 +69,7 @@ class MissingDependencyError(ResidualRLError, ImportError):
 
     def __init__(self, what: str, fix: str):
         super().__init__(f"{what} is not available; {fix}")
+
+
+class LearnerError(ResidualRLError):
+    """The process of the learner has ended, or does not answer."""

@@ -133,6 +133,9 @@ class Transition:
     success: Tensor | None = None
     """[B] bool: the episode ended with this step, and the task was solved at any of its steps. None where the
     outcome is unknown."""
+    intervention: Tensor | None = None
+    """[B] bool: a person commanded this step, and `residual_action` is the residual closest to that action.
+    None where nobody can."""
 
 
 @runtime_checkable
@@ -189,6 +192,24 @@ class HasReplay(Protocol):
         Returns:
             The size of all segments, and the size of the rows that a checkpoint stores outside of segments.
         """
+        ...
+
+
+@runtime_checkable
+class LearnsAsynchronously(Protocol):
+    """A learner that can learn beside a robot, in small pieces, and from the interventions of a person."""
+
+    @property
+    def updates_due(self) -> int:
+        """Number of gradient steps that `update` would take."""
+        ...
+
+    def update(self, max_steps: int | None = None) -> Metrics:
+        """Take the gradient steps that are due, at most `max_steps` of them."""
+        ...
+
+    def collect_interventions(self) -> None:
+        """From now on, learn from the steps that a person commanded as from demonstrations."""
         ...
 
 

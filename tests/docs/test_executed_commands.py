@@ -114,6 +114,15 @@ EXECUTED: list[tuple[str, str, list[str], Check]] = [
         ["--n-episodes", "2"],
         lambda _, out: "Success (once)" in out,
     ),
+    (
+        "docs/robot_training.md",
+        (
+            "residual-rl train-robot so101-paper --sim --no-real-time --operator none --reset automatic"
+            " --total-timesteps 12000 --output-dir runs/x"
+        ),
+        ["--total-timesteps", "40", "--max-episode-steps", "20", "--output-dir", "runs/robot"],
+        lambda folder, _: (folder / "runs" / "robot" / "final_model").is_dir(),
+    ),
     ("docs/so101_paper.md", "residual-rl doctor so101-paper", ["--quick"], lambda _, out: "all" in out),
 ]
 

@@ -40,7 +40,7 @@ HELP = [
     "train gymnasium",
     "compare runs/x runs/x",
     *("imitate demos.h5", "convert x.pt", "distill runs/x", "serve jacobian --task so101-paper"),
-    "deploy jacobian --task so101-paper",
+    *("deploy jacobian --task so101-paper", "train-robot so101-paper", "train-robot --resume runs/x"),
     *("sweep so101-paper", "sweep --resume x", "view so101-paper", "doctor so101-paper", "bench so101-paper"),
     *(f"demos {subcommand}" for subcommand in DEMOS),
 ]

@@ -13,7 +13,7 @@ import torch
 import tyro
 from rich.table import Table
 
-from residual_rl.cli.flags import HELP, has_flag, parse_flags, parse_head, require_target
+from residual_rl.cli.flags import HELP, ROBOT, has_flag, parse_flags, parse_head, require_target, split_flags
 from residual_rl.config import ResidualScale, SafetyLimitsCfg, TrainCfg
 from residual_rl.deployment.control_loop import LoopCfg
 from residual_rl.deployment.deploy import DeployCfg, Outcome, deploy
@@ -33,9 +33,6 @@ from residual_rl.utils.sensitive import CodeName
 from residual_rl.utils.signals import StopRequest, stop_signals
 from residual_rl.utils.text import shell_command
 from residual_rl.utils.validation import CheckedCfg, EpisodeSeed, PositiveFloat
-
-ROBOT = "--robot."
-"""Prefix of the flags that LeRobot parses."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +68,7 @@ class DeployFlags(CheckedCfg):
 def main(argv: Sequence[str]) -> int:
     """Parse, run, stop the arm, and print what happened."""
     target, rest = require_target(argv, "deploy", "RUN|POLICY", "Run a policy on an arm")
-    robot, words = _split(rest)
+    robot, words = split_flags(rest, ROBOT)
     head = parse_head(DeployFlags(), words, f"deploy {target}")
     cfg, exported, note = _policy(target, head)
     flags, settings = _parse(target, words, cfg)
@@ -102,23 +99,6 @@ def main(argv: Sequence[str]) -> int:
             lambda outcome: _show(outcome, settings, folder, console),
         )
     return 128 + int(request.signal) if request.signal is not None else 0
-
-
-def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The flags for LeRobot, with their values, and the others."""
-    robot: list[str] = []
-    others: list[str] = []
-    takes_value = False
-    for word in argv:
-        if word.startswith(ROBOT):
-            robot.append(word)
-            takes_value = "=" not in word
-        elif takes_value:
-            robot.append(word)
-            takes_value = False
-        else:
-            others.append(word)
-    return robot, others
 
 
 def _policy(target: str, flags: DeployFlags) -> tuple[TrainCfg, ExportedPolicy | None, str]:

@@ -23,6 +23,8 @@ from residual_rl.utils.artifacts import PREFIX, Artifact, fetch_artifact
 from residual_rl.utils.validation import describe_bounds
 
 HELP = {"-h", "--help"}
+ROBOT = "--robot."
+"""Prefix of the flags that LeRobot parses."""
 PREFIXED = ("base", "imitate")
 """Groups whose flags always have the group's name as a prefix."""
 T = TypeVar("T")
@@ -61,6 +63,23 @@ def require_target(argv: Sequence[str], command: str, target: str, purpose: str)
     raise ConfigError(
         f"{command} needs {kind}: put it first, {usage} [options]; `residual-rl list` shows the tasks"
     )
+
+
+def split_flags(argv: Sequence[str], prefix: str) -> tuple[list[str], list[str]]:
+    """The flags that begin with `prefix`, with their values, and the other arguments."""
+    theirs: list[str] = []
+    others: list[str] = []
+    takes_value = False
+    for word in argv:
+        if word.startswith(prefix):
+            theirs.append(word)
+            takes_value = "=" not in word
+        elif takes_value:
+            theirs.append(word)
+            takes_value = False
+        else:
+            others.append(word)
+    return theirs, others
 
 
 def has_flag(argv: Sequence[str], name: str) -> bool:

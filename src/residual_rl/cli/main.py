@@ -15,6 +15,7 @@ from residual_rl.utils.terminal import degrade_output, expand_home
 COMMANDS = {
     "list": ("", "show the registered tasks, base policies, learners and presets"),
     "train": ("TASK", "train a residual on a task, or resume a run (--resume RUN)"),
+    "train-robot": ("TASK", "train a residual on a robot, with the learner beside the control loop"),
     "eval": ("RUN|TASK", "evaluate a run against its base policy, or a base policy alone"),
     "compare": ("A B", "compare two evaluations on the same episodes, ours or LeRobot's"),
     "probe": ("TASK", "measure a base policy before a training, and choose settings for it"),
@@ -85,7 +86,7 @@ def _run(command: str, argv: list[str]) -> int:
         check_environment()
         others, confirmations = take_confirmations(argv)
         with consenting(*confirmations, command=["residual-rl", command, *argv]):
-            code: int = importlib.import_module(f"residual_rl.cli.{command}").main(others)
+            code: int = importlib.import_module(f"residual_rl.cli.{command.replace('-', '_')}").main(others)
         return code
     except ResidualRLError as error:
         # messages of libraries may have several lines, and texts of files and servers control characters

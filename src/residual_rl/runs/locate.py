@@ -11,8 +11,14 @@ from residual_rl.utils.files import parse_json
 
 POLICY_FILE = "policy.safetensors"
 """The file of an exported policy."""
-_KINDS = {"base_policy_id": "train", "demos": "imitate", "distill": "distill", "grid": "sweep"}
-"""Commands by a key that only their `config.json` has."""
+_KINDS = {
+    "robot": "train-robot",
+    "base_policy_id": "train",
+    "demos": "imitate",
+    "distill": "distill",
+    "grid": "sweep",
+}
+"""Commands by a key of their `config.json`; the first one counts."""
 
 
 def enclosing_run(path: Path) -> Path:

@@ -175,6 +175,8 @@ class GatedSAC(SAC):
             raise ConfigError(
                 "the failure gate needs the success of episodes, which this env does not report"
             )
+        if transition.intervention is not None:  # the outcome is no longer that of the base
+            self._base_from.masked_fill_(transition.intervention.to(self.device), _NEVER)
         ended = transition.terminated | transition.truncated
         self._begins |= ended.to(self.device)
         for env_id in ended.nonzero().flatten().tolist():
@@ -202,9 +204,9 @@ class GatedSAC(SAC):
             return at, _NEVER
         return 0, _NEVER
 
-    def update(self) -> Metrics:
+    def update(self, max_steps: int | None = None) -> Metrics:
         rows = self._new_rows
-        metrics = super().update()
+        metrics = super().update(max_steps)
         trainer, cfg = self.gate_trainer, self.gated
         if self.warming_up:
             return metrics

@@ -4,6 +4,7 @@ critics."""
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +20,7 @@ from residual_rl.learners.off_policy.actors import DeterministicActor, averaged,
 from residual_rl.learners.off_policy.batch import Batch
 from residual_rl.learners.off_policy.config import OffPolicyCfg
 from residual_rl.learners.off_policy.critics import Critics, PopArt
+from residual_rl.learners.off_policy.demonstrations import LearnsFromDemonstrations
 from residual_rl.learners.off_policy.replay_buffer import ReplayBuffer
 from residual_rl.learners.off_policy.resumable_state import ResumableState
 from residual_rl.learners.off_policy.sampling import sample_batches
@@ -30,7 +32,7 @@ _STEPS_AT_ONCE = 16
 _ADAM_EPSILON = 1e-8
 
 
-class OffPolicyLearner(ResumableState):
+class OffPolicyLearner(ResumableState, LearnsFromDemonstrations):
     """Learns a residual policy from a replay buffer; implements `types.Learner`. Subclasses implement the
     actor.
 
@@ -107,7 +109,7 @@ class OffPolicyLearner(ResumableState):
         self._new_rows = 0
         """Rows collected since the last update."""
         self._pending_updates = 0.0
-        """Gradient steps due by the update-to-data ratio but not done yet; below 1 after an update."""
+        """Gradient steps due by the update-to-data ratio but not done yet."""
         self.num_updates = 0
         """Gradient steps of the critics so far."""
         self.num_actor_updates = 0
@@ -171,24 +173,12 @@ class OffPolicyLearner(ResumableState):
     @torch.no_grad()
     def observe(self, transition: Transition) -> None:
         """Store one step of all envs."""
-        self.buffer.add(self._row(transition))
+        row = self._row(transition)
+        self.buffer.add(row)
+        if transition.intervention is not None:
+            self._add_intervention(row, transition)
         self.noise.restart((transition.terminated | transition.truncated).to(self.device))
         self._new_rows += 1
-
-    def load_demonstrations(self, episodes: Sequence[Transition]) -> None:
-        """Add demonstrations, which fill the fraction `demo_share` of each batch.
-
-        Args:
-            episodes: one `Transition` per episode, with time T in place of the envs: [T, …]. Its last step is
-                terminated or truncated.
-
-        Raises:
-            ConfigError: no episodes, or shapes that do not match.
-        """
-        if not episodes:
-            raise ConfigError("there are no demonstrations to learn from")
-        rows = [self._row(episode) for episode in episodes]
-        self.demonstrations = ReplayBuffer.of_episodes(rows, self.buffer, "demonstrations")
 
     def _row(self, transition: Transition) -> dict[str, Tensor]:
         """The columns of the replay buffer for a transition, with shifted and scaled rewards."""
@@ -229,25 +219,32 @@ class OffPolicyLearner(ResumableState):
 
     # --- learning -------------------------------------------------------------------------------------
 
-    def update(self) -> Metrics:
-        """Take the gradient steps for the steps observed since the last update.
+    @property
+    def updates_due(self) -> int:
+        """Number of gradient steps that `update` would take."""
+        new = 0 if self.env_steps < self.cfg.learning_starts else self._new_rows * self.num_envs
+        return int(round(self._pending_updates + self.cfg.utd * new, 9))
+
+    def update(self, max_steps: int | None = None) -> Metrics:
+        """Take the gradient steps for the steps observed since the last update; at most `max_steps`, if it is
+        given, so that the others remain due.
 
         Raises `NonFiniteError` if an observation or gradient is not finite; the weights then stay as they
         were.
         """
-        if self._new_rows == 0:
+        if self._new_rows == 0 and self._pending_updates < 1.0:
             raise RuntimeError("update() must follow observe()")
         cfg = self.cfg
         rows, self._new_rows = self._new_rows, 0
         # Observation statistics
-        if self.policy.normalizer is not None:
+        if self.policy.normalizer is not None and rows > 0:
             self.policy.normalizer.update(self.buffer.newest("obs", min(rows, self.buffer.num_rows)))
         metrics: Metrics = {"train/buffer_size": len(self.buffer)}
         if self.env_steps < cfg.learning_starts:
             return metrics
         # Number of gradient steps; rounded, so that 10 x 0.1 is 1
         self._pending_updates = round(self._pending_updates + cfg.utd * rows * self.num_envs, 9)
-        steps = int(self._pending_updates)
+        steps = min(int(self._pending_updates), max_steps or sys.maxsize)
         self._pending_updates -= steps
         # Gradient steps
         critic_sums = torch.zeros((), device=self.device)

@@ -144,6 +144,19 @@ class ReplayBuffer:
         shapes = self.row_shapes()
         return ReplayBuffer(rows, 1, shapes["obs"][0], shapes["action"][0], self.device, name)
 
+    def extended(self, rows: int) -> ReplayBuffer:
+        """An open copy of a buffer with B = 1 that has room for `rows` more rows."""
+        copy = self.empty_like(self.num_written + rows, self.name)
+        for name, column in copy._columns.items():
+            column[: self.num_written].copy_(self._columns[name][: self.num_written])
+        copy.num_written = self.num_written
+        return copy
+
+    def end_windows(self) -> None:
+        """Truncate at the newest row, so that no n-step window goes on with the next one."""
+        at = (self.num_written - 1) % self.num_rows
+        self._columns["truncated"][at] |= ~self._columns["terminated"][at]
+
     def newest(self, name: str, rows: int) -> Tensor:
         """The last `rows` rows of a column, oldest first: [rows, B, …]."""
         at = torch.arange(self.num_written - rows, self.num_written, device=self.device) % self.num_rows

@@ -33,6 +33,7 @@ class ResumableState:
     noise: CorrelatedNoise
     buffer: ReplayBuffer
     demonstrations: ReplayBuffer | None
+    collects_interventions: bool
     num_updates: int
     num_actor_updates: int
     _ema: ActorEMA | None
@@ -105,7 +106,7 @@ class ResumableState:
                 state["demonstrations"]["num_rows"], "demonstrations"
             )
             self.demonstrations.load_state_dict(state["demonstrations"])
-            self.demonstrations.closed = True
+            self.demonstrations.closed = not self.collects_interventions
         # Restore the counters.
         self._residual_scale.copy_(state["residual_scale"])
         self._new_rows = state["new_rows"]

@@ -26,7 +26,8 @@ def sample_batches(
     Args:
         cfg: settings of the learner.
         buffer: the replay buffer.
-        demonstrations: the source of `cfg.demo_batch_size` transitions per batch.
+        demonstrations: the source of `cfg.demo_batch_size` transitions per batch. While it is empty, the
+            replay buffer gives these too.
         normalize: normalises observation vectors [..., O].
         count: number of gradient steps.
         generator: generator of the samples, on the device of the buffer.
@@ -38,6 +39,8 @@ def sample_batches(
         ConfigError: the settings require demonstrations, but there are none.
     """
     num_demos = cfg.demo_batch_size
+    if demonstrations is not None and len(demonstrations) == 0:
+        num_demos = 0
     num_own = cfg.batch_size - num_demos
     # Transitions from the replay buffer and the demonstrations
     arguments = cfg.n_step, cfg.gamma, cfg.bootstrap_at_done, generator

@@ -1,0 +1,103 @@
+"""Progress of a training on a robot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from residual_rl.types import Metrics, State
+
+_SHOWN = 100
+"""Number of episodes in the means of the log."""
+
+
+@dataclass
+class Episode:
+    """The running episode."""
+
+    steps: int = 0
+    episode_return: float = 0.0
+    success: bool = False
+    interventions: int = 0
+    """Times at which the person took over."""
+    intervened_steps: int = 0
+    """Steps that the person commanded."""
+    commanded: bool = False
+    """Whether the person commanded the last step."""
+    residual_magnitude: float = 0.0
+    """Sum of the norms of the scaled residual over the steps."""
+
+
+@dataclass
+class RobotProgress:
+    """What is known of the episodes so far; part of every checkpoint. It contains no wall times, so that
+    equal runs in simulated time have equal checkpoints."""
+
+    step: int = 0
+    """Steps of the robot in finished episodes."""
+    episodes: int = 0
+    """Finished episodes."""
+    interventions: int = 0
+    """Times at which the person took over."""
+    intervened_steps: int = 0
+    """Steps that the person commanded."""
+    best_rate: float = -1.0
+    """Success rate of the episodes before `best_step`; below 0 if no window of episodes is full."""
+    best_step: int = 0
+    """Step of the policy in `best_model`; 0 for the base policy."""
+    success: list[float] = field(default_factory=list)
+    """Success (0 or 1) of the last episodes."""
+    returns: list[float] = field(default_factory=list)
+    lengths: list[float] = field(default_factory=list)
+    alone: list[float] = field(default_factory=list)
+    """Success of the last episodes without interventions."""
+
+    def add(self, episode: Episode, window: int) -> bool:
+        """Count a finished episode. Returns whether the success rate of the last `window` episodes without
+        interventions is as high as ever, or higher."""
+        self.step += episode.steps
+        self.episodes += 1
+        self.interventions += episode.interventions
+        self.intervened_steps += episode.intervened_steps
+        self.success = [*self.success, float(episode.success)][-_SHOWN:]
+        self.returns = [*self.returns, episode.episode_return][-_SHOWN:]
+        self.lengths = [*self.lengths, float(episode.steps)][-_SHOWN:]
+        if episode.intervened_steps:
+            return False
+        self.alone = [*self.alone, float(episode.success)][-window:]
+        rate = sum(self.alone) / len(self.alone)
+        if len(self.alone) < window or rate < self.best_rate:
+            return False
+        self.best_rate, self.best_step = rate, self.step
+        return True
+
+    @property
+    def success_rate(self) -> float | None:
+        """Success rate of the last 100 episodes; None before the first."""
+        return _mean(self.success) if self.success else None
+
+    def metrics(self, episode: Episode, control_hz: float) -> Metrics:
+        """The row of the log after `episode`."""
+        return {
+            "rollout/success_rate_100": _mean(self.success),
+            "rollout/ep_rew_mean": _mean(self.returns),
+            "rollout/ep_len_mean": _mean(self.lengths),
+            "residual/magnitude": episode.residual_magnitude / episode.steps,
+            "robot/episodes": self.episodes,
+            "robot/success": float(episode.success),
+            "robot/interventions": self.interventions,
+            "robot/intervened_share": episode.intervened_steps / episode.steps,
+            "robot/minutes": self.step / control_hz / 60.0,
+        }
+
+    def state_dict(self) -> State:
+        """The fields as plain values."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+    def load_state_dict(self, state: State) -> None:
+        """Restore `state_dict()`."""
+        for item in fields(self):
+            setattr(self, item.name, state[item.name])
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
