@@ -16,7 +16,7 @@ from typing import Any, Literal
 from residual_rl.base_policies.base_files import COPIES, take_files
 from residual_rl.deployment.pose_source import load_pose_source
 from residual_rl.deployment.robot_policy import RobotPolicy
-from residual_rl.errors import ConfigError
+from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.exported_policy import FoundPolicy, load_policy, save_policy
 from residual_rl.lerobot.checkpoint import CONFIG, POSTPROCESSOR, PREPROCESSOR, WEIGHTS
 from residual_rl.lerobot.support import ACTION, IMAGES, STATE
@@ -59,21 +59,27 @@ def export(found: FoundPolicy, folder: Path, base: Literal["copy", "reference"])
             f"{found.file} was trained with --chunk whole, which LeRobot's policies cannot be: train it with "
             "--chunk step"
         )
+    RobotPolicy(exported, found.file)  # whatever is wrong with the run is said of the run
 
-    # Write all files, and read them again before the folder gets its name.
+    # Write all files, and read them again before the folder gets its name: trust in files is not exported.
     with replacing_folder(folder) as temp:
         temp.mkdir()
         base_cfg, files = take_files(cfg.base_policy_id, cfg.base, temp, base == "copy")
         run = dataclasses.replace(cfg.run, wandb_project=None, wandb_artifacts=False)
         cfg = dataclasses.replace(cfg, base=base_cfg, run=run)
         save_policy(temp / WEIGHTS, dataclasses.replace(exported, cfg=cfg, base_files=files))
-        policy = read(temp)
+        try:
+            policy = read(temp)
+        except (ConfigError, CheckpointError) as error:
+            raise ConfigError(
+                f"{found.file} cannot be exported: {str(error).replace(str(temp), str(folder))}"
+            ) from error
         write_json(temp / CONFIG, _config(policy))
         write_json(temp / PREPROCESSOR, {"name": "policy_preprocessor", "steps": _PREPROCESSOR})
         write_json(temp / POSTPROCESSOR, {"name": "policy_postprocessor", "steps": [_TO_CPU]})
 
     # Say what the folder is, and what it needs.
-    where = "copied" if base == "copy" else "read from"
+    where = "copied to" if base == "copy" else "read from"
     taken = "".join(f", {where} {found.path}" for found in files)
     lines = [f"Policy: {folder}", f"Base policy: {cfg.base_policy_id}{taken}"]
     if policy.needs_pose:
