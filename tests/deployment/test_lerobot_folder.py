@@ -73,7 +73,9 @@ def test_export__says_what_the_folder_needs(tmp_path: Path, il: Path) -> None:
         "Base policy: il, copied to base/0",
         "On a robot it needs a pose source, for state.",
     ]
-    assert export(find_policy(model), tmp_path / "short", "reference")[1] == f"Base policy: il, read from {il}"
+    assert (
+        export(find_policy(model), tmp_path / "short", "reference")[1] == f"Base policy: il, read from {il}"
+    )
 
 
 def test_export__with_cameras_has_a_feature_for_each(tmp_path: Path) -> None:
@@ -114,7 +116,9 @@ def test_export__whole_chunks_are_an_error(tmp_path: Path, il: Path) -> None:
 
 def test_export__a_run_as_base_is_an_error(tmp_path: Path) -> None:
     first = export_case.make_policy(tmp_path / "first")
-    with pytest.raises(ConfigError, match=r"base policy 'model' reads .*first, which cannot be exported with it"):
+    with pytest.raises(
+        ConfigError, match=r"base policy 'model' reads .*first, which cannot be exported with it"
+    ):
         exported(tmp_path, "model", checkpoint=str(first))
 
 
@@ -141,8 +145,17 @@ def test_read__a_base_that_changed_is_an_error(tmp_path: Path, il: Path) -> None
         read(tmp_path / "short")
     read(copied)
     (il / WEIGHTS).unlink()
-    with pytest.raises(CheckpointError, match=r"il/model.safetensors, .*exported without its base policy, does not"):
+    with pytest.raises(
+        CheckpointError, match=r"il/model.safetensors, .*exported without its base policy, does not"
+    ):
         read(tmp_path / "short")
+
+
+def test_export__a_base_of_another_name_must_be_copied(tmp_path: Path, il: Path) -> None:
+    last = (il / WEIGHTS).rename(il / "last.safetensors")
+    read(exported(tmp_path, "il", checkpoint=str(last)))
+    with pytest.raises(ConfigError, match=r"last.safetensors cannot be named by its folder.*--base copy"):
+        export(find_policy(tmp_path / "model"), tmp_path / "short", "reference")
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, f"base/0/{WEIGHTS}"])
@@ -183,8 +196,8 @@ def test_copy_files__the_copy_is_complete(tmp_path: Path, il: Path) -> None:
 def gift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that the module `gift` writes when it is imported."""
     ran = tmp_path / "ran"
-    code = f"open({str(ran)!r}, 'w').close()\ndef choose(obs): return obs['goal'][:, 0].long() * 0\ndef pose(): ..."
-    (tmp_path / "gift.py").write_text(code)
+    code = ["def choose(obs): return obs['goal'][:, 0].long() * 0", "def pose(): ..."]
+    (tmp_path / "gift.py").write_text("\n".join([f"open({str(ran)!r}, 'w').close()", *code]))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "gift", raising=False)
     return ran

@@ -122,7 +122,9 @@ def test_robot_policy_act__follows_the_run_from_joints_and_a_pose_alone(tmp_path
 
 def test_robot_policy_act__without_a_pose_source_is_an_error(policy: RobotPolicy) -> None:
     assert policy.needs_pose == ("state", "sheet_pose", "goal")
-    with pytest.raises(ConfigError, match=r"observes state, sheet_pose, goal, .* pose of the sheet.*pose source"):
+    with pytest.raises(
+        ConfigError, match=r"observes state, sheet_pose, goal, .* pose of the sheet.*pose source"
+    ):
         policy.act(home())
 
 
@@ -163,7 +165,12 @@ def test_robot_policy_act__a_pose_source_serves_one_robot(policy: RobotPolicy) -
         (torch.zeros(2, 5), None, ConfigError, r"shape \(2, 5\); expected \(robots, 6\): shoulder_pan"),
         (torch.zeros(6), None, ConfigError, r"shape \(6,\)"),
         (torch.full((1, 6), torch.nan), None, NonFiniteError, "the measured joint positions is not finite"),
-        (torch.zeros(1, 6), torch.zeros(1, 25), ConfigError, r"expected \(1, 31\): joint_position 6, .*joint_target 6"),
+        (
+            torch.zeros(1, 6),
+            torch.zeros(1, 25),
+            ConfigError,
+            r"expected \(1, 31\): joint_position 6, .*joint_target 6",
+        ),
         (torch.zeros(1, 6), torch.full((1, 31), torch.inf), NonFiniteError, "the environment's state is not"),
     ],
 )

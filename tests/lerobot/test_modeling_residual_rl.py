@@ -15,10 +15,10 @@ import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
-from torch import Tensor
-
 from lerobot_policy_residual_rl.configuration_residual_rl import ResidualRlConfig
 from lerobot_policy_residual_rl.modeling_residual_rl import ResidualRlPolicy
+from torch import Tensor
+
 from residual_rl.deployment.lerobot_folder import export
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.exported_policy import find_policy
@@ -82,7 +82,7 @@ def test_residual_rl_policy__a_base_by_reference_that_changed_is_an_error(tmp_pa
     export(find_policy(model), tmp_path / "whole", "copy")
     lerobot_case.make_checkpoint(act_folder, dim_model=8)
     load(tmp_path / "whole")
-    with pytest.raises(CheckpointError, match="act is not the base policy that .* SHA-256 differs"):
+    with pytest.raises(CheckpointError, match=r"act is not the base policy that .* SHA-256 differs"):
         load(tmp_path / "policy")
 
 
@@ -183,9 +183,9 @@ def test_residual_rl_policy__is_not_trained_by_lerobot() -> None:
     for call in (lambda: policy.forward({}), config.get_optimizer_preset):
         with pytest.raises(NotImplementedError, match="residual-rl train"):
             call()
-    with pytest.raises(ConfigError, match="--policy.path=FOLDER"):
+    with pytest.raises(ConfigError, match=r"--policy.path=FOLDER"):
         policy.select_action({"observation.state": torch.zeros(1, 6)})
-    with pytest.raises(ValueError, match="observation.state and action"):
+    with pytest.raises(ValueError, match=r"observation.state and action"):
         ResidualRlPolicy(ResidualRlConfig())
 
 

@@ -1,4 +1,4 @@
-"""Runs as folders of LeRobot's policy type `residual_rl`, which the plugin `lerobot_policy_residual_rl` reads.
+"""Runs as folders of LeRobot's policy type `residual_rl`, which `plugins/lerobot_policy_residual_rl` reads.
 
 The folder has the four files of every LeRobot policy, and the files of the base policy in `base/`.
 `model.safetensors` is an exported policy of this project, with all settings. Writing and reading a folder

@@ -30,7 +30,11 @@ class ResidualRlPolicy(PreTrainedPolicy):
 
     @classmethod
     def _load_as_safetensor(
-        cls, model: ResidualRlPolicy, model_file: str, map_location: str, strict: bool  # noqa: ARG003
+        cls,
+        model: ResidualRlPolicy,
+        model_file: str,
+        map_location: str,  # noqa: ARG003
+        strict: bool,  # noqa: ARG003
     ) -> ResidualRlPolicy:
         """Read the folder of `model_file`; `from_pretrained` calls this."""
         folder, name = Path(model_file).parent, model.config.pose_source
@@ -71,7 +75,7 @@ class ResidualRlPolicy(PreTrainedPolicy):
         """None: LeRobot does not train it."""
         return {}
 
-    def forward(self, batch: dict[str, Tensor]) -> NoReturn:  # noqa: ARG002
+    def forward(self, batch: dict[str, Tensor]) -> NoReturn:
         """Raise `NotImplementedError`: LeRobot does not train it."""
         raise NotImplementedError("a residual is trained with `residual-rl train`, not with lerobot-train")
 
