@@ -14,7 +14,7 @@ from torch import Tensor
 from residual_rl.base_policies.jacobian import JacobianCfg, JacobianYawCfg
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
-from residual_rl.robots.kinematics import damped_least_squares
+from residual_rl.robots.kinematics import finger_steps
 from residual_rl.types import BasePolicy, Obs, State
 
 APPROACH, DESCEND, DRAG = 0, 1, 2
@@ -59,11 +59,7 @@ class JacobianPolicy(BasePolicy):
         step = self._cartesian_step(obs, self._phase[env_ids], tip, to_sheet)
         error = torch.cat([step, self._pitch_error(frames, tip + step, finger)[:, None]], 1)
 
-        linear, angular = self._chain.jacobian(frames, tool)
-        # The fourth row is the z component of ω × finger, which changes the finger's pitch.
-        finger_z = angular[:, 0] * finger[:, None, 1] - angular[:, 1] * finger[:, None, 0]
-        jacobian = torch.cat([linear, finger_z[:, None]], 1)[..., : self._arm]
-        delta = damped_least_squares(jacobian, error, self.cfg.damping)
+        delta = finger_steps(self._chain, frames, tool, error, self.cfg.damping)
         steps = torch.zeros(len(env_ids), len(self._joint_step), dtype=delta.dtype, device=delta.device)
         steps[:, : self._arm] = delta / self._joint_step[: self._arm]
         # Scale down all joints together, which keeps the direction.

@@ -209,6 +209,27 @@ def _chain_urdf(urdf: str | bytes, link: str) -> str:
     return ElementTree.tostring(chain, encoding="unicode")
 
 
+def finger_steps(
+    chain: KinematicChain, frames: Tensor, tool: Tensor, error: Tensor, damping: float
+) -> Tensor:
+    """Joint steps [B, N-1] that move a finger, by damped least squares; the last joint, its roll, stays.
+
+    Args:
+        chain: the joints, with the finger along the x axis of the tool.
+        frames: see `KinematicChain.jacobian`.
+        tool: see `KinematicChain.jacobian`.
+        error: [B, 4], the change of the tool's origin [m] and of the z component of its x axis, which is the
+            finger's pitch.
+        damping: see `damped_least_squares`.
+    """
+    linear, angular = chain.jacobian(frames, tool)
+    finger = tool[:, :3, 0]
+    # The fourth row is the z component of ω × finger, which changes the finger's pitch.
+    finger_z = angular[:, 0] * finger[:, None, 1] - angular[:, 1] * finger[:, None, 0]
+    jacobian = torch.cat([linear, finger_z[:, None]], 1)[..., :-1]
+    return damped_least_squares(jacobian, error, damping)
+
+
 def damped_least_squares(jacobian: Tensor, error: Tensor, damping: float) -> Tensor:
     """Joint steps `Jᵀ (J Jᵀ + damping² I)⁻¹ e` [B, N] for a task-space error [B, M] and Jacobian [B, M, N].
 

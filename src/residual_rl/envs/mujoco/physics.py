@@ -85,6 +85,7 @@ class MujocoPhysics(ABC):
         ids = None if env_ids is None else env_ids.numpy()
         # One call for all physics steps: synchronising the envs after each tick made stepping 10 % slower.
         self.follow(self.commands(joint_target)[slice(None) if ids is None else ids], ids)
+        return None
 
     def follow(self, commands: NDArray[np.float64], ids: NDArray[np.int64] | None = None) -> None:
         """Advance the envs `ids` [n] (None: all) by one physics step per servo command [n, steps, J].
@@ -95,7 +96,6 @@ class MujocoPhysics(ABC):
         self.batch.rollout(commands.shape[1], commands, record=(), ids=ids)
         self.batch.forward(ids, stage=mujoco.mjtStage.mjSTAGE_VEL)
         self._raise_if_diverged()
-        return None
 
     def commands(self, joint_target: Tensor) -> NDArray[np.float64]:
         """Servo commands [B, steps, J] on the way to `joint_target` [B, J]: a linear ramp in ticks."""

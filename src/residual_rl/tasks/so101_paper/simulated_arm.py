@@ -59,7 +59,7 @@ class SimulatedArm:
         sleep: Callable[[float], None] = time.sleep,
     ):
         self.env: TaskEnv = make(cfg or SO101PaperCfg(), 1, num_threads=1)
-        """The task's env with B = 1, for what fits itself to an env, such as a base policy. Do not step it."""
+        """The task's env with B = 1, to fit a base policy to it; never step it."""
         assert isinstance(self.env.physics, SO101PaperPhysics)
         self._physics = self.env.physics
         self._task = self.env.task
@@ -70,8 +70,8 @@ class SimulatedArm:
         for name in self._cameras:
             if name not in self.env.cameras:
                 raise UnknownNameError("camera", name, self.env.cameras)
-        limits = self._physics.model.actuator_ctrlrange
-        self._low, self._high = limits[:, 0].copy(), limits[:, 1].copy()
+        self.joint_range = self._physics.model.actuator_ctrlrange.copy()
+        """[J, 2]: lower and upper limits of the joint targets [rad]."""
         # The clocks
         self._real_time = real_time
         self._clock = clock
@@ -83,6 +83,8 @@ class SimulatedArm:
         # The cable
         self._connected = False
         self._cable_ends_at = math.inf
+        self.seed = seed
+        """Seed of the episode."""
         self.episode = 0
         """Number of resets: it changes when another episode begins."""
         self.reset(seed)
@@ -111,9 +113,9 @@ class SimulatedArm:
         self._catch_up()
         self._check_connection()
         wanted = np.asarray(joint_target, np.float64)
-        if wanted.shape != self._low.shape or not np.isfinite(wanted).all():
-            raise ArmError(f"joint targets must be {len(self._low)} finite numbers, not {wanted}")
-        sent = np.clip(wanted, self._low, self._high)
+        if wanted.shape != self.joint_range.shape[:1] or not np.isfinite(wanted).all():
+            raise ArmError(f"joint targets must be {len(self.joint_range)} finite numbers, not {wanted}")
+        sent = np.clip(wanted, *self.joint_range.T)
         self._set_torque(True)
         self._ramp = self._physics.commands(torch.from_numpy(sent[None]))[0]
         self._joint_target = torch.from_numpy(sent[None].copy())
@@ -151,6 +153,7 @@ class SimulatedArm:
         if self._real_time:
             self._skipped = int(self.now() / self._timestep) - self._steps
         seeds = torch.tensor([seed])
+        self.seed = seed
         self._episode = {**self._task.randomize(seeds), "seed": seeds}
         self._set_torque(True)
         self._physics.reset(torch.tensor([0]), self._episode)
@@ -174,20 +177,23 @@ class SimulatedArm:
     def quantities(self) -> Quantities:
         """The task's quantities [1, …] at this instant; see `residual_rl.envs.task`."""
         self._catch_up()
-        steps = (self._steps - self._episode_start) // PERIOD_STEPS
         return {
             **self._physics.read(),
             **self._episode,
             "joint_target": self._joint_target,
             "action": self._action,
-            "step": torch.tensor([steps]),
+            "step": torch.tensor([self.num_steps]),
             "hold_steps": self._hold_steps,
             "success": self._hold_steps >= self._task.success_hold_steps,
         }
 
     def observe(self) -> Obs:
-        """The task's observation [1, …] at this instant."""
-        return self._task.observe(self.quantities())
+        """The task's observation [1, …] at this instant, with the images that its settings name."""
+        obs, task = self._task.observe(self.quantities()), self._task
+        if not task.obs_cameras:
+            return obs
+        images = self._physics.render(self._physics.scenes(), task.obs_cameras, task.image_size)
+        return {**obs, **{name: torch.from_numpy(image) for name, image in images.items()}}
 
     def joint_target(self, action: Tensor) -> NDArray[np.float64]:
         """The joint targets [J] in [rad] that the task makes of an `action` [A] in [-1, 1], for `command`."""
@@ -195,6 +201,16 @@ class SimulatedArm:
         target = self._task.joint_target(action, self.quantities())
         self._action = action
         return target[0].numpy()
+
+    @property
+    def num_steps(self) -> int:
+        """Policy steps since the episode began."""
+        return (self._steps - self._episode_start) // PERIOD_STEPS
+
+    @property
+    def last_target(self) -> NDArray[np.float64]:
+        """The last joint targets [J] in [rad]."""
+        return self._joint_target[0].numpy().copy()
 
     def sheet_pose(self) -> Pose:
         """Where the sheet is now."""

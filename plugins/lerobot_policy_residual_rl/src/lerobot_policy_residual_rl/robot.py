@@ -1,0 +1,193 @@
+"""The robot `so101_sim`: the simulated SO-101 of the task `so101-paper`, behind LeRobot's `Robot`."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from lerobot.robots import Robot, RobotConfig
+from lerobot.robots.utils import ensure_safe_goal_position
+from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnectedError
+
+from residual_rl.errors import ConfigError
+from residual_rl.registry import TASKS, load
+from residual_rl.tasks.so101_paper.hardware_units import HARDWARE
+from residual_rl.tasks.so101_paper.simulated_arm import SimulatedArm
+
+_log = logging.getLogger(__name__)
+KEYS = tuple(f"{name}.pos" for name in HARDWARE.joint_names)
+"""LeRobot's names of the joint positions, in order."""
+ARMS: dict[str | None, SimulatedArm] = {}
+"""The arms of the connected robots of this process, by the robots' ids."""
+
+
+@dataclass
+class SimulatedCamera:
+    """A camera of the scene."""
+
+    width: int = 128
+    height: int = 128
+    fps: int = 30
+
+
+@RobotConfig.register_subclass("so101_sim")
+@dataclass(kw_only=True)
+class SO101SimConfig(RobotConfig):
+    """The simulated arm; its units are those of `so101_follower` (degrees, and the gripper from 0 to 100)."""
+
+    # Seed of the first episode. Episode n of a recording has seed + n.
+    seed: int = 0
+    # Move in wall time. Otherwise, each `send_action` is one policy step of the task, however long it takes.
+    real_time: bool = False
+    # Cameras of the scene: top, wrist, or scene.
+    cameras: dict[str, SimulatedCamera] = field(default_factory=dict)
+    # Largest distance of a goal position from the present one, as for `so101_follower`.
+    max_relative_target: float | dict[str, float] | None = None
+    # so101-paper or so101-paper-precise, and settings of it.
+    task: str = "so101-paper"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+class SO101Sim(Robot):
+    """The simulated arm with the sheet.
+
+    Reward and success are methods, so that LeRobot does not record them as parts of the robot's state.
+    """
+
+    config_class = SO101SimConfig
+    name = "so101_sim"
+
+    def __init__(self, config: SO101SimConfig):
+        super().__init__(config)
+        self.config = config
+        self.cameras = config.cameras
+        self._arm: SimulatedArm | None = None
+        self._announcements = EpisodeAnnouncements(self)
+
+    # --- LeRobot's interface ---
+
+    @property
+    def observation_features(self) -> dict[str, Any]:
+        images = {name: (camera.height, camera.width, 3) for name, camera in self.cameras.items()}
+        return {**dict.fromkeys(KEYS, float), **images}
+
+    @property
+    def action_features(self) -> dict[str, Any]:
+        return dict.fromkeys(KEYS, float)
+
+    @property
+    def is_connected(self) -> bool:
+        return self._arm is not None
+
+    def connect(self, calibrate: bool = True) -> None:  # noqa: ARG002
+        if self.is_connected:
+            raise DeviceAlreadyConnectedError(f"{self} is already connected")
+        if self.id in ARMS:
+            raise DeviceAlreadyConnectedError(f"there is a simulated arm with the id {self.id!r} already")
+        config, spec = self.config, TASKS.get(self.config.task)
+        if spec.id not in ("so101-paper", "so101-paper-precise"):
+            raise ConfigError(f"the robot so101_sim has no task {spec.id!r}")
+        self._arm = SimulatedArm(
+            load(spec.config)(**{**spec.config_overrides, **config.settings}),
+            config.seed,
+            real_time=config.real_time,
+            cameras={name: (camera.height, camera.width) for name, camera in self.cameras.items()},
+        )
+        self._arm.connect()
+        ARMS[self.id] = self._arm
+        logging.getLogger().addHandler(self._announcements)
+
+    @property
+    def is_calibrated(self) -> bool:
+        return True
+
+    def calibrate(self) -> None:
+        pass
+
+    def configure(self) -> None:
+        pass
+
+    def get_observation(self) -> dict[str, Any]:
+        reading = self.arm.read()
+        joints = HARDWARE.to_hardware(torch.from_numpy(reading.joint_position)).tolist()
+        return {**dict(zip(KEYS, joints, strict=True)), **reading.images}
+
+    def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
+        arm = self.arm
+        missing = [key for key in KEYS if key not in action]
+        if missing:
+            raise ConfigError(
+                f"the action lacks {', '.join(missing)}; it has {', '.join(action) or 'nothing'}"
+            )
+        goal = {key: float(action[key]) for key in KEYS}
+        if self.config.max_relative_target is not None:
+            present = HARDWARE.to_hardware(torch.from_numpy(arm.read().joint_position)).tolist()
+            pairs = {
+                name: (goal[key], at)
+                for name, key, at in zip(HARDWARE.joint_names, KEYS, present, strict=True)
+            }
+            safe = ensure_safe_goal_position(pairs, self.config.max_relative_target)
+            goal = {f"{name}.pos": value for name, value in safe.items()}
+        wanted = torch.tensor([goal[key] for key in KEYS], dtype=torch.float64)
+        sent = arm.command(HARDWARE.from_hardware(wanted).numpy())
+        if not self.config.real_time:
+            arm.wait_until(arm.now() + arm.period)
+        return dict(zip(KEYS, HARDWARE.to_hardware(torch.from_numpy(sent)).tolist(), strict=True))
+
+    def disconnect(self) -> None:
+        if self._arm is None:
+            return
+        logging.getLogger().removeHandler(self._announcements)
+        self._report()
+        del ARMS[self.id]
+        self._arm.disconnect()
+        self._arm.close()
+        self._arm = None
+
+    # --- what only a simulation can do ---
+
+    @property
+    def arm(self) -> SimulatedArm:
+        """The connected arm. Raises `DeviceNotConnectedError` without one."""
+        if self._arm is None:
+            raise DeviceNotConnectedError(f"{self} is not connected: call connect() first")
+        return self._arm
+
+    def reset(self, seed: int | None = None) -> None:
+        """Begin the episode `seed`; default: the one that follows."""
+        self._report()
+        self.arm.reset(self.arm.seed + 1 if seed is None else seed)
+
+    def reward(self) -> float:
+        """The task's reward for the present state."""
+        return self.arm.reward()
+
+    def success(self) -> bool:
+        """Whether the task is solved."""
+        return self.arm.success()
+
+    def _report(self) -> None:
+        """Log the end of an episode, if it has begun."""
+        steps = self.arm.num_steps
+        if steps:
+            outcome = "solved" if self.success() else "not solved"
+            _log.info("%s: episode with seed %d: %s, %d steps", self, self.arm.seed, outcome, steps)
+
+
+class EpisodeAnnouncements(logging.Handler):
+    """Resets the robot when LeRobot logs that it begins to record an episode, which is the only sign of it:
+    episode n, as it is counted in the dataset, has the seed `seed + n`."""
+
+    _BEGINS: ClassVar = re.compile(r"Recording episode (\d+)")
+
+    def __init__(self, robot: SO101Sim):
+        super().__init__()
+        self._robot = robot
+
+    def emit(self, record: logging.LogRecord) -> None:
+        begins = self._BEGINS.fullmatch(record.getMessage())
+        if begins and record.name == "root":
+            self._robot.reset(self._robot.config.seed + int(begins[1]))
