@@ -12,12 +12,11 @@ import lerobot_case
 import numpy as np
 import pytest
 import torch
-from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import FeatureType, PolicyFeature
-from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
+from lerobot.policies.factory import make_policy_config, make_pre_post_processors
 from lerobot_policy_residual_rl.configuration_residual_rl import ResidualRlConfig
 from lerobot_policy_residual_rl.modeling_residual_rl import ResidualRlPolicy
-from torch import Tensor
+from plugin_case import act, load
 
 from residual_rl.deployment.lerobot_folder import export
 from residual_rl.errors import CheckpointError, ConfigError
@@ -28,29 +27,6 @@ from residual_rl.utils.consent import ConsentError
 pytestmark = pytest.mark.lerobot
 
 SEEDS = [31, 32]
-
-
-def load(folder: Path, *flags: str) -> tuple[Any, Any, Any]:
-    """Policy, pre- and postprocessor, as LeRobot's commands make them for `--policy.path=FOLDER`."""
-    config = PreTrainedConfig.from_pretrained(folder, cli_overrides=list(flags))
-    config.pretrained_path = folder
-    policy = get_policy_class(config.type).from_pretrained(str(folder), config=config)
-    overrides = {
-        "device_processor": {"device": config.device},
-        "rename_observations_processor": {"rename_map": {}},
-    }
-    return policy, *make_pre_post_processors(
-        config, pretrained_path=str(folder), preprocessor_overrides=overrides
-    )
-
-
-def act(parts: tuple[Any, Any, Any], **batch: Tensor) -> Tensor:
-    """One action as LeRobot's loops select it, for features without the prefix `observation.`."""
-    policy, preprocessor, postprocessor = parts
-    named: dict[str, Any] = {f"observation.{name}": value for name, value in batch.items()}
-    with torch.inference_mode():
-        action = postprocessor(policy.select_action(preprocessor({**named, "task": "slide the sheet"})))
-    return action.clone()
 
 
 @pytest.fixture
@@ -140,8 +116,8 @@ def test_pose_source__is_taken_from_the_command_line(folder: Path, monkeypatch: 
     flag = f"--policy.pose_source={name}"
     monkeypatch.setattr(sys, "argv", ["lerobot-record", f"--policy.path={folder}", flag])
     parts = load(folder, f"--pose_source={name}")
-    assert parts[0].policy.pose_source is sheet
     assert act(parts, state=torch.zeros(1, 6)).shape == (1, 6)
+    assert parts[0].policy.pose_source is sheet
 
 
 def test_pose_source__of_a_folder_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

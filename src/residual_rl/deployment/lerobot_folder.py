@@ -8,21 +8,24 @@ need no LeRobot.
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import sys
 from pathlib import Path
 from typing import Any, Literal
 
 from residual_rl.base_policies.base_files import COPIES, take_files
+from residual_rl.config import TrainCfg
 from residual_rl.deployment.pose_source import load_pose_source
 from residual_rl.deployment.robot_policy import RobotPolicy
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.exported_policy import FoundPolicy, load_policy, save_policy
 from residual_rl.lerobot.checkpoint import CONFIG, POSTPROCESSOR, PREPROCESSOR, WEIGHTS
 from residual_rl.lerobot.support import ACTION, IMAGES, STATE
+from residual_rl.registry import TASKS
 from residual_rl.robots.arm_driver import PoseSource
 from residual_rl.utils.consent import require_typed
-from residual_rl.utils.files import replacing_folder, write_json, writing
+from residual_rl.utils.files import plain, replacing_folder, write_json, writing
 from residual_rl.utils.signature import SIGNATURE_FILE
 
 TYPE = "residual_rl"
@@ -82,6 +85,9 @@ def export(found: FoundPolicy, folder: Path, base: Literal["copy", "reference"])
     where = "copied to" if base == "copy" else "read from"
     taken = "".join(f", {where} {found.path}" for found in files)
     lines = [f"Policy: {folder}", f"Base policy: {cfg.base_policy_id}{taken}"]
+    different = changed_settings(cfg)
+    if different:
+        lines.append(f"Settings of its env, --env.settings='{json.dumps(different)}'")
     if policy.needs_pose:
         lines.append(f"On a robot it needs a pose source, for {', '.join(policy.needs_pose)}.")
     return lines
@@ -96,6 +102,12 @@ def read(folder: Path) -> RobotPolicy:
         ConsentError: it is not the user's, and names code or an address.
     """
     return RobotPolicy(load_policy(folder / WEIGHTS), folder / WEIGHTS)
+
+
+def changed_settings(cfg: TrainCfg) -> dict[str, Any]:
+    """The task's settings that are not its defaults, by name, for an env in which the policy is evaluated."""
+    defaults = dataclasses.asdict(TASKS.get(cfg.task_id).default_config())
+    return {name: value for name, value in cfg.to_dict()["task"].items() if value != plain(defaults)[name]}
 
 
 def copy_files(folder: Path, target: Path) -> None:
