@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import export_case
 import il_case
 import lerobot_case
+import numpy as np
 import pytest
+import torch
 from lerobot.processor import PolicyProcessorPipeline
 from lerobot.scripts.lerobot_eval import eval_policy
+from lerobot.utils.control_utils import predict_action
 from plugin_case import load
 from tiny_runs import slow
 
+from lerobot_policy_residual_rl.robot import KEYS, SO101Sim, SO101SimConfig
 from residual_rl.deployment.lerobot_folder import changed_settings, export
 from residual_rl.evaluation.evaluate import evaluate
 from residual_rl.exported_policy import find_policy, load_policy
@@ -77,3 +82,35 @@ def test_exported_policy__solves_the_same_episodes_in_lerobot(base_policy: str, 
         failed = [i for i, success in enumerate(expected["success_once"]) if not success]
         for i in failed:
             assert got["return"][i] == pytest.approx(expected["return"][i], abs=1e-4)
+
+
+# --- lerobot-record ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def robot(tmp_path: Path) -> Iterator[SO101Sim]:
+    """The simulated arm, moving as fast as possible, in an episode that the base policy solves."""
+    made = SO101Sim(SO101SimConfig(id="test", calibration_dir=tmp_path, settings={"max_episode_steps": 400}))
+    made.connect()
+    yield made
+    made.disconnect()
+
+
+def test_exported_policy__solves_the_task_on_the_simulated_arm(robot: SO101Sim, tmp_path: Path) -> None:
+    """The loop of `lerobot-record`: the robot gives joints, and the simulator the pose of the sheet."""
+    model = export_case.make_policy(tmp_path / "model", max_episode_steps=400, tolerance=0.02)
+    export(find_policy(model), tmp_path / "policy", "copy")
+    policy, preprocessor, postprocessor = load(tmp_path / "policy")
+    for seed in (1001, 1002):
+        robot.reset(seed)
+        policy.reset()
+        steps = 0
+        while not robot.success() and steps < 400:
+            seen = robot.get_observation()
+            joints = np.array([seen[name] for name in KEYS], np.float32)
+            observation = {"observation.state": joints}
+            device = torch.device("cpu")
+            action = predict_action(observation, policy, device, preprocessor, postprocessor, False, "slide")
+            robot.send_action(dict(zip(KEYS, action[0].tolist(), strict=True)))
+            steps += 1
+        assert robot.success(), seed
