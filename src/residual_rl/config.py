@@ -29,6 +29,7 @@ from residual_rl.utils.validation import (
     NumThreads,
     PositiveFloat,
     PositiveInt,
+    Rule,
     Share,
     UnitInterval,
 )
@@ -124,6 +125,38 @@ class RunCfg(CheckedCfg):
             raise ConfigError("wandb_artifacts needs a project: set it with --wandb-project PROJECT")
 
 
+Workspace = Annotated[
+    tuple[float, float, float, float, float, float],
+    Rule("x, y and z, each from low to high", lambda box: all(box[i] < box[i + 1] for i in (0, 2, 4))),
+]
+
+
+@dataclass(frozen=True)
+class SafetyLimitsCfg(CheckedCfg):
+    """Limits on the joint targets that an arm is commanded."""
+
+    joint_margin: NonNegativeFloat = 0.0
+    """Distance that joint targets keep from the limits of the joints [rad]."""
+    max_step: PositiveFloat = 0.1
+    """Largest change of a joint target in one policy step [rad]."""
+    max_speed: PositiveFloat = 3.0
+    """Largest speed of a joint target [rad/s]."""
+    max_jump: PositiveFloat = 0.05
+    """Largest increase of that change from one step to the next [rad]; slowing down is not limited."""
+    workspace: Workspace | None = None
+    """Box around the tool's position that joint targets lead to, in the frame of the base: from and to along
+    x, then y, then z [m]. None: not limited."""
+
+
+@dataclass(frozen=True)
+class SafetyCfg(SafetyLimitsCfg):
+    """The same limits in simulation."""
+
+    safety: bool = False
+    """Apply the limits of `deploy` on joint targets in training and evaluation: those of the joints,
+    `max_step`, `max_speed`, `max_jump` and `workspace`."""
+
+
 @dataclass(frozen=True)
 class TrainCfg:
     """All settings of a run."""
@@ -142,6 +175,7 @@ class TrainCfg:
     run: RunCfg = field(default_factory=RunCfg)
     learner_id: str = "ppo"
     """Registered learner."""
+    safety: SafetyCfg = field(default_factory=SafetyCfg)
 
     def __post_init__(self) -> None:
         critic_input = getattr(self.learner, "critic_input", None)
@@ -234,6 +268,7 @@ class TrainCfg:
             learner=part("learner", LEARNERS.get(data["learner_id"]).config),
             residual=part("residual", ResidualCfg),
             run=part("run", RunCfg),
+            safety=part("safety", SafetyCfg) if "safety" in data else SafetyCfg(),
             learner_id=data["learner_id"],
         )
         if file is not None:
@@ -300,7 +335,7 @@ def _field_names(part: Any) -> list[str]:
     return [] if part is None else [field.name for field in dataclasses.fields(part)]
 
 
-PARTS = ("residual", "run", "learner", "task", "base")
+PARTS = ("residual", "run", "learner", "task", "base", "safety")
 """The parts of `TrainCfg` with settings, in the order in which names are looked up."""
 
 

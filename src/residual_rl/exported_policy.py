@@ -132,7 +132,9 @@ def save_policy(file: Path, exported: ExportedPolicy) -> None:
         "residual_scale": exported.residual_scale,
         "step": exported.step,
         "config": exported.cfg.to_dict(),
-        "base_files": [{**dataclasses.asdict(found), "names": list(found.names)} for found in exported.base_files],
+        "base_files": [
+            {**dataclasses.asdict(found), "names": list(found.names)} for found in exported.base_files
+        ],
     }
     checkpoint.save(file, state, "policy")
     exported.cfg.write_signature(file.parent)

@@ -13,6 +13,7 @@ from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_pol
 from residual_rl.chunk_residual_env import ChunkResidualEnv
 from residual_rl.composition import make_composition
 from residual_rl.config import TrainCfg, replace_fields
+from residual_rl.envs.limited_physics import limit_targets
 from residual_rl.envs.spaces import CHUNK_OBS, EXPERT_ACTION
 from residual_rl.envs.start_states import StartStates
 from residual_rl.envs.vec_env import VecEnv
@@ -56,6 +57,15 @@ def make_residual_env(
     learner needs.
     """
     env = load(TASKS.get(cfg.task_id).make)(cfg.task, num_envs, cfg.run.num_threads, cfg.run.sim_device)
+    if cfg.safety.safety:
+        limit_targets(env, cfg.safety)
+    return make_residual_env_on(env, cfg, base_policy_id=base_policy_id, chunk_obs=chunk_obs)
+
+
+def make_residual_env_on(
+    env: VecEnv, cfg: TrainCfg, *, base_policy_id: str | None = None, chunk_obs: bool | None = None
+) -> ResidualEnv:
+    """Construct base policy and composition on an env of the run's task; see `make_residual_env`."""
     residual = cfg.residual
     if base_policy_id is None or base_policy_id == cfg.base_policy_id:
         base_policy = make_base_policy(cfg.base_policy_id, cfg.base, env)

@@ -110,6 +110,11 @@ class TaskSpec:
     external_trajectory_settings: str | None = None
     """`settings(info) -> dict`: the settings of this task for trajectories of another program in ManiSkill's
     layout, from the contents of their `FILE.json`."""
+    simulated_arm: str | None = None
+    """`make(cfg, seed, real_time, cameras) -> ArmDriver`: the task's arm in simulation, which is a pose
+    source itself and has `reset(seed)`."""
+    hardware_settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the task for an arm, where training imitates what an arm has of its own: latency, noise."""
     gymnasium_id: str | None = None
     """Id of a single env for `gymnasium.make`, e.g. `my_lab/Reach-v0`."""
 

@@ -62,7 +62,9 @@ def make_exported(exported: ExportedPolicy, file: Path, trusted: bool, env: VecE
     reads_chunk = not set(CHUNK_OBS).isdisjoint(names)
     folder = file.resolve().parent
     base_cfg = (
-        located(cfg.base, exported.base_files, folder) if exported.base_files else _relocated(cfg.base, folder)
+        located(cfg.base, exported.base_files, folder)
+        if exported.base_files
+        else _relocated(cfg.base, folder)
     )
     # The user's own trust was in the file at its former place.
     still_trusted = getattr(cfg.base, "trust_checkpoint", False) and base_cfg == cfg.base

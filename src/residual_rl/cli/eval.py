@@ -115,7 +115,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str], target: str, cfg: TrainCfg, own: EvalFlags) -> tuple[EvalFlags, TrainCfg]:
     """The flags, and `cfg` with the settings that they change."""
-    groups = {"own": own, "task": cfg.task, "base": cfg.base}
+    groups = {"own": own, "task": cfg.task, "base": cfg.base, "safety": cfg.safety}
     if isinstance(own, BaseEvalFlags) and not hasattr(cfg.base, "trust_checkpoint"):
         groups["trust"] = TrustFlags()
     parsed = parse_flags(groups, argv, f"eval {target}", "Evaluate on fixed episodes, each once.")
@@ -293,13 +293,14 @@ def _settings(cfg: TrainCfg, flags: EvalFlags) -> dict[str, Any]:
         "base_policy": cfg.base_policy_id,
         "task": dataclasses.asdict(cfg.task),
         "base": dataclasses.asdict(cfg.base) if cfg.base is not None else None,
+        **({"safety": dataclasses.asdict(cfg.safety)} if cfg.safety.safety else {}),
     }
 
 
 def _changes(trained: TrainCfg, evaluated: TrainCfg) -> dict[str, Any]:
     """Settings that differ between training and this evaluation: `{name: [trained, evaluated]}`."""
     changes = {}
-    for part in ("task", "base"):
+    for part in ("task", "base", "safety"):
         before, after = getattr(trained, part), getattr(evaluated, part)
         if before is not None:
             for field in dataclasses.fields(before):

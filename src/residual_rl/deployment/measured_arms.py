@@ -77,7 +77,8 @@ class MeasuredArms:
 
     def observe(self) -> Obs:
         """The named observations of the last measurement; NaN where they depend on a pose that is unknown."""
-        assert self._position is not None and self._target is not None
+        assert self._position is not None
+        assert self._target is not None
         task, num_rows = self._env.task, len(self._position)
         q = arm_quantities(self._position, self._velocity, self._names, self._kinematics)
         if task.pose_object is not None:
@@ -89,7 +90,8 @@ class MeasuredArms:
     def command(self, action: Tensor) -> Tensor:
         """The joint targets [B, J] in [rad] that `action` [B, A] commands. The arm has its own latency, so
         that a task's does not count."""
-        assert self._position is not None and self._target is not None
+        assert self._position is not None
+        assert self._target is not None
         q = {"joint_position": self._position, "joint_target": self._target, "action": action}
         self._target = self._env.task.joint_target(action, q)
         return self._target

@@ -142,6 +142,8 @@ def _key(cfg: TrainCfg, env: ResidualEnv) -> dict[str, Any]:
     executed: dict[str, Any] = {"chunk": residual.chunk, "num_envs": env.num_envs}
     if env.composition.adaptive:
         executed["residual"] = settings["residual"]
+    if cfg.safety.safety:
+        executed["safety"] = settings["safety"]
     key = {
         "format_version": FORMAT_VERSION,
         "task": [cfg.task_id, settings["task"]],

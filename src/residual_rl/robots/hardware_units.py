@@ -9,6 +9,9 @@ from torch import Tensor
 
 from residual_rl.errors import ConfigError
 
+IMPLAUSIBLE = 0.5
+"""Distance beyond a joint's range at which a reading cannot be right [rad]."""
+
 
 @dataclass(frozen=True)
 class HardwareUnits:
@@ -44,6 +47,17 @@ class HardwareUnits:
         """`values` [..., J] in hardware units, cut to the limits."""
         values = values.double()
         return values.maximum(values.new_tensor(self.low)).minimum(values.new_tensor(self.high))
+
+    def beyond_range(self, angles: Tensor) -> Tensor:
+        """Distance of joint `angles` [..., J] from their range [rad], float64; 0 within it."""
+        ends = self.from_hardware(torch.tensor([self.low, self.high], dtype=torch.float64)).to(angles.device)
+        angles = angles.double()
+        return (ends.amin(0) - angles).maximum(angles - ends.amax(0)).clamp(min=0.0)
+
+    def is_plausible(self, angles: Tensor) -> bool:
+        """Whether joint `angles` [J] are finite and at most 0.5 rad beyond their range, as an arm may measure
+        them."""
+        return bool(torch.isfinite(angles).all() and (self.beyond_range(angles) <= IMPLAUSIBLE).all())
 
     def check(self, values: Tensor, where: str, slack: float = 1.0) -> None:
         """Raise `ConfigError` with the joint, the row and the limits if `values` [N, J] in hardware units

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +17,7 @@ from lerobot_policy_residual_rl.recording import Recording
 from residual_rl.config import from_plain
 from residual_rl.errors import ConfigError
 from residual_rl.registry import TASKS, load
+from residual_rl.robots.arm_driver import Pose
 from residual_rl.tasks.so101_paper.hardware_units import HARDWARE
 from residual_rl.tasks.so101_paper.simulated_arm import SimulatedArm
 
@@ -166,6 +169,10 @@ class SO101Sim(Robot):
         """Begin the episode `seed`; default: the one that follows."""
         self._report()
         self.arm.reset(self.arm.seed + 1 if seed is None else seed)
+
+    def object_pose(self) -> Pose:
+        """Where the sheet is now, at the time `time.monotonic()`."""
+        return dataclasses.replace(self.arm.sheet_pose(), time=time.monotonic())
 
     def reward(self) -> float:
         """The task's reward for the present state."""

@@ -32,6 +32,8 @@ SPEC = register_task(
             "reward_reach",
         ),
         oracle="jacobian-yaw",
+        simulated_arm=f"{__name__}.simulated_arm:SimulatedArm",
+        hardware_settings={"action_latency": 0, "position_noise": 0.0, "angle_noise": 0.0},
         gymnasium_id="residual_rl/SO101Paper-v0",
     )
 )
