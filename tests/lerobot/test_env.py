@@ -73,12 +73,14 @@ def test_le_robot_env__has_the_attributes_that_lerobot_reads() -> None:
     env = LeRobotEnv("so101-paper-precise", "Slide it.", cameras=())
     assert (env.task, env.task_description) == ("so101-paper-precise", "Slide it.")
     assert env._vec_env.task.tolerance == 0.005
+    assert env.metadata["render_fps"] == 30
     assert "SO-101 slides" in state_only().task_description
     assert env.action_space.low == pytest.approx(np.array([-110, -100, -96.83, -95, -157.21, 0]), abs=0.01)
     with pytest.raises(UnknownNameError, match="unknown task"):
         LeRobotEnv("so102-paper")
     with pytest.raises(ConfigError, match="unexpected keyword argument 'colour'"):
         state_only(colour="red")
+    env.reset(options={"lerobot_new_rollout": True})
     with pytest.raises(ConfigError, match="takes no options"):
         env.reset(options={"a": 1})
 

@@ -87,7 +87,7 @@ class LeRobotEnv(gymnasium.Env[NumpyObs, NDArray[Any]]):
         self.task_description = task_description or TASKS.get(task).summary
         self._max_episode_steps: int = vec_env.max_episode_steps
         self.render_mode = render_mode
-        self.metadata = {**self.metadata, "render_fps": vec_env.control_hz}
+        self.metadata = {**self.metadata, "render_fps": round(vec_env.control_hz)}  # LeRobot 0.6: no float
 
         # Spaces
         low, high = (np.array(limits, np.float32) for limits in (self._hardware.low, self._hardware.high))
@@ -105,8 +105,9 @@ class LeRobotEnv(gymnasium.Env[NumpyObs, NDArray[Any]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NumpyObs, dict[str, Any]]:
-        if options:
-            raise ConfigError(f"reset takes no options; got {sorted(options)}")
+        unknown = sorted(set(options or {}) - {"lerobot_new_rollout"})  # LeRobot 0.6 passes this one
+        if unknown:
+            raise ConfigError(f"reset takes no options; got {unknown}")
         super().reset(seed=seed)
         episode = int(self.np_random.integers(_SEEDS)) if seed is None else seed
         obs, _ = self._vec_env.reset(seed=[episode])
