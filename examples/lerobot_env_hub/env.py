@@ -13,6 +13,6 @@ from residual_rl.lerobot.env import make_envs
 
 
 def make_env(n_envs: int = 1, use_async_envs: bool = False, cfg: Any = None) -> dict[str, dict[int, Any]]:
-    """LeRobot's `{suite: {task index: vector env}}`. A `cfg` may give the task's id and the names of cameras."""
+    """The envs in LeRobot's form. A `cfg` may give the task's id and the names of cameras."""
     given = {name: getattr(cfg, name, None) for name in ("task", "cameras")}
     return make_envs(n_envs, use_async_envs, **{name: value for name, value in given.items() if value})
