@@ -84,7 +84,7 @@ def test_exported_policy__solves_the_same_episodes_in_lerobot(base_policy: str, 
             assert got["return"][i] == pytest.approx(expected["return"][i], abs=1e-4)
 
 
-# --- lerobot-record ------------------------------------------------------------------------------------------
+# --- lerobot-record -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture

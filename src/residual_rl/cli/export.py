@@ -15,8 +15,8 @@ from residual_rl.utils.console import Console
 from residual_rl.utils.validation import CheckedCfg
 
 FORMATS = {"lerobot": "residual_rl.deployment.lerobot_folder:export"}
-"""Functions `export(found, folder, base_files) -> lines` by format: they write the policy `found` to the new folder
-`folder`, with a copy of its base policy or a reference to it, and return lines to print."""
+"""Functions `export(found, folder, base_files) -> lines` by format: they write the policy `found` to the
+new folder `folder`, with a copy of its base policy or a reference to it, and return lines to print."""
 
 
 @dataclasses.dataclass(frozen=True)
