@@ -14,10 +14,10 @@ import pytest
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.factory import make_policy_config, make_pre_post_processors
-from lerobot_policy_residual_rl.configuration_residual_rl import ResidualRlConfig
-from lerobot_policy_residual_rl.modeling_residual_rl import ResidualRlPolicy
 from plugin_case import act, load
 
+from lerobot_policy_residual_rl.configuration_residual_rl import ResidualRlConfig
+from lerobot_policy_residual_rl.modeling_residual_rl import ResidualRlPolicy
 from residual_rl.deployment.lerobot_folder import export
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.exported_policy import find_policy

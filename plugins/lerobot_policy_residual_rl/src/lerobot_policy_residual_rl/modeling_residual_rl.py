@@ -10,7 +10,7 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
 from lerobot_policy_residual_rl.configuration_residual_rl import ResidualRlConfig
-from lerobot_policy_residual_rl.robot import ARMS
+from lerobot_policy_residual_rl.robot import ROBOTS
 from residual_rl.deployment.lerobot_folder import copy_files, read, typed_pose_source
 from residual_rl.deployment.robot_policy import RobotPolicy
 from residual_rl.errors import ConfigError
@@ -91,7 +91,7 @@ class ResidualRlPolicy(PreTrainedPolicy):
 
 def simulated_pose_source() -> PoseSource | None:
     """The pose source of the robot `so101_sim`, if this process is connected to one."""
-    return next(iter(ARMS.values())).sheet_pose if len(ARMS) == 1 else None
+    return next(iter(ROBOTS.values())).arm.sheet_pose if len(ROBOTS) == 1 else None
 
 
 def _not_read() -> ConfigError:
