@@ -41,6 +41,7 @@ HELP = [
     "train gymnasium",
     *("imitate demos.h5", "convert x.pt", "distill runs/x", "serve jacobian --task so101-paper"),
     "export runs/x",
+    "deploy jacobian --task so101-paper",
     *("sweep so101-paper", "sweep --resume x", "view so101-paper", "doctor so101-paper", "bench so101-paper"),
     *(f"demos {subcommand}" for subcommand in DEMOS),
 ]
