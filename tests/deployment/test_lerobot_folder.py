@@ -15,6 +15,8 @@ import pytest
 import tiny_runs
 import torch
 
+from residual_rl.base_policies.executor import make_base_policy
+from residual_rl.base_policies.model import ModelCfg
 from residual_rl.deployment.lerobot_folder import copy_files, export, read, typed_pose_source
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.exported_policy import find_policy, load_policy, save_policy
@@ -71,6 +73,8 @@ def test_export__says_what_the_folder_needs(tmp_path: Path, il: Path) -> None:
     assert export(find_policy(model), tmp_path / "policy", "copy") == [
         f"Policy: {tmp_path / 'policy'}",
         "Base policy: il, copied to base/0",
+        "Settings of its env, --env.settings='"
+        '{"tolerance": 0.01, "success_hold_steps": 5, "max_episode_steps": 20}\'',
         "On a robot it needs a pose source, for state.",
     ]
     assert (
@@ -154,7 +158,9 @@ def test_read__a_base_that_changed_is_an_error(tmp_path: Path, il: Path) -> None
 def test_export__a_base_of_another_name_must_be_copied(tmp_path: Path, il: Path) -> None:
     last = (il / WEIGHTS).rename(il / "last.safetensors")
     read(exported(tmp_path, "il", checkpoint=str(last)))
-    with pytest.raises(ConfigError, match=r"last.safetensors cannot be named by its folder.*--base copy"):
+    with pytest.raises(
+        ConfigError, match=r"last.safetensors cannot be named by its folder.* copy"
+    ):
         export(find_policy(tmp_path / "model"), tmp_path / "short", "reference")
 
 
@@ -187,6 +193,14 @@ def test_copy_files__the_copy_is_complete(tmp_path: Path, il: Path) -> None:
     copy_files(folder, tmp_path / "copy")
     assert files(tmp_path / "copy") == [f"base/0/{WEIGHTS}", WEIGHTS]
     read(tmp_path / "copy")
+
+
+def test_export__the_file_is_a_base_policy_of_this_package_too(tmp_path: Path, il: Path) -> None:
+    folder = exported(tmp_path, "il", checkpoint=str(il))
+    run = export_case.Run(tmp_path / "model", [5, 6])
+    policy = make_base_policy("model", ModelCfg(str(folder / WEIGHTS)), run.env.vec_env)
+    got = policy.act(run.env.obs)
+    assert torch.equal(got, run.step()[0])
 
 
 # --- what a foreign folder may not do -----------------------------------------------------------------------

@@ -24,8 +24,9 @@ FOLDERS = {path.name for parent in (ROOT, PACKAGE) for path in parent.iterdir() 
 ILLUSTRATIVE = {"ppo.py", "ppo_rgb.py", "task.py", "config.py"}
 """Files of other packages, or of a folder that the reader makes."""
 FOREIGN_FLAGS = {"--head", "--disable-usage-stats", "--include-dashboard", "--logdir", "--FLAG", "--no-FLAG"}
+FOREIGN_FLAGS |= {"--env.settings", "--fps"}
 FOREIGN_FLAGS |= {*foreign_names.FLAGS, *foreign_names.NO_FLAGS}
-"""Flags of Ray, TensorBoard and the programs of `docs/coming_from.md`, and placeholders."""
+"""Flags of Ray, TensorBoard, LeRobot and the programs of `docs/coming_from.md`, and placeholders."""
 DEMOS = (
     "collect so101-paper",
     "info demos.h5",
@@ -39,6 +40,8 @@ HELP = [
     *("train maniskill", "eval maniskill --base-policy ik", "train --resume runs/x", "eval runs/x"),
     "train gymnasium",
     *("imitate demos.h5", "convert x.pt", "distill runs/x", "serve jacobian --task so101-paper"),
+    "export runs/x",
+    "deploy jacobian --task so101-paper",
     *("sweep so101-paper", "sweep --resume x", "view so101-paper", "doctor so101-paper", "bench so101-paper"),
     *(f"demos {subcommand}" for subcommand in DEMOS),
 ]

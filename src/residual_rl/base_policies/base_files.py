@@ -134,6 +134,6 @@ def _root(files: Mapping[str, Path]) -> Path:
     if other:
         raise ConfigError(
             f"{other[0]} cannot be named by its folder, since it is not called {', '.join(files)}: export it"
-            " with --base copy"
+            " with --base-files copy"
         )
     return root

@@ -23,6 +23,7 @@ COMMANDS = {
     "convert": ("CHECKPOINT", "convert a public Diffusion Policy checkpoint to a base policy"),
     "demos": ("SUBCOMMAND", "collect, inspect, replay and convert demonstrations"),
     "export": ("RUN", "write a run's policy for another program: LeRobot"),
+    "deploy": ("RUN|POLICY", "run a policy on an arm, within limits"),
     "serve": ("POLICY|RUN", "serve a base policy or a run to robots and other programs"),
     "view": ("TASK", "watch a task and its policies in MuJoCo's viewer, or save camera images"),
     "doctor": ("TASK", "check the physics, rewards and episodes of a task"),

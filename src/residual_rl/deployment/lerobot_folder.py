@@ -39,14 +39,14 @@ _PREPROCESSOR = [
 """Steps that LeRobot's commands expect. Nothing is normalised: the policy reads the robot's own units."""
 
 
-def export(found: FoundPolicy, folder: Path, base: Literal["copy", "reference"]) -> list[str]:
+def export(found: FoundPolicy, folder: Path, base_files: Literal["copy", "reference"]) -> list[str]:
     """Write the policy `found` as a LeRobot policy to the new folder `folder`, after a test that it can be
     read.
 
     Args:
         found: the policy.
         folder: must not exist.
-        base: copy the files of the base policy, or name them, with their SHA-256.
+        base_files: copy the files of the base policy, or name them, with their SHA-256.
 
     Returns lines about the folder to print.
 
@@ -67,7 +67,7 @@ def export(found: FoundPolicy, folder: Path, base: Literal["copy", "reference"])
     # Write all files, and read them again before the folder gets its name: trust in files is not exported.
     with replacing_folder(folder) as temp:
         temp.mkdir()
-        base_cfg, files = take_files(cfg.base_policy_id, cfg.base, temp, base == "copy")
+        base_cfg, files = take_files(cfg.base_policy_id, cfg.base, temp, base_files == "copy")
         run = dataclasses.replace(cfg.run, wandb_project=None, wandb_artifacts=False)
         cfg = dataclasses.replace(cfg, base=base_cfg, run=run)
         save_policy(temp / WEIGHTS, dataclasses.replace(exported, cfg=cfg, base_files=files))
@@ -82,7 +82,7 @@ def export(found: FoundPolicy, folder: Path, base: Literal["copy", "reference"])
         write_json(temp / POSTPROCESSOR, {"name": "policy_postprocessor", "steps": [_TO_CPU]})
 
     # Say what the folder is, and what it needs.
-    where = "copied to" if base == "copy" else "read from"
+    where = "copied to" if base_files == "copy" else "read from"
     taken = "".join(f", {where} {found.path}" for found in files)
     lines = [f"Policy: {folder}", f"Base policy: {cfg.base_policy_id}{taken}"]
     different = changed_settings(cfg)

@@ -42,7 +42,6 @@ class LoopTiming:
         `period`, in [s]."""
         jitter = [abs(interval - period) for interval in self.intervals]
         return {
-            "commands": len(self.intervals) + 1 if self.intervals else len(self.latencies),
             "period": period,
             "latency": quantiles(self.latencies),
             "jitter": quantiles(jitter),

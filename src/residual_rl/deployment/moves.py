@@ -12,6 +12,8 @@ from residual_rl.errors import ArmError
 
 _NEAR = 0.08
 """Distance from the pose at which the joints have reached it [rad]; servos sag under the arm's weight."""
+_THERE = 0.002
+"""Distance below which there is nothing to move [rad]."""
 _TIMEOUT = 3.0
 """Time to come that near after the last target [s]."""
 
@@ -40,7 +42,7 @@ def move_to(
     """
     arm.rest()
     target = arm.read().joint_position
-    if arm.dry_run:
+    if arm.dry_run or np.abs(goal - target).max() < _THERE:
         return True
     deadline: float | None = None
     next_time = arm.now()

@@ -70,6 +70,14 @@ class BackgroundPoseSource:
             raise ArmError(f"the pose source failed: {one_line(self._error)}") from self._error
         return self._latest
 
+    def wait_for_first(self, timeout: float = 5.0) -> None:
+        """Wait until an object was seen. Raises `ArmError` if none is within `timeout` [s]."""
+        deadline = time.monotonic() + timeout
+        while self() is None:
+            if time.monotonic() > deadline:
+                raise ArmError(f"the pose source has seen nothing within {timeout:g} s")
+            time.sleep(0.01)
+
     def close(self, timeout: float = 1.0) -> None:
         """End the thread."""
         self._ended.set()
