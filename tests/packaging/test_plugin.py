@@ -10,7 +10,7 @@ import residual_rl
 PLUGIN = Path(__file__).parents[2] / "plugins" / "lerobot_policy_residual_rl"
 
 
-def test_pyproject__the_name_has_underscores_and_the_version_is_that_of_residual_rl() -> None:
+def test_version__of_the_plugin_is_that_of_residual_rl_and_its_name_has_underscores() -> None:
     project = tomllib.loads((PLUGIN / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["name"] == PLUGIN.name  # LeRobot imports a module of the distribution's name
     assert (PLUGIN / "src" / project["name"] / "__init__.py").is_file()

@@ -31,7 +31,9 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
     easy = ["--tolerance", "1.0", "--success-hold-steps", "6", "--total-timesteps", "64"]
     assert main(["train", "so101-paper", *CLI_TINY, *easy, "--output-dir", str(folder / "run")]) == 0
-    assert main(["export", str(folder / "run"), "--model", "final", "--output-dir", str(folder / "policy")]) == 0
+    assert (
+        main(["export", str(folder / "run"), "--model", "final", "--output-dir", str(folder / "policy")]) == 0
+    )
     return folder / "policy"
 
 

@@ -15,10 +15,10 @@ import torch
 from lerobot.processor import PolicyProcessorPipeline
 from lerobot.scripts.lerobot_eval import eval_policy
 from lerobot.utils.control_utils import predict_action
-from lerobot_policy_residual_rl.robot import KEYS, SO101Sim, SO101SimConfig
 from plugin_case import load
 from tiny_runs import slow
 
+from lerobot_policy_residual_rl.robot import KEYS, SO101Sim, SO101SimConfig
 from residual_rl.deployment.lerobot_folder import changed_settings, export
 from residual_rl.evaluation.evaluate import evaluate
 from residual_rl.exported_policy import find_policy, load_policy
