@@ -85,7 +85,7 @@ class MujocoPhysics(ABC):
         ids = None if env_ids is None else env_ids.numpy()
         # One call for all physics steps: synchronising the envs after each tick made stepping 10 % slower.
         self.follow(self.commands(joint_target)[slice(None) if ids is None else ids], ids)
-        return None  # noqa: RET501 (the type is a protocol's)
+        return None
 
     def follow(self, commands: NDArray[np.float64], ids: NDArray[np.int64] | None = None) -> None:
         """Advance the envs `ids` [n] (None: all) by one physics step per servo command [n, steps, J].
