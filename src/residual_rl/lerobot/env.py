@@ -66,11 +66,12 @@ class LeRobotEnv(gymnasium.Env[NumpyObs, NDArray[Any]]):
         settings: Mapping[str, Any] | None = None,
     ):
         # The task's env
-        images = {"obs_mode": "rgb+state", "obs_cameras": tuple(cameras), "image_size": tuple(image_size)}
-        more = images if cameras else {"obs_mode": "state"}
+        images: dict[str, Any] = {"obs_mode": "state"}
+        if cameras:
+            images = {"obs_mode": "rgb+state", "obs_cameras": tuple(cameras), "image_size": tuple(image_size)}
         # a command line has lists where the settings have tuples
         given = {name: tuple(v) if isinstance(v, list) else v for name, v in (settings or {}).items()}
-        vec_env = make_vec_env(task, 1, num_threads=1, **{**given, **more})
+        vec_env = make_vec_env(task, 1, num_threads=1, **{**given, **images})
         if not isinstance(vec_env, TaskEnv) or vec_env.hardware is None or not vec_env.task.environment_state:
             raise ConfigError(f"task {task!r} has no robot with hardware units, which LeRobot's env needs")
         vec_env.episode_seeds.use_list([])  # after an episode, the env waits for its reset

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import shlex
 import sys
-import typing
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,8 @@ def test_commands__lerobot_takes_their_flags(
         pytest.skip(f"this LeRobot has no {program}")
     words = [f"--policy.path={policy}" if word.startswith("--policy.path=") else word for word in words]
     function = getattr(module, MAIN[program])
-    config = next(iter(typing.get_type_hints(function.__wrapped__).values()))
+    config = next(iter(function.__wrapped__.__annotations__.values()))
+    config = getattr(module, config) if isinstance(config, str) else config
     if program == "lerobot-record" and "policy" not in config.__dataclass_fields__:
         words = [word for word in words if not word.startswith("--policy.path=")]
         words.append("--teleop.type=so101_sim_policy")  # LeRobot 0.6 records without a policy

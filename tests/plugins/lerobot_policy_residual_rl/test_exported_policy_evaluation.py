@@ -14,7 +14,6 @@ import pytest
 import torch
 from lerobot.processor import PolicyProcessorPipeline
 from lerobot.scripts.lerobot_eval import eval_policy
-from lerobot.utils.control_utils import predict_action
 from plugin_case import load
 from tiny_runs import slow
 
@@ -24,6 +23,11 @@ from residual_rl.evaluation.evaluate import evaluate
 from residual_rl.exported_policy import find_policy, load_policy
 from residual_rl.factory import make_residual_env
 from residual_rl.lerobot.env import make_envs
+
+try:
+    from lerobot.common.control_utils import predict_action
+except ModuleNotFoundError:  # before 0.6
+    from lerobot.utils.control_utils import predict_action
 
 pytestmark = pytest.mark.lerobot
 
