@@ -16,6 +16,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up-in
 LEROBOT_VENV := .venv-lerobot
 LEROBOT_STAMP := $(LEROBOT_VENV)/.set-up-in
+# LeRobot 0.6 needs Python 3.12
+LEROBOT_NEW_VENV := .venv-lerobot-0.6
+LEROBOT_NEW_STAMP := $(LEROBOT_NEW_VENV)/.set-up-in
 MANISKILL_VENV := .venv-maniskill
 MANISKILL_STAMP := $(MANISKILL_VENV)/.set-up-in
 # packages of envs, whose worker processes run in environments of their own
@@ -29,17 +32,20 @@ endif
 ifneq ($(shell $(LEROBOT_VENV)/bin/python -c "print(open('$(LEROBOT_STAMP)').read().strip())" 2>/dev/null),$(CURDIR))
 $(LEROBOT_STAMP): FORCE
 endif
+ifneq ($(shell cat $(LEROBOT_NEW_STAMP) 2>/dev/null),$(CURDIR))
+$(LEROBOT_NEW_STAMP): FORCE
+endif
 ifneq ($(shell $(MANISKILL_VENV)/bin/python -c "print(open('$(MANISKILL_STAMP)').read().strip())" 2>/dev/null),$(CURDIR))
 $(MANISKILL_STAMP): FORCE
 endif
 
 $(foreach stamp,$(ENV_STAMPS),$(if $(filter $(CURDIR),$(shell cat $(stamp) 2>/dev/null)),,$(eval $(stamp): FORCE)))
 
-.PHONY: help setup setup-lerobot setup-maniskill $(ENV_PACKAGES:%=setup-%) opengl vulkan constraints demo test test-main test-fast test-lerobot test-maniskill test-envs lint format typecheck bench docs wheel clean FORCE
+.PHONY: help setup setup-lerobot setup-lerobot-0.6 setup-maniskill $(ENV_PACKAGES:%=setup-%) opengl vulkan constraints demo test test-main test-fast test-lerobot test-lerobot-0.6 test-maniskill test-envs lint format typecheck bench docs wheel clean FORCE
 FORCE:
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
+	@grep -hE '^[a-z0-9.-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-17s %s\n' "$$name" "$$text"; done
 	@echo
 	@echo '  PYTHON=python3.12       the Python of the environments (3.11 or newer)'
 	@echo '  PIP_ARGS=...            arguments of pip, e.g. an --extra-index-url with CPU builds of torch (much smaller)'
@@ -51,8 +57,12 @@ $(STAMP): pyproject.toml constraints.txt scripts/setup.sh scripts/venv.sh script
 	@scripts/setup.sh
 
 setup-lerobot: $(LEROBOT_STAMP) ## create .venv-lerobot, with LeRobot, unless it is up to date
-$(LEROBOT_STAMP): pyproject.toml constraints-lerobot.txt scripts/setup_lerobot.sh scripts/venv.sh scripts/torchvision_operators.py
+$(LEROBOT_STAMP): pyproject.toml plugins/lerobot_policy_residual_rl/pyproject.toml constraints-lerobot.txt scripts/setup_lerobot.sh scripts/venv.sh scripts/torchvision_operators.py
 	@scripts/setup_lerobot.sh
+
+setup-lerobot-0.6: $(LEROBOT_NEW_STAMP) ## create .venv-lerobot-0.6, with Python 3.12 and a CUDA build of torch (10 min, 6 GB)
+$(LEROBOT_NEW_STAMP): pyproject.toml plugins/lerobot_policy_residual_rl/pyproject.toml constraints-lerobot-0.6.txt scripts/setup_lerobot_new.sh scripts/venv.sh
+	@scripts/setup_lerobot_new.sh
 
 setup-maniskill: $(MANISKILL_STAMP) ## create .venv-maniskill, with ManiSkill, unless it is up to date
 $(MANISKILL_STAMP): pyproject.toml constraints-maniskill.txt scripts/setup_maniskill.sh scripts/venv.sh scripts/vulkan.py
@@ -91,6 +101,9 @@ test-fast: setup ## the fast tests, under two minutes in all
 test-lerobot: setup-lerobot ## the tests that need LeRobot, in .venv-lerobot, without a network
 	HF_HUB_OFFLINE=1 $(LEROBOT_VENV)/bin/python -m pytest -m lerobot
 
+test-lerobot-0.6: setup-lerobot-0.6 ## the same tests with LeRobot 0.6, in .venv-lerobot-0.6
+	HF_HUB_OFFLINE=1 $(LEROBOT_NEW_VENV)/bin/python -m pytest -m lerobot
+
 test-maniskill: setup-maniskill ## the tests that need ManiSkill, in .venv-maniskill
 	$(MANISKILL_VENV)/bin/python -m pytest -m maniskill
 
@@ -121,5 +134,5 @@ wheel: setup ## build a wheel into dist/ and test it in a new environment
 	$(BIN)/python scripts/check_wheel.py dist
 
 clean: ## remove all environments, builds and caches, but not runs/
-	rm -rf $(VENV) $(LEROBOT_VENV) $(MANISKILL_VENV) $(ENV_PACKAGES:%=.venv-%) build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LEROBOT_VENV) $(LEROBOT_NEW_VENV) $(MANISKILL_VENV) $(ENV_PACKAGES:%=.venv-%) build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -91,8 +91,8 @@ def located(cfg: Any, files: Sequence[BaseFiles], folder: Path) -> Any:
             raise CheckpointError(f"{missing[0]}, a file of the base policy of {folder}{fix}, does not exist")
         if sha256_of(found) != taken.sha256:
             raise CheckpointError(
-                f"{place} is not the base policy that the residual in {folder} was exported with: its SHA-256 "
-                "differs; restore it, or export the run again"
+                f"{place} is not the base policy that the residual in {folder} was exported with: its "
+                "SHA-256 differs; restore it, or export the run again"
             )
         return str(place)
 
@@ -128,9 +128,12 @@ def _copied(files: Mapping[str, Path], folder: Path) -> dict[str, Path]:
 
 
 def _root(files: Mapping[str, Path]) -> Path:
-    """The folder with all `files`, which they must be in under their own names."""
+    """The folder that has all `files` under their own names."""
     (root,) = {path.absolute().parent for path in files.values()}
     other = [path for name, path in files.items() if path.name != name]
     if other:
-        raise ConfigError(f"{other[0]} must be copied, since it has another name than base policies look for")
+        raise ConfigError(
+            f"{other[0]} cannot be named by its folder, since it is not called {', '.join(files)}: export it"
+            " with --base-files copy"
+        )
     return root

@@ -15,8 +15,8 @@ from residual_rl.utils.console import Console
 from residual_rl.utils.validation import CheckedCfg
 
 FORMATS = {"lerobot": "residual_rl.deployment.lerobot_folder:export"}
-"""Functions `export(found, folder, base) -> lines` by format: they write the policy `found` to the new folder
-`folder`, with a copy of its base policy or a reference to it, and return lines to print."""
+"""Functions `export(found, folder, base_files) -> lines` by format: they write the policy `found` to the
+new folder `folder`, with a copy of its base policy or a reference to it, and return lines to print."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ExportFlags(CheckedCfg):
     model: str | None = None
     """best, final, interrupted, or the path of an exported policy. None: best, or the model given in place of
     a run."""
-    base: Literal["copy", "reference"] = "copy"
+    base_files: Literal["copy", "reference"] = "copy"
     """copy: the files of a trained base policy are copied into the folder, which is then complete. reference:
     they stay where they are; the folder has their path and their SHA-256, which is compared when it is read.
     """
@@ -50,6 +50,6 @@ def main(argv: Sequence[str]) -> int:
     found = find_policy(target, flags.model)
     with output_folder(flags.output_dir, "runs", "export") as out:
         folder = out if flags.output_dir is not None else out / "policy"
-        lines = load(FORMATS[flags.format])(found, folder, flags.base)
+        lines = load(FORMATS[flags.format])(found, folder, flags.base_files)
     Console().say(*lines)
     return 0

@@ -143,8 +143,7 @@ class ArmPhysics:
         names = self.driver.hardware.joint_names
         values = arm_quantities(position, velocity, names, self._kinematics)
         if self._pose_object is not None:
-            values |= pose_quantities(self._pose_object, self._pose, num_rows=1)
-            values[f"{self._pose_object}_seen"] = torch.tensor([float(self._pose_is_new)])
+            values |= pose_quantities(self._pose_object, self._pose, self._pose_is_new, num_rows=1)
         return values
 
     @property

@@ -1,4 +1,4 @@
-"""Runs as folders of LeRobot's policy type `residual_rl`, which the plugin `lerobot_policy_residual_rl` reads.
+"""Runs as folders of LeRobot's policy type `residual_rl`, which `plugins/lerobot_policy_residual_rl` reads.
 
 The folder has the four files of every LeRobot policy, and the files of the base policy in `base/`.
 `model.safetensors` is an exported policy of this project, with all settings. Writing and reading a folder
@@ -8,21 +8,24 @@ need no LeRobot.
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import sys
 from pathlib import Path
 from typing import Any, Literal
 
 from residual_rl.base_policies.base_files import COPIES, take_files
+from residual_rl.config import TrainCfg
 from residual_rl.deployment.pose_source import load_pose_source
 from residual_rl.deployment.robot_policy import RobotPolicy
-from residual_rl.errors import ConfigError
+from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.exported_policy import FoundPolicy, load_policy, save_policy
 from residual_rl.lerobot.checkpoint import CONFIG, POSTPROCESSOR, PREPROCESSOR, WEIGHTS
 from residual_rl.lerobot.support import ACTION, IMAGES, STATE
+from residual_rl.registry import TASKS
 from residual_rl.robots.arm_driver import PoseSource
 from residual_rl.utils.consent import require_typed
-from residual_rl.utils.files import replacing_folder, write_json, writing
+from residual_rl.utils.files import plain, replacing_folder, write_json, writing
 from residual_rl.utils.signature import SIGNATURE_FILE
 
 TYPE = "residual_rl"
@@ -36,14 +39,14 @@ _PREPROCESSOR = [
 """Steps that LeRobot's commands expect. Nothing is normalised: the policy reads the robot's own units."""
 
 
-def export(found: FoundPolicy, folder: Path, base: Literal["copy", "reference"]) -> list[str]:
+def export(found: FoundPolicy, folder: Path, base_files: Literal["copy", "reference"]) -> list[str]:
     """Write the policy `found` as a LeRobot policy to the new folder `folder`, after a test that it can be
     read.
 
     Args:
         found: the policy.
         folder: must not exist.
-        base: copy the files of the base policy, or name them, with their SHA-256.
+        base_files: copy the files of the base policy, or name them, with their SHA-256.
 
     Returns lines about the folder to print.
 
@@ -59,23 +62,32 @@ def export(found: FoundPolicy, folder: Path, base: Literal["copy", "reference"])
             f"{found.file} was trained with --chunk whole, which LeRobot's policies cannot be: train it with "
             "--chunk step"
         )
+    RobotPolicy(exported, found.file)  # whatever is wrong with the run is said of the run
 
-    # Write all files, and read them again before the folder gets its name.
+    # Write all files, and read them again before the folder gets its name: trust in files is not exported.
     with replacing_folder(folder) as temp:
         temp.mkdir()
-        base_cfg, files = take_files(cfg.base_policy_id, cfg.base, temp, base == "copy")
+        base_cfg, files = take_files(cfg.base_policy_id, cfg.base, temp, base_files == "copy")
         run = dataclasses.replace(cfg.run, wandb_project=None, wandb_artifacts=False)
         cfg = dataclasses.replace(cfg, base=base_cfg, run=run)
         save_policy(temp / WEIGHTS, dataclasses.replace(exported, cfg=cfg, base_files=files))
-        policy = read(temp)
+        try:
+            policy = read(temp)
+        except (ConfigError, CheckpointError) as error:
+            raise ConfigError(
+                f"{found.file} cannot be exported: {str(error).replace(str(temp), str(folder))}"
+            ) from error
         write_json(temp / CONFIG, _config(policy))
         write_json(temp / PREPROCESSOR, {"name": "policy_preprocessor", "steps": _PREPROCESSOR})
         write_json(temp / POSTPROCESSOR, {"name": "policy_postprocessor", "steps": [_TO_CPU]})
 
     # Say what the folder is, and what it needs.
-    where = "copied" if base == "copy" else "read from"
+    where = "copied to" if base_files == "copy" else "read from"
     taken = "".join(f", {where} {found.path}" for found in files)
     lines = [f"Policy: {folder}", f"Base policy: {cfg.base_policy_id}{taken}"]
+    different = changed_settings(cfg)
+    if different:
+        lines.append(f"Settings of its env, --env.settings='{json.dumps(different)}'")
     if policy.needs_pose:
         lines.append(f"On a robot it needs a pose source, for {', '.join(policy.needs_pose)}.")
     return lines
@@ -90,6 +102,12 @@ def read(folder: Path) -> RobotPolicy:
         ConsentError: it is not the user's, and names code or an address.
     """
     return RobotPolicy(load_policy(folder / WEIGHTS), folder / WEIGHTS)
+
+
+def changed_settings(cfg: TrainCfg) -> dict[str, Any]:
+    """The task's settings that are not its defaults, by name, for an env in which the policy is evaluated."""
+    defaults = dataclasses.asdict(TASKS.get(cfg.task_id).default_config())
+    return {name: value for name, value in cfg.to_dict()["task"].items() if value != plain(defaults)[name]}
 
 
 def copy_files(folder: Path, target: Path) -> None:

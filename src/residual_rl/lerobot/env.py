@@ -66,9 +66,12 @@ class LeRobotEnv(gymnasium.Env[NumpyObs, NDArray[Any]]):
         settings: Mapping[str, Any] | None = None,
     ):
         # The task's env
-        images = {"obs_mode": "rgb+state", "obs_cameras": tuple(cameras), "image_size": tuple(image_size)}
-        more = images if cameras else {"obs_mode": "state"}
-        vec_env = make_vec_env(task, 1, num_threads=1, **{**(settings or {}), **more})
+        images: dict[str, Any] = {"obs_mode": "state"}
+        if cameras:
+            images = {"obs_mode": "rgb+state", "obs_cameras": tuple(cameras), "image_size": tuple(image_size)}
+        # a command line has lists where the settings have tuples
+        given = {name: tuple(v) if isinstance(v, list) else v for name, v in (settings or {}).items()}
+        vec_env = make_vec_env(task, 1, num_threads=1, **{**given, **images})
         if not isinstance(vec_env, TaskEnv) or vec_env.hardware is None or not vec_env.task.environment_state:
             raise ConfigError(f"task {task!r} has no robot with hardware units, which LeRobot's env needs")
         vec_env.episode_seeds.use_list([])  # after an episode, the env waits for its reset
@@ -85,7 +88,7 @@ class LeRobotEnv(gymnasium.Env[NumpyObs, NDArray[Any]]):
         self.task_description = task_description or TASKS.get(task).summary
         self._max_episode_steps: int = vec_env.max_episode_steps
         self.render_mode = render_mode
-        self.metadata = {**self.metadata, "render_fps": vec_env.control_hz}
+        self.metadata = {**self.metadata, "render_fps": round(vec_env.control_hz)}  # LeRobot 0.6: no float
 
         # Spaces
         low, high = (np.array(limits, np.float32) for limits in (self._hardware.low, self._hardware.high))
@@ -103,8 +106,9 @@ class LeRobotEnv(gymnasium.Env[NumpyObs, NDArray[Any]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NumpyObs, dict[str, Any]]:
-        if options:
-            raise ConfigError(f"reset takes no options; got {sorted(options)}")
+        unknown = sorted(set(options or {}) - {"lerobot_new_rollout"})  # LeRobot 0.6 passes this one
+        if unknown:
+            raise ConfigError(f"reset takes no options; got {unknown}")
         super().reset(seed=seed)
         episode = int(self.np_random.integers(_SEEDS)) if seed is None else seed
         obs, _ = self._vec_env.reset(seed=[episode])

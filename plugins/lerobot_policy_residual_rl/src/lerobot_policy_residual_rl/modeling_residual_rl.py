@@ -10,10 +10,12 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
 from lerobot_policy_residual_rl.configuration_residual_rl import ResidualRlConfig
+from lerobot_policy_residual_rl.robot import ROBOTS
 from residual_rl.deployment.lerobot_folder import copy_files, read, typed_pose_source
 from residual_rl.deployment.robot_policy import RobotPolicy
 from residual_rl.errors import ConfigError
 from residual_rl.lerobot.support import ENVIRONMENT_STATE, IMAGES, STATE
+from residual_rl.robots.arm_driver import PoseSource
 
 
 class ResidualRlPolicy(PreTrainedPolicy):
@@ -27,16 +29,20 @@ class ResidualRlPolicy(PreTrainedPolicy):
         config.validate_features()
         self._folder: Path | None = None
         self._policy: RobotPolicy | None = None
+        self._pose_source: PoseSource | None = None
 
     @classmethod
     def _load_as_safetensor(
-        cls, model: ResidualRlPolicy, model_file: str, map_location: str, strict: bool  # noqa: ARG003
+        cls,
+        model: ResidualRlPolicy,
+        model_file: str,
+        map_location: str,  # noqa: ARG003
+        strict: bool,  # noqa: ARG003
     ) -> ResidualRlPolicy:
         """Read the folder of `model_file`; `from_pretrained` calls this."""
         folder, name = Path(model_file).parent, model.config.pose_source
-        pose_source = None if name is None else typed_pose_source(name, folder)
+        model._pose_source = None if name is None else typed_pose_source(name, folder)
         model._folder, model._policy = folder, read(folder)
-        model._policy.pose_source = pose_source
         return model
 
     @property
@@ -59,6 +65,7 @@ class ResidualRlPolicy(PreTrainedPolicy):
             for name in self.policy.cameras
             if f"{IMAGES}{name}" in batch
         }
+        self.policy.pose_source = self._pose_source or simulated_pose_source()
         targets = self.policy.act(batch[STATE], batch.get(ENVIRONMENT_STATE), images)
         return targets[:, None].to(batch[STATE].device)
 
@@ -71,7 +78,7 @@ class ResidualRlPolicy(PreTrainedPolicy):
         """None: LeRobot does not train it."""
         return {}
 
-    def forward(self, batch: dict[str, Tensor]) -> NoReturn:  # noqa: ARG002
+    def forward(self, batch: dict[str, Tensor]) -> NoReturn:
         """Raise `NotImplementedError`: LeRobot does not train it."""
         raise NotImplementedError("a residual is trained with `residual-rl train`, not with lerobot-train")
 
@@ -80,6 +87,11 @@ class ResidualRlPolicy(PreTrainedPolicy):
             raise _not_read()
         self.config._save_pretrained(save_directory)
         copy_files(self._folder, save_directory)
+
+
+def simulated_pose_source() -> PoseSource | None:
+    """The pose source of the robot `so101_sim`, if this process is connected to one."""
+    return next(iter(ROBOTS.values())).arm.sheet_pose if len(ROBOTS) == 1 else None
 
 
 def _not_read() -> ConfigError:

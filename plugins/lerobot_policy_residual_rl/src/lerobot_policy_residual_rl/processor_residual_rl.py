@@ -1,4 +1,4 @@
-"""Processors of the policy type `residual_rl`. They normalise nothing: it reads and writes the robot's units."""
+"""Processors of the policy type `residual_rl`, which normalise nothing: it acts in the robot's units."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from lerobot_policy_residual_rl.configuration_residual_rl import ResidualRlConfi
 
 
 def make_residual_rl_pre_post_processors(
-    config: ResidualRlConfig, dataset_stats: Any = None  # noqa: ARG001
+    config: ResidualRlConfig,
+    dataset_stats: Any = None,  # noqa: ARG001
 ) -> tuple[Any, Any]:
     """The pre- and the postprocessor, as `residual-rl export` writes them."""
     before = [

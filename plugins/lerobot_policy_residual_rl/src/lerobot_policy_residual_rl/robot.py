@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import re
 import time
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from lerobot.robots import Robot, RobotConfig
 from lerobot.robots.utils import ensure_safe_goal_position
 from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnectedError
 
+from lerobot_policy_residual_rl.recording import Recording
+from residual_rl.config import from_plain
 from residual_rl.errors import ConfigError
 from residual_rl.registry import TASKS, load
 from residual_rl.robots.arm_driver import Pose
@@ -23,8 +24,8 @@ from residual_rl.tasks.so101_paper.simulated_arm import SimulatedArm
 _log = logging.getLogger(__name__)
 KEYS = tuple(f"{name}.pos" for name in HARDWARE.joint_names)
 """LeRobot's names of the joint positions, in order."""
-ARMS: dict[str | None, SimulatedArm] = {}
-"""The arms of the connected robots of this process, by the robots' ids."""
+ROBOTS: dict[str | None, SO101Sim] = {}
+"""The connected robots of this process by id."""
 
 
 @dataclass
@@ -41,8 +42,10 @@ class SimulatedCamera:
 class SO101SimConfig(RobotConfig):
     """The simulated arm; its units are those of `so101_follower` (degrees, and the gripper from 0 to 100)."""
 
-    # Seed of the first episode. Episode n of a recording has seed + n.
+    # Seed of the first episode. Episode n of a dataset has seed + n, and one that is recorded again the next.
     seed: int = 0
+    # End an episode of a recording when the task is solved, or at the task's limit of steps.
+    end_episodes: bool = True
     # Move in wall time. Otherwise, each `send_action` is one policy step of the task, however long it takes.
     real_time: bool = False
     # Cameras of the scene: top, wrist, or scene.
@@ -68,7 +71,7 @@ class SO101Sim(Robot):
         self.config = config
         self.cameras = config.cameras
         self._arm: SimulatedArm | None = None
-        self._announcements = EpisodeAnnouncements(self)
+        self._recording = Recording(self._begin_episode)
 
     # --- LeRobot's interface ---
 
@@ -88,20 +91,21 @@ class SO101Sim(Robot):
     def connect(self, calibrate: bool = True) -> None:  # noqa: ARG002
         if self.is_connected:
             raise DeviceAlreadyConnectedError(f"{self} is already connected")
-        if self.id in ARMS:
+        if self.id in ROBOTS:
             raise DeviceAlreadyConnectedError(f"there is a simulated arm with the id {self.id!r} already")
         config, spec = self.config, TASKS.get(self.config.task)
         if spec.id not in ("so101-paper", "so101-paper-precise"):
             raise ConfigError(f"the robot so101_sim has no task {spec.id!r}")
         self._arm = SimulatedArm(
-            load(spec.config)(**{**spec.config_overrides, **config.settings}),
+            from_plain(load(spec.config), {**spec.config_overrides, **config.settings}),
             config.seed,
             real_time=config.real_time,
             cameras={name: (camera.height, camera.width) for name, camera in self.cameras.items()},
         )
         self._arm.connect()
-        ARMS[self.id] = self._arm
-        logging.getLogger().addHandler(self._announcements)
+        self._arm.read()  # the first image takes long
+        ROBOTS[self.id] = self
+        logging.getLogger().addHandler(self._recording)
 
     @property
     def is_calibrated(self) -> bool:
@@ -138,14 +142,16 @@ class SO101Sim(Robot):
         sent = arm.command(HARDWARE.from_hardware(wanted).numpy())
         if not self.config.real_time:
             arm.wait_until(arm.now() + arm.period)
+        if self.config.end_episodes and (arm.success() or arm.num_steps >= arm.env.max_episode_steps):
+            self._recording.end_episode()
         return dict(zip(KEYS, HARDWARE.to_hardware(torch.from_numpy(sent)).tolist(), strict=True))
 
     def disconnect(self) -> None:
         if self._arm is None:
             return
-        logging.getLogger().removeHandler(self._announcements)
+        logging.getLogger().removeHandler(self._recording)
         self._report()
-        del ARMS[self.id]
+        del ROBOTS[self.id]
         self._arm.disconnect()
         self._arm.close()
         self._arm = None
@@ -176,25 +182,16 @@ class SO101Sim(Robot):
         """Whether the task is solved."""
         return self.arm.success()
 
+    def end_episode(self, again: bool = False) -> None:
+        """End the episode that LeRobot records, and with `again` drop it and record another in its place."""
+        self._recording.end_episode(again)
+
+    def _begin_episode(self, index: int, num_dropped: int) -> None:
+        self.reset(self.config.seed + index + num_dropped)
+
     def _report(self) -> None:
         """Log the end of an episode, if it has begun."""
         steps = self.arm.num_steps
         if steps:
             outcome = "solved" if self.success() else "not solved"
             _log.info("%s: episode with seed %d: %s, %d steps", self, self.arm.seed, outcome, steps)
-
-
-class EpisodeAnnouncements(logging.Handler):
-    """Resets the robot when LeRobot logs that it begins to record an episode, which is the only sign of it:
-    episode n, as it is counted in the dataset, has the seed `seed + n`."""
-
-    _BEGINS: ClassVar = re.compile(r"Recording episode (\d+)")
-
-    def __init__(self, robot: SO101Sim):
-        super().__init__()
-        self._robot = robot
-
-    def emit(self, record: logging.LogRecord) -> None:
-        begins = self._BEGINS.fullmatch(record.getMessage())
-        if begins and record.name == "root":
-            self._robot.reset(self._robot.config.seed + int(begins[1]))

@@ -11,7 +11,7 @@ from lerobot.teleoperators import Teleoperator, TeleoperatorConfig
 from lerobot.teleoperators.utils import TeleopEvents
 from lerobot.utils.errors import DeviceNotConnectedError
 
-from lerobot_policy_residual_rl.robot import ARMS, KEYS
+from lerobot_policy_residual_rl.robot import KEYS, ROBOTS, SO101Sim
 from residual_rl.config import from_plain
 from residual_rl.deployment.arm_operators import ArmOperator, FingertipOperator, PolicyOperator
 from residual_rl.errors import ConfigError, MissingDependencyError
@@ -50,6 +50,8 @@ class SO101SimPolicyConfig(SO101SimOperatorConfig):
     base_policy: str = "jacobian-yaw"
     # Its settings, as for `--base.SETTING`, e.g. "{checkpoint: runs/so101}".
     base: dict[str, Any] = field(default_factory=dict)
+    # Record an episode again, with another seed, if it is not solved within the task's limit of steps.
+    only_solved: bool = True
 
 
 class SO101SimOperator(Teleoperator):
@@ -93,12 +95,16 @@ class SO101SimOperator(Teleoperator):
         pass
 
     def get_action(self) -> dict[str, Any]:
-        target = HARDWARE.to_hardware(torch.from_numpy(self._connected_operator().joint_target()))
+        robot, operator = self._connected()
+        target = HARDWARE.to_hardware(torch.from_numpy(operator.joint_target()))
+        events = operator.events()
+        if events["terminate_episode"]:
+            robot.end_episode(again=events["rerecord_episode"] and self._records_again)
         return dict(zip(KEYS, target.tolist(), strict=True))
 
     def get_teleop_events(self) -> dict[Any, bool]:
         """What LeRobot's RL asks: whether a person intervenes, and whether and how the episode ends."""
-        events = self._connected_operator().events()
+        events = self._connected()[1].events()
         return {event: events[event.value] for event in TeleopEvents if event.value in events}
 
     def send_feedback(self, feedback: dict[str, Any]) -> None:
@@ -108,22 +114,27 @@ class SO101SimOperator(Teleoperator):
         self._is_connected = False
         self._operator = None
 
-    def _connected_operator(self) -> ArmOperator:
-        """The operator of the arm `robot_id`, which may be connected after this teleoperator."""
+    @property
+    def _records_again(self) -> bool:
+        """Whether an episode that the operator gives up is recorded again."""
+        return True
+
+    def _connected(self) -> tuple[SO101Sim, ArmOperator]:
+        """The robot `robot_id`, which may be connected after this teleoperator, and its operator."""
         if not self.is_connected:
             raise DeviceNotConnectedError(f"{self} is not connected: call connect() first")
         wanted = self.config.robot_id
-        if wanted is None and len(ARMS) == 1:
-            wanted = next(iter(ARMS))
-        if wanted not in ARMS:
-            ids = ", ".join(map(repr, ARMS)) or "none"
+        if wanted is None and len(ROBOTS) == 1:
+            wanted = next(iter(ROBOTS))
+        if wanted not in ROBOTS:
+            ids = ", ".join(map(repr, ROBOTS)) or "none"
             raise DeviceNotConnectedError(
                 f"{self} finds no connected so101_sim with the id {wanted!r}; there are: {ids}"
             )
-        arm = ARMS[wanted]
-        if self._operator is None or self._operator.arm is not arm:
-            self._operator = self._make_operator(arm)
-        return self._operator
+        robot = ROBOTS[wanted]
+        if self._operator is None or self._operator.arm is not robot.arm:
+            self._operator = self._make_operator(robot.arm)
+        return robot, self._operator
 
 
 class SO101SimPolicy(SO101SimOperator):
@@ -132,6 +143,10 @@ class SO101SimPolicy(SO101SimOperator):
     config_class = SO101SimPolicyConfig
     name = "so101_sim_policy"
     config: SO101SimPolicyConfig
+
+    @property
+    def _records_again(self) -> bool:
+        return self.config.only_solved
 
     def _make_operator(self, arm: SimulatedArm) -> PolicyOperator:
         spec = BASE_POLICIES.get(self.config.base_policy)
