@@ -13,9 +13,9 @@ from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_pol
 from residual_rl.chunk_residual_env import ChunkResidualEnv
 from residual_rl.composition import make_composition
 from residual_rl.config import TrainCfg, replace_fields
-from residual_rl.envs.limited_physics import limit_targets
 from residual_rl.envs.spaces import CHUNK_OBS, EXPERT_ACTION
 from residual_rl.envs.start_states import StartStates
+from residual_rl.envs.task_env import limit_targets
 from residual_rl.envs.vec_env import VecEnv
 from residual_rl.errors import ConfigError
 from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS, load

@@ -21,7 +21,7 @@ from residual_rl.base_policies.jacobian import JacobianCfg
 from residual_rl.cli import eval as eval_command
 from residual_rl.cli import train as train_command
 from residual_rl.cli.main import COMMANDS, main
-from residual_rl.config import ResidualCfg, RunCfg, TrainCfg
+from residual_rl.config import ResidualCfg, RunCfg, SafetyLimitsCfg, TrainCfg
 from residual_rl.envs.mujoco.gl_backend import gl_context_class
 from residual_rl.errors import MissingDependencyError
 from residual_rl.registry import BASE_POLICIES, LEARNERS, TASKS
@@ -116,6 +116,7 @@ def test_train__help_lists_every_setting(
     for cls, prefix in (
         (ResidualCfg, ""),
         (RunCfg, ""),
+        (SafetyLimitsCfg, ""),
         (learner, ""),
         (SO101PaperCfg, ""),
         (JacobianCfg, "base."),

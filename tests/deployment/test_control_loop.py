@@ -109,6 +109,27 @@ def test_control_loop__a_signal_ends_in_a_stop_within_200_ms(at_exit):
     assert arm.calls(at_exit.replace("-", "_")) == 1
 
 
+@pytest.mark.parametrize("moment", ["before the policy", "after the policy", "in the wait"])
+def test_control_loop__a_signal_beside_a_slow_policy_ends_in_a_stop_within_200_ms(moment):
+    arm, signalled = FakeArm(), []
+
+    def receive(here):
+        if here == moment and len(arm.commands) == 10 and not signalled:
+            signalled.append(arm.time)
+
+    def act(obs):
+        receive("before the policy")
+        arm.time += 0.1  # below the bound of 0.12 s
+        receive("after the policy")
+        return torch.zeros(1, 6)
+
+    arm.on_wait = lambda: receive("in the wait")
+    loop, _ = loop_on(arm, act=act, should_stop=lambda: bool(signalled))
+    assert loop.run().reason == "stopped by a signal"
+    assert stopped_after(arm, signalled[0]) < 0.2
+    assert len(arm.commands) == 10
+
+
 def test_control_loop__a_signal_during_the_move_to_the_start_ends_it():
     arm, signalled = FakeArm(START - 0.3), []
     arm.on_wait = lambda: signalled.append(arm.time) if len(arm.commands) == 3 and not signalled else None

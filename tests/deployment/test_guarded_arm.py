@@ -180,6 +180,18 @@ def test_guarded_arm_read__frozen_joints_are_noticed_within_the_bound_and_a_few_
     guard.disconnect()
 
 
+def test_guarded_arm_read__a_frozen_image_is_noticed_once_the_arm_has_moved():
+    arm, guard = guarded()
+    image = np.zeros((4, 4, 3), np.uint8)
+    arm.corrupt = lambda reading: dataclasses.replace(reading, images={"top": image.copy()})
+    guard.connect()
+    run_steps(guard, 60, size=0.0)  # the image may stay the same while the arm does
+    with pytest.raises(ArmError, match=r"camera top has given exactly the same image for .* moved by 1[78]°"):
+        run_steps(guard, 60, size=-0.02)
+    assert np.abs(arm.joints - START).max() < 0.33
+    guard.disconnect()
+
+
 def test_guarded_arm_read__an_arm_that_rests_on_its_target_is_not_frozen():
     _, guard = guarded()
     guard.connect()

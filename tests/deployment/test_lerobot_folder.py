@@ -158,9 +158,7 @@ def test_read__a_base_that_changed_is_an_error(tmp_path: Path, il: Path) -> None
 def test_export__a_base_of_another_name_must_be_copied(tmp_path: Path, il: Path) -> None:
     last = (il / WEIGHTS).rename(il / "last.safetensors")
     read(exported(tmp_path, "il", checkpoint=str(last)))
-    with pytest.raises(
-        ConfigError, match=r"last.safetensors cannot be named by its folder.* copy"
-    ):
+    with pytest.raises(ConfigError, match=r"last.safetensors cannot be named by its folder.* copy"):
         export(find_policy(tmp_path / "model"), tmp_path / "short", "reference")
 
 

@@ -97,6 +97,23 @@ EXECUTED: list[tuple[str, str, list[str], Check]] = [
         [],
         lambda folder, _: len(list(folder.glob("demos*.mp4"))) == 1,
     ),
+    (
+        "docs/so101_arm.md",
+        "residual-rl deploy jacobian --task so101-paper --sim",
+        ["--no-real-time"],
+        lambda folder, out: (
+            "of which 1 were solved" in out and len(list(folder.glob("runs/deploy-*/deploy.json"))) == 1
+        ),
+    ),
+    (
+        "docs/so101_arm.md",
+        (
+            "residual-rl eval so101-paper --base-policy jacobian --safety --workspace 0.05 0.45 -0.3 0.3"
+            " -0.02 0.4 --n-episodes 200"
+        ),
+        ["--n-episodes", "2"],
+        lambda _, out: "Success (once)" in out,
+    ),
     ("docs/so101_paper.md", "residual-rl doctor so101-paper", ["--quick"], lambda _, out: "all" in out),
 ]
 

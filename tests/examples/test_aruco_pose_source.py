@@ -38,7 +38,11 @@ def example():
 @pytest.fixture(scope="module")
 def markers(example):
     Marker = example.Marker
-    table = [Marker(0, 0.05, (0.05, -0.24)), Marker(1, 0.05, (0.42, -0.24)), Marker(2, 0.05, (0.42, 0.24), 0.5)]
+    table = [
+        Marker(0, 0.05, (0.05, -0.24)),
+        Marker(1, 0.05, (0.42, -0.24)),
+        Marker(2, 0.05, (0.42, 0.24), 0.5),
+    ]
     return table, Marker(3, 0.05, (0.03, -0.06), 0.2)
 
 

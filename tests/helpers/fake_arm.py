@@ -46,7 +46,7 @@ class FakeArm:
 
     def read(self) -> ArmReading:
         self._call("read")
-        image = np.full((4, 6, 3), 7, np.uint8)
+        image = np.full((4, 6, 3), len(self.log) % 256, np.uint8)  # a real camera's noise
         return self.corrupt(ArmReading(self.joints.copy(), self.time, {"top": image}))  # type: ignore[return-value]
 
     def command(self, joint_target: NDArray[np.float64]) -> NDArray[np.float64]:

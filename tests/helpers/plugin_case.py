@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import lerobot_policy_residual_rl  # noqa: F401 (registers the policy type)
 import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from torch import Tensor
+
+import lerobot_policy_residual_rl  # noqa: F401 (registers the policy type)
 
 
 def load(folder: Path, *flags: str) -> tuple[Any, Any, Any]:

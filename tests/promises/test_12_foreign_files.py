@@ -22,7 +22,7 @@ from foreign_demos import minari, robomimic
 from tiny_runs import Fails, slow
 
 from residual_rl.cli.main import main
-from residual_rl.config import ResidualCfg, RunCfg, TrainCfg, sign_task_settings
+from residual_rl.config import ResidualCfg, RunCfg, SafetyCfg, TrainCfg, sign_task_settings
 from residual_rl.demos.episode import Demo
 from residual_rl.demos.reader import Demonstrations
 from residual_rl.demos.writer import DemoWriter, describe
@@ -460,7 +460,12 @@ Paths here are read, with the readers' own checks; `settings` are those of a hyb
 
 def test_sensitive_fields__every_setting_of_type_text_is_classified() -> None:
     """A new setting of type text must be declared sensitive, or added to the harmless ones here."""
-    configs = [*registered_configs().values(), ("residual", ResidualCfg), ("run", RunCfg)]
+    configs = [
+        *registered_configs().values(),
+        ("residual", ResidualCfg),
+        ("run", RunCfg),
+        ("safety", SafetyCfg),
+    ]
     texts = {str, Path, tuple[str, ...]}
     found = {
         f"{part}.{field}"

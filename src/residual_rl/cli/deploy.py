@@ -221,7 +221,8 @@ def _wait_for_enter(should_stop: Callable[[], bool]) -> bool:
 def _show(outcome: Outcome, settings: DeployCfg, folder: Path, console: Console) -> None:
     """Print why it ended, the commands, the limits that acted, and the timing."""
     result, timing = outcome.result, outcome.timing
-    state = "nothing was sent" if settings.dry_run else _state(settings, outcome)
+    is_sent = outcome.log.num_commands and not settings.dry_run
+    state = _state(settings, outcome) if is_sent or result.failed else "nothing was sent"
     console.say(f"Ended after {result.steps} steps: {result.reason}; {state}.")
     if result.episodes:
         solved = sum(episode["success_once"] for episode in result.episodes)

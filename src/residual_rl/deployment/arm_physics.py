@@ -29,7 +29,8 @@ class ArmPhysics:
     """One arm as a `Physics` with B = 1: each step sends the joint targets and waits for the next reading.
 
     It reads `joint_position`, `joint_velocity` (finite differences) and `ee_position`, and of the task's
-    object `NAME_position` and `NAME_quaternion`. Steps keep the policy's rate on the driver's clock: the next
+    object `NAME_position`, `NAME_quaternion` and `NAME_seen` [1], which is 0 where the pose is that of an
+    earlier step. Steps keep the policy's rate on the driver's clock: the next
     reading is one period after the last one, however long the policy computed in between. After a step that
     took longer than a period, the schedule starts anew, so that lost time is not caught up.
 
@@ -70,6 +71,7 @@ class ArmPhysics:
         self._pose_object = pose_object
         self._max_pose_age = max_pose_age
         self._pose: Pose | None = None
+        self._pose_is_new = False
         self._next = 0.0
         self.reading: ArmReading | None = None
         """The last reading."""
@@ -123,6 +125,7 @@ class ArmPhysics:
         """The pose of the object; where it is not seen now, the last one, for a limited time."""
         pose = self._pose_source() if self._pose_source is not None else None
         latest = self._pose if pose is None else checked_pose(pose)
+        self._pose_is_new = latest is not None and (self._pose is None or latest.time > self._pose.time)
         if latest is None:
             raise ArmError(f"the pose source does not see the {self._pose_object}")
         age = self.driver.now() - latest.time
@@ -140,7 +143,7 @@ class ArmPhysics:
         names = self.driver.hardware.joint_names
         values = arm_quantities(position, velocity, names, self._kinematics)
         if self._pose_object is not None:
-            values |= pose_quantities(self._pose_object, self._pose, num_rows=1)
+            values |= pose_quantities(self._pose_object, self._pose, self._pose_is_new, num_rows=1)
         return values
 
     @property

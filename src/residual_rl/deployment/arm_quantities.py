@@ -24,12 +24,14 @@ def arm_quantities(
     }
 
 
-def pose_quantities(name: str, pose: Pose | None, num_rows: int) -> Quantities:
-    """`NAME_position` [B, 3] and `NAME_quaternion` [B, 4]; NaN without a pose."""
+def pose_quantities(name: str, pose: Pose | None, is_new: bool, num_rows: int) -> Quantities:
+    """`NAME_position` [B, 3] and `NAME_quaternion` [B, 4], NaN without a pose, and `NAME_seen` [B], 1 for a
+    pose that `is_new` and 0 for one of an earlier step."""
     position, quaternion = torch.full((3,), torch.nan), torch.full((4,), torch.nan)
     if pose is not None:
         position, quaternion = torch.as_tensor(pose.position), torch.as_tensor(pose.quaternion)
     return {
         f"{name}_position": position.double().expand(num_rows, -1),
         f"{name}_quaternion": quaternion.double().expand(num_rows, -1),
+        f"{name}_seen": torch.full((num_rows,), float(is_new)),
     }

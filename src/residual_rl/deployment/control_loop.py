@@ -106,7 +106,10 @@ class ControlLoop:
         self._env.reset()
         began = self._guard.now()
         while not self._ended:
-            for _, info in self._env.steps(self._act(self._env.obs)):
+            action = self._act(self._env.obs)
+            if self._is_over(began):  # before another command
+                return
+            for _, info in self._env.steps(action):
                 self._count(info)
                 if self._ended or self._is_over(began):
                     return

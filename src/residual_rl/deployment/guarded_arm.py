@@ -23,6 +23,8 @@ from residual_rl.utils.validation import CheckedCfg, PositiveFloat
 _log = logging.getLogger(__name__)
 _FROZEN_ERROR = 0.03
 """Distance between target and reading at which joints that do not move at all are suspicious [rad]."""
+_SEEN_MOVE = 0.3
+"""Motion of a joint that every camera should see [rad]."""
 _POLL = 0.002
 """Time between two attempts to get a new reading [s]."""
 _WATCH = 0.01
@@ -41,8 +43,8 @@ class GuardCfg(CheckedCfg):
     stale_after: PositiveFloat = 0.3
     """Age of the newest reading at which the arm is stopped [s]."""
     frozen_after: PositiveFloat = 1.0
-    """Time without any change of the joint positions, although the targets are elsewhere, after which the arm
-    is stopped [s]."""
+    """Time after which the arm is stopped if the joint positions have not changed at all although the targets
+    are elsewhere, or an image has not although the arm has moved [s]."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ class GuardedArm:
         self._reading: ArmReading | None = None
         self._used: float | None = None
         self._unchanged_since = 0.0
+        self._images: dict[str, ArmReading] = {}
+        """By camera, the first reading with the present image."""
         # targets: None at rest, where the next one starts from the measured positions
         self._target: NDArray[np.float64] | None = None
         self._target_step = np.zeros(len(driver.hardware.joint_names))
@@ -137,6 +141,7 @@ class GuardedArm:
                 raise ArmError(f"the arm has given the same reading for {now - began:.2f} s")
             self.driver.wait_until(now + _POLL)
         self._check_frozen(reading)
+        self._check_images(reading)
         self._reading = reading
         self.timing.reading(reading.time)
         if self._target is not None:
@@ -291,6 +296,20 @@ class GuardedArm:
                 f" of {name} is {np.degrees(away.max()):.1f}° away: the arm is blocked, or its readings are"
                 " frozen"
             )
+
+    def _check_images(self, reading: ArmReading) -> None:
+        for name, image in reading.images.items():
+            first = self._images.get(name)
+            if first is None or not np.array_equal(first.images[name], image):
+                self._images[name] = reading
+                continue
+            unchanged = reading.time - first.time
+            moved = np.abs(reading.joint_position - first.joint_position).max()
+            if unchanged > self.cfg.frozen_after and moved > _SEEN_MOVE:
+                raise ArmError(
+                    f"the arm's camera {name} has given exactly the same image for {unchanged:.1f} s,"
+                    f" although the arm has moved by {np.degrees(moved):.0f}°"
+                )
 
     def _finite(self, joint_target: Any) -> NDArray[np.float64]:
         target = np.array(joint_target, np.float64)

@@ -38,6 +38,7 @@ class MeasuredArms:
         self._kinematics = env.kinematics
         self._names = env.hardware.joint_names
         self._pose: Pose | None = None
+        self._pose_is_new = False
         self._pose_seen = -torch.inf
         self.reset()
 
@@ -68,7 +69,8 @@ class MeasuredArms:
             raise ConfigError(f"a pose source serves one robot, not {self._env.num_envs}")
         pose = pose_source()
         pose = None if pose is None else checked_pose(pose)
-        if pose is not None and (self._pose is None or pose.time > self._pose.time):
+        self._pose_is_new = pose is not None and (self._pose is None or pose.time > self._pose.time)
+        if self._pose_is_new:
             self._pose, self._pose_seen = pose, time.monotonic()
         if self._pose is None:
             raise ArmError(f"the pose source does not see the {name}")
@@ -82,7 +84,7 @@ class MeasuredArms:
         task, num_rows = self._env.task, len(self._position)
         q = arm_quantities(self._position, self._velocity, self._names, self._kinematics)
         if task.pose_object is not None:
-            q |= pose_quantities(task.pose_object, self._pose, num_rows)
+            q |= pose_quantities(task.pose_object, self._pose, self._pose_is_new, num_rows)
         counters = {"seed": torch.zeros(num_rows, dtype=torch.int64)}
         counters["step"] = torch.full_like(counters["seed"], self._step)
         return task.observe({**q, **counters, "joint_target": self._target})

@@ -13,10 +13,12 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from residual_rl.config import SafetyLimitsCfg
 from residual_rl.envs.episodes import RunningEpisodes
 from residual_rl.envs.task import Physics, Quantities, Task
 from residual_rl.envs.vec_env import EpisodeSeeds, VecEnv
 from residual_rl.errors import ConfigError, UnknownNameError
+from residual_rl.robots.safety_limits import SafetyLimits
 from residual_rl.types import Obs, State, check_finite
 
 
@@ -41,6 +43,8 @@ class TaskEnv(VecEnv):
         images = {name: spaces.Box(0, 255, (*task.image_size, 3), np.uint8) for name in task.obs_cameras}
         self._set_spaces(spaces.Dict({**task.observation_space().spaces, **images}))
         self.can_restore = True
+        self.limits: SafetyLimits | None = None
+        """Limits of the joint targets; set before the first reset."""
         self.episode_seeds = EpisodeSeeds()
         self._episodes = RunningEpisodes(self.num_envs, self.device)
         self._hold_steps = torch.zeros_like(self._episodes.length)
@@ -79,13 +83,18 @@ class TaskEnv(VecEnv):
 
         # Step the physics of the envs that have an episode and are in `mask`; others would only cost time.
         command = self._command
-        target = self.task.joint_target(action, {**command, **self._last})
+        wanted = target = self.task.joint_target(action, {**command, **self._last})
+        if self.limits is not None:
+            target = self.limits(target, command["joint_target"], command["target_step"]).target
         active = self.active if mask is None else self.active & mask
         with self._context(action, self.physics.state_before):
             sent = self.physics.step(target, None if active.all() else active.nonzero().flatten())
-        if sent is not None:
-            action, target = self._limited(action, target, sent), sent
+        if sent is not None:  # an arm may have limits of its own
+            target = sent
+        action = self._executed(action, wanted, target)
         self._command = {"joint_target": target, "action": action}
+        if self.limits is not None:
+            self._command["target_step"] = target - command["joint_target"]
         if mask is not None:
             self._command = {
                 name: torch.where(mask[:, None], value, command[name])
@@ -122,7 +131,7 @@ class TaskEnv(VecEnv):
         truncated = (self._episodes.length >= self.max_episode_steps) & ~terminated
         ended = terminated | truncated
         info = self._episodes.info(terms, metrics, obs, q["success"], ended)
-        if sent is not None:
+        if self.limits is not None or sent is not None:
             info["executed_action"] = action
 
         # Reset the envs whose episode ended.
@@ -262,6 +271,8 @@ class TaskEnv(VecEnv):
         start = self.physics.read()["joint_position"]
         zero = torch.zeros(self.num_envs, len(self.action_unit), device=self.device)
         fresh = {"joint_target": start, "action": zero}
+        if self.limits is not None:
+            fresh["target_step"] = torch.zeros_like(start)
         if not self._command:
             self._command = fresh
         else:
@@ -270,13 +281,13 @@ class TaskEnv(VecEnv):
         self._episodes.begin(env_ids, seeds)
         self._hold_steps = self._hold_steps.index_fill(0, env_ids, 0)
 
-    def _limited(self, action: Tensor, target: Tensor, sent: Tensor) -> Tensor:
-        """The actions [B, A] that command the targets `sent` [B, J] instead of `target`; the given ones where
-        these are equal, and where an action only counts later."""
-        changed = (sent != target).any(1, keepdim=True)
+    def _executed(self, action: Tensor, wanted: Tensor, target: Tensor) -> Tensor:
+        """The actions [B, A] that command `target` [B, J] in place of `wanted`; the given ones where these
+        are equal, and where an action only counts later."""
+        changed = (target != wanted).any(1, keepdim=True)
         if self.task.action_delay or not changed.any():
             return action
-        executed = self.task.targets_to_actions(sent[:, None], {**self._obs, **self._command})[:, 0]
+        executed = self.task.targets_to_actions(target[:, None], {**self._obs, **self._command})[:, 0]
         return torch.where(changed, executed, action)
 
     def _quantities(self) -> Quantities:
@@ -317,3 +328,16 @@ def _with_rows(values: Quantities, env_ids: Tensor, rows: Quantities) -> Quantit
 
 def _with_prefix(prefix: str, values: Quantities) -> Quantities:
     return {f"{prefix}/{name}": value for name, value in values.items()}
+
+
+def limit_targets(env: VecEnv, cfg: SafetyLimitsCfg) -> None:
+    """Apply limits to the joint targets that `env` commands.
+
+    Raises:
+        ConfigError: the env's actions are not joint targets of an arm in its own simulator.
+    """
+    if not isinstance(env, TaskEnv) or env.hardware is None:
+        raise ConfigError(
+            "safety needs a task of an arm with joint targets, such as so101-paper: leave out --safety"
+        )
+    env.limits = SafetyLimits(cfg, env.hardware, env.control_hz, env.kinematics)

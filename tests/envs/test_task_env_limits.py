@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from residual_rl.config import SafetyCfg, SafetyLimitsCfg, TrainCfg
-from residual_rl.envs.limited_physics import limit_targets
+from residual_rl.envs.task_env import limit_targets
 from residual_rl.errors import ConfigError
 from residual_rl.factory import make_residual_env, make_vec_env
 
@@ -60,7 +60,7 @@ def test_limit_targets__an_episode_does_not_depend_on_its_slot():
         assert torch.equal(a[0]["state"][0], b[0]["state"][2])
 
 
-def test_limited_physics__a_resumed_env_goes_on_with_the_same_limits():
+def test_task_env_limits__a_resumed_env_goes_on_with_the_same_limits():
     env = limited_env()
     env.reset(seed=1)
     action = torch.ones(2, 6)
@@ -77,7 +77,7 @@ def test_limited_physics__a_resumed_env_goes_on_with_the_same_limits():
     assert torch.equal(env.step(action)[0]["joint_target"][1], expected[1])
 
 
-def test_limited_physics__an_env_that_does_not_step_keeps_its_last_target():
+def test_task_env_limits__an_env_that_does_not_step_keeps_its_last_target():
     env = limited_env()
     env.reset(seed=1)
     env.step(torch.ones(2, 6))
