@@ -37,8 +37,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from residual_rl.errors import ConfigError, MissingDependencyError
-from residual_rl.robots.arm_driver import Pose
+from residual_rl import ConfigError, MissingDependencyError, Pose
 
 try:
     import cv2

@@ -35,7 +35,9 @@ ALGORITHMS = {
     "bc": "residual_rl.imitation.algorithms.bc:BC",
     "diffusion": "residual_rl.imitation.algorithms.diffusion:Diffusion",
     "flow": "residual_rl.imitation.algorithms.flow:Flow",
+    "act": "residual_rl.lerobot.act:Act",
 }
+"""Class of each algorithm, as `module:attribute`."""
 
 
 @dataclass(frozen=True)

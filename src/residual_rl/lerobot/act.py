@@ -20,7 +20,6 @@ from residual_rl.demos.reader import Demonstrations
 from residual_rl.demos.replay import make_env
 from residual_rl.envs.spaces import conversion_inputs
 from residual_rl.errors import ConfigError
-from residual_rl.imitation import model as models
 from residual_rl.imitation.algorithms.base import Algorithm
 from residual_rl.imitation.config import ImitateCfg
 from residual_rl.imitation.model import LAST_FILE, ImitationModel, ModelSettings
@@ -47,7 +46,6 @@ LAST = "last"
 IGNORED = 1e6
 """Standard deviation assigned to observations that hardly vary in the demonstrations, so that the policy
 ignores them."""
-models.ALGORITHMS.setdefault("act", f"{__name__}:Act")
 
 
 @dataclass(frozen=True)
@@ -104,11 +102,14 @@ class Act(Algorithm):
         chunk_size: K.
         num_action_steps: number of actions executed of each chunk.
         size: the fields of `ActSize`.
+
+    Raises `MissingDependencyError` without LeRobot.
     """
 
     stochastic = False
 
     def __init__(self, joints: int, chunk_size: int, num_action_steps: int, size: dict[str, Any]):
+        require_lerobot("an ACT model")
         self._joints = joints
         self._chunk_size = chunk_size
         self._num_action_steps = num_action_steps

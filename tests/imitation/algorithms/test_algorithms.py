@@ -175,7 +175,7 @@ def test_learning_rate_at__rises_and_falls() -> None:
 
 
 def test_make_algorithm__names_an_unknown_algorithm() -> None:
-    with pytest.raises(ConfigError, match="algo must be one of bc, diffusion, flow, not 'gan'"):
+    with pytest.raises(ConfigError, match="algo must be one of bc, diffusion, flow, act, not 'gan'"):
         make_algorithm("gan", {})
 
 
