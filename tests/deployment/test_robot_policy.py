@@ -120,6 +120,16 @@ def test_robot_policy_act__follows_the_run_from_joints_and_a_pose_alone(tmp_path
         assert (got - expected).abs().max() < 1e-4
 
 
+def test_robot_policy_act__adds_no_noise_to_what_an_arm_measures(tmp_path: Path) -> None:
+    targets = []
+    for name, noise in {"plain": {}, "noisy": {"position_noise": 0.02, "angle_noise": 0.1}}.items():
+        (tmp_path / name).mkdir()
+        policy = read(exported(tmp_path / name, "jacobian", "ppo", noise)[1])
+        policy.pose_source = pose
+        targets.append(policy.act(home()))
+    assert torch.equal(*targets)
+
+
 def test_robot_policy_act__without_a_pose_source_is_an_error(policy: RobotPolicy) -> None:
     assert policy.needs_pose == ("state", "sheet_pose", "goal")
     with pytest.raises(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,9 +28,12 @@ POSITION = "joint_position"
 def make_env(cfg: TrainCfg, num_envs: int) -> TaskEnv:
     """The env of a run, as the source of spaces, units and kinematics; it is not meant to be stepped.
 
-    Raises `ConfigError` for a task that is not one of a robot with known units.
+    It adds no imperfections, such as noise, to those of the arm. Raises `ConfigError` for a task that is not
+    one of a robot with known units.
     """
-    env = load(TASKS.get(cfg.task_id).make)(cfg.task, num_envs, cfg.run.num_threads, "cpu")
+    spec = TASKS.get(cfg.task_id)
+    task = dataclasses.replace(cfg.task, **spec.hardware_settings)
+    env = load(spec.make)(task, num_envs, cfg.run.num_threads, "cpu")
     if not isinstance(env, TaskEnv) or env.hardware is None:
         raise ConfigError(
             f"task {cfg.task_id!r} has no units of a robot (`hardware`), which a policy for robots acts in"
