@@ -93,7 +93,7 @@ class TaskEnv(VecEnv):
         with self._context(action, self.physics.state_before):
             sent = self.physics.step(servo_target, None if active.all() else active.nonzero().flatten())
         if sent is not None:  # an arm may have limits of its own
-            target = sent
+            target = torch.where(sent == servo_target, target, sent + (target - servo_target))
         action = self._executed(action, wanted, target)
         self._command = {"joint_target": target, "action": action}
         if self.limits is not None:
