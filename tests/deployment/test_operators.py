@@ -71,6 +71,14 @@ def test_keyboard_operator__keys_end_episode_and_session(
     operator.close()
 
 
+def test_keyboard_operator__arrow_keys_do_not_end_the_session(env: TaskEnv, keys: int) -> None:
+    operator = KeyboardOperator(env)
+    for key in ("\x1b[A", "\x1bOB", "\x1b[1;5C", "\x1b[3~"):
+        assert not typed(operator, keys, key).stop
+    assert typed(operator, keys, "\x1b[A\x1b").stop
+    operator.close()
+
+
 def test_keyboard_operator_prepare__waits_for_enter_or_a_stop(env: TaskEnv, keys: int) -> None:
     operator = KeyboardOperator(env)
     os.write(keys, b"x\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import sys
 import time
@@ -21,6 +22,8 @@ from residual_rl.types import Obs
 
 _KEY_SECONDS = 0.15
 """Time for which a key counts as held after the terminal has reported it [s]; terminals repeat held keys."""
+_ESCAPE_SEQUENCE = re.compile(r"\x1b[\[O][0-?]*[ -/]*[@-~]")
+"""What a terminal sends for an arrow or function key; it is no escape key."""
 _JOINT_KEYS = (("a", "q"), ("s", "w"), ("d", "e"), ("f", "r"), ("g", "t"), ("h", "y"), ("j", "u"), ("k", "i"))
 """Keys that lower and raise each action."""
 
@@ -148,6 +151,7 @@ class TeleoperatorOperator:
         if env.hardware is None:
             raise ConfigError("a teleoperator commands joints of a real robot, which this task does not name")
         self._teleoperator = teleoperator
+        self._is_open = True
         self._env = env
         self._hardware = env.hardware
 
@@ -173,7 +177,9 @@ class TeleoperatorOperator:
         _wait_for_enter(should_stop)
 
     def close(self) -> None:
-        self._teleoperator.disconnect()
+        if self._is_open:
+            self._is_open = False
+            self._teleoperator.disconnect()
 
 
 def make_operator(name: str, env: VecEnv) -> Operator:
@@ -222,4 +228,5 @@ def _typed(wait: bool = False) -> str:
     """The keys typed since the last call; with `wait`, after waiting for a tenth of a second."""
     fd = sys.stdin.fileno()
     ready, _, _ = select.select([fd], [], [], 0.1 if wait else 0.0)
-    return os.read(fd, 1024).decode(errors="replace") if ready else ""
+    typed = os.read(fd, 1024).decode(errors="replace") if ready else ""
+    return _ESCAPE_SEQUENCE.sub("", typed)
