@@ -48,7 +48,13 @@ def torch_seconds() -> float:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "so101-paper", "--help"], ["train", "maniskill", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["train", "so101-paper", "--help"],
+        ["train", "maniskill", "--help"],
+        ["train-robot", "so101-paper", "--help"],
+    ],
 )
 def test_help__imports_no_torch_and_no_simulator(arguments: list[str]) -> None:
     _, modules = run(HELP, arguments)

@@ -10,9 +10,10 @@ import torch
 from fake_arm import IN_PLACE, FakeArm, with_joints
 
 from residual_rl.config import SafetyLimitsCfg, TrainCfg
+from residual_rl.deployment.arm_cfg import GuardCfg, LoopCfg
 from residual_rl.deployment.arm_physics import make_arm_env
-from residual_rl.deployment.control_loop import ControlLoop, LoopCfg
-from residual_rl.deployment.guarded_arm import GuardCfg, GuardedArm
+from residual_rl.deployment.control_loop import ControlLoop
+from residual_rl.deployment.guarded_arm import GuardedArm
 from residual_rl.errors import ArmError, NonFiniteError
 from residual_rl.evaluation.compare import run_episodes
 from residual_rl.evaluation.evaluate import no_residual

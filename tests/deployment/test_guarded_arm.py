@@ -12,7 +12,8 @@ import pytest
 from fake_arm import FakeArm, with_joints
 
 from residual_rl.config import SafetyLimitsCfg
-from residual_rl.deployment.guarded_arm import GuardCfg, GuardedArm
+from residual_rl.deployment.arm_cfg import GuardCfg
+from residual_rl.deployment.guarded_arm import GuardedArm
 from residual_rl.errors import ArmError, ResidualRLError
 from residual_rl.robots.safety_limits import SafetyLimits
 from residual_rl.tasks.so101_paper.robot import HOME
@@ -93,6 +94,8 @@ def test_guarded_arm_stop__a_driver_that_fails_is_reported_and_not_raised():
     run_steps(guard, 1)
     arm.lost = True
     assert guard.stop("done") == "the arm could not be held: the cable is lost"
+    # as the control loop learns it, where the watchdog was first
+    assert guard.stop("again") == "the arm could not be held: the cable is lost"
     guard.disconnect()
 
 

@@ -9,7 +9,7 @@ import pytest
 from robot_runs import SIMULATED
 
 from residual_rl.config import TrainCfg, replace_fields
-from residual_rl.deployment.guarded_arm import GuardCfg
+from residual_rl.deployment.arm_cfg import GuardCfg
 from residual_rl.deployment.learning_cfg import RobotCfg
 from residual_rl.deployment.robot_runner import RobotRunner
 from residual_rl.deployment.training_arm import make_training_arm

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from residual_rl.config import TrainCfg, replace_fields
-from residual_rl.deployment.guarded_arm import GuardCfg
+from residual_rl.deployment.arm_cfg import GuardCfg
 from residual_rl.deployment.learning_cfg import RobotCfg
 from residual_rl.deployment.operators import NoOperator, Operator, Signals
 from residual_rl.deployment.robot_runner import RobotRunner

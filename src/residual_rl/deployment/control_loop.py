@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from residual_rl.deployment.arm_cfg import LoopCfg
 from residual_rl.deployment.arm_physics import ArmPhysics
 from residual_rl.deployment.guarded_arm import GuardedArm
 from residual_rl.deployment.moves import move_to
@@ -17,22 +18,6 @@ from residual_rl.envs.task_env import TaskEnv
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.types import Obs
 from residual_rl.utils.text import one_line
-from residual_rl.utils.validation import CheckedCfg, PositiveFloat, PositiveInt
-
-
-@dataclass(frozen=True)
-class LoopCfg(CheckedCfg):
-    """How long a policy runs on an arm, and where its episodes start."""
-
-    episodes: PositiveInt = 1
-    """Number of episodes; each ends with success or after the task's steps."""
-    seconds: PositiveFloat | None = None
-    """Time after which the arm is stopped [s], at its rate. None: after the last episode."""
-    move_to_start: bool = True
-    """Move slowly to the task's start pose before each episode; otherwise an episode starts where the arm
-    is."""
-    start_speed: PositiveFloat = 0.5
-    """Speed of the fastest joint on the way there [rad/s]."""
 
 
 @dataclass

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from residual_rl.config import SafetyLimitsCfg, TrainCfg, replace_fields
+from residual_rl.deployment.arm_cfg import GuardCfg, LoopCfg
 from residual_rl.deployment.arm_physics import make_arm_env
 from residual_rl.deployment.command_log import CommandLog
-from residual_rl.deployment.control_loop import ControlLoop, LoopCfg, LoopResult
-from residual_rl.deployment.guarded_arm import GuardCfg, GuardedArm
+from residual_rl.deployment.control_loop import ControlLoop, LoopResult
+from residual_rl.deployment.guarded_arm import GuardedArm
 from residual_rl.deployment.pose_source import BackgroundPoseSource
 from residual_rl.errors import ArmError
 from residual_rl.evaluation.evaluate import no_residual

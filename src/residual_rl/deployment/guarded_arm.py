@@ -7,18 +7,18 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from residual_rl.deployment.arm_cfg import GuardCfg
 from residual_rl.deployment.loop_timing import LoopTiming
 from residual_rl.errors import ArmError
 from residual_rl.robots.arm_driver import ArmDriver, ArmReading
 from residual_rl.robots.safety_limits import SafetyLimits
 from residual_rl.utils.text import one_line
-from residual_rl.utils.validation import CheckedCfg, PositiveFloat
 
 _log = logging.getLogger(__name__)
 _FROZEN_ERROR = 0.03
@@ -29,22 +29,6 @@ _POLL = 0.002
 """Time between two attempts to get a new reading [s]."""
 _WATCH = 0.01
 """Time between two checks of the policy's answer [s]."""
-
-
-@dataclass(frozen=True)
-class GuardCfg(CheckedCfg):
-    """When an arm is stopped, and how."""
-
-    at_exit: Literal["hold", "torque-off"] = "hold"
-    """What stops the arm, at the end and after every failure: hold it where it is, or turn the torque off, so
-    that it may fall."""
-    max_latency: PositiveFloat = 0.12
-    """Longest time from a reading to its command [s]; a policy that takes longer is stopped."""
-    stale_after: PositiveFloat = 0.3
-    """Age of the newest reading at which the arm is stopped [s]."""
-    frozen_after: PositiveFloat = 1.0
-    """Time after which the arm is stopped if the joint positions have not changed at all although the targets
-    are elsewhere, or an image has not although the arm has moved [s]."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +80,7 @@ class GuardedArm:
         """Latency and intervals of the commands."""
         self.stopped: str | None = None
         """Why the arm was stopped; None: it was not."""
+        self._stop_failure: str | None = None
         self._on_command = on_command
         self._lock = threading.RLock()
         # readings
@@ -206,13 +191,13 @@ class GuardedArm:
     def stop(self, reason: str) -> str | None:
         """Hold the arm or turn its torque off, as `at_exit` says. Later calls do nothing.
 
-        Returns what failed, or None. It never raises an exception.
+        Returns what failed in the first call, or None. It never raises an exception.
         """
         # A command in progress may never end: then the driver is told all the same.
         locked = self._lock.acquire(timeout=0.05)
         try:
             if self.stopped is not None:
-                return None
+                return self._stop_failure
             self.stopped = reason
             self._computing_since = None
             if self.dry_run:
@@ -225,11 +210,11 @@ class GuardedArm:
                 self.driver.torque_off()
         except Exception as error:  # noqa: BLE001 (whatever a driver raises, the program goes on to its end)
             what = "held" if self.cfg.at_exit == "hold" else "freed of torque"
-            return f"the arm could not be {what}: {one_line(error)}"
+            self._stop_failure = f"the arm could not be {what}: {one_line(error)}"
         finally:
             if locked:
                 self._lock.release()
-        return None
+        return self._stop_failure
 
     def disconnect(self) -> None:
         self._ended.set()
