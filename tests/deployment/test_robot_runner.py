@@ -12,15 +12,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from robot_runs import Script, config, make_runner, pushes, train_robot
+from robot_runs import SIMULATED, Script, config, make_runner, pushes, train_robot
 from tiny_runs import different, last_state, metric_rows
 
 from residual_rl.config import TrainCfg, replace_fields
+from residual_rl.deployment.arm_cfg import GuardCfg
+from residual_rl.deployment.guarded_arm import GuardedArm
+from residual_rl.deployment.learning_cfg import RobotCfg
 from residual_rl.deployment.operators import Signals
+from residual_rl.deployment.pose_source import BackgroundPoseSource
+from residual_rl.deployment.training_arm import TrainingArm, make_training_arm
 from residual_rl.errors import ArmError, CheckpointError, ConfigError, LearnerError, NonFiniteError
+from residual_rl.evaluation.deployment import Deployment
 from residual_rl.exported_policy import find_policy
+from residual_rl.robots.arm_driver import Pose
+from residual_rl.robots.safety_limits import SafetyLimits
 from residual_rl.runs.logger import read_metrics
 from residual_rl.types import Transition
 
@@ -148,6 +157,24 @@ def test_robot_runner__exports_the_best_and_the_last_policy(tmp_path: Path) -> N
     assert find_policy(tmp_path, "final").exported.step == runner.progress.step
 
 
+def test_robot_runner__the_best_policy_is_the_base_until_episodes_are_solved(tmp_path: Path) -> None:
+    runner, summary = train_robot(tmp_path, cfg=config(tolerance=0.0001))
+    assert runner.progress.success == [0.0] * 3
+    assert find_policy(tmp_path, "best").exported.residual_scale == 0.0
+    deployment = Deployment.from_summary(summary)
+    assert deployment is not None
+    assert "best_model is the base policy" in deployment.text
+
+
+def test_robot_runner__the_summary_says_that_nothing_was_compared(tmp_path: Path) -> None:
+    _, summary = train_robot(tmp_path, Script({i: Signals(success=True) for i in (3, 7, 11)}))
+    deployment = Deployment.from_summary(summary)
+    assert deployment is not None
+    assert (deployment.policy, deployment.confirmed) == ("residual", False)
+    assert "best 2 successive training episodes without interventions (100.0 % success)" in deployment.text
+    assert "was not compared with the base policy, which may be better" in deployment.text
+
+
 def test_robot_runner__resumes_no_run_of_another_command(tmp_path: Path) -> None:
     from tiny_runs import train
 
@@ -203,6 +230,15 @@ def test_asynchronous_learning__the_end_of_the_process_ends_the_session(tmp_path
     assert saved["episodes"] == 2
     _, summary = train_robot(tmp_path, resume=True, cfg=config(total_timesteps=saved["step"] + 1))
     assert summary["episodes"] == 3
+
+
+@pytest.mark.slow
+def test_asynchronous_learning__a_signal_to_all_processes_leaves_stopping_to_the_loop(tmp_path: Path) -> None:
+    runner = make_runner(tmp_path, real_time=True)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(runner.learning.process_id, number)  # type: ignore[attr-defined]
+    assert runner.learn()["finished"]
+    runner.folder.close()
 
 
 @pytest.mark.slow
@@ -274,6 +310,38 @@ def test_training_arm__the_simulated_arm_gives_the_episodes_of_the_task(tmp_path
         train_robot(tmp_path / name, on_arm=name == "arm", cfg=config(**learner))
     rows = [metric_rows(tmp_path / name) for name in ("env", "arm")]
     assert rows[0] == rows[1]
+
+
+def test_training_arm__an_arm_with_backlash_gives_the_episodes_of_the_task(tmp_path: Path) -> None:
+    learner = {"obs_keys": ("joint_target", "sheet_pose"), "backlash": (0.02, 0.02)}
+    for name in ("env", "arm"):
+        train_robot(tmp_path / name, on_arm=name == "arm", cfg=config(**learner))
+    rows = [metric_rows(tmp_path / name) for name in ("env", "arm")]
+    assert rows[0] == rows[1]
+
+
+def late_pose() -> Pose | None:
+    """The sheet, by a camera that takes a moment to start."""
+    late_calls.append(time.monotonic())
+    if late_calls[-1] - late_calls[0] < 0.3:
+        return None
+    return Pose(np.array([0.25, 0.05, 0.001]), np.array([1.0, 0.0, 0.0, 0.0]), 0.0)
+
+
+late_calls: list[float] = []
+
+
+def test_training_arm__waits_for_the_first_pose(tmp_path: Path) -> None:
+    late_calls.clear()
+    cfg, robot = config(), RobotCfg(**SIMULATED)
+    guard = make_training_arm(cfg, robot, GuardCfg()).guard
+    guard.disconnect()
+    source = BackgroundPoseSource(late_pose)
+    limits = SafetyLimits(cfg.safety, guard.hardware, 30.0)
+    arm = TrainingArm(cfg, GuardedArm(guard.driver, limits), source, lambda seed: None, robot)
+    arm.begin(1)
+    arm.close()
+    assert not source._thread.is_alive()
 
 
 def test_training_arm__stays_where_it_is_between_episodes(tmp_path: Path) -> None:

@@ -15,9 +15,8 @@ from rich.table import Table
 
 from residual_rl.cli.flags import HELP, ROBOT, has_flag, parse_flags, parse_head, require_target, split_flags
 from residual_rl.config import ResidualScale, SafetyLimitsCfg, TrainCfg
-from residual_rl.deployment.control_loop import LoopCfg
+from residual_rl.deployment.arm_cfg import GuardCfg, LoopCfg
 from residual_rl.deployment.deploy import DeployCfg, Outcome, deploy
-from residual_rl.deployment.guarded_arm import GuardCfg
 from residual_rl.deployment.pose_source import BackgroundPoseSource, load_pose_source
 from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.evaluation.deployment import deployment_text
@@ -58,7 +57,7 @@ class DeployFlags(CheckedCfg):
     """Task of a base policy; a run has its own."""
     model: str | None = None
     """best, final, interrupted, or the path of an exported policy. None: best, which is the base policy where
-    training has shown no gain."""
+    training has shown no gain; a training on a robot cannot tell, and says so."""
     residual_scale: Annotated[ResidualScale | None, tyro.conf.arg(aliases=["--alpha"])] = None
     """Bound of the residual. None: that of the exported model."""
     output_dir: Annotated[Path | None, tyro.conf.arg(aliases=["--out", "--output"])] = None

@@ -22,7 +22,7 @@ from residual_rl.cli.flags import (
 )
 from residual_rl.cli.train import read_config
 from residual_rl.config import PARTS, TrainCfg, replace_fields
-from residual_rl.deployment.guarded_arm import GuardCfg
+from residual_rl.deployment.arm_cfg import GuardCfg
 from residual_rl.deployment.learning_cfg import RobotCfg
 from residual_rl.errors import ConfigError
 from residual_rl.registry import BASE_POLICIES, LEARNED_BASE_LEARNER, TASKS
@@ -154,6 +154,7 @@ def _train(session: Session, folder: RunFolder, resume: bool) -> int:
             stack.callback(arm.close)
         # The settings of the session are a record in `config.json`: they are not read again.
         runner = RobotRunner(cfg, robot, folder, resume, arm=arm)
+        stack.callback(runner.operator.close)
         config = {**runner.cfg.to_dict(), "robot": dataclasses.asdict(robot)}
         if resume:
             write_json(folder.config_file, config)
@@ -166,6 +167,7 @@ def _train(session: Session, folder: RunFolder, resume: bool) -> int:
 
 def _report(summary: dict[str, Any], robot: RobotCfg, folder: RunFolder) -> int:
     """Print the outcome; returns the exit code."""
+    from residual_rl.evaluation.deployment import Deployment
     from residual_rl.utils.console import Console
 
     console, path = Console(), folder.path
@@ -182,5 +184,8 @@ def _report(summary: dict[str, Any], robot: RobotCfg, folder: RunFolder) -> int:
     if robot.real_time and summary["rate"]:
         jitter = f"{1000 * summary['jitter']:.1f} ms"
         console.say(f"The loop ran at {summary['rate']:.2f} Hz with a jitter of {jitter} (99 %).")
+    deployment = Deployment.from_summary(summary)
+    assert deployment is not None
+    console.say(deployment.text)
     console.say(f"Evaluate it in simulation: {shell_command('eval', path, '--compare-base')}")
     return 0

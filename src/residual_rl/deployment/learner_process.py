@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -156,6 +157,7 @@ class AsynchronousLearning:
             target=_run, args=(*arguments, weights_interval), daemon=True, name="learner"
         )
         self._process.start()
+        Finalize(self, self._process.kill, exitpriority=0)  # at exit, since it ignores signals
         theirs.close()
         # Exchange messages in threads.
         self._connection = connection
@@ -164,7 +166,11 @@ class AsynchronousLearning:
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._send, self._receive)]
         for thread in self._threads:
             thread.start()
-        self.wait()
+        try:
+            self.wait()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def process_id(self) -> int | None:
@@ -254,7 +260,7 @@ def _run(
     weights_interval: float,
 ) -> None:
     """The main function of the process. It ends with a message, or when the control loop has ended."""
-    for number in (signal.SIGINT, signal.SIGHUP):  # the control loop decides when to stop
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the control loop decides when to stop
         signal.signal(number, signal.SIG_IGN)
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # where the loop has a real-time priority
     os.nice(_NICENESS)

@@ -40,8 +40,8 @@ class RobotProgress:
     """Times at which the person took over."""
     intervened_steps: int = 0
     """Steps that the person commanded."""
-    best_rate: float = -1.0
-    """Success rate of the episodes before `best_step`; below 0 if no window of episodes is full."""
+    best_rate: float = 0.0
+    """Success rate of the window of episodes before `best_step`."""
     best_step: int = 0
     """Step of the policy in `best_model`; 0 for the base policy."""
     success: list[float] = field(default_factory=list)
@@ -53,7 +53,7 @@ class RobotProgress:
 
     def add(self, episode: Episode, window: int) -> bool:
         """Count a finished episode. Returns whether the success rate of the last `window` episodes without
-        interventions is as high as ever, or higher."""
+        interventions is above 0, and as high as ever or higher."""
         self.step += episode.steps
         self.episodes += 1
         self.interventions += episode.interventions
@@ -65,7 +65,7 @@ class RobotProgress:
             return False
         self.alone = [*self.alone, float(episode.success)][-window:]
         rate = sum(self.alone) / len(self.alone)
-        if len(self.alone) < window or rate < self.best_rate:
+        if len(self.alone) < window or rate == 0.0 or rate < self.best_rate:
             return False
         self.best_rate, self.best_step = rate, self.step
         return True

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from residual_rl.base_policies.callables import load_callable
-from residual_rl.composition import decompose
 from residual_rl.config import TrainCfg
 from residual_rl.demos.transitions import load_demonstrations
 from residual_rl.deployment.learner_process import (
@@ -73,7 +72,6 @@ class RobotRunner:
         self.arm = arm
         self.env = make_training_env(cfg) if arm is None else arm.env
         self.cfg = with_obs_keys(cfg, self.env)
-        self.operator = make_operator(robot.operator, self.env.vec_env) if operator is None else operator
         self._solved: Callable[[Obs], Any] | None = (
             load_callable(robot.success_source, "success_source") if robot.success_source else None
         )
@@ -97,6 +95,8 @@ class RobotRunner:
             if getattr(self.cfg.learner, "demos", None) is not None:
                 load_demonstrations(self.cfg, self.learner, self.env)
             self.learner.collect_interventions()
+        # Last, since a keyboard takes over the terminal.
+        self.operator = make_operator(robot.operator, self.env.vec_env) if operator is None else operator
 
     def start(self) -> None:
         """Begin the session: start the learner's process, and write the first checkpoint of a new run, whose
@@ -190,9 +190,9 @@ class RobotRunner:
         env = self.env
         wanted = checked_action(action, env.action_dim, env.device)
         env.base_policy.drop_chunks(torch.ones(1, dtype=torch.bool, device=env.device))
-        scale = env.composition.effective_scale(env.base_policy.uncertainty)
         self.intervention.action = wanted
-        return decompose(env.obs["base_action"], wanted, scale).clamp(-1.0, 1.0)
+        residual = env.composition.invert(env.obs["base_action"], wanted, env.base_policy.uncertainty)
+        return residual.clamp(-1.0, 1.0)
 
     def _judged(self, transition: Transition, signals: Signals) -> Transition:
         """The transition with the outcome that the operator or the success source reports."""
@@ -287,7 +287,9 @@ class RobotRunner:
         """Write the summary and return it."""
         progress = self.progress
         policy: Literal["residual", "base"] = "residual" if progress.best_step else "base"
-        deployment = Deployment(policy, False, progress.best_step, max_episodes=self.robot.best_window)
+        rate = progress.best_rate if progress.best_step else None
+        window = self.robot.best_window
+        deployment = Deployment(policy, False, progress.best_step, success_rate=rate, window=window)
         summary = {
             "finished": self._finished,
             "signal": stopped_by,

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from residual_rl.config import TrainCfg
+from residual_rl.deployment.arm_cfg import GuardCfg
 from residual_rl.deployment.arm_physics import ArmPhysics, make_arm_env
-from residual_rl.deployment.guarded_arm import GuardCfg, GuardedArm
+from residual_rl.deployment.guarded_arm import GuardedArm
 from residual_rl.deployment.learning_cfg import RobotCfg
 from residual_rl.deployment.moves import move_to
 from residual_rl.deployment.pose_source import BackgroundPoseSource, load_pose_source
@@ -58,6 +59,7 @@ class TrainingArm:
         assert isinstance(physics, ArmPhysics)
         physics.begin_episode = self._begin
         self._period = physics.period
+        self._pose_source = pose_source
         self._reset_simulation = reset_simulation
         self._speed = robot.start_speed
         self._seed: int | None = None
@@ -81,12 +83,16 @@ class TrainingArm:
         """Stop the arm: hold it, or turn its torque off. May be called more than once."""
         self.guard.stop(reason)
         self.guard.disconnect()
+        if isinstance(self._pose_source, BackgroundPoseSource):
+            self._pose_source.close()
 
     def _begin(self, episode: Quantities) -> bool:
         """The reset procedure of the env."""
         self.guard.rest()
         if self._seed is None:
             return False
+        if isinstance(self._pose_source, BackgroundPoseSource):  # a camera takes seconds to start
+            self._pose_source.wait_for_first()
         start = episode.get("start_joint_position")
         if self._reset_simulation is not None:
             self._reset_simulation(self._seed)

@@ -45,6 +45,9 @@ class Deployment(CheckedCfg):
     """Its 95 % interval, valid although the comparison may stop at any time."""
     e_value: float | None = None
     """Evidence for a gain; 40 and more shows one."""
+    window: int = 0
+    """Of a training on a robot, which compares nothing with the base policy: number of successive training
+    episodes whose `success_rate` selected the best model."""
 
     @property
     def note(self) -> str:
@@ -55,7 +58,9 @@ class Deployment(CheckedCfg):
 
     @property
     def text(self) -> str:
-        """The outcome in a sentence."""
+        """The outcome in a few sentences."""
+        if self.window:
+            return self._robot_text
         if self.policy == "base" and not self.max_episodes:
             return (
                 "No evaluation solved more episodes than the base policy, so best_model is the base policy "
@@ -73,6 +78,20 @@ class Deployment(CheckedCfg):
         return (
             f"best_model is better than the base policy on {self.episodes} fresh episodes: "
             f"{rate} against {base_rate} ({gain})."
+        )
+
+    @property
+    def _robot_text(self) -> str:
+        """The outcome of a training on a robot."""
+        if self.policy == "base":
+            return (
+                f"No {self.window} successive training episodes without interventions have shown success, so "
+                "best_model is the base policy (residual_scale 0)."
+            )
+        rate = value_text(RATE, self.success_rate or 0.0)
+        return (
+            f"best_model is the residual after the best {self.window} successive training episodes without "
+            f"interventions ({rate} success). It was not compared with the base policy, which may be better."
         )
 
     @classmethod
