@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -130,6 +130,10 @@ class TaskSpec:
         """Largest number of envs for evaluations with the settings `cfg` of the task; None: no limit."""
         limit: int | None = getattr(cfg, "eval_envs", self.max_eval_envs)
         return limit
+
+    def for_hardware(self, cfg: Any) -> Any:
+        """The settings `cfg` of the task with its `hardware_settings`."""
+        return replace(cfg, **self.hardware_settings)
 
     def default_config(self) -> Any:
         """The task's settings with their defaults."""

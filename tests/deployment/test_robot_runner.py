@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import il_case
 import numpy as np
 import pytest
 import torch
-from robot_runs import SIMULATED, Script, config, make_runner, pushes, train_robot
+from robot_runs import SIMULATED, TINY, Script, config, make_runner, pushes, train_robot
 from tiny_runs import different, last_state, metric_rows
 
 from residual_rl.config import TrainCfg, replace_fields
@@ -298,6 +299,15 @@ def test_robot_runner__ppo_cannot_learn_beside_a_robot(tmp_path: Path) -> None:
     cfg = replace_fields(cfg, {"num_envs": 1, "num_threads": 1, "minibatch_size": 64})
     with pytest.raises(ConfigError, match="'ppo' cannot learn beside a robot"):
         make_runner(tmp_path, cfg=cfg)
+
+
+def test_robot_runner__refuses_decisions_on_whole_chunks(tmp_path: Path) -> None:
+    (tmp_path / "il").mkdir()
+    il_case.model().save(tmp_path / "il" / "model.safetensors")
+    cfg = replace_fields(TrainCfg.default("so101-paper", "il", "sac"), TINY)
+    cfg = replace_fields(cfg, {"checkpoint": str(tmp_path / "il"), "chunk": "whole"})
+    with pytest.raises(ConfigError, match="only with --chunk step"):
+        make_runner(tmp_path / "run", cfg=cfg)
 
 
 # --- an arm -------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from residual_rl.config import SafetyLimitsCfg, TrainCfg, replace_fields
+from residual_rl.config import SafetyLimitsCfg, TrainCfg
 from residual_rl.deployment.arm_cfg import GuardCfg, LoopCfg
 from residual_rl.deployment.arm_physics import make_arm_env
 from residual_rl.deployment.command_log import CommandLog
@@ -84,9 +84,7 @@ def deploy(
     """
     # The env of the arm is the task's own, with the settings that an arm has of itself.
     spec = TASKS.get(cfg.policy.task_id)
-    policy = replace_fields(
-        cfg.policy, {f"task.{name}": value for name, value in spec.hardware_settings.items()}
-    )
+    policy = dataclasses.replace(cfg.policy, task=spec.for_hardware(cfg.policy.task))
     simulated = load(spec.make)(policy.task, 1, 1, "cpu")
     driver = make_driver(simulated.hardware)
     limits = SafetyLimits(cfg.limits, driver.hardware, simulated.control_hz, simulated.kinematics)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,8 +31,7 @@ def make_env(cfg: TrainCfg, num_envs: int) -> TaskEnv:
     one of a robot with known units.
     """
     spec = TASKS.get(cfg.task_id)
-    task = dataclasses.replace(cfg.task, **spec.hardware_settings)
-    env = load(spec.make)(task, num_envs, cfg.run.num_threads, "cpu")
+    env = load(spec.make)(spec.for_hardware(cfg.task), num_envs, cfg.run.num_threads, "cpu")
     if not isinstance(env, TaskEnv) or env.hardware is None:
         raise ConfigError(
             f"task {cfg.task_id!r} has no units of a robot (`hardware`), which a policy for robots acts in"

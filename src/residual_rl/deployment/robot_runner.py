@@ -26,7 +26,7 @@ from residual_rl.deployment.operators import Operator, Signals, checked_action, 
 from residual_rl.deployment.pace import Pace, SimulatedClock, WallClock
 from residual_rl.deployment.robot_progress import Episode, RobotProgress
 from residual_rl.deployment.training_arm import TrainingArm
-from residual_rl.errors import CheckpointError
+from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.evaluation.deployment import Deployment
 from residual_rl.exported_policy import export_policy
 from residual_rl.factory import make_training_env, with_obs_keys
@@ -71,6 +71,8 @@ class RobotRunner:
         self.folder = folder
         self.arm = arm
         self.env = make_training_env(cfg) if arm is None else arm.env
+        if self.env.steps_per_action > 1:
+            raise ConfigError("a person can take over at each step only with --chunk step, not whole")
         self.cfg = with_obs_keys(cfg, self.env)
         self._solved: Callable[[Obs], Any] | None = (
             load_callable(robot.success_source, "success_source") if robot.success_source else None

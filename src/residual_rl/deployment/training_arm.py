@@ -117,7 +117,7 @@ def make_training_arm(
     if lerobot_flags:
         from residual_rl.lerobot.arm import make_lerobot_arm
 
-        cfg = dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, **spec.hardware_settings))
+        cfg = dataclasses.replace(cfg, task=spec.for_hardware(cfg.task))
         driver = make_lerobot_arm(lerobot_flags, env.hardware, guard.at_exit, robot.answer_timeout)
         if driver.simulated:
             source, reset = driver.object_pose, driver.reset
