@@ -131,10 +131,24 @@ def test_teleoperator_operator__its_events_say_who_commands_and_when_an_episode_
     assert ended.end
 
 
-def test_teleoperator_operator_close__disconnects(env: TaskEnv) -> None:
+def test_teleoperator_operator_close__disconnects_once(env: TaskEnv) -> None:
     leader = Leader()
-    TeleoperatorOperator(leader, env).close()
+    operator = TeleoperatorOperator(leader, env)
+    operator.close()
     assert not leader.connected
+    del leader.connected
+    operator.close()
+    assert not hasattr(leader, "connected")
+
+
+def test_teleoperator_operator_prepare__ends_where_nobody_can_press_enter(
+    env: TaskEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Path(os.devnull).open() as nothing:
+        monkeypatch.setattr(sys, "stdin", nothing)
+        late = iter([False] * 3 + [True] * 10)
+        with pytest.raises(ConfigError, match="nobody can press Enter"):
+            TeleoperatorOperator(Leader(), env).prepare(lambda: next(late))
 
 
 def test_make_operator__by_name(env: TaskEnv, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,8 +225,15 @@ def _wait_for_enter(should_stop: Callable[[], bool]) -> None:
 
 
 def _typed(wait: bool = False) -> str:
-    """The keys typed since the last call; with `wait`, after waiting for a tenth of a second."""
+    """The keys typed since the last call; with `wait`, after waiting for a tenth of a second.
+
+    Raises `ConfigError` when waiting for keys that can never come.
+    """
     fd = sys.stdin.fileno()
     ready, _, _ = select.select([fd], [], [], 0.1 if wait else 0.0)
-    typed = os.read(fd, 1024).decode(errors="replace") if ready else ""
+    if not ready:
+        return ""
+    typed = os.read(fd, 1024).decode(errors="replace")
+    if wait and not typed:
+        raise ConfigError("standard input has ended, so that nobody can press Enter: use --reset automatic")
     return _ESCAPE_SEQUENCE.sub("", typed)
