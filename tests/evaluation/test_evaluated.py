@@ -23,6 +23,12 @@ def test_read_evaluated__takes_the_residual_of_a_run_folder(tmp_path: Path) -> N
     assert base.tasks["so101-paper"]["success_once"] == {1000: 0.0, 1001: 0.0}
 
 
+def test_read_evaluated__a_run_without_an_evaluation_names_the_command(tmp_path: Path) -> None:
+    write(tmp_path / "run" / "config.json", {})
+    with pytest.raises(CheckpointError, match=r"no evaluation yet; make one: residual-rl eval .*run"):
+        read_evaluated(tmp_path / "run")
+
+
 def test_read_evaluated__unknown_policy_lists_those_of_the_file(tmp_path: Path) -> None:
     file = write(tmp_path / "e.json", ours({"residual": [1]}))
     with pytest.raises(ConfigError, match="no policy 'zero'; it has residual"):

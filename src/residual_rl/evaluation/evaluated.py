@@ -10,8 +10,9 @@ from typing import Any
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.evaluation.eval_file import policies_of, read_evaluation, refuse_repeated
 from residual_rl.evaluation.lerobot_eval import is_lerobot, lerobot_tasks
+from residual_rl.runs.run_folder import RunFolder
 from residual_rl.utils.files import parse_json
-from residual_rl.utils.text import listed, one_line
+from residual_rl.utils.text import listed, one_line, shell_command
 
 FILES = ("eval.json", "eval_info.json")
 """Evaluation files in a folder, ours and LeRobot's."""
@@ -50,6 +51,9 @@ def read_evaluated(path: Path, policy: str | None = None, lerobot_seed: int | No
     try:
         content = parse_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        if RunFolder(path).config_file.is_file():
+            command = shell_command("eval", path, "--n-episodes", "200")
+            raise CheckpointError(f"the run {path} has no evaluation yet; make one: {command}") from error
         raise CheckpointError(
             f"{file} does not exist; expected a run folder, the output folder of lerobot-eval, or the file of"
             " one"
