@@ -31,6 +31,8 @@ _PIECE = 16
 """Largest number of gradient steps between two looks at the messages."""
 _NICENESS = 5
 """Added to that of the control loop, which has to keep its rate."""
+_GRACE_SECONDS = 20
+"""Time from SIGTERM to the end of the process [s]; within it the control loop saves, and ends it."""
 _ANSWER_SECONDS = 120.0
 """Longest time to wait for the process [s]: to start, or to save."""
 
@@ -256,6 +258,9 @@ def _run(
     """The main function of the process. It ends with a message, or when the control loop has ended."""
     for number in (signal.SIGINT, signal.SIGHUP):  # the control loop decides when to stop
         signal.signal(number, signal.SIG_IGN)
+    # Also when a service manager terminates both at once; but not for ever.
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_SECONDS))
+    signal.signal(signal.SIGALRM, _terminate)
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # where the loop has a real-time priority
     os.nice(_NICENESS)
     torch.set_num_threads(cfg.run.torch_threads)
@@ -272,6 +277,11 @@ def _run(
     except Exception as error:  # noqa: BLE001 (whatever a learner raises, the control loop reports)
         with contextlib.suppress(OSError):
             connection.send_bytes(_encode({"kind": "failed", "text": f"{type(error).__name__}: {error}"}))
+
+
+def _terminate(*_: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class _Worker:

@@ -10,7 +10,7 @@ from typing import Any
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.evaluation.eval_file import policies_of, read_evaluation, refuse_repeated
 from residual_rl.evaluation.lerobot_eval import is_lerobot, lerobot_tasks
-from residual_rl.utils.files import parse_json
+from residual_rl.utils.files import parse_json, read_text
 from residual_rl.utils.text import listed, one_line
 
 FILES = ("eval.json", "eval_info.json")
@@ -48,7 +48,7 @@ def read_evaluated(path: Path, policy: str | None = None, lerobot_seed: int | No
     """
     file = _file_of(path)
     try:
-        content = parse_json(file.read_text(encoding="utf-8"))
+        content = parse_json(read_text(file))
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{file} does not exist; expected a run folder, the output folder of lerobot-eval, or the file of"
