@@ -19,6 +19,7 @@ from robot_runs import Script, config, make_runner, pushes, train_robot
 from tiny_runs import different, last_state, metric_rows
 
 from residual_rl.config import SafetyLimitsCfg, TrainCfg, replace_fields
+from residual_rl.deployment import learner_process
 from residual_rl.deployment.guarded_arm import GuardCfg, GuardedArm
 from residual_rl.deployment.learning_cfg import RobotCfg
 from residual_rl.deployment.operators import Signals
@@ -367,3 +368,31 @@ def test_asynchronous_learning__the_process_outlives_a_sigterm_to_the_whole_grou
     runner.folder.close()
     assert summary["signal"] == signal.SIGTERM
     assert last_state(tmp_path)["progress"]["episodes"] == 2
+
+
+@pytest.mark.slow
+def test_robot_runner__a_signal_stops_the_arm_while_the_learner_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = make_runner(tmp_path, real_time=True, on_arm=True, cfg=config(total_timesteps=10_000))
+    monkeypatch.setattr(learner_process, "_ANSWER_SECONDS", 15.0)
+    arm, end_episode, times = runner.arm, runner._end_episode, []
+    assert arm is not None
+    close = arm.close
+
+    def end_and_freeze(*args: Any) -> None:
+        os.kill(runner.learning.process_id, signal.SIGSTOP)  # type: ignore[attr-defined]
+        end_episode(*args)
+        times.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def close_and_note(*args: Any) -> None:
+        close(*args)
+        times.append(time.monotonic())
+
+    runner._end_episode = end_and_freeze  # type: ignore[method-assign]
+    arm.close = close_and_note  # type: ignore[method-assign]
+    with pytest.raises(LearnerError, match="no answer"):
+        runner.learn()
+    runner.folder.close()
+    assert times[1] - times[0] < 2.0
