@@ -20,6 +20,7 @@ from residual_rl.runs.locate import POLICY_FILE, enclosing_run
 from residual_rl.types import Learner, Obs, State
 from residual_rl.utils.files import make_folder, write_json
 from residual_rl.utils.module_state import load_module_state
+from residual_rl.utils.text import one_line
 from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, check_fields
 
 
@@ -80,6 +81,13 @@ class BaseFiles(CheckedCfg):
     """SHA-256 of the names and the contents of the files."""
     names: tuple[str, ...]
     """Names of the files."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        odd = [name for name in self.names if name in ("", ".", "..") or "/" in name]
+        if odd or not self.names:
+            shown = repr(one_line(odd[0], 80)) if odd else "nothing"
+            raise ConfigError(f"names must be the names of files in a folder, not {shown}")
 
 
 @dataclass

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from eval_files import lerobots, ours, write
+from tiny_runs import Fails
 
 from residual_rl.cli.main import main
 from residual_rl.utils.files import parse_json
@@ -59,3 +63,52 @@ def test_compare__unpaired_seeds_write_nothing(tmp_path: Path, capsys: pytest.Ca
     assert main(["compare", str(one), str(other), "--output", str(tmp_path / "c.json")]) == 2
     assert "cannot be paired, because their seeds differ" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "b.json"]
+
+
+def hostile(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    content = ours({"residual": [1, 0, 1]})
+    change(content)
+    return write(tmp_path / "hostile.json", content)
+
+
+def test_compare__escape_sequences_of_a_foreign_file_do_not_reach_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change(content: dict[str, Any]) -> None:
+        metrics = content["policies"]["residual"]
+        metrics["\x1b[2Jred"] = metrics.pop("return")
+        content |= {"task": "\x1b[2J", "units": {"\x1b[2Jred": "\x1b]0;title\x07"}}
+
+    file = hostile(tmp_path, change)
+    assert main(["compare", str(file), str(file)]) == 0
+    assert all(c.isprintable() or c == "\n" for c in capsys.readouterr().out)
+
+
+def test_compare__a_seed_of_thousands_of_digits_is_an_error(tmp_path: Path, fails: Fails) -> None:
+    file = hostile(
+        tmp_path, lambda c: c["policies"]["residual"]["return"]["per_episode"].update({"9" * 5000: 1.0})
+    )
+    assert "policies.residual.return is missing or of a wrong type" in fails("compare", file, file)
+    file = hostile(tmp_path, lambda c: c.update(episode_seeds=[10**4000]))
+    assert "episode_seeds is missing or of a wrong type" in fails("compare", file, file)
+
+
+def test_compare__a_warning_of_100_000_settings_is_short(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"task": {f"setting_{i}": i for i in range(100_000)}}
+    file = hostile(tmp_path, lambda c: c.update(settings=settings))
+    other = write(tmp_path / "other.json", ours({"residual": [1, 0, 1]}))
+    assert main(["compare", str(file), str(other)]) == 0
+    out = capsys.readouterr().out
+    assert "and 99,981 more" in out
+    assert len(out) < 10_000
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_compare__a_file_that_never_ends_is_an_error(kind: str, tmp_path: Path, fails: Fails) -> None:
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "eval.json")
+    else:
+        (tmp_path / "eval.json").symlink_to("/dev/zero")
+    assert "it is not a regular file" in fails("compare", tmp_path, tmp_path)

@@ -127,6 +127,8 @@ def test_arm_physics__a_policy_may_observe_whether_the_pose_was_seen_in_its_step
         ({"position": np.zeros(2)}, "shapes"),
         ({"quaternion": np.array([1.0, 1.0, 0, 0])}, "length 1.414"),
         ({"position": ["x", "y", "z"]}, "no numbers"),
+        ({"position": [10**400, 0, 0]}, "no numbers"),
+        ({"time": 1e6}, "in the future"),  # it would never be too old
     ],
 )
 def test_arm_physics__a_wrong_pose_is_refused_before_anything_moves(change, message):

@@ -267,3 +267,48 @@ def test_guarded_arm_rest__a_pause_is_not_the_policys_time():
     assert guard.stopped is None
     guard.command(arm.joints)
     guard.disconnect()
+
+
+@pytest.mark.parametrize("lie", [1e6, -3.0, 0.5])
+def test_guarded_arm_command__an_arm_that_reports_a_target_nobody_sent_is_stopped(lie):
+    """The next target would be limited around the reported one, far from where the arm is."""
+    arm, guard = guarded()
+    guard.connect()
+    command = arm.command
+    arm.command = lambda target: command(target) + lie
+    with pytest.raises(ArmError, match=r"the arm says that it was sent .*, although .* was commanded"):
+        run_steps(guard, 5)
+    assert len(arm.commands) == 1
+    assert np.abs(arm.commands[0] - START).max() < 0.06
+    guard.stop("it lies")
+    assert arm.calls("hold") == 1
+    guard.disconnect()
+
+
+def test_guarded_arm_command__an_arm_that_limits_further_is_believed():
+    arm, guard = guarded()
+    guard.connect()
+    command = arm.command
+    arm.command = lambda target: command(0.5 * (target + arm.joints))
+    run_steps(guard, 20)
+    guard.disconnect()
+
+
+def test_guarded_arm_read__numbers_beyond_any_float_are_an_error():
+    for spoil in (
+        lambda r: with_joints(r, [10**400] * 6),
+        lambda r: dataclasses.replace(r, time=10**400),
+        lambda r: dataclasses.replace(r, images={"top": np.zeros((0, 4, 3), np.uint8)}),
+    ):
+        arm, guard = guarded()
+        arm.corrupt = spoil
+        with pytest.raises(ArmError):
+            guard.connect()
+        guard.disconnect()
+
+
+def test_guarded_arm_disconnect__whatever_a_driver_raises_is_no_second_error():
+    arm, guard = guarded()
+    guard.connect()
+    arm.disconnect = lambda: 1 / 0
+    guard.disconnect()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import sys
@@ -15,11 +16,14 @@ import pytest
 import tiny_runs
 import torch
 
+from residual_rl.base_policies import base_files
 from residual_rl.base_policies.executor import make_base_policy
 from residual_rl.base_policies.model import ModelCfg
 from residual_rl.deployment.lerobot_folder import copy_files, export, read, typed_pose_source
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.exported_policy import find_policy, load_policy, save_policy
+from residual_rl.lerobot.checkpoint import check_processors
+from residual_rl.runs import checkpoint
 from residual_rl.utils.consent import ConsentError
 from residual_rl.utils.signature import SIGNATURE_FILE
 
@@ -252,3 +256,72 @@ def test_typed_pose_source__comes_from_the_command_line_only(
         assert typed_pose_source("gift:pose", tmp_path)() is None
     with pytest.raises(ConsentError):
         typed_pose_source("gift:other", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../../il/model.safetensors", "/etc/passwd", "", ".."])
+def test_base_files__a_name_that_leads_out_of_its_folder_is_an_error(
+    name: str, tmp_path: Path, il: Path
+) -> None:
+    folder = exported(tmp_path, "il", checkpoint=str(il))
+    changed_base_files(folder, names=[name])
+    with pytest.raises(CheckpointError, match="names must be the names of files in a folder"):
+        read(folder)
+
+
+def test_base_files__no_files_have_no_hash_to_compare(tmp_path: Path, il: Path) -> None:
+    folder = exported(tmp_path, "il", checkpoint=str(il))
+    changed_base_files(folder, names=[], sha256=hashlib.sha256().hexdigest())
+    with pytest.raises(CheckpointError, match="not nothing"):
+        read(folder)
+
+
+@pytest.mark.parametrize("path", ["a" * 5000, "/proc/1/root/x", "a\0b", "\x1b[2J"])
+def test_read__a_path_that_cannot_be_opened_is_an_error(path: str, tmp_path: Path, il: Path) -> None:
+    folder = exported(tmp_path, "il", checkpoint=str(il))
+    changed_base_files(folder, path=path)
+    with pytest.raises(CheckpointError, match="does not exist") as error:
+        read(folder)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 1000
+
+
+def test_read__a_device_in_place_of_the_weights_is_an_error(tmp_path: Path) -> None:
+    folder = exported(tmp_path)
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match="it is not a regular file"):
+        read(folder)
+
+
+def test_copy_files__copies_what_the_policy_names_and_nothing_else(tmp_path: Path, il: Path) -> None:
+    """A folder from somebody else may have links to endless files, and links that form a tree of 2^40."""
+    folder = exported(tmp_path, "il", checkpoint=str(il))
+    (folder / "base" / "0" / "endless").symlink_to("/dev/zero")
+    for name in ("one", "two"):
+        (folder / "base" / name).symlink_to(".")
+    (tmp_path / "copy").mkdir()
+    copy_files(folder, tmp_path / "copy")
+    assert files(tmp_path / "copy") == [f"base/0/{WEIGHTS}", WEIGHTS]
+
+
+def test_take_files__a_link_to_a_device_is_not_copied(tmp_path: Path, il: Path) -> None:
+    (il / "zero").symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match="zero, a file of the base policy, is missing or not a regular"):
+        base_files._copied({"zero": il / "zero"}, tmp_path / "copied")
+
+
+def test_check_processors__a_step_of_any_module_is_refused(tmp_path: Path, gift: Path) -> None:
+    folder = exported(tmp_path)
+    check_processors(folder)
+    file = folder / "policy_preprocessor.json"
+    file.write_text(json.dumps({"name": "policy_preprocessor", "steps": [{"class": "gift.Step"}]}))
+    with pytest.raises(ConfigError, match=r"policy_preprocessor.json has a step that .* does not write"):
+        check_processors(folder)
+    assert not gift.exists()
+
+
+def changed_base_files(folder: Path, **values: Any) -> None:
+    """Change what the policy in `folder` says of its base policy's files; checksums fit."""
+    state = checkpoint.load(folder / WEIGHTS, "policy")
+    state["base_files"][0].update(values)
+    checkpoint.save(folder / WEIGHTS, state, "policy")

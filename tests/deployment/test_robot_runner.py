@@ -16,21 +16,25 @@ import il_case
 import numpy as np
 import pytest
 import torch
+from fake_arm import FakeArm
 from robot_runs import SIMULATED, TINY, Script, config, make_runner, pushes, train_robot
 from tiny_runs import different, last_state, metric_rows
 
-from residual_rl.config import TrainCfg, replace_fields
+from residual_rl.config import SafetyLimitsCfg, TrainCfg, replace_fields
+from residual_rl.deployment import learner_process
 from residual_rl.deployment.arm_cfg import GuardCfg
 from residual_rl.deployment.guarded_arm import GuardedArm
 from residual_rl.deployment.learning_cfg import RobotCfg
 from residual_rl.deployment.operators import Signals
 from residual_rl.deployment.pose_source import BackgroundPoseSource
+from residual_rl.deployment.robot_progress import RobotProgress
 from residual_rl.deployment.training_arm import TrainingArm, make_training_arm
 from residual_rl.errors import ArmError, CheckpointError, ConfigError, LearnerError, NonFiniteError
 from residual_rl.evaluation.deployment import Deployment
 from residual_rl.exported_policy import find_policy
 from residual_rl.robots.arm_driver import Pose
 from residual_rl.robots.safety_limits import SafetyLimits
+from residual_rl.runs.checkpoint import CheckpointFolder
 from residual_rl.runs.logger import read_metrics
 from residual_rl.types import Transition
 
@@ -382,3 +386,87 @@ def test_training_arm__a_lost_cable_ends_the_session_after_the_last_saved_episod
         runner.learn()
     saved = last_state(tmp_path)["progress"]
     assert saved["episodes"] == runner.progress.episodes >= 1
+
+
+def test_training_arm__an_arm_that_fails_while_it_connects_is_stopped(tmp_path: Path) -> None:
+    driver = FakeArm()
+    driver.corrupt = lambda reading: None
+    limits = SafetyLimits(SafetyLimitsCfg(), driver.hardware, 30.0)
+    guard = GuardedArm(driver, limits, GuardCfg(at_exit="torque-off"))
+    with pytest.raises(ArmError, match="in place of a reading"):
+        TrainingArm(config(), guard, driver.sheet_pose, None, RobotCfg(sim=True))
+    assert [name for name, _ in driver.log][-2:] == ["torque_off", "disconnect"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("step", -1),
+        ("step", "many"),
+        ("step", 1 << 70),
+        ("episodes", 2.5),
+        ("best_rate", 10**400),
+        ("success", "yes"),
+        ("returns", [None]),
+    ],
+)
+def test_robot_progress__values_that_no_training_has_are_refused(name: str, value: Any) -> None:
+    progress = RobotProgress()
+    with pytest.raises(ValueError, match=rf"progress\.{name} cannot be"):
+        progress.load_state_dict({**progress.state_dict(), name: value})
+
+
+def test_robot_runner__a_foreign_checkpoint_with_impossible_progress_is_not_resumed(tmp_path: Path) -> None:
+    train_robot(tmp_path)
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    step, state = folder.latest() or (0, {})
+    folder.save(step + 1, {**state, "progress": {**state["progress"], "step": "1000"}})
+    with pytest.raises(CheckpointError, match=r"progress\.step cannot be 1000"):
+        make_runner(tmp_path, resume=True)
+
+
+@pytest.mark.slow
+def test_asynchronous_learning__the_process_outlives_a_sigterm_to_the_whole_group(tmp_path: Path) -> None:
+    """A service manager terminates both at once; the last episode is still being saved then."""
+    runner = make_runner(tmp_path, real_time=True, cfg=config(total_timesteps=10_000))
+    end_episode = runner._end_episode
+
+    def end_and_terminate(*args: Any) -> None:
+        end_episode(*args)
+        if runner.progress.episodes == 2:
+            os.kill(runner.learning.process_id, signal.SIGTERM)  # type: ignore[attr-defined]
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    runner._end_episode = end_and_terminate  # type: ignore[method-assign]
+    summary = runner.learn()
+    runner.folder.close()
+    assert summary["signal"] == signal.SIGTERM
+    assert last_state(tmp_path)["progress"]["episodes"] == 2
+
+
+@pytest.mark.slow
+def test_robot_runner__a_signal_stops_the_arm_while_the_learner_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = make_runner(tmp_path, real_time=True, on_arm=True, cfg=config(total_timesteps=10_000))
+    monkeypatch.setattr(learner_process, "_ANSWER_SECONDS", 15.0)
+    arm, end_episode, times = runner.arm, runner._end_episode, []
+    assert arm is not None
+    close = arm.close
+
+    def end_and_freeze(*args: Any) -> None:
+        os.kill(runner.learning.process_id, signal.SIGSTOP)  # type: ignore[attr-defined]
+        end_episode(*args)
+        times.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def close_and_note(*args: Any) -> None:
+        close(*args)
+        times.append(time.monotonic())
+
+    runner._end_episode = end_and_freeze  # type: ignore[method-assign]
+    arm.close = close_and_note  # type: ignore[method-assign]
+    with pytest.raises(LearnerError, match="no answer"):
+        runner.learn()
+    runner.folder.close()
+    assert times[1] - times[0] < 2.0

@@ -122,6 +122,7 @@ def spoilt(obs, kind, generator):
         "list": [1.0, 2.0],
         "array": np.zeros(3),
         "far": 5000.0,
+        "beyond floats": 10**400,
     }
     if kind in values:
         return {**others, key: values[kind]}
@@ -135,7 +136,19 @@ def spoilt(obs, kind, generator):
     }[kind]
 
 
-KINDS = ("nan", "infinite", "text", "none", "list", "array", "far", "missing", "empty", "nothing")
+KINDS = (
+    "nan",
+    "infinite",
+    "text",
+    "none",
+    "list",
+    "array",
+    "far",
+    "beyond floats",
+    "missing",
+    "empty",
+    "nothing",
+)
 KINDS += ("array of all", "float image", "grey image")
 
 

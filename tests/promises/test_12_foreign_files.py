@@ -113,6 +113,8 @@ def commands(run: Path, out: Path) -> dict[str, list[str | Path]]:
         "serve": ["serve", run, "--port", "0"],
         "view": ["view", "so101-paper", "--policy", run, "--cameras", out],
         "train --resume": ["train", "--resume", run],
+        "deploy": ["deploy", run, "--sim", "--output-dir", out],
+        "export": ["export", run, "--output-dir", out],
         "distill": ["distill", run, "--output-dir", out],
         "demos collect": ["demos", "collect", "so101-paper", "--policy", run, "--output", out / "demos.h5"],
         "train over it": ["train", "so101-paper", *model, "--output-dir", out],
@@ -148,6 +150,20 @@ def test_check_consent__no_command_uses_what_a_foreign_run_names(
     assert not (tmp_path / "out").exists()
     assert {path: path.read_bytes() for path in before} == before
     assert {p for p in run.rglob("*") if p.is_file()} - set(before) <= {run / ".lock"}
+
+
+@pytest.mark.parametrize("case", HOSTILE_BASES)
+def test_train_robot__a_foreign_run_cannot_name_code_or_addresses_either(
+    case: str, run: Path, tmp_path: Path, gift: Path, listener: socket.socket, fails: Fails
+) -> None:
+    """The base policy's settings need consent; the session's, which name code too, are never read."""
+    hostile_run(run, case, listener.getsockname()[1])
+    session = {"sim": True, "operator": "gift:operator", "success_source": "gift:solved"}
+    rewrite(run, lambda config: config.update(robot={**session, "pose_source": "gift:pose"}))
+    resume = ["train-robot", "--resume", run, "--sim", "--no-real-time", "--operator", "none"]
+    assert "is not known to be yours" in fails(*resume, "--reset", "automatic")
+    assert not gift.exists()
+    assert not connected(listener)
 
 
 def test_check_consent__a_base_that_is_a_hostile_run_is_not_used_either(

@@ -13,7 +13,8 @@ from residual_rl.config import with_trust
 from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.exported_policy import BaseFiles
 from residual_rl.registry import BASE_POLICIES, BasePolicySpec, load
-from residual_rl.utils.files import make_folder, writing
+from residual_rl.utils.files import is_file, make_folder, writing
+from residual_rl.utils.text import one_line
 
 PATHS = ("checkpoint", "vec_normalize")
 """Settings of base policies that are paths of files to read."""
@@ -85,10 +86,12 @@ def located(cfg: Any, files: Sequence[BaseFiles], folder: Path) -> Any:
             raise CheckpointError(f"the policy in {folder} names too few files of its base policy")
         place = folder / taken.path  # an absolute path stays as it is
         found = {name: place / name for name in taken.names}
-        missing = [str(path) for path in found.values() if not path.is_file()]
+        missing = [str(path) for path in found.values() if not is_file(path)]
         if missing:
             fix = "" if taken.path.startswith(COPIES) else ", which was exported without its base policy"
-            raise CheckpointError(f"{missing[0]}, a file of the base policy of {folder}{fix}, does not exist")
+            raise CheckpointError(
+                f"{one_line(missing[0])}, a file of the base policy of {folder}{fix}, does not exist"
+            )
         if sha256_of(found) != taken.sha256:
             raise CheckpointError(
                 f"{place} is not the base policy that the residual in {folder} was exported with: its "
@@ -121,6 +124,9 @@ def _members(spec: BasePolicySpec, cfg: Any) -> Iterator[tuple[BasePolicySpec, A
 def _copied(files: Mapping[str, Path], folder: Path) -> dict[str, Path]:
     make_folder(folder)
     copies = {name: folder / name for name in files}
+    odd = [str(path) for path in files.values() if not is_file(path)]
+    if odd:  # such as a link to a device, which never ends
+        raise CheckpointError(f"{odd[0]}, a file of the base policy, is missing or not a regular file")
     for name, copy in copies.items():
         with writing(copy):
             shutil.copyfile(files[name], copy)

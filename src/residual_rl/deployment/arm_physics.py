@@ -129,6 +129,8 @@ class ArmPhysics:
         if latest is None:
             raise ArmError(f"the pose source does not see the {self._pose_object}")
         age = self.driver.now() - latest.time
+        if age < -self._max_pose_age:  # it would never be too old
+            raise ArmError(f"the pose source gave a time {-age:.2f} s in the future, on the driver's clock")
         if age > self._max_pose_age:
             raise ArmError(
                 f"the pose source has not seen the {self._pose_object} for {age:.2f} s (at most"

@@ -23,6 +23,8 @@ from residual_rl.utils.text import one_line
 _log = logging.getLogger(__name__)
 _FROZEN_ERROR = 0.03
 """Distance between target and reading at which joints that do not move at all are suspicious [rad]."""
+_REPORT_ERROR = 0.1
+"""Distance by which the targets that a driver reports may differ from any that make sense [rad]."""
 _SEEN_MOVE = 0.3
 """Motion of a joint that every camera should see [rad]."""
 _POLL = 0.002
@@ -164,7 +166,7 @@ class GuardedArm:
                 sent = previous = reading.joint_position.copy()
             else:
                 self._has_commanded = True
-                sent = self._finite(self.driver.command(limited.sent))
+                sent = self._believable(self.driver.command(limited.sent), limited.sent, reading, previous)
             self.timing.command(now, at_rest)
             self._used = reading.time
             self._target, self._target_step = sent, sent - previous
@@ -220,7 +222,7 @@ class GuardedArm:
         self._ended.set()
         if self._watchdog.is_alive():
             self._watchdog.join(1.0)
-        with contextlib.suppress(ArmError):
+        with contextlib.suppress(Exception):  # the arm was stopped before, and the reason is known
             self.driver.disconnect()
 
     def now(self) -> float:
@@ -240,7 +242,7 @@ class GuardedArm:
         try:
             joints = np.array(reading.joint_position, np.float64)
             taken = float(reading.time)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ArmError(f"the arm gave a reading that is no numbers: {one_line(error)}") from None
         if joints.shape != (len(names),):
             raise ArmError(f"the arm gave joint positions of shape {joints.shape}, not ({len(names)},)")
@@ -256,7 +258,12 @@ class GuardedArm:
         if not isinstance(reading.images, Mapping):
             raise ArmError(f"the arm gave {type(reading.images).__name__} in place of images by camera")
         for name, image in reading.images.items():
-            if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
+            if (
+                not isinstance(image, np.ndarray)
+                or image.dtype != np.uint8
+                or image.shape[2:] != (3,)
+                or not image.size
+            ):
                 raise ArmError(f"the arm's camera {name} gave no image [H, W, 3] of uint8")
         return ArmReading(joints, taken, dict(reading.images))
 
@@ -301,6 +308,27 @@ class GuardedArm:
         if target.shape != self._target_step.shape or not np.isfinite(target).all():
             raise ArmError(f"joint targets must be {len(self._target_step)} finite numbers, not {target}")
         return target
+
+    def _believable(
+        self,
+        reported: Any,
+        commanded: NDArray[np.float64],
+        reading: ArmReading,
+        previous: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """The targets [J] that a driver says to have sent. The next ones are limited around them, so that an
+        arm that says otherwise than it does would be commanded to jump."""
+        sent = self._finite(reported)
+        # A driver may only limit further: towards where the arm is, or where it was commanded before.
+        kept = np.maximum(np.abs(reading.joint_position - commanded), np.abs(previous - commanded))
+        excess = np.abs(sent - commanded) - kept - _REPORT_ERROR
+        if excess.max() > 0.0:
+            at = int(excess.argmax())
+            raise ArmError(
+                f"the arm says that it was sent {np.degrees(sent[at]):.1f}° for"
+                f" {self.hardware.joint_names[at]}, although {np.degrees(commanded[at]):.1f}° was commanded"
+            )
+        return sent
 
     def _limited(self, wanted: NDArray[np.float64], previous: NDArray[np.float64], now: float) -> Limitation:
         rows = [torch.from_numpy(row)[None] for row in (wanted, previous, self._target_step)]

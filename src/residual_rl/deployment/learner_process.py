@@ -10,6 +10,7 @@ import queue
 import signal
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -64,8 +65,8 @@ class Learning(Protocol):
         """Begin to write a checkpoint with `state` and that of the learner after all steps so far."""
         ...
 
-    def wait(self) -> None:
-        """Wait until the checkpoint is written. Raises `LearnerError`."""
+    def wait(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Wait until the checkpoint is written, or `should_stop`. Raises `LearnerError`."""
         ...
 
     def close(self) -> None:
@@ -109,7 +110,7 @@ class SynchronousLearning:
         """Write the checkpoint."""
         self._checkpoints.save(step, {**state, "learner": self.learner.state_dict()})
 
-    def wait(self) -> None:
+    def wait(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Does nothing: `save` has waited."""
 
     def close(self) -> None:
@@ -214,10 +215,10 @@ class AsynchronousLearning:
         self._waits_for = "saved"
         self._outbox.put({"kind": "save", "step": step, "state": checkpoint.copy_state(state)})
 
-    def wait(self) -> None:
-        """Wait until the checkpoint is written."""
+    def wait(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Wait until the checkpoint is written, or `should_stop`."""
         limit = time.monotonic() + _ANSWER_SECONDS
-        while self._waits_for is not None:
+        while self._waits_for is not None and not should_stop():
             self.refresh()
             if time.monotonic() > limit:
                 raise LearnerError(f"the learner's process has given no answer in {_ANSWER_SECONDS:g} s")

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import shutil
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from residual_rl.base_policies.base_files import COPIES, take_files
@@ -25,7 +25,7 @@ from residual_rl.lerobot.support import ACTION, IMAGES, STATE
 from residual_rl.registry import TASKS
 from residual_rl.robots.arm_driver import PoseSource
 from residual_rl.utils.consent import require_typed
-from residual_rl.utils.files import plain, replacing_folder, write_json, writing
+from residual_rl.utils.files import make_folder, plain, replacing_folder, write_json, writing
 from residual_rl.utils.signature import SIGNATURE_FILE
 
 TYPE = "residual_rl"
@@ -111,15 +111,25 @@ def changed_settings(cfg: TrainCfg) -> dict[str, Any]:
 
 
 def copy_files(folder: Path, target: Path) -> None:
-    """Copy the policy of `folder`, with its base policy's files, to the existing folder `target`. Raises
-    `WriteError`."""
-    for name in (WEIGHTS, SIGNATURE_FILE):
+    """Copy the policy of `folder`, with its base policy's files, to the existing folder `target`.
+
+    Only the files that the policy names are copied: others in the folder, such as links, may lead anywhere.
+
+    Raises:
+        CheckpointError: the policy is damaged.
+        WriteError: a file cannot be written.
+    """
+    copied = [
+        f"{files.path}/{name}"
+        for files in load_policy(folder / WEIGHTS).base_files
+        if PurePath(files.path).parts[:1] == (COPIES,) and ".." not in PurePath(files.path).parts
+        for name in files.names
+    ]
+    for name in (WEIGHTS, SIGNATURE_FILE, *copied):
         if (folder / name).is_file():
+            make_folder((target / name).parent)
             with writing(target / name):
                 shutil.copyfile(folder / name, target / name)
-    if (folder / COPIES).is_dir():
-        with writing(target / COPIES):
-            shutil.copytree(folder / COPIES, target / COPIES, dirs_exist_ok=True)
 
 
 def typed_pose_source(name: str, folder: Path) -> PoseSource:

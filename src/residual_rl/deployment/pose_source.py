@@ -34,7 +34,7 @@ def checked_pose(pose: Any) -> Pose:
         position = np.asarray(pose.position, np.float64)
         quaternion = np.asarray(pose.quaternion, np.float64)
         seen = float(pose.time)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ArmError(f"the pose source returned values that are no numbers: {one_line(error)}") from None
     if position.shape != (3,) or quaternion.shape != (4,):
         raise ArmError(

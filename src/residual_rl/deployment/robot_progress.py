@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from residual_rl.types import Metrics, State
+from residual_rl.utils.text import one_line
 
 _SHOWN = 100
 """Number of episodes in the means of the log."""
+_LARGEST = 1e300
+"""Whole numbers in a file can be larger than any float."""
 
 
 @dataclass
@@ -94,9 +98,25 @@ class RobotProgress:
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
     def load_state_dict(self, state: State) -> None:
-        """Restore `state_dict()`."""
+        """Restore `state_dict()`. Raises `ValueError` for values that no training has."""
         for item in fields(self):
-            setattr(self, item.name, state[item.name])
+            value = state[item.name]
+            if not _can_be(value, getattr(self, item.name)):
+                raise ValueError(f"progress.{item.name} cannot be {one_line(value, 80)}")
+            setattr(self, item.name, value)
+
+
+def _can_be(value: Any, present: Any) -> bool:
+    """Whether `value` is of the kind of the field's value `present`, and in the range of all its values."""
+    if isinstance(present, list):
+        return isinstance(value, list) and all(_is_finite(number) for number in value)
+    if isinstance(present, float):
+        return _is_finite(value)
+    return type(value) is int and 0 <= value < 1 << 62
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < _LARGEST
 
 
 def _mean(values: list[float]) -> float:

@@ -152,7 +152,9 @@ class RobotRunner:
 
         if self.robot.reset == "prompt":
             self.operator.prepare(should_stop)
-        self.learning.wait()
+        self.learning.wait(should_stop)
+        if should_stop():  # the arm is stopped at once, whatever the learner does
+            return
         self.episode = Episode()
         done = self.progress.step / self.cfg.run.total_timesteps
         self.env.residual_scale = self.cfg.residual.scale_at(min(done, 1.0))

@@ -20,6 +20,7 @@ from residual_rl.registry import TASKS, load
 from residual_rl.robots.arm_driver import PoseSource
 from residual_rl.robots.safety_limits import SafetyLimits
 from residual_rl.utils.seeding import training_seed_start
+from residual_rl.utils.text import one_line
 
 ResetSimulation = Callable[[int], None]
 """Begins the episode of a seed on a simulated arm."""
@@ -64,7 +65,11 @@ class TrainingArm:
         self._speed = robot.start_speed
         self._seed: int | None = None
         self._should_stop: Callable[[], bool] = lambda: False
-        guard.connect()
+        try:
+            guard.connect()
+        except BaseException as error:
+            self.close(one_line(error) or type(error).__name__)
+            raise
 
     def begin(self, seed: int, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Bring the arm to the start of the episode `seed`; blocks until it is there, or `should_stop`.

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from residual_rl.errors import CheckpointError, ConfigError
-from residual_rl.utils.files import parse_json
+from residual_rl.utils.files import parse_json, read_text
 from residual_rl.utils.text import shell_command
 
 FORMAT_VERSION = 1
 PAIR = "residual-base"
 LARGEST = 1e300
 """Whole numbers in JSON can be larger than any float."""
+_LONGEST_SEED = 30
+"""Digits of a seed."""
 
 
 def read_evaluation(path: Path | str) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def read_evaluation(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     fix = f"create it with `{shell_command('eval', path.parent)}`"
     try:
-        evaluation = parse_json(path.read_text(encoding="utf-8"))
+        evaluation = parse_json(read_text(path))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist; {fix}") from error
     except (ValueError, OSError, RecursionError) as error:
@@ -65,7 +67,7 @@ def check_replaceable(path: Path, num_episodes: int, num_policies: int) -> None:
 def _problem(evaluation: Mapping[str, Any]) -> str | None:
     """The first part of an evaluation that is not as described at the top of this file."""
     seeds = evaluation.get("episode_seeds", [])
-    if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
+    if not isinstance(seeds, list) or not all(map(is_seed, seeds)):
         return "episode_seeds"
     for name in ("settings", "units", "policies", "paired"):
         if not isinstance(evaluation.get(name, {}), dict):
@@ -82,12 +84,19 @@ def _problem(evaluation: Mapping[str, Any]) -> str | None:
 
 def _is_summary(summary: Mapping[str, Any]) -> bool:
     interval, episodes = summary.get("interval", ""), summary.get("per_episode", {})
-    if not isinstance(episodes, dict) or not all(seed.isdecimal() for seed in episodes):
+    if not isinstance(episodes, dict) or not all(
+        seed.isdecimal() and len(seed) <= _LONGEST_SEED for seed in episodes
+    ):
         return False
     if interval is not None and not (isinstance(interval, list) and len(interval) == 2):
         return False
     values = [summary.get("mean"), *(interval or []), *episodes.values()]
     return all(isinstance(value, int | float) and abs(value) < LARGEST for value in values)
+
+
+def is_seed(value: object) -> bool:
+    """Whether `value` can be the seed of an episode."""
+    return type(value) is int and abs(value) < 10**_LONGEST_SEED
 
 
 def refuse_repeated(seeds: Iterable[int], file: Path) -> None:

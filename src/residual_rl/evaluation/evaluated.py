@@ -11,7 +11,7 @@ from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.evaluation.eval_file import policies_of, read_evaluation, refuse_repeated
 from residual_rl.evaluation.lerobot_eval import is_lerobot, lerobot_tasks
 from residual_rl.runs.run_folder import RunFolder
-from residual_rl.utils.files import parse_json
+from residual_rl.utils.files import parse_json, read_text
 from residual_rl.utils.text import listed, one_line, shell_command
 
 FILES = ("eval.json", "eval_info.json")
@@ -49,7 +49,7 @@ def read_evaluated(path: Path, policy: str | None = None, lerobot_seed: int | No
     """
     file = _file_of(path)
     try:
-        content = parse_json(file.read_text(encoding="utf-8"))
+        content = parse_json(read_text(file))
     except FileNotFoundError as error:
         if RunFolder(path).config_file.is_file():
             command = shell_command("eval", path, "--n-episodes", "200")

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from residual_rl.evaluation.eval_file import LABELS, is_rate, metrics_of, policies_of, unit_of
+from residual_rl.utils.text import printable
 
 
 def label(metric: str, evaluation: Mapping[str, Any] | None = None, unit: bool = True) -> str:
@@ -16,7 +17,7 @@ def label(metric: str, evaluation: Mapping[str, Any] | None = None, unit: bool =
     have their own percent sign."""
     text = LABELS.get(metric) or metric.replace("_", " ").replace("/", ": ").capitalize()
     shown = unit_of(metric, evaluation)
-    return f"{text} [{shown}]" if shown and shown != "%" and unit else text
+    return printable(f"{text} [{shown}]" if shown and shown != "%" and unit else text)
 
 
 def number(value: float, sign: bool = False) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from residual_rl.errors import CheckpointError, ConfigError
-from residual_rl.evaluation.eval_file import LARGEST, refuse_repeated
+from residual_rl.evaluation.eval_file import LARGEST, is_seed, refuse_repeated
 from residual_rl.utils.text import one_line
 
 DEFAULT_SEED = 1000
@@ -107,7 +107,7 @@ def _single_task(episodes: Any, file: Path, first_seed: int | None) -> Iterator[
         seeds = list(range(first_seed, first_seed + len(episodes)))
     if any(seed is None for seed in seeds):
         raise ConfigError(f"{file} has episodes without a seed, which cannot be paired; see --lerobot-seed")
-    if not all(type(seed) is int for seed in seeds):
+    if not all(map(is_seed, seeds)):
         raise _damaged(file, "per_episode, seed")
     refuse_repeated(seeds, file)
     for name, key in _EPISODE_METRICS.items():

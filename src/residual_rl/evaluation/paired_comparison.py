@@ -25,6 +25,8 @@ DETECTED = 0.05
 """The difference of success rates whose number of episodes is computed: 5 points."""
 POWER = 0.8
 """The probability with which they detect it."""
+_SHOWN = 20
+"""Different settings that a warning names."""
 _FIRST, _SECOND = "A", "B"
 _PAIR = f"{_FIRST}-{_SECOND}"
 _OVERALL = "all tasks"
@@ -106,7 +108,10 @@ def _different_settings(first: Evaluated, second: Evaluated) -> list[str]:
         for name in {**first.settings, **second.settings}
         if first.settings.get(name) != second.settings.get(name)
     ]
-    return [f"the env settings differ: {'; '.join(different)}"] if different else []
+    if not different:
+        return []
+    more = f"; and {len(different) - _SHOWN:,} more" if len(different) > _SHOWN else ""
+    return [f"the env settings differ: {'; '.join(different[:_SHOWN])}{more}"]
 
 
 def _shown(settings: Mapping[str, Any], name: str) -> str:

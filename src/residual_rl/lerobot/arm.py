@@ -150,7 +150,7 @@ class LeRobotArm:
         for key in self._keys:
             try:
                 values.append(float(obs[key]))
-            except (TypeError, ValueError, RuntimeError) as error:
+            except (TypeError, ValueError, OverflowError, RuntimeError) as error:
                 raise ArmError(f"the arm gave no number for {key}: {one_line(error)}") from None
         return np.asarray(self.hardware.from_hardware(torch.tensor(values, dtype=torch.float64)).numpy())
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from residual_rl.errors import CheckpointError
+from residual_rl.errors import CheckpointError, ConfigError
 from residual_rl.lerobot.allowed import check_policy_type, check_step
 from residual_rl.lerobot.support import ACTION, is_hub_id, quiet, require_lerobot
 from residual_rl.utils.files import parse_json
@@ -212,6 +212,21 @@ def check_statistics(model: LeRobotModel) -> None:
                             f"{model.name}: the {key} of {name!r} has size {size}, "
                             f"but the policy's feature has size {expected}"
                         )
+
+
+def check_processors(folder: Path) -> None:
+    """Check the processors of `folder`, if it has any, before LeRobot creates their steps, which can be any
+    class of any module. Raises `ConfigError` and `CheckpointError`."""
+    for name in (PREPROCESSOR, POSTPROCESSOR):
+        if not (folder / name).exists():
+            continue
+        try:
+            _read_steps(folder, name, trust=False)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{folder / name} has a step that `residual-rl export` does not write: export the policy "
+                "again"
+            ) from error
 
 
 def _read_steps(folder: Path, name: str, trust: bool) -> set[str]:

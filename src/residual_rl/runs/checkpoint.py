@@ -11,11 +11,13 @@ Segments (`types.Segment`) are stored in the file like everything else. Only the
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import math
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -79,6 +81,8 @@ def load(path: Path | str, kind: Kind) -> State:
     """
     path = Path(path)
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may never end
+            raise OSError(errno.EINVAL, "it is not a regular file")
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise CheckpointError(

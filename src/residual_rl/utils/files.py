@@ -13,6 +13,7 @@ import math
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,14 @@ def exists(path: Path) -> bool:
     """Whether there is a file or folder; also False for a text that cannot be a path, such as a long one."""
     try:
         return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file; also False where that cannot be known."""
+    try:
+        return path.is_file()
     except (OSError, ValueError):
         return False
 
@@ -153,6 +162,14 @@ def replacing_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     finally:
         for leftover in (temp, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text of a file, which may come from anybody: a named pipe or a device, which may never end,
+    is not opened. Raises `OSError` and `ValueError`."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("it is not a regular file")
+    return path.read_text(encoding="utf-8")
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -129,6 +129,15 @@ def test_pose_source__of_a_folder_is_refused(folder: Path, monkeypatch: pytest.M
     assert "antigravity" not in sys.modules
 
 
+def test_from_pretrained__a_processor_of_any_module_is_refused(folder: Path) -> None:
+    """LeRobot imports the class that a step names; its commands read the policy first."""
+    steps = [{"class": "antigravity.Step", "config": {}}]
+    (folder / "policy_preprocessor.json").write_text(json.dumps({"name": "x", "steps": steps}))
+    with pytest.raises(ConfigError, match=r"policy_preprocessor.json has a step that"):
+        load(folder)
+    assert "antigravity" not in sys.modules
+
+
 # --- what LeRobot does with policies ------------------------------------------------------------------------
 
 

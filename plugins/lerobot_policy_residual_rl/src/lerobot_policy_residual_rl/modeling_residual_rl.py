@@ -14,6 +14,7 @@ from lerobot_policy_residual_rl.robot import ROBOTS
 from residual_rl.deployment.lerobot_folder import copy_files, read, typed_pose_source
 from residual_rl.deployment.robot_policy import RobotPolicy
 from residual_rl.errors import ConfigError
+from residual_rl.lerobot.checkpoint import check_processors
 from residual_rl.lerobot.support import ENVIRONMENT_STATE, IMAGES, STATE
 from residual_rl.robots.arm_driver import PoseSource
 
@@ -39,8 +40,10 @@ class ResidualRlPolicy(PreTrainedPolicy):
         map_location: str,  # noqa: ARG003
         strict: bool,  # noqa: ARG003
     ) -> ResidualRlPolicy:
-        """Read the folder of `model_file`; `from_pretrained` calls this."""
+        """Read the folder of `model_file`; `from_pretrained` calls this, and LeRobot's commands read the
+        processors of the folder afterwards."""
         folder, name = Path(model_file).parent, model.config.pose_source
+        check_processors(folder)
         model._pose_source = None if name is None else typed_pose_source(name, folder)
         model._folder, model._policy = folder, read(folder)
         return model
