@@ -18,10 +18,15 @@ from residual_rl.registry import LEARNERS, load
 from residual_rl.runs import checkpoint
 from residual_rl.runs.locate import POLICY_FILE, enclosing_run
 from residual_rl.types import Learner, Obs, State
-from residual_rl.utils.files import make_folder, write_json
+from residual_rl.utils.files import make_folder, parse_json, write_json
 from residual_rl.utils.module_state import load_module_state
 from residual_rl.utils.text import one_line
 from residual_rl.utils.validation import CheckedCfg, NonNegativeInt, check_fields
+
+LEROBOT_FILE = "model.safetensors"
+"""The file of an exported policy in a folder of LeRobot's format."""
+LEROBOT_TYPE = "residual_rl"
+"""LeRobot's name for the policy in such a folder."""
 
 
 def export_policy(folder: Path, cfg: TrainCfg, learner: Learner, residual_scale: float, step: int) -> None:
@@ -200,11 +205,23 @@ class FoundPolicy:
         return load_policy(self.file)
 
 
+def _is_lerobot_folder(path: Path) -> bool:
+    """Whether `residual-rl export --format lerobot` wrote the folder."""
+    if not (path / LEROBOT_FILE).is_file():
+        return False
+    try:
+        config = parse_json((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("type") == LEROBOT_TYPE
+
+
 def find_policy(path: Path | str, model: str | None = None) -> FoundPolicy:
     """Find the exported policy that an argument of a command refers to.
 
     Args:
-        path: a run folder or its config.json, the folder of a model, or its policy.safetensors.
+        path: a run folder or its config.json, the folder of a model, its policy.safetensors, or a folder that
+            was exported for LeRobot.
         model: of a run: `best`, `final`, `interrupted`, or the path of an exported policy. None: best.
 
     Raises:
@@ -214,7 +231,7 @@ def find_policy(path: Path | str, model: str | None = None) -> FoundPolicy:
     path = Path(path)
     path = path.parent if path.name == "config.json" else path
     # `path` is a model.
-    file = path if path.is_file() else path / POLICY_FILE
+    file = path if path.is_file() else path / (LEROBOT_FILE if _is_lerobot_folder(path) else POLICY_FILE)
     if file.is_file():
         if model is not None:
             raise ConfigError(f"{path} is a model already: leave out --model {model}")

@@ -53,6 +53,12 @@ def test_deploy_dry_run__shows_what_would_be_sent_and_sends_nothing(tmp_path, ca
     assert "nothing was sent" in output
 
 
+def test_deploy__a_misspelt_pose_source_is_an_error_before_lerobot_is_needed(tmp_path, capsys):
+    robot = ["--robot.type", "so101_follower", "--pose-source", "no_such:pose"]
+    assert main(["deploy", "jacobian", "--task", "so101-paper", *robot, "--output-dir", str(tmp_path)]) == 2
+    assert "No module named 'no_such'" in capsys.readouterr().err
+
+
 def test_deploy__every_limit_that_acted_is_recorded_with_what_it_changed(tmp_path, caplog):
     record = deployed(tmp_path, "jacobian", *SIM, "--max-jump", "0.005", "--seconds", "2")
     rows = list(csv.DictReader((tmp_path / "out" / "limits.csv").open()))

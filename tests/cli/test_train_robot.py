@@ -9,6 +9,7 @@ import pytest
 from tiny_runs import failure
 
 from residual_rl.cli.main import main
+from residual_rl.cli.train_robot import parse
 
 SIM = ["--sim", "--no-real-time", "--operator", "none", "--reset", "automatic"]
 TINY = ["--max-episode-steps", "10", "--hidden-sizes", "8", "--batch-size", "8", "--buffer-size", "256"]
@@ -36,6 +37,11 @@ def test_train_robot__errors_leave_no_folder(
     out = tmp_path / "run"
     assert message in failure(capfd, "train-robot", "so101-paper", *flags, "--output-dir", out)
     assert not out.exists()
+
+
+def test_parse__a_base_policy_without_settings_and_a_task_without_an_arm() -> None:
+    cfg, robot, _, _ = parse("maniskill", ["--sim"])
+    assert (cfg.base_policy_id, cfg.base, cfg.run.num_envs, robot.sim) == ("zero", None, 1, True)
 
 
 def test_train_robot__resumes_with_more_steps(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

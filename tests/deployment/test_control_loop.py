@@ -84,6 +84,21 @@ def test_control_loop__the_time_limit_ends_the_loop():
     assert loop.result.steps == 31
 
 
+def test_control_loop__a_time_limit_after_the_watchdogs_stop_is_still_a_failure():
+    arm = FakeArm()
+
+    def act(obs):
+        if len(arm.commands) == 10:
+            guard.stop("the policy took 0.20 s")  # as the watchdog does beside it
+            arm.time += 1.0
+        return torch.zeros(1, 6)
+
+    loop, guard = loop_on(arm, LoopCfg(seconds=1.0), act=act)
+    with pytest.raises(ArmError, match=r"the policy took 0\.20 s"):
+        loop.run()
+    assert len(arm.commands) == 10
+
+
 def test_control_loop_dry_run__nothing_is_sent():
     arm = FakeArm(START - 0.3)
     loop, _ = loop_on(arm, LoopCfg(seconds=1.0), dry_run=True)

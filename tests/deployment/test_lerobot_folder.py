@@ -50,6 +50,14 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+def test_find_policy__accepts_a_folder_that_was_exported_for_lerobot(tmp_path: Path) -> None:
+    folder = exported(tmp_path)
+    assert find_policy(folder).file == folder / WEIGHTS
+    (folder / "config.json").write_text('{"type": "act"}')  # a policy of LeRobot itself
+    with pytest.raises(CheckpointError, match="no model yet"):
+        find_policy(folder)
+
+
 def test_export__writes_the_files_of_a_lerobot_policy(tmp_path: Path) -> None:
     folder = exported(tmp_path)
     assert files(folder) == ["config.json", WEIGHTS, "policy_postprocessor.json", "policy_preprocessor.json"]

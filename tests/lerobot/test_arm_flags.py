@@ -41,6 +41,15 @@ def test_make_lerobot_arm__wrong_flags_are_one_clear_line(words, message):
         make_lerobot_arm(words, HARDWARE, "hold")
 
 
+def test_make_lerobot_arm__a_missing_package_of_the_motors_is_named(monkeypatch):
+    def make(config):
+        raise ModuleNotFoundError("No module named 'scservo_sdk'", name="scservo_sdk")
+
+    monkeypatch.setattr("lerobot.robots.make_robot_from_config", make)
+    with pytest.raises(ConfigError, match="scservo_sdk'; pip install feetech-servo-sdk"):
+        make_lerobot_arm(FOLLOWER, HARDWARE, "hold")
+
+
 @pytest.mark.parametrize(("at_exit", "disables"), [("hold", False), ("torque-off", True)])
 def test_make_lerobot_arm__disconnecting_leaves_the_torque_as_at_exit_says(at_exit, disables, tmp_path):
     pytest.importorskip("scservo_sdk", reason="the motors' library is not installed: lerobot[feetech]")

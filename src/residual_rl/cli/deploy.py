@@ -79,6 +79,8 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("--sim needs a task with a simulated arm, and no --robot flags")
     if flags.sim and flags.pose_source:
         raise ConfigError("a simulated arm is its own pose source: leave out --pose-source")
+    if flags.pose_source:
+        load_pose_source(flags.pose_source)  # a misspelt one is an error before LeRobot is imported
     if exported is not None and flags.residual_scale is not None:
         exported = dataclasses.replace(exported, residual_scale=flags.residual_scale)
     torch.set_num_threads(cfg.run.torch_threads)

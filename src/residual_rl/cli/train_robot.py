@@ -92,7 +92,8 @@ def parse(task_id: str, argv: Sequence[str]) -> tuple[TrainCfg, RobotCfg, GuardC
     base_policy = head.base_policy or TASKS.get(task_id).base_policy
     learned = BASE_POLICIES.get(base_policy).learned
     cfg = TrainCfg.default(task_id, base_policy, head.learner or (LEARNED_BASE_LEARNER if learned else "sac"))
-    known = {name for part in PARTS for name in vars(getattr(cfg, part) or ())}
+    parts = (getattr(cfg, part) for part in PARTS)
+    known = {name for part in parts if part is not None for name in vars(part)}
     cfg = replace_fields(cfg, {name: value for name, value in ROBOT_DEFAULTS.items() if name in known})
     # All flags.
     own = TrainRobotFlags(base_policy=cfg.base_policy_id, learner=cfg.learner_id)

@@ -15,6 +15,7 @@ from residual_rl.deployment.guarded_arm import GuardedArm
 from residual_rl.deployment.moves import move_to
 from residual_rl.envs.task import Quantities
 from residual_rl.envs.task_env import TaskEnv
+from residual_rl.errors import ArmError
 from residual_rl.residual_env import ResidualEnv
 from residual_rl.types import Obs
 from residual_rl.utils.text import one_line
@@ -111,6 +112,8 @@ class ControlLoop:
         if self._should_stop():
             self.result.reason = "stopped by a signal"
         elif limit is not None and self._guard.now() - began >= limit:
+            if self._guard.stopped is not None:  # by the watchdog: this is no end without a failure
+                raise ArmError(self._guard.stopped)
             self.result.reason = f"{limit:g} s have passed"
         else:
             return False

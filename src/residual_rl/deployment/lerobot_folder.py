@@ -19,7 +19,7 @@ from residual_rl.config import TrainCfg
 from residual_rl.deployment.pose_source import load_pose_source
 from residual_rl.deployment.robot_policy import RobotPolicy
 from residual_rl.errors import CheckpointError, ConfigError
-from residual_rl.exported_policy import FoundPolicy, load_policy, save_policy
+from residual_rl.exported_policy import LEROBOT_TYPE, FoundPolicy, load_policy, save_policy
 from residual_rl.lerobot.checkpoint import CONFIG, POSTPROCESSOR, PREPROCESSOR, WEIGHTS
 from residual_rl.lerobot.support import ACTION, IMAGES, STATE
 from residual_rl.registry import TASKS
@@ -28,8 +28,6 @@ from residual_rl.utils.consent import require_typed
 from residual_rl.utils.files import make_folder, plain, replacing_folder, write_json, writing
 from residual_rl.utils.signature import SIGNATURE_FILE
 
-TYPE = "residual_rl"
-"""LeRobot's name of the policy type."""
 _TO_CPU = {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}}
 _PREPROCESSOR = [
     {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
@@ -149,7 +147,7 @@ def _config(policy: RobotPolicy) -> dict[str, Any]:
     for name, (height, width, channels) in policy.cameras.items():
         inputs[f"{IMAGES}{name}"] = {"type": "VISUAL", "shape": [channels, height, width]}
     return {
-        "type": TYPE,
+        "type": LEROBOT_TYPE,
         "n_obs_steps": 1,
         "input_features": inputs,
         "output_features": {ACTION: {"type": "ACTION", "shape": joints}},

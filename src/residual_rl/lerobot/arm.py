@@ -27,6 +27,9 @@ _STOP_TIMEOUT = 0.1
 _RECENT = 0.2
 """Age of a reading whose joint positions are held without another one [s]."""
 
+_PACKAGES = {"scservo_sdk": "feetech-servo-sdk", "dynamixel_sdk": "dynamixel-sdk"}
+"""The package of each module that LeRobot's extras for motors install."""
+
 
 class LeRobotArm:
     """A `lerobot.robots.Robot` as an `ArmDriver`, on the clock `time.monotonic()`.
@@ -191,7 +194,9 @@ def make_lerobot_arm(
         with quiet():
             robot = make_robot_from_config(config)
     except Exception as error:
-        raise ConfigError(f"LeRobot cannot make this robot: {one_line(error)}") from error
+        package = _PACKAGES.get(getattr(error, "name", None) or "")
+        fix = f"; pip install {package}" if package else ""
+        raise ConfigError(f"LeRobot cannot make this robot: {one_line(error)}{fix}") from error
     if at_exit == "torque-off" and _torque_switch(robot) is None:
         raise ConfigError(f"robot {config.type} has no way to turn its torque off: use --at-exit hold")
     return LeRobotArm(robot, hardware, answer_timeout)
