@@ -122,7 +122,7 @@ def test_num_envs__text_instead_of_a_number_is_named(
 def test_output_dir__nonempty_folder_is_refused(fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     message = fails("train", "so101-paper", *TINY, "--output-dir", tmp_path)
-    assert f"{tmp_path} is not empty; choose another --output-dir or " in message
+    assert f"{tmp_path} is not empty; choose another --output-dir, or " in message
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 

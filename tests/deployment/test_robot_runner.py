@@ -300,7 +300,7 @@ def test_asynchronous_learning__works_with_every_off_policy_learner(tmp_path: Pa
 
 def test_robot_runner__ppo_cannot_learn_beside_a_robot(tmp_path: Path) -> None:
     cfg = TrainCfg.default("so101-paper", "jacobian", "ppo")
-    cfg = replace_fields(cfg, {"num_envs": 1, "num_threads": 1, "minibatch_size": 64})
+    cfg = replace_fields(cfg, {"num_envs": 1, "num_threads": 1})
     with pytest.raises(ConfigError, match="'ppo' cannot learn beside a robot"):
         make_runner(tmp_path, cfg=cfg)
 

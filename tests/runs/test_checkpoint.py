@@ -270,7 +270,7 @@ def test_load__names_a_missing_file(tmp_path: Path) -> None:
         CheckpointError, match=r"nowhere\.safetensors does not exist; expected a residual_rl policy"
     ):
         load(tmp_path / "nowhere.safetensors", "policy")
-    with pytest.raises(CheckpointError, match=r"cannot read .*Is a directory"):
+    with pytest.raises(CheckpointError, match=r"cannot read .*it is not a regular file"):
         load(tmp_path, "policy")
 
 

@@ -88,7 +88,8 @@ def test_start__refuses_a_folder_that_is_not_empty(tmp_path: Path) -> None:
         RunFolder(tmp_path).start({})
     assert (
         str(caught.value)
-        == f"{tmp_path} is not empty; choose another --output-dir or `residual-rl train --resume {tmp_path}`"
+        == f"{tmp_path} is not empty; choose another --output-dir, or continue the run in it with "
+        f"`--resume {tmp_path}`"
     )
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 

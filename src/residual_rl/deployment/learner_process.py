@@ -77,12 +77,13 @@ class Learning(Protocol):
 def make_robot_learner(cfg: TrainCfg, obs_space: spaces.Dict, action_dim: int) -> RobotLearner:
     """The learner of a run for one robot. Raises `ConfigError` for one that cannot learn beside it."""
     make = load(LEARNERS.get(cfg.learner_id).make)
-    learner = make(cfg.learner, obs_space, action_dim, 1, usable_device(cfg.run.device), cfg.run.seed)
-    if not isinstance(learner, LearnsAsynchronously):
+    if not hasattr(make, "collect_interventions"):
         raise ConfigError(
             f"learner {cfg.learner_id!r} cannot learn beside a robot: choose sac, gated-sac or td3"
         )
-    return learner  # type: ignore[return-value]
+    device = usable_device(cfg.run.device)
+    learner: RobotLearner = make(cfg.learner, obs_space, action_dim, 1, device, cfg.run.seed)
+    return learner
 
 
 class SynchronousLearning:

@@ -11,13 +11,11 @@ Segments (`types.Segment`) are stored in the file like everything else. Only the
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
 import math
 import re
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +29,14 @@ from torch import Tensor
 from residual_rl.errors import CheckpointError, ConfigError, NonFiniteError
 from residual_rl.runs.segments import FOLDER, Manifest, SegmentFolder
 from residual_rl.types import Segment, State
-from residual_rl.utils.files import make_folder, parse_json, remove_leftovers, write_atomically, writing
+from residual_rl.utils.files import (
+    make_folder,
+    parse_json,
+    read_bytes,
+    remove_leftovers,
+    write_atomically,
+    writing,
+)
 
 Kind = Literal["checkpoint", "policy", "model", "dump", "segment"]
 """`checkpoint`: everything needed to resume; `policy`: a trained residual; `model`: an imitation policy;
@@ -65,10 +70,7 @@ def save(path: Path | str, state: State, kind: Kind) -> None:
 
 
 def save_dump(path: Path | str, state: Mapping[str, Any]) -> None:
-    """Write the tensors before a failure, for later analysis with `load(path, "dump")`.
-
-    Like `save`, but NaN and infinity are allowed.
-    """
+    """Write the tensors before a failure, which `load(path, "dump")` reads; NaN and infinity are allowed."""
     save(path, dict(state), "dump")
 
 
@@ -81,17 +83,11 @@ def load(path: Path | str, kind: Kind) -> State:
     """
     path = Path(path)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may never end
-            raise OSError(errno.EINVAL, "it is not a regular file")
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path} does not exist; expected a residual_rl {kind} (.safetensors)"
-        ) from error
+        data = read_bytes(path)
     except OSError as error:
-        raise CheckpointError(
-            f"cannot read {path}: {error.strerror}; expected a residual_rl {kind} (.safetensors)"
-        ) from error
+        missing = isinstance(error, FileNotFoundError)
+        problem = f"{path} does not exist" if missing else f"cannot read {path}: {error.strerror}"
+        raise CheckpointError(f"{problem}; expected a residual_rl {kind} (.safetensors)") from error
     return from_bytes(data, kind, str(path), SegmentFolder(path.parent.parent / FOLDER))
 
 

@@ -26,7 +26,6 @@ from residual_rl.utils.files import (
     writing,
 )
 from residual_rl.utils.provenance import command_line, git_state, versions
-from residual_rl.utils.text import shell_command
 
 LOCK_FILE = ".lock"
 _log = logging.getLogger(__name__)
@@ -156,8 +155,8 @@ class RunFolder:
         """Raise `ConfigError` unless the folder is empty; see `is_empty`."""
         if not self.is_empty:
             raise ConfigError(
-                f"{self.path} is not empty; "
-                f"choose another --output-dir or `{shell_command('train', '--resume', self.path)}`"
+                f"{self.path} is not empty; choose another --output-dir, or continue the run in it with "
+                f"`--resume {shlex.quote(str(self.path))}`"
             )
 
     @property

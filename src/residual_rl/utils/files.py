@@ -164,12 +164,17 @@ def replacing_folder(path: Path, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def read_text(path: Path) -> str:
-    """The UTF-8 text of a file, which may come from anybody: a named pipe or a device, which may never end,
-    is not opened. Raises `OSError` and `ValueError`."""
+def read_bytes(path: Path) -> bytes:
+    """The contents of a file, which may come from anybody: a named pipe or a device, which may never end, is
+    not opened. Raises `OSError`."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError("it is not a regular file")
-    return path.read_text(encoding="utf-8")
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return path.read_bytes()
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text of a file, read by `read_bytes`. Raises `OSError` and `ValueError`."""
+    return read_bytes(path).decode("utf-8")
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -22,7 +22,6 @@ SMALL = SACCfg(
     actor_starts=0,
     buffer_size=64,
     n_step=3,
-    critic_input="res",
 )
 
 
@@ -41,6 +40,8 @@ def steps(learner: SAC, commanded: list[bool], rewards: list[float] | None = Non
                 truncated=ended,
                 success=ended,
                 intervention=torch.tensor([by_person]),
+                effective_scale=1.0,
+                next_effective_scale=1.0,
             )
         )
         learner.observe(given[-1])
@@ -79,7 +80,9 @@ def test_collect_interventions__a_share_of_the_batches_once_there_are_some() -> 
 def test_collect_interventions__are_added_to_loaded_demonstrations_and_restored() -> None:
     learner, other = (SAC(SMALL, OBS_SPACE, 2, 1) for _ in range(2))
     env = PointMass(3, seed=1)
-    episode = dataclasses.replace(env.step(torch.zeros(3, 2)), truncated=torch.tensor([False, False, True]))
+    truncated = torch.tensor([False, False, True])
+    step = env.step(torch.zeros(3, 2))
+    episode = dataclasses.replace(step, truncated=truncated, effective_scale=1.0, next_effective_scale=1.0)
     learner.load_demonstrations([episode])
     learner.collect_interventions()
     steps(learner, [True, True])
@@ -99,10 +102,14 @@ def test_collect_interventions__refuses_settings_that_would_misread_them() -> No
     never = dataclasses.replace(SMALL, bootstrap_at_done="never")
     with pytest.raises(ConfigError, match="choose --bootstrap-at-done truncated"):
         SAC(never, OBS_SPACE, 2, 1).collect_interventions()
+    residuals = dataclasses.replace(SMALL, critic_input="res")
+    with pytest.raises(ConfigError, match="choose --critic-input sum"):
+        SAC(residuals, OBS_SPACE, 2, 1).collect_interventions()
 
 
 def test_update_max_steps__pieces_are_the_same_updates() -> None:
-    whole, parts = (SAC(SMALL, OBS_SPACE, 2, 1) for _ in range(2))
+    cfg = dataclasses.replace(SMALL, critic_input="res")  # the toy env reports no residual scale
+    whole, parts = (SAC(cfg, OBS_SPACE, 2, 1) for _ in range(2))
     for learner in (whole, parts):
         env = PointMass(1, seed=0)
         for _ in range(40):

@@ -47,7 +47,8 @@ class LearnsFromDemonstrations:
         Learning" (HIL-SERL), 2024. Deviation: an n-step window ends where the person hands back.
 
         Raises:
-            ConfigError: several envs, or settings with which such a window would end in a value of 0.
+            ConfigError: several envs, settings with which such a window would end in a value of 0, or critics
+                that see residuals: that of a person may be beyond the bound, and would then be cut.
         """
         if self.num_envs != 1:
             raise ConfigError(f"interventions are for one robot: set num_envs to 1, not {self.num_envs}")
@@ -55,6 +56,11 @@ class LearnsFromDemonstrations:
             raise ConfigError(
                 "bootstrap_at_done never would take the end of an intervention for the end of the episode: "
                 "choose --bootstrap-at-done truncated"
+            )
+        if self.cfg.critic_input != "sum":
+            raise ConfigError(
+                f"with critic_input {self.cfg.critic_input}, critics would not see what a person commands"
+                " beyond the residual's bound: choose --critic-input sum"
             )
         demos = self.demonstrations
         if demos is None:
