@@ -45,8 +45,8 @@ RUNS = ("runs/x", "runs/first", "runs/on-flow", "runs/so101", "runs/results/so10
 FILES = ("demos.h5", "peg.h5")
 ELSEWHERE = {"pytest", "venv", "mani_skill.utils.download_asset"}
 """Modules of other packages that `python -m` runs."""
-OTHER_PACKAGES = {"gymnasium-robotics"}
-"""Packages of envs that users install in environments of their own."""
+OTHER_PACKAGES = {"gymnasium-robotics", "feetech-servo-sdk"}
+"""Packages that users install in environments of their own: of envs, and of motors."""
 ALL = list(dict.fromkeys(commands()))
 LEARNED_BASES = [ROOT / "benchmarks" / name for name in ("learned_bases.json", "other_environments.json")]
 TRANSFER = ROOT / "benchmarks" / "transfer.json"
