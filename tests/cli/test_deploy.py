@@ -10,12 +10,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny_runs import CLI_TINY
 
+from residual_rl.cli import deploy
 from residual_rl.cli.main import main
+from residual_rl.errors import ConfigError
 from residual_rl.residual_env import ResidualEnv
+from residual_rl.utils.console import Console
+from residual_rl.utils.signals import StopRequest
 
 SIM = ["--task", "so101-paper", "--sim", "--no-real-time"]
 
@@ -131,3 +136,21 @@ def test_deploy__a_signal_stops_the_arm_and_leaves_the_record(number, tmp_path):
     record = json.loads((tmp_path / "out" / "deploy.json").read_text())
     assert record["reason"] == "stopped by a signal"
     assert record["stop_failed"] is None
+
+
+def test_deploy_episodes__begin_on_a_real_arm_when_somebody_presses_enter(monkeypatch):
+    flags, settings = deploy.DeployFlags(), SimpleNamespace(loop=SimpleNamespace(episodes=3))
+
+    def begins(number: int, typed: bytes, stopped: int | None = None) -> bool:
+        reads, writes = os.pipe()
+        os.write(writes, typed)
+        os.close(writes)
+        with os.fdopen(reads) as terminal:
+            monkeypatch.setattr(sys, "stdin", terminal)
+            return deploy._begin(object(), number, flags, settings, StopRequest(stopped), Console())
+
+    assert begins(0, b"")
+    assert begins(1, b"\n")
+    assert not begins(1, b"", stopped=signal.SIGINT)
+    with pytest.raises(ConfigError, match="nobody can press Enter"):
+        begins(1, b"")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
+from imperfect_arm import EVERYTHING
 from torch import Tensor
 
 from residual_rl.base_policies.executor import BasePolicyExecutor, make_base_policy
@@ -30,18 +31,7 @@ VARIANTS = [
     dataclasses.replace(
         TASKS.get("so101-paper"),
         id="so101-paper with imperfections",
-        config_overrides={
-            "action_latency": (0, 2),
-            "pose_latency": (0, 3),
-            "pose_dropout": 0.05,
-            "pose_dropout_steps": (2, 6),
-            "observe_sheet_seen": True,
-            "servo_gain_scale": (0.05, 1.0),
-            "joint_friction_scale": (0.5, 2.0),
-            "backlash": (0.0, 0.03),
-            "position_noise": 0.001,
-            "angle_noise": 0.005,
-        },
+        config_overrides={**EVERYTHING, "position_noise": 0.001, "angle_noise": 0.005},
     )
 ]
 """Settings of a task that have a state of their own."""

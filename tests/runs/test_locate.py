@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,8 @@ def test_enclosing_run__returns_other_paths_unchanged(run: Path, tmp_path: Path)
     for path in (tmp_path / "nowhere" / "at" / "all", tmp_path):
         assert enclosing_run(path) == path
         assert run_to_resume(path, "train") == path
+
+
+def test_run_to_resume__does_not_wait_for_a_pipe_in_place_of_the_settings(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")  # reading it would never end
+    assert run_to_resume(tmp_path, "train") == tmp_path

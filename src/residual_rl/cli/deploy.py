@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import select
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +13,9 @@ from rich.table import Table
 
 from residual_rl.cli.flags import HELP, ROBOT, has_flag, parse_flags, parse_head, require_target, split_flags
 from residual_rl.config import ResidualScale, SafetyLimitsCfg, TrainCfg
-from residual_rl.deployment.arm_cfg import GuardCfg, LoopCfg
+from residual_rl.deployment.arm_cfg import MAX_POSE_AGE, GuardCfg, LoopCfg
 from residual_rl.deployment.deploy import DeployCfg, Outcome, deploy
+from residual_rl.deployment.operators import wait_for_enter
 from residual_rl.deployment.pose_source import BackgroundPoseSource, load_pose_source
 from residual_rl.errors import ConfigError, UnknownNameError
 from residual_rl.evaluation.deployment import deployment_text
@@ -49,7 +48,7 @@ class DeployFlags(CheckedCfg):
     pose_source: CodeName = ""
     """`module:function` that returns the pose of the task's object, see the docs; a simulated arm has its
     own."""
-    max_pose_age: PositiveFloat = 0.5
+    max_pose_age: PositiveFloat = MAX_POSE_AGE
     """Age of the last seen pose at which the arm is stopped [s]."""
     answer_timeout: PositiveFloat = 0.1
     """Longest time for an answer of the robot, its cameras included [s]."""
@@ -183,20 +182,10 @@ def _begin(
     if flags.sim or getattr(driver, "simulated", False):
         driver.reset(flags.first_seed + number)
         return True
-    if number and sys.stdin.isatty():
-        total = settings.loop.episodes
-        console.say(f"Put the object back, and press Enter for episode {number + 1} of {total}.")
-        return _wait_for_enter(lambda: request.signal is not None)
-    return True
-
-
-def _wait_for_enter(should_stop: Callable[[], bool]) -> bool:
-    """Wait for a line; False if the user stops instead."""
-    while not should_stop():
-        ready, _, _ = select.select([sys.stdin], [], [], 0.05)
-        if ready:
-            return bool(sys.stdin.readline())
-    return False
+    if number:
+        console.say(f"Next: episode {number + 1} of {settings.loop.episodes}.")
+        wait_for_enter(lambda: request.signal is not None)
+    return request.signal is None
 
 
 def _show(outcome: Outcome, settings: DeployCfg, folder: Path, console: Console) -> None:

@@ -8,6 +8,9 @@ from typing import Literal
 
 from residual_rl.utils.validation import CheckedCfg, PositiveFloat, PositiveInt
 
+MAX_POSE_AGE = 0.5
+"""Default age of the last seen pose of the task's object at which an arm is stopped [s]."""
+
 
 @dataclass(frozen=True)
 class GuardCfg(CheckedCfg):

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from residual_rl.deployment.arm_cfg import MAX_POSE_AGE
 from residual_rl.deployment.arm_quantities import arm_quantities, pose_quantities
 from residual_rl.deployment.pose_source import checked_pose
 from residual_rl.envs.task import Quantities, Task
@@ -55,7 +56,7 @@ class ArmPhysics:
         control_hz: float,
         pose_source: PoseSource | None = None,
         pose_object: str | None = None,
-        max_pose_age: float = 0.5,
+        max_pose_age: float = MAX_POSE_AGE,
         begin_episode: BeginEpisode | None = None,
     ):
         names = driver.hardware.joint_names
@@ -195,7 +196,7 @@ def make_arm_env(
     simulated: VecEnv,
     driver: ArmDriver,
     pose_source: PoseSource | None = None,
-    max_pose_age: float = 0.5,
+    max_pose_age: float = MAX_POSE_AGE,
     begin_episode: BeginEpisode | None = None,
 ) -> TaskEnv:
     """The vec_env of an arm, B = 1: observations, actions, reward and rate of its `simulated` env.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from residual_rl.config import SafetyLimitsCfg, TrainCfg
-from residual_rl.deployment.arm_cfg import GuardCfg, LoopCfg
+from residual_rl.deployment.arm_cfg import MAX_POSE_AGE, GuardCfg, LoopCfg
 from residual_rl.deployment.arm_physics import make_arm_env
 from residual_rl.deployment.command_log import CommandLog
 from residual_rl.deployment.control_loop import ControlLoop, LoopResult
@@ -41,7 +41,7 @@ class DeployCfg:
     """Limits of the joint targets."""
     dry_run: bool = False
     """Send nothing."""
-    max_pose_age: float = 0.5
+    max_pose_age: float = MAX_POSE_AGE
     """Age of the last seen pose at which the arm is stopped [s]."""
 
 

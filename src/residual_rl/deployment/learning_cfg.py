@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from residual_rl.deployment.arm_cfg import MAX_POSE_AGE
 from residual_rl.errors import ConfigError
 from residual_rl.utils.sensitive import CodeName, Sensitive
 from residual_rl.utils.validation import CheckedCfg, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -25,7 +26,7 @@ class RobotCfg(CheckedCfg):
     pose_source: CodeName = ""
     """`module:function` that returns the pose of the task's object, see the docs; a simulated arm has its
     own."""
-    max_pose_age: PositiveFloat = 0.5
+    max_pose_age: PositiveFloat = MAX_POSE_AGE
     """Age of the last seen pose at which the arm is stopped [s]."""
     answer_timeout: PositiveFloat = 0.1
     """Longest time for an answer of the robot, its cameras included [s]."""

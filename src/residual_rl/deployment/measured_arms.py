@@ -7,15 +7,13 @@ import time
 import torch
 from torch import Tensor
 
+from residual_rl.deployment.arm_cfg import MAX_POSE_AGE
 from residual_rl.deployment.arm_quantities import arm_quantities, pose_quantities
 from residual_rl.deployment.pose_source import checked_pose
 from residual_rl.envs.task_env import TaskEnv
 from residual_rl.errors import ArmError, ConfigError
 from residual_rl.robots.arm_driver import Pose, PoseSource
 from residual_rl.types import Obs
-
-MAX_POSE_AGE = 0.5
-"""Age of the last new pose at which an observation fails [s]."""
 
 
 class MeasuredArms:

@@ -123,7 +123,7 @@ class KeyboardOperator:
 
     def prepare(self, should_stop: Callable[[], bool]) -> None:
         self._taken_over = False
-        _wait_for_enter(should_stop)
+        wait_for_enter(should_stop)
 
     def close(self) -> None:
         """Give the terminal back."""
@@ -174,7 +174,7 @@ class TeleoperatorOperator:
         return self._env.targets_to_actions(target.reshape(1, 1, -1), obs)[0, 0]
 
     def prepare(self, should_stop: Callable[[], bool]) -> None:
-        _wait_for_enter(should_stop)
+        wait_for_enter(should_stop)
 
     def close(self) -> None:
         if self._is_open:
@@ -218,7 +218,9 @@ def _raw_terminal() -> Iterator[None]:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
-def _wait_for_enter(should_stop: Callable[[], bool]) -> None:
+def wait_for_enter(should_stop: Callable[[], bool]) -> None:
+    """Ask the user to prepare the scene, and wait for Enter, or until `should_stop`. Raises `ConfigError` if
+    nobody can press it."""
     print("Prepare the scene, then press Enter.", file=sys.stderr, flush=True)
     while not should_stop() and "\n" not in _typed(wait=True):
         pass
@@ -235,5 +237,5 @@ def _typed(wait: bool = False) -> str:
         return ""
     typed = os.read(fd, 1024).decode(errors="replace")
     if wait and not typed:
-        raise ConfigError("standard input has ended, so that nobody can press Enter: use --reset automatic")
+        raise ConfigError("standard input has ended, so that nobody can press Enter: use a terminal")
     return _ESCAPE_SEQUENCE.sub("", typed)

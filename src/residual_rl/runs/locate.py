@@ -7,7 +7,7 @@ from pathlib import Path
 from residual_rl.errors import ConfigError
 from residual_rl.runs.checkpoint import CheckpointFolder
 from residual_rl.runs.run_folder import RunFolder
-from residual_rl.utils.files import parse_json
+from residual_rl.utils.files import parse_json, read_text
 
 POLICY_FILE = "policy.safetensors"
 """The file of an exported policy."""
@@ -68,7 +68,7 @@ def _is_run(folder: Path) -> bool:
 def _kind(run: Path) -> str | None:
     """The command that wrote the run; None if it is unknown."""
     try:
-        config = parse_json(RunFolder(run).config_file.read_text(encoding="utf-8"))
+        config = parse_json(read_text(RunFolder(run).config_file))
     except (OSError, ValueError):
         return None
     keys = config if isinstance(config, dict) else {}

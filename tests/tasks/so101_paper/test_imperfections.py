@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from imperfect_arm import EVERYTHING
 from tiny_runs import different, last_state, metric_rows, train
 from torch import Tensor
 
@@ -26,17 +27,6 @@ from residual_rl.tasks.so101_paper.imperfections import Imperfections
 from residual_rl.tasks.so101_paper.imperfections_check import check_imperfections
 from residual_rl.tasks.so101_paper.mujoco_env import make
 from residual_rl.utils.files import plain
-
-EVERYTHING: dict[str, Any] = {
-    "action_latency": (0, 2),
-    "pose_latency": (1, 3),
-    "pose_dropout": 0.05,
-    "pose_dropout_steps": (2, 6),
-    "observe_sheet_seen": True,
-    "servo_gain_scale": (0.05, 1.0),
-    "joint_friction_scale": (0.5, 2.0),
-    "backlash": (0.01, 0.03),
-}
 
 
 def imperfections(**settings: Any) -> Imperfections:

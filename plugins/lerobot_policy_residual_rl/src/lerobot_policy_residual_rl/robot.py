@@ -13,6 +13,7 @@ from lerobot.robots import Robot, RobotConfig
 from lerobot.robots.utils import ensure_safe_goal_position
 from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnectedError
 
+from lerobot_policy_residual_rl.calibration import NeedsNoCalibration
 from lerobot_policy_residual_rl.recording import Recording
 from residual_rl.config import from_plain
 from residual_rl.errors import ConfigError
@@ -57,7 +58,7 @@ class SO101SimConfig(RobotConfig):
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-class SO101Sim(Robot):
+class SO101Sim(NeedsNoCalibration, Robot):
     """The simulated arm with the sheet.
 
     Reward and success are methods, so that LeRobot does not record them as parts of the robot's state.
@@ -106,16 +107,6 @@ class SO101Sim(Robot):
         self._arm.read()  # the first image takes long
         ROBOTS[self.id] = self
         logging.getLogger().addHandler(self._recording)
-
-    @property
-    def is_calibrated(self) -> bool:
-        return True
-
-    def calibrate(self) -> None:
-        pass
-
-    def configure(self) -> None:
-        pass
 
     def get_observation(self) -> dict[str, Any]:
         reading = self.arm.read()

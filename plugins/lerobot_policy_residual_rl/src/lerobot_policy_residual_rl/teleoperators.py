@@ -11,6 +11,7 @@ from lerobot.teleoperators import Teleoperator, TeleoperatorConfig
 from lerobot.teleoperators.utils import TeleopEvents
 from lerobot.utils.errors import DeviceNotConnectedError
 
+from lerobot_policy_residual_rl.calibration import NeedsNoCalibration
 from lerobot_policy_residual_rl.robot import KEYS, ROBOTS, SO101Sim
 from residual_rl.config import from_plain
 from residual_rl.deployment.arm_operators import ArmOperator, FingertipOperator, PolicyOperator
@@ -54,7 +55,7 @@ class SO101SimPolicyConfig(SO101SimOperatorConfig):
     only_solved: bool = True
 
 
-class SO101SimOperator(Teleoperator):
+class SO101SimOperator(NeedsNoCalibration, Teleoperator):
     """Base class: the commands of an operator as LeRobot's actions and events."""
 
     config: SO101SimOperatorConfig
@@ -83,16 +84,6 @@ class SO101SimOperator(Teleoperator):
 
     def connect(self, calibrate: bool = True) -> None:  # noqa: ARG002
         self._is_connected = True
-
-    @property
-    def is_calibrated(self) -> bool:
-        return True
-
-    def calibrate(self) -> None:
-        pass
-
-    def configure(self) -> None:
-        pass
 
     def get_action(self) -> dict[str, Any]:
         robot, operator = self._connected()
