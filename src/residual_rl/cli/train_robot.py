@@ -178,7 +178,8 @@ def _report(summary: dict[str, Any], robot: RobotCfg, folder: RunFolder) -> int:
     )
     if not summary["finished"]:
         resume = shell_command("train-robot", "--resume", path)
-        console.say(f"Stopped after {so_far}; saved. Resume with the flags of the session: {resume}")
+        console.say(f"Stopped. Saved after the last finished episode: {so_far}.")
+        console.say(f"Resume with the flags of the session: {resume}")
         return 128 + int(summary["signal"]) if summary["signal"] else 0
     rate = summary["success_rate_100"]
     console.say(f"Trained {so_far}; {100 * rate:.1f} % success in the last 100 episodes.")
